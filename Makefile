@@ -1,0 +1,63 @@
+# Everything a person does in this repository. `make` alone lists it.
+
+VENV         ?= .venv
+BIN          := $(VENV)/bin
+READY        := $(VENV)/.ready
+TEST_WORKERS ?= 2
+DEMO_FOLDER  := .demo
+ARGS         ?=
+
+# Without its cache of compiled modules Python spends seconds at every start, and the tests start many processes.
+unexport PYTHONDONTWRITEBYTECODE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test coverage lint format types floors check bench lock clean
+
+help:  ## List what make can do
+	@echo "usage: make TARGET [ARGS='more arguments for the tool behind it']"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): requirements.lock pyproject.toml scripts/setup
+	@scripts/setup $(VENV)
+	@touch $@
+
+setup: $(READY)  ## Build .venv from nothing (the other targets do it by themselves)
+
+demo: $(READY)  ## Set up, then replay a generated market on an embedded SQLite ledger
+	@rm -rf $(DEMO_FOLDER) && mkdir $(DEMO_FOLDER)
+	LEDGER_DATABASE_URL=sqlite:///$(DEMO_FOLDER)/ledger.db $(BIN)/ledger-sizer replay $(ARGS)
+
+test: $(READY)  ## Set up, then run the tests on SQLite and on a real PostgreSQL
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
+
+coverage: $(READY)  ## Run the tests and show the lines they do not reach
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal --cov --cov-report=term $(ARGS)
+
+lint: $(READY)  ## Check style and formatting with ruff
+	$(BIN)/ruff check $(ARGS)
+	$(BIN)/ruff format --check --quiet
+
+format: $(READY)  ## Format the code and mend what ruff can mend safely
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+types: $(READY)  ## Check types with mypy, strictly
+	$(BIN)/mypy $(ARGS)
+
+floors: $(READY)  ## Check that modules import only from lower floors
+	$(BIN)/lint-imports $(ARGS)
+
+check: lint types floors test  ## Everything that has to pass before a change lands
+
+bench: $(READY)  ## Compare throughput and latency with other ways to do it, in one run
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock: $(READY)  ## Write requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes \
+	    --custom-compile-command "make lock" \
+	    --extra postgres --extra exchanges --extra embedded-pg --extra otel --group dev --group build \
+	    --output-file requirements.lock $(ARGS) pyproject.toml
+
+clean:  ## Remove everything that was built, downloaded or left behind here
+	rm -rf $(VENV) $(DEMO_FOLDER) build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

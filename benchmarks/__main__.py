@@ -1,0 +1,134 @@
+"""`python -m benchmarks throughput` and `python -m benchmarks curve`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks import curve as curve_command
+from benchmarks import throughput as throughput_command
+from benchmarks.measure import BenchmarkError, Pace
+from benchmarks.report import new_console
+from benchmarks.servers import Engine
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure ledger_sizer on real databases.")
+
+WARMUP_SHARE = 0.2
+SHORT_SECONDS = 0.4
+SHORT_SIZES = (10, 1_000)
+CURVE_CALLERS = 64
+
+
+class EngineChoice(StrEnum):
+    """The databases to run on."""
+
+    SQLITE = "sqlite"
+    POSTGRESQL = "postgresql"
+    BOTH = "both"
+
+    def engines(self) -> tuple[Engine, ...]:
+        if self is EngineChoice.BOTH:
+            return ("sqlite", "postgresql")
+        return ("sqlite",) if self is EngineChoice.SQLITE else ("postgresql",)
+
+
+EngineOption = Annotated[EngineChoice, typer.Option(help="Databases to run on.")]
+SecondsOption = Annotated[float, typer.Option(min=0.1, help="Measured seconds per cell; a fifth more warms it up.")]
+RoundsOption = Annotated[int, typer.Option(min=1, help="Times every cell is run; the median round is shown.")]
+ShortOption = Annotated[bool, typer.Option("--short", help="Under a minute: shows that it runs, not how fast.")]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
+FolderOption = Annotated[
+    Path | None,
+    typer.Option("--dir", exists=True, file_okay=False, help="Folder for the databases; must be on a disk."),
+]
+
+
+@app.command()
+def throughput(
+    *,
+    engine: EngineOption = EngineChoice.BOTH,
+    seconds: SecondsOption = 5.0,
+    rounds: RoundsOption = 1,
+    callers: Annotated[str, typer.Option(help="Numbers of concurrent callers, comma-separated.")] = "1,16,64",
+    forms: Annotated[str, typer.Option(help="Forms to run, comma-separated.")] = ",".join(throughput_command.FORMS),
+    short: ShortOption = False,
+    json_file: JsonOption = None,
+    folder: FolderOption = None,
+) -> None:
+    """Compare reserve+release pairs per second and their latencies: by hand, on a hot row, with ledger_sizer."""
+    plan = throughput_command.Plan(
+        engines=engine.engines(),
+        callers=_positive_numbers(callers, "--callers"),
+        forms=_known_forms(forms),
+        pace=_pace(SHORT_SECONDS if short else seconds),
+        rounds=1 if short else rounds,
+        folder=folder,
+    )
+    throughput_command.run(plan, new_console(), json_file)
+
+
+@app.command()
+def curve(
+    *,
+    engine: EngineOption = EngineChoice.BOTH,
+    seconds: SecondsOption = 5.0,
+    rounds: RoundsOption = 3,
+    sizes: Annotated[str, typer.Option(help="Open positions to load, comma-separated.")] = "10,1000,100000,1000000",
+    short: ShortOption = False,
+    json_file: JsonOption = None,
+    folder: FolderOption = None,
+) -> None:
+    """Measure 64 callers beside 10 to 1,000,000 open positions and as many decisions."""
+    plan = curve_command.Plan(
+        engines=engine.engines(),
+        sizes=SHORT_SIZES if short else tuple(sorted(_positive_numbers(sizes, "--sizes"))),
+        callers=CURVE_CALLERS,
+        pace=_pace(SHORT_SECONDS if short else seconds),
+        rounds=1 if short else rounds,
+        folder=folder,
+    )
+    curve_command.run(plan, new_console(), json_file)
+
+
+def _pace(seconds: float) -> Pace:
+    return Pace(warmup_seconds=seconds * WARMUP_SHARE, measured_seconds=seconds)
+
+
+def _positive_numbers(text: str, option: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"{text!r} is not a list of positive whole numbers such as 1,16,64", param_hint=option)
+    return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+def _known_forms(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
+    unknown = [name for name in names if name not in throughput_command.FORMS]
+    if unknown:
+        known = ", ".join(throughput_command.FORMS)
+        raise typer.BadParameter(f"unknown form {unknown[0]!r}; known: {known}", param_hint="--forms")
+    return names
+
+
+def main() -> None:
+    """Run a command; a cell that fails its check ends the program with status 1 and says which."""
+    # A plain termination would leave the private server running: leave through the context managers instead.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    # The private server's library warns about a folder of the desktop that a server has no need of.
+    warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
+    try:
+        app()
+    except BenchmarkError as error:
+        Console(stderr=True).print(f"benchmark: {error}", style="red", markup=False)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

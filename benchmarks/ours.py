@@ -1,0 +1,177 @@
+"""ledger_sizer in the benchmark: its public verbs, called the way a bot calls them.
+
+The package is imported when a form runs, so that the other forms run where it is not installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.baselines import PORTFOLIO, RESERVED_USD
+from benchmarks.measure import BenchmarkError, Caller, Pace, Samples, run_tasks, run_threads
+from benchmarks.servers import Database
+
+if TYPE_CHECKING:
+    from ledger_sizer import Decision, Ledger
+
+TAGS = {"venue": "bybit", "symbol": "BTC", "strategy": "funding"}
+# With fractions 0.3 to 1.0 of 1,000 USD this score asks for 650 USD, the amount the other forms reserve.
+SCORE = Decimal("0.5")
+TTL_SECONDS = 60
+PRICE_USD = Decimal(50_000)
+BALANCE_USD = Decimal(10_000)
+OPEN_QUANTITY = Decimal("0.01")
+OPEN_USD = OPEN_QUANTITY * PRICE_USD
+PRELOAD_CHUNK = 1_000
+PRELOAD_CAP_USD = Decimal(10**9)
+COINS = ("BTC", "ETH", "SOL", "XRP", "DOGE", "ADA", "AVAX", "LINK", "LTC", "BNB")
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerForm:
+    """The ledger. `threaded`: the plain verbs from threads. `sized`: with price, balance and both instruments."""
+
+    name: str
+    threaded: bool = False
+    sized: bool = False
+
+    def prepare(self, database: Database, open_positions: int) -> None:
+        _migrate(database)
+        with _open(database) as ledger:
+            preload(ledger, open_positions)
+
+    def run(self, database: Database, callers: int, pace: Pace) -> Samples:
+        with _open(database) as ledger:
+            open_usd = ledger.exposure(PORTFOLIO).open
+            # Room for one hold per caller and not a cent more: a leaked hold ends in a denial, which fails the cell.
+            cap_usd = open_usd + callers * RESERVED_USD
+            ledger.set_cap(key="bench/cap", portfolio=PORTFOLIO, cap=cap_usd)
+            asked = {**_sizing_arguments(), "ttl_seconds": TTL_SECONDS} if self.sized else {"ttl_seconds": TTL_SECONDS}
+            if not self.threaded:
+                return asyncio.run(run_tasks(lambda: AwaitingCaller(ledger, cap_usd, asked), callers, pace))
+
+            @contextmanager
+            def open_caller() -> Iterator[Caller]:
+                yield BlockingCaller(ledger, cap_usd, asked)
+
+            return run_threads(open_caller, callers, pace)
+
+    def check(self, database: Database, open_positions: int) -> None:
+        with _open(database) as ledger:
+            exposure = ledger.exposure(PORTFOLIO)
+            report = ledger.verify()
+        if (exposure.held, exposure.open, exposure.overage) != (Decimal(0), open_positions * OPEN_USD, Decimal(0)):
+            raise BenchmarkError(f"{self.name} on {database.engine} left a wrong exposure: {exposure}")
+        if not report.ok:
+            raise BenchmarkError(f"{self.name} on {database.engine}: verify found {report.first}")
+
+
+@dataclass(frozen=True, slots=True)
+class BlockingCaller:
+    """The plain verbs. Every decision is checked against the cap as it comes back."""
+
+    ledger: Ledger
+    cap_usd: Decimal
+    asked: dict[str, Any]
+
+    def reserve(self, key: str) -> str:
+        decision = self.ledger.reserve(key=key, portfolio=PORTFOLIO, tags=TAGS, signal_score=SCORE, **self.asked)
+        return _granted(decision, self.cap_usd)
+
+    def release(self, key: str, handle: str) -> None:
+        self.ledger.release(key=key, position_id=handle)
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitingCaller:
+    """The awaitable verbs, all callers in one event loop."""
+
+    ledger: Ledger
+    cap_usd: Decimal
+    asked: dict[str, Any]
+
+    async def reserve(self, key: str) -> str:
+        decision = await self.ledger.reserve_async(
+            key=key, portfolio=PORTFOLIO, tags=TAGS, signal_score=SCORE, **self.asked
+        )
+        return _granted(decision, self.cap_usd)
+
+    async def release(self, key: str, handle: str) -> None:
+        await self.ledger.release_async(key=key, position_id=handle)
+
+
+def _granted(decision: Decision, cap_usd: Decimal) -> str:
+    if decision.exposure_after > cap_usd:
+        raise BenchmarkError(f"the cap {cap_usd} was breached at seq {decision.seq}: {decision.exposure_after}")
+    if not decision.granted or decision.position_id is None or decision.replayed:
+        raise BenchmarkError(f"a reserve that fits was not granted: {decision}")
+    return decision.position_id
+
+
+def preload(ledger: Ledger, open_positions: int) -> None:
+    """Bring the ledger to `open_positions` open positions, one decision each, spread over ten coins."""
+    from ledger_sizer import Adopt
+
+    for start in range(0, open_positions, PRELOAD_CHUNK):
+        commands = [_adopt(Adopt, number) for number in range(start, min(start + PRELOAD_CHUNK, open_positions))]
+        _all_applied(ledger.submit(commands))
+
+
+def _adopt(command: Any, number: int) -> Any:
+    from ledger_sizer import Leg
+
+    coin = COINS[number % len(COINS)]
+    return command(
+        key=f"filled/{number}",
+        portfolio=PORTFOLIO,
+        tags={**TAGS, "symbol": coin},
+        quantity=OPEN_QUANTITY,
+        price=PRICE_USD,
+        legs=[
+            Leg("bybit", f"{coin}/USDT", "spot", "buy", OPEN_QUANTITY, PRICE_USD),
+            Leg("bybit", f"{coin}/USDT:USDT", "swap", "sell", OPEN_QUANTITY, PRICE_USD),
+        ],
+    )
+
+
+def _all_applied(answers: Sequence[Any]) -> None:
+    refused = next((answer for answer in answers if answer.outcome != "applied"), None)
+    if refused is not None:
+        raise BenchmarkError(f"preloading was refused: {refused}")
+
+
+def _open(database: Database) -> Ledger:
+    from ledger_sizer import AppSettings, DynamicSizingSettings, Ledger
+
+    sizing = DynamicSizingSettings(enabled=True, max_portfolio_exposure=PRELOAD_CAP_USD)
+    return Ledger.open(database.url, settings=AppSettings(sizing=sizing))
+
+
+def _sizing_arguments() -> dict[str, Any]:
+    from ledger_sizer import InstrumentInfo
+
+    spot_step, perp_step, most, min_notional_usd = Decimal("0.000001"), Decimal("0.001"), Decimal(100), Decimal(5)
+    return {
+        "price": PRICE_USD,
+        "available_balance": BALANCE_USD,
+        "spot_instrument": InstrumentInfo("BTC/USDT", spot_step, most, spot_step, min_notional_usd),
+        "perp_instrument": InstrumentInfo("BTC/USDT:USDT", perp_step, most, perp_step, min_notional_usd),
+    }
+
+
+def _migrate(database: Database) -> None:
+    """A server's schema is brought to head by the deployment, not by the first process that opens it."""
+    if database.engine == "postgresql":
+        from ledger_sizer.database import upgrade
+
+        upgrade(database.url)
+
+
+OURS = LedgerForm("ledger, awaited")
+OURS_BLOCKING = LedgerForm("ledger, plain calls", threaded=True)
+OURS_SIZED = LedgerForm("ledger, quantities", sized=True)

@@ -1,0 +1,82 @@
+"""ledger_sizer: the capital desk for trading bots.
+
+A durable, transactional exposure ledger (SQLite or PostgreSQL) with atomic, expiring reservations under caps, signal
+based sizing for delta-neutral positions, and an audit chain that can prove afterwards why each answer was given.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from ledger_sizer.commands import Adopt as Adopt
+    from ledger_sizer.commands import Confirm as Confirm
+    from ledger_sizer.commands import Extend as Extend
+    from ledger_sizer.commands import Halt as Halt
+    from ledger_sizer.commands import Release as Release
+    from ledger_sizer.commands import Reserve as Reserve
+    from ledger_sizer.commands import Resume as Resume
+    from ledger_sizer.commands import SetCap as SetCap
+    from ledger_sizer.config import AppSettings as AppSettings
+    from ledger_sizer.config import DynamicSizingSettings as DynamicSizingSettings
+    from ledger_sizer.config import ExchangeSettings as ExchangeSettings
+    from ledger_sizer.config import LedgerSettings as LedgerSettings
+    from ledger_sizer.config import ReconcileSettings as ReconcileSettings
+    from ledger_sizer.config import ServiceSettings as ServiceSettings
+    from ledger_sizer.config import TradingSettings as TradingSettings
+    from ledger_sizer.domain import Decision as Decision
+    from ledger_sizer.domain import Explanation as Explanation
+    from ledger_sizer.domain import Exposure as Exposure
+    from ledger_sizer.domain import Finding as Finding
+    from ledger_sizer.domain import Page as Page
+    from ledger_sizer.domain import Position as Position
+    from ledger_sizer.domain import ScopeExposure as ScopeExposure
+    from ledger_sizer.domain import VerifyReport as VerifyReport
+    from ledger_sizer.errors import Busy as Busy
+    from ledger_sizer.errors import Closed as Closed
+    from ledger_sizer.errors import Denied as Denied
+    from ledger_sizer.errors import InternalError as InternalError
+    from ledger_sizer.errors import InvalidRequest as InvalidRequest
+    from ledger_sizer.errors import KeyReused as KeyReused
+    from ledger_sizer.errors import LedgerError as LedgerError
+    from ledger_sizer.errors import NotFound as NotFound
+    from ledger_sizer.errors import SchemaOutdated as SchemaOutdated
+    from ledger_sizer.errors import Unavailable as Unavailable
+    from ledger_sizer.errors import WrongState as WrongState
+    from ledger_sizer.instruments import InstrumentInfo as InstrumentInfo
+    from ledger_sizer.instruments import Leg as Leg
+    from ledger_sizer.ledger import Ledger as Ledger
+    from ledger_sizer.sizing import DynamicSizer as DynamicSizer
+    from ledger_sizer.sizing import PositionSizer as PositionSizer
+    from ledger_sizer.sizing import Sizing as Sizing
+    from ledger_sizer.sizing import round_to_step as round_to_step
+
+_HOMES = {
+    "commands": "Adopt Confirm Extend Halt Release Reserve Resume SetCap",
+    "config": "AppSettings DynamicSizingSettings ExchangeSettings LedgerSettings ReconcileSettings ServiceSettings "
+    "TradingSettings",
+    "domain": "Decision Explanation Exposure Finding Page Position ScopeExposure VerifyReport",
+    "errors": "Busy Closed Denied InternalError InvalidRequest KeyReused LedgerError NotFound SchemaOutdated "
+    "Unavailable WrongState",
+    "instruments": "InstrumentInfo Leg",
+    "ledger": "Ledger",
+    "sizing": "DynamicSizer PositionSizer Sizing round_to_step",
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+__all__ = sorted(_HOME_OF)  # noqa: PLE0605 - a list of names, made from the table above
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module when it is first used, so that `ledger-sizer --help` starts fast."""
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,141 @@
+"""Deciding a batch: many callers' commands against one locked state, in arrival order.
+
+Every command gets its own answer: a `Decision`, or a `LedgerError` standing in its place. One that is wrong or
+denied never touches its neighbours; an atomic group happens whole or not at all.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ledger_sizer.commands import SYSTEM_KEY_PREFIX, PortfolioCommand, PositionCommand
+from ledger_sizer.domain import Decision
+from ledger_sizer.errors import InternalError, KeyReused, LedgerError, NotFound
+from ledger_sizer.policy import Policy
+from ledger_sizer.records import DecisionRecord
+from ledger_sizer.rules import EXPIRE, decide, expire
+from ledger_sizer.state import PortfolioState, Verdict, scopes_of
+from ledger_sizer.telemetry import get_logger
+from ledger_sizer.trace import trace_text
+
+log = get_logger(__name__)
+
+Result = Decision | LedgerError
+AnyCommand = PortfolioCommand | PositionCommand
+States = dict[str, PortfolioState]
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Commands that were submitted together. `atomic`: all of them take effect, or none does.
+
+    sweep: a portfolio to free of expired holds even without a command; the answer then lists what was freed.
+    """
+
+    commands: Sequence[AnyCommand]
+    atomic: bool = False
+    sweep: str | None = None
+
+
+def decide_batch(
+    states: States, groups: Sequence[Group], now_us: int, policy: Policy, own_hashes: frozenset[str] = frozenset()
+) -> list[list[Result]]:
+    """Free what has expired, then answer every group. Moves `states` forward; the caller saves and commits them.
+
+    own_hashes: hashes of decisions an earlier try of this batch may have committed; finding one is not a replay.
+    """
+    now_us = max([now_us, *[state.last_us for state in states.values()]])
+    freed = {name: expire_due(state, now_us) for name, state in states.items()}
+    results: list[list[Result]] = []
+    for group in groups:
+        if group.sweep is not None:
+            results.append([record.decision() for record in freed.get(group.sweep, ())])
+        elif group.atomic:
+            results.append(_answer_together(states, group.commands, now_us, policy, own_hashes))
+        else:
+            results.append([_answer(states, command, now_us, policy, own_hashes) for command in group.commands])
+    return results
+
+
+def expire_due(state: PortfolioState, now_us: int) -> list[DecisionRecord]:
+    """Record the expiry of every loaded hold whose time is over, oldest first."""
+    due = [
+        (position.expires_us, number)
+        for number, position in state.positions.items()
+        if position.state == "held" and position.expires_us is not None and position.expires_us <= now_us
+    ]
+    freed = []
+    for _, number in sorted(due):
+        verdict = expire(state, state.positions[number], now_us)
+        key = f"{SYSTEM_KEY_PREFIX}{EXPIRE}:{number}"
+        freed.append(state.apply(EXPIRE, key, '{"command":"expire"}', verdict, now_us))
+    return freed
+
+
+def _answer(
+    states: Mapping[str, PortfolioState],
+    command: AnyCommand,
+    now_us: int,
+    policy: Policy,
+    own_hashes: frozenset[str],
+) -> Result:
+    state = states.get(command.portfolio)
+    if state is None:
+        return NotFound(f"no portfolio {command.portfolio!r}")
+    request = command.request_text()
+    known = state.records.get(command.key)
+    if known is not None and known.request != request:
+        return KeyReused(
+            f"key {command.key!r} was used before for another request (seq {known.seq}, {known.command}); "
+            "use a new key for a new request"
+        )
+    if known is not None:
+        return known.decision(replayed=known.hash not in own_hashes)
+    try:
+        verdict = decide(state, command, now_us, policy)
+    except LedgerError as error:
+        return error
+    except Exception:
+        # A defect met by one command must not fail the batch; rules are pure, so nothing has moved.
+        log.exception("ledger.command_failed", command=command.verb, key=command.key, portfolio=command.portfolio)
+        return InternalError(f"{command.verb} {command.key!r} met a defect and had no effect; see the log")
+    return state.apply(command.verb, command.key, request, verdict, now_us).decision()
+
+
+def _answer_together(
+    states: States, commands: Sequence[AnyCommand], now_us: int, policy: Policy, own_hashes: frozenset[str]
+) -> list[Result]:
+    """All or none. An error answers for all and records nothing; a denial denies all and is recorded for each."""
+    names = {command.portfolio for command in commands if command.portfolio in states}
+    forks = {name: states[name].fork() for name in names}
+    results = [_answer(forks, command, now_us, policy, own_hashes) for command in commands]
+    failed = next((result for result in results if isinstance(result, LedgerError)), None)
+    if failed is not None:
+        return [result if isinstance(result, LedgerError) else failed for result in results]
+    if not any(result.outcome == "denied" for result in results):
+        states.update(forks)
+        return results
+    return [
+        _deny_in_group(states[command.portfolio], command, result, now_us, own_hashes)
+        for command, result in zip(commands, results, strict=True)
+    ]
+
+
+def _deny_in_group(
+    state: PortfolioState, command: AnyCommand, result: Result, now_us: int, own_hashes: frozenset[str]
+) -> Result:
+    """The denial of one command of a failed group: its own reason, or that a neighbour was denied."""
+    known = state.records.get(command.key)
+    if known is not None:
+        return known.decision(replayed=known.hash not in own_hashes)
+    own = isinstance(result, Decision) and result.outcome == "denied"
+    position = state.positions.get(command.number) if isinstance(command, PositionCommand) else None
+    tags = position.tags if position is not None else getattr(command, "tags", {})
+    verdict = Verdict(
+        outcome="denied",
+        reason=result.reason if own else "group_denied",
+        binding=result.binding if own and isinstance(result, Decision) else None,
+        position=position,
+        tags=tags,
+        trace=trace_text([state.scope(name) for name in scopes_of(tags)]),
+    )
+    return state.apply(command.verb, command.key, command.request_text(), verdict, now_us).decision()

@@ -1,0 +1,377 @@
+"""What a caller may ask: one frozen type per verb, valid by construction.
+
+A command carries the caller's idempotency `key`: within a portfolio, one key has one effect. Building a command with
+bad input raises `InvalidRequest` naming the field, so nothing malformed reaches the queue. `request_text` is the
+canonical form that is stored, hashed and compared when a key comes again.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, ClassVar, Literal
+
+from ledger_sizer.domain import PORTFOLIO_SCOPE, split_position_id
+from ledger_sizer.errors import InvalidRequest
+from ledger_sizer.instruments import InstrumentInfo, Leg, label_text
+from ledger_sizer.units import exact, not_negative, plain, positive, usd_floor_e8
+
+TTL_SECONDS_MAX = 30 * 24 * 3600
+SYSTEM_KEY_PREFIX = "ledger:"
+"""Keys with this prefix belong to the ledger's own commands (expiries)."""
+
+_PORTFOLIO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_DIMENSION = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_TAGS_MAX = 16
+_LEGS_MAX = 16
+
+_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
+
+
+def portfolio_name(value: object) -> str:
+    """Return `value` if it may name a portfolio: 1..64 letters, digits, `_`, `.`, `-`, starting with letter or digit."""
+    if isinstance(value, str) and _PORTFOLIO.fullmatch(value):
+        return value
+    raise InvalidRequest(
+        f"portfolio must be 1 to 64 letters, digits, '_', '.' or '-', got {value!r}", field="portfolio"
+    )
+
+
+def scope_name(value: object) -> str:
+    """Return `value` if it names a scope: `portfolio`, or `dimension=value` such as `venue=bybit`."""
+    if value == PORTFOLIO_SCOPE:
+        return PORTFOLIO_SCOPE
+    if isinstance(value, str):
+        dimension, equals, tag = value.partition("=")
+        if equals and tag and _DIMENSION.fullmatch(dimension) and dimension != PORTFOLIO_SCOPE:
+            label_text(tag, "scope")
+            return value
+    raise InvalidRequest(f"scope must be 'portfolio' or like 'venue=bybit', got {value!r}", field="scope")
+
+
+def tag_scopes(tags: Mapping[str, str]) -> tuple[str, ...]:
+    """The scopes a position with these tags counts in: the whole portfolio first, then each tag in sorted order."""
+    return (PORTFOLIO_SCOPE, *[f"{name}={tags[name]}" for name in sorted(tags)])
+
+
+def _checked_tags(value: object) -> dict[str, str]:
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"tags must be a mapping such as {{'venue': 'bybit'}}, got {value!r}", field="tags")
+    if len(value) > _TAGS_MAX:
+        raise InvalidRequest(f"at most {_TAGS_MAX} tags, got {len(value)}", field="tags")
+    for name, tag in value.items():
+        if not isinstance(name, str) or not _DIMENSION.fullmatch(name) or name == PORTFOLIO_SCOPE:
+            raise InvalidRequest(
+                f"tag name must be lower case letters, digits and '_' (not 'portfolio'), got {name!r}", field="tags"
+            )
+        label_text(tag, f"tags.{name}")
+    return dict(value)
+
+
+def ttl_us(value: object, name: str = "ttl_seconds") -> int:
+    """Seconds (int, Decimal or float: time is not money) to microseconds. 0 < seconds <= 30 days."""
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not 0 < value <= TTL_SECONDS_MAX:
+        raise InvalidRequest(f"{name} must be above 0 and at most {TTL_SECONDS_MAX} seconds, got {value!r}", field=name)
+    return max(int(value * 1_000_000), 1)
+
+
+def whole_seconds(value: object) -> Decimal:
+    """A TTL as exact seconds with at most six decimals."""
+    return Decimal(f"{ttl_us(value)}E-6")
+
+
+def _instrument(value: object, name: str) -> InstrumentInfo | None:
+    if value is None or isinstance(value, InstrumentInfo):
+        return value
+    raise InvalidRequest(f"{name} must be an InstrumentInfo, got {type(value).__name__}", field=name)
+
+
+def _checked_legs(value: object) -> tuple[Leg, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Sequence) or not all(isinstance(leg, Leg) for leg in value):
+        raise InvalidRequest(f"legs must be a list of Leg, got {value!r}", field="legs")
+    if not 1 <= len(value) <= _LEGS_MAX:
+        raise InvalidRequest(f"1 to {_LEGS_MAX} legs, got {len(value)}", field="legs")
+    return tuple(value)
+
+
+def _as_text(value: Any) -> Any:
+    """Primitive form of one field for the canonical request."""
+    if type(value) is Decimal:
+        return plain(value)
+    if type(value) is InstrumentInfo or type(value) is Leg:
+        return {name: _as_text(part) for name in value.__slots__ if (part := getattr(value, name)) is not None}
+    if type(value) is tuple:
+        return [_as_text(part) for part in value]
+    return value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """What all commands have: an idempotency key of 1 to 200 printable characters, and a portfolio."""
+
+    verb: ClassVar[str]
+    recorded_fields: ClassVar[tuple[str, ...]]
+
+    key: str
+
+    def _check_key(self) -> None:
+        label_text(self.key, "key", length_max=200)
+        if self.key.startswith(SYSTEM_KEY_PREFIX):
+            raise InvalidRequest(
+                f"key {self.key!r}: the prefix {SYSTEM_KEY_PREFIX!r} is the ledger's own", field="key"
+            )
+
+    def request_text(self) -> str:
+        """Canonical JSON of everything asked but the key: equal requests give equal text."""
+        request: dict[str, Any] = {"command": self.verb}
+        for name in self.recorded_fields:
+            value = getattr(self, name)
+            if value is not None:
+                request[name] = value if type(value) is str or type(value) is dict else _as_text(value)
+        return _encode(request)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortfolioCommand(Command):
+    """A command that names its portfolio."""
+
+    portfolio: str = "main"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositionCommand(Command):
+    """A command about one position; the position's name carries its portfolio."""
+
+    position_id: str
+    portfolio: str = field(init=False)
+    number: int = field(init=False)
+
+    def _check_position(self) -> None:
+        portfolio, number = split_position_id(self.position_id)
+        object.__setattr__(self, "portfolio", portfolio_name(portfolio))
+        object.__setattr__(self, "number", number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve(PortfolioCommand):
+    """Ask how much may be put on a position, and hold it.
+
+    tags: the scopes it counts in besides the portfolio, e.g. `{"venue": "bybit", "symbol": "BTC"}`.
+    signal_score: 0 to 1; None is sized flat. price: USD per base unit. available_balance: free quote balance, USD.
+    spot_instrument, perp_instrument: give both, with a price, to get a quantity both legs accept.
+    min_notional_usd: deny rather than grant less than this. ttl_seconds: how long the hold lives unless confirmed.
+    dry_run: answer without holding or recording.
+    """
+
+    verb: ClassVar[str] = "reserve"
+    recorded_fields: ClassVar[tuple[str, ...]] = (
+        "tags",
+        "signal_score",
+        "price",
+        "available_balance",
+        "spot_instrument",
+        "perp_instrument",
+        "min_notional_usd",
+        "ttl_seconds",
+    )
+
+    tags: Mapping[str, str] = field(default_factory=dict)
+    signal_score: Decimal | None = None
+    price: Decimal | None = None
+    available_balance: Decimal | None = None
+    spot_instrument: InstrumentInfo | None = None
+    perp_instrument: InstrumentInfo | None = None
+    min_notional_usd: Decimal | None = None
+    ttl_seconds: int | float | Decimal | None = None
+    dry_run: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_key()
+        portfolio_name(self.portfolio)
+        put = object.__setattr__
+        put(self, "tags", _checked_tags(self.tags))
+        if self.signal_score is not None:
+            put(self, "signal_score", checked_score(self.signal_score))
+        if self.price is not None:
+            put(self, "price", positive(self.price, "price"))
+        if self.available_balance is not None:
+            put(self, "available_balance", exact(self.available_balance, "available_balance"))
+        if self.min_notional_usd is not None:
+            put(self, "min_notional_usd", not_negative(self.min_notional_usd, "min_notional_usd"))
+        if self.ttl_seconds is not None:
+            put(self, "ttl_seconds", whole_seconds(self.ttl_seconds))
+        spot = _instrument(self.spot_instrument, "spot_instrument")
+        perp = _instrument(self.perp_instrument, "perp_instrument")
+        if (spot is None) != (perp is None):
+            missing = "spot_instrument" if spot is None else "perp_instrument"
+            raise InvalidRequest(f"{missing} is missing: a quantity needs the rules of both legs", field=missing)
+        if spot is not None and self.price is None:
+            raise InvalidRequest("price is missing: with instruments the budget becomes a quantity", field="price")
+
+
+def checked_score(value: object) -> Decimal:
+    """Return the signal score if it is an exact number in [0, 1], else raise `InvalidRequest`. Never clamped."""
+    score = exact(value, "signal_score")
+    if not 0 <= score <= 1:
+        raise InvalidRequest(f"signal_score must be between 0 and 1, got {score}", field="signal_score")
+    return score
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirm(PositionCommand):
+    """Record the fill of a reservation: it counts quantity x price from now on, the rest of its hold is freed.
+
+    quantity: base units filled (all fills together). price: the perpetual's average entry price, USD.
+    spot_price: the spot leg's average price; `price` where None. legs: the exact legs, where they differ from the
+    two instruments of the reservation. A fill after the hold expired is recorded too, as a position of its own.
+    """
+
+    verb: ClassVar[str] = "confirm"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("position_id", "quantity", "price", "spot_price", "legs")
+
+    quantity: Decimal
+    price: Decimal
+    spot_price: Decimal | None = None
+    legs: Sequence[Leg] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_key()
+        self._check_position()
+        put = object.__setattr__
+        put(self, "quantity", positive(self.quantity, "quantity"))
+        put(self, "price", positive(self.price, "price"))
+        if self.spot_price is not None:
+            put(self, "spot_price", positive(self.spot_price, "spot_price"))
+        put(self, "legs", _checked_legs(self.legs))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release(PositionCommand):
+    """Give a hold back, or close an open position. quantity: base units closed; None closes all of it."""
+
+    verb: ClassVar[str] = "release"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("position_id", "quantity")
+
+    quantity: Decimal | None = None
+
+    def __post_init__(self) -> None:
+        self._check_key()
+        self._check_position()
+        if self.quantity is not None:
+            object.__setattr__(self, "quantity", positive(self.quantity, "quantity"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extend(PositionCommand):
+    """Let a hold live `ttl_seconds` from now (the ledger's default when None). It never shortens a hold."""
+
+    verb: ClassVar[str] = "extend"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("position_id", "ttl_seconds")
+
+    ttl_seconds: int | float | Decimal | None = None
+
+    def __post_init__(self) -> None:
+        self._check_key()
+        self._check_position()
+        if self.ttl_seconds is not None:
+            object.__setattr__(self, "ttl_seconds", whole_seconds(self.ttl_seconds))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetCap(PortfolioCommand):
+    """Set the cap of a scope, in USD. None removes a tag's cap (the portfolio always has one).
+
+    A cap below the present exposure is legal: the excess is overage, and nothing more is granted until it is gone.
+    """
+
+    verb: ClassVar[str] = "set_cap"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("scope", "cap")
+
+    cap: Decimal | None
+    scope: str = PORTFOLIO_SCOPE
+
+    def __post_init__(self) -> None:
+        self._check_key()
+        portfolio_name(self.portfolio)
+        scope_name(self.scope)
+        if self.cap is not None:
+            object.__setattr__(self, "cap", not_negative(self.cap, "cap"))
+            usd_floor_e8(self.cap, "cap")
+        elif self.scope == PORTFOLIO_SCOPE:
+            raise InvalidRequest("the portfolio's cap can be changed but not removed", field="cap")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Halt(PortfolioCommand):
+    """Stop new reservations in a scope. mode: `halted` (holds cannot be extended either) or `reducing` (they can)."""
+
+    verb: ClassVar[str] = "halt"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("scope", "mode", "note")
+
+    scope: str = PORTFOLIO_SCOPE
+    mode: Literal["halted", "reducing"] = "halted"
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_key()
+        portfolio_name(self.portfolio)
+        scope_name(self.scope)
+        if self.mode not in ("halted", "reducing"):
+            raise InvalidRequest(f"mode must be 'halted' or 'reducing', got {self.mode!r}", field="mode")
+        if self.note is not None:
+            label_text(self.note, "note", length_max=500)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume(PortfolioCommand):
+    """Allow new reservations in a scope again."""
+
+    verb: ClassVar[str] = "resume"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("scope", "note")
+
+    scope: str = PORTFOLIO_SCOPE
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_key()
+        portfolio_name(self.portfolio)
+        scope_name(self.scope)
+        if self.note is not None:
+            label_text(self.note, "note", length_max=500)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt(PortfolioCommand):
+    """Record a position that exists at the exchange and that the ledger lacks. A fact: no cap can refuse it.
+
+    quantity: base units. price: the perpetual's entry price, USD. What stands above a cap afterwards is overage.
+    """
+
+    verb: ClassVar[str] = "adopt"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("tags", "quantity", "price", "legs", "note")
+
+    quantity: Decimal
+    price: Decimal
+    tags: Mapping[str, str] = field(default_factory=dict)
+    legs: Sequence[Leg] | None = None
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_key()
+        portfolio_name(self.portfolio)
+        put = object.__setattr__
+        put(self, "tags", _checked_tags(self.tags))
+        put(self, "quantity", positive(self.quantity, "quantity"))
+        put(self, "price", positive(self.price, "price"))
+        put(self, "legs", _checked_legs(self.legs))
+        if self.note is not None:
+            label_text(self.note, "note", length_max=500)
+
+
+COMMANDS: Mapping[str, type[PortfolioCommand] | type[PositionCommand]] = {
+    command.verb: command for command in (Reserve, Confirm, Release, Extend, SetCap, Halt, Resume, Adopt)
+}
+"""Every verb and its command type."""

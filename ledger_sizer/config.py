@@ -1,0 +1,148 @@
+"""Settings, read from the environment and `.env` by pydantic-settings; every field says its unit and range.
+
+Each class reads its own prefix (`SIZING_ENABLED=true`); `AppSettings` holds them all and also reads them nested
+(`SIZING__ENABLED=true`). A bad value raises `InvalidRequest` that names the setting.
+"""
+
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ledger_sizer.errors import InvalidRequest
+
+
+def _no_float(value: Any) -> Any:
+    if isinstance(value, float):
+        raise ValueError(f"must be a Decimal, int or text, got float {value!r}; write Decimal('0.1'), not 0.1")
+    return value
+
+
+Exact = Annotated[Decimal, BeforeValidator(_no_float)]
+"""A Decimal that was never a binary float."""
+
+
+class Settings(BaseSettings):
+    """Base of the settings classes: frozen, `.env` aware, and with errors that name the setting and its value."""
+
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, validate_default=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_context=False)[0]
+            name = ".".join(str(part) for part in first["loc"]) or type(self).__name__
+            shown = "" if "secret" in name or "key" in name else f", got {first['input']!r}"
+            prefix = self.model_config.get("env_prefix", "")
+            raise InvalidRequest(
+                f"setting {name} (environment {prefix}{name.upper()}): {first['msg']}{shown}", field=name
+            ) from None
+
+
+class DynamicSizingSettings(Settings):
+    """How a signal score becomes a budget. Off by default: every score then gets the full per-position maximum."""
+
+    model_config = SettingsConfigDict(env_prefix="SIZING_")
+
+    enabled: bool = Field(False, description="Scale the budget with the signal score; off means flat sizing.")
+    min_allocation_fraction: Exact = Field(
+        Decimal("0.3"), ge=0, le=1, description="Fraction of the per-position maximum at score 0."
+    )
+    max_allocation_fraction: Exact = Field(
+        Decimal("1.0"), ge=0, le=1, description="Fraction of the per-position maximum at score 1."
+    )
+    max_portfolio_exposure: Exact = Field(
+        Decimal("5000"), ge=0, le=Decimal("90000000000"), description="Cap of a new portfolio, USD."
+    )
+
+    @model_validator(mode="after")
+    def _fractions_in_order(self) -> Self:
+        if self.min_allocation_fraction > self.max_allocation_fraction:
+            raise ValueError(
+                f"min_allocation_fraction {self.min_allocation_fraction} is above "
+                f"max_allocation_fraction {self.max_allocation_fraction}"
+            )
+        return self
+
+
+class TradingSettings(Settings):
+    """What one position may be, and how far its two legs may drift apart."""
+
+    model_config = SettingsConfigDict(env_prefix="TRADING_")
+
+    max_position_size_usd: Exact = Field(
+        Decimal("1000"), gt=0, le=Decimal("90000000000"), description="Most one position may cost, USD."
+    )
+    delta_drift_tolerance: Exact = Field(
+        Decimal("0.02"), ge=0, le=1, description="Largest relative difference of the two legs' quantities."
+    )
+
+
+class LedgerSettings(Settings):
+    """Where the ledger lives and how its writer works."""
+
+    model_config = SettingsConfigDict(env_prefix="LEDGER_")
+
+    database_url: str = Field("sqlite:///ledger.db", description="SQLAlchemy URL: sqlite:///FILE or postgresql://...")
+    hold_ttl_seconds: int = Field(60, ge=1, le=30 * 24 * 3600, description="Life of a hold whose request names none.")
+    batch_size_max: int = Field(256, ge=1, le=10_000, description="Most commands in one commit.")
+    queue_size_max: int = Field(10_000, ge=1, le=1_000_000, description="Most commands that may wait; then Busy.")
+    busy_timeout_seconds: int = Field(5, ge=1, le=300, description="Longest wait for another writer's lock.")
+    retries_max: int = Field(5, ge=0, le=100, description="Retries of a batch after a conflict or a lost connection.")
+    close_timeout_seconds: int = Field(30, ge=1, le=3600, description="Longest wait for the queue to drain at close.")
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        if not value.startswith(("sqlite:///", "sqlite+pysqlite:///", "postgresql://", "postgresql+psycopg://")):
+            scheme = value.partition(":")[0]
+            raise ValueError(f"must start with sqlite:/// or postgresql://, not {scheme!r}")
+        return value
+
+
+class ServiceSettings(Settings):
+    """Where the HTTP service listens."""
+
+    model_config = SettingsConfigDict(env_prefix="SERVICE_")
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8321, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+
+
+class ReconcileSettings(Settings):
+    """When the ledger is compared with the exchange, and when its answers stop being trusted."""
+
+    model_config = SettingsConfigDict(env_prefix="RECONCILE_")
+
+    enabled: bool = Field(False, description="Run the reconciliation on a schedule.")
+    interval_seconds: int = Field(60, ge=1, le=86_400, description="Time between runs.")
+    tolerance: Exact = Field(Decimal("0.001"), ge=0, le=1, description="Relative difference that is no drift.")
+    confirmations: int = Field(2, ge=1, le=100, description="Runs in a row that must agree on a drift.")
+    stale_after_seconds: int = Field(300, ge=1, le=86_400, description="Age of the last good run that stops grants.")
+
+
+class ExchangeSettings(Settings):
+    """Which exchange to read. Secrets are never logged."""
+
+    model_config = SettingsConfigDict(env_prefix="EXCHANGE_")
+
+    id: str = Field("bybit", description="A ccxt exchange id.")
+    api_key: SecretStr | None = Field(None, description="API key with read rights.")
+    api_secret: SecretStr | None = Field(None, description="Its secret.")
+    base_url: str | None = Field(None, description="Another host for every call, such as a local test venue.")
+
+
+class AppSettings(Settings):
+    """All settings. Reads `.env` and the environment; nested names use a double underscore (`LEDGER__DATABASE_URL`)."""
+
+    model_config = SettingsConfigDict(env_nested_delimiter="__")
+
+    sizing: DynamicSizingSettings = Field(default_factory=DynamicSizingSettings)
+    trading: TradingSettings = Field(default_factory=TradingSettings)
+    ledger: LedgerSettings = Field(default_factory=LedgerSettings)
+    service: ServiceSettings = Field(default_factory=ServiceSettings)
+    reconcile: ReconcileSettings = Field(default_factory=ReconcileSettings)
+    exchange: ExchangeSettings = Field(default_factory=ExchangeSettings)
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -1,0 +1,166 @@
+"""Engines and schema versions: the one place that knows how each database is opened.
+
+SQLite: WAL, `synchronous=FULL` (an acknowledged commit survives power loss), foreign keys on, and no implicit
+transactions from the driver, whose deferred BEGIN lets two writers read the same headroom. PostgreSQL: psycopg 3.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, Text, create_engine, event, inspect, text
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from ledger_sizer.config import LedgerSettings
+from ledger_sizer.errors import InvalidRequest, SchemaOutdated, Unavailable
+
+SCHEMA_HEAD = "0001"
+"""Newest migration, known here so that opening a ledger does not have to import Alembic (a test keeps it true)."""
+
+_DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
+
+
+def database_url(value: str) -> URL:
+    """Parse a database URL and choose the driver. Raises `InvalidRequest` for one no ledger can live in."""
+    try:
+        url = make_url(value)
+    except ArgumentError:
+        raise InvalidRequest(
+            "database_url cannot be parsed; write sqlite:///ledger.db or postgresql://user@host/name",
+            field="database_url",
+        ) from None
+    driver = _DRIVERS.get(url.get_backend_name())
+    if driver is None or url.drivername not in (url.get_backend_name(), driver):
+        raise InvalidRequest(
+            f"database_url: {url.drivername!r} is not supported, use sqlite:/// or postgresql://", field="database_url"
+        )
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise InvalidRequest(
+            "database_url: a ledger must outlive its process; name a file, as in sqlite:///ledger.db",
+            field="database_url",
+        )
+    return url.set(drivername=driver)
+
+
+def is_sqlite(url: URL) -> bool:
+    """True for a SQLite URL."""
+    return url.get_backend_name() == "sqlite"
+
+
+def make_engine(value: str | URL, settings: LedgerSettings | None = None, *, read_only: bool = False) -> Engine:
+    """An engine for a ledger's database. `read_only` connections cannot write, whatever SQL they are given."""
+    url = database_url(value) if isinstance(value, str) else value
+    settings = settings or LedgerSettings()
+    if is_sqlite(url):
+        engine = create_engine(url, connect_args={"timeout": settings.busy_timeout_seconds, "check_same_thread": False})
+        _prepare_sqlite(engine, settings.busy_timeout_seconds * 1000, read_only)
+        return engine
+    try:
+        engine = create_engine(url, pool_pre_ping=read_only, connect_args={"connect_timeout": 10})
+    except ModuleNotFoundError as error:
+        raise Unavailable(
+            f"PostgreSQL needs the package {error.name}; install it with: pip install 'ledger-sizer[postgres]'"
+        ) from None
+    if read_only:
+        engine = engine.execution_options(postgresql_readonly=True)
+    return engine
+
+
+def _prepare_sqlite(engine: Engine, busy_timeout_ms: int, read_only: bool) -> None:
+    @event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None
+        for pragma in (
+            f"busy_timeout = {busy_timeout_ms}",
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "foreign_keys = ON",
+            "query_only = ON" if read_only else "wal_autocheckpoint = 1000",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Any) -> None:
+        # IMMEDIATE takes the write lock before the first read; a deferred transaction would read stale headroom.
+        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def schema_version(engine: Engine) -> str | None:
+    """The migration the database is at, None for one without a ledger. Raises `Unavailable` when it is away."""
+    try:
+        with engine.connect() as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    except OperationalError as error:
+        where = engine.url.render_as_string(hide_password=True)
+        raise Unavailable(f"cannot open {where}: {str(error.orig).strip()}") from None
+
+
+def require_head(engine: Engine) -> None:
+    """Raise `SchemaOutdated`, naming the command to run, unless the database is at this version's migration."""
+    found = schema_version(engine)
+    if found == SCHEMA_HEAD:
+        return
+    where = engine.url.render_as_string(hide_password=True)
+    if found is not None and found > SCHEMA_HEAD:
+        raise SchemaOutdated(
+            f"{where} is at migration {found}, newer than this version's {SCHEMA_HEAD}; upgrade ledger-sizer"
+        )
+    state = "has no ledger yet" if found is None else f"is at migration {found}, this version needs {SCHEMA_HEAD}"
+    raise SchemaOutdated(f"{where} {state}; run: ledger-sizer db upgrade --database-url {where}")
+
+
+def migrations_folder() -> Path:
+    """Where the Alembic scripts are: inside an installed wheel, or at the top of a checkout."""
+    package = Path(__file__).resolve().parent
+    for folder in (package / "_migrations", package.parent / "migrations"):
+        if (folder / "env.py").is_file():
+            return folder
+    raise SchemaOutdated(f"the migration scripts are missing next to {package}; reinstall ledger-sizer")
+
+
+def alembic_config(value: str | URL) -> Any:
+    """Alembic's configuration for this database, usable without alembic.ini."""
+    from alembic.config import Config  # noqa: PLC0415 - costs most of a second to import
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()))
+    config.attributes["url"] = database_url(value) if isinstance(value, str) else value
+    return config
+
+
+def upgrade(value: str | URL, revision: str = "head") -> None:
+    """Migrate the database up to `revision`, creating everything in an empty one."""
+    from alembic import command  # noqa: PLC0415
+
+    command.upgrade(alembic_config(value), revision)
+
+
+def downgrade(value: str | URL, revision: str) -> None:
+    """Migrate the database down to `revision` (`base` removes the ledger and all its data)."""
+    from alembic import command  # noqa: PLC0415
+
+    command.downgrade(alembic_config(value), revision)
+
+
+class tag_value(FunctionElement[str]):  # noqa: N801 - reads as a SQL function
+    """The value of one tag in a column of canonical JSON text: `tag_value(PositionRow.tags, "venue")`."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(tag_value, "sqlite")
+def _tag_value_sqlite(element: tag_value, compiler: SQLCompiler, **kw: Any) -> str:
+    column, name = element.clauses
+    return f"json_extract({compiler.process(column, **kw)}, '$.' || {compiler.process(name, **kw)})"
+
+
+@compiles(tag_value, "postgresql")
+def _tag_value_postgresql(element: tag_value, compiler: SQLCompiler, **kw: Any) -> str:
+    column, name = element.clauses
+    return f"(({compiler.process(column, **kw)})::json ->> {compiler.process(name, **kw)})"

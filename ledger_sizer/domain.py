@@ -1,0 +1,330 @@
+"""The frozen types of the ledger's words: positions, decisions, exposure, pages, reports.
+
+Public figures are `Decimal` (USD, base units) and aware UTC `datetime`; fields that end in `_e8` are whole 1e-8 USD
+and fields that end in `_us` are microseconds since 1970-01-01 UTC, as stored.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any, Generic, Literal, TypeVar
+
+from ledger_sizer.errors import Denied, InvalidRequest, WrongState
+from ledger_sizer.instruments import Leg
+from ledger_sizer.units import exactly, usd
+
+PORTFOLIO_SCOPE = "portfolio"
+"""Name of the scope that is the whole portfolio; every other scope is called `dimension=value`."""
+
+DENIAL_REASONS = (
+    "halted",
+    "reducing",
+    "unreconciled",
+    "cap_exceeded",
+    "below_min_qty",
+    "below_min_notional",
+    "insufficient_balance",
+    "group_denied",
+)
+"""Why a command is denied, in order of precedence: where several apply, the first is reported.
+
+`group_denied` is reported for the commands of an atomic group whose neighbour was denied.
+"""
+
+Outcome = Literal["granted", "denied", "applied"]
+PositionState = Literal["held", "open", "closed", "released", "expired"]
+Status = Literal["active", "reducing", "halted"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_us(moment: datetime) -> int:
+    """Aware datetime to whole microseconds since 1970 UTC. A naive datetime is refused: its zone is a guess."""
+    if moment.tzinfo is None:
+        raise InvalidRequest(f"time {moment.isoformat()} has no time zone; use datetime(..., tzinfo=UTC)")
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_us(us: int) -> datetime:
+    """Microseconds since 1970 UTC to an aware datetime."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """The one record with a life: `held -> open -> closed`, `held -> released`, `held -> expired`.
+
+    quantity: base units granted (held) or open now (open); None for a plain budget hold.
+    price: the perpetual's entry price in USD, once confirmed.
+    origin: number of the expired position whose late fill this one records.
+    """
+
+    portfolio: str
+    number: int
+    state: PositionState
+    tags: Mapping[str, str]
+    held_e8: int
+    open_e8: int
+    quantity: Decimal | None
+    price: Decimal | None
+    legs: tuple[Leg, ...]
+    expires_us: int | None
+    opened_us: int
+    updated_us: int
+    updated_seq: int
+    origin: int | None = None
+
+    @property
+    def position_id(self) -> str:
+        """Name of the position, e.g. `main-17`: its portfolio and the seq of the decision that made it."""
+        return position_id(self.portfolio, self.number)
+
+    @property
+    def held(self) -> Decimal:
+        """USD held for it (a reservation's budget), 0 unless `held`."""
+        return usd(self.held_e8)
+
+    @property
+    def open(self) -> Decimal:
+        """USD it counts while open: quantity x perp entry price."""
+        return usd(self.open_e8)
+
+    @property
+    def notional(self) -> Decimal:
+        """USD it counts against its caps, held or open."""
+        return usd(self.held_e8 + self.open_e8)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the hold ends by itself; None once it is not held."""
+        return None if self.expires_us is None or self.state != "held" else from_us(self.expires_us)
+
+    @property
+    def opened_at(self) -> datetime:
+        """When the position was reserved (or recorded, for a late fill or an adopted one)."""
+        return from_us(self.opened_us)
+
+    @property
+    def updated_at(self) -> datetime:
+        """When it last changed."""
+        return from_us(self.updated_us)
+
+    def require(self, state: PositionState, verb: str) -> None:
+        """Raise `WrongState` unless the position is in `state`."""
+        if self.state != state:
+            raise WrongState(
+                f"cannot {verb} {self.position_id}: it is {self.state}, {verb} needs {state} (since seq {self.updated_seq})"
+            )
+
+
+def position_id(portfolio: str, number: int) -> str:
+    """The public name of a position."""
+    return f"{portfolio}-{number}"
+
+
+def split_position_id(value: object) -> tuple[str, int]:
+    """`main-17` -> (`main`, 17). Raises `InvalidRequest` for anything that no ledger gave out."""
+    if isinstance(value, str):
+        portfolio, dash, number = value.rpartition("-")
+        if dash and portfolio and number.isascii() and number.isdigit() and len(number) <= 18:
+            return portfolio, int(number)
+    raise InvalidRequest(f"position_id must look like 'main-17', got {value!r}", field="position_id")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer to one command, always recorded, granted or denied.
+
+    outcome: `granted` or `denied` for what asks (reserve, extend), `applied` for what states a fact or an order.
+    budget: USD granted and held. quantity: base units both legs accept, None without instruments.
+    fraction, raw_budget: the sizing formula's figures before any cap. headroom_before: of the whole portfolio, USD.
+    exposure_before, exposure_after: held + open of the whole portfolio, USD.
+    binding: the scope or constraint that decided the size or the denial.
+    replayed: True when the key had been answered before and this is that answer again.
+    seq, hash: place in the portfolio's audit chain; both None for a dry run, which is not recorded.
+    """
+
+    portfolio: str
+    seq: int | None
+    command: str
+    key: str
+    outcome: Outcome
+    reason: str | None
+    position_id: str | None
+    budget: Decimal | None
+    quantity: Decimal | None
+    fraction: Decimal | None
+    raw_budget: Decimal | None
+    headroom_before: Decimal | None
+    exposure_before: Decimal
+    exposure_after: Decimal
+    binding: str | None
+    expires_at: datetime | None
+    decided_at: datetime
+    request: str = field(repr=False)
+    trace: str = field(repr=False)
+    hash: str | None = field(repr=False)
+    replayed: bool = False
+
+    @property
+    def granted(self) -> bool:
+        """True for a grant and for nothing else: a fact merely recorded is `applied`, a refusal `denied`."""
+        return self.outcome == "granted"
+
+    def raise_for_denial(self) -> "Decision":
+        """Return the decision, or raise `Denied` carrying it."""
+        if self.outcome == "denied":
+            raise Denied(self)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeExposure:
+    """One scope's row: what it may have and what it has, in USD. `cap` and `headroom` are None where only counted."""
+
+    scope: str
+    cap: Decimal | None
+    held: Decimal
+    open: Decimal
+    status: Status
+
+    @property
+    def exposure(self) -> Decimal:
+        """held + open."""
+        with exactly():
+            return self.held + self.open
+
+    @property
+    def headroom(self) -> Decimal | None:
+        """cap - exposure, never below 0; None without a cap."""
+        if self.cap is None:
+            return None
+        with exactly():
+            return max(self.cap - self.exposure, Decimal(0))
+
+    @property
+    def overage(self) -> Decimal:
+        """What stands above the cap: facts (fills, a lowered cap) may, grants never do."""
+        if self.cap is None:
+            return Decimal(0)
+        with exactly():
+            return max(self.exposure - self.cap, Decimal(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """A portfolio's exposure at `seq`: the whole first, then one row per scope."""
+
+    portfolio: str
+    seq: int
+    scopes: tuple[ScopeExposure, ...]
+
+    @property
+    def whole(self) -> ScopeExposure:
+        """The row of the portfolio itself."""
+        return next(row for row in self.scopes if row.scope == PORTFOLIO_SCOPE)
+
+    @property
+    def cap(self) -> Decimal | None:
+        """The portfolio's cap, USD."""
+        return self.whole.cap
+
+    @property
+    def held(self) -> Decimal:
+        """USD in live reservations."""
+        return self.whole.held
+
+    @property
+    def open(self) -> Decimal:
+        """USD in open positions."""
+        return self.whole.open
+
+    @property
+    def exposure(self) -> Decimal:
+        """held + open, USD."""
+        return self.whole.exposure
+
+    @property
+    def headroom(self) -> Decimal | None:
+        """USD the portfolio's cap leaves."""
+        return self.whole.headroom
+
+    @property
+    def overage(self) -> Decimal:
+        """USD above the cap."""
+        return self.whole.overage
+
+    @property
+    def status(self) -> Status:
+        """`active`, `reducing` or `halted`."""
+        return self.whole.status
+
+    def scope(self, name: str) -> ScopeExposure:
+        """One scope by name (`venue=bybit`); a scope nobody used yet counts zero and has no cap."""
+        for row in self.scopes:
+            if row.scope == name:
+                return row
+        return ScopeExposure(name, None, Decimal(0), Decimal(0), "active")
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a listing. `cursor` continues it (None: this was the last); it stays right while rows are added."""
+
+    items: tuple[T, ...]
+    cursor: str | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> T:
+        return self.items[index]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing `verify` found wrong. `seq` is the decision it concerns; `what` says it in words."""
+
+    portfolio: str
+    seq: int | None
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify` read and found. Findings come in order of seq; `heads` are (seq, hash) per portfolio."""
+
+    findings: tuple[Finding, ...]
+    decisions: int
+    positions: int
+    heads: Mapping[str, tuple[int, str]]
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is wrong."""
+        return not self.findings
+
+    @property
+    def first(self) -> Finding | None:
+        """The finding with the lowest seq."""
+        return self.findings[0] if self.findings else None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a decision came out as it did: `text` for people, `data` for programs (decimals as strings)."""
+
+    decision: Decision
+    text: str
+    data: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.text

@@ -1,0 +1,93 @@
+"""A reservation for the length of a `with` block."""
+
+from typing import Any
+
+from ledger_sizer.commands import Confirm, Release
+from ledger_sizer.domain import Decision
+from ledger_sizer.errors import LedgerError, WrongState
+from ledger_sizer.telemetry import get_logger
+from ledger_sizer.verbs import Runs, RunsAsync
+
+log = get_logger(__name__)
+
+
+class _Granted:
+    """What a blocking and an awaitable hold share: the grant, and the commands that end it."""
+
+    def __init__(self, decision: Decision) -> None:
+        self.decision = decision.raise_for_denial()
+        self.confirmed = False
+
+    @property
+    def position_id(self) -> str:
+        """The position held."""
+        assert self.decision.position_id is not None, "a granted reservation has a position"
+        return self.decision.position_id
+
+    def __getattr__(self, name: str) -> Any:
+        """Budget, quantity, expires_at and the rest of the decision."""
+        return getattr(self.decision, name)
+
+    def _confirm(self, fill: dict[str, Any]) -> Confirm:
+        fill.setdefault("key", f"{self.decision.key}/confirm")
+        return Confirm(position_id=self.position_id, **fill)
+
+    def _release(self) -> Release:
+        return Release(key=f"{self.decision.key}/release", position_id=self.position_id)
+
+    def _not_released(self, error: LedgerError) -> None:
+        # The block's own exception is what the caller must see; the hold ends by itself at its expiry.
+        expired = isinstance(error, WrongState)
+        (log.info if expired else log.warning)("hold.not_released", position=self.position_id, error=str(error))
+
+
+class Hold(_Granted):
+    """A granted reservation. `confirm` keeps it beyond the block; an exception before that gives it back."""
+
+    def __init__(self, runner: Runs, decision: Decision) -> None:
+        super().__init__(decision)
+        self._runner = runner
+
+    def confirm(self, **fill: Any) -> Decision:
+        """Record the fill (arguments of `Ledger.confirm`; `key` defaults to the reservation's key + `/confirm`)."""
+        decision = self._runner.run(self._confirm(fill))
+        self.confirmed = True
+        return decision
+
+    def release(self) -> Decision:
+        """Give the hold back now."""
+        return self._runner.run(self._release())
+
+    def release_after_failure(self) -> None:
+        """Give it back while an exception passes, unless it was confirmed; never raises a `LedgerError`."""
+        if not self.confirmed:
+            try:
+                self.release()
+            except LedgerError as error:
+                self._not_released(error)
+
+
+class AsyncHold(_Granted):
+    """`Hold` for coroutines."""
+
+    def __init__(self, runner: RunsAsync, decision: Decision) -> None:
+        super().__init__(decision)
+        self._runner = runner
+
+    async def confirm(self, **fill: Any) -> Decision:
+        """Record the fill. See `Hold.confirm`."""
+        decision = await self._runner.run_async(self._confirm(fill))
+        self.confirmed = True
+        return decision
+
+    async def release(self) -> Decision:
+        """Give the hold back now."""
+        return await self._runner.run_async(self._release())
+
+    async def release_after_failure(self) -> None:
+        """Give it back while an exception passes. See `Hold.release_after_failure`."""
+        if not self.confirmed:
+            try:
+                await self.release()
+            except LedgerError as error:
+                self._not_released(error)

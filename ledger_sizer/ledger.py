@@ -1,0 +1,322 @@
+"""The ledger everyone uses: embedded in a bot, behind the command line, behind HTTP.
+
+    with Ledger.open("sqlite:///ledger.db") as ledger:
+        decision = ledger.reserve(key="cycle-17/BTC", portfolio="main", signal_score=Decimal("0.9"))
+
+Writing goes through one thread that commits in groups; reads have connections of their own and never wait for it.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy import Engine
+
+from ledger_sizer import commands
+from ledger_sizer.batch import AnyCommand, Group, Result, decide_batch
+from ledger_sizer.commands import Reserve
+from ledger_sizer.config import AppSettings
+from ledger_sizer.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
+from ledger_sizer.domain import Decision, Explanation, Exposure, Page, Position, VerifyReport, to_us
+from ledger_sizer.errors import Busy, InternalError, InvalidRequest, LedgerError, Unavailable
+from ledger_sizer.explain import explain
+from ledger_sizer.hold import AsyncHold, Hold
+from ledger_sizer.policy import Policy
+from ledger_sizer.queries import Queries
+from ledger_sizer.store import WriteStore, needs_of
+from ledger_sizer.telemetry import get_logger
+from ledger_sizer.verbs import verb, verb_async
+from ledger_sizer.verify import Progress, verify
+from ledger_sizer.writer import Answer, Writer
+
+log = get_logger(__name__)
+_stdlib_log = logging.getLogger(__name__)
+
+Clock = Callable[[], datetime]
+
+
+def _open_store(engine: Engine, settings: AppSettings) -> WriteStore:
+    if is_sqlite(engine.url):
+        from ledger_sizer.store_sqlite import SqliteStore  # noqa: PLC0415
+
+        return SqliteStore(engine)
+    from ledger_sizer.store_postgresql import PostgresStore  # noqa: PLC0415 - needs the extra `postgres`
+
+    return PostgresStore(engine, lock_timeout_seconds=settings.ledger.busy_timeout_seconds)
+
+
+class Ledger:
+    """One open ledger. Safe to share between threads and event loops; not across a fork.
+
+    Every verb answers with a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the
+    same request gives the same decision again (`replayed`), also after a restart, also a denial.
+    """
+
+    def __init__(self, url: str, settings: AppSettings, clock: Clock | None) -> None:
+        """Use `Ledger.open`."""
+        self.settings = settings
+        self._clock = clock
+        self._policy = Policy.of(settings)
+        self._write_engine = make_engine(url, settings.ledger)
+        self._read_engine = make_engine(url, settings.ledger, read_only=True)
+        self._store = _open_store(self._write_engine, settings)
+        self._queries = Queries(self._read_engine)
+        self._writer = Writer(
+            self._process,
+            batch_size_max=settings.ledger.batch_size_max,
+            queue_size_max=settings.ledger.queue_size_max,
+            name="ledger-writer",
+        )
+        self._closed = False
+
+    @classmethod
+    def open(cls, url: str | None = None, *, settings: AppSettings | None = None, clock: Clock | None = None) -> Self:
+        """Open a ledger.
+
+        url: `sqlite:///FILE` or `postgresql://user@host/name`; the settings' `database_url` when None. A SQLite file
+        is created and migrated as needed; a server's database that is behind is refused with the command to run.
+        settings: read from the environment when None. clock: the time source, an aware UTC datetime; None means this
+        machine's clock for SQLite and the server's clock for PostgreSQL, which all hosts share.
+        Raises `InvalidRequest`, `SchemaOutdated`, `Unavailable`.
+        """
+        settings = settings or AppSettings()
+        url = url or settings.ledger.database_url
+        engine = make_engine(url, settings.ledger)
+        try:
+            if is_sqlite(engine.url) and (schema_version(engine) or "") < SCHEMA_HEAD:
+                upgrade(engine.url)
+            require_head(engine)
+        finally:
+            engine.dispose()
+        return cls(url, settings, clock)
+
+    # Verbs: blocking, and awaitable under the same name with `_async`.
+    reserve = verb(commands.Reserve)
+    confirm = verb(commands.Confirm)
+    release = verb(commands.Release)
+    extend = verb(commands.Extend)
+    set_cap = verb(commands.SetCap)
+    halt = verb(commands.Halt)
+    resume = verb(commands.Resume)
+    adopt = verb(commands.Adopt)
+    reserve_async = verb_async(commands.Reserve)
+    confirm_async = verb_async(commands.Confirm)
+    release_async = verb_async(commands.Release)
+    extend_async = verb_async(commands.Extend)
+    set_cap_async = verb_async(commands.SetCap)
+    halt_async = verb_async(commands.Halt)
+    resume_async = verb_async(commands.Resume)
+    adopt_async = verb_async(commands.Adopt)
+
+    def run(self, command: AnyCommand) -> Decision:
+        """Answer one command object; what the verbs do after building theirs."""
+        if type(command) is Reserve and command.dry_run:
+            return self._dry_run(command)
+        return _only(self._writer.submit(Group((command,))).result())
+
+    async def run_async(self, command: AnyCommand) -> Decision:
+        """`run`, awaitable. Cancelling the caller does not undo the command; its key tells what became of it."""
+        if type(command) is Reserve and command.dry_run:
+            return await asyncio.to_thread(self._dry_run, command)
+        return _only(await self._writer.submit_async(Group((command,))))
+
+    def submit(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
+        """Answer many commands in one go: a list of the same order and length.
+
+        Independent (the default): each has its own `Decision`, or the `LedgerError` it met, in its place (an error's
+        `granted` is False, so it cannot be mistaken for a grant). atomic: all take effect or none; where one is
+        denied all are, and an error is raised with nothing recorded.
+        """
+        group = _group(commands, atomic)
+        return _settled(self._writer.submit(group).result(), group) if group.commands else []
+
+    async def submit_async(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
+        """`submit`, awaitable."""
+        group = _group(commands, atomic)
+        return _settled(await self._writer.submit_async(group), group) if group.commands else []
+
+    @contextmanager
+    def hold(self, **request: Any) -> Iterator[Hold]:
+        """Reserve for the length of a `with` block, and give back what it did not confirm.
+
+        Takes the arguments of `reserve`. Raises `Denied` when the reservation is denied. Leaving the block by an
+        exception releases the hold unless `confirm` was called; leaving it normally leaves it to live out its time.
+        """
+        hold = Hold(self, self.reserve(**request))
+        try:
+            yield hold
+        except BaseException:
+            hold.release_after_failure()
+            raise
+
+    @asynccontextmanager
+    async def hold_async(self, **request: Any) -> AsyncIterator[AsyncHold]:
+        """`hold`, for `async with`."""
+        hold = AsyncHold(self, await self.reserve_async(**request))
+        try:
+            yield hold
+        except BaseException:
+            await hold.release_after_failure()
+            raise
+
+    def sweep(self, portfolio: str | None = None) -> int:
+        """Free the holds whose time is over, in one portfolio or in all. Returns how many were freed.
+
+        Every write batch does the same for the portfolios it touches; a sweep is for those nobody writes to.
+        """
+        names = [portfolio] if portfolio else self._queries.portfolios_with_expired(self._now_us())
+        return sum(len(self._writer.submit(Group((), sweep=name)).result()) for name in names)
+
+    # Reads: each on its own connection, one consistent snapshot each.
+
+    def portfolios(self) -> list[str]:
+        """Names of all portfolios."""
+        return self._queries.portfolios()
+
+    def exposure(self, portfolio: str = "main") -> Exposure:
+        """Cap, held, open, headroom and status of a portfolio and each of its scopes. `NotFound` if there is none."""
+        return self._queries.exposure(portfolio)
+
+    def position(self, position_id: str) -> Position:
+        """One position by its name. Raises `NotFound`."""
+        return self._queries.position(position_id)
+
+    def positions(self, portfolio: str | None = None, **filters: Any) -> Page[Position]:
+        """Positions, oldest first. Filters: state=, tags=, cursor=, limit= (see `Queries.positions`)."""
+        return self._queries.positions(portfolio, **filters)
+
+    def history(self, portfolio: str = "main", **filters: Any) -> Page[Decision]:
+        """Decisions, newest first.
+
+        Filters: symbol=, strategy=, outcome=, reason=, command=, since=, until=, cursor=, limit= (see
+        `Queries.history`).
+        """
+        return self._queries.history(portfolio, **filters)
+
+    def decision(self, seq: int, portfolio: str = "main") -> Decision:
+        """One decision by its place in the portfolio's chain. Raises `NotFound`."""
+        return self._queries.decision(portfolio, seq)
+
+    def explain(self, reference: int | str, portfolio: str = "main") -> Explanation:
+        """Why a decision came out as it did: by seq (of `portfolio`), or by position_id (the one that made it)."""
+        return explain(self._queries.resolve(reference, portfolio))
+
+    def verify(self, portfolio: str | None = None, progress: Progress | None = None) -> VerifyReport:
+        """Check the audit chain from its start and recompute every counter from the position rows.
+
+        Reads one snapshot in constant memory. progress: called with (decisions done, decisions in all) now and then.
+        """
+        return verify(self._read_engine, portfolio, progress)
+
+    # Life.
+
+    def close(self) -> None:
+        """Stop accepting, answer everything accepted, close the connections. Closing twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._writer.close(self.settings.ledger.close_timeout_seconds):
+            log.error("ledger.close_timeout", pending=self._writer.pending)
+        else:
+            self._store.close()
+        self._write_engine.dispose()
+        self._read_engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # The writer's side: everything below runs on its thread, but for `_dry_run`.
+
+    def _now_us(self) -> int | None:
+        return None if self._clock is None else to_us(self._clock())
+
+    def _process(self, groups: Sequence[Group]) -> list[Answer]:
+        """Answer a batch: try, try again after a conflict or a lost connection, isolate what the database refuses."""
+        own_hashes: frozenset[str] = frozenset()
+        attempt = 0
+        while True:
+            sealed: list[str] = []
+            try:
+                return list(self._commit(groups, own_hashes, sealed))
+            except Exception as error:
+                self._store.rollback()
+                fault = self._store.fault(error)
+                # A commit whose outcome is unknown may have happened: these hashes tell its decisions from a replay's.
+                own_hashes |= frozenset(sealed)
+                if fault == "refused":
+                    return self._isolate(groups, error)
+                if fault == "lost":
+                    self._store.reset()
+                attempt += 1
+                log.warning("ledger.retry", fault=fault, attempt=attempt, error=str(error).strip())
+                if attempt > self.settings.ledger.retries_max:
+                    return [_given_up(fault, error) for _ in groups]
+                time.sleep(random.uniform(0.5, 1) * min(0.02 * 2**attempt, 1))
+
+    def _commit(self, groups: Sequence[Group], own_hashes: frozenset[str], sealed: list[str]) -> list[list[Result]]:
+        needs = needs_of(groups)
+        states, now_us = self._store.begin(needs, self._now_us(), self._policy.new_portfolio_cap_e8)
+        results = decide_batch(states, groups, now_us, self._policy, own_hashes)
+        sealed += [record.hash for state in states.values() for record, _ in state.sealed]
+        self._store.commit(states.values())
+        if _stdlib_log.isEnabledFor(logging.INFO):
+            for state in states.values():
+                for record, _ in state.sealed:
+                    log.info("decision", **record.logged())
+        return results
+
+    def _isolate(self, groups: Sequence[Group], error: Exception) -> list[Answer]:
+        """The database refused the batch: answer its groups one by one, so that only the guilty one fails."""
+        if len(groups) > 1:
+            return [self._process([group])[0] for group in groups]
+        log.error("ledger.refused", error=str(error).strip())
+        return [InternalError(f"the database refused the command, nothing was recorded: {str(error).strip()}")]
+
+    def _dry_run(self, command: Reserve) -> Decision:
+        """Decide against the present state without a lock, a hold or a record."""
+        state, now_us = self._queries.state_for(command, self._now_us(), self._policy.new_portfolio_cap_e8)
+        decision = _only(decide_batch({state.name: state}, [Group((command,))], now_us, self._policy)[0])
+        return replace(decision, seq=None, hash=None, position_id=None)
+
+
+def _group(commands: Sequence[AnyCommand], atomic: bool) -> Group:
+    for command in commands:
+        if not isinstance(command, AnyCommand):
+            raise InvalidRequest(f"submit takes command objects such as Reserve(...), got {command!r}")
+        if isinstance(command, Reserve) and command.dry_run:
+            raise InvalidRequest("submit records what it answers; ask a dry run with reserve(..., dry_run=True)")
+    return Group(tuple(commands), atomic)
+
+
+def _only(results: list[Result]) -> Decision:
+    (result,) = results
+    if isinstance(result, LedgerError):
+        raise result
+    return result
+
+
+def _settled(results: list[Result], group: Group) -> list[Result]:
+    if group.atomic:
+        for result in results:
+            if isinstance(result, LedgerError):
+                raise result
+    return results
+
+
+def _given_up(fault: str, error: Exception) -> LedgerError:
+    what = str(error).strip()
+    if fault == "conflict":
+        return Busy(f"the database is contended: {what}; nothing was recorded, retry with the same key")
+    return Unavailable(f"the database is away: {what}; retry with the same key, it settles what happened")

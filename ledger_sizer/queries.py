@@ -1,0 +1,225 @@
+"""Reading: exposure, positions, history. Reads have their own connections and never wait for the writer."""
+
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, and_, func, select, tuple_
+
+from ledger_sizer.commands import Reserve, portfolio_name
+from ledger_sizer.database import tag_value
+from ledger_sizer.domain import (
+    PORTFOLIO_SCOPE,
+    Decision,
+    Exposure,
+    Page,
+    Position,
+    ScopeExposure,
+    split_position_id,
+    to_us,
+)
+from ledger_sizer.errors import InvalidRequest, NotFound
+from ledger_sizer.records import GENESIS_HASH
+from ledger_sizer.state import PortfolioState, ScopeState, scopes_of
+from ledger_sizer.store import position_of, record_of, scope_of
+from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.units import usd
+
+LIMIT_MAX = 1000
+STATES = ("held", "open", "closed", "released", "expired")
+LIVE = "live"
+"""Accepted as a state filter: held or open."""
+
+_SCOPES = ScopeRow.__table__
+_POSITIONS = PositionRow.__table__
+_DECISIONS = DecisionRow.__table__
+
+
+class Queries:
+    """The reads of one ledger, each in one consistent snapshot."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def portfolios(self) -> list[str]:
+        """Names of all portfolios, sorted."""
+        with self._engine.begin() as connection:
+            return list(connection.execute(select(PortfolioRow.name).order_by(PortfolioRow.name)).scalars())
+
+    def portfolios_with_expired(self, now_us: int | None) -> list[str]:
+        """Names of the portfolios that have a hold whose time is over."""
+        now_us = time.time_ns() // 1000 if now_us is None else now_us
+        due = select(PositionRow.portfolio_id).where(PositionRow.state == "held", PositionRow.expires_us <= now_us)
+        query = select(PortfolioRow.name).where(PortfolioRow.id.in_(due)).order_by(PortfolioRow.id)
+        with self._engine.begin() as connection:
+            return list(connection.execute(query).scalars())
+
+    def exposure(self, portfolio: str) -> Exposure:
+        """A portfolio's counters, the whole first. One statement, so that its rows belong together."""
+        query = (
+            select(PortfolioRow.last_seq, *_SCOPES.columns)
+            .join_from(PortfolioRow, ScopeRow)
+            .where(PortfolioRow.name == portfolio_name(portfolio))
+            .order_by(ScopeRow.scope != PORTFOLIO_SCOPE, ScopeRow.scope)
+        )
+        with self._engine.begin() as connection:
+            rows = connection.execute(query).all()
+        if not rows:
+            raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
+        scopes = [scope_of(row[1:]) for row in rows]
+        return Exposure(portfolio, rows[0][0], tuple(_scope_exposure(scope) for scope in scopes))
+
+    def position(self, position_id: str) -> Position:
+        """One position by its name."""
+        portfolio, number = split_position_id(position_id)
+        query = _of_portfolio(select(*_POSITIONS.columns), PositionRow.portfolio_id, portfolio)
+        with self._engine.begin() as connection:
+            row = connection.execute(query.where(PositionRow.number == number)).one_or_none()
+        if row is None:
+            raise NotFound(f"no position {position_id!r}")
+        return position_of(portfolio, row)
+
+    def positions(
+        self,
+        portfolio: str | None = None,
+        *,
+        state: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> Page[Position]:
+        """Positions, oldest first.
+
+        portfolio: one, or all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open).
+        tags: all must match. cursor: of the page before. limit: 1 to 1000.
+        """
+        query = select(PortfolioRow.name, *_POSITIONS.columns).join_from(PortfolioRow, PositionRow)
+        if portfolio is not None:
+            query = query.where(PortfolioRow.name == portfolio_name(portfolio))
+        if state is not None:
+            query = query.where(PositionRow.state.in_(_states(state)))
+        for name, value in (tags or {}).items():
+            query = query.where(tag_value(PositionRow.tags, name) == value)
+        if cursor is not None:
+            query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > _cursor(cursor, 2))
+        query = query.order_by(PositionRow.portfolio_id, PositionRow.number).limit(_limit(limit) + 1)
+        with self._engine.begin() as connection:
+            rows = connection.execute(query).all()
+        items = tuple(position_of(row[0], row[1:]) for row in rows[:limit])
+        return Page(items, f"{rows[limit - 1][1]}:{items[-1].number}" if len(rows) > limit else None)
+
+    def history(
+        self,
+        portfolio: str = "main",
+        *,
+        symbol: str | None = None,
+        strategy: str | None = None,
+        command: str | None = None,
+        outcome: str | None = None,
+        reason: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        cursor: str | None = None,
+        limit: int = 100,
+        ascending: bool = False,
+    ) -> Page[Decision]:
+        """Decisions of a portfolio, newest first (`ascending`: oldest first).
+
+        symbol, strategy: the tags of these names. since (inclusive), until (exclusive): aware datetimes.
+        cursor: of the page before; it stays right while decisions are added. limit: 1 to 1000.
+        """
+        order = DecisionRow.seq if ascending else DecisionRow.seq.desc()
+        query = _of_portfolio(select(*_DECISIONS.columns), DecisionRow.portfolio_id, portfolio).order_by(order)
+        exact = ((DecisionRow.command, command), (DecisionRow.outcome, outcome), (DecisionRow.reason, reason))
+        for column, value in exact:
+            if value is not None:
+                query = query.where(column == value)
+        for name, value in (("symbol", symbol), ("strategy", strategy)):
+            if value is not None:
+                query = query.where(tag_value(DecisionRow.tags, name) == value)
+        if since is not None:
+            query = query.where(DecisionRow.decided_us >= to_us(since))
+        if until is not None:
+            query = query.where(DecisionRow.decided_us < to_us(until))
+        if cursor is not None:
+            (seq,) = _cursor(cursor, 1)
+            query = query.where(DecisionRow.seq > seq if ascending else DecisionRow.seq < seq)
+        with self._engine.begin() as connection:
+            self._require(connection, portfolio)
+            rows = connection.execute(query.limit(_limit(limit) + 1)).all()
+        items = tuple(record_of(portfolio, row).decision() for row in rows[:limit])
+        return Page(items, str(items[-1].seq) if len(rows) > limit else None)
+
+    def decision(self, portfolio: str, seq: int) -> Decision:
+        """One decision by its place in the chain."""
+        if isinstance(seq, bool) or not isinstance(seq, int):
+            raise InvalidRequest(f"seq must be a whole number, got {seq!r}", field="seq")
+        query = _of_portfolio(select(*_DECISIONS.columns), DecisionRow.portfolio_id, portfolio)
+        with self._engine.begin() as connection:
+            row = connection.execute(query.where(DecisionRow.seq == seq)).one_or_none()
+        if row is None:
+            raise NotFound(f"no decision {seq} in portfolio {portfolio!r}")
+        return record_of(portfolio, row).decision()
+
+    def resolve(self, reference: int | str, portfolio: str) -> Decision:
+        """The decision a seq or a position's name stands for: a position's number is the seq that made it."""
+        if isinstance(reference, str):
+            portfolio, reference = split_position_id(reference)
+        return self.decision(portfolio, reference)
+
+    def state_for(self, command: Reserve, now_us: int | None, new_cap_e8: int) -> tuple[PortfolioState, int]:
+        """What a reservation would be decided against now, read without a lock (for a dry run)."""
+        now_us = time.time_ns() // 1000 if now_us is None else now_us
+        with self._engine.begin() as connection:
+            found = connection.execute(select(PortfolioRow).where(PortfolioRow.name == command.portfolio)).one_or_none()
+            if found is None:
+                state = PortfolioState(0, command.portfolio, 0, GENESIS_HASH, 0)
+                state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, new_cap_e8)
+                return state, now_us
+            state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
+            due = and_(PositionRow.state == "held", PositionRow.expires_us <= max(now_us, found.last_us))
+            query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
+            wanted = set(scopes_of(command.tags))
+            for row in connection.execute(query):
+                state.add_position(position_of(found.name, row))
+                wanted.update(scopes_of(state.positions[row.number].tags))
+            scopes = select(*_SCOPES.columns).where(ScopeRow.portfolio_id == found.id, ScopeRow.scope.in_(wanted))
+            state.scopes = {row.scope: scope_of(row) for row in connection.execute(scopes)}
+            return state, now_us
+
+    def _require(self, connection: Connection, portfolio: str) -> None:
+        query = select(func.count()).select_from(PortfolioRow).where(PortfolioRow.name == portfolio_name(portfolio))
+        if not connection.execute(query).scalar():
+            raise NotFound(f"no portfolio {portfolio!r}")
+
+
+def _of_portfolio(query: Select[Any], column: Any, portfolio: str) -> Select[Any]:
+    inner = select(PortfolioRow.id).where(PortfolioRow.name == portfolio_name(portfolio)).scalar_subquery()
+    return query.where(column == inner)
+
+
+def _scope_exposure(scope: ScopeState) -> ScopeExposure:
+    cap = None if scope.cap_e8 is None else usd(scope.cap_e8)
+    return ScopeExposure(scope.name, cap, usd(scope.held_e8), usd(scope.open_e8), scope.status)
+
+
+def _states(state: str) -> tuple[str, ...]:
+    if state == LIVE:
+        return ("held", "open")
+    if state not in STATES:
+        raise InvalidRequest(f"state must be one of {', '.join(STATES)} or {LIVE}, got {state!r}", field="state")
+    return (state,)
+
+
+def _limit(limit: int) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= LIMIT_MAX:
+        raise InvalidRequest(f"limit must be 1 to {LIMIT_MAX}, got {limit!r}", field="limit")
+    return limit
+
+
+def _cursor(cursor: str, parts: int) -> tuple[int, ...]:
+    fields = cursor.split(":") if isinstance(cursor, str) else []
+    if len(fields) != parts or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in fields):
+        raise InvalidRequest(f"cursor must come from the page before, got {cursor!r}", field="cursor")
+    return tuple(int(part) for part in fields)

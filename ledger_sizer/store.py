@@ -1,0 +1,139 @@
+"""What both databases share for writing: what a batch needs, and how rows become state and back.
+
+The writer's SQL is the driver's own, not the ORM's: one round trip loads and locks a batch, another writes and
+commits it. Columns come from the models, so a schema change cannot drift past this file.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from functools import lru_cache
+from typing import Any, Protocol
+
+from ledger_sizer.batch import Group
+from ledger_sizer.commands import Confirm, PositionCommand, Reserve
+from ledger_sizer.domain import PORTFOLIO_SCOPE, Position
+from ledger_sizer.instruments import legs_of, legs_text
+from ledger_sizer.records import DecisionRecord
+from ledger_sizer.state import PortfolioState, ScopeState, scopes_of, tags_text
+from ledger_sizer.tables import DecisionRow, PositionRow, ScopeRow
+from ledger_sizer.units import plain
+
+SCOPE_COLUMNS = tuple(ScopeRow.__table__.columns.keys())
+POSITION_COLUMNS = tuple(PositionRow.__table__.columns.keys())
+DECISION_COLUMNS = tuple(DecisionRow.__table__.columns.keys())
+assert DECISION_COLUMNS[1:] == DecisionRecord._fields[1:], "the decisions table and the record must list one order"
+
+
+@dataclass(slots=True)
+class PortfolioNeed:
+    """What a batch needs of one portfolio. `creates`: whether its commands may bring the portfolio into being."""
+
+    creates: bool = False
+    keys: set[str] = field(default_factory=set)
+    numbers: set[int] = field(default_factory=set)
+    late: set[int] = field(default_factory=set)
+    scopes: set[str] = field(default_factory=lambda: {PORTFOLIO_SCOPE})
+
+
+class WriteStore(Protocol):
+    """One writing connection to a ledger's database. `begin` locks; `commit` or `rollback` ends it."""
+
+    def begin(
+        self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
+    ) -> tuple[dict[str, PortfolioState], int]:
+        """Lock the portfolios in one order everywhere, load what the batch needs, tell the time.
+
+        now_us: the injected clock's time; None asks the database's clock where several hosts share one.
+        """
+
+    def commit(self, states: Iterable[PortfolioState]) -> None:
+        """Save what moved and commit. When this raises, the outcome may be unknown."""
+
+    def rollback(self) -> None:
+        """End the transaction without effect; never raises."""
+
+    def reset(self) -> None:
+        """Drop the connection; the next `begin` makes a new one."""
+
+    def fault(self, error: Exception) -> str:
+        """`conflict` (try again), `lost` (reconnect and try again) or `refused` (the data is at fault)."""
+
+    def close(self) -> None:
+        """Give the connection back."""
+
+
+def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
+    """Collect, per portfolio, the keys, positions and scopes these groups are about."""
+    needs = {group.sweep: PortfolioNeed() for group in groups if group.sweep is not None}
+    for command in [command for group in groups for command in group.commands]:
+        need = needs.get(command.portfolio)
+        if need is None:
+            need = needs[command.portfolio] = PortfolioNeed()
+        need.keys.add(command.key)
+        if isinstance(command, PositionCommand):
+            need.numbers.add(command.number)
+            if isinstance(command, Confirm):
+                need.late.add(command.number)
+            continue
+        need.creates = True
+        if isinstance(command, Reserve):
+            need.scopes.update(scopes_of(command.tags))
+        elif (tags := getattr(command, "tags", None)) is not None:
+            need.scopes.update(scopes_of(tags))
+        elif (scope := getattr(command, "scope", None)) is not None:
+            need.scopes.add(scope)
+    return needs
+
+
+@lru_cache(maxsize=8192)
+def _tags(text: str) -> dict[str, str]:
+    tags: dict[str, str] = json.loads(text)
+    return tags
+
+
+def position_of(portfolio: str, row: Sequence[Any]) -> Position:
+    """A position from its columns in table order."""
+    (_, number, state, tags, held_e8, open_e8, quantity, price, legs, expires, opened, updated, seq, origin) = row
+    return Position(
+        portfolio, number, state, _tags(tags), held_e8, open_e8,
+        None if quantity is None else Decimal(quantity), None if price is None else Decimal(price),
+        legs_of(legs), expires, opened, updated, seq, origin,
+    )  # fmt: skip
+
+
+def position_row(portfolio_id: int, position: Position) -> tuple[Any, ...]:
+    """A position's columns in table order."""
+    return (
+        portfolio_id, position.number, position.state, tags_text(position.tags), position.held_e8, position.open_e8,
+        None if position.quantity is None else plain(position.quantity),
+        None if position.price is None else plain(position.price),
+        legs_text(position.legs), position.expires_us, position.opened_us, position.updated_us,
+        position.updated_seq, position.origin,
+    )  # fmt: skip
+
+
+def scope_of(row: Sequence[Any]) -> ScopeState:
+    """A scope from its columns in table order."""
+    _, name, cap_e8, held_e8, open_e8, _, status = row
+    return ScopeState(name, cap_e8, held_e8, open_e8, status)
+
+
+def scope_row(portfolio_id: int, scope: ScopeState) -> tuple[Any, ...]:
+    """A scope's columns in table order."""
+    return (
+        portfolio_id, scope.name, scope.cap_e8, scope.held_e8, scope.open_e8, scope.overage_e8, scope.status
+    )  # fmt: skip
+
+
+def record_of(portfolio: str, row: Sequence[Any]) -> DecisionRecord:
+    """A decision's record from its columns in table order."""
+    return DecisionRecord(portfolio, *row[1:])
+
+
+def upsert(table: str, columns: Sequence[str], key: Sequence[str], source: str) -> str:
+    """`INSERT ... ON CONFLICT DO UPDATE` over all columns; both databases speak it alike."""
+    names = ", ".join(columns)
+    updates = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in key)
+    return f"INSERT INTO {table} ({names}) {source} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}"

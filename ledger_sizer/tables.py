@@ -1,0 +1,147 @@
+"""The schema: typed SQLAlchemy models, shared by migrations, queries and the writer's SQL.
+
+The database itself refuses a breach: counters cannot go below zero, exposure cannot exceed the cap without being
+recorded as overage, a position's amounts must fit its state, and decisions can be neither updated nor deleted.
+Money is whole 1e-8 USD in BIGINT (`_e8`), time whole microseconds since 1970 UTC in BIGINT (`_us`), prices and
+quantities exact decimal text, structures canonical JSON text.
+"""
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Text,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+_Key = BigInteger().with_variant(Integer, "sqlite")
+
+
+class Base(DeclarativeBase):
+    """Declarative base with one naming convention for constraints."""
+
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {int: BigInteger, str: Text}  # noqa: RUF012 - SQLAlchemy reads it from the class
+
+
+class PortfolioRow(Base):
+    """One pot of capital. Its row is what writers lock; it carries the head of the audit chain."""
+
+    __tablename__ = "portfolios"
+    __table_args__ = (CheckConstraint("last_seq >= 0", name="last_seq"),)
+
+    id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    last_seq: Mapped[int]
+    last_hash: Mapped[str]
+    last_us: Mapped[int]
+    created_us: Mapped[int]
+
+
+class ScopeRow(Base):
+    """A portfolio's counters: the whole (`portfolio`) or one tag (`venue=bybit`)."""
+
+    __tablename__ = "scopes"
+    __table_args__ = (
+        CheckConstraint("held_e8 >= 0", name="held"),
+        CheckConstraint("open_e8 >= 0", name="open"),
+        CheckConstraint("cap_e8 IS NULL OR cap_e8 >= 0", name="cap"),
+        CheckConstraint("overage_e8 >= 0", name="overage"),
+        CheckConstraint("cap_e8 IS NULL OR held_e8 + open_e8 <= cap_e8 + overage_e8", name="within_cap"),
+        CheckConstraint("cap_e8 IS NOT NULL OR scope <> 'portfolio'", name="portfolio_capped"),
+        CheckConstraint("status IN ('active', 'reducing', 'halted')", name="status"),
+    )
+
+    portfolio_id: Mapped[int] = mapped_column(ForeignKey("portfolios.id"), primary_key=True)
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    cap_e8: Mapped[int | None]
+    held_e8: Mapped[int]
+    open_e8: Mapped[int]
+    overage_e8: Mapped[int]
+    status: Mapped[str]
+
+
+class PositionRow(Base):
+    """One position; `number` is the seq of the decision that made it. `origin`: the expired one it fills late."""
+
+    __tablename__ = "positions"
+    __table_args__ = (
+        CheckConstraint("state IN ('held', 'open', 'closed', 'released', 'expired')", name="state"),
+        CheckConstraint("held_e8 >= 0 AND (held_e8 > 0) = (state = 'held')", name="held"),
+        CheckConstraint("open_e8 >= 0 AND (open_e8 > 0) = (state = 'open')", name="open"),
+        CheckConstraint("state <> 'held' OR expires_us IS NOT NULL", name="expires"),
+        CheckConstraint("state <> 'open' OR (quantity IS NOT NULL AND price IS NOT NULL)", name="filled"),
+        Index("ix_positions_live", "portfolio_id", "number", postgresql_where=text("state IN ('held', 'open')"),
+              sqlite_where=text("state IN ('held', 'open')")),
+        Index("ix_positions_expiry", "portfolio_id", "expires_us", postgresql_where=text("state = 'held'"),
+              sqlite_where=text("state = 'held'")),
+        Index("uq_positions_origin", "portfolio_id", "origin", unique=True,
+              postgresql_where=text("origin IS NOT NULL"), sqlite_where=text("origin IS NOT NULL")),
+    )  # fmt: skip
+
+    portfolio_id: Mapped[int] = mapped_column(ForeignKey("portfolios.id"), primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    state: Mapped[str]
+    tags: Mapped[str]
+    held_e8: Mapped[int]
+    open_e8: Mapped[int]
+    quantity: Mapped[str | None]
+    price: Mapped[str | None]
+    legs: Mapped[str]
+    expires_us: Mapped[int | None]
+    opened_us: Mapped[int]
+    updated_us: Mapped[int]
+    updated_seq: Mapped[int]
+    origin: Mapped[int | None]
+
+
+class DecisionRow(Base):
+    """One decision, append-only. `hash` chains every other column of the row to the row before."""
+
+    __tablename__ = "decisions"
+    __table_args__ = (
+        CheckConstraint("seq >= 1", name="seq"),
+        CheckConstraint("outcome IN ('granted', 'denied', 'applied')", name="outcome"),
+        CheckConstraint("(outcome = 'denied') = (reason IS NOT NULL)", name="reason"),
+        Index("uq_decisions_portfolio_id_key", "portfolio_id", "key", unique=True),
+        Index("ix_decisions_position", "portfolio_id", "position", "seq",
+              postgresql_where=text("position IS NOT NULL"), sqlite_where=text("position IS NOT NULL")),
+    )  # fmt: skip
+
+    portfolio_id: Mapped[int] = mapped_column(ForeignKey("portfolios.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    command: Mapped[str]
+    key: Mapped[str]
+    outcome: Mapped[str]
+    reason: Mapped[str | None]
+    position: Mapped[int | None]
+    tags: Mapped[str]
+    budget_e8: Mapped[int | None]
+    quantity: Mapped[str | None]
+    fraction: Mapped[str | None]
+    raw_budget: Mapped[str | None]
+    held_delta_e8: Mapped[int]
+    open_delta_e8: Mapped[int]
+    headroom_e8: Mapped[int | None]
+    exposure_e8: Mapped[int]
+    binding: Mapped[str | None]
+    expires_us: Mapped[int | None]
+    decided_us: Mapped[int]
+    request: Mapped[str]
+    trace: Mapped[str]
+    hash: Mapped[str]
+
+

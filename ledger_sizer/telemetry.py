@@ -1,0 +1,56 @@
+"""Logging: structlog through the standard library, so that an application that embeds the ledger stays in charge.
+
+A library does not print by itself: where logging is not configured, only warnings and errors appear.
+"""
+
+import logging
+import sys
+from typing import Any, TextIO
+
+import structlog
+
+_SHARED = [
+    structlog.contextvars.merge_contextvars,
+    structlog.stdlib.add_logger_name,
+    structlog.stdlib.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True),
+    structlog.processors.StackInfoRenderer(),
+]
+
+
+def get_logger(name: str) -> Any:
+    """A structlog logger that hands its events, as a dictionary, to the standard library's logger of that name.
+
+    Events carry their figures as fields; the bound context of `structlog.contextvars` (such as a request id) is
+    merged into each.
+    """
+    return structlog.wrap_logger(
+        logging.getLogger(name),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        processors=[structlog.stdlib.filter_by_level, *_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+    )
+
+
+def configure_logging(level: str = "INFO", *, stream: TextIO | None = None) -> None:
+    """Write the package's log to standard error: console lines on a terminal, JSON lines elsewhere. For programs."""
+    stream = stream or sys.stderr
+    renderer = (
+        structlog.dev.ConsoleRenderer()
+        if stream.isatty()
+        else structlog.processors.JSONRenderer(sort_keys=True, default=str)
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=_SHARED,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                renderer,
+            ],
+        )
+    )
+    logger = logging.getLogger("ledger_sizer")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False

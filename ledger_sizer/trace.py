@@ -1,0 +1,51 @@
+"""The trace of a decision: what it saw, as canonical JSON that is stored, hashed and read by `explain`.
+
+    {"scopes": [[name, cap_e8 | null, held_e8, open_e8, status], ...],     each scope before the command
+     "policy": {...}, "match": {...}, "legs": [...], "note": "late_fill", "after": [...]}  where they apply
+"""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+
+from ledger_sizer.instruments import Leg, legs_text
+from ledger_sizer.sizing import Match
+from ledger_sizer.state import ScopeState
+from ledger_sizer.units import plain
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
+_quoted = lru_cache(maxsize=8192)(_encode)
+
+
+def _row(scope: ScopeState) -> str:
+    cap = "null" if scope.cap_e8 is None else scope.cap_e8
+    return f'[{_quoted(scope.name)},{cap},{scope.held_e8},{scope.open_e8},"{scope.status}"]'
+
+
+def trace_text(
+    scopes: Sequence[ScopeState],
+    *,
+    policy: str | None = None,
+    match: Match | None = None,
+    legs: Sequence[Leg] = (),
+    note: str | None = None,
+    after: ScopeState | None = None,
+) -> str:
+    """Write the trace. Built by hand because every decision pays for it and a general encoder costs thrice as much."""
+    parts = [f'"scopes":[{",".join([_row(scope) for scope in scopes])}]']
+    if policy is not None:
+        parts.append(f'"policy":{policy}')
+    if match is not None:
+        figures = {"step": plain(match.step), "raw_quantity": plain(match.raw_quantity)}
+        if match.notional_usd is not None:
+            figures["notional_usd"] = plain(match.notional_usd)
+        if match.reason is not None:
+            figures["reason"] = match.reason
+        parts.append(f'"match":{_encode(figures)}')
+    if legs:
+        parts.append(f'"legs":{legs_text(legs)}')
+    if note is not None:
+        parts.append(f'"note":{_quoted(note)}')
+    if after is not None:
+        parts.append(f'"after":{_row(after)}')
+    return "{" + ",".join(parts) + "}"

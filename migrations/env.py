@@ -1,0 +1,57 @@
+"""Alembic's entry: migrates the database named by the caller, by `-x url=...`, or by LEDGER_DATABASE_URL."""
+
+from logging.config import fileConfig
+
+from alembic import context
+
+from ledger_sizer.config import LedgerSettings
+from ledger_sizer.database import database_url, make_engine
+from ledger_sizer.tables import Base
+
+config = context.config
+if config.config_file_name is not None and config.attributes.get("url") is None:
+    fileConfig(config.config_file_name, disable_existing_loggers=False)
+
+OPTIONS = {
+    "target_metadata": Base.metadata,
+    "compare_type": True,
+    "render_as_batch": True,
+    "transaction_per_migration": True,
+}
+
+
+def _url():
+    given = config.attributes.get("url") or context.get_x_argument(as_dictionary=True).get("url")
+    return database_url(given or LedgerSettings().database_url) if not hasattr(given, "drivername") else given
+
+
+def run_offline() -> None:
+    """Print the SQL instead of running it (`alembic upgrade head --sql`)."""
+    context.configure(url=_url(), literal_binds=True, dialect_opts={"paramstyle": "named"}, **OPTIONS)
+    with context.begin_transaction():
+        context.run_migrations()
+
+
+def run_online() -> None:
+    """Migrate over a connection: one given by the caller, or a new one."""
+    given = config.attributes.get("connection")
+    if given is not None:
+        context.configure(connection=given, **OPTIONS)
+        with context.begin_transaction():
+            context.run_migrations()
+        return
+    engine = make_engine(_url())
+    try:
+        with engine.connect() as connection:
+            context.configure(connection=connection, **OPTIONS)
+            with context.begin_transaction():
+                context.run_migrations()
+            connection.commit()
+    finally:
+        engine.dispose()
+
+
+if context.is_offline_mode():
+    run_offline()
+else:
+    run_online()
