@@ -35,10 +35,10 @@ coverage: $(READY)  ## Run the tests and show the lines they do not reach
 
 lint: $(READY)  ## Check style and formatting with ruff
 	$(BIN)/ruff check $(ARGS)
-	$(BIN)/ruff format --check --quiet
+	$(BIN)/ruff format --check
 
 format: $(READY)  ## Format the code and mend what ruff can mend safely
-	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 
 types: $(READY)  ## Check types with mypy, strictly

@@ -30,7 +30,7 @@ _encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=T
 
 
 def portfolio_name(value: object) -> str:
-    """Return `value` if it may name a portfolio: 1..64 letters, digits, `_`, `.`, `-`, starting with letter or digit."""
+    """Return `value` if it may name a portfolio: 1 to 64 letters, digits, `_`, `.` or `-`, the first no sign."""
     if isinstance(value, str) and _PORTFOLIO.fullmatch(value):
         return value
     raise InvalidRequest(
@@ -120,9 +120,7 @@ class Command:
     def _check_key(self) -> None:
         label_text(self.key, "key", length_max=200)
         if self.key.startswith(SYSTEM_KEY_PREFIX):
-            raise InvalidRequest(
-                f"key {self.key!r}: the prefix {SYSTEM_KEY_PREFIX!r} is the ledger's own", field="key"
-            )
+            raise InvalidRequest(f"key {self.key!r}: the prefix {SYSTEM_KEY_PREFIX!r} is the ledger's own", field="key")
 
     def request_text(self) -> str:
         """Canonical JSON of everything asked but the key: equal requests give equal text."""

@@ -125,7 +125,7 @@ def migrations_folder() -> Path:
 
 def alembic_config(value: str | URL) -> Any:
     """Alembic's configuration for this database, usable without alembic.ini."""
-    from alembic.config import Config  # noqa: PLC0415 - costs most of a second to import
+    from alembic.config import Config
 
     config = Config()
     config.set_main_option("script_location", str(migrations_folder()))
@@ -135,14 +135,14 @@ def alembic_config(value: str | URL) -> Any:
 
 def upgrade(value: str | URL, revision: str = "head") -> None:
     """Migrate the database up to `revision`, creating everything in an empty one."""
-    from alembic import command  # noqa: PLC0415
+    from alembic import command
 
     command.upgrade(alembic_config(value), revision)
 
 
 def downgrade(value: str | URL, revision: str) -> None:
     """Migrate the database down to `revision` (`base` removes the ledger and all its data)."""
-    from alembic import command  # noqa: PLC0415
+    from alembic import command
 
     command.downgrade(alembic_config(value), revision)
 

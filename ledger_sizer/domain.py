@@ -115,7 +115,7 @@ class Position:
         """Raise `WrongState` unless the position is in `state`."""
         if self.state != state:
             raise WrongState(
-                f"cannot {verb} {self.position_id}: it is {self.state}, {verb} needs {state} (since seq {self.updated_seq})"
+                f"cannot {verb} {self.position_id}: {self.state} since seq {self.updated_seq}, {verb} needs {state}"
             )
 
 

@@ -71,7 +71,7 @@ def label_text(value: object, what: str, *, length_max: int = 128) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Leg:
-    """One side of a position on one venue. `quantity` in base units, `price` in USD per base unit (None until filled)."""
+    """One side of a position on one venue. quantity: base units. price: USD per base unit, None until filled."""
 
     venue: str
     symbol: str

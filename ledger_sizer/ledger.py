@@ -44,10 +44,10 @@ Clock = Callable[[], datetime]
 
 def _open_store(engine: Engine, settings: AppSettings) -> WriteStore:
     if is_sqlite(engine.url):
-        from ledger_sizer.store_sqlite import SqliteStore  # noqa: PLC0415
+        from ledger_sizer.store_sqlite import SqliteStore
 
         return SqliteStore(engine)
-    from ledger_sizer.store_postgresql import PostgresStore  # noqa: PLC0415 - needs the extra `postgres`
+    from ledger_sizer.store_postgresql import PostgresStore
 
     return PostgresStore(engine, lock_timeout_seconds=settings.ledger.busy_timeout_seconds)
 
@@ -250,7 +250,7 @@ class Ledger:
             sealed: list[str] = []
             try:
                 return list(self._commit(groups, own_hashes, sealed))
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001 - the store sorts driver errors, the rest is a defect
                 self._store.rollback()
                 fault = self._store.fault(error)
                 # A commit whose outcome is unknown may have happened: these hashes tell its decisions from a replay's.

@@ -151,7 +151,7 @@ class Queries:
         items = tuple(record_of(portfolio, row).decision() for row in rows[:limit])
         return Page(items, str(items[-1].seq) if len(rows) > limit else None)
 
-    def decision(self, portfolio: str, seq: int) -> Decision:
+    def decision(self, portfolio: str, seq: object) -> Decision:
         """One decision by its place in the chain."""
         if isinstance(seq, bool) or not isinstance(seq, int):
             raise InvalidRequest(f"seq must be a whole number, got {seq!r}", field="seq")
@@ -212,13 +212,13 @@ def _states(state: str) -> tuple[str, ...]:
     return (state,)
 
 
-def _limit(limit: int) -> int:
+def _limit(limit: object) -> int:
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= LIMIT_MAX:
         raise InvalidRequest(f"limit must be 1 to {LIMIT_MAX}, got {limit!r}", field="limit")
     return limit
 
 
-def _cursor(cursor: str, parts: int) -> tuple[int, ...]:
+def _cursor(cursor: object, parts: int) -> tuple[int, ...]:
     fields = cursor.split(":") if isinstance(cursor, str) else []
     if len(fields) != parts or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in fields):
         raise InvalidRequest(f"cursor must come from the page before, got {cursor!r}", field="cursor")

@@ -244,9 +244,7 @@ class DynamicSizer:
         fraction, raw, headroom, budget = self._budget(signal_score, current_exposure)
         if budget is None:
             binding, reason = ("portfolio", "cap_exceeded") if headroom <= 0 else ("signal_score", "below_min_notional")
-            return Sizing(
-                signal_score, fraction, raw, headroom, None, None, None, None, None, None, binding, reason
-            )
+            return Sizing(signal_score, fraction, raw, headroom, None, None, None, None, None, None, binding, reason)
         match = self._position_sizer.match(price, min(balance, budget), spot_instrument, perp_instrument)
         spend = min(balance, budget, self._position_sizer.max_position_size_usd)
         return Sizing(

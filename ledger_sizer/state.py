@@ -95,8 +95,8 @@ class PortfolioState:
         "name",
         "positions",
         "records",
-        "sealed",
         "scopes",
+        "sealed",
     )
 
     def __init__(self, id_: int, name: str, last_seq: int, last_hash: str, last_us: int) -> None:

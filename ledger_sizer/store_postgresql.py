@@ -14,7 +14,7 @@ from typing import Any
 
 import psycopg
 from psycopg import errors as pg
-from sqlalchemy import Engine, Table
+from sqlalchemy import Engine, FromClause
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.types import Text
 
@@ -39,7 +39,7 @@ ROW_SEPARATOR = "\x1e"
 _MEMO_MAX = 200_000
 
 
-def _source(table: Table, columns: Sequence[str], parameter: str) -> str:
+def _source(table: FromClause, columns: Sequence[str], parameter: str) -> str:
     """SELECT that turns one text parameter into typed rows."""
     casts = ", ".join(
         f"f[{place}]{'' if isinstance(table.columns[name].type, Text) else '::bigint'} AS {name}"
@@ -48,7 +48,7 @@ def _source(table: Table, columns: Sequence[str], parameter: str) -> str:
     # The WHERE is for PostgreSQL's grammar: without one, ON CONFLICT after SELECT reads as a join condition.
     return (
         f"SELECT {casts} FROM (SELECT string_to_array(line, E'\\x1f', E'\\x1d') AS f "
-        f"FROM string_to_table(%({parameter})s, E'\\x1e') AS line) AS rows WHERE true"
+        f"FROM string_to_table(%({parameter})s, E'\\x1e') AS line OFFSET 0) AS rows WHERE true"
     )
 
 
@@ -199,7 +199,7 @@ class PostgresStore:
         decisions: Sequence[Sequence[Any]],
         scopes: Sequence[Sequence[Any]],
     ) -> None:
-        unforeseen = set()
+        unforeseen: set[tuple[int, str]] = set()
         for row in positions:
             state = states[row[0]]
             position = position_of(state.name, row)
@@ -227,7 +227,7 @@ class PostgresStore:
         rows = {
             "decisions": ROW_SEPARATOR.join(
                 # The chain's text begins with the portfolio's name, the table's row with its id.
-                f"{state.id}{text[text.index(FIELD_SEPARATOR):]}{FIELD_SEPARATOR}{record.hash}"
+                f"{state.id}{text[text.index(FIELD_SEPARATOR) :]}{FIELD_SEPARATOR}{record.hash}"
                 for state in moved
                 for record, text in state.sealed
             ),

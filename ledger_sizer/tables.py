@@ -143,5 +143,3 @@ class DecisionRow(Base):
     request: Mapped[str]
     trace: Mapped[str]
     hash: Mapped[str]
-
-

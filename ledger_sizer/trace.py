@@ -1,7 +1,7 @@
 """The trace of a decision: what it saw, as canonical JSON that is stored, hashed and read by `explain`.
 
-    {"scopes": [[name, cap_e8 | null, held_e8, open_e8, status], ...],     each scope before the command
-     "policy": {...}, "match": {...}, "legs": [...], "note": "late_fill", "after": [...]}  where they apply
+{"scopes": [[name, cap_e8 | null, held_e8, open_e8, status], ...],     each scope before the command
+ "policy": {...}, "match": {...}, "legs": [...], "note": "late_fill", "after": [...]}  where they apply
 """
 
 import json

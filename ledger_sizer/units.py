@@ -7,9 +7,9 @@ Directions are fixed, never "to nearest": a budget rounds down (a caller may not
 a notional rounds up (the ledger counts at least what is at risk), a quantity rounds down to its step.
 """
 
+from contextlib import AbstractContextManager
 from decimal import ROUND_DOWN, Context, Decimal, localcontext
 from math import lcm
-from typing import ContextManager
 
 from ledger_sizer.errors import InvalidRequest
 
@@ -26,7 +26,7 @@ PRECISION = 150
 _CONTEXT = Context(prec=PRECISION, rounding=ROUND_DOWN)
 
 
-def exactly() -> ContextManager[Context]:
+def exactly() -> AbstractContextManager[Context]:
     """A decimal context wide enough that no product or floor division here is inexact.
 
     Libraries (ccxt among them) change the thread's context, so arithmetic never relies on it.

@@ -5,12 +5,13 @@ A verb takes exactly the arguments of its command type and returns the `Decision
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, Concatenate, ParamSpec, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from ledger_sizer.batch import AnyCommand
 from ledger_sizer.domain import Decision
 
 P = ParamSpec("P")
+M = TypeVar("M", bound=Callable[..., Any])
 
 
 class Runs(Protocol):
@@ -45,11 +46,12 @@ def verb_async(make: Callable[P, AnyCommand]) -> Callable[Concatenate[RunsAsync,
     return _dressed(method, make)
 
 
-def _dressed(method: Any, make: Any) -> Any:
+def _dressed(method: M, make: Any) -> M:
     """Give the method its command's documentation and signature, for `help()` and editors."""
     method.__name__ = method.__qualname__ = make.verb
     method.__doc__ = make.__doc__
     arguments = inspect.signature(make).parameters.values()
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    method.__signature__ = inspect.Signature([this, *arguments], return_annotation=Decision)
+    signature = inspect.Signature([this, *arguments], return_annotation=Decision)
+    method.__signature__ = signature  # type: ignore[attr-defined]
     return method

@@ -34,32 +34,31 @@ _FINDINGS_MAX = 100
 
 def verify(engine: Engine, portfolio: str | None = None, progress: Progress | None = None) -> VerifyReport:
     """Verify one portfolio, or all. Raises `NotFound` for a portfolio that does not exist."""
-    with engine.connect() as connection:
-        # One snapshot for all three readings, so that a busy ledger is not seen half moved.
-        connection = connection.execution_options(isolation_level=_snapshot_level(engine))
-        with connection.begin():
-            query = select(PortfolioRow.__table__).order_by(PortfolioRow.id)
-            if portfolio is not None:
-                query = query.where(PortfolioRow.name == portfolio_name(portfolio))
-            heads = connection.execute(query).all()
-            if portfolio is not None and not heads:
-                raise NotFound(f"no portfolio {portfolio!r}")
-            total = sum(head.last_seq for head in heads)
-            findings: list[Finding] = []
-            decisions = positions = 0
-            for head in heads:
-                check = _PortfolioCheck(connection, head)
-                for done in check.chain():
-                    if progress is not None:
-                        progress(decisions + done, total)
-                check.positions()
-                check.scopes()
-                decisions += check.decision_count
-                positions += check.position_count
-                findings += sorted(check.findings, key=lambda finding: (finding.seq is None, finding.seq or 0))
-            return VerifyReport(
-                tuple(findings), decisions, positions, {head.name: (head.last_seq, head.last_hash) for head in heads}
-            )
+    # One snapshot for all three readings, so that a busy ledger is not seen half moved.
+    snapshot = engine.execution_options(isolation_level=_snapshot_level(engine))
+    with snapshot.connect() as connection, connection.begin():
+        query = select(PortfolioRow.__table__).order_by(PortfolioRow.id)
+        if portfolio is not None:
+            query = query.where(PortfolioRow.name == portfolio_name(portfolio))
+        heads = connection.execute(query).all()
+        if portfolio is not None and not heads:
+            raise NotFound(f"no portfolio {portfolio!r}")
+        total = sum(head.last_seq for head in heads)
+        findings: list[Finding] = []
+        decisions = positions = 0
+        for head in heads:
+            check = _PortfolioCheck(connection, head)
+            for done in check.chain():
+                if progress is not None:
+                    progress(decisions + done, total)
+            check.positions()
+            check.scopes()
+            decisions += check.decision_count
+            positions += check.position_count
+            findings += sorted(check.findings, key=lambda finding: (finding.seq is None, finding.seq or 0))
+        return VerifyReport(
+            tuple(findings), decisions, positions, {head.name: (head.last_seq, head.last_hash) for head in heads}
+        )
 
 
 def _snapshot_level(engine: Engine) -> str:
@@ -130,9 +129,7 @@ class _PortfolioCheck:
     def positions(self) -> None:
         """Merge the positions with the decisions about them, both sorted by the position's number."""
         query = (
-            select(PositionRow.__table__)
-            .where(PositionRow.portfolio_id == self._head.id)
-            .order_by(PositionRow.number)
+            select(PositionRow.__table__).where(PositionRow.portfolio_id == self._head.id).order_by(PositionRow.number)
         )
         rows = (position_of(self._head.name, row) for row in self._stream(query))
         records = self._records(DecisionRow.position, DecisionRow.seq, positions_only=True)

@@ -101,7 +101,9 @@ class Writer:
         if size > self._queue_size_max:
             raise Busy(f"a group of {size} commands can never fit a queue of {self._queue_size_max}; send it in parts")
         if self._pending + size > self._queue_size_max:
-            raise Busy(f"{self._pending} commands wait, the queue holds {self._queue_size_max}; retry with the same key")
+            raise Busy(
+                f"{self._pending} commands wait, the queue holds {self._queue_size_max}; retry with the same key"
+            )
         self._pending += size
 
     def close(self, timeout_seconds: float) -> bool:
@@ -143,7 +145,7 @@ class Writer:
                 batch, size = self._take()
             try:
                 answers = self._process([ticket.group for ticket in batch])
-            except BaseException as error:  # noqa: BLE001 - whatever happens, no caller may wait for ever
+            except BaseException as error:
                 log.exception("ledger.batch_failed")
                 answers = [InternalError(f"the batch met a defect: {error!r}; retry with the same key")] * len(batch)
             with self._ready:

@@ -127,10 +127,10 @@ def _create_positions() -> None:
     _partial_index("uq_positions_origin", ["portfolio_id", "origin"], "origin IS NOT NULL", unique=True)
 
 
-def _partial_index(name: str, columns: list[str], where: str, *, unique: bool = False, table: str = "positions") -> None:
-    op.create_index(
-        name, table, columns, unique=unique, postgresql_where=sa.text(where), sqlite_where=sa.text(where)
-    )
+def _partial_index(
+    name: str, columns: list[str], where: str, *, unique: bool = False, table: str = "positions"
+) -> None:
+    op.create_index(name, table, columns, unique=unique, postgresql_where=sa.text(where), sqlite_where=sa.text(where))
 
 
 def _create_decisions() -> None:
