@@ -18,7 +18,7 @@ from benchmarks.measure import BenchmarkError, Pace
 from benchmarks.report import new_console
 from benchmarks.servers import Engine
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure ledger_sizer on real databases.")
+app = typer.Typer(add_completion=False)
 
 WARMUP_SHARE = 0.2
 SHORT_SECONDS = 0.4
@@ -48,6 +48,13 @@ FolderOption = Annotated[
     Path | None,
     typer.Option("--dir", exists=True, file_okay=False, help="Folder for the databases; must be on a disk."),
 ]
+
+
+@app.callback(invoke_without_command=True)
+def choose(context: typer.Context) -> None:
+    """Measure ledger_sizer on real databases. Without a command: throughput, with its defaults."""
+    if context.invoked_subcommand is None:
+        throughput()
 
 
 @app.command()

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from benchmarks.measure import Figures
 
-WIDTH = 110
+WIDTH = 116
 
 
 @contextmanager

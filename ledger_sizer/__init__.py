@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from ledger_sizer.config import ReconcileSettings as ReconcileSettings
     from ledger_sizer.config import ServiceSettings as ServiceSettings
     from ledger_sizer.config import TradingSettings as TradingSettings
-    from ledger_sizer.domain import Decision as Decision
-    from ledger_sizer.domain import Explanation as Explanation
     from ledger_sizer.domain import Exposure as Exposure
     from ledger_sizer.domain import Finding as Finding
     from ledger_sizer.domain import Page as Page
@@ -44,9 +42,11 @@ if TYPE_CHECKING:
     from ledger_sizer.errors import SchemaOutdated as SchemaOutdated
     from ledger_sizer.errors import Unavailable as Unavailable
     from ledger_sizer.errors import WrongState as WrongState
+    from ledger_sizer.explain import Explanation as Explanation
     from ledger_sizer.instruments import InstrumentInfo as InstrumentInfo
     from ledger_sizer.instruments import Leg as Leg
     from ledger_sizer.ledger import Ledger as Ledger
+    from ledger_sizer.records import Decision as Decision
     from ledger_sizer.sizing import DynamicSizer as DynamicSizer
     from ledger_sizer.sizing import PositionSizer as PositionSizer
     from ledger_sizer.sizing import Sizing as Sizing
@@ -56,7 +56,9 @@ _HOMES = {
     "commands": "Adopt Confirm Extend Halt Release Reserve Resume SetCap",
     "config": "AppSettings DynamicSizingSettings ExchangeSettings LedgerSettings ReconcileSettings ServiceSettings "
     "TradingSettings",
-    "domain": "Decision Explanation Exposure Finding Page Position ScopeExposure VerifyReport",
+    "explain": "Explanation",
+    "records": "Decision",
+    "domain": "Exposure Finding Page Position ScopeExposure VerifyReport",
     "errors": "Busy Closed Denied InternalError InvalidRequest KeyReused LedgerError NotFound SchemaOutdated "
     "Unavailable WrongState",
     "instruments": "InstrumentInfo Leg",

@@ -8,12 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ledger_sizer.commands import SYSTEM_KEY_PREFIX, PortfolioCommand, PositionCommand
-from ledger_sizer.domain import Decision
 from ledger_sizer.errors import InternalError, KeyReused, LedgerError, NotFound
 from ledger_sizer.policy import Policy
-from ledger_sizer.records import DecisionRecord
+from ledger_sizer.records import Decision, DecisionRecord
 from ledger_sizer.rules import EXPIRE, decide, expire
-from ledger_sizer.state import PortfolioState, Verdict, scopes_of
+from ledger_sizer.state import PortfolioState, Verdict
+from ledger_sizer.tags import NO_TAGS, tags_of
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.trace import trace_text
 
@@ -129,13 +129,13 @@ def _deny_in_group(
         return known.decision(replayed=known.hash not in own_hashes)
     own = isinstance(result, Decision) and result.outcome == "denied"
     position = state.positions.get(command.number) if isinstance(command, PositionCommand) else None
-    tags = position.tags if position is not None else getattr(command, "tags", {})
+    tags = position.tags if position is not None else tags_of(getattr(command, "tags", NO_TAGS))
     verdict = Verdict(
         outcome="denied",
         reason=result.reason if own else "group_denied",
         binding=result.binding if own and isinstance(result, Decision) else None,
         position=position,
         tags=tags,
-        trace=trace_text([state.scope(name) for name in scopes_of(tags)]),
+        trace=trace_text([state.scope(name) for name in tags.scopes]),
     )
     return state.apply(command.verb, command.key, command.request_text(), verdict, now_us).decision()

@@ -10,11 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, ClassVar, Literal
+from functools import lru_cache
+from typing import ClassVar, Literal
 
-from ledger_sizer.domain import PORTFOLIO_SCOPE, split_position_id
+from ledger_sizer.domain import split_position_id
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.instruments import InstrumentInfo, Leg, label_text
+from ledger_sizer.tags import NO_TAGS, PORTFOLIO_SCOPE, Tags, scope_name, tags_of
 from ledger_sizer.units import exact, not_negative, plain, positive, usd_floor_e8
 
 TTL_SECONDS_MAX = 30 * 24 * 3600
@@ -22,11 +24,10 @@ SYSTEM_KEY_PREFIX = "ledger:"
 """Keys with this prefix belong to the ledger's own commands (expiries)."""
 
 _PORTFOLIO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_DIMENSION = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_TAGS_MAX = 16
 _LEGS_MAX = 16
 
 _encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
+_quoted = lru_cache(maxsize=8192)(_encode)
 
 
 def portfolio_name(value: object) -> str:
@@ -38,37 +39,6 @@ def portfolio_name(value: object) -> str:
     )
 
 
-def scope_name(value: object) -> str:
-    """Return `value` if it names a scope: `portfolio`, or `dimension=value` such as `venue=bybit`."""
-    if value == PORTFOLIO_SCOPE:
-        return PORTFOLIO_SCOPE
-    if isinstance(value, str):
-        dimension, equals, tag = value.partition("=")
-        if equals and tag and _DIMENSION.fullmatch(dimension) and dimension != PORTFOLIO_SCOPE:
-            label_text(tag, "scope")
-            return value
-    raise InvalidRequest(f"scope must be 'portfolio' or like 'venue=bybit', got {value!r}", field="scope")
-
-
-def tag_scopes(tags: Mapping[str, str]) -> tuple[str, ...]:
-    """The scopes a position with these tags counts in: the whole portfolio first, then each tag in sorted order."""
-    return (PORTFOLIO_SCOPE, *[f"{name}={tags[name]}" for name in sorted(tags)])
-
-
-def _checked_tags(value: object) -> dict[str, str]:
-    if not isinstance(value, Mapping):
-        raise InvalidRequest(f"tags must be a mapping such as {{'venue': 'bybit'}}, got {value!r}", field="tags")
-    if len(value) > _TAGS_MAX:
-        raise InvalidRequest(f"at most {_TAGS_MAX} tags, got {len(value)}", field="tags")
-    for name, tag in value.items():
-        if not isinstance(name, str) or not _DIMENSION.fullmatch(name) or name == PORTFOLIO_SCOPE:
-            raise InvalidRequest(
-                f"tag name must be lower case letters, digits and '_' (not 'portfolio'), got {name!r}", field="tags"
-            )
-        label_text(tag, f"tags.{name}")
-    return dict(value)
-
-
 def ttl_us(value: object, name: str = "ttl_seconds") -> int:
     """Seconds (int, Decimal or float: time is not money) to microseconds. 0 < seconds <= 30 days."""
     if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not 0 < value <= TTL_SECONDS_MAX:
@@ -76,9 +46,10 @@ def ttl_us(value: object, name: str = "ttl_seconds") -> int:
     return max(int(value * 1_000_000), 1)
 
 
-def whole_seconds(value: object) -> Decimal:
+def exact_seconds(value: object) -> int | Decimal:
     """A TTL as exact seconds with at most six decimals."""
-    return Decimal(f"{ttl_us(value)}E-6")
+    us = ttl_us(value)
+    return value if type(value) is int else Decimal(f"{us}E-6")
 
 
 def _instrument(value: object, name: str) -> InstrumentInfo | None:
@@ -97,15 +68,25 @@ def _checked_legs(value: object) -> tuple[Leg, ...] | None:
     return tuple(value)
 
 
-def _as_text(value: Any) -> Any:
-    """Primitive form of one field for the canonical request."""
-    if type(value) is Decimal:
-        return plain(value)
-    if type(value) is InstrumentInfo or type(value) is Leg:
-        return {name: _as_text(part) for name in value.__slots__ if (part := getattr(value, name)) is not None}
-    if type(value) is tuple:
-        return [_as_text(part) for part in value]
-    return value
+def _json(value: object) -> str:
+    """Canonical JSON of one argument; numbers as strings, so that equal ones have equal text."""
+    if isinstance(value, str):
+        return _encode(value)
+    if isinstance(value, Decimal):
+        return f'"{plain(value)}"'
+    if isinstance(value, Tags):
+        return value.text
+    if isinstance(value, tuple):
+        return f"[{','.join([_json(part) for part in value])}]"
+    if isinstance(value, InstrumentInfo | Leg):
+        return _json_of_frozen(value)
+    return f'"{value}"'
+
+
+@lru_cache(maxsize=8192)
+def _json_of_frozen(value: InstrumentInfo | Leg) -> str:
+    parts = [(name, getattr(value, name)) for name in sorted(value.__slots__)]
+    return f"{{{','.join([f'{_quoted(name)}:{_json(part)}' for name, part in parts if part is not None])}}}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,12 +105,12 @@ class Command:
 
     def request_text(self) -> str:
         """Canonical JSON of everything asked but the key: equal requests give equal text."""
-        request: dict[str, Any] = {"command": self.verb}
+        parts = [f'"command":"{self.verb}"']
         for name in self.recorded_fields:
             value = getattr(self, name)
             if value is not None:
-                request[name] = value if type(value) is str or type(value) is dict else _as_text(value)
-        return _encode(request)
+                parts.append(f'"{name}":{_json(value)}')
+        return f"{{{','.join(parts)}}}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,17 +147,17 @@ class Reserve(PortfolioCommand):
 
     verb: ClassVar[str] = "reserve"
     recorded_fields: ClassVar[tuple[str, ...]] = (
-        "tags",
-        "signal_score",
-        "price",
         "available_balance",
-        "spot_instrument",
-        "perp_instrument",
         "min_notional_usd",
+        "perp_instrument",
+        "price",
+        "signal_score",
+        "spot_instrument",
+        "tags",
         "ttl_seconds",
     )
 
-    tags: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = NO_TAGS
     signal_score: Decimal | None = None
     price: Decimal | None = None
     available_balance: Decimal | None = None
@@ -190,7 +171,7 @@ class Reserve(PortfolioCommand):
         self._check_key()
         portfolio_name(self.portfolio)
         put = object.__setattr__
-        put(self, "tags", _checked_tags(self.tags))
+        put(self, "tags", tags_of(self.tags))
         if self.signal_score is not None:
             put(self, "signal_score", checked_score(self.signal_score))
         if self.price is not None:
@@ -200,7 +181,7 @@ class Reserve(PortfolioCommand):
         if self.min_notional_usd is not None:
             put(self, "min_notional_usd", not_negative(self.min_notional_usd, "min_notional_usd"))
         if self.ttl_seconds is not None:
-            put(self, "ttl_seconds", whole_seconds(self.ttl_seconds))
+            put(self, "ttl_seconds", exact_seconds(self.ttl_seconds))
         spot = _instrument(self.spot_instrument, "spot_instrument")
         perp = _instrument(self.perp_instrument, "perp_instrument")
         if (spot is None) != (perp is None):
@@ -228,7 +209,7 @@ class Confirm(PositionCommand):
     """
 
     verb: ClassVar[str] = "confirm"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("position_id", "quantity", "price", "spot_price", "legs")
+    recorded_fields: ClassVar[tuple[str, ...]] = ("legs", "position_id", "price", "quantity", "spot_price")
 
     quantity: Decimal
     price: Decimal
@@ -275,7 +256,7 @@ class Extend(PositionCommand):
         self._check_key()
         self._check_position()
         if self.ttl_seconds is not None:
-            object.__setattr__(self, "ttl_seconds", whole_seconds(self.ttl_seconds))
+            object.__setattr__(self, "ttl_seconds", exact_seconds(self.ttl_seconds))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +267,7 @@ class SetCap(PortfolioCommand):
     """
 
     verb: ClassVar[str] = "set_cap"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("scope", "cap")
+    recorded_fields: ClassVar[tuple[str, ...]] = ("cap", "scope")
 
     cap: Decimal | None
     scope: str = PORTFOLIO_SCOPE
@@ -307,7 +288,7 @@ class Halt(PortfolioCommand):
     """Stop new reservations in a scope. mode: `halted` (holds cannot be extended either) or `reducing` (they can)."""
 
     verb: ClassVar[str] = "halt"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("scope", "mode", "note")
+    recorded_fields: ClassVar[tuple[str, ...]] = ("mode", "note", "scope")
 
     scope: str = PORTFOLIO_SCOPE
     mode: Literal["halted", "reducing"] = "halted"
@@ -328,7 +309,7 @@ class Resume(PortfolioCommand):
     """Allow new reservations in a scope again."""
 
     verb: ClassVar[str] = "resume"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("scope", "note")
+    recorded_fields: ClassVar[tuple[str, ...]] = ("note", "scope")
 
     scope: str = PORTFOLIO_SCOPE
     note: str | None = None
@@ -349,11 +330,11 @@ class Adopt(PortfolioCommand):
     """
 
     verb: ClassVar[str] = "adopt"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("tags", "quantity", "price", "legs", "note")
+    recorded_fields: ClassVar[tuple[str, ...]] = ("legs", "note", "price", "quantity", "tags")
 
     quantity: Decimal
     price: Decimal
-    tags: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = NO_TAGS
     legs: Sequence[Leg] | None = None
     note: str | None = None
 
@@ -361,7 +342,7 @@ class Adopt(PortfolioCommand):
         self._check_key()
         portfolio_name(self.portfolio)
         put = object.__setattr__
-        put(self, "tags", _checked_tags(self.tags))
+        put(self, "tags", tags_of(self.tags))
         put(self, "quantity", positive(self.quantity, "quantity"))
         put(self, "price", positive(self.price, "price"))
         put(self, "legs", _checked_legs(self.legs))

@@ -5,17 +5,15 @@ and fields that end in `_us` are microseconds since 1970-01-01 UTC, as stored.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, NamedTuple, TypeVar
 
-from ledger_sizer.errors import Denied, InvalidRequest, WrongState
+from ledger_sizer.errors import InvalidRequest, WrongState
 from ledger_sizer.instruments import Leg
+from ledger_sizer.tags import PORTFOLIO_SCOPE, Tags
 from ledger_sizer.units import exactly, usd
-
-PORTFOLIO_SCOPE = "portfolio"
-"""Name of the scope that is the whole portfolio; every other scope is called `dimension=value`."""
 
 DENIAL_REASONS = (
     "halted",
@@ -52,8 +50,7 @@ def from_us(us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=us)
 
 
-@dataclass(frozen=True, slots=True)
-class Position:
+class Position(NamedTuple):
     """The one record with a life: `held -> open -> closed`, `held -> released`, `held -> expired`.
 
     quantity: base units granted (held) or open now (open); None for a plain budget hold.
@@ -64,7 +61,7 @@ class Position:
     portfolio: str
     number: int
     state: PositionState
-    tags: Mapping[str, str]
+    tags: Tags
     held_e8: int
     open_e8: int
     quantity: Decimal | None
@@ -131,53 +128,6 @@ def split_position_id(value: object) -> tuple[str, int]:
         if dash and portfolio and number.isascii() and number.isdigit() and len(number) <= 18:
             return portfolio, int(number)
     raise InvalidRequest(f"position_id must look like 'main-17', got {value!r}", field="position_id")
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The answer to one command, always recorded, granted or denied.
-
-    outcome: `granted` or `denied` for what asks (reserve, extend), `applied` for what states a fact or an order.
-    budget: USD granted and held. quantity: base units both legs accept, None without instruments.
-    fraction, raw_budget: the sizing formula's figures before any cap. headroom_before: of the whole portfolio, USD.
-    exposure_before, exposure_after: held + open of the whole portfolio, USD.
-    binding: the scope or constraint that decided the size or the denial.
-    replayed: True when the key had been answered before and this is that answer again.
-    seq, hash: place in the portfolio's audit chain; both None for a dry run, which is not recorded.
-    """
-
-    portfolio: str
-    seq: int | None
-    command: str
-    key: str
-    outcome: Outcome
-    reason: str | None
-    position_id: str | None
-    budget: Decimal | None
-    quantity: Decimal | None
-    fraction: Decimal | None
-    raw_budget: Decimal | None
-    headroom_before: Decimal | None
-    exposure_before: Decimal
-    exposure_after: Decimal
-    binding: str | None
-    expires_at: datetime | None
-    decided_at: datetime
-    request: str = field(repr=False)
-    trace: str = field(repr=False)
-    hash: str | None = field(repr=False)
-    replayed: bool = False
-
-    @property
-    def granted(self) -> bool:
-        """True for a grant and for nothing else: a fact merely recorded is `applied`, a refusal `denied`."""
-        return self.outcome == "granted"
-
-    def raise_for_denial(self) -> "Decision":
-        """Return the decision, or raise `Denied` carrying it."""
-        if self.outcome == "denied":
-            raise Denied(self)
-        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,15 +266,3 @@ class VerifyReport:
     def first(self) -> Finding | None:
         """The finding with the lowest seq."""
         return self.findings[0] if self.findings else None
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """Why a decision came out as it did: `text` for people, `data` for programs (decimals as strings)."""
-
-    decision: Decision
-    text: str
-    data: Mapping[str, Any]
-
-    def __str__(self) -> str:
-        return self.text

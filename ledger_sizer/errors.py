@@ -19,7 +19,7 @@ can be mistaken for a grant: `granted` is False on each, so that a careless `if 
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 if TYPE_CHECKING:
-    from ledger_sizer.domain import Decision
+    from ledger_sizer.records import Decision
 
 
 class LedgerError(Exception):

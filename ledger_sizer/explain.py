@@ -1,11 +1,26 @@
 """Why a decision came out as it did, in words and as data, from the decision alone."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
-from ledger_sizer.domain import Decision, Explanation
+from ledger_sizer.records import Decision
 from ledger_sizer.units import plain, usd
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a decision came out as it did: `text` for people, `data` for programs (decimals as strings)."""
+
+    decision: Decision
+    text: str
+    data: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.text
+
 
 _REASONS = {
     "halted": "new reservations are halted in {binding}",

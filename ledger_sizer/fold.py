@@ -10,6 +10,7 @@ from decimal import Decimal
 from ledger_sizer.domain import Position, PositionState, split_position_id
 from ledger_sizer.instruments import Leg, legs_of
 from ledger_sizer.records import DecisionRecord
+from ledger_sizer.tags import stored_tags
 from ledger_sizer.units import exactly
 
 
@@ -29,7 +30,7 @@ def fold(position: Position | None, record: DecisionRecord) -> Position | None:
         portfolio=record.portfolio,
         number=record.position,
         state=state,
-        tags=json.loads(record.tags),
+        tags=stored_tags(record.tags),
         held_e8=held_e8,
         open_e8=open_e8,
         quantity=_quantity(position, record),

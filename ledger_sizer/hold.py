@@ -3,8 +3,8 @@
 from typing import Any
 
 from ledger_sizer.commands import Confirm, Release
-from ledger_sizer.domain import Decision
 from ledger_sizer.errors import LedgerError, WrongState
+from ledger_sizer.records import Decision
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.verbs import Runs, RunsAsync
 

@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
@@ -24,13 +23,14 @@ from ledger_sizer.batch import AnyCommand, Group, Result, decide_batch
 from ledger_sizer.commands import Reserve
 from ledger_sizer.config import AppSettings
 from ledger_sizer.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
-from ledger_sizer.domain import Decision, Explanation, Exposure, Page, Position, VerifyReport, to_us
+from ledger_sizer.domain import Exposure, Page, Position, VerifyReport, to_us
 from ledger_sizer.errors import Busy, InternalError, InvalidRequest, LedgerError, Unavailable
-from ledger_sizer.explain import explain
+from ledger_sizer.explain import Explanation, explain
 from ledger_sizer.hold import AsyncHold, Hold
 from ledger_sizer.policy import Policy
 from ledger_sizer.queries import Queries
-from ledger_sizer.store import WriteStore, needs_of
+from ledger_sizer.records import Decision
+from ledger_sizer.store import StaleState, WriteStore, needs_of
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.verbs import verb, verb_async
 from ledger_sizer.verify import Progress, verify
@@ -252,9 +252,11 @@ class Ledger:
                 return list(self._commit(groups, own_hashes, sealed))
             except Exception as error:  # noqa: BLE001 - the store sorts driver errors, the rest is a defect
                 self._store.rollback()
-                fault = self._store.fault(error)
+                fault = "stale" if isinstance(error, StaleState) else self._store.fault(error)
                 # A commit whose outcome is unknown may have happened: these hashes tell its decisions from a replay's.
                 own_hashes |= frozenset(sealed)
+                if fault == "stale":
+                    continue
                 if fault == "refused":
                     return self._isolate(groups, error)
                 if fault == "lost":
@@ -269,6 +271,8 @@ class Ledger:
         needs = needs_of(groups)
         states, now_us = self._store.begin(needs, self._now_us(), self._policy.new_portfolio_cap_e8)
         results = decide_batch(states, groups, now_us, self._policy, own_hashes)
+        if self._store.unlocked and any(isinstance(result, LedgerError) for group in results for result in group):
+            raise StaleState("a rule's error may be the replay of a key that was not looked up")
         sealed += [record.hash for state in states.values() for record, _ in state.sealed]
         self._store.commit(states.values())
         if _stdlib_log.isEnabledFor(logging.INFO):
@@ -288,7 +292,7 @@ class Ledger:
         """Decide against the present state without a lock, a hold or a record."""
         state, now_us = self._queries.state_for(command, self._now_us(), self._policy.new_portfolio_cap_e8)
         decision = _only(decide_batch({state.name: state}, [Group((command,))], now_us, self._policy)[0])
-        return replace(decision, seq=None, hash=None, position_id=None)
+        return decision.as_dry_run()
 
 
 def _group(commands: Sequence[AnyCommand], atomic: bool) -> Group:

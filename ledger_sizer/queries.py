@@ -10,8 +10,6 @@ from sqlalchemy import Connection, Engine, Select, and_, func, select, tuple_
 from ledger_sizer.commands import Reserve, portfolio_name
 from ledger_sizer.database import tag_value
 from ledger_sizer.domain import (
-    PORTFOLIO_SCOPE,
-    Decision,
     Exposure,
     Page,
     Position,
@@ -20,10 +18,11 @@ from ledger_sizer.domain import (
     to_us,
 )
 from ledger_sizer.errors import InvalidRequest, NotFound
-from ledger_sizer.records import GENESIS_HASH
-from ledger_sizer.state import PortfolioState, ScopeState, scopes_of
+from ledger_sizer.records import GENESIS_HASH, Decision
+from ledger_sizer.state import PortfolioState, ScopeState
 from ledger_sizer.store import position_of, record_of, scope_of
 from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.tags import PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.units import usd
 
 LIMIT_MAX = 1000
@@ -180,10 +179,10 @@ class Queries:
             state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
             due = and_(PositionRow.state == "held", PositionRow.expires_us <= max(now_us, found.last_us))
             query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
-            wanted = set(scopes_of(command.tags))
+            wanted = set(tags_of(command.tags).scopes)
             for row in connection.execute(query):
                 state.add_position(position_of(found.name, row))
-                wanted.update(scopes_of(state.positions[row.number].tags))
+                wanted.update(state.positions[row.number].tags.scopes)
             scopes = select(*_SCOPES.columns).where(ScopeRow.portfolio_id == found.id, ScopeRow.scope.in_(wanted))
             state.scopes = {row.scope: scope_of(row) for row in connection.execute(scopes)}
             return state, now_us

@@ -8,11 +8,13 @@ are refused in every input, so the text is unambiguous). The chain is
 so that changing, dropping or reordering any field of any decision changes every later hash.
 """
 
+from datetime import datetime
 from decimal import Decimal
 from hashlib import sha256
 from typing import NamedTuple
 
-from ledger_sizer.domain import Decision, Outcome, from_us, position_id
+from ledger_sizer.domain import Outcome, from_us, position_id
+from ledger_sizer.errors import Denied
 from ledger_sizer.units import usd
 
 GENESIS_HASH = "0" * 64
@@ -62,38 +64,189 @@ class DecisionRecord(NamedTuple):
             "exposure_after_usd": str(usd(self.exposure_e8 + self.held_delta_e8 + self.open_delta_e8)),
         }
 
-    def decision(self, *, replayed: bool = False) -> Decision:
+    def decision(self, *, replayed: bool = False) -> "Decision":
         """The record as its caller sees it."""
-        return Decision(
-            portfolio=self.portfolio,
-            seq=self.seq or None,
-            command=self.command,
-            key=self.key,
-            outcome=self.outcome,
-            reason=self.reason,
-            position_id=None if self.position is None else position_id(self.portfolio, self.position),
-            budget=None if self.budget_e8 is None else usd(self.budget_e8),
-            quantity=None if self.quantity is None else Decimal(self.quantity),
-            fraction=None if self.fraction is None else Decimal(self.fraction),
-            raw_budget=None if self.raw_budget is None else Decimal(self.raw_budget),
-            headroom_before=None if self.headroom_e8 is None else usd(self.headroom_e8),
-            exposure_before=usd(self.exposure_e8),
-            exposure_after=usd(self.exposure_e8 + self.held_delta_e8 + self.open_delta_e8),
-            binding=self.binding,
-            expires_at=None if self.expires_us is None else from_us(self.expires_us),
-            decided_at=from_us(self.decided_us),
-            request=self.request,
-            trace=self.trace,
-            hash=self.hash or None,
-            replayed=replayed,
-        )
+        return Decision(self, replayed)
+
+
+class Decision:
+    """The answer to one command, always recorded, granted or denied. Immutable.
+
+    It is a view of its record: figures become `Decimal` (USD, base units) and times aware datetimes when looked at.
+    """
+
+    __slots__ = ("record", "replayed")
+
+    record: DecisionRecord
+    replayed: bool
+    """True when the key had been answered before and this is that answer again."""
+
+    def __init__(self, record: DecisionRecord, replayed: bool = False) -> None:
+        object.__setattr__(self, "record", record)
+        object.__setattr__(self, "replayed", replayed)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a decision is final: cannot set {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a decision is final: cannot delete {name}")
+
+    def __reduce__(self) -> tuple[type["Decision"], tuple[DecisionRecord, bool]]:
+        return Decision, (self.record, self.replayed)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Decision) and (self.record, self.replayed) == (other.record, other.replayed)
+
+    def __hash__(self) -> int:
+        return hash((self.record, self.replayed))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in DECISION_FIELDS)
+        return f"Decision({shown})"
+
+    @property
+    def portfolio(self) -> str:
+        """The portfolio that decided."""
+        return self.record.portfolio
+
+    @property
+    def seq(self) -> int | None:
+        """Place in the portfolio's audit chain, from 1, gapless; None for a dry run, which is not recorded."""
+        return self.record.seq or None
+
+    @property
+    def command(self) -> str:
+        """The verb: reserve, confirm, release, extend, set_cap, halt, resume, adopt, or the ledger's own expire."""
+        return self.record.command
+
+    @property
+    def key(self) -> str:
+        """The caller's idempotency key."""
+        return self.record.key
+
+    @property
+    def outcome(self) -> Outcome:
+        """`granted` or `denied` for what asks (reserve, extend), `applied` for what states a fact or an order."""
+        return self.record.outcome
+
+    @property
+    def reason(self) -> str | None:
+        """Why it was denied, one of `domain.DENIAL_REASONS`; None unless denied."""
+        return self.record.reason
+
+    @property
+    def granted(self) -> bool:
+        """True for a grant and for nothing else: a fact merely recorded is `applied`, a refusal `denied`."""
+        return self.record.outcome == "granted"
+
+    @property
+    def position_id(self) -> str | None:
+        """The position it is about; None for a denied reservation and for administration."""
+        number = self.record.position
+        return None if number is None else position_id(self.record.portfolio, number)
+
+    @property
+    def budget(self) -> Decimal | None:
+        """USD granted and held; None unless granted."""
+        return _usd(self.record.budget_e8)
+
+    @property
+    def quantity(self) -> Decimal | None:
+        """Base units: granted (reserve), filled (confirm) or closed (release). None without instruments."""
+        return _decimal(self.record.quantity)
+
+    @property
+    def fraction(self) -> Decimal | None:
+        """Fraction of the per-position maximum the score stands for, 0 to 1."""
+        return _decimal(self.record.fraction)
+
+    @property
+    def raw_budget(self) -> Decimal | None:
+        """USD the formula gave before any cap or balance."""
+        return _decimal(self.record.raw_budget)
+
+    @property
+    def headroom_before(self) -> Decimal | None:
+        """USD the portfolio's cap left before; below zero when facts stood above it."""
+        return _usd(self.record.headroom_e8)
+
+    @property
+    def exposure_before(self) -> Decimal:
+        """held + open of the whole portfolio before, USD."""
+        return usd(self.record.exposure_e8)
+
+    @property
+    def exposure_after(self) -> Decimal:
+        """held + open of the whole portfolio after, USD."""
+        return usd(self.record.exposure_e8 + self.record.held_delta_e8 + self.record.open_delta_e8)
+
+    @property
+    def binding(self) -> str | None:
+        """The scope or constraint that decided the size or the denial."""
+        return self.record.binding
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the hold ends by itself."""
+        return None if self.record.expires_us is None else from_us(self.record.expires_us)
+
+    @property
+    def decided_at(self) -> datetime:
+        """When it was decided."""
+        return from_us(self.record.decided_us)
+
+    @property
+    def request(self) -> str:
+        """What was asked, as canonical JSON."""
+        return self.record.request
+
+    @property
+    def trace(self) -> str:
+        """What the rules saw, as canonical JSON (see `trace`)."""
+        return self.record.trace
+
+    @property
+    def hash(self) -> str | None:
+        """Its link in the audit chain; None for a dry run."""
+        return self.record.hash or None
+
+    def raise_for_denial(self) -> "Decision":
+        """Return the decision, or raise `Denied` carrying it."""
+        if self.record.outcome == "denied":
+            raise Denied(self)
+        return self
+
+    def as_dry_run(self) -> "Decision":
+        """The same answer without what only a recorded decision has."""
+        return Decision(self.record._replace(seq=0, hash="", position=None))
+
+
+DECISION_FIELDS = (
+    "portfolio", "seq", "command", "key", "outcome", "reason", "position_id", "budget", "quantity", "fraction",
+    "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "decided_at",
+    "replayed", "hash",
+)  # fmt: skip
+"""What a listing shows of a decision, in order."""
+
+
+def _usd(e8: int | None) -> Decimal | None:
+    return None if e8 is None else usd(e8)
+
+
+def _decimal(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
+
+
+def fields_text(fields: tuple[object, ...]) -> str:
+    """The canonical text of a record's fields (all but the hash)."""
+    return FIELD_SEPARATOR.join(
+        [part if type(part) is str else NONE_MARK if part is None else str(part) for part in fields]
+    )
 
 
 def canonical_text(record: DecisionRecord) -> str:
     """The text the chain hashes: every field but the hash itself."""
-    return FIELD_SEPARATOR.join(
-        [NONE_MARK if part is None else part if type(part) is str else str(part) for part in record[:-1]]
-    )
+    return fields_text(record[:-1])
 
 
 def chain_hash(previous: str, text: str) -> str:

@@ -7,6 +7,7 @@ Denials are reported in the order of `domain.DENIAL_REASONS`: every condition is
 one that holds is the reason.
 """
 
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 
 from ledger_sizer.commands import (
@@ -25,8 +26,9 @@ from ledger_sizer.domain import Position, PositionState
 from ledger_sizer.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.instruments import Leg
 from ledger_sizer.policy import Policy
-from ledger_sizer.sizing import Match, match_quantity
-from ledger_sizer.state import PortfolioState, ScopeState, Verdict, scopes_of
+from ledger_sizer.sizing import Match, RawBudget, match_quantity
+from ledger_sizer.state import PortfolioState, ScopeState, Verdict
+from ledger_sizer.tags import NO_TAGS, tags_of
 from ledger_sizer.trace import trace_text
 from ledger_sizer.units import E8_MAX, USD_SCALE, exactly, notional_e8, plain, usd, usd_floor_e8
 
@@ -40,25 +42,7 @@ def decide(state: PortfolioState, command: Command, now_us: int, policy: Policy)
     Raises `NotFound`, `WrongState` or `InvalidRequest` where the command does not fit the state; such a command
     leaves no decision and its key stays unused.
     """
-    match command:
-        case Reserve():
-            return _reserve(state, command, now_us, policy)
-        case Confirm():
-            return _confirm(state, command, now_us)
-        case Release():
-            return _release(state, command, now_us)
-        case Extend():
-            return _extend(state, command, now_us, policy)
-        case SetCap():
-            return _set_cap(state, command)
-        case Halt():
-            return _set_status(state, command)
-        case Resume():
-            return _set_status(state, command)
-        case Adopt():
-            return _adopt(state, command, now_us)
-        case _:
-            raise InvalidRequest(f"no rule for command {type(command).__name__}")
+    return _RULES[type(command)](state, command, now_us, policy)
 
 
 # --- reserve ---------------------------------------------------------------------------------------------------
@@ -66,11 +50,10 @@ def decide(state: PortfolioState, command: Command, now_us: int, policy: Policy)
 
 def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Policy) -> Verdict:
     """Grant min(raw budget, headroom of every scope, available balance), or say why not."""
-    names = scopes_of(command.tags)
-    scopes = [state.scope(name) for name in names]
-    fraction = policy.sizing.fraction(command.signal_score)
-    raw_budget = policy.sizing.raw_budget(fraction)
-    budget_e8, binding = _budget(scopes, command, raw_budget, policy)
+    tags = tags_of(command.tags)
+    scopes = [state.scope(name) for name in tags.scopes]
+    raw = policy.sizing.raw(command.signal_score)
+    budget_e8, binding = _budget(scopes, command, raw)
     matched = _matched(command, budget_e8, policy)
     reason = _status_reason(scopes) or _size_reason(scopes, command, budget_e8, matched)
     quantity = matched.quantity if matched is not None and reason is None else None
@@ -78,9 +61,9 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
     verdict = Verdict(
         outcome="denied" if reason else "granted",
         reason=reason,
-        tags=command.tags,
-        fraction=plain(fraction),
-        raw_budget=plain(raw_budget),
+        tags=tags,
+        fraction=raw.fraction_text,
+        raw_budget=raw.budget_text,
         binding=_status_scope(scopes, reason) or binding,
         trace=trace_text(scopes, policy=policy.text, match=matched, legs=legs),
     )
@@ -93,16 +76,15 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
             verdict.binding = matched.binding
         seq = state.last_seq + 1
         verdict.position = Position(
-            state.name, seq, "held", command.tags, budget_e8, 0, quantity, None,
+            state.name, seq, "held", tags, budget_e8, 0, quantity, None,
             legs, expires_us, now_us, now_us, seq,
         )  # fmt: skip
     return verdict
 
 
-def _budget(scopes: list[ScopeState], command: Reserve, raw_budget: Decimal, policy: Policy) -> tuple[int, str]:
+def _budget(scopes: list[ScopeState], command: Reserve, raw: RawBudget) -> tuple[int, str]:
     """The budget in 1e-8 USD, rounded down, and what bound it. On a tie the one named first here wins."""
-    budget_e8 = usd_floor_e8(raw_budget, "raw_budget")
-    binding = policy.sizing.names_signal(command.signal_score)
+    budget_e8, binding = raw.budget_e8, raw.binding
     for scope in scopes:
         headroom_e8 = scope.headroom_e8
         if headroom_e8 is not None and headroom_e8 < budget_e8:
@@ -168,7 +150,7 @@ def _position(state: PortfolioState, command: Confirm | Release | Extend) -> Pos
     return found
 
 
-def _confirm(state: PortfolioState, command: Confirm, now_us: int) -> Verdict:
+def _confirm(state: PortfolioState, command: Confirm, now_us: int, _policy: Policy) -> Verdict:
     """A fill is a fact: it is recorded whatever the caps say, also after the hold expired."""
     position = _position(state, command)
     if position.state == "expired":
@@ -197,17 +179,17 @@ def _late_fill(state: PortfolioState, command: Confirm, expired: Position, now_u
     return _fact(state, late, 0, open_e8, note="late_fill")
 
 
-def _adopt(state: PortfolioState, command: Adopt, now_us: int) -> Verdict:
+def _adopt(state: PortfolioState, command: Adopt, now_us: int, _policy: Policy) -> Verdict:
     seq = state.last_seq + 1
     found = Position(
-        state.name, seq, "open", command.tags, 0, notional_e8(command.quantity, command.price), command.quantity,
-        command.price, tuple(command.legs or ()), None, now_us, now_us, seq,
+        state.name, seq, "open", tags_of(command.tags), 0, notional_e8(command.quantity, command.price),
+        command.quantity, command.price, tuple(command.legs or ()), None, now_us, now_us, seq,
     )  # fmt: skip
     open_e8 = _fact_e8(state, found, command.quantity, command.price, 0)
     return _fact(state, found, 0, open_e8, note="adopted")
 
 
-def _release(state: PortfolioState, command: Release, now_us: int) -> Verdict:
+def _release(state: PortfolioState, command: Release, now_us: int, _policy: Policy) -> Verdict:
     position = _position(state, command)
     if position.state == "held":
         if command.quantity is not None:
@@ -239,7 +221,7 @@ def _extend(state: PortfolioState, command: Extend, now_us: int, policy: Policy)
     """A longer hold is a new risk, so a halted scope refuses it; it never shortens."""
     position = _position(state, command)
     position.require("held", "extend")
-    scopes = [state.scope(name) for name in scopes_of(position.tags)]
+    scopes = [state.scope(name) for name in position.tags.scopes]
     if "halted" in {scope.status for scope in scopes}:
         return Verdict(
             outcome="denied", reason="halted", position=position, tags=position.tags,
@@ -282,7 +264,7 @@ def _moved(
 
 
 def _fact(state: PortfolioState, after: Position, held_delta: int, open_delta: int, note: str | None = None) -> Verdict:
-    scopes = [state.scope(name) for name in scopes_of(after.tags)]
+    scopes = [state.scope(name) for name in after.tags.scopes]
     return Verdict(
         outcome="applied",
         position=after,
@@ -297,7 +279,7 @@ def _fact(state: PortfolioState, after: Position, held_delta: int, open_delta: i
 def _fact_e8(state: PortfolioState, position: Position, quantity: Decimal, price: Decimal, held_delta: int) -> int:
     """Notional of a fill; refused only where a counter would leave 64 bits."""
     added = notional_e8(quantity, price)
-    for name in scopes_of(position.tags):
+    for name in position.tags.scopes:
         if state.scope(name).exposure_e8 + held_delta + added > E8_MAX:
             raise InvalidRequest(
                 f"quantity {plain(quantity)} x price {plain(price)}: exposure of {name} would not fit", field="quantity"
@@ -327,14 +309,14 @@ def _scaled_legs(legs: tuple[Leg, ...], share: Decimal, left: Decimal, position:
 # --- administration --------------------------------------------------------------------------------------------
 
 
-def _set_cap(state: PortfolioState, command: SetCap) -> Verdict:
+def _set_cap(state: PortfolioState, command: SetCap, _now_us: int, _policy: Policy) -> Verdict:
     before = state.scope(command.scope)
     cap_e8 = None if command.cap is None else usd_floor_e8(command.cap, "cap")
     after = ScopeState(before.name, cap_e8, before.held_e8, before.open_e8, before.status)
     return _administered(before, after)
 
 
-def _set_status(state: PortfolioState, command: Halt | Resume) -> Verdict:
+def _set_status(state: PortfolioState, command: Halt | Resume, _now_us: int, _policy: Policy) -> Verdict:
     before = state.scope(command.scope)
     status = command.mode if isinstance(command, Halt) else "active"
     return _administered(before, ScopeState(before.name, before.cap_e8, before.held_e8, before.open_e8, status))
@@ -342,5 +324,17 @@ def _set_status(state: PortfolioState, command: Halt | Resume) -> Verdict:
 
 def _administered(before: ScopeState, after: ScopeState) -> Verdict:
     return Verdict(
-        outcome="applied", tags={}, binding=after.name, scope_after=after, trace=trace_text([before], after=after)
+        outcome="applied", tags=NO_TAGS, binding=after.name, scope_after=after, trace=trace_text([before], after=after)
     )
+
+
+_RULES: Mapping[type[Command], Callable[..., Verdict]] = {
+    Reserve: _reserve,
+    Confirm: _confirm,
+    Release: _release,
+    Extend: _extend,
+    SetCap: _set_cap,
+    Halt: _set_status,
+    Resume: _set_status,
+    Adopt: _adopt,
+}

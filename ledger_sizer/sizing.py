@@ -12,11 +12,13 @@ All arithmetic is exact Decimal; quantities only ever round down.
 
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
+from typing import NamedTuple
 
 from ledger_sizer.commands import checked_score
 from ledger_sizer.config import DynamicSizingSettings, TradingSettings
 from ledger_sizer.instruments import InstrumentInfo
-from ledger_sizer.units import common_step, exact, exactly, floor_to_step, not_negative, positive
+from ledger_sizer.units import common_step, exact, exactly, floor_to_step, not_negative, plain, positive, usd_floor_e8
 
 
 def round_to_step(value: Decimal, step: Decimal) -> Decimal:
@@ -58,6 +60,28 @@ class SizingPolicy:
     def names_signal(self, signal_score: Decimal | None) -> str:
         """What to call the raw budget when it is what bound the size."""
         return "signal_score" if self.enabled and signal_score is not None else "max_position_size_usd"
+
+    def raw(self, signal_score: Decimal | None) -> "RawBudget":
+        """Fraction and raw budget of a (checked) score, in the forms the ledger stores."""
+        return _raw(self, signal_score if self.enabled else None)
+
+
+class RawBudget(NamedTuple):
+    """What a score asks for before any cap: the figures as text, the budget in 1e-8 USD rounded down, its name."""
+
+    fraction_text: str
+    budget_text: str
+    budget_e8: int
+    binding: str
+
+
+@lru_cache(maxsize=4096)
+def _raw(policy: SizingPolicy, signal_score: Decimal | None) -> RawBudget:
+    fraction = policy.fraction(signal_score)
+    budget = policy.raw_budget(fraction)
+    return RawBudget(
+        plain(fraction), plain(budget), usd_floor_e8(budget, "raw_budget"), policy.names_signal(signal_score)
+    )
 
 
 @dataclass(frozen=True, slots=True)

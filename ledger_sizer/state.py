@@ -3,43 +3,23 @@
 Pure memory. The store fills it, `rules` reads it, `apply` moves it forward, the store saves what moved.
 """
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
-from ledger_sizer.commands import tag_scopes
-from ledger_sizer.domain import PORTFOLIO_SCOPE, Outcome, Position, Status
-from ledger_sizer.records import DecisionRecord, canonical_text, chain_hash
-
-_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
-
-
-@lru_cache(maxsize=8192)
-def _tag_forms(items: tuple[tuple[str, str], ...]) -> tuple[str, tuple[str, ...]]:
-    tags = dict(items)
-    return _encode(tags), tag_scopes(tags)
-
-
-def tags_text(tags: Mapping[str, str]) -> str:
-    """Canonical JSON of a position's tags."""
-    return _tag_forms(tuple(sorted(tags.items())))[0]
-
-
-def scopes_of(tags: Mapping[str, str]) -> tuple[str, ...]:
-    """Names of the scopes these tags count in, the portfolio first."""
-    return _tag_forms(tuple(sorted(tags.items())))[1]
+from ledger_sizer.domain import Outcome, Position, Status
+from ledger_sizer.records import DecisionRecord, chain_hash, fields_text
+from ledger_sizer.tags import PORTFOLIO_SCOPE, Tags
 
 
 @dataclass(slots=True)
 class ScopeState:
-    """A scope's cap and counters, in 1e-8 USD."""
+    """A scope's cap and counters, in 1e-8 USD. `stored`: (held, open) as the database has them, None if it has not."""
 
     name: str
     cap_e8: int | None = None
     held_e8: int = 0
     open_e8: int = 0
     status: Status = "active"
+    stored: tuple[int, int] | None = None
 
     @property
     def exposure_e8(self) -> int:
@@ -69,7 +49,7 @@ class Verdict:
     trace: str
     reason: str | None = None
     position: Position | None = None
-    tags: Mapping[str, str]
+    tags: Tags
     budget_e8: int | None = None
     quantity: str | None = None
     fraction: str | None = None
@@ -82,9 +62,14 @@ class Verdict:
 
 
 class PortfolioState:
-    """One locked portfolio: chain head, the scopes and positions the batch needs, and the keys it was asked with."""
+    """One portfolio: chain head, the scopes and positions the batch needs, and the keys it was asked with.
+
+    loaded_seq, loaded_hash: the head before the batch. scopes_known: names whose row, or absence, is known.
+    next_expiry_us: no hold that is not in `positions` ends before this time.
+    """
 
     __slots__ = (
+        "administered",
         "dirty_positions",
         "dirty_scopes",
         "id",
@@ -92,10 +77,14 @@ class PortfolioState:
         "last_seq",
         "last_us",
         "late_fills",
+        "loaded_hash",
+        "loaded_seq",
         "name",
+        "next_expiry_us",
         "positions",
         "records",
         "scopes",
+        "scopes_known",
         "sealed",
     )
 
@@ -112,6 +101,11 @@ class PortfolioState:
         self.sealed: list[tuple[DecisionRecord, str]] = []
         self.dirty_scopes: set[str] = set()
         self.dirty_positions: set[int] = set()
+        self.administered: set[str] = set()
+        self.scopes_known: set[str] = set()
+        self.next_expiry_us: int | None = None
+        self.loaded_seq = last_seq
+        self.loaded_hash = last_hash
 
     def scope(self, name: str) -> ScopeState:
         """The scope of that name; one that nobody used yet counts nothing and has no cap."""
@@ -134,40 +128,36 @@ class PortfolioState:
         copy.sealed = list(self.sealed)
         copy.dirty_scopes = set(self.dirty_scopes)
         copy.dirty_positions = set(self.dirty_positions)
+        copy.administered = set(self.administered)
+        copy.scopes_known = self.scopes_known
+        copy.next_expiry_us = self.next_expiry_us
+        copy.loaded_seq, copy.loaded_hash = self.loaded_seq, self.loaded_hash
         return copy
 
     def apply(self, verb: str, key: str, request: str, verdict: Verdict, now_us: int) -> DecisionRecord:
         """Move the state forward by a verdict and seal its decision into the chain. Returns the record."""
         whole = self.scope(PORTFOLIO_SCOPE)
         exposure_e8, headroom_e8 = whole.exposure_e8, whole.headroom_e8
-        tags, scope_names = _tag_forms(tuple(sorted(verdict.tags.items())))
+        tags = verdict.tags
         held, opened = verdict.held_delta_e8, verdict.open_delta_e8
         if held or opened:
-            for name in scope_names:
-                scope = self.scopes.get(name)
-                if scope is None:
-                    scope = self.scopes[name] = ScopeState(name)
-                scope.held_e8 += held
-                scope.open_e8 += opened
-                assert scope.held_e8 >= 0 and scope.open_e8 >= 0, f"{self.name}: {name} would count below zero"
-                assert verdict.outcome != "granted" or not scope.overage_e8, f"{self.name}: {name} over its cap"
-                self.dirty_scopes.add(name)
+            self._count(tags.scopes, held, opened, granting=verdict.outcome == "granted")
         if verdict.scope_after is not None:
-            self.scopes[verdict.scope_after.name] = verdict.scope_after
-            self.dirty_scopes.add(verdict.scope_after.name)
+            self._administer(verdict.scope_after)
         position = verdict.position
         if position is not None and verdict.outcome != "denied":
             self.add_position(position)
             self.dirty_positions.add(position.number)
-        draft = DecisionRecord(
+        seq = self.last_seq + 1
+        fields = (
             self.name,
-            self.last_seq + 1,
+            seq,
             verb,
             key,
             verdict.outcome,
             verdict.reason,
             None if position is None else position.number,
-            tags,
+            tags.text,
             verdict.budget_e8,
             verdict.quantity,
             verdict.fraction,
@@ -181,14 +171,48 @@ class PortfolioState:
             now_us,
             request,
             verdict.trace,
-            "",
         )
-        return self._seal(draft)
-
-    def _seal(self, draft: DecisionRecord) -> DecisionRecord:
-        text = canonical_text(draft)
-        record = draft._replace(hash=chain_hash(self.last_hash, text))
-        self.last_seq, self.last_hash, self.last_us = record.seq, record.hash, record.decided_us
+        text = fields_text(fields)
+        digest = chain_hash(self.last_hash, text)
+        record = DecisionRecord(*fields, digest)
+        self.last_seq, self.last_hash, self.last_us = seq, digest, now_us
         self.sealed.append((record, text))
-        self.records[record.key] = record
+        self.records[key] = record
         return record
+
+    def _administer(self, after: ScopeState) -> None:
+        """Take over the cap and status an administrator's command gave a scope."""
+        scope = self.scopes.setdefault(after.name, ScopeState(after.name))
+        scope.cap_e8, scope.status = after.cap_e8, after.status
+        self.dirty_scopes.add(after.name)
+        self.administered.add(after.name)
+
+    def settle(self) -> None:
+        """The batch is committed: what moved is what the database has. Keeps what the next batch may need."""
+        for name in self.dirty_scopes:
+            scope = self.scopes[name]
+            scope.stored = (scope.held_e8, scope.open_e8)
+        for number in self.dirty_positions:
+            position = self.positions[number]
+            if position.state not in ("held", "open"):
+                del self.positions[number]
+        self.scopes_known.update(self.scopes)
+        self.late_fills.clear()
+        self.records.clear()
+        self.sealed.clear()
+        self.dirty_scopes.clear()
+        self.dirty_positions.clear()
+        self.administered.clear()
+        self.loaded_seq, self.loaded_hash = self.last_seq, self.last_hash
+
+    def _count(self, names: tuple[str, ...], held: int, opened: int, *, granting: bool) -> None:
+        """Move the counters of every scope a position is in. The asserts are the cap invariant's last line."""
+        for name in names:
+            scope = self.scopes.get(name)
+            if scope is None:
+                scope = self.scopes[name] = ScopeState(name)
+            scope.held_e8 += held
+            scope.open_e8 += opened
+            assert scope.held_e8 >= 0 and scope.open_e8 >= 0, f"{self.name}: {name} would count below zero"
+            assert not granting or not scope.overage_e8, f"{self.name}: {name} would be over its cap"
+        self.dirty_scopes.update(names)

@@ -4,20 +4,19 @@ The writer's SQL is the driver's own, not the ORM's: one round trip loads and lo
 commits it. Columns come from the models, so a schema change cannot drift past this file.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from functools import lru_cache
 from typing import Any, Protocol
 
 from ledger_sizer.batch import Group
 from ledger_sizer.commands import Confirm, PositionCommand, Reserve
-from ledger_sizer.domain import PORTFOLIO_SCOPE, Position
+from ledger_sizer.domain import Position
 from ledger_sizer.instruments import legs_of, legs_text
 from ledger_sizer.records import DecisionRecord
-from ledger_sizer.state import PortfolioState, ScopeState, scopes_of, tags_text
+from ledger_sizer.state import PortfolioState, ScopeState
 from ledger_sizer.tables import DecisionRow, PositionRow, ScopeRow
+from ledger_sizer.tags import PORTFOLIO_SCOPE, stored_tags, tags_of
 from ledger_sizer.units import plain
 
 SCOPE_COLUMNS = tuple(ScopeRow.__table__.columns.keys())
@@ -37,8 +36,19 @@ class PortfolioNeed:
     scopes: set[str] = field(default_factory=lambda: {PORTFOLIO_SCOPE})
 
 
+class StaleState(Exception):
+    """A batch decided on remembered state must be decided again under the lock. Never leaves the ledger."""
+
+
 class WriteStore(Protocol):
-    """One writing connection to a ledger's database. `begin` locks; `commit` or `rollback` ends it."""
+    """One writing connection to a ledger's database. `begin` locks; `commit` or `rollback` ends it.
+
+    unlocked: the last `begin` took what it remembers instead of a lock, and has not looked for the commands' keys. A
+    `commit` then fails as `stale` if anything was written since, or if a key was used before; but an error that a
+    rule raised may be a replay's, so it must not be believed before the batch was tried again under the lock.
+    """
+
+    unlocked: bool
 
     def begin(
         self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
@@ -58,7 +68,7 @@ class WriteStore(Protocol):
         """Drop the connection; the next `begin` makes a new one."""
 
     def fault(self, error: Exception) -> str:
-        """`conflict` (try again), `lost` (reconnect and try again) or `refused` (the data is at fault)."""
+        """`stale` (try again at once), `conflict` (try again), `lost` (reconnect first) or `refused` (the data)."""
 
     def close(self) -> None:
         """Give the connection back."""
@@ -79,25 +89,19 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
             continue
         need.creates = True
         if isinstance(command, Reserve):
-            need.scopes.update(scopes_of(command.tags))
+            need.scopes.update(tags_of(command.tags).scopes)
         elif (tags := getattr(command, "tags", None)) is not None:
-            need.scopes.update(scopes_of(tags))
+            need.scopes.update(tags_of(tags).scopes)
         elif (scope := getattr(command, "scope", None)) is not None:
             need.scopes.add(scope)
     return needs
-
-
-@lru_cache(maxsize=8192)
-def _tags(text: str) -> dict[str, str]:
-    tags: dict[str, str] = json.loads(text)
-    return tags
 
 
 def position_of(portfolio: str, row: Sequence[Any]) -> Position:
     """A position from its columns in table order."""
     (_, number, state, tags, held_e8, open_e8, quantity, price, legs, expires, opened, updated, seq, origin) = row
     return Position(
-        portfolio, number, state, _tags(tags), held_e8, open_e8,
+        portfolio, number, state, stored_tags(tags), held_e8, open_e8,
         None if quantity is None else Decimal(quantity), None if price is None else Decimal(price),
         legs_of(legs), expires, opened, updated, seq, origin,
     )  # fmt: skip
@@ -106,7 +110,7 @@ def position_of(portfolio: str, row: Sequence[Any]) -> Position:
 def position_row(portfolio_id: int, position: Position) -> tuple[Any, ...]:
     """A position's columns in table order."""
     return (
-        portfolio_id, position.number, position.state, tags_text(position.tags), position.held_e8, position.open_e8,
+        portfolio_id, position.number, position.state, position.tags.text, position.held_e8, position.open_e8,
         None if position.quantity is None else plain(position.quantity),
         None if position.price is None else plain(position.price),
         legs_text(position.legs), position.expires_us, position.opened_us, position.updated_us,
@@ -117,7 +121,7 @@ def position_row(portfolio_id: int, position: Position) -> tuple[Any, ...]:
 def scope_of(row: Sequence[Any]) -> ScopeState:
     """A scope from its columns in table order."""
     _, name, cap_e8, held_e8, open_e8, _, status = row
-    return ScopeState(name, cap_e8, held_e8, open_e8, status)
+    return ScopeState(name, cap_e8, held_e8, open_e8, status, (held_e8, open_e8))
 
 
 def scope_row(portfolio_id: int, scope: ScopeState) -> tuple[Any, ...]:

@@ -1,124 +1,55 @@
-"""Writing to PostgreSQL: two pipelined round trips a batch, on one dedicated connection.
+"""Writing to PostgreSQL: one or two pipelined round trips a batch, on one dedicated connection.
 
-Down: BEGIN, lock the portfolio rows in order of id, and load all the batch needs, in one flight. Up: one statement
-that writes every table, and COMMIT, in another. Rows travel as one text parameter a table, fields joined as in the
-audit chain; the server splits and casts them, which costs the client far less than binding each field.
+Usually two. Down: BEGIN, lock the portfolio rows in order of id, and load all the batch needs, in one flight. Up: one
+statement that writes every table, and COMMIT, in another.
 
-The writing session forbids sequential, hash and merge scans: every lookup is by key, and a plan made while the
-tables were small must not be kept when they are not.
+One, where this process was the last to write these portfolios: the state left by its last commit is still the truth
+unless somebody else wrote since, and the write itself checks that, by the chain's head. So it decides on what it
+remembers and sends write and commit at once; if the head has moved, nothing was written and the batch starts over
+with the lock. Where several processes take turns on one portfolio this would fail often, so a portfolio must be seen
+unmoved a few times before it is trusted again.
 """
 
 import json
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import psycopg
 from psycopg import errors as pg
-from sqlalchemy import Engine, FromClause
+from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.types import Text
 
-from ledger_sizer.domain import PORTFOLIO_SCOPE
+from ledger_sizer import sql_postgresql as sql
 from ledger_sizer.records import FIELD_SEPARATOR, GENESIS_HASH, NONE_MARK
-from ledger_sizer.state import PortfolioState, scopes_of
-from ledger_sizer.store import (
-    DECISION_COLUMNS,
-    POSITION_COLUMNS,
-    SCOPE_COLUMNS,
-    PortfolioNeed,
-    position_of,
-    position_row,
-    record_of,
-    scope_of,
-    scope_row,
-    upsert,
-)
-from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.sql_postgresql import ROW_SEPARATOR
+from ledger_sizer.state import PortfolioState, ScopeState
+from ledger_sizer.store import PortfolioNeed, position_of, position_row, record_of, scope_of
+from ledger_sizer.tags import PORTFOLIO_SCOPE
 
-ROW_SEPARATOR = "\x1e"
-_MEMO_MAX = 200_000
+_CALM_MIN = 3
+"""How often in a row a portfolio must be found as this process left it before the lock is skipped."""
+_POSITIONS_REMEMBERED_MAX = 100_000
 
 
-def _source(table: FromClause, columns: Sequence[str], parameter: str) -> str:
-    """SELECT that turns one text parameter into typed rows."""
-    casts = ", ".join(
-        f"f[{place}]{'' if isinstance(table.columns[name].type, Text) else '::bigint'} AS {name}"
-        for place, name in enumerate(columns, 1)
-    )
-    # The WHERE is for PostgreSQL's grammar: without one, ON CONFLICT after SELECT reads as a join condition.
-    return (
-        f"SELECT {casts} FROM (SELECT string_to_array(line, E'\\x1f', E'\\x1d') AS f "
-        f"FROM string_to_table(%({parameter})s, E'\\x1e') AS line OFFSET 0) AS rows WHERE true"
-    )
+class _Remembered:
+    """A portfolio as this process last left it, and how often in a row that proved true."""
 
+    __slots__ = ("calm", "state")
 
-def _array(alias: str, columns: Sequence[str]) -> str:
-    return f"json_agg(json_build_array({', '.join(f'{alias}.{column}' for column in columns)}))"
+    def __init__(self, state: PortfolioState, calm: int) -> None:
+        self.state = state
+        self.calm = calm
 
-
-_LOCK = "SELECT id, name, last_seq, last_hash, last_us FROM portfolios WHERE id = ANY(%s) ORDER BY id FOR UPDATE"
-_IDS = "SELECT name, id FROM portfolios WHERE name = ANY(%s)"
-_SCOPES = (
-    f"SELECT {_array('s', SCOPE_COLUMNS)} FROM json_to_recordset(%(scopes)s) AS n(p bigint, k text) "
-    "JOIN scopes s ON s.portfolio_id = n.p AND s.scope = n.k"
-)
-_LOAD = f"""
-WITH clock AS MATERIALIZED (
-    SELECT COALESCE(%(now)s::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) AS now_us
-), found AS MATERIALIZED (
-    SELECT q.* FROM json_to_recordset(%(numbers)s) AS n(p bigint, k bigint)
-        JOIN positions q ON q.portfolio_id = n.p AND q.number = n.k
-    UNION SELECT q.* FROM json_to_recordset(%(late)s) AS n(p bigint, k bigint)
-        JOIN positions q ON q.portfolio_id = n.p AND q.origin = n.k AND q.origin IS NOT NULL
-    UNION SELECT q.* FROM clock, unnest(%(ids)s::bigint[]) AS n(p)
-        JOIN portfolios f ON f.id = n.p
-        JOIN positions q ON q.portfolio_id = n.p AND q.state = 'held'
-    WHERE q.expires_us <= GREATEST(clock.now_us, f.last_us)
-)
-SELECT (SELECT now_us FROM clock), (SELECT {_array("found", POSITION_COLUMNS)} FROM found),
-    (SELECT {_array("d", DECISION_COLUMNS)} FROM json_to_recordset(%(keys)s) AS n(p bigint, k text)
-        JOIN decisions d ON d.portfolio_id = n.p AND d.key = n.k),
-    ({_SCOPES})
-"""
-_HEAD_COLUMNS = ("id", "last_seq", "last_hash", "last_us")
-_WRITE = f"""
-WITH decided AS (
-    INSERT INTO decisions ({", ".join(DECISION_COLUMNS)})
-    {_source(DecisionRow.__table__, DECISION_COLUMNS, "decisions")}
-), moved AS (
-    {upsert("positions", POSITION_COLUMNS, ("portfolio_id", "number"),
-            _source(PositionRow.__table__, POSITION_COLUMNS, "positions"))}
-), counted AS (
-    {upsert("scopes", SCOPE_COLUMNS, ("portfolio_id", "scope"),
-            _source(ScopeRow.__table__, SCOPE_COLUMNS, "scopes"))}
-)
-UPDATE portfolios p SET last_seq = h.last_seq, last_hash = h.last_hash, last_us = h.last_us
-FROM ({_source(PortfolioRow.__table__, _HEAD_COLUMNS, "heads")}) AS h
-WHERE p.id = h.id
-"""  # fmt: skip
-
-
-_CREATE = """
-WITH made AS (
-    INSERT INTO portfolios (name, last_seq, last_hash, last_us, created_us)
-    SELECT n, 0, %(hash)s, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
-    FROM unnest(%(names)s::text[]) AS n ON CONFLICT (name) DO NOTHING RETURNING id
-)
-INSERT INTO scopes (portfolio_id, scope, cap_e8, held_e8, open_e8, overage_e8, status)
-SELECT id, %(scope)s, %(cap)s, 0, 0, 0, 'active' FROM made
-"""
-_SESSION = """
-SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
-SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
-SET jit = off; SET plan_cache_mode = force_generic_plan;
-SET idle_in_transaction_session_timeout = '10s';
-"""
-
-
-def _lines(rows: Iterable[Sequence[Any]]) -> str:
-    return ROW_SEPARATOR.join(
-        [FIELD_SEPARATOR.join([NONE_MARK if part is None else str(part) for part in row]) for row in rows]
-    )
+    def answers(self, need: PortfolioNeed, now_us: int) -> bool:
+        """Whether all that the batch needs is known without asking the database."""
+        state = self.state
+        return (
+            self.calm >= _CALM_MIN
+            and need.scopes <= state.scopes_known
+            and need.numbers <= state.positions.keys()
+            and (state.next_expiry_us is None or now_us < state.next_expiry_us)
+        )
 
 
 class PostgresStore:
@@ -128,15 +59,17 @@ class PostgresStore:
         self._engine = engine
         self._lock_timeout_seconds = lock_timeout_seconds
         self._pooled: Any = None
-        # Both never change once committed, so remembering them is always right.
-        self._ids: dict[str, int] = {}
-        self._tags: dict[tuple[int, int], tuple[str, ...]] = {}
+        self._ids: dict[str, int] = {}  # never change once committed
+        self._remembered: dict[str, _Remembered] = {}
+        self.unlocked = False
+        self._clock_us = 0
+        self._clock_read_ns = 0
 
     def _connection(self) -> psycopg.Connection[Any]:
         if self._pooled is None:
             self._pooled = self._engine.raw_connection()
             connection = self._pooled.driver_connection
-            connection.execute(_SESSION + f"SET lock_timeout = '{self._lock_timeout_seconds}s'")
+            connection.execute(sql.SESSION + f"SET lock_timeout = '{self._lock_timeout_seconds}s'")
             if connection.execute("SHOW synchronous_commit").fetchone()[0] == "off":
                 # Acknowledged means durable, whatever the server's default; stronger settings are kept.
                 connection.execute("SET synchronous_commit = on")
@@ -148,14 +81,36 @@ class PostgresStore:
     def begin(
         self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
     ) -> tuple[dict[str, PortfolioState], int]:
-        """Lock and load in one flight. See `store.WriteStore`."""
+        """Remember, or lock and load in one flight. See `store.WriteStore`."""
+        expected_us = self._server_us() if now_us is None else now_us
+        known = {name: self._remembered.get(name) for name in needs}
+        self.unlocked = all(
+            one is not None and one.answers(needs[name], max(expected_us, one.state.last_us))
+            for name, one in known.items()
+        )
+        if self.unlocked:
+            return {name: one.state for name, one in known.items() if one is not None}, expected_us
+        return self._lock_and_load(needs, now_us, new_cap_e8)
+
+    def _server_us(self) -> int:
+        """The server's clock, from its last answer and this process's monotonic clock; never ahead of it."""
+        return self._clock_us + (time.monotonic_ns() - self._clock_read_ns) // 1000
+
+    def _heard_clock(self, server_us: int) -> None:
+        self._clock_us, self._clock_read_ns = server_us, time.monotonic_ns()
+
+    def _lock_and_load(
+        self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
+    ) -> tuple[dict[str, PortfolioState], int]:
         connection = self._connection()
         ids = self._portfolio_ids(connection, needs, new_cap_e8)
-        asked = {(ids[name], scope) for name in ids for scope in self._scopes_foreseen(ids[name], needs[name])}
+        if not ids:
+            return {}, now_us or 0  # only unknown portfolios: there is nothing to decide against
+        asked = {(ids[name], scope) for name in ids for scope in self._scopes_foreseen(name, needs[name])}
         with connection.pipeline():
-            locked = connection.execute(_LOCK, [sorted(ids.values())])
+            locked = connection.execute(sql.LOCK, [sorted(ids.values())])
             loaded = connection.execute(
-                _LOAD,
+                sql.LOAD,
                 {
                     "now": now_us,
                     "ids": list(ids.values()),
@@ -166,28 +121,35 @@ class PostgresStore:
                 },
             )
         states = {row[0]: PortfolioState(*row) for row in locked.fetchall()}
-        now, positions, decisions, scopes = loaded.fetchall()[0]
+        found_us, positions, decisions, scopes, expiries = loaded.fetchall()[0]
+        if now_us is None:
+            self._heard_clock(found_us)
+        for portfolio_id, expiry_us in expiries:
+            states[portfolio_id].next_expiry_us = expiry_us
         self._fill(connection, states, asked, positions or (), decisions or (), scopes or ())
-        return {state.name: state for state in states.values()}, now
+        return {state.name: state for state in states.values()}, found_us
 
     def _portfolio_ids(
         self, connection: psycopg.Connection[Any], needs: dict[str, PortfolioNeed], new_cap_e8: int
     ) -> dict[str, int]:
         if any(name not in self._ids for name in needs):
-            self._ids.update(connection.execute(_IDS, [list(needs)]).fetchall())
+            self._ids.update(connection.execute(sql.IDS, [list(needs)]).fetchall())
             names = [name for name, need in needs.items() if need.creates and name not in self._ids]
             if names:
                 values = {"names": sorted(names), "hash": GENESIS_HASH, "scope": PORTFOLIO_SCOPE, "cap": new_cap_e8}
-                connection.execute(_CREATE, values)
+                connection.execute(sql.CREATE, values)
                 # Committed on its own: an empty portfolio grants nothing, and its id is then known for good.
                 connection.commit()
-                self._ids.update(connection.execute(_IDS, [list(needs)]).fetchall())
+                self._ids.update(connection.execute(sql.IDS, [list(needs)]).fetchall())
         return {name: self._ids[name] for name in needs if name in self._ids}
 
-    def _scopes_foreseen(self, portfolio_id: int, need: PortfolioNeed) -> set[str]:
+    def _scopes_foreseen(self, name: str, need: PortfolioNeed) -> set[str]:
+        """The scopes the commands name, and those of the positions they name where their tags are remembered."""
         scopes = set(need.scopes)
-        for number in need.numbers:
-            scopes.update(self._tags.get((portfolio_id, number), ()))
+        remembered = self._remembered.get(name)
+        if remembered is not None:
+            positions = remembered.state.positions
+            scopes.update(*(positions[number].tags.scopes for number in need.numbers if number in positions))
         return scopes
 
     def _fill(
@@ -204,15 +166,17 @@ class PostgresStore:
             state = states[row[0]]
             position = position_of(state.name, row)
             state.add_position(position)
-            unforeseen.update((state.id, scope) for scope in scopes_of(position.tags))
+            unforeseen.update((state.id, scope) for scope in position.tags.scopes)
         for row in decisions:
             state = states[row[0]]
             record = record_of(state.name, row)
             state.records[record.key] = record
         unforeseen -= asked
         if unforeseen:
-            found = connection.execute(_SCOPES, {"scopes": _pairs(unforeseen)}).fetchall()[0][0]
+            found = connection.execute(sql.LOAD_SCOPES, {"scopes": _pairs(unforeseen)}).fetchall()[0][0]
             scopes = [*scopes, *(found or ())]
+        for portfolio_id, name in asked | unforeseen:
+            states[portfolio_id].scopes_known.add(name)
         for row in scopes:
             scope = scope_of(row)
             states[row[0]].scopes[scope.name] = scope
@@ -224,35 +188,38 @@ class PostgresStore:
         if not moved:
             connection.rollback()
             return
-        rows = {
-            "decisions": ROW_SEPARATOR.join(
-                # The chain's text begins with the portfolio's name, the table's row with its id.
-                f"{state.id}{text[text.index(FIELD_SEPARATOR) :]}{FIELD_SEPARATOR}{record.hash}"
-                for state in moved
-                for record, text in state.sealed
-            ),
-            "positions": _lines(position_row(s.id, s.positions[n]) for s in moved for n in s.dirty_positions),
-            "scopes": _lines(scope_row(s.id, s.scopes[n]) for s in moved for n in s.dirty_scopes),
-            "heads": _lines((s.id, s.last_seq, s.last_hash, s.last_us) for s in moved),
-        }
         with connection.pipeline():
-            connection.execute(_WRITE, rows)
+            written = connection.execute(sql.WRITE, _write_parameters(moved))
             connection.commit()
-        self._remember(moved)
+        self._heard_clock(written.fetchall()[0][0])
+        for state in moved:
+            self._remember(state)
 
-    def _remember(self, states: list[PortfolioState]) -> None:
-        if len(self._tags) > _MEMO_MAX:
-            self._tags.clear()
-        for state in states:
-            for number in state.dirty_positions:
-                position = state.positions[number]
-                if position.state in ("held", "open"):
-                    self._tags[state.id, number] = scopes_of(position.tags)
-                else:
-                    self._tags.pop((state.id, number), None)
+    def _remember(self, state: PortfolioState) -> None:
+        """Keep the committed state for the next batch, with what is still true of the one kept before."""
+        before = self._remembered.get(state.name)
+        held = [p.expires_us for n in state.dirty_positions if (p := state.positions[n]).state == "held"]
+        unmoved = before is not None and before.state.last_hash == state.loaded_hash
+        same = before is not None and before.state is state
+        if before is not None and unmoved and not same:
+            _carry_over(before.state, state)  # before settling: what the batch ended must not come back
+        state.settle()
+        expiries = [us for us in (state.next_expiry_us, *held) if us is not None]
+        state.next_expiry_us = min(expiries, default=None)
+        if before is None or same:
+            self._remembered[state.name] = before or _Remembered(state, _CALM_MIN)
+        elif unmoved:
+            self._remembered[state.name] = _Remembered(state, before.calm + 1)
+        else:
+            self._remembered[state.name] = _Remembered(state, 0)
+        if len(state.positions) > _POSITIONS_REMEMBERED_MAX:
+            state.positions.clear()
 
     def rollback(self) -> None:
         """End the transaction without effect."""
+        if self.unlocked:
+            # What was remembered has been decided upon and not committed: it is true no more.
+            self._remembered.clear()
         try:
             if self._pooled is not None:
                 self._connection().rollback()
@@ -261,6 +228,7 @@ class PostgresStore:
 
     def reset(self) -> None:
         """Drop the connection."""
+        self._remembered.clear()
         if self._pooled is not None:
             self._pooled.invalidate()
             self._pooled = None
@@ -268,6 +236,8 @@ class PostgresStore:
     def fault(self, error: Exception) -> str:
         """Classify a driver's error."""
         cause = error.orig if isinstance(error, DBAPIError) else error
+        if self.unlocked and isinstance(cause, pg.DivisionByZero | pg.UniqueViolation):
+            return "stale"
         if isinstance(cause, pg.SerializationFailure | pg.DeadlockDetected | pg.LockNotAvailable):
             return "conflict"
         if isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError | pg.ReadOnlySqlTransaction):
@@ -281,6 +251,48 @@ class PostgresStore:
         if self._pooled is not None:
             self._pooled.close()
             self._pooled = None
+
+
+def _carry_over(before: PortfolioState, after: PortfolioState) -> None:
+    """Nobody else wrote in between, so what was known of other scopes and positions still holds."""
+    for name in before.scopes_known - after.scopes_known:
+        if name in before.scopes:
+            after.scopes[name] = before.scopes[name]
+    after.scopes_known |= before.scopes_known
+    for number, position in before.positions.items():
+        after.positions.setdefault(number, position)
+
+
+def _write_parameters(states: Sequence[PortfolioState]) -> dict[str, Any]:
+    rows: dict[str, list[str]] = {name: [] for name in ("decisions", "made", "moved", "named", "counted", "heads")}
+    for state in sorted(states, key=lambda one: one.id):
+        portfolio = str(state.id)
+        # The chain's text begins with the portfolio's name, the table's row with its id.
+        start = len(state.name)
+        rows["decisions"] += [
+            f"{portfolio}{text[start:]}{FIELD_SEPARATOR}{record.hash}" for record, text in state.sealed
+        ]
+        for number in state.dirty_positions:
+            row = _line(position_row(state.id, state.positions[number]))
+            rows["made" if number > state.loaded_seq else "moved"].append(row)
+        for name in state.dirty_scopes:
+            scope = state.scopes[name]
+            row = _line(_count_row(state.id, scope, administered=name in state.administered))
+            rows["named" if scope.stored is None else "counted"].append(row)
+        rows["heads"].append(_line((state.id, state.last_seq, state.last_hash, state.last_us, state.loaded_hash)))
+    return {"count": len(states), **{name: ROW_SEPARATOR.join(lines) for name, lines in rows.items()}}
+
+
+def _count_row(portfolio_id: int, scope: ScopeState, *, administered: bool) -> tuple[Any, ...]:
+    held, opened = scope.stored or (0, 0)
+    return (
+        portfolio_id, scope.name, scope.held_e8 - held, scope.open_e8 - opened, scope.overage_e8,
+        "1" if administered else "0", scope.cap_e8, scope.status,
+    )  # fmt: skip
+
+
+def _line(row: Sequence[Any]) -> str:
+    return FIELD_SEPARATOR.join([NONE_MARK if part is None else str(part) for part in row])
 
 
 def _pairs(pairs: Iterable[tuple[int, Any]]) -> str:

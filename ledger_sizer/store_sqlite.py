@@ -9,9 +9,8 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from ledger_sizer.domain import PORTFOLIO_SCOPE
 from ledger_sizer.records import GENESIS_HASH
-from ledger_sizer.state import PortfolioState, scopes_of
+from ledger_sizer.state import PortfolioState
 from ledger_sizer.store import (
     DECISION_COLUMNS,
     POSITION_COLUMNS,
@@ -24,6 +23,7 @@ from ledger_sizer.store import (
     scope_row,
     upsert,
 )
+from ledger_sizer.tags import PORTFOLIO_SCOPE
 
 
 def _values(columns: tuple[str, ...]) -> str:
@@ -53,6 +53,7 @@ class SqliteStore:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.unlocked = False
         self._pooled: Any = None
 
     def _connection(self) -> sqlite3.Connection:
@@ -105,7 +106,7 @@ class SqliteStore:
         for row in rows:
             position = position_of(state.name, row)
             state.add_position(position)
-            scopes.update(scopes_of(position.tags))
+            scopes.update(position.tags.scopes)
         for row in execute(_BY_KEY, (portfolio, json.dumps(list(need.keys)))):
             record = record_of(state.name, row)
             state.records[record.key] = record

@@ -4,11 +4,11 @@ A verb takes exactly the arguments of its command type and returns the `Decision
 """
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from ledger_sizer.batch import AnyCommand
-from ledger_sizer.domain import Decision
+from ledger_sizer.records import Decision
 
 P = ParamSpec("P")
 M = TypeVar("M", bound=Callable[..., Any])
@@ -31,16 +31,16 @@ class RunsAsync(Protocol):
 def verb(make: Callable[P, AnyCommand]) -> Callable[Concatenate[Runs, P], Decision]:
     """A blocking method with the arguments of `make`."""
 
-    def method(self: Runs, *args: P.args, **kwargs: P.kwargs) -> Decision:
+    def method(self: Runs, /, *args: P.args, **kwargs: P.kwargs) -> Decision:
         return self.run(make(*args, **kwargs))
 
     return _dressed(method, make)
 
 
-def verb_async(make: Callable[P, AnyCommand]) -> Callable[Concatenate[RunsAsync, P], Awaitable[Decision]]:
+def verb_async(make: Callable[P, AnyCommand]) -> Callable[Concatenate[RunsAsync, P], Coroutine[Any, Any, Decision]]:
     """An awaitable method with the arguments of `make`."""
 
-    async def method(self: RunsAsync, *args: P.args, **kwargs: P.kwargs) -> Decision:
+    async def method(self: RunsAsync, /, *args: P.args, **kwargs: P.kwargs) -> Decision:
         return await self.run_async(make(*args, **kwargs))
 
     return _dressed(method, make)
@@ -51,7 +51,7 @@ def _dressed(method: M, make: Any) -> M:
     method.__name__ = method.__qualname__ = make.verb
     method.__doc__ = make.__doc__
     arguments = inspect.signature(make).parameters.values()
-    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     signature = inspect.Signature([this, *arguments], return_annotation=Decision)
     method.__signature__ = signature  # type: ignore[attr-defined]
     return method

@@ -21,7 +21,6 @@ from ledger_sizer.domain import Finding, Position, VerifyReport
 from ledger_sizer.errors import NotFound
 from ledger_sizer.fold import fold
 from ledger_sizer.records import GENESIS_HASH, DecisionRecord, canonical_text, chain_hash
-from ledger_sizer.state import scopes_of
 from ledger_sizer.store import position_of, record_of
 from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 
@@ -153,7 +152,7 @@ class _PortfolioCheck:
     def _count(self, position: Position) -> None:
         self.position_count += 1
         if position.held_e8 or position.open_e8:
-            for scope in scopes_of(position.tags):
+            for scope in position.tags.scopes:
                 self._held[scope] = self._held.get(scope, 0) + position.held_e8
                 self._open[scope] = self._open.get(scope, 0) + position.open_e8
 
@@ -209,7 +208,7 @@ def _folded(records: Iterable[DecisionRecord]) -> Iterator[Position]:
 
 def _difference(row: Position, told: Position) -> str:
     """The first field in which a row differs from what its decisions say."""
-    for name in Position.__slots__:
+    for name in Position._fields:
         if getattr(row, name) != getattr(told, name):
             return f"has {name} {getattr(row, name)!r}, its decisions say {getattr(told, name)!r}"
     return "differs from its decisions"

@@ -1,0 +1,28 @@
+"""The command line: `ledger-sizer`, also `python -m ledger_sizer`.
+
+Thin over `Ledger`: a command parses text into exact values, calls the verb of the same name and shows what came back,
+as a table on a terminal, as aligned plain text elsewhere, as one JSON document with `--json`.
+
+Starting fast is a feature (bots and shell scripts call this in loops), so nothing here imports SQLAlchemy, Alembic or
+pydantic before a command runs that needs them.
+"""
+
+import sys
+from collections.abc import Sequence
+
+
+def main() -> None:
+    """Run the command line of this process and exit: 0 done, 3 denied, 2 bad input, 1 failure."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code. Errors are told on standard error, never as a traceback."""
+    from ledger_sizer.cli.failures import guarded
+
+    def command() -> object:
+        from ledger_sizer.cli.app import app
+
+        return app(args=list(arguments) or ["--help"], prog_name="ledger-sizer", standalone_mode=False)
+
+    return guarded(command, as_json="--json" in arguments)

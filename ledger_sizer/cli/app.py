@@ -1,0 +1,62 @@
+"""The command tree. What a command does stands in its module; here it gets its name and its place in `--help`."""
+
+from typing import Annotated
+
+import typer
+
+from ledger_sizer import __version__
+from ledger_sizer.cli import reading, schema, steering, trading
+
+app = typer.Typer(
+    name="ledger-sizer",
+    # Plain help: rendering it with rich would triple the time `--help` takes.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+_EPILOG = """\b
+A first trade:
+  ledger-sizer caps set main 5000
+  ledger-sizer reserve --tag venue=bybit --tag symbol=BTC --signal-score 0.9
+  ledger-sizer confirm main-2 --quantity 0.018 --price 50100
+  ledger-sizer exposure
+  ledger-sizer release main-2
+  ledger-sizer verify
+
+\b
+The database is sqlite:///ledger.db here unless --database-url or LEDGER_DATABASE_URL names another.
+Exit codes: 0 done, 1 failure, 2 bad input, 3 denied. --json prints one JSON document; errors go to stderr.
+"""
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"ledger-sizer {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=_EPILOG)
+def group(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """The capital desk for trading bots: how much may go on a position, held under caps that nothing can breach."""
+
+
+app.command(epilog=trading.RESERVE_HELP)(trading.reserve)
+app.command(epilog=trading.CONFIRM_HELP)(trading.confirm)
+app.command(epilog=trading.RELEASE_HELP)(trading.release)
+app.command(epilog=trading.EXTEND_HELP)(trading.extend)
+app.command(epilog=trading.ADOPT_HELP)(trading.adopt)
+app.command(epilog=reading.EXPOSURE_HELP)(reading.exposure)
+app.command(epilog=reading.POSITIONS_HELP)(reading.positions)
+app.command(epilog=reading.HISTORY_HELP)(reading.history)
+app.command(epilog=reading.EXPLAIN_HELP)(reading.explain)
+app.command(epilog=reading.VERIFY_HELP)(reading.verify)
+app.add_typer(steering.caps, name="caps")
+app.command(epilog=steering.HALT_HELP)(steering.halt)
+app.command(epilog=steering.RESUME_HELP)(steering.resume)
+app.command(epilog=steering.SWEEP_HELP)(steering.sweep)
+app.add_typer(schema.db, name="db")

@@ -1,0 +1,213 @@
+"""Showing results: tables on a terminal, aligned plain text elsewhere, one JSON document with `--json`.
+
+Figures keep every digit they have; a column of them shares one number of decimals, so that points stand below points.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Literal
+
+from ledger_sizer.units import plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Cell = str | int | Decimal | datetime | None
+
+_STYLES = {
+    "granted": "green",
+    "ok": "green",
+    "denied": "red",
+    "halted": "red",
+    "reducing": "yellow",
+    "held": "yellow",
+    "open": "green",
+    "closed": "dim",
+    "released": "dim",
+    "expired": "dim",
+}
+"""Colours of the few words that ask for attention, or for none."""
+
+_GAP = 2
+ALWAYS = 10
+"""Columns that matter so much are wrapped rather than hidden."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table.
+
+    keep: how much it matters; a terminal too narrow for all columns shows the highest, and those at ALWAYS.
+    usd: figures are money and have at least two decimals. right: text that stands flush right, as figures do anyway.
+    alert: a figure above 0 is worth red.
+    """
+
+    title: str
+    keep: int = 9
+    usd: bool = False
+    right: bool = False
+    alert: bool = False
+
+
+def on_terminal() -> bool:
+    """Whether a person reads standard output."""
+    return sys.stdout.isatty()
+
+
+def write(text: str) -> None:
+    """One or more plain lines."""
+    sys.stdout.write(f"{text}\n")
+
+
+def remark(text: str) -> None:
+    """A line beside the result, on standard error, so that it never mixes with data."""
+    sys.stderr.write(f"{text}\n")
+
+
+def write_json(document: Any) -> None:
+    """One JSON document."""
+    write(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def write_json_list(items: Iterable[Any], cursor: Callable[[], str | None]) -> None:
+    """`{"items": [...], "cursor": ...}`, one item a line, written as it comes: a long history needs no memory."""
+    sys.stdout.write('{"items": [')
+    for number, item in enumerate(items):
+        sys.stdout.write(("," if number else "") + "\n" + json.dumps(item, ensure_ascii=False))
+    write(f'\n], "cursor": {json.dumps(cursor())}}}')
+
+
+def count(number: int, noun: str) -> str:
+    """`1 hold`, `2 holds`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def headline(text: str, outcome: str) -> None:
+    """The first line of a result: what came of it, in its colour."""
+    if on_terminal():
+        from rich.text import Text
+
+        _console().print(Text(text, style=f"bold {_STYLES.get(outcome, '')}".strip()), soft_wrap=True)
+    else:
+        write(text)
+
+
+def details(pairs: Sequence[tuple[str, Cell]]) -> None:
+    """Names and values below a headline; absent values are left out."""
+    shown = [(name, _cell_text(value, 0)) for name, value in pairs if value is not None]
+    width = max((len(name) for name, _ in shown), default=0)
+    if not on_terminal():
+        for name, text in shown:
+            write(f"{name:<{width}}  {text}")
+        return
+    from rich.text import Text
+
+    for name, text in shown:
+        line = Text.assemble("  ", (f"{name:<{width}}  ", "dim"), (text, _STYLES.get(text, "")))
+        _console().print(line, soft_wrap=True)
+
+
+def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, empty: str) -> None:
+    """Rows below their titles; `empty` is said where there are none."""
+    if not rows:
+        write(empty)
+        return
+    texts = [_column_texts(column, cells) for column, cells in zip(columns, zip(*rows, strict=True), strict=True)]
+    right = [
+        column.right or any(isinstance(row[number], int | Decimal) for row in rows)
+        for number, column in enumerate(columns)
+    ]
+    if on_terminal():
+        _rich_table(columns, texts, right)
+    else:
+        _plain_table(columns, texts, right)
+
+
+def _column_texts(column: Column, cells: Sequence[Cell]) -> list[str]:
+    """The texts of one column, its figures with one number of decimals."""
+    figures = [cell for cell in cells if isinstance(cell, Decimal)]
+    places = max(chain([2 if column.usd else 0], (_places(figure) for figure in figures)))
+    return [_cell_text(cell, places) for cell in cells]
+
+
+def _places(value: Decimal) -> int:
+    return len(plain(value).partition(".")[2])
+
+
+def _cell_text(cell: Cell, places: int) -> str:
+    if cell is None:
+        return "-"
+    if isinstance(cell, datetime):
+        return f"{cell.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}" if on_terminal() else cell.isoformat()
+    return figure(cell, places) if isinstance(cell, Decimal) else str(cell)
+
+
+def figure(value: Decimal, places: int = 0) -> str:
+    """Every digit of `value` and at least so many decimals; with thousands separators for a person."""
+    whole, _, fraction = plain(value).partition(".")
+    if on_terminal() and whole != "-0":
+        whole = f"{int(whole):,}"
+    fraction = f"{fraction:0<{places}}"
+    return f"{whole}.{fraction}" if fraction else whole
+
+
+def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]]) -> list[int]:
+    return [
+        max(len(column.title), *(len(text) for text in cells)) for column, cells in zip(columns, texts, strict=True)
+    ]
+
+
+def _plain_table(columns: Sequence[Column], texts: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
+    widths = _widths(columns, texts)
+    titles = [column.title.replace(" ", "_") for column in columns]
+    for row in [titles, *zip(*texts, strict=True)]:
+        cells = [
+            f"{text:>{width}}" if flush else f"{text:<{width}}"
+            for text, width, flush in zip(row, widths, right, strict=True)
+        ]
+        write((" " * _GAP).join(cells).rstrip())
+
+
+def _rich_table(columns: Sequence[Column], texts: Sequence[Sequence[str]], right: Sequence[bool]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    shown = _fitting(columns, _widths(columns, texts), console.width)
+    grid = Table(box=None, padding=(0, _GAP, 0, 0), header_style="bold", pad_edge=False)
+    for number in shown:
+        justify: Literal["left", "right"] = "right" if right[number] else "left"
+        grid.add_column(Text(columns[number].title), justify=justify, overflow="fold", no_wrap=right[number])
+    for row in zip(*texts, strict=True):
+        grid.add_row(*[Text(row[number], style=_style(columns[number], row[number])) for number in shown])
+    console.print(grid)
+    hidden = [column.title for number, column in enumerate(columns) if number not in shown]
+    if hidden:
+        remark(f"not shown on {console.width} columns: {', '.join(hidden)}")
+
+
+def _style(column: Column, text: str) -> str:
+    if column.alert:
+        return "red" if text.strip("0.") not in {"", "-"} else "dim"
+    return "dim" if text == "-" else _STYLES.get(text, "")
+
+
+def _fitting(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[int]:
+    """Numbers of the columns to show, chosen by how much they matter while there is room."""
+    shown: list[int] = []
+    for number in sorted(range(len(columns)), key=lambda number: -columns[number].keep):
+        needed = sum(widths[other] + _GAP for other in shown) + widths[number]
+        if needed <= room or columns[number].keep >= ALWAYS:
+            shown.append(number)
+    return sorted(shown)
+
+
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console(highlight=False, markup=False, emoji=False)

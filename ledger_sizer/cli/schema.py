@@ -1,0 +1,158 @@
+"""`ledger-sizer db`: the schema's version, and the migrations that change it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ledger_sizer.cli import output
+from ledger_sizer.cli.options import DatabaseUrl, Json
+from ledger_sizer.cli.teaching import teach
+from ledger_sizer.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+db = typer.Typer(rich_markup_mode=None)
+
+_NEVER_DENIED = {3: ""}
+
+DB_HELP = teach("db check", "db upgrade --database-url sqlite:///ledger.db", exits=_NEVER_DENIED)
+
+
+@db.callback(epilog=DB_HELP)
+def group() -> None:
+    """Create the ledger's tables, and move them between versions.
+
+    An embedded SQLite file migrates itself when it is opened; a server's database waits for `db upgrade`.
+    """
+
+
+@contextmanager
+def _database(url: str | None, *, create: bool = False) -> "Iterator[Engine]":
+    from ledger_sizer.cli.session import loaded_settings, require_file
+    from ledger_sizer.database import make_engine
+
+    settings = loaded_settings()
+    target = settings.ledger.database_url if url is None else url
+    if not create:
+        require_file(target)
+    engine = make_engine(target, settings.ledger)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+def _migrate(engine: "Engine", move: Callable[[Any, str], None], revision: str) -> tuple[str | None, str | None]:
+    """Run a migration; answers the version before and after."""
+    from alembic.util import CommandError
+
+    from ledger_sizer.database import SCHEMA_HEAD, require_head, schema_version
+
+    before = schema_version(engine)
+    if before is not None and before > SCHEMA_HEAD:
+        require_head(engine)
+    try:
+        move(engine.url, revision)
+    except CommandError as error:
+        raise InvalidRequest(f"cannot migrate to {revision!r}: {error}", field="revision") from None
+    return before, schema_version(engine)
+
+
+def _shown(engine: "Engine") -> str:
+    """The database's URL as a user would write it, without its password."""
+    return engine.url.set(drivername=engine.url.get_backend_name()).render_as_string(hide_password=True)
+
+
+def _show(engine: "Engine", as_json: bool, before: str | None, after: str | None) -> None:
+    from ledger_sizer.database import SCHEMA_HEAD
+
+    where = _shown(engine)
+    if as_json:
+        head = {"current": after, "head": SCHEMA_HEAD, "is_current": after == SCHEMA_HEAD}
+        output.write_json({"database": where, "previous": before, **head})
+        return
+    state = "has no ledger" if after is None else f"is at {after}"
+    if before != after:
+        state += f", was {'empty' if before is None else f'at {before}'}"
+    newest = "" if after == SCHEMA_HEAD else f"; the newest is {SCHEMA_HEAD}"
+    output.write(f"{where} {state}{newest}")
+
+
+@db.command("upgrade", epilog=teach("db upgrade", "db upgrade 0001", exits=_NEVER_DENIED))
+def upgrade(
+    revision: Annotated[str, typer.Argument(metavar="REVISION", help="Where to; the newest when not given.")] = "head",
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Migrate the database up, creating everything in an empty one.
+
+    Stop the writers first when several versions of this program are in use.
+    """
+    from ledger_sizer.database import upgrade as migrate
+
+    with _database(database_url, create=True) as engine:
+        before, after = _migrate(engine, migrate, revision)
+        _show(engine, as_json, before, after)
+    return 0
+
+
+@db.command(
+    "downgrade",
+    epilog=teach("db downgrade -1", "db downgrade base --yes", exits=_NEVER_DENIED),
+    context_settings={"ignore_unknown_options": True},  # so that -1 is a revision, not an option
+)
+def downgrade(
+    revision: Annotated[
+        str, typer.Argument(metavar="REVISION", help="Where to: a version, -1 for one step back, base for nothing.")
+    ] = "-1",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, on a terminal, before data is lost.")] = False,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Migrate the database down, losing what the older version cannot hold.
+
+    `base` removes the ledger with every position and decision in it. On a terminal it asks first.
+    """
+    import sys
+
+    from ledger_sizer.database import downgrade as migrate
+
+    with _database(database_url) as engine:
+        if not yes and sys.stdin.isatty():
+            typer.confirm(
+                f"Downgrade {_shown(engine)} to {revision} and lose what it cannot hold?", abort=True, err=True
+            )
+        before, after = _migrate(engine, migrate, revision)
+        _show(engine, as_json, before, after)
+    return 0
+
+
+@db.command("current", epilog=teach("db current --json", exits=_NEVER_DENIED))
+def current(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
+    """Show which version the database is at."""
+    from ledger_sizer.database import schema_version
+
+    with _database(database_url) as engine:
+        version = schema_version(engine)
+        _show(engine, as_json, version, version)
+    return 0
+
+
+@db.command(
+    "check",
+    epilog=teach("db check", exits={0: "the database is what this version needs", 1: "it is not, or is away", 3: ""}),
+)
+def check(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
+    """Check that the database is at the version this program needs.
+
+    Names the command to run where it is not. Made for a deployment's start-up.
+    """
+    from ledger_sizer.database import SCHEMA_HEAD, require_head
+
+    with _database(database_url) as engine:
+        require_head(engine)
+        _show(engine, as_json, SCHEMA_HEAD, SCHEMA_HEAD)
+    return 0

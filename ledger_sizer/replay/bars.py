@@ -1,0 +1,272 @@
+"""Reading market history: bars with funding rates from a CSV file, plain or gzipped.
+
+One row is one instrument during one funding interval. The columns used are
+
+    time            when the interval starts, ISO 8601, UTC unless it says otherwise
+    exchange        the venue, such as `bybit`
+    pair            `BTC/USDT` (spot), `BTCUSDT` (USDT-margined perpetual) or `BTCUSDCM` (coin-margined perpetual)
+    contract        `spot` or `perpetual`
+    open, high, low, close    USD per base unit, above 0
+    funding rate    of a perpetual: the fraction of the notional that longs pay shorts at `time` (negative: shorts pay)
+
+in any order; others are ignored. Rows are sorted by time. A file is read as a stream, one bar in memory at a time.
+Every complaint names the file, the line, the column and the value.
+"""
+
+import csv
+import gzip
+import io
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import IO, NoReturn
+
+from ledger_sizer.errors import InvalidRequest
+from ledger_sizer.instruments import label_text
+from ledger_sizer.replay.venues import MarketKey
+from ledger_sizer.units import exact, positive
+
+COLUMNS = ("time", "exchange", "pair", "contract", "open", "high", "low", "close", "funding rate")
+INTERVAL_MIN = timedelta(hours=1)
+"""Shortest time between two bars: the orders of one bar must be over before the next begins."""
+
+COIN_MARGINED = "coin-margined"
+UNKNOWN_PAIR = "unknown pair"
+ONE_LEG = "one leg missing"
+
+_GZIP_MAGIC = b"\x1f\x8b"
+_LINEAR, _INVERSE = "USDT", "USDCM"
+
+
+@dataclass(frozen=True, slots=True)
+class Candle:
+    """Prices of one instrument during one bar, USD per base unit."""
+
+    open: Decimal
+    high: Decimal
+    low: Decimal
+    close: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Quote:
+    """One coin on one venue at one bar: both legs' prices, and the funding rate settled at the bar's time."""
+
+    venue: str
+    coin: str
+    spot: Candle
+    perp: Candle
+    rate: Decimal
+
+    @property
+    def key(self) -> MarketKey:
+        """(venue, coin)."""
+        return self.venue, self.coin
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """All markets at one time (aware UTC), sorted by venue and coin."""
+
+    time: datetime
+    quotes: tuple[Quote, ...]
+
+
+class BarFile:
+    """The bars of one file. Iterating reads it from its start; `rows` and `skipped` then tell of that reading.
+
+    skipped: rows left out, by reason. Coin-margined perpetuals are inverse contracts, worth USD whatever the coin
+    does; a quantity in coins does not size them.
+    Raises `InvalidRequest` at the first thing that is wrong.
+    """
+
+    def __init__(self, path: Path, bars_max: int | None = None) -> None:
+        self._path = path
+        self._bars_max = bars_max
+        self.rows = 0
+        self.skipped: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[Bar]:
+        self.rows = 0
+        self.skipped = Counter()
+        count = 0
+        for bar in self._bars():
+            if self._bars_max is not None and count >= self._bars_max:
+                return
+            count += 1
+            yield bar
+        if not self.rows:
+            raise InvalidRequest(f"{self._path.name} has a header and no rows", field="file")
+
+    def _bars(self) -> Iterator[Bar]:
+        legs: dict[tuple[str, str, str], tuple[Candle, Decimal]] = {}
+        time: datetime | None = None
+        for row in self._parsed():
+            if row.time != time:
+                if time is not None:
+                    row.require_after(time)
+                    yield self._bar(time, legs)
+                time, legs = row.time, {}
+            self.rows += 1
+            kind, coin = row.kind_and_coin()
+            if kind in (COIN_MARGINED, UNKNOWN_PAIR):
+                self.skipped[kind] += 1
+                continue
+            key = (row.venue, coin, kind)
+            if key in legs:
+                row.wrong("pair", f"stands twice at {row.text('time')}")
+            legs[key] = row.candle(), row.rate() if kind == "perpetual" else Decimal(0)
+        if time is not None:
+            yield self._bar(time, legs)
+
+    def _bar(self, time: datetime, legs: dict[tuple[str, str, str], tuple[Candle, Decimal]]) -> Bar:
+        quotes = []
+        for venue, coin in sorted({(venue, coin) for venue, coin, _ in legs}):
+            spot, perp = legs.get((venue, coin, "spot")), legs.get((venue, coin, "perpetual"))
+            if spot is None or perp is None:
+                self.skipped[ONE_LEG] += 1
+                continue
+            quotes.append(Quote(venue, coin, spot[0], perp[0], perp[1]))
+        return Bar(time, tuple(quotes))
+
+    def _parsed(self) -> Iterator["_Row"]:
+        name = self._path.name
+        with _opened(self._path) as text:
+            reader = csv.reader(text, strict=True)
+            try:
+                header = next(reader, None)
+                if header is None:
+                    raise InvalidRequest(f"{name} is empty; a first line with {', '.join(COLUMNS)} is needed")
+                places = _places(name, header)
+                for fields in reader:
+                    if not fields:
+                        continue
+                    if len(fields) != len(header):
+                        raise InvalidRequest(
+                            f"{name} line {reader.line_num}: {len(fields)} fields, the header has {len(header)}",
+                            field="file",
+                        )
+                    yield _Row(name, reader.line_num, fields, places)
+            except (csv.Error, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise InvalidRequest(
+                    f"{name} cannot be read after line {reader.line_num}: {error}; is it a CSV file, whole, in UTF-8?",
+                    field="file",
+                ) from None
+
+
+def _opened(path: Path) -> IO[str]:
+    """The file as text; gzip is recognised by its first bytes, whatever the name says."""
+    try:
+        # It is read twice, first to check it all and then to replay it, which a pipe could not do.
+        if path.exists() and not path.is_file():
+            raise InvalidRequest(f"{path} is not a regular file; replay reads a CSV file, plain or gzipped")
+        raw = path.open("rb")
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror or error}", field="file") from None
+    is_gzip = raw.read(2) == _GZIP_MAGIC
+    raw.seek(0)
+    stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if is_gzip else raw  # type: ignore[assignment]
+    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+
+
+def _places(name: str, header: list[str]) -> dict[str, int]:
+    found = [column.strip() for column in header]
+    missing = [column for column in COLUMNS if column not in found]
+    if missing:
+        raise InvalidRequest(
+            f"{name} line 1 lacks the column {missing[0]!r} (of {', '.join(COLUMNS)}); it has {', '.join(found)}",
+            field="file",
+        )
+    twice = [column for column in COLUMNS if found.count(column) > 1]
+    if twice:
+        raise InvalidRequest(f"{name} line 1 has the column {twice[0]!r} twice", field="file")
+    return {column: found.index(column) for column in COLUMNS}
+
+
+class _Row:
+    """One line of the file, read column by column as needed."""
+
+    __slots__ = ("_fields", "_file", "_line", "_places", "time", "venue")
+
+    def __init__(self, file: str, line: int, fields: list[str], places: dict[str, int]) -> None:
+        self._file = file
+        self._line = line
+        self._fields = fields
+        self._places = places
+        self.time = self._time()
+        self.venue = self._venue()
+
+    def text(self, column: str) -> str:
+        """The column's text without blanks around it."""
+        return self._fields[self._places[column]].strip()
+
+    def wrong(self, column: str, problem: str) -> NoReturn:
+        """Refuse the file because of this column."""
+        raise InvalidRequest(
+            f"{self._file} line {self._line}, column {column!r}: {self.text(column)!r} {problem}", field="file"
+        )
+
+    def _time(self) -> datetime:
+        try:
+            moment = datetime.fromisoformat(self.text("time"))
+        except ValueError:
+            self.wrong("time", "is not a time such as 2023-01-01 08:00:00")
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+    def _venue(self) -> str:
+        try:
+            return label_text(self.text("exchange"), "it")
+        except InvalidRequest as error:
+            self.wrong("exchange", f"is no name of a venue: {error}")
+
+    def require_after(self, before: datetime) -> None:
+        """The row must start a bar that comes at least `INTERVAL_MIN` after the one before."""
+        if self.time < before:
+            self.wrong("time", f"is earlier than {before:%Y-%m-%d %H:%M:%S} above it; sort the rows by time")
+        if self.time - before < INTERVAL_MIN:
+            self.wrong("time", f"is less than an hour after {before:%Y-%m-%d %H:%M:%S}; give one row per funding time")
+
+    def kind_and_coin(self) -> tuple[str, str]:
+        """`spot` or `perpetual` with the coin, or the reason to skip the row."""
+        contract, pair = self.text("contract"), self.text("pair")
+        if contract not in ("spot", "perpetual"):
+            self.wrong("contract", "is neither 'spot' nor 'perpetual'")
+        if not pair.isascii() or not pair.isprintable() or not pair:
+            self.wrong("pair", "is no pair such as BTC/USDT or BTCUSDT")
+        if contract == "spot":
+            coin, slash, quote = pair.partition("/")
+            return ("spot", coin) if slash and coin and quote == _LINEAR else (UNKNOWN_PAIR, "")
+        if pair.endswith(_INVERSE):
+            return COIN_MARGINED, ""
+        coin = pair.removesuffix(_LINEAR)
+        return ("perpetual", coin) if coin and coin != pair else (UNKNOWN_PAIR, "")
+
+    def candle(self) -> Candle:
+        """The four prices: above 0, the high not below the others, the low not above them."""
+        candle = Candle(*[self._number(column, is_price=True) for column in ("open", "high", "low", "close")])
+        if candle.high < max(candle.open, candle.close, candle.low):
+            self.wrong("high", f"is below open {candle.open}, low {candle.low} or close {candle.close}")
+        if candle.low > min(candle.open, candle.close):
+            self.wrong("low", f"is above open {candle.open} or close {candle.close}")
+        return candle
+
+    def rate(self) -> Decimal:
+        """The funding rate, a fraction per interval."""
+        rate = self._number("funding rate", is_price=False)
+        if abs(rate) > 1:
+            self.wrong("funding rate", "is more than the whole notional; it is a fraction, 0.0001 is one basis point")
+        return rate
+
+    def _number(self, column: str, *, is_price: bool) -> Decimal:
+        try:
+            number = Decimal(self.text(column))
+        except InvalidOperation:
+            self.wrong(column, "is not a number")
+        try:
+            return positive(number, "it") if is_price else exact(number, "it")
+        except InvalidRequest as error:
+            self.wrong(column, f"cannot be right: {error}")

@@ -1,0 +1,83 @@
+"""Where the bars of a replay come from: a file, checked in full before the first decision, or the generated market."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from ledger_sizer.errors import InvalidRequest
+from ledger_sizer.replay.bars import Bar, BarFile
+from ledger_sizer.replay.market import BARS_DEFAULT, generated_bars
+from ledger_sizer.replay.venues import MARKETS, MarketKey
+
+NO_RULES = "no instrument rules"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Bars and what is in them. `read` starts from the first bar each time it is called.
+
+    markets: those that can be traded, sorted. skipped: rows (or, for markets without rules, quotes) left out, by reason.
+    """
+
+    name: str
+    bars: int
+    first: datetime
+    last: datetime
+    rows: int
+    markets: tuple[MarketKey, ...]
+    skipped: Mapping[str, int]
+    read: Callable[[], Iterator[Bar]]
+
+    @property
+    def span(self) -> timedelta:
+        """From the first bar to the last."""
+        return self.last - self.first
+
+
+def file_source(path: Path, bars_max: int | None = None) -> Source:
+    """The bars of a CSV file, the first `bars_max` of them. Reads it all once: a bad line is met before any decision.
+
+    Raises `InvalidRequest` naming file, line, column and value, or where the file has no market to trade.
+    """
+    file = BarFile(path, bars_max)
+    found = _survey(path.name, iter(file), lambda: iter(file))
+    return Source(
+        name=found.name,
+        bars=found.bars,
+        first=found.first,
+        last=found.last,
+        rows=file.rows,
+        markets=found.markets,
+        skipped={**file.skipped, **found.skipped},
+        read=found.read,
+    )
+
+
+def generated_source(seed: int, bars: int | None = None) -> Source:
+    """The generated market of this seed, 540 bars (half a year) unless told otherwise."""
+    count = BARS_DEFAULT if bars is None else bars
+    name = f"generated market, seed {seed}"
+    return _survey(name, generated_bars(seed, count), lambda: generated_bars(seed, count))
+
+
+def _survey(name: str, bars: Iterator[Bar], read: Callable[[], Iterator[Bar]]) -> Source:
+    count = quotes = 0
+    first: datetime | None = None
+    last: datetime | None = None
+    markets: set[MarketKey] = set()
+    skipped: Counter[str] = Counter()
+    for bar in bars:
+        count += 1
+        first, last = first or bar.time, bar.time
+        for quote in bar.quotes:
+            quotes += 1
+            if quote.key in MARKETS:
+                markets.add(quote.key)
+            else:
+                skipped[NO_RULES] += 1
+    if first is None or last is None or not markets:
+        known = ", ".join(f"{venue} {coin}" for venue, coin in sorted(MARKETS))
+        raise InvalidRequest(f"{name} has no market to trade: spot and USDT perpetual of one of {known}", field="file")
+    return Source(name, count, first, last, 2 * quotes, tuple(sorted(markets)), dict(skipped), read)
