@@ -162,8 +162,11 @@ async def run_tasks(make_caller: Callable[[], AsyncCaller], callers: int, pace: 
     """Drive `callers` coroutines of the running event loop until the window closes."""
     samples = Samples(Window(pace))
     samples.window.open()
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(_loop_async(make_caller(), n, samples.window)) for n in range(callers)]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(_loop_async(make_caller(), n, samples.window)) for n in range(callers)]
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from failures
     for task in tasks:
         samples.pairs.extend(task.result())
     return samples

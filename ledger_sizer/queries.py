@@ -93,7 +93,9 @@ class Queries:
         portfolio: one, or all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open).
         tags: all must match. cursor: of the page before. limit: 1 to 1000.
         """
-        query = select(PortfolioRow.name, *_POSITIONS.columns).join_from(PortfolioRow, PositionRow)
+        query = select(PortfolioRow.name, *_POSITIONS.columns).join_from(
+            PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id
+        )
         if portfolio is not None:
             query = query.where(PortfolioRow.name == portfolio_name(portfolio))
         if state is not None:

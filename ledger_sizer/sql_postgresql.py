@@ -5,6 +5,7 @@ and casts them, which costs the client far less than binding each field.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 from sqlalchemy import FromClause
 from sqlalchemy.types import Text
@@ -95,30 +96,44 @@ _COUNTS = [
 _POSITIONS = _typed(PositionRow.__table__, POSITION_COLUMNS)
 _SET_POSITION = ", ".join(f"{name} = r.{name}" for name in POSITION_COLUMNS if name not in ("portfolio_id", "number"))
 
-WRITE = f"""
-WITH head AS (
-    UPDATE portfolios p SET last_seq = r.last_seq, last_hash = r.last_hash, last_us = r.last_us
-    FROM {_rows(_HEADS, "heads")} AS r WHERE p.id = r.id AND p.last_hash = r.before RETURNING p.id
-), decided AS (
+_PARTS = {
+    "decisions": f"""decided AS (
     INSERT INTO decisions ({", ".join(DECISION_COLUMNS)})
     SELECT * FROM {_rows(_typed(DecisionRow.__table__, DECISION_COLUMNS), "decisions")} AS r
-), made AS (
+)""",
+    "made": f"""made AS (
     INSERT INTO positions ({", ".join(POSITION_COLUMNS)}) SELECT * FROM {_rows(_POSITIONS, "made")} AS r
-), moved AS (
+)""",
+    "moved": f"""moved AS (
     UPDATE positions q SET {_SET_POSITION} FROM {_rows(_POSITIONS, "moved")} AS r
     WHERE q.portfolio_id = r.portfolio_id AND q.number = r.number
-), named AS (
+)""",
+    "named": f"""named AS (
     INSERT INTO scopes (portfolio_id, scope, held_e8, open_e8, overage_e8, cap_e8, status)
     SELECT portfolio_id, scope, held, opened, overage, cap, status FROM {_rows(_COUNTS, "named")} AS r
-), counted AS (
+)""",
+    "counted": f"""counted AS (
     UPDATE scopes s SET held_e8 = s.held_e8 + r.held, open_e8 = s.open_e8 + r.opened, overage_e8 = r.overage,
         cap_e8 = CASE WHEN r.administered = '1' THEN r.cap ELSE s.cap_e8 END,
         status = CASE WHEN r.administered = '1' THEN r.status ELSE s.status END
     FROM {_rows(_COUNTS, "counted")} AS r WHERE s.portfolio_id = r.portfolio_id AND s.scope = r.scope
-)
+)""",
+}
+PARTS = frozenset(_PARTS)
+
+
+@lru_cache
+def write_statement(parts: frozenset[str]) -> str:
+    """One statement for everything a batch changes, with only the parts it needs (an unused part costs its set-up).
+
+    It is guarded: when a head is not the one the batch was decided against, the division by zero undoes it all.
+    Counters move by their difference, so that a row somebody edited stays wrong for `verify` to find, and the CHECK
+    on it can refuse the batch.
+    """
+    return f"""
+WITH head AS (
+    UPDATE portfolios p SET last_seq = r.last_seq, last_hash = r.last_hash, last_us = r.last_us
+    FROM {_rows(_HEADS, "heads")} AS r WHERE p.id = r.id AND p.last_hash = r.before RETURNING p.id
+), {", ".join(text for name, text in _PARTS.items() if name in parts)}
 SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, 1 / (count(*) = %(count)s)::int FROM head
-"""
-"""Everything a batch changes, guarded: when a head is not the one the batch was decided against, the division by zero
-undoes the statement. Counters move by their difference, so that a row somebody edited stays wrong for `verify` to
-find, and the CHECK on it can refuse the batch.
 """

@@ -12,7 +12,8 @@ unmoved a few times before it is trusted again.
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import psycopg
@@ -30,6 +31,7 @@ from ledger_sizer.tags import PORTFOLIO_SCOPE
 _CALM_MIN = 3
 """How often in a row a portfolio must be found as this process left it before the lock is skipped."""
 _POSITIONS_REMEMBERED_MAX = 100_000
+_FLIGHT_CHARACTERS_MAX = 100_000
 
 
 class _Remembered:
@@ -107,19 +109,17 @@ class PostgresStore:
         if not ids:
             return {}, now_us or 0  # only unknown portfolios: there is nothing to decide against
         asked = {(ids[name], scope) for name in ids for scope in self._scopes_foreseen(name, needs[name])}
-        with connection.pipeline():
+        parameters = {
+            "now": now_us,
+            "ids": list(ids.values()),
+            "numbers": _pairs((ids[name], number) for name in ids for number in needs[name].numbers),
+            "late": _pairs((ids[name], number) for name in ids for number in needs[name].late),
+            "keys": _pairs((ids[name], key) for name in ids for key in needs[name].keys),
+            "scopes": _pairs(asked),
+        }
+        with _flight(connection, parameters):
             locked = connection.execute(sql.LOCK, [sorted(ids.values())])
-            loaded = connection.execute(
-                sql.LOAD,
-                {
-                    "now": now_us,
-                    "ids": list(ids.values()),
-                    "numbers": _pairs((ids[name], number) for name in ids for number in needs[name].numbers),
-                    "late": _pairs((ids[name], number) for name in ids for number in needs[name].late),
-                    "keys": _pairs((ids[name], key) for name in ids for key in needs[name].keys),
-                    "scopes": _pairs(asked),
-                },
-            )
+            loaded = connection.execute(sql.LOAD, parameters)
         states = {row[0]: PortfolioState(*row) for row in locked.fetchall()}
         found_us, positions, decisions, scopes, expiries = loaded.fetchall()[0]
         if now_us is None:
@@ -188,9 +188,11 @@ class PostgresStore:
         if not moved:
             connection.rollback()
             return
-        with connection.pipeline():
-            written = connection.execute(sql.WRITE, _write_parameters(moved))
-            connection.commit()
+        parameters = _write_parameters(moved)
+        statement = sql.write_statement(frozenset(parameters) & sql.PARTS)
+        with _flight(connection, parameters):
+            written = connection.execute(statement, parameters)
+            connection.execute("COMMIT")
         self._heard_clock(written.fetchall()[0][0])
         for state in moved:
             self._remember(state)
@@ -253,6 +255,14 @@ class PostgresStore:
             self._pooled = None
 
 
+def _flight(connection: psycopg.Connection[Any], parameters: Mapping[str, Any]) -> AbstractContextManager[Any]:
+    """Send several statements in one flight, unless they are large: psycopg's pipeline (3.3) can stop sending when the
+    socket's buffer is full and then wait for an answer for ever. A large batch has little to gain from it anyway.
+    """
+    size = sum(len(value) for value in parameters.values() if isinstance(value, str))
+    return connection.pipeline() if size < _FLIGHT_CHARACTERS_MAX else nullcontext()
+
+
 def _carry_over(before: PortfolioState, after: PortfolioState) -> None:
     """Nobody else wrote in between, so what was known of other scopes and positions still holds."""
     for name in before.scopes_known - after.scopes_known:
@@ -280,7 +290,7 @@ def _write_parameters(states: Sequence[PortfolioState]) -> dict[str, Any]:
             row = _line(_count_row(state.id, scope, administered=name in state.administered))
             rows["named" if scope.stored is None else "counted"].append(row)
         rows["heads"].append(_line((state.id, state.last_seq, state.last_hash, state.last_us, state.loaded_hash)))
-    return {"count": len(states), **{name: ROW_SEPARATOR.join(lines) for name, lines in rows.items()}}
+    return {"count": len(states), **{name: ROW_SEPARATOR.join(lines) for name, lines in rows.items() if lines}}
 
 
 def _count_row(portfolio_id: int, scope: ScopeState, *, administered: bool) -> tuple[Any, ...]:

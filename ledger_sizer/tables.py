@@ -2,6 +2,8 @@
 
 The database itself refuses a breach: counters cannot go below zero, exposure cannot exceed the cap without being
 recorded as overage, a position's amounts must fit its state, and decisions can be neither updated nor deleted.
+Positions and decisions have no foreign key to their portfolio: every write is guarded by the portfolio's own row (its
+chain head must match), and checking each row again cost a fifth of a batch (docs/decisions/0004).
 Money is whole 1e-8 USD in BIGINT (`_e8`), time whole microseconds since 1970 UTC in BIGINT (`_us`), prices and
 quantities exact decimal text, structures canonical JSON text.
 """
@@ -92,7 +94,7 @@ class PositionRow(Base):
               postgresql_where=text("origin IS NOT NULL"), sqlite_where=text("origin IS NOT NULL")),
     )  # fmt: skip
 
-    portfolio_id: Mapped[int] = mapped_column(ForeignKey("portfolios.id"), primary_key=True)
+    portfolio_id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     state: Mapped[str]
     tags: Mapped[str]
@@ -121,7 +123,7 @@ class DecisionRow(Base):
               postgresql_where=text("position IS NOT NULL"), sqlite_where=text("position IS NOT NULL")),
     )  # fmt: skip
 
-    portfolio_id: Mapped[int] = mapped_column(ForeignKey("portfolios.id"), primary_key=True)
+    portfolio_id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     command: Mapped[str]
     key: Mapped[str]

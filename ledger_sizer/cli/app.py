@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ledger_sizer import __version__
-from ledger_sizer.cli import reading, schema, steering, trading
+from ledger_sizer.cli import reading, replay, schema, steering, trading
 
 app = typer.Typer(
     name="ledger-sizer",
@@ -59,4 +59,5 @@ app.add_typer(steering.caps, name="caps")
 app.command(epilog=steering.HALT_HELP)(steering.halt)
 app.command(epilog=steering.RESUME_HELP)(steering.resume)
 app.command(epilog=steering.SWEEP_HELP)(steering.sweep)
+app.command(epilog=replay.REPLAY_HELP)(replay.replay)
 app.add_typer(schema.db, name="db")

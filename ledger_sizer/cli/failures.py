@@ -73,7 +73,7 @@ def guarded(command: Callable[[], object], *, as_json: bool) -> int:
         sys.stdout.flush()
     except BrokenPipeError:
         _abandon_stdout()  # whoever read our output, such as `head`, has seen enough
-        return DONE
+        return FAILED
     except (Exception, KeyboardInterrupt) as error:
         failure = _failure_of(error)
         if failure is None:

@@ -70,15 +70,15 @@ def remark(text: str) -> None:
 
 
 def write_json(document: Any) -> None:
-    """One JSON document."""
-    write(json.dumps(document, indent=2, ensure_ascii=False))
+    """One JSON document, in ASCII, so that no output encoding can spoil it."""
+    write(json.dumps(document, indent=2))
 
 
 def write_json_list(items: Iterable[Any], cursor: Callable[[], str | None]) -> None:
     """`{"items": [...], "cursor": ...}`, one item a line, written as it comes: a long history needs no memory."""
     sys.stdout.write('{"items": [')
     for number, item in enumerate(items):
-        sys.stdout.write(("," if number else "") + "\n" + json.dumps(item, ensure_ascii=False))
+        sys.stdout.write(("," if number else "") + "\n" + json.dumps(item))
     write(f'\n], "cursor": {json.dumps(cursor())}}}')
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +22,6 @@ REPLAY_HELP = teach(
 )
 
 KEPT_URL = "sqlite:///replay.db"
-_VENUE_SHARE_PERCENT = 40
 
 
 def replay(
@@ -84,26 +84,28 @@ def replay(
     else:
         _show(report)
         if target is not None:
-            output.remark(f"kept: ledger-sizer history --portfolio replay-dynamic --database-url {target}")
+            from sqlalchemy.engine import make_url
+
+            where = make_url(target).render_as_string(hide_password=True)
+            output.remark(f"kept; look at it with: ledger-sizer history -p replay-dynamic --database-url {where}")
     return failures.DONE if report.ok else failures.FAILED
 
 
 def _plan(bots: str, cap: str | None, venue_cap: str | None, max_position: str | None, seed: str) -> "Plan":
     """The options as a plan; the settings answer for those that were not given."""
     from ledger_sizer.cli.session import loaded_settings
-    from ledger_sizer.replay import Plan
+    from ledger_sizer.replay import Plan, usual_venue_cap
+
+    def given(text: str | None, field: str, otherwise: Decimal) -> Decimal:
+        return otherwise if text is None else options.decimal(text, field)
 
     settings = loaded_settings()
-    cap_usd = settings.sizing.max_portfolio_exposure if cap is None else options.decimal(cap, "cap")
+    cap_usd = given(cap, "cap", settings.sizing.max_portfolio_exposure)
     return Plan(
         bots=options.whole(bots, "bots"),
         cap=cap_usd,
-        venue_cap=cap_usd * _VENUE_SHARE_PERCENT / 100
-        if venue_cap is None
-        else options.decimal(venue_cap, "venue_cap"),
-        max_position=settings.trading.max_position_size_usd
-        if max_position is None
-        else options.decimal(max_position, "max_position"),
+        venue_cap=given(venue_cap, "venue_cap", usual_venue_cap(cap_usd)),
+        max_position=given(max_position, "max_position", settings.trading.max_position_size_usd),
         min_fraction=settings.sizing.min_allocation_fraction,
         max_fraction=settings.sizing.max_allocation_fraction,
         seed=options.whole(seed, "seed"),
@@ -128,12 +130,12 @@ def _replayed(source: "Source", plan: "Plan", url: str | None, *, as_json: bool)
         if url is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ledger-sizer-replay-"))
             url = f"sqlite:///{Path(folder) / 'replay.db'}"
-        progress = stack.enter_context(_progress(as_json))
+        progress = stack.enter_context(_progress(source.bars, as_json=as_json))
         return run_replay(source, plan, url, timer=time.perf_counter, progress=progress)
 
 
 @contextmanager
-def _progress(as_json: bool) -> "Iterator[Callable[[str, int, int], None] | None]":
+def _progress(bars: int, *, as_json: bool) -> "Iterator[Callable[[str, int, int], None] | None]":
     """A progress bar on standard error, where a person looks at it."""
     import sys
 
@@ -145,7 +147,7 @@ def _progress(as_json: bool) -> "Iterator[Callable[[str, int, int], None] | None
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("replay", total=None)
+        task = bar.add_task("replay", total=bars)
         yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
 
 

@@ -31,14 +31,11 @@ def group() -> None:
 
 @contextmanager
 def _database(url: str | None, *, create: bool = False) -> "Iterator[Engine]":
-    from ledger_sizer.cli.session import loaded_settings, require_file
+    from ledger_sizer.cli.session import loaded_settings, target_of
     from ledger_sizer.database import make_engine
 
     settings = loaded_settings()
-    target = settings.ledger.database_url if url is None else url
-    if not create:
-        require_file(target)
-    engine = make_engine(target, settings.ledger)
+    engine = make_engine(target_of(url, settings, create=create), settings.ledger)
     try:
         yield engine
     finally:

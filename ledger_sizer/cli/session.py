@@ -28,9 +28,7 @@ def ledger_at(url: str | None, *, create: bool = False) -> Iterator["Ledger"]:
     from ledger_sizer.ledger import Ledger
 
     settings = loaded_settings()
-    target = settings.ledger.database_url if url is None else url
-    if not create:
-        require_file(target)
+    target = target_of(url, settings, create=create)
     with Ledger.open(target, settings=settings) as ledger:
         yield ledger
 
@@ -45,15 +43,17 @@ def loaded_settings() -> "AppSettings":
     return settings
 
 
-def require_file(target: str) -> None:
-    """Refuse a SQLite file that is not there, instead of creating it."""
+def target_of(url: str | None, settings: "AppSettings", *, create: bool) -> str:
+    """The database a command is about. Refuses a URL that names none, and to create what only exists by a typo."""
     from ledger_sizer.database import database_url, is_sqlite
 
-    url = database_url(target)
-    path = url.database or ""
-    if is_sqlite(url) and not path.startswith("file:") and not Path(path).exists():
+    target = settings.ledger.database_url if url is None else url
+    parsed = database_url(target)
+    path = parsed.database or ""
+    if not create and is_sqlite(parsed) and not path.startswith("file:") and not Path(path).exists():
         hint = f"check --database-url, or create it: ledger-sizer db upgrade --database-url {shlex.quote(target)}"
         raise Failure("not_found", f"there is no ledger at {path!r}", hint=hint)
+    return target
 
 
 def new_key() -> str:

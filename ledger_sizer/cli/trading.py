@@ -119,7 +119,7 @@ def confirm(
     return act(command, url=database_url, as_json=as_json)
 
 
-RELEASE_HELP = teach("release main-17", "release main-17 --quantity 0.008 --key cycle-17/BTC/exit")
+RELEASE_HELP = teach("release main-17", "release main-18 --quantity 0.008 --key cycle-17/BTC/exit")
 
 
 def release(

@@ -19,11 +19,13 @@ import io
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
+from itertools import islice
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, NoReturn, cast
 
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.instruments import label_text
@@ -93,12 +95,7 @@ class BarFile:
     def __iter__(self) -> Iterator[Bar]:
         self.rows = 0
         self.skipped = Counter()
-        count = 0
-        for bar in self._bars():
-            if self._bars_max is not None and count >= self._bars_max:
-                return
-            count += 1
-            yield bar
+        yield from islice(self._bars(), self._bars_max)
         if not self.rows:
             raise InvalidRequest(f"{self._path.name} has a header and no rows", field="file")
 
@@ -158,7 +155,8 @@ class BarFile:
                 ) from None
 
 
-def _opened(path: Path) -> IO[str]:
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[str]]:
     """The file as text; gzip is recognised by its first bytes, whatever the name says."""
     try:
         # It is read twice, first to check it all and then to replay it, which a pipe could not do.
@@ -167,10 +165,12 @@ def _opened(path: Path) -> IO[str]:
         raw = path.open("rb")
     except OSError as error:
         raise InvalidRequest(f"cannot read {path}: {error.strerror or error}", field="file") from None
-    is_gzip = raw.read(2) == _GZIP_MAGIC
-    raw.seek(0)
-    stream: IO[bytes] = gzip.GzipFile(fileobj=raw) if is_gzip else raw  # type: ignore[assignment]
-    return io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
+    with raw:
+        is_gzip = raw.read(2) == _GZIP_MAGIC
+        raw.seek(0)
+        stream = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_gzip else raw
+        with io.TextIOWrapper(stream, encoding="utf-8-sig", newline="") as text:
+            yield text
 
 
 def _places(name: str, header: list[str]) -> dict[str, int]:

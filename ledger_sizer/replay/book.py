@@ -149,7 +149,7 @@ class Book:
             self.figures.decisions["expire", "applied", None, None] += 1
 
     def settle(self, quotes: Mapping[MarketKey, Quote]) -> None:
-        """Collect funding: rate x quantity x the perpetual's price at that time, to the short when the rate is positive."""
+        """Collect funding: rate x quantity x the perpetual's price at that time; a negative rate costs."""
         figures = self.figures
         figures.open_sum_e8 += self.open_e8
         figures.open_samples += 1

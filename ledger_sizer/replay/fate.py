@@ -59,7 +59,7 @@ def fate_of(seed: int, order_key: str) -> Fate:
 
 
 def partial_quantity(seed: int, order_key: str, quantity: Decimal, market: Market) -> Decimal:
-    """A quarter, half or three quarters of the quantity, floored to the market's step; all of it when that is nothing."""
+    """A quarter, half or three quarters of it, floored to the market's step; all of it when that is nothing."""
     with exactly():
         part = floor_to_step(quantity * (1 + draw(3, seed, "part", order_key)) / 4, market.step)
     return part or quantity

@@ -25,8 +25,15 @@ DYNAMIC, FLAT = "replay-dynamic", "replay-flat"
 PORTFOLIOS = (DYNAMIC, FLAT)
 
 Timer = Callable[[], float]
+"""Seconds that only go up, such as `time.perf_counter`."""
 Progress = Callable[[str, int, int], None]
 """Called with (`replay` or `verify`, done, in all)."""
+
+
+def usual_venue_cap(cap: Decimal) -> Decimal:
+    """Two fifths of a portfolio's cap: three venues then have more room than the portfolio, so that either may bind."""
+    with exactly():
+        return cap * 2 / 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +93,7 @@ class PortfolioReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A replay's outcome. findings: of `verify`. commits: groups of commands that shared one. seconds: on this machine."""
+    """A replay's outcome. findings: of `verify`. commits: one per step that had commands."""
 
     source: Source
     plan: Plan

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,7 +18,8 @@ NO_RULES = "no instrument rules"
 class Source:
     """Bars and what is in them. `read` starts from the first bar each time it is called.
 
-    markets: those that can be traded, sorted. skipped: rows (or, for markets without rules, quotes) left out, by reason.
+    markets: those that can be traded, sorted. rows: of a file, the same number of instrument rows otherwise.
+    skipped: rows left out, by reason.
     """
 
     name: str
@@ -43,16 +44,7 @@ def file_source(path: Path, bars_max: int | None = None) -> Source:
     """
     file = BarFile(path, bars_max)
     found = _survey(path.name, iter(file), lambda: iter(file))
-    return Source(
-        name=found.name,
-        bars=found.bars,
-        first=found.first,
-        last=found.last,
-        rows=file.rows,
-        markets=found.markets,
-        skipped={**file.skipped, **found.skipped},
-        read=found.read,
-    )
+    return replace(found, rows=file.rows, skipped={**file.skipped, **found.skipped})
 
 
 def generated_source(seed: int, bars: int | None = None) -> Source:
@@ -76,7 +68,7 @@ def _survey(name: str, bars: Iterator[Bar], read: Callable[[], Iterator[Bar]]) -
             if quote.key in MARKETS:
                 markets.add(quote.key)
             else:
-                skipped[NO_RULES] += 1
+                skipped[NO_RULES] += 2  # its spot row and its perpetual's
     if first is None or last is None or not markets:
         known = ", ".join(f"{venue} {coin}" for venue, coin in sorted(MARKETS))
         raise InvalidRequest(f"{name} has no market to trade: spot and USDT perpetual of one of {known}", field="file")

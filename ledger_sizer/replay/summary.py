@@ -177,6 +177,10 @@ def _decisions(report: Report) -> Iterator[Line]:
     yield "head", _row(f"{'Decisions':<10}{'':<28}{'bound by':<12}", ("dynamic", "flat"), widths, 50)
     for command, outcome, bound, counts in _decision_rows(report):
         yield "text", _row(f"{command:<10}{outcome:<28}{bound:<12}", [f"{count:,}" for count in counts], widths, 50)
+    yield (
+        "text",
+        f"  below_min_*: what the cap left buys less than one lot, or less than {_money(report.plan.min_notional)} USD",
+    )
     totals = [f"{portfolio.head[0]:,}" for portfolio in report.portfolios]
     yield "text", _row("recorded in all", totals, widths, 50)
     for label, name in (

@@ -96,7 +96,7 @@ def _create_portfolios_and_scopes() -> None:
 def _create_positions() -> None:
     op.create_table(
         "positions",
-        sa.Column("portfolio_id", KEY, nullable=False),
+        sa.Column("portfolio_id", KEY, autoincrement=False, nullable=False),
         sa.Column("number", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("tags", sa.Text(), nullable=False),
@@ -119,7 +119,6 @@ def _create_positions() -> None:
         sa.CheckConstraint(
             "state <> 'open' OR (quantity IS NOT NULL AND price IS NOT NULL)", name=op.f("ck_positions_filled")
         ),
-        sa.ForeignKeyConstraint(["portfolio_id"], ["portfolios.id"], name=op.f("fk_positions_portfolios")),
         sa.PrimaryKeyConstraint("portfolio_id", "number", name=op.f("pk_positions")),
     )
     _partial_index("ix_positions_live", ["portfolio_id", "number"], "state IN ('held', 'open')")
@@ -136,7 +135,7 @@ def _partial_index(
 def _create_decisions() -> None:
     op.create_table(
         "decisions",
-        sa.Column("portfolio_id", KEY, nullable=False),
+        sa.Column("portfolio_id", KEY, autoincrement=False, nullable=False),
         sa.Column("seq", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("command", sa.Text(), nullable=False),
         sa.Column("key", sa.Text(), nullable=False),
@@ -161,7 +160,6 @@ def _create_decisions() -> None:
         sa.CheckConstraint("seq >= 1", name=op.f("ck_decisions_seq")),
         sa.CheckConstraint("outcome IN ('granted', 'denied', 'applied')", name=op.f("ck_decisions_outcome")),
         sa.CheckConstraint("(outcome = 'denied') = (reason IS NOT NULL)", name=op.f("ck_decisions_reason")),
-        sa.ForeignKeyConstraint(["portfolio_id"], ["portfolios.id"], name=op.f("fk_decisions_portfolios")),
         sa.PrimaryKeyConstraint("portfolio_id", "seq", name=op.f("pk_decisions")),
     )
     op.create_index("uq_decisions_portfolio_id_key", "decisions", ["portfolio_id", "key"], unique=True)

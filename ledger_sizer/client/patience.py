@@ -1,0 +1,82 @@
+"""How long and how often the client asks again, as one piece of logic for the blocking and the awaitable face.
+
+`conversation` is a generator that does no input or output itself: it yields `Send` and `Wait`, a face carries them out
+and sends back what came of it. Only what is safe to repeat is repeated: every command carries its key, so asking again
+settles what became of it, and a denial is an answer like any other.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from ledger_sizer.client.answers import Lost, Reply, retry_after_seconds, worth_retrying
+from ledger_sizer.client.calls import Call
+from ledger_sizer.errors import LedgerError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Send(Generic[T]):
+    """Send this call once, and report the `Reply`, or the `Lost` connection."""
+
+    call: Call[T]
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Let so many seconds pass."""
+
+    seconds: float
+
+
+Outcome = Reply | Lost | None
+"""What a face reports: what came of a `Send`, None after a `Wait`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """When to ask again and when to give up.
+
+    attempts_max: how often a call is sent in all. give_up_seconds: no new attempt begins later than this after the
+    first. pause_seconds: the first pause; it doubles each time up to pause_seconds_max, and a random half of it is taken
+    off, so that many bots do not come back at once. A service that names a longer pause (`Retry-After`) is obeyed, but
+    never beyond pause_seconds_max.
+    """
+
+    attempts_max: int = 8
+    give_up_seconds: float = 30.0
+    pause_seconds: float = 0.05
+    pause_seconds_max: float = 5.0
+
+    def pause(self, attempt: int, asked_seconds: float | None, chance: float) -> float:
+        """Seconds to wait after failed attempt number `attempt` (from 1). chance: a random number in [0, 1)."""
+        own = min(self.pause_seconds * 2.0 ** min(attempt - 1, 32), self.pause_seconds_max) * (1 - chance / 2)
+        return own if asked_seconds is None else min(max(asked_seconds * (1 + chance / 4), own), self.pause_seconds_max)
+
+
+def conversation(
+    call: Call[T], patience: Patience, *, clock: Callable[[], float], chance: Callable[[], float]
+) -> Generator[Send[T] | Wait, Outcome, T]:
+    """Send a call until it is answered, or until patience ends; then raise the last `LedgerError`.
+
+    clock: monotonic seconds. chance: a random number in [0, 1).
+    """
+    began = clock()
+    attempt = 1
+    while True:
+        outcome = yield Send(call)
+        asked = None
+        try:
+            if isinstance(outcome, Reply):
+                asked = retry_after_seconds(outcome)
+                return call.read(outcome)
+            assert isinstance(outcome, Lost), "a Send is answered by a Reply or by Lost"
+            raise outcome.error(call.method, call.path)
+        except LedgerError as error:
+            pause = patience.pause(attempt, asked, chance())
+            out_of_time = clock() - began + pause > patience.give_up_seconds
+            if attempt >= patience.attempts_max or out_of_time or not worth_retrying(outcome, error):
+                raise
+        yield Wait(pause)
+        attempt += 1

@@ -1,0 +1,159 @@
+"""Errors as RFC 9457 problem details (`application/problem+json`), both ways, from one table of codes.
+
+    {"type": "urn:ledger-sizer:problem:cap_exceeded", "title": "The cap leaves nothing", "status": 409,
+     "code": "cap_exceeded", "detail": "...", "decision": {...}}
+
+`code` is stable and what programs look at. `field` names the argument at fault where there is one, `decision` is the
+whole decision of a denial, `results` the answers of an atomic batch that was denied.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ledger_sizer.domain import DENIAL_REASONS
+from ledger_sizer.errors import (
+    Busy,
+    Closed,
+    Denied,
+    InternalError,
+    InvalidRequest,
+    KeyReused,
+    LedgerError,
+    NotFound,
+    SchemaOutdated,
+    Unavailable,
+    WrongState,
+)
+from ledger_sizer.wire.answers import decision_from_json, decision_to_json
+
+MEDIA_TYPE = "application/problem+json"
+TYPE_PREFIX = "urn:ledger-sizer:problem:"
+
+
+class Unauthenticated(LedgerError):
+    """The service asks for an API key, and none it knows was sent."""
+
+    code = "unauthenticated"
+
+
+class Forbidden(LedgerError):
+    """The API key's role or portfolios do not allow this call."""
+
+    code = "forbidden"
+
+
+class MethodNotAllowed(LedgerError):
+    """The path exists, but not with this HTTP method."""
+
+    code = "method_not_allowed"
+
+
+class NotAcceptable(LedgerError):
+    """Nothing the `Accept` header names can be given here."""
+
+    code = "not_acceptable"
+
+
+class RequestTimeout(LedgerError):
+    """The request's body did not arrive in time; nothing was recorded."""
+
+    code = "request_timeout"
+    retryable = True
+
+
+class PayloadTooLarge(LedgerError):
+    """The request's body is larger than the service reads; send it in parts."""
+
+    code = "payload_too_large"
+
+
+class UnsupportedMediaType(LedgerError):
+    """The request's body is not declared as JSON."""
+
+    code = "unsupported_media_type"
+
+
+class Problem(NamedTuple):
+    """One row of the table: the HTTP status, a title that never varies, and the exception it is in Python."""
+
+    status: int
+    title: str
+    exception: type[LedgerError]
+
+
+_DENIALS = {
+    "halted": "New reservations are halted",
+    "reducing": "Positions may close, none may open",
+    "unreconciled": "The ledger and the exchange do not agree",
+    "cap_exceeded": "The cap leaves nothing",
+    "below_min_qty": "What is left buys less than the smallest quantity",
+    "below_min_notional": "What is left is below the smallest order value",
+    "insufficient_balance": "There is no available balance to spend",
+    "group_denied": "Another command of the atomic group was denied",
+}
+assert tuple(_DENIALS) == DENIAL_REASONS, "every denial reason has a title"
+
+PROBLEMS: Mapping[str, Problem] = {
+    "invalid_request": Problem(422, "The request is wrong in itself", InvalidRequest),
+    "idempotency_key_reused": Problem(422, "The idempotency key answered another request", KeyReused),
+    "not_found": Problem(404, "There is no such thing", NotFound),
+    "wrong_state": Problem(409, "The position's state does not allow this", WrongState),
+    **{reason: Problem(409, title, Denied) for reason, title in _DENIALS.items()},
+    "unauthenticated": Problem(401, "An API key is needed", Unauthenticated),
+    "forbidden": Problem(403, "The API key does not allow this", Forbidden),
+    "method_not_allowed": Problem(405, "The path does not take this method", MethodNotAllowed),
+    "not_acceptable": Problem(406, "No representation is acceptable", NotAcceptable),
+    "request_timeout": Problem(408, "The request did not arrive in time", RequestTimeout),
+    "payload_too_large": Problem(413, "The body is too large", PayloadTooLarge),
+    "unsupported_media_type": Problem(415, "The body must be JSON", UnsupportedMediaType),
+    "internal_error": Problem(500, "A defect of the service", InternalError),
+    "busy": Problem(503, "Too much is waiting; retry with the same key", Busy),
+    "unavailable": Problem(503, "The database is away; retry with the same key", Unavailable),
+    "closed": Problem(503, "The service is stopping; retry with the same key", Closed),
+    "schema_outdated": Problem(503, "The database is not at this version's migration", SchemaOutdated),
+}
+"""Every code the service answers with. A denial's code is its reason."""
+
+
+def problem_of(error: LedgerError) -> dict[str, Any]:
+    """The problem an error is; its `status` is the HTTP status to answer with. A denial carries its decision in full."""
+    code = error.reason if isinstance(error, Denied) else error.code
+    if code not in PROBLEMS:
+        code = "internal_error"
+    problem = problem_form(code, str(error))
+    if isinstance(error, InvalidRequest) and error.field is not None:
+        problem["field"] = error.field
+    if isinstance(error, Denied):
+        problem["decision"] = decision_to_json(error.decision, full=True)
+    return problem
+
+
+def problem_form(code: str, detail: str) -> dict[str, Any]:
+    """A problem by its code."""
+    row = PROBLEMS[code]
+    return {
+        "type": f"{TYPE_PREFIX}{code}",
+        "title": row.title,
+        "status": row.status,
+        "code": code,
+        "detail": detail,
+    }
+
+
+def error_of(problem: Mapping[str, Any]) -> LedgerError:
+    """The exception a problem is in Python, ready to be raised.
+
+    A denial becomes `Denied` with its decision; a code this version does not know becomes `InternalError`, which is
+    not retryable and cannot be mistaken for a grant.
+    """
+    code, detail = problem.get("code"), str(problem.get("detail", ""))
+    decision = problem.get("decision")
+    if isinstance(decision, Mapping):
+        return Denied(decision_from_json(decision))
+    row = PROBLEMS.get(code) if isinstance(code, str) else None
+    if row is None or row.exception is Denied:
+        return InternalError(f"the service answered {code!r}: {detail}")
+    if row.exception is InvalidRequest:
+        field = problem.get("field")
+        return InvalidRequest(detail, field=field if isinstance(field, str) else None)
+    return row.exception(detail)
