@@ -5,7 +5,7 @@ denied never touches its neighbours; an atomic group happens whole or not at all
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from ledger_sizer.commands import SYSTEM_KEY_PREFIX, PortfolioCommand, PositionCommand
 from ledger_sizer.errors import InternalError, KeyReused, LedgerError, NotFound
@@ -24,8 +24,7 @@ AnyCommand = PortfolioCommand | PositionCommand
 States = dict[str, PortfolioState]
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
+class Group(NamedTuple):
     """Commands that were submitted together. `atomic`: all of them take effect, or none does.
 
     sweep: a portfolio to free of expired holds even without a command; the answer then lists what was freed.

@@ -17,9 +17,14 @@ _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 _quoted = lru_cache(maxsize=8192)(_encode)
 
 
-def _row(scope: ScopeState) -> str:
-    cap = "null" if scope.cap_e8 is None else scope.cap_e8
-    return f'[{_quoted(scope.name)},{cap},{scope.held_e8},{scope.open_e8},"{scope.status}"]'
+def _rows(scopes: Sequence[ScopeState]) -> str:
+    return ",".join(
+        [
+            f"[{_quoted(scope.name)},{'null' if scope.cap_e8 is None else scope.cap_e8},"
+            f'{scope.held_e8},{scope.open_e8},"{scope.status}"]'
+            for scope in scopes
+        ]
+    )
 
 
 def trace_text(
@@ -32,7 +37,7 @@ def trace_text(
     after: ScopeState | None = None,
 ) -> str:
     """Write the trace. Built by hand because every decision pays for it and a general encoder costs thrice as much."""
-    parts = [f'"scopes":[{",".join([_row(scope) for scope in scopes])}]']
+    parts = [f'"scopes":[{_rows(scopes)}]']
     if policy is not None:
         parts.append(f'"policy":{policy}')
     if match is not None:
@@ -47,5 +52,5 @@ def trace_text(
     if note is not None:
         parts.append(f'"note":{_quoted(note)}')
     if after is not None:
-        parts.append(f'"after":{_row(after)}')
+        parts.append(f'"after":{_rows([after])}')
     return "{" + ",".join(parts) + "}"

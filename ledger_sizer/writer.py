@@ -45,7 +45,8 @@ class Writer:
         self._batch_size_max = batch_size_max
         self._queue_size_max = queue_size_max
         self._queue: deque[_Ticket] = deque()
-        self._ready = threading.Condition(threading.Lock())
+        self._lock = threading.Lock()
+        self._ready = threading.Condition(self._lock)
         self._pending = 0
         self._idle = False
         self._closing = False
@@ -53,6 +54,7 @@ class Writer:
         self._outboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Ticket]] = (
             weakref.WeakKeyDictionary()
         )
+        self._latest: tuple[asyncio.AbstractEventLoop | None, list[_Ticket]] = (None, [])
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -64,7 +66,7 @@ class Writer:
     def submit(self, group: Group) -> "Future[list[Result]]":
         """Queue a group from any thread. Raises `Busy` when the queue is full and `Closed` after `close`."""
         future: Future[list[Result]] = Future()
-        with self._ready:
+        with self._lock:
             self._admit(group)
             self._queue.append(_Ticket(group, future, None))
             if self._idle:
@@ -75,18 +77,19 @@ class Writer:
         """Queue a group from a coroutine; it is handed over at the end of the loop's tick, with its neighbours."""
         loop = asyncio.get_running_loop()
         future: _LoopFuture = loop.create_future()
-        with self._ready:
+        with self._lock:
             self._admit(group)
-        outbox = self._outboxes.get(loop)
-        if outbox is None:
-            outbox = self._outboxes[loop] = []
+        latest = self._latest  # one tuple: two loops in two threads may swap it at any moment
+        if latest[0] is not loop:
+            latest = self._latest = (loop, self._outboxes.setdefault(loop, []))
+        outbox = latest[1]
         if not outbox:
             loop.call_soon(self._hand_over, outbox)
         outbox.append(_Ticket(group, future, loop))
         return future
 
     def _hand_over(self, outbox: list[_Ticket]) -> None:
-        with self._ready:
+        with self._lock:
             self._queue.extend(outbox)
             outbox.clear()
             if self._idle:
@@ -111,13 +114,13 @@ class Writer:
 
         What could not be answered in time gets `Closed`, never silence; its outcome is settled by its key.
         """
-        with self._ready:
+        with self._lock:
             self._closing = True
             self._ready.notify()
         self._hand_over_own_loop()
         if self._pid == os.getpid():
             self._thread.join(timeout_seconds)
-        with self._ready:
+        with self._lock:
             left = list(self._queue)
             self._queue.clear()
         _deliver(left, [Closed("the ledger closed before it came to this command; nothing was recorded")] * len(left))
@@ -134,7 +137,7 @@ class Writer:
 
     def _run(self) -> None:
         while True:
-            with self._ready:
+            with self._lock:
                 while not self._queue:
                     if self._closing and not self._pending:
                         return
@@ -148,7 +151,7 @@ class Writer:
             except BaseException as error:
                 log.exception("ledger.batch_failed")
                 answers = [InternalError(f"the batch met a defect: {error!r}; retry with the same key")] * len(batch)
-            with self._ready:
+            with self._lock:
                 self._pending -= size
             _deliver(batch, answers)
 
