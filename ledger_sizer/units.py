@@ -107,9 +107,13 @@ def _fits(whole: int, value: Decimal, field: str) -> int:
 
 
 def usd(e8: int) -> Decimal:
-    """Whole 1e-8 USD back to an exact Decimal in USD. Independent of the thread's decimal context."""
+    """Whole 1e-8 USD back to an exact Decimal in USD, without trailing zeros, whatever the thread's context."""
     whole, rest = divmod(e8, USD_SCALE)
-    return Decimal(whole) if rest == 0 else Decimal(f"{e8}E-{USD_DECIMALS}")
+    if rest == 0:
+        return Decimal(whole)
+    digits = str(e8)
+    kept = digits.rstrip("0")
+    return Decimal(f"{kept}E-{USD_DECIMALS - len(digits) + len(kept)}")
 
 
 def notional_e8(quantity: Decimal, price: Decimal) -> int:
