@@ -34,24 +34,13 @@ _POSITIONS_REMEMBERED_MAX = 100_000
 _FLIGHT_CHARACTERS_MAX = 100_000
 
 
-class _Remembered:
-    """A portfolio as this process last left it, and how often in a row that proved true."""
-
-    __slots__ = ("calm", "state")
-
-    def __init__(self, state: PortfolioState, calm: int) -> None:
-        self.state = state
-        self.calm = calm
-
-    def answers(self, need: PortfolioNeed, now_us: int) -> bool:
-        """Whether all that the batch needs is known without asking the database."""
-        state = self.state
-        return (
-            self.calm >= _CALM_MIN
-            and need.scopes <= state.scopes_known
-            and need.numbers <= state.positions.keys()
-            and (state.next_expiry_us is None or now_us < state.next_expiry_us)
-        )
+def _answers(state: PortfolioState, need: PortfolioNeed, now_us: int) -> bool:
+    """Whether all that a batch needs of a portfolio is known without asking the database."""
+    return (
+        need.scopes <= state.scopes_known
+        and need.numbers <= state.positions.keys()
+        and (state.next_expiry_us is None or max(now_us, state.last_us) < state.next_expiry_us)
+    )
 
 
 class PostgresStore:
@@ -62,8 +51,10 @@ class PostgresStore:
         self._lock_timeout_seconds = lock_timeout_seconds
         self._pooled: Any = None
         self._ids: dict[str, int] = {}  # never change once committed
-        self._remembered: dict[str, _Remembered] = {}
+        self._remembered: dict[str, PortfolioState] = {}
+        self._calm: dict[str, int] = {}
         self.unlocked = False
+        self._taken: tuple[str, ...] = ()
         self._clock_us = 0
         self._clock_read_ns = 0
 
@@ -85,13 +76,16 @@ class PostgresStore:
     ) -> tuple[dict[str, PortfolioState], int]:
         """Remember, or lock and load in one flight. See `store.WriteStore`."""
         expected_us = self._server_us() if now_us is None else now_us
-        known = {name: self._remembered.get(name) for name in needs}
         self.unlocked = all(
-            one is not None and one.answers(needs[name], max(expected_us, one.state.last_us))
-            for name, one in known.items()
+            self._calm.get(name, _CALM_MIN) >= _CALM_MIN
+            and (state := self._remembered.get(name)) is not None
+            and _answers(state, need, expected_us)
+            for name, need in needs.items()
         )
         if self.unlocked:
-            return {name: one.state for name, one in known.items() if one is not None}, expected_us
+            # Out of memory while it is decided upon: only a commit makes it true again.
+            self._taken = tuple(needs)
+            return {name: self._remembered.pop(name) for name in needs}, expected_us
         return self._lock_and_load(needs, now_us, new_cap_e8)
 
     def _server_us(self) -> int:
@@ -148,7 +142,7 @@ class PostgresStore:
         scopes = set(need.scopes)
         remembered = self._remembered.get(name)
         if remembered is not None:
-            positions = remembered.state.positions
+            positions = remembered.positions
             scopes.update(*(positions[number].tags.scopes for number in need.numbers if number in positions))
         return scopes
 
@@ -184,7 +178,12 @@ class PostgresStore:
     def commit(self, states: Iterable[PortfolioState]) -> None:
         """Write every table in one statement and commit, in one flight."""
         connection = self._connection()
-        moved = [state for state in states if state.sealed]
+        moved = []
+        for state in states:
+            if state.sealed:
+                moved.append(state)
+            elif self.unlocked:
+                self._remembered[state.name] = state
         if not moved:
             connection.rollback()
             return
@@ -200,28 +199,20 @@ class PostgresStore:
     def _remember(self, state: PortfolioState) -> None:
         """Keep the committed state for the next batch, with what is still true of the one kept before."""
         before = self._remembered.get(state.name)
+        if before is not None:
+            unmoved = before.last_hash == state.loaded_hash
+            self._calm[state.name] = self._calm.get(state.name, _CALM_MIN) + 1 if unmoved else 0
+            if unmoved:
+                _carry_over(before, state)  # before settling: what the batch ended must not come back
         held = [p.expires_us for n in state.dirty_positions if (p := state.positions[n]).state == "held"]
-        unmoved = before is not None and before.state.last_hash == state.loaded_hash
-        same = before is not None and before.state is state
-        if before is not None and unmoved and not same:
-            _carry_over(before.state, state)  # before settling: what the batch ended must not come back
         state.settle()
-        expiries = [us for us in (state.next_expiry_us, *held) if us is not None]
-        state.next_expiry_us = min(expiries, default=None)
-        if before is None or same:
-            self._remembered[state.name] = before or _Remembered(state, _CALM_MIN)
-        elif unmoved:
-            self._remembered[state.name] = _Remembered(state, before.calm + 1)
-        else:
-            self._remembered[state.name] = _Remembered(state, 0)
+        state.next_expiry_us = min((us for us in (state.next_expiry_us, *held) if us is not None), default=None)
         if len(state.positions) > _POSITIONS_REMEMBERED_MAX:
             state.positions.clear()
+        self._remembered[state.name] = state
 
     def rollback(self) -> None:
         """End the transaction without effect."""
-        if self.unlocked:
-            # What was remembered has been decided upon and not committed: it is true no more.
-            self._remembered.clear()
         try:
             if self._pooled is not None:
                 self._connection().rollback()
@@ -239,6 +230,8 @@ class PostgresStore:
         """Classify a driver's error."""
         cause = error.orig if isinstance(error, DBAPIError) else error
         if self.unlocked and isinstance(cause, pg.DivisionByZero | pg.UniqueViolation):
+            if isinstance(cause, pg.DivisionByZero):
+                self._calm.update(dict.fromkeys(self._taken, 0))
             return "stale"
         if isinstance(cause, pg.SerializationFailure | pg.DeadlockDetected | pg.LockNotAvailable):
             return "conflict"
