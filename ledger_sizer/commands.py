@@ -6,6 +6,7 @@ canonical form that is stored, hashed and compared when a key comes again.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,9 +42,10 @@ def portfolio_name(value: object) -> str:
 
 def ttl_us(value: object, name: str = "ttl_seconds") -> int:
     """Seconds (int, Decimal or float: time is not money) to microseconds. 0 < seconds <= 30 days."""
-    if isinstance(value, bool) or not isinstance(value, int | float | Decimal) or not 0 < value <= TTL_SECONDS_MAX:
-        raise InvalidRequest(f"{name} must be above 0 and at most {TTL_SECONDS_MAX} seconds, got {value!r}", field=name)
-    return max(int(value * 1_000_000), 1)
+    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not 0 < value <= TTL_SECONDS_MAX:  # type: ignore[operator]
+        raise InvalidRequest(f"{name} must be above 0 and at most {TTL_SECONDS_MAX} seconds, got {value}", field=name)
+    return max(int(value * 1_000_000), 1)  # type: ignore[operator]
 
 
 def exact_seconds(value: object) -> int | Decimal:

@@ -33,12 +33,18 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
-            name = ".".join(str(part) for part in first["loc"]) or type(self).__name__
-            shown = "" if "secret" in name or "key" in name else f", got {first['input']!r}"
-            prefix = self.model_config.get("env_prefix", "")
-            raise InvalidRequest(
-                f"setting {name} (environment {prefix}{name.upper()}): {first['msg']}{shown}", field=name
-            ) from None
+            what = first["msg"].removeprefix("Value error, ")
+            name = ".".join(str(part) for part in first["loc"])
+            if not name:
+                raise InvalidRequest(f"settings: {what}") from None
+            shown = "" if _is_secret(name) else f", got {first['input']!r}"
+            variable = f"{self.model_config.get('env_prefix', '')}{name.replace('.', '__')}".upper()
+            raise InvalidRequest(f"setting {name} (environment {variable}): {what}{shown}", field=name) from None
+
+
+def _is_secret(name: str) -> bool:
+    """Keys and secrets, and URLs, which may carry a password."""
+    return any(part in name for part in ("secret", "key", "url", "token"))
 
 
 class DynamicSizingSettings(Settings):
@@ -103,12 +109,27 @@ class LedgerSettings(Settings):
 
 
 class ServiceSettings(Settings):
-    """Where the HTTP service listens."""
+    """Where the HTTP service listens, how much it takes at once, and how it runs its jobs."""
 
     model_config = SettingsConfigDict(env_prefix="SERVICE_")
 
-    host: str = Field("127.0.0.1", description="Address to listen on.")
+    host: str = Field("127.0.0.1", description="Address to listen on; other than loopback only with API keys.")
     port: int = Field(8321, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
+    connections_max: int = Field(1000, ge=1, le=100_000, description="Most open connections; then 503.")
+    concurrency_max: int = Field(2000, ge=1, le=100_000, description="Most requests in progress; then 503.")
+    event_streams_max: int = Field(100, ge=0, le=10_000, description="Most open event streams; then 503.")
+    body_bytes_max: int = Field(1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="Largest request body, bytes.")
+    header_bytes_max: int = Field(32 * 1024, ge=1024, le=1024 * 1024, description="Largest request head, bytes.")
+    header_timeout_seconds: int = Field(10, ge=1, le=600, description="Longest wait for a request's head.")
+    body_timeout_seconds: int = Field(10, ge=1, le=600, description="Longest wait for a request's body.")
+    answer_timeout_seconds: int = Field(30, ge=1, le=600, description="Longest wait for the ledger's answer; then 503.")
+    keep_alive_seconds: int = Field(75, ge=1, le=3600, description="How long an idle connection is kept.")
+    stop_timeout_seconds: int = Field(20, ge=1, le=600, description="Longest wait for requests in progress at a stop.")
+    key_cache_seconds: int = Field(5, ge=0, le=300, description="A revoked API key may work this much longer.")
+    heartbeat_seconds: int = Field(15, ge=1, le=300, description="Time between comments on a silent event stream.")
+    event_poll_ms: int = Field(250, ge=10, le=60_000, description="Time between looks for new events, milliseconds.")
+    sweep_interval_seconds: int = Field(1, ge=1, le=3600, description="Time between sweeps for expired holds.")
+    lease_seconds: int = Field(15, ge=3, le=600, description="Another replica takes the jobs over after this silence.")
 
 
 class ReconcileSettings(Settings):

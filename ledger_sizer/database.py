@@ -4,12 +4,14 @@ SQLite: WAL, `synchronous=FULL` (an acknowledged commit survives power loss), fo
 transactions from the driver, whose deferred BEGIN lets two writers read the same headroom. PostgreSQL: psycopg 3.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Text, create_engine, event, inspect, text
+from sqlalchemy import BigInteger, Connection, Engine, Text, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -17,7 +19,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from ledger_sizer.config import LedgerSettings
 from ledger_sizer.errors import InvalidRequest, SchemaOutdated, Unavailable
 
-SCHEMA_HEAD = "0001"
+SCHEMA_HEAD = "0002"
 """Newest migration, known here so that opening a ledger does not have to import Alembic (a test keeps it true)."""
 
 _SQLITE_CACHE_KIB = 64 * 1024
@@ -79,7 +81,7 @@ def _prepare_sqlite(engine: Engine, busy_timeout_ms: int, read_only: bool) -> No
         connection.isolation_level = None
         for pragma in (
             f"busy_timeout = {busy_timeout_ms}",
-            "journal_mode = WAL",
+            *(() if read_only else ("journal_mode = WAL",)),  # the file remembers it
             "synchronous = FULL",
             "foreign_keys = ON",
             f"cache_size = {-_SQLITE_CACHE_KIB}",
@@ -100,9 +102,23 @@ def schema_version(engine: Engine) -> str | None:
             if not inspect(connection).has_table("alembic_version"):
                 return None
             return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    except OperationalError as error:
-        where = engine.url.render_as_string(hide_password=True)
-        raise Unavailable(f"cannot open {where}: {str(error.orig).strip()}") from None
+    except DBAPIError as error:
+        raise Unavailable(f"cannot open {shown(engine.url)}: {str(error.orig).strip()}") from None
+
+
+def shown(url: URL) -> str:
+    """A database URL for people: without its password and the driver's name."""
+    return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """One read transaction. Raises `Unavailable` instead of the driver's errors."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except DBAPIError as error:
+        raise Unavailable(f"cannot read {shown(engine.url)}: {str(error.orig).strip()}") from None
 
 
 def require_head(engine: Engine) -> None:
@@ -110,7 +126,7 @@ def require_head(engine: Engine) -> None:
     found = schema_version(engine)
     if found == SCHEMA_HEAD:
         return
-    where = engine.url.render_as_string(hide_password=True)
+    where = shown(engine.url)
     if found is not None and found > SCHEMA_HEAD:
         raise SchemaOutdated(
             f"{where} is at migration {found}, newer than this version's {SCHEMA_HEAD}; upgrade ledger-sizer"
@@ -169,3 +185,20 @@ def _tag_value_sqlite(element: tag_value, compiler: SQLCompiler, **kw: Any) -> s
 def _tag_value_postgresql(element: tag_value, compiler: SQLCompiler, **kw: Any) -> str:
     column, name = element.clauses
     return f"(({compiler.process(column, **kw)})::json ->> {compiler.process(name, **kw)})"
+
+
+class database_now_us(FunctionElement[int]):  # noqa: N801 - reads as a SQL function
+    """The database's clock in microseconds since 1970 UTC: one clock for all hosts that share it."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(database_now_us, "sqlite")
+def _now_us_sqlite(_element: database_now_us, _compiler: SQLCompiler, **_kw: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) * 1000"
+
+
+@compiles(database_now_us, "postgresql")
+def _now_us_postgresql(_element: database_now_us, _compiler: SQLCompiler, **_kw: Any) -> str:
+    return "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)"

@@ -58,7 +58,7 @@ def explain(decision: Decision) -> Explanation:
         "reason": decision.reason,
         "binding": decision.binding,
         "position_id": decision.position_id,
-        "decided_at": decision.decided_at.isoformat(),
+        "decided_at": decision.decided_at.isoformat().replace("+00:00", "Z"),
         "request": request,
         "fraction": _text(decision.fraction),
         "raw_budget": _text(decision.raw_budget),

@@ -29,7 +29,7 @@ from ledger_sizer.explain import Explanation, explain
 from ledger_sizer.hold import AsyncHold, Hold
 from ledger_sizer.policy import Policy
 from ledger_sizer.queries import Queries
-from ledger_sizer.records import Decision
+from ledger_sizer.records import Decision, DecisionRecord
 from ledger_sizer.store import StaleState, WriteStore, needs_of
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.verbs import verb, verb_async
@@ -40,6 +40,8 @@ log = get_logger(__name__)
 _stdlib_log = logging.getLogger(__name__)
 
 Clock = Callable[[], datetime]
+Observe = Callable[[Sequence[DecisionRecord], float], None]
+"""Told of every committed batch: the decisions it recorded, and the seconds from its first lock to its commit."""
 
 
 def _open_store(engine: Engine, settings: AppSettings) -> WriteStore:
@@ -62,6 +64,7 @@ class Ledger:
     def __init__(self, url: str, settings: AppSettings, clock: Clock | None) -> None:
         """Use `Ledger.open`."""
         self.settings = settings
+        self.observe: Observe | None = None
         self._clock = clock
         self._policy = Policy.of(settings)
         self._write_engine = make_engine(url, settings.ledger)
@@ -87,8 +90,8 @@ class Ledger:
         Raises `InvalidRequest`, `SchemaOutdated`, `Unavailable`.
         """
         settings = settings or AppSettings()
-        url = url or settings.ledger.database_url
-        engine = make_engine(url, settings.ledger)
+        url = settings.ledger.database_url if url is None else url
+        engine = make_engine(url, settings.ledger, read_only=True)  # looking at the version must not wait for writers
         try:
             if is_sqlite(engine.url) and (schema_version(engine) or "") < SCHEMA_HEAD:
                 upgrade(engine.url)
@@ -171,7 +174,10 @@ class Ledger:
 
         Every write batch does the same for the portfolios it touches; a sweep is for those nobody writes to.
         """
-        names = [portfolio] if portfolio else self._queries.portfolios_with_expired(self._now_us())
+        if portfolio is None:
+            names = self._queries.portfolios_with_expired(self._now_us())
+        else:
+            names = [self._queries.require(portfolio)]
         return sum(len(self._writer.submit(Group((), sweep=name)).result()) for name in names)
 
     # Reads: each on its own connection, one consistent snapshot each.
@@ -216,6 +222,11 @@ class Ledger:
         return verify(self._read_engine, portfolio, progress)
 
     # Life.
+
+    @property
+    def pending(self) -> int:
+        """Commands accepted and not yet answered: the depth of the queue."""
+        return self._writer.pending
 
     def close(self) -> None:
         """Stop accepting, answer everything accepted, close the connections. Closing twice is harmless."""
@@ -268,17 +279,20 @@ class Ledger:
                 time.sleep(random.uniform(0.5, 1) * min(0.02 * 2**attempt, 1))
 
     def _commit(self, groups: Sequence[Group], own_hashes: frozenset[str], sealed: list[str]) -> list[list[Result]]:
+        started = time.perf_counter()
         needs = needs_of(groups)
         states, now_us = self._store.begin(needs, self._now_us(), self._policy.new_portfolio_cap_e8)
         results = decide_batch(states, groups, now_us, self._policy, own_hashes)
         if self._store.unlocked and any(isinstance(result, LedgerError) for group in results for result in group):
             raise StaleState("a rule's error may be the replay of a key that was not looked up")
-        sealed += [record.hash for state in states.values() for record, _ in state.sealed]
+        recorded = [record for state in states.values() for record, _ in state.sealed]
+        sealed += [record.hash for record in recorded]
         self._store.commit(states.values())
+        if self.observe is not None:
+            self.observe(recorded, time.perf_counter() - started)
         if _stdlib_log.isEnabledFor(logging.INFO):
-            for state in states.values():
-                for record, _ in state.sealed:
-                    log.info("decision", **record.logged())
+            for record in recorded:
+                log.info("decision", **record.logged())
         return results
 
     def _isolate(self, groups: Sequence[Group], error: Exception) -> list[Answer]:

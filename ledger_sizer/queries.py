@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, and_, func, select, tuple_
 
 from ledger_sizer.commands import Reserve, portfolio_name
-from ledger_sizer.database import tag_value
+from ledger_sizer.database import reading, tag_value
 from ledger_sizer.domain import (
     Exposure,
     Page,
@@ -23,7 +23,7 @@ from ledger_sizer.state import PortfolioState, ScopeState
 from ledger_sizer.store import position_of, record_of, scope_of
 from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.tags import PORTFOLIO_SCOPE, tags_of
-from ledger_sizer.units import usd
+from ledger_sizer.units import E8_MAX, usd
 
 LIMIT_MAX = 1000
 STATES = ("held", "open", "closed", "released", "expired")
@@ -43,7 +43,7 @@ class Queries:
 
     def portfolios(self) -> list[str]:
         """Names of all portfolios, sorted."""
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             return list(connection.execute(select(PortfolioRow.name).order_by(PortfolioRow.name)).scalars())
 
     def portfolios_with_expired(self, now_us: int | None) -> list[str]:
@@ -51,7 +51,7 @@ class Queries:
         now_us = time.time_ns() // 1000 if now_us is None else now_us
         due = select(PositionRow.portfolio_id).where(PositionRow.state == "held", PositionRow.expires_us <= now_us)
         query = select(PortfolioRow.name).where(PortfolioRow.id.in_(due)).order_by(PortfolioRow.id)
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             return list(connection.execute(query).scalars())
 
     def exposure(self, portfolio: str) -> Exposure:
@@ -62,7 +62,7 @@ class Queries:
             .where(PortfolioRow.name == portfolio_name(portfolio))
             .order_by(ScopeRow.scope != PORTFOLIO_SCOPE, ScopeRow.scope)
         )
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             rows = connection.execute(query).all()
         if not rows:
             raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
@@ -73,7 +73,7 @@ class Queries:
         """One position by its name."""
         portfolio, number = split_position_id(position_id)
         query = _of_portfolio(select(*_POSITIONS.columns), PositionRow.portfolio_id, portfolio)
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query.where(PositionRow.number == number)).one_or_none()
         if row is None:
             raise NotFound(f"no position {position_id!r}")
@@ -105,7 +105,9 @@ class Queries:
         if cursor is not None:
             query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > _cursor(cursor, 2))
         query = query.order_by(PositionRow.portfolio_id, PositionRow.number).limit(_limit(limit) + 1)
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
+            if portfolio is not None:
+                self._require(connection, portfolio)
             rows = connection.execute(query).all()
         items = tuple(position_of(row[0], row[1:]) for row in rows[:limit])
         return Page(items, f"{rows[limit - 1][1]}:{items[-1].number}" if len(rows) > limit else None)
@@ -146,7 +148,7 @@ class Queries:
         if cursor is not None:
             (seq,) = _cursor(cursor, 1)
             query = query.where(DecisionRow.seq > seq if ascending else DecisionRow.seq < seq)
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             self._require(connection, portfolio)
             rows = connection.execute(query.limit(_limit(limit) + 1)).all()
         items = tuple(record_of(portfolio, row).decision() for row in rows[:limit])
@@ -154,10 +156,10 @@ class Queries:
 
     def decision(self, portfolio: str, seq: object) -> Decision:
         """One decision by its place in the chain."""
-        if isinstance(seq, bool) or not isinstance(seq, int):
-            raise InvalidRequest(f"seq must be a whole number, got {seq!r}", field="seq")
+        if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq <= E8_MAX:
+            raise InvalidRequest(f"seq must be a whole number from 1, got {seq!r}", field="seq")
         query = _of_portfolio(select(*_DECISIONS.columns), DecisionRow.portfolio_id, portfolio)
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             row = connection.execute(query.where(DecisionRow.seq == seq)).one_or_none()
         if row is None:
             raise NotFound(f"no decision {seq} in portfolio {portfolio!r}")
@@ -172,7 +174,7 @@ class Queries:
     def state_for(self, command: Reserve, now_us: int | None, new_cap_e8: int) -> tuple[PortfolioState, int]:
         """What a reservation would be decided against now, read without a lock (for a dry run)."""
         now_us = time.time_ns() // 1000 if now_us is None else now_us
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             found = connection.execute(select(PortfolioRow).where(PortfolioRow.name == command.portfolio)).one_or_none()
             if found is None:
                 state = PortfolioState(0, command.portfolio, 0, GENESIS_HASH, 0)
@@ -189,10 +191,16 @@ class Queries:
             state.scopes = {row.scope: scope_of(row) for row in connection.execute(scopes)}
             return state, now_us
 
-    def _require(self, connection: Connection, portfolio: str) -> None:
+    def require(self, portfolio: str) -> str:
+        """The portfolio's name, if there is such a portfolio; raises `NotFound`."""
+        with reading(self._engine) as connection:
+            return self._require(connection, portfolio)
+
+    def _require(self, connection: Connection, portfolio: str) -> str:
         query = select(func.count()).select_from(PortfolioRow).where(PortfolioRow.name == portfolio_name(portfolio))
         if not connection.execute(query).scalar():
-            raise NotFound(f"no portfolio {portfolio!r}")
+            raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
+        return portfolio
 
 
 def _of_portfolio(query: Select[Any], column: Any, portfolio: str) -> Select[Any]:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from ledger_sizer.batch import Group
-from ledger_sizer.commands import Confirm, PositionCommand, Reserve
+from ledger_sizer.commands import Adopt, Confirm, PositionCommand, Reserve, SetCap
 from ledger_sizer.domain import Position
 from ledger_sizer.instruments import legs_of, legs_text
 from ledger_sizer.records import DecisionRecord
@@ -87,7 +87,7 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
             if isinstance(command, Confirm):
                 need.late.add(command.number)
             continue
-        need.creates = True
+        need.creates = need.creates or isinstance(command, Reserve | SetCap | Adopt)
         if isinstance(command, Reserve):
             need.scopes.update(tags_of(command.tags).scopes)
         elif (tags := getattr(command, "tags", None)) is not None:

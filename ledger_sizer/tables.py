@@ -145,3 +145,34 @@ class DecisionRow(Base):
     request: Mapped[str]
     trace: Mapped[str]
     hash: Mapped[str]
+
+
+class ApiKeyRow(Base):
+    """One API key of the service. Only the hash of its token is kept; a revoked key stays, as a record."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        CheckConstraint("role IN ('read', 'trade', 'admin')", name="role"),
+        CheckConstraint("length(token_hash) = 64", name="token_hash"),
+        CheckConstraint("revoked_us IS NULL OR revoked_us >= created_us", name="revoked"),
+    )
+
+    key_id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    role: Mapped[str]
+    portfolios: Mapped[str | None]
+    token_hash: Mapped[str]
+    created_us: Mapped[int]
+    revoked_us: Mapped[int | None]
+
+
+class LeaseRow(Base):
+    """Who may run a kind of scheduled work now. `epoch` grows with every change of owner and fences the one before."""
+
+    __tablename__ = "leases"
+    __table_args__ = (CheckConstraint("epoch >= 1", name="epoch"),)
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    owner: Mapped[str]
+    until_us: Mapped[int]
+    epoch: Mapped[int]

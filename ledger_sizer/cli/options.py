@@ -71,7 +71,8 @@ CommandName = Literal["reserve", "confirm", "release", "extend", "set_cap", "hal
 Mode = Literal["halted", "reducing"]
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
-_WHOLE = re.compile(r"[0-9]{1,18}")
+_WHOLE = re.compile(r"[0-9]+")
+_WHOLE_DIGITS_MAX = 18
 
 
 def decimal(text: str, field: str) -> Decimal:
@@ -90,6 +91,8 @@ def whole(text: str, field: str) -> int:
     """A whole number."""
     if not _WHOLE.fullmatch(text):
         bad_input(f"{field} must be a whole number, got {text!r}", field)
+    if len(text) > _WHOLE_DIGITS_MAX:
+        bad_input(f"{field} must have at most {_WHOLE_DIGITS_MAX} digits, got {text!r}", field)
     return int(text)
 
 

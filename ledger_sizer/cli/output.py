@@ -75,11 +75,16 @@ def write_json(document: Any) -> None:
 
 
 def write_json_list(items: Iterable[Any], cursor: Callable[[], str | None]) -> None:
-    """`{"items": [...], "cursor": ...}`, one item a line, written as it comes: a long history needs no memory."""
-    sys.stdout.write('{"items": [')
-    for number, item in enumerate(items):
-        sys.stdout.write(("," if number else "") + "\n" + json.dumps(item))
-    write(f'\n], "cursor": {json.dumps(cursor())}}}')
+    """`{"items": [...], "cursor": ...}`, one item a line, written as it comes: a long history needs no memory.
+
+    Nothing is written before the first item is there, so that a refused request leaves standard output empty.
+    """
+    before = '{"items": [\n'
+    for item in items:
+        sys.stdout.write(before + json.dumps(item))
+        before = ",\n"
+    start = before if before.startswith("{") else "\n"
+    write(f'{start}], "cursor": {json.dumps(cursor())}}}')
 
 
 def count(number: int, noun: str) -> str:
@@ -143,7 +148,8 @@ def _cell_text(cell: Cell, places: int) -> str:
     if cell is None:
         return "-"
     if isinstance(cell, datetime):
-        return f"{cell.astimezone(UTC):%Y-%m-%d %H:%M:%SZ}" if on_terminal() else cell.isoformat()
+        moment = cell.astimezone(UTC).replace(tzinfo=None)
+        return f"{moment:%Y-%m-%d %H:%M:%S}Z" if on_terminal() else f"{moment.isoformat()}Z"
     return figure(cell, places) if isinstance(cell, Decimal) else str(cell)
 
 

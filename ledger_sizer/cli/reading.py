@@ -46,9 +46,9 @@ def exposure(portfolio: Portfolio = "main", as_json: Json = False, database_url:
     with ledger_at(database_url) as ledger:
         found = ledger.exposure(portfolio)
     if as_json:
-        from ledger_sizer.cli.forms import exposure_form
+        from ledger_sizer.wire.answers import exposure_to_json
 
-        output.write_json(exposure_form(found))
+        output.write_json(exposure_to_json(found))
         return 0
     output.table(
         [
@@ -111,9 +111,9 @@ def positions(
             return ledger.positions(portfolio, state=state, tags=wanted, cursor=cursor, limit=rows)
 
         if as_json:
-            from ledger_sizer.cli.forms import position_form
+            from ledger_sizer.wire.answers import position_to_json
 
-            _json_pages(page_at, cursor, everything, position_form)
+            _json_pages(page_at, cursor, everything, position_to_json)
         else:
             _table_pages(page_at, cursor, everything, _POSITION_COLUMNS, _position_row, "no positions")
     return 0
@@ -277,8 +277,10 @@ def explain(
     """
     from ledger_sizer.cli.session import ledger_at
 
+    is_seq = reference.isascii() and reference.isdigit()
+    wanted = options.whole(reference, "seq") if is_seq else reference
     with ledger_at(database_url) as ledger:
-        found = ledger.explain(int(reference) if reference.isascii() and reference.isdigit() else reference, portfolio)
+        found = ledger.explain(wanted, portfolio)
     if as_json:
         output.write_json(dict(found.data))
     else:

@@ -78,7 +78,7 @@ def replay(
     target = KEPT_URL if keep and database_url is None else database_url
     report = _replayed(source, plan, target, as_json=as_json)
     if as_json:
-        from ledger_sizer.replay.summary import document
+        from ledger_sizer.replay.document import document
 
         output.write_json(document(report))
     else:

@@ -1,0 +1,119 @@
+"""The command that demonstrates the service."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from threading import Event
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ledger_sizer.cli import failures, options, output
+from ledger_sizer.cli.options import Json
+from ledger_sizer.cli.teaching import teach
+
+if TYPE_CHECKING:
+    from ledger_sizer.demo.run import Plan
+    from ledger_sizer.demo.summary import Summary
+
+DEMO_HELP = teach(
+    "demo --seconds 5",
+    "demo --seconds 5 --seed 11 --json",
+    exits={1: "failure, or a promise was broken: a cap breached, a ledger that does not verify", 3: ""},
+)
+
+SECONDS_MAX = 86_400
+
+
+def demo(
+    seconds: Annotated[str, typer.Option("--seconds", metavar="N", help="How long the bots trade.")] = "60",
+    forever: Annotated[bool, typer.Option("--forever", help="Keep it up until Ctrl-C.")] = False,
+    seed: Annotated[str, typer.Option("--seed", metavar="N", help="Of what the bots do.")] = "7",
+    as_json: Json = False,
+) -> int:
+    """Show the service at work: eight bots, each a process, compete for one cap.
+
+    Starts the service on a ledger of its own in a temporary folder. The bots reserve, fill late, fill partly, crash
+    without releasing, and send commands twice; now and then one is killed. Afterwards everything is stopped, the
+    ledger is verified, and its audit chain is summed up.
+    """
+    from ledger_sizer.demo.run import Plan, demonstrate
+
+    plan = Plan(seconds=None if forever else _seconds(seconds), seed=options.whole(seed, "seed"))
+    with _interrupts() as stop, _shown(as_json=as_json) as show:
+        _begin(plan, as_json=as_json)
+        summary = demonstrate(plan, show, stop, lambda: datetime.now(UTC))
+    if as_json:
+        output.write_json(summary.document())
+    else:
+        _show(summary)
+    return failures.DONE if summary.ok else failures.FAILED
+
+
+def _seconds(text: str) -> float:
+    value = options.decimal(text, "seconds")
+    if not 0 < value <= SECONDS_MAX:
+        failures.bad_input(f"seconds must be above 0 and at most {SECONDS_MAX}, got {text!r}", "seconds")
+    return float(value)
+
+
+def _begin(plan: "Plan", *, as_json: bool) -> None:
+    if not as_json:
+        length = "until Ctrl-C" if plan.seconds is None else f"for {plan.seconds:g} s"
+        output.remark(f"starting the service and eight bots, {length} ...")
+
+
+@contextmanager
+def _interrupts() -> Iterator[Event]:
+    """Ctrl-C and SIGTERM end the demonstration early but in order, with its summary."""
+    stop = Event()
+    before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _shown(*, as_json: bool) -> Iterator[Any]:
+    from ledger_sizer.demo import screen
+
+    if output.on_terminal() and not as_json:
+        from rich.console import Console
+
+        with screen.live(Console(highlight=False, emoji=False)) as show:
+            yield show
+    else:
+        with screen.lines(output.remark) as show:
+            yield show
+
+
+def _show(summary: "Summary") -> None:
+    columns = [output.Column("command"), output.Column("outcome"), output.Column("reason"), output.Column("count")]
+    rows = [[*kind, number] for kind, number in sorted(summary.outcomes.items(), key=str)]
+    output.table(columns, rows, empty="no decisions")
+    deaths = ", ".join(f"{number} {how}" for how, number in sorted(summary.deaths.items()))
+    output.details(
+        [
+            ("cap", f"{output.figure(summary.cap, 2)} USD"),
+            ("highest granted", f"{output.figure(summary.highest_granted, 2)} USD"),
+            ("highest with late fills", f"{output.figure(summary.highest, 2)} USD"),
+            ("holds that expired", summary.expiries),
+            ("bots that died", deaths or "none"),
+            ("answers replayed", summary.events.get("replayed", 0)),
+            ("errors the bots met", summary.events.get("error", 0)),
+        ]
+    )
+    for breach in summary.breaches:
+        output.remark(f"cap breached: {breach}")
+    for finding in summary.report.findings:
+        output.remark(f"verify: {finding.portfolio} #{finding.seq}: {finding.what}")
+    if not summary.graceful:
+        output.remark("the service did not stop in order")
+    verified = (
+        f"{output.count(summary.report.decisions, 'decision')}, {output.count(summary.report.positions, 'position')}"
+    )
+    words = "no cap was breached, the ledger verifies" if summary.ok else "a promise was broken"
+    output.headline(f"{words}: {verified}", "ok" if summary.ok else "denied")

@@ -1,0 +1,97 @@
+"""Scheduled work: the sweep that frees expired holds of portfolios nobody writes to.
+
+Of several replicas on one database one runs it, the holder of a lease (see `leases`); another takes over when that
+one falls silent. A sweep that runs twice frees nothing twice, because it goes through the ledger like any command.
+"""
+
+import os
+import secrets
+import socket
+import threading
+import time
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from ledger_sizer.config import ServiceSettings
+from ledger_sizer.errors import LedgerError
+from ledger_sizer.leases import Lease, acquire, give_up
+from ledger_sizer.ledger import Ledger
+from ledger_sizer.metrics import Metrics
+from ledger_sizer.telemetry import get_logger
+
+log = get_logger(__name__)
+
+LEASE_NAME = "jobs"
+
+
+class Jobs:
+    """The scheduler of one replica."""
+
+    def __init__(self, ledger: Ledger, engine: Engine, settings: ServiceSettings, metrics: Metrics) -> None:
+        self._ledger = ledger
+        self._engine = engine
+        self._settings = settings
+        self._metrics = metrics
+        self._lease: Lease | None = None
+        self._asked_at = float("-inf")
+        self._lock = threading.Lock()
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._scheduler = BackgroundScheduler(
+            timezone="UTC",
+            executors={"default": ThreadPoolExecutor(2)},
+            job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": 30},
+        )
+        self._scheduler.add_job(self.sweep, "interval", seconds=settings.sweep_interval_seconds, id="sweep")
+
+    def start(self) -> None:
+        """Begin to run jobs."""
+        self._scheduler.start()
+
+    def stop(self) -> None:
+        """Wait for a job that runs, run no more, and leave the lease to another replica."""
+        if self._scheduler.running:
+            self._scheduler.shutdown(wait=True)
+        with self._lock:
+            lease, self._lease = self._lease, None
+        self._metrics.leader.set(0)
+        if lease is not None:
+            try:
+                give_up(self._engine, lease)
+            except (LedgerError, SQLAlchemyError) as error:
+                log.info("jobs.lease_left_to_end", error=str(error))
+
+    def lease(self) -> Lease | None:
+        """The lease to run jobs under now, None while another replica has it. Asks the database a few times per lease.
+
+        Between asking, the answer holds for what this process's own clock says is left of the lease.
+        """
+        with self._lock:
+            asked = time.monotonic()
+            if asked - self._asked_at >= self._settings.lease_seconds / 3:
+                before = self._lease
+                self._lease = None  # unknown until answered: an error must not leave an old lease standing
+                self._lease = acquire(self._engine, LEASE_NAME, self.owner, self._settings.lease_seconds)
+                self._asked_at = asked
+                self._metrics.leader.set(self._lease is not None)
+                if (before is None) != (self._lease is None):
+                    log.info("jobs.leader" if self._lease else "jobs.follower", owner=self.owner)
+            return self._lease
+
+    def sweep(self) -> None:
+        """Free what has expired, if this replica's turn it is."""
+        result = "failed"
+        try:
+            if self.lease() is None:
+                result = "not_leader"
+                return
+            freed = self._ledger.sweep()
+            result = "done"
+            if freed:
+                log.info("jobs.swept", freed=freed)
+        except (LedgerError, SQLAlchemyError) as error:
+            log.warning("jobs.sweep_failed", error=str(error).strip())
+        finally:
+            self._metrics.job_runs.labels("sweep", result).inc()
