@@ -25,7 +25,7 @@ setup: $(READY)  ## Build .venv from nothing (the other targets do it by themsel
 
 demo: $(READY)  ## Set up, then replay a generated market on an embedded SQLite ledger
 	@rm -rf $(DEMO_FOLDER) && mkdir $(DEMO_FOLDER)
-	LEDGER_DATABASE_URL=sqlite:///$(DEMO_FOLDER)/ledger.db $(BIN)/ledger-sizer replay $(ARGS)
+	$(BIN)/ledger-sizer replay --database-url sqlite:///$(DEMO_FOLDER)/ledger.db $(ARGS)
 
 test: $(READY)  ## Set up, then run the tests on SQLite and on a real PostgreSQL
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)

@@ -42,8 +42,8 @@ def decide_batch(
 
     own_hashes: hashes of decisions an earlier try of this batch may have committed; finding one is not a replay.
     """
-    now_us = max([now_us, *[state.last_us for state in states.values()]])
-    freed = {name: expire_due(state, now_us) for name, state in states.items()}
+    # Time never runs backwards within a portfolio; one whose last decision lies ahead does not hurry the others.
+    freed = {name: expire_due(state, max(now_us, state.last_us)) for name, state in states.items()}
     results: list[list[Result]] = []
     for group in groups:
         if group.sweep is not None:
@@ -80,6 +80,7 @@ def _answer(
     state = states.get(command.portfolio)
     if state is None:
         return NotFound(f"no portfolio {command.portfolio!r}")
+    now_us = max(now_us, state.last_us)
     request = command.request_text()
     known = state.records.get(command.key)
     if known is not None and known.request != request:
@@ -137,4 +138,5 @@ def _deny_in_group(
         tags=tags,
         trace=trace_text([state.scope(name) for name in tags.scopes]),
     )
+    now_us = max(now_us, state.last_us)
     return state.apply(command.verb, command.key, command.request_text(), verdict, now_us).decision()

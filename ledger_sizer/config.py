@@ -4,11 +4,12 @@ Each class reads its own prefix (`SIZING_ENABLED=true`); `AppSettings` holds the
 (`SIZING__ENABLED=true`). A bad value raises `InvalidRequest` that names the setting.
 """
 
+import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ledger_sizer.errors import InvalidRequest
 
@@ -32,14 +33,31 @@ class Settings(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_context=False)[0]
-            what = first["msg"].removeprefix("Value error, ")
-            name = ".".join(str(part) for part in first["loc"])
-            if not name:
-                raise InvalidRequest(f"settings: {what}") from None
-            shown = "" if _is_secret(name) else f", got {first['input']!r}"
-            variable = f"{self.model_config.get('env_prefix', '')}{name.replace('.', '__')}".upper()
-            raise InvalidRequest(f"setting {name} (environment {variable}): {what}{shown}", field=name) from None
+            raise _refused(error, self.model_config.get("env_prefix", "")) from None
+        except SettingsError as error:
+            section = "".join(re.findall(r'field "(\w+)"', str(error))).upper()
+            raise InvalidRequest(
+                f"environment {section} is not a section's JSON; set its fields one by one, as in {section}__NAME",
+                field=section.lower(),
+            ) from None
+
+
+def _refused(error: ValidationError, prefix: str) -> InvalidRequest:
+    """The first thing wrong, by its setting's and its variable's name, with its value unless that may be a secret."""
+    first = error.errors(include_url=False)[0]
+    what = first["msg"].removeprefix("Value error, ")
+    name = ".".join(str(part) for part in first["loc"])
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidRequest) and cause.field is not None:
+        # A section refused one of its own fields; its variable is told both ways it may have been written.
+        nested = f"{name}__{cause.field}".upper()
+        return InvalidRequest(f"{cause} (or environment {nested})", field=f"{name}.{cause.field}")
+    if not name:
+        return InvalidRequest(f"settings: {what}")
+    scalar = isinstance(first["input"], str | int | float | Decimal)
+    shown = "" if _is_secret(name) or not scalar else f", got {first['input']!r}"
+    variable = f"{prefix}{name.replace('.', '__')}".upper()
+    return InvalidRequest(f"setting {name} (environment {variable}): {what}{shown}", field=name)
 
 
 def _is_secret(name: str) -> bool:
@@ -91,7 +109,9 @@ class LedgerSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix="LEDGER_")
 
-    database_url: str = Field("sqlite:///ledger.db", description="SQLAlchemy URL: sqlite:///FILE or postgresql://...")
+    database_url: str = Field(
+        "sqlite:///ledger.db", repr=False, description="SQLAlchemy URL: sqlite:///FILE or postgresql://..."
+    )
     hold_ttl_seconds: int = Field(60, ge=1, le=30 * 24 * 3600, description="Life of a hold whose request names none.")
     batch_size_max: int = Field(256, ge=1, le=10_000, description="Most commands in one commit.")
     queue_size_max: int = Field(10_000, ge=1, le=1_000_000, description="Most commands that may wait; then Busy.")

@@ -104,7 +104,7 @@ class ExposureCollector(Collector):
             select(
                 PortfolioRow.name, ScopeRow.scope, ScopeRow.cap_e8, ScopeRow.held_e8, ScopeRow.open_e8, ScopeRow.status
             )
-            .join_from(PortfolioRow, ScopeRow)
+            .join_from(PortfolioRow, ScopeRow, ScopeRow.portfolio_id == PortfolioRow.id)
             .order_by(
                 (ScopeRow.scope != PORTFOLIO_SCOPE), (ScopeRow.held_e8 + ScopeRow.open_e8).desc(),
                 PortfolioRow.name, ScopeRow.scope,
@@ -113,7 +113,7 @@ class ExposureCollector(Collector):
         )  # fmt: skip
         oldest = (
             select(PortfolioRow.name, func.min(PositionRow.opened_us))
-            .join_from(PortfolioRow, PositionRow)
+            .join_from(PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id)
             .where(PositionRow.state == "held")
             .group_by(PortfolioRow.name)
         )

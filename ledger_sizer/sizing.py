@@ -287,6 +287,8 @@ class DynamicSizer:
         )
 
     def _binding(self, signal_score: Decimal | None, raw: Decimal, budget: Decimal, balance: Decimal) -> str:
+        if self._position_sizer.max_position_size_usd < min(balance, budget):
+            return "max_position_size_usd"
         if balance < budget:
             return "available_balance"
         return "portfolio" if budget < raw else self._policy.names_signal(signal_score)

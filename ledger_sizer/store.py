@@ -27,9 +27,14 @@ assert DECISION_COLUMNS[1:] == DecisionRecord._fields[1:], "the decisions table 
 
 @dataclass(slots=True)
 class PortfolioNeed:
-    """What a batch needs of one portfolio. `creates`: whether its commands may bring the portfolio into being."""
+    """What a batch needs of one portfolio.
+
+    creates: whether its commands may bring the portfolio into being. sweeps: whether the database must be asked for
+    expired holds, also those of others.
+    """
 
     creates: bool = False
+    sweeps: bool = False
     keys: set[str] = field(default_factory=set)
     numbers: set[int] = field(default_factory=set)
     late: set[int] = field(default_factory=set)
@@ -76,7 +81,7 @@ class WriteStore(Protocol):
 
 def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
     """Collect, per portfolio, the keys, positions and scopes these groups are about."""
-    needs = {group.sweep: PortfolioNeed() for group in groups if group.sweep is not None}
+    needs = {group.sweep: PortfolioNeed(sweeps=True) for group in groups if group.sweep is not None}
     for command in [command for group in groups for command in group.commands]:
         need = needs.get(command.portfolio)
         if need is None:

@@ -5,8 +5,8 @@ statement that writes every table, and COMMIT, in another.
 
 One, where this process was the last to write these portfolios: the state left by its last commit is still the truth
 unless somebody else wrote since, and the write itself checks that, by the chain's head. So it decides on what it
-remembers and sends write and commit at once; if the head has moved, nothing was written and the batch starts over
-with the lock. Where several processes take turns on one portfolio this would fail often, so a portfolio must be seen
+remembers and sends the write, one statement that is its own transaction; if the head has moved, nothing was written
+and the batch starts over with the lock. Where several processes take turns on one portfolio this would fail often, so a portfolio must be seen
 unmoved a few times before it is trusted again.
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import psycopg
 from psycopg import errors as pg
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
@@ -37,7 +38,8 @@ _FLIGHT_CHARACTERS_MAX = 100_000
 def _answers(state: PortfolioState, need: PortfolioNeed, now_us: int) -> bool:
     """Whether all that a batch needs of a portfolio is known without asking the database."""
     return (
-        need.scopes <= state.scopes_known
+        not need.sweeps
+        and need.scopes <= state.scopes_known
         and need.numbers <= state.positions.keys()
         and (state.next_expiry_us is None or max(now_us, state.last_us) < state.next_expiry_us)
     )
@@ -67,6 +69,8 @@ class PostgresStore:
                 # Acknowledged means durable, whatever the server's default; stronger settings are kept.
                 connection.execute("SET synchronous_commit = on")
             connection.commit()
+            # Transactions are begun by hand: a batch that needs no lock is one statement, and so its own transaction.
+            connection.autocommit = True
             connection.prepare_threshold = 0
         found: psycopg.Connection[Any] = self._pooled.driver_connection
         return found
@@ -112,6 +116,7 @@ class PostgresStore:
             "scopes": _pairs(asked),
         }
         with _flight(connection, parameters):
+            connection.execute("BEGIN")
             locked = connection.execute(sql.LOCK, [sorted(ids.values())])
             loaded = connection.execute(sql.LOAD, parameters)
         states = {row[0]: PortfolioState(*row) for row in locked.fetchall()}
@@ -131,9 +136,8 @@ class PostgresStore:
             names = [name for name, need in needs.items() if need.creates and name not in self._ids]
             if names:
                 values = {"names": sorted(names), "hash": GENESIS_HASH, "scope": PORTFOLIO_SCOPE, "cap": new_cap_e8}
-                connection.execute(sql.CREATE, values)
                 # Committed on its own: an empty portfolio grants nothing, and its id is then known for good.
-                connection.commit()
+                connection.execute(sql.CREATE, values)
                 self._ids.update(connection.execute(sql.IDS, [list(needs)]).fetchall())
         return {name: self._ids[name] for name in needs if name in self._ids}
 
@@ -185,13 +189,16 @@ class PostgresStore:
             elif self.unlocked:
                 self._remembered[state.name] = state
         if not moved:
-            connection.rollback()
+            self.rollback()
             return
         parameters = _write_parameters(moved)
         statement = sql.write_statement(frozenset(parameters) & sql.PARTS)
-        with _flight(connection, parameters):
+        if self.unlocked:
             written = connection.execute(statement, parameters)
-            connection.execute("COMMIT")
+        else:
+            with _flight(connection, parameters):
+                written = connection.execute(statement, parameters)
+                connection.execute("COMMIT")
         self._heard_clock(written.fetchall()[0][0])
         for state in moved:
             self._remember(state)
@@ -214,8 +221,8 @@ class PostgresStore:
     def rollback(self) -> None:
         """End the transaction without effect."""
         try:
-            if self._pooled is not None:
-                self._connection().rollback()
+            if self._pooled is not None and self._connection().info.transaction_status != TransactionStatus.IDLE:
+                self._connection().execute("ROLLBACK")
         except (psycopg.Error, DBAPIError):
             self.reset()
 

@@ -94,7 +94,6 @@ def test_read_when_portfolio_is_unknown_then_it_is_a_failure(desk: CommandLine, 
         ("--tag venue=bybit", ["main-2", "main-5"]),
         ("--tag venue=bybit --tag symbol=ETH", []),
         ("--portfolio main --tag symbol=ETH", ["main-4"]),
-        ("--portfolio desk-2", []),
     ],
 )
 def test_list_positions_when_filtered_then_those_that_match_are_listed(

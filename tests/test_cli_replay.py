@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.engine import make_url
 
 import ledger_sizer.replay
 from ledger_sizer import Ledger
@@ -104,6 +105,28 @@ def test_replay_when_it_is_kept_then_the_command_that_is_told_shows_it(cli: Comm
     assert KEPT_URL == "sqlite:///replay.db"
 
 
+def test_replay_when_it_is_kept_in_a_named_database_then_the_name_wins(
+    cli: CommandLine, new_database: NewDatabase
+) -> None:
+    url = new_database("sqlite")
+    assert cli("replay", "--bars", "5", "--keep", "--database-url", url).code == 0
+    assert not Path("replay.db").exists()
+    with Ledger.open(url) as ledger:
+        assert ledger.portfolios() == ["replay-dynamic", "replay-flat"]
+
+
+def test_replay_when_database_needs_a_password_then_it_is_not_shown(
+    cli: CommandLine, new_database: NewDatabase
+) -> None:
+    url = make_url(new_database("postgresql"))
+    password = str(url.password or "hunter2")  # a server that trusts us takes any
+    with_password = url.set(password=password).render_as_string(hide_password=False)
+    ran = cli("replay", "--bars", "5", "--database-url", with_password)
+    assert ran.code == 0
+    assert "kept" in ran.err
+    assert password not in ran.err
+
+
 def test_replay_when_environment_names_the_live_ledger_then_it_is_left_alone(
     cli: CommandLine, new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,7 +167,7 @@ def test_replay_when_caps_are_small_then_highest_exposures_stand_below_them(cli:
         ("bad.csv", "bad.csv line 2, column 'open': '-1' cannot be right: it must be above 0, got -1"),
         ("columns.csv", "columns.csv line 1 lacks the column 'funding rate'"),
         ("--bots 0", "bots must be 1 to 200, got 0"),
-        ("--bots many", "bots must be a whole number, got 'many'"),
+        ("--bots many", "bots must be a whole number"),
         ("--bars 0", "bars must be 1 or more, got 0"),
         ("--bars 20001", "bars must be 1 to 20000 for a generated market, got 20001"),
         ("--cap 0", "cap must be above 0, got 0"),
@@ -152,7 +175,7 @@ def test_replay_when_caps_are_small_then_highest_exposures_stand_below_them(cli:
         ("--cap 1e12", "Input should be less than or equal to 90000000000"),
         ("--venue-cap=-1", "venue_cap must be above 0, got -1"),
         ("--max-position 0", "max_position must be above 0, got 0"),
-        ("--seed=-1", "seed must be a whole number, got '-1'"),
+        ("--seed=-1", "seed must be a whole number"),
         ("--database-url mysql://x", "'mysql' is not supported"),
     ],
 )

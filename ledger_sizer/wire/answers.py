@@ -136,7 +136,8 @@ def instrument_to_json(instrument: InstrumentInfo) -> Json:
 
 def instrument_from_json(form: Mapping[str, Any]) -> InstrumentInfo:
     """The instrument that `instrument_to_json` wrote; what has a default may be missing."""
-    return InstrumentInfo(**{name: value if name == "symbol" else Decimal(value) for name, value in form.items()})
+    figures = {name: Decimal(value) for name, value in form.items() if name != "symbol"}
+    return InstrumentInfo(form["symbol"], **figures)
 
 
 def position_to_json(position: Position) -> Json:

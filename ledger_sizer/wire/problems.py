@@ -116,7 +116,7 @@ PROBLEMS: Mapping[str, Problem] = {
 
 
 def problem_of(error: LedgerError) -> dict[str, Any]:
-    """The problem an error is; its `status` is the HTTP status to answer with. A denial carries its decision in full."""
+    """The problem an error is; its `status` is the HTTP status. A denial carries its decision in full."""
     code = error.reason if isinstance(error, Denied) else error.code
     if code not in PROBLEMS:
         code = "internal_error"

@@ -65,15 +65,7 @@ def _require_flat(body: bytes) -> None:
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
         if not brackets:
             return
-    # Unbalanced text is no JSON anyway, but it must not reach the parser when it is deep.
-    if brackets.count(b"[") + brackets.count(b"{") > DEPTH_MAX or brackets.count(b"]") + brackets.count(b"}") == 0:
-        raise InvalidRequest(f"the body is nested deeper than {DEPTH_MAX} levels")
-    depth = deepest = 0
-    for bracket in brackets:
-        depth += 1 if bracket in b"[{" else -1
-        deepest = max(deepest, depth)
-    if deepest:
-        raise InvalidRequest(f"the body is nested deeper than {DEPTH_MAX} levels")
+    raise InvalidRequest(f"the body is nested deeper than {DEPTH_MAX} levels, or its brackets do not match")
 
 
 def _kind(value: object) -> str:
