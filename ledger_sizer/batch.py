@@ -57,6 +57,8 @@ def decide_batch(
 
 def expire_due(state: PortfolioState, now_us: int) -> list[DecisionRecord]:
     """Record the expiry of every loaded hold whose time is over, oldest first."""
+    if not state.may_expire:
+        return []
     due = [
         (position.expires_us, number)
         for number, position in state.positions.items()

@@ -65,7 +65,8 @@ class PortfolioState:
     """One portfolio: chain head, the scopes and positions the batch needs, and the keys it was asked with.
 
     loaded_seq, loaded_hash: the head before the batch. scopes_known: names whose row, or absence, is known.
-    next_expiry_us: no hold that is not in `positions` ends before this time.
+    next_expiry_us: no hold that is not in `positions` ends before this time. may_expire: whether `positions` may have
+    holds whose time is over; False for a state that was kept because none has.
     """
 
     __slots__ = (
@@ -79,6 +80,7 @@ class PortfolioState:
         "late_fills",
         "loaded_hash",
         "loaded_seq",
+        "may_expire",
         "name",
         "next_expiry_us",
         "positions",
@@ -104,6 +106,7 @@ class PortfolioState:
         self.administered: set[str] = set()
         self.scopes_known: set[str] = set()
         self.next_expiry_us: int | None = None
+        self.may_expire = True
         self.loaded_seq = last_seq
         self.loaded_hash = last_hash
 
@@ -131,6 +134,7 @@ class PortfolioState:
         copy.administered = set(self.administered)
         copy.scopes_known = self.scopes_known
         copy.next_expiry_us = self.next_expiry_us
+        copy.may_expire = self.may_expire
         copy.loaded_seq, copy.loaded_hash = self.loaded_seq, self.loaded_hash
         return copy
 
@@ -204,6 +208,7 @@ class PortfolioState:
         self.dirty_positions.clear()
         self.administered.clear()
         self.loaded_seq, self.loaded_hash = self.last_seq, self.last_hash
+        self.may_expire = False
 
     def _count(self, names: tuple[str, ...], held: int, opened: int, *, granting: bool) -> None:
         """Move the counters of every scope a position is in. The asserts are the cap invariant's last line."""

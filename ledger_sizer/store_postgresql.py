@@ -6,8 +6,8 @@ statement that writes every table, and COMMIT, in another.
 One, where this process was the last to write these portfolios: the state left by its last commit is still the truth
 unless somebody else wrote since, and the write itself checks that, by the chain's head. So it decides on what it
 remembers and sends the write, one statement that is its own transaction; if the head has moved, nothing was written
-and the batch starts over with the lock. Where several processes take turns on one portfolio this would fail often, so a portfolio must be seen
-unmoved a few times before it is trusted again.
+and the batch starts over with the lock. Where several processes take turns on one portfolio this would fail often, so
+a portfolio must be seen unmoved a few times before it is trusted again.
 """
 
 import json
@@ -31,7 +31,7 @@ from ledger_sizer.tags import PORTFOLIO_SCOPE
 
 _CALM_MIN = 3
 """How often in a row a portfolio must be found as this process left it before the lock is skipped."""
-_POSITIONS_REMEMBERED_MAX = 100_000
+_POSITIONS_REMEMBERED_MAX = 10_000
 _FLIGHT_CHARACTERS_MAX = 100_000
 
 
@@ -265,12 +265,10 @@ def _flight(connection: psycopg.Connection[Any], parameters: Mapping[str, Any]) 
 
 def _carry_over(before: PortfolioState, after: PortfolioState) -> None:
     """Nobody else wrote in between, so what was known of other scopes and positions still holds."""
-    for name in before.scopes_known - after.scopes_known:
-        if name in before.scopes:
-            after.scopes[name] = before.scopes[name]
-    after.scopes_known |= before.scopes_known
-    for number, position in before.positions.items():
-        after.positions.setdefault(number, position)
+    before.scopes.update(after.scopes)
+    before.scopes_known.update(after.scopes_known)
+    before.positions.update(after.positions)
+    after.scopes, after.scopes_known, after.positions = before.scopes, before.scopes_known, before.positions
 
 
 def _write_parameters(states: Sequence[PortfolioState]) -> dict[str, Any]:
