@@ -186,4 +186,6 @@ class AppSettings(Settings):
     service: ServiceSettings = Field(default_factory=ServiceSettings)
     reconcile: ReconcileSettings = Field(default_factory=ReconcileSettings)
     exchange: ExchangeSettings = Field(default_factory=ExchangeSettings)
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Lowest level that programs write to their log."
+    )

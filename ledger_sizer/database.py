@@ -4,6 +4,7 @@ SQLite: WAL, `synchronous=FULL` (an acknowledged commit survives power loss), fo
 transactions from the driver, whose deferred BEGIN lets two writers read the same headroom. PostgreSQL: psycopg 3.
 """
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,9 @@ SCHEMA_HEAD = "0002"
 _SQLITE_CACHE_KIB = 64 * 1024
 _SQLITE_CHECKPOINT_PAGES = 8000
 """32 MiB of log between checkpoints: a hot page is then copied back once for hundreds of commits, not for dozens."""
+
+_one_migration = threading.Lock()
+"""Alembic keeps its state in globals of the process; processes are kept apart by the database's own lock."""
 
 _DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
@@ -158,14 +162,16 @@ def upgrade(value: str | URL, revision: str = "head") -> None:
     """Migrate the database up to `revision`, creating everything in an empty one."""
     from alembic import command
 
-    command.upgrade(alembic_config(value), revision)
+    with _one_migration:
+        command.upgrade(alembic_config(value), revision)
 
 
 def downgrade(value: str | URL, revision: str) -> None:
     """Migrate the database down to `revision` (`base` removes the ledger and all its data)."""
     from alembic import command
 
-    command.downgrade(alembic_config(value), revision)
+    with _one_migration:
+        command.downgrade(alembic_config(value), revision)
 
 
 class tag_value(FunctionElement[str]):  # noqa: N801 - reads as a SQL function

@@ -248,6 +248,14 @@ class Ledger:
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
     # The writer's side: everything below runs on its thread, but for `_dry_run`.
 
     def _now_us(self) -> int | None:

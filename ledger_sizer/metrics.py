@@ -50,6 +50,9 @@ class Metrics:
             "ledger_http_request_seconds", "From the request's head to the end of its answer.", ["route"],
             buckets=_SECONDS, **own,
         )  # fmt: skip
+        # `labels` looks into the environment at every call, which costs more than the counting.
+        self._request_children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._decision_children: dict[tuple[str, str, str | None], Counter] = {}
         self.event_streams = Gauge("ledger_event_streams", "Event streams open now.", **own)
 
     def observed(self, records: Sequence[DecisionRecord], seconds: float) -> None:
@@ -58,9 +61,23 @@ class Metrics:
             self.batch_size.observe(len(records))
         self.commit_seconds.observe(seconds)
         for record in records:
-            self.decisions.labels(record.command, record.outcome, record.reason or "").inc()
+            named = (record.command, record.outcome, record.reason)
+            counter = self._decision_children.get(named)
+            if counter is None:
+                counter = self.decisions.labels(record.command, record.outcome, record.reason or "")
+                self._decision_children[named] = counter
+            counter.inc()
             if record.command == EXPIRE:
                 self.expiries.inc()
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one HTTP request; `method` and `route` come from short lists, never from the caller."""
+        children = self._request_children.get((method, route, status))
+        if children is None:
+            children = (self.requests.labels(method, route, str(status)), self.request_seconds.labels(route))
+            self._request_children[method, route, status] = children
+        children[0].inc()
+        children[1].observe(seconds)
 
     def watch(self, ledger: Ledger, engine: Engine) -> None:
         """Count this ledger's batches, and show its queue and its database's exposure."""

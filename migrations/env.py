@@ -1,8 +1,10 @@
 """Alembic's entry: migrates the database named by the caller, by `-x url=...`, or by LEDGER_DATABASE_URL."""
 
 from logging.config import fileConfig
+from typing import Any
 
 from alembic import context
+from sqlalchemy.engine import URL
 
 from ledger_sizer.config import LedgerSettings
 from ledger_sizer.database import database_url, make_engine
@@ -12,7 +14,7 @@ config = context.config
 if config.config_file_name is not None and config.attributes.get("url") is None:
     fileConfig(config.config_file_name, disable_existing_loggers=False)
 
-OPTIONS = {
+OPTIONS: dict[str, Any] = {
     "target_metadata": Base.metadata,
     "compare_type": True,
     "render_as_batch": True,
@@ -20,9 +22,11 @@ OPTIONS = {
 }
 
 
-def _url():
-    given = config.attributes.get("url") or context.get_x_argument(as_dictionary=True).get("url")
-    return database_url(given or LedgerSettings().database_url) if not hasattr(given, "drivername") else given
+def _url() -> URL:
+    given = config.attributes.get("url")
+    if isinstance(given, URL):
+        return given
+    return database_url(given or context.get_x_argument(as_dictionary=True).get("url") or LedgerSettings().database_url)
 
 
 def run_offline() -> None:

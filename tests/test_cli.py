@@ -66,7 +66,11 @@ def _examples(help_text: str) -> list[str]:
     return [line.strip() for line in joined.splitlines() if line.startswith("  ") and "ledger-sizer " in line[:17]]
 
 
-EXAMPLES = [example for command in LEAVES.values() for example in _examples(command.epilog)]
+ENDLESS = "ledger-sizer serve"
+"""Runs until it is stopped; tests/test_api_outage.py starts and stops it."""
+EXAMPLES = [
+    example for command in LEAVES.values() for example in _examples(command.epilog) if not example.startswith(ENDLESS)
+]
 
 
 def _spawn(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -97,8 +101,14 @@ def test_ask_help_when_command_exists_then_it_teaches(cli: CommandLine, name: st
 
 @pytest.fixture
 def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The ledger the examples speak of: caps, a hold main-17, an open main-18; named by the environment."""
+    """The ledger the examples speak of: caps, a hold main-17, an open main-18, a key; named by the environment."""
     url = new_database("sqlite")
+    engine = make_engine(url)
+    with engine.begin() as connection:
+        columns = "key_id, name, role, token_hash, created_us"
+        values = f"'0123456789ab', 'bot', 'trade', '{'0' * 64}', 0"
+        connection.execute(text(f"INSERT INTO api_keys ({columns}) VALUES ({values})"))
+    engine.dispose()
     monkeypatch.setenv("LEDGER_DATABASE_URL", url)
     cap = Decimal(1_000_000)
     with Ledger.open(url) as ledger:

@@ -224,6 +224,7 @@ NO_GRANT: dict[str, Fault] = {
     "a bare 409": answered(409, b"{}"),
     "a bare 404": answered(404, b"<html>nginx</html>", Content_Type="text/html"),
     "a problem under a wrong status": answered(200, b'{"code":"cap_exceeded","status":409}'),
+    "a problem of another status": answered(500, b'{"code":"not_found","status":404,"detail":"no such thing"}'),
     "deep nesting": answered(200, b"[" * 5_000 + b"]" * 5_000),
     "not UTF-8": answered(200, b'{"granted":"\xff\xfe"}'),
     "garbage": raw(b"\x00\x01\x02 HTTP/1.1 200 OK\r\n\r\n"),

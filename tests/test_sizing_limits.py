@@ -22,6 +22,7 @@ from ledger_sizer import (
     TradingSettings,
     round_to_step,
 )
+from tests.desk import steady
 
 D = Decimal
 SPOT = InstrumentInfo("BTC/USDT", D("0.0001"), D(100), D("0.0001"), D(10))
@@ -189,6 +190,7 @@ def expected_quantity(price: Decimal, spend: Decimal, legs: tuple[InstrumentInfo
     return quantity
 
 
+@steady
 @given(price=PRICES, balance=BALANCES, spot=instruments(), perp=instruments())
 def test_match_quantity_when_anything_is_asked_then_it_is_exactly_the_definition(
     price: Decimal, balance: Decimal, spot: InstrumentInfo, perp: InstrumentInfo
@@ -204,6 +206,7 @@ def test_match_quantity_when_anything_is_asked_then_it_is_exactly_the_definition
         assert Fraction(found) * Fraction(price) <= Fraction(spend), "rounded up"
 
 
+@steady
 @given(score=decimals("0", "1", 12), exposure=decimals("0", "6000", 8))
 def test_compute_budget_when_anything_is_asked_then_it_never_passes_formula_or_cap(
     score: Decimal, exposure: Decimal
@@ -214,6 +217,7 @@ def test_compute_budget_when_anything_is_asked_then_it_never_passes_formula_or_c
     assert (None if budget is None else Fraction(budget)) == (min(raw, left) if left > 0 else None)
 
 
+@steady
 @given(low=decimals("0", "1", 4), high=decimals("0", "1", 4), scores=st.lists(decimals("0", "1", 6), min_size=2))
 def test_compute_budget_when_the_score_rises_then_the_budget_never_falls(
     low: Decimal, high: Decimal, scores: list[Decimal]
@@ -228,6 +232,7 @@ def test_compute_budget_when_the_score_rises_then_the_budget_never_falls(
     assert budgets[-1] <= 1000 * fractions[1]
 
 
+@steady
 @given(value=decimals("-1000000", "1000000", 12), step=decimals("0.000001", "50", 6))
 def test_round_to_step_when_anything_is_asked_then_it_is_the_largest_multiple_not_above(
     value: Decimal, step: Decimal
@@ -237,6 +242,7 @@ def test_round_to_step_when_anything_is_asked_then_it_is_the_largest_multiple_no
     assert rounded <= Fraction(value) < rounded + Fraction(step)
 
 
+@steady
 @given(
     score=decimals("0", "1", 12),
     exposure=decimals("0", "5200", 8),

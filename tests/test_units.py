@@ -26,6 +26,7 @@ from ledger_sizer.units import (
     usd_ceil_e8,
     usd_floor_e8,
 )
+from tests.desk import steady
 
 D = Decimal
 E8 = Fraction(1, 10**8)
@@ -143,6 +144,7 @@ def test_scale_usd_when_only_rounding_up_leaves_64_bits_then_only_that_is_refuse
         usd_ceil_e8(value)
 
 
+@steady
 @given(money)
 def test_scale_usd_when_anything_is_given_then_floor_and_ceil_enclose_it_within_one_unit(value: Decimal) -> None:
     floor, ceil = usd_floor_e8(value), usd_ceil_e8(value)
@@ -150,6 +152,7 @@ def test_scale_usd_when_anything_is_given_then_floor_and_ceil_enclose_it_within_
     assert ceil - floor == (0 if (Fraction(value) / E8).denominator == 1 else 1)
 
 
+@steady
 @given(st.integers(-E8_MAX, E8_MAX))
 def test_read_usd_when_stored_then_it_comes_back_to_the_last_unit(e8: int) -> None:
     value = usd(e8)
@@ -157,6 +160,7 @@ def test_read_usd_when_stored_then_it_comes_back_to_the_last_unit(e8: int) -> No
     assert usd_floor_e8(value) == usd_ceil_e8(value) == e8
 
 
+@steady
 @given(
     st.decimals(D("1E-12"), D(10**6), places=12, allow_nan=False),
     st.decimals(D("1E-8"), D(80_000), places=8, allow_nan=False),
@@ -192,6 +196,7 @@ def test_write_plain_when_written_in_other_ways_then_the_text_is_one(value: str,
     assert plain(D(value)) == text
 
 
+@steady
 @given(anything, st.integers(0, 6))
 def test_write_plain_when_two_values_are_equal_then_their_texts_are_and_it_reads_back(
     value: Decimal, zeros: int
@@ -203,6 +208,7 @@ def test_write_plain_when_two_values_are_equal_then_their_texts_are_and_it_reads
     assert "E" not in plain(value)
 
 
+@steady
 @given(anything, steps)
 def test_floor_to_step_when_anything_is_given_then_it_is_the_largest_multiple_below(
     value: Decimal, step: Decimal
@@ -230,6 +236,7 @@ def test_find_common_step_when_steps_differ_then_it_is_their_least_common_multip
     assert common_step(D(step_a), D(step_b)) == common_step(D(step_b), D(step_a)) == D(common)
 
 
+@steady
 @given(steps, steps)
 def test_find_common_step_when_anything_is_given_then_both_divide_it_and_nothing_smaller_is(
     step_a: Decimal, step_b: Decimal
@@ -240,6 +247,7 @@ def test_find_common_step_when_anything_is_given_then_both_divide_it_and_nothing
     assert all(times_a % prime or times_b % prime for prime in (2, 3, 5, 7, 11, 13)), "a smaller one exists"
 
 
+@steady
 @given(money, steps)
 def test_compute_when_the_threads_decimal_context_was_changed_then_nothing_changes(
     value: Decimal, step: Decimal

@@ -1,6 +1,7 @@
 """The command that demonstrates the service."""
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -61,7 +62,13 @@ def _seconds(text: str) -> float:
 def _begin(plan: "Plan", *, as_json: bool) -> None:
     if not as_json:
         length = "until Ctrl-C" if plan.seconds is None else f"for {plan.seconds:g} s"
-        output.remark(f"starting the service and eight bots, {length} ...")
+        _progress(f"starting the service and eight bots, {length} ...")
+
+
+def _progress(text: str) -> None:
+    """A line that is read while the demonstration runs, also through a pipe."""
+    output.write(text)
+    sys.stdout.flush()
 
 
 @contextmanager
@@ -80,13 +87,15 @@ def _interrupts() -> Iterator[Event]:
 def _shown(*, as_json: bool) -> Iterator[Any]:
     from ledger_sizer.demo import screen
 
-    if output.on_terminal() and not as_json:
+    if as_json:
+        yield lambda _: None
+    elif output.on_terminal():
         from rich.console import Console
 
         with screen.live(Console(highlight=False, emoji=False)) as show:
             yield show
     else:
-        with screen.lines(output.remark) as show:
+        with screen.lines(_progress) as show:
             yield show
 
 
@@ -110,6 +119,8 @@ def _show(summary: "Summary") -> None:
         output.remark(f"cap breached: {breach}")
     for finding in summary.report.findings:
         output.remark(f"verify: {finding.portfolio} #{finding.seq}: {finding.what}")
+    if summary.deaths.get("failed"):
+        output.remark("a bot ended with an error of its own")
     if not summary.graceful:
         output.remark("the service did not stop in order")
     verified = (

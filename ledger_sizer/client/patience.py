@@ -7,20 +7,20 @@ settles what became of it, and a denial is an answer like any other.
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, TypeVar
 
 from ledger_sizer.client.answers import Lost, Reply, retry_after_seconds, worth_retrying
-from ledger_sizer.client.calls import Call
+from ledger_sizer.client.calls import Call, Calls
 from ledger_sizer.errors import LedgerError
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Send(Generic[T]):
+class Send:
     """Send this call once, and report the `Reply`, or the `Lost` connection."""
 
-    call: Call[T]
+    call: Call[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +39,9 @@ class Patience:
     """When to ask again and when to give up.
 
     attempts_max: how often a call is sent in all. give_up_seconds: no new attempt begins later than this after the
-    first. pause_seconds: the first pause; it doubles each time up to pause_seconds_max, and a random half of it is taken
-    off, so that many bots do not come back at once. A service that names a longer pause (`Retry-After`) is obeyed, but
-    never beyond pause_seconds_max.
+    first. pause_seconds: the first pause; it doubles each time up to pause_seconds_max, and up to half of it is taken
+    off by chance, so that many bots do not come back at once. A service that names a longer pause (`Retry-After`) is
+    obeyed, but never beyond pause_seconds_max.
     """
 
     attempts_max: int = 8
@@ -55,24 +55,45 @@ class Patience:
         return own if asked_seconds is None else min(max(asked_seconds * (1 + chance / 4), own), self.pause_seconds_max)
 
 
+Steps = Generator[Send | Wait, Outcome, T]
+
+
 def conversation(
-    call: Call[T], patience: Patience, *, clock: Callable[[], float], chance: Callable[[], float]
-) -> Generator[Send[T] | Wait, Outcome, T]:
-    """Send a call until it is answered, or until patience ends; then raise the last `LedgerError`.
+    calls: Calls[T], patience: Patience, *, clock: Callable[[], float], chance: Callable[[], float]
+) -> Steps[T]:
+    """Everything one method of the client does: its calls, each until it is answered. Returns the method's result.
 
     clock: monotonic seconds. chance: a random number in [0, 1).
     """
+    try:
+        call = next(calls)
+        while True:
+            try:
+                answer = yield from _until_answered(call, patience, clock, chance)
+            except LedgerError as error:
+                call = calls.throw(error)
+            else:
+                call = calls.send(answer)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+
+
+def _until_answered(
+    call: Call[Any], patience: Patience, clock: Callable[[], float], chance: Callable[[], float]
+) -> Steps[Any]:
+    """Send a call until it is answered, or until patience ends; then raise the last `LedgerError`."""
     began = clock()
     attempt = 1
     while True:
         outcome = yield Send(call)
+        assert outcome is not None, "a Send is answered by a Reply or by Lost"
         asked = None
         try:
-            if isinstance(outcome, Reply):
-                asked = retry_after_seconds(outcome)
-                return call.read(outcome)
-            assert isinstance(outcome, Lost), "a Send is answered by a Reply or by Lost"
-            raise outcome.error(call.method, call.path)
+            if isinstance(outcome, Lost):
+                raise outcome.error(call.method, call.path)
+            asked = retry_after_seconds(outcome)
+            return call.read(outcome)
         except LedgerError as error:
             pause = patience.pause(attempt, asked, chance())
             out_of_time = clock() - began + pause > patience.give_up_seconds

@@ -26,7 +26,7 @@ def read_json(body: bytes) -> Any:
     if body.count(b"{") + body.count(b"[") > DEPTH_MAX:
         _require_flat(body)
     try:
-        return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_no_constant)
+        return _decode(body.decode())
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
     except json.JSONDecodeError as error:
@@ -56,6 +56,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(text: str) -> Any:
     raise InvalidRequest(f"{text} is not a number; decimals are finite and written as strings")
+
+
+_decode = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
 
 
 def _require_flat(body: bytes) -> None:

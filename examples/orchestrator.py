@@ -1,0 +1,194 @@
+"""A funding-rate arbitrage bot: buy spot and sell the perpetual while the funding rate pays for it.
+
+    python examples/orchestrator.py                                   # a ledger of its own, in a file
+    python examples/orchestrator.py --ledger http://127.0.0.1:8321    # the same bot against the service
+
+Each cycle ranks the pairs by funding rate, asks the ledger how much each may have, places both legs at once, and tells
+the ledger what was filled. The ledger is asked before an order and told after a fill, never the other way round:
+
+    reserve  ->  both orders  ->  filled:   confirm   (the fill counts from now on)
+                                  refused:  release   (the hold goes back)
+                                  unknown:  nothing   (the hold ends by itself; a late fill may still be confirmed)
+    signal gone  ->  both exit orders  ->  filled: release   (an exit that is only sent still ties up capital)
+"""
+
+import argparse
+import asyncio
+import os
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from paper_venue import Fill, Market, PaperVenue, Quote, Rejected, Side
+
+from ledger_sizer import Decision, Ledger
+from ledger_sizer.client import AsyncLedgerClient
+
+ENTRY_RATE = Decimal("0.00005")  # per period: below it the fees eat the funding
+EXIT_RATE = Decimal("0.00002")
+FULL_SCORE_RATE = Decimal("0.0002")  # from here on the signal is as strong as it gets
+UNWIND_ATTEMPTS = 10
+
+
+@dataclass
+class Trade:
+    """One open position as the venue sees it: base units still open in each leg."""
+
+    key: str
+    pair: str
+    position_id: str
+    open: dict[Market, Decimal]
+
+    @property
+    def quantity(self) -> Decimal:
+        """What the position counts: as long as one leg is open, capital is tied up."""
+        return max(self.open.values())
+
+
+@dataclass
+class Orchestrator:
+    """One bot. `ledger` is a `Ledger` or an `AsyncLedgerClient`: nothing below knows which."""
+
+    ledger: Ledger | AsyncLedgerClient
+    venue: PaperVenue
+    portfolio: str = "main"
+    trades: dict[str, Trade] = field(default_factory=dict)
+    events: Counter[str] = field(default_factory=Counter)
+
+    async def cycle(self) -> None:
+        """One funding period: leave what no longer pays, then enter what pays best, the best first."""
+        quotes = {quote.pair: quote for quote in await self.venue.quotes()}
+        leaving = [trade for trade in self.trades.values() if quotes[trade.pair].funding_rate < EXIT_RATE]
+        await asyncio.gather(*[self.leave(trade) for trade in leaving])
+
+        paying = [quote for quote in quotes.values() if quote.funding_rate >= ENTRY_RATE]
+        paying.sort(key=lambda quote: (-quote.funding_rate, quote.pair))
+        entering = []
+        for quote in paying:
+            if quote.pair not in self.trades:
+                decision = await self.reserve(quote)  # one after the other: capital goes to the best pair first
+                if decision.granted:
+                    entering.append(self.enter(decision, quote))
+        await asyncio.gather(*entering)  # the orders of all pairs travel together
+
+    async def reserve(self, quote: Quote) -> Decision:
+        """Ask how much this pair may have. The key names the wish, so that asking twice gets the one answer."""
+        spot, perp = self.venue.instruments(quote.pair)
+        decision = await self.ledger.reserve_async(
+            key=f"{self.venue.now:%Y%m%dT%H}/{quote.pair}",
+            portfolio=self.portfolio,
+            tags={"venue": self.venue.name, "symbol": quote.pair, "strategy": "funding"},
+            signal_score=min(quote.funding_rate / FULL_SCORE_RATE, Decimal(1)),
+            price=quote.perp_price,
+            spot_instrument=spot,
+            perp_instrument=perp,
+            ttl_seconds=30,
+        )
+        size = f"{decision.quantity} {quote.pair}" if decision.granted else decision.reason
+        self.note(f"reserve {decision.outcome}", f"{quote.pair} at {quote.funding_rate:.5%}: {size}")
+        return decision
+
+    async def enter(self, decision: Decision, quote: Quote) -> None:
+        """Place both legs at once, even them out, and tell the ledger what stands."""
+        assert decision.quantity is not None and decision.position_id is not None
+        spot, perp = await asyncio.gather(
+            self.order(decision.key, quote.pair, "spot", "buy", decision.quantity),
+            self.order(decision.key, quote.pair, "perp", "sell", decision.quantity),
+        )
+        matched = min(spot.quantity, perp.quantity)
+        await asyncio.gather(
+            self.unwind(decision.key, quote.pair, "spot", "sell", spot.quantity - matched),
+            self.unwind(decision.key, quote.pair, "perp", "buy", perp.quantity - matched),
+        )
+        if not matched:
+            await self.ledger.release_async(key=f"{decision.key}/unfilled", position_id=decision.position_id)
+            self.note("released unfilled", quote.pair)
+            return
+        filled = await self.ledger.confirm_async(
+            key=f"{decision.key}/fill",
+            position_id=decision.position_id,
+            quantity=matched,
+            price=perp.price,
+            spot_price=spot.price,
+        )
+        assert filled.position_id is not None  # another than the reservation's, if that expired before the fill
+        legs: dict[Market, Decimal] = {"spot": matched, "perp": matched}
+        self.trades[quote.pair] = Trade(decision.key, quote.pair, filled.position_id, legs)
+        self.note("entered", f"{matched} {quote.pair}; exposure {filled.exposure_after:.2f} USD")
+
+    async def leave(self, trade: Trade) -> None:
+        """Close both legs, and release what was really closed; the rest is tried again in the next cycle."""
+        before = trade.quantity
+        key = f"{trade.key}/exit/{self.venue.now:%Y%m%dT%H}"
+        spot, perp = await asyncio.gather(
+            self.order(key, trade.pair, "spot", "sell", trade.open["spot"]),
+            self.order(key, trade.pair, "perp", "buy", trade.open["perp"]),
+        )
+        trade.open["spot"] -= spot.quantity
+        trade.open["perp"] -= perp.quantity
+        closed = before - trade.quantity
+        if not closed:
+            self.note("exit refused", trade.pair)
+            return
+        done = await self.ledger.release_async(
+            key=key, position_id=trade.position_id, quantity=closed if trade.quantity else None
+        )
+        if not trade.quantity:
+            del self.trades[trade.pair]
+        self.note("left" if not trade.quantity else "left partly", f"{trade.pair}; {done.exposure_after:.2f} USD open")
+
+    async def order(self, key: str, pair: str, market: Market, side: Side, quantity: Decimal) -> Fill:
+        """Place one order. A refusal is a fill of nothing; any other failure goes up, and the hold runs out."""
+        try:
+            return await self.venue.place(f"{key}/{market}", pair, market, side, quantity) if quantity else NOTHING
+        except Rejected as rejection:
+            self.note("order refused", str(rejection))
+            return NOTHING
+
+    async def unwind(self, key: str, pair: str, market: Market, side: Side, quantity: Decimal) -> None:
+        """Give back what one leg got and the other did not: unhedged, it is a bet nobody asked for."""
+        for attempt in range(UNWIND_ATTEMPTS):
+            if quantity:
+                quantity -= (await self.order(f"{key}/unwind/{attempt}", pair, market, side, quantity)).quantity
+        if quantity:
+            raise RuntimeError(f"{quantity} {pair} {market} could not be unwound: a person has to look at it")
+
+    def note(self, event: str, what: str) -> None:
+        """Count an event and print it."""
+        self.events[event] += 1
+        print(f"{self.venue.now:%m-%d %H:%M}  {event:<17}  {what}")
+
+
+NOTHING = Fill(Decimal(0), Decimal(0))
+
+
+@asynccontextmanager
+async def opened(where: str) -> AsyncIterator[Ledger | AsyncLedgerClient]:
+    """The one place that differs: a ledger in this process, or the service."""
+    if where.startswith("http"):
+        async with AsyncLedgerClient(where, api_key=os.environ.get("LEDGER_SIZER_API_KEY")) as client:
+            yield client
+    else:
+        with Ledger.open(where) as ledger:
+            yield ledger
+
+
+async def main(where: str, cycles: int, seed: int) -> Orchestrator:
+    """Trade so many funding periods, and leave everything open that still pays."""
+    async with opened(where) as ledger:
+        bot = Orchestrator(ledger, PaperVenue(seed))
+        for _ in range(cycles):
+            await bot.cycle()
+            bot.venue.next_period()
+        return bot
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ledger", default="sqlite:///orchestrator.db", help="database URL, or address of the service")
+    parser.add_argument("--cycles", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=7)
+    arguments = parser.parse_args()
+    print(dict(asyncio.run(main(arguments.ledger, arguments.cycles, arguments.seed)).events))

@@ -1,0 +1,117 @@
+"""A paper venue for the example: spot and perpetual markets, orders that take time, fill partly, or are refused.
+
+Prices, funding rates and what becomes of an order depend on the seed and on nothing else, so a run can be repeated.
+Time is simulated: `next_period` moves it to the next funding time; an order's delay is the only real waiting.
+"""
+
+import asyncio
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from hashlib import blake2b
+from typing import Literal
+
+from ledger_sizer import InstrumentInfo
+
+FUNDING_PERIOD = timedelta(hours=8)
+TICK = Decimal("0.01")
+
+Market = Literal["spot", "perp"]
+Side = Literal["buy", "sell"]
+
+
+@dataclass(frozen=True)
+class Quote:
+    """One pair now. Prices in USD per base unit; the funding rate is what the short perpetual earns per period."""
+
+    pair: str
+    spot_price: Decimal
+    perp_price: Decimal
+    funding_rate: Decimal
+
+
+@dataclass(frozen=True)
+class Fill:
+    """What was bought or sold of an order, in base units, and at which average price in USD."""
+
+    quantity: Decimal
+    price: Decimal
+
+
+class Rejected(Exception):
+    """The venue refused the order: nothing was bought or sold."""
+
+
+class PaperVenue:
+    """One venue. `holdings` is what the trader really has there: base units by (pair, market), shorts negative."""
+
+    name = "paper"
+
+    def __init__(
+        self,
+        seed: int = 7,
+        prices: dict[str, Decimal] | None = None,
+        *,
+        delay_seconds: float = 0.01,
+        rejected_percent: int = 8,
+        partial_percent: int = 20,
+    ) -> None:
+        """seed: decides everything. prices: of the first period, USD by pair. The percentages are of all orders."""
+        self.holdings: defaultdict[tuple[str, Market], Decimal] = defaultdict(Decimal)
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self._seed = seed
+        self._prices = prices or {
+            "BTC": Decimal(50_000),
+            "ETH": Decimal(3_000),
+            "SOL": Decimal(150),
+            "XRP": Decimal(2),
+            "ADA": Decimal("0.5"),
+        }
+        self._delay_seconds = delay_seconds
+        self._rejected_percent = rejected_percent
+        self._partial_percent = partial_percent
+        self._period = 0
+
+    def instruments(self, pair: str) -> tuple[InstrumentInfo, InstrumentInfo]:
+        """The trading rules of a pair's spot market and of its perpetual: steps worth about one USD and five."""
+        step = Decimal(1).scaleb(-self._prices[pair].adjusted())
+        spot = InstrumentInfo(f"{pair}/USDT", step, 1_000_000 * step, step, min_notional=Decimal(5))
+        perp = InstrumentInfo(f"{pair}/USDT:USDT", 5 * step, 1_000_000 * step, 5 * step, min_notional=Decimal(5))
+        return spot, perp
+
+    def next_period(self) -> None:
+        """Move to the next funding time."""
+        self._period += 1
+        self.now += FUNDING_PERIOD
+
+    async def quotes(self) -> list[Quote]:
+        """All pairs at this moment."""
+        await asyncio.sleep(0)
+        return [self._quote(pair) for pair in self._prices]
+
+    async def place(self, order_id: str, pair: str, market: Market, side: Side, quantity: Decimal) -> Fill:
+        """Send a market order (immediate or cancel) and wait for its fill, which may be a part. Raises `Rejected`."""
+        await asyncio.sleep(self._delay_seconds * self._draw(100, "delay", order_id) / 100)
+        fate = self._draw(100, "fate", order_id)
+        if fate < self._rejected_percent:
+            raise Rejected(f"{order_id}: insufficient margin")
+        if fate < self._rejected_percent + self._partial_percent:
+            step = self.instruments(pair)[market == "perp"].qty_step
+            quantity = max(quantity * self._draw(80, "part", order_id) // (100 * step), Decimal(1)) * step
+        quote = self._quote(pair)
+        slippage = TICK * self._draw(5, "slippage", order_id) * (1 if side == "buy" else -1)
+        self.holdings[pair, market] += quantity if side == "buy" else -quantity
+        return Fill(quantity, max((quote.spot_price if market == "spot" else quote.perp_price) + slippage, TICK))
+
+    def _quote(self, pair: str) -> Quote:
+        spot = self._prices[pair] * (9_500 + self._draw(1_000, pair, self._period)) / 10_000
+        perp = spot * (10_000 + self._draw(20, "basis", pair, self._period)) / 10_000
+        # A rate persists: each is the mean of three draws, two of which the period before had too.
+        draws = [self._draw(120, "rate", pair, self._period + number) - 40 for number in range(3)]
+        return Quote(pair, spot.quantize(TICK), perp.quantize(TICK), Decimal(sum(draws)) / 300_000)
+
+    def _draw(self, below: int, *parts: object) -> int:
+        """A whole number in [0, below), made from the seed and `parts` and nothing else."""
+        digest = blake2b("/".join(map(str, (self._seed, *parts))).encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") * below >> 64

@@ -1,0 +1,57 @@
+"""Answers as HTTP responses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from ledger_sizer.commands import Reserve
+from ledger_sizer.errors import Denied, LedgerError
+from ledger_sizer.records import Decision
+from ledger_sizer.wire.answers import decision_to_json
+from ledger_sizer.wire.problems import MEDIA_TYPE, problem_of
+
+RETRY_AFTER_SECONDS = 1
+_CLOSES_CONNECTION = (408, 413)
+
+
+def json_response(form: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """JSON, which no cache may keep: it is the state of somebody's money."""
+    return Response(to_json(form), status, {**_NO_STORE, **(headers or {})}, "application/json")
+
+
+def problem_response(error: LedgerError, *, headers: Mapping[str, str] | None = None, **more: Any) -> Response:
+    """An error as problem details, with what its status asks for besides."""
+    problem = {**problem_of(error), **more}
+    status: int = problem["status"]
+    extra = {**_NO_STORE, **(headers or {})}
+    if status == 503:
+        extra["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    elif status == 401:
+        extra["WWW-Authenticate"] = 'Bearer realm="ledger-sizer"'
+    elif status in _CLOSES_CONNECTION:
+        # What is left of the body must not be taken for the next request.
+        extra["Connection"] = "close"
+    return Response(to_json(problem), status, extra, MEDIA_TYPE)
+
+
+def status_of(decision: Decision) -> int:
+    """201 for a reservation that was made, 409 for a denial, 200 for everything else."""
+    if decision.record.outcome == "denied":
+        return 409
+    return 201 if decision.record.command == Reserve.verb and decision.seq is not None else 200
+
+
+def decision_response(decision: Decision, *, full: bool) -> Response:
+    """A decision: the grant or the fact with 2xx, the denial as a problem that carries it whole."""
+    headers = {"Idempotency-Replayed": "true"} if decision.replayed else {}
+    if decision.record.outcome == "denied":
+        return problem_response(Denied(decision), headers=headers)
+    status = status_of(decision)
+    if status == 201:
+        headers["Location"] = f"/v1/positions/{decision.position_id}"
+    return json_response(decision_to_json(decision, full=full), status, headers)
+
+
+_NO_STORE = {"Cache-Control": "no-store"}

@@ -1,0 +1,96 @@
+"""Puts the HTTP service together."""
+
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Match
+
+from ledger_sizer import __version__
+from ledger_sizer.api import events, operations, reads, verbs
+from ledger_sizer.api.access import Access
+from ledger_sizer.api.answering import problem_response
+from ledger_sizer.api.edge import Edge
+from ledger_sizer.api.schema import openapi_of
+from ledger_sizer.api.service import Service
+from ledger_sizer.bootstrap import is_loopback
+from ledger_sizer.config import ServiceSettings
+from ledger_sizer.errors import InvalidRequest, LedgerError, NotFound, Unavailable
+from ledger_sizer.keys import KeyRing
+from ledger_sizer.ledger import Ledger
+from ledger_sizer.metrics import Metrics
+from ledger_sizer.telemetry import get_logger
+from ledger_sizer.wire.problems import MethodNotAllowed
+
+log = get_logger(__name__)
+
+
+def create_app(
+    ledger: Ledger, settings: ServiceSettings, *, reads_engine: Engine, keys: KeyRing, metrics: Metrics
+) -> FastAPI:
+    """The ASGI application over an open ledger. `app.state.service` is what its routes share.
+
+    reads_engine: an engine on the same database that cannot write. keys: the API keys that open it.
+    """
+    access = Access(keys, on_loopback=is_loopback(settings.host))
+    service = Service(ledger, reads_engine, settings, access, metrics)
+    app = FastAPI(
+        title="ledger-sizer",
+        version=__version__,
+        description="The capital desk for trading bots: reserve, confirm and release exposure under caps. Decimals are "
+        "strings. Errors are RFC 9457 problem details with a stable `code`.",
+        redoc_url=None,
+        # Redirecting `/v1/positions/` would repeat a POST elsewhere; a path is right or it is not there.
+        redirect_slashes=False,
+    )
+    app.state.service = service
+    # Flat, so that whoever walks `app.routes` (the tests of who may do what) sees every one of them.
+    app.router.routes.extend(verbs.routes(service))
+    for part in (reads, events, operations):
+        app.router.routes.extend(part.router(service).routes)
+    app.add_middleware(Edge, service=service)
+    app.add_exception_handler(LedgerError, _on_ledger_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(SQLAlchemyError, _on_database)
+    app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
+    return app
+
+
+async def _on_ledger_error(_request: Request, error: Any) -> Response:
+    return problem_response(error)
+
+
+async def _on_invalid(_request: Request, error: Any) -> Response:
+    """What FastAPI found wrong in a path or query, in the words and form of this package."""
+    first = error.errors()[0]
+    field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    what = "is not a parameter here" if first["type"] == "extra_forbidden" else first["msg"]
+    return problem_response(InvalidRequest(f"{field}: {what}, got {first.get('input')!r:.100}", field=field))
+
+
+async def _on_http(request: Request, error: Any) -> Response:
+    """Starlette's own refusals: no such path, not with this method."""
+    path = request.url.path[:200]
+    if error.status_code == 405:
+        allowed = sorted({method for route in request.app.routes for method in _methods(route, request)})
+        refusal = MethodNotAllowed(f"{path} takes {', '.join(allowed)}, not {request.method[:20]}")
+        return problem_response(refusal, headers={"Allow": ", ".join(allowed)})
+    if error.status_code == 404:
+        return problem_response(NotFound(f"there is no {path!r}; see /docs"))
+    return problem_response(InvalidRequest(str(error.detail)))
+
+
+def _methods(route: Any, request: Request) -> set[str]:
+    match, _ = route.matches(request.scope)
+    return getattr(route, "methods", None) or set() if match is not Match.NONE else set()
+
+
+async def _on_database(_request: Request, error: Any) -> Response:
+    """A read met the database away; commands never come here, the ledger sorts theirs."""
+    log.warning("http.database_away", error=str(error).strip())
+    return problem_response(Unavailable(f"the database is away: {type(error).__name__}; try again"))

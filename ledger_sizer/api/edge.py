@@ -1,0 +1,104 @@
+"""Around every request: its id, how many at once, what is counted, and errors turned into problems.
+
+Pure ASGI, because it runs for every call and a `BaseHTTPMiddleware` would cost more than the call's own work.
+"""
+
+import itertools
+import re
+import secrets
+import time
+
+import structlog
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from ledger_sizer.api.answering import problem_response
+from ledger_sizer.api.service import Service
+from ledger_sizer.errors import Busy, Closed, InternalError
+from ledger_sizer.telemetry import get_logger
+
+log = get_logger(__name__)
+
+REQUEST_ID_HEADER = "X-Request-Id"
+_GOOD_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}")
+# Unique without asking the system for random bytes at every request, which gives the interpreter's lock away.
+_PROCESS = secrets.token_hex(10)
+_numbers = itertools.count(1)
+_UNMATCHED = "(none)"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+class Edge:
+    """The outermost layer of the app."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+        self._in_progress = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        started = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        self._in_progress += 1
+        try:
+            await self._guarded(scope, receive, send_with_id)
+        except ClientDisconnect:
+            status = 499
+        except Exception:
+            log.exception("http.failed", method=scope["method"], path=scope["path"])
+            if status:
+                raise  # part of the answer is out: break the connection off, so that it is not taken for whole
+            error = InternalError(f"the service met a defect; its log has request {request_id}")
+            await problem_response(error)(scope, receive, send_with_id)
+        finally:
+            self._in_progress -= 1
+            self._count(scope, status, time.perf_counter() - started)
+            structlog.contextvars.unbind_contextvars("request_id")
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        most = self._service.settings.concurrency_max
+        if scope["path"] != "/healthz":
+            if self._in_progress > most:
+                error = Busy(f"{most} requests are in progress; nothing was recorded, retry with the same key")
+                await problem_response(error)(scope, receive, send)
+                return
+            if self._service.stopping.is_set() and scope["path"] != "/readyz":
+                closed = Closed("the service is stopping; nothing was recorded, retry with the same key")
+                await problem_response(closed, headers={"Connection": "close"})(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _count(self, scope: Scope, status: int, seconds: float) -> None:
+        route = _route(scope)
+        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
+        self._service.metrics.answered(method, route, status, seconds)
+
+
+def _route(scope: Scope) -> str:
+    """The path as it was declared: FastAPI tells the route, a plain route only its endpoint."""
+    for teller in (scope.get("route"), scope.get("endpoint")):
+        if path := getattr(teller, "path", None):
+            return str(path)
+    return _UNMATCHED
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's own id where it is plain, else a new one: it is written to logs and headers as it stands."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _GOOD_ID.fullmatch(value):
+            return str(value.decode("ascii"))
+    return f"{_PROCESS}{next(_numbers):012x}"

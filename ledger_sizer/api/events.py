@@ -1,0 +1,169 @@
+"""Decisions as server-sent events, as they are committed by whichever replica, resumable without a gap.
+
+The event id tells how far every watched portfolio was read: `main:17`, or `alt:3,main:17`. Decisions have gapless
+seqs in commit order, so "everything after seq 17" misses nothing; a portfolio that the id does not name came later.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+from starlette.types import Scope
+
+from ledger_sizer.api.access import allow
+from ledger_sizer.api.service import Service
+from ledger_sizer.commands import portfolio_name
+from ledger_sizer.errors import Busy, InvalidRequest, LedgerError
+from ledger_sizer.feed import heads
+from ledger_sizer.keys import ApiKey
+from ledger_sizer.telemetry import get_logger
+from ledger_sizer.wire.answers import decision_to_json
+from ledger_sizer.wire.bodies import PortfolioText
+
+log = get_logger(__name__)
+
+Cursor = dict[str, int]
+_PAGE = 200
+_RETRY_MS = 2000
+
+
+class EventFilters(BaseModel):
+    """What to watch."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    portfolio: Annotated[PortfolioText | None, Query(description="One portfolio; else all this key may see.")] = None
+
+
+def router(service: Service) -> APIRouter:
+    """The event stream."""
+    made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
+    watch = _Watch(service)
+    content = {"text/event-stream": {"schema": {"type": "string"}}}
+
+    @made.get("/events", response_class=Response, responses={200: {"content": content}})
+    async def events(request: Request, filters: Annotated[EventFilters, Query()]) -> Response:
+        """Every decision from now on, or from `Last-Event-ID` on, as server-sent events of the type `decision`."""
+        caller = await service.access.require(request.scope, "read")
+        if filters.portfolio is not None:
+            allow(caller, filters.portfolio)
+        sent = request.headers.get("last-event-id")
+        resumed = parse_event_id(sent) if sent else None
+        if watch.streams >= service.settings.event_streams_max:
+            raise Busy(f"{watch.streams} event streams are open, the most this service keeps; try again later")
+        now = await run_in_threadpool(heads, service.reads)
+        cursor = {name: seq for name, seq in now.items() if _wanted(caller, filters.portfolio, name)}
+        if resumed is not None:
+            cursor = {name: resumed.get(name, 0) for name in cursor}
+        stream = _stream(service, watch, request.scope, filters.portfolio, cursor)
+        headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
+
+    return made
+
+
+def parse_event_id(text: str) -> Cursor:
+    """`alt:3,main:17` -> {"alt": 3, "main": 17}. Raises `InvalidRequest` for what this service never sent."""
+    cursor = {}
+    for part in text.split(","):
+        name, colon, seq = part.strip().rpartition(":")
+        if not colon or not (seq.isascii() and seq.isdigit() and len(seq) <= 18):
+            raise InvalidRequest(f"Last-Event-ID must be like main:17, got {text!r:.100}", field="Last-Event-ID")
+        cursor[portfolio_name(name)] = int(seq)
+    return cursor
+
+
+def event_id(cursor: Cursor) -> str:
+    """The id that resumes after `cursor`; empty while there is no portfolio at all."""
+    return ",".join(f"{name}:{seq}" for name, seq in sorted(cursor.items()))
+
+
+def _wanted(caller: ApiKey, only: str | None, name: str) -> bool:
+    return caller.may_touch(name) and (only is None or name == only)
+
+
+async def _stream(
+    service: Service, watch: "_Watch", scope: Scope, only: str | None, cursor: Cursor
+) -> AsyncIterator[bytes]:
+    """Everything after `cursor`, then what comes, with a comment now and then while nothing does."""
+    with watch.joined():
+        # The id goes ahead of the first event: whoever loses the connection before one came has no gap either.
+        yield f"retry: {_RETRY_MS}\nid: {event_id(cursor)}\n\n".encode()
+        while not service.stopping.is_set():
+            changed = watch.changed
+            try:
+                # Asked again and again: a key that was revoked must not go on listening.
+                caller = await service.access.require(scope, "read")
+                for name, seq in watch.heads.items():
+                    while seq > cursor.get(name, 0) and _wanted(caller, only, name):
+                        yield await _news(service, name, cursor)
+            except SQLAlchemyError:
+                log.info("events.database_away")
+            except LedgerError as error:
+                if not error.retryable:
+                    return
+            try:
+                async with asyncio.timeout(service.settings.heartbeat_seconds):
+                    await changed.wait()
+            except TimeoutError:
+                yield b": heartbeat\n\n"
+
+
+async def _news(service: Service, name: str, cursor: Cursor) -> bytes:
+    """The next decisions of one portfolio as events; moves `cursor` past them."""
+    after = str(cursor.get(name, 0))
+    page = await run_in_threadpool(service.ledger.history, name, ascending=True, cursor=after, limit=_PAGE)
+    parts = []
+    for decision in page:
+        cursor[name] = decision.record.seq
+        data = to_json(decision_to_json(decision)).decode()
+        parts.append(f"event: decision\nid: {event_id(cursor)}\ndata: {data}\n\n")
+    return "".join(parts).encode()
+
+
+class _Watch:
+    """Looks at the database for all streams of this process, while there are any."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._task: asyncio.Task[None] | None = None
+        self.heads: Cursor = {}
+        self.changed = asyncio.Event()
+        self.streams = 0
+
+    def joined(self) -> "_Watch":
+        """Count one stream in, for the length of a `with` block."""
+        return self
+
+    def __enter__(self) -> None:
+        self.streams += 1
+        self._service.metrics.event_streams.set(self.streams)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._look_on())
+
+    def __exit__(self, *_raised: object) -> None:
+        self.streams -= 1
+        self._service.metrics.event_streams.set(self.streams)
+
+    async def _look_on(self) -> None:
+        stopping = self._service.stopping
+        while self.streams and not stopping.is_set():
+            try:
+                found = await run_in_threadpool(heads, self._service.reads)
+            except SQLAlchemyError:
+                found = self.heads  # the streams stay open; what is committed meanwhile will be found
+            if found != self.heads:
+                self.heads = found
+                self._wake()
+            await asyncio.sleep(self._service.settings.event_poll_ms / 1000)
+        self._wake()
+
+    def _wake(self) -> None:
+        self.changed.set()
+        self.changed = asyncio.Event()

@@ -1,0 +1,122 @@
+"""Decisions as CSV and NDJSON, streamed page by page, so that a history of any length costs one page of memory."""
+
+import csv
+import io
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response, StreamingResponse
+
+from ledger_sizer.domain import Page
+from ledger_sizer.ledger import Ledger
+from ledger_sizer.records import Decision
+from ledger_sizer.wire.answers import decision_to_json
+from ledger_sizer.wire.problems import NotAcceptable
+
+CSV, NDJSON, JSON = "text/csv", "application/x-ndjson", "application/json"
+_PAGE = 500
+COLUMNS = (
+    "portfolio", "seq", "command", "key", "outcome", "reason", "position_id", "budget", "quantity", "fraction",
+    "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "decided_at", "hash",
+)  # fmt: skip
+_FULL_COLUMNS = ("held_change", "open_change", "tags", "request", "trace")
+
+EXPORTS: dict[str, Any] = {
+    CSV: {"schema": {"type": "string", "description": f"A head line, then one line each: {', '.join(COLUMNS)}."}},
+    NDJSON: {"schema": {"type": "string", "description": "One decision a line, as JSON."}},
+}
+
+
+def chosen_type(accept: str | None) -> str:
+    """The media type to answer in: of those we have, the one that `Accept` wants most; JSON on a tie.
+
+    Raises `NotAcceptable` where it wants none.
+    """
+    if not accept:
+        return JSON
+    best, best_rank = None, (0.0, 0)
+    wanted = [_wish(part) for part in accept.split(",")]
+    for ours in (JSON, CSV, NDJSON):
+        ranks = [(specific, quality) for kind, quality in wanted if (specific := _matches(kind, ours))]
+        if not ranks:
+            continue
+        specific, quality = max(ranks)
+        if (quality, specific) > best_rank and quality > 0:
+            best, best_rank = ours, (quality, specific)
+    if best is None:
+        raise NotAcceptable(f"decisions come as {JSON}, {CSV} or {NDJSON}; none is in Accept: {accept[:200]}")
+    return best
+
+
+def _wish(part: str) -> tuple[str, float]:
+    kind, *parameters = [text.strip().lower() for text in part.split(";")]
+    quality = 1.0
+    for parameter in parameters:
+        if parameter.startswith("q="):
+            try:
+                quality = min(max(float(parameter[2:]), 0.0), 1.0)
+            except ValueError:
+                quality = 0.0
+    return kind, quality
+
+
+def _matches(kind: str, ours: str) -> int:
+    """How precisely a media range names ours: 3 exactly, 2 its family, 1 anything, 0 not."""
+    if kind == ours:
+        return 3
+    if kind == f"{ours.partition('/')[0]}/*":
+        return 2
+    return 1 if kind == "*/*" else 0
+
+
+async def export_response(
+    ledger: Ledger, kind: str, arguments: dict[str, Any], *, cursor: str | None, full: bool
+) -> Response:
+    """Stream everything from `cursor` on. The first page is read before the head is sent, so that errors keep it."""
+
+    def page(cursor: str | None) -> Page[Decision]:
+        return ledger.history(**arguments, cursor=cursor, limit=_PAGE)
+
+    first = await run_in_threadpool(page, cursor)
+    write = _csv_writer(full) if kind == CSV else _ndjson_writer(full)
+
+    async def lines() -> AsyncIterator[bytes]:
+        current: Page[Decision] = first
+        while True:
+            yield write(current)
+            if current.cursor is None:
+                return
+            # A database lost in the middle breaks the connection off, so that no reader takes a part for the whole.
+            current = await run_in_threadpool(page, current.cursor)
+
+    name = f"decisions-{arguments['portfolio']}.{'csv' if kind == CSV else 'ndjson'}"
+    headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{name}"'}
+    return StreamingResponse(lines(), headers=headers, media_type=kind)
+
+
+def _ndjson_writer(full: bool) -> Callable[[Iterable[Decision]], bytes]:
+    def write(decisions: Iterable[Decision]) -> bytes:
+        return b"".join([to_json(decision_to_json(decision, full=full)) + b"\n" for decision in decisions])
+
+    return write
+
+
+def _csv_writer(full: bool) -> Callable[[Iterable[Decision]], bytes]:
+    columns = COLUMNS + _FULL_COLUMNS if full else COLUMNS
+    started = False
+
+    def write(decisions: Iterable[Decision]) -> bytes:
+        nonlocal started
+        text = io.StringIO()
+        writer = csv.writer(text)
+        if not started:
+            writer.writerow(columns)
+            started = True
+        for decision in decisions:
+            form = decision_to_json(decision, full=full)
+            writer.writerow([form[column] for column in columns])
+        return text.getvalue().encode()
+
+    return write

@@ -1,0 +1,156 @@
+"""What answers look like, for the OpenAPI: the forms that `wire.answers` writes, as models. None is ever made."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from ledger_sizer.wire.problems import PROBLEMS, TYPE_PREFIX
+
+DecimalOut = Annotated[str, StringConstraints(pattern=r"^-?[0-9]+(\.[0-9]+)?$")]
+TimeOut = Annotated[
+    str, StringConstraints(pattern=r"Z$"), Field(json_schema_extra={"format": "date-time"})
+]  # fmt: skip
+
+
+class _Form(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class DecisionForm(_Form):
+    """The answer to one command. The last five only in full; `request` and `trace` are texts that hold JSON."""
+
+    portfolio: str
+    seq: int | None = Field(description="Place in the portfolio's audit chain; null for a dry run.")
+    command: str
+    key: str
+    outcome: Literal["granted", "denied", "applied"]
+    reason: str | None
+    granted: bool
+    replayed: bool
+    position_id: str | None
+    budget: DecimalOut | None = Field(description="USD granted and held.")
+    quantity: DecimalOut | None = Field(description="Base units granted, filled or closed.")
+    fraction: DecimalOut | None
+    raw_budget: DecimalOut | None
+    headroom_before: DecimalOut | None
+    exposure_before: DecimalOut
+    exposure_after: DecimalOut
+    binding: str | None = Field(description="The scope or constraint that decided.")
+    expires_at: TimeOut | None
+    decided_at: TimeOut
+    hash: str | None = Field(description="Its link in the audit chain.")
+    held_change: DecimalOut = "0"
+    open_change: DecimalOut = "0"
+    tags: str = Field("{}", description="A text that holds JSON.")
+    request: str = Field("{}", description="What was asked: a text that holds JSON, as hashed.")
+    trace: str = Field("{}", description="What the rules saw: a text that holds JSON, as hashed.")
+
+
+class DecisionPage(_Form):
+    """One page of decisions; `cursor` continues it."""
+
+    items: list[DecisionForm]
+    cursor: str | None
+
+
+class LegOut(_Form):
+    """One side of a position."""
+
+    venue: str
+    symbol: str
+    kind: Literal["spot", "swap"]
+    side: Literal["buy", "sell"]
+    quantity: DecimalOut
+    price: DecimalOut | None
+
+
+class PositionForm(_Form):
+    """A position."""
+
+    position_id: str
+    portfolio: str
+    state: Literal["held", "open", "closed", "released", "expired"]
+    tags: dict[str, str]
+    held: DecimalOut
+    open: DecimalOut
+    notional: DecimalOut
+    quantity: DecimalOut | None
+    price: DecimalOut | None
+    legs: list[LegOut]
+    expires_at: TimeOut | None
+    opened_at: TimeOut
+    updated_at: TimeOut
+    updated_seq: int
+    origin: str | None = Field(description="The expired position whose late fill this is.")
+
+
+class PositionPage(_Form):
+    """One page of positions; `cursor` continues it."""
+
+    items: list[PositionForm]
+    cursor: str | None
+
+
+class Names(_Form):
+    """Names of portfolios."""
+
+    items: list[str]
+    cursor: None
+
+
+class _Figures(_Form):
+    cap: DecimalOut | None
+    held: DecimalOut
+    open: DecimalOut
+    exposure: DecimalOut
+    headroom: DecimalOut | None
+    overage: DecimalOut
+    status: Literal["active", "reducing", "halted"]
+
+
+class ScopeForm(_Figures):
+    """One scope's cap and exposure, USD."""
+
+    scope: str
+
+
+class ExposureForm(_Figures):
+    """A portfolio's exposure, USD: the whole, then every scope."""
+
+    portfolio: str
+    seq: int
+    scopes: list[ScopeForm]
+
+
+class ProblemForm(_Form):
+    """RFC 9457 problem details. `code` is stable and what programs look at."""
+
+    type: Annotated[str, StringConstraints(pattern=f"^{TYPE_PREFIX}[a-z_]+$")]
+    title: str
+    status: Annotated[int, Field(ge=400, le=599)]
+    code: Literal[tuple(PROBLEMS)]  # type: ignore[valid-type]
+    detail: str
+    field: str = Field("", description="The argument at fault.")
+    decision: DecisionForm | None = Field(None, description="The whole decision of a denial.")
+    results: list["BatchResult"] = Field([], description="The answers of an atomic batch that was denied.")
+
+
+class BatchResult(_Form):
+    """One answer of a batch: the status it would have had alone, and its decision or its problem."""
+
+    status: int
+    decision: DecisionForm | None = None
+    problem: ProblemForm | None = None
+
+
+class BatchForm(_Form):
+    """The answers of a batch, in the order of its commands."""
+
+    results: list[BatchResult]
+
+
+class HealthForm(_Form):
+    """Liveness and readiness."""
+
+    status: Literal["ok", "ready", "not_ready"]
+    checks: dict[str, Any] = {}

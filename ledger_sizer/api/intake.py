@@ -1,0 +1,68 @@
+"""Reading a request: its idempotency key and its body, bounded in size and time."""
+
+import asyncio
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope
+
+from ledger_sizer.config import ServiceSettings
+from ledger_sizer.errors import InvalidRequest
+from ledger_sizer.wire.problems import PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+
+KEY_HEADER = "Idempotency-Key"
+
+
+def header(scope: Scope, name: bytes) -> bytes | None:
+    """A request header by its lower case name. Raises `InvalidRequest` where it is given twice."""
+    found = [value for given, value in scope["headers"] if given == name]
+    if len(found) > 1:
+        raise InvalidRequest(f"the header {name.decode()} is given {len(found)} times", field=name.decode())
+    return found[0] if found else None
+
+
+def idempotency_key(scope: Scope) -> str:
+    """The caller's key. Raises `InvalidRequest` naming the header where it is missing or no UTF-8 text."""
+    sent = header(scope, b"idempotency-key")
+    if not sent:
+        raise InvalidRequest(
+            f"the header {KEY_HEADER} is missing: make one key per intention and send it again with every retry",
+            field=KEY_HEADER,
+        )
+    try:
+        return sent.decode()
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"the header {KEY_HEADER} is not UTF-8 text", field=KEY_HEADER) from None
+
+
+async def read_body(scope: Scope, receive: Receive, settings: ServiceSettings) -> bytes:
+    """The whole body. Raises where it is not declared as JSON, too large, or too slow in coming."""
+    size, size_max = 0, settings.body_bytes_max
+    chunks: list[bytes] = []
+    try:
+        async with asyncio.timeout(settings.body_timeout_seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                if size > size_max:
+                    raise PayloadTooLarge(f"the body has more than {size_max} bytes; send a batch in parts")
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    break
+    except TimeoutError:
+        seconds = settings.body_timeout_seconds
+        raise RequestTimeout(f"the body did not arrive within {seconds} s; nothing was recorded") from None
+    if size:
+        _require_json(header(scope, b"content-type"))
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _require_json(media_type: bytes | None) -> None:
+    kind, _, parameters = (media_type or b"").decode("latin-1").lower().partition(";")
+    if kind.strip() != "application/json":
+        raise UnsupportedMediaType(f"send the body as Content-Type: application/json, not {kind.strip()[:100]!r}")
+    charset = parameters.replace('"', "").replace(" ", "")
+    if charset.startswith("charset=") and charset not in ("charset=utf-8", "charset=utf8", "charset=us-ascii"):
+        raise UnsupportedMediaType(f"JSON is UTF-8, not {charset.removeprefix('charset=')[:40]!r}")

@@ -1,0 +1,188 @@
+"""The calls that only look: portfolios, exposure, positions, decisions. They never wait for the writer."""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from ledger_sizer.api import forms
+from ledger_sizer.api.access import allow
+from ledger_sizer.api.answering import json_response
+from ledger_sizer.api.export import EXPORTS, chosen_type, export_response
+from ledger_sizer.api.service import Service
+from ledger_sizer.domain import DENIAL_REASONS, Page, Position
+from ledger_sizer.errors import InvalidRequest
+from ledger_sizer.instruments import label_text
+from ledger_sizer.keys import ApiKey
+from ledger_sizer.queries import LIMIT_MAX
+from ledger_sizer.tags import is_dimension
+from ledger_sizer.wire.answers import decision_to_json, exposure_to_json, page_to_json, position_to_json
+from ledger_sizer.wire.bodies import PORTFOLIO_PATTERN, POSITION_PATTERN, LabelText, PortfolioText
+
+SEQ_MAX = 10**18 - 1
+PortfolioInPath = Annotated[str, Path(pattern=PORTFOLIO_PATTERN, examples=["main"])]
+PositionInPath = Annotated[str, Path(pattern=POSITION_PATTERN, examples=["main-17"])]
+SeqInPath = Annotated[int, Path(ge=1, le=SEQ_MAX)]
+Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
+TagText = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}=.{1,128}$")]
+
+
+MomentText = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})$"
+    ),
+    Field(examples=["2026-01-31T12:00:00Z"]),
+]
+"""ISO 8601 with its zone, because without one it could be any of 24 hours."""
+
+
+class _Filters(BaseModel):
+    """Query parameters: no others are accepted, because a filter that is ignored shows too much."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class PositionFilters(_Filters):
+    """What to list of the positions."""
+
+    portfolio: PortfolioText | None = None
+    state: Literal["held", "open", "closed", "released", "expired", "live"] | None = None
+    tag: Annotated[list[TagText], Query(max_length=16, description="Like venue=bybit; all must match.")] = []
+    cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}:[0-9]{1,18}$")] = None
+    limit: Limit = 100
+
+
+class DecisionFilters(_Filters):
+    """What to list of the decisions."""
+
+    portfolio: PortfolioText = "main"
+    symbol: LabelText | None = None
+    strategy: LabelText | None = None
+    command: Literal[
+        "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "expire"
+    ] | None = None  # fmt: skip
+    outcome: Literal["granted", "denied", "applied"] | None = None
+    reason: Literal[DENIAL_REASONS] | None = None  # type: ignore[valid-type]
+    since: Annotated[MomentText | None, Query(description="Inclusive.")] = None
+    until: Annotated[MomentText | None, Query(description="Exclusive.")] = None
+    cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None
+    limit: Annotated[int, Query(ge=1, le=LIMIT_MAX, description="Rows of a page; an export has all.")] = 100
+    ascending: bool = False
+    full: Annotated[bool, Query(description="With request, trace and tags.")] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of `Ledger.history`, without the page."""
+        chosen = self.model_dump(exclude={"cursor", "limit", "full"})
+        for name in ("symbol", "strategy"):
+            if chosen[name] is not None:
+                label_text(chosen[name], name)
+        for name in ("since", "until"):
+            if chosen[name] is not None:
+                chosen[name] = _moment(chosen[name], name)
+        return chosen
+
+
+class FullFilter(_Filters):
+    """Of one decision nothing is left out by default."""
+
+    full: Annotated[bool, Query(description="With request, trace and tags.")] = True
+
+
+def router(service: Service) -> APIRouter:
+    """The routes that read."""
+    made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
+    ledger = service.ledger
+
+    async def reader(request: Request) -> ApiKey:
+        return await service.access.require(request.scope, "read")
+
+    Reader = Annotated[ApiKey, Depends(reader)]  # noqa: N806 - a type
+
+    @made.get("/portfolios", response_model=forms.Names)
+    async def list_portfolios(caller: Reader) -> Response:
+        """Names of the portfolios this key may see."""
+        names = await run_in_threadpool(ledger.portfolios)
+        return json_response({"items": [name for name in names if caller.may_touch(name)], "cursor": None})
+
+    @made.get("/portfolios/{portfolio}/exposure", response_model=forms.ExposureForm)
+    async def get_exposure(portfolio: PortfolioInPath, caller: Reader) -> Response:
+        """Cap, held, open, headroom, overage and status of a portfolio and each of its scopes."""
+        allow(caller, portfolio)
+        return json_response(exposure_to_json(await run_in_threadpool(ledger.exposure, portfolio)))
+
+    @made.get("/positions", response_model=forms.PositionPage)
+    async def list_positions(filters: Annotated[PositionFilters, Query()], caller: Reader) -> Response:
+        """Positions, oldest first."""
+        portfolio = _portfolio_of(caller, filters.portfolio)
+        tags = _tags(filters.tag)
+
+        def look() -> Page[Position]:
+            return ledger.positions(
+                portfolio, state=filters.state, tags=tags, cursor=filters.cursor, limit=filters.limit
+            )
+
+        return json_response(page_to_json(await run_in_threadpool(look), position_to_json))
+
+    @made.get("/positions/{position_id}", response_model=forms.PositionForm)
+    async def get_position(position_id: PositionInPath, caller: Reader) -> Response:
+        """One position."""
+        allow(caller, position_id.rpartition("-")[0])
+        return json_response(position_to_json(await run_in_threadpool(ledger.position, position_id)))
+
+    @made.get("/decisions", response_model=forms.DecisionPage, responses={200: {"content": EXPORTS}})
+    async def list_decisions(
+        request: Request, filters: Annotated[DecisionFilters, Query()], caller: Reader
+    ) -> Response:
+        """The sizing history, newest first; as CSV or NDJSON all of it from the cursor on, streamed."""
+        allow(caller, filters.portfolio)
+        arguments = filters.arguments()
+        kind = chosen_type(request.headers.get("accept"))
+        if kind != "application/json":
+            return await export_response(ledger, kind, arguments, cursor=filters.cursor, full=filters.full)
+        page = await run_in_threadpool(ledger.history, **arguments, cursor=filters.cursor, limit=filters.limit)
+        return json_response(page_to_json(page, lambda decision: decision_to_json(decision, full=filters.full)))
+
+    @made.get("/decisions/{portfolio}/{seq}", response_model=forms.DecisionForm)
+    async def get_decision(
+        portfolio: PortfolioInPath, seq: SeqInPath, filters: Annotated[FullFilter, Query()], caller: Reader
+    ) -> Response:
+        """One decision by its place in the portfolio's audit chain."""
+        allow(caller, portfolio)
+        decision = await run_in_threadpool(ledger.decision, seq, portfolio)
+        return json_response(decision_to_json(decision, full=filters.full))
+
+    return made
+
+
+def _portfolio_of(caller: ApiKey, asked: str | None) -> str | None:
+    """The portfolio a listing is about; a key bound to one portfolio need not name it."""
+    if asked is None and caller.portfolios is not None:
+        if len(caller.portfolios) > 1:
+            raise InvalidRequest(f"this key is for {', '.join(caller.portfolios)}; name one", field="portfolio")
+        return caller.portfolios[0]
+    if asked is not None:
+        allow(caller, asked)
+    return asked
+
+
+def _moment(text: str, field: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f"{field} is no time that exists: {text!r:.40}", field=field) from None
+
+
+def _tags(texts: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if not is_dimension(name):
+            raise InvalidRequest(f"tag must be like venue=bybit, got {text!r:.100}", field="tag")
+        if name in found:
+            raise InvalidRequest(f"tag {name} is given twice; all must match, so name it once", field="tag")
+        found[name] = label_text(value, "tag")
+    return found

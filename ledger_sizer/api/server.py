@@ -1,0 +1,171 @@
+"""uvicorn with what it lacks for a service that holds money: bounds on slow and large requests' heads and on
+connections, and a stop that ends event streams first.
+"""
+
+import asyncio
+import signal
+import socket
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from ledger_sizer.api.service import Service
+from ledger_sizer.config import ServiceSettings
+from ledger_sizer.errors import InvalidRequest
+
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+)  # fmt: skip
+_LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP protocol, which ends a connection that is one too many, or whose head is too slow or too large."""
+
+    settings: ServiceSettings
+    _head_timer: asyncio.TimerHandle | None = None
+    _head_bytes = 0
+
+    def connection_made(self, transport: Any) -> None:
+        """A connection is there: one too many is told so and ended."""
+        super().connection_made(transport)
+        if len(self.connections) > self.settings.connections_max:
+            self._end(_FULL)
+            return
+        self._start_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It is gone."""
+        self._stop_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came; after its end nothing more is read."""
+        if not self.transport.is_closing():
+            super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        """A request begins, and with it the time its head may take."""
+        super().on_message_begin()
+        self._head_bytes = 0
+        if self._head_timer is None:
+            self._start_timer()
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of its path."""
+        super().on_url(url)
+        self._count(len(url))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        super().on_header(name, value)
+        self._count(len(name) + len(value) + 4)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: the app takes over."""
+        self._stop_timer()
+        if not self.transport.is_closing():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of its body."""
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def _count(self, size: int) -> None:
+        self._head_bytes += size
+        if self._head_bytes > self.settings.header_bytes_max and not self.transport.is_closing():
+            self._end(_LARGE)
+
+    def _start_timer(self) -> None:
+        self._head_timer = self.loop.call_later(self.settings.header_timeout_seconds, self._late)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _late(self) -> None:
+        self._head_timer = None
+        if not self.transport.is_closing():
+            self._end(_LATE)
+
+    def _end(self, answer: bytes) -> None:
+        self._stop_timer()
+        self.transport.write(answer)
+        self.transport.close()
+
+
+def bounded_protocol(settings: ServiceSettings) -> type[BoundedProtocol]:
+    """The protocol under these settings; uvicorn makes one for each connection."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"settings": settings})
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which tells the app first that it stops, and says once where it listens."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is Python's
+        """Stop at a signal. Unlike in uvicorn it is not raised again afterwards: the queue must drain first."""
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop: no new connections, event streams end, requests in progress are answered, within the bound."""
+        self._service.stopping.set()
+        await super().shutdown(sockets)
+
+
+def make_server(app: FastAPI, settings: ServiceSettings) -> Server:
+    """The server for an app made by `create_app`."""
+    config = uvicorn.Config(
+        app,
+        http=bounded_protocol(settings),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=min(settings.connections_max, 2048),
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=settings.stop_timeout_seconds,
+        # Addresses in X-Forwarded-For decide nothing here, so nobody is believed.
+        proxy_headers=False,
+    )
+    return Server(config, app.state.service)
+
+
+def listen(settings: ServiceSettings) -> socket.socket:
+    """A listening socket at the settings' address. Raises `InvalidRequest` when it cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except OSError as error:
+        raise InvalidRequest(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror or error}", field="port"
+        ) from None
+    listening.set_inheritable(True)
+    return listening
+
+
+def address_of(listening: socket.socket) -> str:
+    """The URL of a listening socket."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,125 @@
+"""`ledger-sizer keys`: the API keys of the service."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ledger_sizer.cli import output
+from ledger_sizer.cli.options import DatabaseUrl, Json
+from ledger_sizer.cli.output import Column
+from ledger_sizer.cli.teaching import teach
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from ledger_sizer.keys import ApiKey
+
+keys = typer.Typer(rich_markup_mode=None)
+
+RoleName = Literal["read", "trade", "admin"]
+_NEVER_DENIED = {3: ""}
+
+KEYS_HELP = teach("keys create bot-1 --role trade --portfolio main", "keys list --json", exits=_NEVER_DENIED)
+
+
+@keys.callback(epilog=KEYS_HELP)
+def group() -> None:
+    """Make, list and revoke the API keys of the service.
+
+    A key is shown once, when it is made; only its hash is kept. With no key at all, `serve` listens to this machine
+    only and asks nobody for one.
+    """
+
+
+@contextmanager
+def _database(url: str | None, *, create: bool = False) -> "Iterator[Engine]":
+    from ledger_sizer.cli.session import loaded_settings, target_of
+    from ledger_sizer.database import is_sqlite, make_engine, require_head, upgrade
+
+    settings = loaded_settings()
+    engine = make_engine(target_of(url, settings, create=create), settings.ledger)
+    try:
+        if create and is_sqlite(engine.url):
+            upgrade(engine.url)  # as opening the embedded ledger would
+        require_head(engine)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@keys.command("create", epilog=teach("keys create bot-1 --role trade", exits=_NEVER_DENIED))
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for listings and logs.")],
+    role: Annotated[
+        RoleName, typer.Option("--role", help="read: look; trade: reserve, confirm, release too; admin: everything.")
+    ],
+    portfolio: Annotated[
+        list[str] | None, typer.Option("--portfolio", "-p", metavar="NAME", help="Only this one; repeatable.")
+    ] = None,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Make a key and show it, now or never."""
+    from ledger_sizer.keys import create_key
+
+    with _database(database_url, create=True) as engine:
+        made = create_key(engine, name, role, portfolio or ())
+    if as_json:
+        output.write_json({**_form(made.key), "token": made.token})
+        return 0
+    output.headline(f"made key {made.key.key_id} for {made.key.name}: {made.key.role}", "ok")
+    output.details([("portfolios", _portfolios(made.key)), ("token", made.token), ("note", "it is not shown again")])
+    return 0
+
+
+@keys.command("list", epilog=teach("keys list", exits=_NEVER_DENIED))
+def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
+    """Show all keys, revoked ones too, never their tokens."""
+    from ledger_sizer.keys import list_keys
+
+    with _database(database_url) as engine:
+        found = list_keys(engine)
+    if as_json:
+        output.write_json_list((_form(key) for key in found), lambda: None)
+        return 0
+    output.table(
+        [Column("key"), Column("name"), Column("role"), Column("portfolios"), Column("created"), Column("revoked")],
+        [(key.key_id, key.name, key.role, _portfolios(key), key.created_at, key.revoked_at) for key in found],
+        empty="no API keys",
+    )
+    return 0
+
+
+@keys.command("revoke", epilog=teach("keys revoke 0123456789ab", exits=_NEVER_DENIED))
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `keys list` shows it.")],
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Revoke a key for good. Services that run notice within SERVICE_KEY_CACHE_SECONDS."""
+    from ledger_sizer.keys import revoke_key
+
+    with _database(database_url) as engine:
+        key = revoke_key(engine, key_id)
+    if as_json:
+        output.write_json(_form(key))
+        return 0
+    output.headline(f"revoked key {key.key_id} of {key.name}", "ok")
+    return 0
+
+
+def _portfolios(key: "ApiKey") -> str:
+    return "all" if key.portfolios is None else ", ".join(key.portfolios)
+
+
+def _form(key: "ApiKey") -> dict[str, object]:
+    return {
+        "key_id": key.key_id,
+        "name": key.name,
+        "role": key.role,
+        "portfolios": None if key.portfolios is None else list(key.portfolios),
+        "created_at": key.created_at.isoformat(),
+        "revoked_at": None if key.revoked_at is None else key.revoked_at.isoformat(),
+    }

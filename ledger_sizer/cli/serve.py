@@ -1,0 +1,79 @@
+"""`ledger-sizer serve`: the HTTP service, its scheduled jobs and its metrics, in one process."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ledger_sizer.cli import output
+from ledger_sizer.cli.options import DatabaseUrl, Json
+from ledger_sizer.cli.teaching import teach
+
+if TYPE_CHECKING:
+    from ledger_sizer.config import AppSettings
+
+SERVE_HELP = teach("serve", "serve --port 0 --database-url sqlite:///ledger.db", exits={3: ""})
+
+
+def serve(
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="ADDRESS", help="Else SERVICE_HOST, else 127.0.0.1.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option("--port", metavar="N", min=0, max=65535, help="Else SERVICE_PORT, else 8321; 0: any.")
+    ] = None,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Serve the ledger over HTTP until stopped by SIGTERM or Ctrl-C.
+
+    Prints its address once it is ready. Stopping answers what was taken, and then exits. Without any API key (see
+    `ledger-sizer keys`) it listens to this machine only.
+    """
+    from ledger_sizer.config import AppSettings
+    from ledger_sizer.telemetry import configure_logging
+
+    settings = _overridden(AppSettings(), host, port, database_url)
+    configure_logging(settings.log_level)
+
+    from prometheus_client import disable_created_metrics
+
+    from ledger_sizer.api import create_app
+    from ledger_sizer.api.server import address_of, listen, make_server
+    from ledger_sizer.bootstrap import running
+    from ledger_sizer.telemetry import get_logger
+
+    log = get_logger("ledger_sizer.serve")
+    disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's default doubles the number of series
+    with running(settings) as parts, listen(settings.service) as listening:
+        app = create_app(
+            parts.ledger, settings.service, reads_engine=parts.reads, keys=parts.keys, metrics=parts.metrics
+        )
+        listening.listen(min(settings.service.connections_max, 2048))
+        _tell(address_of(listening), as_json)
+        make_server(app, settings.service).run(sockets=[listening])
+        log.info("serve.draining", pending=parts.ledger.pending)
+    log.info("serve.stopped")
+    return 0
+
+
+def _tell(url: str, as_json: bool) -> None:
+    """Say where it listens, in one line that does not wait in a buffer: scripts read it to know it is ready."""
+    if as_json:
+        output.write_json({"url": url})
+    else:
+        output.write(f"ledger-sizer serves {url}")
+    sys.stdout.flush()
+
+
+def _overridden(settings: "AppSettings", host: str | None, port: int | None, database_url: str | None) -> "AppSettings":
+    """The settings with what the command line says instead."""
+    from ledger_sizer.config import LedgerSettings, ServiceSettings
+
+    service = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    changed: dict[str, object] = {}
+    if service:
+        changed["service"] = ServiceSettings(**{**settings.service.model_dump(), **service})
+    if database_url is not None:
+        changed["ledger"] = LedgerSettings(**{**settings.ledger.model_dump(), "database_url": database_url})
+    return settings.model_copy(update=changed)

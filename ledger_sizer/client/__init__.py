@@ -1,0 +1,14 @@
+"""The client library: the ledger over HTTP, for bots in other processes and on other hosts.
+
+calls      which HTTP calls a method makes, and how their answers are read
+answers    an HTTP reply as a value, or as an error that cannot be mistaken for a grant
+patience   when to ask again, and when to give up
+faces      `LedgerClient` and `AsyncLedgerClient`, which only send bytes and wait
+"""
+
+from ledger_sizer.client.answers import NotUnderstood
+from ledger_sizer.client.faces import AsyncLedgerClient, LedgerClient
+from ledger_sizer.client.patience import Patience
+from ledger_sizer.wire.problems import Forbidden, Unauthenticated
+
+__all__ = ["AsyncLedgerClient", "Forbidden", "LedgerClient", "NotUnderstood", "Patience", "Unauthenticated"]

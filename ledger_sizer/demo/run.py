@@ -1,0 +1,139 @@
+"""The demonstration from beginning to end."""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from pathlib import Path
+from random import Random
+from threading import Event
+
+from ledger_sizer.client import LedgerClient, Patience
+from ledger_sizer.demo.bots import BOTS, PORTFOLIO
+from ledger_sizer.demo.processes import READY_SECONDS_MAX, Fleet, Service
+from ledger_sizer.demo.summary import Summary, summarised
+from ledger_sizer.domain import Exposure, Position
+from ledger_sizer.errors import Unavailable
+from ledger_sizer.ledger import Ledger
+from ledger_sizer.records import Decision
+
+LOOK_SECONDS = 0.25
+KILL_EVERY_SECONDS = 7
+DECISIONS_SHOWN = 14
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """seconds: how long the bots trade, None for as long as nobody stops them. seed: of what they do. cap: USD."""
+
+    seconds: float | None = 60
+    seed: int = 7
+    cap: Decimal = Decimal(4_000)
+    venue_cap: Decimal = Decimal(1_500)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What can be seen at one moment. seconds_left: None when it goes on until stopped."""
+
+    seconds: float
+    seconds_left: float | None
+    url: str
+    exposure: Exposure
+    held: tuple[Position, ...]
+    decisions: tuple[Decision, ...]
+    alive: Mapping[str, bool]
+    lives: Mapping[str, int]
+    deaths: Mapping[str, int]
+    replays: int
+    now: datetime
+
+
+def demonstrate(plan: Plan, show: Callable[[Snapshot], None], stop: Event, now: Callable[[], datetime]) -> Summary:
+    """Run it, and say what came of it. `show` is called a few times a second; setting `stop` ends it early.
+
+    Raises `Unavailable` when the service cannot be started or stops answering.
+    """
+    with tempfile.TemporaryDirectory(prefix="ledger-demo-") as name:
+        folder = Path(name)
+        service = Service(folder)
+        graceful = False
+        try:
+            service.wait_until_ready()
+            deaths, events = _watched(plan, service, folder, show, stop, now)
+        finally:
+            graceful = service.end()
+        with Ledger.open(service.database_url) as ledger:
+            return summarised(ledger, plan.cap, deaths, events, graceful=graceful and service.exit_code == 0)
+
+
+def _watched(
+    plan: Plan,
+    service: Service,
+    folder: Path,
+    show: Callable[[Snapshot], None],
+    stop: Event,
+    now: Callable[[], datetime],
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Start the bots, watch them, kill one now and then, end them. Returns how they died and what they told."""
+    with LedgerClient(service.url, patience=Patience(give_up_seconds=10)) as client:
+        client.set_cap(key="demo/cap", portfolio=PORTFOLIO, cap=plan.cap)
+        client.set_cap(key="demo/cap/okx", portfolio=PORTFOLIO, scope="venue=okx", cap=plan.venue_cap)
+        fleet = Fleet(service.url, list(BOTS), folder, plan.seed)
+        try:
+            _wait_for_all(fleet, stop)
+            _loop(plan, client, fleet, show, stop, now)
+        finally:
+            fleet.end()
+    return dict(fleet.deaths), dict(fleet.events())
+
+
+def _wait_for_all(fleet: Fleet, stop: Event) -> None:
+    deadline = time.monotonic() + READY_SECONDS_MAX
+    while fleet.events()["ready"] < len(fleet.names) and not stop.wait(0.1):
+        fleet.replace_the_dead()
+        if time.monotonic() > deadline:
+            raise Unavailable(f"not all bots came to life within {READY_SECONDS_MAX} s: {fleet.last_words()}")
+
+
+def _loop(
+    plan: Plan,
+    client: LedgerClient,
+    fleet: Fleet,
+    show: Callable[[Snapshot], None],
+    stop: Event,
+    now: Callable[[], datetime],
+) -> None:
+    dice = Random(plan.seed)
+    began = time.monotonic()
+    next_kill = 1.0
+    next_replacement = 1.0
+    while not stop.wait(LOOK_SECONDS):
+        seconds = time.monotonic() - began
+        if plan.seconds is not None and seconds >= plan.seconds:
+            return
+        if seconds >= next_kill:
+            fleet.kill(dice.choice([name for name, lives in fleet.alive().items() if lives] or fleet.names))
+            next_kill += KILL_EVERY_SECONDS
+        if seconds >= next_replacement:
+            fleet.replace_the_dead()
+            next_replacement = seconds + 1
+        show(_seen(plan, client, fleet, seconds, now))
+
+
+def _seen(plan: Plan, client: LedgerClient, fleet: Fleet, seconds: float, now: Callable[[], datetime]) -> Snapshot:
+    return Snapshot(
+        seconds=seconds,
+        seconds_left=None if plan.seconds is None else max(plan.seconds - seconds, 0),
+        url=client.base_url,
+        exposure=client.exposure(PORTFOLIO),
+        held=client.positions(PORTFOLIO, state="held").items,
+        decisions=client.history(PORTFOLIO, limit=DECISIONS_SHOWN).items,
+        alive=fleet.alive(),
+        lives={name: fleet.life(name) for name in fleet.names},
+        deaths=dict(fleet.deaths),
+        replays=fleet.events()["replayed"],
+        now=now(),
+    )
