@@ -174,16 +174,28 @@ def pause(ledger: Ledger, given: Given) -> None:
 
 def fork(ledger: Ledger, given: Given) -> None:
     """Fork with an open ledger; the child tries to use it and then closes it, as leaving a `with` block would."""
+    ledger.reserve(key="warm-up", available_balance=Decimal(10))
+    say(sessions=_sessions(ledger))
     child = os.fork()
     if child == 0:
         try:
-            ledger.reserve(key="child")
+            ledger.reserve(key="child", available_balance=Decimal(10))
         except Closed as error:
             say_answer("child", error)
         ledger.close()
         os._exit(0)
     os.waitpid(child, 0)
-    say_answer("parent", ledger.reserve(key="parent"))
+    say_answer("parent", ledger.reserve(key="parent", available_balance=Decimal(10)))
+    say(sessions=_sessions(ledger))
+
+
+def _sessions(ledger: Ledger) -> list[int]:
+    """The server's name for the writer's session and for a reader's; SQLite has none."""
+    if ledger._read_engine.dialect.name == "sqlite":
+        return []
+    with ledger._read_engine.connect() as connection:
+        reader = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    return [ledger._store._connection().info.backend_pid, reader]  # type: ignore[attr-defined]
 
 
 PROGRAMS = {one.__name__: one for one in (grab, same_key, live, two_pots, pause, fork)}

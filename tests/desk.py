@@ -62,7 +62,7 @@ def position_of(decision: Decision) -> str:
     return decision.position_id
 
 
-def figures(ledger: Ledger, scope: str = "portfolio", portfolio: str = "main") -> tuple[Decimal, Decimal]:
+def figures(ledger: Ledger, scope: str = "portfolio", portfolio: str = "main") -> tuple[Any, Any]:
     """(held, open) of one scope, USD."""
     row = ledger.exposure(portfolio).scope(scope)
     return row.held, row.open

@@ -1,16 +1,24 @@
-"""A clock that can make a ledger's writer wait, so that a test decides what is in its queue when it goes on."""
+"""Ledgers whose writer waits when a test says so, and the callers that queue up meanwhile."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, Self
 
-from ledger_sizer import Ledger
+from ledger_sizer import Decision, Ledger, LedgerError, Reserve
+from tests.auditor import Auditor
+from tests.bots import settings_of
 from tests.clocks import FakeClock
 
 PATIENCE_SECONDS = 30
+CAP = Decimal(500)
+ONE = Decimal(1)
 
 
 class GatedClock(FakeClock):
@@ -54,3 +62,83 @@ def wait_pending(ledger: Ledger, count: int) -> None:
             return
         deadline.wait(0.001)
     raise AssertionError(f"{ledger.pending} commands wait, not {count}")
+
+
+class Gated:
+    """Ledgers on one database and one gated clock; opened when asked for, closed at the end."""
+
+    def __init__(self, url: str) -> None:
+        self.gate = GatedClock()
+        self._url = url
+        self._opened: list[Ledger] = []
+
+    def open(self, **settings: Any) -> Ledger:
+        """A ledger with a cap of 500 USD, and these settings of its writer."""
+        self._opened.append(Ledger.open(self._url, settings=settings_of(**settings), clock=self.gate))
+        return self._opened[-1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.gate.open()
+        for ledger in self._opened:
+            ledger.close()
+
+
+def one(key: str, **request: Any) -> Reserve:
+    """A reservation of one dollar."""
+    return Reserve(key=key, available_balance=ONE, ttl_seconds=3600, **request)
+
+
+def keys(ledger: Ledger) -> list[str]:
+    """All keys that were recorded, in order; and the books add up."""
+    auditor = Auditor("main", CAP)
+    auditor.check(ledger)
+    assert ledger.verify().findings == ()
+    return [decision.key for decision in auditor.decisions]
+
+
+@contextmanager
+def commits_counted(ledger: Ledger) -> Iterator[list[int]]:
+    """The number of decisions in each commit, as the store is asked for it."""
+    store: Any = ledger._store
+    commit, sizes = store.commit, []
+
+    def counted(states: Any) -> None:
+        states = list(states)
+        sizes.append(sum(len(state.sealed) for state in states))
+        commit(states)
+
+    store.commit = counted
+    try:
+        yield sizes
+    finally:
+        store.commit = commit
+
+
+class Callers:
+    """Threads that each wait for one answer."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._threads = ThreadPoolExecutor(64)
+        self.answers: dict[str, Future[Decision]] = {}
+
+    def ask(self, *commands: Any) -> None:
+        """Ask from one thread each, and wait until all are accepted."""
+        expected = self._ledger.pending + len(commands)
+        for command in commands:
+            self.answers[command.key] = self._threads.submit(self._ledger.run, command)
+        wait_pending(self._ledger, expected)
+
+    def outcomes(self) -> dict[str, str]:
+        """How each was answered: the outcome, or the error's code."""
+        told = {}
+        for key, answer in self.answers.items():
+            error = answer.exception(30)
+            assert error is None or isinstance(error, LedgerError), error
+            told[key] = answer.result().outcome if error is None else error.code
+        return told

@@ -25,7 +25,7 @@ from ledger_sizer import (
 )
 
 D = Decimal
-PREFIXES = {
+PREFIXES: dict[type[Any], tuple[str, str]] = {
     DynamicSizingSettings: ("SIZING_", "sizing"),
     TradingSettings: ("TRADING_", "trading"),
     LedgerSettings: ("LEDGER_", "ledger"),

@@ -141,7 +141,7 @@ def test_make_decision_when_only_a_grant_counts_then_applied_and_denied_are_none
     record = denial().record
     outcomes = {
         outcome: Decision(record._replace(outcome=outcome)).granted for outcome in ("granted", "denied", "applied")
-    }  # type: ignore[arg-type]
+    }
     assert outcomes == {"granted": True, "denied": False, "applied": False}
     assert denial().decided_at == from_us(0)
 

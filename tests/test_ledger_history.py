@@ -58,7 +58,7 @@ def _steer(ledger: Ledger, n: int, chance: random.Random) -> None:
     if chance.random() < 0.4:
         ledger.set_cap(key=f"{n}", scope=scope, cap=D(chance.choice([0, 500, 5000])))
     elif chance.random() < 0.5:
-        ledger.halt(key=f"{n}", scope=scope, mode=chance.choice(["halted", "reducing"]))  # type: ignore[arg-type]
+        ledger.halt(key=f"{n}", scope=scope, mode=chance.choice(["halted", "reducing"]))
     else:
         ledger.resume(key=f"{n}", scope=scope)
 

@@ -61,7 +61,7 @@ class Recorder:
 
 
 for _verb, _command in COMMANDS.items():
-    setattr(Recorder, _verb, verb(_command))  # type: ignore[arg-type]
+    setattr(Recorder, _verb, verb(_command))
 
 
 @pytest.fixture

@@ -278,12 +278,11 @@ def test_explain_when_any_verb_was_used_then_every_decision_can_be_explained(
     assert {decision.command for decision in decisions} == {
         "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "expire"
     }  # fmt: skip
-    for decision in decisions:
-        assert decision.seq is not None
-        explanation = populated.explain(decision.seq, "main")
+    explanations = [populated.explain(decision.seq or 0, "main") for decision in decisions]
+    for decision, explanation in zip(decisions, explanations, strict=True):
         assert explanation.text.startswith(f"main #{decision.seq} {decision.command} ")
-    assert "had expired before the fill" in explanation.text
-    assert explanation.data["note"] == "late_fill"
+    assert "had expired before the fill" in explanations[-1].text
+    assert explanations[-1].data["note"] == "late_fill"
 
 
 def test_explain_when_the_seq_made_no_position_then_its_name_is_not_found(ledger: Ledger) -> None:

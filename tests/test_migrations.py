@@ -232,7 +232,7 @@ def execute(url: str, script: str) -> None:
     else:
         plain = where.set(drivername="postgresql").render_as_string(hide_password=False)
         with psycopg.connect(plain, autocommit=True) as server:
-            server.execute(script)  # type: ignore[arg-type]
+            server.execute(script)
 
 
 def test_run_alembic_when_asked_for_sql_then_what_it_prints_makes_the_same_ledger(
@@ -278,12 +278,13 @@ def test_open_when_a_sqlite_file_is_behind_then_it_is_migrated(
     new_database: NewDatabase, clock: FakeClock, behind: str | None
 ) -> None:
     url = new_database("sqlite", migrated=False)
+    before = None
     if behind is not None:
         upgrade(url)
         before = lived_in(url, clock)
         downgrade(url, behind)
     with opened(url, clock) as ledger:
-        if behind is None:
+        if before is None:
             assert ledger.reserve(key="1").granted
         else:
             assert contents(ledger) == before

@@ -153,7 +153,14 @@ def test_make_reserve_when_something_for_a_quantity_is_missing_then_that_is_name
     ],
 )
 def test_make_leg_when_an_argument_is_bad_then_it_is_named(arguments: dict[str, Any], field: str) -> None:
-    good = {"venue": "bybit", "symbol": "BTC", "kind": "spot", "side": "buy", "quantity": D(1), "price": D(1)}
+    good: dict[str, Any] = {
+        "venue": "bybit",
+        "symbol": "BTC",
+        "kind": "spot",
+        "side": "buy",
+        "quantity": D(1),
+        "price": D(1),
+    }
     with pytest.raises(InvalidRequest) as refused:
         Leg(**(good | arguments))
     assert refused.value.field == field

@@ -159,10 +159,10 @@ def test_list_columns_when_read_from_models_or_database_then_no_number_is_a_floa
                 assert isinstance(column.type, BigInteger), f"{table.name}.{column.name}"
     engine = make_engine(database_url)
     found = inspect(engine)
-    for table in found.get_table_names():
-        for column in found.get_columns(table):
-            kind = str(column["type"]).partition("(")[0]
-            assert kind in ("BIGINT", "INTEGER", "TEXT", "VARCHAR"), f"{table}.{column['name']} is {kind}"
+    for name in found.get_table_names():
+        for reflected in found.get_columns(name):
+            kind = str(reflected["type"]).partition("(")[0]
+            assert kind in ("BIGINT", "INTEGER", "TEXT", "VARCHAR"), f"{name}.{reflected['name']} is {kind}"
     engine.dispose()
 
 
