@@ -121,7 +121,7 @@ def _reserve(pot: Pot, command: Reserve) -> tuple[Answer, Holding | None]:
     bounds = [(down(raw), asked_by)]
     bounds += [(pot.caps[scope] - pot.exposure(scope), scope) for scope in scopes if scope in pot.caps]
     if command.available_balance is not None:
-        bounds.append((down(max(Fraction(command.available_balance), Fraction(0))), "available_balance"))
+        bounds.append((down(Fraction(command.available_balance)), "available_balance"))
     budget, binding = min(bounds, key=lambda bound: bound[0])  # the first of equals
     budget = max(budget, Fraction(0))
     quantity, small, bound_by = _match(command, budget)

@@ -15,6 +15,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
 from ledger_sizer import Busy, Decision, Ledger, Release, Reserve
 from tests.auditor import Auditor
@@ -262,3 +263,53 @@ def test_submit_when_atomic_groups_race_then_each_happens_whole_or_not_at_all(
         assert outcomes == {("granted",) * 3: 5, ("denied",) * 3: 15}
         assert ledger.exposure().held == 450, "the last 50 are too little for a whole group"
         audited(ledger)
+
+
+def test_read_when_others_are_writing_then_each_read_is_one_moment(database_url: str) -> None:
+    with opened(database_url) as ours, opened(database_url) as theirs, ThreadPoolExecutor(2) as threads:
+
+        def write(ledger: Ledger) -> None:
+            for number in range(60):
+                position = reserve_ten(ledger, f"{id(ledger)}-{number}").position_id
+                if position is not None and number % 2:
+                    ledger.confirm(
+                        key=f"{id(ledger)}-fill-{number}", position_id=position, quantity=Decimal(1), price=TEN
+                    )
+                elif position is not None:
+                    ledger.release(key=f"{id(ledger)}-exit-{number}", position_id=position)
+
+        reserve_ten(ours, "first")
+        writers = [threads.submit(write, ledger) for ledger in (ours, theirs)]
+        reads = 0
+        while reads < 5 or not all(writer.done() for writer in writers):
+            assert ours.verify().findings == ()
+            assert theirs.exposure().exposure <= CAP
+            asked = ours.reserve(key="what if", available_balance=TEN, dry_run=True)
+            assert asked.granted == (asked.exposure_before < CAP)
+            reads += 1
+        for writer in writers:
+            writer.result()
+        audited(ours)
+
+
+def test_reserve_when_holds_are_freed_while_a_dry_run_reads_then_it_still_sees_one_moment(
+    database_url: str, clock: FakeClock
+) -> None:
+    settings = settings_of()
+    with (
+        Ledger.open(database_url, settings=settings, clock=clock) as ours,
+        Ledger.open(database_url, settings=settings, clock=clock) as theirs,
+    ):
+        assert ours.reserve(key="held", available_balance=TEN, ttl_seconds=5).granted
+        clock.advance(5)
+        freed: list[int] = []
+
+        def free(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if "FROM positions" in statement and not freed:
+                freed.append(theirs.sweep())
+
+        event.listen(ours._read_engine, "after_cursor_execute", free)
+        asked = ours.reserve(key="what if", available_balance=TEN, dry_run=True)
+        assert freed == [1], "the holds were to be freed between two of its queries"
+        assert (asked.outcome, asked.exposure_before, asked.budget) == ("granted", Decimal(0), TEN)
+        audited(theirs)

@@ -85,6 +85,15 @@ def test_reserve_when_more_wait_than_a_batch_holds_then_it_is_split_and_a_group_
         assert sizes == [1, 10, 10, 5, 15]
 
 
+def test_submit_when_a_group_is_far_larger_than_a_socket_buffer_then_all_of_it_is_answered(desk: Gated) -> None:
+    ledger = desk.open()
+    for turn in range(3):
+        tags = {f"dimension_{number}": f"{number:0>100}" for number in range(16)}
+        answers = ledger.submit([one(f"key-{turn}-{number}", tags=tags) for number in range(150)], atomic=turn == 1)
+        assert Counter(map(outcomes, answers)) == {"granted": 150}
+    assert len(keys(ledger)) == 450
+
+
 # A bounded queue.
 
 
@@ -172,7 +181,9 @@ async def test_run_when_the_database_refuses_a_command_then_only_that_one_fails(
     assert bad is not None
     tamper(database_url, "UPDATE scopes SET held_e8 = 7 WHERE scope = 'venue=bad'")
     release_bad = Release(key="release-bad", position_id=bad)
-    asked = iter([one("before"), release_bad, Release(key="release-good", position_id=good), one("after")])
+    asked: Iterator[Any] = iter(
+        [one("before"), release_bad, Release(key="release-good", position_id=good), one("after")]
+    )
     groups = [list(islice(asked, size)) for size in sizes]
     answers = await asyncio.gather(*map(ledger.submit_async, groups), return_exceptions=True)
     assert [one for answer in map(outcomes, answers) for one in (answer if isinstance(answer, list) else [answer])] == [

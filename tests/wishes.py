@@ -55,7 +55,9 @@ def _decimals(*values: str | None) -> st.SearchStrategy[Decimal | None]:
 
 
 SECONDS = st.sampled_from([None, 1, 10, Decimal("5.5"), 30.25, 3600])
-ADVANCES = st.sampled_from(["0.000001", "0.5", "1", "4.5", "10", "59.999999", "60", "61", "4000"])
+ADVANCES = st.sampled_from(
+    ["0.000001", "0.5", "1", "4.5", "10", "59.999999", "60", "61", "4000", "-0.5", "-20"]  # clocks are set back too
+)
 
 
 @dataclass(frozen=True)
