@@ -64,7 +64,7 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
         tags=tags,
         fraction=raw.fraction_text,
         raw_budget=raw.budget_text,
-        binding=_status_scope(scopes, reason) or binding,
+        binding=_denied_by(scopes, reason) or binding,
         trace=trace_text(scopes, policy=policy.text, match=matched, legs=legs),
     )
     if reason is None:
@@ -109,8 +109,18 @@ def _status_reason(scopes: list[ScopeState]) -> str | None:
     return "halted" if "halted" in statuses else "reducing" if "reducing" in statuses else None
 
 
-def _status_scope(scopes: list[ScopeState], reason: str | None) -> str | None:
-    return next((scope.name for scope in scopes if scope.status == reason), None)
+def _status_scope(scopes: list[ScopeState], status: str | None) -> str | None:
+    return next((scope.name for scope in scopes if scope.status == status), None)
+
+
+def _denied_by(scopes: list[ScopeState], reason: str | None) -> str | None:
+    """What a denial's reason points at, where that need not be what bound the budget; None where it is."""
+    if reason == "cap_exceeded":
+        full = [scope for scope in scopes if scope.headroom_e8 is not None and scope.headroom_e8 <= 0]
+        return min(full, key=lambda scope: scope.headroom_e8 or 0).name
+    if reason == "insufficient_balance":
+        return "available_balance"
+    return _status_scope(scopes, reason)
 
 
 def _size_reason(scopes: list[ScopeState], command: Reserve, budget_e8: int, matched: Match | None) -> str | None:

@@ -120,7 +120,7 @@ class _PortfolioCheck:
 
     def _remember(self, record: DecisionRecord) -> None:
         """Keep, per set of tags, the last trace: it shows each scope's cap and status at that time."""
-        if record.command in ("set_cap", "halt", "resume"):
+        if record.command in ("set_cap", "halt", "resume") and record.outcome == "applied":
             self._last_change[str(record.binding)] = (record.seq, record.trace)
         else:
             self._last_seen[record.tags] = (record.seq, record.trace)

@@ -90,6 +90,26 @@ def test_reserve_when_one_scopes_cap_is_tightest_then_it_grants_that_and_names_i
     assert_verified(ledger)
 
 
+@pytest.mark.parametrize(
+    ("caps", "binding"),
+    [
+        ({"portfolio": 930}, "signal_score"),  # the cap takes nothing away
+        ({"venue=bybit": 930}, "signal_score"),
+        ({"portfolio": 800, "venue=bybit": 800}, "portfolio"),
+        ({"venue=bybit": 800, "symbol=BTC": 800}, "symbol=BTC"),
+    ],
+)
+def test_reserve_when_two_constraints_leave_the_same_then_the_first_of_them_is_named(
+    ledger: Ledger, caps: dict[str, int], binding: str
+) -> None:
+    """In the order: the formula, the portfolio, its tags by name, the balance."""
+    for scope, cap in caps.items():
+        ledger.set_cap(key=scope, scope=scope, cap=D(cap))
+    least = D(min(caps.values()))
+    decision = ledger.reserve(key="1", tags=TAGS, signal_score=D("0.9"), available_balance=least)
+    assert (decision.budget, decision.binding) == (least, binding)
+
+
 def test_reserve_when_the_cap_fills_up_then_the_last_grant_is_what_is_left_and_then_nothing(ledger: Ledger) -> None:
     granted = [ledger.reserve(key=f"{n}", tags=TAGS, signal_score=D("0.9")) for n in range(6)]
     assert [decision.budget for decision in granted] == [D(930)] * 5 + [D(350)]

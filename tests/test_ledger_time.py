@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -129,6 +130,20 @@ def test_expire_when_another_ledger_made_the_hold_then_the_next_write_frees_it(
     clock.advance(10)
     assert ledger.reserve(key="next").exposure_before == 0
     assert ledger.position(position_of(left)).state == "expired"
+
+
+def test_expire_when_the_clock_is_the_real_one_then_a_hold_ends_after_its_time_and_not_before(
+    database_url: str,
+) -> None:
+    """Without an injected clock: this machine's for SQLite, the server's for PostgreSQL."""
+    with Ledger.open(database_url) as ledger:
+        decision = ledger.reserve(key="1", ttl_seconds=D("0.3"))
+        assert decision.expires_at == decision.decided_at + timedelta(seconds=0.3)
+        while ledger.sweep() == 0:
+            time.sleep(0.01)
+        expired = ledger.decision(2)
+        assert decision.expires_at <= expired.decided_at < decision.expires_at + timedelta(seconds=30)
+        assert abs(decision.decided_at - datetime.now(UTC)) < timedelta(seconds=60)
 
 
 # --- a clock that jumps ------------------------------------------------------------------------------------------

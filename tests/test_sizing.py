@@ -259,6 +259,11 @@ def test_match_quantity_when_the_legs_bounds_exclude_each_other_then_there_is_no
     assert PositionSizer(TradingSettings()).calculate_matching_quantity(D(100), D(1000), spot, perp) is None
 
 
+def test_make_instrument_when_only_the_lot_is_known_then_the_rest_are_the_contracts_defaults() -> None:
+    plain = InstrumentInfo("X", D(1), D(9), D(1))
+    assert (plain.min_notional, plain.tick_size, plain.contract_size) == (0, D("0.01"), 1)
+
+
 @pytest.mark.parametrize(
     ("balance", "quantity"), [("930", "0.0186"), ("5000", "0.02"), ("10", "0.0002"), ("9.99", None), ("0", None)]
 )

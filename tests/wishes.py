@@ -7,12 +7,22 @@ times its size"); the machine turns it into a command when its turn comes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from hypothesis import strategies as st
 
-from ledger_sizer import InstrumentInfo, Leg
+from ledger_sizer import (
+    AppSettings,
+    DynamicSizingSettings,
+    InstrumentInfo,
+    LedgerSettings,
+    Leg,
+    TradingSettings,
+)
+from tests.model_rules import Figures
 
 SCOPES = ("portfolio", "venue=bybit", "venue=okx", "symbol=BTC", "strategy=funding")
 TAGS: tuple[dict[str, str], ...] = (
@@ -122,3 +132,46 @@ LIVES = st.one_of(CONFIRMS, RELEASES, EXTENDS)
 ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
 ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, AGAIN, REUSE)
 GROUPS = st.tuples(st.lists(ANY, min_size=1, max_size=4), st.booleans())
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One way to configure a ledger."""
+
+    enabled: bool
+    min_fraction: str = "0.3"
+    max_fraction: str = "1.0"
+    position_max: str = "400"
+    cap: str = "1000"
+    ttl_seconds: int = 60
+
+    def settings(self) -> AppSettings:
+        """As the ledger is told."""
+        return AppSettings(
+            sizing=DynamicSizingSettings(
+                enabled=self.enabled,
+                min_allocation_fraction=Decimal(self.min_fraction),
+                max_allocation_fraction=Decimal(self.max_fraction),
+                max_portfolio_exposure=Decimal(self.cap),
+            ),
+            trading=TradingSettings(max_position_size_usd=Decimal(self.position_max)),
+            ledger=LedgerSettings(hold_ttl_seconds=self.ttl_seconds),
+        )
+
+    def figures(self) -> Figures:
+        """As the model is told."""
+        return Figures(
+            enabled=self.enabled,
+            min_fraction=Fraction(self.min_fraction),
+            max_fraction=Fraction(self.max_fraction),
+            position_max=Fraction(self.position_max),
+            cap=Fraction(self.cap),
+            ttl=timedelta(seconds=self.ttl_seconds),
+        )
+
+
+POLICIES = (
+    Policy(True),
+    Policy(False),
+    Policy(True, min_fraction="0", position_max="333.333333333", cap="1000.00000001"),
+)

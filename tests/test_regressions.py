@@ -1,0 +1,44 @@
+"""Histories that once went wrong, each told as shortly as it can be. Most were found by `tests.test_lockstep`."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import pytest
+
+from ledger_sizer import AppSettings, DynamicSizingSettings, Halt, Ledger, Reserve, Resume, SetCap
+from ledger_sizer.batch import AnyCommand
+
+
+@pytest.mark.parametrize(
+    "neighbour",
+    [SetCap(key="b", scope="venue=x", cap=Decimal(5)), Halt(key="b", scope="venue=x"), Resume(key="b")],
+    ids=lambda command: command.verb,
+)
+def test_verify_when_administration_was_denied_with_its_atomic_group_then_nothing_is_wrong(
+    database_url: str, neighbour: AnyCommand
+) -> None:
+    with Ledger.open(database_url) as ledger:
+        denied = ledger.submit([Reserve(key="a", available_balance=Decimal(0)), neighbour], atomic=True)
+        assert [answer.reason for answer in denied] == ["insufficient_balance", "group_denied"]
+        assert ledger.verify().findings == ()
+        assert ledger.exposure().status == "active"
+        assert ledger.exposure().scope("venue=x").cap is None
+
+
+def test_reserve_when_the_raw_budget_is_zero_too_then_the_denial_still_names_what_denied_it(database_url: str) -> None:
+    """Score 0 at a smallest fraction of 0 asks for nothing, so everything that denies it is a tie."""
+    sizing = DynamicSizingSettings(enabled=True, min_allocation_fraction=Decimal(0))
+    with Ledger.open(database_url, settings=AppSettings(sizing=sizing)) as ledger:
+        poor = ledger.reserve(key="poor", signal_score=Decimal(0), available_balance=Decimal(0))
+        assert (poor.reason, poor.binding) == ("insufficient_balance", "available_balance")
+        ledger.set_cap(key="cap", scope="venue=x", cap=Decimal(0))
+        full = ledger.reserve(key="full", signal_score=Decimal(0), tags={"venue": "x"})
+        assert (full.reason, full.binding) == ("cap_exceeded", "venue=x")
+
+
+def test_reserve_when_the_balance_is_below_a_full_scope_then_the_denial_names_the_scope(database_url: str) -> None:
+    with Ledger.open(database_url) as ledger:
+        ledger.set_cap(key="cap", scope="venue=x", cap=Decimal(0))
+        denied = ledger.reserve(key="key", available_balance=Decimal(-3), tags={"venue": "x"})
+        assert (denied.reason, denied.binding) == ("cap_exceeded", "venue=x")
