@@ -18,9 +18,10 @@ from ledger_sizer.domain import split_position_id
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.instruments import InstrumentInfo, Leg, label_text
 from ledger_sizer.tags import NO_TAGS, PORTFOLIO_SCOPE, Tags, scope_name, tags_of
-from ledger_sizer.units import exact, not_negative, plain, positive, usd_floor_e8
+from ledger_sizer.units import exact, exactly, not_negative, plain, positive, usd_floor_e8
 
 TTL_SECONDS_MAX = 30 * 24 * 3600
+KEY_LENGTH_MAX = 200
 SYSTEM_KEY_PREFIX = "ledger:"
 """Keys with this prefix belong to the ledger's own commands (expiries)."""
 
@@ -42,10 +43,15 @@ def portfolio_name(value: object) -> str:
 
 def ttl_us(value: object, name: str = "ttl_seconds") -> int:
     """Seconds (int, Decimal or float: time is not money) to microseconds. 0 < seconds <= 30 days."""
-    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool) and math.isfinite(value)
+    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+    if isinstance(value, float):
+        number = math.isfinite(value)
+    elif isinstance(value, Decimal):
+        number = value.is_finite()
     if not number or not 0 < value <= TTL_SECONDS_MAX:  # type: ignore[operator]
         raise InvalidRequest(f"{name} must be above 0 and at most {TTL_SECONDS_MAX} seconds, got {value}", field=name)
-    return max(int(value * 1_000_000), 1)  # type: ignore[operator]
+    with exactly():
+        return max(int(value * 1_000_000), 1)  # type: ignore[operator]
 
 
 def exact_seconds(value: object) -> int | Decimal:
@@ -101,7 +107,7 @@ class Command:
     key: str
 
     def _check_key(self) -> None:
-        label_text(self.key, "key", length_max=200)
+        label_text(self.key, "key", length_max=KEY_LENGTH_MAX)
         if self.key.startswith(SYSTEM_KEY_PREFIX):
             raise InvalidRequest(f"key {self.key!r}: the prefix {SYSTEM_KEY_PREFIX!r} is the ledger's own", field="key")
 
@@ -231,16 +237,23 @@ class Confirm(PositionCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(PositionCommand):
-    """Give a hold back, or close an open position. quantity: base units closed; None closes all of it."""
+    """Give a hold back, or close an open position.
+
+    quantity: base units closed; None closes all of it. held_only: True refuses to close, for a clean-up that must
+    not touch a position that was filled.
+    """
 
     verb: ClassVar[str] = "release"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("position_id", "quantity")
+    recorded_fields: ClassVar[tuple[str, ...]] = ("held_only", "position_id", "quantity")
 
     quantity: Decimal | None = None
+    held_only: bool | None = None
 
     def __post_init__(self) -> None:
         self._check_key()
         self._check_position()
+        if not (self.held_only is None or isinstance(self.held_only, bool)):
+            raise InvalidRequest(f"held_only must be True, False or None, got {self.held_only!r}", field="held_only")
         if self.quantity is not None:
             object.__setattr__(self, "quantity", positive(self.quantity, "quantity"))
 

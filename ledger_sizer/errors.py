@@ -82,6 +82,9 @@ class Denied(LedgerError):
         )
         self.decision = decision
 
+    def __reduce__(self) -> "tuple[type[Denied], tuple[Decision]]":
+        return Denied, (self.decision,)
+
     @property
     def reason(self) -> str:
         """The denial's reason, such as `cap_exceeded`."""

@@ -1,9 +1,10 @@
 """A reservation for the length of a `with` block."""
 
+from hashlib import sha256
 from typing import Any
 
-from ledger_sizer.commands import Confirm, Release
-from ledger_sizer.errors import LedgerError, WrongState
+from ledger_sizer.commands import KEY_LENGTH_MAX, Confirm, Release
+from ledger_sizer.errors import InvalidRequest, LedgerError, WrongState
 from ledger_sizer.records import Decision
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.verbs import Runs, RunsAsync
@@ -15,6 +16,8 @@ class _Granted:
     """What a blocking and an awaitable hold share: the grant, and the commands that end it."""
 
     def __init__(self, decision: Decision) -> None:
+        if decision.seq is None:
+            raise InvalidRequest("a dry run holds nothing; use reserve(..., dry_run=True)", field="dry_run")
         self.decision = decision.raise_for_denial()
         self.confirmed = False
 
@@ -28,12 +31,20 @@ class _Granted:
         """Budget, quantity, expires_at and the rest of the decision."""
         return getattr(self.decision, name)
 
+    def _key(self, suffix: str) -> str:
+        key = self.decision.key
+        if len(key) + len(suffix) > KEY_LENGTH_MAX:
+            key = f"{key[:100]}~{sha256(key.encode()).hexdigest()}"
+        return key + suffix
+
     def _confirm(self, fill: dict[str, Any]) -> Confirm:
-        fill.setdefault("key", f"{self.decision.key}/confirm")
+        # From here on the hold may be a filled position, whatever becomes of the call: a fill is a fact.
+        self.confirmed = True
+        fill.setdefault("key", self._key("/confirm"))
         return Confirm(position_id=self.position_id, **fill)
 
     def _release(self) -> Release:
-        return Release(key=f"{self.decision.key}/release", position_id=self.position_id)
+        return Release(key=self._key("/release"), position_id=self.position_id, held_only=True)
 
     def _not_released(self, error: LedgerError) -> None:
         # The block's own exception is what the caller must see; the hold ends by itself at its expiry.
@@ -49,10 +60,11 @@ class Hold(_Granted):
         self._runner = runner
 
     def confirm(self, **fill: Any) -> Decision:
-        """Record the fill (arguments of `Ledger.confirm`; `key` defaults to the reservation's key + `/confirm`)."""
-        decision = self._runner.run(self._confirm(fill))
-        self.confirmed = True
-        return decision
+        """Record the fill (arguments of `Ledger.confirm`; `key` defaults to the reservation's key + `/confirm`).
+
+        Once this was called, leaving the block no longer releases: even where the call failed, there was a fill.
+        """
+        return self._runner.run(self._confirm(fill))
 
     def release(self) -> Decision:
         """Give the hold back now."""
@@ -76,9 +88,7 @@ class AsyncHold(_Granted):
 
     async def confirm(self, **fill: Any) -> Decision:
         """Record the fill. See `Hold.confirm`."""
-        decision = await self._runner.run_async(self._confirm(fill))
-        self.confirmed = True
-        return decision
+        return await self._runner.run_async(self._confirm(fill))
 
     async def release(self) -> Decision:
         """Give the hold back now."""

@@ -273,7 +273,8 @@ class Ledger:
                 self._store.rollback()
                 fault = "stale" if isinstance(error, StaleState) else self._store.fault(error)
                 # A commit whose outcome is unknown may have happened: these hashes tell its decisions from a replay's.
-                own_hashes |= frozenset(sealed)
+                if fault == "lost":
+                    own_hashes |= frozenset(sealed)
                 if fault == "stale":
                     continue
                 if fault == "refused":

@@ -7,9 +7,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, and_, func, select, tuple_
 
-from ledger_sizer.commands import Reserve, portfolio_name
+from ledger_sizer.commands import COMMANDS, Reserve, portfolio_name
 from ledger_sizer.database import reading, tag_value
 from ledger_sizer.domain import (
+    DENIAL_REASONS,
     Exposure,
     Page,
     Position,
@@ -18,6 +19,7 @@ from ledger_sizer.domain import (
     to_us,
 )
 from ledger_sizer.errors import InvalidRequest, NotFound
+from ledger_sizer.instruments import label_text
 from ledger_sizer.records import GENESIS_HASH, Decision
 from ledger_sizer.state import PortfolioState, ScopeState
 from ledger_sizer.store import position_of, record_of, scope_of
@@ -100,7 +102,7 @@ class Queries:
             query = query.where(PortfolioRow.name == portfolio_name(portfolio))
         if state is not None:
             query = query.where(PositionRow.state.in_(_states(state)))
-        for name, value in (tags or {}).items():
+        for name, value in tags_of(tags or {}).items():
             query = query.where(tag_value(PositionRow.tags, name) == value)
         if cursor is not None:
             query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > _cursor(cursor, 2))
@@ -134,17 +136,20 @@ class Queries:
         """
         order = DecisionRow.seq if ascending else DecisionRow.seq.desc()
         query = _of_portfolio(select(*_DECISIONS.columns), DecisionRow.portfolio_id, portfolio).order_by(order)
-        exact = ((DecisionRow.command, command), (DecisionRow.outcome, outcome), (DecisionRow.reason, reason))
-        for column, value in exact:
+        for name, column, value in (
+            ("command", DecisionRow.command, command),
+            ("outcome", DecisionRow.outcome, outcome),
+            ("reason", DecisionRow.reason, reason),
+        ):
             if value is not None:
-                query = query.where(column == value)
+                query = query.where(column == _one_of(value, name))
         for name, value in (("symbol", symbol), ("strategy", strategy)):
             if value is not None:
-                query = query.where(tag_value(DecisionRow.tags, name) == value)
+                query = query.where(tag_value(DecisionRow.tags, name) == label_text(value, name))
         if since is not None:
-            query = query.where(DecisionRow.decided_us >= to_us(since))
+            query = query.where(DecisionRow.decided_us >= _moment_us(since, "since"))
         if until is not None:
-            query = query.where(DecisionRow.decided_us < to_us(until))
+            query = query.where(DecisionRow.decided_us < _moment_us(until, "until"))
         if cursor is not None:
             (seq,) = _cursor(cursor, 1)
             query = query.where(DecisionRow.seq > seq if ascending else DecisionRow.seq < seq)
@@ -168,7 +173,11 @@ class Queries:
     def resolve(self, reference: int | str, portfolio: str) -> Decision:
         """The decision a seq or a position's name stands for: a position's number is the seq that made it."""
         if isinstance(reference, str):
-            portfolio, reference = split_position_id(reference)
+            portfolio, number = split_position_id(reference)
+            decision = self.decision(portfolio, number)
+            if decision.position_id != reference:
+                raise NotFound(f"no position {reference!r}; decision {number} of {portfolio!r} made none")
+            return decision
         return self.decision(portfolio, reference)
 
     def state_for(self, command: Reserve, now_us: int | None, new_cap_e8: int) -> tuple[PortfolioState, int]:
@@ -219,6 +228,25 @@ def _states(state: str) -> tuple[str, ...]:
     if state not in STATES:
         raise InvalidRequest(f"state must be one of {', '.join(STATES)} or {LIVE}, got {state!r}", field="state")
     return (state,)
+
+
+_KNOWN = {
+    "command": (*COMMANDS, "expire"),
+    "outcome": ("granted", "denied", "applied"),
+    "reason": DENIAL_REASONS,
+}
+
+
+def _one_of(value: object, name: str) -> str:
+    if isinstance(value, str) and value in _KNOWN[name]:
+        return value
+    raise InvalidRequest(f"{name} must be one of {', '.join(_KNOWN[name])}, got {value!r}", field=name)
+
+
+def _moment_us(value: object, name: str) -> int:
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise InvalidRequest(f"{name} must be a datetime with a time zone, got {value!r}", field=name)
+    return to_us(value)
 
 
 def _limit(limit: object) -> int:

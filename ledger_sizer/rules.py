@@ -201,6 +201,8 @@ def _adopt(state: PortfolioState, command: Adopt, now_us: int, _policy: Policy) 
 
 def _release(state: PortfolioState, command: Release, now_us: int, _policy: Policy) -> Verdict:
     position = _position(state, command)
+    if command.held_only:
+        position.require("held", "release the hold of")
     if position.state == "held":
         if command.quantity is not None:
             raise InvalidRequest(

@@ -12,13 +12,16 @@ Nothing is repaired. A finding names the first decision, by seq, that the wrong 
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.commands import portfolio_name
-from ledger_sizer.domain import Finding, Position, VerifyReport
-from ledger_sizer.errors import NotFound
+from ledger_sizer.database import shown
+from ledger_sizer.domain import Finding, Position, VerifyReport, position_id
+from ledger_sizer.errors import LedgerError, NotFound, Unavailable
 from ledger_sizer.fold import fold
 from ledger_sizer.records import GENESIS_HASH, DecisionRecord, canonical_text, chain_hash
 from ledger_sizer.store import position_of, record_of
@@ -28,11 +31,20 @@ Progress = Callable[[int, int], None]
 """Called with (decisions done, decisions in all)."""
 
 _CHUNK = 2000
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, LedgerError)
+"""What reading a row that somebody edited may raise."""
 _FINDINGS_MAX = 100
 
 
 def verify(engine: Engine, portfolio: str | None = None, progress: Progress | None = None) -> VerifyReport:
-    """Verify one portfolio, or all. Raises `NotFound` for a portfolio that does not exist."""
+    """Verify one portfolio, or all. Raises `NotFound` for one that does not exist, `Unavailable` without a database."""
+    try:
+        return _verify(engine, portfolio, progress)
+    except DBAPIError as error:
+        raise Unavailable(f"cannot read {shown(engine.url)}: {str(error.orig).strip()}") from None
+
+
+def _verify(engine: Engine, portfolio: str | None, progress: Progress | None) -> VerifyReport:
     # One snapshot for all three readings, so that a busy ledger is not seen half moved.
     snapshot = engine.execution_options(isolation_level=_snapshot_level(engine))
     with snapshot.connect() as connection, connection.begin():
@@ -54,10 +66,24 @@ def verify(engine: Engine, portfolio: str | None = None, progress: Progress | No
             check.scopes()
             decisions += check.decision_count
             positions += check.position_count
-            findings += sorted(check.findings, key=lambda finding: (finding.seq is None, finding.seq or 0))
+            findings += check.findings
+        if portfolio is None:
+            findings += _orphans(connection)
         return VerifyReport(
             tuple(findings), decisions, positions, {head.name: (head.last_seq, head.last_hash) for head in heads}
         )
+
+
+def _orphans(connection: Connection) -> list[Finding]:
+    """Rows whose portfolio's own row is gone."""
+    findings = []
+    for row in (DecisionRow, PositionRow, ScopeRow):
+        owner = select(PortfolioRow.id).where(PortfolioRow.id == row.portfolio_id).exists()
+        found = connection.execute(select(row.portfolio_id).where(~owner).limit(1)).scalar()
+        if found is not None:
+            what = f"{row.__tablename__} of a portfolio whose own row is missing"
+            findings.append(Finding(f"(id {found})", None, what))
+    return findings
 
 
 def _snapshot_level(engine: Engine) -> str:
@@ -73,6 +99,7 @@ class _PortfolioCheck:
         self.findings: list[Finding] = []
         self.decision_count = 0
         self.position_count = 0
+        self._last_us = 0
         self._held: dict[str, int] = {}
         self._open: dict[str, int] = {}
         self._last_seen: dict[str, tuple[int, str]] = {}
@@ -81,6 +108,9 @@ class _PortfolioCheck:
     def _found(self, seq: int | None, what: str) -> None:
         if len(self.findings) < _FINDINGS_MAX:
             self.findings.append(Finding(self._head.name, seq, what))
+
+    def _name(self, number: int) -> str:
+        return position_id(self._head.name, number)
 
     def _records(self, *order: Any, **where: Any) -> Iterator[DecisionRecord]:
         query = select(DecisionRow.__table__).where(DecisionRow.portfolio_id == self._head.id).order_by(*order)
@@ -110,6 +140,8 @@ class _PortfolioCheck:
             self._remember(record)
             if self.decision_count % _CHUNK == 0:
                 yield self.decision_count
+        if self._head.last_us != self._last_us:
+            self._found(None, f"the portfolio's time is {self._head.last_us}, its last decision's {self._last_us}")
         if (self._head.last_seq, self._head.last_hash) != (expected_seq - 1, previous):
             self._found(
                 min(self._head.last_seq, expected_seq - 1) + 1 if self._head.last_seq != expected_seq - 1 else None,
@@ -120,6 +152,7 @@ class _PortfolioCheck:
 
     def _remember(self, record: DecisionRecord) -> None:
         """Keep, per set of tags, the last trace: it shows each scope's cap and status at that time."""
+        self._last_us = record.decided_us
         if record.command in ("set_cap", "halt", "resume") and record.outcome == "applied":
             self._last_change[str(record.binding)] = (record.seq, record.trace)
         else:
@@ -130,27 +163,54 @@ class _PortfolioCheck:
         query = (
             select(PositionRow.__table__).where(PositionRow.portfolio_id == self._head.id).order_by(PositionRow.number)
         )
-        rows = (position_of(self._head.name, row) for row in self._stream(query))
+        rows = self._readable(query)
         records = self._records(DecisionRow.position, DecisionRow.seq, positions_only=True)
-        expected = _folded(records)
+        expected = self._folded(records)
         row, told = next(rows, None), next(expected, None)
         while row is not None or told is not None:
-            if told is None or (row is not None and row.number < told.number):
+            if told is None or (row is not None and row[0] < told[0]):
                 assert row is not None
-                self._count(row)
-                self._found(row.number, f"position {row.position_id} stands in no decision")
+                self._found(row[0], f"position {self._name(row[0])} stands in no decision")
                 row = next(rows, None)
-            elif row is None or told.number < row.number:
-                self._found(told.number, f"position {told.position_id} is missing")
+            elif row is None or told[0] < row[0]:
+                self._found(told[0], f"position {self._name(told[0])} is missing")
                 told = next(expected, None)
             else:
-                self._count(row)
-                if row != told:
-                    self._found(row.number, f"position {row.position_id} {_difference(row, told)}")
+                if row[1] is not None and told[1] is not None and row[1] != told[1]:
+                    self._found(row[0], f"position {row[1].position_id} {_difference(row[1], told[1])}")
                 row, told = next(rows, None), next(expected, None)
 
+    def _readable(self, query: Any) -> Iterator[tuple[int, Position | None]]:
+        """The stored positions by number; one that cannot be read is a finding and comes as None."""
+        for row in self._stream(query):
+            self.position_count += 1
+            try:
+                position = position_of(self._head.name, row)
+            except _UNREADABLE as error:
+                self._found(row[1], f"position {self._name(row[1])} cannot be read: {error!r}")
+                yield row[1], None
+                continue
+            self._count(position)
+            yield position.number, position
+
+    def _folded(self, records: Iterable[DecisionRecord]) -> Iterator[tuple[int, Position | None]]:
+        """The position each run of decisions about one number leads to; None where they cannot be read."""
+        for number, run in groupby(records, key=lambda record: record.position):
+            assert number is not None, "only decisions about positions are read here"
+            position: Position | None = None
+            seq = 0
+            try:
+                for record in run:
+                    seq = record.seq
+                    position = fold(position, record)
+            except _UNREADABLE as error:
+                self._found(seq, f"decision {seq} about position {self._name(number)} cannot be read: {error!r}")
+                yield number, None
+                continue
+            if position is not None:
+                yield number, position
+
     def _count(self, position: Position) -> None:
-        self.position_count += 1
         if position.held_e8 or position.open_e8:
             for scope in position.tags.scopes:
                 self._held[scope] = self._held.get(scope, 0) + position.held_e8
@@ -172,38 +232,35 @@ class _PortfolioCheck:
             overage = 0 if row.cap_e8 is None else max(row.held_e8 + row.open_e8 - row.cap_e8, 0)
             if row.overage_e8 != overage:
                 self._found(None, f"scope {row.scope} records overage {row.overage_e8}e-8 USD, it is {overage}e-8")
+            if row.scope not in settled and self.decision_count:
+                self._found(None, f"scope {row.scope} stands in no decision")
             cap, status = settled.get(row.scope, (row.cap_e8, row.status))
             if (row.cap_e8, row.status) != (cap, status):
                 self._found(
                     None, f"scope {row.scope} has cap {row.cap_e8}e-8 and is {row.status}; decided: {cap}e-8, {status}"
                 )
-        for scope in sorted({*self._held, *self._open} - seen):
-            self._found(None, f"scope {scope} is missing, positions count in it")
+        decided = {name for name, (cap, status) in settled.items() if cap is not None or status != "active"}
+        for scope in sorted({*self._held, *self._open, *decided} - seen):
+            self._found(None, f"scope {scope} is missing")
+
+    def _scopes_told(self, seq: int, text: str) -> list[tuple[str, int | None, str]]:
+        """(scope, cap, status) as a trace shows them: before the decision, or after it where it changed them."""
+        try:
+            trace = json.loads(text)
+            rows = [trace["after"]] if "after" in trace else trace["scopes"]
+            return [(name, cap_e8, status) for name, cap_e8, _, _, status in rows]
+        except _UNREADABLE as error:
+            self._found(seq, f"the trace of decision {seq} cannot be read: {error!r}")
+            return []
 
     def _settled_scopes(self) -> dict[str, tuple[int | None, str]]:
         """Cap and status of each scope as the latest decision that mentions it left them."""
         latest: dict[str, tuple[int, int | None, str]] = {}
-        for seq, trace in self._last_seen.values():
-            for name, cap_e8, _, _, status in json.loads(trace).get("scopes", ()):
+        for seq, trace in (*self._last_seen.values(), *self._last_change.values()):
+            for name, cap_e8, status in self._scopes_told(seq, trace):
                 if seq > latest.get(name, (0,))[0]:
                     latest[name] = (seq, cap_e8, status)
-        for seq, trace in self._last_change.values():
-            name, cap_e8, _, _, status = json.loads(trace)["after"]
-            if seq > latest.get(name, (0,))[0]:
-                latest[name] = (seq, cap_e8, status)
         return {name: (cap_e8, status) for name, (_, cap_e8, status) in latest.items()}
-
-
-def _folded(records: Iterable[DecisionRecord]) -> Iterator[Position]:
-    """The position each run of decisions about one number leads to."""
-    position: Position | None = None
-    for record in records:
-        if position is not None and record.position != position.number:
-            yield position
-            position = None
-        position = fold(position, record)
-    if position is not None:
-        yield position
 
 
 def _difference(row: Position, told: Position) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -68,6 +68,8 @@ def test_close_when_time_runs_out_then_the_waiting_get_closed_and_nothing_of_the
         desk.gate.open()
         assert callers.outcomes() == {"in-hand": "granted", "waiting-0": "closed", "waiting-1": "closed"}
     assert keys(desk.open()) == ["in-hand"]
+    ledger._writer._thread.join(30)
+    assert ledger._store._pooled is None, "its connection is left open"  # type: ignore[attr-defined]
 
 
 async def test_close_when_called_on_the_event_loop_then_its_own_tasks_are_answered(
@@ -116,3 +118,38 @@ def test_fork_when_the_ledger_is_open_then_the_child_gets_closed_and_the_parent_
     assert before == after, "what the child did must not end the parent's sessions"
     with Ledger.open(database_url, settings=settings_of()) as ledger:
         assert keys(ledger) == ["warm-up", "parent"]
+
+
+def test_close_when_an_event_loop_died_before_it_handed_its_command_over_then_nobody_waits_for_it(desk: Gated) -> None:
+    ledger = desk.open(close_timeout_seconds=1)
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(ledger.run_async(one("orphan")))
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    loop.close()
+    assert not task.done()
+    assert ledger.run(one("key")).granted
+    ledger.close()
+    assert not ledger._writer._thread.is_alive(), "the writer waits for a command that can never arrive"
+    assert keys(desk.open()) == ["key"]
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda ledger: ledger.exposure(),
+        lambda ledger: ledger.portfolios(),
+        lambda ledger: ledger.history(),
+        lambda ledger: ledger.verify(),
+        lambda ledger: ledger.sweep(),
+        lambda ledger: ledger.reserve(key="what if", dry_run=True),
+    ],
+    ids=["exposure", "portfolios", "history", "verify", "sweep", "dry run"],
+)
+def test_read_when_the_ledger_is_closed_then_closed(desk: Gated, read: Callable[[Ledger], object]) -> None:
+    """A read would otherwise open a connection again that nobody closes."""
+    ledger = desk.open()
+    ledger.run(one("key"))
+    ledger.close()
+    with pytest.raises(Closed, match="open it again"):
+        read(ledger)

@@ -6,8 +6,9 @@ from decimal import Decimal
 
 import pytest
 
-from ledger_sizer import AppSettings, DynamicSizingSettings, Halt, Ledger, Reserve, Resume, SetCap
+from ledger_sizer import AppSettings, Confirm, DynamicSizingSettings, Halt, Ledger, Reserve, Resume, SetCap
 from ledger_sizer.batch import AnyCommand
+from tests.clocks import FakeClock
 
 
 @pytest.mark.parametrize(
@@ -42,3 +43,17 @@ def test_reserve_when_the_balance_is_below_a_full_scope_then_the_denial_names_th
         ledger.set_cap(key="cap", scope="venue=x", cap=Decimal(0))
         denied = ledger.reserve(key="key", available_balance=Decimal(-3), tags={"venue": "x"})
         assert (denied.reason, denied.binding) == ("cap_exceeded", "venue=x")
+
+
+def test_confirm_when_another_ledger_already_answered_the_same_key_then_it_is_a_replay(
+    database_url: str, clock: FakeClock
+) -> None:
+    """The other one decides on what it remembers, comes to the very same decision, and only then learns it is late."""
+    with Ledger.open(database_url, clock=clock) as ours, Ledger.open(database_url, clock=clock) as theirs:
+        position = ours.reserve(key="reserve").position_id
+        assert position is not None
+        theirs.extend(key="extend", position_id=position)
+        fill = Confirm(key="fill", position_id=position, quantity=Decimal(1), price=Decimal(3))
+        first, second = ours.run(fill), theirs.run(fill)
+        assert first.record == second.record
+        assert (first.replayed, second.replayed) == (False, True)

@@ -64,6 +64,7 @@ BAD: list[tuple[type[Any], str, list[Any]]] = [
     (Confirm, "legs", NOT_LEGS),
     (Release, "quantity", NOT_POSITIVE),
     (Extend, "ttl_seconds", NOT_A_TTL),
+    (Release, "held_only", ["yes", 1, 0]),
     (SetCap, "cap", [*NOT_NEGATIVE, None, D("1E+20")]),
     (SetCap, "scope", ["", "x", "=x", "x=", "X=y", 5, None, "portfolio=x", "x=" + "y" * 160]),
     (Halt, "scope", ["", "x", 5, None]),

@@ -231,8 +231,8 @@ async def test_cancel_when_a_task_waits_for_its_answer_then_the_command_happens_
 def test_reserve_when_another_session_keeps_the_lock_then_busy_after_the_bound_and_never_a_denial(
     desk: Gated, database_url: str, engine_kind: EngineKind, warm_up: int
 ) -> None:
+    desk.open().set_cap(key="cap", cap=CAP)
     ledger = desk.open(busy_timeout_seconds=1, retries_max=1)
-    ledger.set_cap(key="cap", cap=CAP)
     warm = [f"warm-up-{number}" for number in range(warm_up)]
     for key in warm:
         ledger.run(one(key))

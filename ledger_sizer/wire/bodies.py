@@ -163,6 +163,7 @@ class ReleaseBody(CommandBody):
     path = "/v1/positions/{position_id}/release"
 
     quantity: AmountText | None = Field(None, description="Base units closed; null closes all of it.")
+    held_only: bool | None = Field(None, description="True refuses to close a position that was filled.")
 
 
 class ExtendBody(CommandBody):

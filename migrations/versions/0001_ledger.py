@@ -28,6 +28,8 @@ CREATE TRIGGER positions_final BEFORE UPDATE ON positions
     EXECUTE FUNCTION ledger_refuse_change('the position is final');
 CREATE TRIGGER positions_kept BEFORE DELETE ON positions
     FOR EACH ROW EXECUTE FUNCTION ledger_refuse_change('positions are kept');
+CREATE TRIGGER positions_no_truncate BEFORE TRUNCATE ON positions
+    FOR EACH STATEMENT EXECUTE FUNCTION ledger_refuse_change('positions are kept');
 """
 
 SQLITE_GUARDS = [
@@ -39,6 +41,19 @@ SQLITE_GUARDS = [
         "the position is final",
     ),
     ("positions_kept", "DELETE ON positions", "positions are kept"),
+    # INSERT OR REPLACE deletes rows without running their DELETE triggers.
+    (
+        "decisions_no_replace",
+        "INSERT ON decisions WHEN EXISTS (SELECT 1 FROM decisions d WHERE d.portfolio_id = NEW.portfolio_id"
+        " AND (d.seq = NEW.seq OR d.key = NEW.key))",
+        "decisions are append-only, seq and key are unique",
+    ),
+    (
+        "positions_no_replace",
+        "INSERT ON positions WHEN EXISTS (SELECT 1 FROM positions p WHERE p.portfolio_id = NEW.portfolio_id"
+        " AND p.number = NEW.number AND p.state IN ('closed', 'released', 'expired'))",
+        "the position is final",
+    ),
 ]
 
 
