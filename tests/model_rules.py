@@ -19,6 +19,7 @@ AboutPosition = Confirm | Release | Extend
 
 WHOLE = "portfolio"
 E8 = 10**8
+USD_MAX = Fraction(2**63 - 1, E8)
 
 
 def down(usd: Fraction) -> Fraction:
@@ -185,6 +186,14 @@ def _found(pot: Pot, command: AboutPosition) -> Holding:
     return pot.positions[command.number]
 
 
+def _fact(pot: Pot, scopes: Sequence[str], notional: Fraction, freed: Fraction) -> Fraction:
+    """What a fill counts. Facts are never refused for their size, but for what 64 bits of 1e-8 USD cannot count."""
+    counted = up(notional)
+    if any(pot.exposure(scope) + freed + counted > USD_MAX for scope in scopes):
+        raise RefusedError("invalid_request")
+    return counted
+
+
 def _confirm(pot: Pot, command: Confirm) -> tuple[Answer, Holding]:
     before = _found(pot, command)
     late = before.state == "expired"
@@ -194,7 +203,8 @@ def _confirm(pot: Pot, command: Confirm) -> tuple[Answer, Holding]:
         raise RefusedError("wrong_state")
     quantity, price = Fraction(command.quantity), Fraction(command.price)
     after = replace(
-        before, state="open", held=Fraction(0), open=up(quantity * price), quantity=quantity, price=price,
+        before, state="open", held=Fraction(0), open=_fact(pot, before.scopes, quantity * price, -before.held),
+        quantity=quantity, price=price,
         expires_at=None, number=pot.next_seq if late else before.number, origin=before.number if late else None,
     )  # fmt: skip
     return Answer("confirm", "applied", quantity=quantity), after
@@ -233,9 +243,9 @@ def _extend(pot: Pot, command: Extend) -> tuple[Answer, Holding]:
 
 def _adopt(pot: Pot, command: Adopt) -> tuple[Answer, Holding]:
     quantity, price = Fraction(command.quantity), Fraction(command.price)
-    found = Holding(
-        pot.next_seq, "open", scopes_of(command.tags.items()), open=up(quantity * price), quantity=quantity, price=price
-    )
+    scopes = scopes_of(command.tags.items())
+    fact = _fact(pot, scopes, quantity * price, Fraction(0))
+    found = Holding(pot.next_seq, "open", scopes, open=fact, quantity=quantity, price=price)
     return Answer("adopt", "applied", quantity=quantity), found
 
 

@@ -57,3 +57,12 @@ def test_confirm_when_another_ledger_already_answered_the_same_key_then_it_is_a_
         first, second = ours.run(fill), theirs.run(fill)
         assert first.record == second.record
         assert (first.replayed, second.replayed) == (False, True)
+
+
+@pytest.mark.parametrize("scope", ["portfolio", "venue=x"])
+def test_verify_when_a_portfolio_has_only_ever_been_given_a_cap_then_nothing_is_wrong(
+    database_url: str, scope: str
+) -> None:
+    with Ledger.open(database_url) as ledger:
+        ledger.set_cap(key="cap", scope=scope, cap=Decimal(5))
+        assert ledger.verify().findings == ()
