@@ -3,7 +3,7 @@
 The database itself refuses a breach: counters cannot go below zero, exposure cannot exceed the cap without being
 recorded as overage, a position's amounts must fit its state, and decisions can be neither updated nor deleted.
 Positions and decisions have no foreign key to their portfolio: every write is guarded by the portfolio's own row (its
-chain head must match), and checking each row again cost a fifth of a batch (docs/decisions/0004).
+chain head must match), and checking each row again was a visible share of a batch (docs/decisions/0004).
 Money is whole 1e-8 USD in BIGINT (`_e8`), time whole microseconds since 1970 UTC in BIGINT (`_us`), prices and
 quantities exact decimal text, structures canonical JSON text.
 """

@@ -212,6 +212,8 @@ def _confirm(pot: Pot, command: Confirm) -> tuple[Answer, Holding]:
 
 def _release(pot: Pot, command: Release) -> tuple[Answer, Holding]:
     before = _found(pot, command)
+    if command.held_only and before.state != "held":
+        raise RefusedError("wrong_state")
     if before.state == "held":
         if command.quantity is not None:
             raise RefusedError("invalid_request")

@@ -112,7 +112,11 @@ CONFIRMS = _wish(
     spot_price=_decimals(None, "7.5"),
     legs=st.sampled_from([None, None, LEGS]),
 )
-RELEASES = _wish("release", share=st.sampled_from([None, None, "0.333333", "0.5", "1", "2"]))
+RELEASES = _wish(
+    "release",
+    share=st.sampled_from([None, None, "0.333333", "0.5", "1", "2"]),
+    held_only=st.sampled_from([None, None, None, True, False]),
+)
 EXTENDS = _wish("extend", ttl_seconds=SECONDS)
 ADOPTS = _wish(
     "adopt",
