@@ -69,7 +69,11 @@ def make_engine(value: str | URL, settings: LedgerSettings | None = None, *, rea
         _prepare_sqlite(engine, settings.busy_timeout_seconds * 1000, read_only)
         return engine
     try:
-        engine = create_engine(url, pool_pre_ping=read_only, connect_args={"connect_timeout": 10})
+        # A read of several statements is one moment, not several.
+        isolation = "REPEATABLE READ" if read_only else "READ COMMITTED"
+        engine = create_engine(
+            url, pool_pre_ping=read_only, isolation_level=isolation, connect_args={"connect_timeout": 10}
+        )
     except ModuleNotFoundError as error:
         raise Unavailable(
             f"PostgreSQL needs the package {error.name}; install it with: pip install 'ledger-sizer[postgres]'"

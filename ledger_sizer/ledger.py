@@ -24,7 +24,7 @@ from ledger_sizer.commands import Reserve
 from ledger_sizer.config import AppSettings
 from ledger_sizer.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
 from ledger_sizer.domain import Exposure, Page, Position, VerifyReport, to_us
-from ledger_sizer.errors import Busy, InternalError, InvalidRequest, LedgerError, Unavailable
+from ledger_sizer.errors import Busy, Closed, InternalError, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.explain import Explanation, explain
 from ledger_sizer.hold import AsyncHold, Hold
 from ledger_sizer.policy import Policy
@@ -76,6 +76,7 @@ class Ledger:
             batch_size_max=settings.ledger.batch_size_max,
             queue_size_max=settings.ledger.queue_size_max,
             name="ledger-writer",
+            on_stop=self._store.close,
         )
         self._closed = False
 
@@ -175,28 +176,34 @@ class Ledger:
         Every write batch does the same for the portfolios it touches; a sweep is for those nobody writes to.
         """
         if portfolio is None:
-            names = self._queries.portfolios_with_expired(self._now_us())
+            names = self._reads.portfolios_with_expired(self._now_us())
         else:
-            names = [self._queries.require(portfolio)]
+            names = [self._reads.require(portfolio)]
         return sum(len(self._writer.submit(Group((), sweep=name)).result()) for name in names)
+
+    @property
+    def _reads(self) -> Queries:
+        if self._closed:
+            raise Closed("the ledger is closed; open it again")
+        return self._queries
 
     # Reads: each on its own connection, one consistent snapshot each.
 
     def portfolios(self) -> list[str]:
         """Names of all portfolios."""
-        return self._queries.portfolios()
+        return self._reads.portfolios()
 
     def exposure(self, portfolio: str = "main") -> Exposure:
         """Cap, held, open, headroom and status of a portfolio and each of its scopes. `NotFound` if there is none."""
-        return self._queries.exposure(portfolio)
+        return self._reads.exposure(portfolio)
 
     def position(self, position_id: str) -> Position:
         """One position by its name. Raises `NotFound`."""
-        return self._queries.position(position_id)
+        return self._reads.position(position_id)
 
     def positions(self, portfolio: str | None = None, **filters: Any) -> Page[Position]:
         """Positions, oldest first. Filters: state=, tags=, cursor=, limit= (see `Queries.positions`)."""
-        return self._queries.positions(portfolio, **filters)
+        return self._reads.positions(portfolio, **filters)
 
     def history(self, portfolio: str = "main", **filters: Any) -> Page[Decision]:
         """Decisions, newest first.
@@ -204,22 +211,22 @@ class Ledger:
         Filters: symbol=, strategy=, outcome=, reason=, command=, since=, until=, cursor=, limit= (see
         `Queries.history`).
         """
-        return self._queries.history(portfolio, **filters)
+        return self._reads.history(portfolio, **filters)
 
     def decision(self, seq: int, portfolio: str = "main") -> Decision:
         """One decision by its place in the portfolio's chain. Raises `NotFound`."""
-        return self._queries.decision(portfolio, seq)
+        return self._reads.decision(portfolio, seq)
 
     def explain(self, reference: int | str, portfolio: str = "main") -> Explanation:
         """Why a decision came out as it did: by seq (of `portfolio`), or by position_id (the one that made it)."""
-        return explain(self._queries.resolve(reference, portfolio))
+        return explain(self._reads.resolve(reference, portfolio))
 
     def verify(self, portfolio: str | None = None, progress: Progress | None = None) -> VerifyReport:
         """Check the audit chain from its start and recompute every counter from the position rows.
 
         Reads one snapshot in constant memory. progress: called with (decisions done, decisions in all) now and then.
         """
-        return verify(self._read_engine, portfolio, progress)
+        return verify(self._reads.engine, portfolio, progress)
 
     # Life.
 
@@ -235,10 +242,10 @@ class Ledger:
         self._closed = True
         if not self._writer.close(self.settings.ledger.close_timeout_seconds):
             log.error("ledger.close_timeout", pending=self._writer.pending)
-        else:
-            self._store.close()
-        self._write_engine.dispose()
-        self._read_engine.dispose()
+        # In a forked child the sockets belong to the parent: forget them, do not end its sessions.
+        own = self._writer.own_process
+        self._write_engine.dispose(close=own)
+        self._read_engine.dispose(close=own)
 
     def __enter__(self) -> Self:
         return self
@@ -308,12 +315,19 @@ class Ledger:
         """The database refused the batch: answer its groups one by one, so that only the guilty one fails."""
         if len(groups) > 1:
             return [self._process([group])[0] for group in groups]
+        (group,) = groups
+        if len(group.commands) > 1 and not group.atomic:
+            results: list[Result] = []
+            for command in group.commands:
+                answer = self._process([Group((command,))])[0]
+                results += [answer] if isinstance(answer, LedgerError) else answer
+            return [results]
         log.error("ledger.refused", error=str(error).strip())
         return [InternalError(f"the database refused the command, nothing was recorded: {str(error).strip()}")]
 
     def _dry_run(self, command: Reserve) -> Decision:
         """Decide against the present state without a lock, a hold or a record."""
-        state, now_us = self._queries.state_for(command, self._now_us(), self._policy.new_portfolio_cap_e8)
+        state, now_us = self._reads.state_for(command, self._now_us(), self._policy.new_portfolio_cap_e8)
         decision = _only(decide_batch({state.name: state}, [Group((command,))], now_us, self._policy)[0])
         return decision.as_dry_run()
 

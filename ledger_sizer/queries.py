@@ -43,6 +43,11 @@ class Queries:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
+    @property
+    def engine(self) -> Engine:
+        """The engine whose connections only read."""
+        return self._engine
+
     def portfolios(self) -> list[str]:
         """Names of all portfolios, sorted."""
         with reading(self._engine) as connection:

@@ -38,7 +38,6 @@ SESSION = """
 SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
 SET jit = off; SET plan_cache_mode = force_generic_plan;
-SET idle_in_transaction_session_timeout = '10s';
 """
 """Every lookup is by key, and a plan made while the tables were small must not be kept when they are not.
 

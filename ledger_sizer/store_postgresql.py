@@ -64,7 +64,11 @@ class PostgresStore:
         if self._pooled is None:
             self._pooled = self._engine.raw_connection()
             connection = self._pooled.driver_connection
-            connection.execute(sql.SESSION + f"SET lock_timeout = '{self._lock_timeout_seconds}s'")
+            connection.execute(
+                f"{sql.SESSION} SET lock_timeout = '{self._lock_timeout_seconds}s';"
+                # Shorter than the others' wait for the lock: a frozen process must not make them give up.
+                f"SET idle_in_transaction_session_timeout = '{self._lock_timeout_seconds * 500}ms'"
+            )
             if connection.execute("SHOW synchronous_commit").fetchone()[0] == "off":
                 # Acknowledged means durable, whatever the server's default; stronger settings are kept.
                 connection.execute("SET synchronous_commit = on")
@@ -247,12 +251,10 @@ class PostgresStore:
         return "refused"
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         if self._pooled is not None:
             self.rollback()
-        if self._pooled is not None:
-            self._pooled.close()
-            self._pooled = None
+        self.reset()  # closed for good, also where the pool it came from was disposed of before
 
 
 def _flight(connection: psycopg.Connection[Any], parameters: Mapping[str, Any]) -> AbstractContextManager[Any]:

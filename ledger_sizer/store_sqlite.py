@@ -152,9 +152,7 @@ class SqliteStore:
         return "refused"
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         if self._pooled is not None:
             self.rollback()
-        if self._pooled is not None:
-            self._pooled.close()
-            self._pooled = None
+        self.reset()  # closed for good, also where the pool it came from was disposed of before

@@ -26,6 +26,7 @@ from ledger_sizer.fold import fold
 from ledger_sizer.records import GENESIS_HASH, DecisionRecord, canonical_text, chain_hash
 from ledger_sizer.store import position_of, record_of
 from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.tags import PORTFOLIO_SCOPE
 
 Progress = Callable[[int, int], None]
 """Called with (decisions done, decisions in all)."""
@@ -232,7 +233,7 @@ class _PortfolioCheck:
             overage = 0 if row.cap_e8 is None else max(row.held_e8 + row.open_e8 - row.cap_e8, 0)
             if row.overage_e8 != overage:
                 self._found(None, f"scope {row.scope} records overage {row.overage_e8}e-8 USD, it is {overage}e-8")
-            if row.scope not in settled and self.decision_count:
+            if row.scope not in settled and row.scope != PORTFOLIO_SCOPE:
                 self._found(None, f"scope {row.scope} stands in no decision")
             cap, status = settled.get(row.scope, (row.cap_e8, row.status))
             if (row.cap_e8, row.status) != (cap, status):

@@ -40,8 +40,11 @@ class _Ticket:
 class Writer:
     """A bounded queue and the thread that empties it. `process` answers a batch and never raises."""
 
-    def __init__(self, process: Process, *, batch_size_max: int, queue_size_max: int, name: str) -> None:
+    def __init__(
+        self, process: Process, *, batch_size_max: int, queue_size_max: int, name: str, on_stop: Callable[[], None]
+    ) -> None:
         self._process = process
+        self._on_stop = on_stop
         self._batch_size_max = batch_size_max
         self._queue_size_max = queue_size_max
         self._queue: deque[_Ticket] = deque()
@@ -57,6 +60,11 @@ class Writer:
         self._latest: tuple[asyncio.AbstractEventLoop | None, list[_Ticket]] = (None, [])
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
+
+    @property
+    def own_process(self) -> bool:
+        """False in a process forked from the one that opened it."""
+        return self._pid == os.getpid()
 
     @property
     def pending(self) -> int:
@@ -123,6 +131,8 @@ class Writer:
         with self._lock:
             left = list(self._queue)
             self._queue.clear()
+            self._pending -= sum(_size(ticket.group) for ticket in left)
+            self._ready.notify()
         _deliver(left, [Closed("the ledger closed before it came to this command; nothing was recorded")] * len(left))
         return not self._thread.is_alive()
 
@@ -139,12 +149,16 @@ class Writer:
         while True:
             with self._lock:
                 while not self._queue:
+                    if self._closing:
+                        self._forget_dead_loops()
                     if self._closing and not self._pending:
-                        return
+                        break
                     self._idle = True
                     # While closing, an event loop may still owe us an outbox; look again rather than wait for ever.
                     self._ready.wait(0.05 if self._closing else None)
                     self._idle = False
+                if not self._queue:
+                    break
                 batch, size = self._take()
             try:
                 answers = self._process([ticket.group for ticket in batch])
@@ -154,6 +168,14 @@ class Writer:
             with self._lock:
                 self._pending -= size
             _deliver(batch, answers)
+        self._on_stop()
+
+    def _forget_dead_loops(self) -> None:
+        """A loop that was closed will never hand its outbox over, and nobody waits for the answers."""
+        for loop, outbox in list(self._outboxes.items()):
+            if loop.is_closed() and outbox:
+                self._pending -= sum(_size(ticket.group) for ticket in outbox)
+                outbox.clear()
 
     def _take(self) -> tuple[list[_Ticket], int]:
         """Everything that waits, up to batch_size_max commands (a larger group goes alone, whole)."""

