@@ -1,0 +1,54 @@
+"""What one exchange account showed at one moment. Pure types; whoever fetches fills them, `reconcile` reads them.
+
+A part that could not be fetched whole is None: unknown, never empty.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class VenuePosition:
+    """One derivative position. symbol: ccxt's unified name, such as `BTC/USDT:USDT`. quantity: base units, above 0.
+
+    entry_price, mark_price: USD per base unit, None where the exchange does not say. In hedge mode a symbol has two.
+    """
+
+    symbol: str
+    side: Literal["long", "short"]
+    quantity: Decimal
+    entry_price: Decimal | None = None
+    mark_price: Decimal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VenueBalance:
+    """One asset of the account, in units of that asset. total = free + used."""
+
+    asset: str
+    free: Decimal
+    used: Decimal
+    total: Decimal
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One account at one moment.
+
+    venue: the exchange's id, as positions are tagged. account: a name the settings give it. begun_us, taken_us: when
+    the fetch began and ended. problems: what went wrong, in words, for each part that is None.
+    """
+
+    venue: str
+    account: str
+    begun_us: int
+    taken_us: int
+    positions: tuple[VenuePosition, ...] | None
+    balances: tuple[VenueBalance, ...] | None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether every part was fetched."""
+        return self.positions is not None and self.balances is not None
