@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput` and `python -m benchmarks curve`."""
+"""`python -m benchmarks throughput`, `python -m benchmarks curve` and `python -m benchmarks service`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import curve as curve_command
+from benchmarks import service as service_command
 from benchmarks import throughput as throughput_command
 from benchmarks.measure import BenchmarkError, Pace
 from benchmarks.report import new_console
@@ -24,6 +25,7 @@ WARMUP_SHARE = 0.2
 SHORT_SECONDS = 0.4
 SHORT_SIZES = (10, 1_000)
 CURVE_CALLERS = 64
+SHORT_SERVICE_CALLERS = (1, 64)
 
 
 class EngineChoice(StrEnum):
@@ -102,6 +104,30 @@ def curve(
         folder=folder,
     )
     curve_command.run(plan, new_console(), json_file)
+
+
+@app.command()
+def service(
+    *,
+    engine: EngineOption = EngineChoice.BOTH,
+    seconds: SecondsOption = 5.0,
+    rounds: RoundsOption = 1,
+    callers: Annotated[str, typer.Option(help="Numbers of keep-alive clients, comma-separated.")] = "1,16,64",
+    batch_callers: Annotated[str, typer.Option(help="Numbers of clients that send batch calls.")] = "4,64",
+    short: ShortOption = False,
+    json_file: JsonOption = None,
+    folder: FolderOption = None,
+) -> None:
+    """Compare the HTTP service with one written by hand: throughput, latency, start and memory."""
+    plan = service_command.Plan(
+        engines=engine.engines(),
+        callers=SHORT_SERVICE_CALLERS if short else _positive_numbers(callers, "--callers"),
+        batch_callers=SHORT_SERVICE_CALLERS[-1:] if short else _positive_numbers(batch_callers, "--batch-callers"),
+        pace=_pace(SHORT_SECONDS if short else seconds),
+        rounds=1 if short else rounds,
+        folder=folder,
+    )
+    service_command.run(plan, new_console(), json_file)
 
 
 def _pace(seconds: float) -> Pace:
