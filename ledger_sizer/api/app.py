@@ -46,18 +46,22 @@ def create_app(
         redoc_url=None,
         # Redirecting `/v1/positions/` would repeat a POST elsewhere; a path is right or it is not there.
         redirect_slashes=False,
+        # The spans of this package cover the commands too, which never reach the framework (see `tracing`).
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
     # Flat, so that whoever walks `app.routes` (the tests of who may do what) sees every one of them.
-    app.router.routes.extend(verbs.routes(service))
+    commands = verbs.endpoints(service)
+    app.router.routes.extend(verbs.routes(commands))
     for part in (reads, events, operations):
         app.router.routes.extend(part.router(service).routes)
-    app.add_middleware(Edge, service=service)
     app.add_exception_handler(LedgerError, _on_ledger_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(SQLAlchemyError, _on_database)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
+    # Not `add_middleware`: that would put the framework's own layers around it, and the hot calls would pay for them.
+    app.middleware_stack = Edge(app.build_middleware_stack(), service, verbs.Shortcut(commands))
     return app
 
 

@@ -19,7 +19,7 @@ from ledger_sizer.errors import InternalError, LedgerError
 from ledger_sizer.instruments import InstrumentInfo, Leg
 from ledger_sizer.records import Decision, DecisionRecord
 from ledger_sizer.tags import tags_of
-from ledger_sizer.units import USD_DECIMALS, exactly, plain, usd
+from ledger_sizer.units import USD_DECIMALS, exactly, plain, usd_text
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -49,21 +49,21 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
         "granted": record.outcome == "granted",
         "replayed": decision.replayed,
         "position_id": None if number is None else position_id(record.portfolio, number),
-        "budget": _usd_text(record.budget_e8),
+        "budget": _optional(usd_text, record.budget_e8),
         "quantity": record.quantity,
         "fraction": record.fraction,
         "raw_budget": record.raw_budget,
-        "headroom_before": _usd_text(record.headroom_e8),
-        "exposure_before": _usd_text(record.exposure_e8),
-        "exposure_after": _usd_text(after_e8),
+        "headroom_before": _optional(usd_text, record.headroom_e8),
+        "exposure_before": usd_text(record.exposure_e8),
+        "exposure_after": usd_text(after_e8),
         "binding": record.binding,
         "expires_at": None if record.expires_us is None else time_text(from_us(record.expires_us)),
         "decided_at": time_text(from_us(record.decided_us)),
         "hash": record.hash or None,
     }
     if full:
-        form["held_change"] = _usd_text(record.held_delta_e8)
-        form["open_change"] = _usd_text(record.open_delta_e8)
+        form["held_change"] = usd_text(record.held_delta_e8)
+        form["open_change"] = usd_text(record.open_delta_e8)
         form["tags"] = record.tags
         form["request"] = record.request
         form["trace"] = record.trace
@@ -244,10 +244,6 @@ def _not_ours(what: str, error: Exception) -> InternalError:
 
 def _optional(convert: Callable[[T], U], value: T | None) -> U | None:
     return None if value is None else convert(value)
-
-
-def _usd_text(e8: int | None) -> str | None:
-    return None if e8 is None else plain(usd(e8))
 
 
 def _e8(text: str) -> int:
