@@ -57,13 +57,16 @@ def status_of(decision: Decision) -> int:
 
 def decision_response(decision: Decision, *, full: bool) -> Whole:
     """A decision: the grant or the fact with 2xx, the denial as a problem that carries it whole."""
-    headers = {"Idempotency-Replayed": "true"} if decision.replayed else {}
-    if decision.record.outcome == "denied":
-        return problem_response(Denied(decision), headers=headers)
     status = status_of(decision)
+    if status == 409:
+        response = problem_response(Denied(decision))
+    else:
+        response = Whole(to_json(decision_to_json(decision, full=full)), status, _JSON)
     if status == 201:
-        headers["Location"] = f"/v1/positions/{decision.position_id}"
-    return json_response(decision_to_json(decision, full=full), status, headers)
+        response.raw_headers.append((b"location", f"/v1/positions/{decision.position_id}".encode()))
+    if decision.replayed:
+        response.raw_headers.append((b"idempotency-replayed", b"true"))
+    return response
 
 
 def _encoded(headers: Mapping[str, str]) -> Headers:

@@ -63,7 +63,9 @@ class Edge:
             if response is None:
                 await self._app(scope, receive, send_with_id)
             else:
-                await response(scope, receive, send_with_id)
+                status = response.status_code
+                response.raw_headers.append((b"x-request-id", request_id.encode()))
+                await response(scope, receive, send)
         except ClientDisconnect:
             status = 499
         except Exception:

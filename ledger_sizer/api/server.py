@@ -24,10 +24,14 @@ _LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\n
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which ends a connection that is one too many, or whose head is too slow or too large."""
+    """uvicorn's HTTP protocol, which ends a connection that is one too many, or whose head is too slow or too large.
+
+    Most requests arrive in one piece: only a head that does not gets a timer.
+    """
 
     settings: ServiceSettings
     _head_timer: asyncio.TimerHandle | None = None
+    _head_open = True
     _head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -45,29 +49,30 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came; after its end nothing more is read."""
-        if not self.transport.is_closing():
-            super().data_received(data)
+        if self.transport.is_closing():
+            return
+        continued = self._head_open
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if not self._head_open or not continued:
+            # What came together with the end of the request before is not this head's alone, so it is not held against it.
+            self._head_bytes = 0
+        elif self._head_bytes > self.settings.header_bytes_max and not self.transport.is_closing():
+            self._end(_LARGE)
+        if self._head_open and self._head_timer is None and not self.transport.is_closing():
+            self._start_timer()
 
     def on_message_begin(self) -> None:
         """A request begins, and with it the time its head may take."""
         super().on_message_begin()
-        self._head_bytes = 0
-        if self._head_timer is None:
-            self._start_timer()
-
-    def on_url(self, url: bytes) -> None:
-        """A piece of its path."""
-        super().on_url(url)
-        self._count(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        super().on_header(name, value)
-        self._count(len(name) + len(value) + 4)
+        self._head_open = True
 
     def on_headers_complete(self) -> None:
         """The head is whole: the app takes over."""
+        self._head_open = False
         self._stop_timer()
+        if self._head_bytes > self.settings.header_bytes_max and self._head_size() > self.settings.header_bytes_max:
+            self._end(_LARGE)
         if not self.transport.is_closing():
             super().on_headers_complete()
 
@@ -81,10 +86,8 @@ class BoundedProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             super().on_message_complete()
 
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > self.settings.header_bytes_max and not self.transport.is_closing():
-            self._end(_LARGE)
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _start_timer(self) -> None:
         self._head_timer = self.loop.call_later(self.settings.header_timeout_seconds, self._late)
