@@ -28,11 +28,13 @@ class Group(NamedTuple):
     """Commands that were submitted together. `atomic`: all of them take effect, or none does.
 
     sweep: a portfolio to free of expired holds even without a command; the answer then lists what was freed.
+    request_id: what the caller's log calls the request; the log of the commit repeats it, nothing else does.
     """
 
     commands: Sequence[AnyCommand]
     atomic: bool = False
     sweep: str | None = None
+    request_id: str | None = None
 
 
 def decide_batch(

@@ -31,7 +31,7 @@ from ledger_sizer.policy import Policy
 from ledger_sizer.queries import Queries
 from ledger_sizer.records import Decision, DecisionRecord
 from ledger_sizer.store import StaleState, WriteStore, needs_of
-from ledger_sizer.telemetry import get_logger
+from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs import verb, verb_async
 from ledger_sizer.verify import Progress, verify
 from ledger_sizer.writer import Answer, Writer
@@ -123,13 +123,13 @@ class Ledger:
         """Answer one command object; what the verbs do after building theirs."""
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
-        return _only(self._writer.submit(Group((command,))).result())
+        return _only(self._writer.submit(_single(command)).result())
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """`run`, awaitable. Cancelling the caller does not undo the command; its key tells what became of it."""
         if type(command) is Reserve and command.dry_run:
             return await asyncio.to_thread(self._dry_run, command)
-        return _only(await self._writer.submit_async(Group((command,))))
+        return _only(await self._writer.submit_async(_single(command)))
 
     def submit(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """Answer many commands in one go: a list of the same order and length.
@@ -307,8 +307,7 @@ class Ledger:
         if self.observe is not None:
             self.observe(recorded, time.perf_counter() - started)
         if _stdlib_log.isEnabledFor(logging.INFO):
-            for record in recorded:
-                log.info("decision", **record.logged())
+            _log_decisions(recorded, groups, results)
         return results
 
     def _isolate(self, groups: Sequence[Group], error: Exception) -> list[Answer]:
@@ -319,7 +318,7 @@ class Ledger:
         if len(group.commands) > 1 and not group.atomic:
             results: list[Result] = []
             for command in group.commands:
-                answer = self._process([Group((command,))])[0]
+                answer = self._process([Group((command,), request_id=group.request_id)])[0]
                 results += [answer] if isinstance(answer, LedgerError) else answer
             return [results]
         log.error("ledger.refused", error=str(error).strip())
@@ -338,7 +337,27 @@ def _group(commands: Sequence[AnyCommand], atomic: bool) -> Group:
             raise InvalidRequest(f"submit takes command objects such as Reserve(...), got {command!r}")
         if isinstance(command, Reserve) and command.dry_run:
             raise InvalidRequest("submit records what it answers; ask a dry run with reserve(..., dry_run=True)")
-    return Group(tuple(commands), atomic)
+    return Group(tuple(commands), atomic, request_id=request_id_var.get())
+
+
+def _single(command: AnyCommand) -> Group:
+    return Group((command,), request_id=request_id_var.get())
+
+
+def _log_decisions(
+    recorded: Sequence[DecisionRecord], groups: Sequence[Group], results: Sequence[Sequence[Result]]
+) -> None:
+    """One line for each decision, under the id of the request that asked for it; an expiry was asked for by nobody."""
+    asked_by = {
+        result.record.hash: group.request_id
+        for group, answers in zip(groups, results, strict=True)
+        if group.request_id is not None
+        for result in answers
+        if isinstance(result, Decision)
+    }
+    for record in recorded:
+        request_id = asked_by.get(record.hash)
+        log.info("decision", **record.logged(), **({} if request_id is None else {"request_id": request_id}))
 
 
 def _only(results: list[Result]) -> Decision:

@@ -14,6 +14,7 @@ from ledger_sizer import __version__
 from ledger_sizer.api import events, operations, reads, verbs
 from ledger_sizer.api.access import Access
 from ledger_sizer.api.answering import problem_response
+from ledger_sizer.api.deadline import Deadline
 from ledger_sizer.api.edge import Edge
 from ledger_sizer.api.schema import openapi_of
 from ledger_sizer.api.service import Service
@@ -37,7 +38,7 @@ def create_app(
     reads_engine: an engine on the same database that cannot write. keys: the API keys that open it.
     """
     access = Access(keys, on_loopback=is_loopback(settings.host))
-    service = Service(ledger, reads_engine, settings, access, metrics)
+    service = Service(ledger, reads_engine, settings, access, metrics, Deadline(settings.answer_timeout_seconds))
     app = FastAPI(
         title="ledger-sizer",
         version=__version__,

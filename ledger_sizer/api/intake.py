@@ -1,13 +1,10 @@
-"""Reading a request: its idempotency key and its body, bounded in size and time."""
-
-import asyncio
+"""Reading a request: its idempotency key and its body, bounded in size."""
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from ledger_sizer.config import ServiceSettings
 from ledger_sizer.errors import InvalidRequest
-from ledger_sizer.wire.problems import PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from ledger_sizer.wire.problems import PayloadTooLarge, UnsupportedMediaType
 
 KEY_HEADER = "Idempotency-Key"
 
@@ -34,32 +31,32 @@ def idempotency_key(scope: Scope) -> str:
         raise InvalidRequest(f"the header {KEY_HEADER} is not UTF-8 text", field=KEY_HEADER) from None
 
 
-async def read_body(scope: Scope, receive: Receive, settings: ServiceSettings) -> bytes:
-    """The whole body. Raises where it is not declared as JSON, too large, or too slow in coming."""
-    size, size_max = 0, settings.body_bytes_max
+async def read_body(scope: Scope, receive: Receive, size_max: int) -> bytes:
+    """The whole body. Raises where it is not declared as JSON, or has more than `size_max` bytes.
+
+    How long it may take is bounded by `server`, which knows at no cost whether it is all there already.
+    """
+    size = 0
     chunks: list[bytes] = []
-    try:
-        async with asyncio.timeout(settings.body_timeout_seconds):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > size_max:
-                    raise PayloadTooLarge(f"the body has more than {size_max} bytes; send a batch in parts")
-                chunks.append(chunk)
-                if not message.get("more_body", False):
-                    break
-    except TimeoutError:
-        seconds = settings.body_timeout_seconds
-        raise RequestTimeout(f"the body did not arrive within {seconds} s; nothing was recorded") from None
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > size_max:
+            raise PayloadTooLarge(f"the body has more than {size_max} bytes; send a batch in parts")
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            break
     if size:
         _require_json(header(scope, b"content-type"))
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _require_json(media_type: bytes | None) -> None:
+    if media_type == b"application/json":
+        return
     kind, _, parameters = (media_type or b"").decode("latin-1").lower().partition(";")
     if kind.strip() != "application/json":
         raise UnsupportedMediaType(f"send the body as Content-Type: application/json, not {kind.strip()[:100]!r}")

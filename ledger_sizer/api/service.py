@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Engine
 
 from ledger_sizer.api.access import Access
+from ledger_sizer.api.deadline import Deadline
 from ledger_sizer.config import ServiceSettings
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
@@ -13,11 +14,15 @@ from ledger_sizer.metrics import Metrics
 
 @dataclass(slots=True)
 class Service:
-    """The running parts as the routes see them. `stopping`: set when no new work should begin."""
+    """The running parts as the routes see them.
+
+    deadline: of the ledger's answers. stopping: set when no new work should begin.
+    """
 
     ledger: Ledger
     reads: Engine
     settings: ServiceSettings
     access: Access
     metrics: Metrics
+    deadline: Deadline
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

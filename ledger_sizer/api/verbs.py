@@ -5,9 +5,7 @@ They are plain ASGI endpoints, not FastAPI operations: the same models do the re
 before the framework begins its work.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any
 
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -17,7 +15,7 @@ from ledger_sizer.api.answering import Whole, decision_response, json_response, 
 from ledger_sizer.api.intake import idempotency_key, read_body
 from ledger_sizer.api.service import Service
 from ledger_sizer.batch import AnyCommand, Result
-from ledger_sizer.errors import Denied, InvalidRequest, LedgerError, Unavailable
+from ledger_sizer.errors import Denied, InvalidRequest, LedgerError
 from ledger_sizer.keys import ApiKey, Role
 from ledger_sizer.records import Decision
 from ledger_sizer.wire.answers import Json, decision_to_json
@@ -115,22 +113,12 @@ def _verb_answer(service: Service, model: type[CommandBody], role: Role) -> Answ
         caller = await service.access.require(scope, role)
         key = idempotency_key(scope)
         full = _wants_full(scope["query_string"])
-        body = await read_body(scope, receive, service.settings)
+        body = await read_body(scope, receive, service.settings.body_bytes_max)
         command = validated(model, read_object(body)).to_command(key, **scope["path_params"])
         allow(caller, command.portfolio)
-        return decision_response(await _answered(service, service.ledger.run_async(command)), full=full)
+        return decision_response(await service.deadline.of(service.ledger.run_async(command)), full=full)
 
     return answer
-
-
-async def _answered(service: Service, answer: Awaitable[Any]) -> Any:
-    """The ledger's answer, or an error that says it may still come."""
-    seconds = service.settings.answer_timeout_seconds
-    try:
-        async with asyncio.timeout(seconds):
-            return await answer
-    except TimeoutError:
-        raise Unavailable(f"no answer within {seconds} s; retry with the same key, it settles what happened") from None
 
 
 def _wants_full(query: bytes) -> bool:
@@ -145,7 +133,7 @@ def _batch_answer(service: Service) -> Answer:
     async def answer(scope: Scope, receive: Receive) -> Whole:
         caller = await service.access.require(scope, "trade")
         full = _wants_full(scope["query_string"])
-        batch = read_batch(read_object(await read_body(scope, receive, service.settings)))
+        batch = read_batch(read_object(await read_body(scope, receive, service.settings.body_bytes_max)))
         for item in batch.items:
             if not isinstance(item, InvalidRequest):
                 _allow_command(caller, item)
@@ -166,7 +154,7 @@ async def _batch(service: Service, items: list[AnyCommand | InvalidRequest], *, 
     wrong = next((item for item in items if isinstance(item, InvalidRequest)), None)
     if atomic and wrong is not None:
         raise wrong
-    answers = iter(await _answered(service, service.ledger.submit_async(commands, atomic=atomic)))
+    answers = iter(await service.deadline.of(service.ledger.submit_async(commands, atomic=atomic)))
     results: list[Result] = [item if isinstance(item, InvalidRequest) else next(answers) for item in items]
     forms = [_result_form(result, full) for result in results]
     denied = next((r for r in results if isinstance(r, Decision) and r.outcome == "denied"), None)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from ledger_sizer.domain import (
@@ -31,6 +32,12 @@ def time_text(moment: datetime) -> str:
     return moment.isoformat().replace("+00:00", "Z")
 
 
+@lru_cache(maxsize=1024)
+def _time_text_of(us: int) -> str:
+    """Cached, because the decisions of one commit have one time."""
+    return time_text(from_us(us))
+
+
 def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
     """A decision. `full` adds the request, the trace and the tags, with which its place in the chain can be checked.
 
@@ -57,8 +64,8 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
         "exposure_before": usd_text(record.exposure_e8),
         "exposure_after": usd_text(after_e8),
         "binding": record.binding,
-        "expires_at": None if record.expires_us is None else time_text(from_us(record.expires_us)),
-        "decided_at": time_text(from_us(record.decided_us)),
+        "expires_at": _optional(_time_text_of, record.expires_us),
+        "decided_at": _time_text_of(record.decided_us),
         "hash": record.hash or None,
     }
     if full:
