@@ -243,8 +243,7 @@ def _load(order: Order) -> Figures:
     """Drive the service from a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.load", json.dumps(asdict(order))],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         check=False,
         timeout=order.warmup_seconds + order.measured_seconds + LOAD_SECONDS_SPARE,

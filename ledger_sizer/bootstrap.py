@@ -1,7 +1,7 @@
 """Settings -> running parts. The only place that puts the service together."""
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -12,13 +12,18 @@ from ledger_sizer.database import make_engine
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.jobs import Jobs
 from ledger_sizer.keys import KeyRing
-from ledger_sizer.ledger import Ledger
+from ledger_sizer.ledger import Ledger, Observe
 from ledger_sizer.metrics import Metrics
+from ledger_sizer.records import DecisionRecord
+from ledger_sizer.tracing import Tracing, start_tracing
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a running service consists of. `reads`: an engine that cannot write, apart from the ledger's own."""
+    """What a running service consists of.
+
+    reads: an engine that cannot write, apart from the ledger's own. tracing: None unless it was asked for.
+    """
 
     settings: AppSettings
     ledger: Ledger
@@ -26,17 +31,23 @@ class Parts:
     keys: KeyRing
     metrics: Metrics
     jobs: Jobs
+    tracing: Tracing | None
 
 
 @contextmanager
-def running(settings: AppSettings, *, with_jobs: bool = True) -> Iterator[Parts]:
+def running(settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing | None = None) -> Iterator[Parts]:
     """The parts, running for the length of a `with` block; at its end the queue drains before anything closes.
 
+    tracing: None makes it as the settings say; it is stopped at the end either way.
     Raises `InvalidRequest` for an address that would be open to others without any API key, `SchemaOutdated` for a
     server's database that is behind, `Unavailable` for one that is away.
     """
     url = settings.ledger.database_url
     with ExitStack() as at_the_end:
+        if tracing is None and settings.service.tracing:
+            tracing = start_tracing()
+        if tracing is not None:
+            at_the_end.callback(tracing.stop)
         ledger = at_the_end.enter_context(Ledger.open(url, settings=settings))
         reads = make_engine(url, settings.ledger, read_only=True)
         at_the_end.callback(reads.dispose)
@@ -47,11 +58,23 @@ def running(settings: AppSettings, *, with_jobs: bool = True) -> Iterator[Parts]
         require_safe_address(settings.service.host, keys)
         metrics = Metrics()
         metrics.watch(ledger, reads)
+        if tracing is not None:
+            ledger.observe = both(metrics.observed, tracing.committed)
         jobs = Jobs(ledger, writes, settings.service, metrics)
         if with_jobs:
             jobs.start()
         at_the_end.callback(jobs.stop)
-        yield Parts(settings, ledger, reads, keys, metrics, jobs)
+        yield Parts(settings, ledger, reads, keys, metrics, jobs, tracing)
+
+
+def both(first: Observe, second: Observe) -> Observe:
+    """Tell two observers of every commit."""
+
+    def observe(records: Sequence[DecisionRecord], seconds: float) -> None:
+        first(records, seconds)
+        second(records, seconds)
+
+    return observe
 
 
 def is_loopback(host: str) -> bool:

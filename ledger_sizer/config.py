@@ -149,6 +149,7 @@ class ServiceSettings(Settings):
     heartbeat_seconds: int = Field(15, ge=1, le=300, description="Time between comments on a silent event stream.")
     event_poll_ms: int = Field(250, ge=10, le=60_000, description="Time between looks for new events, milliseconds.")
     sweep_interval_seconds: int = Field(1, ge=1, le=3600, description="Time between sweeps for expired holds.")
+    tracing: bool = Field(False, description="Send OpenTelemetry traces (extra otel; OTEL_... says where to).")
     lease_seconds: int = Field(15, ge=3, le=600, description="Another replica takes the jobs over after this silence.")
 
 

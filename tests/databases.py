@@ -136,7 +136,7 @@ class PostgresServer:
             if time.monotonic() > deadline:
                 raise TimeoutError(f"PostgreSQL (process {server}) still runs 20 s after SIGKILL")
             time.sleep(0.02)
-        # A process nobody has collected yet still has its number, so the server would take these for those of a live one.
+        # A process nobody has collected yet still has its number: the server would take these for a live one's.
         self._pid_file.unlink()
         for lock in self._pid_file.parent.glob(".s.PGSQL.*.lock"):
             lock.unlink()

@@ -25,20 +25,30 @@ from ledger_sizer.keys import KeyRing
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
 from ledger_sizer.telemetry import get_logger
+from ledger_sizer.tracing import Tracing
 from ledger_sizer.wire.problems import MethodNotAllowed
 
 log = get_logger(__name__)
 
 
 def create_app(
-    ledger: Ledger, settings: ServiceSettings, *, reads_engine: Engine, keys: KeyRing, metrics: Metrics
+    ledger: Ledger,
+    settings: ServiceSettings,
+    *,
+    reads_engine: Engine,
+    keys: KeyRing,
+    metrics: Metrics,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The ASGI application over an open ledger. `app.state.service` is what its routes share.
 
     reads_engine: an engine on the same database that cannot write. keys: the API keys that open it.
+    tracing: makes spans of requests, where given.
     """
     access = Access(keys, on_loopback=is_loopback(settings.host))
-    service = Service(ledger, reads_engine, settings, access, metrics, Deadline(settings.answer_timeout_seconds))
+    service = Service(
+        ledger, reads_engine, settings, access, metrics, Deadline(settings.answer_timeout_seconds), tracing
+    )
     app = FastAPI(
         title="ledger-sizer",
         version=__version__,

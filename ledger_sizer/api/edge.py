@@ -55,6 +55,8 @@ class Edge:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
+        tracing = self._service.tracing
+        span = None if tracing is None else tracing.begin(scope["headers"], request_id)
         self._in_progress += 1
         try:
             response = self._refusal(scope["path"])
@@ -76,7 +78,10 @@ class Edge:
             await problem_response(error)(scope, receive, send_with_id)
         finally:
             self._in_progress -= 1
-            self._count(scope, status, time.perf_counter() - started)
+            method, route = scope["method"] if scope["method"] in _METHODS else "OTHER", _route(scope)
+            self._service.metrics.answered(method, route, status, time.perf_counter() - started)
+            if tracing is not None and span is not None:
+                tracing.end(span, method, route, status)
             request_id_var.reset(token)
 
     def _refusal(self, path: str) -> Whole | None:
@@ -90,10 +95,6 @@ class Edge:
             closed = Closed("the service is stopping; nothing was recorded, retry with the same key")
             return problem_response(closed, headers={"Connection": "close"})
         return None
-
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        self._service.metrics.answered(method, _route(scope), status, seconds)
 
 
 def _route(scope: Scope) -> str:

@@ -10,13 +10,15 @@ from ledger_sizer.api.deadline import Deadline
 from ledger_sizer.config import ServiceSettings
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
+from ledger_sizer.tracing import Tracing
 
 
 @dataclass(slots=True)
 class Service:
     """The running parts as the routes see them.
 
-    deadline: of the ledger's answers. stopping: set when no new work should begin.
+    deadline: of the ledger's answers. tracing: None where nobody asked for it.
+    stopping: set when no new work should begin.
     """
 
     ledger: Ledger
@@ -25,4 +27,5 @@ class Service:
     access: Access
     metrics: Metrics
     deadline: Deadline
+    tracing: Tracing | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -86,9 +86,7 @@ class Shortcut:
 
     def __init__(self, made: Iterable[Endpoint]) -> None:
         self._by_path = {(one.method, one.path): one for one in made if "{" not in one.path}
-        self._by_verb = {
-            one.path.removeprefix(_OF_POSITION): one for one in made if one.path.startswith(_OF_POSITION)
-        }
+        self._by_verb = {one.path.removeprefix(_OF_POSITION): one for one in made if one.path.startswith(_OF_POSITION)}
 
     def find(self, scope: Scope) -> Endpoint | None:
         """The endpoint, with `endpoint` and `path_params` set as the router would."""

@@ -48,7 +48,12 @@ def serve(
     disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's default doubles the number of series
     with running(settings) as parts, listen(settings.service) as listening:
         app = create_app(
-            parts.ledger, settings.service, reads_engine=parts.reads, keys=parts.keys, metrics=parts.metrics
+            parts.ledger,
+            settings.service,
+            reads_engine=parts.reads,
+            keys=parts.keys,
+            metrics=parts.metrics,
+            tracing=parts.tracing,
         )
         _settle_memory()
         listening.listen(min(settings.service.connections_max, 2048))
@@ -60,9 +65,9 @@ def serve(
 
 
 def _settle_memory() -> None:
-    """What was loaded until now lives as long as the process: keep the collector from walking through it again and again.
+    """What was loaded until now lives as long as the process: keep the garbage collector from walking through it.
 
-    It took a tenth of a second each time, with every request waiting (see docs/decisions).
+    A walk through all of it takes a tenth of a second, and every request waits.
     """
     gc.collect()
     gc.freeze()
