@@ -39,10 +39,7 @@ SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
 SET jit = off; SET plan_cache_mode = force_generic_plan;
 """
-"""Every lookup is by key, and a plan made while the tables were small must not be kept when they are not.
-
-The time-out is for our own sake: a process that is paused inside a transaction must not stop all others for ever.
-"""
+"""Every lookup is by key, and a plan made while the tables were small must not be kept when they are not."""
 
 IDS = "SELECT name, id FROM portfolios WHERE name = ANY(%s)"
 

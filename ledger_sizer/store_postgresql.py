@@ -33,6 +33,8 @@ _CALM_MIN = 3
 """How often in a row a portfolio must be found as this process left it before the lock is skipped."""
 _POSITIONS_REMEMBERED_MAX = 10_000
 _FLIGHT_CHARACTERS_MAX = 100_000
+_TRANSACTION_TIMEOUT_SINCE = 170_000
+"""PostgreSQL's version number with `transaction_timeout`."""
 
 
 def _answers(state: PortfolioState, need: PortfolioNeed, now_us: int) -> bool:
@@ -64,11 +66,11 @@ class PostgresStore:
         if self._pooled is None:
             self._pooled = self._engine.raw_connection()
             connection = self._pooled.driver_connection
-            connection.execute(
-                f"{sql.SESSION} SET lock_timeout = '{self._lock_timeout_seconds}s';"
-                # Shorter than the others' wait for the lock: a frozen process must not make them give up.
-                f"SET idle_in_transaction_session_timeout = '{self._lock_timeout_seconds * 500}ms'"
-            )
+            connection.execute(f"{sql.SESSION} SET lock_timeout = '{self._lock_timeout_seconds}s'")
+            if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
+                # A process that froze with the lock must not stop the others for ever; they retry for longer than
+                # this. The idle time-out would not do: a server does not count it in a pipeline.
+                connection.execute(f"SET transaction_timeout = '{2 * self._lock_timeout_seconds}s'")
             if connection.execute("SHOW synchronous_commit").fetchone()[0] == "off":
                 # Acknowledged means durable, whatever the server's default; stronger settings are kept.
                 connection.execute("SET synchronous_commit = on")

@@ -43,7 +43,11 @@ _SCOPES = (
     "WHERE portfolio_id = ? AND scope IN (SELECT value FROM json_each(?))"
 )
 _INSERT_DECISIONS = f"INSERT INTO decisions ({', '.join(DECISION_COLUMNS)}) {_values(DECISION_COLUMNS)}"
-_SAVE_POSITIONS = upsert("positions", POSITION_COLUMNS, ("portfolio_id", "number"), _values(POSITION_COLUMNS))
+_MAKE_POSITIONS = f"INSERT INTO positions ({', '.join(POSITION_COLUMNS)}) {_values(POSITION_COLUMNS)}"
+_MOVE_POSITIONS = (
+    f"UPDATE positions SET {', '.join(f'{name} = ?{at}' for at, name in enumerate(POSITION_COLUMNS, 1) if at > 2)} "
+    "WHERE portfolio_id = ?1 AND number = ?2"
+)
 _SAVE_SCOPES = upsert("scopes", SCOPE_COLUMNS, ("portfolio_id", "scope"), _values(SCOPE_COLUMNS))
 _SAVE_HEAD = "UPDATE portfolios SET last_seq = ?, last_hash = ?, last_us = ? WHERE id = ?"
 
@@ -121,9 +125,10 @@ class SqliteStore:
             if not state.sealed:
                 continue
             portfolio = state.id
-            connection.executemany(
-                _SAVE_POSITIONS, [position_row(portfolio, state.positions[n]) for n in state.dirty_positions]
-            )
+            made = [n for n in state.dirty_positions if n > state.loaded_seq]
+            moved = [n for n in state.dirty_positions if n <= state.loaded_seq]
+            connection.executemany(_MAKE_POSITIONS, [position_row(portfolio, state.positions[n]) for n in made])
+            connection.executemany(_MOVE_POSITIONS, [position_row(portfolio, state.positions[n]) for n in moved])
             connection.executemany(_SAVE_SCOPES, [scope_row(portfolio, state.scopes[n]) for n in state.dirty_scopes])
             connection.executemany(_INSERT_DECISIONS, [(portfolio, *record[1:]) for record, _ in state.sealed])
             connection.execute(_SAVE_HEAD, (state.last_seq, state.last_hash, state.last_us, portfolio))

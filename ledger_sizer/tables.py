@@ -86,8 +86,8 @@ class PositionRow(Base):
         CheckConstraint("open_e8 >= 0 AND (open_e8 > 0) = (state = 'open')", name="open"),
         CheckConstraint("state <> 'held' OR expires_us IS NOT NULL", name="expires"),
         CheckConstraint("state <> 'open' OR (quantity IS NOT NULL AND price IS NOT NULL)", name="filled"),
-        Index("ix_positions_live", "portfolio_id", "number", postgresql_where=text("state IN ('held', 'open')"),
-              sqlite_where=text("state IN ('held', 'open')")),
+        Index("ix_positions_open", "portfolio_id", "number", postgresql_where=text("state = 'open'"),
+              sqlite_where=text("state = 'open'")),
         Index("ix_positions_expiry", "portfolio_id", "expires_us", postgresql_where=text("state = 'held'"),
               sqlite_where=text("state = 'held'")),
         Index("uq_positions_origin", "portfolio_id", "origin", unique=True,
@@ -119,9 +119,7 @@ class DecisionRow(Base):
         CheckConstraint("outcome IN ('granted', 'denied', 'applied')", name="outcome"),
         CheckConstraint("(outcome = 'denied') = (reason IS NOT NULL)", name="reason"),
         Index("uq_decisions_portfolio_id_key", "portfolio_id", "key", unique=True),
-        Index("ix_decisions_position", "portfolio_id", "position", "seq",
-              postgresql_where=text("position IS NOT NULL"), sqlite_where=text("position IS NOT NULL")),
-    )  # fmt: skip
+    )
 
     portfolio_id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)

@@ -45,7 +45,8 @@ SQLITE_GUARDS = [
     (
         "decisions_no_replace",
         "INSERT ON decisions WHEN EXISTS (SELECT 1 FROM decisions d WHERE d.portfolio_id = NEW.portfolio_id"
-        " AND (d.seq = NEW.seq OR d.key = NEW.key))",
+        " AND d.key = NEW.key) OR EXISTS (SELECT 1 FROM decisions d WHERE d.portfolio_id = NEW.portfolio_id"
+        " AND d.seq = NEW.seq)",
         "decisions are append-only, seq and key are unique",
     ),
     (
@@ -136,15 +137,15 @@ def _create_positions() -> None:
         ),
         sa.PrimaryKeyConstraint("portfolio_id", "number", name=op.f("pk_positions")),
     )
-    _partial_index("ix_positions_live", ["portfolio_id", "number"], "state IN ('held', 'open')")
+    _partial_index("ix_positions_open", ["portfolio_id", "number"], "state = 'open'")
     _partial_index("ix_positions_expiry", ["portfolio_id", "expires_us"], "state = 'held'")
     _partial_index("uq_positions_origin", ["portfolio_id", "origin"], "origin IS NOT NULL", unique=True)
 
 
-def _partial_index(
-    name: str, columns: list[str], where: str, *, unique: bool = False, table: str = "positions"
-) -> None:
-    op.create_index(name, table, columns, unique=unique, postgresql_where=sa.text(where), sqlite_where=sa.text(where))
+def _partial_index(name: str, columns: list[str], where: str, *, unique: bool = False) -> None:
+    op.create_index(
+        name, "positions", columns, unique=unique, postgresql_where=sa.text(where), sqlite_where=sa.text(where)
+    )
 
 
 def _create_decisions() -> None:
@@ -178,9 +179,6 @@ def _create_decisions() -> None:
         sa.PrimaryKeyConstraint("portfolio_id", "seq", name=op.f("pk_decisions")),
     )
     op.create_index("uq_decisions_portfolio_id_key", "decisions", ["portfolio_id", "key"], unique=True)
-    _partial_index(
-        "ix_decisions_position", ["portfolio_id", "position", "seq"], "position IS NOT NULL", table="decisions"
-    )
 
 
 def downgrade() -> None:
