@@ -299,7 +299,7 @@ class Ledger:
         needs = needs_of(groups)
         states, now_us = self._store.begin(needs, self._now_us(), self._policy.new_portfolio_cap_e8)
         results = decide_batch(states, groups, now_us, self._policy, own_hashes)
-        if self._store.unlocked and any(isinstance(result, LedgerError) for group in results for result in group):
+        if self._store.from_memory and any(isinstance(result, LedgerError) for group in results for result in group):
             raise StaleState("a rule's error may be the replay of a key that was not looked up")
         recorded = [record for state in states.values() for record, _ in state.sealed]
         sealed += [record.hash for record in recorded]

@@ -123,8 +123,6 @@ def write_statement(parts: frozenset[str]) -> str:
     """One statement for everything a batch changes, with only the parts it needs (an unused part costs its set-up).
 
     It is guarded: when a head is not the one the batch was decided against, the division by zero undoes it all.
-    Counters move by their difference, so that a row somebody edited stays wrong for `verify` to find, and the CHECK
-    on it can refuse the batch.
     """
     return f"""
 WITH head AS (

@@ -24,7 +24,7 @@ from ledger_sizer import InvalidRequest, Ledger, LedgerError, SchemaOutdated, Un
 from ledger_sizer.database import SCHEMA_HEAD, alembic_config, downgrade, make_engine, schema_version, upgrade
 from ledger_sizer.tables import Base
 from tests.clocks import FakeClock
-from tests.conftest import NewDatabase
+from tests.conftest import EngineKind, NewDatabase
 from tests.desk import TAGS, Intruder, assert_verified, opened, reserve_btc
 
 D = Decimal
@@ -356,3 +356,16 @@ def test_open_when_threads_make_new_files_at_once_then_all_of_them_succeed(tmp_p
         command = [sys.executable, "-c", OPEN_IN_THREADS, f"sqlite:///{folder}/{name}"]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert ran.returncode == 0, ran.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_upgrade_when_several_hosts_migrate_one_new_database_at_once_then_all_of_them_succeed(
+    new_database: NewDatabase, engine_kind: EngineKind
+) -> None:
+    url = new_database(engine_kind, migrated=False)
+    command = [sys.executable, "-m", "ledger_sizer", "db", "upgrade", "--database-url", url]
+    hosts = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    errors = [host.communicate(timeout=60)[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [0] * 4, errors
+    with Ledger.open(url) as ledger:
+        assert_verified(ledger)

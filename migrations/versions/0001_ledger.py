@@ -45,8 +45,7 @@ SQLITE_GUARDS = [
     (
         "decisions_no_replace",
         "INSERT ON decisions WHEN EXISTS (SELECT 1 FROM decisions d WHERE d.portfolio_id = NEW.portfolio_id"
-        " AND d.key = NEW.key) OR EXISTS (SELECT 1 FROM decisions d WHERE d.portfolio_id = NEW.portfolio_id"
-        " AND d.seq = NEW.seq)",
+        " AND (d.seq = NEW.seq OR d.key = NEW.key))",
         "decisions are append-only, seq and key are unique",
     ),
     (
