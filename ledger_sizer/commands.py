@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import ClassVar, Literal
@@ -84,6 +85,8 @@ def _json(value: object) -> str:
         return f'"{plain(value)}"'
     if isinstance(value, Tags):
         return value.text
+    if isinstance(value, datetime):
+        return f'"{value.isoformat().replace("+00:00", "Z")}"'
     if isinstance(value, tuple):
         return f"[{','.join([_json(part) for part in value])}]"
     if isinstance(value, InstrumentInfo | Leg):
@@ -365,7 +368,99 @@ class Adopt(PortfolioCommand):
             label_text(self.note, "note", length_max=500)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze(PortfolioCommand):
+    """Deny new reservations in a scope as `unreconciled`, because the ledger and the exchange do not agree about it.
+
+    Apart from `halt`, which is the operator's: each is ended by its own opposite. Holds may be extended.
+    """
+
+    verb: ClassVar[str] = "freeze"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("note", "scope")
+
+    scope: str = PORTFOLIO_SCOPE
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_scope_and_note(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thaw(PortfolioCommand):
+    """End a freeze."""
+
+    verb: ClassVar[str] = "thaw"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("note", "scope")
+
+    scope: str = PORTFOLIO_SCOPE
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_scope_and_note(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciled(PortfolioCommand):
+    """Say until when a scope may be trusted to agree with the exchange. From `fresh_until` on every reservation in it
+    is denied as `unreconciled`, until the next one of these; None trusts it without an end (the default of a scope).
+
+    fresh_until: an aware datetime. A point in time, not an age: a reconciler that was paused and wakes late cannot
+    make old knowledge young.
+    """
+
+    verb: ClassVar[str] = "reconciled"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("fresh_until", "note", "scope")
+
+    fresh_until: datetime | None
+    scope: str = PORTFOLIO_SCOPE
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_scope_and_note(self)
+        if self.fresh_until is None:
+            return
+        if not isinstance(self.fresh_until, datetime) or self.fresh_until.tzinfo is None:
+            raise InvalidRequest(
+                f"fresh_until must be a datetime with a time zone, got {self.fresh_until!r}", field="fresh_until"
+            )
+        object.__setattr__(self, "fresh_until", self.fresh_until.astimezone(UTC))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remark(PortfolioCommand):
+    """Put something into the audit chain that changes no figure: what was found at the exchange, what was decided.
+
+    about: what it concerns, such as `drift-17`. event: what happened, such as `close_requested`. Whoever watches the
+    events sees it, so this is also how a position is asked to be closed by those who trade.
+    """
+
+    verb: ClassVar[str] = "remark"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("about", "event", "note")
+
+    about: str
+    event: str
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_key()
+        portfolio_name(self.portfolio)
+        label_text(self.about, "about")
+        label_text(self.event, "event")
+        if self.note is not None:
+            label_text(self.note, "note", length_max=500)
+
+
+def _check_scope_and_note(command: Freeze | Thaw | Reconciled) -> None:
+    command._check_key()
+    portfolio_name(command.portfolio)
+    scope_name(command.scope)
+    if command.note is not None:
+        label_text(command.note, "note", length_max=500)
+
+
 COMMANDS: Mapping[str, type[PortfolioCommand] | type[PositionCommand]] = {
-    command.verb: command for command in (Reserve, Confirm, Release, Extend, SetCap, Halt, Resume, Adopt)
-}
+    command.verb: command for command in (
+        Reserve, Confirm, Release, Extend, SetCap, Halt, Resume, Adopt, Freeze, Thaw, Reconciled, Remark
+    )
+}  # fmt: skip
 """Every verb and its command type."""

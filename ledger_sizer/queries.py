@@ -15,6 +15,7 @@ from ledger_sizer.domain import (
     Page,
     Position,
     ScopeExposure,
+    from_us,
     split_position_id,
     to_us,
 )
@@ -224,7 +225,10 @@ def _of_portfolio(query: Select[Any], column: Any, portfolio: str) -> Select[Any
 
 def _scope_exposure(scope: ScopeState) -> ScopeExposure:
     cap = None if scope.cap_e8 is None else usd(scope.cap_e8)
-    return ScopeExposure(scope.name, cap, usd(scope.held_e8), usd(scope.open_e8), scope.status)
+    fresh_until = None if scope.fresh_until_us is None else from_us(scope.fresh_until_us)
+    return ScopeExposure(
+        scope.name, cap, usd(scope.held_e8), usd(scope.open_e8), scope.status, scope.frozen, fresh_until
+    )
 
 
 def _states(state: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from ledger_sizer.batch import Group
-from ledger_sizer.commands import Adopt, Confirm, PositionCommand, Reserve, SetCap
+from ledger_sizer.commands import Adopt, Confirm, PositionCommand, Reconciled, Reserve, SetCap
 from ledger_sizer.domain import Position
 from ledger_sizer.instruments import legs_of, legs_text
 from ledger_sizer.records import DecisionRecord
@@ -92,7 +92,7 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
             if isinstance(command, Confirm):
                 need.late.add(command.number)
             continue
-        need.creates = need.creates or isinstance(command, Reserve | SetCap | Adopt)
+        need.creates = need.creates or isinstance(command, Reserve | SetCap | Adopt | Reconciled)
         if isinstance(command, Reserve):
             need.scopes.update(tags_of(command.tags).scopes)
         elif (tags := getattr(command, "tags", None)) is not None:
@@ -125,14 +125,15 @@ def position_row(portfolio_id: int, position: Position) -> tuple[Any, ...]:
 
 def scope_of(row: Sequence[Any]) -> ScopeState:
     """A scope from its columns in table order."""
-    _, name, cap_e8, held_e8, open_e8, _, status = row
-    return ScopeState(name, cap_e8, held_e8, open_e8, status, (held_e8, open_e8))
+    _, name, cap_e8, held_e8, open_e8, _, status, frozen, fresh_until_us = row
+    return ScopeState(name, cap_e8, held_e8, open_e8, status, bool(frozen), fresh_until_us, (held_e8, open_e8))
 
 
 def scope_row(portfolio_id: int, scope: ScopeState) -> tuple[Any, ...]:
     """A scope's columns in table order."""
     return (
-        portfolio_id, scope.name, scope.cap_e8, scope.held_e8, scope.open_e8, scope.overage_e8, scope.status
+        portfolio_id, scope.name, scope.cap_e8, scope.held_e8, scope.open_e8, scope.overage_e8, scope.status,
+        int(scope.frozen), scope.fresh_until_us,
     )  # fmt: skip
 
 

@@ -297,7 +297,7 @@ def _count_row(portfolio_id: int, scope: ScopeState, *, administered: bool) -> t
     held, opened = scope.stored or (0, 0)
     return (
         portfolio_id, scope.name, scope.held_e8 - held, scope.open_e8 - opened, scope.overage_e8,
-        "1" if administered else "0", scope.cap_e8, scope.status,
+        "1" if administered else "0", scope.cap_e8, scope.status, int(scope.frozen), scope.fresh_until_us,
     )  # fmt: skip
 
 

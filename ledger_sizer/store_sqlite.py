@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.records import GENESIS_HASH
-from ledger_sizer.state import PortfolioState
+from ledger_sizer.state import PortfolioState, ScopeState
 from ledger_sizer.store import (
     DECISION_COLUMNS,
     POSITION_COLUMNS,
@@ -91,7 +91,7 @@ class SqliteStore:
             row = connection.execute(query, (name,)).fetchone()
             connection.execute(
                 f"INSERT INTO scopes ({', '.join(SCOPE_COLUMNS)}) {_values(SCOPE_COLUMNS)}",
-                (row[0], PORTFOLIO_SCOPE, new_cap_e8, 0, 0, 0, "active"),
+                scope_row(row[0], ScopeState(PORTFOLIO_SCOPE, new_cap_e8)),
             )
         return None if row is None else PortfolioState(*row)
 
