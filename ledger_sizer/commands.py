@@ -417,13 +417,12 @@ class Reconciled(PortfolioCommand):
 
     def __post_init__(self) -> None:
         _check_scope_and_note(self)
-        if self.fresh_until is None:
+        until: object = self.fresh_until
+        if until is None:
             return
-        if not isinstance(self.fresh_until, datetime) or self.fresh_until.tzinfo is None:
-            raise InvalidRequest(
-                f"fresh_until must be a datetime with a time zone, got {self.fresh_until!r}", field="fresh_until"
-            )
-        object.__setattr__(self, "fresh_until", self.fresh_until.astimezone(UTC))
+        if not isinstance(until, datetime) or until.tzinfo is None:
+            raise InvalidRequest(f"fresh_until must be a datetime with a time zone, got {until!r}", field="fresh_until")
+        object.__setattr__(self, "fresh_until", until.astimezone(UTC))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

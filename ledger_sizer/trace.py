@@ -35,9 +35,9 @@ def _reconciliation(scope: ScopeState) -> str:
     return f",{scope.frozen:d},{'null' if scope.fresh_until_us is None else scope.fresh_until_us}"
 
 
-def reconciliation_of(row: Sequence[Any]) -> tuple[bool, int | None]:
+def reconciliation_of(row: Sequence[Any]) -> tuple[int, int | None]:
     """(frozen, fresh_until_us) of a scope's row in a trace."""
-    return (bool(row[5]), row[6]) if len(row) > 5 else (False, None)
+    return (row[5], row[6]) if len(row) > 5 else (0, None)
 
 
 def trace_text(

@@ -38,7 +38,7 @@ _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError,
 _FINDINGS_MAX = 100
 _ABOUT_A_SCOPE = ("set_cap", "halt", "resume", "freeze", "thaw", "reconciled")
 
-_Settled = tuple[int | None, str, bool, int | None]
+_Settled = tuple[int | None, str, int, int | None]
 """What decisions made of a scope: cap_e8, status, frozen, fresh_until_us."""
 
 
@@ -240,11 +240,11 @@ class _PortfolioCheck:
                 self._found(None, f"scope {row.scope} records overage {row.overage_e8}e-8 USD, it is {overage}e-8")
             if row.scope not in settled and row.scope != PORTFOLIO_SCOPE:
                 self._found(None, f"scope {row.scope} stands in no decision")
-            stored = (row.cap_e8, row.status, bool(row.frozen), row.fresh_until_us)
+            stored = (row.cap_e8, row.status, row.frozen, row.fresh_until_us)
             made = settled.get(row.scope, stored)
             if stored != made:
                 self._found(None, f"scope {row.scope} {_settled_text(stored)}; decided: {_settled_text(made)}")
-        decided = {name for name, made in settled.items() if made != (None, "active", False, None)}
+        decided = {name for name, made in settled.items() if made != (None, "active", 0, None)}
         for scope in sorted({*self._held, *self._open, *decided} - seen):
             self._found(None, f"scope {scope} is missing")
 
