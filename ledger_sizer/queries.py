@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, and_, func, select, tuple_
 
-from ledger_sizer.commands import COMMANDS, Reserve, portfolio_name
+from ledger_sizer.command_base import portfolio_name
+from ledger_sizer.commands import COMMANDS, Reserve
 from ledger_sizer.database import reading, tag_value
 from ledger_sizer.domain import (
     DENIAL_REASONS,

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from decimal import Decimal
 
+from ledger_sizer.command_base import Command, ttl_us
 from ledger_sizer.commands import (
     Adopt,
-    Command,
     Confirm,
     Extend,
     Freeze,
@@ -25,7 +25,6 @@ from ledger_sizer.commands import (
     Resume,
     SetCap,
     Thaw,
-    ttl_us,
 )
 from ledger_sizer.domain import Position, PositionState, to_us
 from ledger_sizer.errors import InvalidRequest, NotFound, WrongState

@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from ledger_sizer.batch import Group
-from ledger_sizer.commands import Adopt, Confirm, PositionCommand, Reconciled, Reserve, SetCap
+from ledger_sizer.command_base import PositionCommand
+from ledger_sizer.commands import Adopt, Confirm, Reconciled, Reserve, SetCap
 from ledger_sizer.domain import Position
 from ledger_sizer.instruments import legs_of, legs_text
 from ledger_sizer.records import DecisionRecord

@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 
-from ledger_sizer.commands import portfolio_name
+from ledger_sizer.command_base import portfolio_name
 from ledger_sizer.database import shown
 from ledger_sizer.domain import Finding, Position, VerifyReport, position_id
 from ledger_sizer.errors import LedgerError, NotFound, Unavailable

@@ -28,7 +28,8 @@ from ledger_sizer import (
     SetCap,
     Thaw,
 )
-from ledger_sizer.commands import COMMANDS, PortfolioCommand
+from ledger_sizer.command_base import PortfolioCommand
+from ledger_sizer.commands import COMMANDS
 from tests.clocks import FakeClock
 from tests.desk import BTC_PERP, BTC_SPOT, opened
 

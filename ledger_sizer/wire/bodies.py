@@ -15,9 +15,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ledger_sizer.batch import AnyCommand
+from ledger_sizer.command_base import TTL_SECONDS_MAX
 from ledger_sizer.commands import (
     COMMANDS,
-    TTL_SECONDS_MAX,
     Adopt,
     Confirm,
     Extend,

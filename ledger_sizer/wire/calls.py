@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from ledger_sizer.batch import AnyCommand
-from ledger_sizer.commands import PositionCommand, Reconciled, Reserve, SetCap
+from ledger_sizer.command_base import PositionCommand
+from ledger_sizer.commands import Reconciled, Reserve, SetCap
 from ledger_sizer.instruments import InstrumentInfo
 from ledger_sizer.units import plain
 from ledger_sizer.wire.answers import Json, instrument_to_json, leg_to_json, time_text
