@@ -8,7 +8,16 @@ import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ledger_sizer.errors import InvalidRequest
@@ -23,6 +32,8 @@ def _no_float(value: Any) -> Any:
 Exact = Annotated[Decimal, BeforeValidator(_no_float)]
 """A Decimal that was never a binary float."""
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
 
 class Settings(BaseSettings):
     """Base of the settings classes: frozen, `.env` aware, and with errors that name the setting and its value."""
@@ -36,10 +47,9 @@ class Settings(BaseSettings):
             raise _refused(error, self.model_config.get("env_prefix", "")) from None
         except SettingsError as error:
             section = "".join(re.findall(r'field "(\w+)"', str(error))).upper()
-            raise InvalidRequest(
-                f"environment {section} is not a section's JSON; set its fields one by one, as in {section}__NAME",
-                field=section.lower(),
-            ) from None
+            prefix = self.model_config.get("env_prefix", "")
+            told = f"a section's JSON; set its fields one by one, as in {section}__NAME" if not prefix else "valid JSON"
+            raise InvalidRequest(f"environment {prefix}{section} is not {told}", field=section.lower()) from None
 
 
 def _refused(error: ValidationError, prefix: str) -> InvalidRequest:
@@ -62,7 +72,7 @@ def _refused(error: ValidationError, prefix: str) -> InvalidRequest:
 
 def _is_secret(name: str) -> bool:
     """Keys and secrets, and URLs, which may carry a password."""
-    return any(part in name for part in ("secret", "key", "url", "token"))
+    return any(part in name for part in ("secret", "key", "url", "token", "pass"))
 
 
 class DynamicSizingSettings(Settings):
@@ -219,15 +229,56 @@ class ReconcileSettings(Settings):
         return found
 
 
-class ExchangeSettings(Settings):
-    """Which exchange to read. Secrets are never logged."""
+class ExchangeAccountSettings(BaseModel):
+    """One account at one exchange. Secrets are never logged."""
 
-    model_config = SettingsConfigDict(env_prefix="EXCHANGE_")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    id: str = Field("bybit", description="A ccxt exchange id.")
+    id: str = Field("bybit", description="A ccxt exchange id; positions name it in their venue tag.")
+    account: str = Field("main", pattern=_NAME, description="A name for the account.")
+    portfolio: str = Field("main", pattern=_NAME, description="The portfolio whose positions stand in this account.")
     api_key: SecretStr | None = Field(None, description="API key with read rights.")
     api_secret: SecretStr | None = Field(None, description="Its secret.")
+    password: SecretStr | None = Field(None, description="Its passphrase, where the exchange asks for one (OKX).")
     base_url: str | None = Field(None, description="Another host for every call, such as a local test venue.")
+    wallets: tuple[str, ...] = Field(
+        (), description="ccxt balance types to add up, such as spot and swap; empty: what is known of the exchange."
+    )
+    timeout_seconds: int = Field(10, ge=1, le=300, description="Longest wait for one answer of the exchange.")
+    retries_max: int = Field(2, ge=0, le=10, description="Retries of a call after a network error or a rate limit.")
+
+    @field_validator("base_url")
+    @classmethod
+    def _a_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/]", value):
+            raise ValueError("must start with http:// or https:// and name a host")
+        return value
+
+
+class ExchangeSettings(ExchangeAccountSettings, Settings):
+    """Which exchange accounts to read: one by the flat settings, more by `EXCHANGE_ACCOUNTS`."""
+
+    model_config = SettingsConfigDict(env_prefix="EXCHANGE_", extra="ignore")
+
+    accounts: tuple[ExchangeAccountSettings, ...] = Field(
+        (), description='More accounts, a JSON list of objects with the fields above: [{"id": "okx", ...}].'
+    )
+
+    @model_validator(mode="after")
+    def _accounts_told_apart(self) -> Self:
+        names = [(found.id, found.account) for found in self.every()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(
+                f"two accounts of {twice[0]} are called {twice[1]!r}; give each a name with its account field"
+            )
+        return self
+
+    def every(self) -> tuple[ExchangeAccountSettings, ...]:
+        """All accounts that have credentials: the flat one first, then those of `accounts`."""
+        names = ExchangeAccountSettings.model_fields
+        flat = ExchangeAccountSettings.model_construct(**{name: getattr(self, name) for name in names})
+        return tuple(found for found in (flat, *self.accounts) if found.api_key is not None)
 
 
 class AppSettings(Settings):
