@@ -110,6 +110,10 @@ class Ledger:
     halt = verb(commands.Halt)
     resume = verb(commands.Resume)
     adopt = verb(commands.Adopt)
+    freeze = verb(commands.Freeze)
+    thaw = verb(commands.Thaw)
+    reconciled = verb(commands.Reconciled)
+    remark = verb(commands.Remark)
     reserve_async = verb_async(commands.Reserve)
     confirm_async = verb_async(commands.Confirm)
     release_async = verb_async(commands.Release)
@@ -118,6 +122,10 @@ class Ledger:
     halt_async = verb_async(commands.Halt)
     resume_async = verb_async(commands.Resume)
     adopt_async = verb_async(commands.Adopt)
+    freeze_async = verb_async(commands.Freeze)
+    thaw_async = verb_async(commands.Thaw)
+    reconciled_async = verb_async(commands.Reconciled)
+    remark_async = verb_async(commands.Remark)
 
     def run(self, command: AnyCommand) -> Decision:
         """Answer one command object; what the verbs do after building theirs."""

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, and_, func, literal, select, tuple_
 
-from ledger_sizer.commands import COMMANDS, Reserve, portfolio_name
+from ledger_sizer.command_base import portfolio_name
+from ledger_sizer.commands import COMMANDS, Reserve
 from ledger_sizer.database import reading, tag_value
 from ledger_sizer.domain import (
     DENIAL_REASONS,
@@ -15,6 +16,7 @@ from ledger_sizer.domain import (
     Page,
     Position,
     ScopeExposure,
+    from_us,
     split_position_id,
     to_us,
 )
@@ -236,7 +238,10 @@ def _in_state(query: Select[Any], state: str) -> Select[Any]:
 
 def _scope_exposure(scope: ScopeState) -> ScopeExposure:
     cap = None if scope.cap_e8 is None else usd(scope.cap_e8)
-    return ScopeExposure(scope.name, cap, usd(scope.held_e8), usd(scope.open_e8), scope.status)
+    fresh_until = None if scope.fresh_until_us is None else from_us(scope.fresh_until_us)
+    return ScopeExposure(
+        scope.name, cap, usd(scope.held_e8), usd(scope.open_e8), scope.status, scope.frozen, fresh_until
+    )
 
 
 def _states(state: str) -> tuple[str, ...]:

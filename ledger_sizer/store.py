@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from ledger_sizer.batch import Group
-from ledger_sizer.commands import Adopt, Confirm, PositionCommand, Reserve, SetCap
+from ledger_sizer.command_base import PositionCommand
+from ledger_sizer.commands import Adopt, Confirm, Reconciled, Reserve, SetCap
 from ledger_sizer.domain import Position
 from ledger_sizer.instruments import legs_of, legs_text
 from ledger_sizer.records import DecisionRecord
@@ -92,7 +93,7 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
             if isinstance(command, Confirm):
                 need.late.add(command.number)
             continue
-        need.creates = need.creates or isinstance(command, Reserve | SetCap | Adopt)
+        need.creates = need.creates or isinstance(command, Reserve | SetCap | Adopt | Reconciled)
         if isinstance(command, Reserve):
             need.scopes.update(tags_of(command.tags).scopes)
         elif (tags := getattr(command, "tags", None)) is not None:
@@ -125,8 +126,8 @@ def position_row(portfolio_id: int, position: Position) -> tuple[Any, ...]:
 
 def scope_of(row: Sequence[Any]) -> ScopeState:
     """A scope from its columns in table order."""
-    _, name, cap_e8, held_e8, open_e8, _, status = row
-    return ScopeState(name, cap_e8, held_e8, open_e8, status, (held_e8, open_e8))
+    _, name, cap_e8, held_e8, open_e8, _, status, frozen, fresh_until_us = row
+    return ScopeState(name, cap_e8, held_e8, open_e8, status, bool(frozen), fresh_until_us, (held_e8, open_e8))
 
 
 def count_row(portfolio_id: int, scope: ScopeState, *, administered: bool) -> tuple[Any, ...]:
@@ -136,7 +137,7 @@ def count_row(portfolio_id: int, scope: ScopeState, *, administered: bool) -> tu
     held, opened = scope.stored or (0, 0)
     return (
         portfolio_id, scope.name, scope.held_e8 - held, scope.open_e8 - opened, scope.overage_e8,
-        int(administered), scope.cap_e8, scope.status,
+        int(administered), scope.cap_e8, scope.status, int(scope.frozen), scope.fresh_until_us,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.memory import Memory
 from ledger_sizer.records import GENESIS_HASH
-from ledger_sizer.state import PortfolioState
+from ledger_sizer.state import PortfolioState, ScopeState
 from ledger_sizer.store import (
     DECISION_COLUMNS,
     POSITION_COLUMNS,
@@ -50,12 +50,14 @@ _MOVE_POSITIONS = (
     "WHERE portfolio_id = ?1 AND number = ?2"
 )
 _NAME_SCOPES = (
-    "INSERT INTO scopes (portfolio_id, scope, held_e8, open_e8, overage_e8, cap_e8, status) "
-    "VALUES (?1, ?2, ?3, ?4, ?5, ?7, ?8)"
+    "INSERT INTO scopes (portfolio_id, scope, held_e8, open_e8, overage_e8, cap_e8, status, frozen, fresh_until_us) "
+    "VALUES (?1, ?2, ?3, ?4, ?5, ?7, ?8, ?9, ?10)"
 )
 _COUNT_SCOPES = (
     "UPDATE scopes SET held_e8 = held_e8 + ?3, open_e8 = open_e8 + ?4, overage_e8 = ?5, "
-    "cap_e8 = CASE WHEN ?6 THEN ?7 ELSE cap_e8 END, status = CASE WHEN ?6 THEN ?8 ELSE status END "
+    "cap_e8 = CASE WHEN ?6 THEN ?7 ELSE cap_e8 END, status = CASE WHEN ?6 THEN ?8 ELSE status END, "
+    "frozen = CASE WHEN ?6 THEN ?9 ELSE frozen END, "
+    "fresh_until_us = CASE WHEN ?6 THEN ?10 ELSE fresh_until_us END "
     "WHERE portfolio_id = ?1 AND scope = ?2"
 )
 _SAVE_HEAD = "UPDATE portfolios SET last_seq = ?, last_hash = ?, last_us = ? WHERE id = ?"
@@ -107,10 +109,8 @@ class SqliteStore:
                 (name, GENESIS_HASH, now_us),
             )
             row = connection.execute(query, (name,)).fetchone()
-            connection.execute(
-                f"INSERT INTO scopes ({', '.join(SCOPE_COLUMNS)}) {_values(SCOPE_COLUMNS)}",
-                (row[0], PORTFOLIO_SCOPE, new_cap_e8, 0, 0, 0, "active"),
-            )
+            whole = ScopeState(PORTFOLIO_SCOPE, new_cap_e8)
+            connection.execute(_NAME_SCOPES, count_row(row[0], whole, administered=True))
         return None if row is None else PortfolioState(*row)
 
     def _load(self, connection: sqlite3.Connection, state: PortfolioState, need: PortfolioNeed, now_us: int) -> None:
