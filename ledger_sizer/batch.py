@@ -7,7 +7,7 @@ denied never touches its neighbours; an atomic group happens whole or not at all
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ledger_sizer.commands import SYSTEM_KEY_PREFIX, PortfolioCommand, PositionCommand
+from ledger_sizer.command_base import SYSTEM_KEY_PREFIX, PortfolioCommand, PositionCommand
 from ledger_sizer.errors import InternalError, KeyReused, LedgerError, NotFound
 from ledger_sizer.policy import Policy
 from ledger_sizer.records import Decision, DecisionRecord
@@ -55,6 +55,17 @@ def decide_batch(
         else:
             results.append([_answer(states, command, now_us, policy, own_hashes) for command in group.commands])
     return results
+
+
+def requests_of(groups: Sequence[Group], results: Sequence[Sequence[Result]]) -> dict[str, dict[str, str]]:
+    """What the log adds to a decision, by its hash: the id of the request that asked for it. An expiry has none."""
+    return {
+        result.record.hash: {"request_id": group.request_id}
+        for group, answers in zip(groups, results, strict=True)
+        if group.request_id is not None
+        for result in answers
+        if isinstance(result, Decision)
+    }
 
 
 def expire_due(state: PortfolioState, now_us: int) -> list[DecisionRecord]:

@@ -19,7 +19,7 @@ from typing import Any, Self
 from sqlalchemy import Engine
 
 from ledger_sizer import commands
-from ledger_sizer.batch import AnyCommand, Group, Result, decide_batch
+from ledger_sizer.batch import AnyCommand, Group, Result, decide_batch, requests_of
 from ledger_sizer.commands import Reserve
 from ledger_sizer.config import AppSettings
 from ledger_sizer.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
@@ -110,6 +110,10 @@ class Ledger:
     halt = verb(commands.Halt)
     resume = verb(commands.Resume)
     adopt = verb(commands.Adopt)
+    freeze = verb(commands.Freeze)
+    thaw = verb(commands.Thaw)
+    reconciled = verb(commands.Reconciled)
+    remark = verb(commands.Remark)
     reserve_async = verb_async(commands.Reserve)
     confirm_async = verb_async(commands.Confirm)
     release_async = verb_async(commands.Release)
@@ -118,12 +122,16 @@ class Ledger:
     halt_async = verb_async(commands.Halt)
     resume_async = verb_async(commands.Resume)
     adopt_async = verb_async(commands.Adopt)
+    freeze_async = verb_async(commands.Freeze)
+    thaw_async = verb_async(commands.Thaw)
+    reconciled_async = verb_async(commands.Reconciled)
+    remark_async = verb_async(commands.Remark)
 
     def run(self, command: AnyCommand) -> Decision:
         """Answer one command object; what the verbs do after building theirs."""
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
-        return _only(self._writer.submit(_single(command)).result())
+        return _only(self._writer.answer(_single(command)))
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """`run`, awaitable. Cancelling the caller does not undo the command; its key tells what became of it."""
@@ -139,7 +147,7 @@ class Ledger:
         denied all are, and an error is raised with nothing recorded.
         """
         group = _group(commands, atomic)
-        return _settled(self._writer.submit(group).result(), group) if group.commands else []
+        return _settled(self._writer.answer(group), group) if group.commands else []
 
     async def submit_async(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """`submit`, awaitable."""
@@ -179,7 +187,7 @@ class Ledger:
             names = self._reads.portfolios_with_expired(self._now_us())
         else:
             names = [self._reads.require(portfolio)]
-        return sum(len(self._writer.submit(Group((), sweep=name)).result()) for name in names)
+        return sum(len(self._writer.answer(Group((), sweep=name))) for name in names)
 
     @property
     def _reads(self) -> Queries:
@@ -263,13 +271,21 @@ class Ledger:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    # The writer's side: everything below runs on its thread, but for `_dry_run`.
+    # The writer's side: everything below runs on its thread or on its guest's, but for `_dry_run`.
 
     def _now_us(self) -> int | None:
         return None if self._clock is None else to_us(self._clock())
 
     def _process(self, groups: Sequence[Group]) -> list[Answer]:
-        """Answer a batch: try, try again after a conflict or a lost connection, isolate what the database refuses."""
+        """Answer a batch, one at a time. An interrupt (Ctrl-C) may leave it half done: its keys tell what happened."""
+        try:
+            return self._settle(groups)
+        except BaseException:
+            self._store.reset()
+            raise
+
+    def _settle(self, groups: Sequence[Group]) -> list[Answer]:
+        """Try, try again after a conflict or a lost connection, isolate what the database refuses."""
         own_hashes: frozenset[str] = frozenset()
         attempt = 0
         while True:
@@ -299,7 +315,7 @@ class Ledger:
         needs = needs_of(groups)
         states, now_us = self._store.begin(needs, self._now_us(), self._policy.new_portfolio_cap_e8)
         results = decide_batch(states, groups, now_us, self._policy, own_hashes)
-        if self._store.unlocked and any(isinstance(result, LedgerError) for group in results for result in group):
+        if self._store.from_memory and any(isinstance(result, LedgerError) for group in results for result in group):
             raise StaleState("a rule's error may be the replay of a key that was not looked up")
         recorded = [record for state in states.values() for record, _ in state.sealed]
         sealed += [record.hash for record in recorded]
@@ -307,18 +323,20 @@ class Ledger:
         if self.observe is not None:
             self.observe(recorded, time.perf_counter() - started)
         if _stdlib_log.isEnabledFor(logging.INFO):
-            _log_decisions(recorded, groups, results)
+            asked_by = requests_of(groups, results)
+            for record in recorded:
+                log.info("decision", **record.logged(), **asked_by.get(record.hash, {}))
         return results
 
     def _isolate(self, groups: Sequence[Group], error: Exception) -> list[Answer]:
         """The database refused the batch: answer its groups one by one, so that only the guilty one fails."""
         if len(groups) > 1:
-            return [self._process([group])[0] for group in groups]
+            return [self._settle([group])[0] for group in groups]
         (group,) = groups
         if len(group.commands) > 1 and not group.atomic:
             results: list[Result] = []
             for command in group.commands:
-                answer = self._process([Group((command,), request_id=group.request_id)])[0]
+                answer = self._settle([Group((command,), request_id=group.request_id)])[0]
                 results += [answer] if isinstance(answer, LedgerError) else answer
             return [results]
         log.error("ledger.refused", error=str(error).strip())
@@ -342,22 +360,6 @@ def _group(commands: Sequence[AnyCommand], atomic: bool) -> Group:
 
 def _single(command: AnyCommand) -> Group:
     return Group((command,), request_id=request_id_var.get())
-
-
-def _log_decisions(
-    recorded: Sequence[DecisionRecord], groups: Sequence[Group], results: Sequence[Sequence[Result]]
-) -> None:
-    """One line for each decision, under the id of the request that asked for it; an expiry was asked for by nobody."""
-    asked_by = {
-        result.record.hash: group.request_id
-        for group, answers in zip(groups, results, strict=True)
-        if group.request_id is not None
-        for result in answers
-        if isinstance(result, Decision)
-    }
-    for record in recorded:
-        request_id = asked_by.get(record.hash)
-        log.info("decision", **record.logged(), **({} if request_id is None else {"request_id": request_id}))
 
 
 def _only(results: list[Result]) -> Decision:

@@ -70,7 +70,7 @@ class Collector(ThreadingHTTPServer):
 class Intake(BaseHTTPRequestHandler):
     """Takes whatever is sent."""
 
-    def do_POST(self) -> None:  # noqa: N802 - the name is http.server's
+    def do_POST(self) -> None:
         """One export."""
         assert isinstance(self.server, Collector)
         self.server.bodies.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))

@@ -204,6 +204,8 @@ def scope_to_json(row: ScopeExposure) -> Json:
         "headroom": _optional(plain, row.headroom),
         "overage": plain(row.overage),
         "status": row.status,
+        "frozen": row.frozen,
+        "fresh_until": _optional(time_text, row.fresh_until),
     }
 
 
@@ -220,7 +222,13 @@ def exposure_from_json(form: Mapping[str, Any]) -> Exposure:
     try:
         rows = (
             ScopeExposure(
-                row["scope"], _optional(Decimal, row["cap"]), Decimal(row["held"]), Decimal(row["open"]), row["status"]
+                row["scope"],
+                _optional(Decimal, row["cap"]),
+                Decimal(row["held"]),
+                Decimal(row["open"]),
+                row["status"],
+                row["frozen"],
+                _optional(datetime.fromisoformat, row["fresh_until"]),
             )
             for row in form["scopes"]
         )
