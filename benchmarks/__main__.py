@@ -26,6 +26,8 @@ SHORT_SECONDS = 0.4
 SHORT_SIZES = (10, 1_000)
 CURVE_CALLERS = 64
 SHORT_SERVICE_CALLERS = (1, 64)
+SHORT_SERVICE_BATCH_CALLERS = (4,)
+SHORT_SERVICE_SECONDS = 1.0  # a pair of batch calls alone may take a tenth of a second
 
 
 class EngineChoice(StrEnum):
@@ -122,8 +124,8 @@ def service(
     plan = service_command.Plan(
         engines=engine.engines(),
         callers=SHORT_SERVICE_CALLERS if short else _positive_numbers(callers, "--callers"),
-        batch_callers=SHORT_SERVICE_CALLERS[-1:] if short else _positive_numbers(batch_callers, "--batch-callers"),
-        pace=_pace(SHORT_SECONDS if short else seconds),
+        batch_callers=SHORT_SERVICE_BATCH_CALLERS if short else _positive_numbers(batch_callers, "--batch-callers"),
+        pace=_pace(SHORT_SERVICE_SECONDS if short else seconds),
         rounds=1 if short else rounds,
         folder=folder,
     )

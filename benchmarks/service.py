@@ -253,7 +253,7 @@ def _load(order: Order) -> Figures:
     return Figures(**json.loads(done.stdout))
 
 
-_NAMES = {"hand": "by hand", "ours": "ledger-sizer"}
+_NAMES = {"hand": "by hand", "ours": "ledger"}
 
 
 def _table(rows: list[Row]) -> Table:
@@ -261,7 +261,7 @@ def _table(rows: list[Row]) -> Table:
         "Reserve and release over HTTP, keep-alive, each answered once it is durable. Latencies in ms.",
         ("engine", "service"),
         (
-            "clients", "a call", "pairs/s", "commands/s", "vs hand", "pair p50", "pair p99", "call p50", "call p99",
+            "clients", "a call", "pairs/s", "cmds/s", "vs hand", "pair p50", "pair p99", "call p50", "call p99",
             "ready s", "idle MB",
         ),
     )  # fmt: skip
