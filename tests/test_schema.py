@@ -33,6 +33,8 @@ ROWS: dict[str, Row] = {
     "api_keys": {"key_id": "a", "name": "bot", "role": "trade", "portfolios": None, "token_hash": HASH,
                  "created_us": 5, "revoked_us": None},
     "leases": {"name": "sweep", "owner": "me", "until_us": 5, "epoch": 1},
+    "instruments": {"venue": "x", "symbol": "A/USDT", "since_us": 5, "until_us": None, "kind": "spot", "active": True,
+                    "rules": "{}", "refused": None},
 }  # fmt: skip
 OPEN: Row = {"state": "open", "held_e8": 0, "open_e8": 5, "quantity": "1", "price": "1", "expires_us": None}
 
@@ -71,6 +73,10 @@ BREACHES: list[tuple[str, Row]] = [
     ("ck_api_keys_token_hash", {"token_hash": "secret"}),
     ("ck_api_keys_revoked", {"revoked_us": 4}),
     ("ck_leases_epoch", {"epoch": 0}),
+    ("ck_instruments_kind", {"kind": "option"}),
+    ("ck_instruments_refused", {"refused": "inverse"}),
+    ("ck_instruments_refused", {"rules": None}),
+    ("ck_instruments_until", {"until_us": 5}),
 ]  # fmt: skip
 LEGAL: list[tuple[str, Row]] = [
     ("scopes", {"held_e8": 3, "open_e8": 2}),
