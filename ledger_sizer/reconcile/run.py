@@ -14,7 +14,7 @@ from ledger_sizer.commands import Reconciled
 from ledger_sizer.config import AppSettings
 from ledger_sizer.database import database_now_us, reading
 from ledger_sizer.domain import from_us, to_us
-from ledger_sizer.errors import Busy, LedgerError
+from ledger_sizer.errors import Busy, LedgerError, WrongState
 from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.leases import Lease, acquire, give_up
 from ledger_sizer.ledger import Ledger
@@ -92,8 +92,11 @@ class Reconciler:
         """Run once for every portfolio. A dry run only looks.
 
         Raises `Busy` while another run is under way, here or in another replica; `LeaseLost` when this one took
-        longer than `run_seconds_max` and another began; `Unavailable` without a database.
+        longer than `run_seconds_max` and another began; `Unavailable` without a database; `WrongState`
+        without accounts.
         """
+        if not self._accounts:
+            raise WrongState("no exchange account is configured; set EXCHANGE_API_KEY and EXCHANGE_API_SECRET")
         if dry_run:
             return [self._look(portfolio, trigger)[0] for portfolio in self.portfolios]
         if not self._one_run.acquire(blocking=False):
