@@ -11,12 +11,14 @@ from sqlalchemy import Engine
 from ledger_sizer.config import AppSettings
 from ledger_sizer.database import make_engine
 from ledger_sizer.errors import InvalidRequest
-from ledger_sizer.exchanges.accounts import ExchangeAccount
+from ledger_sizer.exchanges.accounts import open_accounts
 from ledger_sizer.instrument_refresh import refresh_rules
 from ledger_sizer.jobs import Jobs
 from ledger_sizer.keys import KeyRing
 from ledger_sizer.ledger import Ledger, Observe
 from ledger_sizer.metrics import Metrics
+from ledger_sizer.reconcile.alerts import Alerts
+from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.records import DecisionRecord
 from ledger_sizer.tracing import Tracing, start_tracing
 
@@ -34,6 +36,7 @@ class Parts:
     keys: KeyRing
     metrics: Metrics
     jobs: Jobs
+    reconciler: Reconciler
     tracing: Tracing | None
 
 
@@ -63,12 +66,28 @@ def running(settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing |
         metrics.watch(ledger, reads)
         if tracing is not None:
             ledger.observe = both(metrics.observed, tracing.committed)
-        jobs = Jobs(ledger, writes, settings.service, metrics)
-        at_the_end.enter_context(_instruments_refreshed(settings, jobs, writes, with_jobs=with_jobs))
+        accounts = open_accounts(settings.exchange)
+        for account in accounts:
+            at_the_end.callback(account.close)
+        alerts = Alerts(settings.reconcile)
+        at_the_end.callback(alerts.close)
+        reconciler = Reconciler(ledger, writes, accounts, settings, observe=[alerts.observe])
+        jobs = Jobs(
+            ledger,
+            writes,
+            settings.service,
+            metrics,
+            reconciler if settings.reconcile.enabled else None,
+            settings.reconcile.interval_seconds,
+        )
+        for account in {account.venue: account for account in reversed(accounts)}.values():
+            # One account of a venue speaks for all: rules are the venue's.
+            refresh = partial(refresh_rules, writes, account)
+            jobs.every(f"instruments_{account.venue}", settings.exchange.instruments_refresh_seconds, refresh)
         if with_jobs:
             jobs.start()
         at_the_end.callback(jobs.stop)
-        yield Parts(settings, ledger, reads, keys, metrics, jobs, tracing)
+        yield Parts(settings, ledger, reads, keys, metrics, jobs, reconciler, tracing)
 
 
 def both(first: Observe, second: Observe) -> Observe:
@@ -79,24 +98,6 @@ def both(first: Observe, second: Observe) -> Observe:
         second(records, seconds)
 
     return observe
-
-
-@contextmanager
-def _instruments_refreshed(settings: AppSettings, jobs: Jobs, writes: Engine, *, with_jobs: bool) -> Iterator[None]:
-    """Load the market rules of every venue with an account on a schedule; one account of a venue speaks for all."""
-    configured = {found.id: found for found in reversed(settings.exchange.every())} if with_jobs else {}
-    accounts = [ExchangeAccount(found) for found in configured.values()]
-    for account in accounts:
-        jobs.every(
-            f"instruments_{account.venue}",
-            settings.exchange.instruments_refresh_seconds,
-            partial(refresh_rules, writes, account),
-        )
-    try:
-        yield
-    finally:
-        for account in accounts:
-            account.close()
 
 
 def is_loopback(host: str) -> bool:

@@ -1,4 +1,4 @@
-"""Scheduled work: the sweep that frees expired holds of portfolios nobody writes to.
+"""Scheduled work: the sweep that frees expired holds of portfolios nobody writes to, and the reconciliation.
 
 Of several replicas on one database one runs it, the holder of a lease (see `leases`); another takes over when that
 one falls silent. A sweep that runs twice frees nothing twice, because it goes through the ledger like any command.
@@ -18,10 +18,11 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from ledger_sizer.config import ServiceSettings
-from ledger_sizer.errors import LedgerError
+from ledger_sizer.errors import Busy, LedgerError
 from ledger_sizer.leases import Lease, acquire, give_up
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
+from ledger_sizer.reconcile.run import Reconciler, Trigger
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -32,7 +33,16 @@ LEASE_NAME = "jobs"
 class Jobs:
     """The scheduler of one replica."""
 
-    def __init__(self, ledger: Ledger, engine: Engine, settings: ServiceSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        engine: Engine,
+        settings: ServiceSettings,
+        metrics: Metrics,
+        reconciler: Reconciler | None = None,
+        reconcile_seconds: int = 60,
+    ) -> None:
+        """reconciler: run at the start and every `reconcile_seconds`; None leaves the reconciliation out."""
         self._ledger = ledger
         self._engine = engine
         self._settings = settings
@@ -47,9 +57,18 @@ class Jobs:
             job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": 30},
         )
         self._scheduler.add_job(self.sweep, "interval", seconds=settings.sweep_interval_seconds, id="sweep")
+        self._reconciler = reconciler
+        self._trigger: Trigger = "start"
+        if reconciler is not None:
+            self._scheduler.add_job(
+                self.reconcile, "interval", seconds=reconcile_seconds, id="reconcile", next_run_time=datetime.now(UTC)
+            )
 
     def every(self, name: str, seconds: int, work: Callable[[], object]) -> None:
-        """Run `work` at the start and then on an interval, if this replica's turn it is. Add before `start`."""
+        """Run `work` at the start and then on an interval, if this replica's turn it is. Add before `start`.
+
+        What it returns, where that is text, is counted as its result instead of `done`.
+        """
         self._scheduler.add_job(
             self._run, "interval", args=(name, work), seconds=seconds, id=name, next_run_time=datetime.now(UTC)
         )
@@ -60,8 +79,8 @@ class Jobs:
             if self.lease() is None:
                 result = "not_leader"
                 return
-            work()
-            result = "done"
+            said = work()
+            result = said if isinstance(said, str) else "done"
         except (LedgerError, SQLAlchemyError) as error:
             log.warning("jobs.failed", job=name, error=str(error).strip())
         finally:
@@ -69,6 +88,8 @@ class Jobs:
 
     def start(self) -> None:
         """Begin to run jobs."""
+        if self._reconciler is not None:
+            self._reconciler.begin_trust()
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -109,3 +130,16 @@ class Jobs:
         freed = self._ledger.sweep()
         if freed:
             log.info("jobs.swept", freed=freed)
+
+    def reconcile(self) -> None:
+        """Compare the ledger with the exchange, if this replica's turn it is."""
+        self._run("reconcile", self._reconcile)
+
+    def _reconcile(self) -> str:
+        assert self._reconciler is not None, "not scheduled without one"
+        trigger, self._trigger = self._trigger, "interval"
+        try:
+            reports = self._reconciler.run(trigger)
+        except Busy:
+            return "busy"  # somebody asked for one by hand
+        return "done" if all(report.run.outcome == "good" for report in reports) else "incomplete"

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from ledger_sizer import __version__
-from ledger_sizer.api import events, operations, reads, verbs
+from ledger_sizer.api import events, operations, reads, reconciliation, verbs
 from ledger_sizer.api.access import Access
 from ledger_sizer.api.answering import problem_response
 from ledger_sizer.api.deadline import Deadline
@@ -24,6 +24,7 @@ from ledger_sizer.errors import InvalidRequest, LedgerError, NotFound, Unavailab
 from ledger_sizer.keys import KeyRing
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
+from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.tracing import Tracing
 from ledger_sizer.wire.problems import MethodNotAllowed
@@ -39,15 +40,24 @@ def create_app(
     keys: KeyRing,
     metrics: Metrics,
     tracing: Tracing | None = None,
+    reconciler: Reconciler | None = None,
 ) -> FastAPI:
     """The ASGI application over an open ledger. `app.state.service` is what its routes share.
 
     reads_engine: an engine on the same database that cannot write. keys: the API keys that open it.
-    tracing: makes spans of requests, where given.
+    reconciler: without one, drifts and runs can be read, and nothing can be done about them. tracing: makes spans of
+    requests, where given.
     """
     access = Access(keys, on_loopback=is_loopback(settings.host))
     service = Service(
-        ledger, reads_engine, settings, access, metrics, Deadline(settings.answer_timeout_seconds), tracing
+        ledger,
+        reads_engine,
+        settings,
+        access,
+        metrics,
+        Deadline(settings.answer_timeout_seconds),
+        reconciler=reconciler,
+        tracing=tracing,
     )
     app = FastAPI(
         title="ledger-sizer",
@@ -64,7 +74,7 @@ def create_app(
     # Flat, so that whoever walks `app.routes` (the tests of who may do what) sees every one of them.
     commands = verbs.endpoints(service)
     app.router.routes.extend(verbs.routes(commands))
-    for part in (reads, events, operations):
+    for part in (reads, reconciliation, events, operations):
         app.router.routes.extend(part.router(service).routes)
     app.add_exception_handler(LedgerError, _on_ledger_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

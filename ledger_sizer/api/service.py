@@ -10,6 +10,7 @@ from ledger_sizer.api.deadline import Deadline
 from ledger_sizer.config import ServiceSettings
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
+from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.tracing import Tracing
 
 
@@ -28,4 +29,5 @@ class Service:
     metrics: Metrics
     deadline: Deadline
     tracing: Tracing | None = None
+    reconciler: Reconciler | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -53,6 +53,7 @@ def serve(
             reads_engine=parts.reads,
             keys=parts.keys,
             metrics=parts.metrics,
+            reconciler=parts.reconciler,
             tracing=parts.tracing,
         )
         _settle_memory()
