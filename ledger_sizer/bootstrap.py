@@ -4,12 +4,15 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.database import make_engine
 from ledger_sizer.errors import InvalidRequest
+from ledger_sizer.exchanges.accounts import ExchangeAccount
+from ledger_sizer.instrument_refresh import refresh_rules
 from ledger_sizer.jobs import Jobs
 from ledger_sizer.keys import KeyRing
 from ledger_sizer.ledger import Ledger, Observe
@@ -61,6 +64,7 @@ def running(settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing |
         if tracing is not None:
             ledger.observe = both(metrics.observed, tracing.committed)
         jobs = Jobs(ledger, writes, settings.service, metrics)
+        at_the_end.enter_context(_instruments_refreshed(settings, jobs, writes, with_jobs=with_jobs))
         if with_jobs:
             jobs.start()
         at_the_end.callback(jobs.stop)
@@ -75,6 +79,24 @@ def both(first: Observe, second: Observe) -> Observe:
         second(records, seconds)
 
     return observe
+
+
+@contextmanager
+def _instruments_refreshed(settings: AppSettings, jobs: Jobs, writes: Engine, *, with_jobs: bool) -> Iterator[None]:
+    """Load the market rules of every venue with an account on a schedule; one account of a venue speaks for all."""
+    configured = {found.id: found for found in reversed(settings.exchange.every())} if with_jobs else {}
+    accounts = [ExchangeAccount(found) for found in configured.values()]
+    for account in accounts:
+        jobs.every(
+            f"instruments_{account.venue}",
+            settings.exchange.instruments_refresh_seconds,
+            partial(refresh_rules, writes, account),
+        )
+    try:
+        yield
+    finally:
+        for account in accounts:
+            account.close()
 
 
 def is_loopback(host: str) -> bool:

@@ -9,6 +9,8 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -46,6 +48,25 @@ class Jobs:
         )
         self._scheduler.add_job(self.sweep, "interval", seconds=settings.sweep_interval_seconds, id="sweep")
 
+    def every(self, name: str, seconds: int, work: Callable[[], object]) -> None:
+        """Run `work` at the start and then on an interval, if this replica's turn it is. Add before `start`."""
+        self._scheduler.add_job(
+            self._run, "interval", args=(name, work), seconds=seconds, id=name, next_run_time=datetime.now(UTC)
+        )
+
+    def _run(self, name: str, work: Callable[[], object]) -> None:
+        result = "failed"
+        try:
+            if self.lease() is None:
+                result = "not_leader"
+                return
+            work()
+            result = "done"
+        except (LedgerError, SQLAlchemyError) as error:
+            log.warning("jobs.failed", job=name, error=str(error).strip())
+        finally:
+            self._metrics.job_runs.labels(name, result).inc()
+
     def start(self) -> None:
         """Begin to run jobs."""
         self._scheduler.start()
@@ -82,16 +103,9 @@ class Jobs:
 
     def sweep(self) -> None:
         """Free what has expired, if this replica's turn it is."""
-        result = "failed"
-        try:
-            if self.lease() is None:
-                result = "not_leader"
-                return
-            freed = self._ledger.sweep()
-            result = "done"
-            if freed:
-                log.info("jobs.swept", freed=freed)
-        except (LedgerError, SQLAlchemyError) as error:
-            log.warning("jobs.sweep_failed", error=str(error).strip())
-        finally:
-            self._metrics.job_runs.labels("sweep", result).inc()
+        self._run("sweep", self._sweep)
+
+    def _sweep(self) -> None:
+        freed = self._ledger.sweep()
+        if freed:
+            log.info("jobs.swept", freed=freed)

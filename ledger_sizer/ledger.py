@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 from sqlalchemy import Engine
 
@@ -27,6 +27,7 @@ from ledger_sizer.domain import Exposure, Page, Position, VerifyReport, to_us
 from ledger_sizer.errors import Busy, Closed, InternalError, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.explain import Explanation, explain
 from ledger_sizer.hold import AsyncHold, Hold
+from ledger_sizer.instrument_cache import InstrumentNames
 from ledger_sizer.policy import Policy
 from ledger_sizer.queries import Queries
 from ledger_sizer.records import Decision, DecisionRecord
@@ -39,6 +40,8 @@ from ledger_sizer.writer import Answer, Writer
 log = get_logger(__name__)
 _stdlib_log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Clock = Callable[[], datetime]
 Observe = Callable[[Sequence[DecisionRecord], float], None]
 """Told of every committed batch: the decisions it recorded, and the seconds from its first lock to its commit."""
@@ -71,6 +74,7 @@ class Ledger:
         self._read_engine = make_engine(url, settings.ledger, read_only=True)
         self._store = _open_store(self._write_engine, settings)
         self._queries = Queries(self._read_engine)
+        self._names = InstrumentNames(self._read_engine)
         self._writer = Writer(
             self._process,
             batch_size_max=settings.ledger.batch_size_max,
@@ -129,12 +133,14 @@ class Ledger:
 
     def run(self, command: AnyCommand) -> Decision:
         """Answer one command object; what the verbs do after building theirs."""
+        command = self._names.resolved(command)
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
         return _only(self._writer.answer(_single(command)))
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """`run`, awaitable. Cancelling the caller does not undo the command; its key tells what became of it."""
+        command = await _looked_up(self._names, (command,), self._names.resolved, command)
         if type(command) is Reserve and command.dry_run:
             return await asyncio.to_thread(self._dry_run, command)
         return _only(await self._writer.submit_async(_single(command)))
@@ -146,13 +152,17 @@ class Ledger:
         `granted` is False, so it cannot be mistaken for a grant). atomic: all take effect or none; where one is
         denied all are, and an error is raised with nothing recorded.
         """
+        commands, wrong = self._names.all_resolved(commands, atomic)
         group = _group(commands, atomic)
-        return _settled(self._writer.answer(group), group) if group.commands else []
+        results = _settled(self._writer.answer(group), group) if group.commands else []
+        return _with_errors(results, wrong)
 
     async def submit_async(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """`submit`, awaitable."""
+        commands, wrong = await _looked_up(self._names, commands, self._names.all_resolved, commands, atomic)
         group = _group(commands, atomic)
-        return _settled(await self._writer.submit_async(group), group) if group.commands else []
+        results = _settled(await self._writer.submit_async(group), group) if group.commands else []
+        return _with_errors(results, wrong)
 
     @contextmanager
     def hold(self, **request: Any) -> Iterator[Hold]:
@@ -374,6 +384,22 @@ def _settled(results: list[Result], group: Group) -> list[Result]:
         for result in results:
             if isinstance(result, LedgerError):
                 raise result
+    return results
+
+
+async def _looked_up(
+    names: InstrumentNames, commands: Sequence[AnyCommand], look: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """`look`, beside the event loop where it has to read the database."""
+    if all(names.remembers(command) for command in commands):
+        return look(*args, **kwargs)
+    return await asyncio.to_thread(look, *args, **kwargs)
+
+
+def _with_errors(results: list[Result], wrong: dict[int, LedgerError]) -> list[Result]:
+    """The results with those of commands that never reached the queue put in their places."""
+    for place, error in sorted(wrong.items()):
+        results.insert(place, error)
     return results
 
 

@@ -108,6 +108,8 @@ def _kind(annotation: Any) -> str:
         return _kind(get_args(annotation)[0])
     if origin in (Union, UnionType):
         return " or ".join(_kind(part) for part in get_args(annotation) if part is not type(None))
+    if origin is tuple:
+        return "JSON list"
     words = {bool: "`true`, `false`", int: "whole number", Decimal: "decimal", float: "number", str: "text"}
     return words.get(annotation, "secret" if annotation is SecretStr else getattr(annotation, "__name__", "text"))
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ledger_sizer import __version__
-from ledger_sizer.cli import demo, keys, reading, replay, schema, serve, steering, trading
+from ledger_sizer.cli import demo, instruments, keys, reading, replay, schema, serve, steering, trading
 
 app = typer.Typer(
     name="ledger-sizer",
@@ -62,5 +62,6 @@ app.command(epilog=steering.SWEEP_HELP)(steering.sweep)
 app.command(epilog=replay.REPLAY_HELP)(replay.replay)
 app.command(epilog=serve.SERVE_HELP)(serve.serve)
 app.command(epilog=demo.DEMO_HELP)(demo.demo)
+app.add_typer(instruments.instruments, name="instruments")
 app.add_typer(keys.keys, name="keys")
 app.add_typer(schema.db, name="db")

@@ -143,7 +143,7 @@ def instrument_to_json(instrument: InstrumentInfo) -> Json:
 
 def instrument_from_json(form: Mapping[str, Any]) -> InstrumentInfo:
     """The instrument that `instrument_to_json` wrote; what has a default may be missing."""
-    figures = {name: Decimal(value) for name, value in form.items() if name != "symbol"}
+    figures: dict[str, Any] = {name: Decimal(value) for name, value in form.items() if name != "symbol"}
     return InstrumentInfo(form["symbol"], **figures)
 
 
