@@ -47,7 +47,10 @@ def get_logger(name: str) -> Any:
 
 
 def configure_logging(level: str = "INFO", *, stream: TextIO | None = None) -> None:
-    """Write the package's log to standard error: console lines on a terminal, JSON lines elsewhere. For programs."""
+    """Write the log to standard error: console lines on a terminal, JSON lines elsewhere. For programs.
+
+    The package from `level` on; of its server the warnings, of its scheduler the errors, in the same form.
+    """
     stream = stream or sys.stderr
     renderer = (
         structlog.dev.ConsoleRenderer()
@@ -65,7 +68,8 @@ def configure_logging(level: str = "INFO", *, stream: TextIO | None = None) -> N
             ],
         )
     )
-    logger = logging.getLogger("ledger_sizer")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
-    logger.propagate = False
+    for name, lowest in (("ledger_sizer", level), ("uvicorn", "WARNING"), ("apscheduler", "ERROR")):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(lowest)
+        logger.propagate = False
