@@ -19,6 +19,7 @@ from typing import Any, Self
 from sqlalchemy import Engine
 
 from ledger_sizer import commands
+from ledger_sizer.archive import files_of
 from ledger_sizer.batch import AnyCommand, Group, Result, decide_batch
 from ledger_sizer.commands import Reserve
 from ledger_sizer.config import AppSettings
@@ -70,7 +71,7 @@ class Ledger:
         self._write_engine = make_engine(url, settings.ledger)
         self._read_engine = make_engine(url, settings.ledger, read_only=True)
         self._store = _open_store(self._write_engine, settings)
-        self._queries = Queries(self._read_engine)
+        self._queries = Queries(self._read_engine, files_of(settings))
         self._writer = Writer(
             self._process,
             batch_size_max=settings.ledger.batch_size_max,

@@ -32,6 +32,10 @@ ROWS: dict[str, Row] = {
                   "expires_us": 9, "decided_us": 1, "request": "{}", "trace": "{}", "hash": HASH},
     "api_keys": {"key_id": "a", "name": "bot", "role": "trade", "portfolios": None, "token_hash": HASH,
                  "created_us": 5, "revoked_us": None},
+    "archives": {"portfolio_id": 7, "from_seq": 1, "to_seq": 9, "from_us": 1, "to_us": 2, "last_hash": HASH,
+                 "positions": 0, "file": "a", "sha256": HASH, "created_us": 3},
+    "facets": {"id": 1, "portfolio_id": 7, "tags": "{}", "command": "halt", "outcome": "applied", "reason": ""},
+    "facet_blocks": {"facet_id": 1, "block": 1},
     "leases": {"name": "sweep", "owner": "me", "until_us": 5, "epoch": 1},
 }  # fmt: skip
 OPEN: Row = {"state": "open", "held_e8": 0, "open_e8": 5, "quantity": "1", "price": "1", "expires_us": None}
@@ -67,6 +71,11 @@ BREACHES: list[tuple[str, Row]] = [
     ("ck_decisions_reason", {"outcome": "denied"}),
     ("ck_decisions_reason", {"reason": "halted"}),
     ("ck_decisions_reason", {"outcome": "applied", "reason": "halted"}),
+    ("ck_archives_range", {"to_seq": 0}),
+    ("ck_archives_times", {"to_us": 0}),
+    ("ck_archives_positions", {"positions": -1}),
+    ("ck_archives_sha256", {"sha256": "secret"}),
+    ("ck_facet_blocks_block", {"block": 0}),
     ("ck_api_keys_role", {"role": "root"}),
     ("ck_api_keys_token_hash", {"token_hash": "secret"}),
     ("ck_api_keys_revoked", {"revoked_us": 4}),
@@ -187,7 +196,7 @@ def test_insert_position_when_a_late_fill_is_recorded_already_then_the_database_
         (table.name, column.name)
         for table in Base.metadata.tables.values()
         for column in table.columns
-        if not column.nullable and not (table.name == "portfolios" and column.name == "id")
+        if not column.nullable and column.name != "id"
     ],
 )
 def test_insert_row_when_something_required_is_missing_then_the_database_refuses_it(
