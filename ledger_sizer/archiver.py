@@ -87,13 +87,13 @@ def _archive(
             return
         _check(manifest, name, folder)
         _replace(writes, manifest, name)
-        log.info("archive.moved", portfolio=name, from_seq=manifest.from_seq, to_seq=manifest.to_seq, file=manifest.file)
+        log.info(
+            "archive.moved", portfolio=name, from_seq=manifest.from_seq, to_seq=manifest.to_seq, file=manifest.file
+        )
         yield manifest
 
 
-def _write_next(
-    connection: Connection, portfolio_id: int, name: str, before_us: int, folder: Path
-) -> Manifest | None:
+def _write_next(connection: Connection, portfolio_id: int, name: str, before_us: int, folder: Path) -> Manifest | None:
     """Write the next file, under its final name only when it is complete. None: nothing is old enough."""
     known = manifests(connection, portfolio_id)
     first = known[-1].to_seq + 1 if known else 1
@@ -176,9 +176,7 @@ def _check(manifest: Manifest, name: str, folder: Path) -> None:
 
 def _replace(writes: Engine, manifest: Manifest, name: str) -> None:
     """The manifest comes and the rows go in one transaction."""
-    numbers = [
-        entry.position[1] for entry in ArchiveFiles().entries(name, manifest) if entry.position is not None
-    ]
+    numbers = [entry.position[1] for entry in ArchiveFiles().entries(name, manifest) if entry.position is not None]
     with writes.begin() as connection:
         connection.execute(insert(ArchiveRow).values(manifest._asdict()))
         gone = connection.execute(
