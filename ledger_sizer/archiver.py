@@ -28,6 +28,9 @@ from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
 
+ARCHIVE_FOLDER = "ledger-archive"
+"""Where files go when nothing else is said, in the working folder."""
+
 _CHUNK = 500
 _ENDED = ("closed", "released", "expired")
 
@@ -43,6 +46,8 @@ class Archived:
 
 def refuse_early(before: datetime, now: datetime, key_window_days: int) -> None:
     """Raise `InvalidRequest` where `before` lies in the window in which keys must still be answered."""
+    if not isinstance(before, datetime) or before.tzinfo is None:
+        raise InvalidRequest(f"before must be a datetime with a time zone, got {before!r}", field="before")
     last = now - timedelta(days=key_window_days)
     if before > last:
         raise InvalidRequest(

@@ -77,7 +77,7 @@ class Filters:
 
 
 def seq_before(connection: Connection, portfolio_id: int, first: int, us: int) -> int:
-    """The last seq from `first` on that was decided before `us`; `first - 1` if none was. Rows from `first` are live."""
+    """The last seq from `first` on that was decided before `us`; `first - 1` if none was. All from `first` on is live."""
     of = DecisionRow.portfolio_id == portfolio_id
     last = connection.execute(select(func.max(DecisionRow.seq)).where(of)).scalar() or 0
     low, high = first - 1, max(last, first - 1)
@@ -112,6 +112,12 @@ class History:
                 if len(found) >= limit:
                     return found[:limit]
         return found
+
+    def each(self, filters: Filters, low: int, high: int) -> Iterator[DecisionRecord]:
+        """All that match, oldest first, a page in memory at a time."""
+        while records := self.find(filters, low, high, ascending=True, limit=BLOCK):
+            yield from records
+            low = records[-1].seq + 1
 
     def _bounds(self, filters: Filters, low: int, high: int) -> tuple[int, int]:
         of = DecisionRow.portfolio_id == self._id

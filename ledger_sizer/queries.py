@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Select, and_, select, tuple_
 
 from ledger_sizer.archive import ArchiveFiles, manifests
+from ledger_sizer.asof import AsOf, scopes_as_of
 from ledger_sizer.commands import COMMANDS, Reserve, portfolio_name
 from ledger_sizer.database import reading, tag_value
 from ledger_sizer.domain import (
@@ -63,8 +64,13 @@ class Queries:
         with reading(self._engine) as connection:
             return list(connection.execute(query).scalars())
 
-    def exposure(self, portfolio: str) -> Exposure:
-        """A portfolio's counters, the whole first. One statement, so that its rows belong together."""
+    def exposure(self, portfolio: str, as_of: AsOf | None = None) -> Exposure:
+        """A portfolio's counters, the whole first: now, or as its decisions say they were (see `asof`)."""
+        if as_of is not None:
+            with reading(self._engine) as connection:
+                owner = self._require(connection, portfolio)
+                seq, past = scopes_as_of(connection, owner, portfolio, as_of, self._files)
+            return Exposure(portfolio, seq, tuple(_scope_exposure(scope) for scope in past))
         query = (
             select(PortfolioRow.last_seq, *_SCOPES.columns)
             .join_from(PortfolioRow, ScopeRow)
@@ -146,7 +152,8 @@ class Queries:
     ) -> Page[Decision]:
         """Decisions of a portfolio, newest first (`ascending`: oldest first).
 
-        symbol, strategy: the tags of these names. position_id: one of this portfolio. since (inclusive), until (exclusive): aware datetimes.
+        symbol, strategy: the tags of these names. position_id: one of this portfolio. since (inclusive), until
+        (exclusive): aware datetimes.
         cursor: of the page before; it stays right while decisions are added or archived. limit: 1 to 1000.
         """
         filters = Filters(
