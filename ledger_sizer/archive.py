@@ -1,10 +1,11 @@
 """Archive files: closed history outside the database, one gzipped NDJSON file for up to 16,384 decisions.
 
-    {"archive": {"format": 1, "portfolio": "main", "from_seq": 1, "to_seq": 16384, "previous_hash": ..., "last_hash": ...}}
+    {"archive": {"format": 1, "portfolio": "main", "from_seq": 1, "to_seq": 16384, "last_hash": ...}}
     {"decision": {"seq": 1, "command": "reserve", ...}}         every column of the row, as stored
     {"position": {"number": 1, "state": "closed", ...}}         after the decision that ended it
 
-A file is final: its SHA-256 stands in its manifest, its decisions in the audit chain. The same rows give the same bytes.
+A file is final: its SHA-256 stands in its manifest, its decisions in the audit chain. The same rows give the same
+bytes.
 """
 
 import gzip

@@ -60,8 +60,9 @@ def refuse_early(before: datetime, now: datetime, key_window_days: int) -> None:
 def archive(reads: Engine, writes: Engine, before: datetime, folder: Path, portfolio: str | None = None) -> Archived:
     """Move the decisions older than `before` of one portfolio, or of all, into files in `folder`.
 
-    reads, writes: engines on the ledger's database; only the second takes locks. Raises `Unavailable` without the database or the folder, `Busy` where another archiver is
-    at work, and stops then; what was moved stays moved and a later run goes on from there.
+    reads, writes: engines on the ledger's database; only the second takes locks. What was moved stays moved where it
+    stops: a later run goes on from there. Raises `Unavailable` without the database or the folder, `Busy` where another
+    archiver is at work.
     """
     before_us = to_us(before)
     try:

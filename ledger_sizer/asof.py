@@ -70,7 +70,9 @@ def _seq(moment: AsOf) -> int:
     if isinstance(moment, datetime):
         return E8_MAX
     if isinstance(moment, bool) or not isinstance(moment, int) or not 1 <= moment <= E8_MAX:
-        raise InvalidRequest(f"as_of must be a seq from 1 or a datetime with a time zone, got {moment!r}", field="as_of")
+        raise InvalidRequest(
+            f"as_of must be a seq from 1 or a datetime with a time zone, got {moment!r}", field="as_of"
+        )
     return moment
 
 

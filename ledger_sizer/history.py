@@ -9,7 +9,6 @@ decisions after the last full block are simply scanned.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, select
 
@@ -77,7 +76,7 @@ class Filters:
 
 
 def seq_before(connection: Connection, portfolio_id: int, first: int, us: int) -> int:
-    """The last seq from `first` on that was decided before `us`; `first - 1` if none was. All from `first` on is live."""
+    """The last seq decided before `us`, looking at live decisions from `first` on; `first - 1` if there is none."""
     of = DecisionRow.portfolio_id == portfolio_id
     last = connection.execute(select(func.max(DecisionRow.seq)).where(of)).scalar() or 0
     low, high = first - 1, max(last, first - 1)

@@ -243,9 +243,7 @@ class Ledger:
         """
         return verify(self._reads.engine, portfolio, progress, since=since, files=self._files)
 
-    def archive(
-        self, before: datetime, folder: str | Path | None = None, portfolio: str | None = None
-    ) -> Archived:
+    def archive(self, before: datetime, folder: str | Path | None = None, portfolio: str | None = None) -> Archived:
         """Move closed history older than `before` into files, and out of the live tables.
 
         before: an aware datetime, outside the window of `LEDGER_KEY_WINDOW_DAYS` in which keys are still answered.

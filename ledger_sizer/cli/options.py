@@ -69,6 +69,7 @@ ReasonName = Literal[
 ]
 CommandName = Literal["reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "expire"]
 Mode = Literal["halted", "reducing"]
+ExportFormat = Literal["csv", "ndjson"]
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _WHOLE = re.compile(r"[0-9]+")

@@ -1,8 +1,10 @@
 """Answers as JSON, both ways: what `..._to_json` writes, `..._from_json` reads back equal in every public property."""
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from ledger_sizer.domain import (
@@ -23,6 +25,7 @@ from ledger_sizer.units import USD_DECIMALS, exactly, plain, usd
 
 Json = dict[str, Any]
 T = TypeVar("T")
+_HASH = re.compile(r"[0-9a-f]{64}")
 U = TypeVar("U")
 
 
@@ -57,8 +60,8 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
         "exposure_before": _usd_text(record.exposure_e8),
         "exposure_after": _usd_text(after_e8),
         "binding": record.binding,
-        "expires_at": None if record.expires_us is None else time_text(from_us(record.expires_us)),
-        "decided_at": time_text(from_us(record.decided_us)),
+        "expires_at": _us_text(record.expires_us),
+        "decided_at": _us_text(record.decided_us),
         "hash": record.hash or None,
     }
     if full:
@@ -222,6 +225,23 @@ def exposure_from_json(form: Mapping[str, Any]) -> Exposure:
         raise _not_ours("exposure", error) from None
 
 
+def heads_to_json(heads: Mapping[str, tuple[int, str]]) -> Json:
+    """Chain heads, as a service answers and as a file of trusted heads holds them."""
+    return {"heads": {name: {"seq": seq, "hash": head} for name, (seq, head) in heads.items()}}
+
+
+def heads_from_json(form: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """The heads that `heads_to_json` wrote."""
+    try:
+        found = {name: (head["seq"], head["hash"]) for name, head in form["heads"].items()}
+    except _UNREADABLE as error:
+        raise _not_ours("list of chain heads", error) from None
+    for seq, head in found.values():
+        if type(seq) is not int or seq < 0 or not isinstance(head, str) or not _HASH.fullmatch(head):
+            raise _not_ours("list of chain heads", ValueError(f"seq {seq!r}, hash {head!r}"))
+    return found
+
+
 def page_to_json(page: Page[T], item_to_json: Callable[[T], Json]) -> Json:
     """One page of a listing: `items`, and the `cursor` that continues it (null: this was the last)."""
     return {"items": [item_to_json(item) for item in page.items], "cursor": page.cursor}
@@ -246,8 +266,14 @@ def _optional(convert: Callable[[T], U], value: T | None) -> U | None:
     return None if value is None else convert(value)
 
 
+@lru_cache(maxsize=8192)
 def _usd_text(e8: int | None) -> str | None:
     return None if e8 is None else plain(usd(e8))
+
+
+@lru_cache(maxsize=1024)
+def _us_text(us: int | None) -> str | None:
+    return None if us is None else time_text(from_us(us))
 
 
 def _e8(text: str) -> int:
