@@ -44,8 +44,8 @@ class Archived:
     files: tuple[Path, ...]
 
 
-def refuse_early(before: datetime, now: datetime, key_window_days: int) -> None:
-    """Raise `InvalidRequest` where `before` lies in the window in which keys must still be answered."""
+def outside_window(before: object, now: datetime, key_window_days: int) -> datetime:
+    """`before` again. Raises `InvalidRequest` if it is no aware datetime, or keys after it must still be answered."""
     if not isinstance(before, datetime) or before.tzinfo is None:
         raise InvalidRequest(f"before must be a datetime with a time zone, got {before!r}", field="before")
     last = now - timedelta(days=key_window_days)
@@ -55,6 +55,7 @@ def refuse_early(before: datetime, now: datetime, key_window_days: int) -> None:
             f"answered (LEDGER_KEY_WINDOW_DAYS); the latest possible is {last.isoformat()}",
             field="before",
         )
+    return before
 
 
 def archive(reads: Engine, writes: Engine, before: datetime, folder: Path, portfolio: str | None = None) -> Archived:
@@ -88,10 +89,11 @@ def _archive(
 ) -> Iterator[Manifest]:
     while True:
         with reading(reads) as connection:
-            manifest = _write_next(connection, portfolio_id, name, before_us, folder)
+            known = manifests(connection, portfolio_id)
+            manifest = _write_next(connection, portfolio_id, name, known, before_us, folder)
         if manifest is None:
             return
-        _check(manifest, name, folder)
+        _check(manifest, known[-1].last_hash if known else GENESIS_HASH, name)
         _replace(writes, manifest, name)
         log.info(
             "archive.moved", portfolio=name, from_seq=manifest.from_seq, to_seq=manifest.to_seq, file=manifest.file
@@ -99,9 +101,10 @@ def _archive(
         yield manifest
 
 
-def _write_next(connection: Connection, portfolio_id: int, name: str, before_us: int, folder: Path) -> Manifest | None:
+def _write_next(
+    connection: Connection, portfolio_id: int, name: str, known: list[Manifest], before_us: int, folder: Path
+) -> Manifest | None:
     """Write the next file, under its final name only when it is complete. None: nothing is old enough."""
-    known = manifests(connection, portfolio_id)
     first = known[-1].to_seq + 1 if known else 1
     last = min(seq_before(connection, portfolio_id, first, before_us), first + DECISIONS_MAX - 1)
     if last < first:
@@ -114,9 +117,9 @@ def _write_next(connection: Connection, portfolio_id: int, name: str, before_us:
             )
         )
     }
-    previous = known[-1].last_hash if known else GENESIS_HASH
-    head = {"format": FORMAT, "portfolio": name, "from_seq": first, "to_seq": last,
-            "previous_hash": previous, "last_hash": ends[last].hash}  # fmt: skip
+    head = {
+        "format": FORMAT, "portfolio": name, "from_seq": first, "to_seq": last, "last_hash": ends[last].hash
+    }  # fmt: skip
     path = (folder / f"{name}-{first:012}-{last:012}.ndjson.gz").resolve()
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -167,12 +170,11 @@ def _entries(connection: Connection, portfolio_id: int, name: str, first: int, l
             yield Entry(record, ended.get(record.seq))
 
 
-def _check(manifest: Manifest, name: str, folder: Path) -> None:
+def _check(manifest: Manifest, previous: str, name: str) -> None:
     """Read the file back from the disk and follow the chain through it, before anything is removed."""
-    expected, previous, positions = manifest.from_seq, None, 0
-    for record, position in ArchiveFiles(folder).entries(name, manifest):
-        intact = previous is None or chain_hash(previous, canonical_text(record)) == record.hash
-        if record.seq != expected or not intact:
+    expected, positions = manifest.from_seq, 0
+    for record, position in ArchiveFiles().entries(name, manifest):
+        if record.seq != expected or chain_hash(previous, canonical_text(record)) != record.hash:
             raise Unavailable(f"{manifest.file}: decision {expected} does not continue the chain; run verify")
         expected, previous = record.seq + 1, record.hash
         positions += position is not None

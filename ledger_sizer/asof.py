@@ -66,7 +66,7 @@ def _until_us(moment: AsOf) -> int | None:
     return to_us(moment) + 1
 
 
-def _seq(moment: AsOf) -> int:
+def _seq(moment: object) -> int:
     if isinstance(moment, datetime):
         return E8_MAX
     if isinstance(moment, bool) or not isinstance(moment, int) or not 1 <= moment <= E8_MAX:

@@ -1,4 +1,4 @@
-"""Scheduled work: the sweep that frees expired holds of portfolios nobody writes to.
+"""Scheduled work: the sweep that frees expired holds of portfolios nobody writes to, and the archiving of old history.
 
 Of several replicas on one database one runs it, the holder of a lease (see `leases`); another takes over when that
 one falls silent. A sweep that runs twice frees nothing twice, because it goes through the ledger like any command.
@@ -9,6 +9,8 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -45,6 +47,9 @@ class Jobs:
             job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": 30},
         )
         self._scheduler.add_job(self.sweep, "interval", seconds=settings.sweep_interval_seconds, id="sweep")
+        archiving = ledger.settings.ledger
+        if archiving.archive_after_days:
+            self._scheduler.add_job(self.archive, "interval", seconds=archiving.archive_interval_seconds, id="archive")
 
     def start(self) -> None:
         """Begin to run jobs."""
@@ -82,16 +87,28 @@ class Jobs:
 
     def sweep(self) -> None:
         """Free what has expired, if this replica's turn it is."""
+
+        def work() -> None:
+            if freed := self._ledger.sweep():
+                log.info("jobs.swept", freed=freed)
+
+        self._run("sweep", work)
+
+    def archive(self) -> None:
+        """Move closed history of the set age into files, if this replica's turn it is."""
+        settings = self._ledger.settings.ledger
+        age = timedelta(days=max(settings.archive_after_days, settings.key_window_days), seconds=1)
+        self._run("archive", lambda: self._ledger.archive(datetime.now(UTC) - age))
+
+    def _run(self, name: str, work: Callable[[], object]) -> None:
         result = "failed"
         try:
             if self.lease() is None:
                 result = "not_leader"
                 return
-            freed = self._ledger.sweep()
+            work()
             result = "done"
-            if freed:
-                log.info("jobs.swept", freed=freed)
         except (LedgerError, SQLAlchemyError) as error:
-            log.warning("jobs.sweep_failed", error=str(error).strip())
+            log.warning("jobs.failed", job=name, error=str(error).strip())
         finally:
-            self._metrics.job_runs.labels("sweep", result).inc()
+            self._metrics.job_runs.labels(name, result).inc()

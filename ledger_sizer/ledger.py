@@ -21,7 +21,7 @@ from sqlalchemy import Engine
 
 from ledger_sizer import commands
 from ledger_sizer.archive import files_of
-from ledger_sizer.archiver import ARCHIVE_FOLDER, Archived, archive, refuse_early
+from ledger_sizer.archiver import ARCHIVE_FOLDER, Archived, archive, outside_window
 from ledger_sizer.asof import AsOf
 from ledger_sizer.batch import AnyCommand, Group, Result, decide_batch
 from ledger_sizer.commands import Reserve
@@ -252,7 +252,7 @@ class Ledger:
         """
         now = datetime.now(UTC) if self._clock is None else self._clock()
         settings = self.settings.ledger
-        refuse_early(before, now, settings.key_window_days)
+        before = outside_window(before, now, settings.key_window_days)
         if portfolio is not None:
             self._reads.require(portfolio)
         target = Path(folder or settings.archive_dir or ARCHIVE_FOLDER)

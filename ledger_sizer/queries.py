@@ -89,7 +89,7 @@ class Queries:
         portfolio, number = split_position_id(position_id)
         query = _of_portfolio(select(*_POSITIONS.columns), PositionRow.portfolio_id, portfolio)
         with reading(self._engine) as connection:
-            row = connection.execute(query.where(PositionRow.number == number)).one_or_none()
+            row: Sequence[Any] | None = connection.execute(query.where(PositionRow.number == number)).one_or_none()
             if row is None:
                 row = self._archived_position(connection, portfolio, number)
         if row is None:

@@ -19,7 +19,13 @@ from ledger_sizer.instruments import label_text
 from ledger_sizer.keys import ApiKey
 from ledger_sizer.queries import LIMIT_MAX
 from ledger_sizer.tags import is_dimension
-from ledger_sizer.wire.answers import decision_to_json, exposure_to_json, page_to_json, position_to_json
+from ledger_sizer.wire.answers import (
+    decision_to_json,
+    exposure_to_json,
+    heads_to_json,
+    page_to_json,
+    position_to_json,
+)
 from ledger_sizer.wire.bodies import PORTFOLIO_PATTERN, POSITION_PATTERN, LabelText, PortfolioText
 
 SEQ_MAX = 10**18 - 1
@@ -56,6 +62,21 @@ class PositionFilters(_Filters):
     limit: Limit = 100
 
 
+class ExposureFilters(_Filters):
+    """When the exposure is wanted of."""
+
+    as_of: Annotated[
+        Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")] | MomentText | None,
+        Query(description="A seq (after that decision), or a time; now when not given."),
+    ] = None
+
+    def moment(self) -> int | datetime | None:
+        """The argument of `Ledger.exposure`."""
+        if self.as_of is None or self.as_of.isdigit():
+            return None if self.as_of is None else int(self.as_of)
+        return _moment(self.as_of, "as_of")
+
+
 class DecisionFilters(_Filters):
     """What to list of the decisions."""
 
@@ -67,6 +88,7 @@ class DecisionFilters(_Filters):
     ] | None = None  # fmt: skip
     outcome: Literal["granted", "denied", "applied"] | None = None
     reason: Literal[DENIAL_REASONS] | None = None  # type: ignore[valid-type]
+    position_id: Annotated[str | None, Query(pattern=POSITION_PATTERN)] = None
     since: Annotated[MomentText | None, Query(description="Inclusive.")] = None
     until: Annotated[MomentText | None, Query(description="Exclusive.")] = None
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None
@@ -109,10 +131,19 @@ def router(service: Service) -> APIRouter:
         return json_response({"items": [name for name in names if caller.may_touch(name)], "cursor": None})
 
     @made.get("/portfolios/{portfolio}/exposure", response_model=forms.ExposureForm)
-    async def get_exposure(portfolio: PortfolioInPath, caller: Reader) -> Response:
-        """Cap, held, open, headroom, overage and status of a portfolio and each of its scopes."""
+    async def get_exposure(
+        portfolio: PortfolioInPath, filters: Annotated[ExposureFilters, Query()], caller: Reader
+    ) -> Response:
+        """Cap, held, open, headroom, overage and status of a portfolio and each of its scopes, now or in the past."""
         allow(caller, portfolio)
-        return json_response(exposure_to_json(await run_in_threadpool(ledger.exposure, portfolio)))
+        found = await run_in_threadpool(ledger.exposure, portfolio, as_of=filters.moment())
+        return json_response(exposure_to_json(found))
+
+    @made.get("/heads", response_model=forms.HeadsForm)
+    async def get_heads(caller: Reader) -> Response:
+        """The audit chains' heads. Kept elsewhere, they show later that history was not rewritten."""
+        heads = await run_in_threadpool(ledger.heads)
+        return json_response(heads_to_json({name: head for name, head in heads.items() if caller.may_touch(name)}))
 
     @made.get("/positions", response_model=forms.PositionPage)
     async def list_positions(filters: Annotated[PositionFilters, Query()], caller: Reader) -> Response:

@@ -53,12 +53,7 @@ def verify(
         from ledger_sizer.wire.answers import heads_to_json
 
         output.write_file([json.dumps(heads_to_json(report.heads), indent=2).encode() + b"\n"], export_head)
-    if as_json:
-        from ledger_sizer.cli.forms import report_form
-
-        output.write_json(report_form(report))
-    else:
-        _show_report(report)
+    show_report(report, as_json)
     return failures.DONE if report.ok else failures.FAILED
 
 
@@ -96,7 +91,13 @@ def _progress(as_json: bool) -> "Iterator[Progress | None]":
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _show_report(report: "VerifyReport") -> None:
+def show_report(report: "VerifyReport", as_json: bool) -> None:
+    """What a verification read and found."""
+    if as_json:
+        from ledger_sizer.cli.forms import report_form
+
+        output.write_json(report_form(report))
+        return
     read = f"{output.count(report.decisions, 'decision')} and {output.count(report.positions, 'position')}"
     if report.ok:
         output.headline(f"ok: {read} checked", "ok")
