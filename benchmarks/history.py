@@ -27,7 +27,8 @@ def fill(ledger: Ledger, decisions: int, step: Callable[[int], object] = lambda 
     """Trade until the portfolio has at least that many decisions: cycles of reserve, confirm and release.
 
     Of the cycles every tenth is denied (its venue has no room), every tenth lapses unconfirmed, the others fill and
-    close. Every 400 rounds a rare symbol trades, a scope is halted and resumed, a position is adopted. Returns the last seq.
+    close. Every 400 rounds a rare symbol trades, a scope is halted and resumed, a position is adopted. Returns the last
+    seq.
     """
     ledger.set_cap(key="cap", portfolio=PORTFOLIO, cap=Decimal(10**7))
     ledger.set_cap(key="cap/full", portfolio=PORTFOLIO, scope="venue=full", cap=Decimal(0))

@@ -151,6 +151,9 @@ def _drop_postgresql_guards(connection: Connection) -> None:
     )
     for name, table in connection.execute(text(constraints)).all():
         connection.exec_driver_sql(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
-    indexes = "SELECT indexname FROM pg_indexes WHERE schemaname = 'public' AND indexname LIKE 'uq\\_%' AND tablename <> 'facets'"
+    indexes = (
+        "SELECT indexname FROM pg_indexes "
+        "WHERE schemaname = 'public' AND indexname LIKE 'uq\\_%' AND tablename <> 'facets'"
+    )
     for (name,) in connection.execute(text(indexes)).all():
         connection.exec_driver_sql(f"DROP INDEX {name}")
