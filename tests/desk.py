@@ -132,7 +132,7 @@ class Intruder:
 def _drop_sqlite_guards(connection: Connection) -> None:
     """CHECKs and foreign keys cannot be dropped there; they are switched off on each connection instead."""
     query = (
-        "SELECT type, name FROM sqlite_master WHERE type = 'trigger' AND name <> 'decisions_facets' "
+        "SELECT type, name FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE '%facets' ESCAPE '' "
         "OR sql LIKE 'CREATE UNIQUE%' AND tbl_name <> 'facets'"
     )
     for kind, name in connection.execute(text(query)).all():
@@ -141,7 +141,7 @@ def _drop_sqlite_guards(connection: Connection) -> None:
 
 def _drop_postgresql_guards(connection: Connection) -> None:
     triggers = (
-        "SELECT tgname, tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal AND tgname <> 'decisions_facets'"
+        "SELECT tgname, tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal AND tgname NOT LIKE '%facets'"
     )
     for name, table in connection.execute(text(triggers)).all():
         connection.exec_driver_sql(f"DROP TRIGGER {name} ON {table}")

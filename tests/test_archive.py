@@ -16,7 +16,17 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from ledger_sizer import AppSettings, Busy, Decision, InvalidRequest, Ledger, LedgerSettings, Unavailable, archiver
+from ledger_sizer import (
+    AppSettings,
+    Busy,
+    Decision,
+    InvalidRequest,
+    Ledger,
+    LedgerSettings,
+    Reserve,
+    Unavailable,
+    archiver,
+)
 from ledger_sizer.records import DecisionRecord
 from ledger_sizer.store import POSITION_COLUMNS
 from tests.clocks import FakeClock
@@ -349,3 +359,21 @@ def test_verify_since_head_when_the_chain_was_cut_or_the_portfolio_is_gone_then_
     assert ahead.first.seq == old.last + 5
     gone = old.ledger.verify(since={"lost": (3, "0" * 64)})
     assert [(finding.portfolio, finding.seq) for finding in gone.findings] == [("lost", 3)]
+
+
+@pytest.mark.parametrize("cut", [500, 1024, 1025])
+def test_archive_when_it_ends_within_a_block_then_filters_still_find_what_left(
+    database_url: str, clock: FakeClock, tmp_path: Path, cut: int
+) -> None:
+    with opened(database_url, clock) as ledger:
+        ledger.submit(
+            [
+                Reserve(key=f"n{n}", tags={"symbol": "RARE" if n in (10, 1020) else "S"}, min_notional_usd=D(10**6))
+                for n in range(cut)
+            ]
+        )
+        clock.advance(MONTHS.total_seconds())
+        assert ledger.archive(clock() - timedelta(days=31), tmp_path).decisions == cut
+        ledger.submit([Reserve(key=f"m{n}", tags={"symbol": "T"}, min_notional_usd=D(10**6)) for n in range(1100)])
+        assert [d.key for d in ledger.history(symbol="RARE")] == (["n1020", "n10"] if cut > 1020 else ["n10"])
+        assert_verified(ledger)

@@ -45,6 +45,11 @@ LAST_BLOCK = {
     "rows": "portfolio_id = NEW.portfolio_id AND seq > NEW.seq - 1024 AND seq <= NEW.seq",
     "block": "NEW.seq / 1024",
 }
+# An archive may end within a block, whose first part is then gone when the block is full.
+ARCHIVED_PART = {
+    "rows": "portfolio_id = NEW.portfolio_id AND seq > NEW.to_seq / 1024 * 1024 AND seq <= NEW.to_seq",
+    "block": "NEW.to_seq / 1024 + 1",
+}
 EVERY_FULL_BLOCK = {
     "rows": "seq <= (SELECT p.last_seq / 1024 * 1024 FROM portfolios p WHERE p.id = decisions.portfolio_id)",
     "block": "(seq + 1023) / 1024",
@@ -55,6 +60,10 @@ CREATE FUNCTION ledger_note_facets() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN {NOTE_FACETS.format(**LAST_BLOCK)} RETURN NULL; END $$;
 CREATE TRIGGER decisions_facets AFTER INSERT ON decisions
     FOR EACH ROW WHEN (NEW.seq % 1024 = 0) EXECUTE FUNCTION ledger_note_facets();
+CREATE FUNCTION ledger_note_archived_facets() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN {NOTE_FACETS.format(**ARCHIVED_PART)} RETURN NULL; END $$;
+CREATE TRIGGER archives_facets AFTER INSERT ON archives
+    FOR EACH ROW EXECUTE FUNCTION ledger_note_archived_facets();
 CREATE FUNCTION ledger_refuse_unarchived_decision() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF {DECISION_ARCHIVED} THEN RETURN OLD; END IF;
@@ -100,6 +109,7 @@ CREATE TRIGGER positions_kept BEFORE DELETE ON positions
 """
 POSTGRESQL_FUNCTIONS = (
     "ledger_note_facets",
+    "ledger_note_archived_facets",
     "ledger_refuse_unarchived_decision",
     "ledger_refuse_unarchived_position",
     "ledger_refuse_loose_archive",
@@ -130,6 +140,9 @@ def upgrade() -> None:
     op.execute(
         "CREATE TRIGGER decisions_facets AFTER INSERT ON decisions WHEN NEW.seq % 1024 = 0 "
         f"BEGIN {NOTE_FACETS.format(**LAST_BLOCK)} END"
+    )
+    op.execute(
+        f"CREATE TRIGGER archives_facets AFTER INSERT ON archives BEGIN {NOTE_FACETS.format(**ARCHIVED_PART)} END"
     )
 
 
