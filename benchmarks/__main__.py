@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput` and `python -m benchmarks curve`."""
+"""`python -m benchmarks throughput`, `python -m benchmarks curve` and `python -m benchmarks audit`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks import audit as audit_command
 from benchmarks import curve as curve_command
 from benchmarks import throughput as throughput_command
 from benchmarks.measure import BenchmarkError, Pace
@@ -24,6 +25,7 @@ WARMUP_SHARE = 0.2
 SHORT_SECONDS = 0.4
 SHORT_SIZES = (10, 1_000)
 CURVE_CALLERS = 64
+SHORT_DECISIONS = 20_000
 
 
 class EngineChoice(StrEnum):
@@ -102,6 +104,20 @@ def curve(
         folder=folder,
     )
     curve_command.run(plan, new_console(), json_file)
+
+
+@app.command()
+def audit(
+    *,
+    engine: EngineOption = EngineChoice.BOTH,
+    decisions: Annotated[int, typer.Option(min=2_000, help="Length of the history.")] = 1_000_000,
+    short: ShortOption = False,
+    json_file: JsonOption = None,
+    folder: FolderOption = None,
+) -> None:
+    """Measure looking back at a million decisions: pages, filters, exports, verification, archive."""
+    plan = audit_command.Plan(engine.engines(), SHORT_DECISIONS if short else decisions, folder)
+    audit_command.run(plan, new_console(), json_file)
 
 
 def _pace(seconds: float) -> Pace:
