@@ -100,5 +100,5 @@ def legs_in(trace: str) -> str:
     if start < 0:
         return "[]"
     start += len(',"legs":')
-    ends = [end for end in (trace.find(',"note":', start), trace.find(',"after":', start)) if end >= 0]
-    return trace[start : min(ends, default=len(trace) - 1)]
+    end = trace.find(',"note":', start)
+    return trace[start : end if end >= 0 else len(trace) - 1]

@@ -21,7 +21,7 @@ Found = Callable[[int | None, str], None]
 
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, IndexError, LedgerError)
 """What reading a row that somebody edited may raise."""
-_LOOKUP = 500
+_LOOKUP = 1000
 _POSITIONS = PositionRow.__table__
 
 
@@ -107,7 +107,7 @@ class PositionCheck:
         if not self._ended:
             return
         query = select(_POSITIONS).where(PositionRow.portfolio_id == self._id, PositionRow.number.in_(self._ended))
-        rows = {row.number: row for row in self._connection.execute(query)}
+        rows = {row[1]: row for row in self._connection.execute(query).all()}
         self._matched += len(rows)
         for number, told in sorted(self._ended.items()):
             row = rows.get(number)

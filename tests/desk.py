@@ -132,7 +132,7 @@ class Intruder:
 def _drop_sqlite_guards(connection: Connection) -> None:
     """CHECKs and foreign keys cannot be dropped there; they are switched off on each connection instead."""
     query = (
-        "SELECT type, name FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE '%facets' ESCAPE '' "
+        "SELECT type, name FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE '%facets' "
         "OR sql LIKE 'CREATE UNIQUE%' AND tbl_name <> 'facets'"
     )
     for kind, name in connection.execute(text(query)).all():

@@ -17,12 +17,14 @@ from hypothesis import strategies as st
 
 from ledger_sizer import Decision, Exposure, InvalidRequest, Ledger, NotFound, Reserve
 from ledger_sizer.cli import run
+from ledger_sizer.client import LedgerClient
 from ledger_sizer.records import GENESIS_HASH, canonical_text, chain_hash
 from ledger_sizer.wire.answers import decision_from_json
 from ledger_sizer.wire.export import csv_lines, ndjson_lines
 from tests.clocks import START, FakeClock
 from tests.conftest import NewDatabase
-from tests.desk import Intruder, assert_verified, opened, steady
+from tests.desk import Intruder, assert_verified, dynamic_settings, opened, reserve_btc, steady
+from tests.service import eventually, serving
 from tests.test_ledger_history import lived_in, matches
 
 D = Decimal
@@ -218,3 +220,49 @@ def test_export_history_when_asked_on_the_command_line_then_all_of_it_is_written
     assert run(["history", "--export", kind, "--out", str(target), "--database-url", url]) == 0
     assert target.read_bytes().decode() == expected
     assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_explain_reservation_when_a_cap_bound_it_then_the_largest_size_and_the_settings_are_named(
+    database_url: str, clock: FakeClock
+) -> None:
+    with opened(database_url, clock, dynamic_settings()) as ledger:
+        ledger.set_cap(key="cap", scope="venue=bybit", cap=D(400))
+        small = ledger.explain(reserve_btc(ledger, "a", signal_score=D(0)).seq or 0).data
+        after = ledger.explain(reserve_btc(ledger, "b", signal_score=D(1)).seq or 0).data
+        ledger.halt(key="halt")
+        none = ledger.explain(reserve_btc(ledger, "c", signal_score=D(1)).seq or 0).data
+    assert small["largest_grantable"] == {"budget": "400", "quantity": "0.008", "binding": "venue=bybit"}
+    assert after["largest_grantable"] == {"budget": "100", "quantity": "0.002", "binding": "venue=bybit"}
+    assert none["largest_grantable"] == {"budget": "0", "quantity": None, "binding": "portfolio"}
+    assert [(step["step"], step["value"]) for step in small["steps"]] == [("fraction", "0.3"), ("raw_budget", "300")]
+    assert small["settings_version"] == after["settings_version"]
+    with opened(database_url, clock, dynamic_settings(min_allocation_fraction=D("0.4"))) as ledger:
+        ledger.resume(key="resume")
+        other = ledger.explain(reserve_btc(ledger, "d", signal_score=D(0)).seq or 0).data
+    assert other["settings_version"] != small["settings_version"]
+
+
+def test_look_back_over_http_when_asked_then_it_is_what_the_ledger_says(database_url: str) -> None:
+    with serving(database_url) as service, LedgerClient(service.url) as client:
+        ledger = service.ledger
+        first = ledger.reserve(key="a", tags={"symbol": "BTC"})
+        second = ledger.reserve(key="b", tags={"symbol": "ETH"})
+        assert client.heads() == ledger.heads()
+        for moment in (1, 2, first.decided_at, second.decided_at):
+            assert client.exposure(as_of=moment) == ledger.exposure(as_of=moment)
+        assert client.exposure(as_of=1) != client.exposure(as_of=2)
+        assert [*client.history(position_id="main-2")] == [second]
+        assert service.http.get("/v1/portfolios/main/exposure", params={"as_of": "yesterday"}).status_code == 422
+
+
+def test_archive_job_when_history_has_the_set_age_then_it_moves(
+    database_url: str, clock: FakeClock, tmp_path: Path
+) -> None:
+    clock.advance(-4000 * 86_400)
+    with opened(database_url, clock) as ledger:
+        ledger.reserve(key="long ago", ttl_seconds=5)
+    more = {"archive_after_days": 31, "archive_interval_seconds": 1, "archive_dir": str(tmp_path)}
+    with serving(database_url, jobs=True, ledger=more) as service:
+        eventually(lambda: list(tmp_path.glob("main-*.ndjson.gz")))
+        assert service.ledger.decision(1).key == "long ago"
+        assert_verified(service.ledger)

@@ -50,8 +50,8 @@ def create_app(
     app.state.service = service
     # Flat, so that whoever walks `app.routes` (the tests of who may do what) sees every one of them.
     app.router.routes.extend(verbs.routes(service))
-    for part in (reads, events, operations):
-        app.router.routes.extend(part.router(service).routes)
+    for router in (reads.router, reads.chain_router, events.router, operations.router):
+        app.router.routes.extend(router(service).routes)
     app.add_middleware(Edge, service=service)
     app.add_exception_handler(LedgerError, _on_ledger_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

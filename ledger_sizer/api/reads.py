@@ -139,12 +139,6 @@ def router(service: Service) -> APIRouter:
         found = await run_in_threadpool(ledger.exposure, portfolio, as_of=filters.moment())
         return json_response(exposure_to_json(found))
 
-    @made.get("/heads", response_model=forms.HeadsForm)
-    async def get_heads(caller: Reader) -> Response:
-        """The audit chains' heads. Kept elsewhere, they show later that history was not rewritten."""
-        heads = await run_in_threadpool(ledger.heads)
-        return json_response(heads_to_json({name: head for name, head in heads.items() if caller.may_touch(name)}))
-
     @made.get("/positions", response_model=forms.PositionPage)
     async def list_positions(filters: Annotated[PositionFilters, Query()], caller: Reader) -> Response:
         """Positions, oldest first."""
@@ -185,6 +179,20 @@ def router(service: Service) -> APIRouter:
         allow(caller, portfolio)
         decision = await run_in_threadpool(ledger.decision, seq, portfolio)
         return json_response(decision_to_json(decision, full=filters.full))
+
+    return made
+
+
+def chain_router(service: Service) -> APIRouter:
+    """The route that shows where the audit chains stand."""
+    made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
+
+    @made.get("/heads", response_model=forms.HeadsForm)
+    async def get_heads(request: Request) -> Response:
+        """The audit chains' heads. Kept elsewhere, they show later that history was not rewritten."""
+        caller = await service.access.require(request.scope, "read")
+        heads = await run_in_threadpool(service.ledger.heads)
+        return json_response(heads_to_json({name: head for name, head in heads.items() if caller.may_touch(name)}))
 
     return made
 
