@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput`, `python -m benchmarks curve` and `python -m benchmarks service`."""
+"""`python -m benchmarks throughput`, `curve`, `service` and `audit`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from benchmarks import audit as audit_command
 from benchmarks import curve as curve_command
 from benchmarks import service as service_command
 from benchmarks import throughput as throughput_command
@@ -28,6 +29,7 @@ CURVE_CALLERS = 64
 SHORT_SERVICE_CALLERS = (1, 64)
 SHORT_SERVICE_BATCH_CALLERS = (4,)
 SHORT_SERVICE_SECONDS = 1.0  # a pair of batch calls alone may take a tenth of a second
+SHORT_DECISIONS = 20_000
 
 
 class EngineChoice(StrEnum):
@@ -130,6 +132,20 @@ def service(
         folder=folder,
     )
     service_command.run(plan, new_console(), json_file)
+
+
+@app.command()
+def audit(
+    *,
+    engine: EngineOption = EngineChoice.BOTH,
+    decisions: Annotated[int, typer.Option(min=2_000, help="Length of the history.")] = 1_000_000,
+    short: ShortOption = False,
+    json_file: JsonOption = None,
+    folder: FolderOption = None,
+) -> None:
+    """Measure looking back at a million decisions: pages, filters, exports, verification, archive."""
+    plan = audit_command.Plan(engine.engines(), SHORT_DECISIONS if short else decisions, folder)
+    audit_command.run(plan, new_console(), json_file)
 
 
 def _pace(seconds: float) -> Pace:

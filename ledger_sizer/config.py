@@ -129,6 +129,17 @@ class LedgerSettings(Settings):
     retries_max: int = Field(5, ge=0, le=100, description="Retries of a batch after a conflict or a lost connection.")
     close_timeout_seconds: int = Field(30, ge=1, le=3600, description="Longest wait for the queue to drain at close.")
 
+    archive_dir: str = Field(
+        "", description="Folder of archive files; empty: where each was written, new ones in ledger-archive."
+    )
+    archive_after_days: int = Field(
+        0, ge=0, le=36_500, description="Age at which the service archives decisions, in days; 0 never does."
+    )
+    archive_interval_seconds: int = Field(3600, ge=1, le=604_800, description="Time between the service's archivings.")
+    key_window_days: int = Field(
+        30, ge=1, le=36_500, description="Keys are answered at least this long: no younger decision is archived."
+    )
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:

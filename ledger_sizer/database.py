@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Engine, Text, create_engine, event, inspect, text
+from sqlalchemy import BigInteger, Boolean, Connection, Engine, Text, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.compiler import compiles
@@ -195,6 +195,23 @@ def _tag_value_sqlite(element: tag_value, compiler: SQLCompiler, **kw: Any) -> s
 def _tag_value_postgresql(element: tag_value, compiler: SQLCompiler, **kw: Any) -> str:
     column, name = element.clauses
     return f"(({compiler.process(column, **kw)})::json ->> {compiler.process(name, **kw)})"
+
+
+class has_text(FunctionElement[bool]):  # noqa: N801 - reads as a SQL function
+    """Whether a column contains a text, exactly (`LIKE` is blind to case on SQLite)."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(has_text, "sqlite")
+def _has_text_sqlite(element: has_text, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"instr({compiler.process(element.clauses, **kw)}) > 0"
+
+
+@compiles(has_text, "postgresql")
+def _has_text_postgresql(element: has_text, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"strpos({compiler.process(element.clauses, **kw)}) > 0"
 
 
 class database_now_us(FunctionElement[int]):  # noqa: N801 - reads as a SQL function

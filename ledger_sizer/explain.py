@@ -4,10 +4,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from hashlib import sha256
 from typing import Any
 
 from ledger_sizer.domain import from_us
+from ledger_sizer.instruments import InstrumentInfo
 from ledger_sizer.records import Decision
+from ledger_sizer.sizing import match_quantity
+from ledger_sizer.trace import reconciliation_of
 from ledger_sizer.units import plain, usd
 
 
@@ -40,10 +44,17 @@ def explain(decision: Decision) -> Explanation:
     request = json.loads(decision.request)
     trace = json.loads(decision.trace)
     scopes = [_scope(row) for row in trace.get("scopes", ())]
+    steps = _formula(decision, request, trace)
+    largest = _largest(request, trace, decision.record.decided_us)
+    version = _settings_version(trace.get("policy"))
     lines = [_headline(decision)]
-    lines += _formula(decision, request, trace)
+    lines += [step["words"] for step in steps]
     lines += [_scope_line(scope) for scope in scopes]
     lines += _match(trace.get("match"))
+    if largest is not None:
+        lines.append(_largest_line(largest))
+    if version is not None:
+        lines.append(f"Settings version: {version}.")
     if trace.get("note") == "late_fill":
         lines.append("The hold had expired before the fill: the fill is a fact, so it was recorded as a new position.")
     lines.append(
@@ -65,7 +76,10 @@ def explain(decision: Decision) -> Explanation:
         "raw_budget": _text(decision.raw_budget),
         "budget": _text(decision.budget),
         "quantity": _text(decision.quantity),
+        "steps": steps,
         "scopes": scopes,
+        "largest_grantable": largest,
+        "settings_version": version,
         "policy": trace.get("policy"),
         "match": trace.get("match"),
         "note": trace.get("note"),
@@ -87,7 +101,8 @@ def _headline(decision: Decision) -> str:
     return f"{where}: {decision.outcome}."
 
 
-def _formula(decision: Decision, request: dict[str, Any], trace: dict[str, Any]) -> list[str]:
+def _formula(decision: Decision, request: dict[str, Any], trace: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each step of the sizing: its name, its figure, and how that came about in words."""
     policy = trace.get("policy")
     if policy is None:
         return []
@@ -99,15 +114,65 @@ def _formula(decision: Decision, request: dict[str, Any], trace: dict[str, Any])
     else:
         why = "the request has no score" if policy["enabled"] else "dynamic sizing is off"
         line = f"Flat size: {why}, so the fraction is 1."
-    lines = [line, f"Raw budget: {most} USD x {_text(decision.fraction)} = {_text(decision.raw_budget)} USD."]
+    fraction, raw = _text(decision.fraction), _text(decision.raw_budget)
+    steps = [
+        {"step": "fraction", "value": fraction, "words": line},
+        {"step": "raw_budget", "value": raw, "words": f"Raw budget: {most} USD x {fraction} = {raw} USD."},
+    ]
     if "available_balance" in request:
-        lines.append(f"Available balance: {request['available_balance']} USD.")
-    return lines
+        balance = request["available_balance"]
+        steps.append({"step": "available_balance", "value": balance, "words": f"Available balance: {balance} USD."})
+    return steps
+
+
+def _largest(request: dict[str, Any], trace: dict[str, Any], decided_us: int) -> dict[str, Any] | None:
+    """The largest budget, USD, and quantity that any score could have been granted then; None but for a reservation.
+
+    It is min(per-position maximum, headroom of every scope, available balance), and nothing where a scope is not
+    active or not reconciled. `binding` names the first of these that is the least.
+    """
+    policy = trace.get("policy")
+    if policy is None:
+        return None
+    candidates = [("max_position_size_usd", Decimal(policy["max_position_size_usd"]))]
+    for row in trace["scopes"]:
+        name, cap_e8, held_e8, open_e8, status = row[:5]
+        frozen, fresh_until_us = reconciliation_of(row)
+        if status != "active" or frozen or (fresh_until_us is not None and decided_us >= fresh_until_us):
+            candidates.append((name, Decimal(0)))
+        elif cap_e8 is not None:
+            candidates.append((name, max(usd(cap_e8 - held_e8 - open_e8), Decimal(0))))
+    if "available_balance" in request:
+        candidates.append(("available_balance", max(Decimal(request["available_balance"]), Decimal(0))))
+    binding, budget = min(candidates, key=lambda candidate: candidate[1])
+    quantity = None
+    if budget and {"price", "spot_instrument", "perp_instrument"} <= request.keys():
+        instruments = (_instrument(request["spot_instrument"]), _instrument(request["perp_instrument"]))
+        quantity = match_quantity(budget, Decimal(request["price"]), instruments).quantity
+    return {"budget": plain(budget), "quantity": _text(quantity), "binding": binding}
+
+
+def _instrument(form: Mapping[str, str]) -> InstrumentInfo:
+    figures = {name: Decimal(form[name]) for name in form if name not in ("symbol", "listed_as")}
+    return InstrumentInfo(form["symbol"], **figures)  # type: ignore[arg-type]  # every other field is a Decimal
+
+
+def _largest_line(largest: Mapping[str, Any]) -> str:
+    size = "" if largest["quantity"] is None else f", quantity {largest['quantity']}"
+    return f"Largest grantable then: {largest['budget']} USD{size}; bound by {largest['binding']}."
+
+
+def _settings_version(policy: Mapping[str, Any] | None) -> str | None:
+    """A short name of the settings that applied: equal for equal settings, whenever and wherever they were used."""
+    if policy is None:
+        return None
+    text = json.dumps(policy, sort_keys=True, separators=(",", ":"))
+    return sha256(text.encode()).hexdigest()[:12]
 
 
 def _scope(row: list[Any]) -> dict[str, Any]:
     name, cap_e8, held_e8, open_e8, status = row[:5]
-    frozen, fresh_until_us = row[5:] or (0, None)
+    frozen, fresh_until_us = reconciliation_of(row)
     headroom = None if cap_e8 is None else plain(usd(cap_e8 - held_e8 - open_e8))
     return {
         "scope": name,

@@ -1,4 +1,4 @@
-"""Scheduled work: the sweep that frees expired holds of portfolios nobody writes to, and the reconciliation.
+"""Scheduled work: expired holds that nobody writes to are freed, the ledger is reconciled, old history is archived.
 
 Of several replicas on one database one runs it, the holder of a lease (see `leases`); another takes over when that
 one falls silent. A sweep that runs twice frees nothing twice, because it goes through the ledger like any command.
@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -57,6 +57,9 @@ class Jobs:
             job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": 30},
         )
         self._scheduler.add_job(self.sweep, "interval", seconds=settings.sweep_interval_seconds, id="sweep")
+        archiving = ledger.settings.ledger
+        if archiving.archive_after_days:
+            self._scheduler.add_job(self.archive, "interval", seconds=archiving.archive_interval_seconds, id="archive")
         self._reconciler = reconciler
         self._trigger: Trigger = "start"
         if reconciler is not None:
@@ -143,3 +146,9 @@ class Jobs:
         except Busy:
             return "busy"  # somebody asked for one by hand
         return "done" if all(report.run.outcome == "good" for report in reports) else "incomplete"
+
+    def archive(self) -> None:
+        """Move closed history of the set age into files, if this replica's turn it is."""
+        settings = self._ledger.settings.ledger
+        age = timedelta(days=max(settings.archive_after_days, settings.key_window_days), seconds=1)
+        self._run("archive", lambda: self._ledger.archive(datetime.now(UTC) - age))

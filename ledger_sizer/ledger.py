@@ -12,13 +12,17 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime
+from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
 
 from sqlalchemy import Engine
 
 from ledger_sizer import commands
+from ledger_sizer.archive import files_of
+from ledger_sizer.archiver import ARCHIVE_FOLDER, Archived, archive, outside_window
+from ledger_sizer.asof import AsOf
 from ledger_sizer.batch import AnyCommand, Group, Result, decide_batch, requests_of
 from ledger_sizer.commands import Reserve
 from ledger_sizer.config import AppSettings
@@ -34,7 +38,7 @@ from ledger_sizer.records import Decision, DecisionRecord
 from ledger_sizer.store import StaleState, WriteStore, needs_of
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs import verb, verb_async
-from ledger_sizer.verify import Progress, verify
+from ledger_sizer.verify import Heads, Progress, heads_of, verify
 from ledger_sizer.writer import Answer, Writer
 
 log = get_logger(__name__)
@@ -73,7 +77,8 @@ class Ledger:
         self._write_engine = make_engine(url, settings.ledger)
         self._read_engine = make_engine(url, settings.ledger, read_only=True)
         self._store = _open_store(self._write_engine, settings)
-        self._queries = Queries(self._read_engine)
+        self._files = files_of(settings)
+        self._queries = Queries(self._read_engine, self._files)
         self._names = InstrumentNames(self._read_engine)
         self._writer = Writer(
             self._process,
@@ -211,9 +216,12 @@ class Ledger:
         """Names of all portfolios."""
         return self._reads.portfolios()
 
-    def exposure(self, portfolio: str = "main") -> Exposure:
-        """Cap, held, open, headroom and status of a portfolio and each of its scopes. `NotFound` if there is none."""
-        return self._reads.exposure(portfolio)
+    def exposure(self, portfolio: str = "main", as_of: AsOf | None = None) -> Exposure:
+        """Cap, held, open, headroom and status of a portfolio and each of its scopes. `NotFound` if there is none.
+
+        as_of: a seq, or an aware datetime: what the decisions up to then add up to. It reads them all once.
+        """
+        return self._reads.exposure(portfolio, as_of)
 
     def position(self, position_id: str) -> Position:
         """One position by its name. Raises `NotFound`."""
@@ -226,7 +234,7 @@ class Ledger:
     def history(self, portfolio: str = "main", **filters: Any) -> Page[Decision]:
         """Decisions, newest first.
 
-        Filters: symbol=, strategy=, outcome=, reason=, command=, since=, until=, cursor=, limit= (see
+        Filters: symbol=, strategy=, outcome=, reason=, command=, position_id=, since=, until=, cursor=, limit= (see
         `Queries.history`).
         """
         return self._reads.history(portfolio, **filters)
@@ -239,12 +247,34 @@ class Ledger:
         """Why a decision came out as it did: by seq (of `portfolio`), or by position_id (the one that made it)."""
         return explain(self._reads.resolve(reference, portfolio))
 
-    def verify(self, portfolio: str | None = None, progress: Progress | None = None) -> VerifyReport:
+    def heads(self, portfolio: str | None = None) -> dict[str, tuple[int, str]]:
+        """The chain heads now: (seq, hash) by portfolio. Kept outside the database they make a rewrite visible."""
+        return heads_of(self._reads.engine, portfolio)
+
+    def verify(
+        self, portfolio: str | None = None, progress: Progress | None = None, *, since: Heads | None = None
+    ) -> VerifyReport:
         """Check the audit chain from its start and recompute every counter from the position rows.
 
-        Reads one snapshot in constant memory. progress: called with (decisions done, decisions in all) now and then.
+        Reads one snapshot and the archive files. progress: called with (decisions done, decisions in all) now and
+        then. since: trusted heads (of `heads`) to begin at; each must still stand in its chain.
         """
-        return verify(self._reads.engine, portfolio, progress)
+        return verify(self._reads.engine, portfolio, progress, since=since, files=self._files)
+
+    def archive(self, before: datetime, folder: str | Path | None = None, portfolio: str | None = None) -> Archived:
+        """Move closed history older than `before` into files, and out of the live tables.
+
+        before: an aware datetime, outside the window of `LEDGER_KEY_WINDOW_DAYS` in which keys are still answered.
+        folder: of the files; the settings' `archive_dir` when None. What is archived stays readable and verifiable.
+        Raises `InvalidRequest`, `Busy` beside another archiver, `Unavailable`.
+        """
+        now = datetime.now(UTC) if self._clock is None else self._clock()
+        settings = self.settings.ledger
+        before = outside_window(before, now, settings.key_window_days)
+        if portfolio is not None:
+            self._reads.require(portfolio)
+        target = Path(folder or settings.archive_dir or ARCHIVE_FOLDER)
+        return archive(self._reads.engine, self._write_engine, before, target, portfolio)
 
     # Life.
 

@@ -1,12 +1,14 @@
 """Reading: exposure, positions, history. Reads have their own connections and never wait for the writer."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, and_, func, literal, select, tuple_
+from sqlalchemy import Connection, Engine, Select, and_, literal, select, tuple_
 
+from ledger_sizer.archive import ArchiveFiles, manifests
+from ledger_sizer.asof import AsOf, scopes_as_of
 from ledger_sizer.command_base import portfolio_name
 from ledger_sizer.commands import COMMANDS, Reserve
 from ledger_sizer.database import reading, tag_value
@@ -21,11 +23,12 @@ from ledger_sizer.domain import (
     to_us,
 )
 from ledger_sizer.errors import InvalidRequest, NotFound
+from ledger_sizer.history import Filters, History
 from ledger_sizer.instruments import label_text
 from ledger_sizer.records import GENESIS_HASH, Decision
 from ledger_sizer.state import PortfolioState, ScopeState
-from ledger_sizer.store import position_of, record_of, scope_of
-from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.store import position_of, scope_of
+from ledger_sizer.tables import PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.tags import PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.units import E8_MAX, usd
 
@@ -36,14 +39,14 @@ LIVE = "live"
 
 _SCOPES = ScopeRow.__table__
 _POSITIONS = PositionRow.__table__
-_DECISIONS = DecisionRow.__table__
 
 
 class Queries:
     """The reads of one ledger, each in one consistent snapshot."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, files: ArchiveFiles | None = None) -> None:
         self._engine = engine
+        self._files = ArchiveFiles() if files is None else files
 
     @property
     def engine(self) -> Engine:
@@ -63,8 +66,13 @@ class Queries:
         with reading(self._engine) as connection:
             return list(connection.execute(query).scalars())
 
-    def exposure(self, portfolio: str) -> Exposure:
-        """A portfolio's counters, the whole first. One statement, so that its rows belong together."""
+    def exposure(self, portfolio: str, as_of: AsOf | None = None) -> Exposure:
+        """A portfolio's counters, the whole first: now, or as its decisions say they were (see `asof`)."""
+        if as_of is not None:
+            with reading(self._engine) as connection:
+                owner = self._require(connection, portfolio)
+                seq, past = scopes_as_of(connection, owner, portfolio, as_of, self._files)
+            return Exposure(portfolio, seq, tuple(_scope_exposure(scope) for scope in past))
         query = (
             select(PortfolioRow.last_seq, *_SCOPES.columns)
             .join_from(PortfolioRow, ScopeRow)
@@ -83,10 +91,17 @@ class Queries:
         portfolio, number = split_position_id(position_id)
         query = _of_portfolio(select(*_POSITIONS.columns), PositionRow.portfolio_id, portfolio)
         with reading(self._engine) as connection:
-            row = connection.execute(query.where(PositionRow.number == number)).one_or_none()
+            row: Sequence[Any] | None = connection.execute(query.where(PositionRow.number == number)).one_or_none()
+            if row is None:
+                row = self._archived_position(connection, portfolio, number)
         if row is None:
             raise NotFound(f"no position {position_id!r}")
         return position_of(portfolio, row)
+
+    def _archived_position(self, connection: Connection, portfolio: str, number: int) -> Sequence[Any] | None:
+        owner = connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
+        found = [] if owner is None else manifests(connection, owner)
+        return self._files.position(portfolio, found, number)
 
     def positions(
         self,
@@ -133,6 +148,7 @@ class Queries:
         command: str | None = None,
         outcome: str | None = None,
         reason: str | None = None,
+        position_id: str | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
         cursor: str | None = None,
@@ -141,44 +157,44 @@ class Queries:
     ) -> Page[Decision]:
         """Decisions of a portfolio, newest first (`ascending`: oldest first).
 
-        symbol, strategy: the tags of these names. since (inclusive), until (exclusive): aware datetimes.
-        cursor: of the page before; it stays right while decisions are added. limit: 1 to 1000.
+        symbol, strategy: the tags of these names. position_id: one of this portfolio. since (inclusive), until
+        (exclusive): aware datetimes.
+        cursor: of the page before; it stays right while decisions are added or archived. limit: 1 to 1000.
         """
-        order = DecisionRow.seq if ascending else DecisionRow.seq.desc()
-        query = _of_portfolio(select(*_DECISIONS.columns), DecisionRow.portfolio_id, portfolio).order_by(order)
-        for name, column, value in (
-            ("command", DecisionRow.command, command),
-            ("outcome", DecisionRow.outcome, outcome),
-            ("reason", DecisionRow.reason, reason),
-        ):
-            if value is not None:
-                query = query.where(column == _one_of(value, name))
-        for name, value in (("symbol", symbol), ("strategy", strategy)):
-            if value is not None:
-                query = query.where(tag_value(DecisionRow.tags, name) == label_text(value, name))
-        if since is not None:
-            query = query.where(DecisionRow.decided_us >= _moment_us(since, "since"))
-        if until is not None:
-            query = query.where(DecisionRow.decided_us < _moment_us(until, "until"))
+        filters = Filters(
+            command=None if command is None else _one_of(command, "command"),
+            outcome=None if outcome is None else _one_of(outcome, "outcome"),
+            reason=None if reason is None else _one_of(reason, "reason"),
+            tags={
+                name: label_text(value, name)
+                for name, value in (("symbol", symbol), ("strategy", strategy))
+                if value is not None
+            },
+            position=None if position_id is None else _number_in(portfolio, position_id),
+            since_us=None if since is None else _moment_us(since, "since"),
+            until_us=None if until is None else _moment_us(until, "until"),
+        )
+        low, high = 1, E8_MAX
         if cursor is not None:
             (seq,) = _cursor(cursor, 1)
-            query = query.where(DecisionRow.seq > seq if ascending else DecisionRow.seq < seq)
+            low, high = (seq + 1, high) if ascending else (low, seq - 1)
+        wanted = _limit(limit) + 1
         with reading(self._engine) as connection:
-            self._require(connection, portfolio)
-            rows = connection.execute(query.limit(_limit(limit) + 1)).all()
-        items = tuple(record_of(portfolio, row).decision() for row in rows[:limit])
-        return Page(items, str(items[-1].seq) if len(rows) > limit else None)
+            history = History(connection, self._require(connection, portfolio), portfolio, self._files)
+            records = history.find(filters, low, high, ascending=ascending, limit=wanted)
+        items = tuple(record.decision() for record in records[:limit])
+        return Page(items, str(items[-1].seq) if len(records) > limit else None)
 
     def decision(self, portfolio: str, seq: object) -> Decision:
         """One decision by its place in the chain."""
         if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq <= E8_MAX:
             raise InvalidRequest(f"seq must be a whole number from 1, got {seq!r}", field="seq")
-        query = _of_portfolio(select(*_DECISIONS.columns), DecisionRow.portfolio_id, portfolio)
         with reading(self._engine) as connection:
-            row = connection.execute(query.where(DecisionRow.seq == seq)).one_or_none()
-        if row is None:
+            history = History(connection, self._require(connection, portfolio), portfolio, self._files)
+            records = history.find(Filters(), seq, seq, ascending=True, limit=1)
+        if not records:
             raise NotFound(f"no decision {seq} in portfolio {portfolio!r}")
-        return record_of(portfolio, row).decision()
+        return records[0].decision()
 
     def resolve(self, reference: int | str, portfolio: str) -> Decision:
         """The decision a seq or a position's name stands for: a position's number is the seq that made it."""
@@ -213,13 +229,16 @@ class Queries:
     def require(self, portfolio: str) -> str:
         """The portfolio's name, if there is such a portfolio; raises `NotFound`."""
         with reading(self._engine) as connection:
-            return self._require(connection, portfolio)
-
-    def _require(self, connection: Connection, portfolio: str) -> str:
-        query = select(func.count()).select_from(PortfolioRow).where(PortfolioRow.name == portfolio_name(portfolio))
-        if not connection.execute(query).scalar():
-            raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
+            self._require(connection, portfolio)
         return portfolio
+
+    def _require(self, connection: Connection, portfolio: str) -> int:
+        """The portfolio's id."""
+        query = select(PortfolioRow.id).where(PortfolioRow.name == portfolio_name(portfolio))
+        found: int | None = connection.execute(query).scalar()
+        if found is None:
+            raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
+        return found
 
 
 def _of_portfolio(query: Select[Any], column: Any, portfolio: str) -> Select[Any]:
@@ -250,6 +269,13 @@ def _states(state: str) -> tuple[str, ...]:
     if state not in STATES:
         raise InvalidRequest(f"state must be one of {', '.join(STATES)} or {LIVE}, got {state!r}", field="state")
     return (state,)
+
+
+def _number_in(portfolio: str, position_id: object) -> int:
+    owner, number = split_position_id(position_id)
+    if owner != portfolio:
+        raise InvalidRequest(f"position_id {position_id!r} is not of portfolio {portfolio!r}", field="position_id")
+    return number
 
 
 _KNOWN = {

@@ -151,6 +151,61 @@ class DecisionRow(Base):
     hash: Mapped[str]
 
 
+class ArchiveRow(Base):
+    """The manifest of one archive file: decisions `from_seq` to `to_seq`, and the final positions they ended.
+
+    Rows leave the live tables only where a manifest covers them. last_hash: the chain's at `to_seq`. sha256: of the
+    file. from_us, to_us: times of its first and last decision.
+    """
+
+    __tablename__ = "archives"
+    __table_args__ = (
+        CheckConstraint("from_seq >= 1 AND to_seq >= from_seq", name="range"),
+        CheckConstraint("to_us >= from_us", name="times"),
+        CheckConstraint("positions >= 0", name="positions"),
+        CheckConstraint("length(sha256) = 64", name="sha256"),
+    )
+
+    portfolio_id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
+    from_seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    to_seq: Mapped[int]
+    from_us: Mapped[int]
+    to_us: Mapped[int]
+    last_hash: Mapped[str]
+    positions: Mapped[int]
+    file: Mapped[str]
+    sha256: Mapped[str]
+    created_us: Mapped[int]
+
+
+class FacetRow(Base):
+    """One combination of what history can be filtered by. The database notes them itself, block by block of 1024."""
+
+    __tablename__ = "facets"
+    __table_args__ = (
+        Index("uq_facets_portfolio_id_tags_command_outcome_reason", "portfolio_id", "tags", "command", "outcome",
+              "reason", unique=True),
+    )  # fmt: skip
+
+    id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
+    portfolio_id: Mapped[int] = mapped_column(_Key)
+    tags: Mapped[str]
+    command: Mapped[str]
+    outcome: Mapped[str]
+    reason: Mapped[str]
+    """Empty where the decision has none, so that equal combinations are one row."""
+
+
+class FacetBlockRow(Base):
+    """That a block has a facet. Block n is decisions 1024 (n - 1) + 1 to 1024 n of the facet's portfolio."""
+
+    __tablename__ = "facet_blocks"
+    __table_args__ = (CheckConstraint("block >= 1", name="block"),)
+
+    facet_id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
+    block: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+
+
 class ApiKeyRow(Base):
     """One API key of the service. Only the hash of its token is kept; a revoked key stays, as a record."""
 

@@ -35,6 +35,10 @@ def _reconciliation(scope: ScopeState) -> str:
     return f",{scope.frozen:d},{'null' if scope.fresh_until_us is None else scope.fresh_until_us}"
 
 
+ABOUT_A_SCOPE = ("set_cap", "halt", "resume", "freeze", "thaw", "reconciled")
+"""Commands that change what stands of a scope besides its counters; their trace shows it `after`."""
+
+
 def reconciliation_of(row: Sequence[Any]) -> tuple[int, int | None]:
     """(frozen, fresh_until_us) of a scope's row in a trace."""
     return (row[5], row[6]) if len(row) > 5 else (0, None)

@@ -1,57 +1,86 @@
 """Verification: is the ledger what its decisions say, and are the decisions those that were made?
 
-Three readings of one snapshot, in constant memory:
+One reading of one snapshot, archive files first, in memory that does not grow with history:
 
 1. the chain: every decision in order, its seq gapless, its hash recomputed from its predecessor's; the head last;
-2. the positions: each row against the decisions about it, folded in order (a merge of two sorted streams);
+2. the positions: each row against the decisions about it (see `verify_positions`);
 3. the scopes: each counter against the sum of its position rows, each cap and status against the last decision
-   that saw it.
+   that saw it;
+4. the facets by which history is searched: none may be missing, or a decision could be hidden from a filter.
 
-Nothing is repaired. A finding names the first decision, by seq, that the wrong row concerns.
+Nothing is repaired. A finding names the first decision, by seq, that the wrong row concerns. From a trusted head on,
+what was decided before is not read again: the head must still stand in the chain, and everything after it must follow.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 
+from ledger_sizer.archive import ArchiveDamaged, ArchiveFiles, Manifest, manifests
 from ledger_sizer.command_base import portfolio_name
 from ledger_sizer.database import shown
-from ledger_sizer.domain import Finding, Position, VerifyReport, position_id
-from ledger_sizer.errors import LedgerError, NotFound, Unavailable
-from ledger_sizer.fold import fold
+from ledger_sizer.domain import Finding, VerifyReport
+from ledger_sizer.errors import NotFound, Unavailable
+from ledger_sizer.history import BLOCK
 from ledger_sizer.records import GENESIS_HASH, DecisionRecord, canonical_text, chain_hash
-from ledger_sizer.store import position_of, record_of
-from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.store import record_of
+from ledger_sizer.tables import DecisionRow, FacetBlockRow, FacetRow, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.tags import PORTFOLIO_SCOPE
-from ledger_sizer.trace import reconciliation_of
+from ledger_sizer.trace import ABOUT_A_SCOPE, reconciliation_of
+from ledger_sizer.verify_positions import UNREADABLE, PositionCheck
 
 Progress = Callable[[int, int], None]
 """Called with (decisions done, decisions in all)."""
+Heads = Mapping[str, tuple[int, str]]
+"""Chain heads by portfolio: (seq, hash)."""
 
 _CHUNK = 2000
-_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, LedgerError)
-"""What reading a row that somebody edited may raise."""
 _FINDINGS_MAX = 100
-_ABOUT_A_SCOPE = ("set_cap", "halt", "resume", "freeze", "thaw", "reconciled")
 
 _Settled = tuple[int | None, str, int, int | None]
 """What decisions made of a scope: cap_e8, status, frozen, fresh_until_us."""
 
 
-def verify(engine: Engine, portfolio: str | None = None, progress: Progress | None = None) -> VerifyReport:
-    """Verify one portfolio, or all. Raises `NotFound` for one that does not exist, `Unavailable` without a database."""
+def heads_of(engine: Engine, portfolio: str | None = None) -> dict[str, tuple[int, str]]:
+    """The chain heads now, of one portfolio or of all."""
+    query = select(PortfolioRow.name, PortfolioRow.last_seq, PortfolioRow.last_hash).order_by(PortfolioRow.id)
+    if portfolio is not None:
+        query = query.where(PortfolioRow.name == portfolio_name(portfolio))
     try:
-        return _verify(engine, portfolio, progress)
+        with engine.connect() as connection, connection.begin():
+            found = {name: (seq, head) for name, seq, head in connection.execute(query)}
+    except DBAPIError as error:
+        raise Unavailable(f"cannot read {shown(engine.url)}: {str(error.orig).strip()}") from None
+    if portfolio is not None and not found:
+        raise NotFound(f"no portfolio {portfolio!r}")
+    return found
+
+
+def verify(
+    engine: Engine,
+    portfolio: str | None = None,
+    progress: Progress | None = None,
+    *,
+    since: Heads | None = None,
+    files: ArchiveFiles | None = None,
+) -> VerifyReport:
+    """Verify one portfolio, or all. Raises `NotFound` for one that does not exist, `Unavailable` without a database.
+
+    since: trusted heads to begin at; a portfolio without one is read from its first decision.
+    """
+    try:
+        return _verify(engine, portfolio, progress, since or {}, files or ArchiveFiles())
     except DBAPIError as error:
         raise Unavailable(f"cannot read {shown(engine.url)}: {str(error.orig).strip()}") from None
 
 
-def _verify(engine: Engine, portfolio: str | None, progress: Progress | None) -> VerifyReport:
-    # One snapshot for all three readings, so that a busy ledger is not seen half moved.
+def _verify(
+    engine: Engine, portfolio: str | None, progress: Progress | None, since: Heads, files: ArchiveFiles
+) -> VerifyReport:
+    # One snapshot for everything, so that a busy ledger is not seen half moved.
     snapshot = engine.execution_options(isolation_level=_snapshot_level(engine))
     with snapshot.connect() as connection, connection.begin():
         query = select(PortfolioRow.__table__).order_by(PortfolioRow.id)
@@ -60,21 +89,21 @@ def _verify(engine: Engine, portfolio: str | None, progress: Progress | None) ->
         heads = connection.execute(query).all()
         if portfolio is not None and not heads:
             raise NotFound(f"no portfolio {portfolio!r}")
-        total = sum(head.last_seq for head in heads)
+        total = sum(max(head.last_seq - since.get(head.name, (0,))[0], 0) for head in heads)
         findings: list[Finding] = []
         decisions = positions = 0
         for head in heads:
-            check = _PortfolioCheck(connection, head)
-            for done in check.chain():
+            check = _PortfolioCheck(connection, head, since.get(head.name, (0, GENESIS_HASH)), files)
+            for done in check.read():
                 if progress is not None:
                     progress(decisions + done, total)
-            check.positions()
-            check.scopes()
             decisions += check.decision_count
             positions += check.position_count
-            findings += check.findings
+            findings += check.findings()
         if portfolio is None:
             findings += _orphans(connection)
+            gone = sorted(since.keys() - {head.name for head in heads})
+            findings += [Finding(name, since[name][0], "the trusted head's portfolio is gone") for name in gone]
         return VerifyReport(
             tuple(findings), decisions, positions, {head.name: (head.last_seq, head.last_hash) for head in heads}
         )
@@ -97,156 +126,191 @@ def _snapshot_level(engine: Engine) -> str:
 
 
 class _PortfolioCheck:
-    """The three readings of one portfolio, and what they found."""
+    """The reading of one portfolio, and what it found."""
 
-    def __init__(self, connection: Connection, head: Any) -> None:
+    def __init__(self, connection: Connection, head: Any, since: tuple[int, str], files: ArchiveFiles) -> None:
         self._connection = connection
         self._head = head
-        self.findings: list[Finding] = []
-        self.decision_count = 0
-        self.position_count = 0
-        self._last_us = 0
-        self._held: dict[str, int] = {}
-        self._open: dict[str, int] = {}
+        self._since, self._previous = since
+        self._files = files
+        self._found_in: dict[str, list[Finding]] = {part: [] for part in ("chain", "positions", "scopes", "facets")}
+        self._positions = PositionCheck(
+            connection, head.id, head.name, self._since, lambda seq, what: self._found(seq, what, "positions")
+        )
+        self._expected = self._since + 1
+        self._broken = False
+        self._last_us: int | None = None
         self._last_seen: dict[str, tuple[int, str]] = {}
         self._last_change: dict[str, tuple[int, str]] = {}
+        self._facets: set[tuple[str, str, str, str]] = set()
+        self.decision_count = 0
 
-    def _found(self, seq: int | None, what: str) -> None:
-        if len(self.findings) < _FINDINGS_MAX:
-            self.findings.append(Finding(self._head.name, seq, what))
+    def _found(self, seq: int | None, what: str, part: str = "chain") -> None:
+        if len(self._found_in[part]) < _FINDINGS_MAX:
+            self._found_in[part].append(Finding(self._head.name, seq, what))
 
-    def _name(self, number: int) -> str:
-        return position_id(self._head.name, number)
+    def findings(self) -> list[Finding]:
+        """What was found: the chain's first, because a wrong decision explains what follows from it."""
+        return [finding for part in self._found_in.values() for finding in part]
 
-    def _records(self, *order: Any, **where: Any) -> Iterator[DecisionRecord]:
-        query = select(DecisionRow.__table__).where(DecisionRow.portfolio_id == self._head.id).order_by(*order)
-        if where.get("positions_only"):
-            query = query.where(DecisionRow.position.is_not(None))
-        for row in self._stream(query):
-            yield record_of(self._head.name, row)
+    @property
+    def position_count(self) -> int:
+        """Position rows read, archived or live."""
+        return self._positions.count
 
-    def _stream(self, query: Any) -> Iterator[Sequence[Any]]:
-        result = self._connection.execution_options(yield_per=_CHUNK).execute(query)
-        for rows in result.partitions():
-            yield from rows
-
-    def chain(self) -> Iterator[int]:
-        """Read every decision in order; yields how many were read, now and then."""
-        previous, expected_seq, broken = GENESIS_HASH, 1, False
-        for record in self._records(DecisionRow.seq):
-            if record.seq != expected_seq:
-                self._found(expected_seq, f"decision {expected_seq} is missing; the next one is {record.seq}")
-            elif not broken and chain_hash(previous, canonical_text(record)) != record.hash:
-                self._found(record.seq, f"decision {record.seq} is not the one that was made: its hash does not match")
-                broken = True  # one edit breaks every later link unless they were rewritten too; report it once
-            else:
-                broken = False
-            previous, expected_seq = record.hash, record.seq + 1
-            self.decision_count += 1
-            self._remember(record)
-            if self.decision_count % _CHUNK == 0:
+    def read(self) -> Iterator[int]:
+        """Read everything once; yields how many decisions were read, now and then."""
+        known = manifests(self._connection, self._head.id)
+        if self._since:
+            self._check_since(known)
+        for manifest in known:
+            if manifest.to_seq > self._since:
+                self._read_file(manifest)
                 yield self.decision_count
-        if self._head.last_us != self._last_us:
-            self._found(None, f"the portfolio's time is {self._head.last_us}, its last decision's {self._last_us}")
-        if (self._head.last_seq, self._head.last_hash) != (expected_seq - 1, previous):
-            self._found(
-                min(self._head.last_seq, expected_seq - 1) + 1 if self._head.last_seq != expected_seq - 1 else None,
-                f"the portfolio's head says {self._head.last_seq} decisions ending in {self._head.last_hash[:12]}, "
-                f"the chain has {expected_seq - 1} ending in {previous[:12]}",
-            )
+        self._positions.end_of_archive()
+        query = (
+            select(DecisionRow.__table__)
+            .where(DecisionRow.portfolio_id == self._head.id, DecisionRow.seq > self._skipped(known))
+            .order_by(DecisionRow.seq)
+        )
+        tell, name = self._positions.tell, self._head.name
+        for rows in self._connection.execution_options(yield_per=_CHUNK).execute(query).partitions():
+            for row in rows:
+                record = record_of(name, row)
+                self._link(record)
+                tell(record)
+            yield self.decision_count
+        self._check_head()
+        self._positions.finish()
+        self.scopes()
         yield self.decision_count
 
-    def _remember(self, record: DecisionRecord) -> None:
-        """Keep, per set of tags, the last trace: it shows each scope's cap and status at that time."""
-        self._last_us = record.decided_us
-        if record.command in _ABOUT_A_SCOPE and record.outcome == "applied":
-            self._last_change[str(record.binding)] = (record.seq, record.trace)
-        else:
-            self._last_seen[record.tags] = (record.seq, record.trace)
+    def _skipped(self, known: list[Manifest]) -> int:
+        """Live decisions up to here are trusted; those that should be archived are not skipped, but found."""
+        return self._since if not known or self._since > known[-1].to_seq else 0
 
-    def positions(self) -> None:
-        """Merge the positions with the decisions about them, both sorted by the position's number."""
-        query = (
-            select(PositionRow.__table__).where(PositionRow.portfolio_id == self._head.id).order_by(PositionRow.number)
-        )
-        rows = self._readable(query)
-        records = self._records(DecisionRow.position, DecisionRow.seq, positions_only=True)
-        expected = self._folded(records)
-        row, told = next(rows, None), next(expected, None)
-        while row is not None or told is not None:
-            if told is None or (row is not None and row[0] < told[0]):
-                assert row is not None
-                self._found(row[0], f"position {self._name(row[0])} stands in no decision")
-                row = next(rows, None)
-            elif row is None or told[0] < row[0]:
-                self._found(told[0], f"position {self._name(told[0])} is missing")
-                told = next(expected, None)
+    def _check_since(self, known: list[Manifest]) -> None:
+        """The trusted head must still be in the chain."""
+        seq, trusted = self._since, self._previous
+        manifest = next((one for one in known if one.from_seq <= seq <= one.to_seq), None)
+        try:
+            if manifest is None:
+                query = select(DecisionRow.hash).where(
+                    DecisionRow.portfolio_id == self._head.id, DecisionRow.seq == seq
+                )
+                found = self._connection.execute(query).scalar()
             else:
-                if row[1] is not None and told[1] is not None and row[1] != told[1]:
-                    self._found(row[0], f"position {row[1].position_id} {_difference(row[1], told[1])}")
-                row, told = next(rows, None), next(expected, None)
+                found = self._files.records(self._head.name, manifest)[seq - manifest.from_seq].hash
+        except (ArchiveDamaged, *UNREADABLE) as error:
+            self._found(seq, f"the trusted head at {seq} cannot be looked up: {error}")
+            return
+        if found != trusted:
+            stands = "no decision stands there" if found is None else f"{found[:12]} stands there"
+            self._found(seq, f"the trusted head says decision {seq} is {trusted[:12]}, {stands}: history was rewritten")
+            self._broken = True
 
-    def _readable(self, query: Any) -> Iterator[tuple[int, Position | None]]:
-        """The stored positions by number; one that cannot be read is a finding and comes as None."""
-        for row in self._stream(query):
-            self.position_count += 1
-            try:
-                position = position_of(self._head.name, row)
-            except _UNREADABLE as error:
-                self._found(row[1], f"position {self._name(row[1])} cannot be read: {error!r}")
-                yield row[1], None
-                continue
-            self._count(position)
-            yield position.number, position
+    def _read_file(self, manifest: Manifest) -> None:
+        """One archive file: its decisions are links like any other, its end must be what the manifest says."""
+        try:
+            for record, position in self._files.entries(self._head.name, manifest):
+                if record.seq > self._since:
+                    self._link(record)
+                    self._positions.tell_archived(record, position)
+        except (ArchiveDamaged, *UNREADABLE) as error:
+            self._found(
+                max(self._expected, manifest.from_seq), f"decisions {manifest.from_seq} to {manifest.to_seq}: {error}"
+            )
+            self._facets.clear()
+        else:
+            if (self._expected - 1, self._previous) != (manifest.to_seq, manifest.last_hash):
+                self._found(
+                    manifest.to_seq,
+                    f"the manifest says decision {manifest.to_seq} is {manifest.last_hash[:12]} and ends its file, "
+                    f"which ends with decision {self._expected - 1}, {self._previous[:12]}",
+                )
+        self._expected, self._previous = manifest.to_seq + 1, manifest.last_hash
 
-    def _folded(self, records: Iterable[DecisionRecord]) -> Iterator[tuple[int, Position | None]]:
-        """The position each run of decisions about one number leads to; None where they cannot be read."""
-        for number, run in groupby(records, key=lambda record: record.position):
-            assert number is not None, "only decisions about positions are read here"
-            position: Position | None = None
-            seq = 0
-            try:
-                for record in run:
-                    seq = record.seq
-                    position = fold(position, record)
-            except _UNREADABLE as error:
-                self._found(seq, f"decision {seq} about position {self._name(number)} cannot be read: {error!r}")
-                yield number, None
-                continue
-            if position is not None:
-                yield number, position
+    def _link(self, record: DecisionRecord) -> None:
+        """One decision must continue the chain."""
+        seq = record.seq
+        if seq != self._expected:
+            self._found(self._expected, f"decision {self._expected} is missing; the next one is {seq}")
+            self._facets.clear()
+        elif not self._broken and chain_hash(self._previous, canonical_text(record)) != record.hash:
+            self._found(seq, f"decision {seq} is not the one that was made: its hash does not match")
+            self._broken = True  # one edit breaks every later link unless they were rewritten too; report it once
+        else:
+            self._broken = False
+        self._previous, self._expected = record.hash, seq + 1
+        self.decision_count += 1
+        self._last_us = record.decided_us
+        if record.command in ABOUT_A_SCOPE and record.outcome == "applied":
+            self._last_change[str(record.binding)] = (seq, record.trace)
+        else:
+            self._last_seen[record.tags] = (seq, record.trace)
+        self._facets.add((record.tags, record.command, record.outcome, record.reason or ""))
+        if seq % BLOCK == 0:
+            self._check_facets(seq // BLOCK)
 
-    def _count(self, position: Position) -> None:
-        if position.held_e8 or position.open_e8:
-            for scope in position.tags.scopes:
-                self._held[scope] = self._held.get(scope, 0) + position.held_e8
-                self._open[scope] = self._open.get(scope, 0) + position.open_e8
+    def _check_facets(self, block: int) -> None:
+        """What history finds in a full block must be all that is in it."""
+        told, self._facets = self._facets, set()
+        if (block - 1) * BLOCK < self._since:
+            return
+        query = (
+            select(FacetRow.tags, FacetRow.command, FacetRow.outcome, FacetRow.reason)
+            .join(FacetBlockRow, FacetBlockRow.facet_id == FacetRow.id)
+            .where(FacetRow.portfolio_id == self._head.id, FacetBlockRow.block == block)
+        )
+        missing = told - {tuple(row) for row in self._connection.execute(query)}
+        if missing:
+            first = (block - 1) * BLOCK + 1
+            what = f"decisions {first} to {block * BLOCK}: history cannot find {sorted(missing)[0]} among them"
+            self._found(first, what, "facets")
+
+    def _check_head(self) -> None:
+        last = self._expected - 1
+        if self._head.last_us != (self._last_us or 0) and (self._last_us is not None or not self._since):
+            self._found(None, f"the portfolio's time is {self._head.last_us}, its last decision's {self._last_us or 0}")
+        if (self._head.last_seq, self._head.last_hash) != (last, self._previous):
+            self._found(
+                min(self._head.last_seq, last) + 1 if self._head.last_seq != last else None,
+                f"the portfolio's head says {self._head.last_seq} decisions ending in {self._head.last_hash[:12]}, "
+                f"the chain has {last} ending in {self._previous[:12]}",
+            )
 
     def scopes(self) -> None:
         """Compare each scope's counters with the position rows, its cap and status with the last decisions."""
         settled = self._settled_scopes()
+        held, opened = self._positions.sums()
         query = select(ScopeRow).where(ScopeRow.portfolio_id == self._head.id).order_by(ScopeRow.scope)
         seen = set()
         for row in self._connection.execute(query.with_only_columns(ScopeRow.__table__)):
             seen.add(row.scope)
             for name, counted, summed in (
-                ("held", row.held_e8, self._held.get(row.scope, 0)),
-                ("open", row.open_e8, self._open.get(row.scope, 0)),
+                ("held", row.held_e8, held.get(row.scope, 0)),
+                ("open", row.open_e8, opened.get(row.scope, 0)),
             ):
                 if counted != summed:
-                    self._found(None, f"scope {row.scope} counts {name} {counted}e-8 USD, its positions {summed}e-8")
+                    self._found(
+                        None, f"scope {row.scope} counts {name} {counted}e-8 USD, its positions {summed}e-8", "scopes"
+                    )
             overage = 0 if row.cap_e8 is None else max(row.held_e8 + row.open_e8 - row.cap_e8, 0)
             if row.overage_e8 != overage:
-                self._found(None, f"scope {row.scope} records overage {row.overage_e8}e-8 USD, it is {overage}e-8")
-            if row.scope not in settled and row.scope != PORTFOLIO_SCOPE:
-                self._found(None, f"scope {row.scope} stands in no decision")
+                self._found(
+                    None, f"scope {row.scope} records overage {row.overage_e8}e-8 USD, it is {overage}e-8", "scopes"
+                )
+            if row.scope not in settled and row.scope != PORTFOLIO_SCOPE and not self._since:
+                self._found(None, f"scope {row.scope} stands in no decision", "scopes")
             stored = (row.cap_e8, row.status, row.frozen, row.fresh_until_us)
             made = settled.get(row.scope, stored)
             if stored != made:
-                self._found(None, f"scope {row.scope} {_settled_text(stored)}; decided: {_settled_text(made)}")
+                self._found(
+                    None, f"scope {row.scope} {_settled_text(stored)}; decided: {_settled_text(made)}", "scopes"
+                )
         decided = {name for name, made in settled.items() if made != (None, "active", 0, None)}
-        for scope in sorted({*self._held, *self._open, *decided} - seen):
-            self._found(None, f"scope {scope} is missing")
+        for scope in sorted({*held, *opened, *decided} - seen):
+            self._found(None, f"scope {scope} is missing", "scopes")
 
     def _scopes_told(self, seq: int, text: str) -> list[tuple[str, _Settled]]:
         """Each scope as a trace shows it: before the decision, or after it where it changed it."""
@@ -254,7 +318,7 @@ class _PortfolioCheck:
             trace = json.loads(text)
             rows = [trace["after"]] if "after" in trace else trace["scopes"]
             return [(row[0], (row[1], row[4], *reconciliation_of(row))) for row in rows]
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             self._found(seq, f"the trace of decision {seq} cannot be read: {error!r}")
             return []
 
@@ -272,11 +336,3 @@ def _settled_text(made: _Settled) -> str:
     cap_e8, status, frozen, fresh_until_us = made
     text = f"has cap {cap_e8}e-8 and is {status}{', frozen' if frozen else ''}"
     return text if fresh_until_us is None else f"{text}, fresh until {fresh_until_us}"
-
-
-def _difference(row: Position, told: Position) -> str:
-    """The first field in which a row differs from what its decisions say."""
-    for name in Position._fields:
-        if getattr(row, name) != getattr(told, name):
-            return f"has {name} {getattr(row, name)!r}, its decisions say {getattr(told, name)!r}"
-    return "differs from its decisions"

@@ -106,7 +106,10 @@ class Intruder:
             return list(connection.execute(text(query), values).all())
 
     def take_guards_down(self) -> None:
-        """Drop every trigger, unique index, CHECK and foreign key: nothing is left to refuse a change."""
+        """Drop every trigger, unique index, CHECK and foreign key: nothing is left to refuse a change.
+
+        What notes facets stays: it refuses nothing.
+        """
         self._unguarded = True
         with self._engine.begin() as connection:
             if self.dialect == "sqlite":
@@ -128,13 +131,18 @@ class Intruder:
 
 def _drop_sqlite_guards(connection: Connection) -> None:
     """CHECKs and foreign keys cannot be dropped there; they are switched off on each connection instead."""
-    query = "SELECT type, name FROM sqlite_master WHERE type = 'trigger' OR sql LIKE 'CREATE UNIQUE%'"
+    query = (
+        "SELECT type, name FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE '%facets' "
+        "OR sql LIKE 'CREATE UNIQUE%' AND tbl_name <> 'facets'"
+    )
     for kind, name in connection.execute(text(query)).all():
         connection.exec_driver_sql(f"DROP {kind} {name}")
 
 
 def _drop_postgresql_guards(connection: Connection) -> None:
-    triggers = "SELECT tgname, tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal"
+    triggers = (
+        "SELECT tgname, tgrelid::regclass::text FROM pg_trigger WHERE NOT tgisinternal AND tgname NOT LIKE '%facets'"
+    )
     for name, table in connection.execute(text(triggers)).all():
         connection.exec_driver_sql(f"DROP TRIGGER {name} ON {table}")
     constraints = (
@@ -143,6 +151,9 @@ def _drop_postgresql_guards(connection: Connection) -> None:
     )
     for name, table in connection.execute(text(constraints)).all():
         connection.exec_driver_sql(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
-    indexes = "SELECT indexname FROM pg_indexes WHERE schemaname = 'public' AND indexname LIKE 'uq\\_%'"
+    indexes = (
+        "SELECT indexname FROM pg_indexes "
+        "WHERE schemaname = 'public' AND indexname LIKE 'uq\\_%' AND tablename <> 'facets'"
+    )
     for (name,) in connection.execute(text(indexes)).all():
         connection.exec_driver_sql(f"DROP INDEX {name}")

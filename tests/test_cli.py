@@ -26,11 +26,13 @@ from ledger_sizer.commands import COMMANDS
 from ledger_sizer.database import database_url as parsed_url
 from ledger_sizer.database import make_engine
 from ledger_sizer.domain import DENIAL_REASONS, Outcome
+from ledger_sizer.moving import backup
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET
 from ledger_sizer.paper.server import PaperServer
 from ledger_sizer.queries import LIVE, STATES
 from ledger_sizer.reconcile.kinds import KINDS
 from ledger_sizer.reconcile.kinds import STATES as DRIFT_STATES
+from ledger_sizer.wire.answers import heads_to_json
 from tests.accounts import Desk, long
 from tests.clocks import FakeClock
 from tests.command_line import CommandLine, own_logging
@@ -107,8 +109,11 @@ def test_ask_help_when_command_exists_then_it_teaches(cli: CommandLine, name: st
 
 
 @pytest.fixture
-def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The ledger the examples speak of: caps, a hold main-17, an open main-18, a key; named by the environment."""
+def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The ledger the examples speak of: caps, a hold main-17, an open main-18, a key; named by the environment.
+
+    Beside it, in the working folder, stand the files they read: `ledger.db`, and trusted heads in `head.json`.
+    """
     url = new_database("sqlite")
     engine = make_engine(url)
     with engine.begin() as connection:
@@ -123,6 +128,10 @@ def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch) ->
         ledger.run(SetCap(key="cap/venue", cap=cap, scope="venue=bybit"))
         assert ledger.run(Reserve(key="hold", tags={"venue": "bybit", "symbol": "BTC"})).position_id == "main-17"
         assert ledger.run(Adopt(key="open", quantity=Decimal(1), price=Decimal(3000))).position_id == "main-18"
+        (tmp_path / "head.json").write_text(json.dumps(heads_to_json(ledger.heads())))
+    reads = make_engine(url, read_only=True)
+    backup(reads, tmp_path / "ledger.db")
+    reads.dispose()
     return url
 
 

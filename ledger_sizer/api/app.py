@@ -74,8 +74,8 @@ def create_app(
     # Flat, so that whoever walks `app.routes` (the tests of who may do what) sees every one of them.
     commands = verbs.endpoints(service)
     app.router.routes.extend(verbs.routes(commands))
-    for part in (reads, reconciliation, events, operations):
-        app.router.routes.extend(part.router(service).routes)
+    for router in (reads.router, reads.chain_router, reconciliation.router, events.router, operations.router):
+        app.router.routes.extend(router(service).routes)
     app.add_exception_handler(LedgerError, _on_ledger_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)

@@ -1,27 +1,19 @@
 """Decisions as CSV and NDJSON, streamed page by page, so that a history of any length costs one page of memory."""
 
-import csv
-import io
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator
 from typing import Any
 
-from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from ledger_sizer.domain import Page
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.records import Decision
-from ledger_sizer.wire.answers import decision_to_json
+from ledger_sizer.wire.export import COLUMNS, csv_lines, ndjson_lines
 from ledger_sizer.wire.problems import NotAcceptable
 
 CSV, NDJSON, JSON = "text/csv", "application/x-ndjson", "application/json"
-_PAGE = 500
-COLUMNS = (
-    "portfolio", "seq", "command", "key", "outcome", "reason", "position_id", "budget", "quantity", "fraction",
-    "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "decided_at", "hash",
-)  # fmt: skip
-_FULL_COLUMNS = ("held_change", "open_change", "tags", "request", "trace")
+_PAGE = 1000
 
 EXPORTS: dict[str, Any] = {
     CSV: {"schema": {"type": "string", "description": f"A head line, then one line each: {', '.join(COLUMNS)}."}},
@@ -80,7 +72,7 @@ async def export_response(
         return ledger.history(**arguments, cursor=cursor, limit=_PAGE)
 
     first = await run_in_threadpool(page, cursor)
-    write = _csv_writer(full) if kind == CSV else _ndjson_writer(full)
+    write = csv_lines(full=full) if kind == CSV else ndjson_lines(full=full)
 
     async def lines() -> AsyncIterator[bytes]:
         current: Page[Decision] = first
@@ -94,29 +86,3 @@ async def export_response(
     name = f"decisions-{arguments['portfolio']}.{'csv' if kind == CSV else 'ndjson'}"
     headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{name}"'}
     return StreamingResponse(lines(), headers=headers, media_type=kind)
-
-
-def _ndjson_writer(full: bool) -> Callable[[Iterable[Decision]], bytes]:
-    def write(decisions: Iterable[Decision]) -> bytes:
-        return b"".join([to_json(decision_to_json(decision, full=full)) + b"\n" for decision in decisions])
-
-    return write
-
-
-def _csv_writer(full: bool) -> Callable[[Iterable[Decision]], bytes]:
-    columns = COLUMNS + _FULL_COLUMNS if full else COLUMNS
-    started = False
-
-    def write(decisions: Iterable[Decision]) -> bytes:
-        nonlocal started
-        text = io.StringIO()
-        writer = csv.writer(text)
-        if not started:
-            writer.writerow(columns)
-            started = True
-        for decision in decisions:
-            form = decision_to_json(decision, full=full)
-            writer.writerow([form[column] for column in columns])
-        return text.getvalue().encode()
-
-    return write

@@ -125,6 +125,19 @@ class ExposureForm(_Figures):
     scopes: list[ScopeForm]
 
 
+class HeadForm(_Form):
+    """The last decision of one portfolio's audit chain."""
+
+    seq: int
+    hash: str
+
+
+class HeadsForm(_Form):
+    """Chain heads by portfolio."""
+
+    heads: dict[str, HeadForm]
+
+
 class ProblemForm(_Form):
     """RFC 9457 problem details. `code` is stable and what programs look at."""
 

@@ -1,5 +1,6 @@
 """The calls that only look: portfolios, exposure, positions, decisions. They never wait for the writer."""
 
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -19,7 +20,13 @@ from ledger_sizer.keys import ApiKey
 from ledger_sizer.queries import LIMIT_MAX
 from ledger_sizer.tags import is_dimension
 from ledger_sizer.units import E8_MAX
-from ledger_sizer.wire.answers import decision_to_json, exposure_to_json, page_to_json, position_to_json
+from ledger_sizer.wire.answers import (
+    decision_to_json,
+    exposure_to_json,
+    heads_to_json,
+    page_to_json,
+    position_to_json,
+)
 from ledger_sizer.wire.bodies import PORTFOLIO_PATTERN, POSITION_PATTERN, LabelText, MomentText, PortfolioText, moment
 
 SEQ_MAX = E8_MAX
@@ -46,6 +53,21 @@ class PositionFilters(_Filters):
     limit: Limit = 100
 
 
+class ExposureFilters(_Filters):
+    """When the exposure is wanted of."""
+
+    as_of: Annotated[
+        Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")] | MomentText | None,
+        Query(description="A seq (after that decision), or a time; now when not given."),
+    ] = None
+
+    def moment(self) -> int | datetime | None:
+        """The argument of `Ledger.exposure`."""
+        if self.as_of is None or self.as_of.isdigit():
+            return None if self.as_of is None else int(self.as_of)
+        return moment(self.as_of, "as_of")
+
+
 class DecisionFilters(_Filters):
     """What to list of the decisions."""
 
@@ -58,6 +80,7 @@ class DecisionFilters(_Filters):
     ] | None = None  # fmt: skip
     outcome: Literal["granted", "denied", "applied"] | None = None
     reason: Literal[DENIAL_REASONS] | None = None  # type: ignore[valid-type]
+    position_id: Annotated[str | None, Query(pattern=POSITION_PATTERN)] = None
     since: Annotated[MomentText | None, Query(description="Inclusive.")] = None
     until: Annotated[MomentText | None, Query(description="Exclusive.")] = None
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None
@@ -100,10 +123,13 @@ def router(service: Service) -> APIRouter:
         return json_response({"items": [name for name in names if caller.may_touch(name)], "cursor": None})
 
     @made.get("/portfolios/{portfolio}/exposure", response_model=forms.ExposureForm)
-    async def get_exposure(portfolio: PortfolioInPath, caller: Reader) -> Response:
-        """Cap, held, open, headroom, overage and status of a portfolio and each of its scopes."""
+    async def get_exposure(
+        portfolio: PortfolioInPath, filters: Annotated[ExposureFilters, Query()], caller: Reader
+    ) -> Response:
+        """Cap, held, open, headroom, overage and status of a portfolio and each of its scopes, now or in the past."""
         allow(caller, portfolio)
-        return json_response(exposure_to_json(await run_in_threadpool(ledger.exposure, portfolio)))
+        found = await run_in_threadpool(ledger.exposure, portfolio, as_of=filters.moment())
+        return json_response(exposure_to_json(found))
 
     @made.get("/positions", response_model=forms.PositionPage)
     async def list_positions(filters: Annotated[PositionFilters, Query()], caller: Reader) -> Response:
@@ -145,6 +171,20 @@ def router(service: Service) -> APIRouter:
         allow(caller, portfolio)
         decision = await run_in_threadpool(ledger.decision, seq, portfolio)
         return json_response(decision_to_json(decision, full=filters.full))
+
+    return made
+
+
+def chain_router(service: Service) -> APIRouter:
+    """The route that shows where the audit chains stand."""
+    made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
+
+    @made.get("/heads", response_model=forms.HeadsForm)
+    async def get_heads(request: Request) -> Response:
+        """The audit chains' heads. Kept elsewhere, they show later that history was not rewritten."""
+        caller = await service.access.require(request.scope, "read")
+        heads = await run_in_threadpool(service.ledger.heads)
+        return json_response(heads_to_json({name: head for name, head in heads.items() if caller.may_touch(name)}))
 
     return made
 

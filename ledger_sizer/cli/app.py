@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from ledger_sizer import __version__
-from ledger_sizer.cli import demo, instruments, keys, reading, reconciling, replay, schema, serve, steering, trading
+from ledger_sizer.cli import (
+    auditing,
+    demo,
+    instruments,
+    keys,
+    reading,
+    reconciling,
+    replay,
+    schema,
+    serve,
+    steering,
+    trading,
+)
 
 app = typer.Typer(
     name="ledger-sizer",
@@ -54,7 +66,8 @@ app.command(epilog=reading.EXPOSURE_HELP)(reading.exposure)
 app.command(epilog=reading.POSITIONS_HELP)(reading.positions)
 app.command(epilog=reading.HISTORY_HELP)(reading.history)
 app.command(epilog=reading.EXPLAIN_HELP)(reading.explain)
-app.command(epilog=reading.VERIFY_HELP)(reading.verify)
+app.command(epilog=auditing.VERIFY_HELP)(auditing.verify)
+app.command(epilog=auditing.ARCHIVE_HELP)(auditing.archive)
 app.add_typer(steering.caps, name="caps")
 app.command(epilog=steering.HALT_HELP)(steering.halt)
 app.command(epilog=steering.RESUME_HELP)(steering.resume)

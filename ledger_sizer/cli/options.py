@@ -72,6 +72,7 @@ CommandName = Literal[
     "remark", "expire",
 ]  # fmt: skip
 Mode = Literal["halted", "reducing"]
+ExportFormat = Literal["csv", "ndjson"]
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _WHOLE = re.compile(r"[0-9]+")

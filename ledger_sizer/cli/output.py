@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ledger_sizer.cli.failures import Failure
 from ledger_sizer.units import plain
 
 if TYPE_CHECKING:
@@ -67,6 +69,25 @@ def write(text: str) -> None:
 def remark(text: str) -> None:
     """A line beside the result, on standard error, so that it never mixes with data."""
     sys.stderr.write(f"{text}\n")
+
+
+def write_file(parts: Iterable[bytes], path: str | None) -> None:
+    """The parts as they come, to a file, or to standard output. A file appears under its name only when complete."""
+    if path is None:
+        for part in parts:
+            sys.stdout.buffer.write(part)
+        sys.stdout.buffer.flush()
+        return
+    target = Path(path)
+    partial = target.with_name(f"{target.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.writelines(parts)
+        partial.replace(target)
+    except OSError as error:
+        raise Failure("unwritable", f"cannot write {path}: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(document: Any) -> None:

@@ -1,7 +1,6 @@
-"""The commands that read: exposure, positions, history, explain, verify."""
+"""The commands that read: exposure, positions, history, explain."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from decimal import ROUND_UP, Decimal
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -14,6 +13,7 @@ from ledger_sizer.cli.options import (
     Cursor,
     DatabaseUrl,
     Everything,
+    ExportFormat,
     Json,
     Limit,
     OutcomeName,
@@ -22,29 +22,38 @@ from ledger_sizer.cli.options import (
     State,
     Tag,
 )
-from ledger_sizer.cli.output import ALWAYS, Cell, Column
+from ledger_sizer.cli.output import Cell, Column
 from ledger_sizer.cli.teaching import teach
 
 if TYPE_CHECKING:
-    from ledger_sizer import Decision, Page, Position, ScopeExposure, VerifyReport
-    from ledger_sizer.verify import Progress
+    from ledger_sizer import Decision, Page, Position, ScopeExposure
 
 T = TypeVar("T")
 
 _NEVER_DENIED = {3: ""}
 
-EXPOSURE_HELP = teach("exposure", "exposure --portfolio main --json", exits=_NEVER_DENIED)
+EXPOSURE_HELP = teach("exposure", "exposure --portfolio main --json", "exposure --as-of 1", exits=_NEVER_DENIED)
 
 
-def exposure(portfolio: Portfolio = "main", as_json: Json = False, database_url: DatabaseUrl = None) -> int:
+def exposure(
+    portfolio: Portfolio = "main",
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", metavar="SEQ|TIME", help="As it was after that decision, or at that time.")
+    ] = None,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
     """Show what a portfolio has, may have, and has left.
 
     One row for the whole and one for each scope: held + open = exposure, cap - exposure = headroom, above it overage.
+    With --as-of the decisions up to then are added up, one reading of them all.
     """
     from ledger_sizer.cli.session import ledger_at
 
+    is_seq = as_of is not None and as_of.isascii() and as_of.isdigit()
+    moment = options.whole(as_of or "", "as_of") if is_seq else options.moment(as_of, "as_of")
     with ledger_at(database_url) as ledger:
-        found = ledger.exposure(portfolio)
+        found = ledger.exposure(portfolio, as_of=moment)
     if as_json:
         from ledger_sizer.wire.answers import exposure_to_json
 
@@ -144,6 +153,7 @@ HISTORY_HELP = teach(
     "history --limit 20",
     "history --outcome denied --reason cap_exceeded --since 2026-01-01T00:00:00Z",
     "history --symbol BTC --strategy funding --all --json",
+    "history --export csv --since 2026-01-01T00:00:00Z --out history.csv",
     exits=_NEVER_DENIED,
 )
 
@@ -157,6 +167,9 @@ def history(
     command: Annotated[CommandName | None, typer.Option("--command", help="Of this command.")] = None,
     outcome: Annotated[OutcomeName | None, typer.Option("--outcome", help="With this outcome.")] = None,
     reason: Annotated[ReasonName | None, typer.Option("--reason", help="Denied for this reason.")] = None,
+    position_id: Annotated[
+        str | None, typer.Option("--position", metavar="POSITION_ID", help="About this position.")
+    ] = None,
     since: Annotated[
         str | None, typer.Option("--since", metavar="TIME", help="From then on, e.g. 2026-01-31T12:00:00Z.")
     ] = None,
@@ -165,6 +178,11 @@ def history(
     cursor: Cursor = None,
     limit: Limit = "100",
     everything: Everything = False,
+    export: Annotated[
+        ExportFormat | None,
+        typer.Option("--export", help="All of it from the cursor on, every field of the audit chain, as a stream."),
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Where the export goes; else here.")] = None,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
@@ -180,17 +198,25 @@ def history(
         "command": command,
         "outcome": outcome,
         "reason": reason,
+        "position_id": position_id,
         "since": options.moment(since, "since"),
         "until": options.moment(until, "until"),
-        "limit": options.whole(limit, "limit"),
+        "limit": 1000 if export else options.whole(limit, "limit"),
         "ascending": ascending,
     }
+    if out is not None and export is None:
+        failures.bad_input("--out names the file of an export; say --export csv or --export ndjson", "out")
     with ledger_at(database_url) as ledger:
 
         def page_at(cursor: str | None) -> "Page[Decision]":
             return ledger.history(portfolio, cursor=cursor, **filters)
 
-        if as_json:
+        if export is not None:
+            from ledger_sizer.wire.export import csv_lines, ndjson_lines
+
+            lines = csv_lines(full=True) if export == "csv" else ndjson_lines(full=True)
+            output.write_file(map(lines, _pages(page_at, cursor, everything=True)), out)
+        elif as_json:
             from ledger_sizer.cli.forms import decision_form
 
             _json_pages(page_at, cursor, everything, decision_form)
@@ -289,64 +315,3 @@ def explain(
         for line in rest:
             output.write(f"  {line}")
     return 0
-
-
-VERIFY_HELP = teach(
-    "verify",
-    "verify --portfolio main --json",
-    exits={1: "something is wrong, or it could not be read", 3: ""},
-)
-
-
-def verify(portfolio: AnyPortfolio = None, as_json: Json = False, database_url: DatabaseUrl = None) -> int:
-    """Check the audit chain and recompute every counter.
-
-    Reads every decision from the first and every position, in one snapshot, and names the first row that is not what
-    the ledger wrote. Repairs nothing.
-    """
-    from ledger_sizer.cli.session import ledger_at
-
-    with ledger_at(database_url) as ledger, _progress(as_json) as progress:
-        report = ledger.verify(portfolio, progress)
-    if as_json:
-        from ledger_sizer.cli.forms import report_form
-
-        output.write_json(report_form(report))
-    else:
-        _show_report(report)
-    return failures.DONE if report.ok else failures.FAILED
-
-
-@contextmanager
-def _progress(as_json: bool) -> "Iterator[Progress | None]":
-    """A progress bar on standard error, where a person looks at it."""
-    import sys
-
-    if as_json or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("decisions"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("verifying", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _show_report(report: "VerifyReport") -> None:
-    read = f"{output.count(report.decisions, 'decision')} and {output.count(report.positions, 'position')}"
-    if report.ok:
-        output.headline(f"ok: {read} checked", "ok")
-    else:
-        output.headline(f"NOT ok: {output.count(len(report.findings), 'finding')} in {read}", "denied")
-        output.table(
-            [Column("portfolio"), Column("seq"), Column("finding", keep=ALWAYS)],
-            [(finding.portfolio, finding.seq, finding.what) for finding in report.findings],
-            empty="",
-        )
-    output.table(
-        [Column("portfolio"), Column("decisions"), Column("last hash", keep=ALWAYS)],
-        [(name, seq, head) for name, (seq, head) in report.heads.items()],
-        empty="no portfolios yet",
-    )

@@ -1,4 +1,4 @@
-"""`ledger-sizer db`: the schema's version, and the migrations that change it."""
+"""`ledger-sizer db`: the schema's version, the migrations that change it, backups and copies."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +13,8 @@ from ledger_sizer.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
+
+    from ledger_sizer.verify import Heads
 
 db = typer.Typer(rich_markup_mode=None)
 
@@ -30,12 +32,12 @@ def group() -> None:
 
 
 @contextmanager
-def _database(url: str | None, *, create: bool = False) -> "Iterator[Engine]":
+def _database(url: str | None, *, create: bool = False, read_only: bool = False) -> "Iterator[Engine]":
     from ledger_sizer.cli.session import loaded_settings, target_of
     from ledger_sizer.database import make_engine
 
     settings = loaded_settings()
-    engine = make_engine(target_of(url, settings, create=create), settings.ledger)
+    engine = make_engine(target_of(url, settings, create=create), settings.ledger, read_only=read_only)
     try:
         yield engine
     finally:
@@ -153,3 +155,72 @@ def check(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
         require_head(engine)
         _show(engine, as_json, SCHEMA_HEAD, SCHEMA_HEAD)
     return 0
+
+
+@db.command(
+    "backup",
+    epilog=teach(
+        "db backup ledger-backup.db", exits={1: "it could not be written, or is not what it should be", 3: ""}
+    ),
+)
+def backup(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A new file.")],
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Back up a SQLite ledger while it is in use, and verify the backup.
+
+    PostgreSQL brings pg_dump for this; docs/backup.md has the drill.
+    """
+    from pathlib import Path
+
+    from ledger_sizer.moving import backup as copy_pages
+
+    with _database(database_url, read_only=True) as engine:
+        copy_pages(engine, Path(file))
+    return _verified(f"sqlite:///{file}", None, as_json)
+
+
+@db.command(
+    "copy",
+    epilog=teach(
+        "db copy sqlite:///ledger.db sqlite:///copy.db",
+        exits={1: "it could not be copied, or the copy is not what it should be", 3: ""},
+    ),
+)
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="URL of the ledger.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="URL of an empty database, migrated as needed.")],
+    as_json: Json = False,
+) -> int:
+    """Copy a ledger to another database, and verify that the copy has the same chain heads.
+
+    Between SQLite and PostgreSQL in either direction. Stop the source's writers first: what they decide later stays
+    behind. Archive files are not copied, only what the ledger knows of them.
+    """
+    from ledger_sizer.database import upgrade as migrate
+    from ledger_sizer.moving import copy as copy_rows
+    from ledger_sizer.verify import heads_of
+
+    with _database(source, read_only=True) as reads, _database(target, create=True) as writes:
+        migrate(writes.url)
+        heads = heads_of(reads)
+        copy_rows(reads, writes)
+    return _verified(target, heads, as_json)
+
+
+def _verified(url: str, heads: "Heads | None", as_json: bool) -> int:
+    """Verify what was made; with `heads` it must have exactly these."""
+    from ledger_sizer.cli import failures
+    from ledger_sizer.cli.auditing import show_report
+    from ledger_sizer.cli.session import ledger_at
+
+    with ledger_at(url) as ledger:
+        report = ledger.verify()
+    show_report(report, as_json)
+    if heads is not None and dict(report.heads) != dict(heads):
+        output.remark(
+            "the source was written to meanwhile: the copy ends before it does; stop its writers and copy anew"
+        )
+        return failures.FAILED
+    return failures.DONE if report.ok else failures.FAILED

@@ -23,6 +23,7 @@ from ledger_sizer.records import Decision
 from ledger_sizer.wire.answers import (
     decision_from_json,
     exposure_from_json,
+    heads_from_json,
     page_from_json,
     position_from_json,
     time_text,
@@ -162,10 +163,20 @@ def _names(form: Any) -> list[str]:
     return names
 
 
-def exposure(portfolio: str = "main") -> Calls[Exposure]:
-    """Cap, held, open, headroom and status of a portfolio and each of its scopes. `NotFound` if there is none."""
+def exposure(portfolio: str = "main", as_of: int | datetime | None = None) -> Calls[Exposure]:
+    """Cap, held, open, headroom and status of a portfolio and each of its scopes. `NotFound` if there is none.
+
+    as_of: a seq, or an aware datetime: what the decisions up to then add up to.
+    """
     path = f"/v1/portfolios/{portfolio_name(portfolio)}/exposure"
-    found: Exposure = yield Call("GET", path, lambda reply: value_of(reply, exposure_from_json))
+    query = _given(as_of=as_of)
+    found: Exposure = yield Call("GET", path, lambda reply: value_of(reply, exposure_from_json), query)
+    return found
+
+
+def heads() -> Calls[dict[str, tuple[int, str]]]:
+    """The chain heads now: (seq, hash) by portfolio. Kept elsewhere they make a rewrite of history visible."""
+    found: dict[str, tuple[int, str]] = yield Call("GET", "/v1/heads", lambda reply: value_of(reply, heads_from_json))
     return found
 
 
@@ -210,6 +221,7 @@ def history(
     command: str | None = None,
     outcome: str | None = None,
     reason: str | None = None,
+    position_id: str | None = None,
     since: datetime | None = None,
     until: datetime | None = None,
     cursor: str | None = None,
@@ -218,7 +230,8 @@ def history(
 ) -> Calls[Page[Decision]]:
     """Decisions of a portfolio, newest first (`ascending`: oldest first).
 
-    symbol, strategy: the tags of these names. since (inclusive), until (exclusive): aware datetimes.
+    symbol, strategy: the tags of these names. position_id: one of this portfolio. since (inclusive), until
+    (exclusive): aware datetimes.
     cursor: of the page before; it stays right while decisions are added. limit: 1 to 1000.
     """
     query = _given(
@@ -228,6 +241,7 @@ def history(
         command=command,
         outcome=outcome,
         reason=reason,
+        position_id=position_id,
         since=since,
         until=until,
         cursor=cursor,

@@ -1,5 +1,6 @@
 """Answers as JSON, both ways: what `..._to_json` writes, `..._from_json` reads back equal in every public property."""
 
+import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -24,6 +25,7 @@ from ledger_sizer.units import USD_DECIMALS, exactly, plain, usd_text
 
 Json = dict[str, Any]
 T = TypeVar("T")
+_HASH = re.compile(r"[0-9a-f]{64}")
 U = TypeVar("U")
 
 
@@ -235,6 +237,23 @@ def exposure_from_json(form: Mapping[str, Any]) -> Exposure:
         return Exposure(form["portfolio"], form["seq"], tuple(rows))
     except _UNREADABLE as error:
         raise _not_ours("exposure", error) from None
+
+
+def heads_to_json(heads: Mapping[str, tuple[int, str]]) -> Json:
+    """Chain heads, as a service answers and as a file of trusted heads holds them."""
+    return {"heads": {name: {"seq": seq, "hash": head} for name, (seq, head) in heads.items()}}
+
+
+def heads_from_json(form: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """The heads that `heads_to_json` wrote."""
+    try:
+        found = {name: (head["seq"], head["hash"]) for name, head in form["heads"].items()}
+    except _UNREADABLE as error:
+        raise _not_ours("list of chain heads", error) from None
+    for seq, head in found.values():
+        if type(seq) is not int or seq < 0 or not isinstance(head, str) or not _HASH.fullmatch(head):
+            raise _not_ours("list of chain heads", ValueError(f"seq {seq!r}, hash {head!r}"))
+    return found
 
 
 def page_to_json(page: Page[T], item_to_json: Callable[[T], Json]) -> Json:

@@ -1,0 +1,197 @@
+"""Looking back at a long history: pages, filters, exports, verification, archive. The figures behind docs/audit.md."""
+
+from __future__ import annotations
+
+import resource
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.history import PORTFOLIO, RARE_SYMBOL, fill
+from benchmarks.measure import BenchmarkError
+from benchmarks.report import new_table, print_conditions, progress, write_json
+from benchmarks.servers import Database, Engine, Host, machine_conditions, open_hosts, scratch
+
+if TYPE_CHECKING:
+    from ledger_sizer import Ledger
+
+REPEATS = 20
+PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run: how many decisions are looked back at."""
+
+    engines: tuple[Engine, ...]
+    decisions: int
+    folder: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure. `rows`: what the measured call returned or went through."""
+
+    engine: Engine
+    what: str
+    rows: int
+    value: float
+    unit: str
+
+
+def run(plan: Plan, console: Console, json_file: Path | None) -> None:
+    """Run the plan, print the table, and write the same figures as JSON where asked."""
+    with open_hosts(plan.engines, 4, plan.folder) as hosts:
+        conditions = machine_conditions(plan.folder)
+        for host in hosts:
+            conditions |= host.conditions()
+        conditions["history"] = (
+            f"{plan.decisions:,} decisions asked of the ledger and committed by it; pages of 100, the slowest of "
+            f"{REPEATS} after one to warm up"
+        )
+        rows = [row for host in hosts for row in _rows(plan, host)]
+    print_conditions(console, conditions)
+    console.print(_table(rows))
+    if json_file is not None:
+        write_json(json_file, conditions, [asdict(row) for row in rows])
+
+
+def _rows(plan: Plan, host: Host) -> Iterator[Row]:
+    from ledger_sizer import Ledger
+    from ledger_sizer.database import upgrade
+
+    with scratch(host) as database, tempfile.TemporaryDirectory(prefix="ledger-audit-") as folder:
+        upgrade(database.url)
+        with progress(plan.decisions) as step, Ledger.open(database.url) as ledger:
+            step(f"{host.engine}: making {plan.decisions:,} decisions")
+            begun = perf_counter()
+            last = fill(ledger, plan.decisions)
+            yield Row(host.engine, "made", last, last / (perf_counter() - begun), "decisions/s")
+        host.settle(database)
+        with Ledger.open(database.url) as ledger:
+            yield from _looks(host.engine, ledger)
+            yield from _exports(host.engine, ledger, last)
+            yield from _audits(host.engine, ledger, database, last, Path(folder))
+
+
+def _looks(engine: Engine, ledger: Ledger) -> Iterator[Row]:
+    """The slowest of some looks at one page."""
+    first = ledger.decision(1, PORTFOLIO)
+    last = ledger.history(PORTFOLIO, limit=1)[0]
+    middle = first.decided_at + (last.decided_at - first.decided_at) / 2
+    busy = ledger.decision((last.seq or 0) // 2, PORTFOLIO).record.position or 1
+    looks: dict[str, dict[str, Any]] = {
+        "first page": {},
+        "rare symbol": {"symbol": RARE_SYMBOL},
+        "symbol of nothing": {"symbol": "NOTHING"},
+        "rare command": {"command": "halt"},
+        "command never used": {"command": "extend"},
+        "denied": {"outcome": "denied"},
+        "reason never given": {"reason": "reducing"},
+        "rare, before the middle": {"symbol": RARE_SYMBOL, "until": middle},
+        "from the middle, oldest first": {"since": middle, "ascending": True},
+        "symbol, strategy and outcome": {"symbol": "ETH", "strategy": "basis", "outcome": "granted"},
+        "one position": {"position_id": f"{PORTFOLIO}-{busy}"},
+    }
+    for what, filters in looks.items():
+
+        def look(filters: dict[str, Any] = filters) -> int:
+            return len(ledger.history(PORTFOLIO, **filters))
+
+        rows, slowest_ms = _slowest(look)
+        yield Row(engine, what, rows, slowest_ms, "ms")
+
+
+def _slowest(look: Callable[[], int]) -> tuple[int, float]:
+    rows, slowest = look(), 0.0
+    for _ in range(REPEATS):
+        begun = perf_counter()
+        look()
+        slowest = max(slowest, perf_counter() - begun)
+    return rows, slowest * 1000
+
+
+def _exports(engine: Engine, ledger: Ledger, last: int) -> Iterator[Row]:
+    """Everything there is, written to nowhere."""
+    from ledger_sizer.wire.export import csv_lines, ndjson_lines
+
+    for what, lines in (
+        ("export CSV", csv_lines(full=False)),
+        ("export CSV, every field", csv_lines(full=True)),
+        ("export NDJSON", ndjson_lines(full=False)),
+        ("export NDJSON, every field", ndjson_lines(full=True)),
+    ):
+        before_kib = _peak_kib()
+        begun = perf_counter()
+        cursor, rows = None, 0
+        while True:
+            page = ledger.history(PORTFOLIO, limit=PAGE, cursor=cursor)
+            lines(page)
+            rows += len(page)
+            cursor = page.cursor
+            if cursor is None:
+                break
+        seconds = perf_counter() - begun
+        if rows != last:
+            raise BenchmarkError(f"{what} on {engine} wrote {rows} of {last} decisions")
+        yield Row(engine, what, rows, rows / seconds, "rows/s")
+        yield Row(engine, f"{what}: more memory", rows, (_peak_kib() - before_kib) / 1024, "MiB")
+
+
+def _audits(engine: Engine, ledger: Ledger, database: Database, last: int, folder: Path) -> Iterator[Row]:
+    """Verification before and after everything was archived, and exposure in the middle of history."""
+    begun = perf_counter()
+    ledger.exposure(PORTFOLIO, as_of=last // 2)
+    yield Row(engine, "exposure as of the middle", last // 2, (perf_counter() - begun) * 1000, "ms")
+    yield _verified(engine, ledger, "verify", last)
+    head = ledger.decision(last * 9 // 10, PORTFOLIO)
+    report, seconds = _timed(lambda: ledger.verify(since={PORTFOLIO: (head.seq or 0, head.hash or "")}))
+    yield Row(engine, "verify the last tenth, from a trusted head", report.decisions, seconds * 1000, "ms")
+    moved, seconds = _timed(lambda: _archive(database, folder))
+    yield Row(engine, "archive", moved.decisions, moved.decisions / seconds, "decisions/s")
+    yield _verified(engine, ledger, "verify, all archived", last)
+    rows, slowest_ms = _slowest(lambda: len(ledger.history(PORTFOLIO)))
+    yield Row(engine, "first page, all archived", rows, slowest_ms, "ms")
+
+
+def _archive(database: Database, folder: Path) -> Any:
+    """Archive as if the window were long over, which the ledger itself refuses to somebody in a hurry."""
+    from ledger_sizer.archiver import archive
+    from ledger_sizer.database import make_engine
+
+    reads, writes = make_engine(database.url, read_only=True), make_engine(database.url)
+    try:
+        return archive(reads, writes, datetime.now(UTC), folder, PORTFOLIO)
+    finally:
+        reads.dispose()
+        writes.dispose()
+
+
+def _verified(engine: Engine, ledger: Ledger, what: str, last: int) -> Row:
+    report, seconds = _timed(ledger.verify)
+    if not report.ok or report.decisions != last:
+        raise BenchmarkError(f"{what} on {engine}: {report.first}, {report.decisions} of {last} decisions")
+    return Row(engine, what, last, last / seconds, "decisions/s")
+
+
+def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    begun = perf_counter()
+    return call(), perf_counter() - begun
+
+
+def _peak_kib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _table(rows: list[Row]) -> Table:
+    table = new_table("Looking back.", ("engine", "what"), ("rows", "figure", "unit"))
+    for row in rows:
+        table.add_row(row.engine, row.what, f"{row.rows:,}", f"{row.value:,.1f}", row.unit)
+    return table

@@ -1,0 +1,166 @@
+"""The second part of a verification: every position's row against the decisions about it.
+
+Decisions come in order of seq. A position is folded while it lives and compared when it has ended, its row fetched
+with those of the others that ended in the same stretch, so that memory grows with the positions that are live at one
+time and not with history.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, func, select
+
+from ledger_sizer.domain import position_id
+from ledger_sizer.errors import LedgerError
+from ledger_sizer.fold import Told, fold
+from ledger_sizer.records import DecisionRecord
+from ledger_sizer.tables import DecisionRow, PositionRow
+from ledger_sizer.tags import stored_tags
+
+Found = Callable[[int | None, str], None]
+
+UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, IndexError, LedgerError)
+"""What reading a row that somebody edited may raise."""
+_LOOKUP = 1000
+_POSITIONS = PositionRow.__table__
+
+
+class PositionCheck:
+    """The positions of one portfolio. since: what was decided up to there is trusted and was not read."""
+
+    def __init__(self, connection: Connection, portfolio_id: int, portfolio: str, since: int, found: Found) -> None:
+        self._connection = connection
+        self._id = portfolio_id
+        self._name = portfolio
+        self._since = since
+        self._found = found
+        self._told: dict[int, Told | None] = {}
+        self._ended: dict[int, Told | None] = {}
+        self._live_from = since + 1
+        self._archived_live: frozenset[int] = frozenset()
+        self._matched = 0
+        self.count = 0
+        """Rows seen, archived or live."""
+
+    def tell(self, record: DecisionRecord) -> None:
+        """Hear one decision of the live table."""
+        number = self._fold(record)
+        if number is None:
+            return
+        told = self._told[number]
+        if told is None or told.is_final:
+            self._ended[number] = self._told.pop(number)
+            if len(self._ended) >= _LOOKUP:
+                self._compare_ended()
+
+    def tell_archived(self, record: DecisionRecord, row: Sequence[Any] | None) -> None:
+        """Hear one decision of an archive file, with the position's row that stands behind it."""
+        self._live_from = record.seq + 1
+        number = self._fold(record)
+        told = None if number is None else self._told[number]
+        if row is not None:
+            self.count += 1
+            if told is not None and tuple(row[1:]) != told:
+                self._found(record.seq, f"archived position {self._of(row[1])} {_difference(row[1:], told)}")
+            elif told is None and record.position != row[1]:
+                self._found(record.seq, f"archived position {self._of(row[1])} stands in no decision")
+        elif told is not None and told.is_final:
+            self._found(record.seq, f"position {self._of(told.number)} is missing in the archive")
+        if told is not None and told.is_final:
+            del self._told[told.number]
+
+    def end_of_archive(self) -> None:
+        """From here on decisions come from the live table; what lives now has its row there."""
+        self._archived_live = frozenset(self._told)
+
+    def _fold(self, record: DecisionRecord) -> int | None:
+        """Fold a decision in. Returns the position's number where it has been followed from its first decision on."""
+        number = record.position
+        if number is None or record.outcome == "denied" or number <= self._since:
+            return None
+        before = self._told.get(number)
+        if before is None and number in self._told:
+            return None
+        try:
+            self._told[number] = fold(before, record)
+        except UNREADABLE as error:
+            self._found(
+                record.seq, f"decision {record.seq} about position {self._of(number)} cannot be read: {error!r}"
+            )
+            self._told[number] = None
+        return number
+
+    def finish(self) -> None:
+        """Compare what still lives, and find rows that no decision made."""
+        self._compare_ended()
+        live = list(self._told.items())
+        for start in range(0, len(live), _LOOKUP):
+            self._ended = dict(live[start : start + _LOOKUP])
+            self._compare_ended()
+        of = and_(PositionRow.portfolio_id == self._id, PositionRow.number > self._since)
+        rows = self._connection.execute(select(func.count()).select_from(PositionRow).where(of)).scalar_one()
+        self.count += rows
+        if rows != self._matched:
+            self._find_unmade(of)
+
+    def _compare_ended(self) -> None:
+        if not self._ended:
+            return
+        query = select(_POSITIONS).where(PositionRow.portfolio_id == self._id, PositionRow.number.in_(self._ended))
+        rows = {row[1]: row for row in self._connection.execute(query).all()}
+        self._matched += len(rows)
+        for number, told in sorted(self._ended.items()):
+            row = rows.get(number)
+            if told is None:
+                continue
+            if row is None:
+                self._found(number, f"position {self._of(number)} is missing")
+            elif tuple(row[1:]) != told:
+                self._found(number, f"position {self._of(number)} {_difference(row[1:], told)}")
+        self._ended = {}
+
+    def _find_unmade(self, of: Any) -> None:
+        made = (
+            select(DecisionRow.seq)
+            .where(DecisionRow.portfolio_id == self._id, DecisionRow.seq == PositionRow.number)
+            .where(DecisionRow.position == PositionRow.number)
+            .exists()
+        )
+        query = select(PositionRow.number).where(of, ~made).order_by(PositionRow.number)
+        for number in self._connection.execution_options(yield_per=_LOOKUP).execute(query).scalars():
+            if number >= self._live_from or number not in self._archived_live:
+                self._found(number, f"position {self._of(number)} stands in no decision")
+
+    def sums(self) -> tuple[dict[str, int], dict[str, int]]:
+        """held and open of each scope, from all live rows, 1e-8 USD."""
+        held: dict[str, int] = {}
+        opened: dict[str, int] = {}
+        query = (
+            select(PositionRow.tags, func.sum(PositionRow.held_e8), func.sum(PositionRow.open_e8))
+            .where(PositionRow.portfolio_id == self._id)
+            .where((PositionRow.held_e8 != 0) | (PositionRow.open_e8 != 0))
+            .group_by(PositionRow.tags)
+        )
+        for tags, held_e8, open_e8 in self._connection.execute(query):
+            for scope in self._scopes(tags):
+                held[scope] = held.get(scope, 0) + int(held_e8)
+                opened[scope] = opened.get(scope, 0) + int(open_e8)
+        return held, opened
+
+    def _scopes(self, tags: str) -> Iterable[str]:
+        try:
+            return stored_tags(tags).scopes
+        except UNREADABLE:
+            self._found(None, f"the tags of a position cannot be read: {tags!r:.100}")
+            return ()
+
+    def _of(self, number: int) -> str:
+        return position_id(self._name, number)
+
+
+def _difference(row: Sequence[Any], told: Told) -> str:
+    """The first field in which a row differs from what its decisions say."""
+    for name, value, expected in zip(Told._fields, row, told, strict=True):
+        if value != expected:
+            return f"has {name} {value!r}, its decisions say {expected!r}"
+    return "differs from its decisions"
