@@ -21,6 +21,7 @@ OPEN_TO_ALL = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/healthz", "/
 NEEDED = {
     ("GET", "/v1/portfolios"): "read",
     ("GET", "/v1/portfolios/{portfolio}/exposure"): "read",
+    ("GET", "/v1/overview"): "read",
     ("GET", "/v1/positions"): "read",
     ("GET", "/v1/positions/{position_id}"): "read",
     ("GET", "/v1/decisions"): "read",
@@ -62,7 +63,7 @@ class Keyed:
 
 def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
     if method == "GET":
-        in_query = path in ("/v1/positions", "/v1/decisions", "/v1/events")
+        in_query = path in ("/v1/overview", "/v1/positions", "/v1/decisions", "/v1/events")
         return {"params": {"portfolio": portfolio}} if in_query else {}
     if path == "/v1/batch":
         return {"json": {"commands": [{"command": "reserve", "key": "k", "portfolio": portfolio}]}}

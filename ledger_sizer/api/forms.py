@@ -122,6 +122,63 @@ class ExposureForm(_Figures):
     scopes: list[ScopeForm]
 
 
+class PortfolioLineForm(_Figures):
+    """One portfolio among all, USD."""
+
+    portfolio: str
+
+
+class PortfolioLinePage(_Form):
+    """One page of portfolios."""
+
+    items: list[PortfolioLineForm]
+    cursor: str | None
+
+
+class CountedPositions(PositionPage):
+    """A page of a portfolio's positions, and how many there are in all."""
+
+    count: int
+
+
+class ExposurePointForm(_Form):
+    """Exposure and cap right after one decision, USD."""
+
+    at: TimeOut
+    seq: int
+    exposure: DecimalOut
+    cap: DecimalOut | None
+
+
+class ExposureLineForm(_Form):
+    """Exposure over time. `every`: one decision in so many is shown. The first point may be older than `since`."""
+
+    since: TimeOut
+    every: int
+    points: list[ExposurePointForm]
+
+
+class DetailForm(_Form):
+    """One portfolio in full."""
+
+    portfolio: str
+    seq: int
+    scopes: list[ScopeForm] = Field(description="The whole first, then those with a cap, then by exposure.")
+    scopes_left_out: int
+    held: CountedPositions = Field(description="Live reservations, the soonest to end first.")
+    open: CountedPositions = Field(description="Open positions, newest first.")
+    decisions: DecisionPage
+    line: ExposureLineForm
+
+
+class OverviewForm(_Form):
+    """A ledger at one moment; `detail` is null while there is no portfolio."""
+
+    read_at: TimeOut
+    portfolios: PortfolioLinePage
+    detail: DetailForm | None
+
+
 class ProblemForm(_Form):
     """RFC 9457 problem details. `code` is stable and what programs look at."""
 

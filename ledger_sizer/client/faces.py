@@ -164,6 +164,7 @@ class LedgerClient(_Face):
     positions = _asks(calls.positions)
     history = _asks(calls.history)
     decision = _asks(calls.decision)
+    overview = _asks(calls.overview)
     explain = _asks(calls.explain)
 
     @contextmanager
@@ -255,6 +256,7 @@ class AsyncLedgerClient(_Face):
     positions = _asks_async(calls.positions)
     history = _asks_async(calls.history)
     decision = _asks_async(calls.decision)
+    overview = _asks_async(calls.overview)
     explain = _asks_async(calls.explain)
 
     @asynccontextmanager
