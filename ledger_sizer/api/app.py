@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from ledger_sizer import __version__
-from ledger_sizer.api import events, operations, reads, verbs
+from ledger_sizer.api import events, operations, pages, reads, verbs
 from ledger_sizer.api.access import Access
 from ledger_sizer.api.answering import problem_response
 from ledger_sizer.api.edge import Edge
@@ -50,6 +50,7 @@ def create_app(
     app.state.service = service
     # Flat, so that whoever walks `app.routes` (the tests of who may do what) sees every one of them.
     app.router.routes.extend(verbs.routes(service))
+    app.router.routes.extend(pages.routes(service))
     for part in (reads, events, operations):
         app.router.routes.extend(part.router(service).routes)
     app.add_middleware(Edge, service=service)

@@ -1,6 +1,7 @@
 """Reading a request: its idempotency key and its body, bounded in size and time."""
 
 import asyncio
+from urllib.parse import parse_qs
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
@@ -36,6 +37,26 @@ def idempotency_key(scope: Scope) -> str:
 
 async def read_body(scope: Scope, receive: Receive, settings: ServiceSettings) -> bytes:
     """The whole body. Raises where it is not declared as JSON, too large, or too slow in coming."""
+    body = await _read(receive, settings)
+    if body:
+        _require_json(header(scope, b"content-type"))
+    return body
+
+
+async def read_form(scope: Scope, receive: Receive, settings: ServiceSettings) -> dict[str, str]:
+    """The fields of an HTML form, the first of each name. Raises where it is none, too large, or too slow in coming."""
+    body = await _read(receive, settings)
+    kind = (header(scope, b"content-type") or b"").decode("latin-1").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise UnsupportedMediaType(f"send a form as application/x-www-form-urlencoded, not {kind[:100]!r}")
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=32)
+    except ValueError:
+        raise InvalidRequest("the form is not UTF-8, or has more than 32 fields") from None
+    return {name: values[0] for name, values in fields.items()}
+
+
+async def _read(receive: Receive, settings: ServiceSettings) -> bytes:
     size, size_max = 0, settings.body_bytes_max
     chunks: list[bytes] = []
     try:
@@ -54,8 +75,6 @@ async def read_body(scope: Scope, receive: Receive, settings: ServiceSettings) -
     except TimeoutError:
         seconds = settings.body_timeout_seconds
         raise RequestTimeout(f"the body did not arrive within {seconds} s; nothing was recorded") from None
-    if size:
-        _require_json(header(scope, b"content-type"))
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
