@@ -19,7 +19,12 @@ def told(decision: Decision) -> str:
 
 def _reserved(decision: Decision) -> str:
     size = "" if decision.quantity is None else f" for {exact(decision.quantity)}"
-    return f"{money(decision.budget)} held{size}, bound by {decision.binding}"
+    binding = decision.binding or ""
+    return f"{money(decision.budget)} held{size}, {_SIZED_BY.get(binding, f'bound by {binding}')}"
+
+
+_SIZED_BY = {"signal_score": "sized by its score", "max_position_size_usd": "the most for one position"}
+"""What decides where no scope does; everything else is told by its name."""
 
 
 def _filled(decision: Decision) -> str:
