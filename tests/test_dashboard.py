@@ -1,4 +1,4 @@
-"""The dashboard over HTTP: who gets in, what its forms demand, and what its pages say. The browser's tests are apart."""
+"""The dashboard over HTTP: who gets in, what its forms demand, what its pages say. The browser has tests of its own."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ledger_sizer import __version__
-from ledger_sizer.cli import demo, keys, reading, replay, schema, serve, steering, trading
+from ledger_sizer.cli import demo, keys, reading, replay, schema, serve, steering, top, trading
 
 app = typer.Typer(
     name="ledger-sizer",
@@ -55,6 +55,7 @@ app.command(epilog=reading.POSITIONS_HELP)(reading.positions)
 app.command(epilog=reading.HISTORY_HELP)(reading.history)
 app.command(epilog=reading.EXPLAIN_HELP)(reading.explain)
 app.command(epilog=reading.VERIFY_HELP)(reading.verify)
+app.command(epilog=top.TOP_HELP)(top.top)
 app.add_typer(steering.caps, name="caps")
 app.command(epilog=steering.HALT_HELP)(steering.halt)
 app.command(epilog=steering.RESUME_HELP)(steering.resume)

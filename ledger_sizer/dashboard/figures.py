@@ -44,14 +44,15 @@ def percent(scope: ScopeExposure) -> str:
 
 
 def bar(scope: ScopeExposure, width: int) -> tuple[int, int]:
-    """Lengths of the open and the held part on a bar of `width` units. What exists is at least one unit long."""
-    opened = _length(share_of_cap(scope.open, scope), width)
-    held = _length(share_of_cap(scope.held, scope), width)
-    return opened, min(held, width - opened)
+    """Lengths of the open and the held part on a bar of `width` units.
 
-
-def _length(share: Decimal, width: int) -> int:
-    return max(int(share * width), 1) if share else 0
+    What exists is at least one unit long, and the bar is full exactly where there is no headroom.
+    """
+    used = int(share_of_cap(scope.exposure, scope) * width)
+    used = width if scope.headroom == 0 else min(max(used, bool(scope.open) + bool(scope.held)), width - 1)
+    opened = max(int(share_of_cap(scope.open, scope) * width), bool(scope.open))
+    opened = min(opened, used - bool(scope.held))
+    return opened, used - opened if scope.exposure else 0
 
 
 def clock(moment: datetime) -> str:
