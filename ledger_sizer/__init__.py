@@ -13,11 +13,15 @@ if TYPE_CHECKING:
     from ledger_sizer.commands import Adopt as Adopt
     from ledger_sizer.commands import Confirm as Confirm
     from ledger_sizer.commands import Extend as Extend
+    from ledger_sizer.commands import Freeze as Freeze
     from ledger_sizer.commands import Halt as Halt
+    from ledger_sizer.commands import Reconciled as Reconciled
     from ledger_sizer.commands import Release as Release
+    from ledger_sizer.commands import Remark as Remark
     from ledger_sizer.commands import Reserve as Reserve
     from ledger_sizer.commands import Resume as Resume
     from ledger_sizer.commands import SetCap as SetCap
+    from ledger_sizer.commands import Thaw as Thaw
     from ledger_sizer.config import AppSettings as AppSettings
     from ledger_sizer.config import DynamicSizingSettings as DynamicSizingSettings
     from ledger_sizer.config import ExchangeSettings as ExchangeSettings
@@ -53,7 +57,7 @@ if TYPE_CHECKING:
     from ledger_sizer.sizing import round_to_step as round_to_step
 
 _HOMES = {
-    "commands": "Adopt Confirm Extend Halt Release Reserve Resume SetCap",
+    "commands": "Adopt Confirm Extend Freeze Halt Reconciled Release Remark Reserve Resume SetCap Thaw",
     "config": "AppSettings DynamicSizingSettings ExchangeSettings LedgerSettings ReconcileSettings ServiceSettings "
     "TradingSettings",
     "explain": "Explanation",

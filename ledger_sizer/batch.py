@@ -7,7 +7,7 @@ denied never touches its neighbours; an atomic group happens whole or not at all
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ledger_sizer.commands import SYSTEM_KEY_PREFIX, PortfolioCommand, PositionCommand
+from ledger_sizer.command_base import SYSTEM_KEY_PREFIX, PortfolioCommand, PositionCommand
 from ledger_sizer.errors import InternalError, KeyReused, LedgerError, NotFound
 from ledger_sizer.policy import Policy
 from ledger_sizer.records import Decision, DecisionRecord

@@ -5,59 +5,19 @@ bad input raises `InvalidRequest` naming the field, so nothing malformed reaches
 canonical form that is stored, hashed and compared when a key comes again.
 """
 
-import json
-import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from decimal import Decimal
-from functools import lru_cache
 from typing import ClassVar, Literal
 
-from ledger_sizer.domain import split_position_id
+from ledger_sizer.command_base import PortfolioCommand, PositionCommand, exact_seconds, portfolio_name
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.instruments import InstrumentInfo, Leg, label_text
-from ledger_sizer.tags import NO_TAGS, PORTFOLIO_SCOPE, Tags, scope_name, tags_of
-from ledger_sizer.units import exact, exactly, not_negative, plain, positive, usd_floor_e8
+from ledger_sizer.tags import NO_TAGS, PORTFOLIO_SCOPE, scope_name, tags_of
+from ledger_sizer.units import exact, not_negative, positive, usd_floor_e8
 
-TTL_SECONDS_MAX = 30 * 24 * 3600
-KEY_LENGTH_MAX = 200
-SYSTEM_KEY_PREFIX = "ledger:"
-"""Keys with this prefix belong to the ledger's own commands (expiries)."""
-
-_PORTFOLIO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _LEGS_MAX = 16
-
-_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
-_quoted = lru_cache(maxsize=8192)(_encode)
-
-
-def portfolio_name(value: object) -> str:
-    """Return `value` if it may name a portfolio: 1 to 64 letters, digits, `_`, `.` or `-`, the first no sign."""
-    if isinstance(value, str) and _PORTFOLIO.fullmatch(value):
-        return value
-    raise InvalidRequest(
-        f"portfolio must be 1 to 64 letters, digits, '_', '.' or '-', got {value!r}", field="portfolio"
-    )
-
-
-def ttl_us(value: object, name: str = "ttl_seconds") -> int:
-    """Seconds (int, Decimal or float: time is not money) to microseconds. 0 < seconds <= 30 days."""
-    number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
-    if isinstance(value, float):
-        number = math.isfinite(value)
-    elif isinstance(value, Decimal):
-        number = value.is_finite()
-    if not number or not 0 < value <= TTL_SECONDS_MAX:  # type: ignore[operator]
-        raise InvalidRequest(f"{name} must be above 0 and at most {TTL_SECONDS_MAX} seconds, got {value}", field=name)
-    with exactly():
-        return max(int(value * 1_000_000), 1)  # type: ignore[operator]
-
-
-def exact_seconds(value: object) -> int | Decimal:
-    """A TTL as exact seconds with at most six decimals."""
-    us = ttl_us(value)
-    return value if type(value) is int else Decimal(f"{us}E-6")
 
 
 def _instrument(value: object, name: str) -> InstrumentInfo | None:
@@ -74,72 +34,6 @@ def _checked_legs(value: object) -> tuple[Leg, ...] | None:
     if not 1 <= len(value) <= _LEGS_MAX:
         raise InvalidRequest(f"1 to {_LEGS_MAX} legs, got {len(value)}", field="legs")
     return tuple(value)
-
-
-def _json(value: object) -> str:
-    """Canonical JSON of one argument; numbers as strings, so that equal ones have equal text."""
-    if isinstance(value, str):
-        return _encode(value)
-    if isinstance(value, Decimal):
-        return f'"{plain(value)}"'
-    if isinstance(value, Tags):
-        return value.text
-    if isinstance(value, tuple):
-        return f"[{','.join([_json(part) for part in value])}]"
-    if isinstance(value, InstrumentInfo | Leg):
-        return _json_of_frozen(value)
-    return f'"{value}"'
-
-
-@lru_cache(maxsize=8192)
-def _json_of_frozen(value: InstrumentInfo | Leg) -> str:
-    parts = [(name, getattr(value, name)) for name in sorted(value.__slots__)]
-    return f"{{{','.join([f'{_quoted(name)}:{_json(part)}' for name, part in parts if part is not None])}}}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Command:
-    """What all commands have: an idempotency key of 1 to 200 printable characters, and a portfolio."""
-
-    verb: ClassVar[str]
-    recorded_fields: ClassVar[tuple[str, ...]]
-
-    key: str
-
-    def _check_key(self) -> None:
-        label_text(self.key, "key", length_max=KEY_LENGTH_MAX)
-        if self.key.startswith(SYSTEM_KEY_PREFIX):
-            raise InvalidRequest(f"key {self.key!r}: the prefix {SYSTEM_KEY_PREFIX!r} is the ledger's own", field="key")
-
-    def request_text(self) -> str:
-        """Canonical JSON of everything asked but the key: equal requests give equal text."""
-        parts = [f'"command":"{self.verb}"']
-        for name in self.recorded_fields:
-            value = getattr(self, name)
-            if value is not None:
-                parts.append(f'"{name}":{_json(value)}')
-        return f"{{{','.join(parts)}}}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PortfolioCommand(Command):
-    """A command that names its portfolio."""
-
-    portfolio: str = "main"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PositionCommand(Command):
-    """A command about one position; the position's name carries its portfolio."""
-
-    position_id: str
-    portfolio: str = field(init=False)
-    number: int = field(init=False)
-
-    def _check_position(self) -> None:
-        portfolio, number = split_position_id(self.position_id)
-        object.__setattr__(self, "portfolio", portfolio_name(portfolio))
-        object.__setattr__(self, "number", number)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,7 +259,98 @@ class Adopt(PortfolioCommand):
             label_text(self.note, "note", length_max=500)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze(PortfolioCommand):
+    """Deny new reservations in a scope as `unreconciled`, because the ledger and the exchange do not agree about it.
+
+    Apart from `halt`, which is the operator's: each is ended by its own opposite. Holds may be extended.
+    """
+
+    verb: ClassVar[str] = "freeze"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("note", "scope")
+
+    scope: str = PORTFOLIO_SCOPE
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_scope_and_note(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thaw(PortfolioCommand):
+    """End a freeze."""
+
+    verb: ClassVar[str] = "thaw"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("note", "scope")
+
+    scope: str = PORTFOLIO_SCOPE
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_scope_and_note(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciled(PortfolioCommand):
+    """Say until when a scope may be trusted to agree with the exchange. From `fresh_until` on every reservation in it
+    is denied as `unreconciled`, until the next one of these; None trusts it without an end (the default of a scope).
+
+    fresh_until: an aware datetime. A point in time, not an age: a reconciler that was paused and wakes late cannot
+    make old knowledge young.
+    """
+
+    verb: ClassVar[str] = "reconciled"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("fresh_until", "note", "scope")
+
+    fresh_until: datetime | None
+    scope: str = PORTFOLIO_SCOPE
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_scope_and_note(self)
+        until: object = self.fresh_until
+        if until is None:
+            return
+        if not isinstance(until, datetime) or until.tzinfo is None:
+            raise InvalidRequest(f"fresh_until must be a datetime with a time zone, got {until!r}", field="fresh_until")
+        object.__setattr__(self, "fresh_until", until.astimezone(UTC))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remark(PortfolioCommand):
+    """Put something into the audit chain that changes no figure: what was found at the exchange, what was decided.
+
+    about: what it concerns, such as `drift-17`. event: what happened, such as `close_requested`. Whoever watches the
+    events sees it, so this is also how a position is asked to be closed by those who trade.
+    """
+
+    verb: ClassVar[str] = "remark"
+    recorded_fields: ClassVar[tuple[str, ...]] = ("about", "event", "note")
+
+    about: str
+    event: str
+    note: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_key()
+        portfolio_name(self.portfolio)
+        label_text(self.about, "about")
+        label_text(self.event, "event")
+        if self.note is not None:
+            label_text(self.note, "note", length_max=500)
+
+
+def _check_scope_and_note(command: Freeze | Thaw | Reconciled) -> None:
+    command._check_key()
+    portfolio_name(command.portfolio)
+    scope_name(command.scope)
+    if command.note is not None:
+        label_text(command.note, "note", length_max=500)
+
+
 COMMANDS: Mapping[str, type[PortfolioCommand] | type[PositionCommand]] = {
-    command.verb: command for command in (Reserve, Confirm, Release, Extend, SetCap, Halt, Resume, Adopt)
-}
+    command.verb: command for command in (
+        Reserve, Confirm, Release, Extend, SetCap, Halt, Resume, Adopt, Freeze, Thaw, Reconciled, Remark
+    )
+}  # fmt: skip
 """Every verb and its command type."""

@@ -6,9 +6,18 @@ Each class reads its own prefix (`SIZING_ENABLED=true`); `AppSettings` holds the
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ledger_sizer.errors import InvalidRequest
@@ -23,6 +32,8 @@ def _no_float(value: Any) -> Any:
 Exact = Annotated[Decimal, BeforeValidator(_no_float)]
 """A Decimal that was never a binary float."""
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
 
 class Settings(BaseSettings):
     """Base of the settings classes: frozen, `.env` aware, and with errors that name the setting and its value."""
@@ -36,10 +47,9 @@ class Settings(BaseSettings):
             raise _refused(error, self.model_config.get("env_prefix", "")) from None
         except SettingsError as error:
             section = "".join(re.findall(r'field "(\w+)"', str(error))).upper()
-            raise InvalidRequest(
-                f"environment {section} is not a section's JSON; set its fields one by one, as in {section}__NAME",
-                field=section.lower(),
-            ) from None
+            prefix = self.model_config.get("env_prefix", "")
+            told = f"a section's JSON; set its fields one by one, as in {section}__NAME" if not prefix else "valid JSON"
+            raise InvalidRequest(f"environment {prefix}{section} is not {told}", field=section.lower()) from None
 
 
 def _refused(error: ValidationError, prefix: str) -> InvalidRequest:
@@ -62,7 +72,7 @@ def _refused(error: ValidationError, prefix: str) -> InvalidRequest:
 
 def _is_secret(name: str) -> bool:
     """Keys and secrets, and URLs, which may carry a password."""
-    return any(part in name for part in ("secret", "key", "url", "token"))
+    return any(part in name for part in ("secret", "key", "url", "token", "pass"))
 
 
 class DynamicSizingSettings(Settings):
@@ -152,8 +162,22 @@ class ServiceSettings(Settings):
     lease_seconds: int = Field(15, ge=3, le=600, description="Another replica takes the jobs over after this silence.")
 
 
+DriftKind = Literal[
+    "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
+    "balance_below_holds", "late_fill", "expired_hold",
+]  # fmt: skip
+"""What may differ between the ledger and the exchange; docs/reconciliation.md tells what each means."""
+
+DriftPolicy = Literal["record", "alert", "freeze", "adopt", "close"]
+"""What a confirmed drift does: stand in the list; tell others; also stop new reservations; also become a position of
+the ledger; also ask the orchestrator to close it."""
+
+_HAS_EXCESS = ("quantity_differs", "unknown_position", "side_flipped", "late_fill")
+"""Kinds in which the exchange may show more than the ledger: only that can be adopted or closed."""
+
+
 class ReconcileSettings(Settings):
-    """When the ledger is compared with the exchange, and when its answers stop being trusted."""
+    """When the ledger is compared with the exchange, what a difference does, and when grants stop being trusted."""
 
     model_config = SettingsConfigDict(env_prefix="RECONCILE_")
 
@@ -161,18 +185,102 @@ class ReconcileSettings(Settings):
     interval_seconds: int = Field(60, ge=1, le=86_400, description="Time between runs.")
     tolerance: Exact = Field(Decimal("0.001"), ge=0, le=1, description="Relative difference that is no drift.")
     confirmations: int = Field(2, ge=1, le=100, description="Runs in a row that must agree on a drift.")
-    stale_after_seconds: int = Field(300, ge=1, le=86_400, description="Age of the last good run that stops grants.")
+    stale_after_seconds: int | None = Field(
+        300, ge=1, le=86_400, description="Age of the last good run that stops grants; empty does not enforce it."
+    )
+    grace_seconds: int = Field(10, ge=0, le=3600, description="A market that moved this lately is not judged.")
+    expired_seconds: int = Field(
+        3600, ge=1, le=86_400, description="How long a late fill of an expired hold is sought."
+    )
+    run_seconds_max: int = Field(120, ge=5, le=3600, description="A run that takes longer may not write its result.")
+    freeze_scope: Literal["portfolio", "venue"] = Field(
+        "portfolio", description="What a drift freezes; venue: only reservations with that tag."
+    )
+    quote_assets: frozenset[str] = Field(
+        frozenset({"USD", "USDT", "USDC"}), description="Assets that are money here, not positions."
+    )
+    baselines: dict[str, Exact] = Field(
+        {}, description='Spot balances that are no positions, as {"bybit/main/BTC": "0.5"}.'
+    )
+    policy_fetch_failed: DriftPolicy = Field("alert", description="An account, or part of it, was not fetched.")
+    policy_quantity_differs: DriftPolicy = Field("freeze", description="Another quantity than the ledger's.")
+    policy_unknown_position: DriftPolicy = Field("freeze", description="A position that the ledger lacks.")
+    policy_missing_position: DriftPolicy = Field("freeze", description="A position that the exchange lacks.")
+    policy_side_flipped: DriftPolicy = Field("freeze", description="Long where the ledger says short, or the reverse.")
+    policy_legs_unequal: DriftPolicy = Field("alert", description="Bought and sold sides are not of one size.")
+    policy_balance_below_holds: DriftPolicy = Field("alert", description="Free quote balance below the sum of holds.")
+    policy_late_fill: DriftPolicy = Field("alert", description="A fill of a hold that had expired.")
+    policy_expired_hold: DriftPolicy = Field("record", description="A hold that ran out with nothing to show for it.")
+    webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
+    webhook_secret: SecretStr | None = Field(None, description="Signs them: X-Ledger-Signature, HMAC-SHA256, hex.")
+    webhook_attempts_max: int = Field(5, ge=1, le=20, description="Attempts for one alert, ever longer apart.")
+
+    @model_validator(mode="after")
+    def _policies_make_sense(self) -> Self:
+        for kind in get_args(DriftKind):
+            if self.policy(kind) in ("adopt", "close") and kind not in _HAS_EXCESS:
+                raise ValueError(
+                    f"policy_{kind} cannot be {self.policy(kind)!r}: such a drift has nothing to adopt or close; "
+                    "use record, alert or freeze"
+                )
+        return self
+
+    def policy(self, kind: str) -> DriftPolicy:
+        """What a confirmed drift of this kind does."""
+        found: DriftPolicy = getattr(self, f"policy_{kind}")
+        return found
 
 
-class ExchangeSettings(Settings):
-    """Which exchange to read. Secrets are never logged."""
+class ExchangeAccountSettings(BaseModel):
+    """One account at one exchange. Secrets are never logged."""
 
-    model_config = SettingsConfigDict(env_prefix="EXCHANGE_")
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
-    id: str = Field("bybit", description="A ccxt exchange id.")
+    id: str = Field("bybit", description="A ccxt exchange id; positions name it in their venue tag.")
+    account: str = Field("main", pattern=_NAME, description="A name for the account.")
+    portfolio: str = Field("main", pattern=_NAME, description="The portfolio whose positions stand in this account.")
     api_key: SecretStr | None = Field(None, description="API key with read rights.")
     api_secret: SecretStr | None = Field(None, description="Its secret.")
+    password: SecretStr | None = Field(None, description="Its passphrase, where the exchange asks for one (OKX).")
     base_url: str | None = Field(None, description="Another host for every call, such as a local test venue.")
+    wallets: tuple[str, ...] = Field(
+        (), description="ccxt balance types to add up, such as spot and swap; empty: what is known of the exchange."
+    )
+    timeout_seconds: int = Field(10, ge=1, le=300, description="Longest wait for one answer of the exchange.")
+    retries_max: int = Field(2, ge=0, le=10, description="Retries of a call after a network error or a rate limit.")
+
+    @field_validator("base_url")
+    @classmethod
+    def _a_url(cls, value: str | None) -> str | None:
+        if value is not None and not re.match(r"https?://[^/]", value):
+            raise ValueError("must start with http:// or https:// and name a host")
+        return value
+
+
+class ExchangeSettings(ExchangeAccountSettings, Settings):
+    """Which exchange accounts to read: one by the flat settings, more by `EXCHANGE_ACCOUNTS`."""
+
+    model_config = SettingsConfigDict(env_prefix="EXCHANGE_", extra="ignore")
+
+    accounts: tuple[ExchangeAccountSettings, ...] = Field(
+        (), description='More accounts, a JSON list of objects with the fields above: [{"id": "okx", ...}].'
+    )
+
+    @model_validator(mode="after")
+    def _accounts_told_apart(self) -> Self:
+        names = [(found.id, found.account) for found in self.every()]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice:
+            raise ValueError(
+                f"two accounts of {twice[0]} are called {twice[1]!r}; give each a name with its account field"
+            )
+        return self
+
+    def every(self) -> tuple[ExchangeAccountSettings, ...]:
+        """All accounts that have credentials: the flat one first, then those of `accounts`."""
+        names = ExchangeAccountSettings.model_fields
+        flat = ExchangeAccountSettings.model_construct(**{name: getattr(self, name) for name in names})
+        return tuple(found for found in (flat, *self.accounts) if found.api_key is not None)
 
 
 class AppSettings(Settings):

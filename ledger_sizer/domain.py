@@ -132,13 +132,19 @@ def split_position_id(value: object) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class ScopeExposure:
-    """One scope's row: what it may have and what it has, in USD. `cap` and `headroom` are None where only counted."""
+    """One scope's row: what it may have and what it has, in USD. `cap` and `headroom` are None where only counted.
+
+    frozen: reservations are denied because it differs from the exchange. fresh_until: from then on they are denied
+    because nobody compared it since; None where that is not enforced.
+    """
 
     scope: str
     cap: Decimal | None
     held: Decimal
     open: Decimal
     status: Status
+    frozen: bool = False
+    fresh_until: datetime | None = None
 
     @property
     def exposure(self) -> Decimal:

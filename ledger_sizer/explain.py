@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any
 
+from ledger_sizer.domain import from_us
 from ledger_sizer.records import Decision
 from ledger_sizer.units import plain, usd
 
@@ -25,7 +26,7 @@ class Explanation:
 _REASONS = {
     "halted": "new reservations are halted in {binding}",
     "reducing": "{binding} is reducing: positions may close, none may open",
-    "unreconciled": "the ledger and the exchange do not agree, so nothing new is granted",
+    "unreconciled": "{binding} is not known to agree with the exchange, so nothing new is granted there",
     "cap_exceeded": "the cap of {binding} leaves nothing",
     "below_min_qty": "what {binding} leaves buys less than the smallest quantity both legs accept",
     "below_min_notional": "what {binding} leaves is below the smallest order value",
@@ -110,7 +111,8 @@ def _formula(decision: Decision, request: dict[str, Any], trace: dict[str, Any])
 
 
 def _scope(row: list[Any]) -> dict[str, Any]:
-    name, cap_e8, held_e8, open_e8, status = row
+    name, cap_e8, held_e8, open_e8, status = row[:5]
+    frozen, fresh_until_us = row[5:] or (0, None)
     headroom = None if cap_e8 is None else plain(usd(cap_e8 - held_e8 - open_e8))
     return {
         "scope": name,
@@ -119,12 +121,18 @@ def _scope(row: list[Any]) -> dict[str, Any]:
         "open": plain(usd(open_e8)),
         "headroom": headroom,
         "status": status,
+        "frozen": bool(frozen),
+        "fresh_until": None if fresh_until_us is None else from_us(fresh_until_us).isoformat().replace("+00:00", "Z"),
     }
 
 
 def _scope_line(scope: dict[str, Any]) -> str:
     counted = f"held {scope['held']}, open {scope['open']}"
     status = "" if scope["status"] == "active" else f", {scope['status']}"
+    if scope["frozen"]:
+        status += ", frozen by a drift"
+    if scope["fresh_until"] is not None:
+        status += f", trusted until {scope['fresh_until']}"
     if scope["cap"] is None:
         return f"Scope {scope['scope']}: no cap, {counted}{status}."
     return f"Scope {scope['scope']}: cap {scope['cap']}, {counted}, headroom {scope['headroom']} USD{status}."

@@ -3,7 +3,8 @@
 from hashlib import sha256
 from typing import Any
 
-from ledger_sizer.commands import KEY_LENGTH_MAX, Confirm, Release
+from ledger_sizer.command_base import KEY_LENGTH_MAX
+from ledger_sizer.commands import Confirm, Release
 from ledger_sizer.errors import InvalidRequest, LedgerError, WrongState
 from ledger_sizer.records import Decision
 from ledger_sizer.telemetry import get_logger

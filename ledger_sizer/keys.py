@@ -19,7 +19,7 @@ from typing import Any, Literal
 from sqlalchemy import Engine, case, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
-from ledger_sizer.commands import portfolio_name
+from ledger_sizer.command_base import portfolio_name
 from ledger_sizer.database import database_now_us
 from ledger_sizer.domain import from_us
 from ledger_sizer.errors import InvalidRequest, NotFound, Unavailable

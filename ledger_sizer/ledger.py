@@ -112,6 +112,10 @@ class Ledger:
     halt = verb(commands.Halt)
     resume = verb(commands.Resume)
     adopt = verb(commands.Adopt)
+    freeze = verb(commands.Freeze)
+    thaw = verb(commands.Thaw)
+    reconciled = verb(commands.Reconciled)
+    remark = verb(commands.Remark)
     reserve_async = verb_async(commands.Reserve)
     confirm_async = verb_async(commands.Confirm)
     release_async = verb_async(commands.Release)
@@ -120,6 +124,10 @@ class Ledger:
     halt_async = verb_async(commands.Halt)
     resume_async = verb_async(commands.Resume)
     adopt_async = verb_async(commands.Adopt)
+    freeze_async = verb_async(commands.Freeze)
+    thaw_async = verb_async(commands.Thaw)
+    reconciled_async = verb_async(commands.Reconciled)
+    remark_async = verb_async(commands.Remark)
 
     def run(self, command: AnyCommand) -> Decision:
         """Answer one command object; what the verbs do after building theirs."""
@@ -305,7 +313,7 @@ class Ledger:
         needs = needs_of(groups)
         states, now_us = self._store.begin(needs, self._now_us(), self._policy.new_portfolio_cap_e8)
         results = decide_batch(states, groups, now_us, self._policy, own_hashes)
-        if self._store.unlocked and any(isinstance(result, LedgerError) for group in results for result in group):
+        if self._store.from_memory and any(isinstance(result, LedgerError) for group in results for result in group):
             raise StaleState("a rule's error may be the replay of a key that was not looked up")
         recorded = [record for state in states.values() for record, _ in state.sealed]
         sealed += [record.hash for record in recorded]

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, and_, func, select, tuple_
+from sqlalchemy import Connection, Engine, Select, and_, func, literal, select, tuple_
 
-from ledger_sizer.commands import COMMANDS, Reserve, portfolio_name
+from ledger_sizer.command_base import portfolio_name
+from ledger_sizer.commands import COMMANDS, Reserve
 from ledger_sizer.database import reading, tag_value
 from ledger_sizer.domain import (
     DENIAL_REASONS,
@@ -15,6 +16,7 @@ from ledger_sizer.domain import (
     Page,
     Position,
     ScopeExposure,
+    from_us,
     split_position_id,
     to_us,
 )
@@ -74,7 +76,7 @@ class Queries:
         if not rows:
             raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
         scopes = [scope_of(row[1:]) for row in rows]
-        return Exposure(portfolio, rows[0][0], tuple(_scope_exposure(scope) for scope in scopes))
+        return Exposure(portfolio, rows[0][0], tuple(scope_exposure(scope) for scope in scopes))
 
     def position(self, position_id: str) -> Position:
         """One position by its name."""
@@ -105,17 +107,20 @@ class Queries:
         )
         if portfolio is not None:
             query = query.where(PortfolioRow.name == portfolio_name(portfolio))
-        if state is not None:
-            query = query.where(PositionRow.state.in_(_states(state)))
         for name, value in tags_of(tags or {}).items():
             query = query.where(tag_value(PositionRow.tags, name) == value)
         if cursor is not None:
             query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > _cursor(cursor, 2))
-        query = query.order_by(PositionRow.portfolio_id, PositionRow.number).limit(_limit(limit) + 1)
+        query = query.limit(_limit(limit) + 1)
+        if state is None:
+            queries = [query.order_by(PositionRow.portfolio_id, PositionRow.number)]
+        else:
+            queries = [_in_state(query, one) for one in _states(state)]
         with reading(self._engine) as connection:
             if portfolio is not None:
                 self._require(connection, portfolio)
-            rows = connection.execute(query).all()
+            rows = [row for one in queries for row in connection.execute(one)]
+        rows.sort(key=lambda row: (row.portfolio_id, row.number))
         items = tuple(position_of(row[0], row[1:]) for row in rows[:limit])
         return Page(items, f"{rows[limit - 1][1]}:{items[-1].number}" if len(rows) > limit else None)
 
@@ -222,9 +227,22 @@ def _of_portfolio(query: Select[Any], column: Any, portfolio: str) -> Select[Any
     return query.where(column == inner)
 
 
-def _scope_exposure(scope: ScopeState) -> ScopeExposure:
+def _in_state(query: Select[Any], state: str) -> Select[Any]:
+    """Held and open positions have an index each, found only by the state written out. That of the held is by expiry:
+    ordered by the bare number, SQLite would rather walk all positions there ever were.
+    """
+    number = PositionRow.number + 0 if state == "held" else PositionRow.number
+    query = query.where(PositionRow.state == literal(state, literal_execute=True))
+    return query.order_by(PositionRow.portfolio_id, number)
+
+
+def scope_exposure(scope: ScopeState) -> ScopeExposure:
+    """A scope's row as it is shown."""
     cap = None if scope.cap_e8 is None else usd(scope.cap_e8)
-    return ScopeExposure(scope.name, cap, usd(scope.held_e8), usd(scope.open_e8), scope.status)
+    fresh_until = None if scope.fresh_until_us is None else from_us(scope.fresh_until_us)
+    return ScopeExposure(
+        scope.name, cap, usd(scope.held_e8), usd(scope.open_e8), scope.status, scope.frozen, fresh_until
+    )
 
 
 def _states(state: str) -> tuple[str, ...]:

@@ -116,7 +116,7 @@ class Decision:
 
     @property
     def command(self) -> str:
-        """The verb: reserve, confirm, release, extend, set_cap, halt, resume, adopt, or the ledger's own expire."""
+        """The verb, one of `commands.COMMANDS`, or the ledger's own expire."""
         return self.record.command
 
     @property

@@ -8,27 +8,31 @@ one that holds is the reason.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from decimal import Decimal
 
+from ledger_sizer.command_base import Command, ttl_us
 from ledger_sizer.commands import (
     Adopt,
-    Command,
     Confirm,
     Extend,
+    Freeze,
     Halt,
+    Reconciled,
     Release,
+    Remark,
     Reserve,
     Resume,
     SetCap,
-    ttl_us,
+    Thaw,
 )
-from ledger_sizer.domain import Position, PositionState
+from ledger_sizer.domain import Position, PositionState, to_us
 from ledger_sizer.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.instruments import Leg
 from ledger_sizer.policy import Policy
 from ledger_sizer.sizing import Match, RawBudget, match_quantity
 from ledger_sizer.state import PortfolioState, ScopeState, Verdict
-from ledger_sizer.tags import NO_TAGS, tags_of
+from ledger_sizer.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.trace import trace_text
 from ledger_sizer.units import E8_MAX, USD_SCALE, exactly, notional_e8, plain, usd, usd_floor_e8
 
@@ -55,7 +59,7 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
     raw = policy.sizing.raw(command.signal_score)
     budget_e8, binding = _budget(scopes, command, raw)
     matched = _matched(command, budget_e8, policy)
-    reason = _status_reason(scopes) or _size_reason(scopes, command, budget_e8, matched)
+    reason = _status_reason(scopes, now_us) or _size_reason(scopes, command, budget_e8, matched)
     quantity = matched.quantity if matched is not None and reason is None else None
     legs = _planned_legs(command, quantity)
     verdict = Verdict(
@@ -64,7 +68,7 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
         tags=tags,
         fraction=raw.fraction_text,
         raw_budget=raw.budget_text,
-        binding=_denied_by(scopes, reason) or binding,
+        binding=_denied_by(scopes, reason, now_us) or binding,
         trace=trace_text(scopes, policy=policy.text, match=matched, legs=legs),
     )
     if reason is None:
@@ -104,22 +108,26 @@ def _matched(command: Reserve, budget_e8: int, policy: Policy) -> Match | None:
     return match_quantity(spend, command.price, (command.spot_instrument, command.perp_instrument))
 
 
-def _status_reason(scopes: list[ScopeState]) -> str | None:
+def _status_reason(scopes: list[ScopeState], now_us: int) -> str | None:
     statuses = {scope.status for scope in scopes}
-    return "halted" if "halted" in statuses else "reducing" if "reducing" in statuses else None
+    if "halted" in statuses or "reducing" in statuses:
+        return "halted" if "halted" in statuses else "reducing"
+    return "unreconciled" if any(scope.unreconciled(now_us) for scope in scopes) else None
 
 
 def _status_scope(scopes: list[ScopeState], status: str | None) -> str | None:
     return next((scope.name for scope in scopes if scope.status == status), None)
 
 
-def _denied_by(scopes: list[ScopeState], reason: str | None) -> str | None:
+def _denied_by(scopes: list[ScopeState], reason: str | None, now_us: int) -> str | None:
     """What a denial's reason points at, where that need not be what bound the budget; None where it is."""
     if reason == "cap_exceeded":
         full = [scope for scope in scopes if scope.headroom_e8 is not None and scope.headroom_e8 <= 0]
         return min(full, key=lambda scope: scope.headroom_e8 or 0).name
     if reason == "insufficient_balance":
         return "available_balance"
+    if reason == "unreconciled":
+        return next(scope.name for scope in scopes if scope.unreconciled(now_us))
     return _status_scope(scopes, reason)
 
 
@@ -324,19 +332,35 @@ def _scaled_legs(legs: tuple[Leg, ...], share: Decimal, left: Decimal, position:
 def _set_cap(state: PortfolioState, command: SetCap, _now_us: int, _policy: Policy) -> Verdict:
     before = state.scope(command.scope)
     cap_e8 = None if command.cap is None else usd_floor_e8(command.cap, "cap")
-    after = ScopeState(before.name, cap_e8, before.held_e8, before.open_e8, before.status)
-    return _administered(before, after)
+    return _administered(before, replace(before, cap_e8=cap_e8))
 
 
 def _set_status(state: PortfolioState, command: Halt | Resume, _now_us: int, _policy: Policy) -> Verdict:
     before = state.scope(command.scope)
     status = command.mode if isinstance(command, Halt) else "active"
-    return _administered(before, ScopeState(before.name, before.cap_e8, before.held_e8, before.open_e8, status))
+    return _administered(before, replace(before, status=status))
+
+
+def _set_frozen(state: PortfolioState, command: Freeze | Thaw, _now_us: int, _policy: Policy) -> Verdict:
+    before = state.scope(command.scope)
+    return _administered(before, replace(before, frozen=isinstance(command, Freeze)))
+
+
+def _reconciled(state: PortfolioState, command: Reconciled, _now_us: int, _policy: Policy) -> Verdict:
+    before = state.scope(command.scope)
+    until_us = None if command.fresh_until is None else to_us(command.fresh_until)
+    return _administered(before, replace(before, fresh_until_us=until_us))
 
 
 def _administered(before: ScopeState, after: ScopeState) -> Verdict:
     return Verdict(
         outcome="applied", tags=NO_TAGS, binding=after.name, scope_after=after, trace=trace_text([before], after=after)
+    )
+
+
+def _remark(state: PortfolioState, command: Remark, _now_us: int, _policy: Policy) -> Verdict:
+    return Verdict(
+        outcome="applied", tags=NO_TAGS, binding=command.about, trace=trace_text([state.scope(PORTFOLIO_SCOPE)])
     )
 
 
@@ -349,4 +373,8 @@ _RULES: Mapping[type[Command], Callable[..., Verdict]] = {
     Halt: _set_status,
     Resume: _set_status,
     Adopt: _adopt,
+    Freeze: _set_frozen,
+    Thaw: _set_frozen,
+    Reconciled: _reconciled,
+    Remark: _remark,
 }

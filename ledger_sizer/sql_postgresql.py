@@ -39,10 +39,7 @@ SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
 SET jit = off; SET plan_cache_mode = force_generic_plan;
 """
-"""Every lookup is by key, and a plan made while the tables were small must not be kept when they are not.
-
-The time-out is for our own sake: a process that is paused inside a transaction must not stop all others for ever.
-"""
+"""Every lookup is by key, and a plan made while the tables were small must not be kept when they are not."""
 
 IDS = "SELECT name, id FROM portfolios WHERE name = ANY(%s)"
 
@@ -52,8 +49,8 @@ WITH made AS (
     SELECT n, 0, %(hash)s, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
     FROM unnest(%(names)s::text[]) AS n ON CONFLICT (name) DO NOTHING RETURNING id
 )
-INSERT INTO scopes (portfolio_id, scope, cap_e8, held_e8, open_e8, overage_e8, status)
-SELECT id, %(scope)s, %(cap)s, 0, 0, 0, 'active' FROM made
+INSERT INTO scopes (portfolio_id, scope, cap_e8, held_e8, open_e8, overage_e8, status, frozen)
+SELECT id, %(scope)s, %(cap)s, 0, 0, 0, 'active', 0 FROM made
 """
 
 LOCK = "SELECT id, name, last_seq, last_hash, last_us FROM portfolios WHERE id = ANY(%s) ORDER BY id FOR UPDATE"
@@ -91,6 +88,7 @@ _HEADS = [("id", "::bigint"), ("last_seq", "::bigint"), ("last_hash", ""), ("las
 _COUNTS = [
     ("portfolio_id", "::bigint"), ("scope", ""), ("held", "::bigint"), ("opened", "::bigint"),
     ("overage", "::bigint"), ("administered", ""), ("cap", "::bigint"), ("status", ""),
+    ("frozen", "::bigint"), ("fresh_until_us", "::bigint"),
 ]  # fmt: skip
 _POSITIONS = _typed(PositionRow.__table__, POSITION_COLUMNS)
 _SET_POSITION = ", ".join(f"{name} = r.{name}" for name in POSITION_COLUMNS if name not in ("portfolio_id", "number"))
@@ -108,13 +106,16 @@ _PARTS = {
     WHERE q.portfolio_id = r.portfolio_id AND q.number = r.number
 )""",
     "named": f"""named AS (
-    INSERT INTO scopes (portfolio_id, scope, held_e8, open_e8, overage_e8, cap_e8, status)
-    SELECT portfolio_id, scope, held, opened, overage, cap, status FROM {_rows(_COUNTS, "named")} AS r
+    INSERT INTO scopes (portfolio_id, scope, held_e8, open_e8, overage_e8, cap_e8, status, frozen, fresh_until_us)
+    SELECT portfolio_id, scope, held, opened, overage, cap, status, frozen, fresh_until_us
+    FROM {_rows(_COUNTS, "named")} AS r
 )""",
     "counted": f"""counted AS (
     UPDATE scopes s SET held_e8 = s.held_e8 + r.held, open_e8 = s.open_e8 + r.opened, overage_e8 = r.overage,
         cap_e8 = CASE WHEN r.administered = '1' THEN r.cap ELSE s.cap_e8 END,
-        status = CASE WHEN r.administered = '1' THEN r.status ELSE s.status END
+        status = CASE WHEN r.administered = '1' THEN r.status ELSE s.status END,
+        frozen = CASE WHEN r.administered = '1' THEN r.frozen ELSE s.frozen END,
+        fresh_until_us = CASE WHEN r.administered = '1' THEN r.fresh_until_us ELSE s.fresh_until_us END
     FROM {_rows(_COUNTS, "counted")} AS r WHERE s.portfolio_id = r.portfolio_id AND s.scope = r.scope
 )""",
 }
@@ -126,8 +127,6 @@ def write_statement(parts: frozenset[str]) -> str:
     """One statement for everything a batch changes, with only the parts it needs (an unused part costs its set-up).
 
     It is guarded: when a head is not the one the batch was decided against, the division by zero undoes it all.
-    Counters move by their difference, so that a row somebody edited stays wrong for `verify` to find, and the CHECK
-    on it can refuse the batch.
     """
     return f"""
 WITH head AS (

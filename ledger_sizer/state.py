@@ -12,13 +12,19 @@ from ledger_sizer.tags import PORTFOLIO_SCOPE, Tags
 
 @dataclass(slots=True)
 class ScopeState:
-    """A scope's cap and counters, in 1e-8 USD. `stored`: (held, open) as the database has them, None if it has not."""
+    """A scope's cap and counters, in 1e-8 USD. `stored`: (held, open) as the database has them, None if it has not.
+
+    frozen: reconciliation found it to differ from the exchange. fresh_until_us: from then on it is not known to agree
+    with the exchange; None where nobody says.
+    """
 
     name: str
     cap_e8: int | None = None
     held_e8: int = 0
     open_e8: int = 0
     status: Status = "active"
+    frozen: bool = False
+    fresh_until_us: int | None = None
     stored: tuple[int, int] | None = None
 
     @property
@@ -35,6 +41,10 @@ class ScopeState:
     def overage_e8(self) -> int:
         """What stands above the cap."""
         return 0 if self.cap_e8 is None else max(self.held_e8 + self.open_e8 - self.cap_e8, 0)
+
+    def unreconciled(self, now_us: int) -> bool:
+        """Whether it differs from the exchange, or is not known to agree with it any more."""
+        return self.frozen or (self.fresh_until_us is not None and now_us >= self.fresh_until_us)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -185,9 +195,10 @@ class PortfolioState:
         return record
 
     def _administer(self, after: ScopeState) -> None:
-        """Take over the cap and status an administrator's command gave a scope."""
+        """Take over what an administrator's or the reconciliation's command gave a scope; counters are not theirs."""
         scope = self.scopes.setdefault(after.name, ScopeState(after.name))
         scope.cap_e8, scope.status = after.cap_e8, after.status
+        scope.frozen, scope.fresh_until_us = after.frozen, after.fresh_until_us
         self.dirty_scopes.add(after.name)
         self.administered.add(after.name)
 

@@ -10,7 +10,8 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from ledger_sizer.batch import Group
-from ledger_sizer.commands import Adopt, Confirm, PositionCommand, Reserve, SetCap
+from ledger_sizer.command_base import PositionCommand
+from ledger_sizer.commands import Adopt, Confirm, Reconciled, Reserve, SetCap
 from ledger_sizer.domain import Position
 from ledger_sizer.instruments import legs_of, legs_text
 from ledger_sizer.records import DecisionRecord
@@ -42,18 +43,18 @@ class PortfolioNeed:
 
 
 class StaleState(Exception):
-    """A batch decided on remembered state must be decided again under the lock. Never leaves the ledger."""
+    """A batch decided on remembered state must be decided again on what the database has. Never leaves the ledger."""
 
 
 class WriteStore(Protocol):
     """One writing connection to a ledger's database. `begin` locks; `commit` or `rollback` ends it.
 
-    unlocked: the last `begin` took what it remembers instead of a lock, and has not looked for the commands' keys. A
+    from_memory: the last `begin` took what it remembers (see `memory`) and has not looked for the commands' keys. A
     `commit` then fails as `stale` if anything was written since, or if a key was used before; but an error that a
-    rule raised may be a replay's, so it must not be believed before the batch was tried again under the lock.
+    rule raised may be a replay's, so it must not be believed before the batch was tried again with its keys.
     """
 
-    unlocked: bool
+    from_memory: bool
 
     def begin(
         self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
@@ -92,7 +93,7 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
             if isinstance(command, Confirm):
                 need.late.add(command.number)
             continue
-        need.creates = need.creates or isinstance(command, Reserve | SetCap | Adopt)
+        need.creates = need.creates or isinstance(command, Reserve | SetCap | Adopt | Reconciled)
         if isinstance(command, Reserve):
             need.scopes.update(tags_of(command.tags).scopes)
         elif (tags := getattr(command, "tags", None)) is not None:
@@ -125,24 +126,21 @@ def position_row(portfolio_id: int, position: Position) -> tuple[Any, ...]:
 
 def scope_of(row: Sequence[Any]) -> ScopeState:
     """A scope from its columns in table order."""
-    _, name, cap_e8, held_e8, open_e8, _, status = row
-    return ScopeState(name, cap_e8, held_e8, open_e8, status, (held_e8, open_e8))
+    _, name, cap_e8, held_e8, open_e8, _, status, frozen, fresh_until_us = row
+    return ScopeState(name, cap_e8, held_e8, open_e8, status, bool(frozen), fresh_until_us, (held_e8, open_e8))
 
 
-def scope_row(portfolio_id: int, scope: ScopeState) -> tuple[Any, ...]:
-    """A scope's columns in table order."""
+def count_row(portfolio_id: int, scope: ScopeState, *, administered: bool) -> tuple[Any, ...]:
+    """How a scope's row moves. Counters move by their difference, so that a row somebody edited stays wrong for
+    `verify` to find, and the CHECK on it can refuse the batch.
+    """
+    held, opened = scope.stored or (0, 0)
     return (
-        portfolio_id, scope.name, scope.cap_e8, scope.held_e8, scope.open_e8, scope.overage_e8, scope.status
+        portfolio_id, scope.name, scope.held_e8 - held, scope.open_e8 - opened, scope.overage_e8,
+        int(administered), scope.cap_e8, scope.status, int(scope.frozen), scope.fresh_until_us,
     )  # fmt: skip
 
 
 def record_of(portfolio: str, row: Sequence[Any]) -> DecisionRecord:
     """A decision's record from its columns in table order."""
     return DecisionRecord(portfolio, *row[1:])
-
-
-def upsert(table: str, columns: Sequence[str], key: Sequence[str], source: str) -> str:
-    """`INSERT ... ON CONFLICT DO UPDATE` over all columns; both databases speak it alike."""
-    names = ", ".join(columns)
-    updates = ", ".join(f"{column} = excluded.{column}" for column in columns if column not in key)
-    return f"INSERT INTO {table} ({names}) {source} ON CONFLICT ({', '.join(key)}) DO UPDATE SET {updates}"

@@ -3,11 +3,9 @@
 Usually two. Down: BEGIN, lock the portfolio rows in order of id, and load all the batch needs, in one flight. Up: one
 statement that writes every table, and COMMIT, in another.
 
-One, where this process was the last to write these portfolios: the state left by its last commit is still the truth
-unless somebody else wrote since, and the write itself checks that, by the chain's head. So it decides on what it
-remembers and sends the write, one statement that is its own transaction; if the head has moved, nothing was written
-and the batch starts over with the lock. Where several processes take turns on one portfolio this would fail often, so
-a portfolio must be seen unmoved a few times before it is trusted again.
+One, where this process was the last to write these portfolios: it decides on what it remembers and sends the write,
+one statement that is its own transaction and checks the chain's head; if that has moved, nothing was written and the
+batch starts over with the lock.
 """
 
 import json
@@ -23,26 +21,17 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer import sql_postgresql as sql
+from ledger_sizer.memory import Memory
 from ledger_sizer.records import FIELD_SEPARATOR, GENESIS_HASH, NONE_MARK
 from ledger_sizer.sql_postgresql import ROW_SEPARATOR
-from ledger_sizer.state import PortfolioState, ScopeState
-from ledger_sizer.store import PortfolioNeed, position_of, position_row, record_of, scope_of
+from ledger_sizer.state import PortfolioState
+from ledger_sizer.store import PortfolioNeed, count_row, position_of, position_row, record_of, scope_of
 from ledger_sizer.tags import PORTFOLIO_SCOPE
 
 _CALM_MIN = 3
-"""How often in a row a portfolio must be found as this process left it before the lock is skipped."""
-_POSITIONS_REMEMBERED_MAX = 10_000
 _FLIGHT_CHARACTERS_MAX = 100_000
-
-
-def _answers(state: PortfolioState, need: PortfolioNeed, now_us: int) -> bool:
-    """Whether all that a batch needs of a portfolio is known without asking the database."""
-    return (
-        not need.sweeps
-        and need.scopes <= state.scopes_known
-        and need.numbers <= state.positions.keys()
-        and (state.next_expiry_us is None or max(now_us, state.last_us) < state.next_expiry_us)
-    )
+_TRANSACTION_TIMEOUT_SINCE = 170_000
+"""PostgreSQL's version number with `transaction_timeout`."""
 
 
 class PostgresStore:
@@ -53,10 +42,8 @@ class PostgresStore:
         self._lock_timeout_seconds = lock_timeout_seconds
         self._pooled: Any = None
         self._ids: dict[str, int] = {}  # never change once committed
-        self._remembered: dict[str, PortfolioState] = {}
-        self._calm: dict[str, int] = {}
-        self.unlocked = False
-        self._taken: tuple[str, ...] = ()
+        self._memory = Memory(calm_min=_CALM_MIN)
+        self.from_memory = False
         self._clock_us = 0
         self._clock_read_ns = 0
 
@@ -64,11 +51,11 @@ class PostgresStore:
         if self._pooled is None:
             self._pooled = self._engine.raw_connection()
             connection = self._pooled.driver_connection
-            connection.execute(
-                f"{sql.SESSION} SET lock_timeout = '{self._lock_timeout_seconds}s';"
-                # Shorter than the others' wait for the lock: a frozen process must not make them give up.
-                f"SET idle_in_transaction_session_timeout = '{self._lock_timeout_seconds * 500}ms'"
-            )
+            connection.execute(f"{sql.SESSION} SET lock_timeout = '{self._lock_timeout_seconds}s'")
+            if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
+                # A process that froze with the lock must not stop the others for ever; they retry for longer than
+                # this. The idle time-out would not do: a server does not count it in a pipeline.
+                connection.execute(f"SET transaction_timeout = '{2 * self._lock_timeout_seconds}s'")
             if connection.execute("SHOW synchronous_commit").fetchone()[0] == "off":
                 # Acknowledged means durable, whatever the server's default; stronger settings are kept.
                 connection.execute("SET synchronous_commit = on")
@@ -84,16 +71,10 @@ class PostgresStore:
     ) -> tuple[dict[str, PortfolioState], int]:
         """Remember, or lock and load in one flight. See `store.WriteStore`."""
         expected_us = self._server_us() if now_us is None else now_us
-        self.unlocked = all(
-            self._calm.get(name, _CALM_MIN) >= _CALM_MIN
-            and (state := self._remembered.get(name)) is not None
-            and _answers(state, need, expected_us)
-            for name, need in needs.items()
-        )
-        if self.unlocked:
-            # Out of memory while it is decided upon: only a commit makes it true again.
-            self._taken = tuple(needs)
-            return {name: self._remembered.pop(name) for name in needs}, expected_us
+        states = self._memory.recall(needs, expected_us)
+        self.from_memory = states is not None
+        if states is not None:
+            return states, expected_us
         return self._lock_and_load(needs, now_us, new_cap_e8)
 
     def _server_us(self) -> int:
@@ -148,7 +129,7 @@ class PostgresStore:
     def _scopes_foreseen(self, name: str, need: PortfolioNeed) -> set[str]:
         """The scopes the commands name, and those of the positions they name where their tags are remembered."""
         scopes = set(need.scopes)
-        remembered = self._remembered.get(name)
+        remembered = self._memory.glance(name)
         if remembered is not None:
             positions = remembered.positions
             scopes.update(*(positions[number].tags.scopes for number in need.numbers if number in positions))
@@ -190,14 +171,14 @@ class PostgresStore:
         for state in states:
             if state.sealed:
                 moved.append(state)
-            elif self.unlocked:
-                self._remembered[state.name] = state
+            elif self.from_memory:
+                self._memory.put_back(state)
         if not moved:
             self.rollback()
             return
         parameters = _write_parameters(moved)
         statement = sql.write_statement(frozenset(parameters) & sql.PARTS)
-        if self.unlocked:
+        if self.from_memory:
             written = connection.execute(statement, parameters)
         else:
             with _flight(connection, parameters):
@@ -205,22 +186,7 @@ class PostgresStore:
                 connection.execute("COMMIT")
         self._heard_clock(written.fetchall()[0][0])
         for state in moved:
-            self._remember(state)
-
-    def _remember(self, state: PortfolioState) -> None:
-        """Keep the committed state for the next batch, with what is still true of the one kept before."""
-        before = self._remembered.get(state.name)
-        if before is not None:
-            unmoved = before.last_hash == state.loaded_hash
-            self._calm[state.name] = self._calm.get(state.name, _CALM_MIN) + 1 if unmoved else 0
-            if unmoved:
-                _carry_over(before, state)  # before settling: what the batch ended must not come back
-        held = [p.expires_us for n in state.dirty_positions if (p := state.positions[n]).state == "held"]
-        state.settle()
-        state.next_expiry_us = min((us for us in (state.next_expiry_us, *held) if us is not None), default=None)
-        if len(state.positions) > _POSITIONS_REMEMBERED_MAX:
-            state.positions.clear()
-        self._remembered[state.name] = state
+            self._memory.keep(state)
 
     def rollback(self) -> None:
         """End the transaction without effect."""
@@ -232,7 +198,7 @@ class PostgresStore:
 
     def reset(self) -> None:
         """Drop the connection."""
-        self._remembered.clear()
+        self._memory.clear()
         if self._pooled is not None:
             self._pooled.invalidate()
             self._pooled = None
@@ -240,9 +206,9 @@ class PostgresStore:
     def fault(self, error: Exception) -> str:
         """Classify a driver's error."""
         cause = error.orig if isinstance(error, DBAPIError) else error
-        if self.unlocked and isinstance(cause, pg.DivisionByZero | pg.UniqueViolation):
+        if self.from_memory and isinstance(cause, pg.DivisionByZero | pg.UniqueViolation):
             if isinstance(cause, pg.DivisionByZero):
-                self._calm.update(dict.fromkeys(self._taken, 0))
+                self._memory.doubt()
             return "stale"
         if isinstance(cause, pg.SerializationFailure | pg.DeadlockDetected | pg.LockNotAvailable):
             return "conflict"
@@ -265,14 +231,6 @@ def _flight(connection: psycopg.Connection[Any], parameters: Mapping[str, Any]) 
     return connection.pipeline() if size < _FLIGHT_CHARACTERS_MAX else nullcontext()
 
 
-def _carry_over(before: PortfolioState, after: PortfolioState) -> None:
-    """Nobody else wrote in between, so what was known of other scopes and positions still holds."""
-    before.scopes.update(after.scopes)
-    before.scopes_known.update(after.scopes_known)
-    before.positions.update(after.positions)
-    after.scopes, after.scopes_known, after.positions = before.scopes, before.scopes_known, before.positions
-
-
 def _write_parameters(states: Sequence[PortfolioState]) -> dict[str, Any]:
     rows: dict[str, list[str]] = {name: [] for name in ("decisions", "made", "moved", "named", "counted", "heads")}
     for state in sorted(states, key=lambda one: one.id):
@@ -287,18 +245,10 @@ def _write_parameters(states: Sequence[PortfolioState]) -> dict[str, Any]:
             rows["made" if number > state.loaded_seq else "moved"].append(row)
         for name in state.dirty_scopes:
             scope = state.scopes[name]
-            row = _line(_count_row(state.id, scope, administered=name in state.administered))
+            row = _line(count_row(state.id, scope, administered=name in state.administered))
             rows["named" if scope.stored is None else "counted"].append(row)
         rows["heads"].append(_line((state.id, state.last_seq, state.last_hash, state.last_us, state.loaded_hash)))
     return {"count": len(states), **{name: ROW_SEPARATOR.join(lines) for name, lines in rows.items() if lines}}
-
-
-def _count_row(portfolio_id: int, scope: ScopeState, *, administered: bool) -> tuple[Any, ...]:
-    held, opened = scope.stored or (0, 0)
-    return (
-        portfolio_id, scope.name, scope.held_e8 - held, scope.open_e8 - opened, scope.overage_e8,
-        "1" if administered else "0", scope.cap_e8, scope.status,
-    )  # fmt: skip
 
 
 def _line(row: Sequence[Any]) -> str:

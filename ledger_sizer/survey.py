@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, case, func, select, text, tuple_
 
-from ledger_sizer.commands import portfolio_name
+from ledger_sizer.command_base import portfolio_name
 from ledger_sizer.database import database_now_us, reading
 from ledger_sizer.domain import Page, Position, ScopeExposure, from_us, to_us
 from ledger_sizer.errors import InvalidRequest, NotFound
@@ -19,8 +19,9 @@ from ledger_sizer.overview import (
     Overview,
     PortfolioLine,
 )
+from ledger_sizer.queries import scope_exposure
 from ledger_sizer.records import Decision
-from ledger_sizer.store import position_of, record_of
+from ledger_sizer.store import position_of, record_of, scope_of
 from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.tags import PORTFOLIO_SCOPE
 from ledger_sizer.units import usd
@@ -33,7 +34,6 @@ _POSITIONS = PositionRow.__table__
 _DECISIONS = DecisionRow.__table__
 
 # Written out, not bound: a database uses a partial index only where the statement's text repeats its condition.
-_LIVE = text("positions.state IN ('held', 'open')")
 _HELD = text("positions.state = 'held'")
 _OPEN = text("positions.state = 'open'")
 
@@ -89,19 +89,16 @@ def _portfolios(connection: Connection, look: Look) -> Page[PortfolioLine]:
 
 def _detail(connection: Connection, found: Any, look: Look, now_us: int) -> Detail:
     scopes, left_out = _scopes(connection, found.id)
-    live = select(func.count()).select_from(_POSITIONS).where(PositionRow.portfolio_id == found.id)
-    held_count = connection.execute(live.where(_HELD)).scalar_one()
-    # Not counted by its state: the index answers for held and open together without a look at any row.
-    open_count = connection.execute(live.where(_LIVE)).scalar_one() - held_count
+    count = select(func.count()).select_from(_POSITIONS).where(PositionRow.portfolio_id == found.id)
     return Detail(
         name=found.name,
         seq=found.last_seq,
         scopes=scopes,
         scopes_left_out=left_out,
         held=_held(connection, found, look),
-        held_count=held_count,
+        held_count=connection.execute(count.where(_HELD)).scalar_one(),
         open=_open(connection, found, look),
-        open_count=open_count,
+        open_count=connection.execute(count.where(_OPEN)).scalar_one(),
         decisions=_decisions(connection, found, look),
         line=_line(connection, found, now_us - look.hours * 3_600_000_000),
     )
@@ -122,8 +119,7 @@ def _scopes(connection: Connection, portfolio_id: int) -> tuple[tuple[ScopeExpos
 
 
 def _scope(row: Sequence[Any]) -> ScopeExposure:
-    _, name, cap_e8, held_e8, open_e8, _, status = row
-    return ScopeExposure(name, None if cap_e8 is None else usd(cap_e8), usd(held_e8), usd(open_e8), status)
+    return scope_exposure(scope_of(row))
 
 
 def _held(connection: Connection, found: Any, look: Look) -> Page[Position]:
@@ -137,7 +133,7 @@ def _held(connection: Connection, found: Any, look: Look) -> Page[Position]:
 
 
 def _open(connection: Connection, found: Any, look: Look) -> Page[Position]:
-    query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, _LIVE, _OPEN)
+    query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, _OPEN)
     if look.open_cursor is not None:
         query = query.where(PositionRow.number < _numbers(look.open_cursor, 1, "open")[0])
     rows = connection.execute(query.order_by(PositionRow.number.desc()).limit(look.rows + 1)).all()

@@ -54,7 +54,10 @@ class PortfolioRow(Base):
 
 
 class ScopeRow(Base):
-    """A portfolio's counters: the whole (`portfolio`) or one tag (`venue=bybit`)."""
+    """A portfolio's counters: the whole (`portfolio`) or one tag (`venue=bybit`).
+
+    frozen, fresh_until_us: what reconciliation says of it (see `state.ScopeState`).
+    """
 
     __tablename__ = "scopes"
     __table_args__ = (
@@ -65,6 +68,7 @@ class ScopeRow(Base):
         CheckConstraint("cap_e8 IS NULL OR held_e8 + open_e8 <= cap_e8 + overage_e8", name="within_cap"),
         CheckConstraint("cap_e8 IS NOT NULL OR scope <> 'portfolio'", name="portfolio_capped"),
         CheckConstraint("status IN ('active', 'reducing', 'halted')", name="status"),
+        CheckConstraint("frozen IN (0, 1)", name="frozen"),
     )
 
     portfolio_id: Mapped[int] = mapped_column(ForeignKey("portfolios.id"), primary_key=True)
@@ -74,6 +78,8 @@ class ScopeRow(Base):
     open_e8: Mapped[int]
     overage_e8: Mapped[int]
     status: Mapped[str]
+    frozen: Mapped[int] = mapped_column(server_default=text("0"))
+    fresh_until_us: Mapped[int | None]
 
 
 class PositionRow(Base):
@@ -86,8 +92,8 @@ class PositionRow(Base):
         CheckConstraint("open_e8 >= 0 AND (open_e8 > 0) = (state = 'open')", name="open"),
         CheckConstraint("state <> 'held' OR expires_us IS NOT NULL", name="expires"),
         CheckConstraint("state <> 'open' OR (quantity IS NOT NULL AND price IS NOT NULL)", name="filled"),
-        Index("ix_positions_live", "portfolio_id", "number", postgresql_where=text("state IN ('held', 'open')"),
-              sqlite_where=text("state IN ('held', 'open')")),
+        Index("ix_positions_open", "portfolio_id", "number", postgresql_where=text("state = 'open'"),
+              sqlite_where=text("state = 'open'")),
         Index("ix_positions_expiry", "portfolio_id", "expires_us", postgresql_where=text("state = 'held'"),
               sqlite_where=text("state = 'held'")),
         Index("uq_positions_origin", "portfolio_id", "origin", unique=True,
@@ -119,9 +125,7 @@ class DecisionRow(Base):
         CheckConstraint("outcome IN ('granted', 'denied', 'applied')", name="outcome"),
         CheckConstraint("(outcome = 'denied') = (reason IS NOT NULL)", name="reason"),
         Index("uq_decisions_portfolio_id_key", "portfolio_id", "key", unique=True),
-        Index("ix_decisions_position", "portfolio_id", "position", "seq",
-              postgresql_where=text("position IS NOT NULL"), sqlite_where=text("position IS NOT NULL")),
-    )  # fmt: skip
+    )
 
     portfolio_id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
@@ -176,3 +180,69 @@ class LeaseRow(Base):
     owner: Mapped[str]
     until_us: Mapped[int]
     epoch: Mapped[int]
+
+
+class ReconciliationRow(Base):
+    """One run of the reconciliation for one portfolio: when, what was fetched, what was found. `epoch`: its lease's."""
+
+    __tablename__ = "reconciliations"
+    __table_args__ = (
+        CheckConstraint("outcome IN ('good', 'partial', 'failed')", name="outcome"),
+        CheckConstraint("finished_us >= started_us", name="finished"),
+        Index("ix_reconciliations_portfolio", "portfolio", "id"),
+    )
+
+    id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
+    portfolio: Mapped[str]
+    trigger: Mapped[str]
+    outcome: Mapped[str]
+    started_us: Mapped[int]
+    finished_us: Mapped[int]
+    epoch: Mapped[int]
+    fetched: Mapped[str]
+    found: Mapped[str]
+
+
+class DriftRow(Base):
+    """One difference between the ledger and the exchange, from its first sighting to its end.
+
+    `position`: the external position that counts what the ledger lacked. `revision` grows with each change of what is
+    counted or asked, so that every command about it has a key of its own. `frozen_scope`: the scope it froze.
+    """
+
+    __tablename__ = "drifts"
+    __table_args__ = (
+        CheckConstraint("state IN ('open', 'confirmed', 'acknowledged', 'resolved')", name="state"),
+        CheckConstraint("(state = 'resolved') = (ended_us IS NOT NULL)", name="ended"),
+        CheckConstraint("state <> 'acknowledged' OR (actor IS NOT NULL AND reason IS NOT NULL)", name="acknowledged"),
+        CheckConstraint("sightings >= 1", name="sightings"),
+        Index("uq_drifts_live", "portfolio", "venue", "account", "subject", "side", "kind", unique=True,
+              postgresql_where=text("state <> 'resolved'"), sqlite_where=text("state <> 'resolved'")),
+    )  # fmt: skip
+
+    id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
+    portfolio: Mapped[str]
+    venue: Mapped[str]
+    account: Mapped[str]
+    subject: Mapped[str]
+    side: Mapped[str]
+    kind: Mapped[str]
+    state: Mapped[str]
+    policy: Mapped[str]
+    sightings: Mapped[int]
+    ledger_quantity: Mapped[str | None]
+    venue_quantity: Mapped[str | None]
+    excess: Mapped[str | None]
+    price: Mapped[str | None]
+    detail: Mapped[str]
+    position: Mapped[int | None]
+    revision: Mapped[int]
+    requested: Mapped[str | None]
+    frozen_scope: Mapped[str | None]
+    first_run: Mapped[int]
+    last_run: Mapped[int]
+    opened_us: Mapped[int]
+    updated_us: Mapped[int]
+    ended_us: Mapped[int | None]
+    actor: Mapped[str | None]
+    reason: Mapped[str | None]

@@ -1,12 +1,14 @@
 """The trace of a decision: what it saw, as canonical JSON that is stored, hashed and read by `explain`.
 
-{"scopes": [[name, cap_e8 | null, held_e8, open_e8, status], ...],     each scope before the command
+{"scopes": [[name, cap_e8 | null, held_e8, open_e8, status], ...],     each scope before the command; one that is
+                                       frozen or has an end of trust adds: frozen (0 or 1), fresh_until_us | null
  "policy": {...}, "match": {...}, "legs": [...], "note": "late_fill", "after": [...]}  where they apply
 """
 
 import json
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 from ledger_sizer.instruments import Leg, legs_text
 from ledger_sizer.sizing import Match
@@ -21,10 +23,21 @@ def _rows(scopes: Sequence[ScopeState]) -> str:
     return ",".join(
         [
             f"[{_quoted(scope.name)},{'null' if scope.cap_e8 is None else scope.cap_e8},"
-            f'{scope.held_e8},{scope.open_e8},"{scope.status}"]'
+            f'{scope.held_e8},{scope.open_e8},"{scope.status}"{_reconciliation(scope)}]'
             for scope in scopes
         ]
     )
+
+
+def _reconciliation(scope: ScopeState) -> str:
+    if not scope.frozen and scope.fresh_until_us is None:
+        return ""
+    return f",{scope.frozen:d},{'null' if scope.fresh_until_us is None else scope.fresh_until_us}"
+
+
+def reconciliation_of(row: Sequence[Any]) -> tuple[int, int | None]:
+    """(frozen, fresh_until_us) of a scope's row in a trace."""
+    return (row[5], row[6]) if len(row) > 5 else (0, None)
 
 
 def trace_text(

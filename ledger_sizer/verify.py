@@ -18,7 +18,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError
 
-from ledger_sizer.commands import portfolio_name
+from ledger_sizer.command_base import portfolio_name
 from ledger_sizer.database import shown
 from ledger_sizer.domain import Finding, Position, VerifyReport, position_id
 from ledger_sizer.errors import LedgerError, NotFound, Unavailable
@@ -27,6 +27,7 @@ from ledger_sizer.records import GENESIS_HASH, DecisionRecord, canonical_text, c
 from ledger_sizer.store import position_of, record_of
 from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.tags import PORTFOLIO_SCOPE
+from ledger_sizer.trace import reconciliation_of
 
 Progress = Callable[[int, int], None]
 """Called with (decisions done, decisions in all)."""
@@ -35,6 +36,10 @@ _CHUNK = 2000
 _UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, LedgerError)
 """What reading a row that somebody edited may raise."""
 _FINDINGS_MAX = 100
+_ABOUT_A_SCOPE = ("set_cap", "halt", "resume", "freeze", "thaw", "reconciled")
+
+_Settled = tuple[int | None, str, int, int | None]
+"""What decisions made of a scope: cap_e8, status, frozen, fresh_until_us."""
 
 
 def verify(engine: Engine, portfolio: str | None = None, progress: Progress | None = None) -> VerifyReport:
@@ -154,7 +159,7 @@ class _PortfolioCheck:
     def _remember(self, record: DecisionRecord) -> None:
         """Keep, per set of tags, the last trace: it shows each scope's cap and status at that time."""
         self._last_us = record.decided_us
-        if record.command in ("set_cap", "halt", "resume") and record.outcome == "applied":
+        if record.command in _ABOUT_A_SCOPE and record.outcome == "applied":
             self._last_change[str(record.binding)] = (record.seq, record.trace)
         else:
             self._last_seen[record.tags] = (record.seq, record.trace)
@@ -235,33 +240,38 @@ class _PortfolioCheck:
                 self._found(None, f"scope {row.scope} records overage {row.overage_e8}e-8 USD, it is {overage}e-8")
             if row.scope not in settled and row.scope != PORTFOLIO_SCOPE:
                 self._found(None, f"scope {row.scope} stands in no decision")
-            cap, status = settled.get(row.scope, (row.cap_e8, row.status))
-            if (row.cap_e8, row.status) != (cap, status):
-                self._found(
-                    None, f"scope {row.scope} has cap {row.cap_e8}e-8 and is {row.status}; decided: {cap}e-8, {status}"
-                )
-        decided = {name for name, (cap, status) in settled.items() if cap is not None or status != "active"}
+            stored = (row.cap_e8, row.status, row.frozen, row.fresh_until_us)
+            made = settled.get(row.scope, stored)
+            if stored != made:
+                self._found(None, f"scope {row.scope} {_settled_text(stored)}; decided: {_settled_text(made)}")
+        decided = {name for name, made in settled.items() if made != (None, "active", 0, None)}
         for scope in sorted({*self._held, *self._open, *decided} - seen):
             self._found(None, f"scope {scope} is missing")
 
-    def _scopes_told(self, seq: int, text: str) -> list[tuple[str, int | None, str]]:
-        """(scope, cap, status) as a trace shows them: before the decision, or after it where it changed them."""
+    def _scopes_told(self, seq: int, text: str) -> list[tuple[str, _Settled]]:
+        """Each scope as a trace shows it: before the decision, or after it where it changed it."""
         try:
             trace = json.loads(text)
             rows = [trace["after"]] if "after" in trace else trace["scopes"]
-            return [(name, cap_e8, status) for name, cap_e8, _, _, status in rows]
+            return [(row[0], (row[1], row[4], *reconciliation_of(row))) for row in rows]
         except _UNREADABLE as error:
             self._found(seq, f"the trace of decision {seq} cannot be read: {error!r}")
             return []
 
-    def _settled_scopes(self) -> dict[str, tuple[int | None, str]]:
-        """Cap and status of each scope as the latest decision that mentions it left them."""
-        latest: dict[str, tuple[int, int | None, str]] = {}
+    def _settled_scopes(self) -> dict[str, _Settled]:
+        """What the latest decision that mentions a scope left of it."""
+        latest: dict[str, tuple[int, _Settled]] = {}
         for seq, trace in (*self._last_seen.values(), *self._last_change.values()):
-            for name, cap_e8, status in self._scopes_told(seq, trace):
+            for name, made in self._scopes_told(seq, trace):
                 if seq > latest.get(name, (0,))[0]:
-                    latest[name] = (seq, cap_e8, status)
-        return {name: (cap_e8, status) for name, (_, cap_e8, status) in latest.items()}
+                    latest[name] = (seq, made)
+        return {name: made for name, (_, made) in latest.items()}
+
+
+def _settled_text(made: _Settled) -> str:
+    cap_e8, status, frozen, fresh_until_us = made
+    text = f"has cap {cap_e8}e-8 and is {status}{', frozen' if frozen else ''}"
+    return text if fresh_until_us is None else f"{text}, fresh until {fresh_until_us}"
 
 
 def _difference(row: Position, told: Position) -> str:

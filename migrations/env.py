@@ -4,6 +4,7 @@ from logging.config import fileConfig
 from typing import Any
 
 from alembic import context
+from sqlalchemy import text
 from sqlalchemy.engine import URL
 
 from ledger_sizer.config import LedgerSettings
@@ -14,11 +15,13 @@ config = context.config
 if config.config_file_name is not None and config.attributes.get("url") is None:
     fileConfig(config.config_file_name, disable_existing_loggers=False)
 
+MIGRATION_LOCK = 0x6C65_6467
+"""Key of the advisory lock that migrations take on PostgreSQL; any number that nobody else uses does."""
+
 OPTIONS: dict[str, Any] = {
     "target_metadata": Base.metadata,
     "compare_type": True,
     "render_as_batch": True,
-    "transaction_per_migration": True,
 }
 
 
@@ -47,6 +50,10 @@ def run_online() -> None:
     engine = make_engine(_url())
     try:
         with engine.connect() as connection:
+            # One transaction for all steps, begun before the version is read: of two hosts that migrate at once one
+            # waits, and then finds nothing left to do. SQLite's own BEGIN IMMEDIATE does the same.
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
             context.configure(connection=connection, **OPTIONS)
             with context.begin_transaction():
                 context.run_migrations()

@@ -149,7 +149,7 @@ def pause(ledger: Ledger, given: Given) -> None:
 
     def frozen_commit(states: Any) -> None:
         nonlocal unlocked
-        store.commit, unlocked = commit, store.unlocked  # type: ignore[method-assign]
+        store.commit, unlocked = commit, store.from_memory  # type: ignore[method-assign]
         if given["where"] == "before":
             freeze()
         else:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from fractions import Fraction
 
-from ledger_sizer import Adopt, Reserve, SetCap
+from ledger_sizer import Adopt, Reconciled, Reserve, SetCap
 from tests.model_rules import (
     RULES,
     WHOLE,
@@ -45,6 +45,8 @@ class Pot:
     figures: Figures
     caps: dict[str, Fraction] = field(default_factory=dict)
     statuses: dict[str, str] = field(default_factory=dict)
+    frozen: set[str] = field(default_factory=set)
+    fresh_until: dict[str, datetime] = field(default_factory=dict)
     positions: dict[int, Holding] = field(default_factory=dict)
     answers: list[tuple[str, Answer]] = field(default_factory=list)
     asked: dict[str, Command] = field(default_factory=dict)
@@ -55,7 +57,8 @@ class Pot:
     def copy(self) -> Pot:
         """An independent copy."""
         return replace(
-            self, caps=dict(self.caps), statuses=dict(self.statuses), positions=dict(self.positions),
+            self, caps=dict(self.caps), statuses=dict(self.statuses), frozen=set(self.frozen),
+            fresh_until=dict(self.fresh_until), positions=dict(self.positions),
             answers=list(self.answers), asked=dict(self.asked), told=dict(self.told),
         )  # fmt: skip
 
@@ -74,6 +77,10 @@ class Pot:
     def status(self, scope: str) -> str:
         """`active`, `reducing` or `halted`."""
         return self.statuses.get(scope, "active")
+
+    def trusted(self, scope: str) -> bool:
+        """Whether the scope is known to agree with the exchange now."""
+        return scope not in self.frozen and (scope not in self.fresh_until or self.now < self.fresh_until[scope])
 
     @property
     def next_seq(self) -> int:
@@ -150,7 +157,7 @@ class Model:
         """Answer the groups that reached the ledger together."""
         commands = [command for group in groups for command in group.commands]
         for command in commands:
-            if isinstance(command, Reserve | SetCap | Adopt) and command.portfolio not in self.pots:
+            if isinstance(command, Reserve | SetCap | Adopt | Reconciled) and command.portfolio not in self.pots:
                 self.pots[command.portfolio] = Pot(self.figures, {WHOLE: self.figures.cap})
         names = {command.portfolio for command in commands} | {group.sweep for group in groups if group.sweep}
         freed: dict[str, list[Answer]] = {}

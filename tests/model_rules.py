@@ -9,12 +9,25 @@ from fractions import Fraction
 from math import ceil, floor, lcm
 from typing import TYPE_CHECKING
 
-from ledger_sizer import Adopt, Confirm, Extend, Halt, Release, Reserve, Resume, SetCap
+from ledger_sizer import (
+    Adopt,
+    Confirm,
+    Extend,
+    Freeze,
+    Halt,
+    Reconciled,
+    Release,
+    Remark,
+    Reserve,
+    Resume,
+    SetCap,
+    Thaw,
+)
 
 if TYPE_CHECKING:
     from tests.model import Pot
 
-Command = Reserve | Confirm | Release | Extend | SetCap | Halt | Resume | Adopt
+Command = Reserve | Confirm | Release | Extend | SetCap | Halt | Resume | Adopt | Freeze | Thaw | Reconciled | Remark
 AboutPosition = Confirm | Release | Extend
 
 WHOLE = "portfolio"
@@ -143,6 +156,7 @@ def _reasons(
     found: list[tuple[str, str | None]] = []
     for status in ("halted", "reducing"):
         found += [(status, scope) for scope in scopes if pot.status(scope) == status][:1]
+    found += [("unreconciled", scope) for scope in scopes if not pot.trusted(scope)][:1]
     headroom = {scope: pot.caps[scope] - pot.exposure(scope) for scope in scopes if scope in pot.caps}
     tightest = min(headroom, key=lambda scope: headroom[scope])
     if headroom[tightest] <= 0:
@@ -264,6 +278,26 @@ def _set_status(pot: Pot, command: Halt | Resume) -> tuple[Answer, None]:
     return Answer(command.verb, "applied", binding=command.scope), None
 
 
+def _set_frozen(pot: Pot, command: Freeze | Thaw) -> tuple[Answer, None]:
+    if isinstance(command, Freeze):
+        pot.frozen.add(command.scope)
+    else:
+        pot.frozen.discard(command.scope)
+    return Answer(command.verb, "applied", binding=command.scope), None
+
+
+def _reconciled(pot: Pot, command: Reconciled) -> tuple[Answer, None]:
+    if command.fresh_until is None:
+        pot.fresh_until.pop(command.scope, None)
+    else:
+        pot.fresh_until[command.scope] = command.fresh_until
+    return Answer("reconciled", "applied", binding=command.scope), None
+
+
+def _remark(_pot: Pot, command: Remark) -> tuple[Answer, None]:
+    return Answer("remark", "applied", binding=command.about), None
+
+
 RULES: dict[type, Callable[..., tuple[Answer, Holding | None]]] = {
     Reserve: _reserve,
     Confirm: _confirm,
@@ -273,4 +307,8 @@ RULES: dict[type, Callable[..., tuple[Answer, Holding | None]]] = {
     SetCap: _set_cap,
     Halt: _set_status,
     Resume: _set_status,
+    Freeze: _set_frozen,
+    Thaw: _set_frozen,
+    Reconciled: _reconciled,
+    Remark: _remark,
 }

@@ -49,6 +49,10 @@ NEEDED = {
     ("PUT", "/v1/portfolios/{portfolio}/caps"): "admin",
     ("POST", "/v1/portfolios/{portfolio}/halt"): "admin",
     ("POST", "/v1/portfolios/{portfolio}/resume"): "admin",
+    ("POST", "/v1/portfolios/{portfolio}/freeze"): "admin",
+    ("POST", "/v1/portfolios/{portfolio}/thaw"): "admin",
+    ("POST", "/v1/portfolios/{portfolio}/reconciled"): "admin",
+    ("POST", "/v1/portfolios/{portfolio}/remarks"): "admin",
 }
 ALIVE = {200, 201, 404, 409, 422}
 
@@ -85,7 +89,9 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
         return {"json": {"portfolio": portfolio}}
     if path.endswith("/confirm"):
         return {"json": {"quantity": "1", "price": "1"}}
-    return {"json": {"cap": "1"} if path.endswith("/caps") else {}}
+    last = path.rpartition("/")[2]
+    needed = {"caps": {"cap": "1"}, "reconciled": {"fresh_until": None}, "remarks": {"about": "x", "event": "y"}}
+    return {"json": needed.get(last, {})}
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +148,7 @@ def test_call_open_route_when_no_key_is_sent_then_it_answers(keyed: Keyed, path:
     assert keyed.service.http.get(path).status_code in (200, 307)
 
 
-@pytest.mark.parametrize("verb", ["set_cap", "halt", "resume", "adopt"])
+@pytest.mark.parametrize("verb", ["set_cap", "halt", "resume", "adopt", "freeze"])
 def test_send_batch_when_one_command_needs_admin_then_nothing_of_it_is_done(keyed: Keyed, verb: str) -> None:
     more = {"set_cap": {"cap": "1"}, "adopt": {"quantity": "1", "price": "1"}}.get(verb, {})
     seq = keyed.service.ledger.exposure("main").seq

@@ -39,9 +39,10 @@ EXPORTED = re.findall(
     r"\w+",
     """
 Adopt AppSettings Busy Closed Confirm Decision Denied DynamicSizer DynamicSizingSettings ExchangeSettings Explanation
-Exposure Extend Finding Halt InstrumentInfo InternalError InvalidRequest KeyReused Ledger LedgerError LedgerSettings
-Leg NotFound Page Position PositionSizer ReconcileSettings Release Reserve Resume SchemaOutdated ScopeExposure
-ServiceSettings SetCap Sizing TradingSettings Unavailable VerifyReport WrongState round_to_step
+Exposure Extend Finding Freeze Halt InstrumentInfo InternalError InvalidRequest KeyReused Ledger LedgerError
+LedgerSettings Leg NotFound Page Position PositionSizer ReconcileSettings Reconciled Release Remark Reserve Resume
+SchemaOutdated ScopeExposure ServiceSettings SetCap Sizing Thaw TradingSettings Unavailable VerifyReport WrongState
+round_to_step
     """,
 )
 """What users import from `ledger_sizer`. More may be added; none may go."""

@@ -48,6 +48,12 @@ def reducing(ledger: Ledger) -> Request:
 
 
 @situation
+def unreconciled(ledger: Ledger) -> Request:
+    ledger.freeze(key="freeze", scope="strategy=funding")
+    return {}
+
+
+@situation
 def cap_exceeded(ledger: Ledger) -> Request:
     ledger.set_cap(key="cap", scope="strategy=funding", cap=D(0))
     return {}
@@ -71,6 +77,7 @@ def insufficient_balance(_ledger: Ledger) -> Request:
 BOUND_BY = {
     "halted": "symbol=BTC",
     "reducing": "venue=bybit",
+    "unreconciled": "strategy=funding",
     "cap_exceeded": "strategy=funding",
     "below_min_qty": "max_position_size_usd",
     "below_min_notional": "max_position_size_usd",
@@ -83,8 +90,8 @@ def test_list_denial_reasons_when_read_then_they_stand_in_the_documented_order()
         "halted", "reducing", "unreconciled", "cap_exceeded", "below_min_qty", "below_min_notional",
         "insufficient_balance", "group_denied",
     )  # fmt: skip
-    # `unreconciled` needs an exchange to disagree with; `group_denied` is only said where none of the others holds.
-    assert [*SITUATIONS] == [reason for reason in DENIAL_REASONS if reason not in ("unreconciled", "group_denied")]
+    # `group_denied` is only said where none of the others holds.
+    assert [*SITUATIONS] == [reason for reason in DENIAL_REASONS if reason != "group_denied"]
 
 
 @pytest.mark.parametrize("reason", SITUATIONS)

@@ -19,8 +19,10 @@ from tests.desk import assert_verified, opened
 D = Decimal
 SYMBOLS = [None, None, "BTC", "ETH"]
 STRATEGIES = [None, "funding", "basis", "a'b"]
-REASONS = [None, "halted", "reducing", "cap_exceeded", "below_min_notional", "insufficient_balance", "group_denied"]
-COMMANDS = [None, "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "expire"]
+REASONS = [None, "halted", "reducing", "unreconciled", "cap_exceeded", "below_min_notional", "insufficient_balance",
+           "group_denied"]  # fmt: skip
+COMMANDS = [None, "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "freeze", "thaw",
+            "reconciled", "remark", "expire"]  # fmt: skip
 
 
 def lived_in(ledger: Ledger, clock: FakeClock, steps: int, seed: int) -> None:
@@ -33,7 +35,7 @@ def lived_in(ledger: Ledger, clock: FakeClock, steps: int, seed: int) -> None:
             del tags["strategy"]
         live = [position.position_id for position in ledger.positions("main", state="live")] if n else []
         name = chance.choice(live) if live else "main-1"
-        step = chance.choice(["reserve"] * 5 + ["confirm", "release", "release", "extend", "steer", "adopt"])
+        step = chance.choice(["reserve"] * 5 + ["confirm", "release", "release", "extend", "steer", "adopt", "say"])
         try:
             if step == "confirm":
                 ledger.confirm(key=f"{n}", position_id=name, quantity=D(chance.randint(1, 9)), price=D(50))
@@ -43,6 +45,8 @@ def lived_in(ledger: Ledger, clock: FakeClock, steps: int, seed: int) -> None:
                 ledger.extend(key=f"{n}", position_id=name, ttl_seconds=chance.randint(1, 30))
             elif step == "adopt":
                 ledger.adopt(key=f"{n}", quantity=D(1), price=D(chance.randint(1, 50)), tags=tags)
+            elif step == "say":
+                _say(ledger, n, chance)
             elif step == "steer":
                 _steer(ledger, n, chance)
             else:
@@ -63,6 +67,19 @@ def _steer(ledger: Ledger, n: int, chance: random.Random) -> None:
         ledger.resume(key=f"{n}", scope=scope)
 
 
+def _say(ledger: Ledger, n: int, chance: random.Random) -> None:
+    scope = chance.choice(["portfolio", "symbol=BTC", "strategy=basis"])
+    verb = chance.choice(["freeze", "thaw", "thaw", "thaw", "reconciled", "remark"])
+    if verb == "remark":
+        ledger.remark(key=f"{n}", about="drift-1", event="seen")
+    elif verb == "reconciled":
+        ledger.reconciled(
+            key=f"{n}", scope=scope, fresh_until=chance.choice([None, None, START + timedelta(seconds=n)])
+        )
+    else:
+        getattr(ledger, verb)(key=f"{n}", scope=scope)
+
+
 @pytest.fixture
 def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
     """Flat sizing, cap 5000, and one reservation."""
@@ -73,8 +90,8 @@ def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
 
 @pytest.fixture
 def old(ledger: Ledger, clock: FakeClock) -> Ledger:
-    """The same with a life of about 150 decisions behind it."""
-    lived_in(ledger, clock, 150, seed=17)
+    """The same with a life of about 250 decisions behind it."""
+    lived_in(ledger, clock, 250, seed=17)
     return ledger
 
 

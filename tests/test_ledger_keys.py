@@ -12,7 +12,7 @@ from ledger_sizer import Decision, InstrumentInfo, InvalidRequest, KeyReused, Le
 from ledger_sizer.batch import AnyCommand
 from ledger_sizer.commands import COMMANDS
 from ledger_sizer.verbs import verb
-from tests.clocks import FakeClock
+from tests.clocks import START, FakeClock
 from tests.desk import BTC_PERP, BTC_SPOT, TAGS, assert_verified, opened
 
 D = Decimal
@@ -46,6 +46,10 @@ CALLS: dict[str, Call] = {
     ),
     "halt": lambda ledger, other: ledger.halt(key="k", mode="reducing" if other else "halted"),
     "resume": lambda ledger, other: ledger.resume(key="k", note="again" if other else None),
+    "freeze": lambda ledger, other: ledger.freeze(key="k", note="again" if other else None),
+    "thaw": lambda ledger, other: ledger.thaw(key="k", note="again" if other else None),
+    "reconciled": lambda ledger, other: ledger.reconciled(key="k", fresh_until=None if other else START),
+    "remark": lambda ledger, other: ledger.remark(key="k", about="drift-1", event="seen" if other else "gone"),
     "adopt": lambda ledger, other: ledger.adopt(key="k", quantity=D(1), price=D(6 if other else 5), tags=TAGS),
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ import pytest
 
 from ledger_sizer import Decision, Denied, InvalidRequest, Ledger, NotFound, Page, Position
 from ledger_sizer.records import DECISION_FIELDS
-from tests.clocks import FakeClock
+from tests.clocks import START, FakeClock
 from tests.desk import BTC_PERP, BTC_SPOT, dynamic_settings, opened, position_of, reserve_btc
 
 D = Decimal
@@ -273,10 +273,15 @@ def test_explain_when_any_verb_was_used_then_every_decision_can_be_explained(
     populated.halt(key="c", note="stop")
     populated.extend(key="d", position_id="main-5")
     populated.resume(key="e")
+    populated.freeze(key="f", note="drift-1")
+    populated.reconciled(key="g", fresh_until=START)
+    populated.thaw(key="h")
+    populated.remark(key="i", about="drift-1", event="close_requested")
     populated.confirm(key="late", position_id="main-1", quantity=D(1), price=D(1))
     decisions = populated.history("main", ascending=True)
     assert {decision.command for decision in decisions} == {
-        "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "expire"
+        "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "freeze", "thaw",
+        "reconciled", "remark", "expire",
     }  # fmt: skip
     explanations = [populated.explain(decision.seq or 0, "main") for decision in decisions]
     for decision, explanation in zip(decisions, explanations, strict=True):

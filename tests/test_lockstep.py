@@ -105,6 +105,10 @@ class Lockstep(RuleBasedStateMachine):
     def administer(self, wish: Wish, who: int) -> None:
         self._send([Group([self._command(wish)])], who)
 
+    @rule(wish=wishes.RECONCILIATION, who=st.integers(0, 1))
+    def reconcile(self, wish: Wish, who: int) -> None:
+        self._send([Group([self._command(wish)])], who)
+
     @rule(wish=st.one_of(wishes.AGAIN, wishes.REUSE), who=st.integers(0, 1))
     def use_a_key_again(self, wish: Wish, who: int) -> None:
         self._send([Group([self._command(wish)])], who)
@@ -265,6 +269,8 @@ class Lockstep(RuleBasedStateMachine):
                     assert _fraction(row.open) == pot.open(row.scope), f"{kind}: {row}"
                     assert _fraction(row.cap) == pot.caps.get(row.scope), f"{kind}: {row}"
                     assert row.status == pot.status(row.scope), f"{kind}: {row}"
+                    assert row.frozen == (row.scope in pot.frozen), f"{kind}: {row}"
+                    assert row.fresh_until == pot.fresh_until.get(row.scope), f"{kind}: {row}"
                 holdings = [one for _, one in sorted(pot.positions.items())]
                 assert [_as_holding(one) for one in auditor.positions] == holdings, f"{kind}: positions"
                 seen.append((exposure, auditor.positions, auditor.decisions[-1:]))

@@ -163,7 +163,7 @@ def test_open_when_processes_meet_a_new_sqlite_file_then_all_of_them_get_a_ledge
 @pytest.mark.parametrize(
     ("where", "warm_up"),
     [
-        pytest.param("before", 0, marks=pytest.mark.xfail(reason="known defect: others get Busy until it wakes")),
+        ("before", 0),
         ("between", 0),
         ("before", 3),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from datetime import datetime
 from decimal import ROUND_UP, Context, Decimal, Inexact, localcontext
 from typing import Any
 
@@ -13,16 +14,22 @@ from ledger_sizer import (
     Adopt,
     Confirm,
     Extend,
+    Freeze,
     Halt,
     InstrumentInfo,
     InvalidRequest,
     Ledger,
     Leg,
+    Reconciled,
     Release,
+    Remark,
     Reserve,
     Resume,
     SetCap,
+    Thaw,
 )
+from ledger_sizer.command_base import PortfolioCommand
+from ledger_sizer.commands import COMMANDS
 from tests.clocks import FakeClock
 from tests.desk import BTC_PERP, BTC_SPOT, opened
 
@@ -38,6 +45,10 @@ BASES: dict[type[Any], dict[str, Any]] = {
     Halt: {},
     Resume: {},
     Adopt: {"quantity": D(1), "price": D(1)},
+    Freeze: {},
+    Thaw: {},
+    Reconciled: {"fresh_until": None},
+    Remark: {"about": "drift-1", "event": "confirmed"},
 }
 NOT_A_NUMBER = [0.5, True, "1", D("NaN"), D("sNaN"), D("Infinity"), D("1E+999999"), D("1E-40"), [], b"1"]
 NOT_POSITIVE = [*NOT_A_NUMBER, D(0), D(-1), 0, -5]
@@ -71,6 +82,11 @@ BAD: list[tuple[type[Any], str, list[Any]]] = [
     (Halt, "mode", ["", "active", None, True]),
     (Halt, "note", ["", "a\x00", "x" * 501, 5]),
     (Resume, "scope", ["", "x", 5, None]),
+    *((command, "scope", ["", "x", 5, None]) for command in (Freeze, Thaw, Reconciled)),
+    *((command, "note", ["", "a\x1f", "x" * 501, 5]) for command in (Freeze, Thaw, Reconciled, Remark)),
+    (Reconciled, "fresh_until", ["2026-01-01T00:00:00Z", 5, datetime(2026, 1, 1)]),  # noqa: DTZ001 - without a zone
+    (Remark, "about", ["", "a\x1f", "x" * 129, 5, None]),
+    (Remark, "event", ["", "a\x1f", "x" * 129, 5, None]),
     (Resume, "note", ["", "a\x1f", "x" * 501, 5]),
     (Adopt, "quantity", [*NOT_POSITIVE, None]),
     (Adopt, "price", [*NOT_POSITIVE, None]),
@@ -78,7 +94,7 @@ BAD: list[tuple[type[Any], str, list[Any]]] = [
     (Adopt, "legs", NOT_LEGS),
     (Adopt, "note", ["", "a\n", "x" * 501, 5]),
     *((command, "key", ["", " \t", "x" * 201, None, 5, "ledger:mine"]) for command in BASES),
-    *((command, "portfolio", NOT_A_PORTFOLIO) for command in (Reserve, SetCap, Halt, Resume, Adopt)),
+    *((command, "portfolio", NOT_A_PORTFOLIO) for command in BASES if issubclass(command, PortfolioCommand)),
     *(
         (command, "position_id", ["", "main", "main-", "main-x", "-1", None, 5, "a b-1", "main-" + "1" * 19])
         for command in (Confirm, Release, Extend)
@@ -167,7 +183,7 @@ def test_make_leg_when_an_argument_is_bad_then_it_is_named(arguments: dict[str, 
     assert refused.value.field == field
 
 
-@pytest.mark.parametrize("verb", ["reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt"])
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_call_verb_when_an_argument_is_unknown_or_missing_then_python_says_so(
     database_url: str, clock: FakeClock, verb: str
 ) -> None:

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 ROWS: dict[str, Row] = {
     "portfolios": {"id": 7, "name": "seven", "last_seq": 0, "last_hash": HASH, "last_us": 0, "created_us": 0},
     "scopes": {"portfolio_id": 7, "scope": "venue=x", "cap_e8": 5, "held_e8": 0, "open_e8": 0, "overage_e8": 0,
-               "status": "active"},
+               "status": "active", "frozen": 0, "fresh_until_us": None},
     "positions": {"portfolio_id": 7, "number": 1, "state": "held", "tags": "{}", "held_e8": 5, "open_e8": 0,
                   "quantity": None, "price": None, "legs": "[]", "expires_us": 9, "opened_us": 1, "updated_us": 1,
                   "updated_seq": 1, "origin": None},
@@ -33,6 +33,13 @@ ROWS: dict[str, Row] = {
     "api_keys": {"key_id": "a", "name": "bot", "role": "trade", "portfolios": None, "token_hash": HASH,
                  "created_us": 5, "revoked_us": None},
     "leases": {"name": "sweep", "owner": "me", "until_us": 5, "epoch": 1},
+    "reconciliations": {"id": 1, "portfolio": "seven", "trigger": "start", "outcome": "good", "started_us": 5,
+                        "finished_us": 5, "epoch": 1, "fetched": "[]", "found": "{}"},
+    "drifts": {"id": 1, "portfolio": "seven", "venue": "bybit", "account": "main", "subject": "BTC/USDT:USDT",
+               "side": "long", "kind": "unknown_position", "state": "open", "policy": "alert", "sightings": 1,
+               "ledger_quantity": None, "venue_quantity": "1", "excess": "1", "price": None, "detail": "",
+               "position": None, "revision": 0, "requested": None, "frozen_scope": None, "first_run": 1,
+               "last_run": 1, "opened_us": 1, "updated_us": 1, "ended_us": None, "actor": None, "reason": None},
 }  # fmt: skip
 OPEN: Row = {"state": "open", "held_e8": 0, "open_e8": 5, "quantity": "1", "price": "1", "expires_us": None}
 
@@ -71,6 +78,14 @@ BREACHES: list[tuple[str, Row]] = [
     ("ck_api_keys_token_hash", {"token_hash": "secret"}),
     ("ck_api_keys_revoked", {"revoked_us": 4}),
     ("ck_leases_epoch", {"epoch": 0}),
+    ("ck_scopes_frozen", {"frozen": 2}),
+    ("ck_reconciliations_outcome", {"outcome": "fine"}),
+    ("ck_reconciliations_finished", {"finished_us": 4}),
+    ("ck_drifts_state", {"state": "gone"}),
+    ("ck_drifts_ended", {"ended_us": 9}),
+    ("ck_drifts_ended", {"state": "resolved"}),
+    ("ck_drifts_acknowledged", {"state": "acknowledged", "actor": "me"}),
+    ("ck_drifts_sightings", {"sightings": 0}),
 ]  # fmt: skip
 LEGAL: list[tuple[str, Row]] = [
     ("scopes", {"held_e8": 3, "open_e8": 2}),
@@ -84,6 +99,9 @@ LEGAL: list[tuple[str, Row]] = [
     ("decisions", {"outcome": "denied", "reason": "halted"}),
     ("decisions", {"outcome": "applied"}),
     ("api_keys", {"revoked_us": 5}),
+    ("scopes", {"frozen": 1, "fresh_until_us": 5}),
+    ("drifts", {"state": "acknowledged", "actor": "me", "reason": "known"}),
+    ("drifts", {"state": "resolved", "ended_us": 9}),
 ]
 
 
@@ -187,7 +205,7 @@ def test_insert_position_when_a_late_fill_is_recorded_already_then_the_database_
         (table.name, column.name)
         for table in Base.metadata.tables.values()
         for column in table.columns
-        if not column.nullable and not (table.name == "portfolios" and column.name == "id")
+        if not column.nullable and column.name != "id" and column.server_default is None
     ],
 )
 def test_insert_row_when_something_required_is_missing_then_the_database_refuses_it(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -12,7 +13,7 @@ from sqlalchemy import BigInteger, Column, Integer, Table
 
 from ledger_sizer import Finding, InstrumentInfo, Ledger, Leg, VerifyReport
 from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
-from tests.clocks import FakeClock
+from tests.clocks import START, FakeClock
 from tests.databases import ENGINE_KINDS
 from tests.desk import TAGS, Intruder, dynamic_settings, position_of, reserve_btc
 
@@ -45,6 +46,9 @@ def live(ledger: Ledger, clock: FakeClock) -> None:
     ledger.reserve(key="no3", tags=TAGS)
     ledger.resume(key="h2")
     ledger.halt(key="h3", scope="symbol=ETH", mode="reducing")
+    ledger.freeze(key="f", scope="symbol=ETH", note="drift-1")
+    ledger.reconciled(key="u", scope="symbol=ETH", fresh_until=START + timedelta(hours=1))
+    ledger.remark(key="m", about="drift-1", event="close_requested")
     ledger.adopt(
         key="a", quantity=D(2), price=D(30), tags={"symbol": "ETH"}, legs=[Leg("okx", "E", "swap", "sell", D(2))]
     )

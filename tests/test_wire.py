@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -13,16 +14,20 @@ from ledger_sizer import (
     Confirm,
     Denied,
     Extend,
+    Freeze,
     Halt,
     InstrumentInfo,
     InvalidRequest,
     Ledger,
     LedgerError,
     Leg,
+    Reconciled,
     Release,
+    Remark,
     Reserve,
     Resume,
     SetCap,
+    Thaw,
 )
 from ledger_sizer import errors as error_module
 from ledger_sizer.batch import AnyCommand
@@ -58,6 +63,11 @@ COMMANDS: list[AnyCommand] = [
     SetCap(key="s2", portfolio="x", cap=None, scope="venue=bybit"),
     Halt(key="h", scope="symbol=BTC", mode="reducing", note="venue maintenance: 10%"),
     Resume(key="u", note="über"),
+    Freeze(key="f", scope="venue=bybit", note="drift-7"),
+    Thaw(key="t"),
+    Reconciled(key="i", fresh_until=datetime(2026, 1, 1, 12, 0, 0, 250, tzinfo=UTC), note="run 7"),
+    Reconciled(key="i2", portfolio="x", scope="venue=okx", fresh_until=None),
+    Remark(key="m", about="drift-7", event="close_requested", note="ops: by hand"),
     Adopt(key="a", quantity=Decimal("0.1"), price=Decimal(7), tags={"venue": "okx"}, legs=[LEG], note="found"),
 ]  # fmt: skip
 

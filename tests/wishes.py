@@ -22,6 +22,7 @@ from ledger_sizer import (
     Leg,
     TradingSettings,
 )
+from tests.clocks import START
 from tests.model_rules import Figures
 
 SCOPES = ("portfolio", "venue=bybit", "venue=okx", "symbol=BTC", "strategy=funding")
@@ -129,12 +130,21 @@ ADOPTS = _wish(
 CAPS = _wish("set_cap", scope=st.sampled_from(SCOPES), cap=_decimals(None, "0", "99.5", "400", "700", "5000"))
 HALTS = _wish("halt", scope=st.sampled_from(SCOPES), mode=st.sampled_from(["halted", "reducing"]))
 RESUMES = _wish("resume", scope=st.sampled_from(SCOPES), note=st.sampled_from([None, "checked"]))
+FREEZES = _wish("freeze", scope=st.sampled_from(SCOPES), note=st.sampled_from([None, "drift-1"]))
+THAWS = _wish("thaw", scope=st.sampled_from(SCOPES))
+TRUSTS = _wish(
+    "reconciled",
+    scope=st.sampled_from(SCOPES),
+    fresh_until=st.sampled_from([None, START + timedelta(seconds=30), START + timedelta(hours=2)]),
+)
+REMARKS = _wish("remark", about=st.just("drift-1"), event=st.sampled_from(["close_requested", "confirmed"]))
 AGAIN = _wish("again")
 REUSE = _wish("reuse")
 
 LIVES = st.one_of(CONFIRMS, RELEASES, EXTENDS)
 ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
-ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, AGAIN, REUSE)
+RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS)
+ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, RECONCILIATION, AGAIN, REUSE)
 GROUPS = st.tuples(st.lists(ANY, min_size=1, max_size=4), st.booleans())
 
 

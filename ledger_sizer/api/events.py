@@ -18,7 +18,7 @@ from starlette.types import Scope
 
 from ledger_sizer.api.access import allow
 from ledger_sizer.api.service import Service
-from ledger_sizer.commands import portfolio_name
+from ledger_sizer.command_base import portfolio_name
 from ledger_sizer.errors import Busy, InvalidRequest, LedgerError
 from ledger_sizer.feed import heads
 from ledger_sizer.keys import ApiKey

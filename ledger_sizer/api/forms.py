@@ -106,6 +106,8 @@ class _Figures(_Form):
     headroom: DecimalOut | None
     overage: DecimalOut
     status: Literal["active", "reducing", "halted"]
+    frozen: bool = Field(description="New reservations are denied because of a drift.")
+    fresh_until: TimeOut | None = Field(description="From then on they are denied because nobody compared since.")
 
 
 class ScopeForm(_Figures):

@@ -20,7 +20,8 @@ from ledger_sizer.api.intake import read_form
 from ledger_sizer.api.reads import SEQ_MAX, OverviewFilters
 from ledger_sizer.api.service import Service
 from ledger_sizer.api.sessions import end_session, form_key, require_own_form, session_of, set_session
-from ledger_sizer.commands import Halt, Resume, portfolio_name
+from ledger_sizer.command_base import portfolio_name
+from ledger_sizer.commands import Halt, Resume
 from ledger_sizer.dashboard import pages
 from ledger_sizer.dashboard.files import BY_DIGEST_NAME
 from ledger_sizer.dashboard.pages import Question, Visitor

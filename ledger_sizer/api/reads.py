@@ -1,10 +1,9 @@
 """The calls that only look: portfolios, exposure, positions, decisions. They never wait for the writer."""
 
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -21,7 +20,7 @@ from ledger_sizer.overview import HOURS_MAX, ROWS_MAX, Look
 from ledger_sizer.queries import LIMIT_MAX
 from ledger_sizer.tags import is_dimension
 from ledger_sizer.wire.answers import decision_to_json, exposure_to_json, page_to_json, position_to_json
-from ledger_sizer.wire.bodies import PORTFOLIO_PATTERN, POSITION_PATTERN, LabelText, PortfolioText
+from ledger_sizer.wire.bodies import PORTFOLIO_PATTERN, POSITION_PATTERN, LabelText, MomentText, PortfolioText, moment
 from ledger_sizer.wire.overviews import overview_to_json
 
 SEQ_MAX = 10**18 - 1
@@ -30,16 +29,6 @@ PositionInPath = Annotated[str, Path(pattern=POSITION_PATTERN, examples=["main-1
 SeqInPath = Annotated[int, Path(ge=1, le=SEQ_MAX)]
 Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
 TagText = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}=.{1,128}$")]
-
-
-MomentText = Annotated[
-    str,
-    StringConstraints(
-        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})$"
-    ),
-    Field(examples=["2026-01-31T12:00:00Z"]),
-]
-"""ISO 8601 with its zone, because without one it could be any of 24 hours."""
 
 
 class _Filters(BaseModel):
@@ -65,7 +54,8 @@ class DecisionFilters(_Filters):
     symbol: LabelText | None = None
     strategy: LabelText | None = None
     command: Literal[
-        "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "expire"
+        "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "freeze", "thaw",
+        "reconciled", "remark", "expire",
     ] | None = None  # fmt: skip
     outcome: Literal["granted", "denied", "applied"] | None = None
     reason: Literal[DENIAL_REASONS] | None = None  # type: ignore[valid-type]
@@ -84,7 +74,7 @@ class DecisionFilters(_Filters):
                 label_text(chosen[name], name)
         for name in ("since", "until"):
             if chosen[name] is not None:
-                chosen[name] = _moment(chosen[name], name)
+                chosen[name] = moment(chosen[name], name)
         return chosen
 
 
@@ -195,13 +185,6 @@ def _portfolio_of(caller: ApiKey, asked: str | None) -> str | None:
     if asked is not None:
         allow(caller, asked)
     return asked
-
-
-def _moment(text: str, field: str) -> datetime:
-    try:
-        return datetime.fromisoformat(text).astimezone(UTC)
-    except (ValueError, OverflowError):
-        raise InvalidRequest(f"{field} is no time that exists: {text!r:.40}", field=field) from None
 
 
 def _tags(texts: list[str]) -> dict[str, str]:

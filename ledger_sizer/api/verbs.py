@@ -35,6 +35,10 @@ ROLE_OF: dict[str, Role] = {
     "halt": "admin",
     "resume": "admin",
     "adopt": "admin",
+    "freeze": "admin",
+    "thaw": "admin",
+    "reconciled": "admin",
+    "remark": "admin",
 }
 """The role each verb needs."""
 assert ROLE_OF.keys() == BODIES.keys(), "every verb needs a role"

@@ -67,7 +67,10 @@ ReasonName = Literal[
     "insufficient_balance",
     "group_denied",
 ]
-CommandName = Literal["reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "expire"]
+CommandName = Literal[
+    "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "freeze", "thaw", "reconciled",
+    "remark", "expire",
+]  # fmt: skip
 Mode = Literal["halted", "reducing"]
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")

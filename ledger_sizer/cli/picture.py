@@ -23,6 +23,7 @@ _STYLES = {
     "applied": "dim",
     "halted": "bold red",
     "reducing": "bold yellow",
+    "unreconciled": "bold red",
     "active": "dim",
 }
 _SCOPES_SHARE = 3
@@ -46,7 +47,7 @@ def rendered(
     scopes, rows = _shares(overview, detail, height)
     blank = Text("")
     return Group(
-        title, blank, _sum(detail), _line(detail, overview.read_at, min(width, 160) - 12), blank,
+        title, blank, _sum(detail, overview.read_at), _line(detail, overview.read_at, min(width, 160) - 12), blank,
         _scopes(overview, detail, scopes), blank,
         _holds(detail, overview.read_at, rows), blank,
         _positions(detail, overview.read_at, rows), blank,
@@ -64,11 +65,11 @@ def _shares(overview: "Overview", detail: "Detail", height: int | None) -> tuple
     return scopes, max((height - scopes - 13) // 3, 1)
 
 
-def _sum(detail: "Detail") -> "Text":
+def _sum(detail: "Detail", now: datetime) -> "Text":
     from rich.text import Text
 
     whole = detail.whole
-    text = Text.assemble((detail.name, "bold"), "  ", (whole.status, _STYLES[whole.status]))
+    text = Text.assemble((detail.name, "bold"), "  ", _styled(figures.standing(whole, now)))
     for name, figure in (
         ("exposure", figures.money(whole.exposure)),
         ("cap", figures.money(whole.cap)),
@@ -119,7 +120,7 @@ def _scopes(overview: "Overview", detail: "Detail", rows: int) -> "Table":
     for name, scope in lines[:rows]:
         table.add_row(
             name, _bar(scope), figures.money(scope.exposure), figures.money(scope.cap), figures.room(scope.headroom),
-            figures.money(scope.open), figures.money(scope.held), _styled(scope.status),
+            figures.money(scope.open), figures.money(scope.held), _styled(figures.standing(scope, overview.read_at)),
         )  # fmt: skip
     return table
 

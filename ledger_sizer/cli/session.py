@@ -108,7 +108,7 @@ def show_decision(decision: "Decision") -> None:
     )
 
 
-_ABOUT_A_SCOPE = ("set_cap", "halt", "resume")
+_ABOUT_A_SCOPE = ("set_cap", "halt", "resume", "freeze", "thaw", "reconciled")
 _MAY_EXCEED_A_CAP = ("confirm", "adopt", "set_cap")
 
 

@@ -13,7 +13,8 @@ from urllib.parse import quote
 
 from ledger_sizer.batch import AnyCommand, Result
 from ledger_sizer.client.answers import NotUnderstood, Reply, decision_of, results_of, value_of
-from ledger_sizer.commands import Reserve, portfolio_name
+from ledger_sizer.command_base import portfolio_name
+from ledger_sizer.commands import Reserve
 from ledger_sizer.domain import Exposure, Page, Position, split_position_id
 from ledger_sizer.errors import InvalidRequest, LedgerError
 from ledger_sizer.explain import Explanation

@@ -155,6 +155,10 @@ class LedgerClient(_Face):
     halt = verb(commands.Halt)
     resume = verb(commands.Resume)
     adopt = verb(commands.Adopt)
+    freeze = verb(commands.Freeze)
+    thaw = verb(commands.Thaw)
+    reconciled = verb(commands.Reconciled)
+    remark = verb(commands.Remark)
 
     run = _asks(calls.run)
     submit = _asks(calls.submit)
@@ -247,6 +251,10 @@ class AsyncLedgerClient(_Face):
     halt = halt_async = verb_async(commands.Halt)
     resume = resume_async = verb_async(commands.Resume)
     adopt = adopt_async = verb_async(commands.Adopt)
+    freeze = freeze_async = verb_async(commands.Freeze)
+    thaw = thaw_async = verb_async(commands.Thaw)
+    reconciled = reconciled_async = verb_async(commands.Reconciled)
+    remark = remark_async = verb_async(commands.Remark)
 
     run = run_async = _asks_async(calls.run)
     submit = submit_async = _asks_async(calls.submit)

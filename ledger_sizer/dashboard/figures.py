@@ -55,6 +55,12 @@ def bar(scope: ScopeExposure, width: int) -> tuple[int, int]:
     return opened, used - opened if scope.exposure else 0
 
 
+def standing(scope: ScopeExposure, now: datetime) -> str:
+    """What a new reservation meets in this scope: `active`, or the first thing that denies it."""
+    stale = scope.fresh_until is not None and scope.fresh_until <= now
+    return "unreconciled" if scope.status == "active" and (scope.frozen or stale) else scope.status
+
+
 def clock(moment: datetime) -> str:
     """Time of day in UTC: `21:04:09`."""
     return f"{moment.astimezone(UTC):%H:%M:%S}"

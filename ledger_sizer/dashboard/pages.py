@@ -125,6 +125,7 @@ def _make_environment() -> Environment:
         chart_height=HEIGHT,
         href=href,
         seconds_left=figures.seconds_left,
+        standing=figures.standing,
         version=__version__,
     )
     return environment

@@ -1,9 +1,11 @@
 """A decision in one line of words. `explain` tells the whole of it."""
 
 import json
+from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
+from ledger_sizer.commands import COMMANDS
 from ledger_sizer.dashboard.figures import clock, exact, money
 from ledger_sizer.explain import reason_in_words
 from ledger_sizer.records import Decision
@@ -64,6 +66,25 @@ def _resumed(decision: Decision) -> str:
     return f"{decision.binding} active again{_note(_request(decision))}"
 
 
+def _frozen(decision: Decision) -> str:
+    return f"{decision.binding} frozen, it differs from the exchange{_note(_request(decision))}"
+
+
+def _thawed(decision: Decision) -> str:
+    return f"{decision.binding} no longer frozen{_note(_request(decision))}"
+
+
+def _trusted(decision: Decision) -> str:
+    until = _request(decision).get("fresh_until")
+    how_long = "without an end" if until is None else f"until {clock(datetime.fromisoformat(until))}Z"
+    return f"{decision.binding} agrees with the exchange, trusted {how_long}"
+
+
+def _remarked(decision: Decision) -> str:
+    request = _request(decision)
+    return f"{request['about']}: {request['event']}{_note(request)}"
+
+
 _TOLD = {
     "reserve": _reserved,
     "confirm": _filled,
@@ -74,7 +95,12 @@ _TOLD = {
     "set_cap": _capped,
     "halt": _halted,
     "resume": _resumed,
+    "freeze": _frozen,
+    "thaw": _thawed,
+    "reconciled": _trusted,
+    "remark": _remarked,
 }
+assert _TOLD.keys() == {*COMMANDS, "expire"}, "every verb needs words"
 
 
 def _given_back(decision: Decision) -> str:

@@ -197,6 +197,8 @@ def scope_to_json(row: ScopeExposure) -> Json:
         "headroom": _optional(plain, row.headroom),
         "overage": plain(row.overage),
         "status": row.status,
+        "frozen": row.frozen,
+        "fresh_until": _optional(time_text, row.fresh_until),
     }
 
 
@@ -210,8 +212,15 @@ def exposure_to_json(exposure: Exposure) -> Json:
 
 def scope_from_json(form: Mapping[str, Any]) -> ScopeExposure:
     """The scope that `scope_to_json` wrote."""
-    cap = _optional(Decimal, form["cap"])
-    return ScopeExposure(form["scope"], cap, Decimal(form["held"]), Decimal(form["open"]), form["status"])
+    return ScopeExposure(
+        form["scope"],
+        _optional(Decimal, form["cap"]),
+        Decimal(form["held"]),
+        Decimal(form["open"]),
+        form["status"],
+        form["frozen"],
+        _optional(datetime.fromisoformat, form["fresh_until"]),
+    )
 
 
 def exposure_from_json(form: Mapping[str, Any]) -> Exposure:

@@ -14,14 +14,18 @@ from ledger_sizer.wire.bodies import (
     CommandBody,
     ConfirmBody,
     ExtendBody,
+    FreezeBody,
     HaltBody,
     KeyText,
     PortfolioText,
     PositionText,
+    ReconciledBody,
     ReleaseBody,
+    RemarkBody,
     ReserveBody,
     ResumeBody,
     SetCapBody,
+    ThawBody,
     inside,
     validated,
 )
@@ -88,10 +92,39 @@ class BatchAdopt(AdoptBody, _Keyed):
     command: Literal["adopt"]
 
 
+class BatchFreeze(FreezeBody, _Keyed):
+    """`freeze` in a batch."""
+
+    command: Literal["freeze"]
+    portfolio: PortfolioText = "main"
+
+
+class BatchThaw(ThawBody, _Keyed):
+    """`thaw` in a batch."""
+
+    command: Literal["thaw"]
+    portfolio: PortfolioText = "main"
+
+
+class BatchReconciled(ReconciledBody, _Keyed):
+    """`reconciled` in a batch."""
+
+    command: Literal["reconciled"]
+    portfolio: PortfolioText = "main"
+
+
+class BatchRemark(RemarkBody, _Keyed):
+    """`remark` in a batch."""
+
+    command: Literal["remark"]
+    portfolio: PortfolioText = "main"
+
+
 BatchItem = Annotated[
-    BatchReserve | BatchConfirm | BatchRelease | BatchExtend | BatchSetCap | BatchHalt | BatchResume | BatchAdopt,
+    BatchReserve | BatchConfirm | BatchRelease | BatchExtend | BatchSetCap | BatchHalt | BatchResume | BatchAdopt
+    | BatchFreeze | BatchThaw | BatchReconciled | BatchRemark,
     Field(discriminator="command"),
-]
+]  # fmt: skip
 
 
 class BatchBody(Body):
@@ -113,6 +146,10 @@ _BATCH_ITEMS: Mapping[str, type[CommandBody]] = {
     "halt": BatchHalt,
     "resume": BatchResume,
     "adopt": BatchAdopt,
+    "freeze": BatchFreeze,
+    "thaw": BatchThaw,
+    "reconciled": BatchReconciled,
+    "remark": BatchRemark,
 }
 
 

@@ -7,6 +7,7 @@ The idempotency key travels in the `Idempotency-Key` header of a single call, an
 """
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Literal
@@ -14,17 +15,21 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from ledger_sizer.batch import AnyCommand
+from ledger_sizer.command_base import TTL_SECONDS_MAX
 from ledger_sizer.commands import (
     COMMANDS,
-    TTL_SECONDS_MAX,
     Adopt,
     Confirm,
     Extend,
+    Freeze,
     Halt,
+    Reconciled,
     Release,
+    Remark,
     Reserve,
     Resume,
     SetCap,
+    Thaw,
 )
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.instruments import InstrumentInfo, Leg
@@ -58,6 +63,14 @@ TagsForm = Annotated[
     dict[TagName, LabelText],
     Field(max_length=TAGS_MAX, examples=[{"venue": "bybit", "symbol": "BTC", "strategy": "funding"}]),
 ]
+MomentText = Annotated[
+    str,
+    StringConstraints(
+        pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})$"
+    ),
+    Field(examples=["2026-01-31T12:00:00Z"]),
+]
+"""ISO 8601 with its zone, because without one it could be any of 24 hours."""
 Seconds = Annotated[int, Field(ge=1, le=TTL_SECONDS_MAX)] | AmountText
 
 
@@ -224,10 +237,57 @@ class AdoptBody(CommandBody):
     note: NoteText | None = None
 
 
+class FreezeBody(CommandBody):
+    """Deny new reservations in a scope as `unreconciled`, until it is thawed."""
+
+    command_type = Freeze
+    path = "/v1/portfolios/{portfolio}/freeze"
+
+    scope: ScopeText = "portfolio"
+    note: NoteText | None = None
+
+
+class ThawBody(CommandBody):
+    """End a freeze."""
+
+    command_type = Thaw
+    path = "/v1/portfolios/{portfolio}/thaw"
+
+    scope: ScopeText = "portfolio"
+    note: NoteText | None = None
+
+
+class ReconciledBody(CommandBody):
+    """Say until when a scope is trusted to agree with the exchange; null trusts it without an end."""
+
+    command_type = Reconciled
+    path = "/v1/portfolios/{portfolio}/reconciled"
+
+    fresh_until: MomentText | None
+    scope: ScopeText = "portfolio"
+    note: NoteText | None = None
+
+    def _arguments(self) -> dict[str, Any]:
+        until = None if self.fresh_until is None else moment(self.fresh_until, "fresh_until")
+        return {"fresh_until": until, "scope": self.scope, "note": self.note}
+
+
+class RemarkBody(CommandBody):
+    """Put something into the audit chain, and so into the events, that changes no figure."""
+
+    command_type = Remark
+    path = "/v1/portfolios/{portfolio}/remarks"
+
+    about: LabelText = Field(examples=["drift-17"])
+    event: LabelText = Field(examples=["close_requested"])
+    note: NoteText | None = None
+
+
 BODIES: Mapping[str, type[CommandBody]] = {
     body.command_type.verb: body
-    for body in (ReserveBody, ConfirmBody, ReleaseBody, ExtendBody, SetCapBody, HaltBody, ResumeBody, AdoptBody)
-}
+    for body in (ReserveBody, ConfirmBody, ReleaseBody, ExtendBody, SetCapBody, HaltBody, ResumeBody, AdoptBody,
+                 FreezeBody, ThawBody, ReconciledBody, RemarkBody)
+}  # fmt: skip
 """The body of every verb."""
 assert BODIES.keys() == COMMANDS.keys(), "every verb has a body"
 
@@ -280,6 +340,14 @@ class inside:  # noqa: N801 - reads as a statement: with inside("spot_instrument
 
 def _optional_decimal(text: str | None) -> Decimal | None:
     return None if text is None else Decimal(text)
+
+
+def moment(text: str, field: str) -> datetime:
+    """ISO text with a zone to an aware datetime. Raises `InvalidRequest` for a time that does not exist."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f"{field} is no time that exists: {text!r:.40}", field=field) from None
 
 
 def _seconds(value: int | str) -> int | Decimal:

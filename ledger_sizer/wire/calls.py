@@ -1,15 +1,17 @@
 """Commands as HTTP calls: what the client library sends."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from ledger_sizer.batch import AnyCommand
-from ledger_sizer.commands import PositionCommand, Reserve, SetCap
+from ledger_sizer.command_base import PositionCommand
+from ledger_sizer.commands import Reconciled, Reserve, SetCap
 from ledger_sizer.instruments import InstrumentInfo
 from ledger_sizer.units import plain
-from ledger_sizer.wire.answers import Json, instrument_to_json, leg_to_json
+from ledger_sizer.wire.answers import Json, instrument_to_json, leg_to_json, time_text
 from ledger_sizer.wire.bodies import BODIES
 
 
@@ -40,13 +42,15 @@ def batch_form(commands: Sequence[AnyCommand], *, atomic: bool = False) -> Json:
 
 
 def _form(command: AnyCommand) -> Json:
-    """Everything a command asks but its key, as JSON; what is None is left out, but for a cap that is removed."""
+    """Everything a command asks but its key, as JSON; what is None is left out unless it removes something."""
     names = [*command.recorded_fields]
     if not isinstance(command, PositionCommand):
         names.append("portfolio")
     form: Json = {name: _plain(value) for name in names if (value := getattr(command, name)) is not None}
     if isinstance(command, SetCap):
         form.setdefault("cap", None)
+    if isinstance(command, Reconciled):
+        form.setdefault("fresh_until", None)
     if isinstance(command, Reserve) and command.dry_run:
         form["dry_run"] = True
     return form
@@ -55,6 +59,8 @@ def _form(command: AnyCommand) -> Json:
 def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
         return plain(value)
+    if isinstance(value, datetime):
+        return time_text(value)
     if isinstance(value, InstrumentInfo):
         return instrument_to_json(value)
     if isinstance(value, Mapping):

@@ -136,15 +136,15 @@ def _create_positions() -> None:
         ),
         sa.PrimaryKeyConstraint("portfolio_id", "number", name=op.f("pk_positions")),
     )
-    _partial_index("ix_positions_live", ["portfolio_id", "number"], "state IN ('held', 'open')")
+    _partial_index("ix_positions_open", ["portfolio_id", "number"], "state = 'open'")
     _partial_index("ix_positions_expiry", ["portfolio_id", "expires_us"], "state = 'held'")
     _partial_index("uq_positions_origin", ["portfolio_id", "origin"], "origin IS NOT NULL", unique=True)
 
 
-def _partial_index(
-    name: str, columns: list[str], where: str, *, unique: bool = False, table: str = "positions"
-) -> None:
-    op.create_index(name, table, columns, unique=unique, postgresql_where=sa.text(where), sqlite_where=sa.text(where))
+def _partial_index(name: str, columns: list[str], where: str, *, unique: bool = False) -> None:
+    op.create_index(
+        name, "positions", columns, unique=unique, postgresql_where=sa.text(where), sqlite_where=sa.text(where)
+    )
 
 
 def _create_decisions() -> None:
@@ -178,9 +178,6 @@ def _create_decisions() -> None:
         sa.PrimaryKeyConstraint("portfolio_id", "seq", name=op.f("pk_decisions")),
     )
     op.create_index("uq_decisions_portfolio_id_key", "decisions", ["portfolio_id", "key"], unique=True)
-    _partial_index(
-        "ix_decisions_position", ["portfolio_id", "position", "seq"], "position IS NOT NULL", table="decisions"
-    )
 
 
 def downgrade() -> None:

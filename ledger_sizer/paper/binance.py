@@ -1,0 +1,224 @@
+"""Binance's REST formats: spot (/api/v3) and USDT-margined futures (/fapi), each with a wallet and codes of its own."""
+
+import hashlib
+import hmac
+import time
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Literal
+from urllib.parse import parse_qs
+
+from ledger_sizer.paper.book import LEVERAGE, Account, Book, Order, Position, Refused, Slot
+from ledger_sizer.paper.calls import TIME_WINDOW_MS, Answer, Call, Handler, PublicHandler, decimal_of, text_of
+from ledger_sizer.paper.markets import Market
+from ledger_sizer.units import exactly
+
+_CODES = {
+    "key": (401, -2015, "Invalid API-key, IP, or permissions for action."),
+    "signature": (400, -1022, "Signature for this request is not valid."),
+    "passphrase": (401, -2015, "Invalid API-key, IP, or permissions for action."),
+    "time": (400, -1021, "Timestamp for this request is outside of the recvWindow."),
+    "rate_limit": (429, -1003, "Too many requests; current limit is 1200 request weight per 1 MINUTE."),
+    "outage": (503, -1001, "Internal error; unable to process your request. Please try again."),
+    "insufficient": (400, -2010, "Account has insufficient balance for requested action."),
+    "margin": (400, -2019, "Margin is insufficient."),
+    "quantity": (400, -4005, "Quantity greater than max quantity."),
+    "lot_size": (400, -1013, "Filter failure: LOT_SIZE"),
+    "notional": (400, -1013, "Filter failure: NOTIONAL"),
+    "duplicate": (400, -4116, "ClientOrderId is duplicated."),
+    "unknown_symbol": (400, -1121, "Invalid symbol."),
+    "unknown_order": (400, -2013, "Order does not exist."),
+    "reduce_only": (400, -2022, "ReduceOnly Order is rejected."),
+    "position_side": (400, -4061, "Order's position side does not match user's setting."),
+    "inactive": (400, -1013, "Market is closed."),
+    "bad_request": (400, -1100, "Illegal characters found in a parameter."),
+}
+_STATES = {"open": "NEW", "filled": "FILLED", "canceled": "CANCELED"}
+
+
+class Binance:
+    """The dialect of one book."""
+
+    def __init__(self, book: Book) -> None:
+        self.book = book
+        self.public: Mapping[tuple[str, str], PublicHandler] = {
+            ("GET", "/api/v3/time"): lambda _call: {"serverTime": _now()},
+            ("GET", "/fapi/v1/time"): lambda _call: {"serverTime": _now()},
+            ("GET", "/api/v3/exchangeInfo"): lambda _call: self._rules("spot", inverse=False),
+            ("GET", "/fapi/v1/exchangeInfo"): lambda _call: self._rules("swap", inverse=False),
+            ("GET", "/dapi/v1/exchangeInfo"): lambda _call: self._rules("swap", inverse=True),
+        }
+        self.private: Mapping[tuple[str, str], Handler] = {
+            ("GET", "/sapi/v1/margin/allPairs"): lambda _account, _call: [],
+            ("GET", "/sapi/v1/margin/isolated/allPairs"): lambda _account, _call: [],
+            ("GET", "/api/v3/account"): self._spot_account,
+            ("GET", "/fapi/v2/balance"): self._futures_balance,
+            ("GET", "/fapi/v3/balance"): self._futures_balance,
+            ("GET", "/fapi/v2/account"): self._futures_account,
+            ("GET", "/fapi/v3/account"): self._futures_account,
+            ("GET", "/fapi/v1/leverageBracket"): self._brackets,
+            ("GET", "/fapi/v1/positionSide/dual"): lambda account, _call: {"dualSidePosition": account.hedged},
+            ("GET", "/fapi/v2/positionRisk"): self._positions,
+            ("GET", "/fapi/v3/positionRisk"): self._positions,
+        }
+        for path in ("/api/v3/order", "/fapi/v1/order"):
+            self.private = {
+                **self.private, ("POST", path): self._create, ("GET", path): self._order, ("DELETE", path): self._cancel
+            }  # fmt: skip
+
+    def account(self, call: Call) -> Account:
+        """HMAC-SHA256 (hex) of everything before `signature`, wherever it was sent."""
+        account = self.book.accounts.get(call.header("X-MBX-APIKEY"))
+        if account is None:
+            raise Refused("key", "unknown key")
+        payload, _, signature = (call.body or call.query).rpartition("&signature=")
+        expected = hmac.new(account.secret.encode(), payload.encode(), hashlib.sha256).hexdigest()
+        if not hmac.compare_digest(expected, signature):
+            raise Refused("signature", "wrong signature")
+        sent = parse_qs(payload).get("timestamp", [""])[0]
+        if not sent.isdigit() or abs(int(sent) - _now()) > TIME_WINDOW_MS:
+            raise Refused("time", "request too old")
+        return account
+
+    def refusal(self, refused: Refused, _path: str) -> Answer:
+        """An HTTP error with `code` and `msg`. ccxt knows some errors by their exact words, so nothing is added."""
+        status, code, message = _CODES[refused.reason]
+        return Answer(status, {"code": code, "msg": message})
+
+    def _rules(self, kind: Literal["spot", "swap"], *, inverse: bool) -> Any:
+        rows = [_instrument(m) for m in self.book.markets.values() if m.kind == kind and m.inverse == inverse]
+        return {"timezone": "UTC", "serverTime": _now(), "rateLimits": [], "symbols": rows}
+
+    def _spot_account(self, account: Account, _call: Call) -> Any:
+        balances = [
+            {"asset": asset, "free": text_of(total - used), "locked": text_of(used)}
+            for asset, (total, used) in sorted(self.book.balances(account.shown(), "spot").items())
+        ]
+        return {"accountType": "SPOT", "canTrade": True, "balances": balances, "updateTime": _now()}
+
+    def _futures_assets(self, account: Account) -> list[dict[str, Any]]:
+        return [
+            {"accountAlias": "paper", "asset": asset, "balance": text_of(total), "walletBalance": text_of(total),
+             "marginBalance": text_of(total), "crossWalletBalance": text_of(total), "initialMargin": text_of(used),
+             "maintMargin": "0", "unrealizedProfit": "0", "availableBalance": text_of(total - used),
+             "updateTime": _now()}
+            for asset, (total, used) in sorted(self.book.balances(account.shown(), "swap").items())
+        ]  # fmt: skip
+
+    def _futures_balance(self, account: Account, _call: Call) -> Any:
+        return self._futures_assets(account)
+
+    def _futures_account(self, account: Account, call: Call) -> Any:
+        return {"assets": self._futures_assets(account), "positions": self._positions(account, call)}
+
+    def _brackets(self, _account: Account, _call: Call) -> Any:
+        bracket = {"bracket": 1, "initialLeverage": LEVERAGE, "notionalCap": 10**9, "notionalFloor": 0,
+                   "maintMarginRatio": "0.004", "cum": 0}  # fmt: skip
+        linear = (m for m in self.book.markets.values() if m.kind == "swap" and not m.inverse)
+        return [{"symbol": market.id, "brackets": [bracket]} for market in linear]
+
+    def _positions(self, account: Account, call: Call) -> Any:
+        return [
+            self._position(self.book.markets[symbol], slot, position)
+            for (symbol, slot), position in sorted(account.shown().positions.items())
+            if call.arguments.get("symbol", self.book.markets[symbol].id) == self.book.markets[symbol].id
+        ]
+
+    def _position(self, market: Market, slot: Slot, position: Position) -> dict[str, Any]:
+        mark = self.book.prices[market.base]
+        with exactly():
+            notional, profit = position.quantity * mark, (mark - position.entry_price) * position.quantity
+            margin = abs(notional) / LEVERAGE
+        return {
+            "symbol": market.id, "positionSide": "BOTH" if slot == "net" else slot.upper(),
+            "positionAmt": text_of(position.quantity), "entryPrice": text_of(position.entry_price),
+            "breakEvenPrice": text_of(position.entry_price), "markPrice": text_of(mark),
+            "unRealizedProfit": text_of(profit), "liquidationPrice": "0", "isolatedMargin": "0",
+            "notional": text_of(notional), "marginAsset": "USDT", "isolatedWallet": "0",
+            "initialMargin": text_of(margin), "maintMargin": "0", "positionInitialMargin": text_of(margin),
+            "openOrderInitialMargin": "0", "adl": 0, "bidNotional": "0", "askNotional": "0", "updateTime": _now(),
+        }  # fmt: skip
+
+    def _create(self, account: Account, call: Call) -> Any:
+        asked = call.arguments
+        kind = _kind(call)
+        market = self.book.market(str(asked.get("symbol")), kind)
+        side: Literal["buy", "sell"] = "buy" if asked.get("side") == "BUY" else "sell"
+        is_market = asked.get("type") == "MARKET"
+        if "quantity" not in asked and "quoteOrderQty" in asked:
+            with exactly():
+                quantity = decimal_of(asked, "quoteOrderQty") / self.book.prices[market.base]
+                quantity = quantity // market.step * market.step
+        else:
+            quantity = decimal_of(asked, "quantity")
+        slots: dict[str, Slot] = {"LONG": "long", "SHORT": "short"}
+        order = self.book.place(
+            account, market, side, "market" if is_market else "limit", quantity,
+            price=None if is_market else decimal_of(asked, "price"),
+            slot=slots.get(str(asked.get("positionSide")), "net"),
+            reduce_only=str(asked.get("reduceOnly", "")).lower() == "true",
+            client_id=str(asked.get("newClientOrderId", "")),
+        )  # fmt: skip
+        return _order(order)
+
+    def _order(self, account: Account, call: Call) -> Any:
+        return _order(self.book.order(account, call.arguments.get("orderId"), call.arguments.get("origClientOrderId")))
+
+    def _cancel(self, account: Account, call: Call) -> Any:
+        order = self.book.order(account, call.arguments.get("orderId"), call.arguments.get("origClientOrderId"))
+        self.book.cancel(order)
+        return _order(order)
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _kind(call: Call) -> Literal["spot", "swap"]:
+    return "spot" if call.path.startswith("/api/") else "swap"
+
+
+def _instrument(market: Market) -> dict[str, Any]:
+    state = "TRADING" if market.active else "BREAK"
+    bounds = {"minQty": text_of(market.min_qty), "maxQty": text_of(market.max_qty), "stepSize": text_of(market.step)}
+    filters: list[dict[str, Any]] = [
+        {"filterType": "PRICE_FILTER", "minPrice": text_of(market.tick), "maxPrice": "10000000",
+         "tickSize": text_of(market.tick)},
+        {"filterType": "LOT_SIZE", **bounds},
+        {"filterType": "MARKET_LOT_SIZE", **bounds, "maxQty": text_of(market.max_market_qty)},
+    ]  # fmt: skip
+    notional = text_of(market.min_notional)
+    row: dict[str, Any] = {
+        "symbol": market.id, "baseAsset": market.base, "quoteAsset": "USD" if market.inverse else "USDT",
+        "orderTypes": ["LIMIT", "MARKET"], "filters": filters, "quantityPrecision": 8, "pricePrecision": 8,
+        "baseAssetPrecision": 8, "quotePrecision": 8,
+    }  # fmt: skip
+    if market.kind == "spot":
+        filters.append({"filterType": "NOTIONAL", "minNotional": notional, "applyMinToMarket": True})
+        return {**row, "status": state, "isSpotTradingAllowed": True, "isMarginTradingAllowed": False,
+                "permissions": [], "permissionSets": [["SPOT"]]}  # fmt: skip
+    filters.append({"filterType": "MIN_NOTIONAL", "notional": notional})
+    row |= {"contractType": "PERPETUAL", "deliveryDate": 4133404800000, "onboardDate": 1600000000000,
+            "marginAsset": market.base if market.inverse else "USDT", "pair": f"{market.base}USDT"}  # fmt: skip
+    if market.inverse:
+        return {**row, "contractStatus": state, "contractSize": int(market.contract_size)}
+    return {**row, "status": state}
+
+
+def _order(order: Order) -> dict[str, Any]:
+    state = "PARTIALLY_FILLED" if order.state == "open" and order.filled else _STATES[order.state]
+    cost, average = text_of(order.cost), text_of(order.average)
+    row: dict[str, Any] = {
+        "symbol": order.market.id, "orderId": int(order.id), "clientOrderId": order.client_id, "status": state,
+        "side": order.side.upper(), "type": order.kind.upper(), "origQty": text_of(order.quantity),
+        "price": text_of(order.price or Decimal(0)), "executedQty": text_of(order.filled), "timeInForce": "GTC",
+        "time": order.created_ms, "updateTime": order.updated_ms,
+    }  # fmt: skip
+    if order.market.kind == "swap":
+        return {**row, "avgPrice": average, "cumQuote": cost, "reduceOnly": order.reduce_only,
+                "positionSide": "BOTH" if order.slot == "net" else order.slot.upper(),
+                "origType": row["type"]}  # fmt: skip
+    fill = {"price": average, "qty": text_of(order.filled), "commission": text_of(order.fee),
+            "commissionAsset": order.fee_asset, "tradeId": int(order.id)}  # fmt: skip
+    fills = [fill] if order.filled else []
+    return {**row, "cummulativeQuoteQty": cost, "transactTime": order.updated_ms, "fills": fills}

@@ -1,0 +1,220 @@
+"""Bybit's v5 REST format: unified account, spot and linear perpetuals. Errors arrive with HTTP 200 and a `retCode`."""
+
+import hashlib
+import hmac
+import time
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Literal
+
+from ledger_sizer.paper.book import LEVERAGE, Account, Book, Order, Position, Refused, Slot
+from ledger_sizer.paper.calls import TIME_WINDOW_MS, Answer, Call, Handler, PublicHandler, decimal_of, text_of
+from ledger_sizer.paper.markets import Market
+from ledger_sizer.units import exactly
+
+_PAGE = 200
+
+_CODES = {
+    "key": (10003, "API key is invalid."),
+    "signature": (10004, "error sign! please check your signature generation algorithm."),
+    "passphrase": (10003, "API key is invalid."),
+    "time": (10002, "invalid request, please check your server timestamp or recv_window param"),
+    "rate_limit": (10006, "Too many visits. Exceeded the API Rate Limit."),
+    "outage": (10016, "Server error."),
+    "insufficient": (170131, "Insufficient balance."),
+    "margin": (110007, "ab not enough for new order"),
+    "quantity": (10001, "Qty invalid"),
+    "lot_size": (170137, "Order quantity has too many decimals."),
+    "notional": (170140, "Order value exceeded lower limit."),
+    "duplicate": (110072, "OrderLinkedID is duplicate"),
+    "unknown_symbol": (10001, "params error: symbol invalid"),
+    "unknown_order": (110001, "order not exists or too late to cancel"),
+    "reduce_only": (110017, "current position is zero, cannot fix reduce-only order qty"),
+    "position_side": (10001, "position idx not match position mode"),
+    "inactive": (110074, "This contract is not live"),
+    "bad_request": (10001, "Request parameter error."),
+}
+_IDX: Mapping[Slot, int] = {"net": 0, "long": 1, "short": 2}
+_STATES = {"open": "New", "filled": "Filled", "canceled": "Cancelled"}
+
+
+class Bybit:
+    """The dialect of one book."""
+
+    def __init__(self, book: Book) -> None:
+        self.book = book
+        self.public: Mapping[tuple[str, str], PublicHandler] = {
+            ("GET", "/v5/market/time"): self._time,
+            ("GET", "/v5/market/instruments-info"): self._instruments,
+            ("GET", "/v5/market/tickers"): self._tickers,
+        }
+        self.private: Mapping[tuple[str, str], Handler] = {
+            ("GET", "/v5/user/query-api"): lambda _account, _call: _whole({"unified": 0, "uta": 1, "readOnly": 0}),
+            ("GET", "/v5/account/info"): lambda _account, _call: _whole({"unifiedMarginStatus": 6}),
+            ("GET", "/v5/account/wallet-balance"): self._balance,
+            ("GET", "/v5/position/list"): self._positions,
+            ("POST", "/v5/order/create"): self._create,
+            ("POST", "/v5/order/cancel"): self._cancel,
+            ("GET", "/v5/order/realtime"): self._orders,
+            ("GET", "/v5/order/history"): self._orders,
+        }
+
+    def account(self, call: Call) -> Account:
+        """HMAC-SHA256 (hex) of time, key, window and what was sent."""
+        account = self.book.accounts.get(call.header("X-BAPI-API-KEY"))
+        if account is None:
+            raise Refused("key", "unknown key")
+        sent, window = call.header("X-BAPI-TIMESTAMP"), call.header("X-BAPI-RECV-WINDOW")
+        payload = f"{sent}{account.api_key}{window}{call.body if call.method == 'POST' else call.query}"
+        expected = hmac.new(account.secret.encode(), payload.encode(), hashlib.sha256).hexdigest()
+        if not hmac.compare_digest(expected, call.header("X-BAPI-SIGN")):
+            raise Refused("signature", "wrong signature")
+        if not sent.isdigit() or abs(int(sent) - time.time() * 1000) > TIME_WINDOW_MS:
+            raise Refused("time", "request too old")
+        return account
+
+    def refusal(self, refused: Refused, _path: str) -> Answer:
+        """Status 200 and a code of its own, whatever went wrong."""
+        code, message = _CODES[refused.reason]
+        return Answer(200, {**_whole({}), "retCode": code, "retMsg": f"{message} ({refused})"})
+
+    def _time(self, _call: Call) -> Any:
+        return _whole({"timeSecond": str(_now() // 1000), "timeNano": str(_now() * 1_000_000)})
+
+    def _instruments(self, call: Call) -> Any:
+        category = call.arguments.get("category")
+        if call.arguments.get("status") == "PreLaunch" or category == "option":
+            return _whole({"category": category, "list": [], "nextPageCursor": ""})
+        rows = [_instrument(market) for market in self.book.markets.values() if _category(market) == category]
+        return _whole({"category": category, "list": rows, "nextPageCursor": ""})
+
+    def _tickers(self, call: Call) -> Any:
+        category = call.arguments.get("category")
+        rows = []
+        for market in self.book.markets.values():
+            if _category(market) == category and call.arguments.get("symbol") in (None, market.id):
+                price = text_of(self.book.prices[market.base])
+                rows.append({"symbol": market.id, "lastPrice": price, "bid1Price": price, "ask1Price": price,
+                             "markPrice": price, "indexPrice": price})  # fmt: skip
+        return _whole({"category": category, "list": rows})
+
+    def _balance(self, account: Account, _call: Call) -> Any:
+        coins = []
+        for asset, (total, used) in sorted(self.book.balances(account.shown(), "spot").items()):
+            coins.append({"coin": asset, "walletBalance": text_of(total), "equity": text_of(total), "locked": "0",
+                          "totalPositionIM": text_of(used), "totalOrderIM": "0", "borrowAmount": "0",
+                          "accruedInterest": "0"})  # fmt: skip
+        return _whole({"list": [{"accountType": "UNIFIED", "coin": coins}]})
+
+    def _positions(self, account: Account, call: Call) -> Any:
+        asked, shown = call.arguments, account.shown()
+        rows = [
+            self._position(self.book.markets[symbol], slot, position)
+            for (symbol, slot), position in sorted(shown.positions.items())
+            if asked.get("category") == "linear" and asked.get("settleCoin", "USDT") == "USDT"
+            and asked.get("symbol", self.book.markets[symbol].id) == self.book.markets[symbol].id
+        ]  # fmt: skip
+        begin, limit = int(asked.get("cursor") or 0), min(int(asked.get("limit") or 20), _PAGE)
+        more = begin + limit < len(rows)
+        result = {"category": asked.get("category"), "list": rows[begin : begin + limit]}
+        return _whole({**result, "nextPageCursor": str(begin + limit) if more else ""})
+
+    def _position(self, market: Market, slot: Slot, position: Position) -> dict[str, Any]:
+        mark = self.book.prices[market.base]
+        size = abs(position.quantity)
+        with exactly():
+            profit = (mark - position.entry_price) * position.quantity
+            value, margin = size * position.entry_price, size * mark / LEVERAGE
+        return {
+            "positionIdx": _IDX[slot], "symbol": market.id, "side": "Buy" if position.quantity > 0 else "Sell",
+            "size": text_of(size), "avgPrice": text_of(position.entry_price), "positionValue": text_of(value),
+            "markPrice": text_of(mark), "leverage": str(LEVERAGE), "unrealisedPnl": text_of(profit),
+            "positionIM": text_of(margin), "positionMM": "0", "liqPrice": "", "positionStatus": "Normal",
+            "tradeMode": 0, "createdTime": str(_now()), "updatedTime": str(_now()),
+        }  # fmt: skip
+
+    def _create(self, account: Account, call: Call) -> Any:
+        asked = call.arguments
+        kind: Literal["spot", "swap"] = "spot" if asked.get("category") == "spot" else "swap"
+        market = self.book.market(str(asked.get("symbol")), kind)
+        side: Literal["buy", "sell"] = "buy" if asked.get("side") == "Buy" else "sell"
+        is_market = asked.get("orderType") == "Market"
+        quantity = decimal_of(asked, "qty")
+        if kind == "spot" and is_market and side == "buy" and asked.get("marketUnit") != "baseCoin":
+            with exactly():
+                quantity = quantity / self.book.prices[market.base] // market.step * market.step
+        slots: dict[int, Slot] = {0: "net", 1: "long", 2: "short"}
+        order = self.book.place(
+            account, market, side, "market" if is_market else "limit", quantity,
+            price=None if is_market else decimal_of(asked, "price"),
+            slot=slots.get(int(asked.get("positionIdx", 0)), "net"),
+            reduce_only=asked.get("reduceOnly") is True, client_id=str(asked.get("orderLinkId", "")),
+        )  # fmt: skip
+        return _whole({"orderId": order.id, "orderLinkId": order.client_id})
+
+    def _cancel(self, account: Account, call: Call) -> Any:
+        order = self.book.order(account, call.arguments.get("orderId"), call.arguments.get("orderLinkId"))
+        self.book.cancel(order)
+        return _whole({"orderId": order.id, "orderLinkId": order.client_id})
+
+    def _orders(self, account: Account, call: Call) -> Any:
+        asked = call.arguments
+        rows = [
+            _order(order)
+            for order in account.orders.values()
+            if order.market.kind == ("spot" if asked.get("category") == "spot" else "swap")
+            and asked.get("orderId", order.id) == order.id
+            and asked.get("orderLinkId", order.client_id) == order.client_id
+            and asked.get("symbol", order.market.id) == order.market.id
+        ]
+        return _whole({"category": asked.get("category"), "list": rows, "nextPageCursor": ""})
+
+
+def _now() -> int:
+    return int(time.time() * 1000)
+
+
+def _whole(result: Any) -> dict[str, Any]:
+    return {"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": _now()}
+
+
+def _category(market: Market) -> str:
+    return "spot" if market.kind == "spot" else "inverse" if market.inverse else "linear"
+
+
+def _instrument(market: Market) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "symbol": market.id, "status": "Trading" if market.active else "Closed", "baseCoin": market.base,
+        "quoteCoin": "USD" if market.inverse else "USDT", "priceFilter": {"tickSize": text_of(market.tick)},
+    }  # fmt: skip
+    bounds = {"minOrderQty": text_of(market.min_qty), "maxOrderQty": text_of(market.max_qty)}
+    if market.kind == "spot":
+        most = text_of(market.max_market_qty)
+        return {**row, "marginTrading": "utaOnly", "lotSizeFilter": {
+            **bounds, "basePrecision": text_of(market.step), "quotePrecision": "0.0000001",
+            "maxLimitOrderQty": bounds["maxOrderQty"], "maxMarketOrderQty": most,
+            "minOrderAmt": text_of(market.min_notional), "maxOrderAmt": "4000000",
+        }}  # fmt: skip
+    contract = "InversePerpetual" if market.inverse else "LinearPerpetual"
+    settle = market.base if market.inverse else "USDT"
+    return {**row, "contractType": contract, "settleCoin": settle, "deliveryTime": "0", "fundingInterval": 480,
+            "leverageFilter": {"minLeverage": "1", "maxLeverage": "100", "leverageStep": "0.01"},
+            "lotSizeFilter": {**bounds, "qtyStep": text_of(market.step),
+                              "maxMktOrderQty": text_of(market.max_market_qty),
+                              "minNotionalValue": text_of(market.min_notional)}}  # fmt: skip
+
+
+def _order(order: Order) -> dict[str, Any]:
+    with exactly():
+        left = order.quantity - order.filled
+    state = "PartiallyFilled" if order.state == "open" and order.filled else _STATES[order.state]
+    row: dict[str, Any] = {
+        "orderId": order.id, "orderLinkId": order.client_id, "symbol": order.market.id, "orderStatus": state,
+        "side": order.side.capitalize(), "orderType": order.kind.capitalize(), "qty": text_of(order.quantity),
+        "price": text_of(order.price or Decimal(0)), "avgPrice": text_of(order.average) if order.filled else "",
+        "cumExecQty": text_of(order.filled), "cumExecValue": text_of(order.cost), "leavesQty": text_of(left),
+        "cumExecFee": text_of(order.fee), "cumFeeDetail": {order.fee_asset: text_of(order.fee)},
+        "timeInForce": "IOC" if order.kind == "market" else "GTC", "reduceOnly": order.reduce_only,
+        "positionIdx": _IDX[order.slot], "createdTime": str(order.created_ms), "updatedTime": str(order.updated_ms),
+    }  # fmt: skip
+    return {**row, "marketUnit": "baseCoin"} if order.market.kind == "spot" else {**row, "tpslMode": ""}

@@ -1,0 +1,81 @@
+"""The markets of the paper venues: a few pairs, each exchange with steps, minima and contract sizes of its own."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+Venue = Literal["bybit", "binance", "okx"]
+VENUES: tuple[Venue, ...] = ("bybit", "binance", "okx")
+
+PRICES = {
+    "BTC": Decimal(50_000),
+    "ETH": Decimal(2_500),
+    "SOL": Decimal(150),
+    "XRP": Decimal("0.5"),
+    "LUNA": Decimal("0.0001"),
+}
+"""First price of each asset, USDT per base unit."""
+
+INACTIVE = "LUNA"
+"""The asset whose markets stand still: its rules can be read, its orders are refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Market:
+    """One market. Quantities in base units, prices in USDT.
+
+    symbol: ccxt's unified name. id: the exchange's own. step, min_qty, max_qty: of a limit order; max_market_qty: of
+    a market order. contract_size: base units per contract, 1 where the exchange counts base units. inverse: settled
+    in the base asset; it is listed, but cannot be traded here.
+    """
+
+    symbol: str
+    id: str
+    base: str
+    kind: Literal["spot", "swap"]
+    step: Decimal
+    min_qty: Decimal
+    max_qty: Decimal
+    max_market_qty: Decimal
+    min_notional: Decimal
+    tick: Decimal
+    contract_size: Decimal = Decimal(1)
+    active: bool = True
+    inverse: bool = False
+
+
+def markets_of(venue: Venue) -> tuple[Market, ...]:
+    """All markets of one exchange: spot and USDT-margined perpetual for each asset, and one coin-margined."""
+    found = [_market(venue, base, kind) for base in PRICES for kind in ("spot", "swap")]
+    inverse = {"bybit": "BTCUSD", "binance": "BTCUSD_PERP", "okx": "BTC-USD-SWAP"}[venue]
+    hundred = Decimal(100)
+    usd = Decimal(1) if venue == "bybit" else hundred
+    return (
+        *found,
+        Market("BTC/USD:BTC", inverse, "BTC", "swap", usd, usd, 1_000_000 * usd, 100_000 * usd, Decimal(0),
+               Decimal("0.1"), usd, inverse=True),
+    )  # fmt: skip
+
+
+def _market(venue: Venue, base: str, kind: Literal["spot", "swap"]) -> Market:
+    spot = kind == "spot"
+    # The smallest order is worth about five cents to fifty, whatever the asset's price.
+    unit = Decimal(1).scaleb(-PRICES[base].adjusted())
+    step = unit * {"bybit": Decimal("0.1"), "binance": Decimal("0.1"), "okx": Decimal("0.001")}[venue]
+    if not spot:
+        step = unit * 10
+    contract = unit * 100 if venue == "okx" and not spot else Decimal(1)
+    return Market(
+        symbol=f"{base}/USDT" if spot else f"{base}/USDT:USDT",
+        id=(f"{base}-USDT" if spot else f"{base}-USDT-SWAP") if venue == "okx" else f"{base}USDT",
+        base=base,
+        kind=kind,
+        step=step,
+        min_qty=step,
+        max_qty=unit * 10_000_000,
+        max_market_qty=unit * 1_000_000,
+        min_notional=Decimal(0) if venue == "okx" else Decimal(5),
+        tick=PRICES[base].scaleb(-5).normalize() if PRICES[base] < 1 else Decimal("0.01"),
+        contract_size=contract,
+        active=base != INACTIVE,
+    )

@@ -1,0 +1,145 @@
+"""The server: three exchanges on one address, told apart by their paths, and the control side under `/paper`."""
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from functools import partial
+from typing import Any, Self
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ledger_sizer.paper import control
+from ledger_sizer.paper.binance import Binance
+from ledger_sizer.paper.book import QUOTE, Book, Refused
+from ledger_sizer.paper.bybit import Bybit
+from ledger_sizer.paper.calls import Answer, Call, Dialect, answer_of
+from ledger_sizer.paper.faults import Faults, LostConnection, answered
+from ledger_sizer.paper.markets import VENUES
+from ledger_sizer.paper.okx import Okx
+
+_DIALECTS: Mapping[str, Callable[[Book], Dialect]] = {"bybit": Bybit, "binance": Binance, "okx": Okx}
+
+
+class Venues:
+    """The three venues of one server, each with its book and the faults that wait. A Starlette application at heart.
+
+    spot_fee_rate, swap_fee_rate: of every fill, a fraction. balance_usdt: what each venue's first account begins with.
+    """
+
+    def __init__(
+        self,
+        *,
+        spot_fee_rate: Decimal = Decimal(0),
+        swap_fee_rate: Decimal = Decimal(0),
+        balance_usdt: Decimal = Decimal(100_000),
+    ) -> None:
+        self.dialects: dict[str, Dialect] = {}
+        for venue in VENUES:
+            book = Book(venue, spot_fee_rate=spot_fee_rate, swap_fee_rate=swap_fee_rate)
+            book.open_account(
+                control.DEFAULT_KEY, control.DEFAULT_SECRET, control.DEFAULT_PASSPHRASE,
+                hedged=False, balances={QUOTE: balance_usdt},
+            )  # fmt: skip
+            self.dialects[venue] = _DIALECTS[venue](book)
+        self.faults: Mapping[str, Faults] = {venue: Faults() for venue in VENUES}
+        methods = ["GET", "POST", "DELETE"]
+        self.app = Starlette(
+            routes=[
+                Route("/paper", self._overview),
+                Route("/paper/{venue}", self._state),
+                Route("/paper/{venue}/{action}", self._act, methods=["POST"]),
+                Route("/{path:path}", self._exchange, methods=methods),
+            ]
+        )
+
+    def _overview(self, _request: Request) -> Response:
+        return JSONResponse({venue: self._state_of(venue) for venue in self.dialects})
+
+    def _state_of(self, venue: str) -> dict[str, Any]:
+        return control.state_of(self.dialects[venue].book, self.faults[venue])
+
+    def _state(self, request: Request) -> Response:
+        venue = request.path_params["venue"]
+        return JSONResponse(self._state_of(venue)) if venue in self.dialects else _wrong(404, f"no venue {venue!r}")
+
+    async def _act(self, request: Request) -> Response:
+        venue, action = request.path_params["venue"], request.path_params["action"]
+        if venue not in self.dialects or action not in control.ACTIONS:
+            return _wrong(404, f"no {venue}/{action}; venues: {', '.join(VENUES)}; do: {', '.join(control.ACTIONS)}")
+        try:
+            form = json.loads(await request.body() or b"{}")
+            control.ACTIONS[action](self.dialects[venue].book, self.faults[venue], form)
+        except (Refused, ValueError, KeyError, TypeError) as error:
+            return _wrong(422, f"{action}: {error}")
+        return JSONResponse(self._state_of(venue))
+
+    async def _exchange(self, request: Request) -> Response:
+        call = Call(
+            request.method, request.url.path, request.url.query, dict(request.headers), (await request.body()).decode()
+        )
+        for venue, dialect in self.dialects.items():
+            route = (call.method, call.path)
+            if route in dialect.public or route in dialect.private:
+                fault = self.faults[venue].next_for(call.path)
+                try:
+                    return await answered(dialect, call, fault, partial(_answer, dialect, call))
+                except LostConnection:
+                    return _Hangup()
+        return _wrong(404, f"no exchange here has {call.method} {call.path}")
+
+
+def _answer(dialect: Dialect, call: Call) -> Answer:
+    answer = answer_of(dialect, call)
+    assert answer is not None, "the route was found before"
+    return answer
+
+
+def _wrong(status: int, message: str) -> Response:
+    return JSONResponse({"error": message}, status)
+
+
+class _Hangup(Response):
+    """Promises more than it sends, so that the connection breaks in the middle of an empty answer."""
+
+    async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class PaperServer:
+    """A paper server on a free port of this machine, running in a thread for the length of a `with` block.
+
+    `url`: its address; the value of `EXCHANGE_BASE_URL`, and what `PaperControl` takes. Settings as `Venues` has them.
+    """
+
+    def __init__(self, *, port: int = 0, **settings: Decimal) -> None:
+        self.venues = Venues(**settings)
+        self._socket = socket.create_server(("127.0.0.1", port))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        # One loop in one thread: books are never touched by two requests at once, so they need no lock.
+        config = uvicorn.Config(self.venues.app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._run, name="paper-venue", daemon=True)
+
+    def _run(self) -> None:
+        self._server.run(sockets=[self._socket])
+
+    def serve(self) -> None:
+        """Serve in this thread until the process is told to stop."""
+        self._run()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(timeout=10)
+        self._socket.close()

@@ -1,0 +1,11 @@
+"""The ledger against the exchange: what differs, since when, what was done about it. Nothing is repaired by guessing.
+
+kinds      the kinds of drift, what may be done about each, and the types that carry them
+book       the ledger's side of the comparison
+compare    pure: the book and the snapshots of the accounts -> findings
+drifts     the life of a drift, and the record of the runs; every write is fenced by the run's lease
+effects    what drifts do to the ledger: count, freeze, thaw; always through its commands
+operator   what a person decides about a drift
+alerts     telling others, with retries
+run        one run from its lease to its record
+"""

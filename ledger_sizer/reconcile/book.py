@@ -1,0 +1,168 @@
+"""The ledger's side of a comparison: which quantities it says there are, by venue, account and market."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from sqlalchemy import Engine, or_, select
+
+from ledger_sizer.database import reading
+from ledger_sizer.domain import Position
+from ledger_sizer.instruments import Leg
+from ledger_sizer.reconcile.kinds import EXTERNAL_TAG, Market
+from ledger_sizer.store import position_of
+from ledger_sizer.tables import PortfolioRow, PositionRow
+from ledger_sizer.units import exactly, usd
+
+Place = tuple[str, str]
+"""(venue, account)."""
+
+
+def read_head(engine: Engine, portfolio: str) -> int:
+    """The seq of the portfolio's newest decision; 0 for one that does not exist."""
+    with reading(engine) as connection:
+        return connection.execute(select(PortfolioRow.last_seq).where(PortfolioRow.name == portfolio)).scalar() or 0
+
+
+def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Position]:
+    """Every live position, and whatever else changed since `since_us`."""
+    query = (
+        select(*PositionRow.__table__.columns)
+        .join(PortfolioRow, PortfolioRow.id == PositionRow.portfolio_id)
+        .where(PortfolioRow.name == portfolio)
+        .where(or_(PositionRow.state.in_(("held", "open")), PositionRow.updated_us >= since_us))
+        .order_by(PositionRow.number)
+    )
+    with reading(engine) as connection:
+        return [position_of(portfolio, row) for row in connection.execute(query)]
+
+
+@dataclass(slots=True)
+class Book:
+    """What the ledger says, summed up for a comparison.
+
+    open: base units of open positions by market; spot is the net of buys and sells. in_flight: base units that live
+    holds may turn into at any moment. plain_holds: (place or None, symbol, USD) of holds that name no markets.
+    expired: holds that ran out. external: positions that count what only the exchange knew, by market. settled: markets
+    not moved lately; `touched` are the others. prices: USD by asset. unplaced: positions whose account nobody can tell.
+    """
+
+    open: dict[Market, Decimal] = field(default_factory=dict)
+    in_flight: dict[Market, Decimal] = field(default_factory=dict)
+    plain_holds: list[tuple[Place | None, str, Decimal]] = field(default_factory=list)
+    holds: list[tuple[Place, tuple[Market, ...], Decimal]] = field(default_factory=list)
+    expired: list[tuple[Position, Place | None, dict[Market, Decimal]]] = field(default_factory=list)
+    external: dict[Market, list[Position]] = field(default_factory=dict)
+    uneven: list[tuple[Position, Decimal, Decimal]] = field(default_factory=list)
+    touched: set[Market] = field(default_factory=set)
+    prices: dict[str, Decimal] = field(default_factory=dict)
+    unplaced: int = 0
+    without_legs: int = 0
+
+
+def market_of(leg: Leg, place: Place) -> Market:
+    """What a leg holds: a derivative market and its side, or an asset."""
+    if leg.kind == "swap":
+        return Market(*place, leg.symbol, "long" if leg.side == "buy" else "short")
+    return Market(*place, leg.symbol.partition("/")[0], "long")
+
+
+def book_of(
+    positions: Iterable[Position], accounts: Sequence[Place], *, seq_before: int, settled_us: int, expired_us: int
+) -> Book:
+    """Sum up the positions.
+
+    accounts: those of this run; a position at a venue with one account need not name it (tag `account`).
+    seq_before: head before the fetch; what moved later is touched. settled_us: so is what moved after this time.
+    expired_us: holds that expired before this time are forgotten.
+    """
+    book = Book()
+    places = _Places(accounts)
+    with exactly():
+        filled_late = set()
+        for position in positions:
+            if position.origin is not None:
+                filled_late.add(position.origin)
+            if EXTERNAL_TAG in position.tags:
+                _add_external(book, places, position)
+            elif position.state == "held":
+                _add_hold(book, places, position)
+            elif position.state in ("open", "closed"):
+                moved = position.updated_seq > seq_before or position.updated_us > settled_us
+                _add_fill(book, places, position, moved=moved)
+            elif position.state == "expired" and position.updated_us >= expired_us:
+                legs = {market: leg.quantity for leg, market in places.markets(position) if market is not None}
+                book.expired.append((position, places.of(position), legs))
+        book.expired = [one for one in book.expired if one[0].number not in filled_late]
+    return book
+
+
+class _Places:
+    """Tells at which account a position is."""
+
+    def __init__(self, accounts: Sequence[Place]) -> None:
+        self._accounts: dict[str, list[str]] = {}
+        for venue, account in accounts:
+            self._accounts.setdefault(venue, []).append(account)
+
+    def at(self, venue: str, account: str | None) -> Place | None:
+        known = self._accounts.get(venue, [])
+        if account is None and len(known) == 1:
+            account = known[0]
+        return (venue, account) if account in known else None
+
+    def of(self, position: Position) -> Place | None:
+        return self.at(position.tags.get("venue", ""), position.tags.get("account"))
+
+    def markets(self, position: Position) -> list[tuple[Leg, Market | None]]:
+        found = []
+        for leg in position.legs:
+            place = self.at(leg.venue or position.tags.get("venue", ""), position.tags.get("account"))
+            found.append((leg, None if place is None else market_of(leg, place)))
+        return found
+
+
+def _add_external(book: Book, places: _Places, position: Position) -> None:
+    if position.state != "open":
+        return
+    for _, market in places.markets(position):
+        if market is not None:
+            book.external.setdefault(market, []).append(position)
+
+
+def _add_hold(book: Book, places: _Places, position: Position) -> None:
+    place = places.of(position)
+    held = usd(position.held_e8)
+    markets = []
+    for leg, market in places.markets(position):
+        if market is not None:
+            book.in_flight[market] = book.in_flight.get(market, Decimal(0)) + leg.quantity
+            markets.append(market)
+    if not position.legs:
+        book.plain_holds.append((place, position.tags.get("symbol", ""), held))
+    if place is not None:
+        book.holds.append((place, tuple(markets), held))
+
+
+def _add_fill(book: Book, places: _Places, position: Position, *, moved: bool) -> None:
+    is_open = position.state == "open"
+    if is_open and not position.legs:
+        book.without_legs += 1
+    bought = sold = Decimal(0)
+    for leg, market in places.markets(position):
+        if leg.side == "buy":
+            bought += leg.quantity
+        else:
+            sold += leg.quantity
+        if market is None:
+            book.unplaced += is_open
+            continue
+        if moved:
+            book.touched.add(market)
+        if is_open:
+            signed = -leg.quantity if leg.kind == "spot" and leg.side == "sell" else leg.quantity
+            book.open[market] = book.open.get(market, Decimal(0)) + signed
+            if leg.price is not None:
+                book.prices[market.base] = leg.price
+    if is_open and bought and sold and not moved:
+        book.uneven.append((position, bought, sold))
