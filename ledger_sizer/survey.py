@@ -152,10 +152,9 @@ def _decisions(connection: Connection, found: Any, look: Look) -> Page[Decision]
 
 def _line(connection: Connection, found: Any, since_us: int) -> ExposureLine:
     """At most `POINTS_MAX` decisions evenly spread over the seqs of the time, whose first and last are among them."""
-    first = _last_before(connection, found, since_us)
-    count = found.last_seq - first + 1
-    every = -(-count // POINTS_MAX) or 1
-    wanted = {*range(found.last_seq, max(first, 1) - 1, -every), max(first, 1)}
+    first = max(_last_before(connection, found, since_us), 1)
+    every = max(-(-(found.last_seq - first + 1) // POINTS_MAX), 1)
+    wanted = {*range(found.last_seq, first - 1, -every), first}
     columns = (
         DecisionRow.decided_us, DecisionRow.seq,
         DecisionRow.exposure_e8 + DecisionRow.held_delta_e8 + DecisionRow.open_delta_e8,
