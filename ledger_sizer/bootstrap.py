@@ -10,10 +10,13 @@ from sqlalchemy import Engine
 from ledger_sizer.config import AppSettings
 from ledger_sizer.database import make_engine
 from ledger_sizer.errors import InvalidRequest
+from ledger_sizer.exchanges.accounts import open_accounts
 from ledger_sizer.jobs import Jobs
 from ledger_sizer.keys import KeyRing
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
+from ledger_sizer.reconcile.alerts import Alerts
+from ledger_sizer.reconcile.run import Reconciler
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +29,7 @@ class Parts:
     keys: KeyRing
     metrics: Metrics
     jobs: Jobs
+    reconciler: Reconciler
 
 
 @contextmanager
@@ -47,11 +51,20 @@ def running(settings: AppSettings, *, with_jobs: bool = True) -> Iterator[Parts]
         require_safe_address(settings.service.host, keys)
         metrics = Metrics()
         metrics.watch(ledger, reads)
-        jobs = Jobs(ledger, writes, settings.service, metrics)
+        accounts = open_accounts(settings.exchange)
+        for account in accounts:
+            at_the_end.callback(account.close)
+        alerts = Alerts(settings.reconcile)
+        at_the_end.callback(alerts.close)
+        reconciler = Reconciler(ledger, writes, accounts, settings, observe=[alerts.observe])
+        jobs = Jobs(
+            ledger, writes, settings.service, metrics,
+            reconciler if settings.reconcile.enabled else None, settings.reconcile.interval_seconds,
+        )  # fmt: skip
         if with_jobs:
             jobs.start()
         at_the_end.callback(jobs.stop)
-        yield Parts(settings, ledger, reads, keys, metrics, jobs)
+        yield Parts(settings, ledger, reads, keys, metrics, jobs, reconciler)
 
 
 def is_loopback(host: str) -> bool:

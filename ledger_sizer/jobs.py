@@ -1,4 +1,4 @@
-"""Scheduled work: the sweep that frees expired holds of portfolios nobody writes to.
+"""Scheduled work: the sweep that frees expired holds of portfolios nobody writes to, and the reconciliation.
 
 Of several replicas on one database one runs it, the holder of a lease (see `leases`); another takes over when that
 one falls silent. A sweep that runs twice frees nothing twice, because it goes through the ledger like any command.
@@ -9,6 +9,7 @@ import secrets
 import socket
 import threading
 import time
+from datetime import UTC, datetime
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -16,10 +17,11 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from ledger_sizer.config import ServiceSettings
-from ledger_sizer.errors import LedgerError
+from ledger_sizer.errors import Busy, LedgerError
 from ledger_sizer.leases import Lease, acquire, give_up
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
+from ledger_sizer.reconcile.run import Reconciler, Trigger
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -30,7 +32,16 @@ LEASE_NAME = "jobs"
 class Jobs:
     """The scheduler of one replica."""
 
-    def __init__(self, ledger: Ledger, engine: Engine, settings: ServiceSettings, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        engine: Engine,
+        settings: ServiceSettings,
+        metrics: Metrics,
+        reconciler: Reconciler | None = None,
+        reconcile_seconds: int = 60,
+    ) -> None:
+        """reconciler: run at the start and every `reconcile_seconds`; None leaves the reconciliation out."""
         self._ledger = ledger
         self._engine = engine
         self._settings = settings
@@ -45,9 +56,17 @@ class Jobs:
             job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": 30},
         )
         self._scheduler.add_job(self.sweep, "interval", seconds=settings.sweep_interval_seconds, id="sweep")
+        self._reconciler = reconciler
+        self._trigger: Trigger = "start"
+        if reconciler is not None:
+            self._scheduler.add_job(
+                self.reconcile, "interval", seconds=reconcile_seconds, id="reconcile", next_run_time=datetime.now(UTC)
+            )
 
     def start(self) -> None:
         """Begin to run jobs."""
+        if self._reconciler is not None:
+            self._reconciler.begin_trust()
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -95,3 +114,21 @@ class Jobs:
             log.warning("jobs.sweep_failed", error=str(error).strip())
         finally:
             self._metrics.job_runs.labels("sweep", result).inc()
+
+    def reconcile(self) -> None:
+        """Compare the ledger with the exchange, if this replica's turn it is."""
+        assert self._reconciler is not None, "not scheduled without one"
+        trigger, self._trigger = self._trigger, "interval"
+        result = "failed"
+        try:
+            if self.lease() is None:
+                result = "not_leader"
+                return
+            reports = self._reconciler.run(trigger)
+            result = "done" if all(report.run.outcome == "good" for report in reports) else "incomplete"
+        except Busy:
+            result = "busy"  # somebody asked for one by hand
+        except (LedgerError, SQLAlchemyError) as error:
+            log.warning("jobs.reconcile_failed", error=str(error).strip())
+        finally:
+            self._metrics.job_runs.labels("reconcile", result).inc()

@@ -18,7 +18,7 @@ from ledger_sizer.database import database_now_us
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.records import DecisionRecord
 from ledger_sizer.rules import EXPIRE
-from ledger_sizer.tables import PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.tables import DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 from ledger_sizer.tags import PORTFOLIO_SCOPE
 from ledger_sizer.units import USD_SCALE
 
@@ -119,7 +119,8 @@ class ExposureCollector(Collector):
     def _read(self) -> Iterator[GaugeMetricFamily]:
         scopes = (
             select(
-                PortfolioRow.name, ScopeRow.scope, ScopeRow.cap_e8, ScopeRow.held_e8, ScopeRow.open_e8, ScopeRow.status
+                PortfolioRow.name, ScopeRow.scope, ScopeRow.cap_e8, ScopeRow.held_e8, ScopeRow.open_e8,
+                ScopeRow.status, ScopeRow.frozen, ScopeRow.fresh_until_us,
             )
             .join_from(PortfolioRow, ScopeRow, ScopeRow.portfolio_id == PortfolioRow.id)
             .order_by(
@@ -146,7 +147,11 @@ class ExposureCollector(Collector):
         status = GaugeMetricFamily(
             "ledger_scope_stopped", "1 where new reservations are halted or reducing.", labels=["portfolio", "scope"]
         )
-        for portfolio, scope, cap_e8, held_e8, open_e8, state in rows:
+        unreconciled = GaugeMetricFamily(
+            "ledger_scope_unreconciled", "1 where a drift, or no good run lately, stops reservations.",
+            labels=["portfolio", "scope"],
+        )  # fmt: skip
+        for portfolio, scope, cap_e8, held_e8, open_e8, state, frozen, fresh_until_us in rows:
             exposure_e8 = held_e8 + open_e8
             figures = {"held": held_e8, "open": open_e8, "exposure": exposure_e8}
             if cap_e8 is not None:
@@ -155,8 +160,11 @@ class ExposureCollector(Collector):
             for name, e8 in figures.items():
                 gauges[name].add_metric([portfolio, scope], e8 / USD_SCALE)
             status.add_metric([portfolio, scope], state != "active")
+            old = fresh_until_us is not None and now_us >= fresh_until_us
+            unreconciled.add_metric([portfolio, scope], bool(frozen) or old)
         yield from gauges.values()
         yield status
+        yield unreconciled
         left_out = GaugeMetricFamily("ledger_scopes_left_out", "Scopes beyond the most that a scrape shows.")
         left_out.add_metric([], max(total - SCOPES_MAX, 0))
         yield left_out
@@ -166,6 +174,31 @@ class ExposureCollector(Collector):
         for portfolio, opened_us in holds:
             ages.add_metric([portfolio], max(now_us - opened_us, 0) / 1_000_000)
         yield ages
+        yield from self._reconciliation(now_us)
+
+    def _reconciliation(self, now_us: int) -> Iterator[GaugeMetricFamily]:
+        standing = (DriftRow.portfolio, DriftRow.kind, DriftRow.state)
+        many = select(*standing, func.count()).where(DriftRow.state != "resolved").group_by(*standing)
+        good = (
+            select(ReconciliationRow.portfolio, func.max(ReconciliationRow.started_us))
+            .where(ReconciliationRow.outcome == "good")
+            .group_by(ReconciliationRow.portfolio)
+        )
+        with self._engine.begin() as connection:
+            drifts = connection.execute(many).all()
+            runs = connection.execute(good).all()
+        count = GaugeMetricFamily(
+            "ledger_drifts", "Drifts that are not resolved.", labels=["portfolio", "kind", "state"]
+        )
+        for portfolio, kind, state, number in drifts:
+            count.add_metric([portfolio, kind, state], number)
+        yield count
+        age = GaugeMetricFamily(
+            "ledger_reconciliation_age_seconds", "Since the last good run began.", labels=["portfolio"]
+        )
+        for portfolio, started_us in runs:
+            age.add_metric([portfolio], max(now_us - started_us, 0) / 1_000_000)
+        yield age
 
 
 _FIGURES = {

@@ -62,7 +62,10 @@ def serving(database_url: str, *, jobs: bool = False, **settings: Any) -> Iterat
     """A service on this database for the length of a `with` block."""
     chosen = settings_for(database_url, **settings)
     with running(chosen, with_jobs=jobs) as parts, listen(chosen.service) as listening:
-        app = create_app(parts.ledger, chosen.service, reads_engine=parts.reads, keys=parts.keys, metrics=parts.metrics)
+        app = create_app(
+            parts.ledger, chosen.service, reads_engine=parts.reads, keys=parts.keys, metrics=parts.metrics,
+            reconciler=parts.reconciler,
+        )  # fmt: skip
         listening.listen(128)
         server = make_server(app, chosen.service)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from ledger_sizer import __version__
-from ledger_sizer.api import events, operations, pages, reads, verbs
+from ledger_sizer.api import events, operations, pages, reads, reconciliation, verbs
 from ledger_sizer.api.access import Access
 from ledger_sizer.api.answering import problem_response
 from ledger_sizer.api.edge import Edge
@@ -23,6 +23,7 @@ from ledger_sizer.errors import InvalidRequest, LedgerError, NotFound, Unavailab
 from ledger_sizer.keys import KeyRing
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
+from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.wire.problems import MethodNotAllowed
 
@@ -30,14 +31,21 @@ log = get_logger(__name__)
 
 
 def create_app(
-    ledger: Ledger, settings: ServiceSettings, *, reads_engine: Engine, keys: KeyRing, metrics: Metrics
+    ledger: Ledger,
+    settings: ServiceSettings,
+    *,
+    reads_engine: Engine,
+    keys: KeyRing,
+    metrics: Metrics,
+    reconciler: Reconciler | None = None,
 ) -> FastAPI:
     """The ASGI application over an open ledger. `app.state.service` is what its routes share.
 
     reads_engine: an engine on the same database that cannot write. keys: the API keys that open it.
+    reconciler: without one, drifts and runs can be read, and nothing can be done about them.
     """
     access = Access(keys, on_loopback=is_loopback(settings.host))
-    service = Service(ledger, reads_engine, settings, access, metrics)
+    service = Service(ledger, reads_engine, settings, access, metrics, reconciler)
     app = FastAPI(
         title="ledger-sizer",
         version=__version__,
@@ -51,7 +59,7 @@ def create_app(
     # Flat, so that whoever walks `app.routes` (the tests of who may do what) sees every one of them.
     app.router.routes.extend(verbs.routes(service))
     app.router.routes.extend(pages.routes(service))
-    for part in (reads, events, operations):
+    for part in (reads, reconciliation, events, operations):
         app.router.routes.extend(part.router(service).routes)
     app.add_middleware(Edge, service=service)
     app.add_exception_handler(LedgerError, _on_ledger_error)

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from ledger_sizer.config import DriftKind, DriftPolicy
 from ledger_sizer.wire.problems import PROBLEMS, TYPE_PREFIX
 
 DecimalOut = Annotated[str, StringConstraints(pattern=r"^-?[0-9]+(\.[0-9]+)?$")]
@@ -206,6 +207,86 @@ class BatchForm(_Form):
     """The answers of a batch, in the order of its commands."""
 
     results: list[BatchResult]
+
+
+class RunForm(_Form):
+    """One run of the reconciliation."""
+
+    id: int | None = Field(description="Null for a dry run.")
+    portfolio: str
+    trigger: str
+    outcome: Literal["good", "partial", "failed"]
+    started_at: TimeOut
+    finished_at: TimeOut
+    duration_seconds: DecimalOut
+    epoch: int
+    fetched: list[dict[str, Any]]
+    found: dict[str, int] = Field(description="Counts, by kind of drift among others.")
+
+
+class RunPage(_Form):
+    """One page of runs; `cursor` continues it."""
+
+    items: list[RunForm]
+    cursor: str | None
+
+
+class FindingForm(_Form):
+    """One difference that a comparison saw."""
+
+    venue: str
+    account: str
+    subject: str = Field(description="A market, an asset, or what else it is about.")
+    side: str
+    kind: DriftKind
+    ledger_quantity: DecimalOut | None
+    venue_quantity: DecimalOut | None
+    excess: DecimalOut = Field(description="Base units at the exchange beyond what the ledger counts.")
+    price: DecimalOut | None
+    detail: str
+
+
+class DriftForm(FindingForm):
+    """A difference with a life."""
+
+    id: int
+    portfolio: str
+    state: Literal["open", "confirmed", "acknowledged", "resolved"]
+    policy: DriftPolicy
+    sightings: int
+    position_id: str | None = Field(description="The external position that counts its excess.")
+    revision: int
+    requested: str | None = Field(description="What the orchestrator was asked to do.")
+    frozen_scope: str | None
+    first_run: int
+    last_run: int
+    opened_at: TimeOut
+    updated_at: TimeOut
+    ended_at: TimeOut | None
+    actor: str | None
+    reason: str | None
+
+
+class DriftPage(_Form):
+    """One page of drifts; `cursor` continues it."""
+
+    items: list[DriftForm]
+    cursor: str | None
+
+
+class ReportForm(_Form):
+    """A run, what it found, and what became of the drifts."""
+
+    run: RunForm
+    findings: list[FindingForm]
+    live: list[DriftForm]
+    resolved: list[DriftForm]
+
+
+class ReportList(_Form):
+    """The runs of one call, one for each portfolio."""
+
+    items: list[ReportForm]
 
 
 class HealthForm(_Form):

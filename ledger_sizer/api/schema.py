@@ -152,7 +152,7 @@ def _finish(path: str, method: str, operation: Json) -> None:
 def _role(path: str, method: str, operation: Json) -> str:
     if method == "get":
         return "read"
-    return "trade" if path == verbs.BATCH_PATH else verbs.ROLE_OF[operation["operationId"]]
+    return "trade" if path == verbs.BATCH_PATH else verbs.ROLE_OF.get(operation["operationId"], "admin")
 
 
 def _problem(status: int) -> Json:

@@ -9,6 +9,7 @@ from ledger_sizer.api.access import Access
 from ledger_sizer.config import ServiceSettings
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
+from ledger_sizer.reconcile.run import Reconciler
 
 
 @dataclass(slots=True)
@@ -20,4 +21,5 @@ class Service:
     settings: ServiceSettings
     access: Access
     metrics: Metrics
+    reconciler: Reconciler | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ledger_sizer import __version__
-from ledger_sizer.cli import demo, keys, reading, replay, schema, serve, steering, top, trading
+from ledger_sizer.cli import demo, keys, reading, reconciling, replay, schema, serve, steering, top, trading
 
 app = typer.Typer(
     name="ledger-sizer",
@@ -60,6 +60,8 @@ app.add_typer(steering.caps, name="caps")
 app.command(epilog=steering.HALT_HELP)(steering.halt)
 app.command(epilog=steering.RESUME_HELP)(steering.resume)
 app.command(epilog=steering.SWEEP_HELP)(steering.sweep)
+app.command(epilog=reconciling.RECONCILE_HELP)(reconciling.reconcile)
+app.add_typer(reconciling.drifts, name="drifts")
 app.command(epilog=replay.REPLAY_HELP)(replay.replay)
 app.command(epilog=serve.SERVE_HELP)(serve.serve)
 app.command(epilog=demo.DEMO_HELP)(demo.demo)

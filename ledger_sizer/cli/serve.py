@@ -47,8 +47,9 @@ def serve(
     disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's default doubles the number of series
     with running(settings) as parts, listen(settings.service) as listening:
         app = create_app(
-            parts.ledger, settings.service, reads_engine=parts.reads, keys=parts.keys, metrics=parts.metrics
-        )
+            parts.ledger, settings.service, reads_engine=parts.reads, keys=parts.keys, metrics=parts.metrics,
+            reconciler=parts.reconciler,
+        )  # fmt: skip
         listening.listen(min(settings.service.connections_max, 2048))
         _tell(address_of(listening), as_json)
         make_server(app, settings.service).run(sockets=[listening])

@@ -17,7 +17,7 @@ import httpx
 from pydantic import SecretStr
 
 from ledger_sizer import commands
-from ledger_sizer.client import calls
+from ledger_sizer.client import calls, reconciling
 from ledger_sizer.client.answers import Lost, Reply
 from ledger_sizer.client.calls import Call, Calls
 from ledger_sizer.client.patience import Patience, Steps, Wait, conversation
@@ -170,6 +170,12 @@ class LedgerClient(_Face):
     decision = _asks(calls.decision)
     overview = _asks(calls.overview)
     explain = _asks(calls.explain)
+    reconciliations = _asks(reconciling.reconciliations)
+    reconcile = _asks(reconciling.reconcile)
+    drifts = _asks(reconciling.drifts)
+    adopt_drift = _asks(reconciling.adopt_drift)
+    ignore_drift = _asks(reconciling.ignore_drift)
+    close_drift = _asks(reconciling.close_drift)
 
     @contextmanager
     def hold(self, **request: Any) -> Iterator[Hold]:
@@ -266,6 +272,12 @@ class AsyncLedgerClient(_Face):
     decision = _asks_async(calls.decision)
     overview = _asks_async(calls.overview)
     explain = _asks_async(calls.explain)
+    reconciliations = _asks_async(reconciling.reconciliations)
+    reconcile = _asks_async(reconciling.reconcile)
+    drifts = _asks_async(reconciling.drifts)
+    adopt_drift = _asks_async(reconciling.adopt_drift)
+    ignore_drift = _asks_async(reconciling.ignore_drift)
+    close_drift = _asks_async(reconciling.close_drift)
 
     @asynccontextmanager
     async def hold(self, **request: Any) -> AsyncIterator[AsyncHold]:

@@ -77,8 +77,9 @@ class Finding:
 class Drift:
     """A difference with a life: `open -> confirmed -> resolved`, or `acknowledged` by a person.
 
-    sightings: runs that saw it. position: number of the external position that counts its excess. requested: what the
-    orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason: who ended or acknowledged it, and why.
+    sightings: runs that saw it. position: number of the external position that counts its excess. revision: how often
+    it was counted. requested: what the orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason:
+    who decided about it last, and why.
     """
 
     id: int
@@ -112,6 +113,12 @@ class Drift:
     def name(self) -> str:
         """How the audit chain calls it."""
         return f"drift-{self.id}"
+
+    @property
+    def title(self) -> str:
+        """What it is, without the figures, which may change: for commands that are sent again and must be equal."""
+        place = f" at {self.venue}/{self.account}" if self.venue else ""
+        return f"{self.name}, {self.kind}: {self.subject}{f' {self.side}' if self.side else ''}{place}"
 
     @property
     def market(self) -> Market:

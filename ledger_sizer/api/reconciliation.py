@@ -1,0 +1,166 @@
+"""Runs and drifts: to look at, to ask for, and to decide about."""
+
+from decimal import Decimal
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import APIRouter, Depends, Path, Query, Request
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from ledger_sizer.api import forms
+from ledger_sizer.api.access import allow
+from ledger_sizer.api.answering import json_response
+from ledger_sizer.api.intake import read_body
+from ledger_sizer.api.service import Service
+from ledger_sizer.config import DriftKind
+from ledger_sizer.errors import WrongState
+from ledger_sizer.keys import ApiKey
+from ledger_sizer.queries import LIMIT_MAX
+from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile.forms import drift_to_json, report_to_json, run_to_json
+from ledger_sizer.reconcile.run import Reconciler
+from ledger_sizer.wire.answers import page_to_json
+from ledger_sizer.wire.bodies import AmountText, Body, PortfolioText, invalid_request
+from ledger_sizer.wire.reading import read_object
+
+_Read = TypeVar("_Read", bound=Body)
+DriftInPath = Annotated[int, Path(ge=1, le=10**18 - 1)]
+
+
+class RunBody(Body):
+    """Ask for a run now."""
+
+    dry_run: bool = Field(False, description="Only look: nothing is recorded, counted or frozen.")
+
+
+class ReasonBody(Body):
+    """Why; kept with the drift and in the audit chain, beside the name of the API key."""
+
+    reason: Annotated[str, StringConstraints(min_length=1, max_length=300)]
+
+
+class AdoptDriftBody(ReasonBody):
+    """Why, and at which price where the exchange named none."""
+
+    price: AmountText | None = Field(None, description="USD per base unit.")
+
+
+class _Filters(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    portfolio: PortfolioText | None = None
+    cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")] = None
+    limit: Annotated[int, Query(ge=1, le=LIMIT_MAX)] = 100
+
+
+class RunFilters(_Filters):
+    """What to list of the runs."""
+
+
+class DriftFilters(_Filters):
+    """What to list of the drifts."""
+
+    state: Literal["open", "confirmed", "acknowledged", "resolved", "live"] | None = None
+    kind: DriftKind | None = None
+
+
+def router(service: Service) -> APIRouter:
+    """The routes of the reconciliation."""
+    made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
+
+    async def reader(request: Request) -> ApiKey:
+        return await service.access.require(request.scope, "read")
+
+    async def admin(request: Request) -> ApiKey:
+        return await service.access.require(request.scope, "admin")
+
+    Reader = Annotated[ApiKey, Depends(reader)]  # noqa: N806 - a type
+    Admin = Annotated[ApiKey, Depends(admin)]  # noqa: N806 - a type
+
+    @made.get("/reconciliations", response_model=forms.RunPage)
+    async def list_reconciliations(filters: Annotated[RunFilters, Query()], caller: Reader) -> Response:
+        """Runs, newest first: when, what was fetched, what was found."""
+        of = _portfolios(caller, filters.portfolio)
+        page = await run_in_threadpool(
+            lambda: drifts.runs(service.reads, portfolios=of, cursor=filters.cursor, limit=filters.limit)
+        )
+        return json_response(page_to_json(page, run_to_json))
+
+    @made.post("/reconciliations", response_model=forms.ReportList, openapi_extra=_body(RunBody, required=False))
+    async def reconcile(request: Request, caller: Admin) -> Response:
+        """Compare now, for every portfolio that has an account. 503 while another run is under way."""
+        body = await _read(service, request, RunBody)
+        reconciler = _reconciler(service)
+        for portfolio in reconciler.portfolios:
+            allow(caller, portfolio)
+        reports = await run_in_threadpool(lambda: reconciler.run("demand", dry_run=body.dry_run))
+        return json_response({"items": [report_to_json(report) for report in reports]})
+
+    @made.get("/drifts", response_model=forms.DriftPage)
+    async def list_drifts(filters: Annotated[DriftFilters, Query()], caller: Reader) -> Response:
+        """Drifts, newest first."""
+        of = _portfolios(caller, filters.portfolio)
+        page = await run_in_threadpool(
+            lambda: drifts.listed(
+                service.reads, portfolios=of, state=filters.state, kind=filters.kind, cursor=filters.cursor,
+                limit=filters.limit,
+            )
+        )  # fmt: skip
+        return json_response(page_to_json(page, drift_to_json))
+
+    async def decide(caller: ApiKey, action: str, drift_id: int, body: ReasonBody) -> Response:
+        reconciler = _reconciler(service)
+        allow(caller, (await run_in_threadpool(drifts.get, service.reads, drift_id)).portfolio)
+        price = getattr(body, "price", None)
+        exact = None if price is None else Decimal(price)
+
+        def act() -> Any:
+            return reconciler.operator.act(action, drift_id, actor=caller.name, reason=body.reason, price=exact)
+
+        return json_response(drift_to_json(await run_in_threadpool(act)))
+
+    @made.post("/drifts/{drift_id}/adopt", response_model=forms.DriftForm, openapi_extra=_body(AdoptDriftBody))
+    async def adopt_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
+        """Make the ledger say what the exchange shows."""
+        return await decide(caller, "adopt", drift_id, await _read(service, request, AdoptDriftBody))
+
+    @made.post("/drifts/{drift_id}/ignore", response_model=forms.DriftForm, openapi_extra=_body(ReasonBody))
+    async def ignore_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
+        """Let the difference stand as it is, until it changes."""
+        return await decide(caller, "ignore", drift_id, await _read(service, request, ReasonBody))
+
+    @made.post("/drifts/{drift_id}/close", response_model=forms.DriftForm, openapi_extra=_body(ReasonBody))
+    async def close_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
+        """Ask whoever trades to close it at the exchange: an event `remark` with `close_requested`."""
+        return await decide(caller, "close", drift_id, await _read(service, request, ReasonBody))
+
+    return made
+
+
+def _reconciler(service: Service) -> Reconciler:
+    if service.reconciler is None:
+        raise WrongState("this service does not reconcile")
+    return service.reconciler
+
+
+def _portfolios(caller: ApiKey, asked: str | None) -> tuple[str, ...] | None:
+    """The portfolios a listing is about: the one asked for, else all this key may see."""
+    if asked is None:
+        return caller.portfolios
+    allow(caller, asked)
+    return (asked,)
+
+
+async def _read(service: Service, request: Request, model: type[_Read]) -> _Read:
+    """The body, read as strictly as the commands' bodies are."""
+    sent = await read_body(request.scope, request.receive, service.settings)
+    try:
+        return model.model_validate(read_object(sent))
+    except ValidationError as error:
+        raise invalid_request(error) from None
+
+
+def _body(model: type[Body], *, required: bool = True) -> dict[str, Any]:
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}

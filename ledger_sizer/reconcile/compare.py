@@ -1,0 +1,256 @@
+"""The comparison: pure, from the ledger's book and the accounts' snapshots to findings.
+
+It goes over the union of both sides. What is unknown (a part that was not fetched) or was moving meanwhile is not
+judged at all: neither found nor taken for gone.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+
+from ledger_sizer.config import DriftKind
+from ledger_sizer.exchanges.snapshot import Snapshot
+from ledger_sizer.reconcile.book import Book, Place
+from ledger_sizer.reconcile.kinds import QUOTE, Drift, Finding, Market
+from ledger_sizer.units import exactly, plain
+
+ZERO = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Measures:
+    """What the comparison goes by.
+
+    tolerance, delta_tolerance: relative. baselines: base units by `venue/account/asset`.
+    stale_us: a snapshot begun before this time counts as not fetched.
+    """
+
+    tolerance: Decimal
+    delta_tolerance: Decimal
+    quote_assets: frozenset[str]
+    baselines: dict[str, Decimal]
+    stale_us: int = 0
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What was found, and what could be judged. counts: by name, for the record of the run."""
+
+    findings: list[Finding] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    accounts: set[Place] = field(default_factory=set)
+    positions_known: set[Place] = field(default_factory=set)
+    balances_known: set[Place] = field(default_factory=set)
+    touched: set[Market] = field(default_factory=set)
+
+    def judged(self, drift: Drift) -> bool:
+        """Whether this comparison would have found the drift if it were still there."""
+        place, part = (drift.venue, drift.account), drift.part
+        if part == "ledger":
+            return True
+        if part == "account":
+            return place in self.accounts
+        if part in ("positions", "both") and place not in self.positions_known:
+            return False
+        if part in ("balances", "both") and place not in self.balances_known:
+            return False
+        return not any(self._is_about(drift, market) for market in self.touched)
+
+    def _is_about(self, drift: Drift, market: Market) -> bool:
+        if (drift.venue, drift.account) != (market.venue, market.account):
+            return False
+        return market.subject == drift.subject or (drift.kind == "legs_unequal" and market.base == drift.subject)
+
+    def count(self, name: str) -> None:
+        """Count something that is no drift."""
+        self.counts[name] = self.counts.get(name, 0) + 1
+
+
+def compare(book: Book, snapshots: Iterable[Snapshot], measures: Measures) -> Comparison:
+    """Compare. Findings come in the order of the accounts, then of the markets' names."""
+    result = Comparison(touched=set(book.touched))
+    for name in ("unplaced", "without_legs"):
+        if getattr(book, name):
+            result.counts[name] = getattr(book, name)
+    with exactly():
+        for snapshot in snapshots:
+            _Account(book, snapshot, measures, result).compare()
+        for position, bought, sold in book.uneven:
+            if _differs(bought, sold, measures.delta_tolerance):
+                detail = f"{position.position_id} bought {plain(bought)} and sold {plain(sold)}"
+                market = Market("", "", position.position_id, "")
+                result.findings.append(Finding(market, "legs_unequal", bought, sold, detail))
+    return result
+
+
+def _differs(one: Decimal, other: Decimal, tolerance: Decimal) -> bool:
+    return abs(one - other) > tolerance * max(abs(one), abs(other))
+
+
+class _Account:
+    """One account's comparison."""
+
+    def __init__(self, book: Book, snapshot: Snapshot, measures: Measures, result: Comparison) -> None:
+        self._book = book
+        self._snapshot = snapshot
+        self._measures = measures
+        self._result = result
+        self._place: Place = (snapshot.venue, snapshot.account)
+        self._prices = dict(book.prices)
+        self._visible: set[Market] = set()
+        self._shown: dict[Market, Decimal] = {}
+
+    def compare(self) -> None:
+        result, snapshot = self._result, self._snapshot
+        result.accounts.add(self._place)
+        stale = snapshot.begun_us < self._measures.stale_us
+        positions = None if stale else snapshot.positions
+        balances = None if stale else snapshot.balances
+        if positions is None or balances is None:
+            self._unknown(stale, [name for name in ("positions", "balances") if getattr(snapshot, name) is None])
+        if positions is not None:
+            result.positions_known.add(self._place)
+            for found in positions:
+                market = Market(*self._place, found.symbol, found.side)
+                self._shown[market] = self._shown.get(market, ZERO) + found.quantity
+                price = found.entry_price or found.mark_price
+                if price is not None:
+                    self._prices[market.base] = price
+                    self._prices[found.symbol] = price
+            self._markets(self._of(self._shown, swap=True), self._of(self._book.open, swap=True))
+            self._expired()
+        if balances is not None:
+            result.balances_known.add(self._place)
+            assets = self._assets(self._snapshot)
+            self._shown |= assets
+            self._markets(assets, self._of(self._book.open, swap=False))
+        if positions is not None and balances is not None:
+            self._hedges()
+            self._free(sum((b.free for b in balances if b.asset in self._measures.quote_assets), ZERO))
+
+    def _unknown(self, stale: bool, missing: Sequence[str]) -> None:
+        what = "the picture is too old" if stale else f"{' and '.join(missing)} not fetched"
+        detail = "; ".join([what, *self._snapshot.problems])[:500]
+        market = Market(*self._place, "account", "")
+        self._result.findings.append(Finding(market, "fetch_failed", None, None, detail))
+
+    def _of(self, quantities: dict[Market, Decimal], *, swap: bool) -> dict[Market, Decimal]:
+        return {
+            market: quantity
+            for market, quantity in quantities.items()
+            if (market.venue, market.account) == self._place and market.is_swap == swap
+        }
+
+    def _assets(self, snapshot: Snapshot) -> dict[Market, Decimal]:
+        """Spot holdings above their declared baselines."""
+        assert snapshot.balances is not None, "asked for an account whose balances are known"
+        found = {}
+        for balance in snapshot.balances:
+            if balance.asset in self._measures.quote_assets:
+                continue
+            baseline = self._measures.baselines.get("/".join((*self._place, balance.asset)), ZERO)
+            found[Market(*self._place, balance.asset, "long")] = balance.total - baseline
+        return found
+
+    # --- markets ---------------------------------------------------------------------------------
+
+    def _markets(self, shown: dict[Market, Decimal], said: dict[Market, Decimal]) -> None:
+        for market in sorted({*shown, *said}, key=lambda one: (one.subject, one.side)):
+            venue, ledger = shown.get(market, ZERO), said.get(market, ZERO)
+            if market in self._book.touched:
+                self._result.count("moving")
+            elif not _differs(venue, ledger, self._measures.tolerance):
+                self._result.count("agrees" if venue == ledger else "within_tolerance")
+            else:
+                self._market(market, ledger, venue)
+
+    def _market(self, market: Market, ledger: Decimal, venue: Decimal) -> None:
+        same_way = ledger * venue >= 0
+        excess = abs(venue) - abs(ledger) if same_way else abs(venue)
+        price = self._prices.get(market.subject) or self._prices.get(market.base)
+        if excess > 0:
+            self._visible.add(market)
+            excess = self._beyond_holds(market, excess, price)
+            if excess <= self._measures.tolerance * abs(venue):
+                self._result.count("in_flight")
+                return
+        kind, detail = self._kind(market, ledger, venue, excess)
+        finding = Finding(market, kind, ledger, venue, detail, max(excess, ZERO), price)
+        self._result.findings.append(finding)
+
+    def _beyond_holds(self, market: Market, excess: Decimal, price: Decimal | None) -> Decimal:
+        """What no live hold explains: a fill that its caller has not confirmed yet is not unknown."""
+        excess -= self._book.in_flight.get(market, ZERO)
+        for place, symbol, held in self._book.plain_holds:
+            if place in (None, self._place) and symbol in (market.base, market.subject) and excess > 0:
+                excess -= excess if price is None else min(held / price, excess)
+        return excess
+
+    def _kind(self, market: Market, ledger: Decimal, venue: Decimal, excess: Decimal) -> tuple[DriftKind, str]:
+        says = f"{market.subject} {market.side}: ledger {plain(ledger)}, exchange {plain(venue)}"
+        other = Market(market.venue, market.account, market.subject, "short" if market.side == "long" else "long")
+        flipped = ledger * venue < 0
+        if market.is_swap:
+            flipped = (venue == 0 and self._shown.get(other, ZERO) > self._book.open.get(other, ZERO)) or (
+                ledger == 0 and self._book.open.get(other, ZERO) > 0 and self._shown.get(other, ZERO) == 0
+            )
+        if flipped:
+            return "side_flipped", f"{says}, on the other side of what was opened"
+        if excess > 0:
+            late = self._expired_that_fits(market, excess)
+            if late is not None:
+                return "late_fill", f"{says}; the hold {late} expired and may have been filled"
+        if ledger == 0:
+            return "unknown_position", says
+        return ("missing_position", says) if venue == 0 else ("quantity_differs", says)
+
+    def _expired_that_fits(self, market: Market, excess: Decimal) -> str | None:
+        slack = 1 + self._measures.tolerance
+        for position, place, legs in self._book.expired:
+            # A hold without markets may have become any quantity of its symbol: its row keeps no budget once expired.
+            plain_fits = not legs and place in (None, self._place) and position.tags.get("symbol") == market.base
+            if plain_fits or excess <= legs.get(market, ZERO) * slack:
+                return position.position_id
+        return None
+
+    # --- the rest --------------------------------------------------------------------------------
+
+    def _expired(self) -> None:
+        """Holds that ran out and have nothing to show: their callers may be dead."""
+        late = [finding.detail for finding in self._result.findings if finding.kind == "late_fill"]
+        for position, place, _ in self._book.expired:
+            if place != self._place or any(position.position_id in detail for detail in late):
+                continue
+            market = Market(*self._place, position.position_id, "")
+            detail = f"{position.position_id} expired without a fill; its caller may have stopped"
+            self._result.findings.append(Finding(market, "expired_hold", None, None, detail))
+
+    def _hedges(self) -> None:
+        """Where the ledger holds both sides of an asset here, the exchange must hold them in the same proportion."""
+        said = {**self._of(self._book.open, swap=True), **self._of(self._book.open, swap=False)}
+        moving = {market.base for market in self._book.touched} | {market.base for market in self._book.in_flight}
+        for base in sorted({market.base for market in said} - moving):
+            legs = [(market, quantity) for market, quantity in said.items() if market.base == base]
+            bought = sum((q for m, q in legs if m.side == "long"), ZERO)
+            sold = sum((q for m, q in legs if m.side == "short"), ZERO)
+            if not bought or not sold:
+                continue
+            shown = [(market, quantity) for market, quantity in self._shown.items() if market.base == base]
+            has = sum((q for m, q in shown if m.side == "long"), ZERO)
+            owes = sum((q for m, q in shown if m.side == "short"), ZERO)
+            if abs((has - owes) - (bought - sold)) > self._measures.delta_tolerance * max(bought, sold):
+                detail = f"{base}: the exchange holds {plain(has)} long and {plain(owes)} short"
+                self._result.findings.append(Finding(Market(*self._place, base, ""), "legs_unequal", has, owes, detail))
+
+    def _free(self, free: Decimal) -> None:
+        """Free quote balance against the holds whose orders are not yet to be seen."""
+        waiting = [
+            held
+            for place, markets, held in self._book.holds
+            if place == self._place and not self._visible.intersection(markets)
+        ]
+        needed = sum(waiting, ZERO)
+        if needed > free and _differs(needed, free, self._measures.tolerance):
+            detail = f"{plain(free)} is free, {plain(needed)} USD is held for orders to come"
+            market = Market(*self._place, QUOTE, "")
+            self._result.findings.append(Finding(market, "balance_below_holds", needed, free, detail))

@@ -1,0 +1,268 @@
+"""The life of drifts and the record of runs. What a run writes is one transaction, fenced by the run's lease."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy.exc import DBAPIError
+
+from ledger_sizer.config import ReconcileSettings
+from ledger_sizer.database import reading
+from ledger_sizer.domain import Page
+from ledger_sizer.errors import InvalidRequest, NotFound, Unavailable
+from ledger_sizer.leases import Lease
+from ledger_sizer.reconcile.compare import Comparison
+from ledger_sizer.reconcile.kinds import KINDS, STATES, Drift, Finding, Run
+from ledger_sizer.tables import DriftRow, ReconciliationRow
+from ledger_sizer.units import exactly, plain
+
+RECONCILIATION = "reconciliation"
+"""The actor of what no person decided."""
+
+_TABLE = DriftRow.__table__
+_NAMES = tuple(one.name for one in fields(Drift))
+_EXACT = ("ledger_quantity", "venue_quantity", "excess", "price")
+
+
+class LeaseLost(Unavailable):
+    """The run took so long that another may have begun: it must not write."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a run made of the drifts. live: those that still stand, with `acknowledged` ones."""
+
+    run_id: int
+    live: list[Drift] = field(default_factory=list)
+    confirmed: list[Drift] = field(default_factory=list)
+    resolved: list[Drift] = field(default_factory=list)
+
+
+def drift_of(row: Any) -> Drift:
+    """A drift from its row."""
+    values = dict(row._mapping)
+    for name in _EXACT:
+        values[name] = None if values[name] is None else Decimal(values[name])
+    values["excess"] = values["excess"] or Decimal(0)
+    return Drift(**values)
+
+
+def run_of(row: Any) -> Run:
+    """A run from its row."""
+    values = dict(row._mapping)
+    return Run(**{**values, "fetched": tuple(json.loads(values["fetched"])), "found": json.loads(values["found"])})
+
+
+def record(engine: Engine, lease: Lease, run: Run, comparison: Comparison, settings: ReconcileSettings) -> Changes:
+    """Write a run and what it made of the drifts. Raises `LeaseLost` when its lease has passed to another."""
+    try:
+        with engine.begin() as connection:
+            if not lease.holds(connection):
+                raise LeaseLost(f"the lease of this run is over (epoch {lease.epoch}); nothing of it was written")
+            return _record(connection, run, comparison, settings)
+    except DBAPIError as error:
+        raise Unavailable(f"cannot record the run: {str(error.orig).strip()}") from None
+
+
+def _record(connection: Connection, run: Run, comparison: Comparison, settings: ReconcileSettings) -> Changes:
+    values = {
+        "portfolio": run.portfolio, "trigger": run.trigger, "outcome": run.outcome, "started_us": run.started_us,
+        "finished_us": run.finished_us, "epoch": run.epoch, "fetched": json.dumps(run.fetched),
+        "found": json.dumps(run.found),
+    }  # fmt: skip
+    run_id: int = connection.execute(
+        insert(ReconciliationRow).values(**values).returning(ReconciliationRow.id)
+    ).scalar_one()
+    writer = _Writer(connection, run, run_id, settings)
+    query = select(_TABLE).where(DriftRow.portfolio == run.portfolio, DriftRow.state != "resolved")
+    known = {drift.key: drift for drift in map(drift_of, connection.execute(query))}
+    for finding in comparison.findings:
+        drift = known.pop(finding.key, None)
+        if drift is not None and drift.state == "acknowledged" and not _as_acknowledged(drift, finding, settings):
+            writer.resolve(drift, "it changed after it was acknowledged")
+            drift = None
+        writer.seen(drift, finding)
+    for drift in known.values():
+        if comparison.judged(drift):
+            writer.resolve(drift, "not there any more")
+        else:
+            writer.changes.live.append(drift)
+    return writer.changes
+
+
+def _as_acknowledged(drift: Drift, finding: Finding, settings: ReconcileSettings) -> bool:
+    """Whether a drift is still the one that somebody said may stay."""
+    with exactly():
+        was = (drift.venue_quantity or Decimal(0)) - (drift.ledger_quantity or Decimal(0))
+        now = (finding.venue_quantity or Decimal(0)) - (finding.ledger_quantity or Decimal(0))
+        return abs(was - now) <= settings.tolerance * max(abs(was), abs(now))
+
+
+class _Writer:
+    """Writes the drifts of one run."""
+
+    def __init__(self, connection: Connection, run: Run, run_id: int, settings: ReconcileSettings) -> None:
+        self._connection = connection
+        self._run = run
+        self._run_id = run_id
+        self._settings = settings
+        self.changes = Changes(run_id)
+
+    def seen(self, drift: Drift | None, finding: Finding) -> None:
+        """Record a sighting: of a new drift, or once more of a known one."""
+        now_us = self._run.finished_us
+        figures = {
+            "ledger_quantity": finding.ledger_quantity, "venue_quantity": finding.venue_quantity,
+            "excess": finding.excess, "price": finding.price,
+        }  # fmt: skip
+        values: dict[str, Any] = {name: None if one is None else plain(one) for name, one in figures.items()}
+        values |= {"detail": finding.detail, "last_run": self._run_id, "updated_us": now_us}
+        if drift is not None and drift.state == "acknowledged":
+            self.changes.live.append(self._update(drift, {"last_run": self._run_id}))
+            return
+        policy = self._settings.policy(finding.kind)
+        sightings = 1 if drift is None else drift.sightings + 1
+        confirmed = sightings >= self._settings.confirmations
+        values |= {"sightings": sightings, "state": "confirmed" if confirmed else "open", "policy": policy}
+        if drift is None:
+            market = finding.market
+            values |= {
+                "portfolio": self._run.portfolio, "venue": market.venue, "account": market.account,
+                "subject": market.subject, "side": market.side, "kind": finding.kind, "revision": 0,
+                "first_run": self._run_id, "opened_us": now_us,
+            }  # fmt: skip
+        if confirmed and stops_grants(policy, finding):
+            scope = f"venue={finding.market.venue}" if self._settings.freeze_scope == "venue" else "portfolio"
+            values["frozen_scope"] = "portfolio" if not finding.market.venue else scope
+        written = self._insert(values) if drift is None else self._update(drift, values)
+        self.changes.live.append(written)
+        if confirmed and (drift is None or drift.state == "open"):
+            self.changes.confirmed.append(written)
+
+    def resolve(self, drift: Drift, why: str) -> None:
+        """End a drift."""
+        now_us = self._run.finished_us
+        values = {"state": "resolved", "ended_us": now_us, "updated_us": now_us, "actor": RECONCILIATION, "reason": why}
+        self.changes.resolved.append(self._update(drift, values))
+
+    def _insert(self, values: dict[str, Any]) -> Drift:
+        return drift_of(self._connection.execute(insert(DriftRow).values(**values).returning(*_TABLE.columns)).one())
+
+    def _update(self, drift: Drift, values: dict[str, Any]) -> Drift:
+        changing = update(DriftRow).where(DriftRow.id == drift.id).values(**values).returning(*_TABLE.columns)
+        return drift_of(self._connection.execute(changing).one())
+
+
+def stops_grants(policy: str, finding: Finding) -> bool:
+    """Whether a confirmed drift freezes: where its policy says so, and where its excess cannot be counted."""
+    uncounted = finding.excess > 0 and finding.price is None and policy != "record"
+    return policy == "freeze" or uncounted
+
+
+# --- after the run, and for people -----------------------------------------------------------------
+
+
+def set_fields(
+    engine: Engine, drift_id: int, *states: str, revision_before: int | None = None, **values: Any
+) -> Drift | None:
+    """Change a drift that is in one of `states`, and at that revision if one is given; None if it is not any more."""
+    changing = update(DriftRow).where(DriftRow.id == drift_id, DriftRow.state.in_(states)).values(**values)
+    if revision_before is not None:
+        changing = changing.where(DriftRow.revision == revision_before)
+    try:
+        with engine.begin() as connection:
+            row = connection.execute(changing.returning(*_TABLE.columns)).one_or_none()
+    except DBAPIError as error:
+        raise Unavailable(f"cannot write drift {drift_id}: {str(error.orig).strip()}") from None
+    return None if row is None else drift_of(row)
+
+
+def live(engine: Engine, portfolio: str) -> list[Drift]:
+    """The drifts of a portfolio that are not resolved, oldest first."""
+    query = select(_TABLE).where(DriftRow.portfolio == portfolio, DriftRow.state != "resolved").order_by(DriftRow.id)
+    with reading(engine) as connection:
+        return [drift_of(row) for row in connection.execute(query)]
+
+
+def to_thaw(engine: Engine, portfolio: str) -> list[Drift]:
+    """Drifts that are over, or acknowledged, and whose freeze no other drift needs."""
+    frozen = select(_TABLE).where(DriftRow.portfolio == portfolio, DriftRow.frozen_scope.is_not(None))
+    with reading(engine) as connection:
+        found = [drift_of(row) for row in connection.execute(frozen)]
+    needed = {drift.frozen_scope for drift in found if drift.live}
+    return [drift for drift in found if not drift.live and drift.frozen_scope not in needed]
+
+
+def get(engine: Engine, drift_id: object) -> Drift:
+    """One drift. Raises `NotFound`."""
+    if isinstance(drift_id, bool) or not isinstance(drift_id, int) or not 1 <= drift_id < 2**63:
+        raise InvalidRequest(f"a drift has a number from 1, got {drift_id!r}", field="drift_id")
+    with reading(engine) as connection:
+        row = connection.execute(select(_TABLE).where(DriftRow.id == drift_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"no drift {drift_id}; list them with: ledger-sizer drifts list")
+    return drift_of(row)
+
+
+def listed(
+    engine: Engine,
+    *,
+    portfolios: Sequence[str] | None = None,
+    state: str | None = None,
+    kind: str | None = None,
+    cursor: str | None = None,
+    limit: int = 100,
+) -> Page[Drift]:
+    """Drifts, newest first. state: one of `STATES`, or `live` (open and confirmed). cursor: of the page before."""
+    query = select(_TABLE).order_by(DriftRow.id.desc())
+    if state is not None:
+        query = query.where(DriftRow.state.in_(_states(state)))
+    if kind is not None:
+        if kind not in KINDS:
+            raise InvalidRequest(f"kind must be one of {', '.join(KINDS)}, got {kind!r}", field="kind")
+        query = query.where(DriftRow.kind == kind)
+    return _page(engine, query, DriftRow, drift_of, portfolios, cursor, limit)
+
+
+def runs(
+    engine: Engine, *, portfolios: Sequence[str] | None = None, cursor: str | None = None, limit: int = 100
+) -> Page[Run]:
+    """Runs, newest first."""
+    query = select(ReconciliationRow.__table__).order_by(ReconciliationRow.id.desc())
+    return _page(engine, query, ReconciliationRow, run_of, portfolios, cursor, limit)
+
+
+def counts(engine: Engine) -> list[tuple[str, str, str, int]]:
+    """(portfolio, kind, state, how many) of the drifts that are not resolved."""
+    group = (DriftRow.portfolio, DriftRow.kind, DriftRow.state)
+    query = select(*group, func.count()).where(DriftRow.state != "resolved").group_by(*group).order_by(*group)
+    with reading(engine) as connection:
+        return [(portfolio, kind, state, many) for portfolio, kind, state, many in connection.execute(query)]
+
+
+def _states(state: str) -> Iterable[str]:
+    if state == "live":
+        return ("open", "confirmed")
+    if state not in STATES:
+        raise InvalidRequest(f"state must be one of {', '.join(STATES)} or live, got {state!r}", field="state")
+    return (state,)
+
+
+def _page(
+    engine: Engine, query: Any, row: Any, make: Any, portfolios: Sequence[str] | None, cursor: str | None, limit: int
+) -> Page[Any]:
+    if not 1 <= limit <= 1000:
+        raise InvalidRequest(f"limit must be 1 to 1000, got {limit!r}", field="limit")
+    if portfolios is not None:
+        query = query.where(row.portfolio.in_(portfolios))
+    if cursor is not None:
+        if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 18):
+            raise InvalidRequest(f"cursor must come from the page before, got {cursor!r}", field="cursor")
+        query = query.where(row.id < int(cursor))
+    with reading(engine) as connection:
+        found = [make(one) for one in connection.execute(query.limit(limit + 1))]
+    items = tuple(found[:limit])
+    return Page(items, str(items[-1].id) if len(found) > limit else None)

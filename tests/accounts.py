@@ -1,0 +1,82 @@
+"""Accounts whose snapshots a test writes by hand, and reconcilers over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Engine
+
+from ledger_sizer import AppSettings, Ledger, ReconcileSettings
+from ledger_sizer.database import make_engine
+from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
+from ledger_sizer.reconcile.run import Reconciler, Report
+from tests.clocks import FakeClock
+
+D = Decimal
+PERP = "BTC/USDT:USDT"
+
+
+class WrittenAccount:
+    """An account that shows what it is told to."""
+
+    def __init__(self, venue: str = "bybit", account: str = "main", portfolio: str = "main") -> None:
+        self.venue, self.account, self.portfolio = venue, account, portfolio
+        self.positions: tuple[VenuePosition, ...] | None = ()
+        self.balances: tuple[VenueBalance, ...] | None = (balance("USDT", "100000"),)
+        self.on_fetch: Callable[[], object] = lambda: None
+        self.age_us = 0
+
+    def snapshot(self, now_us: Callable[[], int]) -> Snapshot:
+        begun_us = now_us() - self.age_us
+        self.on_fetch()
+        problems = tuple(f"{name}: no answer" for name in ("positions", "balances") if getattr(self, name) is None)
+        return Snapshot(self.venue, self.account, begun_us, begun_us, self.positions, self.balances, problems)
+
+    def shows(self, *positions: VenuePosition, **assets: str) -> None:
+        """Positions, and balances besides enough USDT, as `BTC="0.5"`."""
+        self.positions = positions
+        self.balances = tuple(balance(asset, units) for asset, units in {"USDT": "100000", **assets}.items())
+
+
+def balance(asset: str, free: str, used: str = "0") -> VenueBalance:
+    return VenueBalance(asset, D(free), D(used), D(free) + D(used))
+
+
+def short(quantity: str, symbol: str = PERP, price: str | None = "50000") -> VenuePosition:
+    return VenuePosition(symbol, "short", D(quantity), None if price is None else D(price))
+
+
+def long(quantity: str, symbol: str = PERP, price: str | None = "50000") -> VenuePosition:
+    return VenuePosition(symbol, "long", D(quantity), None if price is None else D(price))
+
+
+class Desk:
+    """A ledger, one account and a reconciler on the test's clock. A minute passes before every run."""
+
+    def __init__(self, url: str, clock: FakeClock, accounts: Iterable[Any] = (), **reconcile: Any) -> None:
+        self.clock = clock
+        self.settings = AppSettings(reconcile=ReconcileSettings(**reconcile))
+        self.ledger = Ledger.open(url, settings=self.settings, clock=clock)
+        self.engine: Engine = make_engine(url)
+        self.accounts = list(accounts) or [WrittenAccount()]
+        self.told: list[Report] = []
+        self.reconciler = Reconciler(
+            self.ledger, self.engine, self.accounts, self.settings, clock=clock, observe=[self.told.append]
+        )
+
+    @property
+    def account(self) -> Any:
+        return self.accounts[0]
+
+    def run(self, times: int = 1, seconds: int = 60) -> Report:
+        """Run so many times; the last report."""
+        for _ in range(times):
+            self.clock.advance(seconds)
+            (report,) = self.reconciler.run()
+        return report
+
+    def close(self) -> None:
+        self.ledger.close()
+        self.engine.dispose()

@@ -1,0 +1,102 @@
+"""The whole path of one drift: seen, counted at once, confirmed, frozen, gone, thawed; all of it in the chain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+
+import pytest
+
+from ledger_sizer import Leg
+from tests.accounts import PERP, Desk, short
+from tests.clocks import FakeClock
+from tests.desk import TAGS, assert_verified, figures, reserve_btc
+
+D = Decimal
+
+
+@pytest.fixture
+def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
+    """One hedged position of 0.02 BTC, and an account that shows it."""
+    desk = Desk(database_url, clock)
+    reserve_btc(desk.ledger, "r", ttl_seconds=30)
+    desk.ledger.confirm(key="c", position_id="main-1", quantity=D("0.02"), price=D(50000))
+    desk.account.shows(short("0.02"), BTC="0.02")
+    yield desk
+    desk.close()
+
+
+def test_reconcile_when_both_sides_agree_then_the_run_is_good_and_grants_are_trusted_for_a_while(desk: Desk) -> None:
+    report = desk.run()
+    assert (report.run.outcome, report.findings, report.live) == ("good", (), ())
+    assert report.run.found == {"agrees": 2}
+    assert desk.ledger.reserve(key="1", tags=TAGS).granted
+    desk.clock.advance(299)
+    assert desk.ledger.reserve(key="2", tags=TAGS).granted
+    desk.clock.advance(1)
+    assert desk.ledger.reserve(key="3", tags=TAGS).reason == "unreconciled"
+    desk.account.shows(short("0.02"), BTC="0.02")
+    desk.run()
+    assert desk.ledger.reserve(key="4", tags=TAGS).granted
+    assert_verified(desk.ledger)
+
+
+def test_reconcile_when_the_exchange_shows_more_then_it_counts_at_once_and_freezes_when_confirmed(desk: Desk) -> None:
+    desk.account.shows(short("0.02"), short("1", "ETH/USDT:USDT", "2000"), BTC="0.02")
+    first = desk.run()
+    (drift,) = first.live
+    assert (drift.kind, drift.state, drift.excess, drift.subject) == ("unknown_position", "open", 1, "ETH/USDT:USDT")
+    assert figures(desk.ledger) == (0, D(3000))
+    assert figures(desk.ledger, "external=exchange") == (0, D(2000))
+    assert desk.ledger.reserve(key="1", tags=TAGS).granted
+
+    (drift,) = desk.run().live
+    assert (drift.state, drift.sightings) == ("confirmed", 2)
+    assert desk.ledger.reserve(key="2", tags=TAGS).reason == "unreconciled"
+    assert figures(desk.ledger, "external=exchange") == (0, D(2000)), "counted once"
+
+    desk.account.shows(short("0.02"), short("1.5", "ETH/USDT:USDT", "2000"), BTC="0.02")
+    desk.run()
+    assert figures(desk.ledger, "external=exchange") == (0, D(3000)), "and as what it is now"
+
+    desk.account.shows(short("0.02"), BTC="0.02")
+    report = desk.run()
+    (gone,) = report.resolved
+    assert (gone.id, gone.state, gone.actor, gone.reason) == (
+        drift.id,
+        "resolved",
+        "reconciliation",
+        "not there any more",
+    )
+    assert figures(desk.ledger, "external=exchange") == (0, 0)
+    assert desk.ledger.reserve(key="3", tags=TAGS).granted
+    said = [
+        (one.command, one.binding)
+        for one in desk.ledger.history(ascending=True)
+        if one.command in ("freeze", "thaw", "remark")
+    ]
+    assert said == [("freeze", "portfolio"), ("remark", "drift-1"), ("thaw", "portfolio"), ("remark", "drift-1")]
+    assert_verified(desk.ledger)
+
+
+def test_reconcile_when_a_command_lands_while_it_fetches_then_its_market_is_not_judged(desk: Desk) -> None:
+    reserve_btc(desk.ledger, "r2", ttl_seconds=500)
+
+    def fill() -> None:
+        desk.ledger.confirm(key="c2", position_id="main-3", quantity=D("0.01"), price=D(50000))
+
+    desk.account.on_fetch = fill  # the snapshot is of the moment before
+    report = desk.run()
+    assert report.findings == ()
+    assert report.run.found == {"moving": 2}
+    desk.account.on_fetch = lambda: None
+    assert [one.kind for one in desk.run().findings] == ["quantity_differs", "quantity_differs"]
+
+
+def test_reconcile_when_a_position_is_at_two_venues_then_each_account_answers_for_its_leg(desk: Desk) -> None:
+    legs = [Leg("okx", "BTC/USDT", "spot", "buy", D(1), D(10)), Leg("bybit", PERP, "swap", "sell", D(1), D(10))]
+    desk.ledger.adopt(key="a", quantity=D(1), price=D(10), legs=legs)
+    desk.account.shows(short("1.02"), BTC="0.02")
+    report = desk.run()
+    assert report.findings == ()
+    assert report.run.found == {"agrees": 2, "unplaced": 1}
