@@ -69,6 +69,42 @@ class ExposureLine:
 
 
 @dataclass(frozen=True, slots=True)
+class DriftLine:
+    """One difference between the ledger and the exchange that is not resolved.
+
+    kind, state: as the reconciliation calls them. where: venue, account, market and side. ledger_quantity,
+    venue_quantity: base units (USD for a balance). excess: what the exchange shows beyond the ledger, base units.
+    frozen_scope: the scope it froze. requested: what those who trade were asked to do about it.
+    """
+
+    id: int
+    kind: str
+    state: str
+    where: str
+    ledger_quantity: Decimal | None
+    venue_quantity: Decimal | None
+    excess: Decimal
+    detail: str
+    opened_at: datetime
+    frozen_scope: str | None
+    requested: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """How a portfolio stands to its exchange.
+
+    run_at, outcome: of the last run (`good`, `partial` or `failed`), None where there never was one. drifts: the
+    confirmed ones first, up to a number; drift_count: all that are not resolved.
+    """
+
+    run_at: datetime | None = None
+    outcome: str | None = None
+    drifts: tuple[DriftLine, ...] = ()
+    drift_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Detail:
     """One portfolio in full.
 
@@ -87,6 +123,7 @@ class Detail:
     open_count: int
     decisions: Page[Decision]
     line: ExposureLine
+    reconciliation: Reconciliation
 
     @property
     def whole(self) -> ScopeExposure:

@@ -1,6 +1,7 @@
 """Reads an `Overview`: all of it in one transaction, and each part in a time that the ledger's age does not change."""
 
 from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection, Engine, case, func, select, text, tuple_
@@ -13,16 +14,18 @@ from ledger_sizer.overview import (
     HOURS_MAX,
     ROWS_MAX,
     Detail,
+    DriftLine,
     ExposureLine,
     ExposurePoint,
     Look,
     Overview,
     PortfolioLine,
+    Reconciliation,
 )
 from ledger_sizer.queries import scope_exposure
 from ledger_sizer.records import Decision
 from ledger_sizer.store import position_of, record_of, scope_of
-from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.tables import DecisionRow, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 from ledger_sizer.tags import PORTFOLIO_SCOPE
 from ledger_sizer.units import usd
 
@@ -30,6 +33,7 @@ POINTS_MAX = 240
 """Points of the line of exposure."""
 
 _SCOPES_MAX = 60
+_DRIFTS_MAX = 20
 _POSITIONS = PositionRow.__table__
 _DECISIONS = DecisionRow.__table__
 
@@ -101,6 +105,7 @@ def _detail(connection: Connection, found: Any, look: Look, now_us: int) -> Deta
         open_count=connection.execute(count.where(_OPEN)).scalar_one(),
         decisions=_decisions(connection, found, look),
         line=_line(connection, found, now_us - look.hours * 3_600_000_000),
+        reconciliation=_reconciliation(connection, found.name),
     )
 
 
@@ -182,6 +187,38 @@ def _last_before(connection: Connection, found: Any, moment_us: int) -> int:
         else:
             high = middle - 1
     return low
+
+
+def _reconciliation(connection: Connection, portfolio: str) -> Reconciliation:
+    """The last run, and the drifts that are not resolved, the confirmed ones first."""
+    runs = select(ReconciliationRow.finished_us, ReconciliationRow.outcome)
+    newest = runs.where(ReconciliationRow.portfolio == portfolio).order_by(ReconciliationRow.id.desc()).limit(1)
+    run = connection.execute(newest).one_or_none()
+    standing = (DriftRow.portfolio == portfolio, DriftRow.state != "resolved")
+    rank = case((DriftRow.state == "confirmed", 0), (DriftRow.state == "open", 1), else_=2)
+    query = select(DriftRow.__table__).where(*standing).order_by(rank, DriftRow.id.desc()).limit(_DRIFTS_MAX)
+    drifts = tuple(_drift(row) for row in connection.execute(query))
+    count = len(drifts)
+    if count == _DRIFTS_MAX:
+        count = connection.execute(select(func.count()).select_from(DriftRow).where(*standing)).scalar_one()
+    return Reconciliation(None if run is None else from_us(run[0]), None if run is None else run[1], drifts, count)
+
+
+def _drift(row: Any) -> DriftLine:
+    account = f"{row.venue}/{row.account}" if row.account else row.venue
+    return DriftLine(
+        id=row.id,
+        kind=row.kind,
+        state=row.state,
+        where=" ".join(part for part in (account, row.subject, row.side) if part),
+        ledger_quantity=None if row.ledger_quantity is None else Decimal(row.ledger_quantity),
+        venue_quantity=None if row.venue_quantity is None else Decimal(row.venue_quantity),
+        excess=Decimal(row.excess or 0),
+        detail=row.detail,
+        opened_at=from_us(row.opened_us),
+        frozen_scope=row.frozen_scope,
+        requested=row.requested,
+    )
 
 
 def _numbers(cursor: str, parts: int, name: str) -> tuple[int, ...]:

@@ -26,6 +26,8 @@ PAGES = {
     ("POST", "/logout"),
     ("GET", "/steer/{portfolio}"),
     ("POST", "/steer/{portfolio}"),
+    ("GET", "/drifts/{drift_id}/{action}"),
+    ("POST", "/drifts/{drift_id}/{action}"),
     ("GET", "/assets/{name}"),
 }
 """The dashboard's own; test_dashboard has them."""

@@ -161,6 +161,31 @@ class ExposureLineForm(_Form):
     points: list[ExposurePointForm]
 
 
+class DriftLineForm(_Form):
+    """One difference between the ledger and the exchange that is not resolved. `GET /v1/drifts` has all of it."""
+
+    id: int
+    kind: str
+    state: Literal["open", "confirmed", "acknowledged"]
+    where: str
+    ledger_quantity: DecimalOut | None
+    venue_quantity: DecimalOut | None
+    excess: DecimalOut
+    detail: str
+    opened_at: TimeOut
+    frozen_scope: str | None
+    requested: str | None
+
+
+class ReconciliationForm(_Form):
+    """The last run and the drifts that are not resolved; without any run `run_at` and `outcome` are null."""
+
+    run_at: TimeOut | None
+    outcome: Literal["good", "partial", "failed"] | None
+    drift_count: int
+    drifts: list[DriftLineForm]
+
+
 class DetailForm(_Form):
     """One portfolio in full."""
 
@@ -172,6 +197,7 @@ class DetailForm(_Form):
     open: CountedPositions = Field(description="Open positions, newest first.")
     decisions: DecisionPage
     line: ExposureLineForm
+    reconciliation: ReconciliationForm
 
 
 class OverviewForm(_Form):

@@ -4,8 +4,8 @@ Every page is whole without a script. A form is confirmed on a page of its own, 
 that page, and ends in a redirect, so that neither a double click nor a reload acts twice.
 """
 
-import secrets
 from collections.abc import Awaitable, Callable
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from pydantic import ValidationError
@@ -22,11 +22,14 @@ from ledger_sizer.api.service import Service
 from ledger_sizer.api.sessions import end_session, form_key, require_own_form, session_of, set_session
 from ledger_sizer.command_base import portfolio_name
 from ledger_sizer.commands import Halt, Resume
-from ledger_sizer.dashboard import pages
+from ledger_sizer.dashboard import pages, questions
 from ledger_sizer.dashboard.files import BY_DIGEST_NAME
-from ledger_sizer.dashboard.pages import Question, Visitor
-from ledger_sizer.errors import InvalidRequest, LedgerError, NotFound, Unavailable
+from ledger_sizer.dashboard.pages import Visitor
+from ledger_sizer.errors import InvalidRequest, LedgerError, NotFound, Unavailable, WrongState
 from ledger_sizer.keys import ApiKey
+from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile.kinds import Drift
+from ledger_sizer.reconcile.operator import ACTIONS
 from ledger_sizer.tags import PORTFOLIO_SCOPE, scope_name
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.wire.problems import Unauthenticated, problem_of
@@ -63,6 +66,8 @@ def routes(service: Service) -> list[Route]:
         _route("/logout", desk.sign_out, "POST"),
         _route("/steer/{portfolio}", desk.ask_to_steer, "GET"),
         _route("/steer/{portfolio}", desk.steer, "POST"),
+        _route("/drifts/{drift_id}/{action}", desk.ask_about_drift, "GET"),
+        _route("/drifts/{drift_id}/{action}", desk.decide_drift, "POST"),
         _route("/assets/{name}", _asset, "GET"),
     ]
 
@@ -144,9 +149,9 @@ class _Desk:
         scope = scope_name(request.query_params.get("scope", PORTFOLIO_SCOPE))
         exposure = await run_in_threadpool(self._service.ledger.exposure, portfolio)
         if request.query_params.get("action") == "resume":
-            question = _ask_resume(portfolio, scope, exposure.scope(scope).status)
+            question = questions.ask_resume(portfolio, scope, exposure.scope(scope).status)
         else:
-            question = _ask_halt(portfolio, scope)
+            question = questions.ask_halt(portfolio, scope)
         return self._page(request, pages.question_page(question, _visitor(request, caller)))
 
     async def steer(self, request: Request) -> Response:
@@ -168,6 +173,37 @@ class _Desk:
         mode: Any = fields.get("mode", "halted")
         await self._service.ledger.run_async(Resume(**common) if action == "resume" else Halt(mode=mode, **common))
         return _to(f"/?portfolio={portfolio}")
+
+    async def ask_about_drift(self, request: Request) -> Response:
+        """Adopt, ignore, close? The page that asks."""
+        caller = await self._service.access.require(request.scope, "admin")
+        drift, action = await self._drift(request, caller)
+        return self._page(
+            request, pages.question_page(questions.ask_about_drift(drift, action), _visitor(request, caller))
+        )
+
+    async def decide_drift(self, request: Request) -> Response:
+        """Decide about a drift."""
+        fields = await read_form(request.scope, request.receive, self._service.settings)
+        token = form_key(request.scope, fields)
+        caller = await self._service.access.require_key(request.scope, "admin", token)
+        drift, action = await self._drift(request, caller)
+        if self._service.reconciler is None:
+            raise WrongState("this service does not reconcile")
+        operator = self._service.reconciler.operator
+        price = _price(fields.get("price"))
+        reason = fields.get("note", "").strip()
+        await run_in_threadpool(operator.act, action, drift.id, actor=caller.name, reason=reason, price=price)
+        return _to(f"/?portfolio={drift.portfolio}")
+
+    async def _drift(self, request: Request, caller: ApiKey) -> tuple[Drift, str]:
+        """The drift and the action a path names."""
+        number, action = request.path_params["drift_id"], request.path_params["action"]
+        if action not in ACTIONS or not (number.isascii() and number.isdigit() and len(number) <= 18):
+            raise NotFound(f"there is no {request.url.path!r:.100}; see the dashboard")
+        drift = await run_in_threadpool(drifts.get, self._service.reads, int(number))
+        allow(caller, drift.portfolio)
+        return drift, action
 
     def _page(self, request: Request, html: str) -> Response:
         response = HTMLResponse(html, headers=_HEADERS)
@@ -197,42 +233,13 @@ def _visitor(request: Request, caller: ApiKey) -> Visitor:
     return Visitor(caller.name, caller.role, bool(caller.key_id), session_of(request.scope).form_token)
 
 
-def _ask_halt(portfolio: str, scope: str) -> Question:
-    return Question(
-        heading=f"Halt {_named(portfolio, scope)}?",
-        words="No new reservation is granted there until it is resumed. Fills, releases and closes always pass.",
-        post_to=f"/steer/{portfolio}",
-        fields={"action": "halt", "scope": scope, "key": _key()},
-        choices_name="mode",
-        choices=(
-            ("halted", "Halt: holds cannot be extended either"),
-            ("reducing", "Reduce only: holds may be extended and filled, nothing new opens"),
-        ),
-        button="Halt",
-        grave=True,
-        back=f"/?portfolio={portfolio}",
-    )
-
-
-def _ask_resume(portfolio: str, scope: str, status: str) -> Question:
-    return Question(
-        heading=f"Resume {_named(portfolio, scope)}?",
-        words=f"It is {status} now. From then on reservations are granted again, up to the cap.",
-        post_to=f"/steer/{portfolio}",
-        fields={"action": "resume", "scope": scope, "key": _key()},
-        button="Resume",
-        grave=False,
-        back=f"/?portfolio={portfolio}",
-    )
-
-
-def _named(portfolio: str, scope: str) -> str:
-    return portfolio if scope == PORTFOLIO_SCOPE else f"{scope} of {portfolio}"
-
-
-def _key() -> str:
-    """An idempotency key that stands in the page: sending it twice acts once."""
-    return f"dashboard-{secrets.token_hex(12)}"
+def _price(text: str | None) -> Decimal | None:
+    if text is None or not text.strip():
+        return None
+    try:
+        return Decimal(text.strip())
+    except InvalidOperation:
+        raise InvalidRequest(f"price must be a number such as 50000, got {text!r:.40}", field="price") from None
 
 
 def _signed(note: str, caller: ApiKey) -> str:

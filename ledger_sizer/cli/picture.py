@@ -25,9 +25,18 @@ _STYLES = {
     "reducing": "bold yellow",
     "unreconciled": "bold red",
     "active": "dim",
+    "good": "green",
+    "partial": "yellow",
+    "failed": "bold red",
+    "open": "yellow",
+    "confirmed": "bold red",
+    "acknowledged": "dim",
 }
 _SCOPES_SHARE = 3
 """One row in so many of the terminal goes to scopes; reservations, positions and decisions share the rest."""
+
+
+_DRIFTS_MAX = 5
 
 
 def rendered(
@@ -49,6 +58,7 @@ def rendered(
     return Group(
         title, blank, _sum(detail, overview.read_at), _line(detail, overview.read_at, min(width, 160) - 12), blank,
         _scopes(overview, detail, scopes), blank,
+        _reconciliation(detail), blank,
         _holds(detail, overview.read_at, rows), blank,
         _positions(detail, overview.read_at, rows), blank,
         _decisions(detail, rows),
@@ -61,8 +71,9 @@ def _shares(overview: "Overview", detail: "Detail", height: int | None) -> tuple
     if height is None:
         return scopes, 1000
     scopes = max(min(scopes, height // _SCOPES_SHARE), 1)
-    # Titles, blank lines and table heads.
-    return scopes, max((height - scopes - 13) // 3, 1)
+    # Titles, blank lines, table heads, and the lines of the reconciliation.
+    rest = height - scopes - 15 - min(len(detail.reconciliation.drifts), _DRIFTS_MAX)
+    return scopes, max(rest // 3, 1)
 
 
 def _sum(detail: "Detail", now: datetime) -> "Text":
@@ -135,6 +146,26 @@ def _bar(scope: "ScopeExposure") -> "Text":
     colour = "red" if scope.overage else "blue"
     free = _BAR_WIDTH - opened - held
     return Text.assemble(("█" * opened, colour), ("▒" * held, "yellow"), ("·" * free, "dim"))
+
+
+def _reconciliation(detail: "Detail") -> "RenderableType":
+    """The last run, and the drifts that are not resolved."""
+    from rich.console import Group
+    from rich.text import Text
+
+    found = detail.reconciliation
+    if found.run_at is None:
+        return Text("never compared with an exchange", "dim")
+    drifts = f"{found.drift_count:,} drifts" if found.drift_count != 1 else "1 drift"
+    head = Text.assemble(
+        ("compared with the exchange ", "dim"), f"{figures.clock(found.run_at)}Z ", _styled(str(found.outcome)),
+        ", ledger and exchange agree" if not found.drift_count else f", {drifts}",
+    )  # fmt: skip
+    lines = [
+        Text.assemble(f"  {drift.id} {drift.kind} {drift.where}: {drift.detail} ", _styled(drift.state))
+        for drift in found.drifts[:_DRIFTS_MAX]
+    ]
+    return Group(head, *lines)
 
 
 def _holds(detail: "Detail", now: datetime, rows: int) -> "Table":

@@ -3,6 +3,7 @@
     figures    money, times and tags as a desk reads them
     words      a decision in one line of words
     chart      the line of exposure as SVG paths
+    questions  what is asked before something is done
     pages      the pages themselves, from `templates/`
     files      the style sheet, the script and the icon, by names that change with their content
 

@@ -4,11 +4,12 @@ from datetime import UTC, datetime
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_UP, Decimal
 
 from ledger_sizer.domain import Position, ScopeExposure
-from ledger_sizer.overview import share_of_cap
+from ledger_sizer.overview import DriftLine, share_of_cap
 from ledger_sizer.units import exactly, plain
 
 NONE = "\N{EN DASH}"
 _CENT = Decimal("0.01")
+_ADOPTABLE = ("missing_position", "quantity_differs", "side_flipped")
 _FAMILIAR = ("venue", "symbol", "strategy")
 
 
@@ -59,6 +60,14 @@ def standing(scope: ScopeExposure, now: datetime) -> str:
     """What a new reservation meets in this scope: `active`, or the first thing that denies it."""
     stale = scope.fresh_until is not None and scope.fresh_until <= now
     return "unreconciled" if scope.status == "active" and (scope.frozen or stale) else scope.status
+
+
+def drift_actions(drift: DriftLine) -> tuple[str, ...]:
+    """What may be decided about a drift: what has no effect, and would be refused, is not offered."""
+    fewer = (drift.ledger_quantity or Decimal(0)) > (drift.venue_quantity or Decimal(0))
+    adoptable = drift.excess > 0 or (drift.kind in _ADOPTABLE and fewer)
+    offered = (("adopt", adoptable), ("ignore", drift.state != "acknowledged"), ("close", drift.excess > 0))
+    return tuple(action for action, wanted in offered if wanted)
 
 
 def clock(moment: datetime) -> str:

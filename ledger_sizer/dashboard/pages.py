@@ -10,6 +10,7 @@ from ledger_sizer import __version__
 from ledger_sizer.dashboard import figures
 from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
 from ledger_sizer.dashboard.files import asset_url
+from ledger_sizer.dashboard.questions import Question
 from ledger_sizer.dashboard.words import told
 from ledger_sizer.explain import Explanation
 from ledger_sizer.overview import Look, Overview
@@ -33,27 +34,6 @@ class Visitor:
     def may_steer(self) -> bool:
         """Whether halt, resume and the like are offered."""
         return self.role == "admin"
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """Something to be confirmed before it is done.
-
-    heading, words: what it is and what it means. post_to: the form's address. fields: sent along, hidden.
-    choices: radio buttons of one field, as (value, words). button: what the button says; grave: whether it stops trade.
-    back: where `Cancel` leads.
-    """
-
-    heading: str
-    words: str
-    post_to: str
-    fields: dict[str, str]
-    button: str
-    back: str
-    grave: bool
-    choices_name: str = ""
-    choices: tuple[tuple[str, str], ...] = ()
-    with_note: bool = True
 
 
 def desk_page(overview: Overview, look: Look, visitor: Visitor) -> str:
@@ -121,6 +101,7 @@ def _make_environment() -> Environment:
         asset_url=asset_url,
         bar=figures.bar,
         bar_width=BAR_WIDTH,
+        drift_actions=figures.drift_actions,
         chart_width=WIDTH,
         chart_height=HEIGHT,
         href=href,

@@ -6,7 +6,16 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from ledger_sizer.overview import Detail, ExposureLine, ExposurePoint, Look, Overview, PortfolioLine
+from ledger_sizer.overview import (
+    Detail,
+    DriftLine,
+    ExposureLine,
+    ExposurePoint,
+    Look,
+    Overview,
+    PortfolioLine,
+    Reconciliation,
+)
 from ledger_sizer.units import plain
 from ledger_sizer.wire.answers import (
     UNREADABLE,
@@ -74,6 +83,7 @@ def _detail_to_json(detail: Detail) -> Json:
             "every": detail.line.every,
             "points": [_point_to_json(point) for point in detail.line.points],
         },
+        "reconciliation": _reconciliation_to_json(detail.reconciliation),
     }
 
 
@@ -94,7 +104,43 @@ def _detail_from_json(form: Mapping[str, Any]) -> Detail:
             tuple(_point_from_json(point) for point in line["points"]),
             line["every"],
         ),
+        reconciliation=_reconciliation_from_json(form["reconciliation"]),
     )
+
+
+def _reconciliation_to_json(found: Reconciliation) -> Json:
+    return {
+        "run_at": None if found.run_at is None else time_text(found.run_at),
+        "outcome": found.outcome,
+        "drift_count": found.drift_count,
+        "drifts": [
+            {
+                **asdict(drift),
+                "ledger_quantity": None if drift.ledger_quantity is None else plain(drift.ledger_quantity),
+                "venue_quantity": None if drift.venue_quantity is None else plain(drift.venue_quantity),
+                "excess": plain(drift.excess),
+                "opened_at": time_text(drift.opened_at),
+            }
+            for drift in found.drifts
+        ],
+    }
+
+
+def _reconciliation_from_json(form: Mapping[str, Any]) -> Reconciliation:
+    run_at = None if form["run_at"] is None else datetime.fromisoformat(form["run_at"])
+    drifts = tuple(
+        DriftLine(
+            **{
+                **drift,
+                "ledger_quantity": None if drift["ledger_quantity"] is None else Decimal(drift["ledger_quantity"]),
+                "venue_quantity": None if drift["venue_quantity"] is None else Decimal(drift["venue_quantity"]),
+                "excess": Decimal(drift["excess"]),
+                "opened_at": datetime.fromisoformat(drift["opened_at"]),
+            }
+        )
+        for drift in form["drifts"]
+    )
+    return Reconciliation(run_at, form["outcome"], drifts, form["drift_count"])
 
 
 def _point_to_json(point: ExposurePoint) -> Json:
