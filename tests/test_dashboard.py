@@ -14,6 +14,9 @@ from ledger_sizer.api.sessions import COOKIE
 from ledger_sizer.dashboard.files import ASSETS, asset_url
 from ledger_sizer.database import make_engine
 from ledger_sizer.keys import ROLES, create_key, revoke_key
+from ledger_sizer.reconcile import drifts
+from tests.accounts import Desk, short
+from tests.clocks import FakeClock
 from tests.conftest import NewDatabase
 from tests.service import Running, serving
 
@@ -287,6 +290,64 @@ def test_post_form_when_a_field_is_wrong_then_the_page_says_which(
 
 def test_post_form_when_it_is_json_then_415(keyed: Keyed) -> None:
     assert keyed.signed_in("admin").http.post("/steer/main", json={}).status_code == 415
+
+
+@pytest.fixture
+def drifting(new_database: NewDatabase, clock: FakeClock) -> Iterator[Keyed]:
+    """An exchange that shows one position of `main` that the ledger does not know, without a price."""
+    url = new_database("sqlite")
+    desk = Desk(url, clock)
+    desk.ledger.set_cap(key="cap", portfolio="main", cap=Decimal(50_000))
+    desk.account.shows(short("1", "ETH/USDT:USDT", None))
+    desk.run(2)
+    desk.close()
+    with serving(url) as service:
+        made = Keyed(service, url)
+        yield made
+        made.engine.dispose()
+
+
+@pytest.mark.parametrize("action", ["adopt", "ignore", "close"])
+@pytest.mark.parametrize("name", ["read", "trade", "bound"])
+def test_decide_drift_when_key_is_not_admin_of_its_portfolio_then_403_and_it_stays(
+    drifting: Keyed, action: str, name: str
+) -> None:
+    browser = drifting.signed_in(name)
+    assert browser.get(f"/drifts/1/{action}").status_code == 403
+    assert browser.submit(f"/drifts/1/{action}", {"note": "x", "price": "1"}, page="/").status_code == 403
+    assert drifts.get(drifting.engine, 1).state == "confirmed"
+    assert "/drifts/1" not in browser.get("/").text
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "status", "said"),
+    [
+        ("/drifts/1/adopt", {"note": "", "price": "1"}, 422, "reason"),
+        ("/drifts/1/adopt", {"note": "x"}, 422, "names no price"),
+        ("/drifts/1/adopt", {"note": "x", "price": "much"}, 422, "price"),
+        ("/drifts/1/adopt", {"note": "x", "price": "-1"}, 422, "price"),
+        ("/drifts/1/adopt", {"note": "x", "price": "NaN"}, 422, "price"),
+        ("/drifts/1/explode", {"note": "x"}, 404, "there is no"),
+        ("/drifts/99/ignore", {"note": "x"}, 404, "no drift 99"),
+        ("/drifts/x/ignore", {"note": "x"}, 404, "there is no"),
+    ],
+)
+def test_decide_drift_when_something_is_wrong_then_the_page_says_what(
+    drifting: Keyed, path: str, fields: dict[str, str], status: int, said: str
+) -> None:
+    answer = drifting.signed_in("admin").submit(path, fields, page="/")
+    assert answer.status_code == status
+    assert said in answer.text
+    assert drifts.get(drifting.engine, 1).state == "confirmed"
+
+
+def test_decide_drift_when_it_is_over_already_then_the_page_says_who_did_it(drifting: Keyed) -> None:
+    browser = drifting.signed_in("admin")
+    for status in (303, 409):
+        answer = browser.submit("/drifts/1/adopt", {"note": "mine", "price": "10"}, page="/")
+        assert answer.status_code == status
+    assert "resolved already" in answer.text
+    assert drifting.service.ledger.exposure("main").open == 10
 
 
 # What pages say and forbid.

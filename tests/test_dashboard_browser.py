@@ -20,7 +20,10 @@ import pytest
 from ledger_sizer.database import make_engine
 from ledger_sizer.instruments import Leg
 from ledger_sizer.keys import create_key, revoke_key
+from ledger_sizer.reconcile import drifts
+from tests.accounts import Desk, short
 from tests.browser import VARIABLE, chromium, chromium_path
+from tests.clocks import FakeClock
 from tests.conftest import NewDatabase
 from tests.page_checks import PROBLEMS_OF_PAGE
 from tests.service import Running, serving
@@ -243,6 +246,74 @@ def test_cancel_when_asked_to_confirm_then_nothing_happens(browser: Browser, ser
         page.click("text=Cancel")
         live(page)
     assert service.ledger.exposure().seq == seq
+
+
+# Reconciliation.
+
+
+@pytest.fixture
+def drifting(new_database: NewDatabase, clock: FakeClock) -> Iterator[Running]:
+    """A ledger without positions, and an exchange that twice showed three: ETH and SOL, and XRP without a price."""
+    url = new_database("sqlite")
+    desk = Desk(url, clock)
+    desk.ledger.set_cap(key="cap", portfolio="main", cap=Decimal(50_000))
+    found = [("1", "ETH/USDT:USDT", "2000"), ("5", "SOL/USDT:USDT", "150"), ("100", "XRP/USDT:USDT", None)]
+    desk.account.shows(*[short(*one) for one in found])
+    desk.run(2)
+    desk.close()
+    with serving(url) as running:
+        yield running
+
+
+def test_open_desk_when_there_are_drifts_then_they_stand_there_with_what_they_froze(
+    browser: Browser, drifting: Running
+) -> None:
+    with visiting(browser, drifting.url) as page:
+        rows = page.locator("#reconciliation tbody tr")
+        assert rows.count() == 3
+        assert "good" in page.inner_text("#reconciliation .note")
+        text = " ".join(page.inner_text("#reconciliation tbody").split())
+        assert "unknown position" in text
+        assert "bybit/main ETH/USDT:USDT short" in text
+        assert "confirmed, froze portfolio" in text
+        assert page.inner_text("#sum .status") == "unreconciled"
+        assert not page.evaluate(PROBLEMS_OF_PAGE)
+
+
+def test_decide_drifts_when_confirmed_with_a_reason_then_each_is_done_and_recorded(
+    browser: Browser, drifting: Running
+) -> None:
+    ledger = drifting.ledger
+    by_subject = {drift.subject[:3]: drift for drift in drifts.live(drifting.parts.reads, "main")}
+    with visiting(browser, drifting.url) as page:
+        live(page)
+        page.click(f"#adopt-{by_subject['ETH'].id}")
+        page.fill("#note", "opened by hand")
+        page.keyboard.press("Enter")
+        live(page)
+        assert page.locator("#reconciliation tbody tr").count() == 2
+        adopted = ledger.positions("main", state="open", tags={"symbol": "ETH"})
+        assert [position.open for position in adopted] == [Decimal(2000)]
+
+        page.click(f"#close-{by_subject['SOL'].id}")
+        page.fill("#note", "nobody knows it")
+        page.click("main button")
+        live(page)
+        assert "close asked for" in page.inner_text("#reconciliation")
+
+        page.click(f"#adopt-{by_subject['XRP'].id}")
+        page.fill("#price", "0.5")
+        page.fill("#note", "found the fill")
+        page.click("main button")
+        live(page)
+        page.click(f"#ignore-{by_subject['SOL'].id}")
+        page.fill("#note", "another desk's")
+        page.click("main button")
+        live(page)
+        assert "acknowledged" in page.inner_text("#reconciliation tbody")
+    said = [one.request for one in ledger.history("main", command="remark")]
+    for words in ("loopback: opened by hand", "loopback: nobody knows it", "loopback: found the fill"):
+        assert any(words in request for request in said), words
 
 
 # How it looks, and to whom.

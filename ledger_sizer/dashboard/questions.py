@@ -58,8 +58,8 @@ def ask_resume(portfolio: str, scope: str, status: str) -> Question:
 
 
 _DRIFT_WORDS = {
-    "adopt": "The ledger will say what the exchange shows: what is more there becomes a position of the ledger, for what "
-    "is less the newest positions are released.",
+    "adopt": "The ledger will say what the exchange shows: what is more there becomes a position of the ledger, and "
+    "where it is less the newest positions are released.",
     "ignore": "The difference may stay as it is: it counts no longer and freezes nothing, until it changes.",
     "close": "Those who trade are asked to close it at the exchange. It goes on counting until it is gone there.",
 }
