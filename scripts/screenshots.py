@@ -9,6 +9,7 @@ With a folder of your own it also takes the dark theme, a phone, the login and t
 import random
 import sys
 import tempfile
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,6 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, Ledger  # noqa: E402
+from ledger_sizer.database import make_engine  # noqa: E402
+from ledger_sizer.reconcile.run import Reconciler  # noqa: E402
+from tests.accounts import WrittenAccount, short  # noqa: E402
 from tests.browser import chromium  # noqa: E402
 from tests.served import served  # noqa: E402
 
@@ -65,6 +69,26 @@ def trade_a_day(url: str, until: datetime) -> None:
             enter(ledger, dice, f"late-{number}", fill=False)
 
 
+def compare_with_exchanges(url: str, now: datetime) -> None:
+    """One run of the reconciliation, over accounts that show what the ledger has, and one position more."""
+    time = Time(now)
+    with Ledger.open(url, settings=SETTINGS, clock=time) as ledger:
+        accounts = {venue: WrittenAccount(venue) for venue in VENUES}
+        shorts: Counter[tuple[str, str]] = Counter()
+        for position in ledger.positions("main", state="open", limit=1000):
+            for leg in position.legs:
+                shorts[leg.venue, leg.symbol] += leg.quantity  # type: ignore[assignment]  # a Decimal counts too
+        for venue, account in accounts.items():
+            legs = {symbol: str(many) for (at, symbol), many in shorts.items() if at == venue}
+            shown = [short(many, symbol) for symbol, many in legs.items() if ":" in symbol]
+            assets = {symbol.partition("/")[0]: many for symbol, many in legs.items() if ":" not in symbol}
+            extra = [short("12", "AVAX/USDT:USDT", "27.4")] if venue == "okx" else []
+            account.shows(*shown, *extra, **assets)
+        engine = make_engine(url)
+        Reconciler(ledger, engine, list(accounts.values()), SETTINGS, clock=time).run()
+        engine.dispose()
+
+
 def enter(ledger: Ledger, dice: random.Random, key: str, *, fill: bool) -> list[str]:
     """One signal: reserve, and confirm where it fills. Returns the position, if there is one."""
     symbol, venue = dice.choice(list(MARKETS)), dice.choice(VENUES)
@@ -97,6 +121,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ledger-screenshots-") as temporary:
         url = f"sqlite:///{temporary}/ledger.db"
         trade_a_day(url, datetime.now(UTC))
+        compare_with_exchanges(url, datetime.now(UTC))
         with served(url, settings=SETTINGS) as service, chromium() as browser:
             views = {"dashboard": (1440, 1180, "light", "/")}
             if own:

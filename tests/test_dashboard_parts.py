@@ -218,7 +218,7 @@ def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
         "resume": "venue=okx active again",
         "freeze": "portfolio frozen, it differs from the exchange: drift-1",
         "thaw": "portfolio no longer frozen",
-        "reconciled": "portfolio agrees with the exchange, trusted until 02:00:00Z",
+        "reconciled": "portfolio compared with the exchange, trusted until 02:00:00Z",
         "remark": "drift-1: close_requested: by hand",
     }
     assert told_of.keys() == {*COMMANDS, "expire"}

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.accounts import Desk, short
+from tests.clocks import FakeClock
 from tests.service import eventually, serving
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"
@@ -49,11 +51,17 @@ def real(_databases_of: Any) -> dict[str, set[str]]:
     """Labels by sample name, of a service that did one of each thing."""
     databases = _databases_of("sqlite")
     url = databases.create(migrated=True)
+    desk = Desk(url, FakeClock())
+    desk.ledger.set_cap(key="first", portfolio="main", cap=Decimal(50_000))
+    desk.account.shows(short("1"))
+    desk.run()
+    desk.close()
     with serving(url, jobs=True) as service:
         ledger = service.ledger
         ledger.set_cap(key="cap", portfolio="main", cap=Decimal(100))
         ledger.reserve(key="a", tags={"venue": "bybit"})
         ledger.reserve(key="b")
+        ledger.reserve(key="held", portfolio="other", ttl_seconds=Decimal(600))
         ledger.reserve(key="c", portfolio="other", ttl_seconds=Decimal("0.05"))
         eventually(lambda: "ledger_expiries_total 1.0" in service.http.get("/metrics").text)
         families = list(text_string_to_metric_families(service.http.get("/metrics").text))

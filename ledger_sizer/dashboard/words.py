@@ -77,7 +77,7 @@ def _thawed(decision: Decision) -> str:
 def _trusted(decision: Decision) -> str:
     until = _request(decision).get("fresh_until")
     how_long = "without an end" if until is None else f"until {clock(datetime.fromisoformat(until))}Z"
-    return f"{decision.binding} agrees with the exchange, trusted {how_long}"
+    return f"{decision.binding} compared with the exchange, trusted {how_long}"
 
 
 def _remarked(decision: Decision) -> str:
