@@ -133,7 +133,7 @@ class Ledger:
         """Answer one command object; what the verbs do after building theirs."""
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
-        return _only(self._writer.submit(Group((command,))).result())
+        return _only(self._writer.answer(Group((command,))))
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """`run`, awaitable. Cancelling the caller does not undo the command; its key tells what became of it."""
@@ -149,7 +149,7 @@ class Ledger:
         denied all are, and an error is raised with nothing recorded.
         """
         group = _group(commands, atomic)
-        return _settled(self._writer.submit(group).result(), group) if group.commands else []
+        return _settled(self._writer.answer(group), group) if group.commands else []
 
     async def submit_async(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """`submit`, awaitable."""
@@ -189,7 +189,7 @@ class Ledger:
             names = self._reads.portfolios_with_expired(self._now_us())
         else:
             names = [self._reads.require(portfolio)]
-        return sum(len(self._writer.submit(Group((), sweep=name)).result()) for name in names)
+        return sum(len(self._writer.answer(Group((), sweep=name))) for name in names)
 
     @property
     def _reads(self) -> Queries:
@@ -277,13 +277,21 @@ class Ledger:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    # The writer's side: everything below runs on its thread, but for `_dry_run`.
+    # The writer's side: everything below runs on its thread or on its guest's, but for `_dry_run`.
 
     def _now_us(self) -> int | None:
         return None if self._clock is None else to_us(self._clock())
 
     def _process(self, groups: Sequence[Group]) -> list[Answer]:
-        """Answer a batch: try, try again after a conflict or a lost connection, isolate what the database refuses."""
+        """Answer a batch, one at a time. An interrupt (Ctrl-C) may leave it half done: its keys tell what happened."""
+        try:
+            return self._settle(groups)
+        except BaseException:
+            self._store.reset()
+            raise
+
+    def _settle(self, groups: Sequence[Group]) -> list[Answer]:
+        """Try, try again after a conflict or a lost connection, isolate what the database refuses."""
         own_hashes: frozenset[str] = frozenset()
         attempt = 0
         while True:
@@ -328,12 +336,12 @@ class Ledger:
     def _isolate(self, groups: Sequence[Group], error: Exception) -> list[Answer]:
         """The database refused the batch: answer its groups one by one, so that only the guilty one fails."""
         if len(groups) > 1:
-            return [self._process([group])[0] for group in groups]
+            return [self._settle([group])[0] for group in groups]
         (group,) = groups
         if len(group.commands) > 1 and not group.atomic:
             results: list[Result] = []
             for command in group.commands:
-                answer = self._process([Group((command,))])[0]
+                answer = self._settle([Group((command,))])[0]
                 results += [answer] if isinstance(answer, LedgerError) else answer
             return [results]
         log.error("ledger.refused", error=str(error).strip())

@@ -54,11 +54,12 @@ _NAME_SCOPES = (
     "VALUES (?1, ?2, ?3, ?4, ?5, ?7, ?8, ?9, ?10)"
 )
 _COUNT_SCOPES = (
-    "UPDATE scopes SET held_e8 = held_e8 + ?3, open_e8 = open_e8 + ?4, overage_e8 = ?5, "
-    "cap_e8 = CASE WHEN ?6 THEN ?7 ELSE cap_e8 END, status = CASE WHEN ?6 THEN ?8 ELSE status END, "
-    "frozen = CASE WHEN ?6 THEN ?9 ELSE frozen END, "
-    "fresh_until_us = CASE WHEN ?6 THEN ?10 ELSE fresh_until_us END "
+    "UPDATE scopes SET held_e8 = held_e8 + ?3, open_e8 = open_e8 + ?4, overage_e8 = ?5 "
     "WHERE portfolio_id = ?1 AND scope = ?2"
+)
+_ADMINISTER_SCOPES = (
+    "UPDATE scopes SET held_e8 = held_e8 + ?3, open_e8 = open_e8 + ?4, overage_e8 = ?5, cap_e8 = ?7, status = ?8, "
+    "frozen = ?9, fresh_until_us = ?10 WHERE portfolio_id = ?1 AND scope = ?2"
 )
 _SAVE_HEAD = "UPDATE portfolios SET last_seq = ?, last_hash = ?, last_us = ? WHERE id = ?"
 
@@ -190,17 +191,20 @@ def _save(connection: sqlite3.Connection, state: PortfolioState) -> None:
     for number in state.dirty_positions:
         row = position_row(portfolio, state.positions[number])
         (made if number > state.loaded_seq else moved).append(row)
-    named: list[tuple[Any, ...]] = []
-    counted: list[tuple[Any, ...]] = []
+    scopes: dict[str, list[tuple[Any, ...]]] = {_NAME_SCOPES: [], _COUNT_SCOPES: [], _ADMINISTER_SCOPES: []}
     for name in state.dirty_scopes:
-        scope = state.scopes[name]
-        row = count_row(portfolio, scope, administered=name in state.administered)
-        (named if scope.stored is None else counted).append(row)
+        scope, administered = state.scopes[name], name in state.administered
+        row = count_row(portfolio, scope, administered=administered)
+        if scope.stored is None:
+            scopes[_NAME_SCOPES].append(row)
+        elif administered:
+            scopes[_ADMINISTER_SCOPES].append(row)
+        else:
+            scopes[_COUNT_SCOPES].append(row[:5])
     for statement, rows in (
         (_MAKE_POSITIONS, made),
         (_MOVE_POSITIONS, moved),
-        (_NAME_SCOPES, named),
-        (_COUNT_SCOPES, counted),
+        *scopes.items(),
         (_INSERT_DECISIONS, [(portfolio, *record[1:]) for record, _ in state.sealed]),
     ):
         if rows:

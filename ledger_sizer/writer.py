@@ -2,7 +2,9 @@
 
 There is no timer. While a commit runs, new work queues up and becomes the next batch, so a lone caller waits for
 nobody and a crowd shares the price of the disk. Callers on an event loop hand over once per loop tick, and get all
-their answers of a batch in one wake-up: the two threads then meet once a batch, not once a command.
+their answers of a batch in one wake-up: the two threads then meet once a batch, not once a command. A blocking caller
+who finds the writer idle and the queue empty is its guest: it commits its own group on its own thread meanwhile, which
+saves a lone caller both hand-overs.
 """
 
 import asyncio
@@ -52,6 +54,7 @@ class Writer:
         self._ready = threading.Condition(self._lock)
         self._pending = 0
         self._idle = False
+        self._guest: int | None = None  # the caller's thread that commits now
         self._closing = False
         self._pid = os.getpid()
         self._outboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Ticket]] = (
@@ -71,15 +74,32 @@ class Writer:
         """Commands accepted and not yet answered."""
         return self._pending
 
-    def submit(self, group: Group) -> "Future[list[Result]]":
-        """Queue a group from any thread. Raises `Busy` when the queue is full and `Closed` after `close`."""
-        future: Future[list[Result]] = Future()
+    def answer(self, group: Group) -> list[Result]:
+        """Answer a group for a blocking caller. Raises `Busy` when the queue is full and `Closed` after `close`."""
+        future: Future[list[Result]] | None = None
         with self._lock:
             self._admit(group)
-            self._queue.append(_Ticket(group, future, None))
-            if self._idle:
-                self._ready.notify()
-        return future
+            if self._idle and self._guest is None and not self._queue:
+                self._guest = threading.get_ident()
+            else:
+                future = Future()
+                self._queue.append(_Ticket(group, future, None))
+                if self._idle:
+                    self._ready.notify()
+        return self._answer_as_guest(group) if future is None else future.result()
+
+    def _answer_as_guest(self, group: Group) -> list[Result]:
+        try:
+            (answer,) = self._work([group])
+        finally:
+            with self._lock:
+                self._guest = None
+                self._pending -= _size(group)
+                if self._queue or self._closing:
+                    self._ready.notify()
+        if isinstance(answer, LedgerError):
+            raise answer
+        return answer
 
     def submit_async(self, group: Group) -> _LoopFuture:
         """Queue a group from a coroutine; it is handed over at the end of the loop's tick, with its neighbours."""
@@ -109,6 +129,8 @@ class Writer:
             raise Closed("the ledger is closed; open it again")
         if self._pid != os.getpid():
             raise Closed("this ledger was opened before the process forked; open it in each process")
+        if self._guest == threading.get_ident():
+            raise Busy("this thread is inside a call to the ledger, as a signal handler may be; call again after it")
         if size > self._queue_size_max:
             raise Busy(f"a group of {size} commands can never fit a queue of {self._queue_size_max}; send it in parts")
         if self._pending + size > self._queue_size_max:
@@ -148,7 +170,7 @@ class Writer:
     def _run(self) -> None:
         while True:
             with self._lock:
-                while not self._queue:
+                while not self._queue or self._guest is not None:
                     if self._closing:
                         self._forget_dead_loops()
                     if self._closing and not self._pending:
@@ -157,18 +179,23 @@ class Writer:
                     # While closing, an event loop may still owe us an outbox; look again rather than wait for ever.
                     self._ready.wait(0.05 if self._closing else None)
                     self._idle = False
-                if not self._queue:
+                if not self._queue:  # closing, and everything was answered
                     break
                 batch, size = self._take()
-            try:
-                answers = self._process([ticket.group for ticket in batch])
-            except BaseException as error:
-                log.exception("ledger.batch_failed")
-                answers = [InternalError(f"the batch met a defect: {error!r}; retry with the same key")] * len(batch)
+            answers = self._work([ticket.group for ticket in batch])
             with self._lock:
                 self._pending -= size
             _deliver(batch, answers)
         self._on_stop()
+
+    def _work(self, groups: Sequence[Group]) -> list[Answer]:
+        try:
+            return self._process(groups)
+        except BaseException as error:
+            if self._guest is not None and not isinstance(error, Exception):
+                raise  # Ctrl-C in a guest's thread is the guest's own
+            log.exception("ledger.batch_failed")
+            return [InternalError(f"the batch met a defect: {error!r}; retry with the same key")] * len(groups)
 
     def _forget_dead_loops(self) -> None:
         """A loop that was closed will never hand its outbox over, and nobody waits for the answers."""
