@@ -49,11 +49,15 @@ class Running:
         return self.http.request(method, path, json={} if body is None else body, headers=headers, **more)
 
 
-def settings_for(database_url: str, *, ledger: dict[str, Any] | None = None, **service: Any) -> AppSettings:
-    """Settings of a service on a free port that polls and sweeps quickly."""
+def settings_for(
+    database_url: str, *, ledger: dict[str, Any] | None = None, sections: dict[str, Any] | None = None, **service: Any
+) -> AppSettings:
+    """Settings of a service on a free port that polls and sweeps quickly. sections: other sections of the settings."""
     quick = {"port": 0, "event_poll_ms": 20, "key_cache_seconds": 0, **service}
     return AppSettings(
-        ledger=LedgerSettings(database_url=database_url, **(ledger or {})), service=ServiceSettings(**quick)
+        ledger=LedgerSettings(database_url=database_url, **(ledger or {})),
+        service=ServiceSettings(**quick),
+        **(sections or {}),
     )
 
 

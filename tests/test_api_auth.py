@@ -41,6 +41,12 @@ NEEDED = {
     ("GET", "/v1/decisions"): "read",
     ("GET", "/v1/decisions/{portfolio}/{seq}"): "read",
     ("GET", "/v1/events"): "read",
+    ("GET", "/v1/reconciliations"): "read",
+    ("GET", "/v1/drifts"): "read",
+    ("POST", "/v1/reconciliations"): "admin",
+    ("POST", "/v1/drifts/{drift_id}/adopt"): "admin",
+    ("POST", "/v1/drifts/{drift_id}/ignore"): "admin",
+    ("POST", "/v1/drifts/{drift_id}/close"): "admin",
     ("GET", "/metrics"): "read",
     ("POST", "/v1/reservations"): "trade",
     ("POST", "/v1/positions/{position_id}/confirm"): "trade",
@@ -72,7 +78,7 @@ class Keyed:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         with self.service.http.stream(
             method,
-            path.format(portfolio=portfolio, position_id=f"{portfolio}-1", seq=1),
+            path.format(portfolio=portfolio, position_id=f"{portfolio}-1", seq=1, drift_id=1),
             headers={**headers, "Idempotency-Key": f"{method}{path}{token}"[:200]},
             **_body(method, path, portfolio),
         ) as answer:
@@ -81,7 +87,9 @@ class Keyed:
 
 def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
     if method == "GET":
-        in_query = path in ("/v1/overview", "/v1/positions", "/v1/decisions", "/v1/events")
+        in_query = path in (
+            "/v1/overview", "/v1/positions", "/v1/decisions", "/v1/events", "/v1/reconciliations", "/v1/drifts"
+        )  # fmt: skip
         return {"params": {"portfolio": portfolio}} if in_query else {}
     if path == "/v1/batch":
         return {"json": {"commands": [{"command": "reserve", "key": "k", "portfolio": portfolio}]}}
@@ -93,6 +101,8 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
         return {"json": {"quantity": "1", "price": "1"}}
     last = path.rpartition("/")[2]
     needed = {"caps": {"cap": "1"}, "reconciled": {"fresh_until": None}, "remarks": {"about": "x", "event": "y"}}
+    if "/drifts/" in path:
+        return {"json": {"reason": "known"}}
     return {"json": needed.get(last, {})}
 
 
@@ -139,7 +149,8 @@ def test_call_route_when_role_is_too_low_then_401_or_403_and_else_it_is_served(
     for rank, role in enumerate(ROLES):
         status = keyed.status(method, path, keyed.tokens[role])
         assert (status in ALIVE) if rank >= needed else (status == 403), (role, status)
-    names_portfolio = path not in ("/v1/portfolios", "/metrics")
+    # A run without accounts is about no portfolio, and there is no drift 1.
+    names_portfolio = path not in ("/v1/portfolios", "/metrics", "/v1/reconciliations") and "/drifts/" not in path
     if names_portfolio:
         assert keyed.status(method, path, keyed.bound["admin"], "main") == 403
     assert keyed.status(method, path, keyed.bound["admin"], "other") in ALIVE

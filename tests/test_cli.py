@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
@@ -19,13 +20,19 @@ import typer
 from sqlalchemy import text
 
 from ledger_sizer import Adopt, AppSettings, Ledger, Reserve, SetCap, __version__
-from ledger_sizer.cli import options
+from ledger_sizer.cli import options, reconciling
 from ledger_sizer.cli.app import app
 from ledger_sizer.commands import COMMANDS
 from ledger_sizer.database import database_url as parsed_url
 from ledger_sizer.database import make_engine
 from ledger_sizer.domain import DENIAL_REASONS, Outcome
+from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET
+from ledger_sizer.paper.server import PaperServer
 from ledger_sizer.queries import LIVE, STATES
+from ledger_sizer.reconcile.kinds import KINDS
+from ledger_sizer.reconcile.kinds import STATES as DRIFT_STATES
+from tests.accounts import Desk, long
+from tests.clocks import FakeClock
 from tests.command_line import CommandLine, own_logging
 from tests.conftest import NewDatabase
 
@@ -119,8 +126,29 @@ def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch) ->
     return url
 
 
+def _found_by_reconciliation(url: str) -> None:
+    """A drift with the number 1: 2 ETH at the exchange that the ledger lacks."""
+    clock = FakeClock(datetime.now(UTC))
+    desk = Desk(url, clock)
+    desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
+    assert [drift.id for drift in desk.run().live if drift.excess] == [1]
+    desk.close()
+
+
+@pytest.fixture
+def _account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An exchange account for the commands that ask one, at a paper venue."""
+    with PaperServer() as server:
+        for name, value in {"API_KEY": DEFAULT_KEY, "API_SECRET": DEFAULT_SECRET, "BASE_URL": server.url}.items():
+            monkeypatch.setenv(f"EXCHANGE_{name}", value)
+        yield
+
+
+@pytest.mark.usefixtures("_account")
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_run_example_when_help_shows_it_then_it_succeeds(cli: CommandLine, taught_ledger: str, example: str) -> None:
+    if " drifts " in example:
+        _found_by_reconciliation(taught_ledger)
     ran = cli(*shlex.split(example)[1:])
     assert (ran.code, ran.err) == (0, ""), ran
 
@@ -157,11 +185,13 @@ def test_start_when_only_help_is_wanted_then_nothing_heavy_is_imported(arguments
     ("choices", "known"),
     [
         (options.State, (*STATES, LIVE)),
+        (reconciling.DriftStateName, (*DRIFT_STATES, "live")),
+        (reconciling.DriftKindName, KINDS),
         (options.OutcomeName, get_args(Outcome)),
         (options.ReasonName, DENIAL_REASONS),
         (options.CommandName, (*COMMANDS, "expire")),
     ],
-    ids=["state", "outcome", "reason", "command"],
+    ids=["state", "drift state", "drift kind", "outcome", "reason", "command"],
 )
 def test_list_choices_when_ledger_knows_them_then_options_offer_the_same(choices: Any, known: tuple[str, ...]) -> None:
     assert get_args(choices) == tuple(known)

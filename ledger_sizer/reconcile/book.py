@@ -43,8 +43,10 @@ class Book:
 
     open: base units of open positions by market; spot is the net of buys and sells. in_flight: base units that live
     holds may turn into at any moment. plain_holds: (place or None, symbol, USD) of holds that name no markets.
-    expired: holds that ran out. external: positions that count what only the exchange knew, by market. settled: markets
-    not moved lately; `touched` are the others. prices: USD by asset. unplaced: positions whose account nobody can tell.
+    holds: every hold with a place, its markets and its USD. expired: holds that ran out. external: positions that
+    count what only the exchange knew. uneven: hedged positions, bought and sold. touched: markets that moved lately.
+    moved_us: when a fill or a close last moved an asset at a place. prices: USD by asset. unplaced: legs whose account
+    nobody can tell. without_legs: open positions that name no market.
     """
 
     open: dict[Market, Decimal] = field(default_factory=dict)
@@ -55,6 +57,7 @@ class Book:
     external: dict[Market, list[Position]] = field(default_factory=dict)
     uneven: list[tuple[Position, Decimal, Decimal]] = field(default_factory=list)
     touched: set[Market] = field(default_factory=set)
+    moved_us: dict[tuple[Place, str], int] = field(default_factory=dict)
     prices: dict[str, Decimal] = field(default_factory=dict)
     unplaced: int = 0
     without_legs: int = 0
@@ -159,6 +162,8 @@ def _add_fill(book: Book, places: _Places, position: Position, *, moved: bool) -
             continue
         if moved:
             book.touched.add(market)
+        asset = ((market.venue, market.account), market.base)
+        book.moved_us[asset] = max(book.moved_us.get(asset, 0), position.updated_us)
         if is_open:
             signed = -leg.quantity if leg.kind == "spot" and leg.side == "sell" else leg.quantity
             book.open[market] = book.open.get(market, Decimal(0)) + signed

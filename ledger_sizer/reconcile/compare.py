@@ -42,6 +42,12 @@ class Comparison:
     positions_known: set[Place] = field(default_factory=set)
     balances_known: set[Place] = field(default_factory=set)
     touched: set[Market] = field(default_factory=set)
+    moved_us: dict[tuple[Place, str], int] = field(default_factory=dict)
+
+    def moved_since(self, drift: Drift) -> bool:
+        """Whether the ledger moved the drift's asset after its last sighting: what is seen now may be another one."""
+        asset = ((drift.venue, drift.account), drift.market.base)
+        return self.moved_us.get(asset, 0) > drift.updated_us
 
     def judged(self, drift: Drift) -> bool:
         """Whether this comparison would have found the drift if it were still there."""
@@ -68,7 +74,7 @@ class Comparison:
 
 def compare(book: Book, snapshots: Iterable[Snapshot], measures: Measures) -> Comparison:
     """Compare. Findings come in the order of the accounts, then of the markets' names."""
-    result = Comparison(touched=set(book.touched))
+    result = Comparison(touched=set(book.touched), moved_us=dict(book.moved_us))
     for name in ("unplaced", "without_legs"):
         if getattr(book, name):
             result.counts[name] = getattr(book, name)

@@ -84,7 +84,7 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
         if drift is not None and drift.state == "acknowledged" and not _as_acknowledged(drift, finding, settings):
             writer.resolve(drift, "it changed after it was acknowledged")
             drift = None
-        writer.seen(drift, finding)
+        writer.seen(drift, finding, again=drift is not None and not comparison.moved_since(drift))
     for drift in known.values():
         if comparison.judged(drift):
             writer.resolve(drift, "not there any more")
@@ -111,8 +111,12 @@ class _Writer:
         self._settings = settings
         self.changes = Changes(run_id)
 
-    def seen(self, drift: Drift | None, finding: Finding) -> None:
-        """Record a sighting: of a new drift, or once more of a known one."""
+    def seen(self, drift: Drift | None, finding: Finding, *, again: bool) -> None:
+        """Record a sighting: of a new drift, or once more of a known one. again: it is surely the same as before.
+
+        Two closes that are under way in two runs look like one drift seen twice; only the ledger's own moves between
+        the runs tell them apart. What was confirmed stays confirmed.
+        """
         now_us = self._run.finished_us
         figures = {
             "ledger_quantity": finding.ledger_quantity, "venue_quantity": finding.venue_quantity,
@@ -124,8 +128,8 @@ class _Writer:
             self.changes.live.append(self._update(drift, {"last_run": self._run_id}))
             return
         policy = self._settings.policy(finding.kind)
-        sightings = 1 if drift is None else drift.sightings + 1
-        confirmed = sightings >= self._settings.confirmations
+        sightings = drift.sightings + 1 if drift is not None and again else 1
+        confirmed = sightings >= self._settings.confirmations or (drift is not None and drift.state == "confirmed")
         values |= {"sightings": sightings, "state": "confirmed" if confirmed else "open", "policy": policy}
         if drift is None:
             market = finding.market
