@@ -11,11 +11,11 @@ ARGS         ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo replay test coverage lint format types floors check bench lock clean
+.PHONY: help setup demo replay test coverage lint format types floors check bench screenshots lock clean
 
 help:  ## List what make can do
 	@echo "usage: make TARGET [ARGS='more arguments for the tool behind it']"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.lock pyproject.toml scripts/setup
 	@scripts/setup $(VENV)
@@ -54,6 +54,9 @@ check: lint types floors test  ## Everything that has to pass before a change la
 
 bench: $(READY)  ## Compare throughput and latency with other ways to do it, in one run
 	$(BIN)/python -m benchmarks $(ARGS)
+
+screenshots: $(READY)  ## Trade a day on a ledger and take docs/images/dashboard.png (needs Chromium)
+	$(BIN)/python scripts/screenshots.py $(ARGS)
 
 lock: $(READY)  ## Write requirements.lock anew from pyproject.toml (ARGS=--upgrade for newer versions)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url --generate-hashes \

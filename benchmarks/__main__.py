@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput`, `curve`, `service` and `audit`."""
+"""`python -m benchmarks throughput`, `curve`, `service`, `audit` and `dashboard`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from benchmarks import audit as audit_command
 from benchmarks import curve as curve_command
+from benchmarks import dashboard as dashboard_command
 from benchmarks import service as service_command
 from benchmarks import throughput as throughput_command
 from benchmarks.measure import BenchmarkError, Pace
@@ -146,6 +147,26 @@ def audit(
     """Measure looking back at a million decisions: pages, filters, exports, verification, archive."""
     plan = audit_command.Plan(engine.engines(), SHORT_DECISIONS if short else decisions, folder)
     audit_command.run(plan, new_console(), json_file)
+
+
+@app.command()
+def dashboard(
+    *,
+    engine: EngineOption = EngineChoice.BOTH,
+    sizes: Annotated[str, typer.Option(help="Open positions to load, comma-separated.")] = "10,10000,100000",
+    pages: Annotated[int, typer.Option(min=1, help="Pages opened in each cell.")] = 50,
+    short: ShortOption = False,
+    json_file: JsonOption = None,
+    folder: FolderOption = None,
+) -> None:
+    """Open the dashboard beside 10 to 100,000 open positions."""
+    plan = dashboard_command.Plan(
+        engines=engine.engines(),
+        sizes=SHORT_SIZES if short else tuple(sorted(_positive_numbers(sizes, "--sizes"))),
+        pages=5 if short else pages,
+        folder=folder,
+    )
+    dashboard_command.run(plan, new_console(), json_file)
 
 
 def _pace(seconds: float) -> Pace:

@@ -90,11 +90,16 @@ def explain(decision: Decision) -> Explanation:
     return Explanation(decision, "\n".join(lines), data)
 
 
+def reason_in_words(decision: Decision) -> str:
+    """Why a decision was denied, as the end of a sentence; empty for one that was not."""
+    reason = decision.reason or ""
+    return _REASONS.get(reason, reason).format(binding=decision.binding)
+
+
 def _headline(decision: Decision) -> str:
     where = f"{decision.portfolio} #{decision.seq} {decision.command} {decision.key!r}"
     if decision.outcome == "denied":
-        why = _REASONS.get(decision.reason or "", decision.reason or "").format(binding=decision.binding)
-        return f"{where}: denied, {decision.reason}. In words: {why}."
+        return f"{where}: denied, {decision.reason}. In words: {reason_in_words(decision)}."
     if decision.command == "reserve":
         size = "" if decision.quantity is None else f", quantity {plain(decision.quantity)}"
         return f"{where}: granted {_money(decision.budget)}{size}; bound by {decision.binding}."

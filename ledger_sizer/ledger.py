@@ -32,10 +32,12 @@ from ledger_sizer.errors import Busy, Closed, InternalError, InvalidRequest, Led
 from ledger_sizer.explain import Explanation, explain
 from ledger_sizer.hold import AsyncHold, Hold
 from ledger_sizer.instrument_cache import InstrumentNames
+from ledger_sizer.overview import Look, Overview
 from ledger_sizer.policy import Policy
 from ledger_sizer.queries import Queries
 from ledger_sizer.records import Decision, DecisionRecord
 from ledger_sizer.store import StaleState, WriteStore, needs_of
+from ledger_sizer.survey import survey
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs import verb, verb_async
 from ledger_sizer.verify import Heads, Progress, heads_of, verify
@@ -242,6 +244,10 @@ class Ledger:
     def decision(self, seq: int, portfolio: str = "main") -> Decision:
         """One decision by its place in the portfolio's chain. Raises `NotFound`."""
         return self._reads.decision(portfolio, seq)
+
+    def overview(self, look: Look | None = None) -> Overview:
+        """One picture of the ledger at one moment: all portfolios, and one of them in full."""
+        return survey(self._reads.engine, look or Look(), self._now_us())
 
     def explain(self, reference: int | str, portfolio: str = "main") -> Explanation:
         """Why a decision came out as it did: by seq (of `portfolio`), or by position_id (the one that made it)."""

@@ -72,7 +72,7 @@ class Queries:
             with reading(self._engine) as connection:
                 owner = self._require(connection, portfolio)
                 seq, past = scopes_as_of(connection, owner, portfolio, as_of, self._files)
-            return Exposure(portfolio, seq, tuple(_scope_exposure(scope) for scope in past))
+            return Exposure(portfolio, seq, tuple(scope_exposure(scope) for scope in past))
         query = (
             select(PortfolioRow.last_seq, *_SCOPES.columns)
             .join_from(PortfolioRow, ScopeRow)
@@ -84,7 +84,7 @@ class Queries:
         if not rows:
             raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
         scopes = [scope_of(row[1:]) for row in rows]
-        return Exposure(portfolio, rows[0][0], tuple(_scope_exposure(scope) for scope in scopes))
+        return Exposure(portfolio, rows[0][0], tuple(scope_exposure(scope) for scope in scopes))
 
     def position(self, position_id: str) -> Position:
         """One position by its name."""
@@ -255,7 +255,8 @@ def _in_state(query: Select[Any], state: str) -> Select[Any]:
     return query.order_by(PositionRow.portfolio_id, number)
 
 
-def _scope_exposure(scope: ScopeState) -> ScopeExposure:
+def scope_exposure(scope: ScopeState) -> ScopeExposure:
+    """A scope's row as it is shown."""
     cap = None if scope.cap_e8 is None else usd(scope.cap_e8)
     fresh_until = None if scope.fresh_until_us is None else from_us(scope.fresh_until_us)
     return ScopeExposure(

@@ -26,6 +26,7 @@ from ledger_sizer import (
 )
 from ledger_sizer.client import AsyncLedgerClient, LedgerClient
 from ledger_sizer.commands import COMMANDS
+from ledger_sizer.overview import Look
 from tests.clocks import START, FakeClock
 from tests.conftest import NewDatabase
 from tests.faces import ASK, FACES, FILL, TAGS, Face, open_position, opened
@@ -129,6 +130,9 @@ async def test_read_when_things_happened_then_every_face_sees_what_the_ledger_ho
     assert await ledger.decision(2) == behind.decision(2)
     assert str(await ledger.explain("main-1")) == str(behind.explain("main-1"))
     assert (await ledger.explain(4)).data == behind.explain(4).data
+    look = Look("main", rows=2, hours=1)
+    assert await ledger.overview(look) == behind.overview(look)
+    assert (await ledger.overview()).portfolios == behind.overview().portfolios
 
 
 async def test_page_when_listing_is_long_then_the_cursor_continues_it(ledger: Face) -> None:

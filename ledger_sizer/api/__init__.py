@@ -9,6 +9,8 @@
     reads        exposure, positions, decisions
     export       decisions as CSV and NDJSON, streamed
     events       decisions as server-sent events
+    pages        the dashboard: its pages and forms
+    sessions     the dashboard's cookie, and what its forms must prove
     operations   liveness, readiness, metrics
     schema       the OpenAPI of it all
     server       uvicorn with the limits it lacks

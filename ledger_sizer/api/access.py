@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from starlette.types import Scope
 
+from ledger_sizer.api.sessions import session_key
 from ledger_sizer.bootstrap import is_loopback
 from ledger_sizer.keys import ApiKey, KeyRing, Role
 from ledger_sizer.wire.problems import Forbidden, Unauthenticated
@@ -26,37 +27,52 @@ class Access:
         self._refreshing = asyncio.Lock()
 
     async def require(self, scope: Scope, role: Role) -> ApiKey:
-        """Who calls. Raises `Unauthenticated` without a known key, `Forbidden` where its role does not reach."""
+        """Who calls, by bearer key or, to look, by the dashboard's cookie.
+
+        Raises `Unauthenticated` without a known key, `Forbidden` where its role does not reach.
+        """
+        token = _bearer(scope)
+        return await self.require_key(scope, role, session_key(scope) if token is None else token)
+
+    async def require_key(self, scope: Scope, role: Role, token: str | None) -> ApiKey:
+        """Who calls with this key, however it came."""
         if not self._keys.fresh:
             async with self._refreshing:
                 if not self._keys.fresh:
                     await asyncio.to_thread(self._keys.refresh)
-        caller = self._caller(scope)
+        caller = self._caller(scope, token)
         if not caller.may(role):
             raise Forbidden(
                 f"this call needs the role {role!r}; key {caller.key_id} ({caller.name}) has {caller.role!r}"
             )
         return caller
 
-    def _caller(self, scope: Scope) -> ApiKey:
-        sent = host = b""
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                sent = value
-            elif name == b"host":
-                host = value
+    def _caller(self, scope: Scope, token: str | None) -> ApiKey:
         if self._keys.empty and self._on_loopback:
-            name = host.decode("latin-1").rsplit(":", 1)[0] if not host.endswith(b"]") else host.decode("latin-1")
-            if not is_loopback(name):
-                raise Forbidden(f"without API keys only loopback is served, not the host {name!r:.100}")
+            _require_loopback_name(scope)
             return ANYBODY
-        kind, _, token = sent.decode("latin-1").partition(" ")
-        if kind.lower() != "bearer" or not token:
+        if not token:
             raise Unauthenticated("send an API key: Authorization: Bearer lsk_...")
-        found = self._keys.find(token.strip())
+        found = self._keys.find(token)
         if found is None:
             raise Unauthenticated("this API key is not known, or it was revoked")
         return found
+
+
+def _require_loopback_name(scope: Scope) -> None:
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+    name = host if host.endswith("]") else host.rsplit(":", 1)[0]
+    if not is_loopback(name):
+        raise Forbidden(f"without API keys only loopback is served, not the host {name!r:.100}")
+
+
+def _bearer(scope: Scope) -> str | None:
+    """The key in the `Authorization` header; empty where the header holds none."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            kind, _, token = value.decode("latin-1").partition(" ")
+            return token.strip() if kind.lower() == "bearer" else ""
+    return None
 
 
 def allow(caller: ApiKey, portfolio: str) -> None:

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from ledger_sizer import __version__
-from ledger_sizer.api import events, operations, reads, reconciliation, verbs
+from ledger_sizer.api import events, operations, pages, reads, reconciliation, verbs
 from ledger_sizer.api.access import Access
 from ledger_sizer.api.answering import problem_response
 from ledger_sizer.api.deadline import Deadline
@@ -74,6 +74,7 @@ def create_app(
     # Flat, so that whoever walks `app.routes` (the tests of who may do what) sees every one of them.
     commands = verbs.endpoints(service)
     app.router.routes.extend(verbs.routes(commands))
+    app.router.routes.extend(pages.routes(service))
     for router in (reads.router, reads.chain_router, reconciliation.router, events.router, operations.router):
         app.router.routes.extend(router(service).routes)
     app.add_exception_handler(LedgerError, _on_ledger_error)

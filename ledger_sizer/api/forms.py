@@ -138,6 +138,89 @@ class HeadsForm(_Form):
     heads: dict[str, HeadForm]
 
 
+class PortfolioLineForm(_Figures):
+    """One portfolio among all, USD."""
+
+    portfolio: str
+
+
+class PortfolioLinePage(_Form):
+    """One page of portfolios."""
+
+    items: list[PortfolioLineForm]
+    cursor: str | None
+
+
+class CountedPositions(PositionPage):
+    """A page of a portfolio's positions, and how many there are in all."""
+
+    count: int
+
+
+class ExposurePointForm(_Form):
+    """Exposure and cap right after one decision, USD."""
+
+    at: TimeOut
+    seq: int
+    exposure: DecimalOut
+    cap: DecimalOut | None
+
+
+class ExposureLineForm(_Form):
+    """Exposure over time. `every`: one decision in so many is shown. The first point may be older than `since`."""
+
+    since: TimeOut
+    every: int
+    points: list[ExposurePointForm]
+
+
+class DriftLineForm(_Form):
+    """One difference between the ledger and the exchange that is not resolved. `GET /v1/drifts` has all of it."""
+
+    id: int
+    kind: str
+    state: Literal["open", "confirmed", "acknowledged"]
+    where: str
+    ledger_quantity: DecimalOut | None
+    venue_quantity: DecimalOut | None
+    excess: DecimalOut
+    detail: str
+    opened_at: TimeOut
+    frozen_scope: str | None
+    requested: str | None
+
+
+class ReconciliationForm(_Form):
+    """The last run and the drifts that are not resolved; without any run `run_at` and `outcome` are null."""
+
+    run_at: TimeOut | None
+    outcome: Literal["good", "partial", "failed"] | None
+    drift_count: int
+    drifts: list[DriftLineForm]
+
+
+class DetailForm(_Form):
+    """One portfolio in full."""
+
+    portfolio: str
+    seq: int
+    scopes: list[ScopeForm] = Field(description="The whole first, then those with a cap, then by exposure.")
+    scopes_left_out: int
+    held: CountedPositions = Field(description="Live reservations, the soonest to end first.")
+    open: CountedPositions = Field(description="Open positions, newest first.")
+    decisions: DecisionPage
+    line: ExposureLineForm
+    reconciliation: ReconciliationForm
+
+
+class OverviewForm(_Form):
+    """A ledger at one moment; `detail` is null while there is no portfolio."""
+
+    read_at: TimeOut
+    portfolios: PortfolioLinePage
+    detail: DetailForm | None
+
+
 class ProblemForm(_Form):
     """RFC 9457 problem details. `code` is stable and what programs look at."""
 

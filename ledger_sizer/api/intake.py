@@ -1,4 +1,9 @@
-"""Reading a request: its idempotency key and its body, bounded in size."""
+"""Reading a request: its idempotency key and its body, bounded in size.
+
+How long a body may take is bounded by `server`, which knows at no cost whether it is all there already.
+"""
+
+from urllib.parse import parse_qs
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
@@ -32,10 +37,27 @@ def idempotency_key(scope: Scope) -> str:
 
 
 async def read_body(scope: Scope, receive: Receive, size_max: int) -> bytes:
-    """The whole body. Raises where it is not declared as JSON, or has more than `size_max` bytes.
+    """The whole body. Raises where it is not declared as JSON, or has more than `size_max` bytes."""
+    body = await _read(receive, size_max)
+    if body:
+        _require_json(header(scope, b"content-type"))
+    return body
 
-    How long it may take is bounded by `server`, which knows at no cost whether it is all there already.
-    """
+
+async def read_form(scope: Scope, receive: Receive, size_max: int) -> dict[str, str]:
+    """The fields of an HTML form, the first of each name. Raises where it is none, or larger than `size_max` bytes."""
+    body = await _read(receive, size_max)
+    kind = (header(scope, b"content-type") or b"").decode("latin-1").partition(";")[0].strip().lower()
+    if kind != "application/x-www-form-urlencoded":
+        raise UnsupportedMediaType(f"send a form as application/x-www-form-urlencoded, not {kind[:100]!r}")
+    try:
+        fields = parse_qs(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=32)
+    except ValueError:
+        raise InvalidRequest("the form is not UTF-8, or has more than 32 fields") from None
+    return {name: values[0] for name, values in fields.items()}
+
+
+async def _read(receive: Receive, size_max: int) -> bytes:
     size = 0
     chunks: list[bytes] = []
     while True:
@@ -49,8 +71,6 @@ async def read_body(scope: Scope, receive: Receive, size_max: int) -> bytes:
         chunks.append(chunk)
         if not message.get("more_body", False):
             break
-    if size:
-        _require_json(header(scope, b"content-type"))
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 

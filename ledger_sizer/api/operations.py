@@ -5,7 +5,7 @@ import asyncio
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 
 from ledger_sizer.api import forms
 from ledger_sizer.api.answering import RETRY_AFTER_SECONDS, json_response
@@ -40,11 +40,6 @@ def router(service: Service) -> APIRouter:
         """Prometheus exposition; needs the role `read` once there are keys."""
         await service.access.require(request.scope, "read")
         return Response(await run_in_threadpool(service.metrics.text), media_type=CONTENT_TYPE_LATEST)
-
-    @made.get("/", include_in_schema=False)
-    async def home() -> Response:
-        """To the API's documentation."""
-        return RedirectResponse("/docs")
 
     return made
 

@@ -17,6 +17,7 @@ from ledger_sizer.domain import DENIAL_REASONS, Page, Position
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.instruments import label_text
 from ledger_sizer.keys import ApiKey
+from ledger_sizer.overview import HOURS_MAX, ROWS_MAX, Look
 from ledger_sizer.queries import LIMIT_MAX
 from ledger_sizer.tags import is_dimension
 from ledger_sizer.units import E8_MAX
@@ -28,6 +29,7 @@ from ledger_sizer.wire.answers import (
     position_to_json,
 )
 from ledger_sizer.wire.bodies import PORTFOLIO_PATTERN, POSITION_PATTERN, LabelText, MomentText, PortfolioText, moment
+from ledger_sizer.wire.overviews import overview_to_json
 
 SEQ_MAX = E8_MAX
 PortfolioInPath = Annotated[str, Path(pattern=PORTFOLIO_PATTERN, examples=["main"])]
@@ -100,6 +102,27 @@ class DecisionFilters(_Filters):
         return chosen
 
 
+SeqCursor = Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")]
+
+
+class OverviewFilters(_Filters):
+    """What to look at: one portfolio in full (else the first), and where its lists go on."""
+
+    portfolio: PortfolioText | None = None
+    rows: Annotated[int, Query(ge=1, le=ROWS_MAX, description="Of each list.")] = 25
+    hours: Annotated[int, Query(ge=1, le=HOURS_MAX, description="Of the line of exposure.")] = 24
+    held_cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}:[0-9]{1,18}$")] = None
+    open_cursor: SeqCursor = None
+    decisions_cursor: SeqCursor = None
+    portfolios_cursor: PortfolioText | None = None
+
+    def look(self, caller: ApiKey) -> Look:
+        """What this caller gets to see of it."""
+        if self.portfolio is not None:
+            allow(caller, self.portfolio)
+        return Look(**self.model_dump(), only=caller.portfolios)
+
+
 class FullFilter(_Filters):
     """Of one decision nothing is left out by default."""
 
@@ -130,6 +153,11 @@ def router(service: Service) -> APIRouter:
         allow(caller, portfolio)
         found = await run_in_threadpool(ledger.exposure, portfolio, as_of=filters.moment())
         return json_response(exposure_to_json(found))
+
+    @made.get("/overview", response_model=forms.OverviewForm)
+    async def get_overview(filters: Annotated[OverviewFilters, Query()], caller: Reader) -> Response:
+        """All portfolios, and one in full: scopes, reservations, positions, decisions. All of it at one moment."""
+        return json_response(overview_to_json(await run_in_threadpool(ledger.overview, filters.look(caller))))
 
     @made.get("/positions", response_model=forms.PositionPage)
     async def list_positions(filters: Annotated[PositionFilters, Query()], caller: Reader) -> Response:

@@ -16,6 +16,7 @@ from ledger_sizer.cli import (
     schema,
     serve,
     steering,
+    top,
     trading,
 )
 
@@ -68,6 +69,7 @@ app.command(epilog=reading.HISTORY_HELP)(reading.history)
 app.command(epilog=reading.EXPLAIN_HELP)(reading.explain)
 app.command(epilog=auditing.VERIFY_HELP)(auditing.verify)
 app.command(epilog=auditing.ARCHIVE_HELP)(auditing.archive)
+app.command(epilog=top.TOP_HELP)(top.top)
 app.add_typer(steering.caps, name="caps")
 app.command(epilog=steering.HALT_HELP)(steering.halt)
 app.command(epilog=steering.RESUME_HELP)(steering.resume)

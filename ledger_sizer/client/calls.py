@@ -19,6 +19,7 @@ from ledger_sizer.domain import Exposure, Page, Position, split_position_id
 from ledger_sizer.errors import InvalidRequest, LedgerError
 from ledger_sizer.explain import Explanation
 from ledger_sizer.explain import explain as explained
+from ledger_sizer.overview import Look, Overview
 from ledger_sizer.records import Decision
 from ledger_sizer.wire.answers import (
     decision_from_json,
@@ -30,6 +31,7 @@ from ledger_sizer.wire.answers import (
 )
 from ledger_sizer.wire.batches import BATCH_MAX
 from ledger_sizer.wire.calls import batch_form, call_of
+from ledger_sizer.wire.overviews import look_to_query, overview_from_json
 
 T = TypeVar("T")
 
@@ -263,6 +265,13 @@ def decision(seq: int, portfolio: str = "main") -> Calls[Decision]:
         raise InvalidRequest(f"seq must be a whole number, got {seq!r}", field="seq")
     path = f"/v1/decisions/{portfolio_name(portfolio)}/{seq}"
     found: Decision = yield Call("GET", path, lambda reply: value_of(reply, decision_from_json), _FULL)
+    return found
+
+
+def overview(look: Look | None = None) -> Calls[Overview]:
+    """One picture of the ledger at one moment: all portfolios this key may see, and one of them in full."""
+    query = look_to_query(look or Look())
+    found: Overview = yield Call("GET", "/v1/overview", lambda reply: value_of(reply, overview_from_json), query)
     return found
 
 

@@ -115,8 +115,8 @@ def decision_from_json(form: Mapping[str, Any]) -> Decision:
             hash=form["hash"] or "",
         )
         return record.decision(replayed=form["replayed"])
-    except _UNREADABLE as error:
-        raise _not_ours("decision", error) from None
+    except UNREADABLE as error:
+        raise not_ours("decision", error) from None
 
 
 def leg_to_json(leg: Leg) -> Json:
@@ -191,8 +191,8 @@ def position_from_json(form: Mapping[str, Any]) -> Position:
             updated_seq=form["updated_seq"],
             origin=None if origin is None else split_position_id(origin)[1],
         )
-    except _UNREADABLE as error:
-        raise _not_ours("position", error) from None
+    except UNREADABLE as error:
+        raise not_ours("position", error) from None
 
 
 def scope_to_json(row: ScopeExposure) -> Json:
@@ -219,24 +219,25 @@ def exposure_to_json(exposure: Exposure) -> Json:
     return {"portfolio": exposure.portfolio, "seq": exposure.seq, **whole, "scopes": scopes}
 
 
+def scope_from_json(form: Mapping[str, Any]) -> ScopeExposure:
+    """The scope that `scope_to_json` wrote."""
+    return ScopeExposure(
+        form["scope"],
+        _optional(Decimal, form["cap"]),
+        Decimal(form["held"]),
+        Decimal(form["open"]),
+        form["status"],
+        form["frozen"],
+        _optional(datetime.fromisoformat, form["fresh_until"]),
+    )
+
+
 def exposure_from_json(form: Mapping[str, Any]) -> Exposure:
     """The exposure that `exposure_to_json` wrote."""
     try:
-        rows = (
-            ScopeExposure(
-                row["scope"],
-                _optional(Decimal, row["cap"]),
-                Decimal(row["held"]),
-                Decimal(row["open"]),
-                row["status"],
-                row["frozen"],
-                _optional(datetime.fromisoformat, row["fresh_until"]),
-            )
-            for row in form["scopes"]
-        )
-        return Exposure(form["portfolio"], form["seq"], tuple(rows))
-    except _UNREADABLE as error:
-        raise _not_ours("exposure", error) from None
+        return Exposure(form["portfolio"], form["seq"], tuple(scope_from_json(row) for row in form["scopes"]))
+    except UNREADABLE as error:
+        raise not_ours("exposure", error) from None
 
 
 def heads_to_json(heads: Mapping[str, tuple[int, str]]) -> Json:
@@ -248,11 +249,11 @@ def heads_from_json(form: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     """The heads that `heads_to_json` wrote."""
     try:
         found = {name: (head["seq"], head["hash"]) for name, head in form["heads"].items()}
-    except _UNREADABLE as error:
-        raise _not_ours("list of chain heads", error) from None
+    except UNREADABLE as error:
+        raise not_ours("list of chain heads", error) from None
     for seq, head in found.values():
         if type(seq) is not int or seq < 0 or not isinstance(head, str) or not _HASH.fullmatch(head):
-            raise _not_ours("list of chain heads", ValueError(f"seq {seq!r}, hash {head!r}"))
+            raise not_ours("list of chain heads", ValueError(f"seq {seq!r}, hash {head!r}"))
     return found
 
 
@@ -265,14 +266,16 @@ def page_from_json(form: Mapping[str, Any], item_from_json: Callable[[Mapping[st
     """The page that `page_to_json` wrote."""
     try:
         return Page(tuple(item_from_json(item) for item in form["items"]), form["cursor"])
-    except _UNREADABLE as error:
-        raise _not_ours("page", error) from None
+    except UNREADABLE as error:
+        raise not_ours("page", error) from None
 
 
-_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, InvalidOperation, LedgerError)
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, InvalidOperation, LedgerError)
+"""What reading a form raises that no service of this package wrote."""
 
 
-def _not_ours(what: str, error: Exception) -> InternalError:
+def not_ours(what: str, error: Exception) -> InternalError:
+    """The error for such a form."""
     return InternalError(f"this is no {what} of a ledger-sizer service: {type(error).__name__} {error}")
 
 

@@ -1,0 +1,121 @@
+"""`ledger-sizer top`: the dashboard's picture, live in a terminal."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ledger_sizer.cli import failures, options, output
+from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
+from ledger_sizer.cli.teaching import teach
+from ledger_sizer.errors import LedgerError
+
+if TYPE_CHECKING:
+    from ledger_sizer.overview import Look, Overview
+
+    Read = Callable[[], Overview]
+
+KEY_VARIABLE = "LEDGER_SIZER_API_KEY"
+TOP_HELP = teach("top --once", "top --once --json --portfolio main", exits={3: ""})
+
+_ROWS = 50
+_SECONDS_MIN, _SECONDS_MAX = 0.1, 3600
+
+
+def top(
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help=f"Ask this service; {KEY_VARIABLE} holds the API key.")
+    ] = None,
+    portfolio: AnyPortfolio = None,
+    hours: Annotated[str, typer.Option("--hours", metavar="N", help="How far the line of exposure goes back.")] = "24",
+    interval: Annotated[str, typer.Option("--interval", metavar="SECONDS", help="Time between looks.")] = "1",
+    once: Annotated[
+        bool, typer.Option("--once", help="Look once and print it, as wherever the output is no terminal.")
+    ] = False,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Watch the ledger: caps, reservations, positions and decisions, live until Ctrl-C.
+
+    Looks at a service (--url) or at a database. One portfolio is shown in full, the first unless one is named. --json
+    prints one look.
+    """
+    from ledger_sizer.overview import Look
+
+    look = Look(portfolio, rows=_ROWS, hours=options.whole(hours, "hours"))
+    seconds = _seconds(interval)
+    with _reader(url, database_url, look) as (read, source):
+        if as_json:
+            from ledger_sizer.wire.overviews import overview_to_json
+
+            output.write_json(overview_to_json(read()))
+        elif once or not output.on_terminal():
+            _print(read(), source)
+        else:
+            _watch(read, source, seconds)
+    return failures.DONE
+
+
+def _seconds(text: str) -> float:
+    value = float(options.decimal(text, "interval"))
+    if not _SECONDS_MIN <= value <= _SECONDS_MAX:
+        failures.bad_input(f"interval must be {_SECONDS_MIN} to {_SECONDS_MAX} seconds, got {text!r}", "interval")
+    return value
+
+
+@contextmanager
+def _reader(url: str | None, database_url: str | None, look: "Look") -> "Iterator[tuple[Read, str]]":
+    """How to look, and at what."""
+    if url is not None:
+        if database_url is not None:
+            failures.bad_input("give --url or --database-url, not both", "url")
+        from ledger_sizer.client import LedgerClient, Patience
+
+        patience = Patience(attempts_max=2, give_up_seconds=3)
+        with LedgerClient(url, os.environ.get(KEY_VARIABLE), patience=patience) as client:
+            yield lambda: client.overview(look), client.base_url
+        return
+    from ledger_sizer.cli.session import ledger_at
+    from ledger_sizer.database import database_url as parsed
+    from ledger_sizer.database import shown
+
+    with ledger_at(database_url) as ledger:
+        yield lambda: ledger.overview(look), shown(parsed(database_url or ledger.settings.ledger.database_url))
+
+
+def _print(overview: "Overview", source: str) -> None:
+    from rich.console import Console
+
+    from ledger_sizer.cli.picture import rendered
+
+    console = Console(highlight=False, markup=False, emoji=False, width=None if output.on_terminal() else 160)
+    console.print(rendered(overview, source=source, width=console.width, height=None))
+
+
+def _watch(read: "Read", source: str, seconds: float) -> None:
+    """Look again and again. What cannot be read now is said above the picture that was read last."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from ledger_sizer.cli.picture import rendered
+
+    console = Console(highlight=False, markup=False, emoji=False)
+    overview = read()
+    trouble = ""
+    try:
+        with Live(console=console, auto_refresh=False, screen=True) as display:
+            while True:
+                size = {"width": console.width, "height": console.height}
+                display.update(rendered(overview, source=source, trouble=trouble, **size), refresh=True)
+                time.sleep(seconds)
+                try:
+                    overview, trouble = read(), ""
+                except LedgerError as error:
+                    if not error.retryable:
+                        raise
+                    trouble = f"no answer: {error}"
+    except KeyboardInterrupt:
+        return

@@ -1,0 +1,115 @@
+"""The pages as HTML. Everything shown is escaped; nothing in a page is a script, a style or another origin's."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ledger_sizer import __version__
+from ledger_sizer.dashboard import figures
+from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
+from ledger_sizer.dashboard.files import asset_url
+from ledger_sizer.dashboard.questions import Question
+from ledger_sizer.dashboard.words import told
+from ledger_sizer.explain import Explanation
+from ledger_sizer.overview import Look, Overview
+from ledger_sizer.wire.overviews import look_to_query
+
+BAR_WIDTH = 120
+HOURS = {1: "1 h", 6: "6 h", 24: "24 h", 168: "7 d"}
+"""How far back the chart can be asked to go."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who looks. name, role: of the API key; signed_in: False where the service has no keys. form_token: for posts."""
+
+    name: str
+    role: str
+    signed_in: bool
+    form_token: str
+
+    @property
+    def may_steer(self) -> bool:
+        """Whether halt, resume and the like are offered."""
+        return self.role == "admin"
+
+
+def desk_page(overview: Overview, look: Look, visitor: Visitor) -> str:
+    """The dashboard."""
+    detail = overview.detail
+    return _render(
+        "desk.html",
+        overview=overview,
+        detail=detail,
+        chart=None if detail is None else chart(detail, overview.read_at),
+        look=look if detail is None else replace(look, portfolio=detail.name),
+        hours=HOURS,
+        visitor=visitor,
+    )
+
+
+def login_page(form_token: str, problem: str | None = None) -> str:
+    """The form that asks for an API key. problem: why the last try failed."""
+    return _render("login.html", form_token=form_token, problem=problem)
+
+
+def question_page(question: Question, visitor: Visitor) -> str:
+    """The page that asks for a confirmation."""
+    return _render("question.html", question=question, visitor=visitor)
+
+
+def explanation_page(explanation: Explanation, visitor: Visitor) -> str:
+    """Why a decision came out as it did."""
+    decision = explanation.decision
+    headline, *lines = explanation.text.splitlines()
+    return _render("explanation.html", decision=decision, headline=headline, lines=lines, visitor=visitor)
+
+
+def problem_page(title: str, words: str) -> str:
+    """What went wrong, in words."""
+    return _render("problem.html", title=title, words=words)
+
+
+def href(look: Look, **changes: Any) -> str:
+    """The dashboard's address that shows `look` with these changes; what is as by default is left out."""
+    default = look_to_query(Look())
+    query = {
+        name: value for name, value in look_to_query(replace(look, **changes)).items() if default.get(name) != value
+    }
+    return f"/?{urlencode(query)}" if query else "/"
+
+
+def _render(template: str, **context: Any) -> str:
+    return _environment.get_template(template).render(**context)
+
+
+def _make_environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("ledger_sizer.dashboard"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    for filter_ in (figures.money, figures.room, figures.exact, figures.percent, figures.clock, figures.moment,
+                    figures.duration, figures.tags, told):  # fmt: skip
+        environment.filters[filter_.__name__] = filter_
+    environment.globals.update(
+        asset_url=asset_url,
+        bar=figures.bar,
+        bar_width=BAR_WIDTH,
+        drift_actions=figures.drift_actions,
+        chart_width=WIDTH,
+        chart_height=HEIGHT,
+        href=href,
+        seconds_left=figures.seconds_left,
+        standing=figures.standing,
+        version=__version__,
+    )
+    return environment
+
+
+_environment = _make_environment()

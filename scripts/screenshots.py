@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""Pictures of the dashboard over a ledger with a day of trading: `make screenshots`.
+
+    scripts/screenshots.py [FOLDER]      FOLDER defaults to docs/images, which gets dashboard.png only
+
+With a folder of your own it also takes the dark theme, a phone, the login and the confirmation.
+"""
+
+import random
+import sys
+import tempfile
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, Ledger  # noqa: E402
+from ledger_sizer.database import make_engine  # noqa: E402
+from ledger_sizer.reconcile.run import Reconciler  # noqa: E402
+from tests.accounts import WrittenAccount, short  # noqa: E402
+from tests.browser import chromium  # noqa: E402
+from tests.served import served  # noqa: E402
+
+MARKETS = {"BTC": Decimal(67_420), "ETH": Decimal(3_512), "SOL": Decimal(148), "XRP": Decimal("0.532")}
+STEPS = {"BTC": Decimal("0.0001"), "ETH": Decimal("0.001"), "SOL": Decimal("0.01"), "XRP": Decimal(1)}
+VENUES = ("bybit", "okx", "binance")
+SETTINGS = AppSettings(sizing=DynamicSizingSettings(enabled=True, max_portfolio_exposure=Decimal(20_000)))
+
+
+class Time:
+    """A clock that a day is told by."""
+
+    def __init__(self, now: datetime) -> None:
+        self.now = now
+
+    def __call__(self) -> datetime:
+        """The time."""
+        return self.now
+
+
+def trade_a_day(url: str, until: datetime) -> None:
+    """Fill a ledger with what three strategies did in the 24 hours before `until`."""
+    dice = random.Random(7)
+    time = Time(until - timedelta(hours=24))
+    with Ledger.open(url, settings=SETTINGS, clock=time) as ledger:
+        ledger.set_cap(key="cap", portfolio="main", cap=Decimal(12_000))
+        for venue, cap in (("bybit", 5_000), ("okx", 4_000), ("binance", 4_000)):
+            ledger.set_cap(key=f"cap/{venue}", portfolio="main", scope=f"venue={venue}", cap=Decimal(cap))
+        ledger.set_cap(key="cap/btc", portfolio="main", scope="symbol=BTC", cap=Decimal(5_000))
+        ledger.set_cap(key="cap/paper", portfolio="research", cap=Decimal(2_000))
+        open_ids: list[str] = []
+        cycle = 0
+        while time.now < until - timedelta(seconds=25):
+            time.now += timedelta(seconds=dice.randint(60, 420))
+            time.now = min(time.now, until - timedelta(seconds=25))
+            cycle += 1
+            wave = 0.5 + 0.3 * (1 if cycle // 60 % 2 else -1)
+            if open_ids and dice.random() < wave:
+                ledger.release(key=f"exit-{cycle}", position_id=open_ids.pop(dice.randrange(len(open_ids))))
+            else:
+                open_ids += enter(ledger, dice, f"cycle-{cycle}", fill=dice.random() < 0.85)
+        ledger.reserve(key="paper", portfolio="research", tags={"strategy": "pairs"}, signal_score=Decimal("0.4"))
+        ledger.halt(key="halt/okx", portfolio="main", scope="venue=okx", note="maintenance until 22:00")
+        for number in range(4):
+            time.now += timedelta(seconds=3)
+            enter(ledger, dice, f"late-{number}", fill=False)
+
+
+def compare_with_exchanges(url: str, now: datetime) -> None:
+    """One run of the reconciliation, over accounts that show what the ledger has, and one position more."""
+    time = Time(now)
+    with Ledger.open(url, settings=SETTINGS, clock=time) as ledger:
+        accounts = {venue: WrittenAccount(venue) for venue in VENUES}
+        shorts: Counter[tuple[str, str]] = Counter()
+        for position in ledger.positions("main", state="open", limit=1000):
+            for leg in position.legs:
+                shorts[leg.venue, leg.symbol] += leg.quantity  # type: ignore[assignment]  # a Decimal counts too
+        for venue, account in accounts.items():
+            legs = {symbol: str(many) for (at, symbol), many in shorts.items() if at == venue}
+            shown = [short(many, symbol) for symbol, many in legs.items() if ":" in symbol]
+            assets = {symbol.partition("/")[0]: many for symbol, many in legs.items() if ":" not in symbol}
+            extra = [short("12", "AVAX/USDT:USDT", "27.4")] if venue == "okx" else []
+            account.shows(*shown, *extra, **assets)
+        engine = make_engine(url)
+        Reconciler(ledger, engine, list(accounts.values()), SETTINGS, clock=time).run()
+        engine.dispose()
+
+
+def enter(ledger: Ledger, dice: random.Random, key: str, *, fill: bool) -> list[str]:
+    """One signal: reserve, and confirm where it fills. Returns the position, if there is one."""
+    symbol, venue = dice.choice(list(MARKETS)), dice.choice(VENUES)
+    price = MARKETS[symbol] * (1 + Decimal(dice.randint(-200, 200)) / 10_000)
+    step = STEPS[symbol]
+    spot = InstrumentInfo(f"{symbol}/USDT", step, Decimal(10**6), step)
+    perp = InstrumentInfo(f"{symbol}/USDT:USDT", step, Decimal(10**6), step)
+    decision = ledger.reserve(
+        key=key,
+        tags={"venue": venue, "symbol": symbol, "strategy": dice.choice(("funding", "basis"))},
+        signal_score=Decimal(dice.randint(20, 95)) / 100,
+        price=price,
+        spot_instrument=spot,
+        perp_instrument=perp,
+        ttl_seconds=Decimal(dice.randint(45, 240)),
+    )
+    if not (decision.granted and fill and decision.position_id):
+        return []
+    ledger.confirm(
+        key=f"{key}/fill", position_id=decision.position_id, quantity=decision.quantity, price=price, spot_price=price
+    )
+    return [decision.position_id]
+
+
+def main() -> None:
+    """Trade, serve, take the pictures."""
+    own = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    folder = own or ROOT / "docs" / "images"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="ledger-screenshots-") as temporary:
+        url = f"sqlite:///{temporary}/ledger.db"
+        trade_a_day(url, datetime.now(UTC))
+        compare_with_exchanges(url, datetime.now(UTC))
+        with served(url, settings=SETTINGS) as service, chromium() as browser:
+            views = {"dashboard": (1440, 1180, "light", "/")}
+            if own:
+                views |= {
+                    "dark": (1440, 1180, "dark", "/"),
+                    "phone": (390, 844, "light", "/"),
+                    "phone-dark": (390, 844, "dark", "/"),
+                    "tablet": (900, 1100, "light", "/"),
+                    "halt": (1440, 700, "light", "/steer/main?action=halt"),
+                    "explanation": (1440, 700, "light", "/explain/main/40"),
+                }
+            for name, (width, height, scheme, path) in views.items():
+                page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+                page.goto(service.url + path)
+                if path == "/":
+                    page.wait_for_selector('#feed[data-state="live"]')
+                page.screenshot(path=folder / f"{name}.png", full_page=bool(own))
+                page.close()
+
+
+if __name__ == "__main__":
+    main()
