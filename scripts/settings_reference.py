@@ -86,6 +86,8 @@ def _default(field: FieldInfo) -> str:
         return "none"
     if isinstance(value, SecretStr):
         return "a secret"
+    if isinstance(value, frozenset):
+        value = ",".join(sorted(value))  # its own order differs from process to process
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
