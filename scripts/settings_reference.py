@@ -5,6 +5,7 @@ python scripts/settings_reference.py            # write docs/settings.md
 python scripts/settings_reference.py --check    # exit 1 if it is not current
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from decimal import Decimal
@@ -87,7 +88,7 @@ def _default(field: FieldInfo) -> str:
     if isinstance(value, SecretStr):
         return "a secret"
     if isinstance(value, frozenset):
-        value = ",".join(sorted(value))  # its own order differs from process to process
+        value = json.dumps(sorted(value))  # as it is written; a set's own order differs from process to process
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
