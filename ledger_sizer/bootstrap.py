@@ -4,7 +4,6 @@ import ipaddress
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from sqlalchemy import Engine
 
@@ -12,7 +11,7 @@ from ledger_sizer.config import AppSettings
 from ledger_sizer.database import make_engine
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.exchanges.accounts import ExchangeAccount
-from ledger_sizer.instrument_refresh import refresh_rules
+from ledger_sizer.instrument_refresh import RETRY_SECONDS, ScheduledRefresh
 from ledger_sizer.jobs import Jobs
 from ledger_sizer.keys import KeyRing
 from ledger_sizer.ledger import Ledger
@@ -66,8 +65,8 @@ def _instruments_refreshed(settings: AppSettings, jobs: Jobs, writes: Engine, *,
     for account in accounts:
         jobs.every(
             f"instruments_{account.venue}",
-            settings.exchange.instruments_refresh_seconds,
-            partial(refresh_rules, writes, account),
+            RETRY_SECONDS,
+            ScheduledRefresh(writes, account, settings.exchange.instruments_refresh_seconds),
         )
     try:
         yield

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
@@ -27,7 +27,6 @@ from ledger_sizer.telemetry import get_logger
 log = get_logger(__name__)
 
 LEASE_NAME = "jobs"
-RETRY_SECONDS = 60
 
 
 class Jobs:
@@ -50,32 +49,23 @@ class Jobs:
         self._scheduler.add_job(self.sweep, "interval", seconds=settings.sweep_interval_seconds, id="sweep")
 
     def every(self, name: str, seconds: int, work: Callable[[], object]) -> None:
-        """Run `work` at the start and then on an interval, if this replica's turn it is. Add before `start`.
+        """Run `work` at the start and then on an interval, if this replica's turn it is. Add before `start`."""
+        self._scheduler.add_job(
+            self._run, "interval", args=(name, work), seconds=seconds, id=name, next_run_time=datetime.now(UTC)
+        )
 
-        Where it failed, or was another replica's turn, it is tried again within a minute, however long the interval.
-        """
-
-        def run() -> None:
-            if not self._run(name, work) and seconds > RETRY_SECONDS and self._scheduler.running:
-                again = datetime.now(UTC) + timedelta(seconds=RETRY_SECONDS)
-                self._scheduler.modify_job(name, next_run_time=again)
-
-        self._scheduler.add_job(run, "interval", seconds=seconds, id=name, next_run_time=datetime.now(UTC))
-
-    def _run(self, name: str, work: Callable[[], object]) -> bool:
-        """Whether the work was done."""
+    def _run(self, name: str, work: Callable[[], object]) -> None:
         result = "failed"
         try:
             if self.lease() is None:
                 result = "not_leader"
-            else:
-                work()
-                result = "done"
+                return
+            work()
+            result = "done"
         except (LedgerError, SQLAlchemyError) as error:
             log.warning("jobs.failed", job=name, error=str(error).strip())
         finally:
             self._metrics.job_runs.labels(name, result).inc()
-        return result == "done"
 
     def start(self) -> None:
         """Begin to run jobs."""
