@@ -4,7 +4,6 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from sqlalchemy import Engine
 
@@ -12,7 +11,7 @@ from ledger_sizer.config import AppSettings
 from ledger_sizer.database import make_engine
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.exchanges.accounts import open_accounts
-from ledger_sizer.instrument_refresh import refresh_rules
+from ledger_sizer.instrument_refresh import RETRY_SECONDS, ScheduledRefresh
 from ledger_sizer.jobs import Jobs
 from ledger_sizer.keys import KeyRing
 from ledger_sizer.ledger import Ledger, Observe
@@ -82,8 +81,8 @@ def running(settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing |
         )
         for account in {account.venue: account for account in reversed(accounts)}.values():
             # One account of a venue speaks for all: rules are the venue's.
-            refresh = partial(refresh_rules, writes, account)
-            jobs.every(f"instruments_{account.venue}", settings.exchange.instruments_refresh_seconds, refresh)
+            refresh = ScheduledRefresh(writes, account, settings.exchange.instruments_refresh_seconds)
+            jobs.every(f"instruments_{account.venue}", RETRY_SECONDS, refresh)
         if with_jobs:
             jobs.start()
         at_the_end.callback(jobs.stop)
