@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import curve as curve_command
+from benchmarks import reconcile as reconcile_command
 from benchmarks import throughput as throughput_command
 from benchmarks.measure import BenchmarkError, Pace
 from benchmarks.report import new_console
@@ -102,6 +103,24 @@ def curve(
         folder=folder,
     )
     curve_command.run(plan, new_console(), json_file)
+
+
+@app.command()
+def reconcile(
+    *,
+    engine: EngineOption = EngineChoice.BOTH,
+    seconds: SecondsOption = 10.0,
+    positions: Annotated[int, typer.Option(min=1, help="Open positions on each side.")] = 10_000,
+    short: ShortOption = False,
+    json_file: JsonOption = None,
+    folder: FolderOption = None,
+) -> None:
+    """Measure a reconciliation of many positions, and what reservations feel of it."""
+    plan = reconcile_command.Plan(
+        engines=engine.engines(), positions=500 if short else positions,
+        seconds=SHORT_SECONDS * 3 if short else seconds, folder=folder,
+    )  # fmt: skip
+    reconcile_command.run(plan, new_console(), json_file)
 
 
 def _pace(seconds: float) -> Pace:

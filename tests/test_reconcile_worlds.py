@@ -2,7 +2,7 @@
 
 A few worlds run each time. A campaign:
 
-    RECONCILE_WORLDS=1000 make test TEST_WORKERS=0 ARGS=tests/test_reconcile_worlds.py
+    WORLDS=1000 make test TEST_WORKERS=0 ARGS=tests/test_reconcile_worlds.py
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ledger_sizer.database import make_engine
 from tests.clocks import FakeClock
 from tests.worlds import CONFIRMATIONS, World
 
-WORLDS = int(os.environ.get("RECONCILE_WORLDS", "0"))
+WORLDS = int(os.environ.get("WORLDS", "0"))
 SEEDS = range(WORLDS or 12)
 STEPS = 25
 

@@ -233,20 +233,25 @@ class _Account:
 
     def _hedges(self) -> None:
         """Where the ledger holds both sides of an asset here, the exchange must hold them in the same proportion."""
-        said = {**self._of(self._book.open, swap=True), **self._of(self._book.open, swap=False)}
-        moving = {market.base for market in self._book.touched} | {market.base for market in self._book.in_flight}
-        for base in sorted({market.base for market in said} - moving):
-            legs = [(market, quantity) for market, quantity in said.items() if market.base == base]
-            bought = sum((q for m, q in legs if m.side == "long"), ZERO)
-            sold = sum((q for m, q in legs if m.side == "short"), ZERO)
+        said, shown = self._sides(self._book.open), self._sides(self._shown)
+        moving = {market.base for market in (*self._book.touched, *self._book.in_flight)}
+        for base in sorted(said.keys() - moving):
+            bought, sold = said[base]["long"], said[base]["short"]
             if not bought or not sold:
                 continue
-            shown = [(market, quantity) for market, quantity in self._shown.items() if market.base == base]
-            has = sum((q for m, q in shown if m.side == "long"), ZERO)
-            owes = sum((q for m, q in shown if m.side == "short"), ZERO)
+            held = shown.get(base, {"long": ZERO, "short": ZERO})
+            has, owes = held["long"], held["short"]
             if abs((has - owes) - (bought - sold)) > self._measures.delta_tolerance * max(bought, sold):
                 detail = f"{base}: the exchange holds {plain(has)} long and {plain(owes)} short"
                 self._result.findings.append(Finding(Market(*self._place, base, ""), "legs_unequal", has, owes, detail))
+
+    def _sides(self, quantities: dict[Market, Decimal]) -> dict[str, dict[str, Decimal]]:
+        """Long and short by asset, spot and derivatives together."""
+        sides: dict[str, dict[str, Decimal]] = {}
+        for market, quantity in quantities.items():
+            if (market.venue, market.account) == self._place:
+                sides.setdefault(market.base, {"long": ZERO, "short": ZERO})[market.side] += quantity
+        return sides
 
     def _free(self, free: Decimal) -> None:
         """Free quote balance against the holds whose orders are not yet to be seen."""

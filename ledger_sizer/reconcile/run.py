@@ -196,7 +196,7 @@ class Reconciler:
         return Measures(
             tolerance=settings.tolerance,
             delta_tolerance=self._settings.trading.delta_drift_tolerance,
-            quote_assets=settings.quote_assets,
+            quote_assets=frozenset(settings.quote_assets),
             baselines=dict(settings.baselines),
             stale_us=0 if stale is None else started_us - stale * 1_000_000,
         )
