@@ -131,7 +131,12 @@ def measure(url: str, count: int, seconds: float) -> Figures:
         alone = [_timed(reconciler) for _ in range(3)]
         quiet = _load(ledger, seconds, lambda: time.sleep(0.01))
         beside: list[float] = []
-        busy = _load(ledger, seconds, lambda: (beside.append(_timed(reconciler)), time.sleep(PAUSE_SECONDS)))
+
+        def run_and_rest() -> None:
+            beside.append(_timed(reconciler))
+            time.sleep(PAUSE_SECONDS)
+
+        busy = _load(ledger, seconds, run_and_rest)
     return Figures(
         median(alone), median(beside), _percentile(quiet, 50), _percentile(quiet, 99), _percentile(busy, 50),
         _percentile(busy, 99), len(quiet), len(busy),
@@ -175,12 +180,12 @@ def _percentile(values: list[float], percent: int) -> float:
 
 
 _SIZES = """
-import resource
+from pathlib import Path
 from ledger_sizer.bootstrap import running
 from ledger_sizer.config import AppSettings, ExchangeAccountSettings, LedgerSettings
 from ledger_sizer.api import create_app
 {load}
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
 """
 _EXCHANGE = """
 from ledger_sizer.exchanges.accounts import ExchangeAccount
@@ -194,7 +199,10 @@ with PaperServer() as paper:
 
 
 def memory_mib() -> tuple[float, float]:
-    """Largest resident size of the service's parts, in MiB: without an exchange, and with one account read."""
+    """Largest resident size of the service's parts, in MiB: without an exchange, and with one account read. Linux only.
+
+    Not from `getrusage`, which also remembers the process that started this one.
+    """
     sizes = []
     for load in ("", _EXCHANGE):
         ran: Any = subprocess.run(
