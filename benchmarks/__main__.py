@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput`, `curve`, `service`, `audit` and `dashboard`."""
+"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile`, `audit` and `dashboard`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks import audit as audit_command
 from benchmarks import curve as curve_command
 from benchmarks import dashboard as dashboard_command
+from benchmarks import reconcile as reconcile_command
 from benchmarks import service as service_command
 from benchmarks import throughput as throughput_command
 from benchmarks.measure import BenchmarkError, Pace
@@ -167,6 +168,24 @@ def dashboard(
         folder=folder,
     )
     dashboard_command.run(plan, new_console(), json_file)
+
+
+@app.command()
+def reconcile(
+    *,
+    engine: EngineOption = EngineChoice.BOTH,
+    seconds: SecondsOption = 10.0,
+    positions: Annotated[int, typer.Option(min=1, help="Open positions on each side.")] = 10_000,
+    short: ShortOption = False,
+    json_file: JsonOption = None,
+    folder: FolderOption = None,
+) -> None:
+    """Measure a reconciliation of many positions, and what reservations feel of it."""
+    plan = reconcile_command.Plan(
+        engines=engine.engines(), positions=500 if short else positions,
+        seconds=SHORT_SECONDS * 3 if short else seconds, folder=folder,
+    )  # fmt: skip
+    reconcile_command.run(plan, new_console(), json_file)
 
 
 def _pace(seconds: float) -> Pace:

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 from ledger_sizer.command_base import PortfolioCommand, PositionCommand, exact_seconds, portfolio_name
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.instruments import InstrumentInfo, Leg, instrument_name, label_text
-from ledger_sizer.tags import NO_TAGS, PORTFOLIO_SCOPE, scope_name, tags_of
+from ledger_sizer.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, scope_name, tags_of
 from ledger_sizer.units import exact, not_negative, positive, usd_floor_e8
 
 _LEGS_MAX = 16
@@ -82,6 +82,8 @@ class Reserve(PortfolioCommand):
         portfolio_name(self.portfolio)
         put = object.__setattr__
         put(self, "tags", tags_of(self.tags))
+        if EXTERNAL_TAG in self.tags:
+            raise InvalidRequest(f"the tag {EXTERNAL_TAG!r} is the reconciliation's own", field="tags")
         if self.signal_score is not None:
             put(self, "signal_score", checked_score(self.signal_score))
         if self.price is not None:

@@ -206,8 +206,8 @@ class ReconcileSettings(Settings):
     freeze_scope: Literal["portfolio", "venue"] = Field(
         "portfolio", description="What a drift freezes; venue: only reservations with that tag."
     )
-    quote_assets: frozenset[str] = Field(
-        frozenset({"USD", "USDT", "USDC"}), description="Assets that are money here, not positions."
+    quote_assets: tuple[str, ...] = Field(
+        ("USDT", "USDC", "USD"), description="Assets that are money here, not positions."
     )
     baselines: dict[str, Exact] = Field(
         {}, description='Spot balances that are no positions, as {"bybit/main/BTC": "0.5"}.'

@@ -11,6 +11,9 @@ from ledger_sizer.instruments import label_text
 PORTFOLIO_SCOPE = "portfolio"
 """Name of the scope that is the whole portfolio; every other scope is called `dimension=value`."""
 
+EXTERNAL_TAG = "external"
+"""Tag of a position that counts what an exchange shows and nobody reserved; a reservation cannot have it."""
+
 TAGS_MAX = 16
 
 _DIMENSION = re.compile(r"[a-z][a-z0-9_]{0,31}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -80,3 +81,11 @@ class Desk:
     def close(self) -> None:
         self.ledger.close()
         self.engine.dispose()
+
+
+def found_by_reconciliation(url: str) -> None:
+    """Make a drift with the number 1: 2 ETH at the exchange that the ledger lacks."""
+    desk = Desk(url, FakeClock(datetime.now(UTC)))
+    desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
+    assert [drift.id for drift in desk.run().live if drift.excess] == [1]
+    desk.close()

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, get_args
@@ -33,8 +32,7 @@ from ledger_sizer.queries import LIVE, STATES
 from ledger_sizer.reconcile.kinds import KINDS
 from ledger_sizer.reconcile.kinds import STATES as DRIFT_STATES
 from ledger_sizer.wire.answers import heads_to_json
-from tests.accounts import Desk, long
-from tests.clocks import FakeClock
+from tests.accounts import found_by_reconciliation
 from tests.command_line import CommandLine, own_logging
 from tests.conftest import NewDatabase
 
@@ -135,15 +133,6 @@ def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, tm
     return url
 
 
-def _found_by_reconciliation(url: str) -> None:
-    """A drift with the number 1: 2 ETH at the exchange that the ledger lacks."""
-    clock = FakeClock(datetime.now(UTC))
-    desk = Desk(url, clock)
-    desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
-    assert [drift.id for drift in desk.run().live if drift.excess] == [1]
-    desk.close()
-
-
 @pytest.fixture
 def _account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """An exchange account for the commands that ask one, at a paper venue."""
@@ -157,7 +146,7 @@ def _account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_run_example_when_help_shows_it_then_it_succeeds(cli: CommandLine, taught_ledger: str, example: str) -> None:
     if " drifts " in example:
-        _found_by_reconciliation(taught_ledger)
+        found_by_reconciliation(taught_ledger)
     ran = cli(*shlex.split(example)[1:])
     assert (ran.code, ran.err) == (0, ""), ran
 

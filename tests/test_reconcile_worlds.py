@@ -2,7 +2,7 @@
 
 A few worlds run each time. A campaign:
 
-    RECONCILE_WORLDS=1000 make test TEST_WORKERS=0 ARGS=tests/test_reconcile_worlds.py
+    WORLDS=1000 make test TEST_WORKERS=0 ARGS=tests/test_reconcile_worlds.py
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ledger_sizer.database import make_engine
 from tests.clocks import FakeClock
 from tests.worlds import CONFIRMATIONS, World
 
-WORLDS = int(os.environ.get("RECONCILE_WORLDS", "0"))
+WORLDS = int(os.environ.get("WORLDS", "0"))
 SEEDS = range(WORLDS or 12)
 STEPS = 25
 
@@ -70,7 +70,7 @@ def test_reconcile_when_worlds_go_wrong_then_they_agree_or_a_drift_says_why_and_
         assert all(drift.state == "confirmed" for drift in last.live if drift.kind != "expired_hold"), f"seed {seed}"
         exposure = world.ledger.exposure(world.name)
         assert exposure.open + exposure.held >= world.true_exposure, f"seed {seed}"
-        assert exposure.whole.frozen == any(one.policy == "freeze" for one in last.live), f"seed {seed}"
+        assert exposure.whole.frozen == any(one.frozen_scope for one in last.live), f"seed {seed}"
         assert world.ledger.verify(world.name).ok, f"seed {seed}"
         kinds |= {finding.kind for report in world.reports for finding in report.findings}
     assert kinds >= {"unknown_position", "quantity_differs", "missing_position", "late_fill", "legs_unequal"}

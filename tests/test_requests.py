@@ -66,7 +66,7 @@ BAD: list[tuple[type[Any], str, list[Any]]] = [
     (Reserve, "available_balance", NOT_A_NUMBER),
     (Reserve, "min_notional_usd", NOT_NEGATIVE),
     (Reserve, "ttl_seconds", NOT_A_TTL),
-    (Reserve, "tags", NOT_TAGS),
+    (Reserve, "tags", [*NOT_TAGS, {"external": "exchange"}]),
     (Reserve, "spot_instrument", ["BTC", {}, 5]),
     (Reserve, "perp_instrument", ["BTC", {}, 5]),
     (Reserve, "spot_fee_rate", [D("-0.001"), D("0.1"), D("NaN"), 0.001]),

@@ -109,6 +109,18 @@ def router(service: Service) -> APIRouter:
         )  # fmt: skip
         return json_response(page_to_json(page, drift_to_json))
 
+    _add_decisions(made, service)
+    return made
+
+
+def _add_decisions(made: APIRouter, service: Service) -> None:
+    """The routes by which a person decides about a drift."""
+
+    async def admin(request: Request) -> ApiKey:
+        return await service.access.require(request.scope, "admin")
+
+    Admin = Annotated[ApiKey, Depends(admin)]  # noqa: N806 - a type
+
     async def decide(caller: ApiKey, action: str, drift_id: int, body: ReasonBody) -> Response:
         reconciler = _reconciler(service)
         allow(caller, (await run_in_threadpool(drifts.get, service.reads, drift_id)).portfolio)
@@ -134,8 +146,6 @@ def router(service: Service) -> APIRouter:
     async def close_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
         """Ask whoever trades to close it at the exchange: an event `remark` with `close_requested`."""
         return await decide(caller, "close", drift_id, await _read(service, request, ReasonBody))
-
-    return made
 
 
 def _reconciler(service: Service) -> Reconciler:

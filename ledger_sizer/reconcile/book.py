@@ -1,18 +1,25 @@
 """The ledger's side of a comparison: which quantities it says there are, by venue, account and market."""
 
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import TypeVar
 
 from sqlalchemy import Engine, or_, select
 
 from ledger_sizer.database import reading
 from ledger_sizer.domain import Position
 from ledger_sizer.instruments import Leg
-from ledger_sizer.reconcile.kinds import EXTERNAL_TAG, Market
+from ledger_sizer.reconcile.kinds import Market
 from ledger_sizer.store import position_of
 from ledger_sizer.tables import PortfolioRow, PositionRow
+from ledger_sizer.tags import EXTERNAL_TAG
 from ledger_sizer.units import exactly, usd
+
+T = TypeVar("T")
+
+_TURN, _REST_SECONDS = 20, 0.0002
 
 Place = tuple[str, str]
 """(venue, account)."""
@@ -34,7 +41,18 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
         .order_by(PositionRow.number)
     )
     with reading(engine) as connection:
-        return [position_of(portfolio, row) for row in connection.execute(query)]
+        rows = connection.execute(query).all()
+    return [position_of(portfolio, row) for row in in_turns(rows)]
+
+
+def in_turns(items: Iterable[T]) -> Iterator[T]:
+    """The items, with a rest now and then: long work in this thread must not keep the ledger's writer waiting for the
+    interpreter, which changes hands by itself only every 5 ms.
+    """
+    for number, item in enumerate(items):
+        if number % _TURN == _TURN - 1:
+            time.sleep(_REST_SECONDS)
+        yield item
 
 
 @dataclass(slots=True)
@@ -167,7 +185,7 @@ def _add_fill(book: Book, places: _Places, position: Position, *, moved: bool) -
         if is_open:
             signed = -leg.quantity if leg.kind == "spot" and leg.side == "sell" else leg.quantity
             book.open[market] = book.open.get(market, Decimal(0)) + signed
-            if leg.price is not None:
-                book.prices[market.base] = leg.price
+        if leg.price is not None:
+            book.prices[market.base] = leg.price
     if is_open and bought and sold and not moved:
         book.uneven.append((position, bought, sold))

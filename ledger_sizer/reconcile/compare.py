@@ -4,7 +4,7 @@ It goes over the union of both sides. What is unknown (a part that was not fetch
 judged at all: neither found nor taken for gone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -15,6 +15,7 @@ from ledger_sizer.reconcile.kinds import QUOTE, Drift, Finding, Market
 from ledger_sizer.units import exactly, plain
 
 ZERO = Decimal(0)
+InTurns = Callable[[Iterable[Market]], Iterator[Market]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +73,18 @@ class Comparison:
         self.counts[name] = self.counts.get(name, 0) + 1
 
 
-def compare(book: Book, snapshots: Iterable[Snapshot], measures: Measures) -> Comparison:
-    """Compare. Findings come in the order of the accounts, then of the markets' names."""
+def compare(book: Book, snapshots: Iterable[Snapshot], measures: Measures, in_turns: InTurns = iter) -> Comparison:
+    """Compare. Findings come in the order of the accounts, then of the markets' names.
+
+    in_turns: hands on the markets one by one; a caller may rest in between.
+    """
     result = Comparison(touched=set(book.touched), moved_us=dict(book.moved_us))
     for name in ("unplaced", "without_legs"):
         if getattr(book, name):
             result.counts[name] = getattr(book, name)
     with exactly():
         for snapshot in snapshots:
-            _Account(book, snapshot, measures, result).compare()
+            _Account(book, snapshot, measures, result, in_turns).compare()
         for position, bought, sold in book.uneven:
             if _differs(bought, sold, measures.delta_tolerance):
                 detail = f"{position.position_id} bought {plain(bought)} and sold {plain(sold)}"
@@ -96,7 +100,10 @@ def _differs(one: Decimal, other: Decimal, tolerance: Decimal) -> bool:
 class _Account:
     """One account's comparison."""
 
-    def __init__(self, book: Book, snapshot: Snapshot, measures: Measures, result: Comparison) -> None:
+    def __init__(
+        self, book: Book, snapshot: Snapshot, measures: Measures, result: Comparison, in_turns: InTurns
+    ) -> None:
+        self._in_turns = in_turns
         self._book = book
         self._snapshot = snapshot
         self._measures = measures
@@ -161,7 +168,7 @@ class _Account:
     # --- markets ---------------------------------------------------------------------------------
 
     def _markets(self, shown: dict[Market, Decimal], said: dict[Market, Decimal]) -> None:
-        for market in sorted({*shown, *said}, key=lambda one: (one.subject, one.side)):
+        for market in self._in_turns(sorted({*shown, *said}, key=lambda one: (one.subject, one.side))):
             venue, ledger = shown.get(market, ZERO), said.get(market, ZERO)
             if market in self._book.touched:
                 self._result.count("moving")
@@ -233,20 +240,25 @@ class _Account:
 
     def _hedges(self) -> None:
         """Where the ledger holds both sides of an asset here, the exchange must hold them in the same proportion."""
-        said = {**self._of(self._book.open, swap=True), **self._of(self._book.open, swap=False)}
-        moving = {market.base for market in self._book.touched} | {market.base for market in self._book.in_flight}
-        for base in sorted({market.base for market in said} - moving):
-            legs = [(market, quantity) for market, quantity in said.items() if market.base == base]
-            bought = sum((q for m, q in legs if m.side == "long"), ZERO)
-            sold = sum((q for m, q in legs if m.side == "short"), ZERO)
+        said, shown = self._sides(self._book.open), self._sides(self._shown)
+        moving = {market.base for market in (*self._book.touched, *self._book.in_flight)}
+        for base in sorted(said.keys() - moving):
+            bought, sold = said[base]["long"], said[base]["short"]
             if not bought or not sold:
                 continue
-            shown = [(market, quantity) for market, quantity in self._shown.items() if market.base == base]
-            has = sum((q for m, q in shown if m.side == "long"), ZERO)
-            owes = sum((q for m, q in shown if m.side == "short"), ZERO)
+            held = shown.get(base, {"long": ZERO, "short": ZERO})
+            has, owes = held["long"], held["short"]
             if abs((has - owes) - (bought - sold)) > self._measures.delta_tolerance * max(bought, sold):
                 detail = f"{base}: the exchange holds {plain(has)} long and {plain(owes)} short"
                 self._result.findings.append(Finding(Market(*self._place, base, ""), "legs_unequal", has, owes, detail))
+
+    def _sides(self, quantities: dict[Market, Decimal]) -> dict[str, dict[str, Decimal]]:
+        """Long and short by asset, spot and derivatives together."""
+        sides: dict[str, dict[str, Decimal]] = {}
+        for market, quantity in quantities.items():
+            if (market.venue, market.account) == self._place:
+                sides.setdefault(market.base, {"long": ZERO, "short": ZERO})[market.side] += quantity
+        return sides
 
     def _free(self, free: Decimal) -> None:
         """Free quote balance against the holds whose orders are not yet to be seen."""

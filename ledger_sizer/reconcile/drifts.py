@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from typing import Any
 
@@ -118,6 +118,8 @@ class _Writer:
         the runs tell them apart. What was confirmed stays confirmed.
         """
         now_us = self._run.finished_us
+        if drift is not None and finding.price is None:
+            finding = replace(finding, price=drift.price)  # the last one known: what was counted stays counted
         figures = {
             "ledger_quantity": finding.ledger_quantity, "venue_quantity": finding.venue_quantity,
             "excess": finding.excess, "price": finding.price,

@@ -15,8 +15,9 @@ from ledger_sizer.errors import LedgerError
 from ledger_sizer.instruments import Leg
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.kinds import EXTERNAL, EXTERNAL_TAG, Drift, Market
+from ledger_sizer.reconcile.kinds import EXTERNAL, Drift, Market
 from ledger_sizer.records import Decision
+from ledger_sizer.tags import EXTERNAL_TAG
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)

@@ -16,9 +16,8 @@ DriftState = Literal["open", "confirmed", "acknowledged", "resolved"]
 may stay as it is. `resolved`: not there any more, or taken over."""
 STATES: tuple[DriftState, ...] = get_args(DriftState)
 
-EXTERNAL_TAG = "external"
 EXTERNAL = "exchange"
-"""Tag of a position that counts what an exchange shows and nobody reserved; its scope is `external=exchange`."""
+"""Value of the tag `external`: what an exchange shows beyond the ledger counts in the scope `external=exchange`."""
 
 QUOTE = "quote"
 """The subject of drifts about the free quote balance."""

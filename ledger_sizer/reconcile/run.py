@@ -19,7 +19,7 @@ from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.leases import Lease, acquire, give_up
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.book import Book, book_of, read_head, read_positions
+from ledger_sizer.reconcile.book import Book, book_of, in_turns, read_head, read_positions
 from ledger_sizer.reconcile.compare import Comparison, Measures, compare
 from ledger_sizer.reconcile.effects import Effects
 from ledger_sizer.reconcile.kinds import Drift, Finding, Run
@@ -176,13 +176,13 @@ class Reconciler:
         # Read again after the fetch: what moved meanwhile is in these rows and is not judged.
         positions = read_positions(self._engine, portfolio, since_us=expired_us)
         book = book_of(
-            positions,
+            in_turns(positions),
             [(account.venue, account.account) for account in accounts],
             seq_before=seq_before,
             settled_us=started_us - settings.grace_seconds * 1_000_000,
             expired_us=expired_us,
         )
-        comparison = compare(book, snapshots, self._measures(started_us))
+        comparison = compare(book, snapshots, self._measures(started_us), in_turns)
         run = Run(
             id=0, portfolio=portfolio, trigger=trigger, outcome=_outcome(snapshots), started_us=started_us,
             finished_us=max(self._now_us(), started_us), epoch=0 if lease is None else lease.epoch,
@@ -196,7 +196,7 @@ class Reconciler:
         return Measures(
             tolerance=settings.tolerance,
             delta_tolerance=self._settings.trading.delta_drift_tolerance,
-            quote_assets=settings.quote_assets,
+            quote_assets=frozenset(settings.quote_assets),
             baselines=dict(settings.baselines),
             stale_us=0 if stale is None else started_us - stale * 1_000_000,
         )

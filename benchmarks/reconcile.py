@@ -1,0 +1,212 @@
+"""Reconciling many positions, and what reservations feel of it meanwhile.
+
+One process as in a service: the ledger's writer, the reconciler in a thread, and callers that reserve and release. The
+account's snapshot is made beforehand, so the figures are without the time an exchange takes to answer.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from decimal import Decimal
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from rich.console import Console
+
+from benchmarks.report import new_table, print_conditions, write_json
+from benchmarks.servers import Engine, machine_conditions, open_hosts, scratch
+from ledger_sizer import Adopt, AppSettings, Ledger, Leg, ReconcileSettings
+from ledger_sizer.config import DynamicSizingSettings
+from ledger_sizer.database import make_engine, upgrade
+from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
+from ledger_sizer.reconcile.run import Reconciler
+
+D = Decimal
+CALLERS = 8
+PAUSE_SECONDS = 1.0
+"""Between two runs: far less than the 60 of the default, so that the runs are felt as much as they ever could be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run. positions: open in the ledger, and as many at the exchange."""
+
+    engines: tuple[Engine, ...]
+    positions: int
+    seconds: float
+    folder: Path | None
+
+
+def run(plan: Plan, console: Console, json_file: Path | None) -> None:
+    """Measure, print one table, and the memory of the service with and without an exchange."""
+    rows = []
+    conditions = machine_conditions(plan.folder)
+    with open_hosts(plan.engines, CALLERS, plan.folder) as hosts:
+        for host in hosts:
+            conditions |= host.conditions()
+            with scratch(host) as database:
+                upgrade(database.url)
+                rows.append((host.engine, measure(database.url, plan.positions, plan.seconds)))
+    without, with_exchange = memory_mib()
+    print_conditions(console, conditions)
+    table = new_table(
+        f"Reconciling {plan.positions:,} positions with {plan.positions:,} at the exchange, without its answer's time; "
+        f"{CALLERS} callers reserve and release. Seconds and ms.",
+        ("engine",),
+        ("run", "run beside load", "pair p50", "beside runs", "pair p99", "beside runs", "p99 ratio"),
+    )
+    for engine, one in rows:
+        table.add_row(
+            engine, f"{one.run_seconds:.2f}", f"{one.run_seconds_beside_load:.2f}", f"{one.p50_ms_alone:.2f}",
+            f"{one.p50_ms_beside:.2f}", f"{one.p99_ms_alone:.2f}", f"{one.p99_ms_beside:.2f}",
+            f"{one.p99_ms_beside / one.p99_ms_alone:.2f}x",
+        )  # fmt: skip
+    console.print(table)
+    console.print(f"Memory of the service's parts: {without:.0f} MiB; with one exchange read: {with_exchange:.0f} MiB.")
+    if json_file is not None:
+        memory = {"memory_mib": without, "memory_with_exchange_mib": with_exchange}
+        write_json(json_file, conditions, [{"engine": engine, **asdict(one), **memory} for engine, one in rows])
+
+
+class Account:
+    """An account that answers at once with a position for each of the ledger's."""
+
+    venue, account, portfolio = "bybit", "main", "main"
+
+    def __init__(self, count: int) -> None:
+        self._positions = tuple(VenuePosition(f"C{n}/USDT:USDT", "short", D(1), D(10)) for n in range(count))
+        self._balances = (VenueBalance("USDT", D(10**9), D(0), D(10**9)),)
+
+    def snapshot(self, now_us: Callable[[], int]) -> Snapshot:
+        """The same picture, taken now."""
+        moment = now_us()
+        return Snapshot(self.venue, self.account, moment, moment, self._positions, self._balances)
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Medians of all runs, and the pairs' latencies with and without runs beside them, in milliseconds."""
+
+    run_seconds: float
+    run_seconds_beside_load: float
+    p50_ms_alone: float
+    p99_ms_alone: float
+    p50_ms_beside: float
+    p99_ms_beside: float
+    pairs_alone: int
+    pairs_beside: int
+
+
+@contextmanager
+def prepared(url: str, count: int) -> Iterator[tuple[Ledger, Reconciler]]:
+    """A ledger with so many open positions, and a reconciler that finds them all at the exchange."""
+    settings = AppSettings(
+        sizing=DynamicSizingSettings(max_portfolio_exposure=D(10**9)),
+        reconcile=ReconcileSettings(grace_seconds=0, stale_after_seconds=None),
+    )
+    engine = make_engine(url)
+    with Ledger.open(url, settings=settings) as ledger:
+        for start in range(0, count, 1000):
+            ledger.submit([_open(n) for n in range(start, min(start + 1000, count))])
+        time.sleep(0.05)
+        yield ledger, Reconciler(ledger, engine, [Account(count)], settings)
+    engine.dispose()
+
+
+def _open(n: int) -> Adopt:
+    leg = Leg("bybit", f"C{n}/USDT:USDT", "swap", "sell", D(1), D(10))
+    return Adopt(key=f"open/{n}", quantity=D(1), price=D(10), tags={"venue": "bybit", "symbol": f"C{n}"}, legs=[leg])
+
+
+def measure(url: str, count: int, seconds: float) -> Figures:
+    """Run alone, then reserve alone, then both at once."""
+    with prepared(url, count) as (ledger, reconciler):
+        alone = [_timed(reconciler) for _ in range(3)]
+        quiet = _load(ledger, seconds, lambda: time.sleep(0.01))
+        beside: list[float] = []
+
+        def run_and_rest() -> None:
+            beside.append(_timed(reconciler))
+            time.sleep(PAUSE_SECONDS)
+
+        busy = _load(ledger, seconds, run_and_rest)
+    return Figures(
+        median(alone), median(beside), _percentile(quiet, 50), _percentile(quiet, 99), _percentile(busy, 50),
+        _percentile(busy, 99), len(quiet), len(busy),
+    )  # fmt: skip
+
+
+def _timed(reconciler: Reconciler) -> float:
+    begun = time.perf_counter()
+    (report,) = reconciler.run()
+    if report.findings or report.run.outcome != "good":
+        raise RuntimeError(f"both sides agree, yet the run found {report.run.found}")
+    return time.perf_counter() - begun
+
+
+def _load(ledger: Ledger, seconds: float, meanwhile: Callable[[], object]) -> list[float]:
+    """Latencies, in milliseconds, of pairs asked by `CALLERS` threads while `meanwhile` is done over and over."""
+    end = time.perf_counter() + seconds
+    latencies: list[list[float]] = [[] for _ in range(CALLERS)]
+    name = f"{time.perf_counter_ns()}"
+    threads = [threading.Thread(target=_pairs, args=(ledger, end, f"{name}/{n}", latencies[n])) for n in range(CALLERS)]
+    for thread in threads:
+        thread.start()
+    while time.perf_counter() < end:
+        meanwhile()
+    for thread in threads:
+        thread.join()
+    return sorted(value for one in latencies for value in one)
+
+
+def _pairs(ledger: Ledger, end: float, name: str, latencies: list[float]) -> None:
+    n = 0
+    while (begun := time.perf_counter()) < end:
+        n += 1
+        held = ledger.reserve(key=f"r/{name}/{n}", tags={"venue": "bybit"})
+        ledger.release(key=f"x/{name}/{n}", position_id=str(held.position_id))
+        latencies.append((time.perf_counter() - begun) * 1000)
+
+
+def _percentile(values: list[float], percent: int) -> float:
+    return values[min(len(values) * percent // 100, len(values) - 1)]
+
+
+_SIZES = """
+from pathlib import Path
+from ledger_sizer.bootstrap import running
+from ledger_sizer.config import AppSettings, ExchangeAccountSettings, LedgerSettings
+from ledger_sizer.api import create_app
+{load}
+print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
+"""
+_EXCHANGE = """
+from ledger_sizer.exchanges.accounts import ExchangeAccount
+from ledger_sizer.paper.server import PaperServer
+from pydantic import SecretStr
+with PaperServer() as paper:
+    account = ExchangeAccount(ExchangeAccountSettings(
+        id="bybit", api_key=SecretStr("paper"), api_secret=SecretStr("paper-secret"), base_url=paper.url))
+    assert account.snapshot(lambda: 0).whole
+"""
+
+
+def memory_mib() -> tuple[float, float]:
+    """Largest resident size of the service's parts, in MiB: without an exchange, and with one account read. Linux only.
+
+    Not from `getrusage`, which also remembers the process that started this one.
+    """
+    sizes = []
+    for load in ("", _EXCHANGE):
+        ran: Any = subprocess.run(
+            [sys.executable, "-c", _SIZES.format(load=load)], capture_output=True, text=True, check=True
+        )
+        sizes.append(int(ran.stdout) / 1024)
+    return sizes[0], sizes[1]
