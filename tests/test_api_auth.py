@@ -20,6 +20,7 @@ from tests.service import Running, eventually, serving, settings_for
 OPEN_TO_ALL = {"/openapi.json", "/docs", "/docs/oauth2-redirect", "/healthz", "/readyz", "/"}
 NEEDED = {
     ("GET", "/v1/portfolios"): "read",
+    ("GET", "/v1/heads"): "read",
     ("GET", "/v1/portfolios/{portfolio}/exposure"): "read",
     ("GET", "/v1/positions"): "read",
     ("GET", "/v1/positions/{position_id}"): "read",
@@ -118,7 +119,7 @@ def test_call_route_when_role_is_too_low_then_401_or_403_and_else_it_is_served(
     for rank, role in enumerate(ROLES):
         status = keyed.status(method, path, keyed.tokens[role])
         assert (status in ALIVE) if rank >= needed else (status == 403), (role, status)
-    names_portfolio = path not in ("/v1/portfolios", "/metrics")
+    names_portfolio = path not in ("/v1/portfolios", "/v1/heads", "/metrics")
     if names_portfolio:
         assert keyed.status(method, path, keyed.bound["admin"], "main") == 403
     assert keyed.status(method, path, keyed.bound["admin"], "other") in ALIVE
