@@ -96,7 +96,7 @@ class _Sums:
             counters[1] += opened
 
     def steer(self, record: DecisionRecord) -> None:
-        name, cap_e8, _, _, status, *_ = json.loads(record.trace)["after"]
+        name, cap_e8, _, _, status = json.loads(record.trace)["after"]
         if record.seq > self._steered.get(name, (0,))[0]:
             self._steered[name] = (record.seq, cap_e8, status)
 

@@ -133,7 +133,7 @@ def _largest(request: dict[str, Any], trace: dict[str, Any]) -> dict[str, Any] |
     if policy is None:
         return None
     candidates = [("max_position_size_usd", Decimal(policy["max_position_size_usd"]))]
-    for name, cap_e8, held_e8, open_e8, status, *_ in trace["scopes"]:
+    for name, cap_e8, held_e8, open_e8, status in trace["scopes"]:
         if status != "active":
             candidates.append((name, Decimal(0)))
         elif cap_e8 is not None:
