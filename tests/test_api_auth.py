@@ -34,6 +34,7 @@ PAGES = {
 
 NEEDED = {
     ("GET", "/v1/portfolios"): "read",
+    ("GET", "/v1/heads"): "read",
     ("GET", "/v1/portfolios/{portfolio}/exposure"): "read",
     ("GET", "/v1/overview"): "read",
     ("GET", "/v1/positions"): "read",
@@ -150,7 +151,8 @@ def test_call_route_when_role_is_too_low_then_401_or_403_and_else_it_is_served(
         status = keyed.status(method, path, keyed.tokens[role])
         assert (status in ALIVE) if rank >= needed else (status == 403), (role, status)
     # A run without accounts is about no portfolio, and there is no drift 1.
-    names_portfolio = path not in ("/v1/portfolios", "/metrics", "/v1/reconciliations") and "/drifts/" not in path
+    about_all = ("/v1/portfolios", "/v1/heads", "/metrics", "/v1/reconciliations")
+    names_portfolio = path not in about_all and "/drifts/" not in path
     if names_portfolio:
         assert keyed.status(method, path, keyed.bound["admin"], "main") == 403
     assert keyed.status(method, path, keyed.bound["admin"], "other") in ALIVE
