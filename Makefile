@@ -4,14 +4,14 @@ VENV         ?= .venv
 BIN          := $(VENV)/bin
 READY        := $(VENV)/.ready
 TEST_WORKERS ?= 2
-DEMO_FOLDER  := .demo
+REPLAY_FOLDER  := .replay
 ARGS         ?=
 
 # Without its cache of compiled modules Python spends seconds at every start, and the tests start many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage lint format types floors check bench screenshots lock clean
+.PHONY: help setup demo replay test coverage lint format types floors check bench screenshots lock clean
 
 help:  ## List what make can do
 	@echo "usage: make TARGET [ARGS='more arguments for the tool behind it']"
@@ -23,9 +23,12 @@ $(READY): requirements.lock pyproject.toml scripts/setup
 
 setup: $(READY)  ## Build .venv from nothing (the other targets do it by themselves)
 
-demo: $(READY)  ## Set up, then replay a generated market on an embedded SQLite ledger
-	@rm -rf $(DEMO_FOLDER) && mkdir $(DEMO_FOLDER)
-	$(BIN)/ledger-sizer replay --database-url sqlite:///$(DEMO_FOLDER)/ledger.db $(ARGS)
+demo: $(READY)  ## Set up, then run the service with eight bots for a minute (ARGS="--forever" keeps it up)
+	$(BIN)/ledger-sizer demo $(ARGS)
+
+replay: $(READY)  ## Replay a generated market on an embedded SQLite ledger
+	@rm -rf $(REPLAY_FOLDER) && mkdir $(REPLAY_FOLDER)
+	$(BIN)/ledger-sizer replay --database-url sqlite:///$(REPLAY_FOLDER)/ledger.db $(ARGS)
 
 test: $(READY)  ## Set up, then run the tests on SQLite and on a real PostgreSQL
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
@@ -62,5 +65,5 @@ lock: $(READY)  ## Write requirements.lock anew from pyproject.toml (ARGS=--upgr
 	    --output-file requirements.lock $(ARGS) pyproject.toml
 
 clean:  ## Remove everything that was built, downloaded or left behind here
-	rm -rf $(VENV) $(DEMO_FOLDER) build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
+	rm -rf $(VENV) $(REPLAY_FOLDER) build dist .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .schemathesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput`, `python -m benchmarks curve` and `python -m benchmarks dashboard`."""
+"""`python -m benchmarks throughput`, `... curve`, `... service` and `... dashboard`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 
 from benchmarks import curve as curve_command
 from benchmarks import dashboard as dashboard_command
+from benchmarks import service as service_command
 from benchmarks import throughput as throughput_command
 from benchmarks.measure import BenchmarkError, Pace
 from benchmarks.report import new_console
@@ -25,6 +26,9 @@ WARMUP_SHARE = 0.2
 SHORT_SECONDS = 0.4
 SHORT_SIZES = (10, 1_000)
 CURVE_CALLERS = 64
+SHORT_SERVICE_CALLERS = (1, 64)
+SHORT_SERVICE_BATCH_CALLERS = (4,)
+SHORT_SERVICE_SECONDS = 1.0  # a pair of batch calls alone may take a tenth of a second
 
 
 class EngineChoice(StrEnum):
@@ -103,6 +107,30 @@ def curve(
         folder=folder,
     )
     curve_command.run(plan, new_console(), json_file)
+
+
+@app.command()
+def service(
+    *,
+    engine: EngineOption = EngineChoice.BOTH,
+    seconds: SecondsOption = 5.0,
+    rounds: RoundsOption = 1,
+    callers: Annotated[str, typer.Option(help="Numbers of keep-alive clients, comma-separated.")] = "1,16,64",
+    batch_callers: Annotated[str, typer.Option(help="Numbers of clients that send batch calls.")] = "4,64",
+    short: ShortOption = False,
+    json_file: JsonOption = None,
+    folder: FolderOption = None,
+) -> None:
+    """Compare the HTTP service with one written by hand: throughput, latency, start and memory."""
+    plan = service_command.Plan(
+        engines=engine.engines(),
+        callers=SHORT_SERVICE_CALLERS if short else _positive_numbers(callers, "--callers"),
+        batch_callers=SHORT_SERVICE_BATCH_CALLERS if short else _positive_numbers(batch_callers, "--batch-callers"),
+        pace=_pace(SHORT_SERVICE_SECONDS if short else seconds),
+        rounds=1 if short else rounds,
+        folder=folder,
+    )
+    service_command.run(plan, new_console(), json_file)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from benchmarks.measure import Figures
 
-WIDTH = 116
+WIDTH = 124
 
 
 @contextmanager

@@ -4,8 +4,9 @@ Every command gets its own answer: a `Decision`, or a `LedgerError` standing in 
 denied never touches its neighbours; an atomic group happens whole or not at all.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ledger_sizer.command_base import SYSTEM_KEY_PREFIX, PortfolioCommand, PositionCommand
 from ledger_sizer.errors import InternalError, KeyReused, LedgerError, NotFound
@@ -28,11 +29,13 @@ class Group(NamedTuple):
     """Commands that were submitted together. `atomic`: all of them take effect, or none does.
 
     sweep: a portfolio to free of expired holds even without a command; the answer then lists what was freed.
+    request_id: what the caller's log calls the request; the log of the commit repeats it, nothing else does.
     """
 
     commands: Sequence[AnyCommand]
     atomic: bool = False
     sweep: str | None = None
+    request_id: str | None = None
 
 
 def decide_batch(
@@ -53,6 +56,17 @@ def decide_batch(
         else:
             results.append([_answer(states, command, now_us, policy, own_hashes) for command in group.commands])
     return results
+
+
+def requests_of(groups: Sequence[Group], results: Sequence[Sequence[Result]]) -> dict[str, dict[str, str]]:
+    """What the log adds to a decision, by its hash: the id of the request that asked for it. An expiry has none."""
+    return {
+        result.record.hash: {"request_id": group.request_id}
+        for group, answers in zip(groups, results, strict=True)
+        if group.request_id is not None
+        for result in answers
+        if isinstance(result, Decision)
+    }
 
 
 def expire_due(state: PortfolioState, now_us: int) -> list[DecisionRecord]:
@@ -85,7 +99,7 @@ def _answer(
     now_us = max(now_us, state.last_us)
     request = command.request_text()
     known = state.records.get(command.key)
-    if known is not None and known.request != request:
+    if known is not None and not _same_request(known.request, request):
         return KeyReused(
             f"key {command.key!r} was used before for another request (seq {known.seq}, {known.command}); "
             "use a new key for a new request"
@@ -101,6 +115,23 @@ def _answer(
         log.exception("ledger.command_failed", command=command.verb, key=command.key, portfolio=command.portfolio)
         return InternalError(f"{command.verb} {command.key!r} met a defect and had no effect; see the log")
     return state.apply(command.verb, command.key, request, verdict, now_us).decision()
+
+
+def _same_request(known: str, asked: str) -> bool:
+    """Whether a key came again with the request it came with first.
+
+    A named instrument is compared by its name: its rules may have changed between a request and its retry.
+    """
+    return known == asked or ('"listed_as":' in asked and _by_name(known) == _by_name(asked))
+
+
+def _by_name(request: str) -> Any:
+    form = json.loads(request)
+    for leg in ("spot_instrument", "perp_instrument"):
+        rules = form.get(leg)
+        if isinstance(rules, dict) and "listed_as" in rules:
+            form[leg] = rules["listed_as"]
+    return form
 
 
 def _answer_together(

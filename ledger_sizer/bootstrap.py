@@ -1,9 +1,10 @@
 """Settings -> running parts. The only place that puts the service together."""
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import Engine
 
@@ -11,17 +12,23 @@ from ledger_sizer.config import AppSettings
 from ledger_sizer.database import make_engine
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.exchanges.accounts import open_accounts
+from ledger_sizer.instrument_refresh import refresh_rules
 from ledger_sizer.jobs import Jobs
 from ledger_sizer.keys import KeyRing
-from ledger_sizer.ledger import Ledger
+from ledger_sizer.ledger import Ledger, Observe
 from ledger_sizer.metrics import Metrics
 from ledger_sizer.reconcile.alerts import Alerts
 from ledger_sizer.reconcile.run import Reconciler
+from ledger_sizer.records import DecisionRecord
+from ledger_sizer.tracing import Tracing, start_tracing
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a running service consists of. `reads`: an engine that cannot write, apart from the ledger's own."""
+    """What a running service consists of.
+
+    reads: an engine that cannot write, apart from the ledger's own. tracing: None unless it was asked for.
+    """
 
     settings: AppSettings
     ledger: Ledger
@@ -30,17 +37,23 @@ class Parts:
     metrics: Metrics
     jobs: Jobs
     reconciler: Reconciler
+    tracing: Tracing | None
 
 
 @contextmanager
-def running(settings: AppSettings, *, with_jobs: bool = True) -> Iterator[Parts]:
+def running(settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing | None = None) -> Iterator[Parts]:
     """The parts, running for the length of a `with` block; at its end the queue drains before anything closes.
 
+    tracing: None makes it as the settings say; it is stopped at the end either way.
     Raises `InvalidRequest` for an address that would be open to others without any API key, `SchemaOutdated` for a
     server's database that is behind, `Unavailable` for one that is away.
     """
     url = settings.ledger.database_url
     with ExitStack() as at_the_end:
+        if tracing is None and settings.service.tracing:
+            tracing = start_tracing()
+        if tracing is not None:
+            at_the_end.callback(tracing.stop)
         ledger = at_the_end.enter_context(Ledger.open(url, settings=settings))
         reads = make_engine(url, settings.ledger, read_only=True)
         at_the_end.callback(reads.dispose)
@@ -51,6 +64,8 @@ def running(settings: AppSettings, *, with_jobs: bool = True) -> Iterator[Parts]
         require_safe_address(settings.service.host, keys)
         metrics = Metrics()
         metrics.watch(ledger, reads)
+        if tracing is not None:
+            ledger.observe = both(metrics.observed, tracing.committed)
         accounts = open_accounts(settings.exchange)
         for account in accounts:
             at_the_end.callback(account.close)
@@ -58,13 +73,31 @@ def running(settings: AppSettings, *, with_jobs: bool = True) -> Iterator[Parts]
         at_the_end.callback(alerts.close)
         reconciler = Reconciler(ledger, writes, accounts, settings, observe=[alerts.observe])
         jobs = Jobs(
-            ledger, writes, settings.service, metrics,
-            reconciler if settings.reconcile.enabled else None, settings.reconcile.interval_seconds,
-        )  # fmt: skip
+            ledger,
+            writes,
+            settings.service,
+            metrics,
+            reconciler if settings.reconcile.enabled else None,
+            settings.reconcile.interval_seconds,
+        )
+        for account in {account.venue: account for account in reversed(accounts)}.values():
+            # One account of a venue speaks for all: rules are the venue's.
+            refresh = partial(refresh_rules, writes, account)
+            jobs.every(f"instruments_{account.venue}", settings.exchange.instruments_refresh_seconds, refresh)
         if with_jobs:
             jobs.start()
         at_the_end.callback(jobs.stop)
-        yield Parts(settings, ledger, reads, keys, metrics, jobs, reconciler)
+        yield Parts(settings, ledger, reads, keys, metrics, jobs, reconciler, tracing)
+
+
+def both(first: Observe, second: Observe) -> Observe:
+    """Tell two observers of every commit."""
+
+    def observe(records: Sequence[DecisionRecord], seconds: float) -> None:
+        first(records, seconds)
+        second(records, seconds)
+
+    return observe
 
 
 def is_loopback(host: str) -> bool:

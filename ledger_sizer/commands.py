@@ -13,16 +13,19 @@ from typing import ClassVar, Literal
 
 from ledger_sizer.command_base import PortfolioCommand, PositionCommand, exact_seconds, portfolio_name
 from ledger_sizer.errors import InvalidRequest
-from ledger_sizer.instruments import InstrumentInfo, Leg, label_text
+from ledger_sizer.instruments import InstrumentInfo, Leg, instrument_name, label_text
 from ledger_sizer.tags import NO_TAGS, PORTFOLIO_SCOPE, scope_name, tags_of
 from ledger_sizer.units import exact, not_negative, positive, usd_floor_e8
 
 _LEGS_MAX = 16
+SPOT_FEE_RATE_END = Decimal("0.1")
 
 
-def _instrument(value: object, name: str) -> InstrumentInfo | None:
+def _instrument(value: object, name: str) -> InstrumentInfo | str | None:
     if value is None or isinstance(value, InstrumentInfo):
         return value
+    if isinstance(value, str):
+        return instrument_name(value, name)
     raise InvalidRequest(f"{name} must be an InstrumentInfo, got {type(value).__name__}", field=name)
 
 
@@ -42,7 +45,10 @@ class Reserve(PortfolioCommand):
 
     tags: the scopes it counts in besides the portfolio, e.g. `{"venue": "bybit", "symbol": "BTC"}`.
     signal_score: 0 to 1; None is sized flat. price: USD per base unit. available_balance: free quote balance, USD.
-    spot_instrument, perp_instrument: give both, with a price, to get a quantity both legs accept.
+    spot_instrument, perp_instrument: give both, with a price, to get a quantity both legs accept; their rules, or
+    names such as `bybit:BTC/USDT` and `bybit:BTC/USDT:USDT`, whose rules the ledger keeps (`instruments refresh`).
+    spot_fee_rate: fee of the spot buy as a fraction of it, where the exchange takes it in the base asset. The planned
+    spot leg is then so much larger that the perpetual's quantity is left after the fee, within the same budget.
     min_notional_usd: deny rather than grant less than this. ttl_seconds: how long the hold lives unless confirmed.
     dry_run: answer without holding or recording.
     """
@@ -54,6 +60,7 @@ class Reserve(PortfolioCommand):
         "perp_instrument",
         "price",
         "signal_score",
+        "spot_fee_rate",
         "spot_instrument",
         "tags",
         "ttl_seconds",
@@ -63,8 +70,9 @@ class Reserve(PortfolioCommand):
     signal_score: Decimal | None = None
     price: Decimal | None = None
     available_balance: Decimal | None = None
-    spot_instrument: InstrumentInfo | None = None
-    perp_instrument: InstrumentInfo | None = None
+    spot_instrument: InstrumentInfo | str | None = None
+    perp_instrument: InstrumentInfo | str | None = None
+    spot_fee_rate: Decimal | None = None
     min_notional_usd: Decimal | None = None
     ttl_seconds: int | float | Decimal | None = None
     dry_run: bool = False
@@ -91,6 +99,27 @@ class Reserve(PortfolioCommand):
             raise InvalidRequest(f"{missing} is missing: a quantity needs the rules of both legs", field=missing)
         if spot is not None and self.price is None:
             raise InvalidRequest("price is missing: with instruments the budget becomes a quantity", field="price")
+        if self.spot_fee_rate is not None:
+            put(self, "spot_fee_rate", not_negative(self.spot_fee_rate, "spot_fee_rate"))
+            if self.spot_fee_rate >= SPOT_FEE_RATE_END:
+                raise InvalidRequest(
+                    f"spot_fee_rate is a fraction below {SPOT_FEE_RATE_END} (0.001 is 0.1 %), got {self.spot_fee_rate}",
+                    field="spot_fee_rate",
+                )
+
+    @property
+    def named(self) -> bool:
+        """Whether an instrument stands here by its name."""
+        return isinstance(self.spot_instrument, str) or isinstance(self.perp_instrument, str)
+
+    @property
+    def rules(self) -> tuple[InstrumentInfo, InstrumentInfo] | None:
+        """The rules of the spot and of the perpetual market; None without instruments. Names must be resolved."""
+        spot, perp = self.spot_instrument, self.perp_instrument
+        if spot is None or perp is None:
+            return None
+        assert isinstance(spot, InstrumentInfo) and isinstance(perp, InstrumentInfo), "names are resolved before"
+        return spot, perp
 
 
 def checked_score(value: object) -> Decimal:

@@ -159,6 +159,7 @@ class ServiceSettings(Settings):
     heartbeat_seconds: int = Field(15, ge=1, le=300, description="Time between comments on a silent event stream.")
     event_poll_ms: int = Field(250, ge=10, le=60_000, description="Time between looks for new events, milliseconds.")
     sweep_interval_seconds: int = Field(1, ge=1, le=3600, description="Time between sweeps for expired holds.")
+    tracing: bool = Field(False, description="Send OpenTelemetry traces (extra otel; OTEL_... says where to).")
     lease_seconds: int = Field(15, ge=3, le=600, description="Another replica takes the jobs over after this silence.")
 
 
@@ -264,6 +265,10 @@ class ExchangeSettings(ExchangeAccountSettings, Settings):
         (), description='More accounts, a JSON list of objects with the fields above: [{"id": "okx", ...}].'
     )
 
+    instruments_refresh_seconds: int = Field(
+        3600, ge=60, le=86_400, description="Time between loads of the market rules of every venue with an account."
+    )
+
     @model_validator(mode="after")
     def _accounts_told_apart(self) -> Self:
         names = [(found.id, found.account) for found in self.every()]
@@ -276,9 +281,12 @@ class ExchangeSettings(ExchangeAccountSettings, Settings):
 
     def every(self) -> tuple[ExchangeAccountSettings, ...]:
         """All accounts that have credentials: the flat one first, then those of `accounts`."""
+        return tuple(found for found in (self.flat(), *self.accounts) if found.api_key is not None)
+
+    def flat(self) -> ExchangeAccountSettings:
+        """The account of the flat settings, with or without credentials."""
         names = ExchangeAccountSettings.model_fields
-        flat = ExchangeAccountSettings.model_construct(**{name: getattr(self, name) for name in names})
-        return tuple(found for found in (flat, *self.accounts) if found.api_key is not None)
+        return ExchangeAccountSettings.model_construct(**{name: getattr(self, name) for name in names})
 
 
 class AppSettings(Settings):

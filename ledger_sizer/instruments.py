@@ -1,8 +1,9 @@
 """Markets and legs: what an exchange trades and under which rules, and one side of a position on it."""
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
@@ -14,6 +15,20 @@ _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 Kind = Literal["spot", "swap"]
 Side = Literal["buy", "sell"]
 
+NAME_PATTERN = r"^[a-z0-9_]{1,32}:[A-Za-z0-9/:._-]{1,64}$"
+"""`venue:symbol` with ccxt's names: `bybit:BTC/USDT` is a spot market, `bybit:BTC/USDT:USDT` a perpetual."""
+
+_NAME = re.compile(NAME_PATTERN)
+
+
+def instrument_name(value: str, field: str) -> str:
+    """Return `value` if it may name an instrument, else raise `InvalidRequest`."""
+    if _NAME.fullmatch(value):
+        return value
+    raise InvalidRequest(
+        f"{field} must be an InstrumentInfo or a name such as bybit:BTC/USDT, got {value!r}", field=field
+    )
+
 
 @dataclass(frozen=True, slots=True)
 class InstrumentInfo:
@@ -23,6 +38,7 @@ class InstrumentInfo:
     min_qty, max_qty, qty_step: smallest and largest order and the step size, in the exchange's own quantity unit.
     min_notional: smallest order value in quote currency (USD). tick_size: price step.
     contract_size: base units per quantity unit. 1 for spot and most linear perpetuals; 0.01 for OKX BTC-USDT-SWAP.
+    listed_as: the name (`venue:symbol`) these rules were looked up by; None where the caller brought them.
 
     Raises `InvalidRequest` for a float, NaN, a step or contract size <= 0, or max_qty below min_qty.
     """
@@ -34,6 +50,7 @@ class InstrumentInfo:
     min_notional: Decimal = Decimal("0")
     tick_size: Decimal = Decimal("0.01")
     contract_size: Decimal = Decimal("1")
+    listed_as: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         label_text(self.symbol, "symbol")
@@ -48,11 +65,38 @@ class InstrumentInfo:
             raise InvalidRequest(
                 f"{self.symbol}: max_qty {self.max_qty} is below min_qty {self.min_qty}", field="max_qty"
             )
+        if self.listed_as is not None:
+            instrument_name(self.listed_as, "listed_as")
+
+    @property
+    def venue(self) -> str | None:
+        """The exchange that lists it, where it was named."""
+        return None if self.listed_as is None else self.listed_as.partition(":")[0]
 
     def base_units(self, quantity: Decimal) -> Decimal:
         """A quantity in the exchange's unit as base units: quantity x contract_size, exact."""
         with exactly():
             return quantity * self.contract_size
+
+
+@dataclass(frozen=True, slots=True)
+class MarketRules:
+    """What an exchange says of one market: its rules, or why they cannot be used.
+
+    active: whether the exchange takes orders there now. instrument: None where the market is `refused`, with a reason.
+    """
+
+    venue: str
+    symbol: str
+    kind: Kind
+    active: bool
+    instrument: InstrumentInfo | None
+    refused: str | None = None
+
+    @property
+    def name(self) -> str:
+        """`venue:symbol`, such as `bybit:BTC/USDT:USDT`."""
+        return f"{self.venue}:{self.symbol}"
 
 
 def label_text(value: object, what: str, *, length_max: int = 128) -> str:

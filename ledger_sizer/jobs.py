@@ -9,6 +9,7 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -63,6 +64,28 @@ class Jobs:
                 self.reconcile, "interval", seconds=reconcile_seconds, id="reconcile", next_run_time=datetime.now(UTC)
             )
 
+    def every(self, name: str, seconds: int, work: Callable[[], object]) -> None:
+        """Run `work` at the start and then on an interval, if this replica's turn it is. Add before `start`.
+
+        What it returns, where that is text, is counted as its result instead of `done`.
+        """
+        self._scheduler.add_job(
+            self._run, "interval", args=(name, work), seconds=seconds, id=name, next_run_time=datetime.now(UTC)
+        )
+
+    def _run(self, name: str, work: Callable[[], object]) -> None:
+        result = "failed"
+        try:
+            if self.lease() is None:
+                result = "not_leader"
+                return
+            said = work()
+            result = said if isinstance(said, str) else "done"
+        except (LedgerError, SQLAlchemyError) as error:
+            log.warning("jobs.failed", job=name, error=str(error).strip())
+        finally:
+            self._metrics.job_runs.labels(name, result).inc()
+
     def start(self) -> None:
         """Begin to run jobs."""
         if self._reconciler is not None:
@@ -101,34 +124,22 @@ class Jobs:
 
     def sweep(self) -> None:
         """Free what has expired, if this replica's turn it is."""
-        result = "failed"
-        try:
-            if self.lease() is None:
-                result = "not_leader"
-                return
-            freed = self._ledger.sweep()
-            result = "done"
-            if freed:
-                log.info("jobs.swept", freed=freed)
-        except (LedgerError, SQLAlchemyError) as error:
-            log.warning("jobs.sweep_failed", error=str(error).strip())
-        finally:
-            self._metrics.job_runs.labels("sweep", result).inc()
+        self._run("sweep", self._sweep)
+
+    def _sweep(self) -> None:
+        freed = self._ledger.sweep()
+        if freed:
+            log.info("jobs.swept", freed=freed)
 
     def reconcile(self) -> None:
         """Compare the ledger with the exchange, if this replica's turn it is."""
+        self._run("reconcile", self._reconcile)
+
+    def _reconcile(self) -> str:
         assert self._reconciler is not None, "not scheduled without one"
         trigger, self._trigger = self._trigger, "interval"
-        result = "failed"
         try:
-            if self.lease() is None:
-                result = "not_leader"
-                return
             reports = self._reconciler.run(trigger)
-            result = "done" if all(report.run.outcome == "good" for report in reports) else "incomplete"
         except Busy:
-            result = "busy"  # somebody asked for one by hand
-        except (LedgerError, SQLAlchemyError) as error:
-            log.warning("jobs.reconcile_failed", error=str(error).strip())
-        finally:
-            self._metrics.job_runs.labels("reconcile", result).inc()
+            return "busy"  # somebody asked for one by hand
+        return "done" if all(report.run.outcome == "good" for report in reports) else "incomplete"

@@ -14,12 +14,12 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ParamSpec, Self, TypeVar
 
 from sqlalchemy import Engine
 
 from ledger_sizer import commands
-from ledger_sizer.batch import AnyCommand, Group, Result, decide_batch
+from ledger_sizer.batch import AnyCommand, Group, Result, decide_batch, requests_of
 from ledger_sizer.commands import Reserve
 from ledger_sizer.config import AppSettings
 from ledger_sizer.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
@@ -27,13 +27,14 @@ from ledger_sizer.domain import Exposure, Page, Position, VerifyReport, to_us
 from ledger_sizer.errors import Busy, Closed, InternalError, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.explain import Explanation, explain
 from ledger_sizer.hold import AsyncHold, Hold
+from ledger_sizer.instrument_cache import InstrumentNames
 from ledger_sizer.overview import Look, Overview
 from ledger_sizer.policy import Policy
 from ledger_sizer.queries import Queries
 from ledger_sizer.records import Decision, DecisionRecord
 from ledger_sizer.store import StaleState, WriteStore, needs_of
 from ledger_sizer.survey import survey
-from ledger_sizer.telemetry import get_logger
+from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs import verb, verb_async
 from ledger_sizer.verify import Progress, verify
 from ledger_sizer.writer import Answer, Writer
@@ -41,6 +42,8 @@ from ledger_sizer.writer import Answer, Writer
 log = get_logger(__name__)
 _stdlib_log = logging.getLogger(__name__)
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Clock = Callable[[], datetime]
 Observe = Callable[[Sequence[DecisionRecord], float], None]
 """Told of every committed batch: the decisions it recorded, and the seconds from its first lock to its commit."""
@@ -73,6 +76,7 @@ class Ledger:
         self._read_engine = make_engine(url, settings.ledger, read_only=True)
         self._store = _open_store(self._write_engine, settings)
         self._queries = Queries(self._read_engine)
+        self._names = InstrumentNames(self._read_engine)
         self._writer = Writer(
             self._process,
             batch_size_max=settings.ledger.batch_size_max,
@@ -131,15 +135,17 @@ class Ledger:
 
     def run(self, command: AnyCommand) -> Decision:
         """Answer one command object; what the verbs do after building theirs."""
+        command = self._names.resolved(command)
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
-        return _only(self._writer.answer(Group((command,))))
+        return _only(self._writer.answer(_single(command)))
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """`run`, awaitable. Cancelling the caller does not undo the command; its key tells what became of it."""
+        command = await _looked_up(self._names, (command,), self._names.resolved, command)
         if type(command) is Reserve and command.dry_run:
             return await asyncio.to_thread(self._dry_run, command)
-        return _only(await self._writer.submit_async(Group((command,))))
+        return _only(await self._writer.submit_async(_single(command)))
 
     def submit(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """Answer many commands in one go: a list of the same order and length.
@@ -148,13 +154,17 @@ class Ledger:
         `granted` is False, so it cannot be mistaken for a grant). atomic: all take effect or none; where one is
         denied all are, and an error is raised with nothing recorded.
         """
+        commands, wrong = self._names.all_resolved(commands, atomic)
         group = _group(commands, atomic)
-        return _settled(self._writer.answer(group), group) if group.commands else []
+        results = _settled(self._writer.answer(group), group) if group.commands else []
+        return _with_errors(results, wrong)
 
     async def submit_async(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """`submit`, awaitable."""
+        commands, wrong = await _looked_up(self._names, commands, self._names.all_resolved, commands, atomic)
         group = _group(commands, atomic)
-        return _settled(await self._writer.submit_async(group), group) if group.commands else []
+        results = _settled(await self._writer.submit_async(group), group) if group.commands else []
+        return _with_errors(results, wrong)
 
     @contextmanager
     def hold(self, **request: Any) -> Iterator[Hold]:
@@ -329,8 +339,9 @@ class Ledger:
         if self.observe is not None:
             self.observe(recorded, time.perf_counter() - started)
         if _stdlib_log.isEnabledFor(logging.INFO):
+            asked_by = requests_of(groups, results)
             for record in recorded:
-                log.info("decision", **record.logged())
+                log.info("decision", **record.logged(), **asked_by.get(record.hash, {}))
         return results
 
     def _isolate(self, groups: Sequence[Group], error: Exception) -> list[Answer]:
@@ -341,7 +352,7 @@ class Ledger:
         if len(group.commands) > 1 and not group.atomic:
             results: list[Result] = []
             for command in group.commands:
-                answer = self._settle([Group((command,))])[0]
+                answer = self._settle([Group((command,), request_id=group.request_id)])[0]
                 results += [answer] if isinstance(answer, LedgerError) else answer
             return [results]
         log.error("ledger.refused", error=str(error).strip())
@@ -360,7 +371,11 @@ def _group(commands: Sequence[AnyCommand], atomic: bool) -> Group:
             raise InvalidRequest(f"submit takes command objects such as Reserve(...), got {command!r}")
         if isinstance(command, Reserve) and command.dry_run:
             raise InvalidRequest("submit records what it answers; ask a dry run with reserve(..., dry_run=True)")
-    return Group(tuple(commands), atomic)
+    return Group(tuple(commands), atomic, request_id=request_id_var.get())
+
+
+def _single(command: AnyCommand) -> Group:
+    return Group((command,), request_id=request_id_var.get())
 
 
 def _only(results: list[Result]) -> Decision:
@@ -375,6 +390,22 @@ def _settled(results: list[Result], group: Group) -> list[Result]:
         for result in results:
             if isinstance(result, LedgerError):
                 raise result
+    return results
+
+
+async def _looked_up(
+    names: InstrumentNames, commands: Sequence[AnyCommand], look: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """`look`, beside the event loop where it has to read the database."""
+    if all(names.remembers(command) for command in commands):
+        return look(*args, **kwargs)
+    return await asyncio.to_thread(look, *args, **kwargs)
+
+
+def _with_errors(results: list[Result], wrong: dict[int, LedgerError]) -> list[Result]:
+    """The results with those of commands that never reached the queue put in their places."""
+    for place, error in sorted(wrong.items()):
+        results.insert(place, error)
     return results
 
 

@@ -30,7 +30,7 @@ from ledger_sizer.domain import Position, PositionState, to_us
 from ledger_sizer.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.instruments import Leg
 from ledger_sizer.policy import Policy
-from ledger_sizer.sizing import Match, RawBudget, match_quantity
+from ledger_sizer.sizing import Match, RawBudget, gross_of_spot_fee, match_quantity, net_of_spot_fee
 from ledger_sizer.state import PortfolioState, ScopeState, Verdict
 from ledger_sizer.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.trace import trace_text
@@ -102,10 +102,12 @@ def _budget(scopes: list[ScopeState], command: Reserve, raw: RawBudget) -> tuple
 
 
 def _matched(command: Reserve, budget_e8: int, policy: Policy) -> Match | None:
-    if command.spot_instrument is None or command.perp_instrument is None or command.price is None:
+    if command.rules is None or command.price is None:
         return None
     spend = min(usd(budget_e8), policy.sizing.max_position_size_usd)
-    return match_quantity(spend, command.price, (command.spot_instrument, command.perp_instrument))
+    if command.spot_fee_rate:
+        spend = net_of_spot_fee(spend, command.price, command.rules[0], command.spot_fee_rate)
+    return match_quantity(spend, command.price, command.rules)
 
 
 def _status_reason(scopes: list[ScopeState], now_us: int) -> str | None:
@@ -149,12 +151,14 @@ def _size_reason(scopes: list[ScopeState], command: Reserve, budget_e8: int, mat
 
 
 def _planned_legs(command: Reserve, quantity: Decimal | None) -> tuple[Leg, ...]:
-    if quantity is None or command.spot_instrument is None or command.perp_instrument is None:
+    if quantity is None or command.rules is None:
         return ()
+    spot, perp = command.rules
     venue = command.tags.get("venue", "")
+    ordered = gross_of_spot_fee(quantity, spot, command.spot_fee_rate) if command.spot_fee_rate else quantity
     return (
-        Leg(venue, command.spot_instrument.symbol, "spot", "buy", quantity),
-        Leg(venue, command.perp_instrument.symbol, "swap", "sell", quantity),
+        Leg(spot.venue or venue, spot.symbol, "spot", "buy", ordered),
+        Leg(perp.venue or venue, perp.symbol, "swap", "sell", quantity),
     )
 
 

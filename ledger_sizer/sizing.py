@@ -127,6 +127,26 @@ def match_quantity(spend_usd: Decimal, price: Decimal, instruments: tuple[Instru
     return Match(quantity, raw_quantity, step, notional, binding, None)
 
 
+def net_of_spot_fee(spend_usd: Decimal, price: Decimal, spot: InstrumentInfo, fee_rate: Decimal) -> Decimal:
+    """What of `spend_usd` is left to match when the spot buy pays `fee_rate` in the base asset.
+
+    The spot order may be the largest multiple of its step that the sum buys and the market takes; of that,
+    (1 - fee_rate) arrives. A quantity sized with the result has a `gross_of_spot_fee` within `spend_usd`.
+    """
+    step = spot.base_units(spot.qty_step)
+    with exactly():
+        ordered = min(spend_usd // (price * step) * step, floor_to_step(spot.base_units(spot.max_qty), step))
+        return ordered * (1 - fee_rate) * price
+
+
+def gross_of_spot_fee(quantity: Decimal, spot: InstrumentInfo, fee_rate: Decimal) -> Decimal:
+    """The spot order that leaves at least `quantity` after its fee in base: quantity / (1 - fee_rate), up to a step."""
+    step = spot.base_units(spot.qty_step)
+    with exactly():
+        steps, rest = divmod(quantity, step * (1 - fee_rate))
+        return (steps + 1 if rest else steps) * step
+
+
 class PositionSizer:
     """Turns money into a quantity that the exchange accepts. `settings` bounds one position's size."""
 

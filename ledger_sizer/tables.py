@@ -246,3 +246,28 @@ class DriftRow(Base):
     ended_us: Mapped[int | None]
     actor: Mapped[str | None]
     reason: Mapped[str | None]
+
+
+class InstrumentRow(Base):
+    """What an exchange said of one market from `since_us` until `until_us`; the present version has no end.
+
+    rules: canonical JSON of its figures, or NULL where the market cannot be used, with `refused` saying why.
+    """
+
+    __tablename__ = "instruments"
+    __table_args__ = (
+        CheckConstraint("kind IN ('spot', 'swap')", name="kind"),
+        CheckConstraint("(rules IS NULL) = (refused IS NOT NULL)", name="refused"),
+        CheckConstraint("until_us IS NULL OR until_us > since_us", name="until"),
+        Index("uq_instruments_present", "venue", "symbol", unique=True, postgresql_where=text("until_us IS NULL"),
+              sqlite_where=text("until_us IS NULL")),
+    )  # fmt: skip
+
+    venue: Mapped[str] = mapped_column(primary_key=True)
+    symbol: Mapped[str] = mapped_column(primary_key=True)
+    since_us: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    until_us: Mapped[int | None]
+    kind: Mapped[str]
+    active: Mapped[bool]
+    rules: Mapped[str | None]
+    refused: Mapped[str | None]

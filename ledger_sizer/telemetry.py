@@ -5,13 +5,27 @@ A library does not print by itself: where logging is not configured, only warnin
 
 import logging
 import sys
+from contextvars import ContextVar
 from typing import Any, TextIO
 
 import structlog
-from structlog.typing import Processor
+from structlog.typing import EventDict, Processor
+
+request_id_var: ContextVar[str | None] = ContextVar("ledger_sizer_request_id", default=None)
+"""The request that the present code works for. Set it to what your own logs call the request, and every line of this
+package that belongs to it carries the same `request_id`, that of the committed decision included."""
+
+
+def _add_request_id(_logger: object, _name: str, event: EventDict) -> EventDict:
+    request_id = request_id_var.get()
+    if request_id is not None:
+        event.setdefault("request_id", request_id)
+    return event
+
 
 _SHARED: list[Processor] = [
     structlog.contextvars.merge_contextvars,
+    _add_request_id,
     structlog.stdlib.add_logger_name,
     structlog.stdlib.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -33,7 +47,10 @@ def get_logger(name: str) -> Any:
 
 
 def configure_logging(level: str = "INFO", *, stream: TextIO | None = None) -> None:
-    """Write the package's log to standard error: console lines on a terminal, JSON lines elsewhere. For programs."""
+    """Write the log to standard error: console lines on a terminal, JSON lines elsewhere. For programs.
+
+    The package from `level` on; of its server the warnings, of its scheduler the errors, in the same form.
+    """
     stream = stream or sys.stderr
     renderer = (
         structlog.dev.ConsoleRenderer()
@@ -51,7 +68,8 @@ def configure_logging(level: str = "INFO", *, stream: TextIO | None = None) -> N
             ],
         )
     )
-    logger = logging.getLogger("ledger_sizer")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
-    logger.propagate = False
+    for name, lowest in (("ledger_sizer", level), ("uvicorn", "WARNING"), ("apscheduler", "ERROR")):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(lowest)
+        logger.propagate = False

@@ -116,6 +116,16 @@ def usd(e8: int) -> Decimal:
     return Decimal(f"{kept}E-{USD_DECIMALS - len(digits) + len(kept)}")
 
 
+def usd_text(e8: int) -> str:
+    """`plain(usd(e8))` without the way through `Decimal`: USD as the shortest plain decimal text."""
+    whole, rest = divmod(abs(e8), USD_SCALE)
+    sign = "-" if e8 < 0 else ""
+    if rest == 0:
+        return f"{sign}{whole}"
+    fraction = f"{rest:0{USD_DECIMALS}}".rstrip("0")
+    return f"{sign}{whole}.{fraction}"
+
+
 def notional_e8(quantity: Decimal, price: Decimal) -> int:
     """Notional of one leg in 1e-8 USD: quantity (base units) x price (USD per base unit), rounded up."""
     with exactly():

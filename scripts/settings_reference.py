@@ -5,6 +5,7 @@ python scripts/settings_reference.py            # write docs/settings.md
 python scripts/settings_reference.py --check    # exit 1 if it is not current
 """
 
+import json
 import sys
 from collections.abc import Iterator
 from decimal import Decimal
@@ -86,6 +87,8 @@ def _default(field: FieldInfo) -> str:
         return "none"
     if isinstance(value, SecretStr):
         return "a secret"
+    if isinstance(value, frozenset):
+        return f"`{json.dumps(sorted(value))}`"  # as it is written in an environment variable
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
@@ -108,6 +111,8 @@ def _kind(annotation: Any) -> str:
         return _kind(get_args(annotation)[0])
     if origin in (Union, UnionType):
         return " or ".join(_kind(part) for part in get_args(annotation) if part is not type(None))
+    if origin is tuple:
+        return "JSON list"
     words = {bool: "`true`, `false`", int: "whole number", Decimal: "decimal", float: "number", str: "text"}
     return words.get(annotation, "secret" if annotation is SecretStr else getattr(annotation, "__name__", "text"))
 

@@ -19,6 +19,7 @@ from ledger_sizer import AppSettings, LedgerSettings, ServiceSettings
 from ledger_sizer.api import create_app
 from ledger_sizer.api.server import address_of, listen, make_server
 from ledger_sizer.bootstrap import Parts, running
+from ledger_sizer.tracing import Tracing
 
 SCRIPT = Path(sys.executable).parent / "ledger-sizer"
 START_SECONDS_MAX = 60
@@ -62,14 +63,21 @@ def settings_for(
 
 
 @contextmanager
-def serving(database_url: str, *, jobs: bool = False, **settings: Any) -> Iterator[Running]:
+def serving(
+    database_url: str, *, jobs: bool = False, tracing: Tracing | None = None, **settings: Any
+) -> Iterator[Running]:
     """A service on this database for the length of a `with` block."""
     chosen = settings_for(database_url, **settings)
-    with running(chosen, with_jobs=jobs) as parts, listen(chosen.service) as listening:
+    with running(chosen, with_jobs=jobs, tracing=tracing) as parts, listen(chosen.service) as listening:
         app = create_app(
-            parts.ledger, chosen.service, reads_engine=parts.reads, keys=parts.keys, metrics=parts.metrics,
+            parts.ledger,
+            chosen.service,
+            reads_engine=parts.reads,
+            keys=parts.keys,
+            metrics=parts.metrics,
             reconciler=parts.reconciler,
-        )  # fmt: skip
+            tracing=parts.tracing,
+        )
         listening.listen(128)
         server = make_server(app, chosen.service)
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)

@@ -106,9 +106,9 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
     return {"json": needed.get(last, {})}
 
 
-@pytest.fixture(scope="module")
-def keyed(_databases_of: Any) -> Iterator[Keyed]:
-    databases = _databases_of("sqlite")
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def keyed(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[Keyed]:
+    databases = _databases_of(request.param)
     url = databases.create(migrated=True)
     with serving(url) as service:
         made = Keyed(service, url)

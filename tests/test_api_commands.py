@@ -271,3 +271,18 @@ def test_read_problem_codes_when_document_lists_them_then_every_denial_is_there(
     codes = document["components"]["schemas"]["ProblemForm"]["properties"]["code"]["enum"]
     assert set(DENIAL_REASONS) < set(codes)
     assert "float" not in json.dumps(document["components"]["schemas"]["ReserveBody"])
+
+
+def test_send_request_id_when_a_command_is_committed_then_the_log_of_its_decision_carries_it(
+    service: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger="ledger_sizer"):
+        service.post("/v1/reservations", "one", headers={"X-Request-Id": "bot-1:17"})
+        batch = {"commands": [{"command": "reserve", "key": "two"}, {"command": "reserve", "key": "three"}]}
+        service.http.post("/v1/batch", json=batch, headers={"X-Request-Id": "bot-2:1"})
+        service.ledger.reserve(key="four")
+        service.post("/v1/reservations", "one", headers={"X-Request-Id": "bot-1:18"})
+    lines = [line.msg for line in caplog.records if isinstance(line.msg, dict)]
+    logged = {line["key"]: line.get("request_id") for line in lines if line["event"] == "decision"}
+    assert logged == {"one": "bot-1:17", "two": "bot-2:1", "three": "bot-2:1", "four": None}
+    assert [line["request_id"] for line in lines if line.get("key") == "one"] == ["bot-1:17"], "a replay logs nothing"

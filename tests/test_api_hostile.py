@@ -16,9 +16,9 @@ from tests.service import Running, serving
 BODY_MAX = 4096
 
 
-@pytest.fixture(scope="module")
-def service(_databases_of: Any) -> Iterator[Running]:
-    databases = _databases_of("sqlite")
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def service(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[Running]:
+    databases = _databases_of(request.param)
     url = databases.create(migrated=True)
     bounds = {"body_bytes_max": BODY_MAX, "header_bytes_max": 2048, "header_timeout_seconds": 1}
     with serving(url, **bounds, body_timeout_seconds=1, connections_max=20, event_streams_max=2) as running:

@@ -2,7 +2,9 @@
 
 Two of its checks are told what this API means. Text cannot be described so narrowly that every value it admits makes
 sense (a reserve with one instrument, closing more than is open), so a 422 for what only the ledger can judge is an
-answer; and an independent batch answers 200 with one status for each command, also for a malformed one.
+answer. And an independent batch answers 200 with one status for each command, so that a wrong command is not looked for
+in the status of the whole but in its own: a check of ours, `wrong_batches_say_so`, in the place of schemathesis's.
+Left out is `/v1/events`, a stream without an end, which it would wait for; `test_api_reads` has what it promises.
 """
 
 from __future__ import annotations
@@ -39,6 +41,13 @@ def before_call(context, case, kwargs):
     """A key of its own for every good request: with one for all, each but the first would be a reuse."""
     if "Idempotency-Key" in case.headers and case.meta is not None and case.meta.generation.mode.is_positive:
         case.headers["Idempotency-Key"] = uuid.uuid4().hex
+
+@schemathesis.check
+def wrong_batches_say_so(context, response, case):
+    """A batch with anything wrong in it is refused, or answers an error in the place of what is wrong."""
+    wrong = case.meta is not None and case.meta.generation.mode.is_negative
+    if case.path == "/v1/batch" and wrong and response.status_code == 200:
+        assert any(one["status"] >= 400 for one in response.json()["results"]), "all is well with a wrong batch"
 '''
 
 
@@ -63,7 +72,7 @@ def test_call_every_operation_when_schemathesis_makes_the_requests_then_no_check
             [
                 *(Path(sys.executable).parent / "schemathesis", "run", f"{service.url}/openapi.json"),
                 *("--phases", phases, "--max-examples", str(EXAMPLES), "--seed", "7", "--request-timeout", "20"),
-                *("--exclude-path", "/v1/events"),  # a stream without an end; test_api_events has it
+                *("--exclude-path", "/v1/events"),
                 *("--header", f"Authorization: Bearer {key}", "--no-color", "--generation-database", "none"),
             ],
             cwd=tmp_path,

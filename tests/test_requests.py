@@ -69,6 +69,7 @@ BAD: list[tuple[type[Any], str, list[Any]]] = [
     (Reserve, "tags", NOT_TAGS),
     (Reserve, "spot_instrument", ["BTC", {}, 5]),
     (Reserve, "perp_instrument", ["BTC", {}, 5]),
+    (Reserve, "spot_fee_rate", [D("-0.001"), D("0.1"), D("NaN"), 0.001]),
     (Confirm, "quantity", [*NOT_POSITIVE, None]),
     (Confirm, "price", [*NOT_POSITIVE, None]),
     (Confirm, "spot_price", NOT_POSITIVE),

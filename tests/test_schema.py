@@ -40,6 +40,8 @@ ROWS: dict[str, Row] = {
                "ledger_quantity": None, "venue_quantity": "1", "excess": "1", "price": None, "detail": "",
                "position": None, "revision": 0, "requested": None, "frozen_scope": None, "first_run": 1,
                "last_run": 1, "opened_us": 1, "updated_us": 1, "ended_us": None, "actor": None, "reason": None},
+    "instruments": {"venue": "x", "symbol": "A/USDT", "since_us": 5, "until_us": None, "kind": "spot", "active": True,
+                    "rules": "{}", "refused": None},
 }  # fmt: skip
 OPEN: Row = {"state": "open", "held_e8": 0, "open_e8": 5, "quantity": "1", "price": "1", "expires_us": None}
 
@@ -86,6 +88,10 @@ BREACHES: list[tuple[str, Row]] = [
     ("ck_drifts_ended", {"state": "resolved"}),
     ("ck_drifts_acknowledged", {"state": "acknowledged", "actor": "me"}),
     ("ck_drifts_sightings", {"sightings": 0}),
+    ("ck_instruments_kind", {"kind": "option"}),
+    ("ck_instruments_refused", {"refused": "inverse"}),
+    ("ck_instruments_refused", {"rules": None}),
+    ("ck_instruments_until", {"until_us": 5}),
 ]  # fmt: skip
 LEGAL: list[tuple[str, Row]] = [
     ("scopes", {"held_e8": 3, "open_e8": 2}),

@@ -25,6 +25,7 @@ from ledger_sizer.units import (
     usd,
     usd_ceil_e8,
     usd_floor_e8,
+    usd_text,
 )
 from tests.desk import steady
 
@@ -158,6 +159,20 @@ def test_read_usd_when_stored_then_it_comes_back_to_the_last_unit(e8: int) -> No
     value = usd(e8)
     assert Fraction(value) == e8 * E8
     assert usd_floor_e8(value) == usd_ceil_e8(value) == e8
+
+
+@steady
+@given(st.integers(-E8_MAX, E8_MAX))
+def test_write_usd_when_stored_then_the_text_is_that_of_its_decimal(e8: int) -> None:
+    assert usd_text(e8) == plain(usd(e8))
+
+
+@pytest.mark.parametrize(
+    ("e8", "text"),
+    [(0, "0"), (-1, "-0.00000001"), (-(10**8), "-1"), (1_050_000_000, "10.5"), (E8_MAX, "92233720368.54775807")],
+)
+def test_write_usd_when_it_is_at_an_edge_then_it_is_the_shortest_plain_text(e8: int, text: str) -> None:
+    assert usd_text(e8) == text
 
 
 @steady

@@ -4,7 +4,8 @@
     edge         around every request: its id, limits, metrics, and errors turned into problems
     access       who may do what: API keys, roles, portfolios
     intake       reading a request: key, media type, bounded body
-    verbs        the calls that change something: one route per verb, and the batch
+    deadline     how long an answer of the ledger is waited for
+    verbs        the calls that change something: one endpoint per verb, and the batch
     reads        exposure, positions, decisions
     export       decisions as CSV and NDJSON, streamed
     events       decisions as server-sent events

@@ -14,6 +14,7 @@ from ledger_sizer import __version__
 from ledger_sizer.api import events, operations, pages, reads, reconciliation, verbs
 from ledger_sizer.api.access import Access
 from ledger_sizer.api.answering import problem_response
+from ledger_sizer.api.deadline import Deadline
 from ledger_sizer.api.edge import Edge
 from ledger_sizer.api.schema import openapi_of
 from ledger_sizer.api.service import Service
@@ -25,6 +26,7 @@ from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.telemetry import get_logger
+from ledger_sizer.tracing import Tracing
 from ledger_sizer.wire.problems import MethodNotAllowed
 
 log = get_logger(__name__)
@@ -37,15 +39,26 @@ def create_app(
     reads_engine: Engine,
     keys: KeyRing,
     metrics: Metrics,
+    tracing: Tracing | None = None,
     reconciler: Reconciler | None = None,
 ) -> FastAPI:
     """The ASGI application over an open ledger. `app.state.service` is what its routes share.
 
     reads_engine: an engine on the same database that cannot write. keys: the API keys that open it.
-    reconciler: without one, drifts and runs can be read, and nothing can be done about them.
+    reconciler: without one, drifts and runs can be read, and nothing can be done about them. tracing: makes spans of
+    requests, where given.
     """
     access = Access(keys, on_loopback=is_loopback(settings.host))
-    service = Service(ledger, reads_engine, settings, access, metrics, reconciler)
+    service = Service(
+        ledger,
+        reads_engine,
+        settings,
+        access,
+        metrics,
+        Deadline(settings.answer_timeout_seconds),
+        reconciler=reconciler,
+        tracing=tracing,
+    )
     app = FastAPI(
         title="ledger-sizer",
         version=__version__,
@@ -54,19 +67,23 @@ def create_app(
         redoc_url=None,
         # Redirecting `/v1/positions/` would repeat a POST elsewhere; a path is right or it is not there.
         redirect_slashes=False,
+        # The spans of this package cover the commands too, which never reach the framework (see `tracing`).
+        telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
     # Flat, so that whoever walks `app.routes` (the tests of who may do what) sees every one of them.
-    app.router.routes.extend(verbs.routes(service))
+    commands = verbs.endpoints(service)
+    app.router.routes.extend(verbs.routes(commands))
     app.router.routes.extend(pages.routes(service))
     for part in (reads, reconciliation, events, operations):
         app.router.routes.extend(part.router(service).routes)
-    app.add_middleware(Edge, service=service)
     app.add_exception_handler(LedgerError, _on_ledger_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(SQLAlchemyError, _on_database)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
+    # Not `add_middleware`: that would put the framework's own layers around it, and the hot calls would pay for them.
+    app.middleware_stack = Edge(app.build_middleware_stack(), service, verbs.Shortcut(commands))
     return app
 
 

@@ -1,6 +1,7 @@
 """Around every request: its id, how many at once, what is counted, and errors turned into problems.
 
-Pure ASGI, because it runs for every call and a `BaseHTTPMiddleware` would cost more than the call's own work.
+Pure ASGI and outermost, because it runs for every call. The commands are answered right here, by the same endpoints
+that the app's routes lead to: the framework's way to them costs more than the endpoints themselves.
 """
 
 import itertools
@@ -8,14 +9,14 @@ import re
 import secrets
 import time
 
-import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ledger_sizer.api.answering import problem_response
+from ledger_sizer.api.answering import Whole, problem_response
 from ledger_sizer.api.service import Service
+from ledger_sizer.api.verbs import Shortcut
 from ledger_sizer.errors import Busy, Closed, InternalError
-from ledger_sizer.telemetry import get_logger
+from ledger_sizer.telemetry import get_logger, request_id_var
 
 log = get_logger(__name__)
 
@@ -31,9 +32,10 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"
 class Edge:
     """The outermost layer of the app."""
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service, shortcut: Shortcut) -> None:
         self._app = app
         self._service = service
+        self._shortcut = shortcut
         self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -42,7 +44,7 @@ class Edge:
             await self._app(scope, receive, send)
             return
         request_id = _request_id(scope)
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        token = request_id_var.set(request_id)
         started = time.perf_counter()
         status = 0
 
@@ -53,9 +55,19 @@ class Edge:
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
+        tracing = self._service.tracing
+        span = None if tracing is None else tracing.begin(scope["headers"], request_id)
         self._in_progress += 1
         try:
-            await self._guarded(scope, receive, send_with_id)
+            response = self._refusal(scope["path"])
+            if response is None and (endpoint := self._shortcut.find(scope)) is not None:
+                response = await endpoint.answer(scope, receive)
+            if response is None:
+                await self._app(scope, receive, send_with_id)
+            else:
+                status = response.status_code
+                response.raw_headers.append((b"x-request-id", request_id.encode()))
+                await response(scope, receive, send)
         except ClientDisconnect:
             status = 499
         except Exception:
@@ -66,31 +78,28 @@ class Edge:
             await problem_response(error)(scope, receive, send_with_id)
         finally:
             self._in_progress -= 1
-            self._count(scope, status, time.perf_counter() - started)
-            structlog.contextvars.unbind_contextvars("request_id")
+            method, route = scope["method"] if scope["method"] in _METHODS else "OTHER", _route(scope)
+            self._service.metrics.answered(method, route, status, time.perf_counter() - started)
+            if tracing is not None and span is not None:
+                tracing.end(span, method, route, status)
+            request_id_var.reset(token)
 
-    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _refusal(self, path: str) -> Whole | None:
+        """The answer where nothing more may begin now; liveness is always told, readiness also while stopping."""
         most = self._service.settings.concurrency_max
-        if scope["path"] != "/healthz":
-            if self._in_progress > most:
-                error = Busy(f"{most} requests are in progress; nothing was recorded, retry with the same key")
-                await problem_response(error)(scope, receive, send)
-                return
-            if self._service.stopping.is_set() and scope["path"] != "/readyz":
-                closed = Closed("the service is stopping; nothing was recorded, retry with the same key")
-                await problem_response(closed, headers={"Connection": "close"})(scope, receive, send)
-                return
-        await self._app(scope, receive, send)
-
-    def _count(self, scope: Scope, status: int, seconds: float) -> None:
-        route = _route(scope)
-        method = scope["method"] if scope["method"] in _METHODS else "OTHER"
-        self._service.metrics.answered(method, route, status, seconds)
+        if self._in_progress > most and path != "/healthz":
+            return problem_response(
+                Busy(f"{most} requests are in progress; nothing was recorded, retry with the same key")
+            )
+        if self._service.stopping.is_set() and path not in ("/healthz", "/readyz"):
+            closed = Closed("the service is stopping; nothing was recorded, retry with the same key")
+            return problem_response(closed, headers={"Connection": "close"})
+        return None
 
 
 def _route(scope: Scope) -> str:
     """The path as it was declared: FastAPI tells the route, a plain route only its endpoint."""
-    for teller in (scope.get("route"), scope.get("endpoint")):
+    for teller in (scope.get("endpoint"), scope.get("route")):
         if path := getattr(teller, "path", None):
             return str(path)
     return _UNMATCHED

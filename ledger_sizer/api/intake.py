@@ -1,14 +1,12 @@
-"""Reading a request: its idempotency key and its body, bounded in size and time."""
+"""Reading a request: its idempotency key and its body, bounded in size."""
 
-import asyncio
 from urllib.parse import parse_qs
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope
 
-from ledger_sizer.config import ServiceSettings
 from ledger_sizer.errors import InvalidRequest
-from ledger_sizer.wire.problems import PayloadTooLarge, RequestTimeout, UnsupportedMediaType
+from ledger_sizer.wire.problems import PayloadTooLarge, UnsupportedMediaType
 
 KEY_HEADER = "Idempotency-Key"
 
@@ -35,17 +33,20 @@ def idempotency_key(scope: Scope) -> str:
         raise InvalidRequest(f"the header {KEY_HEADER} is not UTF-8 text", field=KEY_HEADER) from None
 
 
-async def read_body(scope: Scope, receive: Receive, settings: ServiceSettings) -> bytes:
-    """The whole body. Raises where it is not declared as JSON, too large, or too slow in coming."""
-    body = await _read(receive, settings)
+async def read_body(scope: Scope, receive: Receive, size_max: int) -> bytes:
+    """The whole body. Raises where it is not declared as JSON, or has more than `size_max` bytes.
+
+    How long it may take is bounded by `server`, which knows at no cost whether it is all there already.
+    """
+    body = await _read(receive, size_max)
     if body:
         _require_json(header(scope, b"content-type"))
     return body
 
 
-async def read_form(scope: Scope, receive: Receive, settings: ServiceSettings) -> dict[str, str]:
-    """The fields of an HTML form, the first of each name. Raises where it is none, too large, or too slow in coming."""
-    body = await _read(receive, settings)
+async def read_form(scope: Scope, receive: Receive, size_max: int) -> dict[str, str]:
+    """The fields of an HTML form, the first of each name. Raises where it is none, or too large."""
+    body = await _read(receive, size_max)
     kind = (header(scope, b"content-type") or b"").decode("latin-1").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise UnsupportedMediaType(f"send a form as application/x-www-form-urlencoded, not {kind[:100]!r}")
@@ -56,29 +57,26 @@ async def read_form(scope: Scope, receive: Receive, settings: ServiceSettings) -
     return {name: values[0] for name, values in fields.items()}
 
 
-async def _read(receive: Receive, settings: ServiceSettings) -> bytes:
-    size, size_max = 0, settings.body_bytes_max
+async def _read(receive: Receive, size_max: int) -> bytes:
+    size = 0
     chunks: list[bytes] = []
-    try:
-        async with asyncio.timeout(settings.body_timeout_seconds):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                chunk = message.get("body", b"")
-                size += len(chunk)
-                if size > size_max:
-                    raise PayloadTooLarge(f"the body has more than {size_max} bytes; send a batch in parts")
-                chunks.append(chunk)
-                if not message.get("more_body", False):
-                    break
-    except TimeoutError:
-        seconds = settings.body_timeout_seconds
-        raise RequestTimeout(f"the body did not arrive within {seconds} s; nothing was recorded") from None
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > size_max:
+            raise PayloadTooLarge(f"the body has more than {size_max} bytes; send a batch in parts")
+        chunks.append(chunk)
+        if not message.get("more_body", False):
+            break
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _require_json(media_type: bytes | None) -> None:
+    if media_type == b"application/json":
+        return
     kind, _, parameters = (media_type or b"").decode("latin-1").lower().partition(";")
     if kind.strip() != "application/json":
         raise UnsupportedMediaType(f"send the body as Content-Type: application/json, not {kind.strip()[:100]!r}")

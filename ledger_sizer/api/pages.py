@@ -120,7 +120,7 @@ class _Desk:
 
     async def sign_in(self, request: Request) -> Response:
         """Take a key into the cookie."""
-        fields = await read_form(request.scope, request.receive, self._service.settings)
+        fields = await read_form(request.scope, request.receive, self._service.settings.body_bytes_max)
         require_own_form(request.scope, fields)
         token = fields.get("key", "").strip()
         try:
@@ -135,7 +135,7 @@ class _Desk:
 
     async def sign_out(self, request: Request) -> Response:
         """Forget the key."""
-        fields = await read_form(request.scope, request.receive, self._service.settings)
+        fields = await read_form(request.scope, request.receive, self._service.settings.body_bytes_max)
         require_own_form(request.scope, fields)
         response = _to("/login")
         end_session(response, request.scope)
@@ -156,7 +156,7 @@ class _Desk:
 
     async def steer(self, request: Request) -> Response:
         """Halt or resume."""
-        fields = await read_form(request.scope, request.receive, self._service.settings)
+        fields = await read_form(request.scope, request.receive, self._service.settings.body_bytes_max)
         token = form_key(request.scope, fields)
         caller = await self._service.access.require_key(request.scope, "admin", token)
         portfolio = portfolio_name(request.path_params["portfolio"])
@@ -184,7 +184,7 @@ class _Desk:
 
     async def decide_drift(self, request: Request) -> Response:
         """Decide about a drift."""
-        fields = await read_form(request.scope, request.receive, self._service.settings)
+        fields = await read_form(request.scope, request.receive, self._service.settings.body_bytes_max)
         token = form_key(request.scope, fields)
         caller = await self._service.access.require_key(request.scope, "admin", token)
         drift, action = await self._drift(request, caller)

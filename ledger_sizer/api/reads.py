@@ -19,11 +19,12 @@ from ledger_sizer.keys import ApiKey
 from ledger_sizer.overview import HOURS_MAX, ROWS_MAX, Look
 from ledger_sizer.queries import LIMIT_MAX
 from ledger_sizer.tags import is_dimension
+from ledger_sizer.units import E8_MAX
 from ledger_sizer.wire.answers import decision_to_json, exposure_to_json, page_to_json, position_to_json
 from ledger_sizer.wire.bodies import PORTFOLIO_PATTERN, POSITION_PATTERN, LabelText, MomentText, PortfolioText, moment
 from ledger_sizer.wire.overviews import overview_to_json
 
-SEQ_MAX = 10**18 - 1
+SEQ_MAX = E8_MAX
 PortfolioInPath = Annotated[str, Path(pattern=PORTFOLIO_PATTERN, examples=["main"])]
 PositionInPath = Annotated[str, Path(pattern=POSITION_PATTERN, examples=["main-17"])]
 SeqInPath = Annotated[int, Path(ge=1, le=SEQ_MAX)]

@@ -154,7 +154,7 @@ def _portfolios(caller: ApiKey, asked: str | None) -> tuple[str, ...] | None:
 
 async def _read(service: Service, request: Request, model: type[_Read]) -> _Read:
     """The body, read as strictly as the commands' bodies are."""
-    sent = await read_body(request.scope, request.receive, service.settings)
+    sent = await read_body(request.scope, request.receive, service.settings.body_bytes_max)
     try:
         return model.model_validate(read_object(sent))
     except ValidationError as error:

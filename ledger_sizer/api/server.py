@@ -5,6 +5,7 @@ connections, and a stop that ends event streams first.
 import asyncio
 import signal
 import socket
+from http import HTTPStatus
 from types import FrameType
 from typing import Any
 
@@ -12,22 +13,36 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ledger_sizer.api.answering import problem_response
 from ledger_sizer.api.service import Service
 from ledger_sizer.config import ServiceSettings
-from ledger_sizer.errors import InvalidRequest
+from ledger_sizer.errors import Busy, InvalidRequest, LedgerError
+from ledger_sizer.wire.problems import RequestTimeout
 
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
-)  # fmt: skip
-_LATE = b"HTTP/1.1 408 Request Timeout\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+def _refusal(error: LedgerError) -> bytes:
+    """A problem as a whole HTTP answer, for where there is no request yet to answer."""
+    response = problem_response(error, headers={"Connection": "close"})
+    status = HTTPStatus(response.status_code)
+    head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
+    return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, status.phrase.encode(), head, response.body)
+
+
+_FULL = _refusal(Busy("there are as many connections as this service keeps; try again later"))
+_LATE = _refusal(RequestTimeout("the request did not arrive in time; nothing was recorded"))
 _LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which ends a connection that is one too many, or whose head is too slow or too large."""
+    """uvicorn's HTTP protocol, which ends a connection that is one too many, or whose request is too slow or too large.
+
+    Most requests arrive in one piece: only one that does not gets a timer.
+    """
 
     settings: ServiceSettings
-    _head_timer: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _head_open = True
+    _body_open = False
     _head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -36,7 +51,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if len(self.connections) > self.settings.connections_max:
             self._end(_FULL)
             return
-        self._start_timer()
+        self._start_timer(self.settings.header_timeout_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
@@ -45,29 +60,33 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes came; after its end nothing more is read."""
-        if not self.transport.is_closing():
-            super().data_received(data)
+        if self.transport.is_closing():
+            return
+        continued = self._head_open
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if not self._head_open or not continued:
+            # What came with the end of the request before is not this head's alone, so it is not held against it.
+            self._head_bytes = 0
+        elif self._head_bytes > self.settings.header_bytes_max and not self.transport.is_closing():
+            self._end(_LARGE)
+        if self._timer is None and not self.transport.is_closing():
+            if self._head_open:
+                self._start_timer(self.settings.header_timeout_seconds)
+            elif self._body_open:
+                self._start_timer(self.settings.body_timeout_seconds)
 
     def on_message_begin(self) -> None:
         """A request begins, and with it the time its head may take."""
         super().on_message_begin()
-        self._head_bytes = 0
-        if self._head_timer is None:
-            self._start_timer()
-
-    def on_url(self, url: bytes) -> None:
-        """A piece of its path."""
-        super().on_url(url)
-        self._count(len(url))
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """One header."""
-        super().on_header(name, value)
-        self._count(len(name) + len(value) + 4)
+        self._head_open = True
 
     def on_headers_complete(self) -> None:
-        """The head is whole: the app takes over."""
+        """The head is whole: the app takes over, and the time its body may take begins."""
+        self._head_open, self._body_open = False, True
         self._stop_timer()
+        if self._head_bytes > self.settings.header_bytes_max and self._head_size() > self.settings.header_bytes_max:
+            self._end(_LARGE)
         if not self.transport.is_closing():
             super().on_headers_complete()
 
@@ -78,26 +97,27 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """The request is whole."""
+        self._body_open = False
+        self._stop_timer()
         if not self.transport.is_closing():
             super().on_message_complete()
 
-    def _count(self, size: int) -> None:
-        self._head_bytes += size
-        if self._head_bytes > self.settings.header_bytes_max and not self.transport.is_closing():
-            self._end(_LARGE)
+    def _head_size(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
-    def _start_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self.settings.header_timeout_seconds, self._late)
+    def _start_timer(self, seconds: float) -> None:
+        self._timer = self.loop.call_later(seconds, self._late)
 
     def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _late(self) -> None:
-        self._head_timer = None
+        self._timer = None
         if not self.transport.is_closing():
-            self._end(_LATE)
+            # A request that was answered before its body came must not be answered twice.
+            self._end(b"" if self._body_open and self.cycle.response_started else _LATE)
 
     def _end(self, answer: bytes) -> None:
         self._stop_timer()

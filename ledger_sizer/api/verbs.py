@@ -1,23 +1,21 @@
-"""The calls that change something: one route for each verb, and the batch.
+"""The calls that change something: one endpoint for each verb, and the batch.
 
-They are plain Starlette routes, not FastAPI operations: the same models do the reading, and the hot calls cost less
-than half (see docs/decisions). `schema` adds them to the OpenAPI.
+They are plain ASGI endpoints, not FastAPI operations: the same models do the reading, and the hot calls cost a fraction
+(see docs/decisions). `schema` adds them to the OpenAPI, `routes` to the app, and `Shortcut` lets `edge` answer them
+before the framework begins its work.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
 
-from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ledger_sizer.api.access import allow
-from ledger_sizer.api.answering import decision_response, json_response, problem_response, status_of
+from ledger_sizer.api.answering import Whole, decision_response, json_response, problem_response, status_of
 from ledger_sizer.api.intake import idempotency_key, read_body
 from ledger_sizer.api.service import Service
 from ledger_sizer.batch import AnyCommand, Result
-from ledger_sizer.errors import Denied, InvalidRequest, LedgerError, Unavailable
+from ledger_sizer.errors import Denied, InvalidRequest, LedgerError
 from ledger_sizer.keys import ApiKey, Role
 from ledger_sizer.records import Decision
 from ledger_sizer.wire.answers import Json, decision_to_json
@@ -45,61 +43,84 @@ assert ROLE_OF.keys() == BODIES.keys(), "every verb needs a role"
 
 BATCH_PATH = "/v1/batch"
 
-Answer = Callable[[Scope, Receive], Awaitable[Response]]
+Answer = Callable[[Scope, Receive], Awaitable[Whole]]
 
 
-def routes(service: Service) -> list[Route]:
-    """A route for each verb, and the batch."""
-    made = [
-        _route(body.path, _verb_endpoint(service, body, ROLE_OF[verb]), body.method, verb)
-        for verb, body in BODIES.items()
-    ]
-    return [*made, _route(BATCH_PATH, _batch_endpoint(service), "POST", "batch")]
+class Endpoint:
+    """What answers one verb, or the batch. path: as declared, which is what `edge` counts under."""
 
-
-class _Endpoint:
-    """An ASGI endpoint that turns the ledger's errors into problems. path: what `edge` counts under.
-
-    Not a function of a request, because Starlette wraps those in layers that the hot calls would pay for.
-    """
-
-    def __init__(self, path: str, answer: Answer) -> None:
+    def __init__(self, name: str, method: str, path: str, answer: Answer) -> None:
+        self.name = name
+        self.method = method
         self.path = path
         self._answer = answer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def answer(self, scope: Scope, receive: Receive) -> Whole:
+        """The response to a request; an error of the ledger is a problem."""
         try:
-            response = await self._answer(scope, receive)
+            return await self._answer(scope, receive)
         except LedgerError as error:
-            response = problem_response(error)
+            return problem_response(error)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The same as an ASGI application, which is how a route of the app calls it."""
+        response = await self.answer(scope, receive)
         await response(scope, receive, send)
 
 
-def _route(path: str, answer: Answer, method: str, name: str) -> Route:
-    return Route(path, _Endpoint(path, answer), methods=[method], name=name)
+def endpoints(service: Service) -> list[Endpoint]:
+    """One for each verb, and the batch."""
+    made = [
+        Endpoint(verb, body.method, body.path, _verb_answer(service, body, ROLE_OF[verb]))
+        for verb, body in BODIES.items()
+    ]
+    return [*made, Endpoint("batch", "POST", BATCH_PATH, _batch_answer(service))]
 
 
-def _verb_endpoint(service: Service, model: type[CommandBody], role: Role) -> Answer:
-    async def answer(scope: Scope, receive: Receive) -> Response:
+def routes(made: Iterable[Endpoint]) -> list[Route]:
+    """The endpoints as routes of the app, which knows them for its OpenAPI and for what is wrong with a request."""
+    return [Route(one.path, one, methods=[one.method], name=one.name) for one in made]
+
+
+class Shortcut:
+    """Finds the endpoint of a hot call: by its path, or by the verb after the name of a position.
+
+    What it does not find, such as a path that is not there or another method, is for the app's own router to answer.
+    """
+
+    def __init__(self, made: Iterable[Endpoint]) -> None:
+        self._by_path = {(one.method, one.path): one for one in made if "{" not in one.path}
+        self._by_verb = {one.path.removeprefix(_OF_POSITION): one for one in made if one.path.startswith(_OF_POSITION)}
+
+    def find(self, scope: Scope) -> Endpoint | None:
+        """The endpoint, with `endpoint` and `path_params` set as the router would."""
+        method, path = scope["method"], scope["path"]
+        parameters = {}
+        endpoint = self._by_path.get((method, path))
+        if endpoint is None and method == "POST" and path.startswith(_POSITIONS):
+            position_id, _, verb = path[len(_POSITIONS) :].partition("/")
+            endpoint = self._by_verb.get(verb) if position_id else None
+            parameters = {"position_id": position_id}
+        if endpoint is not None:
+            scope["endpoint"], scope["path_params"] = endpoint, parameters
+        return endpoint
+
+
+_POSITIONS = "/v1/positions/"
+_OF_POSITION = f"{_POSITIONS}{{position_id}}/"
+
+
+def _verb_answer(service: Service, model: type[CommandBody], role: Role) -> Answer:
+    async def answer(scope: Scope, receive: Receive) -> Whole:
         caller = await service.access.require(scope, role)
         key = idempotency_key(scope)
         full = _wants_full(scope["query_string"])
-        body = await read_body(scope, receive, service.settings)
+        body = await read_body(scope, receive, service.settings.body_bytes_max)
         command = validated(model, read_object(body)).to_command(key, **scope["path_params"])
         allow(caller, command.portfolio)
-        return decision_response(await _answered(service, service.ledger.run_async(command)), full=full)
+        return decision_response(await service.deadline.of(service.ledger.run_async(command)), full=full)
 
     return answer
-
-
-async def _answered(service: Service, answer: Awaitable[Any]) -> Any:
-    """The ledger's answer, or an error that says it may still come."""
-    seconds = service.settings.answer_timeout_seconds
-    try:
-        async with asyncio.timeout(seconds):
-            return await answer
-    except TimeoutError:
-        raise Unavailable(f"no answer within {seconds} s; retry with the same key, it settles what happened") from None
 
 
 def _wants_full(query: bytes) -> bool:
@@ -110,11 +131,11 @@ def _wants_full(query: bytes) -> bool:
     raise InvalidRequest(f"the only parameter here is full=true, got {query[:80]!r}", field="full")
 
 
-def _batch_endpoint(service: Service) -> Answer:
-    async def answer(scope: Scope, receive: Receive) -> Response:
+def _batch_answer(service: Service) -> Answer:
+    async def answer(scope: Scope, receive: Receive) -> Whole:
         caller = await service.access.require(scope, "trade")
         full = _wants_full(scope["query_string"])
-        batch = read_batch(read_object(await read_body(scope, receive, service.settings)))
+        batch = read_batch(read_object(await read_body(scope, receive, service.settings.body_bytes_max)))
         for item in batch.items:
             if not isinstance(item, InvalidRequest):
                 _allow_command(caller, item)
@@ -129,13 +150,13 @@ def _allow_command(caller: ApiKey, command: AnyCommand) -> None:
     allow(caller, command.portfolio)
 
 
-async def _batch(service: Service, items: list[AnyCommand | InvalidRequest], *, atomic: bool, full: bool) -> Response:
+async def _batch(service: Service, items: list[AnyCommand | InvalidRequest], *, atomic: bool, full: bool) -> Whole:
     """Run what could be read; what could not stands as an error in its place, or fails an atomic batch whole."""
     commands = [item for item in items if not isinstance(item, InvalidRequest)]
     wrong = next((item for item in items if isinstance(item, InvalidRequest)), None)
     if atomic and wrong is not None:
         raise wrong
-    answers = iter(await _answered(service, service.ledger.submit_async(commands, atomic=atomic)))
+    answers = iter(await service.deadline.of(service.ledger.submit_async(commands, atomic=atomic)))
     results: list[Result] = [item if isinstance(item, InvalidRequest) else next(answers) for item in items]
     forms = [_result_form(result, full) for result in results]
     denied = next((r for r in results if isinstance(r, Decision) and r.outcome == "denied"), None)

@@ -5,7 +5,19 @@ from typing import Annotated
 import typer
 
 from ledger_sizer import __version__
-from ledger_sizer.cli import demo, keys, reading, reconciling, replay, schema, serve, steering, top, trading
+from ledger_sizer.cli import (
+    demo,
+    instruments,
+    keys,
+    reading,
+    reconciling,
+    replay,
+    schema,
+    serve,
+    steering,
+    top,
+    trading,
+)
 
 app = typer.Typer(
     name="ledger-sizer",
@@ -65,5 +77,6 @@ app.add_typer(reconciling.drifts, name="drifts")
 app.command(epilog=replay.REPLAY_HELP)(replay.replay)
 app.command(epilog=serve.SERVE_HELP)(serve.serve)
 app.command(epilog=demo.DEMO_HELP)(demo.demo)
+app.add_typer(instruments.instruments, name="instruments")
 app.add_typer(keys.keys, name="keys")
 app.add_typer(schema.db, name="db")

@@ -132,14 +132,16 @@ _LEG = ("venue", "symbol", "kind", "side", "quantity", "price")
 _LEG_NEEDS = 5
 
 
-def instrument(text: str | None, field: str) -> "InstrumentInfo | None":
-    """`SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]]`, or a JSON object of these."""
+def instrument(text: str | None, field: str) -> "InstrumentInfo | str | None":
+    """`SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]]`, JSON of these, or a name."""
     from ledger_sizer.instruments import InstrumentInfo
 
-    if text is None:
-        return None
+    if text is None or (":" in text and "," not in text and not text.lstrip().startswith("{")):
+        return text
     parts = _parts(text, field, _INSTRUMENT, _INSTRUMENT_NEEDS)
-    exact = {name: decimal(value, f"{field} {name}") for name, value in parts.items() if name != "symbol"}
+    exact: dict[str, Any] = {
+        name: decimal(value, f"{field} {name}") for name, value in parts.items() if name != "symbol"
+    }
     return InstrumentInfo(symbol=parts["symbol"], **exact)
 
 

@@ -22,7 +22,10 @@ RESERVE_HELP = teach(
     exits={0: "granted", 3: "denied; the reason is in the decision"},
 )
 
-_INSTRUMENT = "SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]] or a JSON object of these"
+_INSTRUMENT = (
+    "SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]], a JSON object of these, or a name "
+    "from `instruments list`, like bybit:BTC/USDT"
+)
 
 
 def reserve(
@@ -43,6 +46,10 @@ def reserve(
     perp: Annotated[
         str | None,
         typer.Option("--perp", "--perp-instrument", metavar="RULES", help="Rules of the perpetual, written alike."),
+    ] = None,
+    spot_fee_rate: Annotated[
+        str | None,
+        typer.Option("--spot-fee-rate", metavar="0..0.1", help="Fee of the spot buy, a fraction, if taken in base."),
     ] = None,
     min_notional: Annotated[
         str | None,
@@ -74,6 +81,7 @@ def reserve(
         available_balance=options.optional_decimal(available_balance, "available_balance"),
         spot_instrument=options.instrument(spot, "spot_instrument"),
         perp_instrument=options.instrument(perp, "perp_instrument"),
+        spot_fee_rate=options.optional_decimal(spot_fee_rate, "spot_fee_rate"),
         min_notional_usd=options.optional_decimal(min_notional, "min_notional_usd"),
         ttl_seconds=options.optional_decimal(ttl, "ttl_seconds"),
         dry_run=dry_run,

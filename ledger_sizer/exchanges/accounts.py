@@ -11,9 +11,11 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 from ledger_sizer.config import ExchangeAccountSettings, ExchangeSettings
+from ledger_sizer.errors import Unavailable
 from ledger_sizer.exchanges.client import carries_rows, make_client
-from ledger_sizer.exchanges.rules import MarketRules, rules_of
+from ledger_sizer.exchanges.rules import rules_of
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
+from ledger_sizer.instruments import MarketRules
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.units import exactly
 
@@ -54,10 +56,13 @@ class ExchangeAccount:
             return Snapshot(self.venue, self.account, begun_us, now_us(), positions, balances, tuple(problems))
 
     def instruments(self) -> list[MarketRules]:
-        """The rules of every spot and swap market, loaded anew. Raises ccxt's errors."""
+        """The rules of every spot and swap market, loaded anew. Raises `Unavailable`."""
         with self._lock:
-            self._client.load_markets(True)
-            return rules_of(self._client)
+            try:
+                self._client.load_markets(True)
+                return rules_of(self._client)
+            except Exception as error:  # noqa: BLE001 - an answer of unforeseen shape breaks ccxt's parsers in any way
+                raise Unavailable(f"{self.venue} did not give its market rules: {_told(error)}") from None
 
     def close(self) -> None:
         """Close the connections. It can be used again afterwards, but should not be."""

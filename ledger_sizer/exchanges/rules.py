@@ -5,38 +5,16 @@ Limits may be missing. A market order may have a lower maximum than a limit orde
 granted quantity has to be accepted whichever way it is sent.
 """
 
-from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from ledger_sizer.errors import InvalidRequest
-from ledger_sizer.instruments import InstrumentInfo, Kind
+from ledger_sizer.instruments import InstrumentInfo, Kind, MarketRules
 
 UNBOUNDED_QTY = Decimal(10) ** 18
 """Stands for a maximum that the exchange does not state."""
 
 _USD = frozenset({"USD", "USDT", "USDC", "USDE", "FDUSD", "BUSD", "DAI", "TUSD", "USD1"})
-
-
-@dataclass(frozen=True, slots=True)
-class MarketRules:
-    """The rules of one market, or why it cannot be used.
-
-    name: `venue:symbol`, as `reserve` takes it. instrument: None where the market is refused; `refused` then says why.
-    active: whether the exchange takes orders now.
-    """
-
-    venue: str
-    symbol: str
-    kind: Kind
-    active: bool
-    instrument: InstrumentInfo | None
-    refused: str | None = None
-
-    @property
-    def name(self) -> str:
-        """`venue:symbol`, such as `bybit:BTC/USDT:USDT`."""
-        return f"{self.venue}:{self.symbol}"
 
 
 def rules_of(client: Any) -> list[MarketRules]:
@@ -93,6 +71,7 @@ def _instrument(client: Any, market: dict[str, Any]) -> InstrumentInfo:
         min_notional=_figure((limits.get("cost") or {}).get("min")) or Decimal(0),
         tick_size=tick or Decimal("0.01"),
         contract_size=contract,
+        listed_as=f"{client.id}:{market['symbol']}",
     )
 
 

@@ -12,7 +12,8 @@ from ledger_sizer.paper.calls import TIME_WINDOW_MS, Answer, Call, Handler, Publ
 from ledger_sizer.paper.markets import Market
 from ledger_sizer.units import exactly
 
-_PAGE = 200
+PAGE_ROWS = 200
+"""Most positions of one answer."""
 
 _CODES = {
     "key": (10003, "API key is invalid."),
@@ -43,6 +44,7 @@ class Bybit:
 
     def __init__(self, book: Book) -> None:
         self.book = book
+        self.page_rows = PAGE_ROWS
         self.public: Mapping[tuple[str, str], PublicHandler] = {
             ("GET", "/v5/market/time"): self._time,
             ("GET", "/v5/market/instruments-info"): self._instruments,
@@ -114,7 +116,7 @@ class Bybit:
             if asked.get("category") == "linear" and asked.get("settleCoin", "USDT") == "USDT"
             and asked.get("symbol", self.book.markets[symbol].id) == self.book.markets[symbol].id
         ]  # fmt: skip
-        begin, limit = int(asked.get("cursor") or 0), min(int(asked.get("limit") or 20), _PAGE)
+        begin, limit = int(asked.get("cursor") or 0), min(int(asked.get("limit") or 20), self.page_rows)
         more = begin + limit < len(rows)
         result = {"category": asked.get("category"), "list": rows[begin : begin + limit]}
         return _whole({**result, "nextPageCursor": str(begin + limit) if more else ""})

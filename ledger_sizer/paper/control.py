@@ -184,7 +184,7 @@ class PaperControl:
 
     def __init__(self, url: str, venue: str, api_key: str = DEFAULT_KEY) -> None:
         self._url = f"{url}/paper/{venue}"
-        self._api_key = api_key
+        self.api_key = api_key
 
     def state(self) -> dict[str, Any]:
         """Prices, faults, and every account's wallets, positions and open orders, as they really are."""
@@ -244,6 +244,6 @@ class PaperControl:
 
     def _do(self, action: str, **form: Any) -> None:
         kept = {name: value for name, value in form.items() if value is not None or name == "times"}
-        answer = httpx.post(f"{self._url}/{action}", json={"api_key": self._api_key, **kept}, trust_env=False)
+        answer = httpx.post(f"{self._url}/{action}", json={"api_key": self.api_key, **kept}, trust_env=False)
         if answer.is_error:
             raise ValueError(answer.json()["error"])

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from ledger_sizer.domain import (
@@ -19,7 +20,7 @@ from ledger_sizer.errors import InternalError, LedgerError
 from ledger_sizer.instruments import InstrumentInfo, Leg
 from ledger_sizer.records import Decision, DecisionRecord
 from ledger_sizer.tags import tags_of
-from ledger_sizer.units import USD_DECIMALS, exactly, plain, usd
+from ledger_sizer.units import USD_DECIMALS, exactly, plain, usd_text
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -29,6 +30,12 @@ U = TypeVar("U")
 def time_text(moment: datetime) -> str:
     """ISO 8601 in UTC with a `Z`, which survives in a query string where `+` would become a blank."""
     return moment.isoformat().replace("+00:00", "Z")
+
+
+@lru_cache(maxsize=1024)
+def _time_text_of(us: int) -> str:
+    """Cached, because the decisions of one commit have one time."""
+    return time_text(from_us(us))
 
 
 def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
@@ -49,21 +56,21 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
         "granted": record.outcome == "granted",
         "replayed": decision.replayed,
         "position_id": None if number is None else position_id(record.portfolio, number),
-        "budget": _usd_text(record.budget_e8),
+        "budget": _optional(usd_text, record.budget_e8),
         "quantity": record.quantity,
         "fraction": record.fraction,
         "raw_budget": record.raw_budget,
-        "headroom_before": _usd_text(record.headroom_e8),
-        "exposure_before": _usd_text(record.exposure_e8),
-        "exposure_after": _usd_text(after_e8),
+        "headroom_before": _optional(usd_text, record.headroom_e8),
+        "exposure_before": usd_text(record.exposure_e8),
+        "exposure_after": usd_text(after_e8),
         "binding": record.binding,
-        "expires_at": None if record.expires_us is None else time_text(from_us(record.expires_us)),
-        "decided_at": time_text(from_us(record.decided_us)),
+        "expires_at": _optional(_time_text_of, record.expires_us),
+        "decided_at": _time_text_of(record.decided_us),
         "hash": record.hash or None,
     }
     if full:
-        form["held_change"] = _usd_text(record.held_delta_e8)
-        form["open_change"] = _usd_text(record.open_delta_e8)
+        form["held_change"] = usd_text(record.held_delta_e8)
+        form["open_change"] = usd_text(record.open_delta_e8)
         form["tags"] = record.tags
         form["request"] = record.request
         form["trace"] = record.trace
@@ -136,7 +143,7 @@ def instrument_to_json(instrument: InstrumentInfo) -> Json:
 
 def instrument_from_json(form: Mapping[str, Any]) -> InstrumentInfo:
     """The instrument that `instrument_to_json` wrote; what has a default may be missing."""
-    figures = {name: Decimal(value) for name, value in form.items() if name != "symbol"}
+    figures: dict[str, Any] = {name: Decimal(value) for name, value in form.items() if name != "symbol"}
     return InstrumentInfo(form["symbol"], **figures)
 
 
@@ -255,10 +262,6 @@ def not_ours(what: str, error: Exception) -> InternalError:
 
 def _optional(convert: Callable[[T], U], value: T | None) -> U | None:
     return None if value is None else convert(value)
-
-
-def _usd_text(e8: int | None) -> str | None:
-    return None if e8 is None else plain(usd(e8))
 
 
 def _e8(text: str) -> int:

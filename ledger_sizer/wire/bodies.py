@@ -32,7 +32,7 @@ from ledger_sizer.commands import (
     Thaw,
 )
 from ledger_sizer.errors import InvalidRequest
-from ledger_sizer.instruments import InstrumentInfo, Leg
+from ledger_sizer.instruments import NAME_PATTERN, InstrumentInfo, Leg
 from ledger_sizer.tags import TAGS_MAX
 
 DECIMAL_PATTERN = r"^-?[0-9]{1,30}(\.[0-9]{1,36})?$"
@@ -54,6 +54,7 @@ ScoreText = Annotated[
 
 PortfolioText = Annotated[str, StringConstraints(pattern=PORTFOLIO_PATTERN), Field(examples=["main"])]
 PositionText = Annotated[str, StringConstraints(pattern=POSITION_PATTERN), Field(examples=["main-17"])]
+InstrumentText = Annotated[str, StringConstraints(pattern=NAME_PATTERN), Field(examples=["bybit:BTC/USDT"])]
 ScopeText = Annotated[str, StringConstraints(pattern=SCOPE_PATTERN), Field(examples=["portfolio", "venue=bybit"])]
 KeyText = Annotated[str, StringConstraints(min_length=1, max_length=200), Field(examples=["cycle-17/BTC"])]
 LabelText = Annotated[str, StringConstraints(min_length=1, max_length=128)]
@@ -150,8 +151,11 @@ class ReserveBody(CommandBody):
     signal_score: ScoreText | None = Field(None, description="0 to 1; null is sized flat.")
     price: AmountText | None = Field(None, description="USD per base unit; needed with instruments.")
     available_balance: DecimalText | None = Field(None, description="Free quote balance, USD.")
-    spot_instrument: InstrumentForm | None = Field(None, description="Give both instruments, or none.")
-    perp_instrument: InstrumentForm | None = None
+    spot_instrument: InstrumentForm | InstrumentText | None = Field(
+        None, description="Give both instruments, or none: rules, or a name whose rules the service keeps."
+    )
+    perp_instrument: InstrumentForm | InstrumentText | None = None
+    spot_fee_rate: AmountText | None = Field(None, description="Fee of the spot buy, a fraction, if taken in base.")
     min_notional_usd: AmountText | None = Field(None, description="Deny rather than grant less than this.")
     ttl_seconds: Seconds | None = Field(None, description="How long the hold lives unless confirmed.")
     dry_run: bool = Field(False, description="Answer without holding or recording.")
@@ -317,7 +321,7 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{field}: {first['msg']}, got {got}", field=field)
 
 
-_NOT_NAMES = frozenset({"[key]", "int", "str", "constrained-str", "constrained-int"})
+_NOT_NAMES = frozenset({"[key]", "int", "str", "constrained-str", "constrained-int", "InstrumentForm"})
 """Parts of pydantic's locations that are branches of a union, not fields."""
 
 
@@ -350,6 +354,10 @@ def moment(text: str, field: str) -> datetime:
         raise InvalidRequest(f"{field} is no time that exists: {text!r:.40}", field=field) from None
 
 
+def _named_or_rules(form: InstrumentForm | str, field: str) -> InstrumentInfo | str:
+    return form if isinstance(form, str) else form.to_instrument(field)
+
+
 def _seconds(value: int | str) -> int | Decimal:
     return value if type(value) is int else Decimal(value)
 
@@ -365,12 +373,13 @@ def _legs(forms: list[LegForm]) -> tuple[Leg, ...]:
 
 _CONVERTERS: Mapping[str, Any] = {
     **dict.fromkeys(
-        ("signal_score", "price", "spot_price", "available_balance", "min_notional_usd", "quantity"), Decimal
+        ("signal_score", "price", "spot_price", "available_balance", "min_notional_usd", "spot_fee_rate", "quantity"),
+        Decimal,
     ),
     "ttl_seconds": _seconds,
     "legs": _legs,
-    "spot_instrument": lambda form: form.to_instrument("spot_instrument"),
-    "perp_instrument": lambda form: form.to_instrument("perp_instrument"),
+    "spot_instrument": lambda form: _named_or_rules(form, "spot_instrument"),
+    "perp_instrument": lambda form: _named_or_rules(form, "perp_instrument"),
 }
 
 

@@ -1,0 +1,171 @@
+"""`ledger-sizer instruments`: the market rules that reservations can name."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ledger_sizer.cli import output
+from ledger_sizer.cli.options import DatabaseUrl, Json
+from ledger_sizer.cli.output import Column
+from ledger_sizer.cli.teaching import teach
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from ledger_sizer.instrument_cache import RulesVersion
+
+instruments = typer.Typer(rich_markup_mode=None)
+
+_NEVER_DENIED = {3: ""}
+_FIGURES = ("min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
+
+INSTRUMENTS_HELP = teach("instruments list --venue bybit", "instruments list --json", exits=_NEVER_DENIED)
+
+
+@instruments.callback(epilog=INSTRUMENTS_HELP)
+def group() -> None:
+    """Load, list and show the market rules of exchanges.
+
+    A reservation may then name its markets (`--spot bybit:BTC/USDT --perp bybit:BTC/USDT:USDT`) instead of carrying
+    their rules. `serve` loads them on a schedule for every exchange account in the settings; each change is kept, with
+    its time.
+    """
+
+
+@contextmanager
+def _database(url: str | None, *, create: bool = False) -> "Iterator[Engine]":
+    from ledger_sizer.cli.session import loaded_settings, target_of
+    from ledger_sizer.database import is_sqlite, make_engine, require_head, upgrade
+
+    settings = loaded_settings()
+    engine = make_engine(target_of(url, settings, create=create), settings.ledger)
+    try:
+        if create and is_sqlite(engine.url):
+            upgrade(engine.url)  # as opening the embedded ledger would
+        require_head(engine)
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@instruments.command("refresh", epilog=teach("instruments refresh --help", exits=_NEVER_DENIED))
+def refresh(
+    venue: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[VENUE]...", help="ccxt exchange ids; else those of the accounts in the settings."),
+    ] = None,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Load the rules of all spot and perpetual markets and record what changed.
+
+    Market rules are public: an exchange needs no API key for this. EXCHANGE_BASE_URL applies to the account it stands
+    with.
+    """
+    from ledger_sizer.cli.session import loaded_settings
+    from ledger_sizer.config import ExchangeAccountSettings
+    from ledger_sizer.exchanges.accounts import ExchangeAccount
+    from ledger_sizer.instrument_refresh import refresh_rules
+
+    exchange = loaded_settings().exchange
+    known = {found.id: found for found in reversed((exchange.flat(), *exchange.accounts))}
+    wanted = venue or sorted({found.id for found in exchange.every()}) or [exchange.id]
+    forms = []
+    with _database(database_url, create=True) as engine:
+        for name in wanted:
+            account = ExchangeAccount(known.get(name) or ExchangeAccountSettings(id=name))
+            try:
+                changes = refresh_rules(engine, account)
+            finally:
+                account.close()
+            forms.append({
+                "venue": name, "added": list(changes.added), "changed": list(changes.changed),
+                "gone": list(changes.gone), "same": changes.same,
+            })  # fmt: skip
+    if as_json:
+        output.write_json({"venues": forms})
+        return 0
+    for form in forms:
+        counts = ", ".join(f"{len(form[name])} {name}" for name in ("added", "changed", "gone"))  # type: ignore[arg-type]
+        output.headline(f"{form['venue']}: {counts}, {form['same']} as before", "ok")
+    return 0
+
+
+@instruments.command("list", epilog=teach("instruments list", "instruments list --venue okx", exits=_NEVER_DENIED))
+def list_all(
+    venue: Annotated[str | None, typer.Option("--venue", metavar="NAME", help="Only this exchange's.")] = None,
+    usable: Annotated[bool, typer.Option("--usable", help="Only markets that a reservation can name now.")] = False,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Show the present rules of all known markets; quantities in the exchange's own unit."""
+    from ledger_sizer.instrument_cache import list_rules
+
+    with _database(database_url) as engine:
+        found = list_rules(engine, venue)
+    if usable:
+        found = [version for version in found if version.rules.active and version.rules.instrument is not None]
+    if as_json:
+        output.write_json_list((_form(version) for version in found), lambda: None)
+        return 0
+    _table(found, Column("name"), [version.rules.name for version in found])
+    return 0
+
+
+@instruments.command("show", epilog=teach("instruments show --help", exits=_NEVER_DENIED))
+def show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As `instruments list` shows it: bybit:BTC/USDT:USDT.")],
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Show every version of one market's rules, oldest first, with the time from which it was known."""
+    from ledger_sizer.cli.failures import Failure
+    from ledger_sizer.instrument_cache import rules_history
+
+    with _database(database_url) as engine:
+        found = rules_history(engine, name)
+    if not found:
+        hint = f"look for it with: ledger-sizer instruments list; load it: instruments refresh {name.partition(':')[0]}"
+        raise Failure("not_found", f"the rules of {name} are not known", hint=hint)
+    if as_json:
+        output.write_json_list((_form(version) for version in found), lambda: None)
+        return 0
+    _table(found, Column("since"), [_time(version.since_us) for version in found])
+    return 0
+
+
+def _table(found: "list[RulesVersion]", first: Column, labels: "Sequence[str | None]") -> None:
+    from ledger_sizer.units import plain
+
+    columns = [first, *(Column(name, keep=5, right=True) for name in _FIGURES), Column("state")]
+    rows = []
+    for label, version in zip(labels, found, strict=True):
+        rules = version.rules
+        # Text, because the figures of different markets have nothing to line up for.
+        figures = [plain(getattr(rules.instrument, name)) if rules.instrument else None for name in _FIGURES]
+        state = f"refused: {rules.refused}" if rules.refused else "open" if rules.active else "closed for trading"
+        rows.append((label, *figures, state))
+    output.table(columns, rows, empty="no rules yet; load them with: ledger-sizer instruments refresh")
+
+
+def _form(version: "RulesVersion") -> dict[str, Any]:
+    from ledger_sizer.wire.answers import instrument_to_json
+
+    rules = version.rules
+    return {
+        "name": rules.name,
+        "kind": rules.kind,
+        "active": rules.active,
+        "rules": None if rules.instrument is None else instrument_to_json(rules.instrument),
+        "refused": rules.refused,
+        "since": _time(version.since_us),
+        "until": _time(version.until_us),
+    }
+
+
+def _time(us: int | None) -> str | None:
+    from ledger_sizer.domain import from_us
+
+    return None if us is None else from_us(us).isoformat()
