@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
+from ledger_sizer.committer import Observe
 from ledger_sizer.config import AppSettings
 from ledger_sizer.database import make_engine
 from ledger_sizer.errors import InvalidRequest
@@ -14,7 +15,7 @@ from ledger_sizer.exchanges.accounts import open_accounts
 from ledger_sizer.instrument_refresh import RETRY_SECONDS, ScheduledRefresh
 from ledger_sizer.jobs import Jobs
 from ledger_sizer.keys import KeyRing
-from ledger_sizer.ledger import Ledger, Observe
+from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
 from ledger_sizer.reconcile.alerts import Alerts
 from ledger_sizer.reconcile.run import Reconciler

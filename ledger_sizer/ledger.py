@@ -3,13 +3,10 @@
     with Ledger.open("sqlite:///ledger.db") as ledger:
         decision = ledger.reserve(key="cycle-17/BTC", portfolio="main", signal_score=Decimal("0.9"))
 
-Writing goes through one thread that commits in groups; reads have connections of their own and never wait for it.
+Writing goes through one writer that commits in groups; reads have connections of their own and never wait for it.
 """
 
 import asyncio
-import logging
-import random
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
@@ -23,34 +20,32 @@ from ledger_sizer import commands
 from ledger_sizer.archive import files_of
 from ledger_sizer.archiver import ARCHIVE_FOLDER, Archived, archive, outside_window
 from ledger_sizer.asof import AsOf
-from ledger_sizer.batch import AnyCommand, Group, Result, decide_batch, requests_of
+from ledger_sizer.batch import AnyCommand, Group, Result, decide_batch
 from ledger_sizer.commands import Reserve
+from ledger_sizer.committer import Committer, Observe
 from ledger_sizer.config import AppSettings
 from ledger_sizer.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
 from ledger_sizer.domain import Exposure, Page, Position, VerifyReport, to_us
-from ledger_sizer.errors import Busy, Closed, InternalError, InvalidRequest, LedgerError, Unavailable
+from ledger_sizer.errors import Closed, InvalidRequest, LedgerError
 from ledger_sizer.explain import Explanation, explain
 from ledger_sizer.hold import AsyncHold, Hold
 from ledger_sizer.instrument_cache import InstrumentNames
 from ledger_sizer.overview import Look, Overview
 from ledger_sizer.policy import Policy
 from ledger_sizer.queries import Queries
-from ledger_sizer.records import Decision, DecisionRecord
-from ledger_sizer.store import StaleState, WriteStore, needs_of
+from ledger_sizer.records import Decision
+from ledger_sizer.store import WriteStore
 from ledger_sizer.survey import survey
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs import verb, verb_async
 from ledger_sizer.verify import Heads, Progress, heads_of, verify
-from ledger_sizer.writer import Answer, Writer
+from ledger_sizer.writer import Writer
 
 log = get_logger(__name__)
-_stdlib_log = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Clock = Callable[[], datetime]
-Observe = Callable[[Sequence[DecisionRecord], float], None]
-"""Told of every committed batch: the decisions it recorded, and the seconds from its first lock to its commit."""
 
 
 def _open_store(engine: Engine, settings: AppSettings) -> WriteStore:
@@ -73,7 +68,6 @@ class Ledger:
     def __init__(self, url: str, settings: AppSettings, clock: Clock | None) -> None:
         """Use `Ledger.open`."""
         self.settings = settings
-        self.observe: Observe | None = None
         self._clock = clock
         self._policy = Policy.of(settings)
         self._write_engine = make_engine(url, settings.ledger)
@@ -82,8 +76,9 @@ class Ledger:
         self._files = files_of(settings)
         self._queries = Queries(self._read_engine, self._files)
         self._names = InstrumentNames(self._read_engine)
+        self._committer = Committer(self._store, self._policy, self._now_us, settings.ledger.retries_max)
         self._writer = Writer(
-            self._process,
+            self._committer.answer,
             batch_size_max=settings.ledger.batch_size_max,
             queue_size_max=settings.ledger.queue_size_max,
             name="ledger-writer",
@@ -285,6 +280,15 @@ class Ledger:
     # Life.
 
     @property
+    def observe(self) -> Observe | None:
+        """Told of every committed batch; set it before the ledger is used."""
+        return self._committer.observe
+
+    @observe.setter
+    def observe(self, observe: Observe | None) -> None:
+        self._committer.observe = observe
+
+    @property
     def pending(self) -> int:
         """Commands accepted and not yet answered: the depth of the queue."""
         return self._writer.pending
@@ -317,76 +321,8 @@ class Ledger:
     ) -> None:
         await asyncio.to_thread(self.close)
 
-    # The writer's side: everything below runs on its thread or on its guest's, but for `_dry_run`.
-
     def _now_us(self) -> int | None:
         return None if self._clock is None else to_us(self._clock())
-
-    def _process(self, groups: Sequence[Group]) -> list[Answer]:
-        """Answer a batch, one at a time. An interrupt (Ctrl-C) may leave it half done: its keys tell what happened."""
-        try:
-            return self._settle(groups)
-        except BaseException:
-            self._store.reset()
-            raise
-
-    def _settle(self, groups: Sequence[Group]) -> list[Answer]:
-        """Try, try again after a conflict or a lost connection, isolate what the database refuses."""
-        own_hashes: frozenset[str] = frozenset()
-        attempt = 0
-        while True:
-            sealed: list[str] = []
-            try:
-                return list(self._commit(groups, own_hashes, sealed))
-            except Exception as error:  # noqa: BLE001 - the store sorts driver errors, the rest is a defect
-                self._store.rollback()
-                fault = "stale" if isinstance(error, StaleState) else self._store.fault(error)
-                # A commit whose outcome is unknown may have happened: these hashes tell its decisions from a replay's.
-                if fault == "lost":
-                    own_hashes |= frozenset(sealed)
-                if fault == "stale":
-                    continue
-                if fault == "refused":
-                    return self._isolate(groups, error)
-                if fault == "lost":
-                    self._store.reset()
-                attempt += 1
-                log.warning("ledger.retry", fault=fault, attempt=attempt, error=str(error).strip())
-                if attempt > self.settings.ledger.retries_max:
-                    return [_given_up(fault, error) for _ in groups]
-                time.sleep(random.uniform(0.5, 1) * min(0.02 * 2**attempt, 1))
-
-    def _commit(self, groups: Sequence[Group], own_hashes: frozenset[str], sealed: list[str]) -> list[list[Result]]:
-        started = time.perf_counter()
-        needs = needs_of(groups)
-        states, now_us = self._store.begin(needs, self._now_us(), self._policy.new_portfolio_cap_e8)
-        results = decide_batch(states, groups, now_us, self._policy, own_hashes)
-        if self._store.from_memory and any(isinstance(result, LedgerError) for group in results for result in group):
-            raise StaleState("a rule's error may be the replay of a key that was not looked up")
-        recorded = [record for state in states.values() for record, _ in state.sealed]
-        sealed += [record.hash for record in recorded]
-        self._store.commit(states.values())
-        if self.observe is not None:
-            self.observe(recorded, time.perf_counter() - started)
-        if _stdlib_log.isEnabledFor(logging.INFO):
-            asked_by = requests_of(groups, results)
-            for record in recorded:
-                log.info("decision", **record.logged(), **asked_by.get(record.hash, {}))
-        return results
-
-    def _isolate(self, groups: Sequence[Group], error: Exception) -> list[Answer]:
-        """The database refused the batch: answer its groups one by one, so that only the guilty one fails."""
-        if len(groups) > 1:
-            return [self._settle([group])[0] for group in groups]
-        (group,) = groups
-        if len(group.commands) > 1 and not group.atomic:
-            results: list[Result] = []
-            for command in group.commands:
-                answer = self._settle([Group((command,), request_id=group.request_id)])[0]
-                results += [answer] if isinstance(answer, LedgerError) else answer
-            return [results]
-        log.error("ledger.refused", error=str(error).strip())
-        return [InternalError(f"the database refused the command, nothing was recorded: {str(error).strip()}")]
 
     def _dry_run(self, command: Reserve) -> Decision:
         """Decide against the present state without a lock, a hold or a record."""
@@ -437,10 +373,3 @@ def _with_errors(results: list[Result], wrong: dict[int, LedgerError]) -> list[R
     for place, error in sorted(wrong.items()):
         results.insert(place, error)
     return results
-
-
-def _given_up(fault: str, error: Exception) -> LedgerError:
-    what = str(error).strip()
-    if fault == "conflict":
-        return Busy(f"the database is contended: {what}; nothing was recorded, retry with the same key")
-    return Unavailable(f"the database is away: {what}; retry with the same key, it settles what happened")

@@ -387,17 +387,3 @@ def test_interrupt_when_answer_is_outstanding_then_the_key_is_told(
     problem = json.loads(err.splitlines()[-1])
     assert problem["error"] == "interrupted"
     assert problem["key"] in problem["hint"]
-
-
-def test_print_when_reader_goes_away_then_it_fails_in_silence() -> None:
-    url = "sqlite:///ledger.db"
-    with Ledger.open(url) as ledger:
-        ledger.submit([Reserve(key=f"r/{number}", tags={"symbol": "BTC"}) for number in range(300)])
-    command = [str(SCRIPT), "history", "--all", "--json", "--database-url", url]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        assert process.stdout.read(1) == "{"
-        process.stdout.close()
-        assert process.stderr.read() == ""
-    assert process.returncode == 1

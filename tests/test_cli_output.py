@@ -215,3 +215,17 @@ def test_print_when_encoding_is_narrow_then_json_is_whole_and_text_survives(url:
     ran = _piped(url, "positions", PYTHONIOENCODING="ascii")
     assert (ran.returncode, ran.stderr) == (0, "")
     assert "symbol=\\u039e" in ran.stdout
+
+
+def test_print_when_reader_goes_away_then_it_fails_in_silence() -> None:
+    url = "sqlite:///ledger.db"
+    with Ledger.open(url) as ledger:
+        ledger.submit([Reserve(key=f"r/{number}", tags={"symbol": "BTC"}) for number in range(300)])
+    command = [str(SCRIPT), "history", "--all", "--json", "--database-url", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read(1) == "{"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

@@ -13,7 +13,7 @@ from ledger_sizer.api.access import allow
 from ledger_sizer.api.answering import json_response
 from ledger_sizer.api.export import EXPORTS, chosen_type, export_response
 from ledger_sizer.api.service import Service
-from ledger_sizer.domain import DENIAL_REASONS, Page, Position
+from ledger_sizer.domain import DENIAL_REASONS
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.instruments import label_text
 from ledger_sizer.keys import ApiKey
@@ -164,13 +164,10 @@ def router(service: Service) -> APIRouter:
         """Positions, oldest first."""
         portfolio = _portfolio_of(caller, filters.portfolio)
         tags = _tags(filters.tag)
-
-        def look() -> Page[Position]:
-            return ledger.positions(
-                portfolio, state=filters.state, tags=tags, cursor=filters.cursor, limit=filters.limit
-            )
-
-        return json_response(page_to_json(await run_in_threadpool(look), position_to_json))
+        page = await run_in_threadpool(
+            ledger.positions, portfolio, state=filters.state, tags=tags, cursor=filters.cursor, limit=filters.limit
+        )
+        return json_response(page_to_json(page, position_to_json))
 
     @made.get("/positions/{position_id}", response_model=forms.PositionForm)
     async def get_position(position_id: PositionInPath, caller: Reader) -> Response:
