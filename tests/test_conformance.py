@@ -57,6 +57,10 @@ async def test_call_every_verb_when_it_fits_then_each_decision_equals_the_record
         await ledger.resume(key="resume", scope="venue=bybit"),
         await ledger.set_cap(key="cap/none", scope="venue=bybit", cap=None),
         await ledger.release(key="a/exit", position_id="main-3"),
+        await ledger.freeze(key="freeze", scope="venue=bybit", note="drift-7"),
+        await ledger.thaw(key="thaw", scope="venue=bybit"),
+        await ledger.reconciled(key="run", fresh_until=START + timedelta(seconds=90)),
+        await ledger.remark(key="say", about="drift-7", event="close_requested"),
     ]
     assert decisions == list(ledger.behind.history(ascending=True))
     assert {decision.command for decision in decisions} == set(COMMANDS)
