@@ -224,7 +224,7 @@ def test_insert_manifest_when_it_does_not_continue_the_chain_then_the_database_r
             "created_us) VALUES (1, :first, :last, 1, 2, :hash, 0, 'x', :hash, 1)",
             first=from_seq + end - 99,
             last=to_seq + end - 99,
-            hash=old.decisions[of - 1].hash,
+            hash=old.decisions[of + end - 99 - 1].hash,
         )
 
 

@@ -50,14 +50,14 @@ def test_exposure_when_read_as_json_then_the_whole_stands_first_and_each_scope_f
     scopes = exposure.pop("scopes")
     assert exposure == {
         "portfolio": "main", "seq": 7, "cap": "2500", "held": "1600", "open": "900", "exposure": "2500",
-        "headroom": "0", "overage": "0", "status": "active",
+        "headroom": "0", "overage": "0", "status": "active", "frozen": False, "fresh_until": None,
     }  # fmt: skip
     assert [scope["scope"] for scope in scopes] == [
         "portfolio", "strategy=basis", "strategy=funding", "symbol=BTC", "symbol=ETH", "venue=bybit", "venue=okx",
     ]  # fmt: skip
     assert scopes[3] == {
         "scope": "symbol=BTC", "cap": None, "held": "600", "open": "900", "exposure": "1500", "headroom": None,
-        "overage": "0", "status": "active",
+        "overage": "0", "status": "active", "frozen": False, "fresh_until": None,
     }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from decimal import ROUND_UP, Decimal, getcontext, localcontext
 from typing import Any
 
 import pytest
-from sqlalchemy import BigInteger, Integer, Text, inspect, text
+from sqlalchemy import BigInteger, Boolean, Integer, Text, inspect, text
 from sqlalchemy.exc import OperationalError
 
 from ledger_sizer import AppSettings, Busy, InstrumentInfo, Ledger, LedgerSettings, Leg, TradingSettings
@@ -154,7 +154,7 @@ def test_store_numbers_when_they_are_long_then_they_come_back_to_the_last_digit(
 def test_list_columns_when_read_from_models_or_database_then_no_number_is_a_float(database_url: str) -> None:
     for table in Base.metadata.tables.values():
         for column in table.columns:
-            assert isinstance(column.type, BigInteger | Integer | Text), f"{table.name}.{column.name}"
+            assert isinstance(column.type, BigInteger | Integer | Text | Boolean), f"{table.name}.{column.name}"
             if column.name.endswith(("_e8", "_us")):
                 assert isinstance(column.type, BigInteger), f"{table.name}.{column.name}"
     engine = make_engine(database_url)
@@ -162,7 +162,7 @@ def test_list_columns_when_read_from_models_or_database_then_no_number_is_a_floa
     for name in found.get_table_names():
         for reflected in found.get_columns(name):
             kind = str(reflected["type"]).partition("(")[0]
-            assert kind in ("BIGINT", "INTEGER", "TEXT", "VARCHAR"), f"{name}.{reflected['name']} is {kind}"
+            assert kind in ("BIGINT", "INTEGER", "TEXT", "VARCHAR", "BOOLEAN"), f"{name}.{reflected['name']} is {kind}"
     engine.dispose()
 
 
