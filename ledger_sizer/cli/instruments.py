@@ -1,7 +1,6 @@
 """`ledger-sizer instruments`: the market rules that reservations can name."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,11 +8,10 @@ import typer
 from ledger_sizer.cli import output
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
+from ledger_sizer.cli.session import ledger_engine_at
 from ledger_sizer.cli.teaching import teach
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from ledger_sizer.instrument_cache import RulesVersion
 
 instruments = typer.Typer(rich_markup_mode=None)
@@ -32,22 +30,6 @@ def group() -> None:
     their rules. `serve` loads them on a schedule for every exchange account in the settings; each change is kept, with
     its time.
     """
-
-
-@contextmanager
-def _database(url: str | None, *, create: bool = False) -> "Iterator[Engine]":
-    from ledger_sizer.cli.session import loaded_settings, target_of
-    from ledger_sizer.database import is_sqlite, make_engine, require_head, upgrade
-
-    settings = loaded_settings()
-    engine = make_engine(target_of(url, settings, create=create), settings.ledger)
-    try:
-        if create and is_sqlite(engine.url):
-            upgrade(engine.url)  # as opening the embedded ledger would
-        require_head(engine)
-        yield engine
-    finally:
-        engine.dispose()
 
 
 @instruments.command("refresh", epilog=teach("instruments refresh --help", exits=_NEVER_DENIED))
@@ -73,7 +55,7 @@ def refresh(
     known = {found.id: found for found in reversed((exchange.flat(), *exchange.accounts))}
     wanted = venue or sorted({found.id for found in exchange.every()}) or [exchange.id]
     forms = []
-    with _database(database_url, create=True) as engine:
+    with ledger_engine_at(database_url, create=True) as engine:
         for name in wanted:
             account = ExchangeAccount(known.get(name) or ExchangeAccountSettings(id=name))
             try:
@@ -103,7 +85,7 @@ def list_all(
     """Show the present rules of all known markets; quantities in the exchange's own unit."""
     from ledger_sizer.instrument_cache import list_rules
 
-    with _database(database_url) as engine:
+    with ledger_engine_at(database_url) as engine:
         found = list_rules(engine, venue)
     if usable:
         found = [version for version in found if version.rules.active and version.rules.instrument is not None]
@@ -124,7 +106,7 @@ def show(
     from ledger_sizer.cli.failures import Failure
     from ledger_sizer.instrument_cache import rules_history
 
-    with _database(database_url) as engine:
+    with ledger_engine_at(database_url) as engine:
         found = rules_history(engine, name)
     if not found:
         hint = f"look for it with: ledger-sizer instruments list; load it: instruments refresh {name.partition(':')[0]}"

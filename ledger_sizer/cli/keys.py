@@ -1,7 +1,5 @@
 """`ledger-sizer keys`: the API keys of the service."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -9,11 +7,10 @@ import typer
 from ledger_sizer.cli import output
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
+from ledger_sizer.cli.session import ledger_engine_at
 from ledger_sizer.cli.teaching import teach
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
-
     from ledger_sizer.keys import ApiKey
 
 keys = typer.Typer(rich_markup_mode=None)
@@ -33,22 +30,6 @@ def group() -> None:
     """
 
 
-@contextmanager
-def _database(url: str | None, *, create: bool = False) -> "Iterator[Engine]":
-    from ledger_sizer.cli.session import loaded_settings, target_of
-    from ledger_sizer.database import is_sqlite, make_engine, require_head, upgrade
-
-    settings = loaded_settings()
-    engine = make_engine(target_of(url, settings, create=create), settings.ledger)
-    try:
-        if create and is_sqlite(engine.url):
-            upgrade(engine.url)  # as opening the embedded ledger would
-        require_head(engine)
-        yield engine
-    finally:
-        engine.dispose()
-
-
 @keys.command("create", epilog=teach("keys create bot-1 --role trade", exits=_NEVER_DENIED))
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for listings and logs.")],
@@ -64,7 +45,7 @@ def create(
     """Make a key and show it, now or never."""
     from ledger_sizer.keys import create_key
 
-    with _database(database_url, create=True) as engine:
+    with ledger_engine_at(database_url, create=True) as engine:
         made = create_key(engine, name, role, portfolio or ())
     if as_json:
         output.write_json({**_form(made.key), "token": made.token})
@@ -79,7 +60,7 @@ def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Show all keys, revoked ones too, never their tokens."""
     from ledger_sizer.keys import list_keys
 
-    with _database(database_url) as engine:
+    with ledger_engine_at(database_url) as engine:
         found = list_keys(engine)
     if as_json:
         output.write_json_list((_form(key) for key in found), lambda: None)
@@ -101,7 +82,7 @@ def revoke(
     """Revoke a key for good. Services that run notice within SERVICE_KEY_CACHE_SECONDS."""
     from ledger_sizer.keys import revoke_key
 
-    with _database(database_url) as engine:
+    with ledger_engine_at(database_url) as engine:
         key = revoke_key(engine, key_id)
     if as_json:
         output.write_json(_form(key))

@@ -36,18 +36,10 @@ RECONCILE_HELP = teach(
 @contextmanager
 def _desk(url: str | None) -> "Iterator[tuple[AppSettings, Ledger, Engine]]":
     """The settings, the ledger at `url`, and an engine for the rows beside it."""
-    from ledger_sizer.cli.session import loaded_settings, target_of
-    from ledger_sizer.database import make_engine
-    from ledger_sizer.ledger import Ledger
+    from ledger_sizer.cli.session import engine_at, ledger_at
 
-    settings = loaded_settings()
-    target = target_of(url, settings, create=False)
-    with Ledger.open(target, settings=settings) as ledger:
-        engine = make_engine(target, settings.ledger)
-        try:
-            yield settings, ledger, engine
-        finally:
-            engine.dispose()
+    with ledger_at(url) as ledger, engine_at(url) as engine:
+        yield ledger.settings, ledger, engine
 
 
 @contextmanager

@@ -1,13 +1,13 @@
 """`ledger-sizer db`: the schema's version, the migrations that change it, backups and copies."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ledger_sizer.cli import output
 from ledger_sizer.cli.options import DatabaseUrl, Json
+from ledger_sizer.cli.session import engine_at
 from ledger_sizer.cli.teaching import teach
 from ledger_sizer.errors import InvalidRequest
 
@@ -29,19 +29,6 @@ def group() -> None:
 
     An embedded SQLite file migrates itself when it is opened; a server's database waits for `db upgrade`.
     """
-
-
-@contextmanager
-def _database(url: str | None, *, create: bool = False, read_only: bool = False) -> "Iterator[Engine]":
-    from ledger_sizer.cli.session import loaded_settings, target_of
-    from ledger_sizer.database import make_engine
-
-    settings = loaded_settings()
-    engine = make_engine(target_of(url, settings, create=create), settings.ledger, read_only=read_only)
-    try:
-        yield engine
-    finally:
-        engine.dispose()
 
 
 def _migrate(engine: "Engine", move: Callable[[Any, str], None], revision: str) -> tuple[str | None, str | None]:
@@ -92,7 +79,7 @@ def upgrade(
     """
     from ledger_sizer.database import upgrade as migrate
 
-    with _database(database_url, create=True) as engine:
+    with engine_at(database_url, create=True) as engine:
         before, after = _migrate(engine, migrate, revision)
         _show(engine, as_json, before, after)
     return 0
@@ -119,7 +106,7 @@ def downgrade(
 
     from ledger_sizer.database import downgrade as migrate
 
-    with _database(database_url) as engine:
+    with engine_at(database_url) as engine:
         if not yes and sys.stdin.isatty():
             typer.confirm(
                 f"Downgrade {_shown(engine)} to {revision} and lose what it cannot hold?", abort=True, err=True
@@ -134,7 +121,7 @@ def current(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Show which version the database is at."""
     from ledger_sizer.database import schema_version
 
-    with _database(database_url) as engine:
+    with engine_at(database_url) as engine:
         version = schema_version(engine)
         _show(engine, as_json, version, version)
     return 0
@@ -151,7 +138,7 @@ def check(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """
     from ledger_sizer.database import SCHEMA_HEAD, require_head
 
-    with _database(database_url) as engine:
+    with engine_at(database_url) as engine:
         require_head(engine)
         _show(engine, as_json, SCHEMA_HEAD, SCHEMA_HEAD)
     return 0
@@ -176,7 +163,7 @@ def backup(
 
     from ledger_sizer.moving import backup as copy_pages
 
-    with _database(database_url, read_only=True) as engine:
+    with engine_at(database_url, read_only=True) as engine:
         copy_pages(engine, Path(file))
     return _verified(f"sqlite:///{file}", None, as_json)
 
@@ -202,7 +189,7 @@ def copy(
     from ledger_sizer.moving import copy as copy_rows
     from ledger_sizer.verify import heads_of
 
-    with _database(source, read_only=True) as reads, _database(target, create=True) as writes:
+    with engine_at(source, read_only=True) as reads, engine_at(target, create=True) as writes:
         migrate(writes.url)
         heads = heads_of(reads)
         copy_rows(reads, writes)

@@ -13,6 +13,8 @@ from ledger_sizer.cli.failures import Failure
 from ledger_sizer.errors import LedgerError
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from ledger_sizer import Decision, Ledger
     from ledger_sizer.batch import AnyCommand
     from ledger_sizer.config import AppSettings
@@ -31,6 +33,31 @@ def ledger_at(url: str | None, *, create: bool = False) -> Iterator["Ledger"]:
     target = target_of(url, settings, create=create)
     with Ledger.open(target, settings=settings) as ledger:
         yield ledger
+
+
+@contextmanager
+def engine_at(url: str | None, *, create: bool = False, read_only: bool = False) -> Iterator["Engine"]:
+    """An engine on the database at `url`, or on the settings' own, whatever it holds."""
+    from ledger_sizer.database import make_engine
+
+    settings = loaded_settings()
+    engine = make_engine(target_of(url, settings, create=create), settings.ledger, read_only=read_only)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
+@contextmanager
+def ledger_engine_at(url: str | None, *, create: bool = False) -> Iterator["Engine"]:
+    """An engine on a ledger's database, for the rows beside the ledger; it must be at this version's migration."""
+    from ledger_sizer.database import is_sqlite, require_head, upgrade
+
+    with engine_at(url, create=create) as engine:
+        if create and is_sqlite(engine.url):
+            upgrade(engine.url)  # as opening the embedded ledger would
+        require_head(engine)
+        yield engine
 
 
 def loaded_settings() -> "AppSettings":
