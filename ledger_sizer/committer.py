@@ -1,15 +1,24 @@
-"""Answering a batch: load, decide, commit; try again after a conflict or a lost connection; isolate what is refused."""
+"""Answering a batch: decide, store; try again after a conflict or a lost connection; isolate what is refused.
+
+A batch is decided on what the database has, loaded under its lock, or, where that is enough, on what is remembered.
+The second needs no database, so it can be done while the batch before is still being stored: a `Draft`. It stands on
+the batches before it; when one of them is not stored as it was decided, the draft is thrown away and its batch is
+decided again.
+"""
 
 import logging
 import random
+import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from ledger_sizer.batch import Group, Result, decide_batch, requests_of
+from ledger_sizer.batch import Group, Result, States, decide_batch, requests_of
 from ledger_sizer.errors import Busy, InternalError, LedgerError, Unavailable
+from ledger_sizer.memory import Memory
 from ledger_sizer.policy import Policy
 from ledger_sizer.records import DecisionRecord
-from ledger_sizer.store import StaleState, WriteStore, needs_of
+from ledger_sizer.store import Changes, StaleState, WriteStore, changes_of, needs_of
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.writer import Answer
 
@@ -17,11 +26,31 @@ log = get_logger(__name__)
 _stdlib_log = logging.getLogger(__name__)
 
 Observe = Callable[[Sequence[DecisionRecord], float], None]
-"""Told of every committed batch: the decisions it recorded, and the seconds from its first lock to its commit."""
+"""Told of every committed batch: the decisions it recorded, and the seconds from its first look to its commit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A decided batch that is not stored yet.
+
+    locked: it was decided on loaded state, in a transaction that is still open. failures: of the memory it stands on.
+    """
+
+    groups: Sequence[Group]
+    results: Sequence[list[Result]]
+    changes: Sequence[Changes]
+    locked: bool
+    failures: int
+    started: float
+
+    @property
+    def recorded(self) -> list[DecisionRecord]:
+        """The decisions it made."""
+        return [record for change in self.changes for record, _ in change.decisions]
 
 
 class Committer:
-    """What the writer does with a batch. One thread at a time uses it.
+    """What the writer does with a batch. One thread drafts while another stores; any other call is made alone.
 
     now_us: the injected clock; it gives None where the database's own time is meant. retries_max: how often a batch
     is tried again before its callers are told that the database is contended or away.
@@ -33,68 +62,134 @@ class Committer:
         self._policy = policy
         self._now_us = now_us
         self._retries_max = retries_max
+        self._memory = Memory()
+        self._deciding = threading.RLock()
+        """Held by whoever uses the memory."""
 
-    def answer(self, groups: Sequence[Group]) -> list[Answer]:
-        """Answer a batch, one at a time. An interrupt (Ctrl-C) may leave it half done: its keys tell what happened."""
+    def draft(self, groups: Sequence[Group]) -> Draft | None:
+        """Decide a batch on what is remembered. None where that does not do: `answer` it when all before is stored."""
         try:
-            return self._settle(groups)
+            with self._deciding:
+                return self._decided_from_memory(groups, frozenset())
+        except Exception:  # noqa: BLE001 - `answer` meets the same again and says what is wrong
+            return None
+
+    def answer(self, groups: Sequence[Group], draft: Draft | None = None) -> list[Answer]:
+        """Store a draft of these groups, or answer them from the start. An interrupt (Ctrl-C) may leave that half done:
+        their keys tell what happened.
+        """
+        try:
+            return self._settle(groups, draft)
         except BaseException:
+            self._memory.fail()
             self._store.reset()
             raise
 
-    def _settle(self, groups: Sequence[Group]) -> list[Answer]:
+    def _settle(self, groups: Sequence[Group], draft: Draft | None) -> list[Answer]:
         """Try, try again after a conflict or a lost connection, isolate what the database refuses."""
+        if draft is None:
+            with self._deciding:
+                return self._settle_again(groups, None, None)
+        try:
+            if draft.failures != self._memory.failures:
+                raise StaleState("what the draft was decided on was not stored")
+            self._save(draft)
+            return list(draft.results)
+        except Exception as error:  # noqa: BLE001 - told apart below
+            with self._deciding:
+                answers = self._settle_again(groups, draft, error)
+                self._memory.fail()  # drafts that wait behind this one stand on nothing; none must be added to them
+            return answers
+
+    def _settle_again(self, groups: Sequence[Group], draft: Draft | None, error: Exception | None) -> list[Answer]:
         own_hashes: frozenset[str] = frozenset()
         attempt = 0
         while True:
-            sealed: list[str] = []
-            try:
-                return list(self._commit(groups, own_hashes, sealed))
-            except Exception as error:  # noqa: BLE001 - the store sorts driver errors, the rest is a defect
-                self._store.rollback()
-                fault = "stale" if isinstance(error, StaleState) else self._store.fault(error)
+            if error is not None:
+                fault = self._failed(draft, error)
                 # A commit whose outcome is unknown may have happened: these hashes tell its decisions from a replay's.
-                if fault == "lost":
-                    own_hashes |= frozenset(sealed)
-                if fault == "stale":
-                    continue
+                if fault == "lost" and draft is not None:
+                    own_hashes |= {record.hash for record in draft.recorded}
                 if fault == "refused":
                     return self._isolate(groups, error)
-                if fault == "lost":
-                    self._store.reset()
-                attempt += 1
-                log.warning("ledger.retry", fault=fault, attempt=attempt, error=str(error).strip())
-                if attempt > self._retries_max:
-                    return [_given_up(fault, error) for _ in groups]
-                time.sleep(random.uniform(0.5, 1) * min(0.02 * 2**attempt, 1))
+                if fault in ("conflict", "lost"):
+                    attempt += 1
+                    log.warning("ledger.retry", fault=fault, attempt=attempt, error=str(error).strip())
+                    if attempt > self._retries_max:
+                        return [_given_up(fault, error) for _ in groups]
+                    time.sleep(random.uniform(0.5, 1) * min(0.02 * 2**attempt, 1))
+            draft = None
+            try:
+                draft = self._decide(groups, own_hashes)
+                self._save(draft)
+                return list(draft.results)
+            except Exception as failure:  # noqa: BLE001 - the store sorts driver errors, the rest is a defect
+                error = failure
 
-    def _commit(self, groups: Sequence[Group], own_hashes: frozenset[str], sealed: list[str]) -> list[list[Result]]:
+    def _failed(self, draft: Draft | None, error: Exception) -> str:
+        """Forget what was decided and not stored, and say what kind of failure it was."""
+        self._memory.fail()
+        self._store.rollback()
+        if isinstance(error, StaleState):
+            return "stale"
+        fault = self._store.fault(error, locked=draft is None or draft.locked)
+        if fault == "moved" and draft is not None:
+            self._memory.doubt(change.portfolio for change in draft.changes)
+        if fault == "lost":
+            self._store.reset()
+        return fault
+
+    def _decide(self, groups: Sequence[Group], own_hashes: frozenset[str]) -> Draft:
+        draft = self._decided_from_memory(groups, own_hashes)
+        if draft is not None:
+            return draft
         started = time.perf_counter()
         needs = needs_of(groups)
+        self._memory.foresee(needs)
         states, now_us = self._store.begin(needs, self._now_us(), self._policy.new_portfolio_cap_e8)
         results = decide_batch(states, groups, now_us, self._policy, own_hashes)
-        if self._store.from_memory and any(isinstance(result, LedgerError) for group in results for result in group):
+        return self._drafted(groups, results, states, started, locked=True)
+
+    def _decided_from_memory(self, groups: Sequence[Group], own_hashes: frozenset[str]) -> Draft | None:
+        started = time.perf_counter()
+        now_us = self._now_us()
+        if now_us is None:
+            now_us = self._store.clock_us()
+        states = self._memory.recall(needs_of(groups), now_us)
+        if states is None:
+            return None
+        results = decide_batch(states, groups, now_us, self._policy, own_hashes)
+        if any(isinstance(result, LedgerError) for group in results for result in group):
             raise StaleState("a rule's error may be the replay of a key that was not looked up")
-        recorded = [record for state in states.values() for record, _ in state.sealed]
-        sealed += [record.hash for record in recorded]
-        self._store.commit(states.values())
+        return self._drafted(groups, results, states, started, locked=False)
+
+    def _drafted(
+        self, groups: Sequence[Group], results: Sequence[list[Result]], states: States, started: float, *, locked: bool
+    ) -> Draft:
+        changes = [changes_of(state) for state in states.values() if state.sealed]
+        for state in states.values():
+            self._memory.keep(state)
+        return Draft(groups, results, changes, locked, self._memory.failures, started)
+
+    def _save(self, draft: Draft) -> None:
+        self._store.write(draft.changes, locked=draft.locked)
+        recorded = draft.recorded
         if self.observe is not None:
-            self.observe(recorded, time.perf_counter() - started)
+            self.observe(recorded, time.perf_counter() - draft.started)
         if _stdlib_log.isEnabledFor(logging.INFO):
-            asked_by = requests_of(groups, results)
+            asked_by = requests_of(draft.groups, draft.results)
             for record in recorded:
                 log.info("decision", **record.logged(), **asked_by.get(record.hash, {}))
-        return results
 
     def _isolate(self, groups: Sequence[Group], error: Exception) -> list[Answer]:
         """The database refused the batch: answer its groups one by one, so that only the guilty one fails."""
         if len(groups) > 1:
-            return [self._settle([group])[0] for group in groups]
+            return [self._settle([group], None)[0] for group in groups]
         (group,) = groups
         if len(group.commands) > 1 and not group.atomic:
             results: list[Result] = []
             for command in group.commands:
-                answer = self._settle([Group((command,), request_id=group.request_id)])[0]
+                answer = self._settle([Group((command,), request_id=group.request_id)], None)[0]
                 results += [answer] if isinstance(answer, LedgerError) else answer
             return [results]
         log.error("ledger.refused", error=str(error).strip())

@@ -78,7 +78,7 @@ class Ledger:
         self._names = InstrumentNames(self._read_engine)
         self._committer = Committer(self._store, self._policy, self._now_us, settings.ledger.retries_max)
         self._writer = Writer(
-            self._committer.answer,
+            self._committer,
             batch_size_max=settings.ledger.batch_size_max,
             queue_size_max=settings.ledger.queue_size_max,
             name="ledger-writer",

@@ -1,64 +1,67 @@
 """What a writer remembers of the portfolios it wrote, so that its next batch need not load them again.
 
-The state a process's last commit left is still the truth unless somebody else wrote since, and that shows in the
-chain's head: whoever decides on remembered state must have the database compare the head before anything is written.
+The state a process's last batch left is the truth once that batch is stored, unless somebody else wrote since; and
+that shows in the chain's head. Whoever decides on remembered state must have the database compare the head before
+anything is written.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ledger_sizer.state import PortfolioState
 from ledger_sizer.store import PortfolioNeed
 
+_CALM_MIN = 3
 _POSITIONS_REMEMBERED_MAX = 10_000
 
 
 class Memory:
-    """The portfolios as their last commits left them.
+    """The portfolios as this process's batches left them, stored or on their way.
 
-    calm_min: how often in a row a portfolio must be found as this process left it before it is recalled. Where
-    several processes take turns on one portfolio, deciding before looking would often be in vain.
+    A portfolio that somebody else wrote is not recalled until it was found some times in a row as this process had left
+    it. Where several processes take turns on one portfolio, deciding before looking would often be in vain.
+
+    failures: how often what was remembered turned out not to be stored; a decision taken before the last failure
+    stands on nothing.
     """
 
-    def __init__(self, *, calm_min: int) -> None:
-        self._calm_min = calm_min
+    def __init__(self) -> None:
+        self.failures = 0
         self._calm: dict[str, int] = {}
         self._states: dict[str, PortfolioState] = {}
-        self._recalled: tuple[str, ...] = ()
 
     def recall(self, needs: Mapping[str, PortfolioNeed], now_us: int) -> dict[str, PortfolioState] | None:
         """The remembered portfolios, where all that the batch needs of all of them is known; None otherwise.
 
-        They are out of memory while they are decided upon: only a commit makes them true again.
+        They are out of memory while they are decided upon; `keep` puts back what was decided.
         """
         known = all(
-            self._calm.get(name, self._calm_min) >= self._calm_min
+            self._calm.get(name, _CALM_MIN) >= _CALM_MIN
             and (state := self._states.get(name)) is not None
             and _answers(state, need, now_us)
             for name, need in needs.items()
         )
         if not known:
             return None
-        self._recalled = tuple(needs)
         return {name: self._states.pop(name) for name in needs}
 
-    def glance(self, name: str) -> PortfolioState | None:
-        """What is remembered of a portfolio, to guess what a batch will need; it may be out of date."""
-        return self._states.get(name)
+    def foresee(self, needs: Mapping[str, PortfolioNeed]) -> None:
+        """Add to a batch's needs the scopes of the positions it names, where their tags are remembered."""
+        for name, need in needs.items():
+            remembered = self._states.get(name)
+            if remembered is not None:
+                positions = remembered.positions
+                need.scopes.update(*(positions[number].tags.scopes for number in need.numbers if number in positions))
 
-    def put_back(self, state: PortfolioState) -> None:
-        """Remember a portfolio that a batch recalled and did not move."""
-        self._states[state.name] = state
-
-    def doubt(self) -> None:
-        """Somebody else wrote the portfolios recalled last: look before deciding until they are calm again."""
-        self._calm.update(dict.fromkeys(self._recalled, 0))
+    def doubt(self, names: Iterable[str]) -> None:
+        """Somebody else wrote these portfolios: look before deciding until they are calm again."""
+        self._calm.update(dict.fromkeys(names, 0))
 
     def keep(self, state: PortfolioState) -> None:
-        """Remember a committed state, with what is still true of the one kept before."""
+        """Remember a state as a batch leaves it, with what is still true of the one kept before."""
         before = self._states.get(state.name)
         if before is not None:
             unmoved = before.last_hash == state.loaded_hash
-            self._calm[state.name] = self._calm.get(state.name, self._calm_min) + 1 if unmoved else 0
+            self._calm[state.name] = self._calm.get(state.name, _CALM_MIN) + 1 if unmoved else 0
             if unmoved:
                 _carry_over(before, state)  # before settling: what the batch ended must not come back
         held = [p.expires_us for n in state.dirty_positions if (p := state.positions[n]).state == "held"]
@@ -68,8 +71,9 @@ class Memory:
             state.positions.clear()
         self._states[state.name] = state
 
-    def clear(self) -> None:
-        """Forget everything, as after a lost connection."""
+    def fail(self) -> None:
+        """Forget everything: a batch was not stored as it was decided, or may not have been."""
+        self.failures += 1
         self._states.clear()
 
 

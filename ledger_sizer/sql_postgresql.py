@@ -87,8 +87,8 @@ SELECT (SELECT max(now_us) FROM due),
 _HEADS = [("id", "::bigint"), ("last_seq", "::bigint"), ("last_hash", ""), ("last_us", "::bigint"), ("before", "")]
 _COUNTS = [
     ("portfolio_id", "::bigint"), ("scope", ""), ("held", "::bigint"), ("opened", "::bigint"),
-    ("overage", "::bigint"), ("administered", ""), ("cap", "::bigint"), ("status", ""),
-    ("frozen", "::bigint"), ("fresh_until_us", "::bigint"),
+    ("overage", "::bigint"), ("cap", "::bigint"), ("status", ""), ("frozen", "::bigint"),
+    ("fresh_until_us", "::bigint"), ("administered", ""),
 ]  # fmt: skip
 _POSITIONS = _typed(PositionRow.__table__, POSITION_COLUMNS)
 _SET_POSITION = ", ".join(f"{name} = r.{name}" for name in POSITION_COLUMNS if name not in ("portfolio_id", "number"))

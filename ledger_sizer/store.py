@@ -4,7 +4,7 @@ The writer's SQL is the driver's own, not the ORM's: one round trip loads and lo
 commits it. Columns come from the models, so a schema change cannot drift past this file.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
@@ -46,15 +46,57 @@ class StaleState(Exception):
     """A batch decided on remembered state must be decided again on what the database has. Never leaves the ledger."""
 
 
-class WriteStore(Protocol):
-    """One writing connection to a ledger's database. `begin` locks; `commit` or `rollback` ends it.
+Row = tuple[Any, ...]
 
-    from_memory: the last `begin` took what it remembers (see `memory`) and has not looked for the commands' keys. A
-    `commit` then fails as `stale` if anything was written since, or if a key was used before; but an error that a
-    rule raised may be a replay's, so it must not be believed before the batch was tried again with its keys.
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What a batch changes of one portfolio, ready to be stored. Positions and scopes are rows (see `count_row`).
+
+    before: the hash of the chain's head it was decided against. decisions: each with its canonical text.
+    named: scopes whose row is new. counted: those whose counters move. administered: those that change otherwise.
     """
 
-    from_memory: bool
+    portfolio_id: int
+    portfolio: str
+    before: str
+    last_seq: int
+    last_hash: str
+    last_us: int
+    decisions: Sequence[tuple[DecisionRecord, str]]
+    made: Sequence[Row]
+    moved: Sequence[Row]
+    named: Sequence[Row]
+    counted: Sequence[Row]
+    administered: Sequence[Row]
+
+
+def changes_of(state: PortfolioState) -> Changes:
+    """The changes of a decided batch, before `PortfolioState.settle` forgets which they are."""
+    rows: dict[str, list[Row]] = {name: [] for name in ("made", "moved", "named", "counted", "administered")}
+    for number in state.dirty_positions:
+        row = position_row(state.id, state.positions[number])
+        rows["made" if number > state.loaded_seq else "moved"].append(row)
+    for name in state.dirty_scopes:
+        scope = state.scopes[name]
+        kind = "named" if scope.stored is None else "administered" if name in state.administered else "counted"
+        rows[kind].append(count_row(state.id, scope))
+    return Changes(
+        state.id, state.name, state.loaded_hash, state.last_seq, state.last_hash, state.last_us,
+        decisions=tuple(state.sealed), **rows,
+    )  # fmt: skip
+
+
+class WriteStore(Protocol):
+    """One writing connection to a ledger's database. One thread at a time uses it.
+
+    A batch is either loaded and locked by `begin` and then written, or decided on what is remembered (see `memory`)
+    and written without a lock. Then nobody has looked for the commands' keys: the write must refuse it as `moved` or
+    `stale` if the chain's head is not the one it was decided against, or if a key was used before.
+    """
+
+    def clock_us(self) -> int:
+        """The time by which a batch is decided without asking the database; never ahead of the database's clock."""
 
     def begin(
         self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
@@ -64,17 +106,19 @@ class WriteStore(Protocol):
         now_us: the injected clock's time; None asks the database's clock where several hosts share one.
         """
 
-    def commit(self, states: Iterable[PortfolioState]) -> None:
-        """Save what moved and commit. When this raises, the outcome may be unknown."""
+    def write(self, changes: Sequence[Changes], *, locked: bool) -> None:
+        """Store what changed and commit. When this raises, the outcome may be unknown."""
 
     def rollback(self) -> None:
         """End the transaction without effect; never raises."""
 
     def reset(self) -> None:
-        """Drop the connection; the next `begin` makes a new one."""
+        """Drop the connection; the next use makes a new one."""
 
-    def fault(self, error: Exception) -> str:
-        """`stale` (try again at once), `conflict` (try again), `lost` (reconnect first) or `refused` (the data)."""
+    def fault(self, error: Exception, *, locked: bool) -> str:
+        """`moved` or `stale` (decide again at once; somebody else wrote, or a key was used before), `conflict` (try
+        again), `lost` (reconnect first) or `refused` (the data).
+        """
 
     def close(self) -> None:
         """Give the connection back."""
@@ -130,14 +174,14 @@ def scope_of(row: Sequence[Any]) -> ScopeState:
     return ScopeState(name, cap_e8, held_e8, open_e8, status, bool(frozen), fresh_until_us, (held_e8, open_e8))
 
 
-def count_row(portfolio_id: int, scope: ScopeState, *, administered: bool) -> tuple[Any, ...]:
+def count_row(portfolio_id: int, scope: ScopeState) -> Row:
     """How a scope's row moves. Counters move by their difference, so that a row somebody edited stays wrong for
     `verify` to find, and the CHECK on it can refuse the batch.
     """
     held, opened = scope.stored or (0, 0)
     return (
         portfolio_id, scope.name, scope.held_e8 - held, scope.open_e8 - opened, scope.overage_e8,
-        int(administered), scope.cap_e8, scope.status, int(scope.frozen), scope.fresh_until_us,
+        scope.cap_e8, scope.status, int(scope.frozen), scope.fresh_until_us,
     )  # fmt: skip
 
 

@@ -21,14 +21,12 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer import sql_postgresql as sql
-from ledger_sizer.memory import Memory
 from ledger_sizer.records import FIELD_SEPARATOR, GENESIS_HASH, NONE_MARK
 from ledger_sizer.sql_postgresql import ROW_SEPARATOR
 from ledger_sizer.state import PortfolioState
-from ledger_sizer.store import PortfolioNeed, count_row, position_of, position_row, record_of, scope_of
+from ledger_sizer.store import Changes, PortfolioNeed, position_of, record_of, scope_of
 from ledger_sizer.tags import PORTFOLIO_SCOPE
 
-_CALM_MIN = 3
 _FLIGHT_CHARACTERS_MAX = 100_000
 _TRANSACTION_TIMEOUT_SINCE = 170_000
 """PostgreSQL's version number with `transaction_timeout`."""
@@ -42,10 +40,7 @@ class PostgresStore:
         self._lock_timeout_seconds = lock_timeout_seconds
         self._pooled: Any = None
         self._ids: dict[str, int] = {}  # never change once committed
-        self._memory = Memory(calm_min=_CALM_MIN)
-        self.from_memory = False
-        self._clock_us = 0
-        self._clock_read_ns = 0
+        self._clock = (0, 0)  # the server's at its last answer, and this process's monotonic one then
 
     def _connection(self) -> psycopg.Connection[Any]:
         if self._pooled is None:
@@ -66,32 +61,23 @@ class PostgresStore:
         found: psycopg.Connection[Any] = self._pooled.driver_connection
         return found
 
+    def clock_us(self) -> int:
+        """The server's clock, from its last answer and this process's monotonic clock; never ahead of it."""
+        server_us, read_ns = self._clock
+        return server_us + (time.monotonic_ns() - read_ns) // 1000
+
+    def _heard_clock(self, server_us: int) -> None:
+        self._clock = (server_us, time.monotonic_ns())
+
     def begin(
         self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
     ) -> tuple[dict[str, PortfolioState], int]:
-        """Remember, or lock and load in one flight. See `store.WriteStore`."""
-        expected_us = self._server_us() if now_us is None else now_us
-        states = self._memory.recall(needs, expected_us)
-        self.from_memory = states is not None
-        if states is not None:
-            return states, expected_us
-        return self._lock_and_load(needs, now_us, new_cap_e8)
-
-    def _server_us(self) -> int:
-        """The server's clock, from its last answer and this process's monotonic clock; never ahead of it."""
-        return self._clock_us + (time.monotonic_ns() - self._clock_read_ns) // 1000
-
-    def _heard_clock(self, server_us: int) -> None:
-        self._clock_us, self._clock_read_ns = server_us, time.monotonic_ns()
-
-    def _lock_and_load(
-        self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
-    ) -> tuple[dict[str, PortfolioState], int]:
+        """Lock and load in one flight. See `store.WriteStore`."""
         connection = self._connection()
         ids = self._portfolio_ids(connection, needs, new_cap_e8)
         if not ids:
             return {}, now_us or 0  # only unknown portfolios: there is nothing to decide against
-        asked = {(ids[name], scope) for name in ids for scope in self._scopes_foreseen(name, needs[name])}
+        asked = {(ids[name], scope) for name in ids for scope in needs[name].scopes}
         parameters = {
             "now": now_us,
             "ids": list(ids.values()),
@@ -126,15 +112,6 @@ class PostgresStore:
                 self._ids.update(connection.execute(sql.IDS, [list(needs)]).fetchall())
         return {name: self._ids[name] for name in needs if name in self._ids}
 
-    def _scopes_foreseen(self, name: str, need: PortfolioNeed) -> set[str]:
-        """The scopes the commands name, and those of the positions they name where their tags are remembered."""
-        scopes = set(need.scopes)
-        remembered = self._memory.glance(name)
-        if remembered is not None:
-            positions = remembered.positions
-            scopes.update(*(positions[number].tags.scopes for number in need.numbers if number in positions))
-        return scopes
-
     def _fill(
         self,
         connection: psycopg.Connection[Any],
@@ -164,29 +141,21 @@ class PostgresStore:
             scope = scope_of(row)
             states[row[0]].scopes[scope.name] = scope
 
-    def commit(self, states: Iterable[PortfolioState]) -> None:
-        """Write every table in one statement and commit, in one flight."""
+    def write(self, changes: Sequence[Changes], *, locked: bool) -> None:
+        """Write every table in one statement; with the lock, COMMIT in the same flight."""
         connection = self._connection()
-        moved = []
-        for state in states:
-            if state.sealed:
-                moved.append(state)
-            elif self.from_memory:
-                self._memory.put_back(state)
-        if not moved:
+        if not changes:
             self.rollback()
             return
-        parameters = _write_parameters(moved)
+        parameters = _write_parameters(changes)
         statement = sql.write_statement(frozenset(parameters) & sql.PARTS)
-        if self.from_memory:
+        if not locked:
             written = connection.execute(statement, parameters)
         else:
             with _flight(connection, parameters):
                 written = connection.execute(statement, parameters)
                 connection.execute("COMMIT")
         self._heard_clock(written.fetchall()[0][0])
-        for state in moved:
-            self._memory.keep(state)
 
     def rollback(self) -> None:
         """End the transaction without effect."""
@@ -198,18 +167,15 @@ class PostgresStore:
 
     def reset(self) -> None:
         """Drop the connection."""
-        self._memory.clear()
         if self._pooled is not None:
             self._pooled.invalidate()
             self._pooled = None
 
-    def fault(self, error: Exception) -> str:
+    def fault(self, error: Exception, *, locked: bool) -> str:
         """Classify a driver's error."""
         cause = error.orig if isinstance(error, DBAPIError) else error
-        if self.from_memory and isinstance(cause, pg.DivisionByZero | pg.UniqueViolation):
-            if isinstance(cause, pg.DivisionByZero):
-                self._memory.doubt()
-            return "stale"
+        if not locked and isinstance(cause, pg.DivisionByZero | pg.UniqueViolation):
+            return "moved" if isinstance(cause, pg.DivisionByZero) else "stale"
         if isinstance(cause, pg.SerializationFailure | pg.DeadlockDetected | pg.LockNotAvailable):
             return "conflict"
         if isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError | pg.ReadOnlySqlTransaction):
@@ -231,24 +197,25 @@ def _flight(connection: psycopg.Connection[Any], parameters: Mapping[str, Any]) 
     return connection.pipeline() if size < _FLIGHT_CHARACTERS_MAX else nullcontext()
 
 
-def _write_parameters(states: Sequence[PortfolioState]) -> dict[str, Any]:
+def _write_parameters(changes: Sequence[Changes]) -> dict[str, Any]:
     rows: dict[str, list[str]] = {name: [] for name in ("decisions", "made", "moved", "named", "counted", "heads")}
-    for state in sorted(states, key=lambda one: one.id):
-        portfolio = str(state.id)
+    for one in sorted(changes, key=lambda change: change.portfolio_id):
+        portfolio = str(one.portfolio_id)
         # The chain's text begins with the portfolio's name, the table's row with its id.
-        start = len(state.name)
+        start = len(one.portfolio)
         rows["decisions"] += [
-            f"{portfolio}{text[start:]}{FIELD_SEPARATOR}{record.hash}" for record, text in state.sealed
+            f"{portfolio}{text[start:]}{FIELD_SEPARATOR}{record.hash}" for record, text in one.decisions
         ]
-        for number in state.dirty_positions:
-            row = _line(position_row(state.id, state.positions[number]))
-            rows["made" if number > state.loaded_seq else "moved"].append(row)
-        for name in state.dirty_scopes:
-            scope = state.scopes[name]
-            row = _line(count_row(state.id, scope, administered=name in state.administered))
-            rows["named" if scope.stored is None else "counted"].append(row)
-        rows["heads"].append(_line((state.id, state.last_seq, state.last_hash, state.last_us, state.loaded_hash)))
-    return {"count": len(states), **{name: ROW_SEPARATOR.join(lines) for name, lines in rows.items() if lines}}
+        for name, part in (
+            ("made", one.made),
+            ("moved", one.moved),
+            ("named", one.named),
+            ("counted", [(*row, 0) for row in one.counted]),
+            ("counted", [(*row, 1) for row in one.administered]),
+        ):
+            rows[name] += [_line(row) for row in part]
+        rows["heads"].append(_line((one.portfolio_id, one.last_seq, one.last_hash, one.last_us, one.before)))
+    return {"count": len(changes), **{name: ROW_SEPARATOR.join(lines) for name, lines in rows.items() if lines}}
 
 
 def _line(row: Sequence[Any]) -> str:

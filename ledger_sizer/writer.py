@@ -1,10 +1,13 @@
-"""Group commit: one thread that takes everything waiting and answers it with one commit.
+"""Group commit: everything that waits is answered with one commit.
 
 There is no timer. While a commit runs, new work queues up and becomes the next batch, so a lone caller waits for
 nobody and a crowd shares the price of the disk. Callers on an event loop hand over once per loop tick, and get all
-their answers of a batch in one wake-up: the two threads then meet once a batch, not once a command. A blocking caller
+their answers of a batch in one wake-up: the threads then meet once a batch, not once a command. A blocking caller
 who finds the writer idle and the queue empty is its guest: it commits its own group on its own thread meanwhile, which
 saves a lone caller both hand-overs.
+
+A crowd that lasts is served in two halves: while one thread stores the first, another decides the second on what the
+first will have left (a draft, see `committer`), and the callers of the batch before prepare their next commands.
 """
 
 import asyncio
@@ -14,6 +17,8 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Generic, Protocol, TypeVar
 
 from ledger_sizer.batch import Group, Result
 from ledger_sizer.errors import Busy, Closed, InternalError, LedgerError
@@ -22,8 +27,26 @@ from ledger_sizer.telemetry import get_logger
 log = get_logger(__name__)
 
 Answer = list[Result] | LedgerError
-Process = Callable[[Sequence[Group]], list[Answer]]
 _LoopFuture = asyncio.Future[list[Result]]
+
+
+_CROWD_MIN = 8
+"""Commands that must wait for their commit to be worth a second thread; a few are stored where they were decided."""
+
+_CROWDS_MIN = 3
+"""A crowd that came once is answered with one commit; one that stays is served in halves."""
+
+D = TypeVar("D")
+
+
+class Answers(Protocol[D]):
+    """What answers batches. `answer` never raises but for an interrupt; one thread drafts while another answers."""
+
+    def draft(self, groups: Sequence[Group]) -> D | None:
+        """Decide a batch before the one before is stored; None where that cannot be."""
+
+    def answer(self, groups: Sequence[Group], draft: D | None = None) -> list[Answer]:
+        """Store a draft of these groups, or answer them from the start."""
 
 
 class _Ticket:
@@ -39,22 +62,31 @@ class _Ticket:
         self.loop = loop
 
 
-class Writer:
-    """A bounded queue and the thread that empties it. `process` answers a batch and never raises."""
+_Answered = tuple[list[_Ticket], list[Answer]]
+
+
+class Writer(Generic[D]):
+    """A bounded queue, the thread that empties it, and a second one that stores for a crowd."""
 
     def __init__(
-        self, process: Process, *, batch_size_max: int, queue_size_max: int, name: str, on_stop: Callable[[], None]
+        self, answers: Answers[D], *, batch_size_max: int, queue_size_max: int, name: str, on_stop: Callable[[], None]
     ) -> None:
-        self._process = process
+        self._answers = answers
         self._on_stop = on_stop
         self._batch_size_max = batch_size_max
         self._queue_size_max = queue_size_max
         self._queue: deque[_Ticket] = deque()
         self._lock = threading.Lock()
         self._ready = threading.Condition(self._lock)
-        self._pending = 0
+        self._pending = 0  # commands accepted and not yet answered
+        self._waiting = 0  # those of them in the queue
         self._idle = False
         self._guest: int | None = None  # the caller's thread that commits now
+        self._jobs: SimpleQueue[tuple[list[_Ticket], D] | None] = SimpleQueue()
+        self._storing = 0  # drafts handed to the second thread whose callers were not told yet
+        self._crowd = 0  # commands that were unanswered at a time, lately
+        self._crowds = 0  # batches in a row that a crowd waited for
+        self._stored: list[_Answered] = []
         self._closing = False
         self._pid = os.getpid()
         self._outboxes: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[_Ticket]] = (
@@ -62,6 +94,8 @@ class Writer:
         )
         self._latest: tuple[asyncio.AbstractEventLoop | None, list[_Ticket]] = (None, [])
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._second = threading.Thread(target=self._run_second, name=f"{name}-store", daemon=True)
+        self._second.start()
         self._thread.start()
 
     @property
@@ -79,11 +113,11 @@ class Writer:
         future: Future[list[Result]] | None = None
         with self._lock:
             self._admit(group)
-            if self._idle and self._guest is None and not self._queue:
+            if self._idle and not self._storing and self._guest is None and not self._queue:
                 self._guest = threading.get_ident()
             else:
                 future = Future()
-                self._queue.append(_Ticket(group, future, None))
+                self._enqueue([_Ticket(group, future, None)])
                 if self._idle:
                     self._ready.notify()
         return self._answer_as_guest(group) if future is None else future.result()
@@ -118,10 +152,15 @@ class Writer:
 
     def _hand_over(self, outbox: list[_Ticket]) -> None:
         with self._lock:
-            self._queue.extend(outbox)
+            self._enqueue(outbox)
             outbox.clear()
             if self._idle:
                 self._ready.notify()
+
+    def _enqueue(self, tickets: Sequence[_Ticket]) -> None:
+        self._queue.extend(tickets)
+        self._waiting += _size_of(tickets)
+        self._crowd = max(self._crowd, self._pending)
 
     def _admit(self, group: Group) -> None:
         size = _size(group)
@@ -153,7 +192,8 @@ class Writer:
         with self._lock:
             left = list(self._queue)
             self._queue.clear()
-            self._pending -= sum(_size(ticket.group) for ticket in left)
+            self._pending -= _size_of(left)
+            self._waiting = 0
             self._ready.notify()
         _deliver(left, [Closed("the ledger closed before it came to this command; nothing was recorded")] * len(left))
         return not self._thread.is_alive()
@@ -168,29 +208,78 @@ class Writer:
             self._hand_over(outbox)
 
     def _run(self) -> None:
+        while (batch := self._next_batch()) is not None:
+            crowd = self._storing > 0 or _size_of(batch) >= _CROWD_MIN
+            draft = self._answers.draft(_groups(batch)) if crowd else None
+            if draft is not None:
+                self._storing += 1
+                self._jobs.put((batch, draft))
+                continue
+            while self._storing:
+                self._tell(self._wait_stored())
+            self._tell([(batch, self._work(_groups(batch)))])
+        self._jobs.put(None)
+        self._second.join()
+        self._on_stop()
+
+    def _run_second(self) -> None:
+        """Store one draft after the other. Nothing here gives the interpreter away between two of them."""
+        while (job := self._jobs.get()) is not None:
+            batch, draft = job
+            answers = self._work(_groups(batch), draft)
+            with self._lock:
+                self._stored.append((batch, answers))
+                self._ready.notify()
+
+    def _next_batch(self) -> list[_Ticket] | None:
+        """Tell what was stored, wait for work and take it. None when closing and everything was answered."""
         while True:
             with self._lock:
-                while not self._queue or self._guest is not None:
+                while not self._stored and not self._can_take:
                     if self._closing:
                         self._forget_dead_loops()
-                    if self._closing and not self._pending:
-                        break
+                        if not self._pending:
+                            return None
                     self._idle = True
                     # While closing, an event loop may still owe us an outbox; look again rather than wait for ever.
                     self._ready.wait(0.05 if self._closing else None)
                     self._idle = False
-                if not self._queue:  # closing, and everything was answered
-                    break
-                batch, size = self._take()
-            answers = self._work([ticket.group for ticket in batch])
-            with self._lock:
-                self._pending -= size
-            _deliver(batch, answers)
-        self._on_stop()
+                stored = self._take_stored()
+                batch = self._take() if self._can_take else None
+            self._tell(stored)
+            if batch is not None:
+                return batch
 
-    def _work(self, groups: Sequence[Group]) -> list[Answer]:
+    @property
+    def _can_take(self) -> bool:
+        """One draft may be stored while another waits for it. A small one costs nearly as much as a large one, so a
+        batch beside another is worth it only when about half of the crowd is there; else it gathers meanwhile.
+        """
+        if not self._queue or self._guest is not None:
+            return False
+        return not self._storing or (self._storing == 1 and 3 * self._waiting >= self._crowd)
+
+    def _wait_stored(self) -> list[_Answered]:
+        with self._lock:
+            while not self._stored:
+                self._ready.wait()
+            return self._take_stored()
+
+    def _take_stored(self) -> list[_Answered]:
+        stored, self._stored = self._stored, []
+        self._storing -= len(stored)
+        return stored
+
+    def _tell(self, answered: Sequence[_Answered]) -> None:
+        """Hand out the answers of batches that are done."""
+        for batch, answers in answered:
+            with self._lock:
+                self._pending -= _size_of(batch)
+            _deliver(batch, answers)
+
+    def _work(self, groups: Sequence[Group], draft: D | None = None) -> list[Answer]:
         try:
-            return self._process(groups)
+            return self._answers.answer(groups, draft)
         except BaseException as error:
             if self._guest is not None and not isinstance(error, Exception):
                 raise  # Ctrl-C in a guest's thread is the guest's own
@@ -201,22 +290,35 @@ class Writer:
         """A loop that was closed will never hand its outbox over, and nobody waits for the answers."""
         for loop, outbox in list(self._outboxes.items()):
             if loop.is_closed() and outbox:
-                self._pending -= sum(_size(ticket.group) for ticket in outbox)
+                self._pending -= _size_of(outbox)
                 outbox.clear()
 
-    def _take(self) -> tuple[list[_Ticket], int]:
-        """Everything that waits, up to batch_size_max commands (a larger group goes alone, whole)."""
+    def _take(self) -> list[_Ticket]:
+        """What waits, up to batch_size_max commands (a larger group goes alone, whole); of a lasting crowd one half."""
+        self._crowds = self._crowds + 1 if self._crowd >= 2 * _CROWD_MIN else 0
+        size_max = self._batch_size_max
+        if self._crowds >= _CROWDS_MIN:
+            size_max = min((self._crowd + 1) // 2, size_max)
+        self._crowd -= self._crowd // 16
         batch = [self._queue.popleft()]
         size = _size(batch[0].group)
-        while self._queue and size + _size(self._queue[0].group) <= self._batch_size_max:
-            ticket = self._queue.popleft()
-            size += _size(ticket.group)
-            batch.append(ticket)
-        return batch, size
+        while self._queue and size + _size(self._queue[0].group) <= size_max:
+            batch.append(self._queue.popleft())
+            size += _size(batch[-1].group)
+        self._waiting -= size
+        return batch
+
+
+def _groups(batch: Sequence[_Ticket]) -> list[Group]:
+    return [ticket.group for ticket in batch]
 
 
 def _size(group: Group) -> int:
     return max(len(group.commands), 1)
+
+
+def _size_of(tickets: Sequence[_Ticket]) -> int:
+    return sum([_size(ticket.group) for ticket in tickets])
 
 
 def _deliver(batch: Sequence[_Ticket], answers: Sequence[Answer]) -> None:

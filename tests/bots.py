@@ -140,16 +140,16 @@ def pause(ledger: Ledger, given: Given) -> None:
     for number in range(given["warm_up"]):
         ledger.reserve(key=f"warm-up-{number}", available_balance=Decimal(10))
     store = ledger._store
-    commit, unlocked = store.commit, False
+    write, unlocked = store.write, False
 
     def freeze() -> None:
         say(unlocked=unlocked)
         os.kill(os.getpid(), signal.SIGSTOP)
         sys.stdin.readline()  # the signal may reach this thread a little late; it must not run on meanwhile
 
-    def frozen_commit(states: Any) -> None:
+    def frozen_write(changes: Any, *, locked: bool) -> None:
         nonlocal unlocked
-        store.commit, unlocked = commit, store.from_memory  # type: ignore[method-assign]
+        store.write, unlocked = write, not locked  # type: ignore[method-assign]
         if given["where"] == "before":
             freeze()
         else:
@@ -163,9 +163,9 @@ def pause(ledger: Ledger, given: Given) -> None:
                 return execute(query, *arguments)
 
             connection.execute = frozen_execute
-        commit(states)
+        write(changes, locked=locked)
 
-    store.commit = frozen_commit  # type: ignore[method-assign]
+    store.write = frozen_write  # type: ignore[method-assign]
     try:
         say_answer("late", ledger.reserve(key="late", available_balance=Decimal(10), ttl_seconds=3600))
     except LedgerError as error:

@@ -105,18 +105,17 @@ def keys(ledger: Ledger) -> list[str]:
 def commits_counted(ledger: Ledger) -> Iterator[list[int]]:
     """The number of decisions in each commit, as the store is asked for it."""
     store: Any = ledger._store
-    commit, sizes = store.commit, []
+    write, sizes = store.write, []
 
-    def counted(states: Any) -> None:
-        states = list(states)
-        sizes.append(sum(len(state.sealed) for state in states))
-        commit(states)
+    def counted(changes: Any, *, locked: bool) -> None:
+        sizes.append(sum(len(change.decisions) for change in changes))
+        write(changes, locked=locked)
 
-    store.commit = counted
+    store.write = counted
     try:
         yield sizes
     finally:
-        store.commit = commit
+        store.write = write
 
 
 class Callers:
