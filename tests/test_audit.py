@@ -186,8 +186,8 @@ def test_upgrade_database_when_it_has_a_long_history_then_its_facets_are_noted(
 def test_export_history_when_read_back_then_the_hashes_are_reproduced(ledger: Ledger, clock: FakeClock) -> None:
     lived_in(ledger, clock, 150, seed=4)
     decisions = [*ledger.history(limit=1000, ascending=True)]
-    lines = ndjson_lines(full=True)(decisions).decode().splitlines()
-    rows = list(csv.DictReader(io.StringIO(csv_lines(full=True)(decisions).decode(), newline="")))
+    lines = ndjson_lines(full=True)(d.record for d in decisions).decode().splitlines()
+    rows = list(csv.DictReader(io.StringIO(csv_lines(full=True)(d.record for d in decisions).decode(), newline="")))
     previous = GENESIS_HASH
     for line, row, decision in zip(lines, rows, decisions, strict=True):
         form = json.loads(line)
@@ -202,7 +202,7 @@ def test_export_history_when_read_back_then_the_hashes_are_reproduced(ledger: Le
 def test_export_csv_when_a_key_needs_quoting_then_it_reads_back(ledger: Ledger, text: str) -> None:
     ledger.reserve(key=text, tags={"symbol": text})
     decision = ledger.history(limit=1)[0]
-    (row,) = csv.DictReader(io.StringIO(csv_lines(full=True)([decision]).decode(), newline=""))
+    (row,) = csv.DictReader(io.StringIO(csv_lines(full=True)([decision.record]).decode(), newline=""))
     assert (row["key"], row["tags"], row["request"]) == (text, decision.record.tags, decision.request)
 
 
@@ -215,7 +215,7 @@ def test_export_history_when_asked_on_the_command_line_then_all_of_it_is_written
         ledger.submit([Reserve(key=f"n{n}", min_notional_usd=D(10**6)) for n in range(1300)])
         decisions = [*ledger.history(limit=1000), *ledger.history(limit=1000, cursor="301")]
     lines = csv_lines(full=True) if kind == "csv" else ndjson_lines(full=True)
-    expected = lines(decisions).decode()
+    expected = lines(d.record for d in decisions).decode()
     target = tmp_path / f"history.{kind}"
     assert run(["history", "--export", kind, "--out", str(target), "--database-url", url]) == 0
     assert target.read_bytes().decode() == expected
