@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.archive import ArchiveDamaged, ArchiveFiles, Manifest, manifests
 from ledger_sizer.command_base import portfolio_name
-from ledger_sizer.database import shown
+from ledger_sizer.database import shown, streamed
 from ledger_sizer.domain import Finding, VerifyReport
 from ledger_sizer.errors import NotFound, Unavailable
 from ledger_sizer.history import BLOCK
@@ -37,7 +37,7 @@ Progress = Callable[[int, int], None]
 Heads = Mapping[str, tuple[int, str]]
 """Chain heads by portfolio: (seq, hash)."""
 
-_CHUNK = 2000
+_CHUNK = 500
 _FINDINGS_MAX = 100
 
 _Facet = tuple[str, str, str, str]
@@ -175,11 +175,11 @@ class _PortfolioCheck:
             .where(DecisionRow.portfolio_id == self._head.id, DecisionRow.seq > self._skipped(known))
             .order_by(DecisionRow.seq)
         )
-        tell, name = self._positions.tell, self._head.name
-        for rows in self._connection.execution_options(yield_per=_CHUNK).execute(query).partitions():
+        link, tell, name = self._link, self._positions.tell, self._head.name
+        for rows in streamed(self._connection, query, _CHUNK):
             for row in rows:
                 record = record_of(name, row)
-                self._link(record)
+                link(record)
                 tell(record)
             yield self.decision_count
         self._end_block()
@@ -235,19 +235,19 @@ class _PortfolioCheck:
 
     def _link(self, record: DecisionRecord) -> None:
         """One decision must continue the chain."""
-        seq = record.seq
+        (_, seq, command, _, outcome, reason, _, tags, *_, decided_us, _, _, link) = record
         if seq != self._expected:
             self._found(self._expected, f"decision {self._expected} is missing; the next one is {seq}")
             self._end_block()
-        elif not self._broken and chain_hash(self._previous, canonical_text(record)) != record.hash:
+        elif not self._broken and chain_hash(self._previous, canonical_text(record)) != link:
             self._found(seq, f"decision {seq} is not the one that was made: its hash does not match")
             self._broken = True  # one edit breaks every later link unless they were rewritten too; report it once
         else:
             self._broken = False
-        self._previous, self._expected = record.hash, seq + 1
+        self._previous, self._expected = link, seq + 1
         self.decision_count += 1
-        self._last_us = record.decided_us
-        facet = (record.tags, record.command, record.outcome, record.reason or "")
+        self._last_us = decided_us
+        facet = (tags, command, outcome, reason or "")
         # A change of a scope says in its binding which; of everything else the last of its kind tells enough.
         if facet[1] in ABOUT_A_SCOPE and facet[2] == "applied":
             self._last_change[str(record.binding)] = (seq, record.trace)
