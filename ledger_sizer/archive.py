@@ -23,7 +23,7 @@ from sqlalchemy import Connection, select
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.errors import Unavailable
-from ledger_sizer.records import DecisionRecord
+from ledger_sizer.records import DecisionRecord, canonical_text, chain_hash
 from ledger_sizer.store import POSITION_COLUMNS
 from ledger_sizer.tables import ArchiveRow
 
@@ -125,6 +125,22 @@ class ArchiveFiles:
         if sha256(packed).hexdigest() != manifest.sha256:
             raise ArchiveDamaged(f"archive file {path} is not the one that was written: its SHA-256 differs")
         return _read(packed, portfolio, manifest)
+
+    def chained(self, portfolio: str, manifest: Manifest, previous: str) -> Iterator[Entry]:
+        """The file's decisions, each shown to follow from the one before; previous: the hash before the first.
+
+        Raises `ArchiveDamaged` at the first that does not, and at the end where something is missing.
+        """
+        path, expected, positions = self.path_of(manifest), manifest.from_seq, 0
+        for entry in self.entries(portfolio, manifest):
+            record = entry.record
+            if record.seq != expected or chain_hash(previous, canonical_text(record)) != record.hash:
+                raise ArchiveDamaged(f"{path}: decision {expected} does not continue the chain; run verify")
+            expected, previous = record.seq + 1, record.hash
+            positions += entry.position is not None
+            yield entry
+        if (expected - 1, previous, positions) != (manifest.to_seq, manifest.last_hash, manifest.positions):
+            raise ArchiveDamaged(f"{path} does not hold what its manifest says; run verify")
 
     def records(self, portfolio: str, manifest: Manifest) -> tuple[DecisionRecord, ...]:
         """All decisions of a file; those of the last one asked for are kept, for whoever pages through it."""
