@@ -28,6 +28,7 @@ from ledger_sizer.database import SCHEMA_HEAD, is_sqlite, make_engine, require_h
 from ledger_sizer.domain import Exposure, HistoryFilters, Page, Position, VerifyReport, to_us
 from ledger_sizer.errors import Closed, InvalidRequest, LedgerError
 from ledger_sizer.explain import Explanation, explain
+from ledger_sizer.exposure_line import Peaks
 from ledger_sizer.hold import AsyncHold, Hold
 from ledger_sizer.instrument_cache import InstrumentNames
 from ledger_sizer.overview import Look, Overview
@@ -71,6 +72,7 @@ class Ledger:
         self.settings = settings
         self._clock = clock
         self._policy = Policy.of(settings)
+        self._peaks = Peaks()
         self._write_engine = make_engine(url, settings.ledger)
         self._read_engine = make_engine(url, settings.ledger, read_only=True)
         self._store = _open_store(self._write_engine, settings)
@@ -265,7 +267,7 @@ class Ledger:
 
     def overview(self, look: Look | None = None) -> Overview:
         """One picture of the ledger at one moment: all portfolios, and one of them in full."""
-        return survey(self._reads.engine, look or Look(), self._now_us())
+        return survey(self._reads.engine, look or Look(), self._now_us(), self._peaks)
 
     def explain(self, reference: int | str, portfolio: str = "main") -> Explanation:
         """Why a decision came out as it did: by seq (of `portfolio`), or by position_id (the one that made it)."""

@@ -280,6 +280,31 @@ def test_open_desk_when_there_are_drifts_then_they_stand_there_with_what_they_fr
         assert not page.evaluate(PROBLEMS_OF_PAGE)
 
 
+def test_reconcile_when_a_drift_froze_nothing_then_it_shows_within_a_second(
+    browser: Browser, new_database: NewDatabase, clock: FakeClock
+) -> None:
+    """A first sighting is in no decision: only the event stream's own word of the run can bring it."""
+    url = new_database("sqlite")
+    desk = Desk(url, clock)
+    desk.ledger.set_cap(key="cap", portfolio="main", cap=Decimal(50_000))
+    desk.run(1)
+    with serving(url) as service, visiting(browser, service.url) as page:
+        live(page)
+        waits = []
+        for _ in range(3):
+            seq, desk.account.positions = service.ledger.exposure().seq, None
+            desk.run(1)
+            ran = time.monotonic()
+            assert service.ledger.exposure().seq == seq, "nothing was decided"
+            page.wait_for_selector("#reconciliation td:has-text('open')")
+            waits.append(time.monotonic() - ran)
+            desk.account.positions = ()
+            desk.run(1)
+            page.wait_for_selector("#reconciliation:not(:has(td))")
+        assert statistics.median(waits) < 1, waits
+    desk.close()
+
+
 def test_decide_drifts_when_confirmed_with_a_reason_then_each_is_done_and_recorded(
     browser: Browser, drifting: Running
 ) -> None:
