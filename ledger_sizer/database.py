@@ -233,7 +233,7 @@ def _has_text_postgresql(element: has_text, compiler: SQLCompiler, **kw: Any) ->
     return f"strpos({compiler.process(element.clauses, **kw)}) > 0"
 
 
-class is_among(FunctionElement[bool]):  # noqa: N801 - reads as a SQL function
+class is_among(FunctionElement[Any]):  # noqa: N801 - reads as a SQL function
     """Whether a column is one of many whole numbers, given as one text, a JSON array: `is_among(column, "[1,2]")`.
 
     A list of a thousand parameters takes PostgreSQL's driver and planner longer than finding the rows.

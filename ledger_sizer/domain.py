@@ -266,8 +266,9 @@ class HistoryFilters(TypedDict, total=False):
 
 def require_history_filters(given: Mapping[str, object]) -> None:
     """Raise `TypeError` for a filter that does not exist, as Python does for any other keyword."""
-    for name in given.keys() - HistoryFilters.__annotations__.keys():
-        raise TypeError(f"decisions cannot be filtered by {name!r}, only by {', '.join(HistoryFilters.__annotations__)}")
+    known = HistoryFilters.__annotations__
+    for name in given.keys() - known.keys():
+        raise TypeError(f"decisions cannot be filtered by {name!r}, only by {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,7 +93,7 @@ def copy(
                         f"{shown(target.url)} has {table.name} already; copy into an empty ledger", field="target"
                     )
             if restore is not None:
-                tables.remove(ArchiveRow.__table__)
+                tables = [table for table in tables if table.name != ArchiveRow.__tablename__]
             counts = [reads.execute(select(func.count()).select_from(table)).scalar_one() for table in tables]
             done = 0
             for table in tables:

@@ -26,7 +26,6 @@ from ledger_sizer.records import Decision
 from ledger_sizer.store import position_of, record_of, scope_of
 from ledger_sizer.tables import DecisionRow, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 from ledger_sizer.tags import PORTFOLIO_SCOPE
-from ledger_sizer.units import usd
 
 _SCOPES_MAX = 60
 _DRIFTS_MAX = 20

@@ -72,9 +72,7 @@ def _csv_line(record: DecisionRecord, full: bool) -> str:
         f"{'' if expires_us is None else time_text_of(expires_us)},{time_text_of(decided_us)},{link}"
     )
     if full:
-        return (
-            f"{line},{_usd(held_e8)},{_usd(open_e8)},{_quoted(tags)},{_quoted(request)},{_quoted(trace)}"
-        )
+        return f"{line},{_usd(held_e8)},{_usd(open_e8)},{_quoted(tags)},{_quoted(request)},{_quoted(trace)}"
     return line
 
 
