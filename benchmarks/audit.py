@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -11,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+import httpx
 from rich.console import Console
 from rich.table import Table
 
@@ -18,12 +21,14 @@ from benchmarks.history import PORTFOLIO, RARE_SYMBOL, fill
 from benchmarks.measure import BenchmarkError
 from benchmarks.report import new_table, print_conditions, progress, write_json
 from benchmarks.servers import Database, Engine, Host, machine_conditions, open_hosts, scratch
+from benchmarks.service import serving
+from ledger_sizer.wire.export import ExportForm
 
 if TYPE_CHECKING:
     from ledger_sizer import Ledger
 
 REPEATS = 20
-PAGE = 1000
+FORMS: dict[ExportForm, str] = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,9 @@ def _rows(plan: Plan, host: Host) -> Iterator[Row]:
         host.settle(database)
         with Ledger.open(database.url) as ledger:
             yield from _looks(host.engine, ledger)
+            yield from _overviews(host.engine, ledger)
             yield from _exports(host.engine, ledger, last)
+            yield from _exports_elsewhere(host.engine, database, last, Path(folder))
             yield from _audits(host.engine, ledger, database, last, Path(folder))
 
 
@@ -119,30 +126,56 @@ def _slowest(look: Callable[[], int]) -> tuple[int, float]:
 
 
 def _exports(engine: Engine, ledger: Ledger, last: int) -> Iterator[Row]:
-    """Everything there is, written to nowhere."""
-    from ledger_sizer.wire.export import csv_lines, ndjson_lines
+    """Everything there is, written to nowhere. Memory: how much more the second half took at its highest."""
+    for form in FORMS:
+        for full in (False, True):
+            what = f"export {form.upper()}{', every field' if full else ''}"
+            rows, half_kib, begun = 0, 0, perf_counter()
+            for part in ledger.export(PORTFOLIO, form, full=full):
+                rows += part.count(b"\n")
+                half_kib = _peak_kib() if rows < last // 2 else half_kib
+            seconds = perf_counter() - begun
+            yield _exported(engine, what, form, rows, last, seconds)
+            yield Row(engine, f"{what}: more memory", rows, (_peak_kib() - half_kib) / 1024, "MiB")
 
-    for what, lines in (
-        ("export CSV", csv_lines(full=False)),
-        ("export CSV, every field", csv_lines(full=True)),
-        ("export NDJSON", ndjson_lines(full=False)),
-        ("export NDJSON, every field", ndjson_lines(full=True)),
-    ):
-        before_kib = _peak_kib()
+
+def _exports_elsewhere(engine: Engine, database: Database, last: int, folder: Path) -> Iterator[Row]:
+    """The same by the command line, its start included, and by the service to a client that only counts."""
+    for form in FORMS:
+        target = folder / f"history.{form}"
+        command = [sys.executable, "-m", "ledger_sizer", "history", "--export", form, "--out", str(target)]
         begun = perf_counter()
-        cursor, rows = None, 0
-        while True:
-            page = ledger.history(PORTFOLIO, limit=PAGE, cursor=cursor)
-            lines(page)
-            rows += len(page)
-            cursor = page.cursor
-            if cursor is None:
-                break
+        subprocess.run([*command, "--portfolio", PORTFOLIO, "--database-url", database.url], check=True)
         seconds = perf_counter() - begun
-        if rows != last:
-            raise BenchmarkError(f"{what} on {engine} wrote {rows} of {last} decisions")
-        yield Row(engine, what, rows, rows / seconds, "rows/s")
-        yield Row(engine, f"{what}: more memory", rows, (_peak_kib() - before_kib) / 1024, "MiB")
+        with target.open("rb") as file:
+            rows = sum(1 for _ in file)
+        target.unlink()
+        yield _exported(engine, f"export {form.upper()}, every field, command line", form, rows, last, seconds)
+    with serving("ours", database) as service:
+        for form, media_type in FORMS.items():
+            url = f"http://127.0.0.1:{service.port}/v1/decisions?full=true&portfolio={PORTFOLIO}"
+            begun = perf_counter()
+            with httpx.stream("GET", url, headers={"Accept": media_type}, timeout=60) as answer:
+                answer.raise_for_status()
+                rows = sum(part.count(b"\n") for part in answer.iter_raw())
+            seconds = perf_counter() - begun
+            yield _exported(engine, f"export {form.upper()}, every field, over HTTP", form, rows, last, seconds)
+
+
+def _exported(engine: Engine, what: str, form: str, rows: int, last: int, seconds: float) -> Row:
+    rows -= form == "csv"  # its head
+    if rows != last:
+        raise BenchmarkError(f"{what} on {engine} wrote {rows} of {last} decisions")
+    return Row(engine, what, rows, rows / seconds, "rows/s")
+
+
+def _overviews(engine: Engine, ledger: Ledger) -> Iterator[Row]:
+    """The picture of the dashboard, with all of this history in its line of exposure."""
+    from ledger_sizer.overview import Look
+
+    for what in ("first", "second"):
+        overview, seconds = _timed(lambda: ledger.overview(Look(PORTFOLIO)))
+        yield Row(engine, f"overview, {what} look", len(overview.detail.line.points), seconds * 1000, "ms")
 
 
 def _audits(engine: Engine, ledger: Ledger, database: Database, last: int, folder: Path) -> Iterator[Row]:

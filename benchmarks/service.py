@@ -138,7 +138,7 @@ def measure(host: Host, cell: Cell, pace: Pace) -> Round:
     with scratch(host) as database:
         token = _prepare(cell, database)
         host.settle(database)
-        with _serving(cell.service, database) as service:
+        with serving(cell.service, database) as service:
             figures = _load(
                 Order(
                     service.port, cell.service, cell.callers, cell.commands,
@@ -180,7 +180,7 @@ def _check(cell: Cell, database: Database) -> None:
 
 
 @contextmanager
-def _serving(name: str, database: Database) -> Iterator[Running]:
+def serving(name: str, database: Database) -> Iterator[Running]:
     """A service process, from its start until it has drained."""
     if name == "hand":
         command, ready_path = ["-m", "benchmarks.hand_service", database.url], "/openapi.json"

@@ -14,14 +14,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from pydantic_core import from_json
 from sqlalchemy import Connection, select
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.errors import Unavailable
-from ledger_sizer.records import DecisionRecord
+from ledger_sizer.records import DecisionRecord, canonical_text, chain_hash
 from ledger_sizer.store import POSITION_COLUMNS
 from ledger_sizer.tables import ArchiveRow
 
@@ -30,6 +32,9 @@ DECISIONS_MAX = 16_384
 """Most decisions of one file: what has to fit in memory, and what one transaction removes."""
 
 _POSITION_FIELDS = POSITION_COLUMNS[1:]
+_decision_fields = itemgetter(*DecisionRecord._fields[1:])
+_position_fields = itemgetter(*_POSITION_FIELDS)
+_BLOCK_BYTES = 1 << 18
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 
@@ -121,6 +126,22 @@ class ArchiveFiles:
             raise ArchiveDamaged(f"archive file {path} is not the one that was written: its SHA-256 differs")
         return _read(packed, portfolio, manifest)
 
+    def chained(self, portfolio: str, manifest: Manifest, previous: str) -> Iterator[Entry]:
+        """The file's decisions, each shown to follow from the one before; previous: the hash before the first.
+
+        Raises `ArchiveDamaged` at the first that does not, and at the end where something is missing.
+        """
+        path, expected, positions = self.path_of(manifest), manifest.from_seq, 0
+        for entry in self.entries(portfolio, manifest):
+            record = entry.record
+            if record.seq != expected or chain_hash(previous, canonical_text(record)) != record.hash:
+                raise ArchiveDamaged(f"{path}: decision {expected} does not continue the chain; run verify")
+            expected, previous = record.seq + 1, record.hash
+            positions += entry.position is not None
+            yield entry
+        if (expected - 1, previous, positions) != (manifest.to_seq, manifest.last_hash, manifest.positions):
+            raise ArchiveDamaged(f"{path} does not hold what its manifest says; run verify")
+
     def records(self, portfolio: str, manifest: Manifest) -> tuple[DecisionRecord, ...]:
         """All decisions of a file; those of the last one asked for are kept, for whoever pages through it."""
         kept, records = self._last
@@ -140,18 +161,19 @@ class ArchiveFiles:
 
 
 def _read(packed: bytes, portfolio: str, manifest: Manifest) -> Iterator[Entry]:
+    """Parsed many lines at a time, because a call for each of them takes longer than its content."""
+    record: DecisionRecord | None = None
     with gzip.GzipFile(fileobj=BytesIO(packed)) as lines:
         next(lines)
-        record: DecisionRecord | None = None
-        for text in lines:
-            line = json.loads(text)
-            if "decision" in line:
-                if record is not None:
-                    yield Entry(record, None)
-                record = DecisionRecord(portfolio, **line["decision"])
-            else:
-                assert record is not None, "a position follows the decision that ended it"
-                yield Entry(record, (manifest.portfolio_id, *line["position"].values()))
-                record = None
-        if record is not None:
-            yield Entry(record, None)
+        while block := lines.read(_BLOCK_BYTES) + lines.readline():
+            for line in from_json(b"[" + block.rstrip(b"\n").replace(b"\n", b",") + b"]"):
+                if "decision" in line:
+                    if record is not None:
+                        yield Entry(record, None)
+                    record = DecisionRecord(portfolio, *_decision_fields(line["decision"]))
+                else:
+                    assert record is not None, "a position follows the decision that ended it"
+                    yield Entry(record, (manifest.portfolio_id, *_position_fields(line["position"])))
+                    record = None
+    if record is not None:
+        yield Entry(record, None)

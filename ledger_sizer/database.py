@@ -6,16 +6,17 @@ transactions from the driver, whose deferred BEGIN lets two writers read the sam
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Connection, Engine, Text, create_engine, event, inspect, text
+from sqlalchemy import BigInteger, Boolean, Connection, Engine, Select, Text, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import NullType
 
 from ledger_sizer.config import LedgerSettings
 from ledger_sizer.errors import InvalidRequest, SchemaOutdated, Unavailable
@@ -129,6 +130,24 @@ def reading(engine: Engine) -> Iterator[Connection]:
         raise Unavailable(f"cannot read {shown(engine.url)}: {str(error.orig).strip()}") from None
 
 
+def streamed(connection: Connection, query: Select[Any], rows: int) -> Iterator[list[tuple[Any, ...]]]:
+    """The rows of a long query in plain tuples, so many in memory at a time. Its parameters must be numbers.
+
+    Read through the driver, because making an object of SQLAlchemy's for each row takes longer than checking its hash.
+    """
+    statement = str(query.compile(connection, compile_kwargs={"literal_binds": True}))
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    named = () if is_sqlite(connection.engine.url) else ("ledger_stream",)  # with a name the server keeps the rest
+    try:
+        with closing(driver.cursor(*named)) as cursor:
+            cursor.execute(statement)
+            while found := cursor.fetchmany(rows):
+                yield found
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise Unavailable(f"cannot read {shown(connection.engine.url)}: {str(error).strip()}") from None
+
+
 def require_head(engine: Engine) -> None:
     """Raise `SchemaOutdated`, naming the command to run, unless the database is at this version's migration."""
     found = schema_version(engine)
@@ -212,6 +231,29 @@ def _has_text_sqlite(element: has_text, compiler: SQLCompiler, **kw: Any) -> str
 @compiles(has_text, "postgresql")
 def _has_text_postgresql(element: has_text, compiler: SQLCompiler, **kw: Any) -> str:
     return f"strpos({compiler.process(element.clauses, **kw)}) > 0"
+
+
+class is_among(FunctionElement[Any]):  # noqa: N801 - reads as a SQL function
+    """Whether a column is one of many whole numbers, given as one text, a JSON array: `is_among(column, "[1,2]")`.
+
+    A list of a thousand parameters takes PostgreSQL's driver and planner longer than finding the rows.
+    """
+
+    type = NullType()  # SQLite has no booleans: SQLAlchemy would write `... IN (...) = 1`, which no index can answer
+    inherit_cache = True
+
+
+@compiles(is_among, "sqlite")
+def _is_among_sqlite(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
+    column, numbers = element.clauses
+    return f"{compiler.process(column, **kw)} IN (SELECT value FROM json_each({compiler.process(numbers, **kw)}))"
+
+
+@compiles(is_among, "postgresql")
+def _is_among_postgresql(element: is_among, compiler: SQLCompiler, **kw: Any) -> str:
+    column, numbers = element.clauses
+    array = f"SELECT CAST(json_array_elements_text(CAST({compiler.process(numbers, **kw)} AS json)) AS BIGINT)"
+    return f"{compiler.process(column, **kw)} = ANY (ARRAY({array}))"
 
 
 class database_now_us(FunctionElement[int]):  # noqa: N801 - reads as a SQL function

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Generic, Literal, NamedTuple, TypeVar
+from typing import Generic, Literal, NamedTuple, TypedDict, TypeVar
 
 from ledger_sizer.errors import InvalidRequest, WrongState
 from ledger_sizer.instruments import Leg
@@ -243,6 +243,32 @@ class Page(Generic[T]):
 
     def __getitem__(self, index: int) -> T:
         return self.items[index]
+
+
+class HistoryFilters(TypedDict, total=False):
+    """Which decisions are meant, newest first unless `ascending`. All that is given must match; None is not given.
+
+    symbol, strategy: the tags of these names. command: a verb, or `expire`. outcome: `granted`, `denied` or `applied`.
+    reason: one of `DENIAL_REASONS`. position_id: one of the portfolio that is asked about. since (inclusive), until
+    (exclusive): aware datetimes.
+    """
+
+    symbol: str | None
+    strategy: str | None
+    command: str | None
+    outcome: str | None
+    reason: str | None
+    position_id: str | None
+    since: datetime | None
+    until: datetime | None
+    ascending: bool
+
+
+def require_history_filters(given: Mapping[str, object]) -> None:
+    """Raise `TypeError` for a filter that does not exist, as Python does for any other keyword."""
+    known = HistoryFilters.__annotations__
+    for name in given.keys() - known.keys():
+        raise TypeError(f"decisions cannot be filtered by {name!r}, only by {', '.join(known)}")
 
 
 @dataclass(frozen=True, slots=True)

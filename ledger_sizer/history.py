@@ -216,4 +216,4 @@ class History:
             .order_by(DecisionRow.seq if ascending else DecisionRow.seq.desc())
             .limit(limit)
         )
-        return [record_of(self._name, row) for row in self._connection.execute(query).all()]
+        return [record_of(self._name, row) for row in self._connection.execute(query)]

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar
+from typing import Any, ParamSpec, Self, TypeVar, Unpack
 
 from sqlalchemy import Engine
 
@@ -25,9 +25,10 @@ from ledger_sizer.commands import Reserve
 from ledger_sizer.committer import Committer, Observe
 from ledger_sizer.config import AppSettings
 from ledger_sizer.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
-from ledger_sizer.domain import Exposure, Page, Position, VerifyReport, to_us
+from ledger_sizer.domain import Exposure, HistoryFilters, Page, Position, VerifyReport, to_us
 from ledger_sizer.errors import Closed, InvalidRequest, LedgerError
 from ledger_sizer.explain import Explanation, explain
+from ledger_sizer.exposure_line import Peaks
 from ledger_sizer.hold import AsyncHold, Hold
 from ledger_sizer.instrument_cache import InstrumentNames
 from ledger_sizer.overview import Look, Overview
@@ -39,6 +40,7 @@ from ledger_sizer.survey import survey
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs import verb, verb_async
 from ledger_sizer.verify import Heads, Progress, heads_of, verify
+from ledger_sizer.wire.export import ExportForm, export_lines
 from ledger_sizer.writer import Writer
 
 log = get_logger(__name__)
@@ -70,6 +72,7 @@ class Ledger:
         self.settings = settings
         self._clock = clock
         self._policy = Policy.of(settings)
+        self._peaks = Peaks()
         self._write_engine = make_engine(url, settings.ledger)
         self._read_engine = make_engine(url, settings.ledger, read_only=True)
         self._store = _open_store(self._write_engine, settings)
@@ -228,13 +231,35 @@ class Ledger:
         """Positions, oldest first. Filters: state=, tags=, cursor=, limit= (see `Queries.positions`)."""
         return self._reads.positions(portfolio, **filters)
 
-    def history(self, portfolio: str = "main", **filters: Any) -> Page[Decision]:
-        """Decisions, newest first.
+    def history(
+        self,
+        portfolio: str = "main",
+        *,
+        cursor: str | None = None,
+        limit: int = 100,
+        **filters: Unpack[HistoryFilters],
+    ) -> Page[Decision]:
+        """Decisions of a portfolio, newest first unless `ascending`; filters: see `HistoryFilters`.
 
-        Filters: symbol=, strategy=, outcome=, reason=, command=, position_id=, since=, until=, cursor=, limit= (see
-        `Queries.history`).
+        cursor: of the page before; it stays right while decisions are added or archived. limit: 1 to 1000.
         """
-        return self._reads.history(portfolio, **filters)
+        return self._reads.history(portfolio, cursor=cursor, limit=limit, **filters)
+
+    def export(
+        self,
+        portfolio: str = "main",
+        form: ExportForm = "ndjson",
+        *,
+        full: bool = True,
+        cursor: str | None = None,
+        **filters: Unpack[HistoryFilters],
+    ) -> Iterator[bytes]:
+        """All that `history` would page through from the cursor on, as CSV or NDJSON, in parts and constant memory.
+
+        full: every field that is hashed, so that whoever holds the export can recompute the chain.
+        """
+        lines = export_lines(form, full=full)
+        return map(lines, self._reads.history_blocks(portfolio, cursor=cursor, **filters))
 
     def decision(self, seq: int, portfolio: str = "main") -> Decision:
         """One decision by its place in the portfolio's chain. Raises `NotFound`."""
@@ -242,7 +267,7 @@ class Ledger:
 
     def overview(self, look: Look | None = None) -> Overview:
         """One picture of the ledger at one moment: all portfolios, and one of them in full."""
-        return survey(self._reads.engine, look or Look(), self._now_us())
+        return survey(self._reads.engine, look or Look(), self._now_us(), self._peaks)
 
     def explain(self, reference: int | str, portfolio: str = "main") -> Explanation:
         """Why a decision came out as it did: by seq (of `portfolio`), or by position_id (the one that made it)."""

@@ -6,15 +6,28 @@ Both leave the source alone and writers running. Neither is believed: the caller
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Table, func, insert, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
+from ledger_sizer.archive import ArchiveFiles, Manifest, manifests
 from ledger_sizer.database import is_sqlite, reading, require_head, shown
 from ledger_sizer.errors import InvalidRequest, Unavailable
-from ledger_sizer.tables import ArchiveRow, Base, FacetBlockRow, FacetRow, LeaseRow, PortfolioRow
+from ledger_sizer.records import GENESIS_HASH
+from ledger_sizer.store import DECISION_COLUMNS, POSITION_COLUMNS
+from ledger_sizer.tables import (
+    ArchiveRow,
+    Base,
+    DecisionRow,
+    FacetBlockRow,
+    FacetRow,
+    LeaseRow,
+    PortfolioRow,
+    PositionRow,
+)
 
 Progress = Callable[[int, int], object]
 """Called with (done, in all)."""
@@ -59,12 +72,15 @@ def _tell(progress: Progress | None, left: int, total: int) -> None:
         progress(total - left, total)
 
 
-def copy(source: Engine, target: Engine, progress: Progress | None = None) -> int:
+def copy(
+    source: Engine, target: Engine, progress: Progress | None = None, *, restore: ArchiveFiles | None = None
+) -> int:
     """Copy every row of a ledger into an empty, migrated database, in one snapshot and one transaction.
 
     source: an engine that only reads. Leases stay behind: who runs jobs is decided where they run. Archive files stay
-    where they are; their manifests are copied. Returns how many rows were written. Raises `InvalidRequest` where the
-    target already has a ledger's rows, `SchemaOutdated`, `Unavailable`.
+    where they are, and their manifests are copied; with `restore`, what is in those files becomes rows again instead.
+    Returns how many rows were written. Raises `InvalidRequest` where the target already has a ledger's rows, or where
+    a key of the archive was used again since; `SchemaOutdated`, `Unavailable`.
     """
     require_head(source)
     require_head(target)
@@ -76,6 +92,8 @@ def copy(source: Engine, target: Engine, progress: Progress | None = None) -> in
                     raise InvalidRequest(
                         f"{shown(target.url)} has {table.name} already; copy into an empty ledger", field="target"
                     )
+            if restore is not None:
+                tables = [table for table in tables if table.name != ArchiveRow.__tablename__]
             counts = [reads.execute(select(func.count()).select_from(table)).scalar_one() for table in tables]
             done = 0
             for table in tables:
@@ -84,10 +102,42 @@ def copy(source: Engine, target: Engine, progress: Progress | None = None) -> in
                     done += len(rows)
                     if progress is not None:
                         progress(done, sum(counts))
+            done += 0 if restore is None else _restore(reads, writes, restore)
             _settle_identities(writes)
             return done
     except DBAPIError as error:
         raise Unavailable(f"cannot copy to {shown(target.url)}: {str(error.orig).strip()}") from None
+
+
+def _restore(reads: Connection, writes: Connection, files: ArchiveFiles) -> int:
+    """Make rows of all archive files again, following each chain through them. Returns how many rows."""
+    rows = 0
+    for owner in reads.execute(select(PortfolioRow.id, PortfolioRow.name).order_by(PortfolioRow.id)).all():
+        previous = GENESIS_HASH
+        for manifest in manifests(reads, owner.id):
+            try:
+                rows += _restore_file(writes, files, owner.name, manifest, previous)
+            except IntegrityError:
+                raise InvalidRequest(
+                    f"{files.path_of(manifest)} cannot be restored: a key in it was used again after it was archived, "
+                    "and a key has one decision in the live tables",
+                    field="restore_archives",
+                ) from None
+            previous = manifest.last_hash
+    return rows
+
+
+def _restore_file(writes: Connection, files: ArchiveFiles, portfolio: str, manifest: Manifest, previous: str) -> int:
+    entries = files.chained(portfolio, manifest, previous)
+    rows = 0
+    while some := [*islice(entries, _CHUNK)]:
+        decisions = [dict(zip(DECISION_COLUMNS, (manifest.portfolio_id, *one.record[1:]), strict=True)) for one in some]
+        positions = [dict(zip(POSITION_COLUMNS, one.position, strict=True)) for one in some if one.position is not None]
+        writes.execute(insert(DecisionRow), decisions)
+        if positions:
+            writes.execute(insert(PositionRow), positions)
+        rows += len(decisions) + len(positions)
+    return rows
 
 
 def _tables() -> Sequence[Table]:

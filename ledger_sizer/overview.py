@@ -1,7 +1,7 @@
 """What everybody who looks at a ledger wants to see first: one picture, read at one moment.
 
 The dashboard and `ledger-sizer top` show the same `Overview`. Everything in it is bounded, however large the ledger is:
-lists come in pages, scopes and portfolios up to a number, and the line of exposure over time is sampled.
+lists come in pages, scopes and portfolios up to a number, and the line of exposure over time has so many points.
 """
 
 from dataclasses import dataclass, field
@@ -47,25 +47,30 @@ class PortfolioLine:
 
 
 class ExposurePoint(NamedTuple):
-    """Exposure of a portfolio right after one decision, and the cap it was made under, USD; no cap: None."""
+    """Exposure of a portfolio right after one decision, and the cap it was made under, USD; no cap: None.
+
+    low, high: the lowest and highest it was after any decision since the point before, this one included.
+    """
 
     at: datetime
     seq: int
     exposure: Decimal
     cap: Decimal | None
+    low: Decimal
+    high: Decimal
 
 
 @dataclass(frozen=True, slots=True)
 class ExposureLine:
     """Exposure over time: a step line from `since` on.
 
-    points: oldest first; the first may be older than `since`, it says what held then. every: one decision in so many is
-    shown, 1 for all of them. Which are shown depends on their number alone, so a peak between two may be missing.
+    points: oldest first; the first may be older than `since`, it says what held then. exact_from: what lies between
+    the points up to then was not read yet, and will be by the next looks; None: `low` and `high` miss nothing.
     """
 
     since: datetime
     points: tuple[ExposurePoint, ...] = ()
-    every: int = 1
+    exact_from: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

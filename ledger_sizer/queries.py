@@ -1,9 +1,9 @@
 """Reading: exposure, positions, history. Reads have their own connections and never wait for the writer."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Unpack
 
 from sqlalchemy import Connection, Engine, Select, and_, literal, select, tuple_
 
@@ -15,17 +15,19 @@ from ledger_sizer.database import reading, tag_value
 from ledger_sizer.domain import (
     DENIAL_REASONS,
     Exposure,
+    HistoryFilters,
     Page,
     Position,
     ScopeExposure,
     from_us,
+    require_history_filters,
     split_position_id,
     to_us,
 )
 from ledger_sizer.errors import InvalidRequest, NotFound
 from ledger_sizer.history import Filters, History
 from ledger_sizer.instruments import label_text
-from ledger_sizer.records import GENESIS_HASH, Decision
+from ledger_sizer.records import GENESIS_HASH, Decision, DecisionRecord
 from ledger_sizer.state import PortfolioState, ScopeState
 from ledger_sizer.store import position_of, scope_of
 from ledger_sizer.tables import PortfolioRow, PositionRow, ScopeRow
@@ -33,6 +35,8 @@ from ledger_sizer.tags import PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.units import E8_MAX, usd
 
 LIMIT_MAX = 1000
+BLOCK_RECORDS = 2000
+"""Records of one block of `Queries.history_blocks`."""
 STATES = ("held", "open", "closed", "released", "expired")
 LIVE = "live"
 """Accepted as a state filter: held or open."""
@@ -143,47 +147,44 @@ class Queries:
         self,
         portfolio: str = "main",
         *,
-        symbol: str | None = None,
-        strategy: str | None = None,
-        command: str | None = None,
-        outcome: str | None = None,
-        reason: str | None = None,
-        position_id: str | None = None,
-        since: datetime | None = None,
-        until: datetime | None = None,
         cursor: str | None = None,
         limit: int = 100,
-        ascending: bool = False,
+        **filters: Unpack[HistoryFilters],
     ) -> Page[Decision]:
-        """Decisions of a portfolio, newest first (`ascending`: oldest first).
+        """Decisions of a portfolio, newest first unless `ascending`; filters: see `HistoryFilters`.
 
-        symbol, strategy: the tags of these names. position_id: one of this portfolio. since (inclusive), until
-        (exclusive): aware datetimes.
         cursor: of the page before; it stays right while decisions are added or archived. limit: 1 to 1000.
         """
-        filters = Filters(
-            command=None if command is None else _one_of(command, "command"),
-            outcome=None if outcome is None else _one_of(outcome, "outcome"),
-            reason=None if reason is None else _one_of(reason, "reason"),
-            tags={
-                name: label_text(value, name)
-                for name, value in (("symbol", symbol), ("strategy", strategy))
-                if value is not None
-            },
-            position=None if position_id is None else _number_in(portfolio, position_id),
-            since_us=None if since is None else _moment_us(since, "since"),
-            until_us=None if until is None else _moment_us(until, "until"),
-        )
+        wanted = _limit(limit)
+        records = self._find(portfolio, cursor, wanted + 1, _filters(portfolio, filters), _ascending(filters))
+        items = tuple(record.decision() for record in records[:wanted])
+        return Page(items, str(items[-1].seq) if len(records) > wanted else None)
+
+    def history_blocks(
+        self, portfolio: str = "main", *, cursor: str | None = None, **filters: Unpack[HistoryFilters]
+    ) -> Iterator[list[DecisionRecord]]:
+        """All that `history` would page through from the cursor on, a block in memory at a time.
+
+        Each block is read in a transaction of its own: however slowly they are taken, nothing waits for it.
+        """
+        wanted, ascending = _filters(portfolio, filters), _ascending(filters)
+        while True:
+            records = self._find(portfolio, cursor, BLOCK_RECORDS, wanted, ascending)
+            yield records
+            if len(records) < BLOCK_RECORDS:
+                return
+            cursor = str(records[-1].seq)
+
+    def _find(
+        self, portfolio: str, cursor: str | None, limit: int, filters: Filters, ascending: bool
+    ) -> list[DecisionRecord]:
         low, high = 1, E8_MAX
         if cursor is not None:
             (seq,) = _cursor(cursor, 1)
             low, high = (seq + 1, high) if ascending else (low, seq - 1)
-        wanted = _limit(limit) + 1
         with reading(self._engine) as connection:
             history = History(connection, self._require(connection, portfolio), portfolio, self._files)
-            records = history.find(filters, low, high, ascending=ascending, limit=wanted)
-        items = tuple(record.decision() for record in records[:limit])
-        return Page(items, str(items[-1].seq) if len(records) > limit else None)
+            return history.find(filters, low, high, ascending=ascending, limit=limit)
 
     def decision(self, portfolio: str, seq: object) -> Decision:
         """One decision by its place in the chain."""
@@ -290,6 +291,24 @@ def _one_of(value: object, name: str) -> str:
     if isinstance(value, str) and value in _KNOWN[name]:
         return value
     raise InvalidRequest(f"{name} must be one of {', '.join(_KNOWN[name])}, got {value!r}", field=name)
+
+
+def _filters(portfolio: str, given: HistoryFilters) -> Filters:
+    """What is given, checked."""
+    require_history_filters(given)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    position_id = chosen.get("position_id")
+    return Filters(
+        **{name: _one_of(chosen[name], name) for name in _KNOWN if name in chosen},
+        tags={name: label_text(chosen[name], name) for name in ("symbol", "strategy") if name in chosen},
+        position=None if position_id is None else _number_in(portfolio, position_id),
+        since_us=_moment_us(chosen["since"], "since") if "since" in chosen else None,
+        until_us=_moment_us(chosen["until"], "until") if "until" in chosen else None,
+    )
+
+
+def _ascending(given: HistoryFilters) -> bool:
+    return given.get("ascending", False)
 
 
 def _moment_us(value: object, name: str) -> int:

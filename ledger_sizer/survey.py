@@ -10,13 +10,12 @@ from ledger_sizer.command_base import portfolio_name
 from ledger_sizer.database import database_now_us, reading
 from ledger_sizer.domain import Page, Position, ScopeExposure, from_us, to_us
 from ledger_sizer.errors import InvalidRequest, NotFound
+from ledger_sizer.exposure_line import Peaks, exposure_line
 from ledger_sizer.overview import (
     HOURS_MAX,
     ROWS_MAX,
     Detail,
     DriftLine,
-    ExposureLine,
-    ExposurePoint,
     Look,
     Overview,
     PortfolioLine,
@@ -27,10 +26,6 @@ from ledger_sizer.records import Decision
 from ledger_sizer.store import position_of, record_of, scope_of
 from ledger_sizer.tables import DecisionRow, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 from ledger_sizer.tags import PORTFOLIO_SCOPE
-from ledger_sizer.units import usd
-
-POINTS_MAX = 240
-"""Points of the line of exposure."""
 
 _SCOPES_MAX = 60
 _DRIFTS_MAX = 20
@@ -42,8 +37,8 @@ _HELD = text("positions.state = 'held'")
 _OPEN = text("positions.state = 'open'")
 
 
-def survey(engine: Engine, look: Look, now_us: int | None) -> Overview:
-    """Look at the ledger. now_us: the injected clock's time, None for the database's.
+def survey(engine: Engine, look: Look, now_us: int | None, peaks: Peaks) -> Overview:
+    """Look at the ledger. now_us: the injected clock's time, None for the database's. peaks: kept from look to look.
 
     Raises `InvalidRequest` for a look that asks too much, `NotFound` for a portfolio that is not there.
     """
@@ -59,7 +54,7 @@ def survey(engine: Engine, look: Look, now_us: int | None) -> Overview:
         ).one_or_none()
         if found is None or not _visible(look, chosen):
             raise NotFound(f"no portfolio {chosen!r}; one comes into being with its first reservation or cap")
-        return Overview(now, portfolios, _detail(connection, found, look, to_us(now)))
+        return Overview(now, portfolios, _detail(connection, found, look, to_us(now), peaks))
 
 
 def _check(look: Look) -> None:
@@ -91,7 +86,7 @@ def _portfolios(connection: Connection, look: Look) -> Page[PortfolioLine]:
     return Page(lines, lines[-1].name if len(rows) > look.rows else None)
 
 
-def _detail(connection: Connection, found: Any, look: Look, now_us: int) -> Detail:
+def _detail(connection: Connection, found: Any, look: Look, now_us: int, peaks: Peaks) -> Detail:
     scopes, left_out = _scopes(connection, found.id)
     count = select(func.count()).select_from(_POSITIONS).where(PositionRow.portfolio_id == found.id)
     return Detail(
@@ -104,7 +99,7 @@ def _detail(connection: Connection, found: Any, look: Look, now_us: int) -> Deta
         open=_open(connection, found, look),
         open_count=connection.execute(count.where(_OPEN)).scalar_one(),
         decisions=_decisions(connection, found, look),
-        line=_line(connection, found, now_us - look.hours * 3_600_000_000),
+        line=exposure_line(connection, found, now_us - look.hours * 3_600_000_000, peaks),
         reconciliation=_reconciliation(connection, found.name),
     )
 
@@ -153,40 +148,6 @@ def _decisions(connection: Connection, found: Any, look: Look) -> Page[Decision]
     rows = connection.execute(query.order_by(DecisionRow.seq.desc()).limit(look.rows + 1)).all()
     items = tuple(record_of(found.name, row).decision() for row in rows[: look.rows])
     return Page(items, str(items[-1].seq) if len(rows) > look.rows else None)
-
-
-def _line(connection: Connection, found: Any, since_us: int) -> ExposureLine:
-    """At most `POINTS_MAX` decisions evenly spread over the seqs of the time, whose first and last are among them."""
-    first = max(_last_before(connection, found, since_us), 1)
-    every = max(-(-(found.last_seq - first + 1) // POINTS_MAX), 1)
-    wanted = {*range(found.last_seq, first - 1, -every), first}
-    columns = (
-        DecisionRow.decided_us, DecisionRow.seq,
-        DecisionRow.exposure_e8 + DecisionRow.held_delta_e8 + DecisionRow.open_delta_e8,
-        DecisionRow.headroom_e8, DecisionRow.exposure_e8,
-    )  # fmt: skip
-    query = select(*columns).where(DecisionRow.portfolio_id == found.id, DecisionRow.seq.in_(wanted))
-    points = []
-    for decided_us, seq, after_e8, headroom_e8, before_e8 in connection.execute(query.order_by(DecisionRow.seq)):
-        cap = None if headroom_e8 is None else usd(headroom_e8 + before_e8)
-        points.append(ExposurePoint(from_us(decided_us), seq, usd(after_e8), cap))
-    return ExposureLine(from_us(since_us), tuple(points), every)
-
-
-def _last_before(connection: Connection, found: Any, moment_us: int) -> int:
-    """The seq of the last decision before a time, 0 for none: time grows with seq, so halving finds it."""
-    low, high = 0, int(found.last_seq)
-    while low < high:
-        middle = (low + high + 1) // 2
-        query = select(DecisionRow.decided_us).where(
-            DecisionRow.portfolio_id == found.id, DecisionRow.seq >= middle, DecisionRow.seq <= high
-        )
-        decided_us = connection.execute(query.order_by(DecisionRow.seq).limit(1)).scalar()
-        if decided_us is not None and decided_us < moment_us:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _reconciliation(connection: Connection, portfolio: str) -> Reconciliation:

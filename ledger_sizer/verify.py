@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.archive import ArchiveDamaged, ArchiveFiles, Manifest, manifests
 from ledger_sizer.command_base import portfolio_name
-from ledger_sizer.database import shown
+from ledger_sizer.database import shown, streamed
 from ledger_sizer.domain import Finding, VerifyReport
 from ledger_sizer.errors import NotFound, Unavailable
 from ledger_sizer.history import BLOCK
@@ -37,9 +37,11 @@ Progress = Callable[[int, int], None]
 Heads = Mapping[str, tuple[int, str]]
 """Chain heads by portfolio: (seq, hash)."""
 
-_CHUNK = 2000
+_CHUNK = 500
 _FINDINGS_MAX = 100
 
+_Facet = tuple[str, str, str, str]
+"""What history is searched by: tags, command, outcome, reason (empty for none)."""
 _Settled = tuple[int | None, str, int, int | None]
 """What decisions made of a scope: cap_e8, status, frozen, fresh_until_us."""
 
@@ -142,7 +144,7 @@ class _PortfolioCheck:
         self._last_us: int | None = None
         self._last_seen: dict[str, tuple[int, str]] = {}
         self._last_change: dict[str, tuple[int, str]] = {}
-        self._facets: set[tuple[str, str, str, str]] = set()
+        self._block: dict[_Facet, DecisionRecord] = {}
         self.decision_count = 0
 
     def _found(self, seq: int | None, what: str, part: str = "chain") -> None:
@@ -173,13 +175,14 @@ class _PortfolioCheck:
             .where(DecisionRow.portfolio_id == self._head.id, DecisionRow.seq > self._skipped(known))
             .order_by(DecisionRow.seq)
         )
-        tell, name = self._positions.tell, self._head.name
-        for rows in self._connection.execution_options(yield_per=_CHUNK).execute(query).partitions():
+        link, tell, name = self._link, self._positions.tell, self._head.name
+        for rows in streamed(self._connection, query, _CHUNK):
             for row in rows:
                 record = record_of(name, row)
-                self._link(record)
+                link(record)
                 tell(record)
             yield self.decision_count
+        self._end_block()
         self._check_head()
         self._positions.finish()
         self.scopes()
@@ -220,7 +223,7 @@ class _PortfolioCheck:
             self._found(
                 max(self._expected, manifest.from_seq), f"decisions {manifest.from_seq} to {manifest.to_seq}: {error}"
             )
-            self._facets.clear()
+            self._end_block()
         else:
             if (self._expected - 1, self._previous) != (manifest.to_seq, manifest.last_hash):
                 self._found(
@@ -232,29 +235,37 @@ class _PortfolioCheck:
 
     def _link(self, record: DecisionRecord) -> None:
         """One decision must continue the chain."""
-        seq = record.seq
+        (_, seq, command, _, outcome, reason, _, tags, *_, decided_us, _, _, link) = record
         if seq != self._expected:
             self._found(self._expected, f"decision {self._expected} is missing; the next one is {seq}")
-            self._facets.clear()
-        elif not self._broken and chain_hash(self._previous, canonical_text(record)) != record.hash:
+            self._end_block()
+        elif not self._broken and chain_hash(self._previous, canonical_text(record)) != link:
             self._found(seq, f"decision {seq} is not the one that was made: its hash does not match")
             self._broken = True  # one edit breaks every later link unless they were rewritten too; report it once
         else:
             self._broken = False
-        self._previous, self._expected = record.hash, seq + 1
+        self._previous, self._expected = link, seq + 1
         self.decision_count += 1
-        self._last_us = record.decided_us
-        if record.command in ABOUT_A_SCOPE and record.outcome == "applied":
+        self._last_us = decided_us
+        facet = (tags, command, outcome, reason or "")
+        # A change of a scope says in its binding which; of everything else the last of its kind tells enough.
+        if facet[1] in ABOUT_A_SCOPE and facet[2] == "applied":
             self._last_change[str(record.binding)] = (seq, record.trace)
-        else:
-            self._last_seen[record.tags] = (seq, record.trace)
-        self._facets.add((record.tags, record.command, record.outcome, record.reason or ""))
+        self._block[facet] = record
         if seq % BLOCK == 0:
-            self._check_facets(seq // BLOCK)
+            self._check_facets(seq // BLOCK, self._end_block())
 
-    def _check_facets(self, block: int) -> None:
+    def _end_block(self) -> set[_Facet]:
+        """Keep of the decisions since the last block what the scopes are compared with. Returns their facets."""
+        told, self._block = self._block, {}
+        for (tags, command, outcome, _), record in told.items():
+            of_a_scope = command in ABOUT_A_SCOPE and outcome == "applied"
+            if not of_a_scope and record.seq > self._last_seen.get(tags, (0,))[0]:
+                self._last_seen[tags] = (record.seq, record.trace)
+        return set(told)
+
+    def _check_facets(self, block: int, told: set[_Facet]) -> None:
         """What history finds in a full block must be all that is in it."""
-        told, self._facets = self._facets, set()
         if (block - 1) * BLOCK < self._since:
             return
         query = (

@@ -5,11 +5,13 @@ with those of the others that ended in the same stretch, so that memory grows wi
 time and not with history.
 """
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, and_, func, select
 
+from ledger_sizer.database import is_among
 from ledger_sizer.domain import position_id
 from ledger_sizer.errors import LedgerError
 from ledger_sizer.fold import Told, fold
@@ -49,7 +51,8 @@ class PositionCheck:
             return
         told = self._told[number]
         if told is None or told.is_final:
-            self._ended[number] = self._told.pop(number)
+            self._ended[number] = told
+            del self._told[number]
             if len(self._ended) >= _LOOKUP:
                 self._compare_ended()
 
@@ -106,7 +109,8 @@ class PositionCheck:
     def _compare_ended(self) -> None:
         if not self._ended:
             return
-        query = select(_POSITIONS).where(PositionRow.portfolio_id == self._id, PositionRow.number.in_(self._ended))
+        numbers = json.dumps([*self._ended])
+        query = select(_POSITIONS).where(PositionRow.portfolio_id == self._id, is_among(PositionRow.number, numbers))
         rows = {row[1]: row for row in self._connection.execute(query).all()}
         self._matched += len(rows)
         for number, told in sorted(self._ended.items()):

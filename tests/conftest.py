@@ -13,10 +13,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+from tests.browser import VARIABLE, chromium, chromium_path
 from tests.clocks import FakeClock
 from tests.databases import (
     ENGINE_KINDS,
@@ -28,6 +29,9 @@ from tests.databases import (
     SqliteDatabases,
     TestPostgres,
 )
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 EngineKind = Literal["sqlite", "postgresql"]
 NewDatabase = Callable[..., str]
@@ -157,3 +161,12 @@ def clock() -> FakeClock:
 def repository_root() -> Path:
     """The folder that holds pyproject.toml."""
     return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium. Without one the tests are skipped, but never where changes are judged."""
+    if chromium_path() is None and not os.environ.get("CI"):
+        pytest.skip(f"no Chromium here: apt-get install chromium, or name one in {VARIABLE}")
+    with chromium() as running:
+        yield running

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ledger_sizer import Decision, Exposure, InvalidRequest, Ledger, NotFound, Reserve
+from ledger_sizer import Decision, Exposure, InvalidRequest, Ledger, NotFound, Reserve, queries
+from ledger_sizer.api.reads import DecisionFilters
 from ledger_sizer.cli import run
+from ledger_sizer.cli.reading import history as history_command
 from ledger_sizer.client import LedgerClient
+from ledger_sizer.domain import HistoryFilters
 from ledger_sizer.records import GENESIS_HASH, canonical_text, chain_hash
-from ledger_sizer.wire.answers import decision_from_json
+from ledger_sizer.wire.answers import decision_from_json, decision_to_json
 from ledger_sizer.wire.export import csv_lines, ndjson_lines
 from tests.clocks import START, FakeClock
 from tests.conftest import NewDatabase
@@ -186,8 +190,8 @@ def test_upgrade_database_when_it_has_a_long_history_then_its_facets_are_noted(
 def test_export_history_when_read_back_then_the_hashes_are_reproduced(ledger: Ledger, clock: FakeClock) -> None:
     lived_in(ledger, clock, 150, seed=4)
     decisions = [*ledger.history(limit=1000, ascending=True)]
-    lines = ndjson_lines(full=True)(decisions).decode().splitlines()
-    rows = list(csv.DictReader(io.StringIO(csv_lines(full=True)(decisions).decode(), newline="")))
+    lines = ndjson_lines(full=True)(d.record for d in decisions).decode().splitlines()
+    rows = list(csv.DictReader(io.StringIO(csv_lines(full=True)(d.record for d in decisions).decode(), newline="")))
     previous = GENESIS_HASH
     for line, row, decision in zip(lines, rows, decisions, strict=True):
         form = json.loads(line)
@@ -198,11 +202,43 @@ def test_export_history_when_read_back_then_the_hashes_are_reproduced(ledger: Le
         assert row == {name: "" if form[name] is None else str(form[name]) for name in row}
 
 
+def test_export_history_when_it_is_longer_than_a_block_then_it_is_what_the_pages_are(
+    long: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "BLOCK_RECORDS", 700)
+    newest = [*long.history(limit=1000), *long.history(limit=1000, cursor=str((long.exposure().seq or 0) - 999))]
+    parts = [*long.export(form="ndjson", full=False)]
+    assert len(parts) > 3
+    lines = b"".join(parts).splitlines()
+    assert [json.loads(line) for line in lines[:2000]] == [decision_to_json(decision) for decision in newest]
+    assert len(lines) == long.exposure().seq
+    rare = [decision.record for decision in long.history(symbol="RARE", ascending=True)]
+    assert b"".join(long.export(form="csv", symbol="RARE", ascending=True)) == csv_lines(full=True)(rare)
+    assert b"".join(long.export(symbol="NOBODY")) == b""
+    with pytest.raises(InvalidRequest, match="form must be one of"):
+        long.export(form="xml")  # type: ignore[arg-type]
+
+
+def test_filter_history_when_asked_on_any_face_then_each_has_every_filter() -> None:
+    known = set(HistoryFilters.__annotations__)
+    assert known <= DecisionFilters.model_fields.keys()
+    assert known <= inspect.signature(history_command).parameters.keys()
+    for read in (Ledger.history, Ledger.export, queries.Queries.history):
+        assert inspect.signature(read).parameters["filters"].annotation == Unpack[HistoryFilters]
+    with pytest.raises(TypeError, match="cannot be filtered by 'venue'"):
+        LedgerClient().history(venue="bybit")  # type: ignore[call-arg]
+
+
+def test_filter_history_when_a_filter_is_unknown_then_it_is_not_ignored(ledger: Ledger) -> None:
+    with pytest.raises(TypeError, match="cannot be filtered by 'venue'"):
+        ledger.history(venue="bybit")  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("text", ["a,b", 'say "no"', "a'b", "ü€", "dot · dash", "x" * 100])
 def test_export_csv_when_a_key_needs_quoting_then_it_reads_back(ledger: Ledger, text: str) -> None:
     ledger.reserve(key=text, tags={"symbol": text})
     decision = ledger.history(limit=1)[0]
-    (row,) = csv.DictReader(io.StringIO(csv_lines(full=True)([decision]).decode(), newline=""))
+    (row,) = csv.DictReader(io.StringIO(csv_lines(full=True)([decision.record]).decode(), newline=""))
     assert (row["key"], row["tags"], row["request"]) == (text, decision.record.tags, decision.request)
 
 
@@ -215,7 +251,7 @@ def test_export_history_when_asked_on_the_command_line_then_all_of_it_is_written
         ledger.submit([Reserve(key=f"n{n}", min_notional_usd=D(10**6)) for n in range(1300)])
         decisions = [*ledger.history(limit=1000), *ledger.history(limit=1000, cursor="301")]
     lines = csv_lines(full=True) if kind == "csv" else ndjson_lines(full=True)
-    expected = lines(decisions).decode()
+    expected = lines(d.record for d in decisions).decode()
     target = tmp_path / f"history.{kind}"
     assert run(["history", "--export", kind, "--out", str(target), "--database-url", url]) == 0
     assert target.read_bytes().decode() == expected

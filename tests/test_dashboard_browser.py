@@ -22,7 +22,6 @@ from ledger_sizer.instruments import Leg
 from ledger_sizer.keys import create_key, revoke_key
 from ledger_sizer.reconcile import drifts
 from tests.accounts import Desk, short
-from tests.browser import VARIABLE, chromium, chromium_path
 from tests.clocks import FakeClock
 from tests.conftest import NewDatabase
 from tests.page_checks import PROBLEMS_OF_PAGE
@@ -34,15 +33,6 @@ if TYPE_CHECKING:
 WIDE = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 SIZES = {"desktop": (WIDE, "light"), "dark": (WIDE, "dark"), "phone": (PHONE, "light"), "phone-dark": (PHONE, "dark")}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium. Without one the tests are skipped, but never where changes are judged."""
-    if chromium_path() is None and not os.environ.get("CI"):
-        pytest.skip(f"no Chromium here: apt-get install chromium, or name one in {VARIABLE}")
-    with chromium() as running:
-        yield running
 
 
 @pytest.fixture
@@ -278,6 +268,31 @@ def test_open_desk_when_there_are_drifts_then_they_stand_there_with_what_they_fr
         assert "confirmed, froze portfolio" in text
         assert page.inner_text("#sum .status") == "unreconciled"
         assert not page.evaluate(PROBLEMS_OF_PAGE)
+
+
+def test_reconcile_when_a_drift_froze_nothing_then_it_shows_within_a_second(
+    browser: Browser, new_database: NewDatabase, clock: FakeClock
+) -> None:
+    """A first sighting is in no decision: only the event stream's own word of the run can bring it."""
+    url = new_database("sqlite")
+    desk = Desk(url, clock)
+    desk.ledger.set_cap(key="cap", portfolio="main", cap=Decimal(50_000))
+    desk.run(1)
+    with serving(url) as service, visiting(browser, service.url) as page:
+        live(page)
+        waits = []
+        for _ in range(3):
+            seq, desk.account.positions = service.ledger.exposure().seq, None
+            desk.run(1)
+            ran = time.monotonic()
+            assert service.ledger.exposure().seq == seq, "nothing was decided"
+            page.wait_for_selector("#reconciliation td:has-text('open')")
+            waits.append(time.monotonic() - ran)
+            desk.account.positions = ()
+            desk.run(1)
+            page.wait_for_selector("#reconciliation:not(:has(td))")
+    desk.close()
+    assert statistics.median(waits) < 1, waits
 
 
 def test_decide_drifts_when_confirmed_with_a_reason_then_each_is_done_and_recorded(

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import InvalidRequest, Ledger, Leg, NotFound, Reserve
+from ledger_sizer import InvalidRequest, Ledger, Leg, NotFound, Reserve, exposure_line
 from ledger_sizer.commands import COMMANDS
 from ledger_sizer.dashboard import figures
 from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
 from ledger_sizer.dashboard.words import told
 from ledger_sizer.domain import ScopeExposure
+from ledger_sizer.exposure_line import POINTS_MAX
 from ledger_sizer.overview import Detail, Look, Overview
-from ledger_sizer.survey import POINTS_MAX
 from tests.clocks import START, FakeClock
 from tests.desk import opened
 
@@ -107,17 +107,55 @@ def test_draw_line_when_hours_pass_then_it_begins_with_what_held_before(database
         assert [point.seq for point in detail_of(ledger.overview(Look(hours=100))).line.points] == [1, 2, 3, 4, 5]
 
 
-def test_draw_line_when_there_are_many_decisions_then_it_is_sampled_and_says_so(
+def spiky(ledger: Ledger, number: int, clock: FakeClock) -> None:
+    """Decisions that leave nothing behind but for a moment: every 97th is a spike that the next one takes back."""
+    ledger.set_cap(key="cap", cap=Decimal(10**6))
+    for start in range(0, number, 97):
+        ledger.submit([Reserve(key=f"k{start}/{n}", min_notional_usd=Decimal(10**9)) for n in range(95)])
+        spike = ledger.adopt(key=f"s{start}", quantity=Decimal(1), price=Decimal(1000 + start))
+        ledger.release(key=f"e{start}", position_id=spike.position_id or "")
+        clock.advance(1)
+
+
+def test_draw_line_when_there_are_many_decisions_then_no_spike_between_two_points_is_lost(
     database_url: str, clock: FakeClock
 ) -> None:
     with opened(database_url, clock) as ledger:
-        ledger.submit([Reserve(key=f"k{number}") for number in range(POINTS_MAX * 3)])
-        line = detail_of(ledger.overview()).line
-        assert line.every == 3
-        assert len(line.points) <= POINTS_MAX + 1
-        assert (line.points[0].seq, line.points[-1].seq) == (1, POINTS_MAX * 3)
-        exposure = {decision.seq: decision.exposure_after for decision in ledger.history(limit=1000)}
-        assert all(point.exposure == exposure[point.seq] for point in line.points)
+        spiky(ledger, 1100, clock)
+        for _ in range(2):
+            newest = ledger.history(limit=1000)
+            decisions = [*newest, *ledger.history(limit=1000, cursor=newest.cursor)][::-1]
+            exposure = {decision.seq: decision.exposure_after for decision in decisions}
+            for hours in (1, 24):
+                line = detail_of(ledger.overview(Look(hours=hours))).line
+                assert line.exact_from is None
+                assert POINTS_MAX // 2 < len(line.points) <= POINTS_MAX + 1
+                assert (line.points[0].seq, line.points[-1].seq) == (1, decisions[-1].seq)
+                before = 0
+                for point in line.points:
+                    between = [exposure[seq] for seq in range(before + 1, point.seq + 1)]
+                    assert (point.exposure, point.low, point.high) == (between[-1], min(between), max(between))
+                    before = point.seq
+            drawn = chart(detail_of(ledger.overview()), clock())
+            assert "highest 2,067.00" in drawn.words
+            ledger.adopt(key="more", quantity=Decimal(1), price=Decimal(7))  # what was kept is still right
+
+
+def test_draw_line_when_more_was_decided_than_one_look_reads_then_it_says_so_and_the_next_looks_read_it(
+    database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exposure_line, "READ_MAX", 400)
+    with opened(database_url, clock) as ledger:
+        spiky(ledger, 1100, clock)
+        first = detail_of(ledger.overview())
+        assert first.line.exact_from is not None
+        assert "highest 2,067.00" in chart(first, clock()).words, "the newest part is read first"
+        drawn = [detail_of(ledger.overview()).line.exact_from for _ in range(4)]
+        assert drawn[-1] is None
+        whole = detail_of(ledger.overview()).line
+    with opened(database_url, clock) as fresh:
+        monkeypatch.setattr(exposure_line, "READ_MAX", 10**6)
+        assert detail_of(fresh.overview()).line == whole
 
 
 # The chart.

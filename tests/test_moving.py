@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import subprocess
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -190,3 +192,60 @@ def test_restore_pg_dump_when_made_while_it_is_used_then_the_restored_ledger_ver
         assert audit(ledger) == before
         ledger.reserve(key="goes on", tags=TAGS)
         assert_verified(ledger)
+
+
+# --- archived history comes back ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("to", ENGINE_KINDS)
+def test_copy_ledger_when_archives_are_restored_then_all_of_it_is_rows_again(
+    moved_from: Ledger, database_url: str, to: str, new_database: NewDatabase, clock: FakeClock, tmp_path: Path
+) -> None:
+    original, there = audit(moved_from), new_database(to)
+    with Intruder(database_url) as look:
+        (archived,) = look.rows("SELECT count(*) FROM archives")[0]
+        assert archived > 0, "there is something to restore"
+    assert run(["db", "copy", database_url, there, "--restore-archives"]) == 0
+    for file in (tmp_path / "archive").iterdir():
+        file.unlink()
+    with opened(there, clock) as ledger, Intruder(there) as look:
+        assert look.rows("SELECT count(*) FROM archives") == [(0,)]
+        assert look.rows("SELECT count(*) FROM decisions") == [(original[0].decisions,)]
+        assert look.rows("SELECT count(*) FROM positions") == [(original[0].positions,)]
+        report, heads, exposures, history, denied, positions = audit(ledger)
+        assert (report, heads, exposures, history, denied) == original[:5]
+        assert {*original[5]} <= {*positions}, "what had ended is listed again"
+        assert ledger.reserve(key="zero", tags=TAGS).replayed, "and its keys are answered again"
+        assert ledger.archive(ledger.decision(100).decided_at, tmp_path / "again").decisions > 0
+        assert audit(ledger)[1] == ledger.heads()
+
+
+def test_restore_archives_when_a_key_was_used_again_then_it_is_refused_and_nothing_is_written(
+    moved_from: Ledger, database_url: str, new_database: NewDatabase, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not moved_from.reserve(key="zero", tags=TAGS).replayed
+    there = new_database("sqlite")
+    assert run(["db", "copy", database_url, there, "--restore-archives"]) == 2
+    assert "a key in it was used again" in " ".join(capsys.readouterr().err.split())
+    with Intruder(there) as look:
+        assert look.rows("SELECT count(*) FROM portfolios") == [(0,)]
+
+
+def test_restore_archives_when_a_file_was_rewritten_with_its_manifest_then_the_chain_tells(
+    moved_from: Ledger, database_url: str, new_database: NewDatabase, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = next((tmp_path / "archive").iterdir())
+    lines = gzip.decompress(file.read_bytes()).replace(b'"exposure_e8":0', b'"exposure_e8":1', 1)
+    file.write_bytes(gzip.compress(lines))
+    with Intruder(database_url) as intruder:
+        intruder.take_guards_down()
+        intruder.run(
+            "UPDATE archives SET sha256 = :sum WHERE file LIKE :name",
+            sum=sha256(file.read_bytes()).hexdigest(),
+            name=f"%{file.name}",
+        )
+    there = new_database("sqlite")
+    assert run(["db", "copy", database_url, there, "--restore-archives"]) == 1
+    assert "does not continue the chain" in " ".join(capsys.readouterr().err.split())
+    with Intruder(there) as look:
+        assert look.rows("SELECT count(*) FROM portfolios") == [(0,)]

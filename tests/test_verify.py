@@ -9,13 +9,15 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from sqlalchemy import BigInteger, Column, Integer, Table
 
 from ledger_sizer import Finding, InstrumentInfo, Ledger, Leg, VerifyReport
 from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 from tests.clocks import START, FakeClock
 from tests.databases import ENGINE_KINDS
-from tests.desk import TAGS, Intruder, dynamic_settings, position_of, reserve_btc
+from tests.desk import TAGS, Intruder, dynamic_settings, position_of, reserve_btc, steady
 
 D = Decimal
 TABLES: list[Any] = [row.__table__ for row in (DecisionRow, PositionRow, ScopeRow, PortfolioRow)]
@@ -196,6 +198,31 @@ def test_verify_when_one_value_was_edited_then_the_row_is_named(
         else:
             assert len(report.findings) >= 1
     assert scene.ledger.verify().ok, "what the test changed is put back"
+
+
+BYTES = [column.name for column in DecisionRow.__table__.columns if column.name not in ("portfolio_id", "seq")]
+"""Of every decision; a changed number of the portfolio or of the decision is another row, and tested as such."""
+
+
+@steady
+@given(where=st.integers(0), column=st.sampled_from(BYTES), at=st.integers(0), byte=st.integers(0x20, 0x7E))
+def test_verify_when_any_single_byte_of_any_decision_was_changed_then_exactly_that_decision_is_named(
+    scene: Scene, where: int, column: str, at: int, byte: int
+) -> None:
+    rows = scene.intruder.rows(f"SELECT seq, {column} FROM decisions WHERE portfolio_id = 1 AND {column} IS NOT NULL")
+    seq, before = rows[where % len(rows)]
+    text = str(before)
+    at %= len(text)
+    table: Any = DecisionRow.__table__
+    if isinstance(before, int):
+        digits = f"{text[:at]}{byte % 10}{text[at + 1 :]}"
+        changed: Any = int(digits) if digits.lstrip("-").isdigit() else before + 1
+    else:
+        changed = f"{text[:at]}{chr(byte)}{text[at + 1 :]}"
+    assume(changed != before)
+    with scene.edited(table, {"portfolio_id": 1, "seq": seq}, column, changed) as report:
+        assert report.first is not None, f"{column} of {seq} was {before!r}, became {changed!r}, and nobody noticed"
+        assert (report.first.portfolio, report.first.seq) == ("main", seq)
 
 
 @pytest.mark.parametrize("seq", [1, 2, 9, -1])

@@ -2,6 +2,9 @@
 
 The event id tells how far every watched portfolio was read: `main:17`, or `alt:3,main:17`. Decisions have gapless
 seqs in commit order, so "everything after seq 17" misses nothing; a portfolio that the id does not name came later.
+
+A reconciliation that ended is an event too, because a drift that froze nothing is in no decision. It only says where to
+look: it has no id, and one that was missed is not told again.
 """
 
 import asyncio
@@ -20,7 +23,7 @@ from ledger_sizer.api.access import allow
 from ledger_sizer.api.service import Service
 from ledger_sizer.command_base import portfolio_name
 from ledger_sizer.errors import Busy, InvalidRequest, LedgerError
-from ledger_sizer.feed import heads
+from ledger_sizer.feed import Mark, marks
 from ledger_sizer.keys import ApiKey
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.wire.answers import decision_to_json
@@ -49,7 +52,10 @@ def router(service: Service) -> APIRouter:
 
     @made.get("/events", response_class=Response, responses={200: {"content": content}})
     async def events(request: Request, filters: Annotated[EventFilters, Query()]) -> Response:
-        """Every decision from now on, or from `Last-Event-ID` on, as server-sent events of the type `decision`."""
+        """Every decision from now on, or from `Last-Event-ID` on, as server-sent events of the type `decision`.
+
+        Between them `reconciliation` names a portfolio that was just compared with its exchange.
+        """
         caller = await service.access.require(request.scope, "read")
         if filters.portfolio is not None:
             allow(caller, filters.portfolio)
@@ -57,11 +63,12 @@ def router(service: Service) -> APIRouter:
         resumed = parse_event_id(sent) if sent else None
         if watch.streams >= service.settings.event_streams_max:
             raise Busy(f"{watch.streams} event streams are open, the most this service keeps; try again later")
-        now = await run_in_threadpool(heads, service.reads)
-        cursor = {name: seq for name, seq in now.items() if _wanted(caller, filters.portfolio, name)}
+        now = await run_in_threadpool(marks, service.reads)
+        cursor = {name: mark.seq for name, mark in now.items() if _wanted(caller, filters.portfolio, name)}
+        runs = {name: mark.run for name, mark in now.items()}
         if resumed is not None:
             cursor = {name: resumed.get(name, 0) for name in cursor}
-        stream = _stream(service, watch, request.scope, filters.portfolio, cursor)
+        stream = _stream(service, watch, request.scope, filters.portfolio, cursor, runs)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
 
@@ -89,9 +96,9 @@ def _wanted(caller: ApiKey, only: str | None, name: str) -> bool:
 
 
 async def _stream(
-    service: Service, watch: "_Watch", scope: Scope, only: str | None, cursor: Cursor
+    service: Service, watch: "_Watch", scope: Scope, only: str | None, cursor: Cursor, runs: dict[str, int]
 ) -> AsyncIterator[bytes]:
-    """Everything after `cursor`, then what comes, with a comment now and then while nothing does."""
+    """Everything after `cursor` and `runs`, then what comes, with a comment now and then while nothing does."""
     with watch.joined():
         # The id goes ahead of the first event: whoever loses the connection before one came has no gap either.
         yield f"retry: {_RETRY_MS}\nid: {event_id(cursor)}\n\n".encode()
@@ -100,9 +107,12 @@ async def _stream(
             try:
                 # Asked again and again: a key that was revoked must not go on listening.
                 caller = await service.access.require(scope, "read")
-                for name, seq in watch.heads.items():
-                    while seq > cursor.get(name, 0) and _wanted(caller, only, name):
+                for name, mark in watch.marks.items():
+                    while mark.seq > cursor.get(name, 0) and _wanted(caller, only, name):
                         yield await _news(service, name, cursor)
+                    if mark.run > runs.get(name, 0) and _wanted(caller, only, name):
+                        runs[name] = mark.run
+                        yield b"event: reconciliation\ndata: " + to_json({"portfolio": name}) + b"\n\n"
             except SQLAlchemyError:
                 log.info("events.database_away")
             except LedgerError as error:
@@ -133,7 +143,7 @@ class _Watch:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._task: asyncio.Task[None] | None = None
-        self.heads: Cursor = {}
+        self.marks: dict[str, Mark] = {}
         self.changed = asyncio.Event()
         self.streams = 0
 
@@ -155,11 +165,11 @@ class _Watch:
         stopping = self._service.stopping
         while self.streams and not stopping.is_set():
             try:
-                found = await run_in_threadpool(heads, self._service.reads)
+                found = await run_in_threadpool(marks, self._service.reads)
             except SQLAlchemyError:
-                found = self.heads  # the streams stay open; what is committed meanwhile will be found
-            if found != self.heads:
-                self.heads = found
+                found = self.marks  # the streams stay open; what is committed meanwhile will be found
+            if found != self.marks:
+                self.marks = found
                 self._wake()
             await asyncio.sleep(self._service.settings.event_poll_ms / 1000)
         self._wake()

@@ -1,4 +1,4 @@
-"""Decisions as CSV and NDJSON, streamed page by page, so that a history of any length costs one page of memory."""
+"""Decisions as CSV and NDJSON, streamed block by block, so that a history of any length costs one block of memory."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -6,14 +6,11 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from ledger_sizer.domain import Page
 from ledger_sizer.ledger import Ledger
-from ledger_sizer.records import Decision
-from ledger_sizer.wire.export import COLUMNS, csv_lines, ndjson_lines
+from ledger_sizer.wire.export import COLUMNS, ExportForm
 from ledger_sizer.wire.problems import NotAcceptable
 
 CSV, NDJSON, JSON = "text/csv", "application/x-ndjson", "application/json"
-_PAGE = 1000
 
 EXPORTS: dict[str, Any] = {
     CSV: {"schema": {"type": "string", "description": f"A head line, then one line each: {', '.join(COLUMNS)}."}},
@@ -66,23 +63,17 @@ def _matches(kind: str, ours: str) -> int:
 async def export_response(
     ledger: Ledger, kind: str, arguments: dict[str, Any], *, cursor: str | None, full: bool
 ) -> Response:
-    """Stream everything from `cursor` on. The first page is read before the head is sent, so that errors keep it."""
-
-    def page(cursor: str | None) -> Page[Decision]:
-        return ledger.history(**arguments, cursor=cursor, limit=_PAGE)
-
-    first = await run_in_threadpool(page, cursor)
-    write = csv_lines(full=full) if kind == CSV else ndjson_lines(full=full)
+    """Stream everything from `cursor` on. The first block is read before the head is sent, so that errors keep it."""
+    form: ExportForm = "csv" if kind == CSV else "ndjson"
+    parts = ledger.export(**arguments, form=form, cursor=cursor, full=full)
+    first = await run_in_threadpool(next, parts, b"")
 
     async def lines() -> AsyncIterator[bytes]:
-        current: Page[Decision] = first
-        while True:
-            yield write(current)
-            if current.cursor is None:
-                return
-            # A database lost in the middle breaks the connection off, so that no reader takes a part for the whole.
-            current = await run_in_threadpool(page, current.cursor)
+        yield first
+        # A database lost in the middle breaks the connection off, so that no reader takes a part for the whole.
+        while part := await run_in_threadpool(next, parts, b""):
+            yield part
 
-    name = f"decisions-{arguments['portfolio']}.{'csv' if kind == CSV else 'ndjson'}"
+    name = f"decisions-{arguments['portfolio']}.{form}"
     headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{name}"'}
     return StreamingResponse(lines(), headers=headers, media_type=kind)

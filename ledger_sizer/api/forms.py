@@ -164,13 +164,18 @@ class ExposurePointForm(_Form):
     seq: int
     exposure: DecimalOut
     cap: DecimalOut | None
+    low: DecimalOut = Field(description="The lowest exposure since the point before.")
+    high: DecimalOut = Field(description="The highest exposure since the point before.")
 
 
 class ExposureLineForm(_Form):
-    """Exposure over time. `every`: one decision in so many is shown. The first point may be older than `since`."""
+    """Exposure over time. The first point may be older than `since`.
+
+    `exact_from`: up to then what lies between the points was not read yet; null when `low` and `high` miss nothing.
+    """
 
     since: TimeOut
-    every: int
+    exact_from: TimeOut | None
     points: list[ExposurePointForm]
 
 

@@ -103,7 +103,7 @@ def _line(detail: "Detail", until: datetime, width: int) -> "Text":
     highest: list[Decimal | None] = [None] * max(width, 1)
     for point in detail.line.points:
         place = min(max(int((point.at - since).total_seconds() / span * len(highest)), 0), len(highest) - 1)
-        highest[place] = max(highest[place] or Decimal(0), point.exposure)
+        highest[place] = max(highest[place] or Decimal(0), point.high)
     top = max([detail.whole.cap or Decimal(0), *[value for value in highest if value is not None]]) or Decimal(1)
     last = Decimal(0)
     sparks = ""

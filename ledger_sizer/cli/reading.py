@@ -201,21 +201,18 @@ def history(
         "position_id": position_id,
         "since": options.moment(since, "since"),
         "until": options.moment(until, "until"),
-        "limit": 1000 if export else options.whole(limit, "limit"),
         "ascending": ascending,
     }
+    rows = options.whole(limit, "limit")
     if out is not None and export is None:
         failures.bad_input("--out names the file of an export; say --export csv or --export ndjson", "out")
     with ledger_at(database_url) as ledger:
 
         def page_at(cursor: str | None) -> "Page[Decision]":
-            return ledger.history(portfolio, cursor=cursor, **filters)
+            return ledger.history(portfolio, cursor=cursor, limit=rows, **filters)
 
         if export is not None:
-            from ledger_sizer.wire.export import csv_lines, ndjson_lines
-
-            lines = csv_lines(full=True) if export == "csv" else ndjson_lines(full=True)
-            output.write_file(map(lines, _pages(page_at, cursor, everything=True)), out)
+            output.write_file(ledger.export(portfolio, export, cursor=cursor, **filters), out)
         elif as_json:
             from ledger_sizer.cli.forms import decision_form
 

@@ -178,13 +178,18 @@ def backup(
 def copy(
     source: Annotated[str, typer.Argument(metavar="SOURCE", help="URL of the ledger.")],
     target: Annotated[str, typer.Argument(metavar="TARGET", help="URL of an empty database, migrated as needed.")],
+    restore: Annotated[
+        bool, typer.Option("--restore-archives", help="Make rows of the archive files again; the copy has no archive.")
+    ] = False,
     as_json: Json = False,
 ) -> int:
     """Copy a ledger to another database, and verify that the copy has the same chain heads.
 
     Between SQLite and PostgreSQL in either direction. Stop the source's writers first: what they decide later stays
-    behind. Archive files are not copied, only what the ledger knows of them.
+    behind. Archive files are not copied, only what the ledger knows of them, unless they are restored.
     """
+    from ledger_sizer.archive import files_of
+    from ledger_sizer.config import AppSettings
     from ledger_sizer.database import upgrade as migrate
     from ledger_sizer.moving import copy as copy_rows
     from ledger_sizer.verify import heads_of
@@ -192,7 +197,7 @@ def copy(
     with engine_at(source, read_only=True) as reads, engine_at(target, create=True) as writes:
         migrate(writes.url)
         heads = heads_of(reads)
-        copy_rows(reads, writes)
+        copy_rows(reads, writes, restore=files_of(AppSettings()) if restore else None)
     return _verified(target, heads, as_json)
 
 

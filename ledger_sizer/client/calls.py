@@ -8,14 +8,21 @@ import json
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, Unpack
 from urllib.parse import quote
 
 from ledger_sizer.batch import AnyCommand, Result
 from ledger_sizer.client.answers import NotUnderstood, Reply, decision_of, results_of, value_of
 from ledger_sizer.command_base import portfolio_name
 from ledger_sizer.commands import Reserve
-from ledger_sizer.domain import Exposure, Page, Position, split_position_id
+from ledger_sizer.domain import (
+    Exposure,
+    HistoryFilters,
+    Page,
+    Position,
+    require_history_filters,
+    split_position_id,
+)
 from ledger_sizer.errors import InvalidRequest, LedgerError
 from ledger_sizer.explain import Explanation
 from ledger_sizer.explain import explain as explained
@@ -218,38 +225,16 @@ def positions(
 def history(
     portfolio: str = "main",
     *,
-    symbol: str | None = None,
-    strategy: str | None = None,
-    command: str | None = None,
-    outcome: str | None = None,
-    reason: str | None = None,
-    position_id: str | None = None,
-    since: datetime | None = None,
-    until: datetime | None = None,
     cursor: str | None = None,
     limit: int = 100,
-    ascending: bool = False,
+    **filters: Unpack[HistoryFilters],
 ) -> Calls[Page[Decision]]:
-    """Decisions of a portfolio, newest first (`ascending`: oldest first).
+    """Decisions of a portfolio, newest first unless `ascending`; filters: see `HistoryFilters`.
 
-    symbol, strategy: the tags of these names. position_id: one of this portfolio. since (inclusive), until
-    (exclusive): aware datetimes.
-    cursor: of the page before; it stays right while decisions are added. limit: 1 to 1000.
+    cursor: of the page before; it stays right while decisions are added or archived. limit: 1 to 1000.
     """
-    query = _given(
-        portfolio=portfolio,
-        symbol=symbol,
-        strategy=strategy,
-        command=command,
-        outcome=outcome,
-        reason=reason,
-        position_id=position_id,
-        since=since,
-        until=until,
-        cursor=cursor,
-        limit=limit,
-        ascending=ascending or None,
-    )
+    require_history_filters(filters)
+    query = _given(portfolio=portfolio, cursor=cursor, limit=limit, **filters)
     page: Page[Decision] = yield Call(
         "GET",
         "/v1/decisions",

@@ -6,7 +6,7 @@ from decimal import Decimal
 from itertools import pairwise
 
 from ledger_sizer.dashboard.figures import money
-from ledger_sizer.overview import Detail
+from ledger_sizer.overview import Detail, ExposurePoint
 from ledger_sizer.units import exactly
 
 WIDTH = 1000
@@ -18,7 +18,8 @@ _TICKS = 4
 class Chart:
     """line, area, cap: SVG path data; empty where there is nothing to draw. ticks: labels from top to bottom.
 
-    times: labels from left to right. words: what the chart shows, for those who do not see it.
+    times: labels from left to right. words: what the chart shows, for those who do not see it. exact_from: where peaks
+    between the points are not known before it.
     """
 
     line: str
@@ -27,40 +28,46 @@ class Chart:
     ticks: tuple[str, ...]
     times: tuple[str, ...]
     words: str
-    every: int
+    exact_from: datetime | None
 
 
 def chart(detail: Detail, until: datetime) -> Chart:
     """The chart of one portfolio up to `until`, when exposure and cap are those of now."""
     since = detail.line.since
-    points = [(max(point.at, since), point.exposure, point.cap) for point in detail.line.points]
+    now = detail.whole
     # The last decision of all stands in the line, so the present is its exposure; the cap may be newer than it.
-    points.append((max(until, since), detail.whole.exposure, detail.whole.cap))
-    seen = [point.exposure for point in detail.line.points if point.at >= since] or [detail.whole.exposure]
-    highest = max(max(exposure, cap or Decimal(0)) for _, exposure, cap in points) or Decimal(1)
-    top = _round_up(highest)
-    scaled = [
-        (_x(at, since, until), _y(exposure, top), None if cap is None else _y(cap, top)) for at, exposure, cap in points
-    ]
-    line = _steps([(x, y) for x, y, _ in scaled], later=False)
-    area = f"{line}V{HEIGHT}H{scaled[0][0]}Z"
-    cap = _steps([(x, y) for x, _, y in scaled if y is not None], later=True)
+    present = ExposurePoint(max(until, since), detail.seq, now.exposure, now.cap, now.exposure, now.exposure)
+    points = [point._replace(at=max(point.at, since)) for point in detail.line.points] + [present]
+    seen = [point for point in detail.line.points if point.at >= since] or [present]
+    lowest, highest = min(point.low for point in seen), max(point.high for point in seen)
+    top = _round_up(max(max(point.high, point.cap or Decimal(0)) for point in points) or Decimal(1))
+    line = _exposure_path(points, since, until, top)
+    area = f"{line}V{HEIGHT}H{_x(points[0].at, since, until)}Z"
     words = (
-        f"Exposure of {detail.name} since {since:%Y-%m-%d %H:%M} UTC: lowest {money(min(seen))}, "
-        f"highest {money(max(seen))}, now {money(detail.whole.exposure)} of {money(detail.whole.cap)} USD."
+        f"Exposure of {detail.name} since {since:%Y-%m-%d %H:%M} UTC: lowest {money(lowest)}, "
+        f"highest {money(highest)}, now {money(now.exposure)} of {money(now.cap)} USD."
     )
     ticks = tuple(f"{top * number / _TICKS:,.0f}" for number in range(_TICKS, -1, -1))
-    return Chart(line, area, cap, ticks, _times(since, until), words, detail.line.every)
+    cap = _cap_path(points, since, until, top)
+    return Chart(line, area, cap, ticks, _times(since, until), words, detail.line.exact_from)
 
 
-def _steps(points: list[tuple[int, int]], *, later: bool) -> str:
-    """A line that keeps each value until the next one. later: the value of a point held since the point before."""
-    if not points:
-        return ""
-    path = [f"M{points[0][0]} {points[0][1]}"]
-    for (_, _), (x, y) in pairwise(points):
-        path.append(f"V{y}H{x}" if later else f"H{x}V{y}")
+def _exposure_path(points: list[ExposurePoint], since: datetime, until: datetime, top: Decimal) -> str:
+    """A line that keeps each value until the next one, with a stroke to what was lower or higher in between."""
+    path = [f"M{_x(points[0].at, since, until)} {_y(points[0].exposure, top)}"]
+    for before, point in pairwise(points):
+        path.append(f"H{_x(point.at, since, until)}")
+        ends = (before.exposure, point.exposure)
+        path += [f"V{_y(point.low, top)}"] if point.low < min(ends) else []
+        path += [f"V{_y(point.high, top)}"] if point.high > max(ends) else []
+        path.append(f"V{_y(point.exposure, top)}")
     return "".join(path)
+
+
+def _cap_path(points: list[ExposurePoint], since: datetime, until: datetime, top: Decimal) -> str:
+    """A line on which the cap of a point holds since the point before."""
+    capped = [(_x(point.at, since, until), _y(point.cap, top)) for point in points if point.cap is not None]
+    return "".join(f"V{y}H{x}" if number else f"M{x} {y}" for number, (x, y) in enumerate(capped))
 
 
 def _x(at: datetime, since: datetime, until: datetime) -> int:

@@ -35,8 +35,8 @@ def time_text(moment: datetime) -> str:
 
 
 @lru_cache(maxsize=1024)
-def _time_text_of(us: int) -> str:
-    """Cached, because the decisions of one commit have one time."""
+def time_text_of(us: int) -> str:
+    """Microseconds as `time_text`. Cached, because the decisions of one commit have one time."""
     return time_text(from_us(us))
 
 
@@ -66,8 +66,8 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
         "exposure_before": usd_text(record.exposure_e8),
         "exposure_after": usd_text(after_e8),
         "binding": record.binding,
-        "expires_at": _optional(_time_text_of, record.expires_us),
-        "decided_at": _time_text_of(record.decided_us),
+        "expires_at": _optional(time_text_of, record.expires_us),
+        "decided_at": time_text_of(record.decided_us),
         "hash": record.hash or None,
     }
     if full:

@@ -80,7 +80,7 @@ def _detail_to_json(detail: Detail) -> Json:
         "decisions": page_to_json(detail.decisions, lambda decision: decision_to_json(decision, full=True)),
         "line": {
             "since": time_text(detail.line.since),
-            "every": detail.line.every,
+            "exact_from": None if detail.line.exact_from is None else time_text(detail.line.exact_from),
             "points": [_point_to_json(point) for point in detail.line.points],
         },
         "reconciliation": _reconciliation_to_json(detail.reconciliation),
@@ -102,7 +102,7 @@ def _detail_from_json(form: Mapping[str, Any]) -> Detail:
         line=ExposureLine(
             datetime.fromisoformat(line["since"]),
             tuple(_point_from_json(point) for point in line["points"]),
-            line["every"],
+            None if line["exact_from"] is None else datetime.fromisoformat(line["exact_from"]),
         ),
         reconciliation=_reconciliation_from_json(form["reconciliation"]),
     )
@@ -145,9 +145,11 @@ def _reconciliation_from_json(form: Mapping[str, Any]) -> Reconciliation:
 
 def _point_to_json(point: ExposurePoint) -> Json:
     cap = None if point.cap is None else plain(point.cap)
-    return {"at": time_text(point.at), "seq": point.seq, "exposure": plain(point.exposure), "cap": cap}
+    figures = {name: plain(getattr(point, name)) for name in ("exposure", "low", "high")}
+    return {"at": time_text(point.at), "seq": point.seq, "cap": cap, **figures}
 
 
 def _point_from_json(form: Mapping[str, Any]) -> ExposurePoint:
     cap = None if form["cap"] is None else Decimal(form["cap"])
-    return ExposurePoint(datetime.fromisoformat(form["at"]), form["seq"], Decimal(form["exposure"]), cap)
+    exposure, low, high = (Decimal(form[name]) for name in ("exposure", "low", "high"))
+    return ExposurePoint(datetime.fromisoformat(form["at"]), form["seq"], exposure, cap, low, high)

@@ -158,6 +158,7 @@
     const source = new EventSource("/v1/events");
     source.addEventListener("open", () => { feed("live", "live"); changed(); });
     source.addEventListener("decision", changed);
+    source.addEventListener("reconciliation", changed);
     source.addEventListener("error", () => { feed("lost", "reconnecting, as of"); setTimeout(changed, 1000); });
     document.addEventListener("visibilitychange", () => { if (!document.hidden) changed(); });
     setInterval(countDown, 250);
