@@ -25,8 +25,10 @@ SCHEMA_HEAD = "0005"
 """Newest migration, known here so that opening a ledger does not have to import Alembic (a test keeps it true)."""
 
 _SQLITE_CACHE_KIB = 64 * 1024
-_SQLITE_CHECKPOINT_PAGES = 8000
-"""32 MiB of log between checkpoints: a hot page is then copied back once for hundreds of commits, not for dozens."""
+_SQLITE_CHECKPOINT_PAGES = 2000
+"""8 MiB of log between checkpoints: rare enough that a hot page is copied back once for many commits, and short enough
+that the callers who wait for one are not the slowest hundredth.
+"""
 
 _one_migration = threading.Lock()
 """Alembic keeps its state in globals of the process; processes are kept apart by the database's own lock."""
