@@ -24,6 +24,7 @@ from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET, PaperControl
 from ledger_sizer.paper.server import PaperServer
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.alerts import DELIVERY_HEADER, SIGNATURE_HEADER, Alerts
+from ledger_sizer.reconcile.look import LookHere
 from ledger_sizer.reconcile.run import LEASE_NAME, Reconciler
 from ledger_sizer.tables import LeaseRow
 from tests.accounts import Desk, WrittenAccount, long, short
@@ -45,7 +46,8 @@ def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
 
 def replica(desk: Desk, account: WrittenAccount) -> Reconciler:
     """Another process's reconciler, as far as the database can tell."""
-    return Reconciler(desk.ledger, desk.engine, [account], desk.settings, clock=desk.clock)
+    look = LookHere(desk.engine, [account], desk.settings, clock=desk.clock)
+    return Reconciler(desk.ledger, desk.engine, look, desk.settings, clock=desk.clock)
 
 
 def test_run_when_another_replica_runs_then_it_is_busy_and_looks_at_nothing(desk: Desk) -> None:
@@ -131,7 +133,7 @@ def test_run_when_somebody_releases_the_external_position_then_it_is_counted_aga
 
 def test_run_when_no_account_is_configured_then_it_says_what_to_set(database_url: str, clock: FakeClock) -> None:
     desk = Desk(database_url, clock)
-    empty = Reconciler(desk.ledger, desk.engine, [], desk.settings)
+    empty = Reconciler(desk.ledger, desk.engine, LookHere(desk.engine, [], desk.settings), desk.settings)
     with pytest.raises(WrongState, match="EXCHANGE_API_KEY"):
         empty.run()
     desk.close()

@@ -49,6 +49,7 @@ def _reconciler(url: str | None) -> "Iterator[Reconciler]":
 
     from ledger_sizer.exchanges.accounts import open_accounts
     from ledger_sizer.reconcile.alerts import Alerts
+    from ledger_sizer.reconcile.look import LookHere
     from ledger_sizer.reconcile.run import Reconciler
 
     with _desk(url) as (settings, ledger, engine), ExitStack() as at_the_end:
@@ -57,7 +58,7 @@ def _reconciler(url: str | None) -> "Iterator[Reconciler]":
             at_the_end.callback(account.close)
         alerts = Alerts(settings.reconcile)
         at_the_end.callback(alerts.close)
-        yield Reconciler(ledger, engine, accounts, settings, observe=[alerts.observe])
+        yield Reconciler(ledger, engine, LookHere(engine, accounts, settings), settings, observe=[alerts.observe])
 
 
 def reconcile(

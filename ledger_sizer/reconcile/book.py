@@ -1,10 +1,8 @@
 """The ledger's side of a comparison: which quantities it says there are, by venue, account and market."""
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TypeVar
 
 from sqlalchemy import Engine, or_, select
 
@@ -17,10 +15,6 @@ from ledger_sizer.tables import PortfolioRow, PositionRow
 from ledger_sizer.tags import EXTERNAL_TAG
 from ledger_sizer.units import exactly, usd
 
-T = TypeVar("T")
-
-_TURN, _REST_SECONDS = 20, 0.0002
-
 Place = tuple[str, str]
 """(venue, account)."""
 
@@ -32,27 +26,21 @@ def read_head(engine: Engine, portfolio: str) -> int:
 
 
 def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Position]:
-    """Every live position, and whatever else changed since `since_us`."""
+    """Every live position, and those that were closed or expired since `since_us`.
+
+    A released hold never was at the exchange.
+    """
+    ended = PositionRow.state.in_(("closed", "expired")) & (PositionRow.updated_us >= since_us)
     query = (
         select(*PositionRow.__table__.columns)
         .join(PortfolioRow, PortfolioRow.id == PositionRow.portfolio_id)
         .where(PortfolioRow.name == portfolio)
-        .where(or_(PositionRow.state.in_(("held", "open")), PositionRow.updated_us >= since_us))
+        .where(or_(PositionRow.state.in_(("held", "open")), ended))
         .order_by(PositionRow.number)
     )
     with reading(engine) as connection:
         rows = connection.execute(query).all()
-    return [position_of(portfolio, row) for row in in_turns(rows)]
-
-
-def in_turns(items: Iterable[T]) -> Iterator[T]:
-    """The items, with a rest now and then: long work in this thread must not keep the ledger's writer waiting for the
-    interpreter, which changes hands by itself only every 5 ms.
-    """
-    for number, item in enumerate(items):
-        if number % _TURN == _TURN - 1:
-            time.sleep(_REST_SECONDS)
-        yield item
+    return [position_of(portfolio, row) for row in rows]
 
 
 @dataclass(slots=True)
