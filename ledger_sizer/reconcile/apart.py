@@ -32,7 +32,7 @@ log = get_logger(__name__)
 
 OpenAccounts = Callable[[ExchangeSettings], Sequence[Any]]
 
-_NICENESS = 10
+_NICENESS = 19
 _INSTRUMENTS_SECONDS_MAX = 300.0
 _THREADS = 8
 
