@@ -34,6 +34,7 @@ OpenAccounts = Callable[[ExchangeSettings], Sequence[Any]]
 
 _NICENESS = 19
 _INSTRUMENTS_SECONDS_MAX = 300.0
+_LEAVE_SECONDS_MAX = 2.0
 _THREADS = 8
 
 
@@ -179,8 +180,11 @@ class _Child:
             self._bury()
 
     def _bury(self) -> None:
-        self._process.kill()  # it closed its end, so it cannot be of use any more
-        code = self._process.wait()
+        try:
+            code = self._process.wait(_LEAVE_SECONDS_MAX)
+        except subprocess.TimeoutExpired:  # it closed its end, so it is of no more use
+            self._process.kill()
+            code = self._process.wait()
         self._channel.close()
         with self._lock:
             self._why = self._why or LookFailed(f"the process that looks at the exchange ended ({_ending(code)})")
@@ -202,17 +206,18 @@ def main(descriptor: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # sent to a whole group at a stop; the service ends this process
     os.nice(_NICENESS)
     channel = Connection(descriptor)
-    try:
-        accounts_of, url, settings = channel.recv()
-        configure_logging(settings.log_level)
-        engine = make_engine(url, settings.ledger, read_only=True)
-        accounts = accounts_of(settings.exchange)
-        answers = _Answers(channel, LookHere(engine, accounts, settings), accounts)
-        pool = ThreadPoolExecutor(_THREADS)
-        while True:
-            pool.submit(answers.give, *channel.recv())
-    except (EOFError, OSError):
-        os._exit(0)  # nobody is left to hear an answer: an exchange that is slow must not keep this process
+    accounts_of, url, settings = channel.recv()
+    configure_logging(settings.log_level)
+    accounts = accounts_of(settings.exchange)
+    engine = make_engine(url, settings.ledger, read_only=True)
+    answers = _Answers(channel, LookHere(engine, accounts, settings), accounts)
+    pool = ThreadPoolExecutor(_THREADS)
+    while True:
+        try:
+            question = channel.recv()
+        except (EOFError, OSError):
+            os._exit(0)  # nobody is left to hear an answer: an exchange that is slow must not keep this process
+        pool.submit(answers.give, *question)
 
 
 class _Answers:
