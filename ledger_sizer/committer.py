@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 
 from ledger_sizer.batch import Group, Result, decide_batch, requests_of
 from ledger_sizer.errors import Busy, InternalError, LedgerError, Unavailable
+from ledger_sizer.leases import LeaseLost
 from ledger_sizer.policy import Policy
 from ledger_sizer.records import DecisionRecord
-from ledger_sizer.store import StaleState, WriteStore, needs_of
+from ledger_sizer.store import FenceLost, StaleState, WriteStore, needs_of
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.writer import Answer
 
@@ -37,7 +38,12 @@ class Committer:
     def answer(self, groups: Sequence[Group]) -> list[Answer]:
         """Answer a batch, one at a time. An interrupt (Ctrl-C) may leave it half done: its keys tell what happened."""
         try:
-            return self._settle(groups)
+            apart = [group for group in groups if group.fence is not None]
+            if not apart or len(groups) == 1:
+                return self._settle(groups)
+            # One whose lease has passed to another fails alone.
+            rest = iter(self._settle([group for group in groups if group.fence is None]))
+            return [self._settle([group])[0] if group.fence is not None else next(rest) for group in groups]
         except BaseException:
             self._store.reset()
             raise
@@ -50,6 +56,10 @@ class Committer:
             sealed: list[str] = []
             try:
                 return list(self._commit(groups, own_hashes, sealed))
+            except FenceLost:
+                self._store.rollback()
+                lost = LeaseLost("the lease of this work has passed to another, or ended; nothing of it was written")
+                return [lost for _ in groups]
             except Exception as error:  # noqa: BLE001 - the store sorts driver errors, the rest is a defect
                 self._store.rollback()
                 fault = "stale" if isinstance(error, StaleState) else self._store.fault(error)

@@ -25,7 +25,7 @@ from ledger_sizer.memory import Memory
 from ledger_sizer.records import FIELD_SEPARATOR, GENESIS_HASH, NONE_MARK
 from ledger_sizer.sql_postgresql import ROW_SEPARATOR
 from ledger_sizer.state import PortfolioState
-from ledger_sizer.store import PortfolioNeed, count_row, position_of, position_row, record_of, scope_of
+from ledger_sizer.store import FenceLost, PortfolioNeed, count_row, position_of, position_row, record_of, scope_of
 from ledger_sizer.tags import PORTFOLIO_SCOPE
 
 _CALM_MIN = 3
@@ -104,6 +104,10 @@ class PostgresStore:
             connection.execute("BEGIN")
             locked = connection.execute(sql.LOCK, [sorted(ids.values())])
             loaded = connection.execute(sql.LOAD, parameters)
+        for fence in {need.fence for need in needs.values() if need.fence is not None}:
+            # Locks the lease's row: nobody takes it over before this batch is committed.
+            if connection.execute(sql.HELD, [fence.name, fence.owner, fence.epoch]).fetchone() is None:
+                raise FenceLost
         states = {row[0]: PortfolioState(*row) for row in locked.fetchall()}
         found_us, positions, decisions, scopes, expiries = loaded.fetchall()[0]
         if now_us is None:

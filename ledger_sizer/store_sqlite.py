@@ -16,6 +16,7 @@ from ledger_sizer.store import (
     DECISION_COLUMNS,
     POSITION_COLUMNS,
     SCOPE_COLUMNS,
+    FenceLost,
     PortfolioNeed,
     count_row,
     position_of,
@@ -61,6 +62,7 @@ _ADMINISTER_SCOPES = (
     "UPDATE scopes SET held_e8 = held_e8 + ?3, open_e8 = open_e8 + ?4, overage_e8 = ?5, cap_e8 = ?7, status = ?8, "
     "frozen = ?9, fresh_until_us = ?10 WHERE portfolio_id = ?1 AND scope = ?2"
 )
+_HELD = "SELECT 1 FROM leases WHERE name = ? AND owner = ? AND epoch = ? AND until_us > ?"
 _SAVE_HEAD = "UPDATE portfolios SET last_seq = ?, last_hash = ?, last_us = ? WHERE id = ?"
 
 
@@ -91,6 +93,10 @@ class SqliteStore:
         self.from_memory = remembered is not None and all(_is_head(connection, one) for one in remembered.values())
         if remembered is not None and self.from_memory:
             return remembered, now_us
+        for fence in {need.fence for need in needs.values() if need.fence is not None}:
+            held = (fence.name, fence.owner, fence.epoch, time.time_ns() // 1000)  # leases go by the machine's clock
+            if connection.execute(_HELD, held).fetchone() is None:
+                raise FenceLost
         states = {}
         for name in sorted(needs):
             state = self._lock(connection, name, needs[name], now_us, new_cap_e8)

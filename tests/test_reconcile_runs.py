@@ -20,6 +20,7 @@ from ledger_sizer import Busy, ReconcileSettings, WrongState
 from ledger_sizer.client import LedgerClient
 from ledger_sizer.config import ExchangeSettings
 from ledger_sizer.errors import Unavailable
+from ledger_sizer.leases import LeaseLost
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET, PaperControl
 from ledger_sizer.paper.server import PaperServer
 from ledger_sizer.reconcile import drifts
@@ -84,14 +85,14 @@ def test_run_when_it_was_paused_past_its_lease_then_it_writes_nothing_at_all(des
 
     desk.account.on_fetch = asleep
     seq_after_other: list[int] = []
-    with pytest.raises(drifts.LeaseLost):
+    with pytest.raises(LeaseLost):
         desk.run()
     seq_after_other.append(desk.ledger.exposure().seq)
     assert len(drifts.runs(desk.engine)) == 1
     assert len(drifts.listed(desk.engine)) == 0
     assert figures(desk.ledger) == (0, 0)
     assert [one.command for one in desk.ledger.history()] == ["reconciled"], "the other's, and nothing of the sleeper"
-    assert issubclass(drifts.LeaseLost, Unavailable)
+    assert issubclass(LeaseLost, Unavailable)
 
 
 def test_run_when_dry_then_it_finds_and_leaves_no_trace(desk: Desk) -> None:

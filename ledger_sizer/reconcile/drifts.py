@@ -13,7 +13,7 @@ from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.database import reading
 from ledger_sizer.domain import Page
 from ledger_sizer.errors import InvalidRequest, NotFound, Unavailable
-from ledger_sizer.leases import Lease
+from ledger_sizer.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.reconcile.compare import Comparison
 from ledger_sizer.reconcile.kinds import KINDS, STATES, Drift, Finding, Run
 from ledger_sizer.tables import DriftRow, ReconciliationRow
@@ -25,10 +25,6 @@ RECONCILIATION = "reconciliation"
 _TABLE = DriftRow.__table__
 _NAMES = tuple(one.name for one in fields(Drift))
 _EXACT = ("ledger_quantity", "venue_quantity", "excess", "price")
-
-
-class LeaseLost(Unavailable):
-    """The run took so long that another may have begun: it must not write."""
 
 
 @dataclass(slots=True)
@@ -60,11 +56,15 @@ def record(engine: Engine, lease: Lease, run: Run, comparison: Comparison, setti
     """Write a run and what it made of the drifts. Raises `LeaseLost` when its lease has passed to another."""
     try:
         with engine.begin() as connection:
-            if not lease.holds(connection):
-                raise LeaseLost(f"the lease of this run is over (epoch {lease.epoch}); nothing of it was written")
+            _require(lease, connection)
             return _record(connection, run, comparison, settings)
     except DBAPIError as error:
         raise Unavailable(f"cannot record the run: {str(error.orig).strip()}") from None
+
+
+def _require(lease: Lease, connection: Connection) -> None:
+    if not lease.holds(connection):
+        raise LeaseLost(f"the lease of this run is over (epoch {lease.epoch}); it writes nothing more")
 
 
 def _record(connection: Connection, run: Run, comparison: Comparison, settings: ReconcileSettings) -> Changes:
@@ -174,12 +174,18 @@ def stops_grants(policy: str, finding: Finding) -> bool:
 def set_fields(
     engine: Engine, drift_id: int, *states: str, revision_before: int | None = None, **values: Any
 ) -> Drift | None:
-    """Change a drift that is in one of `states`, and at that revision if one is given; None if it is not any more."""
+    """Change a drift that is in one of `states`, and at that revision if one is given; None if it is not any more.
+
+    Within a run (see `leases.fenced`) only under its lease; raises `LeaseLost`.
+    """
+    lease = fence_var.get()
     changing = update(DriftRow).where(DriftRow.id == drift_id, DriftRow.state.in_(states)).values(**values)
     if revision_before is not None:
         changing = changing.where(DriftRow.revision == revision_before)
     try:
         with engine.begin() as connection:
+            if lease is not None:
+                _require(lease, connection)
             row = connection.execute(changing.returning(*_TABLE.columns)).one_or_none()
     except DBAPIError as error:
         raise Unavailable(f"cannot write drift {drift_id}: {str(error.orig).strip()}") from None

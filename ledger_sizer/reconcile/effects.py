@@ -1,6 +1,6 @@
 """What drifts do to the ledger, through its commands alone, so that the audit chain tells all of it.
 
-Everything here brings the ledger to a state that the drifts describe, and every key names the drift or position it is
+A run's commands are committed under its lease, or not at all. Everything here brings the ledger to a state that the drifts describe, and every key names the drift or position it is
 about: doing it twice, or finishing what a run that died began, changes nothing more.
 """
 
@@ -13,6 +13,7 @@ from ledger_sizer.commands import Adopt, Freeze, Release, Remark, Thaw
 from ledger_sizer.domain import Position
 from ledger_sizer.errors import LedgerError
 from ledger_sizer.instruments import Leg
+from ledger_sizer.leases import LeaseLost
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.kinds import EXTERNAL, Drift, Market
@@ -132,6 +133,8 @@ class Effects:
         return [result for result in results if isinstance(result, Decision)]
 
     def _failed(self, commands: Sequence[AnyCommand], error: LedgerError) -> None:
+        if isinstance(error, LeaseLost):
+            raise error  # another run may be under way: whatever this one still meant to do is that one's now
         self.failed += 1
         log.warning("reconcile.command_failed", commands=[one.key for one in commands], error=str(error))
 

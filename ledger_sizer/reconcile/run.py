@@ -12,7 +12,7 @@ from ledger_sizer.commands import Reconciled
 from ledger_sizer.config import AppSettings
 from ledger_sizer.domain import from_us
 from ledger_sizer.errors import Busy, LedgerError, WrongState
-from ledger_sizer.leases import Lease, acquire, give_up
+from ledger_sizer.leases import Lease, LeaseLost, acquire, fenced, give_up
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.effects import Effects
@@ -96,7 +96,8 @@ class Reconciler:
         if lease is None:
             raise Busy("a reconciliation is under way in another process; ask again when it is done")
         try:
-            return [self._run(seen, lease) for seen in self._looks(trigger, lease.epoch)]
+            with fenced(lease):
+                return [self._run(seen, lease) for seen in self._looks(trigger, lease.epoch)]
         finally:
             give_up(self._engine, lease)
 
@@ -164,6 +165,8 @@ class Reconciler:
                 continue
             try:
                 self.operator.act(drift.policy, drift.id, actor="policy", reason=f"policy_{drift.kind}={drift.policy}")
+            except LeaseLost:
+                raise
             except LedgerError as error:
                 log.warning("reconcile.policy_failed", drift=drift.id, policy=drift.policy, error=str(error))
 
@@ -172,6 +175,8 @@ class Reconciler:
         until = None if seconds is None else from_us(since_us + seconds * 1_000_000)
         try:
             self._ledger.run(Reconciled(key=key, portfolio=portfolio, fresh_until=until, note=note))
+        except LeaseLost:
+            raise
         except LedgerError as error:
             log.warning("reconcile.trust_failed", portfolio=portfolio, error=str(error))
 
