@@ -69,7 +69,7 @@ def running(settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing |
         if tracing is not None:
             ledger.observe = both(metrics.observed, tracing.committed)
         look, sources = at_the_end.enter_context(_looking(url, settings, reads))
-        alerts = Alerts(settings.reconcile)
+        alerts = Alerts(writes, settings.reconcile)
         at_the_end.callback(alerts.close)
         reconciler = Reconciler(ledger, writes, look, settings, observe=[alerts.observe])
         jobs = Jobs(
@@ -85,6 +85,7 @@ def running(settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing |
             refresh = ScheduledRefresh(writes, source, settings.exchange.instruments_refresh_seconds)
             jobs.every(f"instruments_{source.venue}", RETRY_SECONDS, refresh)
         if with_jobs:
+            alerts.start()
             jobs.start()
         at_the_end.callback(jobs.stop)
         if isinstance(look, LookApart):

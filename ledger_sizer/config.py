@@ -226,7 +226,7 @@ class ReconcileSettings(Settings):
     policy_expired_hold: DriftPolicy = Field("record", description="A hold that ran out with nothing to show for it.")
     webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
     webhook_secret: SecretStr | None = Field(None, description="Signs them: X-Ledger-Signature, HMAC-SHA256, hex.")
-    webhook_attempts_max: int = Field(5, ge=1, le=20, description="Attempts for one alert, ever longer apart.")
+    webhook_attempts_max: int = Field(12, ge=1, le=1000, description="Attempts for one alert, ever longer apart.")
 
     @model_validator(mode="after")
     def _policies_make_sense(self) -> Self:

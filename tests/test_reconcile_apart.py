@@ -1,4 +1,4 @@
-"""Looking in a process of its own: the same answers; whatever becomes of it, nothing is taken for flat and nothing stays.
+"""Looking in a process of its own: the same answers; whatever becomes of it, nothing is taken for flat, none is left.
 
 The accounts below are opened in that process, so each tells by a file what it shows or how it fails.
 """
@@ -180,7 +180,7 @@ def test_close_when_an_exchange_hangs_then_whoever_waits_is_told_at_once_and_no_
 
     thread = threading.Thread(target=ask)
     thread.start()
-    eventually(lambda: (tmp_path / "pid").exists(), seconds=60)
+    eventually((tmp_path / "pid").exists, seconds=60)
     process_id = int((tmp_path / "pid").read_text())
     apart.close()
     thread.join(30)
@@ -220,7 +220,7 @@ def test_look_when_the_service_is_killed_then_its_process_ends_too(
 
 def test_open_when_ccxt_does_not_know_the_exchange_then_the_service_is_refused_at_its_start(tmp_path: Path) -> None:
     settings = AppSettings(exchange=ExchangeSettings(id="bybitt", api_key=SecretStr("x")))
-    with pytest.raises(InvalidRequest, match="ccxt has no exchange 'bybitt'; did you mean one of .*bybit"):
+    with pytest.raises(InvalidRequest, match=r"ccxt has no exchange 'bybitt'; did you mean one of .*bybit"):
         LookApart(f"sqlite:///{tmp_path}/ledger.db", settings)
 
 

@@ -97,10 +97,10 @@ def test_write_drift_when_the_lease_is_over_then_the_row_stays_as_it_is(desk: De
     lease = acquire(desk.engine, LEASE_NAME, "me", 60)
     assert lease is not None
     with fenced(lease):
-        assert drifts.set_fields(desk.engine, drift.id, drift.state, detail="held") is not None
+        assert drifts.change(desk.engine, [drifts.Change(drift.id, {"detail": "held"}, (drift.state,))])
         end_lease(desk)
         with pytest.raises(LeaseLost):
-            drifts.set_fields(desk.engine, drift.id, drift.state, detail="lost")
+            drifts.change(desk.engine, [drifts.Change(drift.id, {"detail": "lost"}, (drift.state,))])
     assert drifts.get(desk.engine, drift.id).detail == "held"
 
 

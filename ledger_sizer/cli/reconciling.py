@@ -56,7 +56,7 @@ def _reconciler(url: str | None) -> "Iterator[Reconciler]":
         accounts = open_accounts(settings.exchange)
         for account in accounts:
             at_the_end.callback(account.close)
-        alerts = Alerts(settings.reconcile)
+        alerts = Alerts(engine, settings.reconcile)
         at_the_end.callback(alerts.close)
         yield Reconciler(ledger, engine, LookHere(engine, accounts, settings), settings, observe=[alerts.observe])
 
