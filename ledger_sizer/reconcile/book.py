@@ -48,7 +48,8 @@ class Book:
     """What the ledger says, summed up for a comparison.
 
     open: base units of open positions by market; spot is the net of buys and sells. in_flight: base units that live
-    holds may turn into at any moment. plain_holds: (place or None, symbol, USD) of holds that name no markets.
+    holds may turn into at any moment. plain_holds: (place or None, symbol, USD) of holds that name no markets
+    and may be filled here.
     holds: every hold with a place, its markets and its USD. expired: holds that ran out. external: positions that
     count what only the exchange knew. uneven: hedged positions, bought and sold. touched: markets that moved lately.
     moved_us: when a fill or a close last moved an asset at a place. prices: USD by asset. unplaced: legs whose account
@@ -99,7 +100,7 @@ def book_of(
             elif position.state in ("open", "closed"):
                 moved = position.updated_seq > seq_before or position.updated_us > settled_us
                 _add_fill(book, places, position, moved=moved)
-            elif position.state == "expired" and position.updated_us >= expired_us:
+            elif position.state == "expired" and position.updated_us >= expired_us and not places.elsewhere(position):
                 legs = {market: leg.quantity for leg, market in places.markets(position) if market is not None}
                 book.expired.append((position, places.of(position), legs))
         book.expired = [one for one in book.expired if one[0].number not in filled_late]
@@ -122,6 +123,14 @@ class _Places:
 
     def of(self, position: Position) -> Place | None:
         return self.at(position.tags.get("venue", ""), position.tags.get("account"))
+
+    def elsewhere(self, position: Position) -> bool:
+        """Whether it says that it is at a venue or account that is not looked at here."""
+        if position.legs:
+            return all(market is None for _, market in self.markets(position))
+        venue, account = position.tags.get("venue"), position.tags.get("account")
+        known = self._accounts.get(venue or "", [])
+        return venue is not None and (not known or account not in (None, *known))
 
     def markets(self, position: Position) -> list[tuple[Leg, Market | None]]:
         found = []
@@ -147,7 +156,7 @@ def _add_hold(book: Book, places: _Places, position: Position) -> None:
         if market is not None:
             book.in_flight[market] = book.in_flight.get(market, Decimal(0)) + leg.quantity
             markets.append(market)
-    if not position.legs:
+    if not position.legs and not places.elsewhere(position):
         book.plain_holds.append((place, position.tags.get("symbol", ""), held))
     if place is not None:
         book.holds.append((place, tuple(markets), held))
