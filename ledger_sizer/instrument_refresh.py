@@ -1,6 +1,7 @@
 """Loading the market rules of an exchange into the database: what the scheduler and `instruments refresh` do."""
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from sqlalchemy import Engine
@@ -25,19 +26,25 @@ class RulesSource(Protocol):
 
 
 class ScheduledRefresh:
-    """`refresh_rules` for a scheduler that calls every `RETRY_SECONDS`: once done, it rests for `seconds`."""
+    """`refresh_rules` for a scheduler that calls every `RETRY_SECONDS`: once done, it rests for `seconds`.
 
-    def __init__(self, engine: Engine, source: RulesSource, seconds: int) -> None:
+    clock: seconds that never run backwards.
+    """
+
+    def __init__(
+        self, engine: Engine, source: RulesSource, seconds: int, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._engine = engine
         self._source = source
         self._seconds = seconds
+        self._clock = clock
         self._due = float("-inf")
 
     def __call__(self) -> None:
         """Refresh if it is due. Raises what `refresh_rules` raises; it is due again at once then."""
-        if time.monotonic() >= self._due:
+        if self._clock() >= self._due:
             refresh_rules(self._engine, self._source)
-            self._due = time.monotonic() + self._seconds
+            self._due = self._clock() + self._seconds
 
 
 def refresh_rules(engine: Engine, source: RulesSource, now_us: int | None = None) -> RulesChanges:

@@ -35,7 +35,7 @@ class Reconciled:
     @property
     def ok(self) -> bool:
         """Whether both sides agreed at some time, and everything done behind the ledger's back was found and cleared."""
-        return self.agreed > 0 and all(one.drift is not None and one.cleared for one in self.injected)
+        return self.agreed > 0 and bool(self.injected) and all(one.drift is not None and one.cleared for one in self.injected)
 
     def document(self) -> dict[str, Any]:
         """For programs."""

@@ -22,7 +22,7 @@ from ledger_sizer.paper import PaperControl
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET
 
 CONFIRMATIONS = 2
-FIND_SECONDS_MAX = 30.0
+FIND_SECONDS_MAX = 45.0
 _REST_SECONDS = 1.5
 _AT = re.compile(r" at (http://\S+)")
 
@@ -93,8 +93,7 @@ class Meddler:
     def tick(self, *, more: bool = True) -> bool:
         """Do what there is to do now; True while something is under way. more: whether to begin anything new."""
         if self._now is None:
-            # The first good run comes first: an account whose like was never seen shows nothing.
-            if more and time.monotonic() >= self._rests_until and self._agreed():
+            if more and time.monotonic() >= self._rests_until and (self.injected or self._agreed()):
                 self._now = next(self._next)
                 self.injected.append(Injected(self._now.what, self._now.kind))
                 self._now.do(self._venue)
@@ -106,7 +105,8 @@ class Meddler:
         return self._now is not None
 
     def _agreed(self) -> bool:
-        return any(run.outcome == "good" for run in self._client.reconciliations(PORTFOLIO, limit=1))
+        """Whether a trade stood on both sides: before that, there is nothing to meddle with."""
+        return any(run.found.get("agrees") for run in self._client.reconciliations(PORTFOLIO, limit=20))
 
     def _look_for(self, now: Meddling) -> None:
         for drift in self._client.drifts(PORTFOLIO, state="confirmed", kind=now.kind):
@@ -115,9 +115,9 @@ class Meddler:
                 now.undo(self._venue)
 
     def finish(self) -> None:
-        """See what is under way to its end, for a while."""
+        """See what is under way to its end, and one thing at least, within `FIND_SECONDS_MAX`."""
         deadline = time.monotonic() + FIND_SECONDS_MAX
-        while self.tick(more=False) and time.monotonic() < deadline:
+        while (self.tick(more=not self.injected) or not self.injected) and time.monotonic() < deadline:
             time.sleep(0.1)
 
 
