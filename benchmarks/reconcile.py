@@ -32,6 +32,7 @@ from ledger_sizer import Adopt, AppSettings, Ledger, Leg, ReconcileSettings
 from ledger_sizer.config import DynamicSizingSettings, ExchangeSettings
 from ledger_sizer.database import make_engine, upgrade
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
+from ledger_sizer.paper.server import PaperServer
 from ledger_sizer.reconcile.apart import LookApart
 from ledger_sizer.reconcile.look import Look, LookHere
 from ledger_sizer.reconcile.run import Reconciler
@@ -65,7 +66,7 @@ def run(plan: Plan, console: Console, json_file: Path | None) -> None:
             with scratch(host) as database:
                 upgrade(database.url)
                 rows.append((host.engine, measure(database.url, plan)))
-    without, with_exchange = memory_mib()
+    without, service, looks = memory_mib()
     print_conditions(console, conditions)
     table = new_table(
         f"Reconciling {plan.positions:,} positions with {plan.positions:,} at the exchange, without its answer's time; "
@@ -80,9 +81,12 @@ def run(plan: Plan, console: Console, json_file: Path | None) -> None:
             f"{one.p99_ms_beside / one.p99_ms_alone:.2f}x", f"{min(one.p99_ratios):.2f} to {max(one.p99_ratios):.2f}",
         )  # fmt: skip
     console.print(table)
-    console.print(f"Memory of the service's parts: {without:.0f} MiB; with one exchange read: {with_exchange:.0f} MiB.")
+    console.print(
+        f"Memory of the service's parts: {without:.0f} MiB; with one exchange reconciled: {service:.0f} MiB, and "
+        f"{looks:.0f} MiB of the process that looks."
+    )
     if json_file is not None:
-        memory = {"memory_mib": without, "memory_with_exchange_mib": with_exchange}
+        memory = {"memory_mib": without, "memory_with_exchange_mib": service, "memory_of_process_mib": looks}
         write_json(json_file, conditions, [{"engine": engine, **asdict(one), **memory} for engine, one in rows])
 
 
@@ -229,33 +233,41 @@ def _percentile(values: list[float], percent: int) -> float:
 
 
 _SIZES = """
+import sys, tempfile
 from pathlib import Path
-from ledger_sizer.bootstrap import running
-from ledger_sizer.config import AppSettings, ExchangeAccountSettings, LedgerSettings
-from ledger_sizer.api import create_app
-{load}
-print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
-"""
-_EXCHANGE = """
-from ledger_sizer.exchanges.accounts import ExchangeAccount
-from ledger_sizer.paper.server import PaperServer
 from pydantic import SecretStr
-with PaperServer() as paper:
-    account = ExchangeAccount(ExchangeAccountSettings(
-        id="bybit", api_key=SecretStr("paper"), api_secret=SecretStr("paper-secret"), base_url=paper.url))
-    assert account.snapshot(lambda: 0).whole
+from ledger_sizer.api import create_app
+from ledger_sizer.bootstrap import running
+from ledger_sizer.config import AppSettings, ExchangeSettings, LedgerSettings
+
+def mib(process):
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
+
+url, given = sys.argv[1], {}
+if url:
+    given = {"exchange": ExchangeSettings(
+        api_key=SecretStr("paper"), api_secret=SecretStr("paper-secret"), base_url=url)}
+with tempfile.TemporaryDirectory() as folder:
+    settings = AppSettings(ledger=LedgerSettings(database_url=f"sqlite:///{folder}/ledger.db"), **given)
+    with running(settings, with_jobs=False) as parts:
+        looks = None
+        if url:
+            (report,) = parts.reconciler.run()
+            assert report.run.outcome == "good", report.run
+            looks = parts.reconciler.look.process_id
+        print(mib("self"), mib(looks) if looks else 0)
 """
 
 
-def memory_mib() -> tuple[float, float]:
-    """Largest resident size of the service's parts, in MiB: without an exchange, and with one account read. Linux only.
-
-    Not from `getrusage`, which also remembers the process that started this one.
+def memory_mib() -> tuple[float, float, float]:
+    """Largest resident sizes, in MiB: of the service's parts without an exchange; with one account that was reconciled,
+    of the service and of the process that looks. Linux only. The paper venue has 11 markets; a real one has thousands.
     """
-    sizes = []
-    for load in ("", _EXCHANGE):
-        ran: Any = subprocess.run(
-            [sys.executable, "-c", _SIZES.format(load=load)], capture_output=True, text=True, check=True
-        )
-        sizes.append(int(ran.stdout) / 1024)
-    return sizes[0], sizes[1]
+    with PaperServer() as paper:
+        sizes = []
+        for url in ("", paper.url):
+            ran: Any = subprocess.run([sys.executable, "-c", _SIZES, url], capture_output=True, text=True, check=True)
+            sizes.append([float(text) for text in ran.stdout.split()])
+    (without, _), (service, looks) = sizes
+    return without, service, looks

@@ -61,7 +61,7 @@ class Reconciler:
     ) -> None:
         self._ledger = ledger
         self._engine = engine
-        self._look = look
+        self.look = look
         self._settings = settings
         self._clock = clock
         self._observe = tuple(observe)
@@ -71,7 +71,7 @@ class Reconciler:
     @property
     def portfolios(self) -> list[str]:
         """The portfolios that have an account."""
-        return sorted({account.portfolio for account in self._look.accounts})
+        return sorted({account.portfolio for account in self.look.accounts})
 
     def run(self, trigger: Trigger = "demand", *, dry_run: bool = False) -> list[Report]:
         """Run once for every portfolio. A dry run only looks.
@@ -80,7 +80,7 @@ class Reconciler:
         longer than `run_seconds_max` and another began; `Unavailable` without a database; `WrongState`
         without accounts.
         """
-        if not self._look.accounts:
+        if not self.look.accounts:
             raise WrongState("no exchange account is configured; set EXCHANGE_API_KEY and EXCHANGE_API_SECRET")
         if dry_run:
             return [_report(seen) for seen in self._looks(trigger, epoch=0)]
@@ -126,10 +126,10 @@ class Reconciler:
         """Both sides and their comparison. A look that fails is a run too: everything is unknown then."""
         started_us = self._now_us()
         try:
-            return self._look.look(asked, seconds_max)
+            return self.look.look(asked, seconds_max)
         except LookFailed as error:
             log.error("reconcile.look_failed", portfolio=asked.portfolio, error=str(error))
-            return blind(asked, self._look.accounts, started_us, self._now_us(), str(error))
+            return blind(asked, self.look.accounts, started_us, self._now_us(), str(error))
 
     def _run(self, seen: Seen, lease: Lease) -> Report:
         portfolio = seen.run.portfolio
