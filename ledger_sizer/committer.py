@@ -38,12 +38,7 @@ class Committer:
     def answer(self, groups: Sequence[Group]) -> list[Answer]:
         """Answer a batch, one at a time. An interrupt (Ctrl-C) may leave it half done: its keys tell what happened."""
         try:
-            apart = [group for group in groups if group.fence is not None]
-            if not apart or len(groups) == 1:
-                return self._settle(groups)
-            # One whose lease has passed to another fails alone.
-            rest = iter(self._settle([group for group in groups if group.fence is None]))
-            return [self._settle([group])[0] if group.fence is not None else next(rest) for group in groups]
+            return self._settle(groups)
         except BaseException:
             self._store.reset()
             raise
@@ -58,8 +53,9 @@ class Committer:
                 return list(self._commit(groups, own_hashes, sealed))
             except FenceLost:
                 self._store.rollback()
-                lost = LeaseLost("the lease of this work has passed to another, or ended; nothing of it was written")
-                return [lost for _ in groups]
+                if len(groups) > 1:
+                    return [self._settle([group])[0] for group in groups]  # so that the late one fails alone
+                return [LeaseLost("the lease of this work has passed to another, or ended; nothing of it was written")]
             except Exception as error:  # noqa: BLE001 - the store sorts driver errors, the rest is a defect
                 self._store.rollback()
                 fault = "stale" if isinstance(error, StaleState) else self._store.fault(error)

@@ -31,7 +31,7 @@ class PortfolioNeed:
     """What a batch needs of one portfolio.
 
     creates: whether its commands may bring the portfolio into being. sweeps: whether the database must be asked for
-    expired holds, also those of others. fence: the lease that must be held.
+    expired holds, also those of others. fences: leases that must be held.
     """
 
     creates: bool = False
@@ -40,7 +40,7 @@ class PortfolioNeed:
     numbers: set[int] = field(default_factory=set)
     late: set[int] = field(default_factory=set)
     scopes: set[str] = field(default_factory=lambda: {PORTFOLIO_SCOPE})
-    fence: Fence | None = None
+    fences: set[Fence] = field(default_factory=set)
 
 
 class StaleState(Exception):
@@ -48,7 +48,7 @@ class StaleState(Exception):
 
 
 class FenceLost(Exception):
-    """The lease of the batch's group has passed to another; nothing was written. Never leaves the ledger."""
+    """A lease under which the batch was sent has passed to another; nothing was written. Never leaves the ledger."""
 
 
 class WriteStore(Protocol):
@@ -66,7 +66,7 @@ class WriteStore(Protocol):
     ) -> tuple[dict[str, PortfolioState], int]:
         """Lock the portfolios in one order everywhere, load what the batch needs, tell the time.
 
-        Raises `FenceLost` where the lease that the batch is sent under is not the present one any more.
+        Raises `FenceLost` where a lease that a group was sent under is not the present one any more.
         now_us: the injected clock's time; None asks the database's clock where several hosts share one.
         """
 
@@ -87,13 +87,14 @@ class WriteStore(Protocol):
 
 
 def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
-    """Collect, per portfolio, the keys, positions and scopes these groups are about. One with a fence comes alone."""
+    """Collect, per portfolio, the keys, positions and scopes these groups are about."""
     needs = {group.sweep: PortfolioNeed(sweeps=True) for group in groups if group.sweep is not None}
-    fence = groups[0].fence if groups else None
-    for command in [command for group in groups for command in group.commands]:
+    for group, command in [(one, command) for one in groups for command in one.commands]:
         need = needs.get(command.portfolio)
         if need is None:
-            need = needs[command.portfolio] = PortfolioNeed(fence=fence)
+            need = needs[command.portfolio] = PortfolioNeed()
+        if group.fence is not None:
+            need.fences.add(group.fence)
         need.keys.add(command.key)
         if isinstance(command, PositionCommand):
             need.numbers.add(command.number)

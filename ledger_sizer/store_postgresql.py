@@ -104,7 +104,7 @@ class PostgresStore:
             connection.execute("BEGIN")
             locked = connection.execute(sql.LOCK, [sorted(ids.values())])
             loaded = connection.execute(sql.LOAD, parameters)
-        for fence in {need.fence for need in needs.values() if need.fence is not None}:
+        for fence in set().union(*(need.fences for need in needs.values())):
             # Locks the lease's row: nobody takes it over before this batch is committed.
             if connection.execute(sql.HELD, [fence.name, fence.owner, fence.epoch]).fetchone() is None:
                 raise FenceLost

@@ -93,7 +93,7 @@ class SqliteStore:
         self.from_memory = remembered is not None and all(_is_head(connection, one) for one in remembered.values())
         if remembered is not None and self.from_memory:
             return remembered, now_us
-        for fence in {need.fence for need in needs.values() if need.fence is not None}:
+        for fence in set().union(*(need.fences for need in needs.values())):
             held = (fence.name, fence.owner, fence.epoch, time.time_ns() // 1000)  # leases go by the machine's clock
             if connection.execute(_HELD, held).fetchone() is None:
                 raise FenceLost

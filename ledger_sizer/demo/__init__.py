@@ -8,6 +8,6 @@
     screen     what is seen meanwhile, on a terminal and elsewhere
     summary    what came of it, read from the ledger afterwards
 
-Nothing is simulated but the market: processes die by real signals, keys are really sent twice, orders are really signed,
-and the summary is computed from the audit chain and the drifts, not from what the bots say.
+Nothing is simulated but the market: processes die by real signals, keys are really sent twice, orders are signed, and
+the summary is computed from the audit chain and the drifts, not from what the bots say.
 """

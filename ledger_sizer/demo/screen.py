@@ -64,9 +64,8 @@ def rendered(snapshot: Snapshot) -> "RenderableType":
     title = Text.assemble(("ledger-sizer demo", "bold"), f"  {snapshot.url}  eight bots, one cap  ", (left, "cyan"))
     blank = Text("")
     venue = Text("" if snapshot.reconciliation is None else f"ledger and paper venue: {snapshot.reconciliation}")
-    return Group(
-        title, blank, _scopes(snapshot), blank, venue, blank, _bots(snapshot), blank, _holds(snapshot), blank, _last(snapshot)
-    )
+    parts = (_scopes(snapshot), venue, _bots(snapshot), _holds(snapshot), _last(snapshot))
+    return Group(title, *(piece for part in parts for piece in (blank, part)))
 
 
 def _table(*titles: str) -> "Table":

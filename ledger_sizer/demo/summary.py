@@ -22,9 +22,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Reconciled:
-    """What the reconciliation found. runs: by outcome. agreed: markets that were equal on both sides, over all runs.
+    """What the reconciliation found.
 
-    injected: each meddling, with what became of it. others: confirmed drifts that nobody meant to make.
+    runs: by outcome. agreed: markets that were equal on both sides, over all runs. injected: each meddling, with what
+    became of it. others: confirmed drifts that nobody meant to make.
     """
 
     runs: Mapping[str, int]
@@ -34,8 +35,9 @@ class Reconciled:
 
     @property
     def ok(self) -> bool:
-        """Whether both sides agreed at some time, and everything done behind the ledger's back was found and cleared."""
-        return self.agreed > 0 and bool(self.injected) and all(one.drift is not None and one.cleared for one in self.injected)
+        """Whether both sides agreed at some time, and all that was done at the venue was found and cleared."""
+        seen_through = [one.drift is not None and one.cleared for one in self.injected]
+        return self.agreed > 0 and bool(seen_through) and all(seen_through)
 
     def document(self) -> dict[str, Any]:
         """For programs."""

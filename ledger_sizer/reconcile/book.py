@@ -15,6 +15,8 @@ from ledger_sizer.tables import PortfolioRow, PositionRow
 from ledger_sizer.tags import EXTERNAL_TAG
 from ledger_sizer.units import exactly, usd
 
+_PORTION = 500
+
 Place = tuple[str, str]
 """(venue, account)."""
 
@@ -39,7 +41,8 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
         .order_by(PositionRow.number)
     )
     with reading(engine) as connection:
-        rows = connection.execute(query).all()
+        # In portions: a server that sends all at once keeps a processor from the ledger's own session meanwhile.
+        rows = connection.execution_options(yield_per=_PORTION).execute(query).all()
     return [position_of(portfolio, row) for row in rows]
 
 

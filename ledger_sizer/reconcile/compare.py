@@ -221,7 +221,8 @@ class _Account:
         slack = 1 + self._measures.tolerance
         for position, place, legs in self._book.expired:
             # A hold without markets may have become any quantity of its symbol: its row keeps no budget once expired.
-            plain_fits = not position.legs and place in (None, self._place) and position.tags.get("symbol") == market.base
+            here = place in (None, self._place)
+            plain_fits = here and not position.legs and position.tags.get("symbol") == market.base
             if plain_fits or excess <= legs.get(market, ZERO) * slack:
                 return position.position_id
         return None
