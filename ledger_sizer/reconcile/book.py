@@ -1,8 +1,10 @@
 """The ledger's side of a comparison: which quantities it says there are, by venue, account and market."""
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from typing import Any
 
 from sqlalchemy import Engine, or_, select
 
@@ -15,7 +17,7 @@ from ledger_sizer.tables import PortfolioRow, PositionRow
 from ledger_sizer.tags import EXTERNAL_TAG
 from ledger_sizer.units import exactly, usd
 
-_PORTION = 500
+_PORTION, _REST_SECONDS = 500, 0.002
 
 Place = tuple[str, str]
 """(venue, account)."""
@@ -38,11 +40,14 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
         .join(PortfolioRow, PortfolioRow.id == PositionRow.portfolio_id)
         .where(PortfolioRow.name == portfolio)
         .where(or_(PositionRow.state.in_(("held", "open")), ended))
-        .order_by(PositionRow.number)
     )
+    rows: list[Any] = []
     with reading(engine) as connection:
-        # In portions: a server that sends all at once keeps a processor from the ledger's own session meanwhile.
-        rows = connection.execution_options(yield_per=_PORTION).execute(query).all()
+        # In portions and not sorted there: a server that sends all at once keeps a processor from the ledger's session.
+        for portion in connection.execution_options(yield_per=_PORTION).execute(query).partitions():
+            rows += portion
+            time.sleep(_REST_SECONDS)
+    rows.sort(key=lambda row: row.number)
     return [position_of(portfolio, row) for row in rows]
 
 
