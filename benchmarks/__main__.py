@@ -175,7 +175,9 @@ def reconcile(
     *,
     engine: EngineOption = EngineChoice.BOTH,
     seconds: SecondsOption = 10.0,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds whose pairs are counted together.")] = 3,
     positions: Annotated[int, typer.Option(min=1, help="Open positions on each side.")] = 10_000,
+    own_process: Annotated[bool, typer.Option(help="Look in a process of its own, as the service does.")] = True,
     short: ShortOption = False,
     json_file: JsonOption = None,
     folder: FolderOption = None,
@@ -183,7 +185,8 @@ def reconcile(
     """Measure a reconciliation of many positions, and what reservations feel of it."""
     plan = reconcile_command.Plan(
         engines=engine.engines(), positions=500 if short else positions,
-        seconds=SHORT_SECONDS * 3 if short else seconds, folder=folder,
+        seconds=SHORT_SECONDS * 3 if short else seconds, rounds=1 if short else rounds, own_process=own_process,
+        folder=folder,
     )  # fmt: skip
     reconcile_command.run(plan, new_console(), json_file)
 

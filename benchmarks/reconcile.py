@@ -1,46 +1,58 @@
 """Reconciling many positions, and what reservations feel of it meanwhile.
 
-One process as in a service: the ledger's writer, the reconciler in a thread, and callers that reserve and release. The
-account's snapshot is made beforehand, so the figures are without the time an exchange takes to answer.
+As in a service: callers on an event loop, the ledger's writer, the scheduler's thread that runs the reconciliation, and
+the process beside them that looks. One run follows the other, so that every pair that counts as beside a run is. The
+account's snapshot is made beforehand: the figures are without the time an exchange takes to answer.
 """
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from pydantic import SecretStr
 from rich.console import Console
 
+from benchmarks.measure import BenchmarkError
 from benchmarks.report import new_table, print_conditions, write_json
 from benchmarks.servers import Engine, machine_conditions, open_hosts, scratch
 from ledger_sizer import Adopt, AppSettings, Ledger, Leg, ReconcileSettings
-from ledger_sizer.config import DynamicSizingSettings
+from ledger_sizer.config import DynamicSizingSettings, ExchangeSettings
 from ledger_sizer.database import make_engine, upgrade
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
+from ledger_sizer.paper.server import PaperServer
+from ledger_sizer.reconcile.apart import LookApart
+from ledger_sizer.reconcile.look import Look, LookHere
 from ledger_sizer.reconcile.run import Reconciler
 
 D = Decimal
 CALLERS = 8
-PAUSE_SECONDS = 1.0
-"""Between two runs: far less than the 60 of the default, so that the runs are felt as much as they ever could be."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run. positions: open in the ledger, and as many at the exchange."""
+    """What to run. positions: open in the ledger, and as many at the exchange. seconds: of one half of a round.
+
+    own_process: look in a process of its own, as the service does unless told otherwise.
+    """
 
     engines: tuple[Engine, ...]
     positions: int
     seconds: float
+    rounds: int
+    own_process: bool
     folder: Path | None
 
 
@@ -53,25 +65,28 @@ def run(plan: Plan, console: Console, json_file: Path | None) -> None:
             conditions |= host.conditions()
             with scratch(host) as database:
                 upgrade(database.url)
-                rows.append((host.engine, measure(database.url, plan.positions, plan.seconds)))
-    without, with_exchange = memory_mib()
+                rows.append((host.engine, measure(database.url, plan)))
+    without, service, looks = memory_mib()
     print_conditions(console, conditions)
     table = new_table(
         f"Reconciling {plan.positions:,} positions with {plan.positions:,} at the exchange, without its answer's time; "
         f"{CALLERS} callers reserve and release. Seconds and ms.",
         ("engine",),
-        ("run", "run beside load", "pair p50", "beside runs", "pair p99", "beside runs", "p99 ratio"),
+        ("run", "run beside load", "pair p50", "beside runs", "pair p99", "beside runs", "p99 ratio", "of rounds"),
     )
     for engine, one in rows:
         table.add_row(
             engine, f"{one.run_seconds:.2f}", f"{one.run_seconds_beside_load:.2f}", f"{one.p50_ms_alone:.2f}",
             f"{one.p50_ms_beside:.2f}", f"{one.p99_ms_alone:.2f}", f"{one.p99_ms_beside:.2f}",
-            f"{one.p99_ms_beside / one.p99_ms_alone:.2f}x",
+            f"{one.p99_ms_beside / one.p99_ms_alone:.2f}x", f"{min(one.p99_ratios):.2f} to {max(one.p99_ratios):.2f}",
         )  # fmt: skip
     console.print(table)
-    console.print(f"Memory of the service's parts: {without:.0f} MiB; with one exchange read: {with_exchange:.0f} MiB.")
+    console.print(
+        f"Memory of the service's parts: {without:.0f} MiB; with one exchange reconciled: {service:.0f} MiB, and "
+        f"{looks:.0f} MiB of the process that looks."
+    )
     if json_file is not None:
-        memory = {"memory_mib": without, "memory_with_exchange_mib": with_exchange}
+        memory = {"memory_mib": without, "memory_with_exchange_mib": service, "memory_of_process_mib": looks}
         write_json(json_file, conditions, [{"engine": engine, **asdict(one), **memory} for engine, one in rows])
 
 
@@ -90,9 +105,23 @@ class Account:
         return Snapshot(self.venue, self.account, moment, moment, self._positions, self._balances)
 
 
+def settle_memory() -> None:
+    """As the service does after its start."""
+    gc.collect()
+    gc.freeze()
+
+
+def open_accounts(count: int, _settings: ExchangeSettings) -> list[Account]:
+    """What the process that looks opens instead of an exchange's account."""
+    return [Account(count)]
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Medians of all runs, and the pairs' latencies with and without runs beside them, in milliseconds."""
+    """Medians of all runs, and the pairs' latencies with and without runs beside them, in milliseconds.
+
+    p99_ratios: of each round, so that the spread can be seen.
+    """
 
     run_seconds: float
     run_seconds_beside_load: float
@@ -102,22 +131,31 @@ class Figures:
     p99_ms_beside: float
     pairs_alone: int
     pairs_beside: int
+    p99_ratios: list[float]
 
 
 @contextmanager
-def prepared(url: str, count: int) -> Iterator[tuple[Ledger, Reconciler]]:
+def prepared(url: str, count: int, *, own_process: bool) -> Iterator[tuple[Ledger, Reconciler]]:
     """A ledger with so many open positions, and a reconciler that finds them all at the exchange."""
     settings = AppSettings(
         sizing=DynamicSizingSettings(max_portfolio_exposure=D(10**9)),
         reconcile=ReconcileSettings(grace_seconds=0, stale_after_seconds=None),
+        exchange=ExchangeSettings(api_key=SecretStr("none")),
+        log_level="WARNING",
     )
-    engine = make_engine(url)
-    with Ledger.open(url, settings=settings) as ledger:
+    engine, reads = make_engine(url), make_engine(url, read_only=True)
+    with Ledger.open(url, settings=settings) as ledger, ExitStack() as at_the_end:
         for start in range(0, count, 1000):
             ledger.submit([_open(n) for n in range(start, min(start + 1000, count))])
-        time.sleep(0.05)
-        yield ledger, Reconciler(ledger, engine, [Account(count)], settings)
+        look: Look = LookHere(reads, [Account(count)], settings)
+        if own_process:
+            look = at_the_end.enter_context(closing(LookApart(url, settings, partial(open_accounts, count))))
+        reconciler = Reconciler(ledger, engine, look, settings)
+        reconciler.run()  # starts the process
+        settle_memory()
+        yield ledger, reconciler
     engine.dispose()
+    reads.dispose()
 
 
 def _open(n: int) -> Adopt:
@@ -125,21 +163,24 @@ def _open(n: int) -> Adopt:
     return Adopt(key=f"open/{n}", quantity=D(1), price=D(10), tags={"venue": "bybit", "symbol": f"C{n}"}, legs=[leg])
 
 
-def measure(url: str, count: int, seconds: float) -> Figures:
-    """Run alone, then reserve alone, then both at once."""
-    with prepared(url, count) as (ledger, reconciler):
+def measure(url: str, plan: Plan) -> Figures:
+    """Run alone; then, in rounds, pairs alone and pairs beside one run after the other."""
+    quiet: list[float] = []
+    busy: list[float] = []
+    beside: list[float] = []
+    ratios: list[float] = []
+    with prepared(url, plan.positions, own_process=plan.own_process) as (ledger, reconciler):
         alone = [_timed(reconciler) for _ in range(3)]
-        quiet = _load(ledger, seconds, lambda: time.sleep(0.01))
-        beside: list[float] = []
-
-        def run_and_rest() -> None:
-            beside.append(_timed(reconciler))
-            time.sleep(PAUSE_SECONDS)
-
-        busy = _load(ledger, seconds, run_and_rest)
+        _load(ledger, plan.seconds / 4, lambda: time.sleep(0.01))  # warms up
+        for _ in range(plan.rounds):
+            one = _load(ledger, plan.seconds, lambda: time.sleep(0.01))
+            other = _load(ledger, plan.seconds, lambda: beside.append(_timed(reconciler)))
+            quiet += one
+            busy += other
+            ratios.append(_percentile(other, 99) / _percentile(one, 99))
     return Figures(
         median(alone), median(beside), _percentile(quiet, 50), _percentile(quiet, 99), _percentile(busy, 50),
-        _percentile(busy, 99), len(quiet), len(busy),
+        _percentile(busy, 99), len(quiet), len(busy), ratios,
     )  # fmt: skip
 
 
@@ -147,66 +188,86 @@ def _timed(reconciler: Reconciler) -> float:
     begun = time.perf_counter()
     (report,) = reconciler.run()
     if report.findings or report.run.outcome != "good":
-        raise RuntimeError(f"both sides agree, yet the run found {report.run.found}")
+        raise BenchmarkError(f"both sides agree, yet the run found {report.run.found}")
     return time.perf_counter() - begun
 
 
 def _load(ledger: Ledger, seconds: float, meanwhile: Callable[[], object]) -> list[float]:
-    """Latencies, in milliseconds, of pairs asked by `CALLERS` threads while `meanwhile` is done over and over."""
+    """Latencies, in milliseconds, of pairs asked by `CALLERS` tasks of one event loop, as a service has it.
+
+    `meanwhile` is done over and over in a thread beside it, as the service's scheduler has it.
+    """
     end = time.perf_counter() + seconds
-    latencies: list[list[float]] = [[] for _ in range(CALLERS)]
-    name = f"{time.perf_counter_ns()}"
-    threads = [threading.Thread(target=_pairs, args=(ledger, end, f"{name}/{n}", latencies[n])) for n in range(CALLERS)]
-    for thread in threads:
-        thread.start()
+    beside = threading.Thread(target=_until, args=(end, meanwhile))
+    beside.start()
+    found = asyncio.run(_callers(ledger, end))
+    beside.join()
+    return found
+
+
+def _until(end: float, work: Callable[[], object]) -> None:
     while time.perf_counter() < end:
-        meanwhile()
-    for thread in threads:
-        thread.join()
-    return sorted(value for one in latencies for value in one)
+        work()
 
 
-def _pairs(ledger: Ledger, end: float, name: str, latencies: list[float]) -> None:
+async def _callers(ledger: Ledger, end: float) -> list[float]:
+    name = f"{time.perf_counter_ns()}"
+    found = await asyncio.gather(*(_pairs(ledger, end, f"{name}/{n}") for n in range(CALLERS)))
+    return [value for one in found for value in one]
+
+
+async def _pairs(ledger: Ledger, end: float, name: str) -> list[float]:
+    latencies = []
     n = 0
     while (begun := time.perf_counter()) < end:
         n += 1
-        held = ledger.reserve(key=f"r/{name}/{n}", tags={"venue": "bybit"})
-        ledger.release(key=f"x/{name}/{n}", position_id=str(held.position_id))
+        held = await ledger.reserve_async(key=f"r/{name}/{n}", tags={"venue": "bybit"})
+        await ledger.release_async(key=f"x/{name}/{n}", position_id=str(held.position_id))
         latencies.append((time.perf_counter() - begun) * 1000)
+    return latencies
 
 
 def _percentile(values: list[float], percent: int) -> float:
-    return values[min(len(values) * percent // 100, len(values) - 1)]
+    ordered = sorted(values)
+    return ordered[min(len(ordered) * percent // 100, len(ordered) - 1)]
 
 
 _SIZES = """
+import sys, tempfile
 from pathlib import Path
-from ledger_sizer.bootstrap import running
-from ledger_sizer.config import AppSettings, ExchangeAccountSettings, LedgerSettings
-from ledger_sizer.api import create_app
-{load}
-print(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")))
-"""
-_EXCHANGE = """
-from ledger_sizer.exchanges.accounts import ExchangeAccount
-from ledger_sizer.paper.server import PaperServer
 from pydantic import SecretStr
-with PaperServer() as paper:
-    account = ExchangeAccount(ExchangeAccountSettings(
-        id="bybit", api_key=SecretStr("paper"), api_secret=SecretStr("paper-secret"), base_url=paper.url))
-    assert account.snapshot(lambda: 0).whole
+from ledger_sizer.api import create_app
+from ledger_sizer.bootstrap import running
+from ledger_sizer.config import AppSettings, ExchangeSettings, LedgerSettings
+
+def mib(process):
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM"))) / 1024
+
+url, given = sys.argv[1], {}
+if url:
+    given = {"exchange": ExchangeSettings(
+        api_key=SecretStr("paper"), api_secret=SecretStr("paper-secret"), base_url=url)}
+with tempfile.TemporaryDirectory() as folder:
+    settings = AppSettings(ledger=LedgerSettings(database_url=f"sqlite:///{folder}/ledger.db"), **given)
+    with running(settings, with_jobs=False) as parts:
+        looks = None
+        if url:
+            (report,) = parts.reconciler.run()
+            assert report.run.outcome == "good", report.run
+            looks = parts.reconciler.look.process_id
+        print(mib("self"), mib(looks) if looks else 0)
 """
 
 
-def memory_mib() -> tuple[float, float]:
-    """Largest resident size of the service's parts, in MiB: without an exchange, and with one account read. Linux only.
-
-    Not from `getrusage`, which also remembers the process that started this one.
+def memory_mib() -> tuple[float, float, float]:
+    """Largest resident sizes, in MiB: of the service's parts without an exchange; with one account that was reconciled,
+    of the service and of the process that looks. Linux only. The paper venue has 11 markets; a real one has thousands.
     """
-    sizes = []
-    for load in ("", _EXCHANGE):
-        ran: Any = subprocess.run(
-            [sys.executable, "-c", _SIZES.format(load=load)], capture_output=True, text=True, check=True
-        )
-        sizes.append(int(ran.stdout) / 1024)
-    return sizes[0], sizes[1]
+    with PaperServer() as paper:
+        sizes = []
+        for url in ("", paper.url):
+            ran: Any = subprocess.run([sys.executable, "-c", _SIZES, url], capture_output=True, text=True, check=True)
+            sizes.append([float(text) for text in ran.stdout.split()])
+    (without, _), (service, looks) = sizes
+    return without, service, looks

@@ -6,7 +6,7 @@ denied never touches its neighbours; an atomic group happens whole or not at all
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from ledger_sizer.command_base import SYSTEM_KEY_PREFIX, PortfolioCommand, PositionCommand
 from ledger_sizer.errors import InternalError, KeyReused, LedgerError, NotFound
@@ -25,10 +25,27 @@ AnyCommand = PortfolioCommand | PositionCommand
 States = dict[str, PortfolioState]
 
 
+class Fence(Protocol):
+    """The lease under which a group is sent (see `leases`): it takes effect only while that is the present one."""
+
+    @property
+    def name(self) -> str:
+        """Of the lease."""
+
+    @property
+    def owner(self) -> str:
+        """Who held it when the group was sent."""
+
+    @property
+    def epoch(self) -> int:
+        """How often it had been taken over by then."""
+
+
 class Group(NamedTuple):
     """Commands that were submitted together. `atomic`: all of them take effect, or none does.
 
     sweep: a portfolio to free of expired holds even without a command; the answer then lists what was freed.
+    fence: the lease that must be held in the transaction that commits them.
     request_id: what the caller's log calls the request; the log of the commit repeats it, nothing else does.
     """
 
@@ -36,6 +53,7 @@ class Group(NamedTuple):
     atomic: bool = False
     sweep: str | None = None
     request_id: str | None = None
+    fence: Fence | None = None
 
 
 def decide_batch(

@@ -2,7 +2,7 @@
 
 import ipaddress
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
@@ -12,12 +12,14 @@ from ledger_sizer.config import AppSettings
 from ledger_sizer.database import make_engine
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.exchanges.accounts import open_accounts
-from ledger_sizer.instrument_refresh import RETRY_SECONDS, ScheduledRefresh
+from ledger_sizer.instrument_refresh import RETRY_SECONDS, RulesSource, ScheduledRefresh
 from ledger_sizer.jobs import Jobs
 from ledger_sizer.keys import KeyRing
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
 from ledger_sizer.reconcile.alerts import Alerts
+from ledger_sizer.reconcile.apart import LookApart
+from ledger_sizer.reconcile.look import Look, LookHere
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.records import DecisionRecord
 from ledger_sizer.tracing import Tracing, start_tracing
@@ -66,12 +68,10 @@ def running(settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing |
         metrics.watch(ledger, reads)
         if tracing is not None:
             ledger.observe = both(metrics.observed, tracing.committed)
-        accounts = open_accounts(settings.exchange)
-        for account in accounts:
-            at_the_end.callback(account.close)
-        alerts = Alerts(settings.reconcile)
+        look, sources = at_the_end.enter_context(_looking(url, settings, reads))
+        alerts = Alerts(writes, settings.reconcile)
         at_the_end.callback(alerts.close)
-        reconciler = Reconciler(ledger, writes, accounts, settings, observe=[alerts.observe])
+        reconciler = Reconciler(ledger, writes, look, settings, observe=[alerts.observe])
         jobs = Jobs(
             ledger,
             writes,
@@ -80,14 +80,31 @@ def running(settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing |
             reconciler if settings.reconcile.enabled else None,
             settings.reconcile.interval_seconds,
         )
-        for account in {account.venue: account for account in reversed(accounts)}.values():
+        for source in {source.venue: source for source in reversed(sources)}.values():
             # One account of a venue speaks for all: rules are the venue's.
-            refresh = ScheduledRefresh(writes, account, settings.exchange.instruments_refresh_seconds)
-            jobs.every(f"instruments_{account.venue}", RETRY_SECONDS, refresh)
+            refresh = ScheduledRefresh(writes, source, settings.exchange.instruments_refresh_seconds)
+            jobs.every(f"instruments_{source.venue}", RETRY_SECONDS, refresh)
         if with_jobs:
+            alerts.start()
             jobs.start()
         at_the_end.callback(jobs.stop)
+        if isinstance(look, LookApart):
+            at_the_end.callback(look.close)  # before the jobs: a stop does not wait for an exchange
         yield Parts(settings, ledger, reads, keys, metrics, jobs, reconciler, tracing)
+
+
+@contextmanager
+def _looking(url: str, settings: AppSettings, reads: Engine) -> Iterator[tuple[Look, Sequence[RulesSource]]]:
+    """Whoever looks at the accounts, and who brings their venues' market rules."""
+    if settings.reconcile.own_process:
+        with closing(LookApart(url, settings)) as apart:
+            yield apart, apart.accounts
+        return
+    with ExitStack() as at_the_end:
+        accounts = open_accounts(settings.exchange)
+        for account in accounts:
+            at_the_end.callback(account.close)
+        yield LookHere(reads, accounts, settings), accounts
 
 
 def both(first: Observe, second: Observe) -> Observe:

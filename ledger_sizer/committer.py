@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from ledger_sizer.batch import Group, Result, States, decide_batch, requests_of
 from ledger_sizer.errors import Busy, InternalError, LedgerError, Unavailable
+from ledger_sizer.leases import LeaseLost
 from ledger_sizer.memory import Memory
 from ledger_sizer.policy import Policy
 from ledger_sizer.records import DecisionRecord
-from ledger_sizer.store import Changes, StaleState, WriteStore, changes_of, needs_of
+from ledger_sizer.store import Changes, FenceLost, StaleState, WriteStore, changes_of, needs_of
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.writer import Answer
 
@@ -112,6 +113,8 @@ class Committer:
                     own_hashes |= {record.hash for record in draft.recorded}
                 if fault == "refused":
                     return self._isolate(groups, error)
+                if fault == "fenced":
+                    return self._late(groups)
                 if fault in ("conflict", "lost"):
                     attempt += 1
                     log.warning("ledger.retry", fault=fault, attempt=attempt, error=str(error).strip())
@@ -130,8 +133,8 @@ class Committer:
         """Forget what was decided and not stored, and say what kind of failure it was."""
         self._memory.fail()
         self._store.rollback()
-        if isinstance(error, StaleState):
-            return "stale"
+        if isinstance(error, StaleState | FenceLost):
+            return "stale" if isinstance(error, StaleState) else "fenced"
         fault = self._store.fault(error, locked=draft is None or draft.locked)
         if fault == "moved" and draft is not None:
             self._memory.doubt(change.portfolio for change in draft.changes)
@@ -180,6 +183,12 @@ class Committer:
             asked_by = requests_of(draft.groups, draft.results)
             for record in recorded:
                 log.info("decision", **record.logged(), **asked_by.get(record.hash, {}))
+
+    def _late(self, groups: Sequence[Group]) -> list[Answer]:
+        """A lease that some group was sent under is held by another now: that one fails, alone."""
+        if len(groups) > 1:
+            return [self._settle([group], None)[0] for group in groups]
+        return [LeaseLost("the lease of this work has passed to another, or ended; nothing of it was written")]
 
     def _isolate(self, groups: Sequence[Group], error: Exception) -> list[Answer]:
         """The database refused the batch: answer its groups one by one, so that only the guilty one fails."""

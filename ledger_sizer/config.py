@@ -203,6 +203,9 @@ class ReconcileSettings(Settings):
     grace_seconds: int = Field(10, ge=0, le=3600, description="A market that moved this lately is not judged.")
     expired_seconds: int = Field(3600, ge=1, le=86_400, description="How long an expired hold's fill is looked for.")
     run_seconds_max: int = Field(120, ge=5, le=3600, description="A run that takes longer may not write its result.")
+    own_process: bool = Field(
+        True, description="The service looks at the exchange in a process of its own, at low priority."
+    )
     freeze_scope: Literal["portfolio", "venue"] = Field(
         "portfolio", description="What a drift freezes; venue: only reservations with that tag."
     )
@@ -223,7 +226,7 @@ class ReconcileSettings(Settings):
     policy_expired_hold: DriftPolicy = Field("record", description="A hold that ran out with nothing to show for it.")
     webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
     webhook_secret: SecretStr | None = Field(None, description="Signs them: X-Ledger-Signature, HMAC-SHA256, hex.")
-    webhook_attempts_max: int = Field(5, ge=1, le=20, description="Attempts for one alert, ever longer apart.")
+    webhook_attempts_max: int = Field(12, ge=1, le=1000, description="Attempts for one alert, ever longer apart.")
 
     @model_validator(mode="after")
     def _policies_make_sense(self) -> Self:

@@ -22,7 +22,8 @@ from ledger_sizer.errors import Busy, LedgerError
 from ledger_sizer.leases import Lease, acquire, give_up
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.metrics import Metrics
-from ledger_sizer.reconcile.run import Reconciler, Trigger
+from ledger_sizer.reconcile.kinds import Trigger
+from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)

@@ -2,9 +2,13 @@
 
 A lease is a row with an owner, an end and an epoch. Taking it over raises the epoch, so that a write made under an old
 lease can be told from one made under the present one, however late it arrives: check `Lease.holds` in the transaction
-of the write. Times are the database's, which all replicas share.
+of the write. What is sent to the ledger in a `fenced` block is checked there. Times are the database's, which all
+replicas share.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, case, insert, or_, select, update
@@ -29,6 +33,24 @@ class Lease:
             LeaseRow.name == self.name, LeaseRow.owner == self.owner, LeaseRow.until_us > database_now_us()
         )
         return connection.execute(query.with_for_update()).scalar() == self.epoch
+
+
+class LeaseLost(Unavailable):
+    """The work took so long that another may have begun it anew: it must not write."""
+
+
+fence_var: ContextVar[Lease | None] = ContextVar("ledger_sizer_fence", default=None)
+"""The lease under which the present code works; what it writes takes effect only while that is held."""
+
+
+@contextmanager
+def fenced(lease: Lease) -> Iterator[None]:
+    """Every command sent to the ledger in this block is committed under this lease, or answered with `LeaseLost`."""
+    token = fence_var.set(lease)
+    try:
+        yield
+    finally:
+        fence_var.reset(token)
 
 
 def acquire(engine: Engine, name: str, owner: str, seconds: int) -> Lease | None:

@@ -31,6 +31,7 @@ from ledger_sizer.explain import Explanation, explain
 from ledger_sizer.exposure_line import Peaks
 from ledger_sizer.hold import AsyncHold, Hold
 from ledger_sizer.instrument_cache import InstrumentNames
+from ledger_sizer.leases import fence_var
 from ledger_sizer.overview import Look, Overview
 from ledger_sizer.policy import Policy
 from ledger_sizer.queries import Queries
@@ -232,12 +233,7 @@ class Ledger:
         return self._reads.positions(portfolio, **filters)
 
     def history(
-        self,
-        portfolio: str = "main",
-        *,
-        cursor: str | None = None,
-        limit: int = 100,
-        **filters: Unpack[HistoryFilters],
+        self, portfolio: str = "main", *, cursor: str | None = None, limit: int = 100, **filters: Unpack[HistoryFilters]
     ) -> Page[Decision]:
         """Decisions of a portfolio, newest first unless `ascending`; filters: see `HistoryFilters`.
 
@@ -362,11 +358,11 @@ def _group(commands: Sequence[AnyCommand], atomic: bool) -> Group:
             raise InvalidRequest(f"submit takes command objects such as Reserve(...), got {command!r}")
         if isinstance(command, Reserve) and command.dry_run:
             raise InvalidRequest("submit records what it answers; ask a dry run with reserve(..., dry_run=True)")
-    return Group(tuple(commands), atomic, request_id=request_id_var.get())
+    return Group(tuple(commands), atomic, request_id=request_id_var.get(), fence=fence_var.get())
 
 
 def _single(command: AnyCommand) -> Group:
-    return Group((command,), request_id=request_id_var.get())
+    return Group((command,), request_id=request_id_var.get(), fence=fence_var.get())
 
 
 def _only(results: list[Result]) -> Decision:

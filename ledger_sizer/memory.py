@@ -81,6 +81,7 @@ def _answers(state: PortfolioState, need: PortfolioNeed, now_us: int) -> bool:
     """Whether all that a batch needs of a portfolio is known without asking the database."""
     return (
         not need.sweeps
+        and not need.fences
         and need.scopes <= state.scopes_known
         and need.numbers <= state.positions.keys()
         and (state.next_expiry_us is None or max(now_us, state.last_us) < state.next_expiry_us)

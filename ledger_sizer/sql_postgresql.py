@@ -53,6 +53,11 @@ INSERT INTO scopes (portfolio_id, scope, cap_e8, held_e8, open_e8, overage_e8, s
 SELECT id, %(scope)s, %(cap)s, 0, 0, 0, 'active', 0 FROM made
 """
 
+HELD = (
+    "SELECT 1 FROM leases WHERE name = %s AND owner = %s AND epoch = %s "
+    "AND until_us > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FOR UPDATE"
+)
+
 LOCK = "SELECT id, name, last_seq, last_hash, last_us FROM portfolios WHERE id = ANY(%s) ORDER BY id FOR UPDATE"
 
 LOAD_SCOPES = (

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
 
-from ledger_sizer.batch import Group
+from ledger_sizer.batch import Fence, Group
 from ledger_sizer.command_base import PositionCommand
 from ledger_sizer.commands import Adopt, Confirm, Reconciled, Reserve, SetCap
 from ledger_sizer.domain import Position
@@ -31,7 +31,7 @@ class PortfolioNeed:
     """What a batch needs of one portfolio.
 
     creates: whether its commands may bring the portfolio into being. sweeps: whether the database must be asked for
-    expired holds, also those of others.
+    expired holds, also those of others. fences: leases that must be held.
     """
 
     creates: bool = False
@@ -40,10 +40,15 @@ class PortfolioNeed:
     numbers: set[int] = field(default_factory=set)
     late: set[int] = field(default_factory=set)
     scopes: set[str] = field(default_factory=lambda: {PORTFOLIO_SCOPE})
+    fences: set[Fence] = field(default_factory=set)
 
 
 class StaleState(Exception):
     """A batch decided on remembered state must be decided again on what the database has. Never leaves the ledger."""
+
+
+class FenceLost(Exception):
+    """A lease under which the batch was sent has passed to another; nothing was written. Never leaves the ledger."""
 
 
 Row = tuple[Any, ...]
@@ -103,6 +108,7 @@ class WriteStore(Protocol):
     ) -> tuple[dict[str, PortfolioState], int]:
         """Lock the portfolios in one order everywhere, load what the batch needs, tell the time.
 
+        Raises `FenceLost` where a lease that a group was sent under is not the present one any more.
         now_us: the injected clock's time; None asks the database's clock where several hosts share one.
         """
 
@@ -127,10 +133,12 @@ class WriteStore(Protocol):
 def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
     """Collect, per portfolio, the keys, positions and scopes these groups are about."""
     needs = {group.sweep: PortfolioNeed(sweeps=True) for group in groups if group.sweep is not None}
-    for command in [command for group in groups for command in group.commands]:
+    for group, command in [(one, command) for one in groups for command in one.commands]:
         need = needs.get(command.portfolio)
         if need is None:
             need = needs[command.portfolio] = PortfolioNeed()
+        if group.fence is not None:
+            need.fences.add(group.fence)
         need.keys.add(command.key)
         if isinstance(command, PositionCommand):
             need.numbers.add(command.number)

@@ -24,7 +24,7 @@ from ledger_sizer import sql_postgresql as sql
 from ledger_sizer.records import FIELD_SEPARATOR, GENESIS_HASH, NONE_MARK
 from ledger_sizer.sql_postgresql import ROW_SEPARATOR
 from ledger_sizer.state import PortfolioState
-from ledger_sizer.store import Changes, PortfolioNeed, position_of, record_of, scope_of
+from ledger_sizer.store import Changes, FenceLost, PortfolioNeed, position_of, record_of, scope_of
 from ledger_sizer.tags import PORTFOLIO_SCOPE
 
 _FLIGHT_CHARACTERS_MAX = 100_000
@@ -90,6 +90,10 @@ class PostgresStore:
             connection.execute("BEGIN")
             locked = connection.execute(sql.LOCK, [sorted(ids.values())])
             loaded = connection.execute(sql.LOAD, parameters)
+        for fence in set().union(*(need.fences for need in needs.values())):
+            # Locks the lease's row: nobody takes it over before this batch is committed.
+            if connection.execute(sql.HELD, [fence.name, fence.owner, fence.epoch]).fetchone() is None:
+                raise FenceLost
         states = {row[0]: PortfolioState(*row) for row in locked.fetchall()}
         found_us, positions, decisions, scopes, expiries = loaded.fetchall()[0]
         if now_us is None:

@@ -21,6 +21,7 @@ from ledger_sizer.store import (
     POSITION_COLUMNS,
     SCOPE_COLUMNS,
     Changes,
+    FenceLost,
     PortfolioNeed,
     position_of,
     record_of,
@@ -45,10 +46,11 @@ _NEW_SCOPE = (
     "INSERT INTO scopes (portfolio_id, scope, cap_e8, held_e8, open_e8, overage_e8, status, frozen) "
     "VALUES (?, ?, ?, 0, 0, 0, 'active', 0)"
 )
+_HELD = "SELECT 1 FROM leases WHERE name = ? AND owner = ? AND epoch = ? AND until_us > ?"
 
 
 class SqliteStore:
-    """The writing side of a SQLite ledger. One thread uses it; other processes wait at `BEGIN IMMEDIATE`."""
+    """The writing side of a SQLite ledger. One thread at a time uses it; other processes wait at `BEGIN IMMEDIATE`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -73,6 +75,10 @@ class SqliteStore:
         connection.execute("BEGIN IMMEDIATE")
         if now_us is None:
             now_us = self.clock_us()  # read after the lock: two processes decide in the order they write
+        for fence in set().union(*(need.fences for need in needs.values())):
+            held = (fence.name, fence.owner, fence.epoch, self.clock_us())  # leases go by the machine's clock
+            if connection.execute(_HELD, held).fetchone() is None:
+                raise FenceLost
         states = {}
         for name in sorted(needs):
             state = self._lock(connection, name, needs[name], now_us, new_cap_e8)

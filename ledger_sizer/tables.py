@@ -303,6 +303,22 @@ class DriftRow(Base):
     reason: Mapped[str | None]
 
 
+class AlertRow(Base):
+    """What a webhook is owed: written with the run it is about, deleted when it was taken or given up.
+
+    due_us: when it is to be tried next; whoever tries it moves this on first.
+    """
+
+    __tablename__ = "alerts"
+    __table_args__ = (CheckConstraint("attempts >= 0", name="attempts"),)
+
+    id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
+    delivery: Mapped[str]
+    body: Mapped[str]
+    attempts: Mapped[int]
+    due_us: Mapped[int]
+
+
 class InstrumentRow(Base):
     """What an exchange said of one market from `since_us` until `until_us`; the present version has no end.
 

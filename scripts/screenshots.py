@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, Ledger  # noqa: E402
 from ledger_sizer.database import make_engine  # noqa: E402
+from ledger_sizer.reconcile.look import LookHere  # noqa: E402
 from ledger_sizer.reconcile.run import Reconciler  # noqa: E402
 from tests.accounts import WrittenAccount, short  # noqa: E402
 from tests.browser import chromium  # noqa: E402
@@ -85,7 +86,8 @@ def compare_with_exchanges(url: str, now: datetime) -> None:
             extra = [short("12", "AVAX/USDT:USDT", "27.4")] if venue == "okx" else []
             account.shows(*shown, *extra, **assets)
         engine = make_engine(url)
-        Reconciler(ledger, engine, list(accounts.values()), SETTINGS, clock=time).run()
+        look = LookHere(engine, list(accounts.values()), SETTINGS, clock=time)
+        Reconciler(ledger, engine, look, SETTINGS, clock=time).run()
         engine.dispose()
 
 

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from ledger_sizer import AppSettings, Ledger, ReconcileSettings
 from ledger_sizer.database import make_engine
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
+from ledger_sizer.reconcile.look import LookHere
 from ledger_sizer.reconcile.run import Reconciler, Report
 from tests.clocks import FakeClock
 
@@ -63,8 +64,9 @@ class Desk:
         self.engine: Engine = make_engine(url)
         self.accounts = list(accounts) or [WrittenAccount()]
         self.told: list[Report] = []
+        look = LookHere(self.engine, self.accounts, self.settings, clock=clock)
         self.reconciler = Reconciler(
-            self.ledger, self.engine, self.accounts, self.settings, clock=clock, observe=[self.told.append]
+            self.ledger, self.engine, look, self.settings, clock=clock, observe=[self.told.append]
         )
 
     @property

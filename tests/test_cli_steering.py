@@ -1,4 +1,4 @@
-"""caps, halt, resume, sweep and db, run as a user would, on both databases."""
+"""caps, halt, resume, freeze, thaw, sweep and db, run as a user would, on both databases."""
 
 from __future__ import annotations
 
@@ -71,6 +71,20 @@ def test_remove_cap_when_scope_had_one_then_it_is_only_counted(cli: CommandLine)
     cli.json("caps", "remove", "main", "--scope", "venue=bybit")
     assert cli.json("reserve", "--tag", "venue=bybit")["granted"] is True
     assert [cap["scope"] for cap in cli.json("caps")["items"]] == ["portfolio"]
+
+
+def test_freeze_when_scope_is_frozen_then_it_alone_is_unreconciled_until_thawed(cli: CommandLine) -> None:
+    cli.json("caps", "set", "main", "5000")
+    frozen = cli.json("freeze", "--scope", "venue=bybit", "--note", "looks wrong")
+    assert (frozen["outcome"], frozen["binding"], frozen["request"]["note"]) == (
+        "applied", "venue=bybit", "looks wrong",
+    )  # fmt: skip
+    denied = cli("reserve", "--tag", "venue=bybit", "--json")
+    assert (denied.code, denied.json["reason"]) == (3, "unreconciled")
+    assert cli.json("reserve", "--tag", "venue=okx")["outcome"] == "granted"
+    assert cli.json("thaw", "--scope", "venue=bybit", "--note", "checked")["outcome"] == "applied"
+    assert cli.json("reserve", "--tag", "venue=bybit")["outcome"] == "granted"
+    assert cli("freeze", "--portfolio", "nobody").code == 1
 
 
 def test_halt_when_scope_is_halted_then_it_alone_is_denied_until_resumed(cli: CommandLine) -> None:

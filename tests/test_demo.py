@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ from ledger_sizer import Ledger, Reserve
 from ledger_sizer.demo.bots import BOTS, PORTFOLIO
 from ledger_sizer.demo.run import Plan, Snapshot
 from ledger_sizer.demo.screen import line, rendered
-from ledger_sizer.demo.summary import Summary, summarised
+from ledger_sizer.demo.summary import Reconciled, Summary, summarised
+from ledger_sizer.demo.venue import Injected
 from tests.clocks import START, FakeClock
 from tests.faces import SETTINGS
 from tests.service import eventually
 
 SCRIPT = Path(sys.executable).parent / "ledger-sizer"
 SECONDS = "5"
+PROCESSES = len(BOTS) + 4
+"""The bots, the service and the process that looks for it, the paper venue and the bot that trades there."""
 
 
 def _of_this_demo(folder: Path) -> list[psutil.Process]:
@@ -91,6 +95,18 @@ def test_run_demo_when_bots_misbehave_then_the_ledger_shows_it(ran: subprocess.C
     assert document["verify"]["decisions"] == sum(outcomes.values())
 
 
+def test_run_demo_when_somebody_meddles_at_the_venue_then_it_was_found_and_cleared(
+    ran: subprocess.CompletedProcess[str],
+) -> None:
+    found = json.loads(ran.stdout)["reconciliation"]
+    assert found["ok"]
+    assert found["runs"]["good"] > 0
+    assert found["agreed"] > 0, "what was reserved, ordered and confirmed is equal on both sides"
+    assert found["injected"]
+    for one in found["injected"]:
+        assert (one["found"], one["cleared"]) == (True, True), one
+
+
 def test_run_demo_when_json_is_asked_then_there_is_one_document_and_nothing_else(
     ran: subprocess.CompletedProcess[str],
 ) -> None:
@@ -110,7 +126,7 @@ def test_stop_demo_when_interrupted_then_it_ends_in_order_with_its_summary(tmp_p
             text = demo.stdout.readline()
             assert text, f"it ended before it began: {seen}"
             seen += text
-        assert len(_of_this_demo(tmp_path)) == len(BOTS) + 1
+        eventually(lambda: len(_of_this_demo(tmp_path)) == PROCESSES, seconds=60)
         demo.send_signal(signal.SIGINT)
         out, err = demo.communicate(timeout=60)
     finally:
@@ -130,7 +146,7 @@ def test_stop_demo_when_it_is_killed_then_its_processes_end_too(tmp_path: Path) 
         [SCRIPT, "demo", "--forever"], stdout=subprocess.DEVNULL, env=_environment(tmp_path), start_new_session=True
     )
     try:
-        eventually(lambda: len(_of_this_demo(tmp_path)) == len(BOTS) + 1, seconds=60)
+        eventually(lambda: len(_of_this_demo(tmp_path)) == PROCESSES, seconds=60)
     finally:
         demo.kill()
         demo.wait()
@@ -202,6 +218,18 @@ def test_sum_up_when_something_else_went_wrong_then_it_is_not_ok(ledger: Ledger)
     assert not _summary(ledger, failed=1).ok
 
 
+def test_sum_up_when_something_done_at_the_venue_was_not_found_then_it_is_not_ok(ledger: Ledger) -> None:
+    def summary(agreed: int, *injected: Injected) -> Summary:
+        found = Reconciled({"good": 3}, agreed, injected, others=0)
+        return summarised(ledger, Decimal(2_500), {}, {}, graceful=True, reconciled=found)
+
+    cleared = Injected("a coin", "unknown_position", drift=1, cleared=True)
+    assert summary(4, cleared).ok
+    assert not summary(0, cleared).ok, "nothing was ever compared"
+    assert not summary(4, cleared, Injected("another", "unknown_position")).ok
+    assert not summary(4, Injected("a coin", "unknown_position", drift=1)).ok
+
+
 def test_show_snapshot_when_it_is_drawn_then_it_names_what_matters(ledger: Ledger, clock: FakeClock) -> None:
     from rich.console import Console
 
@@ -232,6 +260,7 @@ def test_show_snapshot_when_it_is_drawn_then_it_names_what_matters(ledger: Ledge
         "57 s left",
     ):
         assert words in shown, words
+    assert line(replace(snapshot, reconciliation="quiet")).endswith("; at the venue: quiet")
     told = "exposure 1,000.00 of 2,500.00 USD (held 1,000.00, open 0.00), 1 holds, 7 of 8 bots alive, 4 decisions"
     assert line(snapshot) == f"  3.0 s  {told}"
     assert clock() > START

@@ -21,7 +21,7 @@ from ledger_sizer.database import make_engine
 from ledger_sizer.errors import InvalidRequest, KeyReused, Unavailable
 from ledger_sizer.exchanges.accounts import ExchangeAccount
 from ledger_sizer.instrument_cache import list_rules, record_rules, rules_history
-from ledger_sizer.instrument_refresh import refresh_rules
+from ledger_sizer.instrument_refresh import RETRY_SECONDS, ScheduledRefresh, refresh_rules
 from ledger_sizer.instruments import InstrumentInfo, Leg, MarketRules
 from ledger_sizer.paper import PaperControl, PaperServer
 from tests.clocks import FakeClock
@@ -293,6 +293,36 @@ def test_serve_when_an_account_is_configured_then_rules_are_loaded_and_clients_r
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
         answer = service.post("/v1/reservations", "2", {"spot_instrument": {"symbol": "x"}, "price": "1"})
         assert answer.json()["field"] == "spot_instrument.min_qty"
+
+
+def test_refresh_when_it_failed_then_it_is_tried_at_the_next_call_and_once_done_it_rests(
+    server: PaperServer, engine: Engine
+) -> None:
+    now = [0.0]
+    account = account_at("bybit", server.url)
+    refresh = ScheduledRefresh(engine, account, 3600, clock=lambda: now[0])
+    control = PaperControl(server.url, "bybit")
+    control.fault("outage", times=None)
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            refresh()
+        now[0] += RETRY_SECONDS
+    assert list_rules(engine) == []
+    control.clear_faults()
+    refresh()
+    known = list_rules(engine)
+    assert len(known) == 11
+    control.fault("outage", times=None)
+    now[0] += 3599
+    refresh()  # rests: it would fail
+    now[0] += 1
+    with pytest.raises(Unavailable):
+        refresh()
+    assert list_rules(engine) == known, "what was known stays"
+    control.clear_faults()
+    now[0] += RETRY_SECONDS
+    refresh()
+    account.close()
 
 
 def test_run_instruments_when_refreshed_then_they_are_listed_shown_and_reserved(

@@ -7,12 +7,14 @@ from decimal import Decimal
 
 import pytest
 
-from ledger_sizer import Leg
+from ledger_sizer import InstrumentInfo, Leg
 from tests.accounts import PERP, Desk, short
 from tests.clocks import FakeClock
 from tests.desk import TAGS, assert_verified, figures, reserve_btc
 
 D = Decimal
+ETH_SPOT = InstrumentInfo("ETH/USDT", D("0.001"), D(100), D("0.001"))
+ETH_PERP = InstrumentInfo("ETH/USDT:USDT", D("0.001"), D(100), D("0.001"))
 
 
 @pytest.fixture
@@ -100,3 +102,25 @@ def test_reconcile_when_a_position_is_at_two_venues_then_each_account_answers_fo
     report = desk.run()
     assert report.findings == ()
     assert report.run.found == {"agrees": 2, "unplaced": 1}
+
+
+@pytest.mark.parametrize("place", [{"venue": "okx"}, {"venue": "bybit", "account": "other"}])
+@pytest.mark.parametrize("expired", [False, True])
+def test_reconcile_when_a_hold_is_for_another_venue_then_it_explains_nothing_here(
+    desk: Desk, place: dict[str, str], expired: bool
+) -> None:
+    """Neither as a fill in flight nor as a late one: the position is what it looks like, and freezes."""
+    for key, instruments in (("plain", {}), ("named", {"spot_instrument": ETH_SPOT, "perp_instrument": ETH_PERP})):
+        desk.ledger.reserve(
+            key=key, tags={**place, "symbol": "ETH"}, price=D(2000), ttl_seconds=5 if expired else 500, **instruments
+        )
+    desk.clock.advance(6)
+    desk.ledger.sweep()
+    desk.account.shows(short("0.02"), short("0.1", "ETH/USDT:USDT", "2000"), BTC="0.02")
+    assert [one.kind for one in desk.run().findings] == ["unknown_position"]
+
+
+def test_reconcile_when_a_hold_names_no_venue_then_it_may_be_filled_anywhere(desk: Desk) -> None:
+    desk.ledger.reserve(key="plain", tags={"symbol": "ETH"}, price=D(2000), ttl_seconds=500)
+    desk.account.shows(short("0.02"), short("0.1", "ETH/USDT:USDT", "2000"), BTC="0.02")
+    assert desk.run().findings == ()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,22 +17,25 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from ledger_sizer import Busy, ReconcileSettings, WrongState
 from ledger_sizer.client import LedgerClient
 from ledger_sizer.config import ExchangeSettings
+from ledger_sizer.database import make_engine
 from ledger_sizer.errors import Unavailable
+from ledger_sizer.leases import LeaseLost
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET, PaperControl
 from ledger_sizer.paper.server import PaperServer
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.alerts import DELIVERY_HEADER, SIGNATURE_HEADER, Alerts
+from ledger_sizer.reconcile.look import LookHere
 from ledger_sizer.reconcile.run import LEASE_NAME, Reconciler
-from ledger_sizer.tables import LeaseRow
+from ledger_sizer.tables import AlertRow, LeaseRow
 from tests.accounts import Desk, WrittenAccount, long, short
 from tests.clocks import FakeClock
 from tests.desk import TAGS, figures
-from tests.service import serving
+from tests.service import eventually, serving
 
 D = Decimal
 
@@ -45,7 +51,8 @@ def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
 
 def replica(desk: Desk, account: WrittenAccount) -> Reconciler:
     """Another process's reconciler, as far as the database can tell."""
-    return Reconciler(desk.ledger, desk.engine, [account], desk.settings, clock=desk.clock)
+    look = LookHere(desk.engine, [account], desk.settings, clock=desk.clock)
+    return Reconciler(desk.ledger, desk.engine, look, desk.settings, clock=desk.clock)
 
 
 def test_run_when_another_replica_runs_then_it_is_busy_and_looks_at_nothing(desk: Desk) -> None:
@@ -82,14 +89,14 @@ def test_run_when_it_was_paused_past_its_lease_then_it_writes_nothing_at_all(des
 
     desk.account.on_fetch = asleep
     seq_after_other: list[int] = []
-    with pytest.raises(drifts.LeaseLost):
+    with pytest.raises(LeaseLost):
         desk.run()
     seq_after_other.append(desk.ledger.exposure().seq)
     assert len(drifts.runs(desk.engine)) == 1
     assert len(drifts.listed(desk.engine)) == 0
     assert figures(desk.ledger) == (0, 0)
     assert [one.command for one in desk.ledger.history()] == ["reconciled"], "the other's, and nothing of the sleeper"
-    assert issubclass(drifts.LeaseLost, Unavailable)
+    assert issubclass(LeaseLost, Unavailable)
 
 
 def test_run_when_dry_then_it_finds_and_leaves_no_trace(desk: Desk) -> None:
@@ -131,7 +138,7 @@ def test_run_when_somebody_releases_the_external_position_then_it_is_counted_aga
 
 def test_run_when_no_account_is_configured_then_it_says_what_to_set(database_url: str, clock: FakeClock) -> None:
     desk = Desk(database_url, clock)
-    empty = Reconciler(desk.ledger, desk.engine, [], desk.settings)
+    empty = Reconciler(desk.ledger, desk.engine, LookHere(desk.engine, [], desk.settings), desk.settings)
     with pytest.raises(WrongState, match="EXCHANGE_API_KEY"):
         empty.run()
     desk.close()
@@ -198,13 +205,19 @@ class Receiver:
 
 @pytest.mark.parametrize(("statuses", "attempts"), [([], 1), ([503], 2), ([429], 2), ([400], 1)])
 def test_alert_when_the_webhook_answers_then_it_is_repeated_until_taken_and_signed(
-    desk: Desk, statuses: list[int], attempts: int
+    database_url: str, clock: FakeClock, statuses: list[int], attempts: int
 ) -> None:
     receiver = Receiver(list(statuses))
-    settings = ReconcileSettings(confirmations=1, webhook_url=SecretStr(receiver.url), webhook_secret=SecretStr("hush"))
-    alerts = Alerts(settings)
+    desk = Desk(
+        database_url, clock, confirmations=1, webhook_url=SecretStr(receiver.url), webhook_secret=SecretStr("hush")
+    )
+    desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
+    alerts = Alerts(desk.engine, desk.settings.reconcile)
     alerts.observe(desk.run())
-    alerts.close(10)
+    eventually(lambda: alerts.delivered + alerts.given_up, seconds=30)
+    alerts.close()
+    assert owed(desk) == []
+    desk.close()
     receiver.close()
     assert len(receiver.got) == attempts
     assert (alerts.delivered, alerts.given_up) == ((0, 1) if statuses == [400] else (1, 0))
@@ -221,14 +234,113 @@ def test_alert_when_the_webhook_answers_then_it_is_repeated_until_taken_and_sign
 
 def test_alert_when_the_policy_is_to_record_only_then_nobody_is_told(database_url: str, clock: FakeClock) -> None:
     receiver = Receiver([])
-    desk = Desk(database_url, clock, confirmations=1, policy_unknown_position="record")
+    desk = Desk(
+        database_url, clock, confirmations=1, policy_unknown_position="record", webhook_url=SecretStr(receiver.url)
+    )
     desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
-    alerts = Alerts(ReconcileSettings(confirmations=1, webhook_url=SecretStr(receiver.url)))
+    alerts = Alerts(desk.engine, desk.settings.reconcile)
     alerts.observe(desk.run())
     alerts.close()
     receiver.close()
+    assert (receiver.got, owed(desk)) == ([], [])
     desk.close()
-    assert receiver.got == []
+
+
+def owed(desk: Desk) -> list[str]:
+    with desk.engine.begin() as connection:
+        return list(connection.execute(select(AlertRow.delivery).order_by(AlertRow.id)).scalars())
+
+
+def test_alert_when_a_webhook_never_takes_it_then_it_is_given_up_after_its_attempts(
+    database_url: str, clock: FakeClock
+) -> None:
+    receiver = Receiver([503] * 10)
+    desk = Desk(database_url, clock, confirmations=1, webhook_url=SecretStr(receiver.url), webhook_attempts_max=2)
+    desk.account.positions = None
+    alerts = Alerts(desk.engine, desk.settings.reconcile)
+    alerts.observe(desk.run())
+    eventually(lambda: alerts.given_up == 2, seconds=30)
+    alerts.close()
+    receiver.close()
+    assert {headers[DELIVERY_HEADER] for headers, _ in receiver.got} == {"run-1", "drift-1-drift_confirmed"}
+    assert len(receiver.got) == 4
+    assert owed(desk) == []
+    desk.close()
+
+
+_DYING = """
+import os, signal, sys
+from datetime import datetime, timezone
+from tests.accounts import Desk, long
+from pydantic import SecretStr
+desk = Desk(
+    sys.argv[1], lambda: datetime.now(timezone.utc), confirmations=1, stale_after_seconds=None,
+    webhook_url=SecretStr(sys.argv[2]),
+)
+desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
+{where}
+desk.reconciler.run()
+"""
+_DEATHS = {
+    "between the record and anything else":
+        "from ledger_sizer.reconcile import run\n"
+        "run.Effects = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "before the delivery":
+        "desk.reconciler._observe = [lambda _: os.kill(os.getpid(), signal.SIGKILL)]",
+    "after the delivery, before it knows":
+        "from ledger_sizer.reconcile.alerts import Alerts\n"
+        "alerts = Alerts(desk.engine, desk.settings.reconcile)\n"
+        "post = alerts._post\n"
+        "def posted(*arguments):\n"
+        "    post(*arguments)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "alerts._post = posted\n"
+        "desk.reconciler._observe = [alerts.observe, lambda _: signal.pause()]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", _DEATHS)
+def test_alert_when_the_process_is_killed_at_any_moment_then_the_next_one_delivers_it(
+    database_url: str, moment: str
+) -> None:
+    receiver = Receiver([])
+    script = _DYING.format(where=_DEATHS[moment])
+    died = subprocess.run(
+        [sys.executable, "-c", script, database_url, receiver.url], capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    before = len(receiver.got)
+    assert before == (1 if moment.startswith("after") else 0)
+    engine = make_engine(database_url)
+    if before:
+        with engine.begin() as connection:  # the claim of the dead would end by itself, after half a minute
+            connection.execute(update(AlertRow).values(due_us=0))
+    alerts = Alerts(engine, ReconcileSettings(webhook_url=SecretStr(receiver.url)))
+    alerts.start()
+    eventually(lambda: len(receiver.got) > before, seconds=30)
+    eventually(lambda: alerts.delivered == 1, seconds=30)
+    alerts.close()
+    receiver.close()
+    engine.dispose()
+    assert {headers[DELIVERY_HEADER] for headers, _ in receiver.got} == {"drift-1-drift_confirmed"}
+
+
+def test_alert_when_two_processes_deliver_then_each_alert_is_one_of_theirs(database_url: str, clock: FakeClock) -> None:
+    receiver = Receiver([])
+    desk = Desk(database_url, clock, confirmations=1, webhook_url=SecretStr(receiver.url))
+    desk.account.shows(*(long("2", f"C{n}/USDT:USDT", "2000") for n in range(20)))
+    desk.run()
+    both = [Alerts(desk.engine, desk.settings.reconcile) for _ in range(2)]
+    for one in both:
+        one.start()
+    eventually(lambda: not owed(desk), seconds=30)
+    for one in both:
+        one.close()
+    receiver.close()
+    told = sorted(headers[DELIVERY_HEADER] for headers, _ in receiver.got)
+    assert told == sorted(f"drift-{n}-drift_confirmed" for n in range(1, 21))
+    desk.close()
 
 
 # --- the service ---------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Random worlds (see `tests.worlds`): no false alarm in clean ones, no silent difference in any other.
 
-A few worlds run each time. A campaign:
+A few worlds run each time. A campaign, and a part of one (from the 201st to the 300th):
 
     WORLDS=1000 make test TEST_WORKERS=0 ARGS=tests/test_reconcile_worlds.py
+    WORLDS=200-300 make test TEST_WORKERS=0 ARGS=tests/test_reconcile_worlds.py
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from ledger_sizer.database import make_engine
 from tests.clocks import FakeClock
 from tests.worlds import CONFIRMATIONS, World
 
-WORLDS = int(os.environ.get("WORLDS", "0"))
-SEEDS = range(WORLDS or 12)
+WORLDS = os.environ.get("WORLDS", "")
+_FIRST, _, _END = WORLDS.rpartition("-")
+SEEDS = range(int(_FIRST or 0), int(_END or 12))
 STEPS = 25
 
 
@@ -73,4 +75,5 @@ def test_reconcile_when_worlds_go_wrong_then_they_agree_or_a_drift_says_why_and_
         assert exposure.whole.frozen == any(one.frozen_scope for one in last.live), f"seed {seed}"
         assert world.ledger.verify(world.name).ok, f"seed {seed}"
         kinds |= {finding.kind for report in world.reports for finding in report.findings}
-    assert kinds >= {"unknown_position", "quantity_differs", "missing_position", "late_fill", "legs_unequal"}
+    common = {"unknown_position", "quantity_differs", "missing_position", "late_fill", "legs_unequal"}
+    assert len(SEEDS) < 12 or kinds >= common

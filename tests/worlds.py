@@ -14,6 +14,7 @@ from typing import Any
 
 from ledger_sizer import InstrumentInfo, Ledger, WrongState
 from ledger_sizer.exchanges.snapshot import VenuePosition
+from ledger_sizer.reconcile.look import LookHere
 from ledger_sizer.reconcile.run import Reconciler, Report
 from tests.accounts import WrittenAccount, balance
 from tests.clocks import FakeClock
@@ -42,7 +43,8 @@ class World:
         self.net = dict.fromkeys(PRICES, D(0))
         self.spot = dict.fromkeys(PRICES, D(0))
         self.account = WrittenAccount(portfolio=name)
-        self.reconciler = Reconciler(ledger, engine, [self.account], ledger.settings, clock=clock)
+        look = LookHere(engine, [self.account], ledger.settings, clock=clock)
+        self.reconciler = Reconciler(ledger, engine, look, ledger.settings, clock=clock)
         self.later: list[tuple[Any, Callable[[], object]]] = []
         self.number = 0
         self.closing: set[str] = set()

@@ -16,7 +16,8 @@ from ledger_sizer.cli.teaching import teach
 
 if TYPE_CHECKING:
     from ledger_sizer.demo.run import Plan
-    from ledger_sizer.demo.summary import Summary
+    from ledger_sizer.demo.summary import Reconciled, Summary
+    from ledger_sizer.demo.venue import Injected
 
 DEMO_HELP = teach(
     "demo --seconds 5",
@@ -36,8 +37,9 @@ def demo(
     """Show the service at work: eight bots, each a process, compete for one cap.
 
     Starts the service on a ledger of its own in a temporary folder. The bots reserve, fill late, fill partly, crash
-    without releasing, and send commands twice; now and then one is killed. Afterwards everything is stopped, the
-    ledger is verified, and its audit chain is summed up.
+    without releasing, and send commands twice; now and then one is killed. A ninth trades at a paper venue (with the
+    extra exchanges), where somebody meddles with the account and the reconciliation has to find it. Afterwards
+    everything is stopped, the ledger is verified, and its audit chain is summed up.
     """
     from ledger_sizer.demo.run import Plan, demonstrate
 
@@ -115,6 +117,8 @@ def _show(summary: "Summary") -> None:
             ("errors the bots met", summary.events.get("error", 0)),
         ]
     )
+    if summary.reconciled is not None:
+        _show_reconciled(summary.reconciled)
     for breach in summary.breaches:
         output.remark(f"cap breached: {breach}")
     for finding in summary.report.findings:
@@ -128,3 +132,23 @@ def _show(summary: "Summary") -> None:
     )
     words = "no cap was breached, the ledger verifies" if summary.ok else "a promise was broken"
     output.headline(f"{words}: {verified}", "ok" if summary.ok else "denied")
+
+
+def _show_reconciled(found: "Reconciled") -> None:
+    runs = ", ".join(f"{number} {outcome}" for outcome, number in sorted(found.runs.items()))
+    output.details(
+        [
+            ("reconciliations", runs or "none"),
+            ("markets that agreed", found.agreed),
+            ("confirmed besides", found.others),
+            *((one.kind, f"{one.what}: {_became(one)}") for one in found.injected),
+        ]
+    )
+    if not found.ok:
+        output.remark("the reconciliation did not find and clear everything that was done at the venue")
+
+
+def _became(injected: "Injected") -> str:
+    if injected.drift is None:
+        return "NOT FOUND"
+    return f"found as drift-{injected.drift}, {'cleared' if injected.cleared else 'NOT CLEARED'}"

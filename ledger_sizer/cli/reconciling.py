@@ -49,15 +49,16 @@ def _reconciler(url: str | None) -> "Iterator[Reconciler]":
 
     from ledger_sizer.exchanges.accounts import open_accounts
     from ledger_sizer.reconcile.alerts import Alerts
+    from ledger_sizer.reconcile.look import LookHere
     from ledger_sizer.reconcile.run import Reconciler
 
     with _desk(url) as (settings, ledger, engine), ExitStack() as at_the_end:
         accounts = open_accounts(settings.exchange)
         for account in accounts:
             at_the_end.callback(account.close)
-        alerts = Alerts(settings.reconcile)
+        alerts = Alerts(engine, settings.reconcile)
         at_the_end.callback(alerts.close)
-        yield Reconciler(ledger, engine, accounts, settings, observe=[alerts.observe])
+        yield Reconciler(ledger, engine, LookHere(engine, accounts, settings), settings, observe=[alerts.observe])
 
 
 def reconcile(

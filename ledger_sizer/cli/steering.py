@@ -142,6 +142,52 @@ def resume(
     return act(command, url=database_url, as_json=as_json)
 
 
+FREEZE_HELP = teach("freeze --note 'orders look wrong'", "freeze --scope venue=bybit")
+
+
+def freeze(
+    portfolio: Portfolio = "main",
+    scope: Scope = "portfolio",
+    note: Note = None,
+    key: Key = None,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Deny new reservations as `unreconciled`, as the reconciliation does for a drift.
+
+    It stays until it is thawed, by `thaw` or by the reconciliation when the last drift there is over. To stop trading
+    for reasons of your own use `halt`.
+    """
+    from ledger_sizer.cli.session import act, new_key
+    from ledger_sizer.commands import Freeze
+
+    command = Freeze(key=new_key() if key is None else key, portfolio=portfolio, scope=scope, note=note)
+    return act(command, url=database_url, as_json=as_json)
+
+
+THAW_HELP = teach("thaw --note 'checked by hand'", "thaw --scope venue=bybit")
+
+
+def thaw(
+    portfolio: Portfolio = "main",
+    scope: Scope = "portfolio",
+    note: Note = None,
+    key: Key = None,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Allow new reservations again after a freeze.
+
+    The drift that froze it stays as it is, and does not freeze again. A reconciliation that is too old is not cured
+    by this: that takes a good run.
+    """
+    from ledger_sizer.cli.session import act, new_key
+    from ledger_sizer.commands import Thaw
+
+    command = Thaw(key=new_key() if key is None else key, portfolio=portfolio, scope=scope, note=note)
+    return act(command, url=database_url, as_json=as_json)
+
+
 SWEEP_HELP = teach("sweep", "sweep --portfolio main --json", exits={3: ""})
 
 

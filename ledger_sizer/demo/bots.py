@@ -59,7 +59,8 @@ BOTS = {
 """The eight bots."""
 
 _PAIRS = {"BTC": (Decimal(50_000), Decimal("0.0001")), "ETH": (Decimal(2_500), Decimal("0.001"))}
-_VENUES = ("bybit", "okx", "binance")
+_VENUES = ("okx", "binance", "kraken")
+"""They trade in words only; at bybit somebody really does (see `trader`)."""
 
 
 class Bot:

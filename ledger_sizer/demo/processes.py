@@ -90,7 +90,8 @@ def _own_environment() -> dict[str, str]:
 class Service(Process):
     """`ledger-sizer serve` on a ledger of its own and a free port of the loopback."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, settings: Mapping[str, str]) -> None:
+        """settings: besides those of every demonstration."""
         self.database_url = f"sqlite:///{folder / 'ledger.db'}"
         self.url = ""
         """Where it answers, once it is ready."""
@@ -100,6 +101,7 @@ class Service(Process):
             "SERVICE_PORT": "0",
             "SIZING_ENABLED": "true",
             "LOG_LEVEL": "WARNING",
+            **settings,
         }
         super().__init__("service", ["ledger_sizer", "serve"], folder / "service.log", environment)
 

@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -10,10 +11,14 @@ from pathlib import Path
 from random import Random
 from threading import Event
 
+from sqlalchemy import Engine
+
 from ledger_sizer.client import LedgerClient, Patience
+from ledger_sizer.database import make_engine
 from ledger_sizer.demo.bots import BOTS, PORTFOLIO
 from ledger_sizer.demo.processes import READY_SECONDS_MAX, Fleet, Service
-from ledger_sizer.demo.summary import Summary, summarised
+from ledger_sizer.demo.summary import Summary, reconciled_at, summarised
+from ledger_sizer.demo.venue import Injected, Meddler, settings_at, trading, venue_in
 from ledger_sizer.domain import Exposure, Position
 from ledger_sizer.errors import Unavailable
 from ledger_sizer.ledger import Ledger
@@ -36,7 +41,10 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What can be seen at one moment. seconds_left: None when it goes on until stopped."""
+    """What can be seen at one moment. seconds_left: None when it goes on until stopped.
+
+    reconciliation: how the ledger and the paper venue stand, in words; None without a venue.
+    """
 
     seconds: float
     seconds_left: float | None
@@ -49,6 +57,7 @@ class Snapshot:
     deaths: Mapping[str, int]
     replays: int
     now: datetime
+    reconciliation: str | None = None
 
 
 def demonstrate(plan: Plan, show: Callable[[Snapshot], None], stop: Event, now: Callable[[], datetime]) -> Summary:
@@ -58,36 +67,54 @@ def demonstrate(plan: Plan, show: Callable[[Snapshot], None], stop: Event, now: 
     """
     with tempfile.TemporaryDirectory(prefix="ledger-demo-") as name:
         folder = Path(name)
-        service = Service(folder)
-        graceful = False
-        try:
-            service.wait_until_ready()
-            deaths, events = _watched(plan, service, folder, show, stop, now)
-        finally:
-            graceful = service.end()
-        with Ledger.open(service.database_url) as ledger:
-            return summarised(ledger, plan.cap, deaths, events, graceful=graceful and service.exit_code == 0)
+        with venue_in(folder) as venue_url:
+            service = Service(folder, {} if venue_url is None else settings_at(venue_url))
+            graceful = False
+            try:
+                service.wait_until_ready()
+                deaths, events, injected = _watched(plan, service, venue_url, folder, show, stop, now)
+            finally:
+                graceful = service.end()
+        with Ledger.open(service.database_url) as ledger, _reading(service.database_url) as reads:
+            reconciled = None if venue_url is None else reconciled_at(reads, injected)
+            graceful = graceful and service.exit_code == 0
+            return summarised(ledger, plan.cap, deaths, events, graceful=graceful, reconciled=reconciled)
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[Engine]:
+    """An engine that only reads, for the length of a block."""
+    reads = make_engine(url, read_only=True)
+    try:
+        yield reads
+    finally:
+        reads.dispose()
 
 
 def _watched(
     plan: Plan,
     service: Service,
+    venue_url: str | None,
     folder: Path,
     show: Callable[[Snapshot], None],
     stop: Event,
     now: Callable[[], datetime],
-) -> tuple[dict[str, int], dict[str, int]]:
-    """Start the bots, watch them, kill one now and then, end them. Returns how they died and what they told."""
+) -> tuple[dict[str, int], dict[str, int], list[Injected]]:
+    """Start the bots, watch them, kill one now and then, end them.
+
+    Returns how they died, what they told, and what was done at the venue.
+    """
     with LedgerClient(service.url, patience=Patience(give_up_seconds=10)) as client:
         client.set_cap(key="demo/cap", portfolio=PORTFOLIO, cap=plan.cap)
         client.set_cap(key="demo/cap/okx", portfolio=PORTFOLIO, scope="venue=okx", cap=plan.venue_cap)
-        fleet = Fleet(service.url, list(BOTS), folder, plan.seed)
-        try:
-            _wait_for_all(fleet, stop)
-            _loop(plan, client, fleet, show, stop, now)
-        finally:
-            fleet.end()
-    return dict(fleet.deaths), dict(fleet.events())
+        with trading(client, venue_url, folder, plan.seed) as meddler:
+            fleet = Fleet(service.url, list(BOTS), folder, plan.seed)
+            try:
+                _wait_for_all(fleet, stop)
+                _loop(plan, client, fleet, meddler, show, stop, now)
+            finally:
+                fleet.end()
+    return dict(fleet.deaths), dict(fleet.events()), [] if meddler is None else meddler.injected
 
 
 def _wait_for_all(fleet: Fleet, stop: Event) -> None:
@@ -102,6 +129,7 @@ def _loop(
     plan: Plan,
     client: LedgerClient,
     fleet: Fleet,
+    meddler: Meddler | None,
     show: Callable[[Snapshot], None],
     stop: Event,
     now: Callable[[], datetime],
@@ -120,10 +148,14 @@ def _loop(
         if seconds >= next_replacement:
             fleet.replace_the_dead()
             next_replacement = seconds + 1
-        show(_seen(plan, client, fleet, seconds, now))
+        if meddler is not None:
+            meddler.tick()
+        show(_seen(plan, client, fleet, meddler, seconds, now))
 
 
-def _seen(plan: Plan, client: LedgerClient, fleet: Fleet, seconds: float, now: Callable[[], datetime]) -> Snapshot:
+def _seen(
+    plan: Plan, client: LedgerClient, fleet: Fleet, meddler: Meddler | None, seconds: float, now: Callable[[], datetime]
+) -> Snapshot:
     return Snapshot(
         seconds=seconds,
         seconds_left=None if plan.seconds is None else max(plan.seconds - seconds, 0),
@@ -136,4 +168,5 @@ def _seen(plan: Plan, client: LedgerClient, fleet: Fleet, seconds: float, now: C
         deaths=dict(fleet.deaths),
         replays=fleet.events()["replayed"],
         now=now(),
+        reconciliation=None if meddler is None else meddler.doing,
     )

@@ -51,6 +51,7 @@ def line(snapshot: Snapshot) -> str:
         f"{snapshot.seconds:5.1f} s  exposure {_money(exposure.exposure)} of {_money(exposure.cap)} USD "
         f"(held {_money(exposure.held)}, open {_money(exposure.open)}), {len(snapshot.held)} holds, "
         f"{alive} of {len(snapshot.alive)} bots alive, {exposure.seq} decisions"
+        + ("" if snapshot.reconciliation is None else f"; at the venue: {snapshot.reconciliation}")
     )
 
 
@@ -62,9 +63,9 @@ def rendered(snapshot: Snapshot) -> "RenderableType":
     left = "until Ctrl-C" if snapshot.seconds_left is None else f"{snapshot.seconds_left:.0f} s left"
     title = Text.assemble(("ledger-sizer demo", "bold"), f"  {snapshot.url}  eight bots, one cap  ", (left, "cyan"))
     blank = Text("")
-    return Group(
-        title, blank, _scopes(snapshot), blank, _bots(snapshot), blank, _holds(snapshot), blank, _last(snapshot)
-    )
+    venue = Text("" if snapshot.reconciliation is None else f"ledger and paper venue: {snapshot.reconciliation}")
+    parts = (_scopes(snapshot), venue, _bots(snapshot), _holds(snapshot), _last(snapshot))
+    return Group(title, *(piece for part in parts for piece in (blank, part)))
 
 
 def _table(*titles: str) -> "Table":

@@ -2,16 +2,52 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, TypeVar
+
+from sqlalchemy import Engine
 
 from ledger_sizer.demo.bots import PORTFOLIO
-from ledger_sizer.domain import VerifyReport
+from ledger_sizer.demo.venue import CONFIRMATIONS, Injected
+from ledger_sizer.domain import Page, VerifyReport
 from ledger_sizer.ledger import Ledger
+from ledger_sizer.reconcile import drifts
 from ledger_sizer.records import Decision
 from ledger_sizer.units import plain, usd
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciled:
+    """What the reconciliation found.
+
+    runs: by outcome. agreed: markets that were equal on both sides, over all runs. injected: each meddling, with what
+    became of it. others: confirmed drifts that nobody meant to make.
+    """
+
+    runs: Mapping[str, int]
+    agreed: int
+    injected: tuple[Injected, ...]
+    others: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether both sides agreed at some time, and all that was done at the venue was found and cleared."""
+        seen_through = [one.drift is not None and one.cleared for one in self.injected]
+        return self.agreed > 0 and bool(seen_through) and all(seen_through)
+
+    def document(self) -> dict[str, Any]:
+        """For programs."""
+        return {
+            "ok": self.ok, "runs": dict(self.runs), "agreed": self.agreed, "other_drifts": self.others,
+            "injected": [
+                {"what": one.what, "kind": one.kind, "found": one.drift is not None, "cleared": one.cleared}
+                for one in self.injected
+            ],
+        }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +68,7 @@ class Summary:
     events: Mapping[str, int]
     graceful: bool
     report: VerifyReport
+    reconciled: Reconciled | None = None
 
     @property
     def expiries(self) -> int:
@@ -42,9 +79,11 @@ class Summary:
     def ok(self) -> bool:
         """Whether everything went as promised.
 
-        The ledger verifies, no grant breached a cap, no replay gave another answer, and nothing died of a defect.
+        The ledger verifies, no grant breached a cap, no replay gave another answer, nothing died of a defect, and what
+        happened at the exchange behind the ledger's back was found.
         """
         kept = self.report.ok and not self.breaches and not self.events.get("not replayed")
+        kept = kept and (self.reconciled is None or self.reconciled.ok)
         return kept and self.graceful and not self.deaths.get("failed")
 
     def document(self) -> dict[str, Any]:
@@ -61,6 +100,7 @@ class Summary:
             ],
             "expiries": self.expiries,
             "bots": {"deaths": dict(self.deaths), "events": dict(self.events)},
+            "reconciliation": None if self.reconciled is None else self.reconciled.document(),
             "stopped_gracefully": self.graceful,
             "verify": {
                 "ok": self.report.ok,
@@ -72,7 +112,13 @@ class Summary:
 
 
 def summarised(
-    ledger: Ledger, cap: Decimal, deaths: Mapping[str, int], events: Mapping[str, int], *, graceful: bool
+    ledger: Ledger,
+    cap: Decimal,
+    deaths: Mapping[str, int],
+    events: Mapping[str, int],
+    *,
+    graceful: bool,
+    reconciled: Reconciled | None = None,
 ) -> Summary:
     """Read the whole chain, and verify it."""
     outcomes: Counter[tuple[str, str, str | None]] = Counter()
@@ -84,23 +130,42 @@ def summarised(
         if decision.command == "reserve" and decision.granted:
             highest_granted = max(highest_granted, decision.exposure_after)
             breaches += _breaches(decision)
-    return Summary(cap, outcomes, highest_granted, highest, tuple(breaches), deaths, events, graceful, ledger.verify())
+    return Summary(
+        cap, outcomes, highest_granted, highest, tuple(breaches), deaths, events, graceful, ledger.verify(), reconciled
+    )  # fmt: skip
 
 
-def _decisions(ledger: Ledger) -> Iterator[Decision]:
+def reconciled_at(reads: Engine, injected: Sequence[Injected]) -> Reconciled:
+    """Read the runs and drifts; injected: what was done at the venue."""
+    outcomes: Counter[str] = Counter()
+    agreed = 0
+    for run in _all(lambda cursor: drifts.runs(reads, cursor=cursor)):
+        outcomes[run.outcome] += 1
+        agreed += run.found.get("agrees", 0)
+    known = {one.drift for one in injected}
+    found = _all(lambda cursor: drifts.listed(reads, cursor=cursor))
+    others = [drift for drift in found if drift.id not in known and drift.sightings >= CONFIRMATIONS]
+    return Reconciled(outcomes, agreed, tuple(injected), len(others))
+
+
+def _all(page_at: Callable[[str | None], Page[T]]) -> Iterator[T]:
     cursor: str | None = None
     while True:
-        page = ledger.history(PORTFOLIO, ascending=True, limit=1000, cursor=cursor)
+        page = page_at(cursor)
         yield from page
         cursor = page.cursor
         if cursor is None:
             return
 
 
+def _decisions(ledger: Ledger) -> Iterator[Decision]:
+    return _all(lambda cursor: ledger.history(PORTFOLIO, ascending=True, limit=1000, cursor=cursor))
+
+
 def _breaches(decision: Decision) -> Iterator[str]:
     """The scopes that a grant left above their caps, from what the rules saw when they decided."""
     granted_e8 = decision.record.budget_e8 or 0
-    for name, cap_e8, held_e8, open_e8, _ in json.loads(decision.trace)["scopes"]:
+    for name, cap_e8, held_e8, open_e8, *_ in json.loads(decision.trace)["scopes"]:
         if cap_e8 is not None and held_e8 + open_e8 + granted_e8 > cap_e8:
             above = usd(held_e8 + open_e8 + granted_e8 - cap_e8)
             yield f"{decision.portfolio} #{decision.seq} left {name} {plain(above)} USD above its cap"

@@ -5,6 +5,8 @@ these traps was run: ccxt hands back floats unless `number` is `str`; an answer 
 error to it, and its parsers then find no positions; JSON without its rows reads as "nothing there" as well.
 """
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,14 +29,10 @@ def make_client(settings: ExchangeAccountSettings) -> Any:
     Its calls raise ccxt's own errors; `whole_answer` tells what the last one brought. Raises `InvalidRequest` for an
     exchange that ccxt does not know, and where ccxt is not installed.
     """
-    try:
-        import ccxt
-    except ImportError:
-        raise InvalidRequest("exchanges need ccxt: pip install 'ledger-sizer[exchanges]'", field="id") from None
-    if settings.id not in ccxt.exchanges:
-        near = [name for name in ccxt.exchanges if name.startswith(settings.id[:3].lower())]
-        hint = f"; did you mean one of {', '.join(near[:5])}?" if near else ""
-        raise InvalidRequest(f"ccxt has no exchange {settings.id!r}{hint}", field="id")
+    require_known(settings.id)
+
+    import ccxt
+
     client = _guarded(getattr(ccxt, settings.id))(
         {
             "apiKey": _secret(settings.api_key),
@@ -58,6 +56,20 @@ def make_client(settings: ExchangeAccountSettings) -> Any:
     if settings.base_url is not None:
         client.urls["api"] = _moved(client.urls["api"], settings.base_url.rstrip("/"))
     return client
+
+
+def require_known(exchange_id: str) -> None:
+    """Raise `InvalidRequest` for an exchange that ccxt does not know, or without ccxt. Imports none of it."""
+    found = find_spec("ccxt")
+    if found is None or not found.submodule_search_locations:
+        raise InvalidRequest("exchanges need ccxt: pip install 'ledger-sizer[exchanges]'", field="id")
+    # One file each, named by the id.
+    (folder, *_) = found.submodule_search_locations
+    names = sorted(path.stem for path in Path(folder).glob("[a-z]*.py"))
+    if exchange_id not in names:
+        near = [name for name in names if name.startswith(exchange_id[:3].lower())]
+        hint = f"; did you mean one of {', '.join(near[:5])}?" if near else ""
+        raise InvalidRequest(f"ccxt has no exchange {exchange_id!r}{hint}", field="id")
 
 
 def _secret(value: Any) -> str:

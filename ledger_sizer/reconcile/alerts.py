@@ -1,20 +1,27 @@
-"""Telling others of drifts: the log at once, a webhook with retries in a thread of its own."""
+"""Telling others of drifts: the log at once, a webhook at least once.
+
+What the webhook is owed stands in the database until it was taken (see `owed`), so whoever dies on the way, before or
+after a delivery, another process goes on. A receiver tells a repeated alert by its delivery's name.
+"""
 
 import hashlib
 import hmac
-import json
-import queue
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
+from sqlalchemy import Engine, delete, func, select, update
+from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.config import ReconcileSettings
-from ledger_sizer.reconcile.forms import drift_to_json, run_to_json
-from ledger_sizer.reconcile.kinds import Drift
-from ledger_sizer.reconcile.run import Report
+from ledger_sizer.database import database_now_us, reading
+from ledger_sizer.errors import LedgerError
+from ledger_sizer.reconcile.owed import events_of
+from ledger_sizer.tables import AlertRow
 from ledger_sizer.telemetry import get_logger
-from ledger_sizer.wire.answers import Json
+
+if TYPE_CHECKING:
+    from ledger_sizer.reconcile.run import Report
 
 log = get_logger(__name__)
 
@@ -22,95 +29,122 @@ SIGNATURE_HEADER = "X-Ledger-Signature"
 DELIVERY_HEADER = "X-Ledger-Delivery"
 """The same for every attempt of one alert, so that the receiver can tell a repeated one."""
 
-_QUEUE_MAX = 1000
+_LOOK_SECONDS = 5.0
 _TIMEOUT_SECONDS = 10
-_PAUSE_SECONDS_MAX = 60.0
+_CLAIM_SECONDS = 30
+_PAUSE_SECONDS_MAX = 60
 
 
 class Alerts:
-    """Give `observe` to a `Reconciler`. Posts `{"event": ..., "drift": {...}}` or `{"event": ..., "run": {...}}`.
+    """Logs what runs found, and delivers what the webhook is owed. Give `observe` to a `Reconciler`.
 
-    Events: `drift_confirmed`, `drift_resolved` (of drifts whose policy is not `record`), `run_failed`.
-    A signed body carries HMAC-SHA256 of its bytes under `webhook_secret`, in hex.
+    The webhook gets `{"event": ..., "drift": {...}}` or `{"event": ..., "run": {...}}`, signed with HMAC-SHA256 of its
+    bytes under `webhook_secret`, in hex. Several processes may deliver: each alert is one's at a time.
     """
 
-    def __init__(self, settings: ReconcileSettings) -> None:
+    def __init__(self, engine: Engine, settings: ReconcileSettings) -> None:
+        self._engine = engine
         self._settings = settings
-        self._waiting: queue.Queue[tuple[str, Json] | None] = queue.Queue(_QUEUE_MAX)
-        self._stopping = threading.Event()
+        self._wake = threading.Event()
+        self._stopping = False
+        self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self.delivered = 0
         self.given_up = 0
 
-    def observe(self, report: Report) -> None:
-        """Tell what a run changed."""
-        for drift in report.confirmed:
-            self._drift("drift_confirmed", drift)
-        for drift in report.resolved:
-            if drift.sightings >= self._settings.confirmations:
-                self._drift("drift_resolved", drift)
-        if report.run.outcome != "good":
-            log.warning("reconcile.run_not_good", portfolio=report.run.portfolio, fetched=report.run.fetched)
-            self._send(f"run-{report.run.id}", {"event": "run_failed", "run": run_to_json(report.run)})
-
-    def _drift(self, event: str, drift: Drift) -> None:
-        if drift.policy == "record":
-            return
-        level = log.info if event == "drift_resolved" else log.warning
-        level(f"reconcile.{event}", drift=drift.id, portfolio=drift.portfolio, kind=drift.kind, detail=drift.detail)
-        self._send(f"{drift.name}-{event}", {"event": event, "drift": drift_to_json(drift)})
-
-    def _send(self, delivery: str, form: Json) -> None:
-        if self._settings.webhook_url is None:
-            return
-        if self._thread is None:
+    def start(self) -> None:
+        """Deliver from now on, first of all what an earlier process still owed. Nothing to do without a webhook."""
+        if self._settings.webhook_url is not None and self._thread is None:
             self._thread = threading.Thread(target=self._deliver_all, name="reconcile-alerts", daemon=True)
             self._thread.start()
-        try:
-            self._waiting.put_nowait((delivery, form))
-        except queue.Full:
-            self.given_up += 1
-            log.error("reconcile.alert_dropped", delivery=delivery, waiting=_QUEUE_MAX)
+
+    def observe(self, report: "Report") -> None:
+        """Log what a run changed, and deliver what it owes."""
+        for event, drift in events_of(report.confirmed, report.resolved, self._settings):
+            level = log.info if event == "drift_resolved" else log.warning
+            level(f"reconcile.{event}", drift=drift.id, portfolio=drift.portfolio, kind=drift.kind, detail=drift.detail)
+        if report.run.outcome != "good":
+            log.warning("reconcile.run_not_good", portfolio=report.run.portfolio, fetched=report.run.fetched)
+        self.start()
+        self._wake.set()
 
     def close(self, timeout_seconds: float = 5) -> None:
-        """Deliver what can be delivered in that time, and stop."""
+        """Deliver what can be delivered in that time, and stop; the rest is owed on."""
         if self._thread is not None:
-            self._waiting.put(None)
+            self._stopping = True
+            self._wake.set()
             self._thread.join(timeout_seconds)
-            self._stopping.set()
+            self._stopped.set()
             self._thread.join(_TIMEOUT_SECONDS)
 
-    def _deliver_all(self) -> None:
-        assert self._settings.webhook_url is not None, "the thread starts with the first alert to post"
-        url = self._settings.webhook_url.get_secret_value()
-        with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as http:
-            while (alert := self._waiting.get()) is not None:
-                if self._delivered(http, url, *alert):
-                    self.delivered += 1
-                else:
-                    self.given_up += 1
-                    log.error("reconcile.alert_given_up", delivery=alert[0])
+    # --- the thread ------------------------------------------------------------------------------
 
-    def _delivered(self, http: httpx.Client, url: str, delivery: str, form: Json) -> bool:
-        """Post until it is taken; a refusal (4xx) is not repeated, but for 408, 425 and 429."""
-        body = json.dumps(form).encode()
+    def _deliver_all(self) -> None:
+        with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as http:
+            while not self._stopped.is_set():
+                stopping = self._stopping  # read before the last round, which then misses nothing
+                try:
+                    pause = self._deliver_due(http)
+                except (LedgerError, DBAPIError) as error:
+                    log.warning("reconcile.alerts_unread", error=str(error).strip())
+                    pause = _LOOK_SECONDS
+                if stopping:
+                    return
+                self._wake.wait(pause)
+                self._wake.clear()
+
+    def _deliver_due(self, http: httpx.Client) -> float:
+        """Try every alert that is due once, oldest first. Returns the seconds until there may be more to do."""
+        due = select(AlertRow.id, AlertRow.delivery, AlertRow.body, AlertRow.attempts, AlertRow.due_us)
+        with reading(self._engine) as connection:
+            rows = connection.execute(due.where(AlertRow.due_us <= database_now_us()).order_by(AlertRow.id)).all()
+        for number, delivery, body, attempts, due_us in rows:
+            if self._stopped.is_set():
+                break
+            if self._claimed(number, due_us):
+                self._deliver(http, number, delivery, body, attempts + 1)
+        with reading(self._engine) as connection:
+            waits_us = connection.execute(select(func.min(AlertRow.due_us) - database_now_us())).scalar()
+        return _LOOK_SECONDS if waits_us is None else min(max(waits_us / 1_000_000, 0), _LOOK_SECONDS)
+
+    def _claimed(self, number: int, due_us: int) -> bool:
+        """Take an alert from other processes for a while; if this one dies, it is due again after that."""
+        claim = update(AlertRow).where(AlertRow.id == number, AlertRow.due_us == due_us)
+        until = database_now_us() + _CLAIM_SECONDS * 1_000_000
+        with self._engine.begin() as connection:
+            taken = connection.execute(claim.values(due_us=until, attempts=AlertRow.attempts + 1))
+            return taken.rowcount == 1
+
+    def _deliver(self, http: httpx.Client, number: int, delivery: str, body: str, attempt: int) -> None:
+        """One attempt, and what follows from it."""
+        outcome = self._post(http, delivery, body.encode(), attempt)
+        if outcome == "again" and attempt < self._settings.webhook_attempts_max:
+            pause = min(2 ** (attempt - 1), _PAUSE_SECONDS_MAX)
+            due = update(AlertRow).where(AlertRow.id == number)
+            with self._engine.begin() as connection:
+                connection.execute(due.values(due_us=database_now_us() + pause * 1_000_000))
+            return
+        with self._engine.begin() as connection:
+            connection.execute(delete(AlertRow).where(AlertRow.id == number))
+        if outcome == "taken":
+            self.delivered += 1
+        else:
+            self.given_up += 1
+            log.error("reconcile.alert_given_up", delivery=delivery, attempts=attempt)
+
+    def _post(self, http: httpx.Client, delivery: str, body: bytes, attempt: int) -> str:
+        """`taken`, `refused` (a 4xx but for 408, 425 and 429) or `again`."""
+        assert self._settings.webhook_url is not None, "the thread runs only with a webhook"
         headers = {"Content-Type": "application/json", DELIVERY_HEADER: delivery, **self._signature(body)}
-        for attempt in range(self._settings.webhook_attempts_max):
-            if attempt and self._stopping.wait(min(0.5 * 2**attempt, _PAUSE_SECONDS_MAX)):
-                return False
-            try:
-                status = http.post(url, content=body, headers=headers).status_code
-            except httpx.HTTPError as error:
-                log.warning(
-                    "reconcile.alert_failed", delivery=delivery, attempt=attempt + 1, error=type(error).__name__
-                )
-                continue
-            if status < 300:
-                return True
-            log.warning("reconcile.alert_failed", delivery=delivery, attempt=attempt + 1, status=status)
-            if 400 <= status < 500 and status not in (408, 425, 429):
-                return False
-        return False
+        try:
+            status = http.post(self._settings.webhook_url.get_secret_value(), content=body, headers=headers).status_code
+        except httpx.HTTPError as error:
+            log.warning("reconcile.alert_failed", delivery=delivery, attempt=attempt, error=type(error).__name__)
+            return "again"
+        if status < 300:
+            return "taken"
+        log.warning("reconcile.alert_failed", delivery=delivery, attempt=attempt, status=status)
+        return "refused" if 400 <= status < 500 and status not in (408, 425, 429) else "again"
 
     def _signature(self, body: bytes) -> dict[str, Any]:
         secret = self._settings.webhook_secret

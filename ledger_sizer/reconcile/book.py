@@ -1,10 +1,10 @@
 """The ledger's side of a comparison: which quantities it says there are, by venue, account and market."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import TypeVar
+from typing import Any
 
 from sqlalchemy import Engine, or_, select
 
@@ -17,9 +17,7 @@ from ledger_sizer.tables import PortfolioRow, PositionRow
 from ledger_sizer.tags import EXTERNAL_TAG
 from ledger_sizer.units import exactly, usd
 
-T = TypeVar("T")
-
-_TURN, _REST_SECONDS = 20, 0.0002
+_PORTION, _REST_SECONDS = 500, 0.002
 
 Place = tuple[str, str]
 """(venue, account)."""
@@ -32,27 +30,25 @@ def read_head(engine: Engine, portfolio: str) -> int:
 
 
 def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Position]:
-    """Every live position, and whatever else changed since `since_us`."""
+    """Every live position, and those that were closed or expired since `since_us`.
+
+    A released hold never was at the exchange.
+    """
+    ended = PositionRow.state.in_(("closed", "expired")) & (PositionRow.updated_us >= since_us)
     query = (
         select(*PositionRow.__table__.columns)
         .join(PortfolioRow, PortfolioRow.id == PositionRow.portfolio_id)
         .where(PortfolioRow.name == portfolio)
-        .where(or_(PositionRow.state.in_(("held", "open")), PositionRow.updated_us >= since_us))
-        .order_by(PositionRow.number)
+        .where(or_(PositionRow.state.in_(("held", "open")), ended))
     )
+    rows: list[Any] = []
     with reading(engine) as connection:
-        rows = connection.execute(query).all()
-    return [position_of(portfolio, row) for row in in_turns(rows)]
-
-
-def in_turns(items: Iterable[T]) -> Iterator[T]:
-    """The items, with a rest now and then: long work in this thread must not keep the ledger's writer waiting for the
-    interpreter, which changes hands by itself only every 5 ms.
-    """
-    for number, item in enumerate(items):
-        if number % _TURN == _TURN - 1:
+        # In portions and not sorted there: a server that sends all at once keeps a processor from the ledger's session.
+        for portion in connection.execution_options(yield_per=_PORTION).execute(query).partitions():
+            rows += portion
             time.sleep(_REST_SECONDS)
-        yield item
+    rows.sort(key=lambda row: row.number)
+    return [position_of(portfolio, row) for row in rows]
 
 
 @dataclass(slots=True)
@@ -60,7 +56,8 @@ class Book:
     """What the ledger says, summed up for a comparison.
 
     open: base units of open positions by market; spot is the net of buys and sells. in_flight: base units that live
-    holds may turn into at any moment. plain_holds: (place or None, symbol, USD) of holds that name no markets.
+    holds may turn into at any moment. plain_holds: (place or None, symbol, USD) of holds that name no markets
+    and may be filled here.
     holds: every hold with a place, its markets and its USD. expired: holds that ran out. external: positions that
     count what only the exchange knew. uneven: hedged positions, bought and sold. touched: markets that moved lately.
     moved_us: when a fill or a close last moved an asset at a place. prices: USD by asset. unplaced: legs whose account
@@ -111,7 +108,7 @@ def book_of(
             elif position.state in ("open", "closed"):
                 moved = position.updated_seq > seq_before or position.updated_us > settled_us
                 _add_fill(book, places, position, moved=moved)
-            elif position.state == "expired" and position.updated_us >= expired_us:
+            elif position.state == "expired" and position.updated_us >= expired_us and not places.elsewhere(position):
                 legs = {market: leg.quantity for leg, market in places.markets(position) if market is not None}
                 book.expired.append((position, places.of(position), legs))
         book.expired = [one for one in book.expired if one[0].number not in filled_late]
@@ -134,6 +131,14 @@ class _Places:
 
     def of(self, position: Position) -> Place | None:
         return self.at(position.tags.get("venue", ""), position.tags.get("account"))
+
+    def elsewhere(self, position: Position) -> bool:
+        """Whether it says that it is at a venue or account that is not looked at here."""
+        if position.legs:
+            return all(market is None for _, market in self.markets(position))
+        venue, account = position.tags.get("venue"), position.tags.get("account")
+        known = self._accounts.get(venue or "", [])
+        return venue is not None and (not known or account not in (None, *known))
 
     def markets(self, position: Position) -> list[tuple[Leg, Market | None]]:
         found = []
@@ -159,7 +164,7 @@ def _add_hold(book: Book, places: _Places, position: Position) -> None:
         if market is not None:
             book.in_flight[market] = book.in_flight.get(market, Decimal(0)) + leg.quantity
             markets.append(market)
-    if not position.legs:
+    if not position.legs and not places.elsewhere(position):
         book.plain_holds.append((place, position.tags.get("symbol", ""), held))
     if place is not None:
         book.holds.append((place, tuple(markets), held))

@@ -4,7 +4,7 @@ It goes over the union of both sides. What is unknown (a part that was not fetch
 judged at all: neither found nor taken for gone.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -15,7 +15,6 @@ from ledger_sizer.reconcile.kinds import QUOTE, Drift, Finding, Market
 from ledger_sizer.units import exactly, plain
 
 ZERO = Decimal(0)
-InTurns = Callable[[Iterable[Market]], Iterator[Market]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,25 +22,30 @@ class Measures:
     """What the comparison goes by.
 
     tolerance, delta_tolerance: relative. baselines: base units by `venue/account/asset`.
-    stale_us: a snapshot begun before this time counts as not fetched.
+    stale_us: a snapshot begun before this time counts as not fetched. ledger_known: False where the book was not read.
     """
 
-    tolerance: Decimal
-    delta_tolerance: Decimal
-    quote_assets: frozenset[str]
-    baselines: dict[str, Decimal]
+    tolerance: Decimal = ZERO
+    delta_tolerance: Decimal = ZERO
+    quote_assets: frozenset[str] = frozenset()
+    baselines: Mapping[str, Decimal] = field(default_factory=dict)
     stale_us: int = 0
+    ledger_known: bool = True
 
 
 @dataclass(slots=True)
 class Comparison:
-    """What was found, and what could be judged. counts: by name, for the record of the run."""
+    """What was found, and what could be judged. counts: by name, for the record of the run.
+
+    moved_us: when the ledger last moved the assets in which something was found.
+    """
 
     findings: list[Finding] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     accounts: set[Place] = field(default_factory=set)
     positions_known: set[Place] = field(default_factory=set)
     balances_known: set[Place] = field(default_factory=set)
+    ledger_known: bool = True
     touched: set[Market] = field(default_factory=set)
     moved_us: dict[tuple[Place, str], int] = field(default_factory=dict)
 
@@ -54,7 +58,7 @@ class Comparison:
         """Whether this comparison would have found the drift if it were still there."""
         place, part = (drift.venue, drift.account), drift.part
         if part == "ledger":
-            return True
+            return self.ledger_known
         if part == "account":
             return place in self.accounts
         if part in ("positions", "both") and place not in self.positions_known:
@@ -73,23 +77,22 @@ class Comparison:
         self.counts[name] = self.counts.get(name, 0) + 1
 
 
-def compare(book: Book, snapshots: Iterable[Snapshot], measures: Measures, in_turns: InTurns = iter) -> Comparison:
-    """Compare. Findings come in the order of the accounts, then of the markets' names.
-
-    in_turns: hands on the markets one by one; a caller may rest in between.
-    """
-    result = Comparison(touched=set(book.touched), moved_us=dict(book.moved_us))
+def compare(book: Book, snapshots: Iterable[Snapshot], measures: Measures) -> Comparison:
+    """Compare. Findings come in the order of the accounts, then of the markets' names."""
+    result = Comparison(ledger_known=measures.ledger_known, touched=set(book.touched))
     for name in ("unplaced", "without_legs"):
         if getattr(book, name):
             result.counts[name] = getattr(book, name)
     with exactly():
         for snapshot in snapshots:
-            _Account(book, snapshot, measures, result, in_turns).compare()
+            _Account(book, snapshot, measures, result).compare()
         for position, bought, sold in book.uneven:
             if _differs(bought, sold, measures.delta_tolerance):
                 detail = f"{position.position_id} bought {plain(bought)} and sold {plain(sold)}"
                 market = Market("", "", position.position_id, "")
                 result.findings.append(Finding(market, "legs_unequal", bought, sold, detail))
+    assets = {((one.market.venue, one.market.account), one.market.base) for one in result.findings}
+    result.moved_us = {asset: book.moved_us[asset] for asset in assets & book.moved_us.keys()}
     return result
 
 
@@ -100,10 +103,7 @@ def _differs(one: Decimal, other: Decimal, tolerance: Decimal) -> bool:
 class _Account:
     """One account's comparison."""
 
-    def __init__(
-        self, book: Book, snapshot: Snapshot, measures: Measures, result: Comparison, in_turns: InTurns
-    ) -> None:
-        self._in_turns = in_turns
+    def __init__(self, book: Book, snapshot: Snapshot, measures: Measures, result: Comparison) -> None:
         self._book = book
         self._snapshot = snapshot
         self._measures = measures
@@ -168,7 +168,7 @@ class _Account:
     # --- markets ---------------------------------------------------------------------------------
 
     def _markets(self, shown: dict[Market, Decimal], said: dict[Market, Decimal]) -> None:
-        for market in self._in_turns(sorted({*shown, *said}, key=lambda one: (one.subject, one.side))):
+        for market in sorted({*shown, *said}, key=lambda one: (one.subject, one.side)):
             venue, ledger = shown.get(market, ZERO), said.get(market, ZERO)
             if market in self._book.touched:
                 self._result.count("moving")
@@ -221,7 +221,8 @@ class _Account:
         slack = 1 + self._measures.tolerance
         for position, place, legs in self._book.expired:
             # A hold without markets may have become any quantity of its symbol: its row keeps no budget once expired.
-            plain_fits = not legs and place in (None, self._place) and position.tags.get("symbol") == market.base
+            here = place in (None, self._place)
+            plain_fits = here and not position.legs and position.tags.get("symbol") == market.base
             if plain_fits or excess <= legs.get(market, ZERO) * slack:
                 return position.position_id
         return None

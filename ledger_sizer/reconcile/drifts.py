@@ -6,16 +6,17 @@ from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.database import reading
 from ledger_sizer.domain import Page
 from ledger_sizer.errors import InvalidRequest, NotFound, Unavailable
-from ledger_sizer.leases import Lease
+from ledger_sizer.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.reconcile.compare import Comparison
 from ledger_sizer.reconcile.kinds import KINDS, STATES, Drift, Finding, Run
+from ledger_sizer.reconcile.owed import owe
 from ledger_sizer.tables import DriftRow, ReconciliationRow
 from ledger_sizer.units import exactly, plain
 
@@ -25,10 +26,6 @@ RECONCILIATION = "reconciliation"
 _TABLE = DriftRow.__table__
 _NAMES = tuple(one.name for one in fields(Drift))
 _EXACT = ("ledger_quantity", "venue_quantity", "excess", "price")
-
-
-class LeaseLost(Unavailable):
-    """The run took so long that another may have begun: it must not write."""
 
 
 @dataclass(slots=True)
@@ -60,11 +57,15 @@ def record(engine: Engine, lease: Lease, run: Run, comparison: Comparison, setti
     """Write a run and what it made of the drifts. Raises `LeaseLost` when its lease has passed to another."""
     try:
         with engine.begin() as connection:
-            if not lease.holds(connection):
-                raise LeaseLost(f"the lease of this run is over (epoch {lease.epoch}); nothing of it was written")
+            _require(lease, connection)
             return _record(connection, run, comparison, settings)
     except DBAPIError as error:
         raise Unavailable(f"cannot record the run: {str(error.orig).strip()}") from None
+
+
+def _require(lease: Lease, connection: Connection) -> None:
+    if not lease.holds(connection):
+        raise LeaseLost(f"the lease of this run is over (epoch {lease.epoch}); it writes nothing more")
 
 
 def _record(connection: Connection, run: Run, comparison: Comparison, settings: ReconcileSettings) -> Changes:
@@ -76,9 +77,10 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
     run_id: int = connection.execute(
         insert(ReconciliationRow).values(**values).returning(ReconciliationRow.id)
     ).scalar_one()
-    writer = _Writer(connection, run, run_id, settings)
+    run = replace(run, id=run_id)
     query = select(_TABLE).where(DriftRow.portfolio == run.portfolio, DriftRow.state != "resolved")
     known = {drift.key: drift for drift in map(drift_of, connection.execute(query))}
+    writer = _Writer(run, settings)
     for finding in comparison.findings:
         drift = known.pop(finding.key, None)
         if drift is not None and drift.state == "acknowledged" and not _as_acknowledged(drift, finding, settings):
@@ -90,7 +92,9 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
             writer.resolve(drift, "not there any more")
         else:
             writer.changes.live.append(drift)
-    return writer.changes
+    changes = writer.written(connection)
+    owe(connection, run, changes.confirmed, changes.resolved, settings)
+    return changes
 
 
 def _as_acknowledged(drift: Drift, finding: Finding, settings: ReconcileSettings) -> bool:
@@ -102,64 +106,81 @@ def _as_acknowledged(drift: Drift, finding: Finding, settings: ReconcileSettings
 
 
 class _Writer:
-    """Writes the drifts of one run."""
+    """Collects what a run makes of the drifts, and writes it in as few statements as there are kinds of change."""
 
-    def __init__(self, connection: Connection, run: Run, run_id: int, settings: ReconcileSettings) -> None:
-        self._connection = connection
+    def __init__(self, run: Run, settings: ReconcileSettings) -> None:
         self._run = run
-        self._run_id = run_id
         self._settings = settings
-        self.changes = Changes(run_id)
+        self._new: list[dict[str, Any]] = []
+        self._changed: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        self.changes = Changes(run.id)
 
     def seen(self, drift: Drift | None, finding: Finding, *, again: bool) -> None:
-        """Record a sighting: of a new drift, or once more of a known one. again: it is surely the same as before.
+        """Note a sighting: of a new drift, or once more of a known one. again: it is surely the same as before.
 
         Two closes that are under way in two runs look like one drift seen twice; only the ledger's own moves between
         the runs tell them apart. What was confirmed stays confirmed.
         """
-        now_us = self._run.finished_us
+        if drift is not None and drift.state == "acknowledged":
+            self.changes.live.append(self._change(drift, {"last_run": self._run.id}))
+            return
         if drift is not None and finding.price is None:
             finding = replace(finding, price=drift.price)  # the last one known: what was counted stays counted
-        figures = {
-            "ledger_quantity": finding.ledger_quantity, "venue_quantity": finding.venue_quantity,
-            "excess": finding.excess, "price": finding.price,
-        }  # fmt: skip
-        values: dict[str, Any] = {name: None if one is None else plain(one) for name, one in figures.items()}
-        values |= {"detail": finding.detail, "last_run": self._run_id, "updated_us": now_us}
-        if drift is not None and drift.state == "acknowledged":
-            self.changes.live.append(self._update(drift, {"last_run": self._run_id}))
-            return
         policy = self._settings.policy(finding.kind)
         sightings = drift.sightings + 1 if drift is not None and again else 1
         confirmed = sightings >= self._settings.confirmations or (drift is not None and drift.state == "confirmed")
-        values |= {"sightings": sightings, "state": "confirmed" if confirmed else "open", "policy": policy}
-        if drift is None:
-            market = finding.market
-            values |= {
-                "portfolio": self._run.portfolio, "venue": market.venue, "account": market.account,
-                "subject": market.subject, "side": market.side, "kind": finding.kind, "revision": 0,
-                "first_run": self._run_id, "opened_us": now_us,
-            }  # fmt: skip
+        values: dict[str, Any] = {
+            "ledger_quantity": finding.ledger_quantity, "venue_quantity": finding.venue_quantity,
+            "excess": finding.excess, "price": finding.price, "detail": finding.detail, "last_run": self._run.id,
+            "updated_us": self._run.finished_us, "sightings": sightings, "policy": policy,
+            "state": "confirmed" if confirmed else "open",
+            "frozen_scope": None if drift is None else drift.frozen_scope,
+        }  # fmt: skip
         if confirmed and stops_grants(policy, finding):
             scope = f"venue={finding.market.venue}" if self._settings.freeze_scope == "venue" else "portfolio"
             values["frozen_scope"] = "portfolio" if not finding.market.venue else scope
-        written = self._insert(values) if drift is None else self._update(drift, values)
+        if drift is None:
+            self._new.append(_as_row(values) | self._identity(finding))
+            return
+        written = self._change(drift, values)
         self.changes.live.append(written)
-        if confirmed and (drift is None or drift.state == "open"):
+        if confirmed and drift.state == "open":
             self.changes.confirmed.append(written)
 
+    def _identity(self, finding: Finding) -> dict[str, Any]:
+        market = finding.market
+        return {
+            "portfolio": self._run.portfolio, "venue": market.venue, "account": market.account,
+            "subject": market.subject, "side": market.side, "kind": finding.kind, "revision": 0,
+            "first_run": self._run.id, "opened_us": self._run.finished_us,
+        }  # fmt: skip
+
     def resolve(self, drift: Drift, why: str) -> None:
-        """End a drift."""
+        """Note the end of a drift."""
         now_us = self._run.finished_us
         values = {"state": "resolved", "ended_us": now_us, "updated_us": now_us, "actor": RECONCILIATION, "reason": why}
-        self.changes.resolved.append(self._update(drift, values))
+        self.changes.resolved.append(self._change(drift, values))
 
-    def _insert(self, values: dict[str, Any]) -> Drift:
-        return drift_of(self._connection.execute(insert(DriftRow).values(**values).returning(*_TABLE.columns)).one())
+    def _change(self, drift: Drift, values: dict[str, Any]) -> Drift:
+        self._changed.setdefault(tuple(values), []).append({**_as_row(values), "row_id": drift.id})
+        return replace(drift, **values)
 
-    def _update(self, drift: Drift, values: dict[str, Any]) -> Drift:
-        changing = update(DriftRow).where(DriftRow.id == drift.id).values(**values).returning(*_TABLE.columns)
-        return drift_of(self._connection.execute(changing).one())
+    def written(self, connection: Connection) -> Changes:
+        """Write it all. What ended comes first, because the place of a drift that changed is taken by a new one."""
+        for rows in self._changed.values():
+            names = [name for name in rows[0] if name != "row_id"]
+            changing = update(DriftRow).where(DriftRow.id == bindparam("row_id"))
+            connection.execute(changing.values({name: bindparam(name) for name in names}), rows)
+        if self._new:
+            inserting = insert(DriftRow).returning(*_TABLE.columns, sort_by_parameter_order=True)
+            made = [drift_of(row) for row in connection.execute(inserting, self._new)]
+            self.changes.live += made
+            self.changes.confirmed += [drift for drift in made if drift.state == "confirmed"]
+        return self.changes
+
+
+def _as_row(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: plain(value) if isinstance(value, Decimal) else value for name, value in values.items()}
 
 
 def stops_grants(policy: str, finding: Finding) -> bool:
@@ -171,19 +192,35 @@ def stops_grants(policy: str, finding: Finding) -> bool:
 # --- after the run, and for people -----------------------------------------------------------------
 
 
-def set_fields(
-    engine: Engine, drift_id: int, *states: str, revision_before: int | None = None, **values: Any
-) -> Drift | None:
-    """Change a drift that is in one of `states`, and at that revision if one is given; None if it is not any more."""
-    changing = update(DriftRow).where(DriftRow.id == drift_id, DriftRow.state.in_(states)).values(**values)
-    if revision_before is not None:
-        changing = changing.where(DriftRow.revision == revision_before)
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of one drift, if it is in one of `states` still, and at `revision` where one is given."""
+
+    drift_id: int
+    values: dict[str, Any]
+    states: tuple[str, ...] = ("open", "confirmed")
+    revision: int | None = None
+
+
+def change(engine: Engine, changes: Sequence[Change]) -> list[Drift]:
+    """Carry out the changes in one transaction; the drifts that were changed, in order.
+
+    Within a run (see `leases.fenced`) only under its lease; raises `LeaseLost`.
+    """
+    lease = fence_var.get()
+    found: list[Any] = []
     try:
         with engine.begin() as connection:
-            row = connection.execute(changing.returning(*_TABLE.columns)).one_or_none()
+            if lease is not None:
+                _require(lease, connection)
+            for one in changes:
+                changing = update(DriftRow).where(DriftRow.id == one.drift_id, DriftRow.state.in_(one.states))
+                if one.revision is not None:
+                    changing = changing.where(DriftRow.revision == one.revision)
+                found += connection.execute(changing.values(**one.values).returning(*_TABLE.columns)).all()
     except DBAPIError as error:
-        raise Unavailable(f"cannot write drift {drift_id}: {str(error.orig).strip()}") from None
-    return None if row is None else drift_of(row)
+        raise Unavailable(f"cannot write drifts: {str(error.orig).strip()}") from None
+    return [drift_of(row) for row in found]
 
 
 def live(engine: Engine, portfolio: str) -> list[Drift]:

@@ -1,18 +1,20 @@
 """What drifts do to the ledger, through its commands alone, so that the audit chain tells all of it.
 
-Everything here brings the ledger to a state that the drifts describe, and every key names the drift or position it is
-about: doing it twice, or finishing what a run that died began, changes nothing more.
+A run's commands are committed under its lease, or not at all. Everything here brings the ledger to a state that the
+drifts describe, and every key names the drift or position it is about: doing it twice, or finishing what a run that
+died began, changes nothing more.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from sqlalchemy import Engine
 
-from ledger_sizer.batch import AnyCommand
+from ledger_sizer.batch import AnyCommand, Result
 from ledger_sizer.commands import Adopt, Freeze, Release, Remark, Thaw
 from ledger_sizer.domain import Position
 from ledger_sizer.errors import LedgerError
 from ledger_sizer.instruments import Leg
+from ledger_sizer.leases import LeaseLost
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.kinds import EXTERNAL, Drift, Market
@@ -23,7 +25,8 @@ from ledger_sizer.telemetry import get_logger
 log = get_logger(__name__)
 
 NOTE_LENGTH_MAX = 500
-_SUBMIT_MAX = 500
+_TOGETHER_MAX = 50
+"""Commands in one commit: a crowd of drifts must not make reservations wait for long."""
 
 
 def note_of(text: str) -> str:
@@ -55,35 +58,58 @@ class Effects:
 
     def count(self, live: Iterable[Drift], external: Mapping[Market, Sequence[Position]]) -> None:
         """Let every live drift's excess be counted by one external position, and by nothing else."""
+        new: list[Drift] = []
         wanted = {drift.market: drift for drift in live if drift.live and drift.excess > 0 and drift.price is not None}
         for market in sorted({*wanted, *external}, key=lambda one: (one.venue, one.account, one.subject, one.side)):
             drift, there = wanted.get(market), external.get(market, ())
             if drift is not None and len(there) == 1 and there[0].quantity == drift.excess:
                 if drift.position != there[0].number:
-                    drifts.set_fields(self._engine, drift.id, "open", "confirmed", position=there[0].number)
-                continue
-            self._replace(there, drift)
+                    self._note_positions({drift.id: there[0].number})
+            elif drift is not None and not there:
+                new.append(drift)
+            else:
+                self._replace(there, drift)
+        for start in range(0, len(new), _TOGETHER_MAX):
+            self._add(new[start : start + _TOGETHER_MAX])
 
     def _replace(self, there: Sequence[Position], drift: Drift | None) -> None:
+        """Count a market otherwise than until now; no moment lies between the old figure and the new one."""
         commands: list[AnyCommand] = [release_of(position) for position in there]
-        if drift is None:
-            self._submit(commands)
+        raised = [] if drift is None else self._raised([drift])
+        if drift is not None and not raised:
             return
-        # Counted once under each revision: whoever raised it counts, and another run that meant to finds it raised.
-        newer = drifts.set_fields(
-            self._engine, drift.id, "open", "confirmed", revision_before=drift.revision, revision=drift.revision + 1
+        answers = self._submit([*commands, *map(self._counting, raised)])
+        if answers and raised:
+            self._note_positions({raised[0].id: answers[-1].record.position})
+
+    def _add(self, new: Sequence[Drift]) -> None:
+        """Count what was not counted yet."""
+        raised = self._raised(new)
+        answers = self._say(map(self._counting, raised))
+        self._note_positions({
+            drift.id: answer.record.position
+            for drift, answer in zip(raised, answers, strict=True) if isinstance(answer, Decision)
+        })  # fmt: skip
+
+    def _raised(self, about: Sequence[Drift]) -> list[Drift]:
+        """Counted once under each revision: whoever raised it counts, and another run that meant to finds it raised."""
+        return drifts.change(
+            self._engine,
+            [drifts.Change(one.id, {"revision": one.revision + 1}, revision=one.revision) for one in about],
         )
-        if newer is None or newer.price is None:
-            return
-        adopt = Adopt(
-            key=f"reconcile:count:{newer.id}:{newer.revision}", portfolio=self._portfolio, quantity=newer.excess,
-            price=newer.price, tags={**tags_at(newer.market), EXTERNAL_TAG: EXTERNAL}, legs=[leg_of(newer)],
-            note=note_of(newer.title),
+
+    def _counting(self, drift: Drift) -> Adopt:
+        assert drift.price is not None, "asked for drifts that can be counted"
+        return Adopt(
+            key=f"reconcile:count:{drift.id}:{drift.revision}", portfolio=self._portfolio, quantity=drift.excess,
+            price=drift.price, tags={**tags_at(drift.market), EXTERNAL_TAG: EXTERNAL}, legs=[leg_of(drift)],
+            note=note_of(drift.title),
         )  # fmt: skip
-        answers = self._submit([*commands, adopt])
-        if answers:
-            number = answers[-1].record.position
-            drifts.set_fields(self._engine, newer.id, "open", "confirmed", position=number)
+
+    def _note_positions(self, positions: Mapping[int, int | None]) -> None:
+        if positions:
+            noted = [drifts.Change(drift_id, {"position": number}) for drift_id, number in positions.items()]
+            drifts.change(self._engine, noted)
 
     def freeze_and_thaw(self, live: Iterable[Drift]) -> None:
         """Freeze what a live drift names; thaw what none does any more."""
@@ -99,8 +125,8 @@ class Effects:
             note = note_of(f"{newest.title}; {newest.state}")
             thaw = Thaw(key=f"reconcile:thaw:{newest.id}", portfolio=self._portfolio, scope=scope, note=note)
             if self._submit([thaw]):
-                for drift in over:
-                    drifts.set_fields(self._engine, drift.id, "resolved", "acknowledged", frozen_scope=None)
+                ended = ("resolved", "acknowledged")
+                drifts.change(self._engine, [drifts.Change(one.id, {"frozen_scope": None}, ended) for one in over])
 
     def tell(self, event: str, about: Iterable[Drift]) -> None:
         """Say in the chain, and so in the events, that drifts were confirmed or resolved; of each once."""
@@ -112,13 +138,15 @@ class Effects:
             for drift in about if drift.policy != "record"
         )  # fmt: skip
 
-    def _say(self, commands: Iterable[AnyCommand]) -> None:
+    def _say(self, commands: Iterable[AnyCommand]) -> list[Result]:
         """Each for itself; those that were said before are replays."""
-        asked = list(commands)
-        for start in range(0, len(asked), _SUBMIT_MAX):
-            for command, result in zip(asked[start:], self._ledger.submit(asked[start : start + _SUBMIT_MAX])):  # noqa: B905
-                if isinstance(result, LedgerError):
-                    self._failed([command], result)
+        asked, results = list(commands), []
+        for start in range(0, len(asked), _TOGETHER_MAX):
+            results += self._ledger.submit(asked[start : start + _TOGETHER_MAX])
+        for command, result in zip(asked, results, strict=True):
+            if isinstance(result, LedgerError):
+                self._failed([command], result)
+        return results
 
     def _submit(self, commands: Sequence[AnyCommand]) -> list[Decision]:
         """All or none; an error is logged and left to the next run."""
@@ -132,6 +160,8 @@ class Effects:
         return [result for result in results if isinstance(result, Decision)]
 
     def _failed(self, commands: Sequence[AnyCommand], error: LedgerError) -> None:
+        if isinstance(error, LeaseLost):
+            raise error  # another run may be under way: whatever this one still meant to do is that one's now
         self.failed += 1
         log.warning("reconcile.command_failed", commands=[one.key for one in commands], error=str(error))
 

@@ -22,6 +22,8 @@ EXTERNAL = "exchange"
 QUOTE = "quote"
 """The subject of drifts about the free quote balance."""
 
+Trigger = Literal["start", "interval", "demand"]
+
 Part = Literal["account", "positions", "balances", "both", "ledger"]
 
 

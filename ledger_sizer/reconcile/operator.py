@@ -132,6 +132,7 @@ class Operator:
         now_us = max(answer.record.decided_us for answer in answers if isinstance(answer, Decision))
         changes |= {"updated_us": now_us, **({"ended_us": now_us} if changes.get("state") == "resolved" else {})}
         states = ("open", "confirmed", "acknowledged")
-        after = drifts.set_fields(self._engine, drift.id, *states, actor=actor, reason=reason, **changes)
+        changes |= {"actor": actor, "reason": reason}
+        after = drifts.change(self._engine, [drifts.Change(drift.id, changes, states)])
         Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw([])
-        return after or drifts.get(self._engine, drift.id)
+        return after[0] if after else drifts.get(self._engine, drift.id)
