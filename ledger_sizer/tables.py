@@ -82,6 +82,9 @@ class ScopeRow(Base):
     fresh_until_us: Mapped[int | None]
 
 
+_ENDED = "state IN ('closed', 'expired')"
+
+
 class PositionRow(Base):
     """One position; `number` is the seq of the decision that made it. `origin`: the expired one it fills late."""
 
@@ -96,6 +99,8 @@ class PositionRow(Base):
               sqlite_where=text("state = 'open'")),
         Index("ix_positions_expiry", "portfolio_id", "expires_us", postgresql_where=text("state = 'held'"),
               sqlite_where=text("state = 'held'")),
+        Index("ix_positions_ended", "portfolio_id", "updated_us", postgresql_where=text(_ENDED),
+              sqlite_where=text(_ENDED)),
         Index("uq_positions_origin", "portfolio_id", "origin", unique=True,
               postgresql_where=text("origin IS NOT NULL"), sqlite_where=text("origin IS NOT NULL")),
     )  # fmt: skip

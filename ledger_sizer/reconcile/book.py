@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Engine, or_, select
+from sqlalchemy import Engine, select, text, union_all
 
 from ledger_sizer.database import reading
 from ledger_sizer.domain import Position
@@ -34,13 +34,18 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
 
     A released hold never was at the exchange.
     """
-    ended = PositionRow.state.in_(("closed", "expired")) & (PositionRow.updated_us >= since_us)
-    query = (
-        select(*PositionRow.__table__.columns)
-        .join(PortfolioRow, PortfolioRow.id == PositionRow.portfolio_id)
-        .where(PortfolioRow.name == portfolio)
-        .where(or_(PositionRow.state.in_(("held", "open")), ended))
-    )
+    owner = select(PortfolioRow.id).where(PortfolioRow.name == portfolio).scalar_subquery()
+    # One SELECT for each partial index, whose condition must stand there as it is: with an OR all positions are read.
+    query = union_all(
+        *(
+            select(PositionRow.__table__).where(PositionRow.portfolio_id == owner, text(condition))
+            for condition in (
+                "state = 'held'",
+                "state = 'open'",
+                "state IN ('closed', 'expired') AND updated_us >= :since",
+            )
+        )
+    ).params(since=since_us)
     rows: list[Any] = []
     with reading(engine) as connection:
         # In portions and not sorted there: a server that sends all at once keeps a processor from the ledger's session.
