@@ -250,7 +250,7 @@ def fields_text(fields: tuple[object, ...]) -> str:
     )
 
 
-def canonical_text(record: DecisionRecord) -> str:
+def canonical_text(record: Fields) -> str:
     """The text the chain hashes: every field but the hash itself."""
     return fields_text(record[:-1])
 
