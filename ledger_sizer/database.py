@@ -132,9 +132,9 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 def plain_rows(connection: Connection, query: Select[Any]) -> list[tuple[Any, ...]]:
     """All rows of a query as the driver's own tuples: an object of SQLAlchemy's for each row costs as much again."""
-    with closing(connection.execute(query)) as result:
-        rows: list[tuple[Any, ...]] = result.cursor.fetchall()
-        return rows
+    with closing(connection.execute(query)) as result, _driver_errors(connection):
+        assert result.cursor is not None, "a query has rows"
+        return [*result.cursor.fetchall()]
 
 
 def streamed(connection: Connection, query: Select[Any], rows: int) -> Iterator[list[tuple[Any, ...]]]:
@@ -146,11 +146,17 @@ def streamed(connection: Connection, query: Select[Any], rows: int) -> Iterator[
     driver = connection.connection.driver_connection
     assert driver is not None
     named = () if is_sqlite(connection.engine.url) else ("ledger_stream",)  # with a name the server keeps the rest
+    with _driver_errors(connection), closing(driver.cursor(*named)) as cursor:
+        cursor.execute(statement)
+        while found := cursor.fetchmany(rows):
+            yield found
+
+
+@contextmanager
+def _driver_errors(connection: Connection) -> Iterator[None]:
+    """Raise `Unavailable` instead of the errors that SQLAlchemy does not see."""
     try:
-        with closing(driver.cursor(*named)) as cursor:
-            cursor.execute(statement)
-            while found := cursor.fetchmany(rows):
-                yield found
+        yield
     except connection.dialect.loaded_dbapi.Error as error:
         raise Unavailable(f"cannot read {shown(connection.engine.url)}: {str(error).strip()}") from None
 

@@ -176,9 +176,7 @@ class Queries:
                 return
             cursor = str(rows[-1][_SEQ])
 
-    def _find(
-        self, portfolio: str, cursor: str | None, limit: int, filters: Filters, ascending: bool
-    ) -> list[Fields]:
+    def _find(self, portfolio: str, cursor: str | None, limit: int, filters: Filters, ascending: bool) -> list[Fields]:
         low, high = 1, E8_MAX
         if cursor is not None:
             (seq,) = _cursor(cursor, 1)

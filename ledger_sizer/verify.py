@@ -239,7 +239,8 @@ class _PortfolioCheck:
     def _link(self, record: Fields) -> None:
         """One decision must continue the chain, whatever stands for its portfolio: an archive's name, or a row's id."""
         (
-            _, seq, command, _, outcome, reason, _, tags, _, _, _, _, _, _, _, _, binding, _, decided_us, _, trace, link,
+            _, seq, command, _, outcome, reason, _, tags, _, _, _, _, _, _, _, _, binding, _, decided_us,
+            _, trace, link,
         ) = record  # fmt: skip
         if seq != self._expected:
             self._found(self._expected, f"decision {self._expected} is missing; the next one is {seq}")

@@ -90,7 +90,8 @@ class PositionCheck:
         try:
             self._told[number] = fold(before, record)
         except UNREADABLE as error:
-            self._found(record[_SEQ], f"decision {record[_SEQ]} about position {self._of(number)} cannot be read: {error!r}")
+            seq = record[_SEQ]
+            self._found(seq, f"decision {seq} about position {self._of(number)} cannot be read: {error!r}")
             self._told[number] = None
         return number
 
