@@ -245,6 +245,7 @@ class _PortfolioCheck:
         if seq != self._expected:
             self._found(self._expected, f"decision {self._expected} is missing; the next one is {seq}")
             self._end_block()
+            self._check_facets()
         elif not self._broken and chain_hash(self._previous, self._named + fields_text(record[1:-1])) != link:
             self._found(seq, f"decision {seq} is not the one that was made: its hash does not match")
             self._broken = True  # one edit breaks every later link unless they were rewritten too; report it once
