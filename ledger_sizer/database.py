@@ -5,12 +5,24 @@ transactions from the driver, whose deferred BEGIN lets two writers read the sam
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Connection, Engine, Select, Text, create_engine, event, inspect, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Connection,
+    Engine,
+    Executable,
+    Select,
+    Text,
+    create_engine,
+    event,
+    inspect,
+    text,
+)
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.compiler import compiles
@@ -130,9 +142,13 @@ def reading(engine: Engine) -> Iterator[Connection]:
         raise Unavailable(f"cannot read {shown(engine.url)}: {str(error.orig).strip()}") from None
 
 
-def plain_rows(connection: Connection, query: Select[Any]) -> list[tuple[Any, ...]]:
+_ALL_AT_ONCE: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
+
+
+def plain_rows(connection: Connection, query: Executable) -> list[tuple[Any, ...]]:
     """All rows of a query as the driver's own tuples: an object of SQLAlchemy's for each row costs as much again."""
-    with closing(connection.execute(query)) as result, _driver_errors(connection):
+    # Where the connection streams, SQLAlchemy keeps the first row to itself.
+    with closing(connection.execute(query, execution_options=_ALL_AT_ONCE)) as result, _driver_errors(connection):
         assert result.cursor is not None, "a query has rows"
         return [*result.cursor.fetchall()]
 

@@ -133,7 +133,7 @@ class PositionCheck:
             .exists()
         )
         query = select(PositionRow.number).where(of, ~made).order_by(PositionRow.number)
-        for number in self._connection.execution_options(yield_per=_LOOKUP).execute(query).scalars():
+        for number in self._connection.execute(query, execution_options={"yield_per": _LOOKUP}).scalars():
             if number >= self._live_from or number not in self._archived_live:
                 self._found(number, f"position {self._of(number)} stands in no decision")
 
