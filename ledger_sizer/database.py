@@ -5,12 +5,24 @@ transactions from the driver, whose deferred BEGIN lets two writers read the sam
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Connection, Engine, Select, Text, create_engine, event, inspect, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Connection,
+    Engine,
+    Executable,
+    Select,
+    Text,
+    create_engine,
+    event,
+    inspect,
+    text,
+)
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.compiler import compiles
@@ -132,6 +144,17 @@ def reading(engine: Engine) -> Iterator[Connection]:
         raise Unavailable(f"cannot read {shown(engine.url)}: {str(error.orig).strip()}") from None
 
 
+_ALL_AT_ONCE: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
+
+
+def plain_rows(connection: Connection, query: Executable) -> list[tuple[Any, ...]]:
+    """All rows of a query as the driver's own tuples: an object of SQLAlchemy's for each row costs as much again."""
+    # Where the connection streams, SQLAlchemy keeps the first row to itself.
+    with closing(connection.execute(query, execution_options=_ALL_AT_ONCE)) as result, _driver_errors(connection):
+        assert result.cursor is not None, "a query has rows"
+        return [*result.cursor.fetchall()]
+
+
 def streamed(connection: Connection, query: Select[Any], rows: int) -> Iterator[list[tuple[Any, ...]]]:
     """The rows of a long query in plain tuples, so many in memory at a time. Its parameters must be numbers.
 
@@ -141,11 +164,17 @@ def streamed(connection: Connection, query: Select[Any], rows: int) -> Iterator[
     driver = connection.connection.driver_connection
     assert driver is not None
     named = () if is_sqlite(connection.engine.url) else ("ledger_stream",)  # with a name the server keeps the rest
+    with _driver_errors(connection), closing(driver.cursor(*named)) as cursor:
+        cursor.execute(statement)
+        while found := cursor.fetchmany(rows):
+            yield found
+
+
+@contextmanager
+def _driver_errors(connection: Connection) -> Iterator[None]:
+    """Raise `Unavailable` instead of the errors that SQLAlchemy does not see."""
     try:
-        with closing(driver.cursor(*named)) as cursor:
-            cursor.execute(statement)
-            while found := cursor.fetchmany(rows):
-                yield found
+        yield
     except connection.dialect.loaded_dbapi.Error as error:
         raise Unavailable(f"cannot read {shown(connection.engine.url)}: {str(error).strip()}") from None
 

@@ -4,12 +4,13 @@ Written apart from `rules` on purpose: rules say what a command does to a positi
 decisions add up to, and the two must agree.
 """
 
-import json
 from decimal import Decimal
 from typing import NamedTuple
 
+from pydantic_core import from_json
+
 from ledger_sizer.domain import split_position_id
-from ledger_sizer.records import DecisionRecord
+from ledger_sizer.records import Fields
 from ledger_sizer.units import exactly, plain
 
 
@@ -36,36 +37,36 @@ class Told(NamedTuple):
         return self.state not in ("held", "open")
 
 
-def fold(position: Told | None, record: DecisionRecord) -> Told | None:
-    """The position after `record`, given it before (None for the decision that made it)."""
-    if record.outcome == "denied" or record.position is None:
-        return position
-    command = record.command
-    held_e8, open_e8 = record.held_delta_e8, record.open_delta_e8
+def fold(position: Told | None, record: Fields) -> Told | None:
+    """The position after a decision that was not denied, given it before (None for the decision that made it)."""
+    (
+        _, seq, command, _, _, _, number, tags, _, quantity, _, _, held_e8, open_e8, _, _, _, expires_us, decided_us,
+        request, trace, _,
+    ) = record  # fmt: skip
     price = origin = None
-    opened_us = record.decided_us
+    opened_us = decided_us
     if position is not None:
         held_e8 += position.held_e8
         open_e8 += position.open_e8
         price, origin, opened_us = position.price, position.origin, position.opened_us
     if command in ("confirm", "adopt"):
-        request = json.loads(record.request)
-        price = plain(Decimal(request["price"]))
+        asked = from_json(request)
+        price = plain(Decimal(asked["price"]))
         if position is None and command == "confirm":
-            origin = split_position_id(request["position_id"])[1]
+            origin = split_position_id(asked["position_id"])[1]
     return Told(
-        record.position,
+        number,
         "held" if held_e8 else "open" if open_e8 else _ended(command, position),
-        record.tags,
+        tags,
         held_e8,
         open_e8,
-        _quantity(position, record),
+        _quantity(position, quantity),
         price,
-        position.legs if position is not None and command == "extend" else legs_in(record.trace),
-        _expires_us(position, record),
+        position.legs if position is not None and command == "extend" else legs_in(trace),
+        _expires_us(position, command, expires_us),
         opened_us,
-        record.decided_us,
-        record.seq,
+        decided_us,
+        seq,
         origin,
     )
 
@@ -76,19 +77,19 @@ def _ended(command: str, position: Told | None) -> str:
     return "closed" if position is not None and position.open_e8 else "released"
 
 
-def _quantity(position: Told | None, record: DecisionRecord) -> str | None:
-    if position is None or position.state != "open" or position.quantity is None or record.quantity is None:
-        return record.quantity
-    if position.quantity == record.quantity:
+def _quantity(position: Told | None, decided: str | None) -> str | None:
+    if position is None or position.state != "open" or position.quantity is None or decided is None:
+        return decided
+    if position.quantity == decided:
         return "0"
     with exactly():
-        return plain(Decimal(position.quantity) - Decimal(record.quantity))
+        return plain(Decimal(position.quantity) - Decimal(decided))
 
 
-def _expires_us(position: Told | None, record: DecisionRecord) -> int | None:
-    if record.command in ("reserve", "extend"):
-        return record.expires_us
-    return position.expires_us if position is not None and record.command == "expire" else None
+def _expires_us(position: Told | None, command: str, decided_us: int | None) -> int | None:
+    if command in ("reserve", "extend"):
+        return decided_us
+    return position.expires_us if position is not None and command == "expire" else None
 
 
 def legs_in(trace: str) -> str:

@@ -10,18 +10,19 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from sqlalchemy import ColumnElement, Connection, func, select
+from sqlalchemy import ColumnElement, Connection, func, literal, select
 
 from ledger_sizer.archive import ArchiveFiles, Manifest, manifests
-from ledger_sizer.database import has_text
-from ledger_sizer.records import DecisionRecord
-from ledger_sizer.store import record_of
+from ledger_sizer.database import has_text, plain_rows
+from ledger_sizer.records import DecisionRecord, Fields
 from ledger_sizer.tables import DecisionRow, FacetBlockRow, FacetRow, PositionRow
 
 BLOCK = 1024
 """Decisions of one block of facets; the trigger of migration 0005 has the same number."""
 _WINDOW_BLOCKS = 64
 """Blocks looked up at a time: a common filter must not list all its blocks for one page."""
+_FIELDS = tuple(DecisionRow.__table__.columns)[1:]
+"""The columns of a decision's record after the portfolio's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +104,13 @@ class History:
 
     def find(self, filters: Filters, low: int, high: int, *, ascending: bool, limit: int) -> list[DecisionRecord]:
         """The first `limit` decisions that match, of those with low <= seq <= high, in the order asked for."""
+        rows = self.find_rows(filters, low, high, ascending=ascending, limit=limit)
+        return [DecisionRecord._make(row) for row in rows]
+
+    def find_rows(self, filters: Filters, low: int, high: int, *, ascending: bool, limit: int) -> list[Fields]:
+        """The same as plain rows, for who takes very many."""
         low, high = self._bounds(filters, low, high)
-        found: list[DecisionRecord] = []
+        found: list[Fields] = []
         for first, last in self._spans(filters, low, high, ascending):
             for part in self._parts(first, last, ascending):
                 found += self._matches(filters, *part, ascending, limit - len(found))
@@ -204,16 +210,16 @@ class History:
 
     def _matches(
         self, filters: Filters, manifest: Manifest | None, low: int, high: int, ascending: bool, limit: int
-    ) -> list[DecisionRecord]:
+    ) -> list[Fields]:
         if manifest is not None:
             records = self._files.records(self._name, manifest)
             wanted = records[low - manifest.from_seq : high - manifest.from_seq + 1]
             found = (record for record in (wanted if ascending else reversed(wanted)) if filters.match(record))
             return [record for record, _ in zip(found, range(limit), strict=False)]
         query = (
-            select(DecisionRow.__table__)
+            select(literal(self._name), *_FIELDS)
             .where(DecisionRow.portfolio_id == self._id, DecisionRow.seq.between(low, high), *filters.clauses())
             .order_by(DecisionRow.seq if ascending else DecisionRow.seq.desc())
             .limit(limit)
         )
-        return [record_of(self._name, row) for row in self._connection.execute(query)]
+        return plain_rows(self._connection, query)

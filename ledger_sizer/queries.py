@@ -27,7 +27,7 @@ from ledger_sizer.domain import (
 from ledger_sizer.errors import InvalidRequest, NotFound
 from ledger_sizer.history import Filters, History
 from ledger_sizer.instruments import label_text
-from ledger_sizer.records import GENESIS_HASH, Decision, DecisionRecord
+from ledger_sizer.records import GENESIS_HASH, Decision, DecisionRecord, Fields
 from ledger_sizer.state import PortfolioState, ScopeState
 from ledger_sizer.store import position_of, scope_of
 from ledger_sizer.tables import PortfolioRow, PositionRow, ScopeRow
@@ -41,6 +41,7 @@ STATES = ("held", "open", "closed", "released", "expired")
 LIVE = "live"
 """Accepted as a state filter: held or open."""
 
+_SEQ = DecisionRecord._fields.index("seq")
 _SCOPES = ScopeRow.__table__
 _POSITIONS = PositionRow.__table__
 
@@ -156,35 +157,33 @@ class Queries:
         cursor: of the page before; it stays right while decisions are added or archived. limit: 1 to 1000.
         """
         wanted = _limit(limit)
-        records = self._find(portfolio, cursor, wanted + 1, _filters(portfolio, filters), _ascending(filters))
-        items = tuple(record.decision() for record in records[:wanted])
-        return Page(items, str(items[-1].seq) if len(records) > wanted else None)
+        rows = self._find(portfolio, cursor, wanted + 1, _filters(portfolio, filters), _ascending(filters))
+        items = tuple(DecisionRecord._make(row).decision() for row in rows[:wanted])
+        return Page(items, str(items[-1].seq) if len(rows) > wanted else None)
 
     def history_blocks(
         self, portfolio: str = "main", *, cursor: str | None = None, **filters: Unpack[HistoryFilters]
-    ) -> Iterator[list[DecisionRecord]]:
+    ) -> Iterator[list[Fields]]:
         """All that `history` would page through from the cursor on, a block in memory at a time.
 
         Each block is read in a transaction of its own: however slowly they are taken, nothing waits for it.
         """
         wanted, ascending = _filters(portfolio, filters), _ascending(filters)
         while True:
-            records = self._find(portfolio, cursor, BLOCK_RECORDS, wanted, ascending)
-            yield records
-            if len(records) < BLOCK_RECORDS:
+            rows = self._find(portfolio, cursor, BLOCK_RECORDS, wanted, ascending)
+            yield rows
+            if len(rows) < BLOCK_RECORDS:
                 return
-            cursor = str(records[-1].seq)
+            cursor = str(rows[-1][_SEQ])
 
-    def _find(
-        self, portfolio: str, cursor: str | None, limit: int, filters: Filters, ascending: bool
-    ) -> list[DecisionRecord]:
+    def _find(self, portfolio: str, cursor: str | None, limit: int, filters: Filters, ascending: bool) -> list[Fields]:
         low, high = 1, E8_MAX
         if cursor is not None:
             (seq,) = _cursor(cursor, 1)
             low, high = (seq + 1, high) if ascending else (low, seq - 1)
         with reading(self._engine) as connection:
             history = History(connection, self._require(connection, portfolio), portfolio, self._files)
-            return history.find(filters, low, high, ascending=ascending, limit=limit)
+            return history.find_rows(filters, low, high, ascending=ascending, limit=limit)
 
     def decision(self, portfolio: str, seq: object) -> Decision:
         """One decision by its place in the chain."""

@@ -11,7 +11,7 @@ so that changing, dropping or reordering any field of any decision changes every
 from datetime import datetime
 from decimal import Decimal
 from hashlib import sha256
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ledger_sizer.domain import Outcome, from_us, position_id
 from ledger_sizer.errors import Denied
@@ -20,6 +20,12 @@ from ledger_sizer.units import usd
 GENESIS_HASH = "0" * 64
 FIELD_SEPARATOR = "\x1f"
 NONE_MARK = "\x1d"
+
+
+Fields = tuple[Any, ...]
+"""The fields of a `DecisionRecord` in its order: a record, or the plain row of a query. Who goes through a million of
+them unpacks rows, because making a record of each takes as long as reading it.
+"""
 
 
 class DecisionRecord(NamedTuple):
@@ -244,7 +250,7 @@ def fields_text(fields: tuple[object, ...]) -> str:
     )
 
 
-def canonical_text(record: DecisionRecord) -> str:
+def canonical_text(record: Fields) -> str:
     """The text the chain hashes: every field but the hash itself."""
     return fields_text(record[:-1])
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, func, select
 
-from ledger_sizer.database import is_among
+from ledger_sizer.database import is_among, plain_rows
 from ledger_sizer.domain import position_id
 from ledger_sizer.errors import LedgerError
 from ledger_sizer.fold import Told, fold
-from ledger_sizer.records import DecisionRecord
+from ledger_sizer.records import DecisionRecord, Fields
 from ledger_sizer.tables import DecisionRow, PositionRow
 from ledger_sizer.tags import stored_tags
 
@@ -24,7 +24,9 @@ Found = Callable[[int | None, str], None]
 UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, IndexError, LedgerError)
 """What reading a row that somebody edited may raise."""
 _LOOKUP = 1000
-_POSITIONS = PositionRow.__table__
+_SEQ, _OUTCOME, _NUMBER = (DecisionRecord._fields.index(name) for name in ("seq", "outcome", "position"))
+_TOLD = tuple(PositionRow.__table__.columns)[1:]
+"""The columns of a `Told`."""
 
 
 class PositionCheck:
@@ -44,7 +46,7 @@ class PositionCheck:
         self.count = 0
         """Rows seen, archived or live."""
 
-    def tell(self, record: DecisionRecord) -> None:
+    def tell(self, record: Fields) -> None:
         """Hear one decision of the live table."""
         number = self._fold(record)
         if number is None:
@@ -56,19 +58,20 @@ class PositionCheck:
             if len(self._ended) >= _LOOKUP:
                 self._compare_ended()
 
-    def tell_archived(self, record: DecisionRecord, row: Sequence[Any] | None) -> None:
+    def tell_archived(self, record: Fields, row: Sequence[Any] | None) -> None:
         """Hear one decision of an archive file, with the position's row that stands behind it."""
-        self._live_from = record.seq + 1
+        seq = record[_SEQ]
+        self._live_from = seq + 1
         number = self._fold(record)
         told = None if number is None else self._told[number]
         if row is not None:
             self.count += 1
             if told is not None and tuple(row[1:]) != told:
-                self._found(record.seq, f"archived position {self._of(row[1])} {_difference(row[1:], told)}")
-            elif told is None and record.position != row[1]:
-                self._found(record.seq, f"archived position {self._of(row[1])} stands in no decision")
+                self._found(seq, f"archived position {self._of(row[1])} {_difference(row[1:], told)}")
+            elif told is None and record[_NUMBER] != row[1]:
+                self._found(seq, f"archived position {self._of(row[1])} stands in no decision")
         elif told is not None and told.is_final:
-            self._found(record.seq, f"position {self._of(told.number)} is missing in the archive")
+            self._found(seq, f"position {self._of(told.number)} is missing in the archive")
         if told is not None and told.is_final:
             del self._told[told.number]
 
@@ -76,10 +79,10 @@ class PositionCheck:
         """From here on decisions come from the live table; what lives now has its row there."""
         self._archived_live = frozenset(self._told)
 
-    def _fold(self, record: DecisionRecord) -> int | None:
+    def _fold(self, record: Fields) -> int | None:
         """Fold a decision in. Returns the position's number where it has been followed from its first decision on."""
-        number = record.position
-        if number is None or record.outcome == "denied" or number <= self._since:
+        number: int | None = record[_NUMBER]
+        if number is None or record[_OUTCOME] == "denied" or number <= self._since:
             return None
         before = self._told.get(number)
         if before is None and number in self._told:
@@ -87,9 +90,8 @@ class PositionCheck:
         try:
             self._told[number] = fold(before, record)
         except UNREADABLE as error:
-            self._found(
-                record.seq, f"decision {record.seq} about position {self._of(number)} cannot be read: {error!r}"
-            )
+            seq = record[_SEQ]
+            self._found(seq, f"decision {seq} about position {self._of(number)} cannot be read: {error!r}")
             self._told[number] = None
         return number
 
@@ -110,8 +112,8 @@ class PositionCheck:
         if not self._ended:
             return
         numbers = json.dumps([*self._ended])
-        query = select(_POSITIONS).where(PositionRow.portfolio_id == self._id, is_among(PositionRow.number, numbers))
-        rows = {row[1]: row for row in self._connection.execute(query).all()}
+        query = select(*_TOLD).where(PositionRow.portfolio_id == self._id, is_among(PositionRow.number, numbers))
+        rows = {row[0]: row for row in plain_rows(self._connection, query)}
         self._matched += len(rows)
         for number, told in sorted(self._ended.items()):
             row = rows.get(number)
@@ -119,8 +121,8 @@ class PositionCheck:
                 continue
             if row is None:
                 self._found(number, f"position {self._of(number)} is missing")
-            elif tuple(row[1:]) != told:
-                self._found(number, f"position {self._of(number)} {_difference(row[1:], told)}")
+            elif row != told:
+                self._found(number, f"position {self._of(number)} {_difference(row, told)}")
         self._ended = {}
 
     def _find_unmade(self, of: Any) -> None:
@@ -131,7 +133,7 @@ class PositionCheck:
             .exists()
         )
         query = select(PositionRow.number).where(of, ~made).order_by(PositionRow.number)
-        for number in self._connection.execution_options(yield_per=_LOOKUP).execute(query).scalars():
+        for number in self._connection.execute(query, execution_options={"yield_per": _LOOKUP}).scalars():
             if number >= self._live_from or number not in self._archived_live:
                 self._found(number, f"position {self._of(number)} stands in no decision")
 

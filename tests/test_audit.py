@@ -15,6 +15,7 @@ from typing import Any, Unpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
 from ledger_sizer import Decision, Exposure, InvalidRequest, Ledger, NotFound, Reserve, queries
 from ledger_sizer.api.reads import DecisionFilters
@@ -240,6 +241,19 @@ def test_export_csv_when_a_key_needs_quoting_then_it_reads_back(ledger: Ledger, 
     decision = ledger.history(limit=1)[0]
     (row,) = csv.DictReader(io.StringIO(csv_lines(full=True)([decision.record]).decode(), newline=""))
     assert (row["key"], row["tags"], row["request"]) == (text, decision.record.tags, decision.request)
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_export_ndjson_when_texts_need_escaping_then_lines_are_those_of_the_encoder(
+    ledger: Ledger, clock: FakeClock, full: bool
+) -> None:
+    lived_in(ledger, clock, 150, seed=5)
+    records = [decision.record for decision in ledger.history(limit=1000)]
+    hostile = 'say "no" \\ \b\f\n\r\t\x01\x1f\x7f ü€\u2028 😀'
+    texts = [name for name, value in records[0]._asdict().items() if name != "seq" and isinstance(value, str)]
+    records.append(records[0]._replace(**dict.fromkeys([*texts, "reason", "binding", "quantity", "tags"], hostile)))
+    expected = [to_json(decision_to_json(record.decision(), full=full)) + b"\n" for record in records]
+    assert ndjson_lines(full=full)(records) == b"".join(expected)
 
 
 @pytest.mark.parametrize("kind", ["csv", "ndjson"])

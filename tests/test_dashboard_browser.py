@@ -255,12 +255,9 @@ def drifting(new_database: NewDatabase, clock: FakeClock) -> Iterator[Running]:
         yield running
 
 
-def test_open_desk_when_there_are_drifts_then_they_stand_there_with_what_they_froze(
-    browser: Browser, drifting: Running
-) -> None:
+def test_open_desk_when_there_are_drifts_then_they_stand_there(browser: Browser, drifting: Running) -> None:
     with visiting(browser, drifting.url) as page:
-        rows = page.locator("#reconciliation tbody tr")
-        assert rows.count() == 3
+        assert page.locator("#reconciliation tbody tr").count() == 3
         assert "good" in page.inner_text("#reconciliation .note")
         text = " ".join(page.inner_text("#reconciliation tbody").split())
         assert "unknown position" in text
@@ -268,6 +265,9 @@ def test_open_desk_when_there_are_drifts_then_they_stand_there_with_what_they_fr
         assert "confirmed, froze portfolio" in text
         assert page.inner_text("#sum .status") == "unreconciled"
         assert not page.evaluate(PROBLEMS_OF_PAGE)
+        page.set_viewport_size(PHONE)  # type: ignore[arg-type]
+        actions = [link.bounding_box() or {} for link in page.locator("#reconciliation td a").all()]
+        assert max(box["x"] + box["width"] for box in actions) <= PHONE["width"], "a decision is off the screen"
 
 
 def test_reconcile_when_a_drift_froze_nothing_then_it_shows_within_a_second(
