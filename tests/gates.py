@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import datetime
@@ -102,20 +102,28 @@ def keys(ledger: Ledger) -> list[str]:
 
 
 @contextmanager
-def commits_counted(ledger: Ledger) -> Iterator[list[int]]:
-    """The number of decisions in each commit, as the store is asked for it."""
+def commits_watched(ledger: Ledger, note: Callable[[int], object]) -> Iterator[None]:
+    """Tell `note` the number of decisions in each commit as the store is asked for it, on the thread that asks."""
     store: Any = ledger._store
-    write, sizes = store.write, []
+    write = store.write
 
-    def counted(changes: Any, *, locked: bool) -> None:
-        sizes.append(sum(len(change.decisions) for change in changes))
+    def noted(changes: Any, *, locked: bool) -> None:
+        note(sum(len(change.decisions) for change in changes))
         write(changes, locked=locked)
 
-    store.write = counted
+    store.write = noted
     try:
-        yield sizes
+        yield
     finally:
         store.write = write
+
+
+@contextmanager
+def commits_counted(ledger: Ledger) -> Iterator[list[int]]:
+    """The number of decisions in each commit."""
+    sizes: list[int] = []
+    with commits_watched(ledger, sizes.append):
+        yield sizes
 
 
 class Callers:

@@ -21,7 +21,7 @@ from ledger_sizer.writer import Answer
 from tests.bots import settings_of
 from tests.clocks import FakeClock
 from tests.conftest import EngineKind, NewDatabase
-from tests.gates import keys, one
+from tests.gates import commits_watched, keys, one
 
 
 @pytest.fixture
@@ -197,7 +197,12 @@ async def trade(ledger: Ledger, name: str, pairs: int) -> int:
 
 
 async def test_run_when_a_crowd_stays_then_half_is_decided_while_the_other_half_is_stored(database_url: str) -> None:
-    with Ledger.open(database_url, settings=settings_of()) as ledger, stores_seen(ledger) as seen:
+    seen: list[tuple[str, int]] = []
+
+    def note(size: int) -> None:
+        seen.append((threading.current_thread().name, size))
+
+    with Ledger.open(database_url, settings=settings_of()) as ledger, commits_watched(ledger, note):
         granted = await asyncio.gather(*(trade(ledger, f"bot-{number}", 12) for number in range(64)))
         assert granted == [12] * 64
         by_second = [size for thread, size in seen if thread.endswith("-store")]
@@ -239,21 +244,3 @@ def test_close_when_drafts_are_on_their_way_then_all_accepted_are_answered(datab
     with Ledger.open(database_url, settings=settings_of()) as ledger:
         assert ledger.exposure().held == 32
         assert len(keys(ledger)) == 32 * 3 * 2 + 32
-
-
-@contextmanager
-def stores_seen(ledger: Ledger) -> Iterator[list[tuple[str, int]]]:
-    """Which thread stored how many decisions, write by write."""
-    store: Any = ledger._store
-    write = store.write
-    seen: list[tuple[str, int]] = []
-
-    def seeing(changes: Any, *, locked: bool) -> None:
-        seen.append((threading.current_thread().name, sum(len(change.decisions) for change in changes)))
-        write(changes, locked=locked)
-
-    store.write = seeing
-    try:
-        yield seen
-    finally:
-        store.write = write
