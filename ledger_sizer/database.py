@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    CompoundSelect,
     Connection,
     Engine,
     Executable,
@@ -155,7 +156,9 @@ def plain_rows(connection: Connection, query: Executable) -> list[tuple[Any, ...
         return [*result.cursor.fetchall()]
 
 
-def streamed(connection: Connection, query: Select[Any], rows: int) -> Iterator[list[tuple[Any, ...]]]:
+def streamed(
+    connection: Connection, query: Select[Any] | CompoundSelect[Any], rows: int
+) -> Iterator[list[tuple[Any, ...]]]:
     """The rows of a long query in plain tuples, so many in memory at a time. Its parameters must be numbers.
 
     Read through the driver, because making an object of SQLAlchemy's for each row takes longer than checking its hash.

@@ -25,10 +25,10 @@ class Tags(Mapping[str, str]):
 
     __slots__ = ("_values", "scopes", "text")
 
-    def __init__(self, values: dict[str, str]) -> None:
+    def __init__(self, values: dict[str, str], text: str) -> None:
         """Use `tags_of`, which checks."""
         self._values = values
-        self.text = _encode(values)
+        self.text = text
         self.scopes = (PORTFOLIO_SCOPE, *[f"{name}={values[name]}" for name in sorted(values)])
 
     def __getitem__(self, name: str) -> str:
@@ -69,13 +69,14 @@ def _checked(items: tuple[tuple[str, str], ...]) -> Tags:
                 f"tag name must be lower case letters, digits and '_' (not 'portfolio'), got {name!r}", field="tags"
             )
         label_text(tag, f"tags.{name}")
-    return Tags(dict(sorted(items)))
+    values = dict(sorted(items))
+    return Tags(values, _encode(values))
 
 
 @lru_cache(maxsize=8192)
 def stored_tags(text: str) -> Tags:
     """The tags a stored canonical text describes."""
-    return Tags(json.loads(text))
+    return Tags(json.loads(text), text)
 
 
 def is_dimension(name: object) -> bool:
@@ -94,4 +95,4 @@ def scope_name(value: object) -> str:
     raise InvalidRequest(f"scope must be 'portfolio' or like 'venue=bybit', got {value!r}", field="scope")
 
 
-NO_TAGS = Tags({})
+NO_TAGS = tags_of({})

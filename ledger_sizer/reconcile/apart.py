@@ -15,8 +15,10 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from ledger_sizer.config import AppSettings, ExchangeAccountSettings, ExchangeSettings
@@ -204,7 +206,7 @@ def main(descriptor: int) -> None:
     """Answer questions until the service's end of the pair closes."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # sent to a whole group at a stop; the service ends this process
-    os.nice(_NICENESS)
+    _step_back()
     channel = Connection(descriptor)
     accounts_of, url, settings = channel.recv()
     configure_logging(settings.log_level)
@@ -218,6 +220,14 @@ def main(descriptor: int) -> None:
         except (EOFError, OSError):
             os._exit(0)  # nobody is left to hear an answer: an exchange that is slow must not keep this process
         pool.submit(answers.give, *question)
+
+
+def _step_back() -> None:
+    """Take the lowest priority."""
+    os.nice(_NICENESS)
+    # Linux may share out the processors by session first, and this process leads one: its own priority counts inside.
+    with suppress(OSError):
+        Path("/proc/self/autogroup").write_text(f"{_NICENESS}\n")
 
 
 class _Answers:

@@ -1,23 +1,24 @@
 """The ledger's side of a comparison: which quantities it says there are, by venue, account and market."""
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Engine, select, text, union_all
 
-from ledger_sizer.database import reading
+from ledger_sizer.database import reading, streamed
 from ledger_sizer.domain import Position
 from ledger_sizer.instruments import Leg
 from ledger_sizer.reconcile.kinds import Market
+from ledger_sizer.reconcile.pace import unhurried
 from ledger_sizer.store import position_of
 from ledger_sizer.tables import PortfolioRow, PositionRow
 from ledger_sizer.tags import EXTERNAL_TAG
 from ledger_sizer.units import exactly, usd
 
-_PORTION, _REST_SECONDS = 250, 0.01
+_PORTION = 100
 
 Place = tuple[str, str]
 """(venue, account)."""
@@ -34,27 +35,26 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
 
     A released hold never was at the exchange.
     """
-    owner = select(PortfolioRow.id).where(PortfolioRow.name == portfolio).scalar_subquery()
-    # One SELECT for each partial index, whose condition must stand there as it is: with an OR all positions are read.
-    query = union_all(
-        *(
-            select(PositionRow.__table__).where(PositionRow.portfolio_id == owner, text(condition))
-            for condition in (
-                "state = 'held'",
-                "state = 'open'",
-                "state IN ('closed', 'expired') AND updated_us >= :since",
+    rows: list[tuple[Any, ...]] = []
+    with reading(engine) as connection:
+        owner = connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
+        if owner is None:
+            return []
+        # One SELECT for each partial index, whose condition must stand there as it is: with an OR all rows are read.
+        query = union_all(
+            *(
+                select(PositionRow.__table__).where(PositionRow.portfolio_id == owner, text(condition))
+                for condition in (
+                    "state = 'held'",
+                    "state = 'open'",
+                    f"state IN ('closed', 'expired') AND updated_us >= {since_us:d}",
+                )
             )
         )
-    ).params(since=since_us)
-    rows: list[Any] = []
-    with reading(engine) as connection:
-        # In portions, with rests and not sorted there: who reads 10,000 positions at once keeps a processor from the
-        # ledger's own threads and session, and its callers feel it more than the run gains.
-        for portion in connection.execution_options(yield_per=_PORTION).execute(query).partitions():
+        for portion in unhurried(streamed(connection, query, _PORTION)):
             rows += portion
-            time.sleep(_REST_SECONDS)
-    rows.sort(key=lambda row: row.number)
-    return [position_of(portfolio, row) for row in rows]
+    rows.sort(key=itemgetter(1))  # by number
+    return [position_of(portfolio, row) for row in unhurried(rows)]
 
 
 @dataclass(slots=True)
@@ -104,7 +104,7 @@ def book_of(
     places = _Places(accounts)
     with exactly():
         filled_late = set()
-        for position in positions:
+        for position in unhurried(positions):
             if position.origin is not None:
                 filled_late.add(position.origin)
             if EXTERNAL_TAG in position.tags:

@@ -1,4 +1,4 @@
-"""The comparison: pure, from the ledger's book and the accounts' snapshots to findings.
+"""The comparison: pure but for its rests, from the ledger's book and the accounts' snapshots to findings.
 
 It goes over the union of both sides. What is unknown (a part that was not fetched) or was moving meanwhile is not
 judged at all: neither found nor taken for gone.
@@ -12,6 +12,7 @@ from ledger_sizer.config import DriftKind
 from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.reconcile.book import Book, Place
 from ledger_sizer.reconcile.kinds import QUOTE, Drift, Finding, Market
+from ledger_sizer.reconcile.pace import unhurried
 from ledger_sizer.units import exactly, plain
 
 ZERO = Decimal(0)
@@ -86,7 +87,7 @@ def compare(book: Book, snapshots: Iterable[Snapshot], measures: Measures) -> Co
     with exactly():
         for snapshot in snapshots:
             _Account(book, snapshot, measures, result).compare()
-        for position, bought, sold in book.uneven:
+        for position, bought, sold in unhurried(book.uneven):
             if _differs(bought, sold, measures.delta_tolerance):
                 detail = f"{position.position_id} bought {plain(bought)} and sold {plain(sold)}"
                 market = Market("", "", position.position_id, "")
@@ -123,7 +124,7 @@ class _Account:
             self._unknown(stale, [name for name in ("positions", "balances") if getattr(snapshot, name) is None])
         if positions is not None:
             result.positions_known.add(self._place)
-            for found in positions:
+            for found in unhurried(positions):
                 market = Market(*self._place, found.symbol, found.side)
                 self._shown[market] = self._shown.get(market, ZERO) + found.quantity
                 price = found.entry_price or found.mark_price
@@ -150,7 +151,7 @@ class _Account:
     def _of(self, quantities: dict[Market, Decimal], *, swap: bool) -> dict[Market, Decimal]:
         return {
             market: quantity
-            for market, quantity in quantities.items()
+            for market, quantity in unhurried(quantities.items())
             if (market.venue, market.account) == self._place and market.is_swap == swap
         }
 
@@ -168,14 +169,17 @@ class _Account:
     # --- markets ---------------------------------------------------------------------------------
 
     def _markets(self, shown: dict[Market, Decimal], said: dict[Market, Decimal]) -> None:
-        for market in sorted({*shown, *said}, key=lambda one: (one.subject, one.side)):
+        differ = []
+        for market in unhurried({*shown, *said}):
             venue, ledger = shown.get(market, ZERO), said.get(market, ZERO)
             if market in self._book.touched:
                 self._result.count("moving")
             elif not _differs(venue, ledger, self._measures.tolerance):
                 self._result.count("agrees" if venue == ledger else "within_tolerance")
             else:
-                self._market(market, ledger, venue)
+                differ.append((market, ledger, venue))
+        for market, ledger, venue in sorted(differ, key=lambda one: (one[0].subject, one[0].side)):
+            self._market(market, ledger, venue)
 
     def _market(self, market: Market, ledger: Decimal, venue: Decimal) -> None:
         same_way = ledger * venue >= 0
@@ -243,7 +247,7 @@ class _Account:
         """Where the ledger holds both sides of an asset here, the exchange must hold them in the same proportion."""
         said, shown = self._sides(self._book.open), self._sides(self._shown)
         moving = {market.base for market in (*self._book.touched, *self._book.in_flight)}
-        for base in sorted(said.keys() - moving):
+        for base in unhurried(sorted(said.keys() - moving)):
             bought, sold = said[base]["long"], said[base]["short"]
             if not bought or not sold:
                 continue
@@ -256,9 +260,12 @@ class _Account:
     def _sides(self, quantities: dict[Market, Decimal]) -> dict[str, dict[str, Decimal]]:
         """Long and short by asset, spot and derivatives together."""
         sides: dict[str, dict[str, Decimal]] = {}
-        for market, quantity in quantities.items():
+        for market, quantity in unhurried(quantities.items()):
             if (market.venue, market.account) == self._place:
-                sides.setdefault(market.base, {"long": ZERO, "short": ZERO})[market.side] += quantity
+                base = market.base
+                if base not in sides:
+                    sides[base] = {"long": ZERO, "short": ZERO}
+                sides[base][market.side] += quantity
         return sides
 
     def _free(self, free: Decimal) -> None:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from ledger_sizer.config import DriftKind, DriftPolicy
 from ledger_sizer.domain import from_us
@@ -27,8 +27,7 @@ Trigger = Literal["start", "interval", "demand"]
 Part = Literal["account", "positions", "balances", "both", "ledger"]
 
 
-@dataclass(frozen=True, slots=True)
-class Market:
+class Market(NamedTuple):
     """Something that can be held: a derivative market (`BTC/USDT:USDT`) or, for spot, an asset (`BTC`); and its side.
 
     Long and short are apart, because in hedge mode an account has both.
