@@ -17,7 +17,7 @@ from benchmarks.measure import BenchmarkError, Caller, Pace, Samples, run_tasks,
 from benchmarks.servers import Database
 
 if TYPE_CHECKING:
-    from ledger_sizer import Decision, Ledger
+    from ledger_sizer import AppSettings, Decision, Ledger
 
 TAGS = {"venue": "bybit", "symbol": "BTC", "strategy": "funding"}
 # With fractions 0.3 to 1.0 of 1,000 USD this score asks for 650 USD, the amount the other forms reserve.
@@ -146,10 +146,16 @@ def _all_applied(answers: Sequence[Any]) -> None:
 
 
 def _open(database: Database) -> Ledger:
-    from ledger_sizer import AppSettings, DynamicSizingSettings, Ledger
+    from ledger_sizer import Ledger
 
-    sizing = DynamicSizingSettings(enabled=True, max_portfolio_exposure=PRELOAD_CAP_USD)
-    return Ledger.open(database.url, settings=AppSettings(sizing=sizing))
+    return Ledger.open(database.url, settings=bench_settings())
+
+
+def bench_settings() -> AppSettings:
+    """What the ledger is opened with: sizing on, and a cap that the preloaded positions fit under."""
+    from ledger_sizer import AppSettings, DynamicSizingSettings
+
+    return AppSettings(sizing=DynamicSizingSettings(enabled=True, max_portfolio_exposure=PRELOAD_CAP_USD))
 
 
 def _sizing_arguments() -> dict[str, Any]:

@@ -15,6 +15,7 @@ from benchmarks.baselines import HAND_WRITTEN, HOT_ROW, Form
 from benchmarks.measure import Figures, Pace
 from benchmarks.ours import OURS, OURS_BLOCKING, OURS_SIZED
 from benchmarks.report import median_round, new_table, print_conditions, progress, write_json
+from benchmarks.rows import ROWS
 from benchmarks.servers import Engine, Host, machine_conditions, open_hosts, scratch
 
 OPEN_POSITIONS = 1_000
@@ -25,9 +26,10 @@ FORMS: dict[str, Form] = {
     "ours": OURS,
     "ours-sync": OURS_BLOCKING,
     "ours-sized": OURS_SIZED,
+    "rows": ROWS,
 }
 # Blocking calls are for the bot that runs alone: a bot with many concurrent cycles awaits.
-LONE_CALLER_FORMS = frozenset({OURS_BLOCKING.name})
+LONE_CALLER_FORMS = frozenset({OURS_BLOCKING.name, ROWS.name})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,125 @@
+"""What the ledger writes, without its deciding: the most that any program could do that keeps the same records.
+
+The changes of so many commands are decided beforehand, by the ledger's own committer on a store that writes nothing.
+Measured is the ledger's own store writing them, one commit for each, as for a lone caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.baselines import PORTFOLIO
+from benchmarks.measure import BenchmarkError, Caller, Pace, Samples, run_threads
+from benchmarks.ours import OURS, SCORE, TAGS, TTL_SECONDS, bench_settings
+from benchmarks.servers import Database
+
+if TYPE_CHECKING:
+    from ledger_sizer.store import Changes, WriteStore
+
+_PAIRS_PER_SECOND_MAX = 6_000
+
+
+@dataclass(frozen=True, slots=True)
+class RowsForm:
+    """The store alone, for one caller."""
+
+    name: str = "ledger's writes alone"
+
+    def prepare(self, database: Database, open_positions: int) -> None:
+        OURS.prepare(database, open_positions)
+
+    def run(self, database: Database, callers: int, pace: Pace) -> Samples:
+        if callers != 1:
+            raise BenchmarkError(f"{self.name} is for one caller, not {callers}")
+        pairs = int((pace.warmup_seconds + pace.measured_seconds) * _PAIRS_PER_SECOND_MAX)
+        with _store(database) as store:
+            tape = iter(_decided(store, pairs))
+
+            @contextmanager
+            def open_caller() -> Iterator[Caller]:
+                yield _Writing(store, tape)
+
+            return run_threads(open_caller, callers, pace)
+
+    def check(self, database: Database, open_positions: int) -> None:
+        OURS.check(database, open_positions)
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    store: WriteStore
+    tape: Iterator[Changes]
+
+    def reserve(self, _key: str) -> None:
+        self._next()
+
+    def release(self, _key: str, _handle: None) -> None:
+        self._next()
+
+    def _next(self) -> None:
+        change = next(self.tape, None)
+        if change is None:
+            raise BenchmarkError(f"more than {_PAIRS_PER_SECOND_MAX} pairs a second were written")
+        self.store.write([change], locked=False)
+
+
+def _decided(store: WriteStore, pairs: int) -> list[Changes]:
+    """The changes of so many reserves and their releases, in turns; nothing of it is stored."""
+    from ledger_sizer import Decision, Release, Reserve
+    from ledger_sizer.batch import Group
+    from ledger_sizer.committer import Committer
+    from ledger_sizer.policy import Policy
+
+    tape: list[Changes] = []
+    committer = Committer(_Taped(store, tape), Policy.of(bench_settings()), lambda: None, 0)
+
+    def decide(command: Any) -> Decision:
+        (answer,) = committer.answer([Group((command,))])
+        if not isinstance(answer, list) or not isinstance(answer[0], Decision) or answer[0].outcome == "denied":
+            raise BenchmarkError(f"a command that fits was not answered: {answer}")
+        return answer[0]
+
+    for n in range(pairs):
+        held = decide(
+            Reserve(key=f"r/{n}", portfolio=PORTFOLIO, tags=TAGS, signal_score=SCORE, ttl_seconds=TTL_SECONDS)
+        )
+        decide(Release(key=f"x/{n}", position_id=str(held.position_id)))
+    return tape
+
+
+class _Taped:
+    """A store that notes what it is given instead of writing it."""
+
+    def __init__(self, store: WriteStore, tape: list[Changes]) -> None:
+        self._store = store
+        self._tape = tape
+        self.clock_us, self.begin, self.rollback = store.clock_us, store.begin, store.rollback
+        self.reset, self.fault, self.close = store.reset, store.fault, store.close
+
+    def write(self, changes: Any, *, locked: bool) -> None:
+        self._tape += changes
+        if locked:
+            self._store.rollback()
+
+
+@contextmanager
+def _store(database: Database) -> Iterator[WriteStore]:
+    from ledger_sizer.database import make_engine
+    from ledger_sizer.store_postgresql import PostgresStore
+    from ledger_sizer.store_sqlite import SqliteStore
+
+    settings = bench_settings().ledger
+    engine = make_engine(database.url, settings)
+    store: WriteStore = (
+        SqliteStore(engine) if database.engine == "sqlite"
+        else PostgresStore(engine, lock_timeout_seconds=settings.busy_timeout_seconds)
+    )  # fmt: skip
+    with closing(store):
+        yield store
+    engine.dispose()
+
+
+ROWS = RowsForm()
