@@ -18,12 +18,12 @@ import pytest
 from ledger_sizer import AppSettings, Ledger, ReconcileSettings, TradingSettings
 from ledger_sizer.database import make_engine
 from tests.clocks import FakeClock
-from tests.worlds import CONFIRMATIONS, World
+from tests.worlds import CONFIRMATIONS, GRACE_SECONDS, World
 
 WORLDS = os.environ.get("WORLDS", "")
 _FIRST, _, _END = WORLDS.rpartition("-")
 SEEDS = range(int(_FIRST or 0), int(_END or 12))
-STEPS = 25
+STEPS = 30
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -33,7 +33,7 @@ def place(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[tuple[
     url = databases.create(migrated=True)
     clock = FakeClock()
     settings = AppSettings(
-        reconcile=ReconcileSettings(confirmations=CONFIRMATIONS, grace_seconds=2, stale_after_seconds=None),
+        reconcile=ReconcileSettings(confirmations=CONFIRMATIONS, grace_seconds=GRACE_SECONDS, stale_after_seconds=None),
         trading=TradingSettings(max_position_size_usd=Decimal(1000)),
     )
     engine = make_engine(url)
@@ -53,6 +53,7 @@ def test_reconcile_when_worlds_are_clean_then_no_drift_is_ever_confirmed(place: 
         last = world.come_to_rest()
         false = [one for report in world.reports for one in report.confirmed]
         assert false == [], f"seed {seed}"
+        assert world.undercounted == [], f"seed {seed}"
         assert (last.live, world.unexplained(last)) == ((), []), f"seed {seed}"
         assert world.ledger.exposure(world.name).open == world.true_exposure, f"seed {seed}"
         assert len(world.reports) >= 5, "a world without runs shows nothing"
@@ -68,7 +69,7 @@ def test_reconcile_when_worlds_go_wrong_then_they_agree_or_a_drift_says_why_and_
         world = World(*place, f"wild-{seed}", seed, clean=False)
         world.live(STEPS)
         last = world.come_to_rest()
-        assert world.unexplained(last) == [], f"seed {seed}"
+        assert (world.unexplained(last), world.undercounted) == ([], []), f"seed {seed}"
         assert all(drift.state == "confirmed" for drift in last.live if drift.kind != "expired_hold"), f"seed {seed}"
         exposure = world.ledger.exposure(world.name)
         assert exposure.open + exposure.held >= world.true_exposure, f"seed {seed}"

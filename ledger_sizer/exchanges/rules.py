@@ -14,7 +14,8 @@ from ledger_sizer.instruments import InstrumentInfo, Kind, MarketRules
 UNBOUNDED_QTY = Decimal(10) ** 18
 """Stands for a maximum that the exchange does not state."""
 
-_USD = frozenset({"USD", "USDT", "USDC", "USDE", "FDUSD", "BUSD", "DAI", "TUSD", "USD1"})
+USD_QUOTES = frozenset({"USD", "USDT", "USDC", "USDE", "FDUSD", "BUSD", "DAI", "TUSD", "USD1"})
+"""Quote currencies that count as dollars."""
 
 
 def rules_of(client: Any) -> list[MarketRules]:
@@ -44,7 +45,7 @@ def _require_usable(market: dict[str, Any]) -> None:
         raise InvalidRequest("inverse contract: it is settled in its base asset, so its USD value is not linear")
     if market.get("swap") and not market.get("linear"):
         raise InvalidRequest("neither a linear nor an inverse contract (quanto): its USD value is not linear")
-    if market.get("quote") not in _USD:
+    if market.get("quote") not in USD_QUOTES:
         raise InvalidRequest(f"quoted in {market.get('quote')}, not in a dollar currency")
 
 

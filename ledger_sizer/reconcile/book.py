@@ -1,12 +1,13 @@
 """The ledger's side of a comparison: which quantities it says there are, by venue, account and market."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Engine, select, text, union_all
+from sqlalchemy import Engine, bindparam, select, text, union_all
 
 from ledger_sizer.database import reading, streamed
 from ledger_sizer.domain import Position
@@ -14,7 +15,7 @@ from ledger_sizer.instruments import Leg
 from ledger_sizer.reconcile.kinds import Market
 from ledger_sizer.reconcile.pace import unhurried
 from ledger_sizer.store import position_of
-from ledger_sizer.tables import PortfolioRow, PositionRow
+from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow
 from ledger_sizer.tags import EXTERNAL_TAG
 from ledger_sizer.units import exactly, usd
 
@@ -28,6 +29,24 @@ def read_head(engine: Engine, portfolio: str) -> int:
     """The seq of the portfolio's newest decision; 0 for one that does not exist."""
     with reading(engine) as connection:
         return connection.execute(select(PortfolioRow.last_seq).where(PortfolioRow.name == portfolio)).scalar() or 0
+
+
+def read_budgets(engine: Engine, portfolio: str, positions: Iterable[Position]) -> dict[int, Decimal]:
+    """What expired holds that name no markets were granted, in USD by number: their rows keep no budget."""
+    numbers = [one.number for one in positions if one.state == "expired" and not one.legs]
+    if not numbers:
+        return {}
+    query = (
+        select(DecisionRow.seq, DecisionRow.held_delta_e8)
+        .join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id)
+        .where(PortfolioRow.name == portfolio, DecisionRow.seq.in_(bindparam("numbers", expanding=True)))
+    )
+    found: dict[int, Decimal] = {}
+    with reading(engine) as connection:
+        for start in range(0, len(numbers), _PORTION):
+            rows = connection.execute(query, {"numbers": numbers[start : start + _PORTION]})
+            found |= {number: usd(held_e8) for number, held_e8 in rows}
+    return found
 
 
 def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Position]:
@@ -57,6 +76,19 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
     return [position_of(portfolio, row) for row in unhurried(rows)]
 
 
+@dataclass(frozen=True, slots=True)
+class ExpiredHold:
+    """A hold that ran out and may have been filled all the same. place: None where that is not known.
+
+    legs: base units by market; without them `budget_usd` is what it may have become of its symbol.
+    """
+
+    position: Position
+    place: Place | None
+    legs: Mapping[Market, Decimal]
+    budget_usd: Decimal
+
+
 @dataclass(slots=True)
 class Book:
     """What the ledger says, summed up for a comparison.
@@ -65,19 +97,25 @@ class Book:
     holds may turn into at any moment. plain_holds: (place or None, symbol, USD) of holds that name no markets
     and may be filled here.
     holds: every hold with a place, its markets and its USD. expired: holds that ran out. external: positions that
-    count what only the exchange knew. uneven: hedged positions, bought and sold. touched: markets that moved lately.
-    moved_us: when a fill or a close last moved an asset at a place. prices: USD by asset. unplaced: legs whose account
-    nobody can tell. without_legs: open positions that name no market.
+    count what only the exchange knew. known: base units beyond the ledger that an earlier run saw and no hold
+    explained. accepted: those of them that a person said may stay. uneven: hedged positions, bought and sold.
+    touched: markets that moved during the fetch, and positions that moved lately. settling: base units that moved
+    shortly before the fetch, which the exchange may show or not. moved_us: when a fill or a close last moved an asset
+    at a place. prices: USD by asset. unplaced: legs and holds whose account nobody can tell. without_legs: open
+    positions that name no market.
     """
 
     open: dict[Market, Decimal] = field(default_factory=dict)
     in_flight: dict[Market, Decimal] = field(default_factory=dict)
     plain_holds: list[tuple[Place | None, str, Decimal]] = field(default_factory=list)
     holds: list[tuple[Place, tuple[Market, ...], Decimal]] = field(default_factory=list)
-    expired: list[tuple[Position, Place | None, dict[Market, Decimal]]] = field(default_factory=list)
+    expired: list[ExpiredHold] = field(default_factory=list)
     external: dict[Market, list[Position]] = field(default_factory=dict)
+    known: Mapping[Market, Decimal] = field(default_factory=dict)
+    accepted: Mapping[Market, Decimal] = field(default_factory=dict)
     uneven: list[tuple[Position, Decimal, Decimal]] = field(default_factory=list)
     touched: set[Market] = field(default_factory=set)
+    settling: dict[Market, Decimal] = field(default_factory=dict)
     moved_us: dict[tuple[Place, str], int] = field(default_factory=dict)
     prices: dict[str, Decimal] = field(default_factory=dict)
     unplaced: int = 0
@@ -92,13 +130,21 @@ def market_of(leg: Leg, place: Place) -> Market:
 
 
 def book_of(
-    positions: Iterable[Position], accounts: Sequence[Place], *, seq_before: int, settled_us: int, expired_us: int
+    positions: Iterable[Position],
+    accounts: Sequence[Place],
+    *,
+    seq_before: int,
+    settled_us: int,
+    expired_us: int,
+    now_us: int = 0,
+    budgets_usd: Mapping[int, Decimal] = MappingProxyType({}),
 ) -> Book:
     """Sum up the positions.
 
     accounts: those of this run; a position at a venue with one account need not name it (tag `account`).
-    seq_before: head before the fetch; what moved later is touched. settled_us: so is what moved after this time.
-    expired_us: holds that expired before this time are forgotten.
+    seq_before: head before the fetch; what moved later is touched. settled_us: what moved after this time is settling.
+    expired_us: holds that expired before this time are forgotten. now_us: a hold whose time is over by then is freed by
+    whatever is written next, so it explains nothing any more. budgets_usd: of expired holds, by number.
     """
     book = Book()
     places = _Places(accounts)
@@ -109,15 +155,18 @@ def book_of(
                 filled_late.add(position.origin)
             if EXTERNAL_TAG in position.tags:
                 _add_external(book, places, position)
-            elif position.state == "held":
+            elif position.state == "held" and (position.expires_us is None or position.expires_us > now_us):
                 _add_hold(book, places, position)
             elif position.state in ("open", "closed"):
-                moved = position.updated_seq > seq_before or position.updated_us > settled_us
-                _add_fill(book, places, position, moved=moved)
-            elif position.state == "expired" and position.updated_us >= expired_us and not places.elsewhere(position):
+                during = position.updated_seq > seq_before
+                _add_fill(book, places, position, during=during, lately=during or position.updated_us > settled_us)
+            elif position.state == "held" or (position.state == "expired" and position.updated_us >= expired_us):
+                if places.elsewhere(position):
+                    continue
                 legs = {market: leg.quantity for leg, market in places.markets(position) if market is not None}
-                book.expired.append((position, places.of(position), legs))
-        book.expired = [one for one in book.expired if one[0].number not in filled_late]
+                budget_usd = budgets_usd.get(position.number, usd(position.held_e8))
+                book.expired.append(ExpiredHold(position, places.of(position), legs, budget_usd))
+        book.expired = [one for one in book.expired if one.position.number not in filled_late]
     return book
 
 
@@ -136,7 +185,14 @@ class _Places:
         return (venue, account) if account in known else None
 
     def of(self, position: Position) -> Place | None:
-        return self.at(position.tags.get("venue", ""), position.tags.get("account"))
+        """Where it is: by its tags, or else by its legs, or because there is no other account."""
+        if "venue" in position.tags:
+            return self.at(position.tags["venue"], position.tags.get("account"))
+        legs = {None if market is None else (market.venue, market.account) for _, market in self.markets(position)}
+        if len(legs) == 1:
+            return legs.pop()
+        every = [(venue, account) for venue, accounts in self._accounts.items() for account in accounts]
+        return every[0] if len(every) == 1 and not legs else None
 
     def elsewhere(self, position: Position) -> bool:
         """Whether it says that it is at a venue or account that is not looked at here."""
@@ -172,11 +228,12 @@ def _add_hold(book: Book, places: _Places, position: Position) -> None:
             markets.append(market)
     if not position.legs and not places.elsewhere(position):
         book.plain_holds.append((place, position.tags.get("symbol", ""), held))
+        book.unplaced += place is None
     if place is not None:
         book.holds.append((place, tuple(markets), held))
 
 
-def _add_fill(book: Book, places: _Places, position: Position, *, moved: bool) -> None:
+def _add_fill(book: Book, places: _Places, position: Position, *, during: bool, lately: bool) -> None:
     is_open = position.state == "open"
     if is_open and not position.legs:
         book.without_legs += 1
@@ -189,8 +246,10 @@ def _add_fill(book: Book, places: _Places, position: Position, *, moved: bool) -
         if market is None:
             book.unplaced += is_open
             continue
-        if moved:
+        if during:
             book.touched.add(market)
+        elif lately:
+            book.settling[market] = book.settling.get(market, Decimal(0)) + leg.quantity
         asset = ((market.venue, market.account), market.base)
         book.moved_us[asset] = max(book.moved_us.get(asset, 0), position.updated_us)
         if is_open:
@@ -198,5 +257,9 @@ def _add_fill(book: Book, places: _Places, position: Position, *, moved: bool) -
             book.open[market] = book.open.get(market, Decimal(0)) + signed
         if leg.price is not None:
             book.prices[market.base] = leg.price
-    if is_open and bought and sold and not moved:
+    if not is_open:
+        return
+    if lately:
+        book.touched.add(Market("", "", position.position_id, ""))
+    elif bought and sold:
         book.uneven.append((position, bought, sold))

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from ledger_sizer.config import DriftKind
+from ledger_sizer.exchanges.rules import USD_QUOTES
 from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.reconcile.book import Book, Place
+from ledger_sizer.reconcile.claims import Claims
 from ledger_sizer.reconcile.kinds import QUOTE, Drift, Finding, Market
 from ledger_sizer.reconcile.pace import unhurried
 from ledger_sizer.units import exactly, plain
@@ -48,6 +50,7 @@ class Comparison:
     balances_known: set[Place] = field(default_factory=set)
     ledger_known: bool = True
     touched: set[Market] = field(default_factory=set)
+    hedges_moving: set[tuple[Place, str]] = field(default_factory=set)
     moved_us: dict[tuple[Place, str], int] = field(default_factory=dict)
 
     def moved_since(self, drift: Drift) -> bool:
@@ -58,20 +61,21 @@ class Comparison:
     def judged(self, drift: Drift) -> bool:
         """Whether this comparison would have found the drift if it were still there."""
         place, part = (drift.venue, drift.account), drift.part
-        if part == "ledger":
-            return self.ledger_known
+        if part == "ledger" and not self.ledger_known:
+            return False
         if part == "account":
             return place in self.accounts
         if part in ("positions", "both") and place not in self.positions_known:
             return False
         if part in ("balances", "both") and place not in self.balances_known:
             return False
+        if drift.kind == "legs_unequal" and (place, drift.subject) in self.hedges_moving:
+            return False
         return not any(self._is_about(drift, market) for market in self.touched)
 
-    def _is_about(self, drift: Drift, market: Market) -> bool:
-        if (drift.venue, drift.account) != (market.venue, market.account):
-            return False
-        return market.subject == drift.subject or (drift.kind == "legs_unequal" and market.base == drift.subject)
+    @staticmethod
+    def _is_about(drift: Drift, market: Market) -> bool:
+        return (drift.venue, drift.account, drift.subject) == (market.venue, market.account, market.subject)
 
     def count(self, name: str) -> None:
         """Count something that is no drift."""
@@ -85,8 +89,9 @@ def compare(book: Book, snapshots: Iterable[Snapshot], measures: Measures) -> Co
         if getattr(book, name):
             result.counts[name] = getattr(book, name)
     with exactly():
+        claims = Claims(book.in_flight, book.plain_holds)
         for snapshot in snapshots:
-            _Account(book, snapshot, measures, result).compare()
+            _Account(book, claims, snapshot, measures, result).compare()
         for position, bought, sold in unhurried(book.uneven):
             if _differs(bought, sold, measures.delta_tolerance):
                 detail = f"{position.position_id} bought {plain(bought)} and sold {plain(sold)}"
@@ -104,15 +109,18 @@ def _differs(one: Decimal, other: Decimal, tolerance: Decimal) -> bool:
 class _Account:
     """One account's comparison."""
 
-    def __init__(self, book: Book, snapshot: Snapshot, measures: Measures, result: Comparison) -> None:
+    def __init__(self, book: Book, claims: Claims, snapshot: Snapshot, measures: Measures, result: Comparison) -> None:
         self._book = book
+        self._claims = claims
         self._snapshot = snapshot
         self._measures = measures
         self._result = result
         self._place: Place = (snapshot.venue, snapshot.account)
-        self._prices = dict(book.prices)
-        self._visible: set[Market] = set()
+        self._prices: dict[Market, Decimal] = {}
+        self._prices_of: dict[str, Decimal] = dict(book.prices)  # by symbol, and by asset
+        self._visible_usd: dict[str, Decimal | None] = {}
         self._shown: dict[Market, Decimal] = {}
+        self._filled_late: set[str] = set()
 
     def compare(self) -> None:
         result, snapshot = self._result, self._snapshot
@@ -128,16 +136,16 @@ class _Account:
                 market = Market(*self._place, found.symbol, found.side)
                 self._shown[market] = self._shown.get(market, ZERO) + found.quantity
                 price = found.entry_price or found.mark_price
-                if price is not None:
-                    self._prices[market.base] = price
-                    self._prices[found.symbol] = price
+                if price is not None and market.quote in USD_QUOTES:
+                    self._prices[market] = self._prices_of[market.base] = self._prices_of[found.symbol] = price
             self._markets(self._of(self._shown, swap=True), self._of(self._book.open, swap=True))
-            self._expired()
         if balances is not None:
             result.balances_known.add(self._place)
             assets = self._assets(self._snapshot)
             self._shown |= assets
             self._markets(assets, self._of(self._book.open, swap=False))
+        if positions is not None:
+            self._expired()
         if positions is not None and balances is not None:
             self._hedges()
             self._free(sum((b.free for b in balances if b.asset in self._measures.quote_assets), ZERO))
@@ -179,31 +187,38 @@ class _Account:
             else:
                 differ.append((market, ledger, venue))
         for market, ledger, venue in sorted(differ, key=lambda one: (one[0].subject, one[0].side)):
-            self._market(market, ledger, venue)
+            slack = self._book.settling.get(market)
+            if slack is not None and abs(venue - ledger) <= slack + self._book.in_flight.get(market, ZERO):
+                self._result.touched.add(market)
+                self._result.count("moving")
+            else:
+                self._market(market, ledger, venue, slack or ZERO)
 
-    def _market(self, market: Market, ledger: Decimal, venue: Decimal) -> None:
+    def _market(self, market: Market, ledger: Decimal, venue: Decimal, slack: Decimal) -> None:
+        """A difference. slack: what of it may be a fill or a close that has just happened."""
         same_way = ledger * venue >= 0
         excess = abs(venue) - abs(ledger) if same_way else abs(venue)
-        price = self._prices.get(market.subject) or self._prices.get(market.base)
+        price = self._prices.get(market) or self._prices_of.get(market.subject) or self._prices_of.get(market.base)
         if excess > 0:
-            self._visible.add(market)
-            excess = self._beyond_holds(market, excess, price)
+            self._note_visible(market.base, None if price is None else excess * price)
+            # What was there before is no fill of a hold that came later.
+            known = min(excess, self._book.known.get(market, ZERO))
+            excess = max(self._claims.beyond(market, excess - slack, price), known)
             if excess <= self._measures.tolerance * abs(venue):
                 self._result.count("in_flight")
                 return
-        kind, detail = self._kind(market, ledger, venue, excess)
+        kind, detail = self._kind(market, ledger, venue, excess, price)
         finding = Finding(market, kind, ledger, venue, detail, max(excess, ZERO), price)
         self._result.findings.append(finding)
 
-    def _beyond_holds(self, market: Market, excess: Decimal, price: Decimal | None) -> Decimal:
-        """What no live hold explains: a fill that its caller has not confirmed yet is not unknown."""
-        excess -= self._book.in_flight.get(market, ZERO)
-        for place, symbol, held in self._book.plain_holds:
-            if place in (None, self._place) and symbol in (market.base, market.subject) and excess > 0:
-                excess -= excess if price is None else min(held / price, excess)
-        return excess
+    def _note_visible(self, base: str, usd: Decimal | None) -> None:
+        """Something of this asset is to be seen that the ledger lacks: as much as its larger leg, or nobody knows."""
+        before = self._visible_usd.get(base, ZERO)
+        self._visible_usd[base] = None if usd is None or before is None else max(before, usd)
 
-    def _kind(self, market: Market, ledger: Decimal, venue: Decimal, excess: Decimal) -> tuple[DriftKind, str]:
+    def _kind(
+        self, market: Market, ledger: Decimal, venue: Decimal, excess: Decimal, price: Decimal | None
+    ) -> tuple[DriftKind, str]:
         says = f"{market.subject} {market.side}: ledger {plain(ledger)}, exchange {plain(venue)}"
         other = Market(market.venue, market.account, market.subject, "short" if market.side == "long" else "long")
         flipped = ledger * venue < 0
@@ -214,20 +229,22 @@ class _Account:
         if flipped:
             return "side_flipped", f"{says}, on the other side of what was opened"
         if excess > 0:
-            late = self._expired_that_fits(market, excess)
+            late = self._expired_that_fits(market, excess, price)
             if late is not None:
                 return "late_fill", f"{says}; the hold {late} expired and may have been filled"
         if ledger == 0:
             return "unknown_position", says
         return ("missing_position", says) if venue == 0 else ("quantity_differs", says)
 
-    def _expired_that_fits(self, market: Market, excess: Decimal) -> str | None:
+    def _expired_that_fits(self, market: Market, excess: Decimal, price: Decimal | None) -> str | None:
         slack = 1 + self._measures.tolerance
-        for position, place, legs in self._book.expired:
-            # A hold without markets may have become any quantity of its symbol: its row keeps no budget once expired.
-            here = place in (None, self._place)
-            plain_fits = here and not position.legs and position.tags.get("symbol") == market.base
-            if plain_fits or excess <= legs.get(market, ZERO) * slack:
+        for one in self._book.expired:
+            position = one.position
+            fits = excess <= one.legs.get(market, ZERO) * slack
+            if not position.legs and one.place in (None, self._place) and position.tags.get("symbol") == market.base:
+                fits = price is not None and excess * price <= one.budget_usd * slack
+            if fits:
+                self._filled_late.add(position.position_id)
                 return position.position_id
         return None
 
@@ -235,18 +252,21 @@ class _Account:
 
     def _expired(self) -> None:
         """Holds that ran out and have nothing to show: their callers may be dead."""
-        late = [finding.detail for finding in self._result.findings if finding.kind == "late_fill"]
-        for position, place, _ in self._book.expired:
-            if place != self._place or any(position.position_id in detail for detail in late):
-                continue
-            market = Market(*self._place, position.position_id, "")
-            detail = f"{position.position_id} expired without a fill; its caller may have stopped"
-            self._result.findings.append(Finding(market, "expired_hold", None, None, detail))
+        for one in self._book.expired:
+            name = one.position.position_id
+            if one.place == self._place and name not in self._filled_late:
+                market = Market(*self._place, name, "")
+                detail = f"{name} expired without a fill; its caller may have stopped"
+                self._result.findings.append(Finding(market, "expired_hold", None, None, detail))
 
     def _hedges(self) -> None:
         """Where the ledger holds both sides of an asset here, the exchange must hold them in the same proportion."""
         said, shown = self._sides(self._book.open), self._sides(self._shown)
-        moving = {market.base for market in (*self._book.touched, *self._book.in_flight)}
+        for market, accepted in self._book.accepted.items():
+            if (market.venue, market.account) == self._place and market.base in shown:
+                shown[market.base][market.side] -= accepted
+        moving = {market.base for market in (*self._book.touched, *self._book.settling, *self._book.in_flight)}
+        self._result.hedges_moving |= {(self._place, base) for base in moving}
         for base in unhurried(sorted(said.keys() - moving)):
             bought, sold = said[base]["long"], said[base]["short"]
             if not bought or not sold:
@@ -270,12 +290,18 @@ class _Account:
 
     def _free(self, free: Decimal) -> None:
         """Free quote balance against the holds whose orders are not yet to be seen."""
-        waiting = [
-            held
-            for place, markets, held in self._book.holds
-            if place == self._place and not self._visible.intersection(markets)
-        ]
-        needed = sum(waiting, ZERO)
+        waiting: dict[str, Decimal] = {}
+        needed = ZERO
+        for place, markets, held in self._book.holds:
+            if place != self._place:
+                continue
+            if markets:
+                waiting[markets[0].base] = waiting.get(markets[0].base, ZERO) + held
+            else:
+                needed += held
+        for base, held in waiting.items():
+            visible = self._visible_usd.get(base, ZERO)
+            needed += ZERO if visible is None else max(held - visible, ZERO)
         if needed > free and _differs(needed, free, self._measures.tolerance):
             detail = f"{plain(free)} is free, {plain(needed)} USD is held for orders to come"
             market = Market(*self._place, QUOTE, "")

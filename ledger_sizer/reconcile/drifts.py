@@ -15,7 +15,7 @@ from ledger_sizer.domain import Page
 from ledger_sizer.errors import InvalidRequest, NotFound, Unavailable
 from ledger_sizer.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.reconcile.compare import Comparison
-from ledger_sizer.reconcile.kinds import KINDS, STATES, Drift, Finding, Run
+from ledger_sizer.reconcile.kinds import KINDS, QUANTITY_KINDS, STATES, Drift, Finding, Run
 from ledger_sizer.reconcile.owed import owe
 from ledger_sizer.tables import DriftRow, ReconciliationRow
 from ledger_sizer.units import exactly, plain
@@ -81,8 +81,16 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
     query = select(_TABLE).where(DriftRow.portfolio == run.portfolio, DriftRow.state != "resolved")
     known = {drift.key: drift for drift in map(drift_of, connection.execute(query))}
     writer = _Writer(run, settings)
+    accepted = {
+        drift.market: drift
+        for drift in known.values() if drift.state == "acknowledged" and drift.kind in QUANTITY_KINDS
+    }  # fmt: skip
     for finding in comparison.findings:
-        drift = known.pop(finding.key, None)
+        drift = accepted.get(finding.market) if finding.kind in QUANTITY_KINDS else None
+        if drift is None or not _as_acknowledged(drift, finding, settings):
+            drift = known.get(finding.key)
+        if drift is not None:
+            known.pop(drift.key, None)
         if drift is not None and drift.state == "acknowledged" and not _as_acknowledged(drift, finding, settings):
             writer.resolve(drift, "it changed after it was acknowledged")
             drift = None
@@ -98,8 +106,10 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
 
 
 def _as_acknowledged(drift: Drift, finding: Finding, settings: ReconcileSettings) -> bool:
-    """Whether a drift is still the one that somebody said may stay."""
+    """Whether a drift is still the one that somebody said may stay, whatever was traded beside it since."""
     with exactly():
+        if drift.excess > 0 and finding.excess > 0:
+            return abs(drift.excess - finding.excess) <= settings.tolerance * max(drift.excess, finding.excess)
         was = (drift.venue_quantity or Decimal(0)) - (drift.ledger_quantity or Decimal(0))
         now = (finding.venue_quantity or Decimal(0)) - (finding.ledger_quantity or Decimal(0))
         return abs(was - now) <= settings.tolerance * max(abs(was), abs(now))

@@ -48,6 +48,17 @@ class Market(NamedTuple):
         """The asset it is about."""
         return self.subject.partition("/")[0]
 
+    @property
+    def quote(self) -> str:
+        """The currency a derivative market is quoted in; empty for an asset."""
+        return self.subject.partition("/")[2].partition(":")[0]
+
+
+QUANTITY_KINDS: frozenset[DriftKind] = frozenset(
+    {"unknown_position", "quantity_differs", "missing_position", "side_flipped", "late_fill"}
+)
+"""Kinds that say how much of a market there is. One difference may pass from one of them to another."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:

@@ -3,10 +3,11 @@
 `LookHere` does it in the caller's thread, `apart.LookApart` in a process of its own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from typing import Literal, Protocol
 
 from sqlalchemy import Engine, select
@@ -15,9 +16,10 @@ from ledger_sizer.config import AppSettings
 from ledger_sizer.database import database_now_us, reading
 from ledger_sizer.domain import Position, to_us
 from ledger_sizer.exchanges.snapshot import Snapshot
-from ledger_sizer.reconcile.book import Book, book_of, read_head, read_positions
+from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile.book import Book, book_of, read_budgets, read_head, read_positions
 from ledger_sizer.reconcile.compare import Comparison, Measures, compare
-from ledger_sizer.reconcile.kinds import Market, Run, Trigger
+from ledger_sizer.reconcile.kinds import Drift, Market, Run, Trigger
 
 Clock = Callable[[], datetime]
 
@@ -100,13 +102,19 @@ class LookHere:
             snapshots = list(pool.map(lambda account: account.snapshot(self._now_us), accounts))
         expired_us = started_us - settings.expired_seconds * 1_000_000
         # Read again after the fetch: what moved meanwhile is in these rows and is not judged.
+        positions = read_positions(self._engine, asked.portfolio, since_us=expired_us)
         book = book_of(
-            read_positions(self._engine, asked.portfolio, since_us=expired_us),
+            positions,
             [(account.venue, account.account) for account in accounts],
             seq_before=seq_before,
             settled_us=started_us - settings.grace_seconds * 1_000_000,
             expired_us=expired_us,
+            now_us=self._now_us(),
+            budgets_usd=read_budgets(self._engine, asked.portfolio, positions),
         )
+        live = drifts.live(self._engine, asked.portfolio)
+        book.known = _beyond_ledger(live)
+        book.accepted = _beyond_ledger(drift for drift in live if drift.state == "acknowledged")
         comparison = compare(book, snapshots, _measures(self._settings, started_us))
         run = _run(asked, snapshots, comparison, started_us, self._now_us())
         return Seen(run, comparison, book.external)
@@ -131,6 +139,15 @@ def time_us(engine: Engine, clock: Clock | None) -> int:
         return to_us(clock())
     with reading(engine) as connection:
         return int(connection.execute(select(database_now_us())).scalar_one())
+
+
+def _beyond_ledger(live: Iterable[Drift]) -> dict[Market, Decimal]:
+    """What drifts say that the exchange showed beyond the ledger, base units by market."""
+    beyond: dict[Market, Decimal] = {}
+    for drift in live:
+        if drift.excess > 0:
+            beyond[drift.market] = max(drift.excess, beyond.get(drift.market, Decimal(0)))
+    return beyond
 
 
 def _measures(settings: AppSettings, started_us: int) -> Measures:
