@@ -12,6 +12,7 @@ from ledger_sizer.config import DriftKind
 from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.reconcile.book import Book, Place
 from ledger_sizer.reconcile.kinds import QUOTE, Drift, Finding, Market
+from ledger_sizer.reconcile.netting import netted
 from ledger_sizer.reconcile.pace import unhurried
 from ledger_sizer.units import exactly, plain
 
@@ -134,6 +135,7 @@ class _Account:
                 if price is not None:
                     self._prices[market.base] = price
                     self._prices[found.symbol] = price
+            self._book = netted(self._book, self._place, positions, self._shown)
             self._markets(self._of(self._shown, swap=True), self._of(self._book.open, swap=True))
             self._expired()
         if balances is not None:
