@@ -196,6 +196,9 @@ class ReconcileSettings(Settings):
     enabled: bool = Field(False, description="Run the reconciliation on a schedule.")
     interval_seconds: int = Field(60, ge=1, le=86_400, description="Time between runs.")
     tolerance: Exact = Field(Decimal("0.001"), ge=0, le=1, description="Relative difference that is no drift.")
+    dust_usd: Exact = Field(
+        Decimal(1), ge=0, description="A spot difference worth less, in USD, is no drift; 0 switches this off."
+    )
     confirmations: int = Field(2, ge=1, le=100, description="Runs in a row that must agree on a drift.")
     stale_after_seconds: int | None = Field(
         300, ge=1, le=86_400, description="Age of the last good run that stops grants; empty does not enforce it."

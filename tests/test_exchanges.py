@@ -67,8 +67,8 @@ def test_snapshot_when_positions_stand_there_then_they_are_base_units_and_decima
     control.open("ETH/USDT:USDT", "long", D("0.4"))
     seen = account.snapshot(now_us)
     assert seen.positions == (
-        VenuePosition(PERP, "short", D("0.123"), D(50_000), D(50_000)),
-        VenuePosition("ETH/USDT:USDT", "long", D("0.4"), D(2_500), D(2_500)),
+        VenuePosition(PERP, "short", D("0.123"), D(50_000), D(50_000), hedged=False),
+        VenuePosition("ETH/USDT:USDT", "long", D("0.4"), D(2_500), D(2_500), hedged=False),
     )
     used = (D("0.123") * 50_000 + D("0.4") * 2_500) / 10
     total = D(2000) if venue == "binance" else D(1000)  # spot and futures wallets, added up
@@ -93,9 +93,9 @@ def test_snapshot_when_the_account_is_in_hedge_mode_then_a_market_has_two_positi
     control.open(PERP, "long", D("0.02"))
     control.open(PERP, "short", D("0.05"))
     seen = account_at(venue, server.url, api_key=SecretStr("hedged")).snapshot(now_us)
-    assert [(p.symbol, p.side, p.quantity) for p in seen.positions or ()] == [
-        (PERP, "long", D("0.02")),
-        (PERP, "short", D("0.05")),
+    assert [(p.symbol, p.side, p.quantity, p.hedged) for p in seen.positions or ()] == [
+        (PERP, "long", D("0.02"), True),
+        (PERP, "short", D("0.05"), True),
     ]
 
 

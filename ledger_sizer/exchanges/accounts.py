@@ -132,7 +132,9 @@ class ExchangeAccount:
         size = _figure(market["contractSize"], f"contract size of {symbol}")
         with exactly():
             quantity = contracts * size
-        return VenuePosition(symbol, side, quantity, _price(row.get("entryPrice")), _price(row.get("markPrice")))
+        hedged = row.get("hedged") is not False  # None: the exchange does not say, and nothing is netted
+        prices = _price(row.get("entryPrice")), _price(row.get("markPrice"))
+        return VenuePosition(symbol, side, quantity, *prices, hedged)
 
     # --- balances --------------------------------------------------------------------------------
 
@@ -203,4 +205,5 @@ def _joined(one: VenuePosition, other: VenuePosition) -> VenuePosition:
         entry = None
         if one.entry_price is not None and other.entry_price is not None:
             entry = (one.quantity * one.entry_price + other.quantity * other.entry_price) / quantity
-    return VenuePosition(one.symbol, one.side, quantity, entry, one.mark_price or other.mark_price)
+    mark = one.mark_price or other.mark_price
+    return VenuePosition(one.symbol, one.side, quantity, entry, mark, one.hedged or other.hedged)

@@ -12,7 +12,9 @@ from typing import Literal
 class VenuePosition:
     """One derivative position. symbol: ccxt's unified name, such as `BTC/USDT:USDT`. quantity: base units, above 0.
 
-    entry_price, mark_price: USD per base unit, None where the exchange does not say. In hedge mode a symbol has two.
+    entry_price, mark_price: USD per base unit, None where the exchange does not say. hedged: False where the exchange
+    says that the symbol is in one-way mode, so that this is the net of all that was bought and sold. In hedge mode a
+    symbol has two positions.
     """
 
     symbol: str
@@ -20,6 +22,7 @@ class VenuePosition:
     quantity: Decimal
     entry_price: Decimal | None = None
     mark_price: Decimal | None = None
+    hedged: bool = True
 
 
 @dataclass(frozen=True, slots=True)

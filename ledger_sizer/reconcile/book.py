@@ -1,6 +1,6 @@
 """The ledger's side of a comparison: which quantities it says there are, by venue, account and market."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from operator import itemgetter
@@ -20,6 +20,7 @@ from ledger_sizer.tags import EXTERNAL_TAG
 from ledger_sizer.units import exactly, usd
 
 _PORTION = 100
+_LOOKED_BACK = 20_000
 
 Place = tuple[str, str]
 """(venue, account)."""
@@ -74,6 +75,33 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
             rows += portion
     rows.sort(key=itemgetter(1))  # by number
     return [position_of(portfolio, row) for row in unhurried(rows)]
+
+
+def last_prices(engine: Engine, portfolio: str, assets: Collection[str]) -> dict[str, Decimal]:
+    """The prices at which the portfolio last traded these assets, USD per base unit.
+
+    Its newest 20,000 positions are looked through; an asset that none of them traded is left out.
+    """
+    rows: list[tuple[Any, ...]] = []
+    with reading(engine) as connection:
+        owner = connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
+        if owner is None:
+            return {}
+        query = select(PositionRow.__table__).where(PositionRow.portfolio_id == owner)
+        newest_first = query.order_by(PositionRow.number.desc()).limit(_LOOKED_BACK)
+        for portion in unhurried(streamed(connection, newest_first, _PORTION)):
+            rows += portion
+    found: dict[str, Decimal] = {}
+    for position in (position_of(portfolio, row) for row in unhurried(rows)):
+        if position.state not in ("open", "closed") or EXTERNAL_TAG in position.tags:
+            continue
+        for leg in position.legs:
+            asset = leg.symbol.partition("/")[0]
+            if asset in assets and leg.price is not None:
+                found.setdefault(asset, leg.price)
+        if len(found) == len(assets):
+            break
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.reconcile.book import Book, Place
 from ledger_sizer.reconcile.claims import Claims
 from ledger_sizer.reconcile.kinds import QUOTE, Drift, Finding, Market
+from ledger_sizer.reconcile.netting import netted
 from ledger_sizer.reconcile.pace import unhurried
 from ledger_sizer.units import exactly, plain
 
@@ -25,6 +26,7 @@ class Measures:
     """What the comparison goes by.
 
     tolerance, delta_tolerance: relative. baselines: base units by `venue/account/asset`.
+    dust_usd: a spot difference worth less is none. last_prices: USD by asset, good for telling dust and nothing else.
     stale_us: a snapshot begun before this time counts as not fetched. ledger_known: False where the book was not read.
     """
 
@@ -32,6 +34,8 @@ class Measures:
     delta_tolerance: Decimal = ZERO
     quote_assets: frozenset[str] = frozenset()
     baselines: Mapping[str, Decimal] = field(default_factory=dict)
+    dust_usd: Decimal = ZERO
+    last_prices: Mapping[str, Decimal | None] = field(default_factory=dict)
     stale_us: int = 0
     ledger_known: bool = True
 
@@ -138,6 +142,7 @@ class _Account:
                 price = found.entry_price or found.mark_price
                 if price is not None and market.quote in USD_QUOTES:
                     self._prices[market] = self._prices_of[market.base] = self._prices_of[found.symbol] = price
+            self._book = netted(self._book, self._place, positions, self._shown)
             self._markets(self._of(self._shown, swap=True), self._of(self._book.open, swap=True))
         if balances is not None:
             result.balances_known.add(self._place)
@@ -182,7 +187,7 @@ class _Account:
             venue, ledger = shown.get(market, ZERO), said.get(market, ZERO)
             if market in self._book.touched:
                 self._result.count("moving")
-            elif not _differs(venue, ledger, self._measures.tolerance):
+            elif not _differs(venue, ledger, self._measures.tolerance) or self._is_dust(market, venue - ledger):
                 self._result.count("agrees" if venue == ledger else "within_tolerance")
             else:
                 differ.append((market, ledger, venue))
@@ -193,6 +198,11 @@ class _Account:
                 self._result.count("moving")
             else:
                 self._market(market, ledger, venue, slack or ZERO)
+
+    def _is_dust(self, market: Market, difference: Decimal) -> bool:
+        """Whether a difference is what fees taken in coins leave: an asset's alone, and worth too little to trade."""
+        price = self._prices_of.get(market.base) or self._measures.last_prices.get(market.base)
+        return not market.is_swap and price is not None and abs(difference) * price < self._measures.dust_usd
 
     def _market(self, market: Market, ledger: Decimal, venue: Decimal, slack: Decimal) -> None:
         """A difference. slack: what of it may be a fill or a close that has just happened."""
@@ -273,9 +283,10 @@ class _Account:
                 continue
             held = shown.get(base, {"long": ZERO, "short": ZERO})
             has, owes = held["long"], held["short"]
-            if abs((has - owes) - (bought - sold)) > self._measures.delta_tolerance * max(bought, sold):
+            market, off = Market(*self._place, base, ""), (has - owes) - (bought - sold)
+            if abs(off) > self._measures.delta_tolerance * max(bought, sold) and not self._is_dust(market, off):
                 detail = f"{base}: the exchange holds {plain(has)} long and {plain(owes)} short"
-                self._result.findings.append(Finding(Market(*self._place, base, ""), "legs_unequal", has, owes, detail))
+                self._result.findings.append(Finding(market, "legs_unequal", has, owes, detail))
 
     def _sides(self, quantities: dict[Market, Decimal]) -> dict[str, dict[str, Decimal]]:
         """Long and short by asset, spot and derivatives together."""

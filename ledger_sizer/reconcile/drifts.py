@@ -112,7 +112,10 @@ def _as_acknowledged(drift: Drift, finding: Finding, settings: ReconcileSettings
             return abs(drift.excess - finding.excess) <= settings.tolerance * max(drift.excess, finding.excess)
         was = (drift.venue_quantity or Decimal(0)) - (drift.ledger_quantity or Decimal(0))
         now = (finding.venue_quantity or Decimal(0)) - (finding.ledger_quantity or Decimal(0))
-        return abs(was - now) <= settings.tolerance * max(abs(was), abs(now))
+        if abs(was - now) <= settings.tolerance * max(abs(was), abs(now)):
+            return True
+        price = finding.price or drift.price
+        return not drift.market.is_swap and price is not None and abs(was - now) * price < settings.dust_usd
 
 
 class _Writer:

@@ -17,7 +17,7 @@ from ledger_sizer.database import database_now_us, reading
 from ledger_sizer.domain import Position, to_us
 from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.book import Book, book_of, read_budgets, read_head, read_positions
+from ledger_sizer.reconcile.book import Book, book_of, last_prices, read_budgets, read_head, read_positions
 from ledger_sizer.reconcile.compare import Comparison, Measures, compare
 from ledger_sizer.reconcile.kinds import Drift, Market, Run, Trigger
 
@@ -91,6 +91,7 @@ class LookHere:
         self._engine = engine
         self._settings = settings
         self._clock = clock
+        self._traded_at: dict[str, dict[str, Decimal | None]] = {}
 
     def look(self, asked: Asked, seconds_max: float = 0) -> Seen:  # noqa: ARG002 - see the class
         """See `Look`."""
@@ -115,9 +116,23 @@ class LookHere:
         live = drifts.live(self._engine, asked.portfolio)
         book.known = _beyond_ledger(live)
         book.accepted = _beyond_ledger(drift for drift in live if drift.state == "acknowledged")
-        comparison = compare(book, snapshots, _measures(self._settings, started_us))
+        prices = self._last_prices(asked.portfolio, book, snapshots)
+        comparison = compare(book, snapshots, _measures(self._settings, started_us, prices))
         run = _run(asked, snapshots, comparison, started_us, self._now_us())
         return Seen(run, comparison, book.external)
+
+    def _last_prices(self, portfolio: str, book: Book, snapshots: Sequence[Snapshot]) -> Mapping[str, Decimal | None]:
+        """The last price known of every asset: of this look, of one before, or of an old position.
+
+        Old positions are gone through once for each asset in a process, whatever comes of it.
+        """
+        known = self._traded_at.setdefault(portfolio, {})
+        known |= book.prices
+        if self._settings.reconcile.dust_usd:
+            shown = {balance.asset for one in snapshots for balance in one.balances or ()}
+            if unknown := shown - known.keys() - set(self._settings.reconcile.quote_assets):
+                known |= dict.fromkeys(unknown) | last_prices(self._engine, portfolio, unknown)
+        return known
 
     def _now_us(self) -> int:
         return time_us(self._engine, self._clock)
@@ -150,13 +165,15 @@ def _beyond_ledger(live: Iterable[Drift]) -> dict[Market, Decimal]:
     return beyond
 
 
-def _measures(settings: AppSettings, started_us: int) -> Measures:
+def _measures(settings: AppSettings, started_us: int, prices: Mapping[str, Decimal | None]) -> Measures:
     stale = settings.reconcile.stale_after_seconds
     return Measures(
         tolerance=settings.reconcile.tolerance,
         delta_tolerance=settings.trading.delta_drift_tolerance,
         quote_assets=frozenset(settings.reconcile.quote_assets),
         baselines=dict(settings.reconcile.baselines),
+        dust_usd=settings.reconcile.dust_usd,
+        last_prices=prices,
         stale_us=0 if stale is None else started_us - stale * 1_000_000,
     )
 
