@@ -1,21 +1,25 @@
 """What a person (or a policy in their name) decides about a drift. Each decision stands in the audit chain."""
 
+import json
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from ledger_sizer.batch import AnyCommand
 from ledger_sizer.commands import Adopt, Release, Remark
+from ledger_sizer.database import reading
 from ledger_sizer.domain import Position
 from ledger_sizer.errors import InvalidRequest, WrongState
 from ledger_sizer.instruments import label_text
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.book import book_of, read_positions
+from ledger_sizer.reconcile.book import Book, Place, book_of, read_positions
 from ledger_sizer.reconcile.effects import Effects, leg_of, note_of, release_of, tags_at
 from ledger_sizer.reconcile.kinds import Drift
 from ledger_sizer.records import Decision
+from ledger_sizer.tables import ReconciliationRow
 from ledger_sizer.units import exactly, positive
 
 ACTIONS = ("adopt", "ignore", "close")
@@ -83,10 +87,18 @@ class Operator:
     def _positions(self, drift: Drift) -> list[Position]:
         return read_positions(self._engine, drift.portfolio, since_us=2**62)
 
+    def _places(self, drift: Drift) -> list[Place]:
+        """The accounts of the run that saw the drift last: by them alone its figures can be told again.
+
+        What names no account stands in a venue's only one; with one account of two in mind it would seem to.
+        """
+        with reading(self._engine) as connection:
+            query = select(ReconciliationRow.fetched).where(ReconciliationRow.id == drift.last_run)
+            return [(one["venue"], one["account"]) for one in json.loads(connection.execute(query).scalar_one())]
+
     def _releases(self, drift: Drift) -> list[AnyCommand]:
         """Give up the external positions that count this drift."""
-        place = (drift.venue, drift.account)
-        book = book_of(self._positions(drift), [place], seq_before=2**62, settled_us=2**62, expired_us=2**62)
+        book = _book(self._positions(drift), self._places(drift))
         return [release_of(position) for position in book.external.get(drift.market, ())]
 
     def _take_over(self, drift: Drift, price: Decimal | None) -> list[AnyCommand]:
@@ -101,7 +113,7 @@ class Operator:
 
     def _give_up(self, drift: Drift, missing: Decimal) -> list[AnyCommand]:
         """Release the newest positions that have a leg in this market, in part where that is enough."""
-        place = (drift.venue, drift.account)
+        places = self._places(drift)
         commands: list[AnyCommand] = []
         with exactly():
             for position in reversed(self._positions(drift)):
@@ -109,8 +121,7 @@ class Operator:
                     break
                 if position.state != "open" or position.quantity is None:
                     continue
-                book = book_of([position], [place], seq_before=2**62, settled_us=2**62, expired_us=2**62)
-                held = book.open.get(drift.market, Decimal(0))
+                held = _book([position], places).open.get(drift.market, Decimal(0))
                 if held <= 0:
                     continue
                 part = None if missing >= held else missing * position.quantity / held
@@ -136,3 +147,8 @@ class Operator:
         after = drifts.change(self._engine, [drifts.Change(drift.id, changes, states)])
         Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw([])
         return after[0] if after else drifts.get(self._engine, drift.id)
+
+
+def _book(positions: Iterable[Position], places: Sequence[Place]) -> Book:
+    """What the positions are at these accounts, whenever they moved."""
+    return book_of(positions, places, seq_before=2**62, settled_us=2**62, expired_us=2**62)
