@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
-from ledger_sizer import Leg
-from tests.accounts import PERP, Desk, WrittenAccount
+from ledger_sizer import Leg, WrongState
+from ledger_sizer.reconcile import drifts
+from tests.accounts import PERP, Desk, WrittenAccount, short
 from tests.clocks import FakeClock
-from tests.desk import TAGS, assert_verified
+from tests.desk import TAGS, assert_verified, figures, position_of, reserve_btc
 
 D = Decimal
 
@@ -59,3 +61,118 @@ def test_adopt_when_a_venue_has_two_accounts_then_a_position_of_neither_for_sure
     assert desk.run().findings == ()
     assert_verified(desk.ledger)
     desk.close()
+
+
+# --- what: the ledger as it is -------------------------------------------------------------------
+
+
+def hedged(desk: Desk, quantity: str = "0.02") -> str:
+    """A hedged position of 1000 USD, which the exchange shows."""
+    held = reserve_btc(desk.ledger, "hedged", ttl_seconds=30)
+    desk.ledger.confirm(key="filled", position_id=position_of(held), quantity=D(quantity), price=D(50000))
+    desk.account.shows(short(quantity), BTC=quantity)
+    return position_of(held)
+
+
+def test_adopt_when_the_ledger_moved_since_the_run_then_it_is_refused_and_nothing_is_touched(desk: Desk) -> None:
+    """The short is gone, its bot says so late and opens the next one: that one is not the absent one."""
+    old = hedged(desk)
+    desk.account.shows(BTC="0.02")
+    (missing,) = [one for one in desk.run().live if one.kind == "missing_position"]
+    desk.ledger.release(key="late", position_id=old)
+    new = adopted(desk, "new", perp_leg("0.03"), quantity="0.03")
+    seq = desk.ledger.exposure().seq
+    with pytest.raises(WrongState, match=r"run 1 .* ledger held 0\.02 .* now it holds 0\.03.* reconcile again"):
+        desk.reconciler.operator.adopt(missing.id, actor="ann", reason="closed by hand")
+    assert (own(desk), desk.ledger.exposure().seq) == ([new], seq)
+    desk.account.shows(short("0.03"))
+    assert desk.run().live == ()
+
+
+def late_filled(desk: Desk, **settings: str) -> str:
+    """A hold that expired and was filled all the same; the exchange shows it. Its position's id."""
+    hedged(desk)
+    late = reserve_btc(desk.ledger, "late", ttl_seconds=5)
+    desk.clock.advance(6)
+    desk.ledger.sweep()
+    desk.account.shows(short("0.04"), BTC="0.04")
+    return position_of(late)
+
+
+def test_adopt_when_a_bot_confirmed_the_late_fill_meanwhile_then_it_is_not_counted_twice(desk: Desk) -> None:
+    late = late_filled(desk)
+    found = [one for one in desk.run().live if one.kind == "late_fill"]
+    assert {one.subject for one in found} == {PERP, "BTC"}
+    desk.ledger.confirm(key="confirmed late", position_id=late, quantity=D("0.02"), price=D(50000))
+    for drift in found:
+        with pytest.raises(WrongState, match="reconcile again"):
+            desk.reconciler.operator.adopt(drift.id, actor="ann", reason="late")
+    assert desk.run().live == ()
+    assert figures(desk.ledger) == (0, D(2000))
+
+
+def test_adopt_when_the_policy_meets_a_ledger_that_moved_then_nothing_is_adopted_twice(
+    database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bot's late confirm lands while the run writes its record."""
+    desk = Desk(database_url, clock, confirmations=1, policy_late_fill="adopt")
+    late = late_filled(desk)
+    record = drifts.record
+
+    def confirmed_meanwhile(*arguments: Any) -> Any:
+        desk.ledger.confirm(key="confirmed late", position_id=late, quantity=D("0.02"), price=D(50000))
+        return record(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ledger_sizer.reconcile.run.drifts.record", confirmed_meanwhile)
+        desk.run()
+    assert figures(desk.ledger) == (0, D(4000)), "twice by the run that saw neither, which says so"
+    assert desk.run().live == ()
+    assert figures(desk.ledger) == (0, D(2000))
+    assert len(own(desk)) == 2
+    assert_verified(desk.ledger)
+    desk.close()
+
+
+@pytest.mark.parametrize(("shown", "left"), [(("2.5",), "2.5"), (("7",), "7")], ids=["less", "more"])
+def test_adopt_when_it_died_before_its_row_was_written_then_a_retry_finishes_it_and_does_nothing_twice(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, shown: tuple[str, ...], left: str
+) -> None:
+    """Less: of 2 + 3 the newer 2 are released whole, and 0.5 of the older: a part, and more than what then is newest."""
+    for key, quantity in (("older", "3"), ("newer", "2")):
+        adopted(desk, key, perp_leg(quantity), quantity=quantity)
+    desk.account.shows(short(*shown))
+    (drift,) = desk.run().live
+    with monkeypatch.context() as patch:
+        patch.setattr("ledger_sizer.reconcile.operator.drifts.change", _dead)
+        with pytest.raises(KeyboardInterrupt):
+            desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
+    seq = desk.ledger.exposure().seq
+    done = desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
+    assert (done.state, done.actor) == ("resolved", "ann")
+    assert sum(one.quantity or 0 for one in desk.ledger.positions("main", state="open")) == D(left)
+    since = [one.command for one in desk.ledger.history(ascending=True) if (one.seq or 0) > seq]
+    assert since == ["thaw"], "what the decision was is done already"
+    assert desk.run().live == ()
+    assert_verified(desk.ledger)
+
+
+def _dead(*_arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("action", "told"), [("close", "close requested"), ("ignore", "ignored")])
+def test_act_when_it_was_decided_for_another_reason_then_it_says_by_whom_and_why(
+    desk: Desk, action: str, told: str
+) -> None:
+    desk.account.shows(short("1"))
+    (drift,) = desk.run().live
+    operator = desk.reconciler.operator
+    done = operator.act(action, drift.id, actor="ann", reason="one")
+    assert operator.act(action, drift.id, actor="ann", reason="one") == done
+    with pytest.raises(WrongState, match=f"drift-1: {told} already by ann: one"):
+        operator.act(action, drift.id, actor="bob", reason="two")
+    now = drifts.get(desk.engine, drift.id)
+    assert (now.actor, now.reason) == ("ann", "one")
+    events = [one for one in desk.ledger.history(command="remark") if one.binding == "drift-1"]
+    assert len(events) == 2, "that it was confirmed, and one decision"

@@ -1,7 +1,7 @@
 """What a person (or a policy in their name) decides about a drift. Each decision stands in the audit chain."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -11,7 +11,7 @@ from ledger_sizer.batch import AnyCommand
 from ledger_sizer.commands import Adopt, Release, Remark
 from ledger_sizer.database import reading
 from ledger_sizer.domain import Position
-from ledger_sizer.errors import InvalidRequest, WrongState
+from ledger_sizer.errors import InvalidRequest, KeyReused, WrongState
 from ledger_sizer.instruments import label_text
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.reconcile import drifts
@@ -19,8 +19,8 @@ from ledger_sizer.reconcile.book import Book, Place, book_of, read_positions
 from ledger_sizer.reconcile.effects import Effects, leg_of, note_of, release_of, tags_at
 from ledger_sizer.reconcile.kinds import Drift
 from ledger_sizer.records import Decision
-from ledger_sizer.tables import ReconciliationRow
-from ledger_sizer.units import exactly, positive
+from ledger_sizer.tables import DecisionRow, PortfolioRow, ReconciliationRow
+from ledger_sizer.units import exactly, plain, positive
 
 ACTIONS = ("adopt", "ignore", "close")
 
@@ -28,8 +28,9 @@ ACTIONS = ("adopt", "ignore", "close")
 class Operator:
     """Decides about drifts. actor: who, as the audit chain will name them. reason: why, 1 to 300 characters.
 
-    The ledger's commands come first and the drift's row second; asked again after a failure in between, with the same
-    reason, the commands are replays and the row is written.
+    The ledger's commands come first, in one commit with a remark that names the decision, and the drift's row second.
+    Asked again after a failure in between, with the same reason, the remark says that it is decided, and the row is
+    written. Asked again with another reason it is refused with `WrongState`.
     """
 
     def __init__(self, ledger: Ledger, engine: Engine) -> None:
@@ -51,23 +52,16 @@ class Operator:
 
         More at the exchange: its excess becomes a position of the ledger, and is external no longer. Less there: the
         newest positions of that market are released until the ledger holds no more than the exchange.
-        price: USD per base unit, where the exchange named none. Raises `WrongState` for a drift with nothing to adopt.
+        price: USD per base unit, where the exchange named none. Raises `WrongState` for a drift with nothing to adopt,
+        and where the ledger moved since the run that saw it: what is to be done then, only another run can tell.
         """
         drift = self._live(drift_id)
-        with exactly():
-            missing = (drift.ledger_quantity or Decimal(0)) - (drift.venue_quantity or Decimal(0))
-        if drift.excess > 0:
-            commands = self._take_over(drift, price)
-        elif drift.kind in ("missing_position", "quantity_differs", "side_flipped") and missing > 0:
-            commands = self._give_up(drift, missing)
-        else:
-            raise WrongState(f"{drift.name} is {drift.kind}: there is nothing to adopt; ignore it, or wait for its end")
-        return self._decide(drift, "adopted", commands, actor, reason, state="resolved")
+        return self._decide(drift, "adopted", lambda: self._to_agree(drift, price), actor, reason, state="resolved")
 
     def ignore(self, drift_id: int, *, actor: str, reason: str) -> Drift:
         """Let the difference stand as it is: it counts no longer and freezes nothing, until it changes."""
         drift = self._live(drift_id)
-        return self._decide(drift, "ignored", self._releases(drift), actor, reason, state="acknowledged")
+        return self._decide(drift, "ignored", lambda: self._releases(drift), actor, reason, state="acknowledged")
 
     def close(self, drift_id: int, *, actor: str, reason: str) -> Drift:
         """Ask the orchestrator to close it at the exchange. It goes on counting until the exchange shows it gone."""
@@ -76,7 +70,7 @@ class Operator:
             raise WrongState(
                 f"{drift.name} is {drift.kind}: there is nothing more at the exchange that could be closed"
             )
-        return self._decide(drift, "close_requested", [], actor, reason, requested="close")
+        return self._decide(drift, "close_requested", list, actor, reason, requested="close")
 
     def _live(self, drift_id: int) -> Drift:
         drift = drifts.get(self._engine, drift_id)
@@ -100,6 +94,31 @@ class Operator:
         """Give up the external positions that count this drift."""
         book = _book(self._positions(drift), self._places(drift))
         return [release_of(position) for position in book.external.get(drift.market, ())]
+
+    def _to_agree(self, drift: Drift, price: Decimal | None) -> list[AnyCommand]:
+        """What makes the ledger say what the exchange shows, if it still is as the run saw it."""
+        with exactly():
+            missing = (drift.ledger_quantity or Decimal(0)) - (drift.venue_quantity or Decimal(0))
+        lacks = drift.kind in ("missing_position", "quantity_differs", "side_flipped") and missing > 0
+        if drift.excess <= 0 and not lacks:
+            raise WrongState(f"{drift.name} is {drift.kind}: there is nothing to adopt; ignore it, or wait for its end")
+        self._require_unmoved(drift)
+        return self._take_over(drift, price) if drift.excess > 0 else self._give_up(drift, missing)
+
+    def _require_unmoved(self, drift: Drift) -> None:
+        """Raise `WrongState` where the ledger holds another quantity than the run that saw the drift found there."""
+        market = drift.market
+        opposite = market._replace(side="short" if market.side == "long" else "long")
+        held = _book(self._positions(drift), self._places(drift)).open
+        quantity = held.get(market, Decimal(0))
+        with exactly():
+            net = max(quantity - held.get(opposite, Decimal(0)), Decimal(0))
+        if drift.ledger_quantity not in (quantity, net):
+            was = plain(drift.ledger_quantity or Decimal(0))
+            raise WrongState(
+                f"run {drift.last_run} saw {drift.name} when the ledger held {was} {drift.subject} {drift.side}, "
+                f"but now it holds {plain(quantity)}: reconcile again, then decide about what is found"
+            )
 
     def _take_over(self, drift: Drift, price: Decimal | None) -> list[AnyCommand]:
         paid = drift.price if price is None else positive(price, "price")
@@ -131,22 +150,48 @@ class Operator:
         return commands
 
     def _decide(
-        self, drift: Drift, event: str, commands: list[AnyCommand], actor: str, reason: str, **changes: Any
-    ) -> Drift:
+        self, drift: Drift, event: str, commands: Callable[[], list[AnyCommand]], actor: str, reason: str,
+        **changes: Any,
+    ) -> Drift:  # fmt: skip
         label_text(actor, "actor")
         label_text(reason, "reason", length_max=300)
         said = Remark(
             key=f"drift:{drift.id}:{drift.revision}:{event}", portfolio=drift.portfolio, about=drift.name, event=event,
             note=note_of(f"{actor}: {reason}"),
         )  # fmt: skip
-        answers = self._ledger.submit([*commands, said], atomic=True)
-        now_us = max(answer.record.decided_us for answer in answers if isinstance(answer, Decision))
-        changes |= {"updated_us": now_us, **({"ended_us": now_us} if changes.get("state") == "resolved" else {})}
-        states = ("open", "confirmed", "acknowledged")
-        changes |= {"actor": actor, "reason": reason}
-        after = drifts.change(self._engine, [drifts.Change(drift.id, changes, states)])
+        decided_us = self._decided_us(said) or self._say([*commands(), said])
+        changes |= {"actor": actor, "reason": reason, "updated_us": decided_us}
+        changes |= {"ended_us": decided_us} if changes.get("state") == "resolved" else {}
+        drifts.change(self._engine, [drifts.Change(drift.id, changes, ("open", "confirmed", "acknowledged"))])
         Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw([])
-        return after[0] if after else drifts.get(self._engine, drift.id)
+        return drifts.get(self._engine, drift.id)
+
+    def _say(self, commands: Sequence[AnyCommand]) -> int:
+        """Carry out a decision, the remark that names it last. Returns when it was decided."""
+        try:
+            answers = self._ledger.submit(commands, atomic=True)
+        except KeyReused:
+            decided_us = self._decided_us(commands[-1])
+            if decided_us is None:
+                raise
+            return decided_us  # by the same, at the same moment
+        return max(answer.record.decided_us for answer in answers if isinstance(answer, Decision))
+
+    def _decided_us(self, said: AnyCommand) -> int | None:
+        """When the same decision was made, None if it was not. Raises `WrongState` where it was for another reason."""
+        query = select(DecisionRow.request, DecisionRow.decided_us).join(
+            PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id
+        )
+        with reading(self._engine) as connection:
+            row = connection.execute(
+                query.where(PortfolioRow.name == said.portfolio, DecisionRow.key == said.key)
+            ).one_or_none()
+        if row is None:
+            return None
+        if row.request != said.request_text():
+            before = json.loads(row.request)
+            raise WrongState(f"{before['about']}: {before['event'].replace('_', ' ')} already by {before['note']}")
+        return int(row.decided_us)
 
 
 def _book(positions: Iterable[Position], places: Sequence[Place]) -> Book:
