@@ -10,7 +10,7 @@ import pytest
 
 from ledger_sizer import Leg, WrongState
 from ledger_sizer.reconcile import drifts
-from tests.accounts import PERP, Desk, WrittenAccount, short
+from tests.accounts import PERP, Desk, WrittenAccount, long, short
 from tests.clocks import FakeClock
 from tests.desk import TAGS, assert_verified, figures, position_of, reserve_btc
 
@@ -82,7 +82,7 @@ def test_adopt_when_the_ledger_moved_since_the_run_then_it_is_refused_and_nothin
     desk.ledger.release(key="late", position_id=old)
     new = adopted(desk, "new", perp_leg("0.03"), quantity="0.03")
     seq = desk.ledger.exposure().seq
-    with pytest.raises(WrongState, match=r"run 1 .* ledger held 0\.02 .* now it holds 0\.03.* reconcile again"):
+    with pytest.raises(WrongState, match=r"moved since run 1 saw drift-1: it holds 0\.03 .* reconcile again"):
         desk.reconciler.operator.adopt(missing.id, actor="ann", reason="closed by hand")
     assert (own(desk), desk.ledger.exposure().seq) == ([new], seq)
     desk.account.shows(short("0.03"))
@@ -138,7 +138,7 @@ def test_adopt_when_the_policy_meets_a_ledger_that_moved_then_nothing_is_adopted
 def test_adopt_when_it_died_before_its_row_was_written_then_a_retry_finishes_it_and_does_nothing_twice(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, shown: tuple[str, ...], left: str
 ) -> None:
-    """Less: of 2 + 3 the newer 2 are released whole, and 0.5 of the older: a part, and more than what then is newest."""
+    """Less: of 3 + 2 the newer 2 are released whole, and half a unit of the older."""
     for key, quantity in (("older", "3"), ("newer", "2")):
         adopted(desk, key, perp_leg(quantity), quantity=quantity)
     desk.account.shows(short(*shown))
@@ -176,3 +176,104 @@ def test_act_when_it_was_decided_for_another_reason_then_it_says_by_whom_and_why
     assert (now.actor, now.reason) == ("ann", "one")
     events = [one for one in desk.ledger.history(command="remark") if one.binding == "drift-1"]
     assert len(events) == 2, "that it was confirmed, and one decision"
+
+
+# --- what: sides and signs -----------------------------------------------------------------------
+
+
+def spot_leg(quantity: str, side: str = "buy") -> Leg:
+    return Leg("bybit", "BTC/USDT", "spot", side, D(quantity), D(50000))  # type: ignore[arg-type]
+
+
+def with_savings(database_url: str, clock: FakeClock, **policies: str) -> Desk:
+    """A desk whose account holds 2 BTC that are no position."""
+    desk = Desk(database_url, clock, confirmations=1, baselines={"bybit/main/BTC": D(2)}, **policies)
+    desk.ledger.set_cap(key="cap", cap=D(500000))
+    return desk
+
+
+def legs_open(desk: Desk) -> list[tuple[str, str, Decimal]]:
+    """(symbol, side, quantity) of what the ledger's own positions hold."""
+    positions = [one for one in desk.ledger.positions("main", state="open") if "external" not in one.tags]
+    return sorted((leg.symbol, leg.side, leg.quantity) for one in positions for leg in one.legs)
+
+
+def test_adopt_when_coins_of_the_savings_were_sold_then_the_policy_records_a_sale_and_is_done(
+    database_url: str, clock: FakeClock
+) -> None:
+    policies = {f"policy_{kind}": "adopt" for kind in ("unknown_position", "quantity_differs", "side_flipped")}
+    desk = with_savings(database_url, clock, **policies)
+    desk.account.shows(long("0.5"), BTC="1.5")
+    desk.run(3)
+    assert desk.run().live == ()
+    assert legs_open(desk) == [("BTC", "sell", D("0.5")), (PERP, "buy", D("0.5"))]
+    assert figures(desk.ledger) == (0, D(50000))
+    assert_verified(desk.ledger)
+    desk.close()
+
+
+@pytest.mark.parametrize(("shown", "side"), [("0.5", "sell"), ("1.4", "sell"), ("2.3", "buy")], ids=str)
+def test_adopt_when_the_ledger_sold_coins_of_the_savings_then_it_says_what_the_exchange_shows(
+    database_url: str, clock: FakeClock, shown: str, side: str
+) -> None:
+    """It sold 1 of the 2; the exchange shows that 1.5 were sold, or 0.6, or that 0.3 were bought."""
+    desk = with_savings(database_url, clock)
+    adopted(desk, "sold", spot_leg("1", "sell"))
+    desk.account.shows(BTC=shown)
+    (drift,) = desk.run().live
+    counted = [leg.side for one in desk.ledger.positions("main", tags={"external": "exchange"}) for leg in one.legs]
+    assert counted == ([side] if drift.excess else [])
+    desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
+    assert desk.run().findings == ()
+    assert {leg[1] for leg in legs_open(desk)} == {side}
+    assert figures(desk.ledger) == (0, 50000 * abs(D(shown) - 2))
+    assert_verified(desk.ledger)
+    desk.close()
+
+
+def test_adopt_when_coins_were_bought_and_the_exchange_shows_savings_sold_then_the_purchase_is_given_up(
+    database_url: str, clock: FakeClock
+) -> None:
+    desk = with_savings(database_url, clock, policy_side_flipped="adopt")
+    adopted(desk, "bought", spot_leg("1"))
+    desk.account.shows(BTC="1.5")
+    (drift,) = desk.run().resolved or drifts.listed(desk.engine)
+    assert (drift.kind, drifts.get(desk.engine, drift.id).state) == ("side_flipped", "resolved")
+    assert desk.run().findings == ()
+    assert legs_open(desk) == [("BTC", "sell", D("0.5"))]
+    assert_verified(desk.ledger)
+    desk.close()
+
+
+def test_adopt_when_a_side_flipped_then_the_other_side_is_given_up_with_it(desk: Desk) -> None:
+    """A close that was sent twice: short 1 in the ledger, long 0.4 at the exchange."""
+    adopted(desk, "short", perp_leg("1"))
+    desk.account.shows(long("0.4"))
+    flipped = {one.side: one for one in desk.run().live}
+    assert {one.kind for one in flipped.values()} == {"side_flipped"}
+    desk.reconciler.operator.adopt(flipped["long"].id, actor="ann", reason="closed twice")
+    assert legs_open(desk) == [(PERP, "buy", D("0.4"))]
+    report = desk.run()
+    assert (report.findings, [one.id for one in report.resolved]) == ((), [flipped["short"].id])
+    assert_verified(desk.ledger)
+
+
+def test_adopt_when_the_other_side_of_a_flip_moved_then_nothing_is_given_up_or_added(desk: Desk) -> None:
+    old = adopted(desk, "short", perp_leg("1"))
+    desk.account.shows(long("0.4"))
+    flipped = {one.side: one for one in desk.run().live}
+    desk.ledger.release(key="late", position_id=old)
+    new = adopted(desk, "next", perp_leg("0.7"), quantity="0.7")
+    with pytest.raises(WrongState, match="reconcile again"):
+        desk.reconciler.operator.adopt(flipped["long"].id, actor="ann", reason="closed twice")
+    assert own(desk) == [new]
+
+
+def test_adopt_when_the_other_side_of_a_flip_was_decided_before_then_the_rest_is_added(desk: Desk) -> None:
+    adopted(desk, "short", perp_leg("1"))
+    desk.account.shows(long("0.4"))
+    flipped = {one.side: one for one in desk.run().live}
+    for side in ("short", "long"):
+        desk.reconciler.operator.adopt(flipped[side].id, actor="ann", reason="closed twice")
+    assert legs_open(desk) == [(PERP, "buy", D("0.4"))]
+    assert desk.run().findings == ()

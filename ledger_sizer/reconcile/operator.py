@@ -1,26 +1,26 @@
 """What a person (or a policy in their name) decides about a drift. Each decision stands in the audit chain."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Engine, select
 
 from ledger_sizer.batch import AnyCommand
-from ledger_sizer.commands import Adopt, Release, Remark
+from ledger_sizer.commands import Remark
 from ledger_sizer.database import reading
-from ledger_sizer.domain import Position
 from ledger_sizer.errors import InvalidRequest, KeyReused, WrongState
 from ledger_sizer.instruments import label_text
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.book import Book, Place, book_of, read_positions
-from ledger_sizer.reconcile.effects import Effects, leg_of, note_of, release_of, tags_at
+from ledger_sizer.reconcile.adoption import Adoption
+from ledger_sizer.reconcile.book import read_positions
+from ledger_sizer.reconcile.effects import Effects, note_of
 from ledger_sizer.reconcile.kinds import Drift
 from ledger_sizer.records import Decision
 from ledger_sizer.tables import DecisionRow, PortfolioRow, ReconciliationRow
-from ledger_sizer.units import exactly, plain, positive
+from ledger_sizer.units import positive
 
 ACTIONS = ("adopt", "ignore", "close")
 
@@ -51,17 +51,27 @@ class Operator:
         """Make the ledger say what the exchange shows.
 
         More at the exchange: its excess becomes a position of the ledger, and is external no longer. Less there: the
-        newest positions of that market are released until the ledger holds no more than the exchange.
+        newest positions of that market are released until the ledger holds no more than the exchange; so are those of
+        the side that flipped.
         price: USD per base unit, where the exchange named none. Raises `WrongState` for a drift with nothing to adopt,
         and where the ledger moved since the run that saw it: what is to be done then, only another run can tell.
         """
         drift = self._live(drift_id)
-        return self._decide(drift, "adopted", lambda: self._to_agree(drift, price), actor, reason, state="resolved")
+        paid = drift.price if price is None else positive(price, "price")
+
+        def commands() -> list[AnyCommand]:
+            return self._adoption(drift).commands(drifts.live(self._engine, drift.portfolio), paid)
+
+        return self._decide(drift, "adopted", commands, actor, reason, state="resolved")
 
     def ignore(self, drift_id: int, *, actor: str, reason: str) -> Drift:
         """Let the difference stand as it is: it counts no longer and freezes nothing, until it changes."""
         drift = self._live(drift_id)
-        return self._decide(drift, "ignored", lambda: self._releases(drift), actor, reason, state="acknowledged")
+
+        def commands() -> list[AnyCommand]:
+            return self._adoption(drift).releases()
+
+        return self._decide(drift, "ignored", commands, actor, reason, state="acknowledged")
 
     def close(self, drift_id: int, *, actor: str, reason: str) -> Drift:
         """Ask the orchestrator to close it at the exchange. It goes on counting until the exchange shows it gone."""
@@ -78,76 +88,13 @@ class Operator:
             raise WrongState(f"{drift.name} is resolved already: {drift.reason} ({drift.actor})")
         return drift
 
-    def _positions(self, drift: Drift) -> list[Position]:
-        return read_positions(self._engine, drift.portfolio, since_us=2**62)
-
-    def _places(self, drift: Drift) -> list[Place]:
-        """The accounts of the run that saw the drift last: by them alone its figures can be told again.
-
-        What names no account stands in a venue's only one; with one account of two in mind it would seem to.
-        """
+    def _adoption(self, drift: Drift) -> Adoption:
+        """The ledger beside the drift, as it is now."""
+        query = select(ReconciliationRow.fetched).where(ReconciliationRow.id == drift.last_run)
         with reading(self._engine) as connection:
-            query = select(ReconciliationRow.fetched).where(ReconciliationRow.id == drift.last_run)
-            return [(one["venue"], one["account"]) for one in json.loads(connection.execute(query).scalar_one())]
-
-    def _releases(self, drift: Drift) -> list[AnyCommand]:
-        """Give up the external positions that count this drift."""
-        book = _book(self._positions(drift), self._places(drift))
-        return [release_of(position) for position in book.external.get(drift.market, ())]
-
-    def _to_agree(self, drift: Drift, price: Decimal | None) -> list[AnyCommand]:
-        """What makes the ledger say what the exchange shows, if it still is as the run saw it."""
-        with exactly():
-            missing = (drift.ledger_quantity or Decimal(0)) - (drift.venue_quantity or Decimal(0))
-        lacks = drift.kind in ("missing_position", "quantity_differs", "side_flipped") and missing > 0
-        if drift.excess <= 0 and not lacks:
-            raise WrongState(f"{drift.name} is {drift.kind}: there is nothing to adopt; ignore it, or wait for its end")
-        self._require_unmoved(drift)
-        return self._take_over(drift, price) if drift.excess > 0 else self._give_up(drift, missing)
-
-    def _require_unmoved(self, drift: Drift) -> None:
-        """Raise `WrongState` where the ledger holds another quantity than the run that saw the drift found there."""
-        market = drift.market
-        opposite = market._replace(side="short" if market.side == "long" else "long")
-        held = _book(self._positions(drift), self._places(drift)).open
-        quantity = held.get(market, Decimal(0))
-        with exactly():
-            net = max(quantity - held.get(opposite, Decimal(0)), Decimal(0))
-        if drift.ledger_quantity not in (quantity, net):
-            was = plain(drift.ledger_quantity or Decimal(0))
-            raise WrongState(
-                f"run {drift.last_run} saw {drift.name} when the ledger held {was} {drift.subject} {drift.side}, "
-                f"but now it holds {plain(quantity)}: reconcile again, then decide about what is found"
-            )
-
-    def _take_over(self, drift: Drift, price: Decimal | None) -> list[AnyCommand]:
-        paid = drift.price if price is None else positive(price, "price")
-        if paid is None:
-            raise InvalidRequest(f"the exchange names no price for {drift.subject}; give one", field="price")
-        adopt = Adopt(
-            key=f"drift:{drift.id}:{drift.revision}:adopt", portfolio=drift.portfolio, quantity=drift.excess,
-            price=paid, tags=tags_at(drift.market), legs=[leg_of(drift, paid)], note=drift.name,
-        )  # fmt: skip
-        return [*self._releases(drift), adopt]
-
-    def _give_up(self, drift: Drift, missing: Decimal) -> list[AnyCommand]:
-        """Release the newest positions that have a leg in this market, in part where that is enough."""
-        places = self._places(drift)
-        commands: list[AnyCommand] = []
-        with exactly():
-            for position in reversed(self._positions(drift)):
-                if missing <= 0:
-                    break
-                if position.state != "open" or position.quantity is None:
-                    continue
-                held = _book([position], places).open.get(drift.market, Decimal(0))
-                if held <= 0:
-                    continue
-                part = None if missing >= held else missing * position.quantity / held
-                key = f"drift:{drift.id}:{drift.revision}:release:{position.number}"
-                commands.append(Release(key=key, position_id=position.position_id, quantity=part))
-                missing -= held
-        return commands
+            fetched = json.loads(connection.execute(query).scalar_one())
+        places = [(one["venue"], one["account"]) for one in fetched]
+        return Adoption(drift, read_positions(self._engine, drift.portfolio, since_us=2**62), places)
 
     def _decide(
         self, drift: Drift, event: str, commands: Callable[[], list[AnyCommand]], actor: str, reason: str,
@@ -192,8 +139,3 @@ class Operator:
             before = json.loads(row.request)
             raise WrongState(f"{before['about']}: {before['event'].replace('_', ' ')} already by {before['note']}")
         return int(row.decided_us)
-
-
-def _book(positions: Iterable[Position], places: Sequence[Place]) -> Book:
-    """What the positions are at these accounts, whenever they moved."""
-    return book_of(positions, places, seq_before=2**62, settled_us=2**62, expired_us=2**62)
