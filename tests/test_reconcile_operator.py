@@ -277,3 +277,38 @@ def test_adopt_when_the_other_side_of_a_flip_was_decided_before_then_the_rest_is
         desk.reconciler.operator.adopt(flipped[side].id, actor="ann", reason="closed twice")
     assert legs_open(desk) == [(PERP, "buy", D("0.4"))]
     assert desk.run().findings == ()
+
+
+# --- how much ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("quantity", "leg", "shown"),
+    [("1", "3", "2.9"), ("3", "6", "5"), ("7", "3", "2.7"), ("3", "7", "6.9"), ("1", "1", "0.3"), ("9", "11", "0.001")],
+)
+def test_adopt_when_a_leg_is_no_even_share_of_its_position_then_exactly_what_the_exchange_shows_is_left(
+    database_url: str, clock: FakeClock, quantity: str, leg: str, shown: str
+) -> None:
+    desk = Desk(database_url, clock, confirmations=1, tolerance=D(0))
+    adopted(desk, "a", perp_leg(leg), quantity=quantity)
+    desk.account.shows(short(shown))
+    (drift,) = desk.run().live
+    desk.reconciler.operator.adopt(drift.id, actor="ann", reason="closed in part")
+    assert legs_open(desk) == [(PERP, "sell", D(shown))]
+    report = desk.run()
+    assert (report.findings, report.run.found) == ((), {"agrees": 1})
+    assert_verified(desk.ledger)
+    desk.close()
+
+
+def test_adopt_when_an_exchange_shows_more_digits_than_a_leg_keeps_then_the_ledger_is_within_one_of_them(
+    desk: Desk,
+) -> None:
+    shown = "2." + "9" * 24
+    adopted(desk, "a", perp_leg("3.5"))
+    desk.account.shows(short(shown))
+    (drift,) = desk.run().live
+    desk.reconciler.operator.adopt(drift.id, actor="ann", reason="closed in part")
+    ((_, _, left),) = legs_open(desk)
+    assert abs(left - D(shown)) < D("1e-18")
+    assert desk.run().run.found == {"within_tolerance": 1}

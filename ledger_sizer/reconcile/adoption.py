@@ -16,6 +16,9 @@ ZERO = Decimal(0)
 _MAY_LACK = ("missing_position", "quantity_differs", "side_flipped")
 """Kinds in which the exchange may show less than the ledger holds."""
 
+_PART_UNIT = Decimal("1e-30")
+"""What a released part is rounded to: far below the 1e-18 that a leg is kept to, so that no leg shows it."""
+
 
 class Adoption:
     """Makes the commands, from the positions as they are now.
@@ -99,7 +102,7 @@ class Adoption:
                 held = self._book_of([position]).open.get(drift.market, ZERO) * (-1 if sold else 1)
                 if held <= 0:
                     continue
-                part = None if lacking >= held else lacking * position.quantity / held
+                part = None if lacking >= held else _part(position.quantity, held, lacking)
                 key = f"drift:{self._drift.id}:{self._drift.revision}:release:{position.number}"
                 commands.append(Release(key=key, position_id=position.position_id, quantity=part))
                 lacking -= held
@@ -124,3 +127,14 @@ def _lacking(drift: Drift) -> Decimal:
     ledger, venue = drift.ledger_quantity or ZERO, drift.venue_quantity or ZERO
     with exactly():
         return abs(ledger) if ledger * venue < 0 else max(abs(ledger) - abs(venue), ZERO)
+
+
+def _part(quantity: Decimal, held: Decimal, lacking: Decimal) -> Decimal:
+    """How much of a position to release so that `lacking` of the `held` in one of its markets goes, and no more.
+
+    The ledger scales a leg by what is left of the position and rounds it down: where the share is no finite decimal,
+    a unit less is released, or the leg would end below what the exchange shows.
+    """
+    part = (lacking * quantity / held).quantize(_PART_UNIT)
+    left_of_held = (quantity - part) / quantity * held
+    return part if held == quantity or left_of_held >= held - lacking else part - _PART_UNIT
