@@ -124,3 +124,25 @@ def test_reconcile_when_a_hold_names_no_venue_then_it_may_be_filled_anywhere(des
     desk.ledger.reserve(key="plain", tags={"symbol": "ETH"}, price=D(2000), ttl_seconds=500)
     desk.account.shows(short("0.02"), short("0.1", "ETH/USDT:USDT", "2000"), BTC="0.02")
     assert desk.run().findings == ()
+
+
+@pytest.mark.parametrize(("before", "after"), [("portfolio", "venue"), ("venue", "portfolio")])
+def test_reconcile_when_the_freeze_scope_is_set_anew_during_a_freeze_then_it_ends_with_its_drift(
+    database_url: str, clock: FakeClock, before: str, after: str
+) -> None:
+    first = Desk(database_url, clock, confirmations=1, freeze_scope=before)
+    first.account.shows(short("1"))
+    first.run()
+    second = Desk(database_url, clock, confirmations=1, freeze_scope=after)
+    second.account.shows(short("1"))
+    second.run()
+    scopes = {"portfolio": "portfolio", "venue": "venue=bybit"}
+    frozen = {row.scope for row in second.ledger.exposure("main").scopes if row.frozen}
+    assert frozen == {scopes[before]}, "a drift freezes one scope, as long as it lasts"
+    assert second.ledger.reserve(key="no", tags=TAGS).reason == "unreconciled"
+    second.account.shows()
+    second.run()
+    assert {row.scope for row in second.ledger.exposure("main").scopes if row.frozen} == set()
+    assert second.ledger.reserve(key="yes", tags=TAGS).granted
+    first.close()
+    second.close()

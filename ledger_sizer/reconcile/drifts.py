@@ -149,7 +149,8 @@ class _Writer:
             "state": "confirmed" if confirmed else "open",
             "frozen_scope": None if drift is None else drift.frozen_scope,
         }  # fmt: skip
-        if confirmed and stops_grants(policy, finding):
+        if confirmed and values["frozen_scope"] is None and stops_grants(policy, finding):
+            # Once only: another scope by now, after other settings, would leave the first frozen without a drift.
             scope = f"venue={finding.market.venue}" if self._settings.freeze_scope == "venue" else "portfolio"
             values["frozen_scope"] = "portfolio" if not finding.market.venue else scope
         if drift is None:

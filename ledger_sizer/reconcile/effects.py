@@ -6,6 +6,7 @@ died began, changes nothing more.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 
 from sqlalchemy import Engine
 
@@ -34,12 +35,14 @@ def note_of(text: str) -> str:
     return "".join(sign if sign.isprintable() else " " for sign in text)[:NOTE_LENGTH_MAX] or "-"
 
 
-def leg_of(drift: Drift, price: object = None) -> Leg:
-    """The leg that a drift's excess is."""
+def leg_of(drift: Drift, price: Decimal | None = None) -> Leg:
+    """The leg that a drift's excess is. Of an asset the exchange may show less than none: its baseline was sold."""
     market = drift.market
-    kind = "swap" if market.is_swap else "spot"
-    side = "buy" if market.side == "long" else "sell"
-    return Leg(market.venue, market.subject, kind, side, drift.excess, drift.price if price is None else price)  # type: ignore[arg-type]
+    sold = market.side == "short" if market.is_swap else (drift.venue_quantity or 0) < 0
+    return Leg(
+        market.venue, market.subject, "swap" if market.is_swap else "spot", "sell" if sold else "buy", drift.excess,
+        drift.price if price is None else price,
+    )  # fmt: skip
 
 
 def tags_at(market: Market) -> dict[str, str]:

@@ -1,22 +1,26 @@
 """What a person (or a policy in their name) decides about a drift. Each decision stands in the audit chain."""
 
+import json
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from ledger_sizer.batch import AnyCommand
-from ledger_sizer.commands import Adopt, Release, Remark
-from ledger_sizer.domain import Position
-from ledger_sizer.errors import InvalidRequest, WrongState
+from ledger_sizer.commands import Remark
+from ledger_sizer.database import reading
+from ledger_sizer.errors import InvalidRequest, KeyReused, WrongState
 from ledger_sizer.instruments import label_text
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.book import book_of, read_positions
-from ledger_sizer.reconcile.effects import Effects, leg_of, note_of, release_of, tags_at
+from ledger_sizer.reconcile.adoption import Adoption
+from ledger_sizer.reconcile.book import read_positions
+from ledger_sizer.reconcile.effects import Effects, note_of
 from ledger_sizer.reconcile.kinds import Drift
 from ledger_sizer.records import Decision
-from ledger_sizer.units import exactly, positive
+from ledger_sizer.tables import DecisionRow, PortfolioRow, ReconciliationRow
+from ledger_sizer.units import positive
 
 ACTIONS = ("adopt", "ignore", "close")
 
@@ -24,8 +28,9 @@ ACTIONS = ("adopt", "ignore", "close")
 class Operator:
     """Decides about drifts. actor: who, as the audit chain will name them. reason: why, 1 to 300 characters.
 
-    The ledger's commands come first and the drift's row second; asked again after a failure in between, with the same
-    reason, the commands are replays and the row is written.
+    The ledger's commands come first, in one commit with a remark that names the decision, and the drift's row second.
+    Asked again after a failure in between, with the same reason, the remark says that it is decided, and the row is
+    written. Asked again with another reason it is refused with `WrongState`.
     """
 
     def __init__(self, ledger: Ledger, engine: Engine) -> None:
@@ -46,24 +51,27 @@ class Operator:
         """Make the ledger say what the exchange shows.
 
         More at the exchange: its excess becomes a position of the ledger, and is external no longer. Less there: the
-        newest positions of that market are released until the ledger holds no more than the exchange.
-        price: USD per base unit, where the exchange named none. Raises `WrongState` for a drift with nothing to adopt.
+        newest positions of that market are released until the ledger holds no more than the exchange; so are those of
+        the side that flipped.
+        price: USD per base unit, where the exchange named none. Raises `WrongState` for a drift with nothing to adopt,
+        and where the ledger moved since the run that saw it: what is to be done then, only another run can tell.
         """
         drift = self._live(drift_id)
-        with exactly():
-            missing = (drift.ledger_quantity or Decimal(0)) - (drift.venue_quantity or Decimal(0))
-        if drift.excess > 0:
-            commands = self._take_over(drift, price)
-        elif drift.kind in ("missing_position", "quantity_differs", "side_flipped") and missing > 0:
-            commands = self._give_up(drift, missing)
-        else:
-            raise WrongState(f"{drift.name} is {drift.kind}: there is nothing to adopt; ignore it, or wait for its end")
+        paid = drift.price if price is None else positive(price, "price")
+
+        def commands() -> list[AnyCommand]:
+            return self._adoption(drift).commands(drifts.live(self._engine, drift.portfolio), paid)
+
         return self._decide(drift, "adopted", commands, actor, reason, state="resolved")
 
     def ignore(self, drift_id: int, *, actor: str, reason: str) -> Drift:
         """Let the difference stand as it is: it counts no longer and freezes nothing, until it changes."""
         drift = self._live(drift_id)
-        return self._decide(drift, "ignored", self._releases(drift), actor, reason, state="acknowledged")
+
+        def commands() -> list[AnyCommand]:
+            return self._adoption(drift).releases()
+
+        return self._decide(drift, "ignored", commands, actor, reason, state="acknowledged")
 
     def close(self, drift_id: int, *, actor: str, reason: str) -> Drift:
         """Ask the orchestrator to close it at the exchange. It goes on counting until the exchange shows it gone."""
@@ -72,7 +80,7 @@ class Operator:
             raise WrongState(
                 f"{drift.name} is {drift.kind}: there is nothing more at the exchange that could be closed"
             )
-        return self._decide(drift, "close_requested", [], actor, reason, requested="close")
+        return self._decide(drift, "close_requested", list, actor, reason, requested="close")
 
     def _live(self, drift_id: int) -> Drift:
         drift = drifts.get(self._engine, drift_id)
@@ -80,59 +88,54 @@ class Operator:
             raise WrongState(f"{drift.name} is resolved already: {drift.reason} ({drift.actor})")
         return drift
 
-    def _positions(self, drift: Drift) -> list[Position]:
-        return read_positions(self._engine, drift.portfolio, since_us=2**62)
-
-    def _releases(self, drift: Drift) -> list[AnyCommand]:
-        """Give up the external positions that count this drift."""
-        place = (drift.venue, drift.account)
-        book = book_of(self._positions(drift), [place], seq_before=2**62, settled_us=2**62, expired_us=2**62)
-        return [release_of(position) for position in book.external.get(drift.market, ())]
-
-    def _take_over(self, drift: Drift, price: Decimal | None) -> list[AnyCommand]:
-        paid = drift.price if price is None else positive(price, "price")
-        if paid is None:
-            raise InvalidRequest(f"the exchange names no price for {drift.subject}; give one", field="price")
-        adopt = Adopt(
-            key=f"drift:{drift.id}:{drift.revision}:adopt", portfolio=drift.portfolio, quantity=drift.excess,
-            price=paid, tags=tags_at(drift.market), legs=[leg_of(drift, paid)], note=drift.name,
-        )  # fmt: skip
-        return [*self._releases(drift), adopt]
-
-    def _give_up(self, drift: Drift, missing: Decimal) -> list[AnyCommand]:
-        """Release the newest positions that have a leg in this market, in part where that is enough."""
-        place = (drift.venue, drift.account)
-        commands: list[AnyCommand] = []
-        with exactly():
-            for position in reversed(self._positions(drift)):
-                if missing <= 0:
-                    break
-                if position.state != "open" or position.quantity is None:
-                    continue
-                book = book_of([position], [place], seq_before=2**62, settled_us=2**62, expired_us=2**62)
-                held = book.open.get(drift.market, Decimal(0))
-                if held <= 0:
-                    continue
-                part = None if missing >= held else missing * position.quantity / held
-                key = f"drift:{drift.id}:{drift.revision}:release:{position.number}"
-                commands.append(Release(key=key, position_id=position.position_id, quantity=part))
-                missing -= held
-        return commands
+    def _adoption(self, drift: Drift) -> Adoption:
+        """The ledger beside the drift, as it is now."""
+        query = select(ReconciliationRow.fetched).where(ReconciliationRow.id == drift.last_run)
+        with reading(self._engine) as connection:
+            fetched = json.loads(connection.execute(query).scalar_one())
+        places = [(one["venue"], one["account"]) for one in fetched]
+        return Adoption(drift, read_positions(self._engine, drift.portfolio, since_us=2**62), places)
 
     def _decide(
-        self, drift: Drift, event: str, commands: list[AnyCommand], actor: str, reason: str, **changes: Any
-    ) -> Drift:
+        self, drift: Drift, event: str, commands: Callable[[], list[AnyCommand]], actor: str, reason: str,
+        **changes: Any,
+    ) -> Drift:  # fmt: skip
         label_text(actor, "actor")
         label_text(reason, "reason", length_max=300)
         said = Remark(
             key=f"drift:{drift.id}:{drift.revision}:{event}", portfolio=drift.portfolio, about=drift.name, event=event,
             note=note_of(f"{actor}: {reason}"),
         )  # fmt: skip
-        answers = self._ledger.submit([*commands, said], atomic=True)
-        now_us = max(answer.record.decided_us for answer in answers if isinstance(answer, Decision))
-        changes |= {"updated_us": now_us, **({"ended_us": now_us} if changes.get("state") == "resolved" else {})}
-        states = ("open", "confirmed", "acknowledged")
-        changes |= {"actor": actor, "reason": reason}
-        after = drifts.change(self._engine, [drifts.Change(drift.id, changes, states)])
+        decided_us = self._decided_us(said) or self._say([*commands(), said])
+        changes |= {"actor": actor, "reason": reason, "updated_us": decided_us}
+        changes |= {"ended_us": decided_us} if changes.get("state") == "resolved" else {}
+        drifts.change(self._engine, [drifts.Change(drift.id, changes, ("open", "confirmed", "acknowledged"))])
         Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw([])
-        return after[0] if after else drifts.get(self._engine, drift.id)
+        return drifts.get(self._engine, drift.id)
+
+    def _say(self, commands: Sequence[AnyCommand]) -> int:
+        """Carry out a decision, the remark that names it last. Returns when it was decided."""
+        try:
+            answers = self._ledger.submit(commands, atomic=True)
+        except KeyReused:
+            decided_us = self._decided_us(commands[-1])
+            if decided_us is None:
+                raise
+            return decided_us  # by the same, at the same moment
+        return max(answer.record.decided_us for answer in answers if isinstance(answer, Decision))
+
+    def _decided_us(self, said: AnyCommand) -> int | None:
+        """When the same decision was made, None if it was not. Raises `WrongState` where it was for another reason."""
+        query = select(DecisionRow.request, DecisionRow.decided_us).join(
+            PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id
+        )
+        with reading(self._engine) as connection:
+            row = connection.execute(
+                query.where(PortfolioRow.name == said.portfolio, DecisionRow.key == said.key)
+            ).one_or_none()
+        if row is None:
+            return None
+        if row.request != said.request_text():
+            before = json.loads(row.request)
+            raise WrongState(f"{before['about']}: {before['event'].replace('_', ' ')} already by {before['note']}")
+        return int(row.decided_us)
