@@ -34,7 +34,7 @@ from sqlalchemy.types import NullType
 from ledger_sizer.config import LedgerSettings
 from ledger_sizer.errors import InvalidRequest, SchemaOutdated, Unavailable
 
-SCHEMA_HEAD = "0007"
+SCHEMA_HEAD = "0008"
 """Newest migration, known here so that opening a ledger does not have to import Alembic (a test keeps it true)."""
 
 _SQLITE_CACHE_KIB = 64 * 1024

@@ -30,6 +30,14 @@ from ledger_sizer.tags import PORTFOLIO_SCOPE
 _FLIGHT_CHARACTERS_MAX = 100_000
 _TRANSACTION_TIMEOUT_SINCE = 170_000
 """PostgreSQL's version number with `transaction_timeout`."""
+_LOST = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    pg.ReadOnlySqlTransaction,
+    pg.TransactionTimeout,
+    pg.IdleInTransactionSessionTimeout,
+)
+"""The connection is gone or useless. The server's own time-outs end it too, but are internal errors to the driver."""
 
 
 class PostgresStore:
@@ -182,7 +190,7 @@ class PostgresStore:
             return "moved" if isinstance(cause, pg.DivisionByZero) else "stale"
         if isinstance(cause, pg.SerializationFailure | pg.DeadlockDetected | pg.LockNotAvailable):
             return "conflict"
-        if isinstance(cause, psycopg.OperationalError | psycopg.InterfaceError | pg.ReadOnlySqlTransaction):
+        if isinstance(cause, _LOST):
             return "lost"
         return "refused"
 

@@ -26,10 +26,10 @@ from ledger_sizer.domain import Finding, VerifyReport
 from ledger_sizer.errors import NotFound, Unavailable
 from ledger_sizer.history import BLOCK
 from ledger_sizer.records import FIELD_SEPARATOR, GENESIS_HASH, Fields, chain_hash, fields_text
-from ledger_sizer.tables import DecisionRow, FacetBlockRow, FacetRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.tables import ArchiveRow, DecisionRow, FacetBlockRow, FacetRow, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.tags import PORTFOLIO_SCOPE
 from ledger_sizer.trace import ABOUT_A_SCOPE, reconciliation_of
-from ledger_sizer.verify_positions import UNREADABLE, PositionCheck
+from ledger_sizer.verify_positions import UNREADABLE, PositionCheck, misfit
 
 Progress = Callable[[int, int], None]
 """Called with (decisions done, decisions in all)."""
@@ -86,14 +86,8 @@ def _verify(
     # One snapshot for everything, so that a busy ledger is not seen half moved.
     snapshot = engine.execution_options(isolation_level=_snapshot_level(engine))
     with snapshot.connect() as connection, connection.begin():
-        query = select(PortfolioRow.__table__).order_by(PortfolioRow.id)
-        if portfolio is not None:
-            query = query.where(PortfolioRow.name == portfolio_name(portfolio))
-        heads = connection.execute(query).all()
-        if portfolio is not None and not heads:
-            raise NotFound(f"no portfolio {portfolio!r}")
+        heads, findings = _heads(connection, portfolio)
         total = sum(max(head.last_seq - since.get(head.name, (0,))[0], 0) for head in heads)
-        findings: list[Finding] = []
         decisions = positions = 0
         for head in heads:
             check = _PortfolioCheck(connection, head, since.get(head.name, (0, GENESIS_HASH)), files)
@@ -105,11 +99,29 @@ def _verify(
             findings += check.findings()
         if portfolio is None:
             findings += _orphans(connection)
-            gone = sorted(since.keys() - {head.name for head in heads})
+            gone = sorted(since.keys() - {*connection.execute(select(PortfolioRow.name)).scalars()})
             findings += [Finding(name, since[name][0], "the trusted head's portfolio is gone") for name in gone]
         return VerifyReport(
             tuple(findings), decisions, positions, {head.name: (head.last_seq, head.last_hash) for head in heads}
         )
+
+
+def _heads(connection: Connection, portfolio: str | None) -> tuple[list[Any], list[Finding]]:
+    """The rows of the portfolios, and what is wrong with those from which nothing can be checked."""
+    query = select(PortfolioRow.__table__).order_by(PortfolioRow.id)
+    if portfolio is not None:
+        query = query.where(PortfolioRow.name == portfolio_name(portfolio))
+    heads, findings = [], []
+    for row in connection.execute(query):
+        wrong = misfit(PortfolioRow.__table__, row)
+        if wrong is None:
+            heads.append(row)
+            continue
+        name = row.name if isinstance(row.name, str) else f"(id {row.id})"
+        findings.append(Finding(name, None, f"the portfolio's row {wrong}; nothing else of it was checked"))
+    if portfolio is not None and not heads and not findings:
+        raise NotFound(f"no portfolio {portfolio!r}")
+    return heads, findings
 
 
 def _orphans(connection: Connection) -> list[Finding]:
@@ -165,7 +177,7 @@ class _PortfolioCheck:
 
     def read(self) -> Iterator[int]:
         """Read everything once; yields how many decisions were read, now and then."""
-        known = manifests(self._connection, self._head.id)
+        known = self._manifests()
         if self._since:
             self._check_since(known)
         for manifest in known:
@@ -181,6 +193,10 @@ class _PortfolioCheck:
         link, tell = self._link, self._positions.tell
         for rows in streamed(self._connection, query, _CHUNK):
             for row in rows:
+                if type(row[1]) is not int:
+                    at = self._expected
+                    self._found(at, f"where decision {at} should be, one has the seq {row[1]!r:.50}, no whole number")
+                    continue
                 link(row)
                 tell(row)
             yield self.decision_count
@@ -190,6 +206,17 @@ class _PortfolioCheck:
         self._positions.finish()
         self.scopes()
         yield self.decision_count
+
+    def _manifests(self) -> list[Manifest]:
+        """What is known of the archive files, oldest first; those of which nothing can be known are found."""
+        known = []
+        for manifest in manifests(self._connection, self._head.id):
+            wrong = misfit(ArchiveRow.__table__, manifest)
+            if wrong is None:
+                known.append(manifest)
+            else:
+                self._found(None, f"the manifest of archive file {manifest.file!r:.100} {wrong}")
+        return known
 
     def _skipped(self, known: list[Manifest]) -> int:
         """Live decisions up to here are trusted; those that should be archived are not skipped, but found."""
@@ -288,7 +315,7 @@ class _PortfolioCheck:
         for block, told in self._facets.items():
             first = (block - 1) * BLOCK + 1
             if first > self._since and (missing := told - noted[block]):
-                what = f"decisions {first} to {block * BLOCK}: history cannot find {sorted(missing)[0]} among them"
+                what = f"decisions {first} to {block * BLOCK}: history cannot find {min(missing, key=repr)} among them"
                 self._found(first, what, "facets")
         self._facets = {}
 
@@ -311,6 +338,9 @@ class _PortfolioCheck:
         seen = set()
         for row in self._connection.execute(query.with_only_columns(ScopeRow.__table__)):
             seen.add(row.scope)
+            if (wrong := misfit(ScopeRow.__table__, row)) is not None:
+                self._found(None, f"scope {row.scope} {wrong}", "scopes")
+                continue
             for name, counted, summed in (
                 ("held", row.held_e8, held.get(row.scope, 0)),
                 ("open", row.open_e8, opened.get(row.scope, 0)),
@@ -341,7 +371,7 @@ class _PortfolioCheck:
         try:
             trace = json.loads(text)
             rows = [trace["after"]] if "after" in trace else trace["scopes"]
-            return [(row[0], (row[1], row[4], *reconciliation_of(row))) for row in rows]
+            return [(str(row[0]), (row[1], row[4], *reconciliation_of(row))) for row in rows]
         except UNREADABLE as error:
             self._found(seq, f"the trace of decision {seq} cannot be read: {error!r}")
             return []

@@ -6,10 +6,10 @@ time and not with history.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import Connection, FromClause, and_, func, select
 
 from ledger_sizer.database import is_among, plain_rows
 from ledger_sizer.domain import position_id
@@ -21,12 +21,26 @@ from ledger_sizer.tags import stored_tags
 
 Found = Callable[[int | None, str], None]
 
-UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, IndexError, LedgerError)
+UNREADABLE = (
+    ValueError, TypeError, KeyError, AttributeError, ArithmeticError, IndexError, RecursionError, LedgerError
+)  # fmt: skip
 """What reading a row that somebody edited may raise."""
 _LOOKUP = 1000
 _SEQ, _OUTCOME, _NUMBER = (DecisionRecord._fields.index(name) for name in ("seq", "outcome", "position"))
 _TOLD = tuple(PositionRow.__table__.columns)[1:]
 """The columns of a `Told`."""
+
+
+def misfit(table: FromClause, row: Sequence[Any]) -> str | None:
+    """The first value of a row that is not of its column's type, as a clause; None where all are.
+
+    SQLite stores text and bytes in a column of numbers, where they compare above every number.
+    """
+    for column, value in zip(table.columns, row, strict=True):
+        expected = column.type.python_type
+        if type(value) is not expected and not (value is None and column.nullable):
+            return f"has {column.name} {value!r:.100}, which is no {'whole number' if expected is int else 'text'}"
+    return None
 
 
 class PositionCheck:
@@ -82,7 +96,12 @@ class PositionCheck:
     def _fold(self, record: Fields) -> int | None:
         """Fold a decision in. Returns the position's number where it has been followed from its first decision on."""
         number: int | None = record[_NUMBER]
-        if number is None or record[_OUTCOME] == "denied" or number <= self._since:
+        if number is None or record[_OUTCOME] == "denied":
+            return None
+        if type(number) is not int:
+            self._found(record[_SEQ], f"decision {record[_SEQ]} is about position {number!r:.50}, which is no number")
+            return None
+        if number <= self._since:
             return None
         before = self._told.get(number)
         if before is None and number in self._told:
@@ -134,7 +153,9 @@ class PositionCheck:
         )
         query = select(PositionRow.number).where(of, ~made).order_by(PositionRow.number)
         for number in self._connection.execute(query, execution_options={"yield_per": _LOOKUP}).scalars():
-            if number >= self._live_from or number not in self._archived_live:
+            if type(number) is not int:
+                self._found(None, f"a position has the number {number!r:.50}, which is no whole number")
+            elif number >= self._live_from or number not in self._archived_live:
                 self._found(number, f"position {self._of(number)} stands in no decision")
 
     def sums(self) -> tuple[dict[str, int], dict[str, int]]:
@@ -148,17 +169,15 @@ class PositionCheck:
             .group_by(PositionRow.tags)
         )
         for tags, held_e8, open_e8 in self._connection.execute(query):
-            for scope in self._scopes(tags):
-                held[scope] = held.get(scope, 0) + int(held_e8)
-                opened[scope] = opened.get(scope, 0) + int(open_e8)
+            try:
+                scopes, sums = stored_tags(tags).scopes, (int(held_e8), int(open_e8))
+            except UNREADABLE:
+                self._found(None, f"positions with the tags {tags!r:.100} cannot be summed")
+                continue
+            for scope in scopes:
+                held[scope] = held.get(scope, 0) + sums[0]
+                opened[scope] = opened.get(scope, 0) + sums[1]
         return held, opened
-
-    def _scopes(self, tags: str) -> Iterable[str]:
-        try:
-            return stored_tags(tags).scopes
-        except UNREADABLE:
-            self._found(None, f"the tags of a position cannot be read: {tags!r:.100}")
-            return ()
 
     def _of(self, number: int) -> str:
         return position_id(self._name, number)

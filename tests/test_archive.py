@@ -27,6 +27,7 @@ from ledger_sizer import (
     Unavailable,
     archiver,
 )
+from ledger_sizer.archive import Manifest
 from ledger_sizer.records import DecisionRecord
 from ledger_sizer.store import POSITION_COLUMNS
 from tests.clocks import FakeClock
@@ -292,6 +293,18 @@ def test_verify_when_any_byte_of_a_file_was_changed_then_its_range_is_named(old:
     assert (first.seq, "its SHA-256 differs" in first.what) == (65, True)
     with pytest.raises(Unavailable, match="SHA-256 differs"):
         old.ledger.decision(70)
+
+
+@pytest.mark.parametrize("engine_kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("column", [name for name in Manifest._fields if name != "portfolio_id"])
+def test_verify_when_a_manifests_value_is_of_another_type_then_it_is_named(old: Old, column: str) -> None:
+    old.archive()
+    with Intruder(old.url) as intruder:
+        intruder.take_guards_down()
+        intruder.run(f"UPDATE archives SET {column} = :bad WHERE from_seq = 65", bad=b"9x")
+    first = old.ledger.verify().first
+    assert first is not None
+    assert f"has {column} b'9x', which is no" in first.what
 
 
 def test_verify_when_a_file_is_missing_then_it_is_named_until_it_is_found_again(

@@ -186,6 +186,33 @@ def test_update_row_when_it_breaches_a_check_then_the_database_refuses_it_by_nam
         intruder.run(f"UPDATE {table} SET {assignments} WHERE {where}", **changed, **{f"key_{n}": row[n] for n in keys})
 
 
+WHOLE_NUMBERS = {"portfolios": ("last_seq", "last_us", "created_us"),
+                 "scopes": ("cap_e8", "held_e8", "open_e8", "overage_e8", "fresh_until_us")}  # fmt: skip
+TEXTS = {"portfolios": ("name", "last_hash"), "scopes": ("scope",)}
+OF_ANOTHER_TYPE = [
+    *((table, name, value) for table, names in WHOLE_NUMBERS.items() for name in names
+      for value in ("9x", "", b"9", 500000000000.5)),
+    *((table, name, b"main") for table, names in TEXTS.items() for name in names),
+]  # fmt: skip
+MOVED_BY_EVERY_BATCH = {"last_seq", "last_us", "last_hash", "held_e8", "open_e8", "overage_e8"}
+
+
+@pytest.mark.parametrize("engine_kind", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("table", "name", "value"), OF_ANOTHER_TYPE)
+def test_change_row_when_a_value_is_of_another_type_then_sqlite_refuses_it_too(
+    intruder: Intruder, table: str, name: str, value: object
+) -> None:
+    row = own_row(table) | ({"cap_e8": None} if table == "scopes" else {})
+    with pytest.raises(IntegrityError, match="not of its column's type"):
+        insert(intruder, table, row | {name: value})
+    with pytest.raises(IntegrityError, match="not of its column's type"):
+        insert(intruder, table, row | {name: value}, how="INSERT OR REPLACE")
+    insert(intruder, table, row)
+    if name not in MOVED_BY_EVERY_BATCH:
+        with pytest.raises(IntegrityError, match="not of its column's type"):
+            intruder.run(f"UPDATE {table} SET {name} = :value", value=value)
+
+
 @pytest.mark.parametrize(
     ("table", "changed"),
     [
