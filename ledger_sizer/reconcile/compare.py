@@ -264,7 +264,7 @@ class _Account:
         """Holds that ran out and have nothing to show: their callers may be dead."""
         for one in self._book.expired:
             name = one.position.position_id
-            if one.place == self._place and name not in self._filled_late:
+            if one.place == self._place and one.position.state == "expired" and name not in self._filled_late:
                 market = Market(*self._place, name, "")
                 detail = f"{name} expired without a fill; its caller may have stopped"
                 self._result.findings.append(Finding(market, "expired_hold", None, None, detail))

@@ -109,9 +109,10 @@ def _as_acknowledged(drift: Drift, finding: Finding, settings: ReconcileSettings
     """Whether a drift is still the one that somebody said may stay, whatever was traded beside it since."""
     with exactly():
         if drift.excess > 0 and finding.excess > 0:
-            return abs(drift.excess - finding.excess) <= settings.tolerance * max(drift.excess, finding.excess)
-        was = (drift.venue_quantity or Decimal(0)) - (drift.ledger_quantity or Decimal(0))
-        now = (finding.venue_quantity or Decimal(0)) - (finding.ledger_quantity or Decimal(0))
+            was, now = drift.excess, finding.excess
+        else:
+            was = (drift.venue_quantity or Decimal(0)) - (drift.ledger_quantity or Decimal(0))
+            now = (finding.venue_quantity or Decimal(0)) - (finding.ledger_quantity or Decimal(0))
         if abs(was - now) <= settings.tolerance * max(abs(was), abs(now)):
             return True
         price = finding.price or drift.price
