@@ -74,18 +74,22 @@ def hedged(desk: Desk, quantity: str = "0.02") -> str:
     return position_of(held)
 
 
-def test_adopt_when_the_ledger_moved_since_the_run_then_it_is_refused_and_nothing_is_touched(desk: Desk) -> None:
-    """The short is gone, its bot says so late and opens the next one: that one is not the absent one."""
+@pytest.mark.parametrize("quantity", ["0.03", "0.02"])
+def test_adopt_when_the_ledger_moved_since_the_run_then_it_is_refused_and_nothing_is_touched(
+    desk: Desk, quantity: str
+) -> None:
+    """The short is gone, its bot says so late and opens the next one: that one is not the absent one, also of its size."""
     old = hedged(desk)
     desk.account.shows(BTC="0.02")
     (missing,) = [one for one in desk.run().live if one.kind == "missing_position"]
+    desk.clock.advance(1)
     desk.ledger.release(key="late", position_id=old)
-    new = adopted(desk, "new", perp_leg("0.03"), quantity="0.03")
+    new = adopted(desk, "new", perp_leg(quantity), quantity=quantity)
     seq = desk.ledger.exposure().seq
-    with pytest.raises(WrongState, match=r"moved since run 1 saw drift-1: it holds 0\.03 .* reconcile again"):
+    with pytest.raises(WrongState, match=rf"moved since run 1 saw drift-1: it holds {quantity} .* reconcile again"):
         desk.reconciler.operator.adopt(missing.id, actor="ann", reason="closed by hand")
     assert (own(desk), desk.ledger.exposure().seq) == ([new], seq)
-    desk.account.shows(short("0.03"))
+    desk.account.shows(short(quantity))
     assert desk.run().live == ()
 
 

@@ -24,11 +24,12 @@ class Adoption:
     """Makes the commands, from the positions as they are now.
 
     positions: of the portfolio, oldest first. places: the accounts of the run that saw the drift last; by them alone
-    its figures can be told again, because what names no account stands in a venue's only one.
+    its figures can be told again, because what names no account stands in a venue's only one. seen_us: when it did.
     """
 
-    def __init__(self, drift: Drift, positions: Sequence[Position], places: Sequence[Place]) -> None:
+    def __init__(self, drift: Drift, positions: Sequence[Position], places: Sequence[Place], seen_us: int) -> None:
         self._drift = drift
+        self._seen_us = seen_us
         self._positions = positions
         self._places = places
         self._book = self._book_of(positions)
@@ -79,7 +80,9 @@ class Adoption:
         held = self._held(drift.market)
         with exactly():
             net = max(held - self._held(_opposite(drift.market)), ZERO)
-        if drift.ledger_quantity not in (held, net):
+        # One position closed and another opened may add up to the same.
+        newer = [one for one in self._positions if one.state == "open" and one.updated_us > self._seen_us]
+        if drift.ledger_quantity not in (held, net) or drift.market in self._book_of(newer).open:
             raise self._moved(drift, drift.market)
 
     def _moved(self, drift: Drift, market: Market) -> WrongState:

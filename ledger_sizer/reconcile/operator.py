@@ -90,11 +90,11 @@ class Operator:
 
     def _adoption(self, drift: Drift) -> Adoption:
         """The ledger beside the drift, as it is now."""
-        query = select(ReconciliationRow.fetched).where(ReconciliationRow.id == drift.last_run)
+        query = select(ReconciliationRow.fetched, ReconciliationRow.finished_us)
         with reading(self._engine) as connection:
-            fetched = json.loads(connection.execute(query).scalar_one())
-        places = [(one["venue"], one["account"]) for one in fetched]
-        return Adoption(drift, read_positions(self._engine, drift.portfolio, since_us=2**62), places)
+            fetched, seen_us = connection.execute(query.where(ReconciliationRow.id == drift.last_run)).one()
+        places = [(one["venue"], one["account"]) for one in json.loads(fetched)]
+        return Adoption(drift, read_positions(self._engine, drift.portfolio, since_us=2**62), places, seen_us)
 
     def _decide(
         self, drift: Drift, event: str, commands: Callable[[], list[AnyCommand]], actor: str, reason: str,
