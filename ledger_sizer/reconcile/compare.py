@@ -136,6 +136,7 @@ class _Account:
                     self._prices[market.base] = price
                     self._prices[found.symbol] = price
             self._book = netted(self._book, self._place, positions, self._shown)
+            result.touched |= self._book.touched
             self._markets(self._of(self._shown, swap=True), self._of(self._book.open, swap=True))
             self._expired()
         if balances is not None:
