@@ -159,6 +159,22 @@ def test_reconcile_when_a_hold_is_filling_against_a_position_then_it_is_no_drift
     assert filling.run(times=2).findings == ()
 
 
+def test_reconcile_when_a_hold_may_explain_an_older_difference_then_its_drift_is_neither_seen_nor_over(
+    desk: Desk,
+) -> None:
+    desk.account.shows(net(short("0.5", price="100")))
+    (before,) = desk.run().live
+    desk.ledger.thaw(key="t")
+    adopt(desk, "turn", "buy", "2")
+    desk.ledger.reserve(
+        key="sell", price=D(100), available_balance=D(70), spot_instrument=BTC_SPOT, perp_instrument=BTC_PERP,
+        tags={"venue": "bybit"}, ttl_seconds=600,
+    )  # fmt: skip
+    desk.account.shows(net(long("1", price="100")), BTC="0.4")
+    report = desk.run()
+    assert (report.findings, [one.id for one in report.live]) == ((), [before.id])
+
+
 def test_reconcile_when_a_hold_cannot_have_made_the_net_then_it_is_a_drift(filling: Desk) -> None:
     filling.account.shows(net(short("0.4", price="100")))
     assert found(filling) == {("side_flipped", "long", D("0.4"), D(0))}

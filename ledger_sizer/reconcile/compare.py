@@ -143,6 +143,7 @@ class _Account:
                 if price is not None and market.quote in USD_QUOTES:
                     self._prices[market] = self._prices_of[market.base] = self._prices_of[found.symbol] = price
             self._book = netted(self._book, self._place, positions, self._shown)
+            result.touched |= self._book.touched
             self._markets(self._of(self._shown, swap=True), self._of(self._book.open, swap=True))
         if balances is not None:
             result.balances_known.add(self._place)
