@@ -78,7 +78,7 @@ def hedged(desk: Desk, quantity: str = "0.02") -> str:
 def test_adopt_when_the_ledger_moved_since_the_run_then_it_is_refused_and_nothing_is_touched(
     desk: Desk, quantity: str
 ) -> None:
-    """The short is gone, its bot says so late and opens the next one: that one is not the absent one, also of its size."""
+    """The short is gone, its bot says so late and opens the next one: whatever its size, it is not the absent one."""
     old = hedged(desk)
     desk.account.shows(BTC="0.02")
     (missing,) = [one for one in desk.run().live if one.kind == "missing_position"]
