@@ -164,6 +164,6 @@ def _require_postable(settings: ReconcileSettings) -> None:
         url = httpx.URL("")
     if url.scheme not in ("http", "https") or not url.host:
         raise InvalidRequest(
-            "RECONCILE_WEBHOOK_URL is no URL that alerts can be posted to; it must be like https://host/path",
+            "RECONCILE_WEBHOOK_URL is no URL that alerts can be posted to; write https://host/path, or unset it",
             field="webhook_url",
         )
