@@ -55,11 +55,11 @@ def long(quantity: str, symbol: str = PERP, price: str | None = "50000") -> Venu
 
 
 class Desk:
-    """A ledger, one account and a reconciler on the test's clock. A minute passes before every run."""
+    """A ledger, one account and a reconciler on the test's clock, as if scheduled. A minute passes before every run."""
 
     def __init__(self, url: str, clock: FakeClock, accounts: Iterable[Any] = (), **reconcile: Any) -> None:
         self.clock = clock
-        self.settings = AppSettings(reconcile=ReconcileSettings(**reconcile))
+        self.settings = AppSettings(reconcile=ReconcileSettings(**{"enabled": True, **reconcile}))
         self.ledger = Ledger.open(url, settings=self.settings, clock=clock)
         self.engine: Engine = make_engine(url)
         self.accounts = list(accounts) or [WrittenAccount()]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from sqlalchemy import inspect, text
 
-from ledger_sizer import AppSettings
+from ledger_sizer import AppSettings, Ledger
+from ledger_sizer.commands import Reconciled
 from ledger_sizer.database import SCHEMA_HEAD, make_engine
 from ledger_sizer.database import database_url as parsed_url
 from tests.command_line import CommandLine, own_logging
@@ -85,6 +87,18 @@ def test_freeze_when_scope_is_frozen_then_it_alone_is_unreconciled_until_thawed(
     assert cli.json("thaw", "--scope", "venue=bybit", "--note", "checked")["outcome"] == "applied"
     assert cli.json("reserve", "--tag", "venue=bybit")["outcome"] == "granted"
     assert cli("freeze", "--portfolio", "nobody").code == 1
+
+
+def test_trust_when_the_last_reconciliation_is_too_old_then_trading_goes_on_without_one(cli: CommandLine) -> None:
+    cli.json("caps", "set", "main", "5000")
+    with Ledger.open(cli.url) as ledger:
+        ledger.run(Reconciled(key="run", fresh_until=datetime(2026, 1, 1, tzinfo=UTC)))
+    assert cli("reserve", "--json").json["reason"] == "unreconciled"
+    trusted = cli.json("drifts", "trust", "--note", "no reconciliation any more")
+    assert (trusted["outcome"], trusted["request"]) == (
+        "applied", {"command": "reconciled", "note": "no reconciliation any more", "scope": "portfolio"},
+    )  # fmt: skip
+    assert cli.json("reserve")["outcome"] == "granted"
 
 
 def test_halt_when_scope_is_halted_then_it_alone_is_denied_until_resumed(cli: CommandLine) -> None:

@@ -223,3 +223,20 @@ def test_read_settings_when_accounts_are_wrong_then_the_place_is_told_and_no_sec
 def test_open_account_when_ccxt_has_no_such_exchange_then_near_names_are_told() -> None:
     with pytest.raises(InvalidRequest, match=r"ccxt has no exchange 'binanc'; did you mean one of .*binance"):
         ExchangeAccount(ExchangeAccountSettings(id="binanc"))
+
+
+@pytest.mark.parametrize(
+    ("venue", "positions"),
+    [("bitvavo", ()), ("upbit", ()), ("binanceus", ()), ("bitstamp", None), ("lbank", None), ("kraken", None)],
+)
+def test_snapshot_when_an_exchange_has_no_derivatives_then_it_has_no_positions(
+    venue: str, positions: tuple[VenuePosition, ...] | None
+) -> None:
+    """Bitstamp has swaps but ccxt cannot list positions there; of others it does not say: both stay unknown."""
+    account = account_at(venue, "http://127.0.0.1:1", retries_max=0)
+    seen = account.snapshot(now_us)
+    account.close()
+    assert (seen.positions, seen.balances) == (positions, None)
+    assert [problem.split(": ")[1] for problem in seen.problems] == (
+        ["balances unknown"] if positions == () else ["positions unknown", "balances unknown"]
+    )

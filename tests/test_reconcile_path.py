@@ -146,3 +146,37 @@ def test_reconcile_when_the_freeze_scope_is_set_anew_during_a_freeze_then_it_end
     assert second.ledger.reserve(key="yes", tags=TAGS).granted
     first.close()
     second.close()
+
+
+def test_reconcile_when_nothing_schedules_it_then_a_run_by_hand_starts_no_trust_that_would_end(
+    database_url: str, clock: FakeClock
+) -> None:
+    by_hand = Desk(database_url, clock, enabled=False)
+    assert by_hand.run().run.outcome == "good"
+    clock.advance(3600)
+    assert by_hand.ledger.reserve(key="1", tags=TAGS).granted
+    assert by_hand.ledger.exposure("main").whole.fresh_until is None
+    scheduled = Desk(database_url, clock)
+    scheduled.run()
+    clock.advance(3600)
+    assert by_hand.ledger.reserve(key="2", tags=TAGS).reason == "unreconciled"
+    by_hand.run()
+    assert by_hand.ledger.reserve(key="3", tags=TAGS).granted, "a trust that there is, it renews"
+    by_hand.close()
+    scheduled.close()
+
+
+def test_reconcile_when_the_excess_has_no_price_then_it_freezes_even_where_the_policy_is_to_record(
+    database_url: str, clock: FakeClock
+) -> None:
+    """What cannot be counted would stand beside the cap; it goes when it is ignored or gone."""
+    desk = Desk(database_url, clock, confirmations=1, policy_unknown_position="record")
+    desk.ledger.set_cap(key="cap", cap=D(5000))
+    desk.account.shows(DOGE="1000000")
+    (drift,) = desk.run().live
+    assert (drift.policy, drift.price, drift.frozen_scope) == ("record", None, "portfolio")
+    assert desk.ledger.reserve(key="no", tags=TAGS).reason == "unreconciled"
+    assert list(desk.ledger.history(command="remark")) == [], "nobody is told, as the policy says"
+    desk.reconciler.operator.ignore(drift.id, actor="ann", reason="an airdrop")
+    assert desk.ledger.reserve(key="yes", tags=TAGS).reason is None
+    desk.close()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ledger_sizer.cli import failures, options, output
-from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Limit
+from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Key, Limit, Note, Portfolio, Scope
 from ledger_sizer.cli.output import Column
 from ledger_sizer.cli.teaching import teach
 
@@ -190,6 +190,27 @@ def close(
 ) -> int:
     """Ask whoever trades to close it at the exchange; it counts until the exchange shows it gone."""
     return _act("close", drift, reason, actor, as_json, database_url)
+
+
+@drifts.command("trust", epilog=teach("drifts trust --note 'no reconciliation any more'", exits=_NEVER_DENIED))
+def trust(
+    portfolio: Portfolio = "main",
+    scope: Scope = "portfolio",
+    note: Note = None,
+    key: Key = None,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Go on without the reconciliation: its age stops no reservation any more.
+
+    What a drift froze stays frozen. Where a reconciliation is scheduled, its next good run sets an end again.
+    """
+    from ledger_sizer.cli.session import act, new_key
+    from ledger_sizer.commands import Reconciled
+
+    key = new_key() if key is None else key
+    command = Reconciled(key=key, portfolio=portfolio, fresh_until=None, scope=scope, note=note)
+    return act(command, url=database_url, as_json=as_json)
 
 
 def _act(

@@ -24,6 +24,7 @@ log = get_logger(__name__)
 _WALLETS: dict[str, tuple[str, ...]] = {"binance": ("spot", "swap")}
 """Exchanges that keep spot and derivatives in wallets of their own; the balances of all are added up."""
 
+_DERIVATIVES = ("swap", "future", "option")
 _PAGES_MAX = 1000
 _Part = TypeVar("_Part")
 
@@ -80,6 +81,9 @@ class ExchangeAccount:
     # --- positions -------------------------------------------------------------------------------
 
     def _positions(self) -> tuple[VenuePosition, ...]:
+        has = self._client.has
+        if not has["fetchPositions"] and all(has[kind] is False for kind in _DERIVATIVES):
+            return ()  # known: there is nowhere to have one. Where ccxt does not say (None), it stays unknown
         self._client.load_markets()
         rows = [row for row in self._position_rows() if _figure(row.get("contracts"), "contracts") != 0]
         if any(row.get("symbol") not in self._client.markets for row in rows):

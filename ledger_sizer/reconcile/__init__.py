@@ -7,6 +7,7 @@ look       both sides and their comparison, in the caller's thread
 apart      the same in a process of its own, which is what the service does
 drifts     the life of a drift, and the record of the runs; every write is fenced by the run's lease
 effects    what drifts do to the ledger: count, freeze, thaw; always through its commands
+adoption   pure: a drift and the positions -> the commands that make the ledger say what the exchange shows
 operator   what a person decides about a drift
 owed       what the webhook is owed, written with the run
 alerts     telling others: the log, and the webhook until it takes what it is owed

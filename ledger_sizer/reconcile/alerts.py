@@ -1,7 +1,7 @@
-"""Telling others of drifts: the log at once, a webhook at least once.
+"""Telling others of drifts: the log at once, a webhook until it takes them or has had its attempts.
 
-What the webhook is owed stands in the database until it was taken (see `owed`), so whoever dies on the way, before or
-after a delivery, another process goes on. A receiver tells a repeated alert by its delivery's name.
+What the webhook is owed stands in the database until then (see `owed`), so whoever dies on the way, before or after a
+delivery, another process goes on. A receiver tells a repeated alert by its delivery's name.
 """
 
 import hashlib
@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 from sqlalchemy import Engine, delete, func, select, update
-from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.database import database_now_us, reading
-from ledger_sizer.errors import LedgerError
+from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.reconcile.owed import events_of
 from ledger_sizer.tables import AlertRow
 from ledger_sizer.telemetry import get_logger
@@ -40,9 +39,11 @@ class Alerts:
 
     The webhook gets `{"event": ..., "drift": {...}}` or `{"event": ..., "run": {...}}`, signed with HMAC-SHA256 of its
     bytes under `webhook_secret`, in hex. Several processes may deliver: each alert is one's at a time.
+    Raises `InvalidRequest` for a `webhook_url` that nothing can be posted to.
     """
 
     def __init__(self, engine: Engine, settings: ReconcileSettings) -> None:
+        _require_postable(settings)
         self._engine = engine
         self._settings = settings
         self._wake = threading.Event()
@@ -85,8 +86,8 @@ class Alerts:
                 stopping = self._stopping  # read before the last round, which then misses nothing
                 try:
                     pause = self._deliver_due(http)
-                except (LedgerError, DBAPIError) as error:
-                    log.warning("reconcile.alerts_unread", error=str(error).strip())
+                except Exception as error:  # noqa: BLE001 - without this thread nobody would be told of anything more
+                    log.warning("reconcile.alerts_failed", kind=type(error).__name__, error=str(error).strip())
                     pause = _LOOK_SECONDS
                 if stopping:
                     return
@@ -138,7 +139,7 @@ class Alerts:
         headers = {"Content-Type": "application/json", DELIVERY_HEADER: delivery, **self._signature(body)}
         try:
             status = http.post(self._settings.webhook_url.get_secret_value(), content=body, headers=headers).status_code
-        except httpx.HTTPError as error:
+        except Exception as error:  # noqa: BLE001 - however it failed, it was one of the alert's attempts
             log.warning("reconcile.alert_failed", delivery=delivery, attempt=attempt, error=type(error).__name__)
             return "again"
         if status < 300:
@@ -151,3 +152,18 @@ class Alerts:
         if secret is None:
             return {}
         return {SIGNATURE_HEADER: hmac.new(secret.get_secret_value().encode(), body, hashlib.sha256).hexdigest()}
+
+
+def _require_postable(settings: ReconcileSettings) -> None:
+    """Refuse a bad URL at the start, rather than at the first alert. It is not repeated: its path may be a secret."""
+    if settings.webhook_url is None:
+        return
+    try:
+        url = httpx.URL(settings.webhook_url.get_secret_value())
+    except httpx.InvalidURL:
+        url = httpx.URL("")
+    if url.scheme not in ("http", "https") or not url.host:
+        raise InvalidRequest(
+            "RECONCILE_WEBHOOK_URL is no URL that alerts can be posted to; write https://host/path, or unset it",
+            field="webhook_url",
+        )

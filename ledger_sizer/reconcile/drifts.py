@@ -199,9 +199,8 @@ def _as_row(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def stops_grants(policy: str, finding: Finding) -> bool:
-    """Whether a confirmed drift freezes: where its policy says so, and where its excess cannot be counted."""
-    uncounted = finding.excess > 0 and finding.price is None and policy != "record"
-    return policy == "freeze" or uncounted
+    """Whether a confirmed drift freezes: where its policy says so, and under any where its excess cannot be counted."""
+    return policy == "freeze" or (finding.excess > 0 and finding.price is None)
 
 
 # --- after the run, and for people -----------------------------------------------------------------

@@ -107,11 +107,7 @@ class Reconciler:
         One whose trust has ended gets none by restarting: only a good run gives it back.
         """
         for portfolio in self.portfolios:
-            try:
-                known = self._ledger.exposure(portfolio).whole.fresh_until is not None
-            except LedgerError:
-                known = False
-            if not known:
+            if not self._trust_ends(portfolio):
                 self._trust(portfolio, self._now_us(), f"reconcile:start:{secrets.token_hex(8)}", "start")
 
     # --- one portfolio after the other -----------------------------------------------------------
@@ -142,7 +138,9 @@ class Reconciler:
         effects.tell("resolved", [drift for drift in changes.resolved if drift.sightings >= self._needed])
         self._carry_out_policies(changes.live)
         run = replace(seen.run, id=changes.run_id)
-        if run.outcome == "good" and not effects.failed:
+        # By hand alone, where nothing is scheduled, it would begin a trust that nobody prolongs.
+        renewed = self._settings.reconcile.enabled or self._trust_ends(portfolio)
+        if run.outcome == "good" and not effects.failed and renewed:
             self._trust(portfolio, run.started_us, f"reconcile:run:{run.id}", f"run {run.id}")
         live = tuple(drifts.live(self._engine, portfolio))
         report = replace(
@@ -169,6 +167,13 @@ class Reconciler:
                 raise
             except LedgerError as error:
                 log.warning("reconcile.policy_failed", drift=drift.id, policy=drift.policy, error=str(error))
+
+    def _trust_ends(self, portfolio: str) -> bool:
+        """Whether grants in the portfolio depend on a reconciliation that is not too old."""
+        try:
+            return self._ledger.exposure(portfolio).whole.fresh_until is not None
+        except LedgerError:
+            return False
 
     def _trust(self, portfolio: str, since_us: int, key: str, note: str) -> None:
         seconds = self._settings.reconcile.stale_after_seconds
