@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -252,6 +253,22 @@ def test_verify_when_a_row_was_edited_then_it_is_named_and_exit_is_1(desk: Comma
     assert ran.code == 1
     assert ran.out.startswith("NOT ok: 1 finding in 7 decisions and 3 positions\n")
     assert "main-2" in ran.out
+
+
+def test_verify_when_a_file_of_heads_is_given_then_it_begins_there(desk: CommandLine) -> None:
+    assert desk("verify", "--export-head", "head.json").code == 0
+    assert desk.json("verify", "--since-head", "head.json")["decisions"] == 0
+    assert desk("halt", "--key", "halt").code == 0
+    assert desk.json("verify", "--since-head", "head.json")["decisions"] == 1
+
+
+@pytest.mark.parametrize("seq", [-3, 1.5, True, "7", None, 2**63, 99999999999999999999999999999])
+def test_verify_when_a_file_of_heads_has_no_such_seq_then_it_is_bad_input(desk: CommandLine, seq: object) -> None:
+    head = desk.json("verify")["heads"]["main"]["hash"]
+    Path("head.json").write_text(json.dumps({"heads": {"main": {"seq": seq, "hash": head}}}))
+    ran = desk("verify", "--since-head", "head.json")
+    assert (ran.code, ran.out) == (2, "")
+    assert "head.json has no chain heads" in ran.err
 
 
 def test_read_when_ledger_is_empty_then_it_says_so(cli: CommandLine) -> None:
