@@ -84,6 +84,8 @@ class Reserve(PortfolioCommand):
         put(self, "tags", tags_of(self.tags))
         if EXTERNAL_TAG in self.tags:
             raise InvalidRequest(f"the tag {EXTERNAL_TAG!r} is the reconciliation's own", field="tags")
+        if not isinstance(self.dry_run, bool):
+            raise InvalidRequest(f"dry_run must be True or False, got {self.dry_run!r}", field="dry_run")
         if self.signal_score is not None:
             put(self, "signal_score", checked_score(self.signal_score))
         if self.price is not None:

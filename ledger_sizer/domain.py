@@ -4,6 +4,7 @@ Public figures are `Decimal` (USD, base units) and aware UTC `datetime`; fields 
 and fields that end in `_us` are microseconds since 1970-01-01 UTC, as stored.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -36,6 +37,8 @@ Status = Literal["active", "reducing", "halted"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+"""Of a position, without leading zeros: one position has one name."""
 
 
 def to_us(moment: datetime) -> int:
@@ -125,7 +128,7 @@ def split_position_id(value: object) -> tuple[str, int]:
     """`main-17` -> (`main`, 17). Raises `InvalidRequest` for anything that no ledger gave out."""
     if isinstance(value, str):
         portfolio, dash, number = value.rpartition("-")
-        if dash and portfolio and number.isascii() and number.isdigit() and len(number) <= 18:
+        if dash and portfolio and _NUMBER.fullmatch(number):
             return portfolio, int(number)
     raise InvalidRequest(f"position_id must look like 'main-17', got {value!r}", field="position_id")
 

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from pydantic_core import from_json
 
-from ledger_sizer.domain import split_position_id
 from ledger_sizer.records import Fields
 from ledger_sizer.units import exactly, plain
 
@@ -53,7 +52,7 @@ def fold(position: Told | None, record: Fields) -> Told | None:
         asked = from_json(request)
         price = plain(Decimal(asked["price"]))
         if position is None and command == "confirm":
-            origin = split_position_id(asked["position_id"])[1]
+            origin = int(asked["position_id"].rpartition("-")[2])
     return Told(
         number,
         "held" if held_e8 else "open" if open_e8 else _ended(command, position),

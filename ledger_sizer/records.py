@@ -8,6 +8,7 @@ are refused in every input, so the text is unambiguous). The chain is
 so that changing, dropping or reordering any field of any decision changes every later hash.
 """
 
+import re
 from datetime import datetime
 from decimal import Decimal
 from hashlib import sha256
@@ -15,11 +16,12 @@ from typing import Any, NamedTuple
 
 from ledger_sizer.domain import Outcome, from_us, position_id
 from ledger_sizer.errors import Denied
-from ledger_sizer.units import usd
+from ledger_sizer.units import E8_MAX, usd
 
 GENESIS_HASH = "0" * 64
 FIELD_SEPARATOR = "\x1f"
 NONE_MARK = "\x1d"
+_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 Fields = tuple[Any, ...]
@@ -253,6 +255,11 @@ def fields_text(fields: tuple[object, ...]) -> str:
 def canonical_text(record: Fields) -> str:
     """The text the chain hashes: every field but the hash itself."""
     return fields_text(record[:-1])
+
+
+def is_head(seq: object, head: object) -> bool:
+    """Whether this can be a chain's head: a seq from 0 that a database can hold, and a hash."""
+    return type(seq) is int and 0 <= seq <= E8_MAX and isinstance(head, str) and _HASH.fullmatch(head) is not None
 
 
 def chain_hash(previous: str, text: str) -> str:

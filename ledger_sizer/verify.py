@@ -23,9 +23,9 @@ from ledger_sizer.archive import ArchiveDamaged, ArchiveFiles, Manifest, manifes
 from ledger_sizer.command_base import portfolio_name
 from ledger_sizer.database import plain_rows, shown, streamed
 from ledger_sizer.domain import Finding, VerifyReport
-from ledger_sizer.errors import NotFound, Unavailable
+from ledger_sizer.errors import InvalidRequest, NotFound, Unavailable
 from ledger_sizer.history import BLOCK
-from ledger_sizer.records import FIELD_SEPARATOR, GENESIS_HASH, Fields, chain_hash, fields_text
+from ledger_sizer.records import FIELD_SEPARATOR, GENESIS_HASH, Fields, chain_hash, fields_text, is_head
 from ledger_sizer.tables import ArchiveRow, DecisionRow, FacetBlockRow, FacetRow, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.tags import PORTFOLIO_SCOPE
 from ledger_sizer.trace import ABOUT_A_SCOPE, reconciliation_of
@@ -72,8 +72,12 @@ def verify(
 ) -> VerifyReport:
     """Verify one portfolio, or all. Raises `NotFound` for one that does not exist, `Unavailable` without a database.
 
-    since: trusted heads to begin at; a portfolio without one is read from its first decision.
+    since: trusted heads to begin at (`InvalidRequest` where one is none); a portfolio without one is read from its
+    first decision.
     """
+    for name, head in (since or {}).items():
+        if not (isinstance(head, tuple) and len(head) == 2 and is_head(*head)):
+            raise InvalidRequest(f"since: the head of {name!r} must be a seq and its hash, got {head!r}", field="since")
     try:
         return _verify(engine, portfolio, progress, since or {}, files or ArchiveFiles())
     except DBAPIError as error:

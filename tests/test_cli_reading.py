@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -183,13 +184,13 @@ BAD_READS = {
     "history --since yesterday": "since must be a time such as 2026-01-31T12:00:00Z, got 'yesterday'",
     "history --limit 0": "limit must be 1 to 1000, got 0",
     "history --limit 1001": "limit must be 1 to 1000, got 1001",
-    "history --limit ten": "limit must be a whole number, got 'ten'",
+    "history --limit ten": "limit must be a whole number, 0 or above, got 'ten'",
     "history --cursor abc": "cursor must come from the page before, got 'abc'",
     "history --outcome perhaps": "'perhaps' is not one of 'granted', 'denied', 'applied'",
     "history --reason because": "'because' is not one of 'halted', 'reducing'",
     "history --command buy": "'buy' is not one of 'reserve', 'confirm'",
     "history --portfolio a/b": "portfolio must be 1 to 64 letters",
-    "positions --limit -1": "limit must be a whole number, got '-1'",
+    "positions --limit -1": "limit must be a whole number, 0 or above, got '-1'",
     "positions --cursor 1:2:3": "cursor must come from the page before",
     "positions --state gone": "'gone' is not one of 'held', 'open'",
     "positions --tag bybit": "--tag must look like venue=bybit",
@@ -252,6 +253,22 @@ def test_verify_when_a_row_was_edited_then_it_is_named_and_exit_is_1(desk: Comma
     assert ran.code == 1
     assert ran.out.startswith("NOT ok: 1 finding in 7 decisions and 3 positions\n")
     assert "main-2" in ran.out
+
+
+def test_verify_when_a_file_of_heads_is_given_then_it_begins_there(desk: CommandLine) -> None:
+    assert desk("verify", "--export-head", "head.json").code == 0
+    assert desk.json("verify", "--since-head", "head.json")["decisions"] == 0
+    assert desk("halt", "--key", "halt").code == 0
+    assert desk.json("verify", "--since-head", "head.json")["decisions"] == 1
+
+
+@pytest.mark.parametrize("seq", [-3, 1.5, True, "7", None, 2**63, 99999999999999999999999999999])
+def test_verify_when_a_file_of_heads_has_no_such_seq_then_it_is_bad_input(desk: CommandLine, seq: object) -> None:
+    head = desk.json("verify")["heads"]["main"]["hash"]
+    Path("head.json").write_text(json.dumps({"heads": {"main": {"seq": seq, "hash": head}}}))
+    ran = desk("verify", "--since-head", "head.json")
+    assert (ran.code, ran.out) == (2, "")
+    assert "head.json has no chain heads" in ran.err
 
 
 def test_read_when_ledger_is_empty_then_it_says_so(cli: CommandLine) -> None:

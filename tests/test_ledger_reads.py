@@ -181,7 +181,7 @@ def test_read_position_when_there_is_none_then_it_is_not_found(populated: Ledger
 
 
 @pytest.mark.parametrize(
-    "name", ["", "main", "main-", "-1", "main-x", "main-1.0", "main--", "main-²", "main-1 ", 7, None]
+    "name", ["", "main", "main-", "-1", "main-x", "main-1.0", "main-01", "main--", "main-²", "main-1 ", 7, None]
 )
 def test_read_position_when_the_name_cannot_be_one_then_it_is_refused(populated: Ledger, name: Any) -> None:
     for read in (populated.position, *([populated.explain] if isinstance(name, str) else [])):

@@ -14,7 +14,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sqlalchemy import BigInteger, Column, Integer, Table
 
-from ledger_sizer import Finding, InstrumentInfo, Ledger, Leg, VerifyReport
+from ledger_sizer import Finding, InstrumentInfo, InvalidRequest, Ledger, Leg, VerifyReport
 from ledger_sizer.cli.forms import report_form
 from ledger_sizer.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 from tests.clocks import START, FakeClock
@@ -122,6 +122,24 @@ def test_verify_when_a_life_was_lived_then_all_is_well(scene: Scene) -> None:
 def test_verify_when_one_portfolio_is_named_then_only_that_one_is_read(scene: Scene) -> None:
     report = scene.ledger.verify("other")
     assert (report.ok, report.decisions, report.positions, list(report.heads)) == (True, 2, 2, ["other"])
+
+
+SOME_HASH = "0" * 64
+
+
+@pytest.mark.parametrize(
+    "head", [*((seq, SOME_HASH) for seq in (10**30, 2**63, -3, 1.5, True, "1")), (1, "zz"), (1, None), (1,), 1]
+)
+def test_verify_when_a_trusted_head_cannot_be_one_then_it_is_refused(scene: Scene, head: Any) -> None:
+    with pytest.raises(InvalidRequest, match="since") as refused:
+        scene.ledger.verify(since={"main": head})
+    assert refused.value.field == "since"
+
+
+def test_verify_when_a_trusted_head_is_the_last_that_can_be_then_it_does_not_stand(scene: Scene) -> None:
+    first = scene.ledger.verify(since={"main": (2**63 - 1, SOME_HASH)}).first
+    assert first is not None
+    assert (first.seq, "history was rewritten" in first.what) == (2**63 - 1, True)
 
 
 def test_verify_when_asked_for_progress_then_it_ends_at_all_of_them(scene: Scene) -> None:

@@ -91,12 +91,12 @@ def optional_decimal(text: str | None, field: str) -> Decimal | None:
     return None if text is None else decimal(text, field)
 
 
-def whole(text: str, field: str) -> int:
-    """A whole number."""
-    if not _WHOLE.fullmatch(text):
-        bad_input(f"{field} must be a whole number, got {text!r}", field)
-    if len(text) > _WHOLE_DIGITS_MAX:
+def whole(text: str, field: str, least: int = 0) -> int:
+    """A whole number that is at least `least`, which is not below 0."""
+    if len(text) > _WHOLE_DIGITS_MAX and _WHOLE.fullmatch(text):
         bad_input(f"{field} must have at most {_WHOLE_DIGITS_MAX} digits, got {text!r}", field)
+    if not _WHOLE.fullmatch(text) or int(text) < least:
+        bad_input(f"{field} must be a whole number, {least} or above, got {text!r}", field)
     return int(text)
 
 

@@ -73,7 +73,7 @@ def replay(
     from ledger_sizer.replay import file_source, generated_source
 
     plan = _plan(bots, cap, venue_cap, max_position, seed)
-    count = None if bars is None else _at_least_one(bars, "bars")
+    count = None if bars is None else options.whole(bars, "bars", least=1)
     source = generated_source(plan.seed, count) if file is None else file_source(file, count)
     target = KEPT_URL if keep and database_url is None else database_url
     report = _replayed(source, plan, target, as_json=as_json)
@@ -110,13 +110,6 @@ def _plan(bots: str, cap: str | None, venue_cap: str | None, max_position: str |
         max_fraction=settings.sizing.max_allocation_fraction,
         seed=options.whole(seed, "seed"),
     )
-
-
-def _at_least_one(text: str, field: str) -> int:
-    number = options.whole(text, field)
-    if number < 1:
-        failures.bad_input(f"{field} must be 1 or more, got {number}", field)
-    return number
 
 
 def _replayed(source: "Source", plan: "Plan", url: str | None, *, as_json: bool) -> "Report":

@@ -1,6 +1,5 @@
 """Answers as JSON, both ways: what `..._to_json` writes, `..._from_json` reads back equal in every public property."""
 
-import re
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from decimal import Decimal, InvalidOperation
@@ -19,13 +18,12 @@ from ledger_sizer.domain import (
 )
 from ledger_sizer.errors import InternalError, LedgerError
 from ledger_sizer.instruments import InstrumentInfo, Leg
-from ledger_sizer.records import Decision, DecisionRecord
+from ledger_sizer.records import Decision, DecisionRecord, is_head
 from ledger_sizer.tags import tags_of
 from ledger_sizer.units import USD_DECIMALS, exactly, plain, usd_text
 
 Json = dict[str, Any]
 T = TypeVar("T")
-_HASH = re.compile(r"[0-9a-f]{64}")
 U = TypeVar("U")
 
 
@@ -252,7 +250,7 @@ def heads_from_json(form: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     except UNREADABLE as error:
         raise not_ours("list of chain heads", error) from None
     for seq, head in found.values():
-        if type(seq) is not int or seq < 0 or not isinstance(head, str) or not _HASH.fullmatch(head):
+        if not is_head(seq, head):
             raise not_ours("list of chain heads", ValueError(f"seq {seq!r}, hash {head!r}"))
     return found
 
