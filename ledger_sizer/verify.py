@@ -75,7 +75,8 @@ def verify(
     since: trusted heads to begin at (`InvalidRequest` where one is none); a portfolio without one is read from its
     first decision.
     """
-    for name, head in (since or {}).items():
+    given: Mapping[str, Any] = since or {}
+    for name, head in given.items():
         if not (isinstance(head, tuple) and len(head) == 2 and is_head(*head)):
             raise InvalidRequest(f"since: the head of {name!r} must be a seq and its hash, got {head!r}", field="since")
     try:
