@@ -50,8 +50,10 @@ def run_online() -> None:
     engine = make_engine(_url())
     try:
         with engine.connect() as connection:
-            # One transaction for all steps, begun before the version is read: of two hosts that migrate at once one
-            # waits, and then finds nothing left to do. SQLite's own BEGIN IMMEDIATE does the same.
+            # One transaction for all steps, begun before the version is read: of two processes that migrate at once one
+            # waits, and then finds nothing left to do. Alembic itself would begin one for each step on SQLite, between
+            # which another process could pass. There it is BEGIN IMMEDIATE, which waits; here a lock has to.
+            connection.begin()
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
             context.configure(connection=connection, **OPTIONS)

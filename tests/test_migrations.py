@@ -18,7 +18,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, Engine, Index, MetaData, Text, UniqueConstraint, inspect, make_url, text
+from sqlalchemy import CheckConstraint, Engine, Index, MetaData, Text, UniqueConstraint, event, inspect, make_url, text
 
 from ledger_sizer import InvalidRequest, Ledger, LedgerError, SchemaOutdated, Unavailable
 from ledger_sizer.database import SCHEMA_HEAD, alembic_config, downgrade, make_engine, schema_version, upgrade
@@ -369,3 +369,22 @@ def test_upgrade_when_several_hosts_migrate_one_new_database_at_once_then_all_of
     assert [host.returncode for host in hosts] == [0] * 4, errors
     with Ledger.open(url) as ledger:
         assert_verified(ledger)
+
+
+def test_upgrade_when_another_process_looks_meanwhile_then_it_sees_nothing_of_it(empty_database_url: str) -> None:
+    """All steps are one transaction: whoever waits for it must not find some of them done."""
+    other, seen = make_engine(empty_database_url, read_only=True), []
+
+    def look(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if statement.lstrip().startswith("CREATE TABLE"):
+            seen.append(schema_version(other))
+
+    event.listen(Engine, "before_cursor_execute", look)
+    try:
+        upgrade(empty_database_url)
+    finally:
+        event.remove(Engine, "before_cursor_execute", look)
+    assert len(seen) > 10
+    assert set(seen) == {None}
+    assert schema_version(other) == SCHEMA_HEAD
+    other.dispose()
