@@ -67,7 +67,7 @@ class Adoption:
 
         Spot has one market for both signs, so the drift itself says it.
         """
-        drift, other = self._drift, _opposite(self._drift.market)
+        drift, other = self._drift, self._drift.market.opposite
         if drift.kind != "side_flipped" or drift.excess <= 0 or not self._held(other):
             return []
         for one in live:
@@ -79,7 +79,7 @@ class Adoption:
         """A drift's own figure is of one side, or what is left of it where the exchange nets both sides."""
         held = self._held(drift.market)
         with exactly():
-            net = max(held - self._held(_opposite(drift.market)), ZERO)
+            net = max(held - self._held(drift.market.opposite), ZERO)
         # One position closed and another opened may add up to the same.
         newer = [one for one in self._positions if one.state == "open" and one.updated_us > self._seen_us]
         if drift.ledger_quantity not in (held, net) or drift.market in self._book_of(newer).open:
@@ -117,10 +117,6 @@ class Adoption:
     def _book_of(self, positions: Sequence[Position]) -> Book:
         """What they are at these accounts, whenever they moved."""
         return book_of(positions, self._places, seq_before=2**62, settled_us=2**62, expired_us=2**62)
-
-
-def _opposite(market: Market) -> Market:
-    return market._replace(side="short" if market.side == "long" else "long")
 
 
 def _lacking(drift: Drift) -> Decimal:

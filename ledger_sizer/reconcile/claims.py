@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
+from ledger_sizer.reconcile.book import Place
 from ledger_sizer.reconcile.kinds import Market
 
-Place = tuple[str, str]
 ZERO = Decimal(0)
 
 

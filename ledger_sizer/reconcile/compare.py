@@ -231,7 +231,7 @@ class _Account:
         self, market: Market, ledger: Decimal, venue: Decimal, excess: Decimal, price: Decimal | None
     ) -> tuple[DriftKind, str]:
         says = f"{market.subject} {market.side}: ledger {plain(ledger)}, exchange {plain(venue)}"
-        other = Market(market.venue, market.account, market.subject, "short" if market.side == "long" else "long")
+        other = market.opposite
         flipped = ledger * venue < 0
         if market.is_swap:
             flipped = (venue == 0 and self._shown.get(other, ZERO) > self._book.open.get(other, ZERO)) or (

@@ -44,6 +44,11 @@ class Market(NamedTuple):
         return ":" in self.subject
 
     @property
+    def opposite(self) -> "Market":
+        """The same market's other side."""
+        return self._replace(side="short" if self.side == "long" else "long")
+
+    @property
     def base(self) -> str:
         """The asset it is about."""
         return self.subject.partition("/")[0]

@@ -22,7 +22,7 @@ def netted(book: Book, place: Place, positions: Iterable[VenuePosition], shown: 
     quantities, touched, settling = dict(book.open), set(book.touched), dict(book.settling)
     for position in unhurried(positions):
         ours = Market(*place, position.symbol, position.side)
-        theirs = ours._replace(side="short" if position.side == "long" else "long")
+        theirs = ours.opposite
         if position.hedged or theirs in shown:
             continue
         net = quantities.pop(ours, ZERO) - quantities.pop(theirs, ZERO)
