@@ -28,7 +28,8 @@ from tests.faces import SETTINGS
 from tests.service import eventually
 
 SCRIPT = Path(sys.executable).parent / "ledger-sizer"
-SECONDS = "5"
+SECONDS = "0.5"
+"""Too short for anything to be seen, on any machine: it has to go on until it was."""
 PROCESSES = len(BOTS) + 4
 """The bots, the service and the process that looks for it, the paper venue and the bot that trades there."""
 

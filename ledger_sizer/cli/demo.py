@@ -29,7 +29,7 @@ SECONDS_MAX = 86_400
 
 
 def demo(
-    seconds: Annotated[str, typer.Option("--seconds", metavar="N", help="How long the bots trade.")] = "60",
+    seconds: Annotated[str, typer.Option("--seconds", metavar="N", help="How long the bots trade, at least.")] = "60",
     forever: Annotated[bool, typer.Option("--forever", help="Keep it up until Ctrl-C.")] = False,
     seed: Annotated[str, typer.Option("--seed", metavar="N", help="Of what the bots do.")] = "7",
     as_json: Json = False,
@@ -38,8 +38,8 @@ def demo(
 
     Starts the service on a ledger of its own in a temporary folder. The bots reserve, fill late, fill partly, crash
     without releasing, and send commands twice; now and then one is killed. A ninth trades at a paper venue (with the
-    extra exchanges), where somebody meddles with the account and the reconciliation has to find it. Afterwards
-    everything is stopped, the ledger is verified, and its audit chain is summed up.
+    extra exchanges), where somebody meddles with the account and the reconciliation has to find it. When the time is
+    over and there was something of each to see, everything is stopped, the ledger verified, its audit chain summed up.
     """
     from ledger_sizer.demo.run import Plan, demonstrate
 

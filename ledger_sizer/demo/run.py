@@ -19,7 +19,7 @@ from ledger_sizer.demo.bots import BOTS, PORTFOLIO
 from ledger_sizer.demo.processes import READY_SECONDS_MAX, Fleet, Service
 from ledger_sizer.demo.summary import Summary, reconciled_at, summarised
 from ledger_sizer.demo.venue import Injected, Meddler, settings_at, trading, venue_in
-from ledger_sizer.domain import Exposure, Position
+from ledger_sizer.domain import Exposure, HistoryFilters, Position
 from ledger_sizer.errors import Unavailable
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.records import Decision
@@ -27,11 +27,22 @@ from ledger_sizer.records import Decision
 LOOK_SECONDS = 0.25
 KILL_EVERY_SECONDS = 7
 DECISIONS_SHOWN = 14
+SHOW_SECONDS_MAX = 40
+"""How much longer it goes on, where its time was too short (or the machine too slow) to show what it is there for."""
+_TO_SHOW: tuple[HistoryFilters, ...] = (
+    {"command": "reserve", "outcome": "denied"},
+    {"command": "confirm", "outcome": "applied"},
+    {"command": "release", "outcome": "applied"},
+    {"command": "expire", "outcome": "applied"},
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """seconds: how long the bots trade, None for as long as nobody stops them. seed: of what they do. cap: USD."""
+    """seconds: how long the bots trade at least, None for as long as nobody stops them. seed: of what they do.
+
+    cap: of the portfolio, venue_cap: of one venue, in USD.
+    """
 
     seconds: float | None = 60
     seed: int = 7
@@ -140,7 +151,11 @@ def _loop(
     next_replacement = 1.0
     while not stop.wait(LOOK_SECONDS):
         seconds = time.monotonic() - began
-        if plan.seconds is not None and seconds >= plan.seconds:
+        if (
+            plan.seconds is not None
+            and seconds >= plan.seconds
+            and (seconds >= plan.seconds + SHOW_SECONDS_MAX or _shown(client, fleet, meddler))
+        ):
             return
         if seconds >= next_kill:
             fleet.kill(dice.choice([name for name, lives in fleet.alive().items() if lives] or fleet.names))
@@ -151,6 +166,21 @@ def _loop(
         if meddler is not None:
             meddler.tick()
         show(_seen(plan, client, fleet, meddler, seconds, now))
+
+
+def _shown(client: LedgerClient, fleet: Fleet, meddler: Meddler | None) -> bool:
+    """Whether all was seen that a demonstration is for.
+
+    Each end that a hold can have, a bot that was killed and one that came back, an answer replayed; and, where there is
+    a venue, that both sides agreed, so that somebody began to meddle.
+    """
+    told = fleet.events()
+    back = told["ready"] - len(fleet.names)
+    if not (fleet.deaths["killed"] and back > 0 and told["replayed"]):
+        return False
+    if meddler is not None and not meddler.injected:
+        return False
+    return all(client.history(PORTFOLIO, limit=1, **filters).items for filters in _TO_SHOW)
 
 
 def _seen(
