@@ -19,10 +19,10 @@ import pytest
 
 from ledger_sizer import Ledger, Reserve
 from ledger_sizer.demo.bots import BOTS, PORTFOLIO
+from ledger_sizer.demo.meddling import Injected
 from ledger_sizer.demo.run import Plan, Snapshot
 from ledger_sizer.demo.screen import line, rendered
 from ledger_sizer.demo.summary import Reconciled, Summary, summarised
-from ledger_sizer.demo.venue import Injected
 from tests.clocks import START, FakeClock
 from tests.faces import SETTINGS
 from tests.service import eventually
@@ -224,11 +224,11 @@ def test_sum_up_when_something_done_at_the_venue_was_not_found_then_it_is_not_ok
         found = Reconciled({"good": 3}, agreed, injected, others=0)
         return summarised(ledger, Decimal(2_500), {}, {}, graceful=True, reconciled=found)
 
-    cleared = Injected("a coin", "unknown_position", drift=1, cleared=True)
+    cleared = Injected("a coin", "unknown_position", "SOL", drift=1, cleared=True)
     assert summary(4, cleared).ok
     assert not summary(0, cleared).ok, "nothing was ever compared"
-    assert not summary(4, cleared, Injected("another", "unknown_position")).ok
-    assert not summary(4, Injected("a coin", "unknown_position", drift=1)).ok
+    assert not summary(4, cleared, Injected("another", "unknown_position", "SOL")).ok
+    assert not summary(4, Injected("a coin", "unknown_position", "SOL", drift=1)).ok
 
 
 def test_show_snapshot_when_it_is_drawn_then_it_names_what_matters(ledger: Ledger, clock: FakeClock) -> None:

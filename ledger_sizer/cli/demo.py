@@ -15,9 +15,9 @@ from ledger_sizer.cli.options import Json
 from ledger_sizer.cli.teaching import teach
 
 if TYPE_CHECKING:
+    from ledger_sizer.demo.meddling import Injected
     from ledger_sizer.demo.run import Plan
     from ledger_sizer.demo.summary import Reconciled, Summary
-    from ledger_sizer.demo.venue import Injected
 
 DEMO_HELP = teach(
     "demo --seconds 5",

@@ -16,9 +16,10 @@ from sqlalchemy import Engine
 from ledger_sizer.client import LedgerClient, Patience
 from ledger_sizer.database import make_engine
 from ledger_sizer.demo.bots import BOTS, PORTFOLIO
+from ledger_sizer.demo.meddling import Injected, Meddler
 from ledger_sizer.demo.processes import READY_SECONDS_MAX, Fleet, Service
 from ledger_sizer.demo.summary import Summary, reconciled_at, summarised
-from ledger_sizer.demo.venue import Injected, Meddler, settings_at, trading, venue_in
+from ledger_sizer.demo.venue import settings_at, trading, venue_in
 from ledger_sizer.domain import Exposure, HistoryFilters, Position
 from ledger_sizer.errors import Unavailable
 from ledger_sizer.ledger import Ledger

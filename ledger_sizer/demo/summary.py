@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 
 from ledger_sizer.demo.bots import PORTFOLIO
-from ledger_sizer.demo.venue import CONFIRMATIONS, Injected
+from ledger_sizer.demo.meddling import CONFIRMATIONS, Injected
 from ledger_sizer.domain import Page, VerifyReport
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.reconcile import drifts
@@ -142,7 +142,7 @@ def reconciled_at(reads: Engine, injected: Sequence[Injected]) -> Reconciled:
     for run in _all(lambda cursor: drifts.runs(reads, cursor=cursor)):
         outcomes[run.outcome] += 1
         agreed += run.found.get("agrees", 0)
-    known = {one.drift for one in injected}
+    known = {one.drift for one in injected}.union(*(one.companions for one in injected))
     found = _all(lambda cursor: drifts.listed(reads, cursor=cursor))
     others = [drift for drift in found if drift.id not in known and drift.sightings >= CONFIRMATIONS]
     return Reconciled(outcomes, agreed, tuple(injected), len(others))

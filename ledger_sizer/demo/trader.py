@@ -2,9 +2,9 @@
 
     python -m ledger_sizer.demo.trader URL VENUE_URL SEED
 
-It reserves, buys spot and sells the perpetual against it, confirms what was filled, stays, closes both and releases:
-the ledger and the venue agree all the time, but for what somebody else does in its account. Told to stop, it first
-leaves the trade it is in.
+It reserves, buys spot and sells the perpetual against it, confirms what was filled, stays, closes both and releases;
+one such position it keeps. The ledger and the venue agree all the time, but for what somebody else does in its account.
+Told to stop, it first leaves what it is in.
 """
 
 import signal
@@ -12,7 +12,7 @@ import sys
 from decimal import Decimal
 from random import Random
 from threading import Event
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
@@ -23,16 +23,36 @@ from ledger_sizer.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.exchanges.client import make_client
 from ledger_sizer.paper import PaperControl
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET
-from ledger_sizer.records import Decision
 
 VENUE, NAME = "bybit", "trader"
-SPOT, PERP = "BTC/USDT", "BTC/USDT:USDT"
+KEPT, TRADED = "ETH", "BTC"
+"""The coin it keeps a position in, as long as it lives, and the one it trades in and out of."""
 HOLD_TTL_SECONDS = 10
 STAYS_SECONDS = 2.5
 
 
+def spot_of(coin: str) -> str:
+    """The name of a coin's spot market."""
+    return f"{coin}/USDT"
+
+
+def perp_of(coin: str) -> str:
+    """The name of a coin's perpetual."""
+    return f"{coin}/USDT:USDT"
+
+
+class Entered(NamedTuple):
+    """A position that it has, on both sides."""
+
+    key: str
+    position_id: str
+    coin: str
+    quantity: Decimal
+    price: Decimal
+
+
 class Trader:
-    """Trades one pair, again and again."""
+    """Trades one pair, again and again, beside a position in another that it keeps."""
 
     def __init__(self, client: LedgerClient, venue_url: str, seed: int, stop: Event) -> None:
         self._client = client
@@ -49,41 +69,68 @@ class Trader:
     def live(self) -> None:
         """Trade until told to stop."""
         tell("ready")
+        kept: Entered | None = None
         trades = 0
         while not self._stop.is_set():
             trades += 1
+            key = f"{NAME}/{trades}"
             try:
-                self._trade(f"{NAME}/{trades}")
+                if kept is None:
+                    kept = self._enter(key, KEPT, Decimal("0.3"))
+                    continue
+                entered = self._enter(key, TRADED, Decimal(self._dice.randrange(10, 40)) / 100)
+                if entered is not None:
+                    self._stop.wait(self._dice.uniform(0.8, 1.2) * STAYS_SECONDS)
+                    self._leave(entered)
             except (InvalidRequest, NotFound):
                 self._stop.wait(0.2)  # the service has not loaded the market rules yet
             except LedgerError as error:
                 tell("error", code=error.code, message=str(error))
                 self._stop.wait(0.2)
+        if kept is not None:
+            self._leave(kept)
 
-    def _trade(self, key: str) -> None:
-        price = Decimal(self._control.state()["prices"]["BTC"])
+    def _enter(self, key: str, coin: str, score: Decimal) -> Entered | None:
+        """Reserve, order both sides, confirm. None when nothing was granted, or the orders failed."""
+        price = Decimal(self._control.state()["prices"][coin])
         held = self._client.reserve(
-            key=key, portfolio=PORTFOLIO, tags={"venue": VENUE, "symbol": "BTC", "strategy": NAME}, price=price,
-            signal_score=Decimal(self._dice.randrange(10, 40)) / 100, spot_instrument=f"{VENUE}:{SPOT}",
-            perp_instrument=f"{VENUE}:{PERP}", ttl_seconds=HOLD_TTL_SECONDS,
+            key=key, portfolio=PORTFOLIO, tags={"venue": VENUE, "symbol": coin, "strategy": NAME}, price=price,
+            signal_score=score, spot_instrument=f"{VENUE}:{spot_of(coin)}",
+            perp_instrument=f"{VENUE}:{perp_of(coin)}", ttl_seconds=HOLD_TTL_SECONDS,
         )  # fmt: skip
         if not held.granted or held.quantity is None:
             self._stop.wait(0.2)
-            return
-        self._order(SPOT, "buy", held.quantity, price)
-        filled = self._order(PERP, "sell", held.quantity)
-        position = self._confirmed(key, held, filled, price)
-        self._stop.wait(self._dice.uniform(0.8, 1.2) * STAYS_SECONDS)
-        self._order(PERP, "buy", filled)
-        self._order(SPOT, "sell", filled, price)
-        self._client.release(key=f"{key}/exit", position_id=position)
-        tell("traded")
-
-    def _confirmed(self, key: str, held: Decision, filled: Decimal, price: Decimal) -> str:
+            return None
+        position = str(held.position_id)
+        filled = self._ordered(coin, held.quantity, price)
+        if filled is None:
+            self._client.release(key=f"{key}/failed", position_id=position)
+            self._stop.wait(1)
+            return None
         confirmed = self._client.confirm(
-            key=f"{key}/fill", position_id=str(held.position_id), quantity=filled, price=price, spot_price=price
+            key=f"{key}/fill", position_id=position, quantity=filled, price=price, spot_price=price
         )
-        return str(confirmed.position_id)
+        return Entered(key, str(confirmed.position_id), coin, filled, price)
+
+    def _ordered(self, coin: str, quantity: Decimal, price: Decimal) -> Decimal | None:
+        """Buy spot, then sell the perpetual; base units filled. None, and neither side, when one was refused."""
+        from ccxt import ExchangeError
+
+        try:
+            self._order(spot_of(coin), "buy", quantity, price)
+        except ExchangeError:
+            return None
+        try:
+            return self._order(perp_of(coin), "sell", quantity)
+        except ExchangeError:
+            self._order(spot_of(coin), "sell", quantity, price)
+            return None
+
+    def _leave(self, entered: Entered) -> None:
+        self._order(perp_of(entered.coin), "buy", entered.quantity)
+        self._order(spot_of(entered.coin), "sell", entered.quantity, entered.price)
+        self._client.release(key=f"{entered.key}/exit", position_id=entered.position_id)
+        tell("traded")
 
     def _order(self, symbol: str, side: str, quantity: Decimal, price: Decimal | None = None) -> Decimal:
         """Send an order, at a limit where a price is given; base units that were filled."""
