@@ -6,11 +6,12 @@ The package is imported when a form runs, so that the other forms run where it i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from benchmarks.baselines import PORTFOLIO, RESERVED_USD
 from benchmarks.measure import BenchmarkError, Caller, Pace, Samples, run_tasks, run_threads
@@ -34,11 +35,15 @@ COINS = ("BTC", "ETH", "SOL", "XRP", "DOGE", "ADA", "AVAX", "LINK", "LTC", "BNB"
 
 @dataclass(frozen=True, slots=True)
 class LedgerForm:
-    """The ledger. `threaded`: the plain verbs from threads. `sized`: with price, balance and both instruments."""
+    """The ledger. `threaded`: the plain verbs from threads. `sized`: with price, balance and both instruments.
+
+    `random_keys`: keys that have nothing in common, instead of beginning with the caller's number.
+    """
 
     name: str
     threaded: bool = False
     sized: bool = False
+    random_keys: bool = False
 
     def prepare(self, database: Database, open_positions: int) -> None:
         _migrate(database)
@@ -53,7 +58,8 @@ class LedgerForm:
             ledger.set_cap(key="bench/cap", portfolio=PORTFOLIO, cap=cap_usd)
             asked = {**_sizing_arguments(), "ttl_seconds": TTL_SECONDS} if self.sized else {"ttl_seconds": TTL_SECONDS}
             if not self.threaded:
-                return asyncio.run(run_tasks(lambda: AwaitingCaller(ledger, cap_usd, asked), callers, pace))
+                key_of = _random_key if self.random_keys else str
+                return asyncio.run(run_tasks(lambda: AwaitingCaller(ledger, cap_usd, asked, key_of), callers, pace))
 
             @contextmanager
             def open_caller() -> Iterator[Caller]:
@@ -94,15 +100,20 @@ class AwaitingCaller:
     ledger: Ledger
     cap_usd: Decimal
     asked: dict[str, Any]
+    key_of: Callable[[str], str] = str
 
     async def reserve(self, key: str) -> str:
         decision = await self.ledger.reserve_async(
-            key=key, portfolio=PORTFOLIO, tags=TAGS, signal_score=SCORE, **self.asked
+            key=self.key_of(key), portfolio=PORTFOLIO, tags=TAGS, signal_score=SCORE, **self.asked
         )
         return _granted(decision, self.cap_usd)
 
     async def release(self, key: str, handle: str) -> None:
-        await self.ledger.release_async(key=key, position_id=handle)
+        await self.ledger.release_async(key=self.key_of(key), position_id=handle)
+
+
+def _random_key(_key: str) -> str:
+    return str(uuid4())
 
 
 def _granted(decision: Decision, cap_usd: Decimal) -> str:
@@ -181,3 +192,4 @@ def _migrate(database: Database) -> None:
 OURS = LedgerForm("ledger, awaited")
 OURS_BLOCKING = LedgerForm("ledger, plain calls", threaded=True)
 OURS_SIZED = LedgerForm("ledger, quantities", sized=True)
+OURS_RANDOM = LedgerForm("ledger, random keys", random_keys=True)

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from benchmarks.baselines import HAND_WRITTEN, HOT_ROW, Form
 from benchmarks.measure import Figures, Pace
-from benchmarks.ours import OURS, OURS_BLOCKING, OURS_SIZED
+from benchmarks.ours import OURS, OURS_BLOCKING, OURS_RANDOM, OURS_SIZED
 from benchmarks.report import median_round, new_table, print_conditions, progress, write_json
 from benchmarks.rows import ROWS
 from benchmarks.servers import Engine, Host, machine_conditions, open_hosts, scratch
@@ -26,6 +26,7 @@ FORMS: dict[str, Form] = {
     "ours": OURS,
     "ours-sync": OURS_BLOCKING,
     "ours-sized": OURS_SIZED,
+    "ours-random-keys": OURS_RANDOM,
     "rows": ROWS,
 }
 # Blocking calls are for the bot that runs alone: a bot with many concurrent cycles awaits.
