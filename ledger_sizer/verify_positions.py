@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, FromClause, and_, func, select
+from sqlalchemy import Connection, FromClause, and_, func, literal_column, select
 
 from ledger_sizer.database import is_among, plain_rows
 from ledger_sizer.domain import position_id
@@ -163,14 +163,14 @@ class PositionCheck:
         held: dict[str, int] = {}
         opened: dict[str, int] = {}
         query = (
-            select(PositionRow.tags, func.sum(PositionRow.held_e8), func.sum(PositionRow.open_e8))
+            select(PositionRow.tags, *_halves(PositionRow.held_e8), *_halves(PositionRow.open_e8))
             .where(PositionRow.portfolio_id == self._id)
             .where((PositionRow.held_e8 != 0) | (PositionRow.open_e8 != 0))
             .group_by(PositionRow.tags)
         )
-        for tags, held_e8, open_e8 in self._connection.execute(query):
+        for tags, *halves in self._connection.execute(query):
             try:
-                scopes, sums = stored_tags(tags).scopes, (int(held_e8), int(open_e8))
+                scopes, sums = stored_tags(tags).scopes, (_whole(*halves[:2]), _whole(*halves[2:]))
             except UNREADABLE:
                 self._found(None, f"positions with the tags {tags!r:.100} cannot be summed")
                 continue
@@ -181,6 +181,15 @@ class PositionCheck:
 
     def _of(self, number: int) -> str:
         return position_id(self._name, number)
+
+
+def _halves(column: Any) -> tuple[Any, Any]:
+    """The sums of a column's upper and lower halves: SQLite gives up where a sum leaves 64 bits, as one edit can do."""
+    return func.sum(column.op(">>")(literal_column("32"))), func.sum(column.op("&")(0xFFFFFFFF))
+
+
+def _whole(upper: Any, lower: Any) -> int:
+    return (int(upper) << 32) + int(lower)
 
 
 def _difference(row: Sequence[Any], told: Told) -> str:

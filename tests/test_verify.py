@@ -161,13 +161,18 @@ def _edits() -> Iterator[Any]:
             kinds = ["other"]
             if not isinstance(column.type, BigInteger | Integer):
                 kinds += ["garbage", "object", "list"]
+            elif isinstance(column.type, BigInteger):
+                kinds += ["largest", "smallest"]
             if column.nullable:
                 kinds += ["emptied"] if f"{table.name}.{column.name}" in NEVER_EMPTY else ["emptied", "filled"]
             for kind in kinds:
                 yield pytest.param(table, column, kind, id=f"{table.name}.{column.name}-{kind}")
 
 
-VALUES = {"garbage": "no such thing \x1f", "object": "{}", "list": "[[1,2],[3]]", "emptied": None}
+VALUES = {
+    "garbage": "no such thing \x1f", "object": "{}", "list": "[[1,2],[3]]", "emptied": None,
+    "largest": 2**63 - 1, "smallest": -(2**63),
+}  # fmt: skip
 
 
 def _changed(column: Any, kind: str, before: Any) -> Any:
