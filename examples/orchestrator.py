@@ -188,7 +188,7 @@ async def main(where: str, cycles: int, seed: int) -> Orchestrator:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ledger", default="sqlite:///orchestrator.db", help="database URL, or address of the service")
-    parser.add_argument("--cycles", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--cycles", type=int, default=20, help="funding periods to trade (20)")
+    parser.add_argument("--seed", type=int, default=7, help="of the paper market (7)")
     arguments = parser.parse_args()
     print(dict(asyncio.run(main(arguments.ledger, arguments.cycles, arguments.seed)).events))

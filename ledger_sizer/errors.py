@@ -1,10 +1,10 @@
-"""Every error this package raises on purpose.
+"""The errors of this package. A few more, of one place only, stand where they are raised, below one of these.
 
     LedgerError
     ├── InvalidRequest      the caller sent something no ledger could accept; names the field
     │   └── KeyReused       the idempotency key already answered a different request
     ├── NotFound            no such portfolio, position or decision
-    ├── WrongState          the position's life does not allow this verb now
+    ├── WrongState          the position's life, or the drift's, does not allow this now
     ├── Denied              a denial the caller asked to have raised (`Decision.raise_for_denial`)
     ├── Busy                the queue is full or the database is contended; nothing was recorded, try again
     ├── Unavailable         the database is away, or the outcome is not known; retry with the same key
@@ -66,7 +66,7 @@ class NotFound(LedgerError, LookupError):
 
 
 class WrongState(LedgerError):
-    """The position exists, but its state does not allow this verb (for example releasing a closed one)."""
+    """The position (or drift) exists, but its state does not allow this, for example releasing a closed one."""
 
     code = "wrong_state"
 

@@ -10,7 +10,7 @@ from typing import Any
 from ledger_sizer.domain import from_us
 from ledger_sizer.instruments import InstrumentInfo
 from ledger_sizer.records import Decision
-from ledger_sizer.sizing import match_quantity
+from ledger_sizer.sizing import match_quantity, net_of_spot_fee
 from ledger_sizer.trace import reconciliation_of
 from ledger_sizer.units import plain, usd
 
@@ -134,7 +134,8 @@ def _largest(request: dict[str, Any], trace: dict[str, Any], decided_us: int) ->
     """The largest budget, USD, and quantity that any score could have been granted then; None but for a reservation.
 
     It is min(per-position maximum, headroom of every scope, available balance), and nothing where a scope is not
-    active or not reconciled. `binding` names the first of these that is the least.
+    active or not reconciled. `binding` names the first of these that is the least. The request's own `min_notional_usd`
+    is left out: the figure shows what it would have had to be.
     """
     policy = trace.get("policy")
     if policy is None:
@@ -152,8 +153,10 @@ def _largest(request: dict[str, Any], trace: dict[str, Any], decided_us: int) ->
     binding, budget = min(candidates, key=lambda candidate: candidate[1])
     quantity = None
     if budget and {"price", "spot_instrument", "perp_instrument"} <= request.keys():
-        instruments = (_instrument(request["spot_instrument"]), _instrument(request["perp_instrument"]))
-        quantity = match_quantity(budget, Decimal(request["price"]), instruments).quantity
+        price, spot = Decimal(request["price"]), _instrument(request["spot_instrument"])
+        fee_rate = Decimal(request.get("spot_fee_rate", 0))
+        spend = net_of_spot_fee(budget, price, spot, fee_rate) if fee_rate else budget
+        quantity = match_quantity(spend, price, (spot, _instrument(request["perp_instrument"]))).quantity
     return {"budget": plain(budget), "quantity": _text(quantity), "binding": binding}
 
 

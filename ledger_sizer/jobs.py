@@ -69,7 +69,7 @@ class Jobs:
             )
 
     def every(self, name: str, seconds: int, work: Callable[[], object]) -> None:
-        """Run `work` at the start and then on an interval, if this replica's turn it is. Add before `start`.
+        """Run `work` at the start and then on an interval, if it is this replica's turn. Add before `start`.
 
         What it returns, where that is text, is counted as its result instead of `done`.
         """
@@ -127,7 +127,7 @@ class Jobs:
             return self._lease
 
     def sweep(self) -> None:
-        """Free what has expired, if this replica's turn it is."""
+        """Free what has expired, if it is this replica's turn."""
         self._run("sweep", self._sweep)
 
     def _sweep(self) -> None:
@@ -136,7 +136,7 @@ class Jobs:
             log.info("jobs.swept", freed=freed)
 
     def reconcile(self) -> None:
-        """Compare the ledger with the exchange, if this replica's turn it is."""
+        """Compare the ledger with the exchange, if it is this replica's turn."""
         self._run("reconcile", self._reconcile)
 
     def _reconcile(self) -> str:
@@ -149,7 +149,7 @@ class Jobs:
         return "done" if all(report.run.outcome == "good" for report in reports) else "incomplete"
 
     def archive(self) -> None:
-        """Move closed history of the set age into files, if this replica's turn it is."""
+        """Move closed history of the set age into files, if it is this replica's turn."""
         settings = self._ledger.settings.ledger
         age = timedelta(days=max(settings.archive_after_days, settings.key_window_days), seconds=1)
         self._run("archive", lambda: self._ledger.archive(datetime.now(UTC) - age))

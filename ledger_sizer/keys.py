@@ -2,7 +2,7 @@
 
 A token is `lsk_<key id>_<secret>` with a secret of 256 random bits. Only SHA-256 of the whole token is stored: there is
 no dictionary to try against that many random bits, so a slow password hash would cost every request and protect
-nothing (docs/decisions/ has the record).
+nothing (docs/decisions/0008).
 """
 
 import hmac

@@ -41,7 +41,7 @@ class Metrics:
         self.expiries = Counter("ledger_expiries", "Holds that ended because nobody confirmed them in time.", **own)
         self.batch_size = Histogram("ledger_batch_size", "Decisions in one commit.", buckets=_SIZES, **own)
         self.commit_seconds = Histogram(
-            "ledger_commit_seconds", "From a batch's first lock to its commit.", buckets=_SECONDS, **own
+            "ledger_commit_seconds", "From the beginning of a batch's decisions to its commit.", buckets=_SECONDS, **own
         )
         self.job_runs = Counter("ledger_job_runs", "Runs of scheduled jobs.", ["job", "result"], **own)
         self.leader = Gauge("ledger_jobs_leader", "1 while this replica runs the scheduled jobs.", **own)

@@ -7,7 +7,8 @@ Pure: no database, no clock, no logging. The ledger's rules and a backtest call 
     budget = min(raw budget, cap - current exposure)
     quantity = floor(min(max_position_size_usd, available balance, budget) / price) to the legs' common step
 
-All arithmetic is exact Decimal; quantities only ever round down.
+All arithmetic is exact Decimal. Quantities round down, but for the spot order that a fee is taken from, which rounds up
+(`gross_of_spot_fee`) within the budget.
 """
 
 from dataclasses import dataclass

@@ -40,8 +40,9 @@ every example on it runs as written (both are tested). Written by `scripts/cli_r
 - **Keys.** A command without `--key` makes one and prints it. When an answer did not arrive (busy, database away,
   interrupted) the error names the key: send the same command with it and learn what became of it.
 - **The database** is `--database-url`, else `LEDGER_DATABASE_URL` from the environment or `.env`, else
-  `sqlite:///ledger.db`. Only `reserve`, `adopt`, `caps set`, `db upgrade` and `replay` (which keeps its own) create a
-  SQLite file that is not there.
+  `sqlite:///ledger.db`. A SQLite file that is not there is created by `reserve`, `adopt`, `caps set`, `serve`,
+  `keys create`, `instruments refresh` and `db upgrade`; `db copy` creates its target, and `replay` has its own. Every
+  other command refuses, since a wrong path must not look like an empty ledger.
 """
 
 

@@ -292,6 +292,16 @@ def test_explain_reservation_when_a_cap_bound_it_then_the_largest_size_and_the_s
     assert other["settings_version"] != small["settings_version"]
 
 
+def test_explain_reservation_when_a_spot_fee_is_paid_in_base_then_the_largest_quantity_leaves_room_for_it(
+    database_url: str, clock: FakeClock
+) -> None:
+    with opened(database_url, clock) as ledger:
+        granted = reserve_btc(ledger, "flat", spot_fee_rate=D("0.01"))
+        largest = ledger.explain(granted.seq or 0).data["largest_grantable"]
+    assert largest == {"budget": "1000", "quantity": "0.019", "binding": "max_position_size_usd"}
+    assert granted.quantity == D("0.019"), "1,000 USD buy 0.02, of which the fee leaves less"
+
+
 def test_look_back_over_http_when_asked_then_it_is_what_the_ledger_says(database_url: str) -> None:
     with serving(database_url) as service, LedgerClient(service.url) as client:
         ledger = service.ledger

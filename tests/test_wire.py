@@ -152,7 +152,6 @@ def test_write_decision_when_read_back_then_every_public_figure_is_equal(new_dat
             answers.page_to_json(page, lambda d: answers.decision_to_json(d, full=True)), answers.decision_from_json
         ) == page  # fmt: skip
         assert answers.exposure_from_json(answers.exposure_to_json(ledger.exposure())) == ledger.exposure()
-    assert answers.instrument_from_json(answers.instrument_to_json(PERP)) == PERP
     assert answers.leg_from_json(answers.leg_to_json(LEG)) == LEG
 
 

@@ -20,7 +20,6 @@ from ledger_sizer.telemetry import get_logger, request_id_var
 
 log = get_logger(__name__)
 
-REQUEST_ID_HEADER = "X-Request-Id"
 _GOOD_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}")
 # Unique without asking the system for random bytes at every request, which gives the interpreter's lock away.
 _PROCESS = secrets.token_hex(10)

@@ -55,7 +55,7 @@ def group(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """The capital desk for trading bots: how much may go on a position, held under caps that nothing can breach."""
+    """The capital desk for trading bots: how much may go on a position, held under caps that no grant breaches."""
 
 
 app.command(epilog=trading.RESERVE_HELP)(trading.reserve)

@@ -1,6 +1,7 @@
 """`ledger-sizer instruments`: the market rules that reservations can name."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -104,6 +105,7 @@ def show(
 ) -> int:
     """Show every version of one market's rules, oldest first, with the time from which it was known."""
     from ledger_sizer.cli.failures import Failure
+    from ledger_sizer.domain import from_us
     from ledger_sizer.instrument_cache import rules_history
 
     with ledger_engine_at(database_url) as engine:
@@ -114,11 +116,11 @@ def show(
     if as_json:
         output.write_json_list((_form(version) for version in found), lambda: None)
         return 0
-    _table(found, Column("since"), [_time(version.since_us) for version in found])
+    _table(found, Column("since"), [from_us(version.since_us) for version in found])
     return 0
 
 
-def _table(found: "list[RulesVersion]", first: Column, labels: "Sequence[str | None]") -> None:
+def _table(found: "list[RulesVersion]", first: Column, labels: "Sequence[str | datetime]") -> None:
     from ledger_sizer.units import plain
 
     columns = [first, *(Column(name, keep=5, right=True) for name in _FIGURES), Column("state")]
@@ -148,6 +150,6 @@ def _form(version: "RulesVersion") -> dict[str, Any]:
 
 
 def _time(us: int | None) -> str | None:
-    from ledger_sizer.domain import from_us
+    from ledger_sizer.wire.answers import time_text_of
 
-    return None if us is None else from_us(us).isoformat()
+    return None if us is None else time_text_of(us)

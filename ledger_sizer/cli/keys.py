@@ -96,11 +96,13 @@ def _portfolios(key: "ApiKey") -> str:
 
 
 def _form(key: "ApiKey") -> dict[str, object]:
+    from ledger_sizer.wire.answers import time_text
+
     return {
         "key_id": key.key_id,
         "name": key.name,
         "role": key.role,
         "portfolios": None if key.portfolios is None else list(key.portfolios),
-        "created_at": key.created_at.isoformat(),
-        "revoked_at": None if key.revoked_at is None else key.revoked_at.isoformat(),
+        "created_at": time_text(key.created_at),
+        "revoked_at": None if key.revoked_at is None else time_text(key.revoked_at),
     }

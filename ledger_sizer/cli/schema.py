@@ -47,15 +47,10 @@ def _migrate(engine: "Engine", move: Callable[[Any, str], None], revision: str) 
     return before, schema_version(engine)
 
 
-def _shown(engine: "Engine") -> str:
-    """The database's URL as a user would write it, without its password."""
-    return engine.url.set(drivername=engine.url.get_backend_name()).render_as_string(hide_password=True)
-
-
 def _show(engine: "Engine", as_json: bool, before: str | None, after: str | None) -> None:
-    from ledger_sizer.database import SCHEMA_HEAD
+    from ledger_sizer.database import SCHEMA_HEAD, shown
 
-    where = _shown(engine)
+    where = shown(engine.url)
     if as_json:
         head = {"current": after, "head": SCHEMA_HEAD, "is_current": after == SCHEMA_HEAD}
         output.write_json({"database": where, "previous": before, **head})
@@ -105,11 +100,12 @@ def downgrade(
     import sys
 
     from ledger_sizer.database import downgrade as migrate
+    from ledger_sizer.database import shown
 
     with engine_at(database_url) as engine:
         if not yes and sys.stdin.isatty():
             typer.confirm(
-                f"Downgrade {_shown(engine)} to {revision} and lose what it cannot hold?", abort=True, err=True
+                f"Downgrade {shown(engine.url)} to {revision} and lose what it cannot hold?", abort=True, err=True
             )
         before, after = _migrate(engine, migrate, revision)
         _show(engine, as_json, before, after)

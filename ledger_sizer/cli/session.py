@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def ledger_at(url: str | None, *, create: bool = False) -> Iterator["Ledger"]:
     """The ledger at `url`, or at the settings' own, open for the length of a `with` block.
 
-    create: whether a missing SQLite file may be made. Only commands that bring capital in do that; any other one was
-    given the wrong path, and an empty ledger that answers "nothing open" would be the worst reply.
+    create: whether a missing SQLite file may be made. Only a command that may be a ledger's first does that; any other
+    one was given the wrong path, and an empty ledger that answers "nothing open" would be the worst reply.
     """
     from ledger_sizer.ledger import Ledger
 

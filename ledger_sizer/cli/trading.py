@@ -32,7 +32,10 @@ def reserve(
     portfolio: Portfolio = "main",
     tag: Tag = None,
     signal_score: Annotated[
-        str | None, typer.Option("--signal-score", "--score", metavar="0..1", help="Without one it is sized flat.")
+        str | None,
+        typer.Option(
+            "--signal-score", "--score", metavar="0..1", help="Scales the size where SIZING_ENABLED=true; flat without."
+        ),
     ] = None,
     price: Annotated[str | None, typer.Option("--price", metavar="USD", help="Per base unit.")] = None,
     available_balance: Annotated[

@@ -40,9 +40,10 @@ class Lost:
 
     def error(self, method: str, path: str) -> LedgerError:
         """The error to raise once patience is over."""
-        return Unavailable(
-            f"no answer to {method} {path}: {self.what}; whether it took effect is not known, the same key settles it"
-        )
+        told = "is the service running, and is this its address?"
+        if method != "GET":
+            told = "whether it took effect is not known, the same key settles it"
+        return Unavailable(f"no answer to {method} {path}: {self.what}; {told}")
 
 
 def retry_after_seconds(reply: Reply) -> float | None:

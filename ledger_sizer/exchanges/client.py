@@ -26,8 +26,8 @@ _RETRY_DELAY_MS = 500
 def make_client(settings: ExchangeAccountSettings) -> Any:
     """A synchronous ccxt client for this account.
 
-    Its calls raise ccxt's own errors; `whole_answer` tells what the last one brought. Raises `InvalidRequest` for an
-    exchange that ccxt does not know, and where ccxt is not installed.
+    Its calls raise ccxt's own errors; `last_answer` is the JSON of the newest answer, None where it was not whole.
+    Raises `InvalidRequest` for an exchange that ccxt does not know, and where ccxt is not installed.
     """
     require_known(settings.id)
 

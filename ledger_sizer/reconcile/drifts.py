@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields, replace
 from decimal import Decimal
 from typing import Any
 
-from sqlalchemy import Connection, Engine, bindparam, func, insert, select, update
+from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.config import ReconcileSettings
@@ -290,14 +290,6 @@ def runs(
     """Runs, newest first."""
     query = select(ReconciliationRow.__table__).order_by(ReconciliationRow.id.desc())
     return _page(engine, query, ReconciliationRow, run_of, portfolios, cursor, limit)
-
-
-def counts(engine: Engine) -> list[tuple[str, str, str, int]]:
-    """(portfolio, kind, state, how many) of the drifts that are not resolved."""
-    group = (DriftRow.portfolio, DriftRow.kind, DriftRow.state)
-    query = select(*group, func.count()).where(DriftRow.state != "resolved").group_by(*group).order_by(*group)
-    with reading(engine) as connection:
-        return [(portfolio, kind, state, many) for portfolio, kind, state, many in connection.execute(query)]
 
 
 def _states(state: str) -> Iterable[str]:

@@ -141,12 +141,6 @@ def instrument_to_json(instrument: InstrumentInfo) -> Json:
     return {"symbol": instrument.symbol, **{name: plain(getattr(instrument, name)) for name in figures}}
 
 
-def instrument_from_json(form: Mapping[str, Any]) -> InstrumentInfo:
-    """The instrument that `instrument_to_json` wrote; what has a default may be missing."""
-    figures: dict[str, Any] = {name: Decimal(value) for name, value in form.items() if name != "symbol"}
-    return InstrumentInfo(form["symbol"], **figures)
-
-
 def position_to_json(position: Position) -> Json:
     """A position with its legs."""
     return {

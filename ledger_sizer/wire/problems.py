@@ -97,7 +97,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "invalid_request": Problem(422, "The request is wrong in itself", InvalidRequest),
     "idempotency_key_reused": Problem(422, "The idempotency key answered another request", KeyReused),
     "not_found": Problem(404, "There is no such thing", NotFound),
-    "wrong_state": Problem(409, "The position's state does not allow this", WrongState),
+    "wrong_state": Problem(409, "The present state does not allow this", WrongState),
     **{reason: Problem(409, title, Denied) for reason, title in _DENIALS.items()},
     "unauthenticated": Problem(401, "An API key is needed", Unauthenticated),
     "forbidden": Problem(403, "The API key does not allow this", Forbidden),
