@@ -198,11 +198,11 @@ class Committer:
         if len(group.commands) > 1 and not group.atomic:
             results: list[Result] = []
             for command in group.commands:
-                answer = self._settle([Group((command,), request_id=group.request_id)], None)[0]
+                answer = self._settle([group._replace(commands=(command,))], None)[0]
                 results += [answer] if isinstance(answer, LedgerError) else answer
             return [results]
         log.error("ledger.refused", error=str(error).strip())
-        return [InternalError(f"the database refused the command, nothing was recorded: {str(error).strip()}")]
+        return [InternalError(f"the command could not be stored, nothing was recorded: {str(error).strip()}")]
 
 
 def _given_up(fault: str, error: Exception) -> LedgerError:

@@ -118,6 +118,10 @@ class SchemaOutdated(LedgerError):
 
 
 class InternalError(LedgerError):
-    """A defect in this package. The command had no effect; the log has the traceback."""
+    """A defect in this package; the log has the traceback.
+
+    Not `retryable`, because the next try would meet it too. Sent again with the same key, the command still takes
+    effect at most once.
+    """
 
     code = "internal_error"

@@ -16,12 +16,13 @@ from sqlalchemy import Engine, update
 
 from ledger_sizer import AppSettings, Ledger, ReconcileSettings
 from ledger_sizer.batch import Group
+from ledger_sizer.commands import Release, Remark
 from ledger_sizer.database import make_engine
 from ledger_sizer.leases import LeaseLost, acquire, fenced
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.look import LookHere
 from ledger_sizer.reconcile.run import LEASE_NAME, Reconciler
-from ledger_sizer.tables import LeaseRow
+from ledger_sizer.tables import LeaseRow, ScopeRow
 from tests.accounts import Desk, WrittenAccount, long
 from tests.clocks import FakeClock
 from tests.desk import TAGS, assert_verified, figures
@@ -127,6 +128,35 @@ def test_submit_when_the_lease_is_over_then_it_is_refused_and_its_neighbours_are
     assert [type(one).__name__ for one in answers] == ["list", "LeaseLost", "list"]
     assert chain(desk.ledger) == ["held", "a", "c"]
     desk.close()
+
+
+def test_submit_when_the_database_refuses_one_and_the_lease_ends_then_the_others_are_not_stored_without_it(
+    database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refused batch is answered one command at a time; each has to be under the lease still."""
+    desk = Desk(database_url, clock)
+    held = desk.ledger.reserve(key="held", tags=TAGS)
+    with desk.engine.begin() as connection:  # somebody's edit: less than nothing would be held after a release
+        connection.execute(update(ScopeRow).where(ScopeRow.scope == "portfolio").values(held_e8=0))
+    lease = acquire(desk.engine, LEASE_NAME, "me", 60)
+    assert lease is not None
+    store = desk.ledger._committer._store
+    rollback = store.rollback
+
+    def paused() -> None:
+        rollback()
+        end_lease(desk)
+
+    monkeypatch.setattr(store, "rollback", paused)
+    with fenced(lease):
+        answers = desk.ledger.submit([_remark("about"), Release(key="refused", position_id=str(held.position_id))])
+    assert [type(one) for one in answers] == [LeaseLost, LeaseLost]
+    assert chain(desk.ledger) == ["held"]
+    desk.close()
+
+
+def _remark(key: str) -> Remark:
+    return Remark(key=key, portfolio="main", about="drift-1", event="confirmed")
 
 
 def _reserve(key: str) -> Any:
