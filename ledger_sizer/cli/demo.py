@@ -130,7 +130,7 @@ def _show(summary: "Summary") -> None:
     verified = (
         f"{output.count(summary.report.decisions, 'decision')}, {output.count(summary.report.positions, 'position')}"
     )
-    words = "no cap was breached, the ledger verifies" if summary.ok else "a promise was broken"
+    words = "no grant breached a cap, the ledger verifies" if summary.ok else "a promise was broken"
     output.headline(f"{words}: {verified}", "ok" if summary.ok else "denied")
 
 
