@@ -128,6 +128,36 @@ def test_snapshot_when_one_part_cannot_be_fetched_then_it_is_unknown_and_the_oth
     assert account.snapshot(now_us).whole, "the next one is whole again"
 
 
+MARKETS = {"bybit": "instruments-info", "binance": "exchangeInfo", "okx": "public/instruments"}
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_snapshot_when_the_markets_came_without_rows_then_a_position_is_not_taken_for_none(
+    server: PaperServer, control: PaperControl, venue: str, times: int
+) -> None:
+    control.open(PERP, "short", D("0.02"))
+    account = account_at(venue, server.url, api_key=SecretStr(control.api_key))
+    control.fault("hollow", MARKETS[venue], times=times)
+    assert account.snapshot(now_us).positions != ()
+    control.clear_faults()
+    (position,) = account.snapshot(now_us).positions or ()
+    assert (position.symbol, position.side, position.quantity) == (PERP, "short", D("0.02"))
+    account.close()
+
+
+def test_snapshot_when_binance_listed_spot_markets_alone_then_its_positions_are_found_by_asking_again(
+    server: PaperServer,
+) -> None:
+    control = PaperControl(server.url, "binance", "spot-alone")
+    control.open_account()
+    control.open(PERP, "short", D("0.02"))
+    account = account_at("binance", server.url, api_key=SecretStr("spot-alone"))
+    control.fault("hollow", "fapi/v1/exchangeInfo")
+    (position,) = account.snapshot(now_us).positions or ()
+    assert (position.symbol, position.quantity) == (PERP, D("0.02"))
+    account.close()
+
+
 def test_snapshot_when_a_fault_passes_then_ccxt_asked_again(
     server: PaperServer, control: PaperControl, venue: str
 ) -> None:

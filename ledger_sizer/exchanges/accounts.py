@@ -25,6 +25,9 @@ _WALLETS: dict[str, tuple[str, ...]] = {"binance": ("spot", "swap")}
 """Exchanges that keep spot and derivatives in wallets of their own; the balances of all are added up."""
 
 _DERIVATIVES = ("swap", "future", "option")
+_BYBIT_SETTLES = frozenset({"USDT", "USDC"})
+"""Asked for whatever the loaded markets say: an answer without its markets would leave no currency to ask for."""
+
 _PAGES_MAX = 1000
 _Part = TypeVar("_Part")
 
@@ -86,8 +89,8 @@ class ExchangeAccount:
             return ()  # known: there is nowhere to have one. Where ccxt does not say (None), it stays unknown
         self._client.load_markets()
         rows = [row for row in self._position_rows() if _figure(row.get("contracts"), "contracts") != 0]
-        if any(row.get("symbol") not in self._client.markets for row in rows):
-            self._client.load_markets(True)  # listed since the rules were loaded
+        if not all(self._is_contract(row.get("symbol")) for row in rows):
+            self._client.load_markets(True)  # listed since the rules were loaded, or those came without their markets
             rows = [row for row in self._position_rows() if _figure(row.get("contracts"), "contracts") != 0]
         return _merged(self._position(row) for row in rows)
 
@@ -115,7 +118,12 @@ class ExchangeAccount:
             return [{}]
         markets = self._client.markets.values()
         settles = {market["settle"] for market in markets if market["swap"] and market["linear"] and market["settle"]}
-        return [{"settleCoin": settle} for settle in sorted(settles)]
+        return [{"settleCoin": settle} for settle in sorted(settles | _BYBIT_SETTLES)]
+
+    def _is_contract(self, symbol: Any) -> bool:
+        """Whether the loaded markets have it as a derivative. ccxt names one they lack after the spot market of its id."""
+        market = self._client.markets.get(symbol)
+        return market is not None and bool(market["contract"])
 
     def _next_cursor(self) -> str | None:
         if self.venue != "bybit":
