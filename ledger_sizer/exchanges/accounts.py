@@ -121,7 +121,7 @@ class ExchangeAccount:
         return [{"settleCoin": settle} for settle in sorted(settles | _BYBIT_SETTLES)]
 
     def _is_contract(self, symbol: Any) -> bool:
-        """Whether the loaded markets have it as a derivative. ccxt names one they lack after the spot market of its id."""
+        """Whether the loaded markets have it as a derivative. ccxt names one they lack like a spot market."""
         market = self._client.markets.get(symbol)
         return market is not None and bool(market["contract"])
 
