@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import SecretStr
 
 from ledger_sizer.config import AppSettings, ExchangeAccountSettings, ExchangeSettings
 from ledger_sizer.errors import InvalidRequest, Unavailable
+from ledger_sizer.exchanges import accounts
 from ledger_sizer.exchanges.accounts import ExchangeAccount, open_accounts
 from ledger_sizer.exchanges.snapshot import VenueBalance, VenuePosition
 from ledger_sizer.paper import PaperControl, PaperServer
@@ -126,6 +128,52 @@ def test_snapshot_when_one_part_cannot_be_fetched_then_it_is_unknown_and_the_oth
     assert problem.startswith(f"{venue} main: {('positions', 'balances')[part]} unknown: ")
     assert "signature" not in problem
     assert account.snapshot(now_us).whole, "the next one is whole again"
+
+
+def test_snapshot_when_a_contract_size_changes_then_every_account_learns_of_it(
+    server: PaperServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    control = PaperControl(server.url, "okx", "sizes")
+    control.open_account()
+    control.open(PERP, "short", D(2))
+    account = account_at("okx", server.url, api_key=SecretStr("sizes"))
+    assert [one.quantity for one in account.snapshot(now_us).positions or ()] == [D(2)]
+    markets = server.venues.dialects["okx"].book.markets
+    monkeypatch.setitem(markets, PERP, replace(markets[PERP], contract_size=markets[PERP].contract_size / 10))
+    monkeypatch.setattr(accounts, "_MARKETS_SECONDS_MAX", 0)
+    # The paper venue keeps base units, so the same position is ten times as many contracts now.
+    assert [one.quantity for one in account.snapshot(now_us).positions or ()] == [D(2)]
+    account.close()
+
+
+MARKETS = {"bybit": "instruments-info", "binance": "exchangeInfo", "okx": "public/instruments"}
+
+
+@pytest.mark.parametrize("times", [1, 2, 3, 4])
+def test_snapshot_when_the_markets_came_without_rows_then_a_position_is_not_taken_for_none(
+    server: PaperServer, control: PaperControl, venue: str, times: int
+) -> None:
+    control.open(PERP, "short", D("0.02"))
+    account = account_at(venue, server.url, api_key=SecretStr(control.api_key))
+    control.fault("hollow", MARKETS[venue], times=times)
+    assert account.snapshot(now_us).positions != ()
+    control.clear_faults()
+    (position,) = account.snapshot(now_us).positions or ()
+    assert (position.symbol, position.side, position.quantity) == (PERP, "short", D("0.02"))
+    account.close()
+
+
+def test_snapshot_when_binance_listed_spot_markets_alone_then_its_positions_are_found_by_asking_again(
+    server: PaperServer,
+) -> None:
+    control = PaperControl(server.url, "binance", "spot-alone")
+    control.open_account()
+    control.open(PERP, "short", D("0.02"))
+    account = account_at("binance", server.url, api_key=SecretStr("spot-alone"))
+    control.fault("hollow", "fapi/v1/exchangeInfo")
+    (position,) = account.snapshot(now_us).positions or ()
+    assert (position.symbol, position.quantity) == (PERP, D("0.02"))
+    account.close()
 
 
 def test_snapshot_when_a_fault_passes_then_ccxt_asked_again(

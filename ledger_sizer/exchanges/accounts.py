@@ -6,6 +6,7 @@ package cannot count in base units.
 
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
@@ -25,7 +26,13 @@ _WALLETS: dict[str, tuple[str, ...]] = {"binance": ("spot", "swap")}
 """Exchanges that keep spot and derivatives in wallets of their own; the balances of all are added up."""
 
 _DERIVATIVES = ("swap", "future", "option")
+_BYBIT_SETTLES = frozenset({"USDT", "USDC"})
+"""Asked for whatever the loaded markets say: an answer without its markets would leave no currency to ask for."""
+
 _PAGES_MAX = 1000
+_MARKETS_SECONDS_MAX = 3600
+"""Markets are loaded anew after this time: with an old contract size every position would be another one."""
+
 _Part = TypeVar("_Part")
 
 
@@ -46,6 +53,7 @@ class ExchangeAccount:
         self._client = make_client(settings)
         self._wallets: tuple[str | None, ...] = settings.wallets or _WALLETS.get(settings.id, (None,))
         self._lock = threading.Lock()
+        self._loaded_at = float("-inf")
 
     def snapshot(self, now_us: Callable[[], int]) -> Snapshot:
         """Positions and balances as the exchange shows them now. Never raises for what the exchange does."""
@@ -60,7 +68,7 @@ class ExchangeAccount:
         """The rules of every spot and swap market, loaded anew. Raises `Unavailable`."""
         with self._lock:
             try:
-                self._client.load_markets(True)
+                self._load_markets()
                 return rules_of(self._client)
             except Exception as error:  # noqa: BLE001 - an answer of unforeseen shape breaks ccxt's parsers in any way
                 raise Unavailable(f"{self.venue} did not give its market rules: {_told(error)}") from None
@@ -84,12 +92,17 @@ class ExchangeAccount:
         has = self._client.has
         if not has["fetchPositions"] and all(has[kind] is False for kind in _DERIVATIVES):
             return ()  # known: there is nowhere to have one. Where ccxt does not say (None), it stays unknown
-        self._client.load_markets()
+        if time.monotonic() - self._loaded_at >= _MARKETS_SECONDS_MAX:
+            self._load_markets()
         rows = [row for row in self._position_rows() if _figure(row.get("contracts"), "contracts") != 0]
-        if any(row.get("symbol") not in self._client.markets for row in rows):
-            self._client.load_markets(True)  # listed since the rules were loaded
+        if not all(self._is_contract(row.get("symbol")) for row in rows):
+            self._load_markets()  # listed since the rules were loaded, or those came without their markets
             rows = [row for row in self._position_rows() if _figure(row.get("contracts"), "contracts") != 0]
         return _merged(self._position(row) for row in rows)
+
+    def _load_markets(self) -> None:
+        self._client.load_markets(True)
+        self._loaded_at = time.monotonic()
 
     def _position_rows(self) -> list[dict[str, Any]]:
         """All rows of all pages."""
@@ -115,7 +128,12 @@ class ExchangeAccount:
             return [{}]
         markets = self._client.markets.values()
         settles = {market["settle"] for market in markets if market["swap"] and market["linear"] and market["settle"]}
-        return [{"settleCoin": settle} for settle in sorted(settles)]
+        return [{"settleCoin": settle} for settle in sorted(settles | _BYBIT_SETTLES)]
+
+    def _is_contract(self, symbol: Any) -> bool:
+        """Whether the loaded markets have it as a derivative. ccxt names one they lack like a spot market."""
+        market = self._client.markets.get(symbol)
+        return market is not None and bool(market["contract"])
 
     def _next_cursor(self) -> str | None:
         if self.venue != "bybit":

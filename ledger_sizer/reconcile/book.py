@@ -50,6 +50,27 @@ def read_budgets(engine: Engine, portfolio: str, positions: Iterable[Position]) 
     return found
 
 
+def read_parts(engine: Engine, portfolio: str, positions: Iterable[Position], since_us: int) -> dict[int, Decimal]:
+    """How much of positions that are still open was closed by what moved them last after `since_us`, by number."""
+    moved = {one.updated_seq: one.number for one in positions if one.state == "open" and one.updated_us > since_us}
+    seqs = [*moved]
+    query = (
+        select(DecisionRow.seq, DecisionRow.quantity)
+        .join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id)
+        .where(
+            PortfolioRow.name == portfolio,
+            DecisionRow.seq.in_(bindparam("seqs", expanding=True)),
+            DecisionRow.command == "release",
+        )
+    )
+    found: dict[int, Decimal] = {}
+    with reading(engine) as connection:
+        for start in range(0, len(seqs), _PORTION):
+            rows = connection.execute(query, {"seqs": seqs[start : start + _PORTION]})
+            found |= {moved[seq]: Decimal(quantity) for seq, quantity in rows if quantity is not None}
+    return found
+
+
 def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Position]:
     """Every live position, and those that were closed or expired since `since_us`.
 
@@ -126,11 +147,11 @@ class Book:
     and may be filled here.
     holds: every hold with a place, its markets and its USD. expired: holds that ran out. external: positions that
     count what only the exchange knew. known: base units beyond the ledger that an earlier run saw and no hold
-    explained. accepted: those of them that a person said may stay. uneven: hedged positions, bought and sold.
-    touched: markets that moved during the fetch, and positions that moved lately. settling: base units that moved
-    shortly before the fetch, which the exchange may show or not. moved_us: when a fill or a close last moved an asset
-    at a place. prices: USD by asset. unplaced: legs and holds whose account nobody can tell. without_legs: open
-    positions that name no market.
+    explained, and known_since_us when that was first seen. accepted: those of them that a person said may stay.
+    uneven: hedged positions, bought and sold. touched: markets that moved during the fetch, and positions that moved
+    lately. settling: base units that moved shortly before the fetch, which the exchange may show or not. moved_us:
+    when a fill or a close last moved an asset at a place. prices: USD by asset. unplaced: legs and holds whose
+    account nobody can tell. without_legs: open positions that name no market.
     """
 
     open: dict[Market, Decimal] = field(default_factory=dict)
@@ -140,6 +161,7 @@ class Book:
     expired: list[ExpiredHold] = field(default_factory=list)
     external: dict[Market, list[Position]] = field(default_factory=dict)
     known: Mapping[Market, Decimal] = field(default_factory=dict)
+    known_since_us: Mapping[Market, int] = field(default_factory=dict)
     accepted: Mapping[Market, Decimal] = field(default_factory=dict)
     uneven: list[tuple[Position, Decimal, Decimal]] = field(default_factory=list)
     touched: set[Market] = field(default_factory=set)
@@ -166,6 +188,7 @@ def book_of(
     expired_us: int,
     now_us: int = 0,
     budgets_usd: Mapping[int, Decimal] = MappingProxyType({}),
+    parts: Mapping[int, Decimal] = MappingProxyType({}),
 ) -> Book:
     """Sum up the positions.
 
@@ -173,6 +196,7 @@ def book_of(
     seq_before: head before the fetch; what moved later is touched. settled_us: what moved after this time is settling.
     expired_us: holds that expired before this time are forgotten. now_us: a hold whose time is over by then is freed by
     whatever is written next, so it explains nothing any more. budgets_usd: of expired holds, by number.
+    parts: what was closed lately of positions that are open still, by number; of others all of it is what moved.
     """
     book = Book()
     places = _Places(accounts)
@@ -187,7 +211,8 @@ def book_of(
                 _add_hold(book, places, position)
             elif position.state in ("open", "closed"):
                 during = position.updated_seq > seq_before
-                _add_fill(book, places, position, during=during, lately=during or position.updated_us > settled_us)
+                lately = during or position.updated_us > settled_us
+                _add_fill(book, places, position, during=during, lately=lately, part=parts.get(position.number))
             elif position.state == "held" or (position.state == "expired" and position.updated_us >= expired_us):
                 if places.elsewhere(position):
                     continue
@@ -232,8 +257,12 @@ class _Places:
 
     def markets(self, position: Position) -> list[tuple[Leg, Market | None]]:
         found = []
+        here, account = position.tags.get("venue", ""), position.tags.get("account")
         for leg in position.legs:
-            place = self.at(leg.venue or position.tags.get("venue", ""), position.tags.get("account"))
+            venue = leg.venue or here
+            # The account is one of the position's own venue; another venue may know none of that name.
+            foreign = here and venue != here and account not in self._accounts.get(venue, [])
+            place = self.at(venue, None if foreign else account)
             found.append((leg, None if place is None else market_of(leg, place)))
         return found
 
@@ -261,8 +290,11 @@ def _add_hold(book: Book, places: _Places, position: Position) -> None:
         book.holds.append((place, tuple(markets), held))
 
 
-def _add_fill(book: Book, places: _Places, position: Position, *, during: bool, lately: bool) -> None:
+def _add_fill(
+    book: Book, places: _Places, position: Position, *, during: bool, lately: bool, part: Decimal | None
+) -> None:
     is_open = position.state == "open"
+    moved = Decimal(1) if part is None or not position.quantity else part / position.quantity
     if is_open and not position.legs:
         book.without_legs += 1
     bought = sold = Decimal(0)
@@ -277,7 +309,7 @@ def _add_fill(book: Book, places: _Places, position: Position, *, during: bool, 
         if during:
             book.touched.add(market)
         elif lately:
-            book.settling[market] = book.settling.get(market, Decimal(0)) + leg.quantity
+            book.settling[market] = book.settling.get(market, Decimal(0)) + leg.quantity * moved
         asset = ((market.venue, market.account), market.base)
         book.moved_us[asset] = max(book.moved_us.get(asset, 0), position.updated_us)
         if is_open:

@@ -18,6 +18,7 @@ class Claims:
 
     def __init__(self, in_flight: Mapping[Market, Decimal], plain: Sequence[tuple[Place | None, str, Decimal]]) -> None:
         self._in_flight = in_flight
+        self._late: set[tuple[int, str]] = set()
         self._plain = [(place, symbol, {"long": held_usd, "short": held_usd}) for place, symbol, held_usd in plain]
 
     def beyond(self, market: Market, excess: Decimal, price: Decimal | None) -> Decimal:
@@ -32,3 +33,9 @@ class Claims:
             left_usd[market.side] -= left_usd[market.side] if price is None else explained * price
             excess -= explained
         return excess
+
+    def late(self, number: int, side: str) -> bool:
+        """Whether an expired hold that names no markets may be this late fill: it is one long and one short of them."""
+        once = (number, side) not in self._late
+        self._late.add((number, side))
+        return once

@@ -149,7 +149,8 @@ class _Account:
             result.balances_known.add(self._place)
             assets = self._assets(self._snapshot)
             self._shown |= assets
-            self._markets(assets, self._of(self._book.open, swap=False))
+            said = self._of(self._book.open, swap=False)
+            self._markets(assets, {one: said[one] for one in said if one.subject not in self._measures.quote_assets})
         if positions is not None:
             self._expired()
         if positions is not None and balances is not None:
@@ -178,6 +179,10 @@ class _Account:
                 continue
             baseline = self._measures.baselines.get("/".join((*self._place, balance.asset)), ZERO)
             found[Market(*self._place, balance.asset, "long")] = balance.total - baseline
+        for name, baseline in self._measures.baselines.items():  # an asset that is gone has no balance to be shown
+            *place, asset = name.split("/")
+            if tuple(place) == self._place and asset not in self._measures.quote_assets:
+                found.setdefault(Market(*self._place, asset, "long"), -baseline)
         return found
 
     # --- markets ---------------------------------------------------------------------------------
@@ -211,10 +216,11 @@ class _Account:
         excess = abs(venue) - abs(ledger) if same_way else abs(venue)
         price = self._prices.get(market) or self._prices_of.get(market.subject) or self._prices_of.get(market.base)
         if excess > 0:
-            self._note_visible(market.base, None if price is None else excess * price)
-            # What was there before is no fill of a hold that came later.
+            # What was there before is no fill of a hold that came later, so it uses none up.
             known = min(excess, self._book.known.get(market, ZERO))
-            excess = max(self._claims.beyond(market, excess - slack, price), known)
+            new = excess - known
+            self._note_visible(market.base, None if price is None and new else new * (price or ZERO))
+            excess = known + max(self._claims.beyond(market, new - slack, price), ZERO)
             if excess <= self._measures.tolerance * abs(venue):
                 self._result.count("in_flight")
                 return
@@ -249,11 +255,15 @@ class _Account:
 
     def _expired_that_fits(self, market: Market, excess: Decimal, price: Decimal | None) -> str | None:
         slack = 1 + self._measures.tolerance
+        since_us = self._book.known_since_us.get(market)
         for one in self._book.expired:
             position = one.position
+            if since_us is not None and position.opened_us >= since_us:
+                continue  # what was there before a hold is none of its fill
             fits = excess <= one.legs.get(market, ZERO) * slack
             if not position.legs and one.place in (None, self._place) and position.tags.get("symbol") == market.base:
                 fits = price is not None and excess * price <= one.budget_usd * slack
+                fits = fits and self._claims.late(position.number, market.side)
             if fits:
                 self._filled_late.add(position.position_id)
                 return position.position_id
@@ -278,7 +288,7 @@ class _Account:
                 shown[market.base][market.side] -= accepted
         moving = {market.base for market in (*self._book.touched, *self._book.settling, *self._book.in_flight)}
         self._result.hedges_moving |= {(self._place, base) for base in moving}
-        for base in unhurried(sorted(said.keys() - moving)):
+        for base in unhurried(sorted(said.keys() - moving - self._measures.quote_assets)):
             bought, sold = said[base]["long"], said[base]["short"]
             if not bought or not sold:
                 continue

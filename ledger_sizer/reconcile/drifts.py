@@ -85,6 +85,7 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
         drift.market: drift
         for drift in known.values() if drift.state == "acknowledged" and drift.kind in QUANTITY_KINDS
     }  # fmt: skip
+    turned = {drift.market: drift for drift in known.values() if drift.live and drift.kind in QUANTITY_KINDS}
     for finding in comparison.findings:
         drift = accepted.get(finding.market) if finding.kind in QUANTITY_KINDS else None
         if drift is None or not _as_acknowledged(drift, finding, settings):
@@ -94,10 +95,13 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
         if drift is not None and drift.state == "acknowledged" and not _as_acknowledged(drift, finding, settings):
             writer.resolve(drift, "it changed after it was acknowledged")
             drift = None
-        writer.seen(drift, finding, again=drift is not None and not comparison.moved_since(drift))
+        before = turned.get(finding.market) if drift is None and finding.kind in QUANTITY_KINDS else None
+        writer.seen(drift, finding, again=drift is not None and not comparison.moved_since(drift), before=before)
+    there = {finding.market: finding.kind for finding in comparison.findings if finding.kind in QUANTITY_KINDS}
     for drift in known.values():
         if comparison.judged(drift):
-            writer.resolve(drift, "not there any more")
+            goes_on = there.get(drift.market) if drift.kind in QUANTITY_KINDS else None
+            writer.resolve(drift, f"it is {goes_on} now" if goes_on else "not there any more")
         else:
             writer.changes.live.append(drift)
     changes = writer.written(connection)
@@ -129,20 +133,23 @@ class _Writer:
         self._changed: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         self.changes = Changes(run.id)
 
-    def seen(self, drift: Drift | None, finding: Finding, *, again: bool) -> None:
+    def seen(self, drift: Drift | None, finding: Finding, *, again: bool, before: Drift | None = None) -> None:
         """Note a sighting: of a new drift, or once more of a known one. again: it is surely the same as before.
 
         Two closes that are under way in two runs look like one drift seen twice; only the ledger's own moves between
-        the runs tell them apart. What was confirmed stays confirmed.
+        the runs tell them apart. What was confirmed stays confirmed. before: the drift of this market that a new one
+        goes on from, under the name of another kind: it never agreed in between, so what froze need not thaw.
         """
         if drift is not None and drift.state == "acknowledged":
             self.changes.live.append(self._change(drift, {"last_run": self._run.id}))
             return
-        if drift is not None and finding.price is None:
-            finding = replace(finding, price=drift.price)  # the last one known: what was counted stays counted
+        last = drift or before
+        if last is not None and finding.price is None:
+            finding = replace(finding, price=last.price)  # the last one known: what was counted stays counted
         policy = self._settings.policy(finding.kind)
-        sightings = drift.sightings + 1 if drift is not None and again else 1
-        confirmed = sightings >= self._settings.confirmations or (drift is not None and drift.state == "confirmed")
+        was_confirmed = last is not None and last.state == "confirmed"
+        sightings = last.sightings + 1 if last is not None and (again or was_confirmed) else 1
+        confirmed = was_confirmed or sightings >= self._settings.confirmations
         values: dict[str, Any] = {
             "ledger_quantity": finding.ledger_quantity, "venue_quantity": finding.venue_quantity,
             "excess": finding.excess, "price": finding.price, "detail": finding.detail, "last_run": self._run.id,
@@ -155,19 +162,21 @@ class _Writer:
             scope = f"venue={finding.market.venue}" if self._settings.freeze_scope == "venue" else "portfolio"
             values["frozen_scope"] = "portfolio" if not finding.market.venue else scope
         if drift is None:
-            self._new.append(_as_row(values) | self._identity(finding))
+            self._new.append(_as_row(values) | self._identity(finding, before))
             return
         written = self._change(drift, values)
         self.changes.live.append(written)
         if confirmed and drift.state == "open":
             self.changes.confirmed.append(written)
 
-    def _identity(self, finding: Finding) -> dict[str, Any]:
+    def _identity(self, finding: Finding, before: Drift | None) -> dict[str, Any]:
         market = finding.market
+        first_run = self._run.id if before is None else before.first_run
+        opened_us = self._run.finished_us if before is None else before.opened_us
         return {
             "portfolio": self._run.portfolio, "venue": market.venue, "account": market.account,
             "subject": market.subject, "side": market.side, "kind": finding.kind, "revision": 0,
-            "first_run": self._run.id, "opened_us": self._run.finished_us,
+            "first_run": first_run, "opened_us": opened_us,
         }  # fmt: skip
 
     def resolve(self, drift: Drift, why: str) -> None:

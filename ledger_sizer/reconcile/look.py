@@ -17,7 +17,7 @@ from ledger_sizer.database import database_now_us, reading
 from ledger_sizer.domain import Position, to_us
 from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.book import Book, book_of, last_prices, read_budgets, read_head, read_positions
+from ledger_sizer.reconcile.book import Book, book_of, last_prices, read_budgets, read_head, read_parts, read_positions
 from ledger_sizer.reconcile.compare import Comparison, Measures, compare
 from ledger_sizer.reconcile.kinds import Drift, Market, Run, Trigger
 
@@ -104,17 +104,20 @@ class LookHere:
         expired_us = started_us - settings.expired_seconds * 1_000_000
         # Read again after the fetch: what moved meanwhile is in these rows and is not judged.
         positions = read_positions(self._engine, asked.portfolio, since_us=expired_us)
+        settled_us = started_us - settings.grace_seconds * 1_000_000
         book = book_of(
             positions,
             [(account.venue, account.account) for account in accounts],
             seq_before=seq_before,
-            settled_us=started_us - settings.grace_seconds * 1_000_000,
+            settled_us=settled_us,
             expired_us=expired_us,
             now_us=self._now_us(),
             budgets_usd=read_budgets(self._engine, asked.portfolio, positions),
+            parts=read_parts(self._engine, asked.portfolio, positions, settled_us),
         )
         live = drifts.live(self._engine, asked.portfolio)
         book.known = _beyond_ledger(live)
+        book.known_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
         book.accepted = _beyond_ledger(drift for drift in live if drift.state == "acknowledged")
         prices = self._last_prices(asked.portfolio, book, snapshots)
         comparison = compare(book, snapshots, _measures(self._settings, started_us, prices))
