@@ -180,7 +180,7 @@ class Committer:
         if self.observe is not None:
             try:
                 self.observe(recorded, time.perf_counter() - draft.started)
-            except Exception:  # noqa: BLE001 - the batch is committed: who looks on cannot make its answers wrong
+            except Exception:
                 log.warning("ledger.observer_failed", exc_info=True)
         if _stdlib_log.isEnabledFor(logging.INFO):
             asked_by = requests_of(draft.groups, draft.results)

@@ -209,6 +209,7 @@ class Ledger:
     def _reads(self) -> Queries:
         if self._closed:
             raise Closed("the ledger is closed; open it again")
+        self._writer.require_own_process()  # the parent's connections must not be read from by two
         return self._queries
 
     # Reads: each on its own connection, one consistent snapshot each.
