@@ -339,7 +339,10 @@ class Reconciled(PortfolioCommand):
             return
         if not isinstance(until, datetime) or until.tzinfo is None:
             raise InvalidRequest(f"fresh_until must be a datetime with a time zone, got {until!r}", field="fresh_until")
-        object.__setattr__(self, "fresh_until", until.astimezone(UTC))
+        try:
+            object.__setattr__(self, "fresh_until", until.astimezone(UTC))
+        except OverflowError:
+            raise InvalidRequest(f"fresh_until is no time in UTC: {until}", field="fresh_until") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 from enum import Enum
 
 import pytest
 
-from ledger_sizer import AppSettings, Confirm, DynamicSizingSettings, Halt, Ledger, Reserve, Resume, SetCap
+from ledger_sizer import (
+    AppSettings,
+    Confirm,
+    DynamicSizingSettings,
+    Halt,
+    InvalidRequest,
+    Ledger,
+    Reserve,
+    Resume,
+    SetCap,
+)
 from ledger_sizer.batch import AnyCommand
+from ledger_sizer.commands import Reconciled
 from tests.clocks import FakeClock
 from tests.desk import assert_verified, opened
 
@@ -92,3 +104,9 @@ def test_reserve_when_a_tag_is_an_enum_member_then_it_counts_in_the_scope_of_its
         assert ledger.exposure().status == "halted"
         assert [scope.scope for scope in ledger.exposure().scopes] == ["portfolio", "venue=bybit"]
         assert_verified(ledger)
+
+
+def test_reconciled_when_the_time_does_not_exist_in_utc_then_it_is_refused_by_name() -> None:
+    first = datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))
+    with pytest.raises(InvalidRequest, match="fresh_until"):
+        Reconciled(key="1", fresh_until=first)
