@@ -29,7 +29,7 @@ _quoted = lru_cache(maxsize=8192)(_encode)
 def portfolio_name(value: object) -> str:
     """Return `value` if it may name a portfolio: 1 to 64 letters, digits, `_`, `.` or `-`, the first no sign."""
     if isinstance(value, str) and _PORTFOLIO.fullmatch(value):
-        return value
+        return str.__str__(value)
     raise InvalidRequest(
         f"portfolio must be 1 to 64 letters, digits, '_', '.' or '-', got {value!r}", field="portfolio"
     )
@@ -87,7 +87,7 @@ class Command:
     key: str
 
     def _check_key(self) -> None:
-        label_text(self.key, "key", length_max=KEY_LENGTH_MAX)
+        object.__setattr__(self, "key", label_text(self.key, "key", length_max=KEY_LENGTH_MAX))
         if self.key.startswith(SYSTEM_KEY_PREFIX):
             raise InvalidRequest(f"key {self.key!r}: the prefix {SYSTEM_KEY_PREFIX!r} is the ledger's own", field="key")
 
@@ -106,6 +106,9 @@ class PortfolioCommand(Command):
     """A command that names its portfolio."""
 
     portfolio: str = "main"
+
+    def _check_portfolio(self) -> None:
+        object.__setattr__(self, "portfolio", portfolio_name(self.portfolio))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

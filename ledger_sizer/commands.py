@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import ClassVar, Literal
 
-from ledger_sizer.command_base import PortfolioCommand, PositionCommand, exact_seconds, portfolio_name
+from ledger_sizer.command_base import PortfolioCommand, PositionCommand, exact_seconds
 from ledger_sizer.errors import InvalidRequest
 from ledger_sizer.instruments import InstrumentInfo, Leg, instrument_name, label_text
 from ledger_sizer.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, scope_name, tags_of
@@ -79,7 +79,7 @@ class Reserve(PortfolioCommand):
 
     def __post_init__(self) -> None:
         self._check_key()
-        portfolio_name(self.portfolio)
+        self._check_portfolio()
         put = object.__setattr__
         put(self, "tags", tags_of(self.tags))
         if EXTERNAL_TAG in self.tags:
@@ -216,8 +216,8 @@ class SetCap(PortfolioCommand):
 
     def __post_init__(self) -> None:
         self._check_key()
-        portfolio_name(self.portfolio)
-        scope_name(self.scope)
+        self._check_portfolio()
+        object.__setattr__(self, "scope", scope_name(self.scope))
         if self.cap is not None:
             object.__setattr__(self, "cap", not_negative(self.cap, "cap"))
             usd_floor_e8(self.cap, "cap")
@@ -237,13 +237,10 @@ class Halt(PortfolioCommand):
     note: str | None = None
 
     def __post_init__(self) -> None:
-        self._check_key()
-        portfolio_name(self.portfolio)
-        scope_name(self.scope)
+        _check_scope_and_note(self)
         if self.mode not in ("halted", "reducing"):
             raise InvalidRequest(f"mode must be 'halted' or 'reducing', got {self.mode!r}", field="mode")
-        if self.note is not None:
-            label_text(self.note, "note", length_max=500)
+        object.__setattr__(self, "mode", str.__str__(self.mode))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,11 +254,7 @@ class Resume(PortfolioCommand):
     note: str | None = None
 
     def __post_init__(self) -> None:
-        self._check_key()
-        portfolio_name(self.portfolio)
-        scope_name(self.scope)
-        if self.note is not None:
-            label_text(self.note, "note", length_max=500)
+        _check_scope_and_note(self)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -282,7 +275,7 @@ class Adopt(PortfolioCommand):
 
     def __post_init__(self) -> None:
         self._check_key()
-        portfolio_name(self.portfolio)
+        self._check_portfolio()
         put = object.__setattr__
         put(self, "tags", tags_of(self.tags))
         put(self, "quantity", positive(self.quantity, "quantity"))
@@ -346,7 +339,10 @@ class Reconciled(PortfolioCommand):
             return
         if not isinstance(until, datetime) or until.tzinfo is None:
             raise InvalidRequest(f"fresh_until must be a datetime with a time zone, got {until!r}", field="fresh_until")
-        object.__setattr__(self, "fresh_until", until.astimezone(UTC))
+        try:
+            object.__setattr__(self, "fresh_until", until.astimezone(UTC))
+        except OverflowError:
+            raise InvalidRequest(f"fresh_until is no time in UTC: {until}", field="fresh_until") from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -366,17 +362,17 @@ class Remark(PortfolioCommand):
 
     def __post_init__(self) -> None:
         self._check_key()
-        portfolio_name(self.portfolio)
-        label_text(self.about, "about")
+        self._check_portfolio()
+        object.__setattr__(self, "about", label_text(self.about, "about"))
         label_text(self.event, "event")
         if self.note is not None:
             label_text(self.note, "note", length_max=500)
 
 
-def _check_scope_and_note(command: Freeze | Thaw | Reconciled) -> None:
+def _check_scope_and_note(command: Halt | Resume | Freeze | Thaw | Reconciled) -> None:
     command._check_key()
-    portfolio_name(command.portfolio)
-    scope_name(command.scope)
+    command._check_portfolio()
+    object.__setattr__(command, "scope", scope_name(command.scope))
     if command.note is not None:
         label_text(command.note, "note", length_max=500)
 

@@ -178,7 +178,10 @@ class Committer:
         self._store.write(draft.changes, locked=draft.locked)
         recorded = draft.recorded
         if self.observe is not None:
-            self.observe(recorded, time.perf_counter() - draft.started)
+            try:
+                self.observe(recorded, time.perf_counter() - draft.started)
+            except Exception:
+                log.warning("ledger.observer_failed", exc_info=True)
         if _stdlib_log.isEnabledFor(logging.INFO):
             asked_by = requests_of(draft.groups, draft.results)
             for record in recorded:

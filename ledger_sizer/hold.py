@@ -1,10 +1,12 @@
 """A reservation for the length of a `with` block."""
 
+from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Any
 
 from ledger_sizer.command_base import KEY_LENGTH_MAX
 from ledger_sizer.commands import Confirm, Release
+from ledger_sizer.domain import Position
 from ledger_sizer.errors import InvalidRequest, LedgerError, WrongState
 from ledger_sizer.records import Decision
 from ledger_sizer.telemetry import get_logger
@@ -60,6 +62,14 @@ class Hold(_Granted):
         super().__init__(decision)
         self._runner = runner
 
+    def require_held(self, look: Callable[[str], Position]) -> None:
+        """Raise `WrongState` where the key was answered before and that hold has ended: nothing is held for the block.
+
+        look: reads a position. One whose time is over has ended by now: answering a key again frees it first.
+        """
+        if self.decision.replayed:
+            look(self.position_id).require("held", "hold")
+
     def confirm(self, **fill: Any) -> Decision:
         """Record the fill (arguments of `Ledger.confirm`; `key` defaults to the reservation's key + `/confirm`).
 
@@ -86,6 +96,11 @@ class AsyncHold(_Granted):
     def __init__(self, runner: RunsAsync, decision: Decision) -> None:
         super().__init__(decision)
         self._runner = runner
+
+    async def require_held(self, look: Callable[[str], Awaitable[Position]]) -> None:
+        """Raise `WrongState` where that hold has ended. See `Hold.require_held`."""
+        if self.decision.replayed:
+            (await look(self.position_id)).require("held", "hold")
 
     async def confirm(self, **fill: Any) -> Decision:
         """Record the fill. See `Hold.confirm`."""

@@ -24,7 +24,7 @@ _NAME = re.compile(NAME_PATTERN)
 def instrument_name(value: str, field: str) -> str:
     """Return `value` if it may name an instrument, else raise `InvalidRequest`."""
     if _NAME.fullmatch(value):
-        return value
+        return str.__str__(value)
     raise InvalidRequest(
         f"{field} must be an InstrumentInfo or a name such as bybit:BTC/USDT, got {value!r}", field=field
     )
@@ -53,8 +53,8 @@ class InstrumentInfo:
     listed_as: str | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        label_text(self.symbol, "symbol")
         put = object.__setattr__
+        put(self, "symbol", label_text(self.symbol, "symbol"))
         put(self, "min_qty", not_negative(self.min_qty, "min_qty"))
         put(self, "max_qty", positive(self.max_qty, "max_qty"))
         put(self, "qty_step", positive(self.qty_step, "qty_step"))
@@ -66,7 +66,7 @@ class InstrumentInfo:
                 f"{self.symbol}: max_qty {self.max_qty} is below min_qty {self.min_qty}", field="max_qty"
             )
         if self.listed_as is not None:
-            instrument_name(self.listed_as, "listed_as")
+            put(self, "listed_as", instrument_name(self.listed_as, "listed_as"))
 
     @property
     def venue(self) -> str | None:
@@ -100,9 +100,10 @@ class MarketRules:
 
 
 def label_text(value: object, what: str, *, length_max: int = 128) -> str:
-    """Return `value` if it is printable text of 1..length_max characters without control characters, else raise.
+    """Return `value` as plain text if it has 1..length_max printable characters, else raise.
 
-    Control characters are refused everywhere because the audit chain joins fields with them.
+    Control characters are refused everywhere because the audit chain joins fields with them. Of a member of an
+    `Enum` that is text too, the text is returned: the two are equal, but an f-string would write the member's name.
     """
     if not isinstance(value, str):
         raise InvalidRequest(f"{what} must be text, got {type(value).__name__} {value!r}", field=what)
@@ -110,7 +111,7 @@ def label_text(value: object, what: str, *, length_max: int = 128) -> str:
         raise InvalidRequest(f"{what} must have 1 to {length_max} characters, got {len(value)}", field=what)
     if not value.isprintable():
         raise InvalidRequest(f"{what} has a control or unprintable character: {value!r}", field=what)
-    return value
+    return str.__str__(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +127,8 @@ class Leg:
 
     def __post_init__(self) -> None:
         if self.venue:
-            label_text(self.venue, "venue")
-        label_text(self.symbol, "symbol")
+            object.__setattr__(self, "venue", label_text(self.venue, "venue"))
+        object.__setattr__(self, "symbol", label_text(self.symbol, "symbol"))
         if self.kind not in ("spot", "swap"):
             raise InvalidRequest(f"leg kind must be 'spot' or 'swap', got {self.kind!r}", field="kind")
         if self.side not in ("buy", "sell"):

@@ -174,10 +174,12 @@ class Ledger:
     def hold(self, **request: Any) -> Iterator[Hold]:
         """Reserve for the length of a `with` block, and give back what it did not confirm.
 
-        Takes the arguments of `reserve`. Raises `Denied` when the reservation is denied. Leaving the block by an
-        exception releases the hold unless `confirm` was called; leaving it normally leaves it to live out its time.
+        Takes the arguments of `reserve`. Raises `Denied` when it is denied, `WrongState` when its key was answered
+        before and that hold has ended since (a new attempt needs a new key). Leaving the block by an exception releases
+        the hold unless `confirm` was called; leaving it normally leaves it to live out its time.
         """
         hold = Hold(self, self.reserve(**request))
+        hold.require_held(self.position)
         try:
             yield hold
         except BaseException:
@@ -188,6 +190,7 @@ class Ledger:
     async def hold_async(self, **request: Any) -> AsyncIterator[AsyncHold]:
         """`hold`, for `async with`."""
         hold = AsyncHold(self, await self.reserve_async(**request))
+        await hold.require_held(lambda name: asyncio.to_thread(self.position, name))
         try:
             yield hold
         except BaseException:
@@ -209,6 +212,7 @@ class Ledger:
     def _reads(self) -> Queries:
         if self._closed:
             raise Closed("the ledger is closed; open it again")
+        self._writer.require_own_process()  # the parent's connections must not be read from by two
         return self._queries
 
     # Reads: each on its own connection, one consistent snapshot each.

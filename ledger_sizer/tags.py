@@ -63,13 +63,15 @@ def tags_of(value: object) -> Tags:
 def _checked(items: tuple[tuple[str, str], ...]) -> Tags:
     if len(items) > TAGS_MAX:
         raise InvalidRequest(f"at most {TAGS_MAX} tags, got {len(items)}", field="tags")
+    plain: dict[str, str] = {}
     for name, tag in items:
         if not is_dimension(name):
             raise InvalidRequest(
                 f"tag name must be lower case letters, digits and '_' (not 'portfolio'), got {name!r}", field="tags"
             )
-        label_text(tag, f"tags.{name}")
-    values = dict(sorted(items))
+        # Whatever kind of text it was: what is cached for these tags is found for all that are equal.
+        plain[str.__str__(name)] = label_text(tag, f"tags.{name}")
+    values = dict(sorted(plain.items()))
     return Tags(values, _encode(values))
 
 

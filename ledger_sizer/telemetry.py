@@ -5,6 +5,7 @@ A library does not print by itself: where logging is not configured, only warnin
 
 import logging
 import sys
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any, TextIO
 
@@ -33,6 +34,16 @@ _SHARED: list[Processor] = [
 ]
 
 
+class _NeverRaises(structlog.stdlib.BoundLogger):
+    """What cannot be logged (a full disk, a defect in an application's handler) is lost, as it is with the handlers of
+    the standard library: it must not end the writer's thread, nor make a commit look as if it had failed.
+    """
+
+    def _proxy_to_logger(self, *args: Any, **kwargs: Any) -> Any:
+        with suppress(Exception):
+            return super()._proxy_to_logger(*args, **kwargs)
+
+
 def get_logger(name: str) -> Any:
     """A structlog logger that hands its events, as a dictionary, to the standard library's logger of that name.
 
@@ -41,7 +52,7 @@ def get_logger(name: str) -> Any:
     """
     return structlog.wrap_logger(
         logging.getLogger(name),
-        wrapper_class=structlog.stdlib.BoundLogger,
+        wrapper_class=_NeverRaises,
         processors=[structlog.stdlib.filter_by_level, *_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
     )
 

@@ -81,7 +81,7 @@ class Writer(Generic[D]):
         self._pending = 0  # commands accepted and not yet answered
         self._waiting = 0  # those of them in the queue
         self._idle = False
-        self._guest: int | None = None  # the caller's thread that commits now
+        self._guest: tuple[int] | None = None  # the caller that commits now, by its thread; one tuple for each call
         self._jobs: SimpleQueue[tuple[list[_Ticket], D] | None] = SimpleQueue()
         self._storing = 0  # drafts handed to the second thread whose callers were not told yet
         self._crowd = 0  # commands that were unanswered at a time, lately
@@ -110,27 +110,31 @@ class Writer(Generic[D]):
 
     def answer(self, group: Group) -> list[Result]:
         """Answer a group for a blocking caller. Raises `Busy` when the queue is full and `Closed` after `close`."""
+        self.require_own_process()
+        size, guest = _size(group), (threading.get_ident(),)
         future: Future[list[Result]] | None = None
-        with self._lock:
-            self._admit(group)
-            if self._idle and not self._storing and self._guest is None and not self._queue:
-                self._guest = threading.get_ident()
-            else:
-                future = Future()
-                self._enqueue([_Ticket(group, future, None)])
-                if self._idle:
-                    self._ready.notify()
-        return self._answer_as_guest(group) if future is None else future.result()
-
-    def _answer_as_guest(self, group: Group) -> list[Result]:
         try:
+            with self._lock:
+                self._admit(size)
+                # Ctrl-C strikes where something is called. Nothing is, between counting a guest and knowing it.
+                self._pending += size
+                if self._idle and not self._storing and self._guest is None and not self._queue:
+                    self._guest = guest
+                else:
+                    future = Future()
+                    self._enqueue([_Ticket(group, future, None)])
+                    if self._idle:
+                        self._ready.notify()
+            if future is not None:
+                return future.result()
             (answer,) = self._work([group])
         finally:
             with self._lock:
-                self._guest = None
-                self._pending -= _size(group)
-                if self._queue or self._closing:
-                    self._ready.notify()
+                if self._guest is guest:
+                    self._guest = None
+                    self._pending -= size
+                    if self._queue or self._closing:
+                        self._ready.notify()
         if isinstance(answer, LedgerError):
             raise answer
         return answer
@@ -139,8 +143,11 @@ class Writer(Generic[D]):
         """Queue a group from a coroutine; it is handed over at the end of the loop's tick, with its neighbours."""
         loop = asyncio.get_running_loop()
         future: _LoopFuture = loop.create_future()
+        self.require_own_process()
+        size = _size(group)
         with self._lock:
-            self._admit(group)
+            self._admit(size)
+            self._pending += size
         latest = self._latest  # one tuple: two loops in two threads may swap it at any moment
         if latest[0] is not loop:
             latest = self._latest = (loop, self._outboxes.setdefault(loop, []))
@@ -162,13 +169,15 @@ class Writer(Generic[D]):
         self._waiting += _size_of(tickets)
         self._crowd = max(self._crowd, self._pending)
 
-    def _admit(self, group: Group) -> None:
-        size = _size(group)
-        if self._closing:
-            raise Closed("the ledger is closed; open it again")
+    def require_own_process(self) -> None:
+        """To be asked before the lock, which another thread may have held when the process forked."""
         if self._pid != os.getpid():
             raise Closed("this ledger was opened before the process forked; open it in each process")
-        if self._guest == threading.get_ident():
+
+    def _admit(self, size: int) -> None:
+        if self._closing:
+            raise Closed("the ledger is closed; open it again")
+        if self._guest is not None and self._guest[0] == threading.get_ident():
             raise Busy("this thread is inside a call to the ledger, as a signal handler may be; call again after it")
         if size > self._queue_size_max:
             raise Busy(f"a group of {size} commands can never fit a queue of {self._queue_size_max}; send it in parts")
@@ -176,19 +185,19 @@ class Writer(Generic[D]):
             raise Busy(
                 f"{self._pending} commands wait, the queue holds {self._queue_size_max}; retry with the same key"
             )
-        self._pending += size
 
     def close(self, timeout_seconds: float) -> bool:
         """Refuse new work, answer what was accepted, stop. True when everything was answered in time.
 
         What could not be answered in time gets `Closed`, never silence; its outcome is settled by its key.
         """
+        if not self.own_process:
+            return True  # its threads did not come along, and its lock may be held for ever
         with self._lock:
             self._closing = True
             self._ready.notify()
         self._hand_over_own_loop()
-        if self._pid == os.getpid():
-            self._thread.join(timeout_seconds)
+        self._thread.join(timeout_seconds)
         with self._lock:
             left = list(self._queue)
             self._queue.clear()

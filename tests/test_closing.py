@@ -120,6 +120,34 @@ def test_fork_when_the_ledger_is_open_then_the_child_gets_closed_and_the_parent_
         assert keys(ledger) == ["warm-up", "parent"]
 
 
+def test_fork_when_a_thread_held_the_queue_meanwhile_then_the_child_gets_closed_and_waits_for_nobody(
+    desk: Gated,
+) -> None:
+    ledger = desk.open()
+    ledger.run(one("parent"))
+    answered = []
+
+    def child() -> None:
+        for call in (
+            lambda: ledger.run(one("child")),
+            ledger.exposure,
+            lambda: asyncio.run(ledger.run_async(one("a"))),
+        ):
+            with pytest.raises(Closed, match="forked"):
+                call()
+            answered.append(call)
+        assert ledger._writer.close(1)
+
+    ledger._writer._pid -= 1  # as a child sees it: another process opened the ledger, and none of its threads is here
+    with ThreadPoolExecutor(1) as threads, ledger._writer._lock:
+        calling = threads.submit(child)
+        try:
+            calling.result(10)
+        finally:
+            ledger._writer._pid += 1
+    assert len(answered) == 3
+
+
 def test_close_when_an_event_loop_died_before_it_handed_its_command_over_then_nobody_waits_for_it(desk: Gated) -> None:
     ledger = desk.open(close_timeout_seconds=1)
     loop = asyncio.new_event_loop()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import Confirm, Decision, Denied, InvalidRequest, Ledger, Unavailable
+from ledger_sizer import Confirm, Decision, Denied, InvalidRequest, Ledger, Unavailable, WrongState
 from ledger_sizer.batch import AnyCommand
 from tests.clocks import FakeClock
 from tests.desk import TAGS, assert_verified, figures, opened, position_of
@@ -163,6 +163,25 @@ def test_hold_when_its_own_key_is_used_again_then_the_grant_is_the_same(ledger: 
         assert again.position_id == first.position_id
         again.confirm(quantity=D(1), price=D(10))
     assert states(ledger) == ["open"]
+
+
+@pytest.mark.parametrize("ended", ["released", "expired", "open"])
+async def test_hold_when_its_key_was_answered_before_and_that_hold_has_ended_then_the_block_is_not_entered(
+    ledger: Ledger, clock: FakeClock, ended: str
+) -> None:
+    granted = ledger.reserve(key="1", ttl_seconds=30)
+    if ended == "released":
+        ledger.release(key="end", position_id=position_of(granted))
+    elif ended == "open":
+        ledger.confirm(key="end", position_id=position_of(granted), quantity=D(1), price=D(10))
+    else:
+        clock.advance(30)
+    with pytest.raises(WrongState, match=f"cannot hold main-1: {ended}"), ledger.hold(key="1", ttl_seconds=30):
+        pytest.fail("orders would be placed with nothing held")
+    with pytest.raises(WrongState, match=f"cannot hold main-1: {ended}"):
+        async with ledger.hold_async(key="1", ttl_seconds=30):
+            pytest.fail("orders would be placed with nothing held")
+    assert states(ledger) == [ended]
 
 
 # --- when the answer to a fill is lost ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -125,6 +126,31 @@ def test_submit_when_a_group_can_never_fit_the_queue_then_it_is_refused_at_once(
 
 
 # Neighbours.
+
+
+# Those who look on.
+
+
+def full_disk(*_: Any) -> Any:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize("crowd", [1, 20])
+@pytest.mark.parametrize("who", ["observer", "handler"])
+async def test_run_when_who_looks_on_fails_then_what_was_committed_is_answered_and_the_writer_goes_on(
+    desk: Gated, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, who: str, crowd: int
+) -> None:
+    ledger = desk.open()
+    ledger.run(one("first"))
+    caplog.set_level(logging.INFO, "ledger_sizer")
+    if who == "observer":
+        ledger.observe = full_disk
+    else:
+        monkeypatch.setattr(caplog.handler, "emit", full_disk)
+    answers = await asyncio.wait_for(asyncio.gather(*(ledger.run_async(one(f"{n}")) for n in range(crowd))), 30)
+    assert [(answer.outcome, answer.replayed) for answer in answers] == [("granted", False)] * crowd
+    assert ledger.run(one("blocking")).granted
+    assert keys(ledger) == ["first", *(f"{n}" for n in range(crowd)), "blocking"]
 
 
 @pytest.mark.parametrize("warm_up", [0, 2], ids=["first", "later"])

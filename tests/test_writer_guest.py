@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import count
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -58,6 +62,42 @@ def test_reserve_when_ctrl_c_interrupts_the_commit_then_the_ledger_goes_on_and_t
         assert ledger.pending == 0
         assert ledger.reserve(key="interrupted").granted
         assert [decision.key for decision in ledger.history().items] == ["interrupted", "first"]
+        assert_verified(ledger)
+
+
+def interrupt_at_call(ledger: Ledger, key: str, number: int) -> bool:
+    """Reserve, with Ctrl-C as the writer's code enters its nth function: where Python looks for signals. Whether it
+    came that far.
+    """
+    calls = count()
+
+    def strike(frame: FrameType, event: str, _argument: Any) -> None:
+        if event == "call" and frame.f_code.co_filename.endswith("ledger_sizer/writer.py") and next(calls) == number:
+            raise KeyboardInterrupt
+
+    traced = sys.gettrace()
+    sys.settrace(strike)
+    try:
+        ledger.reserve(key=key)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(traced)
+    return False
+
+
+def test_reserve_when_ctrl_c_strikes_at_any_call_then_the_writer_waits_for_no_guest_who_is_gone(
+    database_url: str,
+) -> None:
+    with at_rest(database_url, EventfulClock()) as ledger:
+        number = 0
+        while interrupt_at_call(ledger, f"interrupted-{number}", number):
+            assert (ledger._writer._guest, ledger.pending) == (None, 0), f"after call {number}"
+            assert not ledger.reserve(key=f"after-{number}").replayed
+            while not ledger._writer._idle:
+                time.sleep(0.001)
+            number += 1
+        assert number > 2, "the writer's code was entered"
         assert_verified(ledger)
 
 

@@ -182,6 +182,7 @@ class LedgerClient(_Face):
     def hold(self, **request: Any) -> Iterator[Hold]:
         """Reserve for the length of a `with` block, and give back what it did not confirm. See `Ledger.hold`."""
         hold = Hold(self, self.reserve(**request))
+        hold.require_held(self.position)
         try:
             yield hold
         except BaseException:
@@ -285,6 +286,7 @@ class AsyncLedgerClient(_Face):
     async def hold(self, **request: Any) -> AsyncIterator[AsyncHold]:
         """Reserve for the length of an `async with` block. See `Ledger.hold`."""
         hold = AsyncHold(self, await self.reserve(**request))
+        await hold.require_held(self.position)
         try:
             yield hold
         except BaseException:
