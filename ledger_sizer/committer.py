@@ -112,14 +112,14 @@ class Committer:
                 if fault == "lost" and draft is not None:
                     own_hashes |= {record.hash for record in draft.recorded}
                 if fault == "refused":
-                    return self._isolate(groups, error)
+                    return self._isolate(groups, error, may_be_stored=bool(own_hashes))
                 if fault == "fenced":
                     return self._late(groups)
                 if fault in ("conflict", "lost"):
                     attempt += 1
                     log.warning("ledger.retry", fault=fault, attempt=attempt, error=str(error).strip())
                     if attempt > self._retries_max:
-                        return [_given_up(fault, error) for _ in groups]
+                        return [_given_up("lost" if own_hashes else fault, error) for _ in groups]
                     time.sleep(random.uniform(0.5, 1) * min(0.02 * 2**attempt, 1))
             draft = None
             try:
@@ -193,8 +193,11 @@ class Committer:
             return [self._settle([group], None)[0] for group in groups]
         return [LeaseLost("the lease of this work has passed to another, or ended; nothing of it was written")]
 
-    def _isolate(self, groups: Sequence[Group], error: Exception) -> list[Answer]:
-        """The database refused the batch: answer its groups one by one, so that only the guilty one fails."""
+    def _isolate(self, groups: Sequence[Group], error: Exception, *, may_be_stored: bool) -> list[Answer]:
+        """The database refused the batch: answer its groups one by one, so that only the guilty one fails.
+
+        may_be_stored: after a commit of unknown outcome; then its key has to tell whether it was recorded.
+        """
         if len(groups) > 1:
             return [self._settle([group], None)[0] for group in groups]
         (group,) = groups
@@ -204,6 +207,8 @@ class Committer:
                 answer = self._settle([group._replace(commands=(command,))], None)[0]
                 results += [answer] if isinstance(answer, LedgerError) else answer
             return [results]
+        if may_be_stored:
+            return [_given_up("lost", error)]
         log.error("ledger.refused", error=str(error).strip())
         return [InternalError(f"the command could not be stored, nothing was recorded: {str(error).strip()}")]
 

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from ledger_sizer import Confirm, Decision, Extend, Ledger, LedgerError, Release, Reserve, SetCap
+from ledger_sizer import Confirm, Decision, Extend, Ledger, LedgerError, Release, Reserve, SetCap, Unavailable
 from ledger_sizer.batch import AnyCommand, Group
 from ledger_sizer.committer import Draft
 from ledger_sizer.writer import Answer
@@ -111,6 +111,29 @@ def test_answer_when_the_outcome_of_a_draft_is_unknown_then_its_keys_settle_it(
         ]
     assert [(d.seq, d.replayed) for part in answers for d in decisions(part)] == [(4, False), (5, False)]
     assert keys(ledger) == [*WARM, "a", "b"], "nothing was lost or doubled"
+
+
+@pytest.mark.parametrize("fault", ["refused", "conflict"])
+def test_answer_when_an_unknown_outcome_is_followed_by_another_fault_then_it_is_not_said_that_nothing_was_recorded(
+    ledger: Ledger, engine_kind: EngineKind, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit took place, its answer got lost, and then nothing works any more: only the key can tell."""
+    monkeypatch.setattr(ledger._committer, "_retries_max", 1)
+    monkeypatch.setattr("ledger_sizer.committer.time.sleep", lambda _: None)
+
+    def begin(*_: Any) -> Any:
+        ledger._store.fault = lambda *_, **__: fault  # type: ignore[method-assign]
+        raise RuntimeError("and now this")
+
+    with connection_lost(ledger, engine_kind, stored=True), monkeypatch.context() as broken:
+        broken.setattr(ledger._store, "begin", begin)
+        broken.setattr(ledger._store, "fault", ledger._store.fault)
+        (answer,) = ledger._committer.answer(batch(one("a")))
+    assert isinstance(answer, Unavailable), answer
+    assert answer.retryable
+    assert "recorded" not in str(answer)
+    again = ledger.run(one("a"))
+    assert (again.seq, again.replayed) == (4, True)
 
 
 @contextmanager
