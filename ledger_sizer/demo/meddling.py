@@ -158,7 +158,7 @@ def _forgotten(hands: Hands) -> str:
 
 
 def _robbed(hands: Hands) -> str:
-    hands.hold("XRP", ttl_seconds=60, score="1", least=_MONEY_LEFT)
+    hands.hold("XRP", ttl_seconds=300, score="1", least=_MONEY_LEFT)
     hands.take_money()
     return QUOTE
 
