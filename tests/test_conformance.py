@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -188,6 +189,25 @@ async def test_read_when_filter_is_wrong_then_the_error_names_it(ledger: Face) -
         with pytest.raises(InvalidRequest) as raised:
             await question
         assert raised.value.field == field
+
+
+class Name(str, Enum):  # noqa: UP042 - a StrEnum writes its text
+    """Text by inheritance, as bots name things: the HTTP library would write `Name.MAIN`."""
+
+    MAIN = "main"
+    HELD = "held"
+    VENUE = "venue"
+    BYBIT = "bybit"
+    BTC = "BTC"
+
+
+async def test_read_when_a_filter_is_an_enum_member_then_its_text_is_looked_for(ledger: Face) -> None:
+    granted = await ledger.reserve(key="a", **ASK)
+    (position,) = await ledger.positions(Name.MAIN, state=Name.HELD, tags={Name.VENUE: Name.BYBIT})
+    assert position.position_id == granted.position_id
+    (decision,) = await ledger.history(Name.MAIN, symbol=Name.BTC)
+    assert decision == granted
+    assert (await ledger.exposure(Name.MAIN)).held == granted.budget
 
 
 # Holds.

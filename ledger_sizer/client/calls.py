@@ -28,6 +28,7 @@ from ledger_sizer.explain import Explanation
 from ledger_sizer.explain import explain as explained
 from ledger_sizer.overview import Look, Overview
 from ledger_sizer.records import Decision
+from ledger_sizer.tags import tags_of
 from ledger_sizer.wire.answers import (
     decision_from_json,
     exposure_from_json,
@@ -62,7 +63,9 @@ class Call(Generic[T]):
     def options(self) -> dict[str, Any]:
         """What `httpx` needs besides method and path."""
         typed = {"Content-Type": "application/json"} if self.body is not None else {}
-        return {"params": self.query or None, "headers": {**self.headers, **typed}, "content": self.body}
+        # Of an enum's member that is text, its text: the HTTP library would write the member's name.
+        query = {name: str.__str__(one) if isinstance(one, str) else one for name, one in self.query.items()}
+        return {"params": query or None, "headers": {**self.headers, **typed}, "content": self.body}
 
 
 Calls = Generator[Call[Any], Any, T]
@@ -212,7 +215,7 @@ def positions(
     """
     query = _given(portfolio=portfolio, state=state, cursor=cursor, limit=limit)
     if tags:
-        query["tag"] = [f"{name}={value}" for name, value in tags.items()]
+        query["tag"] = [f"{name}={value}" for name, value in tags_of(tags).items()]
     page: Page[Position] = yield Call(
         "GET",
         "/v1/positions",
