@@ -124,6 +124,8 @@ def test_read_when_rows_cannot_be_traded_then_they_are_counted_by_reason(tmp_pat
     [
         ("time", "yesterday", "'yesterday' is not a time such as 2023-01-01 08:00:00"),
         ("time", "", "'' is not a time"),
+        ("time", "0001-01-01T00:00:00+05:00", "'0001-01-01T00:00:00+05:00' is not a time"),
+        ("time", "9999-12-31 23:30:00", "'9999-12-31 23:30:00' is not a time"),
         ("exchange", "", "'' is no name of a venue"),
         ("contract", "future", "'future' is neither 'spot' nor 'perpetual'"),
         ("pair", "", "'' is no pair"),

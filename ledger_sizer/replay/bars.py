@@ -213,9 +213,11 @@ class _Row:
     def _time(self) -> datetime:
         try:
             moment = datetime.fromisoformat(self.text("time"))
-        except ValueError:
+            moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+            _ = moment + INTERVAL_MIN  # the orders of its bar come after it
+        except (ValueError, OverflowError):
             self.wrong("time", "is not a time such as 2023-01-01 08:00:00")
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        return moment
 
     def _venue(self) -> str:
         try:
