@@ -22,7 +22,7 @@ from ledger_sizer.replay.fate import Fate, closes_in_two_parts, fate_of, inciden
 from ledger_sizer.replay.run import PORTFOLIOS
 from ledger_sizer.replay.summary import lines
 from ledger_sizer.replay.venues import VENUES
-from tests.histories import INTERVAL, csv_lines, quiet_bars, real_history
+from tests.histories import INTERVAL, csv_lines, quiet_bars, real_history, still
 
 NewDatabase = Callable[..., str]
 BARS = 120
@@ -277,6 +277,25 @@ def test_replay_when_one_bot_trades_once_then_every_figure_is_as_by_hand(
         "highest_by_grants_usd": "1000",
         "highest_overage_usd": "0",
     }
+
+
+def test_replay_when_a_market_ends_before_the_others_then_its_position_is_valued_at_its_last_close(
+    tmp_path: Path, new_database: NewDatabase
+) -> None:
+    btc = quiet_bars(["0.0003"] * 5)
+    eth = quiet_bars(["0"] * 6, price="1500", market=("binance", "ETH"))
+    up = dataclasses.replace(btc[4].quotes[0], spot=still("50100"))  # one leg of it earns until its last close
+    btc[4] = dataclasses.replace(btc[4], quotes=(up,))
+    path = tmp_path / "ends.csv"
+    bars = [dataclasses.replace(one, quotes=(*two.quotes, *one.quotes)) for one, two in zip(eth, btc, strict=False)]
+    path.write_text("\n".join(csv_lines([*bars, eth[5]])) + "\n")
+    names = [f"{bar.time:%Y%m%dT%H%M}" for bar in eth]
+    plan = Plan(bots=1, seed=uneventful_seed(names[2], names[5], names))
+    report = played(file_source(path), new_database("sqlite"), plan)
+    assert report.ok, (report.findings, report.broken)
+    for portfolio in report.portfolios:
+        assert portfolio.open_positions == 1
+        assert portfolio.figures.basis == portfolio.open_usd / 50_000 * 100
 
 
 def test_replay_when_no_rate_is_worth_it_then_nothing_is_reserved(tmp_path: Path, new_database: NewDatabase) -> None:

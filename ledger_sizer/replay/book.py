@@ -165,9 +165,9 @@ class Book:
                 figures.funding_by_bot[order.bot.name] = figures.funding_by_bot.get(order.bot.name, Decimal(0)) + earned
 
     def mark(self, quotes: Mapping[MarketKey, Quote]) -> None:
-        """Value what is still open at the last bar's close, for the basis result."""
+        """Value what is still open at its market's last close, for the basis result."""
         for holding in self.holdings.values():
-            quote = quotes.get(holding.order.market.key, holding.order.quote)
+            quote = quotes[holding.order.market.key]
             self._earn_basis(holding, Fill(holding.quantity, quote.perp.close, quote.spot.close))
 
     # What decisions say.

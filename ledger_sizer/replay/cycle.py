@@ -102,12 +102,14 @@ class Cycle:
         self._bar_time = clock()
         self._bar_count = 0
         self._quotes: dict[MarketKey, Quote] = {}
+        self._latest_quotes: dict[MarketKey, Quote] = {}
 
     def play(self, bar: Bar) -> None:
         """Everything that happens at one bar."""
         self._bar_name = f"{bar.time:%Y%m%dT%H%M}"
         self._bar_time = bar.time
         self._quotes = {quote.key: quote for quote in bar.quotes if quote.key in MARKETS}
+        self._latest_quotes |= self._quotes
         for book in self._books:
             book.settle(self._quotes)
         signals = self._signals()
@@ -124,7 +126,7 @@ class Cycle:
         """After the last bar: value what is open, free the holds nobody will confirm any more."""
         self._clock.move_to(self._bar_time + timedelta(hours=1))
         for book in self._books:
-            book.mark(self._quotes)
+            book.mark(self._latest_quotes)
             before = book.figures.expired
             book.expire(self._clock())
             freed = self._ledger.sweep(book.portfolio)
