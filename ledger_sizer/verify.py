@@ -4,15 +4,14 @@ One reading of one snapshot, archive files first, in memory that does not grow w
 
 1. the chain: every decision in order, its seq gapless, its hash recomputed from its predecessor's; the head last;
 2. the positions: each row against the decisions about it (see `verify_positions`);
-3. the scopes: each counter against the sum of its position rows, each cap and status against the last decision
-   that saw it;
+3. the scopes: what each decision saw of them against what the ones before left, each counter against the sum of its
+   position rows, each cap and status against the last decision (see `verify_scopes`);
 4. the facets by which history is searched: none may be missing, or a decision could be hidden from a filter.
 
 Nothing is repaired. A finding names the first decision, by seq, that the wrong row concerns. From a trusted head on,
 what was decided before is not read again: the head must still stand in the chain, and everything after it must follow.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -27,9 +26,8 @@ from ledger_sizer.errors import InvalidRequest, NotFound, Unavailable
 from ledger_sizer.history import BLOCK
 from ledger_sizer.records import FIELD_SEPARATOR, GENESIS_HASH, Fields, chain_hash, fields_text, is_head
 from ledger_sizer.tables import ArchiveRow, DecisionRow, FacetBlockRow, FacetRow, PortfolioRow, PositionRow, ScopeRow
-from ledger_sizer.tags import PORTFOLIO_SCOPE
-from ledger_sizer.trace import ABOUT_A_SCOPE, reconciliation_of
 from ledger_sizer.verify_positions import UNREADABLE, PositionCheck, misfit
+from ledger_sizer.verify_scopes import ScopeCheck
 
 Progress = Callable[[int, int], None]
 """Called with (decisions done, decisions in all)."""
@@ -43,8 +41,6 @@ _FINDINGS_MAX = 100
 
 _Facet = tuple[str, str, str, str]
 """What history is searched by: tags, command, outcome, reason (empty for none)."""
-_Settled = tuple[int | None, str, int, int | None]
-"""What decisions made of a scope: cap_e8, status, frozen, fresh_until_us."""
 
 
 def heads_of(engine: Engine, portfolio: str | None = None) -> dict[str, tuple[int, str]]:
@@ -160,10 +156,11 @@ class _PortfolioCheck:
         self._expected = self._since + 1
         self._broken = False
         self._last_us: int | None = None
-        self._last_seen: dict[str, tuple[int, str]] = {}
-        self._last_change: dict[str, tuple[int, str]] = {}
         self._named = head.name + FIELD_SEPARATOR
-        self._block: dict[_Facet, tuple[int, str]] = {}
+        self._scopes = ScopeCheck(
+            connection, head.id, whole=not self._since, found=lambda seq, what: self._found(seq, what, "scopes")
+        )
+        self._block: set[_Facet] = set()
         self._facets: dict[int, set[_Facet]] = {}
         self.decision_count = 0
 
@@ -209,7 +206,7 @@ class _PortfolioCheck:
         self._check_facets()
         self._check_head()
         self._positions.finish()
-        self.scopes()
+        self._scopes.finish(*self._positions.sums())
         yield self.decision_count
 
     def _manifests(self) -> list[Manifest]:
@@ -271,8 +268,8 @@ class _PortfolioCheck:
     def _link(self, record: Fields) -> None:
         """One decision must continue the chain, whatever stands for its portfolio: an archive's name, or a row's id."""
         (
-            _, seq, command, _, outcome, reason, _, tags, _, _, _, _, _, _, _, _, binding, _, decided_us,
-            _, trace, link,
+            _, seq, command, _, outcome, reason, _, tags, _, _, _, _, _, _, _, _, _, _, decided_us,
+            _, _, link,
         ) = record  # fmt: skip
         if seq != self._expected:
             self._found(self._expected, f"decision {self._expected} is missing; the next one is {seq}")
@@ -286,23 +283,17 @@ class _PortfolioCheck:
         self._previous, self._expected = link, seq + 1
         self.decision_count += 1
         self._last_us = decided_us
-        # A change of a scope says in its binding which; of everything else the last of its kind tells enough.
-        if command in ABOUT_A_SCOPE and outcome == "applied":
-            self._last_change[str(binding)] = (seq, trace)
-        self._block[tags, command, outcome, reason or ""] = (seq, trace)
+        self._scopes.tell(record)
+        self._block.add((tags, command, outcome, reason or ""))
         if seq % BLOCK == 0:
             self._facets[seq // BLOCK] = self._end_block()
             if len(self._facets) == _BLOCKS_AT_ONCE:
                 self._check_facets()
 
     def _end_block(self) -> set[_Facet]:
-        """Keep of the decisions since the last block what the scopes are compared with. Returns their facets."""
-        told, self._block = self._block, {}
-        for (tags, command, outcome, _), last in told.items():
-            of_a_scope = command in ABOUT_A_SCOPE and outcome == "applied"
-            if not of_a_scope and last[0] > self._last_seen.get(tags, (0,))[0]:
-                self._last_seen[tags] = last
-        return set(told)
+        """The facets of the decisions since the last block."""
+        told, self._block = self._block, set()
+        return told
 
     def _check_facets(self) -> None:
         """What history finds in each of the full blocks since the last check must be all that is in it."""
@@ -334,64 +325,3 @@ class _PortfolioCheck:
                 f"the portfolio's head says {self._head.last_seq} decisions ending in {self._head.last_hash[:12]}, "
                 f"the chain has {last} ending in {self._previous[:12]}",
             )
-
-    def scopes(self) -> None:
-        """Compare each scope's counters with the position rows, its cap and status with the last decisions."""
-        settled = self._settled_scopes()
-        held, opened = self._positions.sums()
-        query = select(ScopeRow).where(ScopeRow.portfolio_id == self._head.id).order_by(ScopeRow.scope)
-        seen = set()
-        for row in self._connection.execute(query.with_only_columns(ScopeRow.__table__)):
-            seen.add(row.scope)
-            if (wrong := misfit(ScopeRow.__table__, row)) is not None:
-                self._found(None, f"scope {row.scope} {wrong}", "scopes")
-                continue
-            for name, counted, summed in (
-                ("held", row.held_e8, held.get(row.scope, 0)),
-                ("open", row.open_e8, opened.get(row.scope, 0)),
-            ):
-                if counted != summed:
-                    self._found(
-                        None, f"scope {row.scope} counts {name} {counted}e-8 USD, its positions {summed}e-8", "scopes"
-                    )
-            overage = 0 if row.cap_e8 is None else max(row.held_e8 + row.open_e8 - row.cap_e8, 0)
-            if row.overage_e8 != overage:
-                self._found(
-                    None, f"scope {row.scope} records overage {row.overage_e8}e-8 USD, it is {overage}e-8", "scopes"
-                )
-            if row.scope not in settled and row.scope != PORTFOLIO_SCOPE and not self._since:
-                self._found(None, f"scope {row.scope} stands in no decision", "scopes")
-            stored = (row.cap_e8, row.status, row.frozen, row.fresh_until_us)
-            made = settled.get(row.scope, stored)
-            if stored != made:
-                self._found(
-                    None, f"scope {row.scope} {_settled_text(stored)}; decided: {_settled_text(made)}", "scopes"
-                )
-        decided = {name for name, made in settled.items() if made != (None, "active", 0, None)}
-        for scope in sorted({*held, *opened, *decided} - seen):
-            self._found(None, f"scope {scope} is missing", "scopes")
-
-    def _scopes_told(self, seq: int, text: str) -> list[tuple[str, _Settled]]:
-        """Each scope as a trace shows it: before the decision, or after it where it changed it."""
-        try:
-            trace = json.loads(text)
-            rows = [trace["after"]] if "after" in trace else trace["scopes"]
-            return [(str(row[0]), (row[1], row[4], *reconciliation_of(row))) for row in rows]
-        except UNREADABLE as error:
-            self._found(seq, f"the trace of decision {seq} cannot be read: {error!r}")
-            return []
-
-    def _settled_scopes(self) -> dict[str, _Settled]:
-        """What the latest decision that mentions a scope left of it."""
-        latest: dict[str, tuple[int, _Settled]] = {}
-        for seq, trace in (*self._last_seen.values(), *self._last_change.values()):
-            for name, made in self._scopes_told(seq, trace):
-                if seq > latest.get(name, (0,))[0]:
-                    latest[name] = (seq, made)
-        return {name: made for name, (_, made) in latest.items()}
-
-
-def _settled_text(made: _Settled) -> str:
-    cap_e8, status, frozen, fresh_until_us = made
-    text = f"has cap {cap_e8}e-8 and is {status}{', frozen' if frozen else ''}"
-    return text if fresh_until_us is None else f"{text}, fresh until {fresh_until_us}"

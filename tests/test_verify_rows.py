@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import Reserve
+from ledger_sizer import Ledger, Reserve
 from ledger_sizer.records import GENESIS_HASH, canonical_text, chain_hash
 from ledger_sizer.store import DECISION_COLUMNS, record_of
+from tests.desk import Intruder
 from tests.test_verify import Scene
 
 D = Decimal
@@ -195,6 +196,36 @@ def test_verify_when_a_scope_was_forged_then_no_decision_knows_it(scene: Scene, 
         f"VALUES (1, 'venue=forged', {values})"
     )
     assert any("venue=forged" in what for _, what in findings(scene))
+
+
+@pytest.mark.parametrize(
+    ("edit", "put_right"),
+    [
+        ("cap_e8 = cap_e8 * 9", "cap_e8 = cap_e8"),
+        ("cap_e8 = cap_e8 * 9", "cap_e8 = cap_e8 / 9, overage_e8 = held_e8 - cap_e8 / 9"),
+        ("held_e8 = 0", "held_e8 = held_e8 * 2, overage_e8 = held_e8 * 2 - cap_e8"),
+    ],
+)
+def test_verify_when_a_scope_was_edited_and_a_grant_followed_then_the_grant_is_named(
+    database_url: str, edit: str, put_right: str
+) -> None:
+    """The row agrees with the last decision and with its positions again; only what the grant saw of it does not."""
+    intruder = Intruder(database_url)
+    statement = "UPDATE scopes SET {} WHERE scope = 'venue=bybit'"
+    with Ledger.open(database_url) as ledger:
+        ledger.set_cap(key="cap", scope="venue=bybit", cap=D(1000))
+        assert ledger.reserve(key="first", tags={"venue": "bybit"}, ttl_seconds=600).budget == D(1000)
+        assert ledger.reserve(key="full", tags={"venue": "bybit"}).reason == "cap_exceeded"
+    intruder.run(statement.format(edit))
+    with Ledger.open(database_url) as ledger:
+        granted = ledger.reserve(key="second", tags={"venue": "bybit"}, ttl_seconds=600)
+        assert granted.granted
+    intruder.run(statement.format(put_right))
+    with Ledger.open(database_url) as ledger:
+        found = ledger.verify().findings
+    intruder.close()
+    assert found
+    assert (found[0].seq, "venue=bybit" in found[0].what) == (granted.seq, True)
 
 
 # --- portfolios --------------------------------------------------------------------------------------------------
