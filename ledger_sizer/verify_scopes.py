@@ -4,7 +4,7 @@ A decision's trace shows each of its scopes as it found them. An edit of a scope
 told by the second, also where the row was put right again since.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic_core import from_json
@@ -13,18 +13,19 @@ from sqlalchemy import Connection, select
 from ledger_sizer.records import DecisionRecord, Fields
 from ledger_sizer.tables import ScopeRow
 from ledger_sizer.tags import PORTFOLIO_SCOPE
-from ledger_sizer.trace import reconciliation_of
 from ledger_sizer.verify_positions import UNREADABLE, misfit
 
 _SCOPES: Any = ScopeRow.__table__
 _SEQ = DecisionRecord._fields.index("seq")
 _HELD, _OPEN = DecisionRecord._fields.index("held_delta_e8"), DecisionRecord._fields.index("open_delta_e8")
 _TRACE = DecisionRecord._fields.index("trace")
+_PLAIN = 5
+"""Columns of a scope in a trace that is neither frozen nor has an end of trust (see `trace`)."""
 
 
-_Told = tuple[Any, ...]
+_Told = list[Any]
 """A scope as decisions tell it: cap_e8, held_e8, open_e8, status, frozen, fresh_until_us."""
-_UNTOUCHED: _Told = (None, 0, 0, "active", 0, None)
+_UNTOUCHED: _Told = [None, 0, 0, "active", 0, None]
 
 
 class ScopeCheck:
@@ -44,7 +45,7 @@ class ScopeCheck:
 
     def tell(self, record: Fields) -> None:
         """One decision, in order."""
-        seq = record[_SEQ]
+        seq, held, opened = record[_SEQ], record[_HELD], record[_OPEN]
         try:
             trace = from_json(record[_TRACE])
             for row in trace["scopes"]:
@@ -52,7 +53,9 @@ class ScopeCheck:
                 known = self._told.get(name) or (self._first(name, seen) if self._whole else seen)
                 if seen != known:
                     self._found(seq, f"decision {seq} saw a scope {name} that {_text(seen)}; decided: {_text(known)}")
-                self._told[name] = (seen[0], seen[1] + record[_HELD], seen[2] + record[_OPEN], *seen[3:])
+                seen[1] += held
+                seen[2] += opened
+                self._told[name] = seen
             if "after" in trace:
                 self._told[str(trace["after"][0])] = _told(trace["after"])
         except UNREADABLE as error:
@@ -60,7 +63,7 @@ class ScopeCheck:
 
     def _first(self, name: str, seen: _Told) -> _Told:
         """How a scope begins; the whole portfolio has the cap of the settings then."""
-        return (seen[0], *_UNTOUCHED[1:]) if name == PORTFOLIO_SCOPE else _UNTOUCHED
+        return [seen[0], *_UNTOUCHED[1:]] if name == PORTFOLIO_SCOPE else _UNTOUCHED
 
     def finish(self, held: Mapping[str, int], opened: Mapping[str, int]) -> None:
         """Compare each row's counters with the position rows' sums, its cap and status with the last decision."""
@@ -88,19 +91,22 @@ class ScopeCheck:
             if self._whole and row.scope != PORTFOLIO_SCOPE:
                 self._found(None, f"scope {row.scope} stands in no decision")
             return
-        stored = (row.cap_e8, row.held_e8, row.open_e8, row.status, row.frozen, row.fresh_until_us)
+        stored = [row.cap_e8, row.held_e8, row.open_e8, row.status, row.frozen, row.fresh_until_us]
         if _settings(stored) != _settings(told):
             self._found(None, f"scope {row.scope} {_text(stored)}; decided: {_text(told)}")
 
 
-def _told(row: Sequence[Any]) -> _Told:
+def _told(row: list[Any]) -> _Told:
     """A scope from its row in a trace."""
-    return (*row[1:5], *reconciliation_of(row))
+    told = row[1:] if len(row) > _PLAIN else [*row[1:], 0, None]
+    if len(told) != len(_UNTOUCHED):
+        raise ValueError(f"{row!r:.100} is no scope")
+    return told
 
 
 def _settings(told: _Told) -> _Told:
     """What administrators and the reconciliation made of it; the rest are counters."""
-    return told[0], *told[3:]
+    return [told[0], *told[3:]]
 
 
 def _text(told: _Told) -> str:
