@@ -199,7 +199,7 @@ def book_of(
     parts: what was closed lately of positions that are open still, by number; of others all of it is what moved.
     """
     book = Book()
-    places = _Places(accounts)
+    places = Places(accounts)
     with exactly():
         filled_late = set()
         for position in unhurried(positions):
@@ -223,7 +223,7 @@ def book_of(
     return book
 
 
-class _Places:
+class Places:
     """Tells at which account a position is."""
 
     def __init__(self, accounts: Sequence[Place]) -> None:
@@ -267,7 +267,7 @@ class _Places:
         return found
 
 
-def _add_external(book: Book, places: _Places, position: Position) -> None:
+def _add_external(book: Book, places: Places, position: Position) -> None:
     if position.state != "open":
         return
     for _, market in places.markets(position):
@@ -275,7 +275,7 @@ def _add_external(book: Book, places: _Places, position: Position) -> None:
             book.external.setdefault(market, []).append(position)
 
 
-def _add_hold(book: Book, places: _Places, position: Position) -> None:
+def _add_hold(book: Book, places: Places, position: Position) -> None:
     place = places.of(position)
     held = usd(position.held_e8)
     markets = []
@@ -291,7 +291,7 @@ def _add_hold(book: Book, places: _Places, position: Position) -> None:
 
 
 def _add_fill(
-    book: Book, places: _Places, position: Position, *, during: bool, lately: bool, part: Decimal | None
+    book: Book, places: Places, position: Position, *, during: bool, lately: bool, part: Decimal | None
 ) -> None:
     is_open = position.state == "open"
     moved = Decimal(1) if part is None or not position.quantity else part / position.quantity

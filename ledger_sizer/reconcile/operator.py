@@ -60,7 +60,7 @@ class Operator:
         paid = drift.price if price is None else positive(price, "price")
 
         def commands() -> list[AnyCommand]:
-            return self._adoption(drift).commands(drifts.live(self._engine, drift.portfolio), paid)
+            return self._adoption(drift).commands(paid)
 
         return self._decide(drift, "adopted", commands, actor, reason, state="resolved")
 
@@ -90,11 +90,12 @@ class Operator:
 
     def _adoption(self, drift: Drift) -> Adoption:
         """The ledger beside the drift, as it is now."""
-        query = select(ReconciliationRow.fetched, ReconciliationRow.finished_us)
+        query = select(ReconciliationRow.fetched, ReconciliationRow.started_us)
         with reading(self._engine) as connection:
             fetched, seen_us = connection.execute(query.where(ReconciliationRow.id == drift.last_run)).one()
         places = [(one["venue"], one["account"]) for one in json.loads(fetched)]
-        return Adoption(drift, read_positions(self._engine, drift.portfolio, since_us=2**62), places, seen_us)
+        live = drifts.live(self._engine, drift.portfolio)
+        return Adoption(drift, read_positions(self._engine, drift.portfolio, since_us=seen_us), places, seen_us, live)
 
     def _decide(
         self, drift: Drift, event: str, commands: Callable[[], list[AnyCommand]], actor: str, reason: str,
