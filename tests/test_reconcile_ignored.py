@@ -159,3 +159,36 @@ def test_ignore_when_the_difference_creeps_then_it_is_compared_with_what_was_ign
         states.append(drifts.get(desk.engine, drift.id).state)
     assert states == ["acknowledged", "resolved"]
     desk.close()
+
+
+# --- closed ------------------------------------------------------------------------------------------
+
+
+def test_close_when_the_drift_is_ignored_then_it_is_refused_and_closed_at_the_exchange_it_is_resolved(
+    desk: Desk,
+) -> None:
+    """It does not count, so nothing may say that it goes on counting until it is closed."""
+    desk.account.shows(short("0.03"), BTC="2")
+    drift = ignored(desk)
+    seq = desk.ledger.exposure().seq
+    with pytest.raises(WrongState, match=rf"{drift.name} was ignored by ann \(known\) and counts no longer.* adopt it"):
+        desk.reconciler.operator.close(drift.id, actor="bob", reason="should go after all")
+    now = drifts.get(desk.engine, drift.id)
+    assert (now, desk.ledger.exposure().seq) == (drift, seq)
+    desk.account.shows(BTC="2")
+    desk.run()
+    assert drifts.get(desk.engine, drift.id).state == "resolved"
+
+
+def test_close_when_it_was_requested_before_the_drift_was_ignored_then_it_is_not_the_same_request_any_more(
+    desk: Desk,
+) -> None:
+    desk.account.shows(short("0.03"), BTC="2")
+    (drift,) = [one for one in desk.run(2).live if one.excess]
+    operator = desk.reconciler.operator
+    operator.close(drift.id, actor="ann", reason="should not be there")
+    assert figures(desk.ledger, "external=exchange") == (0, D(1500))
+    operator.ignore(drift.id, actor="ann", reason="known")
+    with pytest.raises(WrongState, match="was ignored by ann"):
+        operator.close(drift.id, actor="ann", reason="should not be there")
+    assert figures(desk.ledger, "external=exchange") == (0, 0)

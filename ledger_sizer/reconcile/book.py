@@ -232,6 +232,7 @@ class Places:
             self._accounts.setdefault(venue, []).append(account)
 
     def at(self, venue: str, account: str | None) -> Place | None:
+        """The account of this name at a venue, or its only one where none is named; None where that is not known."""
         known = self._accounts.get(venue, [])
         if account is None and len(known) == 1:
             account = known[0]
@@ -256,6 +257,7 @@ class Places:
         return venue is not None and (not known or account not in (None, *known))
 
     def markets(self, position: Position) -> list[tuple[Leg, Market | None]]:
+        """Every leg of a position and what it holds, None where its account is not known."""
         found = []
         here, account = position.tags.get("venue", ""), position.tags.get("account")
         for leg in position.legs:

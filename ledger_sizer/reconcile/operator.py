@@ -74,8 +74,16 @@ class Operator:
         return self._decide(drift, "ignored", commands, actor, reason, state="acknowledged")
 
     def close(self, drift_id: int, *, actor: str, reason: str) -> Drift:
-        """Ask the orchestrator to close it at the exchange. It goes on counting until the exchange shows it gone."""
+        """Ask the orchestrator to close it at the exchange. It goes on counting until the exchange shows it gone.
+
+        Raises `WrongState` where it was ignored, because then it does not count, and where nothing is to be closed.
+        """
         drift = self._live(drift_id)
+        if drift.state == "acknowledged":
+            raise WrongState(
+                f"{drift.name} was ignored by {drift.actor} ({drift.reason}) and counts no longer, so its closing "
+                "cannot be requested; adopt it and close the position, or close it at the exchange: then it is resolved"
+            )
         if drift.excess <= 0:
             raise WrongState(
                 f"{drift.name} is {drift.kind}: there is nothing more at the exchange that could be closed"
