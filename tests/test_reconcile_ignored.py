@@ -102,18 +102,24 @@ def test_adopt_when_bots_traded_beside_an_ignored_lack_then_as_much_is_given_up(
     assert desk.run(2).live == ()
 
 
-def test_adopt_when_bots_bought_coins_beside_ignored_ones_that_were_sold_then_so_many_of_them_are_given_up(
+def test_adopt_when_bots_hold_coins_and_some_of_the_savings_were_sold_then_it_is_refused_until_they_hold_none(
     desk: Desk,
 ) -> None:
-    """0.5 of the savings were sold, which was ignored; then a bot bought 1, and 0.5 more than the savings are there."""
+    """0.5 of the savings were sold, which was ignored. Of 1 that a bot bought, 0.5 are there then, or none and the 0.5."""
     desk.account.shows(BTC="1.5")
     sold = ignored(desk)
-    assert sold.kind == "unknown_position"
-    trade(desk, "bought", "1")
+    bought = trade(desk, "bought", "1")
     desk.account.shows(short("1"), BTC="2.5")
     assert [one.id for one in desk.run(2).live if one.part == "balances"] == [sold.id]
+    with pytest.raises(WrongState, match="reconcile again"):
+        adopt(desk, sold)
+    assert net_open(desk) == {"BTC": D(1), PERP: D(-1)}
+    desk.clock.advance(30)
+    desk.ledger.release(key="closed", position_id=bought)
+    desk.account.shows(BTC="1.5")
+    assert [one.id for one in desk.run(2).live] == [sold.id]
     adopt(desk, sold)
-    assert net_open(desk) == {"BTC": D("0.5"), PERP: D(-1)}
+    assert net_open(desk) == {"BTC": D("-0.5")}
     assert desk.run(2).live == ()
 
 

@@ -86,13 +86,17 @@ class Adoption:
 
         An ignored one keeps the figures it was ignored with, so that every run compares with those. The ledger's own
         share of them may be another one by now; what the last run saw again is the difference, beyond what holds were.
+        Where the ledger is on the other side of an ignored excess of coins, two figures would be that difference, so
+        the drift stays as it was, and is not adopted.
         """
         if drift.state != "acknowledged" or drift.kind not in QUANTITY_KINDS:
             return drift
         was, venue, held = drift.ledger_quantity or ZERO, drift.venue_quantity or ZERO, self._held(drift.market)
         with exactly():
             beyond = venue - was
-            if drift.excess > 0 and was * venue >= 0:
+            if drift.excess > 0:
+                if was * venue < 0 or held * beyond < 0:
+                    return drift
                 beyond = drift.excess.copy_sign(beyond)
             now = held + beyond
             if drift.market.is_swap:
