@@ -35,8 +35,8 @@ class Adoption:
     ) -> None:
         self._positions = positions
         self._places = Places(places)
-        # Whatever moved since the run began is settling in this book, also what is closed.
-        self._book = book_of(positions, places, seq_before=2**62, settled_us=seen_us, expired_us=2**62)
+        # Whatever moved since the run began, or at that moment, is settling in this book, also what is closed.
+        self._book = book_of(positions, places, seq_before=2**62, settled_us=seen_us - 1, expired_us=2**62)
         self._live = live
         self._drift = self._as_now(drift)
 
