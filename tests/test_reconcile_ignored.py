@@ -105,7 +105,7 @@ def test_adopt_when_bots_traded_beside_an_ignored_lack_then_as_much_is_given_up(
 def test_adopt_when_bots_hold_coins_and_some_of_the_savings_were_sold_then_it_is_refused_until_they_hold_none(
     desk: Desk,
 ) -> None:
-    """0.5 of the savings were sold, which was ignored. Of 1 that a bot bought, 0.5 are there then, or none and the 0.5."""
+    """0.5 of the savings were sold, which was ignored. A bot bought 1: 0.5 of it may be there, or none of it."""
     desk.account.shows(BTC="1.5")
     sold = ignored(desk)
     bought = trade(desk, "bought", "1")
