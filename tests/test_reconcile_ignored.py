@@ -182,7 +182,7 @@ def test_close_when_the_drift_is_ignored_then_it_is_refused_and_closed_at_the_ex
     now = drifts.get(desk.engine, drift.id)
     assert (now, desk.ledger.exposure().seq) == (drift, seq)
     desk.account.shows(BTC="2")
-    desk.run()
+    desk.run(3)
     assert drifts.get(desk.engine, drift.id).state == "resolved"
 
 
