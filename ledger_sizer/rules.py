@@ -233,7 +233,7 @@ def _release(state: PortfolioState, command: Release, now_us: int, _policy: Poli
         )
     with exactly():
         left = position.quantity - closing
-        legs = position.legs if left == 0 else _scaled_legs(position.legs, left / position.quantity, left, position)
+        legs = position.legs if left == 0 else _scaled_legs(position, position.quantity, left)
     open_e8 = notional_e8(left, position.price) if left else 0
     after = _moved(position, state, now_us, "open" if left else "closed", open_e8, left, position.price, legs)
     verdict = _fact(state, after, 0, open_e8 - position.open_e8)
@@ -320,13 +320,24 @@ def _filled_legs(planned: tuple[Leg, ...], command: Confirm) -> tuple[Leg, ...]:
     )  # fmt: skip
 
 
-def _scaled_legs(legs: tuple[Leg, ...], share: Decimal, left: Decimal, position: Position) -> tuple[Leg, ...]:
-    """Legs after a partial close: those of the position's own quantity get what is left, others the same share."""
+def leg_left(leg: Leg, quantity: Decimal, left: Decimal) -> Decimal:
+    """Base units of a leg where a close leaves `left` of its position's `quantity`: the same share of it.
+
+    Rounded down to 1e-18; a leg of the position's own quantity gets exactly what is left of that.
+    """
+    if leg.quantity == quantity:
+        return left
+    with exactly():
+        return (leg.quantity * (left / quantity)).quantize(Decimal("1e-18"))
+
+
+def _scaled_legs(position: Position, quantity: Decimal, left: Decimal) -> tuple[Leg, ...]:
+    """The legs that a partial close leaves."""
     scaled = []
-    for leg in legs:
-        quantity = left if leg.quantity == position.quantity else (leg.quantity * share).quantize(Decimal("1e-18"))
-        if quantity > 0:
-            scaled.append(Leg(leg.venue, leg.symbol, leg.kind, leg.side, quantity, leg.price))
+    for leg in position.legs:
+        units = leg_left(leg, quantity, left)
+        if units > 0:
+            scaled.append(Leg(leg.venue, leg.symbol, leg.kind, leg.side, units, leg.price))
     return tuple(scaled)
 
 

@@ -15,7 +15,7 @@ from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
 from ledger_sizer.dashboard.words import told
 from ledger_sizer.domain import ScopeExposure
 from ledger_sizer.exposure_line import POINTS_MAX
-from ledger_sizer.overview import Detail, Look, Overview
+from ledger_sizer.overview import Detail, DriftLine, Look, Overview
 from tests.clocks import START, FakeClock
 from tests.desk import opened
 
@@ -295,3 +295,18 @@ def test_tell_decision_when_it_was_denied_then_the_words_are_the_reason(database
         clock.advance(61)
         filled = ledger.confirm(key="c", position_id=str(late.position_id), quantity=Decimal(1), price=Decimal(10))
         assert told(filled) == "filled 1, counts 10.00, after its hold had expired"
+
+
+# Drifts.
+
+
+@pytest.mark.parametrize(
+    ("state", "offered"), [("confirmed", ("adopt", "ignore", "close")), ("acknowledged", ("adopt",))]
+)
+def test_drift_actions_when_a_drift_is_ignored_then_only_adopting_it_is_offered(
+    state: str, offered: tuple[str, ...]
+) -> None:
+    drift = DriftLine(
+        1, "quantity_differs", state, "bybit main BTC long", Decimal(1), Decimal(2), Decimal(1), "", START, None, None
+    )
+    assert figures.drift_actions(drift) == offered

@@ -66,7 +66,8 @@ def drift_actions(drift: DriftLine) -> tuple[str, ...]:
     """What may be decided about a drift: what has no effect, and would be refused, is not offered."""
     fewer = (drift.ledger_quantity or Decimal(0)) > (drift.venue_quantity or Decimal(0))
     adoptable = drift.excess > 0 or (drift.kind in _ADOPTABLE and fewer)
-    offered = (("adopt", adoptable), ("ignore", drift.state != "acknowledged"), ("close", drift.excess > 0))
+    counts = drift.state != "acknowledged"
+    offered = (("adopt", adoptable), ("ignore", counts), ("close", counts and drift.excess > 0))
     return tuple(action for action, wanted in offered if wanted)
 
 

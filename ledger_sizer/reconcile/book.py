@@ -199,7 +199,7 @@ def book_of(
     parts: what was closed lately of positions that are open still, by number; of others all of it is what moved.
     """
     book = Book()
-    places = _Places(accounts)
+    places = Places(accounts)
     with exactly():
         filled_late = set()
         for position in unhurried(positions):
@@ -223,7 +223,7 @@ def book_of(
     return book
 
 
-class _Places:
+class Places:
     """Tells at which account a position is."""
 
     def __init__(self, accounts: Sequence[Place]) -> None:
@@ -232,6 +232,7 @@ class _Places:
             self._accounts.setdefault(venue, []).append(account)
 
     def at(self, venue: str, account: str | None) -> Place | None:
+        """The account of this name at a venue, or its only one where none is named; None where that is not known."""
         known = self._accounts.get(venue, [])
         if account is None and len(known) == 1:
             account = known[0]
@@ -256,6 +257,7 @@ class _Places:
         return venue is not None and (not known or account not in (None, *known))
 
     def markets(self, position: Position) -> list[tuple[Leg, Market | None]]:
+        """Every leg of a position and what it holds, None where its account is not known."""
         found = []
         here, account = position.tags.get("venue", ""), position.tags.get("account")
         for leg in position.legs:
@@ -267,7 +269,7 @@ class _Places:
         return found
 
 
-def _add_external(book: Book, places: _Places, position: Position) -> None:
+def _add_external(book: Book, places: Places, position: Position) -> None:
     if position.state != "open":
         return
     for _, market in places.markets(position):
@@ -275,7 +277,7 @@ def _add_external(book: Book, places: _Places, position: Position) -> None:
             book.external.setdefault(market, []).append(position)
 
 
-def _add_hold(book: Book, places: _Places, position: Position) -> None:
+def _add_hold(book: Book, places: Places, position: Position) -> None:
     place = places.of(position)
     held = usd(position.held_e8)
     markets = []
@@ -291,7 +293,7 @@ def _add_hold(book: Book, places: _Places, position: Position) -> None:
 
 
 def _add_fill(
-    book: Book, places: _Places, position: Position, *, during: bool, lately: bool, part: Decimal | None
+    book: Book, places: Places, position: Position, *, during: bool, lately: bool, part: Decimal | None
 ) -> None:
     is_open = position.state == "open"
     moved = Decimal(1) if part is None or not position.quantity else part / position.quantity

@@ -60,7 +60,7 @@ class Operator:
         paid = drift.price if price is None else positive(price, "price")
 
         def commands() -> list[AnyCommand]:
-            return self._adoption(drift).commands(drifts.live(self._engine, drift.portfolio), paid)
+            return self._adoption(drift).commands(paid)
 
         return self._decide(drift, "adopted", commands, actor, reason, state="resolved")
 
@@ -74,8 +74,16 @@ class Operator:
         return self._decide(drift, "ignored", commands, actor, reason, state="acknowledged")
 
     def close(self, drift_id: int, *, actor: str, reason: str) -> Drift:
-        """Ask the orchestrator to close it at the exchange. It goes on counting until the exchange shows it gone."""
+        """Ask the orchestrator to close it at the exchange. It goes on counting until the exchange shows it gone.
+
+        Raises `WrongState` where it was ignored, because then it does not count, and where nothing is to be closed.
+        """
         drift = self._live(drift_id)
+        if drift.state == "acknowledged":
+            raise WrongState(
+                f"{drift.name} was ignored by {drift.actor} ({drift.reason}) and counts no longer, so its closing "
+                "cannot be requested; adopt it and close the position, or close it at the exchange: then it is resolved"
+            )
         if drift.excess <= 0:
             raise WrongState(
                 f"{drift.name} is {drift.kind}: there is nothing more at the exchange that could be closed"
@@ -90,11 +98,12 @@ class Operator:
 
     def _adoption(self, drift: Drift) -> Adoption:
         """The ledger beside the drift, as it is now."""
-        query = select(ReconciliationRow.fetched, ReconciliationRow.finished_us)
+        query = select(ReconciliationRow.fetched, ReconciliationRow.started_us)
         with reading(self._engine) as connection:
             fetched, seen_us = connection.execute(query.where(ReconciliationRow.id == drift.last_run)).one()
         places = [(one["venue"], one["account"]) for one in json.loads(fetched)]
-        return Adoption(drift, read_positions(self._engine, drift.portfolio, since_us=2**62), places, seen_us)
+        live = drifts.live(self._engine, drift.portfolio)
+        return Adoption(drift, read_positions(self._engine, drift.portfolio, since_us=seen_us), places, seen_us, live)
 
     def _decide(
         self, drift: Drift, event: str, commands: Callable[[], list[AnyCommand]], actor: str, reason: str,
