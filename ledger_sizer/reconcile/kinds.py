@@ -93,9 +93,10 @@ class Finding:
 class Drift:
     """A difference with a life: `open -> confirmed -> resolved`, or `acknowledged` by a person.
 
-    sightings: runs that saw it. position: number of the external position that counts its excess. revision: how often
-    it was counted. requested: what the orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason:
-    who decided about it last, and why.
+    sightings: runs that saw it; of an acknowledged one that runs saw less of lately, how many more of them it outlasts.
+    position: number of the external position that counts its excess. revision: how often it was counted. requested:
+    what the orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason: who decided about it last,
+    and why.
     """
 
     id: int
