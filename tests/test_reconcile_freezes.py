@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextvars import Context
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from ledger_sizer import Leg
+from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.kinds import Drift
 from ledger_sizer.reconcile.run import Report
-from tests.accounts import PERP, Desk, short
+from tests.accounts import PERP, Desk, long, short
 from tests.clocks import FakeClock
 from tests.desk import BTC_PRICE, TAGS, assert_verified, figures, position_of, reserve_btc
 
 D = Decimal
+ETH_PERP = "ETH/USDT:USDT"
 Open = Callable[..., Desk]
 
 
@@ -23,7 +27,7 @@ def opened(database_url: str, clock: FakeClock) -> Iterator[Open]:
     """A desk whose ledger and account both have a hedged position of 0.02 BTC at 50,000 USD."""
     desks: list[Desk] = []
 
-    def opened(**reconcile: object) -> Desk:
+    def opened(**reconcile: Any) -> Desk:
         desk = Desk(database_url, clock, **reconcile)
         desks.append(desk)
         desk.ledger.set_cap(key="cap", cap=D(5_000_000))
@@ -171,3 +175,93 @@ def test_reconcile_when_coins_are_sold_where_bought_ones_were_ignored_then_they_
     desk.account.shows(short("0.02"), BTC="1.5")
     assert coins(desk.run()) == [("side_flipped", "open", D("0.5"))]
     assert figures(desk.ledger, "external=exchange") == (D(0), D("0.5") * BTC_PRICE)
+
+
+# --- what froze -----------------------------------------------------------------------------------------
+
+
+def test_ignore_when_a_run_has_recorded_the_freeze_and_not_sent_it_yet_then_nothing_stays_frozen(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = opened()
+    desk.account.shows(short("0.03"), BTC="0.02")
+    (drift, *_) = [one for one in desk.run().live if one.excess]
+    record = drifts.record
+
+    def decided_meanwhile(*arguments: Any) -> Any:
+        changes = record(*arguments)
+        # As another process would: not under the lease of this run.
+        Context().run(lambda: desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known"))
+        return changes
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drifts, "record", decided_meanwhile)
+        desk.run()
+    assert not is_frozen(desk)
+    desk.account.shows(short("0.02"), BTC="0.02")
+    assert desk.run(3).live == ()
+    assert not is_frozen(desk)
+
+
+def test_ignore_when_a_run_freezes_for_another_drift_just_before_the_thaw_then_it_stays_frozen(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = opened(confirmations=1)
+    desk.account.shows(short("0.03"), BTC="0.02")
+    (drift, *_) = [one for one in desk.run().live if one.excess]
+    desk.account.shows(short("0.03"), long("1", ETH_PERP, "2000"), BTC="0.02")
+    frozen = drifts.frozen
+
+    def run_meanwhile(*arguments: Any) -> Any:
+        found = frozen(*arguments)
+        monkeypatch.setattr(drifts, "frozen", frozen)
+        desk.run()
+        return found
+
+    monkeypatch.setattr(drifts, "frozen", run_meanwhile)
+    desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known")
+    (other,) = [one for one in desk.run().live if one.live and one.frozen_scope]
+    assert other.subject == ETH_PERP
+    assert is_frozen(desk), "1 ETH is there that nobody knows"
+    desk.account.shows(short("0.03"), BTC="0.02")
+    desk.run()
+    assert not is_frozen(desk)
+
+
+@pytest.mark.parametrize("scope", ["portfolio", "venue"])
+def test_reconcile_when_a_drift_was_thawed_by_hand_then_it_keeps_no_other_freeze_alive(
+    opened: Open, scope: str
+) -> None:
+    desk = opened(freeze_scope=scope)
+    name = "venue=bybit" if scope == "venue" else "portfolio"
+
+    def stopped() -> bool:
+        return any(one.frozen for one in desk.ledger.exposure("main").scopes if one.scope == name)
+
+    desk.account.shows(short("0.03"), BTC="0.02")
+    desk.run(2)
+    assert stopped()
+    desk.ledger.thaw(key="elsewhere", scope="venue=okx")
+    desk.ledger.thaw(key="by hand", scope=name)
+    desk.run()
+    assert not stopped(), "thawed by hand it stays thawed"
+    for turn in range(2):
+        desk.account.shows(short("0.03"), short(str(1 + turn), ETH_PERP, "2000"), BTC="0.02")
+        desk.run(2)
+        assert stopped(), "another one freezes"
+        desk.account.shows(short("0.03"), BTC="0.02")
+        desk.run()
+        assert not stopped(), "and thaws when it is over"
+
+
+def test_reconcile_when_one_of_two_that_froze_is_over_then_it_stays_frozen_for_the_other(opened: Open) -> None:
+    desk = opened()
+    desk.account.shows(short("0.03"), short("1", ETH_PERP, "2000"), BTC="0.02")
+    desk.run(2)
+    desk.ledger.thaw(key="elsewhere", scope="venue=bybit")
+    desk.account.shows(short("0.03"), BTC="0.02")
+    desk.run()
+    assert is_frozen(desk)
+    desk.account.shows(short("0.02"), BTC="0.02")
+    desk.run()
+    assert not is_frozen(desk)

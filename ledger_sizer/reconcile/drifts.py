@@ -290,13 +290,11 @@ def live(engine: Engine, portfolio: str) -> list[Drift]:
         return [drift_of(row) for row in connection.execute(query)]
 
 
-def to_thaw(engine: Engine, portfolio: str) -> list[Drift]:
-    """Drifts that are over, or acknowledged, and whose freeze no other drift needs."""
-    frozen = select(_TABLE).where(DriftRow.portfolio == portfolio, DriftRow.frozen_scope.is_not(None))
+def frozen(engine: Engine, portfolio: str) -> list[Drift]:
+    """Drifts that froze a scope, or are about to: live ones, and those that are over and were not thawed for yet."""
+    query = select(_TABLE).where(DriftRow.portfolio == portfolio, DriftRow.frozen_scope.is_not(None))
     with reading(engine) as connection:
-        found = [drift_of(row) for row in connection.execute(frozen)]
-    needed = {drift.frozen_scope for drift in found if drift.live}
-    return [drift for drift in found if not drift.live and drift.frozen_scope not in needed]
+        return [drift_of(row) for row in connection.execute(query.order_by(DriftRow.id))]
 
 
 def get(engine: Engine, drift_id: object) -> Drift:

@@ -5,7 +5,7 @@ drifts describe, and every key names the drift or position it is about: doing it
 died began, changes nothing more.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 
 from sqlalchemy import Engine
@@ -20,12 +20,14 @@ from ledger_sizer.ledger import Ledger
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.kinds import EXTERNAL, Drift, Market
 from ledger_sizer.records import Decision
-from ledger_sizer.tags import EXTERNAL_TAG
+from ledger_sizer.tags import EXTERNAL_TAG, PORTFOLIO_SCOPE
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
 
 NOTE_LENGTH_MAX = 500
+_THAW = "reconcile:thaw:"
+"""What the keys of thaws begin with that are not by hand."""
 _TOGETHER_MAX = 50
 """Commands in one commit: a crowd of drifts must not make reservations wait for long."""
 
@@ -115,21 +117,49 @@ class Effects:
             drifts.change(self._engine, noted)
 
     def freeze_and_thaw(self, live: Iterable[Drift]) -> None:
-        """Freeze what a live drift names; thaw what none does any more."""
-        self._say(
+        """Freeze what a live drift names; thaw what none asks for any more."""
+        self._freeze(drift for drift in live if drift.live and drift.frozen_scope is not None)
+        for scope, found in _by_scope(drifts.frozen(self._engine, self._portfolio)).items():
+            over = [drift for drift in found if not drift.live]
+            if over and not any(self._still_asks(drift) for drift in found if drift.live):
+                self._thaw(scope, over, {drift.id for drift in found})
+
+    def _freeze(self, about: Iterable[Drift], again: str = "") -> list[Result]:
+        return self._say(
             Freeze(
-                key=f"reconcile:freeze:{drift.id}", portfolio=self._portfolio, scope=drift.frozen_scope,
-                note=note_of(drift.title),
+                key=f"reconcile:freeze:{drift.id}{again}", portfolio=self._portfolio,
+                scope=drift.frozen_scope or PORTFOLIO_SCOPE, note=note_of(drift.title),
             )
-            for drift in live if drift.live and drift.frozen_scope is not None
+            for drift in about
         )  # fmt: skip
-        for scope, over in _by_scope(drifts.to_thaw(self._engine, self._portfolio)).items():
-            newest = max(over, key=lambda one: one.id)
-            note = note_of(f"{newest.title}; {newest.state}")
-            thaw = Thaw(key=f"reconcile:thaw:{newest.id}", portfolio=self._portfolio, scope=scope, note=note)
-            if self._submit([thaw]):
-                ended = ("resolved", "acknowledged")
-                drifts.change(self._engine, [drifts.Change(one.id, {"frozen_scope": None}, ended) for one in over])
+
+    def _still_asks(self, drift: Drift) -> bool:
+        """Whether a live drift's freeze stands: what a person thawed stays thawed for it."""
+        (froze,) = self._freeze([drift])
+        if isinstance(froze, LedgerError):
+            return True
+        return not any(
+            thawed.binding == drift.frozen_scope and not thawed.record.key.startswith(_THAW)
+            for thawed in self._ledger.history(self._portfolio, command="thaw", limit=1000)
+            if thawed.record.seq > froze.record.seq
+        )
+
+    def _thaw(self, scope: str, over: Sequence[Drift], known: Collection[int]) -> None:
+        """End the freezes of these drifts; known: every drift that was looked at before deciding so."""
+        # A run may have recorded one of them and not frozen yet. What is sent first is a replay for it, and freezes
+        # nothing after the thaw, when no drift would be left to end it.
+        froze = [answer.record.seq for answer in self._freeze(over) if isinstance(answer, Decision)]
+        if len(froze) < len(over):
+            return
+        newest = max(over, key=lambda one: one.id)
+        key, note = f"{_THAW}{newest.id}:{max(froze)}", note_of(f"{newest.title} is over")
+        for thawed in self._submit([Thaw(key=key, portfolio=self._portfolio, scope=scope, note=note)]):
+            # Another process may have frozen it just before, for a drift that was not known here yet.
+            found = drifts.frozen(self._engine, self._portfolio)
+            overtaken = [one for one in found if one.live and one.frozen_scope == scope and one.id not in known]
+            self._freeze(overtaken, again=f":{thawed.record.seq}")
+            ended = ("resolved", "acknowledged")
+            drifts.change(self._engine, [drifts.Change(one.id, {"frozen_scope": None}, ended) for one in over])
 
     def tell(self, event: str, about: Iterable[Drift]) -> None:
         """Say in the chain, and so in the events, that drifts were confirmed or resolved; of each once."""
