@@ -180,23 +180,30 @@ def test_reconcile_when_coins_are_sold_where_bought_ones_were_ignored_then_they_
 # --- what froze -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", ["record", "frozen"])
 def test_ignore_when_a_run_has_recorded_the_freeze_and_not_sent_it_yet_then_nothing_stays_frozen(
-    opened: Open, monkeypatch: pytest.MonkeyPatch
+    opened: Open, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     desk = opened()
     desk.account.shows(short("0.03"), BTC="0.02")
     (drift, *_) = [one for one in desk.run().live if one.excess]
-    record = drifts.record
+    real = getattr(drifts, name)
+    reads = 0
 
     def decided_meanwhile(*arguments: Any) -> Any:
-        changes = record(*arguments)
-        # As another process would: not under the lease of this run.
-        Context().run(lambda: desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known"))
-        return changes
+        nonlocal reads
+        result = real(*arguments)
+        reads += 1
+        if name == "record" or reads == 2:  # the second reading tells what to freeze
+            monkeypatch.setattr(drifts, name, real)
+            # As another process would: not under the lease of this run.
+            Context().run(lambda: desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known"))
+        return result
 
-    with monkeypatch.context() as patch:
-        patch.setattr(drifts, "record", decided_meanwhile)
-        desk.run()
+    monkeypatch.setattr(drifts, name, decided_meanwhile)
+    desk.run()
+    assert drifts.get(desk.engine, drift.id).state == "acknowledged"
+    assert getattr(drifts, name) is real
     assert not is_frozen(desk)
     desk.account.shows(short("0.02"), BTC="0.02")
     assert desk.run(3).live == ()
@@ -265,3 +272,46 @@ def test_reconcile_when_one_of_two_that_froze_is_over_then_it_stays_frozen_for_t
     desk.account.shows(short("0.02"), BTC="0.02")
     desk.run()
     assert not is_frozen(desk)
+
+
+def test_reconcile_when_nobody_used_the_portfolio_yet_then_it_is_frozen_from_the_run_after_the_first_use(
+    database_url: str, clock: FakeClock
+) -> None:
+    desk = Desk(database_url, clock, confirmations=1)
+    desk.account.shows(DOGE="1000000")
+    desk.run()
+    assert desk.ledger.portfolios() == []
+    desk.ledger.set_cap(key="cap", cap=D(1000))
+    desk.run()
+    assert is_frozen(desk)
+    desk.close()
+
+
+# --- what is counted now ---------------------------------------------------------------------------------
+
+
+def test_reconcile_when_what_had_no_price_is_counted_then_it_thaws_under_every_policy_but_freeze(opened: Open) -> None:
+    desk = opened(policy_unknown_position="record")
+    desk.account.shows(short("0.02"), BTC="0.02", ETH="2")
+    desk.run(2)
+    assert is_frozen(desk)
+    desk.account.shows(short("0.02"), long("0.001", ETH_PERP, "2000"), BTC="0.02", ETH="2")
+    (drift,) = [one for one in desk.run().live if one.subject == "ETH"]
+    assert (drift.state, drift.price, drift.frozen_scope) == ("confirmed", D(2000), None)
+    assert figures(desk.ledger, "external=exchange") == (D(0), D(4002))
+    assert not is_frozen(desk)
+
+
+def test_reconcile_when_a_drift_asks_again_for_what_it_froze_before_then_it_freezes_again(opened: Open) -> None:
+    """The excess without a price is a lack for a while, of which there is nothing to be counted."""
+    desk = opened(policy_quantity_differs="record")
+    legs = [Leg("bybit", "ETH/BTC:BTC", "swap", "buy", D(1), None)]
+    desk.ledger.adopt(key="no price", quantity=D(1), price=D(2000), tags=TAGS, legs=legs)
+    for turn in range(3):
+        desk.account.shows(short("0.02"), long("1.5", "ETH/BTC:BTC", None), BTC="0.02")
+        desk.run(2)
+        assert is_frozen(desk), f"turn {turn}"
+        desk.account.shows(short("0.02"), long("0.5", "ETH/BTC:BTC", None), BTC="0.02")
+        (drift,) = desk.run(2).live
+        assert (drift.id, drift.kind, drift.frozen_scope) == (1, "quantity_differs", None)
+        assert not is_frozen(desk), f"turn {turn}"

@@ -15,7 +15,7 @@ from ledger_sizer.domain import Page
 from ledger_sizer.errors import InvalidRequest, NotFound, Unavailable
 from ledger_sizer.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.reconcile.compare import Comparison
-from ledger_sizer.reconcile.kinds import KINDS, QUANTITY_KINDS, STATES, Drift, Finding, Run
+from ledger_sizer.reconcile.kinds import KINDS, QUANTITY_KINDS, STATES, Drift, Finding, Run, stops_grants
 from ledger_sizer.reconcile.owed import owe
 from ledger_sizer.tables import DriftRow, ReconciliationRow
 from ledger_sizer.units import exactly, plain
@@ -244,11 +244,6 @@ def _as_row(values: dict[str, Any]) -> dict[str, Any]:
     return {name: plain(value) if isinstance(value, Decimal) else value for name, value in values.items()}
 
 
-def stops_grants(policy: str, finding: Finding) -> bool:
-    """Whether a confirmed drift freezes: where its policy says so, and under any where its excess cannot be counted."""
-    return policy == "freeze" or (finding.excess > 0 and finding.price is None)
-
-
 # --- after the run, and for people -----------------------------------------------------------------
 
 
@@ -291,7 +286,7 @@ def live(engine: Engine, portfolio: str) -> list[Drift]:
 
 
 def frozen(engine: Engine, portfolio: str) -> list[Drift]:
-    """Drifts that froze a scope, or are about to: live ones, and those that are over and were not thawed for yet."""
+    """Drifts that froze a scope, or are about to: those that ask for it, and those that were not thawed for yet."""
     query = select(_TABLE).where(DriftRow.portfolio == portfolio, DriftRow.frozen_scope.is_not(None))
     with reading(engine) as connection:
         return [drift_of(row) for row in connection.execute(query.order_by(DriftRow.id))]

@@ -1,11 +1,12 @@
 """What drifts do to the ledger, through its commands alone, so that the audit chain tells all of it.
 
 A run's commands are committed under its lease, or not at all. Everything here brings the ledger to a state that the
-drifts describe, and every key names the drift or position it is about: doing it twice, or finishing what a run that
-died began, changes nothing more.
+drifts describe, and every key names what it is about: doing it twice, or finishing what a run that died began, changes
+nothing more.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 
 from sqlalchemy import Engine
@@ -13,14 +14,14 @@ from sqlalchemy import Engine
 from ledger_sizer.batch import AnyCommand, Result
 from ledger_sizer.commands import Adopt, Freeze, Release, Remark, Thaw
 from ledger_sizer.domain import Position
-from ledger_sizer.errors import LedgerError
+from ledger_sizer.errors import LedgerError, NotFound
 from ledger_sizer.instruments import Leg
 from ledger_sizer.leases import LeaseLost
 from ledger_sizer.ledger import Ledger
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.kinds import EXTERNAL, Drift, Market
 from ledger_sizer.records import Decision
-from ledger_sizer.tags import EXTERNAL_TAG, PORTFOLIO_SCOPE
+from ledger_sizer.tags import EXTERNAL_TAG
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -116,50 +117,75 @@ class Effects:
             noted = [drifts.Change(drift_id, {"position": number}) for drift_id, number in positions.items()]
             drifts.change(self._engine, noted)
 
-    def freeze_and_thaw(self, live: Iterable[Drift]) -> None:
-        """Freeze what a live drift names; thaw what none asks for any more."""
-        self._freeze(drift for drift in live if drift.live and drift.frozen_scope is not None)
-        for scope, found in _by_scope(drifts.frozen(self._engine, self._portfolio)).items():
-            over = [drift for drift in found if not drift.live]
-            if over and not any(self._still_asks(drift) for drift in found if drift.live):
-                self._thaw(scope, over, {drift.id for drift in found})
+    def freeze_and_thaw(self) -> None:
+        """Freeze what live drifts ask for; thaw what none asks for any more."""
+        found = drifts.frozen(self._engine, self._portfolio)
+        if not found:
+            return
+        since = min(drift.opened_at for drift in found)
+        standing = self._freeze_for_live(since)
+        for scope, over in _by_scope(drift for drift in found if not drift.freezes).items():
+            if scope not in standing:
+                self._thaw(scope, over, since)
+
+    def _freeze_for_live(self, since: datetime) -> set[str]:
+        """Freeze what live drifts ask for; the scopes that are frozen for them.
+
+        What a person thawed stays thawed for a drift. What another thaw overtook, or ended while the drift did not ask,
+        is frozen again. since: when the oldest drift began; no earlier thaw matters.
+        """
+        by_hand, by_runs = self._newest_thaws(since)
+        # Read after the thaws: who decided about a drift since has thawed since, and nothing is frozen again for it.
+        asking = [drift for drift in drifts.frozen(self._engine, self._portfolio) if drift.freezes]
+        standing = set()
+        for drift, answer in zip(asking, self._freeze(asking), strict=True):
+            scope = drift.frozen_scope or ""
+            froze = answer.record.seq if isinstance(answer, Decision) else 2**63
+            if by_hand.get(scope, 0) > froze:
+                continue
+            standing.add(scope)
+            if (thawed := by_runs.get(scope, 0)) > froze:
+                self._freeze([drift], again=f":{thawed}")
+        return standing
+
+    def _newest_thaws(self, since: datetime) -> tuple[dict[str, int], dict[str, int]]:
+        """By scope the seq of its newest thaw by hand, and of the newest one that was sent here."""
+        by_hand: dict[str, int] = {}
+        by_runs: dict[str, int] = {}
+        try:
+            thaws = self._ledger.history(self._portfolio, command="thaw", since=since, limit=1000)
+        except NotFound:  # nobody used the portfolio yet
+            return by_hand, by_runs
+        for thaw in thaws:
+            newest = by_runs if thaw.record.key.startswith(_THAW) else by_hand
+            newest.setdefault(thaw.binding or "", thaw.record.seq)
+        return by_hand, by_runs
 
     def _freeze(self, about: Iterable[Drift], again: str = "") -> list[Result]:
         return self._say(
             Freeze(
                 key=f"reconcile:freeze:{drift.id}{again}", portfolio=self._portfolio,
-                scope=drift.frozen_scope or PORTFOLIO_SCOPE, note=note_of(drift.title),
+                scope=drift.frozen_scope or "", note=note_of(drift.title),
             )
             for drift in about
         )  # fmt: skip
 
-    def _still_asks(self, drift: Drift) -> bool:
-        """Whether a live drift's freeze stands: what a person thawed stays thawed for it."""
-        (froze,) = self._freeze([drift])
-        if isinstance(froze, LedgerError):
-            return True
-        return not any(
-            thawed.binding == drift.frozen_scope and not thawed.record.key.startswith(_THAW)
-            for thawed in self._ledger.history(self._portfolio, command="thaw", limit=1000)
-            if thawed.record.seq > froze.record.seq
-        )
-
-    def _thaw(self, scope: str, over: Sequence[Drift], known: Collection[int]) -> None:
-        """End the freezes of these drifts; known: every drift that was looked at before deciding so."""
+    def _thaw(self, scope: str, over: Sequence[Drift], since: datetime) -> None:
+        """End the freezes of drifts that ask for them no more."""
+        _, by_runs = self._newest_thaws(since)
         # A run may have recorded one of them and not frozen yet. What is sent first is a replay for it, and freezes
         # nothing after the thaw, when no drift would be left to end it.
-        froze = [answer.record.seq for answer in self._freeze(over) if isinstance(answer, Decision)]
-        if len(froze) < len(over):
+        if any(isinstance(answer, LedgerError) for answer in self._freeze(over)):
             return
         newest = max(over, key=lambda one: one.id)
-        key, note = f"{_THAW}{newest.id}:{max(froze)}", note_of(f"{newest.title} is over")
-        for thawed in self._submit([Thaw(key=key, portfolio=self._portfolio, scope=scope, note=note)]):
-            # Another process may have frozen it just before, for a drift that was not known here yet.
-            found = drifts.frozen(self._engine, self._portfolio)
-            overtaken = [one for one in found if one.live and one.frozen_scope == scope and one.id not in known]
-            self._freeze(overtaken, again=f":{thawed.record.seq}")
-            ended = ("resolved", "acknowledged")
-            drifts.change(self._engine, [drifts.Change(one.id, {"frozen_scope": None}, ended) for one in over])
+        thaw = Thaw(
+            key=f"{_THAW}{newest.id}:{by_runs.get(scope, 0)}", portfolio=self._portfolio, scope=scope,
+            note=note_of(f"{newest.title} asks for it no more"),
+        )  # fmt: skip
+        if self._submit([thaw]):
+            thawed = [drifts.Change(one.id, {"frozen_scope": None}, (one.state,)) for one in over]
+            drifts.change(self._engine, thawed)
+            self._freeze_for_live(since)  # another process may have frozen it just before, for a drift unknown here
 
     def tell(self, event: str, about: Iterable[Drift]) -> None:
         """Say in the chain, and so in the events, that drifts were confirmed or resolved; of each once."""

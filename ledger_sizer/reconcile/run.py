@@ -133,7 +133,7 @@ class Reconciler:
         effects = Effects(self._ledger, self._engine, portfolio)
         if seen.external is not None:
             effects.count(changes.live, seen.external)
-        effects.freeze_and_thaw(changes.live)
+        effects.freeze_and_thaw()
         effects.tell("confirmed", [drift for drift in changes.live if drift.state == "confirmed"])
         effects.tell("resolved", [drift for drift in changes.resolved if drift.sightings >= self._needed])
         self._carry_out_policies(changes.live)
