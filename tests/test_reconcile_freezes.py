@@ -315,3 +315,38 @@ def test_reconcile_when_a_drift_asks_again_for_what_it_froze_before_then_it_free
         (drift,) = desk.run(2).live
         assert (drift.id, drift.kind, drift.frozen_scope) == (1, "quantity_differs", None)
         assert not is_frozen(desk), f"turn {turn}"
+
+
+# --- what is to be closed ----------------------------------------------------------------------------------
+
+
+def test_reconcile_when_more_is_there_than_was_asked_to_be_closed_then_it_is_asked_again(opened: Open) -> None:
+    desk = opened(policy_quantity_differs="close")
+
+    def requests(shown: str, runs: int = 2) -> int:
+        desk.account.shows(short(shown), BTC="0.02")
+        desk.run(runs)
+        said = [desk.ledger.explain(one.seq or 0).data["request"] for one in desk.ledger.history(command="remark")]
+        return sum(one["event"] == "close_requested" for one in said)
+
+    assert requests("0.03") == 1, "0.01 too much"
+    assert requests("5.03") == 2, "5.01 too much"
+    assert requests("2.03") == 2, "it is being closed"
+    assert requests("4.03") == 2, "less than what was asked for"
+    assert requests("5.0300001") == 2, "within the tolerance"
+    assert requests("6.02") == 3
+    assert figures(desk.ledger, "external=exchange") == (D(0), 6 * BTC_PRICE)
+
+
+def test_reconcile_when_what_was_asked_to_be_closed_had_no_price_then_it_is_asked_again_once_more_is_counted(
+    opened: Open,
+) -> None:
+    desk = opened(policy_unknown_position="close")
+    events = []
+    for shown, *positions in (("2", short("0.02")), ("2", short("0.02"), long("0.001", ETH_PERP, "2000")), ("3",)):
+        desk.account.shows(*(positions or [short("0.02")]), BTC="0.02", ETH=shown)
+        report = desk.run(3)
+        (drift,) = [one for one in report.live if one.subject == "ETH"]
+        said = [one for one in desk.ledger.history(command="remark") if one.binding == drift.name]
+        events.append(len(said) - 1)
+    assert events == [1, 1, 2], "and that it was confirmed"

@@ -17,7 +17,7 @@ from ledger_sizer.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.reconcile.compare import Comparison
 from ledger_sizer.reconcile.kinds import KINDS, QUANTITY_KINDS, STATES, Drift, Finding, Run, stops_grants
 from ledger_sizer.reconcile.owed import owe
-from ledger_sizer.tables import DriftRow, ReconciliationRow
+from ledger_sizer.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
 from ledger_sizer.units import exactly, plain
 
 RECONCILIATION = "reconciliation"
@@ -25,6 +25,8 @@ RECONCILIATION = "reconciliation"
 
 _TABLE = DriftRow.__table__
 _NAMES = tuple(one.name for one in fields(Drift))
+_REVISIONS = 100
+"""How many of them are looked for at once."""
 _EXACT = ("ledger_quantity", "venue_quantity", "excess", "price")
 
 
@@ -290,6 +292,33 @@ def frozen(engine: Engine, portfolio: str) -> list[Drift]:
     query = select(_TABLE).where(DriftRow.portfolio == portfolio, DriftRow.frozen_scope.is_not(None))
     with reading(engine) as connection:
         return [drift_of(row) for row in connection.execute(query.order_by(DriftRow.id))]
+
+
+def asked_to_close(engine: Engine, drift: Drift) -> Decimal | None:
+    """The excess that was counted when closing a drift was last asked for, or first after that; None if none was.
+
+    The chain tells it: every count and every request has the drift's revision in its key.
+    """
+    query = (
+        select(DecisionRow.key, DecisionRow.quantity)
+        .join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id)
+        .where(PortfolioRow.name == drift.portfolio, DecisionRow.key.in_(bindparam("keys", expanding=True)))
+    )
+    counted: Decimal | None = None
+    with reading(engine) as connection:
+        for newest in range(drift.revision, -1, -_REVISIONS):
+            revisions = range(newest, max(newest - _REVISIONS, -1), -1)
+            keys = {
+                revision: (f"reconcile:count:{drift.id}:{revision}", f"drift:{drift.id}:{revision}:close_requested")
+                for revision in revisions
+            }
+            rows = connection.execute(query, {"keys": [one for both in keys.values() for one in both]})
+            found: dict[str, Any] = dict(rows.all())
+            for count, request in keys.values():
+                counted = Decimal(found[count]) if count in found else counted
+                if request in found:
+                    return counted
+    return counted
 
 
 def get(engine: Engine, drift_id: object) -> Drift:
