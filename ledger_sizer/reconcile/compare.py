@@ -44,7 +44,7 @@ class Measures:
 class Comparison:
     """What was found, and what could be judged. counts: by name, for the record of the run.
 
-    moved_us: when the ledger last moved the assets in which something was found.
+    moved_us: when the ledger last moved an asset.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -101,8 +101,7 @@ def compare(book: Book, snapshots: Iterable[Snapshot], measures: Measures) -> Co
                 detail = f"{position.position_id} bought {plain(bought)} and sold {plain(sold)}"
                 market = Market("", "", position.position_id, "")
                 result.findings.append(Finding(market, "legs_unequal", bought, sold, detail))
-    assets = {((one.market.venue, one.market.account), one.market.base) for one in result.findings}
-    result.moved_us = {asset: book.moved_us[asset] for asset in assets & book.moved_us.keys()}
+    result.moved_us = book.moved_us
     return result
 
 
@@ -283,10 +282,16 @@ class _Account:
     def _hedges(self) -> None:
         """Where the ledger holds both sides of an asset here, the exchange must hold them in the same proportion."""
         said, shown = self._sides(self._book.open), self._sides(self._shown)
+        moving = {market.base for market in (*self._book.touched, *self._book.settling, *self._book.in_flight)}
         for market, accepted in self._book.accepted.items():
             if (market.venue, market.account) == self._place and market.base in shown:
-                shown[market.base][market.side] -= accepted
-        moving = {market.base for market in (*self._book.touched, *self._book.settling, *self._book.in_flight)}
+                there = self._shown.get(market, ZERO)
+                sign = -1 if there < 0 else 1  # below zero they were sold from a baseline
+                shown[market.base][market.side] -= sign * accepted
+                beyond = sign * (there - self._book.open.get(market, ZERO))
+                less = beyond < accepted and _differs(beyond, accepted, self._measures.tolerance)
+                if less and not self._is_dust(market, accepted - beyond):
+                    moving.add(market.base)  # a close that is not released yet, or less of what was accepted: who knows
         self._result.hedges_moving |= {(self._place, base) for base in moving}
         for base in unhurried(sorted(said.keys() - moving - self._measures.quote_assets)):
             bought, sold = said[base]["long"], said[base]["short"]

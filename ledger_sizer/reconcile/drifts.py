@@ -15,9 +15,9 @@ from ledger_sizer.domain import Page
 from ledger_sizer.errors import InvalidRequest, NotFound, Unavailable
 from ledger_sizer.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.reconcile.compare import Comparison
-from ledger_sizer.reconcile.kinds import KINDS, QUANTITY_KINDS, STATES, Drift, Finding, Run
+from ledger_sizer.reconcile.kinds import KINDS, QUANTITY_KINDS, STATES, Drift, Finding, Run, stops_grants
 from ledger_sizer.reconcile.owed import owe
-from ledger_sizer.tables import DriftRow, ReconciliationRow
+from ledger_sizer.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
 from ledger_sizer.units import exactly, plain
 
 RECONCILIATION = "reconciliation"
@@ -25,6 +25,8 @@ RECONCILIATION = "reconciliation"
 
 _TABLE = DriftRow.__table__
 _NAMES = tuple(one.name for one in fields(Drift))
+_REVISIONS = 100
+"""How many of them are looked for at once."""
 _EXACT = ("ledger_quantity", "venue_quantity", "excess", "price")
 
 
@@ -88,22 +90,29 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
     turned = {drift.market: drift for drift in known.values() if drift.live and drift.kind in QUANTITY_KINDS}
     for finding in comparison.findings:
         drift = accepted.get(finding.market) if finding.kind in QUANTITY_KINDS else None
-        if drift is None or not _as_acknowledged(drift, finding, settings):
+        if drift is None or not (_as_acknowledged(drift, finding, settings) or _no_more(drift, finding)):
             drift = known.get(finding.key)
         if drift is not None:
             known.pop(drift.key, None)
-        if drift is not None and drift.state == "acknowledged" and not _as_acknowledged(drift, finding, settings):
+        if drift is not None and drift.state == "acknowledged":
+            if _as_acknowledged(drift, finding, settings):
+                writer.seen_acknowledged(drift)
+                continue
+            if _no_more(drift, finding) and writer.outlasts(drift, moved=comparison.moved_since(drift)):
+                continue
             writer.resolve(drift, "it changed after it was acknowledged")
             drift = None
         before = turned.get(finding.market) if drift is None and finding.kind in QUANTITY_KINDS else None
         writer.seen(drift, finding, again=drift is not None and not comparison.moved_since(drift), before=before)
     there = {finding.market: finding.kind for finding in comparison.findings if finding.kind in QUANTITY_KINDS}
     for drift in known.values():
-        if comparison.judged(drift):
-            goes_on = there.get(drift.market) if drift.kind in QUANTITY_KINDS else None
-            writer.resolve(drift, f"it is {goes_on} now" if goes_on else "not there any more")
-        else:
+        goes_on = there.get(drift.market) if drift.kind in QUANTITY_KINDS else None
+        if not comparison.judged(drift):
             writer.changes.live.append(drift)
+        elif goes_on is not None:
+            writer.resolve(drift, f"it is {goes_on} now")
+        elif accepted.get(drift.market) is not drift or not writer.outlasts(drift, moved=comparison.moved_since(drift)):
+            writer.resolve(drift, "not there any more")
     changes = writer.written(connection)
     owe(connection, run, changes.confirmed, changes.resolved, settings)
     return changes
@@ -112,7 +121,7 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
 def _as_acknowledged(drift: Drift, finding: Finding, settings: ReconcileSettings) -> bool:
     """Whether a drift is still the one that somebody said may stay, whatever was traded beside it since."""
     with exactly():
-        if drift.excess > 0 and finding.excess > 0:
+        if drift.excess > 0 and finding.excess > 0 and _same_sign(drift, finding):
             was, now = drift.excess, finding.excess
         else:
             was = (drift.venue_quantity or Decimal(0)) - (drift.ledger_quantity or Decimal(0))
@@ -121,6 +130,18 @@ def _as_acknowledged(drift: Drift, finding: Finding, settings: ReconcileSettings
             return True
         price = finding.price or drift.price
         return not drift.market.is_swap and price is not None and abs(was - now) * price < settings.dust_usd
+
+
+def _no_more(drift: Drift, finding: Finding) -> bool:
+    """Whether a finding shows no more beyond the ledger than a person accepted: nothing new is to be counted."""
+    if finding.kind not in QUANTITY_KINDS:
+        return False
+    return finding.excess <= 0 or (_same_sign(drift, finding) and finding.excess <= drift.excess)
+
+
+def _same_sign(drift: Drift, finding: Finding) -> bool:
+    """Whether both are of coins that were bought, or both of coins that were sold from a baseline."""
+    return ((drift.venue_quantity or 0) < 0) == ((finding.venue_quantity or 0) < 0)
 
 
 class _Writer:
@@ -140,9 +161,6 @@ class _Writer:
         the runs tell them apart. What was confirmed stays confirmed. before: the drift of this market that a new one
         goes on from, under the name of another kind: it never agreed in between, so what froze need not thaw.
         """
-        if drift is not None and drift.state == "acknowledged":
-            self.changes.live.append(self._change(drift, {"last_run": self._run.id}))
-            return
         last = drift or before
         if last is not None and finding.price is None:
             finding = replace(finding, price=last.price)  # the last one known: what was counted stays counted
@@ -169,6 +187,25 @@ class _Writer:
         if confirmed and drift.state == "open":
             self.changes.confirmed.append(written)
 
+    def seen_acknowledged(self, drift: Drift) -> None:
+        """Note that a drift is still what a person accepted."""
+        sightings = max(drift.sightings, self._settings.confirmations)
+        self.changes.live.append(self._change(drift, {"last_run": self._run.id, "sightings": sightings}))
+
+    def outlasts(self, drift: Drift, *, moved: bool) -> bool:
+        """Note that less was seen than a person accepted, or nothing; whether what they accepted stays all the same.
+
+        A bot's close that is not released yet hides an excess, and a fill that is not confirmed yet a lack. So a change
+        is believed when as many runs in a row saw it as confirm a drift. moved: whether the ledger moved the asset
+        since the last of them, which may have seen another close; that starts the count anew.
+        """
+        left = (self._settings.confirmations if moved else min(drift.sightings, self._settings.confirmations)) - 1
+        if left < 1:
+            return False
+        values = {"sightings": left, "updated_us": self._run.finished_us}
+        self.changes.live.append(self._change(drift, values))
+        return True
+
     def _identity(self, finding: Finding, before: Drift | None) -> dict[str, Any]:
         market = finding.market
         first_run = self._run.id if before is None else before.first_run
@@ -183,6 +220,8 @@ class _Writer:
         """Note the end of a drift."""
         now_us = self._run.finished_us
         values = {"state": "resolved", "ended_us": now_us, "updated_us": now_us, "actor": RECONCILIATION, "reason": why}
+        if drift.state == "acknowledged":  # a person knew of it, so that its end is told
+            values["sightings"] = max(drift.sightings, self._settings.confirmations)
         self.changes.resolved.append(self._change(drift, values))
 
     def _change(self, drift: Drift, values: dict[str, Any]) -> Drift:
@@ -205,11 +244,6 @@ class _Writer:
 
 def _as_row(values: dict[str, Any]) -> dict[str, Any]:
     return {name: plain(value) if isinstance(value, Decimal) else value for name, value in values.items()}
-
-
-def stops_grants(policy: str, finding: Finding) -> bool:
-    """Whether a confirmed drift freezes: where its policy says so, and under any where its excess cannot be counted."""
-    return policy == "freeze" or (finding.excess > 0 and finding.price is None)
 
 
 # --- after the run, and for people -----------------------------------------------------------------
@@ -253,13 +287,38 @@ def live(engine: Engine, portfolio: str) -> list[Drift]:
         return [drift_of(row) for row in connection.execute(query)]
 
 
-def to_thaw(engine: Engine, portfolio: str) -> list[Drift]:
-    """Drifts that are over, or acknowledged, and whose freeze no other drift needs."""
-    frozen = select(_TABLE).where(DriftRow.portfolio == portfolio, DriftRow.frozen_scope.is_not(None))
+def frozen(engine: Engine, portfolio: str) -> list[Drift]:
+    """Drifts that froze a scope, or are about to: those that ask for it, and those that were not thawed for yet."""
+    query = select(_TABLE).where(DriftRow.portfolio == portfolio, DriftRow.frozen_scope.is_not(None))
     with reading(engine) as connection:
-        found = [drift_of(row) for row in connection.execute(frozen)]
-    needed = {drift.frozen_scope for drift in found if drift.live}
-    return [drift for drift in found if not drift.live and drift.frozen_scope not in needed]
+        return [drift_of(row) for row in connection.execute(query.order_by(DriftRow.id))]
+
+
+def asked_to_close(engine: Engine, drift: Drift) -> Decimal | None:
+    """The excess that was counted when closing a drift was last asked for, or first after that; None if none was.
+
+    The chain tells it: every count and every request has the drift's revision in its key.
+    """
+    query = (
+        select(DecisionRow.key, DecisionRow.quantity)
+        .join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id)
+        .where(PortfolioRow.name == drift.portfolio, DecisionRow.key.in_(bindparam("keys", expanding=True)))
+    )
+    counted: Decimal | None = None
+    with reading(engine) as connection:
+        for newest in range(drift.revision, -1, -_REVISIONS):
+            revisions = range(newest, max(newest - _REVISIONS, -1), -1)
+            keys = {
+                revision: (f"reconcile:count:{drift.id}:{revision}", f"drift:{drift.id}:{revision}:close_requested")
+                for revision in revisions
+            }
+            rows = connection.execute(query, {"keys": [one for both in keys.values() for one in both]})
+            found: dict[str, Any] = dict(rows.all())
+            for count, request in keys.values():
+                counted = Decimal(found[count]) if count in found else counted
+                if request in found:
+                    return counted
+    return counted
 
 
 def get(engine: Engine, drift_id: object) -> Drift:

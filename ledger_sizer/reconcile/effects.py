@@ -1,11 +1,12 @@
 """What drifts do to the ledger, through its commands alone, so that the audit chain tells all of it.
 
 A run's commands are committed under its lease, or not at all. Everything here brings the ledger to a state that the
-drifts describe, and every key names the drift or position it is about: doing it twice, or finishing what a run that
-died began, changes nothing more.
+drifts describe, and every key names what it is about: doing it twice, or finishing what a run that died began, changes
+nothing more.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 
 from sqlalchemy import Engine
@@ -13,7 +14,7 @@ from sqlalchemy import Engine
 from ledger_sizer.batch import AnyCommand, Result
 from ledger_sizer.commands import Adopt, Freeze, Release, Remark, Thaw
 from ledger_sizer.domain import Position
-from ledger_sizer.errors import LedgerError
+from ledger_sizer.errors import LedgerError, NotFound
 from ledger_sizer.instruments import Leg
 from ledger_sizer.leases import LeaseLost
 from ledger_sizer.ledger import Ledger
@@ -26,6 +27,8 @@ from ledger_sizer.telemetry import get_logger
 log = get_logger(__name__)
 
 NOTE_LENGTH_MAX = 500
+_THAW = "reconcile:thaw:"
+"""What the keys of thaws begin with that are not by hand."""
 _TOGETHER_MAX = 50
 """Commands in one commit: a crowd of drifts must not make reservations wait for long."""
 
@@ -114,22 +117,75 @@ class Effects:
             noted = [drifts.Change(drift_id, {"position": number}) for drift_id, number in positions.items()]
             drifts.change(self._engine, noted)
 
-    def freeze_and_thaw(self, live: Iterable[Drift]) -> None:
-        """Freeze what a live drift names; thaw what none does any more."""
-        self._say(
+    def freeze_and_thaw(self) -> None:
+        """Freeze what live drifts ask for; thaw what none asks for any more."""
+        found = drifts.frozen(self._engine, self._portfolio)
+        if not found:
+            return
+        since = min(drift.opened_at for drift in found)
+        standing = self._freeze_for_live(since)
+        for scope, over in _by_scope(drift for drift in found if not drift.freezes).items():
+            if scope not in standing:
+                self._thaw(scope, over, since)
+
+    def _freeze_for_live(self, since: datetime) -> set[str]:
+        """Freeze what live drifts ask for; the scopes that are frozen for them.
+
+        What a person thawed stays thawed for a drift. What another thaw overtook, or ended while the drift did not ask,
+        is frozen again. since: when the oldest drift began; no earlier thaw matters.
+        """
+        by_hand, by_runs = self._newest_thaws(since)
+        # Read after the thaws: who decided about a drift since has thawed since, and nothing is frozen again for it.
+        asking = [drift for drift in drifts.frozen(self._engine, self._portfolio) if drift.freezes]
+        standing = set()
+        for drift, answer in zip(asking, self._freeze(asking), strict=True):
+            scope = drift.frozen_scope or ""
+            froze = answer.record.seq if isinstance(answer, Decision) else 2**63
+            if by_hand.get(scope, 0) > froze:
+                continue
+            standing.add(scope)
+            if (thawed := by_runs.get(scope, 0)) > froze:
+                self._freeze([drift], again=f":{thawed}")
+        return standing
+
+    def _newest_thaws(self, since: datetime) -> tuple[dict[str, int], dict[str, int]]:
+        """By scope the seq of its newest thaw by hand, and of the newest one that was sent here."""
+        by_hand: dict[str, int] = {}
+        by_runs: dict[str, int] = {}
+        try:
+            thaws = self._ledger.history(self._portfolio, command="thaw", since=since, limit=1000)
+        except NotFound:  # nobody used the portfolio yet
+            return by_hand, by_runs
+        for thaw in thaws:
+            newest = by_runs if thaw.record.key.startswith(_THAW) else by_hand
+            newest.setdefault(thaw.binding or "", thaw.record.seq)
+        return by_hand, by_runs
+
+    def _freeze(self, about: Iterable[Drift], again: str = "") -> list[Result]:
+        return self._say(
             Freeze(
-                key=f"reconcile:freeze:{drift.id}", portfolio=self._portfolio, scope=drift.frozen_scope,
-                note=note_of(drift.title),
+                key=f"reconcile:freeze:{drift.id}{again}", portfolio=self._portfolio,
+                scope=drift.frozen_scope or "", note=note_of(drift.title),
             )
-            for drift in live if drift.live and drift.frozen_scope is not None
+            for drift in about
         )  # fmt: skip
-        for scope, over in _by_scope(drifts.to_thaw(self._engine, self._portfolio)).items():
-            newest = max(over, key=lambda one: one.id)
-            note = note_of(f"{newest.title}; {newest.state}")
-            thaw = Thaw(key=f"reconcile:thaw:{newest.id}", portfolio=self._portfolio, scope=scope, note=note)
-            if self._submit([thaw]):
-                ended = ("resolved", "acknowledged")
-                drifts.change(self._engine, [drifts.Change(one.id, {"frozen_scope": None}, ended) for one in over])
+
+    def _thaw(self, scope: str, over: Sequence[Drift], since: datetime) -> None:
+        """End the freezes of drifts that ask for them no more."""
+        _, by_runs = self._newest_thaws(since)
+        # A run may have recorded one of them and not frozen yet. What is sent first is a replay for it, and freezes
+        # nothing after the thaw, when no drift would be left to end it.
+        if any(isinstance(answer, LedgerError) for answer in self._freeze(over)):
+            return
+        newest = max(over, key=lambda one: one.id)
+        thaw = Thaw(
+            key=f"{_THAW}{newest.id}:{by_runs.get(scope, 0)}", portfolio=self._portfolio, scope=scope,
+            note=note_of(f"{newest.title} asks for it no more"),
+        )  # fmt: skip
+        if self._submit([thaw]):
+            thawed = [drifts.Change(one.id, {"frozen_scope": None}, (one.state,)) for one in over]
+            drifts.change(self._engine, thawed)
+            self._freeze_for_live(since)  # another process may have frozen it just before, for a drift unknown here
 
     def tell(self, event: str, about: Iterable[Drift]) -> None:
         """Say in the chain, and so in the events, that drifts were confirmed or resolved; of each once."""

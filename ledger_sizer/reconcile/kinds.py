@@ -93,9 +93,10 @@ class Finding:
 class Drift:
     """A difference with a life: `open -> confirmed -> resolved`, or `acknowledged` by a person.
 
-    sightings: runs that saw it. position: number of the external position that counts its excess. revision: how often
-    it was counted. requested: what the orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason:
-    who decided about it last, and why.
+    sightings: runs that saw it; of an acknowledged one that runs saw less of lately, how many more of them it outlasts.
+    position: number of the external position that counts its excess. revision: how often it was counted. requested:
+    what the orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason: who decided about it last,
+    and why.
     """
 
     id: int
@@ -152,6 +153,11 @@ class Drift:
         return self.state in ("open", "confirmed")
 
     @property
+    def freezes(self) -> bool:
+        """Whether it asks that its scope be frozen, still."""
+        return self.live and self.frozen_scope is not None and stops_grants(self.policy, self)
+
+    @property
     def part(self) -> Part:
         """Which part of a snapshot has to be known to say that it is gone."""
         if self.kind == "fetch_failed":
@@ -166,6 +172,11 @@ class Drift:
     def opened_at(self) -> datetime:
         """When it was first seen."""
         return from_us(self.opened_us)
+
+
+def stops_grants(policy: DriftPolicy, about: Finding | Drift) -> bool:
+    """Whether a confirmed drift freezes: where its policy says so, and under any where its excess cannot be counted."""
+    return policy == "freeze" or (about.excess > 0 and about.price is None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,7 +119,7 @@ class Operator:
         changes |= {"actor": actor, "reason": reason, "updated_us": decided_us}
         changes |= {"ended_us": decided_us} if changes.get("state") == "resolved" else {}
         drifts.change(self._engine, [drifts.Change(drift.id, changes, ("open", "confirmed", "acknowledged"))])
-        Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw([])
+        Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw()
         return drifts.get(self._engine, drift.id)
 
     def _say(self, commands: Sequence[AnyCommand]) -> int:

@@ -20,6 +20,7 @@ from ledger_sizer.reconcile.kinds import Drift, Finding, Run, Trigger
 from ledger_sizer.reconcile.look import Asked, Clock, Look, LookFailed, Seen, blind, time_us
 from ledger_sizer.reconcile.operator import Operator
 from ledger_sizer.telemetry import get_logger
+from ledger_sizer.units import exactly
 
 log = get_logger(__name__)
 
@@ -133,7 +134,7 @@ class Reconciler:
         effects = Effects(self._ledger, self._engine, portfolio)
         if seen.external is not None:
             effects.count(changes.live, seen.external)
-        effects.freeze_and_thaw(changes.live)
+        effects.freeze_and_thaw()
         effects.tell("confirmed", [drift for drift in changes.live if drift.state == "confirmed"])
         effects.tell("resolved", [drift for drift in changes.resolved if drift.sightings >= self._needed])
         self._carry_out_policies(changes.live)
@@ -159,7 +160,7 @@ class Reconciler:
         for drift in live:
             if drift.state != "confirmed" or drift.excess <= 0 or drift.policy not in ("adopt", "close"):
                 continue
-            if drift.policy == "close" and drift.requested is not None:
+            if drift.policy == "close" and not self._exceeds_request(drift):
                 continue
             try:
                 self.operator.act(drift.policy, drift.id, actor="policy", reason=f"policy_{drift.kind}={drift.policy}")
@@ -167,6 +168,14 @@ class Reconciler:
                 raise
             except LedgerError as error:
                 log.warning("reconcile.policy_failed", drift=drift.id, policy=drift.policy, error=str(error))
+
+    def _exceeds_request(self, drift: Drift) -> bool:
+        """Whether more is there than whoever trades was asked to close; less is what is left of that request."""
+        if drift.requested is None:
+            return True
+        asked = drifts.asked_to_close(self._engine, drift)
+        with exactly():
+            return asked is not None and drift.excess > asked * (1 + self._settings.reconcile.tolerance)
 
     def _trust_ends(self, portfolio: str) -> bool:
         """Whether grants in the portfolio depend on a reconciliation that is not too old."""
