@@ -191,7 +191,7 @@ class Committer:
         """A lease that some group was sent under is held by another now: that one fails, alone."""
         if len(groups) > 1:
             return [self._settle([group], None)[0] for group in groups]
-        return [LeaseLost("the lease of this work has passed to another, or ended; nothing of it was written")]
+        return [LeaseLost("the lease of this work has passed to another, or ended; nothing more of it is written")]
 
     def _isolate(self, groups: Sequence[Group], error: Exception, *, may_be_stored: bool) -> list[Answer]:
         """The database refused the batch: answer its groups one by one, so that only the guilty one fails.

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Engine
 
-from ledger_sizer import AppSettings, Ledger, ReconcileSettings
+from ledger_sizer import AppSettings, Ledger, Leg, ReconcileSettings
 from ledger_sizer.database import make_engine
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
 from ledger_sizer.reconcile.look import LookHere
 from ledger_sizer.reconcile.run import Reconciler, Report
 from tests.clocks import FakeClock
+from tests.desk import BTC_PRICE, TAGS, assert_verified, position_of
 
 D = Decimal
 PERP = "BTC/USDT:USDT"
@@ -91,3 +93,37 @@ def found_by_reconciliation(url: str) -> None:
     desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
     assert [drift.id for drift in desk.run().live if drift.excess] == [1]
     desk.close()
+
+
+OpenDesk = Callable[..., Desk]
+"""Opens a desk over these accounts, with these settings of the reconciliation."""
+
+
+@contextmanager
+def open_desks(url: str, clock: FakeClock, first: Callable[[Desk], object], cap_usd: int) -> Iterator[OpenDesk]:
+    """Desks that are closed at the end; of each, ledger and account know the hedged position of 0.02 BTC that `first`
+    makes.
+    """
+    desks: list[Desk] = []
+
+    def opened(accounts: Sequence[WrittenAccount] = (), **reconcile: Any) -> Desk:
+        desk = Desk(url, clock, accounts, **reconcile)
+        desks.append(desk)
+        desk.ledger.set_cap(key="cap", cap=D(cap_usd))
+        first(desk)
+        desk.account.shows(short("0.02"), BTC="0.02")
+        return desk
+
+    yield opened
+    for desk in desks:
+        assert_verified(desk.ledger)
+        desk.close()
+
+
+def adopt(desk: Desk, key: str, quantity: str = "0.02") -> str:
+    """A hedged position of BTC that the ledger has from now on."""
+    legs = [
+        Leg("bybit", "BTC/USDT", "spot", "buy", D(quantity), BTC_PRICE),
+        Leg("bybit", PERP, "swap", "sell", D(quantity), BTC_PRICE),
+    ]
+    return position_of(desk.ledger.adopt(key=key, quantity=D(quantity), price=BTC_PRICE, tags=TAGS, legs=legs))

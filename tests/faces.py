@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, Ledger
@@ -88,3 +89,15 @@ async def open_position(ledger: Face, key: str = "a") -> str:
     await ledger.confirm(key=f"{key}/fill", position_id=granted.position_id, **FILL)
     position_id: str = granted.position_id
     return position_id
+
+
+class Name(str, Enum):  # noqa: UP042 - a StrEnum writes its text
+    """Text by inheritance, as bots name things: equal to its text, but an f-string writes `Name.BYBIT`."""
+
+    MAIN = "main"
+    VENUE = "venue"
+    BYBIT = "bybit"
+    SCOPE = "venue=bybit"
+    BTC = "BTC"
+    HELD = "held"
+    HALTED = "halted"

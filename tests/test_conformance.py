@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from decimal import Decimal
-from enum import Enum
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ from ledger_sizer import (
 )
 from ledger_sizer.commands import COMMANDS
 from tests.clocks import START, FakeClock
-from tests.faces import ASK, FACES, FILL, Face, open_position, opened
+from tests.faces import ASK, FACES, FILL, Face, Name, open_position, opened
 
 
 @pytest.fixture(params=FACES)
@@ -189,16 +188,6 @@ async def test_read_when_filter_is_wrong_then_the_error_names_it(ledger: Face) -
         with pytest.raises(InvalidRequest) as raised:
             await question
         assert raised.value.field == field
-
-
-class Name(str, Enum):  # noqa: UP042 - a StrEnum writes its text
-    """Text by inheritance, as bots name things: the HTTP library would write `Name.MAIN`."""
-
-    MAIN = "main"
-    HELD = "held"
-    VENUE = "venue"
-    BYBIT = "bybit"
-    BTC = "BTC"
 
 
 async def test_read_when_a_filter_is_an_enum_member_then_its_text_is_looked_for(ledger: Face) -> None:

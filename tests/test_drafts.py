@@ -122,12 +122,11 @@ def test_answer_when_an_unknown_outcome_is_followed_by_another_fault_then_it_is_
     monkeypatch.setattr("ledger_sizer.committer.time.sleep", lambda _: None)
 
     def begin(*_: Any) -> Any:
-        ledger._store.fault = lambda *_, **__: fault  # type: ignore[method-assign]
+        broken.setattr(ledger._store, "fault", lambda *_, **__: fault)
         raise RuntimeError("and now this")
 
     with connection_lost(ledger, engine_kind, stored=True), monkeypatch.context() as broken:
         broken.setattr(ledger._store, "begin", begin)
-        broken.setattr(ledger._store, "fault", ledger._store.fault)
         (answer,) = ledger._committer.answer(batch(one("a")))
     assert isinstance(answer, Unavailable), answer
     assert answer.retryable

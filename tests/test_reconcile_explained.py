@@ -2,37 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 
 import pytest
 
 from ledger_sizer import InstrumentInfo, Leg
 from ledger_sizer.reconcile.kinds import Drift
-from tests.accounts import PERP, Desk, WrittenAccount, balance, long, short
+from tests.accounts import PERP, Desk, OpenDesk, WrittenAccount, balance, long, open_desks, short
 from tests.clocks import FakeClock
 from tests.desk import TAGS, figures, position_of, reserve_btc
 
 D = Decimal
-Open = Callable[..., Desk]
 
 
 @pytest.fixture
-def opened(database_url: str, clock: FakeClock) -> Iterator[Open]:
+def opened(database_url: str, clock: FakeClock) -> Iterator[OpenDesk]:
     """A desk over these accounts, with a hedged position of 0.02 BTC at 50,000 USD that both sides know."""
-    desks: list[Desk] = []
-
-    def opened(accounts: Sequence[WrittenAccount] = (), **reconcile: object) -> Desk:
-        desk = Desk(database_url, clock, accounts, **reconcile)
-        desks.append(desk)
-        desk.ledger.set_cap(key="cap", cap=D(500_000))
-        fill(desk, "first")
-        desk.account.shows(short("0.02"), BTC="0.02")
-        return desk
-
-    yield opened
-    for desk in desks:
-        desk.close()
+    with open_desks(database_url, clock, lambda desk: fill(desk, "first"), cap_usd=500_000) as opened:
+        yield opened
 
 
 def fill(desk: Desk, key: str) -> str:
@@ -47,7 +35,9 @@ def found(drifts: Sequence[Drift]) -> dict[tuple[str, str], tuple[str, str, Deci
     return {(one.subject, one.side): (one.kind, one.state, one.excess) for one in drifts if one.part != "ledger"}
 
 
-def test_reconcile_when_a_hold_comes_after_an_excess_was_counted_then_it_explains_nothing_of_it(opened: Open) -> None:
+def test_reconcile_when_a_hold_comes_after_an_excess_was_counted_then_it_explains_nothing_of_it(
+    opened: OpenDesk,
+) -> None:
     desk = opened()
     reserve_btc(desk.ledger, "late", ttl_seconds=5)
     desk.clock.advance(6)
@@ -65,7 +55,7 @@ def test_reconcile_when_a_hold_comes_after_an_excess_was_counted_then_it_explain
 
 
 def test_reconcile_when_a_holds_time_is_over_but_nobody_freed_it_yet_then_its_fill_is_counted_at_once(
-    opened: Open,
+    opened: OpenDesk,
 ) -> None:
     desk = opened()
     reserve_btc(desk.ledger, "late", ttl_seconds=5)
@@ -74,7 +64,7 @@ def test_reconcile_when_a_holds_time_is_over_but_nobody_freed_it_yet_then_its_fi
     assert figures(desk.ledger) == (D(0), D(3000)), "what the run writes frees the hold"
 
 
-def test_reconcile_when_the_bots_trade_beside_an_ignored_difference_then_it_stays_ignored(opened: Open) -> None:
+def test_reconcile_when_the_bots_trade_beside_an_ignored_difference_then_it_stays_ignored(opened: OpenDesk) -> None:
     desk = opened()
     desk.account.shows(short("0.02"), BTC="0.52")
     for drift in desk.run().live:
@@ -92,7 +82,7 @@ def test_reconcile_when_the_bots_trade_beside_an_ignored_difference_then_it_stay
 
 
 def test_reconcile_when_a_position_is_opened_where_savings_are_ignored_then_they_are_still_the_same(
-    opened: Open,
+    opened: OpenDesk,
 ) -> None:
     desk = opened()
     desk.account.shows(short("0.02"), BTC="0.02", ETH="3")
@@ -106,7 +96,9 @@ def test_reconcile_when_a_position_is_opened_where_savings_are_ignored_then_they
     assert [(one.id, one.state) for one in report.live] == [(drift.id, "acknowledged")]
 
 
-def test_reconcile_when_a_market_moves_before_every_run_then_what_the_moves_cannot_be_is_counted(opened: Open) -> None:
+def test_reconcile_when_a_market_moves_before_every_run_then_what_the_moves_cannot_be_is_counted(
+    opened: OpenDesk,
+) -> None:
     desk = opened()
     desk.account.shows(short("1.02"), BTC="0.02")
     for turn in range(3):
@@ -122,7 +114,7 @@ def test_reconcile_when_a_market_moves_before_every_run_then_what_the_moves_cann
 
 
 def test_reconcile_when_one_hold_names_no_market_then_it_explains_one_long_and_one_short_of_its_size(
-    opened: Open,
+    opened: OpenDesk,
 ) -> None:
     accounts = [WrittenAccount("bybit"), WrittenAccount("okx")]
     desk = opened(accounts)
@@ -138,7 +130,7 @@ def test_reconcile_when_one_hold_names_no_market_then_it_explains_one_long_and_o
     assert report.run.found["unplaced"] == 1, "the hold, whose account nobody can tell"
 
 
-def test_reconcile_when_a_small_hold_expired_then_it_does_not_excuse_a_large_position(opened: Open) -> None:
+def test_reconcile_when_a_small_hold_expired_then_it_does_not_excuse_a_large_position(opened: OpenDesk) -> None:
     desk = opened()
     desk.ledger.reserve(key="plain", tags={**TAGS, "symbol": "ETH"}, available_balance=D(10), ttl_seconds=5)
     desk.clock.advance(6)
@@ -150,7 +142,9 @@ def test_reconcile_when_a_small_hold_expired_then_it_does_not_excuse_a_large_pos
     assert found(desk.run().live)["ETH/USDT:USDT", "short"][0] == "late_fill", "10 USD it may be"
 
 
-def test_reconcile_when_a_hold_has_no_venue_tag_then_its_legs_or_the_only_account_say_where_it_is(opened: Open) -> None:
+def test_reconcile_when_a_hold_has_no_venue_tag_then_its_legs_or_the_only_account_say_where_it_is(
+    opened: OpenDesk,
+) -> None:
     desk = opened(confirmations=1)
     desk.account.balances = (balance("USDT", "10"), balance("BTC", "0.02"))
     desk.ledger.reserve(key="bare", tags={}, ttl_seconds=500)
@@ -166,7 +160,7 @@ def test_reconcile_when_a_hold_has_no_venue_tag_then_its_legs_or_the_only_accoun
     assert [one.kind for one in desk.run().live] == ["expired_hold", "expired_hold"]
 
 
-def test_reconcile_when_one_fill_is_to_be_seen_then_the_other_holds_still_need_their_balance(opened: Open) -> None:
+def test_reconcile_when_one_fill_is_to_be_seen_then_the_other_holds_still_need_their_balance(opened: OpenDesk) -> None:
     desk = opened(confirmations=1)
     for number in range(10):
         reserve_btc(desk.ledger, f"hold/{number}", ttl_seconds=5000)
@@ -176,14 +170,14 @@ def test_reconcile_when_one_fill_is_to_be_seen_then_the_other_holds_still_need_t
     assert (drift.kind, drift.ledger_quantity) == ("balance_below_holds", D(9950)), "50 USD of 10,000 are filled"
 
 
-def test_reconcile_when_long_and_short_have_their_prices_then_each_is_counted_at_its_own(opened: Open) -> None:
+def test_reconcile_when_long_and_short_have_their_prices_then_each_is_counted_at_its_own(opened: OpenDesk) -> None:
     desk = opened(confirmations=1)
     desk.account.shows(long("1", price="100000"), short("0.02", price="16000"), BTC="0.02")
     desk.run()
     assert figures(desk.ledger, "external=exchange") == (D(0), D(100_000))
 
 
-def test_reconcile_when_a_market_is_not_quoted_in_dollars_then_its_price_counts_nothing(opened: Open) -> None:
+def test_reconcile_when_a_market_is_not_quoted_in_dollars_then_its_price_counts_nothing(opened: OpenDesk) -> None:
     desk = opened(confirmations=1)
     desk.account.shows(short("0.02"), long("10", "ETH/BTC:BTC", "0.05"), BTC="0.02", ETH="10")
     report = desk.run()
@@ -191,7 +185,9 @@ def test_reconcile_when_a_market_is_not_quoted_in_dollars_then_its_price_counts_
     assert desk.ledger.exposure("main").whole.frozen, "what cannot be counted stops grants"
 
 
-def test_reconcile_when_a_position_with_unequal_legs_moves_then_its_drift_is_not_taken_for_over(opened: Open) -> None:
+def test_reconcile_when_a_position_with_unequal_legs_moves_then_its_drift_is_not_taken_for_over(
+    opened: OpenDesk,
+) -> None:
     desk = opened(policy_legs_unequal="freeze")
     legs = [
         Leg("bybit", "ETH/USDT", "spot", "buy", D(2), D(100)),
@@ -211,7 +207,7 @@ def test_reconcile_when_a_position_with_unequal_legs_moves_then_its_drift_is_not
 
 
 def test_reconcile_when_only_the_spot_leg_of_an_expired_hold_filled_then_it_is_not_called_unfilled(
-    opened: Open,
+    opened: OpenDesk,
 ) -> None:
     desk = opened()
     reserve_btc(desk.ledger, "late", ttl_seconds=5)
@@ -221,7 +217,9 @@ def test_reconcile_when_only_the_spot_leg_of_an_expired_hold_filled_then_it_is_n
     assert {one.kind for one in desk.run().findings} == {"late_fill", "legs_unequal"}
 
 
-def test_reconcile_when_the_name_of_a_filled_hold_begins_with_another_ones_then_both_are_told_of(opened: Open) -> None:
+def test_reconcile_when_the_name_of_a_filled_hold_begins_with_another_ones_then_both_are_told_of(
+    opened: OpenDesk,
+) -> None:
     desk = opened()
     eth = {
         f"{kind}_instrument": InstrumentInfo(symbol, D("0.001"), D(100), D("0.001"))

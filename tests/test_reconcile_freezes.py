@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import Context
 from decimal import Decimal
 from typing import Any
@@ -13,41 +13,19 @@ from ledger_sizer import Leg
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.kinds import Drift
 from ledger_sizer.reconcile.run import Report
-from tests.accounts import PERP, Desk, long, short
+from tests.accounts import Desk, OpenDesk, adopt, long, open_desks, short
 from tests.clocks import FakeClock
-from tests.desk import BTC_PRICE, TAGS, assert_verified, figures, position_of, reserve_btc
+from tests.desk import BTC_PRICE, TAGS, figures, position_of, reserve_btc
 
 D = Decimal
 ETH_PERP = "ETH/USDT:USDT"
-Open = Callable[..., Desk]
 
 
 @pytest.fixture
-def opened(database_url: str, clock: FakeClock) -> Iterator[Open]:
-    """A desk whose ledger and account both have a hedged position of 0.02 BTC at 50,000 USD."""
-    desks: list[Desk] = []
-
-    def opened(**reconcile: Any) -> Desk:
-        desk = Desk(database_url, clock, **reconcile)
-        desks.append(desk)
-        desk.ledger.set_cap(key="cap", cap=D(5_000_000))
-        adopt(desk, "first")
-        desk.account.shows(short("0.02"), BTC="0.02")
-        return desk
-
-    yield opened
-    for desk in desks:
-        assert_verified(desk.ledger)
-        desk.close()
-
-
-def adopt(desk: Desk, key: str) -> str:
-    """A hedged position of 0.02 BTC that the ledger has from now on."""
-    legs = [
-        Leg("bybit", "BTC/USDT", "spot", "buy", D("0.02"), BTC_PRICE),
-        Leg("bybit", PERP, "swap", "sell", D("0.02"), BTC_PRICE),
-    ]
-    return position_of(desk.ledger.adopt(key=key, quantity=D("0.02"), price=BTC_PRICE, tags=TAGS, legs=legs))
+def opened(database_url: str, clock: FakeClock) -> Iterator[OpenDesk]:
+    """A desk over these accounts, with a hedged position of 0.02 BTC at 50,000 USD that both sides know."""
+    with open_desks(database_url, clock, lambda desk: adopt(desk, "first"), cap_usd=5_000_000) as opened:
+        yield opened
 
 
 def first(desk: Desk) -> str:
@@ -76,7 +54,7 @@ def is_frozen(desk: Desk) -> bool:
 
 @pytest.mark.parametrize("savings", ["0.5", "0.02", "0.01"], ids=["less", "as much as was closed", "a lack"])
 def test_reconcile_when_a_run_falls_between_a_close_and_its_release_then_ignored_savings_stay_ignored(
-    opened: Open, savings: str
+    opened: OpenDesk, savings: str
 ) -> None:
     desk = opened()
     desk.account.shows(short("0.02"), BTC=str(D("0.02") + D(savings)))
@@ -91,7 +69,9 @@ def test_reconcile_when_a_run_falls_between_a_close_and_its_release_then_ignored
     assert figures(desk.ledger) == (D(0), D(0))
 
 
-def test_reconcile_when_a_hold_fills_before_it_is_confirmed_then_an_ignored_lack_stays_ignored(opened: Open) -> None:
+def test_reconcile_when_a_hold_fills_before_it_is_confirmed_then_an_ignored_lack_stays_ignored(
+    opened: OpenDesk,
+) -> None:
     desk = opened()
     desk.account.shows(short("0.02"))
     known = ignored(desk)
@@ -103,7 +83,7 @@ def test_reconcile_when_a_hold_fills_before_it_is_confirmed_then_an_ignored_lack
     assert not is_frozen(desk)
 
 
-def test_reconcile_when_every_run_falls_into_another_close_then_ignored_savings_stay_ignored(opened: Open) -> None:
+def test_reconcile_when_every_run_falls_into_another_close_then_ignored_savings_stay_ignored(opened: OpenDesk) -> None:
     desk = opened()
     positions = [first(desk), *(adopt(desk, f"more/{number}") for number in range(3))]
     desk.account.shows(short("0.08"), BTC="0.58")
@@ -120,7 +100,7 @@ def test_reconcile_when_every_run_falls_into_another_close_then_ignored_savings_
 
 @pytest.mark.parametrize("confirmations", [1, 2, 3])
 def test_reconcile_when_ignored_savings_are_less_for_good_then_the_rest_is_a_new_drift_after_so_many_runs(
-    opened: Open, confirmations: int
+    opened: OpenDesk, confirmations: int
 ) -> None:
     desk = opened(confirmations=confirmations)
     desk.account.shows(short("0.02"), BTC="0.52")
@@ -138,7 +118,7 @@ def test_reconcile_when_ignored_savings_are_less_for_good_then_the_rest_is_a_new
 
 
 def test_reconcile_when_ignored_savings_are_gone_for_a_run_and_there_again_then_the_count_begins_anew(
-    opened: Open,
+    opened: OpenDesk,
 ) -> None:
     desk = opened()
     desk.account.shows(short("0.02"), BTC="0.52")
@@ -153,7 +133,9 @@ def test_reconcile_when_ignored_savings_are_gone_for_a_run_and_there_again_then_
 
 
 @pytest.mark.parametrize("between", ["0.52", "0.22"], ids=["was whole", "was less"])
-def test_reconcile_when_more_is_there_than_was_ignored_then_it_is_counted_at_once(opened: Open, between: str) -> None:
+def test_reconcile_when_more_is_there_than_was_ignored_then_it_is_counted_at_once(
+    opened: OpenDesk, between: str
+) -> None:
     desk = opened()
     desk.account.shows(short("0.02"), BTC="0.52")
     known = ignored(desk)
@@ -167,7 +149,7 @@ def test_reconcile_when_more_is_there_than_was_ignored_then_it_is_counted_at_onc
 
 
 def test_reconcile_when_coins_are_sold_where_bought_ones_were_ignored_then_they_are_counted_at_once(
-    opened: Open,
+    opened: OpenDesk,
 ) -> None:
     desk = opened(baselines={"bybit/main/BTC": "2"})
     desk.account.shows(short("0.02"), BTC="2.52")
@@ -182,7 +164,7 @@ def test_reconcile_when_coins_are_sold_where_bought_ones_were_ignored_then_they_
 
 @pytest.mark.parametrize("name", ["record", "frozen"])
 def test_ignore_when_a_run_has_recorded_the_freeze_and_not_sent_it_yet_then_nothing_stays_frozen(
-    opened: Open, monkeypatch: pytest.MonkeyPatch, name: str
+    opened: OpenDesk, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     desk = opened()
     desk.account.shows(short("0.03"), BTC="0.02")
@@ -211,7 +193,7 @@ def test_ignore_when_a_run_has_recorded_the_freeze_and_not_sent_it_yet_then_noth
 
 
 def test_ignore_when_a_run_freezes_for_another_drift_just_before_the_thaw_then_it_stays_frozen(
-    opened: Open, monkeypatch: pytest.MonkeyPatch
+    opened: OpenDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = opened(confirmations=1)
     desk.account.shows(short("0.03"), BTC="0.02")
@@ -237,7 +219,7 @@ def test_ignore_when_a_run_freezes_for_another_drift_just_before_the_thaw_then_i
 
 @pytest.mark.parametrize("scope", ["portfolio", "venue"])
 def test_reconcile_when_a_drift_was_thawed_by_hand_then_it_keeps_no_other_freeze_alive(
-    opened: Open, scope: str
+    opened: OpenDesk, scope: str
 ) -> None:
     desk = opened(freeze_scope=scope)
     name = "venue=bybit" if scope == "venue" else "portfolio"
@@ -261,7 +243,7 @@ def test_reconcile_when_a_drift_was_thawed_by_hand_then_it_keeps_no_other_freeze
         assert not stopped(), "and thaws when it is over"
 
 
-def test_reconcile_when_one_of_two_that_froze_is_over_then_it_stays_frozen_for_the_other(opened: Open) -> None:
+def test_reconcile_when_one_of_two_that_froze_is_over_then_it_stays_frozen_for_the_other(opened: OpenDesk) -> None:
     desk = opened()
     desk.account.shows(short("0.03"), short("1", ETH_PERP, "2000"), BTC="0.02")
     desk.run(2)
@@ -290,7 +272,9 @@ def test_reconcile_when_nobody_used_the_portfolio_yet_then_it_is_frozen_from_the
 # --- what is counted now ---------------------------------------------------------------------------------
 
 
-def test_reconcile_when_what_had_no_price_is_counted_then_it_thaws_under_every_policy_but_freeze(opened: Open) -> None:
+def test_reconcile_when_what_had_no_price_is_counted_then_it_thaws_under_every_policy_but_freeze(
+    opened: OpenDesk,
+) -> None:
     desk = opened(policy_unknown_position="record")
     desk.account.shows(short("0.02"), BTC="0.02", ETH="2")
     desk.run(2)
@@ -302,7 +286,7 @@ def test_reconcile_when_what_had_no_price_is_counted_then_it_thaws_under_every_p
     assert not is_frozen(desk)
 
 
-def test_reconcile_when_a_drift_asks_again_for_what_it_froze_before_then_it_freezes_again(opened: Open) -> None:
+def test_reconcile_when_a_drift_asks_again_for_what_it_froze_before_then_it_freezes_again(opened: OpenDesk) -> None:
     """The excess without a price is a lack for a while, of which there is nothing to be counted."""
     desk = opened(policy_quantity_differs="record")
     legs = [Leg("bybit", "ETH/BTC:BTC", "swap", "buy", D(1), None)]
@@ -320,7 +304,7 @@ def test_reconcile_when_a_drift_asks_again_for_what_it_froze_before_then_it_free
 # --- what is to be closed ----------------------------------------------------------------------------------
 
 
-def test_reconcile_when_more_is_there_than_was_asked_to_be_closed_then_it_is_asked_again(opened: Open) -> None:
+def test_reconcile_when_more_is_there_than_was_asked_to_be_closed_then_it_is_asked_again(opened: OpenDesk) -> None:
     desk = opened(policy_quantity_differs="close")
 
     def requests(shown: str, runs: int = 2) -> int:
@@ -339,7 +323,7 @@ def test_reconcile_when_more_is_there_than_was_asked_to_be_closed_then_it_is_ask
 
 
 def test_reconcile_when_what_was_asked_to_be_closed_had_no_price_then_it_is_asked_again_once_more_is_counted(
-    opened: Open,
+    opened: OpenDesk,
 ) -> None:
     desk = opened(policy_unknown_position="close")
     events = []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
-from enum import Enum
 
 import pytest
 
@@ -23,6 +22,7 @@ from ledger_sizer.batch import AnyCommand
 from ledger_sizer.commands import Reconciled
 from tests.clocks import FakeClock
 from tests.desk import assert_verified, opened
+from tests.faces import Name
 
 
 @pytest.mark.parametrize(
@@ -82,20 +82,10 @@ def test_verify_when_a_portfolio_has_only_ever_been_given_a_cap_then_nothing_is_
         assert ledger.verify().findings == ()
 
 
-class Name(str, Enum):  # noqa: UP042 - a StrEnum writes its text
-    """Text by inheritance, as bots name their venues: equal to its text, but an f-string writes `Name.BYBIT`."""
-
-    BYBIT = "bybit"
-    MAIN = "main"
-    WHERE = "venue=bybit"
-    WHAT = "venue"
-    HALTED = "halted"
-
-
 def test_reserve_when_a_tag_is_an_enum_member_then_it_counts_in_the_scope_of_its_text(database_url: str) -> None:
     with opened(database_url, FakeClock()) as ledger:
-        ledger.set_cap(key="cap", cap=Decimal(100), scope=Name.WHERE)
-        granted = ledger.reserve(key=Name.BYBIT, portfolio=Name.MAIN, tags={Name.WHAT: Name.BYBIT})
+        ledger.set_cap(key="cap", cap=Decimal(100), scope=Name.SCOPE)
+        granted = ledger.reserve(key=Name.BYBIT, portfolio=Name.MAIN, tags={Name.VENUE: Name.BYBIT})
         assert (granted.budget, granted.binding, granted.key) == (Decimal(100), "venue=bybit", "bybit")
         assert ledger.reserve(key="plain", tags={"venue": "bybit"}).reason == "cap_exceeded"
         assert ledger.reserve(key="bybit", tags={"venue": "bybit"}).hash == granted.hash, "the key is its text"

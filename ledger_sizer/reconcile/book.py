@@ -7,7 +7,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Engine, bindparam, select, text, union_all
+from sqlalchemy import Engine, Select, bindparam, select, text, union_all
 
 from ledger_sizer.database import reading, streamed
 from ledger_sizer.domain import Position
@@ -35,39 +35,32 @@ def read_head(engine: Engine, portfolio: str) -> int:
 def read_budgets(engine: Engine, portfolio: str, positions: Iterable[Position]) -> dict[int, Decimal]:
     """What expired holds that name no markets were granted, in USD by number: their rows keep no budget."""
     numbers = [one.number for one in positions if one.state == "expired" and not one.legs]
-    if not numbers:
-        return {}
-    query = (
-        select(DecisionRow.seq, DecisionRow.held_delta_e8)
-        .join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id)
-        .where(PortfolioRow.name == portfolio, DecisionRow.seq.in_(bindparam("numbers", expanding=True)))
-    )
-    found: dict[int, Decimal] = {}
-    with reading(engine) as connection:
-        for start in range(0, len(numbers), _PORTION):
-            rows = connection.execute(query, {"numbers": numbers[start : start + _PORTION]})
-            found |= {number: usd(held_e8) for number, held_e8 in rows}
-    return found
+    query = select(DecisionRow.seq, DecisionRow.held_delta_e8)
+    return {number: usd(held_e8) for number, held_e8 in _of_decisions(engine, portfolio, query, numbers)}
 
 
 def read_parts(engine: Engine, portfolio: str, positions: Iterable[Position], since_us: int) -> dict[int, Decimal]:
     """How much of positions that are still open was closed by what moved them last after `since_us`, by number."""
     moved = {one.updated_seq: one.number for one in positions if one.state == "open" and one.updated_us > since_us}
-    seqs = [*moved]
-    query = (
-        select(DecisionRow.seq, DecisionRow.quantity)
-        .join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id)
-        .where(
-            PortfolioRow.name == portfolio,
-            DecisionRow.seq.in_(bindparam("seqs", expanding=True)),
-            DecisionRow.command == "release",
-        )
+    query = select(DecisionRow.seq, DecisionRow.quantity).where(DecisionRow.command == "release")
+    rows = _of_decisions(engine, portfolio, query, [*moved])
+    return {moved[seq]: Decimal(quantity) for seq, quantity in rows if quantity is not None}
+
+
+def _of_decisions(
+    engine: Engine, portfolio: str, query: Select[int, Any], seqs: Sequence[int]
+) -> list[tuple[int, Any]]:
+    """A column of the decisions with these seqs, in portions of what a statement may name."""
+    if not seqs:
+        return []
+    query = query.join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id).where(
+        PortfolioRow.name == portfolio, DecisionRow.seq.in_(bindparam("seqs", expanding=True))
     )
-    found: dict[int, Decimal] = {}
+    found: list[tuple[int, Any]] = []
     with reading(engine) as connection:
         for start in range(0, len(seqs), _PORTION):
             rows = connection.execute(query, {"seqs": seqs[start : start + _PORTION]})
-            found |= {moved[seq]: Decimal(quantity) for seq, quantity in rows if quantity is not None}
+            found += [(seq, value) for seq, value in rows]
     return found
 
 
