@@ -70,7 +70,7 @@ def run(plan: Plan, console: Console, json_file: Path | None) -> None:
 
 def _rows(plan: Plan, host: Host) -> Iterator[Row]:
     from ledger_sizer import Ledger
-    from ledger_sizer.database import upgrade
+    from ledger_sizer.storage.database import upgrade
 
     with scratch(host) as database, tempfile.TemporaryDirectory(prefix="ledger-audit-") as folder:
         upgrade(database.url)
@@ -171,7 +171,7 @@ def _exported(engine: Engine, what: str, form: str, rows: int, last: int, second
 
 def _overviews(engine: Engine, ledger: Ledger) -> Iterator[Row]:
     """The picture of the dashboard, with all of this history in its line of exposure."""
-    from ledger_sizer.overview import Look
+    from ledger_sizer.model.overview import Look
 
     for what in ("first", "second"):
         overview, seconds = _timed(lambda: ledger.overview(Look(PORTFOLIO)))
@@ -196,8 +196,8 @@ def _audits(engine: Engine, ledger: Ledger, database: Database, last: int, folde
 
 def _archive(database: Database, folder: Path) -> Any:
     """Archive as if the window were long over, which the ledger itself refuses to somebody in a hurry."""
-    from ledger_sizer.archiver import archive
-    from ledger_sizer.database import make_engine
+    from ledger_sizer.history.archiver import archive
+    from ledger_sizer.storage.database import make_engine
 
     reads, writes = make_engine(database.url, read_only=True), make_engine(database.url)
     try:

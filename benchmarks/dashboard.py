@@ -20,7 +20,7 @@ from benchmarks.servers import Database, Engine, Host, machine_conditions, open_
 from ledger_sizer import AppSettings, LedgerSettings, ServiceSettings
 from ledger_sizer.api import create_app
 from ledger_sizer.api.server import address_of, listen, make_server
-from ledger_sizer.bootstrap import running
+from ledger_sizer.service.bootstrap import running
 
 
 @dataclass(frozen=True, slots=True)

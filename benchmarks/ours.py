@@ -184,7 +184,7 @@ def _sizing_arguments() -> dict[str, Any]:
 def _migrate(database: Database) -> None:
     """A server's schema is brought to head by the deployment, not by the first process that opens it."""
     if database.engine == "postgresql":
-        from ledger_sizer.database import upgrade
+        from ledger_sizer.storage.database import upgrade
 
         upgrade(database.url)
 

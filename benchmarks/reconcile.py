@@ -30,12 +30,12 @@ from benchmarks.report import new_table, print_conditions, write_json
 from benchmarks.servers import Engine, machine_conditions, open_hosts, scratch
 from ledger_sizer import Adopt, AppSettings, Ledger, Leg, ReconcileSettings
 from ledger_sizer.config import DynamicSizingSettings, ExchangeSettings
-from ledger_sizer.database import make_engine, upgrade
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
 from ledger_sizer.paper.server import PaperServer
-from ledger_sizer.reconcile.apart import LookApart
-from ledger_sizer.reconcile.look import Look, LookHere
+from ledger_sizer.reconcile.inspection import Look, LookHere
 from ledger_sizer.reconcile.run import Reconciler
+from ledger_sizer.reconcile.worker_process import LookApart
+from ledger_sizer.storage.database import make_engine, upgrade
 
 D = Decimal
 CALLERS = 8

@@ -17,7 +17,7 @@ from benchmarks.ours import OURS, SCORE, TAGS, TTL_SECONDS, bench_settings
 from benchmarks.servers import Database
 
 if TYPE_CHECKING:
-    from ledger_sizer.store import Changes, WriteStore
+    from ledger_sizer.storage.write_store import Changes, WriteStore
 
 _PAIRS_PER_SECOND_MAX = 6_000
 
@@ -69,9 +69,9 @@ class _Writing:
 def _decided(store: WriteStore, pairs: int) -> list[Changes]:
     """The changes of so many reserves and their releases, in turns; nothing of it is stored."""
     from ledger_sizer import Decision, Release, Reserve
-    from ledger_sizer.batch import Group
-    from ledger_sizer.committer import Committer
-    from ledger_sizer.policy import Policy
+    from ledger_sizer.ledger.committer import Committer
+    from ledger_sizer.rules.batch import Group
+    from ledger_sizer.rules.policy import Policy
 
     tape: list[Changes] = []
     committer = Committer(_Taped(store, tape), Policy.of(bench_settings()), lambda: None, 0)
@@ -107,9 +107,9 @@ class _Taped:
 
 @contextmanager
 def _store(database: Database) -> Iterator[WriteStore]:
-    from ledger_sizer.database import make_engine
-    from ledger_sizer.store_postgresql import PostgresStore
-    from ledger_sizer.store_sqlite import SqliteStore
+    from ledger_sizer.storage.database import make_engine
+    from ledger_sizer.storage.postgresql import PostgresStore
+    from ledger_sizer.storage.sqlite import SqliteStore
 
     settings = bench_settings().ledger
     engine = make_engine(database.url, settings)

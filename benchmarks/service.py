@@ -155,8 +155,8 @@ def _prepare(cell: Cell, database: Database) -> str:
         hand_service.prepare(database.url, OPEN_POSITIONS)
         return ""
     from ledger_sizer import Ledger
-    from ledger_sizer.database import make_engine
-    from ledger_sizer.keys import create_key
+    from ledger_sizer.service.api_keys import create_key
+    from ledger_sizer.storage.database import make_engine
 
     OURS.prepare(database, OPEN_POSITIONS)
     with Ledger.open(database.url) as ledger:

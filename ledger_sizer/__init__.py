@@ -10,18 +10,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from ledger_sizer.commands import Adopt as Adopt
-    from ledger_sizer.commands import Confirm as Confirm
-    from ledger_sizer.commands import Extend as Extend
-    from ledger_sizer.commands import Freeze as Freeze
-    from ledger_sizer.commands import Halt as Halt
-    from ledger_sizer.commands import Reconciled as Reconciled
-    from ledger_sizer.commands import Release as Release
-    from ledger_sizer.commands import Remark as Remark
-    from ledger_sizer.commands import Reserve as Reserve
-    from ledger_sizer.commands import Resume as Resume
-    from ledger_sizer.commands import SetCap as SetCap
-    from ledger_sizer.commands import Thaw as Thaw
     from ledger_sizer.config import AppSettings as AppSettings
     from ledger_sizer.config import DynamicSizingSettings as DynamicSizingSettings
     from ledger_sizer.config import ExchangeSettings as ExchangeSettings
@@ -29,45 +17,57 @@ if TYPE_CHECKING:
     from ledger_sizer.config import ReconcileSettings as ReconcileSettings
     from ledger_sizer.config import ServiceSettings as ServiceSettings
     from ledger_sizer.config import TradingSettings as TradingSettings
-    from ledger_sizer.domain import Exposure as Exposure
-    from ledger_sizer.domain import Finding as Finding
-    from ledger_sizer.domain import Page as Page
-    from ledger_sizer.domain import Position as Position
-    from ledger_sizer.domain import ScopeExposure as ScopeExposure
-    from ledger_sizer.domain import VerifyReport as VerifyReport
-    from ledger_sizer.errors import Busy as Busy
-    from ledger_sizer.errors import Closed as Closed
-    from ledger_sizer.errors import Denied as Denied
-    from ledger_sizer.errors import InternalError as InternalError
-    from ledger_sizer.errors import InvalidRequest as InvalidRequest
-    from ledger_sizer.errors import KeyReused as KeyReused
-    from ledger_sizer.errors import LedgerError as LedgerError
-    from ledger_sizer.errors import NotFound as NotFound
-    from ledger_sizer.errors import SchemaOutdated as SchemaOutdated
-    from ledger_sizer.errors import Unavailable as Unavailable
-    from ledger_sizer.errors import WrongState as WrongState
-    from ledger_sizer.explain import Explanation as Explanation
-    from ledger_sizer.instruments import InstrumentInfo as InstrumentInfo
-    from ledger_sizer.instruments import Leg as Leg
-    from ledger_sizer.ledger import Ledger as Ledger
-    from ledger_sizer.records import Decision as Decision
-    from ledger_sizer.sizing import DynamicSizer as DynamicSizer
-    from ledger_sizer.sizing import PositionSizer as PositionSizer
-    from ledger_sizer.sizing import Sizing as Sizing
-    from ledger_sizer.sizing import round_to_step as round_to_step
+    from ledger_sizer.ledger.ledger import Ledger as Ledger
+    from ledger_sizer.model.commands import Adopt as Adopt
+    from ledger_sizer.model.commands import Confirm as Confirm
+    from ledger_sizer.model.commands import Extend as Extend
+    from ledger_sizer.model.commands import Freeze as Freeze
+    from ledger_sizer.model.commands import Halt as Halt
+    from ledger_sizer.model.commands import Reconciled as Reconciled
+    from ledger_sizer.model.commands import Release as Release
+    from ledger_sizer.model.commands import Remark as Remark
+    from ledger_sizer.model.commands import Reserve as Reserve
+    from ledger_sizer.model.commands import Resume as Resume
+    from ledger_sizer.model.commands import SetCap as SetCap
+    from ledger_sizer.model.commands import Thaw as Thaw
+    from ledger_sizer.model.decisions import Decision as Decision
+    from ledger_sizer.model.domain import Exposure as Exposure
+    from ledger_sizer.model.domain import Finding as Finding
+    from ledger_sizer.model.domain import Page as Page
+    from ledger_sizer.model.domain import Position as Position
+    from ledger_sizer.model.domain import ScopeExposure as ScopeExposure
+    from ledger_sizer.model.domain import VerifyReport as VerifyReport
+    from ledger_sizer.model.errors import Busy as Busy
+    from ledger_sizer.model.errors import Closed as Closed
+    from ledger_sizer.model.errors import Denied as Denied
+    from ledger_sizer.model.errors import InternalError as InternalError
+    from ledger_sizer.model.errors import InvalidRequest as InvalidRequest
+    from ledger_sizer.model.errors import KeyReused as KeyReused
+    from ledger_sizer.model.errors import LedgerError as LedgerError
+    from ledger_sizer.model.errors import NotFound as NotFound
+    from ledger_sizer.model.errors import SchemaOutdated as SchemaOutdated
+    from ledger_sizer.model.errors import Unavailable as Unavailable
+    from ledger_sizer.model.errors import WrongState as WrongState
+    from ledger_sizer.model.instruments import InstrumentInfo as InstrumentInfo
+    from ledger_sizer.model.instruments import Leg as Leg
+    from ledger_sizer.rules.explain import Explanation as Explanation
+    from ledger_sizer.rules.sizing import DynamicSizer as DynamicSizer
+    from ledger_sizer.rules.sizing import PositionSizer as PositionSizer
+    from ledger_sizer.rules.sizing import Sizing as Sizing
+    from ledger_sizer.rules.sizing import round_to_step as round_to_step
 
 _HOMES = {
-    "commands": "Adopt Confirm Extend Freeze Halt Reconciled Release Remark Reserve Resume SetCap Thaw",
+    "model.commands": "Adopt Confirm Extend Freeze Halt Reconciled Release Remark Reserve Resume SetCap Thaw",
     "config": "AppSettings DynamicSizingSettings ExchangeSettings LedgerSettings ReconcileSettings ServiceSettings "
     "TradingSettings",
-    "explain": "Explanation",
-    "records": "Decision",
-    "domain": "Exposure Finding Page Position ScopeExposure VerifyReport",
-    "errors": "Busy Closed Denied InternalError InvalidRequest KeyReused LedgerError NotFound SchemaOutdated "
+    "views.explain": "Explanation",
+    "model.decisions": "Decision",
+    "model.domain": "Exposure Finding Page Position ScopeExposure VerifyReport",
+    "model.errors": "Busy Closed Denied InternalError InvalidRequest KeyReused LedgerError NotFound SchemaOutdated "
     "Unavailable WrongState",
-    "instruments": "InstrumentInfo Leg",
-    "ledger": "Ledger",
-    "sizing": "DynamicSizer PositionSizer Sizing round_to_step",
+    "model.instruments": "InstrumentInfo Leg",
+    "ledger.ledger": "Ledger",
+    "rules.sizing": "DynamicSizer PositionSizer Sizing round_to_step",
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
 

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from ledger_sizer.errors import InvalidRequest
+from ledger_sizer.model.errors import InvalidRequest
 
 
 def _no_float(value: Any) -> Any:

@@ -8,8 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 
 from ledger_sizer.config import LedgerSettings
-from ledger_sizer.database import database_url, make_engine
-from ledger_sizer.tables import Base
+from ledger_sizer.storage.database import database_url, make_engine
+from ledger_sizer.storage.tables import Base
 
 config = context.config
 if config.config_file_name is not None and config.attributes.get("url") is None:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from tests.browser import VARIABLE, chromium, chromium_path
-from tests.clocks import FakeClock
-from tests.databases import (
+from tests.support.browser import VARIABLE, chromium, chromium_path
+from tests.support.clock import FakeClock
+from tests.support.databases import (
     ENGINE_KINDS,
     POSTGRES_URL_VARIABLE,
     Databases,
@@ -78,7 +78,7 @@ def pytest_report_header() -> str:
 
 
 def _migrate(url: str) -> None:
-    from ledger_sizer.database import upgrade
+    from ledger_sizer.storage.database import upgrade
 
     upgrade(url)
 

@@ -11,22 +11,22 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from ledger_sizer import __version__
-from ledger_sizer.api import events, operations, pages, reads, reconciliation, verbs
-from ledger_sizer.api.access import Access
-from ledger_sizer.api.answering import problem_response
+from ledger_sizer.api import commands, dashboard_routes, events, health, reads, reconciliation
+from ledger_sizer.api.auth import Access
+from ledger_sizer.api.context import Service
 from ledger_sizer.api.deadline import Deadline
-from ledger_sizer.api.edge import Edge
-from ledger_sizer.api.schema import openapi_of
-from ledger_sizer.api.service import Service
-from ledger_sizer.bootstrap import is_loopback
+from ledger_sizer.api.middleware import Edge
+from ledger_sizer.api.openapi import openapi_of
+from ledger_sizer.api.responses import problem_response
 from ledger_sizer.config import ServiceSettings
-from ledger_sizer.errors import InvalidRequest, LedgerError, NotFound, Unavailable
-from ledger_sizer.keys import KeyRing
-from ledger_sizer.ledger import Ledger
-from ledger_sizer.metrics import Metrics
+from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound, Unavailable
 from ledger_sizer.reconcile.run import Reconciler
+from ledger_sizer.service.api_keys import KeyRing
+from ledger_sizer.service.bootstrap import is_loopback
+from ledger_sizer.service.metrics import Metrics
+from ledger_sizer.service.tracing import Tracing
 from ledger_sizer.telemetry import get_logger
-from ledger_sizer.tracing import Tracing
 from ledger_sizer.wire.problems import MethodNotAllowed
 
 log = get_logger(__name__)
@@ -72,10 +72,10 @@ def create_app(
     )
     app.state.service = service
     # Flat, so that whoever walks `app.routes` (the tests of who may do what) sees every one of them.
-    commands = verbs.endpoints(service)
-    app.router.routes.extend(verbs.routes(commands))
-    app.router.routes.extend(pages.routes(service))
-    for router in (reads.router, reads.chain_router, reconciliation.router, events.router, operations.router):
+    endpoints = commands.endpoints(service)
+    app.router.routes.extend(commands.routes(endpoints))
+    app.router.routes.extend(dashboard_routes.routes(service))
+    for router in (reads.router, reads.chain_router, reconciliation.router, events.router, health.router):
         app.router.routes.extend(router(service).routes)
     app.add_exception_handler(LedgerError, _on_ledger_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
@@ -83,7 +83,7 @@ def create_app(
     app.add_exception_handler(SQLAlchemyError, _on_database)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
     # Not `add_middleware`: that would put the framework's own layers around it, and the hot calls would pay for them.
-    app.middleware_stack = Edge(app.build_middleware_stack(), service, verbs.Shortcut(commands))
+    app.middleware_stack = Edge(app.build_middleware_stack(), service, commands.Shortcut(endpoints))
     return app
 
 

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from ledger_sizer.errors import Unavailable
+from ledger_sizer.model.errors import Unavailable
 
 T = TypeVar("T")
 

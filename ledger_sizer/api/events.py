@@ -19,15 +19,15 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Scope
 
-from ledger_sizer.api.access import allow
-from ledger_sizer.api.service import Service
-from ledger_sizer.command_base import portfolio_name
-from ledger_sizer.errors import Busy, InvalidRequest, LedgerError
-from ledger_sizer.feed import Mark, marks
-from ledger_sizer.keys import ApiKey
+from ledger_sizer.api.auth import allow
+from ledger_sizer.api.context import Service
+from ledger_sizer.model.command_base import portfolio_name
+from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError
+from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.telemetry import get_logger
-from ledger_sizer.wire.answers import decision_to_json
-from ledger_sizer.wire.bodies import PortfolioText
+from ledger_sizer.views.watermarks import Mark, marks
+from ledger_sizer.wire.requests import PortfolioText
+from ledger_sizer.wire.responses import decision_to_json
 
 log = get_logger(__name__)
 

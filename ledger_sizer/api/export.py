@@ -6,7 +6,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from ledger_sizer.ledger import Ledger
+from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.wire.export import COLUMNS, ExportForm
 from ledger_sizer.wire.problems import NotAcceptable
 

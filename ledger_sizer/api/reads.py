@@ -8,28 +8,35 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from ledger_sizer.api import forms
-from ledger_sizer.api.access import allow
-from ledger_sizer.api.answering import json_response
+from ledger_sizer.api import response_models
+from ledger_sizer.api.auth import allow
+from ledger_sizer.api.context import Service
 from ledger_sizer.api.export import EXPORTS, chosen_type, export_response
-from ledger_sizer.api.service import Service
-from ledger_sizer.domain import DENIAL_REASONS
-from ledger_sizer.errors import InvalidRequest
-from ledger_sizer.instruments import label_text
-from ledger_sizer.keys import ApiKey
-from ledger_sizer.overview import HOURS_MAX, ROWS_MAX, Look
-from ledger_sizer.queries import LIMIT_MAX
-from ledger_sizer.tags import is_dimension
-from ledger_sizer.units import E8_MAX
-from ledger_sizer.wire.answers import (
+from ledger_sizer.api.responses import json_response
+from ledger_sizer.model.domain import DENIAL_REASONS
+from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.instruments import label_text
+from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, Look
+from ledger_sizer.model.tags import is_dimension
+from ledger_sizer.model.units import E8_MAX
+from ledger_sizer.service.api_keys import ApiKey
+from ledger_sizer.views.queries import LIMIT_MAX
+from ledger_sizer.wire.overviews import overview_to_json
+from ledger_sizer.wire.requests import (
+    PORTFOLIO_PATTERN,
+    POSITION_PATTERN,
+    LabelText,
+    MomentText,
+    PortfolioText,
+    moment,
+)
+from ledger_sizer.wire.responses import (
     decision_to_json,
     exposure_to_json,
     heads_to_json,
     page_to_json,
     position_to_json,
 )
-from ledger_sizer.wire.bodies import PORTFOLIO_PATTERN, POSITION_PATTERN, LabelText, MomentText, PortfolioText, moment
-from ledger_sizer.wire.overviews import overview_to_json
 
 SEQ_MAX = E8_MAX
 PortfolioInPath = Annotated[str, Path(pattern=PORTFOLIO_PATTERN, examples=["main"])]
@@ -139,13 +146,13 @@ def router(service: Service) -> APIRouter:
 
     Reader = Annotated[ApiKey, Depends(reader)]  # noqa: N806 - a type
 
-    @made.get("/portfolios", response_model=forms.Names)
+    @made.get("/portfolios", response_model=response_models.Names)
     async def list_portfolios(caller: Reader) -> Response:
         """Names of the portfolios this key may see."""
         names = await run_in_threadpool(ledger.portfolios)
         return json_response({"items": [name for name in names if caller.may_touch(name)], "cursor": None})
 
-    @made.get("/portfolios/{portfolio}/exposure", response_model=forms.ExposureForm)
+    @made.get("/portfolios/{portfolio}/exposure", response_model=response_models.ExposureForm)
     async def get_exposure(
         portfolio: PortfolioInPath, filters: Annotated[ExposureFilters, Query()], caller: Reader
     ) -> Response:
@@ -154,12 +161,12 @@ def router(service: Service) -> APIRouter:
         found = await run_in_threadpool(ledger.exposure, portfolio, as_of=filters.moment())
         return json_response(exposure_to_json(found))
 
-    @made.get("/overview", response_model=forms.OverviewForm)
+    @made.get("/overview", response_model=response_models.OverviewForm)
     async def get_overview(filters: Annotated[OverviewFilters, Query()], caller: Reader) -> Response:
         """All portfolios, and one in full: scopes, reservations, positions, decisions. All of it at one moment."""
         return json_response(overview_to_json(await run_in_threadpool(ledger.overview, filters.look(caller))))
 
-    @made.get("/positions", response_model=forms.PositionPage)
+    @made.get("/positions", response_model=response_models.PositionPage)
     async def list_positions(filters: Annotated[PositionFilters, Query()], caller: Reader) -> Response:
         """Positions, oldest first."""
         portfolio = _portfolio_of(caller, filters.portfolio)
@@ -169,13 +176,13 @@ def router(service: Service) -> APIRouter:
         )
         return json_response(page_to_json(page, position_to_json))
 
-    @made.get("/positions/{position_id}", response_model=forms.PositionForm)
+    @made.get("/positions/{position_id}", response_model=response_models.PositionForm)
     async def get_position(position_id: PositionInPath, caller: Reader) -> Response:
         """One position."""
         allow(caller, position_id.rpartition("-")[0])
         return json_response(position_to_json(await run_in_threadpool(ledger.position, position_id)))
 
-    @made.get("/decisions", response_model=forms.DecisionPage, responses={200: {"content": EXPORTS}})
+    @made.get("/decisions", response_model=response_models.DecisionPage, responses={200: {"content": EXPORTS}})
     async def list_decisions(
         request: Request, filters: Annotated[DecisionFilters, Query()], caller: Reader
     ) -> Response:
@@ -188,7 +195,7 @@ def router(service: Service) -> APIRouter:
         page = await run_in_threadpool(ledger.history, **arguments, cursor=filters.cursor, limit=filters.limit)
         return json_response(page_to_json(page, lambda decision: decision_to_json(decision, full=filters.full)))
 
-    @made.get("/decisions/{portfolio}/{seq}", response_model=forms.DecisionForm)
+    @made.get("/decisions/{portfolio}/{seq}", response_model=response_models.DecisionForm)
     async def get_decision(
         portfolio: PortfolioInPath, seq: SeqInPath, filters: Annotated[FullFilter, Query()], caller: Reader
     ) -> Response:
@@ -204,7 +211,7 @@ def chain_router(service: Service) -> APIRouter:
     """The route that shows where the audit chains stand."""
     made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
 
-    @made.get("/heads", response_model=forms.HeadsForm)
+    @made.get("/heads", response_model=response_models.HeadsForm)
     async def get_heads(request: Request) -> Response:
         """The audit chains' heads. Kept elsewhere, they show later that history was not rewritten."""
         caller = await service.access.require(request.scope, "read")

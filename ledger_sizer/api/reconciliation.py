@@ -8,21 +8,21 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from ledger_sizer.api import forms
-from ledger_sizer.api.access import allow
-from ledger_sizer.api.answering import json_response
-from ledger_sizer.api.intake import read_body
-from ledger_sizer.api.service import Service
+from ledger_sizer.api import response_models
+from ledger_sizer.api.auth import allow
+from ledger_sizer.api.context import Service
+from ledger_sizer.api.request_body import read_body
+from ledger_sizer.api.responses import json_response
 from ledger_sizer.config import DriftKind
-from ledger_sizer.errors import WrongState
-from ledger_sizer.keys import ApiKey
-from ledger_sizer.queries import LIMIT_MAX
+from ledger_sizer.model.errors import WrongState
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.forms import drift_to_json, report_to_json, run_to_json
 from ledger_sizer.reconcile.run import Reconciler
-from ledger_sizer.wire.answers import page_to_json
-from ledger_sizer.wire.bodies import AmountText, Body, PortfolioText, invalid_request
-from ledger_sizer.wire.reading import read_object
+from ledger_sizer.service.api_keys import ApiKey
+from ledger_sizer.views.queries import LIMIT_MAX
+from ledger_sizer.wire.reconciliation import drift_to_json, report_to_json, run_to_json
+from ledger_sizer.wire.requests import AmountText, Body, PortfolioText, invalid_request
+from ledger_sizer.wire.responses import page_to_json
+from ledger_sizer.wire.strict_json import read_object
 
 _Read = TypeVar("_Read", bound=Body)
 DriftInPath = Annotated[int, Path(ge=1, le=10**18 - 1)]
@@ -78,7 +78,7 @@ def router(service: Service) -> APIRouter:
     Reader = Annotated[ApiKey, Depends(reader)]  # noqa: N806 - a type
     Admin = Annotated[ApiKey, Depends(admin)]  # noqa: N806 - a type
 
-    @made.get("/reconciliations", response_model=forms.RunPage)
+    @made.get("/reconciliations", response_model=response_models.RunPage)
     async def list_reconciliations(filters: Annotated[RunFilters, Query()], caller: Reader) -> Response:
         """Runs, newest first: when, what was fetched, what was found."""
         of = _portfolios(caller, filters.portfolio)
@@ -87,7 +87,9 @@ def router(service: Service) -> APIRouter:
         )
         return json_response(page_to_json(page, run_to_json))
 
-    @made.post("/reconciliations", response_model=forms.ReportList, openapi_extra=_body(RunBody, required=False))
+    @made.post(
+        "/reconciliations", response_model=response_models.ReportList, openapi_extra=_body(RunBody, required=False)
+    )
     async def reconcile(request: Request, caller: Admin) -> Response:
         """Compare now, for every portfolio that has an account. 503 while another run is under way."""
         body = await _read(service, request, RunBody)
@@ -97,7 +99,7 @@ def router(service: Service) -> APIRouter:
         reports = await run_in_threadpool(lambda: reconciler.run("demand", dry_run=body.dry_run))
         return json_response({"items": [report_to_json(report) for report in reports]})
 
-    @made.get("/drifts", response_model=forms.DriftPage)
+    @made.get("/drifts", response_model=response_models.DriftPage)
     async def list_drifts(filters: Annotated[DriftFilters, Query()], caller: Reader) -> Response:
         """Drifts, newest first."""
         of = _portfolios(caller, filters.portfolio)
@@ -132,17 +134,19 @@ def _add_decisions(made: APIRouter, service: Service) -> None:
 
         return json_response(drift_to_json(await run_in_threadpool(act)))
 
-    @made.post("/drifts/{drift_id}/adopt", response_model=forms.DriftForm, openapi_extra=_body(AdoptDriftBody))
+    @made.post(
+        "/drifts/{drift_id}/adopt", response_model=response_models.DriftForm, openapi_extra=_body(AdoptDriftBody)
+    )
     async def adopt_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
         """Make the ledger say what the exchange shows."""
         return await decide(caller, "adopt", drift_id, await _read(service, request, AdoptDriftBody))
 
-    @made.post("/drifts/{drift_id}/ignore", response_model=forms.DriftForm, openapi_extra=_body(ReasonBody))
+    @made.post("/drifts/{drift_id}/ignore", response_model=response_models.DriftForm, openapi_extra=_body(ReasonBody))
     async def ignore_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
         """Let the difference stand as it is, until it changes."""
         return await decide(caller, "ignore", drift_id, await _read(service, request, ReasonBody))
 
-    @made.post("/drifts/{drift_id}/close", response_model=forms.DriftForm, openapi_extra=_body(ReasonBody))
+    @made.post("/drifts/{drift_id}/close", response_model=response_models.DriftForm, openapi_extra=_body(ReasonBody))
     async def close_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
         """Ask whoever trades to close it at the exchange: an event `remark` with `close_requested`."""
         return await decide(caller, "close", drift_id, await _read(service, request, ReasonBody))

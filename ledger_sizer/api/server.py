@@ -13,10 +13,10 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ledger_sizer.api.answering import problem_response
-from ledger_sizer.api.service import Service
+from ledger_sizer.api.context import Service
+from ledger_sizer.api.responses import problem_response
 from ledger_sizer.config import ServiceSettings
-from ledger_sizer.errors import Busy, InvalidRequest, LedgerError
+from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError
 from ledger_sizer.wire.problems import RequestTimeout
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from starlette.responses import Response
 from starlette.types import Scope
 
-from ledger_sizer.api.intake import header
+from ledger_sizer.api.request_body import header
 from ledger_sizer.wire.problems import Forbidden
 
 COOKIE = "ledger_session"

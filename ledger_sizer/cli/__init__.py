@@ -18,7 +18,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Errors are told on standard error, never as a traceback."""
-    from ledger_sizer.cli.failures import guarded
+    from ledger_sizer.cli.errors import guarded
 
     def command() -> object:
         from ledger_sizer.cli.app import app

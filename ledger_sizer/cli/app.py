@@ -6,16 +6,16 @@ import typer
 
 from ledger_sizer import __version__
 from ledger_sizer.cli import (
-    auditing,
+    admin,
+    audit,
+    database,
     demo,
     instruments,
     keys,
-    reading,
-    reconciling,
+    queries,
+    reconciliation,
     replay,
-    schema,
     serve,
-    steering,
     top,
     trading,
 )
@@ -63,24 +63,24 @@ app.command(epilog=trading.CONFIRM_HELP)(trading.confirm)
 app.command(epilog=trading.RELEASE_HELP)(trading.release)
 app.command(epilog=trading.EXTEND_HELP)(trading.extend)
 app.command(epilog=trading.ADOPT_HELP)(trading.adopt)
-app.command(epilog=reading.EXPOSURE_HELP)(reading.exposure)
-app.command(epilog=reading.POSITIONS_HELP)(reading.positions)
-app.command(epilog=reading.HISTORY_HELP)(reading.history)
-app.command(epilog=reading.EXPLAIN_HELP)(reading.explain)
-app.command(epilog=auditing.VERIFY_HELP)(auditing.verify)
-app.command(epilog=auditing.ARCHIVE_HELP)(auditing.archive)
+app.command(epilog=queries.EXPOSURE_HELP)(queries.exposure)
+app.command(epilog=queries.POSITIONS_HELP)(queries.positions)
+app.command(epilog=queries.HISTORY_HELP)(queries.history)
+app.command(epilog=queries.EXPLAIN_HELP)(queries.explain)
+app.command(epilog=audit.VERIFY_HELP)(audit.verify)
+app.command(epilog=audit.ARCHIVE_HELP)(audit.archive)
 app.command(epilog=top.TOP_HELP)(top.top)
-app.add_typer(steering.caps, name="caps")
-app.command(epilog=steering.HALT_HELP)(steering.halt)
-app.command(epilog=steering.RESUME_HELP)(steering.resume)
-app.command(epilog=steering.FREEZE_HELP)(steering.freeze)
-app.command(epilog=steering.THAW_HELP)(steering.thaw)
-app.command(epilog=steering.SWEEP_HELP)(steering.sweep)
-app.command(epilog=reconciling.RECONCILE_HELP)(reconciling.reconcile)
-app.add_typer(reconciling.drifts, name="drifts")
+app.add_typer(admin.caps, name="caps")
+app.command(epilog=admin.HALT_HELP)(admin.halt)
+app.command(epilog=admin.RESUME_HELP)(admin.resume)
+app.command(epilog=admin.FREEZE_HELP)(admin.freeze)
+app.command(epilog=admin.THAW_HELP)(admin.thaw)
+app.command(epilog=admin.SWEEP_HELP)(admin.sweep)
+app.command(epilog=reconciliation.RECONCILE_HELP)(reconciliation.reconcile)
+app.add_typer(reconciliation.drifts, name="drifts")
 app.command(epilog=replay.REPLAY_HELP)(replay.replay)
 app.command(epilog=serve.SERVE_HELP)(serve.serve)
 app.command(epilog=demo.DEMO_HELP)(demo.demo)
 app.add_typer(instruments.instruments, name="instruments")
 app.add_typer(keys.keys, name="keys")
-app.add_typer(schema.db, name="db")
+app.add_typer(database.db, name="db")

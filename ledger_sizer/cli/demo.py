@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ledger_sizer.cli import failures, options, output
+from ledger_sizer.cli import errors, options, output
+from ledger_sizer.cli.help_text import teach
 from ledger_sizer.cli.options import Json
-from ledger_sizer.cli.teaching import teach
 
 if TYPE_CHECKING:
-    from ledger_sizer.demo.meddling import Injected
+    from ledger_sizer.demo.drift_injection import Injected
     from ledger_sizer.demo.run import Plan
     from ledger_sizer.demo.summary import Reconciled, Summary
 
@@ -51,13 +51,13 @@ def demo(
         output.write_json(summary.document())
     else:
         _show(summary)
-    return failures.DONE if summary.ok else failures.FAILED
+    return errors.DONE if summary.ok else errors.FAILED
 
 
 def _seconds(text: str) -> float:
     value = options.decimal(text, "seconds")
     if not 0 < value <= SECONDS_MAX:
-        failures.bad_input(f"seconds must be above 0 and at most {SECONDS_MAX}, got {text!r}", "seconds")
+        errors.bad_input(f"seconds must be above 0 and at most {SECONDS_MAX}, got {text!r}", "seconds")
     return float(value)
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledger_sizer.cli import output
+from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.ledger_session import ledger_engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
-from ledger_sizer.cli.session import ledger_engine_at
-from ledger_sizer.cli.teaching import teach
 
 if TYPE_CHECKING:
-    from ledger_sizer.instrument_cache import RulesVersion
+    from ledger_sizer.exchanges.instrument_cache import RulesVersion
 
 instruments = typer.Typer(rich_markup_mode=None)
 
@@ -47,10 +47,10 @@ def refresh(
     Market rules are public: an exchange needs no API key for this. EXCHANGE_BASE_URL applies to the account it stands
     with.
     """
-    from ledger_sizer.cli.session import loaded_settings
+    from ledger_sizer.cli.ledger_session import loaded_settings
     from ledger_sizer.config import ExchangeAccountSettings
     from ledger_sizer.exchanges.accounts import ExchangeAccount
-    from ledger_sizer.instrument_refresh import refresh_rules
+    from ledger_sizer.exchanges.instrument_refresh import refresh_rules
 
     exchange = loaded_settings().exchange
     known = {found.id: found for found in reversed((exchange.flat(), *exchange.accounts))}
@@ -84,7 +84,7 @@ def list_all(
     database_url: DatabaseUrl = None,
 ) -> int:
     """Show the present rules of all known markets; quantities in the exchange's own unit."""
-    from ledger_sizer.instrument_cache import list_rules
+    from ledger_sizer.exchanges.instrument_cache import list_rules
 
     with ledger_engine_at(database_url) as engine:
         found = list_rules(engine, venue)
@@ -104,9 +104,9 @@ def show(
     database_url: DatabaseUrl = None,
 ) -> int:
     """Show every version of one market's rules, oldest first, with the time from which it was known."""
-    from ledger_sizer.cli.failures import Failure
-    from ledger_sizer.domain import from_us
-    from ledger_sizer.instrument_cache import rules_history
+    from ledger_sizer.cli.errors import Failure
+    from ledger_sizer.exchanges.instrument_cache import rules_history
+    from ledger_sizer.model.domain import from_us
 
     with ledger_engine_at(database_url) as engine:
         found = rules_history(engine, name)
@@ -121,7 +121,7 @@ def show(
 
 
 def _table(found: "list[RulesVersion]", first: Column, labels: "Sequence[str | datetime]") -> None:
-    from ledger_sizer.units import plain
+    from ledger_sizer.model.units import plain
 
     columns = [first, *(Column(name, keep=5, right=True) for name in _FIGURES), Column("state")]
     rows = []
@@ -135,7 +135,7 @@ def _table(found: "list[RulesVersion]", first: Column, labels: "Sequence[str | d
 
 
 def _form(version: "RulesVersion") -> dict[str, Any]:
-    from ledger_sizer.wire.answers import instrument_to_json
+    from ledger_sizer.wire.responses import instrument_to_json
 
     rules = version.rules
     return {
@@ -150,6 +150,6 @@ def _form(version: "RulesVersion") -> dict[str, Any]:
 
 
 def _time(us: int | None) -> str | None:
-    from ledger_sizer.wire.answers import time_text_of
+    from ledger_sizer.wire.responses import time_text_of
 
     return None if us is None else time_text_of(us)

@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ledger_sizer.cli import output
+from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.ledger_session import ledger_engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
-from ledger_sizer.cli.session import ledger_engine_at
-from ledger_sizer.cli.teaching import teach
 
 if TYPE_CHECKING:
-    from ledger_sizer.keys import ApiKey
+    from ledger_sizer.service.api_keys import ApiKey
 
 keys = typer.Typer(rich_markup_mode=None)
 
@@ -43,7 +43,7 @@ def create(
     database_url: DatabaseUrl = None,
 ) -> int:
     """Make a key and show it, now or never."""
-    from ledger_sizer.keys import create_key
+    from ledger_sizer.service.api_keys import create_key
 
     with ledger_engine_at(database_url, create=True) as engine:
         made = create_key(engine, name, role, portfolio or ())
@@ -58,7 +58,7 @@ def create(
 @keys.command("list", epilog=teach("keys list", exits=_NEVER_DENIED))
 def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Show all keys, revoked ones too, never their tokens."""
-    from ledger_sizer.keys import list_keys
+    from ledger_sizer.service.api_keys import list_keys
 
     with ledger_engine_at(database_url) as engine:
         found = list_keys(engine)
@@ -80,7 +80,7 @@ def revoke(
     database_url: DatabaseUrl = None,
 ) -> int:
     """Revoke a key for good. Services that run notice within SERVICE_KEY_CACHE_SECONDS."""
-    from ledger_sizer.keys import revoke_key
+    from ledger_sizer.service.api_keys import revoke_key
 
     with ledger_engine_at(database_url) as engine:
         key = revoke_key(engine, key_id)
@@ -96,7 +96,7 @@ def _portfolios(key: "ApiKey") -> str:
 
 
 def _form(key: "ApiKey") -> dict[str, object]:
-    from ledger_sizer.wire.answers import time_text
+    from ledger_sizer.wire.responses import time_text
 
     return {
         "key_id": key.key_id,

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ledger_sizer.cli.failures import bad_input
+from ledger_sizer.cli.errors import bad_input
 
 if TYPE_CHECKING:
-    from ledger_sizer.instruments import InstrumentInfo, Leg
+    from ledger_sizer.model.instruments import InstrumentInfo, Leg
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document; decimals are strings.")]
 DatabaseUrl = Annotated[
@@ -135,7 +135,7 @@ _LEG_NEEDS = 5
 
 def instrument(text: str | None, field: str) -> "InstrumentInfo | str | None":
     """`SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]]`, JSON of these, or a name."""
-    from ledger_sizer.instruments import InstrumentInfo
+    from ledger_sizer.model.instruments import InstrumentInfo
 
     if text is None or (":" in text and "," not in text and not text.lstrip().startswith("{")):
         return text
@@ -148,7 +148,7 @@ def instrument(text: str | None, field: str) -> "InstrumentInfo | str | None":
 
 def legs(texts: list[str] | None) -> "tuple[Leg, ...] | None":
     """Each `VENUE,SYMBOL,KIND,SIDE,QUANTITY[,PRICE]`, or a JSON object of these; None where none was given."""
-    from ledger_sizer.instruments import Leg
+    from ledger_sizer.model.instruments import Leg
 
     def leg(text: str) -> Leg:
         given: dict[str, Any] = dict(_parts(text, "leg", _LEG, _LEG_NEEDS))

@@ -13,8 +13,8 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ledger_sizer.cli.failures import Failure
-from ledger_sizer.units import plain
+from ledger_sizer.cli.errors import Failure
+from ledger_sizer.model.units import plain
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledger_sizer.cli import failures, options, output
+from ledger_sizer.cli import errors, options, output
+from ledger_sizer.cli.help_text import teach
 from ledger_sizer.cli.options import Json
-from ledger_sizer.cli.teaching import teach
 
 if TYPE_CHECKING:
     from ledger_sizer.replay import Plan, Report, Source
@@ -78,7 +78,7 @@ def replay(
     target = KEPT_URL if keep and database_url is None else database_url
     report = _replayed(source, plan, target, as_json=as_json)
     if as_json:
-        from ledger_sizer.replay.document import document
+        from ledger_sizer.replay.report_json import document
 
         output.write_json(document(report))
     else:
@@ -88,12 +88,12 @@ def replay(
 
             where = make_url(target).render_as_string(hide_password=True)
             output.remark(f"kept; look at it with: ledger-sizer history -p replay-dynamic --database-url {where}")
-    return failures.DONE if report.ok else failures.FAILED
+    return errors.DONE if report.ok else errors.FAILED
 
 
 def _plan(bots: str, cap: str | None, venue_cap: str | None, max_position: str | None, seed: str) -> "Plan":
     """The options as a plan; the settings answer for those that were not given."""
-    from ledger_sizer.cli.session import loaded_settings
+    from ledger_sizer.cli.ledger_session import loaded_settings
     from ledger_sizer.replay import Plan, usual_venue_cap
 
     def given(text: str | None, field: str, otherwise: Decimal) -> Decimal:

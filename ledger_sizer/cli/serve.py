@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledger_sizer.cli import output
+from ledger_sizer.cli.help_text import teach
 from ledger_sizer.cli.options import DatabaseUrl, Json
-from ledger_sizer.cli.teaching import teach
 
 if TYPE_CHECKING:
     from ledger_sizer.config import AppSettings
@@ -41,7 +41,7 @@ def serve(
 
     from ledger_sizer.api import create_app
     from ledger_sizer.api.server import address_of, listen, make_server
-    from ledger_sizer.bootstrap import running
+    from ledger_sizer.service.bootstrap import running
     from ledger_sizer.telemetry import get_logger
 
     log = get_logger("ledger_sizer.serve")

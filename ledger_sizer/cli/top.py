@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledger_sizer.cli import failures, options, output
+from ledger_sizer.cli import errors, options, output
+from ledger_sizer.cli.help_text import teach
 from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
-from ledger_sizer.cli.teaching import teach
-from ledger_sizer.errors import LedgerError
+from ledger_sizer.model.errors import LedgerError
 
 if TYPE_CHECKING:
-    from ledger_sizer.overview import Look, Overview
+    from ledger_sizer.model.overview import Look, Overview
 
     Read = Callable[[], Overview]
 
@@ -43,7 +43,7 @@ def top(
     Looks at a service (--url) or at a database. One portfolio is shown in full, the first unless one is named. --json
     prints one look.
     """
-    from ledger_sizer.overview import Look
+    from ledger_sizer.model.overview import Look
 
     look = Look(portfolio, rows=_ROWS, hours=options.whole(hours, "hours"))
     seconds = _seconds(interval)
@@ -56,13 +56,13 @@ def top(
             _print(read(), source)
         else:
             _watch(read, source, seconds)
-    return failures.DONE
+    return errors.DONE
 
 
 def _seconds(text: str) -> float:
     value = float(options.decimal(text, "interval"))
     if not _SECONDS_MIN <= value <= _SECONDS_MAX:
-        failures.bad_input(f"interval must be {_SECONDS_MIN} to {_SECONDS_MAX} seconds, got {text!r}", "interval")
+        errors.bad_input(f"interval must be {_SECONDS_MIN} to {_SECONDS_MAX} seconds, got {text!r}", "interval")
     return value
 
 
@@ -71,16 +71,16 @@ def _reader(url: str | None, database_url: str | None, look: "Look") -> "Iterato
     """How to look, and at what."""
     if url is not None:
         if database_url is not None:
-            failures.bad_input("give --url or --database-url, not both", "url")
+            errors.bad_input("give --url or --database-url, not both", "url")
         from ledger_sizer.client import LedgerClient, Patience
 
         patience = Patience(attempts_max=2, give_up_seconds=3)
         with LedgerClient(url, os.environ.get(KEY_VARIABLE), patience=patience) as client:
             yield lambda: client.overview(look), client.base_url
         return
-    from ledger_sizer.cli.session import ledger_at
-    from ledger_sizer.database import database_url as parsed
-    from ledger_sizer.database import shown
+    from ledger_sizer.cli.ledger_session import ledger_at
+    from ledger_sizer.storage.database import database_url as parsed
+    from ledger_sizer.storage.database import shown
 
     with ledger_at(database_url) as ledger:
         yield lambda: ledger.overview(look), shown(parsed(database_url or ledger.settings.ledger.database_url))
@@ -89,7 +89,7 @@ def _reader(url: str | None, database_url: str | None, look: "Look") -> "Iterato
 def _print(overview: "Overview", source: str) -> None:
     from rich.console import Console
 
-    from ledger_sizer.cli.picture import rendered
+    from ledger_sizer.cli.overview_screen import rendered
 
     console = Console(highlight=False, markup=False, emoji=False, width=None if output.on_terminal() else 160)
     console.print(rendered(overview, source=source, width=console.width, height=None))
@@ -100,7 +100,7 @@ def _watch(read: "Read", source: str, seconds: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from ledger_sizer.cli.picture import rendered
+    from ledger_sizer.cli.overview_screen import rendered
 
     console = Console(highlight=False, markup=False, emoji=False)
     overview = read()

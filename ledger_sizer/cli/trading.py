@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from ledger_sizer.cli import options
+from ledger_sizer.cli.help_text import teach
 from ledger_sizer.cli.options import DatabaseUrl, Json, Key, Legs, Note, Portfolio, PositionId, Tag
-from ledger_sizer.cli.teaching import teach
 
 SPOT = "BTC/USDT,0.0001,100,0.0001,5"
 PERP = "BTC/USDT:USDT,0.001,100,0.001,5"
@@ -72,8 +72,8 @@ def reserve(
     Grants what fits under the caps of the portfolio and of every tag, and holds it until it is confirmed, released or
     expired. With both instruments and a price it also answers the quantity both legs accept.
     """
-    from ledger_sizer.cli.session import act, new_key
-    from ledger_sizer.commands import Reserve
+    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.model.commands import Reserve
 
     command = Reserve(
         key=new_key() if key is None else key,
@@ -116,8 +116,8 @@ def confirm(
     It counts quantity x price from now on, and the rest of its hold is freed. A fill is a fact: it is recorded also
     when the hold has expired, or when it lands above the cap (the excess is overage and stops new grants).
     """
-    from ledger_sizer.cli.session import act, new_key
-    from ledger_sizer.commands import Confirm
+    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.model.commands import Confirm
 
     command = Confirm(
         key=new_key() if key is None else key,
@@ -146,8 +146,8 @@ def release(
 
     Works also while the portfolio is halted or above its cap.
     """
-    from ledger_sizer.cli.session import act, new_key
-    from ledger_sizer.commands import Release
+    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.model.commands import Release
 
     command = Release(
         key=new_key() if key is None else key,
@@ -170,8 +170,8 @@ def extend(
     database_url: DatabaseUrl = None,
 ) -> int:
     """Let a hold live longer; never shorter than it would anyway."""
-    from ledger_sizer.cli.session import act, new_key
-    from ledger_sizer.commands import Extend
+    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.model.commands import Extend
 
     command = Extend(
         key=new_key() if key is None else key,
@@ -202,8 +202,8 @@ def adopt(
 
     A fact like a fill: no cap refuses it, and what stands above a cap afterwards is overage.
     """
-    from ledger_sizer.cli.session import act, new_key
-    from ledger_sizer.commands import Adopt
+    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.model.commands import Adopt
 
     command = Adopt(
         key=new_key() if key is None else key,

@@ -6,9 +6,9 @@ patience   when to ask again, and when to give up
 faces      `LedgerClient` and `AsyncLedgerClient`, which only send bytes and wait
 """
 
-from ledger_sizer.client.answers import NotUnderstood
-from ledger_sizer.client.faces import AsyncLedgerClient, LedgerClient
-from ledger_sizer.client.patience import Patience
+from ledger_sizer.client.clients import AsyncLedgerClient, LedgerClient
+from ledger_sizer.client.responses import NotUnderstood
+from ledger_sizer.client.retry import Patience
 from ledger_sizer.wire.problems import Forbidden, Unauthenticated
 
 __all__ = ["AsyncLedgerClient", "Forbidden", "LedgerClient", "NotUnderstood", "Patience", "Unauthenticated"]

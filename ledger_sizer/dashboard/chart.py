@@ -5,9 +5,9 @@ from datetime import datetime
 from decimal import Decimal
 from itertools import pairwise
 
-from ledger_sizer.dashboard.figures import money
-from ledger_sizer.overview import Detail, ExposurePoint
-from ledger_sizer.units import exactly
+from ledger_sizer.dashboard.formatting import money
+from ledger_sizer.model.overview import Detail, ExposurePoint
+from ledger_sizer.model.units import exactly
 
 WIDTH = 1000
 HEIGHT = 200

@@ -7,13 +7,13 @@ from urllib.parse import urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ledger_sizer import __version__
-from ledger_sizer.dashboard import figures
+from ledger_sizer.dashboard import formatting
+from ledger_sizer.dashboard.assets import asset_url
 from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
-from ledger_sizer.dashboard.files import asset_url
-from ledger_sizer.dashboard.questions import Question
-from ledger_sizer.dashboard.words import told
-from ledger_sizer.explain import Explanation
-from ledger_sizer.overview import Look, Overview
+from ledger_sizer.dashboard.confirm_forms import Question
+from ledger_sizer.dashboard.labels import told
+from ledger_sizer.model.overview import Look, Overview
+from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.wire.overviews import look_to_query
 
 BAR_WIDTH = 120
@@ -94,19 +94,20 @@ def _make_environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    for filter_ in (figures.money, figures.room, figures.exact, figures.percent, figures.clock, figures.moment,
-                    figures.duration, figures.tags, told):  # fmt: skip
+    fmt = formatting
+    filters = (fmt.money, fmt.room, fmt.exact, fmt.percent, fmt.clock, fmt.moment, fmt.duration, fmt.tags, told)
+    for filter_ in filters:
         environment.filters[filter_.__name__] = filter_
     environment.globals.update(
         asset_url=asset_url,
-        bar=figures.bar,
+        bar=formatting.bar,
         bar_width=BAR_WIDTH,
-        drift_actions=figures.drift_actions,
+        drift_actions=formatting.drift_actions,
         chart_width=WIDTH,
         chart_height=HEIGHT,
         href=href,
-        seconds_left=figures.seconds_left,
-        standing=figures.standing,
+        seconds_left=formatting.seconds_left,
+        standing=formatting.standing,
         version=__version__,
     )
     return environment

@@ -17,10 +17,10 @@ from types import FrameType
 from typing import Any
 
 from ledger_sizer.client import LedgerClient
-from ledger_sizer.errors import LedgerError
-from ledger_sizer.instruments import InstrumentInfo
-from ledger_sizer.records import Decision
-from ledger_sizer.units import floor_to_step
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.errors import LedgerError
+from ledger_sizer.model.instruments import InstrumentInfo
+from ledger_sizer.model.units import floor_to_step
 
 PORTFOLIO = "demo"
 HOLD_TTL_SECONDS = 2

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 
 from ledger_sizer.demo.bots import CRASH_CODE
-from ledger_sizer.errors import Unavailable
+from ledger_sizer.model.errors import Unavailable
 
 READY_SECONDS_MAX = 30
 STOP_SECONDS_MAX = 15

@@ -14,16 +14,16 @@ from threading import Event
 from sqlalchemy import Engine
 
 from ledger_sizer.client import LedgerClient, Patience
-from ledger_sizer.database import make_engine
 from ledger_sizer.demo.bots import BOTS, PORTFOLIO
-from ledger_sizer.demo.meddling import Injected, Meddler
+from ledger_sizer.demo.drift_injection import Injected, Meddler
 from ledger_sizer.demo.processes import READY_SECONDS_MAX, Fleet, Service
 from ledger_sizer.demo.summary import Summary, reconciled_at, summarised
 from ledger_sizer.demo.venue import settings_at, trading, venue_in
-from ledger_sizer.domain import Exposure, HistoryFilters, Position
-from ledger_sizer.errors import Unavailable
-from ledger_sizer.ledger import Ledger
-from ledger_sizer.records import Decision
+from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.domain import Exposure, HistoryFilters, Position
+from ledger_sizer.model.errors import Unavailable
+from ledger_sizer.storage.database import make_engine
 
 LOOK_SECONDS = 0.25
 KILL_EVERY_SECONDS = 7

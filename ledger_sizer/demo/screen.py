@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from ledger_sizer.demo.bots import BOTS
 from ledger_sizer.demo.run import Snapshot
-from ledger_sizer.domain import ScopeExposure
-from ledger_sizer.records import Decision
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.domain import ScopeExposure
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 
 from ledger_sizer.demo.bots import PORTFOLIO
-from ledger_sizer.demo.meddling import CONFIRMATIONS, Injected
-from ledger_sizer.domain import Page, VerifyReport
-from ledger_sizer.ledger import Ledger
+from ledger_sizer.demo.drift_injection import CONFIRMATIONS, Injected
+from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.domain import Page, VerifyReport
+from ledger_sizer.model.units import plain, usd
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.records import Decision
-from ledger_sizer.units import plain, usd
 
 T = TypeVar("T")
 

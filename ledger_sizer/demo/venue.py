@@ -9,10 +9,10 @@ from pathlib import Path
 
 from ledger_sizer.client import LedgerClient
 from ledger_sizer.demo.bots import PORTFOLIO
-from ledger_sizer.demo.meddling import CONFIRMATIONS, EXPIRED_SECONDS, Meddler
+from ledger_sizer.demo.drift_injection import CONFIRMATIONS, EXPIRED_SECONDS, Meddler
 from ledger_sizer.demo.processes import READY_SECONDS_MAX, Process
-from ledger_sizer.demo.trader import NAME, VENUE
-from ledger_sizer.errors import LedgerError, Unavailable
+from ledger_sizer.demo.venue_bot import NAME, VENUE
+from ledger_sizer.model.errors import LedgerError, Unavailable
 from ledger_sizer.paper import PaperControl
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET
 
@@ -72,7 +72,7 @@ def trading(client: LedgerClient, venue_url: str | None, folder: Path, seed: int
     if venue_url is None:
         yield None
         return
-    arguments = ["ledger_sizer.demo.trader", client.base_url, venue_url, str(seed)]
+    arguments = ["ledger_sizer.demo.venue_bot", client.base_url, venue_url, str(seed)]
     trader = Process(NAME, arguments, folder / f"{NAME}.log")
     meddler = Meddler(client, PaperControl(venue_url, VENUE))
     try:

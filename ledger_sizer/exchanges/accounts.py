@@ -12,13 +12,13 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
 from ledger_sizer.config import ExchangeAccountSettings, ExchangeSettings
-from ledger_sizer.errors import Unavailable
 from ledger_sizer.exchanges.client import carries_rows, make_client
-from ledger_sizer.exchanges.rules import rules_of
+from ledger_sizer.exchanges.market_rules import rules_of
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
-from ledger_sizer.instruments import MarketRules
+from ledger_sizer.model.errors import Unavailable
+from ledger_sizer.model.instruments import MarketRules
+from ledger_sizer.model.units import exactly
 from ledger_sizer.telemetry import get_logger
-from ledger_sizer.units import exactly
 
 log = get_logger(__name__)
 

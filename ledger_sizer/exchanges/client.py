@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ledger_sizer.config import ExchangeAccountSettings
-from ledger_sizer.errors import InvalidRequest
+from ledger_sizer.model.errors import InvalidRequest
 
 _MARKET_TYPES = {
     "bybit": ["spot", "linear", "inverse"],

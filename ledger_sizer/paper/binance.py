@@ -8,10 +8,18 @@ from decimal import Decimal
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
-from ledger_sizer.paper.book import LEVERAGE, Account, Book, Order, Position, Refused, Slot
-from ledger_sizer.paper.calls import TIME_WINDOW_MS, Answer, Call, Handler, PublicHandler, decimal_of, text_of
+from ledger_sizer.model.units import exactly
+from ledger_sizer.paper.exchange import LEVERAGE, Account, Book, Order, Position, Refused, Slot
+from ledger_sizer.paper.http import (
+    TIME_WINDOW_MS,
+    Answer,
+    Call,
+    Handler,
+    PublicHandler,
+    decimal_of,
+    text_of,
+)
 from ledger_sizer.paper.markets import Market
-from ledger_sizer.units import exactly
 
 _CODES = {
     "key": (401, -2015, "Invalid API-key, IP, or permissions for action."),

@@ -9,9 +9,9 @@ from typing import Any
 
 import httpx
 
-from ledger_sizer.paper.book import QUOTE, Account, Book, Refused, Slot
-from ledger_sizer.paper.calls import decimal_of, text_of
+from ledger_sizer.paper.exchange import QUOTE, Account, Book, Refused, Slot
 from ledger_sizer.paper.faults import Fault, Faults
+from ledger_sizer.paper.http import decimal_of, text_of
 from ledger_sizer.paper.markets import Market
 
 DEFAULT_KEY, DEFAULT_SECRET, DEFAULT_PASSPHRASE = "paper", "paper-secret", "paper-passphrase"

@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 from starlette.responses import Response
 
-from ledger_sizer.paper.book import Refused
-from ledger_sizer.paper.calls import Answer, Call, Dialect
+from ledger_sizer.paper.exchange import Refused
+from ledger_sizer.paper.http import Answer, Call, Dialect
 
 FaultKind = Literal["rate_limit", "outage", "timeout", "half", "hollow", "lost_answer"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)

@@ -9,8 +9,9 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
-from ledger_sizer.paper.book import LEVERAGE, Account, Book, Order, Position, Refused, Slot
-from ledger_sizer.paper.calls import (
+from ledger_sizer.model.units import exactly
+from ledger_sizer.paper.exchange import LEVERAGE, Account, Book, Order, Position, Refused, Slot
+from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
     Answer,
     Call,
@@ -21,7 +22,6 @@ from ledger_sizer.paper.calls import (
     text_of,
 )
 from ledger_sizer.paper.markets import Market
-from ledger_sizer.units import exactly
 
 _CODES = {
     "key": (401, "50111", "Invalid OK-ACCESS-KEY"),

@@ -17,10 +17,10 @@ from starlette.types import Receive, Scope, Send
 
 from ledger_sizer.paper import control
 from ledger_sizer.paper.binance import Binance
-from ledger_sizer.paper.book import QUOTE, Book, Refused
 from ledger_sizer.paper.bybit import Bybit
-from ledger_sizer.paper.calls import Answer, Call, Dialect, answer_of
+from ledger_sizer.paper.exchange import QUOTE, Book, Refused
 from ledger_sizer.paper.faults import Faults, LostConnection, answered
+from ledger_sizer.paper.http import Answer, Call, Dialect, answer_of
 from ledger_sizer.paper.markets import VENUES
 from ledger_sizer.paper.okx import Okx
 

@@ -13,10 +13,10 @@ import httpx
 from sqlalchemy import Engine, delete, func, select, update
 
 from ledger_sizer.config import ReconcileSettings
-from ledger_sizer.database import database_now_us, reading
-from ledger_sizer.errors import InvalidRequest
-from ledger_sizer.reconcile.owed import events_of
-from ledger_sizer.tables import AlertRow
+from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.reconcile.outbox import events_of
+from ledger_sizer.storage.database import database_now_us, reading
+from ledger_sizer.storage.tables import AlertRow
 from ledger_sizer.telemetry import get_logger
 
 if TYPE_CHECKING:

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from ledger_sizer.config import DriftKind
-from ledger_sizer.exchanges.rules import USD_QUOTES
+from ledger_sizer.exchanges.market_rules import USD_QUOTES
 from ledger_sizer.exchanges.snapshot import Snapshot
-from ledger_sizer.reconcile.book import Book, Place
-from ledger_sizer.reconcile.claims import Claims
-from ledger_sizer.reconcile.kinds import QUOTE, Drift, Finding, Market
+from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
+from ledger_sizer.model.units import exactly, plain
+from ledger_sizer.reconcile.in_flight import Claims
+from ledger_sizer.reconcile.ledger_side import Book, Place
 from ledger_sizer.reconcile.netting import netted
-from ledger_sizer.reconcile.pace import unhurried
-from ledger_sizer.units import exactly, plain
+from ledger_sizer.reconcile.throttle import unhurried
 
 ZERO = Decimal(0)
 

@@ -10,15 +10,15 @@ from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.config import ReconcileSettings
-from ledger_sizer.database import reading
-from ledger_sizer.domain import Page
-from ledger_sizer.errors import InvalidRequest, NotFound, Unavailable
-from ledger_sizer.leases import Lease, LeaseLost, fence_var
+from ledger_sizer.model.domain import Page
+from ledger_sizer.model.errors import InvalidRequest, NotFound, Unavailable
+from ledger_sizer.model.reconciliation import KINDS, QUANTITY_KINDS, STATES, Drift, Finding, Run, stops_grants
+from ledger_sizer.model.units import exactly, plain
 from ledger_sizer.reconcile.compare import Comparison
-from ledger_sizer.reconcile.kinds import KINDS, QUANTITY_KINDS, STATES, Drift, Finding, Run, stops_grants
-from ledger_sizer.reconcile.owed import owe
-from ledger_sizer.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
-from ledger_sizer.units import exactly, plain
+from ledger_sizer.reconcile.outbox import owe
+from ledger_sizer.storage.database import reading
+from ledger_sizer.storage.leases import Lease, LeaseLost, fence_var
+from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
 
 RECONCILIATION = "reconciliation"
 """The actor of what no person decided."""

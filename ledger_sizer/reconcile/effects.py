@@ -11,17 +11,17 @@ from decimal import Decimal
 
 from sqlalchemy import Engine
 
-from ledger_sizer.batch import AnyCommand, Result
-from ledger_sizer.commands import Adopt, Freeze, Release, Remark, Thaw
-from ledger_sizer.domain import Position
-from ledger_sizer.errors import LedgerError, NotFound
-from ledger_sizer.instruments import Leg
-from ledger_sizer.leases import LeaseLost
-from ledger_sizer.ledger import Ledger
+from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.commands import Adopt, Freeze, Release, Remark, Thaw
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.domain import Position
+from ledger_sizer.model.errors import LedgerError, NotFound
+from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.reconciliation import EXTERNAL, Drift, Market
+from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.kinds import EXTERNAL, Drift, Market
-from ledger_sizer.records import Decision
-from ledger_sizer.tags import EXTERNAL_TAG
+from ledger_sizer.rules.batch import AnyCommand, Result
+from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)

@@ -5,9 +5,9 @@ from dataclasses import replace
 from decimal import Decimal
 
 from ledger_sizer.exchanges.snapshot import VenuePosition
-from ledger_sizer.reconcile.book import Book, Place
-from ledger_sizer.reconcile.kinds import Market
-from ledger_sizer.reconcile.pace import unhurried
+from ledger_sizer.model.reconciliation import Market
+from ledger_sizer.reconcile.ledger_side import Book, Place
+from ledger_sizer.reconcile.throttle import unhurried
 
 ZERO = Decimal(0)
 

@@ -7,20 +7,20 @@ from typing import Any
 
 from sqlalchemy import Engine, select
 
-from ledger_sizer.batch import AnyCommand
-from ledger_sizer.commands import Remark
-from ledger_sizer.database import reading
-from ledger_sizer.errors import InvalidRequest, KeyReused, WrongState
-from ledger_sizer.instruments import label_text
-from ledger_sizer.ledger import Ledger
+from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.commands import Remark
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.errors import InvalidRequest, KeyReused, WrongState
+from ledger_sizer.model.instruments import label_text
+from ledger_sizer.model.reconciliation import Drift
+from ledger_sizer.model.units import positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
-from ledger_sizer.reconcile.book import read_positions
 from ledger_sizer.reconcile.effects import Effects, note_of
-from ledger_sizer.reconcile.kinds import Drift
-from ledger_sizer.records import Decision
-from ledger_sizer.tables import DecisionRow, PortfolioRow, ReconciliationRow
-from ledger_sizer.units import positive
+from ledger_sizer.reconcile.ledger_side import read_positions
+from ledger_sizer.rules.batch import AnyCommand
+from ledger_sizer.storage.database import reading
+from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, ReconciliationRow
 
 ACTIONS = ("adopt", "ignore", "close")
 

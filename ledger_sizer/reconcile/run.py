@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import Engine
 
-from ledger_sizer.commands import Reconciled
 from ledger_sizer.config import AppSettings
-from ledger_sizer.domain import from_us
-from ledger_sizer.errors import Busy, LedgerError, WrongState
-from ledger_sizer.leases import Lease, LeaseLost, acquire, fenced, give_up
-from ledger_sizer.ledger import Ledger
+from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.commands import Reconciled
+from ledger_sizer.model.domain import from_us
+from ledger_sizer.model.errors import Busy, LedgerError, WrongState
+from ledger_sizer.model.reconciliation import Drift, Finding, Run, Trigger
+from ledger_sizer.model.units import exactly
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.effects import Effects
-from ledger_sizer.reconcile.kinds import Drift, Finding, Run, Trigger
-from ledger_sizer.reconcile.look import Asked, Clock, Look, LookFailed, Seen, blind, time_us
+from ledger_sizer.reconcile.inspection import Asked, Clock, Look, LookFailed, Seen, blind, time_us
 from ledger_sizer.reconcile.operator import Operator
+from ledger_sizer.storage.leases import Lease, LeaseLost, acquire, fenced, give_up
 from ledger_sizer.telemetry import get_logger
-from ledger_sizer.units import exactly
 
 log = get_logger(__name__)
 

@@ -19,14 +19,14 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Literal, cast
 
-from ledger_sizer.batch import AnyCommand
-from ledger_sizer.commands import Confirm, Extend, Halt, Release, Reserve, Resume
-from ledger_sizer.errors import LedgerError
-from ledger_sizer.ledger import Ledger
-from ledger_sizer.records import Decision
+from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.commands import Confirm, Extend, Halt, Release, Reserve, Resume
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.errors import LedgerError
+from ledger_sizer.model.units import exactly, floor_to_step
+from ledger_sizer.replay.accounting import Book, Fill, Holding, Order
 from ledger_sizer.replay.bars import Bar, Quote
-from ledger_sizer.replay.book import Book, Fill, Holding, Order
-from ledger_sizer.replay.fate import (
+from ledger_sizer.replay.order_outcomes import (
     Fate,
     closes_in_two_parts,
     fate_of,
@@ -37,7 +37,7 @@ from ledger_sizer.replay.fate import (
 )
 from ledger_sizer.replay.strategy import Signal, Strategy, read_signal
 from ledger_sizer.replay.venues import MARKETS, Market, MarketKey
-from ledger_sizer.units import exactly, floor_to_step
+from ledger_sizer.rules.batch import AnyCommand
 
 HOLD_TTL_SECONDS = 60
 EXTENSION_SECONDS = 300

@@ -8,18 +8,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from ledger_sizer.commands import SetCap
 from ledger_sizer.config import AppSettings, DynamicSizingSettings, LedgerSettings, TradingSettings
-from ledger_sizer.domain import Finding
-from ledger_sizer.errors import InvalidRequest
-from ledger_sizer.ledger import Ledger
-from ledger_sizer.records import Decision
-from ledger_sizer.replay.book import Book, Figures
+from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.commands import SetCap
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.domain import Finding
+from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.units import exactly, positive, usd
+from ledger_sizer.replay.accounting import Book, Figures
 from ledger_sizer.replay.cycle import Cycle, SimulatedClock
 from ledger_sizer.replay.source import Source
 from ledger_sizer.replay.strategy import Strategy, strategies
 from ledger_sizer.replay.venues import VENUES
-from ledger_sizer.units import exactly, positive, usd
 
 DYNAMIC, FLAT = "replay-dynamic", "replay-flat"
 PORTFOLIOS = (DYNAMIC, FLAT)

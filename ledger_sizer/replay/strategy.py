@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 
-from ledger_sizer.errors import InvalidRequest
-from ledger_sizer.units import exactly, plain
+from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.units import exactly, plain
 
 BASIS_POINT = Decimal("0.0001")
 RATE_STEP = Decimal("1e-12")

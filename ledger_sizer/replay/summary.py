@@ -5,11 +5,11 @@ from decimal import ROUND_FLOOR, Decimal
 from textwrap import wrap
 from typing import Literal
 
-from ledger_sizer.replay.book import BUCKETS, BucketFigures
-from ledger_sizer.replay.derived import Yield, average_usd, decision_counts, scope_peaks
+from ledger_sizer.model.units import exactly, plain
+from ledger_sizer.replay.accounting import BUCKETS, BucketFigures
 from ledger_sizer.replay.run import PortfolioReport, Report
+from ledger_sizer.replay.statistics import Yield, average_usd, decision_counts, scope_peaks
 from ledger_sizer.replay.strategy import basis_points
-from ledger_sizer.units import exactly, plain
 
 Style = Literal["title", "head", "text", "good", "bad"]
 Line = tuple[Style, str]

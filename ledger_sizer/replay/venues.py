@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from ledger_sizer.instruments import InstrumentInfo
-from ledger_sizer.units import common_step
+from ledger_sizer.model.instruments import InstrumentInfo
+from ledger_sizer.model.units import common_step
 
 MarketKey = tuple[str, str]
 """(venue, coin), such as `("bybit", "BTC")`."""

@@ -9,11 +9,11 @@ from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import Literal, get_args
 
-from ledger_sizer.domain import position_id
-from ledger_sizer.errors import InvalidRequest
-from ledger_sizer.records import Fields
-from ledger_sizer.units import usd_text
-from ledger_sizer.wire.answers import time_text_of
+from ledger_sizer.model.decisions import Fields
+from ledger_sizer.model.domain import position_id
+from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.units import usd_text
+from ledger_sizer.wire.responses import time_text_of
 
 COLUMNS = (
     "portfolio", "seq", "command", "key", "outcome", "reason", "position_id", "budget", "quantity", "fraction",

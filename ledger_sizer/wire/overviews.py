@@ -6,7 +6,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from ledger_sizer.overview import (
+from ledger_sizer.model.overview import (
     Detail,
     DriftLine,
     ExposureLine,
@@ -16,8 +16,8 @@ from ledger_sizer.overview import (
     PortfolioLine,
     Reconciliation,
 )
-from ledger_sizer.units import plain
-from ledger_sizer.wire.answers import (
+from ledger_sizer.model.units import plain
+from ledger_sizer.wire.responses import (
     UNREADABLE,
     Json,
     decision_from_json,

@@ -10,8 +10,8 @@ whole decision of a denial, `results` the answers of an atomic batch that was de
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ledger_sizer.domain import DENIAL_REASONS
-from ledger_sizer.errors import (
+from ledger_sizer.model.domain import DENIAL_REASONS
+from ledger_sizer.model.errors import (
     Busy,
     Closed,
     Denied,
@@ -24,7 +24,7 @@ from ledger_sizer.errors import (
     Unavailable,
     WrongState,
 )
-from ledger_sizer.wire.answers import decision_from_json, decision_to_json
+from ledger_sizer.wire.responses import decision_from_json, decision_to_json
 
 MEDIA_TYPE = "application/problem+json"
 TYPE_PREFIX = "urn:ledger-sizer:problem:"

@@ -1,0 +1,81 @@
+"""Who may do what: bearer API keys, their roles and portfolios; and what happens while there is no key at all.
+
+Without any key the service listens to loopback only and lets every local caller in. It then also insists that the
+request names a loopback host, so that a web page cannot reach it through a name that resolves to this machine.
+"""
+
+import asyncio
+from datetime import UTC, datetime
+
+from starlette.types import Scope
+
+from ledger_sizer.api.sessions import session_key
+from ledger_sizer.service.api_keys import ApiKey, KeyRing, Role
+from ledger_sizer.service.bootstrap import is_loopback
+from ledger_sizer.wire.problems import Forbidden, Unauthenticated
+
+ANYBODY = ApiKey("", "loopback", "admin", None, datetime(1970, 1, 1, tzinfo=UTC), None)
+"""Whoever calls a service without keys."""
+
+
+class Access:
+    """Checks the credentials of requests against the keys."""
+
+    def __init__(self, keys: KeyRing, *, on_loopback: bool) -> None:
+        self._keys = keys
+        self._on_loopback = on_loopback
+        self._refreshing = asyncio.Lock()
+
+    async def require(self, scope: Scope, role: Role) -> ApiKey:
+        """Who calls, by bearer key or, to look, by the dashboard's cookie.
+
+        Raises `Unauthenticated` without a known key, `Forbidden` where its role does not reach.
+        """
+        token = _bearer(scope)
+        return await self.require_key(scope, role, session_key(scope) if token is None else token)
+
+    async def require_key(self, scope: Scope, role: Role, token: str | None) -> ApiKey:
+        """Who calls with this key, however it came."""
+        if not self._keys.fresh:
+            async with self._refreshing:
+                if not self._keys.fresh:
+                    await asyncio.to_thread(self._keys.refresh)
+        caller = self._caller(scope, token)
+        if not caller.may(role):
+            raise Forbidden(
+                f"this call needs the role {role!r}; key {caller.key_id} ({caller.name}) has {caller.role!r}"
+            )
+        return caller
+
+    def _caller(self, scope: Scope, token: str | None) -> ApiKey:
+        if self._keys.empty and self._on_loopback:
+            _require_loopback_name(scope)
+            return ANYBODY
+        if not token:
+            raise Unauthenticated("send an API key: Authorization: Bearer lsk_...")
+        found = self._keys.find(token)
+        if found is None:
+            raise Unauthenticated("this API key is not known, or it was revoked")
+        return found
+
+
+def _require_loopback_name(scope: Scope) -> None:
+    host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+    name = host if host.endswith("]") else host.rsplit(":", 1)[0]
+    if not is_loopback(name):
+        raise Forbidden(f"without API keys only loopback is served, not the host {name!r:.100}")
+
+
+def _bearer(scope: Scope) -> str | None:
+    """The key in the `Authorization` header; empty where the header holds none."""
+    for name, value in scope["headers"]:
+        if name == b"authorization":
+            kind, _, token = value.decode("latin-1").partition(" ")
+            return token.strip() if kind.lower() == "bearer" else ""
+    return None
+
+
+def allow(caller: ApiKey, portfolio: str) -> None:
+    """Raise `Forbidden` unless the caller may touch `portfolio`."""
+    if not caller.may_touch(portfolio):
+        raise Forbidden(f"key {caller.key_id} ({caller.name}) is not for portfolio {portfolio!r}")

@@ -1,0 +1,33 @@
+"""What the routes of one app share."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from sqlalchemy import Engine
+
+from ledger_sizer.api.auth import Access
+from ledger_sizer.api.deadline import Deadline
+from ledger_sizer.config import ServiceSettings
+from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.reconcile.run import Reconciler
+from ledger_sizer.service.metrics import Metrics
+from ledger_sizer.service.tracing import Tracing
+
+
+@dataclass(slots=True)
+class Service:
+    """The running parts as the routes see them.
+
+    deadline: of the ledger's answers. tracing: None where nobody asked for it.
+    stopping: set when no new work should begin.
+    """
+
+    ledger: Ledger
+    reads: Engine
+    settings: ServiceSettings
+    access: Access
+    metrics: Metrics
+    deadline: Deadline
+    tracing: Tracing | None = None
+    reconciler: Reconciler | None = None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)

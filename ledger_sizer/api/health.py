@@ -1,0 +1,79 @@
+"""For those who run the service: is it alive, may it be sent work, what does it count."""
+
+import asyncio
+
+from fastapi import APIRouter, Request
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import Response
+
+from ledger_sizer.api import response_models
+from ledger_sizer.api.context import Service
+from ledger_sizer.api.responses import RETRY_AFTER_SECONDS, json_response
+from ledger_sizer.model.errors import LedgerError
+from ledger_sizer.storage.database import SCHEMA_HEAD, schema_version
+
+_READY_TIMEOUT_SECONDS = 3
+_QUEUE_FULL_PERCENT = 90
+
+
+def router(service: Service) -> APIRouter:
+    """Health, readiness, metrics."""
+    made = APIRouter(generate_unique_id_function=lambda route: route.name)
+    readiness = _Readiness(service)
+
+    @made.get("/healthz", response_model=response_models.HealthForm)
+    async def healthz() -> Response:
+        """The process answers. Says nothing of the database: restarting would not mend that."""
+        return json_response({"status": "ok", "checks": {}})
+
+    @made.get(
+        "/readyz", response_model=response_models.HealthForm, responses={503: {"model": response_models.HealthForm}}
+    )
+    async def readyz() -> Response:
+        """Send work here: the database answers at this version's schema, the queue has room, no stop is under way."""
+        checks = await readiness.checks()
+        if all(check == "ok" for check in checks.values()):
+            return json_response({"status": "ready", "checks": checks})
+        return json_response({"status": "not_ready", "checks": checks}, 503, {"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+    @made.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics(request: Request) -> Response:
+        """Prometheus exposition; needs the role `read` once there are keys."""
+        await service.access.require(request.scope, "read")
+        return Response(await run_in_threadpool(service.metrics.text), media_type=CONTENT_TYPE_LATEST)
+
+    return made
+
+
+class _Readiness:
+    """Asks the database once for everybody who wants to know now."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._asking: asyncio.Task[str] | None = None
+
+    async def checks(self) -> dict[str, str]:
+        """What was looked at, and `ok` or what is wrong."""
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(run_in_threadpool(self._database))
+        try:
+            async with asyncio.timeout(_READY_TIMEOUT_SECONDS):
+                database = await asyncio.shield(self._asking)
+        except TimeoutError:
+            database = f"no answer within {_READY_TIMEOUT_SECONDS} s"
+        ledger = self._service.ledger
+        size_max = ledger.settings.ledger.queue_size_max
+        full = ledger.pending * 100 >= size_max * _QUEUE_FULL_PERCENT
+        return {
+            "database": database,
+            "queue": f"{ledger.pending} of {size_max} wait" if full else "ok",
+            "service": "stopping" if self._service.stopping.is_set() else "ok",
+        }
+
+    def _database(self) -> str:
+        try:
+            found = schema_version(self._service.reads)
+        except LedgerError as error:
+            return str(error)
+        return "ok" if found == SCHEMA_HEAD else f"at migration {found}, this version needs {SCHEMA_HEAD}"

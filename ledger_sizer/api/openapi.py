@@ -1,0 +1,170 @@
+"""The OpenAPI document: what FastAPI knows of the reads, and the verbs, which are plain routes, added to it."""
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from ledger_sizer.api import commands, response_models
+from ledger_sizer.wire.batch import BatchBody
+from ledger_sizer.wire.problems import MEDIA_TYPE, PROBLEMS
+from ledger_sizer.wire.requests import BODIES, PORTFOLIO_PATTERN, POSITION_PATTERN
+
+_REF = "#/components/schemas/{model}"
+_PUBLIC = frozenset({"/healthz", "/readyz"})
+_HTTP_METHODS = frozenset({"get", "put", "post", "delete", "patch"})
+_IN_PATH = {"portfolio": PORTFOLIO_PATTERN, "position_id": POSITION_PATTERN}
+_SECURITY = "api_key"
+
+Json = dict[str, Any]
+
+
+def openapi_of(app: FastAPI) -> Json:
+    """The document, made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.router.routes
+        )
+        components = document.setdefault("components", {})
+        schemas: Json = components.setdefault("schemas", {})
+        schemas.update(_schemas())
+        for unused in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(unused, None)
+        components["securitySchemes"] = {_SECURITY: {"type": "http", "scheme": "bearer", "description": _KEYS}}
+        components["headers"] = {
+            "X-Request-Id": {"schema": {"type": "string"}, "description": "The request's own id, or a new one."},
+            "Retry-After": {"schema": {"type": "string"}, "description": "Seconds to wait."},
+        }
+        for verb, body in BODIES.items():
+            document["paths"].setdefault(body.path, {})[body.method.lower()] = _verb_operation(verb)
+        document["paths"][commands.BATCH_PATH] = {"post": _batch_operation()}
+        for path, operations in document["paths"].items():
+            for method, operation in operations.items():
+                if method in _HTTP_METHODS:
+                    _finish(path, method, operation)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+_KEYS = "An API key made by `ledger-sizer keys create`. Without any key the service serves loopback only, to anybody."
+
+
+def _schemas() -> Json:
+    models: list[type[BaseModel]] = [*BODIES.values(), BatchBody]
+    _, read = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
+    written: list[type[BaseModel]] = [
+        response_models.DecisionForm,
+        response_models.ProblemForm,
+        response_models.BatchForm,
+    ]
+    _, shown = models_json_schema([(model, "validation") for model in written], ref_template=_REF)
+    found: Json = {**read["$defs"], **shown["$defs"]}
+    return found
+
+
+def _verb_operation(verb: str) -> Json:
+    body = BODIES[verb]
+    key = {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": True,
+        "description": "One per intention; the same key and body give the same answer again.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[!-9;-~]+$"},
+    }
+    made = "201" if verb == "reserve" else "200"
+    responses = {made: _answer("DecisionForm", "Granted." if verb in ("reserve", "extend") else "Applied.")}
+    if verb == "reserve":
+        responses["200"] = _answer("DecisionForm", "What a dry run would have been granted.")
+        responses["201"]["links"] = {name: _link(name) for name in ("confirm", "release", "extend", "get_position")}
+        responses["201"]["headers"] = {"Location": {"schema": {"type": "string"}, "description": "The position."}}
+    for response in responses.values():
+        response.setdefault("headers", {})["Idempotency-Replayed"] = {
+            "schema": {"type": "string", "enum": ["true"]},
+            "description": "There when this answer was given before.",
+        }
+    required = bool(body.model_json_schema().get("required"))
+    return {
+        "operationId": verb,
+        "summary": verb,
+        "description": body.__doc__ or "",
+        "parameters": [*_path_parameters(body.path), key, _full()],
+        "requestBody": {
+            "required": required,
+            "content": {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}},
+        },
+        "responses": responses,
+    }
+
+
+def _link(operation: str) -> Json:
+    return {"operationId": operation, "parameters": {"position_id": "$response.body#/position_id"}}
+
+
+def _batch_operation() -> Json:
+    return {
+        "operationId": "batch",
+        "summary": "batch",
+        "description": "Up to 1,000 commands, each with its own key and its own status. Independent by default; "
+        "`atomic`: all take effect, or none and the answer is 409.",
+        "parameters": [_full()],
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": {"$ref": _REF.format(model="BatchBody")}}},
+        },
+        "responses": {"200": _answer("BatchForm", "One answer for each command, in order.")},
+    }
+
+
+def _path_parameters(path: str) -> list[Json]:
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": pattern}}
+        for name, pattern in _IN_PATH.items()
+        if f"{{{name}}}" in path
+    ]
+
+
+def _full() -> Json:
+    text = "With request, trace and tags."
+    return {"name": "full", "in": "query", "description": text, "schema": {"type": "boolean", "default": False}}
+
+
+def _answer(model: str, description: str) -> Json:
+    schema = {"$ref": _REF.format(model=model)}
+    return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _finish(path: str, method: str, operation: Json) -> None:
+    """What every operation has: its role, and the problems it may answer with."""
+    responses = operation["responses"]
+    reads = method == "get"
+    statuses = {500, 503} if path in _PUBLIC else {401, 403, 404, 406, 408, 413, 415, 422, 500, 503}
+    if not reads:
+        statuses = (statuses - {406}) | {409}
+    for status in sorted(statuses):
+        known = responses.get(str(status))
+        if known is None or status == 422:
+            responses[str(status)] = _problem(status)
+    for response in responses.values():
+        response.setdefault("headers", {}).setdefault("X-Request-Id", {"$ref": "#/components/headers/X-Request-Id"})
+    if path not in _PUBLIC:
+        operation["security"] = [{_SECURITY: []}]
+        operation["x-role"] = _role(path, method, operation)
+
+
+def _role(path: str, method: str, operation: Json) -> str:
+    if method == "get":
+        return "read"
+    return "trade" if path == commands.BATCH_PATH else commands.ROLE_OF.get(operation["operationId"], "admin")
+
+
+def _problem(status: int) -> Json:
+    codes = [code for code, row in PROBLEMS.items() if row.status == status]
+    response: Json = {
+        "description": f"Code: {', '.join(codes)}.",
+        "content": {MEDIA_TYPE: {"schema": {"$ref": _REF.format(model="ProblemForm")}}},
+    }
+    if status == 503:
+        response["headers"] = {"Retry-After": {"$ref": "#/components/headers/Retry-After"}}
+    return response

@@ -1,0 +1,78 @@
+"""Answers as HTTP responses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.responses import Response
+
+from ledger_sizer.model.commands import Reserve
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.errors import Denied, LedgerError
+from ledger_sizer.wire.problems import MEDIA_TYPE, problem_of
+from ledger_sizer.wire.responses import decision_to_json
+
+RETRY_AFTER_SECONDS = 1
+_CLOSES_CONNECTION = (408, 413)
+Headers = list[tuple[bytes, bytes]]
+
+
+class Whole(Response):
+    """A response whose body is all there and whose headers need no work: the hot calls answer with nothing else."""
+
+    def __init__(self, body: bytes, status: int, headers: Headers) -> None:
+        # Not Starlette's own: that encodes and searches every header again for each response.
+        self.status_code = status
+        self.background = None
+        self.body = body
+        self.raw_headers = [*headers, (b"content-length", b"%d" % len(body))]
+
+
+def json_response(form: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Whole:
+    """JSON, which no cache may keep: it is the state of somebody's money."""
+    return Whole(to_json(form), status, [*_JSON, *_encoded(headers)] if headers else _JSON)
+
+
+def problem_response(error: LedgerError, *, headers: Mapping[str, str] | None = None, **more: Any) -> Whole:
+    """An error as problem details, with what its status asks for besides."""
+    problem = {**problem_of(error), **more}
+    status: int = problem["status"]
+    extra = dict(headers or {})
+    if status == 503:
+        extra["Retry-After"] = str(RETRY_AFTER_SECONDS)
+    elif status == 401:
+        extra["WWW-Authenticate"] = 'Bearer realm="ledger-sizer"'
+    elif status in _CLOSES_CONNECTION:
+        # What is left of the body must not be taken for the next request.
+        extra["Connection"] = "close"
+    return Whole(to_json(problem), status, [*_PROBLEM, *_encoded(extra)])
+
+
+def status_of(decision: Decision) -> int:
+    """201 for a reservation that was made, 409 for a denial, 200 for everything else."""
+    if decision.record.outcome == "denied":
+        return 409
+    return 201 if decision.record.command == Reserve.verb and decision.seq is not None else 200
+
+
+def decision_response(decision: Decision, *, full: bool) -> Whole:
+    """A decision: the grant or the fact with 2xx, the denial as a problem that carries it whole."""
+    status = status_of(decision)
+    if status == 409:
+        response = problem_response(Denied(decision))
+    else:
+        response = Whole(to_json(decision_to_json(decision, full=full)), status, _JSON)
+    if status == 201:
+        response.raw_headers.append((b"location", f"/v1/positions/{decision.position_id}".encode()))
+    if decision.replayed:
+        response.raw_headers.append((b"idempotency-replayed", b"true"))
+    return response
+
+
+def _encoded(headers: Mapping[str, str]) -> Headers:
+    return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+
+_NO_STORE = (b"cache-control", b"no-store")
+_JSON: Headers = [_NO_STORE, (b"content-type", b"application/json")]
+_PROBLEM: Headers = [_NO_STORE, (b"content-type", MEDIA_TYPE.encode())]

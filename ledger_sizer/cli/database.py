@@ -1,0 +1,214 @@
+"""`ledger-sizer db`: the schema's version, the migrations that change it, backups and copies."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ledger_sizer.cli import output
+from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.ledger_session import engine_at
+from ledger_sizer.cli.options import DatabaseUrl, Json
+from ledger_sizer.model.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from ledger_sizer.verify.chain import Heads
+
+db = typer.Typer(rich_markup_mode=None)
+
+_NEVER_DENIED = {3: ""}
+
+DB_HELP = teach("db check", "db upgrade --database-url sqlite:///ledger.db", exits=_NEVER_DENIED)
+
+
+@db.callback(epilog=DB_HELP)
+def group() -> None:
+    """Create the ledger's tables, and move them between versions.
+
+    An embedded SQLite file migrates itself when it is opened; a server's database waits for `db upgrade`.
+    """
+
+
+def _migrate(engine: "Engine", move: Callable[[Any, str], None], revision: str) -> tuple[str | None, str | None]:
+    """Run a migration; answers the version before and after."""
+    from alembic.util import CommandError
+
+    from ledger_sizer.storage.database import SCHEMA_HEAD, require_head, schema_version
+
+    before = schema_version(engine)
+    if before is not None and before > SCHEMA_HEAD:
+        require_head(engine)
+    try:
+        move(engine.url, revision)
+    except CommandError as error:
+        raise InvalidRequest(f"cannot migrate to {revision!r}: {error}", field="revision") from None
+    return before, schema_version(engine)
+
+
+def _show(engine: "Engine", as_json: bool, before: str | None, after: str | None) -> None:
+    from ledger_sizer.storage.database import SCHEMA_HEAD, shown
+
+    where = shown(engine.url)
+    if as_json:
+        head = {"current": after, "head": SCHEMA_HEAD, "is_current": after == SCHEMA_HEAD}
+        output.write_json({"database": where, "previous": before, **head})
+        return
+    state = "has no ledger" if after is None else f"is at {after}"
+    if before != after:
+        state += f", was {'empty' if before is None else f'at {before}'}"
+    newest = "" if after == SCHEMA_HEAD else f"; the newest is {SCHEMA_HEAD}"
+    output.write(f"{where} {state}{newest}")
+
+
+@db.command("upgrade", epilog=teach("db upgrade", "db upgrade 0001", exits=_NEVER_DENIED))
+def upgrade(
+    revision: Annotated[str, typer.Argument(metavar="REVISION", help="Where to; the newest when not given.")] = "head",
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Migrate the database up, creating everything in an empty one.
+
+    Stop the writers first when several versions of this program are in use.
+    """
+    from ledger_sizer.storage.database import upgrade as migrate
+
+    with engine_at(database_url, create=True) as engine:
+        before, after = _migrate(engine, migrate, revision)
+        _show(engine, as_json, before, after)
+    return 0
+
+
+@db.command(
+    "downgrade",
+    epilog=teach("db downgrade -1", "db downgrade base --yes", exits=_NEVER_DENIED),
+    context_settings={"ignore_unknown_options": True},  # so that -1 is a revision, not an option
+)
+def downgrade(
+    revision: Annotated[
+        str, typer.Argument(metavar="REVISION", help="Where to: a version, -1 for one step back, base for nothing.")
+    ] = "-1",
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask, on a terminal, before data is lost.")] = False,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Migrate the database down, losing what the older version cannot hold.
+
+    `base` removes the ledger with every position and decision in it. On a terminal it asks first.
+    """
+    import sys
+
+    from ledger_sizer.storage.database import downgrade as migrate
+    from ledger_sizer.storage.database import shown
+
+    with engine_at(database_url) as engine:
+        if not yes and sys.stdin.isatty():
+            typer.confirm(
+                f"Downgrade {shown(engine.url)} to {revision} and lose what it cannot hold?", abort=True, err=True
+            )
+        before, after = _migrate(engine, migrate, revision)
+        _show(engine, as_json, before, after)
+    return 0
+
+
+@db.command("current", epilog=teach("db current --json", exits=_NEVER_DENIED))
+def current(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
+    """Show which version the database is at."""
+    from ledger_sizer.storage.database import schema_version
+
+    with engine_at(database_url) as engine:
+        version = schema_version(engine)
+        _show(engine, as_json, version, version)
+    return 0
+
+
+@db.command(
+    "check",
+    epilog=teach("db check", exits={0: "the database is what this version needs", 1: "it is not, or is away", 3: ""}),
+)
+def check(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
+    """Check that the database is at the version this program needs.
+
+    Names the command to run where it is not. Made for a deployment's start-up.
+    """
+    from ledger_sizer.storage.database import SCHEMA_HEAD, require_head
+
+    with engine_at(database_url) as engine:
+        require_head(engine)
+        _show(engine, as_json, SCHEMA_HEAD, SCHEMA_HEAD)
+    return 0
+
+
+@db.command(
+    "backup",
+    epilog=teach(
+        "db backup ledger-backup.db", exits={1: "it could not be written, or is not what it should be", 3: ""}
+    ),
+)
+def backup(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A new file.")],
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Back up a SQLite ledger while it is in use, and verify the backup.
+
+    PostgreSQL brings pg_dump for this; docs/backup.md has the drill.
+    """
+    from pathlib import Path
+
+    from ledger_sizer.history.backup import backup as copy_pages
+
+    with engine_at(database_url, read_only=True) as engine:
+        copy_pages(engine, Path(file))
+    return _verified(f"sqlite:///{file}", None, as_json)
+
+
+@db.command(
+    "copy",
+    epilog=teach(
+        "db copy sqlite:///ledger.db sqlite:///copy.db",
+        exits={1: "it could not be copied, or the copy is not what it should be", 3: ""},
+    ),
+)
+def copy(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="URL of the ledger.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="URL of an empty database, migrated as needed.")],
+    restore: Annotated[
+        bool, typer.Option("--restore-archives", help="Make rows of the archive files again; the copy has no archive.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Copy a ledger to another database, and verify that the copy has the same chain heads.
+
+    Between SQLite and PostgreSQL in either direction. Stop the source's writers first: what they decide later stays
+    behind. Archive files are not copied, only what the ledger knows of them, unless they are restored.
+    """
+    from ledger_sizer.config import AppSettings
+    from ledger_sizer.history.archive_files import files_of
+    from ledger_sizer.history.backup import copy as copy_rows
+    from ledger_sizer.storage.database import upgrade as migrate
+    from ledger_sizer.verify.chain import heads_of
+
+    with engine_at(source, read_only=True) as reads, engine_at(target, create=True) as writes:
+        migrate(writes.url)
+        heads = heads_of(reads)
+        copy_rows(reads, writes, restore=files_of(AppSettings()) if restore else None)
+    return _verified(target, heads, as_json)
+
+
+def _verified(url: str, heads: "Heads | None", as_json: bool) -> int:
+    """Verify what was made; with `heads` it must have exactly these."""
+    from ledger_sizer.cli import errors
+    from ledger_sizer.cli.audit import show_report
+    from ledger_sizer.cli.ledger_session import ledger_at
+
+    with ledger_at(url) as ledger:
+        report = ledger.verify()
+    show_report(report, as_json)
+    if heads is not None and dict(report.heads) != dict(heads):
+        output.remark(
+            "the source was written to meanwhile: the copy ends before it does; stop its writers and copy anew"
+        )
+        return errors.FAILED
+    return errors.DONE if report.ok else errors.FAILED

@@ -1,0 +1,137 @@
+"""What went wrong, told in one line, and the exit code that says it to a script.
+
+0    done
+1    failure: not found, wrong state, busy, unavailable, schema outdated, verification failed, interrupted (130)
+2    bad input: an option, a value, a setting, or a key that already answered another request
+3    denied: the ledger's answer is no; the decision stands on standard output
+"""
+
+import io
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from ledger_sizer.model.errors import Denied, InvalidRequest, LedgerError, NotFound, Unavailable
+
+DONE, FAILED, BAD_INPUT, DENIED = 0, 1, 2, 3
+INTERRUPTED = 130
+"""Ctrl-C, by the shell's own convention."""
+
+_LISTED_BY = {"no portfolio": "caps", "no position": "positions", "no decision": "history"}
+"""Where to look for what the ledger did not find."""
+
+
+class Failure(Exception):
+    """An error on its way to the user: a stable `code`, the message, and what the command line adds to it.
+
+    hint: what to do, unless the message says it. key: the idempotency key to send again. field: the argument at fault.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        exit_code: int = FAILED,
+        hint: str | None = None,
+        key: str | None = None,
+        field: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.exit_code = exit_code
+        self.hint = hint
+        self.key = key
+        self.field = field
+
+    @classmethod
+    def of(cls, error: LedgerError, *, hint: str | None = None, key: str | None = None) -> "Failure":
+        """The failure an error of the ledger becomes."""
+        exit_code = BAD_INPUT if isinstance(error, InvalidRequest) else DENIED if isinstance(error, Denied) else FAILED
+        field = getattr(error, "field", None)
+        if hint is None and isinstance(error, NotFound):
+            listing = next((command for what, command in _LISTED_BY.items() if str(error).startswith(what)), None)
+            hint = listing and f"see: ledger-sizer {listing}"
+        return cls(error.code, str(error), exit_code=exit_code, hint=hint, key=key, field=field)
+
+
+def bad_input(message: str, field: str) -> NoReturn:
+    """Refuse an argument that cannot even be read."""
+    raise InvalidRequest(message, field=field)
+
+
+def guarded(command: Callable[[], object], *, as_json: bool) -> int:
+    """Run `command`; report what it raises; return the exit code.
+
+    A defect of this program still ends in its traceback: hiding one would not help whoever has to find it.
+    """
+    _survive_narrow_encodings()
+    try:
+        code = command()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _abandon_stdout()  # whoever read our output, such as `head`, has seen enough
+        return FAILED
+    except (Exception, KeyboardInterrupt) as error:
+        failure = _failure_of(error)
+        if failure is None:
+            raise
+        _report(failure, as_json)
+        return failure.exit_code
+    if code == INTERRUPTED:
+        _report(Failure("interrupted", "interrupted"), as_json)
+    return code if isinstance(code, int) else DONE
+
+
+def _failure_of(error: BaseException) -> Failure | None:
+    """The failure to tell for an exception; None for a defect."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, LedgerError):
+        return Failure.of(error)
+    if isinstance(error, KeyboardInterrupt):
+        return Failure("interrupted", "interrupted", exit_code=INTERRUPTED)
+    if type(error).__module__.startswith("sqlalchemy."):
+        # Reads and migrations let the driver's errors through; the name of the class is the only import they cost.
+        return Failure.of(Unavailable(f"the database refused: {getattr(error, 'orig', None) or error}"))
+    return _usage_failure(error)
+
+
+def _usage_failure(error: BaseException) -> Failure | None:
+    import typer
+
+    if isinstance(error, typer.Abort):
+        return Failure("aborted", "aborted, nothing was changed")
+    if not isinstance(error, typer.TyperException):
+        return None
+    context = getattr(error, "ctx", None)
+    hint = f"see: {context.command_path} --help" if context is not None else None
+    parameter = getattr(error, "param", None)
+    field = None if parameter is None else parameter.name
+    message = error.format_message().replace("Value error, ", "")
+    return Failure("invalid_request", message.rstrip("."), exit_code=BAD_INPUT, hint=hint, field=field)
+
+
+def _report(failure: Failure, as_json: bool) -> None:
+    """Write a failure to standard error: one line of text, or one JSON object."""
+    message = " ".join(str(failure).split())
+    if as_json:
+        problem = {"error": failure.code, "message": message, "hint": failure.hint}
+        problem |= {"field": failure.field, "key": failure.key}
+        text = json.dumps({name: value for name, value in problem.items() if value is not None})
+    else:
+        text = f"error: {message}, {failure.hint}" if failure.hint else f"error: {message}"
+    sys.stderr.write(f"{text}\n")
+
+
+def _survive_narrow_encodings() -> None:
+    """A tag may hold any printable text; an output that cannot show it gets an escape, not a traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _abandon_stdout() -> None:
+    """Let the interpreter's last flush of standard output go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,222 @@
+"""An `Overview` as a screenful of terminal: what the dashboard shows, in the same figures and words."""
+
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from ledger_sizer.dashboard import formatting
+from ledger_sizer.dashboard.labels import told
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from ledger_sizer.model.domain import ScopeExposure
+    from ledger_sizer.model.overview import Detail, Overview
+
+_BAR_WIDTH = 20
+_SPARKS = "▁▂▃▄▅▆▇█"
+_STYLES = {
+    "granted": "green",
+    "denied": "red",
+    "applied": "dim",
+    "halted": "bold red",
+    "reducing": "bold yellow",
+    "unreconciled": "bold red",
+    "active": "dim",
+    "good": "green",
+    "partial": "yellow",
+    "failed": "bold red",
+    "open": "yellow",
+    "confirmed": "bold red",
+    "acknowledged": "dim",
+}
+_SCOPES_SHARE = 3
+"""One row in so many of the terminal goes to scopes; reservations, positions and decisions share the rest."""
+
+
+_DRIFTS_MAX = 5
+
+
+def rendered(
+    overview: "Overview", *, source: str, width: int, height: int | None, trouble: str = ""
+) -> "RenderableType":
+    """The picture. height: rows to fit into, None for all there is. trouble: why it is not of now, if it is not."""
+    from rich.console import Group
+    from rich.text import Text
+
+    title = Text.assemble(
+        ("ledger-sizer top", "bold"), f"  {source}  ", (f"{formatting.clock(overview.read_at)}Z", "dim"),
+        (f"  {trouble}" if trouble else "", "bold red"),
+    )  # fmt: skip
+    detail = overview.detail
+    if detail is None:
+        return Group(title, Text("no portfolio yet"))
+    scopes, rows = _shares(overview, detail, height)
+    blank = Text("")
+    return Group(
+        title, blank, _sum(detail, overview.read_at), _line(detail, overview.read_at, min(width, 160) - 12), blank,
+        _scopes(overview, detail, scopes), blank,
+        _reconciliation(detail), blank,
+        _holds(detail, overview.read_at, rows), blank,
+        _positions(detail, overview.read_at, rows), blank,
+        _decisions(detail, rows),
+    )  # fmt: skip
+
+
+def _shares(overview: "Overview", detail: "Detail", height: int | None) -> tuple[int, int]:
+    """How many scopes, and how many rows of each other list, fit into the height."""
+    scopes = len(overview.portfolios) + len(detail.scopes) - 1
+    if height is None:
+        return scopes, 1000
+    scopes = max(min(scopes, height // _SCOPES_SHARE), 1)
+    # Titles, blank lines, table heads, and the lines of the reconciliation.
+    rest = height - scopes - 15 - min(len(detail.reconciliation.drifts), _DRIFTS_MAX)
+    return scopes, max(rest // 3, 1)
+
+
+def _sum(detail: "Detail", now: datetime) -> "Text":
+    from rich.text import Text
+
+    whole = detail.whole
+    text = Text.assemble((detail.name, "bold"), "  ", _styled(formatting.standing(whole, now)))
+    for name, figure in (
+        ("exposure", formatting.money(whole.exposure)),
+        ("cap", formatting.money(whole.cap)),
+        ("headroom", formatting.room(whole.headroom)),
+        ("open", formatting.money(whole.open)),
+        ("held", formatting.money(whole.held)),
+    ):
+        text.append(f"   {name} ", "dim").append(figure, "bold")
+    if whole.overage:
+        text.append("   overage ", "red").append(formatting.money(whole.overage), "bold red")
+    return text
+
+
+def _line(detail: "Detail", until: datetime, width: int) -> "Text":
+    """Exposure over time, the highest of each stretch, on the scale of the cap."""
+    from rich.text import Text
+
+    since = detail.line.since
+    span = (until - since).total_seconds()
+    highest: list[Decimal | None] = [None] * max(width, 1)
+    for point in detail.line.points:
+        place = min(max(int((point.at - since).total_seconds() / span * len(highest)), 0), len(highest) - 1)
+        highest[place] = max(highest[place] or Decimal(0), point.high)
+    top = max([detail.whole.cap or Decimal(0), *[value for value in highest if value is not None]]) or Decimal(1)
+    last = Decimal(0)
+    sparks = ""
+    for value in highest:
+        last = last if value is None else value
+        sparks += _SPARKS[min(int(last / top * len(_SPARKS)), len(_SPARKS) - 1)] if last else " "
+    return Text.assemble((f"last {span / 3600:.0f} h  ", "dim"), (sparks, "blue"))
+
+
+def _table(*titles: str, right: tuple[str, ...] = ()) -> "Table":
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for title in titles:
+        flush = title in right
+        table.add_column(title, justify="right" if flush else "left", no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _scopes(overview: "Overview", detail: "Detail", rows: int) -> "Table":
+    money = ("exposure", "cap", "headroom", "open", "held")
+    table = _table("portfolio, scope", "", "exposure", "cap", "headroom", "open", "held", "status", right=money)
+    lines = [(line.name, line.whole) for line in overview.portfolios]
+    lines += [(f"  {scope.scope}", scope) for scope in detail.scopes[1:]]
+    for name, scope in lines[:rows]:
+        table.add_row(
+            name,
+            _bar(scope),
+            formatting.money(scope.exposure),
+            formatting.money(scope.cap),
+            formatting.room(scope.headroom),
+            formatting.money(scope.open),
+            formatting.money(scope.held),
+            _styled(formatting.standing(scope, overview.read_at)),
+        )
+    return table
+
+
+def _bar(scope: "ScopeExposure") -> "Text":
+    """Open capital solid, held capital hatched, headroom as dots."""
+    from rich.text import Text
+
+    if scope.cap is None:
+        return Text("no cap", "dim")
+    opened, held = formatting.bar(scope, _BAR_WIDTH)
+    colour = "red" if scope.overage else "blue"
+    free = _BAR_WIDTH - opened - held
+    return Text.assemble(("█" * opened, colour), ("▒" * held, "yellow"), ("·" * free, "dim"))
+
+
+def _reconciliation(detail: "Detail") -> "RenderableType":
+    """The last run, and the drifts that are not resolved."""
+    from rich.console import Group
+    from rich.text import Text
+
+    found = detail.reconciliation
+    if found.run_at is None:
+        return Text("never compared with an exchange", "dim")
+    drifts = f"{found.drift_count:,} drifts" if found.drift_count != 1 else "1 drift"
+    head = Text.assemble(
+        ("compared with the exchange ", "dim"), f"{formatting.clock(found.run_at)}Z ", _styled(str(found.outcome)),
+        ", ledger and exchange agree" if not found.drift_count else f", {drifts}",
+    )  # fmt: skip
+    lines = [
+        Text.assemble(f"  {drift.id} {drift.kind} {drift.where}: {drift.detail} ", _styled(drift.state))
+        for drift in found.drifts[:_DRIFTS_MAX]
+    ]
+    return Group(head, *lines)
+
+
+def _holds(detail: "Detail", now: datetime, rows: int) -> "Table":
+    table = _table(f"reservations {detail.held_count:,}", "for", "held", "time left", right=("held", "time left"))
+    for position in detail.held.items[:rows]:
+        left = formatting.seconds_left(position, now)
+        table.add_row(
+            position.position_id,
+            _plain(formatting.tags(position)),
+            formatting.money(position.held),
+            formatting.duration(left),
+        )
+    return table
+
+
+def _positions(detail: "Detail", now: datetime, rows: int) -> "Table":
+    right = ("counts", "age")
+    table = _table(f"open positions {detail.open_count:,}", "for", "counts", "legs", "age", right=right)
+    for position in detail.open.items[:rows]:
+        legs = ", ".join(f"{leg.side} {formatting.exact(leg.quantity)} {leg.symbol}" for leg in position.legs)
+        age = formatting.duration((now - position.opened_at).total_seconds())
+        table.add_row(
+            position.position_id, _plain(formatting.tags(position)), formatting.money(position.open), _plain(legs), age
+        )
+    return table
+
+
+def _decisions(detail: "Detail", rows: int) -> "Table":
+    table = _table("seq", "time", "command", "outcome", "in words", right=("seq",))
+    for decision in detail.decisions.items[:rows]:
+        table.add_row(
+            str(decision.seq), formatting.clock(decision.decided_at), decision.command, _styled(decision.outcome),
+            _plain(told(decision)),
+        )  # fmt: skip
+    return table
+
+
+def _styled(word: str) -> "Text":
+    from rich.text import Text
+
+    return Text(word, _STYLES[word])
+
+
+def _plain(text: str) -> "Text":
+    """Text that is shown as it is: a tag may hold what a terminal library takes for markup."""
+    from rich.text import Text
+
+    return Text(text)

@@ -1,0 +1,314 @@
+"""The commands that read: exposure, positions, history, explain."""
+
+from collections.abc import Callable, Iterator
+from decimal import ROUND_UP, Decimal
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from ledger_sizer.cli import errors, options, output
+from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.options import (
+    AnyPortfolio,
+    CommandName,
+    Cursor,
+    DatabaseUrl,
+    Everything,
+    ExportFormat,
+    Json,
+    Limit,
+    OutcomeName,
+    Portfolio,
+    ReasonName,
+    State,
+    Tag,
+)
+from ledger_sizer.cli.output import Cell, Column
+
+if TYPE_CHECKING:
+    from ledger_sizer import Decision, Page, Position, ScopeExposure
+
+T = TypeVar("T")
+
+_NEVER_DENIED = {3: ""}
+
+EXPOSURE_HELP = teach("exposure", "exposure --portfolio main --json", "exposure --as-of 1", exits=_NEVER_DENIED)
+
+
+def exposure(
+    portfolio: Portfolio = "main",
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", metavar="SEQ|TIME", help="As it was after that decision, or at that time.")
+    ] = None,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Show what a portfolio has, may have, and has left.
+
+    One row for the whole and one for each scope: held + open = exposure, cap - exposure = headroom, above it overage.
+    With --as-of the decisions up to then are added up, one reading of them all.
+    """
+    from ledger_sizer.cli.ledger_session import ledger_at
+
+    is_seq = as_of is not None and as_of.isascii() and as_of.isdigit()
+    moment = options.whole(as_of or "", "as_of") if is_seq else options.moment(as_of, "as_of")
+    with ledger_at(database_url) as ledger:
+        found = ledger.exposure(portfolio, as_of=moment)
+    if as_json:
+        from ledger_sizer.wire.responses import exposure_to_json
+
+        output.write_json(exposure_to_json(found))
+        return 0
+    output.table(
+        [
+            Column("scope"),
+            Column("cap USD", usd=True),
+            Column("held USD", usd=True, keep=5),
+            Column("open USD", usd=True, keep=5),
+            Column("exposure USD", usd=True),
+            Column("headroom USD", usd=True),
+            Column("overage USD", usd=True, alert=True),
+            Column("used", keep=4, right=True),
+            Column("status"),
+        ],
+        [
+            (row.scope, row.cap, row.held, row.open, row.exposure, row.headroom, row.overage, _used(row), row.status)
+            for row in found.scopes
+        ],
+        empty="no scopes",
+    )
+    return 0
+
+
+def _used(row: "ScopeExposure") -> str | None:
+    """The part of its cap a scope uses, in percent, rounded up: a full cap never looks like a free one."""
+    if not row.cap:
+        return None
+    percent = (row.exposure / row.cap * 100).quantize(Decimal("0.1"), rounding=ROUND_UP)
+    return f"{percent} %"
+
+
+POSITIONS_HELP = teach(
+    "positions --state live",
+    "positions --portfolio main --tag venue=bybit --limit 20",
+    "positions --all --json",
+    exits=_NEVER_DENIED,
+)
+
+
+def positions(
+    portfolio: AnyPortfolio = None,
+    state: Annotated[State | None, typer.Option("--state", help="live: held or open.")] = None,
+    tag: Tag = None,
+    cursor: Cursor = None,
+    limit: Limit = "100",
+    everything: Everything = False,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """List positions, oldest first.
+
+    A position is held (a reservation), open, closed, released or expired.
+    """
+    from ledger_sizer.cli.ledger_session import ledger_at
+
+    wanted = options.tags(tag) or None
+    rows = options.whole(limit, "limit")
+    with ledger_at(database_url) as ledger:
+
+        def page_at(cursor: str | None) -> "Page[Position]":
+            return ledger.positions(portfolio, state=state, tags=wanted, cursor=cursor, limit=rows)
+
+        if as_json:
+            from ledger_sizer.wire.responses import position_to_json
+
+            _json_pages(page_at, cursor, everything, position_to_json)
+        else:
+            _table_pages(page_at, cursor, everything, _POSITION_COLUMNS, _position_row, "no positions")
+    return 0
+
+
+_POSITION_COLUMNS = [
+    Column("position"),
+    Column("state"),
+    Column("tags", keep=5),
+    Column("held USD", usd=True),
+    Column("open USD", usd=True),
+    Column("quantity", keep=6),
+    Column("price USD", keep=4),
+    Column("opened at", keep=2),
+    Column("expires at", keep=3),
+]
+
+
+def _position_row(position: "Position") -> tuple[Cell, ...]:
+    tags = " ".join(f"{name}={value}" for name, value in position.tags.items()) or None
+    return (
+        position.position_id, position.state, tags, position.held, position.open, position.quantity, position.price,
+        position.opened_at, position.expires_at,
+    )  # fmt: skip
+
+
+HISTORY_HELP = teach(
+    "history --limit 20",
+    "history --outcome denied --reason cap_exceeded --since 2026-01-01T00:00:00Z",
+    "history --symbol BTC --strategy funding --all --json",
+    "history --export csv --since 2026-01-01T00:00:00Z --out history.csv",
+    exits=_NEVER_DENIED,
+)
+
+
+def history(
+    portfolio: Portfolio = "main",
+    symbol: Annotated[str | None, typer.Option("--symbol", metavar="TAG", help="With the tag symbol=TAG.")] = None,
+    strategy: Annotated[
+        str | None, typer.Option("--strategy", metavar="TAG", help="With the tag strategy=TAG.")
+    ] = None,
+    command: Annotated[CommandName | None, typer.Option("--command", help="Of this command.")] = None,
+    outcome: Annotated[OutcomeName | None, typer.Option("--outcome", help="With this outcome.")] = None,
+    reason: Annotated[ReasonName | None, typer.Option("--reason", help="Denied for this reason.")] = None,
+    position_id: Annotated[
+        str | None, typer.Option("--position", metavar="POSITION_ID", help="About this position.")
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option("--since", metavar="TIME", help="From then on, e.g. 2026-01-31T12:00:00Z.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--until", metavar="TIME", help="Before then.")] = None,
+    ascending: Annotated[bool, typer.Option("--ascending", help="Oldest first.")] = False,
+    cursor: Cursor = None,
+    limit: Limit = "100",
+    everything: Everything = False,
+    export: Annotated[
+        ExportFormat | None,
+        typer.Option("--export", help="All of it from the cursor on, every field of the audit chain, as a stream."),
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Where the export goes; else here.")] = None,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """List decisions, newest first.
+
+    Every command leaves one, granted or denied, with what was asked and what decided; explain tells why.
+    """
+    from ledger_sizer.cli.ledger_session import ledger_at
+
+    filters: dict[str, Any] = {
+        "symbol": symbol,
+        "strategy": strategy,
+        "command": command,
+        "outcome": outcome,
+        "reason": reason,
+        "position_id": position_id,
+        "since": options.moment(since, "since"),
+        "until": options.moment(until, "until"),
+        "ascending": ascending,
+    }
+    rows = options.whole(limit, "limit")
+    if out is not None and export is None:
+        errors.bad_input("--out names the file of an export; say --export csv or --export ndjson", "out")
+    with ledger_at(database_url) as ledger:
+
+        def page_at(cursor: str | None) -> "Page[Decision]":
+            return ledger.history(portfolio, cursor=cursor, limit=rows, **filters)
+
+        if export is not None:
+            output.write_file(ledger.export(portfolio, export, cursor=cursor, **filters), out)
+        elif as_json:
+            from ledger_sizer.cli.json_forms import decision_form
+
+            _json_pages(page_at, cursor, everything, decision_form)
+        else:
+            _table_pages(page_at, cursor, everything, _DECISION_COLUMNS, _decision_row, "no decisions")
+    return 0
+
+
+_DECISION_COLUMNS = [
+    Column("seq"),
+    Column("decided at", keep=6),
+    Column("command"),
+    Column("outcome"),
+    Column("reason", keep=7),
+    Column("position"),
+    Column("budget USD", usd=True, keep=8),
+    Column("quantity", keep=5),
+    Column("bound by", keep=4),
+    Column("exposure USD", usd=True, keep=3),
+    Column("key", keep=2),
+]
+
+
+def _decision_row(decision: "Decision") -> tuple[Cell, ...]:
+    return (
+        decision.seq, decision.decided_at, decision.command, decision.outcome, decision.reason, decision.position_id,
+        decision.budget, decision.quantity, decision.binding, decision.exposure_after, decision.key,
+    )  # fmt: skip
+
+
+def _pages(page_at: "Callable[[str | None], Page[T]]", cursor: str | None, everything: bool) -> "Iterator[Page[T]]":
+    """One page, or all from the cursor on."""
+    while True:
+        page = page_at(cursor)
+        yield page
+        cursor = page.cursor
+        if cursor is None or not everything:
+            return
+
+
+def _json_pages(
+    page_at: "Callable[[str | None], Page[T]]", cursor: str | None, everything: bool, form: Callable[[T], Any]
+) -> None:
+    after: list[str | None] = [None]
+
+    def items() -> Iterator[Any]:
+        for page in _pages(page_at, cursor, everything):
+            after[0] = page.cursor
+            yield from map(form, page.items)
+
+    output.write_json_list(items(), lambda: after[0])
+
+
+def _table_pages(
+    page_at: "Callable[[str | None], Page[T]]",
+    cursor: str | None,
+    everything: bool,
+    columns: list[Column],
+    row: Callable[[T], tuple[Cell, ...]],
+    empty: str,
+) -> None:
+    pages = list(_pages(page_at, cursor, everything))
+    output.table(columns, [row(item) for page in pages for item in page.items], empty=empty)
+    if pages[-1].cursor is not None:
+        output.remark(f"more: --cursor {pages[-1].cursor}, or --all")
+
+
+EXPLAIN_HELP = teach("explain main-17", "explain 17 --portfolio main --json", exits=_NEVER_DENIED)
+
+
+def explain(
+    reference: Annotated[
+        str, typer.Argument(metavar="SEQ|POSITION_ID", help="A decision's seq, or a position (what made it).")
+    ],
+    portfolio: Annotated[
+        str, typer.Option("--portfolio", "-p", metavar="NAME", help="Whose seq; a position names its own.")
+    ] = "main",
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Explain why a decision came out as it did.
+
+    Shows what was asked, every step of the sizing, each scope's headroom, and what bound the answer.
+    """
+    from ledger_sizer.cli.ledger_session import ledger_at
+
+    is_seq = reference.isascii() and reference.isdigit()
+    wanted = options.whole(reference, "seq") if is_seq else reference
+    with ledger_at(database_url) as ledger:
+        found = ledger.explain(wanted, portfolio)
+    if as_json:
+        output.write_json(dict(found.data))
+    else:
+        first, *rest = found.text.splitlines()
+        output.headline(first, found.decision.outcome)
+        for line in rest:
+            output.write(f"  {line}")
+    return 0

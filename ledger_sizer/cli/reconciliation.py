@@ -1,0 +1,245 @@
+"""`ledger-sizer reconcile` and `ledger-sizer drifts`: the ledger against the exchange, and what to do about it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ledger_sizer.cli import errors, options, output
+from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Key, Limit, Note, Portfolio, Scope
+from ledger_sizer.cli.output import Column
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
+    from ledger_sizer.config import AppSettings
+    from ledger_sizer.ledger.ledger import Ledger
+    from ledger_sizer.model.reconciliation import Drift, Run
+    from ledger_sizer.reconcile.run import Reconciler
+
+_NEVER_DENIED = {3: ""}
+
+# Literals, because the package's own types would have to be imported to print `--help`; a test keeps them equal.
+DriftStateName = Literal["open", "confirmed", "acknowledged", "resolved", "live"]
+DriftKindName = Literal[
+    "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
+    "balance_below_holds", "late_fill", "expired_hold",
+]  # fmt: skip
+
+RECONCILE_HELP = teach(
+    "reconcile --dry-run", "reconcile --json", exits={1: "failure, or an account was not fetched", 3: ""}
+)
+
+
+@contextmanager
+def _desk(url: str | None) -> "Iterator[tuple[AppSettings, Ledger, Engine]]":
+    """The settings, the ledger at `url`, and an engine for the rows beside it."""
+    from ledger_sizer.cli.ledger_session import engine_at, ledger_at
+
+    with ledger_at(url) as ledger, engine_at(url) as engine:
+        yield ledger.settings, ledger, engine
+
+
+@contextmanager
+def _reconciler(url: str | None) -> "Iterator[Reconciler]":
+    """A reconciler over the accounts of the settings, on the ledger at `url`."""
+    from contextlib import ExitStack
+
+    from ledger_sizer.exchanges.accounts import open_accounts
+    from ledger_sizer.reconcile.alerts import Alerts
+    from ledger_sizer.reconcile.inspection import LookHere
+    from ledger_sizer.reconcile.run import Reconciler
+
+    with _desk(url) as (settings, ledger, engine), ExitStack() as at_the_end:
+        accounts = open_accounts(settings.exchange)
+        for account in accounts:
+            at_the_end.callback(account.close)
+        alerts = Alerts(engine, settings.reconcile)
+        at_the_end.callback(alerts.close)
+        yield Reconciler(ledger, engine, LookHere(engine, accounts, settings), settings, observe=[alerts.observe])
+
+
+def reconcile(
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only look: nothing is recorded, counted or frozen.")
+    ] = False,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Compare the ledger with the exchange accounts of the settings, once.
+
+    What the exchange shows beyond the ledger is counted at once; a drift seen in RECONCILE_CONFIRMATIONS runs does
+    what its policy says. See docs/reconciliation.md.
+    """
+    from ledger_sizer.wire.reconciliation import report_to_json
+
+    with _reconciler(database_url) as reconciler:
+        reports = reconciler.run(dry_run=dry_run)
+    if as_json:
+        output.write_json({"items": [report_to_json(report) for report in reports]})
+    else:
+        for report in reports:
+            _show_run(report.run)
+            rows = [
+                (one.kind, one.market.venue, one.market.account, one.market.subject, one.market.side,
+                 one.ledger_quantity, one.venue_quantity, one.detail)
+                for one in report.findings
+            ]  # fmt: skip
+            titles = ("kind", "venue", "account", "subject", "side", "ledger", "exchange")
+            columns = [*(Column(title) for title in titles), Column("detail", keep=20)]
+            output.table(columns, rows, empty="no differences")
+    good = all(report.run.outcome == "good" for report in reports)
+    return errors.DONE if good else errors.FAILED
+
+
+def _show_run(run: "Run") -> None:
+    name = f"run {run.id}" if run.id else "dry run"
+    output.headline(f"{name} of {run.portfolio}: {run.outcome}", "ok" if run.outcome == "good" else "denied")
+    counts = ", ".join(f"{name} {number}" for name, number in sorted(run.found.items()))
+    problems = [str(one) for entry in run.fetched for one in entry["problems"]]  # type: ignore[attr-defined]
+    output.details(
+        [("seconds", run.duration_seconds), ("found", counts or None), *(("problem", one) for one in problems)]
+    )
+
+
+drifts = typer.Typer(rich_markup_mode=None)
+
+DRIFTS_HELP = teach("drifts list --state live", "drifts ignore 1 --reason 'known to ops'", exits=_NEVER_DENIED)
+
+
+@drifts.callback(epilog=DRIFTS_HELP)
+def group() -> None:
+    """List the differences between ledger and exchange, and decide about them.
+
+    Each decision stands in the audit chain, with who and why.
+    """
+
+
+@drifts.command("list", epilog=teach("drifts list --state live --json", exits=_NEVER_DENIED))
+def list_drifts(
+    portfolio: AnyPortfolio = None,
+    state: Annotated[DriftStateName | None, typer.Option("--state", help="live: open or confirmed.")] = None,
+    kind: Annotated[DriftKindName | None, typer.Option("--kind", help="One kind only.")] = None,
+    cursor: Cursor = None,
+    limit: Limit = "100",
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Show drifts, newest first."""
+    from ledger_sizer.reconcile import drifts as rows
+    from ledger_sizer.wire.reconciliation import drift_to_json
+
+    with _desk(database_url) as (_, _, engine):
+        page = rows.listed(
+            engine, portfolios=None if portfolio is None else [portfolio], state=state, kind=kind, cursor=cursor,
+            limit=options.whole(limit, "limit"),
+        )  # fmt: skip
+    if as_json:
+        output.write_json_list((drift_to_json(drift) for drift in page), lambda: page.cursor)
+        return 0
+    output.table(
+        [Column("drift"), Column("kind"), Column("state", alert=True), Column("policy"), Column("subject"),
+         Column("side"), Column("ledger"), Column("exchange"), Column("counted"), Column("since"),
+         Column("decided", keep=20)],
+        [
+            (drift.id, drift.kind, drift.state, drift.policy, drift.subject, drift.side, drift.ledger_quantity,
+             drift.venue_quantity, _counted(drift), drift.opened_at, _decided(drift))
+            for drift in page
+        ],
+        empty="no drifts",
+    )  # fmt: skip
+    if page.cursor is not None:
+        output.remark(f"more: --cursor {page.cursor}")
+    return 0
+
+
+DriftId = Annotated[str, typer.Argument(metavar="DRIFT", help="Its number, as `drifts list` shows it.")]
+Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the audit chain.")]
+Actor = Annotated[str | None, typer.Option("--actor", metavar="NAME", help="Who; else the user who runs this.")]
+
+
+@drifts.command("adopt", epilog=teach("drifts adopt 1 --reason 'opened by hand'", exits=_NEVER_DENIED))
+def adopt(
+    drift: DriftId,
+    reason: Reason,
+    actor: Actor = None,
+    price: Annotated[str | None, typer.Option("--price", metavar="USD", help="Where the exchange named none.")] = None,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Make the ledger say what the exchange shows.
+
+    More there: it becomes a position of the ledger. Less there: the newest positions of that market are released.
+    """
+    return _act("adopt", drift, reason, actor, as_json, database_url, price)
+
+
+@drifts.command("ignore", epilog=teach("drifts ignore 1 --reason 'not ours'", exits=_NEVER_DENIED))
+def ignore(
+    drift: DriftId, reason: Reason, actor: Actor = None, as_json: Json = False, database_url: DatabaseUrl = None
+) -> int:
+    """Let the difference stand as it is, until it changes."""
+    return _act("ignore", drift, reason, actor, as_json, database_url)
+
+
+@drifts.command("close", epilog=teach("drifts close 1 --reason 'should not be there'", exits=_NEVER_DENIED))
+def close(
+    drift: DriftId, reason: Reason, actor: Actor = None, as_json: Json = False, database_url: DatabaseUrl = None
+) -> int:
+    """Ask whoever trades to close it at the exchange; it counts until the exchange shows it gone."""
+    return _act("close", drift, reason, actor, as_json, database_url)
+
+
+@drifts.command("trust", epilog=teach("drifts trust --note 'no reconciliation any more'", exits=_NEVER_DENIED))
+def trust(
+    portfolio: Portfolio = "main",
+    scope: Scope = "portfolio",
+    note: Note = None,
+    key: Key = None,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Go on without the reconciliation: its age stops no reservation any more.
+
+    What a drift froze stays frozen. Where a reconciliation is scheduled, its next good run sets an end again.
+    """
+    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.model.commands import Reconciled
+
+    key = new_key() if key is None else key
+    command = Reconciled(key=key, portfolio=portfolio, fresh_until=None, scope=scope, note=note)
+    return act(command, url=database_url, as_json=as_json)
+
+
+def _act(
+    action: str, drift: str, reason: str, actor: str | None, as_json: bool, url: str | None, price: str | None = None
+) -> int:
+    from getpass import getuser
+
+    from ledger_sizer.reconcile.operator import Operator
+    from ledger_sizer.wire.reconciliation import drift_to_json
+
+    number, exact = options.whole(drift, "drift"), options.optional_decimal(price, "price")
+    with _desk(url) as (_, ledger, engine):
+        done = Operator(ledger, engine).act(action, number, actor=actor or getuser(), reason=reason, price=exact)
+    if as_json:
+        output.write_json(drift_to_json(done))
+        return 0
+    asked = ", close requested" if done.requested else ""
+    output.headline(f"{done.name} is {done.state}{asked}", "ok")
+    output.details(
+        [("kind", done.kind), ("subject", f"{done.subject} {done.side}".strip()), ("decided", _decided(done))]
+    )
+    return 0
+
+
+def _counted(drift: "Drift") -> str:
+    if drift.position is not None and drift.live:
+        return f"{drift.portfolio}-{drift.position}"
+    return "no price" if drift.live and drift.excess > 0 and drift.price is None else ""
+
+
+def _decided(drift: "Drift") -> str:
+    return "" if drift.actor is None else f"{drift.actor}: {drift.reason}"

@@ -1,0 +1,282 @@
+"""Which HTTP calls each method of the client makes, and how their answers are read.
+
+Every function here is a generator that yields a `Call` and is sent back what its `read` made of the answer; an error
+that ended the call is thrown in. Nothing here sends, waits or retries.
+"""
+
+import json
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any, Generic, TypeVar, Unpack
+from urllib.parse import quote
+
+from ledger_sizer.client.responses import NotUnderstood, Reply, decision_of, results_of, value_of
+from ledger_sizer.model.command_base import portfolio_name
+from ledger_sizer.model.commands import Reserve
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.domain import (
+    Exposure,
+    HistoryFilters,
+    Page,
+    Position,
+    require_history_filters,
+    split_position_id,
+)
+from ledger_sizer.model.errors import InvalidRequest, LedgerError
+from ledger_sizer.model.overview import Look, Overview
+from ledger_sizer.model.tags import tags_of
+from ledger_sizer.rules.batch import AnyCommand, Result
+from ledger_sizer.rules.explain import Explanation
+from ledger_sizer.rules.explain import explain as explained
+from ledger_sizer.wire.batch import BATCH_MAX
+from ledger_sizer.wire.http_calls import batch_form, call_of
+from ledger_sizer.wire.overviews import look_to_query, overview_from_json
+from ledger_sizer.wire.responses import (
+    decision_from_json,
+    exposure_from_json,
+    heads_from_json,
+    page_from_json,
+    position_from_json,
+    time_text,
+)
+
+T = TypeVar("T")
+
+BODY_BYTES_MAX = 1_000_000
+"""Longest body of a batch call: the service reads 1 MiB unless told otherwise."""
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One HTTP call. read: makes the answer of its reply, or raises a `LedgerError`."""
+
+    method: str
+    path: str
+    read: Callable[[Reply], T]
+    query: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: str | None = None
+
+    def options(self) -> dict[str, Any]:
+        """What `httpx` needs besides method and path."""
+        typed = {"Content-Type": "application/json"} if self.body is not None else {}
+        # Of an enum's member that is text, its text: the HTTP library would write the member's name.
+        query = {name: str.__str__(one) if isinstance(one, str) else one for name, one in self.query.items()}
+        return {"params": query or None, "headers": {**self.headers, **typed}, "content": self.body}
+
+
+Calls = Generator[Call[Any], Any, T]
+"""The calls of one method, which returns a T."""
+
+
+# Commands.
+
+
+def run(command: AnyCommand) -> Calls[Decision]:
+    """Answer one command object; what the verbs do after building theirs."""
+    if not isinstance(command, AnyCommand):
+        raise InvalidRequest(f"run takes a command object such as Reserve(...), got {command!r}")
+    dry_run = isinstance(command, Reserve) and command.dry_run
+    if not dry_run and not _fits_a_header(command.key):
+        ((part, body),) = _parts([command], atomic=False)
+        (result,) = yield _batch(part, body, atomic=False)
+        if isinstance(result, LedgerError):
+            raise result
+        decision: Decision = result
+        return decision
+    call = call_of(command)
+    # A dry run records nothing, so its key need not travel.
+    sent = command if _fits_a_header(command.key) else replace(command, key="dry-run")
+    found: Decision = yield Call(
+        call.method,
+        call.path,
+        lambda reply: decision_of(reply, sent),
+        query=_FULL,
+        headers={"Idempotency-Key": sent.key},
+        body=_encode(call.body),
+    )
+    return found if sent is command else Decision(found.record._replace(key=command.key), found.replayed)
+
+
+def submit(commands: Sequence[AnyCommand], *, atomic: bool = False) -> Calls[list[Result]]:
+    """Answer many commands in one go: a list of the same order and length. See `Ledger.submit`.
+
+    More than 1,000 independent commands, or more than a megabyte, are sent in parts. Where no part was answered the
+    error is raised; where some were, it stands in the place of each command whose part was not. An atomic group is
+    never divided: `InvalidRequest` for one that is too long.
+    """
+    for command in commands:
+        if not isinstance(command, AnyCommand):
+            raise InvalidRequest(f"submit takes command objects such as Reserve(...), got {command!r}")
+        if isinstance(command, Reserve) and command.dry_run:
+            raise InvalidRequest("submit records what it answers; ask a dry run with reserve(..., dry_run=True)")
+    if atomic and len(commands) > BATCH_MAX:
+        raise InvalidRequest(f"an atomic group has at most {BATCH_MAX} commands, got {len(commands)}", field="commands")
+    results: list[Result] = []
+    unanswered: list[LedgerError] = []
+    parts = list(_parts(commands, atomic=atomic))
+    for part, body in parts:
+        try:
+            results += yield _batch(part, body, atomic=atomic)
+        except LedgerError as error:
+            unanswered.append(error)
+            results += [error] * len(part)
+    if unanswered and len(unanswered) == len(parts):
+        raise unanswered[0]
+    return results
+
+
+def _parts(commands: Sequence[AnyCommand], *, atomic: bool) -> Iterator[tuple[Sequence[AnyCommand], str]]:
+    """The commands in parts that one call each can carry, with the body of that call."""
+    texts = [_encode(batch_form([command])["commands"][0]) for command in commands]
+    start = size = 0
+    for number, text in enumerate(texts):
+        full = number - start == BATCH_MAX or size + len(text) > BODY_BYTES_MAX
+        if full and number > start and not atomic:
+            yield commands[start:number], _joined(texts[start:number], atomic=atomic)
+            start, size = number, 0
+        size += len(text) + 1
+    if texts:
+        yield commands[start:], _joined(texts[start:], atomic=atomic)
+
+
+def _joined(texts: Sequence[str], *, atomic: bool) -> str:
+    return f'{{"commands":[{",".join(texts)}],"atomic":{_encode(atomic)}}}'
+
+
+def _batch(commands: Sequence[AnyCommand], body: str, *, atomic: bool) -> Call[list[Result]]:
+    return Call("POST", "/v1/batch", lambda reply: results_of(reply, commands, atomic=atomic), query=_FULL, body=body)
+
+
+def _fits_a_header(key: str) -> bool:
+    """Whether a key survives as an HTTP header: visible ASCII, blanks only inside. Others travel in a body."""
+    return key.isascii() and key.strip() == key
+
+
+_FULL = {"full": "true"}
+
+
+# Reads.
+
+
+def portfolios() -> Calls[list[str]]:
+    """Names of all portfolios."""
+    names: list[str] = yield Call("GET", "/v1/portfolios", lambda reply: value_of(reply, _names))
+    return names
+
+
+def _names(form: Any) -> list[str]:
+    names = form["items"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise NotUnderstood("the portfolios are no list of names")
+    return names
+
+
+def exposure(portfolio: str = "main", as_of: int | datetime | None = None) -> Calls[Exposure]:
+    """Cap, held, open, headroom and status of a portfolio and each of its scopes. `NotFound` if there is none.
+
+    as_of: a seq, or an aware datetime: what the decisions up to then add up to.
+    """
+    path = f"/v1/portfolios/{portfolio_name(portfolio)}/exposure"
+    query = _given(as_of=as_of)
+    found: Exposure = yield Call("GET", path, lambda reply: value_of(reply, exposure_from_json), query)
+    return found
+
+
+def heads() -> Calls[dict[str, tuple[int, str]]]:
+    """The chain heads now: (seq, hash) by portfolio. Kept elsewhere they make a rewrite of history visible."""
+    found: dict[str, tuple[int, str]] = yield Call("GET", "/v1/heads", lambda reply: value_of(reply, heads_from_json))
+    return found
+
+
+def position(position_id: str) -> Calls[Position]:
+    """One position by its name. Raises `NotFound`."""
+    split_position_id(position_id)
+    path = f"/v1/positions/{quote(position_id, safe='')}"
+    found: Position = yield Call("GET", path, lambda reply: value_of(reply, position_from_json))
+    return found
+
+
+def positions(
+    portfolio: str | None = None,
+    *,
+    state: str | None = None,
+    tags: Mapping[str, str] | None = None,
+    cursor: str | None = None,
+    limit: int = 100,
+) -> Calls[Page[Position]]:
+    """Positions, oldest first.
+
+    portfolio: one, or all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open).
+    tags: all must match. cursor: of the page before. limit: 1 to 1000.
+    """
+    query = _given(portfolio=portfolio, state=state, cursor=cursor, limit=limit)
+    if tags:
+        query["tag"] = [f"{name}={value}" for name, value in tags_of(tags).items()]
+    page: Page[Position] = yield Call(
+        "GET",
+        "/v1/positions",
+        lambda reply: value_of(reply, lambda form: page_from_json(form, position_from_json)),
+        query,
+    )
+    return page
+
+
+def history(
+    portfolio: str = "main",
+    *,
+    cursor: str | None = None,
+    limit: int = 100,
+    **filters: Unpack[HistoryFilters],
+) -> Calls[Page[Decision]]:
+    """Decisions of a portfolio, newest first unless `ascending`; filters: see `HistoryFilters`.
+
+    cursor: of the page before; it stays right while decisions are added or archived. limit: 1 to 1000.
+    """
+    require_history_filters(filters)
+    query = _given(portfolio=portfolio, cursor=cursor, limit=limit, **filters)
+    page: Page[Decision] = yield Call(
+        "GET",
+        "/v1/decisions",
+        lambda reply: value_of(reply, lambda form: page_from_json(form, decision_from_json)),
+        {**query, **_FULL},
+    )
+    return page
+
+
+def decision(seq: int, portfolio: str = "main") -> Calls[Decision]:
+    """One decision by its place in the portfolio's chain. Raises `NotFound`."""
+    if isinstance(seq, bool) or not isinstance(seq, int):
+        raise InvalidRequest(f"seq must be a whole number, got {seq!r}", field="seq")
+    path = f"/v1/decisions/{portfolio_name(portfolio)}/{seq}"
+    found: Decision = yield Call("GET", path, lambda reply: value_of(reply, decision_from_json), _FULL)
+    return found
+
+
+def overview(look: Look | None = None) -> Calls[Overview]:
+    """One picture of the ledger at one moment: all portfolios this key may see, and one of them in full."""
+    query = look_to_query(look or Look())
+    found: Overview = yield Call("GET", "/v1/overview", lambda reply: value_of(reply, overview_from_json), query)
+    return found
+
+
+def explain(reference: int | str, portfolio: str = "main") -> Calls[Explanation]:
+    """Why a decision came out as it did: by seq (of `portfolio`), or by position_id (the one that made it)."""
+    if isinstance(reference, str):
+        portfolio, reference = split_position_id(reference)
+    return explained((yield from decision(reference, portfolio)))
+
+
+def _given(**query: Any) -> dict[str, Any]:
+    return {name: _text(value) for name, value in query.items() if value is not None}
+
+
+def _text(value: Any) -> Any:
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise InvalidRequest(f"time {value.isoformat()} has no time zone; use datetime(..., tzinfo=UTC)")
+        return time_text(value)
+    return str(value).lower() if isinstance(value, bool) else value

@@ -1,0 +1,82 @@
+"""The client's calls about runs and drifts. See `calls` for what a generator here is."""
+
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+from ledger_sizer.client.endpoints import Call, Calls
+from ledger_sizer.client.responses import value_of
+from ledger_sizer.model.domain import Page
+from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.reconciliation import Drift, Run
+from ledger_sizer.model.units import plain
+from ledger_sizer.wire.reconciliation import drift_from_json, run_from_json
+from ledger_sizer.wire.responses import page_from_json
+
+
+def reconciliations(portfolio: str | None = None, *, cursor: str | None = None, limit: int = 100) -> Calls[Page[Run]]:
+    """Runs of the reconciliation, newest first."""
+    page: Page[Run] = yield Call(
+        "GET", "/v1/reconciliations", lambda reply: value_of(reply, lambda form: page_from_json(form, run_from_json)),
+        _given(portfolio=portfolio, cursor=cursor, limit=limit),
+    )  # fmt: skip
+    return page
+
+
+def reconcile(*, dry_run: bool = False) -> Calls[list[Run]]:
+    """Compare the ledger with the exchange now; one run for each portfolio that has an account. Needs an admin key.
+
+    dry_run: only look. What was found stands in `Run.found`; what became of it in `drifts`.
+    """
+    body = json.dumps({"dry_run": dry_run})
+    runs: list[Run] = yield Call("POST", "/v1/reconciliations", lambda reply: value_of(reply, _runs), body=body)
+    return runs
+
+
+def drifts(
+    portfolio: str | None = None,
+    *,
+    state: str | None = None,
+    kind: str | None = None,
+    cursor: str | None = None,
+    limit: int = 100,
+) -> Calls[Page[Drift]]:
+    """Drifts, newest first. state: `open`, `confirmed`, `acknowledged`, `resolved`, or `live` (open and confirmed)."""
+    page: Page[Drift] = yield Call(
+        "GET", "/v1/drifts", lambda reply: value_of(reply, lambda form: page_from_json(form, drift_from_json)),
+        _given(portfolio=portfolio, state=state, kind=kind, cursor=cursor, limit=limit),
+    )  # fmt: skip
+    return page
+
+
+def adopt_drift(drift_id: int, *, reason: str, price: Decimal | None = None) -> Calls[Drift]:
+    """Make the ledger say what the exchange shows. price: USD per base unit, where the exchange named none."""
+    return (yield from _decide(drift_id, "adopt", {"reason": reason, "price": None if price is None else plain(price)}))
+
+
+def ignore_drift(drift_id: int, *, reason: str) -> Calls[Drift]:
+    """Let the difference stand as it is, until it changes."""
+    return (yield from _decide(drift_id, "ignore", {"reason": reason}))
+
+
+def close_drift(drift_id: int, *, reason: str) -> Calls[Drift]:
+    """Ask whoever trades to close it at the exchange."""
+    return (yield from _decide(drift_id, "close", {"reason": reason}))
+
+
+def _decide(drift_id: int, action: str, form: Mapping[str, Any]) -> Calls[Drift]:
+    if type(drift_id) is not int or drift_id < 1:
+        raise InvalidRequest(f"a drift has a number from 1, got {drift_id!r}", field="drift_id")
+    path = f"/v1/drifts/{drift_id}/{action}"
+    body = json.dumps({name: value for name, value in form.items() if value is not None})
+    found: Drift = yield Call("POST", path, lambda reply: value_of(reply, drift_from_json), body=body)
+    return found
+
+
+def _runs(form: Any) -> list[Run]:
+    return [run_from_json(item["run"]) for item in form["items"]]
+
+
+def _given(**query: Any) -> dict[str, Any]:
+    return {name: value for name, value in query.items() if value is not None}

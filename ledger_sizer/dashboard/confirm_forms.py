@@ -1,0 +1,87 @@
+"""What is asked before something is done: the heading, what it means, and the form that does it."""
+
+import secrets
+from dataclasses import dataclass, field
+
+from ledger_sizer.model.reconciliation import Drift
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Something to be confirmed before it is done.
+
+    heading, words: what it is and what it means. post_to: the form's address. back: where `Cancel` leads. button: what
+    the button says; grave: whether it stops trade. fields: sent along, hidden. modes: radio buttons, as (value, words).
+    ask_price: for a price in USD per base unit. needs_note: the reason must be given.
+    """
+
+    heading: str
+    words: str
+    post_to: str
+    back: str
+    button: str
+    grave: bool = False
+    fields: dict[str, str] = field(default_factory=dict)
+    modes: tuple[tuple[str, str], ...] = ()
+    ask_price: bool = False
+    needs_note: bool = False
+
+
+def ask_halt(portfolio: str, scope: str) -> Question:
+    """Halt a scope?"""
+    return Question(
+        heading=f"Halt {_named(portfolio, scope)}?",
+        words="No new reservation is granted there until it is resumed. Fills, releases and closes always pass.",
+        post_to=f"/steer/{portfolio}",
+        back=f"/?portfolio={portfolio}",
+        button="Halt",
+        grave=True,
+        fields={"action": "halt", "scope": scope, "key": _key()},
+        modes=(
+            ("halted", "Halt: holds cannot be extended either"),
+            ("reducing", "Reduce only: holds may be extended and filled, nothing new opens"),
+        ),
+    )
+
+
+def ask_resume(portfolio: str, scope: str, status: str) -> Question:
+    """Resume a scope?"""
+    return Question(
+        heading=f"Resume {_named(portfolio, scope)}?",
+        words=f"It is {status} now. From then on reservations are granted again, up to the cap.",
+        post_to=f"/steer/{portfolio}",
+        back=f"/?portfolio={portfolio}",
+        button="Resume",
+        fields={"action": "resume", "scope": scope, "key": _key()},
+    )
+
+
+_DRIFT_WORDS = {
+    "adopt": "The ledger will say what the exchange shows: what is more there becomes a position of the ledger, and "
+    "where it is less the newest positions are released.",
+    "ignore": "The difference may stay as it is: it counts no longer and freezes nothing, until it changes.",
+    "close": "Those who trade are asked to close it at the exchange. It goes on counting until it is gone there.",
+}
+
+
+def ask_about_drift(drift: Drift, action: str) -> Question:
+    """Adopt, ignore or close a drift? It carries no key: the reconciliation makes one of the drift and its revision."""
+    return Question(
+        heading=f"{action.capitalize()} drift {drift.id}?",
+        words=f"{drift.title}. {drift.detail.rstrip('.')}. {_DRIFT_WORDS[action]}",
+        post_to=f"/drifts/{drift.id}/{action}",
+        back=f"/?portfolio={drift.portfolio}",
+        button=action.capitalize(),
+        ask_price=action == "adopt" and drift.excess > 0 and drift.price is None,
+        needs_note=True,
+    )
+
+
+def _named(portfolio: str, scope: str) -> str:
+    return portfolio if scope == PORTFOLIO_SCOPE else f"{scope} of {portfolio}"
+
+
+def _key() -> str:
+    """An idempotency key that stands in the page: sending it twice acts once."""
+    return f"dashboard-{secrets.token_hex(12)}"

@@ -1,0 +1,153 @@
+"""The bot of the demonstration that trades at the paper venue, with the real ccxt client and real order forms.
+
+    python -m ledger_sizer.demo.venue_bot URL VENUE_URL SEED
+
+It reserves, buys spot and sells the perpetual against it, confirms what was filled, stays, closes both and releases;
+one such position it keeps. The ledger and the venue agree all the time, but for what somebody else does in its account.
+Told to stop, it first leaves what it is in.
+"""
+
+import signal
+import sys
+from decimal import Decimal
+from random import Random
+from threading import Event
+from typing import Any, NamedTuple
+
+from pydantic import SecretStr
+
+from ledger_sizer.client import LedgerClient
+from ledger_sizer.config import ExchangeAccountSettings
+from ledger_sizer.demo.bots import PORTFOLIO, tell
+from ledger_sizer.exchanges.client import make_client
+from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
+from ledger_sizer.paper import PaperControl
+from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET
+
+VENUE, NAME = "bybit", "trader"
+KEPT, TRADED = "ETH", "BTC"
+"""The coin it keeps a position in, as long as it lives, and the one it trades in and out of."""
+HOLD_TTL_SECONDS = 10
+STAYS_SECONDS = 2.5
+
+
+def spot_of(coin: str) -> str:
+    """The name of a coin's spot market."""
+    return f"{coin}/USDT"
+
+
+def perp_of(coin: str) -> str:
+    """The name of a coin's perpetual."""
+    return f"{coin}/USDT:USDT"
+
+
+class Entered(NamedTuple):
+    """A position that it has, on both sides."""
+
+    key: str
+    position_id: str
+    coin: str
+    quantity: Decimal
+    price: Decimal
+
+
+class Trader:
+    """Trades one pair, again and again, beside a position in another that it keeps."""
+
+    def __init__(self, client: LedgerClient, venue_url: str, seed: int, stop: Event) -> None:
+        self._client = client
+        self._control = PaperControl(venue_url, VENUE)
+        self._exchange = make_client(
+            ExchangeAccountSettings(
+                id=VENUE, api_key=SecretStr(DEFAULT_KEY), api_secret=SecretStr(DEFAULT_SECRET), base_url=venue_url
+            )
+        )
+        self._exchange.load_markets()
+        self._dice = Random(f"{seed}/{NAME}")
+        self._stop = stop
+
+    def live(self) -> None:
+        """Trade until told to stop."""
+        tell("ready")
+        kept: Entered | None = None
+        trades = 0
+        while not self._stop.is_set():
+            trades += 1
+            key = f"{NAME}/{trades}"
+            try:
+                if kept is None:
+                    kept = self._enter(key, KEPT, Decimal("0.3"))
+                    continue
+                entered = self._enter(key, TRADED, Decimal(self._dice.randrange(10, 40)) / 100)
+                if entered is not None:
+                    self._stop.wait(self._dice.uniform(0.8, 1.2) * STAYS_SECONDS)
+                    self._leave(entered)
+            except (InvalidRequest, NotFound):
+                self._stop.wait(0.2)  # the service has not loaded the market rules yet
+            except LedgerError as error:
+                tell("error", code=error.code, message=str(error))
+                self._stop.wait(0.2)
+        if kept is not None:
+            self._leave(kept)
+
+    def _enter(self, key: str, coin: str, score: Decimal) -> Entered | None:
+        """Reserve, order both sides, confirm. None when nothing was granted, or the orders failed."""
+        price = Decimal(self._control.state()["prices"][coin])
+        held = self._client.reserve(
+            key=key, portfolio=PORTFOLIO, tags={"venue": VENUE, "symbol": coin, "strategy": NAME}, price=price,
+            signal_score=score, spot_instrument=f"{VENUE}:{spot_of(coin)}",
+            perp_instrument=f"{VENUE}:{perp_of(coin)}", ttl_seconds=HOLD_TTL_SECONDS,
+        )  # fmt: skip
+        if not held.granted or held.quantity is None:
+            self._stop.wait(0.2)
+            return None
+        position = str(held.position_id)
+        filled = self._ordered(coin, held.quantity, price)
+        if filled is None:
+            self._client.release(key=f"{key}/failed", position_id=position)
+            self._stop.wait(1)
+            return None
+        confirmed = self._client.confirm(
+            key=f"{key}/fill", position_id=position, quantity=filled, price=price, spot_price=price
+        )
+        return Entered(key, str(confirmed.position_id), coin, filled, price)
+
+    def _ordered(self, coin: str, quantity: Decimal, price: Decimal) -> Decimal | None:
+        """Buy spot, then sell the perpetual; base units filled. None, and neither side, when one was refused."""
+        from ccxt import ExchangeError
+
+        try:
+            self._order(spot_of(coin), "buy", quantity, price)
+        except ExchangeError:
+            return None
+        try:
+            return self._order(perp_of(coin), "sell", quantity)
+        except ExchangeError:
+            self._order(spot_of(coin), "sell", quantity, price)
+            return None
+
+    def _leave(self, entered: Entered) -> None:
+        self._order(perp_of(entered.coin), "buy", entered.quantity)
+        self._order(spot_of(entered.coin), "sell", entered.quantity, entered.price)
+        self._client.release(key=f"{entered.key}/exit", position_id=entered.position_id)
+        tell("traded")
+
+    def _order(self, symbol: str, side: str, quantity: Decimal, price: Decimal | None = None) -> Decimal:
+        """Send an order, at a limit where a price is given; base units that were filled."""
+        text, kind = f"{quantity:f}", "market" if price is None else "limit"
+        sent = self._exchange.create_order(symbol, kind, side, text, None if price is None else f"{price:f}")
+        found: dict[str, Any] = self._exchange.fetch_order(sent["id"], symbol, {"acknowledged": True})
+        return Decimal(found["filled"])
+
+
+def main(arguments: list[str]) -> None:
+    """Trade until SIGTERM."""
+    url, venue_url, seed = arguments
+    stop = Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with LedgerClient(url) as client:
+        Trader(client, venue_url, int(seed), stop).live()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

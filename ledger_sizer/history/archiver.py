@@ -1,0 +1,207 @@
+"""Moving closed history out of the database: file by file, each written, synced, read back and only then replaced.
+
+What moves is always the oldest part of a portfolio's chain: every decision up to some seq, and the positions that had
+ended by then. A crash leaves at worst a file without a manifest, which the next run writes again under its own name.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, delete, insert, select
+from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from ledger_sizer.history.archive_files import (
+    DECISIONS_MAX,
+    FORMAT,
+    ArchiveFiles,
+    Entry,
+    Manifest,
+    manifests,
+    write_entries,
+)
+from ledger_sizer.history.history import seq_before
+from ledger_sizer.model.decisions import GENESIS_HASH
+from ledger_sizer.model.domain import to_us
+from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
+from ledger_sizer.storage.database import reading, shown
+from ledger_sizer.storage.tables import ArchiveRow, DecisionRow, PortfolioRow, PositionRow
+from ledger_sizer.storage.write_store import record_of
+from ledger_sizer.telemetry import get_logger
+
+log = get_logger(__name__)
+
+ARCHIVE_FOLDER = "ledger-archive"
+"""Where files go when nothing else is said, in the working folder."""
+
+_CHUNK = 500
+_ENDED = ("closed", "released", "expired")
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """What a run moved. files: the paths written."""
+
+    decisions: int
+    positions: int
+    files: tuple[Path, ...]
+
+
+def outside_window(before: object, now: datetime, key_window_days: int) -> datetime:
+    """`before` again. Raises `InvalidRequest` if it is no aware datetime, or keys after it must still be answered."""
+    if not isinstance(before, datetime) or before.tzinfo is None:
+        raise InvalidRequest(f"before must be a datetime with a time zone, got {before!r}", field="before")
+    last = now - timedelta(days=key_window_days)
+    if before > last:
+        raise InvalidRequest(
+            f"before {before.isoformat()} lies in the last {key_window_days} days, in which every key must still be "
+            f"answered (LEDGER_KEY_WINDOW_DAYS); the latest possible is {last.isoformat()}",
+            field="before",
+        )
+    return before
+
+
+def archive(reads: Engine, writes: Engine, before: datetime, folder: Path, portfolio: str | None = None) -> Archived:
+    """Move the decisions older than `before` of one portfolio, or of all, into files in `folder`.
+
+    reads, writes: engines on the ledger's database; only the second takes locks. What was moved stays moved where it
+    stops: a later run goes on from there. Raises `Unavailable` without the database or the folder, `Busy` where another
+    archiver is at work.
+    """
+    before_us = to_us(before)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with reading(reads) as connection:
+            query = select(PortfolioRow.id, PortfolioRow.name).order_by(PortfolioRow.id)
+            if portfolio is not None:
+                query = query.where(PortfolioRow.name == portfolio)
+            owners = connection.execute(query).all()
+        moved = [done for owner in owners for done in _archive(reads, writes, owner.id, owner.name, before_us, folder)]
+    except IntegrityError:
+        raise Busy("another archiver moved the same decisions first; run it again") from None
+    except DBAPIError as error:
+        raise Unavailable(f"cannot archive from {shown(writes.url)}: {str(error.orig).strip()}") from None
+    except OSError as error:
+        raise Unavailable(f"cannot write archive files to {folder}: {error}") from None
+    decisions = sum(manifest.to_seq - manifest.from_seq + 1 for manifest in moved)
+    return Archived(decisions, sum(one.positions for one in moved), tuple(Path(one.file) for one in moved))
+
+
+def _archive(
+    reads: Engine, writes: Engine, portfolio_id: int, name: str, before_us: int, folder: Path
+) -> Iterator[Manifest]:
+    while True:
+        with reading(reads) as connection:
+            known = manifests(connection, portfolio_id)
+            manifest = _write_next(connection, portfolio_id, name, known, before_us, folder)
+        if manifest is None:
+            return
+        _check(manifest, known[-1].last_hash if known else GENESIS_HASH, name)
+        _replace(writes, manifest, name)
+        log.info(
+            "archive.moved", portfolio=name, from_seq=manifest.from_seq, to_seq=manifest.to_seq, file=manifest.file
+        )
+        yield manifest
+
+
+def _write_next(
+    connection: Connection, portfolio_id: int, name: str, known: list[Manifest], before_us: int, folder: Path
+) -> Manifest | None:
+    """Write the next file, under its final name only when it is complete. None: nothing is old enough."""
+    first = known[-1].to_seq + 1 if known else 1
+    last = min(seq_before(connection, portfolio_id, first, before_us), first + DECISIONS_MAX - 1)
+    if last < first:
+        return None
+    ends = {
+        row.seq: row
+        for row in connection.execute(
+            select(DecisionRow.seq, DecisionRow.decided_us, DecisionRow.hash).where(
+                DecisionRow.portfolio_id == portfolio_id, DecisionRow.seq.in_((first, last))
+            )
+        )
+    }
+    head = {
+        "format": FORMAT, "portfolio": name, "from_seq": first, "to_seq": last, "last_hash": ends[last].hash
+    }  # fmt: skip
+    path = (folder / f"{name}-{first:012}-{last:012}.ndjson.gz").resolve()
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            ended = write_entries(file, head, _entries(connection, portfolio_id, name, first, last))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            partial.unlink()
+    _sync_folder(folder)
+    return Manifest(
+        portfolio_id, first, last, ends[first].decided_us, ends[last].decided_us, ends[last].hash,
+        ended, str(path), sha256(path.read_bytes()).hexdigest(), time.time_ns() // 1000,
+    )  # fmt: skip
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name must survive a power loss too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _entries(connection: Connection, portfolio_id: int, name: str, first: int, last: int) -> Iterator[Entry]:
+    """The decisions in order, each with the position it ended."""
+    for start in range(first, last + 1, _CHUNK):
+        query = (
+            select(DecisionRow.__table__)
+            .where(DecisionRow.portfolio_id == portfolio_id)
+            .where(DecisionRow.seq.between(start, min(start + _CHUNK - 1, last)))
+            .order_by(DecisionRow.seq)
+        )
+        records = [record_of(name, row) for row in connection.execute(query)]
+        numbers = {record.position for record in records if record.position is not None}
+        ended = {
+            row.updated_seq: tuple(row)
+            for row in connection.execute(
+                select(PositionRow.__table__)
+                .where(PositionRow.portfolio_id == portfolio_id, PositionRow.number.in_(numbers))
+                .where(PositionRow.state.in_(_ENDED))
+            )
+        }
+        for record in records:
+            yield Entry(record, ended.get(record.seq))
+
+
+def _check(manifest: Manifest, previous: str, name: str) -> None:
+    """Read the file back from the disk and follow the chain through it, before anything is removed."""
+    for _ in ArchiveFiles().chained(name, manifest, previous):
+        pass
+
+
+def _replace(writes: Engine, manifest: Manifest, name: str) -> None:
+    """The manifest comes and the rows go in one transaction."""
+    numbers = [entry.position[1] for entry in ArchiveFiles().entries(name, manifest) if entry.position is not None]
+    with writes.begin() as connection:
+        connection.execute(insert(ArchiveRow).values(manifest._asdict()))
+        gone = connection.execute(
+            delete(DecisionRow)
+            .where(DecisionRow.portfolio_id == manifest.portfolio_id)
+            .where(DecisionRow.seq.between(manifest.from_seq, manifest.to_seq))
+        ).rowcount
+        ended = 0
+        for start in range(0, len(numbers), _CHUNK):
+            some = PositionRow.number.in_(numbers[start : start + _CHUNK])
+            ended += connection.execute(
+                delete(PositionRow).where(PositionRow.portfolio_id == manifest.portfolio_id, some)
+            ).rowcount
+        if (gone, ended) != (manifest.to_seq - manifest.from_seq + 1, manifest.positions):
+            raise Unavailable(
+                f"{manifest.file} covers {manifest.to_seq - manifest.from_seq + 1} decisions and {manifest.positions} "
+                f"positions, the database has {gone} and {ended}; nothing was removed, run verify"
+            )

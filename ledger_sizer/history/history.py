@@ -1,0 +1,225 @@
+"""The sizing history: decisions found by any filter, newest or oldest first, in the live tables and the archive.
+
+No index burdens the write path for it. Times become bounds of seq by bisection, because a portfolio's time never runs
+backwards. Everything else is found through facets: for every full block of 1024 decisions the database has noted which
+combinations of tags, command, outcome and reason occur in it, so that only blocks with a hit are read, and the few
+decisions after the last full block are simply scanned.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sqlalchemy import ColumnElement, Connection, func, literal, select
+
+from ledger_sizer.history.archive_files import ArchiveFiles, Manifest, manifests
+from ledger_sizer.model.decisions import DecisionRecord, Fields
+from ledger_sizer.storage.database import has_text, plain_rows
+from ledger_sizer.storage.tables import DecisionRow, FacetBlockRow, FacetRow, PositionRow
+
+BLOCK = 1024
+"""Decisions of one block of facets; the trigger of migration 0005 has the same number."""
+_WINDOW_BLOCKS = 64
+"""Blocks looked up at a time: a common filter must not list all its blocks for one page."""
+_FIELDS = tuple(DecisionRow.__table__.columns)[1:]
+"""The columns of a decision's record after the portfolio's name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What to list. All that is given must match. tags: by name. position: a number. Times in microseconds, the first
+    inclusive, the second exclusive.
+    """
+
+    command: str | None = None
+    outcome: str | None = None
+    reason: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+    position: int | None = None
+    since_us: int | None = None
+    until_us: int | None = None
+
+    @property
+    def has_facets(self) -> bool:
+        """Whether blocks can be left out."""
+        return bool(self.tags or self.command or self.outcome or self.reason)
+
+    def tag_texts(self) -> list[str]:
+        """How each tag stands in the canonical text: quoted, so that nothing else can look like it."""
+        return [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in self.tags.items()]
+
+    def facet_clauses(self) -> list[ColumnElement[bool]]:
+        """The conditions on a facet's row."""
+        wanted = {FacetRow.command: self.command, FacetRow.outcome: self.outcome, FacetRow.reason: self.reason}
+        found: list[ColumnElement[bool]] = [column == value for column, value in wanted.items() if value is not None]
+        return found + [has_text(FacetRow.tags, text) for text in self.tag_texts()]
+
+    def clauses(self) -> list[ColumnElement[bool]]:
+        """The conditions on a decision's row; times are bounds of seq instead."""
+        wanted = {
+            DecisionRow.command: self.command,
+            DecisionRow.outcome: self.outcome,
+            DecisionRow.reason: self.reason,
+            DecisionRow.position: self.position,
+        }
+        found: list[ColumnElement[bool]] = [column == value for column, value in wanted.items() if value is not None]
+        return found + [has_text(DecisionRow.tags, text) for text in self.tag_texts()]
+
+    def match(self, record: DecisionRecord) -> bool:
+        """Whether an archived decision is meant; times are bounds of seq instead."""
+        return (
+            (self.command is None or record.command == self.command)
+            and (self.outcome is None or record.outcome == self.outcome)
+            and (self.reason is None or record.reason == self.reason)
+            and (self.position is None or record.position == self.position)
+            and all(text in record.tags for text in self.tag_texts())
+        )
+
+
+def seq_before(connection: Connection, portfolio_id: int, first: int, us: int) -> int:
+    """The last seq decided before `us`, looking at live decisions from `first` on; `first - 1` if there is none."""
+    of = DecisionRow.portfolio_id == portfolio_id
+    last = connection.execute(select(func.max(DecisionRow.seq)).where(of)).scalar() or 0
+    low, high = first - 1, max(last, first - 1)
+    while low < high:
+        middle = (low + high + 1) // 2
+        decided_us = connection.execute(select(DecisionRow.decided_us).where(of, DecisionRow.seq == middle)).scalar()
+        if decided_us is not None and decided_us < us:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+class History:
+    """One portfolio's decisions as one connection's snapshot sees them."""
+
+    def __init__(self, connection: Connection, portfolio_id: int, portfolio: str, files: ArchiveFiles) -> None:
+        self._connection = connection
+        self._id = portfolio_id
+        self._name = portfolio
+        self._files = files
+        self._manifests = manifests(connection, portfolio_id)
+        self._live_from = self._manifests[-1].to_seq + 1 if self._manifests else 1
+
+    def find(self, filters: Filters, low: int, high: int, *, ascending: bool, limit: int) -> list[DecisionRecord]:
+        """The first `limit` decisions that match, of those with low <= seq <= high, in the order asked for."""
+        rows = self.find_rows(filters, low, high, ascending=ascending, limit=limit)
+        return [DecisionRecord._make(row) for row in rows]
+
+    def find_rows(self, filters: Filters, low: int, high: int, *, ascending: bool, limit: int) -> list[Fields]:
+        """The same as plain rows, for who takes very many."""
+        low, high = self._bounds(filters, low, high)
+        found: list[Fields] = []
+        for first, last in self._spans(filters, low, high, ascending):
+            for part in self._parts(first, last, ascending):
+                found += self._matches(filters, *part, ascending, limit - len(found))
+                if len(found) >= limit:
+                    return found[:limit]
+        return found
+
+    def each(self, filters: Filters, low: int, high: int) -> Iterator[DecisionRecord]:
+        """All that match, oldest first, a page in memory at a time."""
+        while records := self.find(filters, low, high, ascending=True, limit=BLOCK):
+            yield from records
+            low = records[-1].seq + 1
+
+    def _bounds(self, filters: Filters, low: int, high: int) -> tuple[int, int]:
+        of = DecisionRow.portfolio_id == self._id
+        last = self._connection.execute(select(func.max(DecisionRow.seq)).where(of)).scalar()
+        low, high = max(low, 1), min(high, last or self._live_from - 1)
+        if filters.since_us is not None:
+            low = max(low, self._seq_before(filters.since_us) + 1)
+        if filters.until_us is not None:
+            high = min(high, self._seq_before(filters.until_us))
+        if filters.position is not None:
+            low = max(low, filters.position)  # a position's number is the seq of its first decision
+            high = min(high, self._last_of(filters.position, high))
+        return low, high
+
+    def _seq_before(self, us: int) -> int:
+        for manifest in self._manifests:
+            if manifest.to_us >= us:
+                records = self._files.records(self._name, manifest)
+                return next(record.seq for record in records if record.decided_us >= us) - 1
+        return seq_before(self._connection, self._id, self._live_from, us)
+
+    def _last_of(self, number: int, high: int) -> int:
+        """The last decision that can be about a position: the one that ended it, where its row is still here."""
+        query = select(PositionRow.state, PositionRow.updated_seq).where(
+            PositionRow.portfolio_id == self._id, PositionRow.number == number
+        )
+        row = self._connection.execute(query).one_or_none()
+        return high if row is None or row.state in ("held", "open") else int(row.updated_seq)
+
+    def _spans(self, filters: Filters, low: int, high: int, ascending: bool) -> Iterator[tuple[int, int]]:
+        """Ranges of seq that may hold a match, in the order asked for."""
+        if low > high:
+            return
+        if not filters.has_facets:
+            yield low, high
+            return
+        full = self._full_blocks()
+        tail = (max(low, full * BLOCK + 1), high)
+        if not ascending and tail[0] <= tail[1]:
+            yield tail
+        for first, last in self._runs(filters, (low - 1) // BLOCK + 1, min((high - 1) // BLOCK + 1, full), ascending):
+            yield max(first, low), min(last, high)
+        if ascending and tail[0] <= tail[1]:
+            yield tail
+
+    def _full_blocks(self) -> int:
+        last = select(func.max(DecisionRow.seq)).where(DecisionRow.portfolio_id == self._id)
+        return max(self._connection.execute(last).scalar() or 0, self._live_from - 1) // BLOCK
+
+    def _runs(self, filters: Filters, low: int, high: int, ascending: bool) -> Iterator[tuple[int, int]]:
+        """The seqs of neighbouring blocks that have a facet which matches."""
+        blocks = (
+            select(FacetBlockRow.block)
+            .distinct()
+            .join_from(FacetRow, FacetBlockRow, FacetBlockRow.facet_id == FacetRow.id)
+            .where(FacetRow.portfolio_id == self._id, *filters.facet_clauses())
+        )
+        window = _WINDOW_BLOCKS
+        while low <= high:
+            first, last = (low, min(low + window - 1, high)) if ascending else (max(high - window + 1, low), high)
+            low, high = (last + 1, high) if ascending else (low, first - 1)
+            window *= 4
+            query = blocks.where(FacetBlockRow.block.between(first, last))
+            found = sorted(self._connection.execute(query).scalars())
+            runs: list[tuple[int, int]] = []
+            for block in found:
+                if runs and runs[-1][1] == block - 1:
+                    runs[-1] = (runs[-1][0], block)
+                else:
+                    runs.append((block, block))
+            for start, end in runs if ascending else reversed(runs):
+                yield (start - 1) * BLOCK + 1, end * BLOCK
+
+    def _parts(self, low: int, high: int, ascending: bool) -> Iterator[tuple[Manifest | None, int, int]]:
+        """A range cut where files end: (the file, or None for the live table, first, last)."""
+        cut = [
+            (manifest, max(low, manifest.from_seq), min(high, manifest.to_seq))
+            for manifest in self._manifests
+            if manifest.from_seq <= high and manifest.to_seq >= low
+        ]
+        parts: list[tuple[Manifest | None, int, int]] = [*cut]
+        if high >= self._live_from:
+            parts.append((None, max(low, self._live_from), high))
+        yield from parts if ascending else reversed(parts)
+
+    def _matches(
+        self, filters: Filters, manifest: Manifest | None, low: int, high: int, ascending: bool, limit: int
+    ) -> list[Fields]:
+        if manifest is not None:
+            records = self._files.records(self._name, manifest)
+            wanted = records[low - manifest.from_seq : high - manifest.from_seq + 1]
+            found = (record for record in (wanted if ascending else reversed(wanted)) if filters.match(record))
+            return [record for record, _ in zip(found, range(limit), strict=False)]
+        query = (
+            select(literal(self._name), *_FIELDS)
+            .where(DecisionRow.portfolio_id == self._id, DecisionRow.seq.between(low, high), *filters.clauses())
+            .order_by(DecisionRow.seq if ascending else DecisionRow.seq.desc())
+            .limit(limit)
+        )
+        return plain_rows(self._connection, query)

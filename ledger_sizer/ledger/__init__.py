@@ -1,0 +1,1 @@
+"""The write path: `Ledger`, its verbs, and the writer that answers many callers with one commit."""

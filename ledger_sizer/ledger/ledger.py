@@ -1,0 +1,407 @@
+"""The ledger everyone uses: embedded in a bot, behind the command line, behind HTTP.
+
+    with Ledger.open("sqlite:///ledger.db") as ledger:
+        decision = ledger.reserve(key="cycle-17/BTC", portfolio="main", signal_score=Decimal("0.9"))
+
+Writing goes through one writer that commits in groups; reads have connections of their own and never wait for it.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, Unpack
+
+from sqlalchemy import Engine
+
+from ledger_sizer.config import AppSettings
+from ledger_sizer.exchanges.instrument_cache import InstrumentNames
+from ledger_sizer.history.archive_files import files_of
+from ledger_sizer.history.archiver import ARCHIVE_FOLDER, Archived, archive, outside_window
+from ledger_sizer.history.as_of import AsOf
+from ledger_sizer.ledger.committer import Committer, Observe
+from ledger_sizer.ledger.writer import Writer
+from ledger_sizer.model import commands
+from ledger_sizer.model.commands import Reserve
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.domain import Exposure, HistoryFilters, Page, Position, VerifyReport, to_us
+from ledger_sizer.model.errors import Closed, InvalidRequest, LedgerError
+from ledger_sizer.model.overview import Look, Overview
+from ledger_sizer.rules.batch import AnyCommand, Group, Result, decide_batch
+from ledger_sizer.rules.explain import Explanation, explain
+from ledger_sizer.rules.policy import Policy
+from ledger_sizer.storage.database import (
+    SCHEMA_HEAD,
+    is_sqlite,
+    make_engine,
+    require_head,
+    schema_version,
+    upgrade,
+)
+from ledger_sizer.storage.leases import fence_var
+from ledger_sizer.storage.write_store import WriteStore
+from ledger_sizer.telemetry import get_logger, request_id_var
+from ledger_sizer.verbs.hold import AsyncHold, Hold
+from ledger_sizer.verbs.methods import verb, verb_async
+from ledger_sizer.verify.chain import Heads, Progress, heads_of, verify
+from ledger_sizer.views.exposure_series import Peaks
+from ledger_sizer.views.overview_query import survey
+from ledger_sizer.views.queries import Queries
+from ledger_sizer.wire.export import ExportForm, export_lines
+
+log = get_logger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Clock = Callable[[], datetime]
+
+
+def _open_store(engine: Engine, settings: AppSettings) -> WriteStore:
+    if is_sqlite(engine.url):
+        from ledger_sizer.storage.sqlite import SqliteStore
+
+        return SqliteStore(engine)
+    from ledger_sizer.storage.postgresql import PostgresStore
+
+    return PostgresStore(engine, lock_timeout_seconds=settings.ledger.busy_timeout_seconds)
+
+
+class Ledger:
+    """One open ledger. Safe to share between threads and event loops; not across a fork.
+
+    Every verb answers with a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the
+    same request gives the same decision again (`replayed`), also after a restart, also a denial.
+    """
+
+    def __init__(self, url: str, settings: AppSettings, clock: Clock | None) -> None:
+        """Use `Ledger.open`."""
+        self.settings = settings
+        self._clock = clock
+        self._policy = Policy.of(settings)
+        self._peaks = Peaks()
+        self._write_engine = make_engine(url, settings.ledger)
+        self._read_engine = make_engine(url, settings.ledger, read_only=True)
+        self._store = _open_store(self._write_engine, settings)
+        self._files = files_of(settings)
+        self._queries = Queries(self._read_engine, self._files)
+        self._names = InstrumentNames(self._read_engine)
+        self._committer = Committer(self._store, self._policy, self._now_us, settings.ledger.retries_max)
+        self._writer = Writer(
+            self._committer,
+            batch_size_max=settings.ledger.batch_size_max,
+            queue_size_max=settings.ledger.queue_size_max,
+            name="ledger-writer",
+            on_stop=self._store.close,
+        )
+        self._closed = False
+
+    @classmethod
+    def open(cls, url: str | None = None, *, settings: AppSettings | None = None, clock: Clock | None = None) -> Self:
+        """Open a ledger.
+
+        url: `sqlite:///FILE` or `postgresql://user@host/name`; the settings' `database_url` when None. A SQLite file
+        is created and migrated as needed; a server's database that is behind is refused with the command to run.
+        settings: read from the environment when None. clock: the time source, an aware UTC datetime; None means this
+        machine's clock for SQLite and the server's clock for PostgreSQL, which all hosts share.
+        Raises `InvalidRequest`, `SchemaOutdated`, `Unavailable`.
+        """
+        settings = settings or AppSettings()
+        url = settings.ledger.database_url if url is None else url
+        engine = make_engine(url, settings.ledger, read_only=True)  # looking at the version must not wait for writers
+        try:
+            if is_sqlite(engine.url) and (schema_version(engine) or "") < SCHEMA_HEAD:
+                upgrade(engine.url)
+            require_head(engine)
+        finally:
+            engine.dispose()
+        return cls(url, settings, clock)
+
+    # Verbs: blocking, and awaitable under the same name with `_async`.
+    reserve = verb(commands.Reserve)
+    confirm = verb(commands.Confirm)
+    release = verb(commands.Release)
+    extend = verb(commands.Extend)
+    set_cap = verb(commands.SetCap)
+    halt = verb(commands.Halt)
+    resume = verb(commands.Resume)
+    adopt = verb(commands.Adopt)
+    freeze = verb(commands.Freeze)
+    thaw = verb(commands.Thaw)
+    reconciled = verb(commands.Reconciled)
+    remark = verb(commands.Remark)
+    reserve_async = verb_async(commands.Reserve)
+    confirm_async = verb_async(commands.Confirm)
+    release_async = verb_async(commands.Release)
+    extend_async = verb_async(commands.Extend)
+    set_cap_async = verb_async(commands.SetCap)
+    halt_async = verb_async(commands.Halt)
+    resume_async = verb_async(commands.Resume)
+    adopt_async = verb_async(commands.Adopt)
+    freeze_async = verb_async(commands.Freeze)
+    thaw_async = verb_async(commands.Thaw)
+    reconciled_async = verb_async(commands.Reconciled)
+    remark_async = verb_async(commands.Remark)
+
+    def run(self, command: AnyCommand) -> Decision:
+        """Answer one command object; what the verbs do after building theirs."""
+        command = self._names.resolved(command)
+        if type(command) is Reserve and command.dry_run:
+            return self._dry_run(command)
+        return _only(self._writer.answer(_single(command)))
+
+    async def run_async(self, command: AnyCommand) -> Decision:
+        """`run`, awaitable. Cancelling the caller does not undo the command; its key tells what became of it."""
+        command = await _looked_up(self._names, (command,), self._names.resolved, command)
+        if type(command) is Reserve and command.dry_run:
+            return await asyncio.to_thread(self._dry_run, command)
+        return _only(await self._writer.submit_async(_single(command)))
+
+    def submit(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
+        """Answer many commands in one go: a list of the same order and length.
+
+        Independent (the default): each has its own `Decision`, or the `LedgerError` it met, in its place (an error's
+        `granted` is False, so it cannot be mistaken for a grant). atomic: all take effect or none; where one is
+        denied all are, and an error is raised with nothing recorded.
+        """
+        commands, wrong = self._names.all_resolved(commands, atomic)
+        group = _group(commands, atomic)
+        results = _settled(self._writer.answer(group), group) if group.commands else []
+        return _with_errors(results, wrong)
+
+    async def submit_async(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
+        """`submit`, awaitable."""
+        commands, wrong = await _looked_up(self._names, commands, self._names.all_resolved, commands, atomic)
+        group = _group(commands, atomic)
+        results = _settled(await self._writer.submit_async(group), group) if group.commands else []
+        return _with_errors(results, wrong)
+
+    @contextmanager
+    def hold(self, **request: Any) -> Iterator[Hold]:
+        """Reserve for the length of a `with` block, and give back what it did not confirm.
+
+        Takes the arguments of `reserve`. Raises `Denied` when it is denied, `WrongState` when its key was answered
+        before and that hold has ended since (a new attempt needs a new key). Leaving the block by an exception releases
+        the hold unless `confirm` was called; leaving it normally leaves it to live out its time.
+        """
+        hold = Hold(self, self.reserve(**request))
+        hold.require_held(self.position)
+        try:
+            yield hold
+        except BaseException:
+            hold.release_after_failure()
+            raise
+
+    @asynccontextmanager
+    async def hold_async(self, **request: Any) -> AsyncIterator[AsyncHold]:
+        """`hold`, for `async with`."""
+        hold = AsyncHold(self, await self.reserve_async(**request))
+        await hold.require_held(lambda name: asyncio.to_thread(self.position, name))
+        try:
+            yield hold
+        except BaseException:
+            await hold.release_after_failure()
+            raise
+
+    def sweep(self, portfolio: str | None = None) -> int:
+        """Free the holds whose time is over, in one portfolio or in all. Returns how many were freed.
+
+        Every write batch does the same for the portfolios it touches; a sweep is for those nobody writes to.
+        """
+        if portfolio is None:
+            names = self._reads.portfolios_with_expired(self._now_us())
+        else:
+            names = [self._reads.require(portfolio)]
+        return sum(len(self._writer.answer(Group((), sweep=name))) for name in names)
+
+    @property
+    def _reads(self) -> Queries:
+        if self._closed:
+            raise Closed("the ledger is closed; open it again")
+        self._writer.require_own_process()  # the parent's connections must not be read from by two
+        return self._queries
+
+    # Reads: each on its own connection, one consistent snapshot each.
+
+    def portfolios(self) -> list[str]:
+        """Names of all portfolios."""
+        return self._reads.portfolios()
+
+    def exposure(self, portfolio: str = "main", as_of: AsOf | None = None) -> Exposure:
+        """Cap, held, open, headroom and status of a portfolio and each of its scopes. `NotFound` if there is none.
+
+        as_of: a seq, or an aware datetime: what the decisions up to then add up to. It reads them all once.
+        """
+        return self._reads.exposure(portfolio, as_of)
+
+    def position(self, position_id: str) -> Position:
+        """One position by its name. Raises `NotFound`."""
+        return self._reads.position(position_id)
+
+    def positions(self, portfolio: str | None = None, **filters: Any) -> Page[Position]:
+        """Positions, oldest first. Filters: state=, tags=, cursor=, limit= (see `Queries.positions`)."""
+        return self._reads.positions(portfolio, **filters)
+
+    def history(
+        self, portfolio: str = "main", *, cursor: str | None = None, limit: int = 100, **filters: Unpack[HistoryFilters]
+    ) -> Page[Decision]:
+        """Decisions of a portfolio, newest first unless `ascending`; filters: see `HistoryFilters`.
+
+        cursor: of the page before; it stays right while decisions are added or archived. limit: 1 to 1000.
+        """
+        return self._reads.history(portfolio, cursor=cursor, limit=limit, **filters)
+
+    def export(
+        self,
+        portfolio: str = "main",
+        form: ExportForm = "ndjson",
+        *,
+        full: bool = True,
+        cursor: str | None = None,
+        **filters: Unpack[HistoryFilters],
+    ) -> Iterator[bytes]:
+        """All that `history` would page through from the cursor on, as CSV or NDJSON, in parts and constant memory.
+
+        full: every field that is hashed, so that whoever holds the export can recompute the chain.
+        """
+        lines = export_lines(form, full=full)
+        return map(lines, self._reads.history_blocks(portfolio, cursor=cursor, **filters))
+
+    def decision(self, seq: int, portfolio: str = "main") -> Decision:
+        """One decision by its place in the portfolio's chain. Raises `NotFound`."""
+        return self._reads.decision(portfolio, seq)
+
+    def overview(self, look: Look | None = None) -> Overview:
+        """One picture of the ledger at one moment: all portfolios, and one of them in full."""
+        return survey(self._reads.engine, look or Look(), self._now_us(), self._peaks)
+
+    def explain(self, reference: int | str, portfolio: str = "main") -> Explanation:
+        """Why a decision came out as it did: by seq (of `portfolio`), or by position_id (the one that made it)."""
+        return explain(self._reads.resolve(reference, portfolio))
+
+    def heads(self, portfolio: str | None = None) -> dict[str, tuple[int, str]]:
+        """The chain heads now: (seq, hash) by portfolio. Kept outside the database they make a rewrite visible."""
+        return heads_of(self._reads.engine, portfolio)
+
+    def verify(
+        self, portfolio: str | None = None, progress: Progress | None = None, *, since: Heads | None = None
+    ) -> VerifyReport:
+        """Check the audit chain from its start and recompute every counter from the position rows.
+
+        Reads one snapshot and the archive files. progress: called with (decisions done, decisions in all) now and
+        then. since: trusted heads (of `heads`) to begin at; each must still stand in its chain.
+        """
+        return verify(self._reads.engine, portfolio, progress, since=since, files=self._files)
+
+    def archive(self, before: datetime, folder: str | Path | None = None, portfolio: str | None = None) -> Archived:
+        """Move closed history older than `before` into files, and out of the live tables.
+
+        before: an aware datetime, outside the window of `LEDGER_KEY_WINDOW_DAYS` in which keys are still answered.
+        folder: of the files; the settings' `archive_dir` when None. What is archived stays readable and verifiable.
+        Raises `InvalidRequest`, `Busy` beside another archiver, `Unavailable`.
+        """
+        now = datetime.now(UTC) if self._clock is None else self._clock()
+        settings = self.settings.ledger
+        before = outside_window(before, now, settings.key_window_days)
+        if portfolio is not None:
+            self._reads.require(portfolio)
+        target = Path(folder or settings.archive_dir or ARCHIVE_FOLDER)
+        return archive(self._reads.engine, self._write_engine, before, target, portfolio)
+
+    # Life.
+
+    @property
+    def observe(self) -> Observe | None:
+        """Told of every committed batch; set it before the ledger is used."""
+        return self._committer.observe
+
+    @observe.setter
+    def observe(self, observe: Observe | None) -> None:
+        self._committer.observe = observe
+
+    @property
+    def pending(self) -> int:
+        """Commands accepted and not yet answered: the depth of the queue."""
+        return self._writer.pending
+
+    def close(self) -> None:
+        """Stop accepting, answer everything accepted, close the connections. Closing twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        if not self._writer.close(self.settings.ledger.close_timeout_seconds):
+            log.error("ledger.close_timeout", pending=self._writer.pending)
+        # In a forked child the sockets belong to the parent: forget them, do not end its sessions.
+        own = self._writer.own_process
+        self._write_engine.dispose(close=own)
+        self._read_engine.dispose(close=own)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+    def _now_us(self) -> int | None:
+        return None if self._clock is None else to_us(self._clock())
+
+    def _dry_run(self, command: Reserve) -> Decision:
+        """Decide against the present state without a lock, a hold or a record."""
+        state, now_us = self._reads.state_for(command, self._now_us(), self._policy.new_portfolio_cap_e8)
+        decision = _only(decide_batch({state.name: state}, [Group((command,))], now_us, self._policy)[0])
+        return decision.as_dry_run()
+
+
+def _group(commands: Sequence[AnyCommand], atomic: bool) -> Group:
+    for command in commands:
+        if not isinstance(command, AnyCommand):
+            raise InvalidRequest(f"submit takes command objects such as Reserve(...), got {command!r}")
+        if isinstance(command, Reserve) and command.dry_run:
+            raise InvalidRequest("submit records what it answers; ask a dry run with reserve(..., dry_run=True)")
+    return Group(tuple(commands), atomic, request_id=request_id_var.get(), fence=fence_var.get())
+
+
+def _single(command: AnyCommand) -> Group:
+    return Group((command,), request_id=request_id_var.get(), fence=fence_var.get())
+
+
+def _only(results: list[Result]) -> Decision:
+    (result,) = results
+    if isinstance(result, LedgerError):
+        raise result
+    return result
+
+
+def _settled(results: list[Result], group: Group) -> list[Result]:
+    if group.atomic:
+        for result in results:
+            if isinstance(result, LedgerError):
+                raise result
+    return results
+
+
+async def _looked_up(
+    names: InstrumentNames, commands: Sequence[AnyCommand], look: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> T:
+    """`look`, beside the event loop where it has to read the database."""
+    if all(names.remembers(command) for command in commands):
+        return look(*args, **kwargs)
+    return await asyncio.to_thread(look, *args, **kwargs)
+
+
+def _with_errors(results: list[Result], wrong: dict[int, LedgerError]) -> list[Result]:
+    """The results with those of commands that never reached the queue put in their places."""
+    for place, error in sorted(wrong.items()):
+        results.insert(place, error)
+    return results

@@ -1,0 +1,267 @@
+"""The stored form of a decision and the audit chain that links decisions.
+
+A record's canonical text is its fields in order, joined by 0x1F, with 0x1D standing for "none" (control characters
+are refused in every input, so the text is unambiguous). The chain is
+
+    hash(n) = SHA-256( hash(n - 1) + 0x1F + text(n) )      hash(0) = 64 zeros
+
+so that changing, dropping or reordering any field of any decision changes every later hash.
+"""
+
+import re
+from datetime import datetime
+from decimal import Decimal
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+from ledger_sizer.model.domain import Outcome, from_us, position_id
+from ledger_sizer.model.errors import Denied
+from ledger_sizer.model.units import E8_MAX, usd
+
+GENESIS_HASH = "0" * 64
+FIELD_SEPARATOR = "\x1f"
+NONE_MARK = "\x1d"
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+Fields = tuple[Any, ...]
+"""The fields of a `DecisionRecord` in its order: a record, or the plain row of a query. Who goes through a million of
+them unpacks rows, because making a record of each takes as long as reading it.
+"""
+
+
+class DecisionRecord(NamedTuple):
+    """One row of the audit chain, in column order. `exposure_e8` and `headroom_e8` are the portfolio's, before."""
+
+    portfolio: str
+    seq: int
+    command: str
+    key: str
+    outcome: Outcome
+    reason: str | None
+    position: int | None
+    tags: str
+    budget_e8: int | None
+    quantity: str | None
+    fraction: str | None
+    raw_budget: str | None
+    held_delta_e8: int
+    open_delta_e8: int
+    headroom_e8: int | None
+    exposure_e8: int
+    binding: str | None
+    expires_us: int | None
+    decided_us: int
+    request: str
+    trace: str
+    hash: str
+
+    def logged(self) -> dict[str, object]:
+        """What a log line says of the decision."""
+        return {
+            "portfolio": self.portfolio,
+            "seq": self.seq,
+            "command": self.command,
+            "key": self.key,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "position": self.position,
+            "budget_usd": None if self.budget_e8 is None else str(usd(self.budget_e8)),
+            "quantity": self.quantity,
+            "binding": self.binding,
+            "exposure_after_usd": str(usd(self.exposure_e8 + self.held_delta_e8 + self.open_delta_e8)),
+        }
+
+    def decision(self, *, replayed: bool = False) -> "Decision":
+        """The record as its caller sees it."""
+        return Decision(self, replayed)
+
+
+class Decision:
+    """The answer to one command, always recorded, granted or denied. Immutable.
+
+    It is a view of its record: figures become `Decimal` (USD, base units) and times aware datetimes when looked at.
+    """
+
+    __slots__ = ("record", "replayed")
+
+    record: DecisionRecord
+    replayed: bool
+    """True when the key had been answered before and this is that answer again."""
+
+    def __init__(self, record: DecisionRecord, replayed: bool = False) -> None:
+        object.__setattr__(self, "record", record)
+        object.__setattr__(self, "replayed", replayed)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a decision is final: cannot set {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a decision is final: cannot delete {name}")
+
+    def __reduce__(self) -> tuple[type["Decision"], tuple[DecisionRecord, bool]]:
+        return Decision, (self.record, self.replayed)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Decision) and (self.record, self.replayed) == (other.record, other.replayed)
+
+    def __hash__(self) -> int:
+        return hash((self.record, self.replayed))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in DECISION_FIELDS)
+        return f"Decision({shown})"
+
+    @property
+    def portfolio(self) -> str:
+        """The portfolio that decided."""
+        return self.record.portfolio
+
+    @property
+    def seq(self) -> int | None:
+        """Place in the portfolio's audit chain, from 1, gapless; None for a dry run, which is not recorded."""
+        return self.record.seq or None
+
+    @property
+    def command(self) -> str:
+        """The verb, one of `commands.COMMANDS`, or the ledger's own expire."""
+        return self.record.command
+
+    @property
+    def key(self) -> str:
+        """The caller's idempotency key."""
+        return self.record.key
+
+    @property
+    def outcome(self) -> Outcome:
+        """`granted` or `denied` for what asks (reserve, extend), `applied` for what states a fact or an order."""
+        return self.record.outcome
+
+    @property
+    def reason(self) -> str | None:
+        """Why it was denied, one of `domain.DENIAL_REASONS`; None unless denied."""
+        return self.record.reason
+
+    @property
+    def granted(self) -> bool:
+        """True for a grant and for nothing else: a fact merely recorded is `applied`, a refusal `denied`."""
+        return self.record.outcome == "granted"
+
+    @property
+    def position_id(self) -> str | None:
+        """The position it is about; None for a denied reservation and for administration."""
+        number = self.record.position
+        return None if number is None else position_id(self.record.portfolio, number)
+
+    @property
+    def budget(self) -> Decimal | None:
+        """USD granted and held; None unless granted."""
+        return _usd(self.record.budget_e8)
+
+    @property
+    def quantity(self) -> Decimal | None:
+        """Base units: granted (reserve), filled (confirm) or closed (release). None without instruments."""
+        return _decimal(self.record.quantity)
+
+    @property
+    def fraction(self) -> Decimal | None:
+        """Fraction of the per-position maximum the score stands for, 0 to 1."""
+        return _decimal(self.record.fraction)
+
+    @property
+    def raw_budget(self) -> Decimal | None:
+        """USD the formula gave before any cap or balance."""
+        return _decimal(self.record.raw_budget)
+
+    @property
+    def headroom_before(self) -> Decimal | None:
+        """USD the portfolio's cap left before; below zero when facts stood above it."""
+        return _usd(self.record.headroom_e8)
+
+    @property
+    def exposure_before(self) -> Decimal:
+        """held + open of the whole portfolio before, USD."""
+        return usd(self.record.exposure_e8)
+
+    @property
+    def exposure_after(self) -> Decimal:
+        """held + open of the whole portfolio after, USD."""
+        return usd(self.record.exposure_e8 + self.record.held_delta_e8 + self.record.open_delta_e8)
+
+    @property
+    def binding(self) -> str | None:
+        """The scope or constraint that decided the size or the denial."""
+        return self.record.binding
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the hold ends by itself."""
+        return None if self.record.expires_us is None else from_us(self.record.expires_us)
+
+    @property
+    def decided_at(self) -> datetime:
+        """When it was decided."""
+        return from_us(self.record.decided_us)
+
+    @property
+    def request(self) -> str:
+        """What was asked, as canonical JSON."""
+        return self.record.request
+
+    @property
+    def trace(self) -> str:
+        """What the rules saw, as canonical JSON (see `trace`)."""
+        return self.record.trace
+
+    @property
+    def hash(self) -> str | None:
+        """Its link in the audit chain; None for a dry run."""
+        return self.record.hash or None
+
+    def raise_for_denial(self) -> "Decision":
+        """Return the decision, or raise `Denied` carrying it."""
+        if self.record.outcome == "denied":
+            raise Denied(self)
+        return self
+
+    def as_dry_run(self) -> "Decision":
+        """The same answer without what only a recorded decision has."""
+        return Decision(self.record._replace(seq=0, hash="", position=None))
+
+
+DECISION_FIELDS = (
+    "portfolio", "seq", "command", "key", "outcome", "reason", "position_id", "budget", "quantity", "fraction",
+    "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "decided_at",
+    "replayed", "hash",
+)  # fmt: skip
+"""What a listing shows of a decision, in order."""
+
+
+def _usd(e8: int | None) -> Decimal | None:
+    return None if e8 is None else usd(e8)
+
+
+def _decimal(text: str | None) -> Decimal | None:
+    return None if text is None else Decimal(text)
+
+
+def fields_text(fields: tuple[object, ...]) -> str:
+    """The canonical text of a record's fields (all but the hash)."""
+    return FIELD_SEPARATOR.join(
+        [part if type(part) is str else NONE_MARK if part is None else str(part) for part in fields]
+    )
+
+
+def canonical_text(record: Fields) -> str:
+    """The text the chain hashes: every field but the hash itself."""
+    return fields_text(record[:-1])
+
+
+def is_head(seq: object, head: object) -> bool:
+    """Whether this can be a chain's head: a seq from 0 that a database can hold, and a hash."""
+    return type(seq) is int and 0 <= seq <= E8_MAX and isinstance(head, str) and _HASH.fullmatch(head) is not None
+
+
+def chain_hash(previous: str, text: str) -> str:
+    """The hash of a record whose canonical text is `text` and whose predecessor's hash is `previous`."""
+    return sha256(f"{previous}{FIELD_SEPARATOR}{text}".encode()).hexdigest()

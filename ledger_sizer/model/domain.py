@@ -1,0 +1,303 @@
+"""The frozen types of the ledger's words: positions, decisions, exposure, pages, reports.
+
+Public figures are `Decimal` (USD, base units) and aware UTC `datetime`; fields that end in `_e8` are whole 1e-8 USD
+and fields that end in `_us` are microseconds since 1970-01-01 UTC, as stored.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Generic, Literal, NamedTuple, TypedDict, TypeVar
+
+from ledger_sizer.model.errors import InvalidRequest, WrongState
+from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
+from ledger_sizer.model.units import exactly, usd
+
+DENIAL_REASONS = (
+    "halted",
+    "reducing",
+    "unreconciled",
+    "cap_exceeded",
+    "below_min_qty",
+    "below_min_notional",
+    "insufficient_balance",
+    "group_denied",
+)
+"""Why a command is denied, in order of precedence: where several apply, the first is reported.
+
+`group_denied` is reported for the commands of an atomic group whose neighbour was denied.
+"""
+
+Outcome = Literal["granted", "denied", "applied"]
+PositionState = Literal["held", "open", "closed", "released", "expired"]
+Status = Literal["active", "reducing", "halted"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+"""Of a position, without leading zeros: one position has one name."""
+
+
+def to_us(moment: datetime) -> int:
+    """Aware datetime to whole microseconds since 1970 UTC. A naive datetime is refused: its zone is a guess."""
+    if moment.tzinfo is None:
+        raise InvalidRequest(f"time {moment.isoformat()} has no time zone; use datetime(..., tzinfo=UTC)")
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_us(us: int) -> datetime:
+    """Microseconds since 1970 UTC to an aware datetime."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+class Position(NamedTuple):
+    """The one record with a life: `held -> open -> closed`, `held -> released`, `held -> expired`.
+
+    quantity: base units granted (held) or open now (open); None for a plain budget hold.
+    price: the perpetual's entry price in USD, once confirmed.
+    origin: number of the expired position whose late fill this one records.
+    """
+
+    portfolio: str
+    number: int
+    state: PositionState
+    tags: Tags
+    held_e8: int
+    open_e8: int
+    quantity: Decimal | None
+    price: Decimal | None
+    legs: tuple[Leg, ...]
+    expires_us: int | None
+    opened_us: int
+    updated_us: int
+    updated_seq: int
+    origin: int | None = None
+
+    @property
+    def position_id(self) -> str:
+        """Name of the position, e.g. `main-17`: its portfolio and the seq of the decision that made it."""
+        return position_id(self.portfolio, self.number)
+
+    @property
+    def held(self) -> Decimal:
+        """USD held for it (a reservation's budget), 0 unless `held`."""
+        return usd(self.held_e8)
+
+    @property
+    def open(self) -> Decimal:
+        """USD it counts while open: quantity x perp entry price."""
+        return usd(self.open_e8)
+
+    @property
+    def notional(self) -> Decimal:
+        """USD it counts against its caps, held or open."""
+        return usd(self.held_e8 + self.open_e8)
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When the hold ends by itself; None once it is not held."""
+        return None if self.expires_us is None or self.state != "held" else from_us(self.expires_us)
+
+    @property
+    def opened_at(self) -> datetime:
+        """When the position was reserved (or recorded, for a late fill or an adopted one)."""
+        return from_us(self.opened_us)
+
+    @property
+    def updated_at(self) -> datetime:
+        """When it last changed."""
+        return from_us(self.updated_us)
+
+    def require(self, state: PositionState, verb: str) -> None:
+        """Raise `WrongState` unless the position is in `state`."""
+        if self.state != state:
+            raise WrongState(
+                f"cannot {verb} {self.position_id}: {self.state} since seq {self.updated_seq}, {verb} needs {state}"
+            )
+
+
+def position_id(portfolio: str, number: int) -> str:
+    """The public name of a position."""
+    return f"{portfolio}-{number}"
+
+
+def split_position_id(value: object) -> tuple[str, int]:
+    """`main-17` -> (`main`, 17). Raises `InvalidRequest` for anything that no ledger gave out."""
+    if isinstance(value, str):
+        portfolio, dash, number = value.rpartition("-")
+        if dash and portfolio and _NUMBER.fullmatch(number):
+            return portfolio, int(number)
+    raise InvalidRequest(f"position_id must look like 'main-17', got {value!r}", field="position_id")
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeExposure:
+    """One scope's row: what it may have and what it has, in USD. `cap` and `headroom` are None where only counted.
+
+    frozen: reservations are denied because it differs from the exchange. fresh_until: from then on they are denied
+    because nobody compared it since; None where that is not enforced.
+    """
+
+    scope: str
+    cap: Decimal | None
+    held: Decimal
+    open: Decimal
+    status: Status
+    frozen: bool = False
+    fresh_until: datetime | None = None
+
+    @property
+    def exposure(self) -> Decimal:
+        """held + open."""
+        with exactly():
+            return self.held + self.open
+
+    @property
+    def headroom(self) -> Decimal | None:
+        """cap - exposure, never below 0; None without a cap."""
+        if self.cap is None:
+            return None
+        with exactly():
+            return max(self.cap - self.exposure, Decimal(0))
+
+    @property
+    def overage(self) -> Decimal:
+        """What stands above the cap: facts (fills, a lowered cap) may, grants never do."""
+        if self.cap is None:
+            return Decimal(0)
+        with exactly():
+            return max(self.exposure - self.cap, Decimal(0))
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """A portfolio's exposure at `seq`: the whole first, then one row per scope."""
+
+    portfolio: str
+    seq: int
+    scopes: tuple[ScopeExposure, ...]
+
+    @property
+    def whole(self) -> ScopeExposure:
+        """The row of the portfolio itself."""
+        return next(row for row in self.scopes if row.scope == PORTFOLIO_SCOPE)
+
+    @property
+    def cap(self) -> Decimal | None:
+        """The portfolio's cap, USD."""
+        return self.whole.cap
+
+    @property
+    def held(self) -> Decimal:
+        """USD in live reservations."""
+        return self.whole.held
+
+    @property
+    def open(self) -> Decimal:
+        """USD in open positions."""
+        return self.whole.open
+
+    @property
+    def exposure(self) -> Decimal:
+        """held + open, USD."""
+        return self.whole.exposure
+
+    @property
+    def headroom(self) -> Decimal | None:
+        """USD the portfolio's cap leaves."""
+        return self.whole.headroom
+
+    @property
+    def overage(self) -> Decimal:
+        """USD above the cap."""
+        return self.whole.overage
+
+    @property
+    def status(self) -> Status:
+        """`active`, `reducing` or `halted`."""
+        return self.whole.status
+
+    def scope(self, name: str) -> ScopeExposure:
+        """One scope by name (`venue=bybit`); a scope nobody used yet counts zero and has no cap."""
+        for row in self.scopes:
+            if row.scope == name:
+                return row
+        return ScopeExposure(name, None, Decimal(0), Decimal(0), "active")
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a listing. `cursor` continues it (None: this was the last); it stays right while rows are added."""
+
+    items: tuple[T, ...]
+    cursor: str | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> T:
+        return self.items[index]
+
+
+class HistoryFilters(TypedDict, total=False):
+    """Which decisions are meant, newest first unless `ascending`. All that is given must match; None is not given.
+
+    symbol, strategy: the tags of these names. command: a verb, or `expire`. outcome: `granted`, `denied` or `applied`.
+    reason: one of `DENIAL_REASONS`. position_id: one of the portfolio that is asked about. since (inclusive), until
+    (exclusive): aware datetimes.
+    """
+
+    symbol: str | None
+    strategy: str | None
+    command: str | None
+    outcome: str | None
+    reason: str | None
+    position_id: str | None
+    since: datetime | None
+    until: datetime | None
+    ascending: bool
+
+
+def require_history_filters(given: Mapping[str, object]) -> None:
+    """Raise `TypeError` for a filter that does not exist, as Python does for any other keyword."""
+    known = HistoryFilters.__annotations__
+    for name in given.keys() - known.keys():
+        raise TypeError(f"decisions cannot be filtered by {name!r}, only by {', '.join(known)}")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing `verify` found wrong. `seq` is the decision it concerns; `what` says it in words."""
+
+    portfolio: str
+    seq: int | None
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify` read and found. Findings come in order of seq; `heads` are (seq, hash) per portfolio."""
+
+    findings: tuple[Finding, ...]
+    decisions: int
+    positions: int
+    heads: Mapping[str, tuple[int, str]]
+
+    @property
+    def ok(self) -> bool:
+        """True when nothing is wrong."""
+        return not self.findings
+
+    @property
+    def first(self) -> Finding | None:
+        """The finding with the lowest seq."""
+        return self.findings[0] if self.findings else None

@@ -1,0 +1,100 @@
+"""Tags of a position and the scopes they stand for, each distinct set checked and written out once."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+
+from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.instruments import label_text
+
+PORTFOLIO_SCOPE = "portfolio"
+"""Name of the scope that is the whole portfolio; every other scope is called `dimension=value`."""
+
+EXTERNAL_TAG = "external"
+"""Tag of a position that counts what an exchange shows and nobody reserved; a reservation cannot have it."""
+
+TAGS_MAX = 16
+
+_DIMENSION = re.compile(r"[a-z][a-z0-9_]{0,31}")
+_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
+
+
+class Tags(Mapping[str, str]):
+    """A frozen mapping of tags. text: its canonical JSON. scopes: what it counts in, the portfolio first."""
+
+    __slots__ = ("_values", "scopes", "text")
+
+    def __init__(self, values: dict[str, str], text: str) -> None:
+        """Use `tags_of`, which checks."""
+        self._values = values
+        self.text = text
+        self.scopes = (PORTFOLIO_SCOPE, *[f"{name}={values[name]}" for name in sorted(values)])
+
+    def __getitem__(self, name: str) -> str:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(self._values)
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+def tags_of(value: object) -> Tags:
+    """Check tags such as `{"venue": "bybit"}`: at most 16, names of lower case letters, digits and `_`."""
+    if type(value) is Tags:
+        return value
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"tags must be a mapping such as {{'venue': 'bybit'}}, got {value!r}", field="tags")
+    try:
+        return _checked(tuple(value.items()))
+    except TypeError:
+        raise InvalidRequest(f"tags must map text to text, got {dict(value)!r}", field="tags") from None
+
+
+@lru_cache(maxsize=8192)
+def _checked(items: tuple[tuple[str, str], ...]) -> Tags:
+    if len(items) > TAGS_MAX:
+        raise InvalidRequest(f"at most {TAGS_MAX} tags, got {len(items)}", field="tags")
+    plain: dict[str, str] = {}
+    for name, tag in items:
+        if not is_dimension(name):
+            raise InvalidRequest(
+                f"tag name must be lower case letters, digits and '_' (not 'portfolio'), got {name!r}", field="tags"
+            )
+        # Whatever kind of text it was: what is cached for these tags is found for all that are equal.
+        plain[str.__str__(name)] = label_text(tag, f"tags.{name}")
+    values = dict(sorted(plain.items()))
+    return Tags(values, _encode(values))
+
+
+@lru_cache(maxsize=8192)
+def stored_tags(text: str) -> Tags:
+    """The tags a stored canonical text describes."""
+    return Tags(json.loads(text), text)
+
+
+def is_dimension(name: object) -> bool:
+    """Whether `name` may name a tag."""
+    return isinstance(name, str) and _DIMENSION.fullmatch(name) is not None and name != PORTFOLIO_SCOPE
+
+
+def scope_name(value: object) -> str:
+    """Return `value` if it names a scope: `portfolio`, or `dimension=value` such as `venue=bybit`."""
+    if value == PORTFOLIO_SCOPE:
+        return PORTFOLIO_SCOPE
+    if isinstance(value, str):
+        dimension, _, tag = value.partition("=")
+        if tag and is_dimension(dimension):
+            return label_text(value, "scope", length_max=161)
+    raise InvalidRequest(f"scope must be 'portfolio' or like 'venue=bybit', got {value!r}", field="scope")
+
+
+NO_TAGS = tags_of({})

@@ -1,0 +1,338 @@
+"""What one paper exchange keeps: prices, accounts with their wallets and positions, orders and what became of them.
+
+It trades at its own price, without an order book: a market order fills at once, a limit order as soon as the price
+reaches it. Quantities are base units, money is USDT, all of it Decimal. Nothing here knows HTTP.
+"""
+
+import copy
+import itertools
+import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Literal
+
+from ledger_sizer.model.units import exactly, floor_to_step
+from ledger_sizer.paper.markets import PRICES, Market, Venue, markets_of
+
+QUOTE = "USDT"
+LEVERAGE = 10
+"""A derivative position ties up notional / LEVERAGE of the account's USDT."""
+
+Side = Literal["buy", "sell"]
+Slot = Literal["net", "long", "short"]
+"""Where a position stands: one-way accounts have one per market, hedge-mode accounts one for each direction."""
+
+
+class Refused(Exception):
+    """The venue refuses a request. `reason` is one of a few words that each exchange has its own code for."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Position:
+    """quantity: base units, below 0 for a short. entry_price: average, USDT per base unit."""
+
+    quantity: Decimal
+    entry_price: Decimal
+
+
+@dataclass(slots=True)
+class Order:
+    """One order and what was filled of it: `filled` base units for `cost` USDT, `fee` in `fee_asset`."""
+
+    id: str
+    client_id: str
+    market: Market
+    side: Side
+    kind: Literal["market", "limit"]
+    quantity: Decimal
+    price: Decimal | None
+    slot: Slot
+    reduce_only: bool
+    created_ms: int
+    updated_ms: int
+    state: Literal["open", "filled", "canceled"] = "open"
+    filled: Decimal = Decimal(0)
+    cost: Decimal = Decimal(0)
+    fee: Decimal = Decimal(0)
+    fee_asset: str = QUOTE
+
+    @property
+    def average(self) -> Decimal:
+        """Average fill price, 0 while nothing is filled."""
+        with exactly():
+            return (self.cost / self.filled).normalize() if self.filled else Decimal(0)
+
+
+@dataclass(slots=True)
+class Account:
+    """One account. `wallets`: units by asset, one wallet where the exchange unifies them, else spot and swap apart."""
+
+    api_key: str
+    secret: str
+    passphrase: str
+    hedged: bool
+    wallets: dict[str, defaultdict[str, Decimal]]
+    positions: dict[tuple[str, Slot], Position] = field(default_factory=dict)
+    orders: dict[str, Order] = field(default_factory=dict)
+    frozen: "Account | None" = None
+
+    def shown(self) -> "Account":
+        """What its owner is shown: itself, or an old picture while stale answers are injected."""
+        return self.frozen or self
+
+    def wallet(self, kind: str) -> defaultdict[str, Decimal]:
+        """The wallet that markets of this kind draw on."""
+        return self.wallets.get(kind) or self.wallets["spot"]
+
+    def margin(self, prices: dict[str, Decimal], base_of: dict[str, Market]) -> Decimal:
+        """USDT that the derivative positions tie up now."""
+        with exactly():
+            return sum(
+                (
+                    abs(held.quantity) * prices[base_of[symbol].base] / LEVERAGE
+                    for (symbol, _), held in self.positions.items()
+                ),
+                Decimal(0),
+            )
+
+    def reserved(self, kind: Literal["spot", "swap"]) -> defaultdict[str, Decimal]:
+        """What open orders of one kind of market tie up, by asset."""
+        used: defaultdict[str, Decimal] = defaultdict(Decimal)
+        with exactly():
+            for order in self.orders.values():
+                left = order.quantity - order.filled
+                if order.state != "open" or order.market.kind != kind:
+                    continue
+                if kind == "swap":
+                    used[QUOTE] += left * (order.price or 0) / LEVERAGE
+                elif order.side == "sell":
+                    used[order.market.base] += left
+                else:
+                    used[QUOTE] += left * (order.price or 0)
+        return used
+
+
+class Book:
+    """One paper exchange. Fee rates are fractions of a fill; a spot buy pays in what it bought, as at the real ones."""
+
+    def __init__(
+        self, venue: Venue, *, spot_fee_rate: Decimal = Decimal(0), swap_fee_rate: Decimal = Decimal(0)
+    ) -> None:
+        self.venue = venue
+        self.markets = {market.symbol: market for market in markets_of(venue)}
+        self.prices = dict(PRICES)
+        self.accounts: dict[str, Account] = {}
+        self.unified = venue != "binance"
+        self.fills_at_once = True
+        self._fee_rates = {"spot": spot_fee_rate, "swap": swap_fee_rate}
+        self._numbers = itertools.count(1_000_001)
+
+    # --- accounts --------------------------------------------------------------------------------
+
+    def open_account(
+        self, api_key: str, secret: str, passphrase: str, *, hedged: bool, balances: dict[str, Decimal]
+    ) -> Account:
+        """Open an account; `balances` go into each of its wallets. Raises `Refused` when the key is taken."""
+        if api_key in self.accounts:
+            raise Refused("bad_request", f"{self.venue} has an account with the key {api_key!r} already")
+        spot = defaultdict(Decimal, balances)
+        wallets = {"spot": spot, "swap": spot if self.unified else defaultdict(Decimal, balances)}
+        account = self.accounts[api_key] = Account(api_key, secret, passphrase, hedged, wallets)
+        return account
+
+    def balances(self, account: Account, kind: Literal["spot", "swap"]) -> dict[str, tuple[Decimal, Decimal]]:
+        """What a wallet holds: asset to (total, used)."""
+        used = account.reserved(kind)
+        if self.unified:
+            for asset, units in account.reserved("swap" if kind == "spot" else "spot").items():
+                used[asset] += units
+        if self.unified or kind == "swap":
+            used[QUOTE] += account.margin(self.prices, self.markets)
+        wallet = account.wallet(kind)
+        return {asset: (wallet.get(asset, Decimal(0)), used[asset]) for asset in {*wallet, *used}}
+
+    def free(self, account: Account, kind: Literal["spot", "swap"], asset: str) -> Decimal:
+        """Units of an asset that can be spent."""
+        total, used = self.balances(account, kind).get(asset, (Decimal(0), Decimal(0)))
+        return total - used
+
+    # --- orders ----------------------------------------------------------------------------------
+
+    def market(self, market_id: str, kind: Literal["spot", "swap"]) -> Market:
+        """The market an exchange's own name means. Raises `Refused`."""
+        for market in self.markets.values():
+            if market.id == market_id and market.kind == kind:
+                return market
+        raise Refused("unknown_symbol", f"no {kind} market {market_id!r}")
+
+    def place(
+        self,
+        account: Account,
+        market: Market,
+        side: Side,
+        kind: Literal["market", "limit"],
+        quantity: Decimal,
+        *,
+        price: Decimal | None = None,
+        slot: Slot = "net",
+        reduce_only: bool = False,
+        client_id: str = "",
+    ) -> Order:
+        """Take an order, and fill it if it can be filled now. Raises `Refused` and then has taken nothing."""
+        self._require_rules(account, market, side, kind, quantity, price, slot, client_id)
+        if market.kind == "swap":
+            quantity = self._reducing(account, market, side, slot, quantity) if reduce_only else quantity
+        reach = price if kind == "limit" and price is not None else self.prices[market.base]
+        if not reduce_only:
+            self._require_funds(account, market, side, slot, quantity, reach)
+        now_ms = int(time.time() * 1000)
+        order = Order(
+            str(next(self._numbers)), client_id, market, side, kind, quantity, price, slot, reduce_only, now_ms, now_ms
+        )
+        account.orders[order.id] = order
+        self._fill_if_reached(account, order)
+        return order
+
+    def _require_rules(
+        self,
+        account: Account,
+        market: Market,
+        side: Side,
+        kind: str,
+        quantity: Decimal,
+        price: Decimal | None,
+        slot: Slot,
+        client_id: str,
+    ) -> None:
+        if not market.active or market.inverse:
+            raise Refused("inactive", f"{market.symbol} is not open for trading")
+        if side not in ("buy", "sell") or (kind == "limit" and (price is None or price <= 0)):
+            raise Refused("bad_request", "an order needs a side, and a limit order a price")
+        if market.kind == "swap" and (slot == "net") == account.hedged:
+            raise Refused("position_side", f"position side {slot} does not fit the account's position mode")
+        most = market.max_market_qty if kind == "market" else market.max_qty
+        if not market.min_qty <= quantity <= most:
+            raise Refused("quantity", f"quantity {quantity} is not between {market.min_qty} and {most}")
+        if floor_to_step(quantity, market.step) != quantity:
+            raise Refused("lot_size", f"quantity {quantity} is no multiple of {market.step}")
+        with exactly():
+            if quantity * (price or self.prices[market.base]) < market.min_notional:
+                raise Refused("notional", f"order value is below {market.min_notional} {QUOTE}")
+        if client_id and any(order.client_id == client_id for order in account.orders.values()):
+            raise Refused("duplicate", f"client order id {client_id!r} was used before")
+
+    def _reducing(self, account: Account, market: Market, side: Side, slot: Slot, quantity: Decimal) -> Decimal:
+        held = account.positions.get((market.symbol, slot))
+        if held is None or (held.quantity > 0) == (side == "buy"):
+            raise Refused("reduce_only", f"there is nothing to reduce in {market.symbol}")
+        return min(quantity, abs(held.quantity))
+
+    def _require_funds(
+        self, account: Account, market: Market, side: Side, slot: Slot, quantity: Decimal, price: Decimal
+    ) -> None:
+        with exactly():
+            if market.kind == "swap":
+                held = account.positions.get((market.symbol, slot))
+                signed = held.quantity if held else Decimal(0)
+                after = signed + (quantity if side == "buy" else -quantity)
+                needed, asset = max(abs(after) - abs(signed), Decimal(0)) * price / LEVERAGE, QUOTE
+                if (slot == "long" and after < 0) or (slot == "short" and after > 0):
+                    raise Refused("reduce_only", f"the {slot} position of {market.symbol} is smaller than that")
+            else:
+                needed, asset = (quantity * price, QUOTE) if side == "buy" else (quantity, market.base)
+        if needed > self.free(account, market.kind, asset):
+            raise Refused("margin" if market.kind == "swap" else "insufficient", f"not enough {asset}: {needed} needed")
+
+    def order(self, account: Account, order_id: str | None, client_id: str | None = None) -> Order:
+        """One order by either id. Raises `Refused`."""
+        for order in account.orders.values():
+            if (order_id and order.id == order_id) or (client_id and order.client_id == client_id):
+                return order
+        raise Refused("unknown_order", f"no order {order_id or client_id!r}")
+
+    def cancel(self, order: Order) -> None:
+        """Cancel what is left of an order. Raises `Refused` when nothing is."""
+        if order.state != "open":
+            raise Refused("unknown_order", f"order {order.id} is {order.state}")
+        order.state = "canceled"
+        order.updated_ms = int(time.time() * 1000)
+
+    def _fill_if_reached(self, account: Account, order: Order) -> None:
+        price = self.prices[order.market.base]
+        reached = (
+            order.price is None or order.kind == "market"
+            or (price <= order.price if order.side == "buy" else price >= order.price)
+        )  # fmt: skip
+        if order.state == "open" and reached and self.fills_at_once:
+            self.fill(account, order, order.quantity - order.filled)
+
+    def fill(self, account: Account, order: Order, quantity: Decimal) -> None:
+        """Fill so much of an order at the present price."""
+        price = self.prices[order.market.base]
+        quantity = min(quantity, order.quantity - order.filled)
+        with exactly():
+            cost = quantity * price
+            order.filled += quantity
+            order.cost += cost
+            order.updated_ms = int(time.time() * 1000)
+            order.state = "filled" if order.filled == order.quantity else "open"
+            signed = quantity if order.side == "buy" else -quantity
+            rate = self._fee_rates[order.market.kind]
+            if order.market.kind == "spot":
+                wallet = account.wallet("spot")
+                wallet[order.market.base] += signed
+                wallet[QUOTE] -= cost if order.side == "buy" else -cost
+                order.fee_asset = order.market.base if order.side == "buy" else QUOTE
+                fee = (quantity if order.side == "buy" else cost) * rate
+            else:
+                wallet = account.wallet("swap")
+                self.move_position(account, order.market, order.slot, signed)
+                fee = cost * rate
+            wallet[order.fee_asset] -= fee
+            order.fee += fee
+
+    def move_position(self, account: Account, market: Market, slot: Slot, signed: Decimal) -> None:
+        """Add to, reduce or turn a derivative position at the present price; a profit or loss goes to the wallet."""
+        price = self.prices[market.base]
+        held = account.positions.get((market.symbol, slot)) or Position(Decimal(0), price)
+        with exactly():
+            after = held.quantity + signed
+            if held.quantity == 0 or (held.quantity > 0) == (signed > 0):
+                cost = abs(held.quantity) * held.entry_price + abs(signed) * price
+                entry = cost / abs(after) if after else price
+            else:
+                closed = min(abs(signed), abs(held.quantity))
+                profit = (price - held.entry_price) * closed * (1 if held.quantity > 0 else -1)
+                account.wallet("swap")[QUOTE] += profit
+                entry = held.entry_price if (after > 0) == (held.quantity > 0) else price
+        account.positions.pop((market.symbol, slot), None)
+        if after:
+            account.positions[market.symbol, slot] = Position(after, entry)
+
+    # --- the market ------------------------------------------------------------------------------
+
+    def move_price(self, base: str, price: Decimal) -> None:
+        """Set an asset's price, USDT, and fill the orders that it reaches. Raises `Refused` for an unknown asset."""
+        if base not in self.prices or price <= 0:
+            raise Refused("bad_request", f"no price above 0 of a known asset: {base} {price}")
+        self.prices[base] = price
+        self.fill_open_orders()
+
+    def fill_open_orders(self) -> None:
+        """Fill every open order that the present prices reach."""
+        for account in self.accounts.values():
+            for order in list(account.orders.values()):
+                self._fill_if_reached(account, order)
+
+    def freeze(self, accounts: Iterable[Account], *, stale: bool) -> None:
+        """Show these accounts as they are now from now on, or as they really are again."""
+        for account in accounts:
+            account.frozen = None
+            if stale:
+                account.frozen = copy.deepcopy(account)

@@ -1,0 +1,115 @@
+"""A made-up market for those who have no file: seeded, in the same bars, lively enough to exercise a ledger.
+
+Prices of the two coins move together, each with a share of its own. Funding follows the exchanges' public formula
+
+    funding rate = premium + clamp(interest - premium, -band, +band)         interest = 0.0001 per 8 hours
+
+which is why real rates stand at exactly one basis point most of the time. The premium reverts to the mean of the
+regime its coin is in (calm, greedy, fearful) and differs a little from venue to venue. All arithmetic is in whole
+numbers: prices in 1e-6 USD, rates and premiums in 1e-8.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.units import exactly, floor_to_step
+from ledger_sizer.replay.bars import Bar, Candle, Quote
+from ledger_sizer.replay.random_numbers import Dice
+from ledger_sizer.replay.venues import MARKETS, Market
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+INTERVAL = timedelta(hours=8)
+BARS_DEFAULT = 540
+BARS_MAX = 20_000
+
+_MICRO = 1_000_000
+_INTEREST_E8 = 10_000
+_BAND_E8 = {"binance": 50_000, "bybit": 50_000, "okx": 40_000}
+
+
+@dataclass(frozen=True, slots=True)
+class _Regime:
+    """A mood: the mean of the premium, how far one bar moves it (1e-8), and the chance per 1000 bars to end."""
+
+    premium_e8: int
+    deviation_e8: int
+    ends_permille: int
+
+
+_CALM = _Regime(0, 16_000, 20)
+_GREEDY = _Regime(78_000, 14_000, 35)
+_FEARFUL = _Regime(-62_000, 14_000, 60)
+_NEXT = {_CALM: (_GREEDY, _GREEDY, _FEARFUL), _GREEDY: (_CALM, _CALM, _FEARFUL), _FEARFUL: (_CALM, _GREEDY, _CALM)}
+
+
+class _Coin:
+    """Price and mood of one coin, as all venues see it."""
+
+    def __init__(self, price_usd: int, deviation_e6: int) -> None:
+        self.open_e6 = self.close_e6 = price_usd * _MICRO
+        self.high_e6 = self.low_e6 = self.open_e6
+        self.regime = _CALM
+        self._deviation_e6 = deviation_e6
+
+    def step(self, dice: Dice, common_e6: int) -> None:
+        """One bar on. common_e6: the move that all coins share, in millionths."""
+        if dice.below(1000) < self.regime.ends_permille:
+            choices = _NEXT[self.regime]
+            self.regime = choices[dice.below(len(choices))]
+        move_e6 = min(max(common_e6 + dice.bell(self._deviation_e6), -250_000), 250_000)
+        self.open_e6 = self.close_e6
+        self.close_e6 = max(self.open_e6 * (_MICRO + move_e6) // _MICRO, _MICRO)
+        reach_e6 = abs(dice.bell(self._deviation_e6)), abs(dice.bell(self._deviation_e6))
+        self.high_e6 = max(self.open_e6, self.close_e6) * (_MICRO + reach_e6[0]) // _MICRO
+        self.low_e6 = min(self.open_e6, self.close_e6) * _MICRO // (_MICRO + reach_e6[1])
+
+
+class _Venue:
+    """One coin's premium on one venue."""
+
+    def __init__(self, market: Market) -> None:
+        self._market = market
+        self._premium_e8 = 0
+
+    def quote(self, dice: Dice, coin: _Coin) -> Quote:
+        """The market at this bar."""
+        regime = coin.regime
+        pull_e8 = (regime.premium_e8 - self._premium_e8) // 8
+        self._premium_e8 += pull_e8 + dice.bell(regime.deviation_e8)
+        band_e8 = _BAND_E8[self._market.venue]
+        rate_e8 = self._premium_e8 + min(max(_INTEREST_E8 - self._premium_e8, -band_e8), band_e8)
+        offset_e6 = dice.bell(80)
+        # A premium of the perpetual is what the funding rate answers to: half of it shows in the price.
+        basis_e6 = self._premium_e8 // 200
+        spot = self._candle(coin, offset_e6, self._market.spot.tick_size)
+        perp = self._candle(coin, offset_e6 + basis_e6, self._market.perp.tick_size)
+        return Quote(self._market.venue, self._market.coin, spot, perp, Decimal(f"{rate_e8}E-8"))
+
+    @staticmethod
+    def _candle(coin: _Coin, shift_e6: int, tick_size: Decimal) -> Candle:
+        prices = [
+            floor_to_step(Decimal(f"{price_e6 * (_MICRO + shift_e6) // _MICRO}E-6"), tick_size)
+            for price_e6 in (coin.open_e6, coin.high_e6, coin.low_e6, coin.close_e6)
+        ]
+        return Candle(*prices)
+
+
+def generated_bars(seed: int, count: int) -> Iterator[Bar]:
+    """`count` bars (1 to 20,000) of every market in `venues`, eight hours apart. The same seed gives the same bars."""
+    if not 1 <= count <= BARS_MAX:
+        raise InvalidRequest(f"bars must be 1 to {BARS_MAX} for a generated market, got {count}", field="bars")
+    return _generate(Dice(seed), count)
+
+
+def _generate(dice: Dice, count: int) -> Iterator[Bar]:
+    coins = {"BTC": _Coin(42_000, 6_000), "ETH": _Coin(2_300, 9_000)}
+    venues = [(_Venue(MARKETS[key]), coins[key[1]]) for key in sorted(MARKETS)]
+    for index in range(count):
+        common_e6 = dice.bell(11_000)
+        for name in sorted(coins):
+            coins[name].step(dice, common_e6)
+        with exactly():
+            yield Bar(START + index * INTERVAL, tuple(venue.quote(dice, coin) for venue, coin in venues))

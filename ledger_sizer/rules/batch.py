@@ -1,0 +1,193 @@
+"""Deciding a batch: many callers' commands against one locked state, in arrival order.
+
+Every command gets its own answer: a `Decision`, or a `LedgerError` standing in its place. One that is wrong or
+denied never touches its neighbours; an atomic group happens whole or not at all.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX, PortfolioCommand, PositionCommand
+from ledger_sizer.model.decisions import Decision, DecisionRecord
+from ledger_sizer.model.errors import InternalError, KeyReused, LedgerError, NotFound
+from ledger_sizer.model.tags import NO_TAGS, tags_of
+from ledger_sizer.rules.decide import EXPIRE, decide, expire
+from ledger_sizer.rules.policy import Policy
+from ledger_sizer.rules.state import PortfolioState, Verdict
+from ledger_sizer.rules.trace import trace_text
+from ledger_sizer.telemetry import get_logger
+
+log = get_logger(__name__)
+
+Result = Decision | LedgerError
+AnyCommand = PortfolioCommand | PositionCommand
+States = dict[str, PortfolioState]
+
+
+class Fence(Protocol):
+    """The lease under which a group is sent (see `leases`): it takes effect only while that is the present one."""
+
+    @property
+    def name(self) -> str:
+        """Of the lease."""
+
+    @property
+    def owner(self) -> str:
+        """Who held it when the group was sent."""
+
+    @property
+    def epoch(self) -> int:
+        """How often it had been taken over by then."""
+
+
+class Group(NamedTuple):
+    """Commands that were submitted together. `atomic`: all of them take effect, or none does.
+
+    sweep: a portfolio to free of expired holds even without a command; the answer then lists what was freed.
+    fence: the lease that must be held in the transaction that commits them.
+    request_id: what the caller's log calls the request; the log of the commit repeats it, nothing else does.
+    """
+
+    commands: Sequence[AnyCommand]
+    atomic: bool = False
+    sweep: str | None = None
+    request_id: str | None = None
+    fence: Fence | None = None
+
+
+def decide_batch(
+    states: States, groups: Sequence[Group], now_us: int, policy: Policy, own_hashes: frozenset[str] = frozenset()
+) -> list[list[Result]]:
+    """Free what has expired, then answer every group. Moves `states` forward; the caller saves and commits them.
+
+    own_hashes: hashes of decisions an earlier try of this batch may have committed; finding one is not a replay.
+    """
+    # Time never runs backwards within a portfolio; one whose last decision lies ahead does not hurry the others.
+    freed = {name: expire_due(state, max(now_us, state.last_us)) for name, state in states.items()}
+    results: list[list[Result]] = []
+    for group in groups:
+        if group.sweep is not None:
+            results.append([record.decision() for record in freed.get(group.sweep, ())])
+        elif group.atomic:
+            results.append(_answer_together(states, group.commands, now_us, policy, own_hashes))
+        else:
+            results.append([_answer(states, command, now_us, policy, own_hashes) for command in group.commands])
+    return results
+
+
+def requests_of(groups: Sequence[Group], results: Sequence[Sequence[Result]]) -> dict[str, dict[str, str]]:
+    """What the log adds to a decision, by its hash: the id of the request that asked for it. An expiry has none."""
+    return {
+        result.record.hash: {"request_id": group.request_id}
+        for group, answers in zip(groups, results, strict=True)
+        if group.request_id is not None
+        for result in answers
+        if isinstance(result, Decision)
+    }
+
+
+def expire_due(state: PortfolioState, now_us: int) -> list[DecisionRecord]:
+    """Record the expiry of every loaded hold whose time is over, oldest first."""
+    if not state.may_expire:
+        return []
+    due = [
+        (position.expires_us, number)
+        for number, position in state.positions.items()
+        if position.state == "held" and position.expires_us is not None and position.expires_us <= now_us
+    ]
+    freed = []
+    for _, number in sorted(due):
+        verdict = expire(state, state.positions[number], now_us)
+        key = f"{SYSTEM_KEY_PREFIX}{EXPIRE}:{number}"
+        freed.append(state.apply(EXPIRE, key, '{"command":"expire"}', verdict, now_us))
+    return freed
+
+
+def _answer(
+    states: Mapping[str, PortfolioState],
+    command: AnyCommand,
+    now_us: int,
+    policy: Policy,
+    own_hashes: frozenset[str],
+) -> Result:
+    state = states.get(command.portfolio)
+    if state is None:
+        return NotFound(f"no portfolio {command.portfolio!r}")
+    now_us = max(now_us, state.last_us)
+    request = command.request_text()
+    known = state.records.get(command.key)
+    if known is not None and not _same_request(known.request, request):
+        return KeyReused(
+            f"key {command.key!r} was used before for another request (seq {known.seq}, {known.command}); "
+            "use a new key for a new request"
+        )
+    if known is not None:
+        return known.decision(replayed=known.hash not in own_hashes)
+    try:
+        verdict = decide(state, command, now_us, policy)
+    except LedgerError as error:
+        return error
+    except Exception:
+        # A defect met by one command must not fail the batch; rules are pure, so nothing has moved.
+        log.exception("ledger.command_failed", command=command.verb, key=command.key, portfolio=command.portfolio)
+        return InternalError(f"{command.verb} {command.key!r} met a defect and had no effect; see the log")
+    return state.apply(command.verb, command.key, request, verdict, now_us).decision()
+
+
+def _same_request(known: str, asked: str) -> bool:
+    """Whether a key came again with the request it came with first.
+
+    A named instrument is compared by its name: its rules may have changed between a request and its retry.
+    """
+    return known == asked or ('"listed_as":' in asked and _by_name(known) == _by_name(asked))
+
+
+def _by_name(request: str) -> Any:
+    form = json.loads(request)
+    for leg in ("spot_instrument", "perp_instrument"):
+        rules = form.get(leg)
+        if isinstance(rules, dict) and "listed_as" in rules:
+            form[leg] = rules["listed_as"]
+    return form
+
+
+def _answer_together(
+    states: States, commands: Sequence[AnyCommand], now_us: int, policy: Policy, own_hashes: frozenset[str]
+) -> list[Result]:
+    """All or none. An error answers for all and records nothing; a denial denies all and is recorded for each."""
+    names = {command.portfolio for command in commands if command.portfolio in states}
+    forks = {name: states[name].fork() for name in names}
+    results = [_answer(forks, command, now_us, policy, own_hashes) for command in commands]
+    failed = next((result for result in results if isinstance(result, LedgerError)), None)
+    if failed is not None:
+        return [result if isinstance(result, LedgerError) else failed for result in results]
+    if not any(result.outcome == "denied" for result in results):
+        states.update(forks)
+        return results
+    return [
+        _deny_in_group(states[command.portfolio], command, result, now_us, own_hashes)
+        for command, result in zip(commands, results, strict=True)
+    ]
+
+
+def _deny_in_group(
+    state: PortfolioState, command: AnyCommand, result: Result, now_us: int, own_hashes: frozenset[str]
+) -> Result:
+    """The denial of one command of a failed group: its own reason, or that a neighbour was denied."""
+    known = state.records.get(command.key)
+    if known is not None:
+        return known.decision(replayed=known.hash not in own_hashes)
+    own = isinstance(result, Decision) and result.outcome == "denied"
+    position = state.positions.get(command.number) if isinstance(command, PositionCommand) else None
+    tags = position.tags if position is not None else tags_of(getattr(command, "tags", NO_TAGS))
+    verdict = Verdict(
+        outcome="denied",
+        reason=result.reason if own else "group_denied",
+        binding=result.binding if own and isinstance(result, Decision) else None,
+        position=position,
+        tags=tags,
+        trace=trace_text([state.scope(name) for name in tags.scopes]),
+    )
+    now_us = max(now_us, state.last_us)
+    return state.apply(command.verb, command.key, command.request_text(), verdict, now_us).decision()

@@ -1,0 +1,395 @@
+"""The rules: a pure function from the locked state, a command and the time to a verdict.
+
+No database, no clock, no logging: `now_us` is an argument, so that a backtest decides with the same code. A verb that
+does not fit the position's life raises an error and leaves no record; a refusal to grant is a verdict like any other.
+
+Denials are reported in the order of `domain.DENIAL_REASONS`: every condition is looked at on its own and the first
+one that holds is the reason.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from decimal import Decimal
+
+from ledger_sizer.model.command_base import Command, ttl_us
+from ledger_sizer.model.commands import (
+    Adopt,
+    Confirm,
+    Extend,
+    Freeze,
+    Halt,
+    Reconciled,
+    Release,
+    Remark,
+    Reserve,
+    Resume,
+    SetCap,
+    Thaw,
+)
+from ledger_sizer.model.domain import Position, PositionState, to_us
+from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
+from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
+from ledger_sizer.model.units import E8_MAX, USD_SCALE, exactly, notional_e8, plain, usd, usd_floor_e8
+from ledger_sizer.rules.policy import Policy
+from ledger_sizer.rules.sizing import Match, RawBudget, gross_of_spot_fee, match_quantity, net_of_spot_fee
+from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
+from ledger_sizer.rules.trace import trace_text
+
+EXPIRE = "expire"
+"""The ledger's own command: a hold whose time is over."""
+
+
+def decide(state: PortfolioState, command: Command, now_us: int, policy: Policy) -> Verdict:
+    """Decide one command against the state its predecessor left. Changes nothing.
+
+    Raises `NotFound`, `WrongState` or `InvalidRequest` where the command does not fit the state; such a command
+    leaves no decision and its key stays unused.
+    """
+    return _RULES[type(command)](state, command, now_us, policy)
+
+
+# --- reserve ---------------------------------------------------------------------------------------------------
+
+
+def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Policy) -> Verdict:
+    """Grant min(raw budget, headroom of every scope, available balance), or say why not."""
+    tags = tags_of(command.tags)
+    scopes = [state.scope(name) for name in tags.scopes]
+    raw = policy.sizing.raw(command.signal_score)
+    budget_e8, binding = _budget(scopes, command, raw)
+    matched = _matched(command, budget_e8, policy)
+    reason = _status_reason(scopes, now_us) or _size_reason(scopes, command, budget_e8, matched)
+    quantity = matched.quantity if matched is not None and reason is None else None
+    legs = _planned_legs(command, quantity)
+    verdict = Verdict(
+        outcome="denied" if reason else "granted",
+        reason=reason,
+        tags=tags,
+        fraction=raw.fraction_text,
+        raw_budget=raw.budget_text,
+        binding=_denied_by(scopes, reason, now_us) or binding,
+        trace=trace_text(scopes, policy=policy.text, match=matched, legs=legs),
+    )
+    if reason is None:
+        expires_us = now_us + (policy.hold_ttl_us if command.ttl_seconds is None else ttl_us(command.ttl_seconds))
+        verdict.budget_e8 = verdict.held_delta_e8 = budget_e8
+        verdict.expires_us = expires_us
+        verdict.quantity = None if quantity is None else plain(quantity)
+        if matched is not None and matched.binding:
+            verdict.binding = matched.binding
+        seq = state.last_seq + 1
+        verdict.position = Position(
+            state.name, seq, "held", tags, budget_e8, 0, quantity, None,
+            legs, expires_us, now_us, now_us, seq,
+        )  # fmt: skip
+    return verdict
+
+
+def _budget(scopes: list[ScopeState], command: Reserve, raw: RawBudget) -> tuple[int, str]:
+    """The budget in 1e-8 USD, rounded down, and what bound it. On a tie the one named first here wins."""
+    budget_e8, binding = raw.budget_e8, raw.binding
+    for scope in scopes:
+        headroom_e8 = scope.headroom_e8
+        if headroom_e8 is not None and headroom_e8 < budget_e8:
+            budget_e8, binding = headroom_e8, scope.name
+    if command.available_balance is not None:
+        balance = command.available_balance
+        # Compared before it is scaled: a balance beyond 64 bits is legal and simply does not bind.
+        if balance < usd(budget_e8):
+            budget_e8, binding = usd_floor_e8(max(balance, Decimal(0))), "available_balance"
+    return max(budget_e8, 0), binding
+
+
+def _matched(command: Reserve, budget_e8: int, policy: Policy) -> Match | None:
+    if command.rules is None or command.price is None:
+        return None
+    spend = min(usd(budget_e8), policy.sizing.max_position_size_usd)
+    if command.spot_fee_rate:
+        spend = net_of_spot_fee(spend, command.price, command.rules[0], command.spot_fee_rate)
+    return match_quantity(spend, command.price, command.rules)
+
+
+def _status_reason(scopes: list[ScopeState], now_us: int) -> str | None:
+    statuses = {scope.status for scope in scopes}
+    if "halted" in statuses or "reducing" in statuses:
+        return "halted" if "halted" in statuses else "reducing"
+    return "unreconciled" if any(scope.unreconciled(now_us) for scope in scopes) else None
+
+
+def _status_scope(scopes: list[ScopeState], status: str | None) -> str | None:
+    return next((scope.name for scope in scopes if scope.status == status), None)
+
+
+def _denied_by(scopes: list[ScopeState], reason: str | None, now_us: int) -> str | None:
+    """What a denial's reason points at, where that need not be what bound the budget; None where it is."""
+    if reason == "cap_exceeded":
+        full = [scope for scope in scopes if scope.headroom_e8 is not None and scope.headroom_e8 <= 0]
+        return min(full, key=lambda scope: scope.headroom_e8 or 0).name
+    if reason == "insufficient_balance":
+        return "available_balance"
+    if reason == "unreconciled":
+        return next(scope.name for scope in scopes if scope.unreconciled(now_us))
+    return _status_scope(scopes, reason)
+
+
+def _size_reason(scopes: list[ScopeState], command: Reserve, budget_e8: int, matched: Match | None) -> str | None:
+    reasons = set()
+    if any(scope.headroom_e8 is not None and scope.headroom_e8 <= 0 for scope in scopes):
+        return "cap_exceeded"
+    if matched is not None and matched.reason:
+        reasons.add(matched.reason)
+    if command.min_notional_usd is not None and usd(budget_e8) < command.min_notional_usd:
+        reasons.add("below_min_notional")
+    if budget_e8 <= 0:
+        poor = command.available_balance is not None and command.available_balance * USD_SCALE < 1
+        reasons.add("insufficient_balance" if poor else "below_min_notional")
+    for reason in ("below_min_qty", "below_min_notional", "insufficient_balance"):
+        if reason in reasons:
+            return reason
+    return None
+
+
+def _planned_legs(command: Reserve, quantity: Decimal | None) -> tuple[Leg, ...]:
+    if quantity is None or command.rules is None:
+        return ()
+    spot, perp = command.rules
+    venue = command.tags.get("venue", "")
+    ordered = gross_of_spot_fee(quantity, spot, command.spot_fee_rate) if command.spot_fee_rate else quantity
+    return (
+        Leg(spot.venue or venue, spot.symbol, "spot", "buy", ordered),
+        Leg(perp.venue or venue, perp.symbol, "swap", "sell", quantity),
+    )
+
+
+# --- the life of a position ------------------------------------------------------------------------------------
+
+
+def _position(state: PortfolioState, command: Confirm | Release | Extend) -> Position:
+    found = state.positions.get(command.number)
+    if found is None:
+        raise NotFound(f"no position {command.position_id!r}")
+    return found
+
+
+def _confirm(state: PortfolioState, command: Confirm, now_us: int, _policy: Policy) -> Verdict:
+    """A fill is a fact: it is recorded whatever the caps say, also after the hold expired."""
+    position = _position(state, command)
+    if position.state == "expired":
+        return _late_fill(state, command, position, now_us)
+    position.require("held", "confirm")
+    open_e8 = _fact_e8(state, position, command.quantity, command.price, -position.held_e8)
+    legs = tuple(command.legs) if command.legs is not None else _filled_legs(position.legs, command)
+    after = _moved(position, state, now_us, "open", open_e8, command.quantity, command.price, legs)
+    return _fact(state, after, -position.held_e8, open_e8)
+
+
+def _late_fill(state: PortfolioState, command: Confirm, expired: Position, now_us: int) -> Verdict:
+    """The hold is gone and stays gone; the fill becomes a position of its own that names it as origin."""
+    known = state.late_fills.get(expired.number)
+    if known is not None:
+        raise WrongState(
+            f"cannot confirm {expired.position_id}: its late fill is recorded already, as {state.name}-{known}"
+        )
+    open_e8 = _fact_e8(state, expired, command.quantity, command.price, 0)
+    seq = state.last_seq + 1
+    legs = tuple(command.legs) if command.legs is not None else _filled_legs(expired.legs, command)
+    late = Position(
+        state.name, seq, "open", expired.tags, 0, open_e8, command.quantity, command.price,
+        legs, None, now_us, now_us, seq, expired.number,
+    )  # fmt: skip
+    return _fact(state, late, 0, open_e8, note="late_fill")
+
+
+def _adopt(state: PortfolioState, command: Adopt, now_us: int, _policy: Policy) -> Verdict:
+    seq = state.last_seq + 1
+    found = Position(
+        state.name, seq, "open", tags_of(command.tags), 0, notional_e8(command.quantity, command.price),
+        command.quantity, command.price, tuple(command.legs or ()), None, now_us, now_us, seq,
+    )  # fmt: skip
+    open_e8 = _fact_e8(state, found, command.quantity, command.price, 0)
+    return _fact(state, found, 0, open_e8, note="adopted")
+
+
+def _release(state: PortfolioState, command: Release, now_us: int, _policy: Policy) -> Verdict:
+    position = _position(state, command)
+    if command.held_only:
+        position.require("held", "release the hold of")
+    if position.state == "held":
+        if command.quantity is not None:
+            raise InvalidRequest(
+                f"quantity is for closing part of an open position; {position.position_id} is held: release all of it",
+                field="quantity",
+            )
+        after = _moved(position, state, now_us, "released", 0, position.quantity, None, position.legs)
+        return _fact(state, after, -position.held_e8, 0)
+    position.require("open", "release")
+    assert position.quantity is not None and position.price is not None, "an open position has a fill"
+    closing = position.quantity if command.quantity is None else command.quantity
+    if closing > position.quantity:
+        raise InvalidRequest(
+            f"cannot close {plain(closing)} of {position.position_id}: only {plain(position.quantity)} is open",
+            field="quantity",
+        )
+    with exactly():
+        left = position.quantity - closing
+        legs = position.legs if left == 0 else _scaled_legs(position, position.quantity, left)
+    open_e8 = notional_e8(left, position.price) if left else 0
+    after = _moved(position, state, now_us, "open" if left else "closed", open_e8, left, position.price, legs)
+    verdict = _fact(state, after, 0, open_e8 - position.open_e8)
+    verdict.quantity = plain(closing)
+    return verdict
+
+
+def _extend(state: PortfolioState, command: Extend, now_us: int, policy: Policy) -> Verdict:
+    """A longer hold is a new risk, so a halted scope refuses it; it never shortens."""
+    position = _position(state, command)
+    position.require("held", "extend")
+    scopes = [state.scope(name) for name in position.tags.scopes]
+    if "halted" in {scope.status for scope in scopes}:
+        return Verdict(
+            outcome="denied", reason="halted", position=position, tags=position.tags,
+            binding=_status_scope(scopes, "halted"), trace=trace_text(scopes),
+        )  # fmt: skip
+    lifetime_us = policy.hold_ttl_us if command.ttl_seconds is None else ttl_us(command.ttl_seconds)
+    expires_us = max(position.expires_us or 0, now_us + lifetime_us)
+    after = _moved(
+        position, state, now_us, "held", 0, position.quantity, None, position.legs, expires_us, position.held_e8
+    )
+    return Verdict(
+        outcome="granted", position=after, tags=position.tags, budget_e8=position.held_e8, expires_us=expires_us,
+        quantity=None if position.quantity is None else plain(position.quantity), trace=trace_text(scopes),
+    )  # fmt: skip
+
+
+def expire(state: PortfolioState, position: Position, now_us: int) -> Verdict:
+    """Free a hold whose time is over. Raises AssertionError before that time: a hold is never freed early."""
+    assert position.state == "held" and position.expires_us is not None and position.expires_us <= now_us
+    after = _moved(position, state, now_us, "expired", 0, position.quantity, None, position.legs, position.expires_us)
+    return _fact(state, after, -position.held_e8, 0)
+
+
+def _moved(
+    position: Position,
+    state: PortfolioState,
+    now_us: int,
+    to: PositionState,
+    open_e8: int,
+    quantity: Decimal | None,
+    price: Decimal | None,
+    legs: tuple[Leg, ...],
+    expires_us: int | None = None,
+    held_e8: int = 0,
+) -> Position:
+    return Position(
+        position.portfolio, position.number, to, position.tags, held_e8, open_e8, quantity, price,
+        legs, expires_us, position.opened_us, now_us, state.last_seq + 1, position.origin,
+    )  # fmt: skip
+
+
+def _fact(state: PortfolioState, after: Position, held_delta: int, open_delta: int, note: str | None = None) -> Verdict:
+    scopes = [state.scope(name) for name in after.tags.scopes]
+    return Verdict(
+        outcome="applied",
+        position=after,
+        tags=after.tags,
+        quantity=None if after.quantity is None else plain(after.quantity),
+        held_delta_e8=held_delta,
+        open_delta_e8=open_delta,
+        trace=trace_text(scopes, legs=after.legs, note=note),
+    )
+
+
+def _fact_e8(state: PortfolioState, position: Position, quantity: Decimal, price: Decimal, held_delta: int) -> int:
+    """Notional of a fill; refused only where a counter would leave 64 bits."""
+    added = notional_e8(quantity, price)
+    for name in position.tags.scopes:
+        if state.scope(name).exposure_e8 + held_delta + added > E8_MAX:
+            raise InvalidRequest(
+                f"quantity {plain(quantity)} x price {plain(price)}: exposure of {name} would not fit", field="quantity"
+            )
+    return added
+
+
+def _filled_legs(planned: tuple[Leg, ...], command: Confirm) -> tuple[Leg, ...]:
+    spot_price = command.spot_price if command.spot_price is not None else command.price
+    return tuple(
+        Leg(leg.venue, leg.symbol, leg.kind, leg.side, command.quantity,
+            spot_price if leg.kind == "spot" else command.price)
+        for leg in planned
+    )  # fmt: skip
+
+
+def leg_left(leg: Leg, quantity: Decimal, left: Decimal) -> Decimal:
+    """Base units of a leg where a close leaves `left` of its position's `quantity`: the same share of it.
+
+    Rounded down to 1e-18; a leg of the position's own quantity gets exactly what is left of that.
+    """
+    if leg.quantity == quantity:
+        return left
+    with exactly():
+        return (leg.quantity * (left / quantity)).quantize(Decimal("1e-18"))
+
+
+def _scaled_legs(position: Position, quantity: Decimal, left: Decimal) -> tuple[Leg, ...]:
+    """The legs that a partial close leaves."""
+    scaled = []
+    for leg in position.legs:
+        units = leg_left(leg, quantity, left)
+        if units > 0:
+            scaled.append(Leg(leg.venue, leg.symbol, leg.kind, leg.side, units, leg.price))
+    return tuple(scaled)
+
+
+# --- administration --------------------------------------------------------------------------------------------
+
+
+def _set_cap(state: PortfolioState, command: SetCap, _now_us: int, _policy: Policy) -> Verdict:
+    before = state.scope(command.scope)
+    cap_e8 = None if command.cap is None else usd_floor_e8(command.cap, "cap")
+    return _administered(before, replace(before, cap_e8=cap_e8))
+
+
+def _set_status(state: PortfolioState, command: Halt | Resume, _now_us: int, _policy: Policy) -> Verdict:
+    before = state.scope(command.scope)
+    status = command.mode if isinstance(command, Halt) else "active"
+    return _administered(before, replace(before, status=status))
+
+
+def _set_frozen(state: PortfolioState, command: Freeze | Thaw, _now_us: int, _policy: Policy) -> Verdict:
+    before = state.scope(command.scope)
+    return _administered(before, replace(before, frozen=isinstance(command, Freeze)))
+
+
+def _reconciled(state: PortfolioState, command: Reconciled, _now_us: int, _policy: Policy) -> Verdict:
+    before = state.scope(command.scope)
+    until_us = None if command.fresh_until is None else to_us(command.fresh_until)
+    return _administered(before, replace(before, fresh_until_us=until_us))
+
+
+def _administered(before: ScopeState, after: ScopeState) -> Verdict:
+    return Verdict(
+        outcome="applied", tags=NO_TAGS, binding=after.name, scope_after=after, trace=trace_text([before], after=after)
+    )
+
+
+def _remark(state: PortfolioState, command: Remark, _now_us: int, _policy: Policy) -> Verdict:
+    return Verdict(
+        outcome="applied", tags=NO_TAGS, binding=command.about, trace=trace_text([state.scope(PORTFOLIO_SCOPE)])
+    )
+
+
+_RULES: Mapping[type[Command], Callable[..., Verdict]] = {
+    Reserve: _reserve,
+    Confirm: _confirm,
+    Release: _release,
+    Extend: _extend,
+    SetCap: _set_cap,
+    Halt: _set_status,
+    Resume: _set_status,
+    Adopt: _adopt,
+    Freeze: _set_frozen,
+    Thaw: _set_frozen,
+    Reconciled: _reconciled,
+    Remark: _remark,
+}

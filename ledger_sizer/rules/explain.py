@@ -1,0 +1,221 @@
+"""Why a decision came out as it did, in words and as data, from the decision alone."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from hashlib import sha256
+from typing import Any
+
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.domain import from_us
+from ledger_sizer.model.instruments import InstrumentInfo
+from ledger_sizer.model.units import plain, usd
+from ledger_sizer.rules.sizing import match_quantity, net_of_spot_fee
+from ledger_sizer.rules.trace import reconciliation_of
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a decision came out as it did: `text` for people, `data` for programs (decimals as strings)."""
+
+    decision: Decision
+    text: str
+    data: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+_REASONS = {
+    "halted": "new reservations are halted in {binding}",
+    "reducing": "{binding} is reducing: positions may close, none may open",
+    "unreconciled": "{binding} is not known to agree with the exchange, so nothing new is granted there",
+    "cap_exceeded": "the cap of {binding} leaves nothing",
+    "below_min_qty": "what {binding} leaves buys less than the smallest quantity both legs accept",
+    "below_min_notional": "what {binding} leaves is below the smallest order value",
+    "insufficient_balance": "there is no available balance to spend",
+    "group_denied": "another command of its atomic group was denied",
+}
+
+
+def explain(decision: Decision) -> Explanation:
+    """Explain a decision: what was asked, each step of the formula, each scope's headroom, what decided."""
+    request = json.loads(decision.request)
+    trace = json.loads(decision.trace)
+    scopes = [_scope(row) for row in trace.get("scopes", ())]
+    steps = _formula(decision, request, trace)
+    largest = _largest(request, trace, decision.record.decided_us)
+    version = _settings_version(trace.get("policy"))
+    lines = [_headline(decision)]
+    lines += [step["words"] for step in steps]
+    lines += [_scope_line(scope) for scope in scopes]
+    lines += _match(trace.get("match"))
+    if largest is not None:
+        lines.append(_largest_line(largest))
+    if version is not None:
+        lines.append(f"Settings version: {version}.")
+    if trace.get("note") == "late_fill":
+        lines.append("The hold had expired before the fill: the fill is a fact, so it was recorded as a new position.")
+    lines.append(
+        f"Exposure of {decision.portfolio}: {_money(decision.exposure_before)} before, "
+        f"{_money(decision.exposure_after)} after."
+    )
+    data = {
+        "portfolio": decision.portfolio,
+        "seq": decision.seq,
+        "command": decision.command,
+        "key": decision.key,
+        "outcome": decision.outcome,
+        "reason": decision.reason,
+        "binding": decision.binding,
+        "position_id": decision.position_id,
+        "decided_at": decision.decided_at.isoformat().replace("+00:00", "Z"),
+        "request": request,
+        "fraction": _text(decision.fraction),
+        "raw_budget": _text(decision.raw_budget),
+        "budget": _text(decision.budget),
+        "quantity": _text(decision.quantity),
+        "steps": steps,
+        "scopes": scopes,
+        "largest_grantable": largest,
+        "settings_version": version,
+        "policy": trace.get("policy"),
+        "match": trace.get("match"),
+        "note": trace.get("note"),
+        "exposure_before": plain(decision.exposure_before),
+        "exposure_after": plain(decision.exposure_after),
+        "hash": decision.hash,
+    }
+    return Explanation(decision, "\n".join(lines), data)
+
+
+def reason_in_words(decision: Decision) -> str:
+    """Why a decision was denied, as the end of a sentence; empty for one that was not."""
+    reason = decision.reason or ""
+    return _REASONS.get(reason, reason).format(binding=decision.binding)
+
+
+def _headline(decision: Decision) -> str:
+    where = f"{decision.portfolio} #{decision.seq} {decision.command} {decision.key!r}"
+    if decision.outcome == "denied":
+        return f"{where}: denied, {decision.reason}. In words: {reason_in_words(decision)}."
+    if decision.command == "reserve":
+        size = "" if decision.quantity is None else f", quantity {plain(decision.quantity)}"
+        return f"{where}: granted {_money(decision.budget)}{size}; bound by {decision.binding}."
+    return f"{where}: {decision.outcome}."
+
+
+def _formula(decision: Decision, request: dict[str, Any], trace: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each step of the sizing: its name, its figure, and how that came about in words."""
+    policy = trace.get("policy")
+    if policy is None:
+        return []
+    most = policy["max_position_size_usd"]
+    score = request.get("signal_score")
+    if policy["enabled"] and score is not None:
+        low, high = policy["min_allocation_fraction"], policy["max_allocation_fraction"]
+        line = f"Fraction: {low} + ({high} - {low}) x score {score} = {_text(decision.fraction)}."
+    else:
+        why = "the request has no score" if policy["enabled"] else "dynamic sizing is off"
+        line = f"Flat size: {why}, so the fraction is 1."
+    fraction, raw = _text(decision.fraction), _text(decision.raw_budget)
+    steps = [
+        {"step": "fraction", "value": fraction, "words": line},
+        {"step": "raw_budget", "value": raw, "words": f"Raw budget: {most} USD x {fraction} = {raw} USD."},
+    ]
+    if "available_balance" in request:
+        balance = request["available_balance"]
+        steps.append({"step": "available_balance", "value": balance, "words": f"Available balance: {balance} USD."})
+    return steps
+
+
+def _largest(request: dict[str, Any], trace: dict[str, Any], decided_us: int) -> dict[str, Any] | None:
+    """The largest budget, USD, and quantity that any score could have been granted then; None but for a reservation.
+
+    It is min(per-position maximum, headroom of every scope, available balance), and nothing where a scope is not
+    active or not reconciled. `binding` names the first of these that is the least. The request's own `min_notional_usd`
+    is left out: the figure shows what it would have had to be.
+    """
+    policy = trace.get("policy")
+    if policy is None:
+        return None
+    candidates = [("max_position_size_usd", Decimal(policy["max_position_size_usd"]))]
+    for row in trace["scopes"]:
+        name, cap_e8, held_e8, open_e8, status = row[:5]
+        frozen, fresh_until_us = reconciliation_of(row)
+        if status != "active" or frozen or (fresh_until_us is not None and decided_us >= fresh_until_us):
+            candidates.append((name, Decimal(0)))
+        elif cap_e8 is not None:
+            candidates.append((name, max(usd(cap_e8 - held_e8 - open_e8), Decimal(0))))
+    if "available_balance" in request:
+        candidates.append(("available_balance", max(Decimal(request["available_balance"]), Decimal(0))))
+    binding, budget = min(candidates, key=lambda candidate: candidate[1])
+    quantity = None
+    if budget and {"price", "spot_instrument", "perp_instrument"} <= request.keys():
+        price, spot = Decimal(request["price"]), _instrument(request["spot_instrument"])
+        fee_rate = Decimal(request.get("spot_fee_rate", 0))
+        spend = net_of_spot_fee(budget, price, spot, fee_rate) if fee_rate else budget
+        quantity = match_quantity(spend, price, (spot, _instrument(request["perp_instrument"]))).quantity
+    return {"budget": plain(budget), "quantity": _text(quantity), "binding": binding}
+
+
+def _instrument(form: Mapping[str, str]) -> InstrumentInfo:
+    figures = {name: Decimal(form[name]) for name in form if name not in ("symbol", "listed_as")}
+    return InstrumentInfo(form["symbol"], **figures)  # type: ignore[arg-type]  # every other field is a Decimal
+
+
+def _largest_line(largest: Mapping[str, Any]) -> str:
+    size = "" if largest["quantity"] is None else f", quantity {largest['quantity']}"
+    return f"Largest grantable then: {largest['budget']} USD{size}; bound by {largest['binding']}."
+
+
+def _settings_version(policy: Mapping[str, Any] | None) -> str | None:
+    """A short name of the settings that applied: equal for equal settings, whenever and wherever they were used."""
+    if policy is None:
+        return None
+    text = json.dumps(policy, sort_keys=True, separators=(",", ":"))
+    return sha256(text.encode()).hexdigest()[:12]
+
+
+def _scope(row: list[Any]) -> dict[str, Any]:
+    name, cap_e8, held_e8, open_e8, status = row[:5]
+    frozen, fresh_until_us = reconciliation_of(row)
+    headroom = None if cap_e8 is None else plain(usd(cap_e8 - held_e8 - open_e8))
+    return {
+        "scope": name,
+        "cap": None if cap_e8 is None else plain(usd(cap_e8)),
+        "held": plain(usd(held_e8)),
+        "open": plain(usd(open_e8)),
+        "headroom": headroom,
+        "status": status,
+        "frozen": bool(frozen),
+        "fresh_until": None if fresh_until_us is None else from_us(fresh_until_us).isoformat().replace("+00:00", "Z"),
+    }
+
+
+def _scope_line(scope: dict[str, Any]) -> str:
+    counted = f"held {scope['held']}, open {scope['open']}"
+    status = "" if scope["status"] == "active" else f", {scope['status']}"
+    if scope["frozen"]:
+        status += ", frozen by a drift"
+    if scope["fresh_until"] is not None:
+        status += f", trusted until {scope['fresh_until']}"
+    if scope["cap"] is None:
+        return f"Scope {scope['scope']}: no cap, {counted}{status}."
+    return f"Scope {scope['scope']}: cap {scope['cap']}, {counted}, headroom {scope['headroom']} USD{status}."
+
+
+def _match(match: dict[str, str] | None) -> list[str]:
+    if match is None:
+        return []
+    line = f"Quantity: {match['raw_quantity']} at the common step {match['step']}"
+    return [f"{line}, worth {match['notional_usd']} USD." if "notional_usd" in match else f"{line}: not valid."]
+
+
+def _text(value: Decimal | None) -> str | None:
+    return None if value is None else plain(value)
+
+
+def _money(value: Decimal | None) -> str:
+    return "nothing" if value is None else f"{plain(value)} USD"

@@ -1,0 +1,41 @@
+"""The settings a decision depends on, frozen into one value that its trace quotes."""
+
+import json
+from dataclasses import dataclass
+
+from ledger_sizer.config import AppSettings
+from ledger_sizer.model.units import plain, usd_floor_e8
+from ledger_sizer.rules.sizing import SizingPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Sizing figures, the cap of a new portfolio (1e-8 USD), the default life of a hold (microseconds).
+
+    text: the sizing figures as canonical JSON, quoted in every reservation's trace.
+    """
+
+    sizing: SizingPolicy
+    new_portfolio_cap_e8: int
+    hold_ttl_us: int
+    text: str
+
+    @classmethod
+    def of(cls, settings: AppSettings) -> "Policy":
+        """The policy these settings describe."""
+        sizing = SizingPolicy.of(settings.sizing, settings.trading.max_position_size_usd)
+        text = json.dumps(
+            {
+                "enabled": sizing.enabled,
+                "max_allocation_fraction": plain(sizing.max_fraction),
+                "max_position_size_usd": plain(sizing.max_position_size_usd),
+                "min_allocation_fraction": plain(sizing.min_fraction),
+            },
+            separators=(",", ":"),
+        )
+        return cls(
+            sizing=sizing,
+            new_portfolio_cap_e8=usd_floor_e8(settings.sizing.max_portfolio_exposure, "max_portfolio_exposure"),
+            hold_ttl_us=settings.ledger.hold_ttl_seconds * 1_000_000,
+            text=text,
+        )

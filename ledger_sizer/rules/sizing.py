@@ -1,0 +1,324 @@
+"""Sizing: from a signal score to a budget in USD, from a budget to a quantity both legs accept.
+
+Pure: no database, no clock, no logging. The ledger's rules and a backtest call the same functions.
+
+    fraction = min_allocation_fraction + (max_allocation_fraction - min_allocation_fraction) x signal_score
+    raw budget = max_position_size_usd x fraction
+    budget = min(raw budget, cap - current exposure)
+    quantity = floor(min(max_position_size_usd, available balance, budget) / price) to the legs' common step
+
+All arithmetic is exact Decimal. Quantities round down, but for the spot order that a fee is taken from, which rounds up
+(`gross_of_spot_fee`) within the budget.
+"""
+
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import lru_cache
+from typing import NamedTuple
+
+from ledger_sizer.config import DynamicSizingSettings, TradingSettings
+from ledger_sizer.model.commands import checked_score
+from ledger_sizer.model.instruments import InstrumentInfo
+from ledger_sizer.model.units import (
+    common_step,
+    exact,
+    exactly,
+    floor_to_step,
+    not_negative,
+    plain,
+    positive,
+    usd_floor_e8,
+)
+
+
+def round_to_step(value: Decimal, step: Decimal) -> Decimal:
+    """The largest multiple of `step` that is not above `value` (floor). Raises `InvalidRequest` for a step <= 0."""
+    return floor_to_step(exact(value, "value"), positive(step, "step"))
+
+
+@dataclass(frozen=True, slots=True)
+class SizingPolicy:
+    """The figures a size depends on, taken from the settings once."""
+
+    enabled: bool
+    min_fraction: Decimal
+    max_fraction: Decimal
+    max_position_size_usd: Decimal
+
+    @classmethod
+    def of(cls, settings: DynamicSizingSettings, max_position_size_usd: Decimal) -> "SizingPolicy":
+        """The policy these settings describe."""
+        return cls(
+            settings.enabled,
+            settings.min_allocation_fraction,
+            settings.max_allocation_fraction,
+            positive(max_position_size_usd, "max_position_size_usd"),
+        )
+
+    def fraction(self, signal_score: Decimal | None) -> Decimal:
+        """Fraction of the per-position maximum for a (checked) score; 1 when sizing is flat or there is no score."""
+        if not self.enabled or signal_score is None:
+            return Decimal(1)
+        with exactly():
+            return self.min_fraction + (self.max_fraction - self.min_fraction) * signal_score
+
+    def raw_budget(self, fraction: Decimal) -> Decimal:
+        """USD before any cap: max_position_size_usd x fraction."""
+        with exactly():
+            return self.max_position_size_usd * fraction
+
+    def names_signal(self, signal_score: Decimal | None) -> str:
+        """What to call the raw budget when it is what bound the size."""
+        return "signal_score" if self.enabled and signal_score is not None else "max_position_size_usd"
+
+    def raw(self, signal_score: Decimal | None) -> "RawBudget":
+        """Fraction and raw budget of a (checked) score, in the forms the ledger stores."""
+        return _raw(self, signal_score if self.enabled else None)
+
+
+class RawBudget(NamedTuple):
+    """What a score asks for before any cap: the figures as text, the budget in 1e-8 USD rounded down, its name."""
+
+    fraction_text: str
+    budget_text: str
+    budget_e8: int
+    binding: str
+
+
+@lru_cache(maxsize=4096)
+def _raw(policy: SizingPolicy, signal_score: Decimal | None) -> RawBudget:
+    fraction = policy.fraction(signal_score)
+    budget = policy.raw_budget(fraction)
+    return RawBudget(
+        plain(fraction), plain(budget), usd_floor_e8(budget, "raw_budget"), policy.names_signal(signal_score)
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How a sum in USD becomes a quantity.
+
+    quantity: base units, None when no valid size exists; `reason` and `binding` then say why.
+    raw_quantity: floor(spend / price) to the step, before the legs' bounds. step: base units both legs accept.
+    notional_usd: quantity x price. binding: `max_qty`, or None when the sum itself decided.
+    """
+
+    quantity: Decimal | None
+    raw_quantity: Decimal
+    step: Decimal
+    notional_usd: Decimal | None
+    binding: str | None
+    reason: str | None
+
+
+def match_quantity(spend_usd: Decimal, price: Decimal, instruments: tuple[InstrumentInfo, ...]) -> Match:
+    """The largest quantity, in base units, that `spend_usd` buys at `price` and every instrument accepts.
+
+    The step is the least common multiple of the instruments' steps in base units; the larger step alone is not
+    enough (0.9 is a multiple of 0.3 but not of 0.2). Inputs must have been checked.
+    """
+    step = instruments[0].base_units(instruments[0].qty_step)
+    for instrument in instruments[1:]:
+        step = common_step(step, instrument.base_units(instrument.qty_step))
+    min_qty = max(instrument.base_units(instrument.min_qty) for instrument in instruments)
+    max_qty = min(instrument.base_units(instrument.max_qty) for instrument in instruments)
+    min_notional = max(instrument.min_notional for instrument in instruments)
+    with exactly():
+        # One exact integer division: dividing by the price first could round at a step's edge.
+        raw_quantity = (spend_usd // (price * step)) * step if spend_usd > 0 else Decimal(0)
+        quantity, binding = raw_quantity, None
+        if quantity > max_qty:
+            quantity, binding = floor_to_step(max_qty, step), "max_qty"
+        notional = quantity * price
+    if quantity <= 0 or quantity < min_qty:
+        return Match(None, raw_quantity, step, None, None, "below_min_qty")
+    if notional < min_notional:
+        return Match(None, raw_quantity, step, None, None, "below_min_notional")
+    return Match(quantity, raw_quantity, step, notional, binding, None)
+
+
+def net_of_spot_fee(spend_usd: Decimal, price: Decimal, spot: InstrumentInfo, fee_rate: Decimal) -> Decimal:
+    """What of `spend_usd` is left to match when the spot buy pays `fee_rate` in the base asset.
+
+    The spot order may be the largest multiple of its step that the sum buys and the market takes; of that,
+    (1 - fee_rate) arrives. A quantity sized with the result has a `gross_of_spot_fee` within `spend_usd`.
+    """
+    step = spot.base_units(spot.qty_step)
+    with exactly():
+        ordered = min(spend_usd // (price * step) * step, floor_to_step(spot.base_units(spot.max_qty), step))
+        return ordered * (1 - fee_rate) * price
+
+
+def gross_of_spot_fee(quantity: Decimal, spot: InstrumentInfo, fee_rate: Decimal) -> Decimal:
+    """The spot order that leaves at least `quantity` after its fee in base: quantity / (1 - fee_rate), up to a step."""
+    step = spot.base_units(spot.qty_step)
+    with exactly():
+        steps, rest = divmod(quantity, step * (1 - fee_rate))
+        return (steps + 1 if rest else steps) * step
+
+
+class PositionSizer:
+    """Turns money into a quantity that the exchange accepts. `settings` bounds one position's size."""
+
+    def __init__(self, settings: TradingSettings) -> None:
+        self.max_position_size_usd = settings.max_position_size_usd
+
+    def calculate_quantity(
+        self, price: Decimal, available_balance: Decimal, instrument: InstrumentInfo
+    ) -> Decimal | None:
+        """Quantity for one leg, in base units: min(max_position_size_usd, available_balance) / price, floored.
+
+        price: USD per base unit, above 0. available_balance: USD. None when nothing valid fits.
+        Raises `InvalidRequest` for a float, NaN or a price <= 0.
+        """
+        return self.match(price, available_balance, instrument).quantity
+
+    def calculate_matching_quantity(
+        self,
+        price: Decimal,
+        available_balance: Decimal,
+        spot_instrument: InstrumentInfo,
+        perp_instrument: InstrumentInfo,
+    ) -> Decimal | None:
+        """Quantity both legs accept, in base units; None below the higher minimum. Never rounded up.
+
+        price: USD per base unit, above 0. available_balance: USD. Raises `InvalidRequest` for bad input.
+        """
+        return self.match(price, available_balance, spot_instrument, perp_instrument).quantity
+
+    def match(self, price: Decimal, available_balance: Decimal, *instruments: InstrumentInfo) -> Match:
+        """The same calculation with its intermediate figures."""
+        price = positive(price, "price")
+        spend = min(exact(available_balance, "available_balance"), self.max_position_size_usd)
+        return match_quantity(spend, price, instruments)
+
+    def validate_matching_quantity(
+        self, spot_qty: Decimal, perp_qty: Decimal, tolerance: Decimal = Decimal("0.02")
+    ) -> bool:
+        """True when the legs' quantities (base units) differ by at most `tolerance` of the larger one.
+
+        Two empty legs match. Raises `InvalidRequest` for a float or a negative quantity or tolerance.
+        """
+        spot = not_negative(spot_qty, "spot_qty")
+        perp = not_negative(perp_qty, "perp_qty")
+        with exactly():
+            return abs(spot - perp) <= not_negative(tolerance, "tolerance") * max(spot, perp)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizing:
+    """A size with every figure that led to it, in USD and base units.
+
+    budget: None when the cap leaves nothing. spend: min(available balance, budget, per-position maximum).
+    binding: what decided the size: `signal_score`, `max_position_size_usd`, `portfolio` (its cap), `available_balance`
+    or `max_qty`. reason: the denial reason when there is no quantity.
+    """
+
+    signal_score: Decimal | None
+    fraction: Decimal
+    raw_budget: Decimal
+    headroom: Decimal
+    budget: Decimal | None
+    spend: Decimal | None
+    step: Decimal | None
+    raw_quantity: Decimal | None
+    quantity: Decimal | None
+    notional_usd: Decimal | None
+    binding: str
+    reason: str | None
+
+
+class DynamicSizer:
+    """Maps a signal score to a budget under the portfolio's cap, and lets a `PositionSizer` turn it into a quantity.
+
+    With `settings.enabled` False every score gets the full `max_position_size_usd`; the cap is enforced all the same.
+    """
+
+    def __init__(
+        self, position_sizer: PositionSizer, settings: DynamicSizingSettings, max_position_size_usd: Decimal
+    ) -> None:
+        self._position_sizer = position_sizer
+        self._policy = SizingPolicy.of(settings, max_position_size_usd)
+        self._cap = settings.max_portfolio_exposure
+
+    def compute_signal_budget(self, signal_score: Decimal | None, current_exposure: Decimal) -> Decimal | None:
+        """Budget in USD: min(max_position_size_usd x fraction, cap - current_exposure); None when nothing is left.
+
+        signal_score: 0 to 1, None for a flat size. current_exposure: USD held and open now, 0 or above.
+        Raises `InvalidRequest` for NaN, a float, or a score outside [0, 1]; nothing is clamped.
+        """
+        return self._budget(signal_score, current_exposure)[-1]
+
+    def _budget(
+        self, signal_score: Decimal | None, current_exposure: Decimal
+    ) -> tuple[Decimal, Decimal, Decimal, Decimal | None]:
+        score = None if signal_score is None else checked_score(signal_score)
+        exposure = not_negative(current_exposure, "current_exposure")
+        fraction = self._policy.fraction(score)
+        raw = self._policy.raw_budget(fraction)
+        with exactly():
+            headroom = self._cap - exposure
+        budget = min(raw, headroom)
+        return fraction, raw, headroom, budget if budget > 0 else None
+
+    def calculate_matching_quantity(
+        self,
+        signal_score: Decimal | None,
+        current_exposure: Decimal,
+        price: Decimal,
+        available_balance: Decimal,
+        spot_instrument: InstrumentInfo,
+        perp_instrument: InstrumentInfo,
+    ) -> Decimal | None:
+        """Quantity both legs accept for this score, in base units; None when the cap or the legs leave nothing."""
+        positive(price, "price")
+        balance = exact(available_balance, "available_balance")
+        budget = self.compute_signal_budget(signal_score, current_exposure)
+        if budget is None:
+            return None
+        return self._position_sizer.calculate_matching_quantity(
+            price=price,
+            available_balance=min(balance, budget),
+            spot_instrument=spot_instrument,
+            perp_instrument=perp_instrument,
+        )
+
+    def size(
+        self,
+        signal_score: Decimal | None,
+        current_exposure: Decimal,
+        price: Decimal,
+        available_balance: Decimal,
+        spot_instrument: InstrumentInfo,
+        perp_instrument: InstrumentInfo,
+    ) -> Sizing:
+        """`calculate_matching_quantity` with every intermediate figure and the name of the binding constraint."""
+        positive(price, "price")
+        balance = exact(available_balance, "available_balance")
+        fraction, raw, headroom, budget = self._budget(signal_score, current_exposure)
+        if budget is None:
+            binding, reason = ("portfolio", "cap_exceeded") if headroom <= 0 else ("signal_score", "below_min_notional")
+            return Sizing(signal_score, fraction, raw, headroom, None, None, None, None, None, None, binding, reason)
+        match = self._position_sizer.match(price, min(balance, budget), spot_instrument, perp_instrument)
+        spend = min(balance, budget, self._position_sizer.max_position_size_usd)
+        return Sizing(
+            signal_score=signal_score,
+            fraction=fraction,
+            raw_budget=raw,
+            headroom=headroom,
+            budget=budget,
+            spend=spend,
+            step=match.step,
+            raw_quantity=match.raw_quantity,
+            quantity=match.quantity,
+            notional_usd=match.notional_usd,
+            binding=match.binding or self._binding(signal_score, raw, budget, balance),
+            reason=match.reason,
+        )
+
+    def _binding(self, signal_score: Decimal | None, raw: Decimal, budget: Decimal, balance: Decimal) -> str:
+        if self._position_sizer.max_position_size_usd < min(balance, budget):
+            return "max_position_size_usd"
+        if balance < budget:
+            return "available_balance"
+        return "portfolio" if budget < raw else self._policy.names_signal(signal_score)

@@ -1,0 +1,234 @@
+"""What a batch decides against: the locked portfolios as they are now, and what the batch has changed so far.
+
+Pure memory. The store fills it, `rules` reads it, `apply` moves it forward, the store saves what moved.
+"""
+
+from dataclasses import dataclass, replace
+
+from ledger_sizer.model.decisions import DecisionRecord, chain_hash, fields_text
+from ledger_sizer.model.domain import Outcome, Position, Status
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
+
+
+@dataclass(slots=True)
+class ScopeState:
+    """A scope's cap and counters, in 1e-8 USD. `stored`: (held, open) as the database has them, None if it has not.
+
+    frozen: reconciliation found it to differ from the exchange. fresh_until_us: from then on it is not known to agree
+    with the exchange; None where nobody says.
+    """
+
+    name: str
+    cap_e8: int | None = None
+    held_e8: int = 0
+    open_e8: int = 0
+    status: Status = "active"
+    frozen: bool = False
+    fresh_until_us: int | None = None
+    stored: tuple[int, int] | None = None
+
+    @property
+    def exposure_e8(self) -> int:
+        """held + open."""
+        return self.held_e8 + self.open_e8
+
+    @property
+    def headroom_e8(self) -> int | None:
+        """cap - exposure; below zero when facts went over the cap; None without a cap."""
+        return None if self.cap_e8 is None else self.cap_e8 - self.held_e8 - self.open_e8
+
+    @property
+    def overage_e8(self) -> int:
+        """What stands above the cap."""
+        return 0 if self.cap_e8 is None else max(self.held_e8 + self.open_e8 - self.cap_e8, 0)
+
+    def unreconciled(self, now_us: int) -> bool:
+        """Whether it differs from the exchange, or is not known to agree with it any more."""
+        return self.frozen or (self.fresh_until_us is not None and now_us >= self.fresh_until_us)
+
+
+@dataclass(slots=True, kw_only=True)
+class Verdict:
+    """What `rules` decided about one command: the answer, and how the state moves. Amounts in 1e-8 USD.
+
+    position: the position after the command, None where it has none. tags: of the position concerned.
+    scope_after: the scope an administrator's command changed.
+    """
+
+    outcome: Outcome
+    trace: str
+    reason: str | None = None
+    position: Position | None = None
+    tags: Tags
+    budget_e8: int | None = None
+    quantity: str | None = None
+    fraction: str | None = None
+    raw_budget: str | None = None
+    held_delta_e8: int = 0
+    open_delta_e8: int = 0
+    binding: str | None = None
+    expires_us: int | None = None
+    scope_after: ScopeState | None = None
+
+
+class PortfolioState:
+    """One portfolio: chain head, the scopes and positions the batch needs, and the keys it was asked with.
+
+    loaded_seq, loaded_hash: the head before the batch. scopes_known: names whose row, or absence, is known.
+    next_expiry_us: no hold that is not in `positions` ends before this time. may_expire: whether `positions` may have
+    holds whose time is over; False for a state that was kept because none has.
+    """
+
+    __slots__ = (
+        "administered",
+        "dirty_positions",
+        "dirty_scopes",
+        "id",
+        "last_hash",
+        "last_seq",
+        "last_us",
+        "late_fills",
+        "loaded_hash",
+        "loaded_seq",
+        "may_expire",
+        "name",
+        "next_expiry_us",
+        "positions",
+        "records",
+        "scopes",
+        "scopes_known",
+        "sealed",
+    )
+
+    def __init__(self, id_: int, name: str, last_seq: int, last_hash: str, last_us: int) -> None:
+        self.id = id_
+        self.name = name
+        self.last_seq = last_seq
+        self.last_hash = last_hash
+        self.last_us = last_us
+        self.scopes: dict[str, ScopeState] = {}
+        self.positions: dict[int, Position] = {}
+        self.late_fills: dict[int, int] = {}
+        self.records: dict[str, DecisionRecord] = {}
+        self.sealed: list[tuple[DecisionRecord, str]] = []
+        self.dirty_scopes: set[str] = set()
+        self.dirty_positions: set[int] = set()
+        self.administered: set[str] = set()
+        self.scopes_known: set[str] = set()
+        self.next_expiry_us: int | None = None
+        self.may_expire = True
+        self.loaded_seq = last_seq
+        self.loaded_hash = last_hash
+
+    def scope(self, name: str) -> ScopeState:
+        """The scope of that name; one that nobody used yet counts nothing and has no cap."""
+        found = self.scopes.get(name)
+        return ScopeState(name) if found is None else found
+
+    def add_position(self, position: Position) -> None:
+        """Know a position, and which expired one it fills late."""
+        self.positions[position.number] = position
+        if position.origin is not None:
+            self.late_fills[position.origin] = position.number
+
+    def fork(self) -> "PortfolioState":
+        """An independent copy, for commands that must all succeed or leave no trace."""
+        copy = PortfolioState(self.id, self.name, self.last_seq, self.last_hash, self.last_us)
+        copy.scopes = {name: replace(scope) for name, scope in self.scopes.items()}
+        copy.positions = dict(self.positions)
+        copy.late_fills = dict(self.late_fills)
+        copy.records = dict(self.records)
+        copy.sealed = list(self.sealed)
+        copy.dirty_scopes = set(self.dirty_scopes)
+        copy.dirty_positions = set(self.dirty_positions)
+        copy.administered = set(self.administered)
+        copy.scopes_known = self.scopes_known
+        copy.next_expiry_us = self.next_expiry_us
+        copy.may_expire = self.may_expire
+        copy.loaded_seq, copy.loaded_hash = self.loaded_seq, self.loaded_hash
+        return copy
+
+    def apply(self, verb: str, key: str, request: str, verdict: Verdict, now_us: int) -> DecisionRecord:
+        """Move the state forward by a verdict and seal its decision into the chain. Returns the record."""
+        whole = self.scope(PORTFOLIO_SCOPE)
+        exposure_e8, headroom_e8 = whole.exposure_e8, whole.headroom_e8
+        tags = verdict.tags
+        held, opened = verdict.held_delta_e8, verdict.open_delta_e8
+        if held or opened:
+            self._count(tags.scopes, held, opened, granting=verdict.outcome == "granted")
+        if verdict.scope_after is not None:
+            self._administer(verdict.scope_after)
+        position = verdict.position
+        if position is not None and verdict.outcome != "denied":
+            self.add_position(position)
+            self.dirty_positions.add(position.number)
+        seq = self.last_seq + 1
+        fields = (
+            self.name,
+            seq,
+            verb,
+            key,
+            verdict.outcome,
+            verdict.reason,
+            None if position is None else position.number,
+            tags.text,
+            verdict.budget_e8,
+            verdict.quantity,
+            verdict.fraction,
+            verdict.raw_budget,
+            held,
+            opened,
+            headroom_e8,
+            exposure_e8,
+            verdict.binding,
+            verdict.expires_us,
+            now_us,
+            request,
+            verdict.trace,
+        )
+        text = fields_text(fields)
+        digest = chain_hash(self.last_hash, text)
+        record = DecisionRecord(*fields, digest)
+        self.last_seq, self.last_hash, self.last_us = seq, digest, now_us
+        self.sealed.append((record, text))
+        self.records[key] = record
+        return record
+
+    def _administer(self, after: ScopeState) -> None:
+        """Take over what an administrator's or the reconciliation's command gave a scope; counters are not theirs."""
+        scope = self.scopes.setdefault(after.name, ScopeState(after.name))
+        scope.cap_e8, scope.status = after.cap_e8, after.status
+        scope.frozen, scope.fresh_until_us = after.frozen, after.fresh_until_us
+        self.dirty_scopes.add(after.name)
+        self.administered.add(after.name)
+
+    def settle(self) -> None:
+        """The batch is committed: what moved is what the database has. Keeps what the next batch may need."""
+        for name in self.dirty_scopes:
+            scope = self.scopes[name]
+            scope.stored = (scope.held_e8, scope.open_e8)
+        for number in self.dirty_positions:
+            position = self.positions[number]
+            if position.state not in ("held", "open"):
+                del self.positions[number]
+        self.scopes_known.update(self.scopes)
+        self.late_fills.clear()
+        self.records.clear()
+        self.sealed.clear()
+        self.dirty_scopes.clear()
+        self.dirty_positions.clear()
+        self.administered.clear()
+        self.loaded_seq, self.loaded_hash = self.last_seq, self.last_hash
+        self.may_expire = False
+
+    def _count(self, names: tuple[str, ...], held: int, opened: int, *, granting: bool) -> None:
+        """Move the counters of every scope a position is in. The asserts are the cap invariant's last line."""
+        for name in names:
+            scope = self.scopes.get(name)
+            if scope is None:
+                scope = self.scopes[name] = ScopeState(name)
+            scope.held_e8 += held
+            scope.open_e8 += opened
+            assert scope.held_e8 >= 0 and scope.open_e8 >= 0, f"{self.name}: {name} would count below zero"
+            assert not granting or not scope.overage_e8, f"{self.name}: {name} would be over its cap"
+        self.dirty_scopes.update(names)

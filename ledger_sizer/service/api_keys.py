@@ -1,0 +1,174 @@
+"""API keys of the service: made once, shown once, stored as a hash, revoked for good.
+
+A token is `lsk_<key id>_<secret>` with a secret of 256 random bits. Only SHA-256 of the whole token is stored: there is
+no dictionary to try against that many random bits, so a slow password hash would cost every request and protect
+nothing (docs/decisions/0008).
+"""
+
+import hmac
+import json
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Literal
+
+from sqlalchemy import Engine, case, func, insert, select, update
+from sqlalchemy.exc import DBAPIError
+
+from ledger_sizer.model.command_base import portfolio_name
+from ledger_sizer.model.domain import from_us
+from ledger_sizer.model.errors import InvalidRequest, NotFound, Unavailable
+from ledger_sizer.model.instruments import label_text
+from ledger_sizer.storage.database import database_now_us
+from ledger_sizer.storage.tables import ApiKeyRow
+
+Role = Literal["read", "trade", "admin"]
+ROLES: tuple[Role, ...] = ("read", "trade", "admin")
+"""Each role may do what the ones before it may: read; read and trade; everything."""
+
+KEYS_MAX = 10_000
+_TOKEN = re.compile(r"lsk_([0-9a-f]{12})_[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key as it is listed. portfolios: the only ones it may touch; None means all."""
+
+    key_id: str
+    name: str
+    role: Role
+    portfolios: tuple[str, ...] | None
+    created_at: datetime
+    revoked_at: datetime | None
+
+    def may(self, role: Role) -> bool:
+        """Whether its role covers `role`."""
+        return ROLES.index(self.role) >= ROLES.index(role)
+
+    def may_touch(self, portfolio: str) -> bool:
+        """Whether it may see and change `portfolio`."""
+        return self.portfolios is None or portfolio in self.portfolios
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key just made. `token` is shown now or never."""
+
+    key: ApiKey
+    token: str
+
+    def __repr__(self) -> str:
+        return f"NewKey(key={self.key!r}, token='...')"
+
+
+def create_key(engine: Engine, name: str, role: str, portfolios: Sequence[str] = ()) -> NewKey:
+    """Make a key. Raises `InvalidRequest` for a role or portfolio name that cannot be."""
+    label_text(name, "name")
+    if role not in ROLES:
+        raise InvalidRequest(f"role must be one of {', '.join(ROLES)}, got {role!r}", field="role")
+    bound = tuple(dict.fromkeys(portfolio_name(portfolio) for portfolio in portfolios)) or None
+    key_id = secrets.token_hex(6)
+    token = f"lsk_{key_id}_{secrets.token_hex(32)}"
+    row = insert(ApiKeyRow).values(
+        key_id=key_id,
+        name=name,
+        role=role,
+        portfolios=None if bound is None else json.dumps(bound),
+        token_hash=_hash(token),
+        created_us=database_now_us(),
+    )
+    with engine.begin() as connection:
+        if (connection.execute(select(func.count()).select_from(ApiKeyRow)).scalar() or 0) >= KEYS_MAX:
+            raise InvalidRequest(f"there are {KEYS_MAX} API keys already, the most a service keeps")
+        connection.execute(row)
+    return NewKey(_find(engine, key_id), token)
+
+
+def list_keys(engine: Engine) -> list[ApiKey]:
+    """All keys, oldest first, revoked ones too."""
+    return [key for key, _ in _load(engine)]
+
+
+def revoke_key(engine: Engine, key_id: str) -> ApiKey:
+    """Revoke a key for good; revoking twice is harmless. Running services notice within their cache time."""
+    now_us = database_now_us()
+    # A clock that was set back must not make a revocation fail.
+    moment = case((ApiKeyRow.created_us > now_us, ApiKeyRow.created_us), else_=now_us)
+    living = (ApiKeyRow.key_id == key_id) & ApiKeyRow.revoked_us.is_(None)
+    with engine.begin() as connection:
+        connection.execute(update(ApiKeyRow).where(living).values(revoked_us=moment))
+    return _find(engine, key_id)
+
+
+class KeyRing:
+    """The keys as a running service knows them: all of them, read again when older than `cache_seconds`.
+
+    One query per period whatever is sent, so that a flood of wrong tokens costs the database nothing.
+    """
+
+    def __init__(self, engine: Engine, cache_seconds: float) -> None:
+        self._engine = engine
+        self._cache_seconds = cache_seconds
+        self._keys: dict[str, tuple[ApiKey, str]] = {}
+        self._read_at: float | None = None
+
+    @property
+    def fresh(self) -> bool:
+        """Whether what is known is young enough to be believed."""
+        return self._read_at is not None and time.monotonic() - self._read_at <= self._cache_seconds
+
+    @property
+    def empty(self) -> bool:
+        """Whether no key was ever made. A revoked key counts: revoking the last one must not open the door."""
+        return not self._keys
+
+    def refresh(self) -> None:
+        """Read the keys. Raises `Unavailable` when the database is away."""
+        started = time.monotonic()
+        self._keys = {key.key_id: (key, token_hash) for key, token_hash in _load(self._engine)}
+        self._read_at = started
+
+    def find(self, token: str) -> ApiKey | None:
+        """The living key a token belongs to, or None."""
+        match = _TOKEN.fullmatch(token)
+        key, token_hash = self._keys.get(match[1], _NOBODY) if match else _NOBODY
+        right = hmac.compare_digest(_hash(token), token_hash)
+        return key if right and key is not None and key.revoked_at is None else None
+
+
+_NOBODY: tuple[ApiKey | None, str] = (None, "0" * 64)
+
+
+def _hash(token: str) -> str:
+    return sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _find(engine: Engine, key_id: str) -> ApiKey:
+    found = next((key for key in list_keys(engine) if key.key_id == key_id), None)
+    if found is None:
+        raise NotFound(f"no API key {key_id!r}; see: ledger-sizer keys list")
+    return found
+
+
+def _load(engine: Engine) -> list[tuple[ApiKey, str]]:
+    query = select(ApiKeyRow.__table__).order_by(ApiKeyRow.created_us, ApiKeyRow.key_id).limit(KEYS_MAX)
+    try:
+        with engine.begin() as connection:
+            return [(_key(row), row.token_hash) for row in connection.execute(query)]
+    except DBAPIError as error:
+        raise Unavailable(f"cannot read the API keys: {str(error.orig).strip()}") from None
+
+
+def _key(row: Any) -> ApiKey:
+    return ApiKey(
+        key_id=row.key_id,
+        name=row.name,
+        role=row.role,
+        portfolios=None if row.portfolios is None else tuple(json.loads(row.portfolios)),
+        created_at=from_us(row.created_us),
+        revoked_at=None if row.revoked_us is None else from_us(row.revoked_us),
+    )

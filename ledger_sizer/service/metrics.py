@@ -1,0 +1,211 @@
+"""Prometheus metrics of the service, in a registry of their own: what a trader would be woken for.
+
+Counters and histograms are fed where things happen; exposure is read from the database at each scrape, so that every
+replica shows the same truth.
+"""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from sqlalchemy import Engine, func, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.decisions import DecisionRecord
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE
+from ledger_sizer.model.units import USD_SCALE
+from ledger_sizer.rules.decide import EXPIRE
+from ledger_sizer.storage.database import database_now_us
+from ledger_sizer.storage.tables import DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
+
+SCOPES_MAX = 2000
+"""Most scopes of one scrape, the largest exposures first; `ledger_scopes_left_out` counts the rest."""
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+
+class Metrics:
+    """Everything that is counted. One per process."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        own: dict[str, Any] = {"registry": self.registry}
+        self.decisions = Counter(
+            "ledger_decisions", "Decisions recorded by this process.", ["command", "outcome", "reason"], **own
+        )
+        self.expiries = Counter("ledger_expiries", "Holds that ended because nobody confirmed them in time.", **own)
+        self.batch_size = Histogram("ledger_batch_size", "Decisions in one commit.", buckets=_SIZES, **own)
+        self.commit_seconds = Histogram(
+            "ledger_commit_seconds", "From the beginning of a batch's decisions to its commit.", buckets=_SECONDS, **own
+        )
+        self.job_runs = Counter("ledger_job_runs", "Runs of scheduled jobs.", ["job", "result"], **own)
+        self.leader = Gauge("ledger_jobs_leader", "1 while this replica runs the scheduled jobs.", **own)
+        self.requests = Counter("ledger_http_requests", "HTTP requests answered.", ["method", "route", "status"], **own)
+        self.request_seconds = Histogram(
+            "ledger_http_request_seconds", "From the request's head to the end of its answer.", ["route"],
+            buckets=_SECONDS, **own,
+        )  # fmt: skip
+        # `labels` looks into the environment at every call, which costs more than the counting.
+        self._request_children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+        self._decision_children: dict[tuple[str, str, str | None], Counter] = {}
+        self.event_streams = Gauge("ledger_event_streams", "Event streams open now.", **own)
+
+    def observed(self, records: Sequence[DecisionRecord], seconds: float) -> None:
+        """Count one committed batch; given to `Ledger.observe`."""
+        if records:
+            self.batch_size.observe(len(records))
+        self.commit_seconds.observe(seconds)
+        for record in records:
+            named = (record.command, record.outcome, record.reason)
+            counter = self._decision_children.get(named)
+            if counter is None:
+                counter = self.decisions.labels(record.command, record.outcome, record.reason or "")
+                self._decision_children[named] = counter
+            counter.inc()
+            if record.command == EXPIRE:
+                self.expiries.inc()
+
+    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one HTTP request; `method` and `route` come from short lists, never from the caller."""
+        children = self._request_children.get((method, route, status))
+        if children is None:
+            children = (self.requests.labels(method, route, str(status)), self.request_seconds.labels(route))
+            self._request_children[method, route, status] = children
+        children[0].inc()
+        children[1].observe(seconds)
+
+    def watch(self, ledger: Ledger, engine: Engine) -> None:
+        """Count this ledger's batches, and show its queue and its database's exposure."""
+        ledger.observe = self.observed
+        depth = Gauge("ledger_queue_depth", "Commands accepted and not yet answered.", registry=self.registry)
+        depth.set_function(lambda: ledger.pending)
+        room = Gauge("ledger_queue_size_max", "Commands the queue holds; then 503.", registry=self.registry)
+        room.set(ledger.settings.ledger.queue_size_max)
+        self.registry.register(ExposureCollector(engine))
+
+    def text(self) -> bytes:
+        """The exposition of a scrape. Reads the database, so not for an event loop's own thread."""
+        return generate_latest(self.registry)
+
+
+class ExposureCollector(Collector):
+    """Exposure by portfolio and scope, and the age of the oldest hold, from the database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def describe(self) -> Iterable[GaugeMetricFamily]:
+        """Nothing beforehand: registering must not need the database."""
+        return []
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """One scrape. With the database away it says so and shows no exposure, rather than an old one."""
+        up = GaugeMetricFamily("ledger_database_up", "Whether this scrape could read the database.")
+        try:
+            families = list(self._read())
+        except SQLAlchemyError:
+            up.add_metric([], 0)
+            yield up
+            return
+        up.add_metric([], 1)
+        yield up
+        yield from families
+
+    def _read(self) -> Iterator[GaugeMetricFamily]:
+        scopes = (
+            select(
+                PortfolioRow.name, ScopeRow.scope, ScopeRow.cap_e8, ScopeRow.held_e8, ScopeRow.open_e8,
+                ScopeRow.status, ScopeRow.frozen, ScopeRow.fresh_until_us,
+            )
+            .join_from(PortfolioRow, ScopeRow, ScopeRow.portfolio_id == PortfolioRow.id)
+            .order_by(
+                (ScopeRow.scope != PORTFOLIO_SCOPE), (ScopeRow.held_e8 + ScopeRow.open_e8).desc(),
+                PortfolioRow.name, ScopeRow.scope,
+            )
+            .limit(SCOPES_MAX)
+        )  # fmt: skip
+        oldest = (
+            select(PortfolioRow.name, func.min(PositionRow.opened_us))
+            .join_from(PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id)
+            .where(PositionRow.state == "held")
+            .group_by(PortfolioRow.name)
+        )
+        with self._engine.begin() as connection:
+            rows = connection.execute(scopes).all()
+            total = connection.execute(select(func.count()).select_from(ScopeRow)).scalar() or 0
+            holds = connection.execute(oldest).all()
+            now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
+        gauges = {
+            name: GaugeMetricFamily(f"ledger_{name}_usd", text, labels=["portfolio", "scope"])
+            for name, text in _FIGURES.items()
+        }
+        status = GaugeMetricFamily(
+            "ledger_scope_stopped", "1 where new reservations are halted or reducing.", labels=["portfolio", "scope"]
+        )
+        unreconciled = GaugeMetricFamily(
+            "ledger_scope_unreconciled", "1 where a drift, or no good run lately, stops reservations.",
+            labels=["portfolio", "scope"],
+        )  # fmt: skip
+        for portfolio, scope, cap_e8, held_e8, open_e8, state, frozen, fresh_until_us in rows:
+            exposure_e8 = held_e8 + open_e8
+            figures = {"held": held_e8, "open": open_e8, "exposure": exposure_e8}
+            if cap_e8 is not None:
+                figures |= {"cap": cap_e8, "headroom": max(cap_e8 - exposure_e8, 0)}
+                figures["overage"] = max(exposure_e8 - cap_e8, 0)
+            for name, e8 in figures.items():
+                gauges[name].add_metric([portfolio, scope], e8 / USD_SCALE)
+            status.add_metric([portfolio, scope], state != "active")
+            old = fresh_until_us is not None and now_us >= fresh_until_us
+            unreconciled.add_metric([portfolio, scope], bool(frozen) or old)
+        yield from gauges.values()
+        yield status
+        yield unreconciled
+        left_out = GaugeMetricFamily("ledger_scopes_left_out", "Scopes beyond the most that a scrape shows.")
+        left_out.add_metric([], max(total - SCOPES_MAX, 0))
+        yield left_out
+        ages = GaugeMetricFamily(
+            "ledger_oldest_hold_age_seconds", "Age of the oldest hold of a portfolio.", labels=["portfolio"]
+        )
+        for portfolio, opened_us in holds:
+            ages.add_metric([portfolio], max(now_us - opened_us, 0) / 1_000_000)
+        yield ages
+        yield from self._reconciliation(now_us)
+
+    def _reconciliation(self, now_us: int) -> Iterator[GaugeMetricFamily]:
+        standing = (DriftRow.portfolio, DriftRow.kind, DriftRow.state)
+        many = select(*standing, func.count()).where(DriftRow.state != "resolved").group_by(*standing)
+        good = (
+            select(ReconciliationRow.portfolio, func.max(ReconciliationRow.started_us))
+            .where(ReconciliationRow.outcome == "good")
+            .group_by(ReconciliationRow.portfolio)
+        )
+        with self._engine.begin() as connection:
+            drifts = connection.execute(many).all()
+            runs = connection.execute(good).all()
+        count = GaugeMetricFamily(
+            "ledger_drifts", "Drifts that are not resolved.", labels=["portfolio", "kind", "state"]
+        )
+        for portfolio, kind, state, number in drifts:
+            count.add_metric([portfolio, kind, state], number)
+        yield count
+        age = GaugeMetricFamily(
+            "ledger_reconciliation_age_seconds", "Since the last good run began.", labels=["portfolio"]
+        )
+        for portfolio, started_us in runs:
+            age.add_metric([portfolio], max(now_us - started_us, 0) / 1_000_000)
+        yield age
+
+
+_FIGURES = {
+    "cap": "The most exposure the scope may have.",
+    "held": "USD in live reservations.",
+    "open": "USD in open positions.",
+    "exposure": "held + open.",
+    "headroom": "What the cap leaves.",
+    "overage": "What stands above the cap.",
+}

@@ -1,0 +1,142 @@
+"""The statements of the PostgreSQL store, made from the models' columns.
+
+Rows travel as one text parameter a table: fields joined as in the audit chain, rows joined by 0x1E. The server splits
+and casts them, which costs the client far less than binding each field.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+from sqlalchemy import FromClause
+from sqlalchemy.types import Text
+
+from ledger_sizer.storage.tables import DecisionRow, PositionRow
+from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, SCOPE_COLUMNS
+
+ROW_SEPARATOR = "\x1e"
+
+
+def _rows(columns: Sequence[tuple[str, str]], parameter: str) -> str:
+    """A FROM item that turns one text parameter into typed rows."""
+    casts = ", ".join(f"f[{place}]{cast} AS {name}" for place, (name, cast) in enumerate(columns, 1))
+    # OFFSET 0 keeps the planner from splitting each line anew for every field.
+    return (
+        f"(SELECT {casts} FROM (SELECT string_to_array(line, E'\\x1f', E'\\x1d') AS f "
+        f"FROM string_to_table(%({parameter})s, E'\\x1e') AS line OFFSET 0) AS split)"
+    )
+
+
+def _typed(table: FromClause, columns: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name, "" if isinstance(table.columns[name].type, Text) else "::bigint") for name in columns]
+
+
+def _array(alias: str, columns: Sequence[str]) -> str:
+    return f"json_agg(json_build_array({', '.join(f'{alias}.{column}' for column in columns)}))"
+
+
+SESSION = """
+SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
+SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
+SET jit = off; SET plan_cache_mode = force_generic_plan;
+"""
+"""Every lookup is by key, and a plan made while the tables were small must not be kept when they are not."""
+
+IDS = "SELECT name, id FROM portfolios WHERE name = ANY(%s)"
+
+CREATE = """
+WITH made AS (
+    INSERT INTO portfolios (name, last_seq, last_hash, last_us, created_us)
+    SELECT n, 0, %(hash)s, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+    FROM unnest(%(names)s::text[]) AS n ON CONFLICT (name) DO NOTHING RETURNING id
+)
+INSERT INTO scopes (portfolio_id, scope, cap_e8, held_e8, open_e8, overage_e8, status, frozen)
+SELECT id, %(scope)s, %(cap)s, 0, 0, 0, 'active', 0 FROM made
+"""
+
+HELD = (
+    "SELECT 1 FROM leases WHERE name = %s AND owner = %s AND epoch = %s "
+    "AND until_us > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FOR UPDATE"
+)
+
+LOCK = "SELECT id, name, last_seq, last_hash, last_us FROM portfolios WHERE id = ANY(%s) ORDER BY id FOR UPDATE"
+
+LOAD_SCOPES = (
+    f"SELECT {_array('s', SCOPE_COLUMNS)} FROM json_to_recordset(%(scopes)s) AS n(p bigint, k text) "
+    "JOIN scopes s ON s.portfolio_id = n.p AND s.scope = n.k"
+)
+
+LOAD = f"""
+WITH due AS MATERIALIZED (
+    SELECT id, GREATEST(last_us, now_us) AS until_us, now_us FROM portfolios, (
+        SELECT COALESCE(%(now)s::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) AS now_us OFFSET 0
+    ) AS clock WHERE id = ANY(%(ids)s::bigint[])
+), found AS MATERIALIZED (
+    SELECT q.* FROM json_to_recordset(%(numbers)s) AS n(p bigint, k bigint)
+        JOIN positions q ON q.portfolio_id = n.p AND q.number = n.k
+    UNION ALL SELECT q.* FROM json_to_recordset(%(late)s) AS n(p bigint, k bigint)
+        JOIN positions q ON q.portfolio_id = n.p AND q.origin = n.k AND q.origin IS NOT NULL
+    UNION ALL SELECT q.* FROM due
+        JOIN positions q ON q.portfolio_id = due.id AND q.expires_us <= due.until_us AND q.state = 'held'
+)
+SELECT (SELECT max(now_us) FROM due),
+    (SELECT {_array("found", POSITION_COLUMNS)} FROM found),
+    (SELECT {_array("d", DECISION_COLUMNS)} FROM json_to_recordset(%(keys)s) AS n(p bigint, k text)
+        JOIN decisions d ON d.portfolio_id = n.p AND d.key = n.k),
+    ({LOAD_SCOPES}),
+    (SELECT json_agg(json_build_array(due.id, (
+        SELECT min(q.expires_us) FROM positions q
+        WHERE q.portfolio_id = due.id AND q.state = 'held' AND q.expires_us > due.until_us
+    ))) FROM due)
+"""
+
+_HEADS = [("id", "::bigint"), ("last_seq", "::bigint"), ("last_hash", ""), ("last_us", "::bigint"), ("before", "")]
+_COUNTS = [
+    ("portfolio_id", "::bigint"), ("scope", ""), ("held", "::bigint"), ("opened", "::bigint"),
+    ("overage", "::bigint"), ("cap", "::bigint"), ("status", ""), ("frozen", "::bigint"),
+    ("fresh_until_us", "::bigint"), ("administered", ""),
+]  # fmt: skip
+_POSITIONS = _typed(PositionRow.__table__, POSITION_COLUMNS)
+_SET_POSITION = ", ".join(f"{name} = r.{name}" for name in POSITION_COLUMNS if name not in ("portfolio_id", "number"))
+
+_PARTS = {
+    "decisions": f"""decided AS (
+    INSERT INTO decisions ({", ".join(DECISION_COLUMNS)})
+    SELECT * FROM {_rows(_typed(DecisionRow.__table__, DECISION_COLUMNS), "decisions")} AS r
+)""",
+    "made": f"""made AS (
+    INSERT INTO positions ({", ".join(POSITION_COLUMNS)}) SELECT * FROM {_rows(_POSITIONS, "made")} AS r
+)""",
+    "moved": f"""moved AS (
+    UPDATE positions q SET {_SET_POSITION} FROM {_rows(_POSITIONS, "moved")} AS r
+    WHERE q.portfolio_id = r.portfolio_id AND q.number = r.number
+)""",
+    "named": f"""named AS (
+    INSERT INTO scopes (portfolio_id, scope, held_e8, open_e8, overage_e8, cap_e8, status, frozen, fresh_until_us)
+    SELECT portfolio_id, scope, held, opened, overage, cap, status, frozen, fresh_until_us
+    FROM {_rows(_COUNTS, "named")} AS r
+)""",
+    "counted": f"""counted AS (
+    UPDATE scopes s SET held_e8 = s.held_e8 + r.held, open_e8 = s.open_e8 + r.opened, overage_e8 = r.overage,
+        cap_e8 = CASE WHEN r.administered = '1' THEN r.cap ELSE s.cap_e8 END,
+        status = CASE WHEN r.administered = '1' THEN r.status ELSE s.status END,
+        frozen = CASE WHEN r.administered = '1' THEN r.frozen ELSE s.frozen END,
+        fresh_until_us = CASE WHEN r.administered = '1' THEN r.fresh_until_us ELSE s.fresh_until_us END
+    FROM {_rows(_COUNTS, "counted")} AS r WHERE s.portfolio_id = r.portfolio_id AND s.scope = r.scope
+)""",
+}
+PARTS = frozenset(_PARTS)
+
+
+@lru_cache
+def write_statement(parts: frozenset[str]) -> str:
+    """One statement for everything a batch changes, with only the parts it needs (an unused part costs its set-up).
+
+    It is guarded: when a head is not the one the batch was decided against, the division by zero undoes it all.
+    """
+    return f"""
+WITH head AS (
+    UPDATE portfolios p SET last_seq = r.last_seq, last_hash = r.last_hash, last_us = r.last_us
+    FROM {_rows(_HEADS, "heads")} AS r WHERE p.id = r.id AND p.last_hash = r.before RETURNING p.id
+), {", ".join(text for name, text in _PARTS.items() if name in parts)}
+SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, 1 / (count(*) = %(count)s)::int FROM head
+"""

@@ -1,0 +1,104 @@
+"""A position as its decisions tell it: the fold that `verify` compares with the stored row, column by column, as text.
+
+Written apart from `rules` on purpose: rules say what a command does to a position, this says what the recorded
+decisions add up to, and the two must agree.
+"""
+
+from decimal import Decimal
+from typing import NamedTuple
+
+from pydantic_core import from_json
+
+from ledger_sizer.model.decisions import Fields
+from ledger_sizer.model.units import exactly, plain
+
+
+class Told(NamedTuple):
+    """A position's row in the order of `tables.PositionRow`, without its portfolio."""
+
+    number: int
+    state: str
+    tags: str
+    held_e8: int
+    open_e8: int
+    quantity: str | None
+    price: str | None
+    legs: str
+    expires_us: int | None
+    opened_us: int
+    updated_us: int
+    updated_seq: int
+    origin: int | None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing can follow."""
+        return self.state not in ("held", "open")
+
+
+def fold(position: Told | None, record: Fields) -> Told | None:
+    """The position after a decision that was not denied, given it before (None for the decision that made it)."""
+    (
+        _, seq, command, _, _, _, number, tags, _, quantity, _, _, held_e8, open_e8, _, _, _, expires_us, decided_us,
+        request, trace, _,
+    ) = record  # fmt: skip
+    price = origin = None
+    opened_us = decided_us
+    if position is not None:
+        held_e8 += position.held_e8
+        open_e8 += position.open_e8
+        price, origin, opened_us = position.price, position.origin, position.opened_us
+    if command in ("confirm", "adopt"):
+        asked = from_json(request)
+        price = plain(Decimal(asked["price"]))
+        if position is None and command == "confirm":
+            origin = int(asked["position_id"].rpartition("-")[2])
+    return Told(
+        number,
+        "held" if held_e8 else "open" if open_e8 else _ended(command, position),
+        tags,
+        held_e8,
+        open_e8,
+        _quantity(position, quantity),
+        price,
+        position.legs if position is not None and command == "extend" else legs_in(trace),
+        _expires_us(position, command, expires_us),
+        opened_us,
+        decided_us,
+        seq,
+        origin,
+    )
+
+
+def _ended(command: str, position: Told | None) -> str:
+    if command == "expire":
+        return "expired"
+    return "closed" if position is not None and position.open_e8 else "released"
+
+
+def _quantity(position: Told | None, decided: str | None) -> str | None:
+    if position is None or position.state != "open" or position.quantity is None or decided is None:
+        return decided
+    if position.quantity == decided:
+        return "0"
+    with exactly():
+        return plain(Decimal(position.quantity) - Decimal(decided))
+
+
+def _expires_us(position: Told | None, command: str, decided_us: int | None) -> int | None:
+    if command in ("reserve", "extend"):
+        return decided_us
+    return position.expires_us if position is not None and command == "expire" else None
+
+
+def legs_in(trace: str) -> str:
+    """The canonical legs in a trace's canonical text, cut out without parsing the rest of it.
+
+    A quote inside a JSON string stands behind a backslash, so what is looked for cannot be part of a name.
+    """
+    start = trace.find(',"legs":')
+    if start < 0:
+        return "[]"
+    start += len(',"legs":')
+    end = trace.find(',"note":', start)
+    return trace[start : end if end >= 0 else len(trace) - 1]

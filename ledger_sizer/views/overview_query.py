@@ -1,0 +1,197 @@
+"""Reads an `Overview`: all of it in one transaction, and each part in a time that the ledger's age does not change."""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Connection, Engine, case, func, select, text, tuple_
+
+from ledger_sizer.model.command_base import portfolio_name
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.domain import Page, Position, ScopeExposure, from_us, to_us
+from ledger_sizer.model.errors import InvalidRequest, NotFound
+from ledger_sizer.model.overview import (
+    HOURS_MAX,
+    ROWS_MAX,
+    Detail,
+    DriftLine,
+    Look,
+    Overview,
+    PortfolioLine,
+    Reconciliation,
+)
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE
+from ledger_sizer.storage.database import database_now_us, reading
+from ledger_sizer.storage.tables import (
+    DecisionRow,
+    DriftRow,
+    PortfolioRow,
+    PositionRow,
+    ReconciliationRow,
+    ScopeRow,
+)
+from ledger_sizer.storage.write_store import position_of, record_of, scope_of
+from ledger_sizer.views.exposure_series import Peaks, exposure_line
+from ledger_sizer.views.queries import scope_exposure
+
+_SCOPES_MAX = 60
+_DRIFTS_MAX = 20
+_POSITIONS = PositionRow.__table__
+_DECISIONS = DecisionRow.__table__
+
+# Written out, not bound: a database uses a partial index only where the statement's text repeats its condition.
+_HELD = text("positions.state = 'held'")
+_OPEN = text("positions.state = 'open'")
+
+
+def survey(engine: Engine, look: Look, now_us: int | None, peaks: Peaks) -> Overview:
+    """Look at the ledger. now_us: the injected clock's time, None for the database's. peaks: kept from look to look.
+
+    Raises `InvalidRequest` for a look that asks too much, `NotFound` for a portfolio that is not there.
+    """
+    _check(look)
+    with reading(engine) as connection:
+        now = from_us(now_us if now_us is not None else connection.execute(select(database_now_us())).scalar_one())
+        portfolios = _portfolios(connection, look)
+        chosen = look.portfolio or next((line.name for line in portfolios), None)
+        if chosen is None:
+            return Overview(now)
+        found = connection.execute(
+            select(PortfolioRow).where(PortfolioRow.name == portfolio_name(chosen))
+        ).one_or_none()
+        if found is None or not _visible(look, chosen):
+            raise NotFound(f"no portfolio {chosen!r}; one comes into being with its first reservation or cap")
+        return Overview(now, portfolios, _detail(connection, found, look, to_us(now), peaks))
+
+
+def _check(look: Look) -> None:
+    checks: tuple[tuple[str, object, int], ...] = (("rows", look.rows, ROWS_MAX), ("hours", look.hours, HOURS_MAX))
+    for name, value, most in checks:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+            raise InvalidRequest(f"{name} must be 1 to {most}, got {value!r}", field=name)
+
+
+def _visible(look: Look, portfolio: str) -> bool:
+    return look.only is None or portfolio in look.only
+
+
+def _portfolios(connection: Connection, look: Look) -> Page[PortfolioLine]:
+    """All portfolios by name, the row of each one's whole."""
+    query = (
+        select(PortfolioRow.name, *ScopeRow.__table__.columns)
+        .join_from(PortfolioRow, ScopeRow)
+        .where(ScopeRow.scope == PORTFOLIO_SCOPE)
+        .order_by(PortfolioRow.name)
+        .limit(look.rows + 1)
+    )
+    if look.only is not None:
+        query = query.where(PortfolioRow.name.in_(look.only))
+    if look.portfolios_cursor is not None:
+        query = query.where(PortfolioRow.name > portfolio_name(look.portfolios_cursor))
+    rows = connection.execute(query).all()
+    lines = tuple(PortfolioLine(row[0], _scope(row[1:])) for row in rows[: look.rows])
+    return Page(lines, lines[-1].name if len(rows) > look.rows else None)
+
+
+def _detail(connection: Connection, found: Any, look: Look, now_us: int, peaks: Peaks) -> Detail:
+    scopes, left_out = _scopes(connection, found.id)
+    count = select(func.count()).select_from(_POSITIONS).where(PositionRow.portfolio_id == found.id)
+    return Detail(
+        name=found.name,
+        seq=found.last_seq,
+        scopes=scopes,
+        scopes_left_out=left_out,
+        held=_held(connection, found, look),
+        held_count=connection.execute(count.where(_HELD)).scalar_one(),
+        open=_open(connection, found, look),
+        open_count=connection.execute(count.where(_OPEN)).scalar_one(),
+        decisions=_decisions(connection, found, look),
+        line=exposure_line(connection, found, now_us - look.hours * 3_600_000_000, peaks),
+        reconciliation=_reconciliation(connection, found.name),
+    )
+
+
+def _scopes(connection: Connection, portfolio_id: int) -> tuple[tuple[ScopeExposure, ...], int]:
+    rank = case((ScopeRow.scope == PORTFOLIO_SCOPE, 0), (ScopeRow.cap_e8.is_not(None), 1), else_=2)
+    query = (
+        select(*ScopeRow.__table__.columns)
+        .where(ScopeRow.portfolio_id == portfolio_id)
+        .order_by(rank, (ScopeRow.held_e8 + ScopeRow.open_e8).desc(), ScopeRow.scope)
+        .limit(_SCOPES_MAX)
+    )
+    rows = connection.execute(query).all()
+    count = select(func.count()).select_from(ScopeRow).where(ScopeRow.portfolio_id == portfolio_id)
+    total = connection.execute(count).scalar_one() if len(rows) == _SCOPES_MAX else len(rows)
+    return tuple(_scope(row) for row in rows), total - len(rows)
+
+
+def _scope(row: Sequence[Any]) -> ScopeExposure:
+    return scope_exposure(scope_of(row))
+
+
+def _held(connection: Connection, found: Any, look: Look) -> Page[Position]:
+    query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, _HELD)
+    if look.held_cursor is not None:
+        query = query.where(tuple_(PositionRow.expires_us, PositionRow.number) > _numbers(look.held_cursor, 2, "held"))
+    query = query.order_by(PositionRow.expires_us, PositionRow.number)
+    rows = connection.execute(query.limit(look.rows + 1)).all()
+    items = tuple(position_of(found.name, row) for row in rows[: look.rows])
+    return Page(items, f"{items[-1].expires_us}:{items[-1].number}" if len(rows) > look.rows else None)
+
+
+def _open(connection: Connection, found: Any, look: Look) -> Page[Position]:
+    query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, _OPEN)
+    if look.open_cursor is not None:
+        query = query.where(PositionRow.number < _numbers(look.open_cursor, 1, "open")[0])
+    rows = connection.execute(query.order_by(PositionRow.number.desc()).limit(look.rows + 1)).all()
+    items = tuple(position_of(found.name, row) for row in rows[: look.rows])
+    return Page(items, str(items[-1].number) if len(rows) > look.rows else None)
+
+
+def _decisions(connection: Connection, found: Any, look: Look) -> Page[Decision]:
+    query = select(*_DECISIONS.columns).where(DecisionRow.portfolio_id == found.id)
+    if look.decisions_cursor is not None:
+        query = query.where(DecisionRow.seq < _numbers(look.decisions_cursor, 1, "decisions")[0])
+    rows = connection.execute(query.order_by(DecisionRow.seq.desc()).limit(look.rows + 1)).all()
+    items = tuple(record_of(found.name, row).decision() for row in rows[: look.rows])
+    return Page(items, str(items[-1].seq) if len(rows) > look.rows else None)
+
+
+def _reconciliation(connection: Connection, portfolio: str) -> Reconciliation:
+    """The last run, and the drifts that are not resolved, the confirmed ones first."""
+    runs = select(ReconciliationRow.finished_us, ReconciliationRow.outcome)
+    newest = runs.where(ReconciliationRow.portfolio == portfolio).order_by(ReconciliationRow.id.desc()).limit(1)
+    run = connection.execute(newest).one_or_none()
+    standing = (DriftRow.portfolio == portfolio, DriftRow.state != "resolved")
+    rank = case((DriftRow.state == "confirmed", 0), (DriftRow.state == "open", 1), else_=2)
+    query = select(DriftRow.__table__).where(*standing).order_by(rank, DriftRow.id.desc()).limit(_DRIFTS_MAX)
+    drifts = tuple(_drift(row) for row in connection.execute(query))
+    count = len(drifts)
+    if count == _DRIFTS_MAX:
+        count = connection.execute(select(func.count()).select_from(DriftRow).where(*standing)).scalar_one()
+    return Reconciliation(None if run is None else from_us(run[0]), None if run is None else run[1], drifts, count)
+
+
+def _drift(row: Any) -> DriftLine:
+    account = f"{row.venue}/{row.account}" if row.account else row.venue
+    return DriftLine(
+        id=row.id,
+        kind=row.kind,
+        state=row.state,
+        where=" ".join(part for part in (account, row.subject, row.side) if part),
+        ledger_quantity=None if row.ledger_quantity is None else Decimal(row.ledger_quantity),
+        venue_quantity=None if row.venue_quantity is None else Decimal(row.venue_quantity),
+        excess=Decimal(row.excess or 0),
+        detail=row.detail,
+        opened_at=from_us(row.opened_us),
+        frozen_scope=row.frozen_scope,
+        requested=row.requested,
+    )
+
+
+def _numbers(cursor: str, parts: int, name: str) -> tuple[int, ...]:
+    fields = cursor.split(":")
+    if len(fields) != parts or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in fields):
+        field = f"{name}_cursor"
+        raise InvalidRequest(f"{field} must come from the overview before, got {cursor!r:.60}", field=field)
+    return tuple(int(part) for part in fields)

@@ -1,0 +1,329 @@
+"""Reading: exposure, positions, history. Reads have their own connections and never wait for the writer."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Unpack
+
+from sqlalchemy import Connection, Engine, Select, and_, literal, select, tuple_
+
+from ledger_sizer.history.archive_files import ArchiveFiles, manifests
+from ledger_sizer.history.as_of import AsOf, scopes_as_of
+from ledger_sizer.history.history import Filters, History
+from ledger_sizer.model.command_base import portfolio_name
+from ledger_sizer.model.commands import COMMANDS, Reserve
+from ledger_sizer.model.decisions import GENESIS_HASH, Decision, DecisionRecord, Fields
+from ledger_sizer.model.domain import (
+    DENIAL_REASONS,
+    Exposure,
+    HistoryFilters,
+    Page,
+    Position,
+    ScopeExposure,
+    from_us,
+    require_history_filters,
+    split_position_id,
+    to_us,
+)
+from ledger_sizer.model.errors import InvalidRequest, NotFound
+from ledger_sizer.model.instruments import label_text
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, tags_of
+from ledger_sizer.model.units import E8_MAX, usd
+from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.storage.database import reading, tag_value
+from ledger_sizer.storage.tables import PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.storage.write_store import position_of, scope_of
+
+LIMIT_MAX = 1000
+BLOCK_RECORDS = 2000
+"""Records of one block of `Queries.history_blocks`."""
+STATES = ("held", "open", "closed", "released", "expired")
+LIVE = "live"
+"""Accepted as a state filter: held or open."""
+
+_SEQ = DecisionRecord._fields.index("seq")
+_SCOPES = ScopeRow.__table__
+_POSITIONS = PositionRow.__table__
+
+
+class Queries:
+    """The reads of one ledger, each in one consistent snapshot."""
+
+    def __init__(self, engine: Engine, files: ArchiveFiles | None = None) -> None:
+        self._engine = engine
+        self._files = ArchiveFiles() if files is None else files
+
+    @property
+    def engine(self) -> Engine:
+        """The engine whose connections only read."""
+        return self._engine
+
+    def portfolios(self) -> list[str]:
+        """Names of all portfolios, sorted."""
+        with reading(self._engine) as connection:
+            return list(connection.execute(select(PortfolioRow.name).order_by(PortfolioRow.name)).scalars())
+
+    def portfolios_with_expired(self, now_us: int | None) -> list[str]:
+        """Names of the portfolios that have a hold whose time is over."""
+        now_us = time.time_ns() // 1000 if now_us is None else now_us
+        due = select(PositionRow.portfolio_id).where(PositionRow.state == "held", PositionRow.expires_us <= now_us)
+        query = select(PortfolioRow.name).where(PortfolioRow.id.in_(due)).order_by(PortfolioRow.id)
+        with reading(self._engine) as connection:
+            return list(connection.execute(query).scalars())
+
+    def exposure(self, portfolio: str, as_of: AsOf | None = None) -> Exposure:
+        """A portfolio's counters, the whole first: now, or as its decisions say they were (see `asof`)."""
+        if as_of is not None:
+            with reading(self._engine) as connection:
+                owner = self._require(connection, portfolio)
+                seq, past = scopes_as_of(connection, owner, portfolio, as_of, self._files)
+            return Exposure(portfolio, seq, tuple(scope_exposure(scope) for scope in past))
+        query = (
+            select(PortfolioRow.last_seq, *_SCOPES.columns)
+            .join_from(PortfolioRow, ScopeRow)
+            .where(PortfolioRow.name == portfolio_name(portfolio))
+            .order_by(ScopeRow.scope != PORTFOLIO_SCOPE, ScopeRow.scope)
+        )
+        with reading(self._engine) as connection:
+            rows = connection.execute(query).all()
+        if not rows:
+            raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
+        scopes = [scope_of(row[1:]) for row in rows]
+        return Exposure(portfolio, rows[0][0], tuple(scope_exposure(scope) for scope in scopes))
+
+    def position(self, position_id: str) -> Position:
+        """One position by its name."""
+        portfolio, number = split_position_id(position_id)
+        query = _of_portfolio(select(*_POSITIONS.columns), PositionRow.portfolio_id, portfolio)
+        with reading(self._engine) as connection:
+            row: Sequence[Any] | None = connection.execute(query.where(PositionRow.number == number)).one_or_none()
+            if row is None:
+                row = self._archived_position(connection, portfolio, number)
+        if row is None:
+            raise NotFound(f"no position {position_id!r}")
+        return position_of(portfolio, row)
+
+    def _archived_position(self, connection: Connection, portfolio: str, number: int) -> Sequence[Any] | None:
+        owner = connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
+        found = [] if owner is None else manifests(connection, owner)
+        return self._files.position(portfolio, found, number)
+
+    def positions(
+        self,
+        portfolio: str | None = None,
+        *,
+        state: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        cursor: str | None = None,
+        limit: int = 100,
+    ) -> Page[Position]:
+        """Positions, oldest first.
+
+        portfolio: one, or all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open).
+        tags: all must match. cursor: of the page before. limit: 1 to 1000.
+        """
+        query = select(PortfolioRow.name, *_POSITIONS.columns).join_from(
+            PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id
+        )
+        if portfolio is not None:
+            query = query.where(PortfolioRow.name == portfolio_name(portfolio))
+        for name, value in tags_of(tags or {}).items():
+            query = query.where(tag_value(PositionRow.tags, name) == value)
+        if cursor is not None:
+            query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > _cursor(cursor, 2))
+        query = query.limit(_limit(limit) + 1)
+        if state is None:
+            queries = [query.order_by(PositionRow.portfolio_id, PositionRow.number)]
+        else:
+            queries = [_in_state(query, one) for one in _states(state)]
+        with reading(self._engine) as connection:
+            if portfolio is not None:
+                self._require(connection, portfolio)
+            rows = [row for one in queries for row in connection.execute(one)]
+        rows.sort(key=lambda row: (row.portfolio_id, row.number))
+        items = tuple(position_of(row[0], row[1:]) for row in rows[:limit])
+        return Page(items, f"{rows[limit - 1][1]}:{items[-1].number}" if len(rows) > limit else None)
+
+    def history(
+        self,
+        portfolio: str = "main",
+        *,
+        cursor: str | None = None,
+        limit: int = 100,
+        **filters: Unpack[HistoryFilters],
+    ) -> Page[Decision]:
+        """Decisions of a portfolio, newest first unless `ascending`; filters: see `HistoryFilters`.
+
+        cursor: of the page before; it stays right while decisions are added or archived. limit: 1 to 1000.
+        """
+        wanted = _limit(limit)
+        rows = self._find(portfolio, cursor, wanted + 1, _filters(portfolio, filters), _ascending(filters))
+        items = tuple(DecisionRecord._make(row).decision() for row in rows[:wanted])
+        return Page(items, str(items[-1].seq) if len(rows) > wanted else None)
+
+    def history_blocks(
+        self, portfolio: str = "main", *, cursor: str | None = None, **filters: Unpack[HistoryFilters]
+    ) -> Iterator[list[Fields]]:
+        """All that `history` would page through from the cursor on, a block in memory at a time.
+
+        Each block is read in a transaction of its own: however slowly they are taken, nothing waits for it.
+        """
+        wanted, ascending = _filters(portfolio, filters), _ascending(filters)
+        while True:
+            rows = self._find(portfolio, cursor, BLOCK_RECORDS, wanted, ascending)
+            yield rows
+            if len(rows) < BLOCK_RECORDS:
+                return
+            cursor = str(rows[-1][_SEQ])
+
+    def _find(self, portfolio: str, cursor: str | None, limit: int, filters: Filters, ascending: bool) -> list[Fields]:
+        low, high = 1, E8_MAX
+        if cursor is not None:
+            (seq,) = _cursor(cursor, 1)
+            low, high = (seq + 1, high) if ascending else (low, seq - 1)
+        with reading(self._engine) as connection:
+            history = History(connection, self._require(connection, portfolio), portfolio, self._files)
+            return history.find_rows(filters, low, high, ascending=ascending, limit=limit)
+
+    def decision(self, portfolio: str, seq: object) -> Decision:
+        """One decision by its place in the chain."""
+        if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq <= E8_MAX:
+            raise InvalidRequest(f"seq must be a whole number from 1, got {seq!r}", field="seq")
+        with reading(self._engine) as connection:
+            history = History(connection, self._require(connection, portfolio), portfolio, self._files)
+            records = history.find(Filters(), seq, seq, ascending=True, limit=1)
+        if not records:
+            raise NotFound(f"no decision {seq} in portfolio {portfolio!r}")
+        return records[0].decision()
+
+    def resolve(self, reference: int | str, portfolio: str) -> Decision:
+        """The decision a seq or a position's name stands for: a position's number is the seq that made it."""
+        if isinstance(reference, str):
+            portfolio, number = split_position_id(reference)
+            decision = self.decision(portfolio, number)
+            if decision.position_id != reference:
+                raise NotFound(f"no position {reference!r}; decision {number} of {portfolio!r} made none")
+            return decision
+        return self.decision(portfolio, reference)
+
+    def state_for(self, command: Reserve, now_us: int | None, new_cap_e8: int) -> tuple[PortfolioState, int]:
+        """What a reservation would be decided against now, read without a lock (for a dry run)."""
+        now_us = time.time_ns() // 1000 if now_us is None else now_us
+        with reading(self._engine) as connection:
+            found = connection.execute(select(PortfolioRow).where(PortfolioRow.name == command.portfolio)).one_or_none()
+            if found is None:
+                state = PortfolioState(0, command.portfolio, 0, GENESIS_HASH, 0)
+                state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, new_cap_e8)
+                return state, now_us
+            state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
+            due = and_(PositionRow.state == "held", PositionRow.expires_us <= max(now_us, found.last_us))
+            query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
+            wanted = set(tags_of(command.tags).scopes)
+            for row in connection.execute(query):
+                state.add_position(position_of(found.name, row))
+                wanted.update(state.positions[row.number].tags.scopes)
+            scopes = select(*_SCOPES.columns).where(ScopeRow.portfolio_id == found.id, ScopeRow.scope.in_(wanted))
+            state.scopes = {row.scope: scope_of(row) for row in connection.execute(scopes)}
+            return state, now_us
+
+    def require(self, portfolio: str) -> str:
+        """The portfolio's name, if there is such a portfolio; raises `NotFound`."""
+        with reading(self._engine) as connection:
+            self._require(connection, portfolio)
+        return portfolio
+
+    def _require(self, connection: Connection, portfolio: str) -> int:
+        """The portfolio's id."""
+        query = select(PortfolioRow.id).where(PortfolioRow.name == portfolio_name(portfolio))
+        found: int | None = connection.execute(query).scalar()
+        if found is None:
+            raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
+        return found
+
+
+def _of_portfolio(query: Select[Any], column: Any, portfolio: str) -> Select[Any]:
+    inner = select(PortfolioRow.id).where(PortfolioRow.name == portfolio_name(portfolio)).scalar_subquery()
+    return query.where(column == inner)
+
+
+def _in_state(query: Select[Any], state: str) -> Select[Any]:
+    """Held and open positions have an index each, found only by the state written out. That of the held is by expiry:
+    ordered by the bare number, SQLite would rather walk all positions there ever were.
+    """
+    number = PositionRow.number + 0 if state == "held" else PositionRow.number
+    query = query.where(PositionRow.state == literal(state, literal_execute=True))
+    return query.order_by(PositionRow.portfolio_id, number)
+
+
+def scope_exposure(scope: ScopeState) -> ScopeExposure:
+    """A scope's row as it is shown."""
+    cap = None if scope.cap_e8 is None else usd(scope.cap_e8)
+    fresh_until = None if scope.fresh_until_us is None else from_us(scope.fresh_until_us)
+    return ScopeExposure(
+        scope.name, cap, usd(scope.held_e8), usd(scope.open_e8), scope.status, scope.frozen, fresh_until
+    )
+
+
+def _states(state: str) -> tuple[str, ...]:
+    if state == LIVE:
+        return ("held", "open")
+    if state not in STATES:
+        raise InvalidRequest(f"state must be one of {', '.join(STATES)} or {LIVE}, got {state!r}", field="state")
+    return (state,)
+
+
+def _number_in(portfolio: str, position_id: object) -> int:
+    owner, number = split_position_id(position_id)
+    if owner != portfolio:
+        raise InvalidRequest(f"position_id {position_id!r} is not of portfolio {portfolio!r}", field="position_id")
+    return number
+
+
+_KNOWN = {
+    "command": (*COMMANDS, "expire"),
+    "outcome": ("granted", "denied", "applied"),
+    "reason": DENIAL_REASONS,
+}
+
+
+def _one_of(value: object, name: str) -> str:
+    if isinstance(value, str) and value in _KNOWN[name]:
+        return value
+    raise InvalidRequest(f"{name} must be one of {', '.join(_KNOWN[name])}, got {value!r}", field=name)
+
+
+def _filters(portfolio: str, given: HistoryFilters) -> Filters:
+    """What is given, checked."""
+    require_history_filters(given)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    position_id = chosen.get("position_id")
+    return Filters(
+        **{name: _one_of(chosen[name], name) for name in _KNOWN if name in chosen},
+        tags={name: label_text(chosen[name], name) for name in ("symbol", "strategy") if name in chosen},
+        position=None if position_id is None else _number_in(portfolio, position_id),
+        since_us=_moment_us(chosen["since"], "since") if "since" in chosen else None,
+        until_us=_moment_us(chosen["until"], "until") if "until" in chosen else None,
+    )
+
+
+def _ascending(given: HistoryFilters) -> bool:
+    return given.get("ascending", False)
+
+
+def _moment_us(value: object, name: str) -> int:
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise InvalidRequest(f"{name} must be a datetime with a time zone, got {value!r}", field=name)
+    return to_us(value)
+
+
+def _limit(limit: object) -> int:
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= LIMIT_MAX:
+        raise InvalidRequest(f"limit must be 1 to {LIMIT_MAX}, got {limit!r}", field="limit")
+    return limit
+
+
+def _cursor(cursor: object, parts: int) -> tuple[int, ...]:
+    fields = cursor.split(":") if isinstance(cursor, str) else []
+    if len(fields) != parts or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in fields):
+        raise InvalidRequest(f"cursor must come from the page before, got {cursor!r}", field="cursor")
+    return tuple(int(part) for part in fields)

@@ -1,0 +1,22 @@
+"""What is new: how far every portfolio got, in one small query that any number of watchers can share."""
+
+from typing import NamedTuple
+
+from sqlalchemy import Engine, func, select
+
+from ledger_sizer.storage.tables import PortfolioRow, ReconciliationRow
+
+
+class Mark(NamedTuple):
+    """How far a portfolio got. seq: of its newest decision. run: id of its newest reconciliation, 0 for none."""
+
+    seq: int
+    run: int
+
+
+def marks(engine: Engine) -> dict[str, Mark]:
+    """The mark of every portfolio, sorted by name."""
+    runs = select(func.max(ReconciliationRow.id)).where(ReconciliationRow.portfolio == PortfolioRow.name)
+    query = select(PortfolioRow.name, PortfolioRow.last_seq, runs.scalar_subquery()).order_by(PortfolioRow.name)
+    with engine.begin() as connection:
+        return {name: Mark(seq, run or 0) for name, seq, run in connection.execute(query)}

@@ -1,0 +1,103 @@
+"""Runs, findings and drifts as JSON, and drifts and runs back from it."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from ledger_sizer.model.domain import from_us, position_id, split_position_id, to_us
+from ledger_sizer.model.reconciliation import Drift, Finding, Run
+from ledger_sizer.model.units import plain
+from ledger_sizer.wire.responses import Json, time_text
+
+if TYPE_CHECKING:
+    from ledger_sizer.reconcile.run import Report
+
+_DRIFT_EXACT = ("ledger_quantity", "venue_quantity", "excess", "price")
+_DRIFT_TIMES = {"opened_us": "opened_at", "updated_us": "updated_at", "ended_us": "ended_at"}
+_RUN_TIMES = {"started_us": "started_at", "finished_us": "finished_at"}
+
+
+def drift_to_json(drift: Drift) -> Json:
+    """A drift; `position_id` names the external position that counts its excess."""
+    form: Json = {}
+    for one in fields(drift):
+        name, value = one.name, getattr(drift, one.name)
+        if name in _DRIFT_TIMES:
+            form[_DRIFT_TIMES[name]] = None if value is None else time_text(from_us(value))
+        elif name == "position":
+            form["position_id"] = None if value is None else position_id(drift.portfolio, value)
+        else:
+            form[name] = plain(value) if isinstance(value, Decimal) else value
+    return form
+
+
+def drift_from_json(form: Mapping[str, Any]) -> Drift:
+    """The drift that `drift_to_json` wrote."""
+    values = dict(form)
+    for name, told in _DRIFT_TIMES.items():
+        values[name] = _optional_us(values.pop(told))
+    named = values.pop("position_id")
+    values["position"] = None if named is None else split_position_id(named)[1]
+    for name in _DRIFT_EXACT:
+        values[name] = None if values[name] is None else Decimal(values[name])
+    return Drift(**values)
+
+
+def run_to_json(run: Run) -> Json:
+    """A run; `id` is null for a dry run, which is not recorded."""
+    return {
+        "id": run.id or None,
+        "portfolio": run.portfolio,
+        "trigger": run.trigger,
+        "outcome": run.outcome,
+        **{told: time_text(from_us(getattr(run, name))) for name, told in _RUN_TIMES.items()},
+        "duration_seconds": plain(run.duration_seconds),
+        "epoch": run.epoch,
+        "fetched": list(run.fetched),
+        "found": run.found,
+    }
+
+
+def run_from_json(form: Mapping[str, Any]) -> Run:
+    """The run that `run_to_json` wrote."""
+    values = {name: value for name, value in form.items() if name != "duration_seconds"}
+    for name, told in _RUN_TIMES.items():
+        values[name] = to_us(datetime.fromisoformat(values.pop(told)))
+    return Run(**{**values, "id": form["id"] or 0, "fetched": tuple(form["fetched"])})
+
+
+def finding_to_json(finding: Finding) -> Json:
+    """What one comparison saw."""
+    market = finding.market
+    return {
+        "venue": market.venue,
+        "account": market.account,
+        "subject": market.subject,
+        "side": market.side,
+        "kind": finding.kind,
+        "ledger_quantity": _exact(finding.ledger_quantity),
+        "venue_quantity": _exact(finding.venue_quantity),
+        "excess": plain(finding.excess),
+        "price": _exact(finding.price),
+        "detail": finding.detail,
+    }
+
+
+def report_to_json(report: "Report") -> Json:
+    """A run with what it found and what became of the drifts."""
+    return {
+        "run": run_to_json(report.run),
+        "findings": [finding_to_json(finding) for finding in report.findings],
+        "live": [drift_to_json(drift) for drift in report.live],
+        "resolved": [drift_to_json(drift) for drift in report.resolved],
+    }
+
+
+def _exact(value: Decimal | None) -> str | None:
+    return None if value is None else plain(value)
+
+
+def _optional_us(text: str | None) -> int | None:
+    return None if text is None else to_us(datetime.fromisoformat(text))

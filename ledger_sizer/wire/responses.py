@@ -1,0 +1,289 @@
+"""Answers as JSON, both ways: what `..._to_json` writes, `..._from_json` reads back equal in every public property."""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from typing import Any, TypeVar
+
+from ledger_sizer.model.decisions import Decision, DecisionRecord, is_head
+from ledger_sizer.model.domain import (
+    Exposure,
+    Page,
+    Position,
+    ScopeExposure,
+    from_us,
+    position_id,
+    split_position_id,
+    to_us,
+)
+from ledger_sizer.model.errors import InternalError, LedgerError
+from ledger_sizer.model.instruments import InstrumentInfo, Leg
+from ledger_sizer.model.tags import tags_of
+from ledger_sizer.model.units import USD_DECIMALS, exactly, plain, usd_text
+
+Json = dict[str, Any]
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def time_text(moment: datetime) -> str:
+    """ISO 8601 in UTC with a `Z`, which survives in a query string where `+` would become a blank."""
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+@lru_cache(maxsize=1024)
+def time_text_of(us: int) -> str:
+    """Microseconds as `time_text`. Cached, because the decisions of one commit have one time."""
+    return time_text(from_us(us))
+
+
+def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
+    """A decision. `full` adds the request, the trace and the tags, with which its place in the chain can be checked.
+
+    `request` and `trace` are texts that hold JSON: exactly the characters that the audit chain hashes.
+    """
+    record = decision.record
+    number = record.position
+    after_e8 = record.exposure_e8 + record.held_delta_e8 + record.open_delta_e8
+    form: Json = {
+        "portfolio": record.portfolio,
+        "seq": record.seq or None,
+        "command": record.command,
+        "key": record.key,
+        "outcome": record.outcome,
+        "reason": record.reason,
+        "granted": record.outcome == "granted",
+        "replayed": decision.replayed,
+        "position_id": None if number is None else position_id(record.portfolio, number),
+        "budget": _optional(usd_text, record.budget_e8),
+        "quantity": record.quantity,
+        "fraction": record.fraction,
+        "raw_budget": record.raw_budget,
+        "headroom_before": _optional(usd_text, record.headroom_e8),
+        "exposure_before": usd_text(record.exposure_e8),
+        "exposure_after": usd_text(after_e8),
+        "binding": record.binding,
+        "expires_at": _optional(time_text_of, record.expires_us),
+        "decided_at": time_text_of(record.decided_us),
+        "hash": record.hash or None,
+    }
+    if full:
+        form["held_change"] = usd_text(record.held_delta_e8)
+        form["open_change"] = usd_text(record.open_delta_e8)
+        form["tags"] = record.tags
+        form["request"] = record.request
+        form["trace"] = record.trace
+    return form
+
+
+def decision_from_json(form: Mapping[str, Any]) -> Decision:
+    """The decision that `decision_to_json` wrote.
+
+    Written in full it is equal to the original, record and hash included; written short it lacks `request` and
+    `trace` (empty texts) and has every other public property. Raises `InternalError` for what no service wrote.
+    """
+    try:
+        seq, portfolio = form["seq"] or 0, form["portfolio"]
+        named = form["position_id"]
+        before_e8 = _e8(form["exposure_before"])
+        change_e8 = _e8(form["exposure_after"]) - before_e8
+        record = DecisionRecord(
+            portfolio=portfolio,
+            seq=seq,
+            command=form["command"],
+            key=form["key"],
+            outcome=form["outcome"],
+            reason=form["reason"],
+            position=None if named is None else split_position_id(named)[1],
+            tags=form.get("tags", ""),
+            budget_e8=_optional(_e8, form["budget"]),
+            quantity=form["quantity"],
+            fraction=form["fraction"],
+            raw_budget=form["raw_budget"],
+            held_delta_e8=_e8(form["held_change"]) if "held_change" in form else change_e8,
+            open_delta_e8=_e8(form["open_change"]) if "open_change" in form else 0,
+            headroom_e8=_optional(_e8, form["headroom_before"]),
+            exposure_e8=before_e8,
+            binding=form["binding"],
+            expires_us=_optional(_us, form["expires_at"]),
+            decided_us=_us(form["decided_at"]),
+            request=form.get("request", ""),
+            trace=form.get("trace", ""),
+            hash=form["hash"] or "",
+        )
+        return record.decision(replayed=form["replayed"])
+    except UNREADABLE as error:
+        raise not_ours("decision", error) from None
+
+
+def leg_to_json(leg: Leg) -> Json:
+    """One side of a position."""
+    return {
+        "venue": leg.venue,
+        "symbol": leg.symbol,
+        "kind": leg.kind,
+        "side": leg.side,
+        "quantity": plain(leg.quantity),
+        "price": _optional(plain, leg.price),
+    }
+
+
+def leg_from_json(form: Mapping[str, Any]) -> Leg:
+    """The leg that `leg_to_json` wrote; `price` may be missing."""
+    price = _optional(Decimal, form.get("price"))
+    return Leg(form["venue"], form["symbol"], form["kind"], form["side"], Decimal(form["quantity"]), price)
+
+
+def instrument_to_json(instrument: InstrumentInfo) -> Json:
+    """A market's trading rules."""
+    figures = ("min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
+    return {"symbol": instrument.symbol, **{name: plain(getattr(instrument, name)) for name in figures}}
+
+
+def position_to_json(position: Position) -> Json:
+    """A position with its legs."""
+    return {
+        "position_id": position.position_id,
+        "portfolio": position.portfolio,
+        "state": position.state,
+        "tags": dict(position.tags),
+        "held": plain(position.held),
+        "open": plain(position.open),
+        "notional": plain(position.notional),
+        "quantity": _optional(plain, position.quantity),
+        "price": _optional(plain, position.price),
+        "legs": [leg_to_json(leg) for leg in position.legs],
+        "expires_at": _optional(time_text, position.expires_at),
+        "opened_at": time_text(position.opened_at),
+        "updated_at": time_text(position.updated_at),
+        "updated_seq": position.updated_seq,
+        "origin": None if position.origin is None else position_id(position.portfolio, position.origin),
+    }
+
+
+def position_from_json(form: Mapping[str, Any]) -> Position:
+    """The position that `position_to_json` wrote."""
+    try:
+        portfolio, number = split_position_id(form["position_id"])
+        origin = form["origin"]
+        return Position(
+            portfolio=portfolio,
+            number=number,
+            state=form["state"],
+            tags=tags_of(form["tags"]),
+            held_e8=_e8(form["held"]),
+            open_e8=_e8(form["open"]),
+            quantity=_optional(Decimal, form["quantity"]),
+            price=_optional(Decimal, form["price"]),
+            legs=tuple(leg_from_json(leg) for leg in form["legs"]),
+            expires_us=_optional(_us, form["expires_at"]),
+            opened_us=_us(form["opened_at"]),
+            updated_us=_us(form["updated_at"]),
+            updated_seq=form["updated_seq"],
+            origin=None if origin is None else split_position_id(origin)[1],
+        )
+    except UNREADABLE as error:
+        raise not_ours("position", error) from None
+
+
+def scope_to_json(row: ScopeExposure) -> Json:
+    """One scope's cap and exposure."""
+    return {
+        "scope": row.scope,
+        "cap": _optional(plain, row.cap),
+        "held": plain(row.held),
+        "open": plain(row.open),
+        "exposure": plain(row.exposure),
+        "headroom": _optional(plain, row.headroom),
+        "overage": plain(row.overage),
+        "status": row.status,
+        "frozen": row.frozen,
+        "fresh_until": _optional(time_text, row.fresh_until),
+    }
+
+
+def exposure_to_json(exposure: Exposure) -> Json:
+    """A portfolio's exposure: the figures of the whole, then every scope."""
+    whole = scope_to_json(exposure.whole)
+    del whole["scope"]
+    scopes = [scope_to_json(row) for row in exposure.scopes]
+    return {"portfolio": exposure.portfolio, "seq": exposure.seq, **whole, "scopes": scopes}
+
+
+def scope_from_json(form: Mapping[str, Any]) -> ScopeExposure:
+    """The scope that `scope_to_json` wrote."""
+    return ScopeExposure(
+        form["scope"],
+        _optional(Decimal, form["cap"]),
+        Decimal(form["held"]),
+        Decimal(form["open"]),
+        form["status"],
+        form["frozen"],
+        _optional(datetime.fromisoformat, form["fresh_until"]),
+    )
+
+
+def exposure_from_json(form: Mapping[str, Any]) -> Exposure:
+    """The exposure that `exposure_to_json` wrote."""
+    try:
+        return Exposure(form["portfolio"], form["seq"], tuple(scope_from_json(row) for row in form["scopes"]))
+    except UNREADABLE as error:
+        raise not_ours("exposure", error) from None
+
+
+def heads_to_json(heads: Mapping[str, tuple[int, str]]) -> Json:
+    """Chain heads, as a service answers and as a file of trusted heads holds them."""
+    return {"heads": {name: {"seq": seq, "hash": head} for name, (seq, head) in heads.items()}}
+
+
+def heads_from_json(form: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """The heads that `heads_to_json` wrote."""
+    try:
+        found = {name: (head["seq"], head["hash"]) for name, head in form["heads"].items()}
+    except UNREADABLE as error:
+        raise not_ours("list of chain heads", error) from None
+    for seq, head in found.values():
+        if not is_head(seq, head):
+            raise not_ours("list of chain heads", ValueError(f"seq {seq!r}, hash {head!r}"))
+    return found
+
+
+def page_to_json(page: Page[T], item_to_json: Callable[[T], Json]) -> Json:
+    """One page of a listing: `items`, and the `cursor` that continues it (null: this was the last)."""
+    return {"items": [item_to_json(item) for item in page.items], "cursor": page.cursor}
+
+
+def page_from_json(form: Mapping[str, Any], item_from_json: Callable[[Mapping[str, Any]], T]) -> Page[T]:
+    """The page that `page_to_json` wrote."""
+    try:
+        return Page(tuple(item_from_json(item) for item in form["items"]), form["cursor"])
+    except UNREADABLE as error:
+        raise not_ours("page", error) from None
+
+
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, InvalidOperation, LedgerError)
+"""What reading a form raises that no service of this package wrote."""
+
+
+def not_ours(what: str, error: Exception) -> InternalError:
+    """The error for such a form."""
+    return InternalError(f"this is no {what} of a ledger-sizer service: {type(error).__name__} {error}")
+
+
+def _optional(convert: Callable[[T], U], value: T | None) -> U | None:
+    return None if value is None else convert(value)
+
+
+def _e8(text: str) -> int:
+    """USD as text to whole 1e-8 USD; exact, because the other side wrote at most 8 decimals."""
+    with exactly():
+        scaled = Decimal(text).scaleb(USD_DECIMALS)
+        whole = int(scaled)
+    if whole != scaled:
+        raise ValueError(f"{text!r} has more than {USD_DECIMALS} decimals")
+    return whole
+
+
+def _us(text: str) -> int:
+    return to_us(datetime.fromisoformat(text))

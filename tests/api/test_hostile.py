@@ -1,0 +1,213 @@
+"""Hostile input over raw sockets: every answer is a refusal, nothing is a 5xx, and the service goes on serving."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.support.services import Running, serving
+
+BODY_MAX = 4096
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def service(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[Running]:
+    databases = _databases_of(request.param)
+    url = databases.create(migrated=True)
+    bounds = {"body_bytes_max": BODY_MAX, "header_bytes_max": 2048, "header_timeout_seconds": 1}
+    with serving(url, **bounds, body_timeout_seconds=1, connections_max=20, event_streams_max=2) as running:
+        yield running
+        assert running.http.get("/healthz").status_code == 200
+        assert running.ledger.portfolios() == [], "hostile input left something behind"
+        samples = running.parts.metrics.requests.collect()[0].samples
+        assert not [sample for sample in samples if sample.labels["status"] == "500"]
+    databases.drop(url)
+
+
+def _connect(service: Running) -> socket.socket:
+    address = urlsplit(service.url)
+    return socket.create_connection((address.hostname, address.port), timeout=15)
+
+
+def _send(service: Running, raw: bytes) -> bytes:
+    with _connect(service) as connection:
+        connection.sendall(raw)
+        return _rest(connection)
+
+
+def _rest(connection: socket.socket) -> bytes:
+    received = b""
+    try:
+        while chunk := connection.recv(65536):
+            received += chunk
+    except ConnectionResetError:
+        pass
+    return received
+
+
+def _post(body: bytes, *headers: str, path: str = "/v1/reservations") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Idempotency-Key: k", "Connection: close", *headers]
+    if not any(line.lower().startswith(("content-length", "transfer-encoding")) for line in headers):
+        lines.append(f"Content-Length: {len(body)}")
+    if not any(line.lower().startswith("content-type") for line in headers):
+        lines.append("Content-Type: application/json")
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+def _status(answer: bytes) -> int:
+    assert answer.startswith(b"HTTP/1.1 "), answer[:200]
+    return int(answer[9:12])
+
+
+BODIES = {
+    "not json": b"hello",
+    "array": b"[]",
+    "null": b"null",
+    "text": b'"x"',
+    "cut off": b'{"price": "1"',
+    "two values": b"{}{}",
+    "trailing comma": b'{"portfolio": "main",}',
+    "comment": b"{/* */}",
+    "utf-16": '{"portfolio": "x"}'.encode("utf-16"),
+    "bom": b"\xef\xbb\xbf{}",
+    "latin-1": '{"portfolio": "é"}'.encode("latin-1"),
+    "overlong": b'{"portfolio": "\xc0\xaf"}',
+    "nul": b'{"portfolio": "\x00"}',
+    "escaped nul": b'{"portfolio": "a\\u0000"}',
+    "surrogate": b'{"tags": {"venue": "\\ud800"}}',
+    "duplicate": b'{"price": "1", "price": "2"}',
+    "duplicate deep": b'{"tags": {"venue": "a", "venue": "b"}}',
+    "nan": b'{"signal_score": NaN}',
+    "infinity": b'{"signal_score": Infinity}',
+    "float": b'{"signal_score": 0.5}',
+    "huge exponent": b'{"signal_score": 1e999999}',
+    "huge int": b'{"ttl_seconds": ' + b"9" * 3000 + b"}",
+    "huge decimal": b'{"price": "' + b"9" * 3000 + b'"}',
+    "31 digits": b'{"price": "' + b"9" * 31 + b'"}',
+    "exponent text": b'{"price": "1e400"}',
+    "arabic digits": '{"price": "٣"}'.encode(),
+    "deep array": b"[" * 2000 + b"]" * 2000,
+    "deep object": b'{"a":' * 500 + b"1" + b"}" * 500,
+    "unbalanced": b"[" * 4000,
+    "unknown field": b'{"__class__": "x"}',
+    "proto": b'{"__proto__": {"portfolio": "x"}}',
+    "17 tags": json.dumps({"tags": {f"t{n}": "x" for n in range(17)}}).encode(),
+    "step of zero": json.dumps(
+        {
+            "price": "1",
+            "spot_instrument": {"symbol": "x", "min_qty": "1", "max_qty": "1", "qty_step": "0"},
+            "perp_instrument": {"symbol": "x", "min_qty": "1", "max_qty": "1", "qty_step": "1"},
+        }
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_send_body_when_hostile_then_422_problem(service: Running, name: str) -> None:
+    answer = _send(service, _post(BODIES[name]))
+    assert _status(answer) == 422, answer
+    assert b"application/problem+json" in answer
+    assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == "invalid_request"
+
+
+@pytest.mark.parametrize(
+    ("raw", "status"),
+    [
+        (_post(b"{}", "Content-Type: text/plain"), 415),
+        (_post(b"{}", "Content-Type: application/json; charset=utf-16"), 415),
+        (_post(b"portfolio=x", "Content-Type: application/x-www-form-urlencoded"), 415),
+        (_post(b"x" * (BODY_MAX + 1)), 413),
+        (_post(b"", f"Content-Length: {10**9}") + b"x" * (BODY_MAX + 1), 413),
+        (_post(b"1001\r\n" + b"x" * 4097 + b"\r\n0\r\n\r\n", "Transfer-Encoding: chunked"), 413),
+        (_post(b"{}", "Content-Length: -1"), 400),
+        (_post(b"{}", "Content-Length: 2", "Content-Length: 3"), 400),
+        (_post(b"{}", "Content-Length: 2", "Transfer-Encoding: chunked"), 400),
+        (_post(b"zz\r\n", "Transfer-Encoding: chunked"), 400),
+        (_post(b"{}", "Idempotency-Key: second"), 422),
+        (_post(b"{}", "X-Long: " + "x" * 3000), 431),
+        (_post(b"{}", *[f"X-{n}: x" for n in range(300)]), 431),
+        (_post(b"{}", path="/" + "x" * 3000), 431),
+        (_post(b"{}", path="/v1/positions/%00-1/release"), 422),
+        (_post(b"{}", path="/v1/positions/%ff%fe-1/release"), 422),
+        (_post(b"{}", path="/v1/positions/..%2f..%2fetc/release"), 404),
+        (_post(b"{}", path="/v1/reservations?full=1"), 422),
+        (_post(b"{}", path="/v1/reservations/"), 404),
+        (_post(b"{}", path="//v1/reservations"), 404),
+        (b"GET / HTTP/9.9\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
+        (b"BREW /v1/reservations HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+        (b"TRACE /v1/positions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 405),
+    ],
+    ids=range(24),
+)
+def test_send_request_when_malformed_or_too_large_then_it_is_refused(service: Running, raw: bytes, status: int) -> None:
+    assert _status(_send(service, raw)) == status
+
+
+def test_send_key_when_it_is_no_text_then_422(service: Running) -> None:
+    for key in (b"\xff\xfe", b"a\x80", "a\u200b".encode()):
+        raw = _post(b"{}").replace(b"Idempotency-Key: k", b"Idempotency-Key: " + key)
+        assert _status(_send(service, raw)) == 422
+
+
+@pytest.mark.parametrize(
+    ("start", "status"),
+    [
+        (b"", 408),
+        (b"POST /v1/reservations HT", 408),
+        (b"POST /v1/reservations HTTP/1.1\r\nHost: localhost\r\nX-A: b\r\n", 408),
+        (_post(b'{"price":', "Content-Length: 1000"), 408),
+        (_post(b"5\r\n{", "Transfer-Encoding: chunked"), 408),
+    ],
+    ids=["nothing", "request line", "headers", "body", "chunked body"],
+)
+def test_send_slowly_when_it_takes_too_long_then_the_connection_ends(
+    service: Running, start: bytes, status: int
+) -> None:
+    started = time.monotonic()
+    answer = _send(service, start)
+    assert _status(answer) == status
+    assert time.monotonic() - started < 10
+
+
+def test_send_head_byte_by_byte_when_a_connection_was_used_before_then_it_still_ends(service: Running) -> None:
+    with _connect(service) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost:")
+        assert _status(_rest(connection)) == 408
+
+
+def test_connect_when_there_are_too_many_then_503_and_the_others_are_served(service: Running) -> None:
+    held = [_connect(service) for _ in range(20)]
+    try:
+        for connection in held:
+            connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n")
+        answers = [_rest_of_one(service) for _ in range(3)]
+        assert 503 in answers
+        for connection in held:
+            connection.sendall(b"Connection: close\r\n\r\n")
+        served = [_rest(connection)[9:12] for connection in held]
+        assert served.count(b"200") >= 18
+    finally:
+        for connection in held:
+            connection.close()
+
+
+def _rest_of_one(service: Running) -> int:
+    return _status(_send(service, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"))
+
+
+def test_open_event_streams_when_there_are_too_many_then_503(service: Running) -> None:
+    with service.http.stream("GET", "/v1/events") as one, service.http.stream("GET", "/v1/events") as two:
+        lines = [stream.iter_lines() for stream in (one, two)]
+        assert all(next(each).startswith("retry") for each in lines)
+        third = service.http.get("/v1/events")
+    assert (third.status_code, third.json()["code"]) == (503, "busy")
+    assert third.headers["Retry-After"]

@@ -1,0 +1,276 @@
+"""Looking over HTTP: listings, exports, events, health and metrics, on both databases."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from tests.support.databases import ENGINE_KINDS
+from tests.support.services import Running, eventually, serving
+
+JSON_LINES = {"Accept": "application/x-ndjson"}
+
+
+@pytest.fixture(scope="module", params=ENGINE_KINDS)
+def service(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[Running]:
+    """A service with a history that most tests only look at; those that add to it ask for `own_service`."""
+    databases = _databases_of(request.param)
+    url = databases.create(migrated=True)
+    with _with_history(url) as running:
+        yield running
+    databases.drop(url)
+
+
+@pytest.fixture
+def own_service(database_url: str) -> Iterator[Running]:
+    with _with_history(database_url) as running:
+        yield running
+
+
+@contextmanager
+def _with_history(database_url: str) -> Iterator[Running]:
+    with serving(database_url, heartbeat_seconds=1) as running:
+        for number in range(7):
+            running.post(
+                "/v1/reservations",
+                f"key {number}",
+                {"tags": {"venue": "okx" if number % 2 else "bybit", "symbol": "BTC"}, "portfolio": "main"},
+            )
+        running.post("/v1/positions/main-1/release", "out")
+        running.post("/v1/reservations", "elsewhere", {"portfolio": "alt"})
+        yield running
+
+
+def _all_pages(service: Running, path: str, **params: Any) -> list[Any]:
+    items, cursor = [], None
+    while True:
+        page = service.http.get(path, params={**params, **({"cursor": cursor} if cursor else {})}).json()
+        items += page["items"]
+        cursor = page["cursor"]
+        if cursor is None:
+            return items
+
+
+def test_list_positions_when_paged_then_nothing_is_missed_or_repeated(service: Running) -> None:
+    found = [position["position_id"] for position in _all_pages(service, "/v1/positions", limit=2)]
+    assert found == [f"main-{n}" for n in range(1, 6)] + ["alt-1"]
+
+
+@pytest.mark.parametrize(
+    ("params", "count"),
+    [
+        ({"portfolio": "alt"}, 1),
+        ({"portfolio": "main", "state": "live"}, 4),
+        ({"portfolio": "main", "state": "released"}, 1),
+        ({"tag": "venue=okx"}, 2),
+        ({"tag": ["venue=okx", "symbol=BTC"]}, 2),
+        ({"tag": ["venue=okx", "symbol=ETH"]}, 0),
+    ],
+)
+def test_list_positions_when_filtered_then_only_those(service: Running, params: Any, count: int) -> None:
+    assert len(service.http.get("/v1/positions", params=params).json()["items"]) == count
+
+
+@pytest.mark.parametrize(
+    ("params", "count"),
+    [
+        ({}, 8),
+        ({"outcome": "denied"}, 2),
+        ({"reason": "cap_exceeded"}, 2),
+        ({"command": "release"}, 1),
+        ({"symbol": "BTC", "outcome": "granted"}, 5),
+        ({"strategy": "x"}, 0),
+        ({"until": "2000-01-01T00:00:00Z"}, 0),
+        ({"since": "2000-01-01T00:00:00+01:00"}, 8),
+    ],
+)
+def test_list_decisions_when_filtered_then_only_those_on_pages_and_in_both_exports(
+    service: Running, params: Any, count: int
+) -> None:
+    assert len(_all_pages(service, "/v1/decisions", limit=3, **params)) == count
+    lines = service.http.get("/v1/decisions", params=params, headers=JSON_LINES).text.splitlines()
+    rows = list(
+        csv.DictReader(
+            io.StringIO(service.http.get("/v1/decisions", params=params, headers={"Accept": "text/csv"}).text)
+        )
+    )
+    assert [json.loads(line)["seq"] for line in lines] == [int(row["seq"]) for row in rows]
+    assert len(rows) == count
+
+
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [
+        ("/v1/positions?limit=0", "limit"),
+        ("/v1/positions?limit=1001", "limit"),
+        ("/v1/positions?cursor=x", "cursor"),
+        ("/v1/positions?state=lost", "state"),
+        ("/v1/positions?tag=x", "tag.0"),
+        ("/v1/positions?tag=a=1&tag=a=2", "tag"),
+        ("/v1/positions?unknown=1", "unknown"),
+        ("/v1/decisions?since=2026-01-01", "since"),
+        ("/v1/decisions?since=2026-13-01T00:00:00Z", "since"),
+        ("/v1/decisions?symbol=%00", "symbol"),
+        ("/v1/decisions?portfolio=a%20b", "portfolio"),
+        ("/v1/decisions/main/0", "seq"),
+        ("/v1/decisions/main/99999999999999999999", "seq"),
+        ("/v1/decisions/main/x", "seq"),
+        ("/v1/events?unknown=1", "unknown"),
+    ],
+)
+def test_look_when_parameter_is_wrong_then_422_that_names_it(service: Running, path: str, field: str) -> None:
+    answer = service.http.get(path)
+    assert (answer.status_code, answer.json().get("field")) == (422, field), answer.text
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/positions/main-99",
+        "/v1/positions?portfolio=x",
+        "/v1/decisions/main/99",
+        "/v1/decisions?portfolio=x",
+        "/v1/portfolios/x/exposure",
+    ],
+)
+def test_look_when_there_is_no_such_thing_then_404(service: Running, path: str) -> None:
+    assert (service.http.get(path).status_code, service.http.get(path).json()["code"]) == (404, "not_found")
+
+
+def test_read_exposure_when_scopes_were_used_then_each_has_its_row(service: Running) -> None:
+    exposure = service.http.get("/v1/portfolios/main/exposure").json()
+    assert (exposure["cap"], exposure["held"], exposure["headroom"]) == ("5000", "4000", "1000")
+    assert {row["scope"]: row["held"] for row in exposure["scopes"]} == {
+        "portfolio": "4000", "symbol=BTC": "4000", "venue=bybit": "2000", "venue=okx": "2000",
+    }  # fmt: skip
+
+
+def test_export_when_history_has_many_pages_then_all_of_it_is_streamed(own_service: Running) -> None:
+    commands = [{"command": "reserve", "key": f"more {n}"} for n in range(1000)]
+    own_service.http.post("/v1/batch", json={"commands": commands})
+    lines = own_service.http.get("/v1/decisions?ascending=true&full=true", headers=JSON_LINES).text.splitlines()
+    assert [json.loads(line)["seq"] for line in lines] == list(range(1, 1009))
+
+
+@pytest.mark.parametrize(
+    ("accept", "status", "kind"),
+    [
+        ("*/*", 200, "application/json"),
+        ("text/*", 200, "text/csv; charset=utf-8"),
+        ("text/csv;q=0.5, application/x-ndjson", 200, "application/x-ndjson"),
+        ("text/html, */*;q=0.1", 200, "application/json"),
+        ("text/html", 406, "application/problem+json"),
+        ("application/json;q=0", 406, "application/problem+json"),
+        (";;;,,q=x", 406, "application/problem+json"),
+    ],
+)
+def test_list_decisions_when_accept_varies_then_the_wanted_form(
+    service: Running, accept: str, status: int, kind: str
+) -> None:
+    answer = service.http.get("/v1/decisions", headers={"Accept": accept})
+    assert (answer.status_code, answer.headers["Content-Type"]) == (status, kind)
+
+
+def test_watch_events_when_connection_is_lost_then_resuming_misses_and_repeats_nothing(service: Running) -> None:
+    first = _events(service, 3, last="main:0,alt:0")
+    assert [event["id"] for event in first] == ["alt:1,main:0", "alt:1,main:1", "alt:1,main:2"]
+    rest = _events(service, 6, last=first[-1]["id"])
+    assert [event["data"]["seq"] for event in rest] == [3, 4, 5, 6, 7, 8]
+    assert rest[0]["data"] == service.http.get("/v1/decisions/main/3?full=false").json()
+
+
+def test_watch_events_when_fresh_then_only_what_comes_even_before_a_first_event(own_service: Running) -> None:
+    with own_service.http.stream("GET", "/v1/events", params={"portfolio": "main"}) as stream:
+        lines = stream.iter_lines()
+        start = next(line for line in lines if line.startswith("id: "))
+        assert start == "id: main:8"
+        assert next(line for line in lines if line.startswith(":")) == ": heartbeat"
+        own_service.post("/v1/reservations", "not watched", {"portfolio": "alt"})
+        own_service.post("/v1/reservations", "now")
+        data = json.loads(next(line for line in lines if line.startswith("data: "))[6:])
+    assert (data["portfolio"], data["seq"], data["key"]) == ("main", 9, "now")
+
+
+def test_watch_events_when_portfolio_is_made_later_then_it_is_seen_from_its_first_decision(
+    own_service: Running,
+) -> None:
+    with own_service.http.stream("GET", "/v1/events") as stream:
+        lines = stream.iter_lines()
+        next(line for line in lines if line.startswith("id: "))
+        own_service.post("/v1/reservations", "k", {"portfolio": "late"})
+        assert next(line for line in lines if line.startswith("id: ")) == "id: alt:1,late:1,main:8"
+
+
+def test_watch_events_when_another_replica_commits_then_they_come_too(own_service: Running) -> None:
+    url = own_service.parts.settings.ledger.database_url
+    with serving(url) as other, own_service.http.stream("GET", "/v1/events") as stream:
+        lines = stream.iter_lines()
+        next(line for line in lines if line.startswith("id: "))
+        other.post("/v1/reservations", "from the other")
+        data = json.loads(next(line for line in lines if line.startswith("data: "))[6:])
+    assert data["key"] == "from the other"
+
+
+@pytest.mark.parametrize("last", ["x", "main", "main:x", "main:-1", "main:1,,", "a b:1", "main:" + "9" * 19])
+def test_watch_events_when_last_event_id_is_not_ours_then_422(service: Running, last: str) -> None:
+    answer = service.http.get("/v1/events", headers={"Last-Event-ID": last})
+    assert answer.status_code == 422
+
+
+def _events(service: Running, count: int, last: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    current: dict[str, Any] = {}
+    with service.http.stream("GET", "/v1/events", headers={"Last-Event-ID": last}) as stream:
+        assert stream.headers["Content-Type"].startswith("text/event-stream")
+        for line in stream.iter_lines():
+            name, _, value = line.partition(": ")
+            if name in ("event", "id", "data"):
+                current[name] = json.loads(value) if name == "data" else value
+            elif not line:
+                if "data" in current:
+                    found.append(current)
+                current = {}
+            if len(found) == count:
+                break
+    return found
+
+
+def test_read_health_and_metrics_when_serving_then_a_trader_sees_what_to_watch(own_service: Running) -> None:
+    assert own_service.http.get("/healthz").json()["status"] == "ok"
+    assert own_service.http.get("/readyz").json() == {
+        "status": "ready",
+        "checks": {"database": "ok", "queue": "ok", "service": "ok"},
+    }
+    text = own_service.http.get("/metrics").text
+    for line in (
+        'ledger_exposure_usd{portfolio="main",scope="portfolio"} 4000.0',
+        'ledger_headroom_usd{portfolio="main",scope="portfolio"} 1000.0',
+        'ledger_held_usd{portfolio="main",scope="venue=okx"} 2000.0',
+        'ledger_open_usd{portfolio="main",scope="portfolio"} 0.0',
+        'ledger_overage_usd{portfolio="main",scope="portfolio"} 0.0',
+        'ledger_decisions_total{command="reserve",outcome="granted",reason=""} 6.0',
+        'ledger_decisions_total{command="reserve",outcome="denied",reason="cap_exceeded"} 2.0',
+        "ledger_queue_depth 0.0",
+        "ledger_database_up 1.0",
+        "ledger_batch_size_count 9.0",
+        "ledger_commit_seconds_count 9.0",
+        'ledger_http_requests_total{method="POST",route="/v1/reservations",status="201"} 6.0',
+    ):
+        assert line in text, line
+    assert 'ledger_oldest_hold_age_seconds{portfolio="main"}' in text
+
+
+def test_sweep_when_nobody_writes_then_the_scheduler_frees_expired_holds(database_url: str) -> None:
+    with serving(database_url, jobs=True) as service:
+        service.post("/v1/reservations", "a", {"ttl_seconds": 1})
+        eventually(lambda: service.http.get("/v1/positions/main-1").json()["state"] == "expired")
+        text = service.http.get("/metrics").text
+    assert "ledger_expiries_total 1.0" in text
+    assert 'ledger_job_runs_total{job="sweep",result="done"}' in text
+    assert "ledger_jobs_leader 1.0" in text

@@ -1,0 +1,67 @@
+"""`ledger-sizer keys`: a key made here opens the service, is shown once, and can be revoked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import NewDatabase
+from tests.support.command_line import CommandLine, own_logging
+from tests.support.services import serving
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.chdir(tmp_path)
+    with own_logging():
+        yield
+
+
+def test_make_key_when_used_and_revoked_then_the_service_opens_and_shuts(
+    capsys: pytest.CaptureFixture[str], database_url: str
+) -> None:
+    cli = CommandLine(capsys, database_url)
+    made = cli.json("keys", "create", "bot-1", "--role", "trade", "--portfolio", "main")
+    assert (made["name"], made["role"], made["portfolios"]) == ("bot-1", "trade", ["main"])
+    with serving(database_url) as service:
+        headers = {"Authorization": f"Bearer {made['token']}"}
+        assert service.http.get("/v1/decisions", headers=headers).status_code == 404
+        assert cli.json("keys", "revoke", made["key_id"])["revoked_at"] is not None
+        assert service.http.get("/v1/decisions", headers=headers).status_code == 401
+    (listed,) = cli.json("keys", "list")["items"]
+    assert listed["key_id"] == made["key_id"]
+    assert "token" not in listed
+
+
+def test_show_key_when_a_person_makes_it_then_the_token_is_there_once_and_never_listed(
+    capsys: pytest.CaptureFixture[str], new_database: NewDatabase
+) -> None:
+    cli = CommandLine(capsys, new_database("sqlite"))
+    shown = cli("keys", "create", "me", "--role", "admin")
+    token = next(word for word in shown.out.split() if word.startswith("lsk_"))
+    assert (shown.code, shown.err) == (0, "")
+    listing = cli("keys", "list").out
+    assert "me" in listing
+    assert token not in listing
+    assert token.rsplit("_", 1)[1] not in listing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["keys", "create", "x", "--role", "root"], 2),
+        (["keys", "create", "x"], 2),
+        (["keys", "create", "x", "--role", "read", "--portfolio", "a b"], 2),
+        (["keys", "create", "", "--role", "read"], 2),
+        (["keys", "revoke", "nobody"], 1),
+    ],
+)
+def test_make_key_when_input_is_bad_then_it_says_so(
+    capsys: pytest.CaptureFixture[str], new_database: NewDatabase, arguments: list[str], code: int
+) -> None:
+    ran = CommandLine(capsys, new_database("sqlite"))(*arguments)
+    assert ran.code == code
+    assert ran.err.startswith("error: ")
+    assert ran.out == ""

@@ -1,0 +1,318 @@
+"""What the dashboard and `top` are made of: the overview's line and pages, the chart, figures, words."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from ledger_sizer import InvalidRequest, Ledger, Leg, NotFound, Reserve
+from ledger_sizer.dashboard import formatting
+from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
+from ledger_sizer.dashboard.labels import told
+from ledger_sizer.model.commands import COMMANDS
+from ledger_sizer.model.domain import ScopeExposure
+from ledger_sizer.model.overview import Detail, DriftLine, Look, Overview
+from ledger_sizer.views import exposure_series
+from ledger_sizer.views.exposure_series import POINTS_MAX
+from tests.support.clock import START, FakeClock
+from tests.support.ledgers import opened
+
+
+def detail_of(overview: Overview) -> Detail:
+    assert overview.detail is not None
+    return overview.detail
+
+
+# The overview.
+
+
+def test_look_when_lists_are_long_then_pages_continue_and_counts_are_of_all(
+    database_url: str, clock: FakeClock
+) -> None:
+    with opened(database_url, clock) as ledger:
+        ledger.set_cap(key="cap", portfolio="main", cap=Decimal(10**6))
+        for number in range(7):
+            ledger.adopt(key=f"a{number}", quantity=Decimal(1), price=Decimal(10))
+            ledger.reserve(key=f"r{number}", ttl_seconds=Decimal(60 - number))
+            ledger.set_cap(key=f"p{number}", portfolio=f"p{number}", cap=Decimal(1))
+        first = ledger.overview(Look("main", rows=3))
+        detail = detail_of(first)
+        assert (detail.open_count, detail.held_count, detail.seq) == (7, 7, 15)
+        assert [position.number for position in detail.open] == [14, 12, 10]
+        assert [position.number for position in detail.held] == [15, 13, 11], "the soonest to end first"
+        assert [decision.seq for decision in detail.decisions] == [15, 14, 13]
+        assert [line.name for line in first.portfolios] == ["main", "p0", "p1"]
+        cursors = {
+            "open_cursor": detail.open.cursor,
+            "held_cursor": detail.held.cursor,
+            "decisions_cursor": detail.decisions.cursor,
+            "portfolios_cursor": first.portfolios.cursor,
+        }
+        second = ledger.overview(Look("main", rows=100, **cursors))
+        rest = detail_of(second)
+        assert [position.number for position in rest.open] == [8, 6, 4, 2]
+        assert [position.number for position in rest.held] == [9, 7, 5, 3]
+        assert [decision.seq for decision in rest.decisions] == list(range(12, 0, -1))
+        assert [line.name for line in second.portfolios] == ["p2", "p3", "p4", "p5", "p6"]
+        assert (rest.open.cursor, rest.held.cursor, rest.decisions.cursor, second.portfolios.cursor) == (None,) * 4
+
+
+def test_look_when_only_some_portfolios_may_be_seen_then_others_are_not_there(
+    database_url: str, clock: FakeClock
+) -> None:
+    with opened(database_url, clock) as ledger:
+        for name in ("alpha", "main", "zeta"):
+            ledger.reserve(key="k", portfolio=name)
+        seen = ledger.overview(Look(only=("main", "zeta", "nobody")))
+        assert [line.name for line in seen.portfolios] == ["main", "zeta"]
+        assert detail_of(seen).name == "main"
+        with pytest.raises(NotFound):
+            ledger.overview(Look("alpha", only=("main",)))
+        assert ledger.overview(Look(only=("nobody",))).detail is None
+
+
+@pytest.mark.parametrize(
+    ("look", "field"),
+    [
+        (Look(rows=0), "rows"),
+        (Look(rows=201), "rows"),
+        (Look(hours=0), "hours"),
+        (Look("main", open_cursor="x"), "open_cursor"),
+        (Look("main", held_cursor="1"), "held_cursor"),
+        (Look("main", decisions_cursor="1:2"), "decisions_cursor"),
+    ],
+)
+def test_look_when_it_asks_for_what_cannot_be_then_it_is_refused_by_name(
+    database_url: str, clock: FakeClock, look: Look, field: str
+) -> None:
+    with opened(database_url, clock) as ledger:
+        ledger.reserve(key="k")
+        with pytest.raises(InvalidRequest) as raised:
+            ledger.overview(look)
+        assert raised.value.field == field
+
+
+def test_draw_line_when_hours_pass_then_it_begins_with_what_held_before(database_url: str, clock: FakeClock) -> None:
+    with opened(database_url, clock) as ledger:
+        for number in range(1, 6):
+            ledger.adopt(key=f"a{number}", quantity=Decimal(1), price=Decimal(number))
+            clock.advance(3600)
+        line = detail_of(ledger.overview(Look(hours=2))).line
+        assert line.since == START + timedelta(hours=3)
+        assert [point.seq for point in line.points] == [3, 4, 5], "the third was made before, and held at the beginning"
+        assert [point.exposure for point in line.points] == [Decimal(6), Decimal(10), Decimal(15)]
+        assert {point.cap for point in line.points} == {Decimal(5000)}
+        assert [point.seq for point in detail_of(ledger.overview(Look(hours=100))).line.points] == [1, 2, 3, 4, 5]
+
+
+def spiky(ledger: Ledger, number: int, clock: FakeClock) -> None:
+    """Decisions that leave nothing behind but for a moment: every 97th is a spike that the next one takes back."""
+    ledger.set_cap(key="cap", cap=Decimal(10**6))
+    for start in range(0, number, 97):
+        ledger.submit([Reserve(key=f"k{start}/{n}", min_notional_usd=Decimal(10**9)) for n in range(95)])
+        spike = ledger.adopt(key=f"s{start}", quantity=Decimal(1), price=Decimal(1000 + start))
+        ledger.release(key=f"e{start}", position_id=spike.position_id or "")
+        clock.advance(1)
+
+
+def test_draw_line_when_there_are_many_decisions_then_no_spike_between_two_points_is_lost(
+    database_url: str, clock: FakeClock
+) -> None:
+    with opened(database_url, clock) as ledger:
+        spiky(ledger, 1100, clock)
+        for _ in range(2):
+            newest = ledger.history(limit=1000)
+            decisions = [*newest, *ledger.history(limit=1000, cursor=newest.cursor)][::-1]
+            exposure = {decision.seq: decision.exposure_after for decision in decisions}
+            for hours in (1, 24):
+                line = detail_of(ledger.overview(Look(hours=hours))).line
+                assert line.exact_from is None
+                assert POINTS_MAX // 2 < len(line.points) <= POINTS_MAX + 1
+                assert (line.points[0].seq, line.points[-1].seq) == (1, decisions[-1].seq)
+                before = 0
+                for point in line.points:
+                    between = [exposure[seq] for seq in range(before + 1, point.seq + 1)]
+                    assert (point.exposure, point.low, point.high) == (between[-1], min(between), max(between))
+                    before = point.seq
+            drawn = chart(detail_of(ledger.overview()), clock())
+            assert "highest 2,067.00" in drawn.words
+            ledger.adopt(key="more", quantity=Decimal(1), price=Decimal(7))  # what was kept is still right
+
+
+def test_draw_line_when_more_was_decided_than_one_look_reads_then_it_says_so_and_the_next_looks_read_it(
+    database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exposure_series, "READ_MAX", 400)
+    with opened(database_url, clock) as ledger:
+        spiky(ledger, 1100, clock)
+        first = detail_of(ledger.overview())
+        assert first.line.exact_from is not None
+        assert "highest 2,067.00" in chart(first, clock()).words, "the newest part is read first"
+        drawn = [detail_of(ledger.overview()).line.exact_from for _ in range(4)]
+        assert drawn[-1] is None
+        whole = detail_of(ledger.overview()).line
+    with opened(database_url, clock) as fresh:
+        monkeypatch.setattr(exposure_series, "READ_MAX", 10**6)
+        assert detail_of(fresh.overview()).line == whole
+
+
+# The chart.
+
+
+def test_draw_chart_when_exposure_steps_then_the_path_does(database_url: str, clock: FakeClock) -> None:
+    with opened(database_url, clock) as ledger:
+        ledger.adopt(key="a", quantity=Decimal(1), price=Decimal(3000))
+        clock.advance(1800)
+        ledger.release(key="b", position_id="main-1")
+        clock.advance(1800)
+        drawn = chart(detail_of(ledger.overview(Look(hours=1))), clock())
+    assert drawn.ticks == ("6,000", "4,500", "3,000", "1,500", "0")
+    assert drawn.line == f"M0 {HEIGHT // 2}H{WIDTH // 2}V{HEIGHT}H{WIDTH}V{HEIGHT}"
+    assert drawn.area.endswith("Z")
+    assert drawn.times[0] == "00:00"
+    assert drawn.times[-1] == "01:00"
+    assert "highest 3,000.00, now 0.00 of 5,000.00 USD" in drawn.words
+
+
+# Figures.
+
+
+def _scope(cap: int | None, held: str, opened: str, **more: Any) -> ScopeExposure:
+    return ScopeExposure(
+        "portfolio", None if cap is None else Decimal(cap), Decimal(held), Decimal(opened), "active", **more
+    )
+
+
+@pytest.mark.parametrize(
+    ("scope", "lengths"),
+    [
+        (_scope(100, "0", "0"), (0, 0)),
+        (_scope(100, "25", "50"), (50, 25)),
+        (_scope(100, "0.001", "0.001"), (1, 1)),
+        (_scope(100, "0", "99.999"), (99, 0)),
+        (_scope(100, "0", "100"), (100, 0)),
+        (_scope(100, "0.001", "99.999"), (99, 1)),
+        (_scope(100, "100", "100"), (50, 50)),
+        (_scope(0, "0", "0"), (0, 0)),
+    ],
+)
+def test_draw_bar_when_scope_is_used_then_it_is_full_exactly_without_headroom(
+    scope: ScopeExposure, lengths: tuple[int, int]
+) -> None:
+    assert formatting.bar(scope, 100) == lengths
+
+
+def test_show_figures_when_they_have_many_digits_then_headroom_is_never_more_than_there_is() -> None:
+    assert formatting.money(Decimal("1234567.125")) == "1,234,567.12"
+    assert formatting.room(Decimal("0.009")) == "0.00"
+    assert formatting.percent(_scope(3, "0", "2")) == "66.7%"
+    assert formatting.percent(_scope(100000, "0", "99999.999")) == "100.0%"
+    assert formatting.exact(Decimal("50100.50")) == "50,100.5"
+    assert (
+        formatting.money(None)
+        == formatting.exact(None)
+        == formatting.percent(_scope(None, "0", "1"))
+        == formatting.NONE
+    )
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(-1, "0 s"), (59.9, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7260, "2 h 01 min"), (90_000, "1 d 1 h")],
+)
+def test_show_duration_when_it_grows_then_two_units_are_enough(seconds: float, words: str) -> None:
+    assert formatting.duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("more", "standing"),
+    [
+        ({}, "active"),
+        ({"frozen": True}, "unreconciled"),
+        ({"fresh_until": START}, "unreconciled"),
+        ({"fresh_until": START + timedelta(seconds=1)}, "active"),
+    ],
+)
+def test_tell_standing_when_reservations_would_be_denied_then_it_is_not_active(
+    more: dict[str, Any], standing: str
+) -> None:
+    assert formatting.standing(_scope(1, "0", "0", **more), START) == standing
+
+
+# Words.
+
+
+def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
+    database_url: str, clock: FakeClock
+) -> None:
+    with opened(database_url, clock) as ledger:
+        told_of = {decision.command: told(decision) for decision in _one_of_each(ledger, clock)}
+    assert told_of == {
+        "set_cap": "venue=bybit has no cap any more",
+        "reserve": "1,000.00 held, the most for one position",
+        "extend": "hold now ends at 00:01:30Z",
+        "confirm": "filled 0.01, counts 500.00",
+        "release": "closed 0.01, 500.00 given back",
+        "expire": "hold ran out unconfirmed, 1,000.00 given back",
+        "adopt": "took over 1 found at the exchange, counts 2,000.00",
+        "halt": "venue=okx reducing: positions may close, none may open: maintenance",
+        "resume": "venue=okx active again",
+        "freeze": "portfolio frozen, it differs from the exchange: drift-1",
+        "thaw": "portfolio no longer frozen",
+        "reconciled": "portfolio compared with the exchange, trusted until 02:00:00Z",
+        "remark": "drift-1: close_requested: by hand",
+    }
+    assert told_of.keys() == {*COMMANDS, "expire"}
+
+
+def _one_of_each(ledger: Ledger, clock: FakeClock) -> list[Any]:
+    ledger.set_cap(key="1", portfolio="main", cap=Decimal(9_000))
+    cap = ledger.set_cap(key="2", portfolio="main", scope="venue=bybit", cap=None)
+    held = ledger.reserve(key="3")
+    extended = ledger.extend(key="4", position_id="main-3", ttl_seconds=90)
+    filled = ledger.confirm(key="5", position_id="main-3", quantity=Decimal("0.01"), price=Decimal(50_000))
+    closed = ledger.release(key="6", position_id="main-3", quantity=Decimal("0.01"))
+    ledger.reserve(key="7")
+    clock.advance(61)
+    ledger.sweep()
+    (expired,) = ledger.history(command="expire")
+    legs = [Leg("okx", "ETH", "spot", "buy", Decimal(1))]
+    until: datetime = START + timedelta(hours=2)
+    return [
+        cap, held, extended, filled, closed, expired,
+        ledger.adopt(key="8", quantity=Decimal(1), price=Decimal(2_000), legs=legs),
+        ledger.halt(key="9", portfolio="main", scope="venue=okx", mode="reducing", note="maintenance"),
+        ledger.resume(key="10", portfolio="main", scope="venue=okx"),
+        ledger.freeze(key="11", portfolio="main", note="drift-1"),
+        ledger.thaw(key="12", portfolio="main"),
+        ledger.reconciled(key="13", portfolio="main", fresh_until=until),
+        ledger.remark(key="14", portfolio="main", about="drift-1", event="close_requested", note="by hand"),
+    ]  # fmt: skip
+
+
+def test_tell_decision_when_it_was_denied_then_the_words_are_the_reason(database_url: str, clock: FakeClock) -> None:
+    with opened(database_url, clock) as ledger:
+        ledger.set_cap(key="cap", portfolio="main", scope="venue=bybit", cap=Decimal(0))
+        assert told(ledger.reserve(key="a", tags={"venue": "bybit"})) == "the cap of venue=bybit leaves nothing"
+        late = ledger.reserve(key="b")
+        clock.advance(61)
+        filled = ledger.confirm(key="c", position_id=str(late.position_id), quantity=Decimal(1), price=Decimal(10))
+        assert told(filled) == "filled 1, counts 10.00, after its hold had expired"
+
+
+# Drifts.
+
+
+@pytest.mark.parametrize(
+    ("state", "offered"), [("confirmed", ("adopt", "ignore", "close")), ("acknowledged", ("adopt",))]
+)
+def test_drift_actions_when_a_drift_is_ignored_then_only_adopting_it_is_offered(
+    state: str, offered: tuple[str, ...]
+) -> None:
+    drift = DriftLine(
+        1, "quantity_differs", state, "bybit main BTC long", Decimal(1), Decimal(2), Decimal(1), "", START, None, None
+    )
+    assert formatting.drift_actions(drift) == offered

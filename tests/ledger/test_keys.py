@@ -1,0 +1,220 @@
+"""One effect per key: every verb, granted or denied, answers a repeated request with the decision it gave first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from ledger_sizer import Decision, InstrumentInfo, InvalidRequest, KeyReused, Ledger, Leg, Reserve, Resume
+from ledger_sizer.model.commands import COMMANDS
+from ledger_sizer.rules.batch import AnyCommand
+from ledger_sizer.verbs.methods import verb
+from tests.support.clock import START, FakeClock
+from tests.support.ledgers import BTC_PERP, BTC_SPOT, TAGS, assert_verified, opened
+
+D = Decimal
+Call = Callable[[Ledger, bool], Decision]
+
+# Each is asked on a ledger with main-1 and main-2 held and main-3 open (10 at 100 USD). The flag asks for another body.
+CALLS: dict[str, Call] = {
+    "reserve": lambda ledger, other: ledger.reserve(key="k", tags=TAGS, available_balance=D(11 if other else 10)),
+    "reserve denied": lambda ledger, other: ledger.reserve(key="k", min_notional_usd=D(9001 if other else 9000)),
+    "reserve sized": lambda ledger, other: ledger.reserve(
+        key="k", price=D(50000), spot_instrument=BTC_SPOT, perp_instrument=BTC_PERP, ttl_seconds=9 if other else 8
+    ),
+    "confirm": lambda ledger, other: ledger.confirm(
+        key="k", position_id="main-1", quantity=D(2), price=D(100), spot_price=D(99) if other else None
+    ),
+    "confirm legs": lambda ledger, other: ledger.confirm(
+        key="k", position_id="main-1", quantity=D(2), price=D(100),
+        legs=[Leg("okx" if other else "bybit", "BTC", "spot", "buy", D(2))],
+    ),
+    "release": lambda ledger, other: ledger.release(key="k", position_id="main-2" if other else "main-1"),
+    "release part": lambda ledger, other: ledger.release(
+        key="k", position_id="main-3", quantity=D(4 if other else 3)
+    ),
+    "release open": lambda ledger, other: ledger.release(
+        key="k", position_id="main-3", quantity=D(10) if other else None
+    ),
+    "extend": lambda ledger, other: ledger.extend(key="k", position_id="main-1", ttl_seconds=901 if other else 900),
+    "set_cap": lambda ledger, other: ledger.set_cap(key="k", cap=D(2 if other else 1)),
+    "set_cap removed": lambda ledger, other: ledger.set_cap(
+        key="k", scope="venue=bybit", cap=D(1) if other else None
+    ),
+    "halt": lambda ledger, other: ledger.halt(key="k", mode="reducing" if other else "halted"),
+    "resume": lambda ledger, other: ledger.resume(key="k", note="again" if other else None),
+    "freeze": lambda ledger, other: ledger.freeze(key="k", note="again" if other else None),
+    "thaw": lambda ledger, other: ledger.thaw(key="k", note="again" if other else None),
+    "reconciled": lambda ledger, other: ledger.reconciled(key="k", fresh_until=None if other else START),
+    "remark": lambda ledger, other: ledger.remark(key="k", about="drift-1", event="seen" if other else "gone"),
+    "adopt": lambda ledger, other: ledger.adopt(key="k", quantity=D(1), price=D(6 if other else 5), tags=TAGS),
+}  # fmt: skip
+
+
+class Recorder:
+    """Stands in a ledger's place to see which commands a call makes."""
+
+    def __init__(self) -> None:
+        self.commands: list[AnyCommand] = []
+
+    def run(self, command: AnyCommand) -> None:
+        self.commands.append(command)
+
+
+for _verb, _command in COMMANDS.items():
+    setattr(Recorder, _verb, verb(_command))
+
+
+@pytest.fixture
+def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
+    """Flat sizing, cap 5000; main-1 and main-2 are held, main-3 is open."""
+    with opened(database_url, clock) as ledger:
+        for n in (1, 2, 3):
+            ledger.reserve(key=f"{n}", tags=TAGS, ttl_seconds=600)
+        ledger.confirm(key="4", position_id="main-3", quantity=D(10), price=D(100))
+        yield ledger
+
+
+def snapshot(ledger: Ledger) -> tuple[Any, ...]:
+    """All that may not change when a key is used again."""
+    return ledger.exposure(), tuple(ledger.positions("main")), tuple(ledger.history("main"))
+
+
+def test_list_calls_when_a_verb_is_added_then_its_key_is_tested() -> None:
+    verbs = {name.removesuffix("_async") for name in vars(Ledger) if name.endswith("_async")}
+    assert verbs - {"run", "submit", "hold"} == {name.split()[0] for name in CALLS}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_repeat_when_key_and_body_are_the_same_then_the_first_decision_is_given_again(
+    ledger: Ledger, database_url: str, clock: FakeClock, name: str
+) -> None:
+    call = CALLS[name]
+    first = call(ledger, False)
+    assert not first.replayed
+    after = snapshot(ledger)
+    clock.advance(5)
+    again = call(ledger, False)
+    assert (again.replayed, again.record) == (True, first.record)
+    assert snapshot(ledger) == after
+    with opened(database_url, clock) as reopened:
+        later = call(reopened, False)
+        assert (later.replayed, later.record) == (True, first.record)
+        assert snapshot(reopened) == after
+    assert_verified(ledger)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_repeat_when_the_body_differs_then_it_is_an_error_and_has_no_effect(
+    ledger: Ledger, database_url: str, clock: FakeClock, name: str
+) -> None:
+    call = CALLS[name]
+    first = call(ledger, False)
+    after = snapshot(ledger)
+    with pytest.raises(KeyReused, match=f"key 'k' was used before for another request .seq {first.seq}") as refused:
+        call(ledger, True)
+    assert (refused.value.code, refused.value.field) == ("idempotency_key_reused", "key")
+    assert isinstance(refused.value, InvalidRequest)
+    with opened(database_url, clock) as reopened, pytest.raises(KeyReused):
+        call(reopened, True)
+    assert snapshot(ledger) == after
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_repeat_when_another_verb_uses_the_key_then_it_is_an_error(ledger: Ledger, name: str) -> None:
+    CALLS[name](ledger, False)
+    other: Any = Reserve(key="k", ttl_seconds=77)
+    with pytest.raises(KeyReused):
+        ledger.run(other)
+    with pytest.raises(KeyReused):
+        ledger.run(Resume(key="k", note="not the same request"))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_repeat_when_both_stand_in_one_submit_then_the_second_is_the_replay(ledger: Ledger, name: str) -> None:
+    recorder = Recorder()
+    CALLS[name](recorder, False)  # type: ignore[arg-type]
+    first, second = ledger.submit(recorder.commands * 2)
+    assert isinstance(first, Decision)
+    assert isinstance(second, Decision)
+    assert (first.replayed, second.replayed) == (False, True)
+    assert first.record == second.record
+    assert_verified(ledger)
+
+
+def test_repeat_when_a_denial_would_be_granted_by_now_then_it_stays_a_denial(ledger: Ledger) -> None:
+    ledger.set_cap(key="cap", cap=D(1))
+    no = ledger.reserve(key="k")
+    assert no.reason == "cap_exceeded"
+    ledger.set_cap(key="cap/2", cap=D(9000))
+    again = ledger.reserve(key="k")
+    assert (again.outcome, again.reason, again.replayed) == ("denied", "cap_exceeded", True)
+    assert ledger.reserve(key="new").granted
+
+
+def test_repeat_when_a_denied_extend_would_be_granted_by_now_then_it_stays_a_denial(ledger: Ledger) -> None:
+    ledger.halt(key="halt")
+    assert ledger.extend(key="k", position_id="main-1", ttl_seconds=900).reason == "halted"
+    ledger.resume(key="resume")
+    again = ledger.extend(key="k", position_id="main-1", ttl_seconds=900)
+    assert (again.reason, again.replayed) == ("halted", True)
+
+
+def test_repeat_when_the_hold_is_long_over_then_the_grant_is_told_as_it_was(ledger: Ledger, clock: FakeClock) -> None:
+    first = ledger.reserve(key="k", ttl_seconds=1)
+    clock.advance(3600)
+    ledger.sweep()
+    again = ledger.reserve(key="k", ttl_seconds=1)
+    assert (again.granted, again.replayed, again.expires_at) == (True, True, first.expires_at)
+    assert ledger.position("main-5").state == "expired"
+
+
+def test_repeat_when_the_same_is_written_another_way_then_it_is_the_same_request(ledger: Ledger) -> None:
+    spot = InstrumentInfo("S", D(0), D(10), D("0.10"))
+    ledger.reserve(
+        key="k", tags={"b": "2", "a": "1"}, signal_score=D("0.5"), price=D(50000), available_balance=D("1E+3"),
+        spot_instrument=spot, perp_instrument=spot, min_notional_usd=D("1.50"), ttl_seconds=30,
+    )  # fmt: skip
+    again = ledger.reserve(
+        key="k", tags={"a": "1", "b": "2"}, signal_score=D("0.500"), price=50000, available_balance=1000,  # type: ignore[arg-type]
+        spot_instrument=InstrumentInfo("S", D("0.0"), D("1E+1"), D("0.1")), perp_instrument=spot,
+        min_notional_usd=D("1.5"), ttl_seconds=D("30.000"),
+    )  # fmt: skip
+    assert again.replayed
+    assert ledger.reserve(key="t", ttl_seconds=0.5).replayed is False
+    assert ledger.reserve(key="t", ttl_seconds=D("0.5")).replayed is True
+
+
+def test_repeat_when_another_portfolio_uses_the_key_then_it_is_another_key(ledger: Ledger) -> None:
+    assert ledger.reserve(key="k", portfolio="main").replayed is False
+    assert ledger.reserve(key="k", portfolio="other", ttl_seconds=1).replayed is False
+    assert ledger.reserve(key="k", portfolio="main").replayed is True
+
+
+async def test_repeat_when_awaited_then_it_is_the_same_decision(ledger: Ledger) -> None:
+    first = await ledger.reserve_async(key="k", tags=TAGS)
+    again = await ledger.reserve_async(key="k", tags=TAGS)
+    assert (again.replayed, again.record) == (True, first.record)
+    with pytest.raises(KeyReused):
+        await ledger.reserve_async(key="k")
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201, "tab\there", "nul\x00", "line\nbreak", "\ud800", 7, None, b"k"])
+def test_use_key_when_it_is_not_plain_text_then_it_is_refused(ledger: Ledger, key: Any) -> None:
+    with pytest.raises(InvalidRequest, match="key") as refused:
+        ledger.reserve(key=key)
+    assert refused.value.field == "key"
+
+
+@pytest.mark.parametrize(
+    "key", ["x" * 200, "ключ-π-鍵-🔑" * 15, "'; DROP TABLE decisions; --", '%s %(x)s {} \\ "q"', " "]
+)
+def test_use_key_when_it_is_any_printable_text_then_it_works_like_any_other(ledger: Ledger, key: str) -> None:
+    first = ledger.reserve(key=key, tags={"note": key[:128]})
+    assert (first.key, first.replayed) == (key, False)
+    assert ledger.reserve(key=key, tags={"note": key[:128]}).replayed
+    assert [decision.key for decision in ledger.history("main", limit=1)] == [key]
+    assert_verified(ledger)

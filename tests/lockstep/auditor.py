@@ -1,0 +1,133 @@
+"""The invariants of a ledger, checked from outside: read what it recorded, and add it all up again.
+
+This is not `Ledger.verify`. It shares no code with it, follows the documented form of the chain, and also replays what
+`verify` takes for granted: that no grant ever left a scope above the cap it had at that moment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from datetime import datetime
+from decimal import Decimal
+from hashlib import sha256
+
+from ledger_sizer import Decision, Ledger, Position
+from ledger_sizer.model.domain import Exposure
+
+FINAL = ("closed", "released", "expired")
+WHOLE = "portfolio"
+
+
+class Auditor:
+    """Follows one portfolio. Each `check` reads what is new since the last, and holds it against all invariants."""
+
+    def __init__(self, portfolio: str, cap_usd: Decimal) -> None:
+        self.portfolio = portfolio
+        self.decisions: list[Decision] = []
+        self.positions: list[Position] = []
+        self.by_key: dict[str, Decision] = {}
+        self._caps: dict[str, Decimal] = {WHOLE: cap_usd}
+        self._counted: defaultdict[str, Decimal] = defaultdict(Decimal)
+        self._hash = "0" * 64
+        self._promised: dict[str | None, datetime] = {}
+        self._final: dict[int, Position] = {}
+
+    def check(self, ledger: Ledger) -> Exposure:
+        """Check everything. The ledger must be at rest: its reads are one snapshot each, not one together."""
+        for decision in self._read_new(ledger):
+            self._follow_chain(decision)
+            self._follow_exposure(decision)
+        self.positions = positions = self._read_positions(ledger)
+        exposure = ledger.exposure(self.portfolio)
+        assert exposure.seq == len(self.decisions), "the head is not the last decision"
+        self._check_sums(exposure, positions)
+        self._check_positions(positions)
+        return exposure
+
+    def _read_new(self, ledger: Ledger) -> list[Decision]:
+        new: list[Decision] = []
+        cursor: str | None = str(len(self.decisions))
+        while cursor is not None:
+            page = ledger.history(self.portfolio, ascending=True, cursor=cursor, limit=1000)
+            new += page.items
+            cursor = page.cursor
+        return new
+
+    def _read_positions(self, ledger: Ledger) -> list[Position]:
+        page = ledger.positions(self.portfolio, limit=1000)
+        positions = list(page.items)
+        while page.cursor is not None:
+            page = ledger.positions(self.portfolio, limit=1000, cursor=page.cursor)
+            positions += page.items
+        return positions
+
+    def _follow_chain(self, decision: Decision) -> None:
+        """Ordered: gapless seq, time that never runs back, one effect per key, every field in the hash."""
+        assert decision.seq == len(self.decisions) + 1, f"seq {decision.seq} follows {len(self.decisions)}"
+        assert decision.key not in self.by_key, f"key {decision.key} took effect twice"
+        if self.decisions:
+            assert decision.decided_at >= self.decisions[-1].decided_at, f"decision {decision.seq} is before its past"
+        fields = ["\x1d" if field is None else str(field) for field in decision.record[:-1]]
+        self._hash = sha256("\x1f".join([self._hash, *fields]).encode()).hexdigest()
+        assert decision.hash == self._hash, f"decision {decision.seq} breaks the chain"
+        self.decisions.append(decision)
+        self.by_key[decision.key] = decision
+
+    def _follow_exposure(self, decision: Decision) -> None:
+        """The cap: replay every scope's exposure and cap, and look at each grant in its moment."""
+        assert decision.exposure_before == self._counted[WHOLE], f"decision {decision.seq} saw another exposure"
+        assert decision.headroom_before == self._caps[WHOLE] - self._counted[WHOLE]
+        moved = decision.exposure_after - decision.exposure_before
+        scopes = _scopes(json.loads(decision.record.tags))
+        for scope in scopes:
+            self._counted[scope] += moved
+        request = json.loads(decision.request)
+        if decision.command == "set_cap" and decision.outcome == "applied":
+            self._caps.pop(request["scope"], None)
+            if "cap" in request:
+                self._caps[request["scope"]] = Decimal(request["cap"])
+        if decision.outcome == "denied":
+            assert not moved, f"decision {decision.seq} was denied and moved {moved} USD"
+        if decision.command == "reserve" and decision.granted:
+            assert moved == decision.budget
+            over = [scope for scope in scopes if scope in self._caps and self._counted[scope] > self._caps[scope]]
+            assert not over, f"grant {decision.seq} leaves {over} above the cap"
+        if decision.command == "expire":
+            promised = self._promised[decision.position_id]
+            assert decision.decided_at >= promised, f"position {decision.position_id} was freed early"
+        if decision.granted and decision.expires_at is not None:
+            assert decision.expires_at >= self._promised.get(decision.position_id, decision.decided_at)
+            self._promised[decision.position_id] = decision.expires_at
+
+    def _check_sums(self, exposure: Exposure, positions: list[Position]) -> None:
+        """Exposure comes from positions: every counter is the sum of its rows."""
+        held: defaultdict[str, Decimal] = defaultdict(Decimal)
+        opened: defaultdict[str, Decimal] = defaultdict(Decimal)
+        for position in positions:
+            for scope in _scopes(dict(position.tags)):
+                held[scope] += position.held
+                opened[scope] += position.open
+        rows = {row.scope: row for row in exposure.scopes}
+        assert {scope for scope in held if held[scope] or opened[scope]} <= rows.keys(), "a scope has no row"
+        for scope, row in rows.items():
+            assert (row.held, row.open) == (held[scope], opened[scope]), f"scope {scope} does not count its positions"
+            assert row.exposure == self._counted[scope], f"scope {scope} is not what its decisions add up to"
+            assert row.cap == self._caps.get(scope), f"scope {scope} has a cap nobody set"
+            assert row.overage == max(row.exposure - self._caps.get(scope, row.exposure), Decimal(0))
+
+    def _check_positions(self, positions: list[Position]) -> None:
+        """Owned and final: every held dollar has an expiry, and an ended position never changes again."""
+        for position in positions:
+            assert (position.held > 0) == (position.state == "held"), position
+            assert (position.open > 0) == (position.state == "open"), position
+            assert position.state != "held" or position.expires_at is not None, f"{position} would be held for ever"
+            before = self._final.get(position.number)
+            assert before is None or position == before, f"{before} was final and became {position}"
+            if position.state in FINAL:
+                self._final[position.number] = position
+        assert self._final.keys() <= {position.number for position in positions}, "a position is gone"
+
+
+def _scopes(tags: dict[str, str]) -> list[str]:
+    return [WHOLE, *(f"{name}={value}" for name, value in tags.items())]

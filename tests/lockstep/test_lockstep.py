@@ -1,0 +1,362 @@
+"""The model, a SQLite ledger and a PostgreSQL ledger in lockstep: the same commands, the same answers, hash for hash.
+
+Two handles on each database take turns, so that what one of them remembers is made stale by the other. After every
+step all invariants are checked from outside. By default the same few dozen histories run each time. A campaign of new
+ones, which also shrinks what it finds:
+
+    LOCKSTEP_EXAMPLES=2000 make test TEST_WORKERS=0 ARGS=tests/test_lockstep.py
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Sequence
+from decimal import Decimal
+from fractions import Fraction
+from itertools import count
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from ledger_sizer import (
+    Decision,
+    Ledger,
+    LedgerError,
+    NotFound,
+    Position,
+    Reserve,
+)
+from ledger_sizer.model.commands import COMMANDS
+from ledger_sizer.rules.batch import Result
+from tests.conftest import NewDatabase
+from tests.lockstep import random_commands
+from tests.lockstep.auditor import Auditor
+from tests.lockstep.model import Group, Model, Told
+from tests.lockstep.model_rules import Answer, Command, Holding, Refusal, scopes_of
+from tests.lockstep.random_commands import POLICIES, Policy, Wish
+from tests.support.clock import FakeClock
+from tests.support.databases import ENGINE_KINDS
+
+EXAMPLES = int(os.environ.get("LOCKSTEP_EXAMPLES", "0"))
+EXAMPLES_BY_DEFAULT = 40
+STEPS = 30
+LIFE = {"confirm": ("held", "expired"), "release": ("held", "open"), "extend": ("held",)}
+RUNS = count()
+FIGURES_TOLD = (
+    "budget", "quantity", "fraction", "raw_budget", "headroom_before", "exposure_before", "exposure_after",
+)  # fmt: skip
+FACTS_TOLD = ("seq", "reason", "binding", "expires_at", "decided_at", "replayed")
+
+Given = list[Result] | LedgerError
+
+
+class Lockstep(RuleBasedStateMachine):
+    """Sends every command to both databases and to the model, and compares."""
+
+    def __init__(self, urls: dict[str, str]) -> None:
+        super().__init__()
+        self.urls = urls
+        self.run = next(RUNS)
+        self.clock = FakeClock()
+        self.handles: dict[str, list[Ledger]] = {}
+        self.auditors: dict[tuple[str, str], Auditor] = {}
+        self.sent: list[Command] = []
+        self.sound = False
+
+    @initialize(policy=st.sampled_from(POLICIES))
+    def open(self, policy: Policy) -> None:
+        self.policy = policy
+        self.settings = policy.settings()
+        self.model = Model(policy.figures())
+        for kind in ENGINE_KINDS:
+            self.handles[kind] = [self._opened(kind), self._opened(kind)]
+        self.sound = True
+
+    def _opened(self, kind: str) -> Ledger:
+        return Ledger.open(self.urls[kind], settings=self.settings, clock=self.clock)
+
+    def teardown(self) -> None:
+        self.clock.advance(10_000_000)  # beyond every hold: none stays behind for a sweep in the next history to find
+        try:
+            if self.sound:
+                for name in sorted(self.model.pots):
+                    self._sweep(0, name)
+                self._verify(1)
+        finally:
+            for ledger in [ledger for pair in self.handles.values() for ledger in pair]:
+                ledger.sweep()
+                ledger.close()
+
+    # What callers ask.
+
+    @rule(wish=random_commands.RESERVES, who=st.integers(0, 1))
+    def reserve(self, wish: Wish, who: int) -> None:
+        self._send([Group([self._command(wish)])], who)
+
+    @rule(wish=random_commands.LIVES, who=st.integers(0, 1))
+    def continue_a_life(self, wish: Wish, who: int) -> None:
+        self._send([Group([self._command(wish)])], who)
+
+    @rule(wish=random_commands.ADMINISTRATION, who=st.integers(0, 1))
+    def administer(self, wish: Wish, who: int) -> None:
+        self._send([Group([self._command(wish)])], who)
+
+    @rule(wish=random_commands.RECONCILIATION, who=st.integers(0, 1))
+    def reconcile(self, wish: Wish, who: int) -> None:
+        self._send([Group([self._command(wish)])], who)
+
+    @rule(wish=st.one_of(random_commands.AGAIN, random_commands.REUSE), who=st.integers(0, 1))
+    def use_a_key_again(self, wish: Wish, who: int) -> None:
+        self._send([Group([self._command(wish)])], who)
+
+    @rule(group=random_commands.GROUPS, who=st.integers(0, 1))
+    def submit_a_group(self, group: tuple[list[Wish], bool], who: int) -> None:
+        self._send([self._group(*group)], who)
+
+    @rule(groups=st.lists(random_commands.GROUPS, min_size=2, max_size=3), who=st.integers(0, 1))
+    def submit_groups_at_once(self, groups: list[tuple[list[Wish], bool]], who: int) -> None:
+        self._send([self._group(*group) for group in groups], who)
+
+    @rule(wish=random_commands.RESERVES, who=st.integers(0, 1))
+    def ask_a_dry_run(self, wish: Wish, who: int) -> None:
+        command = self._command(wish)
+        assert isinstance(command, Reserve)
+        self.sent.pop()
+        expected = self.model.dry_run(command, self.clock())
+        for kind in ENGINE_KINDS:
+            request = {name: getattr(command, name) for name in ("key", "portfolio", *command.recorded_fields)}
+            given = self.handles[kind][who].reserve(**request, dry_run=True)
+            assert _as_told(given) == expected, f"{kind}, dry run"
+            assert given.hash is None
+
+    # What happens meanwhile.
+
+    @rule(seconds=random_commands.ADVANCES)
+    def let_time_pass(self, seconds: str) -> None:
+        self.clock.advance(Decimal(seconds))
+
+    @rule(seconds=random_commands.ADVANCES, who=st.integers(0, 1), pot=st.sampled_from(["a", "b", None]))
+    def let_time_pass_and_sweep(self, seconds: str, who: int, pot: str | None) -> None:
+        self.clock.advance(Decimal(seconds))
+        self._sweep(who, None if pot is None else self._portfolio(pot))
+
+    @rule(who=st.integers(0, 1))
+    def close_and_reopen(self, who: int) -> None:
+        for kind in ENGINE_KINDS:
+            self.handles[kind][who].close()
+            self.handles[kind][who] = self._opened(kind)
+
+    @rule(who=st.integers(0, 1))
+    def verify(self, who: int) -> None:
+        self._verify(who)
+
+    # From wishes to commands.
+
+    def _portfolio(self, pot: str) -> str:
+        return f"run{self.run}-{pot}"
+
+    def _group(self, wanted: list[Wish], atomic: bool) -> Group:
+        return Group([self._command(wish) for wish in wanted], atomic)
+
+    def _command(self, wish: Wish) -> Command:
+        key = f"key-{len(self.sent)}"
+        if wish.verb in ("again", "reuse") and self.sent:
+            earlier = self.sent[wish.which % len(self.sent)]
+            if wish.verb == "again":
+                return earlier
+            return Reserve(key=earlier.key, portfolio=earlier.portfolio, ttl_seconds=7)
+        if wish.verb in LIFE:
+            values = self._about_a_position(wish)
+        else:
+            values = {**wish.values, "portfolio": self._portfolio(wish.pot)}
+            if values.get("scope") == "portfolio" and values.get("cap", 0) is None:
+                values["cap"] = Decimal(2000)  # the portfolio's cap cannot be removed
+        verb = wish.verb if wish.verb in COMMANDS else "reserve"
+        make: Any = COMMANDS[verb]
+        command: Command = make(key=key, **values)
+        self.sent.append(command)
+        return command
+
+    def _about_a_position(self, wish: Wish) -> dict[str, Any]:
+        """Arguments about a position that exists and fits, or any, or (-1) the one the next decision would make."""
+        name, values = self._portfolio(wish.pot), dict(wish.values)
+        pot = self.model.pots.get(name)
+        known = pot.positions if pot else {}
+        fitting = [number for number, one in known.items() if one.state in LIFE[wish.verb]]
+        numbers = fitting if wish.apt and fitting else sorted(known)
+        unborn = wish.which < 0 or not numbers
+        number = (pot.next_seq if pot else 1) if unborn else numbers[wish.which % len(numbers)]
+        values["position_id"] = f"{name}-{number}"
+        if "price" in values:
+            values["price"] = Decimal(values["price"])
+        if "share" in values:
+            share = values.pop("share")
+            values["quantity"] = None if share is None else self._quantity(name, number, share, values.get("price"))
+        return values
+
+    def _quantity(self, name: str, number: int, share: str, price: Decimal | None) -> Decimal:
+        pot = self.model.pots.get(name)
+        one = pot.positions.get(number) if pot else None
+        size = Fraction(1)
+        if one is not None and one.quantity:
+            size = one.quantity
+        elif one is not None and one.held and price is not None:
+            size = one.held / Fraction(price)
+        return max(Decimal(int(size * Fraction(share) * 10**9)) / 10**9, Decimal("1e-9"))
+
+    # Asking all three, and comparing.
+
+    def _send(self, groups: Sequence[Group], who: int) -> None:
+        note(f"{self.clock():%H:%M:%S.%f} handle {who}: {groups}")
+        self.sound = False
+        expected = self.model.batch(groups, self.clock())
+        given = {kind: _answers(self.handles[kind][who], groups) for kind in ENGINE_KINDS}
+        for kind in ENGINE_KINDS:
+            for group, ours, told in zip(groups, given[kind], expected, strict=True):
+                _compare(kind, group, ours, told)
+        assert [_plain(one) for one in given["sqlite"]] == [_plain(one) for one in given["postgresql"]]
+        self._check({command.portfolio for group in groups for command in group.commands}, 1 - who)
+        for kind in ENGINE_KINDS:
+            self._check_recorded(kind, [one for group in given[kind] if isinstance(group, list) for one in group])
+        self.sound = True
+
+    def _check_recorded(self, kind: str, answers: Sequence[Result]) -> None:
+        """Acknowledged means durable: the other handle reads what this one was told."""
+        for one in answers:
+            if isinstance(one, Decision):
+                assert self.auditors[kind, one.portfolio].by_key[one.key].record == one.record
+
+    def _sweep(self, who: int, name: str | None) -> None:
+        self.sound = False
+        if name is not None and name not in self.model.pots:
+            for kind in ENGINE_KINDS:
+                with pytest.raises(NotFound, match=name):
+                    self.handles[kind][who].sweep(name)
+            self.sound = True
+            return
+        names = sorted(self.model.pots) if name is None else [name]
+        told = self.model.batch([Group([], sweep=one) for one in names], self.clock())
+        expected = sum(len(freed) for freed in told)
+        for kind in ENGINE_KINDS:
+            assert self.handles[kind][who].sweep(name) == expected, f"{kind}: holds freed by a sweep"
+        self._check(set(names), 1 - who)
+        self.sound = True
+
+    def _verify(self, who: int) -> None:
+        self.sound = False
+        for name in self.model.pots:
+            reports = [self.handles[kind][who].verify(name) for kind in ENGINE_KINDS]
+            assert [report.findings for report in reports] == [(), ()]
+            assert reports[0] == reports[1]
+        self.sound = True
+
+    def _check(self, names: set[str], who: int) -> None:
+        """Every invariant, on both databases, and both equal to the model."""
+        for name in sorted(names & self.model.pots.keys()):
+            pot, seen = self.model.pots[name], []
+            for kind in ENGINE_KINDS:
+                auditor = self.auditors.setdefault((kind, name), Auditor(name, Decimal(self.policy.cap)))
+                known = len(auditor.decisions)
+                exposure = auditor.check(self.handles[kind][who])
+                recorded = [(one.key, _as_told(one)) for one in auditor.decisions[known:]]
+                assert recorded == pot.answers[known:], f"{kind}: recorded"
+                for row in exposure.scopes:
+                    assert _fraction(row.held) == pot.held(row.scope), f"{kind}: {row}"
+                    assert _fraction(row.open) == pot.open(row.scope), f"{kind}: {row}"
+                    assert _fraction(row.cap) == pot.caps.get(row.scope), f"{kind}: {row}"
+                    assert row.status == pot.status(row.scope), f"{kind}: {row}"
+                    assert row.frozen == (row.scope in pot.frozen), f"{kind}: {row}"
+                    assert row.fresh_until == pot.fresh_until.get(row.scope), f"{kind}: {row}"
+                holdings = [one for _, one in sorted(pot.positions.items())]
+                assert [_as_holding(one) for one in auditor.positions] == holdings, f"{kind}: positions"
+                seen.append((exposure, auditor.positions, auditor.decisions[-1:]))
+            assert seen[0] == seen[1], "the databases differ"
+
+
+def _answers(ledger: Ledger, groups: Sequence[Group]) -> list[Given]:
+    if len(groups) > 1:
+        return asyncio.run(_answers_at_once(ledger, groups))
+    (group,) = groups
+    try:
+        if len(group.commands) == 1 and not group.atomic:
+            return [[ledger.run(group.commands[0])]]
+        return [ledger.submit(group.commands, atomic=group.atomic)]
+    except LedgerError as error:
+        return [[error] if not group.atomic else error]
+
+
+async def _answers_at_once(ledger: Ledger, groups: Sequence[Group]) -> list[Given]:
+    """Callers of one loop tick reach the writer together, as one batch, in order."""
+    asked = [ledger.submit_async(group.commands, atomic=group.atomic) for group in groups]
+    answers = await asyncio.gather(*asked, return_exceptions=True)
+    for answer in answers:
+        assert isinstance(answer, list | LedgerError), answer
+    return answers  # type: ignore[return-value]
+
+
+def _compare(kind: str, group: Group, given: Given, told: Sequence[Told]) -> None:
+    if isinstance(given, LedgerError):
+        refusals = [one for one in told if isinstance(one, Refusal)]
+        assert Refusal(given.code) == next(iter(refusals), None), f"{kind}: {given!r}"
+        return
+    for command, ours, expected in zip(group.commands, given, told, strict=True):
+        assert _as_told(ours) == expected, f"{kind}: {command}"
+
+
+def _as_told(given: Result) -> Told:
+    if isinstance(given, LedgerError):
+        return Refusal(given.code)
+    exact = {name: _fraction(getattr(given, name)) for name in FIGURES_TOLD}
+    plain = {name: getattr(given, name) for name in FACTS_TOLD}
+    return Answer(given.command, given.outcome, number=given.record.position, **exact, **plain)  # type: ignore[arg-type]
+
+
+def _fraction(value: Decimal | None) -> Fraction | None:
+    return None if value is None else Fraction(value)
+
+
+def _as_holding(one: Position) -> Holding:
+    return Holding(
+        one.number,
+        one.state,
+        scopes_of(one.tags.items()),
+        held=Fraction(one.held),
+        open=Fraction(one.open),
+        quantity=_fraction(one.quantity),
+        price=_fraction(one.price),
+        expires_at=one.expires_at,
+        origin=one.origin,
+    )
+
+
+def _plain(given: Given) -> object:
+    """An answer as something that compares: decisions by every field, errors by what they say."""
+    if isinstance(given, LedgerError):
+        return (type(given), str(given))
+    return [one if isinstance(one, Decision) else (type(one), str(one)) for one in given]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0 if EXAMPLES else 120)
+def test_send_commands_when_model_and_both_databases_run_in_lockstep_then_answers_are_equal(
+    new_database: NewDatabase,
+) -> None:
+    urls = {kind: new_database(kind) for kind in ENGINE_KINDS}
+    run_state_machine_as_test(
+        lambda: Lockstep(urls),  # type: ignore[arg-type]
+        settings=settings(
+            max_examples=EXAMPLES or EXAMPLES_BY_DEFAULT,
+            stateful_step_count=STEPS,
+            deadline=None,
+            derandomize=not EXAMPLES,
+            database=None,
+            # Shrinking a failure takes minutes: a campaign does it, the daily run says what it found.
+            phases=[Phase.generate, Phase.shrink] if EXAMPLES else [Phase.generate],
+            report_multiple_bugs=False,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

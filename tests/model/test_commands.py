@@ -1,0 +1,273 @@
+"""What a caller may ask: every argument of every verb is checked before it is queued, and named when it is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+from datetime import datetime
+from decimal import ROUND_UP, Context, Decimal, Inexact, localcontext
+from typing import Any
+
+import pytest
+
+from ledger_sizer import (
+    Adopt,
+    Confirm,
+    Extend,
+    Freeze,
+    Halt,
+    InstrumentInfo,
+    InvalidRequest,
+    Ledger,
+    Leg,
+    Reconciled,
+    Release,
+    Remark,
+    Reserve,
+    Resume,
+    SetCap,
+    Thaw,
+)
+from ledger_sizer.model.command_base import PortfolioCommand
+from ledger_sizer.model.commands import COMMANDS
+from tests.support.clock import FakeClock
+from tests.support.ledgers import BTC_PERP, BTC_SPOT, opened
+
+D = Decimal
+LEG = Leg("bybit", "BTC", "spot", "buy", D(1))
+
+BASES: dict[type[Any], dict[str, Any]] = {
+    Reserve: {},
+    Confirm: {"position_id": "main-1", "quantity": D(1), "price": D(1)},
+    Release: {"position_id": "main-1"},
+    Extend: {"position_id": "main-1"},
+    SetCap: {"cap": D(1)},
+    Halt: {},
+    Resume: {},
+    Adopt: {"quantity": D(1), "price": D(1)},
+    Freeze: {},
+    Thaw: {},
+    Reconciled: {"fresh_until": None},
+    Remark: {"about": "drift-1", "event": "confirmed"},
+}
+NOT_A_NUMBER = [0.5, True, "1", D("NaN"), D("sNaN"), D("Infinity"), D("1E+999999"), D("1E-40"), [], b"1"]
+NOT_POSITIVE = [*NOT_A_NUMBER, D(0), D(-1), 0, -5]
+NOT_NEGATIVE = [*NOT_A_NUMBER, D(-1), -5]
+NOT_A_TTL = [0, -1, 2_592_001, D(0), D("2592000.000001"), D("NaN"), D("sNaN"), D("Infinity"), float("nan"),
+             float("inf"), -0.5, True, "30", D("1E+999999"), 10**400]  # fmt: skip
+NOT_A_PORTFOLIO = ["", "-a", ".a", "a b", "a/b", "a\n", "x" * 65, "ü", None, 7]
+NOT_TAGS = ["venue=bybit", 5, ["venue"], {"Venue": "x"}, {"": "x"}, {"1a": "x"}, {"portfolio": "x"}, {"a-b": "x"},
+            {"x" * 33: "x"}, {7: "x"}, {f"t{n}": "x" for n in range(17)}]  # fmt: skip
+NOT_LEGS = ["legs", [None], [{"venue": "bybit"}], [], [LEG] * 17, LEG]
+
+BAD: list[tuple[type[Any], str, list[Any]]] = [
+    (Reserve, "signal_score", [*NOT_A_NUMBER, D("1.1"), D("-0.1"), 2]),
+    (Reserve, "price", NOT_POSITIVE),
+    (Reserve, "available_balance", NOT_A_NUMBER),
+    (Reserve, "min_notional_usd", NOT_NEGATIVE),
+    (Reserve, "ttl_seconds", NOT_A_TTL),
+    (Reserve, "tags", [*NOT_TAGS, {"external": "exchange"}]),
+    (Reserve, "spot_instrument", ["BTC", {}, 5]),
+    (Reserve, "perp_instrument", ["BTC", {}, 5]),
+    (Reserve, "dry_run", ["no", "yes", 1, 0, None]),
+    (Reserve, "spot_fee_rate", [D("-0.001"), D("0.1"), D("NaN"), 0.001]),
+    (Confirm, "quantity", [*NOT_POSITIVE, None]),
+    (Confirm, "price", [*NOT_POSITIVE, None]),
+    (Confirm, "spot_price", NOT_POSITIVE),
+    (Confirm, "legs", NOT_LEGS),
+    (Release, "quantity", NOT_POSITIVE),
+    (Extend, "ttl_seconds", NOT_A_TTL),
+    (Release, "held_only", ["yes", 1, 0]),
+    (SetCap, "cap", [*NOT_NEGATIVE, None, D("1E+20")]),
+    (SetCap, "scope", ["", "x", "=x", "x=", "X=y", 5, None, "portfolio=x", "x=" + "y" * 160]),
+    (Halt, "scope", ["", "x", 5, None]),
+    (Halt, "mode", ["", "active", None, True]),
+    (Halt, "note", ["", "a\x00", "x" * 501, 5]),
+    (Resume, "scope", ["", "x", 5, None]),
+    *((command, "scope", ["", "x", 5, None]) for command in (Freeze, Thaw, Reconciled)),
+    *((command, "note", ["", "a\x1f", "x" * 501, 5]) for command in (Freeze, Thaw, Reconciled, Remark)),
+    (Reconciled, "fresh_until", ["2026-01-01T00:00:00Z", 5, datetime(2026, 1, 1)]),  # noqa: DTZ001 - without a zone
+    (Remark, "about", ["", "a\x1f", "x" * 129, 5, None]),
+    (Remark, "event", ["", "a\x1f", "x" * 129, 5, None]),
+    (Resume, "note", ["", "a\x1f", "x" * 501, 5]),
+    (Adopt, "quantity", [*NOT_POSITIVE, None]),
+    (Adopt, "price", [*NOT_POSITIVE, None]),
+    (Adopt, "tags", NOT_TAGS),
+    (Adopt, "legs", NOT_LEGS),
+    (Adopt, "note", ["", "a\n", "x" * 501, 5]),
+    *((command, "key", ["", " \t", "x" * 201, None, 5, "ledger:mine"]) for command in BASES),
+    *((command, "portfolio", NOT_A_PORTFOLIO) for command in BASES if issubclass(command, PortfolioCommand)),
+    *(
+        (
+            command,
+            "position_id",
+            ["", "main", "main-", "main-x", "-1", None, 5, "a b-1", "main-01", "main-00", "main-" + "1" * 19],
+        )
+        for command in (Confirm, Release, Extend)
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "field", "value"),
+    [
+        pytest.param(command, field, value, id=f"{command.verb}-{field}-{str(value)[:20]!a}")
+        for command, field, values in BAD
+        for value in values
+    ],
+)
+def test_make_command_when_an_argument_is_bad_then_it_is_named(command: type[Any], field: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        command(**({"key": "k"} | BASES[command] | {field: value}))
+    named = refused.value.field or ""
+    assert named == field or (field == "position_id" and named == "portfolio")
+    assert len(str(refused.value)) < 1000
+
+
+def test_list_bad_arguments_when_a_command_gains_one_then_it_is_tested() -> None:
+    tested = {(field, command) for command, field, _ in BAD}
+    missing = {
+        (slot.name, command)
+        for command in BASES
+        for slot in fields(command)
+        if slot.init and (slot.name, command) not in tested
+    }
+    assert not missing
+
+
+@pytest.mark.parametrize("tag", ["", "x" * 129, "a\x1fb", "a\nb", 5, None, "\ud800"])
+def test_make_command_when_a_tags_value_is_not_plain_text_then_it_is_named(tag: Any) -> None:
+    for command in (Reserve, Adopt):
+        with pytest.raises(InvalidRequest, match=r"tags") as refused:
+            command(key="k", tags={"venue": tag}, **BASES[command])
+        assert refused.value.field in ("tags.venue", "tags")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"spot_instrument": BTC_SPOT}, "perp_instrument"),
+        ({"perp_instrument": BTC_PERP}, "spot_instrument"),
+        ({"spot_instrument": BTC_SPOT, "perp_instrument": BTC_PERP}, "price"),
+        ({"spot_instrument": BTC_SPOT, "price": D(1)}, "perp_instrument"),
+    ],
+)
+def test_make_reserve_when_something_for_a_quantity_is_missing_then_that_is_named(
+    arguments: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=f"{field} is missing") as refused:
+        Reserve(key="k", **arguments)
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"venue": "a\x00"}, "venue"),
+        ({"symbol": ""}, "symbol"),
+        ({"kind": "option"}, "kind"),
+        ({"side": "long"}, "side"),
+        ({"quantity": D(0)}, "quantity"),
+        ({"quantity": 1.5}, "quantity"),
+        ({"price": D(0)}, "price"),
+        ({"price": "1"}, "price"),
+    ],
+)
+def test_make_leg_when_an_argument_is_bad_then_it_is_named(arguments: dict[str, Any], field: str) -> None:
+    good: dict[str, Any] = {
+        "venue": "bybit",
+        "symbol": "BTC",
+        "kind": "spot",
+        "side": "buy",
+        "quantity": D(1),
+        "price": D(1),
+    }
+    with pytest.raises(InvalidRequest) as refused:
+        Leg(**(good | arguments))
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_call_verb_when_an_argument_is_unknown_or_missing_then_python_says_so(
+    database_url: str, clock: FakeClock, verb: str
+) -> None:
+    with opened(database_url, clock) as ledger:
+        for arguments in ({"key": "k", "colour": "red"}, {}):
+            with pytest.raises(TypeError, match=r"colour|key"):
+                getattr(ledger, verb)(**arguments)
+        with pytest.raises(TypeError):
+            getattr(ledger, verb)("k")
+        assert ledger.portfolios() == []
+
+
+@pytest.fixture
+def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
+    with opened(database_url, clock) as ledger:
+        yield ledger
+
+
+def test_call_verb_when_an_argument_is_bad_then_nothing_is_recorded(ledger: Ledger) -> None:
+    ledger.reserve(key="1")
+    for command, field, values in BAD:
+        with pytest.raises(InvalidRequest):
+            getattr(ledger, command.verb)(**({"key": "k"} | BASES[command] | {field: values[0]}))
+    assert len(ledger.history()) == 1
+    assert ledger.reserve(key="k").replayed is False
+
+
+# --- the canonical form ------------------------------------------------------------------------------------------
+
+ASKED = Reserve(
+    key="k", tags={"venue": "bybit", "symbol": "BTC"}, signal_score=D("0.123456789"), price=D("50000.123456789"),
+    available_balance=D("12345678901.123456789"), spot_instrument=BTC_SPOT, perp_instrument=BTC_PERP,
+    min_notional_usd=D("5.0000000001"), ttl_seconds=30,
+)  # fmt: skip
+
+
+def texts() -> list[str]:
+    """Requests built now, under whatever decimal context the thread has, and a TTL in each form it may have."""
+    return [
+        Reserve(
+            key="k", tags={"symbol": "BTC", "venue": "bybit"}, signal_score=D("0.123456789"),
+            price=D("50000.123456789"), available_balance=D("12345678901.123456789"), spot_instrument=BTC_SPOT,
+            perp_instrument=BTC_PERP, min_notional_usd=D("5.0000000001"), ttl_seconds=30,
+        ).request_text(),
+        Confirm(key="k", position_id="main-1", quantity=D("0.0180000001"), price=D("50000.000001")).request_text(),
+        SetCap(key="k", cap=D("12345678901.12345678")).request_text(),
+        *(Reserve(key="k", ttl_seconds=ttl).request_text() for ttl in (12.3456, D("59.999999"), D("12.3456"))),
+        Extend(key="k", position_id="main-1", ttl_seconds=D("86399.999999")).request_text(),
+        repr(InstrumentInfo("X", D("0.123456789"), D(100), D("0.000001"), contract_size=D("0.0123456"))),
+    ]  # fmt: skip
+
+
+def test_write_request_when_the_threads_decimal_context_was_changed_then_the_text_is_the_same() -> None:
+    """The text decides whether a key was used for another request: a retry from any thread must write the same."""
+    before = texts()
+    assert before[0] == ASKED.request_text()
+    with localcontext(Context(prec=3, rounding=ROUND_UP)):
+        assert texts() == before
+    with localcontext(Context(prec=1, traps=[Inexact])):
+        assert texts() == before
+
+
+@pytest.mark.parametrize(
+    ("ttl", "seconds"),
+    [(30, "30"), (30.0, "30"), (D("30.0"), "30"), (0.25, "0.25"), (D("1E+1"), "10"), (1e-9, "0.000001")],
+)
+def test_write_request_when_a_ttl_is_given_in_any_form_then_it_is_exact_seconds(ttl: Any, seconds: str) -> None:
+    assert f'"ttl_seconds":"{seconds}"' in Reserve(key="k", ttl_seconds=ttl).request_text()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"tags": {"venue": "okx", "symbol": "BTC"}}, {"tags": {}}, {"signal_score": D("0.2")}, {"signal_score": None},
+        {"price": D(1)}, {"available_balance": D(1)}, {"available_balance": None}, {"min_notional_usd": D(5)},
+        {"min_notional_usd": None}, {"ttl_seconds": 31}, {"ttl_seconds": None}, {"spot_instrument": BTC_PERP},
+        {"perp_instrument": InstrumentInfo("BTC/USDT:USDT", D("0.001"), D(50), D("0.001"), D(6))},
+    ],
+)  # fmt: skip
+def test_write_request_when_any_argument_differs_then_the_text_does(changed: dict[str, Any]) -> None:
+    arguments = {slot.name: getattr(ASKED, slot.name) for slot in fields(ASKED)}
+    assert Reserve(**arguments).request_text() == ASKED.request_text()
+    assert Reserve(**(arguments | changed)).request_text() != ASKED.request_text()

@@ -1,0 +1,91 @@
+"""Several accounts and venues in one portfolio, and several portfolios: each leg is compared where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+
+import pytest
+
+from ledger_sizer import Leg
+from ledger_sizer.reconcile import drifts
+from tests.support.accounts import PERP, Desk, WrittenAccount, short
+from tests.support.clock import FakeClock
+from tests.support.ledgers import assert_verified, figures
+
+D = Decimal
+
+
+@pytest.fixture
+def accounts() -> list[WrittenAccount]:
+    """Two accounts at bybit and one at okx for `main`, one at okx for `other`."""
+    return [
+        WrittenAccount("bybit", "one"), WrittenAccount("bybit", "two"), WrittenAccount("okx", "main"),
+        WrittenAccount("okx", "second", "other"),
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def desk(database_url: str, clock: FakeClock, accounts: list[WrittenAccount]) -> Iterator[Desk]:
+    """A short of 1 BTC in each account; the okx one of `main` is the other side of bybit/two's."""
+    desk = Desk(database_url, clock, accounts, confirmations=1)
+    for at, account in enumerate(accounts):
+        tags = {"venue": account.venue, "symbol": "BTC"} | ({"account": account.account} if at < 2 else {})
+        legs = [Leg(account.venue, PERP, "swap", "sell", D(1), D(100))]
+        desk.ledger.adopt(
+            key=f"a{at}", portfolio=account.portfolio, quantity=D(1), price=D(100), tags=tags, legs=legs
+        )  # fmt: skip
+        account.shows(short("1", price="100"))
+    yield desk
+    desk.close()
+
+
+def run(desk: Desk) -> dict[str, list[tuple[str, str, str]]]:
+    """What the drifts of each portfolio say: (venue, account, kind)."""
+    desk.clock.advance(60)
+    reports = desk.reconciler.run()
+    return {one.run.portfolio: [(drift.venue, drift.account, drift.kind) for drift in one.live] for one in reports}
+
+
+def test_reconcile_when_accounts_are_several_then_each_is_compared_with_its_own_legs(desk: Desk) -> None:
+    assert run(desk) == {"main": [], "other": []}
+    fetched = {run.portfolio: len(run.fetched) for run in drifts.runs(desk.engine)}
+    assert fetched == {"main": 3, "other": 1}
+    found = {run.portfolio: run.found for run in drifts.runs(desk.engine)}
+    assert found == {"main": {"agrees": 3}, "other": {"agrees": 1}}
+
+
+def test_reconcile_when_a_position_moved_to_another_account_then_both_accounts_say_so(
+    desk: Desk, accounts: list[WrittenAccount]
+) -> None:
+    run(desk)
+    accounts[0].shows()
+    accounts[1].shows(short("2", price="100"))
+    assert run(desk) == {
+        "main": [("bybit", "one", "missing_position"), ("bybit", "two", "quantity_differs")], "other": [],
+    }  # fmt: skip
+    assert figures(desk.ledger, "external=exchange") == (0, D(100))
+    assert desk.ledger.reserve(key="no").reason == "unreconciled"
+    assert desk.ledger.reserve(key="yes", portfolio="other").granted
+    accounts[0].shows(short("1", price="100"))
+    accounts[1].shows(short("1", price="100"))
+    assert run(desk) == {"main": [], "other": []}
+    assert_verified(desk.ledger)
+
+
+def test_reconcile_when_one_account_is_not_fetched_then_the_others_are_judged_and_it_alone_is_unknown(
+    desk: Desk, accounts: list[WrittenAccount]
+) -> None:
+    accounts[1].shows(short("3", price="100"))
+    assert run(desk)["main"] == [("bybit", "two", "quantity_differs")]
+    accounts[1].positions = None
+    accounts[2].shows()
+    found = run(desk)
+    assert found["other"] == []
+    assert set(found["main"]) == {
+        ("bybit", "two", "quantity_differs"), ("bybit", "two", "fetch_failed"), ("okx", "main", "missing_position"),
+    }  # fmt: skip
+    outcomes = {one.portfolio: one.outcome for one in drifts.runs(desk.engine, limit=2)}
+    assert outcomes == {"main": "partial", "other": "good"}
+    desk.clock.advance(300)
+    assert desk.ledger.reserve(key="stale", portfolio="other").reason == "unreconciled"

@@ -1,0 +1,247 @@
+"""Alerts: a webhook that is owed one gets it, signed, through refusals, deaths and whatever else breaks."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import signal
+import subprocess
+import sys
+import threading
+from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import select, update
+from sqlalchemy.exc import TimeoutError as SqlTimeoutError
+
+from ledger_sizer import InvalidRequest, ReconcileSettings
+from ledger_sizer.reconcile.alerts import DELIVERY_HEADER, SIGNATURE_HEADER, Alerts
+from ledger_sizer.storage.database import make_engine
+from ledger_sizer.storage.tables import AlertRow
+from tests.support.accounts import Desk, long
+from tests.support.clock import FakeClock
+from tests.support.services import eventually
+
+D = Decimal
+
+
+class Receiver:
+    """A webhook's other end on loopback. It answers with `statuses` in turn, then 200."""
+
+    def __init__(self, statuses: list[int]) -> None:
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.got.append((dict(self.headers), body))
+                self.send_response(statuses.pop(0) if statuses else 200)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_arguments: Any) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.mark.parametrize(("statuses", "attempts"), [([], 1), ([503], 2), ([429], 2), ([400], 1)])
+def test_alert_when_the_webhook_answers_then_it_is_repeated_until_taken_and_signed(
+    database_url: str, clock: FakeClock, statuses: list[int], attempts: int
+) -> None:
+    receiver = Receiver(list(statuses))
+    desk = Desk(
+        database_url, clock, confirmations=1, webhook_url=SecretStr(receiver.url), webhook_secret=SecretStr("hush")
+    )
+    desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
+    alerts = Alerts(desk.engine, desk.settings.reconcile)
+    alerts.observe(desk.run())
+    eventually(lambda: alerts.delivered + alerts.given_up, seconds=30)
+    alerts.close()
+    assert owed(desk) == []
+    desk.close()
+    receiver.close()
+    assert len(receiver.got) == attempts
+    assert (alerts.delivered, alerts.given_up) == ((0, 1) if statuses == [400] else (1, 0))
+    for headers, body in receiver.got:
+        assert headers[SIGNATURE_HEADER] == hmac.new(b"hush", body, hashlib.sha256).hexdigest()
+        assert headers[DELIVERY_HEADER] == "drift-1-drift_confirmed"
+        told = json.loads(body)
+        assert (told["event"], told["drift"]["kind"], told["drift"]["excess"]) == (
+            "drift_confirmed",
+            "unknown_position",
+            "2",
+        )
+
+
+def test_alert_when_the_policy_is_to_record_only_then_nobody_is_told(database_url: str, clock: FakeClock) -> None:
+    receiver = Receiver([])
+    desk = Desk(
+        database_url, clock, confirmations=1, policy_unknown_position="record", webhook_url=SecretStr(receiver.url)
+    )
+    desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
+    alerts = Alerts(desk.engine, desk.settings.reconcile)
+    alerts.observe(desk.run())
+    alerts.close()
+    receiver.close()
+    assert (receiver.got, owed(desk)) == ([], [])
+    desk.close()
+
+
+def owed(desk: Desk) -> list[str]:
+    with desk.engine.begin() as connection:
+        return list(connection.execute(select(AlertRow.delivery).order_by(AlertRow.id)).scalars())
+
+
+def test_alert_when_a_webhook_never_takes_it_then_it_is_given_up_after_its_attempts(
+    database_url: str, clock: FakeClock
+) -> None:
+    receiver = Receiver([503] * 10)
+    desk = Desk(database_url, clock, confirmations=1, webhook_url=SecretStr(receiver.url), webhook_attempts_max=2)
+    desk.account.positions = None
+    alerts = Alerts(desk.engine, desk.settings.reconcile)
+    alerts.observe(desk.run())
+    eventually(lambda: alerts.given_up == 2, seconds=30)
+    alerts.close()
+    receiver.close()
+    assert {headers[DELIVERY_HEADER] for headers, _ in receiver.got} == {"run-1", "drift-1-drift_confirmed"}
+    assert len(receiver.got) == 4
+    assert owed(desk) == []
+    desk.close()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://", "https:///hook", "ftp://hooks.example/x", "hooks.example/secret", "http://h:port/x", "http://h/\n", ""],
+)
+def test_start_when_the_webhook_is_no_url_then_it_is_refused_by_name_and_not_repeated(
+    database_url: str, url: str
+) -> None:
+    engine = make_engine(database_url)
+    with pytest.raises(InvalidRequest, match="RECONCILE_WEBHOOK_URL") as refused:
+        Alerts(engine, ReconcileSettings(webhook_url=SecretStr(url)))
+    engine.dispose()
+    assert "secret" not in str(refused.value)
+
+
+def test_alert_when_something_unforeseen_breaks_then_it_is_logged_and_delivery_goes_on(
+    database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a connection that cannot be had nor a post that fails in its own way ends the thread."""
+    receiver = Receiver([])
+    desk = Desk(database_url, clock, confirmations=1, webhook_url=SecretStr(receiver.url))
+    desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
+    alerts = Alerts(desk.engine, desk.settings.reconcile)
+    due, post = alerts._deliver_due, httpx.Client.post
+    broken: list[Exception] = [SqlTimeoutError("no connection is free"), RuntimeError("of another kind")]
+
+    def deliver_due(http: httpx.Client) -> float:
+        if broken:
+            raise broken.pop()
+        return due(http)
+
+    refused: list[Exception] = [httpx.InvalidURL("so it says now"), RuntimeError("of another kind")]
+
+    def broken_post(*arguments: Any, **more: Any) -> httpx.Response:
+        if refused:
+            raise refused.pop()
+        return post(*arguments, **more)
+
+    monkeypatch.setattr("ledger_sizer.reconcile.alerts._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(alerts, "_deliver_due", deliver_due)
+    monkeypatch.setattr(httpx.Client, "post", broken_post)
+    alerts.observe(desk.run())
+    eventually(lambda: alerts.delivered == 1, seconds=30)
+    alerts.close()
+    receiver.close()
+    assert (broken, refused, owed(desk), len(receiver.got)) == ([], [], [], 1)
+    desk.close()
+
+
+_DYING = """
+import os, signal, sys
+from datetime import datetime, timezone
+from tests.accounts import Desk, long
+from pydantic import SecretStr
+desk = Desk(
+    sys.argv[1], lambda: datetime.now(timezone.utc), confirmations=1, stale_after_seconds=None,
+    webhook_url=SecretStr(sys.argv[2]),
+)
+desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
+{where}
+desk.reconciler.run()
+"""
+_DEATHS = {
+    "between the record and anything else":
+        "from ledger_sizer.reconcile import run\n"
+        "run.Effects = lambda *_: os.kill(os.getpid(), signal.SIGKILL)",
+    "before the delivery":
+        "desk.reconciler._observe = [lambda _: os.kill(os.getpid(), signal.SIGKILL)]",
+    "after the delivery, before it knows":
+        "from ledger_sizer.reconcile.alerts import Alerts\n"
+        "alerts = Alerts(desk.engine, desk.settings.reconcile)\n"
+        "post = alerts._post\n"
+        "def posted(*arguments):\n"
+        "    post(*arguments)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "alerts._post = posted\n"
+        "desk.reconciler._observe = [alerts.observe, lambda _: signal.pause()]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", _DEATHS)
+def test_alert_when_the_process_is_killed_at_any_moment_then_the_next_one_delivers_it(
+    database_url: str, moment: str
+) -> None:
+    receiver = Receiver([])
+    script = _DYING.format(where=_DEATHS[moment])
+    died = subprocess.run(
+        [sys.executable, "-c", script, database_url, receiver.url], capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    before = len(receiver.got)
+    assert before == (1 if moment.startswith("after") else 0)
+    engine = make_engine(database_url)
+    if before:
+        with engine.begin() as connection:  # the claim of the dead would end by itself, after half a minute
+            connection.execute(update(AlertRow).values(due_us=0))
+    alerts = Alerts(engine, ReconcileSettings(webhook_url=SecretStr(receiver.url)))
+    alerts.start()
+    eventually(lambda: len(receiver.got) > before, seconds=30)
+    eventually(lambda: alerts.delivered == 1, seconds=30)
+    alerts.close()
+    receiver.close()
+    engine.dispose()
+    assert {headers[DELIVERY_HEADER] for headers, _ in receiver.got} == {"drift-1-drift_confirmed"}
+
+
+def test_alert_when_two_processes_deliver_then_each_alert_is_one_of_theirs(database_url: str, clock: FakeClock) -> None:
+    receiver = Receiver([])
+    desk = Desk(database_url, clock, confirmations=1, webhook_url=SecretStr(receiver.url))
+    desk.account.shows(*(long("2", f"C{n}/USDT:USDT", "2000") for n in range(20)))
+    desk.run()
+    both = [Alerts(desk.engine, desk.settings.reconcile) for _ in range(2)]
+    for one in both:
+        one.start()
+    eventually(lambda: not owed(desk), seconds=30)
+    for one in both:
+        one.close()
+    receiver.close()
+    told = sorted(headers[DELIVERY_HEADER] for headers, _ in receiver.got)
+    assert told == sorted(f"drift-{n}-drift_confirmed" for n in range(1, 21))
+    desk.close()

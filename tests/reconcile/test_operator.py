@@ -1,0 +1,318 @@
+"""Deciding about drifts: only what the run saw is acted on, only where it was seen, and once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from ledger_sizer import Leg, WrongState
+from ledger_sizer.reconcile import drifts
+from tests.support.accounts import PERP, Desk, WrittenAccount, long, short
+from tests.support.clock import FakeClock
+from tests.support.ledgers import TAGS, assert_verified, figures, position_of, reserve_btc
+
+D = Decimal
+
+
+@pytest.fixture
+def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
+    """An empty ledger and an account; one sighting confirms."""
+    desk = Desk(database_url, clock, confirmations=1)
+    desk.ledger.set_cap(key="cap", cap=D(500000))
+    yield desk
+    desk.close()
+
+
+def perp_leg(quantity: str, side: str = "sell", venue: str = "bybit") -> Leg:
+    return Leg(venue, PERP, "swap", side, D(quantity), D(50000))  # type: ignore[arg-type]
+
+
+def adopted(desk: Desk, key: str, *legs: Leg, quantity: str = "1", **tags: str) -> str:
+    """A position that the ledger has from now on."""
+    made = desk.ledger.adopt(key=key, quantity=D(quantity), price=D(50000), tags=tags or TAGS, legs=legs)
+    return str(made.position_id)
+
+
+def own(desk: Desk) -> list[str]:
+    """The open positions of the ledger's own."""
+    return [one.position_id for one in desk.ledger.positions("main", state="open") if "external" not in one.tags]
+
+
+# --- where ---------------------------------------------------------------------------------------
+
+
+def test_adopt_when_a_venue_has_two_accounts_then_a_position_of_neither_for_sure_is_left_alone(
+    database_url: str, clock: FakeClock
+) -> None:
+    """The newer position has no account tag: it may be the other account's, and the run counted it at none."""
+    desk = Desk(database_url, clock, [WrittenAccount("bybit", "one"), WrittenAccount("bybit", "two")], confirmations=1)
+    tagged = adopted(desk, "a", perp_leg("1"), venue="bybit", account="one")
+    untagged = adopted(desk, "b", perp_leg("1"), venue="bybit")
+    report = desk.run()
+    assert report.run.found["unplaced"] == 1
+    (missing,) = [one for one in report.live if one.kind == "missing_position"]
+    assert (missing.account, missing.ledger_quantity) == ("one", 1)
+    desk.reconciler.operator.adopt(missing.id, actor="ann", reason="closed by hand")
+    assert own(desk) == [untagged]
+    assert desk.ledger.position(tagged).state == "closed"
+    assert desk.run().findings == ()
+    assert_verified(desk.ledger)
+    desk.close()
+
+
+# --- what: the ledger as it is -------------------------------------------------------------------
+
+
+def hedged(desk: Desk, quantity: str = "0.02") -> str:
+    """A hedged position of 1000 USD, which the exchange shows."""
+    held = reserve_btc(desk.ledger, "hedged", ttl_seconds=30)
+    desk.ledger.confirm(key="filled", position_id=position_of(held), quantity=D(quantity), price=D(50000))
+    desk.account.shows(short(quantity), BTC=quantity)
+    return position_of(held)
+
+
+@pytest.mark.parametrize("quantity", ["0.03", "0.02"])
+def test_adopt_when_the_ledger_moved_since_the_run_then_it_is_refused_and_nothing_is_touched(
+    desk: Desk, quantity: str
+) -> None:
+    """The short is gone, its bot says so late and opens the next one: whatever its size, it is not the absent one."""
+    old = hedged(desk)
+    desk.account.shows(BTC="0.02")
+    (missing,) = [one for one in desk.run().live if one.kind == "missing_position"]
+    desk.clock.advance(1)
+    desk.ledger.release(key="late", position_id=old)
+    new = adopted(desk, "new", perp_leg(quantity), quantity=quantity)
+    seq = desk.ledger.exposure().seq
+    with pytest.raises(WrongState, match=rf"moved since run 1 saw drift-1: it holds {quantity} .* reconcile again"):
+        desk.reconciler.operator.adopt(missing.id, actor="ann", reason="closed by hand")
+    assert (own(desk), desk.ledger.exposure().seq) == ([new], seq)
+    desk.account.shows(short(quantity))
+    assert desk.run().live == ()
+
+
+def late_filled(desk: Desk, **settings: str) -> str:
+    """A hold that expired and was filled all the same; the exchange shows it. Its position's id."""
+    hedged(desk)
+    late = reserve_btc(desk.ledger, "late", ttl_seconds=5)
+    desk.clock.advance(6)
+    desk.ledger.sweep()
+    desk.account.shows(short("0.04"), BTC="0.04")
+    return position_of(late)
+
+
+def test_adopt_when_a_bot_confirmed_the_late_fill_meanwhile_then_it_is_not_counted_twice(desk: Desk) -> None:
+    late = late_filled(desk)
+    found = [one for one in desk.run().live if one.kind == "late_fill"]
+    assert {one.subject for one in found} == {PERP, "BTC"}
+    desk.ledger.confirm(key="confirmed late", position_id=late, quantity=D("0.02"), price=D(50000))
+    for drift in found:
+        with pytest.raises(WrongState, match="reconcile again"):
+            desk.reconciler.operator.adopt(drift.id, actor="ann", reason="late")
+    assert desk.run().live == ()
+    assert figures(desk.ledger) == (0, D(2000))
+
+
+def test_adopt_when_the_policy_meets_a_ledger_that_moved_then_nothing_is_adopted_twice(
+    database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bot's late confirm lands while the run writes its record."""
+    desk = Desk(database_url, clock, confirmations=1, policy_late_fill="adopt")
+    late = late_filled(desk)
+    record = drifts.record
+
+    def confirmed_meanwhile(*arguments: Any) -> Any:
+        desk.ledger.confirm(key="confirmed late", position_id=late, quantity=D("0.02"), price=D(50000))
+        return record(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ledger_sizer.reconcile.run.drifts.record", confirmed_meanwhile)
+        desk.run()
+    assert figures(desk.ledger) == (0, D(4000)), "twice by the run that saw neither, which says so"
+    assert desk.run().live == ()
+    assert figures(desk.ledger) == (0, D(2000))
+    assert len(own(desk)) == 2
+    assert_verified(desk.ledger)
+    desk.close()
+
+
+@pytest.mark.parametrize(("shown", "left"), [(("2.5",), "2.5"), (("7",), "7")], ids=["less", "more"])
+def test_adopt_when_it_died_before_its_row_was_written_then_a_retry_finishes_it_and_does_nothing_twice(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, shown: tuple[str, ...], left: str
+) -> None:
+    """Less: of 3 + 2 the newer 2 are released whole, and half a unit of the older."""
+    for key, quantity in (("older", "3"), ("newer", "2")):
+        adopted(desk, key, perp_leg(quantity), quantity=quantity)
+    desk.account.shows(short(*shown))
+    (drift,) = desk.run().live
+    with monkeypatch.context() as patch:
+        patch.setattr("ledger_sizer.reconcile.operator.drifts.change", _dead)
+        with pytest.raises(KeyboardInterrupt):
+            desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
+    seq = desk.ledger.exposure().seq
+    done = desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
+    assert (done.state, done.actor) == ("resolved", "ann")
+    assert sum(one.quantity or 0 for one in desk.ledger.positions("main", state="open")) == D(left)
+    since = [one.command for one in desk.ledger.history(ascending=True) if (one.seq or 0) > seq]
+    assert since == ["thaw"], "what the decision was is done already"
+    assert desk.run().live == ()
+    assert_verified(desk.ledger)
+
+
+def _dead(*_arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("action", "told"), [("close", "close requested"), ("ignore", "ignored")])
+def test_act_when_it_was_decided_for_another_reason_then_it_says_by_whom_and_why(
+    desk: Desk, action: str, told: str
+) -> None:
+    desk.account.shows(short("1"))
+    (drift,) = desk.run().live
+    operator = desk.reconciler.operator
+    done = operator.act(action, drift.id, actor="ann", reason="one")
+    assert operator.act(action, drift.id, actor="ann", reason="one") == done
+    with pytest.raises(WrongState, match=f"drift-1: {told} already by ann: one"):
+        operator.act(action, drift.id, actor="bob", reason="two")
+    now = drifts.get(desk.engine, drift.id)
+    assert (now.actor, now.reason) == ("ann", "one")
+    events = [one for one in desk.ledger.history(command="remark") if one.binding == "drift-1"]
+    assert len(events) == 2, "that it was confirmed, and one decision"
+
+
+# --- what: sides and signs -----------------------------------------------------------------------
+
+
+def spot_leg(quantity: str, side: str = "buy") -> Leg:
+    return Leg("bybit", "BTC/USDT", "spot", side, D(quantity), D(50000))  # type: ignore[arg-type]
+
+
+def with_savings(database_url: str, clock: FakeClock, **policies: str) -> Desk:
+    """A desk whose account holds 2 BTC that are no position."""
+    desk = Desk(database_url, clock, confirmations=1, baselines={"bybit/main/BTC": D(2)}, **policies)
+    desk.ledger.set_cap(key="cap", cap=D(500000))
+    return desk
+
+
+def legs_open(desk: Desk) -> list[tuple[str, str, Decimal]]:
+    """(symbol, side, quantity) of what the ledger's own positions hold."""
+    positions = [one for one in desk.ledger.positions("main", state="open") if "external" not in one.tags]
+    return sorted((leg.symbol, leg.side, leg.quantity) for one in positions for leg in one.legs)
+
+
+def test_adopt_when_coins_of_the_savings_were_sold_then_the_policy_records_a_sale_and_is_done(
+    database_url: str, clock: FakeClock
+) -> None:
+    policies = {f"policy_{kind}": "adopt" for kind in ("unknown_position", "quantity_differs", "side_flipped")}
+    desk = with_savings(database_url, clock, **policies)
+    desk.account.shows(long("0.5"), BTC="1.5")
+    desk.run(3)
+    assert desk.run().live == ()
+    assert legs_open(desk) == [("BTC", "sell", D("0.5")), (PERP, "buy", D("0.5"))]
+    assert figures(desk.ledger) == (0, D(50000))
+    assert_verified(desk.ledger)
+    desk.close()
+
+
+@pytest.mark.parametrize(("shown", "side"), [("0.5", "sell"), ("1.4", "sell"), ("2.3", "buy")], ids=str)
+def test_adopt_when_the_ledger_sold_coins_of_the_savings_then_it_says_what_the_exchange_shows(
+    database_url: str, clock: FakeClock, shown: str, side: str
+) -> None:
+    """It sold 1 of the 2; the exchange shows that 1.5 were sold, or 0.6, or that 0.3 were bought."""
+    desk = with_savings(database_url, clock)
+    adopted(desk, "sold", spot_leg("1", "sell"))
+    desk.account.shows(BTC=shown)
+    (drift,) = desk.run().live
+    counted = [leg.side for one in desk.ledger.positions("main", tags={"external": "exchange"}) for leg in one.legs]
+    assert counted == ([side] if drift.excess else [])
+    desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
+    assert desk.run().findings == ()
+    assert {leg[1] for leg in legs_open(desk)} == {side}
+    assert figures(desk.ledger) == (0, 50000 * abs(D(shown) - 2))
+    assert_verified(desk.ledger)
+    desk.close()
+
+
+def test_adopt_when_coins_were_bought_and_the_exchange_shows_savings_sold_then_the_purchase_is_given_up(
+    database_url: str, clock: FakeClock
+) -> None:
+    desk = with_savings(database_url, clock, policy_side_flipped="adopt")
+    adopted(desk, "bought", spot_leg("1"))
+    desk.account.shows(BTC="1.5")
+    (drift,) = desk.run().resolved or drifts.listed(desk.engine)
+    assert (drift.kind, drifts.get(desk.engine, drift.id).state) == ("side_flipped", "resolved")
+    assert desk.run().findings == ()
+    assert legs_open(desk) == [("BTC", "sell", D("0.5"))]
+    assert_verified(desk.ledger)
+    desk.close()
+
+
+def test_adopt_when_a_side_flipped_then_the_other_side_is_given_up_with_it(desk: Desk) -> None:
+    """A close that was sent twice: short 1 in the ledger, long 0.4 at the exchange."""
+    adopted(desk, "short", perp_leg("1"))
+    desk.account.shows(long("0.4"))
+    flipped = {one.side: one for one in desk.run().live}
+    assert {one.kind for one in flipped.values()} == {"side_flipped"}
+    desk.reconciler.operator.adopt(flipped["long"].id, actor="ann", reason="closed twice")
+    assert legs_open(desk) == [(PERP, "buy", D("0.4"))]
+    report = desk.run()
+    assert (report.findings, [one.id for one in report.resolved]) == ((), [flipped["short"].id])
+    assert_verified(desk.ledger)
+
+
+def test_adopt_when_the_other_side_of_a_flip_moved_then_nothing_is_given_up_or_added(desk: Desk) -> None:
+    old = adopted(desk, "short", perp_leg("1"))
+    desk.account.shows(long("0.4"))
+    flipped = {one.side: one for one in desk.run().live}
+    desk.ledger.release(key="late", position_id=old)
+    new = adopted(desk, "next", perp_leg("0.7"), quantity="0.7")
+    with pytest.raises(WrongState, match="reconcile again"):
+        desk.reconciler.operator.adopt(flipped["long"].id, actor="ann", reason="closed twice")
+    assert own(desk) == [new]
+
+
+def test_adopt_when_the_other_side_of_a_flip_was_decided_before_then_the_rest_is_added(desk: Desk) -> None:
+    adopted(desk, "short", perp_leg("1"))
+    desk.account.shows(long("0.4"))
+    flipped = {one.side: one for one in desk.run().live}
+    for side in ("short", "long"):
+        desk.reconciler.operator.adopt(flipped[side].id, actor="ann", reason="closed twice")
+    assert legs_open(desk) == [(PERP, "buy", D("0.4"))]
+    assert desk.run().findings == ()
+
+
+# --- how much ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("quantity", "leg", "shown"),
+    [("1", "3", "2.9"), ("3", "6", "5"), ("7", "3", "2.7"), ("3", "7", "6.9"), ("1", "1", "0.3"), ("9", "11", "0.001")],
+)
+def test_adopt_when_a_leg_is_no_even_share_of_its_position_then_exactly_what_the_exchange_shows_is_left(
+    database_url: str, clock: FakeClock, quantity: str, leg: str, shown: str
+) -> None:
+    desk = Desk(database_url, clock, confirmations=1, tolerance=D(0))
+    adopted(desk, "a", perp_leg(leg), quantity=quantity)
+    desk.account.shows(short(shown))
+    (drift,) = desk.run().live
+    desk.reconciler.operator.adopt(drift.id, actor="ann", reason="closed in part")
+    assert legs_open(desk) == [(PERP, "sell", D(shown))]
+    report = desk.run()
+    assert (report.findings, report.run.found) == ((), {"agrees": 1})
+    assert_verified(desk.ledger)
+    desk.close()
+
+
+def test_adopt_when_an_exchange_shows_more_digits_than_a_leg_keeps_then_the_ledger_is_within_one_of_them(
+    desk: Desk,
+) -> None:
+    shown = "2." + "9" * 24
+    adopted(desk, "a", perp_leg("3.5"))
+    desk.account.shows(short(shown))
+    (drift,) = desk.run().live
+    desk.reconciler.operator.adopt(drift.id, actor="ann", reason="closed in part")
+    ((_, _, left),) = legs_open(desk)
+    assert abs(left - D(shown)) < D("1e-18")
+    assert desk.run().run.found == {"within_tolerance": 1}

@@ -1,0 +1,215 @@
+"""Runs: one at a time, recorded once, fenced by their lease; alerts that arrive; a service that schedules them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from sqlalchemy import update
+
+from ledger_sizer import Busy, ReconcileSettings, WrongState
+from ledger_sizer.client import LedgerClient
+from ledger_sizer.config import ExchangeSettings
+from ledger_sizer.model.errors import Unavailable
+from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET, PaperControl
+from ledger_sizer.paper.server import PaperServer
+from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile.inspection import LookHere
+from ledger_sizer.reconcile.run import LEASE_NAME, Reconciler
+from ledger_sizer.storage.leases import LeaseLost
+from ledger_sizer.storage.tables import LeaseRow
+from tests.support.accounts import Desk, WrittenAccount, long, short
+from tests.support.clock import FakeClock
+from tests.support.ledgers import TAGS, figures
+from tests.support.services import serving
+
+D = Decimal
+
+
+@pytest.fixture
+def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
+    """An account with a position that the ledger lacks."""
+    desk = Desk(database_url, clock, confirmations=1)
+    desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
+    yield desk
+    desk.close()
+
+
+def replica(desk: Desk, account: WrittenAccount) -> Reconciler:
+    """Another process's reconciler, as far as the database can tell."""
+    look = LookHere(desk.engine, [account], desk.settings, clock=desk.clock)
+    return Reconciler(desk.ledger, desk.engine, look, desk.settings, clock=desk.clock)
+
+
+def test_run_when_another_replica_runs_then_it_is_busy_and_looks_at_nothing(desk: Desk) -> None:
+    looked = []
+    other_account = WrittenAccount()
+    other_account.on_fetch = lambda: looked.append(1)
+    other = replica(desk, other_account)
+
+    def meanwhile() -> None:
+        with pytest.raises(Busy):
+            other.run()
+        with pytest.raises(Busy):
+            desk.reconciler.run()
+
+    desk.account.on_fetch = meanwhile
+    desk.run()
+    assert looked == []
+    other.run()
+    assert looked == [1]
+    assert [run.epoch for run in drifts.runs(desk.engine)] == [2, 1], (
+        "a lease that was given up and taken has a new epoch"
+    )
+
+
+def test_run_when_it_was_paused_past_its_lease_then_it_writes_nothing_at_all(desk: Desk) -> None:
+    """The holder falls asleep while it fetches; another takes over, and the sleeper wakes with an old picture."""
+    other_account = WrittenAccount()
+    other = replica(desk, other_account)
+
+    def asleep() -> None:
+        with desk.engine.begin() as connection:
+            connection.execute(update(LeaseRow).where(LeaseRow.name == LEASE_NAME).values(until_us=0))
+        other.run()
+
+    desk.account.on_fetch = asleep
+    seq_after_other: list[int] = []
+    with pytest.raises(LeaseLost):
+        desk.run()
+    seq_after_other.append(desk.ledger.exposure().seq)
+    assert len(drifts.runs(desk.engine)) == 1
+    assert len(drifts.listed(desk.engine)) == 0
+    assert figures(desk.ledger) == (0, 0)
+    assert [one.command for one in desk.ledger.history()] == ["reconciled"], "the other's, and nothing of the sleeper"
+    assert issubclass(LeaseLost, Unavailable)
+
+
+def test_run_when_dry_then_it_finds_and_leaves_no_trace(desk: Desk) -> None:
+    (report,) = desk.reconciler.run(dry_run=True)
+    assert [finding.kind for finding in report.findings] == ["unknown_position"]
+    assert (report.run.id, len(drifts.runs(desk.engine)), desk.ledger.portfolios()) == (0, 0, [])
+
+
+def test_run_when_a_run_died_between_its_record_and_its_effects_then_the_next_one_makes_up_for_it(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("ledger_sizer.reconcile.run.Effects", _dead)
+        with pytest.raises(KeyboardInterrupt):
+            desk.run()
+    assert len(drifts.listed(desk.engine, state="live")) == 1
+    assert desk.ledger.portfolios() == []
+    desk.run()
+    assert figures(desk.ledger, "external=exchange") == (0, D(4000))
+    assert desk.ledger.reserve(key="no", tags=TAGS).reason == "unreconciled"
+    events = [one.binding for one in desk.ledger.history(command="remark")]
+    assert events == ["drift-1"], "and it is said, once"
+    desk.run()
+    assert [one.binding for one in desk.ledger.history(command="remark")] == events
+
+
+def _dead(*_arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_run_when_somebody_releases_the_external_position_then_it_is_counted_again(desk: Desk) -> None:
+    desk.run()
+    (position,) = desk.ledger.positions("main", state="open")
+    desk.ledger.release(key="by hand", position_id=position.position_id)
+    desk.run()
+    assert figures(desk.ledger, "external=exchange") == (0, D(4000))
+    assert desk.ledger.verify().ok
+
+
+def test_run_when_no_account_is_configured_then_it_says_what_to_set(database_url: str, clock: FakeClock) -> None:
+    desk = Desk(database_url, clock)
+    empty = Reconciler(desk.ledger, desk.engine, LookHere(desk.engine, [], desk.settings), desk.settings)
+    with pytest.raises(WrongState, match="EXCHANGE_API_KEY"):
+        empty.run()
+    desk.close()
+
+
+def test_begin_trust_when_restarted_again_and_again_then_no_trust_is_made_of_restarts(
+    database_url: str, clock: FakeClock
+) -> None:
+    desk = Desk(database_url, clock)
+    desk.reconciler.begin_trust()
+    assert desk.ledger.reserve(key="1", tags=TAGS).granted
+    for _ in range(4):
+        clock.advance(100)
+        desk.reconciler.begin_trust()
+    assert desk.ledger.reserve(key="2", tags=TAGS).reason == "unreconciled"
+    desk.account.positions = None
+    desk.run()
+    assert desk.ledger.reserve(key="3", tags=TAGS).reason == "unreconciled", "half a picture is no trust"
+    desk.account.shows()
+    desk.run()
+    assert desk.ledger.reserve(key="4", tags=TAGS).granted
+    desk.close()
+
+
+def test_compare_when_the_picture_is_old_then_it_is_unknown_and_not_flat(desk: Desk) -> None:
+    desk.account.shows(short("1"))
+    desk.account.age_us = 301_000_000
+    report = desk.run()
+    assert [finding.kind for finding in report.findings] == ["fetch_failed"]
+    assert "too old" in report.findings[0].detail
+
+
+# --- the service ---------------------------------------------------------------------------------
+
+
+def test_serve_when_reconciliation_is_enabled_then_it_runs_and_an_operator_decides_over_http(database_url: str) -> None:
+    with PaperServer() as paper:
+        exchange = ExchangeSettings(
+            api_key=SecretStr(DEFAULT_KEY), api_secret=SecretStr(DEFAULT_SECRET), base_url=paper.url
+        )
+        reconcile = ReconcileSettings(enabled=True, interval_seconds=1, confirmations=1, grace_seconds=0)
+        with (
+            serving(database_url, jobs=True, sections={"exchange": exchange, "reconcile": reconcile}) as service,
+            LedgerClient(service.url) as client,
+        ):
+            control = PaperControl(paper.url, "bybit")
+            assert _wait(client.reconciliations)[-1].trigger == "start"
+            control.open("ETH/USDT:USDT", "long", D(2))
+            (found,) = _wait(lambda: client.drifts(state="live"))
+            assert (found.kind, found.state, found.subject) == ("unknown_position", "confirmed", "ETH/USDT:USDT")
+            _wait(lambda: client.reserve(key=f"{time.time()}").reason == "unreconciled")
+            asked = client.close_drift(found.id, reason="not ours")
+            assert (asked.requested, asked.actor, asked.state) == ("close", "loopback", "confirmed")
+            said = client.history(command="remark")[0]
+            assert json.loads(said.request)["event"] == "close_requested"
+            adopted = client.adopt_drift(found.id, reason="ours after all")
+            assert adopted.state == "resolved"
+            with pytest.raises(WrongState):
+                client.ignore_drift(found.id, reason="too late")
+            assert [one.tags.get("external") for one in client.positions("main", state="open")] == [None]
+            runs = _wait(lambda: _reconciled(client))
+            assert runs[0].found["agrees"] == 1
+            metrics = service.http.get("/metrics").text
+            assert 'ledger_job_runs_total{job="reconcile",result="done"}' in metrics
+            assert "ledger_reconciliation_age_seconds" in metrics
+
+
+def _reconciled(client: LedgerClient) -> Any:
+    try:
+        return client.reconcile()
+    except Unavailable:
+        return None  # the scheduled one is under way
+
+
+def _wait(look: Any, seconds: float = 20) -> Any:
+    """What `look` returns once it is something."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise AssertionError("it did not happen")

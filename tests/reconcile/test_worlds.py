@@ -1,0 +1,80 @@
+"""Random worlds (see `tests.reconcile.worlds`): no false alarm in clean ones, no silent difference in any other.
+
+A few worlds run each time. A campaign, and a part of one (from the 201st to the 300th):
+
+    WORLDS=1000 make test TEST_WORKERS=0 ARGS=tests/test_reconcile_worlds.py
+    WORLDS=200-300 make test TEST_WORKERS=0 ARGS=tests/test_reconcile_worlds.py
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from ledger_sizer import AppSettings, Ledger, ReconcileSettings, TradingSettings
+from ledger_sizer.storage.database import make_engine
+from tests.reconcile.worlds import CONFIRMATIONS, GRACE_SECONDS, World
+from tests.support.clock import FakeClock
+
+WORLDS = os.environ.get("WORLDS", "")
+_FIRST, _, _END = WORLDS.rpartition("-")
+SEEDS = range(int(_FIRST or 0), int(_END or 12))
+STEPS = 30
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def place(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[tuple[Ledger, Any, FakeClock]]:
+    """A ledger for many worlds, each with a portfolio of its own."""
+    databases = _databases_of(request.param)
+    url = databases.create(migrated=True)
+    clock = FakeClock()
+    settings = AppSettings(
+        reconcile=ReconcileSettings(confirmations=CONFIRMATIONS, grace_seconds=GRACE_SECONDS, stale_after_seconds=None),
+        trading=TradingSettings(max_position_size_usd=Decimal(1000)),
+    )
+    engine = make_engine(url)
+    with Ledger.open(url, settings=settings, clock=clock) as ledger:
+        yield ledger, engine, clock
+        assert ledger.verify().ok
+    engine.dispose()
+    databases.drop(url)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0 if WORLDS else 120)
+def test_reconcile_when_worlds_are_clean_then_no_drift_is_ever_confirmed(place: tuple[Ledger, Any, FakeClock]) -> None:
+    for seed in SEEDS:
+        world = World(*place, f"clean-{seed}", seed, clean=True)
+        world.live(STEPS)
+        last = world.come_to_rest()
+        false = [one for report in world.reports for one in report.confirmed]
+        assert false == [], f"seed {seed}"
+        assert world.undercounted == [], f"seed {seed}"
+        assert (last.live, world.unexplained(last)) == ((), []), f"seed {seed}"
+        assert world.ledger.exposure(world.name).open == world.true_exposure, f"seed {seed}"
+        assert len(world.reports) >= 5, "a world without runs shows nothing"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0 if WORLDS else 120)
+def test_reconcile_when_worlds_go_wrong_then_they_agree_or_a_drift_says_why_and_the_cap_counts_it(
+    place: tuple[Ledger, Any, FakeClock],
+) -> None:
+    kinds = set()
+    for seed in SEEDS:
+        world = World(*place, f"wild-{seed}", seed, clean=False)
+        world.live(STEPS)
+        last = world.come_to_rest()
+        assert (world.unexplained(last), world.undercounted) == ([], []), f"seed {seed}"
+        assert all(drift.state == "confirmed" for drift in last.live if drift.kind != "expired_hold"), f"seed {seed}"
+        exposure = world.ledger.exposure(world.name)
+        assert exposure.open + exposure.held >= world.true_exposure, f"seed {seed}"
+        assert exposure.whole.frozen == any(one.frozen_scope for one in last.live), f"seed {seed}"
+        assert world.ledger.verify(world.name).ok, f"seed {seed}"
+        kinds |= {finding.kind for report in world.reports for finding in report.findings}
+    common = {"unknown_position", "quantity_differs", "missing_position", "late_fill", "legs_unequal"}
+    assert len(SEEDS) < 12 or kinds >= common

@@ -1,0 +1,138 @@
+"""The Grafana dashboard and the alert rules speak of metrics and labels that the service really has."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.accounts import Desk, short
+from tests.support.clock import FakeClock
+from tests.support.services import eventually, serving
+
+DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy"
+DASHBOARDS = sorted((DEPLOY / "grafana").glob("*.json"))
+ALERTS = DEPLOY / "prometheus" / "alerts.yml"
+OF_PROMETHEUS = {"job", "instance"}
+"""Labels that the scraper adds."""
+
+
+def _expressions_of_dashboard(path: Path) -> Iterator[str]:
+    dashboard = json.loads(path.read_text())
+    for panel in dashboard["panels"]:
+        yield from (target["expr"] for target in panel.get("targets", ()))
+    for variable in dashboard["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable["query"]["query"]
+
+
+def _expressions_of_alerts() -> Iterator[str]:
+    """Without a YAML library: `expr:` and what is indented below it."""
+    for found in re.finditer(r"^( +)expr: (?:>-\n)?((?:.*\n)(?:\1  .*\n)*)", ALERTS.read_text(), re.MULTILINE):
+        yield " ".join(found[2].split())
+
+
+EXPRESSIONS = [
+    *[(path.name, expression) for path in DASHBOARDS for expression in _expressions_of_dashboard(path)],
+    *[(ALERTS.name, expression) for expression in _expressions_of_alerts()],
+]
+
+
+@pytest.fixture(scope="module")
+def real(_databases_of: Any) -> dict[str, set[str]]:
+    """Labels by sample name, of a service that did one of each thing."""
+    databases = _databases_of("sqlite")
+    url = databases.create(migrated=True)
+    desk = Desk(url, FakeClock())
+    desk.ledger.set_cap(key="first", portfolio="main", cap=Decimal(50_000))
+    desk.account.shows(short("1"))
+    desk.run()
+    desk.close()
+    with serving(url, jobs=True) as service:
+        ledger = service.ledger
+        ledger.set_cap(key="cap", portfolio="main", cap=Decimal(100))
+        ledger.reserve(key="a", tags={"venue": "bybit"})
+        ledger.reserve(key="b")
+        ledger.reserve(key="held", portfolio="other", ttl_seconds=Decimal(600))
+        ledger.reserve(key="c", portfolio="other", ttl_seconds=Decimal("0.05"))
+        eventually(lambda: "ledger_expiries_total 1.0" in service.http.get("/metrics").text)
+        families = list(text_string_to_metric_families(service.http.get("/metrics").text))
+    databases.drop(url)
+    labels: dict[str, set[str]] = {}
+    for sample in [sample for family in families for sample in family.samples]:
+        labels.setdefault(sample.name, set()).update(sample.labels)
+    return labels
+
+
+def _with_scraped(labels: set[str]) -> set[str]:
+    """As Prometheus stores them: a label of ours that it has itself is renamed."""
+    return {f"exported_{label}" if label in OF_PROMETHEUS else label for label in labels} | OF_PROMETHEUS
+
+
+def test_read_files_when_they_are_deployed_then_there_is_something_in_each() -> None:
+    assert len(DASHBOARDS) == 1
+    assert sum(name == ALERTS.name for name, _ in EXPRESSIONS) == ALERTS.read_text().count("- alert:") > 10
+    assert len(EXPRESSIONS) > 40
+
+
+@pytest.mark.parametrize(("file", "expression"), EXPRESSIONS)
+def test_read_expression_when_it_names_metrics_and_labels_then_the_service_has_them(
+    real: dict[str, set[str]], file: str, expression: str
+) -> None:
+    bare = re.sub(r'"[^"]*"', '""', expression)
+    names = set(re.findall(r"\bledger_\w+", bare))
+    assert names or bare.startswith("up{"), "it speaks of no metric"
+    known: set[str] = set()
+    for name in names:
+        assert name in real, f"{file}: {name} is in no scrape"
+        known |= _with_scraped(real[name])
+    for name, matchers in re.findall(r"\b(ledger_\w+)\{([^}]*)\}", bare):
+        for label in re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers):
+            assert label in _with_scraped(real[name]), f"{file}: {name} has no label {label}"
+    for grouped in re.findall(r"\bby \(([^)]*)\)", bare):
+        for label in grouped.replace(" ", "").split(","):
+            assert label in known, f"{file}: nothing in {expression} has the label {label}"
+
+
+def test_read_dashboard_when_legends_name_labels_then_the_expression_keeps_them() -> None:
+    for path in DASHBOARDS:
+        for panel in json.loads(path.read_text())["panels"]:
+            for target in panel.get("targets", ()):
+                kept = set(re.findall(r"\w+", " ".join(re.findall(r"\bby \(([^)]*)\)", target["expr"]))))
+                assert set(re.findall(r"\{\{(\w+)\}\}", target["legendFormat"])) <= kept, panel["title"]
+
+
+def test_read_dashboard_when_panels_are_placed_then_none_lies_on_another() -> None:
+    for path in DASHBOARDS:
+        taken: set[tuple[int, int]] = set()
+        panels = json.loads(path.read_text())["panels"]
+        assert len({panel["id"] for panel in panels}) == len(panels)
+        for panel in panels:
+            place = panel["gridPos"]
+            cells = {
+                (x, y)
+                for x in range(place["x"], place["x"] + place["w"])
+                for y in range(place["y"], place["y"] + place["h"])
+            }
+            assert not cells & taken, panel["title"]
+            assert max(x for x, _ in cells) < 24
+            taken |= cells
+
+
+@pytest.mark.parametrize("arguments", [("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml")])
+def test_check_alerts_when_promtool_is_there_then_it_finds_nothing(arguments: tuple[str, ...]) -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("no promtool here (Debian's package prometheus has it): names and labels were checked without it")
+    ran = subprocess.run(
+        [promtool, *arguments], cwd=ALERTS.parent, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr

@@ -1,0 +1,47 @@
+"""The README's example runs as written; the files that pages link to, and the tests that they name, exist."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+README = (ROOT / "README.md").read_text()
+FOLDERS = (".", "docs", "docs/decisions", "examples", "benchmarks")
+PAGES = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
+
+
+def test_readme_example_when_run_as_written_then_it_reserves_and_explains(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    ran = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = ran.stdout.splitlines()
+    assert lines[0] == "4099.82"  # cap 5,000 less 0.018 x 50,010
+    assert lines[1].startswith("main #1 reserve 'cycle-17/BTC': granted 930 USD, quantity 0.018")
+    assert (tmp_path / "ledger.db").is_file()
+
+
+def test_readme_example_when_counted_then_it_is_about_twenty_lines() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    statements = [line for line in example.splitlines() if line.strip() and not line.startswith(("from", "import"))]
+    assert len(statements) <= 20
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_when_it_links_to_a_file_then_the_file_exists(page: str) -> None:
+    folder = (ROOT / page).parent
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / page).read_text())
+    assert [link for link in links if not (folder / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_when_it_names_a_test_file_then_the_file_exists(page: str) -> None:
+    names = set(re.findall(r"\btest_[a-z_]+\b(?!\*)", (ROOT / page).read_text()))
+    missing = [name for name in sorted(names) if not list((ROOT / "tests").rglob(f"{name.rstrip('_')}*.py"))]
+    assert missing == []
+    paths = set(re.findall(r"\btests/[\w/]+\.py\b", (ROOT / page).read_text()))
+    assert [path for path in sorted(paths) if not (ROOT / path).is_file()] == []

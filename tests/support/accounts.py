@@ -1,0 +1,129 @@
+"""Accounts whose snapshots a test writes by hand, and reconcilers over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import Engine
+
+from ledger_sizer import AppSettings, Ledger, Leg, ReconcileSettings
+from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
+from ledger_sizer.reconcile.inspection import LookHere
+from ledger_sizer.reconcile.run import Reconciler, Report
+from ledger_sizer.storage.database import make_engine
+from tests.support.clock import FakeClock
+from tests.support.ledgers import BTC_PRICE, TAGS, assert_verified, position_of
+
+D = Decimal
+PERP = "BTC/USDT:USDT"
+
+
+class WrittenAccount:
+    """An account that shows what it is told to."""
+
+    def __init__(self, venue: str = "bybit", account: str = "main", portfolio: str = "main") -> None:
+        self.venue, self.account, self.portfolio = venue, account, portfolio
+        self.positions: tuple[VenuePosition, ...] | None = ()
+        self.balances: tuple[VenueBalance, ...] | None = (balance("USDT", "100000"),)
+        self.on_fetch: Callable[[], object] = lambda: None
+        self.age_us = 0
+
+    def snapshot(self, now_us: Callable[[], int]) -> Snapshot:
+        begun_us = now_us() - self.age_us
+        self.on_fetch()
+        problems = tuple(f"{name}: no answer" for name in ("positions", "balances") if getattr(self, name) is None)
+        return Snapshot(self.venue, self.account, begun_us, begun_us, self.positions, self.balances, problems)
+
+    def shows(self, *positions: VenuePosition, **assets: str) -> None:
+        """Positions, and balances besides enough USDT, as `BTC="0.5"`."""
+        self.positions = positions
+        self.balances = tuple(balance(asset, units) for asset, units in {"USDT": "100000", **assets}.items())
+
+
+def balance(asset: str, free: str, used: str = "0") -> VenueBalance:
+    return VenueBalance(asset, D(free), D(used), D(free) + D(used))
+
+
+def short(quantity: str, symbol: str = PERP, price: str | None = "50000") -> VenuePosition:
+    return VenuePosition(symbol, "short", D(quantity), None if price is None else D(price))
+
+
+def long(quantity: str, symbol: str = PERP, price: str | None = "50000") -> VenuePosition:
+    return VenuePosition(symbol, "long", D(quantity), None if price is None else D(price))
+
+
+class Desk:
+    """A ledger, one account and a reconciler on the test's clock, as if scheduled. A minute passes before every run."""
+
+    def __init__(self, url: str, clock: FakeClock, accounts: Iterable[Any] = (), **reconcile: Any) -> None:
+        self.clock = clock
+        self.settings = AppSettings(reconcile=ReconcileSettings(**{"enabled": True, **reconcile}))
+        self.ledger = Ledger.open(url, settings=self.settings, clock=clock)
+        self.engine: Engine = make_engine(url)
+        self.accounts = list(accounts) or [WrittenAccount()]
+        self.told: list[Report] = []
+        look = LookHere(self.engine, self.accounts, self.settings, clock=clock)
+        self.reconciler = Reconciler(
+            self.ledger, self.engine, look, self.settings, clock=clock, observe=[self.told.append]
+        )
+
+    @property
+    def account(self) -> Any:
+        return self.accounts[0]
+
+    def run(self, times: int = 1, seconds: int = 60) -> Report:
+        """Run so many times; the last report."""
+        for _ in range(times):
+            self.clock.advance(seconds)
+            (report,) = self.reconciler.run()
+        return report
+
+    def close(self) -> None:
+        self.ledger.close()
+        self.engine.dispose()
+
+
+def found_by_reconciliation(url: str) -> None:
+    """Make a drift with the number 1: 2 ETH at the exchange that the ledger lacks."""
+    desk = Desk(url, FakeClock(datetime.now(UTC)))
+    desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
+    assert [drift.id for drift in desk.run().live if drift.excess] == [1]
+    desk.close()
+
+
+OpenDesk = Callable[..., Desk]
+"""Opens a desk over these accounts, with these settings of the reconciliation."""
+
+
+@contextmanager
+def open_desks(url: str, clock: FakeClock, first: Callable[[Desk], object], cap_usd: int) -> Iterator[OpenDesk]:
+    """Desks that are closed at the end; of each, ledger and account know the hedged position of 0.02 BTC that `first`
+    makes.
+    """
+    desks: list[Desk] = []
+
+    def opened(accounts: Sequence[WrittenAccount] = (), **reconcile: Any) -> Desk:
+        desk = Desk(url, clock, accounts, **reconcile)
+        desks.append(desk)
+        desk.ledger.set_cap(key="cap", cap=D(cap_usd))
+        first(desk)
+        desk.account.shows(short("0.02"), BTC="0.02")
+        return desk
+
+    yield opened
+    for desk in desks:
+        assert_verified(desk.ledger)
+        desk.close()
+
+
+def adopt(desk: Desk, key: str, quantity: str = "0.02") -> str:
+    """A hedged position of BTC that the ledger has from now on."""
+    legs = [
+        Leg("bybit", "BTC/USDT", "spot", "buy", D(quantity), BTC_PRICE),
+        Leg("bybit", PERP, "swap", "sell", D(quantity), BTC_PRICE),
+    ]
+    return position_of(desk.ledger.adopt(key=key, quantity=D(quantity), price=BTC_PRICE, tags=TAGS, legs=legs))

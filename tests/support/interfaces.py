@@ -1,0 +1,103 @@
+"""One way to talk to every face of the ledger: whatever it returns is awaited, so one test fits all three."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from decimal import Decimal
+from enum import Enum
+from typing import Any
+
+from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, Ledger
+from ledger_sizer.client import AsyncLedgerClient, LedgerClient, Patience
+from tests.support.served import served
+
+FACES = ("embedded", "client", "async_client")
+HURRIED = Patience(attempts_max=4, give_up_seconds=5, pause_seconds=0.01, pause_seconds_max=0.05)
+
+SETTINGS = AppSettings(sizing=DynamicSizingSettings(enabled=True))
+"""Scores count, so that answers differ."""
+
+
+SPOT = InstrumentInfo("BTC/USDT", Decimal("0.0001"), Decimal(100), Decimal("0.0001"), Decimal(5))
+PERP = InstrumentInfo("BTC/USDT:USDT", Decimal("0.001"), Decimal(100), Decimal("0.001"), Decimal(5))
+TAGS = {"venue": "bybit", "symbol": "BTC", "strategy": "funding"}
+ASK: dict[str, Any] = {
+    "tags": TAGS,
+    "signal_score": Decimal("0.9"),
+    "price": Decimal(50_000),
+    "available_balance": Decimal(10_000),
+    "spot_instrument": SPOT,
+    "perp_instrument": PERP,
+    "ttl_seconds": Decimal("30.5"),
+}
+FILL: dict[str, Any] = {"quantity": Decimal("0.018"), "price": Decimal("50100.5"), "spot_price": Decimal(50_090)}
+
+
+class Face:
+    """A ledger behind any face. Every method of it is awaitable here."""
+
+    def __init__(self, kind: str, ledger: Ledger | LedgerClient | AsyncLedgerClient, behind: Ledger) -> None:
+        self.kind = kind
+        self.raw = ledger
+        self.behind = behind
+        """The embedded ledger that really answers."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.raw, name)
+
+        async def call(*arguments: Any, **named: Any) -> Any:
+            answer = method(*arguments, **named)
+            return await answer if inspect.isawaitable(answer) else answer
+
+        return call
+
+    @asynccontextmanager
+    async def hold(self, **request: Any) -> AsyncIterator[Any]:
+        """`hold`, with the awaitable methods of whatever it gives."""
+        if isinstance(self.raw, AsyncLedgerClient):
+            async with self.raw.hold(**request) as held:
+                yield Face(self.kind, held, self.behind)  # type: ignore[arg-type]
+        else:
+            with self.raw.hold(**request) as held:
+                yield Face(self.kind, held, self.behind)  # type: ignore[arg-type]
+
+
+@asynccontextmanager
+async def opened(
+    kind: str, database_url: str, clock: Callable[[], datetime] | None, settings: AppSettings = SETTINGS
+) -> AsyncIterator[Face]:
+    """Open a ledger with one of the `FACES`."""
+    if kind == "embedded":
+        with Ledger.open(database_url, settings=settings, clock=clock) as ledger:
+            yield Face(kind, ledger, ledger)
+        return
+    with served(database_url, settings=settings, clock=clock) as service:
+        if kind == "client":
+            with LedgerClient(service.url, patience=HURRIED) as client:
+                yield Face(kind, client, service.ledger)
+        else:
+            async with AsyncLedgerClient(service.url, patience=HURRIED) as client:
+                yield Face(kind, client, service.ledger)
+
+
+async def open_position(ledger: Face, key: str = "a") -> str:
+    """Reserve and confirm; the position's name."""
+    granted = await ledger.reserve(key=key, **ASK)
+    await ledger.confirm(key=f"{key}/fill", position_id=granted.position_id, **FILL)
+    position_id: str = granted.position_id
+    return position_id
+
+
+class Name(str, Enum):  # noqa: UP042 - a StrEnum writes its text
+    """Text by inheritance, as bots name things: equal to its text, but an f-string writes `Name.BYBIT`."""
+
+    MAIN = "main"
+    VENUE = "venue"
+    BYBIT = "bybit"
+    SCOPE = "venue=bybit"
+    BTC = "BTC"
+    HELD = "held"
+    HALTED = "halted"

@@ -1,0 +1,215 @@
+"""Programs that tests run as processes of their own: `python -m tests.support.programs PROGRAM URL JSON`.
+
+Each opens its own ledger, says `ready`, waits for a line on standard input, and then writes one line of JSON for each
+answer as soon as it has it. It ends when it is done, or when it is killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+from ledger_sizer import (
+    AppSettings,
+    Closed,
+    Decision,
+    DynamicSizingSettings,
+    Ledger,
+    LedgerError,
+    LedgerSettings,
+    Reserve,
+    TradingSettings,
+)
+
+Given = dict[str, Any]
+
+
+def settings_of(cap_usd: object = 500, **ledger: Any) -> AppSettings:
+    """Settings of every ledger in these tests: a small cap, and what the writer is told."""
+    return AppSettings(
+        sizing=DynamicSizingSettings(max_portfolio_exposure=Decimal(str(cap_usd))),
+        trading=TradingSettings(max_position_size_usd=Decimal(1_000_000)),
+        ledger=LedgerSettings(**ledger),
+    )
+
+
+def say(**what: Any) -> None:
+    """One line for the test, at once."""
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+def say_answer(key: str, answer: Decision | LedgerError) -> None:
+    """What became of a command."""
+    if isinstance(answer, Decision):
+        say(key=key, outcome=answer.outcome, reason=answer.reason, seq=answer.seq, hash=answer.hash,
+            replayed=answer.replayed, position_id=answer.position_id)  # fmt: skip
+    else:
+        say(key=key, outcome="error", reason=answer.code)
+
+
+def answered(ask: Callable[..., Decision], key: str, **request: Any) -> Decision | LedgerError:
+    """Ask, and say what was answered. Errors that may be retried are, with the same key, as a bot would."""
+    while True:
+        answer: Decision | LedgerError
+        try:
+            answer = ask(key=key, **request)
+        except LedgerError as error:
+            if error.retryable:
+                continue
+            answer = error
+        say_answer(key, answer)
+        return answer
+
+
+def grab(ledger: Ledger, given: Given) -> None:
+    """Reserve 10 USD so many times, whatever comes back."""
+    for number in range(given["count"]):
+        answered(ledger.reserve, f"{given['name']}-{number}", available_balance=Decimal(10), ttl_seconds=3600)
+
+
+def same_key(ledger: Ledger, given: Given) -> None:
+    """Ask with keys that all bots use, all at once."""
+
+    async def ask(key: str) -> Decision | LedgerError:
+        try:
+            return await ledger.reserve_async(key=key, available_balance=Decimal(10), ttl_seconds=3600)
+        except LedgerError as error:
+            return error
+
+    async def ask_all() -> None:
+        keys = [f"shared-{number}" for number in range(given["count"])]
+        for key, answer in zip(keys, await asyncio.gather(*map(ask, keys)), strict=True):
+            say_answer(key, answer)
+
+    asyncio.run(ask_all())
+
+
+def live(ledger: Ledger, given: Given) -> None:
+    """Reserve, confirm, extend, release, close in part and in whole, in an order of chance, until told to stop."""
+    chance = random.Random(given["seed"])
+    held: list[str | None] = []
+    opened: list[str | None] = []
+    tags = {"venue": given.get("venue", "bybit")}
+    number = 0
+    while number < given["count"]:
+        number += 1
+        key, act = f"{given['name']}-{number}", chance.choice(["reserve", "reserve", "confirm", "release", "extend"])
+        if act == "confirm" and held:
+            fill = {"quantity": Decimal(chance.choice(["1", "0.9", "1.3"])), "price": Decimal("9.87")}
+            position = held.pop()
+            if _done(answered(ledger.confirm, key, position_id=position, **fill)):
+                opened.append(position)
+        elif act == "extend" and held:
+            answered(ledger.extend, key, position_id=held[-1], ttl_seconds=3600)
+        elif act == "release" and opened and chance.random() < 0.5:
+            answered(ledger.release, key, position_id=opened[-1], quantity=Decimal("0.001"))
+        elif act == "release" and (opened or held):
+            answered(ledger.release, key, position_id=(opened or held).pop())
+        else:
+            answer = answered(ledger.reserve, key, available_balance=Decimal(10), tags=tags, ttl_seconds=3600)
+            if answer.granted and isinstance(answer, Decision):
+                held.append(answer.position_id)
+
+
+def _done(answer: Decision | LedgerError) -> bool:
+    return answer.outcome == "applied"
+
+
+def two_pots(ledger: Ledger, given: Given) -> None:
+    """Atomic groups over two portfolios, named in the order the test wants."""
+    for number in range(given["count"]):
+        key = f"{given['name']}-{number}"
+        group = [
+            Reserve(key=key, portfolio=portfolio, available_balance=Decimal(1), ttl_seconds=3600)
+            for portfolio in given["portfolios"]
+        ]
+        for answer in ledger.submit(group, atomic=True):
+            say_answer(key, answer)
+
+
+def pause(ledger: Ledger, given: Given) -> None:
+    """Stop as a frozen machine does: `before` the write is sent, or `between` the write and its COMMIT."""
+    for number in range(given["warm_up"]):
+        ledger.reserve(key=f"warm-up-{number}", available_balance=Decimal(10))
+    store = ledger._store
+    write, unlocked = store.write, False
+
+    def freeze() -> None:
+        say(unlocked=unlocked)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        sys.stdin.readline()  # the signal may reach this thread a little late; it must not run on meanwhile
+
+    def frozen_write(changes: Any, *, locked: bool) -> None:
+        nonlocal unlocked
+        store.write, unlocked = write, not locked  # type: ignore[method-assign]
+        if given["where"] == "before":
+            freeze()
+        else:
+            connection = store._connection()  # type: ignore[attr-defined]
+            execute = connection.execute
+
+            def frozen_execute(query: str, *arguments: Any) -> Any:
+                if query == "COMMIT":
+                    connection.execute = execute
+                    freeze()
+                return execute(query, *arguments)
+
+            connection.execute = frozen_execute
+        write(changes, locked=locked)
+
+    store.write = frozen_write  # type: ignore[method-assign]
+    try:
+        say_answer("late", ledger.reserve(key="late", available_balance=Decimal(10), ttl_seconds=3600))
+    except LedgerError as error:
+        say_answer("late", error)
+
+
+def fork(ledger: Ledger, given: Given) -> None:
+    """Fork with an open ledger; the child tries to use it and then closes it, as leaving a `with` block would."""
+    ledger.reserve(key="warm-up", available_balance=Decimal(10))
+    say(sessions=_sessions(ledger))
+    child = os.fork()
+    if child == 0:
+        try:
+            ledger.reserve(key="child", available_balance=Decimal(10))
+        except Closed as error:
+            say_answer("child", error)
+        ledger.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    say_answer("parent", ledger.reserve(key="parent", available_balance=Decimal(10)))
+    say(sessions=_sessions(ledger))
+
+
+def _sessions(ledger: Ledger) -> list[int]:
+    """The server's name for the writer's session and for a reader's; SQLite has none."""
+    if ledger._read_engine.dialect.name == "sqlite":
+        return []
+    with ledger._read_engine.connect() as connection:
+        reader = connection.exec_driver_sql("SELECT pg_backend_pid()").scalar_one()
+    return [ledger._store._connection().info.backend_pid, reader]  # type: ignore[attr-defined]
+
+
+PROGRAMS = {one.__name__: one for one in (grab, same_key, live, two_pots, pause, fork)}
+
+
+def main() -> None:
+    """Run one program."""
+    name, url, text = sys.argv[1:]
+    given = json.loads(text)
+    with Ledger.open(url, settings=settings_of(**given.get("settings", {}))) as ledger:
+        say(ready=True)
+        sys.stdin.readline()
+        PROGRAMS[name](ledger, given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""The service under test: a real server on a real socket, in a thread of this process or as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ledger_sizer import AppSettings, LedgerSettings, ServiceSettings
+from ledger_sizer.api import create_app
+from ledger_sizer.api.server import address_of, listen, make_server
+from ledger_sizer.service.bootstrap import Parts, running
+from ledger_sizer.service.tracing import Tracing
+
+SCRIPT = Path(sys.executable).parent / "ledger-sizer"
+START_SECONDS_MAX = 60
+
+
+class Running:
+    """A server in a thread. `http` is a client of it; `app` and `parts` are what it is made of."""
+
+    def __init__(self, url: str, app: Any, parts: Parts, server: Any) -> None:
+        self.url = url
+        self.app = app
+        self.parts = parts
+        self.server = server
+        self.http = httpx.Client(base_url=url, timeout=30)
+
+    @property
+    def ledger(self) -> Any:
+        """The ledger behind it."""
+        return self.parts.ledger
+
+    def post(self, path: str, key: str | None, body: Any = None, **more: Any) -> httpx.Response:
+        """POST a command."""
+        return self.command("POST", path, key, body, **more)
+
+    def command(self, method: str, path: str, key: str | None, body: Any = None, **more: Any) -> httpx.Response:
+        """Send a command."""
+        headers = {**({} if key is None else {"Idempotency-Key": key}), **more.pop("headers", {})}
+        return self.http.request(method, path, json={} if body is None else body, headers=headers, **more)
+
+
+def settings_for(
+    database_url: str, *, ledger: dict[str, Any] | None = None, sections: dict[str, Any] | None = None, **service: Any
+) -> AppSettings:
+    """Settings of a service on a free port that polls and sweeps quickly. sections: other sections of the settings."""
+    quick = {"port": 0, "event_poll_ms": 20, "key_cache_seconds": 0, **service}
+    return AppSettings(
+        ledger=LedgerSettings(database_url=database_url, **(ledger or {})),
+        service=ServiceSettings(**quick),
+        **(sections or {}),
+    )
+
+
+@contextmanager
+def serving(
+    database_url: str, *, jobs: bool = False, tracing: Tracing | None = None, **settings: Any
+) -> Iterator[Running]:
+    """A service on this database for the length of a `with` block."""
+    chosen = settings_for(database_url, **settings)
+    with running(chosen, with_jobs=jobs, tracing=tracing) as parts, listen(chosen.service) as listening:
+        app = create_app(
+            parts.ledger,
+            chosen.service,
+            reads_engine=parts.reads,
+            keys=parts.keys,
+            metrics=parts.metrics,
+            reconciler=parts.reconciler,
+            tracing=parts.tracing,
+        )
+        listening.listen(128)
+        server = make_server(app, chosen.service)
+        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
+        thread.start()
+        service = Running(address_of(listening), app, parts, server)
+        try:
+            yield service
+        finally:
+            service.http.close()
+            server.should_exit = True
+            thread.join(60)
+            assert not thread.is_alive(), "the server did not stop"
+
+
+class Process:
+    """`ledger-sizer serve` as a process."""
+
+    def __init__(self, database_url: str, folder: Path, **environment: str) -> None:
+        names = ("SIZING_", "TRADING_", "LEDGER_", "SERVICE_", "RECONCILE_", "EXCHANGE_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(names)}
+        self._log = (folder / f"serve-{time.monotonic_ns()}.log").open("w+b")
+        self.child = subprocess.Popen(
+            [SCRIPT, "serve", "--port", "0", "--database-url", database_url],
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            cwd=folder,
+            env={**clean, "LOG_LEVEL": "WARNING", **environment},
+        )
+        self.url = ""
+
+    def ready(self) -> Process:
+        """Wait for the line with its address."""
+        assert self.child.stdout is not None
+        watchdog = threading.Timer(START_SECONDS_MAX, self.child.kill)
+        watchdog.start()
+        try:
+            line = self.child.stdout.readline().decode()
+        finally:
+            watchdog.cancel()
+        assert line.startswith("ledger-sizer serves http://"), f"{line!r}; its log: {self.log()}"
+        self.url = line.split()[-1]
+        return self
+
+    def log(self) -> str:
+        """What it wrote to standard error."""
+        self._log.flush()
+        return Path(self._log.name).read_text(errors="replace")
+
+    def stop(self) -> int:
+        """SIGTERM, and its exit code."""
+        self.child.send_signal(signal.SIGTERM)
+        return self.child.wait(60)
+
+    def close(self) -> None:
+        """End it, however it is."""
+        if self.child.poll() is None:
+            self.child.kill()
+            self.child.wait(30)
+        if self.child.stdout is not None:
+            self.child.stdout.close()
+        self._log.close()
+
+
+def eventually(what: Any, seconds: float = 20) -> Any:
+    """Call `what` until it is true, and return it; fail after so many seconds."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+    return found

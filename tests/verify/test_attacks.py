@@ -1,0 +1,102 @@
+"""What somebody who may write to the database can do, and which of the two verifications finds it (docs/audit.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+
+import pytest
+
+from ledger_sizer import Reserve
+from ledger_sizer.verify.chain import Heads
+from tests.verify.test_edits import Scene
+from tests.verify.test_rows import decision_rows, last_seq, rewrite_chain
+
+D = Decimal
+HEAD = 14
+"""Decisions up to here are trusted: in the life of `Scene`, four positions were made before it and others after."""
+
+
+@pytest.fixture
+def scene(database_url: str) -> Iterator[Scene]:
+    scene = Scene(database_url)
+    yield scene
+    scene.close()
+
+
+def _edit(scene: Scene, seq: int) -> None:
+    scene.intruder.run("UPDATE decisions SET binding = 'forged' WHERE portfolio_id = 1 AND seq = :seq", seq=seq)
+
+
+def _rewrite(scene: Scene, seq: int) -> None:
+    """Edit one decision, and give it and all that follow the hashes they then deserve."""
+    _edit(scene, seq)
+    head = rewrite_chain(scene, seq)
+    scene.intruder.run("UPDATE portfolios SET last_hash = :head WHERE id = 1", head=head)
+
+
+def _cut(scene: Scene, last: int) -> None:
+    """Make the ledger forget all after a decision: rows, positions, head and counters, as if it never was."""
+    (row,) = [row for row in decision_rows(scene) if row[1] == last]
+    run = scene.intruder.run
+    run("DELETE FROM decisions WHERE portfolio_id = 1 AND seq > :last", last=last)
+    run("DELETE FROM positions WHERE portfolio_id = 1 AND number > :last", last=last)
+    run("UPDATE portfolios SET last_seq = :last, last_hash = :head WHERE id = 1", last=last, head=row[-1])
+
+
+def _move_position(scene: Scene, *, before: bool) -> None:
+    """Make a position smaller, and every counter with it."""
+    found = [p for p in scene.ledger.positions("main", state="live") if (p.number <= HEAD) is before]
+    assert found, "there is a live position on that side of the head"
+    column = "held_e8" if found[0].state == "held" else "open_e8"
+    run = scene.intruder.run
+    run(f"UPDATE positions SET {column} = {column} - 5 WHERE portfolio_id = 1 AND number = :n", n=found[0].number)
+    for scope in found[0].tags.scopes:
+        run(f"UPDATE scopes SET {column} = {column} - 5 WHERE portfolio_id = 1 AND scope = :s", s=scope)
+
+
+def _raise_cap(scene: Scene, scope: str) -> None:
+    scene.intruder.run("UPDATE scopes SET cap_e8 = cap_e8 + 5 WHERE portfolio_id = 1 AND scope = :s", s=scope)
+
+
+Attack = Callable[[Scene], None]
+ATTACKS: dict[str, tuple[Attack, bool, bool]] = {
+    # what was done: by whom it is found: verify, verify --since-head
+    "edit before the head": (lambda scene: _edit(scene, 5), True, False),
+    "edit after the head": (lambda scene: _edit(scene, HEAD + 3), True, True),
+    "rewrite from before the head": (lambda scene: _rewrite(scene, 5), False, True),
+    "rewrite from after the head": (lambda scene: _rewrite(scene, HEAD + 3), False, False),
+    "cut off before the head": (lambda scene: _cut(scene, HEAD - 1), True, True),
+    "cut off after the head": (lambda scene: _cut(scene, last_seq(scene) - 1), True, True),
+    "position of before the head": (lambda scene: _move_position(scene, before=True), True, False),
+    "position of after the head": (lambda scene: _move_position(scene, before=False), True, True),
+    "cap last seen before the head": (lambda scene: _raise_cap(scene, "venue=idle"), True, False),
+    "cap seen after the head": (lambda scene: _raise_cap(scene, "portfolio"), True, True),
+}
+
+
+@pytest.mark.parametrize("what", ATTACKS)
+def test_verify_when_somebody_with_the_databases_rights_did_it_then_it_is_found_by_whom_the_docs_say(
+    scene: Scene, what: str
+) -> None:
+    attack, by_verify, by_head = ATTACKS[what]
+    heads: Heads = {"main": (HEAD, scene.ledger.decision(HEAD).hash or "")}
+    assert scene.ledger.verify(since=heads).ok
+    attack(scene)
+    assert (not scene.ledger.verify().ok, not scene.ledger.verify(since=heads).ok) == (by_verify, by_head)
+
+
+def test_verify_when_heads_are_kept_at_every_step_then_no_rewrite_passes_both(scene: Scene) -> None:
+    """A rewrite from after the last kept head is the one thing nobody finds: how often heads are kept bounds it."""
+    kept = {n: {"main": (n, scene.ledger.decision(n).hash or "")} for n in range(1, last_seq(scene) + 1)}
+    _rewrite(scene, HEAD)
+    assert scene.ledger.verify().ok
+    found = [n for n, heads in kept.items() if not scene.ledger.verify(since=heads).ok]
+    assert found == [n for n in kept if n >= HEAD]
+
+
+def test_verify_when_a_page_of_history_was_read_after_the_head_then_it_counts_what_it_read(scene: Scene) -> None:
+    head = {name: head for name, head in scene.ledger.heads().items() if name == "main"}
+    scene.ledger.submit([Reserve(key=f"n{n}", min_notional_usd=D(10**6)) for n in range(40)])
+    report = scene.ledger.verify("main", since=head)
+    assert (report.ok, report.decisions) == (True, 40)

@@ -1,0 +1,330 @@
+"""The audit: whatever somebody edits, drops, swaps or adds behind the ledger's back, `verify` finds it and names it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from sqlalchemy import BigInteger, Column, Integer, Table
+
+from ledger_sizer import Finding, InstrumentInfo, InvalidRequest, Ledger, Leg, VerifyReport
+from ledger_sizer.cli.json_forms import report_form
+from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from tests.support.clock import START, FakeClock
+from tests.support.databases import ENGINE_KINDS
+from tests.support.ledgers import TAGS, Intruder, dynamic_settings, position_of, reserve_btc, steady
+
+D = Decimal
+TABLES: list[Any] = [row.__table__ for row in (DecisionRow, PositionRow, ScopeRow, PortfolioRow)]
+NOT_AUDITED = {"portfolios.created_us"}  # a note for people; no decision depends on it
+NEVER_EMPTY = {"decisions.headroom_e8"}  # a portfolio always has a cap
+
+
+def live(ledger: Ledger, clock: FakeClock) -> None:
+    """A life with every verb, every state and several denials in two portfolios."""
+    ledger.set_cap(key="1", scope="venue=bybit", cap=D(4000))
+    ledger.set_cap(key="2", scope="venue=idle", cap=D(100))
+    names = [
+        position_of(reserve_btc(ledger, f"r{n}", signal_score=D(f"0.{n}"), ttl_seconds=10 if n == 4 else 600))
+        for n in range(5)
+    ]
+    ledger.confirm(key="c0", position_id=names[0], quantity=D("0.006"), price=D("50010.5"), spot_price=D(50000))
+    ledger.release(key="x0", position_id=names[0], quantity=D("0.002"))
+    ledger.confirm(key="c1", position_id=names[1], quantity=D("0.007"), price=D(50020))
+    ledger.release(key="x1", position_id=names[1])
+    ledger.release(key="x2", position_id=names[2])
+    ledger.extend(key="e3", position_id=names[3], ttl_seconds=900)
+    clock.advance(10)
+    ledger.confirm(key="late", position_id=names[4], quantity=D("0.01"), price=D(50000))
+    ledger.reserve(key="plain", ttl_seconds=900)
+    ledger.reserve(key="no1", tags=TAGS, available_balance=D(0))
+    reserve_btc(ledger, "no2", perp_instrument=InstrumentInfo("X", D(1), D(5), D(1)))
+    ledger.halt(key="h1", note="feed is stale")
+    ledger.reserve(key="no3", tags=TAGS)
+    ledger.resume(key="h2")
+    ledger.halt(key="h3", scope="symbol=ETH", mode="reducing")
+    ledger.freeze(key="f", scope="symbol=ETH", note="drift-1")
+    ledger.reconciled(key="u", scope="symbol=ETH", fresh_until=START + timedelta(hours=1))
+    ledger.remark(key="m", about="drift-1", event="close_requested")
+    ledger.adopt(
+        key="a", quantity=D(2), price=D(30), tags={"symbol": "ETH"}, legs=[Leg("okx", "E", "swap", "sell", D(2))]
+    )
+    ledger.reserve(key="1", portfolio="other", tags=TAGS)
+    ledger.reserve(key="2", portfolio="other")
+
+
+class Scene:
+    """A lived-in ledger, and an intruder who may write past it. What a test changes, it puts back."""
+
+    def __init__(self, url: str) -> None:
+        self.clock = FakeClock()
+        self.ledger = Ledger.open(url, settings=dynamic_settings(), clock=self.clock)
+        live(self.ledger, self.clock)
+        self.intruder = Intruder(url)
+        self.intruder.take_guards_down()
+
+    @contextmanager
+    def edited(self, table: Table, key: dict[str, Any], column: str, value: Any) -> Iterator[VerifyReport]:
+        """What verify says while one value of one row is another."""
+        (before,) = self.intruder.rows(f"SELECT {column} FROM {table.name} WHERE {_where(key)}", **key)[0]
+        assert before != value
+        moved = {name: value if name == column else old for name, old in key.items()}
+        assert (
+            self.intruder.run(f"UPDATE {table.name} SET {column} = :new_ WHERE {_where(key)}", new_=value, **key) == 1
+        )
+        try:
+            yield self.ledger.verify()
+        finally:
+            self.intruder.run(f"UPDATE {table.name} SET {column} = :new_ WHERE {_where(moved)}", new_=before, **moved)
+
+    def close(self) -> None:
+        self.intruder.close()
+        self.ledger.close()
+
+
+def _where(key: dict[str, Any]) -> str:
+    return " AND ".join(f"{name} = :{name}" for name in key)
+
+
+@pytest.fixture(scope="module", params=ENGINE_KINDS)
+def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
+    """One lived-in ledger an engine, for all tests of this file."""
+    databases = request.getfixturevalue("_databases_of")(request.param)
+    url = databases.create(migrated=True)
+    scene = Scene(url)
+    yield scene
+    scene.close()
+    databases.drop(url)
+
+
+# --- nothing is wrong --------------------------------------------------------------------------------------------
+
+
+def test_verify_when_a_life_was_lived_then_all_is_well(scene: Scene) -> None:
+    report = scene.ledger.verify()
+    assert (report.ok, report.first, report.findings) == (True, None, ())
+    exposure = scene.ledger.exposure()
+    assert report.decisions == exposure.seq + 2
+    assert report.positions == len(scene.ledger.positions(limit=1000))
+    assert {name: seq for name, (seq, _) in report.heads.items()} == {"main": exposure.seq, "other": 2}
+    assert report.heads["main"][1] == scene.ledger.decision(exposure.seq).hash
+    states = {position.state for position in scene.ledger.positions("main")}
+    assert states == {"held", "open", "closed", "released", "expired"}, "there is something to audit"
+
+
+def test_verify_when_one_portfolio_is_named_then_only_that_one_is_read(scene: Scene) -> None:
+    report = scene.ledger.verify("other")
+    assert (report.ok, report.decisions, report.positions, list(report.heads)) == (True, 2, 2, ["other"])
+
+
+SOME_HASH = "0" * 64
+
+
+@pytest.mark.parametrize(
+    "head", [*((seq, SOME_HASH) for seq in (10**30, 2**63, -3, 1.5, True, "1")), (1, "zz"), (1, None), (1,), 1]
+)
+def test_verify_when_a_trusted_head_cannot_be_one_then_it_is_refused(scene: Scene, head: Any) -> None:
+    with pytest.raises(InvalidRequest, match="since") as refused:
+        scene.ledger.verify(since={"main": head})
+    assert refused.value.field == "since"
+
+
+def test_verify_when_a_trusted_head_is_the_last_that_can_be_then_it_does_not_stand(scene: Scene) -> None:
+    first = scene.ledger.verify(since={"main": (2**63 - 1, SOME_HASH)}).first
+    assert first is not None
+    assert (first.seq, "history was rewritten" in first.what) == (2**63 - 1, True)
+
+
+def test_verify_when_asked_for_progress_then_it_ends_at_all_of_them(scene: Scene) -> None:
+    told: list[tuple[int, int]] = []
+    report = scene.ledger.verify(progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (report.decisions, report.decisions)
+    assert told == sorted(told)
+
+
+# --- one value was edited ----------------------------------------------------------------------------------------
+
+
+def _edits() -> Iterator[Any]:
+    """Every column of every audited table, with each kind of edit that fits it."""
+    for table in TABLES:
+        for column in table.columns:
+            if f"{table.name}.{column.name}" in NOT_AUDITED:
+                continue
+            kinds = ["other"]
+            if not isinstance(column.type, BigInteger | Integer):
+                kinds += ["garbage", "object", "list"]
+            elif isinstance(column.type, BigInteger):
+                kinds += ["largest", "smallest"]
+            if column.nullable:
+                kinds += ["emptied"] if f"{table.name}.{column.name}" in NEVER_EMPTY else ["emptied", "filled"]
+            for kind in kinds:
+                yield pytest.param(table, column, kind, id=f"{table.name}.{column.name}-{kind}")
+
+
+VALUES = {
+    "garbage": "no such thing \x1f", "object": "{}", "list": "[[1,2],[3]]", "emptied": None,
+    "largest": 2**63 - 1, "smallest": -(2**63),
+}  # fmt: skip
+
+
+def _changed(column: Any, kind: str, before: Any) -> Any:
+    """Another value for a column: one that might pass for real, or one that no reader expects."""
+    if kind in VALUES:
+        return VALUES[kind]
+    if isinstance(column.type, BigInteger | Integer):
+        return 7 if before is None else before + 1000
+    swapped = {"held": "open", "open": "held", "closed": "released", "released": "expired", "expired": "closed",
+               "granted": "applied", "applied": "granted", "denied": "granted", "active": "halted",
+               "reserve": "adopt", "{}": '{"venue":"x"}', "[]": '[["x","y","spot","buy","1",null]]'}  # fmt: skip
+    if before is None:
+        return "1"
+    return swapped.get(before, before[:-1] + ("0" if before[-1] != "0" else "1"))
+
+
+def _victim(scene: Scene, table: Table, column: Column[Any], kind: str) -> dict[str, Any]:
+    """The key of a row whose edit is one: in the middle, and not empty unless it is to be filled."""
+    keys = [part.name for part in table.primary_key.columns]
+    wanted = "IS NULL" if kind == "filled" else "IS NOT NULL"
+    main = "portfolio_id = 1 AND" if table.name != "portfolios" else ""
+    rows = scene.intruder.rows(
+        f"SELECT {', '.join(keys)} FROM {table.name} WHERE {main} {column.name} {wanted} ORDER BY {', '.join(keys)}"
+    )
+    assert rows, f"the life has no {table.name} with {column.name} {wanted}"
+    chosen = rows[0] if table.name == "portfolios" else rows[len(rows) // 2]
+    return dict(zip(keys, chosen, strict=True))
+
+
+@pytest.mark.parametrize(("table", "column", "kind"), list(_edits()))
+def test_verify_when_one_value_was_edited_then_the_row_is_named(
+    scene: Scene, table: Table, column: Column[Any], kind: str
+) -> None:
+    key = _victim(scene, table, column, kind)
+    (before,) = scene.intruder.rows(f"SELECT {column.name} FROM {table.name} WHERE {_where(key)}", **key)[0]
+    with scene.edited(table, key, column.name, _changed(column, kind, before)) as report:
+        _assert_named(report, table, column, key)
+    assert scene.ledger.verify().ok, "what the test changed is put back"
+
+
+def _assert_named(report: VerifyReport, table: Table, column: Column[Any], key: dict[str, Any]) -> None:
+    """The edit of this column was found, and its row is named."""
+    first = report.first
+    assert first is not None, f"{table.name}.{column.name} of {key} was edited, and nobody noticed"
+    if column.name not in ("id", "name"):
+        assert first.portfolio == "main"
+    if table.name == "decisions":
+        assert first.seq == key["seq"], report.findings
+    elif table.name == "positions":
+        assert key["number"] in {finding.seq for finding in report.findings}, report.findings
+    elif table.name == "scopes":
+        assert any(key["scope"] in finding.what for finding in report.findings), report.findings
+
+
+OF_ANOTHER_TYPE = {"text": "9x", "empty": "", "bytes": b"main", "fraction": 14.5}
+
+
+def _edits_of_type() -> Iterator[Any]:
+    """Every audited column with each value that SQLite stores there although it is not of the column's type."""
+    for table in TABLES:
+        for column in table.columns:
+            whole = isinstance(column.type, BigInteger | Integer)
+            for kind in ("text", "empty", "bytes", "fraction") if whole else ("bytes",):
+                if f"{table.name}.{column.name}" not in NOT_AUDITED | {"portfolios.id"}:  # that one it refuses
+                    yield pytest.param(table, column, kind, id=f"{table.name}.{column.name}-{kind}")
+
+
+@pytest.mark.parametrize("scene", ["sqlite"], indirect=True)
+@pytest.mark.parametrize(("table", "column", "kind"), list(_edits_of_type()))
+def test_verify_when_a_value_is_of_another_type_then_the_row_is_named(
+    scene: Scene, table: Table, column: Column[Any], kind: str
+) -> None:
+    """PostgreSQL has types; SQLite's columns take anything, and text and bytes there compare above every number."""
+    key = _victim(scene, table, column, kind)
+    with scene.edited(table, key, column.name, OF_ANOTHER_TYPE[kind]) as report:
+        _assert_named(report, table, column, key)
+        assert all(type(finding.seq) in (int, type(None)) for finding in report.findings)
+        assert all(type(finding.portfolio) is str for finding in report.findings)
+        json.dumps(report_form(report))
+    assert scene.ledger.verify().ok, "what the test changed is put back"
+
+
+@pytest.mark.parametrize("trace", ["[" * 100_000, '{"scopes":[[["x"],1,0,0,"active"],[2,1,0,0,"active"]]}'])
+def test_verify_when_a_trace_was_made_to_break_its_reader_then_its_decision_is_named(scene: Scene, trace: str) -> None:
+    key = {"portfolio_id": 1, "seq": scene.ledger.exposure().seq}
+    table: Any = DecisionRow.__table__
+    with scene.edited(table, key, "trace", trace) as report:
+        assert report.first is not None
+        assert report.first.seq == key["seq"]
+
+
+BYTES = [column.name for column in DecisionRow.__table__.columns if column.name not in ("portfolio_id", "seq")]
+"""Of every decision; a changed number of the portfolio or of the decision is another row, and tested as such."""
+
+
+@steady
+@given(where=st.integers(0), column=st.sampled_from(BYTES), at=st.integers(0), byte=st.integers(0x20, 0x7E))
+def test_verify_when_any_single_byte_of_any_decision_was_changed_then_exactly_that_decision_is_named(
+    scene: Scene, where: int, column: str, at: int, byte: int
+) -> None:
+    rows = scene.intruder.rows(f"SELECT seq, {column} FROM decisions WHERE portfolio_id = 1 AND {column} IS NOT NULL")
+    seq, before = rows[where % len(rows)]
+    text = str(before)
+    at %= len(text)
+    table: Any = DecisionRow.__table__
+    if isinstance(before, int):
+        digits = f"{text[:at]}{byte % 10}{text[at + 1 :]}"
+        changed: Any = int(digits) if digits.lstrip("-").isdigit() else before + 1
+    else:
+        changed = f"{text[:at]}{chr(byte)}{text[at + 1 :]}"
+    assume(changed != before)
+    with scene.edited(table, {"portfolio_id": 1, "seq": seq}, column, changed) as report:
+        assert report.first is not None, f"{column} of {seq} was {before!r}, became {changed!r}, and nobody noticed"
+        assert (report.first.portfolio, report.first.seq) == ("main", seq)
+
+
+@pytest.mark.parametrize("seq", [1, 2, 9, -1])
+@pytest.mark.parametrize("column", ["hash", "trace", "decided_us"])
+def test_verify_when_a_decision_at_any_place_was_edited_then_exactly_that_one_is_named(
+    scene: Scene, seq: int, column: str
+) -> None:
+    seq = seq if seq > 0 else scene.ledger.exposure().seq
+    key = {"portfolio_id": 1, "seq": seq}
+    columns = DecisionRow.__table__.columns
+    (before,) = scene.intruder.rows(f"SELECT {column} FROM decisions WHERE {_where(key)}", **key)[0]
+    table: Any = DecisionRow.__table__
+    with scene.edited(table, key, column, _changed(columns[column], "other", before)) as report:
+        assert report.first is not None
+        assert (report.first.portfolio, report.first.seq) == ("main", seq)
+        assert f"decision {seq} is not the one that was made" in report.first.what
+
+
+def test_verify_when_two_rows_were_edited_then_both_are_named_the_earlier_first(scene: Scene) -> None:
+    table: Any = DecisionRow.__table__
+    with (
+        scene.edited(table, {"portfolio_id": 1, "seq": 12}, "binding", "nothing"),
+        scene.edited(table, {"portfolio_id": 1, "seq": 5}, "binding", "nothing") as report,
+    ):
+        assert [finding.seq for finding in report.findings] == [5, 12]
+        assert report.first == report.findings[0]
+
+
+def test_verify_when_another_portfolio_was_edited_then_this_one_is_still_well(scene: Scene) -> None:
+    table: Any = DecisionRow.__table__
+    with scene.edited(table, {"portfolio_id": 2, "seq": 1}, "budget_e8", 1) as report:
+        assert {finding.portfolio for finding in report.findings} == {"other"}
+        assert scene.ledger.verify("main").ok
+        assert not scene.ledger.verify("other").ok
+
+
+def test_read_finding_when_printed_then_it_says_which_field_and_both_values(scene: Scene) -> None:
+    table: Any = PositionRow.__table__
+    with scene.edited(table, {"portfolio_id": 1, "number": 6}, "held_e8", 123) as report:
+        told = [finding for finding in report.findings if finding.seq == 6]
+        assert told == [Finding("main", 6, "position main-6 has held_e8 123, its decisions say 51000000000")]

@@ -1,0 +1,263 @@
+"""The wire: what is written is read back equal, and what two readers could understand differently is refused."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from ledger_sizer import (
+    Adopt,
+    Confirm,
+    Denied,
+    Extend,
+    Freeze,
+    Halt,
+    InstrumentInfo,
+    InvalidRequest,
+    Ledger,
+    LedgerError,
+    Leg,
+    Reconciled,
+    Release,
+    Remark,
+    Reserve,
+    Resume,
+    SetCap,
+    Thaw,
+)
+from ledger_sizer.model import errors as error_module
+from ledger_sizer.model.decisions import DECISION_FIELDS, Decision, canonical_text, chain_hash
+from ledger_sizer.model.domain import DENIAL_REASONS
+from ledger_sizer.rules.batch import AnyCommand
+from ledger_sizer.wire import responses
+from ledger_sizer.wire.batch import read_batch
+from ledger_sizer.wire.http_calls import batch_form, call_of
+from ledger_sizer.wire.problems import PROBLEMS, error_of, problem_of
+from ledger_sizer.wire.requests import BODIES, validated
+from ledger_sizer.wire.strict_json import DEPTH_MAX, read_json, read_object
+
+SPOT = InstrumentInfo("BTC/USDT", Decimal("0.0001"), Decimal(100), Decimal("0.0001"), Decimal(5))
+PERP = InstrumentInfo("BTC/USDT:USDT", Decimal("0.001"), Decimal(100), Decimal("0.001"), contract_size=Decimal("0.01"))
+LEG = Leg("bybit", "BTC/USDT:USDT", "swap", "sell", Decimal("0.02"), Decimal("50000.5"))
+COMMANDS: list[AnyCommand] = [
+    Reserve(
+        key="full", portfolio="p.1", tags={"venue": "bybit", "symbol": "BTC"}, signal_score=Decimal("0.90"),
+        price=Decimal(50000), available_balance=Decimal("-1.5"), spot_instrument=SPOT, perp_instrument=PERP,
+        min_notional_usd=Decimal("0.00000001"), ttl_seconds=30,
+    ),
+    Reserve(key="bare"),
+    Reserve(key="tiny ttl", ttl_seconds=Decimal("0.25")),
+    Confirm(key="c", position_id="main-2", quantity=Decimal("0.018"), price=Decimal(50100)),
+    Confirm(
+        key="c2", position_id="a-b-3", quantity=Decimal(1), price=Decimal(2), spot_price=Decimal("1.9"), legs=[LEG, LEG]
+    ),
+    Release(key="r", position_id="main-2"),
+    Release(key="r2", position_id="main-2", quantity=Decimal("0.5")),
+    Extend(key="e", position_id="main-2", ttl_seconds=3600),
+    Extend(key="e2", position_id="main-2"),
+    SetCap(key="s", cap=Decimal("500.00000001")),
+    SetCap(key="s2", portfolio="x", cap=None, scope="venue=bybit"),
+    Halt(key="h", scope="symbol=BTC", mode="reducing", note="venue maintenance: 10%"),
+    Resume(key="u", note="über"),
+    Freeze(key="f", scope="venue=bybit", note="drift-7"),
+    Thaw(key="t"),
+    Reconciled(key="i", fresh_until=datetime(2026, 1, 1, 12, 0, 0, 250, tzinfo=UTC), note="run 7"),
+    Reconciled(key="i2", portfolio="x", scope="venue=okx", fresh_until=None),
+    Remark(key="m", about="drift-7", event="close_requested", note="ops: by hand"),
+    Adopt(key="a", quantity=Decimal("0.1"), price=Decimal(7), tags={"venue": "okx"}, legs=[LEG], note="found"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.verb}-{command.key}")
+def test_send_command_when_read_back_then_it_is_equal_and_so_is_its_recorded_text(command: AnyCommand) -> None:
+    call = call_of(command)
+    body = BODIES[command.verb]
+    in_path = {name: getattr(command, name) for name in ("position_id", "portfolio") if f"{{{name}}}" in body.path}
+    read = validated(body, read_object(json.dumps(call.body).encode())).to_command(call.key, **in_path)
+    assert read == command
+    assert read.request_text() == command.request_text()
+    assert call.path == body.path.format(**in_path)
+
+
+def test_send_dry_run_when_read_back_then_it_is_still_one() -> None:
+    call = call_of(Reserve(key="k", dry_run=True))
+    assert call.body["dry_run"] is True
+    assert validated(BODIES["reserve"], call.body).to_command("k") == Reserve(key="k", dry_run=True)
+
+
+def test_send_batch_when_read_back_then_every_command_is_equal() -> None:
+    body = json.dumps(batch_form(COMMANDS, atomic=True)).encode()
+    batch = read_batch(read_object(body))
+    assert batch.items == COMMANDS
+    assert batch.atomic
+
+
+def test_read_batch_when_one_command_is_malformed_then_only_that_one_is_wrong() -> None:
+    form = batch_form([Reserve(key="a"), Reserve(key="b")])
+    form["commands"] += [
+        {"command": "reserve", "key": "c", "signal_score": 0.5},
+        {"command": "reserve", "key": "d", "surprise": 1},
+        {"command": "reserve", "key": "e", "dry_run": True},
+        {"command": "nothing", "key": "f"},
+        17,
+    ]
+    items = read_batch(form).items
+    assert items[:2] == [Reserve(key="a"), Reserve(key="b")]
+    fields = [item.field for item in items[2:] if isinstance(item, InvalidRequest)]
+    assert fields == [
+        "commands.2.signal_score", "commands.3.surprise", "commands.4.dry_run", "commands.5.command",
+        "commands.6.command",
+    ]  # fmt: skip
+
+
+def _decisions(ledger: Ledger) -> list[Decision]:
+    reserve = ledger.reserve(
+        key="1", tags={"venue": "bybit"}, signal_score=Decimal("0.9"), price=Decimal(50000), spot_instrument=SPOT,
+        perp_instrument=PERP,
+    )  # fmt: skip
+    position = reserve.position_id
+    assert position is not None
+    made = [
+        reserve,
+        ledger.reserve(key="1", tags={"venue": "bybit"}, signal_score=Decimal("0.9"), price=Decimal(50000),
+                       spot_instrument=SPOT, perp_instrument=PERP),
+        ledger.confirm(key="2", position_id=position, quantity=Decimal("0.011"), price=Decimal("50000.12345678")),
+        ledger.set_cap(key="3", cap=Decimal("0.5")),
+        ledger.reserve(key="4"),
+        ledger.reserve(key="5", dry_run=True),
+        ledger.adopt(key="6", quantity=Decimal(1), price=Decimal("3.3"), legs=[LEG]),
+        ledger.release(key="7", position_id=position, quantity=Decimal("0.005")),
+    ]  # fmt: skip
+    assert made[1].replayed
+    return made
+
+
+def test_write_decision_when_read_back_then_every_public_figure_is_equal(new_database: Any) -> None:
+    with Ledger.open(new_database("sqlite")) as ledger:
+        for decision in _decisions(ledger):
+            full = json.loads(json.dumps(responses.decision_to_json(decision, full=True)))
+            assert responses.decision_from_json(full) == decision
+            short = responses.decision_from_json(responses.decision_to_json(decision))
+            assert [getattr(short, name) for name in DECISION_FIELDS] == [
+                getattr(decision, name) for name in DECISION_FIELDS
+            ]
+        for position in ledger.positions():
+            assert responses.position_from_json(responses.position_to_json(position)) == position
+        page = ledger.history(limit=2)
+        form = responses.page_to_json(page, lambda d: responses.decision_to_json(d, full=True))
+        assert responses.page_from_json(form, responses.decision_from_json) == page
+        assert responses.exposure_from_json(responses.exposure_to_json(ledger.exposure())) == ledger.exposure()
+    assert responses.leg_from_json(responses.leg_to_json(LEG)) == LEG
+
+
+def test_read_history_when_decisions_came_in_full_then_the_chain_can_be_checked_without_the_database(
+    new_database: Any,
+) -> None:
+    with Ledger.open(new_database("sqlite")) as ledger:
+        _decisions(ledger)
+        forms = [responses.decision_to_json(d, full=True) for d in ledger.history(ascending=True)]
+    previous = "0" * 64
+    for form in forms:
+        record = responses.decision_from_json(form).record
+        assert record.hash == chain_hash(previous, canonical_text(record))
+        previous = record.hash
+
+
+@pytest.mark.parametrize("form", [{}, {"seq": 1}, None, {"portfolio": "main", "seq": "x"}])
+def test_read_answer_when_no_service_wrote_it_then_it_is_an_error_and_no_grant(form: Any) -> None:
+    for read in (responses.decision_from_json, responses.position_from_json, responses.exposure_from_json):
+        with pytest.raises(LedgerError) as caught:
+            read(form)
+        assert not caught.value.granted
+
+
+def test_list_problems_when_errors_exist_then_each_has_its_row() -> None:
+    codes = {
+        kind.code
+        for kind in vars(error_module).values()
+        if isinstance(kind, type) and issubclass(kind, LedgerError) and kind not in (LedgerError, Denied)
+    }
+    assert codes | set(DENIAL_REASONS) <= set(PROBLEMS)
+    for code, row in PROBLEMS.items():
+        assert 400 <= row.status <= 599, code
+        assert row.status != 409 or code == "wrong_state" or row.exception is Denied
+
+
+@pytest.mark.parametrize("code", [code for code, row in PROBLEMS.items() if row.exception is not Denied])
+def test_write_problem_when_read_back_then_it_is_the_same_exception(code: str) -> None:
+    kind = PROBLEMS[code].exception
+    error = kind("what is wrong")
+    again = error_of(json.loads(json.dumps(problem_of(error))))
+    assert type(again) is kind
+    assert (str(again), again.code) == ("what is wrong", code)
+    assert again.retryable == error.retryable
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        (b'{"a": 1, "a": 1}', "a"),
+        (b'{"tags": {"venue": "x", "venue": "y"}}', "venue"),
+        (b'{"price": NaN}', None),
+        (b'{"price": -Infinity}', None),
+        (b"[" * (DEPTH_MAX + 1) + b"]" * (DEPTH_MAX + 1), None),
+        (b'{"a":' * 100_000, None),
+        (b"[" * 1_000_000, None),
+        (b"\xff\xfe", None),
+        (b'"\xed\xa0\x80"', None),
+        (b'{"a": 1', None),
+        (b"9" * 5000, None),
+        (b"", None),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+def test_read_json_when_text_is_hostile_then_it_is_refused(body: bytes, field: str | None) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        read_json(body)
+    assert caught.value.field == field
+    assert len(str(caught.value)) < 300
+
+
+def test_read_json_when_brackets_stand_in_strings_then_they_do_not_count() -> None:
+    text = '{"note": "' + "[{" * 100 + '\\"[[[", "x": ' + "[" * (DEPTH_MAX - 1) + "]" * (DEPTH_MAX - 1) + "}"
+    assert read_json(text.encode())["note"].startswith("[{[{")
+
+
+@pytest.mark.parametrize(
+    ("form", "field"),
+    [
+        ({"signal_score": 0.9}, "signal_score"),
+        ({"signal_score": "1.1"}, "signal_score"),
+        ({"price": "1e5"}, "price"),
+        ({"price": "-1"}, "price"),
+        ({"price": " 1"}, "price"),
+        ({"price": "1\n"}, "price"),
+        ({"price": "٣"}, "price"),
+        ({"price": "0"}, "price"),
+        ({"price": "1" * 31}, "price"),
+        ({"ttl_seconds": 0}, "ttl_seconds"),
+        ({"ttl_seconds": 1.5}, "ttl_seconds"),
+        ({"ttl_seconds": True}, "ttl_seconds"),
+        ({"portfolio": "a b"}, "portfolio"),
+        ({"tags": {"Venue": "x"}}, "tags.Venue"),
+        ({"tags": {"venue": "a\u0000"}}, "tags.venue"),
+        ({"tags": {"venue": "a\ud800"}}, "tags.venue"),
+        ({"tags": []}, "tags"),
+        ({"dry_run": 1}, "dry_run"),
+        ({"unknown": None}, "unknown"),
+        ({"spot_instrument": {"symbol": "x"}}, "spot_instrument.min_qty"),
+        (
+            {"spot_instrument": {"symbol": "x", "min_qty": "2", "max_qty": "1", "qty_step": "1"}},
+            "spot_instrument.max_qty",
+        ),
+    ],
+    ids=lambda value: repr(value)[:40],
+)
+def test_read_reservation_when_a_field_is_wrong_then_the_error_names_it(form: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        validated(BODIES["reserve"], form).to_command("k")
+    assert caught.value.field == field
