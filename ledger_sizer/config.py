@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.reconciliation import DriftKind, DriftPolicy
 
 
 def _no_float(value: Any) -> Any:
@@ -173,16 +174,6 @@ class ServiceSettings(Settings):
     tracing: bool = Field(False, description="Send OpenTelemetry traces (extra otel; OTEL_... says where to).")
     lease_seconds: int = Field(15, ge=3, le=600, description="Another replica takes the jobs over after this silence.")
 
-
-DriftKind = Literal[
-    "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
-    "balance_below_holds", "late_fill", "expired_hold",
-]  # fmt: skip
-"""What may differ between the ledger and the exchange; docs/reconciliation.md tells what each means."""
-
-DriftPolicy = Literal["record", "alert", "freeze", "adopt", "close"]
-"""What a confirmed drift does: stand in the list; tell others; also stop new reservations; also become a position of
-the ledger; also ask the orchestrator to close it."""
 
 _HAS_EXCESS = ("quantity_differs", "unknown_position", "side_flipped", "late_fill")
 """Kinds in which the exchange may show more than the ledger: only that can be adopted or closed."""

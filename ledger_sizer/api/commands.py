@@ -14,9 +14,9 @@ from ledger_sizer.api.auth import allow
 from ledger_sizer.api.context import Service
 from ledger_sizer.api.request_body import idempotency_key, read_body
 from ledger_sizer.api.responses import Whole, decision_response, json_response, problem_response, status_of
-from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.commands import AnyCommand
+from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.errors import Denied, InvalidRequest, LedgerError
-from ledger_sizer.rules.batch import AnyCommand, Result
 from ledger_sizer.service.api_keys import ApiKey, Role
 from ledger_sizer.wire.batch import read_batch
 from ledger_sizer.wire.problems import Forbidden, problem_of

@@ -13,8 +13,8 @@ from ledger_sizer.api.auth import allow
 from ledger_sizer.api.context import Service
 from ledger_sizer.api.request_body import read_body
 from ledger_sizer.api.responses import json_response
-from ledger_sizer.config import DriftKind
 from ledger_sizer.model.errors import WrongState
+from ledger_sizer.model.reconciliation import DriftKind
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.service.api_keys import ApiKey

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from ledger_sizer.config import DriftKind, DriftPolicy
+from ledger_sizer.model.reconciliation import DriftKind, DriftPolicy
 from ledger_sizer.wire.problems import PROBLEMS, TYPE_PREFIX
 
 DecimalOut = Annotated[str, StringConstraints(pattern=r"^-?[0-9]+(\.[0-9]+)?$")]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from ledger_sizer import Decision, Ledger
     from ledger_sizer.config import AppSettings
-    from ledger_sizer.rules.batch import AnyCommand
+    from ledger_sizer.model.commands import AnyCommand
 
 
 @contextmanager

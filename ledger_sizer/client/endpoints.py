@@ -13,8 +13,8 @@ from urllib.parse import quote
 
 from ledger_sizer.client.responses import NotUnderstood, Reply, decision_of, results_of, value_of
 from ledger_sizer.model.command_base import portfolio_name
-from ledger_sizer.model.commands import Reserve
-from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.commands import AnyCommand, Reserve
+from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import (
     Exposure,
     HistoryFilters,
@@ -26,7 +26,6 @@ from ledger_sizer.model.domain import (
 from ledger_sizer.model.errors import InvalidRequest, LedgerError
 from ledger_sizer.model.overview import Look, Overview
 from ledger_sizer.model.tags import tags_of
-from ledger_sizer.rules.batch import AnyCommand, Result
 from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.rules.explain import explain as explained
 from ledger_sizer.wire.batch import BATCH_MAX

@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from ledger_sizer.model.commands import Reserve
-from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.commands import AnyCommand, Reserve
+from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.errors import Closed, Denied, InvalidRequest, LedgerError, Unavailable
-from ledger_sizer.rules.batch import AnyCommand, Result
 from ledger_sizer.wire.problems import PROBLEMS, error_of
 from ledger_sizer.wire.responses import decision_from_json
 from ledger_sizer.wire.strict_json import read_json

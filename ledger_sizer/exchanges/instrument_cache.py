@@ -14,11 +14,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, Select, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from ledger_sizer.model.commands import Reserve
+from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.model.instruments import InstrumentInfo, Kind, MarketRules
 from ledger_sizer.model.units import plain
-from ledger_sizer.rules.batch import AnyCommand
 from ledger_sizer.storage.database import reading
 from ledger_sizer.storage.tables import DecisionRow, InstrumentRow, PortfolioRow
 

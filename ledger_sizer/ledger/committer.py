@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ledger_sizer.ledger.writer import Answer
-from ledger_sizer.model.decisions import DecisionRecord
+from ledger_sizer.model.decisions import DecisionRecord, Result
 from ledger_sizer.model.errors import Busy, InternalError, LedgerError, Unavailable
-from ledger_sizer.rules.batch import Group, Result, States, decide_batch, requests_of
+from ledger_sizer.rules.batch import Group, States, decide_batch, requests_of
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.storage.state_cache import Memory
@@ -151,6 +151,7 @@ class Committer:
         self._memory.foresee(needs)
         states, now_us = self._store.begin(needs, self._now_us(), self._policy.new_portfolio_cap_e8)
         results = decide_batch(states, groups, now_us, self._policy, own_hashes)
+        _log_defects(results)
         return self._drafted(groups, results, states, started, locked=True)
 
     def _decided_from_memory(self, groups: Sequence[Group], own_hashes: frozenset[str]) -> Draft | None:
@@ -211,6 +212,13 @@ class Committer:
             return [_given_up("lost", error)]
         log.error("ledger.refused", error=str(error).strip())
         return [InternalError(f"the command could not be stored, nothing was recorded: {str(error).strip()}")]
+
+
+def _log_defects(results: Sequence[Sequence[Result]]) -> None:
+    # An atomic group answers all its commands with the error of one.
+    defects = {id(result): result for answers in results for result in answers if isinstance(result, InternalError)}
+    for defect in defects.values():
+        log.error("ledger.command_failed", error=str(defect), exc_info=defect.__cause__)
 
 
 def _given_up(fault: str, error: Exception) -> LedgerError:

@@ -20,8 +20,9 @@ from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
+from ledger_sizer.model.decisions import Result
 from ledger_sizer.model.errors import Busy, Closed, InternalError, LedgerError
-from ledger_sizer.rules.batch import Group, Result
+from ledger_sizer.rules.batch import Group
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)

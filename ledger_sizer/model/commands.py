@@ -383,3 +383,6 @@ COMMANDS: Mapping[str, type[PortfolioCommand] | type[PositionCommand]] = {
     )
 }  # fmt: skip
 """Every verb and its command type."""
+
+AnyCommand = PortfolioCommand | PositionCommand
+"""Any of them."""

@@ -15,7 +15,7 @@ from hashlib import sha256
 from typing import Any, NamedTuple
 
 from ledger_sizer.model.domain import Outcome, from_us, position_id
-from ledger_sizer.model.errors import Denied
+from ledger_sizer.model.errors import Denied, LedgerError
 from ledger_sizer.model.units import E8_MAX, usd
 
 GENESIS_HASH = "0" * 64
@@ -235,6 +235,10 @@ DECISION_FIELDS = (
     "replayed", "hash",
 )  # fmt: skip
 """What a listing shows of a decision, in order."""
+
+
+Result = Decision | LedgerError
+"""What one command of many came to."""
 
 
 def _usd(e8: int | None) -> Decimal | None:

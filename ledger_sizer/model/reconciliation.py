@@ -5,8 +5,17 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal, NamedTuple, get_args
 
-from ledger_sizer.config import DriftKind, DriftPolicy
 from ledger_sizer.model.domain import from_us
+
+DriftKind = Literal[
+    "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
+    "balance_below_holds", "late_fill", "expired_hold",
+]  # fmt: skip
+"""What may differ between the ledger and the exchange; docs/reconciliation.md tells what each means."""
+
+DriftPolicy = Literal["record", "alert", "freeze", "adopt", "close"]
+"""What a confirmed drift does: stand in the list; tell others; also stop new reservations; also become a position of
+the ledger; also ask the orchestrator to close it."""
 
 KINDS: tuple[DriftKind, ...] = get_args(DriftKind)
 POLICIES: tuple[DriftPolicy, ...] = get_args(DriftPolicy)
@@ -201,3 +210,14 @@ class Run:
     def duration_seconds(self) -> Decimal:
         """From the first request to the record."""
         return Decimal(self.finished_us - self.started_us).scaleb(-6)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A run, what it found, and what became of the drifts (nothing, in a dry run)."""
+
+    run: Run
+    findings: tuple[Finding, ...]
+    live: tuple[Drift, ...] = ()
+    confirmed: tuple[Drift, ...] = ()
+    resolved: tuple[Drift, ...] = ()

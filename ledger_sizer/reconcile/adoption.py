@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from decimal import ROUND_UP, Decimal
 
-from ledger_sizer.model.commands import Adopt, Release
+from ledger_sizer.model.commands import Adopt, AnyCommand, Release
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, WrongState
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Market
@@ -12,7 +12,6 @@ from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import exactly, plain
 from ledger_sizer.reconcile.effects import leg_of, release_of, tags_at
 from ledger_sizer.reconcile.ledger_side import Place, Places, book_of
-from ledger_sizer.rules.batch import AnyCommand
 from ledger_sizer.rules.decide import leg_left
 
 ZERO = Decimal(0)

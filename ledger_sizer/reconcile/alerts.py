@@ -20,7 +20,7 @@ from ledger_sizer.storage.tables import AlertRow
 from ledger_sizer.telemetry import get_logger
 
 if TYPE_CHECKING:
-    from ledger_sizer.reconcile.run import Report
+    from ledger_sizer.model.reconciliation import Report
 
 log = get_logger(__name__)
 

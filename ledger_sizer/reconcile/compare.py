@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from ledger_sizer.config import DriftKind
 from ledger_sizer.exchanges.market_rules import USD_QUOTES
 from ledger_sizer.exchanges.snapshot import Snapshot
-from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
+from ledger_sizer.model.reconciliation import QUOTE, Drift, DriftKind, Finding, Market
 from ledger_sizer.model.units import exactly, plain
 from ledger_sizer.reconcile.in_flight import Claims
 from ledger_sizer.reconcile.ledger_side import Book, Place

@@ -12,15 +12,14 @@ from decimal import Decimal
 from sqlalchemy import Engine
 
 from ledger_sizer.ledger.ledger import Ledger
-from ledger_sizer.model.commands import Adopt, Freeze, Release, Remark, Thaw
-from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.commands import Adopt, AnyCommand, Freeze, Release, Remark, Thaw
+from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import LedgerError, NotFound
 from ledger_sizer.model.instruments import Leg
 from ledger_sizer.model.reconciliation import EXTERNAL, Drift, Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.rules.batch import AnyCommand, Result
 from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.telemetry import get_logger
 

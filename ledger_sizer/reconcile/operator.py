@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Engine, select
 
 from ledger_sizer.ledger.ledger import Ledger
-from ledger_sizer.model.commands import Remark
+from ledger_sizer.model.commands import AnyCommand, Remark
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, WrongState
 from ledger_sizer.model.instruments import label_text
@@ -18,7 +18,6 @@ from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
 from ledger_sizer.reconcile.effects import Effects, note_of
 from ledger_sizer.reconcile.ledger_side import read_positions
-from ledger_sizer.rules.batch import AnyCommand
 from ledger_sizer.storage.database import reading
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, ReconciliationRow
 

@@ -4,7 +4,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from sqlalchemy import Engine
 
@@ -13,7 +13,7 @@ from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.commands import Reconciled
 from ledger_sizer.model.domain import from_us
 from ledger_sizer.model.errors import Busy, LedgerError, WrongState
-from ledger_sizer.model.reconciliation import Drift, Finding, Run, Trigger
+from ledger_sizer.model.reconciliation import Drift, Report, Trigger
 from ledger_sizer.model.units import exactly
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.effects import Effects
@@ -27,17 +27,6 @@ log = get_logger(__name__)
 LEASE_NAME = "reconcile"
 LOOK_SHARE = 0.8
 """Of `run_seconds_max`, for looking; the rest is for writing, before the lease ends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """A run, what it found, and what became of the drifts (nothing, in a dry run)."""
-
-    run: Run
-    findings: tuple[Finding, ...]
-    live: tuple[Drift, ...] = ()
-    confirmed: tuple[Drift, ...] = ()
-    resolved: tuple[Drift, ...] = ()
 
 
 Observe = Callable[[Report], None]

@@ -20,7 +20,7 @@ from decimal import Decimal
 from typing import Literal, cast
 
 from ledger_sizer.ledger.ledger import Ledger
-from ledger_sizer.model.commands import Confirm, Extend, Halt, Release, Reserve, Resume
+from ledger_sizer.model.commands import AnyCommand, Confirm, Extend, Halt, Release, Reserve, Resume
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.units import exactly, floor_to_step
@@ -37,7 +37,6 @@ from ledger_sizer.replay.order_outcomes import (
 )
 from ledger_sizer.replay.strategy import Signal, Strategy, read_signal
 from ledger_sizer.replay.venues import MARKETS, Market, MarketKey
-from ledger_sizer.rules.batch import AnyCommand
 
 HOLD_TTL_SECONDS = 60
 EXTENSION_SECONDS = 300

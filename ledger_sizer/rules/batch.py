@@ -8,20 +8,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX, PortfolioCommand, PositionCommand
-from ledger_sizer.model.decisions import Decision, DecisionRecord
+from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX, PositionCommand
+from ledger_sizer.model.commands import AnyCommand
+from ledger_sizer.model.decisions import Decision, DecisionRecord, Result
 from ledger_sizer.model.errors import InternalError, KeyReused, LedgerError, NotFound
 from ledger_sizer.model.tags import NO_TAGS, tags_of
 from ledger_sizer.rules.decide import EXPIRE, decide, expire
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.state import PortfolioState, Verdict
 from ledger_sizer.rules.trace import trace_text
-from ledger_sizer.telemetry import get_logger
 
-log = get_logger(__name__)
-
-Result = Decision | LedgerError
-AnyCommand = PortfolioCommand | PositionCommand
 States = dict[str, PortfolioState]
 
 
@@ -128,10 +124,11 @@ def _answer(
         verdict = decide(state, command, now_us, policy)
     except LedgerError as error:
         return error
-    except Exception:
+    except Exception as error:  # noqa: BLE001 - a defect, which the caller logs
         # A defect met by one command must not fail the batch; rules are pure, so nothing has moved.
-        log.exception("ledger.command_failed", command=command.verb, key=command.key, portfolio=command.portfolio)
-        return InternalError(f"{command.verb} {command.key!r} met a defect and had no effect; see the log")
+        defect = InternalError(f"{command.verb} {command.key!r} met a defect and had no effect; see the log")
+        defect.__cause__ = error
+        return defect
     return state.apply(command.verb, command.key, request, verdict, now_us).decision()
 
 

@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.rules.batch import AnyCommand
 
 P = ParamSpec("P")
 M = TypeVar("M", bound=Callable[..., Any])

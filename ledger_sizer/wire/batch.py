@@ -5,9 +5,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from ledger_sizer.model.commands import COMMANDS
+from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.rules.batch import AnyCommand
 from ledger_sizer.wire.requests import (
     AdoptBody,
     Body,

@@ -7,10 +7,9 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from ledger_sizer.model.command_base import PositionCommand
-from ledger_sizer.model.commands import Reconciled, Reserve, SetCap
+from ledger_sizer.model.commands import AnyCommand, Reconciled, Reserve, SetCap
 from ledger_sizer.model.instruments import InstrumentInfo
 from ledger_sizer.model.units import plain
-from ledger_sizer.rules.batch import AnyCommand
 from ledger_sizer.wire.requests import BODIES
 from ledger_sizer.wire.responses import Json, instrument_to_json, leg_to_json, time_text
 

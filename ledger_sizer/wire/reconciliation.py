@@ -12,7 +12,7 @@ from ledger_sizer.model.units import plain
 from ledger_sizer.wire.responses import Json, time_text
 
 if TYPE_CHECKING:
-    from ledger_sizer.reconcile.run import Report
+    from ledger_sizer.model.reconciliation import Report
 
 _DRIFT_EXACT = ("ledger_quantity", "venue_quantity", "excess", "price")
 _DRIFT_TIMES = {"opened_us": "opened_at", "updated_us": "updated_at", "ended_us": "ended_at"}

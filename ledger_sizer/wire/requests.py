@@ -18,6 +18,7 @@ from ledger_sizer.model.command_base import TTL_SECONDS_MAX
 from ledger_sizer.model.commands import (
     COMMANDS,
     Adopt,
+    AnyCommand,
     Confirm,
     Extend,
     Freeze,
@@ -33,7 +34,6 @@ from ledger_sizer.model.commands import (
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import NAME_PATTERN, InstrumentInfo, Leg
 from ledger_sizer.model.tags import TAGS_MAX
-from ledger_sizer.rules.batch import AnyCommand
 
 DECIMAL_PATTERN = r"^-?[0-9]{1,30}(\.[0-9]{1,36})?$"
 AMOUNT_PATTERN = r"^[0-9]{1,30}(\.[0-9]{1,36})?$"

@@ -17,7 +17,8 @@ import pytest
 from ledger_sizer import Confirm, Decision, Extend, Ledger, LedgerError, Release, Reserve, SetCap, Unavailable
 from ledger_sizer.ledger.committer import Draft
 from ledger_sizer.ledger.writer import Answer
-from ledger_sizer.rules.batch import AnyCommand, Group
+from ledger_sizer.model.commands import AnyCommand
+from ledger_sizer.rules.batch import Group
 from tests.conftest import EngineKind, NewDatabase
 from tests.support.clock import FakeClock
 from tests.support.gates import commits_watched, keys, one

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ledger_sizer import Confirm, Decision, Denied, InvalidRequest, Ledger, Unavailable, WrongState
-from ledger_sizer.rules.batch import AnyCommand
+from ledger_sizer.model.commands import AnyCommand
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, opened, position_of
 

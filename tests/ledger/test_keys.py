@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from ledger_sizer import Decision, InstrumentInfo, InvalidRequest, KeyReused, Ledger, Leg, Reserve, Resume
-from ledger_sizer.model.commands import COMMANDS
-from ledger_sizer.rules.batch import AnyCommand
+from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.verbs.methods import verb
 from tests.support.clock import START, FakeClock
 from tests.support.ledgers import BTC_PERP, BTC_SPOT, TAGS, assert_verified, opened

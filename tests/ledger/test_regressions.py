@@ -18,8 +18,7 @@ from ledger_sizer import (
     Resume,
     SetCap,
 )
-from ledger_sizer.model.commands import Reconciled
-from ledger_sizer.rules.batch import AnyCommand
+from ledger_sizer.model.commands import AnyCommand, Reconciled
 from tests.support.clock import FakeClock
 from tests.support.interfaces import Name
 from tests.support.ledgers import assert_verified, opened

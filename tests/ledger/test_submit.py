@@ -25,7 +25,7 @@ from ledger_sizer import (
     SetCap,
     WrongState,
 )
-from ledger_sizer.rules.batch import Result
+from ledger_sizer.model.decisions import Result
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, opened
 

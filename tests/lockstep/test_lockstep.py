@@ -31,7 +31,7 @@ from ledger_sizer import (
     Reserve,
 )
 from ledger_sizer.model.commands import COMMANDS
-from ledger_sizer.rules.batch import Result
+from ledger_sizer.model.decisions import Result
 from tests.conftest import NewDatabase
 from tests.lockstep import random_commands
 from tests.lockstep.auditor import Auditor

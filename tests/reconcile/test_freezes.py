@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from ledger_sizer import Leg
-from ledger_sizer.model.reconciliation import Drift
+from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.run import Report
 from tests.support.accounts import Desk, OpenDesk, adopt, long, open_desks, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import BTC_PRICE, TAGS, figures, position_of, reserve_btc

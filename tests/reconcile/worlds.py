@@ -15,8 +15,9 @@ from typing import Any
 
 from ledger_sizer import InstrumentInfo, Ledger, WrongState
 from ledger_sizer.exchanges.snapshot import VenuePosition
+from ledger_sizer.model.reconciliation import Report
 from ledger_sizer.reconcile.inspection import LookHere
-from ledger_sizer.reconcile.run import Reconciler, Report
+from ledger_sizer.reconcile.run import Reconciler
 from tests.support.accounts import WrittenAccount, balance
 from tests.support.clock import FakeClock
 

@@ -12,8 +12,9 @@ from sqlalchemy import Engine
 
 from ledger_sizer import AppSettings, Ledger, Leg, ReconcileSettings
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
+from ledger_sizer.model.reconciliation import Report
 from ledger_sizer.reconcile.inspection import LookHere
-from ledger_sizer.reconcile.run import Reconciler, Report
+from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.storage.database import make_engine
 from tests.support.clock import FakeClock
 from tests.support.ledgers import BTC_PRICE, TAGS, assert_verified, position_of

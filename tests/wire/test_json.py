@@ -30,9 +30,9 @@ from ledger_sizer import (
     Thaw,
 )
 from ledger_sizer.model import errors as error_module
+from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import DECISION_FIELDS, Decision, canonical_text, chain_hash
 from ledger_sizer.model.domain import DENIAL_REASONS
-from ledger_sizer.rules.batch import AnyCommand
 from ledger_sizer.wire import responses
 from ledger_sizer.wire.batch import read_batch
 from ledger_sizer.wire.http_calls import batch_form, call_of
