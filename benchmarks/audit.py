@@ -171,10 +171,10 @@ def _exported(engine: Engine, what: str, form: str, rows: int, last: int, second
 
 def _overviews(engine: Engine, ledger: Ledger) -> Iterator[Row]:
     """The picture of the dashboard, with all of this history in its line of exposure."""
-    from ledger_sizer.model.overview import Look
+    from ledger_sizer.model.overview import OverviewQuery
 
     for what in ("first", "second"):
-        overview, seconds = _timed(lambda: ledger.overview(Look(PORTFOLIO)))
+        overview, seconds = _timed(lambda: ledger.overview(OverviewQuery(PORTFOLIO)))
         yield Row(engine, f"overview, {what} look", len(overview.detail.line.points), seconds * 1000, "ms")
 
 

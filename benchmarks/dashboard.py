@@ -20,7 +20,7 @@ from benchmarks.servers import Database, Engine, Host, machine_conditions, open_
 from ledger_sizer import AppSettings, LedgerSettings, ServiceSettings
 from ledger_sizer.api import create_app
 from ledger_sizer.api.server import address_of, listen, make_server
-from ledger_sizer.service.bootstrap import running
+from ledger_sizer.service.bootstrap import running_components
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _opened(engine: Engine, database: Database, size: int, pages: int) -> Point:
 @contextmanager
 def _serving(database: Database) -> Iterator[str]:
     settings = AppSettings(ledger=LedgerSettings(database_url=database.url), service=ServiceSettings(port=0))
-    with running(settings) as parts, listen(settings.service) as listening:
+    with running_components(settings) as parts, listen(settings.service) as listening:
         app = create_app(
             parts.ledger, settings.service, reads_engine=parts.reads, keys=parts.keys, metrics=parts.metrics
         )

@@ -32,9 +32,9 @@ from ledger_sizer import Adopt, AppSettings, Ledger, Leg, ReconcileSettings
 from ledger_sizer.config import DynamicSizingSettings, ExchangeSettings
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
 from ledger_sizer.paper.server import PaperServer
-from ledger_sizer.reconcile.inspection import Look, LookHere
+from ledger_sizer.reconcile.inspection import Inspector, LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
-from ledger_sizer.reconcile.worker_process import LookApart
+from ledger_sizer.reconcile.worker_process import WorkerInspector
 from ledger_sizer.storage.database import make_engine, upgrade
 
 D = Decimal
@@ -147,9 +147,9 @@ def prepared(url: str, count: int, *, own_process: bool) -> Iterator[tuple[Ledge
     with Ledger.open(url, settings=settings) as ledger, ExitStack() as at_the_end:
         for start in range(0, count, 1000):
             ledger.submit([_open(n) for n in range(start, min(start + 1000, count))])
-        look: Look = LookHere(reads, [Account(count)], settings)
+        look: Inspector = LocalInspector(reads, [Account(count)], settings)
         if own_process:
-            look = at_the_end.enter_context(closing(LookApart(url, settings, partial(open_accounts, count))))
+            look = at_the_end.enter_context(closing(WorkerInspector(url, settings, partial(open_accounts, count))))
         reconciler = Reconciler(ledger, engine, look, settings)
         reconciler.run()  # starts the process
         settle_memory()

@@ -60,7 +60,7 @@ _HOMES = {
     "model.commands": "Adopt Confirm Extend Freeze Halt Reconciled Release Remark Reserve Resume SetCap Thaw",
     "config": "AppSettings DynamicSizingSettings ExchangeSettings LedgerSettings ReconcileSettings ServiceSettings "
     "TradingSettings",
-    "views.explain": "Explanation",
+    "rules.explain": "Explanation",
     "model.decisions": "Decision",
     "model.domain": "Exposure Finding Page Position ScopeExposure VerifyReport",
     "model.errors": "Busy Closed Denied InternalError InvalidRequest KeyReused LedgerError NotFound SchemaOutdated "

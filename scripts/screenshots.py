@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, Ledger  # noqa: E402
-from ledger_sizer.reconcile.inspection import LookHere  # noqa: E402
+from ledger_sizer.reconcile.inspection import LocalInspector  # noqa: E402
 from ledger_sizer.reconcile.run import Reconciler  # noqa: E402
 from ledger_sizer.storage.database import make_engine  # noqa: E402
 from tests.support.accounts import WrittenAccount, short  # noqa: E402
@@ -86,7 +86,7 @@ def compare_with_exchanges(url: str, now: datetime) -> None:
             extra = [short("12", "AVAX/USDT:USDT", "27.4")] if venue == "okx" else []
             account.shows(*shown, *extra, **assets)
         engine = make_engine(url)
-        look = LookHere(engine, list(accounts.values()), SETTINGS, clock=time)
+        look = LocalInspector(engine, list(accounts.values()), SETTINGS, clock=time)
         Reconciler(ledger, engine, look, SETTINGS, clock=time).run()
         engine.dispose()
 

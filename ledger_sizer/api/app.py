@@ -12,10 +12,10 @@ from starlette.routing import Match
 
 from ledger_sizer import __version__
 from ledger_sizer.api import commands, dashboard_routes, events, health, reads, reconciliation
-from ledger_sizer.api.auth import Access
-from ledger_sizer.api.context import Service
+from ledger_sizer.api.auth import Authenticator
+from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.deadline import Deadline
-from ledger_sizer.api.middleware import Edge
+from ledger_sizer.api.middleware import ServiceMiddleware
 from ledger_sizer.api.openapi import openapi_of
 from ledger_sizer.api.responses import problem_response
 from ledger_sizer.config import ServiceSettings
@@ -48,8 +48,8 @@ def create_app(
     reconciler: without one, drifts and runs can be read, and nothing can be done about them. tracing: makes spans of
     requests, where given.
     """
-    access = Access(keys, on_loopback=is_loopback(settings.host))
-    service = Service(
+    access = Authenticator(keys, on_loopback=is_loopback(settings.host))
+    service = ServiceContext(
         ledger,
         reads_engine,
         settings,
@@ -83,7 +83,7 @@ def create_app(
     app.add_exception_handler(SQLAlchemyError, _on_database)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
     # Not `add_middleware`: that would put the framework's own layers around it, and the hot calls would pay for them.
-    app.middleware_stack = Edge(app.build_middleware_stack(), service, commands.Shortcut(endpoints))
+    app.middleware_stack = ServiceMiddleware(app.build_middleware_stack(), service, commands.HotPathRouter(endpoints))
     return app
 
 

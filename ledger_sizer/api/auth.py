@@ -18,7 +18,7 @@ ANYBODY = ApiKey("", "loopback", "admin", None, datetime(1970, 1, 1, tzinfo=UTC)
 """Whoever calls a service without keys."""
 
 
-class Access:
+class Authenticator:
     """Checks the credentials of requests against the keys."""
 
     def __init__(self, keys: KeyRing, *, on_loopback: bool) -> None:
@@ -75,7 +75,7 @@ def _bearer(scope: Scope) -> str | None:
     return None
 
 
-def allow(caller: ApiKey, portfolio: str) -> None:
+def require_portfolio_access(caller: ApiKey, portfolio: str) -> None:
     """Raise `Forbidden` unless the caller may touch `portfolio`."""
     if not caller.may_touch(portfolio):
         raise Forbidden(f"key {caller.key_id} ({caller.name}) is not for portfolio {portfolio!r}")

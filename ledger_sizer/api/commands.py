@@ -1,7 +1,7 @@
 """The calls that change something: one endpoint for each verb, and the batch.
 
 They are plain ASGI endpoints, not FastAPI operations: the same models do the reading, and the hot calls cost a fraction
-(see docs/decisions). `schema` adds them to the OpenAPI, `routes` to the app, and `Shortcut` lets `edge` answer them
+(see docs/decisions). `openapi` documents them, `routes` adds them, and `HotPathRouter` lets `middleware` answer them
 before the framework begins its work.
 """
 
@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Iterable
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from ledger_sizer.api.auth import allow
-from ledger_sizer.api.context import Service
+from ledger_sizer.api.auth import require_portfolio_access
+from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.request_body import idempotency_key, read_body
-from ledger_sizer.api.responses import Whole, decision_response, json_response, problem_response, status_of
+from ledger_sizer.api.responses import PreparedResponse, decision_response, json_response, problem_response, status_of
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.errors import Denied, InvalidRequest, LedgerError
@@ -43,7 +43,7 @@ assert ROLE_OF.keys() == BODIES.keys(), "every verb needs a role"
 
 BATCH_PATH = "/v1/batch"
 
-Answer = Callable[[Scope, Receive], Awaitable[Whole]]
+Answer = Callable[[Scope, Receive], Awaitable[PreparedResponse]]
 
 
 class Endpoint:
@@ -55,7 +55,7 @@ class Endpoint:
         self.path = path
         self._answer = answer
 
-    async def answer(self, scope: Scope, receive: Receive) -> Whole:
+    async def answer(self, scope: Scope, receive: Receive) -> PreparedResponse:
         """The response to a request; an error of the ledger is a problem."""
         try:
             return await self._answer(scope, receive)
@@ -68,7 +68,7 @@ class Endpoint:
         await response(scope, receive, send)
 
 
-def endpoints(service: Service) -> list[Endpoint]:
+def endpoints(service: ServiceContext) -> list[Endpoint]:
     """One for each verb, and the batch."""
     made = [
         Endpoint(verb, body.method, body.path, _verb_answer(service, body, ROLE_OF[verb]))
@@ -82,7 +82,7 @@ def routes(made: Iterable[Endpoint]) -> list[Route]:
     return [Route(one.path, one, methods=[one.method], name=one.name) for one in made]
 
 
-class Shortcut:
+class HotPathRouter:
     """Finds the endpoint of a hot call: by its path, or by the verb after the name of a position.
 
     What it does not find, such as a path that is not there or another method, is for the app's own router to answer.
@@ -110,14 +110,14 @@ _POSITIONS = "/v1/positions/"
 _OF_POSITION = f"{_POSITIONS}{{position_id}}/"
 
 
-def _verb_answer(service: Service, model: type[CommandBody], role: Role) -> Answer:
-    async def answer(scope: Scope, receive: Receive) -> Whole:
+def _verb_answer(service: ServiceContext, model: type[CommandBody], role: Role) -> Answer:
+    async def answer(scope: Scope, receive: Receive) -> PreparedResponse:
         caller = await service.access.require(scope, role)
         key = idempotency_key(scope)
         full = _wants_full(scope["query_string"])
         body = await read_body(scope, receive, service.settings.body_bytes_max)
         command = validated(model, read_object(body)).to_command(key, **scope["path_params"])
-        allow(caller, command.portfolio)
+        require_portfolio_access(caller, command.portfolio)
         return decision_response(await service.deadline.of(service.ledger.run_async(command)), full=full)
 
     return answer
@@ -131,8 +131,8 @@ def _wants_full(query: bytes) -> bool:
     raise InvalidRequest(f"the only parameter here is full=true, got {query[:80]!r}", field="full")
 
 
-def _batch_answer(service: Service) -> Answer:
-    async def answer(scope: Scope, receive: Receive) -> Whole:
+def _batch_answer(service: ServiceContext) -> Answer:
+    async def answer(scope: Scope, receive: Receive) -> PreparedResponse:
         caller = await service.access.require(scope, "trade")
         full = _wants_full(scope["query_string"])
         batch = read_batch(read_object(await read_body(scope, receive, service.settings.body_bytes_max)))
@@ -147,10 +147,12 @@ def _batch_answer(service: Service) -> Answer:
 def _allow_command(caller: ApiKey, command: AnyCommand) -> None:
     if not caller.may(ROLE_OF[command.verb]):
         raise Forbidden(f"{command.verb} {command.key!r} needs the role {ROLE_OF[command.verb]!r}; nothing was done")
-    allow(caller, command.portfolio)
+    require_portfolio_access(caller, command.portfolio)
 
 
-async def _batch(service: Service, items: list[AnyCommand | InvalidRequest], *, atomic: bool, full: bool) -> Whole:
+async def _batch(
+    service: ServiceContext, items: list[AnyCommand | InvalidRequest], *, atomic: bool, full: bool
+) -> PreparedResponse:
     """Run what could be read; what could not stands as an error in its place, or fails an atomic batch whole."""
     commands = [item for item in items if not isinstance(item, InvalidRequest)]
     wrong = next((item for item in items if isinstance(item, InvalidRequest)), None)

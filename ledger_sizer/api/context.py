@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Engine
 
-from ledger_sizer.api.auth import Access
+from ledger_sizer.api.auth import Authenticator
 from ledger_sizer.api.deadline import Deadline
 from ledger_sizer.config import ServiceSettings
 from ledger_sizer.ledger.ledger import Ledger
@@ -15,7 +15,7 @@ from ledger_sizer.service.tracing import Tracing
 
 
 @dataclass(slots=True)
-class Service:
+class ServiceContext:
     """The running parts as the routes see them.
 
     deadline: of the ledger's answers. tracing: None where nobody asked for it.
@@ -25,7 +25,7 @@ class Service:
     ledger: Ledger
     reads: Engine
     settings: ServiceSettings
-    access: Access
+    access: Authenticator
     metrics: Metrics
     deadline: Deadline
     tracing: Tracing | None = None

@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ledger_sizer.api.auth import allow
-from ledger_sizer.api.context import Service
+from ledger_sizer.api.auth import require_portfolio_access
+from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.reads import SEQ_MAX, OverviewFilters
 from ledger_sizer.api.request_body import read_form
 from ledger_sizer.api.sessions import end_session, form_key, require_own_form, session_of, set_session
@@ -55,7 +55,7 @@ _FOREVER = {**_HEADERS, "Cache-Control": "public, max-age=31536000, immutable"}
 Answer = Callable[[Request], Awaitable[Response]]
 
 
-def routes(service: Service) -> list[Route]:
+def routes(service: ServiceContext) -> list[Route]:
     """The dashboard's routes, none of them in the API's documentation."""
     desk = _Desk(service)
     return [
@@ -90,7 +90,7 @@ def _route(path: str, answer: Answer, method: str) -> Route:
 
 
 class _Desk:
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: ServiceContext) -> None:
         self._service = service
 
     async def show(self, request: Request) -> Response:
@@ -104,7 +104,7 @@ class _Desk:
         """Why one decision came out as it did."""
         caller = await self._service.access.require(request.scope, "read")
         portfolio, seq = portfolio_name(request.path_params["portfolio"]), request.path_params["seq"]
-        allow(caller, portfolio)
+        require_portfolio_access(caller, portfolio)
         if not (seq.isascii() and seq.isdigit() and 1 <= int(seq[:20]) <= SEQ_MAX):
             raise NotFound(f"no decision {seq!r:.30} in portfolio {portfolio!r}")
         explanation = await run_in_threadpool(self._service.ledger.explain, int(seq), portfolio)
@@ -145,14 +145,14 @@ class _Desk:
         """Halt or resume? The page that asks."""
         caller = await self._service.access.require(request.scope, "admin")
         portfolio = portfolio_name(request.path_params["portfolio"])
-        allow(caller, portfolio)
+        require_portfolio_access(caller, portfolio)
         scope = scope_name(request.query_params.get("scope", PORTFOLIO_SCOPE))
         exposure = await run_in_threadpool(self._service.ledger.exposure, portfolio)
         if request.query_params.get("action") == "resume":
-            question = confirm_forms.ask_resume(portfolio, scope, exposure.scope(scope).status)
+            form = confirm_forms.resume_form(portfolio, scope, exposure.scope(scope).status)
         else:
-            question = confirm_forms.ask_halt(portfolio, scope)
-        return self._page(request, pages.question_page(question, _visitor(request, caller)))
+            form = confirm_forms.halt_form(portfolio, scope)
+        return self._page(request, pages.confirm_page(form, _visitor(request, caller)))
 
     async def steer(self, request: Request) -> Response:
         """Halt or resume."""
@@ -160,7 +160,7 @@ class _Desk:
         token = form_key(request.scope, fields)
         caller = await self._service.access.require_key(request.scope, "admin", token)
         portfolio = portfolio_name(request.path_params["portfolio"])
-        allow(caller, portfolio)
+        require_portfolio_access(caller, portfolio)
         common: dict[str, Any] = {
             "key": fields.get("key", ""),
             "portfolio": portfolio,
@@ -179,7 +179,7 @@ class _Desk:
         caller = await self._service.access.require(request.scope, "admin")
         drift, action = await self._drift(request, caller)
         return self._page(
-            request, pages.question_page(confirm_forms.ask_about_drift(drift, action), _visitor(request, caller))
+            request, pages.confirm_page(confirm_forms.drift_form(drift, action), _visitor(request, caller))
         )
 
     async def decide_drift(self, request: Request) -> Response:
@@ -201,8 +201,8 @@ class _Desk:
         number, action = request.path_params["drift_id"], request.path_params["action"]
         if action not in ACTIONS or not (number.isascii() and number.isdigit() and len(number) <= 18):
             raise NotFound(f"there is no {request.url.path!r:.100}; see the dashboard")
-        drift = await run_in_threadpool(drifts.get, self._service.reads, int(number))
-        allow(caller, drift.portfolio)
+        drift = await run_in_threadpool(drifts.get_drift, self._service.reads, int(number))
+        require_portfolio_access(caller, drift.portfolio)
         return drift, action
 
     def _page(self, request: Request, html: str) -> Response:

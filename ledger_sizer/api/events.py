@@ -19,13 +19,13 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Scope
 
-from ledger_sizer.api.auth import allow
-from ledger_sizer.api.context import Service
+from ledger_sizer.api.auth import require_portfolio_access
+from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.model.command_base import portfolio_name
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.telemetry import get_logger
-from ledger_sizer.views.watermarks import Mark, marks
+from ledger_sizer.views.watermarks import Watermark, read_watermarks
 from ledger_sizer.wire.requests import PortfolioText
 from ledger_sizer.wire.responses import decision_to_json
 
@@ -44,7 +44,7 @@ class EventFilters(BaseModel):
     portfolio: Annotated[PortfolioText | None, Query(description="One portfolio; else all this key may see.")] = None
 
 
-def router(service: Service) -> APIRouter:
+def router(service: ServiceContext) -> APIRouter:
     """The event stream."""
     made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
     watch = _Watch(service)
@@ -58,12 +58,12 @@ def router(service: Service) -> APIRouter:
         """
         caller = await service.access.require(request.scope, "read")
         if filters.portfolio is not None:
-            allow(caller, filters.portfolio)
+            require_portfolio_access(caller, filters.portfolio)
         sent = request.headers.get("last-event-id")
         resumed = parse_event_id(sent) if sent else None
         if watch.streams >= service.settings.event_streams_max:
             raise Busy(f"{watch.streams} event streams are open, the most this service keeps; try again later")
-        now = await run_in_threadpool(marks, service.reads)
+        now = await run_in_threadpool(read_watermarks, service.reads)
         cursor = {name: mark.seq for name, mark in now.items() if _wanted(caller, filters.portfolio, name)}
         runs = {name: mark.run for name, mark in now.items()}
         if resumed is not None:
@@ -96,7 +96,7 @@ def _wanted(caller: ApiKey, only: str | None, name: str) -> bool:
 
 
 async def _stream(
-    service: Service, watch: "_Watch", scope: Scope, only: str | None, cursor: Cursor, runs: dict[str, int]
+    service: ServiceContext, watch: "_Watch", scope: Scope, only: str | None, cursor: Cursor, runs: dict[str, int]
 ) -> AsyncIterator[bytes]:
     """Everything after `cursor` and `runs`, then what comes, with a comment now and then while nothing does."""
     with watch.joined():
@@ -125,7 +125,7 @@ async def _stream(
                 yield b": heartbeat\n\n"
 
 
-async def _news(service: Service, name: str, cursor: Cursor) -> bytes:
+async def _news(service: ServiceContext, name: str, cursor: Cursor) -> bytes:
     """The next decisions of one portfolio as events; moves `cursor` past them."""
     after = str(cursor.get(name, 0))
     page = await run_in_threadpool(service.ledger.history, name, ascending=True, cursor=after, limit=_PAGE)
@@ -140,10 +140,10 @@ async def _news(service: Service, name: str, cursor: Cursor) -> bytes:
 class _Watch:
     """Looks at the database for all streams of this process, while there are any."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: ServiceContext) -> None:
         self._service = service
         self._task: asyncio.Task[None] | None = None
-        self.marks: dict[str, Mark] = {}
+        self.marks: dict[str, Watermark] = {}
         self.changed = asyncio.Event()
         self.streams = 0
 
@@ -165,7 +165,7 @@ class _Watch:
         stopping = self._service.stopping
         while self.streams and not stopping.is_set():
             try:
-                found = await run_in_threadpool(marks, self._service.reads)
+                found = await run_in_threadpool(read_watermarks, self._service.reads)
             except SQLAlchemyError:
                 found = self.marks  # the streams stay open; what is committed meanwhile will be found
             if found != self.marks:

@@ -8,7 +8,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from ledger_sizer.api import response_models
-from ledger_sizer.api.context import Service
+from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.responses import RETRY_AFTER_SECONDS, json_response
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.storage.database import SCHEMA_HEAD, schema_version
@@ -17,7 +17,7 @@ _READY_TIMEOUT_SECONDS = 3
 _QUEUE_FULL_PERCENT = 90
 
 
-def router(service: Service) -> APIRouter:
+def router(service: ServiceContext) -> APIRouter:
     """Health, readiness, metrics."""
     made = APIRouter(generate_unique_id_function=lambda route: route.name)
     readiness = _Readiness(service)
@@ -49,7 +49,7 @@ def router(service: Service) -> APIRouter:
 class _Readiness:
     """Asks the database once for everybody who wants to know now."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: ServiceContext) -> None:
         self._service = service
         self._asking: asyncio.Task[str] | None = None
 

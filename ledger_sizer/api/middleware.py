@@ -12,9 +12,9 @@ import time
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ledger_sizer.api.commands import Shortcut
-from ledger_sizer.api.context import Service
-from ledger_sizer.api.responses import Whole, problem_response
+from ledger_sizer.api.commands import HotPathRouter
+from ledger_sizer.api.context import ServiceContext
+from ledger_sizer.api.responses import PreparedResponse, problem_response
 from ledger_sizer.model.errors import Busy, Closed, InternalError
 from ledger_sizer.telemetry import get_logger, request_id_var
 
@@ -28,10 +28,10 @@ _UNMATCHED = "(none)"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
-class Edge:
+class ServiceMiddleware:
     """The outermost layer of the app."""
 
-    def __init__(self, app: ASGIApp, service: Service, shortcut: Shortcut) -> None:
+    def __init__(self, app: ASGIApp, service: ServiceContext, shortcut: HotPathRouter) -> None:
         self._app = app
         self._service = service
         self._shortcut = shortcut
@@ -83,7 +83,7 @@ class Edge:
                 tracing.end(span, method, route, status)
             request_id_var.reset(token)
 
-    def _refusal(self, path: str) -> Whole | None:
+    def _refusal(self, path: str) -> PreparedResponse | None:
         """The answer where nothing more may begin now; liveness is always told, readiness also while stopping."""
         most = self._service.settings.concurrency_max
         if self._in_progress > most and path != "/healthz":

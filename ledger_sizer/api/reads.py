@@ -9,27 +9,20 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from ledger_sizer.api import response_models
-from ledger_sizer.api.auth import allow
-from ledger_sizer.api.context import Service
+from ledger_sizer.api.auth import require_portfolio_access
+from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.export import EXPORTS, chosen_type, export_response
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.domain import DENIAL_REASONS
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import label_text
-from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, Look
+from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, OverviewQuery
 from ledger_sizer.model.tags import is_dimension
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.queries import LIMIT_MAX
 from ledger_sizer.wire.overviews import overview_to_json
-from ledger_sizer.wire.requests import (
-    PORTFOLIO_PATTERN,
-    POSITION_PATTERN,
-    LabelText,
-    MomentText,
-    PortfolioText,
-    moment,
-)
+from ledger_sizer.wire.requests import PORTFOLIO_PATTERN, POSITION_PATTERN, LabelText, MomentText, PortfolioText, moment
 from ledger_sizer.wire.responses import (
     decision_to_json,
     exposure_to_json,
@@ -123,11 +116,11 @@ class OverviewFilters(_Filters):
     decisions_cursor: SeqCursor = None
     portfolios_cursor: PortfolioText | None = None
 
-    def look(self, caller: ApiKey) -> Look:
+    def look(self, caller: ApiKey) -> OverviewQuery:
         """What this caller gets to see of it."""
         if self.portfolio is not None:
-            allow(caller, self.portfolio)
-        return Look(**self.model_dump(), only=caller.portfolios)
+            require_portfolio_access(caller, self.portfolio)
+        return OverviewQuery(**self.model_dump(), only=caller.portfolios)
 
 
 class FullFilter(_Filters):
@@ -136,7 +129,7 @@ class FullFilter(_Filters):
     full: Annotated[bool, Query(description="With request, trace and tags.")] = True
 
 
-def router(service: Service) -> APIRouter:
+def router(service: ServiceContext) -> APIRouter:
     """The routes that read."""
     made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
     ledger = service.ledger
@@ -157,7 +150,7 @@ def router(service: Service) -> APIRouter:
         portfolio: PortfolioInPath, filters: Annotated[ExposureFilters, Query()], caller: Reader
     ) -> Response:
         """Cap, held, open, headroom, overage and status of a portfolio and each of its scopes, now or in the past."""
-        allow(caller, portfolio)
+        require_portfolio_access(caller, portfolio)
         found = await run_in_threadpool(ledger.exposure, portfolio, as_of=filters.moment())
         return json_response(exposure_to_json(found))
 
@@ -179,7 +172,7 @@ def router(service: Service) -> APIRouter:
     @made.get("/positions/{position_id}", response_model=response_models.PositionForm)
     async def get_position(position_id: PositionInPath, caller: Reader) -> Response:
         """One position."""
-        allow(caller, position_id.rpartition("-")[0])
+        require_portfolio_access(caller, position_id.rpartition("-")[0])
         return json_response(position_to_json(await run_in_threadpool(ledger.position, position_id)))
 
     @made.get("/decisions", response_model=response_models.DecisionPage, responses={200: {"content": EXPORTS}})
@@ -187,7 +180,7 @@ def router(service: Service) -> APIRouter:
         request: Request, filters: Annotated[DecisionFilters, Query()], caller: Reader
     ) -> Response:
         """The sizing history, newest first; as CSV or NDJSON all of it from the cursor on, streamed."""
-        allow(caller, filters.portfolio)
+        require_portfolio_access(caller, filters.portfolio)
         arguments = filters.arguments()
         kind = chosen_type(request.headers.get("accept"))
         if kind != "application/json":
@@ -200,14 +193,14 @@ def router(service: Service) -> APIRouter:
         portfolio: PortfolioInPath, seq: SeqInPath, filters: Annotated[FullFilter, Query()], caller: Reader
     ) -> Response:
         """One decision by its place in the portfolio's audit chain."""
-        allow(caller, portfolio)
+        require_portfolio_access(caller, portfolio)
         decision = await run_in_threadpool(ledger.decision, seq, portfolio)
         return json_response(decision_to_json(decision, full=filters.full))
 
     return made
 
 
-def chain_router(service: Service) -> APIRouter:
+def chain_router(service: ServiceContext) -> APIRouter:
     """The route that shows where the audit chains stand."""
     made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
 
@@ -228,7 +221,7 @@ def _portfolio_of(caller: ApiKey, asked: str | None) -> str | None:
             raise InvalidRequest(f"this key is for {', '.join(caller.portfolios)}; name one", field="portfolio")
         return caller.portfolios[0]
     if asked is not None:
-        allow(caller, asked)
+        require_portfolio_access(caller, asked)
     return asked
 
 

@@ -9,8 +9,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from ledger_sizer.api import response_models
-from ledger_sizer.api.auth import allow
-from ledger_sizer.api.context import Service
+from ledger_sizer.api.auth import require_portfolio_access
+from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.request_body import read_body
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.errors import WrongState
@@ -65,7 +65,7 @@ class DriftFilters(_Filters):
     kind: DriftKind | None = None
 
 
-def router(service: Service) -> APIRouter:
+def router(service: ServiceContext) -> APIRouter:
     """The routes of the reconciliation."""
     made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
 
@@ -83,7 +83,7 @@ def router(service: Service) -> APIRouter:
         """Runs, newest first: when, what was fetched, what was found."""
         of = _portfolios(caller, filters.portfolio)
         page = await run_in_threadpool(
-            lambda: drifts.runs(service.reads, portfolios=of, cursor=filters.cursor, limit=filters.limit)
+            lambda: drifts.list_runs(service.reads, portfolios=of, cursor=filters.cursor, limit=filters.limit)
         )
         return json_response(page_to_json(page, run_to_json))
 
@@ -95,7 +95,7 @@ def router(service: Service) -> APIRouter:
         body = await _read(service, request, RunBody)
         reconciler = _reconciler(service)
         for portfolio in reconciler.portfolios:
-            allow(caller, portfolio)
+            require_portfolio_access(caller, portfolio)
         reports = await run_in_threadpool(lambda: reconciler.run("demand", dry_run=body.dry_run))
         return json_response({"items": [report_to_json(report) for report in reports]})
 
@@ -104,7 +104,7 @@ def router(service: Service) -> APIRouter:
         """Drifts, newest first."""
         of = _portfolios(caller, filters.portfolio)
         page = await run_in_threadpool(
-            lambda: drifts.listed(
+            lambda: drifts.list_drifts(
                 service.reads, portfolios=of, state=filters.state, kind=filters.kind, cursor=filters.cursor,
                 limit=filters.limit,
             )
@@ -115,7 +115,7 @@ def router(service: Service) -> APIRouter:
     return made
 
 
-def _add_decisions(made: APIRouter, service: Service) -> None:
+def _add_decisions(made: APIRouter, service: ServiceContext) -> None:
     """The routes by which a person decides about a drift."""
 
     async def admin(request: Request) -> ApiKey:
@@ -125,7 +125,7 @@ def _add_decisions(made: APIRouter, service: Service) -> None:
 
     async def decide(caller: ApiKey, action: str, drift_id: int, body: ReasonBody) -> Response:
         reconciler = _reconciler(service)
-        allow(caller, (await run_in_threadpool(drifts.get, service.reads, drift_id)).portfolio)
+        require_portfolio_access(caller, (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio)
         price = getattr(body, "price", None)
         exact = None if price is None else Decimal(price)
 
@@ -152,7 +152,7 @@ def _add_decisions(made: APIRouter, service: Service) -> None:
         return await decide(caller, "close", drift_id, await _read(service, request, ReasonBody))
 
 
-def _reconciler(service: Service) -> Reconciler:
+def _reconciler(service: ServiceContext) -> Reconciler:
     if service.reconciler is None:
         raise WrongState("this service does not reconcile")
     return service.reconciler
@@ -162,11 +162,11 @@ def _portfolios(caller: ApiKey, asked: str | None) -> tuple[str, ...] | None:
     """The portfolios a listing is about: the one asked for, else all this key may see."""
     if asked is None:
         return caller.portfolios
-    allow(caller, asked)
+    require_portfolio_access(caller, asked)
     return (asked,)
 
 
-async def _read(service: Service, request: Request, model: type[_Read]) -> _Read:
+async def _read(service: ServiceContext, request: Request, model: type[_Read]) -> _Read:
     """The body, read as strictly as the commands' bodies are."""
     sent = await read_body(request.scope, request.receive, service.settings.body_bytes_max)
     try:

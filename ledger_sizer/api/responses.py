@@ -17,7 +17,7 @@ _CLOSES_CONNECTION = (408, 413)
 Headers = list[tuple[bytes, bytes]]
 
 
-class Whole(Response):
+class PreparedResponse(Response):
     """A response whose body is all there and whose headers need no work: the hot calls answer with nothing else."""
 
     def __init__(self, body: bytes, status: int, headers: Headers) -> None:
@@ -28,12 +28,12 @@ class Whole(Response):
         self.raw_headers = [*headers, (b"content-length", b"%d" % len(body))]
 
 
-def json_response(form: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Whole:
+def json_response(form: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> PreparedResponse:
     """JSON, which no cache may keep: it is the state of somebody's money."""
-    return Whole(to_json(form), status, [*_JSON, *_encoded(headers)] if headers else _JSON)
+    return PreparedResponse(to_json(form), status, [*_JSON, *_encoded(headers)] if headers else _JSON)
 
 
-def problem_response(error: LedgerError, *, headers: Mapping[str, str] | None = None, **more: Any) -> Whole:
+def problem_response(error: LedgerError, *, headers: Mapping[str, str] | None = None, **more: Any) -> PreparedResponse:
     """An error as problem details, with what its status asks for besides."""
     problem = {**problem_of(error), **more}
     status: int = problem["status"]
@@ -45,7 +45,7 @@ def problem_response(error: LedgerError, *, headers: Mapping[str, str] | None = 
     elif status in _CLOSES_CONNECTION:
         # What is left of the body must not be taken for the next request.
         extra["Connection"] = "close"
-    return Whole(to_json(problem), status, [*_PROBLEM, *_encoded(extra)])
+    return PreparedResponse(to_json(problem), status, [*_PROBLEM, *_encoded(extra)])
 
 
 def status_of(decision: Decision) -> int:
@@ -55,13 +55,13 @@ def status_of(decision: Decision) -> int:
     return 201 if decision.record.command == Reserve.verb and decision.seq is not None else 200
 
 
-def decision_response(decision: Decision, *, full: bool) -> Whole:
+def decision_response(decision: Decision, *, full: bool) -> PreparedResponse:
     """A decision: the grant or the fact with 2xx, the denial as a problem that carries it whole."""
     status = status_of(decision)
     if status == 409:
         response = problem_response(Denied(decision))
     else:
-        response = Whole(to_json(decision_to_json(decision, full=full)), status, _JSON)
+        response = PreparedResponse(to_json(decision_to_json(decision, full=full)), status, _JSON)
     if status == 201:
         response.raw_headers.append((b"location", f"/v1/positions/{decision.position_id}".encode()))
     if decision.replayed:

@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ledger_sizer.api.context import Service
+from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.responses import problem_response
 from ledger_sizer.config import ServiceSettings
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError
@@ -133,7 +133,7 @@ def bounded_protocol(settings: ServiceSettings) -> type[BoundedProtocol]:
 class Server(uvicorn.Server):
     """uvicorn, which tells the app first that it stops, and says once where it listens."""
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+    def __init__(self, config: uvicorn.Config, service: ServiceContext) -> None:
         super().__init__(config)
         self._service = service
 

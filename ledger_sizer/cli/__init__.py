@@ -18,11 +18,11 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code. Errors are told on standard error, never as a traceback."""
-    from ledger_sizer.cli.errors import guarded
+    from ledger_sizer.cli.errors import run_guarded
 
     def command() -> object:
         from ledger_sizer.cli.app import app
 
         return app(args=list(arguments) or ["--help"], prog_name="ledger-sizer", standalone_mode=False)
 
-    return guarded(command, as_json="--json" in arguments)
+    return run_guarded(command, as_json="--json" in arguments)

@@ -6,7 +6,7 @@ import typer
 
 from ledger_sizer.cli import options, output
 from ledger_sizer.cli.errors import bad_input
-from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json, Key, Mode, Note, Portfolio, Scope
 from ledger_sizer.cli.output import Column
 
@@ -14,7 +14,7 @@ caps = typer.Typer(rich_markup_mode=None)
 
 _PORTFOLIO = typer.Argument(metavar="PORTFOLIO", help="The pot of capital, e.g. main.")
 
-CAPS_HELP = teach("caps", "caps --portfolio main --json")
+CAPS_HELP = help_epilog("caps", "caps --portfolio main --json")
 
 
 @caps.callback(invoke_without_command=True, epilog=CAPS_HELP)
@@ -57,7 +57,7 @@ def list_caps(
     return 0
 
 
-@caps.command("set", epilog=teach("caps set main 5000", "caps set main 2000 --scope venue=bybit"))
+@caps.command("set", epilog=help_epilog("caps set main 5000", "caps set main 2000 --scope venue=bybit"))
 def set_cap(
     portfolio: Annotated[str, _PORTFOLIO],
     cap: Annotated[str, typer.Argument(metavar="CAP", help="USD.")],
@@ -70,15 +70,15 @@ def set_cap(
 
     A cap below the present exposure is legal: the excess is overage, and nothing is granted until it is gone.
     """
-    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.cli.ledger_session import new_key, run_verb
     from ledger_sizer.model.commands import SetCap
 
     key = new_key() if key is None else key
     command = SetCap(key=key, portfolio=portfolio, cap=options.decimal(cap, "cap"), scope=scope)
-    return act(command, url=database_url, as_json=as_json, create=True)
+    return run_verb(command, url=database_url, as_json=as_json, create=True)
 
 
-@caps.command("remove", epilog=teach("caps remove main --scope venue=bybit"))
+@caps.command("remove", epilog=help_epilog("caps remove main --scope venue=bybit"))
 def remove_cap(
     portfolio: Annotated[str, _PORTFOLIO],
     scope: Annotated[str, typer.Option("--scope", metavar="SCOPE", help="Like venue=bybit.")],
@@ -90,14 +90,14 @@ def remove_cap(
 
     The portfolio's own cap can be changed but not removed.
     """
-    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.cli.ledger_session import new_key, run_verb
     from ledger_sizer.model.commands import SetCap
 
     command = SetCap(key=new_key() if key is None else key, portfolio=portfolio, cap=None, scope=scope)
-    return act(command, url=database_url, as_json=as_json)
+    return run_verb(command, url=database_url, as_json=as_json)
 
 
-HALT_HELP = teach("halt --note 'venue maintenance'", "halt --scope venue=bybit --mode reducing")
+HALT_HELP = help_epilog("halt --note 'venue maintenance'", "halt --scope venue=bybit --mode reducing")
 
 
 def halt(
@@ -115,15 +115,15 @@ def halt(
 
     Confirming and releasing always work, so that what is on can be finished and closed.
     """
-    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.cli.ledger_session import new_key, run_verb
     from ledger_sizer.model.commands import Halt
 
     key = new_key() if key is None else key
     command = Halt(key=key, portfolio=portfolio, scope=scope, mode=mode, note=note)
-    return act(command, url=database_url, as_json=as_json)
+    return run_verb(command, url=database_url, as_json=as_json)
 
 
-RESUME_HELP = teach("resume", "resume --scope venue=bybit --note 'maintenance over'")
+RESUME_HELP = help_epilog("resume", "resume --scope venue=bybit --note 'maintenance over'")
 
 
 def resume(
@@ -135,14 +135,14 @@ def resume(
     database_url: DatabaseUrl = None,
 ) -> int:
     """Allow new reservations again after a halt."""
-    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.cli.ledger_session import new_key, run_verb
     from ledger_sizer.model.commands import Resume
 
     command = Resume(key=new_key() if key is None else key, portfolio=portfolio, scope=scope, note=note)
-    return act(command, url=database_url, as_json=as_json)
+    return run_verb(command, url=database_url, as_json=as_json)
 
 
-FREEZE_HELP = teach("freeze --note 'orders look wrong'", "freeze --scope venue=bybit")
+FREEZE_HELP = help_epilog("freeze --note 'orders look wrong'", "freeze --scope venue=bybit")
 
 
 def freeze(
@@ -158,14 +158,14 @@ def freeze(
     It stays until it is thawed, by `thaw` or by the reconciliation when the last drift there is over. To stop trading
     for reasons of your own use `halt`.
     """
-    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.cli.ledger_session import new_key, run_verb
     from ledger_sizer.model.commands import Freeze
 
     command = Freeze(key=new_key() if key is None else key, portfolio=portfolio, scope=scope, note=note)
-    return act(command, url=database_url, as_json=as_json)
+    return run_verb(command, url=database_url, as_json=as_json)
 
 
-THAW_HELP = teach("thaw --note 'checked by hand'", "thaw --scope venue=bybit")
+THAW_HELP = help_epilog("thaw --note 'checked by hand'", "thaw --scope venue=bybit")
 
 
 def thaw(
@@ -181,14 +181,14 @@ def thaw(
     The drift that froze it stays as it is, and does not freeze again. A reconciliation that is too old is not cured
     by this: that takes a good run.
     """
-    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.cli.ledger_session import new_key, run_verb
     from ledger_sizer.model.commands import Thaw
 
     command = Thaw(key=new_key() if key is None else key, portfolio=portfolio, scope=scope, note=note)
-    return act(command, url=database_url, as_json=as_json)
+    return run_verb(command, url=database_url, as_json=as_json)
 
 
-SWEEP_HELP = teach("sweep", "sweep --portfolio main --json", exits={3: ""})
+SWEEP_HELP = help_epilog("sweep", "sweep --portfolio main --json", exits={3: ""})
 
 
 def sweep(portfolio: AnyPortfolio = None, as_json: Json = False, database_url: DatabaseUrl = None) -> int:

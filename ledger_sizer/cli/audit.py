@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
 from ledger_sizer.cli.output import ALWAYS, Column
 from ledger_sizer.model.errors import LedgerError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ledger_sizer import VerifyReport
     from ledger_sizer.verify.chain import Heads, Progress
 
-VERIFY_HELP = teach(
+VERIFY_HELP = help_epilog(
     "verify",
     "verify --portfolio main --json",
     "verify --export-head head.json",
@@ -115,7 +115,7 @@ def show_report(report: "VerifyReport", as_json: bool) -> None:
     )
 
 
-ARCHIVE_HELP = teach(
+ARCHIVE_HELP = help_epilog(
     "archive --before 2026-01-01T00:00:00Z",
     "archive --before 2026-01-01T00:00:00Z --dir ledger-archive --json",
     exits={3: ""},
@@ -139,7 +139,7 @@ def archive(
     """
     from ledger_sizer.cli.ledger_session import ledger_at
 
-    moment = options.moment(before, "before")
+    moment = options.timestamp(before, "before")
     assert moment is not None, "it is required"
     with ledger_at(database_url) as ledger:
         moved = ledger.archive(moment, folder, portfolio)

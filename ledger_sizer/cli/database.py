@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledger_sizer.cli import output
-from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.ledger_session import engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.model.errors import InvalidRequest
@@ -20,7 +20,7 @@ db = typer.Typer(rich_markup_mode=None)
 
 _NEVER_DENIED = {3: ""}
 
-DB_HELP = teach("db check", "db upgrade --database-url sqlite:///ledger.db", exits=_NEVER_DENIED)
+DB_HELP = help_epilog("db check", "db upgrade --database-url sqlite:///ledger.db", exits=_NEVER_DENIED)
 
 
 @db.callback(epilog=DB_HELP)
@@ -48,9 +48,9 @@ def _migrate(engine: "Engine", move: Callable[[Any, str], None], revision: str) 
 
 
 def _show(engine: "Engine", as_json: bool, before: str | None, after: str | None) -> None:
-    from ledger_sizer.storage.database import SCHEMA_HEAD, shown
+    from ledger_sizer.storage.database import SCHEMA_HEAD, redacted_url
 
-    where = shown(engine.url)
+    where = redacted_url(engine.url)
     if as_json:
         head = {"current": after, "head": SCHEMA_HEAD, "is_current": after == SCHEMA_HEAD}
         output.write_json({"database": where, "previous": before, **head})
@@ -62,7 +62,7 @@ def _show(engine: "Engine", as_json: bool, before: str | None, after: str | None
     output.write(f"{where} {state}{newest}")
 
 
-@db.command("upgrade", epilog=teach("db upgrade", "db upgrade 0001", exits=_NEVER_DENIED))
+@db.command("upgrade", epilog=help_epilog("db upgrade", "db upgrade 0001", exits=_NEVER_DENIED))
 def upgrade(
     revision: Annotated[str, typer.Argument(metavar="REVISION", help="Where to; the newest when not given.")] = "head",
     as_json: Json = False,
@@ -82,7 +82,7 @@ def upgrade(
 
 @db.command(
     "downgrade",
-    epilog=teach("db downgrade -1", "db downgrade base --yes", exits=_NEVER_DENIED),
+    epilog=help_epilog("db downgrade -1", "db downgrade base --yes", exits=_NEVER_DENIED),
     context_settings={"ignore_unknown_options": True},  # so that -1 is a revision, not an option
 )
 def downgrade(
@@ -100,19 +100,21 @@ def downgrade(
     import sys
 
     from ledger_sizer.storage.database import downgrade as migrate
-    from ledger_sizer.storage.database import shown
+    from ledger_sizer.storage.database import redacted_url
 
     with engine_at(database_url) as engine:
         if not yes and sys.stdin.isatty():
             typer.confirm(
-                f"Downgrade {shown(engine.url)} to {revision} and lose what it cannot hold?", abort=True, err=True
+                f"Downgrade {redacted_url(engine.url)} to {revision} and lose what it cannot hold?",
+                abort=True,
+                err=True,
             )
         before, after = _migrate(engine, migrate, revision)
         _show(engine, as_json, before, after)
     return 0
 
 
-@db.command("current", epilog=teach("db current --json", exits=_NEVER_DENIED))
+@db.command("current", epilog=help_epilog("db current --json", exits=_NEVER_DENIED))
 def current(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Show which version the database is at."""
     from ledger_sizer.storage.database import schema_version
@@ -125,7 +127,9 @@ def current(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
 
 @db.command(
     "check",
-    epilog=teach("db check", exits={0: "the database is what this version needs", 1: "it is not, or is away", 3: ""}),
+    epilog=help_epilog(
+        "db check", exits={0: "the database is what this version needs", 1: "it is not, or is away", 3: ""}
+    ),
 )
 def check(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Check that the database is at the version this program needs.
@@ -142,7 +146,7 @@ def check(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
 
 @db.command(
     "backup",
-    epilog=teach(
+    epilog=help_epilog(
         "db backup ledger-backup.db", exits={1: "it could not be written, or is not what it should be", 3: ""}
     ),
 )
@@ -157,7 +161,7 @@ def backup(
     """
     from pathlib import Path
 
-    from ledger_sizer.history.backup import backup as copy_pages
+    from ledger_sizer.history.backup import backup_sqlite as copy_pages
 
     with engine_at(database_url, read_only=True) as engine:
         copy_pages(engine, Path(file))
@@ -166,7 +170,7 @@ def backup(
 
 @db.command(
     "copy",
-    epilog=teach(
+    epilog=help_epilog(
         "db copy sqlite:///ledger.db sqlite:///copy.db",
         exits={1: "it could not be copied, or the copy is not what it should be", 3: ""},
     ),
@@ -186,7 +190,7 @@ def copy(
     """
     from ledger_sizer.config import AppSettings
     from ledger_sizer.history.archive_files import files_of
-    from ledger_sizer.history.backup import copy as copy_rows
+    from ledger_sizer.history.backup import copy_ledger as copy_rows
     from ledger_sizer.storage.database import upgrade as migrate
     from ledger_sizer.verify.chain import heads_of
 
@@ -207,8 +211,6 @@ def _verified(url: str, heads: "Heads | None", as_json: bool) -> int:
         report = ledger.verify()
     show_report(report, as_json)
     if heads is not None and dict(report.heads) != dict(heads):
-        output.remark(
-            "the source was written to meanwhile: the copy ends before it does; stop its writers and copy anew"
-        )
+        output.note("the source was written to meanwhile: the copy ends before it does; stop its writers and copy anew")
         return errors.FAILED
     return errors.DONE if report.ok else errors.FAILED

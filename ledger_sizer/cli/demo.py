@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.options import Json
 
 if TYPE_CHECKING:
-    from ledger_sizer.demo.drift_injection import Injected
+    from ledger_sizer.demo.drift_injection import InjectionResult
     from ledger_sizer.demo.run import Plan
     from ledger_sizer.demo.summary import Reconciled, Summary
 
-DEMO_HELP = teach(
+DEMO_HELP = help_epilog(
     "demo --seconds 5",
     "demo --seconds 5 --seed 11 --json",
     exits={1: "failure, or a promise was broken: a cap breached, a ledger that does not verify", 3: ""},
@@ -43,7 +43,7 @@ def demo(
     """
     from ledger_sizer.demo.run import Plan, demonstrate
 
-    plan = Plan(seconds=None if forever else _seconds(seconds), seed=options.whole(seed, "seed"))
+    plan = Plan(seconds=None if forever else _seconds(seconds), seed=options.whole_number(seed, "seed"))
     with _interrupts() as stop, _shown(as_json=as_json) as show:
         _begin(plan, as_json=as_json)
         summary = demonstrate(plan, show, stop, lambda: datetime.now(UTC))
@@ -120,13 +120,13 @@ def _show(summary: "Summary") -> None:
     if summary.reconciled is not None:
         _show_reconciled(summary.reconciled)
     for breach in summary.breaches:
-        output.remark(f"cap breached: {breach}")
+        output.note(f"cap breached: {breach}")
     for finding in summary.report.findings:
-        output.remark(f"verify: {finding.portfolio} #{finding.seq}: {finding.what}")
+        output.note(f"verify: {finding.portfolio} #{finding.seq}: {finding.what}")
     if summary.deaths.get("failed"):
-        output.remark("a bot ended with an error of its own")
+        output.note("a bot ended with an error of its own")
     if not summary.graceful:
-        output.remark("the service did not stop in order")
+        output.note("the service did not stop in order")
     verified = (
         f"{output.count(summary.report.decisions, 'decision')}, {output.count(summary.report.positions, 'position')}"
     )
@@ -145,10 +145,10 @@ def _show_reconciled(found: "Reconciled") -> None:
         ]
     )
     if not found.ok:
-        output.remark("the reconciliation did not find and clear everything that was done at the venue")
+        output.note("the reconciliation did not find and clear everything that was done at the venue")
 
 
-def _became(injected: "Injected") -> str:
+def _became(injected: "InjectionResult") -> str:
     if injected.drift is None:
         return "NOT FOUND"
     return f"found as drift-{injected.drift}, {'cleared' if injected.cleared else 'NOT CLEARED'}"

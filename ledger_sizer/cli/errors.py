@@ -62,7 +62,7 @@ def bad_input(message: str, field: str) -> NoReturn:
     raise InvalidRequest(message, field=field)
 
 
-def guarded(command: Callable[[], object], *, as_json: bool) -> int:
+def run_guarded(command: Callable[[], object], *, as_json: bool) -> int:
     """Run `command`; report what it raises; return the exit code.
 
     A defect of this program still ends in its traceback: hiding one would not help whoever has to find it.

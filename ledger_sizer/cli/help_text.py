@@ -5,7 +5,7 @@ from collections.abc import Mapping
 _EXIT_CODES: Mapping[int, str] = {0: "done", 1: "failure", 2: "bad input", 3: "denied"}
 
 
-def teach(*examples: str, exits: Mapping[int, str] | None = None) -> str:
+def help_epilog(*examples: str, exits: Mapping[int, str] | None = None) -> str:
     """The epilog of a command's help.
 
     examples: command lines without the leading `ledger-sizer`; tests run each of them. exits: what this command's exit

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledger_sizer.cli import output
-from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.ledger_session import ledger_engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
@@ -20,7 +20,7 @@ instruments = typer.Typer(rich_markup_mode=None)
 _NEVER_DENIED = {3: ""}
 _FIGURES = ("min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
 
-INSTRUMENTS_HELP = teach("instruments list --venue bybit", "instruments list --json", exits=_NEVER_DENIED)
+INSTRUMENTS_HELP = help_epilog("instruments list --venue bybit", "instruments list --json", exits=_NEVER_DENIED)
 
 
 @instruments.callback(epilog=INSTRUMENTS_HELP)
@@ -33,7 +33,7 @@ def group() -> None:
     """
 
 
-@instruments.command("refresh", epilog=teach("instruments refresh --help", exits=_NEVER_DENIED))
+@instruments.command("refresh", epilog=help_epilog("instruments refresh --help", exits=_NEVER_DENIED))
 def refresh(
     venue: Annotated[
         list[str] | None,
@@ -76,7 +76,9 @@ def refresh(
     return 0
 
 
-@instruments.command("list", epilog=teach("instruments list", "instruments list --venue okx", exits=_NEVER_DENIED))
+@instruments.command(
+    "list", epilog=help_epilog("instruments list", "instruments list --venue okx", exits=_NEVER_DENIED)
+)
 def list_all(
     venue: Annotated[str | None, typer.Option("--venue", metavar="NAME", help="Only this exchange's.")] = None,
     usable: Annotated[bool, typer.Option("--usable", help="Only markets that a reservation can name now.")] = False,
@@ -97,7 +99,7 @@ def list_all(
     return 0
 
 
-@instruments.command("show", epilog=teach("instruments show --help", exits=_NEVER_DENIED))
+@instruments.command("show", epilog=help_epilog("instruments show --help", exits=_NEVER_DENIED))
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `instruments list` shows it: bybit:BTC/USDT:USDT.")],
     as_json: Json = False,
@@ -121,14 +123,14 @@ def show(
 
 
 def _table(found: "list[RulesVersion]", first: Column, labels: "Sequence[str | datetime]") -> None:
-    from ledger_sizer.model.units import plain
+    from ledger_sizer.model.units import decimal_text
 
     columns = [first, *(Column(name, keep=5, right=True) for name in _FIGURES), Column("state")]
     rows = []
     for label, version in zip(labels, found, strict=True):
         rules = version.rules
         # Text, because the figures of different markets have nothing to line up for.
-        figures = [plain(getattr(rules.instrument, name)) if rules.instrument else None for name in _FIGURES]
+        figures = [decimal_text(getattr(rules.instrument, name)) if rules.instrument else None for name in _FIGURES]
         state = f"refused: {rules.refused}" if rules.refused else "open" if rules.active else "closed for trading"
         rows.append((label, *figures, state))
     output.table(columns, rows, empty="no rules yet; load them with: ledger-sizer instruments refresh")

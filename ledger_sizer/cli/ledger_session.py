@@ -90,7 +90,7 @@ def new_key() -> str:
     return f"cli-{uuid4()}"
 
 
-def act(command: "AnyCommand", *, url: str | None, as_json: bool, create: bool = False) -> int:
+def run_verb(command: "AnyCommand", *, url: str | None, as_json: bool, create: bool = False) -> int:
     """Run one command, show its decision, return the exit code."""
     with ledger_at(url, create=create) as ledger:
         decision = _run(ledger, command)
@@ -146,7 +146,7 @@ def _warn_of_overage(ledger: "Ledger", portfolio: str) -> None:
             excess = (
                 f"{output.figure(row.overage, 2)} USD above its cap of {output.figure(row.cap or Decimal(0), 2)} USD"
             )
-            output.remark(f"overage: {row.scope} is {excess}; nothing more is granted there until it is gone")
+            output.note(f"overage: {row.scope} is {excess}; nothing more is granted there until it is gone")
 
 
 def _headline(decision: "Decision") -> str:

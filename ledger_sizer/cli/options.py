@@ -91,7 +91,7 @@ def optional_decimal(text: str | None, field: str) -> Decimal | None:
     return None if text is None else decimal(text, field)
 
 
-def whole(text: str, field: str, least: int = 0) -> int:
+def whole_number(text: str, field: str, least: int = 0) -> int:
     """A whole number that is at least `least`, which is not below 0."""
     if len(text) > _WHOLE_DIGITS_MAX and _WHOLE.fullmatch(text):
         bad_input(f"{field} must have at most {_WHOLE_DIGITS_MAX} digits, got {text!r}", field)
@@ -100,7 +100,7 @@ def whole(text: str, field: str, least: int = 0) -> int:
     return int(text)
 
 
-def moment(text: str | None, field: str) -> datetime | None:
+def timestamp(text: str | None, field: str) -> datetime | None:
     """A time in ISO 8601 with its zone, such as `2026-01-31T12:00:00Z`."""
     if text is None:
         return None

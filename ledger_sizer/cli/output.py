@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ledger_sizer.cli.errors import Failure
-from ledger_sizer.model.units import plain
+from ledger_sizer.model.units import decimal_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,7 +66,7 @@ def write(text: str) -> None:
     sys.stdout.write(f"{text}\n")
 
 
-def remark(text: str) -> None:
+def note(text: str) -> None:
     """A line beside the result, on standard error, so that it never mixes with data."""
     sys.stderr.write(f"{text}\n")
 
@@ -162,7 +162,7 @@ def _column_texts(column: Column, cells: Sequence[Cell]) -> list[str]:
 
 
 def _places(value: Decimal) -> int:
-    return len(plain(value).partition(".")[2])
+    return len(decimal_text(value).partition(".")[2])
 
 
 def _cell_text(cell: Cell, places: int) -> str:
@@ -176,7 +176,7 @@ def _cell_text(cell: Cell, places: int) -> str:
 
 def figure(value: Decimal, places: int = 0) -> str:
     """Every digit of `value` and at least so many decimals; with thousands separators for a person."""
-    whole, _, fraction = plain(value).partition(".")
+    whole, _, fraction = decimal_text(value).partition(".")
     if on_terminal() and whole != "-0":
         whole = f"{int(whole):,}"
     fraction = f"{fraction:0<{places}}"
@@ -215,7 +215,7 @@ def _rich_table(columns: Sequence[Column], texts: Sequence[Sequence[str]], right
     console.print(grid)
     hidden = [column.title for number, column in enumerate(columns) if number not in shown]
     if hidden:
-        remark(f"not shown on {console.width} columns: {', '.join(hidden)}")
+        note(f"not shown on {console.width} columns: {', '.join(hidden)}")
 
 
 def _style(column: Column, text: str) -> str:

@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from ledger_sizer.dashboard import formatting
-from ledger_sizer.dashboard.labels import told
+from ledger_sizer.dashboard.labels import decision_label
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,7 +39,7 @@ _SCOPES_SHARE = 3
 _DRIFTS_MAX = 5
 
 
-def rendered(
+def render_overview(
     overview: "Overview", *, source: str, width: int, height: int | None, trouble: str = ""
 ) -> "RenderableType":
     """The picture. height: rows to fit into, None for all there is. trouble: why it is not of now, if it is not."""
@@ -80,11 +80,11 @@ def _sum(detail: "Detail", now: datetime) -> "Text":
     from rich.text import Text
 
     whole = detail.whole
-    text = Text.assemble((detail.name, "bold"), "  ", _styled(formatting.standing(whole, now)))
+    text = Text.assemble((detail.name, "bold"), "  ", _styled(formatting.status_label(whole, now)))
     for name, figure in (
         ("exposure", formatting.money(whole.exposure)),
         ("cap", formatting.money(whole.cap)),
-        ("headroom", formatting.room(whole.headroom)),
+        ("headroom", formatting.money_floor(whole.headroom)),
         ("open", formatting.money(whole.open)),
         ("held", formatting.money(whole.held)),
     ):
@@ -134,10 +134,10 @@ def _scopes(overview: "Overview", detail: "Detail", rows: int) -> "Table":
             _bar(scope),
             formatting.money(scope.exposure),
             formatting.money(scope.cap),
-            formatting.room(scope.headroom),
+            formatting.money_floor(scope.headroom),
             formatting.money(scope.open),
             formatting.money(scope.held),
-            _styled(formatting.standing(scope, overview.read_at)),
+            _styled(formatting.status_label(scope, overview.read_at)),
         )
     return table
 
@@ -204,7 +204,7 @@ def _decisions(detail: "Detail", rows: int) -> "Table":
     for decision in detail.decisions.items[:rows]:
         table.add_row(
             str(decision.seq), formatting.clock(decision.decided_at), decision.command, _styled(decision.outcome),
-            _plain(told(decision)),
+            _plain(decision_label(decision)),
         )  # fmt: skip
     return table
 

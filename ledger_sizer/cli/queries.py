@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.options import (
     AnyPortfolio,
     CommandName,
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 _NEVER_DENIED = {3: ""}
 
-EXPOSURE_HELP = teach("exposure", "exposure --portfolio main --json", "exposure --as-of 1", exits=_NEVER_DENIED)
+EXPOSURE_HELP = help_epilog("exposure", "exposure --portfolio main --json", "exposure --as-of 1", exits=_NEVER_DENIED)
 
 
 def exposure(
@@ -51,7 +51,7 @@ def exposure(
     from ledger_sizer.cli.ledger_session import ledger_at
 
     is_seq = as_of is not None and as_of.isascii() and as_of.isdigit()
-    moment = options.whole(as_of or "", "as_of") if is_seq else options.moment(as_of, "as_of")
+    moment = options.whole_number(as_of or "", "as_of") if is_seq else options.timestamp(as_of, "as_of")
     with ledger_at(database_url) as ledger:
         found = ledger.exposure(portfolio, as_of=moment)
     if as_json:
@@ -88,7 +88,7 @@ def _used(row: "ScopeExposure") -> str | None:
     return f"{percent} %"
 
 
-POSITIONS_HELP = teach(
+POSITIONS_HELP = help_epilog(
     "positions --state live",
     "positions --portfolio main --tag venue=bybit --limit 20",
     "positions --all --json",
@@ -113,7 +113,7 @@ def positions(
     from ledger_sizer.cli.ledger_session import ledger_at
 
     wanted = options.tags(tag) or None
-    rows = options.whole(limit, "limit")
+    rows = options.whole_number(limit, "limit")
     with ledger_at(database_url) as ledger:
 
         def page_at(cursor: str | None) -> "Page[Position]":
@@ -149,7 +149,7 @@ def _position_row(position: "Position") -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
-HISTORY_HELP = teach(
+HISTORY_HELP = help_epilog(
     "history --limit 20",
     "history --outcome denied --reason cap_exceeded --since 2026-01-01T00:00:00Z",
     "history --symbol BTC --strategy funding --all --json",
@@ -199,11 +199,11 @@ def history(
         "outcome": outcome,
         "reason": reason,
         "position_id": position_id,
-        "since": options.moment(since, "since"),
-        "until": options.moment(until, "until"),
+        "since": options.timestamp(since, "since"),
+        "until": options.timestamp(until, "until"),
         "ascending": ascending,
     }
-    rows = options.whole(limit, "limit")
+    rows = options.whole_number(limit, "limit")
     if out is not None and export is None:
         errors.bad_input("--out names the file of an export; say --export csv or --export ndjson", "out")
     with ledger_at(database_url) as ledger:
@@ -278,10 +278,10 @@ def _table_pages(
     pages = list(_pages(page_at, cursor, everything))
     output.table(columns, [row(item) for page in pages for item in page.items], empty=empty)
     if pages[-1].cursor is not None:
-        output.remark(f"more: --cursor {pages[-1].cursor}, or --all")
+        output.note(f"more: --cursor {pages[-1].cursor}, or --all")
 
 
-EXPLAIN_HELP = teach("explain main-17", "explain 17 --portfolio main --json", exits=_NEVER_DENIED)
+EXPLAIN_HELP = help_epilog("explain main-17", "explain 17 --portfolio main --json", exits=_NEVER_DENIED)
 
 
 def explain(
@@ -301,7 +301,7 @@ def explain(
     from ledger_sizer.cli.ledger_session import ledger_at
 
     is_seq = reference.isascii() and reference.isdigit()
-    wanted = options.whole(reference, "seq") if is_seq else reference
+    wanted = options.whole_number(reference, "seq") if is_seq else reference
     with ledger_at(database_url) as ledger:
         found = ledger.explain(wanted, portfolio)
     if as_json:

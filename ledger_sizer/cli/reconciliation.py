@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Key, Limit, Note, Portfolio, Scope
 from ledger_sizer.cli.output import Column
 
@@ -28,7 +28,7 @@ DriftKindName = Literal[
     "balance_below_holds", "late_fill", "expired_hold",
 ]  # fmt: skip
 
-RECONCILE_HELP = teach(
+RECONCILE_HELP = help_epilog(
     "reconcile --dry-run", "reconcile --json", exits={1: "failure, or an account was not fetched", 3: ""}
 )
 
@@ -49,7 +49,7 @@ def _reconciler(url: str | None) -> "Iterator[Reconciler]":
 
     from ledger_sizer.exchanges.accounts import open_accounts
     from ledger_sizer.reconcile.alerts import Alerts
-    from ledger_sizer.reconcile.inspection import LookHere
+    from ledger_sizer.reconcile.inspection import LocalInspector
     from ledger_sizer.reconcile.run import Reconciler
 
     with _desk(url) as (settings, ledger, engine), ExitStack() as at_the_end:
@@ -58,7 +58,7 @@ def _reconciler(url: str | None) -> "Iterator[Reconciler]":
             at_the_end.callback(account.close)
         alerts = Alerts(engine, settings.reconcile)
         at_the_end.callback(alerts.close)
-        yield Reconciler(ledger, engine, LookHere(engine, accounts, settings), settings, observe=[alerts.observe])
+        yield Reconciler(ledger, engine, LocalInspector(engine, accounts, settings), settings, observe=[alerts.observe])
 
 
 def reconcile(
@@ -106,7 +106,7 @@ def _show_run(run: "Run") -> None:
 
 drifts = typer.Typer(rich_markup_mode=None)
 
-DRIFTS_HELP = teach("drifts list --state live", "drifts ignore 1 --reason 'known to ops'", exits=_NEVER_DENIED)
+DRIFTS_HELP = help_epilog("drifts list --state live", "drifts ignore 1 --reason 'known to ops'", exits=_NEVER_DENIED)
 
 
 @drifts.callback(epilog=DRIFTS_HELP)
@@ -117,7 +117,7 @@ def group() -> None:
     """
 
 
-@drifts.command("list", epilog=teach("drifts list --state live --json", exits=_NEVER_DENIED))
+@drifts.command("list", epilog=help_epilog("drifts list --state live --json", exits=_NEVER_DENIED))
 def list_drifts(
     portfolio: AnyPortfolio = None,
     state: Annotated[DriftStateName | None, typer.Option("--state", help="live: open or confirmed.")] = None,
@@ -132,9 +132,9 @@ def list_drifts(
     from ledger_sizer.wire.reconciliation import drift_to_json
 
     with _desk(database_url) as (_, _, engine):
-        page = rows.listed(
+        page = rows.list_drifts(
             engine, portfolios=None if portfolio is None else [portfolio], state=state, kind=kind, cursor=cursor,
-            limit=options.whole(limit, "limit"),
+            limit=options.whole_number(limit, "limit"),
         )  # fmt: skip
     if as_json:
         output.write_json_list((drift_to_json(drift) for drift in page), lambda: page.cursor)
@@ -151,7 +151,7 @@ def list_drifts(
         empty="no drifts",
     )  # fmt: skip
     if page.cursor is not None:
-        output.remark(f"more: --cursor {page.cursor}")
+        output.note(f"more: --cursor {page.cursor}")
     return 0
 
 
@@ -160,7 +160,7 @@ Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept
 Actor = Annotated[str | None, typer.Option("--actor", metavar="NAME", help="Who; else the user who runs this.")]
 
 
-@drifts.command("adopt", epilog=teach("drifts adopt 1 --reason 'opened by hand'", exits=_NEVER_DENIED))
+@drifts.command("adopt", epilog=help_epilog("drifts adopt 1 --reason 'opened by hand'", exits=_NEVER_DENIED))
 def adopt(
     drift: DriftId,
     reason: Reason,
@@ -176,7 +176,7 @@ def adopt(
     return _act("adopt", drift, reason, actor, as_json, database_url, price)
 
 
-@drifts.command("ignore", epilog=teach("drifts ignore 1 --reason 'not ours'", exits=_NEVER_DENIED))
+@drifts.command("ignore", epilog=help_epilog("drifts ignore 1 --reason 'not ours'", exits=_NEVER_DENIED))
 def ignore(
     drift: DriftId, reason: Reason, actor: Actor = None, as_json: Json = False, database_url: DatabaseUrl = None
 ) -> int:
@@ -184,7 +184,7 @@ def ignore(
     return _act("ignore", drift, reason, actor, as_json, database_url)
 
 
-@drifts.command("close", epilog=teach("drifts close 1 --reason 'should not be there'", exits=_NEVER_DENIED))
+@drifts.command("close", epilog=help_epilog("drifts close 1 --reason 'should not be there'", exits=_NEVER_DENIED))
 def close(
     drift: DriftId, reason: Reason, actor: Actor = None, as_json: Json = False, database_url: DatabaseUrl = None
 ) -> int:
@@ -192,7 +192,7 @@ def close(
     return _act("close", drift, reason, actor, as_json, database_url)
 
 
-@drifts.command("trust", epilog=teach("drifts trust --note 'no reconciliation any more'", exits=_NEVER_DENIED))
+@drifts.command("trust", epilog=help_epilog("drifts trust --note 'no reconciliation any more'", exits=_NEVER_DENIED))
 def trust(
     portfolio: Portfolio = "main",
     scope: Scope = "portfolio",
@@ -205,12 +205,12 @@ def trust(
 
     What a drift froze stays frozen. Where a reconciliation is scheduled, its next good run sets an end again.
     """
-    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.cli.ledger_session import new_key, run_verb
     from ledger_sizer.model.commands import Reconciled
 
     key = new_key() if key is None else key
     command = Reconciled(key=key, portfolio=portfolio, fresh_until=None, scope=scope, note=note)
-    return act(command, url=database_url, as_json=as_json)
+    return run_verb(command, url=database_url, as_json=as_json)
 
 
 def _act(
@@ -221,7 +221,7 @@ def _act(
     from ledger_sizer.reconcile.operator import Operator
     from ledger_sizer.wire.reconciliation import drift_to_json
 
-    number, exact = options.whole(drift, "drift"), options.optional_decimal(price, "price")
+    number, exact = options.whole_number(drift, "drift"), options.optional_decimal(price, "price")
     with _desk(url) as (_, ledger, engine):
         done = Operator(ledger, engine).act(action, number, actor=actor or getuser(), reason=reason, price=exact)
     if as_json:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.options import Json
 
 if TYPE_CHECKING:
     from ledger_sizer.replay import Plan, Report, Source
 
-REPLAY_HELP = teach(
+REPLAY_HELP = help_epilog(
     "replay --bars 90",
     "replay --bots 20 --cap 20000 --seed 11 --bars 60 --json",
     exits={1: "failure, or the ledger it made does not verify", 3: ""},
@@ -73,21 +73,21 @@ def replay(
     from ledger_sizer.replay import file_source, generated_source
 
     plan = _plan(bots, cap, venue_cap, max_position, seed)
-    count = None if bars is None else options.whole(bars, "bars", least=1)
+    count = None if bars is None else options.whole_number(bars, "bars", least=1)
     source = generated_source(plan.seed, count) if file is None else file_source(file, count)
     target = KEPT_URL if keep and database_url is None else database_url
     report = _replayed(source, plan, target, as_json=as_json)
     if as_json:
-        from ledger_sizer.replay.report_json import document
+        from ledger_sizer.replay.report_json import report_document
 
-        output.write_json(document(report))
+        output.write_json(report_document(report))
     else:
         _show(report)
         if target is not None:
             from sqlalchemy.engine import make_url
 
             where = make_url(target).render_as_string(hide_password=True)
-            output.remark(f"kept; look at it with: ledger-sizer history -p replay-dynamic --database-url {where}")
+            output.note(f"kept; look at it with: ledger-sizer history -p replay-dynamic --database-url {where}")
     return errors.DONE if report.ok else errors.FAILED
 
 
@@ -102,13 +102,13 @@ def _plan(bots: str, cap: str | None, venue_cap: str | None, max_position: str |
     settings = loaded_settings()
     cap_usd = given(cap, "cap", settings.sizing.max_portfolio_exposure)
     return Plan(
-        bots=options.whole(bots, "bots"),
+        bots=options.whole_number(bots, "bots"),
         cap=cap_usd,
         venue_cap=given(venue_cap, "venue_cap", usual_venue_cap(cap_usd)),
         max_position=given(max_position, "max_position", settings.trading.max_position_size_usd),
         min_fraction=settings.sizing.min_allocation_fraction,
         max_fraction=settings.sizing.max_allocation_fraction,
-        seed=options.whole(seed, "seed"),
+        seed=options.whole_number(seed, "seed"),
     )
 
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledger_sizer.cli import output
-from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.options import DatabaseUrl, Json
 
 if TYPE_CHECKING:
     from ledger_sizer.config import AppSettings
 
-SERVE_HELP = teach("serve", "serve --port 0 --database-url sqlite:///ledger.db", exits={3: ""})
+SERVE_HELP = help_epilog("serve", "serve --port 0 --database-url sqlite:///ledger.db", exits={3: ""})
 
 
 def serve(
@@ -41,12 +41,12 @@ def serve(
 
     from ledger_sizer.api import create_app
     from ledger_sizer.api.server import address_of, listen, make_server
-    from ledger_sizer.service.bootstrap import running
+    from ledger_sizer.service.bootstrap import running_components
     from ledger_sizer.telemetry import get_logger
 
     log = get_logger("ledger_sizer.serve")
     disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's default doubles the number of series
-    with running(settings) as parts, listen(settings.service) as listening:
+    with running_components(settings) as parts, listen(settings.service) as listening:
         app = create_app(
             parts.ledger,
             settings.service,

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
 from ledger_sizer.model.errors import LedgerError
 
 if TYPE_CHECKING:
-    from ledger_sizer.model.overview import Look, Overview
+    from ledger_sizer.model.overview import Overview, OverviewQuery
 
     Read = Callable[[], Overview]
 
 KEY_VARIABLE = "LEDGER_SIZER_API_KEY"
-TOP_HELP = teach("top --once", "top --once --json --portfolio main", exits={3: ""})
+TOP_HELP = help_epilog("top --once", "top --once --json --portfolio main", exits={3: ""})
 
 _ROWS = 50
 _SECONDS_MIN, _SECONDS_MAX = 0.1, 3600
@@ -43,9 +43,9 @@ def top(
     Looks at a service (--url) or at a database. One portfolio is shown in full, the first unless one is named. --json
     prints one look.
     """
-    from ledger_sizer.model.overview import Look
+    from ledger_sizer.model.overview import OverviewQuery
 
-    look = Look(portfolio, rows=_ROWS, hours=options.whole(hours, "hours"))
+    look = OverviewQuery(portfolio, rows=_ROWS, hours=options.whole_number(hours, "hours"))
     seconds = _seconds(interval)
     with _reader(url, database_url, look) as (read, source):
         if as_json:
@@ -67,32 +67,32 @@ def _seconds(text: str) -> float:
 
 
 @contextmanager
-def _reader(url: str | None, database_url: str | None, look: "Look") -> "Iterator[tuple[Read, str]]":
+def _reader(url: str | None, database_url: str | None, look: "OverviewQuery") -> "Iterator[tuple[Read, str]]":
     """How to look, and at what."""
     if url is not None:
         if database_url is not None:
             errors.bad_input("give --url or --database-url, not both", "url")
-        from ledger_sizer.client import LedgerClient, Patience
+        from ledger_sizer.client import LedgerClient, RetryPolicy
 
-        patience = Patience(attempts_max=2, give_up_seconds=3)
+        patience = RetryPolicy(attempts_max=2, give_up_seconds=3)
         with LedgerClient(url, os.environ.get(KEY_VARIABLE), patience=patience) as client:
             yield lambda: client.overview(look), client.base_url
         return
     from ledger_sizer.cli.ledger_session import ledger_at
     from ledger_sizer.storage.database import database_url as parsed
-    from ledger_sizer.storage.database import shown
+    from ledger_sizer.storage.database import redacted_url
 
     with ledger_at(database_url) as ledger:
-        yield lambda: ledger.overview(look), shown(parsed(database_url or ledger.settings.ledger.database_url))
+        yield lambda: ledger.overview(look), redacted_url(parsed(database_url or ledger.settings.ledger.database_url))
 
 
 def _print(overview: "Overview", source: str) -> None:
     from rich.console import Console
 
-    from ledger_sizer.cli.overview_screen import rendered
+    from ledger_sizer.cli.overview_screen import render_overview
 
     console = Console(highlight=False, markup=False, emoji=False, width=None if output.on_terminal() else 160)
-    console.print(rendered(overview, source=source, width=console.width, height=None))
+    console.print(render_overview(overview, source=source, width=console.width, height=None))
 
 
 def _watch(read: "Read", source: str, seconds: float) -> None:
@@ -100,7 +100,7 @@ def _watch(read: "Read", source: str, seconds: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from ledger_sizer.cli.overview_screen import rendered
+    from ledger_sizer.cli.overview_screen import render_overview
 
     console = Console(highlight=False, markup=False, emoji=False)
     overview = read()
@@ -109,7 +109,7 @@ def _watch(read: "Read", source: str, seconds: float) -> None:
         with Live(console=console, auto_refresh=False, screen=True) as display:
             while True:
                 size = {"width": console.width, "height": console.height}
-                display.update(rendered(overview, source=source, trouble=trouble, **size), refresh=True)
+                display.update(render_overview(overview, source=source, trouble=trouble, **size), refresh=True)
                 time.sleep(seconds)
                 try:
                     overview, trouble = read(), ""

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from ledger_sizer.cli import options
-from ledger_sizer.cli.help_text import teach
+from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.options import DatabaseUrl, Json, Key, Legs, Note, Portfolio, PositionId, Tag
 
 SPOT = "BTC/USDT,0.0001,100,0.0001,5"
@@ -13,7 +13,7 @@ PERP = "BTC/USDT:USDT,0.001,100,0.001,5"
 
 _OKX_PERP = '{"symbol": "BTC-USDT-SWAP", "min_qty": 1, "max_qty": 9000, "qty_step": 1, "contract_size": 0.01}'
 
-RESERVE_HELP = teach(
+RESERVE_HELP = help_epilog(
     "reserve --tag venue=bybit --tag symbol=BTC --signal-score 0.9",
     f"reserve --signal-score 0.9 --price 50000 --balance 10000 --ttl 30 \\\n      --spot {SPOT} --perp {PERP}",
     f"reserve --price 50000 --spot {SPOT} \\\n      --perp '{_OKX_PERP}'",
@@ -72,7 +72,7 @@ def reserve(
     Grants what fits under the caps of the portfolio and of every tag, and holds it until it is confirmed, released or
     expired. With both instruments and a price it also answers the quantity both legs accept.
     """
-    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.cli.ledger_session import new_key, run_verb
     from ledger_sizer.model.commands import Reserve
 
     command = Reserve(
@@ -89,10 +89,10 @@ def reserve(
         ttl_seconds=options.optional_decimal(ttl, "ttl_seconds"),
         dry_run=dry_run,
     )
-    return act(command, url=database_url, as_json=as_json, create=True)
+    return run_verb(command, url=database_url, as_json=as_json, create=True)
 
 
-CONFIRM_HELP = teach(
+CONFIRM_HELP = help_epilog(
     "confirm main-17 --quantity 0.018 --price 50100 --spot-price 50000",
     "confirm main-17 --quantity 0.018 --price 50100 \\\n      --leg bybit,BTC/USDT,spot,buy,0.018,50000"
     " --leg okx,BTC-USDT-SWAP,swap,sell,0.018,50100",
@@ -116,7 +116,7 @@ def confirm(
     It counts quantity x price from now on, and the rest of its hold is freed. A fill is a fact: it is recorded also
     when the hold has expired, or when it lands above the cap (the excess is overage and stops new grants).
     """
-    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.cli.ledger_session import new_key, run_verb
     from ledger_sizer.model.commands import Confirm
 
     command = Confirm(
@@ -127,10 +127,10 @@ def confirm(
         spot_price=options.optional_decimal(spot_price, "spot_price"),
         legs=options.legs(leg),
     )
-    return act(command, url=database_url, as_json=as_json)
+    return run_verb(command, url=database_url, as_json=as_json)
 
 
-RELEASE_HELP = teach("release main-17", "release main-18 --quantity 0.008 --key cycle-17/BTC/exit")
+RELEASE_HELP = help_epilog("release main-17", "release main-18 --quantity 0.008 --key cycle-17/BTC/exit")
 
 
 def release(
@@ -146,7 +146,7 @@ def release(
 
     Works also while the portfolio is halted or above its cap.
     """
-    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.cli.ledger_session import new_key, run_verb
     from ledger_sizer.model.commands import Release
 
     command = Release(
@@ -154,10 +154,10 @@ def release(
         position_id=position_id,
         quantity=options.optional_decimal(quantity, "quantity"),
     )
-    return act(command, url=database_url, as_json=as_json)
+    return run_verb(command, url=database_url, as_json=as_json)
 
 
-EXTEND_HELP = teach("extend main-17 --ttl 120", exits={3: "denied: the portfolio or a scope is halted"})
+EXTEND_HELP = help_epilog("extend main-17 --ttl 120", exits={3: "denied: the portfolio or a scope is halted"})
 
 
 def extend(
@@ -170,7 +170,7 @@ def extend(
     database_url: DatabaseUrl = None,
 ) -> int:
     """Let a hold live longer; never shorter than it would anyway."""
-    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.cli.ledger_session import new_key, run_verb
     from ledger_sizer.model.commands import Extend
 
     command = Extend(
@@ -178,10 +178,10 @@ def extend(
         position_id=position_id,
         ttl_seconds=options.optional_decimal(ttl, "ttl_seconds"),
     )
-    return act(command, url=database_url, as_json=as_json)
+    return run_verb(command, url=database_url, as_json=as_json)
 
 
-ADOPT_HELP = teach(
+ADOPT_HELP = help_epilog(
     "adopt --tag venue=bybit --tag symbol=ETH --quantity 0.5 --price 3000 \\\n      --note 'opened by hand'",
     "adopt --quantity 0.5 --price 3000 --leg bybit,ETH/USDT:USDT,swap,sell,0.5,3000",
 )
@@ -202,7 +202,7 @@ def adopt(
 
     A fact like a fill: no cap refuses it, and what stands above a cap afterwards is overage.
     """
-    from ledger_sizer.cli.ledger_session import act, new_key
+    from ledger_sizer.cli.ledger_session import new_key, run_verb
     from ledger_sizer.model.commands import Adopt
 
     command = Adopt(
@@ -214,4 +214,4 @@ def adopt(
         legs=options.legs(leg),
         note=note,
     )
-    return act(command, url=database_url, as_json=as_json, create=True)
+    return run_verb(command, url=database_url, as_json=as_json, create=True)

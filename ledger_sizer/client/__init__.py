@@ -8,7 +8,18 @@ faces      `LedgerClient` and `AsyncLedgerClient`, which only send bytes and wai
 
 from ledger_sizer.client.clients import AsyncLedgerClient, LedgerClient
 from ledger_sizer.client.responses import NotUnderstood
-from ledger_sizer.client.retry import Patience
+from ledger_sizer.client.retry import RetryPolicy
 from ledger_sizer.wire.problems import Forbidden, Unauthenticated
 
-__all__ = ["AsyncLedgerClient", "Forbidden", "LedgerClient", "NotUnderstood", "Patience", "Unauthenticated"]
+Patience = RetryPolicy
+"""The name of `RetryPolicy` until 0.1; the clients' argument is still called `patience`."""
+
+__all__ = [
+    "AsyncLedgerClient",
+    "Forbidden",
+    "LedgerClient",
+    "NotUnderstood",
+    "Patience",
+    "RetryPolicy",
+    "Unauthenticated",
+]

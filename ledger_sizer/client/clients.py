@@ -18,8 +18,8 @@ from pydantic import SecretStr
 
 from ledger_sizer.client import endpoints, reconciliation
 from ledger_sizer.client.endpoints import Call, Calls
-from ledger_sizer.client.responses import Lost, Reply
-from ledger_sizer.client.retry import Patience, Steps, Wait, conversation
+from ledger_sizer.client.responses import ConnectionLost, Response
+from ledger_sizer.client.retry import RetryPolicy, Steps, Wait, retrying
 from ledger_sizer.model import commands
 from ledger_sizer.model.errors import Closed, InvalidRequest
 from ledger_sizer.verbs.hold import AsyncHold, Hold
@@ -41,12 +41,12 @@ class _Face:
     def __init__(
         self,
         base_url: str,
-        patience: Patience | None,
+        patience: RetryPolicy | None,
         clock: Callable[[], float],
         chance: Callable[[], float],
     ) -> None:
         self.base_url = _checked_url(base_url)
-        self.patience = patience or Patience()
+        self.patience = patience or RetryPolicy()
         self._clock = clock
         self._chance = chance
 
@@ -67,7 +67,7 @@ class _Face:
         }
 
     def _conversation(self, calls: Calls[T]) -> Steps[T]:
-        return conversation(calls, self.patience, clock=self._clock, chance=self._chance)
+        return retrying(calls, self.patience, clock=self._clock, chance=self._chance)
 
 
 def _checked_url(base_url: str) -> str:
@@ -131,7 +131,7 @@ class LedgerClient(_Face):
         api_key: str | SecretStr | None = None,
         *,
         timeout_seconds: float = TIMEOUT_SECONDS,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
         chance: Callable[[], float] = random.random,
@@ -191,7 +191,7 @@ class LedgerClient(_Face):
 
     def _carry_out(self, steps: Steps[T]) -> T:
         """Send and wait as the conversation asks, and return its result."""
-        outcome: Reply | Lost | None = None
+        outcome: Response | ConnectionLost | None = None
         try:
             while True:
                 step = steps.send(outcome)
@@ -204,7 +204,7 @@ class LedgerClient(_Face):
             result: T = end.value
             return result
 
-    def _send(self, call: Call[Any]) -> Reply | Lost:
+    def _send(self, call: Call[Any]) -> Response | ConnectionLost:
         if self._http.is_closed:
             raise Closed("the client is closed; open it again")
         try:
@@ -240,7 +240,7 @@ class AsyncLedgerClient(_Face):
         api_key: str | SecretStr | None = None,
         *,
         timeout_seconds: float = TIMEOUT_SECONDS,
-        patience: Patience | None = None,
+        patience: RetryPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
@@ -297,7 +297,7 @@ class AsyncLedgerClient(_Face):
 
     async def _carry_out(self, steps: Steps[T]) -> T:
         """Send and wait as the conversation asks, and return its result."""
-        outcome: Reply | Lost | None = None
+        outcome: Response | ConnectionLost | None = None
         try:
             while True:
                 step = steps.send(outcome)
@@ -310,7 +310,7 @@ class AsyncLedgerClient(_Face):
             result: T = end.value
             return result
 
-    async def _send(self, call: Call[Any]) -> Reply | Lost:
+    async def _send(self, call: Call[Any]) -> Response | ConnectionLost:
         if self._http.is_closed:
             raise Closed("the client is closed; open it again")
         try:
@@ -331,10 +331,10 @@ class AsyncLedgerClient(_Face):
         await self.close()
 
 
-def _reply(response: httpx.Response) -> Reply:
+def _reply(response: httpx.Response) -> Response:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Reply(response.status_code, headers, response.content)
+    return Response(response.status_code, headers, response.content)
 
 
-def _lost(error: Exception) -> Lost:
-    return Lost(f"{type(error).__name__} {error}".strip())
+def _lost(error: Exception) -> ConnectionLost:
+    return ConnectionLost(f"{type(error).__name__} {error}".strip())

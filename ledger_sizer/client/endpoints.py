@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar, Unpack
 from urllib.parse import quote
 
-from ledger_sizer.client.responses import NotUnderstood, Reply, decision_of, results_of, value_of
+from ledger_sizer.client.responses import NotUnderstood, Response, decision_of, results_of, value_of
 from ledger_sizer.model.command_base import portfolio_name
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
@@ -24,13 +24,13 @@ from ledger_sizer.model.domain import (
     split_position_id,
 )
 from ledger_sizer.model.errors import InvalidRequest, LedgerError
-from ledger_sizer.model.overview import Look, Overview
+from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.rules.explain import explain as explained
 from ledger_sizer.wire.batch import BATCH_MAX
-from ledger_sizer.wire.http_calls import batch_form, call_of
-from ledger_sizer.wire.overviews import look_to_query, overview_from_json
+from ledger_sizer.wire.http_calls import batch_form, http_call_of
+from ledger_sizer.wire.overviews import overview_from_json, overview_query_to_params
 from ledger_sizer.wire.responses import (
     decision_from_json,
     exposure_from_json,
@@ -54,7 +54,7 @@ class Call(Generic[T]):
 
     method: str
     path: str
-    read: Callable[[Reply], T]
+    read: Callable[[Response], T]
     query: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     body: str | None = None
@@ -86,7 +86,7 @@ def run(command: AnyCommand) -> Calls[Decision]:
             raise result
         decision: Decision = result
         return decision
-    call = call_of(command)
+    call = http_call_of(command)
     # A dry run records nothing, so its key need not travel.
     sent = command if _fits_a_header(command.key) else replace(command, key="dry-run")
     found: Decision = yield Call(
@@ -255,9 +255,9 @@ def decision(seq: int, portfolio: str = "main") -> Calls[Decision]:
     return found
 
 
-def overview(look: Look | None = None) -> Calls[Overview]:
+def overview(look: OverviewQuery | None = None) -> Calls[Overview]:
     """One picture of the ledger at one moment: all portfolios this key may see, and one of them in full."""
-    query = look_to_query(look or Look())
+    query = overview_query_to_params(look or OverviewQuery())
     found: Overview = yield Call("GET", "/v1/overview", lambda reply: value_of(reply, overview_from_json), query)
     return found
 

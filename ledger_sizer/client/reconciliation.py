@@ -10,7 +10,7 @@ from ledger_sizer.client.responses import value_of
 from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
-from ledger_sizer.model.units import plain
+from ledger_sizer.model.units import decimal_text
 from ledger_sizer.wire.reconciliation import drift_from_json, run_from_json
 from ledger_sizer.wire.responses import page_from_json
 
@@ -52,7 +52,11 @@ def drifts(
 
 def adopt_drift(drift_id: int, *, reason: str, price: Decimal | None = None) -> Calls[Drift]:
     """Make the ledger say what the exchange shows. price: USD per base unit, where the exchange named none."""
-    return (yield from _decide(drift_id, "adopt", {"reason": reason, "price": None if price is None else plain(price)}))
+    return (
+        yield from _decide(
+            drift_id, "adopt", {"reason": reason, "price": None if price is None else decimal_text(price)}
+        )
+    )
 
 
 def ignore_drift(drift_id: int, *, reason: str) -> Calls[Drift]:

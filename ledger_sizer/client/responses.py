@@ -23,7 +23,7 @@ _RETRY_AFTER_SECONDS_MAX = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class Response:
     """An HTTP answer that arrived whole. headers: names in lower case."""
 
     status: int
@@ -32,7 +32,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class ConnectionLost:
     """No answer: the connection could not be made, broke, or took too long. what: the transport's own words."""
 
     what: str
@@ -45,16 +45,16 @@ class Lost:
         return Unavailable(f"no answer to {method} {path}: {self.what}; {told}")
 
 
-def retry_after_seconds(reply: Reply) -> float | None:
+def retry_after_seconds(reply: Response) -> float | None:
     """The pause the service asked for, in seconds; None without one. A date, or nonsense, counts as none."""
     text = reply.headers.get("retry-after", "").strip()
     return min(float(text), _RETRY_AFTER_SECONDS_MAX) if text.isascii() and text.isdigit() else None
 
 
-def worth_retrying(outcome: Reply | Lost, error: LedgerError) -> bool:
+def worth_retrying(outcome: Response | ConnectionLost, error: LedgerError) -> bool:
     """Whether asking again may help. Never after a denial, or after a refusal that the service explained."""
-    if isinstance(outcome, Lost) or isinstance(error, NotUnderstood):
-        return isinstance(outcome, Lost) or outcome.status in _SAFE_TO_REPEAT or outcome.status < 400
+    if isinstance(outcome, ConnectionLost) or isinstance(error, NotUnderstood):
+        return isinstance(outcome, ConnectionLost) or outcome.status in _SAFE_TO_REPEAT or outcome.status < 400
     return error.retryable
 
 
@@ -62,14 +62,14 @@ class NotUnderstood(Unavailable):
     """What answered makes no sense as a ledger-sizer service, so nothing is known of the outcome."""
 
 
-def value_of(reply: Reply, convert: Callable[[Any], T]) -> T:
+def value_of(reply: Response, convert: Callable[[Any], T]) -> T:
     """What a successful reply holds, converted; or raise the error it tells."""
     if reply.status not in _DONE:
         raise _told(reply)
     return _read(reply, _read(reply, reply.body, read_json), convert)
 
 
-def decision_of(reply: Reply, command: AnyCommand) -> Decision:
+def decision_of(reply: Response, command: AnyCommand) -> Decision:
     """The decision a reply holds: granted or applied with a 2xx, denied with a 409, and about this very command."""
     if reply.status in _DONE:
         decision = value_of(reply, decision_from_json)
@@ -80,7 +80,7 @@ def decision_of(reply: Reply, command: AnyCommand) -> Decision:
     raise error
 
 
-def results_of(reply: Reply, commands: Sequence[AnyCommand], *, atomic: bool) -> list[Result]:
+def results_of(reply: Response, commands: Sequence[AnyCommand], *, atomic: bool) -> list[Result]:
     """A batch's answer: one result for every command, in order. What ended the whole batch is raised."""
     denied = False
     if atomic and reply.status == 409:
@@ -106,7 +106,7 @@ def _results(form: Any) -> list[Any]:
     return items
 
 
-def _result(reply: Reply, item: Any, command: AnyCommand) -> Result:
+def _result(reply: Response, item: Any, command: AnyCommand) -> Result:
     """One place of a batch's answer: the decision of its command, or the error it met."""
     decision = item.get("decision") if isinstance(item, Mapping) else None
     if isinstance(decision, Mapping) and item.get("status") in _DONE:
@@ -118,7 +118,7 @@ def _result(reply: Reply, item: Any, command: AnyCommand) -> Result:
     raise NotUnderstood(_what_arrived(reply, "one of its results is neither a decision nor a problem"))
 
 
-def _checked(decision: Decision, command: AnyCommand, reply: Reply, *, denied: bool) -> Decision:
+def _checked(decision: Decision, command: AnyCommand, reply: Response, *, denied: bool) -> Decision:
     """The decision, if it answers `command` and is whole; everything else is not understood."""
     asked = (command.verb, command.key, command.portfolio)
     if (decision.command, decision.key, decision.portfolio) != asked:
@@ -136,7 +136,7 @@ def _checked(decision: Decision, command: AnyCommand, reply: Reply, *, denied: b
     return decision
 
 
-def _told(reply: Reply) -> LedgerError:
+def _told(reply: Response) -> LedgerError:
     """The error of a reply that is no success: the service's own, or that it was not understood."""
     try:
         problem = read_json(reply.body)
@@ -159,14 +159,14 @@ def _ours(error: LedgerError) -> LedgerError:
     return Unavailable(str(error)) if isinstance(error, Closed) else error
 
 
-def _read(reply: Reply, form: Any, convert: Callable[[Any], T]) -> T:
+def _read(reply: Response, form: Any, convert: Callable[[Any], T]) -> T:
     try:
         return convert(form)
     except (LedgerError, TypeError, KeyError, ValueError, AttributeError) as error:
         raise NotUnderstood(_what_arrived(reply, str(error))) from None
 
 
-def _what_arrived(reply: Reply, why: str) -> str:
+def _what_arrived(reply: Response, why: str) -> str:
     kind = reply.headers.get("content-type", "no content type")[:60]
     size = len(reply.body)
     return f"the answer was not understood ({why}; HTTP {reply.status}, {kind}, {size} bytes); the same key settles it"

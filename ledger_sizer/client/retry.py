@@ -1,6 +1,6 @@
 """How long and how often the client asks again, as one piece of logic for the blocking and the awaitable face.
 
-`conversation` is a generator that does no input or output itself: it yields `Send` and `Wait`, a face carries them out
+`retrying` is a generator that does no input or output itself: it yields `Send` and `Wait`, a face carries them out
 and sends back what came of it. Only what is safe to repeat is repeated: every command carries its key, so asking again
 settles what became of it, and a denial is an answer like any other.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ledger_sizer.client.endpoints import Call, Calls
-from ledger_sizer.client.responses import Lost, Reply, retry_after_seconds, worth_retrying
+from ledger_sizer.client.responses import ConnectionLost, Response, retry_after_seconds, worth_retrying
 from ledger_sizer.model.errors import LedgerError
 
 T = TypeVar("T")
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send this call once, and report the `Reply`, or the `Lost` connection."""
+    """Send this call once, and report the `Response`, or that the connection was lost (`ConnectionLost`)."""
 
     call: Call[Any]
 
@@ -30,12 +30,12 @@ class Wait:
     seconds: float
 
 
-Outcome = Reply | Lost | None
+Outcome = Response | ConnectionLost | None
 """What a face reports: what came of a `Send`, None after a `Wait`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RetryPolicy:
     """When to ask again and when to give up.
 
     attempts_max: how often a call is sent in all. give_up_seconds: no new attempt begins later than this after the
@@ -58,8 +58,8 @@ class Patience:
 Steps = Generator[Send | Wait, Outcome, T]
 
 
-def conversation(
-    calls: Calls[T], patience: Patience, *, clock: Callable[[], float], chance: Callable[[], float]
+def retrying(
+    calls: Calls[T], patience: RetryPolicy, *, clock: Callable[[], float], chance: Callable[[], float]
 ) -> Steps[T]:
     """Everything one method of the client does: its calls, each until it is answered. Returns the method's result.
 
@@ -80,17 +80,17 @@ def conversation(
 
 
 def _until_answered(
-    call: Call[Any], patience: Patience, clock: Callable[[], float], chance: Callable[[], float]
+    call: Call[Any], patience: RetryPolicy, clock: Callable[[], float], chance: Callable[[], float]
 ) -> Steps[Any]:
     """Send a call until it is answered, or until patience ends; then raise the last `LedgerError`."""
     began = clock()
     attempt = 1
     while True:
         outcome = yield Send(call)
-        assert outcome is not None, "a Send is answered by a Reply or by Lost"
+        assert outcome is not None, "a Send is answered by a Response or by ConnectionLost"
         asked = None
         try:
-            if isinstance(outcome, Lost):
+            if isinstance(outcome, ConnectionLost):
                 raise outcome.error(call.method, call.path)
             asked = retry_after_seconds(outcome)
             return call.read(outcome)

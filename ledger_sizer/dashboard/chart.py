@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from ledger_sizer.dashboard.formatting import money
 from ledger_sizer.model.overview import Detail, ExposurePoint
-from ledger_sizer.model.units import exactly
+from ledger_sizer.model.units import exact_arithmetic
 
 WIDTH = 1000
 HEIGHT = 200
@@ -76,13 +76,13 @@ def _x(at: datetime, since: datetime, until: datetime) -> int:
 
 
 def _y(value: Decimal, top: Decimal) -> int:
-    with exactly():
+    with exact_arithmetic():
         return HEIGHT - round(value / top * HEIGHT)
 
 
 def _round_up(value: Decimal) -> Decimal:
     """The next round figure that leaves a little air above: 1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8 or 10 times a power."""
-    with exactly():
+    with exact_arithmetic():
         power = Decimal(10) ** value.adjusted()
         wanted = value * Decimal("1.04") / power
         steps = ("1", "1.2", "1.6", "2", "2.4", "3.2", "4", "6", "8", "10", "12")

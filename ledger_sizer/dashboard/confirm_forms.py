@@ -8,7 +8,7 @@ from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ConfirmForm:
     """Something to be confirmed before it is done.
 
     heading, words: what it is and what it means. post_to: the form's address. back: where `Cancel` leads. button: what
@@ -28,9 +28,9 @@ class Question:
     needs_note: bool = False
 
 
-def ask_halt(portfolio: str, scope: str) -> Question:
+def halt_form(portfolio: str, scope: str) -> ConfirmForm:
     """Halt a scope?"""
-    return Question(
+    return ConfirmForm(
         heading=f"Halt {_named(portfolio, scope)}?",
         words="No new reservation is granted there until it is resumed. Fills, releases and closes always pass.",
         post_to=f"/steer/{portfolio}",
@@ -45,9 +45,9 @@ def ask_halt(portfolio: str, scope: str) -> Question:
     )
 
 
-def ask_resume(portfolio: str, scope: str, status: str) -> Question:
+def resume_form(portfolio: str, scope: str, status: str) -> ConfirmForm:
     """Resume a scope?"""
-    return Question(
+    return ConfirmForm(
         heading=f"Resume {_named(portfolio, scope)}?",
         words=f"It is {status} now. From then on reservations are granted again, up to the cap.",
         post_to=f"/steer/{portfolio}",
@@ -65,9 +65,9 @@ _DRIFT_WORDS = {
 }
 
 
-def ask_about_drift(drift: Drift, action: str) -> Question:
+def drift_form(drift: Drift, action: str) -> ConfirmForm:
     """Adopt, ignore or close a drift? It carries no key: the reconciliation makes one of the drift and its revision."""
-    return Question(
+    return ConfirmForm(
         heading=f"{action.capitalize()} drift {drift.id}?",
         words=f"{drift.title}. {drift.detail.rstrip('.')}. {_DRIFT_WORDS[action]}",
         post_to=f"/drifts/{drift.id}/{action}",

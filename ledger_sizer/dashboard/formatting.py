@@ -5,7 +5,7 @@ from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_UP, Decimal
 
 from ledger_sizer.model.domain import Position, ScopeExposure
 from ledger_sizer.model.overview import DriftLine, share_of_cap
-from ledger_sizer.model.units import exactly, plain
+from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 NONE = "\N{EN DASH}"
 _CENT = Decimal("0.01")
@@ -18,13 +18,13 @@ def money(value: Decimal | None) -> str:
     return NONE if value is None else f"{_cents(value, ROUND_HALF_EVEN):,}"
 
 
-def room(value: Decimal | None) -> str:
+def money_floor(value: Decimal | None) -> str:
     """USD to the cent, rounded down: headroom never looks larger than it is."""
     return NONE if value is None else f"{_cents(value, ROUND_DOWN):,}"
 
 
 def _cents(value: Decimal, rounding: str) -> Decimal:
-    with exactly():
+    with exact_arithmetic():
         return value.quantize(_CENT, rounding)
 
 
@@ -32,7 +32,7 @@ def exact(value: Decimal | None) -> str:
     """A price or a quantity with every digit it has: `50,100.5`."""
     if value is None:
         return NONE
-    whole, _, fraction = plain(value).partition(".")
+    whole, _, fraction = decimal_text(value).partition(".")
     return f"{int(whole):,}" + (f".{fraction}" if fraction else "")
 
 
@@ -40,7 +40,7 @@ def percent(scope: ScopeExposure) -> str:
     """Which part of its cap a scope uses, rounded up: a full cap never looks like a free one."""
     if not scope.cap:
         return NONE
-    with exactly():
+    with exact_arithmetic():
         return f"{(scope.exposure / scope.cap * 100).quantize(Decimal('0.1'), ROUND_UP)}%"
 
 
@@ -56,7 +56,7 @@ def bar(scope: ScopeExposure, width: int) -> tuple[int, int]:
     return opened, used - opened if scope.exposure else 0
 
 
-def standing(scope: ScopeExposure, now: datetime) -> str:
+def status_label(scope: ScopeExposure, now: datetime) -> str:
     """What a new reservation meets in this scope: `active`, or the first thing that denies it."""
     stale = scope.fresh_until is not None and scope.fresh_until <= now
     return "unreconciled" if scope.status == "active" and (scope.frozen or stale) else scope.status

@@ -12,7 +12,7 @@ from ledger_sizer.model.units import usd
 from ledger_sizer.rules.explain import reason_in_words
 
 
-def told(decision: Decision) -> str:
+def decision_label(decision: Decision) -> str:
     """What was decided, and why."""
     if decision.outcome == "denied":
         return reason_in_words(decision)

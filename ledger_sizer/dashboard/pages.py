@@ -10,11 +10,11 @@ from ledger_sizer import __version__
 from ledger_sizer.dashboard import formatting
 from ledger_sizer.dashboard.assets import asset_url
 from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
-from ledger_sizer.dashboard.confirm_forms import Question
-from ledger_sizer.dashboard.labels import told
-from ledger_sizer.model.overview import Look, Overview
+from ledger_sizer.dashboard.confirm_forms import ConfirmForm
+from ledger_sizer.dashboard.labels import decision_label
+from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.rules.explain import Explanation
-from ledger_sizer.wire.overviews import look_to_query
+from ledger_sizer.wire.overviews import overview_query_to_params
 
 BAR_WIDTH = 120
 HOURS = {1: "1 h", 6: "6 h", 24: "24 h", 168: "7 d"}
@@ -36,7 +36,7 @@ class Visitor:
         return self.role == "admin"
 
 
-def desk_page(overview: Overview, look: Look, visitor: Visitor) -> str:
+def desk_page(overview: Overview, look: OverviewQuery, visitor: Visitor) -> str:
     """The dashboard."""
     detail = overview.detail
     return _render(
@@ -55,9 +55,9 @@ def login_page(form_token: str, problem: str | None = None) -> str:
     return _render("login.html", form_token=form_token, problem=problem)
 
 
-def question_page(question: Question, visitor: Visitor) -> str:
+def confirm_page(form: ConfirmForm, visitor: Visitor) -> str:
     """The page that asks for a confirmation."""
-    return _render("question.html", question=question, visitor=visitor)
+    return _render("confirm.html", form=form, visitor=visitor)
 
 
 def explanation_page(explanation: Explanation, visitor: Visitor) -> str:
@@ -72,11 +72,13 @@ def problem_page(title: str, words: str) -> str:
     return _render("problem.html", title=title, words=words)
 
 
-def href(look: Look, **changes: Any) -> str:
+def href(look: OverviewQuery, **changes: Any) -> str:
     """The dashboard's address that shows `look` with these changes; what is as by default is left out."""
-    default = look_to_query(Look())
+    default = overview_query_to_params(OverviewQuery())
     query = {
-        name: value for name, value in look_to_query(replace(look, **changes)).items() if default.get(name) != value
+        name: value
+        for name, value in overview_query_to_params(replace(look, **changes)).items()
+        if default.get(name) != value
     }
     return f"/?{urlencode(query)}" if query else "/"
 
@@ -94,9 +96,17 @@ def _make_environment() -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    fmt = formatting
-    filters = (fmt.money, fmt.room, fmt.exact, fmt.percent, fmt.clock, fmt.moment, fmt.duration, fmt.tags, told)
-    for filter_ in filters:
+    for filter_ in (
+        formatting.money,
+        formatting.money_floor,
+        formatting.exact,
+        formatting.percent,
+        formatting.clock,
+        formatting.moment,
+        formatting.duration,
+        formatting.tags,
+        decision_label,
+    ):
         environment.filters[filter_.__name__] = filter_
     environment.globals.update(
         asset_url=asset_url,
@@ -107,7 +117,7 @@ def _make_environment() -> Environment:
         chart_height=HEIGHT,
         href=href,
         seconds_left=formatting.seconds_left,
-        standing=formatting.standing,
+        status_label=formatting.status_label,
         version=__version__,
     )
     return environment

@@ -29,7 +29,7 @@ CRASH_CODE = 70
 
 
 @dataclass(frozen=True, slots=True)
-class Habits:
+class BotProfile:
     """What sets a bot apart. Times in seconds, chances in percent.
 
     fills_after: how long its orders take. stays: how long it keeps a position. fills_percent: how much of an order is
@@ -47,14 +47,14 @@ class Habits:
 
 
 BOTS = {
-    "steady": Habits("fills at once, leaves in order"),
-    "greedy": Habits("wants the most, keeps it long", stays=2.5),
-    "slow": Habits("fills late, but in time: it extends its hold", fills_after=1.6),
-    "late": Habits("fills after its hold expired", fills_after=HOLD_TTL_SECONDS + 0.4),
-    "partial": Habits("gets a part of what it ordered", fills_percent=40),
-    "doubtful": Habits("sends everything twice with the same key", repeats=True),
-    "unlucky": Habits("its orders fail, so it releases", gives_up=60),
-    "crashing": Habits("dies without releasing", crashes=35),
+    "steady": BotProfile("fills at once, leaves in order"),
+    "greedy": BotProfile("wants the most, keeps it long", stays=2.5),
+    "slow": BotProfile("fills late, but in time: it extends its hold", fills_after=1.6),
+    "late": BotProfile("fills after its hold expired", fills_after=HOLD_TTL_SECONDS + 0.4),
+    "partial": BotProfile("gets a part of what it ordered", fills_percent=40),
+    "doubtful": BotProfile("sends everything twice with the same key", repeats=True),
+    "unlucky": BotProfile("its orders fail, so it releases", gives_up=60),
+    "crashing": BotProfile("dies without releasing", crashes=35),
 }
 """The eight bots."""
 
@@ -77,21 +77,21 @@ class Bot:
     def live(self) -> None:
         """Tidy up after an earlier life, then trade for ever."""
         self._recover()
-        tell("ready")
+        log_line("ready")
         while True:
             self._trades += 1
             try:
                 self._trade(f"{self._name}/{self._life}/{self._trades}")
             except LedgerError as error:
                 # A real bot would decide for each case; the ledger is safe either way: what is held expires.
-                tell("error", code=error.code, message=str(error))
+                log_line("error", code=error.code, message=str(error))
                 self._rest(0.2)
 
     def _recover(self) -> None:
         """Close what an earlier life left open. What it left held ends by itself."""
         for position in self._client.positions(PORTFOLIO, state="open", tags={"strategy": self._name}):
             self._client.release(key=f"{position.position_id}/recovered", position_id=position.position_id)
-            tell("recovered")
+            log_line("recovered")
 
     def _trade(self, key: str) -> None:
         """One trade: reserve, fill, stay, leave; or what the bot's habits make of it."""
@@ -101,7 +101,7 @@ class Bot:
             return
         assert decision.position_id is not None, "a grant has a position"
         if self._chance(self._habits.crashes):
-            tell("crash")
+            log_line("crash")
             os._exit(CRASH_CODE)
         if self._chance(self._habits.gives_up):
             self._rest(self._habits.fills_after)
@@ -141,7 +141,7 @@ class Bot:
         if self._habits.repeats:
             again: Decision = getattr(self._client, verb)(**arguments)
             same = again.record == decision.record
-            tell("replayed" if again.replayed and same else "not replayed", key=decision.key)
+            log_line("replayed" if again.replayed and same else "not replayed", key=decision.key)
         return decision
 
     def _filled(self, quantity: Decimal) -> Decimal:
@@ -155,7 +155,7 @@ class Bot:
         time.sleep(seconds * self._dice.uniform(0.8, 1.2))
 
 
-def tell(event: str, **facts: str) -> None:
+def log_line(event: str, **facts: str) -> None:
     """One line for the demonstration, written at once: the next moment may be the last."""
     sys.stdout.write(json.dumps({"event": event, **facts}) + "\n")
     sys.stdout.flush()

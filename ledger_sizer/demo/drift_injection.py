@@ -24,11 +24,11 @@ _MONEY_LEFT = Decimal(200)
 """USDT that a thief leaves behind: less than what he waits to see held."""
 
 
-class NotNow(Exception):
+class NotPossibleNow(Exception):
     """It cannot be done at the moment, because it needs a position or a hold that is not to be had."""
 
 
-class Hands:
+class ExchangeActions:
     """What can be done to the account at the exchange, and the commands that belong to it."""
 
     def __init__(self, client: LedgerClient, venue: PaperControl) -> None:
@@ -42,11 +42,11 @@ class Hands:
 
     @property
     def kept(self) -> Position:
-        """The trader's position that stays. Raises `NotNow` before it stands."""
+        """The trader's position that stays. Raises `NotPossibleNow` before it stands."""
         tags = {"strategy": NAME, "symbol": KEPT}
         for position in self.client.positions(PORTFOLIO, state="open", tags=tags):
             return position
-        raise NotNow
+        raise NotPossibleNow
 
     @property
     def quantity(self) -> Decimal:
@@ -58,7 +58,7 @@ class Hands:
         return Decimal(self.venue.state()["prices"][coin])
 
     def hold(self, coin: str, *, ttl_seconds: int, score: str, least: Decimal = Decimal(0)) -> Decision:
-        """Reserve for a coin, and keep the grant. Raises `NotNow` where less than `least` USD is to be had."""
+        """Reserve for a coin, and keep the grant. Raises `NotPossibleNow` where less than `least` USD is to be had."""
         tags = {"venue": VENUE, "symbol": coin, "strategy": "meddler"}
         held = self.client.reserve(
             key=f"{self._key()}/hold", portfolio=PORTFOLIO, tags=tags,
@@ -66,11 +66,11 @@ class Hands:
             spot_instrument=f"{VENUE}:{spot_of(coin)}", perp_instrument=f"{VENUE}:{perp_of(coin)}",
         )  # fmt: skip
         if not held.granted:
-            raise NotNow
+            raise NotPossibleNow
         self.held = held
         if (held.budget or 0) < least:
             self.let_go()
-            raise NotNow
+            raise NotPossibleNow
         return held
 
     def let_go(self) -> None:
@@ -114,50 +114,52 @@ class Hands:
 
 
 @dataclass(frozen=True, slots=True)
-class Meddling:
+class Injection:
     """Something that somebody does at the exchange behind the ledger's back.
 
-    kind: of the drift that it makes. do: returns what the drift will be about (its subject), or raises `NotNow`.
+    kind: of the drift that it makes. do: returns the subject of that drift, or raises `NotPossibleNow`.
     """
 
     what: str
     kind: str
-    do: Callable[[Hands], str]
-    undo: Callable[[Hands], None]
+    do: Callable[[ExchangeActions], str]
+    undo: Callable[[ExchangeActions], None]
 
 
-def _at_the_perp(act: Callable[[Hands, str], None], subject: str = perp_of(KEPT)) -> Callable[[Hands], str]:
+def _at_the_perp(
+    act: Callable[[ExchangeActions, str], None], subject: str = perp_of(KEPT)
+) -> Callable[[ExchangeActions], str]:
     """Something done to the perpetual of the position that the trader keeps."""
 
-    def do(hands: Hands) -> str:
+    def do(hands: ExchangeActions) -> str:
         if not hands.quantity:
-            raise NotNow
+            raise NotPossibleNow
         act(hands, perp_of(KEPT))
         return subject
 
     return do
 
 
-def _bought_by_hand(hands: Hands) -> str:
+def _bought_by_hand(hands: ExchangeActions) -> str:
     hands.venue.open(perp_of("SOL"), "long", Decimal(2))
     return perp_of("SOL")
 
 
-def _without_rows(hands: Hands) -> str:
+def _without_rows(hands: ExchangeActions) -> str:
     hands.venue.fault("hollow", "position", times=None)
     return "account"
 
 
-def _filled_late(hands: Hands) -> str:
+def _filled_late(hands: ExchangeActions) -> str:
     hands.order_fills("SOL", hands.hold("SOL", ttl_seconds=1, score="0.3"))
     return "SOL"
 
 
-def _forgotten(hands: Hands) -> str:
+def _forgotten(hands: ExchangeActions) -> str:
     return str(hands.hold("XRP", ttl_seconds=1, score="0.3").position_id)
 
 
-def _robbed(hands: Hands) -> str:
+def _robbed(hands: ExchangeActions) -> str:
     hands.hold("XRP", ttl_seconds=300, score="1", least=_MONEY_LEFT)
     hands.take_money()
     return QUOTE
@@ -166,48 +168,48 @@ def _robbed(hands: Hands) -> str:
 _A_LITTLE = Decimal("0.05")
 
 MEDDLING = (
-    Meddling(
+    Injection(
         "2 SOL bought by hand", "unknown_position", _bought_by_hand,
         lambda hands: hands.venue.close(perp_of("SOL")),
     ),
-    Meddling(
+    Injection(
         "the exchange answers without its rows", "fetch_failed", _without_rows,
         lambda hands: hands.venue.clear_faults(),
     ),
-    Meddling(
+    Injection(
         f"{_A_LITTLE} {KEPT} more sold by hand", "quantity_differs",
         _at_the_perp(lambda hands, perp: hands.venue.open(perp, "short", _A_LITTLE)),
         lambda hands: hands.venue.close(perp_of(KEPT), _A_LITTLE),
     ),
-    Meddling(
+    Injection(
         "an order fills after its hold is over", "late_fill", _filled_late,
         lambda hands: hands.confirm_and_close("SOL"),
     ),
-    Meddling(
+    Injection(
         f"the {KEPT} short is liquidated", "missing_position",
         _at_the_perp(lambda hands, perp: hands.venue.liquidate(perp)),
         lambda hands: hands.venue.open(perp_of(KEPT), "short", hands.quantity),
     ),
-    Meddling(
+    Injection(
         f"the {KEPT} short is turned into a long", "side_flipped",
         _at_the_perp(lambda hands, perp: hands.venue.flip(perp)),
         lambda hands: hands.venue.flip(perp_of(KEPT)),
     ),
-    Meddling(
+    Injection(
         f"{_A_LITTLE} {KEPT} of the short closed by hand", "legs_unequal",
         _at_the_perp(lambda hands, perp: hands.venue.close(perp, _A_LITTLE), subject=KEPT),
         lambda hands: hands.venue.open(perp_of(KEPT), "short", _A_LITTLE),
     ),
-    Meddling(
+    Injection(
         "the money for a hold is withdrawn", "balance_below_holds", _robbed, lambda hands: hands.bring_it_back()
     ),
-    Meddling("a bot forgets its hold", "expired_hold", _forgotten, lambda _: None),
+    Injection("a bot forgets its hold", "expired_hold", _forgotten, lambda _: None),
 )  # fmt: skip
 """One of every kind of drift."""
 
 
 @dataclass(slots=True)
-class Injected:
+class InjectionResult:
     """One meddling and what the reconciliation made of it.
 
     drift: its number, once confirmed. cleared: once over. companions: drifts of the same coin that came along, as a
@@ -227,17 +229,17 @@ def base_of(subject: str) -> str:
     return subject.partition("/")[0]
 
 
-class Meddler:
+class DriftInjector:
     """Does one thing after the other, each undone as soon as it was found. Call `tick` now and then."""
 
     def __init__(self, client: LedgerClient, venue: PaperControl) -> None:
-        self.injected: list[Injected] = []
+        self.injected: list[InjectionResult] = []
         self._client = client
-        self._hands = Hands(client, venue)
+        self._hands = ExchangeActions(client, venue)
         self._turns = cycle(MEDDLING)
         self._next = next(self._turns)
         self._tries = 0
-        self._now: Meddling | None = None
+        self._now: Injection | None = None
         self._rests_until = 0.0
 
     @property
@@ -264,16 +266,16 @@ class Meddler:
         chosen = self._next
         try:
             subject = chosen.do(self._hands)
-        except NotNow:
+        except NotPossibleNow:
             self._tries += 1
             self._rests_until = time.monotonic() + 2 * _REST_SECONDS
             if self._tries >= _TRIES_MAX:
                 self._next, self._tries = next(self._turns), 0
             return
-        self.injected.append(Injected(chosen.what, chosen.kind, subject))
+        self.injected.append(InjectionResult(chosen.what, chosen.kind, subject))
         self._now, self._next, self._tries = chosen, next(self._turns), 0
 
-    def _look_at(self, now: Meddling, injected: Injected) -> None:
+    def _look_at(self, now: Injection, injected: InjectionResult) -> None:
         live = {drift.id: drift for drift in self._client.drifts(PORTFOLIO, state="live")}
         coin = base_of(injected.subject)
         injected.companions.update(number for number, drift in live.items() if base_of(drift.subject) == coin)

@@ -13,9 +13,9 @@ from threading import Event
 
 from sqlalchemy import Engine
 
-from ledger_sizer.client import LedgerClient, Patience
+from ledger_sizer.client import LedgerClient, RetryPolicy
 from ledger_sizer.demo.bots import BOTS, PORTFOLIO
-from ledger_sizer.demo.drift_injection import Injected, Meddler
+from ledger_sizer.demo.drift_injection import DriftInjector, InjectionResult
 from ledger_sizer.demo.processes import READY_SECONDS_MAX, Fleet, Service
 from ledger_sizer.demo.summary import Summary, reconciled_at, summarised
 from ledger_sizer.demo.venue import settings_at, trading, venue_in
@@ -111,12 +111,12 @@ def _watched(
     show: Callable[[Snapshot], None],
     stop: Event,
     now: Callable[[], datetime],
-) -> tuple[dict[str, int], dict[str, int], list[Injected]]:
+) -> tuple[dict[str, int], dict[str, int], list[InjectionResult]]:
     """Start the bots, watch them, kill one now and then, end them.
 
     Returns how they died, what they told, and what was done at the venue.
     """
-    with LedgerClient(service.url, patience=Patience(give_up_seconds=10)) as client:
+    with LedgerClient(service.url, patience=RetryPolicy(give_up_seconds=10)) as client:
         client.set_cap(key="demo/cap", portfolio=PORTFOLIO, cap=plan.cap)
         client.set_cap(key="demo/cap/okx", portfolio=PORTFOLIO, scope="venue=okx", cap=plan.venue_cap)
         with trading(client, venue_url, folder, plan.seed) as meddler:
@@ -141,7 +141,7 @@ def _loop(
     plan: Plan,
     client: LedgerClient,
     fleet: Fleet,
-    meddler: Meddler | None,
+    meddler: DriftInjector | None,
     show: Callable[[Snapshot], None],
     stop: Event,
     now: Callable[[], datetime],
@@ -169,7 +169,7 @@ def _loop(
         show(_seen(plan, client, fleet, meddler, seconds, now))
 
 
-def _shown(client: LedgerClient, fleet: Fleet, meddler: Meddler | None) -> bool:
+def _shown(client: LedgerClient, fleet: Fleet, meddler: DriftInjector | None) -> bool:
     """Whether all was seen that a demonstration is for.
 
     Each end that a hold can have, a bot that was killed and one that came back, an answer replayed; and, where there is
@@ -185,7 +185,12 @@ def _shown(client: LedgerClient, fleet: Fleet, meddler: Meddler | None) -> bool:
 
 
 def _seen(
-    plan: Plan, client: LedgerClient, fleet: Fleet, meddler: Meddler | None, seconds: float, now: Callable[[], datetime]
+    plan: Plan,
+    client: LedgerClient,
+    fleet: Fleet,
+    meddler: DriftInjector | None,
+    seconds: float,
+    now: Callable[[], datetime],
 ) -> Snapshot:
     return Snapshot(
         seconds=seconds,

@@ -26,7 +26,7 @@ def live(console: "Console") -> Iterator[Callable[[Snapshot], None]]:
     from rich.live import Live
 
     with Live(console=console, auto_refresh=False, transient=True) as display:
-        yield lambda snapshot: display.update(rendered(snapshot), refresh=True)
+        yield lambda snapshot: display.update(render_snapshot(snapshot), refresh=True)
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def line(snapshot: Snapshot) -> str:
     )
 
 
-def rendered(snapshot: Snapshot) -> "RenderableType":
+def render_snapshot(snapshot: Snapshot) -> "RenderableType":
     """One snapshot as a screen."""
     from rich.console import Group
     from rich.text import Text

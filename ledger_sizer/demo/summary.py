@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 
 from ledger_sizer.demo.bots import PORTFOLIO
-from ledger_sizer.demo.drift_injection import CONFIRMATIONS, Injected
+from ledger_sizer.demo.drift_injection import CONFIRMATIONS, InjectionResult
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Page, VerifyReport
-from ledger_sizer.model.units import plain, usd
+from ledger_sizer.model.units import decimal_text, usd
 from ledger_sizer.reconcile import drifts
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class Reconciled:
 
     runs: Mapping[str, int]
     agreed: int
-    injected: tuple[Injected, ...]
+    injected: tuple[InjectionResult, ...]
     others: int
 
     @property
@@ -90,9 +90,9 @@ class Summary:
         """For programs: decimals as strings."""
         return {
             "ok": self.ok,
-            "cap": plain(self.cap),
-            "highest_exposure_granted": plain(self.highest_granted),
-            "highest_exposure": plain(self.highest),
+            "cap": decimal_text(self.cap),
+            "highest_exposure_granted": decimal_text(self.highest_granted),
+            "highest_exposure": decimal_text(self.highest),
             "breaches": list(self.breaches),
             "decisions": [
                 {"command": command, "outcome": outcome, "reason": reason, "count": count}
@@ -135,15 +135,15 @@ def summarised(
     )  # fmt: skip
 
 
-def reconciled_at(reads: Engine, injected: Sequence[Injected]) -> Reconciled:
+def reconciled_at(reads: Engine, injected: Sequence[InjectionResult]) -> Reconciled:
     """Read the runs and drifts; injected: what was done at the venue."""
     outcomes: Counter[str] = Counter()
     agreed = 0
-    for run in _all(lambda cursor: drifts.runs(reads, cursor=cursor)):
+    for run in _all(lambda cursor: drifts.list_runs(reads, cursor=cursor)):
         outcomes[run.outcome] += 1
         agreed += run.found.get("agrees", 0)
     known = {one.drift for one in injected}.union(*(one.companions for one in injected))
-    found = _all(lambda cursor: drifts.listed(reads, cursor=cursor))
+    found = _all(lambda cursor: drifts.list_drifts(reads, cursor=cursor))
     others = [drift for drift in found if drift.id not in known and drift.sightings >= CONFIRMATIONS]
     return Reconciled(outcomes, agreed, tuple(injected), len(others))
 
@@ -168,4 +168,4 @@ def _breaches(decision: Decision) -> Iterator[str]:
     for name, cap_e8, held_e8, open_e8, *_ in json.loads(decision.trace)["scopes"]:
         if cap_e8 is not None and held_e8 + open_e8 + granted_e8 > cap_e8:
             above = usd(held_e8 + open_e8 + granted_e8 - cap_e8)
-            yield f"{decision.portfolio} #{decision.seq} left {name} {plain(above)} USD above its cap"
+            yield f"{decision.portfolio} #{decision.seq} left {name} {decimal_text(above)} USD above its cap"

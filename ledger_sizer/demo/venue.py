@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ledger_sizer.client import LedgerClient
 from ledger_sizer.demo.bots import PORTFOLIO
-from ledger_sizer.demo.drift_injection import CONFIRMATIONS, EXPIRED_SECONDS, Meddler
+from ledger_sizer.demo.drift_injection import CONFIRMATIONS, EXPIRED_SECONDS, DriftInjector
 from ledger_sizer.demo.processes import READY_SECONDS_MAX, Process
 from ledger_sizer.demo.venue_bot import NAME, VENUE
 from ledger_sizer.model.errors import LedgerError, Unavailable
@@ -67,14 +67,14 @@ def venue_in(folder: Path) -> Iterator[str | None]:
 
 
 @contextmanager
-def trading(client: LedgerClient, venue_url: str | None, folder: Path, seed: int) -> Iterator[Meddler | None]:
+def trading(client: LedgerClient, venue_url: str | None, folder: Path, seed: int) -> Iterator[DriftInjector | None]:
     """The trader and the meddler at that venue; at the end both have cleared up."""
     if venue_url is None:
         yield None
         return
     arguments = ["ledger_sizer.demo.venue_bot", client.base_url, venue_url, str(seed)]
     trader = Process(NAME, arguments, folder / f"{NAME}.log")
-    meddler = Meddler(client, PaperControl(venue_url, VENUE))
+    meddler = DriftInjector(client, PaperControl(venue_url, VENUE))
     try:
         yield meddler
         try:

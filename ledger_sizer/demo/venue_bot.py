@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from ledger_sizer.client import LedgerClient
 from ledger_sizer.config import ExchangeAccountSettings
-from ledger_sizer.demo.bots import PORTFOLIO, tell
+from ledger_sizer.demo.bots import PORTFOLIO, log_line
 from ledger_sizer.exchanges.client import make_client
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.paper import PaperControl
@@ -41,7 +41,7 @@ def perp_of(coin: str) -> str:
     return f"{coin}/USDT:USDT"
 
 
-class Entered(NamedTuple):
+class OpenPair(NamedTuple):
     """A position that it has, on both sides."""
 
     key: str
@@ -51,7 +51,7 @@ class Entered(NamedTuple):
     price: Decimal
 
 
-class Trader:
+class VenueBot:
     """Trades one pair, again and again, beside a position in another that it keeps."""
 
     def __init__(self, client: LedgerClient, venue_url: str, seed: int, stop: Event) -> None:
@@ -68,8 +68,8 @@ class Trader:
 
     def live(self) -> None:
         """Trade until told to stop."""
-        tell("ready")
-        kept: Entered | None = None
+        log_line("ready")
+        kept: OpenPair | None = None
         trades = 0
         while not self._stop.is_set():
             trades += 1
@@ -85,12 +85,12 @@ class Trader:
             except (InvalidRequest, NotFound):
                 self._stop.wait(0.2)  # the service has not loaded the market rules yet
             except LedgerError as error:
-                tell("error", code=error.code, message=str(error))
+                log_line("error", code=error.code, message=str(error))
                 self._stop.wait(0.2)
         if kept is not None:
             self._leave(kept)
 
-    def _enter(self, key: str, coin: str, score: Decimal) -> Entered | None:
+    def _enter(self, key: str, coin: str, score: Decimal) -> OpenPair | None:
         """Reserve, order both sides, confirm. None when nothing was granted, or the orders failed."""
         price = Decimal(self._control.state()["prices"][coin])
         held = self._client.reserve(
@@ -110,7 +110,7 @@ class Trader:
         confirmed = self._client.confirm(
             key=f"{key}/fill", position_id=position, quantity=filled, price=price, spot_price=price
         )
-        return Entered(key, str(confirmed.position_id), coin, filled, price)
+        return OpenPair(key, str(confirmed.position_id), coin, filled, price)
 
     def _ordered(self, coin: str, quantity: Decimal, price: Decimal) -> Decimal | None:
         """Buy spot, then sell the perpetual; base units filled. None, and neither side, when one was refused."""
@@ -126,11 +126,11 @@ class Trader:
             self._order(spot_of(coin), "sell", quantity, price)
             return None
 
-    def _leave(self, entered: Entered) -> None:
+    def _leave(self, entered: OpenPair) -> None:
         self._order(perp_of(entered.coin), "buy", entered.quantity)
         self._order(spot_of(entered.coin), "sell", entered.quantity, entered.price)
         self._client.release(key=f"{entered.key}/exit", position_id=entered.position_id)
-        tell("traded")
+        log_line("traded")
 
     def _order(self, symbol: str, side: str, quantity: Decimal, price: Decimal | None = None) -> Decimal:
         """Send an order, at a limit where a price is given; base units that were filled."""
@@ -146,7 +146,7 @@ def main(arguments: list[str]) -> None:
     stop = Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with LedgerClient(url) as client:
-        Trader(client, venue_url, int(seed), stop).live()
+        VenueBot(client, venue_url, int(seed), stop).live()
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from typing import Any, TypeVar
 
 from ledger_sizer.config import ExchangeAccountSettings, ExchangeSettings
 from ledger_sizer.exchanges.client import carries_rows, make_client
-from ledger_sizer.exchanges.market_rules import rules_of
+from ledger_sizer.exchanges.market_rules import market_rules_of
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.model.instruments import MarketRules
-from ledger_sizer.model.units import exactly
+from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -69,7 +69,7 @@ class ExchangeAccount:
         with self._lock:
             try:
                 self._load_markets()
-                return rules_of(self._client)
+                return market_rules_of(self._client)
             except Exception as error:  # noqa: BLE001 - an answer of unforeseen shape breaks ccxt's parsers in any way
                 raise Unavailable(f"{self.venue} did not give its market rules: {_told(error)}") from None
 
@@ -152,7 +152,7 @@ class ExchangeAccount:
             raise Unreadable(f"position in {symbol} without a side: {side!r}")
         contracts = abs(_figure(row.get("contracts"), "contracts"))
         size = _figure(market["contractSize"], f"contract size of {symbol}")
-        with exactly():
+        with exact_arithmetic():
             quantity = contracts * size
         hedged = row.get("hedged") is not False  # None: the exchange does not say, and nothing is netted
         prices = _price(row.get("entryPrice")), _price(row.get("markPrice"))
@@ -208,7 +208,7 @@ def _balance(asset: str, row: Any) -> VenueBalance:
 def _added(one: VenueBalance | None, other: VenueBalance) -> VenueBalance:
     if one is None:
         return other
-    with exactly():
+    with exact_arithmetic():
         return VenueBalance(one.asset, one.free + other.free, one.used + other.used, one.total + other.total)
 
 
@@ -222,7 +222,7 @@ def _merged(positions: Iterable[VenuePosition]) -> tuple[VenuePosition, ...]:
 
 
 def _joined(one: VenuePosition, other: VenuePosition) -> VenuePosition:
-    with exactly():
+    with exact_arithmetic():
         quantity = one.quantity + other.quantity
         entry = None
         if one.entry_price is not None and other.entry_price is not None:

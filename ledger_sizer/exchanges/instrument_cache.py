@@ -1,6 +1,6 @@
 """The market rules of exchanges, kept in the database: every version with the time from which it was known.
 
-A refresh writes only what changed, so the table is the history of rule changes. `InstrumentNames` looks names up for
+A refresh writes only what changed, so the table is the history of rule changes. `InstrumentResolver` looks names up for
 `reserve`, before the command is queued, so that the recorded request carries the rules the decision rested on.
 """
 
@@ -17,8 +17,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.model.instruments import InstrumentInfo, Kind, MarketRules
-from ledger_sizer.model.units import plain
-from ledger_sizer.storage.database import reading
+from ledger_sizer.model.units import decimal_text
+from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.tables import DecisionRow, InstrumentRow, PortfolioRow
 
 NOT_LISTED = "no longer listed by the exchange"
@@ -114,7 +114,7 @@ def _names(rules: Iterable[MarketRules]) -> tuple[str, ...]:
 def _row(rules: MarketRules, since_us: int) -> dict[str, Any]:
     figures = None
     if rules.instrument is not None:
-        figures = json.dumps({name: plain(getattr(rules.instrument, name)) for name in _FIGURES})
+        figures = json.dumps({name: decimal_text(getattr(rules.instrument, name)) for name in _FIGURES})
     return {
         "venue": rules.venue, "symbol": rules.symbol, "since_us": since_us, "until_us": None, "kind": rules.kind,
         "active": rules.active, "rules": figures, "refused": rules.refused,
@@ -126,7 +126,7 @@ def _row(rules: MarketRules, since_us: int) -> dict[str, Any]:
 
 def list_rules(engine: Engine, venue: str | None = None) -> list[RulesVersion]:
     """The present rules of all markets, or of one venue's, by name."""
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         return [_version(row) for row in connection.execute(_present(venue))]
 
 
@@ -134,7 +134,7 @@ def rules_history(engine: Engine, name: str) -> list[RulesVersion]:
     """Every version of one market's rules, oldest first; empty for an unknown name."""
     venue, _, symbol = name.partition(":")
     query = select(_TABLE).where(_TABLE.c.venue == venue, _TABLE.c.symbol == symbol).order_by(_TABLE.c.since_us)
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         return [_version(row) for row in connection.execute(query)]
 
 
@@ -156,7 +156,7 @@ def _version(row: Row[Any]) -> RulesVersion:
 # --- names in reservations ---------------------------------------------------------------------------------------
 
 
-class InstrumentNames:
+class InstrumentResolver:
     """Turns the instrument names of a reservation into rules. Safe to share between threads."""
 
     def __init__(self, engine: Engine) -> None:
@@ -232,7 +232,7 @@ class InstrumentNames:
 
     def _read(self, name: str) -> MarketRules | None:
         venue, _, symbol = name.partition(":")
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             row = connection.execute(_present(venue).where(_TABLE.c.symbol == symbol)).one_or_none()
         if row is None:
             return None
@@ -247,7 +247,7 @@ class InstrumentNames:
             .join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id)
             .where(PortfolioRow.name == command.portfolio, DecisionRow.key == command.key)
         )
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             request = json.loads(connection.execute(query).scalar() or "{}")
         found: dict[str, Any] = {}
         for field in ("spot_instrument", "perp_instrument"):

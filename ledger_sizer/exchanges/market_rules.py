@@ -18,7 +18,7 @@ USD_QUOTES = frozenset({"USD", "USDT", "USDC", "USDE", "FDUSD", "BUSD", "DAI", "
 """Quote currencies that count as dollars."""
 
 
-def rules_of(client: Any) -> list[MarketRules]:
+def market_rules_of(client: Any) -> list[MarketRules]:
     """The rules of every spot and swap market of a ccxt client that has loaded its markets, by symbol."""
     found = []
     for symbol in sorted(client.markets):

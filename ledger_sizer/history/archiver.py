@@ -29,7 +29,7 @@ from ledger_sizer.history.history import seq_before
 from ledger_sizer.model.decisions import GENESIS_HASH
 from ledger_sizer.model.domain import to_us
 from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
-from ledger_sizer.storage.database import reading, shown
+from ledger_sizer.storage.database import read_transaction, redacted_url
 from ledger_sizer.storage.tables import ArchiveRow, DecisionRow, PortfolioRow, PositionRow
 from ledger_sizer.storage.write_store import record_of
 from ledger_sizer.telemetry import get_logger
@@ -44,7 +44,7 @@ _ENDED = ("closed", "released", "expired")
 
 
 @dataclass(frozen=True, slots=True)
-class Archived:
+class ArchiveReport:
     """What a run moved. files: the paths written."""
 
     decisions: int
@@ -66,7 +66,9 @@ def outside_window(before: object, now: datetime, key_window_days: int) -> datet
     return before
 
 
-def archive(reads: Engine, writes: Engine, before: datetime, folder: Path, portfolio: str | None = None) -> Archived:
+def archive(
+    reads: Engine, writes: Engine, before: datetime, folder: Path, portfolio: str | None = None
+) -> ArchiveReport:
     """Move the decisions older than `before` of one portfolio, or of all, into files in `folder`.
 
     reads, writes: engines on the ledger's database; only the second takes locks. What was moved stays moved where it
@@ -76,7 +78,7 @@ def archive(reads: Engine, writes: Engine, before: datetime, folder: Path, portf
     before_us = to_us(before)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with reading(reads) as connection:
+        with read_transaction(reads) as connection:
             query = select(PortfolioRow.id, PortfolioRow.name).order_by(PortfolioRow.id)
             if portfolio is not None:
                 query = query.where(PortfolioRow.name == portfolio)
@@ -85,18 +87,18 @@ def archive(reads: Engine, writes: Engine, before: datetime, folder: Path, portf
     except IntegrityError:
         raise Busy("another archiver moved the same decisions first; run it again") from None
     except DBAPIError as error:
-        raise Unavailable(f"cannot archive from {shown(writes.url)}: {str(error.orig).strip()}") from None
+        raise Unavailable(f"cannot archive from {redacted_url(writes.url)}: {str(error.orig).strip()}") from None
     except OSError as error:
         raise Unavailable(f"cannot write archive files to {folder}: {error}") from None
     decisions = sum(manifest.to_seq - manifest.from_seq + 1 for manifest in moved)
-    return Archived(decisions, sum(one.positions for one in moved), tuple(Path(one.file) for one in moved))
+    return ArchiveReport(decisions, sum(one.positions for one in moved), tuple(Path(one.file) for one in moved))
 
 
 def _archive(
     reads: Engine, writes: Engine, portfolio_id: int, name: str, before_us: int, folder: Path
 ) -> Iterator[Manifest]:
     while True:
-        with reading(reads) as connection:
+        with read_transaction(reads) as connection:
             known = manifests(connection, portfolio_id)
             manifest = _write_next(connection, portfolio_id, name, known, before_us, folder)
         if manifest is None:

@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from ledger_sizer.history.archive_files import ArchiveFiles, Manifest, manifests
 from ledger_sizer.model.decisions import GENESIS_HASH
 from ledger_sizer.model.errors import InvalidRequest, Unavailable
-from ledger_sizer.storage.database import is_sqlite, reading, require_head, shown
+from ledger_sizer.storage.database import is_sqlite, read_transaction, redacted_url, require_head
 from ledger_sizer.storage.tables import (
     ArchiveRow,
     Base,
@@ -36,7 +36,7 @@ _BACKUP_PAGES = 2000
 _CHUNK = 500
 
 
-def backup(engine: Engine, target: Path, progress: Progress | None = None) -> None:
+def backup_sqlite(engine: Engine, target: Path, progress: Progress | None = None) -> None:
     """Copy a SQLite ledger that is in use into a new file: one consistent moment of it, complete or not there at all.
 
     Raises `InvalidRequest` for another database (PostgreSQL brings pg_dump) and for a file that exists, `Unavailable`
@@ -44,7 +44,7 @@ def backup(engine: Engine, target: Path, progress: Progress | None = None) -> No
     """
     if not is_sqlite(engine.url):
         raise InvalidRequest(
-            f"{shown(engine.url)} is not SQLite; back it up with pg_dump, or copy it: ledger-sizer db copy",
+            f"{redacted_url(engine.url)} is not SQLite; back it up with pg_dump, or copy it: ledger-sizer db copy",
             field="database_url",
         )
     if target.exists():
@@ -52,17 +52,19 @@ def backup(engine: Engine, target: Path, progress: Progress | None = None) -> No
     partial = target.with_name(f"{target.name}.partial")
     try:
         partial.unlink(missing_ok=True)
-        with closing(sqlite3.connect(partial, isolation_level=None)) as copy, engine.connect() as connection:
+        with closing(sqlite3.connect(partial, isolation_level=None)) as target_file, engine.connect() as connection:
             connection.execute(select(PortfolioRow.id).limit(1))  # the moment that is backed up
             source = connection.connection.driver_connection
             assert isinstance(source, sqlite3.Connection)
             # Within a read transaction the pages cannot change under the copy, so writers never make it start over.
-            source.backup(copy, pages=_BACKUP_PAGES, progress=lambda _status, left, total: _tell(progress, left, total))
-            copy.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
+            source.backup(
+                target_file, pages=_BACKUP_PAGES, progress=lambda _status, left, total: _tell(progress, left, total)
+            )
+            target_file.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
             connection.rollback()
         partial.replace(target)
     except (sqlite3.Error, DBAPIError, OSError) as error:
-        raise Unavailable(f"cannot back up {shown(engine.url)} to {target}: {error}") from None
+        raise Unavailable(f"cannot back up {redacted_url(engine.url)} to {target}: {error}") from None
     finally:
         partial.unlink(missing_ok=True)
 
@@ -72,7 +74,7 @@ def _tell(progress: Progress | None, left: int, total: int) -> None:
         progress(total - left, total)
 
 
-def copy(
+def copy_ledger(
     source: Engine, target: Engine, progress: Progress | None = None, *, restore: ArchiveFiles | None = None
 ) -> int:
     """Copy every row of a ledger into an empty, migrated database, in one snapshot and one transaction.
@@ -85,12 +87,13 @@ def copy(
     require_head(source)
     require_head(target)
     try:
-        with reading(source) as reads, target.begin() as writes:
+        with read_transaction(source) as reads, target.begin() as writes:
             tables = [table for table in _tables() if table.name != LeaseRow.__tablename__]
             for table in tables:
                 if writes.execute(select(func.count()).select_from(table)).scalar():
                     raise InvalidRequest(
-                        f"{shown(target.url)} has {table.name} already; copy into an empty ledger", field="target"
+                        f"{redacted_url(target.url)} has {table.name} already; copy into an empty ledger",
+                        field="target",
                     )
             if restore is not None:
                 tables = [table for table in tables if table.name != ArchiveRow.__tablename__]
@@ -106,7 +109,7 @@ def copy(
             _settle_identities(writes)
             return done
     except DBAPIError as error:
-        raise Unavailable(f"cannot copy to {shown(target.url)}: {str(error.orig).strip()}") from None
+        raise Unavailable(f"cannot copy to {redacted_url(target.url)}: {str(error.orig).strip()}") from None
 
 
 def _restore(reads: Connection, writes: Connection, files: ArchiveFiles) -> int:

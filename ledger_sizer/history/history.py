@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, func, literal, select
 
 from ledger_sizer.history.archive_files import ArchiveFiles, Manifest, manifests
 from ledger_sizer.model.decisions import DecisionRecord, Fields
-from ledger_sizer.storage.database import has_text, plain_rows
+from ledger_sizer.storage.database import has_text, raw_rows
 from ledger_sizer.storage.tables import DecisionRow, FacetBlockRow, FacetRow, PositionRow
 
 BLOCK = 1024
@@ -222,4 +222,4 @@ class History:
             .order_by(DecisionRow.seq if ascending else DecisionRow.seq.desc())
             .limit(limit)
         )
-        return plain_rows(self._connection, query)
+        return raw_rows(self._connection, query)

@@ -19,7 +19,7 @@ from ledger_sizer.model.errors import Busy, InternalError, LedgerError, Unavaila
 from ledger_sizer.rules.batch import Group, States, decide_batch, requests_of
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.storage.leases import LeaseLost
-from ledger_sizer.storage.state_cache import Memory
+from ledger_sizer.storage.state_cache import StateCache
 from ledger_sizer.storage.write_store import Changes, FenceLost, StaleState, WriteStore, changes_of, needs_of
 from ledger_sizer.telemetry import get_logger
 
@@ -63,7 +63,7 @@ class Committer:
         self._policy = policy
         self._now_us = now_us
         self._retries_max = retries_max
-        self._memory = Memory()
+        self._memory = StateCache()
         self._deciding = threading.RLock()
         """Held by whoever uses the memory."""
 

@@ -17,9 +17,9 @@ from typing import Any, ParamSpec, Self, TypeVar, Unpack
 from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
-from ledger_sizer.exchanges.instrument_cache import InstrumentNames
+from ledger_sizer.exchanges.instrument_cache import InstrumentResolver
 from ledger_sizer.history.archive_files import files_of
-from ledger_sizer.history.archiver import ARCHIVE_FOLDER, Archived, archive, outside_window
+from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive, outside_window
 from ledger_sizer.history.as_of import AsOf
 from ledger_sizer.ledger.committer import Committer, Observe
 from ledger_sizer.ledger.writer import Writer
@@ -28,26 +28,19 @@ from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Exposure, HistoryFilters, Page, Position, VerifyReport, to_us
 from ledger_sizer.model.errors import Closed, InvalidRequest, LedgerError
-from ledger_sizer.model.overview import Look, Overview
+from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.rules.batch import Group, decide_batch
 from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.rules.policy import Policy
-from ledger_sizer.storage.database import (
-    SCHEMA_HEAD,
-    is_sqlite,
-    make_engine,
-    require_head,
-    schema_version,
-    upgrade,
-)
+from ledger_sizer.storage.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
 from ledger_sizer.storage.leases import fence_var
 from ledger_sizer.storage.write_store import WriteStore
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs.hold import AsyncHold, Hold
 from ledger_sizer.verbs.methods import verb, verb_async
 from ledger_sizer.verify.chain import Heads, Progress, heads_of, verify
-from ledger_sizer.views.exposure_series import Peaks
-from ledger_sizer.views.overview_query import survey
+from ledger_sizer.views.exposure_series import BlockExtremes
+from ledger_sizer.views.overview_query import read_overview
 from ledger_sizer.views.queries import Queries
 from ledger_sizer.wire.export import ExportForm, export_lines
 
@@ -80,13 +73,13 @@ class Ledger:
         self.settings = settings
         self._clock = clock
         self._policy = Policy.of(settings)
-        self._peaks = Peaks()
+        self._peaks = BlockExtremes()
         self._write_engine = make_engine(url, settings.ledger)
         self._read_engine = make_engine(url, settings.ledger, read_only=True)
         self._store = _open_store(self._write_engine, settings)
         self._files = files_of(settings)
         self._queries = Queries(self._read_engine, self._files)
-        self._names = InstrumentNames(self._read_engine)
+        self._names = InstrumentResolver(self._read_engine)
         self._committer = Committer(self._store, self._policy, self._now_us, settings.ledger.retries_max)
         self._writer = Writer(
             self._committer,
@@ -272,9 +265,9 @@ class Ledger:
         """One decision by its place in the portfolio's chain. Raises `NotFound`."""
         return self._reads.decision(portfolio, seq)
 
-    def overview(self, look: Look | None = None) -> Overview:
+    def overview(self, look: OverviewQuery | None = None) -> Overview:
         """One picture of the ledger at one moment: all portfolios, and one of them in full."""
-        return survey(self._reads.engine, look or Look(), self._now_us(), self._peaks)
+        return read_overview(self._reads.engine, look or OverviewQuery(), self._now_us(), self._peaks)
 
     def explain(self, reference: int | str, portfolio: str = "main") -> Explanation:
         """Why a decision came out as it did: by seq (of `portfolio`), or by position_id (the one that made it)."""
@@ -294,7 +287,9 @@ class Ledger:
         """
         return verify(self._reads.engine, portfolio, progress, since=since, files=self._files)
 
-    def archive(self, before: datetime, folder: str | Path | None = None, portfolio: str | None = None) -> Archived:
+    def archive(
+        self, before: datetime, folder: str | Path | None = None, portfolio: str | None = None
+    ) -> ArchiveReport:
         """Move closed history older than `before` into files, and out of the live tables.
 
         before: an aware datetime, outside the window of `LEDGER_KEY_WINDOW_DAYS` in which keys are still answered.
@@ -392,7 +387,7 @@ def _settled(results: list[Result], group: Group) -> list[Result]:
 
 
 async def _looked_up(
-    names: InstrumentNames, commands: Sequence[AnyCommand], look: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    names: InstrumentResolver, commands: Sequence[AnyCommand], look: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """`look`, beside the event loop where it has to read the database."""
     if all(names.remembers(command) for command in commands):

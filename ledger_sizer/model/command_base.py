@@ -13,7 +13,7 @@ from ledger_sizer.model.domain import split_position_id
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, Leg, label_text
 from ledger_sizer.model.tags import Tags
-from ledger_sizer.model.units import exactly, plain
+from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 TTL_SECONDS_MAX = 30 * 24 * 3600
 KEY_LENGTH_MAX = 200
@@ -44,7 +44,7 @@ def ttl_us(value: object, name: str = "ttl_seconds") -> int:
         number = value.is_finite()
     if not number or not 0 < value <= TTL_SECONDS_MAX:  # type: ignore[operator]
         raise InvalidRequest(f"{name} must be above 0 and at most {TTL_SECONDS_MAX} seconds, got {value}", field=name)
-    with exactly():
+    with exact_arithmetic():
         return max(int(value * 1_000_000), 1)  # type: ignore[operator]
 
 
@@ -59,7 +59,7 @@ def _json(value: object) -> str:
     if isinstance(value, str):
         return _encode(value)
     if isinstance(value, Decimal):
-        return f'"{plain(value)}"'
+        return f'"{decimal_text(value)}"'
     if isinstance(value, Tags):
         return value.text
     if isinstance(value, datetime):

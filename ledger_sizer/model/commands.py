@@ -15,7 +15,7 @@ from ledger_sizer.model.command_base import PortfolioCommand, PositionCommand, e
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, Leg, instrument_name, label_text
 from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, scope_name, tags_of
-from ledger_sizer.model.units import exact, not_negative, positive, usd_floor_e8
+from ledger_sizer.model.units import exact_decimal, not_negative, positive, usd_floor_e8
 
 _LEGS_MAX = 16
 SPOT_FEE_RATE_END = Decimal("0.1")
@@ -91,7 +91,7 @@ class Reserve(PortfolioCommand):
         if self.price is not None:
             put(self, "price", positive(self.price, "price"))
         if self.available_balance is not None:
-            put(self, "available_balance", exact(self.available_balance, "available_balance"))
+            put(self, "available_balance", exact_decimal(self.available_balance, "available_balance"))
         if self.min_notional_usd is not None:
             put(self, "min_notional_usd", not_negative(self.min_notional_usd, "min_notional_usd"))
         if self.ttl_seconds is not None:
@@ -128,7 +128,7 @@ class Reserve(PortfolioCommand):
 
 def checked_score(value: object) -> Decimal:
     """Return the signal score if it is an exact number in [0, 1], else raise `InvalidRequest`. Never clamped."""
-    score = exact(value, "signal_score")
+    score = exact_decimal(value, "signal_score")
     if not 0 <= score <= 1:
         raise InvalidRequest(f"signal_score must be between 0 and 1, got {score}", field="signal_score")
     return score

@@ -14,7 +14,7 @@ from typing import Generic, Literal, NamedTuple, TypedDict, TypeVar
 from ledger_sizer.model.errors import InvalidRequest, WrongState
 from ledger_sizer.model.instruments import Leg
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
-from ledger_sizer.model.units import exactly, usd
+from ledger_sizer.model.units import exact_arithmetic, usd
 
 DENIAL_REASONS = (
     "halted",
@@ -152,7 +152,7 @@ class ScopeExposure:
     @property
     def exposure(self) -> Decimal:
         """held + open."""
-        with exactly():
+        with exact_arithmetic():
             return self.held + self.open
 
     @property
@@ -160,7 +160,7 @@ class ScopeExposure:
         """cap - exposure, never below 0; None without a cap."""
         if self.cap is None:
             return None
-        with exactly():
+        with exact_arithmetic():
             return max(self.cap - self.exposure, Decimal(0))
 
     @property
@@ -168,7 +168,7 @@ class ScopeExposure:
         """What stands above the cap: facts (fills, a lowered cap) may, grants never do."""
         if self.cap is None:
             return Decimal(0)
-        with exactly():
+        with exact_arithmetic():
             return max(self.exposure - self.cap, Decimal(0))
 
 

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Literal
 
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.units import exactly, not_negative, plain, positive
+from ledger_sizer.model.units import decimal_text, exact_arithmetic, not_negative, positive
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
@@ -75,7 +75,7 @@ class InstrumentInfo:
 
     def base_units(self, quantity: Decimal) -> Decimal:
         """A quantity in the exchange's unit as base units: quantity x contract_size, exact."""
-        with exactly():
+        with exact_arithmetic():
             return quantity * self.contract_size
 
 
@@ -144,7 +144,14 @@ def legs_text(legs: Sequence[Leg]) -> str:
         return "[]"
     return _encode(
         [
-            [leg.venue, leg.symbol, leg.kind, leg.side, plain(leg.quantity), leg.price and plain(leg.price)]
+            [
+                leg.venue,
+                leg.symbol,
+                leg.kind,
+                leg.side,
+                decimal_text(leg.quantity),
+                leg.price and decimal_text(leg.price),
+            ]
             for leg in legs
         ]
     )

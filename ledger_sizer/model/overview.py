@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Page, Position, ScopeExposure
-from ledger_sizer.model.units import exactly
+from ledger_sizer.model.units import exact_arithmetic
 
 ROWS_MAX = 200
 """Most rows of a list in one overview."""
@@ -20,7 +20,7 @@ HOURS_MAX = 24 * 366
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class OverviewQuery:
     """What to look at.
 
     portfolio: the one shown in full; None takes the first. rows: of each list, 1 to `ROWS_MAX`. hours: how far the line
@@ -147,6 +147,6 @@ class Overview:
 
 def share_of_cap(value: Decimal, scope: ScopeExposure) -> Decimal:
     """Which part of the scope's scale `value` is, 0 to 1; the scale is the cap, or the exposure where that is more."""
-    with exactly():
+    with exact_arithmetic():
         scale = max(scope.cap or Decimal(0), scope.exposure)
         return min(value / scale, Decimal(1)) if scale else Decimal(0)

@@ -26,7 +26,7 @@ PRECISION = 150
 _CONTEXT = Context(prec=PRECISION, rounding=ROUND_DOWN)
 
 
-def exactly() -> AbstractContextManager[Context]:
+def exact_arithmetic() -> AbstractContextManager[Context]:
     """A decimal context wide enough that no product or floor division here is inexact.
 
     Libraries (ccxt among them) change the thread's context, so arithmetic never relies on it.
@@ -34,7 +34,7 @@ def exactly() -> AbstractContextManager[Context]:
     return localcontext(_CONTEXT)
 
 
-def exact(value: object, field: str) -> Decimal:
+def exact_decimal(value: object, field: str) -> Decimal:
     """Return `value` as a Decimal, or raise `InvalidRequest` naming `field`.
 
     Accepts Decimal and int. Refuses float (0.1 is not a tenth), bool, NaN, infinities, and magnitudes outside
@@ -64,16 +64,16 @@ def exact(value: object, field: str) -> Decimal:
 
 
 def positive(value: object, field: str) -> Decimal:
-    """`exact`, and above zero."""
-    number = exact(value, field)
+    """`exact_decimal`, and above zero."""
+    number = exact_decimal(value, field)
     if number <= 0:
         raise InvalidRequest(f"{field} must be above 0, got {number}", field=field)
     return number
 
 
 def not_negative(value: object, field: str) -> Decimal:
-    """`exact`, and zero or above."""
-    number = exact(value, field)
+    """`exact_decimal`, and zero or above."""
+    number = exact_decimal(value, field)
     if number < 0:
         raise InvalidRequest(f"{field} must be 0 or above, got {number}", field=field)
     return number
@@ -81,7 +81,7 @@ def not_negative(value: object, field: str) -> Decimal:
 
 def usd_floor_e8(value: Decimal, field: str = "amount_usd") -> int:
     """USD to whole 1e-8 USD, rounded down (towards minus infinity). Raises `InvalidRequest` beyond 64 bits."""
-    with exactly():
+    with exact_arithmetic():
         scaled = value.scaleb(USD_DECIMALS)
         whole = int(scaled)
         if scaled < whole:
@@ -91,7 +91,7 @@ def usd_floor_e8(value: Decimal, field: str = "amount_usd") -> int:
 
 def usd_ceil_e8(value: Decimal, field: str = "amount_usd") -> int:
     """USD to whole 1e-8 USD, rounded up. Raises `InvalidRequest` beyond 64 bits (about 92 billion USD)."""
-    with exactly():
+    with exact_arithmetic():
         scaled = value.scaleb(USD_DECIMALS)
         whole = int(scaled)
         if scaled > whole:
@@ -117,7 +117,7 @@ def usd(e8: int) -> Decimal:
 
 
 def usd_text(e8: int) -> str:
-    """`plain(usd(e8))` without the way through `Decimal`: USD as the shortest plain decimal text."""
+    """`decimal_text(usd(e8))` without the way through `Decimal`: USD as the shortest plain decimal text."""
     whole, rest = divmod(abs(e8), USD_SCALE)
     sign = "-" if e8 < 0 else ""
     if rest == 0:
@@ -128,11 +128,11 @@ def usd_text(e8: int) -> str:
 
 def notional_e8(quantity: Decimal, price: Decimal) -> int:
     """Notional of one leg in 1e-8 USD: quantity (base units) x price (USD per base unit), rounded up."""
-    with exactly():
+    with exact_arithmetic():
         return usd_ceil_e8(quantity * price, "notional_usd")
 
 
-def plain(value: Decimal) -> str:
+def decimal_text(value: Decimal) -> str:
     """The shortest plain decimal text of `value`: `1E+3` -> `1000`, `0.50` -> `0.5`. Equal values give equal text."""
     text = format(value, "f")
     if "." in text:
@@ -142,7 +142,7 @@ def plain(value: Decimal) -> str:
 
 def floor_to_step(value: Decimal, step: Decimal) -> Decimal:
     """The largest multiple of `step` that is not above `value` (exact; no validation, see `sizing.round_to_step`)."""
-    with exactly():
+    with exact_arithmetic():
         steps, rest = divmod(value, step)
         if rest < 0:
             steps -= 1
@@ -154,7 +154,7 @@ def common_step(step_a: Decimal, step_b: Decimal) -> Decimal:
     if step_a == step_b:
         return step_a
     places = max(-_exponent(step_a), -_exponent(step_b), 0)
-    with exactly():
+    with exact_arithmetic():
         whole = lcm(int(step_a.scaleb(places)), int(step_b.scaleb(places)))
         return Decimal(whole).scaleb(-places)
 

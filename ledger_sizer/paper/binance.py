@@ -8,12 +8,12 @@ from decimal import Decimal
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
-from ledger_sizer.model.units import exactly
-from ledger_sizer.paper.exchange import LEVERAGE, Account, Book, Order, Position, Refused, Slot
+from ledger_sizer.model.units import exact_arithmetic
+from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
-    Answer,
-    Call,
+    ExchangeRequest,
+    ExchangeResponse,
     Handler,
     PublicHandler,
     decimal_of,
@@ -47,7 +47,7 @@ _STATES = {"open": "NEW", "filled": "FILLED", "canceled": "CANCELED"}
 class Binance:
     """The dialect of one book."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: PaperExchange) -> None:
         self.book = book
         self.public: Mapping[tuple[str, str], PublicHandler] = {
             ("GET", "/api/v3/time"): lambda _call: {"serverTime": _now()},
@@ -74,30 +74,30 @@ class Binance:
                 **self.private, ("POST", path): self._create, ("GET", path): self._order, ("DELETE", path): self._cancel
             }  # fmt: skip
 
-    def account(self, call: Call) -> Account:
+    def account(self, call: ExchangeRequest) -> Account:
         """HMAC-SHA256 (hex) of everything before `signature`, wherever it was sent."""
         account = self.book.accounts.get(call.header("X-MBX-APIKEY"))
         if account is None:
-            raise Refused("key", "unknown key")
+            raise RequestRefused("key", "unknown key")
         payload, _, signature = (call.body or call.query).rpartition("&signature=")
         expected = hmac.new(account.secret.encode(), payload.encode(), hashlib.sha256).hexdigest()
         if not hmac.compare_digest(expected, signature):
-            raise Refused("signature", "wrong signature")
+            raise RequestRefused("signature", "wrong signature")
         sent = parse_qs(payload).get("timestamp", [""])[0]
         if not sent.isdigit() or abs(int(sent) - _now()) > TIME_WINDOW_MS:
-            raise Refused("time", "request too old")
+            raise RequestRefused("time", "request too old")
         return account
 
-    def refusal(self, refused: Refused, _path: str) -> Answer:
+    def refusal(self, refused: RequestRefused, _path: str) -> ExchangeResponse:
         """An HTTP error with `code` and `msg`. ccxt knows some errors by their exact words, so nothing is added."""
         status, code, message = _CODES[refused.reason]
-        return Answer(status, {"code": code, "msg": message})
+        return ExchangeResponse(status, {"code": code, "msg": message})
 
     def _rules(self, kind: Literal["spot", "swap"], *, inverse: bool) -> Any:
         rows = [_instrument(m) for m in self.book.markets.values() if m.kind == kind and m.inverse == inverse]
         return {"timezone": "UTC", "serverTime": _now(), "rateLimits": [], "symbols": rows}
 
-    def _spot_account(self, account: Account, _call: Call) -> Any:
+    def _spot_account(self, account: Account, _call: ExchangeRequest) -> Any:
         balances = [
             {"asset": asset, "free": text_of(total - used), "locked": text_of(used)}
             for asset, (total, used) in sorted(self.book.balances(account.shown(), "spot").items())
@@ -113,19 +113,19 @@ class Binance:
             for asset, (total, used) in sorted(self.book.balances(account.shown(), "swap").items())
         ]  # fmt: skip
 
-    def _futures_balance(self, account: Account, _call: Call) -> Any:
+    def _futures_balance(self, account: Account, _call: ExchangeRequest) -> Any:
         return self._futures_assets(account)
 
-    def _futures_account(self, account: Account, call: Call) -> Any:
+    def _futures_account(self, account: Account, call: ExchangeRequest) -> Any:
         return {"assets": self._futures_assets(account), "positions": self._positions(account, call)}
 
-    def _brackets(self, _account: Account, _call: Call) -> Any:
+    def _brackets(self, _account: Account, _call: ExchangeRequest) -> Any:
         bracket = {"bracket": 1, "initialLeverage": LEVERAGE, "notionalCap": 10**9, "notionalFloor": 0,
                    "maintMarginRatio": "0.004", "cum": 0}  # fmt: skip
         linear = (m for m in self.book.markets.values() if m.kind == "swap" and not m.inverse)
         return [{"symbol": market.id, "brackets": [bracket]} for market in linear]
 
-    def _positions(self, account: Account, call: Call) -> Any:
+    def _positions(self, account: Account, call: ExchangeRequest) -> Any:
         return [
             self._position(self.book.markets[symbol], slot, position)
             for (symbol, slot), position in sorted(account.shown().positions.items())
@@ -134,7 +134,7 @@ class Binance:
 
     def _position(self, market: Market, slot: Slot, position: Position) -> dict[str, Any]:
         mark = self.book.prices[market.base]
-        with exactly():
+        with exact_arithmetic():
             notional, profit = position.quantity * mark, (mark - position.entry_price) * position.quantity
             margin = abs(notional) / LEVERAGE
         return {
@@ -147,14 +147,14 @@ class Binance:
             "openOrderInitialMargin": "0", "adl": 0, "bidNotional": "0", "askNotional": "0", "updateTime": _now(),
         }  # fmt: skip
 
-    def _create(self, account: Account, call: Call) -> Any:
+    def _create(self, account: Account, call: ExchangeRequest) -> Any:
         asked = call.arguments
         kind = _kind(call)
         market = self.book.market(str(asked.get("symbol")), kind)
         side: Literal["buy", "sell"] = "buy" if asked.get("side") == "BUY" else "sell"
         is_market = asked.get("type") == "MARKET"
         if "quantity" not in asked and "quoteOrderQty" in asked:
-            with exactly():
+            with exact_arithmetic():
                 quantity = decimal_of(asked, "quoteOrderQty") / self.book.prices[market.base]
                 quantity = quantity // market.step * market.step
         else:
@@ -169,10 +169,10 @@ class Binance:
         )  # fmt: skip
         return _order(order)
 
-    def _order(self, account: Account, call: Call) -> Any:
+    def _order(self, account: Account, call: ExchangeRequest) -> Any:
         return _order(self.book.order(account, call.arguments.get("orderId"), call.arguments.get("origClientOrderId")))
 
-    def _cancel(self, account: Account, call: Call) -> Any:
+    def _cancel(self, account: Account, call: ExchangeRequest) -> Any:
         order = self.book.order(account, call.arguments.get("orderId"), call.arguments.get("origClientOrderId"))
         self.book.cancel(order)
         return _order(order)
@@ -182,7 +182,7 @@ def _now() -> int:
     return int(time.time() * 1000)
 
 
-def _kind(call: Call) -> Literal["spot", "swap"]:
+def _kind(call: ExchangeRequest) -> Literal["spot", "swap"]:
     return "spot" if call.path.startswith("/api/") else "swap"
 
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal
 
-from ledger_sizer.model.units import exactly
-from ledger_sizer.paper.exchange import LEVERAGE, Account, Book, Order, Position, Refused, Slot
+from ledger_sizer.model.units import exact_arithmetic
+from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
-    Answer,
-    Call,
+    ExchangeRequest,
+    ExchangeResponse,
     Handler,
     PublicHandler,
     decimal_of,
@@ -50,7 +50,7 @@ _STATES = {"open": "New", "filled": "Filled", "canceled": "Cancelled"}
 class Bybit:
     """The dialect of one book."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: PaperExchange) -> None:
         self.book = book
         self.page_rows = PAGE_ROWS
         self.public: Mapping[tuple[str, str], PublicHandler] = {
@@ -69,36 +69,36 @@ class Bybit:
             ("GET", "/v5/order/history"): self._orders,
         }
 
-    def account(self, call: Call) -> Account:
+    def account(self, call: ExchangeRequest) -> Account:
         """HMAC-SHA256 (hex) of time, key, window and what was sent."""
         account = self.book.accounts.get(call.header("X-BAPI-API-KEY"))
         if account is None:
-            raise Refused("key", "unknown key")
+            raise RequestRefused("key", "unknown key")
         sent, window = call.header("X-BAPI-TIMESTAMP"), call.header("X-BAPI-RECV-WINDOW")
         payload = f"{sent}{account.api_key}{window}{call.body if call.method == 'POST' else call.query}"
         expected = hmac.new(account.secret.encode(), payload.encode(), hashlib.sha256).hexdigest()
         if not hmac.compare_digest(expected, call.header("X-BAPI-SIGN")):
-            raise Refused("signature", "wrong signature")
+            raise RequestRefused("signature", "wrong signature")
         if not sent.isdigit() or abs(int(sent) - time.time() * 1000) > TIME_WINDOW_MS:
-            raise Refused("time", "request too old")
+            raise RequestRefused("time", "request too old")
         return account
 
-    def refusal(self, refused: Refused, _path: str) -> Answer:
+    def refusal(self, refused: RequestRefused, _path: str) -> ExchangeResponse:
         """Status 200 and a code of its own, whatever went wrong."""
         code, message = _CODES[refused.reason]
-        return Answer(200, {**_whole({}), "retCode": code, "retMsg": f"{message} ({refused})"})
+        return ExchangeResponse(200, {**_whole({}), "retCode": code, "retMsg": f"{message} ({refused})"})
 
-    def _time(self, _call: Call) -> Any:
+    def _time(self, _call: ExchangeRequest) -> Any:
         return _whole({"timeSecond": str(_now() // 1000), "timeNano": str(_now() * 1_000_000)})
 
-    def _instruments(self, call: Call) -> Any:
+    def _instruments(self, call: ExchangeRequest) -> Any:
         category = call.arguments.get("category")
         if call.arguments.get("status") == "PreLaunch" or category == "option":
             return _whole({"category": category, "list": [], "nextPageCursor": ""})
         rows = [_instrument(market) for market in self.book.markets.values() if _category(market) == category]
         return _whole({"category": category, "list": rows, "nextPageCursor": ""})
 
-    def _tickers(self, call: Call) -> Any:
+    def _tickers(self, call: ExchangeRequest) -> Any:
         category = call.arguments.get("category")
         rows = []
         for market in self.book.markets.values():
@@ -108,7 +108,7 @@ class Bybit:
                              "markPrice": price, "indexPrice": price})  # fmt: skip
         return _whole({"category": category, "list": rows})
 
-    def _balance(self, account: Account, _call: Call) -> Any:
+    def _balance(self, account: Account, _call: ExchangeRequest) -> Any:
         coins = []
         for asset, (total, used) in sorted(self.book.balances(account.shown(), "spot").items()):
             coins.append({"coin": asset, "walletBalance": text_of(total), "equity": text_of(total), "locked": "0",
@@ -116,7 +116,7 @@ class Bybit:
                           "accruedInterest": "0"})  # fmt: skip
         return _whole({"list": [{"accountType": "UNIFIED", "coin": coins}]})
 
-    def _positions(self, account: Account, call: Call) -> Any:
+    def _positions(self, account: Account, call: ExchangeRequest) -> Any:
         asked, shown = call.arguments, account.shown()
         rows = [
             self._position(self.book.markets[symbol], slot, position)
@@ -132,7 +132,7 @@ class Bybit:
     def _position(self, market: Market, slot: Slot, position: Position) -> dict[str, Any]:
         mark = self.book.prices[market.base]
         size = abs(position.quantity)
-        with exactly():
+        with exact_arithmetic():
             profit = (mark - position.entry_price) * position.quantity
             value, margin = size * position.entry_price, size * mark / LEVERAGE
         return {
@@ -143,7 +143,7 @@ class Bybit:
             "tradeMode": 0, "createdTime": str(_now()), "updatedTime": str(_now()),
         }  # fmt: skip
 
-    def _create(self, account: Account, call: Call) -> Any:
+    def _create(self, account: Account, call: ExchangeRequest) -> Any:
         asked = call.arguments
         kind: Literal["spot", "swap"] = "spot" if asked.get("category") == "spot" else "swap"
         market = self.book.market(str(asked.get("symbol")), kind)
@@ -151,7 +151,7 @@ class Bybit:
         is_market = asked.get("orderType") == "Market"
         quantity = decimal_of(asked, "qty")
         if kind == "spot" and is_market and side == "buy" and asked.get("marketUnit") != "baseCoin":
-            with exactly():
+            with exact_arithmetic():
                 quantity = quantity / self.book.prices[market.base] // market.step * market.step
         slots: dict[int, Slot] = {0: "net", 1: "long", 2: "short"}
         order = self.book.place(
@@ -162,12 +162,12 @@ class Bybit:
         )  # fmt: skip
         return _whole({"orderId": order.id, "orderLinkId": order.client_id})
 
-    def _cancel(self, account: Account, call: Call) -> Any:
+    def _cancel(self, account: Account, call: ExchangeRequest) -> Any:
         order = self.book.order(account, call.arguments.get("orderId"), call.arguments.get("orderLinkId"))
         self.book.cancel(order)
         return _whole({"orderId": order.id, "orderLinkId": order.client_id})
 
-    def _orders(self, account: Account, call: Call) -> Any:
+    def _orders(self, account: Account, call: ExchangeRequest) -> Any:
         asked = call.arguments
         rows = [
             _order(order)
@@ -215,7 +215,7 @@ def _instrument(market: Market) -> dict[str, Any]:
 
 
 def _order(order: Order) -> dict[str, Any]:
-    with exactly():
+    with exact_arithmetic():
         left = order.quantity - order.filled
     state = "PartiallyFilled" if order.state == "open" and order.filled else _STATES[order.state]
     row: dict[str, Any] = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from ledger_sizer.paper.exchange import QUOTE, Account, Book, Refused, Slot
+from ledger_sizer.paper.exchange import QUOTE, Account, PaperExchange, RequestRefused, Slot
 from ledger_sizer.paper.faults import Fault, Faults
 from ledger_sizer.paper.http import decimal_of, text_of
 from ledger_sizer.paper.markets import Market
@@ -17,10 +17,10 @@ from ledger_sizer.paper.markets import Market
 DEFAULT_KEY, DEFAULT_SECRET, DEFAULT_PASSPHRASE = "paper", "paper-secret", "paper-passphrase"
 """Credentials of the account that every venue begins with."""
 
-Action = Callable[[Book, Faults, Mapping[str, Any]], object]
+Action = Callable[[PaperExchange, Faults, Mapping[str, Any]], object]
 
 
-def state_of(book: Book, faults: Faults) -> dict[str, Any]:
+def state_of(book: PaperExchange, faults: Faults) -> dict[str, Any]:
     """What a venue really holds, also while it shows stale answers. Quantities in base units, below 0 is short."""
     return {
         "venue": book.venue,
@@ -54,18 +54,18 @@ def _account_state(account: Account) -> dict[str, Any]:
     }
 
 
-def _account(book: Book, form: Mapping[str, Any]) -> Account:
+def _account(book: PaperExchange, form: Mapping[str, Any]) -> Account:
     account = book.accounts.get(str(form.get("api_key", DEFAULT_KEY)))
     if account is None:
-        raise Refused("bad_request", f"{book.venue} has no account with the key {form.get('api_key')!r}")
+        raise RequestRefused("bad_request", f"{book.venue} has no account with the key {form.get('api_key')!r}")
     return account
 
 
-def _swap(book: Book, form: Mapping[str, Any]) -> Market:
+def _swap(book: PaperExchange, form: Mapping[str, Any]) -> Market:
     market = book.markets.get(str(form.get("symbol")))
     if market is None or market.kind != "swap":
         known = ", ".join(symbol for symbol, found in book.markets.items() if found.kind == "swap")
-        raise Refused("bad_request", f"symbol {form.get('symbol')!r} is no perpetual here; there are {known}")
+        raise RequestRefused("bad_request", f"symbol {form.get('symbol')!r} is no perpetual here; there are {known}")
     return market
 
 
@@ -74,11 +74,11 @@ def _slot(account: Account, form: Mapping[str, Any]) -> Slot:
     if not account.hedged:
         return "net"
     if side not in ("long", "short"):
-        raise Refused("bad_request", f"side must be long or short in a hedge-mode account, got {side!r}")
+        raise RequestRefused("bad_request", f"side must be long or short in a hedge-mode account, got {side!r}")
     return "long" if side == "long" else "short"
 
 
-def _open_account(book: Book, _faults: Faults, form: Mapping[str, Any]) -> None:
+def _open_account(book: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     given = form.get("balances", {QUOTE: "100000"})
     book.open_account(
         str(form["api_key"]),
@@ -89,30 +89,30 @@ def _open_account(book: Book, _faults: Faults, form: Mapping[str, Any]) -> None:
     )
 
 
-def _deposit(book: Book, _faults: Faults, form: Mapping[str, Any]) -> None:
+def _deposit(book: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     wallet = _account(book, form).wallet(str(form.get("wallet", "spot")))
     wallet[str(form.get("asset", QUOTE))] += decimal_of(form, "quantity")
 
 
-def _open(book: Book, _faults: Faults, form: Mapping[str, Any]) -> None:
+def _open(book: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     account, market = _account(book, form), _swap(book, form)
     if form.get("side") not in ("long", "short"):
-        raise Refused("bad_request", f"side must be long or short, got {form.get('side')!r}")
+        raise RequestRefused("bad_request", f"side must be long or short, got {form.get('side')!r}")
     quantity = decimal_of(form, "quantity")
     book.move_position(account, market, _slot(account, form), quantity if form["side"] == "long" else -quantity)
 
 
-def _close(book: Book, _faults: Faults, form: Mapping[str, Any]) -> None:
+def _close(book: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     account, market = _account(book, form), _swap(book, form)
     slot = _slot(account, form)
     held = account.positions.get((market.symbol, slot))
     if held is None:
-        raise Refused("bad_request", f"there is no position in {market.symbol}")
+        raise RequestRefused("bad_request", f"there is no position in {market.symbol}")
     quantity = decimal_of(form, "quantity") if "quantity" in form else abs(held.quantity)
     book.move_position(account, market, slot, quantity if held.quantity < 0 else -quantity)
 
 
-def _liquidate(book: Book, faults: Faults, form: Mapping[str, Any]) -> None:
+def _liquidate(book: PaperExchange, faults: Faults, form: Mapping[str, Any]) -> None:
     """Close the position and take the margin it tied up."""
     account, market = _account(book, form), _swap(book, form)
     margin_before = account.margin(book.prices, book.markets)
@@ -123,39 +123,39 @@ def _liquidate(book: Book, faults: Faults, form: Mapping[str, Any]) -> None:
             book.cancel(order)
 
 
-def _flip(book: Book, _faults: Faults, form: Mapping[str, Any]) -> None:
+def _flip(book: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     account, market = _account(book, form), _swap(book, form)
     held = account.positions.get((market.symbol, "net"))
     if held is None:
-        raise Refused("bad_request", f"there is no one-way position in {market.symbol} to turn")
+        raise RequestRefused("bad_request", f"there is no one-way position in {market.symbol} to turn")
     book.move_position(account, market, "net", -2 * held.quantity)
 
 
-def _price(book: Book, _faults: Faults, form: Mapping[str, Any]) -> None:
+def _price(book: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     book.move_price(str(form.get("asset")), decimal_of(form, "price"))
 
 
-def _stale(book: Book, _faults: Faults, form: Mapping[str, Any]) -> None:
+def _stale(book: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     book.freeze([_account(book, form)], stale=form.get("stale", True) is True)
 
 
-def _fills(book: Book, _faults: Faults, form: Mapping[str, Any]) -> None:
+def _fills(book: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     book.fills_at_once = form.get("at_once", True) is True
     if book.fills_at_once:
         book.fill_open_orders()
 
 
-def _fill(book: Book, _faults: Faults, form: Mapping[str, Any]) -> None:
+def _fill(book: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     account = _account(book, form)
     order = book.order(account, str(form.get("order_id", "")))
     book.fill(account, order, decimal_of(form, "quantity") if "quantity" in form else order.quantity)
 
 
-def _fault(_book: Book, faults: Faults, form: Mapping[str, Any]) -> None:
+def _fault(_book: PaperExchange, faults: Faults, form: Mapping[str, Any]) -> None:
     faults.inject(Fault(form.get("kind", ""), str(form.get("path", "")), form.get("times", 1), form.get("seconds", 5)))
 
 
-def _clear_faults(_book: Book, faults: Faults, _form: Mapping[str, Any]) -> None:
+def _clear_faults(_book: PaperExchange, faults: Faults, _form: Mapping[str, Any]) -> None:
     faults.clear()
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
-from ledger_sizer.model.units import exactly, floor_to_step
+from ledger_sizer.model.units import exact_arithmetic, floor_to_step
 from ledger_sizer.paper.markets import PRICES, Market, Venue, markets_of
 
 QUOTE = "USDT"
@@ -25,7 +25,7 @@ Slot = Literal["net", "long", "short"]
 """Where a position stands: one-way accounts have one per market, hedge-mode accounts one for each direction."""
 
 
-class Refused(Exception):
+class RequestRefused(Exception):
     """The venue refuses a request. `reason` is one of a few words that each exchange has its own code for."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -65,7 +65,7 @@ class Order:
     @property
     def average(self) -> Decimal:
         """Average fill price, 0 while nothing is filled."""
-        with exactly():
+        with exact_arithmetic():
             return (self.cost / self.filled).normalize() if self.filled else Decimal(0)
 
 
@@ -92,7 +92,7 @@ class Account:
 
     def margin(self, prices: dict[str, Decimal], base_of: dict[str, Market]) -> Decimal:
         """USDT that the derivative positions tie up now."""
-        with exactly():
+        with exact_arithmetic():
             return sum(
                 (
                     abs(held.quantity) * prices[base_of[symbol].base] / LEVERAGE
@@ -104,7 +104,7 @@ class Account:
     def reserved(self, kind: Literal["spot", "swap"]) -> defaultdict[str, Decimal]:
         """What open orders of one kind of market tie up, by asset."""
         used: defaultdict[str, Decimal] = defaultdict(Decimal)
-        with exactly():
+        with exact_arithmetic():
             for order in self.orders.values():
                 left = order.quantity - order.filled
                 if order.state != "open" or order.market.kind != kind:
@@ -118,7 +118,7 @@ class Account:
         return used
 
 
-class Book:
+class PaperExchange:
     """One paper exchange. Fee rates are fractions of a fill; a spot buy pays in what it bought, as at the real ones."""
 
     def __init__(
@@ -138,9 +138,9 @@ class Book:
     def open_account(
         self, api_key: str, secret: str, passphrase: str, *, hedged: bool, balances: dict[str, Decimal]
     ) -> Account:
-        """Open an account; `balances` go into each of its wallets. Raises `Refused` when the key is taken."""
+        """Open an account; `balances` go into each of its wallets. Raises `RequestRefused` when the key is taken."""
         if api_key in self.accounts:
-            raise Refused("bad_request", f"{self.venue} has an account with the key {api_key!r} already")
+            raise RequestRefused("bad_request", f"{self.venue} has an account with the key {api_key!r} already")
         spot = defaultdict(Decimal, balances)
         wallets = {"spot": spot, "swap": spot if self.unified else defaultdict(Decimal, balances)}
         account = self.accounts[api_key] = Account(api_key, secret, passphrase, hedged, wallets)
@@ -165,11 +165,11 @@ class Book:
     # --- orders ----------------------------------------------------------------------------------
 
     def market(self, market_id: str, kind: Literal["spot", "swap"]) -> Market:
-        """The market an exchange's own name means. Raises `Refused`."""
+        """The market an exchange's own name means. Raises `RequestRefused`."""
         for market in self.markets.values():
             if market.id == market_id and market.kind == kind:
                 return market
-        raise Refused("unknown_symbol", f"no {kind} market {market_id!r}")
+        raise RequestRefused("unknown_symbol", f"no {kind} market {market_id!r}")
 
     def place(
         self,
@@ -184,7 +184,7 @@ class Book:
         reduce_only: bool = False,
         client_id: str = "",
     ) -> Order:
-        """Take an order, and fill it if it can be filled now. Raises `Refused` and then has taken nothing."""
+        """Take an order, and fill it if it can be filled now. Raises `RequestRefused` and then has taken nothing."""
         self._require_rules(account, market, side, kind, quantity, price, slot, client_id)
         if market.kind == "swap":
             quantity = self._reducing(account, market, side, slot, quantity) if reduce_only else quantity
@@ -211,55 +211,57 @@ class Book:
         client_id: str,
     ) -> None:
         if not market.active or market.inverse:
-            raise Refused("inactive", f"{market.symbol} is not open for trading")
+            raise RequestRefused("inactive", f"{market.symbol} is not open for trading")
         if side not in ("buy", "sell") or (kind == "limit" and (price is None or price <= 0)):
-            raise Refused("bad_request", "an order needs a side, and a limit order a price")
+            raise RequestRefused("bad_request", "an order needs a side, and a limit order a price")
         if market.kind == "swap" and (slot == "net") == account.hedged:
-            raise Refused("position_side", f"position side {slot} does not fit the account's position mode")
+            raise RequestRefused("position_side", f"position side {slot} does not fit the account's position mode")
         most = market.max_market_qty if kind == "market" else market.max_qty
         if not market.min_qty <= quantity <= most:
-            raise Refused("quantity", f"quantity {quantity} is not between {market.min_qty} and {most}")
+            raise RequestRefused("quantity", f"quantity {quantity} is not between {market.min_qty} and {most}")
         if floor_to_step(quantity, market.step) != quantity:
-            raise Refused("lot_size", f"quantity {quantity} is no multiple of {market.step}")
-        with exactly():
+            raise RequestRefused("lot_size", f"quantity {quantity} is no multiple of {market.step}")
+        with exact_arithmetic():
             if quantity * (price or self.prices[market.base]) < market.min_notional:
-                raise Refused("notional", f"order value is below {market.min_notional} {QUOTE}")
+                raise RequestRefused("notional", f"order value is below {market.min_notional} {QUOTE}")
         if client_id and any(order.client_id == client_id for order in account.orders.values()):
-            raise Refused("duplicate", f"client order id {client_id!r} was used before")
+            raise RequestRefused("duplicate", f"client order id {client_id!r} was used before")
 
     def _reducing(self, account: Account, market: Market, side: Side, slot: Slot, quantity: Decimal) -> Decimal:
         held = account.positions.get((market.symbol, slot))
         if held is None or (held.quantity > 0) == (side == "buy"):
-            raise Refused("reduce_only", f"there is nothing to reduce in {market.symbol}")
+            raise RequestRefused("reduce_only", f"there is nothing to reduce in {market.symbol}")
         return min(quantity, abs(held.quantity))
 
     def _require_funds(
         self, account: Account, market: Market, side: Side, slot: Slot, quantity: Decimal, price: Decimal
     ) -> None:
-        with exactly():
+        with exact_arithmetic():
             if market.kind == "swap":
                 held = account.positions.get((market.symbol, slot))
                 signed = held.quantity if held else Decimal(0)
                 after = signed + (quantity if side == "buy" else -quantity)
                 needed, asset = max(abs(after) - abs(signed), Decimal(0)) * price / LEVERAGE, QUOTE
                 if (slot == "long" and after < 0) or (slot == "short" and after > 0):
-                    raise Refused("reduce_only", f"the {slot} position of {market.symbol} is smaller than that")
+                    raise RequestRefused("reduce_only", f"the {slot} position of {market.symbol} is smaller than that")
             else:
                 needed, asset = (quantity * price, QUOTE) if side == "buy" else (quantity, market.base)
         if needed > self.free(account, market.kind, asset):
-            raise Refused("margin" if market.kind == "swap" else "insufficient", f"not enough {asset}: {needed} needed")
+            raise RequestRefused(
+                "margin" if market.kind == "swap" else "insufficient", f"not enough {asset}: {needed} needed"
+            )
 
     def order(self, account: Account, order_id: str | None, client_id: str | None = None) -> Order:
-        """One order by either id. Raises `Refused`."""
+        """One order by either id. Raises `RequestRefused`."""
         for order in account.orders.values():
             if (order_id and order.id == order_id) or (client_id and order.client_id == client_id):
                 return order
-        raise Refused("unknown_order", f"no order {order_id or client_id!r}")
+        raise RequestRefused("unknown_order", f"no order {order_id or client_id!r}")
 
     def cancel(self, order: Order) -> None:
-        """Cancel what is left of an order. Raises `Refused` when nothing is."""
+        """Cancel what is left of an order. Raises `RequestRefused` when nothing is."""
         if order.state != "open":
-            raise Refused("unknown_order", f"order {order.id} is {order.state}")
+            raise RequestRefused("unknown_order", f"order {order.id} is {order.state}")
         order.state = "canceled"
         order.updated_ms = int(time.time() * 1000)
 
@@ -276,7 +278,7 @@ class Book:
         """Fill so much of an order at the present price."""
         price = self.prices[order.market.base]
         quantity = min(quantity, order.quantity - order.filled)
-        with exactly():
+        with exact_arithmetic():
             cost = quantity * price
             order.filled += quantity
             order.cost += cost
@@ -301,7 +303,7 @@ class Book:
         """Add to, reduce or turn a derivative position at the present price; a profit or loss goes to the wallet."""
         price = self.prices[market.base]
         held = account.positions.get((market.symbol, slot)) or Position(Decimal(0), price)
-        with exactly():
+        with exact_arithmetic():
             after = held.quantity + signed
             if held.quantity == 0 or (held.quantity > 0) == (signed > 0):
                 cost = abs(held.quantity) * held.entry_price + abs(signed) * price
@@ -318,9 +320,9 @@ class Book:
     # --- the market ------------------------------------------------------------------------------
 
     def move_price(self, base: str, price: Decimal) -> None:
-        """Set an asset's price, USDT, and fill the orders that it reaches. Raises `Refused` for an unknown asset."""
+        """Set an asset's price, USDT, and fill the orders it reaches. Raises `RequestRefused` for an unknown asset."""
         if base not in self.prices or price <= 0:
-            raise Refused("bad_request", f"no price above 0 of a known asset: {base} {price}")
+            raise RequestRefused("bad_request", f"no price above 0 of a known asset: {base} {price}")
         self.prices[base] = price
         self.fill_open_orders()
 

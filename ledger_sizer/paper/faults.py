@@ -8,8 +8,8 @@ from typing import Any, Literal, get_args
 
 from starlette.responses import Response
 
-from ledger_sizer.paper.exchange import Refused
-from ledger_sizer.paper.http import Answer, Call, Dialect
+from ledger_sizer.paper.exchange import RequestRefused
+from ledger_sizer.paper.http import Dialect, ExchangeRequest, ExchangeResponse
 
 FaultKind = Literal["rate_limit", "outage", "timeout", "half", "hollow", "lost_answer"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
@@ -37,9 +37,9 @@ class Faults:
         self.waiting: list[Fault] = []
 
     def inject(self, fault: Fault) -> None:
-        """Add one. Raises `Refused` for a kind there is not."""
+        """Add one. Raises `RequestRefused` for a kind there is not."""
         if fault.kind not in FAULT_KINDS:
-            raise Refused("bad_request", f"no fault {fault.kind!r}; there are {', '.join(FAULT_KINDS)}")
+            raise RequestRefused("bad_request", f"no fault {fault.kind!r}; there are {', '.join(FAULT_KINDS)}")
         self.waiting.append(fault)
 
     def clear(self) -> None:
@@ -62,11 +62,13 @@ class LostConnection(Exception):
     """The connection is to end without an answer."""
 
 
-async def answered(dialect: Dialect, call: Call, fault: Fault | None, answer: Callable[[], Answer]) -> Response:
+async def answered(
+    dialect: Dialect, call: ExchangeRequest, fault: Fault | None, answer: Callable[[], ExchangeResponse]
+) -> Response:
     """The response to a call that `answer` does, as the fault lets it through. Raises `LostConnection`."""
     kind = fault.kind if fault else None
     if kind in ("rate_limit", "outage"):
-        return _response(dialect.refusal(Refused(str(kind), "injected"), call.path))
+        return _response(dialect.refusal(RequestRefused(str(kind), "injected"), call.path))
     if fault and kind == "timeout":
         await asyncio.sleep(fault.seconds)
         raise LostConnection
@@ -78,7 +80,7 @@ async def answered(dialect: Dialect, call: Call, fault: Fault | None, answer: Ca
         text = json.dumps(given.document)
         return Response(text[: len(text) // 2], given.status, media_type="application/json")
     if kind == "hollow":
-        return _response(Answer(given.status, _hollow(given.document)))
+        return _response(ExchangeResponse(given.status, _hollow(given.document)))
     return _response(given)
 
 
@@ -89,5 +91,5 @@ def _hollow(document: Any) -> Any:
     return {}
 
 
-def _response(answer: Answer) -> Response:
+def _response(answer: ExchangeResponse) -> Response:
     return Response(json.dumps(answer.document), answer.status, media_type="application/json")

@@ -7,8 +7,8 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
-from ledger_sizer.model.units import plain
-from ledger_sizer.paper.exchange import Account, Book, Refused
+from ledger_sizer.model.units import decimal_text
+from ledger_sizer.paper.exchange import Account, PaperExchange, RequestRefused
 from ledger_sizer.paper.markets import Market
 
 TIME_WINDOW_MS = 60_000
@@ -16,7 +16,7 @@ TIME_WINDOW_MS = 60_000
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ExchangeRequest:
     """One request. `headers` have lower-case names; `query` and `body` stand as they were sent, for the signature."""
 
     method: str
@@ -37,7 +37,7 @@ class Call:
         try:
             return json.loads(self.body)
         except ValueError as error:
-            raise Refused("bad_request", f"body is not JSON: {error}") from None
+            raise RequestRefused("bad_request", f"body is not JSON: {error}") from None
 
     def header(self, name: str) -> str:
         """One header, '' where it is missing."""
@@ -45,58 +45,58 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ExchangeResponse:
     """What goes back: a status and a JSON document."""
 
     status: int
     document: Any
 
 
-Handler = Callable[[Account, Call], Any]
-PublicHandler = Callable[[Call], Any]
+Handler = Callable[[Account, ExchangeRequest], Any]
+PublicHandler = Callable[[ExchangeRequest], Any]
 
 
 class Dialect(Protocol):
     """How one exchange speaks. `private` and `public`: handlers by method and path."""
 
-    book: Book
+    book: PaperExchange
     public: Mapping[tuple[str, str], PublicHandler]
     private: Mapping[tuple[str, str], Handler]
 
-    def account(self, call: Call) -> Account:
-        """Whose request this is. Raises `Refused` for an unknown key, a wrong signature or an old time."""
+    def account(self, call: ExchangeRequest) -> Account:
+        """Whose request this is. Raises `RequestRefused` for an unknown key, a wrong signature or an old time."""
 
-    def refusal(self, refused: Refused, path: str, /) -> Answer:
+    def refusal(self, refused: RequestRefused, path: str, /) -> ExchangeResponse:
         """The exchange's own answer to what it refuses."""
 
 
-def answer_of(dialect: Dialect, call: Call) -> Answer | None:
+def respond(dialect: Dialect, call: ExchangeRequest) -> ExchangeResponse | None:
     """Answer one call, or None when the exchange has no such path."""
     route = (call.method, call.path)
     try:
         if route in dialect.public:
-            return Answer(200, dialect.public[route](call))
+            return ExchangeResponse(200, dialect.public[route](call))
         if route in dialect.private:
-            return Answer(200, dialect.private[route](dialect.account(call), call))
-    except Refused as refused:
+            return ExchangeResponse(200, dialect.private[route](dialect.account(call), call))
+    except RequestRefused as refused:
         return dialect.refusal(refused, call.path)
     return None
 
 
 def decimal_of(arguments: Mapping[str, Any], name: str) -> Decimal:
-    """An argument as a Decimal. Raises `Refused`."""
+    """An argument as a Decimal. Raises `RequestRefused`."""
     try:
         value = Decimal(str(arguments[name]))
     except (KeyError, InvalidOperation):
-        raise Refused("bad_request", f"parameter {name} is missing or no number") from None
+        raise RequestRefused("bad_request", f"parameter {name} is missing or no number") from None
     if not value.is_finite():
-        raise Refused("bad_request", f"parameter {name} is no number")
+        raise RequestRefused("bad_request", f"parameter {name} is no number")
     return value
 
 
 def text_of(value: Decimal) -> str:
     """A figure as exchanges write it: plain, at most 18 places."""
-    return plain(value if value == value.to_integral_value() else round(value, 18))
+    return decimal_text(value if value == value.to_integral_value() else round(value, 18))
 
 
 def contracts(market: Market, quantity: Decimal) -> Decimal:

@@ -9,12 +9,12 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
-from ledger_sizer.model.units import exactly
-from ledger_sizer.paper.exchange import LEVERAGE, Account, Book, Order, Position, Refused, Slot
+from ledger_sizer.model.units import exact_arithmetic
+from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
-    Answer,
-    Call,
+    ExchangeRequest,
+    ExchangeResponse,
     Handler,
     PublicHandler,
     contracts,
@@ -56,7 +56,7 @@ _STATES = {"open": "live", "filled": "filled", "canceled": "canceled"}
 class Okx:
     """The dialect of one book."""
 
-    def __init__(self, book: Book) -> None:
+    def __init__(self, book: PaperExchange) -> None:
         self.book = book
         self.public: Mapping[tuple[str, str], PublicHandler] = {
             ("GET", "/api/v5/public/time"): lambda _call: _whole([{"ts": str(_now())}]),
@@ -73,50 +73,50 @@ class Okx:
             ("GET", "/api/v5/trade/order"): self._order,
         }
 
-    def account(self, call: Call) -> Account:
+    def account(self, call: ExchangeRequest) -> Account:
         """HMAC-SHA256 (base64) of time, method, path with query, and body."""
         account = self.book.accounts.get(call.header("OK-ACCESS-KEY"))
         if account is None:
-            raise Refused("key", "unknown key")
+            raise RequestRefused("key", "unknown key")
         if account.passphrase != call.header("OK-ACCESS-PASSPHRASE"):
-            raise Refused("passphrase", "wrong passphrase")
+            raise RequestRefused("passphrase", "wrong passphrase")
         sent = call.header("OK-ACCESS-TIMESTAMP")
         target = f"{call.path}?{call.query}" if call.query else call.path
         payload = f"{sent}{call.method}{target}{call.body}"
         digest = hmac.new(account.secret.encode(), payload.encode(), hashlib.sha256).digest()
         if not hmac.compare_digest(base64.b64encode(digest).decode(), call.header("OK-ACCESS-SIGN")):
-            raise Refused("signature", "wrong signature")
+            raise RequestRefused("signature", "wrong signature")
         try:
             sent_ms = datetime.fromisoformat(sent).timestamp() * 1000
         except ValueError:
-            raise Refused("time", "no time") from None
+            raise RequestRefused("time", "no time") from None
         if abs(sent_ms - _now()) > TIME_WINDOW_MS:
-            raise Refused("time", "request too old")
+            raise RequestRefused("time", "request too old")
         return account
 
-    def refusal(self, refused: Refused, path: str) -> Answer:
+    def refusal(self, refused: RequestRefused, path: str) -> ExchangeResponse:
         """A refused order has code 1 and the reason inside `data`; everything else a code of its own."""
         if refused.reason in _ORDER_CODES and (refused.reason not in _CODES or path.endswith("/cancel-order")):
-            return Answer(200, {"code": "1", "msg": "All operations failed", "data": [_refused_row(refused)]})
+            return ExchangeResponse(200, {"code": "1", "msg": "All operations failed", "data": [_refused_row(refused)]})
         status, code, message = _CODES[refused.reason]
-        return Answer(status, {"code": code, "msg": f"{message} ({refused})", "data": []})
+        return ExchangeResponse(status, {"code": code, "msg": f"{message} ({refused})", "data": []})
 
-    def _config(self, account: Account, _call: Call) -> Any:
+    def _config(self, account: Account, _call: ExchangeRequest) -> Any:
         mode = "long_short_mode" if account.hedged else "net_mode"
         return _whole([{"acctLv": "2", "posMode": mode, "uid": account.api_key}])
 
-    def _instruments(self, call: Call) -> Any:
+    def _instruments(self, call: ExchangeRequest) -> Any:
         kind = {"SPOT": "spot", "SWAP": "swap"}.get(str(call.arguments.get("instType")))
         return _whole([_instrument(market) for market in self.book.markets.values() if market.kind == kind])
 
-    def _ticker(self, call: Call) -> Any:
+    def _ticker(self, call: ExchangeRequest) -> Any:
         for market in self.book.markets.values():
             if market.id == call.arguments.get("instId"):
                 price = text_of(self.book.prices[market.base])
                 return _whole([{"instId": market.id, "last": price, "bidPx": price, "askPx": price, "ts": str(_now())}])
-        raise Refused("unknown_symbol", "no such market")
+        raise RequestRefused("unknown_symbol", "no such market")
 
-    def _balance(self, account: Account, _call: Call) -> Any:
+    def _balance(self, account: Account, _call: ExchangeRequest) -> Any:
         details = [
             {"ccy": asset, "eq": text_of(total), "cashBal": text_of(total), "availEq": text_of(total - used),
              "availBal": text_of(total - used), "frozenBal": text_of(used), "uTime": str(_now())}
@@ -124,7 +124,7 @@ class Okx:
         ]  # fmt: skip
         return _whole([{"details": details, "uTime": str(_now())}])
 
-    def _positions(self, account: Account, call: Call) -> Any:
+    def _positions(self, account: Account, call: ExchangeRequest) -> Any:
         wanted = call.arguments.get("instId")
         return _whole([
             self._position(self.book.markets[symbol], slot, position)
@@ -135,7 +135,7 @@ class Okx:
     def _position(self, market: Market, slot: Slot, position: Position) -> dict[str, Any]:
         mark = self.book.prices[market.base]
         signed = position.quantity if slot == "net" else abs(position.quantity)
-        with exactly():
+        with exact_arithmetic():
             size, value = contracts(market, signed), abs(position.quantity) * mark
             profit, margin = (mark - position.entry_price) * position.quantity, value / LEVERAGE
         return {
@@ -145,16 +145,16 @@ class Okx:
             "mmr": "0", "liqPx": "", "ccy": "USDT", "cTime": str(_now()), "uTime": str(_now()),
         }  # fmt: skip
 
-    def _create(self, account: Account, call: Call) -> Any:
+    def _create(self, account: Account, call: ExchangeRequest) -> Any:
         return _whole([self._placed(account, call.arguments)])
 
-    def _create_batch(self, account: Account, call: Call) -> Any:
+    def _create_batch(self, account: Account, call: ExchangeRequest) -> Any:
         """Each order for itself: code 0 when all were taken, 2 when some were, 1 when none was."""
         rows = []
         for asked in call.document:
             try:
                 rows.append(self._placed(account, asked))
-            except Refused as refused:
+            except RequestRefused as refused:
                 rows.append(_refused_row(refused))
         taken = sum(row["sCode"] == "0" for row in rows)
         return {"code": "0" if taken == len(rows) else "2" if taken else "1", "msg": "", "data": rows}
@@ -165,7 +165,7 @@ class Okx:
         market = self.book.market(instrument, kind)
         side: Literal["buy", "sell"] = "buy" if asked.get("side") == "buy" else "sell"
         is_market = asked.get("ordType") == "market"
-        with exactly():
+        with exact_arithmetic():
             quantity = decimal_of(asked, "sz") * market.contract_size
             if kind == "spot" and is_market and side == "buy" and asked.get("tgtCcy") != "base_ccy":
                 quantity = quantity / self.book.prices[market.base] // market.step * market.step
@@ -177,12 +177,12 @@ class Okx:
         )  # fmt: skip
         return {"ordId": order.id, "clOrdId": order.client_id, "tag": "", "sCode": "0", "sMsg": ""}
 
-    def _cancel(self, account: Account, call: Call) -> Any:
+    def _cancel(self, account: Account, call: ExchangeRequest) -> Any:
         order = self.book.order(account, call.arguments.get("ordId"), call.arguments.get("clOrdId"))
         self.book.cancel(order)
         return _whole([{"ordId": order.id, "clOrdId": order.client_id, "sCode": "0", "sMsg": ""}])
 
-    def _order(self, account: Account, call: Call) -> Any:
+    def _order(self, account: Account, call: ExchangeRequest) -> Any:
         order = self.book.order(account, call.arguments.get("ordId"), call.arguments.get("clOrdId"))
         return _whole([_order(order)])
 
@@ -195,14 +195,14 @@ def _whole(rows: list[Any]) -> dict[str, Any]:
     return {"code": "0", "msg": "", "data": rows}
 
 
-def _refused_row(refused: Refused) -> dict[str, Any]:
+def _refused_row(refused: RequestRefused) -> dict[str, Any]:
     code, message = _ORDER_CODES[refused.reason]
     return {"ordId": "", "clOrdId": "", "sCode": code, "sMsg": f"{message} ({refused})"}
 
 
 def _instrument(market: Market) -> dict[str, Any]:
     state = "live" if market.active else "suspend"
-    with exactly():
+    with exact_arithmetic():
         step, least, most, most_market = (
             text_of(contracts(market, quantity))
             for quantity in (market.step, market.min_qty, market.max_qty, market.max_market_qty)
@@ -226,7 +226,7 @@ def _instrument(market: Market) -> dict[str, Any]:
 
 
 def _order(order: Order) -> dict[str, Any]:
-    with exactly():
+    with exact_arithmetic():
         size, filled = contracts(order.market, order.quantity), contracts(order.market, order.filled)
     state = "partially_filled" if order.state == "open" and order.filled else _STATES[order.state]
     return {

@@ -18,13 +18,13 @@ from starlette.types import Receive, Scope, Send
 from ledger_sizer.paper import control
 from ledger_sizer.paper.binance import Binance
 from ledger_sizer.paper.bybit import Bybit
-from ledger_sizer.paper.exchange import QUOTE, Book, Refused
+from ledger_sizer.paper.exchange import QUOTE, PaperExchange, RequestRefused
 from ledger_sizer.paper.faults import Faults, LostConnection, answered
-from ledger_sizer.paper.http import Answer, Call, Dialect, answer_of
+from ledger_sizer.paper.http import Dialect, ExchangeRequest, ExchangeResponse, respond
 from ledger_sizer.paper.markets import VENUES
 from ledger_sizer.paper.okx import Okx
 
-_DIALECTS: Mapping[str, Callable[[Book], Dialect]] = {"bybit": Bybit, "binance": Binance, "okx": Okx}
+_DIALECTS: Mapping[str, Callable[[PaperExchange], Dialect]] = {"bybit": Bybit, "binance": Binance, "okx": Okx}
 
 
 class Venues:
@@ -42,7 +42,7 @@ class Venues:
     ) -> None:
         self.dialects: dict[str, Dialect] = {}
         for venue in VENUES:
-            book = Book(venue, spot_fee_rate=spot_fee_rate, swap_fee_rate=swap_fee_rate)
+            book = PaperExchange(venue, spot_fee_rate=spot_fee_rate, swap_fee_rate=swap_fee_rate)
             book.open_account(
                 control.DEFAULT_KEY, control.DEFAULT_SECRET, control.DEFAULT_PASSPHRASE,
                 hedged=False, balances={QUOTE: balance_usdt},
@@ -76,12 +76,12 @@ class Venues:
         try:
             form = json.loads(await request.body() or b"{}")
             control.ACTIONS[action](self.dialects[venue].book, self.faults[venue], form)
-        except (Refused, ValueError, KeyError, TypeError) as error:
+        except (RequestRefused, ValueError, KeyError, TypeError) as error:
             return _wrong(422, f"{action}: {error}")
         return JSONResponse(self._state_of(venue))
 
     async def _exchange(self, request: Request) -> Response:
-        call = Call(
+        call = ExchangeRequest(
             request.method, request.url.path, request.url.query, dict(request.headers), (await request.body()).decode()
         )
         for venue, dialect in self.dialects.items():
@@ -95,8 +95,8 @@ class Venues:
         return _wrong(404, f"no exchange here has {call.method} {call.path}")
 
 
-def _answer(dialect: Dialect, call: Call) -> Answer:
-    answer = answer_of(dialect, call)
+def _answer(dialect: Dialect, call: ExchangeRequest) -> ExchangeResponse:
+    answer = respond(dialect, call)
     assert answer is not None, "the route was found before"
     return answer
 

@@ -9,9 +9,9 @@ from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, WrongState
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
-from ledger_sizer.model.units import exactly, plain
+from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.effects import leg_of, release_of, tags_at
-from ledger_sizer.reconcile.ledger_side import Place, Places, book_of
+from ledger_sizer.reconcile.ledger_side import Place, Places, ledger_side_of
 from ledger_sizer.rules.decide import leg_left
 
 ZERO = Decimal(0)
@@ -35,7 +35,7 @@ class Adoption:
         self._positions = positions
         self._places = Places(places)
         # Whatever moved since the run began, or at that moment, is settling in this book, also what is closed.
-        self._book = book_of(positions, places, seq_before=2**62, settled_us=seen_us - 1, expired_us=2**62)
+        self._book = ledger_side_of(positions, places, seq_before=2**62, settled_us=seen_us - 1, expired_us=2**62)
         self._live = live
         self._drift = self._as_now(drift)
 
@@ -91,7 +91,7 @@ class Adoption:
         if drift.state != "acknowledged" or drift.kind not in QUANTITY_KINDS:
             return drift
         was, venue, held = drift.ledger_quantity or ZERO, drift.venue_quantity or ZERO, self._held(drift.market)
-        with exactly():
+        with exact_arithmetic():
             beyond = venue - was
             if drift.excess > 0:
                 if was * venue < 0 or held * beyond < 0:
@@ -110,14 +110,15 @@ class Adoption:
     def _moved(self, drift: Drift) -> bool:
         """A drift's own figure is of one side, or what is left of it where the exchange nets both sides."""
         held = self._held(drift.market)
-        with exactly():
+        with exact_arithmetic():
             net = max(held - self._held(drift.market.opposite), ZERO)
         # One position closed and another opened may add up to the same.
         return drift.ledger_quantity not in (held, net) or drift.market in self._book.settling
 
     def _refusal(self, drift: Drift, market: Market) -> WrongState:
         return WrongState(
-            f"the ledger moved since run {drift.last_run} saw {drift.name}: it holds {plain(self._held(market))} "
+            f"the ledger moved since run {drift.last_run} saw {drift.name}: "
+            f"it holds {decimal_text(self._held(market))} "
             f"{market.subject} {market.side} now, so what the run found is over; reconcile again, then decide"
         )
 
@@ -129,7 +130,7 @@ class Adoption:
         commands: list[AnyCommand] = []
         lacking, side = _lacking(drift), _side(drift)
         gone_too = self._gone_too(drift)
-        with exactly():
+        with exact_arithmetic():
             for position in reversed(self._positions):
                 if lacking <= 0:
                     break
@@ -207,7 +208,7 @@ def _lacking(drift: Drift) -> Decimal:
     if drift.kind not in QUANTITY_KINDS:
         return ZERO
     ledger, venue = drift.ledger_quantity or ZERO, drift.venue_quantity or ZERO
-    with exactly():
+    with exact_arithmetic():
         return abs(ledger) if ledger * venue < 0 else max(abs(ledger) - abs(venue), ZERO)
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, delete, func, select, update
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.reconcile.outbox import events_of
-from ledger_sizer.storage.database import database_now_us, reading
+from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.tables import AlertRow
 from ledger_sizer.telemetry import get_logger
 
@@ -97,14 +97,14 @@ class Alerts:
     def _deliver_due(self, http: httpx.Client) -> float:
         """Try every alert that is due once, oldest first. Returns the seconds until there may be more to do."""
         due = select(AlertRow.id, AlertRow.delivery, AlertRow.body, AlertRow.attempts, AlertRow.due_us)
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             rows = connection.execute(due.where(AlertRow.due_us <= database_now_us()).order_by(AlertRow.id)).all()
         for number, delivery, body, attempts, due_us in rows:
             if self._stopped.is_set():
                 break
             if self._claimed(number, due_us):
                 self._deliver(http, number, delivery, body, attempts + 1)
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             waits_us = connection.execute(select(func.min(AlertRow.due_us) - database_now_us())).scalar()
         return _LOOK_SECONDS if waits_us is None else min(max(waits_us / 1_000_000, 0), _LOOK_SECONDS)
 

@@ -11,11 +11,11 @@ from decimal import Decimal
 from ledger_sizer.exchanges.market_rules import USD_QUOTES
 from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.model.reconciliation import QUOTE, Drift, DriftKind, Finding, Market
-from ledger_sizer.model.units import exactly, plain
-from ledger_sizer.reconcile.in_flight import Claims
-from ledger_sizer.reconcile.ledger_side import Book, Place
-from ledger_sizer.reconcile.netting import netted
-from ledger_sizer.reconcile.throttle import unhurried
+from ledger_sizer.model.units import decimal_text, exact_arithmetic
+from ledger_sizer.reconcile.in_flight import InFlight
+from ledger_sizer.reconcile.ledger_side import LedgerSide, Place
+from ledger_sizer.reconcile.netting import net_sides
+from ledger_sizer.reconcile.throttle import throttled
 
 ZERO = Decimal(0)
 
@@ -85,19 +85,19 @@ class Comparison:
         self.counts[name] = self.counts.get(name, 0) + 1
 
 
-def compare(book: Book, snapshots: Iterable[Snapshot], measures: Measures) -> Comparison:
+def compare(book: LedgerSide, snapshots: Iterable[Snapshot], measures: Measures) -> Comparison:
     """Compare. Findings come in the order of the accounts, then of the markets' names."""
     result = Comparison(ledger_known=measures.ledger_known, touched=set(book.touched))
     for name in ("unplaced", "without_legs"):
         if getattr(book, name):
             result.counts[name] = getattr(book, name)
-    with exactly():
-        claims = Claims(book.in_flight, book.plain_holds)
+    with exact_arithmetic():
+        claims = InFlight(book.in_flight, book.plain_holds)
         for snapshot in snapshots:
             _Account(book, claims, snapshot, measures, result).compare()
-        for position, bought, sold in unhurried(book.uneven):
+        for position, bought, sold in throttled(book.uneven):
             if _differs(bought, sold, measures.delta_tolerance):
-                detail = f"{position.position_id} bought {plain(bought)} and sold {plain(sold)}"
+                detail = f"{position.position_id} bought {decimal_text(bought)} and sold {decimal_text(sold)}"
                 market = Market("", "", position.position_id, "")
                 result.findings.append(Finding(market, "legs_unequal", bought, sold, detail))
     result.moved_us = book.moved_us
@@ -111,7 +111,9 @@ def _differs(one: Decimal, other: Decimal, tolerance: Decimal) -> bool:
 class _Account:
     """One account's comparison."""
 
-    def __init__(self, book: Book, claims: Claims, snapshot: Snapshot, measures: Measures, result: Comparison) -> None:
+    def __init__(
+        self, book: LedgerSide, claims: InFlight, snapshot: Snapshot, measures: Measures, result: Comparison
+    ) -> None:
         self._book = book
         self._claims = claims
         self._snapshot = snapshot
@@ -134,13 +136,13 @@ class _Account:
             self._unknown(stale, [name for name in ("positions", "balances") if getattr(snapshot, name) is None])
         if positions is not None:
             result.positions_known.add(self._place)
-            for found in unhurried(positions):
+            for found in throttled(positions):
                 market = Market(*self._place, found.symbol, found.side)
                 self._shown[market] = self._shown.get(market, ZERO) + found.quantity
                 price = found.entry_price or found.mark_price
                 if price is not None and market.quote in USD_QUOTES:
                     self._prices[market] = self._prices_of[market.base] = self._prices_of[found.symbol] = price
-            self._book = netted(self._book, self._place, positions, self._shown)
+            self._book = net_sides(self._book, self._place, positions, self._shown)
             result.touched |= self._book.touched
             self._markets(self._of(self._shown, swap=True), self._of(self._book.open, swap=True))
         if balances is not None:
@@ -164,7 +166,7 @@ class _Account:
     def _of(self, quantities: dict[Market, Decimal], *, swap: bool) -> dict[Market, Decimal]:
         return {
             market: quantity
-            for market, quantity in unhurried(quantities.items())
+            for market, quantity in throttled(quantities.items())
             if (market.venue, market.account) == self._place and market.is_swap == swap
         }
 
@@ -187,7 +189,7 @@ class _Account:
 
     def _markets(self, shown: dict[Market, Decimal], said: dict[Market, Decimal]) -> None:
         differ = []
-        for market in unhurried({*shown, *said}):
+        for market in throttled({*shown, *said}):
             venue, ledger = shown.get(market, ZERO), said.get(market, ZERO)
             if market in self._book.touched:
                 self._result.count("moving")
@@ -234,7 +236,7 @@ class _Account:
     def _kind(
         self, market: Market, ledger: Decimal, venue: Decimal, excess: Decimal, price: Decimal | None
     ) -> tuple[DriftKind, str]:
-        says = f"{market.subject} {market.side}: ledger {plain(ledger)}, exchange {plain(venue)}"
+        says = f"{market.subject} {market.side}: ledger {decimal_text(ledger)}, exchange {decimal_text(venue)}"
         other = market.opposite
         flipped = ledger * venue < 0
         if market.is_swap:
@@ -292,7 +294,7 @@ class _Account:
                 if less and not self._is_dust(market, accepted - beyond):
                     moving.add(market.base)  # a close that is not released yet, or less of what was accepted: who knows
         self._result.hedges_moving |= {(self._place, base) for base in moving}
-        for base in unhurried(sorted(said.keys() - moving - self._measures.quote_assets)):
+        for base in throttled(sorted(said.keys() - moving - self._measures.quote_assets)):
             bought, sold = said[base]["long"], said[base]["short"]
             if not bought or not sold:
                 continue
@@ -300,13 +302,13 @@ class _Account:
             has, owes = held["long"], held["short"]
             market, off = Market(*self._place, base, ""), (has - owes) - (bought - sold)
             if abs(off) > self._measures.delta_tolerance * max(bought, sold) and not self._is_dust(market, off):
-                detail = f"{base}: the exchange holds {plain(has)} long and {plain(owes)} short"
+                detail = f"{base}: the exchange holds {decimal_text(has)} long and {decimal_text(owes)} short"
                 self._result.findings.append(Finding(market, "legs_unequal", has, owes, detail))
 
     def _sides(self, quantities: dict[Market, Decimal]) -> dict[str, dict[str, Decimal]]:
         """Long and short by asset, spot and derivatives together."""
         sides: dict[str, dict[str, Decimal]] = {}
-        for market, quantity in unhurried(quantities.items()):
+        for market, quantity in throttled(quantities.items()):
             if (market.venue, market.account) == self._place:
                 base = market.base
                 if base not in sides:
@@ -329,6 +331,6 @@ class _Account:
             visible = self._visible_usd.get(base, ZERO)
             needed += ZERO if visible is None else max(held - visible, ZERO)
         if needed > free and _differs(needed, free, self._measures.tolerance):
-            detail = f"{plain(free)} is free, {plain(needed)} USD is held for orders to come"
+            detail = f"{decimal_text(free)} is free, {decimal_text(needed)} USD is held for orders to come"
             market = Market(*self._place, QUOTE, "")
             self._result.findings.append(Finding(market, "balance_below_holds", needed, free, detail))

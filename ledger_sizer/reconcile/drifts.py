@@ -13,10 +13,10 @@ from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InvalidRequest, NotFound, Unavailable
 from ledger_sizer.model.reconciliation import KINDS, QUANTITY_KINDS, STATES, Drift, Finding, Run, stops_grants
-from ledger_sizer.model.units import exactly, plain
+from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.compare import Comparison
-from ledger_sizer.reconcile.outbox import owe
-from ledger_sizer.storage.database import reading
+from ledger_sizer.reconcile.outbox import enqueue_alerts
+from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
 
@@ -55,7 +55,7 @@ def run_of(row: Any) -> Run:
     return Run(**{**values, "fetched": tuple(json.loads(values["fetched"])), "found": json.loads(values["found"])})
 
 
-def record(engine: Engine, lease: Lease, run: Run, comparison: Comparison, settings: ReconcileSettings) -> Changes:
+def record_run(engine: Engine, lease: Lease, run: Run, comparison: Comparison, settings: ReconcileSettings) -> Changes:
     """Write a run and what it made of the drifts. Raises `LeaseLost` when its lease has passed to another."""
     try:
         with engine.begin() as connection:
@@ -114,13 +114,13 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
         elif accepted.get(drift.market) is not drift or not writer.outlasts(drift, moved=comparison.moved_since(drift)):
             writer.resolve(drift, "not there any more")
     changes = writer.written(connection)
-    owe(connection, run, changes.confirmed, changes.resolved, settings)
+    enqueue_alerts(connection, run, changes.confirmed, changes.resolved, settings)
     return changes
 
 
 def _as_acknowledged(drift: Drift, finding: Finding, settings: ReconcileSettings) -> bool:
     """Whether a drift is still the one that somebody said may stay, whatever was traded beside it since."""
-    with exactly():
+    with exact_arithmetic():
         if drift.excess > 0 and finding.excess > 0 and _same_sign(drift, finding):
             was, now = drift.excess, finding.excess
         else:
@@ -243,7 +243,7 @@ class _Writer:
 
 
 def _as_row(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: plain(value) if isinstance(value, Decimal) else value for name, value in values.items()}
+    return {name: decimal_text(value) if isinstance(value, Decimal) else value for name, value in values.items()}
 
 
 # --- after the run, and for people -----------------------------------------------------------------
@@ -259,7 +259,7 @@ class Change:
     revision: int | None = None
 
 
-def change(engine: Engine, changes: Sequence[Change]) -> list[Drift]:
+def change_drifts(engine: Engine, changes: Sequence[Change]) -> list[Drift]:
     """Carry out the changes in one transaction; the drifts that were changed, in order.
 
     Within a run (see `leases.fenced`) only under its lease; raises `LeaseLost`.
@@ -280,17 +280,17 @@ def change(engine: Engine, changes: Sequence[Change]) -> list[Drift]:
     return [drift_of(row) for row in found]
 
 
-def live(engine: Engine, portfolio: str) -> list[Drift]:
+def live_drifts(engine: Engine, portfolio: str) -> list[Drift]:
     """The drifts of a portfolio that are not resolved, oldest first."""
     query = select(_TABLE).where(DriftRow.portfolio == portfolio, DriftRow.state != "resolved").order_by(DriftRow.id)
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         return [drift_of(row) for row in connection.execute(query)]
 
 
-def frozen(engine: Engine, portfolio: str) -> list[Drift]:
+def freezing_drifts(engine: Engine, portfolio: str) -> list[Drift]:
     """Drifts that froze a scope, or are about to: those that ask for it, and those that were not thawed for yet."""
     query = select(_TABLE).where(DriftRow.portfolio == portfolio, DriftRow.frozen_scope.is_not(None))
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         return [drift_of(row) for row in connection.execute(query.order_by(DriftRow.id))]
 
 
@@ -305,7 +305,7 @@ def asked_to_close(engine: Engine, drift: Drift) -> Decimal | None:
         .where(PortfolioRow.name == drift.portfolio, DecisionRow.key.in_(bindparam("keys", expanding=True)))
     )
     counted: Decimal | None = None
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         for newest in range(drift.revision, -1, -_REVISIONS):
             revisions = range(newest, max(newest - _REVISIONS, -1), -1)
             keys = {
@@ -321,18 +321,18 @@ def asked_to_close(engine: Engine, drift: Drift) -> Decimal | None:
     return counted
 
 
-def get(engine: Engine, drift_id: object) -> Drift:
+def get_drift(engine: Engine, drift_id: object) -> Drift:
     """One drift. Raises `NotFound`."""
     if isinstance(drift_id, bool) or not isinstance(drift_id, int) or not 1 <= drift_id < 2**63:
         raise InvalidRequest(f"a drift has a number from 1, got {drift_id!r}", field="drift_id")
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         row = connection.execute(select(_TABLE).where(DriftRow.id == drift_id)).one_or_none()
     if row is None:
         raise NotFound(f"no drift {drift_id}; list them with: ledger-sizer drifts list")
     return drift_of(row)
 
 
-def listed(
+def list_drifts(
     engine: Engine,
     *,
     portfolios: Sequence[str] | None = None,
@@ -352,7 +352,7 @@ def listed(
     return _page(engine, query, DriftRow, drift_of, portfolios, cursor, limit)
 
 
-def runs(
+def list_runs(
     engine: Engine, *, portfolios: Sequence[str] | None = None, cursor: str | None = None, limit: int = 100
 ) -> Page[Run]:
     """Runs, newest first."""
@@ -379,7 +379,7 @@ def _page(
         if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 18):
             raise InvalidRequest(f"cursor must come from the page before, got {cursor!r}", field="cursor")
         query = query.where(row.id < int(cursor))
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         found = [make(one) for one in connection.execute(query.limit(limit + 1))]
     items = tuple(found[:limit])
     return Page(items, str(items[-1].id) if len(found) > limit else None)

@@ -98,7 +98,7 @@ class Effects:
 
     def _raised(self, about: Sequence[Drift]) -> list[Drift]:
         """Counted once under each revision: whoever raised it counts, and another run that meant to finds it raised."""
-        return drifts.change(
+        return drifts.change_drifts(
             self._engine,
             [drifts.Change(one.id, {"revision": one.revision + 1}, revision=one.revision) for one in about],
         )
@@ -114,11 +114,11 @@ class Effects:
     def _note_positions(self, positions: Mapping[int, int | None]) -> None:
         if positions:
             noted = [drifts.Change(drift_id, {"position": number}) for drift_id, number in positions.items()]
-            drifts.change(self._engine, noted)
+            drifts.change_drifts(self._engine, noted)
 
     def freeze_and_thaw(self) -> None:
         """Freeze what live drifts ask for; thaw what none asks for any more."""
-        found = drifts.frozen(self._engine, self._portfolio)
+        found = drifts.freezing_drifts(self._engine, self._portfolio)
         if not found:
             return
         since = min(drift.opened_at for drift in found)
@@ -135,7 +135,7 @@ class Effects:
         """
         by_hand, by_runs = self._newest_thaws(since)
         # Read after the thaws: who decided about a drift since has thawed since, and nothing is frozen again for it.
-        asking = [drift for drift in drifts.frozen(self._engine, self._portfolio) if drift.freezes]
+        asking = [drift for drift in drifts.freezing_drifts(self._engine, self._portfolio) if drift.freezes]
         standing = set()
         for drift, answer in zip(asking, self._freeze(asking), strict=True):
             scope = drift.frozen_scope or ""
@@ -183,7 +183,7 @@ class Effects:
         )  # fmt: skip
         if self._submit([thaw]):
             thawed = [drifts.Change(one.id, {"frozen_scope": None}, (one.state,)) for one in over]
-            drifts.change(self._engine, thawed)
+            drifts.change_drifts(self._engine, thawed)
             self._freeze_for_live(since)  # another process may have frozen it just before, for a drift unknown here
 
     def tell(self, event: str, about: Iterable[Drift]) -> None:

@@ -9,7 +9,7 @@ from ledger_sizer.reconcile.ledger_side import Place
 ZERO = Decimal(0)
 
 
-class Claims:
+class InFlight:
     """The holds of one comparison, used up by what they explain.
 
     in_flight: base units by market, of holds that name their markets. plain: (place or None for any, symbol, USD) of

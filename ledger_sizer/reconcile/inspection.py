@@ -1,6 +1,6 @@
 """Looking at both sides: fetch the accounts, read the ledger, compare. Nothing is written here.
 
-`LookHere` does it in the caller's thread, `apart.LookApart` in a process of its own.
+`LocalInspector` does it in the caller's thread, `apart.LookApart` in a process of its own.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,20 +19,20 @@ from ledger_sizer.model.reconciliation import Drift, Market, Run, Trigger
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.compare import Comparison, Measures, compare
 from ledger_sizer.reconcile.ledger_side import (
-    Book,
-    book_of,
+    LedgerSide,
     last_prices,
+    ledger_side_of,
     read_budgets,
     read_head,
     read_parts,
     read_positions,
 )
-from ledger_sizer.storage.database import database_now_us, reading
+from ledger_sizer.storage.database import database_now_us, read_transaction
 
 Clock = Callable[[], datetime]
 
 
-class LookFailed(Exception):
+class InspectionFailed(Exception):
     """Nothing was seen, of either side; the message says why. What was known stays as it was."""
 
 
@@ -52,7 +52,7 @@ class Account(NamedAccount, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class InspectionRequest:
     """What a look is for. epoch: of the run's lease, 0 for a dry run."""
 
     portfolio: str
@@ -61,7 +61,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Inspection:
     """What a look brought. run: its record to be, without a number.
 
     external: the positions that count what only the exchange knew; None where the ledger was not read.
@@ -72,21 +72,21 @@ class Seen:
     external: Mapping[Market, Sequence[Position]] | None
 
 
-class Look(Protocol):
+class Inspector(Protocol):
     """Whoever looks."""
 
     @property
     def accounts(self) -> Sequence[NamedAccount]:
         """The accounts that are looked at."""
 
-    def look(self, asked: Asked, seconds_max: float) -> Seen:
+    def look(self, asked: InspectionRequest, seconds_max: float) -> Inspection:
         """Look at the accounts of a portfolio and at its positions.
 
-        Raises `LookFailed` where nothing could be seen within `seconds_max`, `Unavailable` without a database.
+        Raises `InspectionFailed` where nothing could be seen within `seconds_max`, `Unavailable` without a database.
         """
 
 
-class LookHere:
+class LocalInspector:
     """Looks in the caller's thread. The time-outs of the accounts are all that bounds it.
 
     clock: the time source of tests; None reads the database's clock, which all replicas share.
@@ -101,8 +101,8 @@ class LookHere:
         self._clock = clock
         self._traded_at: dict[str, dict[str, Decimal | None]] = {}
 
-    def look(self, asked: Asked, seconds_max: float = 0) -> Seen:  # noqa: ARG002 - see the class
-        """See `Look`."""
+    def look(self, asked: InspectionRequest, seconds_max: float = 0) -> Inspection:  # noqa: ARG002 - see the class
+        """See `Inspector`."""
         accounts = [account for account in self.accounts if account.portfolio == asked.portfolio]
         settings = self._settings.reconcile
         seq_before = read_head(self._engine, asked.portfolio)
@@ -113,7 +113,7 @@ class LookHere:
         # Read again after the fetch: what moved meanwhile is in these rows and is not judged.
         positions = read_positions(self._engine, asked.portfolio, since_us=expired_us)
         settled_us = started_us - settings.grace_seconds * 1_000_000
-        book = book_of(
+        book = ledger_side_of(
             positions,
             [(account.venue, account.account) for account in accounts],
             seq_before=seq_before,
@@ -123,16 +123,18 @@ class LookHere:
             budgets_usd=read_budgets(self._engine, asked.portfolio, positions),
             parts=read_parts(self._engine, asked.portfolio, positions, settled_us),
         )
-        live = drifts.live(self._engine, asked.portfolio)
+        live = drifts.live_drifts(self._engine, asked.portfolio)
         book.known = _beyond_ledger(live)
         book.known_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
         book.accepted = _beyond_ledger(drift for drift in live if drift.state == "acknowledged")
         prices = self._last_prices(asked.portfolio, book, snapshots)
         comparison = compare(book, snapshots, _measures(self._settings, started_us, prices))
         run = _run(asked, snapshots, comparison, started_us, self._now_us())
-        return Seen(run, comparison, book.external)
+        return Inspection(run, comparison, book.external)
 
-    def _last_prices(self, portfolio: str, book: Book, snapshots: Sequence[Snapshot]) -> Mapping[str, Decimal | None]:
+    def _last_prices(
+        self, portfolio: str, book: LedgerSide, snapshots: Sequence[Snapshot]
+    ) -> Mapping[str, Decimal | None]:
         """The last price known of every asset: of this look, of one before, or of an old position.
 
         Old positions are gone through once for each asset in a process, whatever comes of it.
@@ -149,21 +151,23 @@ class LookHere:
         return time_us(self._engine, self._clock)
 
 
-def blind(asked: Asked, accounts: Sequence[NamedAccount], started_us: int, now_us: int, why: str) -> Seen:
+def failed_inspection(
+    asked: InspectionRequest, accounts: Sequence[NamedAccount], started_us: int, now_us: int, why: str
+) -> Inspection:
     """What a look that failed brought: that every account of the portfolio is unknown."""
     snapshots = [
         Snapshot(one.venue, one.account, started_us, now_us, None, None, (why,))
         for one in accounts if one.portfolio == asked.portfolio
     ]  # fmt: skip
-    comparison = compare(Book(), snapshots, Measures(ledger_known=False))
-    return Seen(_run(asked, snapshots, comparison, started_us, now_us), comparison, None)
+    comparison = compare(LedgerSide(), snapshots, Measures(ledger_known=False))
+    return Inspection(_run(asked, snapshots, comparison, started_us, now_us), comparison, None)
 
 
 def time_us(engine: Engine, clock: Clock | None) -> int:
     """The time by `clock`, or by the database's where there is none."""
     if clock is not None:
         return to_us(clock())
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         return int(connection.execute(select(database_now_us())).scalar_one())
 
 
@@ -189,7 +193,9 @@ def _measures(settings: AppSettings, started_us: int, prices: Mapping[str, Decim
     )
 
 
-def _run(asked: Asked, snapshots: Sequence[Snapshot], comparison: Comparison, started_us: int, now_us: int) -> Run:
+def _run(
+    asked: InspectionRequest, snapshots: Sequence[Snapshot], comparison: Comparison, started_us: int, now_us: int
+) -> Run:
     return Run(
         id=0, portfolio=asked.portfolio, trigger=asked.trigger, outcome=_outcome(snapshots), started_us=started_us,
         finished_us=max(now_us, started_us), epoch=asked.epoch,

@@ -13,9 +13,9 @@ from ledger_sizer.model.domain import Position
 from ledger_sizer.model.instruments import Leg
 from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
-from ledger_sizer.model.units import exactly, usd
-from ledger_sizer.reconcile.throttle import unhurried
-from ledger_sizer.storage.database import reading, streamed
+from ledger_sizer.model.units import exact_arithmetic, usd
+from ledger_sizer.reconcile.throttle import throttled
+from ledger_sizer.storage.database import read_transaction, stream_rows
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow
 from ledger_sizer.storage.write_store import position_of
 
@@ -28,7 +28,7 @@ Place = tuple[str, str]
 
 def read_head(engine: Engine, portfolio: str) -> int:
     """The seq of the portfolio's newest decision; 0 for one that does not exist."""
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         return connection.execute(select(PortfolioRow.last_seq).where(PortfolioRow.name == portfolio)).scalar() or 0
 
 
@@ -57,7 +57,7 @@ def _of_decisions(
         PortfolioRow.name == portfolio, DecisionRow.seq.in_(bindparam("seqs", expanding=True))
     )
     found: list[tuple[int, Any]] = []
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         for start in range(0, len(seqs), _PORTION):
             rows = connection.execute(query, {"seqs": seqs[start : start + _PORTION]})
             found += [(seq, value) for seq, value in rows]
@@ -70,7 +70,7 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
     A released hold never was at the exchange.
     """
     rows: list[tuple[Any, ...]] = []
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         owner = connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
         if owner is None:
             return []
@@ -85,10 +85,10 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
                 )
             )
         )
-        for portion in unhurried(streamed(connection, query, _PORTION)):
+        for portion in throttled(stream_rows(connection, query, _PORTION)):
             rows += portion
     rows.sort(key=itemgetter(1))  # by number
-    return [position_of(portfolio, row) for row in unhurried(rows)]
+    return [position_of(portfolio, row) for row in throttled(rows)]
 
 
 def last_prices(engine: Engine, portfolio: str, assets: Collection[str]) -> dict[str, Decimal]:
@@ -97,16 +97,16 @@ def last_prices(engine: Engine, portfolio: str, assets: Collection[str]) -> dict
     Its newest 20,000 positions are looked through; an asset that none of them traded is left out.
     """
     rows: list[tuple[Any, ...]] = []
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         owner = connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
         if owner is None:
             return {}
         query = select(PositionRow.__table__).where(PositionRow.portfolio_id == owner)
         newest_first = query.order_by(PositionRow.number.desc()).limit(_LOOKED_BACK)
-        for portion in unhurried(streamed(connection, newest_first, _PORTION)):
+        for portion in throttled(stream_rows(connection, newest_first, _PORTION)):
             rows += portion
     found: dict[str, Decimal] = {}
-    for position in (position_of(portfolio, row) for row in unhurried(rows)):
+    for position in (position_of(portfolio, row) for row in throttled(rows)):
         if position.state not in ("open", "closed") or EXTERNAL_TAG in position.tags:
             continue
         for leg in position.legs:
@@ -132,7 +132,7 @@ class ExpiredHold:
 
 
 @dataclass(slots=True)
-class Book:
+class LedgerSide:
     """What the ledger says, summed up for a comparison.
 
     open: base units of open positions by market; spot is the net of buys and sells. in_flight: base units that live
@@ -172,7 +172,7 @@ def market_of(leg: Leg, place: Place) -> Market:
     return Market(*place, leg.symbol.partition("/")[0], "long")
 
 
-def book_of(
+def ledger_side_of(
     positions: Iterable[Position],
     accounts: Sequence[Place],
     *,
@@ -182,7 +182,7 @@ def book_of(
     now_us: int = 0,
     budgets_usd: Mapping[int, Decimal] = MappingProxyType({}),
     parts: Mapping[int, Decimal] = MappingProxyType({}),
-) -> Book:
+) -> LedgerSide:
     """Sum up the positions.
 
     accounts: those of this run; a position at a venue with one account need not name it (tag `account`).
@@ -191,11 +191,11 @@ def book_of(
     whatever is written next, so it explains nothing any more. budgets_usd: of expired holds, by number.
     parts: what was closed lately of positions that are open still, by number; of others all of it is what moved.
     """
-    book = Book()
+    book = LedgerSide()
     places = Places(accounts)
-    with exactly():
+    with exact_arithmetic():
         filled_late = set()
-        for position in unhurried(positions):
+        for position in throttled(positions):
             if position.origin is not None:
                 filled_late.add(position.origin)
             if EXTERNAL_TAG in position.tags:
@@ -262,7 +262,7 @@ class Places:
         return found
 
 
-def _add_external(book: Book, places: Places, position: Position) -> None:
+def _add_external(book: LedgerSide, places: Places, position: Position) -> None:
     if position.state != "open":
         return
     for _, market in places.markets(position):
@@ -270,7 +270,7 @@ def _add_external(book: Book, places: Places, position: Position) -> None:
             book.external.setdefault(market, []).append(position)
 
 
-def _add_hold(book: Book, places: Places, position: Position) -> None:
+def _add_hold(book: LedgerSide, places: Places, position: Position) -> None:
     place = places.of(position)
     held = usd(position.held_e8)
     markets = []
@@ -286,7 +286,7 @@ def _add_hold(book: Book, places: Places, position: Position) -> None:
 
 
 def _add_fill(
-    book: Book, places: Places, position: Position, *, during: bool, lately: bool, part: Decimal | None
+    book: LedgerSide, places: Places, position: Position, *, during: bool, lately: bool, part: Decimal | None
 ) -> None:
     is_open = position.state == "open"
     moved = Decimal(1) if part is None or not position.quantity else part / position.quantity

@@ -6,13 +6,15 @@ from decimal import Decimal
 
 from ledger_sizer.exchanges.snapshot import VenuePosition
 from ledger_sizer.model.reconciliation import Market
-from ledger_sizer.reconcile.ledger_side import Book, Place
-from ledger_sizer.reconcile.throttle import unhurried
+from ledger_sizer.reconcile.ledger_side import LedgerSide, Place
+from ledger_sizer.reconcile.throttle import throttled
 
 ZERO = Decimal(0)
 
 
-def netted(book: Book, place: Place, positions: Iterable[VenuePosition], shown: Mapping[Market, Decimal]) -> Book:
+def net_sides(
+    book: LedgerSide, place: Place, positions: Iterable[VenuePosition], shown: Mapping[Market, Decimal]
+) -> LedgerSide:
     """The book with one side instead of two in the markets that the account shows the net of.
 
     shown: base units of the same positions, by market. What moved on one side of such a market has moved the net, and
@@ -20,7 +22,7 @@ def netted(book: Book, place: Place, positions: Iterable[VenuePosition], shown: 
     (cross and isolated margin stand apart). Of a market that is not shown nobody can tell the mode: it stays as it is.
     """
     quantities, touched, settling = dict(book.open), set(book.touched), dict(book.settling)
-    for position in unhurried(positions):
+    for position in throttled(positions):
         ours = Market(*place, position.symbol, position.side)
         theirs = ours.opposite
         if position.hedged or theirs in shown:

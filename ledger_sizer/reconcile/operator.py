@@ -18,7 +18,7 @@ from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
 from ledger_sizer.reconcile.effects import Effects, note_of
 from ledger_sizer.reconcile.ledger_side import read_positions
-from ledger_sizer.storage.database import reading
+from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, ReconciliationRow
 
 ACTIONS = ("adopt", "ignore", "close")
@@ -90,7 +90,7 @@ class Operator:
         return self._decide(drift, "close_requested", list, actor, reason, requested="close")
 
     def _live(self, drift_id: int) -> Drift:
-        drift = drifts.get(self._engine, drift_id)
+        drift = drifts.get_drift(self._engine, drift_id)
         if drift.state == "resolved":
             raise WrongState(f"{drift.name} is resolved already: {drift.reason} ({drift.actor})")
         return drift
@@ -98,10 +98,10 @@ class Operator:
     def _adoption(self, drift: Drift) -> Adoption:
         """The ledger beside the drift, as it is now."""
         query = select(ReconciliationRow.fetched, ReconciliationRow.started_us)
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             fetched, seen_us = connection.execute(query.where(ReconciliationRow.id == drift.last_run)).one()
         places = [(one["venue"], one["account"]) for one in json.loads(fetched)]
-        live = drifts.live(self._engine, drift.portfolio)
+        live = drifts.live_drifts(self._engine, drift.portfolio)
         return Adoption(drift, read_positions(self._engine, drift.portfolio, since_us=seen_us), places, seen_us, live)
 
     def _decide(
@@ -117,9 +117,9 @@ class Operator:
         decided_us = self._decided_us(said) or self._say([*commands(), said])
         changes |= {"actor": actor, "reason": reason, "updated_us": decided_us}
         changes |= {"ended_us": decided_us} if changes.get("state") == "resolved" else {}
-        drifts.change(self._engine, [drifts.Change(drift.id, changes, ("open", "confirmed", "acknowledged"))])
+        drifts.change_drifts(self._engine, [drifts.Change(drift.id, changes, ("open", "confirmed", "acknowledged"))])
         Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw()
-        return drifts.get(self._engine, drift.id)
+        return drifts.get_drift(self._engine, drift.id)
 
     def _say(self, commands: Sequence[AnyCommand]) -> int:
         """Carry out a decision, the remark that names it last. Returns when it was decided."""
@@ -137,7 +137,7 @@ class Operator:
         query = select(DecisionRow.request, DecisionRow.decided_us).join(
             PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id
         )
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             row = connection.execute(
                 query.where(PortfolioRow.name == said.portfolio, DecisionRow.key == said.key)
             ).one_or_none()

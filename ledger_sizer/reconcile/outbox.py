@@ -23,7 +23,7 @@ def events_of(
     return [(event, drift) for event, drift in found if drift.policy != "record"]
 
 
-def owe(
+def enqueue_alerts(
     connection: Connection, run: Run, confirmed: Sequence[Drift], resolved: Sequence[Drift], settings: ReconcileSettings
 ) -> None:
     """Write down what the webhook is owed for a run, in the transaction that records it."""

@@ -14,12 +14,20 @@ from ledger_sizer.model.commands import Reconciled
 from ledger_sizer.model.domain import from_us
 from ledger_sizer.model.errors import Busy, LedgerError, WrongState
 from ledger_sizer.model.reconciliation import Drift, Report, Trigger
-from ledger_sizer.model.units import exactly
+from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.effects import Effects
-from ledger_sizer.reconcile.inspection import Asked, Clock, Look, LookFailed, Seen, blind, time_us
+from ledger_sizer.reconcile.inspection import (
+    Clock,
+    Inspection,
+    InspectionFailed,
+    InspectionRequest,
+    Inspector,
+    failed_inspection,
+    time_us,
+)
 from ledger_sizer.reconcile.operator import Operator
-from ledger_sizer.storage.leases import Lease, LeaseLost, acquire, fenced, give_up
+from ledger_sizer.storage.leases import Lease, LeaseLost, acquire_lease, fenced, release_lease
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -43,7 +51,7 @@ class Reconciler:
         self,
         ledger: Ledger,
         engine: Engine,
-        look: Look,
+        look: Inspector,
         settings: AppSettings,
         *,
         clock: Clock | None = None,
@@ -82,14 +90,14 @@ class Reconciler:
             self._one_run.release()
 
     def _leased(self, trigger: Trigger) -> list[Report]:
-        lease = acquire(self._engine, LEASE_NAME, secrets.token_hex(8), self._settings.reconcile.run_seconds_max)
+        lease = acquire_lease(self._engine, LEASE_NAME, secrets.token_hex(8), self._settings.reconcile.run_seconds_max)
         if lease is None:
             raise Busy("a reconciliation is under way in another process; ask again when it is done")
         try:
             with fenced(lease):
                 return [self._run(seen, lease) for seen in self._looks(trigger, lease.epoch)]
         finally:
-            give_up(self._engine, lease)
+            release_lease(self._engine, lease)
 
     def begin_trust(self) -> None:
         """At a start: a portfolio that was never reconciled is trusted for one `stale_after_seconds`, and no longer.
@@ -102,24 +110,24 @@ class Reconciler:
 
     # --- one portfolio after the other -----------------------------------------------------------
 
-    def _looks(self, trigger: Trigger, epoch: int) -> Iterator[Seen]:
+    def _looks(self, trigger: Trigger, epoch: int) -> Iterator[Inspection]:
         """Look at each portfolio when it is asked for; those to come share the time that is left."""
         until = time.monotonic() + LOOK_SHARE * self._settings.reconcile.run_seconds_max
         for left, portfolio in reversed(list(enumerate(reversed(self.portfolios), 1))):
-            yield self._seen(Asked(portfolio, trigger, epoch), max(until - time.monotonic(), 0) / left)
+            yield self._seen(InspectionRequest(portfolio, trigger, epoch), max(until - time.monotonic(), 0) / left)
 
-    def _seen(self, asked: Asked, seconds_max: float) -> Seen:
+    def _seen(self, asked: InspectionRequest, seconds_max: float) -> Inspection:
         """Both sides and their comparison. A look that fails is a run too: everything is unknown then."""
         started_us = self._now_us()
         try:
             return self.look.look(asked, seconds_max)
-        except LookFailed as error:
+        except InspectionFailed as error:
             log.error("reconcile.look_failed", portfolio=asked.portfolio, error=str(error))
-            return blind(asked, self.look.accounts, started_us, self._now_us(), str(error))
+            return failed_inspection(asked, self.look.accounts, started_us, self._now_us(), str(error))
 
-    def _run(self, seen: Seen, lease: Lease) -> Report:
+    def _run(self, seen: Inspection, lease: Lease) -> Report:
         portfolio = seen.run.portfolio
-        changes = drifts.record(self._engine, lease, seen.run, seen.comparison, self._settings.reconcile)
+        changes = drifts.record_run(self._engine, lease, seen.run, seen.comparison, self._settings.reconcile)
         effects = Effects(self._ledger, self._engine, portfolio)
         if seen.external is not None:
             effects.count(changes.live, seen.external)
@@ -132,7 +140,7 @@ class Reconciler:
         renewed = self._settings.reconcile.enabled or self._trust_ends(portfolio)
         if run.outcome == "good" and not effects.failed and renewed:
             self._trust(portfolio, run.started_us, f"reconcile:run:{run.id}", f"run {run.id}")
-        live = tuple(drifts.live(self._engine, portfolio))
+        live = tuple(drifts.live_drifts(self._engine, portfolio))
         report = replace(
             _report(seen), run=run, live=live, confirmed=tuple(changes.confirmed), resolved=tuple(changes.resolved)
         )
@@ -163,7 +171,7 @@ class Reconciler:
         if drift.requested is None:
             return True
         asked = drifts.asked_to_close(self._engine, drift)
-        with exactly():
+        with exact_arithmetic():
             return asked is not None and drift.excess > asked * (1 + self._settings.reconcile.tolerance)
 
     def _trust_ends(self, portfolio: str) -> bool:
@@ -187,5 +195,5 @@ class Reconciler:
         return time_us(self._engine, self._clock)
 
 
-def _report(seen: Seen) -> Report:
+def _report(seen: Inspection) -> Report:
     return Report(seen.run, tuple(seen.comparison.findings))

@@ -11,7 +11,7 @@ T = TypeVar("T")
 _WORK_SECONDS, _REST_SECONDS = 0.0005, 0.001
 
 
-def unhurried(items: Iterable[T]) -> Iterator[T]:
+def throttled(items: Iterable[T]) -> Iterator[T]:
     """The items, with a rest whenever work on them has taken half a millisecond."""
     rested = time.perf_counter()
     for item in items:

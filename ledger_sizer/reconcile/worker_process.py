@@ -26,7 +26,7 @@ from ledger_sizer.exchanges.accounts import open_accounts
 from ledger_sizer.exchanges.client import require_known
 from ledger_sizer.model.errors import Closed, LedgerError, Unavailable
 from ledger_sizer.model.instruments import MarketRules
-from ledger_sizer.reconcile.inspection import Asked, LookFailed, LookHere, Seen
+from ledger_sizer.reconcile.inspection import Inspection, InspectionFailed, InspectionRequest, LocalInspector
 from ledger_sizer.storage.database import make_engine
 from ledger_sizer.telemetry import configure_logging, get_logger
 
@@ -40,7 +40,7 @@ _LEAVE_SECONDS_MAX = 2.0
 _THREADS = 8
 
 
-class LookApart:
+class WorkerInspector:
     """Looks in a process of its own (see `look.Look`), which starts with the first question and after a failure anew.
 
     url: of the ledger's database. open_accounts: how that process opens the accounts, by a function it can import.
@@ -51,24 +51,24 @@ class LookApart:
         known = settings.exchange.every()
         for account in known:
             require_known(account.id)
-        self.accounts = tuple(AccountApart(self, account) for account in known)
+        self.accounts = tuple(WorkerAccount(self, account) for account in known)
         self._first = (open_accounts, url, settings)
         self._lock = threading.Lock()
         self._child: _Child | None = None
         self._closed = False
 
-    def look(self, asked: Asked, seconds_max: float) -> Seen:
+    def look(self, asked: InspectionRequest, seconds_max: float) -> Inspection:
         """See `Look`. A process that does not answer in time is ended."""
-        seen: Seen = self.ask("look", asked, seconds_max=seconds_max)
+        seen: Inspection = self.ask("look", asked, seconds_max=seconds_max)
         return seen
 
     def ask(self, name: str, *arguments: object, seconds_max: float) -> Any:
-        """The answer to one question. Raises `LookFailed`, `Closed`, and the `LedgerError` that the process met."""
+        """The answer to one question. Raises `InspectionFailed`, `Closed` and the `LedgerError` the process met."""
         child = self._running()
         try:
             return child.ask(name, arguments).result(seconds_max)
         except TimeoutError:
-            late = LookFailed(f"the process that looks at the exchange did not answer within {seconds_max:.0f} s")
+            late = InspectionFailed(f"the process that looks at the exchange did not answer within {seconds_max:.0f} s")
             child.end(late)
             raise late from None
 
@@ -96,10 +96,10 @@ class LookApart:
             return self._child
 
 
-class AccountApart:
+class WorkerAccount:
     """The name of an account that the other process reads, and the market rules it brings."""
 
-    def __init__(self, apart: LookApart, settings: ExchangeAccountSettings) -> None:
+    def __init__(self, apart: WorkerInspector, settings: ExchangeAccountSettings) -> None:
         self._apart = apart
         self.venue = settings.id
         self.account = settings.account
@@ -111,7 +111,7 @@ class AccountApart:
             rules: list[MarketRules] = self._apart.ask(
                 "instruments", self.venue, self.account, seconds_max=_INSTRUMENTS_SECONDS_MAX
             )
-        except LookFailed as error:
+        except InspectionFailed as error:
             raise Unavailable(f"the market rules of {self.venue} were not loaded: {error}") from None
         return rules
 
@@ -189,7 +189,7 @@ class _Child:
             code = self._process.wait()
         self._channel.close()
         with self._lock:
-            self._why = self._why or LookFailed(f"the process that looks at the exchange ended ({_ending(code)})")
+            self._why = self._why or InspectionFailed(f"the process that looks at the exchange ended ({_ending(code)})")
             waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             future.set_exception(self._why)
@@ -212,7 +212,7 @@ def main(descriptor: int) -> None:
     configure_logging(settings.log_level)
     accounts = accounts_of(settings.exchange)
     engine = make_engine(url, settings.ledger, read_only=True)
-    answers = _Answers(channel, LookHere(engine, accounts, settings), accounts)
+    answers = _Answers(channel, LocalInspector(engine, accounts, settings), accounts)
     pool = ThreadPoolExecutor(_THREADS)
     while True:
         try:
@@ -231,7 +231,7 @@ def _step_back() -> None:
 
 
 class _Answers:
-    def __init__(self, channel: Connection, here: LookHere, accounts: Sequence[Any]) -> None:
+    def __init__(self, channel: Connection, here: LocalInspector, accounts: Sequence[Any]) -> None:
         self._channel = channel
         self._lock = threading.Lock()
         self._here = here
@@ -245,7 +245,7 @@ class _Answers:
             answer = error
         except Exception as error:  # a defect must end in a run that says so, not in silence
             log.exception("reconcile.look_broke", question=name)
-            answer = LookFailed(f"the process that looks at the exchange met a defect: {error!r}; see the log")
+            answer = InspectionFailed(f"the process that looks at the exchange met a defect: {error!r}; see the log")
         with self._lock:
             self._channel.send((number, answer))
 

@@ -12,7 +12,7 @@ from datetime import datetime
 from decimal import Decimal
 
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.units import exactly, notional_e8, usd, usd_floor_e8
+from ledger_sizer.model.units import exact_arithmetic, notional_e8, usd, usd_floor_e8
 from ledger_sizer.replay.bars import Quote
 from ledger_sizer.replay.strategy import Strategy
 from ledger_sizer.replay.venues import Market, MarketKey
@@ -153,7 +153,7 @@ class Book:
         figures = self.figures
         figures.open_sum_e8 += self.open_e8
         figures.open_samples += 1
-        with exactly():
+        with exact_arithmetic():
             for holding in self.holdings.values():
                 order = holding.order
                 quote = quotes.get(order.market.key)
@@ -234,7 +234,7 @@ class Book:
         """An open position was closed, or part of it."""
         assert decision.position_id is not None
         holding = self.holdings[decision.position_id]
-        with exactly():
+        with exact_arithmetic():
             left = holding.quantity - fill.quantity
         open_e8 = notional_e8(left, holding.perp_price)
         self.open_e8 -= holding.open_e8 - open_e8
@@ -273,12 +273,12 @@ class Book:
         self._busy.discard((hold.order.bot.name, hold.order.market.key))
 
     def _trade(self, fill: Fill) -> None:
-        with exactly():
+        with exact_arithmetic():
             self.figures.turnover += fill.quantity * (fill.perp_price + fill.spot_price)
 
     def _earn_basis(self, holding: Holding, fill: Fill) -> None:
         """Long spot, short perpetual: what the two legs made of the price's way from entry to `fill`."""
-        with exactly():
+        with exact_arithmetic():
             spot = fill.spot_price - holding.spot_price
             perp = fill.perp_price - holding.perp_price
             self.figures.basis += fill.quantity * (spot - perp)

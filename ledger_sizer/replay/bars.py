@@ -29,7 +29,7 @@ from typing import IO, NoReturn, cast
 
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import label_text
-from ledger_sizer.model.units import exact, positive
+from ledger_sizer.model.units import exact_decimal, positive
 from ledger_sizer.replay.venues import MarketKey
 
 COLUMNS = ("time", "exchange", "pair", "contract", "open", "high", "low", "close", "funding rate")
@@ -269,6 +269,6 @@ class _Row:
         except InvalidOperation:
             self.wrong(column, "is not a number")
         try:
-            return positive(number, "it") if is_price else exact(number, "it")
+            return positive(number, "it") if is_price else exact_decimal(number, "it")
         except InvalidRequest as error:
             self.wrong(column, f"cannot be right: {error}")

@@ -23,16 +23,16 @@ from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.commands import AnyCommand, Confirm, Extend, Halt, Release, Reserve, Resume
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.errors import LedgerError
-from ledger_sizer.model.units import exactly, floor_to_step
+from ledger_sizer.model.units import exact_arithmetic, floor_to_step
 from ledger_sizer.replay.accounting import Book, Fill, Holding, Order
 from ledger_sizer.replay.bars import Bar, Quote
 from ledger_sizer.replay.order_outcomes import (
-    Fate,
+    OrderOutcome,
     closes_in_two_parts,
-    fate_of,
     fill_price,
     incident,
     is_retried,
+    order_outcome,
     partial_quantity,
 )
 from ledger_sizer.replay.strategy import Signal, Strategy, read_signal
@@ -204,7 +204,7 @@ class Cycle:
         key = f"{holding.order.key}/exit/{self._bar_name}"
         part = Decimal(0)
         if closes_in_two_parts(self._seed, key):
-            with exactly():
+            with exact_arithmetic():
                 part = floor_to_step(holding.quantity / 2, market.step)
         fill = self._fill(key, market, part or holding.quantity)
         return Step(Release(key=key, position_id=position_id, quantity=part or None), book, holding.order, fill)
@@ -260,22 +260,22 @@ class Cycle:
             if order is None or not decision.granted:
                 continue
             assert decision.position_id is not None and decision.quantity is not None
-            fate = fate_of(self._seed, order.key)
-            if fate is Fate.FAILED:
+            fate = order_outcome(self._seed, order.key)
+            if fate is OrderOutcome.FAILED:
                 yield Step(Release(key=f"{order.key}/cancel", position_id=decision.position_id), step.book, order)
                 continue
             quantity = decision.quantity
-            if fate is Fate.PARTIAL:
+            if fate is OrderOutcome.PARTIAL:
                 quantity = partial_quantity(self._seed, order.key, quantity, order.market)
             confirm = self._confirm(step.book, order, decision.position_id, quantity)
-            if fate is Fate.SLOW:
+            if fate is OrderOutcome.SLOW:
                 extend = Extend(
                     key=f"{order.key}/extend", position_id=decision.position_id, ttl_seconds=EXTENSION_SECONDS
                 )
                 yield Step(extend, step.book, order)
-            if fate in (Fate.SLOW, Fate.LATE):
+            if fate in (OrderOutcome.SLOW, OrderOutcome.LATE):
                 self._afterwards.append(confirm)
-            elif fate is not Fate.CRASHED:
+            elif fate is not OrderOutcome.CRASHED:
                 yield confirm
 
     def _confirm(self, book: Book, order: Order, position_id: str, quantity: Decimal) -> Step:

@@ -7,9 +7,9 @@ live through the same accidents, and a second run through the same ones again.
 from decimal import Decimal
 from enum import StrEnum
 
-from ledger_sizer.model.units import exactly, floor_to_step
+from ledger_sizer.model.units import exact_arithmetic, floor_to_step
 from ledger_sizer.replay.bars import Candle
-from ledger_sizer.replay.random_numbers import draw
+from ledger_sizer.replay.random_numbers import random_below
 from ledger_sizer.replay.venues import Market
 
 RETRY_PERMILLE = 20
@@ -26,7 +26,7 @@ INCIDENT_BARS_MAX = 6
 _SLIP_BP = 5
 
 
-class Fate(StrEnum):
+class OrderOutcome(StrEnum):
     """What becomes of a granted reservation."""
 
     FILLED = "filled"
@@ -38,19 +38,19 @@ class Fate(StrEnum):
 
 
 _PERMILLE = (
-    (Fate.FILLED, 850),  # both legs, in full, within seconds
-    (Fate.PARTIAL, 60),  # part of the quantity, and no more
-    (Fate.FAILED, 40),  # the exchange refused: the bot gives the hold back
-    (Fate.SLOW, 20),  # a resting order: the bot extends the hold and is filled minutes later
-    (Fate.CRASHED, 15),  # the bot died before it sent an order: the hold expires
-    (Fate.LATE, 15),  # the bot died after it sent the orders: they fill, and it tells so after the expiry
+    (OrderOutcome.FILLED, 850),  # both legs, in full, within seconds
+    (OrderOutcome.PARTIAL, 60),  # part of the quantity, and no more
+    (OrderOutcome.FAILED, 40),  # the exchange refused: the bot gives the hold back
+    (OrderOutcome.SLOW, 20),  # a resting order: the bot extends the hold and is filled minutes later
+    (OrderOutcome.CRASHED, 15),  # the bot died before it sent an order: the hold expires
+    (OrderOutcome.LATE, 15),  # the bot died after it sent the orders: they fill, and it tells so after the expiry
 )
 assert sum(share for _, share in _PERMILLE) == 1000
 
 
-def fate_of(seed: int, order_key: str) -> Fate:
+def order_outcome(seed: int, order_key: str) -> OrderOutcome:
     """The fate of the order with this key."""
-    drawn = draw(1000, seed, "fate", order_key)
+    drawn = random_below(1000, seed, "fate", order_key)
     for fate, share in _PERMILLE:
         if drawn < share:
             return fate
@@ -60,32 +60,32 @@ def fate_of(seed: int, order_key: str) -> Fate:
 
 def partial_quantity(seed: int, order_key: str, quantity: Decimal, market: Market) -> Decimal:
     """A quarter, half or three quarters of it, floored to the market's step; all of it when that is nothing."""
-    with exactly():
-        part = floor_to_step(quantity * (1 + draw(3, seed, "part", order_key)) / 4, market.step)
+    with exact_arithmetic():
+        part = floor_to_step(quantity * (1 + random_below(3, seed, "part", order_key)) / 4, market.step)
     return part or quantity
 
 
 def fill_price(seed: int, order_key: str, candle: Candle, tick_size: Decimal) -> Decimal:
     """Where the order fills: the bar's open, up to five basis points off, on a tick, inside the bar's range."""
-    slip_bp = draw(2 * _SLIP_BP + 1, seed, "slip", order_key) - _SLIP_BP
-    with exactly():
+    slip_bp = random_below(2 * _SLIP_BP + 1, seed, "slip", order_key) - _SLIP_BP
+    with exact_arithmetic():
         slipped = floor_to_step(candle.open * (10_000 + slip_bp) / 10_000, tick_size)
     return min(max(slipped, candle.low), candle.high)
 
 
 def is_retried(seed: int, command_key: str) -> bool:
     """Whether the answer to this command is lost, and the command therefore sent again."""
-    return draw(1000, seed, "retry", command_key) < RETRY_PERMILLE
+    return random_below(1000, seed, "retry", command_key) < RETRY_PERMILLE
 
 
 def closes_in_two_parts(seed: int, command_key: str) -> bool:
     """Whether this exit closes only half of the position."""
-    return draw(1000, seed, "exit", command_key) < TWO_PART_EXIT_PERMILLE
+    return random_below(1000, seed, "exit", command_key) < TWO_PART_EXIT_PERMILLE
 
 
 def incident(seed: int, venue: str, bar_name: str) -> tuple[str, int] | None:
     """(mode, bars it lasts) of an incident that begins at this bar, or None."""
-    if draw(1000, seed, "incident", venue, bar_name) >= INCIDENT_PERMILLE:
+    if random_below(1000, seed, "incident", venue, bar_name) >= INCIDENT_PERMILLE:
         return None
-    mode = ("halted", "reducing")[draw(2, seed, "mode", venue, bar_name)]
-    return mode, 1 + draw(INCIDENT_BARS_MAX, seed, "bars", venue, bar_name)
+    mode = ("halted", "reducing")[random_below(2, seed, "mode", venue, bar_name)]
+    return mode, 1 + random_below(INCIDENT_BARS_MAX, seed, "bars", venue, bar_name)

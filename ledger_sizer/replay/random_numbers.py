@@ -1,20 +1,20 @@
-"""Chance that comes out the same everywhere: integers from a seed, on every platform and Python version.
+"""Reproducible random numbers: integers from a seed, equal on every platform and Python version.
 
-Two kinds. `Dice` is a sequence, for the generated market. `draw` depends on its arguments alone, for what happens to an
-order: the same order of the same bot meets the same fate in both portfolios, whatever else was drawn before.
+`SeededRandom` is a sequence, for the generated market. `random_below` depends on its arguments alone, for what happens
+to an order: the same order of the same bot has the same outcome in both portfolios, whatever else was drawn before.
 """
 
 from hashlib import blake2b
 from random import Random
 
 
-def draw(below: int, *parts: object) -> int:
+def random_below(below: int, *parts: object) -> int:
     """A whole number in [0, below), made from `parts` and nothing else."""
     digest = blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") * below >> 64
 
 
-class Dice:
+class SeededRandom:
     """A seeded sequence of whole numbers. Python guarantees `random()` for a seed for ever, so only that is used."""
 
     def __init__(self, seed: int) -> None:

@@ -3,14 +3,14 @@
 from decimal import Decimal
 from typing import Any
 
-from ledger_sizer.model.units import plain
+from ledger_sizer.model.units import decimal_text
 from ledger_sizer.replay.accounting import BUCKETS, Figures
 from ledger_sizer.replay.run import Plan, PortfolioReport, Report
 from ledger_sizer.replay.source import Source
 from ledger_sizer.replay.statistics import Yield, average_usd, decision_counts, scope_peaks
 
 
-def document(report: Report) -> dict[str, Any]:
+def report_document(report: Report) -> dict[str, Any]:
     """Everything the report knows. Only `timing` differs between two runs of one replay."""
     return {
         "source": _source(report.source),
@@ -51,12 +51,12 @@ def _source(source: Source) -> dict[str, Any]:
 def _plan(plan: Plan) -> dict[str, Any]:
     return {
         "bots": plan.bots,
-        "cap_usd": plain(plan.cap),
-        "venue_cap_usd": plain(plan.venue_cap),
-        "max_position_usd": plain(plan.max_position),
-        "min_notional_usd": plain(plan.min_notional),
-        "min_fraction": plain(plan.min_fraction),
-        "max_fraction": plain(plan.max_fraction),
+        "cap_usd": decimal_text(plan.cap),
+        "venue_cap_usd": decimal_text(plan.venue_cap),
+        "max_position_usd": decimal_text(plan.max_position),
+        "min_notional_usd": decimal_text(plan.min_notional),
+        "min_fraction": decimal_text(plan.min_fraction),
+        "max_fraction": decimal_text(plan.max_fraction),
         "seed": plan.seed,
     }
 
@@ -76,30 +76,30 @@ def _portfolio(report: Report, number: int, portfolio: PortfolioReport) -> dict[
         "entries": figures.entries,
         "exits": figures.exits,
         "open_positions": portfolio.open_positions,
-        "open_usd": plain(portfolio.open_usd),
+        "open_usd": decimal_text(portfolio.open_usd),
         "exposure": {
             scope: {
-                "cap_usd": plain(cap),
-                "highest_by_grants_usd": plain(peaks[number].by_grants_usd),
-                "highest_overage_usd": plain(peaks[number].overage_usd),
+                "cap_usd": decimal_text(cap),
+                "highest_by_grants_usd": decimal_text(peaks[number].by_grants_usd),
+                "highest_overage_usd": decimal_text(peaks[number].overage_usd),
             }
             for scope, cap, peaks in scope_peaks(report)
         },
         "overages": dict(figures.overages),
-        "funding_usd": plain(figures.funding),
-        "average_exposure_usd": plain(earned.average_usd),
+        "funding_usd": decimal_text(figures.funding),
+        "average_exposure_usd": decimal_text(earned.average_usd),
         "funding_per_dollar": _text(earned.per_dollar),
         "funding_per_dollar_a_year": _text(earned.a_year),
-        "basis_usd": plain(figures.basis),
-        "turnover_usd": plain(figures.turnover),
+        "basis_usd": decimal_text(figures.basis),
+        "turnover_usd": decimal_text(figures.turnover),
         "sizes_by_score": _sizes(figures),
         "bots": {
             bot.name: {
                 "window_bars": bot.window_bars,
-                "entry_rate": plain(bot.entry_rate),
-                "exit_rate": plain(bot.exit_rate),
+                "entry_rate": decimal_text(bot.entry_rate),
+                "exit_rate": decimal_text(bot.exit_rate),
                 "entries": figures.entries_by_bot[bot.name],
-                "funding_usd": plain(figures.funding_by_bot.get(bot.name, Decimal(0))),
+                "funding_usd": decimal_text(figures.funding_by_bot.get(bot.name, Decimal(0))),
             }
             for bot in report.plan.strategies
         },
@@ -115,11 +115,11 @@ def _sizes(figures: Figures) -> list[dict[str, Any]]:
             "formula_usd": _text(average_usd(bucket.formula_e8, bucket.grants)),
             "granted_usd": _text(average_usd(bucket.granted_e8, bucket.grants)),
             "filled_usd": _text(average_usd(bucket.filled_e8, bucket.fills)),
-            "funding_usd": plain(bucket.funding),
+            "funding_usd": decimal_text(bucket.funding),
         }
         for name, bucket in zip(BUCKETS, figures.buckets, strict=True)
     ]
 
 
 def _text(value: Decimal | None) -> str | None:
-    return None if value is None else plain(value)
+    return None if value is None else decimal_text(value)

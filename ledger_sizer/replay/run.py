@@ -14,7 +14,7 @@ from ledger_sizer.model.commands import SetCap
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Finding
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.units import exactly, positive, usd
+from ledger_sizer.model.units import exact_arithmetic, positive, usd
 from ledger_sizer.replay.accounting import Book, Figures
 from ledger_sizer.replay.cycle import Cycle, SimulatedClock
 from ledger_sizer.replay.source import Source
@@ -32,7 +32,7 @@ Progress = Callable[[str, int, int], None]
 
 def usual_venue_cap(cap: Decimal) -> Decimal:
     """Two fifths of a portfolio's cap: three venues then have more room than the portfolio, so that either may bind."""
-    with exactly():
+    with exact_arithmetic():
         return cap * 2 / 5
 
 
@@ -63,7 +63,7 @@ class Plan:
     @property
     def min_notional(self) -> Decimal:
         """A twentieth of the largest position, USD."""
-        with exactly():
+        with exact_arithmetic():
             return self.max_position / 20
 
     def settings(self) -> AppSettings:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 
-from ledger_sizer.model.units import exactly, usd
+from ledger_sizer.model.units import exact_arithmetic, usd
 from ledger_sizer.replay.run import PortfolioReport, Report
 from ledger_sizer.replay.venues import VENUES
 
@@ -19,7 +19,7 @@ _VERBS = ("reserve", "confirm", "extend", "release", "expire", "set_cap", "halt"
 
 def share(of: Decimal, by: Decimal | int) -> Decimal | None:
     """`of` / `by`; None where there is nothing to divide by."""
-    with exactly():
+    with exact_arithmetic():
         return (of / by).quantize(_PLACES, ROUND_FLOOR) if by else None
 
 
@@ -46,7 +46,7 @@ class Yield:
         """The yield of one of the report's portfolios."""
         figures = portfolio.figures
         seconds = int(report.source.span.total_seconds())
-        with exactly():
+        with exact_arithmetic():
             # Each from the sums themselves: a quotient of rounded quotients would be off in its last digits.
             bar_dollars = usd(figures.open_sum_e8)
             funding_bars = figures.funding * figures.open_samples
@@ -76,7 +76,7 @@ def scope_peaks(report: Report) -> Iterator[tuple[str, Decimal, list[Peak]]]:
             figures = portfolio.figures
             granted_e8 = figures.peak_granted_e8 if venue is None else figures.venue_peak_granted_e8[venue]
             highest = usd(figures.peak_e8 if venue is None else figures.venue_peak_e8[venue])
-            with exactly():
+            with exact_arithmetic():
                 peaks.append(Peak(usd(granted_e8), max(highest - cap, Decimal(0))))
         yield "portfolio" if venue is None else f"venue={venue}", cap, peaks
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.units import exactly, plain
+from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 BASIS_POINT = Decimal("0.0001")
 RATE_STEP = Decimal("1e-12")
@@ -71,7 +71,7 @@ def smoothed_rate(rates: Sequence[Decimal], window_bars: int) -> Decimal | None:
     """Mean of the last `window_bars` rates, rounded down to 1e-12; None while there are fewer."""
     if len(rates) < window_bars:
         return None
-    with exactly():
+    with exact_arithmetic():
         return (sum(rates[-window_bars:], Decimal(0)) / window_bars).quantize(RATE_STEP, ROUND_FLOOR)
 
 
@@ -81,7 +81,7 @@ def read_signal(strategy: Strategy, rates: Sequence[Decimal]) -> Signal | None:
     if smoothed is None:
         return None
     risen = sum(rate > 0 for rate in rates[-strategy.window_bars :])
-    with exactly():
+    with exact_arithmetic():
         span = strategy.full_rate - strategy.exit_rate
         gain = min(max(smoothed - strategy.exit_rate, Decimal(0)), span)
         # One division, truncated far behind the step: rounding twice could miss an exact score.
@@ -98,7 +98,7 @@ def strategies(count: int) -> tuple[Strategy, ...]:
 
 def _strategy(index: int) -> Strategy:
     window_bars, entry, exit_ = _STYLES[index % len(_STYLES)]
-    with exactly():
+    with exact_arithmetic():
         entry_bp = Decimal(entry) + Decimal(index // len(_STYLES)) / 20
         return Strategy(
             name=f"bot-{index + 1:02d}",
@@ -111,5 +111,5 @@ def _strategy(index: int) -> Strategy:
 
 def basis_points(rate: Decimal) -> str:
     """A rate as text in basis points: 0.00015 -> `1.5`."""
-    with exactly():
-        return plain(rate / BASIS_POINT)
+    with exact_arithmetic():
+        return decimal_text(rate / BASIS_POINT)

@@ -5,7 +5,7 @@ from decimal import ROUND_FLOOR, Decimal
 from textwrap import wrap
 from typing import Literal
 
-from ledger_sizer.model.units import exactly, plain
+from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.replay.accounting import BUCKETS, BucketFigures
 from ledger_sizer.replay.run import PortfolioReport, Report
 from ledger_sizer.replay.statistics import Yield, average_usd, decision_counts, scope_peaks
@@ -34,14 +34,14 @@ def _money(value: Decimal | None) -> str:
 def _places(value: Decimal | None, step: str) -> str:
     if value is None:
         return "-"
-    with exactly():
+    with exact_arithmetic():
         return f"{value.quantize(Decimal(step), ROUND_FLOOR):,}"
 
 
 def _percent(value: Decimal | None) -> str:
     if value is None:
         return "-"
-    with exactly():
+    with exact_arithmetic():
         return f"{(value * 100).quantize(Decimal('0.01'), ROUND_FLOOR)} %"
 
 
@@ -84,7 +84,7 @@ def _head(report: Report) -> Iterator[Line]:
         f"{_count(plan.bots, 'bot')}, cap {_money(plan.cap)}, each venue {_money(plan.venue_cap)}, "
         f"a position at most {_money(plan.max_position)} USD"
     )
-    low, high = plain(plan.min_fraction), plain(plan.max_fraction)
+    low, high = decimal_text(plan.min_fraction), decimal_text(plan.max_fraction)
     yield from _paragraph(f"dynamic: {low} to {high} of a position by score; flat: all of it; seed {plan.seed}")
 
 

@@ -15,9 +15,9 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.units import exactly, floor_to_step
+from ledger_sizer.model.units import exact_arithmetic, floor_to_step
 from ledger_sizer.replay.bars import Bar, Candle, Quote
-from ledger_sizer.replay.random_numbers import Dice
+from ledger_sizer.replay.random_numbers import SeededRandom
 from ledger_sizer.replay.venues import MARKETS, Market
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -54,7 +54,7 @@ class _Coin:
         self.regime = _CALM
         self._deviation_e6 = deviation_e6
 
-    def step(self, dice: Dice, common_e6: int) -> None:
+    def step(self, dice: SeededRandom, common_e6: int) -> None:
         """One bar on. common_e6: the move that all coins share, in millionths."""
         if dice.below(1000) < self.regime.ends_permille:
             choices = _NEXT[self.regime]
@@ -74,7 +74,7 @@ class _Venue:
         self._market = market
         self._premium_e8 = 0
 
-    def quote(self, dice: Dice, coin: _Coin) -> Quote:
+    def quote(self, dice: SeededRandom, coin: _Coin) -> Quote:
         """The market at this bar."""
         regime = coin.regime
         pull_e8 = (regime.premium_e8 - self._premium_e8) // 8
@@ -101,15 +101,15 @@ def generated_bars(seed: int, count: int) -> Iterator[Bar]:
     """`count` bars (1 to 20,000) of every market in `venues`, eight hours apart. The same seed gives the same bars."""
     if not 1 <= count <= BARS_MAX:
         raise InvalidRequest(f"bars must be 1 to {BARS_MAX} for a generated market, got {count}", field="bars")
-    return _generate(Dice(seed), count)
+    return _generate(SeededRandom(seed), count)
 
 
-def _generate(dice: Dice, count: int) -> Iterator[Bar]:
+def _generate(dice: SeededRandom, count: int) -> Iterator[Bar]:
     coins = {"BTC": _Coin(42_000, 6_000), "ETH": _Coin(2_300, 9_000)}
     venues = [(_Venue(MARKETS[key]), coins[key[1]]) for key in sorted(MARKETS)]
     for index in range(count):
         common_e6 = dice.bell(11_000)
         for name in sorted(coins):
             coins[name].step(dice, common_e6)
-        with exactly():
+        with exact_arithmetic():
             yield Bar(START + index * INTERVAL, tuple(venue.quote(dice, coin) for venue, coin in venues))

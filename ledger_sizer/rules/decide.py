@@ -30,7 +30,7 @@ from ledger_sizer.model.domain import Position, PositionState, to_us
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.instruments import Leg
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
-from ledger_sizer.model.units import E8_MAX, USD_SCALE, exactly, notional_e8, plain, usd, usd_floor_e8
+from ledger_sizer.model.units import E8_MAX, USD_SCALE, decimal_text, exact_arithmetic, notional_e8, usd, usd_floor_e8
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.sizing import Match, RawBudget, gross_of_spot_fee, match_quantity, net_of_spot_fee
 from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
@@ -75,7 +75,7 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
         expires_us = now_us + (policy.hold_ttl_us if command.ttl_seconds is None else ttl_us(command.ttl_seconds))
         verdict.budget_e8 = verdict.held_delta_e8 = budget_e8
         verdict.expires_us = expires_us
-        verdict.quantity = None if quantity is None else plain(quantity)
+        verdict.quantity = None if quantity is None else decimal_text(quantity)
         if matched is not None and matched.binding:
             verdict.binding = matched.binding
         seq = state.last_seq + 1
@@ -228,16 +228,17 @@ def _release(state: PortfolioState, command: Release, now_us: int, _policy: Poli
     closing = position.quantity if command.quantity is None else command.quantity
     if closing > position.quantity:
         raise InvalidRequest(
-            f"cannot close {plain(closing)} of {position.position_id}: only {plain(position.quantity)} is open",
+            f"cannot close {decimal_text(closing)} of {position.position_id}: "
+            f"only {decimal_text(position.quantity)} is open",
             field="quantity",
         )
-    with exactly():
+    with exact_arithmetic():
         left = position.quantity - closing
         legs = position.legs if left == 0 else _scaled_legs(position, position.quantity, left)
     open_e8 = notional_e8(left, position.price) if left else 0
     after = _moved(position, state, now_us, "open" if left else "closed", open_e8, left, position.price, legs)
     verdict = _fact(state, after, 0, open_e8 - position.open_e8)
-    verdict.quantity = plain(closing)
+    verdict.quantity = decimal_text(closing)
     return verdict
 
 
@@ -258,7 +259,7 @@ def _extend(state: PortfolioState, command: Extend, now_us: int, policy: Policy)
     )
     return Verdict(
         outcome="granted", position=after, tags=position.tags, budget_e8=position.held_e8, expires_us=expires_us,
-        quantity=None if position.quantity is None else plain(position.quantity), trace=trace_text(scopes),
+        quantity=None if position.quantity is None else decimal_text(position.quantity), trace=trace_text(scopes),
     )  # fmt: skip
 
 
@@ -293,7 +294,7 @@ def _fact(state: PortfolioState, after: Position, held_delta: int, open_delta: i
         outcome="applied",
         position=after,
         tags=after.tags,
-        quantity=None if after.quantity is None else plain(after.quantity),
+        quantity=None if after.quantity is None else decimal_text(after.quantity),
         held_delta_e8=held_delta,
         open_delta_e8=open_delta,
         trace=trace_text(scopes, legs=after.legs, note=note),
@@ -306,7 +307,8 @@ def _fact_e8(state: PortfolioState, position: Position, quantity: Decimal, price
     for name in position.tags.scopes:
         if state.scope(name).exposure_e8 + held_delta + added > E8_MAX:
             raise InvalidRequest(
-                f"quantity {plain(quantity)} x price {plain(price)}: exposure of {name} would not fit", field="quantity"
+                f"quantity {decimal_text(quantity)} x price {decimal_text(price)}: exposure of {name} would not fit",
+                field="quantity",
             )
     return added
 
@@ -327,7 +329,7 @@ def leg_left(leg: Leg, quantity: Decimal, left: Decimal) -> Decimal:
     """
     if leg.quantity == quantity:
         return left
-    with exactly():
+    with exact_arithmetic():
         return (leg.quantity * (left / quantity)).quantize(Decimal("1e-18"))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import from_us
 from ledger_sizer.model.instruments import InstrumentInfo
-from ledger_sizer.model.units import plain, usd
+from ledger_sizer.model.units import decimal_text, usd
 from ledger_sizer.rules.sizing import match_quantity, net_of_spot_fee
 from ledger_sizer.rules.trace import reconciliation_of
 
@@ -83,8 +83,8 @@ def explain(decision: Decision) -> Explanation:
         "policy": trace.get("policy"),
         "match": trace.get("match"),
         "note": trace.get("note"),
-        "exposure_before": plain(decision.exposure_before),
-        "exposure_after": plain(decision.exposure_after),
+        "exposure_before": decimal_text(decision.exposure_before),
+        "exposure_after": decimal_text(decision.exposure_after),
         "hash": decision.hash,
     }
     return Explanation(decision, "\n".join(lines), data)
@@ -101,7 +101,7 @@ def _headline(decision: Decision) -> str:
     if decision.outcome == "denied":
         return f"{where}: denied, {decision.reason}. In words: {reason_in_words(decision)}."
     if decision.command == "reserve":
-        size = "" if decision.quantity is None else f", quantity {plain(decision.quantity)}"
+        size = "" if decision.quantity is None else f", quantity {decimal_text(decision.quantity)}"
         return f"{where}: granted {_money(decision.budget)}{size}; bound by {decision.binding}."
     return f"{where}: {decision.outcome}."
 
@@ -157,7 +157,7 @@ def _largest(request: dict[str, Any], trace: dict[str, Any], decided_us: int) ->
         fee_rate = Decimal(request.get("spot_fee_rate", 0))
         spend = net_of_spot_fee(budget, price, spot, fee_rate) if fee_rate else budget
         quantity = match_quantity(spend, price, (spot, _instrument(request["perp_instrument"]))).quantity
-    return {"budget": plain(budget), "quantity": _text(quantity), "binding": binding}
+    return {"budget": decimal_text(budget), "quantity": _text(quantity), "binding": binding}
 
 
 def _instrument(form: Mapping[str, str]) -> InstrumentInfo:
@@ -181,12 +181,12 @@ def _settings_version(policy: Mapping[str, Any] | None) -> str | None:
 def _scope(row: list[Any]) -> dict[str, Any]:
     name, cap_e8, held_e8, open_e8, status = row[:5]
     frozen, fresh_until_us = reconciliation_of(row)
-    headroom = None if cap_e8 is None else plain(usd(cap_e8 - held_e8 - open_e8))
+    headroom = None if cap_e8 is None else decimal_text(usd(cap_e8 - held_e8 - open_e8))
     return {
         "scope": name,
-        "cap": None if cap_e8 is None else plain(usd(cap_e8)),
-        "held": plain(usd(held_e8)),
-        "open": plain(usd(open_e8)),
+        "cap": None if cap_e8 is None else decimal_text(usd(cap_e8)),
+        "held": decimal_text(usd(held_e8)),
+        "open": decimal_text(usd(open_e8)),
         "headroom": headroom,
         "status": status,
         "frozen": bool(frozen),
@@ -214,8 +214,8 @@ def _match(match: dict[str, str] | None) -> list[str]:
 
 
 def _text(value: Decimal | None) -> str | None:
-    return None if value is None else plain(value)
+    return None if value is None else decimal_text(value)
 
 
 def _money(value: Decimal | None) -> str:
-    return "nothing" if value is None else f"{plain(value)} USD"
+    return "nothing" if value is None else f"{decimal_text(value)} USD"

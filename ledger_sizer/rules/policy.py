@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from ledger_sizer.config import AppSettings
-from ledger_sizer.model.units import plain, usd_floor_e8
+from ledger_sizer.model.units import decimal_text, usd_floor_e8
 from ledger_sizer.rules.sizing import SizingPolicy
 
 
@@ -27,9 +27,9 @@ class Policy:
         text = json.dumps(
             {
                 "enabled": sizing.enabled,
-                "max_allocation_fraction": plain(sizing.max_fraction),
-                "max_position_size_usd": plain(sizing.max_position_size_usd),
-                "min_allocation_fraction": plain(sizing.min_fraction),
+                "max_allocation_fraction": decimal_text(sizing.max_fraction),
+                "max_position_size_usd": decimal_text(sizing.max_position_size_usd),
+                "min_allocation_fraction": decimal_text(sizing.min_fraction),
             },
             separators=(",", ":"),
         )

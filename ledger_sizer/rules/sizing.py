@@ -21,11 +21,11 @@ from ledger_sizer.model.commands import checked_score
 from ledger_sizer.model.instruments import InstrumentInfo
 from ledger_sizer.model.units import (
     common_step,
-    exact,
-    exactly,
+    decimal_text,
+    exact_arithmetic,
+    exact_decimal,
     floor_to_step,
     not_negative,
-    plain,
     positive,
     usd_floor_e8,
 )
@@ -33,7 +33,7 @@ from ledger_sizer.model.units import (
 
 def round_to_step(value: Decimal, step: Decimal) -> Decimal:
     """The largest multiple of `step` that is not above `value` (floor). Raises `InvalidRequest` for a step <= 0."""
-    return floor_to_step(exact(value, "value"), positive(step, "step"))
+    return floor_to_step(exact_decimal(value, "value"), positive(step, "step"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,12 @@ class SizingPolicy:
         """Fraction of the per-position maximum for a (checked) score; 1 when sizing is flat or there is no score."""
         if not self.enabled or signal_score is None:
             return Decimal(1)
-        with exactly():
+        with exact_arithmetic():
             return self.min_fraction + (self.max_fraction - self.min_fraction) * signal_score
 
     def raw_budget(self, fraction: Decimal) -> Decimal:
         """USD before any cap: max_position_size_usd x fraction."""
-        with exactly():
+        with exact_arithmetic():
             return self.max_position_size_usd * fraction
 
     def names_signal(self, signal_score: Decimal | None) -> str:
@@ -90,7 +90,10 @@ def _raw(policy: SizingPolicy, signal_score: Decimal | None) -> RawBudget:
     fraction = policy.fraction(signal_score)
     budget = policy.raw_budget(fraction)
     return RawBudget(
-        plain(fraction), plain(budget), usd_floor_e8(budget, "raw_budget"), policy.names_signal(signal_score)
+        decimal_text(fraction),
+        decimal_text(budget),
+        usd_floor_e8(budget, "raw_budget"),
+        policy.names_signal(signal_score),
     )
 
 
@@ -123,7 +126,7 @@ def match_quantity(spend_usd: Decimal, price: Decimal, instruments: tuple[Instru
     min_qty = max(instrument.base_units(instrument.min_qty) for instrument in instruments)
     max_qty = min(instrument.base_units(instrument.max_qty) for instrument in instruments)
     min_notional = max(instrument.min_notional for instrument in instruments)
-    with exactly():
+    with exact_arithmetic():
         # One exact integer division: dividing by the price first could round at a step's edge.
         raw_quantity = (spend_usd // (price * step)) * step if spend_usd > 0 else Decimal(0)
         quantity, binding = raw_quantity, None
@@ -144,7 +147,7 @@ def net_of_spot_fee(spend_usd: Decimal, price: Decimal, spot: InstrumentInfo, fe
     (1 - fee_rate) arrives. A quantity sized with the result has a `gross_of_spot_fee` within `spend_usd`.
     """
     step = spot.base_units(spot.qty_step)
-    with exactly():
+    with exact_arithmetic():
         ordered = min(spend_usd // (price * step) * step, floor_to_step(spot.base_units(spot.max_qty), step))
         return ordered * (1 - fee_rate) * price
 
@@ -152,7 +155,7 @@ def net_of_spot_fee(spend_usd: Decimal, price: Decimal, spot: InstrumentInfo, fe
 def gross_of_spot_fee(quantity: Decimal, spot: InstrumentInfo, fee_rate: Decimal) -> Decimal:
     """The spot order that leaves at least `quantity` after its fee in base: quantity / (1 - fee_rate), up to a step."""
     step = spot.base_units(spot.qty_step)
-    with exactly():
+    with exact_arithmetic():
         steps, rest = divmod(quantity, step * (1 - fee_rate))
         return (steps + 1 if rest else steps) * step
 
@@ -189,7 +192,7 @@ class PositionSizer:
     def match(self, price: Decimal, available_balance: Decimal, *instruments: InstrumentInfo) -> Match:
         """The same calculation with its intermediate figures."""
         price = positive(price, "price")
-        spend = min(exact(available_balance, "available_balance"), self.max_position_size_usd)
+        spend = min(exact_decimal(available_balance, "available_balance"), self.max_position_size_usd)
         return match_quantity(spend, price, instruments)
 
     def validate_matching_quantity(
@@ -201,7 +204,7 @@ class PositionSizer:
         """
         spot = not_negative(spot_qty, "spot_qty")
         perp = not_negative(perp_qty, "perp_qty")
-        with exactly():
+        with exact_arithmetic():
             return abs(spot - perp) <= not_negative(tolerance, "tolerance") * max(spot, perp)
 
 
@@ -256,7 +259,7 @@ class DynamicSizer:
         exposure = not_negative(current_exposure, "current_exposure")
         fraction = self._policy.fraction(score)
         raw = self._policy.raw_budget(fraction)
-        with exactly():
+        with exact_arithmetic():
             headroom = self._cap - exposure
         budget = min(raw, headroom)
         return fraction, raw, headroom, budget if budget > 0 else None
@@ -272,7 +275,7 @@ class DynamicSizer:
     ) -> Decimal | None:
         """Quantity both legs accept for this score, in base units; None when the cap or the legs leave nothing."""
         positive(price, "price")
-        balance = exact(available_balance, "available_balance")
+        balance = exact_decimal(available_balance, "available_balance")
         budget = self.compute_signal_budget(signal_score, current_exposure)
         if budget is None:
             return None
@@ -294,7 +297,7 @@ class DynamicSizer:
     ) -> Sizing:
         """`calculate_matching_quantity` with every intermediate figure and the name of the binding constraint."""
         positive(price, "price")
-        balance = exact(available_balance, "available_balance")
+        balance = exact_decimal(available_balance, "available_balance")
         fraction, raw, headroom, budget = self._budget(signal_score, current_exposure)
         if budget is None:
             binding, reason = ("portfolio", "cap_exceeded") if headroom <= 0 else ("signal_score", "below_min_notional")

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any
 
 from ledger_sizer.model.instruments import Leg, legs_text
-from ledger_sizer.model.units import plain
+from ledger_sizer.model.units import decimal_text
 from ledger_sizer.rules.sizing import Match
 from ledger_sizer.rules.state import ScopeState
 
@@ -58,9 +58,9 @@ def trace_text(
     if policy is not None:
         parts.append(f'"policy":{policy}')
     if match is not None:
-        figures = {"step": plain(match.step), "raw_quantity": plain(match.raw_quantity)}
+        figures = {"step": decimal_text(match.step), "raw_quantity": decimal_text(match.raw_quantity)}
         if match.notional_usd is not None:
-            figures["notional_usd"] = plain(match.notional_usd)
+            figures["notional_usd"] = decimal_text(match.notional_usd)
         if match.reason is not None:
             figures["reason"] = match.reason
         parts.append(f'"match":{_encode(figures)}')

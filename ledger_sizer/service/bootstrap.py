@@ -15,9 +15,9 @@ from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.reconcile.alerts import Alerts
-from ledger_sizer.reconcile.inspection import Look, LookHere
+from ledger_sizer.reconcile.inspection import Inspector, LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
-from ledger_sizer.reconcile.worker_process import LookApart
+from ledger_sizer.reconcile.worker_process import WorkerInspector
 from ledger_sizer.service.api_keys import KeyRing
 from ledger_sizer.service.jobs import Jobs
 from ledger_sizer.service.metrics import Metrics
@@ -26,7 +26,7 @@ from ledger_sizer.storage.database import make_engine
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Components:
     """What a running service consists of.
 
     reads: an engine that cannot write, apart from the ledger's own. tracing: None unless it was asked for.
@@ -43,7 +43,9 @@ class Parts:
 
 
 @contextmanager
-def running(settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing | None = None) -> Iterator[Parts]:
+def running_components(
+    settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing | None = None
+) -> Iterator[Components]:
     """The parts, running for the length of a `with` block; at its end the queue drains before anything closes.
 
     tracing: None makes it as the settings say; it is stopped at the end either way.
@@ -67,7 +69,7 @@ def running(settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing |
         metrics = Metrics()
         metrics.watch(ledger, reads)
         if tracing is not None:
-            ledger.observe = both(metrics.observed, tracing.committed)
+            ledger.observe = observe_both(metrics.observed, tracing.committed)
         look, sources = at_the_end.enter_context(_looking(url, settings, reads))
         alerts = Alerts(writes, settings.reconcile)
         at_the_end.callback(alerts.close)
@@ -88,26 +90,26 @@ def running(settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing |
             alerts.start()
             jobs.start()
         at_the_end.callback(jobs.stop)
-        if isinstance(look, LookApart):
+        if isinstance(look, WorkerInspector):
             at_the_end.callback(look.close)  # before the jobs: a stop does not wait for an exchange
-        yield Parts(settings, ledger, reads, keys, metrics, jobs, reconciler, tracing)
+        yield Components(settings, ledger, reads, keys, metrics, jobs, reconciler, tracing)
 
 
 @contextmanager
-def _looking(url: str, settings: AppSettings, reads: Engine) -> Iterator[tuple[Look, Sequence[RulesSource]]]:
+def _looking(url: str, settings: AppSettings, reads: Engine) -> Iterator[tuple[Inspector, Sequence[RulesSource]]]:
     """Whoever looks at the accounts, and who brings their venues' market rules."""
     if settings.reconcile.own_process:
-        with closing(LookApart(url, settings)) as apart:
+        with closing(WorkerInspector(url, settings)) as apart:
             yield apart, apart.accounts
         return
     with ExitStack() as at_the_end:
         accounts = open_accounts(settings.exchange)
         for account in accounts:
             at_the_end.callback(account.close)
-        yield LookHere(reads, accounts, settings), accounts
+        yield LocalInspector(reads, accounts, settings), accounts
 
 
-def both(first: Observe, second: Observe) -> Observe:
+def observe_both(first: Observe, second: Observe) -> Observe:
     """Tell two observers of every commit."""
 
     def observe(records: Sequence[DecisionRecord], seconds: float) -> None:

@@ -23,7 +23,7 @@ from ledger_sizer.model.errors import Busy, LedgerError
 from ledger_sizer.model.reconciliation import Trigger
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.service.metrics import Metrics
-from ledger_sizer.storage.leases import Lease, acquire, give_up
+from ledger_sizer.storage.leases import Lease, acquire_lease, release_lease
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -105,7 +105,7 @@ class Jobs:
         self._metrics.leader.set(0)
         if lease is not None:
             try:
-                give_up(self._engine, lease)
+                release_lease(self._engine, lease)
             except (LedgerError, SQLAlchemyError) as error:
                 log.info("jobs.lease_left_to_end", error=str(error))
 
@@ -119,7 +119,7 @@ class Jobs:
             if asked - self._asked_at >= self._settings.lease_seconds / 3:
                 before = self._lease
                 self._lease = None  # unknown until answered: an error must not leave an old lease standing
-                self._lease = acquire(self._engine, LEASE_NAME, self.owner, self._settings.lease_seconds)
+                self._lease = acquire_lease(self._engine, LEASE_NAME, self.owner, self._settings.lease_seconds)
                 self._asked_at = asked
                 self._metrics.leader.set(self._lease is not None)
                 if (before is None) != (self._lease is None):

@@ -127,28 +127,28 @@ def schema_version(engine: Engine) -> str | None:
                 return None
             return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     except DBAPIError as error:
-        raise Unavailable(f"cannot open {shown(engine.url)}: {str(error.orig).strip()}") from None
+        raise Unavailable(f"cannot open {redacted_url(engine.url)}: {str(error.orig).strip()}") from None
 
 
-def shown(url: URL) -> str:
+def redacted_url(url: URL) -> str:
     """A database URL for people: without its password and the driver's name."""
     return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
 
 
 @contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
+def read_transaction(engine: Engine) -> Iterator[Connection]:
     """One read transaction. Raises `Unavailable` instead of the driver's errors."""
     try:
         with engine.begin() as connection:
             yield connection
     except DBAPIError as error:
-        raise Unavailable(f"cannot read {shown(engine.url)}: {str(error.orig).strip()}") from None
+        raise Unavailable(f"cannot read {redacted_url(engine.url)}: {str(error.orig).strip()}") from None
 
 
 _ALL_AT_ONCE: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
 
 
-def plain_rows(connection: Connection, query: Executable) -> list[tuple[Any, ...]]:
+def raw_rows(connection: Connection, query: Executable) -> list[tuple[Any, ...]]:
     """All rows of a query as the driver's own tuples: an object of SQLAlchemy's for each row costs as much again."""
     # Where the connection streams, SQLAlchemy keeps the first row to itself.
     with closing(connection.execute(query, execution_options=_ALL_AT_ONCE)) as result, _driver_errors(connection):
@@ -156,7 +156,7 @@ def plain_rows(connection: Connection, query: Executable) -> list[tuple[Any, ...
         return [*result.cursor.fetchall()]
 
 
-def streamed(
+def stream_rows(
     connection: Connection, query: Select[Any] | CompoundSelect[Any], rows: int
 ) -> Iterator[list[tuple[Any, ...]]]:
     """The rows of a long query in plain tuples, so many in memory at a time. Its parameters must be numbers.
@@ -179,7 +179,7 @@ def _driver_errors(connection: Connection) -> Iterator[None]:
     try:
         yield
     except connection.dialect.loaded_dbapi.Error as error:
-        raise Unavailable(f"cannot read {shown(connection.engine.url)}: {str(error).strip()}") from None
+        raise Unavailable(f"cannot read {redacted_url(connection.engine.url)}: {str(error).strip()}") from None
 
 
 def require_head(engine: Engine) -> None:
@@ -187,7 +187,7 @@ def require_head(engine: Engine) -> None:
     found = schema_version(engine)
     if found == SCHEMA_HEAD:
         return
-    where = shown(engine.url)
+    where = redacted_url(engine.url)
     if found is not None and found > SCHEMA_HEAD:
         raise SchemaOutdated(
             f"{where} is at migration {found}, newer than this version's {SCHEMA_HEAD}; upgrade ledger-sizer"

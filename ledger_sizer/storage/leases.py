@@ -53,7 +53,7 @@ def fenced(lease: Lease) -> Iterator[None]:
         fence_var.reset(token)
 
 
-def acquire(engine: Engine, name: str, owner: str, seconds: int) -> Lease | None:
+def acquire_lease(engine: Engine, name: str, owner: str, seconds: int) -> Lease | None:
     """Take or prolong a lease; None while another owner's has not ended. Raises `Unavailable`."""
     ends_us = database_now_us() + seconds * 1_000_000
     free = or_(LeaseRow.owner == owner, LeaseRow.until_us <= database_now_us())
@@ -81,7 +81,7 @@ def acquire(engine: Engine, name: str, owner: str, seconds: int) -> Lease | None
         raise Unavailable(f"cannot read the lease {name!r}: {str(error.orig).strip()}") from None
 
 
-def give_up(engine: Engine, lease: Lease) -> None:
+def release_lease(engine: Engine, lease: Lease) -> None:
     """End a lease now, so that another replica need not wait for it. Raises `Unavailable`."""
     mine = (LeaseRow.name == lease.name, LeaseRow.owner == lease.owner, LeaseRow.epoch == lease.epoch)
     try:

@@ -14,7 +14,7 @@ _CALM_MIN = 3
 _POSITIONS_REMEMBERED_MAX = 10_000
 
 
-class Memory:
+class StateCache:
     """The portfolios as this process's batches left them, stored or on their way.
 
     A portfolio that somebody else wrote is not recalled until it was found some times in a row as this process had left

@@ -8,17 +8,7 @@ Money is whole 1e-8 USD in BIGINT (`_e8`), time whole microseconds since 1970 UT
 quantities exact decimal text, structures canonical JSON text.
 """
 
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    ForeignKey,
-    Identity,
-    Index,
-    Integer,
-    MetaData,
-    Text,
-    text,
-)
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, MetaData, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 NAMING = {

@@ -15,7 +15,7 @@ from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.instruments import legs_of, legs_text
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags, tags_of
-from ledger_sizer.model.units import plain
+from ledger_sizer.model.units import decimal_text
 from ledger_sizer.rules.batch import Fence, Group
 from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage.tables import DecisionRow, PositionRow, ScopeRow
@@ -169,8 +169,8 @@ def position_row(portfolio_id: int, position: Position) -> tuple[Any, ...]:
     """A position's columns in table order."""
     return (
         portfolio_id, position.number, position.state, position.tags.text, position.held_e8, position.open_e8,
-        None if position.quantity is None else plain(position.quantity),
-        None if position.price is None else plain(position.price),
+        None if position.quantity is None else decimal_text(position.quantity),
+        None if position.price is None else decimal_text(position.price),
         legs_text(position.legs), position.expires_us, position.opened_us, position.updated_us,
         position.updated_seq, position.origin,
     )  # fmt: skip

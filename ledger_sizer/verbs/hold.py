@@ -10,7 +10,7 @@ from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, WrongState
 from ledger_sizer.telemetry import get_logger
-from ledger_sizer.verbs.methods import Runs, RunsAsync
+from ledger_sizer.verbs.methods import AsyncCommandRunner, CommandRunner
 
 log = get_logger(__name__)
 
@@ -58,7 +58,7 @@ class _Granted:
 class Hold(_Granted):
     """A granted reservation. `confirm` keeps it beyond the block; an exception before that gives it back."""
 
-    def __init__(self, runner: Runs, decision: Decision) -> None:
+    def __init__(self, runner: CommandRunner, decision: Decision) -> None:
         super().__init__(decision)
         self._runner = runner
 
@@ -93,7 +93,7 @@ class Hold(_Granted):
 class AsyncHold(_Granted):
     """`Hold` for coroutines."""
 
-    def __init__(self, runner: RunsAsync, decision: Decision) -> None:
+    def __init__(self, runner: AsyncCommandRunner, decision: Decision) -> None:
         super().__init__(decision)
         self._runner = runner
 

@@ -14,33 +14,35 @@ P = ParamSpec("P")
 M = TypeVar("M", bound=Callable[..., Any])
 
 
-class Runs(Protocol):
+class CommandRunner(Protocol):
     """What a blocking face implements: run one command to its decision."""
 
     def run(self, command: AnyCommand) -> Decision:
         """Answer one command, or raise a `LedgerError`."""
 
 
-class RunsAsync(Protocol):
+class AsyncCommandRunner(Protocol):
     """What an awaitable face implements."""
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """Answer one command, or raise a `LedgerError`."""
 
 
-def verb(make: Callable[P, AnyCommand]) -> Callable[Concatenate[Runs, P], Decision]:
+def verb(make: Callable[P, AnyCommand]) -> Callable[Concatenate[CommandRunner, P], Decision]:
     """A blocking method with the arguments of `make`."""
 
-    def method(self: Runs, /, *args: P.args, **kwargs: P.kwargs) -> Decision:
+    def method(self: CommandRunner, /, *args: P.args, **kwargs: P.kwargs) -> Decision:
         return self.run(make(*args, **kwargs))
 
     return _dressed(method, make)
 
 
-def verb_async(make: Callable[P, AnyCommand]) -> Callable[Concatenate[RunsAsync, P], Coroutine[Any, Any, Decision]]:
+def verb_async(
+    make: Callable[P, AnyCommand],
+) -> Callable[Concatenate[AsyncCommandRunner, P], Coroutine[Any, Any, Decision]]:
     """An awaitable method with the arguments of `make`."""
 
-    async def method(self: RunsAsync, /, *args: P.args, **kwargs: P.kwargs) -> Decision:
+    async def method(self: AsyncCommandRunner, /, *args: P.args, **kwargs: P.kwargs) -> Decision:
         return await self.run_async(make(*args, **kwargs))
 
     return _dressed(method, make)

@@ -21,17 +21,10 @@ from sqlalchemy.exc import DBAPIError
 from ledger_sizer.history.archive_files import ArchiveDamaged, ArchiveFiles, Manifest, manifests
 from ledger_sizer.history.history import BLOCK
 from ledger_sizer.model.command_base import portfolio_name
-from ledger_sizer.model.decisions import (
-    FIELD_SEPARATOR,
-    GENESIS_HASH,
-    Fields,
-    chain_hash,
-    fields_text,
-    is_head,
-)
+from ledger_sizer.model.decisions import FIELD_SEPARATOR, GENESIS_HASH, Fields, chain_hash, fields_text, is_head
 from ledger_sizer.model.domain import Finding, VerifyReport
 from ledger_sizer.model.errors import InvalidRequest, NotFound, Unavailable
-from ledger_sizer.storage.database import plain_rows, shown, streamed
+from ledger_sizer.storage.database import raw_rows, redacted_url, stream_rows
 from ledger_sizer.storage.tables import (
     ArchiveRow,
     DecisionRow,
@@ -67,7 +60,7 @@ def heads_of(engine: Engine, portfolio: str | None = None) -> dict[str, tuple[in
         with engine.connect() as connection, connection.begin():
             found = {name: (seq, head) for name, seq, head in connection.execute(query)}
     except DBAPIError as error:
-        raise Unavailable(f"cannot read {shown(engine.url)}: {str(error.orig).strip()}") from None
+        raise Unavailable(f"cannot read {redacted_url(engine.url)}: {str(error.orig).strip()}") from None
     if portfolio is not None and not found:
         raise NotFound(f"no portfolio {portfolio!r}")
     return found
@@ -93,7 +86,7 @@ def verify(
     try:
         return _verify(engine, portfolio, progress, since or {}, files or ArchiveFiles())
     except DBAPIError as error:
-        raise Unavailable(f"cannot read {shown(engine.url)}: {str(error.orig).strip()}") from None
+        raise Unavailable(f"cannot read {redacted_url(engine.url)}: {str(error.orig).strip()}") from None
 
 
 def _verify(
@@ -208,7 +201,7 @@ class _PortfolioCheck:
             .order_by(DecisionRow.seq)
         )
         link, tell = self._link, self._positions.tell
-        for rows in streamed(self._connection, query, _CHUNK):
+        for rows in stream_rows(self._connection, query, _CHUNK):
             for row in rows:
                 if type(row[1]) is not int:
                     at = self._expected
@@ -321,7 +314,7 @@ class _PortfolioCheck:
             .where(FacetBlockRow.block.between(min(self._facets), max(self._facets)))
         )
         noted: dict[int, set[_Facet]] = {block: set() for block in self._facets}
-        for row in plain_rows(self._connection, query):
+        for row in raw_rows(self._connection, query):
             noted.setdefault(row[0], set()).add(row[1:])
         for block, told in self._facets.items():
             first = (block - 1) * BLOCK + 1

@@ -10,10 +10,10 @@ from typing import NamedTuple
 from pydantic_core import from_json
 
 from ledger_sizer.model.decisions import Fields
-from ledger_sizer.model.units import exactly, plain
+from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 
-class Told(NamedTuple):
+class FoldedPosition(NamedTuple):
     """A position's row in the order of `tables.PositionRow`, without its portfolio."""
 
     number: int
@@ -36,7 +36,7 @@ class Told(NamedTuple):
         return self.state not in ("held", "open")
 
 
-def fold(position: Told | None, record: Fields) -> Told | None:
+def fold_position(position: FoldedPosition | None, record: Fields) -> FoldedPosition | None:
     """The position after a decision that was not denied, given it before (None for the decision that made it)."""
     (
         _, seq, command, _, _, _, number, tags, _, quantity, _, _, held_e8, open_e8, _, _, _, expires_us, decided_us,
@@ -50,10 +50,10 @@ def fold(position: Told | None, record: Fields) -> Told | None:
         price, origin, opened_us = position.price, position.origin, position.opened_us
     if command in ("confirm", "adopt"):
         asked = from_json(request)
-        price = plain(Decimal(asked["price"]))
+        price = decimal_text(Decimal(asked["price"]))
         if position is None and command == "confirm":
             origin = int(asked["position_id"].rpartition("-")[2])
-    return Told(
+    return FoldedPosition(
         number,
         "held" if held_e8 else "open" if open_e8 else _ended(command, position),
         tags,
@@ -70,22 +70,22 @@ def fold(position: Told | None, record: Fields) -> Told | None:
     )
 
 
-def _ended(command: str, position: Told | None) -> str:
+def _ended(command: str, position: FoldedPosition | None) -> str:
     if command == "expire":
         return "expired"
     return "closed" if position is not None and position.open_e8 else "released"
 
 
-def _quantity(position: Told | None, decided: str | None) -> str | None:
+def _quantity(position: FoldedPosition | None, decided: str | None) -> str | None:
     if position is None or position.state != "open" or position.quantity is None or decided is None:
         return decided
     if position.quantity == decided:
         return "0"
-    with exactly():
-        return plain(Decimal(position.quantity) - Decimal(decided))
+    with exact_arithmetic():
+        return decimal_text(Decimal(position.quantity) - Decimal(decided))
 
 
-def _expires_us(position: Told | None, command: str, decided_us: int | None) -> int | None:
+def _expires_us(position: FoldedPosition | None, command: str, decided_us: int | None) -> int | None:
     if command in ("reserve", "extend"):
         return decided_us
     return position.expires_us if position is not None and command == "expire" else None

@@ -15,9 +15,9 @@ from ledger_sizer.model.decisions import DecisionRecord, Fields
 from ledger_sizer.model.domain import position_id
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.tags import stored_tags
-from ledger_sizer.storage.database import is_among, plain_rows
+from ledger_sizer.storage.database import is_among, raw_rows
 from ledger_sizer.storage.tables import DecisionRow, PositionRow
-from ledger_sizer.verify.position_fold import Told, fold
+from ledger_sizer.verify.position_fold import FoldedPosition, fold_position
 
 Found = Callable[[int | None, str], None]
 
@@ -28,7 +28,7 @@ UNREADABLE = (
 _LOOKUP = 1000
 _SEQ, _OUTCOME, _NUMBER = (DecisionRecord._fields.index(name) for name in ("seq", "outcome", "position"))
 _TOLD = tuple(PositionRow.__table__.columns)[1:]
-"""The columns of a `Told`."""
+"""The columns of a `FoldedPosition`."""
 
 
 def misfit(table: FromClause, row: Sequence[Any]) -> str | None:
@@ -52,8 +52,8 @@ class PositionCheck:
         self._name = portfolio
         self._since = since
         self._found = found
-        self._told: dict[int, Told | None] = {}
-        self._ended: dict[int, Told | None] = {}
+        self._told: dict[int, FoldedPosition | None] = {}
+        self._ended: dict[int, FoldedPosition | None] = {}
         self._live_from = since + 1
         self._archived_live: frozenset[int] = frozenset()
         self._matched = 0
@@ -107,7 +107,7 @@ class PositionCheck:
         if before is None and number in self._told:
             return None
         try:
-            self._told[number] = fold(before, record)
+            self._told[number] = fold_position(before, record)
         except UNREADABLE as error:
             seq = record[_SEQ]
             self._found(seq, f"decision {seq} about position {self._of(number)} cannot be read: {error!r}")
@@ -132,7 +132,7 @@ class PositionCheck:
             return
         numbers = json.dumps([*self._ended])
         query = select(*_TOLD).where(PositionRow.portfolio_id == self._id, is_among(PositionRow.number, numbers))
-        rows = {row[0]: row for row in plain_rows(self._connection, query)}
+        rows = {row[0]: row for row in raw_rows(self._connection, query)}
         self._matched += len(rows)
         for number, told in sorted(self._ended.items()):
             row = rows.get(number)
@@ -192,9 +192,9 @@ def _whole(upper: Any, lower: Any) -> int:
     return (int(upper) << 32) + int(lower)
 
 
-def _difference(row: Sequence[Any], told: Told) -> str:
+def _difference(row: Sequence[Any], told: FoldedPosition) -> str:
     """The first field in which a row differs from what its decisions say."""
-    for name, value, expected in zip(Told._fields, row, told, strict=True):
+    for name, value, expected in zip(FoldedPosition._fields, row, told, strict=True):
         if value != expected:
             return f"has {name} {value!r}, its decisions say {expected!r}"
     return "differs from its decisions"

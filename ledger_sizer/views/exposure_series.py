@@ -29,7 +29,7 @@ _Extremes = tuple[int, int]
 """The lowest and the highest exposure after the decisions of a block, 1e-8 USD."""
 
 
-class Peaks:
+class BlockExtremes:
     """What full blocks of decisions held, by portfolio, size and place. Safe to share between threads."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Peaks:
         self._known.update({(portfolio_id, shift, block): extremes for block, extremes in read.items()})
 
 
-def exposure_line(connection: Connection, portfolio: Any, since_us: int, peaks: Peaks) -> ExposureLine:
+def read_exposure_line(connection: Connection, portfolio: Any, since_us: int, peaks: BlockExtremes) -> ExposureLine:
     """The line of a portfolio's row from a time on; the first point is what held then."""
     first, last = max(_last_before(connection, portfolio, since_us), 1), int(portfolio.last_seq)
     shift = 0
@@ -71,7 +71,7 @@ def exposure_line(connection: Connection, portfolio: Any, since_us: int, peaks: 
 
 
 def _extremes(
-    connection: Connection, portfolio_id: int, shift: int, blocks: range, ends: tuple[int, int], peaks: Peaks
+    connection: Connection, portfolio_id: int, shift: int, blocks: range, ends: tuple[int, int], peaks: BlockExtremes
 ) -> dict[int, _Extremes]:
     """The extremes of the blocks between two seqs: of those that are known, and of the newest of the others."""
     first, last = ends

@@ -15,23 +15,16 @@ from ledger_sizer.model.overview import (
     ROWS_MAX,
     Detail,
     DriftLine,
-    Look,
     Overview,
+    OverviewQuery,
     PortfolioLine,
     Reconciliation,
 )
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
-from ledger_sizer.storage.database import database_now_us, reading
-from ledger_sizer.storage.tables import (
-    DecisionRow,
-    DriftRow,
-    PortfolioRow,
-    PositionRow,
-    ReconciliationRow,
-    ScopeRow,
-)
+from ledger_sizer.storage.database import database_now_us, read_transaction
+from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 from ledger_sizer.storage.write_store import position_of, record_of, scope_of
-from ledger_sizer.views.exposure_series import Peaks, exposure_line
+from ledger_sizer.views.exposure_series import BlockExtremes, read_exposure_line
 from ledger_sizer.views.queries import scope_exposure
 
 _SCOPES_MAX = 60
@@ -44,13 +37,13 @@ _HELD = text("positions.state = 'held'")
 _OPEN = text("positions.state = 'open'")
 
 
-def survey(engine: Engine, look: Look, now_us: int | None, peaks: Peaks) -> Overview:
+def read_overview(engine: Engine, look: OverviewQuery, now_us: int | None, peaks: BlockExtremes) -> Overview:
     """Look at the ledger. now_us: the injected clock's time, None for the database's. peaks: kept from look to look.
 
     Raises `InvalidRequest` for a look that asks too much, `NotFound` for a portfolio that is not there.
     """
     _check(look)
-    with reading(engine) as connection:
+    with read_transaction(engine) as connection:
         now = from_us(now_us if now_us is not None else connection.execute(select(database_now_us())).scalar_one())
         portfolios = _portfolios(connection, look)
         chosen = look.portfolio or next((line.name for line in portfolios), None)
@@ -64,18 +57,18 @@ def survey(engine: Engine, look: Look, now_us: int | None, peaks: Peaks) -> Over
         return Overview(now, portfolios, _detail(connection, found, look, to_us(now), peaks))
 
 
-def _check(look: Look) -> None:
+def _check(look: OverviewQuery) -> None:
     checks: tuple[tuple[str, object, int], ...] = (("rows", look.rows, ROWS_MAX), ("hours", look.hours, HOURS_MAX))
     for name, value, most in checks:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise InvalidRequest(f"{name} must be 1 to {most}, got {value!r}", field=name)
 
 
-def _visible(look: Look, portfolio: str) -> bool:
+def _visible(look: OverviewQuery, portfolio: str) -> bool:
     return look.only is None or portfolio in look.only
 
 
-def _portfolios(connection: Connection, look: Look) -> Page[PortfolioLine]:
+def _portfolios(connection: Connection, look: OverviewQuery) -> Page[PortfolioLine]:
     """All portfolios by name, the row of each one's whole."""
     query = (
         select(PortfolioRow.name, *ScopeRow.__table__.columns)
@@ -93,7 +86,7 @@ def _portfolios(connection: Connection, look: Look) -> Page[PortfolioLine]:
     return Page(lines, lines[-1].name if len(rows) > look.rows else None)
 
 
-def _detail(connection: Connection, found: Any, look: Look, now_us: int, peaks: Peaks) -> Detail:
+def _detail(connection: Connection, found: Any, look: OverviewQuery, now_us: int, peaks: BlockExtremes) -> Detail:
     scopes, left_out = _scopes(connection, found.id)
     count = select(func.count()).select_from(_POSITIONS).where(PositionRow.portfolio_id == found.id)
     return Detail(
@@ -106,7 +99,7 @@ def _detail(connection: Connection, found: Any, look: Look, now_us: int, peaks: 
         open=_open(connection, found, look),
         open_count=connection.execute(count.where(_OPEN)).scalar_one(),
         decisions=_decisions(connection, found, look),
-        line=exposure_line(connection, found, now_us - look.hours * 3_600_000_000, peaks),
+        line=read_exposure_line(connection, found, now_us - look.hours * 3_600_000_000, peaks),
         reconciliation=_reconciliation(connection, found.name),
     )
 
@@ -129,7 +122,7 @@ def _scope(row: Sequence[Any]) -> ScopeExposure:
     return scope_exposure(scope_of(row))
 
 
-def _held(connection: Connection, found: Any, look: Look) -> Page[Position]:
+def _held(connection: Connection, found: Any, look: OverviewQuery) -> Page[Position]:
     query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, _HELD)
     if look.held_cursor is not None:
         query = query.where(tuple_(PositionRow.expires_us, PositionRow.number) > _numbers(look.held_cursor, 2, "held"))
@@ -139,7 +132,7 @@ def _held(connection: Connection, found: Any, look: Look) -> Page[Position]:
     return Page(items, f"{items[-1].expires_us}:{items[-1].number}" if len(rows) > look.rows else None)
 
 
-def _open(connection: Connection, found: Any, look: Look) -> Page[Position]:
+def _open(connection: Connection, found: Any, look: OverviewQuery) -> Page[Position]:
     query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, _OPEN)
     if look.open_cursor is not None:
         query = query.where(PositionRow.number < _numbers(look.open_cursor, 1, "open")[0])
@@ -148,7 +141,7 @@ def _open(connection: Connection, found: Any, look: Look) -> Page[Position]:
     return Page(items, str(items[-1].number) if len(rows) > look.rows else None)
 
 
-def _decisions(connection: Connection, found: Any, look: Look) -> Page[Decision]:
+def _decisions(connection: Connection, found: Any, look: OverviewQuery) -> Page[Decision]:
     query = select(*_DECISIONS.columns).where(DecisionRow.portfolio_id == found.id)
     if look.decisions_cursor is not None:
         query = query.where(DecisionRow.seq < _numbers(look.decisions_cursor, 1, "decisions")[0])

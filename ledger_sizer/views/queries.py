@@ -30,7 +30,7 @@ from ledger_sizer.model.instruments import label_text
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.model.units import E8_MAX, usd
 from ledger_sizer.rules.state import PortfolioState, ScopeState
-from ledger_sizer.storage.database import reading, tag_value
+from ledger_sizer.storage.database import read_transaction, tag_value
 from ledger_sizer.storage.tables import PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.storage.write_store import position_of, scope_of
 
@@ -60,7 +60,7 @@ class Queries:
 
     def portfolios(self) -> list[str]:
         """Names of all portfolios, sorted."""
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             return list(connection.execute(select(PortfolioRow.name).order_by(PortfolioRow.name)).scalars())
 
     def portfolios_with_expired(self, now_us: int | None) -> list[str]:
@@ -68,13 +68,13 @@ class Queries:
         now_us = time.time_ns() // 1000 if now_us is None else now_us
         due = select(PositionRow.portfolio_id).where(PositionRow.state == "held", PositionRow.expires_us <= now_us)
         query = select(PortfolioRow.name).where(PortfolioRow.id.in_(due)).order_by(PortfolioRow.id)
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             return list(connection.execute(query).scalars())
 
     def exposure(self, portfolio: str, as_of: AsOf | None = None) -> Exposure:
         """A portfolio's counters, the whole first: now, or as its decisions say they were (see `asof`)."""
         if as_of is not None:
-            with reading(self._engine) as connection:
+            with read_transaction(self._engine) as connection:
                 owner = self._require(connection, portfolio)
                 seq, past = scopes_as_of(connection, owner, portfolio, as_of, self._files)
             return Exposure(portfolio, seq, tuple(scope_exposure(scope) for scope in past))
@@ -84,7 +84,7 @@ class Queries:
             .where(PortfolioRow.name == portfolio_name(portfolio))
             .order_by(ScopeRow.scope != PORTFOLIO_SCOPE, ScopeRow.scope)
         )
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             rows = connection.execute(query).all()
         if not rows:
             raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
@@ -95,7 +95,7 @@ class Queries:
         """One position by its name."""
         portfolio, number = split_position_id(position_id)
         query = _of_portfolio(select(*_POSITIONS.columns), PositionRow.portfolio_id, portfolio)
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             row: Sequence[Any] | None = connection.execute(query.where(PositionRow.number == number)).one_or_none()
             if row is None:
                 row = self._archived_position(connection, portfolio, number)
@@ -136,7 +136,7 @@ class Queries:
             queries = [query.order_by(PositionRow.portfolio_id, PositionRow.number)]
         else:
             queries = [_in_state(query, one) for one in _states(state)]
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             if portfolio is not None:
                 self._require(connection, portfolio)
             rows = [row for one in queries for row in connection.execute(one)]
@@ -181,7 +181,7 @@ class Queries:
         if cursor is not None:
             (seq,) = _cursor(cursor, 1)
             low, high = (seq + 1, high) if ascending else (low, seq - 1)
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             history = History(connection, self._require(connection, portfolio), portfolio, self._files)
             return history.find_rows(filters, low, high, ascending=ascending, limit=limit)
 
@@ -189,7 +189,7 @@ class Queries:
         """One decision by its place in the chain."""
         if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq <= E8_MAX:
             raise InvalidRequest(f"seq must be a whole number from 1, got {seq!r}", field="seq")
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             history = History(connection, self._require(connection, portfolio), portfolio, self._files)
             records = history.find(Filters(), seq, seq, ascending=True, limit=1)
         if not records:
@@ -209,7 +209,7 @@ class Queries:
     def state_for(self, command: Reserve, now_us: int | None, new_cap_e8: int) -> tuple[PortfolioState, int]:
         """What a reservation would be decided against now, read without a lock (for a dry run)."""
         now_us = time.time_ns() // 1000 if now_us is None else now_us
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             found = connection.execute(select(PortfolioRow).where(PortfolioRow.name == command.portfolio)).one_or_none()
             if found is None:
                 state = PortfolioState(0, command.portfolio, 0, GENESIS_HASH, 0)
@@ -228,7 +228,7 @@ class Queries:
 
     def require(self, portfolio: str) -> str:
         """The portfolio's name, if there is such a portfolio; raises `NotFound`."""
-        with reading(self._engine) as connection:
+        with read_transaction(self._engine) as connection:
             self._require(connection, portfolio)
         return portfolio
 

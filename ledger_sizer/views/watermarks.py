@@ -7,16 +7,16 @@ from sqlalchemy import Engine, func, select
 from ledger_sizer.storage.tables import PortfolioRow, ReconciliationRow
 
 
-class Mark(NamedTuple):
+class Watermark(NamedTuple):
     """How far a portfolio got. seq: of its newest decision. run: id of its newest reconciliation, 0 for none."""
 
     seq: int
     run: int
 
 
-def marks(engine: Engine) -> dict[str, Mark]:
+def read_watermarks(engine: Engine) -> dict[str, Watermark]:
     """The mark of every portfolio, sorted by name."""
     runs = select(func.max(ReconciliationRow.id)).where(ReconciliationRow.portfolio == PortfolioRow.name)
     query = select(PortfolioRow.name, PortfolioRow.last_seq, runs.scalar_subquery()).order_by(PortfolioRow.name)
     with engine.begin() as connection:
-        return {name: Mark(seq, run or 0) for name, seq, run in connection.execute(query)}
+        return {name: Watermark(seq, run or 0) for name, seq, run in connection.execute(query)}

@@ -9,12 +9,12 @@ from urllib.parse import quote
 from ledger_sizer.model.command_base import PositionCommand
 from ledger_sizer.model.commands import AnyCommand, Reconciled, Reserve, SetCap
 from ledger_sizer.model.instruments import InstrumentInfo
-from ledger_sizer.model.units import plain
+from ledger_sizer.model.units import decimal_text
 from ledger_sizer.wire.requests import BODIES
 from ledger_sizer.wire.responses import Json, instrument_to_json, leg_to_json, time_text
 
 
-class Call(NamedTuple):
+class HttpCall(NamedTuple):
     """The HTTP call a command is: send `body` as JSON, and `key` as the `Idempotency-Key` header."""
 
     method: str
@@ -23,7 +23,7 @@ class Call(NamedTuple):
     body: Json
 
 
-def call_of(command: AnyCommand) -> Call:
+def http_call_of(command: AnyCommand) -> HttpCall:
     """The single call for a command."""
     body_type = BODIES[command.verb]
     form = _form(command)
@@ -31,7 +31,7 @@ def call_of(command: AnyCommand) -> Call:
     for name in ("position_id", "portfolio"):
         if f"{{{name}}}" in path:
             path = path.replace(f"{{{name}}}", quote(form.pop(name), safe=""))
-    return Call(body_type.method, path, command.key, form)
+    return HttpCall(body_type.method, path, command.key, form)
 
 
 def batch_form(commands: Sequence[AnyCommand], *, atomic: bool = False) -> Json:
@@ -57,7 +57,7 @@ def _form(command: AnyCommand) -> Json:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Decimal):
-        return plain(value)
+        return decimal_text(value)
     if isinstance(value, datetime):
         return time_text(value)
     if isinstance(value, InstrumentInfo):

@@ -11,18 +11,17 @@ from ledger_sizer.model.overview import (
     DriftLine,
     ExposureLine,
     ExposurePoint,
-    Look,
     Overview,
+    OverviewQuery,
     PortfolioLine,
     Reconciliation,
 )
-from ledger_sizer.model.units import plain
+from ledger_sizer.model.units import decimal_text
 from ledger_sizer.wire.responses import (
     UNREADABLE,
     Json,
     decision_from_json,
     decision_to_json,
-    not_ours,
     page_from_json,
     page_to_json,
     position_from_json,
@@ -30,10 +29,11 @@ from ledger_sizer.wire.responses import (
     scope_from_json,
     scope_to_json,
     time_text,
+    unreadable_form,
 )
 
 
-def look_to_query(look: Look) -> Json:
+def overview_query_to_params(look: OverviewQuery) -> Json:
     """The query of `GET /v1/overview` that asks for this. Which portfolios may be seen is for the service to know."""
     return {name: value for name, value in asdict(look).items() if value is not None and name != "only"}
 
@@ -56,7 +56,7 @@ def overview_from_json(form: Mapping[str, Any]) -> Overview:
             detail=None if form["detail"] is None else _detail_from_json(form["detail"]),
         )
     except UNREADABLE as error:
-        raise not_ours("overview", error) from None
+        raise unreadable_form("overview", error) from None
 
 
 def _portfolio_to_json(line: PortfolioLine) -> Json:
@@ -116,9 +116,9 @@ def _reconciliation_to_json(found: Reconciliation) -> Json:
         "drifts": [
             {
                 **asdict(drift),
-                "ledger_quantity": None if drift.ledger_quantity is None else plain(drift.ledger_quantity),
-                "venue_quantity": None if drift.venue_quantity is None else plain(drift.venue_quantity),
-                "excess": plain(drift.excess),
+                "ledger_quantity": None if drift.ledger_quantity is None else decimal_text(drift.ledger_quantity),
+                "venue_quantity": None if drift.venue_quantity is None else decimal_text(drift.venue_quantity),
+                "excess": decimal_text(drift.excess),
                 "opened_at": time_text(drift.opened_at),
             }
             for drift in found.drifts
@@ -144,8 +144,8 @@ def _reconciliation_from_json(form: Mapping[str, Any]) -> Reconciliation:
 
 
 def _point_to_json(point: ExposurePoint) -> Json:
-    cap = None if point.cap is None else plain(point.cap)
-    figures = {name: plain(getattr(point, name)) for name in ("exposure", "low", "high")}
+    cap = None if point.cap is None else decimal_text(point.cap)
+    figures = {name: decimal_text(getattr(point, name)) for name in ("exposure", "low", "high")}
     return {"at": time_text(point.at), "seq": point.seq, "cap": cap, **figures}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ledger_sizer.model.domain import from_us, position_id, split_position_id, to_us
 from ledger_sizer.model.reconciliation import Drift, Finding, Run
-from ledger_sizer.model.units import plain
+from ledger_sizer.model.units import decimal_text
 from ledger_sizer.wire.responses import Json, time_text
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def drift_to_json(drift: Drift) -> Json:
         elif name == "position":
             form["position_id"] = None if value is None else position_id(drift.portfolio, value)
         else:
-            form[name] = plain(value) if isinstance(value, Decimal) else value
+            form[name] = decimal_text(value) if isinstance(value, Decimal) else value
     return form
 
 
@@ -53,7 +53,7 @@ def run_to_json(run: Run) -> Json:
         "trigger": run.trigger,
         "outcome": run.outcome,
         **{told: time_text(from_us(getattr(run, name))) for name, told in _RUN_TIMES.items()},
-        "duration_seconds": plain(run.duration_seconds),
+        "duration_seconds": decimal_text(run.duration_seconds),
         "epoch": run.epoch,
         "fetched": list(run.fetched),
         "found": run.found,
@@ -79,7 +79,7 @@ def finding_to_json(finding: Finding) -> Json:
         "kind": finding.kind,
         "ledger_quantity": _exact(finding.ledger_quantity),
         "venue_quantity": _exact(finding.venue_quantity),
-        "excess": plain(finding.excess),
+        "excess": decimal_text(finding.excess),
         "price": _exact(finding.price),
         "detail": finding.detail,
     }
@@ -96,7 +96,7 @@ def report_to_json(report: "Report") -> Json:
 
 
 def _exact(value: Decimal | None) -> str | None:
-    return None if value is None else plain(value)
+    return None if value is None else decimal_text(value)
 
 
 def _optional_us(text: str | None) -> int | None:

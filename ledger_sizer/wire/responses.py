@@ -20,7 +20,7 @@ from ledger_sizer.model.domain import (
 from ledger_sizer.model.errors import InternalError, LedgerError
 from ledger_sizer.model.instruments import InstrumentInfo, Leg
 from ledger_sizer.model.tags import tags_of
-from ledger_sizer.model.units import USD_DECIMALS, exactly, plain, usd_text
+from ledger_sizer.model.units import USD_DECIMALS, decimal_text, exact_arithmetic, usd_text
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -114,7 +114,7 @@ def decision_from_json(form: Mapping[str, Any]) -> Decision:
         )
         return record.decision(replayed=form["replayed"])
     except UNREADABLE as error:
-        raise not_ours("decision", error) from None
+        raise unreadable_form("decision", error) from None
 
 
 def leg_to_json(leg: Leg) -> Json:
@@ -124,8 +124,8 @@ def leg_to_json(leg: Leg) -> Json:
         "symbol": leg.symbol,
         "kind": leg.kind,
         "side": leg.side,
-        "quantity": plain(leg.quantity),
-        "price": _optional(plain, leg.price),
+        "quantity": decimal_text(leg.quantity),
+        "price": _optional(decimal_text, leg.price),
     }
 
 
@@ -138,7 +138,7 @@ def leg_from_json(form: Mapping[str, Any]) -> Leg:
 def instrument_to_json(instrument: InstrumentInfo) -> Json:
     """A market's trading rules."""
     figures = ("min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
-    return {"symbol": instrument.symbol, **{name: plain(getattr(instrument, name)) for name in figures}}
+    return {"symbol": instrument.symbol, **{name: decimal_text(getattr(instrument, name)) for name in figures}}
 
 
 def position_to_json(position: Position) -> Json:
@@ -148,11 +148,11 @@ def position_to_json(position: Position) -> Json:
         "portfolio": position.portfolio,
         "state": position.state,
         "tags": dict(position.tags),
-        "held": plain(position.held),
-        "open": plain(position.open),
-        "notional": plain(position.notional),
-        "quantity": _optional(plain, position.quantity),
-        "price": _optional(plain, position.price),
+        "held": decimal_text(position.held),
+        "open": decimal_text(position.open),
+        "notional": decimal_text(position.notional),
+        "quantity": _optional(decimal_text, position.quantity),
+        "price": _optional(decimal_text, position.price),
         "legs": [leg_to_json(leg) for leg in position.legs],
         "expires_at": _optional(time_text, position.expires_at),
         "opened_at": time_text(position.opened_at),
@@ -184,19 +184,19 @@ def position_from_json(form: Mapping[str, Any]) -> Position:
             origin=None if origin is None else split_position_id(origin)[1],
         )
     except UNREADABLE as error:
-        raise not_ours("position", error) from None
+        raise unreadable_form("position", error) from None
 
 
 def scope_to_json(row: ScopeExposure) -> Json:
     """One scope's cap and exposure."""
     return {
         "scope": row.scope,
-        "cap": _optional(plain, row.cap),
-        "held": plain(row.held),
-        "open": plain(row.open),
-        "exposure": plain(row.exposure),
-        "headroom": _optional(plain, row.headroom),
-        "overage": plain(row.overage),
+        "cap": _optional(decimal_text, row.cap),
+        "held": decimal_text(row.held),
+        "open": decimal_text(row.open),
+        "exposure": decimal_text(row.exposure),
+        "headroom": _optional(decimal_text, row.headroom),
+        "overage": decimal_text(row.overage),
         "status": row.status,
         "frozen": row.frozen,
         "fresh_until": _optional(time_text, row.fresh_until),
@@ -229,7 +229,7 @@ def exposure_from_json(form: Mapping[str, Any]) -> Exposure:
     try:
         return Exposure(form["portfolio"], form["seq"], tuple(scope_from_json(row) for row in form["scopes"]))
     except UNREADABLE as error:
-        raise not_ours("exposure", error) from None
+        raise unreadable_form("exposure", error) from None
 
 
 def heads_to_json(heads: Mapping[str, tuple[int, str]]) -> Json:
@@ -242,10 +242,10 @@ def heads_from_json(form: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     try:
         found = {name: (head["seq"], head["hash"]) for name, head in form["heads"].items()}
     except UNREADABLE as error:
-        raise not_ours("list of chain heads", error) from None
+        raise unreadable_form("list of chain heads", error) from None
     for seq, head in found.values():
         if not is_head(seq, head):
-            raise not_ours("list of chain heads", ValueError(f"seq {seq!r}, hash {head!r}"))
+            raise unreadable_form("list of chain heads", ValueError(f"seq {seq!r}, hash {head!r}"))
     return found
 
 
@@ -259,14 +259,14 @@ def page_from_json(form: Mapping[str, Any], item_from_json: Callable[[Mapping[st
     try:
         return Page(tuple(item_from_json(item) for item in form["items"]), form["cursor"])
     except UNREADABLE as error:
-        raise not_ours("page", error) from None
+        raise unreadable_form("page", error) from None
 
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, InvalidOperation, LedgerError)
 """What reading a form raises that no service of this package wrote."""
 
 
-def not_ours(what: str, error: Exception) -> InternalError:
+def unreadable_form(what: str, error: Exception) -> InternalError:
     """The error for such a form."""
     return InternalError(f"this is no {what} of a ledger-sizer service: {type(error).__name__} {error}")
 
@@ -277,7 +277,7 @@ def _optional(convert: Callable[[T], U], value: T | None) -> U | None:
 
 def _e8(text: str) -> int:
     """USD as text to whole 1e-8 USD; exact, because the other side wrote at most 8 decimals."""
-    with exactly():
+    with exact_arithmetic():
         scaled = Decimal(text).scaleb(USD_DECIMALS)
         whole = int(scaled)
     if whole != scaled:

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from ledger_sizer import InvalidRequest
 from ledger_sizer.service.api_keys import ROLES, create_key, list_keys, revoke_key
-from ledger_sizer.service.bootstrap import running
+from ledger_sizer.service.bootstrap import running_components
 from ledger_sizer.storage.database import make_engine
 from tests.conftest import NewDatabase
 from tests.support.services import Running, eventually, serving, settings_for
@@ -232,7 +232,10 @@ def test_call_without_keys_when_host_is_not_loopback_then_it_is_refused(new_data
 def test_start_when_address_is_open_and_no_key_exists_then_it_refuses_and_says_what_to_do(
     host: str, new_database: NewDatabase
 ) -> None:
-    with pytest.raises(InvalidRequest, match="keys create"), running(settings_for(new_database("sqlite"), host=host)):
+    with (
+        pytest.raises(InvalidRequest, match="keys create"),
+        running_components(settings_for(new_database("sqlite"), host=host)),
+    ):
         pass
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from starlette.routing import Match
 
-from ledger_sizer.api.commands import Shortcut
+from ledger_sizer.api.commands import HotPathRouter
 from ledger_sizer.api.deadline import Deadline
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.wire.requests import BODIES
@@ -58,7 +58,7 @@ def _by_router(service: Running, method: str, path: str) -> tuple[Any, Any]:
 def test_find_when_the_shortcut_knows_a_path_then_it_is_where_the_router_leads(
     service: Running, method: str, path: str
 ) -> None:
-    shortcut = Shortcut([route.endpoint for route in service.app.routes if route.name in {*BODIES, "batch"}])
+    shortcut = HotPathRouter([route.endpoint for route in service.app.routes if route.name in {*BODIES, "batch"}])
     scope: dict[str, Any] = {"type": "http", "method": method, "path": path}
     found = shortcut.find(scope)
     endpoint, parameters = _by_router(service, method, path)

@@ -15,7 +15,7 @@ from sqlalchemy import text
 
 from ledger_sizer import Ledger
 from ledger_sizer.storage.database import downgrade, make_engine, upgrade
-from ledger_sizer.storage.leases import acquire, give_up
+from ledger_sizer.storage.leases import acquire_lease, release_lease
 from tests.conftest import NewDatabase
 from tests.support.databases import PostgresServer
 from tests.support.services import Process, eventually, serving
@@ -220,21 +220,21 @@ def _metrics(process: Process) -> str:
 
 def test_take_lease_when_another_owner_came_between_then_the_old_epoch_is_fenced_off(database_url: str) -> None:
     engine = make_engine(database_url)
-    first = acquire(engine, "jobs", "a", 60)
+    first = acquire_lease(engine, "jobs", "a", 60)
     assert first is not None
-    assert acquire(engine, "jobs", "b", 60) is None
-    assert acquire(engine, "jobs", "a", 60) == first
+    assert acquire_lease(engine, "jobs", "b", 60) is None
+    assert acquire_lease(engine, "jobs", "a", 60) == first
     with engine.begin() as connection:
         assert first.holds(connection)
-    give_up(engine, first)
-    second = acquire(engine, "jobs", "b", 60)
+    release_lease(engine, first)
+    second = acquire_lease(engine, "jobs", "b", 60)
     assert second is not None
     assert second.epoch == first.epoch + 1
     with engine.begin() as connection:
         assert not first.holds(connection)
         assert second.holds(connection)
-    give_up(engine, first)
-    assert acquire(engine, "jobs", "c", 60) is None, "an old owner cannot end the present lease"
+    release_lease(engine, first)
+    assert acquire_lease(engine, "jobs", "c", 60) is None, "an old owner cannot end the present lease"
     engine.dispose()
 
 
@@ -245,7 +245,7 @@ def test_take_lease_when_many_try_at_once_then_one_has_it(database_url: str) -> 
 
     def take(owner: str) -> None:
         barrier.wait()
-        if acquire(engine, "jobs", owner, 60) is not None:
+        if acquire_lease(engine, "jobs", owner, 60) is not None:
             won.append(owner)
 
     threads = [threading.Thread(target=take, args=(f"o{n}",)) for n in range(8)]

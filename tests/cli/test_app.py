@@ -21,7 +21,7 @@ from sqlalchemy import text
 from ledger_sizer import Adopt, AppSettings, Ledger, Reserve, SetCap, __version__
 from ledger_sizer.cli import options, reconciliation
 from ledger_sizer.cli.app import app
-from ledger_sizer.history.backup import backup
+from ledger_sizer.history.backup import backup_sqlite
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.domain import DENIAL_REASONS, Outcome
 from ledger_sizer.model.reconciliation import KINDS
@@ -128,7 +128,7 @@ def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, tm
         assert ledger.run(Adopt(key="open", quantity=Decimal(1), price=Decimal(3000))).position_id == "main-18"
         (tmp_path / "head.json").write_text(json.dumps(heads_to_json(ledger.heads())))
     reads = make_engine(url, read_only=True)
-    backup(reads, tmp_path / "ledger.db")
+    backup_sqlite(reads, tmp_path / "ledger.db")
     reads.dispose()
     return url
 

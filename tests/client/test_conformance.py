@@ -9,14 +9,7 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import (
-    Denied,
-    InvalidRequest,
-    KeyReused,
-    Leg,
-    NotFound,
-    WrongState,
-)
+from ledger_sizer import Denied, InvalidRequest, KeyReused, Leg, NotFound, WrongState
 from ledger_sizer.model.commands import COMMANDS
 from tests.support.clock import START, FakeClock
 from tests.support.interfaces import ASK, FACES, FILL, Face, Name, open_position, opened

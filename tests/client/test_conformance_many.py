@@ -26,7 +26,7 @@ from ledger_sizer import (
 )
 from ledger_sizer.client import AsyncLedgerClient, LedgerClient
 from ledger_sizer.model.commands import COMMANDS
-from ledger_sizer.model.overview import Look
+from ledger_sizer.model.overview import OverviewQuery
 from tests.conftest import NewDatabase
 from tests.support.clock import START, FakeClock
 from tests.support.interfaces import ASK, FACES, FILL, TAGS, Face, open_position, opened
@@ -130,7 +130,7 @@ async def test_read_when_things_happened_then_every_face_sees_what_the_ledger_ho
     assert await ledger.decision(2) == behind.decision(2)
     assert str(await ledger.explain("main-1")) == str(behind.explain("main-1"))
     assert (await ledger.explain(4)).data == behind.explain(4).data
-    look = Look("main", rows=2, hours=1)
+    look = OverviewQuery("main", rows=2, hours=1)
     assert await ledger.overview(look) == behind.overview(look)
     assert (await ledger.overview()).portfolios == behind.overview().portfolios
 

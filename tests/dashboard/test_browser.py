@@ -299,7 +299,7 @@ def test_decide_drifts_when_confirmed_with_a_reason_then_each_is_done_and_record
     browser: Browser, drifting: Running
 ) -> None:
     ledger = drifting.ledger
-    by_subject = {drift.subject[:3]: drift for drift in drifts.live(drifting.parts.reads, "main")}
+    by_subject = {drift.subject[:3]: drift for drift in drifts.live_drifts(drifting.parts.reads, "main")}
     with visiting(browser, drifting.url) as page:
         live(page)
         page.click(f"#adopt-{by_subject['ETH'].id}")

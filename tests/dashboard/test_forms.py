@@ -158,7 +158,7 @@ def test_decide_drift_when_key_is_not_admin_of_its_portfolio_then_403_and_it_sta
     browser = drifting.signed_in(name)
     assert browser.get(f"/drifts/1/{action}").status_code == 403
     assert browser.submit(f"/drifts/1/{action}", {"note": "x", "price": "1"}, page="/").status_code == 403
-    assert drifts.get(drifting.engine, 1).state == "confirmed"
+    assert drifts.get_drift(drifting.engine, 1).state == "confirmed"
     assert "/drifts/1" not in browser.get("/").text
 
 
@@ -181,7 +181,7 @@ def test_decide_drift_when_something_is_wrong_then_the_page_says_what(
     answer = drifting.signed_in("admin").submit(path, fields, page="/")
     assert answer.status_code == status
     assert said in answer.text
-    assert drifts.get(drifting.engine, 1).state == "confirmed"
+    assert drifts.get_drift(drifting.engine, 1).state == "confirmed"
 
 
 def test_decide_drift_when_it_is_over_already_then_the_page_says_who_did_it(drifting: Keyed) -> None:

@@ -11,10 +11,10 @@ import pytest
 from ledger_sizer import InvalidRequest, Ledger, Leg, NotFound, Reserve
 from ledger_sizer.dashboard import formatting
 from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
-from ledger_sizer.dashboard.labels import told
+from ledger_sizer.dashboard.labels import decision_label
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.domain import ScopeExposure
-from ledger_sizer.model.overview import Detail, DriftLine, Look, Overview
+from ledger_sizer.model.overview import Detail, DriftLine, Overview, OverviewQuery
 from ledger_sizer.views import exposure_series
 from ledger_sizer.views.exposure_series import POINTS_MAX
 from tests.support.clock import START, FakeClock
@@ -38,7 +38,7 @@ def test_look_when_lists_are_long_then_pages_continue_and_counts_are_of_all(
             ledger.adopt(key=f"a{number}", quantity=Decimal(1), price=Decimal(10))
             ledger.reserve(key=f"r{number}", ttl_seconds=Decimal(60 - number))
             ledger.set_cap(key=f"p{number}", portfolio=f"p{number}", cap=Decimal(1))
-        first = ledger.overview(Look("main", rows=3))
+        first = ledger.overview(OverviewQuery("main", rows=3))
         detail = detail_of(first)
         assert (detail.open_count, detail.held_count, detail.seq) == (7, 7, 15)
         assert [position.number for position in detail.open] == [14, 12, 10]
@@ -51,7 +51,7 @@ def test_look_when_lists_are_long_then_pages_continue_and_counts_are_of_all(
             "decisions_cursor": detail.decisions.cursor,
             "portfolios_cursor": first.portfolios.cursor,
         }
-        second = ledger.overview(Look("main", rows=100, **cursors))
+        second = ledger.overview(OverviewQuery("main", rows=100, **cursors))
         rest = detail_of(second)
         assert [position.number for position in rest.open] == [8, 6, 4, 2]
         assert [position.number for position in rest.held] == [9, 7, 5, 3]
@@ -66,27 +66,27 @@ def test_look_when_only_some_portfolios_may_be_seen_then_others_are_not_there(
     with opened(database_url, clock) as ledger:
         for name in ("alpha", "main", "zeta"):
             ledger.reserve(key="k", portfolio=name)
-        seen = ledger.overview(Look(only=("main", "zeta", "nobody")))
+        seen = ledger.overview(OverviewQuery(only=("main", "zeta", "nobody")))
         assert [line.name for line in seen.portfolios] == ["main", "zeta"]
         assert detail_of(seen).name == "main"
         with pytest.raises(NotFound):
-            ledger.overview(Look("alpha", only=("main",)))
-        assert ledger.overview(Look(only=("nobody",))).detail is None
+            ledger.overview(OverviewQuery("alpha", only=("main",)))
+        assert ledger.overview(OverviewQuery(only=("nobody",))).detail is None
 
 
 @pytest.mark.parametrize(
     ("look", "field"),
     [
-        (Look(rows=0), "rows"),
-        (Look(rows=201), "rows"),
-        (Look(hours=0), "hours"),
-        (Look("main", open_cursor="x"), "open_cursor"),
-        (Look("main", held_cursor="1"), "held_cursor"),
-        (Look("main", decisions_cursor="1:2"), "decisions_cursor"),
+        (OverviewQuery(rows=0), "rows"),
+        (OverviewQuery(rows=201), "rows"),
+        (OverviewQuery(hours=0), "hours"),
+        (OverviewQuery("main", open_cursor="x"), "open_cursor"),
+        (OverviewQuery("main", held_cursor="1"), "held_cursor"),
+        (OverviewQuery("main", decisions_cursor="1:2"), "decisions_cursor"),
     ],
 )
 def test_look_when_it_asks_for_what_cannot_be_then_it_is_refused_by_name(
-    database_url: str, clock: FakeClock, look: Look, field: str
+    database_url: str, clock: FakeClock, look: OverviewQuery, field: str
 ) -> None:
     with opened(database_url, clock) as ledger:
         ledger.reserve(key="k")
@@ -100,12 +100,18 @@ def test_draw_line_when_hours_pass_then_it_begins_with_what_held_before(database
         for number in range(1, 6):
             ledger.adopt(key=f"a{number}", quantity=Decimal(1), price=Decimal(number))
             clock.advance(3600)
-        line = detail_of(ledger.overview(Look(hours=2))).line
+        line = detail_of(ledger.overview(OverviewQuery(hours=2))).line
         assert line.since == START + timedelta(hours=3)
         assert [point.seq for point in line.points] == [3, 4, 5], "the third was made before, and held at the beginning"
         assert [point.exposure for point in line.points] == [Decimal(6), Decimal(10), Decimal(15)]
         assert {point.cap for point in line.points} == {Decimal(5000)}
-        assert [point.seq for point in detail_of(ledger.overview(Look(hours=100))).line.points] == [1, 2, 3, 4, 5]
+        assert [point.seq for point in detail_of(ledger.overview(OverviewQuery(hours=100))).line.points] == [
+            1,
+            2,
+            3,
+            4,
+            5,
+        ]
 
 
 def spiky(ledger: Ledger, number: int, clock: FakeClock) -> None:
@@ -128,7 +134,7 @@ def test_draw_line_when_there_are_many_decisions_then_no_spike_between_two_point
             decisions = [*newest, *ledger.history(limit=1000, cursor=newest.cursor)][::-1]
             exposure = {decision.seq: decision.exposure_after for decision in decisions}
             for hours in (1, 24):
-                line = detail_of(ledger.overview(Look(hours=hours))).line
+                line = detail_of(ledger.overview(OverviewQuery(hours=hours))).line
                 assert line.exact_from is None
                 assert POINTS_MAX // 2 < len(line.points) <= POINTS_MAX + 1
                 assert (line.points[0].seq, line.points[-1].seq) == (1, decisions[-1].seq)
@@ -168,7 +174,7 @@ def test_draw_chart_when_exposure_steps_then_the_path_does(database_url: str, cl
         clock.advance(1800)
         ledger.release(key="b", position_id="main-1")
         clock.advance(1800)
-        drawn = chart(detail_of(ledger.overview(Look(hours=1))), clock())
+        drawn = chart(detail_of(ledger.overview(OverviewQuery(hours=1))), clock())
     assert drawn.ticks == ("6,000", "4,500", "3,000", "1,500", "0")
     assert drawn.line == f"M0 {HEIGHT // 2}H{WIDTH // 2}V{HEIGHT}H{WIDTH}V{HEIGHT}"
     assert drawn.area.endswith("Z")
@@ -207,7 +213,7 @@ def test_draw_bar_when_scope_is_used_then_it_is_full_exactly_without_headroom(
 
 def test_show_figures_when_they_have_many_digits_then_headroom_is_never_more_than_there_is() -> None:
     assert formatting.money(Decimal("1234567.125")) == "1,234,567.12"
-    assert formatting.room(Decimal("0.009")) == "0.00"
+    assert formatting.money_floor(Decimal("0.009")) == "0.00"
     assert formatting.percent(_scope(3, "0", "2")) == "66.7%"
     assert formatting.percent(_scope(100000, "0", "99999.999")) == "100.0%"
     assert formatting.exact(Decimal("50100.50")) == "50,100.5"
@@ -239,7 +245,7 @@ def test_show_duration_when_it_grows_then_two_units_are_enough(seconds: float, w
 def test_tell_standing_when_reservations_would_be_denied_then_it_is_not_active(
     more: dict[str, Any], standing: str
 ) -> None:
-    assert formatting.standing(_scope(1, "0", "0", **more), START) == standing
+    assert formatting.status_label(_scope(1, "0", "0", **more), START) == standing
 
 
 # Words.
@@ -249,7 +255,7 @@ def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
     database_url: str, clock: FakeClock
 ) -> None:
     with opened(database_url, clock) as ledger:
-        told_of = {decision.command: told(decision) for decision in _one_of_each(ledger, clock)}
+        told_of = {decision.command: decision_label(decision) for decision in _one_of_each(ledger, clock)}
     assert told_of == {
         "set_cap": "venue=bybit has no cap any more",
         "reserve": "1,000.00 held, the most for one position",
@@ -296,11 +302,13 @@ def _one_of_each(ledger: Ledger, clock: FakeClock) -> list[Any]:
 def test_tell_decision_when_it_was_denied_then_the_words_are_the_reason(database_url: str, clock: FakeClock) -> None:
     with opened(database_url, clock) as ledger:
         ledger.set_cap(key="cap", portfolio="main", scope="venue=bybit", cap=Decimal(0))
-        assert told(ledger.reserve(key="a", tags={"venue": "bybit"})) == "the cap of venue=bybit leaves nothing"
+        assert (
+            decision_label(ledger.reserve(key="a", tags={"venue": "bybit"})) == "the cap of venue=bybit leaves nothing"
+        )
         late = ledger.reserve(key="b")
         clock.advance(61)
         filled = ledger.confirm(key="c", position_id=str(late.position_id), quantity=Decimal(1), price=Decimal(10))
-        assert told(filled) == "filled 1, counts 10.00, after its hold had expired"
+        assert decision_label(filled) == "filled 1, counts 10.00, after its hold had expired"
 
 
 # Drifts.

@@ -19,9 +19,9 @@ import pytest
 
 from ledger_sizer import Ledger, Reserve
 from ledger_sizer.demo.bots import BOTS, PORTFOLIO
-from ledger_sizer.demo.drift_injection import Injected
+from ledger_sizer.demo.drift_injection import InjectionResult
 from ledger_sizer.demo.run import Plan, Snapshot
-from ledger_sizer.demo.screen import line, rendered
+from ledger_sizer.demo.screen import line, render_snapshot
 from ledger_sizer.demo.summary import Reconciled, Summary, summarised
 from tests.support.clock import START, FakeClock
 from tests.support.interfaces import SETTINGS
@@ -220,15 +220,15 @@ def test_sum_up_when_something_else_went_wrong_then_it_is_not_ok(ledger: Ledger)
 
 
 def test_sum_up_when_something_done_at_the_venue_was_not_found_then_it_is_not_ok(ledger: Ledger) -> None:
-    def summary(agreed: int, *injected: Injected) -> Summary:
+    def summary(agreed: int, *injected: InjectionResult) -> Summary:
         found = Reconciled({"good": 3}, agreed, injected, others=0)
         return summarised(ledger, Decimal(2_500), {}, {}, graceful=True, reconciled=found)
 
-    cleared = Injected("a coin", "unknown_position", "SOL", drift=1, cleared=True)
+    cleared = InjectionResult("a coin", "unknown_position", "SOL", drift=1, cleared=True)
     assert summary(4, cleared).ok
     assert not summary(0, cleared).ok, "nothing was ever compared"
-    assert not summary(4, cleared, Injected("another", "unknown_position", "SOL")).ok
-    assert not summary(4, Injected("a coin", "unknown_position", "SOL", drift=1)).ok
+    assert not summary(4, cleared, InjectionResult("another", "unknown_position", "SOL")).ok
+    assert not summary(4, InjectionResult("a coin", "unknown_position", "SOL", drift=1)).ok
 
 
 def test_show_snapshot_when_it_is_drawn_then_it_names_what_matters(ledger: Ledger, clock: FakeClock) -> None:
@@ -248,7 +248,7 @@ def test_show_snapshot_when_it_is_drawn_then_it_names_what_matters(ledger: Ledge
     clock.advance(20)
     snapshot = Snapshot(3.0, 57.0, "http://127.0.0.1:1", replays=4, now=clock(), **facts)
     console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    console.print(rendered(snapshot))
+    console.print(render_snapshot(snapshot))
     console.file.close()
     shown = console.export_text()
     for words in (

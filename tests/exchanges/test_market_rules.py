@@ -13,12 +13,12 @@ import pytest
 
 from ledger_sizer.config import ExchangeAccountSettings
 from ledger_sizer.exchanges.client import make_client
-from ledger_sizer.exchanges.market_rules import UNBOUNDED_QTY, rules_of
+from ledger_sizer.exchanges.market_rules import UNBOUNDED_QTY, market_rules_of
 from ledger_sizer.model.instruments import MarketRules
 from ledger_sizer.paper.binance import Binance
 from ledger_sizer.paper.bybit import Bybit
-from ledger_sizer.paper.exchange import Book
-from ledger_sizer.paper.http import Call, answer_of
+from ledger_sizer.paper.exchange import PaperExchange
+from ledger_sizer.paper.http import ExchangeRequest, respond
 from ledger_sizer.paper.okx import Okx
 
 D = Decimal
@@ -41,7 +41,7 @@ def client_with(exchange: str, mode: int | None = None, **market: Any) -> Any:
 
 
 def only(client: Any) -> MarketRules:
-    (found,) = rules_of(client)
+    (found,) = market_rules_of(client)
     return found
 
 
@@ -169,7 +169,7 @@ def test_answer_rules_when_the_real_exchange_was_recorded_then_the_paper_venue_h
         pytest.skip(f"no recorded answers of exchanges at {SHARED}; set LEDGER_SIZER_SHARED_DATA to their folder")
     venue = file.partition("/")[0]
     recorded: Any = json.loads((SHARED / file).read_text())
-    answer = answer_of(dialect(Book(venue)), Call("GET", path, query, {}, ""))  # type: ignore[arg-type]
+    answer = respond(dialect(PaperExchange(venue)), ExchangeRequest("GET", path, query, {}, ""))  # type: ignore[arg-type]
     assert answer is not None
     ours = answer.document
     for name in rows:

@@ -16,16 +16,7 @@ from typing import Any
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from ledger_sizer import (
-    AppSettings,
-    Busy,
-    Decision,
-    InvalidRequest,
-    Ledger,
-    LedgerSettings,
-    Reserve,
-    Unavailable,
-)
+from ledger_sizer import AppSettings, Busy, Decision, InvalidRequest, Ledger, LedgerSettings, Reserve, Unavailable
 from ledger_sizer.history import archiver
 from ledger_sizer.history.archive_files import Manifest
 from ledger_sizer.model.decisions import DecisionRecord
@@ -48,7 +39,7 @@ class Old:
     folder: Path
     decisions: list[Decision]
 
-    def archive(self, seq: int | None = None) -> archiver.Archived:
+    def archive(self, seq: int | None = None) -> archiver.ArchiveReport:
         """Archive what was decided before that decision; all that is old enough when None."""
         before = self.clock() - timedelta(days=31) if seq is None else self.decisions[seq - 1].decided_at
         return self.ledger.archive(before, self.folder)
@@ -138,7 +129,7 @@ def test_archive_when_writers_go_on_then_keys_of_the_window_are_answered_and_old
 
 
 def test_archive_when_nothing_is_old_enough_then_nothing_moves(old: Old) -> None:
-    assert old.archive(1) == archiver.Archived(0, 0, ())
+    assert old.archive(1) == archiver.ArchiveReport(0, 0, ())
     old.archive()
     assert old.archive().decisions == 0
 

@@ -30,14 +30,7 @@ from ledger_sizer.wire.responses import decision_from_json, decision_to_json
 from tests.conftest import NewDatabase
 from tests.history.test_history import lived_in, matches
 from tests.support.clock import START, FakeClock
-from tests.support.ledgers import (
-    Intruder,
-    assert_verified,
-    dynamic_settings,
-    opened,
-    reserve_btc,
-    steady,
-)
+from tests.support.ledgers import Intruder, assert_verified, dynamic_settings, opened, reserve_btc, steady
 from tests.support.services import eventually, serving
 
 D = Decimal

@@ -17,7 +17,7 @@ from sqlalchemy import make_url
 
 from ledger_sizer import InvalidRequest, Ledger, Unavailable
 from ledger_sizer.cli import run
-from ledger_sizer.history.backup import backup, copy
+from ledger_sizer.history.backup import backup_sqlite, copy_ledger
 from ledger_sizer.storage.database import make_engine
 from tests.conftest import NewDatabase
 from tests.history.test_history import lived_in
@@ -58,7 +58,7 @@ def audit(ledger: Ledger) -> Any:
 def copied(source: str, target: str) -> None:
     reads, writes = make_engine(source, read_only=True), make_engine(target)
     try:
-        assert copy(reads, writes) > 500
+        assert copy_ledger(reads, writes) > 500
     finally:
         reads.dispose()
         writes.dispose()
@@ -121,7 +121,7 @@ def test_back_up_sqlite_when_writers_go_on_then_it_is_one_moment_of_the_ledger(
     reads = make_engine(database_url, read_only=True)
     try:
         for number in range(3):
-            backup(reads, tmp_path / f"backup{number}.db")
+            backup_sqlite(reads, tmp_path / f"backup{number}.db")
     finally:
         stop.set()
         writer.join()
@@ -143,10 +143,10 @@ def test_back_up_when_the_file_exists_or_the_database_is_a_server_then_it_is_ref
     target.write_text("mine")
     reads = make_engine(database_url, read_only=True)
     with pytest.raises(InvalidRequest, match=r"exists already|pg_dump"):
-        backup(reads, target)
+        backup_sqlite(reads, target)
     if reads.dialect.name == "sqlite":
         with pytest.raises(Unavailable, match="cannot back up"):
-            backup(reads, tmp_path / "no folder" / "x.db")
+            backup_sqlite(reads, tmp_path / "no folder" / "x.db")
     reads.dispose()
     assert target.read_text() == "mine"
 

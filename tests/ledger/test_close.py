@@ -11,11 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ledger_sizer import (
-    Closed,
-    Decision,
-    Ledger,
-)
+from ledger_sizer import Closed, Decision, Ledger
 from tests.support.gates import Callers, Gated, keys, one
 from tests.support.processes import Fleet
 from tests.support.programs import settings_of

@@ -10,15 +10,7 @@ import pytest
 
 from ledger_sizer import Decision, InvalidRequest, Ledger, Leg, NotFound, WrongState
 from tests.support.clock import FakeClock
-from tests.support.ledgers import (
-    TAGS,
-    assert_verified,
-    dynamic_settings,
-    figures,
-    opened,
-    position_of,
-    reserve_btc,
-)
+from tests.support.ledgers import TAGS, assert_verified, dynamic_settings, figures, opened, position_of, reserve_btc
 
 D = Decimal
 SCOPES = ("portfolio", "venue=bybit", "symbol=BTC", "strategy=funding")

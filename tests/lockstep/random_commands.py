@@ -14,14 +14,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ledger_sizer import (
-    AppSettings,
-    DynamicSizingSettings,
-    InstrumentInfo,
-    LedgerSettings,
-    Leg,
-    TradingSettings,
-)
+from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, LedgerSettings, Leg, TradingSettings
 from tests.lockstep.model_rules import Figures
 from tests.support.clock import START
 

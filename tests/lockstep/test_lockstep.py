@@ -22,14 +22,7 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from ledger_sizer import (
-    Decision,
-    Ledger,
-    LedgerError,
-    NotFound,
-    Position,
-    Reserve,
-)
+from ledger_sizer import Decision, Ledger, LedgerError, NotFound, Position, Reserve
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.decisions import Result
 from tests.conftest import NewDatabase

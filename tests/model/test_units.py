@@ -15,12 +15,12 @@ from ledger_sizer import InvalidRequest
 from ledger_sizer.model.units import (
     E8_MAX,
     common_step,
-    exact,
-    exactly,
+    decimal_text,
+    exact_arithmetic,
+    exact_decimal,
     floor_to_step,
     not_negative,
     notional_e8,
-    plain,
     positive,
     usd,
     usd_ceil_e8,
@@ -61,7 +61,7 @@ class Subclass(Decimal):
 def test_read_exact_when_value_is_an_exact_number_then_it_comes_back_as_a_plain_decimal(
     value: Any, expected: Decimal
 ) -> None:
-    found = exact(value, "price")
+    found = exact_decimal(value, "price")
     assert found == expected
     assert type(found) is Decimal
     assert str(found) != "-0"
@@ -89,7 +89,7 @@ def test_read_exact_when_value_is_an_exact_number_then_it_comes_back_as_a_plain_
 )
 def test_read_exact_when_value_is_not_one_then_the_error_says_which_and_what_to_do(value: Any, said: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        exact(value, "price")
+        exact_decimal(value, "price")
     assert str(refused.value).startswith(said)
     assert refused.value.field == "price"
 
@@ -164,7 +164,7 @@ def test_read_usd_when_stored_then_it_comes_back_to_the_last_unit(e8: int) -> No
 @steady
 @given(st.integers(-E8_MAX, E8_MAX))
 def test_write_usd_when_stored_then_the_text_is_that_of_its_decimal(e8: int) -> None:
-    assert usd_text(e8) == plain(usd(e8))
+    assert usd_text(e8) == decimal_text(usd(e8))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_count_notional_when_it_does_not_fit_then_it_is_refused() -> None:
     ],
 )
 def test_write_plain_when_written_in_other_ways_then_the_text_is_one(value: str, text: str) -> None:
-    assert plain(D(value)) == text
+    assert decimal_text(D(value)) == text
 
 
 @steady
@@ -216,11 +216,11 @@ def test_write_plain_when_written_in_other_ways_then_the_text_is_one(value: str,
 def test_write_plain_when_two_values_are_equal_then_their_texts_are_and_it_reads_back(
     value: Decimal, zeros: int
 ) -> None:
-    with exactly():
+    with exact_arithmetic():
         longer = value * (D(10) ** zeros) * (D(10) ** -zeros)
-    assert plain(longer) == plain(value)
-    assert D(plain(value)) == value
-    assert "E" not in plain(value)
+    assert decimal_text(longer) == decimal_text(value)
+    assert D(decimal_text(value)) == value
+    assert "E" not in decimal_text(value)
 
 
 @steady
@@ -269,11 +269,11 @@ def test_compute_when_the_threads_decimal_context_was_changed_then_nothing_chang
 ) -> None:
     def everything() -> list[object]:
         return [
-            exact(value, "x"),
+            exact_decimal(value, "x"),
             usd_floor_e8(value),
             usd_ceil_e8(value),
             usd(usd_floor_e8(value)),
-            plain(value),
+            decimal_text(value),
             str(floor_to_step(value, step)),
             common_step(step, D("0.003")),
             notional_e8(D("1.23456789"), D("98765.4321")),
@@ -291,9 +291,9 @@ def test_compute_when_the_threads_decimal_context_was_changed_then_nothing_chang
 def test_compute_exactly_when_the_thread_has_another_context_then_it_is_left_as_it_was() -> None:
     with localcontext():
         getcontext().prec = 5
-        with exactly() as context:
+        with exact_arithmetic() as context:
             assert context.prec > 100
             getcontext().prec = 9  # a change inside stays inside
         assert getcontext().prec == 5
-        with exactly() as context:
+        with exact_arithmetic() as context:
             assert context.prec > 100

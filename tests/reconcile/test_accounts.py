@@ -49,9 +49,9 @@ def run(desk: Desk) -> dict[str, list[tuple[str, str, str]]]:
 
 def test_reconcile_when_accounts_are_several_then_each_is_compared_with_its_own_legs(desk: Desk) -> None:
     assert run(desk) == {"main": [], "other": []}
-    fetched = {run.portfolio: len(run.fetched) for run in drifts.runs(desk.engine)}
+    fetched = {run.portfolio: len(run.fetched) for run in drifts.list_runs(desk.engine)}
     assert fetched == {"main": 3, "other": 1}
-    found = {run.portfolio: run.found for run in drifts.runs(desk.engine)}
+    found = {run.portfolio: run.found for run in drifts.list_runs(desk.engine)}
     assert found == {"main": {"agrees": 3}, "other": {"agrees": 1}}
 
 
@@ -85,7 +85,7 @@ def test_reconcile_when_one_account_is_not_fetched_then_the_others_are_judged_an
     assert set(found["main"]) == {
         ("bybit", "two", "quantity_differs"), ("bybit", "two", "fetch_failed"), ("okx", "main", "missing_position"),
     }  # fmt: skip
-    outcomes = {one.portfolio: one.outcome for one in drifts.runs(desk.engine, limit=2)}
+    outcomes = {one.portfolio: one.outcome for one in drifts.list_runs(desk.engine, limit=2)}
     assert outcomes == {"main": "partial", "other": "good"}
     desk.clock.advance(300)
     assert desk.ledger.reserve(key="stale", portfolio="other").reason == "unreconciled"

@@ -9,17 +9,7 @@ import pytest
 
 from ledger_sizer import InstrumentInfo, Leg
 from ledger_sizer.model.reconciliation import Drift
-from tests.support.accounts import (
-    PERP,
-    Desk,
-    OpenDesk,
-    WrittenAccount,
-    adopt,
-    balance,
-    long,
-    open_desks,
-    short,
-)
+from tests.support.accounts import PERP, Desk, OpenDesk, WrittenAccount, adopt, balance, long, open_desks, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import BTC_PRICE, TAGS, figures, position_of, reserve_btc
 

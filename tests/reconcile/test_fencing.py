@@ -17,11 +17,11 @@ from sqlalchemy import Engine, update
 from ledger_sizer import AppSettings, Ledger, ReconcileSettings
 from ledger_sizer.model.commands import Release, Remark
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.inspection import LookHere
+from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import LEASE_NAME, Reconciler
 from ledger_sizer.rules.batch import Group
 from ledger_sizer.storage.database import make_engine
-from ledger_sizer.storage.leases import LeaseLost, acquire, fenced
+from ledger_sizer.storage.leases import LeaseLost, acquire_lease, fenced
 from ledger_sizer.storage.tables import LeaseRow, ScopeRow
 from tests.support.accounts import Desk, WrittenAccount, long
 from tests.support.clock import FakeClock
@@ -57,7 +57,7 @@ def test_run_when_it_sleeps_before_any_of_its_commands_then_none_of_them_is_comm
     """The sleeper wakes after another replica saw that the position is gone and undid all there was."""
     empty = WrittenAccount()
     other = Reconciler(
-        desk.ledger, desk.engine, LookHere(desk.engine, [empty], desk.settings, clock=desk.clock), desk.settings,
+        desk.ledger, desk.engine, LocalInspector(desk.engine, [empty], desk.settings, clock=desk.clock), desk.settings,
         clock=desk.clock,
     )  # fmt: skip
     answer = desk.ledger._writer.answer
@@ -94,29 +94,29 @@ def test_run_when_it_sleeps_before_any_of_its_commands_then_none_of_them_is_comm
 
 
 def test_write_drift_when_the_lease_is_over_then_the_row_stays_as_it_is(desk: Desk) -> None:
-    (drift, *_) = desk.run().live or drifts.listed(desk.engine)
-    lease = acquire(desk.engine, LEASE_NAME, "me", 60)
+    (drift, *_) = desk.run().live or drifts.list_drifts(desk.engine)
+    lease = acquire_lease(desk.engine, LEASE_NAME, "me", 60)
     assert lease is not None
     with fenced(lease):
-        assert drifts.change(desk.engine, [drifts.Change(drift.id, {"detail": "held"}, (drift.state,))])
+        assert drifts.change_drifts(desk.engine, [drifts.Change(drift.id, {"detail": "held"}, (drift.state,))])
         end_lease(desk)
         with pytest.raises(LeaseLost):
-            drifts.change(desk.engine, [drifts.Change(drift.id, {"detail": "lost"}, (drift.state,))])
-    assert drifts.get(desk.engine, drift.id).detail == "held"
+            drifts.change_drifts(desk.engine, [drifts.Change(drift.id, {"detail": "lost"}, (drift.state,))])
+    assert drifts.get_drift(desk.engine, drift.id).detail == "held"
 
 
 def test_submit_when_the_lease_is_over_then_it_is_refused_and_its_neighbours_are_not(
     database_url: str, clock: FakeClock
 ) -> None:
     desk = Desk(database_url, clock)
-    lease = acquire(desk.engine, LEASE_NAME, "me", 60)
+    lease = acquire_lease(desk.engine, LEASE_NAME, "me", 60)
     assert lease is not None
     with fenced(lease):
         assert desk.ledger.reserve(key="held", tags=TAGS).granted
-    successor = acquire(desk.engine, LEASE_NAME, "me", 60)
+    successor = acquire_lease(desk.engine, LEASE_NAME, "me", 60)
     assert successor == lease
     end_lease(desk)
-    assert acquire(desk.engine, LEASE_NAME, "other", 60) is not None
+    assert acquire_lease(desk.engine, LEASE_NAME, "other", 60) is not None
     with fenced(lease):
         for atomic in (False, True):
             with pytest.raises(LeaseLost):
@@ -138,7 +138,7 @@ def test_submit_when_the_database_refuses_one_and_the_lease_ends_then_the_others
     held = desk.ledger.reserve(key="held", tags=TAGS)
     with desk.engine.begin() as connection:  # somebody's edit: less than nothing would be held after a release
         connection.execute(update(ScopeRow).where(ScopeRow.scope == "portfolio").values(held_e8=0))
-    lease = acquire(desk.engine, LEASE_NAME, "me", 60)
+    lease = acquire_lease(desk.engine, LEASE_NAME, "me", 60)
     assert lease is not None
     store = desk.ledger._committer._store
     rollback = store.rollback
@@ -189,7 +189,7 @@ def sleeper_desk(url: str) -> tuple[Ledger, Engine, Reconciler]:
     account = WrittenAccount()
     account.shows(long("2", "ETH/USDT:USDT", "2000"))
     ledger, engine = Ledger.open(url, settings=settings), make_engine(url)
-    return ledger, engine, Reconciler(ledger, engine, LookHere(engine, [account], settings), settings)
+    return ledger, engine, Reconciler(ledger, engine, LocalInspector(engine, [account], settings), settings)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGSTOP")

@@ -183,7 +183,7 @@ def test_ignore_when_a_run_has_recorded_the_freeze_and_not_sent_it_yet_then_noth
 
     monkeypatch.setattr(drifts, name, decided_meanwhile)
     desk.run()
-    assert drifts.get(desk.engine, drift.id).state == "acknowledged"
+    assert drifts.get_drift(desk.engine, drift.id).state == "acknowledged"
     assert getattr(drifts, name) is real
     assert not is_frozen(desk)
     desk.account.shows(short("0.02"), BTC="0.02")
@@ -198,7 +198,7 @@ def test_ignore_when_a_run_freezes_for_another_drift_just_before_the_thaw_then_i
     desk.account.shows(short("0.03"), BTC="0.02")
     (drift, *_) = [one for one in desk.run().live if one.excess]
     desk.account.shows(short("0.03"), long("1", ETH_PERP, "2000"), BTC="0.02")
-    frozen = drifts.frozen
+    frozen = drifts.freezing_drifts
 
     def run_meanwhile(*arguments: Any) -> Any:
         found = frozen(*arguments)

@@ -162,7 +162,7 @@ def test_ignore_when_the_difference_creeps_then_it_is_compared_with_what_was_ign
     for shown in ("1.008", "1.016"):
         desk.account.shows(short(shown))
         desk.run()
-        states.append(drifts.get(desk.engine, drift.id).state)
+        states.append(drifts.get_drift(desk.engine, drift.id).state)
     assert states == ["acknowledged", "resolved"]
     desk.close()
 
@@ -179,11 +179,11 @@ def test_close_when_the_drift_is_ignored_then_it_is_refused_and_closed_at_the_ex
     seq = desk.ledger.exposure().seq
     with pytest.raises(WrongState, match=rf"{drift.name} was ignored by ann \(known\) and counts no longer.* adopt it"):
         desk.reconciler.operator.close(drift.id, actor="bob", reason="should go after all")
-    now = drifts.get(desk.engine, drift.id)
+    now = drifts.get_drift(desk.engine, drift.id)
     assert (now, desk.ledger.exposure().seq) == (drift, seq)
     desk.account.shows(BTC="2")
     desk.run(3)
-    assert drifts.get(desk.engine, drift.id).state == "resolved"
+    assert drifts.get_drift(desk.engine, drift.id).state == "resolved"
 
 
 def test_close_when_it_was_requested_before_the_drift_was_ignored_then_it_is_not_the_same_request_any_more(

@@ -9,16 +9,7 @@ import pytest
 
 from ledger_sizer import InstrumentInfo, Leg
 from ledger_sizer.model.reconciliation import Drift
-from tests.support.accounts import (
-    PERP,
-    Desk,
-    OpenDesk,
-    WrittenAccount,
-    balance,
-    long,
-    open_desks,
-    short,
-)
+from tests.support.accounts import PERP, Desk, OpenDesk, WrittenAccount, balance, long, open_desks, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, figures, position_of, reserve_btc
 

@@ -141,7 +141,7 @@ def test_reconcile_when_a_drift_is_there_then_its_policy_is_carried_out_and_it_e
     assert denied == (policy == "freeze")
     if policy == "adopt":
         assert "adopted" in events
-        assert drifts.get(desk.engine, first.id).state == "resolved"
+        assert drifts.get_drift(desk.engine, first.id).state == "resolved"
         assert figures(desk.ledger, "external=exchange") == (0, 0)
         # Where the short flipped to a long, the coins that it hedged are there still: two longs, which hedge nothing.
         assert figures(desk.ledger)[1] == 1000 + counted

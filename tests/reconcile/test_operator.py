@@ -121,7 +121,7 @@ def test_adopt_when_the_policy_meets_a_ledger_that_moved_then_nothing_is_adopted
     """The bot's late confirm lands while the run writes its record."""
     desk = Desk(database_url, clock, confirmations=1, policy_late_fill="adopt")
     late = late_filled(desk)
-    record = drifts.record
+    record = drifts.record_run
 
     def confirmed_meanwhile(*arguments: Any) -> Any:
         desk.ledger.confirm(key="confirmed late", position_id=late, quantity=D("0.02"), price=D(50000))
@@ -176,7 +176,7 @@ def test_act_when_it_was_decided_for_another_reason_then_it_says_by_whom_and_why
     assert operator.act(action, drift.id, actor="ann", reason="one") == done
     with pytest.raises(WrongState, match=f"drift-1: {told} already by ann: one"):
         operator.act(action, drift.id, actor="bob", reason="two")
-    now = drifts.get(desk.engine, drift.id)
+    now = drifts.get_drift(desk.engine, drift.id)
     assert (now.actor, now.reason) == ("ann", "one")
     events = [one for one in desk.ledger.history(command="remark") if one.binding == "drift-1"]
     assert len(events) == 2, "that it was confirmed, and one decision"
@@ -241,8 +241,8 @@ def test_adopt_when_coins_were_bought_and_the_exchange_shows_savings_sold_then_t
     desk = with_savings(database_url, clock, policy_side_flipped="adopt")
     adopted(desk, "bought", spot_leg("1"))
     desk.account.shows(BTC="1.5")
-    (drift,) = desk.run().resolved or drifts.listed(desk.engine)
-    assert (drift.kind, drifts.get(desk.engine, drift.id).state) == ("side_flipped", "resolved")
+    (drift,) = desk.run().resolved or drifts.list_drifts(desk.engine)
+    assert (drift.kind, drifts.get_drift(desk.engine, drift.id).state) == ("side_flipped", "resolved")
     assert desk.run().findings == ()
     assert legs_open(desk) == [("BTC", "sell", D("0.5"))]
     assert_verified(desk.ledger)

@@ -2,17 +2,17 @@
 
 import time
 
-from ledger_sizer.reconcile.throttle import unhurried
+from ledger_sizer.reconcile.throttle import throttled
 
 
 def test_unhurried_when_gone_over_then_every_item_comes_once_and_in_order() -> None:
-    assert list(unhurried(iter(range(10_000)))) == list(range(10_000))
-    assert list(unhurried([])) == []
+    assert list(throttled(iter(range(10_000)))) == list(range(10_000))
+    assert list(throttled([])) == []
 
 
 def test_unhurried_when_the_work_takes_long_then_half_of_the_time_and_more_is_rest() -> None:
     begun, worked = time.perf_counter(), 0.0
-    for _ in unhurried(range(20)):
+    for _ in throttled(range(20)):
         started = time.perf_counter()
         while time.perf_counter() - started < 0.001:
             pass

@@ -27,16 +27,16 @@ from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET, PaperControl
 from ledger_sizer.paper.server import PaperServer
-from ledger_sizer.reconcile.inspection import Asked, LookFailed, LookHere
+from ledger_sizer.reconcile.inspection import InspectionFailed, InspectionRequest, LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
-from ledger_sizer.reconcile.worker_process import LookApart
+from ledger_sizer.reconcile.worker_process import WorkerInspector
 from tests.support.accounts import Desk, WrittenAccount, long, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, figures
 from tests.support.services import eventually
 
 D = Decimal
-ASKED = Asked("main", "demand", 7)
+ASKED = InspectionRequest("main", "demand", 7)
 HUSH = "hush-hush"
 
 
@@ -77,8 +77,8 @@ def settings_with(**reconcile: Any) -> AppSettings:
 
 
 @pytest.fixture
-def apart(database_url: str, tmp_path: Path, desk: Desk) -> Iterator[LookApart]:
-    look = LookApart(database_url, settings_with(), partial(open_troubled, tmp_path))
+def apart(database_url: str, tmp_path: Path, desk: Desk) -> Iterator[WorkerInspector]:
+    look = WorkerInspector(database_url, settings_with(), partial(open_troubled, tmp_path))
     yield look
     look.close()
 
@@ -102,15 +102,15 @@ def leg(symbol: str, kind: Any, side: Any) -> Any:
 
 
 @pytest.fixture
-def reconciler(desk: Desk, apart: LookApart) -> Reconciler:
+def reconciler(desk: Desk, apart: WorkerInspector) -> Reconciler:
     return Reconciler(desk.ledger, desk.engine, apart, settings_with())
 
 
 def test_look_when_done_in_another_process_then_it_sees_what_is_seen_here(
-    desk: Desk, apart: LookApart, tmp_path: Path
+    desk: Desk, apart: WorkerInspector, tmp_path: Path
 ) -> None:
     there = apart.look(ASKED, 60)
-    here = LookHere(desk.engine, [TroubledAccount(tmp_path)], settings_with()).look(ASKED)
+    here = LocalInspector(desk.engine, [TroubledAccount(tmp_path)], settings_with()).look(ASKED)
     assert there.comparison == here.comparison
     assert [finding.kind for finding in there.comparison.findings] == ["unknown_position"]
     assert there.run.found == here.run.found
@@ -118,7 +118,7 @@ def test_look_when_done_in_another_process_then_it_sees_what_is_seen_here(
     assert apart.process_id not in (None, os.getpid())
 
 
-def test_look_when_it_is_done_apart_then_at_low_priority_and_with_no_secret_in_sight(apart: LookApart) -> None:
+def test_look_when_it_is_done_apart_then_at_low_priority_and_with_no_secret_in_sight(apart: WorkerInspector) -> None:
     apart.look(ASKED, 60)
     process = psutil.Process(apart.process_id)
     assert process.nice() == 19
@@ -132,7 +132,7 @@ def test_look_when_it_is_done_apart_then_at_low_priority_and_with_no_secret_in_s
     ("trouble", "says"), [("crash", "SIGKILL"), ("defect", "of an account"), ("hang", "did not answer within")]
 )
 def test_run_when_the_process_fails_then_all_is_unknown_nothing_is_flat_and_the_next_run_is_whole(
-    desk: Desk, reconciler: Reconciler, apart: LookApart, tmp_path: Path, trouble: str, says: str
+    desk: Desk, reconciler: Reconciler, apart: WorkerInspector, tmp_path: Path, trouble: str, says: str
 ) -> None:
     (good,) = reconciler.run()
     assert figures(desk.ledger, "external=exchange") == (0, D(4000))
@@ -153,23 +153,23 @@ def test_run_when_the_process_fails_then_all_is_unknown_nothing_is_flat_and_the_
 
 
 def test_look_when_the_accounts_cannot_be_opened_then_it_fails_and_does_not_wait(database_url: str, desk: Desk) -> None:
-    look = LookApart(database_url, settings_with(), open_nothing)
+    look = WorkerInspector(database_url, settings_with(), open_nothing)
     begun = time.monotonic()
-    with pytest.raises(LookFailed, match="code 1"):
+    with pytest.raises(InspectionFailed, match="code 1"):
         look.look(ASKED, 300)
     assert time.monotonic() - begun < 200
     look.close()
 
 
 def test_look_when_the_database_is_away_then_it_is_unavailable_as_here(tmp_path: Path) -> None:
-    look = LookApart(f"sqlite:///{tmp_path}/nowhere/ledger.db", settings_with(), partial(open_troubled, tmp_path))
+    look = WorkerInspector(f"sqlite:///{tmp_path}/nowhere/ledger.db", settings_with(), partial(open_troubled, tmp_path))
     with pytest.raises(Unavailable):
         look.look(ASKED, 60)
     look.close()
 
 
 def test_close_when_an_exchange_hangs_then_whoever_waits_is_told_at_once_and_no_process_is_left(
-    apart: LookApart, tmp_path: Path
+    apart: WorkerInspector, tmp_path: Path
 ) -> None:
     (tmp_path / "trouble").write_text("hang")
     met: list[Exception] = []
@@ -223,7 +223,7 @@ def test_look_when_the_service_is_killed_then_its_process_ends_too(
 def test_open_when_ccxt_does_not_know_the_exchange_then_the_service_is_refused_at_its_start(tmp_path: Path) -> None:
     settings = AppSettings(exchange=ExchangeSettings(id="bybitt", api_key=SecretStr("x")))
     with pytest.raises(InvalidRequest, match=r"ccxt has no exchange 'bybitt'; did you mean one of .*bybit"):
-        LookApart(f"sqlite:///{tmp_path}/ledger.db", settings)
+        WorkerInspector(f"sqlite:///{tmp_path}/ledger.db", settings)
 
 
 def test_load_rules_when_done_apart_then_they_come_from_the_exchange_and_a_failure_is_unavailable(
@@ -233,7 +233,7 @@ def test_load_rules_when_done_apart_then_they_come_from_the_exchange_and_a_failu
         exchange = ExchangeSettings(
             api_key=SecretStr(DEFAULT_KEY), api_secret=SecretStr(DEFAULT_SECRET), base_url=paper.url, retries_max=0
         )
-        look = LookApart(database_url, AppSettings(exchange=exchange, log_level="ERROR"))
+        look = WorkerInspector(database_url, AppSettings(exchange=exchange, log_level="ERROR"))
         (account,) = look.accounts
         assert "BTC/USDT:USDT" in {rules.symbol for rules in account.instruments()}
         PaperControl(paper.url, "bybit").fault("outage", times=None)

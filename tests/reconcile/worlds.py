@@ -16,7 +16,7 @@ from typing import Any
 from ledger_sizer import InstrumentInfo, Ledger, WrongState
 from ledger_sizer.exchanges.snapshot import VenuePosition
 from ledger_sizer.model.reconciliation import Report
-from ledger_sizer.reconcile.inspection import LookHere
+from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
 from tests.support.accounts import WrittenAccount, balance
 from tests.support.clock import FakeClock
@@ -47,7 +47,7 @@ class World:
         self.net = dict.fromkeys(PRICES, D(0))
         self.spot = dict.fromkeys(PRICES, D(0))
         self.account = WrittenAccount(portfolio=name)
-        look = LookHere(engine, [self.account], ledger.settings, clock=clock)
+        look = LocalInspector(engine, [self.account], ledger.settings, clock=clock)
         self.reconciler = Reconciler(ledger, engine, look, ledger.settings, clock=clock)
         self.later: list[tuple[Any, Callable[[], object]]] = []
         self.number = 0

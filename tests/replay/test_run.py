@@ -17,8 +17,8 @@ from sqlalchemy.engine import make_url
 
 from ledger_sizer import Decision, Finding, InvalidRequest, Ledger, SchemaOutdated
 from ledger_sizer.replay import Plan, Report, Source, file_source, generated_source, replay
-from ledger_sizer.replay.order_outcomes import Fate, closes_in_two_parts, fate_of, incident
-from ledger_sizer.replay.report_json import document
+from ledger_sizer.replay.order_outcomes import OrderOutcome, closes_in_two_parts, incident, order_outcome
+from ledger_sizer.replay.report_json import report_document
 from ledger_sizer.replay.run import PORTFOLIOS
 from ledger_sizer.replay.summary import lines
 from ledger_sizer.replay.venues import VENUES
@@ -63,7 +63,7 @@ def test_replay_when_played_again_on_either_database_then_decisions_are_the_same
     source = generated_source(7, BARS)
     first, again, on_server = [played(source, new_database(kind)) for kind in ("sqlite", "sqlite", "postgresql")]
     assert heads(first) == heads(again) == heads(on_server)
-    documents = [document(report) for report in (first, again, on_server)]
+    documents = [report_document(report) for report in (first, again, on_server)]
     for one in documents:
         del one["timing"]
     assert documents[0] == documents[1] == documents[2]
@@ -228,7 +228,7 @@ def uneventful_seed(entry_bar: str, exit_bar: str, bars: list[str]) -> int:
     return next(
         seed
         for seed in range(1000)
-        if fate_of(seed, key) is Fate.FILLED
+        if order_outcome(seed, key) is OrderOutcome.FILLED
         and not closes_in_two_parts(seed, f"{key}/exit/{exit_bar}")
         and not any(incident(seed, "binance", bar) for bar in bars)
     )
@@ -267,7 +267,7 @@ def test_replay_when_one_bot_trades_once_then_every_figure_is_as_by_hand(
         assert reserve.quantity == Decimal(quantity)
         sent = json.loads(reserve.request).get("signal_score")
         assert sent == (score if portfolio.name == "replay-dynamic" else None)
-    told = document(report)["portfolios"]["replay-flat"]
+    told = report_document(report)["portfolios"]["replay-flat"]
     assert told["average_exposure_usd"] == "785.714285714285"  # 11 x 1000 / 14
     # 1 USD / 785.71..., and the same x 8760 hours / 13 intervals of 8 hours
     assert told["funding_per_dollar"] == "0.001272727272"
@@ -306,7 +306,7 @@ def test_replay_when_no_rate_is_worth_it_then_nothing_is_reserved(tmp_path: Path
         assert {command for command, *_ in portfolio.figures.decisions} <= {"set_cap", "halt", "resume"}
     text = "\n".join(text for _, text in lines(report))
     assert "Funding per dollar of average exposure" in text
-    assert document(report)["portfolios"]["replay-flat"]["funding_per_dollar"] is None
+    assert report_document(report)["portfolios"]["replay-flat"]["funding_per_dollar"] is None
 
 
 # --- the database it goes to -----------------------------------------------------------------------------------

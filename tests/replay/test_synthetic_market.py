@@ -9,8 +9,8 @@ from hashlib import sha256
 import pytest
 
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.replay.order_outcomes import Fate, fate_of, fill_price, incident, partial_quantity
-from ledger_sizer.replay.random_numbers import Dice, draw
+from ledger_sizer.replay.order_outcomes import OrderOutcome, fill_price, incident, order_outcome, partial_quantity
+from ledger_sizer.replay.random_numbers import SeededRandom, random_below
 from ledger_sizer.replay.synthetic_market import BARS_MAX, generated_bars
 from ledger_sizer.replay.venues import MARKETS
 from ledger_sizer.rules.sizing import round_to_step
@@ -60,14 +60,14 @@ def test_generate_when_it_runs_half_a_year_then_it_is_like_a_market(seed: int) -
 
 
 def test_roll_when_seed_is_the_same_then_numbers_are_pinned() -> None:
-    dice = Dice(7)
+    dice = SeededRandom(7)
     assert [dice.below(1000) for _ in range(6)] == [323, 150, 650, 72, 535, 365]
     assert [dice.bell(100) for _ in range(4)] == [-163, -71, -136, 100]
-    assert [draw(1000, 7, "fate", name) for name in "abcdef"] == [883, 655, 42, 298, 376, 669]
+    assert [random_below(1000, 7, "fate", name) for name in "abcdef"] == [883, 655, 42, 298, 376, 669]
 
 
 def test_roll_when_many_times_then_range_mean_and_spread_fit() -> None:
-    dice = Dice(1)
+    dice = SeededRandom(1)
     assert {dice.below(3) for _ in range(200)} == {0, 1, 2}
     bells = [dice.bell(1000) for _ in range(4000)]
     assert abs(sum(bells)) / len(bells) < 60
@@ -75,22 +75,22 @@ def test_roll_when_many_times_then_range_mean_and_spread_fit() -> None:
 
 
 def test_draw_when_arguments_are_the_same_then_what_was_drawn_before_does_not_matter() -> None:
-    first = draw(10**6, 7, "x")
-    draw(10**6, 7, "y")
-    assert draw(10**6, 7, "x") == first
-    assert draw(10**6, 8, "x") != first
+    first = random_below(10**6, 7, "x")
+    random_below(10**6, 7, "y")
+    assert random_below(10**6, 7, "x") == first
+    assert random_below(10**6, 8, "x") != first
 
 
 def test_meet_fate_when_orders_are_many_then_all_fates_happen_in_their_shares() -> None:
-    met = Counter(fate_of(7, f"order-{number}") for number in range(20_000))
+    met = Counter(order_outcome(7, f"order-{number}") for number in range(20_000))
     shares = {fate: round(count / 20, 0) for fate, count in met.items()}
     expected = {
-        Fate.FILLED: 850,
-        Fate.PARTIAL: 60,
-        Fate.FAILED: 40,
-        Fate.SLOW: 20,
-        Fate.CRASHED: 15,
-        Fate.LATE: 15,
+        OrderOutcome.FILLED: 850,
+        OrderOutcome.PARTIAL: 60,
+        OrderOutcome.FAILED: 40,
+        OrderOutcome.SLOW: 20,
+        OrderOutcome.CRASHED: 15,
+        OrderOutcome.LATE: 15,
     }
     assert shares.keys() == expected.keys()
     assert all(abs(shares[fate] - share) < 10 for fate, share in expected.items())

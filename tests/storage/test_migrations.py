@@ -21,14 +21,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import CheckConstraint, Engine, Index, MetaData, Text, UniqueConstraint, event, inspect, make_url, text
 
 from ledger_sizer import InvalidRequest, Ledger, LedgerError, SchemaOutdated, Unavailable
-from ledger_sizer.storage.database import (
-    SCHEMA_HEAD,
-    alembic_config,
-    downgrade,
-    make_engine,
-    schema_version,
-    upgrade,
-)
+from ledger_sizer.storage.database import SCHEMA_HEAD, alembic_config, downgrade, make_engine, schema_version, upgrade
 from ledger_sizer.storage.tables import Base
 from tests.conftest import EngineKind, NewDatabase
 from tests.support.clock import FakeClock

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 from ledger_sizer import AppSettings, Ledger, Leg, ReconcileSettings
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
 from ledger_sizer.model.reconciliation import Report
-from ledger_sizer.reconcile.inspection import LookHere
+from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.storage.database import make_engine
 from tests.support.clock import FakeClock
@@ -67,7 +67,7 @@ class Desk:
         self.engine: Engine = make_engine(url)
         self.accounts = list(accounts) or [WrittenAccount()]
         self.told: list[Report] = []
-        look = LookHere(self.engine, self.accounts, self.settings, clock=clock)
+        look = LocalInspector(self.engine, self.accounts, self.settings, clock=clock)
         self.reconciler = Reconciler(
             self.ledger, self.engine, look, self.settings, clock=clock, observe=[self.told.append]
         )

@@ -18,7 +18,7 @@ import httpx
 from ledger_sizer import AppSettings, LedgerSettings, ServiceSettings
 from ledger_sizer.api import create_app
 from ledger_sizer.api.server import address_of, listen, make_server
-from ledger_sizer.service.bootstrap import Parts, running
+from ledger_sizer.service.bootstrap import Components, running_components
 from ledger_sizer.service.tracing import Tracing
 
 SCRIPT = Path(sys.executable).parent / "ledger-sizer"
@@ -28,7 +28,7 @@ START_SECONDS_MAX = 60
 class Running:
     """A server in a thread. `http` is a client of it; `app` and `parts` are what it is made of."""
 
-    def __init__(self, url: str, app: Any, parts: Parts, server: Any) -> None:
+    def __init__(self, url: str, app: Any, parts: Components, server: Any) -> None:
         self.url = url
         self.app = app
         self.parts = parts
@@ -68,7 +68,7 @@ def serving(
 ) -> Iterator[Running]:
     """A service on this database for the length of a `with` block."""
     chosen = settings_for(database_url, **settings)
-    with running(chosen, with_jobs=jobs, tracing=tracing) as parts, listen(chosen.service) as listening:
+    with running_components(chosen, with_jobs=jobs, tracing=tracing) as parts, listen(chosen.service) as listening:
         app = create_app(
             parts.ledger,
             chosen.service,

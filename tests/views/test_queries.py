@@ -13,14 +13,7 @@ import pytest
 from ledger_sizer import Decision, Denied, InvalidRequest, Ledger, NotFound, Page, Position
 from ledger_sizer.model.decisions import DECISION_FIELDS
 from tests.support.clock import START, FakeClock
-from tests.support.ledgers import (
-    BTC_PERP,
-    BTC_SPOT,
-    dynamic_settings,
-    opened,
-    position_of,
-    reserve_btc,
-)
+from tests.support.ledgers import BTC_PERP, BTC_SPOT, dynamic_settings, opened, position_of, reserve_btc
 
 D = Decimal
 

@@ -35,7 +35,7 @@ from ledger_sizer.model.decisions import DECISION_FIELDS, Decision, canonical_te
 from ledger_sizer.model.domain import DENIAL_REASONS
 from ledger_sizer.wire import responses
 from ledger_sizer.wire.batch import read_batch
-from ledger_sizer.wire.http_calls import batch_form, call_of
+from ledger_sizer.wire.http_calls import batch_form, http_call_of
 from ledger_sizer.wire.problems import PROBLEMS, error_of, problem_of
 from ledger_sizer.wire.requests import BODIES, validated
 from ledger_sizer.wire.strict_json import DEPTH_MAX, read_json, read_object
@@ -74,7 +74,7 @@ COMMANDS: list[AnyCommand] = [
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{command.verb}-{command.key}")
 def test_send_command_when_read_back_then_it_is_equal_and_so_is_its_recorded_text(command: AnyCommand) -> None:
-    call = call_of(command)
+    call = http_call_of(command)
     body = BODIES[command.verb]
     in_path = {name: getattr(command, name) for name in ("position_id", "portfolio") if f"{{{name}}}" in body.path}
     read = validated(body, read_object(json.dumps(call.body).encode())).to_command(call.key, **in_path)
@@ -84,7 +84,7 @@ def test_send_command_when_read_back_then_it_is_equal_and_so_is_its_recorded_tex
 
 
 def test_send_dry_run_when_read_back_then_it_is_still_one() -> None:
-    call = call_of(Reserve(key="k", dry_run=True))
+    call = http_call_of(Reserve(key="k", dry_run=True))
     assert call.body["dry_run"] is True
     assert validated(BODIES["reserve"], call.body).to_command("k") == Reserve(key="k", dry_run=True)
 
