@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 
 from ledger_sizer import Leg
-from ledger_sizer.config import ExchangeAccountSettings
-from ledger_sizer.exchanges.accounts import ExchangeAccount
-from ledger_sizer.paper.control import DEFAULT_PASSPHRASE, DEFAULT_SECRET, PaperControl
+from ledger_sizer.paper.control import PaperControl
 from ledger_sizer.paper.server import PaperServer
 from ledger_sizer.reconcile import inspection, ledger_side
 from ledger_sizer.reconcile.ledger_side import last_prices
 from tests.support.accounts import PERP, Desk, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, reserve_btc
+from tests.support.paper_clients import account_at
 
 D = Decimal
 SPOT = "BTC/USDT"
@@ -56,12 +55,7 @@ def test_reconcile_when_cycles_leave_dust_then_trading_goes_on_and_two_dollars_a
     """Cycles through ccxt as a bot trades them: it buys spot with the fee on top, and sells what the hedge was."""
     control = PaperControl(paper.url, venue, request.node.name)
     control.open_account()
-    account = ExchangeAccount(
-        ExchangeAccountSettings(
-            id=venue, api_key=control.api_key, api_secret=DEFAULT_SECRET, password=DEFAULT_PASSPHRASE,
-            base_url=paper.url,
-        )
-    )  # fmt: skip
+    account = account_at(venue, paper.url, api_key=control.api_key)
     rules = {one.symbol: one.instrument for one in account.instruments()}
     client = account._client
     desk = open_desk([account])

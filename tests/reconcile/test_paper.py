@@ -16,6 +16,7 @@ from ledger_sizer.paper.server import PaperServer
 from tests.support.accounts import PERP, Desk
 from tests.support.clock import FakeClock
 from tests.support.ledgers import BTC_PERP, BTC_SPOT, assert_verified, figures
+from tests.support.paper_clients import unthrottled
 
 D = Decimal
 VENUES = ("bybit", "binance", "okx")
@@ -37,7 +38,7 @@ class Cycle:
         given = ExchangeAccountSettings(
             id=venue, api_key=name, api_secret=DEFAULT_SECRET, password=DEFAULT_PASSPHRASE, base_url=server.url
         )
-        self.account = ExchangeAccount(given)
+        self.account = unthrottled(ExchangeAccount(given))
         self.desk = Desk(url, clock, [self.account], confirmations=1, stale_after_seconds=None)
         self.price = D(self.control.state()["prices"]["BTC"])
         self.tags = {"venue": venue, "symbol": "BTC"}

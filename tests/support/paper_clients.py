@@ -26,14 +26,22 @@ def account_settings(venue: str, url: str, **changes: Any) -> ExchangeAccountSet
     return ExchangeAccountSettings(**(given | changes))
 
 
+def unthrottled(account: ExchangeAccount) -> ExchangeAccount:
+    """The account, without ccxt's pauses between requests: nobody limits their rate here."""
+    account._client.enableRateLimit = False
+    return account
+
+
 def account_at(venue: str, url: str, **changes: Any) -> ExchangeAccount:
-    """The exchange account a user would have."""
-    return ExchangeAccount(account_settings(venue, url, **changes))
+    """The exchange account a user would have, unthrottled."""
+    return unthrottled(ExchangeAccount(account_settings(venue, url, **changes)))
 
 
 def trader_at(venue: str, url: str, **changes: Any) -> Any:
-    """A ccxt client that trades, as a bot's own would."""
-    return make_client(account_settings(venue, url, **changes))
+    """A ccxt client that trades, as a bot's own would, unthrottled."""
+    client = make_client(account_settings(venue, url, **changes))
+    client.enableRateLimit = False
+    return client
 
 
 def contracts(client: Any, symbol: str, quantity: Decimal) -> str:
