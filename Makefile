@@ -11,11 +11,11 @@ ARGS         ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo replay test coverage lint format types floors check bench screenshots lock clean
+.PHONY: help setup demo replay test test-extended coverage lint format types floors check bench screenshots lock clean
 
 help:  ## List what make can do
 	@echo "usage: make TARGET [ARGS='more arguments for the tool behind it']"
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(READY): requirements.lock pyproject.toml scripts/setup
 	@scripts/setup $(VENV)
@@ -31,7 +31,10 @@ replay: $(READY)  ## Replay a generated market on an embedded SQLite ledger
 	$(BIN)/ledger-sizer replay --database-url sqlite:///$(REPLAY_FOLDER)/ledger.db $(ARGS)
 
 test: $(READY)  ## Set up, then run the tests on SQLite and on a real PostgreSQL
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m "not extended" $(ARGS)
+
+test-extended: $(READY)  ## Run what `make test` leaves out: second engines, long demos, more random cases
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m extended $(ARGS)
 
 coverage: $(READY)  ## Run the tests and show the lines they do not reach
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal --cov --cov-report=term $(ARGS)
@@ -50,7 +53,7 @@ types: $(READY)  ## Check types with mypy, strictly
 floors: $(READY)  ## Check that modules import only from lower floors
 	$(BIN)/lint-imports $(ARGS)
 
-check: lint types floors test  ## Everything that has to pass before a change lands
+check: lint types floors test test-extended  ## Everything that has to pass before a change lands
 
 bench: $(READY)  ## Compare throughput and latency with other ways to do it, in one run
 	$(BIN)/python -m benchmarks $(ARGS)

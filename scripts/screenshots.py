@@ -23,7 +23,7 @@ from ledger_sizer.reconcile.run import Reconciler  # noqa: E402
 from ledger_sizer.storage.database import make_engine  # noqa: E402
 from tests.support.accounts import WrittenAccount, short  # noqa: E402
 from tests.support.browser import chromium  # noqa: E402
-from tests.support.served import served  # noqa: E402
+from tests.support.services import served  # noqa: E402
 
 MARKETS = {"BTC": Decimal(67_420), "ETH": Decimal(3_512), "SOL": Decimal(148), "XRP": Decimal("0.532")}
 STEPS = {"BTC": Decimal("0.0001"), "ETH": Decimal("0.001"), "SOL": Decimal("0.01"), "XRP": Decimal(1)}

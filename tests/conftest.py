@@ -67,6 +67,16 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[_POSTGRES].stop()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the second engine of `one_engine` tests as `extended`, and start the slow tests first."""
+    for item in items:
+        engine = getattr(item, "callspec", None) and item.callspec.params.get("engine_kind")  # type: ignore[attr-defined]
+        if engine == "postgresql" and item.get_closest_marker("one_engine"):
+            item.add_marker(pytest.mark.extended)
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def pytest_report_header() -> str:
     if os.environ.get(POSTGRES_URL_VARIABLE):
         postgres = f"the one that {POSTGRES_URL_VARIABLE} names"

@@ -36,7 +36,7 @@ from tests.support.fault_proxy import (
     reset_before,
 )
 from tests.support.interfaces import HURRIED, SETTINGS, Face
-from tests.support.served import served
+from tests.support.services import served
 
 TIMEOUT_SECONDS = 30.0
 HASTE_SECONDS = 0.5

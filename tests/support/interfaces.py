@@ -12,7 +12,7 @@ from typing import Any
 
 from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, Ledger
 from ledger_sizer.client import AsyncLedgerClient, LedgerClient, Patience
-from tests.support.served import served
+from tests.support.services import served
 
 FACES = ("embedded", "client", "async_client")
 HURRIED = Patience(attempts_max=4, give_up_seconds=5, pause_seconds=0.01, pause_seconds_max=0.05)

@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from ledger_sizer import AppSettings, LedgerSettings, ServiceSettings
+from ledger_sizer import AppSettings, Ledger, LedgerSettings, ServiceSettings
 from ledger_sizer.api import create_app
-from ledger_sizer.api.server import address_of, listen, make_server
+from ledger_sizer.api.server import Server, address_of, listen, make_server
+from ledger_sizer.service.api_keys import KeyRing
 from ledger_sizer.service.bootstrap import Components, running_components
+from ledger_sizer.service.metrics import Metrics
 from ledger_sizer.service.tracing import Tracing
+from ledger_sizer.storage.database import make_engine
 
 SCRIPT = Path(sys.executable).parent / "ledger-sizer"
 START_SECONDS_MAX = 60
+STOP_SECONDS_MAX = 60
 
 
 class Running:
@@ -78,18 +85,58 @@ def serving(
             reconciler=parts.reconciler,
             tracing=parts.tracing,
         )
-        listening.listen(128)
-        server = make_server(app, chosen.service)
-        thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
-        thread.start()
-        service = Running(address_of(listening), app, parts, server)
-        try:
-            yield service
-        finally:
-            service.http.close()
-            server.should_exit = True
-            thread.join(60)
-            assert not thread.is_alive(), "the server did not stop"
+        with _in_a_thread(app, chosen.service, listening) as server:
+            service = Running(address_of(listening), app, parts, server)
+            try:
+                yield service
+            finally:
+                service.http.close()
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running service. `ledger` is the one behind it, in this process."""
+
+    url: str
+    ledger: Ledger
+
+    @property
+    def port(self) -> int:
+        """Of the loopback."""
+        return int(self.url.rpartition(":")[2])
+
+
+@contextmanager
+def served(
+    database_url: str, *, clock: Callable[[], datetime] | None = None, settings: AppSettings | None = None
+) -> Iterator[Served]:
+    """A service whose ledger has a clock of the test's own (None: the real one), without any other part."""
+    settings = settings or AppSettings()
+    settings = settings.model_copy(update={"service": ServiceSettings(port=0)})
+    with Ledger.open(database_url, settings=settings, clock=clock) as ledger:
+        reads = make_engine(database_url, settings.ledger, read_only=True)
+        keys = KeyRing(reads, 0)
+        keys.refresh()
+        metrics = Metrics()
+        metrics.watch(ledger, reads)
+        app = create_app(ledger, settings.service, reads_engine=reads, keys=keys, metrics=metrics)
+        with listen(settings.service) as listening, _in_a_thread(app, settings.service, listening):
+            yield Served(address_of(listening), ledger)
+        reads.dispose()
+
+
+@contextmanager
+def _in_a_thread(app: Any, settings: ServiceSettings, listening: socket.socket) -> Iterator[Server]:
+    listening.listen(128)
+    server = make_server(app, settings)
+    thread = threading.Thread(target=server.run, args=([listening],), name="service", daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.should_exit = True
+        thread.join(STOP_SECONDS_MAX)
+        assert not thread.is_alive(), "the server did not stop"
 
 
 class Process:
