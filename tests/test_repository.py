@@ -1,4 +1,4 @@
-"""The house style, checked by machine: sizes, docstrings, no floats in money, nothing of one machine in the files."""
+"""Checks the house style: rooms, floors, sizes, docstrings, no floats in money, nothing of one machine in the files."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "ledger_sizer"
+AT_THE_ROOT = {"__init__.py", "__main__.py", "config.py", "py.typed", "telemetry.py"}
+TEST_FOLDERS_OF_NO_ROOM = {"lockstep", "repository", "support"}
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 MONEY_MODULES = (
@@ -33,8 +36,15 @@ MONEY_MODULES = (
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Documented = Function | ast.ClassDef
 
-PACKAGE_FILES = sorted((ROOT / "ledger_sizer").rglob("*.py"))
+PACKAGE_FILES = sorted(PACKAGE.rglob("*.py"))
 STYLED_FILES = [*PACKAGE_FILES, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "benchmarks").rglob("*.py"))]
+
+
+def _folders(parent: Path) -> set[str]:
+    return {path.parent.name for path in parent.glob("*/*.py")}
+
+
+ROOMS = _folders(PACKAGE)
 
 
 def _name(path: Path) -> str:
@@ -63,16 +73,20 @@ def _locked() -> dict[str, str]:
     return {canonicalize_name(name): version for name, version in pins}
 
 
-@pytest.mark.parametrize("path", STYLED_FILES, ids=_name)
-def test_count_lines_when_file_is_ours_then_file_and_functions_stay_short(path: Path) -> None:
+def _too_long(path: Path) -> list[str]:
     lines = len(path.read_text().splitlines())
-    assert lines <= FILE_LINES_MAX, f"{_name(path)} has {lines} lines: which idea deserves a file of its own?"
-    long = {
-        f"{node.name} (line {node.lineno})": node.end_lineno - node.lineno + 1
+    found = [f"{_name(path)} has {lines} lines"] if lines > FILE_LINES_MAX else []
+    return found + [
+        f"{_name(path)}:{node.lineno} {node.name} has {node.end_lineno - node.lineno + 1} lines"
         for node in ast.walk(_parsed(path))
         if isinstance(node, Function) and node.end_lineno and node.end_lineno - node.lineno >= FUNCTION_LINES_MAX
-    }
-    assert not long, f"functions of more than {FUNCTION_LINES_MAX} lines in {_name(path)}: {long}"
+    ]
+
+
+def test_count_lines_when_file_is_ours_then_file_and_functions_stay_short() -> None:
+    assert len(STYLED_FILES) > 300, "the files were not found"
+    found = [line for path in STYLED_FILES for line in _too_long(path)]
+    assert not found, f"{found}: which idea deserves a file or a function of its own?"
 
 
 @pytest.mark.parametrize("module", MONEY_MODULES)
@@ -100,12 +114,52 @@ def _public(nodes: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, Docu
             yield from _public(node.body, f"{node.name}.")
 
 
-@pytest.mark.parametrize("path", PACKAGE_FILES, ids=_name)
-def test_read_source_when_name_is_public_then_it_has_a_docstring(path: Path) -> None:
-    module = _parsed(path)
-    assert ast.get_docstring(module), f"{_name(path)} does not say what it is for"
-    bare = [name for name, node in _public(module.body) if not ast.get_docstring(node)]
-    assert not bare, f"{_name(path)} has public names without a docstring: {bare}"
+def test_read_source_when_name_is_public_then_it_has_a_docstring() -> None:
+    bare = []
+    for path in PACKAGE_FILES:
+        module = _parsed(path)
+        bare += [] if ast.get_docstring(module) else [f"{_name(path)} itself"]
+        bare += [f"{_name(path)}: {name}" for name, node in _public(module.body) if not ast.get_docstring(node)]
+    assert not bare, f"public names without a docstring: {bare}"
+
+
+def test_list_the_package_when_somebody_opens_it_then_only_the_named_files_lie_beside_the_rooms() -> None:
+    assert {path.name for path in PACKAGE.iterdir() if path.is_file()} == AT_THE_ROOT
+
+
+@pytest.mark.parametrize("parent", [PACKAGE, ROOT / "tests"], ids=lambda path: path.name)
+def test_open_a_folder_when_it_holds_code_then_one_sentence_says_what_is_in_it(parent: Path) -> None:
+    silent = []
+    for folder in sorted(_folders(parent)):
+        start = parent / folder / "__init__.py"
+        sentence = (ast.get_docstring(ast.parse(start.read_text())) or "") if start.is_file() else ""
+        if not sentence.partition("\n\n")[0].endswith("."):
+            silent.append(folder)
+    assert not silent, f"folders whose __init__.py does not begin with a sentence: {silent}"
+
+
+def test_list_the_tests_when_a_room_is_sought_then_its_folder_has_the_same_name() -> None:
+    assert _folders(ROOT / "tests") - TEST_FOLDERS_OF_NO_ROOM <= ROOMS
+
+
+def test_read_floors_when_a_room_exists_then_it_stands_on_exactly_one() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (floors,) = [contract["layers"] for contract in contracts if contract.get("containers") == ["ledger_sizer"]]
+    placed = [name.strip() for floor in floors for name in floor.split("|")]
+    assert sorted(placed) == sorted({*ROOMS, "config", "telemetry"})
+
+
+def test_import_when_another_room_is_meant_then_its_private_names_are_not_used() -> None:
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0]
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ledger_sizer."):
+                other = (node.module or "").split(".")[1]
+                private = [alias.name for alias in node.names if alias.name.startswith("_")]
+                if private and not all(name.startswith("__") for name in private) and other != room:
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno} imports {private} of {other}")
+    assert not found
 
 
 def test_import_when_name_is_exported_then_it_is_there() -> None:
