@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import count
-from time import perf_counter_ns
+from time import perf_counter_ns, process_time_ns
 from typing import Any, NamedTuple, Protocol
 
 NS_PER_SECOND = 1_000_000_000
@@ -65,15 +65,21 @@ class Window:
     pace: Pace
     start_ns: int = 0
     end_ns: int = 0
+    cpu_begun_ns: int = 0
 
     def open(self) -> None:
+        self.cpu_begun_ns = process_time_ns()
         self.start_ns = perf_counter_ns() + round(self.pace.warmup_seconds * NS_PER_SECOND)
         self.end_ns = self.start_ns + round(self.pace.measured_seconds * NS_PER_SECOND)
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one cell measured. Latencies cover every pair under way at any moment of the window."""
+    """What one cell measured. Latencies cover every pair under way at any moment of the window.
+
+    cpu_us_per_command: CPU time of this process, warm-up included; None where another process does the work. It says more
+    than throughput on a machine that others use too.
+    """
 
     pairs: int
     pairs_per_second: float
@@ -82,14 +88,25 @@ class Figures:
     pair_max_ms: float
     call_p50_ms: float
     call_p99_ms: float
+    cpu_us_per_command: float | None
 
 
 @dataclass(slots=True)
 class Samples:
-    """The pairs of one cell, of all callers together."""
+    """The pairs of one cell, of all callers together. commands: all that were answered, in the warm-up too."""
 
     window: Window
     pairs: list[Pair] = field(default_factory=list)
+    commands: int = 0
+    cpu_ns: int = 0
+
+    def add(self, loops: Iterable[tuple[list[Pair], int]]) -> Samples:
+        """Take in what the callers' loops returned, once all of them have ended."""
+        self.cpu_ns = process_time_ns() - self.window.cpu_begun_ns
+        for pairs, turns in loops:
+            self.pairs.extend(pairs)
+            self.commands += 2 * turns
+        return self
 
     def figures(self) -> Figures:
         """Throughput counts pairs that ended in the window; slow pairs that outlive it still count as latency."""
@@ -109,6 +126,7 @@ class Samples:
             pair_max_ms=whole[-1] / NS_PER_MS,
             call_p50_ms=percentile_ms(calls, 0.50),
             call_p99_ms=percentile_ms(calls, 0.99),
+            cpu_us_per_command=self.cpu_ns / 1000 / self.commands if self.commands else None,
         )
 
 
@@ -123,7 +141,7 @@ def run_threads(open_caller: Callable[[], AbstractContextManager[Caller]], calle
     samples = Samples(Window(pace))
     ready = threading.Barrier(callers, action=samples.window.open)
 
-    def work(number: int) -> list[Pair]:
+    def work(number: int) -> tuple[list[Pair], int]:
         try:
             with open_caller() as caller:
                 ready.wait(CONNECT_TIMEOUT_SECONDS)
@@ -138,24 +156,22 @@ def run_threads(open_caller: Callable[[], AbstractContextManager[Caller]], calle
     if failures:
         # The others only report that the barrier broke; show the one that broke it.
         raise next((error for error in failures if not isinstance(error, threading.BrokenBarrierError)), failures[0])
-    for future in futures:
-        samples.pairs.extend(future.result())
-    return samples
+    return samples.add(future.result() for future in futures)
 
 
-def _loop(caller: Caller, number: int, window: Window) -> list[Pair]:
+def _loop(caller: Caller, number: int, window: Window) -> tuple[list[Pair], int]:
     pairs: list[Pair] = []
     for turn in count():
         begun_ns = perf_counter_ns()
         if begun_ns >= window.end_ns:
-            break
+            return pairs, turn
         handle = caller.reserve(f"{number}/{turn}")
         reserved_ns = perf_counter_ns()
         caller.release(f"{number}/{turn}/exit", handle)
         released_ns = perf_counter_ns()
         if released_ns >= window.start_ns:
             pairs.append(Pair(begun_ns, reserved_ns, released_ns))
-    return pairs
+    raise AssertionError("counting never ends")
 
 
 async def run_tasks(make_caller: Callable[[], AsyncCaller], callers: int, pace: Pace) -> Samples:
@@ -167,21 +183,19 @@ async def run_tasks(make_caller: Callable[[], AsyncCaller], callers: int, pace: 
             tasks = [group.create_task(_loop_async(make_caller(), n, samples.window)) for n in range(callers)]
     except ExceptionGroup as failures:
         raise failures.exceptions[0] from failures
-    for task in tasks:
-        samples.pairs.extend(task.result())
-    return samples
+    return samples.add(task.result() for task in tasks)
 
 
-async def _loop_async(caller: AsyncCaller, number: int, window: Window) -> list[Pair]:
+async def _loop_async(caller: AsyncCaller, number: int, window: Window) -> tuple[list[Pair], int]:
     pairs: list[Pair] = []
     for turn in count():
         begun_ns = perf_counter_ns()
         if begun_ns >= window.end_ns:
-            break
+            return pairs, turn
         handle = await caller.reserve(f"{number}/{turn}")
         reserved_ns = perf_counter_ns()
         await caller.release(f"{number}/{turn}/exit", handle)
         released_ns = perf_counter_ns()
         if released_ns >= window.start_ns:
             pairs.append(Pair(begun_ns, reserved_ns, released_ns))
-    return pairs
+    raise AssertionError("counting never ends")

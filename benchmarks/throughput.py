@@ -113,9 +113,9 @@ def measure(host: Host, cell: Cell, pace: Pace) -> Figures:
 
 def _table(rows: list[Row]) -> Table:
     table = new_table(
-        "One reserve and its release, each answered once it is durable. Latencies in ms.",
+        "One reserve and its release, each answered once it is durable. Latencies in ms, CPU in us per command.",
         ("engine", "form"),
-        ("callers", "pairs/s", "vs hand", "pair p50", "pair p99", "pair max", "call p50", "call p99"),
+        ("callers", "pairs/s", "vs hand", "pair p50", "pair p99", "pair max", "call p50", "call p99", "CPU us"),
     )
     reference = {
         (row.cell.engine, row.cell.callers): row.figures.pairs_per_second
@@ -137,6 +137,7 @@ def _table(rows: list[Row]) -> Table:
                 f"{figures.pair_max_ms:,.0f}",
                 f"{figures.call_p50_ms:,.2f}",
                 f"{figures.call_p99_ms:,.2f}",
+                f"{figures.cpu_us_per_command:,.0f}" if figures.cpu_us_per_command else "-",
             )
         table.add_section()
     return table
