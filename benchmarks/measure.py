@@ -77,8 +77,8 @@ class Window:
 class Figures:
     """What one cell measured. Latencies cover every pair under way at any moment of the window.
 
-    cpu_us_per_command: CPU time of this process, warm-up included; None where another process does the work. It says more
-    than throughput on a machine that others use too.
+    cpu_us_per_command: CPU time of this process, warm-up included; None where another process does the work. It says
+    more than throughput on a machine that others use too.
     """
 
     pairs: int
