@@ -11,7 +11,7 @@ import signal
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -115,20 +115,34 @@ def _databases_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Da
         databases.close()
 
 
+@contextmanager
+def _made_and_dropped(databases_of: Callable[[str], Databases]) -> Iterator[NewDatabase]:
+    with ExitStack() as at_the_end:
+
+        def make(kind: str, *, migrated: bool = True, like: str | None = None) -> str:
+            databases = databases_of(kind)
+            url = databases.create(migrated=migrated, like=like)
+            at_the_end.callback(databases.drop, url)
+            return url
+
+        yield make
+
+
 @pytest.fixture
 def new_database(_databases_of: Callable[[str], Databases]) -> Iterator[NewDatabase]:
     """Make any number of databases: `new_database("postgresql")`, `new_database("sqlite", migrated=False)`.
 
-    Each call returns a URL. They are dropped after the test, with whatever is still connected to them.
+    Each call returns a URL. `like=url` copies a database that nobody has open. They are dropped after the test, with
+    whatever is still connected to them.
     """
-    with ExitStack() as at_the_end:
+    with _made_and_dropped(_databases_of) as make:
+        yield make
 
-        def make(kind: str, *, migrated: bool = True) -> str:
-            databases = _databases_of(kind)
-            url = databases.create(migrated=migrated)
-            at_the_end.callback(databases.drop, url)
-            return url
 
+@pytest.fixture(scope="module")
+def module_database(_databases_of: Callable[[str], Databases]) -> Iterator[NewDatabase]:
+    """`new_database` for what the tests of one module share."""
+    with _made_and_dropped(_databases_of) as make:
         yield make
 
 

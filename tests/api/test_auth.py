@@ -108,16 +108,14 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def keyed(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[Keyed]:
-    databases = _databases_of(request.param)
-    url = databases.create(migrated=True)
+def keyed(request: pytest.FixtureRequest, module_database: NewDatabase) -> Iterator[Keyed]:
+    url = module_database(request.param)
     with serving(url) as service:
         made = Keyed(service, url)
         for portfolio in ("main", "other"):
             service.ledger.reserve(key="first", portfolio=portfolio)
         yield made
         made.engine.dispose()
-    databases.drop(url)
 
 
 def test_list_routes_when_app_is_made_then_each_is_in_the_matrix_or_open_on_purpose(keyed: Keyed) -> None:

@@ -6,20 +6,19 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from tests.conftest import NewDatabase
 from tests.support.services import Running, serving
 
 BODY_MAX = 4096
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def service(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[Running]:
-    databases = _databases_of(request.param)
-    url = databases.create(migrated=True)
+def service(request: pytest.FixtureRequest, module_database: NewDatabase) -> Iterator[Running]:
+    url = module_database(request.param)
     bounds = {"body_bytes_max": BODY_MAX, "header_bytes_max": 2048, "header_timeout_seconds": 1}
     with serving(url, **bounds, body_timeout_seconds=1, connections_max=20, event_streams_max=2) as running:
         yield running
@@ -27,7 +26,6 @@ def service(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[Runn
         assert running.ledger.portfolios() == [], "hostile input left something behind"
         samples = running.parts.metrics.requests.collect()[0].samples
         assert not [sample for sample in samples if sample.labels["status"] == "500"]
-    databases.drop(url)
 
 
 def _connect(service: Running) -> socket.socket:

@@ -14,6 +14,7 @@ from ledger_sizer.api.commands import HotPathRouter
 from ledger_sizer.api.deadline import Deadline
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.wire.requests import BODIES
+from tests.conftest import NewDatabase
 from tests.support.services import Running, serving
 
 HOT = ["/v1/reservations", "/v1/batch", *(f"/v1/positions/main-17/{verb}" for verb in ("confirm", "release", "extend"))]
@@ -36,12 +37,9 @@ ODD = [
 
 
 @pytest.fixture(scope="module")
-def service(_databases_of: Any) -> Iterator[Running]:
-    databases = _databases_of("sqlite")
-    url = databases.create(migrated=True)
-    with serving(url) as running:
+def service(module_database: NewDatabase) -> Iterator[Running]:
+    with serving(module_database("sqlite")) as running:
         yield running
-    databases.drop(url)
 
 
 def _by_router(service: Running, method: str, path: str) -> tuple[Any, Any]:

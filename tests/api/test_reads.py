@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import NewDatabase
 from tests.support.databases import ENGINE_KINDS
 from tests.support.services import Running, eventually, serving
 
@@ -18,13 +19,10 @@ JSON_LINES = {"Accept": "application/x-ndjson"}
 
 
 @pytest.fixture(scope="module", params=ENGINE_KINDS)
-def service(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[Running]:
+def service(request: pytest.FixtureRequest, module_database: NewDatabase) -> Iterator[Running]:
     """A service with a history that most tests only look at; those that add to it ask for `own_service`."""
-    databases = _databases_of(request.param)
-    url = databases.create(migrated=True)
-    with _with_history(url) as running:
+    with _with_history(module_database(request.param)) as running:
         yield running
-    databases.drop(url)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
 
 import pytest
 
@@ -24,14 +23,11 @@ def _close_browsers() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def keyed(_databases_of: Any) -> Iterator[Keyed]:
-    databases = _databases_of("sqlite")
-    url = databases.create(migrated=True)
-    with keyed_service(url) as made:
+def keyed(module_database: NewDatabase) -> Iterator[Keyed]:
+    with keyed_service(module_database("sqlite")) as made:
         for portfolio in ("main", "other"):
             made.service.ledger.reserve(key="first", portfolio=portfolio, tags={"venue": "bybit"})
         yield made
-    databases.drop(url)
 
 
 # Who gets in.

@@ -7,8 +7,9 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ledger_sizer.history import archiver
 from ledger_sizer.history.archive_files import Manifest
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.storage.write_store import POSITION_COLUMNS
+from tests.conftest import NewDatabase
 from tests.history.test_history import COMMANDS, STRATEGIES, SYMBOLS, lived_in, matches
 from tests.support.clock import FakeClock
 from tests.support.ledgers import Intruder, assert_verified, opened
@@ -49,18 +51,40 @@ class Old:
         return len(self.decisions)
 
 
+@pytest.fixture(scope="module")
+def history_of(module_database: NewDatabase) -> Callable[[str], tuple[str, datetime]]:
+    """URL and end of a history that all tests of this module begin with, made once for each engine."""
+
+    @cache
+    def made(engine_kind: str) -> tuple[str, datetime]:
+        url, clock = module_database(engine_kind), FakeClock()
+        with opened(url, clock) as ledger:
+            ledger.reserve(key="first", tags={"symbol": "BTC"}, ttl_seconds=5)
+            lived_in(ledger, clock, 200, seed=11)
+            ledger.adopt(key="long", quantity=D(1), price=D(3), tags={"symbol": "ETH"})
+            clock.advance(MONTHS.total_seconds())
+            ledger.release(key="end", position_id=ledger.history(limit=1, command="adopt")[0].position_id or "")
+            ledger.reserve(key="young", tags={"symbol": "BTC"}, ttl_seconds=500)
+        return url, clock()
+
+    return made
+
+
 @pytest.fixture
-def old(database_url: str, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Old]:
+def old(
+    history_of: Callable[[str], tuple[str, datetime]],
+    engine_kind: str,
+    new_database: NewDatabase,
+    clock: FakeClock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Old]:
     monkeypatch.setattr(archiver, "DECISIONS_MAX", 64)
-    with opened(database_url, clock) as ledger:
-        ledger.reserve(key="first", tags={"symbol": "BTC"}, ttl_seconds=5)
-        lived_in(ledger, clock, 200, seed=11)
-        ledger.adopt(key="long", quantity=D(1), price=D(3), tags={"symbol": "ETH"})
-        clock.advance(MONTHS.total_seconds())
-        ledger.release(key="end", position_id=ledger.history(limit=1, command="adopt")[0].position_id or "")
-        ledger.reserve(key="young", tags={"symbol": "BTC"}, ttl_seconds=500)
-        decisions = [*ledger.history(limit=1000, ascending=True)]
-        yield Old(ledger, database_url, clock, tmp_path / "archive", decisions)
+    template, end = history_of(engine_kind)
+    url = new_database(engine_kind, like=template)
+    clock.advance((end - clock()).total_seconds())
+    with opened(url, clock) as ledger:
+        yield Old(ledger, url, clock, tmp_path / "archive", [*ledger.history(limit=1000, ascending=True)])
 
 
 def live_rows(old: Old) -> tuple[int, int]:

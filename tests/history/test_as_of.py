@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic_core import to_json
 
@@ -46,13 +46,28 @@ def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
 # --- exposure as of a past moment --------------------------------------------------------------------------------
 
 
+@settings(steady, max_examples=20)
+@given(seed=st.integers(0, 10**6))
+def test_read_exposure_as_of_when_any_commands_ran_then_it_is_what_stood_then(
+    seed: int, module_database: NewDatabase
+) -> None:
+    """Every command is run one by one, and what the counters said after it is what the decisions say later."""
+    check_exposure_as_of(module_database("sqlite"), seed)
+
+
+@pytest.mark.extended
+@pytest.mark.timeout(900)
 @steady
 @given(seed=st.integers(0, 10**6))
-def test_read_exposure_as_of_when_any_commands_ran_then_it_is_what_stood_then(seed: int, tmp_path_factory: Any) -> None:
-    """Every command is run one by one, and what the counters said after it is what the decisions say later."""
+def test_read_exposure_as_of_when_very_many_commands_ran_then_it_is_what_stood_then(
+    seed: int, module_database: NewDatabase
+) -> None:
+    check_exposure_as_of(module_database("sqlite"), seed)
+
+
+def check_exposure_as_of(url: str, seed: int) -> None:
     clock = FakeClock()
     seen: dict[int, Exposure] = {}
-    url = f"sqlite:///{tmp_path_factory.mktemp('asof')}/ledger.db"
     with opened(url, clock) as ledger:
         run_one = ledger.run
 

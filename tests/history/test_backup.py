@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 import subprocess
 import threading
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
 from decimal import Decimal
+from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,36 @@ from tests.support.ledgers import TAGS, Intruder, assert_verified, opened
 D = Decimal
 
 
+@pytest.fixture(scope="module")
+def history_of(module_database: NewDatabase) -> Callable[[str], tuple[str, datetime]]:
+    """URL and end of a history with every verb and two portfolios, made once for each engine."""
+
+    @cache
+    def made(engine_kind: str) -> tuple[str, datetime]:
+        url, clock = module_database(engine_kind), FakeClock()
+        with opened(url, clock) as ledger:
+            ledger.reserve(key="1", portfolio="other", tags=TAGS)
+            ledger.reserve(key="zero", tags=TAGS)
+            lived_in(ledger, clock, 1200, seed=8)
+        return url, clock.advance(timedelta(days=40).total_seconds())
+
+    return made
+
+
+@pytest.fixture
+def database_url(
+    history_of: Callable[[str], tuple[str, datetime]], engine_kind: str, new_database: NewDatabase, clock: FakeClock
+) -> str:
+    """A copy of that history."""
+    template, end = history_of(engine_kind)
+    clock.advance((end - clock()).total_seconds())
+    return new_database(engine_kind, like=template)
+
+
 @pytest.fixture
 def moved_from(database_url: str, clock: FakeClock, tmp_path: Path) -> Iterator[Ledger]:
-    """A ledger with every verb, two portfolios, and part of its history archived."""
+    """A ledger of which part is archived."""
     with opened(database_url, clock) as ledger:
-        ledger.reserve(key="1", portfolio="other", tags=TAGS)
-        ledger.reserve(key="zero", tags=TAGS)
-        lived_in(ledger, clock, 1200, seed=8)
-        clock.advance(timedelta(days=40).total_seconds())
         ledger.archive(ledger.decision(100).decided_at, tmp_path / "archive")
         ledger.reserve(key="last", tags=TAGS)
         yield ledger

@@ -17,6 +17,7 @@ import pytest
 
 from ledger_sizer import AppSettings, Ledger, ReconcileSettings, TradingSettings
 from ledger_sizer.storage.database import make_engine
+from tests.conftest import NewDatabase
 from tests.reconcile.worlds import CONFIRMATIONS, GRACE_SECONDS, World
 from tests.support.clock import FakeClock
 
@@ -27,10 +28,9 @@ STEPS = 30
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[tuple[Ledger, Any, FakeClock]]:
+def place(request: pytest.FixtureRequest, module_database: NewDatabase) -> Iterator[tuple[Ledger, Any, FakeClock]]:
     """A ledger for many worlds, each with a portfolio of its own."""
-    databases = _databases_of(request.param)
-    url = databases.create(migrated=True)
+    url = module_database(request.param)
     clock = FakeClock()
     settings = AppSettings(
         reconcile=ReconcileSettings(confirmations=CONFIRMATIONS, grace_seconds=GRACE_SECONDS, stale_after_seconds=None),
@@ -41,7 +41,6 @@ def place(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[tuple[
         yield ledger, engine, clock
         assert ledger.verify().ok
     engine.dispose()
-    databases.drop(url)
 
 
 @pytest.mark.slow

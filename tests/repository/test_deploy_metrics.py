@@ -9,11 +9,11 @@ import subprocess
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.conftest import NewDatabase
 from tests.support.accounts import Desk, short
 from tests.support.clock import FakeClock
 from tests.support.services import eventually, serving
@@ -47,10 +47,9 @@ EXPRESSIONS = [
 
 
 @pytest.fixture(scope="module")
-def real(_databases_of: Any) -> dict[str, set[str]]:
+def real(module_database: NewDatabase) -> dict[str, set[str]]:
     """Labels by sample name, of a service that did one of each thing."""
-    databases = _databases_of("sqlite")
-    url = databases.create(migrated=True)
+    url = module_database("sqlite")
     desk = Desk(url, FakeClock())
     desk.ledger.set_cap(key="first", portfolio="main", cap=Decimal(50_000))
     desk.account.shows(short("1"))
@@ -65,7 +64,6 @@ def real(_databases_of: Any) -> dict[str, set[str]]:
         ledger.reserve(key="c", portfolio="other", ttl_seconds=Decimal("0.05"))
         eventually(lambda: "ledger_expiries_total 1.0" in service.http.get("/metrics").text)
         families = list(text_string_to_metric_families(service.http.get("/metrics").text))
-    databases.drop(url)
     labels: dict[str, set[str]] = {}
     for sample in [sample for family in families for sample in family.samples]:
         labels.setdefault(sample.name, set()).update(sample.labels)

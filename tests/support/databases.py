@@ -212,8 +212,11 @@ def _checked(given: str) -> str:
 class Databases(Protocol):
     """Where the tests of one worker get their databases, one implementation for each engine."""
 
-    def create(self, *, migrated: bool) -> str:
-        """URL of a new database: with the schema and no rows, or (`migrated=False`) with nothing at all."""
+    def create(self, *, migrated: bool, like: str | None = None) -> str:
+        """URL of a new database: with the schema and no rows, or (`migrated=False`) with nothing at all.
+
+        like: URL of another database made here, which nobody has open; the new one is a copy of it.
+        """
 
     def drop(self, url: str) -> None:
         """Remove a database made by `create`."""
@@ -231,10 +234,12 @@ class SqliteDatabases:
         self._template: Path | None = None
         self._count = 0
 
-    def create(self, *, migrated: bool) -> str:
+    def create(self, *, migrated: bool, like: str | None = None) -> str:
         self._count += 1
         path = self._folder / f"ledger_{self._count}.db"
-        if migrated:
+        if like is not None:
+            shutil.copyfile(self._path(like), path)
+        elif migrated:
             self._template = self._template or self._make_template()
             shutil.copyfile(self._template, path)
         return f"sqlite:///{path}"
@@ -249,9 +254,14 @@ class SqliteDatabases:
         target.close()
         return template
 
-    def drop(self, url: str) -> None:
+    @staticmethod
+    def _path(url: str) -> str:
         path = make_url(url).database
         assert path is not None
+        return path
+
+    def drop(self, url: str) -> None:
+        path = self._path(url)
         for suffix in ("", "-wal", "-shm", "-journal"):
             Path(path + suffix).unlink(missing_ok=True)
 
@@ -280,16 +290,20 @@ class PostgresDatabases:
     def _url(self, name: str) -> str:
         return self._server_url.set(database=name).render_as_string(hide_password=False)
 
-    def create(self, *, migrated: bool) -> str:
+    def create(self, *, migrated: bool, like: str | None = None) -> str:
         self._drop_left_ones()
         self._count += 1
         name = f"{self._prefix}_{self._count}"
-        if migrated:
-            self._template = self._template or self._make_template()
-            self._run(f'CREATE DATABASE "{name}" TEMPLATE "{self._template}" STRATEGY FILE_COPY')
+        if like is not None or migrated:
+            template = make_url(like).database if like else self._migrated()
+            self._run(f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
         else:
             self._run(f'CREATE DATABASE "{name}" STRATEGY FILE_COPY')
         return self._url(name)
+
+    def _migrated(self) -> str:
+        self._template = self._template or self._make_template()
+        return self._template
 
     def _make_template(self) -> str:
         name = f"{self._prefix}_template"

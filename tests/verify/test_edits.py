@@ -17,6 +17,7 @@ from sqlalchemy import BigInteger, Column, Integer, Table
 from ledger_sizer import Finding, InstrumentInfo, InvalidRequest, Ledger, Leg, VerifyReport
 from ledger_sizer.cli.json_forms import report_form
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from tests.conftest import NewDatabase
 from tests.support.clock import START, FakeClock
 from tests.support.databases import ENGINE_KINDS
 from tests.support.ledgers import TAGS, Intruder, dynamic_settings, position_of, reserve_btc, steady
@@ -94,14 +95,11 @@ def _where(key: dict[str, Any]) -> str:
 
 
 @pytest.fixture(scope="module", params=ENGINE_KINDS)
-def scene(request: pytest.FixtureRequest) -> Iterator[Scene]:
+def scene(request: pytest.FixtureRequest, module_database: NewDatabase) -> Iterator[Scene]:
     """One lived-in ledger an engine, for all tests of this file."""
-    databases = request.getfixturevalue("_databases_of")(request.param)
-    url = databases.create(migrated=True)
-    scene = Scene(url)
+    scene = Scene(module_database(request.param))
     yield scene
     scene.close()
-    databases.drop(url)
 
 
 # --- nothing is wrong --------------------------------------------------------------------------------------------
