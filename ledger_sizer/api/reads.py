@@ -22,7 +22,14 @@ from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.queries import LIMIT_MAX
 from ledger_sizer.wire.overviews import overview_to_json
-from ledger_sizer.wire.requests import PORTFOLIO_PATTERN, POSITION_PATTERN, LabelText, MomentText, PortfolioText, moment
+from ledger_sizer.wire.requests import (
+    PORTFOLIO_PATTERN,
+    POSITION_PATTERN,
+    LabelText,
+    MomentText,
+    PortfolioText,
+    parse_time,
+)
 from ledger_sizer.wire.responses import (
     decision_to_json,
     exposure_to_json,
@@ -67,7 +74,7 @@ class ExposureFilters(_Filters):
         """The argument of `Ledger.exposure`."""
         if self.as_of is None or self.as_of.isdigit():
             return None if self.as_of is None else int(self.as_of)
-        return moment(self.as_of, "as_of")
+        return parse_time(self.as_of, "as_of")
 
 
 class DecisionFilters(_Filters):
@@ -98,7 +105,7 @@ class DecisionFilters(_Filters):
                 label_text(chosen[name], name)
         for name in ("since", "until"):
             if chosen[name] is not None:
-                chosen[name] = moment(chosen[name], name)
+                chosen[name] = parse_time(chosen[name], name)
         return chosen
 
 
