@@ -1,4 +1,4 @@
-"""What the routes of one app share."""
+"""`ServiceContext`: what all routes of one app share."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -16,10 +16,10 @@ from ledger_sizer.service.tracing import Tracing
 
 @dataclass(slots=True)
 class ServiceContext:
-    """The running parts as the routes see them.
+    """The running parts that the routes use.
 
-    deadline: of the ledger's answers. tracing: None where nobody asked for it.
-    stopping: set when no new work should begin.
+    reads: a read-only engine. deadline: timeout for the ledger's answers. tracing: None unless enabled.
+    reconciler: None where drifts and runs can only be read. stopping: set when no new work may begin.
     """
 
     ledger: Ledger
