@@ -9,6 +9,7 @@ from ledger_sizer.api.auth import Authenticator
 from ledger_sizer.api.deadline import Deadline
 from ledger_sizer.config import ServiceSettings
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.errors import WrongState
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.service.metrics import Metrics
 from ledger_sizer.service.tracing import Tracing
@@ -31,3 +32,9 @@ class ServiceContext:
     tracing: Tracing | None = None
     reconciler: Reconciler | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def require_reconciler(self) -> Reconciler:
+        """Return the reconciler. Raises `WrongState` where the service has none."""
+        if self.reconciler is None:
+            raise WrongState("this service does not reconcile")
+        return self.reconciler

@@ -25,7 +25,7 @@ from ledger_sizer.dashboard.assets import BY_DIGEST_NAME
 from ledger_sizer.dashboard.pages import Visitor
 from ledger_sizer.model.command_base import portfolio_name
 from ledger_sizer.model.commands import Halt, Resume
-from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound, Unavailable, WrongState
+from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound, Unavailable
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, scope_name
 from ledger_sizer.reconcile import drifts
@@ -188,9 +188,7 @@ class _Dashboard:
         token = form_api_key(request.scope, fields)
         caller = await self._service.access.require_key(request.scope, "admin", token)
         drift, action = await self._drift(request, caller)
-        if self._service.reconciler is None:
-            raise WrongState("this service does not reconcile")
-        operator = self._service.reconciler.operator
+        operator = self._service.require_reconciler().operator
         price = _parse_price(fields.get("price"))
         reason = fields.get("note", "").strip()
         await run_in_threadpool(operator.act, action, drift.id, actor=caller.name, reason=reason, price=price)

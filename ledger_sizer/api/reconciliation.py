@@ -1,10 +1,10 @@
 """Routes for reconciliation runs and drifts: list them, start a run, decide about a drift."""
 
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -13,18 +13,15 @@ from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.request_body import read_body
 from ledger_sizer.api.responses import json_response
-from ledger_sizer.model.errors import WrongState
 from ledger_sizer.model.reconciliation import DriftKind
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.queries import LIMIT_MAX
 from ledger_sizer.wire.reconciliation import drift_to_json, report_to_json, run_to_json
-from ledger_sizer.wire.requests import AmountText, Body, PortfolioText, invalid_request
+from ledger_sizer.wire.requests import AmountText, Body, BodyT, PortfolioText, validated
 from ledger_sizer.wire.responses import page_to_json
 from ledger_sizer.wire.strict_json import read_object
 
-_BodyT = TypeVar("_BodyT", bound=Body)
 DriftInPath = Annotated[int, Path(ge=1, le=10**18 - 1)]
 
 
@@ -95,7 +92,7 @@ def router(service: ServiceContext) -> APIRouter:
     async def reconcile(request: Request, caller: Admin) -> Response:
         """Compare now, for every portfolio that has an account. 503 while another run is under way."""
         body = await _parse_body(service, request, RunBody)
-        reconciler = _reconciler(service)
+        reconciler = service.require_reconciler()
         for portfolio in reconciler.portfolios:
             require_portfolio_access(caller, portfolio)
         reports = await run_in_threadpool(lambda: reconciler.run("demand", dry_run=body.dry_run))
@@ -126,7 +123,7 @@ def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
     Admin = Annotated[ApiKey, Depends(admin)]  # noqa: N806 - a type
 
     async def decide(caller: ApiKey, action: str, drift_id: int, body: ReasonBody) -> Response:
-        reconciler = _reconciler(service)
+        reconciler = service.require_reconciler()
         require_portfolio_access(caller, (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio)
         price = getattr(body, "price", None)
         exact = None if price is None else Decimal(price)
@@ -158,12 +155,6 @@ def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
         return await decide(caller, "close", drift_id, await _parse_body(service, request, ReasonBody))
 
 
-def _reconciler(service: ServiceContext) -> Reconciler:
-    if service.reconciler is None:
-        raise WrongState("this service does not reconcile")
-    return service.reconciler
-
-
 def _portfolios(caller: ApiKey, asked: str | None) -> tuple[str, ...] | None:
     """Return the portfolio asked for, else those of the key (None: all). Raises `Forbidden`."""
     if asked is None:
@@ -172,13 +163,10 @@ def _portfolios(caller: ApiKey, asked: str | None) -> tuple[str, ...] | None:
     return (asked,)
 
 
-async def _parse_body(service: ServiceContext, request: Request, model: type[_BodyT]) -> _BodyT:
+async def _parse_body(service: ServiceContext, request: Request, model: type[BodyT]) -> BodyT:
     """Parse the body as strictly as the commands' bodies."""
     sent = await read_body(request.scope, request.receive, service.settings.body_bytes_max)
-    try:
-        return model.model_validate(read_object(sent))
-    except ValidationError as error:
-        raise invalid_request(error) from None
+    return validated(model, read_object(sent))
 
 
 def _body_schema(model: type[Body], *, required: bool = True) -> dict[str, Any]:

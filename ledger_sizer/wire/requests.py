@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -79,6 +79,9 @@ class Body(BaseModel):
     """Base of all request bodies: exact types, no unknown fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+BodyT = TypeVar("BodyT", bound=Body)
 
 
 class InstrumentForm(Body):
@@ -299,15 +302,15 @@ assert BODIES.keys() == COMMANDS.keys(), "every verb has a body"
 # --- reading ---------------------------------------------------------------------------------------
 
 
-def validated(model: type[CommandBody], form: Mapping[str, Any]) -> CommandBody:
+def validated(model: type[BodyT], form: Mapping[str, Any]) -> BodyT:
     """Validate a JSON object as a body. Raises `InvalidRequest` naming the first wrong field."""
     try:
         return model.model_validate(form)
     except ValidationError as error:
-        raise invalid_request(error) from None
+        raise _invalid_request(error) from None
 
 
-def invalid_request(error: ValidationError) -> InvalidRequest:
+def _invalid_request(error: ValidationError) -> InvalidRequest:
     """Convert the first error of pydantic to this package's error."""
     first = error.errors(include_url=False, include_context=False)[0]
     field = ".".join(str(part) for part in first["loc"] if part not in _NON_FIELDS)
