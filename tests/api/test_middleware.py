@@ -1,4 +1,4 @@
-"""The short way of the hot calls leads where the app's own router would, and nowhere else; nobody waits for ever."""
+"""`HotPathRouter` finds the same endpoints as the app's own router; `Deadline` ends late waits only."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def service(_databases_of: Any) -> Iterator[Running]:
 
 
 def _by_router(service: Running, method: str, path: str) -> tuple[Any, Any]:
-    """The endpoint and path parameters of the first route that takes this method and path."""
+    """Return endpoint and path parameters of the first route that matches this method and path."""
     for route in service.app.routes:
         match, child = route.matches({"type": "http", "method": method, "path": path, "headers": []})
         if match is Match.FULL:

@@ -1,4 +1,4 @@
-"""Looking over HTTP: listings, exports, events, health and metrics, on both databases."""
+"""Read-only HTTP routes: listings, exports, events, health and metrics, on both databases."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ JSON_LINES = {"Accept": "application/x-ndjson"}
 
 @pytest.fixture(scope="module", params=ENGINE_KINDS)
 def service(request: pytest.FixtureRequest, _databases_of: Any) -> Iterator[Running]:
-    """A service with a history that most tests only look at; those that add to it ask for `own_service`."""
+    """A service with a history, shared by the tests that only read; those that write use `own_service`."""
     databases = _databases_of(request.param)
     url = databases.create(migrated=True)
     with _with_history(url) as running:
