@@ -33,9 +33,9 @@ from ledger_sizer.wire.responses import (
 )
 
 
-def overview_query_to_params(look: OverviewQuery) -> Json:
+def overview_query_to_params(query: OverviewQuery) -> Json:
     """Return the query of `GET /v1/overview`. Without `only`: the service decides which portfolios a key may see."""
-    return {name: value for name, value in asdict(look).items() if value is not None and name != "only"}
+    return {name: value for name, value in asdict(query).items() if value is not None and name != "only"}
 
 
 def overview_to_json(overview: Overview) -> Json:
