@@ -1,21 +1,25 @@
 """The HTTP service: `/v1`, JSON, decimals as strings, RFC 9457 problem details.
 
-    app          puts it together: `create_app`
-    edge         around every request: its id, limits, metrics, and errors turned into problems
-    access       who may do what: API keys, roles, portfolios
-    intake       reading a request: key, media type, bounded body
-    deadline     how long an answer of the ledger is waited for
-    verbs        the calls that change something: one endpoint per verb, and the batch
-    reads        exposure, positions, decisions
-    export       decisions as CSV and NDJSON, streamed
-    events       decisions as server-sent events
-    pages        the dashboard: its pages and forms
-    sessions     the dashboard's cookie, and what its forms must prove
-    operations   liveness, readiness, metrics
-    schema       the OpenAPI of it all
-    server       uvicorn with the limits it lacks
+    app                `create_app`: builds the ASGI application
+    context            what all routes share
+    middleware         request ids, bound on concurrent requests, metrics, unexpected errors
+    auth               API keys, roles and portfolios of callers
+    request_body       idempotency key, media type, bounded body
+    responses          JSON, decisions and errors as HTTP responses
+    response_models    the responses as pydantic models, for OpenAPI
+    deadline           timeout for the ledger's answers
+    commands           one endpoint per verb, and the batch
+    reads              exposure, positions, decisions, overview
+    export             decisions as CSV and NDJSON, streamed
+    events             decisions as server-sent events
+    reconciliation     runs and drifts
+    dashboard_routes   pages and forms of the dashboard
+    sessions           cookie and CSRF checks of the dashboard
+    health             liveness, readiness, metrics
+    openapi            the OpenAPI document
+    server             uvicorn with further bounds
 
-Every call enters the ledger at `Ledger`, and every form of JSON is `wire`'s.
+All calls go through `Ledger` or `Reconciler`, and `wire` defines all JSON.
 """
 
 from ledger_sizer.api.app import create_app as create_app

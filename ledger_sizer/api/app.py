@@ -1,4 +1,4 @@
-"""Puts the HTTP service together."""
+"""Builds the ASGI application: routes, error handlers, middleware."""
 
 from typing import Any
 
@@ -42,11 +42,10 @@ def create_app(
     tracing: Tracing | None = None,
     reconciler: Reconciler | None = None,
 ) -> FastAPI:
-    """The ASGI application over an open ledger. `app.state.service` is what its routes share.
+    """Build the application for an open ledger. `app.state.service` is the `ServiceContext` of its routes.
 
-    reads_engine: an engine on the same database that cannot write. keys: the API keys that open it.
-    reconciler: without one, drifts and runs can be read, and nothing can be done about them. tracing: makes spans of
-    requests, where given.
+    reads_engine: a read-only engine on the same database. keys: the API keys that are accepted. reconciler: without
+    one, drifts and runs can only be read. tracing: creates a span for each request; None for no spans.
     """
     access = Authenticator(keys, on_loopback=is_loopback(settings.host))
     service = ServiceContext(
@@ -65,14 +64,14 @@ def create_app(
         description="The capital desk for trading bots: reserve, confirm and release exposure under caps. Decimals are "
         "strings. Errors are RFC 9457 problem details with a stable `code`.",
         redoc_url=None,
-        # Redirecting `/v1/positions/` would repeat a POST elsewhere; a path is right or it is not there.
+        # A redirect of `/v1/positions/` would repeat a POST at another path, so a wrong path is 404.
         redirect_slashes=False,
-        # The spans of this package cover the commands too, which never reach the framework (see `tracing`).
+        # The spans of `service.tracing` also cover the commands, which never reach the framework.
         telemetry={"tracing": False, "metrics": False, "logs": False},
     )
     app.state.service = service
-    # Flat, so that whoever walks `app.routes` (the tests of who may do what) sees every one of them.
-    endpoints = commands.endpoints(service)
+    # Flat, so that `app.routes` lists every route: the authorization tests iterate over it.
+    endpoints = commands.make_endpoints(service)
     app.router.routes.extend(commands.routes(endpoints))
     app.router.routes.extend(dashboard_routes.routes(service))
     for router in (reads.router, reads.chain_router, reconciliation.router, events.router, health.router):
@@ -82,7 +81,7 @@ def create_app(
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(SQLAlchemyError, _on_database)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
-    # Not `add_middleware`: that would put the framework's own layers around it, and the hot calls would pay for them.
+    # Not `add_middleware`: that would put the framework's own layers around it, which slow down the hot calls.
     app.middleware_stack = ServiceMiddleware(app.build_middleware_stack(), service, commands.HotPathRouter(endpoints))
     return app
 
@@ -92,7 +91,7 @@ async def _on_ledger_error(_request: Request, error: Any) -> Response:
 
 
 async def _on_invalid(_request: Request, error: Any) -> Response:
-    """What FastAPI found wrong in a path or query, in the words and form of this package."""
+    """Convert FastAPI's first error in a path or query to this package's error."""
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
     what = "is not a parameter here" if first["type"] == "extra_forbidden" else first["msg"]
@@ -100,7 +99,7 @@ async def _on_invalid(_request: Request, error: Any) -> Response:
 
 
 async def _on_http(request: Request, error: Any) -> Response:
-    """Starlette's own refusals: no such path, not with this method."""
+    """Convert Starlette's own errors: unknown path, wrong method."""
     path = request.url.path[:200]
     if error.status_code == 405:
         allowed = sorted({method for route in request.app.routes for method in _methods(route, request)})
@@ -117,6 +116,6 @@ def _methods(route: Any, request: Request) -> set[str]:
 
 
 async def _on_database(_request: Request, error: Any) -> Response:
-    """A read met the database away; commands never come here, the ledger sorts theirs."""
+    """Answer a read that failed in the database. Commands never get here: the ledger converts their errors."""
     log.warning("http.database_away", error=str(error).strip())
     return problem_response(Unavailable(f"the database is away: {type(error).__name__}; try again"))

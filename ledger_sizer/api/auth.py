@@ -1,7 +1,7 @@
-"""Who may do what: bearer API keys, their roles and portfolios; and what happens while there is no key at all.
+"""Authenticates callers by API key and checks their role and portfolios.
 
-Without any key the service listens to loopback only and lets every local caller in. It then also insists that the
-request names a loopback host, so that a web page cannot reach it through a name that resolves to this machine.
+While no API key exists, the service listens on loopback only and every local caller is admin. The `Host` header must
+then be a loopback name, so that a web page cannot reach the service by DNS rebinding.
 """
 
 import asyncio
@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 
 from starlette.types import Scope
 
-from ledger_sizer.api.sessions import session_key
+from ledger_sizer.api.sessions import session_api_key
 from ledger_sizer.service.api_keys import ApiKey, KeyRing, Role
 from ledger_sizer.service.bootstrap import is_loopback
 from ledger_sizer.wire.problems import Forbidden, Unauthenticated
 
-ANYBODY = ApiKey("", "loopback", "admin", None, datetime(1970, 1, 1, tzinfo=UTC), None)
-"""Whoever calls a service without keys."""
+LOOPBACK_CALLER = ApiKey("", "loopback", "admin", None, datetime(1970, 1, 1, tzinfo=UTC), None)
+"""The caller of a service that has no keys."""
 
 
 class Authenticator:
@@ -27,30 +27,30 @@ class Authenticator:
         self._refreshing = asyncio.Lock()
 
     async def require(self, scope: Scope, role: Role) -> ApiKey:
-        """Who calls, by bearer key or, to look, by the dashboard's cookie.
+        """Return the caller: by bearer key, or for reads also by the dashboard's cookie.
 
-        Raises `Unauthenticated` without a known key, `Forbidden` where its role does not reach.
+        Raises `Unauthenticated` without a known key, `Forbidden` where the key's role does not cover `role`.
         """
-        token = _bearer(scope)
-        return await self.require_key(scope, role, session_key(scope) if token is None else token)
+        token = _bearer_token(scope)
+        return await self.require_key(scope, role, session_api_key(scope) if token is None else token)
 
     async def require_key(self, scope: Scope, role: Role, token: str | None) -> ApiKey:
-        """Who calls with this key, however it came."""
+        """Return the caller with this key. Raises like `require`."""
         if not self._keys.fresh:
             async with self._refreshing:
                 if not self._keys.fresh:
                     await asyncio.to_thread(self._keys.refresh)
-        caller = self._caller(scope, token)
+        caller = self._authenticate(scope, token)
         if not caller.may(role):
             raise Forbidden(
                 f"this call needs the role {role!r}; key {caller.key_id} ({caller.name}) has {caller.role!r}"
             )
         return caller
 
-    def _caller(self, scope: Scope, token: str | None) -> ApiKey:
+    def _authenticate(self, scope: Scope, token: str | None) -> ApiKey:
         if self._keys.empty and self._on_loopback:
-            _require_loopback_name(scope)
-            return ANYBODY
+            _require_loopback_host(scope)
+            return LOOPBACK_CALLER
         if not token:
             raise Unauthenticated("send an API key: Authorization: Bearer lsk_...")
         found = self._keys.find(token)
@@ -59,15 +59,15 @@ class Authenticator:
         return found
 
 
-def _require_loopback_name(scope: Scope) -> None:
+def _require_loopback_host(scope: Scope) -> None:
     host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
     name = host if host.endswith("]") else host.rsplit(":", 1)[0]
     if not is_loopback(name):
         raise Forbidden(f"without API keys only loopback is served, not the host {name!r:.100}")
 
 
-def _bearer(scope: Scope) -> str | None:
-    """The key in the `Authorization` header; empty where the header holds none."""
+def _bearer_token(scope: Scope) -> str | None:
+    """Return the key in the `Authorization` header: None without the header, empty where it holds no bearer key."""
     for name, value in scope["headers"]:
         if name == b"authorization":
             kind, _, token = value.decode("latin-1").partition(" ")

@@ -1,8 +1,8 @@
-"""The calls that change something: one endpoint for each verb, and the batch.
+"""Endpoints of the commands: one for each verb, and the batch.
 
-They are plain ASGI endpoints, not FastAPI operations: the same models do the reading, and the hot calls cost a fraction
-(see docs/decisions). `openapi` documents them, `routes` adds them, and `HotPathRouter` lets `middleware` answer them
-before the framework begins its work.
+They are plain ASGI endpoints, not FastAPI operations: the same pydantic models parse the requests, at a fraction of the
+cost (see docs/decisions). `openapi` documents them, `routes` adds them to the app, and `HotPathRouter` lets
+`middleware` answer the hot calls before the framework's own router.
 """
 
 from collections.abc import Awaitable, Callable, Iterable
@@ -43,57 +43,59 @@ assert ROLE_OF.keys() == BODIES.keys(), "every verb needs a role"
 
 BATCH_PATH = "/v1/batch"
 
-Answer = Callable[[Scope, Receive], Awaitable[PreparedResponse]]
+Handler = Callable[[Scope, Receive], Awaitable[PreparedResponse]]
 
 
 class Endpoint:
-    """What answers one verb, or the batch. path: as declared, which is what `edge` counts under."""
+    """The endpoint of one verb, or of the batch. path: as declared; `middleware` uses it as the metrics' route."""
 
-    def __init__(self, name: str, method: str, path: str, answer: Answer) -> None:
+    def __init__(self, name: str, method: str, path: str, handler: Handler) -> None:
         self.name = name
         self.method = method
         self.path = path
-        self._answer = answer
+        self._handler = handler
 
-    async def answer(self, scope: Scope, receive: Receive) -> PreparedResponse:
-        """The response to a request; an error of the ledger is a problem."""
+    async def handle(self, scope: Scope, receive: Receive) -> PreparedResponse:
+        """Return the response; a `LedgerError` becomes a problem."""
         try:
-            return await self._answer(scope, receive)
+            return await self._handler(scope, receive)
         except LedgerError as error:
             return problem_response(error)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The same as an ASGI application, which is how a route of the app calls it."""
-        response = await self.answer(scope, receive)
+        """Serve the request as an ASGI application; the app's routes call this."""
+        response = await self.handle(scope, receive)
         await response(scope, receive, send)
 
 
-def endpoints(service: ServiceContext) -> list[Endpoint]:
-    """One for each verb, and the batch."""
-    made = [
-        Endpoint(verb, body.method, body.path, _verb_answer(service, body, ROLE_OF[verb]))
+def make_endpoints(service: ServiceContext) -> list[Endpoint]:
+    """Make one endpoint for each verb, and one for the batch."""
+    verbs = [
+        Endpoint(verb, body.method, body.path, _verb_handler(service, body, ROLE_OF[verb]))
         for verb, body in BODIES.items()
     ]
-    return [*made, Endpoint("batch", "POST", BATCH_PATH, _batch_answer(service))]
+    return [*verbs, Endpoint("batch", "POST", BATCH_PATH, _batch_handler(service))]
 
 
-def routes(made: Iterable[Endpoint]) -> list[Route]:
-    """The endpoints as routes of the app, which knows them for its OpenAPI and for what is wrong with a request."""
-    return [Route(one.path, one, methods=[one.method], name=one.name) for one in made]
+def routes(endpoints: Iterable[Endpoint]) -> list[Route]:
+    """Make the app's routes to the endpoints. The app needs them for requests that `HotPathRouter` does not find."""
+    return [Route(one.path, one, methods=[one.method], name=one.name) for one in endpoints]
 
 
 class HotPathRouter:
-    """Finds the endpoint of a hot call: by its path, or by the verb after the name of a position.
+    """Finds the endpoint of a hot call: by its path, or by the verb after a position_id.
 
-    What it does not find, such as a path that is not there or another method, is for the app's own router to answer.
+    The app's own router answers what it does not find, such as an unknown path or another method.
     """
 
-    def __init__(self, made: Iterable[Endpoint]) -> None:
-        self._by_path = {(one.method, one.path): one for one in made if "{" not in one.path}
-        self._by_verb = {one.path.removeprefix(_OF_POSITION): one for one in made if one.path.startswith(_OF_POSITION)}
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self._by_path = {(one.method, one.path): one for one in endpoints if "{" not in one.path}
+        self._by_verb = {
+            one.path.removeprefix(_POSITION_PREFIX): one for one in endpoints if one.path.startswith(_POSITION_PREFIX)
+        }
 
     def find(self, scope: Scope) -> Endpoint | None:
-        """The endpoint, with `endpoint` and `path_params` set as the router would."""
+        """Return the endpoint or None. Sets `endpoint` and `path_params` in the scope as the app's router does."""
         method, path = scope["method"], scope["path"]
         parameters = {}
         endpoint = self._by_path.get((method, path))
@@ -107,20 +109,20 @@ class HotPathRouter:
 
 
 _POSITIONS = "/v1/positions/"
-_OF_POSITION = f"{_POSITIONS}{{position_id}}/"
+_POSITION_PREFIX = f"{_POSITIONS}{{position_id}}/"
 
 
-def _verb_answer(service: ServiceContext, model: type[CommandBody], role: Role) -> Answer:
-    async def answer(scope: Scope, receive: Receive) -> PreparedResponse:
+def _verb_handler(service: ServiceContext, model: type[CommandBody], role: Role) -> Handler:
+    async def handle(scope: Scope, receive: Receive) -> PreparedResponse:
         caller = await service.access.require(scope, role)
         key = idempotency_key(scope)
         full = _wants_full(scope["query_string"])
         body = await read_body(scope, receive, service.settings.body_bytes_max)
         command = validated(model, read_object(body)).to_command(key, **scope["path_params"])
         require_portfolio_access(caller, command.portfolio)
-        return decision_response(await service.deadline.of(service.ledger.run_async(command)), full=full)
+        return decision_response(await service.deadline.wait_for(service.ledger.run_async(command)), full=full)
 
-    return answer
+    return handle
 
 
 def _wants_full(query: bytes) -> bool:
@@ -131,51 +133,51 @@ def _wants_full(query: bytes) -> bool:
     raise InvalidRequest(f"the only parameter here is full=true, got {query[:80]!r}", field="full")
 
 
-def _batch_answer(service: ServiceContext) -> Answer:
-    async def answer(scope: Scope, receive: Receive) -> PreparedResponse:
+def _batch_handler(service: ServiceContext) -> Handler:
+    async def handle(scope: Scope, receive: Receive) -> PreparedResponse:
         caller = await service.access.require(scope, "trade")
         full = _wants_full(scope["query_string"])
         batch = read_batch(read_object(await read_body(scope, receive, service.settings.body_bytes_max)))
         for item in batch.items:
             if not isinstance(item, InvalidRequest):
-                _allow_command(caller, item)
-        return await _batch(service, batch.items, atomic=batch.atomic, full=full)
+                _require_permission(caller, item)
+        return await _run_batch(service, batch.items, atomic=batch.atomic, full=full)
 
-    return answer
+    return handle
 
 
-def _allow_command(caller: ApiKey, command: AnyCommand) -> None:
+def _require_permission(caller: ApiKey, command: AnyCommand) -> None:
     if not caller.may(ROLE_OF[command.verb]):
         raise Forbidden(f"{command.verb} {command.key!r} needs the role {ROLE_OF[command.verb]!r}; nothing was done")
     require_portfolio_access(caller, command.portfolio)
 
 
-async def _batch(
+async def _run_batch(
     service: ServiceContext, items: list[AnyCommand | InvalidRequest], *, atomic: bool, full: bool
 ) -> PreparedResponse:
-    """Run what could be read; what could not stands as an error in its place, or fails an atomic batch whole."""
+    """Run the valid commands. The error of an invalid one is its result; an atomic batch fails as a whole."""
     commands = [item for item in items if not isinstance(item, InvalidRequest)]
-    wrong = next((item for item in items if isinstance(item, InvalidRequest)), None)
-    if atomic and wrong is not None:
-        raise wrong
-    answers = iter(await service.deadline.of(service.ledger.submit_async(commands, atomic=atomic)))
+    first_error = next((item for item in items if isinstance(item, InvalidRequest)), None)
+    if atomic and first_error is not None:
+        raise first_error
+    answers = iter(await service.deadline.wait_for(service.ledger.submit_async(commands, atomic=atomic)))
     results: list[Result] = [item if isinstance(item, InvalidRequest) else next(answers) for item in items]
     forms = [_result_form(result, full) for result in results]
     denied = next((r for r in results if isinstance(r, Decision) and r.outcome == "denied"), None)
     if atomic and denied is not None:
-        # `raise_for_status()` must protect a careless caller here too: nothing of this batch took effect.
-        return problem_response(Denied(_first_cause(results) or denied), results=forms)
+        # Not 200, so that `raise_for_status()` stops a careless caller: no command of this batch took effect.
+        return problem_response(Denied(_causing_denial(results) or denied), results=forms)
     return json_response({"results": forms})
 
 
-def _first_cause(results: list[Result]) -> Decision | None:
-    """The denial that denied the others."""
+def _causing_denial(results: list[Result]) -> Decision | None:
+    """Return the denial that caused the denial of the others."""
     decisions = (result for result in results if isinstance(result, Decision) and result.outcome == "denied")
     return next((decision for decision in decisions if decision.reason != "group_denied"), None)
 
 
 def _result_form(result: Result, full: bool) -> Json:
-    """One answer of a batch: its status, and the decision or the problem it would have been alone."""
+    """Convert one result of a batch: the status and the decision or problem that a single call would have."""
     if isinstance(result, LedgerError):
         problem = problem_of(result)
         return {"status": problem["status"], "problem": problem}

@@ -1,4 +1,4 @@
-"""What the routes of one app share."""
+"""`ServiceContext`: what all routes of one app share."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -9,6 +9,7 @@ from ledger_sizer.api.auth import Authenticator
 from ledger_sizer.api.deadline import Deadline
 from ledger_sizer.config import ServiceSettings
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.errors import WrongState
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.service.metrics import Metrics
 from ledger_sizer.service.tracing import Tracing
@@ -16,10 +17,10 @@ from ledger_sizer.service.tracing import Tracing
 
 @dataclass(slots=True)
 class ServiceContext:
-    """The running parts as the routes see them.
+    """The running parts that the routes use.
 
-    deadline: of the ledger's answers. tracing: None where nobody asked for it.
-    stopping: set when no new work should begin.
+    reads: a read-only engine. deadline: timeout for the ledger's answers. tracing: None unless enabled.
+    reconciler: None where drifts and runs can only be read. stopping: set when no new work may begin.
     """
 
     ledger: Ledger
@@ -31,3 +32,9 @@ class ServiceContext:
     tracing: Tracing | None = None
     reconciler: Reconciler | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def require_reconciler(self) -> Reconciler:
+        """Return the reconciler. Raises `WrongState` where the service has none."""
+        if self.reconciler is None:
+            raise WrongState("this service does not reconcile")
+        return self.reconciler

@@ -1,7 +1,7 @@
-"""The dashboard at `/`: pages to look at, a login, and forms that act. What they look like stands in `dashboard`.
+"""Routes of the dashboard at `/`: pages, login, and forms that run commands. `dashboard` renders the HTML.
 
-Every page is whole without a script. A form is confirmed on a page of its own, carries an idempotency key made with
-that page, and ends in a redirect, so that neither a double click nor a reload acts twice.
+Every page is complete without a script. Each form has its own confirm page, which makes the idempotency key. Its POST
+ends in a redirect, so that neither a double click nor a reload runs the command twice.
 """
 
 from collections.abc import Awaitable, Callable
@@ -19,13 +19,13 @@ from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.reads import SEQ_MAX, OverviewFilters
 from ledger_sizer.api.request_body import read_form
-from ledger_sizer.api.sessions import end_session, form_key, require_own_form, session_of, set_session
+from ledger_sizer.api.sessions import check_csrf, end_session, form_api_key, session_of, set_session
 from ledger_sizer.dashboard import confirm_forms, pages
 from ledger_sizer.dashboard.assets import BY_DIGEST_NAME
 from ledger_sizer.dashboard.pages import Visitor
 from ledger_sizer.model.command_base import portfolio_name
 from ledger_sizer.model.commands import Halt, Resume
-from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound, Unavailable, WrongState
+from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound, Unavailable
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, scope_name
 from ledger_sizer.reconcile import drifts
@@ -44,64 +44,64 @@ _HEADERS = {
     ),
     "X-Frame-Options": "DENY",
     "X-Content-Type-Options": "nosniff",
-    # Not `no-referrer`: browsers would then hide the origin of forms, by which they are told from forged ones.
+    # Not `no-referrer`: browsers would then hide the origin of forms, which the CSRF check needs.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
-_FOREVER = {**_HEADERS, "Cache-Control": "public, max-age=31536000, immutable"}
+_ASSET_HEADERS = {**_HEADERS, "Cache-Control": "public, max-age=31536000, immutable"}
 
-Answer = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 def routes(service: ServiceContext) -> list[Route]:
-    """The dashboard's routes, none of them in the API's documentation."""
-    desk = _Desk(service)
+    """Return the dashboard's routes. None is in the OpenAPI document."""
+    dashboard = _Dashboard(service)
     return [
-        _route("/", desk.show, "GET"),
-        _route("/explain/{portfolio}/{seq}", desk.explain, "GET"),
-        _route("/login", desk.ask_key, "GET"),
-        _route("/login", desk.sign_in, "POST"),
-        _route("/logout", desk.sign_out, "POST"),
-        _route("/steer/{portfolio}", desk.ask_to_steer, "GET"),
-        _route("/steer/{portfolio}", desk.steer, "POST"),
-        _route("/drifts/{drift_id}/{action}", desk.ask_about_drift, "GET"),
-        _route("/drifts/{drift_id}/{action}", desk.decide_drift, "POST"),
+        _route("/", dashboard.show, "GET"),
+        _route("/explain/{portfolio}/{seq}", dashboard.explain, "GET"),
+        _route("/login", dashboard.login_page, "GET"),
+        _route("/login", dashboard.log_in, "POST"),
+        _route("/logout", dashboard.log_out, "POST"),
+        _route("/steer/{portfolio}", dashboard.confirm_halt_page, "GET"),
+        _route("/steer/{portfolio}", dashboard.halt_or_resume, "POST"),
+        _route("/drifts/{drift_id}/{action}", dashboard.confirm_drift_page, "GET"),
+        _route("/drifts/{drift_id}/{action}", dashboard.decide_drift, "POST"),
         _route("/assets/{name}", _asset, "GET"),
     ]
 
 
-def _route(path: str, answer: Answer, method: str) -> Route:
+def _route(path: str, handler: Handler, method: str) -> Route:
     async def endpoint(request: Request) -> Response:
         try:
-            return await answer(request)
+            return await handler(request)
         except Unauthenticated:
-            return _to("/login")
+            return _redirect("/login")
         except LedgerError as error:
-            return _problem(error)
+            return _problem_page(error)
         except SQLAlchemyError as error:
             log.warning("http.database_away", error=str(error).strip())
-            return _problem(Unavailable(f"the database is away: {type(error).__name__}; try again"))
+            return _problem_page(Unavailable(f"the database is away: {type(error).__name__}; try again"))
 
-    # What `edge` counts under: a route of Starlette's own does not tell.
+    # The route that `middleware` counts requests by: Starlette's routes do not put theirs into the scope.
     endpoint.path = path  # type: ignore[attr-defined]
     return Route(path, endpoint, methods=[method], include_in_schema=False)
 
 
-class _Desk:
+class _Dashboard:
     def __init__(self, service: ServiceContext) -> None:
         self._service = service
 
     async def show(self, request: Request) -> Response:
-        """The dashboard itself."""
+        """Show the dashboard."""
         caller = await self._service.access.require(request.scope, "read")
-        look = _filters(request).look(caller)
-        overview = await run_in_threadpool(self._service.ledger.overview, look)
-        return self._page(request, pages.desk_page(overview, look, _visitor(request, caller)))
+        query = _filters(request).query_for(caller)
+        overview = await run_in_threadpool(self._service.ledger.overview, query)
+        return self._page(request, pages.desk_page(overview, query, _visitor(request, caller)))
 
     async def explain(self, request: Request) -> Response:
-        """Why one decision came out as it did."""
+        """Explain one decision."""
         caller = await self._service.access.require(request.scope, "read")
         portfolio, seq = portfolio_name(request.path_params["portfolio"]), request.path_params["seq"]
         require_portfolio_access(caller, portfolio)
@@ -110,39 +110,39 @@ class _Desk:
         explanation = await run_in_threadpool(self._service.ledger.explain, int(seq), portfolio)
         return self._page(request, pages.explanation_page(explanation, _visitor(request, caller)))
 
-    async def ask_key(self, request: Request) -> Response:
-        """The login form, unless no key is needed or one is there."""
+    async def login_page(self, request: Request) -> Response:
+        """Show the login form; redirect where no key is needed or the visitor is logged in."""
         try:
             await self._service.access.require(request.scope, "read")
         except Unauthenticated:
             return self._page(request, pages.login_page(session_of(request.scope).form_token))
-        return _to("/")
+        return _redirect("/")
 
-    async def sign_in(self, request: Request) -> Response:
-        """Take a key into the cookie."""
+    async def log_in(self, request: Request) -> Response:
+        """Check the API key and store it in the cookie."""
         fields = await read_form(request.scope, request.receive, self._service.settings.body_bytes_max)
-        require_own_form(request.scope, fields)
+        check_csrf(request.scope, fields)
         token = fields.get("key", "").strip()
         try:
             await self._service.access.require_key(request.scope, "read", token)
         except Unauthenticated:
-            words = "This API key is not known, or it was revoked."
-            page = pages.login_page(session_of(request.scope).form_token, words)
+            message = "This API key is not known, or it was revoked."
+            page = pages.login_page(session_of(request.scope).form_token, message)
             return HTMLResponse(page, 401, _HEADERS)
-        response = _to("/")
+        response = _redirect("/")
         set_session(response, request.scope, token)
         return response
 
-    async def sign_out(self, request: Request) -> Response:
-        """Forget the key."""
+    async def log_out(self, request: Request) -> Response:
+        """Delete the cookie."""
         fields = await read_form(request.scope, request.receive, self._service.settings.body_bytes_max)
-        require_own_form(request.scope, fields)
-        response = _to("/login")
+        check_csrf(request.scope, fields)
+        response = _redirect("/login")
         end_session(response, request.scope)
         return response
 
-    async def ask_to_steer(self, request: Request) -> Response:
-        """Halt or resume? The page that asks."""
+    async def confirm_halt_page(self, request: Request) -> Response:
+        """Show the page that confirms a halt or resume."""
         caller = await self._service.access.require(request.scope, "admin")
         portfolio = portfolio_name(request.path_params["portfolio"])
         require_portfolio_access(caller, portfolio)
@@ -154,10 +154,10 @@ class _Desk:
             form = confirm_forms.halt_form(portfolio, scope)
         return self._page(request, pages.confirm_page(form, _visitor(request, caller)))
 
-    async def steer(self, request: Request) -> Response:
-        """Halt or resume."""
+    async def halt_or_resume(self, request: Request) -> Response:
+        """Halt or resume a scope."""
         fields = await read_form(request.scope, request.receive, self._service.settings.body_bytes_max)
-        token = form_key(request.scope, fields)
+        token = form_api_key(request.scope, fields)
         caller = await self._service.access.require_key(request.scope, "admin", token)
         portfolio = portfolio_name(request.path_params["portfolio"])
         require_portfolio_access(caller, portfolio)
@@ -165,17 +165,17 @@ class _Desk:
             "key": fields.get("key", ""),
             "portfolio": portfolio,
             "scope": fields.get("scope", PORTFOLIO_SCOPE),
-            "note": _signed(fields.get("note", ""), caller),
+            "note": _note_with_author(fields.get("note", ""), caller),
         }
         action = fields.get("action")
         if action not in ("halt", "resume"):
             raise InvalidRequest(f"action must be halt or resume, got {action!r:.40}", field="action")
         mode: Any = fields.get("mode", "halted")
         await self._service.ledger.run_async(Resume(**common) if action == "resume" else Halt(mode=mode, **common))
-        return _to(f"/?portfolio={portfolio}")
+        return _redirect(f"/?portfolio={portfolio}")
 
-    async def ask_about_drift(self, request: Request) -> Response:
-        """Adopt, ignore, close? The page that asks."""
+    async def confirm_drift_page(self, request: Request) -> Response:
+        """Show the page that confirms to adopt, ignore or close a drift."""
         caller = await self._service.access.require(request.scope, "admin")
         drift, action = await self._drift(request, caller)
         return self._page(
@@ -183,21 +183,19 @@ class _Desk:
         )
 
     async def decide_drift(self, request: Request) -> Response:
-        """Decide about a drift."""
+        """Adopt, ignore or close a drift."""
         fields = await read_form(request.scope, request.receive, self._service.settings.body_bytes_max)
-        token = form_key(request.scope, fields)
+        token = form_api_key(request.scope, fields)
         caller = await self._service.access.require_key(request.scope, "admin", token)
         drift, action = await self._drift(request, caller)
-        if self._service.reconciler is None:
-            raise WrongState("this service does not reconcile")
-        operator = self._service.reconciler.operator
-        price = _price(fields.get("price"))
+        operator = self._service.require_reconciler().operator
+        price = _parse_price(fields.get("price"))
         reason = fields.get("note", "").strip()
         await run_in_threadpool(operator.act, action, drift.id, actor=caller.name, reason=reason, price=price)
-        return _to(f"/?portfolio={drift.portfolio}")
+        return _redirect(f"/?portfolio={drift.portfolio}")
 
     async def _drift(self, request: Request, caller: ApiKey) -> tuple[Drift, str]:
-        """The drift and the action a path names."""
+        """Return the drift and the action in the path. Raises `NotFound`, `Forbidden`."""
         number, action = request.path_params["drift_id"], request.path_params["action"]
         if action not in ACTIONS or not (number.isascii() and number.isdigit() and len(number) <= 18):
             raise NotFound(f"there is no {request.url.path!r:.100}; see the dashboard")
@@ -217,7 +215,7 @@ async def _asset(request: Request) -> Response:
     asset = BY_DIGEST_NAME.get(request.path_params["name"])
     if asset is None:
         raise NotFound(f"there is no file {request.path_params['name']!r:.100}; reload the page")
-    return Response(asset.content, headers=_FOREVER, media_type=asset.media_type)
+    return Response(asset.content, headers=_ASSET_HEADERS, media_type=asset.media_type)
 
 
 def _filters(request: Request) -> OverviewFilters:
@@ -233,7 +231,7 @@ def _visitor(request: Request, caller: ApiKey) -> Visitor:
     return Visitor(caller.name, caller.role, bool(caller.key_id), session_of(request.scope).form_token)
 
 
-def _price(text: str | None) -> Decimal | None:
+def _parse_price(text: str | None) -> Decimal | None:
     if text is None or not text.strip():
         return None
     try:
@@ -242,16 +240,16 @@ def _price(text: str | None) -> Decimal | None:
         raise InvalidRequest(f"price must be a number such as 50000, got {text!r:.40}", field="price") from None
 
 
-def _signed(note: str, caller: ApiKey) -> str:
-    """The note as it is recorded, with who wrote it."""
-    who = f"dashboard, {caller.name}"
-    return f"{note.strip()} ({who})" if note.strip() else who
+def _note_with_author(note: str, caller: ApiKey) -> str:
+    """Return the note to record, with the author's name."""
+    author = f"dashboard, {caller.name}"
+    return f"{note.strip()} ({author})" if note.strip() else author
 
 
-def _to(path: str) -> Response:
+def _redirect(path: str) -> Response:
     return RedirectResponse(path, 303, _HEADERS)
 
 
-def _problem(error: LedgerError) -> Response:
+def _problem_page(error: LedgerError) -> Response:
     problem = problem_of(error)
     return HTMLResponse(pages.problem_page(problem["title"], problem["detail"]), problem["status"], _HEADERS)

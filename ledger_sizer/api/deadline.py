@@ -1,4 +1,4 @@
-"""How long an answer of the ledger is waited for: one timer for all who wait, where one each would cost them dearly."""
+"""Timeout for the ledger's answers. All waiting requests share one timer, because one each would slow them down."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -10,21 +10,21 @@ T = TypeVar("T")
 
 
 class Deadline:
-    """Lets nobody wait longer than `seconds`. All wait equally long, so whoever came first is late first."""
+    """Times out each wait after `seconds`. All waits are equally long, so they time out in the order they began."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._waiting: dict[asyncio.Task[Any], float] = {}
+        self._deadlines: dict[asyncio.Task[Any], float] = {}
         self._late: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    async def of(self, answer: Coroutine[Any, Any, T]) -> T:
-        """The answer, or `Unavailable`: it may still come, and the key settles what happened."""
+    async def wait_for(self, answer: Coroutine[Any, Any, T]) -> T:
+        """Await the answer. Raises `Unavailable` after the timeout: the command may still take effect."""
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         assert task is not None, "only a task can wait"
-        self._waiting[task] = loop.time() + self._seconds
+        self._deadlines[task] = loop.time() + self._seconds
         if self._timer is None:
-            self._timer = loop.call_later(self._seconds, self._look)
+            self._timer = loop.call_later(self._seconds, self._cancel_late)
         try:
             return await answer
         except asyncio.CancelledError:
@@ -34,16 +34,16 @@ class Deadline:
                 f"no answer within {self._seconds:g} s; retry with the same key, it settles what happened"
             ) from None
         finally:
-            del self._waiting[task]
+            del self._deadlines[task]
             self._late.discard(task)
 
-    def _look(self) -> None:
-        """Wake those whose time is over, and come back for the next."""
+    def _cancel_late(self) -> None:
+        """Cancel the tasks whose time is over, and set the timer for the next one."""
         loop = asyncio.get_running_loop()
         self._timer = None
-        for task, end in self._waiting.items():
+        for task, end in self._deadlines.items():
             if end > loop.time():
-                self._timer = loop.call_at(end, self._look)
+                self._timer = loop.call_at(end, self._cancel_late)
                 break
             if task not in self._late:
                 self._late.add(task)

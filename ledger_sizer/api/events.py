@@ -1,14 +1,16 @@
-"""Decisions as server-sent events, as they are committed by whichever replica, resumable without a gap.
+"""Streams the decisions of all replicas as server-sent events, resumable without gaps.
 
-The event id tells how far every watched portfolio was read: `main:17`, or `alt:3,main:17`. Decisions have gapless
-seqs in commit order, so "everything after seq 17" misses nothing; a portfolio that the id does not name came later.
+The event id is the last seq sent of every watched portfolio: `main:17`, or `alt:3,main:17`. Decisions have gapless seqs
+in commit order, so "everything after seq 17" misses nothing. A portfolio that the id does not name is new and is sent
+from its first decision.
 
-A reconciliation that ended is an event too, because a drift that froze nothing is in no decision. It only says where to
-look: it has no id, and one that was missed is not told again.
+The end of a reconciliation is an event too, because a drift that froze nothing appears in no decision. It only tells
+clients to read the drifts: it has no id, and a missed one is not sent again.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -32,7 +34,7 @@ from ledger_sizer.wire.responses import decision_to_json
 log = get_logger(__name__)
 
 Cursor = dict[str, int]
-_PAGE = 200
+_PAGE_SIZE = 200
 _RETRY_MS = 2000
 
 
@@ -46,11 +48,11 @@ class EventFilters(BaseModel):
 
 def router(service: ServiceContext) -> APIRouter:
     """The event stream."""
-    made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
-    watch = _Watch(service)
+    routes = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
+    poller = _Poller(service)
     content = {"text/event-stream": {"schema": {"type": "string"}}}
 
-    @made.get("/events", response_class=Response, responses={200: {"content": content}})
+    @routes.get("/events", response_class=Response, responses={200: {"content": content}})
     async def events(request: Request, filters: Annotated[EventFilters, Query()]) -> Response:
         """Every decision from now on, or from `Last-Event-ID` on, as server-sent events of the type `decision`.
 
@@ -61,22 +63,22 @@ def router(service: ServiceContext) -> APIRouter:
             require_portfolio_access(caller, filters.portfolio)
         sent = request.headers.get("last-event-id")
         resumed = parse_event_id(sent) if sent else None
-        if watch.streams >= service.settings.event_streams_max:
-            raise Busy(f"{watch.streams} event streams are open, the most this service keeps; try again later")
+        if poller.streams >= service.settings.event_streams_max:
+            raise Busy(f"{poller.streams} event streams are open, the most this service keeps; try again later")
         now = await run_in_threadpool(read_watermarks, service.reads)
-        cursor = {name: mark.seq for name, mark in now.items() if _wanted(caller, filters.portfolio, name)}
+        cursor = {name: mark.seq for name, mark in now.items() if _is_watched(caller, filters.portfolio, name)}
         runs = {name: mark.run for name, mark in now.items()}
         if resumed is not None:
             cursor = {name: resumed.get(name, 0) for name in cursor}
-        stream = _stream(service, watch, request.scope, filters.portfolio, cursor, runs)
+        stream = _stream(service, poller, request.scope, filters.portfolio, cursor, runs)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
 
-    return made
+    return routes
 
 
 def parse_event_id(text: str) -> Cursor:
-    """`alt:3,main:17` -> {"alt": 3, "main": 17}. Raises `InvalidRequest` for what this service never sent."""
+    """Parse an event id: `alt:3,main:17` -> {"alt": 3, "main": 17}. Raises `InvalidRequest`."""
     cursor = {}
     for part in text.split(","):
         name, colon, seq = part.strip().rpartition(":")
@@ -87,30 +89,30 @@ def parse_event_id(text: str) -> Cursor:
 
 
 def event_id(cursor: Cursor) -> str:
-    """The id that resumes after `cursor`; empty while there is no portfolio at all."""
+    """Return the id to resume after `cursor`; empty while there is no portfolio."""
     return ",".join(f"{name}:{seq}" for name, seq in sorted(cursor.items()))
 
 
-def _wanted(caller: ApiKey, only: str | None, name: str) -> bool:
+def _is_watched(caller: ApiKey, only: str | None, name: str) -> bool:
     return caller.may_touch(name) and (only is None or name == only)
 
 
 async def _stream(
-    service: ServiceContext, watch: "_Watch", scope: Scope, only: str | None, cursor: Cursor, runs: dict[str, int]
+    service: ServiceContext, poller: "_Poller", scope: Scope, only: str | None, cursor: Cursor, runs: dict[str, int]
 ) -> AsyncIterator[bytes]:
-    """Everything after `cursor` and `runs`, then what comes, with a comment now and then while nothing does."""
-    with watch.joined():
-        # The id goes ahead of the first event: whoever loses the connection before one came has no gap either.
+    """Yield everything after `cursor` and `runs`, then new events as they come, with heartbeat comments in between."""
+    with poller.subscribe():
+        # The id comes before the first event, so that a client that loses the connection before it has no gap.
         yield f"retry: {_RETRY_MS}\nid: {event_id(cursor)}\n\n".encode()
         while not service.stopping.is_set():
-            changed = watch.changed
+            changed = poller.changed
             try:
-                # Asked again and again: a key that was revoked must not go on listening.
+                # Checked in every round: the stream of a revoked key must end.
                 caller = await service.access.require(scope, "read")
-                for name, mark in watch.marks.items():
-                    while mark.seq > cursor.get(name, 0) and _wanted(caller, only, name):
-                        yield await _news(service, name, cursor)
-                    if mark.run > runs.get(name, 0) and _wanted(caller, only, name):
+                for name, mark in poller.watermarks.items():
+                    while mark.seq > cursor.get(name, 0) and _is_watched(caller, only, name):
+                        yield await _next_events(service, name, cursor)
+                    if mark.run > runs.get(name, 0) and _is_watched(caller, only, name):
                         runs[name] = mark.run
                         yield b"event: reconciliation\ndata: " + to_json({"portfolio": name}) + b"\n\n"
             except SQLAlchemyError:
@@ -125,10 +127,10 @@ async def _stream(
                 yield b": heartbeat\n\n"
 
 
-async def _news(service: ServiceContext, name: str, cursor: Cursor) -> bytes:
-    """The next decisions of one portfolio as events; moves `cursor` past them."""
+async def _next_events(service: ServiceContext, name: str, cursor: Cursor) -> bytes:
+    """Return the next decisions of one portfolio as events, and advance `cursor` past them."""
     after = str(cursor.get(name, 0))
-    page = await run_in_threadpool(service.ledger.history, name, ascending=True, cursor=after, limit=_PAGE)
+    page = await run_in_threadpool(service.ledger.history, name, ascending=True, cursor=after, limit=_PAGE_SIZE)
     parts = []
     for decision in page:
         cursor[name] = decision.record.seq
@@ -137,43 +139,42 @@ async def _news(service: ServiceContext, name: str, cursor: Cursor) -> bytes:
     return "".join(parts).encode()
 
 
-class _Watch:
-    """Looks at the database for all streams of this process, while there are any."""
+class _Poller:
+    """Polls the database for all event streams of this process, while there are any."""
 
     def __init__(self, service: ServiceContext) -> None:
         self._service = service
         self._task: asyncio.Task[None] | None = None
-        self.marks: dict[str, Watermark] = {}
+        self.watermarks: dict[str, Watermark] = {}
         self.changed = asyncio.Event()
         self.streams = 0
 
-    def joined(self) -> "_Watch":
-        """Count one stream in, for the length of a `with` block."""
-        return self
-
-    def __enter__(self) -> None:
+    @contextmanager
+    def subscribe(self) -> Iterator[None]:
+        """Count one stream for a `with` block, and poll meanwhile."""
         self.streams += 1
         self._service.metrics.event_streams.set(self.streams)
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._look_on())
+            self._task = asyncio.create_task(self._poll())
+        try:
+            yield
+        finally:
+            self.streams -= 1
+            self._service.metrics.event_streams.set(self.streams)
 
-    def __exit__(self, *_raised: object) -> None:
-        self.streams -= 1
-        self._service.metrics.event_streams.set(self.streams)
-
-    async def _look_on(self) -> None:
+    async def _poll(self) -> None:
         stopping = self._service.stopping
         while self.streams and not stopping.is_set():
             try:
                 found = await run_in_threadpool(read_watermarks, self._service.reads)
             except SQLAlchemyError:
-                found = self.marks  # the streams stay open; what is committed meanwhile will be found
-            if found != self.marks:
-                self.marks = found
-                self._wake()
+                found = self.watermarks  # the streams stay open, and a later poll finds what was committed meanwhile
+            if found != self.watermarks:
+                self.watermarks = found
+                self._notify()
             await asyncio.sleep(self._service.settings.event_poll_ms / 1000)
-        self._wake()
+        self._notify()
 
-    def _wake(self) -> None:
+    def _notify(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Decisions as CSV and NDJSON, streamed block by block, so that a history of any length costs one block of memory."""
+"""Streams decisions as CSV or NDJSON block by block, so that an export of any length needs one block of memory."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -18,28 +18,29 @@ EXPORTS: dict[str, Any] = {
 }
 
 
-def chosen_type(accept: str | None) -> str:
-    """The media type to answer in: of those we have, the one that `Accept` wants most; JSON on a tie.
+def negotiate_media_type(accept: str | None) -> str:
+    """Negotiate the media type by `Accept`; JSON without the header and on a tie.
 
-    Raises `NotAcceptable` where it wants none.
+    Raises `NotAcceptable` where `Accept` has none of ours.
     """
     if not accept:
         return JSON
     best, best_rank = None, (0.0, 0)
-    wanted = [_wish(part) for part in accept.split(",")]
-    for ours in (JSON, CSV, NDJSON):
-        ranks = [(specific, quality) for kind, quality in wanted if (specific := _matches(kind, ours))]
+    accepted = [_parse_media_range(part) for part in accept.split(",")]
+    for offered in (JSON, CSV, NDJSON):
+        ranks = [(specific, quality) for kind, quality in accepted if (specific := _specificity(kind, offered))]
         if not ranks:
             continue
         specific, quality = max(ranks)
         if (quality, specific) > best_rank and quality > 0:
-            best, best_rank = ours, (quality, specific)
+            best, best_rank = offered, (quality, specific)
     if best is None:
         raise NotAcceptable(f"decisions come as {JSON}, {CSV} or {NDJSON}; none is in Accept: {accept[:200]}")
     return best
 
 
-def _wish(part: str) -> tuple[str, float]:
+def _parse_media_range(part: str) -> tuple[str, float]:
+    """Parse one entry of `Accept` to its media range and its quality (0 to 1)."""
     kind, *parameters = [text.strip().lower() for text in part.split(";")]
     quality = 1.0
     for parameter in parameters:
@@ -51,11 +52,11 @@ def _wish(part: str) -> tuple[str, float]:
     return kind, quality
 
 
-def _matches(kind: str, ours: str) -> int:
-    """How precisely a media range names ours: 3 exactly, 2 its family, 1 anything, 0 not."""
-    if kind == ours:
+def _specificity(kind: str, offered: str) -> int:
+    """How precisely a media range matches a media type: 3 exactly, 2 as `type/*`, 1 as `*/*`, 0 not at all."""
+    if kind == offered:
         return 3
-    if kind == f"{ours.partition('/')[0]}/*":
+    if kind == f"{offered.partition('/')[0]}/*":
         return 2
     return 1 if kind == "*/*" else 0
 
@@ -63,14 +64,14 @@ def _matches(kind: str, ours: str) -> int:
 async def export_response(
     ledger: Ledger, kind: str, arguments: dict[str, Any], *, cursor: str | None, full: bool
 ) -> Response:
-    """Stream everything from `cursor` on. The first block is read before the head is sent, so that errors keep it."""
+    """Stream everything from `cursor` on. The first block is read before the status is sent, so its errors set it."""
     form: ExportForm = "csv" if kind == CSV else "ndjson"
     parts = ledger.export(**arguments, form=form, cursor=cursor, full=full)
     first = await run_in_threadpool(next, parts, b"")
 
     async def lines() -> AsyncIterator[bytes]:
         yield first
-        # A database lost in the middle breaks the connection off, so that no reader takes a part for the whole.
+        # If the database fails midway, the connection breaks, so that no reader takes a part for the whole.
         while part := await run_in_threadpool(next, parts, b""):
             yield part
 

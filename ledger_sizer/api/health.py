@@ -1,4 +1,4 @@
-"""For those who run the service: is it alive, may it be sent work, what does it count."""
+"""Routes for operators: liveness, readiness, Prometheus metrics."""
 
 import asyncio
 
@@ -18,16 +18,16 @@ _QUEUE_FULL_PERCENT = 90
 
 
 def router(service: ServiceContext) -> APIRouter:
-    """Health, readiness, metrics."""
-    made = APIRouter(generate_unique_id_function=lambda route: route.name)
+    """Return the routes for liveness, readiness and metrics."""
+    routes = APIRouter(generate_unique_id_function=lambda route: route.name)
     readiness = _Readiness(service)
 
-    @made.get("/healthz", response_model=response_models.HealthForm)
+    @routes.get("/healthz", response_model=response_models.HealthForm)
     async def healthz() -> Response:
         """The process answers. Says nothing of the database: restarting would not mend that."""
         return json_response({"status": "ok", "checks": {}})
 
-    @made.get(
+    @routes.get(
         "/readyz", response_model=response_models.HealthForm, responses={503: {"model": response_models.HealthForm}}
     )
     async def readyz() -> Response:
@@ -37,29 +37,29 @@ def router(service: ServiceContext) -> APIRouter:
             return json_response({"status": "ready", "checks": checks})
         return json_response({"status": "not_ready", "checks": checks}, 503, {"Retry-After": str(RETRY_AFTER_SECONDS)})
 
-    @made.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics(request: Request) -> Response:
         """Prometheus exposition; needs the role `read` once there are keys."""
         await service.access.require(request.scope, "read")
         return Response(await run_in_threadpool(service.metrics.text), media_type=CONTENT_TYPE_LATEST)
 
-    return made
+    return routes
 
 
 class _Readiness:
-    """Asks the database once for everybody who wants to know now."""
+    """Readiness checks. Concurrent requests share one database query."""
 
     def __init__(self, service: ServiceContext) -> None:
         self._service = service
-        self._asking: asyncio.Task[str] | None = None
+        self._query: asyncio.Task[str] | None = None
 
     async def checks(self) -> dict[str, str]:
-        """What was looked at, and `ok` or what is wrong."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(run_in_threadpool(self._database))
+        """Return each check's name, and `ok` or what is wrong."""
+        if self._query is None or self._query.done():
+            self._query = asyncio.create_task(run_in_threadpool(self._check_database))
         try:
             async with asyncio.timeout(_READY_TIMEOUT_SECONDS):
-                database = await asyncio.shield(self._asking)
+                database = await asyncio.shield(self._query)
         except TimeoutError:
             database = f"no answer within {_READY_TIMEOUT_SECONDS} s"
         ledger = self._service.ledger
@@ -71,7 +71,7 @@ class _Readiness:
             "service": "stopping" if self._service.stopping.is_set() else "ok",
         }
 
-    def _database(self) -> str:
+    def _check_database(self) -> str:
         try:
             found = schema_version(self._service.reads)
         except LedgerError as error:

@@ -1,7 +1,7 @@
-"""Around every request: its id, how many at once, what is counted, and errors turned into problems.
+"""The outermost middleware: request ids, bound on concurrent requests, metrics, spans, unexpected errors as problems.
 
-Pure ASGI and outermost, because it runs for every call. The commands are answered right here, by the same endpoints
-that the app's routes lead to: the framework's way to them costs more than the endpoints themselves.
+Plain ASGI, because it runs for every request. It calls the endpoints of the hot commands directly: the framework's
+routing costs more than the endpoints themselves.
 """
 
 import itertools
@@ -20,21 +20,21 @@ from ledger_sizer.telemetry import get_logger, request_id_var
 
 log = get_logger(__name__)
 
-_GOOD_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}")
-# Unique without asking the system for random bytes at every request, which gives the interpreter's lock away.
-_PROCESS = secrets.token_hex(10)
-_numbers = itertools.count(1)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._:/+=-]{0,127}")
+# Unique without random bytes from the system at every request: that call releases the interpreter's lock.
+_PROCESS_PREFIX = secrets.token_hex(10)
+_request_numbers = itertools.count(1)
 _UNMATCHED = "(none)"
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class ServiceMiddleware:
-    """The outermost layer of the app."""
+    """Serves every request of the app."""
 
-    def __init__(self, app: ASGIApp, service: ServiceContext, shortcut: HotPathRouter) -> None:
+    def __init__(self, app: ASGIApp, service: ServiceContext, hot_paths: HotPathRouter) -> None:
         self._app = app
         self._service = service
-        self._shortcut = shortcut
+        self._hot_paths = hot_paths
         self._in_progress = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,8 +59,8 @@ class ServiceMiddleware:
         self._in_progress += 1
         try:
             response = self._refusal(scope["path"])
-            if response is None and (endpoint := self._shortcut.find(scope)) is not None:
-                response = await endpoint.answer(scope, receive)
+            if response is None and (endpoint := self._hot_paths.find(scope)) is not None:
+                response = await endpoint.handle(scope, receive)
             if response is None:
                 await self._app(scope, receive, send_with_id)
             else:
@@ -72,23 +72,23 @@ class ServiceMiddleware:
         except Exception:
             log.exception("http.failed", method=scope["method"], path=scope["path"])
             if status:
-                raise  # part of the answer is out: break the connection off, so that it is not taken for whole
+                raise  # part of the response is sent: breaking the connection shows that it is incomplete
             error = InternalError(f"the service met a defect; its log has request {request_id}")
             await problem_response(error)(scope, receive, send_with_id)
         finally:
             self._in_progress -= 1
             method, route = scope["method"] if scope["method"] in _METHODS else "OTHER", _route(scope)
-            self._service.metrics.answered(method, route, status, time.perf_counter() - started)
+            self._service.metrics.count_request(method, route, status, time.perf_counter() - started)
             if tracing is not None and span is not None:
                 tracing.end(span, method, route, status)
             request_id_var.reset(token)
 
     def _refusal(self, path: str) -> PreparedResponse | None:
-        """The answer where nothing more may begin now; liveness is always told, readiness also while stopping."""
-        most = self._service.settings.concurrency_max
-        if self._in_progress > most and path != "/healthz":
+        """Return a 503 while overloaded or stopping. Always served: /healthz; while stopping also: /readyz."""
+        concurrency_max = self._service.settings.concurrency_max
+        if self._in_progress > concurrency_max and path != "/healthz":
             return problem_response(
-                Busy(f"{most} requests are in progress; nothing was recorded, retry with the same key")
+                Busy(f"{concurrency_max} requests are in progress; nothing was recorded, retry with the same key")
             )
         if self._service.stopping.is_set() and path not in ("/healthz", "/readyz"):
             closed = Closed("the service is stopping; nothing was recorded, retry with the same key")
@@ -97,16 +97,16 @@ class ServiceMiddleware:
 
 
 def _route(scope: Scope) -> str:
-    """The path as it was declared: FastAPI tells the route, a plain route only its endpoint."""
-    for teller in (scope.get("endpoint"), scope.get("route")):
-        if path := getattr(teller, "path", None):
+    """Return the path as declared. FastAPI puts the route into the scope, plain Starlette routes only the endpoint."""
+    for declared in (scope.get("endpoint"), scope.get("route")):
+        if path := getattr(declared, "path", None):
             return str(path)
     return _UNMATCHED
 
 
 def _request_id(scope: Scope) -> str:
-    """The caller's own id where it is plain, else a new one: it is written to logs and headers as it stands."""
+    """Return the caller's id if it has only safe characters, else a new one: it is copied to logs and headers."""
     for name, value in scope["headers"]:
-        if name == b"x-request-id" and _GOOD_ID.fullmatch(value):
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value.decode("ascii"))
-    return f"{_PROCESS}{next(_numbers):012x}"
+    return f"{_PROCESS_PREFIX}{next(_request_numbers):012x}"

@@ -1,4 +1,4 @@
-"""The OpenAPI document: what FastAPI knows of the reads, and the verbs, which are plain routes, added to it."""
+"""Builds the OpenAPI document: FastAPI's document of its routes, plus the commands, which are plain routes."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ Json = dict[str, Any]
 
 
 def openapi_of(app: FastAPI) -> Json:
-    """The document, made once."""
+    """Return the document; cached in the app."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.router.routes
@@ -32,7 +32,9 @@ def openapi_of(app: FastAPI) -> Json:
         schemas.update(_schemas())
         for unused in ("HTTPValidationError", "ValidationError"):
             schemas.pop(unused, None)
-        components["securitySchemes"] = {_SECURITY: {"type": "http", "scheme": "bearer", "description": _KEYS}}
+        components["securitySchemes"] = {
+            _SECURITY: {"type": "http", "scheme": "bearer", "description": _KEY_DESCRIPTION}
+        }
         components["headers"] = {
             "X-Request-Id": {"schema": {"type": "string"}, "description": "The request's own id, or a new one."},
             "Retry-After": {"schema": {"type": "string"}, "description": "Seconds to wait."},
@@ -43,24 +45,26 @@ def openapi_of(app: FastAPI) -> Json:
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
                 if method in _HTTP_METHODS:
-                    _finish(path, method, operation)
+                    _add_common_parts(path, method, operation)
         app.openapi_schema = document
     return app.openapi_schema
 
 
-_KEYS = "An API key made by `ledger-sizer keys create`. Without any key the service serves loopback only, to anybody."
+_KEY_DESCRIPTION = (
+    "An API key made by `ledger-sizer keys create`. Without any key the service serves loopback only, to anybody."
+)
 
 
 def _schemas() -> Json:
-    models: list[type[BaseModel]] = [*BODIES.values(), BatchBody]
-    _, read = models_json_schema([(model, "validation") for model in models], ref_template=_REF)
-    written: list[type[BaseModel]] = [
+    bodies: list[type[BaseModel]] = [*BODIES.values(), BatchBody]
+    _, request_schemas = models_json_schema([(model, "validation") for model in bodies], ref_template=_REF)
+    response_forms: list[type[BaseModel]] = [
         response_models.DecisionForm,
         response_models.ProblemForm,
         response_models.BatchForm,
     ]
-    _, shown = models_json_schema([(model, "validation") for model in written], ref_template=_REF)
-    found: Json = {**read["$defs"], **shown["$defs"]}
+    _, response_schemas = models_json_schema([(model, "validation") for model in response_forms], ref_template=_REF)
+    found: Json = {**request_schemas["$defs"], **response_schemas["$defs"]}
     return found
 
 
@@ -73,10 +77,10 @@ def _verb_operation(verb: str) -> Json:
         "description": "One per intention; the same key and body give the same answer again.",
         "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[!-9;-~]+$"},
     }
-    made = "201" if verb == "reserve" else "200"
-    responses = {made: _answer("DecisionForm", "Granted." if verb in ("reserve", "extend") else "Applied.")}
+    success = "201" if verb == "reserve" else "200"
+    responses = {success: _response("DecisionForm", "Granted." if verb in ("reserve", "extend") else "Applied.")}
     if verb == "reserve":
-        responses["200"] = _answer("DecisionForm", "What a dry run would have been granted.")
+        responses["200"] = _response("DecisionForm", "What a dry run would have been granted.")
         responses["201"]["links"] = {name: _link(name) for name in ("confirm", "release", "extend", "get_position")}
         responses["201"]["headers"] = {"Location": {"schema": {"type": "string"}, "description": "The position."}}
     for response in responses.values():
@@ -89,7 +93,7 @@ def _verb_operation(verb: str) -> Json:
         "operationId": verb,
         "summary": verb,
         "description": body.__doc__ or "",
-        "parameters": [*_path_parameters(body.path), key, _full()],
+        "parameters": [*_path_parameters(body.path), key, _full_parameter()],
         "requestBody": {
             "required": required,
             "content": {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}},
@@ -108,12 +112,12 @@ def _batch_operation() -> Json:
         "summary": "batch",
         "description": "Up to 1,000 commands, each with its own key and its own status. Independent by default; "
         "`atomic`: all take effect, or none and the answer is 409.",
-        "parameters": [_full()],
+        "parameters": [_full_parameter()],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": {"$ref": _REF.format(model="BatchBody")}}},
         },
-        "responses": {"200": _answer("BatchForm", "One answer for each command, in order.")},
+        "responses": {"200": _response("BatchForm", "One answer for each command, in order.")},
     }
 
 
@@ -125,27 +129,26 @@ def _path_parameters(path: str) -> list[Json]:
     ]
 
 
-def _full() -> Json:
+def _full_parameter() -> Json:
     text = "With request, trace and tags."
     return {"name": "full", "in": "query", "description": text, "schema": {"type": "boolean", "default": False}}
 
 
-def _answer(model: str, description: str) -> Json:
+def _response(model: str, description: str) -> Json:
     schema = {"$ref": _REF.format(model=model)}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
 
 
-def _finish(path: str, method: str, operation: Json) -> None:
-    """What every operation has: its role, and the problems it may answer with."""
+def _add_common_parts(path: str, method: str, operation: Json) -> None:
+    """Add what all operations share: security, role, request id and problems."""
     responses = operation["responses"]
-    reads = method == "get"
     statuses = {500, 503} if path in _PUBLIC else {401, 403, 404, 406, 408, 413, 415, 422, 500, 503}
-    if not reads:
+    if method != "get":
         statuses = (statuses - {406}) | {409}
     for status in sorted(statuses):
         known = responses.get(str(status))
         if known is None or status == 422:
-            responses[str(status)] = _problem(status)
+            responses[str(status)] = _problem_response(status)
     for response in responses.values():
         response.setdefault("headers", {}).setdefault("X-Request-Id", {"$ref": "#/components/headers/X-Request-Id"})
     if path not in _PUBLIC:
@@ -159,7 +162,7 @@ def _role(path: str, method: str, operation: Json) -> str:
     return "trade" if path == commands.BATCH_PATH else commands.ROLE_OF.get(operation["operationId"], "admin")
 
 
-def _problem(status: int) -> Json:
+def _problem_response(status: int) -> Json:
     codes = [code for code, row in PROBLEMS.items() if row.status == status]
     response: Json = {
         "description": f"Code: {', '.join(codes)}.",

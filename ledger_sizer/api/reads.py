@@ -1,4 +1,4 @@
-"""The calls that only look: portfolios, exposure, positions, decisions. They never wait for the writer."""
+"""Read-only routes: portfolios, exposure, positions, decisions, overview. They never wait for the writer."""
 
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ledger_sizer.api import response_models
 from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
-from ledger_sizer.api.export import EXPORTS, chosen_type, export_response
+from ledger_sizer.api.export import EXPORTS, export_response, negotiate_media_type
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.domain import DENIAL_REASONS
 from ledger_sizer.model.errors import InvalidRequest
@@ -22,7 +22,14 @@ from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.queries import LIMIT_MAX
 from ledger_sizer.wire.overviews import overview_to_json
-from ledger_sizer.wire.requests import PORTFOLIO_PATTERN, POSITION_PATTERN, LabelText, MomentText, PortfolioText, moment
+from ledger_sizer.wire.requests import (
+    PORTFOLIO_PATTERN,
+    POSITION_PATTERN,
+    LabelText,
+    MomentText,
+    PortfolioText,
+    parse_time,
+)
 from ledger_sizer.wire.responses import (
     decision_to_json,
     exposure_to_json,
@@ -40,13 +47,13 @@ TagText = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}=.{1,1
 
 
 class _Filters(BaseModel):
-    """Query parameters: no others are accepted, because a filter that is ignored shows too much."""
+    """Query parameters. Unknown ones are refused, because a filter that is ignored shows too much."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class PositionFilters(_Filters):
-    """What to list of the positions."""
+    """Query of `GET /v1/positions`."""
 
     portfolio: PortfolioText | None = None
     state: Literal["held", "open", "closed", "released", "expired", "live"] | None = None
@@ -56,22 +63,22 @@ class PositionFilters(_Filters):
 
 
 class ExposureFilters(_Filters):
-    """When the exposure is wanted of."""
+    """Query of the exposure route."""
 
     as_of: Annotated[
         Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")] | MomentText | None,
         Query(description="A seq (after that decision), or a time; now when not given."),
     ] = None
 
-    def moment(self) -> int | datetime | None:
-        """The argument of `Ledger.exposure`."""
+    def parsed_as_of(self) -> int | datetime | None:
+        """Return the argument `as_of` of `Ledger.exposure`."""
         if self.as_of is None or self.as_of.isdigit():
             return None if self.as_of is None else int(self.as_of)
-        return moment(self.as_of, "as_of")
+        return parse_time(self.as_of, "as_of")
 
 
 class DecisionFilters(_Filters):
-    """What to list of the decisions."""
+    """Query of `GET /v1/decisions`."""
 
     portfolio: PortfolioText = "main"
     symbol: LabelText | None = None
@@ -91,14 +98,14 @@ class DecisionFilters(_Filters):
     full: Annotated[bool, Query(description="With request, trace and tags.")] = False
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments of `Ledger.history`, without the page."""
+        """Return the arguments of `Ledger.history`, without cursor and limit."""
         chosen = self.model_dump(exclude={"cursor", "limit", "full"})
         for name in ("symbol", "strategy"):
             if chosen[name] is not None:
                 label_text(chosen[name], name)
         for name in ("since", "until"):
             if chosen[name] is not None:
-                chosen[name] = moment(chosen[name], name)
+                chosen[name] = parse_time(chosen[name], name)
         return chosen
 
 
@@ -106,7 +113,7 @@ SeqCursor = Annotated[str | None, Query(pattern=r"^[0-9]{1,18}$")]
 
 
 class OverviewFilters(_Filters):
-    """What to look at: one portfolio in full (else the first), and where its lists go on."""
+    """Query of `GET /v1/overview`: the portfolio to show in full (default: the first), and the cursors of its lists."""
 
     portfolio: PortfolioText | None = None
     rows: Annotated[int, Query(ge=1, le=ROWS_MAX, description="Of each list.")] = 25
@@ -116,22 +123,22 @@ class OverviewFilters(_Filters):
     decisions_cursor: SeqCursor = None
     portfolios_cursor: PortfolioText | None = None
 
-    def look(self, caller: ApiKey) -> OverviewQuery:
-        """What this caller gets to see of it."""
+    def query_for(self, caller: ApiKey) -> OverviewQuery:
+        """Return the overview query, restricted to the caller's portfolios. Raises `Forbidden`."""
         if self.portfolio is not None:
             require_portfolio_access(caller, self.portfolio)
         return OverviewQuery(**self.model_dump(), only=caller.portfolios)
 
 
 class FullFilter(_Filters):
-    """Of one decision nothing is left out by default."""
+    """Query of one decision; full by default."""
 
     full: Annotated[bool, Query(description="With request, trace and tags.")] = True
 
 
 def router(service: ServiceContext) -> APIRouter:
-    """The routes that read."""
-    made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
+    """Return the read-only routes."""
+    routes = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
     ledger = service.ledger
 
     async def reader(request: Request) -> ApiKey:
@@ -139,56 +146,56 @@ def router(service: ServiceContext) -> APIRouter:
 
     Reader = Annotated[ApiKey, Depends(reader)]  # noqa: N806 - a type
 
-    @made.get("/portfolios", response_model=response_models.Names)
+    @routes.get("/portfolios", response_model=response_models.Names)
     async def list_portfolios(caller: Reader) -> Response:
         """Names of the portfolios this key may see."""
         names = await run_in_threadpool(ledger.portfolios)
         return json_response({"items": [name for name in names if caller.may_touch(name)], "cursor": None})
 
-    @made.get("/portfolios/{portfolio}/exposure", response_model=response_models.ExposureForm)
+    @routes.get("/portfolios/{portfolio}/exposure", response_model=response_models.ExposureForm)
     async def get_exposure(
         portfolio: PortfolioInPath, filters: Annotated[ExposureFilters, Query()], caller: Reader
     ) -> Response:
         """Cap, held, open, headroom, overage and status of a portfolio and each of its scopes, now or in the past."""
         require_portfolio_access(caller, portfolio)
-        found = await run_in_threadpool(ledger.exposure, portfolio, as_of=filters.moment())
+        found = await run_in_threadpool(ledger.exposure, portfolio, as_of=filters.parsed_as_of())
         return json_response(exposure_to_json(found))
 
-    @made.get("/overview", response_model=response_models.OverviewForm)
+    @routes.get("/overview", response_model=response_models.OverviewForm)
     async def get_overview(filters: Annotated[OverviewFilters, Query()], caller: Reader) -> Response:
         """All portfolios, and one in full: scopes, reservations, positions, decisions. All of it at one moment."""
-        return json_response(overview_to_json(await run_in_threadpool(ledger.overview, filters.look(caller))))
+        return json_response(overview_to_json(await run_in_threadpool(ledger.overview, filters.query_for(caller))))
 
-    @made.get("/positions", response_model=response_models.PositionPage)
+    @routes.get("/positions", response_model=response_models.PositionPage)
     async def list_positions(filters: Annotated[PositionFilters, Query()], caller: Reader) -> Response:
         """Positions, oldest first."""
         portfolio = _portfolio_of(caller, filters.portfolio)
-        tags = _tags(filters.tag)
+        tags = _parse_tags(filters.tag)
         page = await run_in_threadpool(
             ledger.positions, portfolio, state=filters.state, tags=tags, cursor=filters.cursor, limit=filters.limit
         )
         return json_response(page_to_json(page, position_to_json))
 
-    @made.get("/positions/{position_id}", response_model=response_models.PositionForm)
+    @routes.get("/positions/{position_id}", response_model=response_models.PositionForm)
     async def get_position(position_id: PositionInPath, caller: Reader) -> Response:
         """One position."""
         require_portfolio_access(caller, position_id.rpartition("-")[0])
         return json_response(position_to_json(await run_in_threadpool(ledger.position, position_id)))
 
-    @made.get("/decisions", response_model=response_models.DecisionPage, responses={200: {"content": EXPORTS}})
+    @routes.get("/decisions", response_model=response_models.DecisionPage, responses={200: {"content": EXPORTS}})
     async def list_decisions(
         request: Request, filters: Annotated[DecisionFilters, Query()], caller: Reader
     ) -> Response:
         """The sizing history, newest first; as CSV or NDJSON all of it from the cursor on, streamed."""
         require_portfolio_access(caller, filters.portfolio)
         arguments = filters.arguments()
-        kind = chosen_type(request.headers.get("accept"))
+        kind = negotiate_media_type(request.headers.get("accept"))
         if kind != "application/json":
             return await export_response(ledger, kind, arguments, cursor=filters.cursor, full=filters.full)
         page = await run_in_threadpool(ledger.history, **arguments, cursor=filters.cursor, limit=filters.limit)
         return json_response(page_to_json(page, lambda decision: decision_to_json(decision, full=filters.full)))
 
-    @made.get("/decisions/{portfolio}/{seq}", response_model=response_models.DecisionForm)
+    @routes.get("/decisions/{portfolio}/{seq}", response_model=response_models.DecisionForm)
     async def get_decision(
         portfolio: PortfolioInPath, seq: SeqInPath, filters: Annotated[FullFilter, Query()], caller: Reader
     ) -> Response:
@@ -197,25 +204,25 @@ def router(service: ServiceContext) -> APIRouter:
         decision = await run_in_threadpool(ledger.decision, seq, portfolio)
         return json_response(decision_to_json(decision, full=filters.full))
 
-    return made
+    return routes
 
 
 def chain_router(service: ServiceContext) -> APIRouter:
-    """The route that shows where the audit chains stand."""
-    made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
+    """Return the route of the hash chains' heads."""
+    routes = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
 
-    @made.get("/heads", response_model=response_models.HeadsForm)
+    @routes.get("/heads", response_model=response_models.HeadsForm)
     async def get_heads(request: Request) -> Response:
         """The audit chains' heads. Kept elsewhere, they show later that history was not rewritten."""
         caller = await service.access.require(request.scope, "read")
         heads = await run_in_threadpool(service.ledger.heads)
         return json_response(heads_to_json({name: head for name, head in heads.items() if caller.may_touch(name)}))
 
-    return made
+    return routes
 
 
 def _portfolio_of(caller: ApiKey, asked: str | None) -> str | None:
-    """The portfolio a listing is about; a key bound to one portfolio need not name it."""
+    """Return the portfolio to list; a key for one portfolio need not name it. Raises `InvalidRequest`, `Forbidden`."""
     if asked is None and caller.portfolios is not None:
         if len(caller.portfolios) > 1:
             raise InvalidRequest(f"this key is for {', '.join(caller.portfolios)}; name one", field="portfolio")
@@ -225,7 +232,7 @@ def _portfolio_of(caller: ApiKey, asked: str | None) -> str | None:
     return asked
 
 
-def _tags(texts: list[str]) -> dict[str, str]:
+def _parse_tags(texts: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
         name, _, value = text.partition("=")

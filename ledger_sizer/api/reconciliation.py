@@ -1,10 +1,10 @@
-"""Runs and drifts: to look at, to ask for, and to decide about."""
+"""Routes for reconciliation runs and drifts: list them, start a run, decide about a drift."""
 
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
@@ -13,18 +13,15 @@ from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.request_body import read_body
 from ledger_sizer.api.responses import json_response
-from ledger_sizer.model.errors import WrongState
 from ledger_sizer.model.reconciliation import DriftKind
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.queries import LIMIT_MAX
 from ledger_sizer.wire.reconciliation import drift_to_json, report_to_json, run_to_json
-from ledger_sizer.wire.requests import AmountText, Body, PortfolioText, invalid_request
+from ledger_sizer.wire.requests import AmountText, Body, BodyT, PortfolioText, validated
 from ledger_sizer.wire.responses import page_to_json
 from ledger_sizer.wire.strict_json import read_object
 
-_Read = TypeVar("_Read", bound=Body)
 DriftInPath = Annotated[int, Path(ge=1, le=10**18 - 1)]
 
 
@@ -55,19 +52,19 @@ class _Filters(BaseModel):
 
 
 class RunFilters(_Filters):
-    """What to list of the runs."""
+    """Query of `GET /v1/reconciliations`."""
 
 
 class DriftFilters(_Filters):
-    """What to list of the drifts."""
+    """Query of `GET /v1/drifts`."""
 
     state: Literal["open", "confirmed", "acknowledged", "resolved", "live"] | None = None
     kind: DriftKind | None = None
 
 
 def router(service: ServiceContext) -> APIRouter:
-    """The routes of the reconciliation."""
-    made = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
+    """Return the routes for runs and drifts."""
+    routes = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
 
     async def reader(request: Request) -> ApiKey:
         return await service.access.require(request.scope, "read")
@@ -78,7 +75,7 @@ def router(service: ServiceContext) -> APIRouter:
     Reader = Annotated[ApiKey, Depends(reader)]  # noqa: N806 - a type
     Admin = Annotated[ApiKey, Depends(admin)]  # noqa: N806 - a type
 
-    @made.get("/reconciliations", response_model=response_models.RunPage)
+    @routes.get("/reconciliations", response_model=response_models.RunPage)
     async def list_reconciliations(filters: Annotated[RunFilters, Query()], caller: Reader) -> Response:
         """Runs, newest first: when, what was fetched, what was found."""
         of = _portfolios(caller, filters.portfolio)
@@ -87,19 +84,21 @@ def router(service: ServiceContext) -> APIRouter:
         )
         return json_response(page_to_json(page, run_to_json))
 
-    @made.post(
-        "/reconciliations", response_model=response_models.ReportList, openapi_extra=_body(RunBody, required=False)
+    @routes.post(
+        "/reconciliations",
+        response_model=response_models.ReportList,
+        openapi_extra=_body_schema(RunBody, required=False),
     )
     async def reconcile(request: Request, caller: Admin) -> Response:
         """Compare now, for every portfolio that has an account. 503 while another run is under way."""
-        body = await _read(service, request, RunBody)
-        reconciler = _reconciler(service)
+        body = await _parse_body(service, request, RunBody)
+        reconciler = service.require_reconciler()
         for portfolio in reconciler.portfolios:
             require_portfolio_access(caller, portfolio)
         reports = await run_in_threadpool(lambda: reconciler.run("demand", dry_run=body.dry_run))
         return json_response({"items": [report_to_json(report) for report in reports]})
 
-    @made.get("/drifts", response_model=response_models.DriftPage)
+    @routes.get("/drifts", response_model=response_models.DriftPage)
     async def list_drifts(filters: Annotated[DriftFilters, Query()], caller: Reader) -> Response:
         """Drifts, newest first."""
         of = _portfolios(caller, filters.portfolio)
@@ -111,12 +110,12 @@ def router(service: ServiceContext) -> APIRouter:
         )  # fmt: skip
         return json_response(page_to_json(page, drift_to_json))
 
-    _add_decisions(made, service)
-    return made
+    _add_decisions(routes, service)
+    return routes
 
 
-def _add_decisions(made: APIRouter, service: ServiceContext) -> None:
-    """The routes by which a person decides about a drift."""
+def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
+    """Add the routes that adopt, ignore or close a drift."""
 
     async def admin(request: Request) -> ApiKey:
         return await service.access.require(request.scope, "admin")
@@ -124,7 +123,7 @@ def _add_decisions(made: APIRouter, service: ServiceContext) -> None:
     Admin = Annotated[ApiKey, Depends(admin)]  # noqa: N806 - a type
 
     async def decide(caller: ApiKey, action: str, drift_id: int, body: ReasonBody) -> Response:
-        reconciler = _reconciler(service)
+        reconciler = service.require_reconciler()
         require_portfolio_access(caller, (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio)
         price = getattr(body, "price", None)
         exact = None if price is None else Decimal(price)
@@ -134,47 +133,42 @@ def _add_decisions(made: APIRouter, service: ServiceContext) -> None:
 
         return json_response(drift_to_json(await run_in_threadpool(act)))
 
-    @made.post(
-        "/drifts/{drift_id}/adopt", response_model=response_models.DriftForm, openapi_extra=_body(AdoptDriftBody)
+    @routes.post(
+        "/drifts/{drift_id}/adopt", response_model=response_models.DriftForm, openapi_extra=_body_schema(AdoptDriftBody)
     )
     async def adopt_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
         """Make the ledger say what the exchange shows."""
-        return await decide(caller, "adopt", drift_id, await _read(service, request, AdoptDriftBody))
+        return await decide(caller, "adopt", drift_id, await _parse_body(service, request, AdoptDriftBody))
 
-    @made.post("/drifts/{drift_id}/ignore", response_model=response_models.DriftForm, openapi_extra=_body(ReasonBody))
+    @routes.post(
+        "/drifts/{drift_id}/ignore", response_model=response_models.DriftForm, openapi_extra=_body_schema(ReasonBody)
+    )
     async def ignore_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
         """Let the difference stand as it is, until it changes."""
-        return await decide(caller, "ignore", drift_id, await _read(service, request, ReasonBody))
+        return await decide(caller, "ignore", drift_id, await _parse_body(service, request, ReasonBody))
 
-    @made.post("/drifts/{drift_id}/close", response_model=response_models.DriftForm, openapi_extra=_body(ReasonBody))
+    @routes.post(
+        "/drifts/{drift_id}/close", response_model=response_models.DriftForm, openapi_extra=_body_schema(ReasonBody)
+    )
     async def close_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
         """Ask whoever trades to close it at the exchange: an event `remark` with `close_requested`."""
-        return await decide(caller, "close", drift_id, await _read(service, request, ReasonBody))
-
-
-def _reconciler(service: ServiceContext) -> Reconciler:
-    if service.reconciler is None:
-        raise WrongState("this service does not reconcile")
-    return service.reconciler
+        return await decide(caller, "close", drift_id, await _parse_body(service, request, ReasonBody))
 
 
 def _portfolios(caller: ApiKey, asked: str | None) -> tuple[str, ...] | None:
-    """The portfolios a listing is about: the one asked for, else all this key may see."""
+    """Return the portfolio asked for, else those of the key (None: all). Raises `Forbidden`."""
     if asked is None:
         return caller.portfolios
     require_portfolio_access(caller, asked)
     return (asked,)
 
 
-async def _read(service: ServiceContext, request: Request, model: type[_Read]) -> _Read:
-    """The body, read as strictly as the commands' bodies are."""
+async def _parse_body(service: ServiceContext, request: Request, model: type[BodyT]) -> BodyT:
+    """Parse the body as strictly as the commands' bodies."""
     sent = await read_body(request.scope, request.receive, service.settings.body_bytes_max)
-    try:
-        return model.model_validate(read_object(sent))
-    except ValidationError as error:
-        raise invalid_request(error) from None
+    return validated(model, read_object(sent))
 
 
-def _body(model: type[Body], *, required: bool = True) -> dict[str, Any]:
+def _body_schema(model: type[Body], *, required: bool = True) -> dict[str, Any]:
     schema = model.model_json_schema()
     return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}

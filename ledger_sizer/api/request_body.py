@@ -1,6 +1,6 @@
-"""Reading a request: its idempotency key and its body, bounded in size.
+"""Reads the idempotency key and the body of a request. The body's size is bounded.
 
-How long a body may take is bounded by `server`, which knows at no cost whether it is all there already.
+`server` bounds the time a body may take: there it costs nothing when the body arrives with the head.
 """
 
 from urllib.parse import parse_qs
@@ -15,7 +15,7 @@ KEY_HEADER = "Idempotency-Key"
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
-    """A request header by its lower case name. Raises `InvalidRequest` where it is given twice."""
+    """Return a request header by its lower-case name. Raises `InvalidRequest` where it is given twice."""
     found = [value for given, value in scope["headers"] if given == name]
     if len(found) > 1:
         raise InvalidRequest(f"the header {name.decode()} is given {len(found)} times", field=name.decode())
@@ -23,7 +23,7 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def idempotency_key(scope: Scope) -> str:
-    """The caller's key. Raises `InvalidRequest` naming the header where it is missing or no UTF-8 text."""
+    """Return the idempotency key. Raises `InvalidRequest` where the header is missing or not UTF-8."""
     sent = header(scope, b"idempotency-key")
     if not sent:
         raise InvalidRequest(
@@ -37,16 +37,16 @@ def idempotency_key(scope: Scope) -> str:
 
 
 async def read_body(scope: Scope, receive: Receive, size_max: int) -> bytes:
-    """The whole body. Raises where it is not declared as JSON, or has more than `size_max` bytes."""
-    body = await _read(receive, size_max)
+    """Return the whole body. Raises where it is not declared as JSON, or has more than `size_max` bytes."""
+    body = await _receive_body(receive, size_max)
     if body:
         _require_json(header(scope, b"content-type"))
     return body
 
 
 async def read_form(scope: Scope, receive: Receive, size_max: int) -> dict[str, str]:
-    """The fields of an HTML form, the first of each name. Raises where it is none, or larger than `size_max` bytes."""
-    body = await _read(receive, size_max)
+    """Return the fields of an HTML form, the first of each name. Raises for no form, or more than `size_max` bytes."""
+    body = await _receive_body(receive, size_max)
     kind = (header(scope, b"content-type") or b"").decode("latin-1").partition(";")[0].strip().lower()
     if kind != "application/x-www-form-urlencoded":
         raise UnsupportedMediaType(f"send a form as application/x-www-form-urlencoded, not {kind[:100]!r}")
@@ -57,7 +57,7 @@ async def read_form(scope: Scope, receive: Receive, size_max: int) -> dict[str, 
     return {name: values[0] for name, values in fields.items()}
 
 
-async def _read(receive: Receive, size_max: int) -> bytes:
+async def _receive_body(receive: Receive, size_max: int) -> bytes:
     size = 0
     chunks: list[bytes] = []
     while True:

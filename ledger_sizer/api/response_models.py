@@ -1,4 +1,4 @@
-"""What answers look like, for the OpenAPI: the forms that `wire.answers` writes, as models. None is ever made."""
+"""The JSON responses as pydantic models, for the OpenAPI document only; `wire` writes the JSON."""
 
 from typing import Annotated, Any, Literal
 

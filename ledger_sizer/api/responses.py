@@ -1,4 +1,4 @@
-"""Answers as HTTP responses."""
+"""Builds HTTP responses from JSON, decisions and errors."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,15 +13,15 @@ from ledger_sizer.wire.problems import MEDIA_TYPE, problem_of
 from ledger_sizer.wire.responses import decision_to_json
 
 RETRY_AFTER_SECONDS = 1
-_CLOSES_CONNECTION = (408, 413)
+_CLOSING_STATUSES = (408, 413)
 Headers = list[tuple[bytes, bytes]]
 
 
 class PreparedResponse(Response):
-    """A response whose body is all there and whose headers need no work: the hot calls answer with nothing else."""
+    """A response with a complete body and encoded headers, for speed: all hot calls answer with it."""
 
     def __init__(self, body: bytes, status: int, headers: Headers) -> None:
-        # Not Starlette's own: that encodes and searches every header again for each response.
+        # Without Starlette's constructor, which encodes and searches all headers for each response.
         self.status_code = status
         self.background = None
         self.body = body
@@ -29,12 +29,12 @@ class PreparedResponse(Response):
 
 
 def json_response(form: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> PreparedResponse:
-    """JSON, which no cache may keep: it is the state of somebody's money."""
-    return PreparedResponse(to_json(form), status, [*_JSON, *_encoded(headers)] if headers else _JSON)
+    """Return JSON as a response that no cache may store: it shows the state of somebody's money."""
+    return PreparedResponse(to_json(form), status, [*_JSON, *_encode_headers(headers)] if headers else _JSON)
 
 
 def problem_response(error: LedgerError, *, headers: Mapping[str, str] | None = None, **more: Any) -> PreparedResponse:
-    """An error as problem details, with what its status asks for besides."""
+    """Return an error as problem details, with the headers of its status. more: further fields of the problem."""
     problem = {**problem_of(error), **more}
     status: int = problem["status"]
     extra = dict(headers or {})
@@ -42,21 +42,21 @@ def problem_response(error: LedgerError, *, headers: Mapping[str, str] | None = 
         extra["Retry-After"] = str(RETRY_AFTER_SECONDS)
     elif status == 401:
         extra["WWW-Authenticate"] = 'Bearer realm="ledger-sizer"'
-    elif status in _CLOSES_CONNECTION:
-        # What is left of the body must not be taken for the next request.
+    elif status in _CLOSING_STATUSES:
+        # The unread rest of the body must not be taken for the next request.
         extra["Connection"] = "close"
-    return PreparedResponse(to_json(problem), status, [*_PROBLEM, *_encoded(extra)])
+    return PreparedResponse(to_json(problem), status, [*_PROBLEM, *_encode_headers(extra)])
 
 
 def status_of(decision: Decision) -> int:
-    """201 for a reservation that was made, 409 for a denial, 200 for everything else."""
+    """Return 201 for a recorded reservation, 409 for a denial, 200 for everything else."""
     if decision.record.outcome == "denied":
         return 409
     return 201 if decision.record.command == Reserve.verb and decision.seq is not None else 200
 
 
 def decision_response(decision: Decision, *, full: bool) -> PreparedResponse:
-    """A decision: the grant or the fact with 2xx, the denial as a problem that carries it whole."""
+    """Return a granted or applied decision with 2xx, a denial as a problem with the full decision."""
     status = status_of(decision)
     if status == 409:
         response = problem_response(Denied(decision))
@@ -69,7 +69,7 @@ def decision_response(decision: Decision, *, full: bool) -> PreparedResponse:
     return response
 
 
-def _encoded(headers: Mapping[str, str]) -> Headers:
+def _encode_headers(headers: Mapping[str, str]) -> Headers:
     return [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
 
 

@@ -1,5 +1,6 @@
-"""uvicorn with what it lacks for a service that holds money: bounds on slow and large requests' heads and on
-connections, and a stop that ends event streams first.
+"""uvicorn with further bounds, and a stop that ends the event streams first.
+
+The bounds: size and time of a request's head, time of its body, number of connections.
 """
 
 import asyncio
@@ -20,23 +21,23 @@ from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError
 from ledger_sizer.wire.problems import RequestTimeout
 
 
-def _refusal(error: LedgerError) -> bytes:
-    """A problem as a whole HTTP answer, for where there is no request yet to answer."""
+def _raw_response(error: LedgerError) -> bytes:
+    """Return a problem as the bytes of a complete HTTP response, for connections without a parsed request."""
     response = problem_response(error, headers={"Connection": "close"})
     status = HTTPStatus(response.status_code)
     head = b"".join(b"%s: %s\r\n" % header for header in response.raw_headers)
     return b"HTTP/1.1 %d %s\r\n%s\r\n%s" % (status, status.phrase.encode(), head, response.body)
 
 
-_FULL = _refusal(Busy("there are as many connections as this service keeps; try again later"))
-_LATE = _refusal(RequestTimeout("the request did not arrive in time; nothing was recorded"))
-_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_MANY_CONNECTIONS = _raw_response(Busy("there are as many connections as this service keeps; try again later"))
+_REQUEST_TIMEOUT = _raw_response(RequestTimeout("the request did not arrive in time; nothing was recorded"))
+_HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP protocol, which ends a connection that is one too many, or whose request is too slow or too large.
+    """uvicorn's HTTP protocol with bounds: closes a connection beyond `connections_max`, and slow or large requests.
 
-    Most requests arrive in one piece: only one that does not gets a timer.
+    Most requests arrive in one piece and start no timer of their own.
     """
 
     settings: ServiceSettings
@@ -46,30 +47,30 @@ class BoundedProtocol(HttpToolsProtocol):
     _head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
-        """A connection is there: one too many is told so and ended."""
+        """Start the head's timer; answer 503 and close beyond `connections_max`."""
         super().connection_made(transport)
         if len(self.connections) > self.settings.connections_max:
-            self._end(_FULL)
+            self._respond_and_close(_TOO_MANY_CONNECTIONS)
             return
         self._start_timer(self.settings.header_timeout_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """It is gone."""
+        """Stop the timer."""
         self._stop_timer()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Bytes came; after its end nothing more is read."""
+        """Parse received bytes, check the head's size and start the timers. Bytes after the close are ignored."""
         if self.transport.is_closing():
             return
         continued = self._head_open
         self._head_bytes += len(data)
         super().data_received(data)
         if not self._head_open or not continued:
-            # What came with the end of the request before is not this head's alone, so it is not held against it.
+            # These bytes are partly of the previous request or of the body, so they do not count for the head's size.
             self._head_bytes = 0
         elif self._head_bytes > self.settings.header_bytes_max and not self.transport.is_closing():
-            self._end(_LARGE)
+            self._respond_and_close(_HEAD_TOO_LARGE)
         if self._timer is None and not self.transport.is_closing():
             if self._head_open:
                 self._start_timer(self.settings.header_timeout_seconds)
@@ -77,26 +78,26 @@ class BoundedProtocol(HttpToolsProtocol):
                 self._start_timer(self.settings.body_timeout_seconds)
 
     def on_message_begin(self) -> None:
-        """A request begins, and with it the time its head may take."""
+        """Begin a request's head."""
         super().on_message_begin()
         self._head_open = True
 
     def on_headers_complete(self) -> None:
-        """The head is whole: the app takes over, and the time its body may take begins."""
+        """Check the size of the complete head, then pass the request to the app."""
         self._head_open, self._body_open = False, True
         self._stop_timer()
         if self._head_bytes > self.settings.header_bytes_max and self._head_size() > self.settings.header_bytes_max:
-            self._end(_LARGE)
+            self._respond_and_close(_HEAD_TOO_LARGE)
         if not self.transport.is_closing():
             super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """A piece of its body."""
+        """Pass on a part of the body."""
         if not self.transport.is_closing():
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """Stop the timer: the request is complete."""
         self._body_open = False
         self._stop_timer()
         if not self.transport.is_closing():
@@ -106,51 +107,51 @@ class BoundedProtocol(HttpToolsProtocol):
         return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
 
     def _start_timer(self, seconds: float) -> None:
-        self._timer = self.loop.call_later(seconds, self._late)
+        self._timer = self.loop.call_later(seconds, self._on_timeout)
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _late(self) -> None:
+    def _on_timeout(self) -> None:
         self._timer = None
         if not self.transport.is_closing():
-            # A request that was answered before its body came must not be answered twice.
-            self._end(b"" if self._body_open and self.cycle.response_started else _LATE)
+            # A request that was answered before its body arrived must not be answered twice.
+            self._respond_and_close(b"" if self._body_open and self.cycle.response_started else _REQUEST_TIMEOUT)
 
-    def _end(self, answer: bytes) -> None:
+    def _respond_and_close(self, answer: bytes) -> None:
         self._stop_timer()
         self.transport.write(answer)
         self.transport.close()
 
 
 def bounded_protocol(settings: ServiceSettings) -> type[BoundedProtocol]:
-    """The protocol under these settings; uvicorn makes one for each connection."""
+    """Return the protocol class with these settings; uvicorn creates an instance for each connection."""
     return type("BoundedProtocol", (BoundedProtocol,), {"settings": settings})
 
 
 class Server(uvicorn.Server):
-    """uvicorn, which tells the app first that it stops, and says once where it listens."""
+    """uvicorn server that sets `ServiceContext.stopping` before it shuts down."""
 
     def __init__(self, config: uvicorn.Config, service: ServiceContext) -> None:
         super().__init__(config)
         self._service = service
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature is Python's
-        """Stop at a signal. Unlike in uvicorn it is not raised again afterwards: the queue must drain first."""
+        """Stop at a signal. Unlike uvicorn's, it does not raise the signal again: the queue must drain first."""
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop: no new connections, event streams end, requests in progress are answered, within the bound."""
+        """End the event streams, accept no new connections, and answer requests in progress, up to the stop timeout."""
         self._service.stopping.set()
         await super().shutdown(sockets)
 
 
 def make_server(app: FastAPI, settings: ServiceSettings) -> Server:
-    """The server for an app made by `create_app`."""
+    """Return the server for an app made by `create_app`."""
     config = uvicorn.Config(
         app,
         http=bounded_protocol(settings),
@@ -162,14 +163,14 @@ def make_server(app: FastAPI, settings: ServiceSettings) -> Server:
         backlog=min(settings.connections_max, 2048),
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=settings.stop_timeout_seconds,
-        # Addresses in X-Forwarded-For decide nothing here, so nobody is believed.
+        # No decision depends on the client's address, so X-Forwarded-For is ignored.
         proxy_headers=False,
     )
     return Server(config, app.state.service)
 
 
 def listen(settings: ServiceSettings) -> socket.socket:
-    """A listening socket at the settings' address. Raises `InvalidRequest` when it cannot be had."""
+    """Open a socket bound to the settings' address. Raises `InvalidRequest` where that is impossible."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -186,6 +187,6 @@ def listen(settings: ServiceSettings) -> socket.socket:
 
 
 def address_of(listening: socket.socket) -> str:
-    """The URL of a listening socket."""
+    """Return the URL of a listening socket."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,7 +1,7 @@
-"""The dashboard's cookie, and what a form must prove before it is believed (docs/decisions/0013-dashboard.md).
+"""The dashboard's session cookie, and the CSRF check of its forms (docs/decisions/0013-dashboard.md).
 
-The cookie carries the API key itself, so the key ring decides at every request and a revoked key is out at once. A
-visitor without a key gets a random one, so that every form has something to be tied to.
+The cookie holds the API key itself. The key ring checks it at every request, so a revoked key is logged out. A visitor
+without a key gets a random value, so that every form token is bound to a cookie.
 """
 
 import hmac
@@ -19,56 +19,59 @@ from ledger_sizer.api.request_body import header
 from ledger_sizer.wire.problems import Forbidden
 
 COOKIE = "ledger_session"
-LIFE_SECONDS = 12 * 3600
-"""A trading day; then the key is asked for again."""
+SESSION_SECONDS = 12 * 3600
+"""A trading day; after that the visitor must log in again."""
 
 FORM_TOKEN = "form_token"
-_IN_SCOPE = "ledger_sizer.session"
+_SCOPE_KEY = "ledger_sizer.session"
 _SAFE_METHODS = ("GET", "HEAD")
-_OWN = (b"same-origin", b"none")
-"""What a browser says of a request that no other site caused."""
+_TRUSTED_FETCH_SITES = (b"same-origin", b"none")
+"""Values of `Sec-Fetch-Site` for requests that no other site caused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What a browser sent, or is given now. value: of the cookie. new: it has to be set."""
+    """A browser's session. value: of the cookie. new: the response must set the cookie."""
 
     value: str
     new: bool
 
     @property
     def form_token(self) -> str:
-        """What this session's forms carry: nobody who cannot read the cookie can make it."""
+        """The CSRF token in this session's forms: an HMAC keyed with the cookie's value."""
         return hmac.new(self.value.encode(), b"ledger-sizer form", sha256).hexdigest()
 
 
 def session_of(scope: Scope) -> Session:
-    """The session of a request, a new one where it has none; the same one however often it is asked for."""
-    if _IN_SCOPE not in scope:
+    """Return the request's session, a new one without a cookie. Every call for one request returns the same session."""
+    if _SCOPE_KEY not in scope:
         value = _cookie(scope)
-        scope[_IN_SCOPE] = Session(value or secrets.token_hex(32), new=value is None)
-    session: Session = scope[_IN_SCOPE]
+        scope[_SCOPE_KEY] = Session(value or secrets.token_hex(32), new=value is None)
+    session: Session = scope[_SCOPE_KEY]
     return session
 
 
-def session_key(scope: Scope) -> str | None:
-    """The API key in the cookie, where a cookie counts: for looking, and only from the dashboard's own pages.
+def session_api_key(scope: Scope) -> str | None:
+    """Return the API key in the cookie, for GET and HEAD requests from the dashboard's own pages; else None.
 
-    Other ports of this host and sibling domains are the same site to a browser, so `SameSite` does not keep them out.
+    `SameSite` is not enough: to a browser, other ports of this host and sibling domains are the same site.
     """
-    if scope["method"] not in _SAFE_METHODS or (header(scope, b"sec-fetch-site") or b"none") not in _OWN:
+    if (
+        scope["method"] not in _SAFE_METHODS
+        or (header(scope, b"sec-fetch-site") or b"none") not in _TRUSTED_FETCH_SITES
+    ):
         return None
     return _cookie(scope)
 
 
-def form_key(scope: Scope, fields: Mapping[str, str]) -> str | None:
-    """The API key in the cookie of a form's request, after the form has proved where it comes from."""
-    require_own_form(scope, fields)
+def form_api_key(scope: Scope, fields: Mapping[str, str]) -> str | None:
+    """Return the API key in the cookie of a form's request, after its CSRF check."""
+    check_csrf(scope, fields)
     return _cookie(scope)
 
 
-def require_own_form(scope: Scope, fields: Mapping[str, str]) -> None:
-    """Raise `Forbidden` unless the dashboard itself made this form for this browser."""
+def check_csrf(scope: Scope, fields: Mapping[str, str]) -> None:
+    """Raise `Forbidden` unless the dashboard made this form for this session."""
     if not _same_origin(scope):
         raise Forbidden("this form was not sent from the dashboard's own page; nothing was done")
     session = session_of(scope)
@@ -77,12 +80,12 @@ def require_own_form(scope: Scope, fields: Mapping[str, str]) -> None:
 
 
 def set_session(response: Response, scope: Scope, value: str) -> None:
-    """Give the browser its cookie. It goes over TLS only where it came over TLS."""
-    response.set_cookie(COOKIE, value, max_age=LIFE_SECONDS, httponly=True, samesite="strict", secure=_is_tls(scope))
+    """Set the session cookie; `Secure` where the request came over TLS."""
+    response.set_cookie(COOKIE, value, max_age=SESSION_SECONDS, httponly=True, samesite="strict", secure=_is_tls(scope))
 
 
 def end_session(response: Response, scope: Scope) -> None:
-    """Take the cookie away."""
+    """Delete the session cookie."""
     response.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=_is_tls(scope))
 
 
@@ -99,7 +102,7 @@ def _cookie(scope: Scope) -> str | None:
 
 
 def _same_origin(scope: Scope) -> bool:
-    """By the browser's own word; older ones, and those on plain HTTP, name the origin instead."""
+    """Check `Sec-Fetch-Site`; older browsers, and all on plain HTTP, send only `Origin`."""
     site = header(scope, b"sec-fetch-site")
     if site is not None:
         return site == b"same-origin"
@@ -109,6 +112,6 @@ def _same_origin(scope: Scope) -> bool:
 
 
 def _is_tls(scope: Scope) -> bool:
-    """Behind a proxy that ends TLS the service itself sees plain HTTP, but the browser names the origin it sees."""
+    """Check the scheme, and `Origin` too: behind a proxy that terminates TLS the service itself sees plain HTTP."""
     origin = header(scope, b"origin") or b""
     return scope["scheme"] == "https" or origin.startswith(b"https://")

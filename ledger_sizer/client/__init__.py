@@ -1,9 +1,10 @@
-"""The client library: the ledger over HTTP, for bots in other processes and on other hosts.
+"""HTTP client of the ledger service, for bots in other processes and on other hosts.
 
-calls      which HTTP calls a method makes, and how their answers are read
-answers    an HTTP reply as a value, or as an error that cannot be mistaken for a grant
-patience   when to ask again, and when to give up
-faces      `LedgerClient` and `AsyncLedgerClient`, which only send bytes and wait
+clients          `LedgerClient` and `AsyncLedgerClient`: send requests and wait
+endpoints        the HTTP calls of each client method, and how their responses are read
+reconciliation   the same for runs and drifts
+responses        parses HTTP responses into values or errors
+retry            `RetryPolicy`: exponential back-off with jitter
 """
 
 from ledger_sizer.client.clients import AsyncLedgerClient, LedgerClient
@@ -12,7 +13,7 @@ from ledger_sizer.client.retry import RetryPolicy
 from ledger_sizer.wire.problems import Forbidden, Unauthenticated
 
 Patience = RetryPolicy
-"""The name of `RetryPolicy` until 0.1; the clients' argument is still called `patience`."""
+"""The name of `RetryPolicy` up to 0.1. The clients' argument is still called `patience`."""
 
 __all__ = [
     "AsyncLedgerClient",

@@ -1,7 +1,7 @@
-"""The two faces of the client: blocking and awaitable.
+"""`LedgerClient` (sync) and `AsyncLedgerClient`.
 
-They differ in how they send bytes and how they wait, which is all that stands below twice. What is sent, when it is
-sent again and what an answer means stands once, in `calls`, `patience` and `answers`.
+They differ only in how they send bytes and how they wait. They share what is sent (`endpoints`), when it is sent again
+(`retry`) and what a response means (`responses`).
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from ledger_sizer.client import endpoints, reconciliation
 from ledger_sizer.client.endpoints import Call, Calls
 from ledger_sizer.client.responses import ConnectionLost, Response
-from ledger_sizer.client.retry import RetryPolicy, Steps, Wait, retrying
+from ledger_sizer.client.retry import RetryPolicy, Steps, Wait, with_retries
 from ledger_sizer.model import commands
 from ledger_sizer.model.errors import Closed, InvalidRequest
 from ledger_sizer.verbs.hold import AsyncHold, Hold
@@ -32,11 +32,11 @@ BASE_URL = "http://127.0.0.1:8321"
 TIMEOUT_SECONDS = 10.0
 CONNECTIONS_MAX = 100
 
-_LOST = (httpx.TransportError, httpx.DecodingError)
+_CONNECTION_ERRORS = (httpx.TransportError, httpx.DecodingError)
 
 
-class _Face:
-    """What both faces are made of: where the service is, and how patient to be."""
+class _BaseClient:
+    """Base of both clients: the service's URL, the retry policy, the clock and the random numbers."""
 
     def __init__(
         self,
@@ -53,21 +53,21 @@ class _Face:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.base_url!r})"
 
-    def _options(self, api_key: str | SecretStr | None, timeout_seconds: float) -> dict[str, Any]:
-        """What both kinds of `httpx` client are made with. Not kept: the key stands in the client's headers only."""
+    def _httpx_options(self, api_key: str | SecretStr | None, timeout_seconds: float) -> dict[str, Any]:
+        """Return the arguments of both `httpx` clients. Not stored: only the client's headers hold the key."""
         secret = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
         return {
             "base_url": self.base_url,
             "headers": {"Accept": "application/json", **({"Authorization": f"Bearer {secret}"} if secret else {})},
             "timeout": httpx.Timeout(timeout_seconds),
             "limits": httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_MAX),
-            # A proxy named by the environment must not get to see, or to answer, what concerns the ledger.
+            # A proxy named by an environment variable must not see the ledger's requests, nor answer them.
             "trust_env": False,
             "follow_redirects": False,
         }
 
-    def _conversation(self, calls: Calls[T]) -> Steps[T]:
-        return retrying(calls, self.patience, clock=self._clock, chance=self._chance)
+    def _steps(self, calls: Calls[T]) -> Steps[T]:
+        return with_retries(calls, self.patience, clock=self._clock, chance=self._chance)
 
 
 def _checked_url(base_url: str) -> str:
@@ -82,28 +82,28 @@ def _checked_url(base_url: str) -> str:
     return str(url).rstrip("/")
 
 
-def _asks(make: Callable[P, Calls[T]]) -> Callable[Concatenate["LedgerClient", P], T]:
-    """A blocking method with the arguments of `make`."""
+def _sync_method(make: Callable[P, Calls[T]]) -> Callable[Concatenate["LedgerClient", P], T]:
+    """Make a sync method with the arguments of `make`."""
 
     def method(self: "LedgerClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return self._carry_out(self._conversation(make(*args, **kwargs)))
+        return self._execute(self._steps(make(*args, **kwargs)))
 
-    return _dressed(method, make)
+    return _with_signature_of(method, make)
 
 
-def _asks_async(make: Callable[P, Calls[T]]) -> Callable[Concatenate["AsyncLedgerClient", P], Coroutine[Any, Any, T]]:
-    """An awaitable method with the arguments of `make`."""
+def _async_method(make: Callable[P, Calls[T]]) -> Callable[Concatenate["AsyncLedgerClient", P], Coroutine[Any, Any, T]]:
+    """Make an async method with the arguments of `make`."""
 
     async def method(self: "AsyncLedgerClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._carry_out(self._conversation(make(*args, **kwargs)))
+        return await self._execute(self._steps(make(*args, **kwargs)))
 
-    return _dressed(method, make)
+    return _with_signature_of(method, make)
 
 
 _M = TypeVar("_M", bound=Callable[..., Any])
 
 
-def _dressed(method: _M, make: Callable[..., Any]) -> _M:
+def _with_signature_of(method: _M, make: Callable[..., Any]) -> _M:
     """Give the method the name, documentation and signature of the function it was made from."""
     method.__name__ = method.__qualname__ = make.__name__
     method.__doc__ = make.__doc__
@@ -114,15 +114,15 @@ def _dressed(method: _M, make: Callable[..., Any]) -> _M:
     return method
 
 
-class LedgerClient(_Face):
+class LedgerClient(_BaseClient):
     """The ledger over HTTP: the verbs, arguments, results and exceptions of the embedded `Ledger`.
 
         with LedgerClient("https://ledger.example", api_key=...) as ledger:
             decision = ledger.reserve(key="cycle-17/BTC", signal_score=Decimal("0.9"))
 
-    Asks again with the same key when a connection is lost or the service is busy, so a command has one effect however
-    often it is sent. A denial is never asked again. What cannot be understood raises `Unavailable`. Safe to share
-    between threads; not across a fork.
+    Retries with the same key when a connection is lost or the service is busy, so a command takes effect once however
+    often it is sent. A denial is never retried. A response that cannot be understood raises `Unavailable`. Threads may
+    share a client; it must not be used across a fork.
     """
 
     def __init__(
@@ -137,15 +137,15 @@ class LedgerClient(_Face):
         chance: Callable[[], float] = random.random,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """base_url: of the service, without `/v1`. api_key: sent as a bearer key, never shown or logged.
+        """base_url: the service's URL, without `/v1`. api_key: sent as a bearer token, never shown or logged.
 
-        timeout_seconds: longest wait of one attempt for a connection, or for the next byte. patience: when to ask again
-        and when to give up. clock (monotonic seconds), sleep, chance (0 to 1): replaced by tests.
-        transport: an `httpx` transport of your own, for a private certificate authority or a proxy.
+        timeout_seconds: longest wait of one attempt for a connection, or for the next byte. patience: when to retry
+        and when to give up. clock (monotonic seconds), sleep, chance (random numbers in [0, 1)): replaced by tests.
+        transport: your own `httpx` transport, for a private certificate authority or a proxy.
         """
         super().__init__(base_url, patience, clock, chance)
         self._sleep = sleep
-        self._http = httpx.Client(**self._options(api_key, timeout_seconds), transport=transport)
+        self._http = httpx.Client(**self._httpx_options(api_key, timeout_seconds), transport=transport)
 
     reserve = verb(commands.Reserve)
     confirm = verb(commands.Confirm)
@@ -160,27 +160,27 @@ class LedgerClient(_Face):
     reconciled = verb(commands.Reconciled)
     remark = verb(commands.Remark)
 
-    run = _asks(endpoints.run)
-    submit = _asks(endpoints.submit)
-    portfolios = _asks(endpoints.portfolios)
-    exposure = _asks(endpoints.exposure)
-    heads = _asks(endpoints.heads)
-    position = _asks(endpoints.position)
-    positions = _asks(endpoints.positions)
-    history = _asks(endpoints.history)
-    decision = _asks(endpoints.decision)
-    overview = _asks(endpoints.overview)
-    explain = _asks(endpoints.explain)
-    reconciliations = _asks(reconciliation.reconciliations)
-    reconcile = _asks(reconciliation.reconcile)
-    drifts = _asks(reconciliation.drifts)
-    adopt_drift = _asks(reconciliation.adopt_drift)
-    ignore_drift = _asks(reconciliation.ignore_drift)
-    close_drift = _asks(reconciliation.close_drift)
+    run = _sync_method(endpoints.run)
+    submit = _sync_method(endpoints.submit)
+    portfolios = _sync_method(endpoints.portfolios)
+    exposure = _sync_method(endpoints.exposure)
+    heads = _sync_method(endpoints.heads)
+    position = _sync_method(endpoints.position)
+    positions = _sync_method(endpoints.positions)
+    history = _sync_method(endpoints.history)
+    decision = _sync_method(endpoints.decision)
+    overview = _sync_method(endpoints.overview)
+    explain = _sync_method(endpoints.explain)
+    reconciliations = _sync_method(reconciliation.reconciliations)
+    reconcile = _sync_method(reconciliation.reconcile)
+    drifts = _sync_method(reconciliation.drifts)
+    adopt_drift = _sync_method(reconciliation.adopt_drift)
+    ignore_drift = _sync_method(reconciliation.ignore_drift)
+    close_drift = _sync_method(reconciliation.close_drift)
 
     @contextmanager
     def hold(self, **request: Any) -> Iterator[Hold]:
-        """Reserve for the length of a `with` block, and give back what it did not confirm. See `Ledger.hold`."""
+        """Reserve for a `with` block; an exception in it releases what it did not confirm. See `Ledger.hold`."""
         hold = Hold(self, self.reserve(**request))
         hold.require_held(self.position)
         try:
@@ -189,8 +189,8 @@ class LedgerClient(_Face):
             hold.release_after_failure()
             raise
 
-    def _carry_out(self, steps: Steps[T]) -> T:
-        """Send and wait as the conversation asks, and return its result."""
+    def _execute(self, steps: Steps[T]) -> T:
+        """Send and wait as the steps say, and return their result."""
         outcome: Response | ConnectionLost | None = None
         try:
             while True:
@@ -208,9 +208,9 @@ class LedgerClient(_Face):
         if self._http.is_closed:
             raise Closed("the client is closed; open it again")
         try:
-            return _reply(self._http.request(call.method, call.path, **call.options()))
-        except _LOST as error:
-            return _lost(error)
+            return _to_response(self._http.request(call.method, call.path, **call.options()))
+        except _CONNECTION_ERRORS as error:
+            return _to_connection_lost(error)
 
     def close(self) -> None:
         """Close the connections. Closing twice is harmless."""
@@ -225,13 +225,14 @@ class LedgerClient(_Face):
         self.close()
 
 
-class AsyncLedgerClient(_Face):
-    """`LedgerClient` for coroutines: the same names, awaitable, and also under the embedded ledger's `..._async` names.
+class AsyncLedgerClient(_BaseClient):
+    """Async `LedgerClient`: the same method names; the verbs, `run`, `submit` and `hold` also as `..._async`.
 
         async with AsyncLedgerClient("https://ledger.example", api_key=...) as ledger:
             decision = await ledger.reserve(key="cycle-17/BTC", signal_score=Decimal("0.9"))
 
-    One client belongs to one event loop. Cancelling a call does not undo its command; the key tells what became of it.
+    One client belongs to one event loop. Cancelling a call does not undo its command: send the same key again to learn
+    its outcome.
     """
 
     def __init__(
@@ -246,10 +247,10 @@ class AsyncLedgerClient(_Face):
         chance: Callable[[], float] = random.random,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """See `LedgerClient`; `sleep` and `transport` are their awaitable kind."""
+        """See `LedgerClient`; `sleep` and `transport` are async."""
         super().__init__(base_url, patience, clock, chance)
         self._sleep = sleep
-        self._http = httpx.AsyncClient(**self._options(api_key, timeout_seconds), transport=transport)
+        self._http = httpx.AsyncClient(**self._httpx_options(api_key, timeout_seconds), transport=transport)
 
     reserve = reserve_async = verb_async(commands.Reserve)
     confirm = confirm_async = verb_async(commands.Confirm)
@@ -264,27 +265,27 @@ class AsyncLedgerClient(_Face):
     reconciled = reconciled_async = verb_async(commands.Reconciled)
     remark = remark_async = verb_async(commands.Remark)
 
-    run = run_async = _asks_async(endpoints.run)
-    submit = submit_async = _asks_async(endpoints.submit)
-    portfolios = _asks_async(endpoints.portfolios)
-    exposure = _asks_async(endpoints.exposure)
-    heads = _asks_async(endpoints.heads)
-    position = _asks_async(endpoints.position)
-    positions = _asks_async(endpoints.positions)
-    history = _asks_async(endpoints.history)
-    decision = _asks_async(endpoints.decision)
-    overview = _asks_async(endpoints.overview)
-    explain = _asks_async(endpoints.explain)
-    reconciliations = _asks_async(reconciliation.reconciliations)
-    reconcile = _asks_async(reconciliation.reconcile)
-    drifts = _asks_async(reconciliation.drifts)
-    adopt_drift = _asks_async(reconciliation.adopt_drift)
-    ignore_drift = _asks_async(reconciliation.ignore_drift)
-    close_drift = _asks_async(reconciliation.close_drift)
+    run = run_async = _async_method(endpoints.run)
+    submit = submit_async = _async_method(endpoints.submit)
+    portfolios = _async_method(endpoints.portfolios)
+    exposure = _async_method(endpoints.exposure)
+    heads = _async_method(endpoints.heads)
+    position = _async_method(endpoints.position)
+    positions = _async_method(endpoints.positions)
+    history = _async_method(endpoints.history)
+    decision = _async_method(endpoints.decision)
+    overview = _async_method(endpoints.overview)
+    explain = _async_method(endpoints.explain)
+    reconciliations = _async_method(reconciliation.reconciliations)
+    reconcile = _async_method(reconciliation.reconcile)
+    drifts = _async_method(reconciliation.drifts)
+    adopt_drift = _async_method(reconciliation.adopt_drift)
+    ignore_drift = _async_method(reconciliation.ignore_drift)
+    close_drift = _async_method(reconciliation.close_drift)
 
     @asynccontextmanager
     async def hold(self, **request: Any) -> AsyncIterator[AsyncHold]:
-        """Reserve for the length of an `async with` block. See `Ledger.hold`."""
+        """Reserve for an `async with` block. See `Ledger.hold`."""
         hold = AsyncHold(self, await self.reserve(**request))
         await hold.require_held(self.position)
         try:
@@ -295,8 +296,8 @@ class AsyncLedgerClient(_Face):
 
     hold_async = hold
 
-    async def _carry_out(self, steps: Steps[T]) -> T:
-        """Send and wait as the conversation asks, and return its result."""
+    async def _execute(self, steps: Steps[T]) -> T:
+        """Send and wait as the steps say, and return their result."""
         outcome: Response | ConnectionLost | None = None
         try:
             while True:
@@ -314,9 +315,9 @@ class AsyncLedgerClient(_Face):
         if self._http.is_closed:
             raise Closed("the client is closed; open it again")
         try:
-            return _reply(await self._http.request(call.method, call.path, **call.options()))
-        except _LOST as error:
-            return _lost(error)
+            return _to_response(await self._http.request(call.method, call.path, **call.options()))
+        except _CONNECTION_ERRORS as error:
+            return _to_connection_lost(error)
 
     async def close(self) -> None:
         """Close the connections. Closing twice is harmless."""
@@ -331,10 +332,10 @@ class AsyncLedgerClient(_Face):
         await self.close()
 
 
-def _reply(response: httpx.Response) -> Response:
+def _to_response(response: httpx.Response) -> Response:
     headers = {name.lower(): value for name, value in response.headers.items()}
     return Response(response.status_code, headers, response.content)
 
 
-def _lost(error: Exception) -> ConnectionLost:
+def _to_connection_lost(error: Exception) -> ConnectionLost:
     return ConnectionLost(f"{type(error).__name__} {error}".strip())

@@ -1,7 +1,7 @@
-"""Which HTTP calls each method of the client makes, and how their answers are read.
+"""The HTTP calls of each client method, and how their responses are read.
 
-Every function here is a generator that yields a `Call` and is sent back what its `read` made of the answer; an error
-that ended the call is thrown in. Nothing here sends, waits or retries.
+Every public function that returns `Calls` is a generator. It yields a `Call` and receives what the call's `read`
+returned; the error that ended a call is thrown into it. Nothing here sends, waits or retries.
 """
 
 import json
@@ -27,7 +27,7 @@ from ledger_sizer.model.errors import InvalidRequest, LedgerError
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.rules.explain import Explanation
-from ledger_sizer.rules.explain import explain as explained
+from ledger_sizer.rules.explain import explain as explanation_of
 from ledger_sizer.wire.batch import BATCH_MAX
 from ledger_sizer.wire.http_calls import batch_form, http_call_of
 from ledger_sizer.wire.overviews import overview_from_json, overview_query_to_params
@@ -43,14 +43,14 @@ from ledger_sizer.wire.responses import (
 T = TypeVar("T")
 
 BODY_BYTES_MAX = 1_000_000
-"""Longest body of a batch call: the service reads 1 MiB unless told otherwise."""
+"""Longest body of a batch call. By default the service reads up to 1 MiB."""
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One HTTP call. read: makes the answer of its reply, or raises a `LedgerError`."""
+    """One HTTP call. read: parses the response into the result, or raises a `LedgerError`."""
 
     method: str
     path: str
@@ -60,11 +60,11 @@ class Call(Generic[T]):
     body: str | None = None
 
     def options(self) -> dict[str, Any]:
-        """What `httpx` needs besides method and path."""
-        typed = {"Content-Type": "application/json"} if self.body is not None else {}
-        # Of an enum's member that is text, its text: the HTTP library would write the member's name.
+        """Return the arguments of `httpx` besides method and path."""
+        content_type = {"Content-Type": "application/json"} if self.body is not None else {}
+        # `httpx` would write the name of a string enum's member, not its value.
         query = {name: str.__str__(one) if isinstance(one, str) else one for name, one in self.query.items()}
-        return {"params": query or None, "headers": {**self.headers, **typed}, "content": self.body}
+        return {"params": query or None, "headers": {**self.headers, **content_type}, "content": self.body}
 
 
 Calls = Generator[Call[Any], Any, T]
@@ -75,20 +75,20 @@ Calls = Generator[Call[Any], Any, T]
 
 
 def run(command: AnyCommand) -> Calls[Decision]:
-    """Answer one command object; what the verbs do after building theirs."""
+    """Run one command object and return its decision. The verbs build a command and call this."""
     if not isinstance(command, AnyCommand):
         raise InvalidRequest(f"run takes a command object such as Reserve(...), got {command!r}")
     dry_run = isinstance(command, Reserve) and command.dry_run
-    if not dry_run and not _fits_a_header(command.key):
-        ((part, body),) = _parts([command], atomic=False)
-        (result,) = yield _batch(part, body, atomic=False)
+    if not dry_run and not _fits_header(command.key):
+        ((part, body),) = _split([command], atomic=False)
+        (result,) = yield _batch_call(part, body, atomic=False)
         if isinstance(result, LedgerError):
             raise result
         decision: Decision = result
         return decision
     call = http_call_of(command)
-    # A dry run records nothing, so its key need not travel.
-    sent = command if _fits_a_header(command.key) else replace(command, key="dry-run")
+    # A dry run records nothing, so a key that no header can carry is replaced.
+    sent = command if _fits_header(command.key) else replace(command, key="dry-run")
     found: Decision = yield Call(
         call.method,
         call.path,
@@ -101,11 +101,11 @@ def run(command: AnyCommand) -> Calls[Decision]:
 
 
 def submit(commands: Sequence[AnyCommand], *, atomic: bool = False) -> Calls[list[Result]]:
-    """Answer many commands in one go: a list of the same order and length. See `Ledger.submit`.
+    """Run many commands at once; return their results in the same order. See `Ledger.submit`.
 
-    More than 1,000 independent commands, or more than a megabyte, are sent in parts. Where no part was answered the
-    error is raised; where some were, it stands in the place of each command whose part was not. An atomic group is
-    never divided: `InvalidRequest` for one that is too long.
+    More than 1,000 independent commands, or more than a megabyte, are sent in several requests. If all requests fail,
+    the first error is raised. If some fail, their commands have the error as result. An atomic group is never divided:
+    `InvalidRequest` for one of more than 1,000 commands.
     """
     for command in commands:
         if not isinstance(command, AnyCommand):
@@ -115,43 +115,43 @@ def submit(commands: Sequence[AnyCommand], *, atomic: bool = False) -> Calls[lis
     if atomic and len(commands) > BATCH_MAX:
         raise InvalidRequest(f"an atomic group has at most {BATCH_MAX} commands, got {len(commands)}", field="commands")
     results: list[Result] = []
-    unanswered: list[LedgerError] = []
-    parts = list(_parts(commands, atomic=atomic))
+    errors: list[LedgerError] = []
+    parts = list(_split(commands, atomic=atomic))
     for part, body in parts:
         try:
-            results += yield _batch(part, body, atomic=atomic)
+            results += yield _batch_call(part, body, atomic=atomic)
         except LedgerError as error:
-            unanswered.append(error)
+            errors.append(error)
             results += [error] * len(part)
-    if unanswered and len(unanswered) == len(parts):
-        raise unanswered[0]
+    if errors and len(errors) == len(parts):
+        raise errors[0]
     return results
 
 
-def _parts(commands: Sequence[AnyCommand], *, atomic: bool) -> Iterator[tuple[Sequence[AnyCommand], str]]:
-    """The commands in parts that one call each can carry, with the body of that call."""
+def _split(commands: Sequence[AnyCommand], *, atomic: bool) -> Iterator[tuple[Sequence[AnyCommand], str]]:
+    """Split the commands so that each part fits one batch call. Yields each part with the body of its call."""
     texts = [_encode(batch_form([command])["commands"][0]) for command in commands]
     start = size = 0
     for number, text in enumerate(texts):
         full = number - start == BATCH_MAX or size + len(text) > BODY_BYTES_MAX
         if full and number > start and not atomic:
-            yield commands[start:number], _joined(texts[start:number], atomic=atomic)
+            yield commands[start:number], _batch_body(texts[start:number], atomic=atomic)
             start, size = number, 0
         size += len(text) + 1
     if texts:
-        yield commands[start:], _joined(texts[start:], atomic=atomic)
+        yield commands[start:], _batch_body(texts[start:], atomic=atomic)
 
 
-def _joined(texts: Sequence[str], *, atomic: bool) -> str:
+def _batch_body(texts: Sequence[str], *, atomic: bool) -> str:
     return f'{{"commands":[{",".join(texts)}],"atomic":{_encode(atomic)}}}'
 
 
-def _batch(commands: Sequence[AnyCommand], body: str, *, atomic: bool) -> Call[list[Result]]:
+def _batch_call(commands: Sequence[AnyCommand], body: str, *, atomic: bool) -> Call[list[Result]]:
     return Call("POST", "/v1/batch", lambda reply: results_of(reply, commands, atomic=atomic), query=_FULL, body=body)
 
 
-def _fits_a_header(key: str) -> bool:
-    """Whether a key survives as an HTTP header: visible ASCII, blanks only inside. Others travel in a body."""
+def _fits_header(key: str) -> bool:
+    """Whether an HTTP header can carry this key: ASCII, no blank at either end. Other keys are sent in a batch body."""
     return key.isascii() and key.strip() == key
 
 
@@ -177,16 +177,16 @@ def _names(form: Any) -> list[str]:
 def exposure(portfolio: str = "main", as_of: int | datetime | None = None) -> Calls[Exposure]:
     """Cap, held, open, headroom and status of a portfolio and each of its scopes. `NotFound` if there is none.
 
-    as_of: a seq, or an aware datetime: what the decisions up to then add up to.
+    as_of: a seq or an aware datetime. The exposure is then the sum of all decisions up to it.
     """
     path = f"/v1/portfolios/{portfolio_name(portfolio)}/exposure"
-    query = _given(as_of=as_of)
+    query = query_of(as_of=as_of)
     found: Exposure = yield Call("GET", path, lambda reply: value_of(reply, exposure_from_json), query)
     return found
 
 
 def heads() -> Calls[dict[str, tuple[int, str]]]:
-    """The chain heads now: (seq, hash) by portfolio. Kept elsewhere they make a rewrite of history visible."""
+    """The heads of the hash chains now: (seq, hash) by portfolio. A copy kept elsewhere reveals a rewritten history."""
     found: dict[str, tuple[int, str]] = yield Call("GET", "/v1/heads", lambda reply: value_of(reply, heads_from_json))
     return found
 
@@ -209,10 +209,10 @@ def positions(
 ) -> Calls[Page[Position]]:
     """Positions, oldest first.
 
-    portfolio: one, or all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open).
-    tags: all must match. cursor: of the page before. limit: 1 to 1000.
+    portfolio: None for all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open).
+    tags: all must match. cursor: from the previous page. limit: 1 to 1000.
     """
-    query = _given(portfolio=portfolio, state=state, cursor=cursor, limit=limit)
+    query = query_of(portfolio=portfolio, state=state, cursor=cursor, limit=limit)
     if tags:
         query["tag"] = [f"{name}={value}" for name, value in tags_of(tags).items()]
     page: Page[Position] = yield Call(
@@ -233,10 +233,10 @@ def history(
 ) -> Calls[Page[Decision]]:
     """Decisions of a portfolio, newest first unless `ascending`; filters: see `HistoryFilters`.
 
-    cursor: of the page before; it stays right while decisions are added or archived. limit: 1 to 1000.
+    cursor: from the previous page; it stays valid while decisions are added or archived. limit: 1 to 1000.
     """
     require_history_filters(filters)
-    query = _given(portfolio=portfolio, cursor=cursor, limit=limit, **filters)
+    query = query_of(portfolio=portfolio, cursor=cursor, limit=limit, **filters)
     page: Page[Decision] = yield Call(
         "GET",
         "/v1/decisions",
@@ -247,7 +247,7 @@ def history(
 
 
 def decision(seq: int, portfolio: str = "main") -> Calls[Decision]:
-    """One decision by its place in the portfolio's chain. Raises `NotFound`."""
+    """One decision by its seq in the portfolio's hash chain. Raises `NotFound`."""
     if isinstance(seq, bool) or not isinstance(seq, int):
         raise InvalidRequest(f"seq must be a whole number, got {seq!r}", field="seq")
     path = f"/v1/decisions/{portfolio_name(portfolio)}/{seq}"
@@ -256,20 +256,21 @@ def decision(seq: int, portfolio: str = "main") -> Calls[Decision]:
 
 
 def overview(look: OverviewQuery | None = None) -> Calls[Overview]:
-    """One picture of the ledger at one moment: all portfolios this key may see, and one of them in full."""
+    """A consistent snapshot of the ledger: all portfolios this key may see, and one of them in full."""
     query = overview_query_to_params(look or OverviewQuery())
     found: Overview = yield Call("GET", "/v1/overview", lambda reply: value_of(reply, overview_from_json), query)
     return found
 
 
 def explain(reference: int | str, portfolio: str = "main") -> Calls[Explanation]:
-    """Why a decision came out as it did: by seq (of `portfolio`), or by position_id (the one that made it)."""
+    """Explain a decision, given by its seq in `portfolio`, or by the position_id that it created."""
     if isinstance(reference, str):
         portfolio, reference = split_position_id(reference)
-    return explained((yield from decision(reference, portfolio)))
+    return explanation_of((yield from decision(reference, portfolio)))
 
 
-def _given(**query: Any) -> dict[str, Any]:
+def query_of(**query: Any) -> dict[str, Any]:
+    """Return the query parameters that are not None, times and booleans as text."""
     return {name: _text(value) for name, value in query.items() if value is not None}
 
 

@@ -1,11 +1,11 @@
-"""The client's calls about runs and drifts. See `calls` for what a generator here is."""
+"""The HTTP calls for runs and drifts, as generators of `Call` (see `endpoints`)."""
 
 import json
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from ledger_sizer.client.endpoints import Call, Calls
+from ledger_sizer.client.endpoints import Call, Calls, query_of
 from ledger_sizer.client.responses import value_of
 from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InvalidRequest
@@ -16,18 +16,18 @@ from ledger_sizer.wire.responses import page_from_json
 
 
 def reconciliations(portfolio: str | None = None, *, cursor: str | None = None, limit: int = 100) -> Calls[Page[Run]]:
-    """Runs of the reconciliation, newest first."""
+    """Reconciliation runs, newest first."""
     page: Page[Run] = yield Call(
         "GET", "/v1/reconciliations", lambda reply: value_of(reply, lambda form: page_from_json(form, run_from_json)),
-        _given(portfolio=portfolio, cursor=cursor, limit=limit),
+        query_of(portfolio=portfolio, cursor=cursor, limit=limit),
     )  # fmt: skip
     return page
 
 
 def reconcile(*, dry_run: bool = False) -> Calls[list[Run]]:
-    """Compare the ledger with the exchange now; one run for each portfolio that has an account. Needs an admin key.
+    """Compare the ledger with the exchange now: one run for each portfolio that has an account. Needs an admin key.
 
-    dry_run: only look. What was found stands in `Run.found`; what became of it in `drifts`.
+    dry_run: compare and record nothing. `Run.found` counts the differences; `drifts` has the state of each.
     """
     body = json.dumps({"dry_run": dry_run})
     runs: list[Run] = yield Call("POST", "/v1/reconciliations", lambda reply: value_of(reply, _runs), body=body)
@@ -45,13 +45,13 @@ def drifts(
     """Drifts, newest first. state: `open`, `confirmed`, `acknowledged`, `resolved`, or `live` (open and confirmed)."""
     page: Page[Drift] = yield Call(
         "GET", "/v1/drifts", lambda reply: value_of(reply, lambda form: page_from_json(form, drift_from_json)),
-        _given(portfolio=portfolio, state=state, kind=kind, cursor=cursor, limit=limit),
+        query_of(portfolio=portfolio, state=state, kind=kind, cursor=cursor, limit=limit),
     )  # fmt: skip
     return page
 
 
 def adopt_drift(drift_id: int, *, reason: str, price: Decimal | None = None) -> Calls[Drift]:
-    """Make the ledger say what the exchange shows. price: USD per base unit, where the exchange named none."""
+    """Make the ledger agree with the exchange. price: USD per base unit; needed where the exchange reports none."""
     return (
         yield from _decide(
             drift_id, "adopt", {"reason": reason, "price": None if price is None else decimal_text(price)}
@@ -60,12 +60,12 @@ def adopt_drift(drift_id: int, *, reason: str, price: Decimal | None = None) -> 
 
 
 def ignore_drift(drift_id: int, *, reason: str) -> Calls[Drift]:
-    """Let the difference stand as it is, until it changes."""
+    """Accept the difference as it is: it neither counts nor freezes anything until it changes."""
     return (yield from _decide(drift_id, "ignore", {"reason": reason}))
 
 
 def close_drift(drift_id: int, *, reason: str) -> Calls[Drift]:
-    """Ask whoever trades to close it at the exchange."""
+    """Ask the orchestrator (event `remark`, `close_requested`) to close the difference at the exchange."""
     return (yield from _decide(drift_id, "close", {"reason": reason}))
 
 
@@ -80,7 +80,3 @@ def _decide(drift_id: int, action: str, form: Mapping[str, Any]) -> Calls[Drift]
 
 def _runs(form: Any) -> list[Run]:
     return [run_from_json(item["run"]) for item in form["items"]]
-
-
-def _given(**query: Any) -> dict[str, Any]:
-    return {name: value for name, value in query.items() if value is not None}

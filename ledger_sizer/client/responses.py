@@ -1,7 +1,7 @@
-"""What came back over HTTP, as a value or as an error that cannot be mistaken for a grant.
+"""Parses HTTP responses into values or errors. No response that is not a grant can be read as one.
 
-Whatever is not understood completely is an error: a body that is no JSON, a page of some proxy, a status that
-contradicts its body, or the answer to somebody else's request.
+A response that is not fully understood is an error: a body that is not JSON, an HTML page of a proxy, a status that
+contradicts its body, or the answer to another request.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,14 +17,14 @@ from ledger_sizer.wire.strict_json import read_json
 
 T = TypeVar("T")
 
-_DONE = (200, 201)
-_SAFE_TO_REPEAT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_SUCCESSES = (200, 201)
+_RETRYABLE_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _RETRY_AFTER_SECONDS_MAX = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """An HTTP answer that arrived whole. headers: names in lower case."""
+    """A complete HTTP response. headers: names in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -33,58 +33,60 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLost:
-    """No answer: the connection could not be made, broke, or took too long. what: the transport's own words."""
+    """No response: the connection failed, broke or timed out. what: the transport's error text."""
 
     what: str
 
     def error(self, method: str, path: str) -> LedgerError:
-        """The error to raise once patience is over."""
-        told = "is the service running, and is this its address?"
+        """Return the error to raise when there is no further retry."""
+        hint = "is the service running, and is this its address?"
         if method != "GET":
-            told = "whether it took effect is not known, the same key settles it"
-        return Unavailable(f"no answer to {method} {path}: {self.what}; {told}")
+            hint = "whether it took effect is not known, the same key settles it"
+        return Unavailable(f"no answer to {method} {path}: {self.what}; {hint}")
 
 
 def retry_after_seconds(reply: Response) -> float | None:
-    """The pause the service asked for, in seconds; None without one. A date, or nonsense, counts as none."""
+    """Return the seconds of `Retry-After`, at most a day. None without the header, or where it is no whole number."""
     text = reply.headers.get("retry-after", "").strip()
     return min(float(text), _RETRY_AFTER_SECONDS_MAX) if text.isascii() and text.isdigit() else None
 
 
 def worth_retrying(outcome: Response | ConnectionLost, error: LedgerError) -> bool:
-    """Whether asking again may help. Never after a denial, or after a refusal that the service explained."""
-    if isinstance(outcome, ConnectionLost) or isinstance(error, NotUnderstood):
-        return isinstance(outcome, ConnectionLost) or outcome.status in _SAFE_TO_REPEAT or outcome.status < 400
+    """Whether a retry may help. Never after a denial, nor after another error that the service says is final."""
+    if isinstance(outcome, ConnectionLost):
+        return True
+    if isinstance(error, NotUnderstood):
+        return outcome.status in _RETRYABLE_STATUSES or outcome.status < 400
     return error.retryable
 
 
 class NotUnderstood(Unavailable):
-    """What answered makes no sense as a ledger-sizer service, so nothing is known of the outcome."""
+    """The response is not one of a ledger-sizer service, so the outcome is unknown."""
 
 
 def value_of(reply: Response, convert: Callable[[Any], T]) -> T:
-    """What a successful reply holds, converted; or raise the error it tells."""
-    if reply.status not in _DONE:
-        raise _told(reply)
-    return _read(reply, _read(reply, reply.body, read_json), convert)
+    """Return the converted body of a successful response, or raise the error of any other."""
+    if reply.status not in _SUCCESSES:
+        raise _response_error(reply)
+    return _convert(reply, _convert(reply, reply.body, read_json), convert)
 
 
 def decision_of(reply: Response, command: AnyCommand) -> Decision:
-    """The decision a reply holds: granted or applied with a 2xx, denied with a 409, and about this very command."""
-    if reply.status in _DONE:
+    """Return the decision about `command`: granted or applied with a 2xx, denied with a 409; or raise the error."""
+    if reply.status in _SUCCESSES:
         decision = value_of(reply, decision_from_json)
-        return _checked(decision, command, reply, denied=False)
-    error = _told(reply)
+        return _validated(decision, command, reply, denied=False)
+    error = _response_error(reply)
     if isinstance(error, Denied) and reply.status == 409:
-        return _checked(error.decision, command, reply, denied=True)
+        return _validated(error.decision, command, reply, denied=True)
     raise error
 
 
 def results_of(reply: Response, commands: Sequence[AnyCommand], *, atomic: bool) -> list[Result]:
-    """A batch's answer: one result for every command, in order. What ended the whole batch is raised."""
+    """Return one result for each command of a batch, in order. Raises the error that ended the whole batch."""
     denied = False
     if atomic and reply.status == 409:
-        error = _told(reply)
+        error = _response_error(reply)
         if not isinstance(error, Denied):
             raise error
         denied = True
@@ -92,10 +94,10 @@ def results_of(reply: Response, commands: Sequence[AnyCommand], *, atomic: bool)
     else:
         items = value_of(reply, _results)
     if len(items) != len(commands):
-        raise NotUnderstood(_what_arrived(reply, f"{len(items)} results for {len(commands)} commands"))
+        raise _not_understood(reply, f"{len(items)} results for {len(commands)} commands")
     results = [_result(reply, item, command) for item, command in zip(items, commands, strict=True)]
     if atomic and any((result.outcome == "denied") != denied or isinstance(result, LedgerError) for result in results):
-        raise NotUnderstood(_what_arrived(reply, "an atomic batch was neither done nor refused as a whole"))
+        raise _not_understood(reply, "an atomic batch was neither done nor refused as a whole")
     return results
 
 
@@ -107,66 +109,72 @@ def _results(form: Any) -> list[Any]:
 
 
 def _result(reply: Response, item: Any, command: AnyCommand) -> Result:
-    """One place of a batch's answer: the decision of its command, or the error it met."""
+    """Return one result of a batch: the decision about its command, or its error."""
     decision = item.get("decision") if isinstance(item, Mapping) else None
-    if isinstance(decision, Mapping) and item.get("status") in _DONE:
-        return _checked(_read(reply, decision, decision_from_json), command, reply, denied=False)
+    if isinstance(decision, Mapping) and item.get("status") in _SUCCESSES:
+        return _validated(_convert(reply, decision, decision_from_json), command, reply, denied=False)
     problem = item.get("problem") if isinstance(item, Mapping) else None
     if isinstance(problem, Mapping) and _is_known(problem, item.get("status")):
-        error = _read(reply, problem, error_of)
-        return _checked(error.decision, command, reply, denied=True) if isinstance(error, Denied) else _ours(error)
-    raise NotUnderstood(_what_arrived(reply, "one of its results is neither a decision nor a problem"))
+        error = _convert(reply, problem, error_of)
+        return (
+            _validated(error.decision, command, reply, denied=True)
+            if isinstance(error, Denied)
+            else _closed_as_unavailable(error)
+        )
+    raise _not_understood(reply, "one of its results is neither a decision nor a problem")
 
 
-def _checked(decision: Decision, command: AnyCommand, reply: Response, *, denied: bool) -> Decision:
-    """The decision, if it answers `command` and is whole; everything else is not understood."""
+def _validated(decision: Decision, command: AnyCommand, reply: Response, *, denied: bool) -> Decision:
+    """Return the decision if it is complete and about `command`. Raises `NotUnderstood` otherwise."""
     asked = (command.verb, command.key, command.portfolio)
     if (decision.command, decision.key, decision.portfolio) != asked:
-        raise NotUnderstood(_what_arrived(reply, f"it answers {decision.command} {decision.key!r}, not {asked}"))
+        raise _not_understood(reply, f"it answers {decision.command} {decision.key!r}, not {asked}")
     outcomes = ("denied",) if denied else ("granted", "applied")
     if decision.outcome not in outcomes or (decision.reason is None) == denied:
-        raise NotUnderstood(_what_arrived(reply, f"it says {decision.outcome!r} for reason {decision.reason!r}"))
+        raise _not_understood(reply, f"it says {decision.outcome!r} for reason {decision.reason!r}")
     dry_run = isinstance(command, Reserve) and command.dry_run
     if decision.granted and command.verb == "reserve":
         held = decision.budget is not None and decision.budget > 0 and decision.expires_at is not None
         if not held or (decision.position_id is None) != dry_run:
-            raise NotUnderstood(_what_arrived(reply, "it grants without saying what"))
+            raise _not_understood(reply, "it grants without saying what")
     if (decision.seq is None) != dry_run or not isinstance(decision.replayed, bool):
-        raise NotUnderstood(_what_arrived(reply, "it is not recorded"))
+        raise _not_understood(reply, "it is not recorded")
     return decision
 
 
-def _told(reply: Response) -> LedgerError:
-    """The error of a reply that is no success: the service's own, or that it was not understood."""
+def _response_error(reply: Response) -> LedgerError:
+    """Return the error of an unsuccessful response: the service's own, or `NotUnderstood`."""
     try:
         problem = read_json(reply.body)
     except InvalidRequest:
         problem = None
     if not isinstance(problem, Mapping) or not _is_known(problem, reply.status):
-        return NotUnderstood(_what_arrived(reply, "it is no problem report of a ledger-sizer service"))
-    return _ours(_read(reply, problem, error_of))
+        return _not_understood(reply, "it is no problem report of a ledger-sizer service")
+    return _closed_as_unavailable(_convert(reply, problem, error_of))
 
 
 def _is_known(problem: Mapping[str, Any], status: Any) -> bool:
-    """Whether it is a problem of this version's table, under the status that belongs to it."""
+    """Whether this version knows the problem's code, and `status` is the one of that code."""
     row = PROBLEMS.get(str(problem.get("code")))
     return row is not None and row.status == status
 
 
-def _ours(error: LedgerError) -> LedgerError:
-    """An error as the caller of this client should see it."""
-    # The service is stopping, not this client: another replica, or its next start, will answer.
+def _closed_as_unavailable(error: LedgerError) -> LedgerError:
+    """Turn the service's `Closed` into `Unavailable`; return other errors unchanged."""
+    # The service is stopping, not this client: another replica, or the restarted service, will answer.
     return Unavailable(str(error)) if isinstance(error, Closed) else error
 
 
-def _read(reply: Response, form: Any, convert: Callable[[Any], T]) -> T:
+def _convert(reply: Response, form: Any, convert: Callable[[Any], T]) -> T:
     try:
         return convert(form)
     except (LedgerError, TypeError, KeyError, ValueError, AttributeError) as error:
-        raise NotUnderstood(_what_arrived(reply, str(error))) from None
+        raise _not_understood(reply, str(error)) from None
 
 
-def _what_arrived(reply: Response, why: str) -> str:
+def _not_understood(reply: Response, why: str) -> NotUnderstood:
     kind = reply.headers.get("content-type", "no content type")[:60]
     size = len(reply.body)
-    return f"the answer was not understood ({why}; HTTP {reply.status}, {kind}, {size} bytes); the same key settles it"
+    return NotUnderstood(
+        f"the answer was not understood ({why}; HTTP {reply.status}, {kind}, {size} bytes); the same key settles it"
+    )

@@ -1,8 +1,8 @@
-"""How long and how often the client asks again, as one piece of logic for the blocking and the awaitable face.
+"""Retries with exponential back-off, shared by the sync and the async client.
 
-`retrying` is a generator that does no input or output itself: it yields `Send` and `Wait`, a face carries them out
-and sends back what came of it. Only what is safe to repeat is repeated: every command carries its key, so asking again
-settles what became of it, and a denial is an answer like any other.
+`with_retries` is a generator that does no I/O: it yields `Send` and `Wait`; a client executes them and sends back the
+outcome. Repeating a command is safe because it carries its idempotency key: the repeat learns the first attempt's
+outcome. A denial is a final answer and is not retried.
 """
 
 from collections.abc import Callable, Generator
@@ -18,30 +18,30 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Send this call once, and report the `Response`, or that the connection was lost (`ConnectionLost`)."""
+    """Send this call once, and report the `Response` or the `ConnectionLost`."""
 
     call: Call[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Let so many seconds pass."""
+    """Sleep for `seconds`."""
 
     seconds: float
 
 
 Outcome = Response | ConnectionLost | None
-"""What a face reports: what came of a `Send`, None after a `Wait`."""
+"""What a client reports: the outcome of a `Send`; None after a `Wait`."""
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """When to ask again and when to give up.
+    """When to retry and when to give up.
 
-    attempts_max: how often a call is sent in all. give_up_seconds: no new attempt begins later than this after the
-    first. pause_seconds: the first pause; it doubles each time up to pause_seconds_max, and up to half of it is taken
-    off by chance, so that many bots do not come back at once. A service that names a longer pause (`Retry-After`) is
-    obeyed, but never beyond pause_seconds_max.
+    attempts_max: how often a call is sent in all. give_up_seconds: no attempt begins later than this after the first.
+    pause_seconds: the first pause. It doubles each time up to pause_seconds_max. Random jitter takes off up to half of
+    it, so that many bots do not retry at once. A longer `Retry-After` of the service is obeyed, up to
+    pause_seconds_max.
     """
 
     attempts_max: int = 8
@@ -50,7 +50,10 @@ class RetryPolicy:
     pause_seconds_max: float = 5.0
 
     def pause(self, attempt: int, asked_seconds: float | None, chance: float) -> float:
-        """Seconds to wait after failed attempt number `attempt` (from 1). chance: a random number in [0, 1)."""
+        """Return the seconds to wait after failed attempt number `attempt` (from 1).
+
+        asked_seconds: the service's `Retry-After`, None without one. chance: a random number in [0, 1).
+        """
         own = min(self.pause_seconds * 2.0 ** min(attempt - 1, 32), self.pause_seconds_max) * (1 - chance / 2)
         return own if asked_seconds is None else min(max(asked_seconds * (1 + chance / 4), own), self.pause_seconds_max)
 
@@ -58,10 +61,10 @@ class RetryPolicy:
 Steps = Generator[Send | Wait, Outcome, T]
 
 
-def retrying(
-    calls: Calls[T], patience: RetryPolicy, *, clock: Callable[[], float], chance: Callable[[], float]
+def with_retries(
+    calls: Calls[T], policy: RetryPolicy, *, clock: Callable[[], float], chance: Callable[[], float]
 ) -> Steps[T]:
-    """Everything one method of the client does: its calls, each until it is answered. Returns the method's result.
+    """Run the calls of one client method, each with retries. Returns the method's result.
 
     clock: monotonic seconds. chance: a random number in [0, 1).
     """
@@ -69,7 +72,7 @@ def retrying(
         call = next(calls)
         while True:
             try:
-                answer = yield from _until_answered(call, patience, clock, chance)
+                answer = yield from _call_with_retries(call, policy, clock, chance)
             except LedgerError as error:
                 call = calls.throw(error)
             else:
@@ -79,10 +82,10 @@ def retrying(
         return result
 
 
-def _until_answered(
-    call: Call[Any], patience: RetryPolicy, clock: Callable[[], float], chance: Callable[[], float]
+def _call_with_retries(
+    call: Call[Any], policy: RetryPolicy, clock: Callable[[], float], chance: Callable[[], float]
 ) -> Steps[Any]:
-    """Send a call until it is answered, or until patience ends; then raise the last `LedgerError`."""
+    """Send a call until it has a final answer, or raise the last `LedgerError` where the policy gives up."""
     began = clock()
     attempt = 1
     while True:
@@ -95,9 +98,9 @@ def _until_answered(
             asked = retry_after_seconds(outcome)
             return call.read(outcome)
         except LedgerError as error:
-            pause = patience.pause(attempt, asked, chance())
-            out_of_time = clock() - began + pause > patience.give_up_seconds
-            if attempt >= patience.attempts_max or out_of_time or not worth_retrying(outcome, error):
+            pause = policy.pause(attempt, asked, chance())
+            out_of_time = clock() - began + pause > policy.give_up_seconds
+            if attempt >= policy.attempts_max or out_of_time or not worth_retrying(outcome, error):
                 raise
         yield Wait(pause)
         attempt += 1

@@ -1,1 +1,8 @@
-"""The service's parts besides HTTP: composition from settings, scheduled jobs, metrics, tracing, API keys."""
+"""The parts of the service besides HTTP.
+
+bootstrap   builds and starts all parts from the settings
+jobs        scheduled jobs, run by one replica at a time
+metrics     Prometheus metrics
+tracing     OpenTelemetry traces
+api_keys    API keys with roles and portfolios
+"""

@@ -1,8 +1,8 @@
-"""API keys of the service: made once, shown once, stored as a hash, revoked for good.
+"""API keys of the service: created, listed, revoked and checked. A key is shown once and stored as a hash.
 
-A token is `lsk_<key id>_<secret>` with a secret of 256 random bits. Only SHA-256 of the whole token is stored: there is
-no dictionary to try against that many random bits, so a slow password hash would cost every request and protect
-nothing (docs/decisions/0008).
+A token is `lsk_<key id>_<secret>` with a secret of 256 random bits. Only the SHA-256 of the whole token is stored. A
+slow password hash would cost time at every request and protect nothing: no dictionary attack works against that many
+random bits (docs/decisions/0008).
 """
 
 import hmac
@@ -28,7 +28,7 @@ from ledger_sizer.storage.tables import ApiKeyRow
 
 Role = Literal["read", "trade", "admin"]
 ROLES: tuple[Role, ...] = ("read", "trade", "admin")
-"""Each role may do what the ones before it may: read; read and trade; everything."""
+"""In ascending order: each role may do what the ones before it may; `admin` may do everything."""
 
 KEYS_MAX = 10_000
 _TOKEN = re.compile(r"lsk_([0-9a-f]{12})_[0-9a-f]{64}")
@@ -36,7 +36,7 @@ _TOKEN = re.compile(r"lsk_([0-9a-f]{12})_[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key as it is listed. portfolios: the only ones it may touch; None means all."""
+    """A key without its secret. portfolios: the only ones it may touch; None means all."""
 
     key_id: str
     name: str
@@ -50,13 +50,13 @@ class ApiKey:
         return ROLES.index(self.role) >= ROLES.index(role)
 
     def may_touch(self, portfolio: str) -> bool:
-        """Whether it may see and change `portfolio`."""
+        """Whether the key may be used for `portfolio`."""
         return self.portfolios is None or portfolio in self.portfolios
 
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key just made. `token` is shown now or never."""
+    """A new key. `token` cannot be shown again later."""
 
     key: ApiKey
     token: str
@@ -66,7 +66,7 @@ class NewKey:
 
 
 def create_key(engine: Engine, name: str, role: str, portfolios: Sequence[str] = ()) -> NewKey:
-    """Make a key. Raises `InvalidRequest` for a role or portfolio name that cannot be."""
+    """Create a key. Raises `InvalidRequest` for an unknown role or an invalid name, and beyond `KEYS_MAX` keys."""
     label_text(name, "name")
     if role not in ROLES:
         raise InvalidRequest(f"role must be one of {', '.join(ROLES)}, got {role!r}", field="role")
@@ -94,20 +94,20 @@ def list_keys(engine: Engine) -> list[ApiKey]:
 
 
 def revoke_key(engine: Engine, key_id: str) -> ApiKey:
-    """Revoke a key for good; revoking twice is harmless. Running services notice within their cache time."""
+    """Revoke a key for good; revoking twice is harmless. Running services refuse it after at most their cache time."""
     now_us = database_now_us()
     # A clock that was set back must not make a revocation fail.
-    moment = case((ApiKeyRow.created_us > now_us, ApiKeyRow.created_us), else_=now_us)
-    living = (ApiKeyRow.key_id == key_id) & ApiKeyRow.revoked_us.is_(None)
+    revoked_us = case((ApiKeyRow.created_us > now_us, ApiKeyRow.created_us), else_=now_us)
+    active = (ApiKeyRow.key_id == key_id) & ApiKeyRow.revoked_us.is_(None)
     with engine.begin() as connection:
-        connection.execute(update(ApiKeyRow).where(living).values(revoked_us=moment))
+        connection.execute(update(ApiKeyRow).where(active).values(revoked_us=revoked_us))
     return _find(engine, key_id)
 
 
 class KeyRing:
-    """The keys as a running service knows them: all of them, read again when older than `cache_seconds`.
+    """Cache of all keys in a running service; stale after `cache_seconds`.
 
-    One query per period whatever is sent, so that a flood of wrong tokens costs the database nothing.
+    At most one query per `cache_seconds`, so that a flood of wrong tokens puts no load on the database.
     """
 
     def __init__(self, engine: Engine, cache_seconds: float) -> None:
@@ -118,29 +118,29 @@ class KeyRing:
 
     @property
     def fresh(self) -> bool:
-        """Whether what is known is young enough to be believed."""
+        """Whether the cache is at most `cache_seconds` old."""
         return self._read_at is not None and time.monotonic() - self._read_at <= self._cache_seconds
 
     @property
     def empty(self) -> bool:
-        """Whether no key was ever made. A revoked key counts: revoking the last one must not open the door."""
+        """Whether no key was ever created. Revoked keys count: revoking the last one must not admit everybody."""
         return not self._keys
 
     def refresh(self) -> None:
-        """Read the keys. Raises `Unavailable` when the database is away."""
+        """Read the keys. Raises `Unavailable` when the database cannot be reached."""
         started = time.monotonic()
         self._keys = {key.key_id: (key, token_hash) for key, token_hash in _load(self._engine)}
         self._read_at = started
 
     def find(self, token: str) -> ApiKey | None:
-        """The living key a token belongs to, or None."""
+        """Return the key of a token; None if it is unknown or revoked."""
         match = _TOKEN.fullmatch(token)
-        key, token_hash = self._keys.get(match[1], _NOBODY) if match else _NOBODY
-        right = hmac.compare_digest(_hash(token), token_hash)
-        return key if right and key is not None and key.revoked_at is None else None
+        key, token_hash = self._keys.get(match[1], _NO_KEY) if match else _NO_KEY
+        matches = hmac.compare_digest(_hash(token), token_hash)
+        return key if matches and key is not None and key.revoked_at is None else None
 
 
-_NOBODY: tuple[ApiKey | None, str] = (None, "0" * 64)
+_NO_KEY: tuple[ApiKey | None, str] = (None, "0" * 64)
 
 
 def _hash(token: str) -> str:
@@ -158,12 +158,12 @@ def _load(engine: Engine) -> list[tuple[ApiKey, str]]:
     query = select(ApiKeyRow.__table__).order_by(ApiKeyRow.created_us, ApiKeyRow.key_id).limit(KEYS_MAX)
     try:
         with engine.begin() as connection:
-            return [(_key(row), row.token_hash) for row in connection.execute(query)]
+            return [(_key_of_row(row), row.token_hash) for row in connection.execute(query)]
     except DBAPIError as error:
         raise Unavailable(f"cannot read the API keys: {str(error.orig).strip()}") from None
 
 
-def _key(row: Any) -> ApiKey:
+def _key_of_row(row: Any) -> ApiKey:
     return ApiKey(
         key_id=row.key_id,
         name=row.name,

@@ -1,4 +1,4 @@
-"""Settings -> running parts. The only place that puts the service together."""
+"""Builds and starts the service from the settings. The only place that connects its parts."""
 
 import ipaddress
 from collections.abc import Iterator, Sequence
@@ -27,9 +27,9 @@ from ledger_sizer.storage.database import make_engine
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """What a running service consists of.
+    """The parts of a running service.
 
-    reads: an engine that cannot write, apart from the ledger's own. tracing: None unless it was asked for.
+    reads: a read-only engine, separate from the ledger's own. tracing: None unless enabled.
     """
 
     settings: AppSettings
@@ -46,34 +46,35 @@ class Components:
 def running_components(
     settings: AppSettings, *, with_jobs: bool = True, tracing: Tracing | None = None
 ) -> Iterator[Components]:
-    """The parts, running for the length of a `with` block; at its end the queue drains before anything closes.
+    """Run the service's parts for a `with` block. At its end the jobs stop, then the ledger drains its queue.
 
-    tracing: None makes it as the settings say; it is stopped at the end either way.
-    Raises `InvalidRequest` for an address that would be open to others without any API key, `SchemaOutdated` for a
-    server's database that is behind, `Unavailable` for one that is away.
+    with_jobs: False builds the jobs and alerts but does not start them. tracing: None follows the settings; it is
+    stopped at the end either way.
+    Raises `InvalidRequest` for an address that other machines can reach while there is no API key, `SchemaOutdated`
+    for a database server whose schema is behind, `Unavailable` for a database that cannot be reached.
     """
     url = settings.ledger.database_url
-    with ExitStack() as at_the_end:
+    with ExitStack() as stack:
         if tracing is None and settings.service.tracing:
             tracing = start_tracing()
         if tracing is not None:
-            at_the_end.callback(tracing.stop)
-        ledger = at_the_end.enter_context(Ledger.open(url, settings=settings))
+            stack.callback(tracing.stop)
+        ledger = stack.enter_context(Ledger.open(url, settings=settings))
         reads = make_engine(url, settings.ledger, read_only=True)
-        at_the_end.callback(reads.dispose)
+        stack.callback(reads.dispose)
         writes = make_engine(url, settings.ledger)
-        at_the_end.callback(writes.dispose)
+        stack.callback(writes.dispose)
         keys = KeyRing(reads, settings.service.key_cache_seconds)
         keys.refresh()
         require_safe_address(settings.service.host, keys)
         metrics = Metrics()
         metrics.watch(ledger, reads)
         if tracing is not None:
-            ledger.observe = observe_both(metrics.observed, tracing.committed)
-        look, sources = at_the_end.enter_context(_looking(url, settings, reads))
+            ledger.observe = observe_both(metrics.count_commit, tracing.trace_commit)
+        inspector, sources = stack.enter_context(_open_inspector(url, settings, reads))
         alerts = Alerts(writes, settings.reconcile)
-        at_the_end.callback(alerts.close)
-        reconciler = Reconciler(ledger, writes, look, settings, observe=[alerts.observe])
+        stack.callback(alerts.close)
+        reconciler = Reconciler(ledger, writes, inspector, settings, observe=[alerts.observe])
         jobs = Jobs(
             ledger,
             writes,
@@ -83,34 +84,37 @@ def running_components(
             settings.reconcile.interval_seconds,
         )
         for source in {source.venue: source for source in reversed(sources)}.values():
-            # One account of a venue speaks for all: rules are the venue's.
+            # One account per venue is enough: market rules are the same for all its accounts.
             refresh = ScheduledRefresh(writes, source, settings.exchange.instruments_refresh_seconds)
             jobs.every(f"instruments_{source.venue}", RETRY_SECONDS, refresh)
         if with_jobs:
             alerts.start()
             jobs.start()
-        at_the_end.callback(jobs.stop)
-        if isinstance(look, WorkerInspector):
-            at_the_end.callback(look.close)  # before the jobs: a stop does not wait for an exchange
+        stack.callback(jobs.stop)
+        if isinstance(inspector, WorkerInspector):
+            # Closed before the jobs, so that a stop does not wait for an exchange.
+            stack.callback(inspector.close)
         yield Components(settings, ledger, reads, keys, metrics, jobs, reconciler, tracing)
 
 
 @contextmanager
-def _looking(url: str, settings: AppSettings, reads: Engine) -> Iterator[tuple[Inspector, Sequence[RulesSource]]]:
-    """Whoever looks at the accounts, and who brings their venues' market rules."""
+def _open_inspector(
+    url: str, settings: AppSettings, reads: Engine
+) -> Iterator[tuple[Inspector, Sequence[RulesSource]]]:
+    """Open the inspector of the exchange accounts, and the sources of their venues' market rules."""
     if settings.reconcile.own_process:
-        with closing(WorkerInspector(url, settings)) as apart:
-            yield apart, apart.accounts
+        with closing(WorkerInspector(url, settings)) as worker:
+            yield worker, worker.accounts
         return
-    with ExitStack() as at_the_end:
+    with ExitStack() as stack:
         accounts = open_accounts(settings.exchange)
         for account in accounts:
-            at_the_end.callback(account.close)
+            stack.callback(account.close)
         yield LocalInspector(reads, accounts, settings), accounts
 
 
 def observe_both(first: Observe, second: Observe) -> Observe:
-    """Tell two observers of every commit."""
+    """Return an observer that calls both for every commit."""
 
     def observe(records: Sequence[DecisionRecord], seconds: float) -> None:
         first(records, seconds)
@@ -130,7 +134,7 @@ def is_loopback(host: str) -> bool:
 
 
 def require_safe_address(host: str, keys: KeyRing) -> None:
-    """Refuse to listen to others while anybody who connects could spend the capital."""
+    """Raise `InvalidRequest` where other machines can reach `host` and could trade, because there is no API key."""
     if keys.empty and not is_loopback(host):
         raise InvalidRequest(
             f"SERVICE_HOST {host!r} can be reached from other machines, and there is no API key yet; make one first "

@@ -1,7 +1,7 @@
-"""Scheduled work: expired holds that nobody writes to are freed, the ledger is reconciled, old history is archived.
+"""Scheduled jobs: free expired holds, reconcile the ledger with the exchange, archive old history.
 
-Of several replicas on one database one runs it, the holder of a lease (see `leases`); another takes over when that
-one falls silent. A sweep that runs twice frees nothing twice, because it goes through the ledger like any command.
+Of several replicas on one database, only the holder of a lease (see `storage.leases`) runs jobs. Another replica takes
+over when the lease ends. Two sweeps at once free no hold twice, because a sweep runs in the ledger like any command.
 """
 
 import os
@@ -43,13 +43,13 @@ class Jobs:
         reconciler: Reconciler | None = None,
         reconcile_seconds: int = 60,
     ) -> None:
-        """reconciler: run at the start and every `reconcile_seconds`; None leaves the reconciliation out."""
+        """reconciler: run at the start and every `reconcile_seconds`; None for no reconciliation."""
         self._ledger = ledger
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
         self._lease: Lease | None = None
-        self._asked_at = float("-inf")
+        self._lease_asked_at = float("-inf")
         self._lock = threading.Lock()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._scheduler = BackgroundScheduler(
@@ -69,9 +69,9 @@ class Jobs:
             )
 
     def every(self, name: str, seconds: int, work: Callable[[], object]) -> None:
-        """Run `work` at the start and then on an interval, if it is this replica's turn. Add before `start`.
+        """Schedule `work` at the start and then every `seconds`. It runs while this replica holds the lease.
 
-        What it returns, where that is text, is counted as its result instead of `done`.
+        Call before `start`. If `work` returns text, the metric counts that as its result instead of `done`.
         """
         self._scheduler.add_job(
             self._run, "interval", args=(name, work), seconds=seconds, id=name, next_run_time=datetime.now(UTC)
@@ -83,21 +83,21 @@ class Jobs:
             if self.lease() is None:
                 result = "not_leader"
                 return
-            said = work()
-            result = said if isinstance(said, str) else "done"
+            returned = work()
+            result = returned if isinstance(returned, str) else "done"
         except (LedgerError, SQLAlchemyError) as error:
             log.warning("jobs.failed", job=name, error=str(error).strip())
         finally:
             self._metrics.job_runs.labels(name, result).inc()
 
     def start(self) -> None:
-        """Begin to run jobs."""
+        """Start the scheduler."""
         if self._reconciler is not None:
             self._reconciler.begin_trust()
         self._scheduler.start()
 
     def stop(self) -> None:
-        """Wait for a job that runs, run no more, and leave the lease to another replica."""
+        """Wait for running jobs, start no more, and release the lease to another replica."""
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
         with self._lock:
@@ -110,24 +110,24 @@ class Jobs:
                 log.info("jobs.lease_left_to_end", error=str(error))
 
     def lease(self) -> Lease | None:
-        """The lease to run jobs under now, None while another replica has it. Asks the database a few times per lease.
+        """Return this replica's lease; None while another replica holds it.
 
-        Between asking, the answer holds for what this process's own clock says is left of the lease.
+        Asks the database every third of the lease's time, by this process's clock. In between the last answer holds.
         """
         with self._lock:
-            asked = time.monotonic()
-            if asked - self._asked_at >= self._settings.lease_seconds / 3:
+            now = time.monotonic()
+            if now - self._lease_asked_at >= self._settings.lease_seconds / 3:
                 before = self._lease
-                self._lease = None  # unknown until answered: an error must not leave an old lease standing
+                self._lease = None  # an error below must not leave the old lease in place
                 self._lease = acquire_lease(self._engine, LEASE_NAME, self.owner, self._settings.lease_seconds)
-                self._asked_at = asked
+                self._lease_asked_at = now
                 self._metrics.leader.set(self._lease is not None)
                 if (before is None) != (self._lease is None):
                     log.info("jobs.leader" if self._lease else "jobs.follower", owner=self.owner)
             return self._lease
 
     def sweep(self) -> None:
-        """Free what has expired, if it is this replica's turn."""
+        """Free expired holds, if this replica holds the lease."""
         self._run("sweep", self._sweep)
 
     def _sweep(self) -> None:
@@ -136,7 +136,7 @@ class Jobs:
             log.info("jobs.swept", freed=freed)
 
     def reconcile(self) -> None:
-        """Compare the ledger with the exchange, if it is this replica's turn."""
+        """Compare the ledger with the exchange, if this replica holds the lease."""
         self._run("reconcile", self._reconcile)
 
     def _reconcile(self) -> str:
@@ -145,11 +145,11 @@ class Jobs:
         try:
             reports = self._reconciler.run(trigger)
         except Busy:
-            return "busy"  # somebody asked for one by hand
+            return "busy"  # a run on demand is under way
         return "done" if all(report.run.outcome == "good" for report in reports) else "incomplete"
 
     def archive(self) -> None:
-        """Move closed history of the set age into files, if it is this replica's turn."""
+        """Move closed history that is old enough into files, if this replica holds the lease."""
         settings = self._ledger.settings.ledger
         age = timedelta(days=max(settings.archive_after_days, settings.key_window_days), seconds=1)
         self._run("archive", lambda: self._ledger.archive(datetime.now(UTC) - age))

@@ -1,7 +1,7 @@
-"""Prometheus metrics of the service, in a registry of their own: what a trader would be woken for.
+"""Prometheus metrics of the service, in their own registry: the figures that alerts are built on.
 
-Counters and histograms are fed where things happen; exposure is read from the database at each scrape, so that every
-replica shows the same truth.
+Counters and histograms are updated by this process. Exposure is read from the database at each scrape, so that every
+replica shows the same values.
 """
 
 import time
@@ -23,14 +23,14 @@ from ledger_sizer.storage.database import database_now_us
 from ledger_sizer.storage.tables import DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 
 SCOPES_MAX = 2000
-"""Most scopes of one scrape, the largest exposures first; `ledger_scopes_left_out` counts the rest."""
+"""Most scopes in one scrape, the largest exposures first; `ledger_scopes_left_out` counts the rest."""
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class Metrics:
-    """Everything that is counted. One per process."""
+    """All metrics of one process."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -50,28 +50,28 @@ class Metrics:
             "ledger_http_request_seconds", "From the request's head to the end of its answer.", ["route"],
             buckets=_SECONDS, **own,
         )  # fmt: skip
-        # `labels` looks into the environment at every call, which costs more than the counting.
+        # Cached, because `labels` reads the environment at every call, which costs more than the counting.
         self._request_children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._decision_children: dict[tuple[str, str, str | None], Counter] = {}
         self.event_streams = Gauge("ledger_event_streams", "Event streams open now.", **own)
 
-    def observed(self, records: Sequence[DecisionRecord], seconds: float) -> None:
-        """Count one committed batch; given to `Ledger.observe`."""
+    def count_commit(self, records: Sequence[DecisionRecord], seconds: float) -> None:
+        """Count one committed batch. Assigned to `Ledger.observe`."""
         if records:
             self.batch_size.observe(len(records))
         self.commit_seconds.observe(seconds)
         for record in records:
-            named = (record.command, record.outcome, record.reason)
-            counter = self._decision_children.get(named)
+            labels = (record.command, record.outcome, record.reason)
+            counter = self._decision_children.get(labels)
             if counter is None:
                 counter = self.decisions.labels(record.command, record.outcome, record.reason or "")
-                self._decision_children[named] = counter
+                self._decision_children[labels] = counter
             counter.inc()
             if record.command == EXPIRE:
                 self.expiries.inc()
 
-    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        """Count one HTTP request; `method` and `route` come from short lists, never from the caller."""
+    def count_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one HTTP request. `method` and `route` must be from short lists, not the caller's text."""
         children = self._request_children.get((method, route, status))
         if children is None:
             children = (self.requests.labels(method, route, str(status)), self.request_seconds.labels(route))
@@ -80,8 +80,8 @@ class Metrics:
         children[1].observe(seconds)
 
     def watch(self, ledger: Ledger, engine: Engine) -> None:
-        """Count this ledger's batches, and show its queue and its database's exposure."""
-        ledger.observe = self.observed
+        """Count this ledger's commits, and export its queue and the exposure in its database."""
+        ledger.observe = self.count_commit
         depth = Gauge("ledger_queue_depth", "Commands accepted and not yet answered.", registry=self.registry)
         depth.set_function(lambda: ledger.pending)
         room = Gauge("ledger_queue_size_max", "Commands the queue holds; then 503.", registry=self.registry)
@@ -89,22 +89,22 @@ class Metrics:
         self.registry.register(ExposureCollector(engine))
 
     def text(self) -> bytes:
-        """The exposition of a scrape. Reads the database, so not for an event loop's own thread."""
+        """Return the exposition for a scrape. Reads the database: do not call it on the event loop."""
         return generate_latest(self.registry)
 
 
 class ExposureCollector(Collector):
-    """Exposure by portfolio and scope, and the age of the oldest hold, from the database."""
+    """Collects from the database: exposure by portfolio and scope, age of the oldest hold, drifts, reconciliation."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
-        """Nothing beforehand: registering must not need the database."""
+        """Return nothing, because registering must not need the database."""
         return []
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """One scrape. With the database away it says so and shows no exposure, rather than an old one."""
+        """Collect for one scrape. Without the database only `ledger_database_up` 0 is shown, no outdated exposure."""
         up = GaugeMetricFamily("ledger_database_up", "Whether this scrape could read the database.")
         try:
             families = list(self._read())
@@ -142,7 +142,7 @@ class ExposureCollector(Collector):
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
         gauges = {
             name: GaugeMetricFamily(f"ledger_{name}_usd", text, labels=["portfolio", "scope"])
-            for name, text in _FIGURES.items()
+            for name, text in _EXPOSURE_GAUGES.items()
         }
         status = GaugeMetricFamily(
             "ledger_scope_stopped", "1 where new reservations are halted or reducing.", labels=["portfolio", "scope"]
@@ -160,8 +160,8 @@ class ExposureCollector(Collector):
             for name, e8 in figures.items():
                 gauges[name].add_metric([portfolio, scope], e8 / USD_SCALE)
             status.add_metric([portfolio, scope], state != "active")
-            old = fresh_until_us is not None and now_us >= fresh_until_us
-            unreconciled.add_metric([portfolio, scope], bool(frozen) or old)
+            stale = fresh_until_us is not None and now_us >= fresh_until_us
+            unreconciled.add_metric([portfolio, scope], bool(frozen) or stale)
         yield from gauges.values()
         yield status
         yield unreconciled
@@ -177,15 +177,15 @@ class ExposureCollector(Collector):
         yield from self._reconciliation(now_us)
 
     def _reconciliation(self, now_us: int) -> Iterator[GaugeMetricFamily]:
-        standing = (DriftRow.portfolio, DriftRow.kind, DriftRow.state)
-        many = select(*standing, func.count()).where(DriftRow.state != "resolved").group_by(*standing)
+        labels = (DriftRow.portfolio, DriftRow.kind, DriftRow.state)
+        unresolved = select(*labels, func.count()).where(DriftRow.state != "resolved").group_by(*labels)
         good = (
             select(ReconciliationRow.portfolio, func.max(ReconciliationRow.started_us))
             .where(ReconciliationRow.outcome == "good")
             .group_by(ReconciliationRow.portfolio)
         )
         with self._engine.begin() as connection:
-            drifts = connection.execute(many).all()
+            drifts = connection.execute(unresolved).all()
             runs = connection.execute(good).all()
         count = GaugeMetricFamily(
             "ledger_drifts", "Drifts that are not resolved.", labels=["portfolio", "kind", "state"]
@@ -201,7 +201,7 @@ class ExposureCollector(Collector):
         yield age
 
 
-_FIGURES = {
+_EXPOSURE_GAUGES = {
     "cap": "The most exposure the scope may have.",
     "held": "USD in live reservations.",
     "open": "USD in open positions.",

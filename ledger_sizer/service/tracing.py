@@ -1,8 +1,8 @@
-"""OpenTelemetry traces of the service, where the extra `otel` is installed and SERVICE_TRACING asks for them.
+"""OpenTelemetry traces of the service, enabled by SERVICE_TRACING; needs the extra `otel`.
 
-Two kinds of spans: one for every HTTP request (a child of the caller's, if it sent a `traceparent`), and one for every
-commit, which many requests share. Both name what they are about: the request its `ledger.request_id`, which the log of
-its decision repeats, and the commit the range of `seq` it wrote in each portfolio.
+There is one span for each HTTP request (a child of the caller's span, if it sent a `traceparent`), and one for each
+commit, which many requests share. A request's span has its `ledger.request_id`, which is also in the log of its
+decision. A commit's span has the range of `seq` that it wrote in each portfolio.
 """
 
 import time
@@ -21,9 +21,9 @@ _SERVICE_NAME = "ledger-sizer"
 
 
 def start_tracing() -> "Tracing":
-    """Traces to an OTLP collector over HTTP, set up by OpenTelemetry's own `OTEL_...` variables.
+    """Start tracing to an OTLP collector over HTTP, configured by OpenTelemetry's `OTEL_...` variables.
 
-    Raises `InvalidRequest` where the extra is not installed.
+    Raises `InvalidRequest` where the extra `otel` is not installed.
     """
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -34,7 +34,7 @@ def start_tracing() -> "Tracing":
         raise InvalidRequest(
             f"SERVICE_TRACING needs the extra otel ({error}): pip install 'ledger-sizer[otel]'", field="tracing"
         ) from None
-    # What the environment says of the resource wins, the service's name included.
+    # Environment variables override the resource, the service's name included.
     resource = Resource({SERVICE_NAME: _SERVICE_NAME}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
@@ -42,7 +42,7 @@ def start_tracing() -> "Tracing":
 
 
 class Tracing:
-    """Makes the spans. provider: where they go."""
+    """Creates the spans of requests and commits. provider: exports them."""
 
     def __init__(self, provider: "TracerProvider") -> None:
         from opentelemetry.trace import SpanKind, StatusCode
@@ -54,7 +54,7 @@ class Tracing:
         self._server, self._error = SpanKind.SERVER, StatusCode.ERROR
 
     def begin(self, headers: Sequence[tuple[bytes, bytes]], request_id: str) -> "Span":
-        """The span of an HTTP request that begins now."""
+        """Start the span of an HTTP request."""
         carrier = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in headers
@@ -65,7 +65,7 @@ class Tracing:
         )
 
     def end(self, span: "Span", method: str, route: str, status: int) -> None:
-        """End the span of a request; route: as declared, status: of the answer."""
+        """End the span of a request. route: as declared, not as requested. status: of the response."""
         span.update_name(f"{method} {route}")
         span.set_attributes(
             {"http.request.method": method, "http.route": route, "http.response.status_code": status}
@@ -74,8 +74,8 @@ class Tracing:
             span.set_status(self._error)
         span.end()
 
-    def committed(self, records: Sequence[DecisionRecord], seconds: float) -> None:
-        """The span of a commit that ended now and took `seconds`."""
+    def trace_commit(self, records: Sequence[DecisionRecord], seconds: float) -> None:
+        """Create the span of a commit that ended now and took `seconds`."""
         end_ns = time.time_ns()
         seqs: dict[str, tuple[int, int]] = {}
         for record in records:
@@ -89,5 +89,5 @@ class Tracing:
         self._tracer.start_span("ledger.commit", start_time=start_ns, attributes=attributes).end(end_ns)
 
     def stop(self) -> None:
-        """Send what is not sent yet, and stop."""
+        """Export the remaining spans and stop."""
         self._provider.shutdown()

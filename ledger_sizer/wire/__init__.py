@@ -1,11 +1,14 @@
-"""The wire: how commands, answers and errors look as JSON. The service and the client library share every line of it.
+"""The JSON formats of commands, results and errors, shared by the service and the client.
 
-    reading    bytes -> JSON, strictly: no duplicate names, no NaN, bounded depth
-    bodies     request bodies: JSON -> pydantic model -> command object (`validated`, `BODIES[verb].to_command`)
-    batches    the body of the batch call (`read_batch`)
-    calls      command object -> the HTTP call it is (`call_of`, `batch_form`); what a client sends
-    answers    decisions, positions, exposure, pages <-> JSON
-    problems   errors <-> RFC 9457 problem details, from one table of codes
+    strict_json      bytes -> JSON: no duplicate names, no NaN, bounded depth
+    requests         request bodies: JSON -> pydantic model -> command (`validated`, `BODIES[verb].to_command`)
+    batch            the body of the batch call (`read_batch`)
+    http_calls       command -> HTTP call (`http_call_of`, `batch_form`), as the client sends it
+    responses        decisions, positions, exposure, pages <-> JSON
+    overviews        overviews <-> JSON
+    reconciliation   runs and drifts <-> JSON
+    problems         errors <-> RFC 9457 problem details, from one table of codes
+    export           decisions -> CSV and NDJSON lines
 
-Decimals are strings (`"0.018"`), times ISO 8601 in UTC (`"2026-01-31T12:00:00.250000Z"`), what is absent is null.
+Decimals are strings (`"0.018"`), times ISO 8601 in UTC (`"2026-01-31T12:00:00.250000Z"`), absent values null.
 """

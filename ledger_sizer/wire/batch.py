@@ -1,4 +1,4 @@
-"""The batch call: up to 1,000 commands in one body, read item by item, so that a malformed one spoils no other."""
+"""Parses the batch call: up to 1,000 commands, each by itself, so that a malformed one does not fail the others."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
@@ -25,7 +25,7 @@ from ledger_sizer.wire.requests import (
     ResumeBody,
     SetCapBody,
     ThawBody,
-    inside,
+    field_prefix,
     validated,
 )
 
@@ -153,20 +153,20 @@ _BATCH_ITEMS: Mapping[str, type[CommandBody]] = {
 
 
 class Batch(NamedTuple):
-    """A batch as read: a command, or what is wrong with it, for every item."""
+    """A parsed batch: for each item its command, or the `InvalidRequest` that says what is wrong with it."""
 
     items: list[AnyCommand | InvalidRequest]
     atomic: bool
 
 
 def read_batch(form: Mapping[str, Any]) -> Batch:
-    """Read the body of the batch call.
+    """Parse the body of the batch call.
 
     Raises `InvalidRequest` where the batch itself is wrong: no list, no command, more than `BATCH_MAX`, unknown names.
-    What is wrong with one command stands in its place.
+    The error of a single command is returned in its place.
     """
-    if strange := form.keys() - {"commands", "atomic"}:
-        name = min(strange)
+    if unknown := form.keys() - {"commands", "atomic"}:
+        name = min(unknown)
         raise InvalidRequest(f"{name!r} is not a field here; a batch has commands and atomic", field=name)
     atomic, items = form.get("atomic", False), form.get("commands")
     if type(atomic) is not bool:
@@ -180,24 +180,24 @@ def read_batch(form: Mapping[str, Any]) -> Batch:
 def _read_item(item: Any, number: int) -> AnyCommand | InvalidRequest:
     name = item.get("command") if type(item) is dict else None
     model = _BATCH_ITEMS.get(name) if type(name) is str else None
-    where = f"commands.{number}"
+    path = f"commands.{number}"
     if model is None:
         verbs = ", ".join(_BATCH_ITEMS)
-        return InvalidRequest(f"{where}.command must be one of {verbs}; got {name!r:.80}", field=f"{where}.command")
+        return InvalidRequest(f"{path}.command must be one of {verbs}; got {name!r:.80}", field=f"{path}.command")
     try:
-        with inside(where):
+        with field_prefix(path):
             body = validated(model, item)
             given = body.__dict__
             if given.get("dry_run"):
                 raise InvalidRequest("a batch records what it answers; ask a dry run by itself", field="dry_run")
-            in_path = {name: given[name] for name in _IN_PATH[model]}
-            return body.to_command(given["key"], **in_path)
+            from_path = {name: given[name] for name in _PATH_FIELDS[model]}
+            return body.to_command(given["key"], **from_path)
     except InvalidRequest as error:
         return error
 
 
 assert _BATCH_ITEMS.keys() == COMMANDS.keys(), "every verb can stand in a batch"
-_IN_PATH: Mapping[type[CommandBody], list[str]] = {
+_PATH_FIELDS: Mapping[type[CommandBody], list[str]] = {
     model: [name for name in ("position_id", "portfolio") if f"{{{name}}}" in model.path]
     for model in _BATCH_ITEMS.values()
 }

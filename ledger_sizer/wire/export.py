@@ -1,7 +1,7 @@
-"""Decisions as CSV and NDJSON lines, decimals exact, for exports over HTTP, from the command line and from Python.
+"""Writes decisions as CSV and NDJSON lines with exact decimals, for exports over HTTP, from the CLI and from Python.
 
-In full, an exported line has everything its place in the audit chain depends on: `decision_from_json` makes the same
-record of an NDJSON line again, whose hash can then be checked against its predecessor's.
+A full line has every field that the hash chain covers: `decision_from_json` rebuilds the record of an NDJSON line, and
+its hash can then be checked against the previous one.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,18 +23,18 @@ FULL_COLUMNS = ("held_change", "open_change", "tags", "request", "trace")
 
 ExportForm = Literal["csv", "ndjson"]
 Lines = Callable[[Iterable[Fields]], bytes]
-"""Turns the next records into the next bytes of one export."""
+"""Converts the next records into the next bytes of one export."""
 
 
 def export_lines(form: ExportForm, *, full: bool) -> Lines:
-    """The lines of an export in this form. Raises `InvalidRequest` for one that does not exist."""
+    """Return the writer of an export form. Raises `InvalidRequest` for an unknown form."""
     if form not in get_args(ExportForm):
         raise InvalidRequest(f"form must be one of {', '.join(get_args(ExportForm))}, got {form!r}", field="form")
     return csv_lines(full=full) if form == "csv" else ndjson_lines(full=full)
 
 
 def ndjson_lines(*, full: bool) -> Lines:
-    """One JSON object a line: what `decision_to_json` gives of each, byte for byte."""
+    """Return a writer of one JSON object a line, byte for byte what `decision_to_json` gives."""
 
     def write(records: Iterable[Fields]) -> bytes:
         return "".join([_ndjson_line(record, full) for record in records]).encode()
@@ -43,7 +43,7 @@ def ndjson_lines(*, full: bool) -> Lines:
 
 
 def csv_lines(*, full: bool) -> Lines:
-    """A head line, then one line each, as RFC 4180 has it; what is empty is none."""
+    """Return a writer of RFC 4180 lines: a header, then one line for each decision. None is an empty field."""
     head = [",".join(COLUMNS + FULL_COLUMNS if full else COLUMNS)]
 
     def write(records: Iterable[Fields]) -> bytes:
@@ -54,8 +54,8 @@ def csv_lines(*, full: bool) -> Lines:
     return write
 
 
-# Straight from the fields, because an export of a million lines is mostly this. Texts that few values fill are cached
-# as they are written: amounts, and the names of a position's scopes.
+# Lines are formatted straight from the fields, because an export of a million lines spends most of its time here.
+# Values that repeat often are cached as formatted text: amounts, times, and short texts such as tags.
 
 
 def _ndjson_line(record: Fields, full: bool) -> str:
@@ -65,7 +65,7 @@ def _ndjson_line(record: Fields, full: bool) -> str:
     ) = record  # fmt: skip
     line = (
         f'{{"portfolio":{_json(portfolio)},"seq":{seq},"command":{_json(command)},"key":{encode_basestring(key)},'
-        f'"outcome":{_json(outcome)},"reason":{_json(reason)},"granted":{_TRUTH[outcome == "granted"]},'
+        f'"outcome":{_json(outcome)},"reason":{_json(reason)},"granted":{_JSON_BOOLS[outcome == "granted"]},'
         f'"replayed":false,"position_id":'
         f"{'null' if position is None else encode_basestring(position_id(portfolio, position))},"
         f'"budget":{_json_usd(budget_e8)},"quantity":{_json(quantity)},"fraction":{_json(fraction)},'
@@ -82,7 +82,7 @@ def _ndjson_line(record: Fields, full: bool) -> str:
     return f"{line}}}\n"
 
 
-_TRUTH = ("false", "true")
+_JSON_BOOLS = ("false", "true")
 
 
 @lru_cache(maxsize=8192)
@@ -101,20 +101,20 @@ def _json_time(us: int | None) -> str:
 
 
 def _csv_line(record: Fields, full: bool) -> str:
-    """Only what is quoted here can have a comma or a quote in it; the csv module would look for them in all."""
+    """Quote only the fields that may hold a comma or a quote; the csv module would search all of them."""
     (
         portfolio, seq, command, key, outcome, reason, position, tags, budget_e8, quantity, fraction, raw_budget,
         held_e8, open_e8, headroom_e8, before_e8, binding, expires_us, decided_us, request, trace, link,
     ) = record  # fmt: skip
     line = (
-        f"{portfolio},{seq},{command},{_quoted(key)},{outcome},{reason or ''},"
+        f"{portfolio},{seq},{command},{_csv_text(key)},{outcome},{reason or ''},"
         f"{'' if position is None else position_id(portfolio, position)},{_usd(budget_e8)},{quantity or ''},"
         f"{fraction or ''},{raw_budget or ''},{_usd(headroom_e8)},{_usd(before_e8)},"
-        f"{_usd(before_e8 + held_e8 + open_e8)},{_quoted(binding or '')},"
+        f"{_usd(before_e8 + held_e8 + open_e8)},{_csv_text(binding or '')},"
         f"{'' if expires_us is None else time_text_of(expires_us)},{time_text_of(decided_us)},{link}"
     )
     if full:
-        return f"{line},{_usd(held_e8)},{_usd(open_e8)},{_quoted(tags)},{_quoted(request)},{_quoted(trace)}"
+        return f"{line},{_usd(held_e8)},{_usd(open_e8)},{_csv_text(tags)},{_csv_text(request)},{_csv_text(trace)}"
     return line
 
 
@@ -123,7 +123,7 @@ def _usd(e8: int | None) -> str:
     return "" if e8 is None else usd_text(e8)
 
 
-def _quoted(text: str) -> str:
+def _csv_text(text: str) -> str:
     if '"' in text:
         return '"' + text.replace('"', '""') + '"'
     return f'"{text}"' if "," in text or "\n" in text or "\r" in text else text

@@ -1,4 +1,4 @@
-"""Commands as HTTP calls: what the client library sends."""
+"""Converts commands into the HTTP calls that the client sends."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -15,7 +15,7 @@ from ledger_sizer.wire.responses import Json, instrument_to_json, leg_to_json, t
 
 
 class HttpCall(NamedTuple):
-    """The HTTP call a command is: send `body` as JSON, and `key` as the `Idempotency-Key` header."""
+    """The HTTP call of a command: send `body` as JSON, and `key` as the `Idempotency-Key` header."""
 
     method: str
     path: str
@@ -24,9 +24,9 @@ class HttpCall(NamedTuple):
 
 
 def http_call_of(command: AnyCommand) -> HttpCall:
-    """The single call for a command."""
+    """Return the call that sends this one command."""
     body_type = BODIES[command.verb]
-    form = _form(command)
+    form = _command_to_json(command)
     path = body_type.path
     for name in ("position_id", "portfolio"):
         if f"{{{name}}}" in path:
@@ -35,17 +35,17 @@ def http_call_of(command: AnyCommand) -> HttpCall:
 
 
 def batch_form(commands: Sequence[AnyCommand], *, atomic: bool = False) -> Json:
-    """The body of the batch call for these commands, at most `BATCH_MAX` of them."""
-    items = [{"command": command.verb, "key": command.key, **_form(command)} for command in commands]
+    """Return the body of the batch call for these commands, at most `BATCH_MAX`."""
+    items = [{"command": command.verb, "key": command.key, **_command_to_json(command)} for command in commands]
     return {"commands": items, "atomic": atomic}
 
 
-def _form(command: AnyCommand) -> Json:
-    """Everything a command asks but its key, as JSON; what is None is left out unless it removes something."""
+def _command_to_json(command: AnyCommand) -> Json:
+    """Return the command without its key, as JSON. None is left out, except where null means removal."""
     names = [*command.recorded_fields]
     if not isinstance(command, PositionCommand):
         names.append("portfolio")
-    form: Json = {name: _plain(value) for name in names if (value := getattr(command, name)) is not None}
+    form: Json = {name: _json_value(value) for name in names if (value := getattr(command, name)) is not None}
     if isinstance(command, SetCap):
         form.setdefault("cap", None)
     if isinstance(command, Reconciled):
@@ -55,7 +55,7 @@ def _form(command: AnyCommand) -> Json:
     return form
 
 
-def _plain(value: Any) -> Any:
+def _json_value(value: Any) -> Any:
     if isinstance(value, Decimal):
         return decimal_text(value)
     if isinstance(value, datetime):

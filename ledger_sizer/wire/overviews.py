@@ -1,4 +1,4 @@
-"""An `Overview` as JSON, both ways."""
+"""Converts an `Overview` to JSON and back."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -33,13 +33,13 @@ from ledger_sizer.wire.responses import (
 )
 
 
-def overview_query_to_params(look: OverviewQuery) -> Json:
-    """The query of `GET /v1/overview` that asks for this. Which portfolios may be seen is for the service to know."""
-    return {name: value for name, value in asdict(look).items() if value is not None and name != "only"}
+def overview_query_to_params(query: OverviewQuery) -> Json:
+    """Return the query of `GET /v1/overview`. Without `only`: the service decides which portfolios a key may see."""
+    return {name: value for name, value in asdict(query).items() if value is not None and name != "only"}
 
 
 def overview_to_json(overview: Overview) -> Json:
-    """A ledger at one moment; `detail` is null while there is no portfolio."""
+    """A snapshot of the ledger; `detail` is null while there is no portfolio."""
     return {
         "read_at": time_text(overview.read_at),
         "portfolios": page_to_json(overview.portfolios, _portfolio_to_json),
@@ -48,7 +48,7 @@ def overview_to_json(overview: Overview) -> Json:
 
 
 def overview_from_json(form: Mapping[str, Any]) -> Overview:
-    """The overview that `overview_to_json` wrote."""
+    """Convert the output of `overview_to_json` back."""
     try:
         return Overview(
             read_at=datetime.fromisoformat(form["read_at"]),

@@ -1,10 +1,10 @@
-"""Errors as RFC 9457 problem details (`application/problem+json`), both ways, from one table of codes.
+"""Converts errors to RFC 9457 problem details (`application/problem+json`) and back, by one table of codes.
 
     {"type": "urn:ledger-sizer:problem:cap_exceeded", "title": "The cap leaves nothing", "status": 409,
      "code": "cap_exceeded", "detail": "...", "decision": {...}}
 
-`code` is stable and what programs look at. `field` names the argument at fault where there is one, `decision` is the
-whole decision of a denial, `results` the answers of an atomic batch that was denied.
+Programs decide by `code`, which is stable. `field` names the argument at fault where there is one, `decision` is the
+whole decision of a denial, `results` are the results of an atomic batch that was denied.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ TYPE_PREFIX = "urn:ledger-sizer:problem:"
 
 
 class Unauthenticated(LedgerError):
-    """The service asks for an API key, and none it knows was sent."""
+    """The service needs an API key, and the request has none that it knows."""
 
     code = "unauthenticated"
 
@@ -49,7 +49,7 @@ class MethodNotAllowed(LedgerError):
 
 
 class NotAcceptable(LedgerError):
-    """Nothing the `Accept` header names can be given here."""
+    """This path has none of the media types in the `Accept` header."""
 
     code = "not_acceptable"
 
@@ -74,7 +74,7 @@ class UnsupportedMediaType(LedgerError):
 
 
 class Problem(NamedTuple):
-    """One row of the table: the HTTP status, a title that never varies, and the exception it is in Python."""
+    """One row of the table: HTTP status, fixed title, and the Python exception."""
 
     status: int
     title: str
@@ -112,11 +112,11 @@ PROBLEMS: Mapping[str, Problem] = {
     "closed": Problem(503, "The service is stopping; retry with the same key", Closed),
     "schema_outdated": Problem(503, "The database is not at this version's migration", SchemaOutdated),
 }
-"""Every code the service answers with. A denial's code is its reason."""
+"""All error codes of the service. The code of a denial is its reason."""
 
 
 def problem_of(error: LedgerError) -> dict[str, Any]:
-    """The problem an error is; its `status` is the HTTP status. A denial carries its decision in full."""
+    """Convert an error to a problem; its `status` is the HTTP status. A denial includes its full decision."""
     code = error.reason if isinstance(error, Denied) else error.code
     if code not in PROBLEMS:
         code = "internal_error"
@@ -129,7 +129,7 @@ def problem_of(error: LedgerError) -> dict[str, Any]:
 
 
 def problem_form(code: str, detail: str) -> dict[str, Any]:
-    """A problem by its code."""
+    """Return the problem with this code and detail."""
     row = PROBLEMS[code]
     return {
         "type": f"{TYPE_PREFIX}{code}",
@@ -141,10 +141,10 @@ def problem_form(code: str, detail: str) -> dict[str, Any]:
 
 
 def error_of(problem: Mapping[str, Any]) -> LedgerError:
-    """The exception a problem is in Python, ready to be raised.
+    """Convert a problem to the exception to raise.
 
-    A denial becomes `Denied` with its decision; a code this version does not know becomes `InternalError`, which is
-    not retryable and cannot be mistaken for a grant.
+    A denial becomes `Denied` with its decision. A code that this version does not know becomes `InternalError`, which
+    is not retryable.
     """
     code, detail = problem.get("code"), str(problem.get("detail", ""))
     decision = problem.get("decision")

@@ -1,16 +1,16 @@
-"""Request bodies: JSON -> pydantic model -> command object.
+"""Parses request bodies: JSON -> pydantic model -> command object.
 
-The models say what the JSON looks like (names, types, patterns, no others allowed); whether a value makes sense, such
-as a score above 1, is for the command types to say, once, in the same words for every face.
+The models check names, types and patterns, and refuse unknown fields. The command types check the values, so that every
+interface (Python, HTTP, CLI) gives the same error messages.
 
-The idempotency key travels in the `Idempotency-Key` header of a single call, and as `key` of each command of a batch.
+The idempotency key is the `Idempotency-Key` header of a single call, and `key` in each command of a batch.
 """
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
@@ -42,10 +42,10 @@ POSITION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}-[0-9]{1,18}$"
 SCOPE_PATTERN = r"^(portfolio|[a-z][a-z0-9_]{0,31}=.{1,128})$"
 
 DecimalText = Annotated[str, StringConstraints(pattern=DECIMAL_PATTERN), Field(examples=["0.9", "50000"])]
-"""A decimal as text; JSON numbers are refused, because many readers would turn them into binary floats."""
+"""A decimal as text. JSON numbers are refused, because many parsers turn them into binary floats."""
 
 AmountText = Annotated[str, StringConstraints(pattern=AMOUNT_PATTERN), Field(examples=["0.9", "50000"])]
-"""A decimal that cannot be below zero, as text."""
+"""A non-negative decimal, as text."""
 
 ScoreText = Annotated[
     str, StringConstraints(pattern=r"^(0(\.[0-9]{1,36})?|1(\.0{1,36})?)$"), Field(examples=["0.9", "0.25"])
@@ -71,14 +71,17 @@ MomentText = Annotated[
     ),
     Field(examples=["2026-01-31T12:00:00Z"]),
 ]
-"""ISO 8601 with its zone, because without one it could be any of 24 hours."""
+"""ISO 8601 with a time zone; without one the time would be ambiguous."""
 Seconds = Annotated[int, Field(ge=1, le=TTL_SECONDS_MAX)] | AmountText
 
 
 class Body(BaseModel):
-    """Base of everything that is read: exact types, and no name that is not listed."""
+    """Base of all request bodies: exact types, no unknown fields."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+BodyT = TypeVar("BodyT", bound=Body)
 
 
 class InstrumentForm(Body):
@@ -93,14 +96,14 @@ class InstrumentForm(Body):
     contract_size: AmountText = "1"
 
     def to_instrument(self, field: str) -> InstrumentInfo:
-        """The instrument; errors name `field` and the part that is wrong."""
-        with inside(field):
+        """Convert to the instrument. Errors name `field` and the part that is wrong."""
+        with field_prefix(field):
             return _instrument(*self.__dict__.values())
 
 
 @lru_cache(maxsize=2048)
 def _instrument(symbol: str, *figures: str) -> InstrumentInfo:
-    """Cached, because a bot sends the same few markets with every request."""
+    """Build an instrument. Cached, because a bot sends the same few markets with every request."""
     return InstrumentInfo(symbol, *map(Decimal, figures))
 
 
@@ -119,21 +122,21 @@ LegsForm = Annotated[list[LegForm], Field(min_length=1, max_length=16)]
 
 
 class CommandBody(Body):
-    """Base of the command bodies. `method` and `path` are the HTTP call this verb is."""
+    """Base of the command bodies. `method` and `path`: the HTTP call of the verb."""
 
     command_type: ClassVar[type[AnyCommand]]
     method: ClassVar[str] = "POST"
     path: ClassVar[str]
 
-    def to_command(self, key: str, **in_path: str) -> AnyCommand:
-        """The command object. Raises `InvalidRequest` for values no ledger could accept."""
-        return self.command_type(key=key, **in_path, **self._arguments())
+    def to_command(self, key: str, **from_path: str) -> AnyCommand:
+        """Convert to the command. Raises `InvalidRequest` for values that no ledger accepts."""
+        return self.command_type(key=key, **from_path, **self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
-        """The fields that were given, as the command type takes them."""
+        """Return the fields that are not null, converted to the arguments of the command type."""
         given = self.__dict__
         arguments: dict[str, Any] = {}
-        for name, convert in _conversions(type(self)):
+        for name, convert in _converters_of(type(self)):
             value = given[name]
             if value is not None:
                 arguments[name] = value if convert is None else convert(value)
@@ -272,7 +275,7 @@ class ReconciledBody(CommandBody):
     note: NoteText | None = None
 
     def _arguments(self) -> dict[str, Any]:
-        until = None if self.fresh_until is None else moment(self.fresh_until, "fresh_until")
+        until = None if self.fresh_until is None else parse_time(self.fresh_until, "fresh_until")
         return {"fresh_until": until, "scope": self.scope, "note": self.note}
 
 
@@ -299,18 +302,18 @@ assert BODIES.keys() == COMMANDS.keys(), "every verb has a body"
 # --- reading ---------------------------------------------------------------------------------------
 
 
-def validated(model: type[CommandBody], form: Mapping[str, Any]) -> CommandBody:
-    """The body a JSON object is. Raises `InvalidRequest` naming the first field that is wrong."""
+def validated(model: type[BodyT], form: Mapping[str, Any]) -> BodyT:
+    """Validate a JSON object as a body. Raises `InvalidRequest` naming the first wrong field."""
     try:
         return model.model_validate(form)
     except ValidationError as error:
-        raise invalid_request(error) from None
+        raise _invalid_request(error) from None
 
 
-def invalid_request(error: ValidationError) -> InvalidRequest:
-    """What pydantic found wrong first, in the words of this package."""
+def _invalid_request(error: ValidationError) -> InvalidRequest:
+    """Convert the first error of pydantic to this package's error."""
     first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"] if part not in _NOT_NAMES)
+    field = ".".join(str(part) for part in first["loc"] if part not in _NON_FIELDS)
     kind, got = first["type"], f"{first['input']!r:.80}"
     if kind == "extra_forbidden":
         return InvalidRequest(f"{field!r} is not a field here", field=field)
@@ -321,12 +324,12 @@ def invalid_request(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{field}: {first['msg']}, got {got}", field=field)
 
 
-_NOT_NAMES = frozenset({"[key]", "int", "str", "constrained-str", "constrained-int", "InstrumentForm"})
-"""Parts of pydantic's locations that are branches of a union, not fields."""
+_NON_FIELDS = frozenset({"[key]", "int", "str", "constrained-str", "constrained-int", "InstrumentForm"})
+"""Parts of pydantic's error locations that are no fields: branches of a union, and the key of a mapping."""
 
 
-class inside:  # noqa: N801 - reads as a statement: with inside("spot_instrument")
-    """Put the name of the enclosing field before the one an `InvalidRequest` names."""
+class field_prefix:  # noqa: N801 - a context manager, named like a function
+    """Prefix the field that an `InvalidRequest` names with the name of the enclosing field."""
 
     __slots__ = ("_field",)
 
@@ -346,15 +349,15 @@ def _optional_decimal(text: str | None) -> Decimal | None:
     return None if text is None else Decimal(text)
 
 
-def moment(text: str, field: str) -> datetime:
-    """ISO text with a zone to an aware datetime. Raises `InvalidRequest` for a time that does not exist."""
+def parse_time(text: str, field: str) -> datetime:
+    """Parse ISO 8601 text with a zone to a UTC datetime. Raises `InvalidRequest` for a time that does not exist."""
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
         raise InvalidRequest(f"{field} is no time that exists: {text!r:.40}", field=field) from None
 
 
-def _named_or_rules(form: InstrumentForm | str, field: str) -> InstrumentInfo | str:
+def _instrument_or_name(form: InstrumentForm | str, field: str) -> InstrumentInfo | str:
     return form if isinstance(form, str) else form.to_instrument(field)
 
 
@@ -365,7 +368,7 @@ def _seconds(value: int | str) -> int | Decimal:
 def _legs(forms: list[LegForm]) -> tuple[Leg, ...]:
     legs = []
     for number, form in enumerate(forms):
-        with inside(f"legs.{number}"):
+        with field_prefix(f"legs.{number}"):
             quantity, price = Decimal(form.quantity), _optional_decimal(form.price)
             legs.append(Leg(form.venue, form.symbol, form.kind, form.side, quantity, price))
     return tuple(legs)
@@ -378,13 +381,13 @@ _CONVERTERS: Mapping[str, Any] = {
     ),
     "ttl_seconds": _seconds,
     "legs": _legs,
-    "spot_instrument": lambda form: _named_or_rules(form, "spot_instrument"),
-    "perp_instrument": lambda form: _named_or_rules(form, "perp_instrument"),
+    "spot_instrument": lambda form: _instrument_or_name(form, "spot_instrument"),
+    "perp_instrument": lambda form: _instrument_or_name(form, "perp_instrument"),
 }
 
 
 @lru_cache(maxsize=64)
-def _conversions(model: type[CommandBody]) -> list[tuple[str, Any]]:
-    """The fields of a body that are the command's own, and how each becomes what the command takes."""
+def _converters_of(model: type[CommandBody]) -> list[tuple[str, Any]]:
+    """Return the command's fields in this body, each with its converter; None leaves the value as it is."""
     names = BODIES[model.command_type.verb].model_fields
     return [(name, _CONVERTERS.get(name)) for name in names]

@@ -1,4 +1,7 @@
-"""Answers as JSON, both ways: what `..._to_json` writes, `..._from_json` reads back equal in every public property."""
+"""Converts decisions, positions, exposure, heads and pages to JSON and back.
+
+`..._from_json` restores from the output of `..._to_json` an object that is equal in every public property.
+"""
 
 from collections.abc import Callable, Mapping
 from datetime import datetime
@@ -28,18 +31,18 @@ U = TypeVar("U")
 
 
 def time_text(moment: datetime) -> str:
-    """ISO 8601 in UTC with a `Z`, which survives in a query string where `+` would become a blank."""
+    """Format as ISO 8601 in UTC with a `Z`; in a query string the `+` of `+00:00` would become a blank."""
     return moment.isoformat().replace("+00:00", "Z")
 
 
 @lru_cache(maxsize=1024)
 def time_text_of(us: int) -> str:
-    """Microseconds as `time_text`. Cached, because the decisions of one commit have one time."""
+    """Format microseconds like `time_text`. Cached, because all decisions of a commit have the same time."""
     return time_text(from_us(us))
 
 
 def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
-    """A decision. `full` adds the request, the trace and the tags, with which its place in the chain can be checked.
+    """Convert a decision. `full` adds the fields without which its place in the hash chain cannot be checked.
 
     `request` and `trace` are texts that hold JSON: exactly the characters that the audit chain hashes.
     """
@@ -78,14 +81,14 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
 
 
 def decision_from_json(form: Mapping[str, Any]) -> Decision:
-    """The decision that `decision_to_json` wrote.
+    """Convert the output of `decision_to_json` back.
 
-    Written in full it is equal to the original, record and hash included; written short it lacks `request` and
-    `trace` (empty texts) and has every other public property. Raises `InternalError` for what no service wrote.
+    From the full form the decision equals the original, record and hash included. From the short form `request` and
+    `trace` are empty texts; every other public property is there. Raises `InternalError` for any other form.
     """
     try:
         seq, portfolio = form["seq"] or 0, form["portfolio"]
-        named = form["position_id"]
+        full_id = form["position_id"]
         before_e8 = _e8(form["exposure_before"])
         change_e8 = _e8(form["exposure_after"]) - before_e8
         record = DecisionRecord(
@@ -95,7 +98,7 @@ def decision_from_json(form: Mapping[str, Any]) -> Decision:
             key=form["key"],
             outcome=form["outcome"],
             reason=form["reason"],
-            position=None if named is None else split_position_id(named)[1],
+            position=None if full_id is None else split_position_id(full_id)[1],
             tags=form.get("tags", ""),
             budget_e8=_optional(_e8, form["budget"]),
             quantity=form["quantity"],
@@ -130,7 +133,7 @@ def leg_to_json(leg: Leg) -> Json:
 
 
 def leg_from_json(form: Mapping[str, Any]) -> Leg:
-    """The leg that `leg_to_json` wrote; `price` may be missing."""
+    """Convert the output of `leg_to_json` back; `price` may be missing."""
     price = _optional(Decimal, form.get("price"))
     return Leg(form["venue"], form["symbol"], form["kind"], form["side"], Decimal(form["quantity"]), price)
 
@@ -163,7 +166,7 @@ def position_to_json(position: Position) -> Json:
 
 
 def position_from_json(form: Mapping[str, Any]) -> Position:
-    """The position that `position_to_json` wrote."""
+    """Convert the output of `position_to_json` back."""
     try:
         portfolio, number = split_position_id(form["position_id"])
         origin = form["origin"]
@@ -204,7 +207,7 @@ def scope_to_json(row: ScopeExposure) -> Json:
 
 
 def exposure_to_json(exposure: Exposure) -> Json:
-    """A portfolio's exposure: the figures of the whole, then every scope."""
+    """A portfolio's exposure: the whole portfolio, then every scope."""
     whole = scope_to_json(exposure.whole)
     del whole["scope"]
     scopes = [scope_to_json(row) for row in exposure.scopes]
@@ -212,7 +215,7 @@ def exposure_to_json(exposure: Exposure) -> Json:
 
 
 def scope_from_json(form: Mapping[str, Any]) -> ScopeExposure:
-    """The scope that `scope_to_json` wrote."""
+    """Convert the output of `scope_to_json` back."""
     return ScopeExposure(
         form["scope"],
         _optional(Decimal, form["cap"]),
@@ -225,7 +228,7 @@ def scope_from_json(form: Mapping[str, Any]) -> ScopeExposure:
 
 
 def exposure_from_json(form: Mapping[str, Any]) -> Exposure:
-    """The exposure that `exposure_to_json` wrote."""
+    """Convert the output of `exposure_to_json` back."""
     try:
         return Exposure(form["portfolio"], form["seq"], tuple(scope_from_json(row) for row in form["scopes"]))
     except UNREADABLE as error:
@@ -233,12 +236,12 @@ def exposure_from_json(form: Mapping[str, Any]) -> Exposure:
 
 
 def heads_to_json(heads: Mapping[str, tuple[int, str]]) -> Json:
-    """Chain heads, as a service answers and as a file of trusted heads holds them."""
+    """Chain heads, in the format of the service's response and of a file of trusted heads."""
     return {"heads": {name: {"seq": seq, "hash": head} for name, (seq, head) in heads.items()}}
 
 
 def heads_from_json(form: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
-    """The heads that `heads_to_json` wrote."""
+    """Convert the output of `heads_to_json` back."""
     try:
         found = {name: (head["seq"], head["hash"]) for name, head in form["heads"].items()}
     except UNREADABLE as error:
@@ -250,12 +253,12 @@ def heads_from_json(form: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
 
 
 def page_to_json(page: Page[T], item_to_json: Callable[[T], Json]) -> Json:
-    """One page of a listing: `items`, and the `cursor` that continues it (null: this was the last)."""
+    """One page of a listing: `items`, and the `cursor` of the next page (null after the last)."""
     return {"items": [item_to_json(item) for item in page.items], "cursor": page.cursor}
 
 
 def page_from_json(form: Mapping[str, Any], item_from_json: Callable[[Mapping[str, Any]], T]) -> Page[T]:
-    """The page that `page_to_json` wrote."""
+    """Convert the output of `page_to_json` back."""
     try:
         return Page(tuple(item_from_json(item) for item in form["items"]), form["cursor"])
     except UNREADABLE as error:
@@ -263,11 +266,11 @@ def page_from_json(form: Mapping[str, Any], item_from_json: Callable[[Mapping[st
 
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, InvalidOperation, LedgerError)
-"""What reading a form raises that no service of this package wrote."""
+"""The exceptions that parsing a malformed form raises."""
 
 
 def unreadable_form(what: str, error: Exception) -> InternalError:
-    """The error for such a form."""
+    """Return the error for a form that no service of this package wrote."""
     return InternalError(f"this is no {what} of a ledger-sizer service: {type(error).__name__} {error}")
 
 
@@ -276,7 +279,7 @@ def _optional(convert: Callable[[T], U], value: T | None) -> U | None:
 
 
 def _e8(text: str) -> int:
-    """USD as text to whole 1e-8 USD; exact, because the other side wrote at most 8 decimals."""
+    """Convert USD text to whole units of 1e-8 USD. Raises `ValueError` for more than 8 decimals."""
     with exact_arithmetic():
         scaled = Decimal(text).scaleb(USD_DECIMALS)
         whole = int(scaled)

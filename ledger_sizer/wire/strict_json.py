@@ -1,6 +1,6 @@
-"""Bytes to JSON, strictly: what two readers could understand differently is refused.
+"""Parses JSON strictly: refuses whatever two parsers could read differently.
 
-Python's parser lets a repeated name win silently, reads NaN, and follows nesting until the stack ends; a request that
+Python's parser keeps the last of two equal names, accepts NaN, and recurses until the stack overflows. A request that
 moves money may do none of that.
 """
 
@@ -11,20 +11,20 @@ from typing import Any
 from ledger_sizer.model.errors import InvalidRequest
 
 DEPTH_MAX = 16
-"""Deepest nesting of arrays and objects that is read."""
+"""Deepest nesting of arrays and objects that is accepted."""
 
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_NOT_BRACKETS = bytes(code for code in range(256) if code not in b"[]{}")
+_NON_BRACKETS = bytes(code for code in range(256) if code not in b"[]{}")
 
 
 def read_json(body: bytes) -> Any:
-    """The JSON value in `body`.
+    """Return the JSON value in `body`.
 
     Raises `InvalidRequest` for text that is not UTF-8 or not JSON, a name given twice in one object, NaN and
     infinities, and nesting deeper than `DEPTH_MAX`.
     """
     if body.count(b"{") + body.count(b"[") > DEPTH_MAX:
-        _require_flat(body)
+        _require_depth(body)
     try:
         return _decode(body.decode())
     except UnicodeDecodeError as error:
@@ -38,14 +38,14 @@ def read_json(body: bytes) -> Any:
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`; an empty body is the empty object."""
+    """Return the JSON object in `body`; an empty body is the empty object."""
     value = read_json(body) if body.strip() else {}
     if type(value) is not dict:
-        raise InvalidRequest(f"the body must be a JSON object, got {_kind(value)}")
+        raise InvalidRequest(f"the body must be a JSON object, got {_json_type(value)}")
     return value
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object_of_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
         seen: set[str] = set()
@@ -54,16 +54,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _no_constant(text: str) -> Any:
+def _refuse_constant(text: str) -> Any:
     raise InvalidRequest(f"{text} is not a number; decimals are finite and written as strings")
 
 
-_decode = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_constant).decode
+_decode = json.JSONDecoder(object_pairs_hook=_object_of_unique_names, parse_constant=_refuse_constant).decode
 
 
-def _require_flat(body: bytes) -> None:
-    """Refuse deep nesting before anything recurses into it: peel the innermost pairs off, one level a round."""
-    brackets = _STRING.sub(b"", body).translate(None, _NOT_BRACKETS)
+def _require_depth(body: bytes) -> None:
+    """Refuse deep nesting before a parser recurses into it: strip the innermost brackets, one level per pass."""
+    brackets = _STRING.sub(b"", body).translate(None, _NON_BRACKETS)
     for _ in range(DEPTH_MAX):
         brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
         if not brackets:
@@ -71,6 +71,6 @@ def _require_flat(body: bytes) -> None:
     raise InvalidRequest(f"the body is nested deeper than {DEPTH_MAX} levels, or its brackets do not match")
 
 
-def _kind(value: object) -> str:
+def _json_type(value: object) -> str:
     names = {list: "an array", str: "a string", bool: "a boolean", int: "a number", float: "a number"}
     return names.get(type(value), "null")

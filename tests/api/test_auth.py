@@ -1,4 +1,4 @@
-"""Who may do what, for every route there is: the matrix is made from the app, so a new route cannot be forgotten."""
+"""Authorization of every route. The routes are read from the app, so that no new one can be forgotten."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ PAGES = {
     ("POST", "/drifts/{drift_id}/{action}"),
     ("GET", "/assets/{name}"),
 }
-"""The dashboard's own; test_dashboard has them."""
+"""The dashboard's routes; tests/dashboard tests them."""
 
-NEEDED = {
+REQUIRED_ROLE = {
     ("GET", "/v1/portfolios"): "read",
     ("GET", "/v1/heads"): "read",
     ("GET", "/v1/portfolios/{portfolio}/exposure"): "read",
@@ -63,11 +63,11 @@ NEEDED = {
     ("POST", "/v1/portfolios/{portfolio}/reconciled"): "admin",
     ("POST", "/v1/portfolios/{portfolio}/remarks"): "admin",
 }
-ALIVE = {200, 201, 404, 409, 422}
+AUTHORIZED = {200, 201, 404, 409, 422}
 
 
 class Keyed:
-    """A service with one key of each role for everything, and one of each for the portfolio `other` only."""
+    """A service with two keys of each role: one for all portfolios, one for the portfolio `other` only."""
 
     def __init__(self, service: Running, url: str) -> None:
         self.service = service
@@ -124,7 +124,7 @@ def test_list_routes_when_app_is_made_then_each_is_in_the_matrix_or_open_on_purp
         assert isinstance(route, Route), f"{route} hides routes from this test"
         if route.path not in OPEN_TO_ALL:
             found |= {(method, route.path) for method in (route.methods or set()) - {"HEAD"}}
-    assert found == set(NEEDED) | PAGES
+    assert found == set(REQUIRED_ROLE) | PAGES
 
 
 def test_read_openapi_when_routes_need_roles_then_it_says_so(keyed: Keyed) -> None:
@@ -135,25 +135,25 @@ def test_read_openapi_when_routes_need_roles_then_it_says_so(keyed: Keyed) -> No
         for method, operation in operations.items()
         if "x-role" in operation
     }
-    assert told == NEEDED
+    assert told == REQUIRED_ROLE
 
 
-@pytest.mark.parametrize(("method", "path"), NEEDED, ids=[f"{method} {path}" for method, path in NEEDED])
+@pytest.mark.parametrize(("method", "path"), REQUIRED_ROLE, ids=[f"{method} {path}" for method, path in REQUIRED_ROLE])
 def test_call_route_when_role_is_too_low_then_401_or_403_and_else_it_is_served(
     keyed: Keyed, method: str, path: str
 ) -> None:
-    needed = ROLES.index(NEEDED[method, path])  # type: ignore[arg-type]
+    needed = ROLES.index(REQUIRED_ROLE[method, path])  # type: ignore[arg-type]
     assert keyed.status(method, path, None) == 401
     assert keyed.status(method, path, "lsk_000000000000_" + "0" * 64) == 401
     for rank, role in enumerate(ROLES):
         status = keyed.status(method, path, keyed.tokens[role])
-        assert (status in ALIVE) if rank >= needed else (status == 403), (role, status)
-    # A run without accounts is about no portfolio, and there is no drift 1.
+        assert (status in AUTHORIZED) if rank >= needed else (status == 403), (role, status)
+    # A run without accounts concerns no portfolio, and there is no drift 1.
     about_all = ("/v1/portfolios", "/v1/heads", "/metrics", "/v1/reconciliations")
     names_portfolio = path not in about_all and "/drifts/" not in path
     if names_portfolio:
         assert keyed.status(method, path, keyed.bound["admin"], "main") == 403
-    assert keyed.status(method, path, keyed.bound["admin"], "other") in ALIVE
+    assert keyed.status(method, path, keyed.bound["admin"], "other") in AUTHORIZED
 
 
 @pytest.mark.parametrize("path", sorted(OPEN_TO_ALL))

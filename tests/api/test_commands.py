@@ -1,4 +1,4 @@
-"""The calls that change something, over a real socket, on both databases: the contract line by line."""
+"""The HTTP contract of the commands, over a real socket, on both databases."""
 
 from __future__ import annotations
 

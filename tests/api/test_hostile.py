@@ -1,4 +1,4 @@
-"""Hostile input over raw sockets: every answer is a refusal, nothing is a 5xx, and the service goes on serving."""
+"""Hostile input over raw sockets: the service refuses it, never with a 5xx, and keeps serving."""
 
 from __future__ import annotations
 

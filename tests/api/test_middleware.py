@@ -1,4 +1,4 @@
-"""The short way of the hot calls leads where the app's own router would, and nowhere else; nobody waits for ever."""
+"""`HotPathRouter` finds the same endpoints as the app's own router; `Deadline` ends late waits only."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def service(module_database: NewDatabase) -> Iterator[Running]:
 
 
 def _by_router(service: Running, method: str, path: str) -> tuple[Any, Any]:
-    """The endpoint and path parameters of the first route that takes this method and path."""
+    """Return endpoint and path parameters of the first route that matches this method and path."""
     for route in service.app.routes:
         match, child = route.matches({"type": "http", "method": method, "path": path, "headers": []})
         if match is Match.FULL:
@@ -56,9 +56,9 @@ def _by_router(service: Running, method: str, path: str) -> tuple[Any, Any]:
 def test_find_when_the_shortcut_knows_a_path_then_it_is_where_the_router_leads(
     service: Running, method: str, path: str
 ) -> None:
-    shortcut = HotPathRouter([route.endpoint for route in service.app.routes if route.name in {*BODIES, "batch"}])
+    router = HotPathRouter([route.endpoint for route in service.app.routes if route.name in {*BODIES, "batch"}])
     scope: dict[str, Any] = {"type": "http", "method": method, "path": path}
-    found = shortcut.find(scope)
+    found = router.find(scope)
     endpoint, parameters = _by_router(service, method, path)
     if found is not None:
         assert (found, scope["endpoint"], scope["path_params"]) == (endpoint, endpoint, parameters)
@@ -77,22 +77,22 @@ async def test_wait_when_answers_are_late_then_only_those_waits_end_and_the_othe
         return await never
 
     started = time.monotonic()
-    late = asyncio.create_task(deadline.of(wait_for_ever()))
+    late = asyncio.create_task(deadline.wait_for(wait_for_ever()))
     await asyncio.sleep(0.1)
-    in_time = asyncio.create_task(deadline.of(soon(0.15)))
-    later = asyncio.create_task(deadline.of(soon(5)))
+    in_time = asyncio.create_task(deadline.wait_for(soon(0.15)))
+    later = asyncio.create_task(deadline.wait_for(soon(5)))
     with pytest.raises(Unavailable, match="same key"):
         await late
     assert await in_time == "answer"
     with pytest.raises(Unavailable):
         await later
     assert 0.3 <= time.monotonic() - started < 3
-    assert await deadline.of(soon(0)) == "answer"
+    assert await deadline.wait_for(soon(0)) == "answer"
 
 
 async def test_wait_when_the_caller_is_cancelled_then_it_is_cancelled_and_not_late() -> None:
     deadline = Deadline(30)
-    waiting = asyncio.create_task(deadline.of(asyncio.sleep(30)))
+    waiting = asyncio.create_task(deadline.wait_for(asyncio.sleep(30)))
     await asyncio.sleep(0)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

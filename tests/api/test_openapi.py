@@ -1,10 +1,9 @@
-"""schemathesis over the whole OpenAPI, every check on: what the document promises is what the service does.
+"""Runs all checks of schemathesis on the whole OpenAPI document: the service does what the document promises.
 
-Two of its checks are told what this API means. Text cannot be described so narrowly that every value it admits makes
-sense (a reserve with one instrument, closing more than is open), so a 422 for what only the ledger can judge is an
-answer. And an independent batch answers 200 with one status for each command, so that a wrong command is not looked for
-in the status of the whole but in its own: a check of ours, `wrong_batches_say_so`, in the place of schemathesis's.
-Left out is `/v1/events`, a stream without an end, which it would wait for; `test_api_reads` has what it promises.
+Two checks are adapted to this API. A schema cannot exclude every value that makes no sense (a reserve with one
+instrument, closing more than is open), so 422 is allowed for valid data. An independent batch answers 200 with one
+status for each command, so our check `wrong_batches_say_so`, which reads those, replaces schemathesis's for the batch.
+`/v1/events` is left out, because schemathesis would wait for the end of the stream; `test_reads` tests it.
 """
 
 from __future__ import annotations
@@ -38,13 +37,13 @@ import schemathesis
 
 @schemathesis.hook
 def before_call(context, case, kwargs):
-    """A key of its own for every good request: with one for all, each but the first would be a reuse."""
+    """Give every valid request its own key: with a shared key, all but the first would be a reuse."""
     if "Idempotency-Key" in case.headers and case.meta is not None and case.meta.generation.mode.is_positive:
         case.headers["Idempotency-Key"] = uuid.uuid4().hex
 
 @schemathesis.check
 def wrong_batches_say_so(context, response, case):
-    """A batch with anything wrong in it is refused, or answers an error in the place of what is wrong."""
+    """Check that a wrong batch is refused, or has an error among its results."""
     wrong = case.meta is not None and case.meta.generation.mode.is_negative
     if case.path == "/v1/batch" and wrong and response.status_code == 200:
         assert any(one["status"] >= 400 for one in response.json()["results"]), "all is well with a wrong batch"

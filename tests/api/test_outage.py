@@ -1,4 +1,4 @@
-"""When things go wrong: the database away and back, a full queue, a stop under load, replicas and their lease."""
+"""Outages: the database away and back, a full queue, a stop under load, replicas and their lease."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_call_when_keys_cannot_be_read_then_503_and_never_in(durable_postgres: P
 
 @contextmanager
 def _row_locked(url: str) -> Iterator[None]:
-    """Hold the lock that every write of portfolio `main` needs, as another writer would."""
+    """Hold the lock that every write to portfolio `main` needs, like another writer."""
     engine = make_engine(url)
     with engine.connect() as connection, connection.begin():
         if engine.dialect.name == "postgresql":
@@ -106,7 +106,7 @@ def test_answer_when_it_takes_too_long_then_503_and_the_key_settles_it(database_
 
 
 class Load:
-    """Clients that reserve with new keys until told to stop; they remember every answer."""
+    """Clients that reserve with new keys until the `with` block ends, and store every response."""
 
     def __init__(self, url: str, clients: int, portfolio: str = "main") -> None:
         self.answers: dict[str, tuple[int, Any]] = {}
@@ -158,7 +158,7 @@ def test_stop_process_when_under_load_then_every_answer_it_gave_is_in_the_ledger
             started = time.monotonic()
             assert process.stop() == 0, process.log()
             assert time.monotonic() - started < 20
-            list(lines)  # raises unless the stream came to its proper end
+            list(lines)  # raises unless the stream ended properly
         assert "Traceback" not in process.log()
         with Ledger.open(database_url) as ledger:
             for key, (status, body) in load.answers.items():
@@ -204,7 +204,7 @@ def test_run_two_replicas_when_one_has_the_jobs_then_the_other_takes_over_after_
         second = next(p for p in replicas if p is not first)
         assert 'ledger_job_runs_total{job="sweep",result="done"}' not in _metrics(second)
         epoch = _lease_row(url)["epoch"]
-        # Killed, so that nothing is given up: the other has to wait for the end of the lease.
+        # Killed, so that it does not release the lease: the other replica must wait for its end.
         first.child.kill()
         first.child.wait(30)
         eventually(lambda: leaders() == [second])

@@ -1,4 +1,4 @@
-"""Looking over HTTP: listings, exports, events, health and metrics, on both databases."""
+"""Read-only HTTP routes: listings, exports, events, health and metrics, on both databases."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ JSON_LINES = {"Accept": "application/x-ndjson"}
 
 @pytest.fixture(scope="module", params=ENGINE_KINDS)
 def service(request: pytest.FixtureRequest, module_database: NewDatabase) -> Iterator[Running]:
-    """A service with a history that most tests only look at; those that add to it ask for `own_service`."""
+    """A service with a history, shared by the tests that only read; those that write use `own_service`."""
     with _with_history(module_database(request.param)) as running:
         yield running
 

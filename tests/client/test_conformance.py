@@ -1,4 +1,4 @@
-"""One suite for three faces: the embedded ledger, the blocking client and the awaitable one answer alike."""
+"""The embedded ledger, the sync client and the async client behave the same: verbs, idempotency, errors, holds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.interfaces import ASK, FACES, FILL, Face, Name, open_position
 
 @pytest.fixture(params=FACES)
 async def ledger(request: pytest.FixtureRequest, database_url: str, clock: FakeClock) -> AsyncIterator[Face]:
-    """The same ledger behind each face, on each database."""
+    """The same ledger behind each interface, on each database."""
     async with opened(request.param, database_url, clock) as face:
         yield face
 

@@ -1,4 +1,4 @@
-"""The three faces again: many commands at once, reads, and all of them against each other."""
+"""The three interfaces behave the same (see `test_conformance`): many commands at once, reads, whole scenarios."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ READS = ("portfolios", "exposure", "position", "positions", "history", "decision
 
 @pytest.fixture(params=FACES)
 async def ledger(request: pytest.FixtureRequest, database_url: str, clock: FakeClock) -> AsyncIterator[Face]:
-    """The same ledger behind each face, on each database."""
+    """The same ledger behind each interface, on each database."""
     async with opened(request.param, database_url, clock) as face:
         yield face
 
@@ -170,11 +170,11 @@ async def test_filter_history_when_each_filter_is_used_then_it_means_the_same(le
         assert 1 <= len(await ledger.history(**chosen)) <= 3
 
 
-# All faces against each other.
+# All interfaces compared with each other.
 
 
-async def _played(ledger: Face, clock: FakeClock) -> list[Any]:
-    """A small life of a ledger; what every call answered."""
+async def _scenario_results(ledger: Face, clock: FakeClock) -> list[Any]:
+    """Run a short scenario and return the result of every call."""
     answers: list[Any] = [await ledger.set_cap(key="cap", cap=Decimal(1_500))]
     answers += await ledger.submit([Reserve(key=f"r{number}", **ASK) for number in range(3)])
     clock.advance(5)
@@ -196,7 +196,7 @@ async def test_play_when_only_the_face_differs_then_all_decisions_are_equal_hash
     for face in FACES:
         clock = FakeClock()
         async with opened(face, new_database(engine_kind), clock) as ledger:
-            played.append(await _played(ledger, clock))
+            played.append(await _scenario_results(ledger, clock))
             assert ledger.behind.verify().ok
     embedded, client, async_client = played
     assert embedded == client == async_client
@@ -210,7 +210,7 @@ def test_look_at_client_when_ledger_has_a_method_then_it_has_the_same_with_the_s
         assert ours == theirs
     for name in ("run", "submit", "hold", "close", *READS):
         assert callable(getattr(face, name))
-        if name not in ("hold", "positions", "history"):  # the embedded ones pass keyword filters on
+        if name not in ("hold", "positions", "history"):  # the embedded ledger's pass keyword filters on
             ours, theirs = inspect.signature(getattr(face, name)), inspect.signature(getattr(Ledger, name))
             assert list(ours.parameters) == list(theirs.parameters), name
 

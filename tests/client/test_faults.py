@@ -1,6 +1,6 @@
-"""The client against a network and a service that fail: one effect per key, and never a grant by mistake.
+"""The client with a failing network and service: each key takes effect once, and no fault is read as a grant.
 
-A real TCP proxy stands between the client and a real service and breaks what passes.
+A TCP proxy between the client and a real service injects the faults.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ from tests.support.interfaces import HURRIED, SETTINGS, Face
 from tests.support.services import served
 
 TIMEOUT_SECONDS = 30.0
-HASTE_SECONDS = 0.5
-"""How long a client waits that is going to wait in vain."""
+SHORT_TIMEOUT_SECONDS = 0.5
+"""Timeout of a client whose response will be too late."""
 SECRET = "lsk_0123456789ab_" + "5ec7e7" * 10
 ONCE = Patience(attempts_max=1)
 
 
 class World:
-    """A client, the proxy it talks to, the service behind that, and the time that only seems to pass."""
+    """A client, the proxy it talks to, the ledger of the service behind it, and the client's pauses (not slept)."""
 
     def __init__(self, face: Face, proxy: FaultProxy, pauses: list[float]) -> None:
         self.client = face
         self.ledger = face.behind
         self.proxy = proxy
         self.pauses = pauses
-        """How long the client waited before it asked again, seconds."""
+        """The client's pauses before its retries, seconds."""
 
     @property
     def seq(self) -> int:
-        """How many decisions the ledger recorded."""
+        """The number of decisions in the ledger."""
         return self.ledger.exposure().seq
 
 
@@ -66,7 +66,7 @@ Open = Callable[..., Any]
 
 @pytest.fixture(params=["client", "async_client"])
 def world(request: pytest.FixtureRequest, new_database: NewDatabase) -> Open:
-    """Open a world with the blocking or the awaitable client."""
+    """Open a world with the sync or the async client."""
 
     @asynccontextmanager
     async def open_world(patience: Patience = HURRIED, **options: Any) -> AsyncIterator[World]:
@@ -110,7 +110,7 @@ SURVIVED: dict[str, Fault] = {
 async def test_reserve_when_an_attempt_fails_then_it_is_asked_again_with_the_same_key_and_has_one_effect(
     world: Open, fault: Fault
 ) -> None:
-    async with world(timeout_seconds=HASTE_SECONDS if fault is TOO_LATE else TIMEOUT_SECONDS) as w:
+    async with world(timeout_seconds=SHORT_TIMEOUT_SECONDS if fault is TOO_LATE else TIMEOUT_SECONDS) as w:
         w.proxy.next(fault, fault)
         decision = await w.client.reserve(key="a", signal_score=Decimal(1))
         assert (decision.granted, decision.budget) == (True, Decimal(1_000))
@@ -122,7 +122,7 @@ async def test_reserve_when_an_attempt_fails_then_it_is_asked_again_with_the_sam
 
 @pytest.mark.parametrize("fault", SURVIVED.values(), ids=SURVIVED)
 async def test_submit_when_an_attempt_fails_then_each_command_has_one_effect(world: Open, fault: Fault) -> None:
-    async with world(timeout_seconds=HASTE_SECONDS if fault is TOO_LATE else TIMEOUT_SECONDS) as w:
+    async with world(timeout_seconds=SHORT_TIMEOUT_SECONDS if fault is TOO_LATE else TIMEOUT_SECONDS) as w:
         w.proxy.next(fault)
         results = await w.client.submit([Reserve(key=f"k{number}") for number in range(4)], atomic=True)
         assert [result.granted for result in results] == [True] * 4
@@ -168,14 +168,14 @@ async def test_send_when_the_service_refuses_then_it_is_asked_once(world: Open) 
         assert (len(w.proxy.requests), w.pauses) == (2, [])
 
 
-# What must not be taken for a grant.
+# Responses that must not be read as a grant.
 
 
-def _granted_to_another(answer: Answer) -> None:
+def _for_another_key(answer: Answer) -> None:
     answer.body = answer.body.replace(b'"key":"a"', b'"key":"b"')
 
 
-def _grown(answer: Answer) -> None:
+def _unknown_outcome(answer: Answer) -> None:
     answer.body = answer.body.replace(b'"outcome":"granted"', b'"outcome":"Granted"')
 
 
@@ -184,17 +184,17 @@ def _without_position(answer: Answer) -> None:
     answer.body = json.dumps({**form, "position_id": None}).encode()
 
 
-def _said_twice(answer: Answer) -> None:
+def _name_twice(answer: Answer) -> None:
     answer.body = answer.body.replace(b'"granted":true', b'"outcome":"granted","granted":true')
 
 
-def _short(answer: Answer) -> None:
+def _without_budget(answer: Answer) -> None:
     form = json.loads(answer.body)
     del form["budget"]
     answer.body = json.dumps(form).encode()
 
 
-def _float_budget(answer: Answer) -> None:
+def _budget_not_a_number(answer: Answer) -> None:
     form = json.loads(answer.body)
     answer.body = json.dumps({**form, "budget": "NaN"}).encode()
 
@@ -203,18 +203,18 @@ def _denial_as_success(answer: Answer) -> None:
     answer.status = 201
 
 
-def _bare(outcome: bool) -> bytes:
+def _incomplete_grant(outcome: bool) -> bytes:
     return json.dumps({"granted": outcome, "outcome": "granted", "key": "a", "command": "reserve"}).encode()
 
 
 NO_GRANT: dict[str, Fault] = {
-    "for another key": changed(_granted_to_another),
-    "with an unknown outcome": changed(_grown),
+    "for another key": changed(_for_another_key),
+    "with an unknown outcome": changed(_unknown_outcome),
     "without a position": changed(_without_position),
-    "with a name given twice": changed(_said_twice),
-    "without a budget": changed(_short),
-    "with a budget that is no number": changed(_float_budget),
-    "with nothing but granted": answered(200, _bare(True)),
+    "with a name given twice": changed(_name_twice),
+    "without a budget": changed(_without_budget),
+    "with a budget that is no number": changed(_budget_not_a_number),
+    "with nothing but granted": answered(200, _incomplete_grant(True)),
     "JSON true": answered(200, b"true"),
     "JSON null": answered(200, b"null"),
     "a list": answered(200, b"[]"),
@@ -243,7 +243,7 @@ async def test_reserve_when_the_answer_makes_no_sense_then_it_is_an_error_and_no
         with pytest.raises(Unavailable) as raised:
             await w.client.reserve(key="a")
         assert raised.value.granted is False
-        # The client was not harmed: the next question is answered.
+        # The client still works: the next call succeeds.
         assert (await w.client.exposure()).cap == Decimal(5_000)
 
 
@@ -306,7 +306,7 @@ async def test_submit_when_commands_are_large_then_no_body_is_larger_than_the_se
         assert not raised.value.granted
 
 
-# Patience.
+# Retry policy.
 
 
 async def test_wait_when_the_service_names_a_pause_then_it_is_obeyed_within_bounds(world: Open) -> None:
@@ -337,7 +337,7 @@ def test_pause_when_chance_is_drawn_then_it_stays_between_half_and_whole() -> No
         assert whole / 2 <= patience.pause(attempt, None, 0.999) <= whole
 
 
-# Many at once, life, secrets.
+# Many threads, closing, secrets.
 
 
 async def test_reserve_when_the_network_fails_at_random_then_the_cap_is_filled_exactly(

@@ -1,4 +1,4 @@
-"""Traces: one span for each request, one for each commit, and none where nobody asked for them."""
+"""Traces: one span for each request, one for each commit, and none unless enabled."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_start_tracing_when_the_extra_is_missing_then_the_command_to_install_it_
 
 
 class Collector(ThreadingHTTPServer):
-    """What an OTLP collector is to an exporter."""
+    """A stand-in for an OTLP collector."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Intake)
@@ -68,10 +68,10 @@ class Collector(ThreadingHTTPServer):
 
 
 class Intake(BaseHTTPRequestHandler):
-    """Takes whatever is sent."""
+    """Accepts every export."""
 
     def do_POST(self) -> None:
-        """One export."""
+        """Receive one export."""
         assert isinstance(self.server, Collector)
         self.server.bodies.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(200)
@@ -79,7 +79,7 @@ class Intake(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *_arguments: object) -> None:
-        """Not on standard error."""
+        """Log nothing to standard error."""
 
 
 def test_serve_when_tracing_is_switched_on_then_the_collector_gets_what_happened(

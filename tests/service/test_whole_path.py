@@ -1,7 +1,7 @@
-"""The whole path at once: two replicas on one PostgreSQL, 64 clients with the client library, death under load.
+"""The whole system under load: 64 clients, two replicas on one PostgreSQL, both kinds of process killed.
 
-One replica is killed, then the database, while every client goes on asking. Afterwards each cap is filled exactly, what
-was acknowledged is recorded as it was said, and nothing is there twice.
+One replica is killed, then the database, while all clients keep sending. Afterwards each cap is filled exactly, every
+answer is recorded as the client received it, and nothing is recorded twice.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ CLIENTS = 64
 BUDGET = Decimal(10)
 CAP = 300 * BUDGET
 VENUE_CAP = 60 * BUDGET
-FIRST_CAP = Decimal(5000)  # what a new portfolio has before its cap is set
+FIRST_CAP = Decimal(5000)  # the cap of a new portfolio until it is set
 VENUES = ("bybit", "okx", "binance")
-# Each client asks for one reservation a round: together they ask for several times what the caps allow.
+# Each client makes one reservation a round: together they ask for several times what the caps allow.
 ROUNDS = 20
 QUICK = Patience(attempts_max=3, give_up_seconds=2, pause_seconds_max=0.2)
 ANSWER_SECONDS_MAX = 40
@@ -54,7 +54,7 @@ def replicas(durable_postgres: PostgresServer, tmp_path: Path) -> Iterator[list[
 
 
 class Crowd:
-    """What the clients were told, by key."""
+    """The answers that the clients received, by key."""
 
     def __init__(self) -> None:
         self.granted: dict[str, Decision] = {}
@@ -64,19 +64,19 @@ class Crowd:
         self.working = CLIENTS
 
     @property
-    def told(self) -> dict[str, Decision]:
-        """Every answer."""
+    def answers(self) -> dict[str, Decision]:
+        """All answers by key."""
         return {**self.granted, **self.denied, **self.released}
 
-    async def reached(self, answers: int) -> None:
-        """Wait for so many answers."""
-        while len(self.told) < answers:
-            assert self.working, f"all clients are done, with {len(self.told)} answers"
+    async def reached(self, count: int) -> None:
+        """Wait until there are this many answers."""
+        while len(self.answers) < count:
+            assert self.working, f"all clients are done, with {len(self.answers)} answers"
             await asyncio.sleep(0.01)
 
 
 async def answer(crowd: Crowd, clients: list[AsyncLedgerClient], ask: Ask) -> Decision:
-    """Ask one replica, then the other, and again with the same key, until one has answered."""
+    """Send the same key to the replicas in turn until one answers."""
     end = time.monotonic() + ANSWER_SECONDS_MAX
     while True:
         for client in clients:
@@ -89,7 +89,7 @@ async def answer(crowd: Crowd, clients: list[AsyncLedgerClient], ask: Ask) -> De
 
 
 async def trade(crowd: Crowd, number: int, urls: list[str]) -> None:
-    """One bot: reserve, now and then give back, and turn to the other replica where one does not answer."""
+    """Run one bot: reserve, release some, and use the other replica where one does not answer."""
     async with AsyncExitStack() as stack:
         own_first = urls if number % 2 else urls[::-1]
         clients = [await stack.enter_async_context(AsyncLedgerClient(url, patience=QUICK)) for url in own_first]
@@ -98,8 +98,8 @@ async def trade(crowd: Crowd, number: int, urls: list[str]) -> None:
             asked = {"key": key, "tags": {"venue": venue}, "available_balance": BUDGET, "ttl_seconds": 3600}
             decision = await answer(crowd, clients, lambda client, asked=asked: client.reserve(**asked))  # type: ignore[misc]
             (crowd.granted if decision.granted else crowd.denied)[key] = decision
-            # Room is made while things break, but not at the end: the last rounds fill what is left. A venue that is
-            # full stays full, so that its cap too must be met exactly.
+            # Only the first half of the rounds releases, so that the last rounds fill the cap. Nothing is released on
+            # okx, so that its cap must be filled exactly too.
             if decision.granted and venue != "okx" and turn < ROUNDS // 2:
                 asked = {"key": f"{key}/back", "position_id": decision.position_id}
                 given = await answer(crowd, clients, lambda client, asked=asked: client.release(**asked))  # type: ignore[misc]
@@ -107,8 +107,8 @@ async def trade(crowd: Crowd, number: int, urls: list[str]) -> None:
     crowd.working -= 1
 
 
-async def break_things(crowd: Crowd, replica: Process, server: PostgresServer) -> None:
-    """Kill one replica under load, and later the database, which is started again."""
+async def kill_under_load(crowd: Crowd, replica: Process, server: PostgresServer) -> None:
+    """Kill one replica under load, later kill and restart the database."""
     await crowd.reached(KILL_REPLICA_AFTER)
     replica.child.kill()
     await crowd.reached(KILL_DATABASE_AFTER)
@@ -122,7 +122,7 @@ async def test_trade_when_a_replica_and_the_database_are_killed_then_nothing_tol
     crowd = Crowd()
     urls = [replica.url for replica in replicas]
     async with asyncio.TaskGroup() as group:
-        group.create_task(break_things(crowd, replicas[0], durable_postgres))
+        group.create_task(kill_under_load(crowd, replicas[0], durable_postgres))
         for number in range(CLIENTS):
             group.create_task(trade(crowd, number, urls))
     assert crowd.errors, "nobody noticed that a replica and the database died"
@@ -134,14 +134,14 @@ async def test_trade_when_a_replica_and_the_database_are_killed_then_nothing_tol
         exposure = auditor.check(ledger)
         report = ledger.verify()
     assert report.findings == ()
-    # The caps are full to the cent, and full with what the clients were told is theirs.
+    # The caps are filled to the cent, by exactly the grants that the clients received.
     assert exposure.held == CAP
     assert exposure.scope("venue=okx").held == VENUE_CAP
     assert (len(crowd.granted) - len(crowd.released)) * BUDGET == CAP
-    # Everything that was told is recorded as it was told, and nothing besides: no key has two decisions.
+    # Each answer is recorded as received, and nothing else: no key has two decisions.
     recorded = {key: one for key, one in auditor.by_key.items() if key.startswith("bot-")}
     assert {key: (one.seq, one.hash) for key, one in recorded.items()} == {
-        key: (one.seq, one.hash) for key, one in crowd.told.items()
+        key: (one.seq, one.hash) for key, one in crowd.answers.items()
     }
     positions = [one.position_id for one in crowd.granted.values()]
     assert len(set(positions)) == len(positions), "two grants share a position"

@@ -1,4 +1,4 @@
-"""The wire: what is written is read back equal, and what two readers could understand differently is refused."""
+"""The JSON formats: `..._from_json` restores what `..._to_json` wrote, and ambiguous JSON is refused."""
 
 from __future__ import annotations
 
