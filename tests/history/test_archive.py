@@ -142,7 +142,7 @@ def test_archive_when_keys_must_still_be_answered_then_it_is_refused(old: Old, d
         old.ledger.archive(old.clock().replace(tzinfo=None), old.folder)
 
 
-@pytest.mark.parametrize("step", ["write_entries", "_check", "_replace"])
+@pytest.mark.parametrize("step", ["write_entries", "_verify_file", "_delete_archived_rows"])
 def test_archive_when_it_dies_at_a_step_then_nothing_is_lost_and_the_next_run_ends_it(
     old: Old, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,13 +176,13 @@ def test_archive_when_a_decision_was_edited_before_then_it_is_not_archived(old: 
 
 
 def test_archive_when_another_archiver_was_first_then_it_stops(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace = archiver._replace
+    replace = archiver._delete_archived_rows
 
     def twice(*arguments: Any) -> None:
         replace(*arguments)
         replace(*arguments)
 
-    monkeypatch.setattr(archiver, "_replace", twice)
+    monkeypatch.setattr(archiver, "_delete_archived_rows", twice)
     with pytest.raises(Busy, match="another archiver"):
         old.archive()
     assert_verified(old.ledger)
