@@ -1,4 +1,4 @@
-"""Reads exposure over time in at most `POINTS_MAX` points, without losing a spike between two of them.
+"""Reads exposure over time in a bounded number of points, without losing a spike between two of them.
 
 The decisions are divided into blocks of 1, 2, 4, 8, ... decisions, aligned to seq, so that a full block never changes.
 Each block is one point: its last decision, with the lowest and highest exposure in it. The extremes of full blocks are
@@ -48,7 +48,7 @@ class BlockExtremes:
 
 
 def read_exposure_line(connection: Connection, portfolio: Any, since_us: int, cache: BlockExtremes) -> ExposureLine:
-    """Read the exposure line of a portfolio from a time on. portfolio: its row. The first point is the state at that time."""
+    """Read the exposure line of a portfolio (its row) from a time on. The first point is the state at that time."""
     first, last = max(_last_before(connection, portfolio, since_us), 1), int(portfolio.last_seq)
     shift = 0
     while ((last - 1) >> shift) - ((first - 1) >> shift) >= POINTS_MAX:

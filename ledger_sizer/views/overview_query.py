@@ -37,58 +37,61 @@ _HELD = text("positions.state = 'held'")
 _OPEN = text("positions.state = 'open'")
 
 
-def read_overview(engine: Engine, wanted: OverviewQuery, now_us: int | None, cache: BlockExtremes) -> Overview:
+def read_overview(engine: Engine, request: OverviewQuery, now_us: int | None, cache: BlockExtremes) -> Overview:
     """Read an overview. now_us: the injected clock's time, None for the database's. cache: shared by all reads.
 
     Raises `InvalidRequest` for rows or hours out of range, `NotFound` for a portfolio that does not exist or may not be
     seen.
     """
-    _require_ranges(wanted)
+    _require_ranges(request)
     with read_transaction(engine) as connection:
         now = from_us(now_us if now_us is not None else connection.execute(select(database_now_us())).scalar_one())
-        portfolios = _portfolio_page(connection, wanted)
-        chosen = wanted.portfolio or next((line.name for line in portfolios), None)
+        portfolios = _portfolio_page(connection, request)
+        chosen = request.portfolio or next((line.name for line in portfolios), None)
         if chosen is None:
             return Overview(now)
         portfolio_row = connection.execute(
             select(PortfolioRow).where(PortfolioRow.name == portfolio_name(chosen))
         ).one_or_none()
-        if portfolio_row is None or not _may_see(wanted, chosen):
+        if portfolio_row is None or not _may_see(request, chosen):
             raise NotFound(f"no portfolio {chosen!r}; one comes into being with its first reservation or cap")
-        return Overview(now, portfolios, _detail(connection, portfolio_row, wanted, to_us(now), cache))
+        return Overview(now, portfolios, _detail(connection, portfolio_row, request, to_us(now), cache))
 
 
-def _require_ranges(wanted: OverviewQuery) -> None:
-    checks: tuple[tuple[str, object, int], ...] = (("rows", wanted.rows, ROWS_MAX), ("hours", wanted.hours, HOURS_MAX))
+def _require_ranges(request: OverviewQuery) -> None:
+    checks: tuple[tuple[str, object, int], ...] = (
+        ("rows", request.rows, ROWS_MAX),
+        ("hours", request.hours, HOURS_MAX),
+    )
     for name, value, most in checks:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise InvalidRequest(f"{name} must be 1 to {most}, got {value!r}", field=name)
 
 
-def _may_see(wanted: OverviewQuery, portfolio: str) -> bool:
-    return wanted.only is None or portfolio in wanted.only
+def _may_see(request: OverviewQuery, portfolio: str) -> bool:
+    return request.only is None or portfolio in request.only
 
 
-def _portfolio_page(connection: Connection, wanted: OverviewQuery) -> Page[PortfolioLine]:
+def _portfolio_page(connection: Connection, request: OverviewQuery) -> Page[PortfolioLine]:
     """Return a page of portfolios by name, each with its whole-portfolio scope."""
     query = (
         select(PortfolioRow.name, *ScopeRow.__table__.columns)
         .join_from(PortfolioRow, ScopeRow)
         .where(ScopeRow.scope == PORTFOLIO_SCOPE)
         .order_by(PortfolioRow.name)
-        .limit(wanted.rows + 1)
+        .limit(request.rows + 1)
     )
-    if wanted.only is not None:
-        query = query.where(PortfolioRow.name.in_(wanted.only))
-    if wanted.portfolios_cursor is not None:
-        query = query.where(PortfolioRow.name > portfolio_name(wanted.portfolios_cursor))
+    if request.only is not None:
+        query = query.where(PortfolioRow.name.in_(request.only))
+    if request.portfolios_cursor is not None:
+        query = query.where(PortfolioRow.name > portfolio_name(request.portfolios_cursor))
     rows = connection.execute(query).all()
-    lines = tuple(PortfolioLine(row[0], _scope(row[1:])) for row in rows[: wanted.rows])
-    return Page(lines, lines[-1].name if len(rows) > wanted.rows else None)
+    lines = tuple(PortfolioLine(row[0], _scope(row[1:])) for row in rows[: request.rows])
+    return Page(lines, lines[-1].name if len(rows) > request.rows else None)
 
 
 def _detail(
-    connection: Connection, portfolio_row: Any, wanted: OverviewQuery, now_us: int, cache: BlockExtremes
+    connection: Connection, portfolio_row: Any, request: OverviewQuery, now_us: int, cache: BlockExtremes
 ) -> Detail:
     scopes, left_out = _scopes(connection, portfolio_row.id)
     count = select(func.count()).select_from(_POSITIONS).where(PositionRow.portfolio_id == portfolio_row.id)
@@ -97,12 +100,12 @@ def _detail(
         seq=portfolio_row.last_seq,
         scopes=scopes,
         scopes_left_out=left_out,
-        held=_held_page(connection, portfolio_row, wanted),
+        held=_held_page(connection, portfolio_row, request),
         held_count=connection.execute(count.where(_HELD)).scalar_one(),
-        open=_open_page(connection, portfolio_row, wanted),
+        open=_open_page(connection, portfolio_row, request),
         open_count=connection.execute(count.where(_OPEN)).scalar_one(),
-        decisions=_decision_page(connection, portfolio_row, wanted),
-        line=read_exposure_line(connection, portfolio_row, now_us - wanted.hours * 3_600_000_000, cache),
+        decisions=_decision_page(connection, portfolio_row, request),
+        line=read_exposure_line(connection, portfolio_row, now_us - request.hours * 3_600_000_000, cache),
         reconciliation=_reconciliation(connection, portfolio_row.name),
     )
 
@@ -125,34 +128,34 @@ def _scope(row: Sequence[Any]) -> ScopeExposure:
     return scope_exposure(scope_of(row))
 
 
-def _held_page(connection: Connection, portfolio_row: Any, wanted: OverviewQuery) -> Page[Position]:
+def _held_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Position]:
     query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == portfolio_row.id, _HELD)
-    if wanted.held_cursor is not None:
+    if request.held_cursor is not None:
         query = query.where(
-            tuple_(PositionRow.expires_us, PositionRow.number) > _numbers(wanted.held_cursor, 2, "held")
+            tuple_(PositionRow.expires_us, PositionRow.number) > _numbers(request.held_cursor, 2, "held")
         )
     query = query.order_by(PositionRow.expires_us, PositionRow.number)
-    rows = connection.execute(query.limit(wanted.rows + 1)).all()
-    items = tuple(position_of(portfolio_row.name, row) for row in rows[: wanted.rows])
-    return Page(items, f"{items[-1].expires_us}:{items[-1].number}" if len(rows) > wanted.rows else None)
+    rows = connection.execute(query.limit(request.rows + 1)).all()
+    items = tuple(position_of(portfolio_row.name, row) for row in rows[: request.rows])
+    return Page(items, f"{items[-1].expires_us}:{items[-1].number}" if len(rows) > request.rows else None)
 
 
-def _open_page(connection: Connection, portfolio_row: Any, wanted: OverviewQuery) -> Page[Position]:
+def _open_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Position]:
     query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == portfolio_row.id, _OPEN)
-    if wanted.open_cursor is not None:
-        query = query.where(PositionRow.number < _numbers(wanted.open_cursor, 1, "open")[0])
-    rows = connection.execute(query.order_by(PositionRow.number.desc()).limit(wanted.rows + 1)).all()
-    items = tuple(position_of(portfolio_row.name, row) for row in rows[: wanted.rows])
-    return Page(items, str(items[-1].number) if len(rows) > wanted.rows else None)
+    if request.open_cursor is not None:
+        query = query.where(PositionRow.number < _numbers(request.open_cursor, 1, "open")[0])
+    rows = connection.execute(query.order_by(PositionRow.number.desc()).limit(request.rows + 1)).all()
+    items = tuple(position_of(portfolio_row.name, row) for row in rows[: request.rows])
+    return Page(items, str(items[-1].number) if len(rows) > request.rows else None)
 
 
-def _decision_page(connection: Connection, portfolio_row: Any, wanted: OverviewQuery) -> Page[Decision]:
+def _decision_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Decision]:
     query = select(*_DECISIONS.columns).where(DecisionRow.portfolio_id == portfolio_row.id)
-    if wanted.decisions_cursor is not None:
-        query = query.where(DecisionRow.seq < _numbers(wanted.decisions_cursor, 1, "decisions")[0])
-    rows = connection.execute(query.order_by(DecisionRow.seq.desc()).limit(wanted.rows + 1)).all()
-    items = tuple(record_of(portfolio_row.name, row).decision() for row in rows[: wanted.rows])
-    return Page(items, str(items[-1].seq) if len(rows) > wanted.rows else None)
+    if request.decisions_cursor is not None:
+        query = query.where(DecisionRow.seq < _numbers(request.decisions_cursor, 1, "decisions")[0])
+    rows = connection.execute(query.order_by(DecisionRow.seq.desc()).limit(request.rows + 1)).all()
+    items = tuple(record_of(portfolio_row.name, row).decision() for row in rows[: request.rows])
+    return Page(items, str(items[-1].seq) if len(rows) > request.rows else None)
 
 
 def _reconciliation(connection: Connection, portfolio: str) -> Reconciliation:

@@ -72,7 +72,7 @@ class Queries:
             return list(connection.execute(query).scalars())
 
     def exposure(self, portfolio: str, as_of: AsOf | None = None) -> Exposure:
-        """Return a portfolio's counters, the whole portfolio first: now, or as of a past decision or time (see `as_of`)."""
+        """Return a portfolio's counters, the whole first: now, or as of a past decision or time (see `as_of`)."""
         if as_of is not None:
             with read_transaction(self._engine) as connection:
                 owner = self._require(connection, portfolio)

@@ -8,7 +8,7 @@ from ledger_sizer.storage.tables import PortfolioRow, ReconciliationRow
 
 
 class Watermark(NamedTuple):
-    """How far a portfolio has got. seq: of its newest decision. run: id of its newest reconciliation run, 0 for none."""
+    """How far a portfolio has got. seq: of its newest decision. run: id of its newest reconciliation, 0 for none."""
 
     seq: int
     run: int
