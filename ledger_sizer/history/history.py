@@ -78,13 +78,18 @@ class Filters:
 
 
 def seq_before(connection: Connection, portfolio_id: int, first: int, us: int) -> int:
-    """Return the last seq decided before `us` among live decisions from `first` on, `first - 1` if there is none."""
+    """Return the last seq decided before `us` among live decisions from `first` on, `first - 1` if there is none.
+
+    A binary search: within a portfolio, time never runs backwards.
+    """
     of = DecisionRow.portfolio_id == portfolio_id
     last = connection.execute(select(func.max(DecisionRow.seq)).where(of)).scalar() or 0
     low, high = first - 1, max(last, first - 1)
     while low < high:
         middle = (low + high + 1) // 2
-        decided_us = connection.execute(select(DecisionRow.decided_us).where(of, DecisionRow.seq == middle)).scalar()
+        # The next live decision: those up to some seq may be archived.
+        next_live = select(DecisionRow.decided_us).where(of, DecisionRow.seq.between(middle, high))
+        decided_us = connection.execute(next_live.order_by(DecisionRow.seq).limit(1)).scalar()
         if decided_us is not None and decided_us < us:
             low = middle
         else:

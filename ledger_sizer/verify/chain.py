@@ -16,15 +16,14 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select
-from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.history.archive_files import ArchiveDamaged, ArchiveFiles, Manifest, manifests
 from ledger_sizer.history.history import BLOCK
 from ledger_sizer.model.command_base import portfolio_name
 from ledger_sizer.model.decisions import FIELD_SEPARATOR, GENESIS_HASH, Fields, chain_hash, fields_text, is_head
 from ledger_sizer.model.domain import Finding, VerifyReport
-from ledger_sizer.model.errors import InvalidRequest, NotFound, Unavailable
-from ledger_sizer.storage.database import raw_rows, redacted_url, stream_rows
+from ledger_sizer.model.errors import InvalidRequest, NotFound
+from ledger_sizer.storage.database import raw_rows, read_transaction, stream_rows
 from ledger_sizer.storage.tables import (
     ArchiveRow,
     DecisionRow,
@@ -56,11 +55,8 @@ def heads_of(engine: Engine, portfolio: str | None = None) -> dict[str, tuple[in
     query = select(PortfolioRow.name, PortfolioRow.last_seq, PortfolioRow.last_hash).order_by(PortfolioRow.id)
     if portfolio is not None:
         query = query.where(PortfolioRow.name == portfolio_name(portfolio))
-    try:
-        with engine.connect() as connection, connection.begin():
-            found = {name: (seq, head) for name, seq, head in connection.execute(query)}
-    except DBAPIError as error:
-        raise Unavailable(f"cannot read {redacted_url(engine.url)}: {str(error.orig).strip()}") from None
+    with read_transaction(engine) as connection:
+        found = {name: (seq, head) for name, seq, head in connection.execute(query)}
     if portfolio is not None and not found:
         raise NotFound(f"no portfolio {portfolio!r}")
     return found
@@ -83,18 +79,10 @@ def verify(
     for name, head in given.items():
         if not (isinstance(head, tuple) and len(head) == 2 and is_head(*head)):
             raise InvalidRequest(f"since: the head of {name!r} must be a seq and its hash, got {head!r}", field="since")
-    try:
-        return _verify(engine, portfolio, progress, since or {}, files or ArchiveFiles())
-    except DBAPIError as error:
-        raise Unavailable(f"cannot read {redacted_url(engine.url)}: {str(error.orig).strip()}") from None
-
-
-def _verify(
-    engine: Engine, portfolio: str | None, progress: Progress | None, since: Heads, files: ArchiveFiles
-) -> VerifyReport:
+    since, files = since or {}, files or ArchiveFiles()
     # One snapshot for all reads: writers go on meanwhile.
     snapshot = engine.execution_options(isolation_level=_snapshot_level(engine))
-    with snapshot.connect() as connection, connection.begin():
+    with read_transaction(snapshot) as connection:
         heads, findings = _portfolio_rows(connection, portfolio)
         total = sum(max(head.last_seq - since.get(head.name, (0,))[0], 0) for head in heads)
         decisions = positions = 0

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
+from ledger_sizer.history.history import seq_before
 from ledger_sizer.model.domain import from_us
 from ledger_sizer.model.overview import ExposureLine, ExposurePoint
 from ledger_sizer.model.units import usd
@@ -49,7 +50,7 @@ class BlockExtremes:
 
 def read_exposure_line(connection: Connection, portfolio: Any, since_us: int, cache: BlockExtremes) -> ExposureLine:
     """Read the exposure line of a portfolio (its row) from a time on. The first point is the state at that time."""
-    first, last = max(_last_before(connection, portfolio, since_us), 1), int(portfolio.last_seq)
+    first, last = max(seq_before(connection, portfolio.id, 1, since_us), 1), int(portfolio.last_seq)
     shift = 0
     while ((last - 1) >> shift) - ((first - 1) >> shift) >= POINTS_MAX:
         shift += 1
@@ -96,19 +97,3 @@ def _block_extremes(
     read = {at: (int(lowest), int(highest)) for at, lowest, highest in connection.execute(query)}
     cache.put(portfolio_id, shift, {at: read[at] for at in full if at in read})
     return {**found, **read}
-
-
-def _last_before(connection: Connection, portfolio: Any, moment_us: int) -> int:
-    """The seq of the last decision before a time, 0 for none: time grows with seq, so halving finds it."""
-    low, high = 0, int(portfolio.last_seq)
-    while low < high:
-        middle = (low + high + 1) // 2
-        query = select(DecisionRow.decided_us).where(
-            DecisionRow.portfolio_id == portfolio.id, DecisionRow.seq >= middle, DecisionRow.seq <= high
-        )
-        decided_us = connection.execute(query.order_by(DecisionRow.seq).limit(1)).scalar()
-        if decided_us is not None and decided_us < moment_us:
-            low = middle
-        else:
-            high = middle - 1
-    return low

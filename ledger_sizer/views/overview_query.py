@@ -25,7 +25,7 @@ from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 from ledger_sizer.storage.write_store import position_of, record_of, scope_of
 from ledger_sizer.views.exposure_series import BlockExtremes, read_exposure_line
-from ledger_sizer.views.queries import scope_exposure
+from ledger_sizer.views.queries import cursor_numbers, scope_exposure
 
 _SCOPES_MAX = 60
 _DRIFTS_MAX = 20
@@ -132,7 +132,7 @@ def _held_page(connection: Connection, portfolio_row: Any, request: OverviewQuer
     query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == portfolio_row.id, _HELD)
     if request.held_cursor is not None:
         query = query.where(
-            tuple_(PositionRow.expires_us, PositionRow.number) > _numbers(request.held_cursor, 2, "held")
+            tuple_(PositionRow.expires_us, PositionRow.number) > _parse_cursor(request.held_cursor, 2, "held")
         )
     query = query.order_by(PositionRow.expires_us, PositionRow.number)
     rows = connection.execute(query.limit(request.rows + 1)).all()
@@ -143,7 +143,7 @@ def _held_page(connection: Connection, portfolio_row: Any, request: OverviewQuer
 def _open_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Position]:
     query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == portfolio_row.id, _OPEN)
     if request.open_cursor is not None:
-        query = query.where(PositionRow.number < _numbers(request.open_cursor, 1, "open")[0])
+        query = query.where(PositionRow.number < _parse_cursor(request.open_cursor, 1, "open")[0])
     rows = connection.execute(query.order_by(PositionRow.number.desc()).limit(request.rows + 1)).all()
     items = tuple(position_of(portfolio_row.name, row) for row in rows[: request.rows])
     return Page(items, str(items[-1].number) if len(rows) > request.rows else None)
@@ -152,7 +152,7 @@ def _open_page(connection: Connection, portfolio_row: Any, request: OverviewQuer
 def _decision_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Decision]:
     query = select(*_DECISIONS.columns).where(DecisionRow.portfolio_id == portfolio_row.id)
     if request.decisions_cursor is not None:
-        query = query.where(DecisionRow.seq < _numbers(request.decisions_cursor, 1, "decisions")[0])
+        query = query.where(DecisionRow.seq < _parse_cursor(request.decisions_cursor, 1, "decisions")[0])
     rows = connection.execute(query.order_by(DecisionRow.seq.desc()).limit(request.rows + 1)).all()
     items = tuple(record_of(portfolio_row.name, row).decision() for row in rows[: request.rows])
     return Page(items, str(items[-1].seq) if len(rows) > request.rows else None)
@@ -190,9 +190,9 @@ def _drift(row: Any) -> DriftLine:
     )
 
 
-def _numbers(cursor: str, parts: int, name: str) -> tuple[int, ...]:
-    fields = cursor.split(":")
-    if len(fields) != parts or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in fields):
+def _parse_cursor(cursor: str, parts: int, name: str) -> tuple[int, ...]:
+    numbers = cursor_numbers(cursor, parts)
+    if numbers is None:
         field = f"{name}_cursor"
         raise InvalidRequest(f"{field} must come from the overview before, got {cursor!r:.60}", field=field)
-    return tuple(int(part) for part in fields)
+    return numbers

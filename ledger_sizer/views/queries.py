@@ -321,7 +321,15 @@ def _require_limit(limit: object) -> int:
 
 
 def _parse_cursor(cursor: object, parts: int) -> tuple[int, ...]:
+    numbers = cursor_numbers(cursor, parts)
+    if numbers is None:
+        raise InvalidRequest(f"cursor must come from the page before, got {cursor!r}", field="cursor")
+    return numbers
+
+
+def cursor_numbers(cursor: object, parts: int) -> tuple[int, ...] | None:
+    """Return the numbers of a cursor `1:2:...` with this many parts, None if it is not one."""
     fields = cursor.split(":") if isinstance(cursor, str) else []
     if len(fields) != parts or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in fields):
-        raise InvalidRequest(f"cursor must come from the page before, got {cursor!r}", field="cursor")
+        return None
     return tuple(int(part) for part in fields)
