@@ -1,4 +1,4 @@
-"""Retention: closed history moves into files, nothing is lost on the way, and everything still works across it."""
+"""Archiving: closed history moves into files, nothing is lost, and all reads work across files and live tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ledger_sizer.history import archiver
 from ledger_sizer.history.archive_files import Manifest
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.storage.write_store import POSITION_COLUMNS
-from tests.history.test_history import COMMANDS, STRATEGIES, SYMBOLS, lived_in, matches
+from tests.history.test_history import COMMANDS, STRATEGIES, SYMBOLS, matches, trade_at_random
 from tests.support.clock import FakeClock
 from tests.support.ledgers import Intruder, assert_verified, opened
 
@@ -31,7 +31,7 @@ MONTHS = timedelta(days=60)
 
 @dataclass
 class Old:
-    """A ledger whose first part is old enough to be archived, and what it told before it was."""
+    """A ledger whose first part is old enough to be archived. decisions: all of them, read before archiving."""
 
     ledger: Ledger
     url: str
@@ -40,7 +40,7 @@ class Old:
     decisions: list[Decision]
 
     def archive(self, seq: int | None = None) -> archiver.ArchiveReport:
-        """Archive what was decided before that decision; all that is old enough when None."""
+        """Archive what was decided before this seq, or all that is old enough if None."""
         before = self.clock() - timedelta(days=31) if seq is None else self.decisions[seq - 1].decided_at
         return self.ledger.archive(before, self.folder)
 
@@ -54,7 +54,7 @@ def old(database_url: str, clock: FakeClock, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(archiver, "DECISIONS_MAX", 64)
     with opened(database_url, clock) as ledger:
         ledger.reserve(key="first", tags={"symbol": "BTC"}, ttl_seconds=5)
-        lived_in(ledger, clock, 200, seed=11)
+        trade_at_random(ledger, clock, 200, seed=11)
         ledger.adopt(key="long", quantity=D(1), price=D(3), tags={"symbol": "ETH"})
         clock.advance(MONTHS.total_seconds())
         ledger.release(key="end", position_id=ledger.history(limit=1, command="adopt")[0].position_id or "")
@@ -229,7 +229,7 @@ def manifest_end(old: Old) -> int:
 
 
 def rewritten(path: Path, edit: Callable[[list[dict[str, Any]]], None]) -> str:
-    """The file with edited lines, as someone would write it who knows the format. Returns its new SHA-256."""
+    """Edit a file's lines as an attacker who knows the format would. Returns its new SHA-256."""
     lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     edit(lines)
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
@@ -249,7 +249,7 @@ COLUMNS = [("decision", name) for name in DecisionRecord._fields[1:]] + [
 
 
 def test_verify_when_any_archived_field_was_changed_then_its_decision_is_named(old: Old) -> None:
-    """Even by someone who also rewrites the manifest's checksum, with the database's guards down."""
+    """Even if the attacker also rewrites the manifest's checksum, with the database's triggers removed."""
     path = old.archive().files[1]
     original = path.read_bytes()
     with Intruder(old.url) as intruder:
