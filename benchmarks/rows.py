@@ -97,7 +97,7 @@ class _Taped:
         self._store = store
         self._tape = tape
         self.clock_us, self.begin, self.rollback = store.clock_us, store.begin, store.rollback
-        self.reset, self.fault, self.close = store.reset, store.fault, store.close
+        self.reset, self.classify_error, self.close = store.reset, store.classify_error, store.close
 
     def write(self, changes: Any, *, locked: bool) -> None:
         self._tape += changes

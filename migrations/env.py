@@ -1,4 +1,4 @@
-"""Alembic's entry: migrates the database named by the caller, by `-x url=...`, or by LEDGER_DATABASE_URL."""
+"""Alembic's entry point. Migrates the database named by the caller, by `-x url=...`, or by LEDGER_DATABASE_URL."""
 
 from logging.config import fileConfig
 from typing import Any
@@ -16,7 +16,7 @@ if config.config_file_name is not None and config.attributes.get("url") is None:
     fileConfig(config.config_file_name, disable_existing_loggers=False)
 
 MIGRATION_LOCK = 0x6C65_6467
-"""Key of the advisory lock that migrations take on PostgreSQL; any number that nobody else uses does."""
+"""Key of the advisory lock that migrations take on PostgreSQL: any number that nobody else uses."""
 
 OPTIONS: dict[str, Any] = {
     "target_metadata": Base.metadata,
@@ -40,7 +40,7 @@ def run_offline() -> None:
 
 
 def run_online() -> None:
-    """Migrate over a connection: one given by the caller, or a new one."""
+    """Migrate over the caller's connection, or over a new one."""
     given = config.attributes.get("connection")
     if given is not None:
         context.configure(connection=given, **OPTIONS)
@@ -50,9 +50,9 @@ def run_online() -> None:
     engine = make_engine(_url())
     try:
         with engine.connect() as connection:
-            # One transaction for all steps, begun before the version is read: of two processes that migrate at once one
-            # waits, and then finds nothing left to do. Alembic itself would begin one for each step on SQLite, between
-            # which another process could pass. There it is BEGIN IMMEDIATE, which waits; here a lock has to.
+            # One transaction for all steps, begun before the version is read. If two processes migrate at once, one
+            # waits and then finds nothing left to do. On SQLite, Alembic itself would begin a transaction per step, and
+            # another process could get in between. SQLite's BEGIN IMMEDIATE waits; PostgreSQL needs an advisory lock.
             connection.begin()
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})

@@ -189,7 +189,7 @@ def copy(
     behind. Archive files are not copied, only what the ledger knows of them, unless they are restored.
     """
     from ledger_sizer.config import AppSettings
-    from ledger_sizer.history.archive_files import files_of
+    from ledger_sizer.history.archive_files import archive_files_from
     from ledger_sizer.history.backup import copy_ledger as copy_rows
     from ledger_sizer.storage.database import upgrade as migrate
     from ledger_sizer.verify.chain import heads_of
@@ -197,7 +197,7 @@ def copy(
     with engine_at(source, read_only=True) as reads, engine_at(target, create=True) as writes:
         migrate(writes.url)
         heads = heads_of(reads)
-        copy_rows(reads, writes, restore=files_of(AppSettings()) if restore else None)
+        copy_rows(reads, writes, restore=archive_files_from(AppSettings()) if restore else None)
     return _verified(target, heads, as_json)
 
 

@@ -1,11 +1,11 @@
-"""Archive files: closed history outside the database, one gzipped NDJSON file for up to 16,384 decisions.
+"""Writes and reads archive files: closed history outside the database, in gzipped NDJSON of up to 16,384 decisions.
 
     {"archive": {"format": 1, "portfolio": "main", "from_seq": 1, "to_seq": 16384, "last_hash": ...}}
     {"decision": {"seq": 1, "command": "reserve", ...}}         every column of the row, as stored
     {"position": {"number": 1, "state": "closed", ...}}         after the decision that ended it
 
-A file is final: its SHA-256 stands in its manifest, its decisions in the audit chain. The same rows give the same
-bytes.
+A file is final: its manifest has its SHA-256, and its decisions are links of the audit chain. The same rows give the
+same bytes.
 """
 
 import gzip
@@ -29,7 +29,7 @@ from ledger_sizer.storage.write_store import POSITION_COLUMNS
 
 FORMAT = 1
 DECISIONS_MAX = 16_384
-"""Most decisions of one file: what has to fit in memory, and what one transaction removes."""
+"""Most decisions of one file. They must fit in memory, and one transaction deletes them from the live tables."""
 
 _POSITION_FIELDS = POSITION_COLUMNS[1:]
 _decision_fields = itemgetter(*DecisionRecord._fields[1:])
@@ -39,7 +39,7 @@ _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 
 class Manifest(NamedTuple):
-    """What the database knows of one file, in the order of `tables.ArchiveRow`."""
+    """The database's row about one file, in the order of `tables.ArchiveRow`."""
 
     portfolio_id: int
     from_seq: int
@@ -54,34 +54,34 @@ class Manifest(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One archived decision, and the stored row of the position it ended (in table order), if it ended one."""
+    """One archived decision, and the stored row (in table order) of the position it ended, None if it ended none."""
 
     record: DecisionRecord
     position: Sequence[Any] | None
 
 
 class ArchiveDamaged(Unavailable):
-    """An archive file is missing, is not the one that was written, or cannot be read."""
+    """An archive file is missing, cannot be read, or differs from the one that was written."""
 
 
 def manifests(connection: Connection, portfolio_id: int) -> list[Manifest]:
-    """The manifests of a portfolio, oldest first."""
+    """Return the manifests of a portfolio, oldest first."""
     query = select(ArchiveRow.__table__).where(ArchiveRow.portfolio_id == portfolio_id).order_by(ArchiveRow.from_seq)
     return [Manifest(*row) for row in connection.execute(query)]
 
 
 def write_entries(target: BinaryIO, head: dict[str, Any], entries: Iterator[Entry]) -> int:
-    """Write one file's content, compressed, and return how many positions are in it.
+    """Write one file's compressed content in constant memory. Returns the number of positions in it.
 
-    Constant memory; no time or name in it, so that the same rows give the same bytes.
+    It contains no time and no file name, so that the same rows give the same bytes.
     """
     positions = 0
-    with gzip.GzipFile(filename="", mode="wb", fileobj=target, compresslevel=5, mtime=0) as packed:
-        packed.write(_line("archive", head))
+    with gzip.GzipFile(filename="", mode="wb", fileobj=target, compresslevel=5, mtime=0) as compressed:
+        compressed.write(_line("archive", head))
         for entry in entries:
-            packed.write(_line("decision", dict(zip(DecisionRecord._fields[1:], entry.record[1:], strict=True))))
+            compressed.write(_line("decision", dict(zip(DecisionRecord._fields[1:], entry.record[1:], strict=True))))
             if entry.position is not None:
-                packed.write(_line("position", dict(zip(_POSITION_FIELDS, entry.position[1:], strict=True))))
+                compressed.write(_line("position", dict(zip(_POSITION_FIELDS, entry.position[1:], strict=True))))
                 positions += 1
     return positions
 
@@ -90,46 +90,46 @@ def _line(kind: str, fields: dict[str, Any]) -> bytes:
     return f'{{"{kind}":{_encode(fields)}}}\n'.encode()
 
 
-def files_of(settings: AppSettings) -> "ArchiveFiles":
-    """The reader these settings describe."""
+def archive_files_from(settings: AppSettings) -> "ArchiveFiles":
+    """Return the reader for the archive folder of these settings."""
     return ArchiveFiles(Path(settings.ledger.archive_dir) if settings.ledger.archive_dir else None)
 
 
 @dataclass(slots=True)
 class ArchiveFiles:
-    """Reads archive files back. folder: where they are looked for first; None: only where they were written."""
+    """Reads archive files. folder: where to look for them first; None looks only where they were written."""
 
     folder: Path | None = None
-    _last: tuple[str, tuple[DecisionRecord, ...]] = ("", ())
+    _cached: tuple[str, tuple[DecisionRecord, ...]] = ("", ())  # SHA-256 and records of the last file read
 
     def path_of(self, manifest: Manifest) -> Path:
-        """Where the file is: in the folder of now, or where it was written."""
+        """Return the file's path: in the folder if it is there, else where it was written."""
         written = Path(manifest.file)
         if self.folder is not None and (self.folder / written.name).exists():
             return self.folder / written.name
         return written
 
     def entries(self, portfolio: str, manifest: Manifest) -> Iterator[Entry]:
-        """The file's decisions, oldest first. Raises `ArchiveDamaged` before the first where the file is not the one.
+        """Return the file's decisions, oldest first. Raises `ArchiveDamaged` at once if the file's SHA-256 differs.
 
-        Fields are as stored and unchecked: who has to trust them follows the chain.
+        Fields are as stored. A caller that must trust them checks the chain (see `verified_entries`).
         """
         path = self.path_of(manifest)
         try:
-            packed = path.read_bytes()
+            compressed = path.read_bytes()
         except OSError as error:
             raise ArchiveDamaged(
                 f"archive file {path} cannot be read ({error.strerror}); put it back, or name its folder in "
                 "LEDGER_ARCHIVE_DIR"
             ) from None
-        if sha256(packed).hexdigest() != manifest.sha256:
+        if sha256(compressed).hexdigest() != manifest.sha256:
             raise ArchiveDamaged(f"archive file {path} is not the one that was written: its SHA-256 differs")
-        return _read(packed, portfolio, manifest)
+        return _parse_entries(compressed, portfolio, manifest)
 
-    def chained(self, portfolio: str, manifest: Manifest, previous: str) -> Iterator[Entry]:
-        """The file's decisions, each shown to follow from the one before; previous: the hash before the first.
+    def verified_entries(self, portfolio: str, manifest: Manifest, previous: str) -> Iterator[Entry]:
+        """Yield the file's decisions and check that each continues the chain. previous: the hash before the first.
 
-        Raises `ArchiveDamaged` at the first that does not, and at the end where something is missing.
+        Raises `ArchiveDamaged` at the first that does not, and at the end if the file lacks what its manifest says.
         """
         path, expected, positions = self.path_of(manifest), manifest.from_seq, 0
         for entry in self.entries(portfolio, manifest):
@@ -143,16 +143,16 @@ class ArchiveFiles:
             raise ArchiveDamaged(f"{path} does not hold what its manifest says; run verify")
 
     def records(self, portfolio: str, manifest: Manifest) -> tuple[DecisionRecord, ...]:
-        """All decisions of a file; those of the last one asked for are kept, for whoever pages through it."""
-        kept, records = self._last
-        if kept != manifest.sha256:
+        """Return all decisions of a file. Caches the last file, because a caller may page through it."""
+        cached_sha256, records = self._cached
+        if cached_sha256 != manifest.sha256:
             records = tuple(entry.record for entry in self.entries(portfolio, manifest))
-            self._last = (manifest.sha256, records)
+            self._cached = (manifest.sha256, records)
         return records
 
-    def position(self, portfolio: str, found: Sequence[Manifest], number: int) -> Sequence[Any] | None:
-        """The row of an archived position, or None. Reads from the file that has its first decision on."""
-        for manifest in found:
+    def find_position(self, portfolio: str, known: Sequence[Manifest], number: int) -> Sequence[Any] | None:
+        """Return the row of an archived position, or None. Starts with the file that has its first decision."""
+        for manifest in known:
             if manifest.to_seq >= number:
                 for entry in self.entries(portfolio, manifest):
                     if entry.position is not None and entry.position[1] == number:
@@ -160,10 +160,10 @@ class ArchiveFiles:
         return None
 
 
-def _read(packed: bytes, portfolio: str, manifest: Manifest) -> Iterator[Entry]:
-    """Parsed many lines at a time, because a call for each of them takes longer than its content."""
+def _parse_entries(compressed: bytes, portfolio: str, manifest: Manifest) -> Iterator[Entry]:
+    # Parse many lines per call: one call per line would cost more than the parsing.
     record: DecisionRecord | None = None
-    with gzip.GzipFile(fileobj=BytesIO(packed)) as lines:
+    with gzip.GzipFile(fileobj=BytesIO(compressed)) as lines:
         next(lines)
         while block := lines.read(_BLOCK_BYTES) + lines.readline():
             for line in from_json(b"[" + block.rstrip(b"\n").replace(b"\n", b",") + b"]"):

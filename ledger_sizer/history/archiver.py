@@ -1,7 +1,7 @@
-"""Moving closed history out of the database: file by file, each written, synced, read back and only then replaced.
+"""Moves closed history into archive files. Each file is written, synced and verified before its rows are deleted.
 
-What moves is always the oldest part of a portfolio's chain: every decision up to some seq, and the positions that had
-ended by then. A crash leaves at worst a file without a manifest, which the next run writes again under its own name.
+It always moves the oldest part of a portfolio's chain: every decision up to some seq, and the positions that had ended
+by then. A crash leaves at worst a file without a manifest. The next run writes it again under the same name.
 """
 
 import os
@@ -37,23 +37,23 @@ from ledger_sizer.telemetry import get_logger
 log = get_logger(__name__)
 
 ARCHIVE_FOLDER = "ledger-archive"
-"""Where files go when nothing else is said, in the working folder."""
+"""Default folder for files, relative to the working folder."""
 
 _CHUNK = 500
-_ENDED = ("closed", "released", "expired")
+_FINAL_STATES = ("closed", "released", "expired")
 
 
 @dataclass(frozen=True, slots=True)
 class ArchiveReport:
-    """What a run moved. files: the paths written."""
+    """How much a run moved. files: the paths written."""
 
     decisions: int
     positions: int
     files: tuple[Path, ...]
 
 
-def outside_window(before: object, now: datetime, key_window_days: int) -> datetime:
-    """`before` again. Raises `InvalidRequest` if it is no aware datetime, or keys after it must still be answered."""
+def require_outside_key_window(before: object, now: datetime, key_window_days: int) -> datetime:
+    """Return `before`. Raises `InvalidRequest` if it is not an aware datetime, or lies within the last key window."""
     if not isinstance(before, datetime) or before.tzinfo is None:
         raise InvalidRequest(f"before must be a datetime with a time zone, got {before!r}", field="before")
     last = now - timedelta(days=key_window_days)
@@ -71,9 +71,9 @@ def archive(
 ) -> ArchiveReport:
     """Move the decisions older than `before` of one portfolio, or of all, into files in `folder`.
 
-    reads, writes: engines on the ledger's database; only the second takes locks. What was moved stays moved where it
-    stops: a later run goes on from there. Raises `Unavailable` without the database or the folder, `Busy` where another
-    archiver is at work.
+    reads, writes: engines on the ledger's database; only the second takes locks. After an error, what was moved stays
+    moved, and a later run continues from there. Raises `Unavailable` without the database or the folder, `Busy` if
+    another archiver moved the same decisions first.
     """
     before_us = to_us(before)
     try:
@@ -83,7 +83,11 @@ def archive(
             if portfolio is not None:
                 query = query.where(PortfolioRow.name == portfolio)
             owners = connection.execute(query).all()
-        moved = [done for owner in owners for done in _archive(reads, writes, owner.id, owner.name, before_us, folder)]
+        moved = [
+            manifest
+            for owner in owners
+            for manifest in _archive_portfolio(reads, writes, owner.id, owner.name, before_us, folder)
+        ]
     except IntegrityError:
         raise Busy("another archiver moved the same decisions first; run it again") from None
     except DBAPIError as error:
@@ -91,30 +95,31 @@ def archive(
     except OSError as error:
         raise Unavailable(f"cannot write archive files to {folder}: {error}") from None
     decisions = sum(manifest.to_seq - manifest.from_seq + 1 for manifest in moved)
-    return ArchiveReport(decisions, sum(one.positions for one in moved), tuple(Path(one.file) for one in moved))
+    positions = sum(manifest.positions for manifest in moved)
+    return ArchiveReport(decisions, positions, tuple(Path(manifest.file) for manifest in moved))
 
 
-def _archive(
+def _archive_portfolio(
     reads: Engine, writes: Engine, portfolio_id: int, name: str, before_us: int, folder: Path
 ) -> Iterator[Manifest]:
     while True:
         with read_transaction(reads) as connection:
             known = manifests(connection, portfolio_id)
-            manifest = _write_next(connection, portfolio_id, name, known, before_us, folder)
+            manifest = _write_next_file(connection, portfolio_id, name, known, before_us, folder)
         if manifest is None:
             return
-        _check(manifest, known[-1].last_hash if known else GENESIS_HASH, name)
-        _replace(writes, manifest, name)
+        _verify_file(manifest, known[-1].last_hash if known else GENESIS_HASH, name)
+        _delete_archived_rows(writes, manifest, name)
         log.info(
             "archive.moved", portfolio=name, from_seq=manifest.from_seq, to_seq=manifest.to_seq, file=manifest.file
         )
         yield manifest
 
 
-def _write_next(
+def _write_next_file(
     connection: Connection, portfolio_id: int, name: str, known: list[Manifest], before_us: int, folder: Path
 ) -> Manifest | None:
-    """Write the next file, under its final name only when it is complete. None: nothing is old enough."""
+    """Write the next file, with its final name only once it is complete. None if no decision is old enough."""
     first = known[-1].to_seq + 1 if known else 1
     last = min(seq_before(connection, portfolio_id, first, before_us), first + DECISIONS_MAX - 1)
     if last < first:
@@ -149,7 +154,7 @@ def _write_next(
 
 
 def _sync_folder(folder: Path) -> None:
-    """A new name must survive a power loss too."""
+    """Sync the folder, so that the new name survives a power loss too."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -158,7 +163,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _entries(connection: Connection, portfolio_id: int, name: str, first: int, last: int) -> Iterator[Entry]:
-    """The decisions in order, each with the position it ended."""
+    """Yield the decisions in order, each with the position it ended."""
     for start in range(first, last + 1, _CHUNK):
         query = (
             select(DecisionRow.__table__)
@@ -173,21 +178,21 @@ def _entries(connection: Connection, portfolio_id: int, name: str, first: int, l
             for row in connection.execute(
                 select(PositionRow.__table__)
                 .where(PositionRow.portfolio_id == portfolio_id, PositionRow.number.in_(numbers))
-                .where(PositionRow.state.in_(_ENDED))
+                .where(PositionRow.state.in_(_FINAL_STATES))
             )
         }
         for record in records:
             yield Entry(record, ended.get(record.seq))
 
 
-def _check(manifest: Manifest, previous: str, name: str) -> None:
-    """Read the file back from the disk and follow the chain through it, before anything is removed."""
-    for _ in ArchiveFiles().chained(name, manifest, previous):
+def _verify_file(manifest: Manifest, previous: str, name: str) -> None:
+    """Read the file back from the disk and check the chain through it, before any row is deleted."""
+    for _ in ArchiveFiles().verified_entries(name, manifest, previous):
         pass
 
 
-def _replace(writes: Engine, manifest: Manifest, name: str) -> None:
-    """The manifest comes and the rows go in one transaction."""
+def _delete_archived_rows(writes: Engine, manifest: Manifest, name: str) -> None:
+    """Insert the manifest and delete the rows it covers, in one transaction."""
     numbers = [entry.position[1] for entry in ArchiveFiles().entries(name, manifest) if entry.position is not None]
     with writes.begin() as connection:
         connection.execute(insert(ArchiveRow).values(manifest._asdict()))
@@ -198,9 +203,9 @@ def _replace(writes: Engine, manifest: Manifest, name: str) -> None:
         ).rowcount
         ended = 0
         for start in range(0, len(numbers), _CHUNK):
-            some = PositionRow.number.in_(numbers[start : start + _CHUNK])
+            in_chunk = PositionRow.number.in_(numbers[start : start + _CHUNK])
             ended += connection.execute(
-                delete(PositionRow).where(PositionRow.portfolio_id == manifest.portfolio_id, some)
+                delete(PositionRow).where(PositionRow.portfolio_id == manifest.portfolio_id, in_chunk)
             ).rowcount
         if (gone, ended) != (manifest.to_seq - manifest.from_seq + 1, manifest.positions):
             raise Unavailable(

@@ -1,9 +1,9 @@
-"""Exposure as it stood at any past decision, from the decisions alone.
+"""Computes exposure as of any past decision, from the decisions alone.
 
-held and open of a scope are sums of what decisions moved, so they are summed: by the database over the live rows, a
-few distinct tag sets coming back whatever the length, and over archive files line by line. A cap or a status is what
-the last command about it (`trace.ABOUT_A_SCOPE`) made it; the portfolio's first cap came from settings, and every
-decision records it as headroom + exposure. One scan, linear in the decisions up to that point, in constant memory.
+held and open of a scope are the sums of the decisions' deltas. The database sums the live rows by tag set and returns
+few rows, whatever the length of history. Archive files are read line by line. Cap and status are what the last command
+about the scope (`trace.ABOUT_A_SCOPE`) set. The portfolio's first cap came from settings; every decision records the
+portfolio's cap as headroom + exposure. One scan, linear in the decisions up to that point, in constant memory.
 """
 
 import json
@@ -30,32 +30,32 @@ AsOf = int | datetime
 def scopes_as_of(
     connection: Connection, portfolio_id: int, portfolio: str, moment: AsOf, files: ArchiveFiles
 ) -> tuple[int, list[ScopeState]]:
-    """(seq, the scopes after that decision, the whole first). Raises `NotFound` before the first decision."""
+    """Return (seq, scopes after that decision, the whole portfolio first). `NotFound` before the first decision."""
     history = History(connection, portfolio_id, portfolio, files)
     last = history.find(Filters(until_us=_until_us(moment)), 1, _seq(moment), ascending=False, limit=1)
     if not last or (isinstance(moment, int) and last[0].seq != moment):
         raise NotFound(f"portfolio {portfolio!r} has no decision at or before {moment}")
     (end,) = last
-    sums = _Sums()
+    totals = _Totals()
     live_from = 1
     for manifest in manifests(connection, portfolio_id):
         live_from = manifest.to_seq + 1
         if manifest.from_seq <= end.seq:
             for entry in files.entries(portfolio, manifest):
                 if entry.record.seq <= end.seq:
-                    sums.hear(entry.record)
-    moving = (
+                    totals.add(entry.record)
+    deltas = (
         select(DecisionRow.tags, func.sum(DecisionRow.held_delta_e8), func.sum(DecisionRow.open_delta_e8))
         .where(DecisionRow.portfolio_id == portfolio_id, DecisionRow.seq.between(live_from, end.seq))
         .where((DecisionRow.held_delta_e8 != 0) | (DecisionRow.open_delta_e8 != 0))
         .group_by(DecisionRow.tags)
     )
-    for tags, held, opened in connection.execute(moving):
-        sums.move(tags, int(held), int(opened))
+    for tags, held, opened in connection.execute(deltas):
+        totals.add_deltas(tags, int(held), int(opened))
     for command in ABOUT_A_SCOPE:
-        for record in history.each(Filters(command=command, outcome="applied"), live_from, end.seq):
-            sums.steer(record)
-    return end.seq, sums.scopes(end)
+        for record in history.iterate(Filters(command=command, outcome="applied"), live_from, end.seq):
+            totals.set_scope(record)
+    return end.seq, totals.scopes(end)
 
 
 def _until_us(moment: AsOf) -> int | None:
@@ -76,40 +76,40 @@ def _seq(moment: object) -> int:
     return moment
 
 
-class _Sums:
-    """What the decisions heard so far add up to. steered: the seq of a scope's last change, and what it left."""
+class _Totals:
+    """Counters and settings of each scope after the decisions added so far."""
 
     def __init__(self) -> None:
-        self._moved: dict[str, list[int]] = {PORTFOLIO_SCOPE: [0, 0]}
-        self._steered: dict[str, tuple[int, ScopeState]] = {}
+        self._counters: dict[str, list[int]] = {PORTFOLIO_SCOPE: [0, 0]}  # held and open, 1e-8 USD
+        self._settings: dict[str, tuple[int, ScopeState]] = {}  # the seq of the last command, and what it set
 
-    def hear(self, record: DecisionRecord) -> None:
+    def add(self, record: DecisionRecord) -> None:
         if record.held_delta_e8 or record.open_delta_e8:
-            self.move(record.tags, record.held_delta_e8, record.open_delta_e8)
+            self.add_deltas(record.tags, record.held_delta_e8, record.open_delta_e8)
         if record.command in ABOUT_A_SCOPE and record.outcome == "applied":
-            self.steer(record)
+            self.set_scope(record)
 
-    def move(self, tags: str, held: int, opened: int) -> None:
+    def add_deltas(self, tags: str, held: int, opened: int) -> None:
         for scope in stored_tags(tags).scopes:
-            counters = self._moved.setdefault(scope, [0, 0])
+            counters = self._counters.setdefault(scope, [0, 0])
             counters[0] += held
             counters[1] += opened
 
-    def steer(self, record: DecisionRecord) -> None:
+    def set_scope(self, record: DecisionRecord) -> None:
         row = json.loads(record.trace)["after"]
         frozen, fresh_until_us = reconciliation_of(row)
-        if record.seq > self._steered.get(row[0], (0,))[0]:
-            left = ScopeState(row[0], row[1], status=row[4], frozen=bool(frozen), fresh_until_us=fresh_until_us)
-            self._steered[left.name] = (record.seq, left)
+        if record.seq > self._settings.get(row[0], (0,))[0]:
+            scope = ScopeState(row[0], row[1], status=row[4], frozen=bool(frozen), fresh_until_us=fresh_until_us)
+            self._settings[scope.name] = (record.seq, scope)
 
     def scopes(self, end: DecisionRecord) -> list[ScopeState]:
-        """The whole first, then the others by name."""
+        """Return the whole portfolio first, then the other scopes by name."""
         assert end.headroom_e8 is not None, "a portfolio always has a cap"
-        first = ScopeState(PORTFOLIO_SCOPE, end.headroom_e8 + end.exposure_e8)
-        left = {PORTFOLIO_SCOPE: first, **{name: scope for name, (_, scope) in self._steered.items()}}
-        names = sorted({*self._moved, *left}, key=lambda name: (name != PORTFOLIO_SCOPE, name))
-        found = []
+        whole = ScopeState(PORTFOLIO_SCOPE, end.headroom_e8 + end.exposure_e8)
+        settings = {PORTFOLIO_SCOPE: whole, **{name: scope for name, (_, scope) in self._settings.items()}}
+        names = sorted({*self._counters, *settings}, key=lambda name: (name != PORTFOLIO_SCOPE, name))
+        scopes = []
         for name in names:
-            held, opened = self._moved.get(name, (0, 0))
-            found.append(replace(left.get(name, ScopeState(name)), held_e8=held, open_e8=opened))
-        return found
+            held, opened = self._counters.get(name, (0, 0))
+            scopes.append(replace(settings.get(name, ScopeState(name)), held_e8=held, open_e8=opened))
+        return scopes

@@ -1,6 +1,6 @@
-"""Taking a ledger elsewhere: an online backup of a SQLite file, and a copy from one database to another.
+"""Backs up a SQLite file while it is in use, and copies a ledger from one database to another.
 
-Both leave the source alone and writers running. Neither is believed: the caller verifies the result and compares heads.
+Both only read the source, and writers go on meanwhile. The caller verifies the result and compares heads.
 """
 
 import sqlite3
@@ -30,17 +30,17 @@ from ledger_sizer.storage.tables import (
 from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS
 
 Progress = Callable[[int, int], object]
-"""Called with (done, in all)."""
+"""Called with (done, total): pages for a backup, rows for a copy."""
 
 _BACKUP_PAGES = 2000
 _CHUNK = 500
 
 
 def backup_sqlite(engine: Engine, target: Path, progress: Progress | None = None) -> None:
-    """Copy a SQLite ledger that is in use into a new file: one consistent moment of it, complete or not there at all.
+    """Copy one snapshot of a SQLite ledger that is in use into a new file. The file is complete or does not exist.
 
-    Raises `InvalidRequest` for another database (PostgreSQL brings pg_dump) and for a file that exists, `Unavailable`
-    where one of them cannot be read or written.
+    Raises `InvalidRequest` for another database (PostgreSQL has pg_dump) and for a file that exists, `Unavailable` if
+    one of them cannot be read or written.
     """
     if not is_sqlite(engine.url):
         raise InvalidRequest(
@@ -53,14 +53,14 @@ def backup_sqlite(engine: Engine, target: Path, progress: Progress | None = None
     try:
         partial.unlink(missing_ok=True)
         with closing(sqlite3.connect(partial, isolation_level=None)) as target_file, engine.connect() as connection:
-            connection.execute(select(PortfolioRow.id).limit(1))  # the moment that is backed up
+            connection.execute(select(PortfolioRow.id).limit(1))  # starts the snapshot that is backed up
             source = connection.connection.driver_connection
             assert isinstance(source, sqlite3.Connection)
-            # Within a read transaction the pages cannot change under the copy, so writers never make it start over.
+            # In a read transaction the pages do not change during the copy, so writers never make it start over.
             source.backup(
-                target_file, pages=_BACKUP_PAGES, progress=lambda _status, left, total: _tell(progress, left, total)
+                target_file, pages=_BACKUP_PAGES, progress=lambda _status, left, total: _report(progress, left, total)
             )
-            target_file.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
+            target_file.execute("PRAGMA journal_mode = DELETE")  # one file, without -wal and -shm files
             connection.rollback()
         partial.replace(target)
     except (sqlite3.Error, DBAPIError, OSError) as error:
@@ -69,7 +69,7 @@ def backup_sqlite(engine: Engine, target: Path, progress: Progress | None = None
         partial.unlink(missing_ok=True)
 
 
-def _tell(progress: Progress | None, left: int, total: int) -> None:
+def _report(progress: Progress | None, left: int, total: int) -> None:
     if progress is not None:
         progress(total - left, total)
 
@@ -79,16 +79,16 @@ def copy_ledger(
 ) -> int:
     """Copy every row of a ledger into an empty, migrated database, in one snapshot and one transaction.
 
-    source: an engine that only reads. Leases stay behind: who runs jobs is decided where they run. Archive files stay
-    where they are, and their manifests are copied; with `restore`, what is in those files becomes rows again instead.
-    Returns how many rows were written. Raises `InvalidRequest` where the target already has a ledger's rows, or where
-    a key of the archive was used again since; `SchemaOutdated`, `Unavailable`.
+    source: a read-only engine. Leases are not copied, as they belong to the source's replicas. Archive files stay where
+    they are, and their manifests are copied; with `restore`, the files' content becomes rows again instead. Returns how
+    many rows were written. Raises `InvalidRequest` if the target already has a ledger's rows, or if a key of the
+    archive was used again since; `SchemaOutdated`, `Unavailable`.
     """
     require_head(source)
     require_head(target)
     try:
         with read_transaction(source) as reads, target.begin() as writes:
-            tables = [table for table in _tables() if table.name != LeaseRow.__tablename__]
+            tables = [table for table in _tables_in_order() if table.name != LeaseRow.__tablename__]
             for table in tables:
                 if writes.execute(select(func.count()).select_from(table)).scalar():
                     raise InvalidRequest(
@@ -100,20 +100,20 @@ def copy_ledger(
             counts = [reads.execute(select(func.count()).select_from(table)).scalar_one() for table in tables]
             done = 0
             for table in tables:
-                for rows in _rows(reads, table):
+                for rows in _chunks(reads, table):
                     writes.execute(insert(table), rows)
                     done += len(rows)
                     if progress is not None:
                         progress(done, sum(counts))
             done += 0 if restore is None else _restore(reads, writes, restore)
-            _settle_identities(writes)
+            _reset_sequences(writes)
             return done
     except DBAPIError as error:
         raise Unavailable(f"cannot copy to {redacted_url(target.url)}: {str(error.orig).strip()}") from None
 
 
 def _restore(reads: Connection, writes: Connection, files: ArchiveFiles) -> int:
-    """Make rows of all archive files again, following each chain through them. Returns how many rows."""
+    """Insert the content of all archive files as rows, and check the chain through them. Returns how many rows."""
     rows = 0
     for owner in reads.execute(select(PortfolioRow.id, PortfolioRow.name).order_by(PortfolioRow.id)).all():
         previous = GENESIS_HASH
@@ -131,37 +131,41 @@ def _restore(reads: Connection, writes: Connection, files: ArchiveFiles) -> int:
 
 
 def _restore_file(writes: Connection, files: ArchiveFiles, portfolio: str, manifest: Manifest, previous: str) -> int:
-    entries = files.chained(portfolio, manifest, previous)
+    entries = files.verified_entries(portfolio, manifest, previous)
     rows = 0
-    while some := [*islice(entries, _CHUNK)]:
-        decisions = [dict(zip(DECISION_COLUMNS, (manifest.portfolio_id, *one.record[1:]), strict=True)) for one in some]
-        positions = [dict(zip(POSITION_COLUMNS, one.position, strict=True)) for one in some if one.position is not None]
-        writes.execute(insert(DecisionRow), decisions)
+    while chunk := [*islice(entries, _CHUNK)]:
+        decisions = [(manifest.portfolio_id, *entry.record[1:]) for entry in chunk]
+        positions = [entry.position for entry in chunk if entry.position is not None]
+        writes.execute(insert(DecisionRow), [dict(zip(DECISION_COLUMNS, row, strict=True)) for row in decisions])
         if positions:
-            writes.execute(insert(PositionRow), positions)
+            writes.execute(insert(PositionRow), [dict(zip(POSITION_COLUMNS, row, strict=True)) for row in positions])
         rows += len(decisions) + len(positions)
     return rows
 
 
-def _tables() -> Sequence[Table]:
-    """Manifests before the decisions, which would otherwise have to be there; facets before those noted anew."""
+def _tables_in_order() -> Sequence[Table]:
+    """Return all tables in an order that their triggers accept.
+
+    Manifests come before decisions: beside decisions, a manifest must end at one of them. Facets come before decisions,
+    because inserting decisions adds their facets.
+    """
     first = [PortfolioRow.__table__, ArchiveRow.__table__, FacetRow.__table__, FacetBlockRow.__table__]
     return [*first, *(table for table in Base.metadata.sorted_tables if table not in first)]  # type: ignore[list-item]
 
 
-def _rows(connection: Connection, table: Table) -> Iterator[list[dict[str, Any]]]:
+def _chunks(connection: Connection, table: Table) -> Iterator[list[dict[str, Any]]]:
     query = select(table).order_by(*table.primary_key.columns)
     for rows in connection.execution_options(yield_per=_CHUNK).execute(query).mappings().partitions():
         yield [dict(row) for row in rows]
 
 
-def _settle_identities(connection: Connection) -> None:
-    """PostgreSQL hands out ids from a counter that does not notice rows which brought their own."""
+def _reset_sequences(connection: Connection) -> None:
+    """Move PostgreSQL's id sequences past the copied ids. An insert with an explicit id does not move them."""
     if connection.dialect.name != "postgresql":
         return
     for table in Base.metadata.sorted_tables:
         for column in table.columns:
             if column.identity is not None:
-                counter = func.pg_get_serial_sequence(table.name, column.name)
+                sequence = func.pg_get_serial_sequence(table.name, column.name)
                 after = select(func.coalesce(func.max(column), 0) + 1).scalar_subquery()
-                connection.execute(select(func.setval(counter, after, False)))
+                connection.execute(select(func.setval(sequence, after, False)))

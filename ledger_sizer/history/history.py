@@ -1,9 +1,9 @@
-"""The sizing history: decisions found by any filter, newest or oldest first, in the live tables and the archive.
+"""Finds decisions by any filter, newest or oldest first, in the live tables and in archive files.
 
-No index burdens the write path for it. Times become bounds of seq by bisection, because a portfolio's time never runs
-backwards. Everything else is found through facets: for every full block of 1024 decisions the database has noted which
-combinations of tags, command, outcome and reason occur in it, so that only blocks with a hit are read, and the few
-decisions after the last full block are simply scanned.
+It needs no index that would slow down writes. Times become bounds of seq by binary search, because a portfolio's time
+never runs backwards. Everything else is found through facets: for every full block of 1024 decisions, triggers record
+which combinations of tags, command, outcome and reason occur in it. Only blocks with a hit are read, and the decisions
+after the last full block are scanned.
 """
 
 import json
@@ -18,17 +18,18 @@ from ledger_sizer.storage.database import has_text, raw_rows
 from ledger_sizer.storage.tables import DecisionRow, FacetBlockRow, FacetRow, PositionRow
 
 BLOCK = 1024
-"""Decisions of one block of facets; the trigger of migration 0005 has the same number."""
+"""Decisions of one facet block. The triggers of migration 0005 have the same number."""
 _WINDOW_BLOCKS = 64
-"""Blocks looked up at a time: a common filter must not list all its blocks for one page."""
-_FIELDS = tuple(DecisionRow.__table__.columns)[1:]
-"""The columns of a decision's record after the portfolio's name."""
+"""Blocks of the first look-up; each further one takes four times as many. A common filter fills a page from few."""
+_RECORD_COLUMNS = tuple(DecisionRow.__table__.columns)[1:]
+"""Columns of a decision's record after the portfolio's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
-    """What to list. All that is given must match. tags: by name. position: a number. Times in microseconds, the first
-    inclusive, the second exclusive.
+    """Which decisions to list. All given filters must match.
+
+    tags: values by name. position: its number. since_us (inclusive), until_us (exclusive): microseconds.
     """
 
     command: str | None = None
@@ -41,21 +42,21 @@ class Filters:
 
     @property
     def has_facets(self) -> bool:
-        """Whether blocks can be left out."""
+        """Whether facets can rule out blocks."""
         return bool(self.tags or self.command or self.outcome or self.reason)
 
     def tag_texts(self) -> list[str]:
-        """How each tag stands in the canonical text: quoted, so that nothing else can look like it."""
+        """Return each tag as in the canonical text. It is quoted, so that no other text can match it."""
         return [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in self.tags.items()]
 
     def facet_clauses(self) -> list[ColumnElement[bool]]:
-        """The conditions on a facet's row."""
+        """Return the conditions on a facet's row."""
         wanted = {FacetRow.command: self.command, FacetRow.outcome: self.outcome, FacetRow.reason: self.reason}
         found: list[ColumnElement[bool]] = [column == value for column, value in wanted.items() if value is not None]
         return found + [has_text(FacetRow.tags, text) for text in self.tag_texts()]
 
     def clauses(self) -> list[ColumnElement[bool]]:
-        """The conditions on a decision's row; times are bounds of seq instead."""
+        """Return the conditions on a decision's row, without times (see `seq_before`)."""
         wanted = {
             DecisionRow.command: self.command,
             DecisionRow.outcome: self.outcome,
@@ -66,7 +67,7 @@ class Filters:
         return found + [has_text(DecisionRow.tags, text) for text in self.tag_texts()]
 
     def match(self, record: DecisionRecord) -> bool:
-        """Whether an archived decision is meant; times are bounds of seq instead."""
+        """Whether an archived decision matches, apart from times (see `seq_before`)."""
         return (
             (self.command is None or record.command == self.command)
             and (self.outcome is None or record.outcome == self.outcome)
@@ -77,13 +78,18 @@ class Filters:
 
 
 def seq_before(connection: Connection, portfolio_id: int, first: int, us: int) -> int:
-    """The last seq decided before `us`, looking at live decisions from `first` on; `first - 1` if there is none."""
+    """Return the last seq decided before `us` among live decisions from `first` on, `first - 1` if there is none.
+
+    A binary search: within a portfolio, time never runs backwards.
+    """
     of = DecisionRow.portfolio_id == portfolio_id
     last = connection.execute(select(func.max(DecisionRow.seq)).where(of)).scalar() or 0
     low, high = first - 1, max(last, first - 1)
     while low < high:
         middle = (low + high + 1) // 2
-        decided_us = connection.execute(select(DecisionRow.decided_us).where(of, DecisionRow.seq == middle)).scalar()
+        # The next live decision: those up to some seq may be archived.
+        next_live = select(DecisionRow.decided_us).where(of, DecisionRow.seq.between(middle, high))
+        decided_us = connection.execute(next_live.order_by(DecisionRow.seq).limit(1)).scalar()
         if decided_us is not None and decided_us < us:
             low = middle
         else:
@@ -92,7 +98,7 @@ def seq_before(connection: Connection, portfolio_id: int, first: int, us: int) -
 
 
 class History:
-    """One portfolio's decisions as one connection's snapshot sees them."""
+    """One portfolio's decisions in the snapshot of one connection."""
 
     def __init__(self, connection: Connection, portfolio_id: int, portfolio: str, files: ArchiveFiles) -> None:
         self._connection = connection
@@ -103,23 +109,23 @@ class History:
         self._live_from = self._manifests[-1].to_seq + 1 if self._manifests else 1
 
     def find(self, filters: Filters, low: int, high: int, *, ascending: bool, limit: int) -> list[DecisionRecord]:
-        """The first `limit` decisions that match, of those with low <= seq <= high, in the order asked for."""
+        """Return the first `limit` matching decisions with low <= seq <= high, by seq, ascending or descending."""
         rows = self.find_rows(filters, low, high, ascending=ascending, limit=limit)
         return [DecisionRecord._make(row) for row in rows]
 
     def find_rows(self, filters: Filters, low: int, high: int, *, ascending: bool, limit: int) -> list[Fields]:
-        """The same as plain rows, for who takes very many."""
+        """Like `find`, but returns plain rows, which are cheaper for long lists."""
         low, high = self._bounds(filters, low, high)
         found: list[Fields] = []
-        for first, last in self._spans(filters, low, high, ascending):
-            for part in self._parts(first, last, ascending):
-                found += self._matches(filters, *part, ascending, limit - len(found))
+        for first, last in self._candidate_ranges(filters, low, high, ascending):
+            for part in self._split_at_files(first, last, ascending):
+                found += self._read_part(filters, *part, ascending, limit - len(found))
                 if len(found) >= limit:
                     return found[:limit]
         return found
 
-    def each(self, filters: Filters, low: int, high: int) -> Iterator[DecisionRecord]:
-        """All that match, oldest first, a page in memory at a time."""
+    def iterate(self, filters: Filters, low: int, high: int) -> Iterator[DecisionRecord]:
+        """Yield all matching decisions, oldest first, with one page in memory at a time."""
         while records := self.find(filters, low, high, ascending=True, limit=BLOCK):
             yield from records
             low = records[-1].seq + 1
@@ -134,7 +140,7 @@ class History:
             high = min(high, self._seq_before(filters.until_us))
         if filters.position is not None:
             low = max(low, filters.position)  # a position's number is the seq of its first decision
-            high = min(high, self._last_of(filters.position, high))
+            high = min(high, self._last_seq_about(filters.position, high))
         return low, high
 
     def _seq_before(self, us: int) -> int:
@@ -144,16 +150,16 @@ class History:
                 return next(record.seq for record in records if record.decided_us >= us) - 1
         return seq_before(self._connection, self._id, self._live_from, us)
 
-    def _last_of(self, number: int, high: int) -> int:
-        """The last decision that can be about a position: the one that ended it, where its row is still here."""
+    def _last_seq_about(self, number: int, high: int) -> int:
+        """Return the last seq that can be about a position: the one that ended it, or `high` if that is unknown."""
         query = select(PositionRow.state, PositionRow.updated_seq).where(
             PositionRow.portfolio_id == self._id, PositionRow.number == number
         )
         row = self._connection.execute(query).one_or_none()
         return high if row is None or row.state in ("held", "open") else int(row.updated_seq)
 
-    def _spans(self, filters: Filters, low: int, high: int, ascending: bool) -> Iterator[tuple[int, int]]:
-        """Ranges of seq that may hold a match, in the order asked for."""
+    def _candidate_ranges(self, filters: Filters, low: int, high: int, ascending: bool) -> Iterator[tuple[int, int]]:
+        """Yield ranges of seq that may contain a match, in the requested order."""
         if low > high:
             return
         if not filters.has_facets:
@@ -163,7 +169,9 @@ class History:
         tail = (max(low, full * BLOCK + 1), high)
         if not ascending and tail[0] <= tail[1]:
             yield tail
-        for first, last in self._runs(filters, (low - 1) // BLOCK + 1, min((high - 1) // BLOCK + 1, full), ascending):
+        for first, last in self._block_ranges(
+            filters, (low - 1) // BLOCK + 1, min((high - 1) // BLOCK + 1, full), ascending
+        ):
             yield max(first, low), min(last, high)
         if ascending and tail[0] <= tail[1]:
             yield tail
@@ -172,8 +180,8 @@ class History:
         last = select(func.max(DecisionRow.seq)).where(DecisionRow.portfolio_id == self._id)
         return max(self._connection.execute(last).scalar() or 0, self._live_from - 1) // BLOCK
 
-    def _runs(self, filters: Filters, low: int, high: int, ascending: bool) -> Iterator[tuple[int, int]]:
-        """The seqs of neighbouring blocks that have a facet which matches."""
+    def _block_ranges(self, filters: Filters, low: int, high: int, ascending: bool) -> Iterator[tuple[int, int]]:
+        """Yield the seq ranges of adjacent blocks that have a matching facet."""
         blocks = (
             select(FacetBlockRow.block)
             .distinct()
@@ -196,8 +204,8 @@ class History:
             for start, end in runs if ascending else reversed(runs):
                 yield (start - 1) * BLOCK + 1, end * BLOCK
 
-    def _parts(self, low: int, high: int, ascending: bool) -> Iterator[tuple[Manifest | None, int, int]]:
-        """A range cut where files end: (the file, or None for the live table, first, last)."""
+    def _split_at_files(self, low: int, high: int, ascending: bool) -> Iterator[tuple[Manifest | None, int, int]]:
+        """Split a range where archive files end. Yields (manifest, None for the live table; first seq; last seq)."""
         cut = [
             (manifest, max(low, manifest.from_seq), min(high, manifest.to_seq))
             for manifest in self._manifests
@@ -208,7 +216,7 @@ class History:
             parts.append((None, max(low, self._live_from), high))
         yield from parts if ascending else reversed(parts)
 
-    def _matches(
+    def _read_part(
         self, filters: Filters, manifest: Manifest | None, low: int, high: int, ascending: bool, limit: int
     ) -> list[Fields]:
         if manifest is not None:
@@ -217,7 +225,7 @@ class History:
             found = (record for record in (wanted if ascending else reversed(wanted)) if filters.match(record))
             return [record for record, _ in zip(found, range(limit), strict=False)]
         query = (
-            select(literal(self._name), *_FIELDS)
+            select(literal(self._name), *_RECORD_COLUMNS)
             .where(DecisionRow.portfolio_id == self._id, DecisionRow.seq.between(low, high), *filters.clauses())
             .order_by(DecisionRow.seq if ascending else DecisionRow.seq.desc())
             .limit(limit)

@@ -82,7 +82,7 @@ class Committer:
         try:
             return self._settle(groups, draft)
         except BaseException:
-            self._memory.fail()
+            self._memory.clear()
             self._store.reset()
             raise
 
@@ -92,14 +92,14 @@ class Committer:
             with self._deciding:
                 return self._settle_again(groups, None, None)
         try:
-            if draft.failures != self._memory.failures:
+            if draft.failures != self._memory.generation:
                 raise StaleState("what the draft was decided on was not stored")
             self._save(draft)
             return list(draft.results)
         except Exception as error:  # noqa: BLE001 - told apart below
             with self._deciding:
                 answers = self._settle_again(groups, draft, error)
-                self._memory.fail()  # drafts that wait behind this one stand on nothing; none must be added to them
+                self._memory.clear()  # drafts that wait behind this one stand on nothing; none must be added to them
             return answers
 
     def _settle_again(self, groups: Sequence[Group], draft: Draft | None, error: Exception | None) -> list[Answer]:
@@ -131,13 +131,13 @@ class Committer:
 
     def _failed(self, draft: Draft | None, error: Exception) -> str:
         """Forget what was decided and not stored, and say what kind of failure it was."""
-        self._memory.fail()
+        self._memory.clear()
         self._store.rollback()
         if isinstance(error, StaleState | FenceLost):
             return "stale" if isinstance(error, StaleState) else "fenced"
-        fault = self._store.fault(error, locked=draft is None or draft.locked)
+        fault = self._store.classify_error(error, locked=draft is None or draft.locked)
         if fault == "moved" and draft is not None:
-            self._memory.doubt(change.portfolio for change in draft.changes)
+            self._memory.mark_contended(change.portfolio for change in draft.changes)
         if fault == "lost":
             self._store.reset()
         return fault
@@ -148,7 +148,7 @@ class Committer:
             return draft
         started = time.perf_counter()
         needs = needs_of(groups)
-        self._memory.foresee(needs)
+        self._memory.add_cached_scopes(needs)
         states, now_us = self._store.begin(needs, self._now_us(), self._policy.new_portfolio_cap_e8)
         results = decide_batch(states, groups, now_us, self._policy, own_hashes)
         _log_defects(results)
@@ -159,7 +159,7 @@ class Committer:
         now_us = self._now_us()
         if now_us is None:
             now_us = self._store.clock_us()
-        states = self._memory.recall(needs_of(groups), now_us)
+        states = self._memory.take(needs_of(groups), now_us)
         if states is None:
             return None
         results = decide_batch(states, groups, now_us, self._policy, own_hashes)
@@ -172,8 +172,8 @@ class Committer:
     ) -> Draft:
         changes = [changes_of(state) for state in states.values() if state.sealed]
         for state in states.values():
-            self._memory.keep(state)
-        return Draft(groups, results, changes, locked, self._memory.failures, started)
+            self._memory.put(state)
+        return Draft(groups, results, changes, locked, self._memory.generation, started)
 
     def _save(self, draft: Draft) -> None:
         self._store.write(draft.changes, locked=draft.locked)

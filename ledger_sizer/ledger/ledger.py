@@ -18,8 +18,8 @@ from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.exchanges.instrument_cache import InstrumentResolver
-from ledger_sizer.history.archive_files import files_of
-from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive, outside_window
+from ledger_sizer.history.archive_files import archive_files_from
+from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive, require_outside_key_window
 from ledger_sizer.history.as_of import AsOf
 from ledger_sizer.ledger.committer import Committer, Observe
 from ledger_sizer.ledger.writer import Writer
@@ -77,7 +77,7 @@ class Ledger:
         self._write_engine = make_engine(url, settings.ledger)
         self._read_engine = make_engine(url, settings.ledger, read_only=True)
         self._store = _open_store(self._write_engine, settings)
-        self._files = files_of(settings)
+        self._files = archive_files_from(settings)
         self._queries = Queries(self._read_engine, self._files)
         self._names = InstrumentResolver(self._read_engine)
         self._committer = Committer(self._store, self._policy, self._now_us, settings.ledger.retries_max)
@@ -298,7 +298,7 @@ class Ledger:
         """
         now = datetime.now(UTC) if self._clock is None else self._clock()
         settings = self.settings.ledger
-        before = outside_window(before, now, settings.key_window_days)
+        before = require_outside_key_window(before, now, settings.key_window_days)
         if portfolio is not None:
             self._reads.require(portfolio)
         target = Path(folder or settings.archive_dir or ARCHIVE_FOLDER)

@@ -1,4 +1,4 @@
-"""Engines and schema versions: the one place that knows how each database is opened.
+"""Opens each kind of database, migrates it, and reads from it. Only this file knows how an engine is set up.
 
 SQLite: WAL, `synchronous=FULL` (an acknowledged commit survives power loss), foreign keys on, and no implicit
 transactions from the driver, whose deferred BEGIN lets two writers read the same headroom. PostgreSQL: psycopg 3.
@@ -35,22 +35,22 @@ from ledger_sizer.config import LedgerSettings
 from ledger_sizer.model.errors import InvalidRequest, SchemaOutdated, Unavailable
 
 SCHEMA_HEAD = "0008"
-"""Newest migration, known here so that opening a ledger does not have to import Alembic (a test keeps it true)."""
+"""The newest migration. Written here so that opening a ledger need not import Alembic; a test keeps it true."""
 
 _SQLITE_CACHE_KIB = 64 * 1024
 _SQLITE_CHECKPOINT_PAGES = 2000
-"""8 MiB of log between checkpoints: rare enough that a hot page is copied back once for many commits, and short enough
-that the callers who wait for one are not the slowest hundredth.
+"""8 MiB of log between checkpoints: many commits share the copying of a hot page, and a checkpoint is short enough to
+stay out of the slowest 1 % of calls.
 """
 
-_one_migration = threading.Lock()
-"""Alembic keeps its state in globals of the process; processes are kept apart by the database's own lock."""
+_migration_lock = threading.Lock()
+"""Alembic keeps its state in globals, so threads take turns. Between processes, the database's own lock does that."""
 
 _DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 
 
 def database_url(value: str) -> URL:
-    """Parse a database URL and choose the driver. Raises `InvalidRequest` for one no ledger can live in."""
+    """Parse a database URL and set the driver. Raises `InvalidRequest` for a database that cannot store a ledger."""
     try:
         url = make_url(value)
     except ArgumentError:
@@ -77,7 +77,7 @@ def is_sqlite(url: URL) -> bool:
 
 
 def make_engine(value: str | URL, settings: LedgerSettings | None = None, *, read_only: bool = False) -> Engine:
-    """An engine for a ledger's database. `read_only` connections cannot write, whatever SQL they are given."""
+    """Make an engine for a ledger's database. `read_only` connections cannot write, whatever SQL they are given."""
     url = database_url(value) if isinstance(value, str) else value
     settings = settings or LedgerSettings()
     if is_sqlite(url):
@@ -85,7 +85,7 @@ def make_engine(value: str | URL, settings: LedgerSettings | None = None, *, rea
         _prepare_sqlite(engine, settings.busy_timeout_seconds * 1000, read_only)
         return engine
     try:
-        # A read of several statements is one moment, not several.
+        # All statements of one read must see the same snapshot.
         isolation = "REPEATABLE READ" if read_only else "READ COMMITTED"
         engine = create_engine(
             url, pool_pre_ping=read_only, isolation_level=isolation, connect_args={"connect_timeout": 10}
@@ -105,7 +105,7 @@ def _prepare_sqlite(engine: Engine, busy_timeout_ms: int, read_only: bool) -> No
         connection.isolation_level = None
         for pragma in (
             f"busy_timeout = {busy_timeout_ms}",
-            *(() if read_only else ("journal_mode = WAL",)),  # the file remembers it
+            *(() if read_only else ("journal_mode = WAL",)),  # stored in the file
             "synchronous = FULL",
             "foreign_keys = ON",
             f"cache_size = {-_SQLITE_CACHE_KIB}",
@@ -120,7 +120,7 @@ def _prepare_sqlite(engine: Engine, busy_timeout_ms: int, read_only: bool) -> No
 
 
 def schema_version(engine: Engine) -> str | None:
-    """The migration the database is at, None for one without a ledger. Raises `Unavailable` when it is away."""
+    """Return the database's migration, None without a ledger. Raises `Unavailable` if the database cannot be opened."""
     try:
         with engine.connect() as connection:
             if not inspect(connection).has_table("alembic_version"):
@@ -131,13 +131,13 @@ def schema_version(engine: Engine) -> str | None:
 
 
 def redacted_url(url: URL) -> str:
-    """A database URL for people: without its password and the driver's name."""
+    """Return a database URL for display: without its password and the driver's name."""
     return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
 
 
 @contextmanager
 def read_transaction(engine: Engine) -> Iterator[Connection]:
-    """One read transaction. Raises `Unavailable` instead of the driver's errors."""
+    """Open one read transaction. Raises `Unavailable` instead of the driver's errors."""
     try:
         with engine.begin() as connection:
             yield connection
@@ -145,13 +145,13 @@ def read_transaction(engine: Engine) -> Iterator[Connection]:
         raise Unavailable(f"cannot read {redacted_url(engine.url)}: {str(error.orig).strip()}") from None
 
 
-_ALL_AT_ONCE: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
+_FETCH_AT_ONCE: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
 
 
 def raw_rows(connection: Connection, query: Executable) -> list[tuple[Any, ...]]:
-    """All rows of a query as the driver's own tuples: an object of SQLAlchemy's for each row costs as much again."""
-    # Where the connection streams, SQLAlchemy keeps the first row to itself.
-    with closing(connection.execute(query, execution_options=_ALL_AT_ONCE)) as result, _driver_errors(connection):
+    """Return all rows of a query as the driver's tuples: building SQLAlchemy's row objects would double the time."""
+    # On a streaming connection SQLAlchemy would fetch the first row before the driver's cursor is read here.
+    with closing(connection.execute(query, execution_options=_FETCH_AT_ONCE)) as result, _driver_errors(connection):
         assert result.cursor is not None, "a query has rows"
         return [*result.cursor.fetchall()]
 
@@ -159,15 +159,16 @@ def raw_rows(connection: Connection, query: Executable) -> list[tuple[Any, ...]]
 def stream_rows(
     connection: Connection, query: Select[Any] | CompoundSelect[Any], rows: int
 ) -> Iterator[list[tuple[Any, ...]]]:
-    """The rows of a long query in plain tuples, so many in memory at a time. Its parameters must be numbers.
+    """Yield the rows of a long query as the driver's tuples, at most `rows` at a time. Its parameters must be numbers.
 
-    Read through the driver, because making an object of SQLAlchemy's for each row takes longer than checking its hash.
+    It reads through the driver: building SQLAlchemy's row objects takes longer than checking the rows' hashes.
     """
     statement = str(query.compile(connection, compile_kwargs={"literal_binds": True}))
     driver = connection.connection.driver_connection
     assert driver is not None
-    named = () if is_sqlite(connection.engine.url) else ("ledger_stream",)  # with a name the server keeps the rest
-    with _driver_errors(connection), closing(driver.cursor(*named)) as cursor:
+    # On PostgreSQL only a named cursor leaves the unread rows on the server.
+    cursor_name = () if is_sqlite(connection.engine.url) else ("ledger_stream",)
+    with _driver_errors(connection), closing(driver.cursor(*cursor_name)) as cursor:
         cursor.execute(statement)
         while found := cursor.fetchmany(rows):
             yield found
@@ -175,7 +176,7 @@ def stream_rows(
 
 @contextmanager
 def _driver_errors(connection: Connection) -> Iterator[None]:
-    """Raise `Unavailable` instead of the errors that SQLAlchemy does not see."""
+    """Raise `Unavailable` instead of errors that come straight from the driver, unwrapped by SQLAlchemy."""
     try:
         yield
     except connection.dialect.loaded_dbapi.Error as error:
@@ -183,7 +184,7 @@ def _driver_errors(connection: Connection) -> Iterator[None]:
 
 
 def require_head(engine: Engine) -> None:
-    """Raise `SchemaOutdated`, naming the command to run, unless the database is at this version's migration."""
+    """Raise `SchemaOutdated` with the command to run, unless the database is at this version's migration."""
     found = schema_version(engine)
     if found == SCHEMA_HEAD:
         return
@@ -197,7 +198,7 @@ def require_head(engine: Engine) -> None:
 
 
 def migrations_folder() -> Path:
-    """Where the Alembic scripts are: inside an installed wheel, or at the top of a checkout."""
+    """Return the folder of the Alembic scripts: inside an installed wheel, or at the top of a checkout."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "_migrations", package.parent / "migrations"):
         if (folder / "env.py").is_file():
@@ -206,7 +207,7 @@ def migrations_folder() -> Path:
 
 
 def alembic_config(value: str | URL) -> Any:
-    """Alembic's configuration for this database, usable without alembic.ini."""
+    """Return Alembic's configuration for this database. It needs no alembic.ini."""
     from alembic.config import Config
 
     config = Config()
@@ -216,18 +217,18 @@ def alembic_config(value: str | URL) -> Any:
 
 
 def upgrade(value: str | URL, revision: str = "head") -> None:
-    """Migrate the database up to `revision`, creating everything in an empty one."""
+    """Migrate the database up to `revision`. Creates everything in an empty database."""
     from alembic import command
 
-    with _one_migration:
+    with _migration_lock:
         command.upgrade(alembic_config(value), revision)
 
 
 def downgrade(value: str | URL, revision: str) -> None:
-    """Migrate the database down to `revision` (`base` removes the ledger and all its data)."""
+    """Migrate the database down to `revision`; `base` removes the ledger and all its data."""
     from alembic import command
 
-    with _one_migration:
+    with _migration_lock:
         command.downgrade(alembic_config(value), revision)
 
 
@@ -251,7 +252,7 @@ def _tag_value_postgresql(element: tag_value, compiler: SQLCompiler, **kw: Any) 
 
 
 class has_text(FunctionElement[bool]):  # noqa: N801 - reads as a SQL function
-    """Whether a column contains a text, exactly (`LIKE` is blind to case on SQLite)."""
+    """Whether a column contains a text, case-sensitive (`LIKE` ignores case on SQLite)."""
 
     type = Boolean()
     inherit_cache = True
@@ -268,12 +269,12 @@ def _has_text_postgresql(element: has_text, compiler: SQLCompiler, **kw: Any) ->
 
 
 class is_among(FunctionElement[Any]):  # noqa: N801 - reads as a SQL function
-    """Whether a column is one of many whole numbers, given as one text, a JSON array: `is_among(column, "[1,2]")`.
+    """Whether a column is one of many whole numbers, given as a JSON array in one text: `is_among(column, "[1,2]")`.
 
-    A list of a thousand parameters takes PostgreSQL's driver and planner longer than finding the rows.
+    With a thousand parameters instead, PostgreSQL's driver and planner take longer than finding the rows.
     """
 
-    type = NullType()  # SQLite has no booleans: SQLAlchemy would write `... IN (...) = 1`, which no index can answer
+    type = NullType()  # as Boolean, SQLAlchemy would write `... IN (...) = 1` on SQLite, which uses no index
     inherit_cache = True
 
 

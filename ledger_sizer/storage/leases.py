@@ -1,9 +1,9 @@
-"""Leases: of several replicas on one database, one at a time runs a kind of scheduled work.
+"""Grants leases: of several replicas on one database, one at a time runs a kind of scheduled work.
 
-A lease is a row with an owner, an end and an epoch. Taking it over raises the epoch, so that a write made under an old
-lease can be told from one made under the present one, however late it arrives: check `Lease.holds` in the transaction
-of the write. What is sent to the ledger in a `fenced` block is checked there. Times are the database's, which all
-replicas share.
+A lease is a row with an owner, an end and an epoch. A new owner raises the epoch, which is the fencing token: a write
+made under an old lease is recognised however late it arrives. To check it, call `Lease.holds` in the transaction of
+the write. For commands sent to the ledger in a `fenced` block, the ledger checks it. Times are the database's, which
+all replicas share.
 """
 
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ from ledger_sizer.storage.tables import LeaseRow
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A lease as granted: whose, and in which epoch."""
+    """A lease as granted to an owner, in one epoch."""
 
     name: str
     owner: str
     epoch: int
 
     def holds(self, connection: Connection) -> bool:
-        """Whether it is still the present one; locks its row, so that it stays so until the transaction ends."""
+        """Whether it is still the present lease. Locks its row, so that this stays true until the transaction ends."""
         query = select(LeaseRow.epoch).where(
             LeaseRow.name == self.name, LeaseRow.owner == self.owner, LeaseRow.until_us > database_now_us()
         )
@@ -36,16 +36,16 @@ class Lease:
 
 
 class LeaseLost(Unavailable):
-    """The work took so long that another may have begun it anew: it must not write."""
+    """The lease ended during the work. Another replica may have started the same work, so this one must not write."""
 
 
 fence_var: ContextVar[Lease | None] = ContextVar("ledger_sizer_fence", default=None)
-"""The lease under which the present code works; what it writes takes effect only while that is held."""
+"""The lease that the running code works under. Its writes take effect only while the lease is held."""
 
 
 @contextmanager
 def fenced(lease: Lease) -> Iterator[None]:
-    """Every command sent to the ledger in this block is committed under this lease, or answered with `LeaseLost`."""
+    """Send the commands of this block under a lease: each is committed while it is held, or raises `LeaseLost`."""
     token = fence_var.set(lease)
     try:
         yield
@@ -54,16 +54,16 @@ def fenced(lease: Lease) -> Iterator[None]:
 
 
 def acquire_lease(engine: Engine, name: str, owner: str, seconds: int) -> Lease | None:
-    """Take or prolong a lease; None while another owner's has not ended. Raises `Unavailable`."""
+    """Take or prolong a lease. None while another owner holds it. Raises `Unavailable`."""
     ends_us = database_now_us() + seconds * 1_000_000
     free = or_(LeaseRow.owner == owner, LeaseRow.until_us <= database_now_us())
     epoch = LeaseRow.epoch
     mine = (LeaseRow.owner == owner) & (LeaseRow.until_us > database_now_us())
-    raised = case((mine, epoch), else_=epoch + 1)
+    next_epoch = case((mine, epoch), else_=epoch + 1)
     take = (
         update(LeaseRow)
         .where(LeaseRow.name == name, free)
-        .values(owner=owner, until_us=ends_us, epoch=raised)
+        .values(owner=owner, until_us=ends_us, epoch=next_epoch)
         .returning(epoch)
     )
     try:
@@ -76,13 +76,13 @@ def acquire_lease(engine: Engine, name: str, owner: str, seconds: int) -> Lease 
             connection.execute(insert(LeaseRow).values(name=name, owner=owner, until_us=ends_us, epoch=1))
             return Lease(name, owner, 1)
     except IntegrityError:
-        return None  # another replica made the row first
+        return None  # another replica inserted the row first
     except DBAPIError as error:
         raise Unavailable(f"cannot read the lease {name!r}: {str(error.orig).strip()}") from None
 
 
 def release_lease(engine: Engine, lease: Lease) -> None:
-    """End a lease now, so that another replica need not wait for it. Raises `Unavailable`."""
+    """End a lease now, so that another replica need not wait for its end. Raises `Unavailable`."""
     mine = (LeaseRow.name == lease.name, LeaseRow.owner == lease.owner, LeaseRow.epoch == lease.epoch)
     try:
         with engine.begin() as connection:

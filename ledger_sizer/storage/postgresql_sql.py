@@ -1,7 +1,7 @@
-"""The statements of the PostgreSQL store, made from the models' columns.
+"""Builds the statements of the PostgreSQL store from the models' columns.
 
-Rows travel as one text parameter a table: fields joined as in the audit chain, rows joined by 0x1E. The server splits
-and casts them, which costs the client far less than binding each field.
+The rows of each table are sent as one text parameter: fields joined as in the audit chain, rows joined by 0x1E. The
+server splits and casts them, which costs the client far less than binding each field.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ ROW_SEPARATOR = "\x1e"
 
 
 def _rows(columns: Sequence[tuple[str, str]], parameter: str) -> str:
-    """A FROM item that turns one text parameter into typed rows."""
+    """Return a FROM item that turns one text parameter into typed rows."""
     casts = ", ".join(f"f[{place}]{cast} AS {name}" for place, (name, cast) in enumerate(columns, 1))
     # OFFSET 0 keeps the planner from splitting each line anew for every field.
     return (
@@ -39,7 +39,7 @@ SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED;
 SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off;
 SET jit = off; SET plan_cache_mode = force_generic_plan;
 """
-"""Every lookup is by key, and a plan made while the tables were small must not be kept when they are not."""
+"""Every lookup is by key. These settings rule out other plans, which would suit only tables that are still small."""
 
 IDS = "SELECT name, id FROM portfolios WHERE name = ANY(%s)"
 
@@ -53,7 +53,7 @@ INSERT INTO scopes (portfolio_id, scope, cap_e8, held_e8, open_e8, overage_e8, s
 SELECT id, %(scope)s, %(cap)s, 0, 0, 0, 'active', 0 FROM made
 """
 
-HELD = (
+LEASE = (
     "SELECT 1 FROM leases WHERE name = %s AND owner = %s AND epoch = %s "
     "AND until_us > (extract(epoch FROM clock_timestamp()) * 1000000)::bigint FOR UPDATE"
 )
@@ -73,7 +73,7 @@ WITH due AS MATERIALIZED (
 ), found AS MATERIALIZED (
     SELECT q.* FROM json_to_recordset(%(numbers)s) AS n(p bigint, k bigint)
         JOIN positions q ON q.portfolio_id = n.p AND q.number = n.k
-    UNION ALL SELECT q.* FROM json_to_recordset(%(late)s) AS n(p bigint, k bigint)
+    UNION ALL SELECT q.* FROM json_to_recordset(%(origins)s) AS n(p bigint, k bigint)
         JOIN positions q ON q.portfolio_id = n.p AND q.origin = n.k AND q.origin IS NOT NULL
     UNION ALL SELECT q.* FROM due
         JOIN positions q ON q.portfolio_id = due.id AND q.expires_us <= due.until_us AND q.state = 'held'
@@ -89,54 +89,57 @@ SELECT (SELECT max(now_us) FROM due),
     ))) FROM due)
 """
 
-_HEADS = [("id", "::bigint"), ("last_seq", "::bigint"), ("last_hash", ""), ("last_us", "::bigint"), ("before", "")]
-_COUNTS = [
+_HEADS = [
+    ("id", "::bigint"), ("last_seq", "::bigint"), ("last_hash", ""), ("last_us", "::bigint"), ("previous_hash", "")
+]  # fmt: skip
+_SCOPES = [
     ("portfolio_id", "::bigint"), ("scope", ""), ("held", "::bigint"), ("opened", "::bigint"),
     ("overage", "::bigint"), ("cap", "::bigint"), ("status", ""), ("frozen", "::bigint"),
-    ("fresh_until_us", "::bigint"), ("administered", ""),
+    ("fresh_until_us", "::bigint"), ("all_columns", ""),
 ]  # fmt: skip
 _POSITIONS = _typed(PositionRow.__table__, POSITION_COLUMNS)
 _SET_POSITION = ", ".join(f"{name} = r.{name}" for name in POSITION_COLUMNS if name not in ("portfolio_id", "number"))
 
 _PARTS = {
-    "decisions": f"""decided AS (
+    "decisions": f"""new_decisions AS (
     INSERT INTO decisions ({", ".join(DECISION_COLUMNS)})
     SELECT * FROM {_rows(_typed(DecisionRow.__table__, DECISION_COLUMNS), "decisions")} AS r
 )""",
-    "made": f"""made AS (
-    INSERT INTO positions ({", ".join(POSITION_COLUMNS)}) SELECT * FROM {_rows(_POSITIONS, "made")} AS r
+    "new_positions": f"""new_positions AS (
+    INSERT INTO positions ({", ".join(POSITION_COLUMNS)}) SELECT * FROM {_rows(_POSITIONS, "new_positions")} AS r
 )""",
-    "moved": f"""moved AS (
-    UPDATE positions q SET {_SET_POSITION} FROM {_rows(_POSITIONS, "moved")} AS r
+    "changed_positions": f"""changed_positions AS (
+    UPDATE positions q SET {_SET_POSITION} FROM {_rows(_POSITIONS, "changed_positions")} AS r
     WHERE q.portfolio_id = r.portfolio_id AND q.number = r.number
 )""",
-    "named": f"""named AS (
+    "new_scopes": f"""new_scopes AS (
     INSERT INTO scopes (portfolio_id, scope, held_e8, open_e8, overage_e8, cap_e8, status, frozen, fresh_until_us)
     SELECT portfolio_id, scope, held, opened, overage, cap, status, frozen, fresh_until_us
-    FROM {_rows(_COUNTS, "named")} AS r
+    FROM {_rows(_SCOPES, "new_scopes")} AS r
 )""",
-    "counted": f"""counted AS (
+    "changed_scopes": f"""changed_scopes AS (
     UPDATE scopes s SET held_e8 = s.held_e8 + r.held, open_e8 = s.open_e8 + r.opened, overage_e8 = r.overage,
-        cap_e8 = CASE WHEN r.administered = '1' THEN r.cap ELSE s.cap_e8 END,
-        status = CASE WHEN r.administered = '1' THEN r.status ELSE s.status END,
-        frozen = CASE WHEN r.administered = '1' THEN r.frozen ELSE s.frozen END,
-        fresh_until_us = CASE WHEN r.administered = '1' THEN r.fresh_until_us ELSE s.fresh_until_us END
-    FROM {_rows(_COUNTS, "counted")} AS r WHERE s.portfolio_id = r.portfolio_id AND s.scope = r.scope
+        cap_e8 = CASE WHEN r.all_columns = '1' THEN r.cap ELSE s.cap_e8 END,
+        status = CASE WHEN r.all_columns = '1' THEN r.status ELSE s.status END,
+        frozen = CASE WHEN r.all_columns = '1' THEN r.frozen ELSE s.frozen END,
+        fresh_until_us = CASE WHEN r.all_columns = '1' THEN r.fresh_until_us ELSE s.fresh_until_us END
+    FROM {_rows(_SCOPES, "changed_scopes")} AS r WHERE s.portfolio_id = r.portfolio_id AND s.scope = r.scope
 )""",
 }
 PARTS = frozenset(_PARTS)
+"""Names of the parts of a write. Each is also the name of the parameter with its rows."""
 
 
 @lru_cache
 def write_statement(parts: frozenset[str]) -> str:
-    """One statement for everything a batch changes, with only the parts it needs (an unused part costs its set-up).
+    """Return one statement that writes all changes of a batch, with only the parts it needs: an unused part costs too.
 
-    It is guarded: when a head is not the one the batch was decided against, the division by zero undoes it all.
+    It is a compare-and-set: if a head is not the one the batch was decided against, a division by zero undoes it all.
     """
     return f"""
 WITH head AS (
     UPDATE portfolios p SET last_seq = r.last_seq, last_hash = r.last_hash, last_us = r.last_us
-    FROM {_rows(_HEADS, "heads")} AS r WHERE p.id = r.id AND p.last_hash = r.before RETURNING p.id
+    FROM {_rows(_HEADS, "heads")} AS r WHERE p.id = r.id AND p.last_hash = r.previous_hash RETURNING p.id
 ), {", ".join(text for name, text in _PARTS.items() if name in parts)}
 SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, 1 / (count(*) = %(count)s)::int FROM head
 """

@@ -1,7 +1,8 @@
-"""Writing to SQLite on one dedicated connection.
+"""Writes batches to SQLite on one dedicated connection.
 
-Either `BEGIN IMMEDIATE`, load, decide, write, commit; or, where this process was the last to write, decide on what it
-remembers and write in one statement that is its own transaction and checks the chain's head.
+A batch takes one of two paths. Locked: `BEGIN IMMEDIATE`, load, decide, write, commit. Unlocked, when this process was
+the last to write: decide on cached state, then write and compare the chain's head in one transaction, mostly in one
+statement.
 """
 
 import json
@@ -16,7 +17,13 @@ from sqlalchemy.exc import DBAPIError
 from ledger_sizer.model.decisions import GENESIS_HASH
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import PortfolioState
-from ledger_sizer.storage.sqlite_sql import HEAD_MOVED, fits_one_call, one_call, plain_calls, prepare
+from ledger_sizer.storage.sqlite_sql import (
+    HEAD_MOVED,
+    batch_statement,
+    create_batch_view,
+    execute_statements,
+    fits_batch_statement,
+)
 from ledger_sizer.storage.write_store import (
     DECISION_COLUMNS,
     POSITION_COLUMNS,
@@ -46,11 +53,11 @@ _NEW_SCOPE = (
     "INSERT INTO scopes (portfolio_id, scope, cap_e8, held_e8, open_e8, overage_e8, status, frozen) "
     "VALUES (?, ?, ?, 0, 0, 0, 'active', 0)"
 )
-_HELD = "SELECT 1 FROM leases WHERE name = ? AND owner = ? AND epoch = ? AND until_us > ?"
+_LEASE = "SELECT 1 FROM leases WHERE name = ? AND owner = ? AND epoch = ? AND until_us > ?"
 
 
 class SqliteStore:
-    """The writing side of a SQLite ledger. One thread at a time uses it; other processes wait at `BEGIN IMMEDIATE`."""
+    """The write store of a SQLite ledger. One thread at a time uses it. Other processes wait at `BEGIN IMMEDIATE`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -59,35 +66,35 @@ class SqliteStore:
     def _connection(self) -> sqlite3.Connection:
         if self._pooled is None:
             self._pooled = self._engine.raw_connection()
-            prepare(self._pooled.driver_connection)
+            create_batch_view(self._pooled.driver_connection)
         connection: sqlite3.Connection = self._pooled.driver_connection
         return connection
 
     def clock_us(self) -> int:
-        """This machine's clock: all who share the file are on it."""
+        """Return this machine's clock. All processes that share the file run here."""
         return time.time_ns() // 1000
 
     def begin(
         self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
     ) -> tuple[dict[str, PortfolioState], int]:
-        """Take the write lock and load what the batch needs. See `store.WriteStore`."""
+        """Take the write lock and load what the batch needs. See `WriteStore`."""
         connection = self._connection()
         connection.execute("BEGIN IMMEDIATE")
         if now_us is None:
-            now_us = self.clock_us()  # read after the lock: two processes decide in the order they write
+            now_us = self.clock_us()  # after the lock, so that times of two processes follow the order of their writes
         for fence in set().union(*(need.fences for need in needs.values())):
-            held = (fence.name, fence.owner, fence.epoch, self.clock_us())  # leases go by the machine's clock
-            if connection.execute(_HELD, held).fetchone() is None:
+            lease = (fence.name, fence.owner, fence.epoch, self.clock_us())  # not `now_us`: leases use the real clock
+            if connection.execute(_LEASE, lease).fetchone() is None:
                 raise FenceLost
         states = {}
         for name in sorted(needs):
-            state = self._lock(connection, name, needs[name], now_us, new_cap_e8)
+            state = self._load_head(connection, name, needs[name], now_us, new_cap_e8)
             if state is not None:
                 self._load(connection, state, needs[name], now_us)
                 states[name] = state
         return states, now_us
 
-    def _lock(
+    def _load_head(
         self, connection: sqlite3.Connection, name: str, need: PortfolioNeed, now_us: int, new_cap_e8: int
     ) -> PortfolioState | None:
         query = "SELECT id, name, last_seq, last_hash, last_us FROM portfolios WHERE name = ?"
@@ -107,8 +114,8 @@ class SqliteStore:
         (state.next_expiry_us,) = execute(_NEXT_EXPIRY, (portfolio, until_us)).fetchone()
         if need.numbers:
             rows += execute(_BY_NUMBER, (portfolio, json.dumps(list(need.numbers)))).fetchall()
-        if need.late:
-            rows += execute(_BY_ORIGIN, (portfolio, json.dumps(list(need.late)))).fetchall()
+        if need.origins:
+            rows += execute(_BY_ORIGIN, (portfolio, json.dumps(list(need.origins)))).fetchall()
         scopes = set(need.scopes)
         for row in rows:
             position = position_of(state.name, row)
@@ -123,19 +130,19 @@ class SqliteStore:
         state.scopes_known = scopes
 
     def write(self, changes: Sequence[Changes], *, locked: bool) -> None:
-        """Store what changed and commit; without the lock in one call, where that gains anything."""
+        """Store the changes and commit. Without the lock, use one statement where that is faster."""
         connection = self._connection()
-        if not locked and fits_one_call(changes):
-            connection.execute(*one_call(changes))
+        if not locked and fits_batch_statement(changes):
+            connection.execute(*batch_statement(changes))
             return
         if not locked:
             connection.execute("BEGIN IMMEDIATE")
         for change in changes:
-            plain_calls(connection, change)
+            execute_statements(connection, change)
         connection.execute("COMMIT")
 
     def rollback(self) -> None:
-        """End the transaction without effect."""
+        """Roll the transaction back."""
         try:
             if self._pooled is not None and self._connection().in_transaction:
                 self._connection().execute("ROLLBACK")
@@ -148,14 +155,14 @@ class SqliteStore:
             self._pooled.invalidate()
             self._pooled = None
 
-    def fault(self, error: Exception, *, locked: bool) -> str:
+    def classify_error(self, error: Exception, *, locked: bool) -> str:
         """Classify a driver's error."""
         cause = error.orig if isinstance(error, DBAPIError) else error
         if isinstance(cause, sqlite3.OperationalError):
             busy = getattr(cause, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
             return "conflict" if busy else "lost"
         if not locked and isinstance(cause, sqlite3.IntegrityError):
-            # A key that was used before; or the data is refused, which the next try will tell.
+            # `stale`: a key was used before, or the data is refused. The next try tells which.
             return "moved" if HEAD_MOVED in str(cause) else "stale"
         return "refused"
 
@@ -163,4 +170,4 @@ class SqliteStore:
         """Close the connection."""
         if self._pooled is not None:
             self.rollback()
-        self.reset()  # closed for good, also where the pool it came from was disposed of before
+        self.reset()  # not back to the pool, which may be disposed of already

@@ -1,11 +1,12 @@
-"""What a batch writes to SQLite: plain statements, or all of it as one.
+"""Writes a batch to SQLite: as plain statements, or as one INSERT into a view with triggers.
 
-Python gives up its interpreter lock during each call into SQLite and has to win it back after, so dozens of calls
-cannot run beside an event loop. SQLite has no stored procedures, but a temporary view takes rows of several kinds and
-its INSTEAD OF triggers put each where it belongs: one multi-row INSERT checks the chain's head, writes the batch and,
-outside a transaction, commits. Each row costs the setting up of every trigger, so there are few of both: a decision
-shares its row with one of the positions that the batch moved (which one does not matter). For a few commands, and for
-what is rare, plain statements cost less.
+Python releases the GIL during each call into SQLite and must win it back afterwards, so dozens of calls per batch stall
+beside a busy event loop. SQLite has no stored procedures. Instead, a temporary view accepts rows of several kinds, and
+its INSTEAD OF triggers write each row to its table. One multi-row INSERT checks the chain's head, writes the batch and,
+outside a transaction, commits.
+
+Every row pays for the set-up of every trigger, so there are few of both: a decision shares its row with one of the
+positions that the batch changed, no matter which. For a few commands, and for rare changes, plain statements cost less.
 """
 
 import re
@@ -20,13 +21,14 @@ HEAD_MOVED = "the chain moved on"
 
 _DECISION_WIDTH = len(DECISION_COLUMNS)
 _WIDTH = _DECISION_WIDTH + len(POSITION_COLUMNS) - 1
-"""Values of a row besides its kind: a decision and a position of one portfolio. Narrower rows end in nothing."""
+"""Values of a view row after its kind: a decision and a position of the same portfolio. Shorter rows are padded."""
 
 _ROWS_MIN = 12
 _ROWS_MAX = 768
-"""Rows of one statement: SQLite binds at most 32,766 values, and below a dozen plain statements are quicker."""
+"""Rows of one batch statement. SQLite binds at most 32,766 values; below 12 rows plain statements are faster."""
 
-_NOTHING, _HEAD, _COUNTED, _DECIDED, _DECIDED_MADE, _DECIDED_MOVED = range(6)
+_FILLER, _HEAD, _COUNTERS, _DECISION, _DECISION_NEW_POSITION, _DECISION_CHANGED_POSITION = range(6)
+"""Kinds of view rows."""
 
 _SCOPE_COLUMNS = (
     "portfolio_id", "scope", "held_e8", "open_e8", "overage_e8", "cap_e8", "status", "frozen", "fresh_until_us"
@@ -37,44 +39,44 @@ def _insert(table: str, columns: Sequence[str], places: Sequence[int]) -> str:
     return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join(f'?{place}' for place in places)})"
 
 
-def _in_order(columns: Sequence[str]) -> range:
+def _places(columns: Sequence[str]) -> range:
     return range(1, len(columns) + 1)
 
 
-def _move_position(places: Sequence[int]) -> str:
+def _update_position(places: Sequence[int]) -> str:
     portfolio, number, *rest = zip(POSITION_COLUMNS, places, strict=True)
-    moved = ", ".join(f"{name} = ?{place}" for name, place in rest)
-    return f"UPDATE positions SET {moved} WHERE portfolio_id = ?{portfolio[1]} AND number = ?{number[1]}"
+    assignments = ", ".join(f"{name} = ?{place}" for name, place in rest)
+    return f"UPDATE positions SET {assignments} WHERE portfolio_id = ?{portfolio[1]} AND number = ?{number[1]}"
 
 
-_SAVE_HEAD = "UPDATE portfolios SET last_seq = ?1, last_hash = ?2, last_us = ?3 WHERE id = ?4 AND last_hash = ?5"
-_INSERT_DECISION = _insert("decisions", DECISION_COLUMNS, _in_order(DECISION_COLUMNS))
-_MAKE_POSITION = _insert("positions", POSITION_COLUMNS, _in_order(POSITION_COLUMNS))
-_MOVE_POSITION = _move_position(_in_order(POSITION_COLUMNS))
-_COUNT_SCOPE = (
+_UPDATE_HEAD = "UPDATE portfolios SET last_seq = ?1, last_hash = ?2, last_us = ?3 WHERE id = ?4 AND last_hash = ?5"
+_INSERT_DECISION = _insert("decisions", DECISION_COLUMNS, _places(DECISION_COLUMNS))
+_INSERT_POSITION = _insert("positions", POSITION_COLUMNS, _places(POSITION_COLUMNS))
+_UPDATE_POSITION = _update_position(_places(POSITION_COLUMNS))
+_UPDATE_COUNTERS = (
     "UPDATE scopes SET held_e8 = held_e8 + ?3, open_e8 = open_e8 + ?4, overage_e8 = ?5 "
     "WHERE portfolio_id = ?1 AND scope = ?2"
 )
-_NAME_SCOPE = _insert("scopes", _SCOPE_COLUMNS, _in_order(_SCOPE_COLUMNS))
-_ADMINISTER_SCOPE = (
+_INSERT_SCOPE = _insert("scopes", _SCOPE_COLUMNS, _places(_SCOPE_COLUMNS))
+_UPDATE_SCOPE = (
     "UPDATE scopes SET held_e8 = held_e8 + ?3, open_e8 = open_e8 + ?4, overage_e8 = ?5, cap_e8 = ?6, "
     "status = ?7, frozen = ?8, fresh_until_us = ?9 WHERE portfolio_id = ?1 AND scope = ?2"
 )
 
-_BESIDE_A_DECISION = (1, *range(_DECISION_WIDTH + 1, _WIDTH + 1))
-"""Where a position's values stand in a row that begins with a decision; the portfolio is that of both."""
+_PLACES_AFTER_DECISION = (1, *range(_DECISION_WIDTH + 1, _WIDTH + 1))
+"""Places of a position's values in a view row that begins with a decision. Both share the portfolio's id."""
 
 _TRIGGERS = {
-    _HEAD: (_SAVE_HEAD, f"SELECT RAISE(ABORT, '{HEAD_MOVED}') WHERE changes() = 0"),
-    _COUNTED: (_COUNT_SCOPE,),
-    _DECIDED: (_INSERT_DECISION,),
-    _DECIDED_MADE: (_INSERT_DECISION, _insert("positions", POSITION_COLUMNS, _BESIDE_A_DECISION)),
-    _DECIDED_MOVED: (_INSERT_DECISION, _move_position(_BESIDE_A_DECISION)),
+    _HEAD: (_UPDATE_HEAD, f"SELECT RAISE(ABORT, '{HEAD_MOVED}') WHERE changes() = 0"),
+    _COUNTERS: (_UPDATE_COUNTERS,),
+    _DECISION: (_INSERT_DECISION,),
+    _DECISION_NEW_POSITION: (_INSERT_DECISION, _insert("positions", POSITION_COLUMNS, _PLACES_AFTER_DECISION)),
+    _DECISION_CHANGED_POSITION: (_INSERT_DECISION, _update_position(_PLACES_AFTER_DECISION)),
 }
 
 
-def prepare(connection: sqlite3.Connection) -> None:
-    """Give a connection its batch view. Temporary: it lives and dies with the connection, in no file."""
+def create_batch_view(connection: sqlite3.Connection) -> None:
+    """Create the batch view of a connection. It is temporary: it ends with the connection and is in no file."""
     columns = ", ".join(f"NULL AS c{place}" for place in range(1, _WIDTH + 1))
     connection.execute(f"CREATE TEMP VIEW batch AS SELECT 0 AS kind, {columns} WHERE 0")
     for kind, statements in _TRIGGERS.items():
@@ -84,66 +86,67 @@ def prepare(connection: sqlite3.Connection) -> None:
         )
 
 
-def fits_one_call(changes: Sequence[Changes]) -> bool:
-    """Whether these changes can be, and gain from being, one statement."""
-    rows = sum(1 + len(change.decisions) + len(change.counted) for change in changes)
-    return _ROWS_MIN <= rows <= _ROWS_MAX and not any(change.named or change.administered for change in changes)
+def fits_batch_statement(changes: Sequence[Changes]) -> bool:
+    """Whether one batch statement can store these changes, faster than plain statements."""
+    rows = sum(1 + len(change.decisions) + len(change.counter_changes) for change in changes)
+    return _ROWS_MIN <= rows <= _ROWS_MAX and not any(change.new_scopes or change.scope_changes for change in changes)
 
 
-def one_call(changes: Sequence[Changes]) -> tuple[str, list[Any]]:
-    """The statement that stores these changes, with its values."""
+def batch_statement(changes: Sequence[Changes]) -> tuple[str, list[Any]]:
+    """Return the one statement that stores these changes, with its values. Fails when a chain's head has moved."""
     values: list[Any] = []
     rows = 0
     for change in changes:
-        for row in _rows(change):
+        for row in _view_rows(change):
             values += row
-            values += _REST[len(row)]
+            values += _PADDING[len(row)]
             rows += 1
-    size = _statement_size(rows)
-    values += [_NOTHING, *_REST[1]] * (size - rows)
-    return _statement(size), values
+    size = _padded_rows(rows)
+    values += [_FILLER, *_PADDING[1]] * (size - rows)
+    return _batch_insert(size), values
 
 
-def _rows(change: Changes) -> Iterator[list[Any]]:
+def _view_rows(change: Changes) -> Iterator[list[Any]]:
     portfolio = change.portfolio_id
-    # The head first: nothing else is written when it has moved.
-    yield [_HEAD, *_head(change)]
-    for row in change.counted:
-        yield [_COUNTED, *row[:5]]
+    # The head first: if it has moved, nothing else is written.
+    yield [_HEAD, *_head_values(change)]
+    for row in change.counter_changes:
+        yield [_COUNTERS, *row[:5]]
     positions = iter(
-        [(_DECIDED_MADE, *row[1:]) for row in change.made] + [(_DECIDED_MOVED, *row[1:]) for row in change.moved]
+        [(_DECISION_NEW_POSITION, *row[1:]) for row in change.new_positions]
+        + [(_DECISION_CHANGED_POSITION, *row[1:]) for row in change.changed_positions]
     )
     for record, _ in change.decisions:
-        kind, *position = next(positions, (_DECIDED,))
+        kind, *position = next(positions, (_DECISION,))
         yield [kind, portfolio, *record[1:], *position]
     assert next(positions, None) is None, "every position that moved has a decision that moved it"
 
 
-def _head(change: Changes) -> tuple[Any, ...]:
-    return change.last_seq, change.last_hash, change.last_us, change.portfolio_id, change.before
+def _head_values(change: Changes) -> tuple[Any, ...]:
+    return change.last_seq, change.last_hash, change.last_us, change.portfolio_id, change.previous_hash
 
 
-def plain_calls(connection: sqlite3.Connection, change: Changes) -> None:
-    """Store one portfolio's changes inside a transaction. Raises `sqlite3.IntegrityError` when its head has moved."""
-    if connection.execute(_SAVE_HEAD, _head(change)).rowcount == 0:
+def execute_statements(connection: sqlite3.Connection, change: Changes) -> None:
+    """Store one portfolio's changes in the open transaction. Raises `sqlite3.IntegrityError` if its head has moved."""
+    if connection.execute(_UPDATE_HEAD, _head_values(change)).rowcount == 0:
         raise sqlite3.IntegrityError(HEAD_MOVED)
     for statement, rows in (
-        (_MAKE_POSITION, change.made),
-        (_MOVE_POSITION, change.moved),
-        (_NAME_SCOPE, change.named),
-        (_COUNT_SCOPE, [row[:5] for row in change.counted]),
-        (_ADMINISTER_SCOPE, change.administered),
+        (_INSERT_POSITION, change.new_positions),
+        (_UPDATE_POSITION, change.changed_positions),
+        (_INSERT_SCOPE, change.new_scopes),
+        (_UPDATE_COUNTERS, [row[:5] for row in change.counter_changes]),
+        (_UPDATE_SCOPE, change.scope_changes),
         (_INSERT_DECISION, [(change.portfolio_id, *record[1:]) for record, _ in change.decisions]),
     ):
         if rows:
             connection.executemany(statement, rows)
 
 
-_REST = [[None] * (_WIDTH + 1 - length) for length in range(_WIDTH + 2)]
+_PADDING = [[None] * (_WIDTH + 1 - length) for length in range(_WIDTH + 2)]
 
 
-def _statement_size(rows: int) -> int:
-    """A few sizes serve all batches, so that their statements stay prepared; the rest is filled with nothing."""
+def _padded_rows(rows: int) -> int:
+    """Round up to one of a few sizes, so that the statements stay prepared. `_FILLER` rows make up the difference."""
     size = 4
     while size < rows:
         size += max(size // 8, 1)
@@ -151,6 +154,6 @@ def _statement_size(rows: int) -> int:
 
 
 @lru_cache(maxsize=64)
-def _statement(rows: int) -> str:
-    one = f"({', '.join('?' * (_WIDTH + 1))})"
-    return f"INSERT INTO batch VALUES {', '.join([one] * rows)}"
+def _batch_insert(rows: int) -> str:
+    row = f"({', '.join('?' * (_WIDTH + 1))})"
+    return f"INSERT INTO batch VALUES {', '.join([row] * rows)}"

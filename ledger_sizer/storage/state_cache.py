@@ -1,8 +1,7 @@
-"""What a writer remembers of the portfolios it wrote, so that its next batch need not load them again.
+"""Caches the portfolios that a writer wrote, so that its next batch need not load them again.
 
-The state a process's last batch left is the truth once that batch is stored, unless somebody else wrote since; and
-that shows in the chain's head. Whoever decides on remembered state must have the database compare the head before
-anything is written.
+Once a batch is stored, the state it left is what the database has, unless another writer wrote since. That shows in
+the chain's head. A batch decided on cached state must therefore be written as compare-and-set on the head.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,75 +9,75 @@ from collections.abc import Iterable, Mapping
 from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.write_store import PortfolioNeed
 
-_CALM_MIN = 3
-_POSITIONS_REMEMBERED_MAX = 10_000
+_UNCONTENDED_MIN = 3
+_POSITIONS_MAX = 10_000
 
 
 class StateCache:
-    """The portfolios as this process's batches left them, stored or on their way.
+    """The portfolios as this writer's batches left them, stored or about to be stored.
 
-    A portfolio that somebody else wrote is not recalled until it was found some times in a row as this process had left
-    it. Where several processes take turns on one portfolio, deciding before looking would often be in vain.
+    After another writer changed a portfolio, the cache does not return it until `_UNCONTENDED_MIN` batches in a row
+    found it as this writer had left it. Where writers take turns on a portfolio, cached state would often be outdated.
 
-    failures: how often what was remembered turned out not to be stored; a decision taken before the last failure
-    stands on nothing.
+    generation: counts how often the cache was dropped because a batch was not stored. A draft of an earlier generation
+    was decided on state that the database may not have.
     """
 
     def __init__(self) -> None:
-        self.failures = 0
-        self._calm: dict[str, int] = {}
+        self.generation = 0
+        self._uncontended: dict[str, int] = {}  # by portfolio: batches in a row without another writer
         self._states: dict[str, PortfolioState] = {}
 
-    def recall(self, needs: Mapping[str, PortfolioNeed], now_us: int) -> dict[str, PortfolioState] | None:
-        """The remembered portfolios, where all that the batch needs of all of them is known; None otherwise.
+    def take(self, needs: Mapping[str, PortfolioNeed], now_us: int) -> dict[str, PortfolioState] | None:
+        """Remove the portfolios from the cache and return them; None unless all that the batch needs of them is cached.
 
-        They are out of memory while they are decided upon; `keep` puts back what was decided.
+        The caller decides the batch on them and returns them by `put`.
         """
-        known = all(
-            self._calm.get(name, _CALM_MIN) >= _CALM_MIN
+        cached = all(
+            self._uncontended.get(name, _UNCONTENDED_MIN) >= _UNCONTENDED_MIN
             and (state := self._states.get(name)) is not None
-            and _answers(state, need, now_us)
+            and _covers(state, need, now_us)
             for name, need in needs.items()
         )
-        if not known:
+        if not cached:
             return None
         return {name: self._states.pop(name) for name in needs}
 
-    def foresee(self, needs: Mapping[str, PortfolioNeed]) -> None:
-        """Add to a batch's needs the scopes of the positions it names, where their tags are remembered."""
+    def add_cached_scopes(self, needs: Mapping[str, PortfolioNeed]) -> None:
+        """Add to a batch's needs the scopes of its positions, as far as cached: it saves PostgreSQL a round trip."""
         for name, need in needs.items():
-            remembered = self._states.get(name)
-            if remembered is not None:
-                positions = remembered.positions
+            state = self._states.get(name)
+            if state is not None:
+                positions = state.positions
                 need.scopes.update(*(positions[number].tags.scopes for number in need.numbers if number in positions))
 
-    def doubt(self, names: Iterable[str]) -> None:
-        """Somebody else wrote these portfolios: look before deciding until they are calm again."""
-        self._calm.update(dict.fromkeys(names, 0))
+    def mark_contended(self, names: Iterable[str]) -> None:
+        """Note that another writer changed these portfolios: load them until they are uncontended again."""
+        self._uncontended.update(dict.fromkeys(names, 0))
 
-    def keep(self, state: PortfolioState) -> None:
-        """Remember a state as a batch leaves it, with what is still true of the one kept before."""
+    def put(self, state: PortfolioState) -> None:
+        """Cache a state as a batch leaves it, with what is still true of the state cached before."""
         before = self._states.get(state.name)
         if before is not None:
-            unmoved = before.last_hash == state.loaded_hash
-            self._calm[state.name] = self._calm.get(state.name, _CALM_MIN) + 1 if unmoved else 0
-            if unmoved:
-                _carry_over(before, state)  # before settling: what the batch ended must not come back
+            unchanged = before.last_hash == state.loaded_hash
+            self._uncontended[state.name] = self._uncontended.get(state.name, _UNCONTENDED_MIN) + 1 if unchanged else 0
+            if unchanged:
+                _carry_over(before, state)  # before `settle`, or positions that the batch ended would come back
         held = [p.expires_us for n in state.dirty_positions if (p := state.positions[n]).state == "held"]
         state.settle()
         state.next_expiry_us = min((us for us in (state.next_expiry_us, *held) if us is not None), default=None)
-        if len(state.positions) > _POSITIONS_REMEMBERED_MAX:
+        if len(state.positions) > _POSITIONS_MAX:
             state.positions.clear()
         self._states[state.name] = state
 
-    def fail(self) -> None:
-        """Forget everything: a batch was not stored as it was decided, or may not have been."""
-        self.failures += 1
+    def clear(self) -> None:
+        """Drop everything: a batch was not stored as it was decided, or may not have been."""
+        self.generation += 1
         self._states.clear()
 
 
-def _answers(state: PortfolioState, need: PortfolioNeed, now_us: int) -> bool:
-    """Whether all that a batch needs of a portfolio is known without asking the database."""
+def _covers(state: PortfolioState, need: PortfolioNeed, now_us: int) -> bool:
+    """Whether a cached state has all that a batch needs of the portfolio."""
     return (
         not need.sweeps
         and not need.fences
@@ -89,7 +88,7 @@ def _answers(state: PortfolioState, need: PortfolioNeed, now_us: int) -> bool:
 
 
 def _carry_over(before: PortfolioState, after: PortfolioState) -> None:
-    """Nobody else wrote in between, so what was known of other scopes and positions still holds."""
+    """Copy the other scopes and positions of the state before: they are still true, as nobody else wrote in between."""
     before.scopes.update(after.scopes)
     before.scopes_known.update(after.scopes_known)
     before.positions.update(after.positions)

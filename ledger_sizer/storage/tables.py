@@ -1,11 +1,11 @@
-"""The schema: typed SQLAlchemy models, shared by migrations, queries and the writer's SQL.
+"""Defines the schema as typed SQLAlchemy models, shared by migrations, queries and the write stores' SQL.
 
 The database itself refuses a breach: counters cannot go below zero, exposure cannot exceed the cap without being
 recorded as overage, a position's amounts must fit its state, and decisions can be neither updated nor deleted.
-Positions and decisions have no foreign key to their portfolio: every write is guarded by the portfolio's own row (its
-chain head must match), and checking each row again was a visible share of a batch (docs/decisions/0004).
-Money is whole 1e-8 USD in BIGINT (`_e8`), time whole microseconds since 1970 UTC in BIGINT (`_us`), prices and
-quantities exact decimal text, structures canonical JSON text.
+Positions and decisions have no foreign key to their portfolio. Every write is guarded by the portfolio's row (its
+chain head must match), and a check of each row took a visible share of a batch (docs/decisions/0004).
+Money is whole 1e-8 USD in BIGINT (`_e8`), time is whole microseconds since 1970 UTC in BIGINT (`_us`), prices and
+quantities are exact decimal text, structures are canonical JSON text.
 """
 
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, MetaData, Text, text
@@ -23,14 +23,14 @@ _Key = BigInteger().with_variant(Integer, "sqlite")
 
 
 class Base(DeclarativeBase):
-    """Declarative base with one naming convention for constraints."""
+    """Declarative base with the naming convention for constraints."""
 
     metadata = MetaData(naming_convention=NAMING)
     type_annotation_map = {int: BigInteger, str: Text}  # noqa: RUF012 - SQLAlchemy reads it from the class
 
 
 class PortfolioRow(Base):
-    """One pot of capital. Its row is what writers lock; it carries the head of the audit chain."""
+    """One portfolio of capital, with the head of its audit chain. Writers lock this row."""
 
     __tablename__ = "portfolios"
     __table_args__ = (CheckConstraint("last_seq >= 0", name="last_seq"),)
@@ -44,9 +44,9 @@ class PortfolioRow(Base):
 
 
 class ScopeRow(Base):
-    """A portfolio's counters: the whole (`portfolio`) or one tag (`venue=bybit`).
+    """The counters of one scope: of the whole portfolio (`portfolio`) or of one tag (`venue=bybit`).
 
-    frozen, fresh_until_us: what reconciliation says of it (see `state.ScopeState`).
+    frozen, fresh_until_us: set by reconciliation (see `state.ScopeState`).
     """
 
     __tablename__ = "scopes"
@@ -76,7 +76,7 @@ _ENDED = "state IN ('closed', 'expired')"
 
 
 class PositionRow(Base):
-    """One position; `number` is the seq of the decision that made it. `origin`: the expired one it fills late."""
+    """One position. number: seq of the decision that made it. origin: number of the expired position it fills late."""
 
     __tablename__ = "positions"
     __table_args__ = (
@@ -112,7 +112,7 @@ class PositionRow(Base):
 
 
 class DecisionRow(Base):
-    """One decision, append-only. `hash` chains every other column of the row to the row before."""
+    """One decision, append-only. hash: covers every other column of the row and the hash of the row before."""
 
     __tablename__ = "decisions"
     __table_args__ = (
@@ -149,7 +149,7 @@ class DecisionRow(Base):
 class ArchiveRow(Base):
     """The manifest of one archive file: decisions `from_seq` to `to_seq`, and the final positions they ended.
 
-    Rows leave the live tables only where a manifest covers them. last_hash: the chain's at `to_seq`. sha256: of the
+    Rows may leave the live tables only if a manifest covers them. last_hash: of the chain at `to_seq`. sha256: of the
     file. from_us, to_us: times of its first and last decision.
     """
 
@@ -174,7 +174,7 @@ class ArchiveRow(Base):
 
 
 class FacetRow(Base):
-    """One combination of what history can be filtered by. The database notes them itself, block by block of 1024."""
+    """One combination of values that history can be filtered by. Triggers insert it, per block of 1024 decisions."""
 
     __tablename__ = "facets"
     __table_args__ = (
@@ -188,11 +188,11 @@ class FacetRow(Base):
     command: Mapped[str]
     outcome: Mapped[str]
     reason: Mapped[str]
-    """Empty where the decision has none, so that equal combinations are one row."""
+    """Empty if the decision has none, not NULL, so that the unique index finds equal combinations."""
 
 
 class FacetBlockRow(Base):
-    """That a block has a facet. Block n is decisions 1024 (n - 1) + 1 to 1024 n of the facet's portfolio."""
+    """One block that contains a facet. Block n is decisions 1024 (n - 1) + 1 to 1024 n of the facet's portfolio."""
 
     __tablename__ = "facet_blocks"
     __table_args__ = (CheckConstraint("block >= 1", name="block"),)
@@ -202,7 +202,7 @@ class FacetBlockRow(Base):
 
 
 class ApiKeyRow(Base):
-    """One API key of the service. Only the hash of its token is kept; a revoked key stays, as a record."""
+    """One API key of the service. Only the hash of its token is stored. A revoked key stays as a record."""
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -221,7 +221,7 @@ class ApiKeyRow(Base):
 
 
 class LeaseRow(Base):
-    """Who may run a kind of scheduled work now. `epoch` grows with every change of owner and fences the one before."""
+    """Who may run a kind of scheduled work now. epoch: grows with every new owner and fences off the owner before."""
 
     __tablename__ = "leases"
     __table_args__ = (CheckConstraint("epoch >= 1", name="epoch"),)
@@ -233,7 +233,7 @@ class LeaseRow(Base):
 
 
 class ReconciliationRow(Base):
-    """One run of the reconciliation for one portfolio: when, what was fetched, what was found. `epoch`: its lease's."""
+    """One reconciliation run for one portfolio: when, what it fetched, what it found. epoch: of its lease."""
 
     __tablename__ = "reconciliations"
     __table_args__ = (
@@ -256,8 +256,8 @@ class ReconciliationRow(Base):
 class DriftRow(Base):
     """One difference between the ledger and the exchange, from its first sighting to its end.
 
-    `position`: the external position that counts what the ledger lacked. `revision` grows with each change of what is
-    counted or asked, so that every command about it has a key of its own. `frozen_scope`: the scope it froze.
+    position: the external position that counts the missing quantity. revision: grows with each change of what is
+    counted or requested, so that every command about the drift has its own key. frozen_scope: the scope it froze.
     """
 
     __tablename__ = "drifts"
@@ -299,9 +299,9 @@ class DriftRow(Base):
 
 
 class AlertRow(Base):
-    """What a webhook is owed: written with the run it is about, deleted when it was taken or given up.
+    """One pending webhook delivery (the outbox): inserted with its run, deleted when delivered or given up.
 
-    due_us: when it is to be tried next; whoever tries it moves this on first.
+    due_us: time of the next attempt. A sender moves it forward before it tries.
     """
 
     __tablename__ = "alerts"
@@ -315,9 +315,9 @@ class AlertRow(Base):
 
 
 class InstrumentRow(Base):
-    """What an exchange said of one market from `since_us` until `until_us`; the present version has no end.
+    """The rules of one market as an exchange published them, valid from `since_us` until `until_us` (NULL: still).
 
-    rules: canonical JSON of its figures, or NULL where the market cannot be used, with `refused` saying why.
+    rules: canonical JSON, or NULL for a market that cannot be used; `refused` then says why.
     """
 
     __tablename__ = "instruments"

@@ -1,7 +1,7 @@
-"""What both databases share for writing: what a batch needs, and how rows become state and back.
+"""Defines the write store of a ledger, and converts between rows and state for both databases.
 
-The writer's SQL is the driver's own, not the ORM's: one round trip loads and locks a batch, another writes and
-commits it. Columns come from the models, so a schema change cannot drift past this file.
+The stores use the driver's SQL, not the ORM: one round trip locks and loads a batch, another writes and commits it.
+Column lists come from the models, so they follow a schema change.
 """
 
 from collections.abc import Sequence
@@ -28,27 +28,28 @@ assert DECISION_COLUMNS[1:] == DecisionRecord._fields[1:], "the decisions table 
 
 @dataclass(slots=True)
 class PortfolioNeed:
-    """What a batch needs of one portfolio.
+    """What must be loaded of one portfolio for a batch.
 
-    creates: whether its commands may bring the portfolio into being. sweeps: whether the database must be asked for
-    expired holds, also those of others. fences: leases that must be held.
+    creates: its commands may create the portfolio. sweeps: the database must be asked for all expired holds. keys:
+    idempotency keys. numbers: of positions. origins: numbers of positions whose late fills are needed too. fences:
+    leases that must be held.
     """
 
     creates: bool = False
     sweeps: bool = False
     keys: set[str] = field(default_factory=set)
     numbers: set[int] = field(default_factory=set)
-    late: set[int] = field(default_factory=set)
+    origins: set[int] = field(default_factory=set)
     scopes: set[str] = field(default_factory=lambda: {PORTFOLIO_SCOPE})
     fences: set[Fence] = field(default_factory=set)
 
 
 class StaleState(Exception):
-    """A batch decided on remembered state must be decided again on what the database has. Never leaves the ledger."""
+    """A batch was decided on outdated cached state and must be decided again. Never leaves the ledger."""
 
 
 class FenceLost(Exception):
-    """A lease under which the batch was sent has passed to another; nothing was written. Never leaves the ledger."""
+    """A lease that the batch was sent under is not held any more; nothing was written. Never leaves the ledger."""
 
 
 Row = tuple[Any, ...]
@@ -56,82 +57,89 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What a batch changes of one portfolio, ready to be stored. Positions and scopes are rows (see `count_row`).
+    """What a batch changes in one portfolio, as rows to be stored (see `position_row`, `scope_change_row`).
 
-    before: the hash of the chain's head it was decided against. decisions: each with its canonical text.
-    named: scopes whose row is new. counted: those whose counters move. administered: those that change otherwise.
+    previous_hash: the chain's head when the batch was decided. decisions: each with its canonical text. new_scopes:
+    scopes without a row yet. counter_changes: scopes of which only counters change. scope_changes: scopes of which cap,
+    status, freeze or freshness change too.
     """
 
     portfolio_id: int
     portfolio: str
-    before: str
+    previous_hash: str
     last_seq: int
     last_hash: str
     last_us: int
     decisions: Sequence[tuple[DecisionRecord, str]]
-    made: Sequence[Row]
-    moved: Sequence[Row]
-    named: Sequence[Row]
-    counted: Sequence[Row]
-    administered: Sequence[Row]
+    new_positions: Sequence[Row]
+    changed_positions: Sequence[Row]
+    new_scopes: Sequence[Row]
+    counter_changes: Sequence[Row]
+    scope_changes: Sequence[Row]
 
 
 def changes_of(state: PortfolioState) -> Changes:
-    """The changes of a decided batch, before `PortfolioState.settle` forgets which they are."""
-    rows: dict[str, list[Row]] = {name: [] for name in ("made", "moved", "named", "counted", "administered")}
+    """Collect the changes of a decided batch. Call it before `PortfolioState.settle`, which forgets them."""
+    new_positions: list[Row] = []
+    changed_positions: list[Row] = []
+    new_scopes: list[Row] = []
+    counter_changes: list[Row] = []
+    scope_changes: list[Row] = []
     for number in state.dirty_positions:
-        row = position_row(state.id, state.positions[number])
-        rows["made" if number > state.loaded_seq else "moved"].append(row)
+        positions = new_positions if number > state.loaded_seq else changed_positions
+        positions.append(position_row(state.id, state.positions[number]))
     for name in state.dirty_scopes:
         scope = state.scopes[name]
-        kind = "named" if scope.stored is None else "administered" if name in state.administered else "counted"
-        rows[kind].append(count_row(state.id, scope))
+        changed = scope_changes if name in state.administered else counter_changes
+        (new_scopes if scope.stored is None else changed).append(scope_change_row(state.id, scope))
     return Changes(
         state.id, state.name, state.loaded_hash, state.last_seq, state.last_hash, state.last_us,
-        decisions=tuple(state.sealed), **rows,
+        tuple(state.sealed), new_positions, changed_positions, new_scopes, counter_changes, scope_changes,
     )  # fmt: skip
 
 
 class WriteStore(Protocol):
-    """One writing connection to a ledger's database. One thread at a time uses it.
+    """One writing connection to a ledger's database. One thread at a time may use it.
 
-    A batch is either loaded and locked by `begin` and then written, or decided on what is remembered (see `memory`)
-    and written without a lock. Then nobody has looked for the commands' keys: the write must refuse it as `moved` or
-    `stale` if the chain's head is not the one it was decided against, or if a key was used before.
+    A batch is either locked and loaded by `begin` and then written, or decided on cached state (see `state_cache`) and
+    written without a lock. In the second case nobody has looked up the commands' keys. So the write must fail, as
+    `moved` or `stale`, if the chain's head is not the one the batch was decided against, or if a key was used before.
     """
 
     def clock_us(self) -> int:
-        """The time by which a batch is decided without asking the database; never ahead of the database's clock."""
+        """Return the time for a batch that is decided without the database; never ahead of the database's clock."""
 
     def begin(
         self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
     ) -> tuple[dict[str, PortfolioState], int]:
-        """Lock the portfolios in one order everywhere, load what the batch needs, tell the time.
+        """Lock the portfolios, load what the batch needs, and return both with the time in microseconds.
 
-        Raises `FenceLost` where a lease that a group was sent under is not the present one any more.
-        now_us: the injected clock's time; None asks the database's clock where several hosts share one.
+        Every process locks portfolios in the same order. now_us: the injected clock's time; None takes the database's
+        clock where several hosts share one. Raises `FenceLost` if a group's lease is not the present one any more.
         """
 
     def write(self, changes: Sequence[Changes], *, locked: bool) -> None:
-        """Store what changed and commit. When this raises, the outcome may be unknown."""
+        """Store the changes and commit. If it raises, the outcome may be unknown."""
 
     def rollback(self) -> None:
-        """End the transaction without effect; never raises."""
+        """Roll the transaction back. Never raises."""
 
     def reset(self) -> None:
-        """Drop the connection; the next use makes a new one."""
+        """Drop the connection. The next use opens a new one."""
 
-    def fault(self, error: Exception, *, locked: bool) -> str:
-        """`moved` or `stale` (decide again at once; somebody else wrote, or a key was used before), `conflict` (try
-        again), `lost` (reconnect first) or `refused` (the data).
+    def classify_error(self, error: Exception, *, locked: bool) -> str:
+        """Classify an error of `begin` or `write`.
+
+        `moved`: another writer changed the chain's head, decide again at once. `stale`: a key may have been used
+        before, decide again at once. `conflict`: retry. `lost`: reconnect, then retry. `refused`: the data is rejected.
         """
 
     def close(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
 
 
 def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
-    """Collect, per portfolio, the keys, positions and scopes these groups are about."""
+    """Collect, by portfolio, what must be loaded for these groups."""
     needs = {group.sweep: PortfolioNeed(sweeps=True) for group in groups if group.sweep is not None}
     for group, command in [(one, command) for one in groups for command in one.commands]:
         need = needs.get(command.portfolio)
@@ -143,7 +151,7 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
         if isinstance(command, PositionCommand):
             need.numbers.add(command.number)
             if isinstance(command, Confirm):
-                need.late.add(command.number)
+                need.origins.add(command.number)
             continue
         need.creates = need.creates or isinstance(command, Reserve | SetCap | Adopt | Reconciled)
         if isinstance(command, Reserve):
@@ -156,7 +164,7 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
 
 
 def position_of(portfolio: str, row: Sequence[Any]) -> Position:
-    """A position from its columns in table order."""
+    """Build a position from its columns in table order."""
     (_, number, state, tags, held_e8, open_e8, quantity, price, legs, expires, opened, updated, seq, origin) = row
     return Position(
         portfolio, number, state, stored_tags(tags), held_e8, open_e8,
@@ -165,8 +173,8 @@ def position_of(portfolio: str, row: Sequence[Any]) -> Position:
     )  # fmt: skip
 
 
-def position_row(portfolio_id: int, position: Position) -> tuple[Any, ...]:
-    """A position's columns in table order."""
+def position_row(portfolio_id: int, position: Position) -> Row:
+    """Return a position's columns in table order."""
     return (
         portfolio_id, position.number, position.state, position.tags.text, position.held_e8, position.open_e8,
         None if position.quantity is None else decimal_text(position.quantity),
@@ -177,14 +185,15 @@ def position_row(portfolio_id: int, position: Position) -> tuple[Any, ...]:
 
 
 def scope_of(row: Sequence[Any]) -> ScopeState:
-    """A scope from its columns in table order."""
+    """Build a scope from its columns in table order."""
     _, name, cap_e8, held_e8, open_e8, _, status, frozen, fresh_until_us = row
     return ScopeState(name, cap_e8, held_e8, open_e8, status, bool(frozen), fresh_until_us, (held_e8, open_e8))
 
 
-def count_row(portfolio_id: int, scope: ScopeState) -> Row:
-    """How a scope's row moves. Counters move by their difference, so that a row somebody edited stays wrong for
-    `verify` to find, and the CHECK on it can refuse the batch.
+def scope_change_row(portfolio_id: int, scope: ScopeState) -> Row:
+    """Return the change of a scope's row: counters as differences (1e-8 USD), everything else as new values.
+
+    Adding a difference never corrects a row that somebody edited. `verify` then finds it, or a CHECK fails the batch.
     """
     held, opened = scope.stored or (0, 0)
     return (
@@ -194,5 +203,5 @@ def count_row(portfolio_id: int, scope: ScopeState) -> Row:
 
 
 def record_of(portfolio: str, row: Sequence[Any]) -> DecisionRecord:
-    """A decision's record from its columns in table order."""
+    """Build a decision's record from its columns in table order."""
     return DecisionRecord(portfolio, *row[1:])

@@ -1,6 +1,6 @@
-"""A position as its decisions tell it: the fold that `verify` compares with the stored row, column by column, as text.
+"""Computes a position from its decisions. Verification compares the result with the stored row, column by column.
 
-Written apart from `rules` on purpose: rules say what a command does to a position, this says what the recorded
+This does not use `rules`, on purpose. `rules` say what a command does to a position, this says what the recorded
 decisions add up to, and the two must agree.
 """
 
@@ -14,7 +14,7 @@ from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 
 class FoldedPosition(NamedTuple):
-    """A position's row in the order of `tables.PositionRow`, without its portfolio."""
+    """A position's columns in the order of `tables.PositionRow`, without its portfolio."""
 
     number: int
     state: str
@@ -32,12 +32,12 @@ class FoldedPosition(NamedTuple):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing can follow."""
+        """Whether no further decision can change it."""
         return self.state not in ("held", "open")
 
 
 def fold_position(position: FoldedPosition | None, record: Fields) -> FoldedPosition | None:
-    """The position after a decision that was not denied, given it before (None for the decision that made it)."""
+    """Return the position after a decision that was not denied. position: before it, None if the decision made it."""
     (
         _, seq, command, _, _, _, number, tags, _, quantity, _, _, held_e8, open_e8, _, _, _, expires_us, decided_us,
         request, trace, _,
@@ -49,13 +49,13 @@ def fold_position(position: FoldedPosition | None, record: Fields) -> FoldedPosi
         open_e8 += position.open_e8
         price, origin, opened_us = position.price, position.origin, position.opened_us
     if command in ("confirm", "adopt"):
-        asked = from_json(request)
-        price = decimal_text(Decimal(asked["price"]))
+        fields = from_json(request)
+        price = decimal_text(Decimal(fields["price"]))
         if position is None and command == "confirm":
-            origin = int(asked["position_id"].rpartition("-")[2])
+            origin = int(fields["position_id"].rpartition("-")[2])
     return FoldedPosition(
         number,
-        "held" if held_e8 else "open" if open_e8 else _ended(command, position),
+        "held" if held_e8 else "open" if open_e8 else _final_state(command, position),
         tags,
         held_e8,
         open_e8,
@@ -70,7 +70,7 @@ def fold_position(position: FoldedPosition | None, record: Fields) -> FoldedPosi
     )
 
 
-def _ended(command: str, position: FoldedPosition | None) -> str:
+def _final_state(command: str, position: FoldedPosition | None) -> str:
     if command == "expire":
         return "expired"
     return "closed" if position is not None and position.open_e8 else "released"
@@ -92,9 +92,9 @@ def _expires_us(position: FoldedPosition | None, command: str, decided_us: int |
 
 
 def legs_in(trace: str) -> str:
-    """The canonical legs in a trace's canonical text, cut out without parsing the rest of it.
+    """Cut the canonical legs out of a trace's canonical text, without parsing the rest.
 
-    A quote inside a JSON string stands behind a backslash, so what is looked for cannot be part of a name.
+    Inside a JSON string a quote is escaped by a backslash, so the searched text cannot be part of a name.
     """
     start = trace.find(',"legs":')
     if start < 0:

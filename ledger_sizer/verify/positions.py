@@ -1,8 +1,8 @@
-"""The second part of a verification: every position's row against the decisions about it.
+"""Verifies positions: compares every position's row with the decisions about it.
 
-Decisions come in order of seq. A position is folded while it lives and compared when it has ended, its row fetched
-with those of the others that ended in the same stretch, so that memory grows with the positions that are live at one
-time and not with history.
+Decisions arrive in order of seq. A position is folded from its decisions while it is live, and compared with its row
+after it ended, in one query for many positions. So memory grows with the positions that are live at one time, not with
+history.
 """
 
 import json
@@ -19,22 +19,23 @@ from ledger_sizer.storage.database import is_among, raw_rows
 from ledger_sizer.storage.tables import DecisionRow, PositionRow
 from ledger_sizer.verify.position_fold import FoldedPosition, fold_position
 
-Found = Callable[[int | None, str], None]
+Report = Callable[[int | None, str], None]
+"""Called with each finding: the seq of the first decision concerned, None if there is none, and what is wrong."""
 
 UNREADABLE = (
     ValueError, TypeError, KeyError, AttributeError, ArithmeticError, IndexError, RecursionError, LedgerError
 )  # fmt: skip
-"""What reading a row that somebody edited may raise."""
+"""Errors that reading an edited row may raise."""
 _LOOKUP = 1000
 _SEQ, _OUTCOME, _NUMBER = (DecisionRecord._fields.index(name) for name in ("seq", "outcome", "position"))
-_TOLD = tuple(PositionRow.__table__.columns)[1:]
+_COLUMNS = tuple(PositionRow.__table__.columns)[1:]
 """The columns of a `FoldedPosition`."""
 
 
-def misfit(table: FromClause, row: Sequence[Any]) -> str | None:
-    """The first value of a row that is not of its column's type, as a clause; None where all are.
+def find_wrong_type(table: FromClause, row: Sequence[Any]) -> str | None:
+    """Describe the first value of a row that is not of its column's type; None if all are.
 
-    SQLite stores text and bytes in a column of numbers, where they compare above every number.
+    SQLite stores even text and bytes in a column of numbers, and compares them as greater than every number.
     """
     for column, value in zip(table.columns, row, strict=True):
         expected = column.type.python_type
@@ -44,80 +45,80 @@ def misfit(table: FromClause, row: Sequence[Any]) -> str | None:
 
 
 class PositionCheck:
-    """The positions of one portfolio. since: what was decided up to there is trusted and was not read."""
+    """Verifies the positions of one portfolio. since: decisions up to this seq are trusted and are not read."""
 
-    def __init__(self, connection: Connection, portfolio_id: int, portfolio: str, since: int, found: Found) -> None:
+    def __init__(self, connection: Connection, portfolio_id: int, portfolio: str, since: int, report: Report) -> None:
         self._connection = connection
         self._id = portfolio_id
         self._name = portfolio
         self._since = since
-        self._found = found
-        self._told: dict[int, FoldedPosition | None] = {}
+        self._report = report
+        self._folded: dict[int, FoldedPosition | None] = {}  # live ones by number; None: a decision was unreadable
         self._ended: dict[int, FoldedPosition | None] = {}
         self._live_from = since + 1
         self._archived_live: frozenset[int] = frozenset()
         self._matched = 0
         self.count = 0
-        """Rows seen, archived or live."""
+        """Number of position rows read, archived or live."""
 
-    def tell(self, record: Fields) -> None:
-        """Hear one decision of the live table."""
+    def add(self, record: Fields) -> None:
+        """Fold one decision of the live table, and compare positions that ended."""
         number = self._fold(record)
         if number is None:
             return
-        told = self._told[number]
-        if told is None or told.is_final:
-            self._ended[number] = told
-            del self._told[number]
+        folded = self._folded[number]
+        if folded is None or folded.is_final:
+            self._ended[number] = folded
+            del self._folded[number]
             if len(self._ended) >= _LOOKUP:
                 self._compare_ended()
 
-    def tell_archived(self, record: Fields, row: Sequence[Any] | None) -> None:
-        """Hear one decision of an archive file, with the position's row that stands behind it."""
+    def add_archived(self, record: Fields, row: Sequence[Any] | None) -> None:
+        """Fold one decision of an archive file. row: of the position it ended, as the file has it; compared at once."""
         seq = record[_SEQ]
         self._live_from = seq + 1
         number = self._fold(record)
-        told = None if number is None else self._told[number]
+        folded = None if number is None else self._folded[number]
         if row is not None:
             self.count += 1
-            if told is not None and tuple(row[1:]) != told:
-                self._found(seq, f"archived position {self._of(row[1])} {_difference(row[1:], told)}")
-            elif told is None and record[_NUMBER] != row[1]:
-                self._found(seq, f"archived position {self._of(row[1])} stands in no decision")
-        elif told is not None and told.is_final:
-            self._found(seq, f"position {self._of(told.number)} is missing in the archive")
-        if told is not None and told.is_final:
-            del self._told[told.number]
+            if folded is not None and tuple(row[1:]) != folded:
+                self._report(seq, f"archived position {self._name_of(row[1])} {_difference(row[1:], folded)}")
+            elif folded is None and record[_NUMBER] != row[1]:
+                self._report(seq, f"archived position {self._name_of(row[1])} stands in no decision")
+        elif folded is not None and folded.is_final:
+            self._report(seq, f"position {self._name_of(folded.number)} is missing in the archive")
+        if folded is not None and folded.is_final:
+            del self._folded[folded.number]
 
     def end_of_archive(self) -> None:
-        """From here on decisions come from the live table; what lives now has its row there."""
-        self._archived_live = frozenset(self._told)
+        """Note that later decisions come from the live table. Positions that are live now have their rows there."""
+        self._archived_live = frozenset(self._folded)
 
     def _fold(self, record: Fields) -> int | None:
-        """Fold a decision in. Returns the position's number where it has been followed from its first decision on."""
+        """Fold a decision into its position. Returns the position's number, None if there is nothing to compare."""
         number: int | None = record[_NUMBER]
         if number is None or record[_OUTCOME] == "denied":
             return None
         if type(number) is not int:
-            self._found(record[_SEQ], f"decision {record[_SEQ]} is about position {number!r:.50}, which is no number")
+            self._report(record[_SEQ], f"decision {record[_SEQ]} is about position {number!r:.50}, which is no number")
             return None
         if number <= self._since:
             return None
-        before = self._told.get(number)
-        if before is None and number in self._told:
+        before = self._folded.get(number)
+        if before is None and number in self._folded:
             return None
         try:
-            self._told[number] = fold_position(before, record)
+            self._folded[number] = fold_position(before, record)
         except UNREADABLE as error:
             seq = record[_SEQ]
-            self._found(seq, f"decision {seq} about position {self._of(number)} cannot be read: {error!r}")
-            self._told[number] = None
+            self._report(seq, f"decision {seq} about position {self._name_of(number)} cannot be read: {error!r}")
+            self._folded[number] = None
         return number
 
     def finish(self) -> None:
-        """Compare what still lives, and find rows that no decision made."""
+        """Compare the positions that are still live, and find rows that no decision made."""
         self._compare_ended()
-        live = list(self._told.items())
+        live = list(self._folded.items())
         for start in range(0, len(live), _LOOKUP):
             self._ended = dict(live[start : start + _LOOKUP])
             self._compare_ended()
@@ -125,26 +126,26 @@ class PositionCheck:
         rows = self._connection.execute(select(func.count()).select_from(PositionRow).where(of)).scalar_one()
         self.count += rows
         if rows != self._matched:
-            self._find_unmade(of)
+            self._find_undecided(of)
 
     def _compare_ended(self) -> None:
         if not self._ended:
             return
         numbers = json.dumps([*self._ended])
-        query = select(*_TOLD).where(PositionRow.portfolio_id == self._id, is_among(PositionRow.number, numbers))
+        query = select(*_COLUMNS).where(PositionRow.portfolio_id == self._id, is_among(PositionRow.number, numbers))
         rows = {row[0]: row for row in raw_rows(self._connection, query)}
         self._matched += len(rows)
-        for number, told in sorted(self._ended.items()):
+        for number, folded in sorted(self._ended.items()):
             row = rows.get(number)
-            if told is None:
+            if folded is None:
                 continue
             if row is None:
-                self._found(number, f"position {self._of(number)} is missing")
-            elif row != told:
-                self._found(number, f"position {self._of(number)} {_difference(row, told)}")
+                self._report(number, f"position {self._name_of(number)} is missing")
+            elif row != folded:
+                self._report(number, f"position {self._name_of(number)} {_difference(row, folded)}")
         self._ended = {}
 
-    def _find_unmade(self, of: Any) -> None:
+    def _find_undecided(self, of: Any) -> None:
         made = (
             select(DecisionRow.seq)
             .where(DecisionRow.portfolio_id == self._id, DecisionRow.seq == PositionRow.number)
@@ -154,47 +155,50 @@ class PositionCheck:
         query = select(PositionRow.number).where(of, ~made).order_by(PositionRow.number)
         for number in self._connection.execute(query, execution_options={"yield_per": _LOOKUP}).scalars():
             if type(number) is not int:
-                self._found(None, f"a position has the number {number!r:.50}, which is no whole number")
+                self._report(None, f"a position has the number {number!r:.50}, which is no whole number")
             elif number >= self._live_from or number not in self._archived_live:
-                self._found(number, f"position {self._of(number)} stands in no decision")
+                self._report(number, f"position {self._name_of(number)} stands in no decision")
 
     def sums(self) -> tuple[dict[str, int], dict[str, int]]:
-        """held and open of each scope, from all live rows, 1e-8 USD."""
+        """Return held and open of each scope as sums of all live rows, 1e-8 USD."""
         held: dict[str, int] = {}
         opened: dict[str, int] = {}
         query = (
-            select(PositionRow.tags, *_halves(PositionRow.held_e8), *_halves(PositionRow.open_e8))
+            select(PositionRow.tags, *_half_sums(PositionRow.held_e8), *_half_sums(PositionRow.open_e8))
             .where(PositionRow.portfolio_id == self._id)
             .where((PositionRow.held_e8 != 0) | (PositionRow.open_e8 != 0))
             .group_by(PositionRow.tags)
         )
-        for tags, *halves in self._connection.execute(query):
+        for tags, *half_sums in self._connection.execute(query):
             try:
-                scopes, sums = stored_tags(tags).scopes, (_whole(*halves[:2]), _whole(*halves[2:]))
+                scopes, sums = stored_tags(tags).scopes, (_join_halves(*half_sums[:2]), _join_halves(*half_sums[2:]))
             except UNREADABLE:
-                self._found(None, f"positions with the tags {tags!r:.100} cannot be summed")
+                self._report(None, f"positions with the tags {tags!r:.100} cannot be summed")
                 continue
             for scope in scopes:
                 held[scope] = held.get(scope, 0) + sums[0]
                 opened[scope] = opened.get(scope, 0) + sums[1]
         return held, opened
 
-    def _of(self, number: int) -> str:
+    def _name_of(self, number: int) -> str:
         return position_id(self._name, number)
 
 
-def _halves(column: Any) -> tuple[Any, Any]:
-    """The sums of a column's upper and lower halves: SQLite gives up where a sum leaves 64 bits, as one edit can do."""
+def _half_sums(column: Any) -> tuple[Any, Any]:
+    """Return SQL for the sums of a column's upper and lower 32 bits.
+
+    One edited value can overflow a sum of 64 bits, and SQLite then fails the query.
+    """
     return func.sum(column.op(">>")(literal_column("32"))), func.sum(column.op("&")(0xFFFFFFFF))
 
 
-def _whole(upper: Any, lower: Any) -> int:
+def _join_halves(upper: Any, lower: Any) -> int:
     return (int(upper) << 32) + int(lower)
 
 
-def _difference(row: Sequence[Any], told: FoldedPosition) -> str:
-    """The first field in which a row differs from what its decisions say."""
-    for name, value, expected in zip(FoldedPosition._fields, row, told, strict=True):
+def _difference(row: Sequence[Any], folded: FoldedPosition) -> str:
+    """Describe the first field in which a row differs from its decisions."""
+    for name, value, expected in zip(FoldedPosition._fields, row, folded, strict=True):
         if value != expected:
             return f"has {name} {value!r}, its decisions say {expected!r}"
     return "differs from its decisions"

@@ -1,1 +1,7 @@
-"""Read models: exposure, positions, overview, exposure over time, and explanations. Reads never wait for the writer."""
+"""Read models of a ledger. Reads use their own connections and never wait for the writer.
+
+queries: exposure, positions, decisions
+overview_query: the overview that the dashboard and `ledger-sizer top` show
+exposure_series: exposure over time, for charts
+watermarks: how far each portfolio has got, for watchers
+"""

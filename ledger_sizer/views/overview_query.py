@@ -1,4 +1,4 @@
-"""Reads an `Overview`: all of it in one transaction, and each part in a time that the ledger's age does not change."""
+"""Reads an `Overview` in one transaction. The time of each part does not grow with the ledger's age."""
 
 from collections.abc import Sequence
 from decimal import Decimal
@@ -25,82 +25,88 @@ from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 from ledger_sizer.storage.write_store import position_of, record_of, scope_of
 from ledger_sizer.views.exposure_series import BlockExtremes, read_exposure_line
-from ledger_sizer.views.queries import scope_exposure
+from ledger_sizer.views.queries import cursor_numbers, scope_exposure
 
 _SCOPES_MAX = 60
 _DRIFTS_MAX = 20
 _POSITIONS = PositionRow.__table__
 _DECISIONS = DecisionRow.__table__
 
-# Written out, not bound: a database uses a partial index only where the statement's text repeats its condition.
+# Literal text, not bound parameters: a database uses a partial index only if the statement repeats its condition.
 _HELD = text("positions.state = 'held'")
 _OPEN = text("positions.state = 'open'")
 
 
-def read_overview(engine: Engine, look: OverviewQuery, now_us: int | None, peaks: BlockExtremes) -> Overview:
-    """Look at the ledger. now_us: the injected clock's time, None for the database's. peaks: kept from look to look.
+def read_overview(engine: Engine, request: OverviewQuery, now_us: int | None, cache: BlockExtremes) -> Overview:
+    """Read an overview. now_us: the injected clock's time, None for the database's. cache: shared by all reads.
 
-    Raises `InvalidRequest` for a look that asks too much, `NotFound` for a portfolio that is not there.
+    Raises `InvalidRequest` for rows or hours out of range, `NotFound` for a portfolio that does not exist or may not be
+    seen.
     """
-    _check(look)
+    _require_ranges(request)
     with read_transaction(engine) as connection:
         now = from_us(now_us if now_us is not None else connection.execute(select(database_now_us())).scalar_one())
-        portfolios = _portfolios(connection, look)
-        chosen = look.portfolio or next((line.name for line in portfolios), None)
+        portfolios = _portfolio_page(connection, request)
+        chosen = request.portfolio or next((line.name for line in portfolios), None)
         if chosen is None:
             return Overview(now)
-        found = connection.execute(
+        portfolio_row = connection.execute(
             select(PortfolioRow).where(PortfolioRow.name == portfolio_name(chosen))
         ).one_or_none()
-        if found is None or not _visible(look, chosen):
+        if portfolio_row is None or not _may_see(request, chosen):
             raise NotFound(f"no portfolio {chosen!r}; one comes into being with its first reservation or cap")
-        return Overview(now, portfolios, _detail(connection, found, look, to_us(now), peaks))
+        return Overview(now, portfolios, _detail(connection, portfolio_row, request, to_us(now), cache))
 
 
-def _check(look: OverviewQuery) -> None:
-    checks: tuple[tuple[str, object, int], ...] = (("rows", look.rows, ROWS_MAX), ("hours", look.hours, HOURS_MAX))
+def _require_ranges(request: OverviewQuery) -> None:
+    checks: tuple[tuple[str, object, int], ...] = (
+        ("rows", request.rows, ROWS_MAX),
+        ("hours", request.hours, HOURS_MAX),
+    )
     for name, value, most in checks:
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
             raise InvalidRequest(f"{name} must be 1 to {most}, got {value!r}", field=name)
 
 
-def _visible(look: OverviewQuery, portfolio: str) -> bool:
-    return look.only is None or portfolio in look.only
+def _may_see(request: OverviewQuery, portfolio: str) -> bool:
+    return request.only is None or portfolio in request.only
 
 
-def _portfolios(connection: Connection, look: OverviewQuery) -> Page[PortfolioLine]:
-    """All portfolios by name, the row of each one's whole."""
+def _portfolio_page(connection: Connection, request: OverviewQuery) -> Page[PortfolioLine]:
+    """Return a page of portfolios by name, each with its whole-portfolio scope."""
     query = (
         select(PortfolioRow.name, *ScopeRow.__table__.columns)
         .join_from(PortfolioRow, ScopeRow)
         .where(ScopeRow.scope == PORTFOLIO_SCOPE)
         .order_by(PortfolioRow.name)
-        .limit(look.rows + 1)
+        .limit(request.rows + 1)
     )
-    if look.only is not None:
-        query = query.where(PortfolioRow.name.in_(look.only))
-    if look.portfolios_cursor is not None:
-        query = query.where(PortfolioRow.name > portfolio_name(look.portfolios_cursor))
+    if request.only is not None:
+        query = query.where(PortfolioRow.name.in_(request.only))
+    if request.portfolios_cursor is not None:
+        query = query.where(PortfolioRow.name > portfolio_name(request.portfolios_cursor))
     rows = connection.execute(query).all()
-    lines = tuple(PortfolioLine(row[0], _scope(row[1:])) for row in rows[: look.rows])
-    return Page(lines, lines[-1].name if len(rows) > look.rows else None)
+    lines = tuple(PortfolioLine(row[0], _scope(row[1:])) for row in rows[: request.rows])
+    return Page(lines, lines[-1].name if len(rows) > request.rows else None)
 
 
-def _detail(connection: Connection, found: Any, look: OverviewQuery, now_us: int, peaks: BlockExtremes) -> Detail:
-    scopes, left_out = _scopes(connection, found.id)
-    count = select(func.count()).select_from(_POSITIONS).where(PositionRow.portfolio_id == found.id)
+def _detail(
+    connection: Connection, portfolio_row: Any, request: OverviewQuery, now_us: int, cache: BlockExtremes
+) -> Detail:
+    scopes, left_out = _scopes(connection, portfolio_row.id)
+    count = select(func.count()).select_from(_POSITIONS).where(PositionRow.portfolio_id == portfolio_row.id)
     return Detail(
-        name=found.name,
-        seq=found.last_seq,
+        name=portfolio_row.name,
+        seq=portfolio_row.last_seq,
         scopes=scopes,
         scopes_left_out=left_out,
-        held=_held(connection, found, look),
+        held=_held_page(connection, portfolio_row, request),
         held_count=connection.execute(count.where(_HELD)).scalar_one(),
-        open=_open(connection, found, look),
+        open=_open_page(connection, portfolio_row, request),
         open_count=connection.execute(count.where(_OPEN)).scalar_one(),
-        decisions=_decisions(connection, found, look),
-        line=read_exposure_line(connection, found, now_us - look.hours * 3_600_000_000, peaks),
-        reconciliation=_reconciliation(connection, found.name),
+        decisions=_decision_page(connection, portfolio_row, request),
+        line=read_exposure_line(connection, portfolio_row, now_us - request.hours * 3_600_000_000, cache),
+        reconciliation=_reconciliation(connection, portfolio_row.name),
     )
 
 
@@ -122,46 +128,48 @@ def _scope(row: Sequence[Any]) -> ScopeExposure:
     return scope_exposure(scope_of(row))
 
 
-def _held(connection: Connection, found: Any, look: OverviewQuery) -> Page[Position]:
-    query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, _HELD)
-    if look.held_cursor is not None:
-        query = query.where(tuple_(PositionRow.expires_us, PositionRow.number) > _numbers(look.held_cursor, 2, "held"))
+def _held_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Position]:
+    query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == portfolio_row.id, _HELD)
+    if request.held_cursor is not None:
+        query = query.where(
+            tuple_(PositionRow.expires_us, PositionRow.number) > _parse_cursor(request.held_cursor, 2, "held")
+        )
     query = query.order_by(PositionRow.expires_us, PositionRow.number)
-    rows = connection.execute(query.limit(look.rows + 1)).all()
-    items = tuple(position_of(found.name, row) for row in rows[: look.rows])
-    return Page(items, f"{items[-1].expires_us}:{items[-1].number}" if len(rows) > look.rows else None)
+    rows = connection.execute(query.limit(request.rows + 1)).all()
+    items = tuple(position_of(portfolio_row.name, row) for row in rows[: request.rows])
+    return Page(items, f"{items[-1].expires_us}:{items[-1].number}" if len(rows) > request.rows else None)
 
 
-def _open(connection: Connection, found: Any, look: OverviewQuery) -> Page[Position]:
-    query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, _OPEN)
-    if look.open_cursor is not None:
-        query = query.where(PositionRow.number < _numbers(look.open_cursor, 1, "open")[0])
-    rows = connection.execute(query.order_by(PositionRow.number.desc()).limit(look.rows + 1)).all()
-    items = tuple(position_of(found.name, row) for row in rows[: look.rows])
-    return Page(items, str(items[-1].number) if len(rows) > look.rows else None)
+def _open_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Position]:
+    query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == portfolio_row.id, _OPEN)
+    if request.open_cursor is not None:
+        query = query.where(PositionRow.number < _parse_cursor(request.open_cursor, 1, "open")[0])
+    rows = connection.execute(query.order_by(PositionRow.number.desc()).limit(request.rows + 1)).all()
+    items = tuple(position_of(portfolio_row.name, row) for row in rows[: request.rows])
+    return Page(items, str(items[-1].number) if len(rows) > request.rows else None)
 
 
-def _decisions(connection: Connection, found: Any, look: OverviewQuery) -> Page[Decision]:
-    query = select(*_DECISIONS.columns).where(DecisionRow.portfolio_id == found.id)
-    if look.decisions_cursor is not None:
-        query = query.where(DecisionRow.seq < _numbers(look.decisions_cursor, 1, "decisions")[0])
-    rows = connection.execute(query.order_by(DecisionRow.seq.desc()).limit(look.rows + 1)).all()
-    items = tuple(record_of(found.name, row).decision() for row in rows[: look.rows])
-    return Page(items, str(items[-1].seq) if len(rows) > look.rows else None)
+def _decision_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Decision]:
+    query = select(*_DECISIONS.columns).where(DecisionRow.portfolio_id == portfolio_row.id)
+    if request.decisions_cursor is not None:
+        query = query.where(DecisionRow.seq < _parse_cursor(request.decisions_cursor, 1, "decisions")[0])
+    rows = connection.execute(query.order_by(DecisionRow.seq.desc()).limit(request.rows + 1)).all()
+    items = tuple(record_of(portfolio_row.name, row).decision() for row in rows[: request.rows])
+    return Page(items, str(items[-1].seq) if len(rows) > request.rows else None)
 
 
 def _reconciliation(connection: Connection, portfolio: str) -> Reconciliation:
-    """The last run, and the drifts that are not resolved, the confirmed ones first."""
+    """Return the last run, and the drifts that are not resolved, confirmed ones first."""
     runs = select(ReconciliationRow.finished_us, ReconciliationRow.outcome)
     newest = runs.where(ReconciliationRow.portfolio == portfolio).order_by(ReconciliationRow.id.desc()).limit(1)
     run = connection.execute(newest).one_or_none()
-    standing = (DriftRow.portfolio == portfolio, DriftRow.state != "resolved")
+    unresolved = (DriftRow.portfolio == portfolio, DriftRow.state != "resolved")
     rank = case((DriftRow.state == "confirmed", 0), (DriftRow.state == "open", 1), else_=2)
-    query = select(DriftRow.__table__).where(*standing).order_by(rank, DriftRow.id.desc()).limit(_DRIFTS_MAX)
+    query = select(DriftRow.__table__).where(*unresolved).order_by(rank, DriftRow.id.desc()).limit(_DRIFTS_MAX)
     drifts = tuple(_drift(row) for row in connection.execute(query))
     count = len(drifts)
     if count == _DRIFTS_MAX:
-        count = connection.execute(select(func.count()).select_from(DriftRow).where(*standing)).scalar_one()
+        count = connection.execute(select(func.count()).select_from(DriftRow).where(*unresolved)).scalar_one()
     return Reconciliation(None if run is None else from_us(run[0]), None if run is None else run[1], drifts, count)
 
 
@@ -182,9 +190,9 @@ def _drift(row: Any) -> DriftLine:
     )
 
 
-def _numbers(cursor: str, parts: int, name: str) -> tuple[int, ...]:
-    fields = cursor.split(":")
-    if len(fields) != parts or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in fields):
+def _parse_cursor(cursor: str, parts: int, name: str) -> tuple[int, ...]:
+    numbers = cursor_numbers(cursor, parts)
+    if numbers is None:
         field = f"{name}_cursor"
         raise InvalidRequest(f"{field} must come from the overview before, got {cursor!r:.60}", field=field)
-    return tuple(int(part) for part in fields)
+    return numbers

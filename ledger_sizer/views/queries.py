@@ -1,4 +1,4 @@
-"""Reading: exposure, positions, history. Reads have their own connections and never wait for the writer."""
+"""Reads exposure, positions and history. Reads have their own connections and never wait for the writer."""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -39,7 +39,7 @@ BLOCK_RECORDS = 2000
 """Records of one block of `Queries.history_blocks`."""
 STATES = ("held", "open", "closed", "released", "expired")
 LIVE = "live"
-"""Accepted as a state filter: held or open."""
+"""A further value of the state filter: held or open."""
 
 _SEQ = DecisionRecord._fields.index("seq")
 _SCOPES = ScopeRow.__table__
@@ -47,7 +47,7 @@ _POSITIONS = PositionRow.__table__
 
 
 class Queries:
-    """The reads of one ledger, each in one consistent snapshot."""
+    """The reads of one ledger. Each sees one consistent snapshot."""
 
     def __init__(self, engine: Engine, files: ArchiveFiles | None = None) -> None:
         self._engine = engine
@@ -55,16 +55,16 @@ class Queries:
 
     @property
     def engine(self) -> Engine:
-        """The engine whose connections only read."""
+        """The engine. Its connections are read-only."""
         return self._engine
 
     def portfolios(self) -> list[str]:
-        """Names of all portfolios, sorted."""
+        """Return the names of all portfolios, sorted."""
         with read_transaction(self._engine) as connection:
             return list(connection.execute(select(PortfolioRow.name).order_by(PortfolioRow.name)).scalars())
 
     def portfolios_with_expired(self, now_us: int | None) -> list[str]:
-        """Names of the portfolios that have a hold whose time is over."""
+        """Return the names of portfolios with a hold that has expired."""
         now_us = time.time_ns() // 1000 if now_us is None else now_us
         due = select(PositionRow.portfolio_id).where(PositionRow.state == "held", PositionRow.expires_us <= now_us)
         query = select(PortfolioRow.name).where(PortfolioRow.id.in_(due)).order_by(PortfolioRow.id)
@@ -72,7 +72,7 @@ class Queries:
             return list(connection.execute(query).scalars())
 
     def exposure(self, portfolio: str, as_of: AsOf | None = None) -> Exposure:
-        """A portfolio's counters, the whole first: now, or as its decisions say they were (see `asof`)."""
+        """Return a portfolio's counters, the whole first: now, or as of a past decision or time (see `as_of`)."""
         if as_of is not None:
             with read_transaction(self._engine) as connection:
                 owner = self._require(connection, portfolio)
@@ -92,9 +92,9 @@ class Queries:
         return Exposure(portfolio, rows[0][0], tuple(scope_exposure(scope) for scope in scopes))
 
     def position(self, position_id: str) -> Position:
-        """One position by its name."""
+        """Return one position, live or archived, by its id."""
         portfolio, number = split_position_id(position_id)
-        query = _of_portfolio(select(*_POSITIONS.columns), PositionRow.portfolio_id, portfolio)
+        query = _where_portfolio(select(*_POSITIONS.columns), PositionRow.portfolio_id, portfolio)
         with read_transaction(self._engine) as connection:
             row: Sequence[Any] | None = connection.execute(query.where(PositionRow.number == number)).one_or_none()
             if row is None:
@@ -106,7 +106,7 @@ class Queries:
     def _archived_position(self, connection: Connection, portfolio: str, number: int) -> Sequence[Any] | None:
         owner = connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
         found = [] if owner is None else manifests(connection, owner)
-        return self._files.position(portfolio, found, number)
+        return self._files.find_position(portfolio, found, number)
 
     def positions(
         self,
@@ -117,10 +117,10 @@ class Queries:
         cursor: str | None = None,
         limit: int = 100,
     ) -> Page[Position]:
-        """Positions, oldest first.
+        """Return a page of positions, oldest first.
 
-        portfolio: one, or all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open).
-        tags: all must match. cursor: of the page before. limit: 1 to 1000.
+        portfolio: None for all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open). tags:
+        all must match. cursor: of the page before. limit: 1 to 1000.
         """
         query = select(PortfolioRow.name, *_POSITIONS.columns).join_from(
             PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id
@@ -130,12 +130,12 @@ class Queries:
         for name, value in tags_of(tags or {}).items():
             query = query.where(tag_value(PositionRow.tags, name) == value)
         if cursor is not None:
-            query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > _cursor(cursor, 2))
-        query = query.limit(_limit(limit) + 1)
+            query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > _parse_cursor(cursor, 2))
+        query = query.limit(_require_limit(limit) + 1)
         if state is None:
             queries = [query.order_by(PositionRow.portfolio_id, PositionRow.number)]
         else:
-            queries = [_in_state(query, one) for one in _states(state)]
+            queries = [_in_state(query, one) for one in _state_values(state)]
         with read_transaction(self._engine) as connection:
             if portfolio is not None:
                 self._require(connection, portfolio)
@@ -152,23 +152,23 @@ class Queries:
         limit: int = 100,
         **filters: Unpack[HistoryFilters],
     ) -> Page[Decision]:
-        """Decisions of a portfolio, newest first unless `ascending`; filters: see `HistoryFilters`.
+        """Return a page of decisions, newest first unless `ascending`. filters: see `HistoryFilters`.
 
-        cursor: of the page before; it stays right while decisions are added or archived. limit: 1 to 1000.
+        cursor: of the page before; it stays valid while decisions are added or archived. limit: 1 to 1000.
         """
-        wanted = _limit(limit)
-        rows = self._find(portfolio, cursor, wanted + 1, _filters(portfolio, filters), _ascending(filters))
+        wanted = _require_limit(limit)
+        rows = self._find(portfolio, cursor, wanted + 1, _parse_filters(portfolio, filters), _ascending(filters))
         items = tuple(DecisionRecord._make(row).decision() for row in rows[:wanted])
         return Page(items, str(items[-1].seq) if len(rows) > wanted else None)
 
     def history_blocks(
         self, portfolio: str = "main", *, cursor: str | None = None, **filters: Unpack[HistoryFilters]
     ) -> Iterator[list[Fields]]:
-        """All that `history` would page through from the cursor on, a block in memory at a time.
+        """Yield all that `history` would list from the cursor on, with one block in memory at a time.
 
-        Each block is read in a transaction of its own: however slowly they are taken, nothing waits for it.
+        Each block is read in its own transaction, so a slow consumer keeps no transaction open.
         """
-        wanted, ascending = _filters(portfolio, filters), _ascending(filters)
+        wanted, ascending = _parse_filters(portfolio, filters), _ascending(filters)
         while True:
             rows = self._find(portfolio, cursor, BLOCK_RECORDS, wanted, ascending)
             yield rows
@@ -179,14 +179,14 @@ class Queries:
     def _find(self, portfolio: str, cursor: str | None, limit: int, filters: Filters, ascending: bool) -> list[Fields]:
         low, high = 1, E8_MAX
         if cursor is not None:
-            (seq,) = _cursor(cursor, 1)
+            (seq,) = _parse_cursor(cursor, 1)
             low, high = (seq + 1, high) if ascending else (low, seq - 1)
         with read_transaction(self._engine) as connection:
             history = History(connection, self._require(connection, portfolio), portfolio, self._files)
             return history.find_rows(filters, low, high, ascending=ascending, limit=limit)
 
     def decision(self, portfolio: str, seq: object) -> Decision:
-        """One decision by its place in the chain."""
+        """Return one decision by its seq."""
         if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq <= E8_MAX:
             raise InvalidRequest(f"seq must be a whole number from 1, got {seq!r}", field="seq")
         with read_transaction(self._engine) as connection:
@@ -197,7 +197,7 @@ class Queries:
         return records[0].decision()
 
     def resolve(self, reference: int | str, portfolio: str) -> Decision:
-        """The decision a seq or a position's name stands for: a position's number is the seq that made it."""
+        """Return the decision with this seq, or the one that made the position with this id."""
         if isinstance(reference, str):
             portfolio, number = split_position_id(reference)
             decision = self.decision(portfolio, number)
@@ -207,7 +207,7 @@ class Queries:
         return self.decision(portfolio, reference)
 
     def state_for(self, command: Reserve, now_us: int | None, new_cap_e8: int) -> tuple[PortfolioState, int]:
-        """What a reservation would be decided against now, read without a lock (for a dry run)."""
+        """Load, without a lock, the state that a reservation would be decided against now (for a dry run)."""
         now_us = time.time_ns() // 1000 if now_us is None else now_us
         with read_transaction(self._engine) as connection:
             found = connection.execute(select(PortfolioRow).where(PortfolioRow.name == command.portfolio)).one_or_none()
@@ -227,13 +227,13 @@ class Queries:
             return state, now_us
 
     def require(self, portfolio: str) -> str:
-        """The portfolio's name, if there is such a portfolio; raises `NotFound`."""
+        """Return the portfolio's name. Raises `NotFound` if it does not exist."""
         with read_transaction(self._engine) as connection:
             self._require(connection, portfolio)
         return portfolio
 
     def _require(self, connection: Connection, portfolio: str) -> int:
-        """The portfolio's id."""
+        """Return the portfolio's id. Raises `NotFound`."""
         query = select(PortfolioRow.id).where(PortfolioRow.name == portfolio_name(portfolio))
         found: int | None = connection.execute(query).scalar()
         if found is None:
@@ -241,22 +241,21 @@ class Queries:
         return found
 
 
-def _of_portfolio(query: Select[Any], column: Any, portfolio: str) -> Select[Any]:
+def _where_portfolio(query: Select[Any], column: Any, portfolio: str) -> Select[Any]:
     inner = select(PortfolioRow.id).where(PortfolioRow.name == portfolio_name(portfolio)).scalar_subquery()
     return query.where(column == inner)
 
 
 def _in_state(query: Select[Any], state: str) -> Select[Any]:
-    """Held and open positions have an index each, found only by the state written out. That of the held is by expiry:
-    ordered by the bare number, SQLite would rather walk all positions there ever were.
-    """
+    # Held and open positions have a partial index each, which is used only if the state is a literal. The index of held
+    # ones is by expiry. If ordered by the plain number, SQLite would rather scan all positions there ever were.
     number = PositionRow.number + 0 if state == "held" else PositionRow.number
     query = query.where(PositionRow.state == literal(state, literal_execute=True))
     return query.order_by(PositionRow.portfolio_id, number)
 
 
 def scope_exposure(scope: ScopeState) -> ScopeExposure:
-    """A scope's row as it is shown."""
+    """Convert a scope for display: amounts in USD, times as datetimes."""
     cap = None if scope.cap_e8 is None else usd(scope.cap_e8)
     fresh_until = None if scope.fresh_until_us is None else from_us(scope.fresh_until_us)
     return ScopeExposure(
@@ -264,7 +263,7 @@ def scope_exposure(scope: ScopeState) -> ScopeExposure:
     )
 
 
-def _states(state: str) -> tuple[str, ...]:
+def _state_values(state: str) -> tuple[str, ...]:
     if state == LIVE:
         return ("held", "open")
     if state not in STATES:
@@ -272,37 +271,36 @@ def _states(state: str) -> tuple[str, ...]:
     return (state,)
 
 
-def _number_in(portfolio: str, position_id: object) -> int:
+def _position_number(portfolio: str, position_id: object) -> int:
     owner, number = split_position_id(position_id)
     if owner != portfolio:
         raise InvalidRequest(f"position_id {position_id!r} is not of portfolio {portfolio!r}", field="position_id")
     return number
 
 
-_KNOWN = {
+_CHOICES = {
     "command": (*COMMANDS, "expire"),
     "outcome": ("granted", "denied", "applied"),
     "reason": DENIAL_REASONS,
 }
 
 
-def _one_of(value: object, name: str) -> str:
-    if isinstance(value, str) and value in _KNOWN[name]:
+def _require_choice(value: object, name: str) -> str:
+    if isinstance(value, str) and value in _CHOICES[name]:
         return value
-    raise InvalidRequest(f"{name} must be one of {', '.join(_KNOWN[name])}, got {value!r}", field=name)
+    raise InvalidRequest(f"{name} must be one of {', '.join(_CHOICES[name])}, got {value!r}", field=name)
 
 
-def _filters(portfolio: str, given: HistoryFilters) -> Filters:
-    """What is given, checked."""
+def _parse_filters(portfolio: str, given: HistoryFilters) -> Filters:
     require_history_filters(given)
     chosen = {name: value for name, value in given.items() if value is not None}
     position_id = chosen.get("position_id")
     return Filters(
-        **{name: _one_of(chosen[name], name) for name in _KNOWN if name in chosen},
+        **{name: _require_choice(chosen[name], name) for name in _CHOICES if name in chosen},
         tags={name: label_text(chosen[name], name) for name in ("symbol", "strategy") if name in chosen},
-        position=None if position_id is None else _number_in(portfolio, position_id),
-        since_us=_moment_us(chosen["since"], "since") if "since" in chosen else None,
-        until_us=_moment_us(chosen["until"], "until") if "until" in chosen else None,
+        position=None if position_id is None else _position_number(portfolio, position_id),
+        since_us=_aware_us(chosen["since"], "since") if "since" in chosen else None,
+        until_us=_aware_us(chosen["until"], "until") if "until" in chosen else None,
     )
 
 
@@ -310,20 +308,28 @@ def _ascending(given: HistoryFilters) -> bool:
     return given.get("ascending", False)
 
 
-def _moment_us(value: object, name: str) -> int:
+def _aware_us(value: object, name: str) -> int:
     if not isinstance(value, datetime) or value.tzinfo is None:
         raise InvalidRequest(f"{name} must be a datetime with a time zone, got {value!r}", field=name)
     return to_us(value)
 
 
-def _limit(limit: object) -> int:
+def _require_limit(limit: object) -> int:
     if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= LIMIT_MAX:
         raise InvalidRequest(f"limit must be 1 to {LIMIT_MAX}, got {limit!r}", field="limit")
     return limit
 
 
-def _cursor(cursor: object, parts: int) -> tuple[int, ...]:
+def _parse_cursor(cursor: object, parts: int) -> tuple[int, ...]:
+    numbers = cursor_numbers(cursor, parts)
+    if numbers is None:
+        raise InvalidRequest(f"cursor must come from the page before, got {cursor!r}", field="cursor")
+    return numbers
+
+
+def cursor_numbers(cursor: object, parts: int) -> tuple[int, ...] | None:
+    """Return the numbers of a cursor `1:2:...` with this many parts, None if it is not one."""
     fields = cursor.split(":") if isinstance(cursor, str) else []
     if len(fields) != parts or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in fields):
-        raise InvalidRequest(f"cursor must come from the page before, got {cursor!r}", field="cursor")
+        return None
     return tuple(int(part) for part in fields)

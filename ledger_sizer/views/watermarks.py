@@ -1,4 +1,4 @@
-"""What is new: how far every portfolio got, in one small query that any number of watchers can share."""
+"""Reads how far each portfolio has got, in one small query that any number of watchers can share."""
 
 from typing import NamedTuple
 
@@ -8,14 +8,14 @@ from ledger_sizer.storage.tables import PortfolioRow, ReconciliationRow
 
 
 class Watermark(NamedTuple):
-    """How far a portfolio got. seq: of its newest decision. run: id of its newest reconciliation, 0 for none."""
+    """How far a portfolio has got. seq: of its newest decision. run: id of its newest reconciliation, 0 for none."""
 
     seq: int
     run: int
 
 
 def read_watermarks(engine: Engine) -> dict[str, Watermark]:
-    """The mark of every portfolio, sorted by name."""
+    """Return the watermark of every portfolio, sorted by name."""
     runs = select(func.max(ReconciliationRow.id)).where(ReconciliationRow.portfolio == PortfolioRow.name)
     query = select(PortfolioRow.name, PortfolioRow.last_seq, runs.scalar_subquery()).order_by(PortfolioRow.name)
     with engine.begin() as connection:

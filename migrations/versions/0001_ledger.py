@@ -1,4 +1,4 @@
-"""The ledger: portfolios, scopes, positions, decisions.
+"""Creates the ledger: portfolios, scopes, positions, decisions.
 
 Revision ID: 0001
 Revises:
@@ -58,13 +58,13 @@ SQLITE_GUARDS = [
 
 
 def upgrade() -> None:
-    """Create the tables and the guards that make the database itself refuse a breach."""
+    """Create the tables, and the triggers by which the database itself refuses changes to what is final."""
     _create_portfolios_and_scopes()
     _create_positions()
     _create_decisions()
     if op.get_context().dialect.name == "postgresql":
         op.execute(POSTGRESQL_GUARDS)
-        # Every batch updates these rows; room in their pages keeps those updates off the indexes.
+        # Every batch updates these rows. With free space in their pages, the updates need not touch the indexes.
         op.execute("ALTER TABLE portfolios SET (fillfactor = 50)")
         op.execute("ALTER TABLE scopes SET (fillfactor = 50)")
     else:

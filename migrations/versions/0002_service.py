@@ -1,4 +1,4 @@
-"""The service: API keys, and leases for scheduled work.
+"""Adds the tables of the service: API keys, and leases for scheduled work.
 
 Revision ID: 0002
 Revises: 0001

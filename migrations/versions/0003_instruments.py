@@ -1,4 +1,4 @@
-"""Instrument rules, with their history.
+"""Adds instrument rules with their history.
 
 Revision ID: 0003
 Revises: 0002
@@ -41,6 +41,6 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove the rules; they can be loaded from the exchanges again, their history is lost."""
+    """Remove the rules. They can be loaded from the exchanges again, but their history is lost."""
     op.drop_index("uq_instruments_present", table_name="instruments")
     op.drop_table("instruments")

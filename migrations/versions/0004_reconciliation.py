@@ -1,4 +1,4 @@
-"""Reconciliation: what it says of a scope, its runs, and the drifts it found.
+"""Adds reconciliation: freeze and freshness of scopes, runs, and the drifts they found.
 
 Revision ID: 0004
 Revises: 0003
@@ -17,8 +17,8 @@ KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 def upgrade() -> None:
     """Add two columns to the scopes, and two tables."""
-    # Written out, and the CHECK with its column: SQLite can then add and drop it without making the table anew, which
-    # would lose nothing only if every other constraint were repeated here.
+    # Plain SQL, with the CHECK on the column: SQLite can then add and drop the column without rebuilding the table. A
+    # rebuild would have to repeat every other constraint here, or lose it.
     op.execute(
         "ALTER TABLE scopes ADD COLUMN frozen BIGINT DEFAULT 0 NOT NULL "
         "CONSTRAINT ck_scopes_frozen CHECK (frozen IN (0, 1))"
@@ -87,7 +87,7 @@ def _create_drifts() -> None:
 
 
 def downgrade() -> None:
-    """Remove the runs, the drifts, and what was said of the scopes."""
+    """Remove the runs, the drifts, and the scopes' freeze and freshness."""
     op.drop_table("drifts")
     op.drop_table("reconciliations")
     op.execute("ALTER TABLE scopes DROP COLUMN fresh_until_us")

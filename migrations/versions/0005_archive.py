@@ -1,4 +1,4 @@
-"""Archives of closed history, and the facets that find rare decisions.
+"""Adds manifests of archive files, and the facets by which history finds rare decisions.
 
 Revision ID: 0005
 Revises: 0004
@@ -15,14 +15,14 @@ depends_on = None
 
 KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
-# What a manifest covers may go, and nothing else.
+# A row may be deleted only if a manifest covers it.
 DECISION_ARCHIVED = """EXISTS (SELECT 1 FROM archives a WHERE a.portfolio_id = OLD.portfolio_id
     AND OLD.seq BETWEEN a.from_seq AND a.to_seq)"""
 POSITION_ARCHIVED = """OLD.state IN ('closed', 'released', 'expired') AND EXISTS (
     SELECT 1 FROM archives a WHERE a.portfolio_id = OLD.portfolio_id
     AND OLD.updated_seq BETWEEN a.from_seq AND a.to_seq)"""
-# A manifest continues the one before and ends at the decision that stands there. Where a ledger is copied, the
-# manifests come first, into a table without decisions.
+# A manifest continues the one before and ends at an existing decision. Without decisions up to there, it is accepted
+# too: a copy of a ledger inserts the manifests first.
 MANIFEST_CONTINUES = """NEW.from_seq = 1 + COALESCE(
         (SELECT max(a.to_seq) FROM archives a WHERE a.portfolio_id = NEW.portfolio_id), 0)
     AND (EXISTS (SELECT 1 FROM decisions d
@@ -45,7 +45,7 @@ LAST_BLOCK = {
     "rows": "portfolio_id = NEW.portfolio_id AND seq > NEW.seq - 1024 AND seq <= NEW.seq",
     "block": "NEW.seq / 1024",
 }
-# An archive may end within a block, whose first part is then gone when the block is full.
+# An archive may end within a block. The first part of that block is then deleted before the block is full.
 ARCHIVED_PART = {
     "rows": "portfolio_id = NEW.portfolio_id AND seq > NEW.to_seq / 1024 * 1024 AND seq <= NEW.to_seq",
     "block": "NEW.to_seq / 1024 + 1",
@@ -125,7 +125,7 @@ SQLITE_GUARDS = [
 
 
 def upgrade() -> None:
-    """Create the manifests and the facets, and let what an archive covers leave the live tables."""
+    """Create the tables of manifests and facets, and allow deleting the rows that a manifest covers."""
     _create_archives()
     _create_facets()
     for statement in NOTE_FACETS.format(**EVERY_FULL_BLOCK).split(";")[:2]:
@@ -194,7 +194,7 @@ def _create_facets() -> None:
 
 
 def downgrade() -> None:
-    """Remove them again. Refused where something is archived: the older version could not find it any more."""
+    """Remove them. Refused if history was archived: the older version could not find it any more."""
     if not op.get_context().as_sql and op.get_bind().execute(sa.text("SELECT count(*) FROM archives")).scalar():
         raise CommandError("history was archived, and only version 0005 and later know where it is")
     if op.get_context().dialect.name == "postgresql":

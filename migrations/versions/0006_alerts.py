@@ -1,4 +1,4 @@
-"""Alerts: what the reconciliation still owes its webhook.
+"""Adds alerts: the outbox of reconciliation's webhook.
 
 Revision ID: 0006
 Revises: 0005
@@ -16,7 +16,7 @@ KEY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
 
 def upgrade() -> None:
-    """Add a table."""
+    """Create the table."""
     op.create_table(
         "alerts",
         sa.Column("id", KEY, sa.Identity(), nullable=False),
@@ -30,5 +30,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Remove it; what was owed is not delivered."""
+    """Remove the table. Alerts that are still in it are never delivered."""
     op.drop_table("alerts")

@@ -1,6 +1,6 @@
-"""Positions that were closed or expired lately: what a reconciliation reads besides the live ones.
+"""Adds an index of closed and expired positions. Reconciliation reads the recent ones besides the live positions.
 
-Released holds, the most frequent end, are in no index: they never were at the exchange.
+Released holds, the most frequent end, are not in it: they never were at the exchange.
 
 Revision ID: 0007
 Revises: 0006
@@ -18,12 +18,12 @@ ENDED = sa.text("state IN ('closed', 'expired')")
 
 
 def upgrade() -> None:
-    """Add an index."""
+    """Create the index."""
     op.create_index(
         "ix_positions_ended", "positions", ["portfolio_id", "updated_us"], postgresql_where=ENDED, sqlite_where=ENDED
     )
 
 
 def downgrade() -> None:
-    """Remove it."""
+    """Remove the index."""
     op.drop_index("ix_positions_ended", "positions")

@@ -1,4 +1,4 @@
-"""Retention: closed history moves into files, nothing is lost on the way, and everything still works across it."""
+"""Archiving: closed history moves into files, nothing is lost, and all reads work across files and live tables."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ledger_sizer.history.archive_files import Manifest
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.storage.write_store import POSITION_COLUMNS
 from tests.conftest import NewDatabase
-from tests.history.test_history import COMMANDS, STRATEGIES, SYMBOLS, lived_in, matches
+from tests.history.test_history import COMMANDS, STRATEGIES, SYMBOLS, matches, trade_at_random
 from tests.support.clock import FakeClock
 from tests.support.ledgers import Intruder, assert_verified, opened
 
@@ -33,7 +33,7 @@ MONTHS = timedelta(days=60)
 
 @dataclass
 class Old:
-    """A ledger whose first part is old enough to be archived, and what it told before it was."""
+    """A ledger whose first part is old enough to be archived. decisions: all of them, read before archiving."""
 
     ledger: Ledger
     url: str
@@ -42,7 +42,7 @@ class Old:
     decisions: list[Decision]
 
     def archive(self, seq: int | None = None) -> archiver.ArchiveReport:
-        """Archive what was decided before that decision; all that is old enough when None."""
+        """Archive what was decided before this seq, or all that is old enough if None."""
         before = self.clock() - timedelta(days=31) if seq is None else self.decisions[seq - 1].decided_at
         return self.ledger.archive(before, self.folder)
 
@@ -60,7 +60,7 @@ def history_of(module_database: NewDatabase) -> Callable[[str], tuple[str, datet
         url, clock = module_database(engine_kind), FakeClock()
         with opened(url, clock) as ledger:
             ledger.reserve(key="first", tags={"symbol": "BTC"}, ttl_seconds=5)
-            lived_in(ledger, clock, 200, seed=11)
+            trade_at_random(ledger, clock, 200, seed=11)
             ledger.adopt(key="long", quantity=D(1), price=D(3), tags={"symbol": "ETH"})
             clock.advance(MONTHS.total_seconds())
             ledger.release(key="end", position_id=ledger.history(limit=1, command="adopt")[0].position_id or "")
@@ -166,7 +166,7 @@ def test_archive_when_keys_must_still_be_answered_then_it_is_refused(old: Old, d
         old.ledger.archive(old.clock().replace(tzinfo=None), old.folder)
 
 
-@pytest.mark.parametrize("step", ["write_entries", "_check", "_replace"])
+@pytest.mark.parametrize("step", ["write_entries", "_verify_file", "_delete_archived_rows"])
 def test_archive_when_it_dies_at_a_step_then_nothing_is_lost_and_the_next_run_ends_it(
     old: Old, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,13 +200,13 @@ def test_archive_when_a_decision_was_edited_before_then_it_is_not_archived(old: 
 
 
 def test_archive_when_another_archiver_was_first_then_it_stops(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
-    replace = archiver._replace
+    replace = archiver._delete_archived_rows
 
     def twice(*arguments: Any) -> None:
         replace(*arguments)
         replace(*arguments)
 
-    monkeypatch.setattr(archiver, "_replace", twice)
+    monkeypatch.setattr(archiver, "_delete_archived_rows", twice)
     with pytest.raises(Busy, match="another archiver"):
         old.archive()
     assert_verified(old.ledger)
@@ -253,7 +253,7 @@ def manifest_end(old: Old) -> int:
 
 
 def rewritten(path: Path, edit: Callable[[list[dict[str, Any]]], None]) -> str:
-    """The file with edited lines, as someone would write it who knows the format. Returns its new SHA-256."""
+    """Edit a file's lines as an attacker who knows the format would. Returns its new SHA-256."""
     lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     edit(lines)
     text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
@@ -273,7 +273,7 @@ COLUMNS = [("decision", name) for name in DecisionRecord._fields[1:]] + [
 
 
 def test_verify_when_any_archived_field_was_changed_then_its_decision_is_named(old: Old) -> None:
-    """Even by someone who also rewrites the manifest's checksum, with the database's guards down."""
+    """Even if the attacker also rewrites the manifest's checksum, with the database's triggers removed."""
     path = old.archive().files[1]
     original = path.read_bytes()
     with Intruder(old.url) as intruder:

@@ -1,4 +1,4 @@
-"""Looking back: exposure as of a past moment, rare decisions in a long history, exports whose hashes can be checked."""
+"""Exposure as of a past moment, rare decisions in a long history, and exports whose hashes can be checked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from ledger_sizer.views import queries
 from ledger_sizer.wire.export import csv_lines, ndjson_lines
 from ledger_sizer.wire.responses import decision_from_json, decision_to_json
 from tests.conftest import NewDatabase
-from tests.history.test_history import lived_in, matches
+from tests.history.test_history import matches, trade_at_random
 from tests.support.clock import START, FakeClock
 from tests.support.ledgers import Intruder, assert_verified, dynamic_settings, opened, reserve_btc, steady
 from tests.support.services import eventually, serving
@@ -51,7 +51,7 @@ def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
 def test_read_exposure_as_of_when_any_commands_ran_then_it_is_what_stood_then(
     seed: int, module_database: NewDatabase
 ) -> None:
-    """Every command is run one by one, and what the counters said after it is what the decisions say later."""
+    """Commands run one by one. The counters right after each must equal the exposure as of its decision later."""
     check_exposure_as_of(module_database("sqlite"), seed)
 
 
@@ -79,7 +79,7 @@ def check_exposure_as_of(url: str, seed: int) -> None:
 
         ledger.run = run_and_look  # type: ignore[method-assign]
         ledger.reserve(key="first")
-        lived_in(ledger, clock, 25, seed)
+        trade_at_random(ledger, clock, 25, seed)
         for seq, exposure in seen.items():
             assert ledger.exposure(as_of=seq) == exposure
         last = ledger.exposure()
@@ -89,7 +89,7 @@ def check_exposure_as_of(url: str, seed: int) -> None:
 def test_read_exposure_as_of_when_a_time_is_given_then_the_last_decision_by_then_counts(
     ledger: Ledger, clock: FakeClock
 ) -> None:
-    lived_in(ledger, clock, 80, seed=2)
+    trade_at_random(ledger, clock, 80, seed=2)
     decisions = [*ledger.history(limit=1000)]
     for decision in decisions[::7]:
         at = ledger.exposure(as_of=decision.decided_at)
@@ -113,7 +113,7 @@ def test_read_exposure_as_of_when_there_was_nothing_yet_then_it_says_so(ledger: 
 
 @pytest.fixture
 def long(ledger: Ledger) -> Ledger:
-    """More than three full blocks of denials, with something rare at the edges of blocks and in the middle."""
+    """More than three full facet blocks of denials, with rare tags at the edges of blocks and in the middle."""
     ledger.set_cap(key="none", cap=D(0))
     dull = [Reserve(key=f"d{n}", tags={"symbol": f"S{n % 3}"}) for n in range(3600)]
     rare = {0, 500, 1020, 1021, 1022, 1023, 2045, 2046, 3069, 3500}
@@ -205,7 +205,7 @@ def test_upgrade_database_when_it_has_a_long_history_then_its_facets_are_noted(
 
 
 def test_export_history_when_read_back_then_the_hashes_are_reproduced(ledger: Ledger, clock: FakeClock) -> None:
-    lived_in(ledger, clock, 150, seed=4)
+    trade_at_random(ledger, clock, 150, seed=4)
     decisions = [*ledger.history(limit=1000, ascending=True)]
     lines = ndjson_lines(full=True)(d.record for d in decisions).decode().splitlines()
     rows = list(csv.DictReader(io.StringIO(csv_lines(full=True)(d.record for d in decisions).decode(), newline="")))
@@ -263,7 +263,7 @@ def test_export_csv_when_a_key_needs_quoting_then_it_reads_back(ledger: Ledger, 
 def test_export_ndjson_when_texts_need_escaping_then_lines_are_those_of_the_encoder(
     ledger: Ledger, clock: FakeClock, full: bool
 ) -> None:
-    lived_in(ledger, clock, 150, seed=5)
+    trade_at_random(ledger, clock, 150, seed=5)
     records = [decision.record for decision in ledger.history(limit=1000)]
     hostile = 'say "no" \\ \b\f\n\r\t\x01\x1f\x7f ü€\u2028 😀'
     texts = [name for name, value in records[0]._asdict().items() if name != "seq" and isinstance(value, str)]

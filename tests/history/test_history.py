@@ -1,4 +1,4 @@
-"""The history: every filter against a plain scan, pages that neither skip nor repeat, and reads without a database."""
+"""History: every filter equals a plain scan, pages neither skip nor repeat, reads without a database raise errors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COMMANDS = [None, "reserve", "confirm", "release", "extend", "set_cap", "halt", 
             "reconciled", "remark", "expire"]  # fmt: skip
 
 
-def lived_in(ledger: Ledger, clock: FakeClock, steps: int, seed: int) -> None:
+def trade_at_random(ledger: Ledger, clock: FakeClock, steps: int, seed: int) -> None:
     """Trade at random for a while, with every verb."""
     chance = random.Random(seed)
     for n in range(steps):
@@ -35,7 +35,9 @@ def lived_in(ledger: Ledger, clock: FakeClock, steps: int, seed: int) -> None:
             del tags["strategy"]
         live = [position.position_id for position in ledger.positions("main", state="live")] if n else []
         name = chance.choice(live) if live else "main-1"
-        step = chance.choice(["reserve"] * 5 + ["confirm", "release", "release", "extend", "steer", "adopt", "say"])
+        step = chance.choice(
+            ["reserve"] * 5 + ["confirm", "release", "release", "extend", "set_scope", "adopt", "reconcile"]
+        )
         try:
             if step == "confirm":
                 ledger.confirm(key=f"{n}", position_id=name, quantity=D(chance.randint(1, 9)), price=D(50))
@@ -45,10 +47,10 @@ def lived_in(ledger: Ledger, clock: FakeClock, steps: int, seed: int) -> None:
                 ledger.extend(key=f"{n}", position_id=name, ttl_seconds=chance.randint(1, 30))
             elif step == "adopt":
                 ledger.adopt(key=f"{n}", quantity=D(1), price=D(chance.randint(1, 50)), tags=tags)
-            elif step == "say":
-                _say(ledger, n, chance)
-            elif step == "steer":
-                _steer(ledger, n, chance)
+            elif step == "reconcile":
+                _reconcile(ledger, n, chance)
+            elif step == "set_scope":
+                _set_scope(ledger, n, chance)
             else:
                 balance = D(chance.choice([0, 10, 300, 2000]))
                 least = D(chance.choice([0, 0, 20]))
@@ -57,7 +59,7 @@ def lived_in(ledger: Ledger, clock: FakeClock, steps: int, seed: int) -> None:
             continue
 
 
-def _steer(ledger: Ledger, n: int, chance: random.Random) -> None:
+def _set_scope(ledger: Ledger, n: int, chance: random.Random) -> None:
     scope = chance.choice(["portfolio", "symbol=BTC", "strategy=basis"])
     if chance.random() < 0.4:
         ledger.set_cap(key=f"{n}", scope=scope, cap=D(chance.choice([0, 500, 5000])))
@@ -67,7 +69,7 @@ def _steer(ledger: Ledger, n: int, chance: random.Random) -> None:
         ledger.resume(key=f"{n}", scope=scope)
 
 
-def _say(ledger: Ledger, n: int, chance: random.Random) -> None:
+def _reconcile(ledger: Ledger, n: int, chance: random.Random) -> None:
     scope = chance.choice(["portfolio", "symbol=BTC", "strategy=basis"])
     verb = chance.choice(["freeze", "thaw", "thaw", "thaw", "reconciled", "remark"])
     if verb == "remark":
@@ -90,18 +92,18 @@ def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
 
 @pytest.fixture
 def old(ledger: Ledger, clock: FakeClock) -> Ledger:
-    """The same with a life of about 250 decisions behind it."""
-    lived_in(ledger, clock, 250, seed=17)
+    """The same ledger with about 250 random decisions."""
+    trade_at_random(ledger, clock, 250, seed=17)
     return ledger
 
 
 def everything(ledger: Ledger) -> list[Decision]:
-    """All decisions of the portfolio, oldest first, each read by its seq."""
+    """Return all decisions of the portfolio, oldest first, each read by its seq."""
     return [ledger.decision(seq) for seq in range(1, ledger.exposure().seq + 1)]
 
 
 def matches(decision: Decision, filters: dict[str, Any]) -> bool:
-    """What each filter means, on the decision alone."""
+    """Whether a decision matches, computed from the decision alone."""
     tags = decision.record.tags
     tests: dict[str, Callable[[Any], bool]] = {
         "symbol": lambda value: f'"symbol":"{value}"' in tags,
@@ -116,7 +118,7 @@ def matches(decision: Decision, filters: dict[str, Any]) -> bool:
 
 
 def paged(ledger: Ledger, limit: int, **filters: Any) -> list[Decision]:
-    """All pages of a listing, one after the other."""
+    """Return all pages of a listing, joined."""
     found: list[Decision] = []
     page = ledger.history("main", limit=limit, **filters)
     found += page
@@ -217,7 +219,7 @@ def test_list_history_when_nothing_is_asked_then_it_is_the_newest_hundred(old: L
 def test_list_history_when_a_filter_makes_no_sense_then_it_is_named(
     ledger: Ledger, filters: dict[str, Any], field: str
 ) -> None:
-    """A misspelt filter that finds nothing would look like a quiet day."""
+    """A misspelt filter must fail. If it just found nothing, the caller would believe that nothing happened."""
     with pytest.raises(InvalidRequest) as refused:
         ledger.history("main", **filters)
     assert refused.value.field == field
@@ -232,7 +234,7 @@ def test_list_history_when_a_filter_is_unknown_then_it_is_refused(ledger: Ledger
 
 
 def drop(url: str) -> None:
-    """Take the database away from under everyone who uses it."""
+    """Drop the database while connections to it are open."""
     engine = create_engine(make_url(url).set(database="postgres"), isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.exec_driver_sql(f'DROP DATABASE "{make_url(url).database}" WITH (FORCE)')

@@ -1,4 +1,4 @@
-"""Migrations: the schema is what the models say, up and down with data, from a checkout, offline, and at `open`."""
+"""Migrations: the schema equals the models; up and down with data; from a checkout, as offline SQL, and at `open`."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 def differences(engine: Engine, metadata: MetaData) -> list[Any]:
-    """What Alembic would have to change to make the database what the models say, CHECKs by name included."""
+    """Return what Alembic would change in the database to match the models. CHECKs are compared by name."""
     plugins = ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"]
     options = {"compare_type": True, "autogenerate_plugins": plugins}
     with engine.connect() as connection:
@@ -127,8 +127,8 @@ def test_list_revisions_when_one_is_added_then_the_head_is_known_and_every_step_
 # --- up, down, up ------------------------------------------------------------------------------------------------
 
 
-def lived_in(url: str, clock: FakeClock) -> tuple[Any, ...]:
-    """Put a small life into a ledger; returns everything it then holds."""
+def record_some(url: str, clock: FakeClock) -> tuple[Any, ...]:
+    """Record a few commands in a ledger. Returns everything it then contains."""
     with opened(url, clock) as ledger:
         reserve_btc(ledger, "1")
         ledger.confirm(key="2", position_id="main-1", quantity=D("0.01"), price=D(50000))
@@ -148,7 +148,7 @@ def contents(ledger: Ledger) -> tuple[Any, ...]:
 def test_migrate_when_up_down_and_up_again_then_it_works_like_new(empty_database_url: str, clock: FakeClock) -> None:
     url = empty_database_url
     upgrade(url)
-    lived_in(url, clock)
+    record_some(url, clock)
     downgrade(url, "base")
     assert table_names(url) <= {"alembic_version"}
     with Intruder(url) as intruder:
@@ -158,7 +158,7 @@ def test_migrate_when_up_down_and_up_again_then_it_works_like_new(empty_database
     upgrade(url)
     with opened(url, clock) as ledger:
         assert ledger.portfolios() == []
-    assert lived_in(url, clock)[0].seq == 7
+    assert record_some(url, clock)[0].seq == 7
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
@@ -166,7 +166,7 @@ def test_migrate_when_down_to_a_revision_and_up_again_then_the_ledger_keeps_its_
     empty_database_url: str, clock: FakeClock, revision: str
 ) -> None:
     upgrade(empty_database_url)
-    before = lived_in(empty_database_url, clock)
+    before = record_some(empty_database_url, clock)
     downgrade(empty_database_url, revision)
     upgrade(empty_database_url)
     with opened(empty_database_url, clock) as ledger:
@@ -192,7 +192,7 @@ def test_migrate_when_taken_step_by_step_then_each_revision_can_be_reached_and_l
 
 
 def alembic(root: Path, *arguments: str, **environment: str) -> str:
-    """What `alembic ...` prints when run at the top of the repository."""
+    """Run `alembic ...` at the top of the repository. Returns what it prints."""
     ran = subprocess.run(
         [sys.executable, "-m", "alembic", *arguments],
         cwd=root, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False,
@@ -222,7 +222,7 @@ def test_run_alembic_when_x_url_names_a_database_then_it_beats_the_environment(
 
 
 def execute(url: str, script: str) -> None:
-    """Run a whole SQL script as a database's own shell would."""
+    """Run a whole SQL script, as the database's own shell would."""
     where = make_url(url)
     if where.get_backend_name() == "sqlite":
         assert where.database is not None
@@ -244,7 +244,7 @@ def test_run_alembic_when_asked_for_sql_then_what_it_prints_makes_the_same_ledge
     assert schema_version(engine) == SCHEMA_HEAD
     assert differences(engine, Base.metadata) == []
     engine.dispose()
-    lived_in(empty_database_url, clock)
+    record_some(empty_database_url, clock)
     with Intruder(empty_database_url) as intruder, pytest.raises(Exception, match="append-only"):
         intruder.run("DELETE FROM decisions")
     execute(
@@ -280,7 +280,7 @@ def test_open_when_a_sqlite_file_is_behind_then_it_is_migrated(
     before = None
     if behind is not None:
         upgrade(url)
-        before = lived_in(url, clock)
+        before = record_some(url, clock)
         downgrade(url, behind)
     with opened(url, clock) as ledger:
         if before is None:
@@ -349,7 +349,7 @@ sys.exit(0 if len(done) == 4 else 1)
 
 @pytest.mark.parametrize("name", ["shared.db", "own_{}.db"])
 def test_open_when_threads_make_new_files_at_once_then_all_of_them_succeed(tmp_path: Path, name: str) -> None:
-    """In a process of its own: two migrations at once in one process have ended it with a segmentation fault."""
+    """Runs in a subprocess: two migrations at once in one process once crashed it with a segmentation fault."""
     for attempt in range(2):
         folder = tmp_path / str(attempt)
         folder.mkdir()
@@ -372,7 +372,7 @@ def test_upgrade_when_several_hosts_migrate_one_new_database_at_once_then_all_of
 
 
 def test_upgrade_when_another_process_looks_meanwhile_then_it_sees_nothing_of_it(empty_database_url: str) -> None:
-    """All steps are one transaction: whoever waits for it must not find some of them done."""
+    """All steps are one transaction, so another process never sees some of them done."""
     other, seen = make_engine(empty_database_url, read_only=True), []
 
     def look(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:

@@ -1,4 +1,4 @@
-"""What PostgreSQL answers when it cannot commit now: tried again, in the end Busy or Unavailable, never a denial."""
+"""PostgreSQL errors of a commit: the batch is retried, then fails with Busy or Unavailable, and is never denied."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ END $$;
 CREATE TRIGGER decisions_trap BEFORE INSERT ON decisions
     FOR EACH ROW WHEN (NEW.key = 'trapped') EXECUTE FUNCTION spring();
 """
-"""A sequence counts on when the transaction that asked it is undone."""
+"""Counts by a sequence, because a rollback does not undo `nextval`."""
 ALWAYS = 1_000_000
 
 
@@ -49,12 +49,12 @@ def desk(database_url: str) -> Iterator[Gated]:
 
 
 def trap(intruder: Intruder, harm: str, times: int) -> None:
-    """Let the server do `harm` the first `times` times that the key `trapped` is stored."""
+    """Make the server do `harm` the first `times` times that the key `trapped` is inserted."""
     intruder.run(TRAP.format(harm=harm, times=times))
 
 
 def sprung(intruder: Intruder) -> int:
-    """How often the key `trapped` was sent to be stored."""
+    """Return how often the server was asked to insert the key `trapped`."""
     count: int = intruder.rows("SELECT last_value FROM sprung")[0][0]
     return count
 

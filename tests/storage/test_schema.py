@@ -1,4 +1,4 @@
-"""The database itself refuses a breach: each CHECK, each key, and every attempt to change what is final."""
+"""The database itself refuses a breach of each CHECK and each key, and every change to a final row."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ D = Decimal
 HASH = "0" * 64
 Row = dict[str, Any]
 
-# A row of each table that the database accepts. The cases below change what they name and nothing else.
+# One legal row of each table. Each case below changes only the columns that it names.
 ROWS: dict[str, Row] = {
     "portfolios": {"id": 7, "name": "seven", "last_seq": 0, "last_hash": HASH, "last_us": 0, "created_us": 0},
     "scopes": {"portfolio_id": 7, "scope": "venue=x", "cap_e8": 5, "held_e8": 0, "open_e8": 0, "overage_e8": 0,
@@ -136,7 +136,7 @@ def insert(intruder: Intruder, table: str, row: Row, *, how: str = "INSERT") -> 
 
 
 def own_row(table: str) -> Row:
-    """A legal row that does not meet the portfolio that is there."""
+    """Return a legal row that does not clash with the portfolio in the fixture."""
     return ROWS[table] | ({"id": 8, "name": "eight"} if table == "portfolios" else {})
 
 
@@ -293,7 +293,7 @@ def test_change_decision_when_it_stands_then_the_database_refuses_it(final: Intr
 
 @pytest.mark.parametrize("table", ["decisions", "positions"])
 def test_replace_row_when_it_stands_then_the_database_refuses_it(final: Intruder, table: str) -> None:
-    """`INSERT OR REPLACE` deletes the row it meets, and SQLite runs no DELETE trigger for that unless told to."""
+    """`INSERT OR REPLACE` deletes the existing row, and SQLite by default runs no DELETE trigger for that."""
     columns = [column.name for column in Base.metadata.tables[table].columns]
     keys = [column.name for column in Base.metadata.tables[table].primary_key.columns]
     copied = ", ".join(columns)

@@ -1,4 +1,4 @@
-"""The measured traps: each of these once lost money or digits somewhere, without an error. None may work here."""
+"""Known traps: each of these once lost money or digits in some program, without an error. None may happen here."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
 def test_race_when_eight_threads_want_800_of_500_then_exactly_500_are_granted_and_stored(
     database_url: str, clock: FakeClock, ledgers: int
 ) -> None:
-    """Trap: 800 accepted, 101 stored, no error. With one ledger for all, and with one each, as processes have."""
+    """Trap: 800 accepted, 101 stored, no error. Tested with one ledger for all threads, and with one for each."""
     settings = AppSettings(trading=TradingSettings(max_position_size_usd=D(1)), ledger=LedgerSettings(retries_max=100))
     desks = [Ledger.open(database_url, settings=settings, clock=clock) for _ in range(ledgers)]
     desks[0].set_cap(key="cap", cap=D(500))
@@ -64,7 +64,7 @@ def test_race_when_eight_threads_want_800_of_500_then_exactly_500_are_granted_an
 
 
 def test_begin_when_another_writer_is_inside_then_sqlite_does_not_even_read(new_database: NewDatabase) -> None:
-    """Trap: a deferred transaction reads the same headroom as its neighbour; `with_for_update` is silent there."""
+    """Trap: two deferred transactions read the same headroom. On SQLite, `with_for_update` silently does nothing."""
     url = new_database("sqlite")
     first, second = (make_engine(url, LedgerSettings(busy_timeout_seconds=1)) for _ in range(2))
     read = text("SELECT count(*) FROM scopes")
@@ -81,7 +81,7 @@ def test_begin_when_another_writer_is_inside_then_sqlite_does_not_even_read(new_
 def test_reserve_when_another_transaction_has_the_portfolio_then_it_waits_and_then_is_busy(
     new_database: NewDatabase, clock: FakeClock
 ) -> None:
-    """Trap: under READ COMMITTED, SELECT then INSERT lets 14 through where 10 fit. The portfolio's row orders all."""
+    """Trap: under READ COMMITTED, SELECT then INSERT grants 14 where 10 fit. Locking the portfolio's row avoids it."""
     url = new_database("postgresql")
     settings = AppSettings(ledger=LedgerSettings(busy_timeout_seconds=1, retries_max=0))
     engine = make_engine(url)
@@ -126,7 +126,7 @@ def test_read_connection_when_told_to_write_then_the_database_refuses(database_u
 def test_store_numbers_when_they_are_long_then_they_come_back_to_the_last_digit(
     database_url: str, clock: FakeClock
 ) -> None:
-    """Trap: through `Numeric` SQLite gave 12345678901.12345695 back."""
+    """Trap: through `Numeric`, SQLite returned 12345678901.12345695."""
     tiny = D("0.000000000000000000000000000001234567")
     settings = AppSettings(trading=TradingSettings(max_position_size_usd=D("89999999999.12345678")))
     leg = Leg("bybit", "X", "spot", "buy", LONG, D("98765432109876543210.123456789012"))
@@ -191,8 +191,8 @@ def test_reserve_when_the_quotient_has_more_than_28_digits_then_it_is_exact(
         assert_verified(ledger)
 
 
-def _whole_life(ledger: Ledger, portfolio: str) -> list[Any]:
-    """What a few decisions with awkward figures look like, but for what names the portfolio."""
+def _awkward_figures(ledger: Ledger, portfolio: str) -> list[Any]:
+    """Run a few commands with awkward figures. Returns the figures, without the portfolio's name."""
     spot = InstrumentInfo("S", D("0.0001"), D(100), D("0.0001"), D("5.01"))
     perp = InstrumentInfo("P", D("0.1"), D(500), D("0.1"), contract_size=D("0.01"))
     ledger.set_cap(key="1", portfolio=portfolio, cap=D("4321.123456789"))
@@ -213,25 +213,25 @@ def _whole_life(ledger: Ledger, portfolio: str) -> list[Any]:
 
 
 def test_trade_when_the_threads_decimal_context_was_changed_then_every_figure_is_the_same(ledger: Ledger) -> None:
-    """Trap: libraries leave another precision and rounding behind in the caller's thread."""
-    expected = _whole_life(ledger, "plain")
+    """Trap: a library changes precision and rounding of the thread's decimal context, and leaves them so."""
+    expected = _awkward_figures(ledger, "plain")
     with localcontext():
         getcontext().prec = 3
         getcontext().rounding = ROUND_UP
-        changed = _whole_life(ledger, "changed")
+        changed = _awkward_figures(ledger, "changed")
         assert [str(figure) for figure in changed] == [str(figure) for figure in expected]
 
 
 def test_trade_when_ccxt_has_rounded_in_the_same_thread_then_every_figure_is_the_same(ledger: Ledger) -> None:
-    """The real thing: ccxt's `decimal_to_precision` changes the thread's decimal context and leaves it so."""
+    """A real case: ccxt's `decimal_to_precision` changes the thread's decimal context and leaves it so."""
     rounding = pytest.importorskip("ccxt.base.decimal_to_precision", reason="the extra `exchanges` is not installed")
-    expected = _whole_life(ledger, "plain")
+    expected = _awkward_figures(ledger, "plain")
 
     def trade() -> list[Any]:
         before = getcontext().rounding
         rounding.decimal_to_precision("1.23456789", rounding.TRUNCATE, 3, rounding.DECIMAL_PLACES)
         assert getcontext().rounding != before, "ccxt behaves by now; this test has lost its point"
-        return _whole_life(ledger, "after-ccxt")
+        return _awkward_figures(ledger, "after-ccxt")
 
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(trade).result() == expected

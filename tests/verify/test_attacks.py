@@ -1,4 +1,4 @@
-"""What somebody who may write to the database can do, and which of the two verifications finds it (docs/audit.md)."""
+"""Attacks by somebody who may write to the database, and which of the two verifications finds them (docs/audit.md)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.verify.test_rows import decision_rows, last_seq, rewrite_chain
 
 D = Decimal
 HEAD = 14
-"""Decisions up to here are trusted: in the life of `Scene`, four positions were made before it and others after."""
+"""Decisions up to this seq are trusted. Of the positions in `Scene`, four were made before it and others after."""
 
 
 @pytest.fixture
@@ -29,14 +29,14 @@ def _edit(scene: Scene, seq: int) -> None:
 
 
 def _rewrite(scene: Scene, seq: int) -> None:
-    """Edit one decision, and give it and all that follow the hashes they then deserve."""
+    """Edit one decision, and recompute its hash and all later hashes."""
     _edit(scene, seq)
     head = rewrite_chain(scene, seq)
     scene.intruder.run("UPDATE portfolios SET last_hash = :head WHERE id = 1", head=head)
 
 
 def _cut(scene: Scene, last: int) -> None:
-    """Make the ledger forget all after a decision: rows, positions, head and counters, as if it never was."""
+    """Remove all decisions and positions after a seq, and set the head back to it."""
     (row,) = [row for row in decision_rows(scene) if row[1] == last]
     run = scene.intruder.run
     run("DELETE FROM decisions WHERE portfolio_id = 1 AND seq > :last", last=last)
@@ -45,7 +45,7 @@ def _cut(scene: Scene, last: int) -> None:
 
 
 def _move_position(scene: Scene, *, before: bool) -> None:
-    """Make a position smaller, and every counter with it."""
+    """Make a position smaller, and every counter that includes it."""
     found = [p for p in scene.ledger.positions("main", state="live") if (p.number <= HEAD) is before]
     assert found, "there is a live position on that side of the head"
     column = "held_e8" if found[0].state == "held" else "open_e8"
@@ -61,7 +61,7 @@ def _raise_cap(scene: Scene, scope: str) -> None:
 
 Attack = Callable[[Scene], None]
 ATTACKS: dict[str, tuple[Attack, bool, bool]] = {
-    # what was done: by whom it is found: verify, verify --since-head
+    # attack, found by verify, found by verify --since-head
     "edit before the head": (lambda scene: _edit(scene, 5), True, False),
     "edit after the head": (lambda scene: _edit(scene, HEAD + 3), True, True),
     "rewrite from before the head": (lambda scene: _rewrite(scene, 5), False, True),
@@ -87,7 +87,7 @@ def test_verify_when_somebody_with_the_databases_rights_did_it_then_it_is_found_
 
 
 def test_verify_when_heads_are_kept_at_every_step_then_no_rewrite_passes_both(scene: Scene) -> None:
-    """A rewrite from after the last kept head is the one thing nobody finds: how often heads are kept bounds it."""
+    """Only a rewrite after the last kept head is never found. So heads kept more often leave less to rewrite."""
     kept = {n: {"main": (n, scene.ledger.decision(n).hash or "")} for n in range(1, last_seq(scene) + 1)}
     _rewrite(scene, HEAD)
     assert scene.ledger.verify().ok

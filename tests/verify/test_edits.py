@@ -1,4 +1,4 @@
-"""The audit: whatever somebody edits, drops, swaps or adds behind the ledger's back, `verify` finds it and names it."""
+"""Edits of single values behind the ledger's back: `verify` finds each of them and names its row."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.support.ledgers import TAGS, Intruder, dynamic_settings, position_of,
 
 D = Decimal
 TABLES: list[Any] = [row.__table__ for row in (DecisionRow, PositionRow, ScopeRow, PortfolioRow)]
-NOT_AUDITED = {"portfolios.created_us"}  # a note for people; no decision depends on it
+NOT_AUDITED = {"portfolios.created_us"}  # for information only; no decision depends on it
 NEVER_EMPTY = {"decisions.headroom_e8"}  # a portfolio always has a cap
 
 
-def live(ledger: Ledger, clock: FakeClock) -> None:
-    """A life with every verb, every state and several denials in two portfolios."""
+def record_every_verb(ledger: Ledger, clock: FakeClock) -> None:
+    """Record every verb, every position state and several denials, in two portfolios."""
     ledger.set_cap(key="1", scope="venue=bybit", cap=D(4000))
     ledger.set_cap(key="2", scope="venue=idle", cap=D(100))
     names = [
@@ -62,18 +62,18 @@ def live(ledger: Ledger, clock: FakeClock) -> None:
 
 
 class Scene:
-    """A lived-in ledger, and an intruder who may write past it. What a test changes, it puts back."""
+    """A ledger with decisions of every kind, and an intruder who may write to its database. Tests undo their edits."""
 
     def __init__(self, url: str) -> None:
         self.clock = FakeClock()
         self.ledger = Ledger.open(url, settings=dynamic_settings(), clock=self.clock)
-        live(self.ledger, self.clock)
+        record_every_verb(self.ledger, self.clock)
         self.intruder = Intruder(url)
         self.intruder.take_guards_down()
 
     @contextmanager
     def edited(self, table: Table, key: dict[str, Any], column: str, value: Any) -> Iterator[VerifyReport]:
-        """What verify says while one value of one row is another."""
+        """Edit one value of one row, yield what verify reports, and undo the edit."""
         (before,) = self.intruder.rows(f"SELECT {column} FROM {table.name} WHERE {_where(key)}", **key)[0]
         assert before != value
         moved = {name: value if name == column else old for name, old in key.items()}
@@ -96,7 +96,7 @@ def _where(key: dict[str, Any]) -> str:
 
 @pytest.fixture(scope="module", params=ENGINE_KINDS)
 def scene(request: pytest.FixtureRequest, module_database: NewDatabase) -> Iterator[Scene]:
-    """One lived-in ledger an engine, for all tests of this file."""
+    """One ledger per database engine, shared by all tests of this file."""
     scene = Scene(module_database(request.param))
     yield scene
     scene.close()
@@ -151,7 +151,7 @@ def test_verify_when_asked_for_progress_then_it_ends_at_all_of_them(scene: Scene
 
 
 def _edits() -> Iterator[Any]:
-    """Every column of every audited table, with each kind of edit that fits it."""
+    """Yield every column of every audited table, with each kind of edit that fits it."""
     for table in TABLES:
         for column in table.columns:
             if f"{table.name}.{column.name}" in NOT_AUDITED:
@@ -174,7 +174,7 @@ VALUES = {
 
 
 def _changed(column: Any, kind: str, before: Any) -> Any:
-    """Another value for a column: one that might pass for real, or one that no reader expects."""
+    """Return another value for a column: a plausible one, or one that no reader expects."""
     if kind in VALUES:
         return VALUES[kind]
     if isinstance(column.type, BigInteger | Integer):
@@ -188,7 +188,7 @@ def _changed(column: Any, kind: str, before: Any) -> Any:
 
 
 def _victim(scene: Scene, table: Table, column: Column[Any], kind: str) -> dict[str, Any]:
-    """The key of a row whose edit is one: in the middle, and not empty unless it is to be filled."""
+    """Return the key of the row to edit: from the middle, with a value in the column unless the edit fills it."""
     keys = [part.name for part in table.primary_key.columns]
     wanted = "IS NULL" if kind == "filled" else "IS NOT NULL"
     main = "portfolio_id = 1 AND" if table.name != "portfolios" else ""
@@ -212,7 +212,7 @@ def test_verify_when_one_value_was_edited_then_the_row_is_named(
 
 
 def _assert_named(report: VerifyReport, table: Table, column: Column[Any], key: dict[str, Any]) -> None:
-    """The edit of this column was found, and its row is named."""
+    """Check that the edit was found and that a finding names its row."""
     first = report.first
     assert first is not None, f"{table.name}.{column.name} of {key} was edited, and nobody noticed"
     if column.name not in ("id", "name"):
@@ -229,7 +229,7 @@ OF_ANOTHER_TYPE = {"text": "9x", "empty": "", "bytes": b"main", "fraction": 14.5
 
 
 def _edits_of_type() -> Iterator[Any]:
-    """Every audited column with each value that SQLite stores there although it is not of the column's type."""
+    """Yield every audited column with each value of a wrong type that SQLite still stores there."""
     for table in TABLES:
         for column in table.columns:
             whole = isinstance(column.type, BigInteger | Integer)
@@ -243,7 +243,7 @@ def _edits_of_type() -> Iterator[Any]:
 def test_verify_when_a_value_is_of_another_type_then_the_row_is_named(
     scene: Scene, table: Table, column: Column[Any], kind: str
 ) -> None:
-    """PostgreSQL has types; SQLite's columns take anything, and text and bytes there compare above every number."""
+    """SQLite's columns take any type; text and bytes compare as greater than every number. PostgreSQL refuses them."""
     key = _victim(scene, table, column, kind)
     with scene.edited(table, key, column.name, OF_ANOTHER_TYPE[kind]) as report:
         _assert_named(report, table, column, key)
@@ -263,7 +263,7 @@ def test_verify_when_a_trace_was_made_to_break_its_reader_then_its_decision_is_n
 
 
 BYTES = [column.name for column in DecisionRow.__table__.columns if column.name not in ("portfolio_id", "seq")]
-"""Of every decision; a changed number of the portfolio or of the decision is another row, and tested as such."""
+"""Columns edited byte by byte. A changed portfolio_id or seq makes another row, which test_rows covers."""
 
 
 @steady

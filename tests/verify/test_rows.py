@@ -1,4 +1,4 @@
-"""The audit of whole rows: decisions, positions, scopes, portfolios that are dropped, swapped, forged or rewritten."""
+"""Edits of whole rows: decisions, positions, scopes, portfolios that are dropped, swapped, forged or rewritten."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ D = Decimal
 
 @pytest.fixture
 def scene(database_url: str) -> Iterator[Scene]:
-    """A lived-in ledger of the test's own, its guards taken down."""
+    """A ledger for this test alone, with the database's triggers removed."""
     scene = Scene(database_url)
     yield scene
     scene.close()
@@ -50,7 +50,7 @@ def insert_decision(scene: Scene, row: dict[str, Any]) -> None:
 
 
 def rewrite_chain(scene: Scene, since: int) -> str:
-    """Give every decision from `since` on the hash its edited text deserves, as someone would who knows the recipe."""
+    """Recompute the hash of every decision from `since` on, as an attacker who knows the format would."""
     before = decision_rows(scene, since - 1)
     previous = before[0][-1] if since > 1 else GENESIS_HASH
     for row in decision_rows(scene, since):
@@ -121,7 +121,7 @@ def test_verify_when_an_edit_was_covered_up_by_rewriting_the_chain_then_the_head
 
 
 def test_verify_when_chain_and_head_were_rewritten_then_a_head_noted_elsewhere_differs(scene: Scene) -> None:
-    """Whoever can rewrite everything can fool any check inside the database: the heads are to be noted outside it."""
+    """An attacker who can rewrite everything fools any check inside the database. So heads must be kept outside it."""
     noted = scene.ledger.verify().heads["main"]
     scene.intruder.run("UPDATE decisions SET binding = 'forged' WHERE portfolio_id = 1 AND seq = 6")
     head = rewrite_chain(scene, 6)
@@ -132,7 +132,7 @@ def test_verify_when_chain_and_head_were_rewritten_then_a_head_noted_elsewhere_d
 
 
 def test_verify_when_a_fill_was_edited_and_the_chain_rewritten_then_its_position_tells(scene: Scene) -> None:
-    """Even with chain and head rewritten, a figure that a position rests on cannot be moved alone."""
+    """Even with chain and head rewritten, an edited amount of a decision contradicts its position's row."""
     seq = next(decision.seq for decision in scene.ledger.history("main", command="confirm", ascending=True))
     scene.intruder.run(
         "UPDATE decisions SET open_delta_e8 = open_delta_e8 - 5 WHERE portfolio_id = 1 AND seq = :seq", seq=seq
@@ -183,14 +183,14 @@ def test_verify_when_position_and_counters_were_edited_together_then_the_decisio
 
 @pytest.mark.parametrize("scope", ["portfolio", "venue=bybit", "venue=idle", "symbol=ETH"])
 def test_verify_when_a_scope_was_deleted_then_it_is_missed(scene: Scene, scope: str) -> None:
-    """`venue=idle` counts nothing, but it has a cap: without its row the cap is gone."""
+    """`venue=idle` has no exposure, but it has a cap. Without its row the cap is lost."""
     scene.intruder.run("DELETE FROM scopes WHERE portfolio_id = 1 AND scope = :scope", scope=scope)
     assert any(scope in what for _, what in findings(scene))
 
 
 @pytest.mark.parametrize("values", ["0, 0, 0, 0, 'active'", "NULL, 0, 0, 0, 'halted'"])
 def test_verify_when_a_scope_was_forged_then_no_decision_knows_it(scene: Scene, values: str) -> None:
-    """A cap or a halt that nobody decided would deny what should be granted."""
+    """A forged cap or halt would deny what should be granted."""
     scene.intruder.run(
         "INSERT INTO scopes (portfolio_id, scope, cap_e8, held_e8, open_e8, overage_e8, status) "
         f"VALUES (1, 'venue=forged', {values})"
@@ -209,7 +209,7 @@ def test_verify_when_a_scope_was_forged_then_no_decision_knows_it(scene: Scene, 
 def test_verify_when_a_scope_was_edited_and_a_grant_followed_then_the_grant_is_named(
     database_url: str, edit: str, put_right: str
 ) -> None:
-    """The row agrees with the last decision and with its positions again; only what the grant saw of it does not."""
+    """In the end the row agrees with the last decision and with its positions. Only what the grant saw differs."""
     intruder = Intruder(database_url)
     statement = "UPDATE scopes SET {} WHERE scope = 'venue=bybit'"
     with Ledger.open(database_url) as ledger:

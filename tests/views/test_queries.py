@@ -1,4 +1,4 @@
-"""Reading: exposure, positions, history, explanations; filters, pages that stay right while others write, errors."""
+"""Reads of exposure, positions, history and explanations: filters, errors, and pages while others write."""
 
 from __future__ import annotations
 
