@@ -2,7 +2,7 @@
 
 held and open of a scope are sums of what decisions moved, so they are summed: by the database over the live rows, a
 few distinct tag sets coming back whatever the length, and over archive files line by line. A cap or a status is what
-the last command about it (`trace.ABOUT_A_SCOPE`) made it; the portfolio's first cap came from settings, and every
+the last command about it (`trace.SCOPE_COMMANDS`) made it; the portfolio's first cap came from settings, and every
 decision records it as headroom + exposure. One scan, linear in the decisions up to that point, in constant memory.
 """
 
@@ -20,7 +20,7 @@ from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.rules.state import ScopeState
-from ledger_sizer.rules.trace import ABOUT_A_SCOPE, reconciliation_of
+from ledger_sizer.rules.trace import SCOPE_COMMANDS, reconciliation_of
 from ledger_sizer.storage.tables import DecisionRow
 
 AsOf = int | datetime
@@ -52,7 +52,7 @@ def scopes_as_of(
     )
     for tags, held, opened in connection.execute(moving):
         sums.move(tags, int(held), int(opened))
-    for command in ABOUT_A_SCOPE:
+    for command in SCOPE_COMMANDS:
         for record in history.each(Filters(command=command, outcome="applied"), live_from, end.seq):
             sums.steer(record)
     return end.seq, sums.scopes(end)
@@ -86,7 +86,7 @@ class _Sums:
     def hear(self, record: DecisionRecord) -> None:
         if record.held_delta_e8 or record.open_delta_e8:
             self.move(record.tags, record.held_delta_e8, record.open_delta_e8)
-        if record.command in ABOUT_A_SCOPE and record.outcome == "applied":
+        if record.command in SCOPE_COMMANDS and record.outcome == "applied":
             self.steer(record)
 
     def move(self, tags: str, held: int, opened: int) -> None:

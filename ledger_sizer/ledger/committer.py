@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from ledger_sizer.ledger.writer import Answer
 from ledger_sizer.model.decisions import DecisionRecord, Result
 from ledger_sizer.model.errors import Busy, InternalError, LedgerError, Unavailable
-from ledger_sizer.rules.batch import Group, States, decide_batch, requests_of
+from ledger_sizer.rules.batch import Group, States, decide_batch, log_fields_by_hash
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.storage.state_cache import StateCache
@@ -170,7 +170,7 @@ class Committer:
     def _drafted(
         self, groups: Sequence[Group], results: Sequence[list[Result]], states: States, started: float, *, locked: bool
     ) -> Draft:
-        changes = [changes_of(state) for state in states.values() if state.sealed]
+        changes = [changes_of(state) for state in states.values() if state.new_decisions]
         for state in states.values():
             self._memory.keep(state)
         return Draft(groups, results, changes, locked, self._memory.failures, started)
@@ -184,7 +184,7 @@ class Committer:
             except Exception:
                 log.warning("ledger.observer_failed", exc_info=True)
         if _stdlib_log.isEnabledFor(logging.INFO):
-            asked_by = requests_of(draft.groups, draft.results)
+            asked_by = log_fields_by_hash(draft.groups, draft.results)
             for record in recorded:
                 log.info("decision", **record.logged(), **asked_by.get(record.hash, {}))
 

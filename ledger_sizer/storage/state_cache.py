@@ -65,7 +65,7 @@ class StateCache:
             if unmoved:
                 _carry_over(before, state)  # before settling: what the batch ended must not come back
         held = [p.expires_us for n in state.dirty_positions if (p := state.positions[n]).state == "held"]
-        state.settle()
+        state.begin_next_batch()
         state.next_expiry_us = min((us for us in (state.next_expiry_us, *held) if us is not None), default=None)
         if len(state.positions) > _POSITIONS_REMEMBERED_MAX:
             state.positions.clear()

@@ -77,7 +77,7 @@ class Changes:
 
 
 def changes_of(state: PortfolioState) -> Changes:
-    """The changes of a decided batch, before `PortfolioState.settle` forgets which they are."""
+    """The changes of a decided batch, before `PortfolioState.begin_next_batch` forgets which they are."""
     rows: dict[str, list[Row]] = {name: [] for name in ("made", "moved", "named", "counted", "administered")}
     for number in state.dirty_positions:
         row = position_row(state.id, state.positions[number])
@@ -88,7 +88,7 @@ def changes_of(state: PortfolioState) -> Changes:
         rows[kind].append(count_row(state.id, scope))
     return Changes(
         state.id, state.name, state.loaded_hash, state.last_seq, state.last_hash, state.last_us,
-        decisions=tuple(state.sealed), **rows,
+        decisions=tuple(state.new_decisions), **rows,
     )  # fmt: skip
 
 
