@@ -96,7 +96,7 @@ def test_reserve_when_ctrl_c_strikes_at_any_call_then_the_writer_waits_for_no_gu
     with at_rest(database_url, EventfulClock()) as ledger:
         number = 0
         while interrupt_at_call(ledger, f"interrupted-{number}", number):
-            assert (ledger._writer._guest, ledger.pending) == (None, 0), f"after call {number}"
+            assert (ledger._writer._inline_caller, ledger.pending) == (None, 0), f"after call {number}"
             assert not ledger.reserve(key=f"after-{number}").replayed
             while not ledger._writer._idle:
                 time.sleep(0.001)
