@@ -26,6 +26,8 @@ from ledger_sizer.telemetry import get_logger
 log = get_logger(__name__)
 _stdlib_log = logging.getLogger(__name__)
 
+_LEASE_LOST = "the lease of this work has passed to another, or ended; nothing more of it is written"
+
 Observe = Callable[[Sequence[DecisionRecord], float], None]
 """Called after every commit: the decisions recorded, and the seconds from the start of deciding to the commit."""
 
@@ -113,10 +115,12 @@ class Committer:
                 # A commit of unknown outcome may have happened: these hashes tell its decisions from replays.
                 if fault == "lost" and draft is not None:
                     own_hashes |= {record.hash for record in draft.recorded}
+                if fault in ("refused", "fenced") and len(groups) > 1:
+                    return [self._answer_batch([group], None)[0] for group in groups]  # only those at fault fail
                 if fault == "refused":
-                    return self._isolate(groups, error, may_be_stored=bool(own_hashes))
+                    return [self._isolate(groups[0], error, may_be_stored=bool(own_hashes))]
                 if fault == "fenced":
-                    return self._answer_lease_lost(groups)
+                    return [LeaseLost(_LEASE_LOST)]
                 if fault in ("conflict", "lost"):
                     attempt += 1
                     log.warning("ledger.retry", fault=fault, attempt=attempt, error=str(error).strip())
@@ -190,30 +194,21 @@ class Committer:
             for record in recorded:
                 log.info("decision", **record.logged(), **extra_fields.get(record.hash, {}))
 
-    def _answer_lease_lost(self, groups: Sequence[Group]) -> list[Answer]:
-        """Fail only the groups whose lease has passed to another owner."""
-        if len(groups) > 1:
-            return [self._answer_batch([group], None)[0] for group in groups]
-        return [LeaseLost("the lease of this work has passed to another, or ended; nothing more of it is written")]
-
-    def _isolate(self, groups: Sequence[Group], error: Exception, *, may_be_stored: bool) -> list[Answer]:
-        """Answer the groups of a refused batch one by one, so that only the one at fault fails.
+    def _isolate(self, group: Group, error: Exception, *, may_be_stored: bool) -> Answer:
+        """Answer a refused group: an atomic one with the error, else one command at a time.
 
         may_be_stored: a commit's outcome is unknown; then only a retry with the same key can tell it.
         """
-        if len(groups) > 1:
-            return [self._answer_batch([group], None)[0] for group in groups]
-        (group,) = groups
         if len(group.commands) > 1 and not group.atomic:
             results: list[Result] = []
             for command in group.commands:
                 answer = self._answer_batch([group._replace(commands=(command,))], None)[0]
                 results += [answer] if isinstance(answer, LedgerError) else answer
-            return [results]
+            return results
         if may_be_stored:
-            return [_busy_or_unavailable("lost", error)]
+            return _busy_or_unavailable("lost", error)
         log.error("ledger.refused", error=str(error).strip())
-        return [InternalError(f"the command could not be stored, nothing was recorded: {str(error).strip()}")]
+        return InternalError(f"the command could not be stored, nothing was recorded: {str(error).strip()}")
 
 
 def _log_defects(results: Sequence[Sequence[Result]]) -> None:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from sqlalchemy import Engine
 
@@ -46,7 +46,6 @@ from ledger_sizer.wire.export import ExportForm, export_lines
 
 log = get_logger(__name__)
 
-P = ParamSpec("P")
 T = TypeVar("T")
 Clock = Callable[[], datetime]
 
@@ -146,7 +145,7 @@ class Ledger:
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """Async `run`. Cancelling the caller does not undo the command; a retry with its key returns the outcome."""
-        command = await _resolve_off_loop(self._resolver, (command,), self._resolver.resolved, command)
+        command = await self._off_loop((command,), lambda: self._resolver.resolved(command))
         if type(command) is Reserve and command.dry_run:
             return await asyncio.to_thread(self._dry_run, command)
         return _only_decision(await self._writer.submit_async(_group_of_one(command)))
@@ -159,17 +158,13 @@ class Ledger:
         """
         commands, wrong = self._resolver.all_resolved(commands, atomic)
         group = _group(commands, atomic)
-        results = _settled(self._writer.answer(group), group) if group.commands else []
-        return _insert_errors(results, wrong)
+        return _all_answers(self._writer.answer(group) if group.commands else [], wrong, atomic)
 
     async def submit_async(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """Async `submit`."""
-        commands, wrong = await _resolve_off_loop(
-            self._resolver, commands, self._resolver.all_resolved, commands, atomic
-        )
+        commands, wrong = await self._off_loop(commands, lambda: self._resolver.all_resolved(commands, atomic))
         group = _group(commands, atomic)
-        results = _settled(await self._writer.submit_async(group), group) if group.commands else []
-        return _insert_errors(results, wrong)
+        return _all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic)
 
     @contextmanager
     def hold(self, **request: Any) -> Iterator[Hold]:
@@ -352,6 +347,12 @@ class Ledger:
     def _now_us(self) -> int | None:
         return None if self._clock is None else to_us(self._clock())
 
+    async def _off_loop(self, commands: Sequence[AnyCommand], resolve: Callable[[], T]) -> T:
+        """Call `resolve`, in a thread where it has to read the database for the commands' instruments."""
+        if all(self._resolver.remembers(command) for command in commands):
+            return resolve()
+        return await asyncio.to_thread(resolve)
+
     def _dry_run(self, command: Reserve) -> Decision:
         """Decide on the present state without a lock, a hold or a record."""
         state, now_us = self._reads.state_for(command, self._now_us(), self._policy.new_portfolio_cap_e8)
@@ -379,29 +380,11 @@ def _only_decision(results: list[Result]) -> Decision:
     return result
 
 
-def _settled(results: list[Result], group: Group) -> list[Result]:
-    if group.atomic:
-        for result in results:
-            if isinstance(result, LedgerError):
-                raise result
-    return results
-
-
-async def _resolve_off_loop(
-    resolver: InstrumentResolver,
-    commands: Sequence[AnyCommand],
-    call: Callable[P, T],
-    *args: P.args,
-    **kwargs: P.kwargs,
-) -> T:
-    """Call a method of the resolver, in a thread where it has to read the database."""
-    if all(resolver.remembers(command) for command in commands):
-        return call(*args, **kwargs)
-    return await asyncio.to_thread(call, *args, **kwargs)
-
-
-def _insert_errors(results: list[Result], wrong: dict[int, LedgerError]) -> list[Result]:
-    """The results with those of commands that never reached the queue put in their places."""
+def _all_answers(results: list[Result], wrong: dict[int, LedgerError], atomic: bool) -> list[Result]:
+    """Insert the errors of commands that never reached the queue. Raise an error of an atomic group instead."""
+    failed = next((result for result in results if isinstance(result, LedgerError)), None)
+    if atomic and failed is not None:
+        raise failed
     for place, error in sorted(wrong.items()):
         results.insert(place, error)
     return results

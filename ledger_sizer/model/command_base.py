@@ -1,6 +1,5 @@
 """Base classes of the commands: idempotency key, portfolio or position, and the canonical request text."""
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -9,10 +8,10 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import ClassVar
 
-from ledger_sizer.model.domain import split_position_id
+from ledger_sizer.model.domain import split_position_id, time_text
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, Leg, label_text
-from ledger_sizer.model.tags import Tags
+from ledger_sizer.model.tags import Tags, encode_sorted
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 TTL_SECONDS_MAX = 30 * 24 * 3600
@@ -22,8 +21,7 @@ SYSTEM_KEY_PREFIX = "ledger:"
 
 _PORTFOLIO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
-_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
-_quoted = lru_cache(maxsize=8192)(_encode)
+_quoted = lru_cache(maxsize=8192)(encode_sorted)
 
 
 def portfolio_name(value: object) -> str:
@@ -57,13 +55,13 @@ def exact_seconds(value: object) -> int | Decimal:
 def _json(value: object) -> str:
     """Return canonical JSON of one argument. Numbers become strings, so that equal numbers have equal text."""
     if isinstance(value, str):
-        return _encode(value)
+        return encode_sorted(value)
     if isinstance(value, Decimal):
         return f'"{decimal_text(value)}"'
     if isinstance(value, Tags):
         return value.text
     if isinstance(value, datetime):
-        return f'"{value.isoformat().replace("+00:00", "Z")}"'
+        return f'"{time_text(value)}"'
     if isinstance(value, tuple):
         return f"[{','.join([_json(part) for part in value])}]"
     if isinstance(value, InstrumentInfo | Leg):

@@ -281,8 +281,7 @@ class Adopt(PortfolioCommand):
         put(self, "quantity", positive(self.quantity, "quantity"))
         put(self, "price", positive(self.price, "price"))
         put(self, "legs", _checked_legs(self.legs))
-        if self.note is not None:
-            label_text(self.note, "note", length_max=500)
+        _check_note(self.note)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -365,16 +364,19 @@ class Remark(PortfolioCommand):
         self._check_portfolio()
         object.__setattr__(self, "about", label_text(self.about, "about"))
         label_text(self.event, "event")
-        if self.note is not None:
-            label_text(self.note, "note", length_max=500)
+        _check_note(self.note)
 
 
 def _check_scope_and_note(command: Halt | Resume | Freeze | Thaw | Reconciled) -> None:
     command._check_key()
     command._check_portfolio()
     object.__setattr__(command, "scope", scope_name(command.scope))
-    if command.note is not None:
-        label_text(command.note, "note", length_max=500)
+    _check_note(command.note)
+
+
+def _check_note(note: str | None) -> None:
+    if note is not None:
+        label_text(note, "note", length_max=500)
 
 
 COMMANDS: Mapping[str, type[PortfolioCommand] | type[PositionCommand]] = {

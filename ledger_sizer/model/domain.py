@@ -53,6 +53,11 @@ def from_us(us: int) -> datetime:
     return _EPOCH + timedelta(microseconds=us)
 
 
+def time_text(moment: datetime) -> str:
+    """Return an aware UTC datetime as ISO 8601 with `Z`."""
+    return moment.isoformat().replace("+00:00", "Z")
+
+
 class Position(NamedTuple):
     """A position and its state: `held -> open -> closed`, `held -> released` or `held -> expired`.
 

@@ -17,7 +17,9 @@ EXTERNAL_TAG = "external"
 TAGS_MAX = 16
 
 _DIMENSION = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
+
+encode_sorted = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
+"""Encodes a value as compact ASCII JSON with sorted keys: the canonical form of tags and requests."""
 
 
 class Tags(Mapping[str, str]):
@@ -72,7 +74,7 @@ def _validated_tags(items: tuple[tuple[str, str], ...]) -> Tags:
         # Plain text, because the cache also answers for equal tags of another text type, such as an Enum.
         plain[str.__str__(name)] = label_text(tag, f"tags.{name}")
     values = dict(sorted(plain.items()))
-    return Tags(values, _encode(values))
+    return Tags(values, encode_sorted(values))
 
 
 @lru_cache(maxsize=8192)

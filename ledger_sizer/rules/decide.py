@@ -179,7 +179,7 @@ def _confirm(state: PortfolioState, command: Confirm, now_us: int, _policy: Poli
         return _late_fill(state, command, position, now_us)
     position.require("held", "confirm")
     open_e8 = _added_e8(state, position, command.quantity, command.price, -position.held_e8)
-    legs = tuple(command.legs) if command.legs is not None else _filled_legs(position.legs, command)
+    legs = _filled_legs(position.legs, command)
     after = _updated(position, state, now_us, "open", open_e8, command.quantity, command.price, legs)
     return _applied(state, after, -position.held_e8, open_e8)
 
@@ -193,7 +193,7 @@ def _late_fill(state: PortfolioState, command: Confirm, expired: Position, now_u
         )
     open_e8 = _added_e8(state, expired, command.quantity, command.price, 0)
     seq = state.last_seq + 1
-    legs = tuple(command.legs) if command.legs is not None else _filled_legs(expired.legs, command)
+    legs = _filled_legs(expired.legs, command)
     late = Position(
         state.name, seq, "open", expired.tags, 0, open_e8, command.quantity, command.price,
         legs, None, now_us, now_us, seq, expired.number,
@@ -316,6 +316,8 @@ def _added_e8(state: PortfolioState, position: Position, quantity: Decimal, pric
 
 
 def _filled_legs(planned: tuple[Leg, ...], command: Confirm) -> tuple[Leg, ...]:
+    if command.legs is not None:
+        return tuple(command.legs)
     spot_price = command.spot_price if command.spot_price is not None else command.price
     return tuple(
         Leg(leg.venue, leg.symbol, leg.kind, leg.side, command.quantity,

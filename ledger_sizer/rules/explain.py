@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import from_us
+from ledger_sizer.model.domain import from_us, time_text
 from ledger_sizer.model.instruments import InstrumentInfo
 from ledger_sizer.model.units import decimal_text, usd
 from ledger_sizer.rules.sizing import match_quantity, net_of_spot_fee
@@ -70,7 +70,7 @@ def explain(decision: Decision) -> Explanation:
         "reason": decision.reason,
         "binding": decision.binding,
         "position_id": decision.position_id,
-        "decided_at": decision.decided_at.isoformat().replace("+00:00", "Z"),
+        "decided_at": time_text(decision.decided_at),
         "request": request,
         "fraction": _text(decision.fraction),
         "raw_budget": _text(decision.raw_budget),
@@ -190,7 +190,7 @@ def _scope_data(row: list[Any]) -> dict[str, Any]:
         "headroom": headroom,
         "status": status,
         "frozen": bool(frozen),
-        "fresh_until": None if fresh_until_us is None else from_us(fresh_until_us).isoformat().replace("+00:00", "Z"),
+        "fresh_until": None if fresh_until_us is None else time_text(from_us(fresh_until_us)),
     }
 
 
