@@ -144,10 +144,8 @@ def _size_reason(scopes: list[ScopeState], command: Reserve, budget_e8: int, mat
     if budget_e8 <= 0:
         no_balance = command.available_balance is not None and command.available_balance * USD_SCALE < 1
         reasons.add("insufficient_balance" if no_balance else "below_min_notional")
-    for reason in ("below_min_qty", "below_min_notional", "insufficient_balance"):
-        if reason in reasons:
-            return reason
-    return None
+    ordered = ("below_min_qty", "below_min_notional", "insufficient_balance")
+    return next((reason for reason in ordered if reason in reasons), None)
 
 
 def _planned_legs(command: Reserve, quantity: Decimal | None) -> tuple[Leg, ...]:
