@@ -237,7 +237,7 @@ import sys, tempfile
 from pathlib import Path
 from pydantic import SecretStr
 from ledger_sizer.api import create_app
-from ledger_sizer.bootstrap import running
+from ledger_sizer.service.bootstrap import running_components
 from ledger_sizer.config import AppSettings, ExchangeSettings, LedgerSettings
 
 def mib(process):
@@ -250,7 +250,7 @@ if url:
         api_key=SecretStr("paper"), api_secret=SecretStr("paper-secret"), base_url=url)}
 with tempfile.TemporaryDirectory() as folder:
     settings = AppSettings(ledger=LedgerSettings(database_url=f"sqlite:///{folder}/ledger.db"), **given)
-    with running(settings, with_jobs=False) as parts:
+    with running_components(settings, with_jobs=False) as parts:
         looks = None
         if url:
             (report,) = parts.reconciler.run()

@@ -1,7 +1,7 @@
-"""ledger_sizer: the capital desk for trading bots.
+"""A durable ledger of exposure for trading bots, with atomic, expiring reservations under caps.
 
-A durable, transactional exposure ledger (SQLite or PostgreSQL) with atomic, expiring reservations under caps, signal
-based sizing for delta-neutral positions, and an audit chain that can prove afterwards why each answer was given.
+Stores in SQLite or PostgreSQL. Sizes delta-neutral positions from a signal score. Keeps every decision in a hash chain
+that can prove afterwards why each answer was given.
 """
 
 import importlib
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from ledger_sizer.rules.sizing import Sizing as Sizing
     from ledger_sizer.rules.sizing import round_to_step as round_to_step
 
-_HOMES = {
+_EXPORTS = {
     "model.commands": "Adopt Confirm Extend Freeze Halt Reconciled Release Remark Reserve Resume SetCap Thaw",
     "config": "AppSettings DynamicSizingSettings ExchangeSettings LedgerSettings ReconcileSettings ServiceSettings "
     "TradingSettings",
@@ -69,17 +69,17 @@ _HOMES = {
     "ledger.ledger": "Ledger",
     "rules.sizing": "DynamicSizer PositionSizer Sizing round_to_step",
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names.split()}
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 
-__all__ = sorted(_HOME_OF)  # noqa: PLE0605 - a list of names, made from the table above
+__all__ = sorted(_MODULE_OF)  # noqa: PLE0605 - a list of names, built from the table above
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name from its module when it is first used, so that `ledger-sizer --help` starts fast."""
-    home = _HOME_OF.get(name)
-    if home is None:
+    module = _MODULE_OF.get(name)
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 

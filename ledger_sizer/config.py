@@ -1,6 +1,6 @@
-"""Settings, read from the environment and `.env` by pydantic-settings; every field says its unit and range.
+"""Settings, read from the environment and `.env` by pydantic-settings. Every field states its unit and range.
 
-Each class reads its own prefix (`SIZING_ENABLED=true`); `AppSettings` holds them all and also reads them nested
+Each class reads its own prefix (`SIZING_ENABLED=true`). `AppSettings` holds them all and also reads nested names
 (`SIZING__ENABLED=true`). A bad value raises `InvalidRequest` that names the setting.
 """
 
@@ -37,7 +37,7 @@ _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 
 class Settings(BaseSettings):
-    """Base of the settings classes: frozen, `.env` aware, and with errors that name the setting and its value."""
+    """Base of the settings classes: frozen, reads `.env`, and its errors name the setting and its value."""
 
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True, validate_default=True)
 
@@ -45,22 +45,22 @@ class Settings(BaseSettings):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            raise _refused(error, self.model_config.get("env_prefix", "")) from None
+            raise _as_invalid_request(error, self.model_config.get("env_prefix", "")) from None
         except SettingsError as error:
             section = "".join(re.findall(r'field "(\w+)"', str(error))).upper()
             prefix = self.model_config.get("env_prefix", "")
-            told = f"a section's JSON; set its fields one by one, as in {section}__NAME" if not prefix else "valid JSON"
-            raise InvalidRequest(f"environment {prefix}{section} is not {told}", field=section.lower()) from None
+            form = f"a section's JSON; set its fields one by one, as in {section}__NAME" if not prefix else "valid JSON"
+            raise InvalidRequest(f"environment {prefix}{section} is not {form}", field=section.lower()) from None
 
 
-def _refused(error: ValidationError, prefix: str) -> InvalidRequest:
-    """The first thing wrong, by its setting's and its variable's name, with its value unless that may be a secret."""
+def _as_invalid_request(error: ValidationError, prefix: str) -> InvalidRequest:
+    """Convert the first error. Name the setting and its variable, and the value unless it may be a secret."""
     first = error.errors(include_url=False)[0]
     what = first["msg"].removeprefix("Value error, ")
     name = ".".join(str(part) for part in first["loc"])
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InvalidRequest) and cause.field is not None:
-        # A section refused one of its own fields; its variable is told both ways it may have been written.
+        # A section refused one of its own fields. Name its variable in both forms in which it may have been written.
         nested = f"{name}__{cause.field}".upper()
         return InvalidRequest(f"{cause} (or environment {nested})", field=f"{name}.{cause.field}")
     if not name:
@@ -72,7 +72,7 @@ def _refused(error: ValidationError, prefix: str) -> InvalidRequest:
 
 
 def _is_secret(name: str) -> bool:
-    """Keys and secrets, and URLs, which may carry a password."""
+    """Return True for keys and secrets, and for URLs, which may contain a password."""
     return any(part in name for part in ("secret", "key", "url", "token", "pass"))
 
 
@@ -103,7 +103,7 @@ class DynamicSizingSettings(Settings):
 
 
 class TradingSettings(Settings):
-    """What one position may be, and how far its two legs may drift apart."""
+    """Largest size of one position, and largest difference of its two legs' quantities."""
 
     model_config = SettingsConfigDict(env_prefix="TRADING_")
 
@@ -116,7 +116,7 @@ class TradingSettings(Settings):
 
 
 class LedgerSettings(Settings):
-    """Where the ledger lives and how its writer works."""
+    """Where the ledger is stored, how its writer works, and when it archives."""
 
     model_config = SettingsConfigDict(env_prefix="LEDGER_")
 
@@ -151,7 +151,7 @@ class LedgerSettings(Settings):
 
 
 class ServiceSettings(Settings):
-    """Where the HTTP service listens, how much it takes at once, and how it runs its jobs."""
+    """Where the HTTP service listens, its limits, and how it runs its jobs."""
 
     model_config = SettingsConfigDict(env_prefix="SERVICE_")
 
@@ -175,12 +175,12 @@ class ServiceSettings(Settings):
     lease_seconds: int = Field(15, ge=3, le=600, description="Another replica takes the jobs over after this silence.")
 
 
-_HAS_EXCESS = ("quantity_differs", "unknown_position", "side_flipped", "late_fill")
-"""Kinds in which the exchange may show more than the ledger: only that can be adopted or closed."""
+_EXCESS_KINDS = ("quantity_differs", "unknown_position", "side_flipped", "late_fill")
+"""Kinds in which the exchange may show more than the ledger. Only an excess can be adopted or closed."""
 
 
 class ReconcileSettings(Settings):
-    """When the ledger is compared with the exchange, what a difference does, and when grants stop being trusted."""
+    """When the ledger is compared with the exchange, what a difference does, and when grants stop."""
 
     model_config = SettingsConfigDict(env_prefix="RECONCILE_")
 
@@ -223,9 +223,9 @@ class ReconcileSettings(Settings):
     webhook_attempts_max: int = Field(12, ge=1, le=1000, description="Attempts for one alert, ever longer apart.")
 
     @model_validator(mode="after")
-    def _policies_make_sense(self) -> Self:
+    def _policies_fit_kinds(self) -> Self:
         for kind in get_args(DriftKind):
-            if self.policy(kind) in ("adopt", "close") and kind not in _HAS_EXCESS:
+            if self.policy(kind) in ("adopt", "close") and kind not in _EXCESS_KINDS:
                 raise ValueError(
                     f"policy_{kind} cannot be {self.policy(kind)!r}: such a drift has nothing to adopt or close; "
                     "use record, alert or freeze"
@@ -233,7 +233,7 @@ class ReconcileSettings(Settings):
         return self
 
     def policy(self, kind: str) -> DriftPolicy:
-        """What a confirmed drift of this kind does."""
+        """Return the policy for drifts of this kind."""
         found: DriftPolicy = getattr(self, f"policy_{kind}")
         return found
 
@@ -258,7 +258,7 @@ class ExchangeAccountSettings(BaseModel):
 
     @field_validator("base_url")
     @classmethod
-    def _a_url(cls, value: str | None) -> str | None:
+    def _http_url(cls, value: str | None) -> str | None:
         if value is not None and not re.match(r"https?://[^/]", value):
             raise ValueError("must start with http:// or https:// and name a host")
         return value
@@ -278,7 +278,7 @@ class ExchangeSettings(ExchangeAccountSettings, Settings):
     )
 
     @model_validator(mode="after")
-    def _accounts_told_apart(self) -> Self:
+    def _account_names_differ(self) -> Self:
         names = [(found.id, found.account) for found in self.every()]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice:
@@ -288,11 +288,11 @@ class ExchangeSettings(ExchangeAccountSettings, Settings):
         return self
 
     def every(self) -> tuple[ExchangeAccountSettings, ...]:
-        """All accounts that have credentials: the flat one first, then those of `accounts`."""
+        """Return all accounts with credentials: the flat one first, then those of `accounts`."""
         return tuple(found for found in (self.flat(), *self.accounts) if found.api_key is not None)
 
     def flat(self) -> ExchangeAccountSettings:
-        """The account of the flat settings, with or without credentials."""
+        """Return the account of the flat settings, with or without credentials."""
         names = ExchangeAccountSettings.model_fields
         return ExchangeAccountSettings.model_construct(**{name: getattr(self, name) for name in names})
 

@@ -1,6 +1,6 @@
-"""Logging: structlog through the standard library, so that an application that embeds the ledger stays in charge.
+"""Sets up logging: structlog on top of the standard library, so that an embedding application controls its handlers.
 
-A library does not print by itself: where logging is not configured, only warnings and errors appear.
+The library does not configure logging by itself. Unconfigured, it prints warnings and errors only.
 """
 
 import logging
@@ -13,8 +13,8 @@ import structlog
 from structlog.typing import EventDict, Processor
 
 request_id_var: ContextVar[str | None] = ContextVar("ledger_sizer_request_id", default=None)
-"""The request that the present code works for. Set it to what your own logs call the request, and every line of this
-package that belongs to it carries the same `request_id`, that of the committed decision included."""
+"""Id of the request being served. Set it to the id in your own logs: every log line of this package about the request
+then has the same `request_id`, including the line of the committed decision."""
 
 
 def _add_request_id(_logger: object, _name: str, event: EventDict) -> EventDict:
@@ -24,7 +24,7 @@ def _add_request_id(_logger: object, _name: str, event: EventDict) -> EventDict:
     return event
 
 
-_SHARED: list[Processor] = [
+_SHARED_PROCESSORS: list[Processor] = [
     structlog.contextvars.merge_contextvars,
     _add_request_id,
     structlog.stdlib.add_logger_name,
@@ -34,9 +34,9 @@ _SHARED: list[Processor] = [
 ]
 
 
-class _NeverRaises(structlog.stdlib.BoundLogger):
-    """What cannot be logged (a full disk, a defect in an application's handler) is lost, as it is with the handlers of
-    the standard library: it must not end the writer's thread, nor make a commit look as if it had failed.
+class _NonRaisingLogger(structlog.stdlib.BoundLogger):
+    """Drops an event that cannot be logged (full disk, defect in an application's handler), as the standard library's
+    handlers do. A failed log call must not end the writer thread, nor make a commit look failed.
     """
 
     def _proxy_to_logger(self, *args: Any, **kwargs: Any) -> Any:
@@ -45,22 +45,26 @@ class _NeverRaises(structlog.stdlib.BoundLogger):
 
 
 def get_logger(name: str) -> Any:
-    """A structlog logger that hands its events, as a dictionary, to the standard library's logger of that name.
+    """Return a structlog logger that passes its events, as dictionaries, to the standard library's logger `name`.
 
-    Events carry their figures as fields; the bound context of `structlog.contextvars` (such as a request id) is
-    merged into each.
+    Events carry their figures as fields. The bound context of `structlog.contextvars` (such as a request id) is merged
+    into each.
     """
     return structlog.wrap_logger(
         logging.getLogger(name),
-        wrapper_class=_NeverRaises,
-        processors=[structlog.stdlib.filter_by_level, *_SHARED, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=_NonRaisingLogger,
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *_SHARED_PROCESSORS,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
     )
 
 
 def configure_logging(level: str = "INFO", *, stream: TextIO | None = None) -> None:
-    """Write the log to standard error: console lines on a terminal, JSON lines elsewhere. For programs.
+    """Write the log to standard error: console lines on a terminal, JSON lines elsewhere. For programs, not libraries.
 
-    The package from `level` on; of its server the warnings, of its scheduler the errors, in the same form.
+    Logs this package from `level` up, its server (uvicorn) from WARNING, its scheduler (APScheduler) from ERROR.
     """
     stream = stream or sys.stderr
     renderer = (
@@ -71,7 +75,7 @@ def configure_logging(level: str = "INFO", *, stream: TextIO | None = None) -> N
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=_SHARED,
+            foreign_pre_chain=_SHARED_PROCESSORS,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,

@@ -1,4 +1,4 @@
-"""Settings: defaults, where they are read from, errors that name the setting, and secrets that stay secret."""
+"""Settings: defaults, sources, errors that name the setting, and secrets that stay secret."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ EXAMPLE_IDS = [f"{PREFIXES[kind][1]}.{name}" for kind, name, _, _ in EXAMPLES]
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty working folder: no .env but the one a test writes."""
+    """An empty working folder, without a .env unless the test writes one."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -239,7 +239,7 @@ def test_read_settings_when_a_nested_value_is_bad_then_the_error_names_that_vari
 def test_read_settings_when_a_variable_has_a_sections_name_then_it_is_named_in_a_clear_error(
     section: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`EXCHANGE=bybit` or `SERVICE=web` may well stand in an environment for somebody else's reasons."""
+    """An environment may contain `EXCHANGE=bybit` or `SERVICE=web` for other programs."""
     monkeypatch.setenv(section.upper(), "bybit")
     with pytest.raises(InvalidRequest, match=section.upper()):
         AppSettings()
@@ -315,7 +315,7 @@ def test_open_ledger_when_the_database_is_away_then_neither_error_nor_log_shows_
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    password = "hunter" + "2"  # in two parts: a traceback quotes this source too
+    password = "hunter" + "2"  # in two parts, because a traceback quotes this source line
     with pytest.raises(Unavailable, match="cannot open postgresql") as refused:
         Ledger.open(f"postgresql://bot:{password}@127.0.0.1:1/ledger")
     assert "hunter2" not in "".join(traceback.format_exception(refused.value)) + caplog.text

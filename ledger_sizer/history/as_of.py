@@ -2,7 +2,7 @@
 
 held and open of a scope are the sums of the decisions' deltas. The database sums the live rows by tag set and returns
 few rows, whatever the length of history. Archive files are read line by line. Cap and status are what the last command
-about the scope (`trace.ABOUT_A_SCOPE`) set. The portfolio's first cap came from settings; every decision records the
+about the scope (`trace.SCOPE_COMMANDS`) set. The portfolio's first cap came from settings; every decision records the
 portfolio's cap as headroom + exposure. One scan, linear in the decisions up to that point, in constant memory.
 """
 
@@ -20,7 +20,7 @@ from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.rules.state import ScopeState
-from ledger_sizer.rules.trace import ABOUT_A_SCOPE, reconciliation_of
+from ledger_sizer.rules.trace import SCOPE_COMMANDS, reconciliation_of
 from ledger_sizer.storage.tables import DecisionRow
 
 AsOf = int | datetime
@@ -52,7 +52,7 @@ def scopes_as_of(
     )
     for tags, held, opened in connection.execute(deltas):
         totals.add_deltas(tags, int(held), int(opened))
-    for command in ABOUT_A_SCOPE:
+    for command in SCOPE_COMMANDS:
         for record in history.iterate(Filters(command=command, outcome="applied"), live_from, end.seq):
             totals.set_scope(record)
     return end.seq, totals.scopes(end)
@@ -86,7 +86,7 @@ class _Totals:
     def add(self, record: DecisionRecord) -> None:
         if record.held_delta_e8 or record.open_delta_e8:
             self.add_deltas(record.tags, record.held_delta_e8, record.open_delta_e8)
-        if record.command in ABOUT_A_SCOPE and record.outcome == "applied":
+        if record.command in SCOPE_COMMANDS and record.outcome == "applied":
             self.set_scope(record)
 
     def add_deltas(self, tags: str, held: int, opened: int) -> None:

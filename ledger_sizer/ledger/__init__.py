@@ -1,1 +1,6 @@
-"""The write path: `Ledger`, its verbs, and the writer that answers many callers with one commit."""
+"""The embedded ledger and its write path.
+
+ledger       `Ledger`: verbs, reads, archive, close
+writer       group commit: the queue, its threads, and callers' futures
+committer    one batch: decide, store, retry, isolate
+"""

@@ -1,9 +1,9 @@
-"""The ledger everyone uses: embedded in a bot, behind the command line, behind HTTP.
+"""The public `Ledger`: embedded in a bot, behind the command line, behind HTTP.
 
     with Ledger.open("sqlite:///ledger.db") as ledger:
         decision = ledger.reserve(key="cycle-17/BTC", portfolio="main", signal_score=Decimal("0.9"))
 
-Writing goes through one writer that commits in groups; reads have connections of their own and never wait for it.
+Writes go through one writer with group commit. Reads have their own connections and never wait for it.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from sqlalchemy import Engine
 
@@ -46,7 +46,6 @@ from ledger_sizer.wire.export import ExportForm, export_lines
 
 log = get_logger(__name__)
 
-P = ParamSpec("P")
 T = TypeVar("T")
 Clock = Callable[[], datetime]
 
@@ -64,8 +63,8 @@ def _open_store(engine: Engine, settings: AppSettings) -> WriteStore:
 class Ledger:
     """One open ledger. Safe to share between threads and event loops; not across a fork.
 
-    Every verb answers with a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the
-    same request gives the same decision again (`replayed`), also after a restart, also a denial.
+    Every verb returns a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the same
+    request returns the same decision again (`replayed`), also a denial, also after a restart.
     """
 
     def __init__(self, url: str, settings: AppSettings, clock: Clock | None) -> None:
@@ -73,13 +72,13 @@ class Ledger:
         self.settings = settings
         self._clock = clock
         self._policy = Policy.of(settings)
-        self._peaks = BlockExtremes()
+        self._block_extremes = BlockExtremes()
         self._write_engine = make_engine(url, settings.ledger)
         self._read_engine = make_engine(url, settings.ledger, read_only=True)
         self._store = _open_store(self._write_engine, settings)
         self._files = archive_files_from(settings)
         self._queries = Queries(self._read_engine, self._files)
-        self._names = InstrumentResolver(self._read_engine)
+        self._resolver = InstrumentResolver(self._read_engine)
         self._committer = Committer(self._store, self._policy, self._now_us, settings.ledger.retries_max)
         self._writer = Writer(
             self._committer,
@@ -95,14 +94,14 @@ class Ledger:
         """Open a ledger.
 
         url: `sqlite:///FILE` or `postgresql://user@host/name`; the settings' `database_url` when None. A SQLite file
-        is created and migrated as needed; a server's database that is behind is refused with the command to run.
-        settings: read from the environment when None. clock: the time source, an aware UTC datetime; None means this
-        machine's clock for SQLite and the server's clock for PostgreSQL, which all hosts share.
+        is created and migrated as needed. An outdated PostgreSQL schema is refused with the command to run.
+        settings: read from the environment when None. clock: returns an aware UTC datetime; None takes this machine's
+        clock for SQLite, and for PostgreSQL the server's clock, which all hosts share.
         Raises `InvalidRequest`, `SchemaOutdated`, `Unavailable`.
         """
         settings = settings or AppSettings()
         url = settings.ledger.database_url if url is None else url
-        engine = make_engine(url, settings.ledger, read_only=True)  # looking at the version must not wait for writers
+        engine = make_engine(url, settings.ledger, read_only=True)  # reading the version must not wait for writers
         try:
             if is_sqlite(engine.url) and (schema_version(engine) or "") < SCHEMA_HEAD:
                 upgrade(engine.url)
@@ -111,7 +110,7 @@ class Ledger:
             engine.dispose()
         return cls(url, settings, clock)
 
-    # Verbs: blocking, and awaitable under the same name with `_async`.
+    # Verbs: sync, and async under the same name with `_async`.
     reserve = verb(commands.Reserve)
     confirm = verb(commands.Confirm)
     release = verb(commands.Release)
@@ -138,45 +137,42 @@ class Ledger:
     remark_async = verb_async(commands.Remark)
 
     def run(self, command: AnyCommand) -> Decision:
-        """Answer one command object; what the verbs do after building theirs."""
-        command = self._names.resolved(command)
+        """Run one command object. The verbs build their command and call this."""
+        command = self._resolver.resolved(command)
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
-        return _only(self._writer.answer(_single(command)))
+        return _only_decision(self._writer.answer(_group_of_one(command)))
 
     async def run_async(self, command: AnyCommand) -> Decision:
-        """`run`, awaitable. Cancelling the caller does not undo the command; its key tells what became of it."""
-        command = await _looked_up(self._names, (command,), self._names.resolved, command)
+        """Async `run`. Cancelling the caller does not undo the command; a retry with its key returns the outcome."""
+        command = await self._off_loop((command,), lambda: self._resolver.resolved(command))
         if type(command) is Reserve and command.dry_run:
             return await asyncio.to_thread(self._dry_run, command)
-        return _only(await self._writer.submit_async(_single(command)))
+        return _only_decision(await self._writer.submit_async(_group_of_one(command)))
 
     def submit(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
-        """Answer many commands in one go: a list of the same order and length.
+        """Run many commands at once. Return their answers, in the same order and number.
 
-        Independent (the default): each has its own `Decision`, or the `LedgerError` it met, in its place (an error's
-        `granted` is False, so it cannot be mistaken for a grant). atomic: all take effect or none; where one is
-        denied all are, and an error is raised with nothing recorded.
+        Independent (the default): each answer is the command's `Decision` or `LedgerError` (an error's `granted` is
+        False). atomic: all take effect or none; if one is denied all are, and an error is raised with nothing recorded.
         """
-        commands, wrong = self._names.all_resolved(commands, atomic)
+        commands, wrong = self._resolver.all_resolved(commands, atomic)
         group = _group(commands, atomic)
-        results = _settled(self._writer.answer(group), group) if group.commands else []
-        return _with_errors(results, wrong)
+        return _all_answers(self._writer.answer(group) if group.commands else [], wrong, atomic)
 
     async def submit_async(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
-        """`submit`, awaitable."""
-        commands, wrong = await _looked_up(self._names, commands, self._names.all_resolved, commands, atomic)
+        """Async `submit`."""
+        commands, wrong = await self._off_loop(commands, lambda: self._resolver.all_resolved(commands, atomic))
         group = _group(commands, atomic)
-        results = _settled(await self._writer.submit_async(group), group) if group.commands else []
-        return _with_errors(results, wrong)
+        return _all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic)
 
     @contextmanager
     def hold(self, **request: Any) -> Iterator[Hold]:
-        """Reserve for the length of a `with` block, and give back what it did not confirm.
+        """Reserve for a `with` block. An exception in the block releases the hold, unless `confirm` was called.
 
         Takes the arguments of `reserve`. Raises `Denied` when it is denied, `WrongState` when its key was answered
-        before and that hold has ended since (a new attempt needs a new key). Leaving the block by an exception releases
-        the hold unless `confirm` was called; leaving it normally leaves it to live out its time.
+        before and that hold has ended since (a new attempt needs a new key). After a normal exit an unconfirmed hold
+        stays until it expires.
         """
         hold = Hold(self, self.reserve(**request))
         hold.require_held(self.position)
@@ -198,9 +194,9 @@ class Ledger:
             raise
 
     def sweep(self, portfolio: str | None = None) -> int:
-        """Free the holds whose time is over, in one portfolio or in all. Returns how many were freed.
+        """Expire the overdue holds of one portfolio, or of all. Return how many were freed.
 
-        Every write batch does the same for the portfolios it touches; a sweep is for those nobody writes to.
+        Every write batch does this for its portfolios; a sweep is for portfolios that nobody writes to.
         """
         if portfolio is None:
             names = self._reads.portfolios_with_expired(self._now_us())
@@ -212,36 +208,36 @@ class Ledger:
     def _reads(self) -> Queries:
         if self._closed:
             raise Closed("the ledger is closed; open it again")
-        self._writer.require_own_process()  # the parent's connections must not be read from by two
+        self._writer.require_own_process()  # two processes must not read from the parent's connections
         return self._queries
 
-    # Reads: each on its own connection, one consistent snapshot each.
+    # Reads: each has its own connection and one consistent snapshot.
 
     def portfolios(self) -> list[str]:
         """Names of all portfolios."""
         return self._reads.portfolios()
 
     def exposure(self, portfolio: str = "main", as_of: AsOf | None = None) -> Exposure:
-        """Cap, held, open, headroom and status of a portfolio and each of its scopes. `NotFound` if there is none.
+        """Return cap, held, open, headroom and status of a portfolio and each of its scopes, or raise `NotFound`.
 
-        as_of: a seq, or an aware datetime: what the decisions up to then add up to. It reads them all once.
+        as_of: a seq or an aware datetime; the exposure is then summed over all decisions up to it, each read once.
         """
         return self._reads.exposure(portfolio, as_of)
 
     def position(self, position_id: str) -> Position:
-        """One position by its name. Raises `NotFound`."""
+        """Return one position by its name. Raise `NotFound`."""
         return self._reads.position(position_id)
 
     def positions(self, portfolio: str | None = None, **filters: Any) -> Page[Position]:
-        """Positions, oldest first. Filters: state=, tags=, cursor=, limit= (see `Queries.positions`)."""
+        """Return positions, oldest first. Filters: state=, tags=, cursor=, limit= (see `Queries.positions`)."""
         return self._reads.positions(portfolio, **filters)
 
     def history(
         self, portfolio: str = "main", *, cursor: str | None = None, limit: int = 100, **filters: Unpack[HistoryFilters]
     ) -> Page[Decision]:
-        """Decisions of a portfolio, newest first unless `ascending`; filters: see `HistoryFilters`.
+        """Return decisions of a portfolio, newest first unless `ascending`; filters: see `HistoryFilters`.
 
-        cursor: of the page before; it stays right while decisions are added or archived. limit: 1 to 1000.
+        cursor: of the previous page; it stays valid while decisions are added or archived. limit: 1 to 1000.
         """
         return self._reads.history(portfolio, cursor=cursor, limit=limit, **filters)
 
@@ -254,27 +250,27 @@ class Ledger:
         cursor: str | None = None,
         **filters: Unpack[HistoryFilters],
     ) -> Iterator[bytes]:
-        """All that `history` would page through from the cursor on, as CSV or NDJSON, in parts and constant memory.
+        """Return what `history` pages through from the cursor on, as CSV or NDJSON, in parts and constant memory.
 
-        full: every field that is hashed, so that whoever holds the export can recompute the chain.
+        full: include every hashed field, so that a reader of the export can recompute the chain.
         """
         lines = export_lines(form, full=full)
         return map(lines, self._reads.history_blocks(portfolio, cursor=cursor, **filters))
 
     def decision(self, seq: int, portfolio: str = "main") -> Decision:
-        """One decision by its place in the portfolio's chain. Raises `NotFound`."""
+        """Return one decision by its seq in the portfolio's chain. Raise `NotFound`."""
         return self._reads.decision(portfolio, seq)
 
     def overview(self, look: OverviewQuery | None = None) -> Overview:
-        """One picture of the ledger at one moment: all portfolios, and one of them in full."""
-        return read_overview(self._reads.engine, look or OverviewQuery(), self._now_us(), self._peaks)
+        """Return one snapshot of the ledger: all portfolios, and one of them in full."""
+        return read_overview(self._reads.engine, look or OverviewQuery(), self._now_us(), self._block_extremes)
 
     def explain(self, reference: int | str, portfolio: str = "main") -> Explanation:
-        """Why a decision came out as it did: by seq (of `portfolio`), or by position_id (the one that made it)."""
+        """Explain a decision, given its seq (in `portfolio`) or the position_id of the position it created."""
         return explain(self._reads.resolve(reference, portfolio))
 
     def heads(self, portfolio: str | None = None) -> dict[str, tuple[int, str]]:
-        """The chain heads now: (seq, hash) by portfolio. Kept outside the database they make a rewrite visible."""
+        """Return the chain heads: (seq, hash) by portfolio. Copies outside the database reveal a later rewrite."""
         return heads_of(self._reads.engine, portfolio)
 
     def verify(
@@ -282,8 +278,8 @@ class Ledger:
     ) -> VerifyReport:
         """Check the audit chain from its start and recompute every counter from the position rows.
 
-        Reads one snapshot and the archive files. progress: called with (decisions done, decisions in all) now and
-        then. since: trusted heads (of `heads`) to begin at; each must still stand in its chain.
+        Reads one snapshot and the archive files. progress: called now and then with (decisions done, decisions in
+        all). since: trusted heads (from `heads`) to start at; each must still be in its chain.
         """
         return verify(self._reads.engine, portfolio, progress, since=since, files=self._files)
 
@@ -293,8 +289,8 @@ class Ledger:
         """Move closed history older than `before` into files, and out of the live tables.
 
         before: an aware datetime, outside the window of `LEDGER_KEY_WINDOW_DAYS` in which keys are still answered.
-        folder: of the files; the settings' `archive_dir` when None. What is archived stays readable and verifiable.
-        Raises `InvalidRequest`, `Busy` beside another archiver, `Unavailable`.
+        folder: for the files; the settings' `archive_dir` when None. Archived history stays readable and verifiable.
+        Raises `InvalidRequest`, `Busy` while another archiver runs, `Unavailable`.
         """
         now = datetime.now(UTC) if self._clock is None else self._clock()
         settings = self.settings.ledger
@@ -304,11 +300,11 @@ class Ledger:
         target = Path(folder or settings.archive_dir or ARCHIVE_FOLDER)
         return archive(self._reads.engine, self._write_engine, before, target, portfolio)
 
-    # Life.
+    # Lifecycle.
 
     @property
     def observe(self) -> Observe | None:
-        """Told of every committed batch; set it before the ledger is used."""
+        """Callback after every committed batch; set it before the ledger is used."""
         return self._committer.observe
 
     @observe.setter
@@ -317,7 +313,7 @@ class Ledger:
 
     @property
     def pending(self) -> int:
-        """Commands accepted and not yet answered: the depth of the queue."""
+        """Commands accepted and not yet answered."""
         return self._writer.pending
 
     def close(self) -> None:
@@ -327,7 +323,7 @@ class Ledger:
         self._closed = True
         if not self._writer.close(self.settings.ledger.close_timeout_seconds):
             log.error("ledger.close_timeout", pending=self._writer.pending)
-        # In a forked child the sockets belong to the parent: forget them, do not end its sessions.
+        # In a forked child the sockets belong to the parent: drop them without ending its sessions.
         own = self._writer.own_process
         self._write_engine.dispose(close=own)
         self._read_engine.dispose(close=own)
@@ -351,10 +347,16 @@ class Ledger:
     def _now_us(self) -> int | None:
         return None if self._clock is None else to_us(self._clock())
 
+    async def _off_loop(self, commands: Sequence[AnyCommand], resolve: Callable[[], T]) -> T:
+        """Call `resolve`, in a thread where it has to read the database for the commands' instruments."""
+        if all(self._resolver.remembers(command) for command in commands):
+            return resolve()
+        return await asyncio.to_thread(resolve)
+
     def _dry_run(self, command: Reserve) -> Decision:
-        """Decide against the present state without a lock, a hold or a record."""
+        """Decide on the present state without a lock, a hold or a record."""
         state, now_us = self._reads.state_for(command, self._now_us(), self._policy.new_portfolio_cap_e8)
-        decision = _only(decide_batch({state.name: state}, [Group((command,))], now_us, self._policy)[0])
+        decision = _only_decision(decide_batch({state.name: state}, [Group((command,))], now_us, self._policy)[0])
         return decision.as_dry_run()
 
 
@@ -367,36 +369,22 @@ def _group(commands: Sequence[AnyCommand], atomic: bool) -> Group:
     return Group(tuple(commands), atomic, request_id=request_id_var.get(), fence=fence_var.get())
 
 
-def _single(command: AnyCommand) -> Group:
+def _group_of_one(command: AnyCommand) -> Group:
     return Group((command,), request_id=request_id_var.get(), fence=fence_var.get())
 
 
-def _only(results: list[Result]) -> Decision:
+def _only_decision(results: list[Result]) -> Decision:
     (result,) = results
     if isinstance(result, LedgerError):
         raise result
     return result
 
 
-def _settled(results: list[Result], group: Group) -> list[Result]:
-    if group.atomic:
-        for result in results:
-            if isinstance(result, LedgerError):
-                raise result
-    return results
-
-
-async def _looked_up(
-    names: InstrumentResolver, commands: Sequence[AnyCommand], look: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-) -> T:
-    """`look`, beside the event loop where it has to read the database."""
-    if all(names.remembers(command) for command in commands):
-        return look(*args, **kwargs)
-    return await asyncio.to_thread(look, *args, **kwargs)
-
-
-def _with_errors(results: list[Result], wrong: dict[int, LedgerError]) -> list[Result]:
-    """The results with those of commands that never reached the queue put in their places."""
+def _all_answers(results: list[Result], wrong: dict[int, LedgerError], atomic: bool) -> list[Result]:
+    """Insert the errors of commands that never reached the queue. Raise an error of an atomic group instead."""
+    failed = next((result for result in results if isinstance(result, LedgerError)), None)
+    if atomic and failed is not None:
+        raise failed
     for place, error in sorted(wrong.items()):
         results.insert(place, error)
     return results

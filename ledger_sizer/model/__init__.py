@@ -1,1 +1,13 @@
-"""The domain model: money units, instruments, positions, commands, decisions and errors. Frozen types without I/O."""
+"""The domain model: frozen types, without I/O.
+
+units            Decimal <-> scaled integers, and all rounding of money
+errors           the error tree
+instruments      markets with their trading rules, and legs
+tags             tags of a position, and the scopes they stand for
+domain           positions, exposure, pages, history filters, verify reports
+command_base     base classes of the commands, and the canonical request text
+commands         one type per verb
+decisions        decisions, their stored records, and the hash chain
+reconciliation   drifts, findings, policies, runs
+overview         the snapshot that the dashboard and `ledger-sizer top` show
+"""

@@ -1,6 +1,5 @@
-"""What every command is made of: its key, its portfolio or position, and the canonical text of what it asks."""
+"""Base classes of the commands: idempotency key, portfolio or position, and the canonical request text."""
 
-import json
 import math
 import re
 from dataclasses import dataclass, field
@@ -9,25 +8,24 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import ClassVar
 
-from ledger_sizer.model.domain import split_position_id
+from ledger_sizer.model.domain import split_position_id, time_text
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, Leg, label_text
-from ledger_sizer.model.tags import Tags
+from ledger_sizer.model.tags import Tags, encode_sorted
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 TTL_SECONDS_MAX = 30 * 24 * 3600
 KEY_LENGTH_MAX = 200
 SYSTEM_KEY_PREFIX = "ledger:"
-"""Keys with this prefix belong to the ledger's own commands (expiries)."""
+"""Prefix of the keys of the ledger's own commands (expiries); refused from callers."""
 
 _PORTFOLIO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
-_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
-_quoted = lru_cache(maxsize=8192)(_encode)
+_quoted = lru_cache(maxsize=8192)(encode_sorted)
 
 
 def portfolio_name(value: object) -> str:
-    """Return `value` if it may name a portfolio: 1 to 64 letters, digits, `_`, `.` or `-`, the first no sign."""
+    """Return a valid portfolio name: 1 to 64 letters, digits, `_`, `.` or `-`, a letter or digit first; else raise."""
     if isinstance(value, str) and _PORTFOLIO.fullmatch(value):
         return str.__str__(value)
     raise InvalidRequest(
@@ -36,7 +34,7 @@ def portfolio_name(value: object) -> str:
 
 
 def ttl_us(value: object, name: str = "ttl_seconds") -> int:
-    """Seconds (int, Decimal or float: time is not money) to microseconds. 0 < seconds <= 30 days."""
+    """Convert seconds (int, Decimal or float: time is not money) to microseconds. Range: 0 < seconds <= 30 days."""
     number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
     if isinstance(value, float):
         number = math.isfinite(value)
@@ -49,21 +47,21 @@ def ttl_us(value: object, name: str = "ttl_seconds") -> int:
 
 
 def exact_seconds(value: object) -> int | Decimal:
-    """A TTL as exact seconds with at most six decimals."""
+    """Return a TTL as exact seconds with at most six decimals."""
     us = ttl_us(value)
     return value if type(value) is int else Decimal(f"{us}E-6")
 
 
 def _json(value: object) -> str:
-    """Canonical JSON of one argument; numbers as strings, so that equal ones have equal text."""
+    """Return canonical JSON of one argument. Numbers become strings, so that equal numbers have equal text."""
     if isinstance(value, str):
-        return _encode(value)
+        return encode_sorted(value)
     if isinstance(value, Decimal):
         return f'"{decimal_text(value)}"'
     if isinstance(value, Tags):
         return value.text
     if isinstance(value, datetime):
-        return f'"{value.isoformat().replace("+00:00", "Z")}"'
+        return f'"{time_text(value)}"'
     if isinstance(value, tuple):
         return f"[{','.join([_json(part) for part in value])}]"
     if isinstance(value, InstrumentInfo | Leg):
@@ -79,7 +77,7 @@ def _json_of_frozen(value: InstrumentInfo | Leg) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """What all commands have: an idempotency key of 1 to 200 printable characters, and a portfolio."""
+    """Base of all commands. key: the idempotency key, 1 to 200 printable characters."""
 
     verb: ClassVar[str]
     recorded_fields: ClassVar[tuple[str, ...]]
@@ -92,7 +90,7 @@ class Command:
             raise InvalidRequest(f"key {self.key!r}: the prefix {SYSTEM_KEY_PREFIX!r} is the ledger's own", field="key")
 
     def request_text(self) -> str:
-        """Canonical JSON of everything asked but the key: equal requests give equal text."""
+        """Return canonical JSON of the request without its key. Equal requests give equal text."""
         parts = [f'"command":"{self.verb}"']
         for name in self.recorded_fields:
             value = getattr(self, name)
@@ -103,7 +101,7 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortfolioCommand(Command):
-    """A command that names its portfolio."""
+    """Base of the commands that name their portfolio."""
 
     portfolio: str = "main"
 
@@ -113,7 +111,7 @@ class PortfolioCommand(Command):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionCommand(Command):
-    """A command about one position; the position's name carries its portfolio."""
+    """Base of the commands about one position. Its portfolio is part of the position's name."""
 
     position_id: str
     portfolio: str = field(init=False)

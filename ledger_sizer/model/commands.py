@@ -1,8 +1,8 @@
-"""What a caller may ask: one frozen type per verb, valid by construction.
+"""The commands that a caller may send: one frozen type per verb, validated when built.
 
-A command carries the caller's idempotency `key`: within a portfolio, one key has one effect. Building a command with
-bad input raises `InvalidRequest` naming the field, so nothing malformed reaches the queue. `request_text` is the
-canonical form that is stored, hashed and compared when a key comes again.
+A command carries the caller's idempotency `key`: within a portfolio, one key has one effect. Bad input raises
+`InvalidRequest` that names the field, so nothing malformed reaches the queue. `request_text` is the canonical form: it
+is stored, hashed, and compared when a key is sent again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ _LEGS_MAX = 16
 SPOT_FEE_RATE_END = Decimal("0.1")
 
 
-def _instrument(value: object, name: str) -> InstrumentInfo | str | None:
+def _checked_instrument(value: object, name: str) -> InstrumentInfo | str | None:
     if value is None or isinstance(value, InstrumentInfo):
         return value
     if isinstance(value, str):
@@ -41,16 +41,16 @@ def _checked_legs(value: object) -> tuple[Leg, ...] | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve(PortfolioCommand):
-    """Ask how much may be put on a position, and hold it.
+    """Size a new position and hold its budget.
 
     tags: the scopes it counts in besides the portfolio, e.g. `{"venue": "bybit", "symbol": "BTC"}`.
-    signal_score: 0 to 1; None is sized flat. price: USD per base unit. available_balance: free quote balance, USD.
-    spot_instrument, perp_instrument: give both, with a price, to get a quantity both legs accept; their rules, or
-    names such as `bybit:BTC/USDT` and `bybit:BTC/USDT:USDT`, whose rules the ledger keeps (`instruments refresh`).
+    signal_score: 0 to 1; None sizes flat. price: USD per base unit. available_balance: free quote balance, USD.
+    spot_instrument, perp_instrument: give both, with a price, to get a quantity both legs accept. Give their rules, or
+    names such as `bybit:BTC/USDT` and `bybit:BTC/USDT:USDT`, whose rules the ledger stores (`instruments refresh`).
     spot_fee_rate: fee of the spot buy as a fraction of it, where the exchange takes it in the base asset. The planned
-    spot leg is then so much larger that the perpetual's quantity is left after the fee, within the same budget.
-    min_notional_usd: deny rather than grant less than this. ttl_seconds: how long the hold lives unless confirmed.
-    dry_run: answer without holding or recording.
+    spot leg is then larger, within the same budget, so that after the fee the perpetual's quantity is left.
+    min_notional_usd: deny rather than grant less than this. ttl_seconds: lifetime of the hold unless confirmed; None
+    takes the ledger's default. dry_run: answer without holding or recording.
     """
 
     verb: ClassVar[str] = "reserve"
@@ -96,8 +96,8 @@ class Reserve(PortfolioCommand):
             put(self, "min_notional_usd", not_negative(self.min_notional_usd, "min_notional_usd"))
         if self.ttl_seconds is not None:
             put(self, "ttl_seconds", exact_seconds(self.ttl_seconds))
-        spot = _instrument(self.spot_instrument, "spot_instrument")
-        perp = _instrument(self.perp_instrument, "perp_instrument")
+        spot = _checked_instrument(self.spot_instrument, "spot_instrument")
+        perp = _checked_instrument(self.perp_instrument, "perp_instrument")
         if (spot is None) != (perp is None):
             missing = "spot_instrument" if spot is None else "perp_instrument"
             raise InvalidRequest(f"{missing} is missing: a quantity needs the rules of both legs", field=missing)
@@ -113,12 +113,12 @@ class Reserve(PortfolioCommand):
 
     @property
     def named(self) -> bool:
-        """Whether an instrument stands here by its name."""
+        """True when an instrument is given by its name."""
         return isinstance(self.spot_instrument, str) or isinstance(self.perp_instrument, str)
 
     @property
     def rules(self) -> tuple[InstrumentInfo, InstrumentInfo] | None:
-        """The rules of the spot and of the perpetual market; None without instruments. Names must be resolved."""
+        """Rules of the spot and of the perpetual market; None without instruments. Names must be resolved before."""
         spot, perp = self.spot_instrument, self.perp_instrument
         if spot is None or perp is None:
             return None
@@ -136,11 +136,11 @@ def checked_score(value: object) -> Decimal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirm(PositionCommand):
-    """Record the fill of a reservation: it counts quantity x price from now on, the rest of its hold is freed.
+    """Record the fill of a reservation. It counts quantity x price from now on; the rest of its hold is freed.
 
     quantity: base units filled (all fills together). price: the perpetual's average entry price, USD.
-    spot_price: the spot leg's average price; `price` where None. legs: the exact legs, where they differ from the
-    two instruments of the reservation. A fill after the hold expired is recorded too, as a position of its own.
+    spot_price: the spot leg's average price, USD; None takes `price`. legs: the exact legs, where they differ from the
+    two instruments of the reservation. A fill after the hold expired is recorded too, as a new position.
     """
 
     verb: ClassVar[str] = "confirm"
@@ -164,10 +164,10 @@ class Confirm(PositionCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(PositionCommand):
-    """Give a hold back, or close an open position.
+    """Release a hold, or close an open position.
 
     quantity: base units closed; None closes all of it. held_only: True refuses to close, for a clean-up that must
-    not touch a position that was filled.
+    not touch a filled position.
     """
 
     verb: ClassVar[str] = "release"
@@ -187,7 +187,7 @@ class Release(PositionCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extend(PositionCommand):
-    """Let a hold live `ttl_seconds` from now (the ledger's default when None). It never shortens a hold."""
+    """Extend a hold to `ttl_seconds` from now (the ledger's default when None). Never shortens a hold."""
 
     verb: ClassVar[str] = "extend"
     recorded_fields: ClassVar[tuple[str, ...]] = ("position_id", "ttl_seconds")
@@ -259,9 +259,9 @@ class Resume(PortfolioCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Adopt(PortfolioCommand):
-    """Record a position that exists at the exchange and that the ledger lacks. A fact: no cap can refuse it.
+    """Record a position that the exchange has and the ledger lacks. It is a fact: no cap can refuse it.
 
-    quantity: base units. price: the perpetual's entry price, USD. What stands above a cap afterwards is overage.
+    quantity: base units. price: the perpetual's entry price, USD. Exposure above a cap afterwards is overage.
     """
 
     verb: ClassVar[str] = "adopt"
@@ -281,15 +281,14 @@ class Adopt(PortfolioCommand):
         put(self, "quantity", positive(self.quantity, "quantity"))
         put(self, "price", positive(self.price, "price"))
         put(self, "legs", _checked_legs(self.legs))
-        if self.note is not None:
-            label_text(self.note, "note", length_max=500)
+        _check_note(self.note)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Freeze(PortfolioCommand):
     """Deny new reservations in a scope as `unreconciled`, because the ledger and the exchange do not agree about it.
 
-    Apart from `halt`, which is the operator's: each is ended by its own opposite. Holds may be extended.
+    Independent of the operator's `halt`: `thaw` ends a freeze, `resume` a halt. Holds may be extended.
     """
 
     verb: ClassVar[str] = "freeze"
@@ -318,11 +317,11 @@ class Thaw(PortfolioCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciled(PortfolioCommand):
-    """Say until when a scope may be trusted to agree with the exchange. From `fresh_until` on every reservation in it
-    is denied as `unreconciled`, until the next one of these; None trusts it without an end (the default of a scope).
+    """Set the time until which a scope is trusted to agree with the exchange. From `fresh_until` on every reservation
+    in it is denied as `unreconciled`, until the next `Reconciled`. None trusts it without end (the default of a scope).
 
-    fresh_until: an aware datetime. A point in time, not an age: a reconciler that was paused and wakes late cannot
-    make old knowledge young.
+    fresh_until: an aware datetime. It is a point in time, not an age, so that a reconciler that was paused and resumes
+    late cannot make an old comparison count as fresh.
     """
 
     verb: ClassVar[str] = "reconciled"
@@ -347,10 +346,10 @@ class Reconciled(PortfolioCommand):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remark(PortfolioCommand):
-    """Put something into the audit chain that changes no figure: what was found at the exchange, what was decided.
+    """Add an entry to the audit chain that changes no figure: what was found at the exchange, what was decided.
 
-    about: what it concerns, such as `drift-17`. event: what happened, such as `close_requested`. Whoever watches the
-    events sees it, so this is also how a position is asked to be closed by those who trade.
+    about: what it concerns, such as `drift-17`. event: what happened, such as `close_requested`. Readers of the event
+    stream see it, so this is also how reconciliation asks the trading side to close a position.
     """
 
     verb: ClassVar[str] = "remark"
@@ -365,16 +364,19 @@ class Remark(PortfolioCommand):
         self._check_portfolio()
         object.__setattr__(self, "about", label_text(self.about, "about"))
         label_text(self.event, "event")
-        if self.note is not None:
-            label_text(self.note, "note", length_max=500)
+        _check_note(self.note)
 
 
 def _check_scope_and_note(command: Halt | Resume | Freeze | Thaw | Reconciled) -> None:
     command._check_key()
     command._check_portfolio()
     object.__setattr__(command, "scope", scope_name(command.scope))
-    if command.note is not None:
-        label_text(command.note, "note", length_max=500)
+    _check_note(command.note)
+
+
+def _check_note(note: str | None) -> None:
+    if note is not None:
+        label_text(note, "note", length_max=500)
 
 
 COMMANDS: Mapping[str, type[PortfolioCommand] | type[PositionCommand]] = {
@@ -382,7 +384,7 @@ COMMANDS: Mapping[str, type[PortfolioCommand] | type[PositionCommand]] = {
         Reserve, Confirm, Release, Extend, SetCap, Halt, Resume, Adopt, Freeze, Thaw, Reconciled, Remark
     )
 }  # fmt: skip
-"""Every verb and its command type."""
+"""Command type by verb."""
 
 AnyCommand = PortfolioCommand | PositionCommand
-"""Any of them."""
+"""Any command."""

@@ -1,11 +1,11 @@
-"""The stored form of a decision and the audit chain that links decisions.
+"""Decisions, the records they are stored as, and the hash chain that links the records.
 
-A record's canonical text is its fields in order, joined by 0x1F, with 0x1D standing for "none" (control characters
-are refused in every input, so the text is unambiguous). The chain is
+A record's canonical text is its fields in order, joined by 0x1F, with 0x1D for "none". Control characters are refused
+in every input, so the text is unambiguous. The chain is
 
     hash(n) = SHA-256( hash(n - 1) + 0x1F + text(n) )      hash(0) = 64 zeros
 
-so that changing, dropping or reordering any field of any decision changes every later hash.
+Changing, dropping or reordering any field of any decision changes every later hash.
 """
 
 import re
@@ -25,13 +25,16 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 
 
 Fields = tuple[Any, ...]
-"""The fields of a `DecisionRecord` in its order: a record, or the plain row of a query. Who goes through a million of
-them unpacks rows, because making a record of each takes as long as reading it.
+"""The fields of a `DecisionRecord` in its order: a record, or the plain row of a query. Code that reads a million
+of them unpacks rows, because building a record takes as long as reading it.
 """
 
 
 class DecisionRecord(NamedTuple):
-    """One row of the audit chain, in column order. `exposure_e8` and `headroom_e8` are the portfolio's, before."""
+    """One row of the audit chain, in column order.
+
+    `exposure_e8` and `headroom_e8` are the portfolio's before the decision.
+    """
 
     portfolio: str
     seq: int
@@ -57,7 +60,7 @@ class DecisionRecord(NamedTuple):
     hash: str
 
     def logged(self) -> dict[str, object]:
-        """What a log line says of the decision."""
+        """Return the fields of the decision's log line."""
         return {
             "portfolio": self.portfolio,
             "seq": self.seq,
@@ -73,21 +76,21 @@ class DecisionRecord(NamedTuple):
         }
 
     def decision(self, *, replayed: bool = False) -> "Decision":
-        """The record as its caller sees it."""
+        """Return the decision that the caller gets."""
         return Decision(self, replayed)
 
 
 class Decision:
-    """The answer to one command, always recorded, granted or denied. Immutable.
+    """The recorded answer to one command, granted or denied. Only a dry run is not recorded. Immutable.
 
-    It is a view of its record: figures become `Decimal` (USD, base units) and times aware datetimes when looked at.
+    A view of its record: figures are converted to `Decimal` (USD, base units) and times to aware datetimes when read.
     """
 
     __slots__ = ("record", "replayed")
 
     record: DecisionRecord
     replayed: bool
-    """True when the key had been answered before and this is that answer again."""
+    """True when the key was answered before and this repeats that answer."""
 
     def __init__(self, record: DecisionRecord, replayed: bool = False) -> None:
         object.__setattr__(self, "record", record)
@@ -114,7 +117,7 @@ class Decision:
 
     @property
     def portfolio(self) -> str:
-        """The portfolio that decided."""
+        """The portfolio it belongs to."""
         return self.record.portfolio
 
     @property
@@ -124,7 +127,7 @@ class Decision:
 
     @property
     def command(self) -> str:
-        """The verb, one of `commands.COMMANDS`, or the ledger's own expire."""
+        """The verb: one of `commands.COMMANDS`, or `expire`, which the ledger itself records."""
         return self.record.command
 
     @property
@@ -134,7 +137,7 @@ class Decision:
 
     @property
     def outcome(self) -> Outcome:
-        """`granted` or `denied` for what asks (reserve, extend), `applied` for what states a fact or an order."""
+        """`granted` or `denied` for a request (reserve, extend), `applied` for a fact or an instruction."""
         return self.record.outcome
 
     @property
@@ -144,12 +147,12 @@ class Decision:
 
     @property
     def granted(self) -> bool:
-        """True for a grant and for nothing else: a fact merely recorded is `applied`, a refusal `denied`."""
+        """True only for a grant. A recorded fact is `applied`, a refusal `denied`."""
         return self.record.outcome == "granted"
 
     @property
     def position_id(self) -> str | None:
-        """The position it is about; None for a denied reservation and for administration."""
+        """The position it concerns; None for a denied reservation and for administration."""
         number = self.record.position
         return None if number is None else position_id(self.record.portfolio, number)
 
@@ -165,27 +168,27 @@ class Decision:
 
     @property
     def fraction(self) -> Decimal | None:
-        """Fraction of the per-position maximum the score stands for, 0 to 1."""
+        """The score's fraction of the per-position maximum, 0 to 1."""
         return _decimal(self.record.fraction)
 
     @property
     def raw_budget(self) -> Decimal | None:
-        """USD the formula gave before any cap or balance."""
+        """Result of the sizing formula before any cap or balance, USD."""
         return _decimal(self.record.raw_budget)
 
     @property
     def headroom_before(self) -> Decimal | None:
-        """USD the portfolio's cap left before; below zero when facts stood above it."""
+        """Headroom of the portfolio before the decision, USD; below zero when facts exceeded the cap."""
         return _usd(self.record.headroom_e8)
 
     @property
     def exposure_before(self) -> Decimal:
-        """held + open of the whole portfolio before, USD."""
+        """held + open of the whole portfolio before the decision, USD."""
         return usd(self.record.exposure_e8)
 
     @property
     def exposure_after(self) -> Decimal:
-        """held + open of the whole portfolio after, USD."""
+        """held + open of the whole portfolio after the decision, USD."""
         return usd(self.record.exposure_e8 + self.record.held_delta_e8 + self.record.open_delta_e8)
 
     @property
@@ -195,27 +198,27 @@ class Decision:
 
     @property
     def expires_at(self) -> datetime | None:
-        """When the hold ends by itself."""
+        """When the hold expires."""
         return None if self.record.expires_us is None else from_us(self.record.expires_us)
 
     @property
     def decided_at(self) -> datetime:
-        """When it was decided."""
+        """Time of the decision."""
         return from_us(self.record.decided_us)
 
     @property
     def request(self) -> str:
-        """What was asked, as canonical JSON."""
+        """The request, as canonical JSON."""
         return self.record.request
 
     @property
     def trace(self) -> str:
-        """What the rules saw, as canonical JSON (see `trace`)."""
+        """Input of the rules, as canonical JSON (see `rules.trace`)."""
         return self.record.trace
 
     @property
     def hash(self) -> str | None:
-        """Its link in the audit chain; None for a dry run."""
+        """Its hash in the audit chain; None for a dry run."""
         return self.record.hash or None
 
     def raise_for_denial(self) -> "Decision":
@@ -225,7 +228,7 @@ class Decision:
         return self
 
     def as_dry_run(self) -> "Decision":
-        """The same answer without what only a recorded decision has."""
+        """Return the same answer without seq, hash and position, which only a recorded decision has."""
         return Decision(self.record._replace(seq=0, hash="", position=None))
 
 
@@ -234,11 +237,11 @@ DECISION_FIELDS = (
     "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "decided_at",
     "replayed", "hash",
 )  # fmt: skip
-"""What a listing shows of a decision, in order."""
+"""Fields that a listing shows of a decision, in order."""
 
 
 Result = Decision | LedgerError
-"""What one command of many came to."""
+"""Answer to one command of a batch."""
 
 
 def _usd(e8: int | None) -> Decimal | None:
@@ -250,22 +253,22 @@ def _decimal(text: str | None) -> Decimal | None:
 
 
 def fields_text(fields: tuple[object, ...]) -> str:
-    """The canonical text of a record's fields (all but the hash)."""
+    """Return the canonical text of a record's fields (all but the hash)."""
     return FIELD_SEPARATOR.join(
         [part if type(part) is str else NONE_MARK if part is None else str(part) for part in fields]
     )
 
 
 def canonical_text(record: Fields) -> str:
-    """The text the chain hashes: every field but the hash itself."""
+    """Return the text that the chain hashes: every field but the hash itself."""
     return fields_text(record[:-1])
 
 
 def is_head(seq: object, head: object) -> bool:
-    """Whether this can be a chain's head: a seq from 0 that a database can hold, and a hash."""
+    """Return True for a possible chain head: a seq from 0 that fits 64 bits, and a hash of 64 hexadecimal digits."""
     return type(seq) is int and 0 <= seq <= E8_MAX and isinstance(head, str) and _HASH.fullmatch(head) is not None
 
 
 def chain_hash(previous: str, text: str) -> str:
-    """The hash of a record whose canonical text is `text` and whose predecessor's hash is `previous`."""
+    """Return the hash of a record, given its canonical text and its predecessor's hash."""
     return sha256(f"{previous}{FIELD_SEPARATOR}{text}".encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""The frozen types of the ledger's words: positions, decisions, exposure, pages, reports.
+"""Frozen domain types: positions, exposure, pages, history filters and verify reports.
 
-Public figures are `Decimal` (USD, base units) and aware UTC `datetime`; fields that end in `_e8` are whole 1e-8 USD
-and fields that end in `_us` are microseconds since 1970-01-01 UTC, as stored.
+Public figures are `Decimal` (USD, base units) and aware UTC `datetime`. As stored, fields that end in `_e8` are whole
+1e-8 USD and fields that end in `_us` are microseconds since 1970-01-01 UTC.
 """
 
 import re
@@ -26,9 +26,9 @@ DENIAL_REASONS = (
     "insufficient_balance",
     "group_denied",
 )
-"""Why a command is denied, in order of precedence: where several apply, the first is reported.
+"""Reasons of a denial, in order of precedence: where several apply, the first is reported.
 
-`group_denied` is reported for the commands of an atomic group whose neighbour was denied.
+`group_denied`: another command of the same atomic group was denied.
 """
 
 Outcome = Literal["granted", "denied", "applied"]
@@ -38,23 +38,28 @@ Status = Literal["active", "reducing", "halted"]
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
-"""Of a position, without leading zeros: one position has one name."""
+"""Number of a position, without leading zeros: one position has one name."""
 
 
 def to_us(moment: datetime) -> int:
-    """Aware datetime to whole microseconds since 1970 UTC. A naive datetime is refused: its zone is a guess."""
+    """Convert an aware datetime to whole microseconds since 1970 UTC. Refuse a naive one: its zone would be a guess."""
     if moment.tzinfo is None:
         raise InvalidRequest(f"time {moment.isoformat()} has no time zone; use datetime(..., tzinfo=UTC)")
     return (moment - _EPOCH) // _MICROSECOND
 
 
 def from_us(us: int) -> datetime:
-    """Microseconds since 1970 UTC to an aware datetime."""
+    """Convert microseconds since 1970 UTC to an aware datetime."""
     return _EPOCH + timedelta(microseconds=us)
 
 
+def time_text(moment: datetime) -> str:
+    """Return an aware UTC datetime as ISO 8601 with `Z`."""
+    return moment.isoformat().replace("+00:00", "Z")
+
+
 class Position(NamedTuple):
-    """The one record with a life: `held -> open -> closed`, `held -> released`, `held -> expired`.
+    """A position and its state: `held -> open -> closed`, `held -> released` or `held -> expired`.
 
     quantity: base units granted (held) or open now (open); None for a plain budget hold.
     price: the perpetual's entry price in USD, once confirmed.
@@ -78,12 +83,12 @@ class Position(NamedTuple):
 
     @property
     def position_id(self) -> str:
-        """Name of the position, e.g. `main-17`: its portfolio and the seq of the decision that made it."""
+        """Name of the position, e.g. `main-17`: its portfolio and the seq of the decision that created it."""
         return position_id(self.portfolio, self.number)
 
     @property
     def held(self) -> Decimal:
-        """USD held for it (a reservation's budget), 0 unless `held`."""
+        """USD held for it (a reservation's budget); 0 unless its state is `held`."""
         return usd(self.held_e8)
 
     @property
@@ -98,7 +103,7 @@ class Position(NamedTuple):
 
     @property
     def expires_at(self) -> datetime | None:
-        """When the hold ends by itself; None once it is not held."""
+        """When the hold expires; None unless its state is `held`."""
         return None if self.expires_us is None or self.state != "held" else from_us(self.expires_us)
 
     @property
@@ -120,12 +125,12 @@ class Position(NamedTuple):
 
 
 def position_id(portfolio: str, number: int) -> str:
-    """The public name of a position."""
+    """Return the public name of a position."""
     return f"{portfolio}-{number}"
 
 
 def split_position_id(value: object) -> tuple[str, int]:
-    """`main-17` -> (`main`, 17). Raises `InvalidRequest` for anything that no ledger gave out."""
+    """Split `main-17` into (`main`, 17). Raise `InvalidRequest` for anything that is no position name."""
     if isinstance(value, str):
         portfolio, dash, number = value.rpartition("-")
         if dash and portfolio and _NUMBER.fullmatch(number):
@@ -135,10 +140,10 @@ def split_position_id(value: object) -> tuple[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class ScopeExposure:
-    """One scope's row: what it may have and what it has, in USD. `cap` and `headroom` are None where only counted.
+    """Cap and exposure of one scope, USD. `cap` and `headroom` are None for a scope without a cap.
 
-    frozen: reservations are denied because it differs from the exchange. fresh_until: from then on they are denied
-    because nobody compared it since; None where that is not enforced.
+    frozen: reservations are denied because ledger and exchange differ. fresh_until: from then on they are denied
+    because the last comparison is too old; None where that is not enforced.
     """
 
     scope: str
@@ -165,7 +170,7 @@ class ScopeExposure:
 
     @property
     def overage(self) -> Decimal:
-        """What stands above the cap: facts (fills, a lowered cap) may, grants never do."""
+        """USD above the cap. Facts (fills, a lowered cap) may exceed it, grants never do."""
         if self.cap is None:
             return Decimal(0)
         with exact_arithmetic():
@@ -174,7 +179,7 @@ class ScopeExposure:
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """A portfolio's exposure at `seq`: the whole first, then one row per scope."""
+    """A portfolio's exposure at `seq`. scopes: the whole portfolio first, then one row per tag."""
 
     portfolio: str
     seq: int
@@ -182,7 +187,7 @@ class Exposure:
 
     @property
     def whole(self) -> ScopeExposure:
-        """The row of the portfolio itself."""
+        """Row of the whole portfolio."""
         return next(row for row in self.scopes if row.scope == PORTFOLIO_SCOPE)
 
     @property
@@ -207,7 +212,7 @@ class Exposure:
 
     @property
     def headroom(self) -> Decimal | None:
-        """USD the portfolio's cap leaves."""
+        """USD left below the cap."""
         return self.whole.headroom
 
     @property
@@ -221,7 +226,7 @@ class Exposure:
         return self.whole.status
 
     def scope(self, name: str) -> ScopeExposure:
-        """One scope by name (`venue=bybit`); a scope nobody used yet counts zero and has no cap."""
+        """Return one scope by name (`venue=bybit`). An unused scope counts zero and has no cap."""
         for row in self.scopes:
             if row.scope == name:
                 return row
@@ -233,7 +238,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """One page of a listing. `cursor` continues it (None: this was the last); it stays right while rows are added."""
+    """One page of a listing. `cursor` gets the next page (None: this is the last); added rows do not invalidate it."""
 
     items: tuple[T, ...]
     cursor: str | None = None
@@ -249,11 +254,11 @@ class Page(Generic[T]):
 
 
 class HistoryFilters(TypedDict, total=False):
-    """Which decisions are meant, newest first unless `ascending`. All that is given must match; None is not given.
+    """Filters of a listing of decisions. Every given filter must match; None is not given.
 
-    symbol, strategy: the tags of these names. command: a verb, or `expire`. outcome: `granted`, `denied` or `applied`.
-    reason: one of `DENIAL_REASONS`. position_id: one of the portfolio that is asked about. since (inclusive), until
-    (exclusive): aware datetimes.
+    symbol, strategy: values of the tags of these names. command: a verb, or `expire`. outcome: `granted`, `denied` or
+    `applied`. reason: one of `DENIAL_REASONS`. position_id: one of the listed portfolio. since (inclusive), until
+    (exclusive): aware datetimes. ascending: oldest first; the default is newest first.
     """
 
     symbol: str | None
@@ -268,7 +273,7 @@ class HistoryFilters(TypedDict, total=False):
 
 
 def require_history_filters(given: Mapping[str, object]) -> None:
-    """Raise `TypeError` for a filter that does not exist, as Python does for any other keyword."""
+    """Raise `TypeError` for an unknown filter, as Python does for an unknown keyword."""
     known = HistoryFilters.__annotations__
     for name in given.keys() - known.keys():
         raise TypeError(f"decisions cannot be filtered by {name!r}, only by {', '.join(known)}")
@@ -276,7 +281,7 @@ def require_history_filters(given: Mapping[str, object]) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing `verify` found wrong. `seq` is the decision it concerns; `what` says it in words."""
+    """One error that `verify` found. seq: the decision it concerns. what: a description."""
 
     portfolio: str
     seq: int | None
@@ -285,7 +290,10 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What `verify` read and found. Findings come in order of seq; `heads` are (seq, hash) per portfolio."""
+    """Result of `verify`. findings: in order of seq. decisions, positions: how many it read.
+
+    heads: (seq, hash) by portfolio.
+    """
 
     findings: tuple[Finding, ...]
     decisions: int
@@ -294,7 +302,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """True when nothing is wrong."""
+        """True when there are no findings."""
         return not self.findings
 
     @property

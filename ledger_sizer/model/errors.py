@@ -1,19 +1,19 @@
-"""The errors of this package. A few more, of one place only, stand where they are raised, below one of these.
+"""The error tree of this package. Errors that only one module raises are defined there, as subclasses of these.
 
     LedgerError
-    ├── InvalidRequest      the caller sent something no ledger could accept; names the field
-    │   └── KeyReused       the idempotency key already answered a different request
+    ├── InvalidRequest      the request is invalid; names the field
+    │   └── KeyReused       the idempotency key was used for a different request
     ├── NotFound            no such portfolio, position or decision
-    ├── WrongState          the position's life, or the drift's, does not allow this now
-    ├── Denied              a denial the caller asked to have raised (`Decision.raise_for_denial`)
-    ├── Busy                the queue is full or the database is contended; nothing was recorded, try again
-    ├── Unavailable         the database is away, or the outcome is not known; retry with the same key
+    ├── WrongState          the state of the position (or drift) does not allow this
+    ├── Denied              a denial, raised by `Decision.raise_for_denial`
+    ├── Busy                the queue is full or the database is contended; nothing was recorded, retry
+    ├── Unavailable         the database is unreachable, or the outcome unknown; retry with the same key
     ├── Closed              the ledger was closed
     ├── SchemaOutdated      the database is behind (or ahead of) this version's migrations
     └── InternalError       a defect in this package; nothing was recorded for the command
 
-Errors carry a stable `code`; HTTP, the command line and the client library all speak these codes. None of them
-can be mistaken for a grant: `granted` is False on each, so that a careless `if result.granted` stays safe.
+Errors carry a stable `code`, which HTTP, the command line and the client library share. `granted` is False on every
+error, so that a careless `if result.granted` stays safe.
 """
 
 from typing import TYPE_CHECKING, ClassVar, NoReturn
@@ -32,16 +32,16 @@ class LedgerError(Exception):
 
     @property
     def reason(self) -> str:
-        """The code, under the name a `Decision` uses, so that a batch's results can be read alike."""
+        """The code, under the attribute name of a `Decision`, so that all results of a batch are read the same way."""
         return self.code
 
     def raise_for_denial(self) -> NoReturn:
-        """Raise this error: in a batch's results it stands where a `Decision` would."""
+        """Raise this error. Same method as on a `Decision`, whose place it takes in a batch's results."""
         raise self
 
 
 class InvalidRequest(LedgerError, ValueError):
-    """The request is wrong in itself. `field` names the argument, the message its value and what would be right."""
+    """The request is invalid. `field` names the argument; the message gives its value and what is accepted."""
 
     code = "invalid_request"
 
@@ -51,7 +51,7 @@ class InvalidRequest(LedgerError, ValueError):
 
 
 class KeyReused(InvalidRequest):
-    """The idempotency key was used before with another body. Make a new key for a new request."""
+    """The idempotency key was used before for another request. Use a new key for a new request."""
 
     code = "idempotency_key_reused"
 
@@ -72,7 +72,7 @@ class WrongState(LedgerError):
 
 
 class Denied(LedgerError):
-    """Raised by `Decision.raise_for_denial`. The decision stands in `decision`; it is final for its key."""
+    """Raised by `Decision.raise_for_denial`. `decision` holds the decision, which is final for its key."""
 
     code = "denied"
 
@@ -92,14 +92,14 @@ class Denied(LedgerError):
 
 
 class Busy(LedgerError):
-    """Too much is waiting. Nothing was recorded; retry with the same key after a moment."""
+    """The queue is full or the database is contended. Nothing was recorded; retry with the same key after a moment."""
 
     code = "busy"
     retryable = True
 
 
 class Unavailable(LedgerError):
-    """The database cannot be reached, or a commit's outcome is not known. Retry with the same key: it settles it."""
+    """The database is unreachable, or a commit's outcome is unknown. A retry with the same key gets the outcome."""
 
     code = "unavailable"
     retryable = True
@@ -120,7 +120,7 @@ class SchemaOutdated(LedgerError):
 class InternalError(LedgerError):
     """A defect in this package; the log has the traceback.
 
-    Not `retryable`, because the next try would meet it too. Sent again with the same key, the command still takes
+    Not `retryable`, because a retry would meet the same defect. Sent again with the same key, the command still takes
     effect at most once.
     """
 

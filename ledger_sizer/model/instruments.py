@@ -1,4 +1,4 @@
-"""Markets and legs: what an exchange trades and under which rules, and one side of a position on it."""
+"""Markets with their trading rules, and legs, the sides of a position."""
 
 import json
 import re
@@ -22,7 +22,7 @@ _NAME = re.compile(NAME_PATTERN)
 
 
 def instrument_name(value: str, field: str) -> str:
-    """Return `value` if it may name an instrument, else raise `InvalidRequest`."""
+    """Return `value` if it is a valid instrument name, else raise `InvalidRequest`."""
     if _NAME.fullmatch(value):
         return str.__str__(value)
     raise InvalidRequest(
@@ -38,7 +38,7 @@ class InstrumentInfo:
     min_qty, max_qty, qty_step: smallest and largest order and the step size, in the exchange's own quantity unit.
     min_notional: smallest order value in quote currency (USD). tick_size: price step.
     contract_size: base units per quantity unit. 1 for spot and most linear perpetuals; 0.01 for OKX BTC-USDT-SWAP.
-    listed_as: the name (`venue:symbol`) these rules were looked up by; None where the caller brought them.
+    listed_as: the name (`venue:symbol`) these rules were looked up by; None where the caller gave the rules.
 
     Raises `InvalidRequest` for a float, NaN, a step or contract size <= 0, or max_qty below min_qty.
     """
@@ -70,20 +70,20 @@ class InstrumentInfo:
 
     @property
     def venue(self) -> str | None:
-        """The exchange that lists it, where it was named."""
+        """The exchange in `listed_as`; None without one."""
         return None if self.listed_as is None else self.listed_as.partition(":")[0]
 
     def base_units(self, quantity: Decimal) -> Decimal:
-        """A quantity in the exchange's unit as base units: quantity x contract_size, exact."""
+        """Convert a quantity from the exchange's unit to base units: quantity x contract_size, exact."""
         with exact_arithmetic():
             return quantity * self.contract_size
 
 
 @dataclass(frozen=True, slots=True)
 class MarketRules:
-    """What an exchange says of one market: its rules, or why they cannot be used.
+    """One market of an exchange: its trading rules, or why they cannot be used.
 
-    active: whether the exchange takes orders there now. instrument: None where the market is `refused`, with a reason.
+    active: whether the exchange takes orders now. refused: why its rules cannot be used; `instrument` is None then.
     """
 
     venue: str
@@ -102,8 +102,8 @@ class MarketRules:
 def label_text(value: object, what: str, *, length_max: int = 128) -> str:
     """Return `value` as plain text if it has 1..length_max printable characters, else raise.
 
-    Control characters are refused everywhere because the audit chain joins fields with them. Of a member of an
-    `Enum` that is text too, the text is returned: the two are equal, but an f-string would write the member's name.
+    Control characters are refused everywhere because the audit chain joins fields with them. An `Enum` member that is
+    a `str` is returned as its plain text: the two are equal, but an f-string would write the member's name.
     """
     if not isinstance(value, str):
         raise InvalidRequest(f"{what} must be text, got {type(value).__name__} {value!r}", field=what)
@@ -139,7 +139,7 @@ class Leg:
 
 
 def legs_text(legs: Sequence[Leg]) -> str:
-    """Canonical JSON of legs: [[venue, symbol, kind, side, quantity, price | null], ...]."""
+    """Return canonical JSON of legs: [[venue, symbol, kind, side, quantity, price | null], ...]."""
     if not legs:
         return "[]"
     return _encode(
@@ -158,7 +158,7 @@ def legs_text(legs: Sequence[Leg]) -> str:
 
 
 def legs_of(text: str) -> tuple[Leg, ...]:
-    """The legs a stored text describes."""
+    """Return the legs of a stored `legs_text`."""
     if text == "[]":
         return ()
     return tuple(

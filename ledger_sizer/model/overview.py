@@ -1,7 +1,7 @@
-"""What everybody who looks at a ledger wants to see first: one picture, read at one moment.
+"""Types of the overview: one snapshot of a ledger, as the dashboard and `ledger-sizer top` show it.
 
-The dashboard and `ledger-sizer top` show the same `Overview`. Everything in it is bounded, however large the ledger is:
-lists come in pages, scopes and portfolios up to a number, and the line of exposure over time has so many points.
+Its size is bounded, however large the ledger is: lists are paged, and the numbers of scopes, portfolios and points of
+exposure over time have a maximum.
 """
 
 from dataclasses import dataclass, field
@@ -14,18 +14,18 @@ from ledger_sizer.model.domain import Page, Position, ScopeExposure
 from ledger_sizer.model.units import exact_arithmetic
 
 ROWS_MAX = 200
-"""Most rows of a list in one overview."""
+"""Maximum rows of a list in one overview."""
 
 HOURS_MAX = 24 * 366
 
 
 @dataclass(frozen=True, slots=True)
 class OverviewQuery:
-    """What to look at.
+    """Arguments of an overview.
 
-    portfolio: the one shown in full; None takes the first. rows: of each list, 1 to `ROWS_MAX`. hours: how far the line
-    of exposure goes back. held_cursor, open_cursor, decisions_cursor, portfolios_cursor: of the overview before, to
-    continue one of its lists. only: portfolios that may be seen, None for all.
+    portfolio: the one shown in full; None takes the first. rows: of each list, 1 to `ROWS_MAX`. hours: time span of the
+    exposure line, 1 to `HOURS_MAX`. held_cursor, open_cursor, decisions_cursor, portfolios_cursor: cursors of the
+    previous overview, to continue one of its lists. only: portfolios that may be shown, None for all.
     """
 
     portfolio: str | None = None
@@ -40,16 +40,16 @@ class OverviewQuery:
 
 @dataclass(frozen=True, slots=True)
 class PortfolioLine:
-    """One portfolio in the list of all: the row of its whole."""
+    """One entry in the list of portfolios. whole: exposure of the whole portfolio."""
 
     name: str
     whole: ScopeExposure
 
 
 class ExposurePoint(NamedTuple):
-    """Exposure of a portfolio right after one decision, and the cap it was made under, USD; no cap: None.
+    """Exposure of a portfolio right after one decision, and the cap at that decision (None: no cap), USD.
 
-    low, high: the lowest and highest it was after any decision since the point before, this one included.
+    low, high: lowest and highest exposure after any decision since the previous point, this one included.
     """
 
     at: datetime
@@ -64,8 +64,8 @@ class ExposurePoint(NamedTuple):
 class ExposureLine:
     """Exposure over time: a step line from `since` on.
 
-    points: oldest first; the first may be older than `since`, it says what held then. exact_from: what lies between
-    the points up to then was not read yet, and will be by the next looks; None: `low` and `high` miss nothing.
+    points: oldest first; the first may be older than `since` and gives the value at `since`. exact_from: up to then
+    the decisions between the points are not read yet; later overviews read them. None: `low` and `high` are complete.
     """
 
     since: datetime
@@ -75,11 +75,11 @@ class ExposureLine:
 
 @dataclass(frozen=True, slots=True)
 class DriftLine:
-    """One difference between the ledger and the exchange that is not resolved.
+    """One unresolved difference between the ledger and the exchange.
 
-    kind, state: as the reconciliation calls them. where: venue, account, market and side. ledger_quantity,
-    venue_quantity: base units (USD for a balance). excess: what the exchange shows beyond the ledger, base units.
-    frozen_scope: the scope it froze. requested: what those who trade were asked to do about it.
+    kind, state: see `model.reconciliation`. where: venue, account, market and side. ledger_quantity, venue_quantity:
+    base units (USD for a balance). excess: what the exchange shows beyond the ledger, base units. frozen_scope: the
+    scope it froze. requested: what the trading side was asked to do about it.
     """
 
     id: int
@@ -97,10 +97,10 @@ class DriftLine:
 
 @dataclass(frozen=True, slots=True)
 class Reconciliation:
-    """How a portfolio stands to its exchange.
+    """Reconciliation state of a portfolio.
 
-    run_at, outcome: of the last run (`good`, `partial` or `failed`), None where there never was one. drifts: the
-    confirmed ones first, up to a number; drift_count: all that are not resolved.
+    run_at, outcome: of the last run (`good`, `partial` or `failed`); None before the first run. drifts: unresolved
+    ones, confirmed first, up to a maximum. drift_count: number of all unresolved drifts.
     """
 
     run_at: datetime | None = None
@@ -114,8 +114,8 @@ class Detail:
     """One portfolio in full.
 
     scopes: the whole first, then those with a cap, then the others by exposure; scopes_left_out counts the rest.
-    held: live reservations, the soonest to end first. open: open positions, newest first. decisions: newest first.
-    held_count, open_count: of the portfolio, whatever the page shows.
+    held: live reservations, the next to expire first. open: open positions, newest first. decisions: newest first.
+    held_count, open_count: totals of the portfolio, not of the page.
     """
 
     name: str
@@ -132,7 +132,7 @@ class Detail:
 
     @property
     def whole(self) -> ScopeExposure:
-        """The row of the portfolio itself."""
+        """Row of the whole portfolio."""
         return self.scopes[0]
 
 
@@ -146,7 +146,7 @@ class Overview:
 
 
 def share_of_cap(value: Decimal, scope: ScopeExposure) -> Decimal:
-    """Which part of the scope's scale `value` is, 0 to 1; the scale is the cap, or the exposure where that is more."""
+    """Return `value` as a share, 0 to 1, of the scope's cap, or of its exposure where that is larger."""
     with exact_arithmetic():
         scale = max(scope.cap or Decimal(0), scope.exposure)
         return min(value / scale, Decimal(1)) if scale else Decimal(0)

@@ -1,4 +1,4 @@
-"""The words of reconciliation: kinds of drift, policies, findings and drifts."""
+"""Types of the reconciliation: kinds of drift, policies, findings, drifts and runs."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,25 +11,25 @@ DriftKind = Literal[
     "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
     "balance_below_holds", "late_fill", "expired_hold",
 ]  # fmt: skip
-"""What may differ between the ledger and the exchange; docs/reconciliation.md tells what each means."""
+"""Kinds of difference between the ledger and the exchange; docs/reconciliation.md explains each."""
 
 DriftPolicy = Literal["record", "alert", "freeze", "adopt", "close"]
-"""What a confirmed drift does: stand in the list; tell others; also stop new reservations; also become a position of
-the ledger; also ask the orchestrator to close it."""
+"""What a confirmed drift does. `record`: it is listed. The others also alert, and: `freeze` stops new reservations,
+`adopt` makes it a position of the ledger, `close` asks the orchestrator to close it."""
 
 KINDS: tuple[DriftKind, ...] = get_args(DriftKind)
 POLICIES: tuple[DriftPolicy, ...] = get_args(DriftPolicy)
 
 DriftState = Literal["open", "confirmed", "acknowledged", "resolved"]
-"""`open`: seen, not often enough yet. `confirmed`: seen in enough runs. `acknowledged`: a person says it is known and
-may stay as it is. `resolved`: not there any more, or taken over."""
+"""`open`: seen, but not in enough runs yet. `confirmed`: seen in enough runs. `acknowledged`: an operator accepted it
+as it is. `resolved`: gone, or adopted."""
 STATES: tuple[DriftState, ...] = get_args(DriftState)
 
 EXTERNAL = "exchange"
-"""Value of the tag `external`: what an exchange shows beyond the ledger counts in the scope `external=exchange`."""
+"""Value of the tag `external`. What an exchange shows beyond the ledger counts in the scope `external=exchange`."""
 
 QUOTE = "quote"
-"""The subject of drifts about the free quote balance."""
+"""Subject of drifts about the free quote balance."""
 
 Trigger = Literal["start", "interval", "demand"]
 
@@ -37,9 +37,9 @@ Part = Literal["account", "positions", "balances", "both", "ledger"]
 
 
 class Market(NamedTuple):
-    """Something that can be held: a derivative market (`BTC/USDT:USDT`) or, for spot, an asset (`BTC`); and its side.
+    """What an account can hold: one side of a derivative market (`BTC/USDT:USDT`) or, for spot, of an asset (`BTC`).
 
-    Long and short are apart, because in hedge mode an account has both.
+    Long and short are separate, because in hedge mode an account has both.
     """
 
     venue: str
@@ -49,38 +49,38 @@ class Market(NamedTuple):
 
     @property
     def is_swap(self) -> bool:
-        """A derivative market, by the form of its unified name; everything else is an asset."""
+        """True for a derivative market, told by its unified name; everything else is an asset."""
         return ":" in self.subject
 
     @property
     def opposite(self) -> "Market":
-        """The same market's other side."""
+        """The other side of the same market."""
         return self._replace(side="short" if self.side == "long" else "long")
 
     @property
     def base(self) -> str:
-        """The asset it is about."""
+        """The base asset."""
         return self.subject.partition("/")[0]
 
     @property
     def quote(self) -> str:
-        """The currency a derivative market is quoted in; empty for an asset."""
+        """The quote currency of a derivative market; empty for an asset."""
         return self.subject.partition("/")[2].partition(":")[0]
 
 
 QUANTITY_KINDS: frozenset[DriftKind] = frozenset(
     {"unknown_position", "quantity_differs", "missing_position", "side_flipped", "late_fill"}
 )
-"""Kinds that say how much of a market there is. One difference may pass from one of them to another."""
+"""Kinds about the quantity of a market. One difference may change from one of them to another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One difference that one comparison saw.
+    """One difference found by one comparison.
 
     ledger_quantity, venue_quantity: base units (USD where the subject is `quote`). excess: what the exchange shows
     beyond what the ledger counts, base units, 0 where it shows less. price: USD per base unit to count it at, None
-    where nobody knows one.
+    where unknown.
     """
 
     market: Market
@@ -93,19 +93,19 @@ class Finding:
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
-        """What makes two sightings the same drift."""
+        """Identity of the drift: findings of equal key are the same drift."""
         market = self.market
         return (market.venue, market.account, market.subject, market.side, self.kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A difference with a life: `open -> confirmed -> resolved`, or `acknowledged` by a person.
+    """A difference and its state: `open -> confirmed -> resolved`, or `acknowledged` by an operator.
 
-    sightings: runs that saw it; of an acknowledged one that runs saw less of lately, how many more of them it outlasts.
-    position: number of the external position that counts its excess. revision: how often it was counted. requested:
-    what the orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason: who decided about it last,
-    and why.
+    sightings: runs that saw it. For an acknowledged one of which runs lately saw less: the number of such runs that it
+    still outlasts. position: number of the external position that counts its excess. revision: how often it was
+    counted. requested: what the orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason: who
+    decided about it last, and why.
     """
 
     id: int
@@ -137,18 +137,18 @@ class Drift:
 
     @property
     def name(self) -> str:
-        """How the audit chain calls it."""
+        """Its name in the audit chain."""
         return f"drift-{self.id}"
 
     @property
     def title(self) -> str:
-        """What it is, without the figures, which may change: for commands that are sent again and must be equal."""
+        """Description without figures, which may change: a command that is sent again must be equal."""
         place = f" at {self.venue}/{self.account}" if self.venue else ""
         return f"{self.name}, {self.kind}: {self.subject}{f' {self.side}' if self.side else ''}{place}"
 
     @property
     def market(self) -> Market:
-        """What it is about."""
+        """The market that differs."""
         return Market(self.venue, self.account, self.subject, self.side)
 
     @property
@@ -158,17 +158,17 @@ class Drift:
 
     @property
     def live(self) -> bool:
-        """Whether it still differs and nobody has said that it may."""
+        """True while it is neither resolved nor acknowledged."""
         return self.state in ("open", "confirmed")
 
     @property
     def freezes(self) -> bool:
-        """Whether it asks that its scope be frozen, still."""
+        """True while it requires its scope to be frozen."""
         return self.live and self.frozen_scope is not None and stops_grants(self.policy, self)
 
     @property
     def part(self) -> Part:
-        """Which part of a snapshot has to be known to say that it is gone."""
+        """The part of a snapshot that must be known before the drift can be called gone."""
         if self.kind == "fetch_failed":
             return "account"
         if self.kind == "balance_below_holds":
@@ -184,7 +184,7 @@ class Drift:
 
 
 def stops_grants(policy: DriftPolicy, about: Finding | Drift) -> bool:
-    """Whether a confirmed drift freezes: where its policy says so, and under any where its excess cannot be counted."""
+    """Return True if a confirmed drift freezes: by its policy, or because its excess has no price to be counted at."""
     return policy == "freeze" or (about.excess > 0 and about.price is None)
 
 
@@ -192,7 +192,7 @@ def stops_grants(policy: DriftPolicy, about: Finding | Drift) -> bool:
 class Run:
     """One run of the reconciliation for one portfolio.
 
-    trigger: `start`, `interval` or `demand`. outcome: `good` (every account was fetched whole), `partial`, `failed`.
+    trigger: `start`, `interval` or `demand`. outcome: `good` (every account fetched completely), `partial`, `failed`.
     fetched: one entry for each account. found: counts by name, and by kind of drift. id: 0 for a dry run.
     """
 
@@ -208,13 +208,13 @@ class Run:
 
     @property
     def duration_seconds(self) -> Decimal:
-        """From the first request to the record."""
+        """Seconds from the first request to the record."""
         return Decimal(self.finished_us - self.started_us).scaleb(-6)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A run, what it found, and what became of the drifts (nothing, in a dry run)."""
+    """A run, its findings, the live drifts after it, and those that it confirmed and resolved (none in a dry run)."""
 
     run: Run
     findings: tuple[Finding, ...]

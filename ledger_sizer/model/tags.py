@@ -1,4 +1,4 @@
-"""Tags of a position and the scopes they stand for, each distinct set checked and written out once."""
+"""Tags of a position and the scopes they stand for. Each distinct set is validated and encoded once (cached)."""
 
 import json
 import re
@@ -9,24 +9,26 @@ from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import label_text
 
 PORTFOLIO_SCOPE = "portfolio"
-"""Name of the scope that is the whole portfolio; every other scope is called `dimension=value`."""
+"""Name of the scope of the whole portfolio; every other scope is named `dimension=value`."""
 
 EXTERNAL_TAG = "external"
-"""Tag of a position that counts what an exchange shows and nobody reserved; a reservation cannot have it."""
+"""Tag of a position that counts what an exchange shows and nobody reserved. A reservation cannot have it."""
 
 TAGS_MAX = 16
 
 _DIMENSION = re.compile(r"[a-z][a-z0-9_]{0,31}")
-_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
+
+encode_sorted = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
+"""Encodes a value as compact ASCII JSON with sorted keys: the canonical form of tags and requests."""
 
 
 class Tags(Mapping[str, str]):
-    """A frozen mapping of tags. text: its canonical JSON. scopes: what it counts in, the portfolio first."""
+    """A frozen mapping of tags. text: its canonical JSON. scopes: the scopes it counts in, the portfolio first."""
 
     __slots__ = ("_values", "scopes", "text")
 
     def __init__(self, values: dict[str, str], text: str) -> None:
-        """Use `tags_of`, which checks."""
+        """Use `tags_of`, which validates."""
         self._values = values
         self.text = text
         self.scopes = (PORTFOLIO_SCOPE, *[f"{name}={values[name]}" for name in sorted(values)])
@@ -48,19 +50,19 @@ class Tags(Mapping[str, str]):
 
 
 def tags_of(value: object) -> Tags:
-    """Check tags such as `{"venue": "bybit"}`: at most 16, names of lower case letters, digits and `_`."""
+    """Validate tags such as `{"venue": "bybit"}`: at most 16, names of lower case letters, digits and `_`."""
     if type(value) is Tags:
         return value
     if not isinstance(value, Mapping):
         raise InvalidRequest(f"tags must be a mapping such as {{'venue': 'bybit'}}, got {value!r}", field="tags")
     try:
-        return _checked(tuple(value.items()))
+        return _validated_tags(tuple(value.items()))
     except TypeError:
         raise InvalidRequest(f"tags must map text to text, got {dict(value)!r}", field="tags") from None
 
 
 @lru_cache(maxsize=8192)
-def _checked(items: tuple[tuple[str, str], ...]) -> Tags:
+def _validated_tags(items: tuple[tuple[str, str], ...]) -> Tags:
     if len(items) > TAGS_MAX:
         raise InvalidRequest(f"at most {TAGS_MAX} tags, got {len(items)}", field="tags")
     plain: dict[str, str] = {}
@@ -69,25 +71,25 @@ def _checked(items: tuple[tuple[str, str], ...]) -> Tags:
             raise InvalidRequest(
                 f"tag name must be lower case letters, digits and '_' (not 'portfolio'), got {name!r}", field="tags"
             )
-        # Whatever kind of text it was: what is cached for these tags is found for all that are equal.
+        # Plain text, because the cache also answers for equal tags of another text type, such as an Enum.
         plain[str.__str__(name)] = label_text(tag, f"tags.{name}")
     values = dict(sorted(plain.items()))
-    return Tags(values, _encode(values))
+    return Tags(values, encode_sorted(values))
 
 
 @lru_cache(maxsize=8192)
 def stored_tags(text: str) -> Tags:
-    """The tags a stored canonical text describes."""
+    """Return the tags of a stored canonical text."""
     return Tags(json.loads(text), text)
 
 
 def is_dimension(name: object) -> bool:
-    """Whether `name` may name a tag."""
+    """Return True if `name` is a valid tag name."""
     return isinstance(name, str) and _DIMENSION.fullmatch(name) is not None and name != PORTFOLIO_SCOPE
 
 
 def scope_name(value: object) -> str:
-    """Return `value` if it names a scope: `portfolio`, or `dimension=value` such as `venue=bybit`."""
+    """Return a valid scope name: `portfolio`, or `dimension=value` such as `venue=bybit`; else raise."""
     if value == PORTFOLIO_SCOPE:
         return PORTFOLIO_SCOPE
     if isinstance(value, str):

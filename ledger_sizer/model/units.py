@@ -1,10 +1,10 @@
-"""Decimal <-> scaled integers: the only place of the package that rounds money.
+"""Converts between Decimal and scaled integers. The only module that rounds money.
 
 Money is stored as whole units of 1e-8 USD (`_e8`) in a 64-bit integer on both databases, because SQLite keeps
 `Numeric` as a binary float and loses digits. Prices and quantities stay exact decimal text.
 
-Directions are fixed, never "to nearest": a budget rounds down (a caller may not spend what the formula did not give),
-a notional rounds up (the ledger counts at least what is at risk), a quantity rounds down to its step.
+Rounding directions are fixed, never to nearest. A budget rounds down: a caller may not spend more than the formula
+gave. A notional rounds up: the ledger counts at least what is at risk. A quantity rounds down to its step.
 """
 
 from contextlib import AbstractContextManager
@@ -17,7 +17,7 @@ USD_DECIMALS = 8
 USD_SCALE = 10**USD_DECIMALS
 E8_MAX = 2**63 - 1
 
-# Bounds on what a number may look like. They are far wider than any market and keep arithmetic exact at PRECISION:
+# Bounds on accepted numbers. They are far wider than any market needs, and keep arithmetic exact at PRECISION:
 # a value has at most 30 digits before and 36 after the point, a product of two at most 132 digits.
 _ADJUSTED_MAX = 29
 _EXPONENT_MIN = -36
@@ -27,7 +27,7 @@ _CONTEXT = Context(prec=PRECISION, rounding=ROUND_DOWN)
 
 
 def exact_arithmetic() -> AbstractContextManager[Context]:
-    """A decimal context wide enough that no product or floor division here is inexact.
+    """Return a decimal context wide enough that no product or floor division here is inexact.
 
     Libraries (ccxt among them) change the thread's context, so arithmetic never relies on it.
     """
@@ -64,7 +64,7 @@ def exact_decimal(value: object, field: str) -> Decimal:
 
 
 def positive(value: object, field: str) -> Decimal:
-    """`exact_decimal`, and above zero."""
+    """Return `exact_decimal(value)`; raise `InvalidRequest` unless it is above zero."""
     number = exact_decimal(value, field)
     if number <= 0:
         raise InvalidRequest(f"{field} must be above 0, got {number}", field=field)
@@ -72,7 +72,7 @@ def positive(value: object, field: str) -> Decimal:
 
 
 def not_negative(value: object, field: str) -> Decimal:
-    """`exact_decimal`, and zero or above."""
+    """Return `exact_decimal(value)`; raise `InvalidRequest` if it is below zero."""
     number = exact_decimal(value, field)
     if number < 0:
         raise InvalidRequest(f"{field} must be 0 or above, got {number}", field=field)
@@ -80,26 +80,26 @@ def not_negative(value: object, field: str) -> Decimal:
 
 
 def usd_floor_e8(value: Decimal, field: str = "amount_usd") -> int:
-    """USD to whole 1e-8 USD, rounded down (towards minus infinity). Raises `InvalidRequest` beyond 64 bits."""
+    """Convert USD to whole 1e-8 USD, rounded down (towards minus infinity). Raise `InvalidRequest` beyond 64 bits."""
     with exact_arithmetic():
         scaled = value.scaleb(USD_DECIMALS)
         whole = int(scaled)
         if scaled < whole:
             whole -= 1
-    return _fits(whole, value, field)
+    return _require_64_bits(whole, value, field)
 
 
 def usd_ceil_e8(value: Decimal, field: str = "amount_usd") -> int:
-    """USD to whole 1e-8 USD, rounded up. Raises `InvalidRequest` beyond 64 bits (about 92 billion USD)."""
+    """Convert USD to whole 1e-8 USD, rounded up. Raise `InvalidRequest` beyond 64 bits (about 92 billion USD)."""
     with exact_arithmetic():
         scaled = value.scaleb(USD_DECIMALS)
         whole = int(scaled)
         if scaled > whole:
             whole += 1
-    return _fits(whole, value, field)
+    return _require_64_bits(whole, value, field)
 
 
-def _fits(whole: int, value: Decimal, field: str) -> int:
+def _require_64_bits(whole: int, value: Decimal, field: str) -> int:
     if not -E8_MAX <= whole <= E8_MAX:
         most = E8_MAX // USD_SCALE
         raise InvalidRequest(f"{field} does not fit: {value} USD (at most {most} USD either way)", field=field)
@@ -107,7 +107,7 @@ def _fits(whole: int, value: Decimal, field: str) -> int:
 
 
 def usd(e8: int) -> Decimal:
-    """Whole 1e-8 USD back to an exact Decimal in USD, without trailing zeros, whatever the thread's context."""
+    """Convert whole 1e-8 USD to an exact Decimal in USD without trailing zeros. Independent of the thread's context."""
     whole, rest = divmod(e8, USD_SCALE)
     if rest == 0:
         return Decimal(whole)
@@ -117,7 +117,7 @@ def usd(e8: int) -> Decimal:
 
 
 def usd_text(e8: int) -> str:
-    """`decimal_text(usd(e8))` without the way through `Decimal`: USD as the shortest plain decimal text."""
+    """Return `decimal_text(usd(e8))`, the shortest plain decimal text, without building a `Decimal`."""
     whole, rest = divmod(abs(e8), USD_SCALE)
     sign = "-" if e8 < 0 else ""
     if rest == 0:
@@ -127,13 +127,13 @@ def usd_text(e8: int) -> str:
 
 
 def notional_e8(quantity: Decimal, price: Decimal) -> int:
-    """Notional of one leg in 1e-8 USD: quantity (base units) x price (USD per base unit), rounded up."""
+    """Return the notional of one leg in 1e-8 USD: quantity (base units) x price (USD per base unit), rounded up."""
     with exact_arithmetic():
         return usd_ceil_e8(quantity * price, "notional_usd")
 
 
 def decimal_text(value: Decimal) -> str:
-    """The shortest plain decimal text of `value`: `1E+3` -> `1000`, `0.50` -> `0.5`. Equal values give equal text."""
+    """Return the shortest plain decimal text: `1E+3` -> `1000`, `0.50` -> `0.5`. Equal values give equal text."""
     text = format(value, "f")
     if "." in text:
         text = text.rstrip("0").rstrip(".")
@@ -141,7 +141,7 @@ def decimal_text(value: Decimal) -> str:
 
 
 def floor_to_step(value: Decimal, step: Decimal) -> Decimal:
-    """The largest multiple of `step` that is not above `value` (exact; no validation, see `sizing.round_to_step`)."""
+    """Return the largest multiple of `step` not above `value`. Exact; `sizing.round_to_step` also validates."""
     with exact_arithmetic():
         steps, rest = divmod(value, step)
         if rest < 0:
@@ -150,7 +150,7 @@ def floor_to_step(value: Decimal, step: Decimal) -> Decimal:
 
 
 def common_step(step_a: Decimal, step_b: Decimal) -> Decimal:
-    """The least common multiple of two steps, so that its multiples are multiples of both (0.3 and 0.2 give 0.6)."""
+    """Return the least common multiple of two steps: its multiples are multiples of both (0.3 and 0.2 give 0.6)."""
     if step_a == step_b:
         return step_a
     places = max(-_exponent(step_a), -_exponent(step_b), 0)

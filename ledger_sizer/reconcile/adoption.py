@@ -12,7 +12,7 @@ from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.effects import leg_of, release_of, tags_at
 from ledger_sizer.reconcile.ledger_side import Place, Places, ledger_side_of
-from ledger_sizer.rules.decide import leg_left
+from ledger_sizer.rules.decide import remaining_leg_quantity
 
 ZERO = Decimal(0)
 
@@ -171,7 +171,7 @@ class Adoption:
         assert position.quantity is not None and position.price is not None, "an open position has a fill"
         legs, share = [], ZERO
         for leg, market in self._places.markets(position):
-            released = leg.quantity - leg_left(leg, position.quantity, position.quantity - part)
+            released = leg.quantity - remaining_leg_quantity(leg, position.quantity, position.quantity - part)
             if market == given_up or released <= 0:
                 continue
             kept = released

@@ -1,7 +1,7 @@
-"""Deciding a batch: many callers' commands against one locked state, in arrival order.
+"""Decides a batch: many callers' commands against one state, in arrival order.
 
-Every command gets its own answer: a `Decision`, or a `LedgerError` standing in its place. One that is wrong or
-denied never touches its neighbours; an atomic group happens whole or not at all.
+Every command gets its own answer: a `Decision`, or a `LedgerError` in its place. An invalid or denied command never
+affects its neighbours. An atomic group takes effect as a whole or not at all.
 """
 
 import json
@@ -22,27 +22,27 @@ States = dict[str, PortfolioState]
 
 
 class Fence(Protocol):
-    """The lease under which a group is sent (see `leases`): it takes effect only while that is the present one."""
+    """The lease under which a group is sent (see `storage.leases`). The group takes effect only while it is held."""
 
     @property
     def name(self) -> str:
-        """Of the lease."""
+        """Name of the lease."""
 
     @property
     def owner(self) -> str:
-        """Who held it when the group was sent."""
+        """Holder of the lease when the group was sent."""
 
     @property
     def epoch(self) -> int:
-        """How often it had been taken over by then."""
+        """Fencing token: the number of the lease's take-overs by then."""
 
 
 class Group(NamedTuple):
     """Commands that were submitted together. `atomic`: all of them take effect, or none does.
 
-    sweep: a portfolio to free of expired holds even without a command; the answer then lists what was freed.
-    fence: the lease that must be held in the transaction that commits them.
-    request_id: what the caller's log calls the request; the log of the commit repeats it, nothing else does.
+    sweep: a portfolio whose expired holds are freed even without a command; the answer then lists the expiries.
+    fence: the lease that must be held in the transaction that commits the group.
+    request_id: id of the request in the caller's log. Only the commit's log lines repeat it.
     """
 
     commands: Sequence[AnyCommand]
@@ -55,25 +55,26 @@ class Group(NamedTuple):
 def decide_batch(
     states: States, groups: Sequence[Group], now_us: int, policy: Policy, own_hashes: frozenset[str] = frozenset()
 ) -> list[list[Result]]:
-    """Free what has expired, then answer every group. Moves `states` forward; the caller saves and commits them.
+    """Free expired holds, then answer every group. Changes `states`; the caller stores and commits them.
 
-    own_hashes: hashes of decisions an earlier try of this batch may have committed; finding one is not a replay.
+    own_hashes: hashes of decisions that an earlier attempt of this batch may have committed; such a decision is no
+    replay.
     """
-    # Time never runs backwards within a portfolio; one whose last decision lies ahead does not hurry the others.
+    # Time never runs backwards within a portfolio. A portfolio whose last decision lies ahead does not affect others.
     freed = {name: expire_due(state, max(now_us, state.last_us)) for name, state in states.items()}
     results: list[list[Result]] = []
     for group in groups:
         if group.sweep is not None:
             results.append([record.decision() for record in freed.get(group.sweep, ())])
         elif group.atomic:
-            results.append(_answer_together(states, group.commands, now_us, policy, own_hashes))
+            results.append(_answer_atomic(states, group.commands, now_us, policy, own_hashes))
         else:
             results.append([_answer(states, command, now_us, policy, own_hashes) for command in group.commands])
     return results
 
 
-def requests_of(groups: Sequence[Group], results: Sequence[Sequence[Result]]) -> dict[str, dict[str, str]]:
-    """What the log adds to a decision, by its hash: the id of the request that asked for it. An expiry has none."""
+def log_fields_by_hash(groups: Sequence[Group], results: Sequence[Sequence[Result]]) -> dict[str, dict[str, str]]:
+    """Return extra log fields by decision hash: the id of the request that caused it. An expiry has none."""
     return {
         result.record.hash: {"request_id": group.request_id}
         for group, answers in zip(groups, results, strict=True)
@@ -84,7 +85,7 @@ def requests_of(groups: Sequence[Group], results: Sequence[Sequence[Result]]) ->
 
 
 def expire_due(state: PortfolioState, now_us: int) -> list[DecisionRecord]:
-    """Record the expiry of every loaded hold whose time is over, oldest first."""
+    """Record the expiry of every loaded hold that is overdue, the earliest expiry first."""
     if not state.may_expire:
         return []
     due = [
@@ -125,22 +126,22 @@ def _answer(
     except LedgerError as error:
         return error
     except Exception as error:  # noqa: BLE001 - a defect, which the caller logs
-        # A defect met by one command must not fail the batch; rules are pure, so nothing has moved.
+        # A defect met by one command must not fail the batch. Rules are pure, so the state is unchanged.
         defect = InternalError(f"{command.verb} {command.key!r} met a defect and had no effect; see the log")
         defect.__cause__ = error
         return defect
     return state.apply(command.verb, command.key, request, verdict, now_us).decision()
 
 
-def _same_request(known: str, asked: str) -> bool:
-    """Whether a key came again with the request it came with first.
+def _same_request(known: str, sent: str) -> bool:
+    """Return True if a key is sent again with the request that it was first sent with.
 
     A named instrument is compared by its name: its rules may have changed between a request and its retry.
     """
-    return known == asked or ('"listed_as":' in asked and _by_name(known) == _by_name(asked))
+    return known == sent or ('"listed_as":' in sent and _with_instrument_names(known) == _with_instrument_names(sent))
 
 
-def _by_name(request: str) -> Any:
+def _with_instrument_names(request: str) -> Any:
     form = json.loads(request)
     for leg in ("spot_instrument", "perp_instrument"):
         rules = form.get(leg)
@@ -149,10 +150,10 @@ def _by_name(request: str) -> Any:
     return form
 
 
-def _answer_together(
+def _answer_atomic(
     states: States, commands: Sequence[AnyCommand], now_us: int, policy: Policy, own_hashes: frozenset[str]
 ) -> list[Result]:
-    """All or none. An error answers for all and records nothing; a denial denies all and is recorded for each."""
+    """Answer all or none. An error answers all and nothing is recorded; a denial denies all, recorded for each."""
     names = {command.portfolio for command in commands if command.portfolio in states}
     forks = {name: states[name].fork() for name in names}
     results = [_answer(forks, command, now_us, policy, own_hashes) for command in commands]
@@ -171,7 +172,7 @@ def _answer_together(
 def _deny_in_group(
     state: PortfolioState, command: AnyCommand, result: Result, now_us: int, own_hashes: frozenset[str]
 ) -> Result:
-    """The denial of one command of a failed group: its own reason, or that a neighbour was denied."""
+    """Deny one command of a denied group: for its own reason, or as `group_denied`."""
     known = state.records.get(command.key)
     if known is not None:
         return known.decision(replayed=known.hash not in own_hashes)

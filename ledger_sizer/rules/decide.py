@@ -1,10 +1,10 @@
-"""The rules: a pure function from the locked state, a command and the time to a verdict.
+"""Decides one command: a pure function from the state, the command and the time to a verdict.
 
 No database, no clock, no logging: `now_us` is an argument, so that a backtest decides with the same code. A verb that
-does not fit the position's life raises an error and leaves no record; a refusal to grant is a verdict like any other.
+does not fit the position's state raises an error and leaves no record. A refusal to grant is a verdict.
 
-Denials are reported in the order of `domain.DENIAL_REASONS`: every condition is looked at on its own and the first
-one that holds is the reason.
+Denial reasons follow the order of `domain.DENIAL_REASONS`: every condition is checked on its own, and the first that
+holds is reported.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,11 +37,11 @@ from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
 from ledger_sizer.rules.trace import trace_text
 
 EXPIRE = "expire"
-"""The ledger's own command: a hold whose time is over."""
+"""Verb of the ledger's own command: it ends an overdue hold."""
 
 
 def decide(state: PortfolioState, command: Command, now_us: int, policy: Policy) -> Verdict:
-    """Decide one command against the state its predecessor left. Changes nothing.
+    """Decide one command against the state after its predecessor. Changes nothing.
 
     Raises `NotFound`, `WrongState` or `InvalidRequest` where the command does not fit the state; such a command
     leaves no decision and its key stays unused.
@@ -53,12 +53,12 @@ def decide(state: PortfolioState, command: Command, now_us: int, policy: Policy)
 
 
 def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Policy) -> Verdict:
-    """Grant min(raw budget, headroom of every scope, available balance), or say why not."""
+    """Grant min(raw budget, headroom of every scope, available balance), or deny with a reason."""
     tags = tags_of(command.tags)
     scopes = [state.scope(name) for name in tags.scopes]
-    raw = policy.sizing.raw(command.signal_score)
+    raw = policy.sizing.raw_budget_of(command.signal_score)
     budget_e8, binding = _budget(scopes, command, raw)
-    matched = _matched(command, budget_e8, policy)
+    matched = _match_budget(command, budget_e8, policy)
     reason = _status_reason(scopes, now_us) or _size_reason(scopes, command, budget_e8, matched)
     quantity = matched.quantity if matched is not None and reason is None else None
     legs = _planned_legs(command, quantity)
@@ -68,7 +68,7 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
         tags=tags,
         fraction=raw.fraction_text,
         raw_budget=raw.budget_text,
-        binding=_denied_by(scopes, reason, now_us) or binding,
+        binding=_denial_binding(scopes, reason, now_us) or binding,
         trace=trace_text(scopes, policy=policy.text, match=matched, legs=legs),
     )
     if reason is None:
@@ -87,7 +87,7 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
 
 
 def _budget(scopes: list[ScopeState], command: Reserve, raw: RawBudget) -> tuple[int, str]:
-    """The budget in 1e-8 USD, rounded down, and what bound it. On a tie the one named first here wins."""
+    """Return the budget in 1e-8 USD, rounded down, and its binding constraint. On a tie the first checked here wins."""
     budget_e8, binding = raw.budget_e8, raw.binding
     for scope in scopes:
         headroom_e8 = scope.headroom_e8
@@ -95,13 +95,13 @@ def _budget(scopes: list[ScopeState], command: Reserve, raw: RawBudget) -> tuple
             budget_e8, binding = headroom_e8, scope.name
     if command.available_balance is not None:
         balance = command.available_balance
-        # Compared before it is scaled: a balance beyond 64 bits is legal and simply does not bind.
+        # Compared before it is scaled: a balance beyond 64 bits is legal and does not bind.
         if balance < usd(budget_e8):
             budget_e8, binding = usd_floor_e8(max(balance, Decimal(0))), "available_balance"
     return max(budget_e8, 0), binding
 
 
-def _matched(command: Reserve, budget_e8: int, policy: Policy) -> Match | None:
+def _match_budget(command: Reserve, budget_e8: int, policy: Policy) -> Match | None:
     if command.rules is None or command.price is None:
         return None
     spend = min(usd(budget_e8), policy.sizing.max_position_size_usd)
@@ -121,8 +121,8 @@ def _status_scope(scopes: list[ScopeState], status: str | None) -> str | None:
     return next((scope.name for scope in scopes if scope.status == status), None)
 
 
-def _denied_by(scopes: list[ScopeState], reason: str | None, now_us: int) -> str | None:
-    """What a denial's reason points at, where that need not be what bound the budget; None where it is."""
+def _denial_binding(scopes: list[ScopeState], reason: str | None, now_us: int) -> str | None:
+    """Return the scope or constraint that the reason is about; None where it is the one that bound the budget."""
     if reason == "cap_exceeded":
         full = [scope for scope in scopes if scope.headroom_e8 is not None and scope.headroom_e8 <= 0]
         return min(full, key=lambda scope: scope.headroom_e8 or 0).name
@@ -142,12 +142,10 @@ def _size_reason(scopes: list[ScopeState], command: Reserve, budget_e8: int, mat
     if command.min_notional_usd is not None and usd(budget_e8) < command.min_notional_usd:
         reasons.add("below_min_notional")
     if budget_e8 <= 0:
-        poor = command.available_balance is not None and command.available_balance * USD_SCALE < 1
-        reasons.add("insufficient_balance" if poor else "below_min_notional")
-    for reason in ("below_min_qty", "below_min_notional", "insufficient_balance"):
-        if reason in reasons:
-            return reason
-    return None
+        no_balance = command.available_balance is not None and command.available_balance * USD_SCALE < 1
+        reasons.add("insufficient_balance" if no_balance else "below_min_notional")
+    ordered = ("below_min_qty", "below_min_notional", "insufficient_balance")
+    return next((reason for reason in ordered if reason in reasons), None)
 
 
 def _planned_legs(command: Reserve, quantity: Decimal | None) -> tuple[Leg, ...]:
@@ -162,10 +160,10 @@ def _planned_legs(command: Reserve, quantity: Decimal | None) -> tuple[Leg, ...]
     )
 
 
-# --- the life of a position ------------------------------------------------------------------------------------
+# --- positions -------------------------------------------------------------------------------------------------
 
 
-def _position(state: PortfolioState, command: Confirm | Release | Extend) -> Position:
+def _require_position(state: PortfolioState, command: Confirm | Release | Extend) -> Position:
     found = state.positions.get(command.number)
     if found is None:
         raise NotFound(f"no position {command.position_id!r}")
@@ -173,32 +171,32 @@ def _position(state: PortfolioState, command: Confirm | Release | Extend) -> Pos
 
 
 def _confirm(state: PortfolioState, command: Confirm, now_us: int, _policy: Policy) -> Verdict:
-    """A fill is a fact: it is recorded whatever the caps say, also after the hold expired."""
-    position = _position(state, command)
+    """Record a fill. It is a fact: no cap can refuse it, and it is recorded also after the hold expired."""
+    position = _require_position(state, command)
     if position.state == "expired":
         return _late_fill(state, command, position, now_us)
     position.require("held", "confirm")
-    open_e8 = _fact_e8(state, position, command.quantity, command.price, -position.held_e8)
-    legs = tuple(command.legs) if command.legs is not None else _filled_legs(position.legs, command)
-    after = _moved(position, state, now_us, "open", open_e8, command.quantity, command.price, legs)
-    return _fact(state, after, -position.held_e8, open_e8)
+    open_e8 = _added_e8(state, position, command.quantity, command.price, -position.held_e8)
+    legs = _filled_legs(position.legs, command)
+    after = _updated(position, state, now_us, "open", open_e8, command.quantity, command.price, legs)
+    return _applied(state, after, -position.held_e8, open_e8)
 
 
 def _late_fill(state: PortfolioState, command: Confirm, expired: Position, now_us: int) -> Verdict:
-    """The hold is gone and stays gone; the fill becomes a position of its own that names it as origin."""
+    """Record the fill of an expired hold as a new position with the hold as its origin. The hold stays expired."""
     known = state.late_fills.get(expired.number)
     if known is not None:
         raise WrongState(
             f"cannot confirm {expired.position_id}: its late fill is recorded already, as {state.name}-{known}"
         )
-    open_e8 = _fact_e8(state, expired, command.quantity, command.price, 0)
+    open_e8 = _added_e8(state, expired, command.quantity, command.price, 0)
     seq = state.last_seq + 1
-    legs = tuple(command.legs) if command.legs is not None else _filled_legs(expired.legs, command)
+    legs = _filled_legs(expired.legs, command)
     late = Position(
         state.name, seq, "open", expired.tags, 0, open_e8, command.quantity, command.price,
         legs, None, now_us, now_us, seq, expired.number,
     )  # fmt: skip
-    return _fact(state, late, 0, open_e8, note="late_fill")
+    return _applied(state, late, 0, open_e8, note="late_fill")
 
 
 def _adopt(state: PortfolioState, command: Adopt, now_us: int, _policy: Policy) -> Verdict:
@@ -207,12 +205,12 @@ def _adopt(state: PortfolioState, command: Adopt, now_us: int, _policy: Policy) 
         state.name, seq, "open", tags_of(command.tags), 0, notional_e8(command.quantity, command.price),
         command.quantity, command.price, tuple(command.legs or ()), None, now_us, now_us, seq,
     )  # fmt: skip
-    open_e8 = _fact_e8(state, found, command.quantity, command.price, 0)
-    return _fact(state, found, 0, open_e8, note="adopted")
+    open_e8 = _added_e8(state, found, command.quantity, command.price, 0)
+    return _applied(state, found, 0, open_e8, note="adopted")
 
 
 def _release(state: PortfolioState, command: Release, now_us: int, _policy: Policy) -> Verdict:
-    position = _position(state, command)
+    position = _require_position(state, command)
     if command.held_only:
         position.require("held", "release the hold of")
     if position.state == "held":
@@ -221,8 +219,8 @@ def _release(state: PortfolioState, command: Release, now_us: int, _policy: Poli
                 f"quantity is for closing part of an open position; {position.position_id} is held: release all of it",
                 field="quantity",
             )
-        after = _moved(position, state, now_us, "released", 0, position.quantity, None, position.legs)
-        return _fact(state, after, -position.held_e8, 0)
+        after = _updated(position, state, now_us, "released", 0, position.quantity, None, position.legs)
+        return _applied(state, after, -position.held_e8, 0)
     position.require("open", "release")
     assert position.quantity is not None and position.price is not None, "an open position has a fill"
     closing = position.quantity if command.quantity is None else command.quantity
@@ -236,15 +234,15 @@ def _release(state: PortfolioState, command: Release, now_us: int, _policy: Poli
         left = position.quantity - closing
         legs = position.legs if left == 0 else _scaled_legs(position, position.quantity, left)
     open_e8 = notional_e8(left, position.price) if left else 0
-    after = _moved(position, state, now_us, "open" if left else "closed", open_e8, left, position.price, legs)
-    verdict = _fact(state, after, 0, open_e8 - position.open_e8)
+    after = _updated(position, state, now_us, "open" if left else "closed", open_e8, left, position.price, legs)
+    verdict = _applied(state, after, 0, open_e8 - position.open_e8)
     verdict.quantity = decimal_text(closing)
     return verdict
 
 
 def _extend(state: PortfolioState, command: Extend, now_us: int, policy: Policy) -> Verdict:
-    """A longer hold is a new risk, so a halted scope refuses it; it never shortens."""
-    position = _position(state, command)
+    """Extend a hold, never shorten it. A longer hold is a new risk, so a halted scope denies it."""
+    position = _require_position(state, command)
     position.require("held", "extend")
     scopes = [state.scope(name) for name in position.tags.scopes]
     if "halted" in {scope.status for scope in scopes}:
@@ -254,7 +252,7 @@ def _extend(state: PortfolioState, command: Extend, now_us: int, policy: Policy)
         )  # fmt: skip
     lifetime_us = policy.hold_ttl_us if command.ttl_seconds is None else ttl_us(command.ttl_seconds)
     expires_us = max(position.expires_us or 0, now_us + lifetime_us)
-    after = _moved(
+    after = _updated(
         position, state, now_us, "held", 0, position.quantity, None, position.legs, expires_us, position.held_e8
     )
     return Verdict(
@@ -264,13 +262,13 @@ def _extend(state: PortfolioState, command: Extend, now_us: int, policy: Policy)
 
 
 def expire(state: PortfolioState, position: Position, now_us: int) -> Verdict:
-    """Free a hold whose time is over. Raises AssertionError before that time: a hold is never freed early."""
+    """Free an overdue hold. Raise AssertionError before its expiry: a hold is never freed early."""
     assert position.state == "held" and position.expires_us is not None and position.expires_us <= now_us
-    after = _moved(position, state, now_us, "expired", 0, position.quantity, None, position.legs, position.expires_us)
-    return _fact(state, after, -position.held_e8, 0)
+    after = _updated(position, state, now_us, "expired", 0, position.quantity, None, position.legs, position.expires_us)
+    return _applied(state, after, -position.held_e8, 0)
 
 
-def _moved(
+def _updated(
     position: Position,
     state: PortfolioState,
     now_us: int,
@@ -288,7 +286,9 @@ def _moved(
     )  # fmt: skip
 
 
-def _fact(state: PortfolioState, after: Position, held_delta: int, open_delta: int, note: str | None = None) -> Verdict:
+def _applied(
+    state: PortfolioState, after: Position, held_delta: int, open_delta: int, note: str | None = None
+) -> Verdict:
     scopes = [state.scope(name) for name in after.tags.scopes]
     return Verdict(
         outcome="applied",
@@ -301,8 +301,8 @@ def _fact(state: PortfolioState, after: Position, held_delta: int, open_delta: i
     )
 
 
-def _fact_e8(state: PortfolioState, position: Position, quantity: Decimal, price: Decimal, held_delta: int) -> int:
-    """Notional of a fill; refused only where a counter would leave 64 bits."""
+def _added_e8(state: PortfolioState, position: Position, quantity: Decimal, price: Decimal, held_delta: int) -> int:
+    """Return the notional that a fact adds, 1e-8 USD. Refuse it only where a counter would exceed 64 bits."""
     added = notional_e8(quantity, price)
     for name in position.tags.scopes:
         if state.scope(name).exposure_e8 + held_delta + added > E8_MAX:
@@ -314,6 +314,8 @@ def _fact_e8(state: PortfolioState, position: Position, quantity: Decimal, price
 
 
 def _filled_legs(planned: tuple[Leg, ...], command: Confirm) -> tuple[Leg, ...]:
+    if command.legs is not None:
+        return tuple(command.legs)
     spot_price = command.spot_price if command.spot_price is not None else command.price
     return tuple(
         Leg(leg.venue, leg.symbol, leg.kind, leg.side, command.quantity,
@@ -322,10 +324,10 @@ def _filled_legs(planned: tuple[Leg, ...], command: Confirm) -> tuple[Leg, ...]:
     )  # fmt: skip
 
 
-def leg_left(leg: Leg, quantity: Decimal, left: Decimal) -> Decimal:
-    """Base units of a leg where a close leaves `left` of its position's `quantity`: the same share of it.
+def remaining_leg_quantity(leg: Leg, quantity: Decimal, left: Decimal) -> Decimal:
+    """Return a leg's base units after a close leaves `left` of its position's `quantity`: the same share.
 
-    Rounded down to 1e-18; a leg of the position's own quantity gets exactly what is left of that.
+    Rounded down to 1e-18. A leg of the position's own quantity gets exactly `left`.
     """
     if leg.quantity == quantity:
         return left
@@ -334,10 +336,10 @@ def leg_left(leg: Leg, quantity: Decimal, left: Decimal) -> Decimal:
 
 
 def _scaled_legs(position: Position, quantity: Decimal, left: Decimal) -> tuple[Leg, ...]:
-    """The legs that a partial close leaves."""
+    """Return the legs after a partial close."""
     scaled = []
     for leg in position.legs:
-        units = leg_left(leg, quantity, left)
+        units = remaining_leg_quantity(leg, quantity, left)
         if units > 0:
             scaled.append(Leg(leg.venue, leg.symbol, leg.kind, leg.side, units, leg.price))
     return tuple(scaled)
@@ -349,27 +351,27 @@ def _scaled_legs(position: Position, quantity: Decimal, left: Decimal) -> tuple[
 def _set_cap(state: PortfolioState, command: SetCap, _now_us: int, _policy: Policy) -> Verdict:
     before = state.scope(command.scope)
     cap_e8 = None if command.cap is None else usd_floor_e8(command.cap, "cap")
-    return _administered(before, replace(before, cap_e8=cap_e8))
+    return _scope_verdict(before, replace(before, cap_e8=cap_e8))
 
 
 def _set_status(state: PortfolioState, command: Halt | Resume, _now_us: int, _policy: Policy) -> Verdict:
     before = state.scope(command.scope)
     status = command.mode if isinstance(command, Halt) else "active"
-    return _administered(before, replace(before, status=status))
+    return _scope_verdict(before, replace(before, status=status))
 
 
 def _set_frozen(state: PortfolioState, command: Freeze | Thaw, _now_us: int, _policy: Policy) -> Verdict:
     before = state.scope(command.scope)
-    return _administered(before, replace(before, frozen=isinstance(command, Freeze)))
+    return _scope_verdict(before, replace(before, frozen=isinstance(command, Freeze)))
 
 
 def _reconciled(state: PortfolioState, command: Reconciled, _now_us: int, _policy: Policy) -> Verdict:
     before = state.scope(command.scope)
     until_us = None if command.fresh_until is None else to_us(command.fresh_until)
-    return _administered(before, replace(before, fresh_until_us=until_us))
+    return _scope_verdict(before, replace(before, fresh_until_us=until_us))
 
 
-def _administered(before: ScopeState, after: ScopeState) -> Verdict:
+def _scope_verdict(before: ScopeState, after: ScopeState) -> Verdict:
     return Verdict(
         outcome="applied", tags=NO_TAGS, binding=after.name, scope_after=after, trace=trace_text([before], after=after)
     )

@@ -1,4 +1,4 @@
-"""Why a decision came out as it did, in words and as data, from the decision alone."""
+"""Explains why a decision came out as it did, in words and as data, from its record alone."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import from_us
+from ledger_sizer.model.domain import from_us, time_text
 from ledger_sizer.model.instruments import InstrumentInfo
 from ledger_sizer.model.units import decimal_text, usd
 from ledger_sizer.rules.sizing import match_quantity, net_of_spot_fee
@@ -40,17 +40,17 @@ _REASONS = {
 
 
 def explain(decision: Decision) -> Explanation:
-    """Explain a decision: what was asked, each step of the formula, each scope's headroom, what decided."""
+    """Explain a decision: the request, each step of the formula, each scope's headroom, the binding constraint."""
     request = json.loads(decision.request)
     trace = json.loads(decision.trace)
-    scopes = [_scope(row) for row in trace.get("scopes", ())]
-    steps = _formula(decision, request, trace)
-    largest = _largest(request, trace, decision.record.decided_us)
+    scopes = [_scope_data(row) for row in trace.get("scopes", ())]
+    steps = _sizing_steps(decision, request, trace)
+    largest = _largest_grantable(request, trace, decision.record.decided_us)
     version = _settings_version(trace.get("policy"))
     lines = [_headline(decision)]
     lines += [step["words"] for step in steps]
     lines += [_scope_line(scope) for scope in scopes]
-    lines += _match(trace.get("match"))
+    lines += _match_lines(trace.get("match"))
     if largest is not None:
         lines.append(_largest_line(largest))
     if version is not None:
@@ -70,7 +70,7 @@ def explain(decision: Decision) -> Explanation:
         "reason": decision.reason,
         "binding": decision.binding,
         "position_id": decision.position_id,
-        "decided_at": decision.decided_at.isoformat().replace("+00:00", "Z"),
+        "decided_at": time_text(decision.decided_at),
         "request": request,
         "fraction": _text(decision.fraction),
         "raw_budget": _text(decision.raw_budget),
@@ -91,7 +91,7 @@ def explain(decision: Decision) -> Explanation:
 
 
 def reason_in_words(decision: Decision) -> str:
-    """Why a decision was denied, as the end of a sentence; empty for one that was not."""
+    """Return the denial reason as the end of a sentence; empty for a decision that was not denied."""
     reason = decision.reason or ""
     return _REASONS.get(reason, reason).format(binding=decision.binding)
 
@@ -106,8 +106,8 @@ def _headline(decision: Decision) -> str:
     return f"{where}: {decision.outcome}."
 
 
-def _formula(decision: Decision, request: dict[str, Any], trace: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each step of the sizing: its name, its figure, and how that came about in words."""
+def _sizing_steps(decision: Decision, request: dict[str, Any], trace: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return each step of the sizing: its name, its figure, and its derivation in words."""
     policy = trace.get("policy")
     if policy is None:
         return []
@@ -130,12 +130,12 @@ def _formula(decision: Decision, request: dict[str, Any], trace: dict[str, Any])
     return steps
 
 
-def _largest(request: dict[str, Any], trace: dict[str, Any], decided_us: int) -> dict[str, Any] | None:
-    """The largest budget, USD, and quantity that any score could have been granted then; None but for a reservation.
+def _largest_grantable(request: dict[str, Any], trace: dict[str, Any], decided_us: int) -> dict[str, Any] | None:
+    """Return the largest budget (USD) and quantity that any score could have been granted; None unless a reservation.
 
-    It is min(per-position maximum, headroom of every scope, available balance), and nothing where a scope is not
+    The budget is min(per-position maximum, headroom of every scope, available balance), and 0 where a scope is not
     active or not reconciled. `binding` names the first of these that is the least. The request's own `min_notional_usd`
-    is left out: the figure shows what it would have had to be.
+    is ignored, so that the figure shows what it would have had to be.
     """
     policy = trace.get("policy")
     if policy is None:
@@ -171,14 +171,14 @@ def _largest_line(largest: Mapping[str, Any]) -> str:
 
 
 def _settings_version(policy: Mapping[str, Any] | None) -> str | None:
-    """A short name of the settings that applied: equal for equal settings, whenever and wherever they were used."""
+    """Return a short hash of the settings that applied; equal settings have equal hashes everywhere."""
     if policy is None:
         return None
     text = json.dumps(policy, sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()[:12]
 
 
-def _scope(row: list[Any]) -> dict[str, Any]:
+def _scope_data(row: list[Any]) -> dict[str, Any]:
     name, cap_e8, held_e8, open_e8, status = row[:5]
     frozen, fresh_until_us = reconciliation_of(row)
     headroom = None if cap_e8 is None else decimal_text(usd(cap_e8 - held_e8 - open_e8))
@@ -190,7 +190,7 @@ def _scope(row: list[Any]) -> dict[str, Any]:
         "headroom": headroom,
         "status": status,
         "frozen": bool(frozen),
-        "fresh_until": None if fresh_until_us is None else from_us(fresh_until_us).isoformat().replace("+00:00", "Z"),
+        "fresh_until": None if fresh_until_us is None else time_text(from_us(fresh_until_us)),
     }
 
 
@@ -206,7 +206,7 @@ def _scope_line(scope: dict[str, Any]) -> str:
     return f"Scope {scope['scope']}: cap {scope['cap']}, {counted}, headroom {scope['headroom']} USD{status}."
 
 
-def _match(match: dict[str, str] | None) -> list[str]:
+def _match_lines(match: dict[str, str] | None) -> list[str]:
     if match is None:
         return []
     line = f"Quantity: {match['raw_quantity']} at the common step {match['step']}"

@@ -1,4 +1,4 @@
-"""The settings a decision depends on, frozen into one value that its trace quotes."""
+"""The settings that decisions depend on, as one frozen value that their traces quote."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from ledger_sizer.rules.sizing import SizingPolicy
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Sizing figures, the cap of a new portfolio (1e-8 USD), the default life of a hold (microseconds).
+    """Sizing figures, the cap of a new portfolio (1e-8 USD), the default TTL of a hold (microseconds).
 
     text: the sizing figures as canonical JSON, quoted in every reservation's trace.
     """
@@ -22,7 +22,7 @@ class Policy:
 
     @classmethod
     def of(cls, settings: AppSettings) -> "Policy":
-        """The policy these settings describe."""
+        """Build the policy from the settings."""
         sizing = SizingPolicy.of(settings.sizing, settings.trading.max_position_size_usd)
         text = json.dumps(
             {

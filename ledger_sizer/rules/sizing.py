@@ -1,4 +1,4 @@
-"""Sizing: from a signal score to a budget in USD, from a budget to a quantity both legs accept.
+"""Sizes positions: from a signal score to a budget in USD, from a budget to a quantity both legs accept.
 
 Pure: no database, no clock, no logging. The ledger's rules and a backtest call the same functions.
 
@@ -7,8 +7,8 @@ Pure: no database, no clock, no logging. The ledger's rules and a backtest call 
     budget = min(raw budget, cap - current exposure)
     quantity = floor(min(max_position_size_usd, available balance, budget) / price) to the legs' common step
 
-All arithmetic is exact Decimal. Quantities round down, but for the spot order that a fee is taken from, which rounds up
-(`gross_of_spot_fee`) within the budget.
+All arithmetic is exact Decimal. Quantities round down. Only a spot order that pays its fee in the base asset rounds up
+(`gross_of_spot_fee`), within the budget.
 """
 
 from dataclasses import dataclass
@@ -32,13 +32,13 @@ from ledger_sizer.model.units import (
 
 
 def round_to_step(value: Decimal, step: Decimal) -> Decimal:
-    """The largest multiple of `step` that is not above `value` (floor). Raises `InvalidRequest` for a step <= 0."""
+    """Return the largest multiple of `step` not above `value` (floor). Raise `InvalidRequest` for a step <= 0."""
     return floor_to_step(exact_decimal(value, "value"), positive(step, "step"))
 
 
 @dataclass(frozen=True, slots=True)
 class SizingPolicy:
-    """The figures a size depends on, taken from the settings once."""
+    """The settings that a size depends on."""
 
     enabled: bool
     min_fraction: Decimal
@@ -47,7 +47,7 @@ class SizingPolicy:
 
     @classmethod
     def of(cls, settings: DynamicSizingSettings, max_position_size_usd: Decimal) -> "SizingPolicy":
-        """The policy these settings describe."""
+        """Build the policy from the settings."""
         return cls(
             settings.enabled,
             settings.min_allocation_fraction,
@@ -56,28 +56,28 @@ class SizingPolicy:
         )
 
     def fraction(self, signal_score: Decimal | None) -> Decimal:
-        """Fraction of the per-position maximum for a (checked) score; 1 when sizing is flat or there is no score."""
+        """Return the fraction of the per-position maximum for a checked score; 1 for flat sizing or no score."""
         if not self.enabled or signal_score is None:
             return Decimal(1)
         with exact_arithmetic():
             return self.min_fraction + (self.max_fraction - self.min_fraction) * signal_score
 
     def raw_budget(self, fraction: Decimal) -> Decimal:
-        """USD before any cap: max_position_size_usd x fraction."""
+        """Return max_position_size_usd x fraction: USD before any cap."""
         with exact_arithmetic():
             return self.max_position_size_usd * fraction
 
-    def names_signal(self, signal_score: Decimal | None) -> str:
-        """What to call the raw budget when it is what bound the size."""
+    def raw_budget_binding(self, signal_score: Decimal | None) -> str:
+        """Return the name of the binding constraint when the raw budget is what bound the size."""
         return "signal_score" if self.enabled and signal_score is not None else "max_position_size_usd"
 
-    def raw(self, signal_score: Decimal | None) -> "RawBudget":
-        """Fraction and raw budget of a (checked) score, in the forms the ledger stores."""
-        return _raw(self, signal_score if self.enabled else None)
+    def raw_budget_of(self, signal_score: Decimal | None) -> "RawBudget":
+        """Return fraction and raw budget of a checked score, in the forms the ledger stores."""
+        return _raw_budget(self, signal_score if self.enabled else None)
 
 
 class RawBudget(NamedTuple):
-    """What a score asks for before any cap: the figures as text, the budget in 1e-8 USD rounded down, its name."""
+    """Raw budget of a score before any cap: figures as text, budget in 1e-8 USD rounded down, binding constraint."""
 
     fraction_text: str
     budget_text: str
@@ -86,20 +86,20 @@ class RawBudget(NamedTuple):
 
 
 @lru_cache(maxsize=4096)
-def _raw(policy: SizingPolicy, signal_score: Decimal | None) -> RawBudget:
+def _raw_budget(policy: SizingPolicy, signal_score: Decimal | None) -> RawBudget:
     fraction = policy.fraction(signal_score)
     budget = policy.raw_budget(fraction)
     return RawBudget(
         decimal_text(fraction),
         decimal_text(budget),
         usd_floor_e8(budget, "raw_budget"),
-        policy.names_signal(signal_score),
+        policy.raw_budget_binding(signal_score),
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """How a sum in USD becomes a quantity.
+    """Result of converting a sum in USD to a quantity.
 
     quantity: base units, None when no valid size exists; `reason` and `binding` then say why.
     raw_quantity: floor(spend / price) to the step, before the legs' bounds. step: base units both legs accept.
@@ -115,10 +115,10 @@ class Match:
 
 
 def match_quantity(spend_usd: Decimal, price: Decimal, instruments: tuple[InstrumentInfo, ...]) -> Match:
-    """The largest quantity, in base units, that `spend_usd` buys at `price` and every instrument accepts.
+    """Return the largest quantity, in base units, that `spend_usd` buys at `price` and every instrument accepts.
 
     The step is the least common multiple of the instruments' steps in base units; the larger step alone is not
-    enough (0.9 is a multiple of 0.3 but not of 0.2). Inputs must have been checked.
+    enough (0.9 is a multiple of 0.3 but not of 0.2). The caller validates the inputs.
     """
     step = instruments[0].base_units(instruments[0].qty_step)
     for instrument in instruments[1:]:
@@ -127,7 +127,7 @@ def match_quantity(spend_usd: Decimal, price: Decimal, instruments: tuple[Instru
     max_qty = min(instrument.base_units(instrument.max_qty) for instrument in instruments)
     min_notional = max(instrument.min_notional for instrument in instruments)
     with exact_arithmetic():
-        # One exact integer division: dividing by the price first could round at a step's edge.
+        # One exact integer division, because dividing by the price first could round wrongly near a step.
         raw_quantity = (spend_usd // (price * step)) * step if spend_usd > 0 else Decimal(0)
         quantity, binding = raw_quantity, None
         if quantity > max_qty:
@@ -141,9 +141,9 @@ def match_quantity(spend_usd: Decimal, price: Decimal, instruments: tuple[Instru
 
 
 def net_of_spot_fee(spend_usd: Decimal, price: Decimal, spot: InstrumentInfo, fee_rate: Decimal) -> Decimal:
-    """What of `spend_usd` is left to match when the spot buy pays `fee_rate` in the base asset.
+    """Return the USD left of `spend_usd` for sizing when the spot buy pays `fee_rate` in the base asset.
 
-    The spot order may be the largest multiple of its step that the sum buys and the market takes; of that,
+    The largest spot order is the largest multiple of its step that the sum buys and the market accepts. Of it,
     (1 - fee_rate) arrives. A quantity sized with the result has a `gross_of_spot_fee` within `spend_usd`.
     """
     step = spot.base_units(spot.qty_step)
@@ -153,7 +153,7 @@ def net_of_spot_fee(spend_usd: Decimal, price: Decimal, spot: InstrumentInfo, fe
 
 
 def gross_of_spot_fee(quantity: Decimal, spot: InstrumentInfo, fee_rate: Decimal) -> Decimal:
-    """The spot order that leaves at least `quantity` after its fee in base: quantity / (1 - fee_rate), up to a step."""
+    """Return the spot order that leaves `quantity` after its fee: quantity / (1 - fee_rate), rounded up to a step."""
     step = spot.base_units(spot.qty_step)
     with exact_arithmetic():
         steps, rest = divmod(quantity, step * (1 - fee_rate))
@@ -161,7 +161,7 @@ def gross_of_spot_fee(quantity: Decimal, spot: InstrumentInfo, fee_rate: Decimal
 
 
 class PositionSizer:
-    """Turns money into a quantity that the exchange accepts. `settings` bounds one position's size."""
+    """Converts USD into a quantity that the exchange accepts. `settings` bounds one position's size."""
 
     def __init__(self, settings: TradingSettings) -> None:
         self.max_position_size_usd = settings.max_position_size_usd
@@ -169,7 +169,7 @@ class PositionSizer:
     def calculate_quantity(
         self, price: Decimal, available_balance: Decimal, instrument: InstrumentInfo
     ) -> Decimal | None:
-        """Quantity for one leg, in base units: min(max_position_size_usd, available_balance) / price, floored.
+        """Return one leg's quantity in base units: min(max_position_size_usd, available_balance) / price, floored.
 
         price: USD per base unit, above 0. available_balance: USD. None when nothing valid fits.
         Raises `InvalidRequest` for a float, NaN or a price <= 0.
@@ -183,14 +183,14 @@ class PositionSizer:
         spot_instrument: InstrumentInfo,
         perp_instrument: InstrumentInfo,
     ) -> Decimal | None:
-        """Quantity both legs accept, in base units; None below the higher minimum. Never rounded up.
+        """Return a quantity both legs accept, in base units; None below the higher minimum. Never rounded up.
 
         price: USD per base unit, above 0. available_balance: USD. Raises `InvalidRequest` for bad input.
         """
         return self.match(price, available_balance, spot_instrument, perp_instrument).quantity
 
     def match(self, price: Decimal, available_balance: Decimal, *instruments: InstrumentInfo) -> Match:
-        """The same calculation with its intermediate figures."""
+        """Return the quantity with its intermediate figures."""
         price = positive(price, "price")
         spend = min(exact_decimal(available_balance, "available_balance"), self.max_position_size_usd)
         return match_quantity(spend, price, instruments)
@@ -198,7 +198,7 @@ class PositionSizer:
     def validate_matching_quantity(
         self, spot_qty: Decimal, perp_qty: Decimal, tolerance: Decimal = Decimal("0.02")
     ) -> bool:
-        """True when the legs' quantities (base units) differ by at most `tolerance` of the larger one.
+        """Return True if the legs' quantities (base units) differ by at most `tolerance` of the larger one.
 
         Two empty legs match. Raises `InvalidRequest` for a float or a negative quantity or tolerance.
         """
@@ -210,7 +210,7 @@ class PositionSizer:
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """A size with every figure that led to it, in USD and base units.
+    """A size with all its intermediate figures, in USD and base units.
 
     budget: None when the cap leaves nothing. spend: min(available balance, budget, per-position maximum).
     binding: what decided the size: `signal_score`, `max_position_size_usd`, `portfolio` (its cap), `available_balance`
@@ -232,9 +232,9 @@ class Sizing:
 
 
 class DynamicSizer:
-    """Maps a signal score to a budget under the portfolio's cap, and lets a `PositionSizer` turn it into a quantity.
+    """Maps a signal score to a budget under the portfolio's cap, and with a `PositionSizer` to a quantity.
 
-    With `settings.enabled` False every score gets the full `max_position_size_usd`; the cap is enforced all the same.
+    With `settings.enabled` False every score gets the full `max_position_size_usd`; the cap still applies.
     """
 
     def __init__(
@@ -245,7 +245,7 @@ class DynamicSizer:
         self._cap = settings.max_portfolio_exposure
 
     def compute_signal_budget(self, signal_score: Decimal | None, current_exposure: Decimal) -> Decimal | None:
-        """Budget in USD: min(max_position_size_usd x fraction, cap - current_exposure); None when nothing is left.
+        """Return min(max_position_size_usd x fraction, cap - current_exposure) in USD; None when nothing is left.
 
         signal_score: 0 to 1, None for a flat size. current_exposure: USD held and open now, 0 or above.
         Raises `InvalidRequest` for NaN, a float, or a score outside [0, 1]; nothing is clamped.
@@ -273,7 +273,7 @@ class DynamicSizer:
         spot_instrument: InstrumentInfo,
         perp_instrument: InstrumentInfo,
     ) -> Decimal | None:
-        """Quantity both legs accept for this score, in base units; None when the cap or the legs leave nothing."""
+        """Return a quantity both legs accept for this score, in base units; None when cap or legs leave nothing."""
         positive(price, "price")
         balance = exact_decimal(available_balance, "available_balance")
         budget = self.compute_signal_budget(signal_score, current_exposure)
@@ -295,7 +295,7 @@ class DynamicSizer:
         spot_instrument: InstrumentInfo,
         perp_instrument: InstrumentInfo,
     ) -> Sizing:
-        """`calculate_matching_quantity` with every intermediate figure and the name of the binding constraint."""
+        """Return `calculate_matching_quantity` with all intermediate figures and the binding constraint."""
         positive(price, "price")
         balance = exact_decimal(available_balance, "available_balance")
         fraction, raw, headroom, budget = self._budget(signal_score, current_exposure)
@@ -324,4 +324,4 @@ class DynamicSizer:
             return "max_position_size_usd"
         if balance < budget:
             return "available_balance"
-        return "portfolio" if budget < raw else self._policy.names_signal(signal_score)
+        return "portfolio" if budget < raw else self._policy.raw_budget_binding(signal_score)

@@ -1,6 +1,6 @@
-"""What a batch decides against: the locked portfolios as they are now, and what the batch has changed so far.
+"""In-memory state that a batch is decided on: the portfolios as loaded, plus the changes of the batch so far.
 
-Pure memory. The store fills it, `rules` reads it, `apply` moves it forward, the store saves what moved.
+The store fills it, `decide` reads it, `apply` changes it, and the store saves the changes.
 """
 
 from dataclasses import dataclass, replace
@@ -12,10 +12,10 @@ from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
 
 @dataclass(slots=True)
 class ScopeState:
-    """A scope's cap and counters, in 1e-8 USD. `stored`: (held, open) as the database has them, None if it has not.
+    """A scope's cap and counters, in 1e-8 USD. stored: (held, open) in the database, None if the scope has no row.
 
-    frozen: reconciliation found it to differ from the exchange. fresh_until_us: from then on it is not known to agree
-    with the exchange; None where nobody says.
+    frozen: reconciliation found that it differs from the exchange. fresh_until_us: from then on it is not known to
+    agree with the exchange; None where reconciliation is not enforced.
     """
 
     name: str
@@ -34,25 +34,25 @@ class ScopeState:
 
     @property
     def headroom_e8(self) -> int | None:
-        """cap - exposure; below zero when facts went over the cap; None without a cap."""
+        """cap - exposure; below zero when facts exceeded the cap; None without a cap."""
         return None if self.cap_e8 is None else self.cap_e8 - self.held_e8 - self.open_e8
 
     @property
     def overage_e8(self) -> int:
-        """What stands above the cap."""
+        """Exposure above the cap."""
         return 0 if self.cap_e8 is None else max(self.held_e8 + self.open_e8 - self.cap_e8, 0)
 
     def unreconciled(self, now_us: int) -> bool:
-        """Whether it differs from the exchange, or is not known to agree with it any more."""
+        """Return True if it differs from the exchange, or is no longer known to agree with it."""
         return self.frozen or (self.fresh_until_us is not None and now_us >= self.fresh_until_us)
 
 
 @dataclass(slots=True, kw_only=True)
 class Verdict:
-    """What `rules` decided about one command: the answer, and how the state moves. Amounts in 1e-8 USD.
+    """Outcome of one command, and the changes to the state. Amounts in 1e-8 USD.
 
     position: the position after the command, None where it has none. tags: of the position concerned.
-    scope_after: the scope an administrator's command changed.
+    scope_after: the new state of a scope that the command changed.
     """
 
     outcome: Outcome
@@ -72,11 +72,11 @@ class Verdict:
 
 
 class PortfolioState:
-    """One portfolio: chain head, the scopes and positions the batch needs, and the keys it was asked with.
+    """One portfolio: chain head, the scopes and positions that the batch needs, and the records of its keys.
 
     loaded_seq, loaded_hash: the head before the batch. scopes_known: names whose row, or absence, is known.
-    next_expiry_us: no hold that is not in `positions` ends before this time. may_expire: whether `positions` may have
-    holds whose time is over; False for a state that was kept because none has.
+    next_expiry_us: no hold outside `positions` expires before this time. may_expire: whether `positions` may have
+    overdue holds; False for a cached state, which is used only while it has none.
     """
 
     __slots__ = (
@@ -92,12 +92,12 @@ class PortfolioState:
         "loaded_seq",
         "may_expire",
         "name",
+        "new_decisions",
         "next_expiry_us",
         "positions",
         "records",
         "scopes",
         "scopes_known",
-        "sealed",
     )
 
     def __init__(self, id_: int, name: str, last_seq: int, last_hash: str, last_us: int) -> None:
@@ -110,7 +110,7 @@ class PortfolioState:
         self.positions: dict[int, Position] = {}
         self.late_fills: dict[int, int] = {}
         self.records: dict[str, DecisionRecord] = {}
-        self.sealed: list[tuple[DecisionRecord, str]] = []
+        self.new_decisions: list[tuple[DecisionRecord, str]] = []
         self.dirty_scopes: set[str] = set()
         self.dirty_positions: set[int] = set()
         self.administered: set[str] = set()
@@ -121,24 +121,24 @@ class PortfolioState:
         self.loaded_hash = last_hash
 
     def scope(self, name: str) -> ScopeState:
-        """The scope of that name; one that nobody used yet counts nothing and has no cap."""
+        """Return a scope by name. An unused scope counts nothing and has no cap."""
         found = self.scopes.get(name)
         return ScopeState(name) if found is None else found
 
     def add_position(self, position: Position) -> None:
-        """Know a position, and which expired one it fills late."""
+        """Add a position, and index it by the expired hold that it fills late."""
         self.positions[position.number] = position
         if position.origin is not None:
             self.late_fills[position.origin] = position.number
 
     def fork(self) -> "PortfolioState":
-        """An independent copy, for commands that must all succeed or leave no trace."""
+        """Return an independent copy, for commands that must all succeed or change nothing."""
         copy = PortfolioState(self.id, self.name, self.last_seq, self.last_hash, self.last_us)
         copy.scopes = {name: replace(scope) for name, scope in self.scopes.items()}
         copy.positions = dict(self.positions)
         copy.late_fills = dict(self.late_fills)
         copy.records = dict(self.records)
-        copy.sealed = list(self.sealed)
+        copy.new_decisions = list(self.new_decisions)
         copy.dirty_scopes = set(self.dirty_scopes)
         copy.dirty_positions = set(self.dirty_positions)
         copy.administered = set(self.administered)
@@ -149,15 +149,15 @@ class PortfolioState:
         return copy
 
     def apply(self, verb: str, key: str, request: str, verdict: Verdict, now_us: int) -> DecisionRecord:
-        """Move the state forward by a verdict and seal its decision into the chain. Returns the record."""
+        """Change the state by a verdict and append its decision to the chain. Return the record."""
         whole = self.scope(PORTFOLIO_SCOPE)
         exposure_e8, headroom_e8 = whole.exposure_e8, whole.headroom_e8
         tags = verdict.tags
         held, opened = verdict.held_delta_e8, verdict.open_delta_e8
         if held or opened:
-            self._count(tags.scopes, held, opened, granting=verdict.outcome == "granted")
+            self._add_to_counters(tags.scopes, held, opened, granting=verdict.outcome == "granted")
         if verdict.scope_after is not None:
-            self._administer(verdict.scope_after)
+            self._change_scope(verdict.scope_after)
         position = verdict.position
         if position is not None and verdict.outcome != "denied":
             self.add_position(position)
@@ -190,20 +190,20 @@ class PortfolioState:
         digest = chain_hash(self.last_hash, text)
         record = DecisionRecord(*fields, digest)
         self.last_seq, self.last_hash, self.last_us = seq, digest, now_us
-        self.sealed.append((record, text))
+        self.new_decisions.append((record, text))
         self.records[key] = record
         return record
 
-    def _administer(self, after: ScopeState) -> None:
-        """Take over what an administrator's or the reconciliation's command gave a scope; counters are not theirs."""
+    def _change_scope(self, after: ScopeState) -> None:
+        """Set cap, status and reconciliation state of a scope. Its counters stay: only positions change them."""
         scope = self.scopes.setdefault(after.name, ScopeState(after.name))
         scope.cap_e8, scope.status = after.cap_e8, after.status
         scope.frozen, scope.fresh_until_us = after.frozen, after.fresh_until_us
         self.dirty_scopes.add(after.name)
         self.administered.add(after.name)
 
-    def settle(self) -> None:
-        """The batch is committed: what moved is what the database has. Keeps what the next batch may need."""
+    def begin_next_batch(self) -> None:
+        """Treat the batch as stored: forget its changes, and keep what the next batch may need."""
         for name in self.dirty_scopes:
             scope = self.scopes[name]
             scope.stored = (scope.held_e8, scope.open_e8)
@@ -214,15 +214,15 @@ class PortfolioState:
         self.scopes_known.update(self.scopes)
         self.late_fills.clear()
         self.records.clear()
-        self.sealed.clear()
+        self.new_decisions.clear()
         self.dirty_scopes.clear()
         self.dirty_positions.clear()
         self.administered.clear()
         self.loaded_seq, self.loaded_hash = self.last_seq, self.last_hash
         self.may_expire = False
 
-    def _count(self, names: tuple[str, ...], held: int, opened: int, *, granting: bool) -> None:
-        """Move the counters of every scope a position is in. The asserts are the cap invariant's last line."""
+    def _add_to_counters(self, names: tuple[str, ...], held: int, opened: int, *, granting: bool) -> None:
+        """Change the counters of every scope of a position. The asserts are the last check of the cap invariant."""
         for name in names:
             scope = self.scopes.get(name)
             if scope is None:

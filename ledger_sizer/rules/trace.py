@@ -1,7 +1,7 @@
-"""The trace of a decision: what it saw, as canonical JSON that is stored, hashed and read by `explain`.
+"""Writes the trace of a decision: the input of the rules as canonical JSON. It is stored, hashed and read by `explain`.
 
 {"scopes": [[name, cap_e8 | null, held_e8, open_e8, status], ...],     each scope before the command; one that is
-                                       frozen or has an end of trust adds: frozen (0 or 1), fresh_until_us | null
+                                    frozen or has a `fresh_until` adds: frozen (0 or 1), fresh_until_us | null
  "policy": {...}, "match": {...}, "legs": [...], "note": "late_fill", "after": [...]}  where they apply
 """
 
@@ -19,28 +19,28 @@ _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 _quoted = lru_cache(maxsize=8192)(_encode)
 
 
-def _rows(scopes: Sequence[ScopeState]) -> str:
+def _scope_rows(scopes: Sequence[ScopeState]) -> str:
     return ",".join(
         [
             f"[{_quoted(scope.name)},{'null' if scope.cap_e8 is None else scope.cap_e8},"
-            f'{scope.held_e8},{scope.open_e8},"{scope.status}"{_reconciliation(scope)}]'
+            f'{scope.held_e8},{scope.open_e8},"{scope.status}"{_reconciliation_fields(scope)}]'
             for scope in scopes
         ]
     )
 
 
-def _reconciliation(scope: ScopeState) -> str:
+def _reconciliation_fields(scope: ScopeState) -> str:
     if not scope.frozen and scope.fresh_until_us is None:
         return ""
     return f",{scope.frozen:d},{'null' if scope.fresh_until_us is None else scope.fresh_until_us}"
 
 
-ABOUT_A_SCOPE = ("set_cap", "halt", "resume", "freeze", "thaw", "reconciled")
-"""Commands that change what stands of a scope besides its counters; their trace shows it `after`."""
+SCOPE_COMMANDS = ("set_cap", "halt", "resume", "freeze", "thaw", "reconciled")
+"""Commands that change a scope, except its counters; their trace shows the scope `after` the change."""
 
 
 def reconciliation_of(row: Sequence[Any]) -> tuple[int, int | None]:
-    """(frozen, fresh_until_us) of a scope's row in a trace."""
+    """Return (frozen, fresh_until_us) of a scope's row in a trace."""
     return (row[5], row[6]) if len(row) > 5 else (0, None)
 
 
@@ -53,8 +53,8 @@ def trace_text(
     note: str | None = None,
     after: ScopeState | None = None,
 ) -> str:
-    """Write the trace. Built by hand because every decision pays for it and a general encoder costs thrice as much."""
-    parts = [f'"scopes":[{_rows(scopes)}]']
+    """Return the trace. Built by hand: every decision writes one, and a general encoder takes three times as long."""
+    parts = [f'"scopes":[{_scope_rows(scopes)}]']
     if policy is not None:
         parts.append(f'"policy":{policy}')
     if match is not None:
@@ -69,5 +69,5 @@ def trace_text(
     if note is not None:
         parts.append(f'"note":{_quoted(note)}')
     if after is not None:
-        parts.append(f'"after":{_rows([after])}')
+        parts.append(f'"after":{_scope_rows([after])}')
     return "{" + ",".join(parts) + "}"

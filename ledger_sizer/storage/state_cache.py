@@ -64,7 +64,7 @@ class StateCache:
             if unchanged:
                 _carry_over(before, state)  # before `settle`, or positions that the batch ended would come back
         held = [p.expires_us for n in state.dirty_positions if (p := state.positions[n]).state == "held"]
-        state.settle()
+        state.begin_next_batch()
         state.next_expiry_us = min((us for us in (state.next_expiry_us, *held) if us is not None), default=None)
         if len(state.positions) > _POSITIONS_MAX:
             state.positions.clear()

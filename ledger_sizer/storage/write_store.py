@@ -79,7 +79,7 @@ class Changes:
 
 
 def changes_of(state: PortfolioState) -> Changes:
-    """Collect the changes of a decided batch. Call it before `PortfolioState.settle`, which forgets them."""
+    """Collect the changes of a decided batch. Call it before `PortfolioState.begin_next_batch`, which forgets them."""
     new_positions: list[Row] = []
     changed_positions: list[Row] = []
     new_scopes: list[Row] = []
@@ -94,7 +94,7 @@ def changes_of(state: PortfolioState) -> Changes:
         (new_scopes if scope.stored is None else changed).append(scope_change_row(state.id, scope))
     return Changes(
         state.id, state.name, state.loaded_hash, state.last_seq, state.last_hash, state.last_us,
-        tuple(state.sealed), new_positions, changed_positions, new_scopes, counter_changes, scope_changes,
+        tuple(state.new_decisions), new_positions, changed_positions, new_scopes, counter_changes, scope_changes,
     )  # fmt: skip
 
 

@@ -1,1 +1,5 @@
-"""The verbs as methods, blocking and awaitable, and the hold of a `with` block: shared by the ledger and its client."""
+"""Methods that the embedded ledger and the HTTP clients share.
+
+methods    one sync and one async method per verb, built from the command types
+hold       the hold of a `with` block
+"""

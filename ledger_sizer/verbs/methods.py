@@ -1,4 +1,4 @@
-"""The verbs, once: every face (embedded, HTTP client; blocking, awaitable) makes them from the command types.
+"""Builds the methods of the verbs from the command types, for the ledger and the HTTP clients, sync and async.
 
 A verb takes exactly the arguments of its command type and returns the `Decision`, or raises a `LedgerError`.
 """
@@ -15,41 +15,41 @@ M = TypeVar("M", bound=Callable[..., Any])
 
 
 class CommandRunner(Protocol):
-    """What a blocking face implements: run one command to its decision."""
+    """What a class with sync verbs implements."""
 
     def run(self, command: AnyCommand) -> Decision:
-        """Answer one command, or raise a `LedgerError`."""
+        """Return the decision of one command, or raise a `LedgerError`."""
 
 
 class AsyncCommandRunner(Protocol):
-    """What an awaitable face implements."""
+    """What a class with async verbs implements."""
 
     async def run_async(self, command: AnyCommand) -> Decision:
-        """Answer one command, or raise a `LedgerError`."""
+        """Return the decision of one command, or raise a `LedgerError`."""
 
 
 def verb(make: Callable[P, AnyCommand]) -> Callable[Concatenate[CommandRunner, P], Decision]:
-    """A blocking method with the arguments of `make`."""
+    """Build a sync method with the arguments of `make`."""
 
     def method(self: CommandRunner, /, *args: P.args, **kwargs: P.kwargs) -> Decision:
         return self.run(make(*args, **kwargs))
 
-    return _dressed(method, make)
+    return _with_signature_of(method, make)
 
 
 def verb_async(
     make: Callable[P, AnyCommand],
 ) -> Callable[Concatenate[AsyncCommandRunner, P], Coroutine[Any, Any, Decision]]:
-    """An awaitable method with the arguments of `make`."""
+    """Build an async method with the arguments of `make`."""
 
     async def method(self: AsyncCommandRunner, /, *args: P.args, **kwargs: P.kwargs) -> Decision:
         return await self.run_async(make(*args, **kwargs))
 
-    return _dressed(method, make)
+    return _with_signature_of(method, make)
 
 
-def _dressed(method: M, make: Any) -> M:
-    """Give the method its command's documentation and signature, for `help()` and editors."""
+def _with_signature_of(method: M, make: Any) -> M:
+    """Give the method the docstring and signature of its command, for `help()` and editors."""
     method.__name__ = method.__qualname__ = make.verb
     method.__doc__ = make.__doc__
     arguments = inspect.signature(make).parameters.values()

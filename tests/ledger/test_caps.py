@@ -1,4 +1,4 @@
-"""Steering a ledger: caps, halts and reductions of the portfolio or of one tag, and positions found elsewhere."""
+"""Caps, halts and reductions of the portfolio or of one tag, and adopted positions."""
 
 from __future__ import annotations
 

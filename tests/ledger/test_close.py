@@ -1,4 +1,4 @@
-"""The end of a ledger: what was accepted is answered, what comes later is refused, and a fork owns nothing."""
+"""Closing: accepted commands are answered, later ones are refused, and a forked child closes nothing of its parent."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_close_when_commands_wait_then_all_are_answered_and_later_ones_refused(d
 
 
 def assert_refused(ledger: Ledger) -> None:
-    """Every way in is shut."""
+    """Check that every method refuses."""
     for ask in (
         lambda: ledger.run(one("late")),
         lambda: ledger.submit([one("late")]),
@@ -73,7 +73,7 @@ async def test_close_when_called_on_the_event_loop_then_its_own_tasks_are_answer
 ) -> None:
     ledger = desk.open()
     tasks = [asyncio.ensure_future(ledger.run_async(one(f"key-{number}"))) for number in range(20)]
-    await asyncio.sleep(0)  # all have asked, none was handed over or answered yet
+    await asyncio.sleep(0)  # all are accepted, none is in the queue or answered yet
     ledger.close()
     answers = await asyncio.wait_for(asyncio.gather(*tasks), 30)
     assert [answer.outcome for answer in answers] == ["granted"] * 20
@@ -92,7 +92,7 @@ def test_close_when_another_threads_event_loop_still_owes_its_commands_then_they
         tasks = [asyncio.ensure_future(ledger.run_async(one(f"key-{number}"))) for number in range(5)]
         await asyncio.sleep(0)
         asked.set()
-        go_on.wait(30)  # a loop that is busy with something else, its commands accepted but not handed over
+        go_on.wait(30)  # the loop is busy: its commands are accepted but still in its outbox
         return await asyncio.gather(*tasks)
 
     with ThreadPoolExecutor(2) as threads:
@@ -134,7 +134,7 @@ def test_fork_when_a_thread_held_the_queue_meanwhile_then_the_child_gets_closed_
             answered.append(call)
         assert ledger._writer.close(1)
 
-    ledger._writer._pid -= 1  # as a child sees it: another process opened the ledger, and none of its threads is here
+    ledger._writer._pid -= 1  # as in a forked child: another process opened the ledger and has its threads
     with ThreadPoolExecutor(1) as threads, ledger._writer._lock:
         calling = threads.submit(child)
         try:
@@ -171,7 +171,7 @@ def test_close_when_an_event_loop_died_before_it_handed_its_command_over_then_no
     ids=["exposure", "portfolios", "history", "verify", "sweep", "dry run"],
 )
 def test_read_when_the_ledger_is_closed_then_closed(desk: Gated, read: Callable[[Ledger], object]) -> None:
-    """A read would otherwise open a connection again that nobody closes."""
+    """Otherwise a read would open a connection that nobody closes."""
     ledger = desk.open()
     ledger.run(one("key"))
     ledger.close()

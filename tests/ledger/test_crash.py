@@ -1,6 +1,6 @@
-"""Death at any moment: of writing processes, of their connections, of the database server.
+"""Crashes at any moment: of writing processes, of their connections, of the database server.
 
-What was acknowledged is in the ledger with the same hash, nothing is there twice, and what dead callers held expires.
+Every acknowledged decision is in the ledger with the same hash, none is there twice, and holds of dead callers expire.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TEN = Decimal(10)
 
 
 def everything(ledger: Ledger) -> dict[str, Decision]:
-    """Every decision of the portfolio by its key; fails on a key that is there twice."""
+    """Return every decision of the portfolio by key; fail on a key that is there twice."""
     by_key: dict[str, Decision] = {}
     cursor = None
     while True:
@@ -41,7 +41,7 @@ def everything(ledger: Ledger) -> dict[str, Decision]:
 
 
 def check_said(ledger: Ledger, said: list[Line]) -> None:
-    """Every acknowledged answer is recorded as it was said, and the books add up."""
+    """Check that every acknowledged answer is recorded unchanged, and that the ledger verifies."""
     recorded = everything(ledger)
     for line in said:
         if line["outcome"] != "error":
@@ -60,7 +60,7 @@ def test_kill_when_processes_are_writing_then_no_acknowledged_decision_is_lost(d
         with Fleet("live", database_url, given) as fleet:
             fleet.release()
             victim = fleet.bots[0]
-            # Killed at no particular point of its work: some answers in, then a moment of chance.
+            # Killed at a random point of its work, after some answers.
             said += [line for _ in range(chance.randrange(20, 80)) if (line := victim.read()) is not None]
             time.sleep(chance.random() / 100)
             for bot in fleet.bots:
@@ -81,7 +81,7 @@ def test_retry_when_a_killed_process_left_keys_unanswered_then_each_has_one_effe
         heard += list(bot.lines())
         bot.end()
     with Ledger.open(database_url, settings=settings_of()) as ledger:
-        last = len(heard)  # the one it was at when it died: recorded or not, nobody was told
+        last = len(heard)  # in progress when it died: it may be recorded without an answer
         known = everything(ledger)
         again = [
             ledger.reserve(key=f"dead-{number}", available_balance=TEN, ttl_seconds=3600) for number in range(last + 2)

@@ -1,4 +1,4 @@
-"""Why a reservation is denied: each reason by itself, and which one is given where several hold."""
+"""Denial reasons of a reservation: each by itself, and which is reported where several hold."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_list_denial_reasons_when_read_then_they_stand_in_the_documented_order()
         "halted", "reducing", "unreconciled", "cap_exceeded", "below_min_qty", "below_min_notional",
         "insufficient_balance", "group_denied",
     )  # fmt: skip
-    # `group_denied` is only said where none of the others holds.
+    # `group_denied` is only reported where none of the others holds.
     assert [*SITUATIONS] == [reason for reason in DENIAL_REASONS if reason != "group_denied"]
 
 

@@ -1,4 +1,4 @@
-"""Drafts: batches decided before the one before them is stored, and what becomes of them when that goes wrong."""
+"""Drafts: batches decided while the previous one is being stored, and what happens when that store fails."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.programs import settings_of
 @pytest.fixture
 def ledger(database_url: str) -> Iterator[Ledger]:
     with Ledger.open(database_url, settings=settings_of(), clock=FakeClock()) as ledger:
-        for number in range(3):  # until its portfolio is remembered
+        for number in range(3):  # until its portfolio is cached
             ledger.run(one(f"warm-up-{number}"))
         yield ledger
 
@@ -118,7 +118,7 @@ def test_answer_when_the_outcome_of_a_draft_is_unknown_then_its_keys_settle_it(
 def test_answer_when_an_unknown_outcome_is_followed_by_another_fault_then_it_is_not_said_that_nothing_was_recorded(
     ledger: Ledger, engine_kind: EngineKind, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The commit took place, its answer got lost, and then nothing works any more: only the key can tell."""
+    """The commit succeeded, its answer got lost, and the database stays down: only a retry with the key can tell."""
     monkeypatch.setattr(ledger._committer, "_retries_max", 1)
     monkeypatch.setattr("ledger_sizer.ledger.committer.time.sleep", lambda _: None)
 
@@ -138,7 +138,7 @@ def test_answer_when_an_unknown_outcome_is_followed_by_another_fault_then_it_is_
 
 @contextmanager
 def connection_lost(ledger: Ledger, engine_kind: EngineKind, *, stored: bool) -> Iterator[None]:
-    """The next write fails as if the line had broken: before the database had it, or before the answer came."""
+    """Make the next write fail as a broken connection: before the database got it, or before its answer came."""
     store: Any = ledger._store
     write = store.write
     broken = psycopg.OperationalError("gone") if engine_kind == "postgresql" else sqlite3.OperationalError("disk I/O")
@@ -167,7 +167,7 @@ def test_answer_when_every_batch_is_drafted_then_the_chain_is_the_same_hash_for_
         waiting: tuple[list[Group], Draft | None] | None = None
         for number in range(60):
             kinds = KINDS if chance.random() < 0.4 else ["reserve"]
-            groups = batch(*(wish(chance, kinds, number, place) for place in range(chance.randint(1, 12))))
+            groups = batch(*(random_command(chance, kinds, number, place) for place in range(chance.randint(1, 12))))
             plain._committer.answer(groups)
             draft = ahead._committer.draft(groups)
             drafts += draft is not None
@@ -188,8 +188,8 @@ def test_answer_when_every_batch_is_drafted_then_the_chain_is_the_same_hash_for_
 KINDS = ["reserve"] * 12 + ["release"] * 6 + ["confirm", "extend", "set_cap"]
 
 
-def wish(chance: random.Random, kinds: Sequence[str], number: int, place: int) -> AnyCommand:
-    """Any command, about positions that may or may not be there; now and then with a key of before."""
+def random_command(chance: random.Random, kinds: Sequence[str], number: int, place: int) -> AnyCommand:
+    """Return a random command, about positions that may not exist, sometimes with an earlier key."""
     again = chance.random() < 0.02 and number > 0
     key = f"{number - 1 if again else number}-{place}"
     about = f"main-{chance.randint(1, 4 * number + 1)}"
@@ -206,7 +206,7 @@ def wish(chance: random.Random, kinds: Sequence[str], number: int, place: int) -
     return Reserve(key=key, available_balance=Decimal(chance.randint(1, 3)), ttl_seconds=3600, tags=tags)
 
 
-# The writer: who stores, and who decides meanwhile.
+# The writer: one thread stores while the other decides.
 
 
 async def trade(ledger: Ledger, name: str, pairs: int) -> int:
@@ -228,9 +228,9 @@ async def test_run_when_a_crowd_stays_then_half_is_decided_while_the_other_half_
     with Ledger.open(database_url, settings=settings_of()) as ledger, commits_watched(ledger, note):
         granted = await asyncio.gather(*(trade(ledger, f"bot-{number}", 12) for number in range(64)))
         assert granted == [12] * 64
-        by_second = [size for thread, size in seen if thread.endswith("-store")]
-        assert len(by_second) > len(seen) / 2, "most were drafts"
-        assert sorted(by_second)[len(by_second) // 2] in range(16, 49), "about half of the crowd each"
+        by_store_thread = [size for thread, size in seen if thread.endswith("-store")]
+        assert len(by_store_thread) > len(seen) / 2, "most were drafts"
+        assert sorted(by_store_thread)[len(by_store_thread) // 2] in range(16, 49), "about half of the crowd each"
         assert len(keys(ledger)) == 64 * 12 * 2
 
 

@@ -1,4 +1,4 @@
-"""Time in the ledger: a hold is never freed early, and always at its end, by whoever writes next or by a sweep."""
+"""Expiry: a hold is never freed early, and always after its expiry, by the next write or by a sweep."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_sweep_when_a_portfolio_is_named_then_only_that_one_is_freed(ledger: Led
 def test_sweep_when_another_ledger_made_the_hold_then_it_is_freed_too(
     ledger: Ledger, database_url: str, clock: FakeClock
 ) -> None:
-    """A ledger that was the last to write may know the state by heart; a hold made elsewhere is not in it."""
+    """The state cache of the last writer does not contain a hold that another ledger made."""
     for n in range(5):
         ledger.release(key=f"r{n}", position_id=position_of(ledger.reserve(key=f"{n}")))
     with opened(database_url, clock) as other:
@@ -139,7 +139,7 @@ def test_expire_when_another_ledger_made_the_hold_then_the_next_write_frees_it(
 def test_expire_when_the_clock_is_the_real_one_then_a_hold_ends_after_its_time_and_not_before(
     database_url: str,
 ) -> None:
-    """Without an injected clock: this machine's for SQLite, the server's for PostgreSQL."""
+    """Without an injected clock the time is this machine's for SQLite, the server's for PostgreSQL."""
     with Ledger.open(database_url) as ledger:
         decision = ledger.reserve(key="1", ttl_seconds=D("0.3"))
         assert decision.expires_at == decision.decided_at + timedelta(seconds=0.3)
@@ -172,7 +172,7 @@ def test_decide_when_the_clock_was_set_back_then_decisions_stay_in_order_and_no_
 def test_submit_when_a_neighbours_portfolio_is_ahead_in_time_then_no_hold_ends_early(
     ledger: Ledger, clock: FakeClock
 ) -> None:
-    """A clock that was wrong once leaves one portfolio with a last decision in the future. The others do not pay."""
+    """A wrong clock may leave one portfolio with a last decision in the future. The others are not affected."""
     clock.advance(1000)
     ledger.reserve(key="1", portfolio="ahead")
     clock.advance(-1000)

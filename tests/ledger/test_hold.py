@@ -1,4 +1,4 @@
-"""A hold for the length of a block: given back by an exception, kept by a fill, and never closing what was filled."""
+"""Hold of a `with` block: released by an exception, kept by a fill, and never closing a filled position."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ D = Decimal
 
 
 class OrderFailedError(Exception):
-    """What a bot's own code may raise inside the block."""
+    """An exception of the bot's own code in the block."""
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_hold_when_an_exception_follows_the_fill_then_the_position_stays_open(le
 
 
 def test_hold_when_it_was_filled_by_other_means_then_an_exception_does_not_close_the_position(ledger: Ledger) -> None:
-    """What is given back is a hold. A fill recorded past the block's own `confirm` is no hold any more."""
+    """Only a hold is released. A position that was confirmed outside the block is no hold any more."""
 
     def trade() -> None:
         with ledger.hold(key="1") as hold:
@@ -133,7 +133,7 @@ def test_hold_when_the_time_was_over_before_the_exception_then_only_the_exceptio
 def test_hold_when_confirm_was_called_with_a_mistake_then_the_hold_is_not_given_away(
     ledger: Ledger, fill: dict[str, Any]
 ) -> None:
-    """Somebody who confirms has been filled. The room of that fill must not go to others because of a typing error."""
+    """Whoever confirms has a fill. Its headroom must not go to others because of an invalid argument."""
     with pytest.raises(InvalidRequest), ledger.hold(key="1") as hold:
         hold.confirm(**fill)
     assert (states(ledger), figures(ledger)) == (["held"], (1000, 0))
@@ -188,7 +188,7 @@ async def test_hold_when_its_key_was_answered_before_and_that_hold_has_ended_the
 
 
 class LossyLedger(Ledger):
-    """A ledger whose answer to a fill is lost on the way: the fill is recorded, the caller hears `Unavailable`."""
+    """A ledger whose answer to a fill gets lost: the fill is recorded, and the caller gets `Unavailable`."""
 
     def run(self, command: AnyCommand) -> Decision:
         decision = super().run(command)
@@ -223,7 +223,7 @@ async def test_hold_async_when_the_answer_to_the_fill_is_lost_then_what_was_fill
 
 
 async def test_hold_async_when_cancelled_while_confirming_then_what_was_filled_is_not_closed(ledger: Ledger) -> None:
-    """The fill is on its way to the database when the task is cancelled: cancelling the caller does not undo it."""
+    """The fill is being stored when the task is cancelled: cancelling the caller does not undo it."""
 
     async def trade() -> None:
         async with ledger.hold_async(key="1", tags=TAGS) as hold:

@@ -1,4 +1,4 @@
-"""One effect per key: every verb, granted or denied, answers a repeated request with the decision it gave first."""
+"""One effect per key: every verb, granted or denied, answers a repeated request with its first decision."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.ledgers import BTC_PERP, BTC_SPOT, TAGS, assert_verified, ope
 D = Decimal
 Call = Callable[[Ledger, bool], Decision]
 
-# Each is asked on a ledger with main-1 and main-2 held and main-3 open (10 at 100 USD). The flag asks for another body.
+# Each is called on a ledger with main-1 and main-2 held and main-3 open (10 at 100 USD). The flag changes the body.
 CALLS: dict[str, Call] = {
     "reserve": lambda ledger, other: ledger.reserve(key="k", tags=TAGS, available_balance=D(11 if other else 10)),
     "reserve denied": lambda ledger, other: ledger.reserve(key="k", min_notional_usd=D(9001 if other else 9000)),
@@ -54,7 +54,7 @@ CALLS: dict[str, Call] = {
 
 
 class Recorder:
-    """Stands in a ledger's place to see which commands a call makes."""
+    """Stand-in for a ledger that records the commands of a call."""
 
     def __init__(self) -> None:
         self.commands: list[AnyCommand] = []
@@ -78,7 +78,7 @@ def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
 
 
 def snapshot(ledger: Ledger) -> tuple[Any, ...]:
-    """All that may not change when a key is used again."""
+    """Return everything that must not change when a key is used again."""
     return ledger.exposure(), tuple(ledger.positions("main")), tuple(ledger.history("main"))
 
 

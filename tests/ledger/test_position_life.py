@@ -1,4 +1,4 @@
-"""The life of a position: filled, closed in parts, given back; and facts that land above a cap."""
+"""States of a position: filled, partly closed, released; and facts that exceed a cap."""
 
 from __future__ import annotations
 

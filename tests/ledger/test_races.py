@@ -1,6 +1,6 @@
 """Many callers, one cap: threads, coroutines and separate processes, on both databases.
 
-A race is won when the cap is filled exactly, every caller has an answer, and the books add up afterwards.
+Each test checks that the cap is filled exactly, every caller has an answer, and the ledger verifies afterwards.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def opened(url: str, **settings: Any) -> Iterator[Ledger]:
 
 
 def audited(ledger: Ledger, portfolio: str = "main", cap: Decimal = CAP) -> Auditor:
-    """Every invariant from outside, and the ledger's own verification."""
+    """Check every invariant from outside, and run the ledger's own verification."""
     auditor = Auditor(portfolio, cap)
     auditor.check(ledger)
     assert ledger.verify().findings == ()
@@ -104,12 +104,12 @@ def test_reserve_when_processes_race_for_one_cap_then_it_is_filled_exactly(datab
 
 
 def said(answers: list[Line]) -> dict[str, tuple[int, str]]:
-    """Key by key, the seq and hash that the bots were told."""
+    """Return seq and hash by key, as answered to the bots."""
     return {one["key"]: (one["seq"], one["hash"]) for one in answers if one["outcome"] != "error"}
 
 
 def recorded(auditor: Auditor) -> dict[str, tuple[int | None, str | None]]:
-    """Key by key, the seq and hash that the ledger has."""
+    """Return seq and hash by key, as recorded in the ledger."""
     return {key: (one.seq, one.hash) for key, one in auditor.by_key.items()}
 
 
@@ -172,7 +172,7 @@ def test_open_when_processes_meet_a_new_sqlite_file_then_all_of_them_get_a_ledge
 def test_commit_when_the_process_froze_and_others_filled_the_cap_then_its_late_decision_is_no_grant(
     new_database: NewDatabase, where: str, warm_up: int
 ) -> None:
-    """Frozen after it decided. Others wait for its lock, if it has one, no longer than the server lets it keep it."""
+    """A bot stopped after it decided. If it holds a lock, others wait at most as long as the server lets it keep it."""
     url = new_database("postgresql")
     settings = {"cap_usd": 10 + 10 * warm_up}
     given = {"where": where, "warm_up": warm_up, "settings": settings}
@@ -189,7 +189,7 @@ def test_commit_when_the_process_froze_and_others_filled_the_cap_then_its_late_d
 
 
 def thawed(bot: Bot) -> Line:
-    """Let a frozen bot go on, and return its answer."""
+    """Resume a stopped bot, and return its answer."""
     bot.signal(signal.SIGCONT)
     bot.go()
     late = bot.read()
@@ -220,7 +220,7 @@ def test_reserve_when_another_process_froze_with_the_sqlite_write_lock_then_busy
 def test_sweep_when_another_ledger_made_the_hold_then_it_is_freed(
     database_url: str, engine_kind: EngineKind, clock: FakeClock
 ) -> None:
-    """What this ledger remembers of its own last commit must not hide what another one wrote since."""
+    """The cached state of this ledger's last commit must not hide what another ledger wrote since."""
     settings = settings_of()
     with (
         Ledger.open(database_url, settings=settings, clock=clock) as ours,

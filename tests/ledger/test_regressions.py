@@ -1,4 +1,4 @@
-"""Histories that once went wrong, each told as shortly as it can be. Most were found by `tests.lockstep`."""
+"""Shortest forms of histories that once went wrong. Most were found by `tests.lockstep`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_verify_when_administration_was_denied_with_its_atomic_group_then_nothin
 
 
 def test_reserve_when_the_raw_budget_is_zero_too_then_the_denial_still_names_what_denied_it(database_url: str) -> None:
-    """Score 0 at a smallest fraction of 0 asks for nothing, so everything that denies it is a tie."""
+    """Score 0 at a minimum fraction of 0 gives a raw budget of 0, which ties with every constraint."""
     sizing = DynamicSizingSettings(enabled=True, min_allocation_fraction=Decimal(0))
     with Ledger.open(database_url, settings=AppSettings(sizing=sizing)) as ledger:
         poor = ledger.reserve(key="poor", signal_score=Decimal(0), available_balance=Decimal(0))
@@ -61,7 +61,7 @@ def test_reserve_when_the_balance_is_below_a_full_scope_then_the_denial_names_th
 def test_confirm_when_another_ledger_already_answered_the_same_key_then_it_is_a_replay(
     database_url: str, clock: FakeClock
 ) -> None:
-    """The other one decides on what it remembers, comes to the very same decision, and only then learns it is late."""
+    """The other ledger decides on its cached state, gets the same decision, and only then learns that it is late."""
     with Ledger.open(database_url, clock=clock) as ours, Ledger.open(database_url, clock=clock) as theirs:
         position = ours.reserve(key="reserve").position_id
         assert position is not None

@@ -1,4 +1,4 @@
-"""Reserving: what is granted, what bound it, why it is denied, and that a dry run leaves nothing behind."""
+"""Reserve: budget, binding constraint, denial, and a dry run that records nothing."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_reserve_when_one_scopes_cap_is_tightest_then_it_grants_that_and_names_i
 @pytest.mark.parametrize(
     ("caps", "binding"),
     [
-        ({"portfolio": 930}, "signal_score"),  # the cap takes nothing away
+        ({"portfolio": 930}, "signal_score"),  # the cap does not bind
         ({"venue=bybit": 930}, "signal_score"),
         ({"portfolio": 800, "venue=bybit": 800}, "portfolio"),
         ({"venue=bybit": 800, "symbol=BTC": 800}, "symbol=BTC"),
@@ -102,7 +102,7 @@ def test_reserve_when_one_scopes_cap_is_tightest_then_it_grants_that_and_names_i
 def test_reserve_when_two_constraints_leave_the_same_then_the_first_of_them_is_named(
     ledger: Ledger, caps: dict[str, int], binding: str
 ) -> None:
-    """In the order: the formula, the portfolio, its tags by name, the balance."""
+    """The order is: the formula, the portfolio, its tags by name, the balance."""
     for scope, cap in caps.items():
         ledger.set_cap(key=scope, scope=scope, cap=D(cap))
     least = D(min(caps.values()))

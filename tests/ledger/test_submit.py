@@ -1,4 +1,4 @@
-"""Many commands in one go: independent, each with its own answer in its place; or atomic, all of them or none."""
+"""Submit many commands: independent, each with its own answer in its place; or atomic, all of them or none."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_submit_when_a_cap_is_wanted_by_many_then_it_is_filled_in_order_and_exac
 
 
 def test_submit_when_a_command_builds_on_the_one_before_then_it_finds_what_that_left(ledger: Ledger) -> None:
-    """A position is called after the seq of its reservation, so its whole life can stand in one submit."""
+    """A position is named after the seq of its reservation, so one submit can contain all its commands."""
     results = ledger.submit(
         [
             Reserve(key="1", tags=TAGS),

@@ -1,4 +1,4 @@
-"""Freezes and the end of trust: grants stop, everything that closes goes on, and the audit chain tells why."""
+"""Freezes and stale reconciliation: grants stop, closing continues, and the audit chain records why."""
 
 from __future__ import annotations
 

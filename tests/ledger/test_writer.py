@@ -1,4 +1,4 @@
-"""The writer: groups of commits, a bounded queue, and neighbours that cannot hurt each other."""
+"""The writer: group commit, a bounded queue, and isolation of commands in one batch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_reserve_when_many_wait_then_one_commit_answers_them_all(
         assert Counter(callers.outcomes().values()) == {"granted": 41}
         assert sizes == [1, 40]
     if engine_kind == "postgresql":
-        # What the server saw: the rows of one transaction carry one transaction id.
+        # The server's view: the rows of one transaction have one transaction id.
         assert transactions_of_decisions(database_url) == 2
     assert len(keys(ledger)) == 41
 
@@ -118,10 +118,10 @@ def test_submit_when_a_group_can_never_fit_the_queue_then_it_is_refused_at_once(
     assert ledger.submit([one(f"key-{number}") for number in range(4)])[3].granted
 
 
-# Neighbours.
+# Isolation within a batch.
 
 
-# Those who look on.
+# Observers and log handlers.
 
 
 def full_disk(*_: Any) -> Any:
@@ -180,7 +180,7 @@ async def test_run_when_a_rule_has_a_defect_then_only_its_command_fails(
 
 
 def outcomes(answer: object) -> object:
-    """A group's answers in short: the outcome of each, or its error's code; one code where the group raised it."""
+    """Return each answer's outcome or error code; one code where the group raised."""
     if isinstance(answer, list):
         return [outcomes(one) for one in answer]
     if isinstance(answer, LedgerError):
@@ -220,7 +220,7 @@ async def test_run_when_the_database_refuses_a_command_then_only_that_one_fails(
 
 
 def tamper(url: str, statement: str) -> None:
-    """Edit a row behind the ledger's back."""
+    """Edit a row without the ledger."""
     engine = create_engine(url)
     with engine.begin() as connection:
         assert connection.execute(text(statement)).rowcount == 1

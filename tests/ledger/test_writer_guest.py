@@ -1,4 +1,4 @@
-"""A blocking caller that finds the writer idle commits on its own thread: what may interrupt it, who may not wait."""
+"""Inline callers: a blocking caller that finds the writer idle commits on its own thread. Interrupts and waiting."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.ledgers import assert_verified
 
 
 class EventfulClock:
-    """A clock at which something happens once, in whichever thread reads it: the one that commits."""
+    """A clock that runs a callback once, in the thread that reads it: the one that commits."""
 
     def __init__(self) -> None:
         self.event: Callable[[], None] | None = None
@@ -66,8 +66,9 @@ def test_reserve_when_ctrl_c_interrupts_the_commit_then_the_ledger_goes_on_and_t
 
 
 def interrupt_at_call(ledger: Ledger, key: str, number: int) -> bool:
-    """Reserve, with Ctrl-C as the writer's code enters its nth function: where Python looks for signals. Whether it
-    came that far.
+    """Reserve, with Ctrl-C as the writer's code enters its nth function, where Python checks for signals.
+
+    Return True if it got that far.
     """
     calls = count()
 
@@ -96,7 +97,7 @@ def test_reserve_when_ctrl_c_strikes_at_any_call_then_the_writer_waits_for_no_gu
     with at_rest(database_url, EventfulClock()) as ledger:
         number = 0
         while interrupt_at_call(ledger, f"interrupted-{number}", number):
-            assert (ledger._writer._guest, ledger.pending) == (None, 0), f"after call {number}"
+            assert (ledger._writer._inline_caller, ledger.pending) == (None, 0), f"after call {number}"
             assert not ledger.reserve(key=f"after-{number}").replayed
             while not ledger._writer._idle:
                 time.sleep(0.001)

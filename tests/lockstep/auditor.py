@@ -1,7 +1,7 @@
-"""The invariants of a ledger, checked from outside: read what it recorded, and add it all up again.
+"""Checks the invariants of a ledger from outside: reads what it recorded, and recomputes all sums.
 
-This is not `Ledger.verify`. It shares no code with it, follows the documented form of the chain, and also replays what
-`verify` takes for granted: that no grant ever left a scope above the cap it had at that moment.
+This is not `Ledger.verify`. It shares no code with it and follows the documented form of the chain. It also checks what
+`verify` assumes: that no grant ever left a scope above the cap it had at that moment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WHOLE = "portfolio"
 
 
 class Auditor:
-    """Follows one portfolio. Each `check` reads what is new since the last, and holds it against all invariants."""
+    """Follows one portfolio. Each `check` reads what is new and checks it against all invariants."""
 
     def __init__(self, portfolio: str, cap_usd: Decimal) -> None:
         self.portfolio = portfolio
@@ -34,7 +34,7 @@ class Auditor:
         self._final: dict[int, Position] = {}
 
     def check(self, ledger: Ledger) -> Exposure:
-        """Check everything. The ledger must be at rest: its reads are one snapshot each, not one together."""
+        """Check everything. Nobody may write meanwhile: each read is a snapshot of its own."""
         for decision in self._read_new(ledger):
             self._follow_chain(decision)
             self._follow_exposure(decision)
@@ -63,7 +63,7 @@ class Auditor:
         return positions
 
     def _follow_chain(self, decision: Decision) -> None:
-        """Ordered: gapless seq, time that never runs back, one effect per key, every field in the hash."""
+        """Check the order: gapless seq, time never runs back, one effect per key, every field in the hash."""
         assert decision.seq == len(self.decisions) + 1, f"seq {decision.seq} follows {len(self.decisions)}"
         assert decision.key not in self.by_key, f"key {decision.key} took effect twice"
         if self.decisions:
@@ -75,7 +75,7 @@ class Auditor:
         self.by_key[decision.key] = decision
 
     def _follow_exposure(self, decision: Decision) -> None:
-        """The cap: replay every scope's exposure and cap, and look at each grant in its moment."""
+        """Check the cap: replay every scope's exposure and cap, and check each grant at its moment."""
         assert decision.exposure_before == self._counted[WHOLE], f"decision {decision.seq} saw another exposure"
         assert decision.headroom_before == self._caps[WHOLE] - self._counted[WHOLE]
         moved = decision.exposure_after - decision.exposure_before
@@ -101,7 +101,7 @@ class Auditor:
             self._promised[decision.position_id] = decision.expires_at
 
     def _check_sums(self, exposure: Exposure, positions: list[Position]) -> None:
-        """Exposure comes from positions: every counter is the sum of its rows."""
+        """Check the sums: every counter is the sum of its positions."""
         held: defaultdict[str, Decimal] = defaultdict(Decimal)
         opened: defaultdict[str, Decimal] = defaultdict(Decimal)
         for position in positions:
@@ -117,7 +117,7 @@ class Auditor:
             assert row.overage == max(row.exposure - self._caps.get(scope, row.exposure), Decimal(0))
 
     def _check_positions(self, positions: list[Position]) -> None:
-        """Owned and final: every held dollar has an expiry, and an ended position never changes again."""
+        """Check the positions: every held dollar has an expiry, and an ended position never changes again."""
         for position in positions:
             assert (position.held > 0) == (position.state == "held"), position
             assert (position.open > 0) == (position.state == "open"), position

@@ -1,4 +1,4 @@
-"""The model's rules: what each verb asks of a portfolio, as plain sums over its positions. See `model`."""
+"""Rules of the reference model: each verb as plain sums over a portfolio's positions. See `model`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ledger_sizer import (
 )
 
 if TYPE_CHECKING:
-    from tests.lockstep.model import Pot
+    from tests.lockstep.model import PortfolioModel
 
 Command = Reserve | Confirm | Release | Extend | SetCap | Halt | Resume | Adopt | Freeze | Thaw | Reconciled | Remark
 AboutPosition = Confirm | Release | Extend
@@ -36,17 +36,17 @@ USD_MAX = Fraction(2**63 - 1, E8)
 
 
 def down(usd: Fraction) -> Fraction:
-    """Rounded down to 1e-8 USD."""
+    """Round down to 1e-8 USD."""
     return Fraction(floor(usd * E8), E8)
 
 
 def up(usd: Fraction) -> Fraction:
-    """Rounded up to 1e-8 USD."""
+    """Round up to 1e-8 USD."""
     return Fraction(ceil(usd * E8), E8)
 
 
 def scopes_of(tags: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """The scopes a position with these tags counts in, the whole first."""
+    """Return the scopes of a position with these tags, the whole portfolio first."""
     return (WHOLE, *(f"{name}={value}" for name, value in sorted(tags)))
 
 
@@ -64,7 +64,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Holding:
-    """A position as the model sees it."""
+    """A position of the model."""
 
     number: int
     state: str
@@ -79,7 +79,7 @@ class Holding:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the ledger should answer."""
+    """Expected answer of the ledger."""
 
     command: str
     outcome: str
@@ -107,57 +107,59 @@ class Refusal:
 
 
 class RefusedError(Exception):
-    """Carries a refusal out of a rule."""
+    """Raised by a rule to return a refusal."""
 
     def __init__(self, code: str) -> None:
         self.refusal = Refusal(code)
 
 
 def expiry_of(one: Holding) -> datetime:
-    """When a hold ends."""
+    """Return the expiry of a hold."""
     assert one.expires_at is not None, "every held dollar has an expiry"
     return one.expires_at
 
 
-def _ttl(pot: Pot, command: Reserve | Extend) -> timedelta:
+def _ttl(portfolio: PortfolioModel, command: Reserve | Extend) -> timedelta:
     if command.ttl_seconds is None:
-        return pot.figures.ttl
+        return portfolio.figures.ttl
     return timedelta(microseconds=int(Fraction(command.ttl_seconds) * 1_000_000))
 
 
-def _reserve(pot: Pot, command: Reserve) -> tuple[Answer, Holding | None]:
-    figures, scopes = pot.figures, scopes_of(command.tags.items())
-    fraction, asked_by = Fraction(1), "max_position_size_usd"
+def _reserve(portfolio: PortfolioModel, command: Reserve) -> tuple[Answer, Holding | None]:
+    figures, scopes = portfolio.figures, scopes_of(command.tags.items())
+    fraction, raw_binding = Fraction(1), "max_position_size_usd"
     if figures.enabled and command.signal_score is not None:
         spread = figures.max_fraction - figures.min_fraction
-        fraction, asked_by = figures.min_fraction + spread * Fraction(command.signal_score), "signal_score"
+        fraction, raw_binding = figures.min_fraction + spread * Fraction(command.signal_score), "signal_score"
     raw = figures.position_max * fraction
-    bounds = [(down(raw), asked_by)]
-    bounds += [(pot.caps[scope] - pot.exposure(scope), scope) for scope in scopes if scope in pot.caps]
+    bounds = [(down(raw), raw_binding)]
+    bounds += [
+        (portfolio.caps[scope] - portfolio.exposure(scope), scope) for scope in scopes if scope in portfolio.caps
+    ]
     if command.available_balance is not None:
         bounds.append((down(Fraction(command.available_balance)), "available_balance"))
     budget, binding = min(bounds, key=lambda bound: bound[0])  # the first of equals
     budget = max(budget, Fraction(0))
     quantity, small, bound_by = _match(command, budget)
-    reasons = _reasons(pot, command, scopes, budget, small)
+    reasons = _reasons(portfolio, command, scopes, budget, small)
     answer = Answer("reserve", "granted", fraction=fraction, raw_budget=raw, binding=bound_by or binding)
     if reasons:
         reason, scope = reasons[0]
         return replace(answer, outcome="denied", reason=reason, binding=scope or binding), None
-    expires_at = pot.now + _ttl(pot, command)
-    held = Holding(pot.next_seq, "held", scopes, held=budget, quantity=quantity, expires_at=expires_at)
+    expires_at = portfolio.now + _ttl(portfolio, command)
+    held = Holding(portfolio.next_seq, "held", scopes, held=budget, quantity=quantity, expires_at=expires_at)
     return replace(answer, budget=budget, quantity=quantity, expires_at=expires_at), held
 
 
 def _reasons(
-    pot: Pot, command: Reserve, scopes: Sequence[str], budget: Fraction, small: str | None
+    portfolio: PortfolioModel, command: Reserve, scopes: Sequence[str], budget: Fraction, small: str | None
 ) -> list[tuple[str, str | None]]:
-    """Every reason to deny, in order of precedence, each with the scope or constraint it names, if it names one."""
+    """Return every reason to deny, in order of precedence, with the scope or constraint that it names, if any."""
     found: list[tuple[str, str | None]] = []
     for status in ("halted", "reducing"):
-        found += [(status, scope) for scope in scopes if pot.status(scope) == status][:1]
-    found += [("unreconciled", scope) for scope in scopes if not pot.trusted(scope)][:1]
-    headroom = {scope: pot.caps[scope] - pot.exposure(scope) for scope in scopes if scope in pot.caps}
+        found += [(status, scope) for scope in scopes if portfolio.status(scope) == status][:1]
+    found += [("unreconciled", scope) for scope in scopes if not portfolio.trusted(scope)][:1]
+    headroom = {scope: portfolio.caps[scope] - portfolio.exposure(scope) for scope in scopes if scope in portfolio.caps}
     tightest = min(headroom, key=lambda scope: headroom[scope])
     if headroom[tightest] <= 0:
         found.append(("cap_exceeded", tightest))
@@ -173,7 +175,7 @@ def _reasons(
 
 
 def _match(command: Reserve, budget: Fraction) -> tuple[Fraction | None, str | None, str | None]:
-    """Quantity both legs accept, why there is none, and `max_qty` if that bound it."""
+    """Return a quantity both legs accept, the reason if there is none, and `max_qty` if that bound it."""
     if command.spot_instrument is None or command.perp_instrument is None or command.price is None:
         return None, None, None
     legs, price = (command.spot_instrument, command.perp_instrument), Fraction(command.price)
@@ -194,38 +196,38 @@ def _common_step(steps: Sequence[Fraction]) -> Fraction:
     return Fraction(lcm(*(int(step * whole) for step in steps)), whole)
 
 
-def _found(pot: Pot, command: AboutPosition) -> Holding:
-    if command.number not in pot.positions:
+def _found(portfolio: PortfolioModel, command: AboutPosition) -> Holding:
+    if command.number not in portfolio.positions:
         raise RefusedError("not_found")
-    return pot.positions[command.number]
+    return portfolio.positions[command.number]
 
 
-def _fact(pot: Pot, scopes: Sequence[str], notional: Fraction, freed: Fraction) -> Fraction:
-    """What a fill counts. Facts are never refused for their size, but for what 64 bits of 1e-8 USD cannot count."""
+def _fact(portfolio: PortfolioModel, scopes: Sequence[str], notional: Fraction, freed: Fraction) -> Fraction:
+    """Return the notional of a fill. A fact is refused only where 64 bits of 1e-8 USD cannot count it."""
     counted = up(notional)
-    if any(pot.exposure(scope) + freed + counted > USD_MAX for scope in scopes):
+    if any(portfolio.exposure(scope) + freed + counted > USD_MAX for scope in scopes):
         raise RefusedError("invalid_request")
     return counted
 
 
-def _confirm(pot: Pot, command: Confirm) -> tuple[Answer, Holding]:
-    before = _found(pot, command)
+def _confirm(portfolio: PortfolioModel, command: Confirm) -> tuple[Answer, Holding]:
+    before = _found(portfolio, command)
     late = before.state == "expired"
-    if late and any(one.origin == before.number for one in pot.positions.values()):
+    if late and any(one.origin == before.number for one in portfolio.positions.values()):
         raise RefusedError("wrong_state")
     if not late and before.state != "held":
         raise RefusedError("wrong_state")
     quantity, price = Fraction(command.quantity), Fraction(command.price)
     after = replace(
-        before, state="open", held=Fraction(0), open=_fact(pot, before.scopes, quantity * price, -before.held),
+        before, state="open", held=Fraction(0), open=_fact(portfolio, before.scopes, quantity * price, -before.held),
         quantity=quantity, price=price,
-        expires_at=None, number=pot.next_seq if late else before.number, origin=before.number if late else None,
+        expires_at=None, number=portfolio.next_seq if late else before.number, origin=before.number if late else None,
     )  # fmt: skip
     return Answer("confirm", "applied", quantity=quantity), after
 
 
-def _release(pot: Pot, command: Release) -> tuple[Answer, Holding]:
-    before = _found(pot, command)
+def _release(portfolio: PortfolioModel, command: Release) -> tuple[Answer, Holding]:
+    before = _found(portfolio, command)
     if command.held_only and before.state != "held":
         raise RefusedError("wrong_state")
     if before.state == "held":
@@ -245,56 +247,56 @@ def _release(pot: Pot, command: Release) -> tuple[Answer, Holding]:
     return Answer("release", "applied", quantity=closing), after
 
 
-def _extend(pot: Pot, command: Extend) -> tuple[Answer, Holding]:
-    before = _found(pot, command)
+def _extend(portfolio: PortfolioModel, command: Extend) -> tuple[Answer, Holding]:
+    before = _found(portfolio, command)
     if before.state != "held":
         raise RefusedError("wrong_state")
     for scope in before.scopes:
-        if pot.status(scope) == "halted":
+        if portfolio.status(scope) == "halted":
             return Answer("extend", "denied", reason="halted", binding=scope, number=before.number), before
-    after = replace(before, expires_at=max(expiry_of(before), pot.now + _ttl(pot, command)))
+    after = replace(before, expires_at=max(expiry_of(before), portfolio.now + _ttl(portfolio, command)))
     answer = Answer("extend", "granted", budget=before.held, quantity=before.quantity, expires_at=after.expires_at)
     return answer, after
 
 
-def _adopt(pot: Pot, command: Adopt) -> tuple[Answer, Holding]:
+def _adopt(portfolio: PortfolioModel, command: Adopt) -> tuple[Answer, Holding]:
     quantity, price = Fraction(command.quantity), Fraction(command.price)
     scopes = scopes_of(command.tags.items())
-    fact = _fact(pot, scopes, quantity * price, Fraction(0))
-    found = Holding(pot.next_seq, "open", scopes, open=fact, quantity=quantity, price=price)
+    fact = _fact(portfolio, scopes, quantity * price, Fraction(0))
+    found = Holding(portfolio.next_seq, "open", scopes, open=fact, quantity=quantity, price=price)
     return Answer("adopt", "applied", quantity=quantity), found
 
 
-def _set_cap(pot: Pot, command: SetCap) -> tuple[Answer, None]:
+def _set_cap(portfolio: PortfolioModel, command: SetCap) -> tuple[Answer, None]:
     if command.cap is None:
-        pot.caps.pop(command.scope, None)
+        portfolio.caps.pop(command.scope, None)
     else:
-        pot.caps[command.scope] = down(Fraction(command.cap))
+        portfolio.caps[command.scope] = down(Fraction(command.cap))
     return Answer("set_cap", "applied", binding=command.scope), None
 
 
-def _set_status(pot: Pot, command: Halt | Resume) -> tuple[Answer, None]:
-    pot.statuses[command.scope] = command.mode if isinstance(command, Halt) else "active"
+def _set_status(portfolio: PortfolioModel, command: Halt | Resume) -> tuple[Answer, None]:
+    portfolio.statuses[command.scope] = command.mode if isinstance(command, Halt) else "active"
     return Answer(command.verb, "applied", binding=command.scope), None
 
 
-def _set_frozen(pot: Pot, command: Freeze | Thaw) -> tuple[Answer, None]:
+def _set_frozen(portfolio: PortfolioModel, command: Freeze | Thaw) -> tuple[Answer, None]:
     if isinstance(command, Freeze):
-        pot.frozen.add(command.scope)
+        portfolio.frozen.add(command.scope)
     else:
-        pot.frozen.discard(command.scope)
+        portfolio.frozen.discard(command.scope)
     return Answer(command.verb, "applied", binding=command.scope), None
 
 
-def _reconciled(pot: Pot, command: Reconciled) -> tuple[Answer, None]:
+def _reconciled(portfolio: PortfolioModel, command: Reconciled) -> tuple[Answer, None]:
     if command.fresh_until is None:
-        pot.fresh_until.pop(command.scope, None)
+        portfolio.fresh_until.pop(command.scope, None)
     else:
-        pot.fresh_until[command.scope] = command.fresh_until
+        portfolio.fresh_until[command.scope] = command.fresh_until
     return Answer("reconciled", "applied", binding=command.scope), None
 
 
-def _remark(_pot: Pot, command: Remark) -> tuple[Answer, None]:
+def _remark(_pot: PortfolioModel, command: Remark) -> tuple[Answer, None]:
     return Answer("remark", "applied", binding=command.about), None
 
 

@@ -1,7 +1,7 @@
-"""Hypothesis strategies for what callers may ask of a ledger, chosen so that caps, minimums and expiries collide.
+"""Hypothesis strategies for commands, chosen so that caps, minimums and expiries collide.
 
-A wish says what to ask in terms that make sense before the state is known ("confirm the third held position for 1.5
-times its size"); the machine turns it into a command when its turn comes.
+A plan describes a command without knowing the state ("confirm the third held position for 1.5 times its size"). The
+state machine turns it into a command when it runs.
 """
 
 from __future__ import annotations
@@ -60,36 +60,48 @@ def _decimals(*values: str | None) -> st.SearchStrategy[Decimal | None]:
 
 SECONDS = st.sampled_from([None, 1, 10, Decimal("5.5"), 30.25, 3600])
 ADVANCES = st.sampled_from(
-    ["0.000001", "0.5", "1", "4.5", "10", "59.999999", "60", "61", "4000", "-0.5", "-20"]  # clocks are set back too
+    [
+        "0.000001",
+        "0.5",
+        "1",
+        "4.5",
+        "10",
+        "59.999999",
+        "60",
+        "61",
+        "4000",
+        "-0.5",
+        "-20",
+    ]  # a clock may be set back, too
 )
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What to ask. which: the how-manieth position or earlier command it is about; -1 a position yet to be made.
+class CommandPlan:
+    """Plan of a command. index: of the position or earlier command it is about; -1: a position not created yet.
 
-    apt: choose among the positions this verb fits, rather than any.
+    fitting: choose among the positions that the verb fits, rather than any.
     """
 
     verb: str
-    pot: str
+    portfolio: str
     values: dict[str, Any]
-    which: int = 0
-    apt: bool = True
+    index: int = 0
+    fitting: bool = True
 
 
-_POTS = st.sampled_from("aaab")
-_WHICH = st.integers(-1, 6)
-_APT = st.sampled_from([True, True, True, True, False])
+_PORTFOLIOS = st.sampled_from("aaab")
+_INDEX = st.integers(-1, 6)
+_FITTING = st.sampled_from([True, True, True, True, False])
 
 
-def _wish(verb: str, **values: st.SearchStrategy[Any]) -> st.SearchStrategy[Wish]:
-    return st.builds(Wish, st.just(verb), _POTS, st.fixed_dictionaries(values), _WHICH, _APT)
+def _plan(verb: str, **values: st.SearchStrategy[Any]) -> st.SearchStrategy[CommandPlan]:
+    return st.builds(CommandPlan, st.just(verb), _PORTFOLIOS, st.fixed_dictionaries(values), _INDEX, _FITTING)
 
 
 RESERVES = st.builds(
-    lambda wish, market: Wish(wish.verb, wish.pot, {**wish.values, **market}),
-    _wish(
+    lambda plan, market: CommandPlan(plan.verb, plan.portfolio, {**plan.values, **market}),
+    _plan(
         "reserve",
         tags=st.sampled_from(TAGS),
         signal_score=_decimals(None, "0", "0.25", "0.9", "1", "0.333333333333"),
@@ -99,20 +111,20 @@ RESERVES = st.builds(
     ),
     st.sampled_from(MARKETS),
 )
-CONFIRMS = _wish(
+CONFIRMS = _plan(
     "confirm",
     share=st.sampled_from(["0.333333", "1", "1", "1.5", "3"]),
     price=st.sampled_from(["3", "7.77", "50000", "0.0000123", "97.123456789"]),
     spot_price=_decimals(None, "7.5"),
     legs=st.sampled_from([None, None, LEGS]),
 )
-RELEASES = _wish(
+RELEASES = _plan(
     "release",
     share=st.sampled_from([None, None, "0.333333", "0.5", "1", "2"]),
     held_only=st.sampled_from([None, None, None, True, False]),
 )
-EXTENDS = _wish("extend", ttl_seconds=SECONDS)
-ADOPTS = _wish(
+EXTENDS = _plan("extend", ttl_seconds=SECONDS)
+ADOPTS = _plan(
     "adopt",
     tags=st.sampled_from(TAGS),
     quantity=st.sampled_from([Decimal(1), Decimal("0.123456789")]),
@@ -120,19 +132,19 @@ ADOPTS = _wish(
     legs=st.sampled_from([None, LEGS]),
     note=st.sampled_from([None, "found at the exchange"]),
 )
-CAPS = _wish("set_cap", scope=st.sampled_from(SCOPES), cap=_decimals(None, "0", "99.5", "400", "700", "5000"))
-HALTS = _wish("halt", scope=st.sampled_from(SCOPES), mode=st.sampled_from(["halted", "reducing"]))
-RESUMES = _wish("resume", scope=st.sampled_from(SCOPES), note=st.sampled_from([None, "checked"]))
-FREEZES = _wish("freeze", scope=st.sampled_from(SCOPES), note=st.sampled_from([None, "drift-1"]))
-THAWS = _wish("thaw", scope=st.sampled_from(SCOPES))
-TRUSTS = _wish(
+CAPS = _plan("set_cap", scope=st.sampled_from(SCOPES), cap=_decimals(None, "0", "99.5", "400", "700", "5000"))
+HALTS = _plan("halt", scope=st.sampled_from(SCOPES), mode=st.sampled_from(["halted", "reducing"]))
+RESUMES = _plan("resume", scope=st.sampled_from(SCOPES), note=st.sampled_from([None, "checked"]))
+FREEZES = _plan("freeze", scope=st.sampled_from(SCOPES), note=st.sampled_from([None, "drift-1"]))
+THAWS = _plan("thaw", scope=st.sampled_from(SCOPES))
+TRUSTS = _plan(
     "reconciled",
     scope=st.sampled_from(SCOPES),
     fresh_until=st.sampled_from([None, START + timedelta(seconds=30), START + timedelta(hours=2)]),
 )
-REMARKS = _wish("remark", about=st.just("drift-1"), event=st.sampled_from(["close_requested", "confirmed"]))
-AGAIN = _wish("again")
-REUSE = _wish("reuse")
+REMARKS = _plan("remark", about=st.just("drift-1"), event=st.sampled_from(["close_requested", "confirmed"]))
+AGAIN = _plan("again")
+REUSE = _plan("reuse")
 
 LIVES = st.one_of(CONFIRMS, RELEASES, EXTENDS)
 ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
@@ -153,7 +165,7 @@ class Policy:
     ttl_seconds: int = 60
 
     def settings(self) -> AppSettings:
-        """As the ledger is told."""
+        """Return the policy as settings of the ledger."""
         return AppSettings(
             sizing=DynamicSizingSettings(
                 enabled=self.enabled,
@@ -166,7 +178,7 @@ class Policy:
         )
 
     def figures(self) -> Figures:
-        """As the model is told."""
+        """Return the policy as figures of the model."""
         return Figures(
             enabled=self.enabled,
             min_fraction=Fraction(self.min_fraction),

@@ -1,10 +1,10 @@
 """The model, a SQLite ledger and a PostgreSQL ledger in lockstep: the same commands, the same answers, hash for hash.
 
-Two handles on each database take turns, so that what one of them remembers is made stale by the other. After every
-step all invariants are checked from outside. By default the same few dozen histories run each time. A campaign of new
-ones, which also shrinks what it finds:
+Two handles on each database take turns, so that each makes the other's cached state stale. After every step all
+invariants are checked from outside. By default the same few dozen histories run each time. To run a campaign of new
+histories, which also shrinks failures:
 
-    LOCKSTEP_EXAMPLES=2000 make test TEST_WORKERS=0 ARGS=tests/test_lockstep.py
+    LOCKSTEP_EXAMPLES=2000 make test TEST_WORKERS=0 ARGS=tests/lockstep/test_lockstep.py
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from ledger_sizer.model.decisions import Result
 from tests.conftest import NewDatabase
 from tests.lockstep import random_commands
 from tests.lockstep.auditor import Auditor
-from tests.lockstep.model import Group, Model, Told
+from tests.lockstep.model import Group, Model, Reply
 from tests.lockstep.model_rules import Answer, Command, Holding, Refusal, scopes_of
-from tests.lockstep.random_commands import POLICIES, Policy, Wish
+from tests.lockstep.random_commands import POLICIES, CommandPlan, Policy
 from tests.support.clock import FakeClock
 from tests.support.databases import ENGINE_KINDS
 
@@ -39,10 +39,10 @@ EXAMPLES_BY_DEFAULT = 40
 STEPS = 30
 LIFE = {"confirm": ("held", "expired"), "release": ("held", "open"), "extend": ("held",)}
 RUNS = count()
-FIGURES_TOLD = (
+COMPARED_FIGURES = (
     "budget", "quantity", "fraction", "raw_budget", "headroom_before", "exposure_before", "exposure_after",
 )  # fmt: skip
-FACTS_TOLD = ("seq", "reason", "binding", "expires_at", "decided_at", "replayed")
+COMPARED_FACTS = ("seq", "reason", "binding", "expires_at", "decided_at", "replayed")
 
 Given = list[Result] | LedgerError
 
@@ -73,10 +73,10 @@ class Lockstep(RuleBasedStateMachine):
         return Ledger.open(self.urls[kind], settings=self.settings, clock=self.clock)
 
     def teardown(self) -> None:
-        self.clock.advance(10_000_000)  # beyond every hold: none stays behind for a sweep in the next history to find
+        self.clock.advance(10_000_000)  # beyond every expiry, so that no hold is left for a sweep of the next history
         try:
             if self.sound:
-                for name in sorted(self.model.pots):
+                for name in sorted(self.model.portfolios):
                     self._sweep(0, name)
                 self._verify(1)
         finally:
@@ -84,58 +84,58 @@ class Lockstep(RuleBasedStateMachine):
                 ledger.sweep()
                 ledger.close()
 
-    # What callers ask.
+    # Commands of callers.
 
-    @rule(wish=random_commands.RESERVES, who=st.integers(0, 1))
-    def reserve(self, wish: Wish, who: int) -> None:
-        self._send([Group([self._command(wish)])], who)
+    @rule(plan=random_commands.RESERVES, who=st.integers(0, 1))
+    def reserve(self, plan: CommandPlan, who: int) -> None:
+        self._send([Group([self._command(plan)])], who)
 
-    @rule(wish=random_commands.LIVES, who=st.integers(0, 1))
-    def continue_a_life(self, wish: Wish, who: int) -> None:
-        self._send([Group([self._command(wish)])], who)
+    @rule(plan=random_commands.LIVES, who=st.integers(0, 1))
+    def continue_a_life(self, plan: CommandPlan, who: int) -> None:
+        self._send([Group([self._command(plan)])], who)
 
-    @rule(wish=random_commands.ADMINISTRATION, who=st.integers(0, 1))
-    def administer(self, wish: Wish, who: int) -> None:
-        self._send([Group([self._command(wish)])], who)
+    @rule(plan=random_commands.ADMINISTRATION, who=st.integers(0, 1))
+    def administer(self, plan: CommandPlan, who: int) -> None:
+        self._send([Group([self._command(plan)])], who)
 
-    @rule(wish=random_commands.RECONCILIATION, who=st.integers(0, 1))
-    def reconcile(self, wish: Wish, who: int) -> None:
-        self._send([Group([self._command(wish)])], who)
+    @rule(plan=random_commands.RECONCILIATION, who=st.integers(0, 1))
+    def reconcile(self, plan: CommandPlan, who: int) -> None:
+        self._send([Group([self._command(plan)])], who)
 
-    @rule(wish=st.one_of(random_commands.AGAIN, random_commands.REUSE), who=st.integers(0, 1))
-    def use_a_key_again(self, wish: Wish, who: int) -> None:
-        self._send([Group([self._command(wish)])], who)
+    @rule(plan=st.one_of(random_commands.AGAIN, random_commands.REUSE), who=st.integers(0, 1))
+    def use_a_key_again(self, plan: CommandPlan, who: int) -> None:
+        self._send([Group([self._command(plan)])], who)
 
     @rule(group=random_commands.GROUPS, who=st.integers(0, 1))
-    def submit_a_group(self, group: tuple[list[Wish], bool], who: int) -> None:
+    def submit_a_group(self, group: tuple[list[CommandPlan], bool], who: int) -> None:
         self._send([self._group(*group)], who)
 
     @rule(groups=st.lists(random_commands.GROUPS, min_size=2, max_size=3), who=st.integers(0, 1))
-    def submit_groups_at_once(self, groups: list[tuple[list[Wish], bool]], who: int) -> None:
+    def submit_groups_at_once(self, groups: list[tuple[list[CommandPlan], bool]], who: int) -> None:
         self._send([self._group(*group) for group in groups], who)
 
-    @rule(wish=random_commands.RESERVES, who=st.integers(0, 1))
-    def ask_a_dry_run(self, wish: Wish, who: int) -> None:
-        command = self._command(wish)
+    @rule(plan=random_commands.RESERVES, who=st.integers(0, 1))
+    def ask_a_dry_run(self, plan: CommandPlan, who: int) -> None:
+        command = self._command(plan)
         assert isinstance(command, Reserve)
         self.sent.pop()
         expected = self.model.dry_run(command, self.clock())
         for kind in ENGINE_KINDS:
             request = {name: getattr(command, name) for name in ("key", "portfolio", *command.recorded_fields)}
             given = self.handles[kind][who].reserve(**request, dry_run=True)
-            assert _as_told(given) == expected, f"{kind}, dry run"
+            assert _as_reply(given) == expected, f"{kind}, dry run"
             assert given.hash is None
 
-    # What happens meanwhile.
+    # Other events.
 
     @rule(seconds=random_commands.ADVANCES)
     def let_time_pass(self, seconds: str) -> None:
         self.clock.advance(Decimal(seconds))
 
-    @rule(seconds=random_commands.ADVANCES, who=st.integers(0, 1), pot=st.sampled_from(["a", "b", None]))
-    def let_time_pass_and_sweep(self, seconds: str, who: int, pot: str | None) -> None:
+    @rule(seconds=random_commands.ADVANCES, who=st.integers(0, 1), portfolio=st.sampled_from(["a", "b", None]))
+    def let_time_pass_and_sweep(self, seconds: str, who: int, portfolio: str | None) -> None:
         self.clock.advance(Decimal(seconds))
-        self._sweep(who, None if pot is None else self._portfolio(pot))
+        self._sweep(who, None if portfolio is None else self._portfolio_name(portfolio))
 
     @rule(who=st.integers(0, 1))
     def close_and_reopen(self, who: int) -> None:
@@ -147,42 +147,42 @@ class Lockstep(RuleBasedStateMachine):
     def verify(self, who: int) -> None:
         self._verify(who)
 
-    # From wishes to commands.
+    # From plans to commands.
 
-    def _portfolio(self, pot: str) -> str:
-        return f"run{self.run}-{pot}"
+    def _portfolio_name(self, portfolio: str) -> str:
+        return f"run{self.run}-{portfolio}"
 
-    def _group(self, wanted: list[Wish], atomic: bool) -> Group:
-        return Group([self._command(wish) for wish in wanted], atomic)
+    def _group(self, wanted: list[CommandPlan], atomic: bool) -> Group:
+        return Group([self._command(plan) for plan in wanted], atomic)
 
-    def _command(self, wish: Wish) -> Command:
+    def _command(self, plan: CommandPlan) -> Command:
         key = f"key-{len(self.sent)}"
-        if wish.verb in ("again", "reuse") and self.sent:
-            earlier = self.sent[wish.which % len(self.sent)]
-            if wish.verb == "again":
+        if plan.verb in ("again", "reuse") and self.sent:
+            earlier = self.sent[plan.index % len(self.sent)]
+            if plan.verb == "again":
                 return earlier
             return Reserve(key=earlier.key, portfolio=earlier.portfolio, ttl_seconds=7)
-        if wish.verb in LIFE:
-            values = self._about_a_position(wish)
+        if plan.verb in LIFE:
+            values = self._about_a_position(plan)
         else:
-            values = {**wish.values, "portfolio": self._portfolio(wish.pot)}
+            values = {**plan.values, "portfolio": self._portfolio_name(plan.portfolio)}
             if values.get("scope") == "portfolio" and values.get("cap", 0) is None:
                 values["cap"] = Decimal(2000)  # the portfolio's cap cannot be removed
-        verb = wish.verb if wish.verb in COMMANDS else "reserve"
+        verb = plan.verb if plan.verb in COMMANDS else "reserve"
         make: Any = COMMANDS[verb]
         command: Command = make(key=key, **values)
         self.sent.append(command)
         return command
 
-    def _about_a_position(self, wish: Wish) -> dict[str, Any]:
-        """Arguments about a position that exists and fits, or any, or (-1) the one the next decision would make."""
-        name, values = self._portfolio(wish.pot), dict(wish.values)
-        pot = self.model.pots.get(name)
-        known = pot.positions if pot else {}
-        fitting = [number for number, one in known.items() if one.state in LIFE[wish.verb]]
-        numbers = fitting if wish.apt and fitting else sorted(known)
-        unborn = wish.which < 0 or not numbers
-        number = (pot.next_seq if pot else 1) if unborn else numbers[wish.which % len(numbers)]
+    def _about_a_position(self, plan: CommandPlan) -> dict[str, Any]:
+        """Return arguments for a position that exists and fits, or any, or (-1) the one the next decision creates."""
+        name, values = self._portfolio_name(plan.portfolio), dict(plan.values)
+        portfolio = self.model.portfolios.get(name)
+        known = portfolio.positions if portfolio else {}
+        fitting = [number for number, one in known.items() if one.state in LIFE[plan.verb]]
+        numbers = fitting if plan.fitting and fitting else sorted(known)
+        not_created = plan.index < 0 or not numbers
+        number = (portfolio.next_seq if portfolio else 1) if not_created else numbers[plan.index % len(numbers)]
         values["position_id"] = f"{name}-{number}"
         if "price" in values:
             values["price"] = Decimal(values["price"])
@@ -192,8 +192,8 @@ class Lockstep(RuleBasedStateMachine):
         return values
 
     def _quantity(self, name: str, number: int, share: str, price: Decimal | None) -> Decimal:
-        pot = self.model.pots.get(name)
-        one = pot.positions.get(number) if pot else None
+        portfolio = self.model.portfolios.get(name)
+        one = portfolio.positions.get(number) if portfolio else None
         size = Fraction(1)
         if one is not None and one.quantity:
             size = one.quantity
@@ -201,7 +201,7 @@ class Lockstep(RuleBasedStateMachine):
             size = one.held / Fraction(price)
         return max(Decimal(int(size * Fraction(share) * 10**9)) / 10**9, Decimal("1e-9"))
 
-    # Asking all three, and comparing.
+    # Sending to all three, and comparing.
 
     def _send(self, groups: Sequence[Group], who: int) -> None:
         note(f"{self.clock():%H:%M:%S.%f} handle {who}: {groups}")
@@ -209,8 +209,8 @@ class Lockstep(RuleBasedStateMachine):
         expected = self.model.batch(groups, self.clock())
         given = {kind: _answers(self.handles[kind][who], groups) for kind in ENGINE_KINDS}
         for kind in ENGINE_KINDS:
-            for group, ours, told in zip(groups, given[kind], expected, strict=True):
-                _compare(kind, group, ours, told)
+            for group, ours, replies in zip(groups, given[kind], expected, strict=True):
+                _compare(kind, group, ours, replies)
         assert [_plain(one) for one in given["sqlite"]] == [_plain(one) for one in given["postgresql"]]
         self._check({command.portfolio for group in groups for command in group.commands}, 1 - who)
         for kind in ENGINE_KINDS:
@@ -218,22 +218,22 @@ class Lockstep(RuleBasedStateMachine):
         self.sound = True
 
     def _check_recorded(self, kind: str, answers: Sequence[Result]) -> None:
-        """Acknowledged means durable: the other handle reads what this one was told."""
+        """Acknowledged means durable: the other handle reads what this one answered."""
         for one in answers:
             if isinstance(one, Decision):
                 assert self.auditors[kind, one.portfolio].by_key[one.key].record == one.record
 
     def _sweep(self, who: int, name: str | None) -> None:
         self.sound = False
-        if name is not None and name not in self.model.pots:
+        if name is not None and name not in self.model.portfolios:
             for kind in ENGINE_KINDS:
                 with pytest.raises(NotFound, match=name):
                     self.handles[kind][who].sweep(name)
             self.sound = True
             return
-        names = sorted(self.model.pots) if name is None else [name]
-        told = self.model.batch([Group([], sweep=one) for one in names], self.clock())
-        expected = sum(len(freed) for freed in told)
+        names = sorted(self.model.portfolios) if name is None else [name]
+        replies = self.model.batch([Group([], sweep=one) for one in names], self.clock())
+        expected = sum(len(freed) for freed in replies)
         for kind in ENGINE_KINDS:
             assert self.handles[kind][who].sweep(name) == expected, f"{kind}: holds freed by a sweep"
         self._check(set(names), 1 - who)
@@ -241,30 +241,30 @@ class Lockstep(RuleBasedStateMachine):
 
     def _verify(self, who: int) -> None:
         self.sound = False
-        for name in self.model.pots:
+        for name in self.model.portfolios:
             reports = [self.handles[kind][who].verify(name) for kind in ENGINE_KINDS]
             assert [report.findings for report in reports] == [(), ()]
             assert reports[0] == reports[1]
         self.sound = True
 
     def _check(self, names: set[str], who: int) -> None:
-        """Every invariant, on both databases, and both equal to the model."""
-        for name in sorted(names & self.model.pots.keys()):
-            pot, seen = self.model.pots[name], []
+        """Check every invariant on both databases, and that both equal the model."""
+        for name in sorted(names & self.model.portfolios.keys()):
+            portfolio, seen = self.model.portfolios[name], []
             for kind in ENGINE_KINDS:
                 auditor = self.auditors.setdefault((kind, name), Auditor(name, Decimal(self.policy.cap)))
                 known = len(auditor.decisions)
                 exposure = auditor.check(self.handles[kind][who])
-                recorded = [(one.key, _as_told(one)) for one in auditor.decisions[known:]]
-                assert recorded == pot.answers[known:], f"{kind}: recorded"
+                recorded = [(one.key, _as_reply(one)) for one in auditor.decisions[known:]]
+                assert recorded == portfolio.answers[known:], f"{kind}: recorded"
                 for row in exposure.scopes:
-                    assert _fraction(row.held) == pot.held(row.scope), f"{kind}: {row}"
-                    assert _fraction(row.open) == pot.open(row.scope), f"{kind}: {row}"
-                    assert _fraction(row.cap) == pot.caps.get(row.scope), f"{kind}: {row}"
-                    assert row.status == pot.status(row.scope), f"{kind}: {row}"
-                    assert row.frozen == (row.scope in pot.frozen), f"{kind}: {row}"
-                    assert row.fresh_until == pot.fresh_until.get(row.scope), f"{kind}: {row}"
-                holdings = [one for _, one in sorted(pot.positions.items())]
+                    assert _fraction(row.held) == portfolio.held(row.scope), f"{kind}: {row}"
+                    assert _fraction(row.open) == portfolio.open(row.scope), f"{kind}: {row}"
+                    assert _fraction(row.cap) == portfolio.caps.get(row.scope), f"{kind}: {row}"
+                    assert row.status == portfolio.status(row.scope), f"{kind}: {row}"
+                    assert row.frozen == (row.scope in portfolio.frozen), f"{kind}: {row}"
+                    assert row.fresh_until == portfolio.fresh_until.get(row.scope), f"{kind}: {row}"
+                holdings = [one for _, one in sorted(portfolio.positions.items())]
                 assert [_as_holding(one) for one in auditor.positions] == holdings, f"{kind}: positions"
                 seen.append((exposure, auditor.positions, auditor.decisions[-1:]))
             assert seen[0] == seen[1], "the databases differ"
@@ -284,27 +284,27 @@ def _answers(ledger: Ledger, groups: Sequence[Group]) -> list[Given]:
 
 async def _answers_at_once(ledger: Ledger, groups: Sequence[Group]) -> list[Given]:
     """Callers of one loop tick reach the writer together, as one batch, in order."""
-    asked = [ledger.submit_async(group.commands, atomic=group.atomic) for group in groups]
-    answers = await asyncio.gather(*asked, return_exceptions=True)
+    pending = [ledger.submit_async(group.commands, atomic=group.atomic) for group in groups]
+    answers = await asyncio.gather(*pending, return_exceptions=True)
     for answer in answers:
         assert isinstance(answer, list | LedgerError), answer
     return answers  # type: ignore[return-value]
 
 
-def _compare(kind: str, group: Group, given: Given, told: Sequence[Told]) -> None:
+def _compare(kind: str, group: Group, given: Given, replies: Sequence[Reply]) -> None:
     if isinstance(given, LedgerError):
-        refusals = [one for one in told if isinstance(one, Refusal)]
+        refusals = [one for one in replies if isinstance(one, Refusal)]
         assert Refusal(given.code) == next(iter(refusals), None), f"{kind}: {given!r}"
         return
-    for command, ours, expected in zip(group.commands, given, told, strict=True):
-        assert _as_told(ours) == expected, f"{kind}: {command}"
+    for command, ours, expected in zip(group.commands, given, replies, strict=True):
+        assert _as_reply(ours) == expected, f"{kind}: {command}"
 
 
-def _as_told(given: Result) -> Told:
+def _as_reply(given: Result) -> Reply:
     if isinstance(given, LedgerError):
         return Refusal(given.code)
-    exact = {name: _fraction(getattr(given, name)) for name in FIGURES_TOLD}
-    plain = {name: getattr(given, name) for name in FACTS_TOLD}
+    exact = {name: _fraction(getattr(given, name)) for name in COMPARED_FIGURES}
+    plain = {name: getattr(given, name) for name in COMPARED_FACTS}
     return Answer(given.command, given.outcome, number=given.record.position, **exact, **plain)  # type: ignore[arg-type]
 
 
@@ -327,7 +327,7 @@ def _as_holding(one: Position) -> Holding:
 
 
 def _plain(given: Given) -> object:
-    """An answer as something that compares: decisions by every field, errors by what they say."""
+    """Return a comparable form of an answer: decisions by every field, errors by type and message."""
     if isinstance(given, LedgerError):
         return (type(given), str(given))
     return [one if isinstance(one, Decision) else (type(one), str(one)) for one in given]
@@ -347,7 +347,7 @@ def test_send_commands_when_model_and_both_databases_run_in_lockstep_then_answer
             deadline=None,
             derandomize=not EXAMPLES,
             database=None,
-            # Shrinking a failure takes minutes: a campaign does it, the daily run says what it found.
+            # Shrinking a failure takes minutes: a campaign does it, the default run only reports the failure.
             phases=[Phase.generate, Phase.shrink] if EXAMPLES else [Phase.generate],
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),

@@ -1,4 +1,4 @@
-"""What a caller may ask: every argument of every verb is checked before it is queued, and named when it is wrong."""
+"""Commands: every argument of every verb is validated before it is queued, and a bad one is named."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ ASKED = Reserve(
 
 
 def texts() -> list[str]:
-    """Requests built now, under whatever decimal context the thread has, and a TTL in each form it may have."""
+    """Return requests built under the thread's decimal context, and a TTL in each form it may have."""
     return [
         Reserve(
             key="k", tags={"symbol": "BTC", "venue": "bybit"}, signal_score=D("0.123456789"),
@@ -241,7 +241,7 @@ def texts() -> list[str]:
 
 
 def test_write_request_when_the_threads_decimal_context_was_changed_then_the_text_is_the_same() -> None:
-    """The text decides whether a key was used for another request: a retry from any thread must write the same."""
+    """The text decides whether a key was used for another request, so a retry from any thread must give the same."""
     before = texts()
     assert before[0] == ASKED.request_text()
     with localcontext(Context(prec=3, rounding=ROUND_UP)):

@@ -1,4 +1,4 @@
-"""Errors: one tree with stable codes, none of which can be mistaken for a grant; and the names that are exported."""
+"""Errors: one tree with stable codes, and no error reads as a grant; and the names that the package exports."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SchemaOutdated ScopeExposure ServiceSettings SetCap Sizing Thaw TradingSettings 
 round_to_step
     """,
 )
-"""What users import from `ledger_sizer`. More may be added; none may go."""
+"""Names that users import from `ledger_sizer`. More may be added; none may be removed."""
 
 
 def error_types() -> list[type[LedgerError]]:
@@ -177,7 +177,7 @@ def test_import_name_when_there_is_none_then_it_is_an_attribute_error() -> None:
 
 
 def test_list_exports_when_a_type_checker_reads_them_then_they_are_the_same_names() -> None:
-    """The names are imported late at run time; the block for type checkers has to list exactly those."""
+    """The names are imported lazily at run time, so the block for type checkers has to list the same."""
     tree = ast.parse(inspect.getsource(ledger_sizer))
     block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     declared = [alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names]

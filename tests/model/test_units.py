@@ -1,4 +1,4 @@
-"""Units: exact numbers in, whole 1e-8 USD in the database, and the only place that rounds."""
+"""Units: exact numbers in, whole 1e-8 USD in the database, and all rounding of money."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ steps = st.builds(lambda whole, places: D(whole).scaleb(-places), st.integers(1,
 
 
 class Subclass(Decimal):
-    """Someone's own decimal type."""
+    """A caller's own decimal type."""
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ _PARENT = """
 import sys
 from functools import partial
 from pathlib import Path
-from tests.test_reconcile_apart import ASKED, open_troubled, settings_with
+from tests.reconcile.test_worker_process import ASKED, open_troubled, settings_with
 from ledger_sizer.reconcile.apart import LookApart
 folder = Path(sys.argv[1])
 (folder / "trouble").write_text("hang")

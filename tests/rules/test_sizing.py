@@ -1,4 +1,4 @@
-"""Sizing: from a score to a budget, from a budget to a quantity both legs accept, and who does which part."""
+"""Sizing: from a score to a budget, from a budget to a quantity both legs accept, and which class does which part."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PERP = InstrumentInfo("BTC/USDT:USDT", D("0.001"), D(50), D("0.001"), D(5))
 
 
 class RecordingSizer(PositionSizer):
-    """A real position sizer that remembers how it was called."""
+    """A position sizer that records its calls."""
 
     def __init__(self, settings: TradingSettings) -> None:
         super().__init__(settings)

@@ -1,4 +1,4 @@
-"""Sizing at its limits: what is refused, what holds for every input, and that nobody's decimal context matters."""
+"""Sizing at its limits: refused inputs, properties of every input, and independence of the decimal context."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ MUST_NOT_BE_NEGATIVE = ["current_exposure", "spot_qty", "perp_qty", "tolerance",
 @pytest.mark.parametrize("field", ENTRANCES)
 def test_enter_number_when_it_is_not_an_exact_finite_one_then_the_field_is_named(field: str, value: Any) -> None:
     if value is None and field == "signal_score":
-        value = D("NaN")  # a score may be left out, so its place here goes to a value it may not have
+        value = D("NaN")  # None is a legal score, so test another bad value here
     with pytest.raises(InvalidRequest, match=field) as refused:
         ENTRANCES[field](value)
     assert refused.value.field == field
@@ -179,7 +179,7 @@ def common(step_a: Fraction, step_b: Fraction) -> Fraction:
 
 
 def expected_quantity(price: Decimal, spend: Decimal, legs: tuple[InstrumentInfo, InstrumentInfo]) -> Fraction | None:
-    """The contract's definition in whole fractions, without a decimal in sight."""
+    """Return the documented quantity, computed in exact fractions."""
     sizes = [Fraction(leg.contract_size) for leg in legs]
     step = common(*(Fraction(leg.qty_step) * size for leg, size in zip(legs, sizes, strict=True)))
     least = max(Fraction(leg.min_qty) * size for leg, size in zip(legs, sizes, strict=True))
@@ -258,7 +258,7 @@ def test_size_when_the_threads_decimal_context_was_changed_then_no_figure_change
     before = dynamic_sizer().size(*asked)
     rounded = round_to_step(balance, spot.qty_step)
     with localcontext():
-        # What a library may leave behind in a thread; ccxt's decimal_to_precision does the like.
+        # A library may leave such a context in a thread; ccxt's decimal_to_precision does.
         getcontext().prec = 3
         getcontext().rounding = ROUND_UP
         assert dynamic_sizer().size(*asked) == before
