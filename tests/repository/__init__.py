@@ -1,1 +1,1 @@
-"""Tests of `ledger_sizer.repository`."""
+"""Checks the repository itself: its pages, references, examples, wheel and deployment files."""

@@ -1,1 +1,1 @@
-"""Tests of `ledger_sizer.support`."""
+"""What several rooms of tests share: databases, clocks, ledgers, services, accounts, browsers, processes."""
