@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import typer
-
 from ledger_sizer.cli import run
-from ledger_sizer.cli.app import app
+from ledger_sizer.cli.app import root_command
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 _WIDTH = "110"
@@ -56,7 +54,7 @@ def pages(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]
 def reference() -> str:
     """The text of docs/cli.md."""
     parts = [_INTRODUCTION]
-    for path in pages(typer.main.get_command(app)):
+    for path in pages(root_command()):
         title = " ".join(["ledger-sizer", *path])
         parts.append(f"\n## {title}\n```text\n{_help_of(path)}```\n")
     return "".join(parts)

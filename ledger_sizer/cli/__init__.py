@@ -21,8 +21,8 @@ def run(arguments: Sequence[str]) -> int:
     from ledger_sizer.cli.errors import run_guarded
 
     def command() -> object:
-        from ledger_sizer.cli.app import app
+        from ledger_sizer.cli.app import root_command
 
-        return app(args=list(arguments) or ["--help"], prog_name="ledger-sizer", standalone_mode=False)
+        return root_command()(args=list(arguments) or ["--help"], prog_name="ledger-sizer", standalone_mode=False)
 
     return run_guarded(command, as_json="--json" in arguments)
