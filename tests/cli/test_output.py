@@ -217,8 +217,8 @@ def test_print_when_encoding_is_narrow_then_json_is_whole_and_text_survives(url:
     assert "symbol=\\u039e" in ran.stdout
 
 
-def test_print_when_reader_goes_away_then_it_fails_in_silence() -> None:
-    url = "sqlite:///ledger.db"
+def test_print_when_reader_goes_away_then_it_fails_in_silence(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
     with Ledger.open(url) as ledger:
         ledger.submit([Reserve(key=f"r/{number}", tags={"symbol": "BTC"}) for number in range(300)])
     command = [str(SCRIPT), "history", "--all", "--json", "--database-url", url]
