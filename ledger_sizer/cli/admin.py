@@ -6,7 +6,7 @@ import typer
 
 from ledger_sizer.cli import options, output
 from ledger_sizer.cli.errors import bad_input
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json, Key, Mode, Note, Portfolio, Scope
 from ledger_sizer.cli.output import Column
 
@@ -188,7 +188,7 @@ def thaw(
     return run_verb(command, url=database_url, as_json=as_json)
 
 
-SWEEP_HELP = help_epilog("sweep", "sweep --portfolio main --json", exits={3: ""})
+SWEEP_HELP = help_epilog("sweep", "sweep --portfolio main --json", exits=NEVER_DENIED)
 
 
 def sweep(portfolio: AnyPortfolio = None, as_json: Json = False, database_url: DatabaseUrl = None) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledger_sizer.cli import output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.ledger_session import engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.model.errors import InvalidRequest
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 db = typer.Typer(rich_markup_mode=None)
 
-_NEVER_DENIED = {3: ""}
 
-DB_HELP = help_epilog("db check", "db upgrade --database-url sqlite:///ledger.db", exits=_NEVER_DENIED)
+DB_HELP = help_epilog("db check", "db upgrade --database-url sqlite:///ledger.db", exits=NEVER_DENIED)
 
 
 @db.callback(epilog=DB_HELP)
@@ -62,7 +61,7 @@ def _show(engine: "Engine", as_json: bool, before: str | None, after: str | None
     output.write(f"{where} {state}{newest}")
 
 
-@db.command("upgrade", epilog=help_epilog("db upgrade", "db upgrade 0001", exits=_NEVER_DENIED))
+@db.command("upgrade", epilog=help_epilog("db upgrade", "db upgrade 0001", exits=NEVER_DENIED))
 def upgrade(
     revision: Annotated[str, typer.Argument(metavar="REVISION", help="Where to; the newest when not given.")] = "head",
     as_json: Json = False,
@@ -82,7 +81,7 @@ def upgrade(
 
 @db.command(
     "downgrade",
-    epilog=help_epilog("db downgrade -1", "db downgrade base --yes", exits=_NEVER_DENIED),
+    epilog=help_epilog("db downgrade -1", "db downgrade base --yes", exits=NEVER_DENIED),
     context_settings={"ignore_unknown_options": True},  # so that -1 is a revision, not an option
 )
 def downgrade(
@@ -114,7 +113,7 @@ def downgrade(
     return 0
 
 
-@db.command("current", epilog=help_epilog("db current --json", exits=_NEVER_DENIED))
+@db.command("current", epilog=help_epilog("db current --json", exits=NEVER_DENIED))
 def current(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Show which version the database is at."""
     from ledger_sizer.storage.database import schema_version

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 
 _EXIT_CODES: Mapping[int, str] = {0: "done", 1: "failure", 2: "bad input", 3: "denied"}
+NEVER_DENIED: Mapping[int, str] = {3: ""}
+"""The `exits` of a command that never ends with 3."""
 
 
 def help_epilog(*examples: str, exits: Mapping[int, str] | None = None) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledger_sizer.cli import output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.ledger_session import ledger_engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 instruments = typer.Typer(rich_markup_mode=None)
 
-_NEVER_DENIED = {3: ""}
 _FIGURES = ("min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
 
-INSTRUMENTS_HELP = help_epilog("instruments list --venue bybit", "instruments list --json", exits=_NEVER_DENIED)
+INSTRUMENTS_HELP = help_epilog("instruments list --venue bybit", "instruments list --json", exits=NEVER_DENIED)
 
 
 @instruments.callback(epilog=INSTRUMENTS_HELP)
@@ -33,7 +32,7 @@ def group() -> None:
     """
 
 
-@instruments.command("refresh", epilog=help_epilog("instruments refresh --help", exits=_NEVER_DENIED))
+@instruments.command("refresh", epilog=help_epilog("instruments refresh --help", exits=NEVER_DENIED))
 def refresh(
     venue: Annotated[
         list[str] | None,
@@ -76,9 +75,7 @@ def refresh(
     return 0
 
 
-@instruments.command(
-    "list", epilog=help_epilog("instruments list", "instruments list --venue okx", exits=_NEVER_DENIED)
-)
+@instruments.command("list", epilog=help_epilog("instruments list", "instruments list --venue okx", exits=NEVER_DENIED))
 def list_all(
     venue: Annotated[str | None, typer.Option("--venue", metavar="NAME", help="Only this exchange's.")] = None,
     usable: Annotated[bool, typer.Option("--usable", help="Only markets that a reservation can name now.")] = False,
@@ -99,7 +96,7 @@ def list_all(
     return 0
 
 
-@instruments.command("show", epilog=help_epilog("instruments show --help", exits=_NEVER_DENIED))
+@instruments.command("show", epilog=help_epilog("instruments show --help", exits=NEVER_DENIED))
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `instruments list` shows it: bybit:BTC/USDT:USDT.")],
     as_json: Json = False,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ledger_sizer.cli import output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.ledger_session import ledger_engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 keys = typer.Typer(rich_markup_mode=None)
 
 RoleName = Literal["read", "trade", "admin"]
-_NEVER_DENIED = {3: ""}
 
-KEYS_HELP = help_epilog("keys create bot-1 --role trade --portfolio main", "keys list --json", exits=_NEVER_DENIED)
+KEYS_HELP = help_epilog("keys create bot-1 --role trade --portfolio main", "keys list --json", exits=NEVER_DENIED)
 
 
 @keys.callback(epilog=KEYS_HELP)
@@ -30,7 +29,7 @@ def group() -> None:
     """
 
 
-@keys.command("create", epilog=help_epilog("keys create bot-1 --role trade", exits=_NEVER_DENIED))
+@keys.command("create", epilog=help_epilog("keys create bot-1 --role trade", exits=NEVER_DENIED))
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for listings and logs.")],
     role: Annotated[
@@ -55,7 +54,7 @@ def create(
     return 0
 
 
-@keys.command("list", epilog=help_epilog("keys list", exits=_NEVER_DENIED))
+@keys.command("list", epilog=help_epilog("keys list", exits=NEVER_DENIED))
 def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Show all keys, revoked ones too, never their tokens."""
     from ledger_sizer.service.api_keys import list_keys
@@ -73,7 +72,7 @@ def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     return 0
 
 
-@keys.command("revoke", epilog=help_epilog("keys revoke 0123456789ab", exits=_NEVER_DENIED))
+@keys.command("revoke", epilog=help_epilog("keys revoke 0123456789ab", exits=NEVER_DENIED))
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `keys list` shows it.")],
     as_json: Json = False,

@@ -5,7 +5,8 @@ Figures keep every digit they have; a column of them shares one number of decima
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -232,6 +233,31 @@ def _fitting(columns: Sequence[Column], widths: Sequence[int], room: int) -> lis
         if needed <= room or columns[number].keep >= ALWAYS:
             shown.append(number)
     return sorted(shown)
+
+
+@contextmanager
+def progress_bar(
+    description: str, *, total: int | None = None, unit: str = "", as_json: bool
+) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show a progress bar on standard error. Yields the function that updates it: (description, done, total).
+
+    Yields None with `--json`, and where standard error is not a terminal.
+    """
+    if as_json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *([TextColumn(unit)] if unit else []),
+    ]
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)
 
 
 def _console() -> "Console":

@@ -1,13 +1,12 @@
 """The commands that read: exposure, positions, history, explain."""
 
 from collections.abc import Callable, Iterator
-from decimal import ROUND_UP, Decimal
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import (
     AnyPortfolio,
     CommandName,
@@ -30,9 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NEVER_DENIED = {3: ""}
 
-EXPOSURE_HELP = help_epilog("exposure", "exposure --portfolio main --json", "exposure --as-of 1", exits=_NEVER_DENIED)
+EXPOSURE_HELP = help_epilog("exposure", "exposure --portfolio main --json", "exposure --as-of 1", exits=NEVER_DENIED)
 
 
 def exposure(
@@ -81,18 +79,17 @@ def exposure(
 
 
 def _used(row: "ScopeExposure") -> str | None:
-    """The part of its cap a scope uses, in percent, rounded up: a full cap never looks like a free one."""
-    if not row.cap:
-        return None
-    percent = (row.exposure / row.cap * 100).quantize(Decimal("0.1"), rounding=ROUND_UP)
-    return f"{percent} %"
+    from ledger_sizer.dashboard.formatting import percent_of_cap
+
+    used = percent_of_cap(row)
+    return None if used is None else f"{used} %"
 
 
 POSITIONS_HELP = help_epilog(
     "positions --state live",
     "positions --portfolio main --tag venue=bybit --limit 20",
     "positions --all --json",
-    exits=_NEVER_DENIED,
+    exits=NEVER_DENIED,
 )
 
 
@@ -154,7 +151,7 @@ HISTORY_HELP = help_epilog(
     "history --outcome denied --reason cap_exceeded --since 2026-01-01T00:00:00Z",
     "history --symbol BTC --strategy funding --all --json",
     "history --export csv --since 2026-01-01T00:00:00Z --out history.csv",
-    exits=_NEVER_DENIED,
+    exits=NEVER_DENIED,
 )
 
 
@@ -281,7 +278,7 @@ def _table_pages(
         output.note(f"more: --cursor {pages[-1].cursor}, or --all")
 
 
-EXPLAIN_HELP = help_epilog("explain main-17", "explain 17 --portfolio main --json", exits=_NEVER_DENIED)
+EXPLAIN_HELP = help_epilog("explain main-17", "explain 17 --portfolio main --json", exits=NEVER_DENIED)
 
 
 def explain(

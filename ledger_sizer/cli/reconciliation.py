@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Key, Limit, Note, Portfolio, Scope
 from ledger_sizer.cli.output import Column
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from ledger_sizer.model.reconciliation import Drift, Run
     from ledger_sizer.reconcile.run import Reconciler
 
-_NEVER_DENIED = {3: ""}
 
 # Literals, because the package's own types would have to be imported to print `--help`; a test keeps them equal.
 DriftStateName = Literal["open", "confirmed", "acknowledged", "resolved", "live"]
@@ -106,7 +105,7 @@ def _show_run(run: "Run") -> None:
 
 drifts = typer.Typer(rich_markup_mode=None)
 
-DRIFTS_HELP = help_epilog("drifts list --state live", "drifts ignore 1 --reason 'known to ops'", exits=_NEVER_DENIED)
+DRIFTS_HELP = help_epilog("drifts list --state live", "drifts ignore 1 --reason 'known to ops'", exits=NEVER_DENIED)
 
 
 @drifts.callback(epilog=DRIFTS_HELP)
@@ -117,7 +116,7 @@ def group() -> None:
     """
 
 
-@drifts.command("list", epilog=help_epilog("drifts list --state live --json", exits=_NEVER_DENIED))
+@drifts.command("list", epilog=help_epilog("drifts list --state live --json", exits=NEVER_DENIED))
 def list_drifts(
     portfolio: AnyPortfolio = None,
     state: Annotated[DriftStateName | None, typer.Option("--state", help="live: open or confirmed.")] = None,
@@ -160,7 +159,7 @@ Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept
 Actor = Annotated[str | None, typer.Option("--actor", metavar="NAME", help="Who; else the user who runs this.")]
 
 
-@drifts.command("adopt", epilog=help_epilog("drifts adopt 1 --reason 'opened by hand'", exits=_NEVER_DENIED))
+@drifts.command("adopt", epilog=help_epilog("drifts adopt 1 --reason 'opened by hand'", exits=NEVER_DENIED))
 def adopt(
     drift: DriftId,
     reason: Reason,
@@ -176,7 +175,7 @@ def adopt(
     return _act("adopt", drift, reason, actor, as_json, database_url, price)
 
 
-@drifts.command("ignore", epilog=help_epilog("drifts ignore 1 --reason 'not ours'", exits=_NEVER_DENIED))
+@drifts.command("ignore", epilog=help_epilog("drifts ignore 1 --reason 'not ours'", exits=NEVER_DENIED))
 def ignore(
     drift: DriftId, reason: Reason, actor: Actor = None, as_json: Json = False, database_url: DatabaseUrl = None
 ) -> int:
@@ -184,7 +183,7 @@ def ignore(
     return _act("ignore", drift, reason, actor, as_json, database_url)
 
 
-@drifts.command("close", epilog=help_epilog("drifts close 1 --reason 'should not be there'", exits=_NEVER_DENIED))
+@drifts.command("close", epilog=help_epilog("drifts close 1 --reason 'should not be there'", exits=NEVER_DENIED))
 def close(
     drift: DriftId, reason: Reason, actor: Actor = None, as_json: Json = False, database_url: DatabaseUrl = None
 ) -> int:
@@ -192,7 +191,7 @@ def close(
     return _act("close", drift, reason, actor, as_json, database_url)
 
 
-@drifts.command("trust", epilog=help_epilog("drifts trust --note 'no reconciliation any more'", exits=_NEVER_DENIED))
+@drifts.command("trust", epilog=help_epilog("drifts trust --note 'no reconciliation any more'", exits=NEVER_DENIED))
 def trust(
     portfolio: Portfolio = "main",
     scope: Scope = "portfolio",

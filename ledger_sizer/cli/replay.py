@@ -1,7 +1,6 @@
 """The command that replays market history through the ledger."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -123,25 +122,8 @@ def _replayed(source: "Source", plan: "Plan", url: str | None, *, as_json: bool)
         if url is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ledger-sizer-replay-"))
             url = f"sqlite:///{Path(folder) / 'replay.db'}"
-        progress = stack.enter_context(_progress(source.bars, as_json=as_json))
+        progress = stack.enter_context(output.progress_bar("replay", total=source.bars, as_json=as_json))
         return run_replay(source, plan, url, timer=time.perf_counter, progress=progress)
-
-
-@contextmanager
-def _progress(bars: int, *, as_json: bool) -> "Iterator[Callable[[str, int, int], None] | None]":
-    """A progress bar on standard error, where a person looks at it."""
-    import sys
-
-    if as_json or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("replay", total=bars)
-        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
 
 
 def _show(report: "Report") -> None:

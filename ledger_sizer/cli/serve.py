@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledger_sizer.cli import output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import DatabaseUrl, Json
 
 if TYPE_CHECKING:
     from ledger_sizer.config import AppSettings
 
-SERVE_HELP = help_epilog("serve", "serve --port 0 --database-url sqlite:///ledger.db", exits={3: ""})
+SERVE_HELP = help_epilog("serve", "serve --port 0 --database-url sqlite:///ledger.db", exits=NEVER_DENIED)
 
 
 def serve(

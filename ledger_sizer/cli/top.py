@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
 from ledger_sizer.model.errors import LedgerError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Read = Callable[[], Overview]
 
 KEY_VARIABLE = "LEDGER_SIZER_API_KEY"
-TOP_HELP = help_epilog("top --once", "top --once --json --portfolio main", exits={3: ""})
+TOP_HELP = help_epilog("top --once", "top --once --json --portfolio main", exits=NEVER_DENIED)
 
 _ROWS = 50
 _SECONDS_MIN, _SECONDS_MAX = 0.1, 3600

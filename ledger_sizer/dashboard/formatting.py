@@ -38,10 +38,16 @@ def exact(value: Decimal | None) -> str:
 
 def percent(scope: ScopeExposure) -> str:
     """Which part of its cap a scope uses, rounded up: a full cap never looks like a free one."""
+    used = percent_of_cap(scope)
+    return NONE if used is None else f"{used}%"
+
+
+def percent_of_cap(scope: ScopeExposure) -> Decimal | None:
+    """Return the exposure in percent of the cap, rounded up to 0.1. None without a cap, or with one of zero."""
     if not scope.cap:
-        return NONE
+        return None
     with exact_arithmetic():
-        return f"{(scope.exposure / scope.cap * 100).quantize(Decimal('0.1'), ROUND_UP)}%"
+        return (scope.exposure / scope.cap * 100).quantize(Decimal("0.1"), ROUND_UP)
 
 
 def bar(scope: ScopeExposure, width: int) -> tuple[int, int]:
