@@ -1,4 +1,4 @@
-"""The commands that steer a portfolio: caps, halt, resume, sweep."""
+"""The commands that steer a portfolio: caps, halt, resume, freeze, thaw, sweep."""
 
 from typing import Annotated
 
@@ -47,7 +47,7 @@ def list_caps(
             Column("scope"),
             Column("cap USD", usd=True),
             Column("exposure USD", usd=True),
-            Column("headroom USD", usd=True, keep=5),
+            Column("headroom USD", usd=True, priority=5),
             Column("overage USD", usd=True, alert=True),
             Column("status"),
         ],

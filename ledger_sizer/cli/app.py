@@ -1,4 +1,4 @@
-"""The command tree. What a command does stands in its module; here it gets its name and its place in `--help`."""
+"""The command tree: each command's name, and its place in `--help`. Its module says what it does."""
 
 from collections.abc import Callable
 from functools import cache

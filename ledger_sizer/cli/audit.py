@@ -1,4 +1,4 @@
-"""The commands of the audit: verify the chain, move closed history into archive files."""
+"""The commands of the audit: verify the chain, and move closed history into archive files."""
 
 import json
 from functools import partial
@@ -49,7 +49,7 @@ def verify(
     bar = output.progress_bar("verifying", unit="decisions", as_json=as_json)
     with ledger_at(database_url) as ledger, bar as update:
         progress = None if update is None else partial(update, "verifying")
-        report = ledger.verify(portfolio, progress, since=_trusted(since_head, portfolio))
+        report = ledger.verify(portfolio, progress, since=_read_trusted_heads(since_head, portfolio))
     if report.ok and export_head is not None:
         from ledger_sizer.wire.responses import heads_to_json
 
@@ -58,8 +58,8 @@ def verify(
     return errors.DONE if report.ok else errors.FAILED
 
 
-def _trusted(path: str | None, portfolio: str | None) -> "Heads | None":
-    """The heads of a file, of one portfolio where only that one is verified."""
+def _read_trusted_heads(path: str | None, portfolio: str | None) -> "Heads | None":
+    """Read chain heads from a file: all, or those of `portfolio`. None without a file."""
     from ledger_sizer.wire.responses import heads_from_json
 
     if path is None:
@@ -76,7 +76,7 @@ def _trusted(path: str | None, portfolio: str | None) -> "Heads | None":
 
 
 def show_report(report: "VerifyReport", as_json: bool) -> None:
-    """What a verification read and found."""
+    """Show what a verification read and found."""
     if as_json:
         from ledger_sizer.cli.json_forms import report_form
 
@@ -88,12 +88,12 @@ def show_report(report: "VerifyReport", as_json: bool) -> None:
     else:
         output.headline(f"NOT ok: {output.count(len(report.findings), 'finding')} in {read}", "denied")
         output.table(
-            [Column("portfolio"), Column("seq"), Column("finding", keep=ALWAYS)],
+            [Column("portfolio"), Column("seq"), Column("finding", priority=ALWAYS)],
             [(finding.portfolio, finding.seq, finding.what) for finding in report.findings],
             empty="",
         )
     output.table(
-        [Column("portfolio"), Column("decisions"), Column("last hash", keep=ALWAYS)],
+        [Column("portfolio"), Column("decisions"), Column("last hash", priority=ALWAYS)],
         [(name, seq, head) for name, (seq, head) in report.heads.items()],
         empty="no portfolios yet",
     )

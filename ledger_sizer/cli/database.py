@@ -31,7 +31,7 @@ def group() -> None:
 
 
 def _migrate(engine: "Engine", move: Callable[[Any, str], None], revision: str) -> tuple[str | None, str | None]:
-    """Run a migration; answers the version before and after."""
+    """Run a migration. Returns the schema versions before and after it, None for no schema."""
     from alembic.util import CommandError
 
     from ledger_sizer.storage.database import SCHEMA_HEAD, require_head, schema_version
@@ -46,7 +46,7 @@ def _migrate(engine: "Engine", move: Callable[[Any, str], None], revision: str) 
     return before, schema_version(engine)
 
 
-def _show(engine: "Engine", as_json: bool, before: str | None, after: str | None) -> None:
+def _show_version(engine: "Engine", as_json: bool, before: str | None, after: str | None) -> None:
     from ledger_sizer.storage.database import SCHEMA_HEAD, redacted_url
 
     where = redacted_url(engine.url)
@@ -75,7 +75,7 @@ def upgrade(
 
     with engine_at(database_url, create=True) as engine:
         before, after = _migrate(engine, migrate, revision)
-        _show(engine, as_json, before, after)
+        _show_version(engine, as_json, before, after)
     return 0
 
 
@@ -109,7 +109,7 @@ def downgrade(
                 err=True,
             )
         before, after = _migrate(engine, migrate, revision)
-        _show(engine, as_json, before, after)
+        _show_version(engine, as_json, before, after)
     return 0
 
 
@@ -120,7 +120,7 @@ def current(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
 
     with engine_at(database_url) as engine:
         version = schema_version(engine)
-        _show(engine, as_json, version, version)
+        _show_version(engine, as_json, version, version)
     return 0
 
 
@@ -139,7 +139,7 @@ def check(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
 
     with engine_at(database_url) as engine:
         require_head(engine)
-        _show(engine, as_json, SCHEMA_HEAD, SCHEMA_HEAD)
+        _show_version(engine, as_json, SCHEMA_HEAD, SCHEMA_HEAD)
     return 0
 
 
@@ -164,7 +164,7 @@ def backup(
 
     with engine_at(database_url, read_only=True) as engine:
         copy_pages(engine, Path(file))
-    return _verified(f"sqlite:///{file}", None, as_json)
+    return _verify_and_show(f"sqlite:///{file}", None, as_json)
 
 
 @db.command(
@@ -193,15 +193,15 @@ def copy(
     from ledger_sizer.storage.database import upgrade as migrate
     from ledger_sizer.verify.chain import heads_of
 
-    with engine_at(source, read_only=True) as reads, engine_at(target, create=True) as writes:
-        migrate(writes.url)
-        heads = heads_of(reads)
-        copy_rows(reads, writes, restore=files_of(AppSettings()) if restore else None)
-    return _verified(target, heads, as_json)
+    with engine_at(source, read_only=True) as source_engine, engine_at(target, create=True) as target_engine:
+        migrate(target_engine.url)
+        heads = heads_of(source_engine)
+        copy_rows(source_engine, target_engine, restore=files_of(AppSettings()) if restore else None)
+    return _verify_and_show(target, heads, as_json)
 
 
-def _verified(url: str, heads: "Heads | None", as_json: bool) -> int:
-    """Verify what was made; with `heads` it must have exactly these."""
+def _verify_and_show(url: str, heads: "Heads | None", as_json: bool) -> int:
+    """Verify a backup or copy, and show the report. With `heads`, its chain heads must equal them."""
     from ledger_sizer.cli import errors
     from ledger_sizer.cli.audit import show_report
     from ledger_sizer.cli.ledger_session import ledger_at

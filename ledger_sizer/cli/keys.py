@@ -47,7 +47,7 @@ def create(
     with ledger_engine_at(database_url, create=True) as engine:
         made = create_key(engine, name, role, portfolio or ())
     if as_json:
-        output.write_json({**_form(made.key), "token": made.token})
+        output.write_json({**_key_form(made.key), "token": made.token})
         return 0
     output.headline(f"made key {made.key.key_id} for {made.key.name}: {made.key.role}", "ok")
     output.details([("portfolios", _portfolios(made.key)), ("token", made.token), ("note", "it is not shown again")])
@@ -62,7 +62,7 @@ def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     with ledger_engine_at(database_url) as engine:
         found = list_keys(engine)
     if as_json:
-        output.write_json_list((_form(key) for key in found), lambda: None)
+        output.write_json_list((_key_form(key) for key in found), lambda: None)
         return 0
     output.table(
         [Column("key"), Column("name"), Column("role"), Column("portfolios"), Column("created"), Column("revoked")],
@@ -84,7 +84,7 @@ def revoke(
     with ledger_engine_at(database_url) as engine:
         key = revoke_key(engine, key_id)
     if as_json:
-        output.write_json(_form(key))
+        output.write_json(_key_form(key))
         return 0
     output.headline(f"revoked key {key.key_id} of {key.name}", "ok")
     return 0
@@ -94,7 +94,7 @@ def _portfolios(key: "ApiKey") -> str:
     return "all" if key.portfolios is None else ", ".join(key.portfolios)
 
 
-def _form(key: "ApiKey") -> dict[str, object]:
+def _key_form(key: "ApiKey") -> dict[str, object]:
     from ledger_sizer.wire.responses import time_text
 
     return {

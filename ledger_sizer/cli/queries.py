@@ -49,9 +49,9 @@ def exposure(
     from ledger_sizer.cli.ledger_session import ledger_at
 
     is_seq = as_of is not None and as_of.isascii() and as_of.isdigit()
-    moment = options.whole_number(as_of or "", "as_of") if is_seq else options.timestamp(as_of, "as_of")
+    point = options.whole_number(as_of or "", "as_of") if is_seq else options.timestamp(as_of, "as_of")
     with ledger_at(database_url) as ledger:
-        found = ledger.exposure(portfolio, as_of=moment)
+        found = ledger.exposure(portfolio, as_of=point)
     if as_json:
         from ledger_sizer.wire.responses import exposure_to_json
 
@@ -61,16 +61,26 @@ def exposure(
         [
             Column("scope"),
             Column("cap USD", usd=True),
-            Column("held USD", usd=True, keep=5),
-            Column("open USD", usd=True, keep=5),
+            Column("held USD", usd=True, priority=5),
+            Column("open USD", usd=True, priority=5),
             Column("exposure USD", usd=True),
             Column("headroom USD", usd=True),
             Column("overage USD", usd=True, alert=True),
-            Column("used", keep=4, right=True),
+            Column("used", priority=4, right=True),
             Column("status"),
         ],
         [
-            (row.scope, row.cap, row.held, row.open, row.exposure, row.headroom, row.overage, _used(row), row.status)
+            (
+                row.scope,
+                row.cap,
+                row.held,
+                row.open,
+                row.exposure,
+                row.headroom,
+                row.overage,
+                _used_percent(row),
+                row.status,
+            )
             for row in found.scopes
         ],
         empty="no scopes",
@@ -78,7 +88,7 @@ def exposure(
     return 0
 
 
-def _used(row: "ScopeExposure") -> str | None:
+def _used_percent(row: "ScopeExposure") -> str | None:
     from ledger_sizer.dashboard.formatting import percent_of_cap
 
     used = percent_of_cap(row)
@@ -119,22 +129,22 @@ def positions(
         if as_json:
             from ledger_sizer.wire.responses import position_to_json
 
-            _json_pages(page_at, cursor, everything, position_to_json)
+            _write_json_pages(page_at, cursor, everything, position_to_json)
         else:
-            _table_pages(page_at, cursor, everything, _POSITION_COLUMNS, _position_row, "no positions")
+            _write_table_pages(page_at, cursor, everything, _POSITION_COLUMNS, _position_row, "no positions")
     return 0
 
 
 _POSITION_COLUMNS = [
     Column("position"),
     Column("state"),
-    Column("tags", keep=5),
+    Column("tags", priority=5),
     Column("held USD", usd=True),
     Column("open USD", usd=True),
-    Column("quantity", keep=6),
-    Column("price USD", keep=4),
-    Column("opened at", keep=2),
-    Column("expires at", keep=3),
+    Column("quantity", priority=6),
+    Column("price USD", priority=4),
+    Column("opened at", priority=2),
+    Column("expires at", priority=3),
 ]
 
 
@@ -213,24 +223,24 @@ def history(
         elif as_json:
             from ledger_sizer.cli.json_forms import decision_form
 
-            _json_pages(page_at, cursor, everything, decision_form)
+            _write_json_pages(page_at, cursor, everything, decision_form)
         else:
-            _table_pages(page_at, cursor, everything, _DECISION_COLUMNS, _decision_row, "no decisions")
+            _write_table_pages(page_at, cursor, everything, _DECISION_COLUMNS, _decision_row, "no decisions")
     return 0
 
 
 _DECISION_COLUMNS = [
     Column("seq"),
-    Column("decided at", keep=6),
+    Column("decided at", priority=6),
     Column("command"),
     Column("outcome"),
-    Column("reason", keep=7),
+    Column("reason", priority=7),
     Column("position"),
-    Column("budget USD", usd=True, keep=8),
-    Column("quantity", keep=5),
-    Column("bound by", keep=4),
-    Column("exposure USD", usd=True, keep=3),
-    Column("key", keep=2),
+    Column("budget USD", usd=True, priority=8),
+    Column("quantity", priority=5),
+    Column("bound by", priority=4),
+    Column("exposure USD", usd=True, priority=3),
+    Column("key", priority=2),
 ]
 
 
@@ -242,7 +252,7 @@ def _decision_row(decision: "Decision") -> tuple[Cell, ...]:
 
 
 def _pages(page_at: "Callable[[str | None], Page[T]]", cursor: str | None, everything: bool) -> "Iterator[Page[T]]":
-    """One page, or all from the cursor on."""
+    """Yield one page, or all pages from the cursor on."""
     while True:
         page = page_at(cursor)
         yield page
@@ -251,20 +261,20 @@ def _pages(page_at: "Callable[[str | None], Page[T]]", cursor: str | None, every
             return
 
 
-def _json_pages(
+def _write_json_pages(
     page_at: "Callable[[str | None], Page[T]]", cursor: str | None, everything: bool, form: Callable[[T], Any]
 ) -> None:
-    after: list[str | None] = [None]
+    last_cursor: list[str | None] = [None]
 
     def items() -> Iterator[Any]:
         for page in _pages(page_at, cursor, everything):
-            after[0] = page.cursor
+            last_cursor[0] = page.cursor
             yield from map(form, page.items)
 
-    output.write_json_list(items(), lambda: after[0])
+    output.write_json_list(items(), lambda: last_cursor[0])
 
 
-def _table_pages(
+def _write_table_pages(
     page_at: "Callable[[str | None], Page[T]]",
     cursor: str | None,
     everything: bool,

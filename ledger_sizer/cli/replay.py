@@ -1,4 +1,4 @@
-"""The command that replays market history through the ledger."""
+"""`ledger-sizer replay`: replays market history through the ledger."""
 
 from contextlib import ExitStack
 from decimal import Decimal
@@ -75,13 +75,13 @@ def replay(
     count = None if bars is None else options.whole_number(bars, "bars", least=1)
     source = generated_source(plan.seed, count) if file is None else file_source(file, count)
     target = KEPT_URL if keep and database_url is None else database_url
-    report = _replayed(source, plan, target, as_json=as_json)
+    report = _run_replay(source, plan, target, as_json=as_json)
     if as_json:
         from ledger_sizer.replay.report_json import report_document
 
         output.write_json(report_document(report))
     else:
-        _show(report)
+        _show_report(report)
         if target is not None:
             from sqlalchemy.engine import make_url
 
@@ -91,14 +91,14 @@ def replay(
 
 
 def _plan(bots: str, cap: str | None, venue_cap: str | None, max_position: str | None, seed: str) -> "Plan":
-    """The options as a plan; the settings answer for those that were not given."""
-    from ledger_sizer.cli.ledger_session import loaded_settings
+    """Build the plan from the options, and from the settings where an option was not given."""
+    from ledger_sizer.cli.ledger_session import load_settings
     from ledger_sizer.replay import Plan, usual_venue_cap
 
-    def given(text: str | None, field: str, otherwise: Decimal) -> Decimal:
-        return otherwise if text is None else options.decimal(text, field)
+    def given(text: str | None, field: str, default: Decimal) -> Decimal:
+        return default if text is None else options.decimal(text, field)
 
-    settings = loaded_settings()
+    settings = load_settings()
     cap_usd = given(cap, "cap", settings.sizing.max_portfolio_exposure)
     return Plan(
         bots=options.whole_number(bots, "bots"),
@@ -111,8 +111,8 @@ def _plan(bots: str, cap: str | None, venue_cap: str | None, max_position: str |
     )
 
 
-def _replayed(source: "Source", plan: "Plan", url: str | None, *, as_json: bool) -> "Report":
-    """Run it against the database given, or against a temporary one that is gone afterwards."""
+def _run_replay(source: "Source", plan: "Plan", url: str | None, *, as_json: bool) -> "Report":
+    """Replay into the database at `url`, or into a temporary one that is deleted afterwards."""
     import tempfile
     import time
 
@@ -126,7 +126,7 @@ def _replayed(source: "Source", plan: "Plan", url: str | None, *, as_json: bool)
         return run_replay(source, plan, url, timer=time.perf_counter, progress=progress)
 
 
-def _show(report: "Report") -> None:
+def _show_report(report: "Report") -> None:
     from ledger_sizer.replay.summary import lines
 
     if not output.on_terminal():
