@@ -45,14 +45,14 @@ every example on it runs as written (both are tested). Written by `scripts/cli_r
 
 
 def pages(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The words that call each command, groups included, in the order of `--help`."""
+    """Yield the words that call each command, groups included, in the order of `--help`."""
     yield path
     for name, child in getattr(command, "commands", {}).items():
         yield from pages(child, (*path, name))
 
 
 def reference() -> str:
-    """The text of docs/cli.md."""
+    """Return the text of docs/cli.md."""
     parts = [_INTRODUCTION]
     for path in pages(root_command()):
         title = " ".join(["ledger-sizer", *path])
