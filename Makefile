@@ -1,4 +1,4 @@
-# Everything a person does in this repository. `make` alone lists it.
+# All tasks of this repository. `make` alone lists them.
 
 VENV         ?= .venv
 BIN          := $(VENV)/bin
@@ -7,7 +7,7 @@ TEST_WORKERS ?= 2
 REPLAY_FOLDER  := .replay
 ARGS         ?=
 
-# Without its cache of compiled modules Python spends seconds at every start, and the tests start many processes.
+# Without cached bytecode Python takes seconds to start, and the tests start many processes.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -43,7 +43,7 @@ lint: $(READY)  ## Check style and formatting with ruff
 	$(BIN)/ruff check $(ARGS)
 	$(BIN)/ruff format --check
 
-format: $(READY)  ## Format the code and mend what ruff can mend safely
+format: $(READY)  ## Format the code and apply ruff's safe fixes
 	$(BIN)/ruff check --fix-only
 	$(BIN)/ruff format
 

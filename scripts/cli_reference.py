@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import typer
-
 from ledger_sizer.cli import run
-from ledger_sizer.cli.app import app
+from ledger_sizer.cli.app import root_command
 
 REFERENCE = Path(__file__).resolve().parent.parent / "docs" / "cli.md"
 _WIDTH = "110"
@@ -47,16 +45,16 @@ every example on it runs as written (both are tested). Written by `scripts/cli_r
 
 
 def pages(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    """The words that call each command, groups included, in the order of `--help`."""
+    """Yield the words that call each command, groups included, in the order of `--help`."""
     yield path
     for name, child in getattr(command, "commands", {}).items():
         yield from pages(child, (*path, name))
 
 
 def reference() -> str:
-    """The text of docs/cli.md."""
+    """Return the text of docs/cli.md."""
     parts = [_INTRODUCTION]
-    for path in pages(typer.main.get_command(app)):
+    for path in pages(root_command()):
         title = " ".join(["ledger-sizer", *path])
         parts.append(f"\n## {title}\n```text\n{_help_of(path)}```\n")
     return "".join(parts)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pictures of the dashboard over a ledger with a day of trading: `make screenshots`.
+"""Take pictures of the dashboard on a ledger with a day of trading: `make screenshots`.
 
     scripts/screenshots.py [FOLDER]      FOLDER defaults to docs/images, which gets dashboard.png only
 
@@ -31,22 +31,22 @@ VENUES = ("bybit", "okx", "binance")
 SETTINGS = AppSettings(sizing=DynamicSizingSettings(enabled=True, max_portfolio_exposure=Decimal(20_000)))
 
 
-class Time:
-    """A clock that a day is told by."""
+class ManualClock:
+    """A clock that stands still until `now` is set."""
 
     def __init__(self, now: datetime) -> None:
         self.now = now
 
     def __call__(self) -> datetime:
-        """The time."""
+        """Return the time."""
         return self.now
 
 
 def trade_a_day(url: str, until: datetime) -> None:
-    """Fill a ledger with what three strategies did in the 24 hours before `until`."""
-    dice = random.Random(7)
-    time = Time(until - timedelta(hours=24))
-    with Ledger.open(url, settings=SETTINGS, clock=time) as ledger:
+    """Fill a ledger with the trades of the 24 hours before `until`."""
+    rng = random.Random(7)
+    clock = ManualClock(until - timedelta(hours=24))
+    with Ledger.open(url, settings=SETTINGS, clock=clock) as ledger:
         ledger.set_cap(key="cap", portfolio="main", cap=Decimal(12_000))
         for venue, cap in (("bybit", 5_000), ("okx", 4_000), ("binance", 4_000)):
             ledger.set_cap(key=f"cap/{venue}", portfolio="main", scope=f"venue={venue}", cap=Decimal(cap))
@@ -54,26 +54,26 @@ def trade_a_day(url: str, until: datetime) -> None:
         ledger.set_cap(key="cap/paper", portfolio="research", cap=Decimal(2_000))
         open_ids: list[str] = []
         cycle = 0
-        while time.now < until - timedelta(seconds=25):
-            time.now += timedelta(seconds=dice.randint(60, 420))
-            time.now = min(time.now, until - timedelta(seconds=25))
+        while clock.now < until - timedelta(seconds=25):
+            clock.now += timedelta(seconds=rng.randint(60, 420))
+            clock.now = min(clock.now, until - timedelta(seconds=25))
             cycle += 1
-            wave = 0.5 + 0.3 * (1 if cycle // 60 % 2 else -1)
-            if open_ids and dice.random() < wave:
-                ledger.release(key=f"exit-{cycle}", position_id=open_ids.pop(dice.randrange(len(open_ids))))
+            exit_probability = 0.5 + 0.3 * (1 if cycle // 60 % 2 else -1)
+            if open_ids and rng.random() < exit_probability:
+                ledger.release(key=f"exit-{cycle}", position_id=open_ids.pop(rng.randrange(len(open_ids))))
             else:
-                open_ids += enter(ledger, dice, f"cycle-{cycle}", fill=dice.random() < 0.85)
+                open_ids += enter(ledger, rng, f"cycle-{cycle}", fill=rng.random() < 0.85)
         ledger.reserve(key="paper", portfolio="research", tags={"strategy": "pairs"}, signal_score=Decimal("0.4"))
         ledger.halt(key="halt/okx", portfolio="main", scope="venue=okx", note="maintenance until 22:00")
         for number in range(4):
-            time.now += timedelta(seconds=3)
-            enter(ledger, dice, f"late-{number}", fill=False)
+            clock.now += timedelta(seconds=3)
+            enter(ledger, rng, f"late-{number}", fill=False)
 
 
 def compare_with_exchanges(url: str, now: datetime) -> None:
-    """One run of the reconciliation, over accounts that show what the ledger has, and one position more."""
-    time = Time(now)
-    with Ledger.open(url, settings=SETTINGS, clock=time) as ledger:
+    """Run the reconciliation once, on accounts that show what the ledger has and one position more."""
+    clock = ManualClock(now)
+    with Ledger.open(url, settings=SETTINGS, clock=clock) as ledger:
         accounts = {venue: WrittenAccount(venue) for venue in VENUES}
         shorts: Counter[tuple[str, str]] = Counter()
         for position in ledger.positions("main", state="open", limit=1000):
@@ -86,26 +86,26 @@ def compare_with_exchanges(url: str, now: datetime) -> None:
             extra = [short("12", "AVAX/USDT:USDT", "27.4")] if venue == "okx" else []
             account.shows(*shown, *extra, **assets)
         engine = make_engine(url)
-        look = LocalInspector(engine, list(accounts.values()), SETTINGS, clock=time)
-        Reconciler(ledger, engine, look, SETTINGS, clock=time).run()
+        inspector = LocalInspector(engine, list(accounts.values()), SETTINGS, clock=clock)
+        Reconciler(ledger, engine, inspector, SETTINGS, clock=clock).run()
         engine.dispose()
 
 
-def enter(ledger: Ledger, dice: random.Random, key: str, *, fill: bool) -> list[str]:
-    """One signal: reserve, and confirm where it fills. Returns the position, if there is one."""
-    symbol, venue = dice.choice(list(MARKETS)), dice.choice(VENUES)
-    price = MARKETS[symbol] * (1 + Decimal(dice.randint(-200, 200)) / 10_000)
+def enter(ledger: Ledger, rng: random.Random, key: str, *, fill: bool) -> list[str]:
+    """Act on one signal: reserve, and confirm if `fill`. Returns the ids of the positions opened: one or none."""
+    symbol, venue = rng.choice(list(MARKETS)), rng.choice(VENUES)
+    price = MARKETS[symbol] * (1 + Decimal(rng.randint(-200, 200)) / 10_000)
     step = STEPS[symbol]
     spot = InstrumentInfo(f"{symbol}/USDT", step, Decimal(10**6), step)
     perp = InstrumentInfo(f"{symbol}/USDT:USDT", step, Decimal(10**6), step)
     decision = ledger.reserve(
         key=key,
-        tags={"venue": venue, "symbol": symbol, "strategy": dice.choice(("funding", "basis"))},
-        signal_score=Decimal(dice.randint(20, 95)) / 100,
+        tags={"venue": venue, "symbol": symbol, "strategy": rng.choice(("funding", "basis"))},
+        signal_score=Decimal(rng.randint(20, 95)) / 100,
         price=price,
         spot_instrument=spot,
         perp_instrument=perp,
-        ttl_seconds=Decimal(dice.randint(45, 240)),
+        ttl_seconds=Decimal(rng.randint(45, 240)),
     )
     if not (decision.granted and fill and decision.position_id):
         return []
@@ -116,9 +116,9 @@ def enter(ledger: Ledger, dice: random.Random, key: str, *, fill: bool) -> list[
 
 
 def main() -> None:
-    """Trade, serve, take the pictures."""
-    own = Path(sys.argv[1]) if len(sys.argv) > 1 else None
-    folder = own or ROOT / "docs" / "images"
+    """Trade, serve, and take the pictures."""
+    custom_folder = Path(sys.argv[1]) if len(sys.argv) > 1 else None
+    folder = custom_folder or ROOT / "docs" / "images"
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="ledger-screenshots-") as temporary:
         url = f"sqlite:///{temporary}/ledger.db"
@@ -126,7 +126,7 @@ def main() -> None:
         compare_with_exchanges(url, datetime.now(UTC))
         with served(url, settings=SETTINGS) as service, chromium() as browser:
             views = {"dashboard": (1440, 1180, "light", "/")}
-            if own:
+            if custom_folder:
                 views |= {
                     "dark": (1440, 1180, "dark", "/"),
                     "phone": (390, 844, "light", "/"),
@@ -140,7 +140,7 @@ def main() -> None:
                 page.goto(service.url + path)
                 if path == "/":
                     page.wait_for_selector('#feed[data-state="live"]')
-                page.screenshot(path=folder / f"{name}.png", full_page=bool(own))
+                page.screenshot(path=folder / f"{name}.png", full_page=bool(custom_folder))
                 page.close()
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write the reference of the settings from the settings themselves.
+"""Write docs/settings.md from the definitions of the settings.
 
 python scripts/settings_reference.py            # write docs/settings.md
 python scripts/settings_reference.py --check    # exit 1 if it is not current
@@ -33,11 +33,11 @@ Caps set at run time live in the database and win over `SIZING_MAX_PORTFOLIO_EXP
 
 
 _MEANINGS = {"LOG_LEVEL": "Least severe events that are logged."}
-"""Of settings that do not say it themselves."""
+"""Descriptions of settings whose field has none."""
 
 
 def main(arguments: list[str]) -> int:
-    """Write the page, or compare it."""
+    """Write the page, or with --check compare it. Returns the exit code."""
     text = page()
     if arguments == ["--check"]:
         current = TARGET.exists() and TARGET.read_text() == text
@@ -50,19 +50,19 @@ def main(arguments: list[str]) -> int:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return "\n".join([HEAD, *_sections()])
 
 
 def _sections() -> Iterator[str]:
-    alone = []
+    ungrouped = []
     for name, field in AppSettings.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Settings):
             yield _section(kind)
         else:
-            alone.append(_row(name.upper(), field))
-    yield "## The process\n\n" + _table(alone)
+            ungrouped.append(_row(name.upper(), field))
+    yield "## The process\n\n" + _table(ungrouped)
 
 
 def _section(settings: type[Settings]) -> str:

@@ -5,6 +5,17 @@ as a table on a terminal, as aligned plain text elsewhere, as one JSON document 
 
 Starting fast is a feature (bots and shell scripts call this in loops), so nothing here imports SQLAlchemy, Alembic or
 pydantic before a command runs that needs them.
+
+    app              the command tree
+    trading, admin, queries, audit, reconciliation, instruments, keys, database, serve, top, replay, demo
+                     the commands, by subject
+    options          options that commands share, and the parsers of their text
+    ledger_session   opens the ledger of a command line and runs one verb on it
+    output           tables, plain text, JSON, progress
+    overview_screen  the overview that `top` shows
+    json_forms       JSON that only `--json` prints
+    help_text        examples and exit codes below the options of `--help`
+    errors           exceptions as one line and an exit code
 """
 
 import sys
@@ -17,12 +28,12 @@ def main() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and return its exit code. Errors are told on standard error, never as a traceback."""
+    """Run one command line and return its exit code. An error is one line on standard error; a defect raises."""
     from ledger_sizer.cli.errors import run_guarded
 
     def command() -> object:
-        from ledger_sizer.cli.app import app
+        from ledger_sizer.cli.app import root_command
 
-        return app(args=list(arguments) or ["--help"], prog_name="ledger-sizer", standalone_mode=False)
+        return root_command()(args=list(arguments) or ["--help"], prog_name="ledger-sizer", standalone_mode=False)
 
     return run_guarded(command, as_json="--json" in arguments)

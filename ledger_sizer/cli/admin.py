@@ -1,4 +1,4 @@
-"""The commands that steer a portfolio: caps, halt, resume, sweep."""
+"""The commands that steer a portfolio: caps, halt, resume, freeze, thaw, sweep."""
 
 from typing import Annotated
 
@@ -6,7 +6,7 @@ import typer
 
 from ledger_sizer.cli import options, output
 from ledger_sizer.cli.errors import bad_input
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json, Key, Mode, Note, Portfolio, Scope
 from ledger_sizer.cli.output import Column
 
@@ -47,7 +47,7 @@ def list_caps(
             Column("scope"),
             Column("cap USD", usd=True),
             Column("exposure USD", usd=True),
-            Column("headroom USD", usd=True, keep=5),
+            Column("headroom USD", usd=True, priority=5),
             Column("overage USD", usd=True, alert=True),
             Column("status"),
         ],
@@ -188,7 +188,7 @@ def thaw(
     return run_verb(command, url=database_url, as_json=as_json)
 
 
-SWEEP_HELP = help_epilog("sweep", "sweep --portfolio main --json", exits={3: ""})
+SWEEP_HELP = help_epilog("sweep", "sweep --portfolio main --json", exits=NEVER_DENIED)
 
 
 def sweep(portfolio: AnyPortfolio = None, as_json: Json = False, database_url: DatabaseUrl = None) -> int:

@@ -1,22 +1,21 @@
-"""The commands of the audit: verify the chain, move closed history into archive files."""
+"""The commands of the audit: verify the chain, and move closed history into archive files."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
 from ledger_sizer.cli.output import ALWAYS, Column
 from ledger_sizer.model.errors import LedgerError
 
 if TYPE_CHECKING:
     from ledger_sizer import VerifyReport
-    from ledger_sizer.verify.chain import Heads, Progress
+    from ledger_sizer.verify.chain import Heads
 
 VERIFY_HELP = help_epilog(
     "verify",
@@ -47,8 +46,10 @@ def verify(
     """
     from ledger_sizer.cli.ledger_session import ledger_at
 
-    with ledger_at(database_url) as ledger, _progress(as_json) as progress:
-        report = ledger.verify(portfolio, progress, since=_trusted(since_head, portfolio))
+    bar = output.progress_bar("verifying", unit="decisions", as_json=as_json)
+    with ledger_at(database_url) as ledger, bar as update:
+        progress = None if update is None else partial(update, "verifying")
+        report = ledger.verify(portfolio, progress, since=_read_trusted_heads(since_head, portfolio))
     if report.ok and export_head is not None:
         from ledger_sizer.wire.responses import heads_to_json
 
@@ -57,8 +58,8 @@ def verify(
     return errors.DONE if report.ok else errors.FAILED
 
 
-def _trusted(path: str | None, portfolio: str | None) -> "Heads | None":
-    """The heads of a file, of one portfolio where only that one is verified."""
+def _read_trusted_heads(path: str | None, portfolio: str | None) -> "Heads | None":
+    """Read chain heads from a file: all, or those of `portfolio`. None without a file."""
     from ledger_sizer.wire.responses import heads_from_json
 
     if path is None:
@@ -74,25 +75,8 @@ def _trusted(path: str | None, portfolio: str | None) -> "Heads | None":
     return heads if portfolio is None else {portfolio: heads[portfolio]}
 
 
-@contextmanager
-def _progress(as_json: bool) -> "Iterator[Progress | None]":
-    """A progress bar on standard error, where a person looks at it."""
-    import sys
-
-    if as_json or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("verifying"), BarColumn(), MofNCompleteColumn(), TextColumn("decisions"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("verifying", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
 def show_report(report: "VerifyReport", as_json: bool) -> None:
-    """What a verification read and found."""
+    """Show what a verification read and found."""
     if as_json:
         from ledger_sizer.cli.json_forms import report_form
 
@@ -104,12 +88,12 @@ def show_report(report: "VerifyReport", as_json: bool) -> None:
     else:
         output.headline(f"NOT ok: {output.count(len(report.findings), 'finding')} in {read}", "denied")
         output.table(
-            [Column("portfolio"), Column("seq"), Column("finding", keep=ALWAYS)],
+            [Column("portfolio"), Column("seq"), Column("finding", priority=ALWAYS)],
             [(finding.portfolio, finding.seq, finding.what) for finding in report.findings],
             empty="",
         )
     output.table(
-        [Column("portfolio"), Column("decisions"), Column("last hash", keep=ALWAYS)],
+        [Column("portfolio"), Column("decisions"), Column("last hash", priority=ALWAYS)],
         [(name, seq, head) for name, (seq, head) in report.heads.items()],
         empty="no portfolios yet",
     )
@@ -118,7 +102,7 @@ def show_report(report: "VerifyReport", as_json: bool) -> None:
 ARCHIVE_HELP = help_epilog(
     "archive --before 2026-01-01T00:00:00Z",
     "archive --before 2026-01-01T00:00:00Z --dir ledger-archive --json",
-    exits={3: ""},
+    exits=NEVER_DENIED,
 )
 
 

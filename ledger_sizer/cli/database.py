@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledger_sizer.cli import output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.ledger_session import engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.model.errors import InvalidRequest
@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 db = typer.Typer(rich_markup_mode=None)
 
-_NEVER_DENIED = {3: ""}
 
-DB_HELP = help_epilog("db check", "db upgrade --database-url sqlite:///ledger.db", exits=_NEVER_DENIED)
+DB_HELP = help_epilog("db check", "db upgrade --database-url sqlite:///ledger.db", exits=NEVER_DENIED)
 
 
 @db.callback(epilog=DB_HELP)
@@ -32,7 +31,7 @@ def group() -> None:
 
 
 def _migrate(engine: "Engine", move: Callable[[Any, str], None], revision: str) -> tuple[str | None, str | None]:
-    """Run a migration; answers the version before and after."""
+    """Run a migration. Returns the schema versions before and after it, None for no schema."""
     from alembic.util import CommandError
 
     from ledger_sizer.storage.database import SCHEMA_HEAD, require_head, schema_version
@@ -47,7 +46,7 @@ def _migrate(engine: "Engine", move: Callable[[Any, str], None], revision: str) 
     return before, schema_version(engine)
 
 
-def _show(engine: "Engine", as_json: bool, before: str | None, after: str | None) -> None:
+def _show_version(engine: "Engine", as_json: bool, before: str | None, after: str | None) -> None:
     from ledger_sizer.storage.database import SCHEMA_HEAD, redacted_url
 
     where = redacted_url(engine.url)
@@ -62,7 +61,7 @@ def _show(engine: "Engine", as_json: bool, before: str | None, after: str | None
     output.write(f"{where} {state}{newest}")
 
 
-@db.command("upgrade", epilog=help_epilog("db upgrade", "db upgrade 0001", exits=_NEVER_DENIED))
+@db.command("upgrade", epilog=help_epilog("db upgrade", "db upgrade 0001", exits=NEVER_DENIED))
 def upgrade(
     revision: Annotated[str, typer.Argument(metavar="REVISION", help="Where to; the newest when not given.")] = "head",
     as_json: Json = False,
@@ -76,13 +75,13 @@ def upgrade(
 
     with engine_at(database_url, create=True) as engine:
         before, after = _migrate(engine, migrate, revision)
-        _show(engine, as_json, before, after)
+        _show_version(engine, as_json, before, after)
     return 0
 
 
 @db.command(
     "downgrade",
-    epilog=help_epilog("db downgrade -1", "db downgrade base --yes", exits=_NEVER_DENIED),
+    epilog=help_epilog("db downgrade -1", "db downgrade base --yes", exits=NEVER_DENIED),
     context_settings={"ignore_unknown_options": True},  # so that -1 is a revision, not an option
 )
 def downgrade(
@@ -110,18 +109,18 @@ def downgrade(
                 err=True,
             )
         before, after = _migrate(engine, migrate, revision)
-        _show(engine, as_json, before, after)
+        _show_version(engine, as_json, before, after)
     return 0
 
 
-@db.command("current", epilog=help_epilog("db current --json", exits=_NEVER_DENIED))
+@db.command("current", epilog=help_epilog("db current --json", exits=NEVER_DENIED))
 def current(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Show which version the database is at."""
     from ledger_sizer.storage.database import schema_version
 
     with engine_at(database_url) as engine:
         version = schema_version(engine)
-        _show(engine, as_json, version, version)
+        _show_version(engine, as_json, version, version)
     return 0
 
 
@@ -140,7 +139,7 @@ def check(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
 
     with engine_at(database_url) as engine:
         require_head(engine)
-        _show(engine, as_json, SCHEMA_HEAD, SCHEMA_HEAD)
+        _show_version(engine, as_json, SCHEMA_HEAD, SCHEMA_HEAD)
     return 0
 
 
@@ -165,7 +164,7 @@ def backup(
 
     with engine_at(database_url, read_only=True) as engine:
         copy_pages(engine, Path(file))
-    return _verified(f"sqlite:///{file}", None, as_json)
+    return _verify_and_show(f"sqlite:///{file}", None, as_json)
 
 
 @db.command(
@@ -194,15 +193,15 @@ def copy(
     from ledger_sizer.storage.database import upgrade as migrate
     from ledger_sizer.verify.chain import heads_of
 
-    with engine_at(source, read_only=True) as reads, engine_at(target, create=True) as writes:
-        migrate(writes.url)
-        heads = heads_of(reads)
-        copy_rows(reads, writes, restore=archive_files_from(AppSettings()) if restore else None)
-    return _verified(target, heads, as_json)
+    with engine_at(source, read_only=True) as source_engine, engine_at(target, create=True) as target_engine:
+        migrate(target_engine.url)
+        heads = heads_of(source_engine)
+        copy_rows(source_engine, target_engine, restore=archive_files_from(AppSettings()) if restore else None)
+    return _verify_and_show(target, heads, as_json)
 
 
-def _verified(url: str, heads: "Heads | None", as_json: bool) -> int:
-    """Verify what was made; with `heads` it must have exactly these."""
+def _verify_and_show(url: str, heads: "Heads | None", as_json: bool) -> int:
+    """Verify a backup or copy, and show the report. With `heads`, its chain heads must equal them."""
     from ledger_sizer.cli import errors
     from ledger_sizer.cli.audit import show_report
     from ledger_sizer.cli.ledger_session import ledger_at

@@ -1,4 +1,4 @@
-"""The command that demonstrates the service."""
+"""`ledger-sizer demo`: runs the service with eight bots, and sums up what happened."""
 
 import signal
 import sys
@@ -44,13 +44,13 @@ def demo(
     from ledger_sizer.demo.run import Plan, demonstrate
 
     plan = Plan(seconds=None if forever else _seconds(seconds), seed=options.whole_number(seed, "seed"))
-    with _interrupts() as stop, _shown(as_json=as_json) as show:
-        _begin(plan, as_json=as_json)
+    with _stop_event() as stop, _display(as_json=as_json) as show:
+        _announce_start(plan, as_json=as_json)
         summary = demonstrate(plan, show, stop, lambda: datetime.now(UTC))
     if as_json:
         output.write_json(summary.document())
     else:
-        _show(summary)
+        _show_summary(summary)
     return errors.DONE if summary.ok else errors.FAILED
 
 
@@ -61,21 +61,21 @@ def _seconds(text: str) -> float:
     return float(value)
 
 
-def _begin(plan: "Plan", *, as_json: bool) -> None:
+def _announce_start(plan: "Plan", *, as_json: bool) -> None:
     if not as_json:
         length = "until Ctrl-C" if plan.seconds is None else f"for {plan.seconds:g} s"
-        _progress(f"starting the service and eight bots, {length} ...")
+        _write_at_once(f"starting the service and eight bots, {length} ...")
 
 
-def _progress(text: str) -> None:
-    """A line that is read while the demonstration runs, also through a pipe."""
+def _write_at_once(text: str) -> None:
+    """Write a line, and flush it, so that it is seen at once through a pipe too."""
     output.write(text)
     sys.stdout.flush()
 
 
 @contextmanager
-def _interrupts() -> Iterator[Event]:
-    """Ctrl-C and SIGTERM end the demonstration early but in order, with its summary."""
+def _stop_event() -> Iterator[Event]:
+    """Yield an event that Ctrl-C and SIGTERM set, so that the demonstration ends early but with its summary."""
     stop = Event()
     before = {number: signal.signal(number, lambda *_: stop.set()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -86,7 +86,7 @@ def _interrupts() -> Iterator[Event]:
 
 
 @contextmanager
-def _shown(*, as_json: bool) -> Iterator[Any]:
+def _display(*, as_json: bool) -> Iterator[Any]:
     from ledger_sizer.demo import screen
 
     if as_json:
@@ -97,11 +97,11 @@ def _shown(*, as_json: bool) -> Iterator[Any]:
         with screen.live(Console(highlight=False, emoji=False)) as show:
             yield show
     else:
-        with screen.lines(_progress) as show:
+        with screen.lines(_write_at_once) as show:
             yield show
 
 
-def _show(summary: "Summary") -> None:
+def _show_summary(summary: "Summary") -> None:
     columns = [output.Column("command"), output.Column("outcome"), output.Column("reason"), output.Column("count")]
     rows = [[*kind, number] for kind, number in sorted(summary.outcomes.items(), key=str)]
     output.table(columns, rows, empty="no decisions")
@@ -118,7 +118,7 @@ def _show(summary: "Summary") -> None:
         ]
     )
     if summary.reconciled is not None:
-        _show_reconciled(summary.reconciled)
+        _show_reconciliation(summary.reconciled)
     for breach in summary.breaches:
         output.note(f"cap breached: {breach}")
     for finding in summary.report.findings:
@@ -134,21 +134,21 @@ def _show(summary: "Summary") -> None:
     output.headline(f"{words}: {verified}", "ok" if summary.ok else "denied")
 
 
-def _show_reconciled(found: "Reconciled") -> None:
+def _show_reconciliation(found: "Reconciled") -> None:
     runs = ", ".join(f"{number} {outcome}" for outcome, number in sorted(found.runs.items()))
     output.details(
         [
             ("reconciliations", runs or "none"),
             ("markets that agreed", found.agreed),
             ("confirmed besides", found.others),
-            *((one.kind, f"{one.what}: {_became(one)}") for one in found.injected),
+            *((one.kind, f"{one.what}: {_drift_result(one)}") for one in found.injected),
         ]
     )
     if not found.ok:
         output.note("the reconciliation did not find and clear everything that was done at the venue")
 
 
-def _became(injected: "InjectionResult") -> str:
+def _drift_result(injected: "InjectionResult") -> str:
     if injected.drift is None:
         return "NOT FOUND"
     return f"found as drift-{injected.drift}, {'cleared' if injected.cleared else 'NOT CLEARED'}"

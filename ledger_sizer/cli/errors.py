@@ -1,4 +1,4 @@
-"""What went wrong, told in one line, and the exit code that says it to a script.
+"""Turns exceptions into one line on standard error and an exit code.
 
 0    done
 1    failure: not found, wrong state, busy, unavailable, schema outdated, verification failed, interrupted (130)
@@ -17,14 +17,14 @@ from ledger_sizer.model.errors import Denied, InvalidRequest, LedgerError, NotFo
 
 DONE, FAILED, BAD_INPUT, DENIED = 0, 1, 2, 3
 INTERRUPTED = 130
-"""Ctrl-C, by the shell's own convention."""
+"""Ctrl-C, by the convention of shells."""
 
 _LISTED_BY = {"no portfolio": "caps", "no position": "positions", "no decision": "history"}
-"""Where to look for what the ledger did not find."""
+"""The command that lists what was not found, by the beginning of the error's message."""
 
 
 class Failure(Exception):
-    """An error on its way to the user: a stable `code`, the message, and what the command line adds to it.
+    """An error as the user gets it: a stable `code`, the message, and what the command line adds.
 
     hint: what to do, unless the message says it. key: the idempotency key to send again. field: the argument at fault.
     """
@@ -47,8 +47,8 @@ class Failure(Exception):
         self.field = field
 
     @classmethod
-    def of(cls, error: LedgerError, *, hint: str | None = None, key: str | None = None) -> "Failure":
-        """The failure an error of the ledger becomes."""
+    def from_error(cls, error: LedgerError, *, hint: str | None = None, key: str | None = None) -> "Failure":
+        """Return the failure for an error of the ledger."""
         exit_code = BAD_INPUT if isinstance(error, InvalidRequest) else DENIED if isinstance(error, Denied) else FAILED
         field = getattr(error, "field", None)
         if hint is None and isinstance(error, NotFound):
@@ -58,21 +58,21 @@ class Failure(Exception):
 
 
 def bad_input(message: str, field: str) -> NoReturn:
-    """Refuse an argument that cannot even be read."""
+    """Raise `InvalidRequest` for an argument of the command line."""
     raise InvalidRequest(message, field=field)
 
 
 def run_guarded(command: Callable[[], object], *, as_json: bool) -> int:
-    """Run `command`; report what it raises; return the exit code.
+    """Run `command`, report what it raises, and return the exit code.
 
-    A defect of this program still ends in its traceback: hiding one would not help whoever has to find it.
+    A defect of this program still ends in its traceback, which is needed to find it.
     """
-    _survive_narrow_encodings()
+    _escape_unencodable_output()
     try:
         code = command()
         sys.stdout.flush()
     except BrokenPipeError:
-        _abandon_stdout()  # whoever read our output, such as `head`, has seen enough
+        _discard_stdout()  # the reader, such as `head`, closed the pipe
         return FAILED
     except (Exception, KeyboardInterrupt) as error:
         failure = _failure_of(error)
@@ -86,16 +86,16 @@ def run_guarded(command: Callable[[], object], *, as_json: bool) -> int:
 
 
 def _failure_of(error: BaseException) -> Failure | None:
-    """The failure to tell for an exception; None for a defect."""
+    """Return the failure for an exception; None for a defect."""
     if isinstance(error, Failure):
         return error
     if isinstance(error, LedgerError):
-        return Failure.of(error)
+        return Failure.from_error(error)
     if isinstance(error, KeyboardInterrupt):
         return Failure("interrupted", "interrupted", exit_code=INTERRUPTED)
     if type(error).__module__.startswith("sqlalchemy."):
-        # Reads and migrations let the driver's errors through; the name of the class is the only import they cost.
-        return Failure.of(Unavailable(f"the database refused: {getattr(error, 'orig', None) or error}"))
+        # Reads and migrations let the driver's errors through. Comparing the module's name saves importing SQLAlchemy.
+        return Failure.from_error(Unavailable(f"the database refused: {getattr(error, 'orig', None) or error}"))
     return _usage_failure(error)
 
 
@@ -126,12 +126,12 @@ def _report(failure: Failure, as_json: bool) -> None:
     sys.stderr.write(f"{text}\n")
 
 
-def _survive_narrow_encodings() -> None:
-    """A tag may hold any printable text; an output that cannot show it gets an escape, not a traceback."""
+def _escape_unencodable_output() -> None:
+    """Print characters that the output's encoding lacks as escapes: a tag may hold any printable text."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def _abandon_stdout() -> None:
-    """Let the interpreter's last flush of standard output go nowhere."""
+def _discard_stdout() -> None:
+    """Send standard output to the null device, so that the interpreter's last flush does not fail."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

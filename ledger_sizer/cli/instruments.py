@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ledger_sizer.cli import output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.ledger_session import ledger_engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 
 instruments = typer.Typer(rich_markup_mode=None)
 
-_NEVER_DENIED = {3: ""}
-_FIGURES = ("min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
+_RULE_FIELDS = ("min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
 
-INSTRUMENTS_HELP = help_epilog("instruments list --venue bybit", "instruments list --json", exits=_NEVER_DENIED)
+INSTRUMENTS_HELP = help_epilog("instruments list --venue bybit", "instruments list --json", exits=NEVER_DENIED)
 
 
 @instruments.callback(epilog=INSTRUMENTS_HELP)
@@ -33,7 +32,7 @@ def group() -> None:
     """
 
 
-@instruments.command("refresh", epilog=help_epilog("instruments refresh --help", exits=_NEVER_DENIED))
+@instruments.command("refresh", epilog=help_epilog("instruments refresh --help", exits=NEVER_DENIED))
 def refresh(
     venue: Annotated[
         list[str] | None,
@@ -47,12 +46,12 @@ def refresh(
     Market rules are public: an exchange needs no API key for this. EXCHANGE_BASE_URL applies to the account it stands
     with.
     """
-    from ledger_sizer.cli.ledger_session import loaded_settings
+    from ledger_sizer.cli.ledger_session import load_settings
     from ledger_sizer.config import ExchangeAccountSettings
     from ledger_sizer.exchanges.accounts import ExchangeAccount
     from ledger_sizer.exchanges.instrument_refresh import refresh_rules
 
-    exchange = loaded_settings().exchange
+    exchange = load_settings().exchange
     known = {found.id: found for found in reversed((exchange.flat(), *exchange.accounts))}
     wanted = venue or sorted({found.id for found in exchange.every()}) or [exchange.id]
     forms = []
@@ -76,9 +75,7 @@ def refresh(
     return 0
 
 
-@instruments.command(
-    "list", epilog=help_epilog("instruments list", "instruments list --venue okx", exits=_NEVER_DENIED)
-)
+@instruments.command("list", epilog=help_epilog("instruments list", "instruments list --venue okx", exits=NEVER_DENIED))
 def list_all(
     venue: Annotated[str | None, typer.Option("--venue", metavar="NAME", help="Only this exchange's.")] = None,
     usable: Annotated[bool, typer.Option("--usable", help="Only markets that a reservation can name now.")] = False,
@@ -93,13 +90,13 @@ def list_all(
     if usable:
         found = [version for version in found if version.rules.active and version.rules.instrument is not None]
     if as_json:
-        output.write_json_list((_form(version) for version in found), lambda: None)
+        output.write_json_list((_rules_form(version) for version in found), lambda: None)
         return 0
-    _table(found, Column("name"), [version.rules.name for version in found])
+    _write_rules_table(found, Column("name"), [version.rules.name for version in found])
     return 0
 
 
-@instruments.command("show", epilog=help_epilog("instruments show --help", exits=_NEVER_DENIED))
+@instruments.command("show", epilog=help_epilog("instruments show --help", exits=NEVER_DENIED))
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As `instruments list` shows it: bybit:BTC/USDT:USDT.")],
     as_json: Json = False,
@@ -116,27 +113,27 @@ def show(
         hint = f"look for it with: ledger-sizer instruments list; load it: instruments refresh {name.partition(':')[0]}"
         raise Failure("not_found", f"the rules of {name} are not known", hint=hint)
     if as_json:
-        output.write_json_list((_form(version) for version in found), lambda: None)
+        output.write_json_list((_rules_form(version) for version in found), lambda: None)
         return 0
-    _table(found, Column("since"), [from_us(version.since_us) for version in found])
+    _write_rules_table(found, Column("since"), [from_us(version.since_us) for version in found])
     return 0
 
 
-def _table(found: "list[RulesVersion]", first: Column, labels: "Sequence[str | datetime]") -> None:
+def _write_rules_table(found: "list[RulesVersion]", first: Column, labels: "Sequence[str | datetime]") -> None:
     from ledger_sizer.model.units import decimal_text
 
-    columns = [first, *(Column(name, keep=5, right=True) for name in _FIGURES), Column("state")]
+    columns = [first, *(Column(name, priority=5, right=True) for name in _RULE_FIELDS), Column("state")]
     rows = []
     for label, version in zip(labels, found, strict=True):
         rules = version.rules
-        # Text, because the figures of different markets have nothing to line up for.
-        figures = [decimal_text(getattr(rules.instrument, name)) if rules.instrument else None for name in _FIGURES]
+        # As text: figures of different markets need no common number of decimals.
+        figures = [decimal_text(getattr(rules.instrument, name)) if rules.instrument else None for name in _RULE_FIELDS]
         state = f"refused: {rules.refused}" if rules.refused else "open" if rules.active else "closed for trading"
         rows.append((label, *figures, state))
     output.table(columns, rows, empty="no rules yet; load them with: ledger-sizer instruments refresh")
 
 
-def _form(version: "RulesVersion") -> dict[str, Any]:
+def _rules_form(version: "RulesVersion") -> dict[str, Any]:
     from ledger_sizer.wire.responses import instrument_to_json
 
     rules = version.rules
@@ -146,12 +143,12 @@ def _form(version: "RulesVersion") -> dict[str, Any]:
         "active": rules.active,
         "rules": None if rules.instrument is None else instrument_to_json(rules.instrument),
         "refused": rules.refused,
-        "since": _time(version.since_us),
-        "until": _time(version.until_us),
+        "since": _time_text(version.since_us),
+        "until": _time_text(version.until_us),
     }
 
 
-def _time(us: int | None) -> str | None:
+def _time_text(us: int | None) -> str | None:
     from ledger_sizer.wire.responses import time_text_of
 
     return None if us is None else time_text_of(us)

@@ -1,4 +1,4 @@
-"""What `--json` prints beyond the wire's own forms: the request beside a decision, caps, a verification's report."""
+"""JSON forms that only `--json` prints: a decision with its request, a cap, a verification's report."""
 
 import json
 from typing import TYPE_CHECKING
@@ -10,17 +10,17 @@ if TYPE_CHECKING:
 
 
 def decision_form(decision: "Decision") -> Json:
-    """A decision as on the wire, with the request it answered."""
+    """Return a decision as on the wire, with the request it answered."""
     return {**decision_to_json(decision), "request": json.loads(decision.request)}
 
 
 def cap_form(portfolio: str, row: "ScopeExposure") -> Json:
-    """One cap of one portfolio, with what it leaves."""
+    """Return one cap of one portfolio, with its exposure and headroom."""
     return {"portfolio": portfolio, **scope_to_json(row)}
 
 
 def report_form(report: "VerifyReport") -> Json:
-    """What a verification read and found."""
+    """Return what a verification read and found."""
     findings = [
         {"portfolio": finding.portfolio, "seq": finding.seq, "what": finding.what} for finding in report.findings
     ]

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ledger_sizer.cli import output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.ledger_session import ledger_engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 keys = typer.Typer(rich_markup_mode=None)
 
 RoleName = Literal["read", "trade", "admin"]
-_NEVER_DENIED = {3: ""}
 
-KEYS_HELP = help_epilog("keys create bot-1 --role trade --portfolio main", "keys list --json", exits=_NEVER_DENIED)
+KEYS_HELP = help_epilog("keys create bot-1 --role trade --portfolio main", "keys list --json", exits=NEVER_DENIED)
 
 
 @keys.callback(epilog=KEYS_HELP)
@@ -30,7 +29,7 @@ def group() -> None:
     """
 
 
-@keys.command("create", epilog=help_epilog("keys create bot-1 --role trade", exits=_NEVER_DENIED))
+@keys.command("create", epilog=help_epilog("keys create bot-1 --role trade", exits=NEVER_DENIED))
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for listings and logs.")],
     role: Annotated[
@@ -48,14 +47,14 @@ def create(
     with ledger_engine_at(database_url, create=True) as engine:
         made = create_key(engine, name, role, portfolio or ())
     if as_json:
-        output.write_json({**_form(made.key), "token": made.token})
+        output.write_json({**_key_form(made.key), "token": made.token})
         return 0
     output.headline(f"made key {made.key.key_id} for {made.key.name}: {made.key.role}", "ok")
     output.details([("portfolios", _portfolios(made.key)), ("token", made.token), ("note", "it is not shown again")])
     return 0
 
 
-@keys.command("list", epilog=help_epilog("keys list", exits=_NEVER_DENIED))
+@keys.command("list", epilog=help_epilog("keys list", exits=NEVER_DENIED))
 def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Show all keys, revoked ones too, never their tokens."""
     from ledger_sizer.service.api_keys import list_keys
@@ -63,7 +62,7 @@ def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     with ledger_engine_at(database_url) as engine:
         found = list_keys(engine)
     if as_json:
-        output.write_json_list((_form(key) for key in found), lambda: None)
+        output.write_json_list((_key_form(key) for key in found), lambda: None)
         return 0
     output.table(
         [Column("key"), Column("name"), Column("role"), Column("portfolios"), Column("created"), Column("revoked")],
@@ -73,7 +72,7 @@ def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     return 0
 
 
-@keys.command("revoke", epilog=help_epilog("keys revoke 0123456789ab", exits=_NEVER_DENIED))
+@keys.command("revoke", epilog=help_epilog("keys revoke 0123456789ab", exits=NEVER_DENIED))
 def revoke(
     key_id: Annotated[str, typer.Argument(metavar="KEY_ID", help="As `keys list` shows it.")],
     as_json: Json = False,
@@ -85,7 +84,7 @@ def revoke(
     with ledger_engine_at(database_url) as engine:
         key = revoke_key(engine, key_id)
     if as_json:
-        output.write_json(_form(key))
+        output.write_json(_key_form(key))
         return 0
     output.headline(f"revoked key {key.key_id} of {key.name}", "ok")
     return 0
@@ -95,7 +94,7 @@ def _portfolios(key: "ApiKey") -> str:
     return "all" if key.portfolios is None else ", ".join(key.portfolios)
 
 
-def _form(key: "ApiKey") -> dict[str, object]:
+def _key_form(key: "ApiKey") -> dict[str, object]:
     from ledger_sizer.wire.responses import time_text
 
     return {

@@ -1,4 +1,4 @@
-"""Opening the ledger a command is about, and running one verb on it."""
+"""Opens the ledger or the database of a command line, and runs one verb on the ledger."""
 
 import json
 import shlex
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
 @contextmanager
 def ledger_at(url: str | None, *, create: bool = False) -> Iterator["Ledger"]:
-    """The ledger at `url`, or at the settings' own, open for the length of a `with` block.
+    """Open the ledger at `url`, or at the settings' URL, for the length of a `with` block.
 
-    create: whether a missing SQLite file may be made. Only a command that may be a ledger's first does that; any other
-    one was given the wrong path, and an empty ledger that answers "nothing open" would be the worst reply.
+    create: whether to create a missing SQLite file. Only commands that may begin a ledger do. Any other command was
+    given a wrong path, and an empty ledger that answers "nothing open" would be the worst reply.
     """
     from ledger_sizer.ledger.ledger import Ledger
 
-    settings = loaded_settings()
-    target = target_of(url, settings, create=create)
+    settings = load_settings()
+    target = resolve_database_url(url, settings, create=create)
     with Ledger.open(target, settings=settings) as ledger:
         yield ledger
 
 
 @contextmanager
 def engine_at(url: str | None, *, create: bool = False, read_only: bool = False) -> Iterator["Engine"]:
-    """An engine on the database at `url`, or on the settings' own, whatever it holds."""
+    """Open an engine on the database at `url`, or at the settings' URL, whatever its schema."""
     from ledger_sizer.storage.database import make_engine
 
-    settings = loaded_settings()
-    engine = make_engine(target_of(url, settings, create=create), settings.ledger, read_only=read_only)
+    settings = load_settings()
+    engine = make_engine(resolve_database_url(url, settings, create=create), settings.ledger, read_only=read_only)
     try:
         yield engine
     finally:
@@ -50,18 +50,18 @@ def engine_at(url: str | None, *, create: bool = False, read_only: bool = False)
 
 @contextmanager
 def ledger_engine_at(url: str | None, *, create: bool = False) -> Iterator["Engine"]:
-    """An engine on a ledger's database, for the rows beside the ledger; it must be at this version's migration."""
+    """Open an engine on a ledger's database, for the tables beside the ledger. Requires this version's schema."""
     from ledger_sizer.storage.database import is_sqlite, require_head, upgrade
 
     with engine_at(url, create=create) as engine:
         if create and is_sqlite(engine.url):
-            upgrade(engine.url)  # as opening the embedded ledger would
+            upgrade(engine.url)  # as `Ledger.open` does
         require_head(engine)
         yield engine
 
 
-def loaded_settings() -> "AppSettings":
-    """The settings, with the log going to standard error: warnings and errors, or what LOG_LEVEL says."""
+def load_settings() -> "AppSettings":
+    """Load the settings, and log to standard error: warnings and errors, or from LOG_LEVEL on."""
     from ledger_sizer.config import AppSettings
     from ledger_sizer.telemetry import configure_logging
 
@@ -70,8 +70,12 @@ def loaded_settings() -> "AppSettings":
     return settings
 
 
-def target_of(url: str | None, settings: "AppSettings", *, create: bool) -> str:
-    """The database a command is about. Refuses a URL that names none, and to create what only exists by a typo."""
+def resolve_database_url(url: str | None, settings: "AppSettings", *, create: bool) -> str:
+    """Return the URL of a command's database: `url`, or the settings'.
+
+    Raises `InvalidRequest` for a URL that cannot be used. Without `create`, raises `Failure` for a missing SQLite
+    file.
+    """
     from ledger_sizer.storage.database import database_url, is_sqlite
 
     target = settings.ledger.database_url if url is None else url
@@ -84,14 +88,14 @@ def target_of(url: str | None, settings: "AppSettings", *, create: bool) -> str:
 
 
 def new_key() -> str:
-    """An idempotency key nobody used before."""
+    """Return a new idempotency key."""
     from uuid import uuid4
 
     return f"cli-{uuid4()}"
 
 
 def run_verb(command: "AnyCommand", *, url: str | None, as_json: bool, create: bool = False) -> int:
-    """Run one command, show its decision, return the exit code."""
+    """Run one command, show its decision, and return the exit code."""
     with ledger_at(url, create=create) as ledger:
         decision = _run(ledger, command)
         if as_json:
@@ -106,19 +110,19 @@ def run_verb(command: "AnyCommand", *, url: str | None, as_json: bool, create: b
 
 
 def _run(ledger: "Ledger", command: "AnyCommand") -> "Decision":
-    """Run the command; where its outcome may be unknown, name the key that settles it."""
+    """Run the command. An error after which its outcome may be unknown names the key to send again."""
     again = f"run the same command with --key {shlex.quote(command.key)} to learn what became of it"
     try:
         return ledger.run(command)
     except LedgerError as error:
-        raise Failure.of(error, hint=again if error.retryable else None, key=command.key) from error
+        raise Failure.from_error(error, hint=again if error.retryable else None, key=command.key) from error
     except KeyboardInterrupt:
         message = "interrupted before the answer came"
         raise Failure("interrupted", message, exit_code=errors.INTERRUPTED, hint=again, key=command.key) from None
 
 
 def show_decision(decision: "Decision") -> None:
-    """A decision for a person: what came of it, then what it rests on."""
+    """Show a decision to a person: its outcome, then the details."""
     before, after = output.figure(decision.exposure_before, 2), output.figure(decision.exposure_after, 2)
     recorded = decision.seq is not None
     output.headline(_headline(decision), decision.outcome)
@@ -126,7 +130,7 @@ def show_decision(decision: "Decision") -> None:
         [
             ("position", decision.position_id),
             ("quantity", decision.quantity),
-            ("scope" if decision.command in _ABOUT_A_SCOPE else "bound by", decision.binding),
+            ("scope" if decision.command in _SCOPE_COMMANDS else "bound by", decision.binding),
             ("expires at", decision.expires_at),
             ("exposure", f"{before} -> {after} USD"),
             ("decision", f"{decision.portfolio} #{decision.seq}" if recorded else None),
@@ -135,12 +139,12 @@ def show_decision(decision: "Decision") -> None:
     )
 
 
-_ABOUT_A_SCOPE = ("set_cap", "halt", "resume", "freeze", "thaw", "reconciled")
+_SCOPE_COMMANDS = ("set_cap", "halt", "resume", "freeze", "thaw", "reconciled")
 _MAY_EXCEED_A_CAP = ("confirm", "adopt", "set_cap")
 
 
 def _warn_of_overage(ledger: "Ledger", portfolio: str) -> None:
-    """Say which caps are exceeded now: facts may do that, and then nothing more is granted there."""
+    """Name the caps that are exceeded now. Facts may exceed a cap; nothing more is granted there."""
     for row in ledger.exposure(portfolio).scopes:
         if row.overage:
             excess = (

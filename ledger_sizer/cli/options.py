@@ -1,7 +1,7 @@
-"""Options that commands share, and how their text becomes exact values.
+"""Options that commands share, and the parsers of their text into exact values.
 
-The parsers here only read: whether a value makes sense (a score above 1, a step of 0) is for the ledger to say, once,
-in the same words for every face.
+The parsers check the form only. The ledger checks whether a value makes sense (a score above 1, a step of 0), so that
+the error is the same here, over HTTP and in Python.
 """
 
 import re
@@ -54,7 +54,7 @@ Cursor = Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="
 Limit = Annotated[str, typer.Option("--limit", metavar="N", help="Rows of a page, 1 to 1000.")]
 Everything = Annotated[bool, typer.Option("--all", help="Every page, from the cursor to the end.")]
 
-# Literals, because the domain's own types would have to be imported to print `--help`; a test keeps them equal.
+# Literals, so that `--help` need not import the domain's types. A test keeps them equal.
 State = Literal["held", "open", "closed", "released", "expired", "live"]
 OutcomeName = Literal["granted", "denied", "applied"]
 ReasonName = Literal[
@@ -80,19 +80,19 @@ _WHOLE_DIGITS_MAX = 18
 
 
 def decimal(text: str, field: str) -> Decimal:
-    """The exact number a text says. Raises `InvalidRequest` for NaN, infinity, `1,000`, `1_000` and words."""
+    """Parse an exact number. Raises `InvalidRequest` for NaN, infinity, `1,000`, `1_000` and words."""
     if not _NUMBER.fullmatch(text):
         bad_input(f"{field} must be a number such as 0.9 or 50000, got {text!r}", field)
     return Decimal(text)
 
 
 def optional_decimal(text: str | None, field: str) -> Decimal | None:
-    """`decimal`, or None where the option was not given."""
+    """Parse a number like `decimal`. None, an option that was not given, stays None."""
     return None if text is None else decimal(text, field)
 
 
 def whole_number(text: str, field: str, least: int = 0) -> int:
-    """A whole number that is at least `least`, which is not below 0."""
+    """Parse a whole number of at least `least`, which is 0 or above, and at most 18 digits."""
     if len(text) > _WHOLE_DIGITS_MAX and _WHOLE.fullmatch(text):
         bad_input(f"{field} must have at most {_WHOLE_DIGITS_MAX} digits, got {text!r}", field)
     if not _WHOLE.fullmatch(text) or int(text) < least:
@@ -101,7 +101,7 @@ def whole_number(text: str, field: str, least: int = 0) -> int:
 
 
 def timestamp(text: str | None, field: str) -> datetime | None:
-    """A time in ISO 8601 with its zone, such as `2026-01-31T12:00:00Z`."""
+    """Parse a time in ISO 8601 with its zone, such as `2026-01-31T12:00:00Z`. None stays None."""
     if text is None:
         return None
     try:
@@ -115,7 +115,7 @@ def timestamp(text: str | None, field: str) -> datetime | None:
 
 
 def tags(texts: list[str] | None) -> dict[str, str]:
-    """`["venue=bybit"]` -> `{"venue": "bybit"}`."""
+    """Parse `["venue=bybit"]` into `{"venue": "bybit"}`."""
     found: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
@@ -127,19 +127,22 @@ def tags(texts: list[str] | None) -> dict[str, str]:
     return found
 
 
-_INSTRUMENT = ("symbol", "min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
-_INSTRUMENT_NEEDS = 4
-_LEG = ("venue", "symbol", "kind", "side", "quantity", "price")
-_LEG_NEEDS = 5
+_INSTRUMENT_FIELDS = ("symbol", "min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
+_INSTRUMENT_FIELDS_REQUIRED = 4
+_LEG_FIELDS = ("venue", "symbol", "kind", "side", "quantity", "price")
+_LEG_FIELDS_REQUIRED = 5
 
 
 def instrument(text: str | None, field: str) -> "InstrumentInfo | str | None":
-    """`SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]]`, JSON of these, or a name."""
+    """Parse `SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]]`, or a JSON object of these.
+
+    Returns a name, such as bybit:BTC/USDT, as it is, and None for None.
+    """
     from ledger_sizer.model.instruments import InstrumentInfo
 
     if text is None or (":" in text and "," not in text and not text.lstrip().startswith("{")):
         return text
-    parts = _parts(text, field, _INSTRUMENT, _INSTRUMENT_NEEDS)
+    parts = _split_fields(text, field, _INSTRUMENT_FIELDS, _INSTRUMENT_FIELDS_REQUIRED)
     exact: dict[str, Any] = {
         name: decimal(value, f"{field} {name}") for name, value in parts.items() if name != "symbol"
     }
@@ -147,11 +150,11 @@ def instrument(text: str | None, field: str) -> "InstrumentInfo | str | None":
 
 
 def legs(texts: list[str] | None) -> "tuple[Leg, ...] | None":
-    """Each `VENUE,SYMBOL,KIND,SIDE,QUANTITY[,PRICE]`, or a JSON object of these; None where none was given."""
+    """Parse each `VENUE,SYMBOL,KIND,SIDE,QUANTITY[,PRICE]`, or JSON object of these. Returns None without any."""
     from ledger_sizer.model.instruments import Leg
 
     def leg(text: str) -> Leg:
-        given: dict[str, Any] = dict(_parts(text, "leg", _LEG, _LEG_NEEDS))
+        given: dict[str, Any] = dict(_split_fields(text, "leg", _LEG_FIELDS, _LEG_FIELDS_REQUIRED))
         for name in ("quantity", "price"):
             if name in given:
                 given[name] = decimal(given[name], f"leg {name}")
@@ -160,30 +163,30 @@ def legs(texts: list[str] | None) -> "tuple[Leg, ...] | None":
     return tuple(leg(text) for text in texts) if texts else None
 
 
-def _parts(text: str, field: str, names: tuple[str, ...], needed: int) -> dict[str, str]:
-    """The named parts of a comma separated text or of a JSON object, as texts."""
-    shape = f"{','.join(names[:needed])}[,{'[,'.join(names[needed:])}{']' * (len(names) - needed)}"
+def _split_fields(text: str, field: str, names: tuple[str, ...], required: int) -> dict[str, str]:
+    """Split a comma-separated text or a JSON object into its named fields, as text."""
+    shape = f"{','.join(names[:required])}[,{'[,'.join(names[required:])}{']' * (len(names) - required)}"
     if text.lstrip().startswith("{"):
-        return _json_parts(text, field, names, names[:needed])
+        return _json_fields(text, field, names, names[:required])
     values = [value.strip() for value in text.split(",")]
-    if not needed <= len(values) <= len(names):
+    if not required <= len(values) <= len(names):
         bad_input(f"{field} must be {shape} or a JSON object of these, got {text!r}", field)
     return dict(zip(names, values, strict=False))
 
 
-def _json_parts(text: str, field: str, names: tuple[str, ...], needed: tuple[str, ...]) -> dict[str, str]:
+def _json_fields(text: str, field: str, names: tuple[str, ...], required: tuple[str, ...]) -> dict[str, str]:
     import json
 
     try:
-        # Numbers keep their digits: the parser hands over the text it read, never a float.
+        # Numbers stay text, so that they keep their digits; never a float.
         given = json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
     except ValueError as error:
         bad_input(f"{field} is not valid JSON: {error}", field)
     given = {name: value for name, value in given.items() if value is not None}
-    if strange := [name for name in given if name not in names]:
-        bad_input(f"{field} has no {strange[0]!r}; it takes {', '.join(names)}", field)
-    if missing := [name for name in needed if name not in given]:
-        bad_input(f"{field} lacks {missing[0]!r}; it needs {', '.join(needed)}", field)
+    if unknown := [name for name in given if name not in names]:
+        bad_input(f"{field} has no {unknown[0]!r}; it takes {', '.join(names)}", field)
+    if missing := [name for name in required if name not in given]:
+        bad_input(f"{field} lacks {missing[0]!r}; it needs {', '.join(required)}", field)
     for name, value in given.items():
         if not isinstance(value, str):
             bad_input(f"{field} {name} must be text or a number, got {value!r}", field)

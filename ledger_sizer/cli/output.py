@@ -1,11 +1,12 @@
-"""Showing results: tables on a terminal, aligned plain text elsewhere, one JSON document with `--json`.
+"""Writes results: tables on a terminal, aligned plain text elsewhere, one JSON document with `--json`.
 
-Figures keep every digit they have; a column of them shares one number of decimals, so that points stand below points.
+Figures keep every digit. The figures of a column share one number of decimals, so that their decimal points align.
 """
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -33,46 +34,46 @@ _STYLES = {
     "released": "dim",
     "expired": "dim",
 }
-"""Colours of the few words that ask for attention, or for none."""
+"""Styles of outcomes and states; any other text is plain."""
 
 _GAP = 2
 ALWAYS = 10
-"""Columns that matter so much are wrapped rather than hidden."""
+"""The priority of columns that are wrapped rather than hidden."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of a table.
 
-    keep: how much it matters; a terminal too narrow for all columns shows the highest, and those at ALWAYS.
-    usd: figures are money and have at least two decimals. right: text that stands flush right, as figures do anyway.
-    alert: a figure above 0 is worth red.
+    priority: a terminal too narrow for all columns shows those with the highest, and always those at ALWAYS.
+    usd: figures are money and have at least two decimals. right: aligns text right, as figures always are.
+    alert: shows what is neither 0 nor absent in red.
     """
 
     title: str
-    keep: int = 9
+    priority: int = 9
     usd: bool = False
     right: bool = False
     alert: bool = False
 
 
 def on_terminal() -> bool:
-    """Whether a person reads standard output."""
+    """Return whether standard output is a terminal."""
     return sys.stdout.isatty()
 
 
 def write(text: str) -> None:
-    """One or more plain lines."""
+    """Write one or more plain lines to standard output."""
     sys.stdout.write(f"{text}\n")
 
 
 def note(text: str) -> None:
-    """A line beside the result, on standard error, so that it never mixes with data."""
+    """Write a line to standard error, where it never mixes with data."""
     sys.stderr.write(f"{text}\n")
 
 
 def write_file(parts: Iterable[bytes], path: str | None) -> None:
-    """The parts as they come, to a file, or to standard output. A file appears under its name only when complete."""
+    """Write the parts as they come, to a file or standard output. A file gets its name only when complete."""
     if path is None:
         for part in parts:
             sys.stdout.buffer.write(part)
@@ -91,30 +92,30 @@ def write_file(parts: Iterable[bytes], path: str | None) -> None:
 
 
 def write_json(document: Any) -> None:
-    """One JSON document, in ASCII, so that no output encoding can spoil it."""
+    """Write one JSON document, in ASCII, which every output encoding can represent."""
     write(json.dumps(document, indent=2))
 
 
 def write_json_list(items: Iterable[Any], cursor: Callable[[], str | None]) -> None:
-    """`{"items": [...], "cursor": ...}`, one item a line, written as it comes: a long history needs no memory.
+    """Write `{"items": [...], "cursor": ...}`, one item a line, as they come: a long history needs no memory.
 
-    Nothing is written before the first item is there, so that a refused request leaves standard output empty.
+    Writes nothing before the first item is there, so that a refused request leaves standard output empty.
     """
-    before = '{"items": [\n'
+    prefix = '{"items": [\n'
     for item in items:
-        sys.stdout.write(before + json.dumps(item))
-        before = ",\n"
-    start = before if before.startswith("{") else "\n"
-    write(f'{start}], "cursor": {json.dumps(cursor())}}}')
+        sys.stdout.write(prefix + json.dumps(item))
+        prefix = ",\n"
+    end = prefix if prefix.startswith("{") else "\n"
+    write(f'{end}], "cursor": {json.dumps(cursor())}}}')
 
 
 def count(number: int, noun: str) -> str:
-    """`1 hold`, `2 holds`."""
+    """Return a number with its noun: `1 hold`, `2 holds`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def headline(text: str, outcome: str) -> None:
-    """The first line of a result: what came of it, in its colour."""
+    """Write the first line of a result, in the colour of its outcome."""
     if on_terminal():
         from rich.text import Text
 
@@ -124,7 +125,7 @@ def headline(text: str, outcome: str) -> None:
 
 
 def details(pairs: Sequence[tuple[str, Cell]]) -> None:
-    """Names and values below a headline; absent values are left out."""
+    """Write names and values below a headline. Leaves out absent values."""
     shown = [(name, _cell_text(value, 0)) for name, value in pairs if value is not None]
     width = max((len(name) for name, _ in shown), default=0)
     if not on_terminal():
@@ -139,7 +140,7 @@ def details(pairs: Sequence[tuple[str, Cell]]) -> None:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, empty: str) -> None:
-    """Rows below their titles; `empty` is said where there are none."""
+    """Write rows below their titles, or `empty` where there are none."""
     if not rows:
         write(empty)
         return
@@ -155,13 +156,13 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, empty: s
 
 
 def _column_texts(column: Column, cells: Sequence[Cell]) -> list[str]:
-    """The texts of one column, its figures with one number of decimals."""
+    """Return the texts of one column, its figures with one number of decimals."""
     figures = [cell for cell in cells if isinstance(cell, Decimal)]
-    places = max(chain([2 if column.usd else 0], (_places(figure) for figure in figures)))
+    places = max(chain([2 if column.usd else 0], (_decimal_places(figure) for figure in figures)))
     return [_cell_text(cell, places) for cell in cells]
 
 
-def _places(value: Decimal) -> int:
+def _decimal_places(value: Decimal) -> int:
     return len(decimal_text(value).partition(".")[2])
 
 
@@ -175,7 +176,7 @@ def _cell_text(cell: Cell, places: int) -> str:
 
 
 def figure(value: Decimal, places: int = 0) -> str:
-    """Every digit of `value` and at least so many decimals; with thousands separators for a person."""
+    """Format every digit of `value`, at least `places` decimals, and thousands separators on a terminal."""
     whole, _, fraction = decimal_text(value).partition(".")
     if on_terminal() and whole != "-0":
         whole = f"{int(whole):,}"
@@ -205,7 +206,7 @@ def _rich_table(columns: Sequence[Column], texts: Sequence[Sequence[str]], right
     from rich.text import Text
 
     console = _console()
-    shown = _fitting(columns, _widths(columns, texts), console.width)
+    shown = _columns_that_fit(columns, _widths(columns, texts), console.width)
     grid = Table(box=None, padding=(0, _GAP, 0, 0), header_style="bold", pad_edge=False)
     for number in shown:
         justify: Literal["left", "right"] = "right" if right[number] else "left"
@@ -224,14 +225,39 @@ def _style(column: Column, text: str) -> str:
     return "dim" if text == "-" else _STYLES.get(text, "")
 
 
-def _fitting(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[int]:
-    """Numbers of the columns to show, chosen by how much they matter while there is room."""
+def _columns_that_fit(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[int]:
+    """Return the numbers of the columns to show: by priority, while there is room."""
     shown: list[int] = []
-    for number in sorted(range(len(columns)), key=lambda number: -columns[number].keep):
+    for number in sorted(range(len(columns)), key=lambda number: -columns[number].priority):
         needed = sum(widths[other] + _GAP for other in shown) + widths[number]
-        if needed <= room or columns[number].keep >= ALWAYS:
+        if needed <= room or columns[number].priority >= ALWAYS:
             shown.append(number)
     return sorted(shown)
+
+
+@contextmanager
+def progress_bar(
+    description: str, *, total: int | None = None, unit: str = "", as_json: bool
+) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show a progress bar on standard error. Yields the function that updates it: (description, done, total).
+
+    Yields None with `--json`, and where standard error is not a terminal.
+    """
+    if as_json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        *([TextColumn(unit)] if unit else []),
+    ]
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda text, done, total: bar.update(task, description=text, completed=done, total=total)
 
 
 def _console() -> "Console":

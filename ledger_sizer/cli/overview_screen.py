@@ -1,4 +1,4 @@
-"""An `Overview` as a screenful of terminal: what the dashboard shows, in the same figures and words."""
+"""Renders an `Overview` for a terminal: what the dashboard shows, in the same figures and words."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ledger_sizer.model.overview import Detail, Overview
 
 _BAR_WIDTH = 20
-_SPARKS = "▁▂▃▄▅▆▇█"
+_SPARK_LEVELS = "▁▂▃▄▅▆▇█"
 _STYLES = {
     "granted": "green",
     "denied": "red",
@@ -32,31 +32,31 @@ _STYLES = {
     "confirmed": "bold red",
     "acknowledged": "dim",
 }
-_SCOPES_SHARE = 3
-"""One row in so many of the terminal goes to scopes; reservations, positions and decisions share the rest."""
-
+_ROWS_PER_SCOPE = 3
+"""The terminal shows at most one scope for so many rows; reservations, positions and decisions share the rest."""
 
 _DRIFTS_MAX = 5
 
 
 def render_overview(
-    overview: "Overview", *, source: str, width: int, height: int | None, trouble: str = ""
+    overview: "Overview", *, source: str, width: int, height: int | None, problem: str = ""
 ) -> "RenderableType":
-    """The picture. height: rows to fit into, None for all there is. trouble: why it is not of now, if it is not."""
+    """Return the screen. height: rows to fit into, None for everything. problem: why the overview is not current."""
     from rich.console import Group
     from rich.text import Text
 
     title = Text.assemble(
         ("ledger-sizer top", "bold"), f"  {source}  ", (f"{formatting.clock(overview.read_at)}Z", "dim"),
-        (f"  {trouble}" if trouble else "", "bold red"),
+        (f"  {problem}" if problem else "", "bold red"),
     )  # fmt: skip
     detail = overview.detail
     if detail is None:
         return Group(title, Text("no portfolio yet"))
-    scopes, rows = _shares(overview, detail, height)
+    scopes, rows = _rows_that_fit(overview, detail, height)
     blank = Text("")
     return Group(
-        title, blank, _sum(detail, overview.read_at), _line(detail, overview.read_at, min(width, 160) - 12), blank,
+        title, blank, _summary_line(detail, overview.read_at),
+        _exposure_sparkline(detail, overview.read_at, min(width, 160) - 12), blank,
         _scopes(overview, detail, scopes), blank,
         _reconciliation(detail), blank,
         _holds(detail, overview.read_at, rows), blank,
@@ -65,18 +65,18 @@ def render_overview(
     )  # fmt: skip
 
 
-def _shares(overview: "Overview", detail: "Detail", height: int | None) -> tuple[int, int]:
-    """How many scopes, and how many rows of each other list, fit into the height."""
+def _rows_that_fit(overview: "Overview", detail: "Detail", height: int | None) -> tuple[int, int]:
+    """Return how many scopes, and how many rows of each other list, fit into the height."""
     scopes = len(overview.portfolios) + len(detail.scopes) - 1
     if height is None:
         return scopes, 1000
-    scopes = max(min(scopes, height // _SCOPES_SHARE), 1)
+    scopes = max(min(scopes, height // _ROWS_PER_SCOPE), 1)
     # Titles, blank lines, table heads, and the lines of the reconciliation.
     rest = height - scopes - 15 - min(len(detail.reconciliation.drifts), _DRIFTS_MAX)
     return scopes, max(rest // 3, 1)
 
 
-def _sum(detail: "Detail", now: datetime) -> "Text":
+def _summary_line(detail: "Detail", now: datetime) -> "Text":
     from rich.text import Text
 
     whole = detail.whole
@@ -94,22 +94,22 @@ def _sum(detail: "Detail", now: datetime) -> "Text":
     return text
 
 
-def _line(detail: "Detail", until: datetime, width: int) -> "Text":
-    """Exposure over time, the highest of each stretch, on the scale of the cap."""
+def _exposure_sparkline(detail: "Detail", until: datetime, width: int) -> "Text":
+    """Draw exposure over time: the highest value of each interval, on the scale of the cap."""
     from rich.text import Text
 
     since = detail.line.since
     span = (until - since).total_seconds()
     highest: list[Decimal | None] = [None] * max(width, 1)
     for point in detail.line.points:
-        place = min(max(int((point.at - since).total_seconds() / span * len(highest)), 0), len(highest) - 1)
-        highest[place] = max(highest[place] or Decimal(0), point.high)
+        column = min(max(int((point.at - since).total_seconds() / span * len(highest)), 0), len(highest) - 1)
+        highest[column] = max(highest[column] or Decimal(0), point.high)
     top = max([detail.whole.cap or Decimal(0), *[value for value in highest if value is not None]]) or Decimal(1)
     last = Decimal(0)
     sparks = ""
     for value in highest:
         last = last if value is None else value
-        sparks += _SPARKS[min(int(last / top * len(_SPARKS)), len(_SPARKS) - 1)] if last else " "
+        sparks += _SPARK_LEVELS[min(int(last / top * len(_SPARK_LEVELS)), len(_SPARK_LEVELS) - 1)] if last else " "
     return Text.assemble((f"last {span / 3600:.0f} h  ", "dim"), (sparks, "blue"))
 
 
@@ -143,7 +143,7 @@ def _scopes(overview: "Overview", detail: "Detail", rows: int) -> "Table":
 
 
 def _bar(scope: "ScopeExposure") -> "Text":
-    """Open capital solid, held capital hatched, headroom as dots."""
+    """Draw open capital solid, held capital hatched, headroom as dots."""
     from rich.text import Text
 
     if scope.cap is None:
@@ -155,7 +155,7 @@ def _bar(scope: "ScopeExposure") -> "Text":
 
 
 def _reconciliation(detail: "Detail") -> "RenderableType":
-    """The last run, and the drifts that are not resolved."""
+    """Show the last run, and the drifts that are not resolved."""
     from rich.console import Group
     from rich.text import Text
 
@@ -216,7 +216,7 @@ def _styled(word: str) -> "Text":
 
 
 def _plain(text: str) -> "Text":
-    """Text that is shown as it is: a tag may hold what a terminal library takes for markup."""
+    """Return text that is shown as it is: a tag may look like markup."""
     from rich.text import Text
 
     return Text(text)

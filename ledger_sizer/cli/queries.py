@@ -1,13 +1,12 @@
 """The commands that read: exposure, positions, history, explain."""
 
 from collections.abc import Callable, Iterator
-from decimal import ROUND_UP, Decimal
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import (
     AnyPortfolio,
     CommandName,
@@ -30,9 +29,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_NEVER_DENIED = {3: ""}
 
-EXPOSURE_HELP = help_epilog("exposure", "exposure --portfolio main --json", "exposure --as-of 1", exits=_NEVER_DENIED)
+EXPOSURE_HELP = help_epilog("exposure", "exposure --portfolio main --json", "exposure --as-of 1", exits=NEVER_DENIED)
 
 
 def exposure(
@@ -51,9 +49,9 @@ def exposure(
     from ledger_sizer.cli.ledger_session import ledger_at
 
     is_seq = as_of is not None and as_of.isascii() and as_of.isdigit()
-    moment = options.whole_number(as_of or "", "as_of") if is_seq else options.timestamp(as_of, "as_of")
+    point = options.whole_number(as_of or "", "as_of") if is_seq else options.timestamp(as_of, "as_of")
     with ledger_at(database_url) as ledger:
-        found = ledger.exposure(portfolio, as_of=moment)
+        found = ledger.exposure(portfolio, as_of=point)
     if as_json:
         from ledger_sizer.wire.responses import exposure_to_json
 
@@ -63,16 +61,26 @@ def exposure(
         [
             Column("scope"),
             Column("cap USD", usd=True),
-            Column("held USD", usd=True, keep=5),
-            Column("open USD", usd=True, keep=5),
+            Column("held USD", usd=True, priority=5),
+            Column("open USD", usd=True, priority=5),
             Column("exposure USD", usd=True),
             Column("headroom USD", usd=True),
             Column("overage USD", usd=True, alert=True),
-            Column("used", keep=4, right=True),
+            Column("used", priority=4, right=True),
             Column("status"),
         ],
         [
-            (row.scope, row.cap, row.held, row.open, row.exposure, row.headroom, row.overage, _used(row), row.status)
+            (
+                row.scope,
+                row.cap,
+                row.held,
+                row.open,
+                row.exposure,
+                row.headroom,
+                row.overage,
+                _used_percent(row),
+                row.status,
+            )
             for row in found.scopes
         ],
         empty="no scopes",
@@ -80,19 +88,18 @@ def exposure(
     return 0
 
 
-def _used(row: "ScopeExposure") -> str | None:
-    """The part of its cap a scope uses, in percent, rounded up: a full cap never looks like a free one."""
-    if not row.cap:
-        return None
-    percent = (row.exposure / row.cap * 100).quantize(Decimal("0.1"), rounding=ROUND_UP)
-    return f"{percent} %"
+def _used_percent(row: "ScopeExposure") -> str | None:
+    from ledger_sizer.dashboard.formatting import percent_of_cap
+
+    used = percent_of_cap(row)
+    return None if used is None else f"{used} %"
 
 
 POSITIONS_HELP = help_epilog(
     "positions --state live",
     "positions --portfolio main --tag venue=bybit --limit 20",
     "positions --all --json",
-    exits=_NEVER_DENIED,
+    exits=NEVER_DENIED,
 )
 
 
@@ -122,22 +129,22 @@ def positions(
         if as_json:
             from ledger_sizer.wire.responses import position_to_json
 
-            _json_pages(page_at, cursor, everything, position_to_json)
+            _write_json_pages(page_at, cursor, everything, position_to_json)
         else:
-            _table_pages(page_at, cursor, everything, _POSITION_COLUMNS, _position_row, "no positions")
+            _write_table_pages(page_at, cursor, everything, _POSITION_COLUMNS, _position_row, "no positions")
     return 0
 
 
 _POSITION_COLUMNS = [
     Column("position"),
     Column("state"),
-    Column("tags", keep=5),
+    Column("tags", priority=5),
     Column("held USD", usd=True),
     Column("open USD", usd=True),
-    Column("quantity", keep=6),
-    Column("price USD", keep=4),
-    Column("opened at", keep=2),
-    Column("expires at", keep=3),
+    Column("quantity", priority=6),
+    Column("price USD", priority=4),
+    Column("opened at", priority=2),
+    Column("expires at", priority=3),
 ]
 
 
@@ -154,7 +161,7 @@ HISTORY_HELP = help_epilog(
     "history --outcome denied --reason cap_exceeded --since 2026-01-01T00:00:00Z",
     "history --symbol BTC --strategy funding --all --json",
     "history --export csv --since 2026-01-01T00:00:00Z --out history.csv",
-    exits=_NEVER_DENIED,
+    exits=NEVER_DENIED,
 )
 
 
@@ -216,24 +223,24 @@ def history(
         elif as_json:
             from ledger_sizer.cli.json_forms import decision_form
 
-            _json_pages(page_at, cursor, everything, decision_form)
+            _write_json_pages(page_at, cursor, everything, decision_form)
         else:
-            _table_pages(page_at, cursor, everything, _DECISION_COLUMNS, _decision_row, "no decisions")
+            _write_table_pages(page_at, cursor, everything, _DECISION_COLUMNS, _decision_row, "no decisions")
     return 0
 
 
 _DECISION_COLUMNS = [
     Column("seq"),
-    Column("decided at", keep=6),
+    Column("decided at", priority=6),
     Column("command"),
     Column("outcome"),
-    Column("reason", keep=7),
+    Column("reason", priority=7),
     Column("position"),
-    Column("budget USD", usd=True, keep=8),
-    Column("quantity", keep=5),
-    Column("bound by", keep=4),
-    Column("exposure USD", usd=True, keep=3),
-    Column("key", keep=2),
+    Column("budget USD", usd=True, priority=8),
+    Column("quantity", priority=5),
+    Column("bound by", priority=4),
+    Column("exposure USD", usd=True, priority=3),
+    Column("key", priority=2),
 ]
 
 
@@ -245,7 +252,7 @@ def _decision_row(decision: "Decision") -> tuple[Cell, ...]:
 
 
 def _pages(page_at: "Callable[[str | None], Page[T]]", cursor: str | None, everything: bool) -> "Iterator[Page[T]]":
-    """One page, or all from the cursor on."""
+    """Yield one page, or all pages from the cursor on."""
     while True:
         page = page_at(cursor)
         yield page
@@ -254,20 +261,20 @@ def _pages(page_at: "Callable[[str | None], Page[T]]", cursor: str | None, every
             return
 
 
-def _json_pages(
+def _write_json_pages(
     page_at: "Callable[[str | None], Page[T]]", cursor: str | None, everything: bool, form: Callable[[T], Any]
 ) -> None:
-    after: list[str | None] = [None]
+    last_cursor: list[str | None] = [None]
 
     def items() -> Iterator[Any]:
         for page in _pages(page_at, cursor, everything):
-            after[0] = page.cursor
+            last_cursor[0] = page.cursor
             yield from map(form, page.items)
 
-    output.write_json_list(items(), lambda: after[0])
+    output.write_json_list(items(), lambda: last_cursor[0])
 
 
-def _table_pages(
+def _write_table_pages(
     page_at: "Callable[[str | None], Page[T]]",
     cursor: str | None,
     everything: bool,
@@ -281,7 +288,7 @@ def _table_pages(
         output.note(f"more: --cursor {pages[-1].cursor}, or --all")
 
 
-EXPLAIN_HELP = help_epilog("explain main-17", "explain 17 --portfolio main --json", exits=_NEVER_DENIED)
+EXPLAIN_HELP = help_epilog("explain main-17", "explain 17 --portfolio main --json", exits=NEVER_DENIED)
 
 
 def explain(

@@ -1,4 +1,4 @@
-"""`ledger-sizer reconcile` and `ledger-sizer drifts`: the ledger against the exchange, and what to do about it."""
+"""`ledger-sizer reconcile` and `drifts`: compares the ledger with the exchange, and decides about differences."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Key, Limit, Note, Portfolio, Scope
 from ledger_sizer.cli.output import Column
 
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
     from ledger_sizer.model.reconciliation import Drift, Run
     from ledger_sizer.reconcile.run import Reconciler
 
-_NEVER_DENIED = {3: ""}
 
-# Literals, because the package's own types would have to be imported to print `--help`; a test keeps them equal.
+# Literals, so that `--help` need not import the package's types. A test keeps them equal.
 DriftStateName = Literal["open", "confirmed", "acknowledged", "resolved", "live"]
 DriftKindName = Literal[
     "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
@@ -34,8 +33,8 @@ RECONCILE_HELP = help_epilog(
 
 
 @contextmanager
-def _desk(url: str | None) -> "Iterator[tuple[AppSettings, Ledger, Engine]]":
-    """The settings, the ledger at `url`, and an engine for the rows beside it."""
+def _ledger_and_engine(url: str | None) -> "Iterator[tuple[AppSettings, Ledger, Engine]]":
+    """Open the ledger at `url`. Yields its settings, the ledger, and an engine for the tables beside it."""
     from ledger_sizer.cli.ledger_session import engine_at, ledger_at
 
     with ledger_at(url) as ledger, engine_at(url) as engine:
@@ -44,7 +43,7 @@ def _desk(url: str | None) -> "Iterator[tuple[AppSettings, Ledger, Engine]]":
 
 @contextmanager
 def _reconciler(url: str | None) -> "Iterator[Reconciler]":
-    """A reconciler over the accounts of the settings, on the ledger at `url`."""
+    """Yield a reconciler over the accounts of the settings, on the ledger at `url`."""
     from contextlib import ExitStack
 
     from ledger_sizer.exchanges.accounts import open_accounts
@@ -52,12 +51,12 @@ def _reconciler(url: str | None) -> "Iterator[Reconciler]":
     from ledger_sizer.reconcile.inspection import LocalInspector
     from ledger_sizer.reconcile.run import Reconciler
 
-    with _desk(url) as (settings, ledger, engine), ExitStack() as at_the_end:
+    with _ledger_and_engine(url) as (settings, ledger, engine), ExitStack() as stack:
         accounts = open_accounts(settings.exchange)
         for account in accounts:
-            at_the_end.callback(account.close)
+            stack.callback(account.close)
         alerts = Alerts(engine, settings.reconcile)
-        at_the_end.callback(alerts.close)
+        stack.callback(alerts.close)
         yield Reconciler(ledger, engine, LocalInspector(engine, accounts, settings), settings, observe=[alerts.observe])
 
 
@@ -83,12 +82,12 @@ def reconcile(
         for report in reports:
             _show_run(report.run)
             rows = [
-                (one.kind, one.market.venue, one.market.account, one.market.subject, one.market.side,
-                 one.ledger_quantity, one.venue_quantity, one.detail)
-                for one in report.findings
+                (found.kind, found.market.venue, found.market.account, found.market.subject, found.market.side,
+                 found.ledger_quantity, found.venue_quantity, found.detail)
+                for found in report.findings
             ]  # fmt: skip
             titles = ("kind", "venue", "account", "subject", "side", "ledger", "exchange")
-            columns = [*(Column(title) for title in titles), Column("detail", keep=20)]
+            columns = [*(Column(title) for title in titles), Column("detail", priority=20)]
             output.table(columns, rows, empty="no differences")
     good = all(report.run.outcome == "good" for report in reports)
     return errors.DONE if good else errors.FAILED
@@ -106,7 +105,7 @@ def _show_run(run: "Run") -> None:
 
 drifts = typer.Typer(rich_markup_mode=None)
 
-DRIFTS_HELP = help_epilog("drifts list --state live", "drifts ignore 1 --reason 'known to ops'", exits=_NEVER_DENIED)
+DRIFTS_HELP = help_epilog("drifts list --state live", "drifts ignore 1 --reason 'known to ops'", exits=NEVER_DENIED)
 
 
 @drifts.callback(epilog=DRIFTS_HELP)
@@ -117,7 +116,7 @@ def group() -> None:
     """
 
 
-@drifts.command("list", epilog=help_epilog("drifts list --state live --json", exits=_NEVER_DENIED))
+@drifts.command("list", epilog=help_epilog("drifts list --state live --json", exits=NEVER_DENIED))
 def list_drifts(
     portfolio: AnyPortfolio = None,
     state: Annotated[DriftStateName | None, typer.Option("--state", help="live: open or confirmed.")] = None,
@@ -131,7 +130,7 @@ def list_drifts(
     from ledger_sizer.reconcile import drifts as rows
     from ledger_sizer.wire.reconciliation import drift_to_json
 
-    with _desk(database_url) as (_, _, engine):
+    with _ledger_and_engine(database_url) as (_, _, engine):
         page = rows.list_drifts(
             engine, portfolios=None if portfolio is None else [portfolio], state=state, kind=kind, cursor=cursor,
             limit=options.whole_number(limit, "limit"),
@@ -142,10 +141,10 @@ def list_drifts(
     output.table(
         [Column("drift"), Column("kind"), Column("state", alert=True), Column("policy"), Column("subject"),
          Column("side"), Column("ledger"), Column("exchange"), Column("counted"), Column("since"),
-         Column("decided", keep=20)],
+         Column("decided", priority=20)],
         [
             (drift.id, drift.kind, drift.state, drift.policy, drift.subject, drift.side, drift.ledger_quantity,
-             drift.venue_quantity, _counted(drift), drift.opened_at, _decided(drift))
+             drift.venue_quantity, _counted_as(drift), drift.opened_at, _decision_text(drift))
             for drift in page
         ],
         empty="no drifts",
@@ -160,7 +159,7 @@ Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept
 Actor = Annotated[str | None, typer.Option("--actor", metavar="NAME", help="Who; else the user who runs this.")]
 
 
-@drifts.command("adopt", epilog=help_epilog("drifts adopt 1 --reason 'opened by hand'", exits=_NEVER_DENIED))
+@drifts.command("adopt", epilog=help_epilog("drifts adopt 1 --reason 'opened by hand'", exits=NEVER_DENIED))
 def adopt(
     drift: DriftId,
     reason: Reason,
@@ -173,26 +172,26 @@ def adopt(
 
     More there: it becomes a position of the ledger. Less there: the newest positions of that market are released.
     """
-    return _act("adopt", drift, reason, actor, as_json, database_url, price)
+    return _decide("adopt", drift, reason, actor, as_json, database_url, price)
 
 
-@drifts.command("ignore", epilog=help_epilog("drifts ignore 1 --reason 'not ours'", exits=_NEVER_DENIED))
+@drifts.command("ignore", epilog=help_epilog("drifts ignore 1 --reason 'not ours'", exits=NEVER_DENIED))
 def ignore(
     drift: DriftId, reason: Reason, actor: Actor = None, as_json: Json = False, database_url: DatabaseUrl = None
 ) -> int:
     """Let the difference stand as it is, until it changes."""
-    return _act("ignore", drift, reason, actor, as_json, database_url)
+    return _decide("ignore", drift, reason, actor, as_json, database_url)
 
 
-@drifts.command("close", epilog=help_epilog("drifts close 1 --reason 'should not be there'", exits=_NEVER_DENIED))
+@drifts.command("close", epilog=help_epilog("drifts close 1 --reason 'should not be there'", exits=NEVER_DENIED))
 def close(
     drift: DriftId, reason: Reason, actor: Actor = None, as_json: Json = False, database_url: DatabaseUrl = None
 ) -> int:
     """Ask whoever trades to close it at the exchange; it counts until the exchange shows it gone."""
-    return _act("close", drift, reason, actor, as_json, database_url)
+    return _decide("close", drift, reason, actor, as_json, database_url)
 
 
-@drifts.command("trust", epilog=help_epilog("drifts trust --note 'no reconciliation any more'", exits=_NEVER_DENIED))
+@drifts.command("trust", epilog=help_epilog("drifts trust --note 'no reconciliation any more'", exits=NEVER_DENIED))
 def trust(
     portfolio: Portfolio = "main",
     scope: Scope = "portfolio",
@@ -213,7 +212,7 @@ def trust(
     return run_verb(command, url=database_url, as_json=as_json)
 
 
-def _act(
+def _decide(
     action: str, drift: str, reason: str, actor: str | None, as_json: bool, url: str | None, price: str | None = None
 ) -> int:
     from getpass import getuser
@@ -222,7 +221,7 @@ def _act(
     from ledger_sizer.wire.reconciliation import drift_to_json
 
     number, exact = options.whole_number(drift, "drift"), options.optional_decimal(price, "price")
-    with _desk(url) as (_, ledger, engine):
+    with _ledger_and_engine(url) as (_, ledger, engine):
         done = Operator(ledger, engine).act(action, number, actor=actor or getuser(), reason=reason, price=exact)
     if as_json:
         output.write_json(drift_to_json(done))
@@ -230,16 +229,16 @@ def _act(
     asked = ", close requested" if done.requested else ""
     output.headline(f"{done.name} is {done.state}{asked}", "ok")
     output.details(
-        [("kind", done.kind), ("subject", f"{done.subject} {done.side}".strip()), ("decided", _decided(done))]
+        [("kind", done.kind), ("subject", f"{done.subject} {done.side}".strip()), ("decided", _decision_text(done))]
     )
     return 0
 
 
-def _counted(drift: "Drift") -> str:
+def _counted_as(drift: "Drift") -> str:
     if drift.position is not None and drift.live:
         return f"{drift.portfolio}-{drift.position}"
     return "no price" if drift.live and drift.excess > 0 and drift.price is None else ""
 
 
-def _decided(drift: "Drift") -> str:
+def _decision_text(drift: "Drift") -> str:
     return "" if drift.actor is None else f"{drift.actor}: {drift.reason}"

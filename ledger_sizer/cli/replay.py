@@ -1,7 +1,6 @@
-"""The command that replays market history through the ledger."""
+"""`ledger-sizer replay`: replays market history through the ledger."""
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -76,13 +75,13 @@ def replay(
     count = None if bars is None else options.whole_number(bars, "bars", least=1)
     source = generated_source(plan.seed, count) if file is None else file_source(file, count)
     target = KEPT_URL if keep and database_url is None else database_url
-    report = _replayed(source, plan, target, as_json=as_json)
+    report = _run_replay(source, plan, target, as_json=as_json)
     if as_json:
         from ledger_sizer.replay.report_json import report_document
 
         output.write_json(report_document(report))
     else:
-        _show(report)
+        _show_report(report)
         if target is not None:
             from sqlalchemy.engine import make_url
 
@@ -92,14 +91,14 @@ def replay(
 
 
 def _plan(bots: str, cap: str | None, venue_cap: str | None, max_position: str | None, seed: str) -> "Plan":
-    """The options as a plan; the settings answer for those that were not given."""
-    from ledger_sizer.cli.ledger_session import loaded_settings
+    """Build the plan from the options, and from the settings where an option was not given."""
+    from ledger_sizer.cli.ledger_session import load_settings
     from ledger_sizer.replay import Plan, usual_venue_cap
 
-    def given(text: str | None, field: str, otherwise: Decimal) -> Decimal:
-        return otherwise if text is None else options.decimal(text, field)
+    def given(text: str | None, field: str, default: Decimal) -> Decimal:
+        return default if text is None else options.decimal(text, field)
 
-    settings = loaded_settings()
+    settings = load_settings()
     cap_usd = given(cap, "cap", settings.sizing.max_portfolio_exposure)
     return Plan(
         bots=options.whole_number(bots, "bots"),
@@ -112,8 +111,8 @@ def _plan(bots: str, cap: str | None, venue_cap: str | None, max_position: str |
     )
 
 
-def _replayed(source: "Source", plan: "Plan", url: str | None, *, as_json: bool) -> "Report":
-    """Run it against the database given, or against a temporary one that is gone afterwards."""
+def _run_replay(source: "Source", plan: "Plan", url: str | None, *, as_json: bool) -> "Report":
+    """Replay into the database at `url`, or into a temporary one that is deleted afterwards."""
     import tempfile
     import time
 
@@ -123,28 +122,11 @@ def _replayed(source: "Source", plan: "Plan", url: str | None, *, as_json: bool)
         if url is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ledger-sizer-replay-"))
             url = f"sqlite:///{Path(folder) / 'replay.db'}"
-        progress = stack.enter_context(_progress(source.bars, as_json=as_json))
+        progress = stack.enter_context(output.progress_bar("replay", total=source.bars, as_json=as_json))
         return run_replay(source, plan, url, timer=time.perf_counter, progress=progress)
 
 
-@contextmanager
-def _progress(bars: int, *, as_json: bool) -> "Iterator[Callable[[str, int, int], None] | None]":
-    """A progress bar on standard error, where a person looks at it."""
-    import sys
-
-    if as_json or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("replay", total=bars)
-        yield lambda stage, done, total: bar.update(task, description=stage, completed=done, total=total)
-
-
-def _show(report: "Report") -> None:
+def _show_report(report: "Report") -> None:
     from ledger_sizer.replay.summary import lines
 
     if not output.on_terminal():

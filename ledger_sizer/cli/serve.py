@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledger_sizer.cli import output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import DatabaseUrl, Json
 
 if TYPE_CHECKING:
     from ledger_sizer.config import AppSettings
 
-SERVE_HELP = help_epilog("serve", "serve --port 0 --database-url sqlite:///ledger.db", exits={3: ""})
+SERVE_HELP = help_epilog("serve", "serve --port 0 --database-url sqlite:///ledger.db", exits=NEVER_DENIED)
 
 
 def serve(
@@ -34,7 +34,7 @@ def serve(
     from ledger_sizer.config import AppSettings
     from ledger_sizer.telemetry import configure_logging
 
-    settings = _overridden(AppSettings(), host, port, database_url)
+    settings = _override_settings(AppSettings(), host, port, database_url)
     configure_logging(settings.log_level)
 
     from prometheus_client import disable_created_metrics
@@ -46,36 +46,36 @@ def serve(
 
     log = get_logger("ledger_sizer.serve")
     disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's default doubles the number of series
-    with running_components(settings) as parts, listen(settings.service) as listening:
+    with running_components(settings) as components, listen(settings.service) as listening:
         app = create_app(
-            parts.ledger,
+            components.ledger,
             settings.service,
-            reads_engine=parts.reads,
-            keys=parts.keys,
-            metrics=parts.metrics,
-            reconciler=parts.reconciler,
-            tracing=parts.tracing,
+            reads_engine=components.reads,
+            keys=components.keys,
+            metrics=components.metrics,
+            reconciler=components.reconciler,
+            tracing=components.tracing,
         )
-        _settle_memory()
+        _freeze_heap()
         listening.listen(min(settings.service.connections_max, 2048))
-        _tell(address_of(listening), as_json)
+        _print_url(address_of(listening), as_json)
         make_server(app, settings.service).run(sockets=[listening])
-        log.info("serve.draining", pending=parts.ledger.pending)
+        log.info("serve.draining", pending=components.ledger.pending)
     log.info("serve.stopped")
     return 0
 
 
-def _settle_memory() -> None:
-    """What was loaded until now lives as long as the process: keep the garbage collector from walking through it.
+def _freeze_heap() -> None:
+    """Exclude what was loaded until now from garbage collection: it lives as long as the process.
 
-    A walk through all of it takes a tenth of a second, and every request waits.
+    A full collection of it takes a tenth of a second, and every request waits.
     """
     gc.collect()
     gc.freeze()
 
 
-def _tell(url: str, as_json: bool) -> None:
-    """Say where it listens, in one line that does not wait in a buffer: scripts read it to know it is ready."""
+def _print_url(url: str, as_json: bool) -> None:
+    """Print the address in one line, and flush it: scripts wait for it to know that the service is ready."""
     if as_json:
         output.write_json({"url": url})
     else:
@@ -83,8 +83,10 @@ def _tell(url: str, as_json: bool) -> None:
     sys.stdout.flush()
 
 
-def _overridden(settings: "AppSettings", host: str | None, port: int | None, database_url: str | None) -> "AppSettings":
-    """The settings with what the command line says instead."""
+def _override_settings(
+    settings: "AppSettings", host: str | None, port: int | None, database_url: str | None
+) -> "AppSettings":
+    """Return the settings, with the values that the command line gives instead."""
     from ledger_sizer.config import LedgerSettings, ServiceSettings
 
     service = {name: value for name, value in (("host", host), ("port", port)) if value is not None}

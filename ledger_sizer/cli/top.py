@@ -1,4 +1,4 @@
-"""`ledger-sizer top`: the dashboard's picture, live in a terminal."""
+"""`ledger-sizer top`: shows the dashboard's overview in a terminal, live."""
 
 import os
 import time
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
 from ledger_sizer.model.errors import LedgerError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Read = Callable[[], Overview]
 
 KEY_VARIABLE = "LEDGER_SIZER_API_KEY"
-TOP_HELP = help_epilog("top --once", "top --once --json --portfolio main", exits={3: ""})
+TOP_HELP = help_epilog("top --once", "top --once --json --portfolio main", exits=NEVER_DENIED)
 
 _ROWS = 50
 _SECONDS_MIN, _SECONDS_MAX = 0.1, 3600
@@ -45,9 +45,9 @@ def top(
     """
     from ledger_sizer.model.overview import OverviewQuery
 
-    look = OverviewQuery(portfolio, rows=_ROWS, hours=options.whole_number(hours, "hours"))
+    query = OverviewQuery(portfolio, rows=_ROWS, hours=options.whole_number(hours, "hours"))
     seconds = _seconds(interval)
-    with _reader(url, database_url, look) as (read, source):
+    with _reader(url, database_url, query) as (read, source):
         if as_json:
             from ledger_sizer.wire.overviews import overview_to_json
 
@@ -67,23 +67,23 @@ def _seconds(text: str) -> float:
 
 
 @contextmanager
-def _reader(url: str | None, database_url: str | None, look: "OverviewQuery") -> "Iterator[tuple[Read, str]]":
-    """How to look, and at what."""
+def _reader(url: str | None, database_url: str | None, query: "OverviewQuery") -> "Iterator[tuple[Read, str]]":
+    """Yield the function that reads an overview, and the address it reads from."""
     if url is not None:
         if database_url is not None:
             errors.bad_input("give --url or --database-url, not both", "url")
         from ledger_sizer.client import LedgerClient, RetryPolicy
 
-        patience = RetryPolicy(attempts_max=2, give_up_seconds=3)
-        with LedgerClient(url, os.environ.get(KEY_VARIABLE), patience=patience) as client:
-            yield lambda: client.overview(look), client.base_url
+        policy = RetryPolicy(attempts_max=2, give_up_seconds=3)
+        with LedgerClient(url, os.environ.get(KEY_VARIABLE), patience=policy) as client:
+            yield lambda: client.overview(query), client.base_url
         return
     from ledger_sizer.cli.ledger_session import ledger_at
     from ledger_sizer.storage.database import database_url as parsed
     from ledger_sizer.storage.database import redacted_url
 
     with ledger_at(database_url) as ledger:
-        yield lambda: ledger.overview(look), redacted_url(parsed(database_url or ledger.settings.ledger.database_url))
+        yield lambda: ledger.overview(query), redacted_url(parsed(database_url or ledger.settings.ledger.database_url))
 
 
 def _print(overview: "Overview", source: str) -> None:
@@ -96,7 +96,7 @@ def _print(overview: "Overview", source: str) -> None:
 
 
 def _watch(read: "Read", source: str, seconds: float) -> None:
-    """Look again and again. What cannot be read now is said above the picture that was read last."""
+    """Read and draw every `seconds` until Ctrl-C. A retryable error is shown above the last overview."""
     from rich.console import Console
     from rich.live import Live
 
@@ -104,18 +104,18 @@ def _watch(read: "Read", source: str, seconds: float) -> None:
 
     console = Console(highlight=False, markup=False, emoji=False)
     overview = read()
-    trouble = ""
+    problem = ""
     try:
         with Live(console=console, auto_refresh=False, screen=True) as display:
             while True:
                 size = {"width": console.width, "height": console.height}
-                display.update(render_overview(overview, source=source, trouble=trouble, **size), refresh=True)
+                display.update(render_overview(overview, source=source, problem=problem, **size), refresh=True)
                 time.sleep(seconds)
                 try:
-                    overview, trouble = read(), ""
+                    overview, problem = read(), ""
                 except LedgerError as error:
                     if not error.retryable:
                         raise
-                    trouble = f"no answer: {error}"
+                    problem = f"no answer: {error}"
     except KeyboardInterrupt:
         return

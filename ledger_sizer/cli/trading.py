@@ -22,7 +22,7 @@ RESERVE_HELP = help_epilog(
     exits={0: "granted", 3: "denied; the reason is in the decision"},
 )
 
-_INSTRUMENT = (
+_RULES = (
     "SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]], a JSON object of these, or a name "
     "from `instruments list`, like bybit:BTC/USDT"
 )
@@ -44,7 +44,7 @@ def reserve(
     ] = None,
     spot: Annotated[
         str | None,
-        typer.Option("--spot", "--spot-instrument", metavar="RULES", help=f"Rules of the spot market: {_INSTRUMENT}."),
+        typer.Option("--spot", "--spot-instrument", metavar="RULES", help=f"Rules of the spot market: {_RULES}."),
     ] = None,
     perp: Annotated[
         str | None,

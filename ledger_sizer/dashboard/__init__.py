@@ -1,11 +1,11 @@
-"""The dashboard's pages: an `Overview` in, HTML out. No route, no cookie, no database: `api.pages` serves them.
+"""The dashboard's pages: renders an `Overview` as HTML. Routes and sessions are in `api`; pages read no database.
 
-    figures    money, times and tags as a desk reads them
-    words      a decision in one line of words
-    chart      the line of exposure as SVG paths
-    questions  what is asked before something is done
-    pages      the pages themselves, from `templates/`
-    files      the style sheet, the script and the icon, by names that change with their content
+    formatting     money, times and tags as text
+    labels         a decision in one line
+    chart          exposure over time as SVG paths
+    confirm_forms  the forms that confirm an action
+    pages          the pages, from `templates/`
+    assets         the style sheet, the script and the icon, by names that change with their content
 
-`ledger-sizer top` shows the same figures and words in a terminal.
+`ledger-sizer top` shows the same figures and labels in a terminal.
 """

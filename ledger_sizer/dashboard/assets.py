@@ -1,15 +1,15 @@
-"""The style sheet, the script and the icon. Their URLs carry a digest, so that browsers may keep them for good."""
+"""Loads the style sheet, the script and the icon. Their URLs carry a digest, so that browsers cache them for good."""
 
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 
-_TYPES = {"desk.css": "text/css", "desk.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_MEDIA_TYPES = {"desk.css": "text/css", "desk.js": "text/javascript", "icon.svg": "image/svg+xml"}
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file. name: with the digest of its content."""
+    """One static file. name: the last part of its URL, with the digest of its content."""
 
     name: str
     media_type: str
@@ -19,7 +19,7 @@ class Asset:
 def _load() -> dict[str, Asset]:
     folder = files("ledger_sizer.dashboard") / "static"
     assets = {}
-    for name, media_type in _TYPES.items():
+    for name, media_type in _MEDIA_TYPES.items():
         content = (folder / name).read_bytes()
         stem, _, ending = name.rpartition(".")
         assets[name] = Asset(f"{stem}-{sha256(content).hexdigest()[:12]}.{ending}", media_type, content)
@@ -34,5 +34,5 @@ BY_DIGEST_NAME = {asset.name: asset for asset in ASSETS.values()}
 
 
 def asset_url(name: str) -> str:
-    """Where a page finds a file."""
+    """Return the URL of a file."""
     return f"/assets/{ASSETS[name].name}"

@@ -1,4 +1,4 @@
-"""The line of exposure as SVG paths on a canvas of `WIDTH` x `HEIGHT` units, stretched by the page."""
+"""Draws exposure over time as SVG paths on a canvas of `WIDTH` x `HEIGHT` units, which the page stretches."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,8 +18,8 @@ _TICKS = 4
 class Chart:
     """line, area, cap: SVG path data; empty where there is nothing to draw. ticks: labels from top to bottom.
 
-    times: labels from left to right. words: what the chart shows, for those who do not see it. exact_from: where peaks
-    between the points are not known before it.
+    times: labels from left to right. description: for screen readers. exact_from: peaks between the points before it
+    are not known yet; None when all are.
     """
 
     line: str
@@ -27,33 +27,33 @@ class Chart:
     cap: str
     ticks: tuple[str, ...]
     times: tuple[str, ...]
-    words: str
+    description: str
     exact_from: datetime | None
 
 
 def chart(detail: Detail, until: datetime) -> Chart:
-    """The chart of one portfolio up to `until`, when exposure and cap are those of now."""
+    """Return the chart of one portfolio up to `until`, where exposure and cap are the present ones."""
     since = detail.line.since
     now = detail.whole
-    # The last decision of all stands in the line, so the present is its exposure; the cap may be newer than it.
+    # The last decision is a point of the line, so exposure is the same now. The cap is not, if that decision set it.
     present = ExposurePoint(max(until, since), detail.seq, now.exposure, now.cap, now.exposure, now.exposure)
     points = [point._replace(at=max(point.at, since)) for point in detail.line.points] + [present]
-    seen = [point for point in detail.line.points if point.at >= since] or [present]
-    lowest, highest = min(point.low for point in seen), max(point.high for point in seen)
-    top = _round_up(max(max(point.high, point.cap or Decimal(0)) for point in points) or Decimal(1))
+    visible = [point for point in detail.line.points if point.at >= since] or [present]
+    lowest, highest = min(point.low for point in visible), max(point.high for point in visible)
+    top = _axis_top(max(max(point.high, point.cap or Decimal(0)) for point in points) or Decimal(1))
     line = _exposure_path(points, since, until, top)
     area = f"{line}V{HEIGHT}H{_x(points[0].at, since, until)}Z"
-    words = (
+    description = (
         f"Exposure of {detail.name} since {since:%Y-%m-%d %H:%M} UTC: lowest {money(lowest)}, "
         f"highest {money(highest)}, now {money(now.exposure)} of {money(now.cap)} USD."
     )
     ticks = tuple(f"{top * number / _TICKS:,.0f}" for number in range(_TICKS, -1, -1))
     cap = _cap_path(points, since, until, top)
-    return Chart(line, area, cap, ticks, _times(since, until), words, detail.line.exact_from)
+    return Chart(line, area, cap, ticks, _time_labels(since, until), description, detail.line.exact_from)
 
 
 def _exposure_path(points: list[ExposurePoint], since: datetime, until: datetime, top: Decimal) -> str:
-    """A line that keeps each value until the next one, with a stroke to what was lower or higher in between."""
+    """Return a step line, with a stroke to the lowest and the highest value between two points."""
     path = [f"M{_x(points[0].at, since, until)} {_y(points[0].exposure, top)}"]
     for before, point in pairwise(points):
         path.append(f"H{_x(point.at, since, until)}")
@@ -65,7 +65,7 @@ def _exposure_path(points: list[ExposurePoint], since: datetime, until: datetime
 
 
 def _cap_path(points: list[ExposurePoint], since: datetime, until: datetime, top: Decimal) -> str:
-    """A line on which the cap of a point holds since the point before."""
+    """Return a step line on which a point's cap holds from the point before."""
     capped = [(_x(point.at, since, until), _y(point.cap, top)) for point in points if point.cap is not None]
     return "".join(f"V{y}H{x}" if number else f"M{x} {y}" for number, (x, y) in enumerate(capped))
 
@@ -80,8 +80,8 @@ def _y(value: Decimal, top: Decimal) -> int:
         return HEIGHT - round(value / top * HEIGHT)
 
 
-def _round_up(value: Decimal) -> Decimal:
-    """The next round figure that leaves a little air above: 1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8 or 10 times a power."""
+def _axis_top(value: Decimal) -> Decimal:
+    """Return the top of the axis, at least 4 % above `value`: 1, 1.2, 1.6, 2, 2.4, 3.2, 4, 6, 8 or 10 x 10^n."""
     with exact_arithmetic():
         power = Decimal(10) ** value.adjusted()
         wanted = value * Decimal("1.04") / power
@@ -89,7 +89,7 @@ def _round_up(value: Decimal) -> Decimal:
         return next(Decimal(step) for step in steps if Decimal(step) >= wanted) * power
 
 
-def _times(since: datetime, until: datetime) -> tuple[str, ...]:
+def _time_labels(since: datetime, until: datetime) -> tuple[str, ...]:
     form = "%H:%M" if (until - since).total_seconds() <= 48 * 3600 else "%m-%d %H:%M"
     step = (until - since) / _TICKS
     return tuple(f"{since + step * number:{form}}" for number in range(_TICKS + 1))

@@ -1,4 +1,4 @@
-"""What is asked before something is done: the heading, what it means, and the form that does it."""
+"""Builds the forms that confirm an action: a heading, the consequences, and the fields to post."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -9,11 +9,11 @@ from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 
 @dataclass(frozen=True, slots=True)
 class ConfirmForm:
-    """Something to be confirmed before it is done.
+    """The form that confirms one action.
 
-    heading, words: what it is and what it means. post_to: the form's address. back: where `Cancel` leads. button: what
-    the button says; grave: whether it stops trade. fields: sent along, hidden. modes: radio buttons, as (value, words).
-    ask_price: for a price in USD per base unit. needs_note: the reason must be given.
+    heading, words: the action and its consequences. post_to: the form's URL. back: the URL of `Cancel`. button: its
+    label; danger: whether it stops trading. fields: sent along, hidden. modes: radio buttons, as (value, label).
+    ask_price: asks for a price in USD per base unit. needs_note: the reason must be given.
     """
 
     heading: str
@@ -21,7 +21,7 @@ class ConfirmForm:
     post_to: str
     back: str
     button: str
-    grave: bool = False
+    danger: bool = False
     fields: dict[str, str] = field(default_factory=dict)
     modes: tuple[tuple[str, str], ...] = ()
     ask_price: bool = False
@@ -29,15 +29,15 @@ class ConfirmForm:
 
 
 def halt_form(portfolio: str, scope: str) -> ConfirmForm:
-    """Halt a scope?"""
+    """Return the form that halts a scope."""
     return ConfirmForm(
-        heading=f"Halt {_named(portfolio, scope)}?",
+        heading=f"Halt {_scope_title(portfolio, scope)}?",
         words="No new reservation is granted there until it is resumed. Fills, releases and closes always pass.",
         post_to=f"/steer/{portfolio}",
         back=f"/?portfolio={portfolio}",
         button="Halt",
-        grave=True,
-        fields={"action": "halt", "scope": scope, "key": _key()},
+        danger=True,
+        fields={"action": "halt", "scope": scope, "key": _new_key()},
         modes=(
             ("halted", "Halt: holds cannot be extended either"),
             ("reducing", "Reduce only: holds may be extended and filled, nothing new opens"),
@@ -46,18 +46,18 @@ def halt_form(portfolio: str, scope: str) -> ConfirmForm:
 
 
 def resume_form(portfolio: str, scope: str, status: str) -> ConfirmForm:
-    """Resume a scope?"""
+    """Return the form that resumes a scope, which is in `status` now."""
     return ConfirmForm(
-        heading=f"Resume {_named(portfolio, scope)}?",
+        heading=f"Resume {_scope_title(portfolio, scope)}?",
         words=f"It is {status} now. From then on reservations are granted again, up to the cap.",
         post_to=f"/steer/{portfolio}",
         back=f"/?portfolio={portfolio}",
         button="Resume",
-        fields={"action": "resume", "scope": scope, "key": _key()},
+        fields={"action": "resume", "scope": scope, "key": _new_key()},
     )
 
 
-_DRIFT_WORDS = {
+_DRIFT_CONSEQUENCES = {
     "adopt": "The ledger will say what the exchange shows: what is more there becomes a position of the ledger, and "
     "where it is less the newest positions are released.",
     "ignore": "The difference may stay as it is: it counts no longer and freezes nothing, until it changes.",
@@ -66,10 +66,13 @@ _DRIFT_WORDS = {
 
 
 def drift_form(drift: Drift, action: str) -> ConfirmForm:
-    """Adopt, ignore or close a drift? It carries no key: the reconciliation makes one of the drift and its revision."""
+    """Return the form that adopts, ignores or closes a drift.
+
+    It carries no idempotency key: the reconciliation makes one of the drift and its revision.
+    """
     return ConfirmForm(
         heading=f"{action.capitalize()} drift {drift.id}?",
-        words=f"{drift.title}. {drift.detail.rstrip('.')}. {_DRIFT_WORDS[action]}",
+        words=f"{drift.title}. {drift.detail.rstrip('.')}. {_DRIFT_CONSEQUENCES[action]}",
         post_to=f"/drifts/{drift.id}/{action}",
         back=f"/?portfolio={drift.portfolio}",
         button=action.capitalize(),
@@ -78,10 +81,10 @@ def drift_form(drift: Drift, action: str) -> ConfirmForm:
     )
 
 
-def _named(portfolio: str, scope: str) -> str:
+def _scope_title(portfolio: str, scope: str) -> str:
     return portfolio if scope == PORTFOLIO_SCOPE else f"{scope} of {portfolio}"
 
 
-def _key() -> str:
-    """An idempotency key that stands in the page: sending it twice acts once."""
+def _new_key() -> str:
+    """Return an idempotency key for the page: sending its form twice acts once."""
     return f"dashboard-{secrets.token_hex(12)}"

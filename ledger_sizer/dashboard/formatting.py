@@ -1,4 +1,4 @@
-"""Money, quantities, times and tags as a desk reads them: few digits, always the same number of them."""
+"""Formats money, quantities, times and tags for the dashboard and for `ledger-sizer top`."""
 
 from datetime import UTC, datetime
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_UP, Decimal
@@ -9,17 +9,17 @@ from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 NONE = "\N{EN DASH}"
 _CENT = Decimal("0.01")
-_ADOPTABLE = ("missing_position", "quantity_differs", "side_flipped")
-_FAMILIAR = ("venue", "symbol", "strategy")
+_ADOPTABLE_KINDS = ("missing_position", "quantity_differs", "side_flipped")
+_TAGS_WITHOUT_NAMES = ("venue", "symbol", "strategy")
 
 
 def money(value: Decimal | None) -> str:
-    """USD to the cent: `1,234.50`."""
+    """Format USD to the nearest cent: `1,234.50`."""
     return NONE if value is None else f"{_cents(value, ROUND_HALF_EVEN):,}"
 
 
 def money_floor(value: Decimal | None) -> str:
-    """USD to the cent, rounded down: headroom never looks larger than it is."""
+    """Format USD to the cent, rounded down: headroom never looks larger than it is."""
     return NONE if value is None else f"{_cents(value, ROUND_DOWN):,}"
 
 
@@ -29,7 +29,7 @@ def _cents(value: Decimal, rounding: str) -> Decimal:
 
 
 def exact(value: Decimal | None) -> str:
-    """A price or a quantity with every digit it has: `50,100.5`."""
+    """Format a price or a quantity with every digit: `50,100.5`."""
     if value is None:
         return NONE
     whole, _, fraction = decimal_text(value).partition(".")
@@ -37,17 +37,23 @@ def exact(value: Decimal | None) -> str:
 
 
 def percent(scope: ScopeExposure) -> str:
-    """Which part of its cap a scope uses, rounded up: a full cap never looks like a free one."""
+    """Format the part of its cap that a scope uses, rounded up: a full cap never looks like a free one."""
+    used = percent_of_cap(scope)
+    return NONE if used is None else f"{used}%"
+
+
+def percent_of_cap(scope: ScopeExposure) -> Decimal | None:
+    """Return the exposure in percent of the cap, rounded up to 0.1. None without a cap, or with one of zero."""
     if not scope.cap:
-        return NONE
+        return None
     with exact_arithmetic():
-        return f"{(scope.exposure / scope.cap * 100).quantize(Decimal('0.1'), ROUND_UP)}%"
+        return (scope.exposure / scope.cap * 100).quantize(Decimal("0.1"), ROUND_UP)
 
 
 def bar(scope: ScopeExposure, width: int) -> tuple[int, int]:
-    """Lengths of the open and the held part on a bar of `width` units.
+    """Return the lengths of the open and the held part of a bar of `width` units.
 
-    What exists is at least one unit long, and the bar is full exactly where there is no headroom.
+    A part that is not empty has at least one unit. The bar is full exactly where there is no headroom.
     """
     used = int(share_of_cap(scope.exposure, scope) * width)
     used = width if scope.headroom == 0 else min(max(used, bool(scope.open) + bool(scope.held)), width - 1)
@@ -57,37 +63,37 @@ def bar(scope: ScopeExposure, width: int) -> tuple[int, int]:
 
 
 def status_label(scope: ScopeExposure, now: datetime) -> str:
-    """What a new reservation meets in this scope: `active`, or the first thing that denies it."""
+    """Return what a new reservation meets in this scope: `active`, or the status that denies it."""
     stale = scope.fresh_until is not None and scope.fresh_until <= now
     return "unreconciled" if scope.status == "active" and (scope.frozen or stale) else scope.status
 
 
 def drift_actions(drift: DriftLine) -> tuple[str, ...]:
-    """What may be decided about a drift: what has no effect, and would be refused, is not offered."""
-    fewer = (drift.ledger_quantity or Decimal(0)) > (drift.venue_quantity or Decimal(0))
-    adoptable = drift.excess > 0 or (drift.kind in _ADOPTABLE and fewer)
+    """Return the actions to offer for a drift. Leaves out those without an effect, which would be refused."""
+    ledger_has_more = (drift.ledger_quantity or Decimal(0)) > (drift.venue_quantity or Decimal(0))
+    adoptable = drift.excess > 0 or (drift.kind in _ADOPTABLE_KINDS and ledger_has_more)
     counts = drift.state != "acknowledged"
     offered = (("adopt", adoptable), ("ignore", counts), ("close", counts and drift.excess > 0))
     return tuple(action for action, wanted in offered if wanted)
 
 
 def clock(moment: datetime) -> str:
-    """Time of day in UTC: `21:04:09`."""
+    """Format the time of day in UTC: `21:04:09`."""
     return f"{moment.astimezone(UTC):%H:%M:%S}"
 
 
 def moment(value: datetime) -> str:
-    """Date and time in UTC: `2026-01-31 21:04:09Z`."""
+    """Format date and time in UTC: `2026-01-31 21:04:09Z`."""
     return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def seconds_left(position: Position, now: datetime) -> float:
-    """Seconds until the hold ends by itself, 0 when its time is over."""
+    """Return the seconds until the hold expires, 0 when its time is over."""
     return 0.0 if position.expires_at is None else max((position.expires_at - now).total_seconds(), 0.0)
 
 
 def duration(seconds: float) -> str:
-    """`42 s`, `3 min 05 s`, `2 h 10 min`, `5 d 3 h`: two units at most."""
+    """Format seconds in two units at most: `42 s`, `3 min 05 s`, `2 h 10 min`, `5 d 3 h`."""
     whole = max(int(seconds), 0)
     if whole < 60:
         return f"{whole} s"
@@ -99,7 +105,7 @@ def duration(seconds: float) -> str:
 
 
 def tags(position: Position) -> str:
-    """The tags' values, venue, symbol and strategy first; other dimensions with their names."""
-    known = [position.tags[name] for name in _FAMILIAR if name in position.tags]
-    others = [f"{name}={value}" for name, value in position.tags.items() if name not in _FAMILIAR]
+    """Format the tags: the values of venue, symbol and strategy, then other tags with their names."""
+    known = [position.tags[name] for name in _TAGS_WITHOUT_NAMES if name in position.tags]
+    others = [f"{name}={value}" for name, value in position.tags.items() if name not in _TAGS_WITHOUT_NAMES]
     return " · ".join([*known, *others]) or NONE

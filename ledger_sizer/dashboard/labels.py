@@ -1,4 +1,4 @@
-"""A decision in one line of words. `explain` tells the whole of it."""
+"""Describes a decision in one line. `explain` gives all the reasons."""
 
 import json
 from datetime import datetime
@@ -13,106 +13,103 @@ from ledger_sizer.rules.explain import reason_in_words
 
 
 def decision_label(decision: Decision) -> str:
-    """What was decided, and why."""
+    """Return what the decision did, or why it was denied."""
     if decision.outcome == "denied":
         return reason_in_words(decision)
-    return _TOLD[decision.command](decision)
+    return _LABELS[decision.command](decision)
 
 
-def _reserved(decision: Decision) -> str:
+def _reserve_label(decision: Decision) -> str:
     size = "" if decision.quantity is None else f" for {exact(decision.quantity)}"
     binding = decision.binding or ""
-    return f"{money(decision.budget)} held{size}, {_SIZED_BY.get(binding, f'bound by {binding}')}"
+    return f"{money(decision.budget)} held{size}, {_BINDING_LABELS.get(binding, f'bound by {binding}')}"
 
 
-_SIZED_BY = {"signal_score": "sized by its score", "max_position_size_usd": "the most for one position"}
-"""What decides where no scope does; everything else is told by its name."""
+_BINDING_LABELS = {"signal_score": "sized by its score", "max_position_size_usd": "the most for one position"}
+"""Labels of what sized a grant where no scope did."""
 
 
-def _filled(decision: Decision) -> str:
+def _confirm_label(decision: Decision) -> str:
     late = ", after its hold had expired" if _trace(decision).get("note") == "late_fill" else ""
     return f"filled {exact(decision.quantity)}, counts {money(usd(decision.record.open_delta_e8))}{late}"
 
 
-def _released(decision: Decision) -> str:
+def _release_label(decision: Decision) -> str:
     size = "" if decision.quantity is None else f"closed {exact(decision.quantity)}, "
-    return f"{size}{_given_back(decision)} given back"
+    return f"{size}{_freed_usd(decision)} given back"
 
 
-def _extended(decision: Decision) -> str:
+def _extend_label(decision: Decision) -> str:
     return "" if decision.expires_at is None else f"hold now ends at {clock(decision.expires_at)}Z"
 
 
-def _expired(decision: Decision) -> str:
-    return f"hold ran out unconfirmed, {_given_back(decision)} given back"
+def _expire_label(decision: Decision) -> str:
+    return f"hold ran out unconfirmed, {_freed_usd(decision)} given back"
 
 
-def _adopted(decision: Decision) -> str:
-    return f"took over {exact(decision.quantity)} found at the exchange, counts {_taken(decision)}"
+def _adopt_label(decision: Decision) -> str:
+    return f"took over {exact(decision.quantity)} found at the exchange, counts {_added_usd(decision)}"
 
 
-def _capped(decision: Decision) -> str:
+def _set_cap_label(decision: Decision) -> str:
     cap = _request(decision).get("cap")
-    return f"{decision.binding} has no cap any more" if cap is None else f"{decision.binding} capped at {_usd(cap)}"
+    change = "has no cap any more" if cap is None else f"capped at {money(Decimal(cap))}"
+    return f"{decision.binding} {change}"
 
 
-def _halted(decision: Decision) -> str:
+def _halt_label(decision: Decision) -> str:
     request = _request(decision)
     what = "reducing: positions may close, none may open" if request.get("mode") == "reducing" else "halted"
     return f"{decision.binding} {what}{_note(request)}"
 
 
-def _resumed(decision: Decision) -> str:
+def _resume_label(decision: Decision) -> str:
     return f"{decision.binding} active again{_note(_request(decision))}"
 
 
-def _frozen(decision: Decision) -> str:
+def _freeze_label(decision: Decision) -> str:
     return f"{decision.binding} frozen, it differs from the exchange{_note(_request(decision))}"
 
 
-def _thawed(decision: Decision) -> str:
+def _thaw_label(decision: Decision) -> str:
     return f"{decision.binding} no longer frozen{_note(_request(decision))}"
 
 
-def _trusted(decision: Decision) -> str:
+def _reconciled_label(decision: Decision) -> str:
     until = _request(decision).get("fresh_until")
     how_long = "without an end" if until is None else f"until {clock(datetime.fromisoformat(until))}Z"
     return f"{decision.binding} compared with the exchange, trusted {how_long}"
 
 
-def _remarked(decision: Decision) -> str:
+def _remark_label(decision: Decision) -> str:
     request = _request(decision)
     return f"{request['about']}: {request['event']}{_note(request)}"
 
 
-_TOLD = {
-    "reserve": _reserved,
-    "confirm": _filled,
-    "release": _released,
-    "extend": _extended,
-    "expire": _expired,
-    "adopt": _adopted,
-    "set_cap": _capped,
-    "halt": _halted,
-    "resume": _resumed,
-    "freeze": _frozen,
-    "thaw": _thawed,
-    "reconciled": _trusted,
-    "remark": _remarked,
+_LABELS = {
+    "reserve": _reserve_label,
+    "confirm": _confirm_label,
+    "release": _release_label,
+    "extend": _extend_label,
+    "expire": _expire_label,
+    "adopt": _adopt_label,
+    "set_cap": _set_cap_label,
+    "halt": _halt_label,
+    "resume": _resume_label,
+    "freeze": _freeze_label,
+    "thaw": _thaw_label,
+    "reconciled": _reconciled_label,
+    "remark": _remark_label,
 }
-assert _TOLD.keys() == {*COMMANDS, "expire"}, "every verb needs words"
+assert _LABELS.keys() == {*COMMANDS, "expire"}, "every verb needs a label"
 
 
-def _given_back(decision: Decision) -> str:
+def _freed_usd(decision: Decision) -> str:
     return money(-usd(decision.record.held_delta_e8 + decision.record.open_delta_e8))
 
 
-def _taken(decision: Decision) -> str:
+def _added_usd(decision: Decision) -> str:
     return money(usd(decision.record.held_delta_e8 + decision.record.open_delta_e8))
-
-
-def _usd(text: str) -> str:
-    return money(Decimal(text))
 
 
 def _note(request: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The pages as HTML. Everything shown is escaped; nothing in a page is a script, a style or another origin's."""
+"""Renders the pages as HTML. Escapes every value. A page has no inline script or style, nor any of another origin."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,12 +18,12 @@ from ledger_sizer.wire.overviews import overview_query_to_params
 
 BAR_WIDTH = 120
 HOURS = {1: "1 h", 6: "6 h", 24: "24 h", 168: "7 d"}
-"""How far back the chart can be asked to go."""
+"""Ranges of the chart, with their labels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who looks. name, role: of the API key; signed_in: False where the service has no keys. form_token: for posts."""
+    """Who views a page. name, role: of the API key. signed_in: False without keys. form_token: goes with each form."""
 
     name: str
     role: str
@@ -32,55 +32,55 @@ class Visitor:
 
     @property
     def may_steer(self) -> bool:
-        """Whether halt, resume and the like are offered."""
+        """Whether the visitor may halt, resume, and decide about drifts."""
         return self.role == "admin"
 
 
-def desk_page(overview: Overview, look: OverviewQuery, visitor: Visitor) -> str:
-    """The dashboard."""
+def desk_page(overview: Overview, query: OverviewQuery, visitor: Visitor) -> str:
+    """Return the dashboard."""
     detail = overview.detail
     return _render(
         "desk.html",
         overview=overview,
         detail=detail,
         chart=None if detail is None else chart(detail, overview.read_at),
-        look=look if detail is None else replace(look, portfolio=detail.name),
+        query=query if detail is None else replace(query, portfolio=detail.name),
         hours=HOURS,
         visitor=visitor,
     )
 
 
 def login_page(form_token: str, problem: str | None = None) -> str:
-    """The form that asks for an API key. problem: why the last try failed."""
+    """Return the form that asks for an API key. problem: why the last try failed."""
     return _render("login.html", form_token=form_token, problem=problem)
 
 
 def confirm_page(form: ConfirmForm, visitor: Visitor) -> str:
-    """The page that asks for a confirmation."""
+    """Return the page that asks for a confirmation."""
     return _render("confirm.html", form=form, visitor=visitor)
 
 
 def explanation_page(explanation: Explanation, visitor: Visitor) -> str:
-    """Why a decision came out as it did."""
+    """Return the page that explains a decision."""
     decision = explanation.decision
     headline, *lines = explanation.text.splitlines()
     return _render("explanation.html", decision=decision, headline=headline, lines=lines, visitor=visitor)
 
 
 def problem_page(title: str, words: str) -> str:
-    """What went wrong, in words."""
+    """Return the page that shows an error."""
     return _render("problem.html", title=title, words=words)
 
 
-def href(look: OverviewQuery, **changes: Any) -> str:
-    """The dashboard's address that shows `look` with these changes; what is as by default is left out."""
+def href(query: OverviewQuery, **changes: Any) -> str:
+    """Return the dashboard's URL for `query` with these changes, without what equals the default."""
     default = overview_query_to_params(OverviewQuery())
-    query = {
+    params = {
         name: value
-        for name, value in overview_query_to_params(replace(look, **changes)).items()
+        for name, value in overview_query_to_params(replace(query, **changes)).items()
         if default.get(name) != value
     }
-    return f"/?{urlencode(query)}" if query else "/"
+    return f"/?{urlencode(params)}" if params else "/"
 
 
 def _render(template: str, **context: Any) -> str:

@@ -1,4 +1,4 @@
-"""caps, halt, resume, freeze, thaw, sweep and db, run as a user would, on both databases."""
+"""Tests of caps, halt, resume, freeze, thaw, sweep and db, run as a user would, on both databases."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def test_list_caps_when_portfolio_is_unknown_then_it_is_a_failure(cli: CommandLi
 
 
 def test_migrate_when_up_down_and_up_then_the_version_follows(fresh: CommandLine, engine_kind: EngineKind) -> None:
-    # A SQLite file that was never written to is not there yet; a server's database is, and is empty.
+    # A SQLite file does not exist before the first write; a server's database exists and is empty.
     missing = "not_found" if engine_kind == "sqlite" else "schema_outdated"
     check = fresh("db", "check", "--json")
     assert (check.code, check.problem["error"]) == (1, missing)

@@ -1,4 +1,4 @@
-"""The command line as a whole: help that teaches and runs, a fast start, exit codes, errors in one line."""
+"""Tests of the command line as a whole: help and its examples, imports at start, exit codes, errors in one line."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
 
 
 def _leaves(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Every command that does something, with the words that call it."""
+    """Yield every command that can be run, with the words that call it."""
     children = getattr(command, "commands", {})
     if path and (not children or command.invoke_without_command):
         yield path, command
@@ -68,13 +68,13 @@ NAMES = [" ".join(path) for path in LEAVES]
 
 
 def _examples(help_text: str) -> list[str]:
-    """The example command lines of a help page, continued lines joined."""
+    """Return the example command lines of a help page, with continued lines joined."""
     joined = help_text.replace("\\\n", " ")
     return [line.strip() for line in joined.splitlines() if line.startswith("  ") and "ledger-sizer " in line[:17]]
 
 
 ENDLESS = "ledger-sizer serve"
-"""Runs until it is stopped; tests/test_api_outage.py starts and stops it."""
+"""Runs until it is stopped; tests/api/test_outage.py starts and stops it."""
 EXAMPLES = [
     example for command in LEAVES.values() for example in _examples(command.epilog) if not example.startswith(ENDLESS)
 ]
@@ -174,7 +174,7 @@ def test_start_when_only_help_is_wanted_then_nothing_heavy_is_imported(arguments
     assert ran.returncode == 0
     imported = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
     assert "ledger_sizer.cli.app" in imported, "importtime was not read"
-    # typer coerces the values of a subcommand with pydantic, and touches it before it shows that command's help
+    # typer reads the values of a subcommand with pydantic, and imports it even to show that command's help
     heavy = [name for name in HEAVY if arguments[0].startswith("--") or not name.startswith("pydantic")]
     assert not imported & set(heavy)
 

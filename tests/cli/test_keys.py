@@ -1,4 +1,4 @@
-"""`ledger-sizer keys`: a key made here opens the service, is shown once, and can be revoked."""
+"""Tests of `ledger-sizer keys`: a key gives access to the service, is shown once, and can be revoked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees: tables on a real terminal, progress, colours, questions; and plain text elsewhere."""
+"""Tests of the output: tables, progress, colours and questions on a terminal, plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def terminal(url: str, tmp_path: Path) -> Screen:
         process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=variables)
         os.close(theirs)
         os.write(ours, typed.encode())
-        shown = _read_to_the_end(ours)
+        shown = _read_until_closed(ours)
         return process.wait(timeout=60), shown
 
     return show
@@ -75,7 +75,7 @@ def screen(url: str, monkeypatch: pytest.MonkeyPatch) -> Screen:
             patch.delenv("NO_COLOR", raising=False)
             for name, value in {"TERM": "xterm-256color", "COLUMNS": str(columns), **environment}.items():
                 patch.setenv(name, value)
-            shown = reader.submit(_read_to_the_end, ours)
+            shown = reader.submit(_read_until_closed, ours)
             with os.fdopen(theirs, "w", encoding="utf-8") as stream:
                 patch.setattr("sys.stdout", stream)
                 patch.setattr("sys.stderr", stream)
@@ -85,13 +85,13 @@ def screen(url: str, monkeypatch: pytest.MonkeyPatch) -> Screen:
     return show
 
 
-def _read_to_the_end(terminal: int) -> str:
+def _read_until_closed(terminal: int) -> str:
     shown = b""
     try:
         while chunk := os.read(terminal, 65536):
             shown += chunk
     except OSError:
-        pass  # how a terminal says that its other side is closed
+        pass  # a terminal raises this once its other side is closed
     finally:
         os.close(terminal)
     return shown.decode().replace("\r\n", "\n")
@@ -217,8 +217,8 @@ def test_print_when_encoding_is_narrow_then_json_is_whole_and_text_survives(url:
     assert "symbol=\\u039e" in ran.stdout
 
 
-def test_print_when_reader_goes_away_then_it_fails_in_silence() -> None:
-    url = "sqlite:///ledger.db"
+def test_print_when_reader_goes_away_then_it_fails_in_silence(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
     with Ledger.open(url) as ledger:
         ledger.submit([Reserve(key=f"r/{number}", tags={"symbol": "BTC"}) for number in range(300)])
     command = [str(SCRIPT), "history", "--all", "--json", "--database-url", url]

@@ -1,4 +1,4 @@
-"""exposure, positions, history, explain and verify, run as a user would, on both databases."""
+"""Tests of exposure, positions, history, explain and verify, run as a user would, on both databases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ledger-sizer replay`, run as a user would: files, databases, exit codes, and what a terminal shows."""
+"""Tests of `ledger-sizer replay`, run as a user would: files, databases, exit codes, and output on a terminal."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def test_replay_when_database_needs_a_password_then_it_is_not_shown(
     cli: CommandLine, new_database: NewDatabase
 ) -> None:
     url = make_url(new_database("postgresql"))
-    password = str(url.password or "hunter2")  # a server that trusts us takes any
+    password = str(url.password or "hunter2")  # a server with trust authentication accepts any
     with_password = url.set(password=password).render_as_string(hide_password=False)
     ran = cli("replay", "--bars", "5", "--database-url", with_password)
     assert ran.code == 0
@@ -203,7 +203,7 @@ def test_replay_when_the_ledger_does_not_verify_then_it_fails_and_says_what(
     run = ledger_sizer.replay.replay
 
     def meddling(*arguments: Any, **options: Any) -> Any:
-        """The real replay, but somebody edits a row of its ledger before it is verified."""
+        """Run the real replay, but edit a row of its ledger before it is verified."""
 
         def meddle(stage: str, done: int, total: int) -> None:
             if (stage, done) == ("replay", total):
@@ -238,7 +238,7 @@ def test_replay_when_on_a_terminal_then_progress_is_shown_and_cleared(tmp_path: 
         while chunk := os.read(ours, 65536):
             shown += chunk
     except OSError:
-        pass  # how a terminal says that its other side is closed
+        pass  # a terminal raises this once its other side is closed
     finally:
         os.close(ours)
     assert process.wait(timeout=60) == 0

@@ -1,4 +1,4 @@
-"""`ledger-sizer top`: the dashboard's picture in a terminal, of a database and of a service alike."""
+"""Tests of `ledger-sizer top`: the overview in a terminal, read from a database or from a service."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def traded(ledger: Ledger) -> None:
-    """A cap, a hold, a position with legs, a denial."""
+def make_trades(ledger: Ledger) -> None:
+    """Make caps, a position with legs, a hold, a denial and a halt."""
     ledger.set_cap(key="cap", portfolio="main", cap=Decimal(5_000))
     ledger.set_cap(key="cap/venue", portfolio="main", scope="venue=bybit", cap=Decimal(1_500))
     ledger.reserve(key="a", tags={"venue": "bybit", "symbol": "[red]BTC"})
@@ -54,7 +54,7 @@ def traded(ledger: Ledger) -> None:
 def cli(capsys: pytest.CaptureFixture[str], new_database: NewDatabase) -> CommandLine:
     url = new_database("sqlite")
     with Ledger.open(url) as ledger:
-        traded(ledger)
+        make_trades(ledger)
     return CommandLine(capsys, url)
 
 
@@ -110,7 +110,7 @@ def test_look_at_service_when_it_has_keys_then_the_key_comes_from_the_environmen
     token = create_key(engine, "eye", "read").token
     engine.dispose()
     with serving(database_url) as service:
-        traded(service.ledger)
+        make_trades(service.ledger)
         cli = CommandLine(capsys)
         refused = cli("top", "--once", "--url", service.url)
         assert (refused.code, refused.out) == (1, "")
@@ -128,7 +128,7 @@ def test_look_at_service_when_it_has_keys_then_the_key_comes_from_the_environmen
 
 
 class Screen:
-    """A terminal with `ledger-sizer top` in it."""
+    """A terminal that runs `ledger-sizer top`."""
 
     def __init__(self, master: int, child: subprocess.Popen[bytes]) -> None:
         self._master = master
@@ -136,21 +136,21 @@ class Screen:
         self.text = ""
 
     def until(self, shows: Callable[[str], bool], seconds: float = 30) -> None:
-        """Read what it draws until it shows something."""
+        """Read the output until `shows` accepts it."""
         end = time.monotonic() + seconds
         while not shows(self.text):
             assert time.monotonic() < end, self.text[-3000:]
             if select.select([self._master], [], [], 0.1)[0]:
                 self.text += os.read(self._master, 65536).decode(errors="replace")
 
-    def forget(self) -> None:
-        """What was drawn so far no longer counts."""
+    def clear(self) -> None:
+        """Drop the output read so far."""
         self.text = ""
 
 
 @contextmanager
 def on_screen(*arguments: str, rows: int = 40, columns: int = 140) -> Iterator[Screen]:
-    """`ledger-sizer top ARGUMENTS` on a terminal of its own."""
+    """Run `ledger-sizer top ARGUMENTS` on a terminal of its own."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
     environment: dict[str, Any] = {**os.environ, "TERM": "xterm-256color", "LINES": str(rows), "COLUMNS": str(columns)}
@@ -179,12 +179,12 @@ def test_watch_when_something_is_decided_then_the_terminal_shows_it_and_ctrl_c_e
 
 def test_watch_when_the_service_is_lost_then_the_last_picture_stays_and_says_so(new_database: NewDatabase) -> None:
     with serving(new_database("sqlite")) as service:
-        traded(service.ledger)
+        make_trades(service.ledger)
         with on_screen("--url", service.url, "--interval", "0.2") as screen:
             screen.until(lambda text: "3,500.00" in text)
             service.server.should_exit = True
             screen.until(lambda text: "no answer" in text, 60)
-            screen.forget()
+            screen.clear()
             screen.until(lambda text: "no answer" in text and "3,500.00" in text, 60)
             screen.child.send_signal(signal.SIGINT)
             assert screen.child.wait(30) == 0

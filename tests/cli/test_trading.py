@@ -1,4 +1,4 @@
-"""reserve, confirm, release, extend and adopt, run as a user would, on both databases."""
+"""Tests of reserve, confirm, release, extend and adopt, run as a user would, on both databases."""
 
 from __future__ import annotations
 

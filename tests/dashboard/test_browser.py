@@ -1,4 +1,4 @@
-"""The dashboard in a real browser: live, keyed, confirmed, and usable by keyboard, screen reader and phone.
+"""Tests of the dashboard in a real browser: live updates, keys, forms, keyboard, screen reader, phone.
 
 Pictures for a person to look at go to the folder that `LEDGER_TEST_SCREENSHOTS` names.
 """
@@ -46,20 +46,20 @@ def service(new_database: NewDatabase) -> Iterator[Running]:
 
 @contextmanager
 def visiting(browser: Browser, url: str, **context: Any) -> Iterator[Page]:
-    """A page in a browser of its own, that may neither leave the origin nor complain."""
+    """Open a page in a browser context of its own. It may log no error or warning, nor ask another origin."""
     complaints: list[str] = []
     with browser.new_context(**{"viewport": WIDE, **context}) as own:
         page = own.new_page()
         page.set_default_timeout(15_000)
         page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
         page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda sent: complaints.append(f"left: {sent.url}") if _leaves(sent.url, url) else None)
+        page.on("request", lambda sent: complaints.append(f"left: {sent.url}") if _is_foreign(sent.url, url) else None)
         page.goto(url)
         yield page
         assert not complaints, complaints
 
 
-def _leaves(address: str, url: str) -> bool:
+def _is_foreign(address: str, url: str) -> bool:
     return urlsplit(address)[:2] != urlsplit(url)[:2]
 
 
@@ -70,7 +70,7 @@ def live(page: Page) -> Page:
 
 
 def open_position(ledger: Any, key: str, symbol: str = "BTC") -> str:
-    """A position with two legs."""
+    """Open a position with two legs. Returns its id."""
     granted = ledger.reserve(key=key, tags={"venue": "bybit", "symbol": symbol, "strategy": "funding"})
     legs = [
         Leg("bybit", f"{symbol}/USDT", "spot", "buy", Decimal("0.01"), Decimal(50_000)),
@@ -188,7 +188,7 @@ def test_open_desk_when_there_are_ten_thousand_positions_then_it_pages_them(
 
 
 def sign_in(page: Page, token: str) -> None:
-    """Through the form."""
+    """Sign in through the form."""
     page.fill("#key", token)
     page.press("#key", "Enter")
 
@@ -273,7 +273,7 @@ def test_open_desk_when_there_are_drifts_then_they_stand_there(browser: Browser,
 def test_reconcile_when_a_drift_froze_nothing_then_it_shows_within_a_second(
     browser: Browser, new_database: NewDatabase, clock: FakeClock
 ) -> None:
-    """A first sighting is in no decision: only the event stream's own word of the run can bring it."""
+    """A drift seen once makes no decision: only the stream's own event of the run can bring it to the page."""
     url = new_database("sqlite")
     desk = Desk(url, clock)
     desk.ledger.set_cap(key="cap", portfolio="main", cap=Decimal(50_000))
@@ -331,7 +331,7 @@ def test_decide_drifts_when_confirmed_with_a_reason_then_each_is_done_and_record
         assert any(words in request for request in said), words
 
 
-# How it looks, and to whom.
+# Themes and accessibility.
 
 
 def test_switch_theme_when_asked_then_it_is_kept(browser: Browser, service: Running) -> None:

@@ -1,4 +1,4 @@
-"""The dashboard's forms: what they must prove, who may send them, and that they act once."""
+"""Tests of the dashboard's forms: proof of origin, the roles that may send them, and that they act once."""
 
 from __future__ import annotations
 

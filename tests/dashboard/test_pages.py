@@ -1,4 +1,4 @@
-"""The dashboard over HTTP: who gets in, where the cookie counts, what its pages say. Its forms are tested apart."""
+"""Tests of the dashboard over HTTP: sign-in, the session cookie, the pages. `test_forms` tests the forms."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def keyed(module_database: NewDatabase) -> Iterator[Keyed]:
         yield made
 
 
-# Who gets in.
+# Sign-in.
 
 
 @pytest.mark.parametrize("path", ["/", "/explain/main/1", STEER])
@@ -101,7 +101,7 @@ def test_open_page_when_there_is_no_key_at_all_then_it_opens_on_loopback_only(ne
         assert service.ledger.exposure().status == "halted"
 
 
-# Where the cookie counts.
+# The session cookie.
 
 
 def test_read_api_when_signed_in_then_the_cookie_opens_it_for_looking_only(keyed: Keyed) -> None:
@@ -123,7 +123,7 @@ def test_read_when_a_bearer_key_is_sent_too_then_the_bearer_decides(keyed: Keyed
     assert browser.get("/v1/portfolios", headers={"Authorization": "Bearer lsk_nonsense"}).status_code == 401
 
 
-# What pages say and forbid.
+# Pages and their headers.
 
 
 @pytest.mark.parametrize("path", ["/", "/login", "/explain/main/1", STEER, "/explain/main/999", "/?rows=0"])

@@ -1,4 +1,4 @@
-"""What the dashboard and `top` are made of: the overview's line and pages, the chart, figures, words."""
+"""Tests of the parts of the dashboard and of `top`: the overview and its pages, the chart, formatting, labels."""
 
 from __future__ import annotations
 
@@ -114,8 +114,8 @@ def test_draw_line_when_hours_pass_then_it_begins_with_what_held_before(database
         ]
 
 
-def spiky(ledger: Ledger, number: int, clock: FakeClock) -> None:
-    """Decisions that leave nothing behind but for a moment: every 97th is a spike that the next one takes back."""
+def make_spikes(ledger: Ledger, number: int, clock: FakeClock) -> None:
+    """Make `number` decisions or more: denials, and in every 97 one spike: a position that the next one releases."""
     ledger.set_cap(key="cap", cap=Decimal(10**6))
     for start in range(0, number, 97):
         ledger.submit([Reserve(key=f"k{start}/{n}", min_notional_usd=Decimal(10**9)) for n in range(95)])
@@ -128,7 +128,7 @@ def test_draw_line_when_there_are_many_decisions_then_no_spike_between_two_point
     database_url: str, clock: FakeClock
 ) -> None:
     with opened(database_url, clock) as ledger:
-        spiky(ledger, 1100, clock)
+        make_spikes(ledger, 1100, clock)
         for _ in range(2):
             newest = ledger.history(limit=1000)
             decisions = [*newest, *ledger.history(limit=1000, cursor=newest.cursor)][::-1]
@@ -144,8 +144,8 @@ def test_draw_line_when_there_are_many_decisions_then_no_spike_between_two_point
                     assert (point.exposure, point.low, point.high) == (between[-1], min(between), max(between))
                     before = point.seq
             drawn = chart(detail_of(ledger.overview()), clock())
-            assert "highest 2,067.00" in drawn.words
-            ledger.adopt(key="more", quantity=Decimal(1), price=Decimal(7))  # what was kept is still right
+            assert "highest 2,067.00" in drawn.description
+            ledger.adopt(key="more", quantity=Decimal(1), price=Decimal(7))  # the cached points are still right
 
 
 def test_draw_line_when_more_was_decided_than_one_look_reads_then_it_says_so_and_the_next_looks_read_it(
@@ -153,10 +153,10 @@ def test_draw_line_when_more_was_decided_than_one_look_reads_then_it_says_so_and
 ) -> None:
     monkeypatch.setattr(exposure_series, "READ_MAX", 400)
     with opened(database_url, clock) as ledger:
-        spiky(ledger, 1100, clock)
+        make_spikes(ledger, 1100, clock)
         first = detail_of(ledger.overview())
         assert first.line.exact_from is not None
-        assert "highest 2,067.00" in chart(first, clock()).words, "the newest part is read first"
+        assert "highest 2,067.00" in chart(first, clock()).description, "the newest part is read first"
         drawn = [detail_of(ledger.overview()).line.exact_from for _ in range(4)]
         assert drawn[-1] is None
         whole = detail_of(ledger.overview()).line
@@ -180,10 +180,10 @@ def test_draw_chart_when_exposure_steps_then_the_path_does(database_url: str, cl
     assert drawn.area.endswith("Z")
     assert drawn.times[0] == "00:00"
     assert drawn.times[-1] == "01:00"
-    assert "highest 3,000.00, now 0.00 of 5,000.00 USD" in drawn.words
+    assert "highest 3,000.00, now 0.00 of 5,000.00 USD" in drawn.description
 
 
-# Figures.
+# Formatting.
 
 
 def _scope(cap: int | None, held: str, opened: str, **more: Any) -> ScopeExposure:
@@ -248,7 +248,7 @@ def test_tell_standing_when_reservations_would_be_denied_then_it_is_not_active(
     assert formatting.status_label(_scope(1, "0", "0", **more), START) == standing
 
 
-# Words.
+# Labels.
 
 
 def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(

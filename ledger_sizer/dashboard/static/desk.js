@@ -1,11 +1,11 @@
-// The dashboard's script. The page is whole without it; this keeps it live, counts down, and remembers the theme.
+// The dashboard's script. It refreshes the page on events, counts down, and stores the theme. Pages work without it.
 "use strict";
 
 (() => {
   const root = document.documentElement;
   const themes = ["system", "light", "dark"];
 
-  function stored() {
+  function storedTheme() {
     try {
       return themes.includes(localStorage.theme) ? localStorage.theme : "system";
     } catch {
@@ -14,14 +14,14 @@
   }
 
   // Before the first paint, so that no page flashes in the wrong colours.
-  root.dataset.theme = stored();
+  root.dataset.theme = storedTheme();
 
   document.addEventListener("DOMContentLoaded", () => {
-    themeButton();
-    if (document.getElementById("feed")) live();
+    setUpThemeButton();
+    if (document.getElementById("feed")) startLiveUpdates();
   });
 
-  function themeButton() {
+  function setUpThemeButton() {
     const button = document.getElementById("theme");
     const show = () => { button.textContent = `Theme: ${root.dataset.theme}`; };
     button.hidden = false;
@@ -30,91 +30,91 @@
       root.dataset.theme = themes[(themes.indexOf(root.dataset.theme) + 1) % themes.length];
       try {
         localStorage.theme = root.dataset.theme;
-      } catch { /* it then lasts as long as the page */ }
+      } catch { /* the theme then lasts until the page is left */ }
       show();
     });
   }
 
-  function live() {
+  function startLiveUpdates() {
     const REFRESH_MS_MIN = 250;
     const REFRESH_MS_MAX = 30_000;
     const ANNOUNCE_MS_MIN = 10_000;
-    let shownAt = performance.now();
-    let waiting = null;
+    let refreshedAt = performance.now();
+    let refreshTimer = null;
     let refreshing = false;
-    let again = false;
+    let refreshAgain = false;
     let announcedAt = -ANNOUNCE_MS_MIN;
-    let spoken = heard();
+    let lastSpoken = spokenSummary();
 
-    function feed(state, words) {
+    function showFeed(state, words) {
       document.getElementById("feed").dataset.state = state;
       document.getElementById("feed-words").textContent = words;
     }
 
-    // Something was decided: look again, but not more often than a person can read.
-    function changed() {
-      if (document.hidden) { again = true; return; }
-      if (refreshing) { again = true; return; }
-      if (waiting === null) {
-        waiting = setTimeout(refresh, Math.max(0, shownAt + REFRESH_MS_MIN - performance.now()));
+    // Refreshes soon, but not more often than a person can read.
+    function scheduleRefresh() {
+      if (document.hidden) { refreshAgain = true; return; }
+      if (refreshing) { refreshAgain = true; return; }
+      if (refreshTimer === null) {
+        refreshTimer = setTimeout(refresh, Math.max(0, refreshedAt + REFRESH_MS_MIN - performance.now()));
       }
     }
 
     async function refresh() {
-      clearTimeout(waiting);
-      waiting = null;
+      clearTimeout(refreshTimer);
+      refreshTimer = null;
       refreshing = true;
-      again = false;
+      refreshAgain = false;
       try {
-        const answer = await fetch(location.pathname + location.search, { credentials: "same-origin", cache: "no-store" });
-        if (answer.redirected) { location.reload(); return; } // signed out
-        if (!answer.ok) throw new Error(`the service answered ${answer.status}`);
-        show(new DOMParser().parseFromString(await answer.text(), "text/html"));
-        shownAt = performance.now();
-        feed(source.readyState === EventSource.OPEN ? "live" : "lost", source.readyState === EventSource.OPEN ? "live" : "reconnecting, as of");
+        const response = await fetch(location.pathname + location.search, { credentials: "same-origin", cache: "no-store" });
+        if (response.redirected) { location.reload(); return; } // signed out
+        if (!response.ok) throw new Error(`the service answered ${response.status}`);
+        update(new DOMParser().parseFromString(await response.text(), "text/html"));
+        refreshedAt = performance.now();
+        showFeed(source.readyState === EventSource.OPEN ? "live" : "lost", source.readyState === EventSource.OPEN ? "live" : "reconnecting, as of");
       } catch {
-        feed("lost", "no answer, as of");
+        showFeed("lost", "no answer, as of");
       } finally {
         refreshing = false;
-        if (again) changed();
+        if (refreshAgain) scheduleRefresh();
       }
     }
 
-    function show(fresh) {
+    function update(fresh) {
       const focused = document.activeElement;
-      const held = focused && focused.closest("[data-live]") ? focusOf(focused) : null;
+      const findFocused = focused && focused.closest("[data-live]") ? focusFinder(focused) : null;
       for (const section of document.querySelectorAll("[data-live]")) {
         const next = fresh.getElementById(section.id);
-        if (next === null) { location.reload(); return; } // the page has other parts now
-        if (next.innerHTML !== section.innerHTML && !selecting(section)) section.replaceChildren(...next.childNodes);
+        if (next === null) { location.reload(); return; } // the page has other sections now
+        if (next.innerHTML !== section.innerHTML && !hasSelection(section)) section.replaceChildren(...next.childNodes);
       }
       if (fresh.querySelectorAll("[data-live]").length !== document.querySelectorAll("[data-live]").length) location.reload();
       document.getElementById("read-at").replaceWith(fresh.getElementById("read-at"));
       document.title = fresh.title;
-      if (held && !document.contains(focused)) held()?.focus({ preventScroll: true });
+      if (findFocused && !document.contains(focused)) findFocused()?.focus({ preventScroll: true });
       announce();
     }
 
-    // A person who marks figures to copy them must not lose them.
-    function selecting(section) {
+    // A section with selected text is not replaced: somebody may be copying figures.
+    function hasSelection(section) {
       const selection = getSelection();
       return selection.type === "Range" && section.contains(selection.anchorNode);
     }
 
-    // How to find again what had the keyboard: its id, its address, or its section's scrollable table.
-    function focusOf(element) {
-      const section = element.closest("[data-live]").id;
-      const address = element.getAttribute("href");
+    // Returns a function that finds the focused element again: by id, by link or label, else its section's table.
+    function focusFinder(element) {
+      const sectionId = element.closest("[data-live]").id;
+      const link = element.getAttribute("href");
       const label = element.getAttribute("aria-label");
       return () => {
-        const home = document.getElementById(section);
+        const section = document.getElementById(sectionId);
         if (element.id) return document.getElementById(element.id);
-        const all = [...home.querySelectorAll("a, [tabindex]")];
-        return all.find((one) => address ? one.getAttribute("href") === address : one.getAttribute("aria-label") === label) || home.querySelector("[tabindex]");
+        const all = [...section.querySelectorAll("a, [tabindex]")];
+        return all.find((one) => link ? one.getAttribute("href") === link : one.getAttribute("aria-label") === label) || section.querySelector("[tabindex]");
       };
     }
 
-    function heard() {
+    function spokenSummary() {
       const name = document.getElementById("sum-title");
       if (name === null) return { status: "", words: "" };
       const sum = document.getElementById("sum");
@@ -124,28 +124,28 @@
       return { status, words: `${name.textContent} ${status}. ${figure.join(", ")}. ${last ? `Last decision: ${last.textContent}.` : ""}` };
     }
 
-    // For a screen reader: what is new, at most every ten seconds; a halt at once.
+    // Tells screen readers what is new: a new status at once, anything else at most every ten seconds.
     function announce() {
-      const now = heard();
-      const urgent = now.status !== spoken.status;
-      if (now.words === spoken.words || (!urgent && performance.now() - announcedAt < ANNOUNCE_MS_MIN)) return;
+      const now = spokenSummary();
+      const urgent = now.status !== lastSpoken.status;
+      if (now.words === lastSpoken.words || (!urgent && performance.now() - announcedAt < ANNOUNCE_MS_MIN)) return;
       document.getElementById("announcement").textContent = now.words;
       announcedAt = performance.now();
-      spoken = now;
+      lastSpoken = now;
     }
 
-    function countDown() {
-      const gone = (performance.now() - shownAt) / 1000;
+    function updateCountdowns() {
+      const elapsed = (performance.now() - refreshedAt) / 1000;
       for (const cell of document.querySelectorAll("[data-left]")) {
-        const left = Math.max(Number(cell.dataset.left) - gone, 0);
+        const left = Math.max(Number(cell.dataset.left) - elapsed, 0);
         const words = duration(left);
         if (cell.textContent !== words) cell.textContent = words;
         cell.classList.toggle("soon", left < 10);
       }
-      if (!document.hidden && performance.now() - shownAt > REFRESH_MS_MAX) changed();
+      if (!document.hidden && performance.now() - refreshedAt > REFRESH_MS_MAX) scheduleRefresh();
     }
 
-    // As `figures.duration` on the server.
+    // As `formatting.duration` on the server.
     function duration(seconds) {
       const whole = Math.floor(seconds);
       const two = (value) => String(value).padStart(2, "0");
@@ -156,12 +156,12 @@
     }
 
     const source = new EventSource("/v1/events");
-    source.addEventListener("open", () => { feed("live", "live"); changed(); });
-    source.addEventListener("decision", changed);
-    source.addEventListener("reconciliation", changed);
-    source.addEventListener("error", () => { feed("lost", "reconnecting, as of"); setTimeout(changed, 1000); });
-    document.addEventListener("visibilitychange", () => { if (!document.hidden) changed(); });
-    setInterval(countDown, 250);
+    source.addEventListener("open", () => { showFeed("live", "live"); scheduleRefresh(); });
+    source.addEventListener("decision", scheduleRefresh);
+    source.addEventListener("reconciliation", scheduleRefresh);
+    source.addEventListener("error", () => { showFeed("lost", "reconnecting, as of"); setTimeout(scheduleRefresh, 1000); });
+    document.addEventListener("visibilitychange", () => { if (!document.hidden) scheduleRefresh(); });
+    setInterval(updateCountdowns, 250);
     addEventListener("pagehide", () => source.close());
   }
 })();
