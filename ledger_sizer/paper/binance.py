@@ -2,14 +2,13 @@
 
 import hashlib
 import hmac
-import time
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot
+from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot, now_ms
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
     ExchangeRequest,
@@ -50,8 +49,8 @@ class Binance:
     def __init__(self, exchange: PaperExchange) -> None:
         self.exchange = exchange
         self.public: Mapping[tuple[str, str], PublicHandler] = {
-            ("GET", "/api/v3/time"): lambda _request: {"serverTime": _now()},
-            ("GET", "/fapi/v1/time"): lambda _request: {"serverTime": _now()},
+            ("GET", "/api/v3/time"): lambda _request: {"serverTime": now_ms()},
+            ("GET", "/fapi/v1/time"): lambda _request: {"serverTime": now_ms()},
             ("GET", "/api/v3/exchangeInfo"): lambda _request: self._rules("spot", inverse=False),
             ("GET", "/fapi/v1/exchangeInfo"): lambda _request: self._rules("swap", inverse=False),
             ("GET", "/dapi/v1/exchangeInfo"): lambda _request: self._rules("swap", inverse=True),
@@ -84,7 +83,7 @@ class Binance:
         if not hmac.compare_digest(expected, signature):
             raise RequestRefused("signature", "wrong signature")
         sent = parse_qs(payload).get("timestamp", [""])[0]
-        if not sent.isdigit() or abs(int(sent) - _now()) > TIME_WINDOW_MS:
+        if not sent.isdigit() or abs(int(sent) - now_ms()) > TIME_WINDOW_MS:
             raise RequestRefused("time", "request too old")
         return account
 
@@ -95,21 +94,21 @@ class Binance:
 
     def _rules(self, kind: Literal["spot", "swap"], *, inverse: bool) -> Any:
         rows = [_instrument(m) for m in self.exchange.markets.values() if m.kind == kind and m.inverse == inverse]
-        return {"timezone": "UTC", "serverTime": _now(), "rateLimits": [], "symbols": rows}
+        return {"timezone": "UTC", "serverTime": now_ms(), "rateLimits": [], "symbols": rows}
 
     def _spot_account(self, account: Account, _request: ExchangeRequest) -> Any:
         balances = [
             {"asset": asset, "free": text_of(total - used), "locked": text_of(used)}
             for asset, (total, used) in sorted(self.exchange.balances(account.visible(), "spot").items())
         ]
-        return {"accountType": "SPOT", "canTrade": True, "balances": balances, "updateTime": _now()}
+        return {"accountType": "SPOT", "canTrade": True, "balances": balances, "updateTime": now_ms()}
 
     def _futures_assets(self, account: Account) -> list[dict[str, Any]]:
         return [
             {"accountAlias": "paper", "asset": asset, "balance": text_of(total), "walletBalance": text_of(total),
              "marginBalance": text_of(total), "crossWalletBalance": text_of(total), "initialMargin": text_of(used),
              "maintMargin": "0", "unrealizedProfit": "0", "availableBalance": text_of(total - used),
-             "updateTime": _now()}
+             "updateTime": now_ms()}
             for asset, (total, used) in sorted(self.exchange.balances(account.visible(), "swap").items())
         ]  # fmt: skip
 
@@ -144,7 +143,7 @@ class Binance:
             "unRealizedProfit": text_of(profit), "liquidationPrice": "0", "isolatedMargin": "0",
             "notional": text_of(notional), "marginAsset": "USDT", "isolatedWallet": "0",
             "initialMargin": text_of(margin), "maintMargin": "0", "positionInitialMargin": text_of(margin),
-            "openOrderInitialMargin": "0", "adl": 0, "bidNotional": "0", "askNotional": "0", "updateTime": _now(),
+            "openOrderInitialMargin": "0", "adl": 0, "bidNotional": "0", "askNotional": "0", "updateTime": now_ms(),
         }  # fmt: skip
 
     def _create(self, account: Account, request: ExchangeRequest) -> Any:
@@ -180,10 +179,6 @@ class Binance:
         )
         self.exchange.cancel(order)
         return _order(order)
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
 
 
 def _kind(request: ExchangeRequest) -> Literal["spot", "swap"]:

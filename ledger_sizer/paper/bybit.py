@@ -2,13 +2,12 @@
 
 import hashlib
 import hmac
-import time
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot
+from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot, now_ms
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
     ExchangeRequest,
@@ -79,7 +78,7 @@ class Bybit:
         expected = hmac.new(account.secret.encode(), payload.encode(), hashlib.sha256).hexdigest()
         if not hmac.compare_digest(expected, request.header("X-BAPI-SIGN")):
             raise RequestRefused("signature", "wrong signature")
-        if not sent.isdigit() or abs(int(sent) - time.time() * 1000) > TIME_WINDOW_MS:
+        if not sent.isdigit() or abs(int(sent) - now_ms()) > TIME_WINDOW_MS:
             raise RequestRefused("time", "request too old")
         return account
 
@@ -89,7 +88,7 @@ class Bybit:
         return ExchangeResponse(200, {**_success({}), "retCode": code, "retMsg": f"{message} ({refused})"})
 
     def _time(self, _request: ExchangeRequest) -> Any:
-        return _success({"timeSecond": str(_now() // 1000), "timeNano": str(_now() * 1_000_000)})
+        return _success({"timeSecond": str(now_ms() // 1000), "timeNano": str(now_ms() * 1_000_000)})
 
     def _instruments(self, request: ExchangeRequest) -> Any:
         category = request.arguments.get("category")
@@ -140,7 +139,7 @@ class Bybit:
             "size": text_of(size), "avgPrice": text_of(position.entry_price), "positionValue": text_of(value),
             "markPrice": text_of(mark), "leverage": str(LEVERAGE), "unrealisedPnl": text_of(profit),
             "positionIM": text_of(margin), "positionMM": "0", "liqPrice": "", "positionStatus": "Normal",
-            "tradeMode": 0, "createdTime": str(_now()), "updatedTime": str(_now()),
+            "tradeMode": 0, "createdTime": str(now_ms()), "updatedTime": str(now_ms()),
         }  # fmt: skip
 
     def _create(self, account: Account, request: ExchangeRequest) -> Any:
@@ -180,12 +179,8 @@ class Bybit:
         return _success({"category": arguments.get("category"), "list": rows, "nextPageCursor": ""})
 
 
-def _now() -> int:
-    return int(time.time() * 1000)
-
-
 def _success(result: Any) -> dict[str, Any]:
-    return {"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": _now()}
+    return {"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": now_ms()}
 
 
 def _category(market: Market) -> str:

@@ -25,6 +25,11 @@ Slot = Literal["net", "long", "short"]
 """Position slot: a one-way account has one position per market (`net`), a hedge-mode account one per direction."""
 
 
+def now_ms() -> int:
+    """Return the present time, Unix milliseconds."""
+    return int(time.time() * 1000)
+
+
 class RequestRefused(Exception):
     """The venue refuses a request. reason: one of a few words that each exchange maps to its own code."""
 
@@ -195,9 +200,11 @@ class PaperExchange:
         reach = price if kind == "limit" and price is not None else self.prices[market.base]
         if not reduce_only:
             self._require_funds(account, market, side, slot, quantity, reach)
-        now_ms = int(time.time() * 1000)
+        created_ms = now_ms()
         order_id = str(next(self._order_ids))
-        order = Order(order_id, client_id, market, side, kind, quantity, price, slot, reduce_only, now_ms, now_ms)
+        order = Order(
+            order_id, client_id, market, side, kind, quantity, price, slot, reduce_only, created_ms, created_ms
+        )
         account.orders[order.id] = order
         self._fill_if_reached(account, order)
         return order
@@ -268,7 +275,7 @@ class PaperExchange:
         if order.state != "open":
             raise RequestRefused("unknown_order", f"order {order.id} is {order.state}")
         order.state = "canceled"
-        order.updated_ms = int(time.time() * 1000)
+        order.updated_ms = now_ms()
 
     def _fill_if_reached(self, account: Account, order: Order) -> None:
         price = self.prices[order.market.base]
@@ -287,7 +294,7 @@ class PaperExchange:
             cost = quantity * price
             order.filled += quantity
             order.cost += cost
-            order.updated_ms = int(time.time() * 1000)
+            order.updated_ms = now_ms()
             order.state = "filled" if order.filled == order.quantity else "open"
             signed_quantity = quantity if order.side == "buy" else -quantity
             rate = self._fee_rates[order.market.kind]

@@ -3,14 +3,13 @@
 import base64
 import hashlib
 import hmac
-import time
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot
+from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot, now_ms
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
     ExchangeRequest,
@@ -59,7 +58,7 @@ class Okx:
     def __init__(self, exchange: PaperExchange) -> None:
         self.exchange = exchange
         self.public: Mapping[tuple[str, str], PublicHandler] = {
-            ("GET", "/api/v5/public/time"): lambda _request: _success([{"ts": str(_now())}]),
+            ("GET", "/api/v5/public/time"): lambda _request: _success([{"ts": str(now_ms())}]),
             ("GET", "/api/v5/public/instruments"): self._instruments,
             ("GET", "/api/v5/market/ticker"): self._ticker,
         }
@@ -90,7 +89,7 @@ class Okx:
             sent_ms = datetime.fromisoformat(sent).timestamp() * 1000
         except ValueError:
             raise RequestRefused("time", "no time") from None
-        if abs(sent_ms - _now()) > TIME_WINDOW_MS:
+        if abs(sent_ms - now_ms()) > TIME_WINDOW_MS:
             raise RequestRefused("time", "request too old")
         return account
 
@@ -114,17 +113,17 @@ class Okx:
             if market.id == request.arguments.get("instId"):
                 price = text_of(self.exchange.prices[market.base])
                 return _success(
-                    [{"instId": market.id, "last": price, "bidPx": price, "askPx": price, "ts": str(_now())}]
+                    [{"instId": market.id, "last": price, "bidPx": price, "askPx": price, "ts": str(now_ms())}]
                 )
         raise RequestRefused("unknown_symbol", "no such market")
 
     def _balance(self, account: Account, _request: ExchangeRequest) -> Any:
         details = [
             {"ccy": asset, "eq": text_of(total), "cashBal": text_of(total), "availEq": text_of(total - used),
-             "availBal": text_of(total - used), "frozenBal": text_of(used), "uTime": str(_now())}
+             "availBal": text_of(total - used), "frozenBal": text_of(used), "uTime": str(now_ms())}
             for asset, (total, used) in sorted(self.exchange.balances(account.visible(), "spot").items())
         ]  # fmt: skip
-        return _success([{"details": details, "uTime": str(_now())}])
+        return _success([{"details": details, "uTime": str(now_ms())}])
 
     def _positions(self, account: Account, request: ExchangeRequest) -> Any:
         wanted = request.arguments.get("instId")
@@ -144,7 +143,7 @@ class Okx:
             "instId": market.id, "instType": "SWAP", "mgnMode": "cross", "posId": f"{market.id}-{slot}",
             "posSide": slot, "pos": text_of(size), "avgPx": text_of(position.entry_price), "markPx": text_of(mark),
             "lever": str(LEVERAGE), "notionalUsd": text_of(value), "upl": text_of(profit), "imr": text_of(margin),
-            "mmr": "0", "liqPx": "", "ccy": "USDT", "cTime": str(_now()), "uTime": str(_now()),
+            "mmr": "0", "liqPx": "", "ccy": "USDT", "cTime": str(now_ms()), "uTime": str(now_ms()),
         }  # fmt: skip
 
     def _create(self, account: Account, request: ExchangeRequest) -> Any:
@@ -188,10 +187,6 @@ class Okx:
     def _order(self, account: Account, request: ExchangeRequest) -> Any:
         order = self.exchange.order(account, request.arguments.get("ordId"), request.arguments.get("clOrdId"))
         return _success([_order(order)])
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
 
 
 def _success(rows: list[Any]) -> dict[str, Any]:
