@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import httpx
@@ -46,6 +46,20 @@ class Process:
     def exit_code(self) -> int | None:
         """The exit code; None while it runs."""
         return self._process.poll()
+
+    def log_text(self) -> str:
+        """Return what it has written so far."""
+        return self.log.read_text(errors="replace")
+
+    def wait_for_url(self, pattern: re.Pattern[str], is_ready: Callable[[str], bool] = lambda _url: True) -> str | None:
+        """Wait until the log has a URL (group 1) that is ready. None after 30 s, or when the process has exited."""
+        deadline = time.monotonic() + READY_SECONDS_MAX
+        while time.monotonic() < deadline and self.exit_code is None:
+            match = pattern.search(self.log_text())
+            if match is not None and is_ready(match[1]):
+                return match[1]
+            time.sleep(0.05)
+        return None
 
     def terminate(self) -> None:
         """Send SIGTERM, unless it has exited."""
@@ -107,15 +121,11 @@ class Service(Process):
 
     def wait_until_ready(self) -> None:
         """Wait for a good `/readyz`. Raises `Unavailable` with the end of its log otherwise."""
-        deadline = time.monotonic() + READY_SECONDS_MAX
-        while time.monotonic() < deadline and self.exit_code is None:
-            match = _URL_PATTERN.search(self.log.read_text(errors="replace"))
-            if match is not None and _is_ready(match[1]):
-                self.url = match[1]
-                return
-            time.sleep(0.05)
-        words = self.log.read_text(errors="replace").strip()[-1000:] or "(it said nothing)"
-        raise Unavailable(f"the service did not become ready: {words}")
+        url = self.wait_for_url(_URL_PATTERN, _is_ready)
+        if url is None:
+            words = self.log_text().strip()[-1000:] or "(it said nothing)"
+            raise Unavailable(f"the service did not become ready: {words}")
+        self.url = url
 
 
 _URL_PATTERN = re.compile(r"serves (http://\S+)")

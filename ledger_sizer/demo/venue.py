@@ -1,7 +1,6 @@
 """Starts the paper venue of the demonstration and the bot that trades there. Both are left out without ccxt."""
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,7 +9,7 @@ from pathlib import Path
 from ledger_sizer.client import LedgerClient
 from ledger_sizer.demo.bots import PORTFOLIO
 from ledger_sizer.demo.drift_injection import CONFIRMATIONS, EXPIRED_SECONDS, DriftInjector
-from ledger_sizer.demo.processes import READY_SECONDS_MAX, Process
+from ledger_sizer.demo.processes import Process
 from ledger_sizer.demo.venue_bot import NAME, VENUE
 from ledger_sizer.model.errors import LedgerError, Unavailable
 from ledger_sizer.paper import PaperControl
@@ -27,13 +26,10 @@ class Venue(Process):
 
     def wait_until_ready(self) -> str:
         """Wait for its URL and return it. Raises `Unavailable`."""
-        deadline = time.monotonic() + READY_SECONDS_MAX
-        while time.monotonic() < deadline and self.exit_code is None:
-            match = _URL_PATTERN.search(self.log.read_text(errors="replace"))
-            if match is not None:
-                return match[1]
-            time.sleep(0.05)
-        raise Unavailable(f"the paper venue did not start: {self.log.read_text(errors='replace').strip()[-500:]}")
+        url = self.wait_for_url(_URL_PATTERN)
+        if url is None:
+            raise Unavailable(f"the paper venue did not start: {self.log_text().strip()[-500:]}")
+        return url
 
 
 def service_settings(venue_url: str) -> dict[str, str]:
@@ -86,4 +82,4 @@ def running_venue_bot(
     finally:
         bot.stop()
     if bot.exit_code != 0:
-        raise Unavailable(f"the trader failed: {bot.log.read_text(errors='replace').strip()[-500:]}")
+        raise Unavailable(f"the trader failed: {bot.log_text().strip()[-500:]}")
