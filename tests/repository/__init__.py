@@ -1,1 +1,1 @@
-"""Tests of `ledger_sizer.repository`."""
+"""Tests of files outside the package: pages, examples, deployment files, the wheel."""
