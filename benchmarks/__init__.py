@@ -1,1 +1,1 @@
-"""Benchmarks of ledger_sizer against the two forms people write without it. See README.md beside this file."""
+"""Benchmarks of ledger_sizer against two hand-written alternatives. See README.md in this folder."""

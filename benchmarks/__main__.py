@@ -30,7 +30,7 @@ SHORT_SIZES = (10, 1_000)
 CURVE_CALLERS = 64
 SHORT_SERVICE_CALLERS = (1, 64)
 SHORT_SERVICE_BATCH_CALLERS = (4,)
-SHORT_SERVICE_SECONDS = 1.0  # a pair of batch calls alone may take a tenth of a second
+SHORT_SERVICE_SECONDS = 1.0  # one pair of batch calls may take 0.1 s
 SHORT_DECISIONS = 20_000
 
 
@@ -212,10 +212,10 @@ def _known_forms(text: str) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Run a command; a cell that fails its check ends the program with status 1 and says which."""
-    # A plain termination would leave the private server running: leave through the context managers instead.
+    """Run a command. A cell that fails its check ends the program with status 1 and an error message."""
+    # SIGTERM would leave the private server running, so exit through the context managers instead.
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    # The private server's library warns about a folder of the desktop that a server has no need of.
+    # The private server's library warns about a desktop folder that is not needed here.
     warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
     try:
         app()

@@ -1,4 +1,4 @@
-"""Looking back at a long history: pages, filters, exports, verification, archive. The figures behind docs/audit.md."""
+"""Measures reads of a long history: pages, filters, exports, verification, archive (figures in docs/performance.md)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FORMS: dict[ExportForm, str] = {"csv": "text/csv", "ndjson": "application/x-ndjs
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run: how many decisions are looked back at."""
+    """Parameters. decisions: length of the history."""
 
     engines: tuple[Engine, ...]
     decisions: int
@@ -42,7 +42,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One figure. `rows`: what the measured call returned or went through."""
+    """One figure. rows: that the measured call returned or read."""
 
     engine: Engine
     what: str
@@ -81,20 +81,20 @@ def _rows(plan: Plan, host: Host) -> Iterator[Row]:
             yield Row(host.engine, "made", last, last / (perf_counter() - begun), "decisions/s")
         host.settle(database)
         with Ledger.open(database.url) as ledger:
-            yield from _looks(host.engine, ledger)
+            yield from _pages(host.engine, ledger)
             yield from _overviews(host.engine, ledger)
             yield from _exports(host.engine, ledger, last)
-            yield from _exports_elsewhere(host.engine, database, last, Path(folder))
-            yield from _audits(host.engine, ledger, database, last, Path(folder))
+            yield from _exports_through_interfaces(host.engine, database, last, Path(folder))
+            yield from _verifications(host.engine, ledger, database, last, Path(folder))
 
 
-def _looks(engine: Engine, ledger: Ledger) -> Iterator[Row]:
-    """The slowest of some looks at one page."""
+def _pages(engine: Engine, ledger: Ledger) -> Iterator[Row]:
+    """Measure one page per filter: the slowest of `REPEATS` reads."""
     first = ledger.decision(1, PORTFOLIO)
     last = ledger.history(PORTFOLIO, limit=1)[0]
     middle = first.decided_at + (last.decided_at - first.decided_at) / 2
     busy = ledger.decision((last.seq or 0) // 2, PORTFOLIO).record.position or 1
-    looks: dict[str, dict[str, Any]] = {
+    filters_by_name: dict[str, dict[str, Any]] = {
         "first page": {},
         "rare symbol": {"symbol": RARE_SYMBOL},
         "symbol of nothing": {"symbol": "NOTHING"},
@@ -107,26 +107,26 @@ def _looks(engine: Engine, ledger: Ledger) -> Iterator[Row]:
         "symbol, strategy and outcome": {"symbol": "ETH", "strategy": "basis", "outcome": "granted"},
         "one position": {"position_id": f"{PORTFOLIO}-{busy}"},
     }
-    for what, filters in looks.items():
+    for what, filters in filters_by_name.items():
 
-        def look(filters: dict[str, Any] = filters) -> int:
+        def read(filters: dict[str, Any] = filters) -> int:
             return len(ledger.history(PORTFOLIO, **filters))
 
-        rows, slowest_ms = _slowest(look)
+        rows, slowest_ms = _slowest(read)
         yield Row(engine, what, rows, slowest_ms, "ms")
 
 
-def _slowest(look: Callable[[], int]) -> tuple[int, float]:
-    rows, slowest = look(), 0.0
+def _slowest(read: Callable[[], int]) -> tuple[int, float]:
+    rows, slowest = read(), 0.0
     for _ in range(REPEATS):
         begun = perf_counter()
-        look()
+        read()
         slowest = max(slowest, perf_counter() - begun)
     return rows, slowest * 1000
 
 
 def _exports(engine: Engine, ledger: Ledger, last: int) -> Iterator[Row]:
-    """Everything there is, written to nowhere. Memory: how much more the second half took at its highest."""
+    """Measure full exports without writing them, and how much the peak memory grew in the second half."""
     for form in FORMS:
         for full in (False, True):
             what = f"export {form.upper()}{', every field' if full else ''}"
@@ -135,12 +135,12 @@ def _exports(engine: Engine, ledger: Ledger, last: int) -> Iterator[Row]:
                 rows += part.count(b"\n")
                 half_kib = _peak_kib() if rows < last // 2 else half_kib
             seconds = perf_counter() - begun
-            yield _exported(engine, what, form, rows, last, seconds)
+            yield _export_row(engine, what, form, rows, last, seconds)
             yield Row(engine, f"{what}: more memory", rows, (_peak_kib() - half_kib) / 1024, "MiB")
 
 
-def _exports_elsewhere(engine: Engine, database: Database, last: int, folder: Path) -> Iterator[Row]:
-    """The same by the command line, its start included, and by the service to a client that only counts."""
+def _exports_through_interfaces(engine: Engine, database: Database, last: int, folder: Path) -> Iterator[Row]:
+    """Measure full exports by the command line (its start included) and over HTTP to a client that only counts rows."""
     for form in FORMS:
         target = folder / f"history.{form}"
         command = [sys.executable, "-m", "ledger_sizer", "history", "--export", form, "--out", str(target)]
@@ -150,7 +150,7 @@ def _exports_elsewhere(engine: Engine, database: Database, last: int, folder: Pa
         with target.open("rb") as file:
             rows = sum(1 for _ in file)
         target.unlink()
-        yield _exported(engine, f"export {form.upper()}, every field, command line", form, rows, last, seconds)
+        yield _export_row(engine, f"export {form.upper()}, every field, command line", form, rows, last, seconds)
     with serving("ours", database) as service:
         for form, media_type in FORMS.items():
             url = f"http://127.0.0.1:{service.port}/v1/decisions?full=true&portfolio={PORTFOLIO}"
@@ -159,18 +159,18 @@ def _exports_elsewhere(engine: Engine, database: Database, last: int, folder: Pa
                 answer.raise_for_status()
                 rows = sum(part.count(b"\n") for part in answer.iter_raw())
             seconds = perf_counter() - begun
-            yield _exported(engine, f"export {form.upper()}, every field, over HTTP", form, rows, last, seconds)
+            yield _export_row(engine, f"export {form.upper()}, every field, over HTTP", form, rows, last, seconds)
 
 
-def _exported(engine: Engine, what: str, form: str, rows: int, last: int, seconds: float) -> Row:
-    rows -= form == "csv"  # its head
+def _export_row(engine: Engine, what: str, form: str, rows: int, last: int, seconds: float) -> Row:
+    rows -= form == "csv"  # the header line
     if rows != last:
         raise BenchmarkError(f"{what} on {engine} wrote {rows} of {last} decisions")
     return Row(engine, what, rows, rows / seconds, "rows/s")
 
 
 def _overviews(engine: Engine, ledger: Ledger) -> Iterator[Row]:
-    """The picture of the dashboard, with all of this history in its line of exposure."""
+    """Measure the dashboard's overview, whose exposure series covers this whole history."""
     from ledger_sizer.model.overview import OverviewQuery
 
     for what in ("first", "second"):
@@ -178,24 +178,24 @@ def _overviews(engine: Engine, ledger: Ledger) -> Iterator[Row]:
         yield Row(engine, f"overview, {what} look", len(overview.detail.line.points), seconds * 1000, "ms")
 
 
-def _audits(engine: Engine, ledger: Ledger, database: Database, last: int, folder: Path) -> Iterator[Row]:
-    """Verification before and after everything was archived, and exposure in the middle of history."""
+def _verifications(engine: Engine, ledger: Ledger, database: Database, last: int, folder: Path) -> Iterator[Row]:
+    """Measure `exposure --as-of` the middle, `verify` before and after archiving, and archiving."""
     begun = perf_counter()
     ledger.exposure(PORTFOLIO, as_of=last // 2)
     yield Row(engine, "exposure as of the middle", last // 2, (perf_counter() - begun) * 1000, "ms")
-    yield _verified(engine, ledger, "verify", last)
+    yield _verify_row(engine, ledger, "verify", last)
     head = ledger.decision(last * 9 // 10, PORTFOLIO)
     report, seconds = _timed(lambda: ledger.verify(since={PORTFOLIO: (head.seq or 0, head.hash or "")}))
     yield Row(engine, "verify the last tenth, from a trusted head", report.decisions, seconds * 1000, "ms")
     moved, seconds = _timed(lambda: _archive(database, folder))
     yield Row(engine, "archive", moved.decisions, moved.decisions / seconds, "decisions/s")
-    yield _verified(engine, ledger, "verify, all archived", last)
+    yield _verify_row(engine, ledger, "verify, all archived", last)
     rows, slowest_ms = _slowest(lambda: len(ledger.history(PORTFOLIO)))
     yield Row(engine, "first page, all archived", rows, slowest_ms, "ms")
 
 
 def _archive(database: Database, folder: Path) -> Any:
-    """Archive as if the window were long over, which the ledger itself refuses to somebody in a hurry."""
+    """Archive without waiting for the key window, which `Ledger.archive` would refuse."""
     from ledger_sizer.history.archiver import archive
     from ledger_sizer.storage.database import make_engine
 
@@ -207,7 +207,7 @@ def _archive(database: Database, folder: Path) -> Any:
         writes.dispose()
 
 
-def _verified(engine: Engine, ledger: Ledger, what: str, last: int) -> Row:
+def _verify_row(engine: Engine, ledger: Ledger, what: str, last: int) -> Row:
     report, seconds = _timed(ledger.verify)
     if not report.ok or report.decisions != last:
         raise BenchmarkError(f"{what} on {engine}: {report.first}, {report.decisions} of {last} decisions")

@@ -1,11 +1,11 @@
-"""The two forms a user has without ledger_sizer, each as good as its kind gets.
+"""Implements the two alternatives to ledger_sizer that a user would write, each optimised.
 
-Hand-written: lock the cap, add up the live positions, insert, commit. One transaction per request, several round trips.
+Hand-written: lock the cap, sum the live positions, insert, commit. One transaction per request, several round trips.
 Hot row: one conditional update of a counter row decides. One transaction per request; on PostgreSQL a PL/pgSQL
-function, so that a request is one round trip: the best that one commit per request can do.
+function, so that a request is one round trip. This is the optimum for one commit per request.
 
-Neither knows scopes, expiry, replays of a key or an audit chain, and the hand-written form keeps no history either:
-both do less work per request than the ledger they are compared with.
+Both do less work per request than the ledger: no scopes, expiry, idempotent replay or audit chain, and the
+hand-written form keeps no history.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from benchmarks.servers import Database, Engine
 
 PORTFOLIO = "main"
 RESERVED_USD = Decimal(650)
-# Integers of 1e-8 USD: SQLite has no decimals, and the server-side function gets the cheaper type on PostgreSQL too.
+# Integers of 1e-8 USD: SQLite has no decimals, and integers are cheaper in the PostgreSQL function too.
 RESERVED_UNITS = int(RESERVED_USD * 10**8)
 BUSY_TIMEOUT_MS = 60_000
 
 
 class Form(Protocol):
-    """One way to reserve and release: it fills a fresh database, drives callers, and checks what they left."""
+    """One way to reserve and release: prepares a fresh database, drives callers, and checks the result."""
 
     @property
     def name(self) -> str: ...
@@ -40,12 +40,12 @@ class Form(Protocol):
     def run(self, database: Database, callers: int, pace: Pace) -> Samples: ...
 
     def check(self, database: Database, open_positions: int) -> None:
-        """Raise `BenchmarkError` unless every hold was released and exactly the open positions are left."""
+        """Raise `BenchmarkError` unless every hold is released and exactly `open_positions` are open."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A form on one engine. `fill` statements take `count`; `left` yields (open positions, still held)."""
+    """A form on one engine. fill: statements that take `count`. left: query of (open, held) positions."""
 
     schema: str
     fill: tuple[str, ...]
@@ -55,7 +55,7 @@ class Recipe:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A form made of SQL alone: a thread and a connection per caller."""
+    """A form in plain SQL, with a thread and a connection per caller."""
 
     name: str
     recipes: dict[Engine, Recipe] = field(repr=False)

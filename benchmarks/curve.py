@@ -1,6 +1,6 @@
-"""Throughput of the ledger against its size: flat, or a user pays for every position they ever had.
+"""Measures the ledger's throughput against its size. It should not depend on the number of positions.
 
-Each size is loaded once; every round measures a copy of it, so that no round inherits the decisions of the last.
+Each size is loaded once. Every round measures a copy, so that no round starts with the decisions of the previous one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from benchmarks.servers import Database, Engine, Host, machine_conditions, open_
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run: the sizes, ascending, and how many callers share the ledger while it is measured."""
+    """Parameters. sizes: open positions, ascending. callers: concurrent callers."""
 
     engines: tuple[Engine, ...]
     sizes: tuple[int, ...]
@@ -36,7 +36,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """The median round at one size, and its throughput over that of the smallest size."""
+    """The median round at one size. ratio: its throughput / that of the smallest size."""
 
     engine: Engine
     open_positions: int

@@ -1,4 +1,4 @@
-"""How long the dashboard takes to open beside many open positions: one browser, one page after another."""
+"""Measures how long the dashboard takes to open with many open positions: one client, sequential requests."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ledger_sizer.service.bootstrap import running_components
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run: the numbers of open positions, and how often each page is opened."""
+    """Parameters. sizes: open positions. pages: how often the page is opened."""
 
     engines: tuple[Engine, ...]
     sizes: tuple[int, ...]
@@ -35,7 +35,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Milliseconds from the request to the last byte of the page. first_ms: of a service that just started."""
+    """Milliseconds from the request to the last byte of the page. first_ms: the first page after the start."""
 
     engine: Engine
     open_positions: int

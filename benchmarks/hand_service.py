@@ -1,11 +1,11 @@
-"""The service a user would write by hand: FastAPI, SQLAlchemy, `FOR UPDATE`, `SUM`.
+"""Serves reserve and release as a user would write it by hand: FastAPI, SQLAlchemy, `FOR UPDATE`, `SUM`.
 
     python -m benchmarks.hand_service DATABASE_URL
 
-Lock the cap, add up the live positions, insert, commit; release under the same lock. Plain `def` endpoints in
-FastAPI's thread pool, a pooled session each (opened in the endpoint: with a session dependency 64 clients deadlock on
-the thread that would commit). It is as careful as it has to be for its cap
-to hold (SQLite begins with `BEGIN IMMEDIATE`), and it leaves out keys, expiry, scopes, history and access control.
+Lock the cap, sum the live positions, insert, commit; release under the same lock. Plain `def` endpoints in FastAPI's
+thread pool, with a pooled session each. The endpoint opens the session itself, because with a session dependency 64
+clients deadlock on the thread that would commit. Its cap holds (SQLite uses `BEGIN IMMEDIATE`). It has no idempotency
+keys, expiry, scopes, history or access control.
 """
 
 import socket
@@ -22,7 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from benchmarks.baselines import BUSY_TIMEOUT_MS, PORTFOLIO
 
 POOL_SIZE = 40
-"""As many as FastAPI runs threads; the pool of five that SQLAlchemy begins with would only make it slower."""
+"""As many connections as FastAPI has threads; SQLAlchemy's default of 5 would only make it slower."""
 UNITS_PER_USD = 10**8
 OPEN_UNITS = 500 * UNITS_PER_USD
 CAP_UNITS = 10**10 * UNITS_PER_USD
@@ -34,7 +34,7 @@ class Base(DeclarativeBase):
 
 
 class Cap(Base):
-    """What may be spent."""
+    """The cap of a portfolio, 1e-8 USD."""
 
     __tablename__ = "caps"
 
@@ -43,7 +43,7 @@ class Cap(Base):
 
 
 class Position(Base):
-    """Money spent, or held for spending."""
+    """A held, open or released position. units: 1e-8 USD."""
 
     __tablename__ = "positions"
 
@@ -78,7 +78,7 @@ class Reservation(BaseModel):
 
 
 def open_engine(url: str) -> Engine:
-    """An engine on which a check and the write after it are one transaction, on both databases."""
+    """Open an engine on which a check and the write after it are one transaction, on both databases."""
     if not url.startswith("sqlite"):
         return create_engine(url, pool_size=POOL_SIZE, max_overflow=0)
     engine = create_engine(
@@ -99,7 +99,7 @@ def open_engine(url: str) -> Engine:
 
 
 def prepare(url: str, open_positions: int) -> None:
-    """Make the tables, and the positions that are open from the beginning."""
+    """Create the tables, the cap and the open positions."""
     engine = open_engine(url)
     Base.metadata.create_all(engine)
     rows = [
@@ -113,8 +113,8 @@ def prepare(url: str, open_positions: int) -> None:
     engine.dispose()
 
 
-def left(url: str) -> tuple[int, int]:
-    """How many positions are open, and how many still held."""
+def position_counts(url: str) -> tuple[int, int]:
+    """Return the number of (open, held) positions."""
     engine = open_engine(url)
     with Session(engine) as session:
         found = dict(session.execute(select(Position.state, func.count()).group_by(Position.state)).tuples().all())
@@ -123,23 +123,23 @@ def left(url: str) -> tuple[int, int]:
 
 
 def create_app(engine: Engine) -> FastAPI:
-    """The service."""
+    """Create the FastAPI application."""
     app = FastAPI()
 
-    def cap_locked(session: Session) -> int:
+    def lock_cap(session: Session) -> int:
         return session.scalars(select(Cap.units).where(Cap.portfolio == PORTFOLIO).with_for_update()).one()
 
     @app.post("/reservations", status_code=201)
-    def reserve(asked: ReserveRequest) -> Reservation:
-        units = int(asked.notional_usd * UNITS_PER_USD)
+    def reserve(request: ReserveRequest) -> Reservation:
+        units = int(request.notional_usd * UNITS_PER_USD)
         live = select(func.coalesce(func.sum(Position.units), 0)).where(
             Position.portfolio == PORTFOLIO, Position.state.in_(LIVE)
         )
         with Session(engine) as session, session.begin():
-            cap_units = cap_locked(session)
+            cap_units = lock_cap(session)
             if int(session.scalars(live).one()) + units > cap_units:
                 raise HTTPException(409, "cap exceeded")
-            position = Position(key=asked.key, portfolio=PORTFOLIO, state="held", units=units)
+            position = Position(key=request.key, portfolio=PORTFOLIO, state="held", units=units)
             session.add(position)
             session.flush()
             number = position.id
@@ -148,7 +148,7 @@ def create_app(engine: Engine) -> FastAPI:
     @app.post("/reservations/{number}/release")
     def release(number: int) -> Reservation:
         with Session(engine) as session, session.begin():
-            cap_locked(session)
+            lock_cap(session)
             position = session.get_one(Position, number)
             if position.state != "held":
                 raise HTTPException(409, f"already {position.state}")
@@ -159,7 +159,7 @@ def create_app(engine: Engine) -> FastAPI:
 
 
 def main() -> None:
-    """Serve on a free port of the loopback, and print its address."""
+    """Serve on a free port of 127.0.0.1, and print the address."""
     app = create_app(open_engine(sys.argv[1]))
     with socket.create_server(("127.0.0.1", 0), backlog=256) as listening:
         print(f"hand-written service at http://127.0.0.1:{listening.getsockname()[1]}", flush=True)

@@ -1,4 +1,4 @@
-"""A long history made the honest way: every decision was asked of the ledger and committed by it."""
+"""Creates a long history through the ledger's own commands and commits."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ if TYPE_CHECKING:
     from ledger_sizer import Ledger
 
 PORTFOLIO = "main"
-CYCLES_A_ROUND = 250
+CYCLES_PER_ROUND = 250
 VENUES = ("bybit", "binance", "okx")
 COINS = ("BTC", "ETH", "SOL", "XRP", "DOGE", "ADA", "AVAX", "LINK", "LTC", "BNB")
 STRATEGIES = ("funding", "basis")
 PRICE_USD = Decimal(50)
 QUANTITY = Decimal(13)
 RARE_SYMBOL = "RARE"
-ROUNDS_PER_RARITY = 400
-"""Every so many rounds something happens that a filter has to find among everything else."""
+ROUNDS_PER_RARE_EVENT = 400
+"""Every so many rounds a rare event happens, which a filter has to find among all others."""
 
 
 def fill(ledger: Ledger, decisions: int, step: Callable[[int], object] = lambda _done: None) -> int:
     """Trade until the portfolio has at least that many decisions: cycles of reserve, confirm and release.
 
-    Of the cycles every tenth is denied (its venue has no room), every tenth lapses unconfirmed, the others fill and
-    close. Every 400 rounds a rare symbol trades, a scope is halted and resumed, a position is adopted. Returns the last
+    One cycle in ten is denied (its venue's cap is 0), one in ten is released unconfirmed, the others fill and close.
+    Every 400 rounds a rare symbol trades, a scope is halted and resumed, and a position is adopted. Returns the last
     seq.
     """
     ledger.set_cap(key="cap", portfolio=PORTFOLIO, cap=Decimal(10**7))
@@ -51,17 +51,17 @@ def _rounds(decisions: int) -> Iterator[int]:
 
 
 def _round(number: int, ledger: Ledger) -> Iterator[list[Any]]:
-    """The commands of one round, submitted list by list: each list needs the answers to the one before."""
+    """Yield the commands of one round, in lists: each list needs the answers to the one before."""
     from ledger_sizer import Adopt, Confirm, Halt, Release, Reserve, Resume
 
-    cycles = [f"{number}/{n}" for n in range(CYCLES_A_ROUND)]
-    sized = _sized()
+    cycles = [f"{number}/{n}" for n in range(CYCLES_PER_ROUND)]
+    sizing = _sizing_arguments()
     reserves = [
-        Reserve(key=key, portfolio=PORTFOLIO, tags=_tags(number, n), signal_score=Decimal("0.5"), **sized)
+        Reserve(key=key, portfolio=PORTFOLIO, tags=_tags(number, n), signal_score=Decimal("0.5"), **sizing)
         for n, key in enumerate(cycles)
     ]
-    if number % ROUNDS_PER_RARITY == 0:
-        reserves[1] = Reserve(key=cycles[1], portfolio=PORTFOLIO, tags={"symbol": RARE_SYMBOL}, **sized)
+    if number % ROUNDS_PER_RARE_EVENT == 0:
+        reserves[1] = Reserve(key=cycles[1], portfolio=PORTFOLIO, tags={"symbol": RARE_SYMBOL}, **sizing)
         adopted = Adopt(
             key=f"{number}/adopt", portfolio=PORTFOLIO, quantity=QUANTITY, price=PRICE_USD, tags={"symbol": "BTC"}
         )
@@ -87,7 +87,7 @@ def _tags(number: int, n: int) -> dict[str, str]:
     return {"venue": venue, "symbol": COINS[(number + n) % len(COINS)], "strategy": STRATEGIES[n % len(STRATEGIES)]}
 
 
-def _sized() -> dict[str, Any]:
+def _sizing_arguments() -> dict[str, Any]:
     from ledger_sizer import InstrumentInfo
 
     step, most, least = Decimal("0.1"), Decimal(1000), Decimal(5)

@@ -1,10 +1,10 @@
-"""The load of the service benchmark: keep-alive clients on bare sockets, in a process of their own.
+"""Generates the load of the service benchmark: keep-alive clients on raw sockets, in a process of their own.
 
     python -m benchmarks.load '{"port": 8321, "service": "ours", ...}'
 
-An HTTP client library costs more per request than the service under test, and the machine has to pay for both. So a
-client here is a socket that writes a request as bytes, finds the end of its answer, checks the status, and takes the
-handles it needs for the release out of the text. It prints the latencies' figures as JSON.
+An HTTP client library uses more CPU per request than the service under test, on the same machine. So a client here is a
+socket that writes a request as bytes, finds the end of the response, checks the status, and extracts the position ids
+for the release from the text. Prints the figures as JSON.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ STALL_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
-    """What one run of the load generator is to do. commands: in one HTTP call, 1 for the single calls."""
+class LoadRun:
+    """Parameters of one run. commands: per HTTP call, 1 for the single calls."""
 
     port: int
     service: str
@@ -46,8 +46,8 @@ class Order:
 
 
 @dataclass(frozen=True, slots=True)
-class Dialect:
-    """How one service is spoken to. `reserve` and `release` make whole requests; `handles` reads an answer's."""
+class ServiceRequests:
+    """Requests of one service. reserve, release: make a request. handles: extracts position ids from a response."""
 
     reserve: Callable[[str], bytes]
     release: Callable[[str, list[str]], bytes]
@@ -64,7 +64,7 @@ def _request(path: str, body: str, token: str, key: str | None = None) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n" + body).encode()
 
 
-_ASKED = '"tags":{"venue":"bybit","symbol":"BTC","strategy":"funding"},"signal_score":"0.5","ttl_seconds":60'
+_RESERVE_FIELDS = '"tags":{"venue":"bybit","symbol":"BTC","strategy":"funding"},"signal_score":"0.5","ttl_seconds":60'
 _POSITION = re.compile(rb'"position_id":"([^"]+)"')
 _ID = re.compile(rb'"id":(\d+)')
 
@@ -73,52 +73,52 @@ def _texts(pattern: re.Pattern[bytes]) -> Callable[[bytes], list[str]]:
     return lambda answer: [found.decode() for found in pattern.findall(answer)]
 
 
-def _ours(order: Order) -> Dialect:
-    """The single calls of ledger-sizer."""
-    return Dialect(
-        lambda key: _request("/v1/reservations", f"{{{_ASKED}}}", order.token, key),
-        lambda key, held: _request(f"/v1/positions/{held[0]}/release", "{}", order.token, key),
+def _ours(load_run: LoadRun) -> ServiceRequests:
+    """Requests of ledger-sizer's single calls."""
+    return ServiceRequests(
+        lambda key: _request("/v1/reservations", f"{{{_RESERVE_FIELDS}}}", load_run.token, key),
+        lambda key, held: _request(f"/v1/positions/{held[0]}/release", "{}", load_run.token, key),
         _texts(_POSITION),
     )
 
 
-def _ours_batch(order: Order) -> Dialect:
-    """The batch call of ledger-sizer: as many reserves, then their releases."""
+def _ours_batch(load_run: LoadRun) -> ServiceRequests:
+    """Requests of ledger-sizer's batch call: `commands` reserves, then their releases."""
 
     def reserve(key: str) -> bytes:
-        items = (f'{{"command":"reserve","key":"{key}/{n}",{_ASKED}}}' for n in range(order.commands))
-        return _request("/v1/batch", f'{{"commands":[{",".join(items)}]}}', order.token)
+        items = (f'{{"command":"reserve","key":"{key}/{n}",{_RESERVE_FIELDS}}}' for n in range(load_run.commands))
+        return _request("/v1/batch", f'{{"commands":[{",".join(items)}]}}', load_run.token)
 
     def release(key: str, held: list[str]) -> bytes:
         items = (f'{{"command":"release","key":"{key}/{n}","position_id":"{name}"}}' for n, name in enumerate(held))
-        return _request("/v1/batch", f'{{"commands":[{",".join(items)}]}}', order.token)
+        return _request("/v1/batch", f'{{"commands":[{",".join(items)}]}}', load_run.token)
 
-    return Dialect(reserve, release, _texts(_POSITION))
+    return ServiceRequests(reserve, release, _texts(_POSITION))
 
 
-def _by_hand(order: Order) -> Dialect:
-    """The hand-written service."""
-    return Dialect(
-        lambda key: _request("/reservations", f'{{"key":"{key}","notional_usd":"{RESERVED_USD}"}}', order.token),
-        lambda _key, held: _request(f"/reservations/{held[0]}/release", "", order.token),
+def _by_hand(load_run: LoadRun) -> ServiceRequests:
+    """Requests of the hand-written service."""
+    return ServiceRequests(
+        lambda key: _request("/reservations", f'{{"key":"{key}","notional_usd":"{RESERVED_USD}"}}', load_run.token),
+        lambda _key, held: _request(f"/reservations/{held[0]}/release", "", load_run.token),
         _texts(_ID),
     )
 
 
-def dialect_of(order: Order) -> Dialect:
-    """How to speak to the service an order names."""
-    if order.service == "hand":
-        return _by_hand(order)
-    return _ours(order) if order.commands == 1 else _ours_batch(order)
+def requests_of(load_run: LoadRun) -> ServiceRequests:
+    """Return the requests of the service that `load_run` names."""
+    if load_run.service == "hand":
+        return _by_hand(load_run)
+    return _ours(load_run) if load_run.commands == 1 else _ours_batch(load_run)
 
 
 class Client(asyncio.Protocol):
-    """One keep-alive connection: reserve, release what was reserved, and again, until the window closes."""
+    """One keep-alive connection: reserves, releases, and repeats until the window closes."""
 
-    def __init__(self, number: int, order: Order, dialect: Dialect, window: Window) -> None:
+    def __init__(self, number: int, load_run: LoadRun, requests: ServiceRequests, window: Window) -> None:
         self.done: asyncio.Future[list[Pair]] = asyncio.get_running_loop().create_future()
-        self._dialect = dialect
-        self._commands = order.commands
+        self._requests = requests
+        self._commands = load_run.commands
         self._window = window
         self._keys: Iterator[str] = (f"{number}/{turn}" for turn in count())
         self._key = ""
@@ -128,13 +128,13 @@ class Client(asyncio.Protocol):
         self._begun_ns = self._reserved_ns = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one without inheriting from it
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transport does not inherit from it
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(f"the service closed the connection: {exc}")
 
     def start(self) -> None:
-        """Ask for the next pair, or be done."""
+        """Send the next reserve, or finish."""
         self._begun_ns = perf_counter_ns()
         if self._begun_ns >= self._window.end_ns:
             if not self.done.done():
@@ -142,7 +142,7 @@ class Client(asyncio.Protocol):
             self._transport.close()
             return
         self._key = next(self._keys)
-        self._transport.write(self._dialect.reserve(self._key))
+        self._transport.write(self._requests.reserve(self._key))
 
     def data_received(self, data: bytes) -> None:
         self._buffer = self._buffer + data if self._buffer else data
@@ -156,17 +156,17 @@ class Client(asyncio.Protocol):
         if answer[9:10] != b"2" or b'"problem"' in answer:
             self._fail(f"a call that fits was refused: {answer[:600].decode(errors='replace')}")
             return
-        self._answered(answer)
+        self._on_response(answer)
 
-    def _answered(self, answer: bytes) -> None:
+    def _on_response(self, answer: bytes) -> None:
         now_ns = perf_counter_ns()
         if self._held is None:
             self._reserved_ns = now_ns
-            self._held = self._dialect.handles(answer)
+            self._held = self._requests.handles(answer)
             if len(self._held) != self._commands:
                 self._fail(f"{self._commands} reserves made {len(self._held)} positions: {answer[:600]!r}")
                 return
-            self._transport.write(self._dialect.release(f"{self._key}/exit", self._held))
+            self._transport.write(self._requests.release(f"{self._key}/exit", self._held))
             return
         self._held = None
         if now_ns >= self._window.start_ns:
@@ -186,29 +186,29 @@ def _content_length(head: bytes) -> int:
     return int(head[at + 17 :].split(b"\r\n", 1)[0])
 
 
-async def run(order: Order) -> Figures:
-    """Connect all clients, open the window, and wait for the last answer."""
+async def run(load_run: LoadRun) -> Figures:
+    """Connect all clients, open the window, and wait for the last response."""
     loop = asyncio.get_running_loop()
-    dialect, window = dialect_of(order), Window(order.pace)
+    requests, window = requests_of(load_run), Window(load_run.pace)
     clients: list[Client] = []
     async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-        for number in range(order.callers):
-            client = Client(number, order, dialect, window)
-            await loop.create_connection(lambda client=client: client, "127.0.0.1", order.port)  # type: ignore[misc]
+        for number in range(load_run.callers):
+            client = Client(number, load_run, requests, window)
+            await loop.create_connection(lambda client=client: client, "127.0.0.1", load_run.port)  # type: ignore[misc]
             clients.append(client)
     window.open()
     for client in clients:
         client.start()
-    async with asyncio.timeout(order.warmup_seconds + order.measured_seconds + STALL_SECONDS):
+    async with asyncio.timeout(load_run.warmup_seconds + load_run.measured_seconds + STALL_SECONDS):
         pairs = await asyncio.gather(*(client.done for client in clients))
     return Samples(window, [pair for own in pairs for pair in own]).figures()
 
 
 def main() -> None:
-    """Run the order given as JSON; one line of JSON on standard output, or an error and status 1."""
-    order = Order(**json.loads(sys.argv[1]))
+    """Run the `LoadRun` given as JSON. Prints one line of JSON, or an error with status 1."""
+    load_run = LoadRun(**json.loads(sys.argv[1]))
     try:
-        figures = uvloop.run(run(order))
+        figures = uvloop.run(run(load_run))
     except (BenchmarkError, OSError, TimeoutError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)

@@ -1,7 +1,7 @@
-"""Closed-loop drivers and the figures they yield.
+"""Drives closed-loop callers, and computes throughput and latency percentiles.
 
-Every caller is one thread (or one coroutine) that asks for a pair, waits for the answer, and asks again. Nothing is
-averaged away: each call's latency is kept, and percentiles are taken by nearest rank over all of them.
+Every caller is one thread or coroutine that sends a request, waits for the answer, and sends the next. The latency of
+each call is kept, and percentiles are nearest rank over all of them.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ CONNECT_TIMEOUT_SECONDS = 60.0
 
 
 class BenchmarkError(Exception):
-    """The run cannot start, or a cell produced figures that must not be shown."""
+    """The run cannot start, or a cell failed its check."""
 
 
 class Pair(NamedTuple):
-    """One reserve and the release that followed it, as readings of one monotonic clock."""
+    """One reserve and its release, as times of one monotonic clock."""
 
     begun_ns: int
     reserved_ns: int
@@ -36,14 +36,14 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long one cell warms up and how long it is measured, in seconds."""
+    """Duration of a cell's warm-up and measurement, in seconds."""
 
     warmup_seconds: float
     measured_seconds: float
 
 
 class Caller(Protocol):
-    """One synchronous caller with whatever connection it needs."""
+    """One synchronous caller with its own connection."""
 
     def reserve(self, key: str, /) -> Any: ...
 
@@ -60,7 +60,7 @@ class AsyncCaller(Protocol):
 
 @dataclass(slots=True)
 class Window:
-    """The measured stretch of a cell. It opens when the last caller is connected, after the warm-up."""
+    """The measured time of a cell. It starts when the last caller is connected and the warm-up is over."""
 
     pace: Pace
     start_ns: int = 0
@@ -75,7 +75,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What one cell measured. Latencies cover every pair under way at any moment of the window.
+    """Figures of one cell. Latencies cover every pair that ran at any time of the window.
 
     cpu_us_per_command: CPU time of this process, warm-up included; None where another process does the work. It says
     more than throughput on a machine that others use too.
@@ -101,7 +101,7 @@ class Samples:
     cpu_ns: int = 0
 
     def add(self, loops: Iterable[tuple[list[Pair], int]]) -> Samples:
-        """Take in what the callers' loops returned, once all of them have ended."""
+        """Add the results of all callers' loops, once they have ended."""
         self.cpu_ns = process_time_ns() - self.window.cpu_begun_ns
         for pairs, turns in loops:
             self.pairs.extend(pairs)
@@ -109,7 +109,7 @@ class Samples:
         return self
 
     def figures(self) -> Figures:
-        """Throughput counts pairs that ended in the window; slow pairs that outlive it still count as latency."""
+        """Compute the figures. Throughput counts pairs that ended in the window; later ones still count as latency."""
         ended = sum(1 for pair in self.pairs if pair.released_ns <= self.window.end_ns)
         if ended == 0:
             raise BenchmarkError("no pair ended inside the measured window; measure longer with --seconds")
@@ -154,7 +154,7 @@ def run_threads(open_caller: Callable[[], AbstractContextManager[Caller]], calle
         futures = [pool.submit(work, number) for number in range(callers)]
     failures = [error for future in futures if (error := future.exception()) is not None]
     if failures:
-        # The others only report that the barrier broke; show the one that broke it.
+        # The other threads only report the broken barrier: raise the error that broke it.
         raise next((error for error in failures if not isinstance(error, threading.BrokenBarrierError)), failures[0])
     return samples.add(future.result() for future in futures)
 

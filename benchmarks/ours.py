@@ -1,6 +1,6 @@
-"""ledger_sizer in the benchmark: its public verbs, called the way a bot calls them.
+"""Drives ledger_sizer in the benchmark through its public methods, as a bot does.
 
-The package is imported when a form runs, so that the other forms run where it is not installed.
+The package is imported when a form runs, so that the other forms can run without it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ COINS = ("BTC", "ETH", "SOL", "XRP", "DOGE", "ADA", "AVAX", "LINK", "LTC", "BNB"
 
 @dataclass(frozen=True, slots=True)
 class LedgerForm:
-    """The ledger. `threaded`: the plain verbs from threads. `sized`: with price, balance and both instruments.
+    """The ledger as a form. threaded: sync methods from threads. sized: with price, balance and both instruments.
 
-    `random_keys`: keys that have nothing in common, instead of beginning with the caller's number.
+    random_keys: UUIDs, instead of keys that begin with the caller's number.
     """
 
     name: str
@@ -53,17 +53,21 @@ class LedgerForm:
     def run(self, database: Database, callers: int, pace: Pace) -> Samples:
         with _open(database) as ledger:
             open_usd = ledger.exposure(PORTFOLIO).open
-            # Room for one hold per caller and not a cent more: a leaked hold ends in a denial, which fails the cell.
+            # Headroom for exactly one hold per caller: a leaked hold ends in a denial, which fails the cell.
             cap_usd = open_usd + callers * RESERVED_USD
             ledger.set_cap(key="bench/cap", portfolio=PORTFOLIO, cap=cap_usd)
-            asked = {**_sizing_arguments(), "ttl_seconds": TTL_SECONDS} if self.sized else {"ttl_seconds": TTL_SECONDS}
+            arguments = (
+                {**_sizing_arguments(), "ttl_seconds": TTL_SECONDS} if self.sized else {"ttl_seconds": TTL_SECONDS}
+            )
             if not self.threaded:
                 key_of = _random_key if self.random_keys else str
-                return asyncio.run(run_tasks(lambda: AwaitingCaller(ledger, cap_usd, asked, key_of), callers, pace))
+                return asyncio.run(
+                    run_tasks(lambda: AsyncLedgerCaller(ledger, cap_usd, arguments, key_of), callers, pace)
+                )
 
             @contextmanager
             def open_caller() -> Iterator[Caller]:
-                yield BlockingCaller(ledger, cap_usd, asked)
+                yield LedgerCaller(ledger, cap_usd, arguments)
 
             return run_threads(open_caller, callers, pace)
 
@@ -78,35 +82,35 @@ class LedgerForm:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockingCaller:
-    """The plain verbs. Every decision is checked against the cap as it comes back."""
+class LedgerCaller:
+    """Calls the sync methods. Checks every decision against the cap."""
 
     ledger: Ledger
     cap_usd: Decimal
-    asked: dict[str, Any]
+    arguments: dict[str, Any]
 
     def reserve(self, key: str) -> str:
-        decision = self.ledger.reserve(key=key, portfolio=PORTFOLIO, tags=TAGS, signal_score=SCORE, **self.asked)
-        return _granted(decision, self.cap_usd)
+        decision = self.ledger.reserve(key=key, portfolio=PORTFOLIO, tags=TAGS, signal_score=SCORE, **self.arguments)
+        return _require_grant(decision, self.cap_usd)
 
     def release(self, key: str, handle: str) -> None:
         self.ledger.release(key=key, position_id=handle)
 
 
 @dataclass(frozen=True, slots=True)
-class AwaitingCaller:
-    """The awaitable verbs, all callers in one event loop."""
+class AsyncLedgerCaller:
+    """Calls the async methods, all callers in one event loop. Checks every decision against the cap."""
 
     ledger: Ledger
     cap_usd: Decimal
-    asked: dict[str, Any]
+    arguments: dict[str, Any]
     key_of: Callable[[str], str] = str
 
     async def reserve(self, key: str) -> str:
         decision = await self.ledger.reserve_async(
-            key=self.key_of(key), portfolio=PORTFOLIO, tags=TAGS, signal_score=SCORE, **self.asked
+            key=self.key_of(key), portfolio=PORTFOLIO, tags=TAGS, signal_score=SCORE, **self.arguments
         )
-        return _granted(decision, self.cap_usd)
+        return _require_grant(decision, self.cap_usd)
 
     async def release(self, key: str, handle: str) -> None:
         await self.ledger.release_async(key=self.key_of(key), position_id=handle)
@@ -116,7 +120,7 @@ def _random_key(_key: str) -> str:
     return str(uuid4())
 
 
-def _granted(decision: Decision, cap_usd: Decimal) -> str:
+def _require_grant(decision: Decision, cap_usd: Decimal) -> str:
     if decision.exposure_after > cap_usd:
         raise BenchmarkError(f"the cap {cap_usd} was breached at seq {decision.seq}: {decision.exposure_after}")
     if not decision.granted or decision.position_id is None or decision.replayed:
@@ -125,12 +129,12 @@ def _granted(decision: Decision, cap_usd: Decimal) -> str:
 
 
 def preload(ledger: Ledger, open_positions: int) -> None:
-    """Bring the ledger to `open_positions` open positions, one decision each, spread over ten coins."""
+    """Create `open_positions` open positions, one decision each, spread over ten coins."""
     from ledger_sizer import Adopt
 
     for start in range(0, open_positions, PRELOAD_CHUNK):
         commands = [_adopt(Adopt, number) for number in range(start, min(start + PRELOAD_CHUNK, open_positions))]
-        _all_applied(ledger.submit(commands))
+        _require_applied(ledger.submit(commands))
 
 
 def _adopt(command: Any, number: int) -> Any:
@@ -150,7 +154,7 @@ def _adopt(command: Any, number: int) -> Any:
     )
 
 
-def _all_applied(answers: Sequence[Any]) -> None:
+def _require_applied(answers: Sequence[Any]) -> None:
     refused = next((answer for answer in answers if answer.outcome != "applied"), None)
     if refused is not None:
         raise BenchmarkError(f"preloading was refused: {refused}")
@@ -163,7 +167,7 @@ def _open(database: Database) -> Ledger:
 
 
 def bench_settings() -> AppSettings:
-    """What the ledger is opened with: sizing on, and a cap that the preloaded positions fit under."""
+    """Return the ledger's settings: sizing on, and a cap above the preloaded positions."""
     from ledger_sizer import AppSettings, DynamicSizingSettings
 
     return AppSettings(sizing=DynamicSizingSettings(enabled=True, max_portfolio_exposure=PRELOAD_CAP_USD))
@@ -182,7 +186,7 @@ def _sizing_arguments() -> dict[str, Any]:
 
 
 def _migrate(database: Database) -> None:
-    """A server's schema is brought to head by the deployment, not by the first process that opens it."""
+    """Migrate a PostgreSQL database, which `Ledger.open` does not do."""
     if database.engine == "postgresql":
         from ledger_sizer.storage.database import upgrade
 

@@ -1,8 +1,8 @@
-"""Reconciling many positions, and what reservations feel of it meanwhile.
+"""Measures a reconciliation of many positions, and its effect on the latency of reservations.
 
-As in a service: callers on an event loop, the ledger's writer, the scheduler's thread that runs the reconciliation, and
-the process beside them that looks. One run follows the other, so that every pair that counts as beside a run is. The
-account's snapshot is made beforehand: the figures are without the time an exchange takes to answer.
+The set-up is that of the service: callers on an event loop, the ledger's writer, the scheduler's thread that runs the
+reconciliation, and the inspection process. Runs follow each other without a pause, so that every pair measured "beside
+runs" overlaps one. The account's snapshot is made beforehand: the figures exclude the exchange's response time.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ CALLERS = 8
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run. positions: open in the ledger, and as many at the exchange. seconds: of one half of a round.
+    """Parameters. positions: open in the ledger, and as many at the exchange. seconds: of one half of a round.
 
-    own_process: look in a process of its own, as the service does unless told otherwise.
+    own_process: inspect in a process of its own, the service's default.
     """
 
     engines: tuple[Engine, ...]
@@ -57,7 +57,7 @@ class Plan:
 
 
 def run(plan: Plan, console: Console, json_file: Path | None) -> None:
-    """Measure, print one table, and the memory of the service with and without an exchange."""
+    """Measure, and print one table and the memory of the service with and without an exchange."""
     rows = []
     conditions = machine_conditions(plan.folder)
     with open_hosts(plan.engines, CALLERS, plan.folder) as hosts:
@@ -91,7 +91,7 @@ def run(plan: Plan, console: Console, json_file: Path | None) -> None:
 
 
 class Account:
-    """An account that answers at once with a position for each of the ledger's."""
+    """An account that answers at once, with one position for each of the ledger's."""
 
     venue, account, portfolio = "bybit", "main", "main"
 
@@ -100,25 +100,25 @@ class Account:
         self._balances = (VenueBalance("USDT", D(10**9), D(0), D(10**9)),)
 
     def snapshot(self, now_us: Callable[[], int]) -> Snapshot:
-        """The same picture, taken now."""
+        """Return the same balances and positions, with the present time."""
         moment = now_us()
         return Snapshot(self.venue, self.account, moment, moment, self._positions, self._balances)
 
 
 def settle_memory() -> None:
-    """As the service does after its start."""
+    """Collect garbage and freeze, as the service does after its start."""
     gc.collect()
     gc.freeze()
 
 
 def open_accounts(count: int, _settings: ExchangeSettings) -> list[Account]:
-    """What the process that looks opens instead of an exchange's account."""
+    """Open this account in the inspection process, instead of an exchange's."""
     return [Account(count)]
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Medians of all runs, and the pairs' latencies with and without runs beside them, in milliseconds.
+    """Median run times in seconds, and latencies of pairs without (alone) and during runs (beside), in milliseconds.
 
     p99_ratios: of each round, so that the spread can be seen.
     """
@@ -136,7 +136,7 @@ class Figures:
 
 @contextmanager
 def prepared(url: str, count: int, *, own_process: bool) -> Iterator[tuple[Ledger, Reconciler]]:
-    """A ledger with so many open positions, and a reconciler that finds them all at the exchange."""
+    """Open a ledger with `count` open positions, and a reconciler that finds them all at the exchange."""
     settings = AppSettings(
         sizing=DynamicSizingSettings(max_portfolio_exposure=D(10**9)),
         reconcile=ReconcileSettings(grace_seconds=0, stale_after_seconds=None),
@@ -164,7 +164,7 @@ def _open(n: int) -> Adopt:
 
 
 def measure(url: str, plan: Plan) -> Figures:
-    """Run alone; then, in rounds, pairs alone and pairs beside one run after the other."""
+    """Measure runs alone; then, in rounds, pairs alone and pairs during consecutive runs."""
     quiet: list[float] = []
     busy: list[float] = []
     beside: list[float] = []
@@ -193,9 +193,9 @@ def _timed(reconciler: Reconciler) -> float:
 
 
 def _load(ledger: Ledger, seconds: float, meanwhile: Callable[[], object]) -> list[float]:
-    """Latencies, in milliseconds, of pairs asked by `CALLERS` tasks of one event loop, as a service has it.
+    """Return the latencies in milliseconds of pairs sent by `CALLERS` tasks of one event loop, as in the service.
 
-    `meanwhile` is done over and over in a thread beside it, as the service's scheduler has it.
+    Calls `meanwhile` repeatedly in another thread, as the service's scheduler does.
     """
     end = time.perf_counter() + seconds
     beside = threading.Thread(target=_until, args=(end, meanwhile))
@@ -261,8 +261,8 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def memory_mib() -> tuple[float, float, float]:
-    """Largest resident sizes, in MiB: of the service's parts without an exchange; with one account that was reconciled,
-    of the service and of the process that looks. Linux only. The paper venue has 11 markets; a real one has thousands.
+    """Return peak resident memory in MiB: the service's components without an exchange; with one reconciled account,
+    the components and the inspection process. Linux only. The paper venue has 11 markets; a real one has thousands.
     """
     with PaperServer() as paper:
         sizes = []

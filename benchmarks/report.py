@@ -1,4 +1,4 @@
-"""What both commands print: the conditions, a progress bar while cells run, and the figures as JSON."""
+"""Output of all commands: the conditions, a progress bar, tables, and the figures as JSON."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ WIDTH = 124
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on standard error. Calling what it yields names the step that begins now."""
+    """Show a progress bar on standard error. Yields a function that starts the next step, with its name."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # Redrawn by hand between steps: a refresh thread would compete with the callers that are measured.
+    # Redrawn between steps only: a refresh thread would compete with the measured callers.
     with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
         task = bar.add_task("starting", total=total)
         begun = 0
@@ -37,7 +37,7 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def print_conditions(console: Console, conditions: Mapping[str, str]) -> None:
-    """One line per condition, in a grid without borders."""
+    """Print one line per condition."""
     grid = Table.grid(padding=(0, 2))
     for name, value in conditions.items():
         grid.add_row(Text(name, style="bold"), Text(value))
@@ -45,7 +45,7 @@ def print_conditions(console: Console, conditions: Mapping[str, str]) -> None:
 
 
 def new_table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table:
-    """An empty table: columns of text first, then columns of figures, none of them cut or wrapped."""
+    """Create a table: text columns first, then number columns, none cut or wrapped."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in texts:
         table.add_column(name, no_wrap=True)
@@ -55,16 +55,16 @@ def new_table(title: str, texts: Sequence[str], numbers: Sequence[str]) -> Table
 
 
 def new_console() -> Console:
-    """Standard output, never so narrow that a figure is cut: rather let a small terminal wrap the line."""
+    """Return a console at least `WIDTH` wide: a small terminal wraps lines, but no figure is cut."""
     return Console(width=max(WIDTH, Console().width))
 
 
 def median_round(rounds: Sequence[Figures]) -> Figures:
-    """The round with the median throughput (the lower of two), whole: its latencies belong to its throughput."""
+    """Return the round with the median throughput (the lower of two), with its own latencies."""
     return sorted(rounds, key=lambda figures: figures.pairs_per_second)[(len(rounds) - 1) // 2]
 
 
 def write_json(path: Path, conditions: Mapping[str, str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """The figures for a program to read."""
+    """Write conditions and figures as JSON."""
     document = {"conditions": dict(conditions), "rows": [dict(row) for row in rows]}
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""What the ledger writes, without its deciding: the most that any program could do that keeps the same records.
+"""Measures the ledger's writes without its decisions: the upper bound for any program that keeps the same records.
 
-The changes of so many commands are decided beforehand, by the ledger's own committer on a store that writes nothing.
-Measured is the ledger's own store writing them, one commit for each, as for a lone caller.
+The ledger's committer decides all commands beforehand, on a store that records the changes instead of writing them.
+The benchmark measures the ledger's real store as it writes these changes, one commit each, as for a single caller.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PAIRS_PER_SECOND_MAX = 6_000
 
 @dataclass(frozen=True, slots=True)
 class RowsForm:
-    """The store alone, for one caller."""
+    """The store alone as a form, for one caller."""
 
     name: str = "ledger's writes alone"
 
@@ -36,11 +36,11 @@ class RowsForm:
             raise BenchmarkError(f"{self.name} is for one caller, not {callers}")
         pairs = int((pace.warmup_seconds + pace.measured_seconds) * _PAIRS_PER_SECOND_MAX)
         with _store(database) as store:
-            tape = iter(_decided(store, pairs))
+            changes_left = iter(_decide_pairs(store, pairs))
 
             @contextmanager
             def open_caller() -> Iterator[Caller]:
-                yield _Writing(store, tape)
+                yield _WritingCaller(store, changes_left)
 
             return run_threads(open_caller, callers, pace)
 
@@ -49,9 +49,9 @@ class RowsForm:
 
 
 @dataclass(frozen=True, slots=True)
-class _Writing:
+class _WritingCaller:
     store: WriteStore
-    tape: Iterator[Changes]
+    changes_left: Iterator[Changes]
 
     def reserve(self, _key: str) -> None:
         self._next()
@@ -60,21 +60,21 @@ class _Writing:
         self._next()
 
     def _next(self) -> None:
-        change = next(self.tape, None)
+        change = next(self.changes_left, None)
         if change is None:
             raise BenchmarkError(f"more than {_PAIRS_PER_SECOND_MAX} pairs a second were written")
         self.store.write([change], locked=False)
 
 
-def _decided(store: WriteStore, pairs: int) -> list[Changes]:
-    """The changes of so many reserves and their releases, in turns; nothing of it is stored."""
+def _decide_pairs(store: WriteStore, pairs: int) -> list[Changes]:
+    """Return the changes of `pairs` reserves and releases, alternating. Writes nothing."""
     from ledger_sizer import Decision, Release, Reserve
     from ledger_sizer.ledger.committer import Committer
     from ledger_sizer.rules.batch import Group
     from ledger_sizer.rules.policy import Policy
 
-    tape: list[Changes] = []
-    committer = Committer(_Taped(store, tape), Policy.of(bench_settings()), lambda: None, 0)
+    changes_left: list[Changes] = []
+    committer = Committer(_RecordingStore(store, changes_left), Policy.of(bench_settings()), lambda: None, 0)
 
     def decide(command: Any) -> Decision:
         (answer,) = committer.answer([Group((command,))])
@@ -87,20 +87,20 @@ def _decided(store: WriteStore, pairs: int) -> list[Changes]:
             Reserve(key=f"r/{n}", portfolio=PORTFOLIO, tags=TAGS, signal_score=SCORE, ttl_seconds=TTL_SECONDS)
         )
         decide(Release(key=f"x/{n}", position_id=str(held.position_id)))
-    return tape
+    return changes_left
 
 
-class _Taped:
-    """A store that notes what it is given instead of writing it."""
+class _RecordingStore:
+    """A store that records changes instead of writing them."""
 
-    def __init__(self, store: WriteStore, tape: list[Changes]) -> None:
+    def __init__(self, store: WriteStore, changes_left: list[Changes]) -> None:
         self._store = store
-        self._tape = tape
+        self._recorded = changes_left
         self.clock_us, self.begin, self.rollback = store.clock_us, store.begin, store.rollback
         self.reset, self.classify_error, self.close = store.reset, store.classify_error, store.close
 
     def write(self, changes: Any, *, locked: bool) -> None:
-        self._tape += changes
+        self._recorded += changes
         if locked:
             self._store.rollback()
 

@@ -1,7 +1,7 @@
-"""The databases a benchmark runs on: SQLite files in a scratch folder, databases of a real PostgreSQL server.
+"""Provides the databases of a benchmark: SQLite files in a scratch folder, databases of a real PostgreSQL server.
 
-Every cell gets a database of its own, dropped afterwards. The PostgreSQL server is the one named by
-`LEDGER_TEST_POSTGRES_URL`, or a private one that lives in the scratch folder and is stopped when the run ends.
+Every cell gets its own database, dropped afterwards. The PostgreSQL server is the one that `LEDGER_TEST_POSTGRES_URL`
+names, or a private one in the scratch folder that is stopped at the end.
 """
 
 from __future__ import annotations
@@ -51,26 +51,26 @@ class Database:
 
 
 class Host(Protocol):
-    """Where scratch databases of one engine come from."""
+    """Creates and drops scratch databases of one engine."""
 
     engine: Engine
 
     def conditions(self) -> dict[str, str]:
-        """What a reader has to know to judge the figures, one entry a line."""
+        """Return what a reader needs to judge the figures, one entry per line."""
 
     def create(self, template: Database | None = None) -> Database:
-        """A new database, empty or a copy of `template` (to which nobody may be connected)."""
+        """Create a database, empty or a copy of `template` (which must have no connections)."""
 
     def settle(self, database: Database) -> None:
-        """Finish the work that loading data left behind, so that no cell pays for its own preparation."""
+        """Checkpoint (PostgreSQL: vacuum too), so that no cell pays for loading its data."""
 
     def drop(self, database: Database) -> None:
-        """Remove a database that `create` made."""
+        """Drop a database that `create` made."""
 
 
 @contextmanager
 def scratch(host: Host, template: Database | None = None) -> Iterator[Database]:
-    """A database that lives as long as the block."""
+    """Create a database for the length of the block."""
     database = host.create(template)
     try:
         yield database
@@ -138,7 +138,7 @@ class PostgresHost:
         }
 
     def require(self, callers: int) -> None:
-        """Refuse a server whose figures would not be durable ones, or that cannot take every caller."""
+        """Raise `BenchmarkError` when the server is not durable or has too few connections."""
         with self.connect() as connection:
             for name in ("fsync", "full_page_writes"):
                 if _show(connection, name) != "on":
@@ -167,7 +167,7 @@ class PostgresHost:
     def settle(self, database: Database) -> None:
         with self.connect(database) as connection:
             connection.execute("VACUUM (ANALYZE)")
-            # A role of a given server may lack the right; the first cells then share the server's own checkpoint.
+            # The role may lack the right. The first cells then run beside the server's own checkpoint.
             with suppress(psycopg.errors.InsufficientPrivilege):
                 connection.execute("CHECKPOINT")
 
@@ -187,7 +187,7 @@ def _show(connection: psycopg.Connection, name: str) -> str:
 
 
 def _as_libpq(url: str, database: str | None = None) -> str:
-    """The URL without a SQLAlchemy driver name, so that SQLAlchemy 2.1 and libpq both read it."""
+    """Return the URL without a SQLAlchemy driver name, which SQLAlchemy 2.1 and libpq both accept."""
     parsed = make_url(url).set(drivername="postgresql")
     if database is not None:
         parsed = parsed.set(database=database)
@@ -196,9 +196,9 @@ def _as_libpq(url: str, database: str | None = None) -> str:
 
 @contextmanager
 def open_hosts(engines: tuple[Engine, ...], callers_max: int, folder: Path | None) -> Iterator[list[Host]]:
-    """The hosts of the chosen engines, in a scratch folder below `folder` that is removed at the end."""
+    """Open the hosts of `engines`, in a scratch folder below `folder` that is removed at the end."""
     with ExitStack() as stack:
-        # The server's own user must be able to reach its files where the benchmark runs as root.
+        # The server's user must be able to reach its files when the benchmark runs as root.
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ledger-bench-", dir=folder)))
         hosts: list[Host] = []
         for engine in engines:
@@ -233,7 +233,7 @@ def _postgres(root: Path, callers_max: int) -> Iterator[PostgresHost]:
 
 
 def machine_conditions(folder: Path | None) -> dict[str, str]:
-    """Processor, interpreter, and what one durable write costs in the folder that holds the databases."""
+    """Describe processor, interpreter, and the time of one durable write in the folder of the databases."""
     where = Path(folder or tempfile.gettempdir())
     kind = _file_system(where)
     warning = " (memory, NOT durable: choose a disk with --dir)" if kind in MEMORY_FILE_SYSTEMS else ""

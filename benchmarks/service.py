@@ -1,4 +1,4 @@
-"""The HTTP service beside the one a user would write by hand: pairs per second, latencies, start and memory."""
+"""Compares the HTTP service with a hand-written one: pairs per second, latencies, start time and memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from rich.table import Table
 
 from benchmarks import hand_service
 from benchmarks.baselines import PORTFOLIO, RESERVED_USD
-from benchmarks.load import Order
+from benchmarks.load import LoadRun
 from benchmarks.measure import BenchmarkError, Figures, Pace
 from benchmarks.ours import OURS
 from benchmarks.report import median_round, new_table, print_conditions, progress, write_json
@@ -39,7 +39,7 @@ LOG_TAIL_BYTES = 2_000
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run. batch_callers: how many clients send batch calls."""
+    """Parameters. callers, batch_callers: numbers of clients that send single and batch calls."""
 
     engines: tuple[Engine, ...]
     callers: tuple[int, ...]
@@ -51,7 +51,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One row of the table. service: `hand` or `ours`. commands: in one HTTP call."""
+    """One row of the table. service: `hand` or `ours`. commands: per HTTP call."""
 
     engine: Engine
     service: str
@@ -61,7 +61,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What one run of a cell measured. idle_mb: resident memory before the first request; None where unknown."""
+    """Figures of one run of a cell. idle_mb: resident memory before the first request; None where unknown."""
 
     figures: Figures
     ready_seconds: float
@@ -79,7 +79,7 @@ class Row:
 
     @property
     def pairs_per_second(self) -> float:
-        """Reserve+release pairs; a batch call holds many."""
+        """Reserve+release pairs; a batch call has many."""
         return self.round.figures.pairs_per_second * self.cell.commands
 
 
@@ -93,7 +93,7 @@ class Running:
 
 
 def run(plan: Plan, console: Console, json_file: Path | None) -> None:
-    """Run the plan, print the table, and write the same figures as JSON where asked."""
+    """Run the plan, print the table, and write the same figures as JSON where request."""
     with open_hosts(plan.engines, hand_service.POOL_SIZE, plan.folder) as hosts:
         conditions = machine_conditions(plan.folder)
         for host in hosts:
@@ -134,13 +134,13 @@ def _rows(plan: Plan, hosts: list[Host]) -> Iterator[Row]:
 
 
 def measure(host: Host, cell: Cell, pace: Pace) -> Round:
-    """One cell on a database and a service process of its own, checked before its figures count."""
+    """Measure one cell with its own database and service process, and check the result."""
     with scratch(host) as database:
         token = _prepare(cell, database)
         host.settle(database)
         with serving(cell.service, database) as service:
             figures = _load(
-                Order(
+                LoadRun(
                     service.port, cell.service, cell.callers, cell.commands,
                     pace.warmup_seconds, pace.measured_seconds, token,
                 )
@@ -150,7 +150,7 @@ def measure(host: Host, cell: Cell, pace: Pace) -> Round:
 
 
 def _prepare(cell: Cell, database: Database) -> str:
-    """Fill the database; the API key that ours is called with."""
+    """Fill the database; return the API key for our service."""
     if cell.service == "hand":
         hand_service.prepare(database.url, OPEN_POSITIONS)
         return ""
@@ -160,7 +160,7 @@ def _prepare(cell: Cell, database: Database) -> str:
 
     OURS.prepare(database, OPEN_POSITIONS)
     with Ledger.open(database.url) as ledger:
-        # Room for what all clients hold at once and not a cent more: a leaked hold ends in a denial.
+        # Headroom for exactly what all clients hold at once: a leaked hold ends in a denial.
         room_usd = cell.callers * cell.commands * RESERVED_USD
         cap_usd = ledger.exposure(PORTFOLIO).open + room_usd
         ledger.set_cap(key="bench/cap", portfolio=PORTFOLIO, cap=cap_usd)
@@ -175,13 +175,13 @@ def _prepare(cell: Cell, database: Database) -> str:
 def _check(cell: Cell, database: Database) -> None:
     if cell.service == "ours":
         OURS.check(database, OPEN_POSITIONS)
-    elif (left := hand_service.left(database.url)) != (OPEN_POSITIONS, 0):
+    elif (left := hand_service.position_counts(database.url)) != (OPEN_POSITIONS, 0):
         raise BenchmarkError(f"the hand-written service left (open, held) = {left} on {database.engine}")
 
 
 @contextmanager
 def serving(name: str, database: Database) -> Iterator[Running]:
-    """A service process, from its start until it has drained."""
+    """Run a service process, until it has drained."""
     if name == "hand":
         command, ready_path = ["-m", "benchmarks.hand_service", database.url], "/openapi.json"
     else:
@@ -206,7 +206,7 @@ def serving(name: str, database: Database) -> Iterator[Running]:
 
 
 def _address(child: subprocess.Popen[str], name: str) -> str:
-    """What it prints once it listens."""
+    """Return the address that the service prints when it listens."""
     assert child.stdout is not None
     watchdog = threading.Timer(START_SECONDS_MAX, child.kill)
     watchdog.start()
@@ -239,17 +239,19 @@ def _resident_mb(process: int) -> float | None:
     return int(line.split()[1]) / 1024
 
 
-def _load(order: Order) -> Figures:
-    """Drive the service from a process of its own."""
+def _load(load_run: LoadRun) -> Figures:
+    """Run the load generator in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.load", json.dumps(asdict(order))],
+        [sys.executable, "-m", "benchmarks.load", json.dumps(asdict(load_run))],
         capture_output=True,
         text=True,
         check=False,
-        timeout=order.warmup_seconds + order.measured_seconds + LOAD_SECONDS_SPARE,
+        timeout=load_run.warmup_seconds + load_run.measured_seconds + LOAD_SECONDS_SPARE,
     )
     if done.returncode != 0:
-        raise BenchmarkError(f"{order.service} with {order.callers} clients: {done.stderr.strip()[-LOG_TAIL_BYTES:]}")
+        raise BenchmarkError(
+            f"{load_run.service} with {load_run.callers} clients: {done.stderr.strip()[-LOG_TAIL_BYTES:]}"
+        )
     return Figures(**json.loads(done.stdout))
 
 

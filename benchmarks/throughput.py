@@ -1,4 +1,4 @@
-"""Reserve and release pairs per second, and how long they take: the forms side by side, in one run."""
+"""Compares throughput and latency of reserve and release pairs across all forms, in one run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ FORMS: dict[str, Form] = {
     "ours-random-keys": OURS_RANDOM,
     "rows": ROWS,
 }
-# Blocking calls are for the bot that runs alone: a bot with many concurrent cycles awaits.
+# Sync calls are for a bot with one cycle. A bot with many concurrent cycles uses the async methods.
 LONE_CALLER_FORMS = frozenset({OURS_BLOCKING.name, ROWS.name})
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to run. Rounds repeat the whole list of cells, so that a slow minute of the machine hits every form."""
+    """Parameters. Rounds repeat the whole list of cells, so that a slow minute of the machine affects every form."""
 
     engines: tuple[Engine, ...]
     callers: tuple[int, ...]
@@ -56,7 +56,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A cell's figures: those of the round whose throughput is the median, and the spread over all rounds."""
+    """Figures of a cell: its median round by throughput, and the spread over all rounds."""
 
     cell: Cell
     figures: Figures
@@ -102,7 +102,7 @@ def _rows(plan: Plan, hosts: list[Host]) -> Iterator[Row]:
 
 
 def measure(host: Host, cell: Cell, pace: Pace) -> Figures:
-    """One cell on a database of its own, checked before its figures count."""
+    """Measure one cell on its own database, and check the result."""
     with scratch(host) as database:
         cell.form.prepare(database, OPEN_POSITIONS)
         host.settle(database)

@@ -3,12 +3,12 @@
     python examples/orchestrator.py                                   # a ledger of its own, in a file
     python examples/orchestrator.py --ledger http://127.0.0.1:8321    # the same bot against the service
 
-Each cycle ranks the pairs by funding rate, asks the ledger how much each may have, places both legs at once, and tells
-the ledger what was filled. The ledger is asked before an order and told after a fill, never the other way round:
+Each cycle ranks the pairs by funding rate, reserves capital for each, places both legs at once, and confirms the fills.
+Reserve always comes before the orders, confirm and release after the fills:
 
     reserve  ->  both orders  ->  filled:   confirm   (the fill counts from now on)
                                   refused:  release   (the hold goes back)
-                                  unknown:  nothing   (the hold ends by itself; a late fill may still be confirmed)
+                                  unknown:  nothing   (the hold expires; a late fill may still be confirmed)
     signal gone  ->  both exit orders  ->  filled: release   (an exit that is only sent still ties up capital)
 """
 
@@ -26,15 +26,15 @@ from paper_venue import Fill, Market, PaperVenue, Quote, Rejected, Side
 from ledger_sizer import Decision, Ledger
 from ledger_sizer.client import AsyncLedgerClient
 
-ENTRY_RATE = Decimal("0.00005")  # per period: below it the fees eat the funding
+ENTRY_RATE = Decimal("0.00005")  # per period; below it the fees exceed the funding
 EXIT_RATE = Decimal("0.00002")
-FULL_SCORE_RATE = Decimal("0.0002")  # from here on the signal is as strong as it gets
+FULL_SCORE_RATE = Decimal("0.0002")  # at this rate and above the score is 1
 UNWIND_ATTEMPTS = 10
 
 
 @dataclass
 class Trade:
-    """One open position as the venue sees it: base units still open in each leg."""
+    """One open position at the venue. open: base units still open in each leg."""
 
     key: str
     pair: str
@@ -43,13 +43,13 @@ class Trade:
 
     @property
     def quantity(self) -> Decimal:
-        """What the position counts: as long as one leg is open, capital is tied up."""
+        """Base units that tie up capital: the larger leg."""
         return max(self.open.values())
 
 
 @dataclass
 class Orchestrator:
-    """One bot. `ledger` is a `Ledger` or an `AsyncLedgerClient`: nothing below knows which."""
+    """One bot. It uses only methods that `Ledger` and `AsyncLedgerClient` both have."""
 
     ledger: Ledger | AsyncLedgerClient
     venue: PaperVenue
@@ -58,7 +58,7 @@ class Orchestrator:
     events: Counter[str] = field(default_factory=Counter)
 
     async def cycle(self) -> None:
-        """One funding period: leave what no longer pays, then enter what pays best, the best first."""
+        """Trade one funding period: exit below `EXIT_RATE`, then enter from `ENTRY_RATE` on, best rate first."""
         quotes = {quote.pair: quote for quote in await self.venue.quotes()}
         leaving = [trade for trade in self.trades.values() if quotes[trade.pair].funding_rate < EXIT_RATE]
         await asyncio.gather(*[self.leave(trade) for trade in leaving])
@@ -68,13 +68,13 @@ class Orchestrator:
         entering = []
         for quote in paying:
             if quote.pair not in self.trades:
-                decision = await self.reserve(quote)  # one after the other: capital goes to the best pair first
+                decision = await self.reserve(quote)  # sequentially, so that the best pair gets capital first
                 if decision.granted:
                     entering.append(self.enter(decision, quote))
-        await asyncio.gather(*entering)  # the orders of all pairs travel together
+        await asyncio.gather(*entering)  # the orders of all pairs are sent concurrently
 
     async def reserve(self, quote: Quote) -> Decision:
-        """Ask how much this pair may have. The key names the wish, so that asking twice gets the one answer."""
+        """Reserve capital for a pair. The key names the intent, so a repeated request gets the same answer."""
         spot, perp = self.venue.instruments(quote.pair)
         decision = await self.ledger.reserve_async(
             key=f"{self.venue.now:%Y%m%dT%H}/{quote.pair}",
@@ -91,7 +91,7 @@ class Orchestrator:
         return decision
 
     async def enter(self, decision: Decision, quote: Quote) -> None:
-        """Place both legs at once, even them out, and tell the ledger what stands."""
+        """Place both legs at once, unwind the excess of one leg, and confirm the matched quantity."""
         assert decision.quantity is not None and decision.position_id is not None
         spot, perp = await asyncio.gather(
             self.order(decision.key, quote.pair, "spot", "buy", decision.quantity),
@@ -113,13 +113,13 @@ class Orchestrator:
             price=perp.price,
             spot_price=spot.price,
         )
-        assert filled.position_id is not None  # another than the reservation's, if that expired before the fill
+        assert filled.position_id is not None  # a new id, if the reservation expired before the fill
         legs: dict[Market, Decimal] = {"spot": matched, "perp": matched}
         self.trades[quote.pair] = Trade(decision.key, quote.pair, filled.position_id, legs)
         self.note("entered", f"{matched} {quote.pair}; exposure {filled.exposure_after:.2f} USD")
 
     async def leave(self, trade: Trade) -> None:
-        """Close both legs, and release what was really closed; the rest is tried again in the next cycle."""
+        """Close both legs, and release the closed quantity; the rest is retried in the next cycle."""
         before = trade.quantity
         key = f"{trade.key}/exit/{self.venue.now:%Y%m%dT%H}"
         spot, perp = await asyncio.gather(
@@ -140,7 +140,7 @@ class Orchestrator:
         self.note("left" if not trade.quantity else "left partly", f"{trade.pair}; {done.exposure_after:.2f} USD open")
 
     async def order(self, key: str, pair: str, market: Market, side: Side, quantity: Decimal) -> Fill:
-        """Place one order. A refusal is a fill of nothing; any other failure goes up, and the hold runs out."""
+        """Place one order. A refusal is a fill of 0; any other error is raised, and the hold expires."""
         try:
             return await self.venue.place(f"{key}/{market}", pair, market, side, quantity) if quantity else NOTHING
         except Rejected as rejection:
@@ -148,7 +148,7 @@ class Orchestrator:
             return NOTHING
 
     async def unwind(self, key: str, pair: str, market: Market, side: Side, quantity: Decimal) -> None:
-        """Give back what one leg got and the other did not: unhedged, it is a bet nobody asked for."""
+        """Close the excess of one leg, which would be unhedged."""
         for attempt in range(UNWIND_ATTEMPTS):
             if quantity:
                 quantity -= (await self.order(f"{key}/unwind/{attempt}", pair, market, side, quantity)).quantity
@@ -165,8 +165,8 @@ NOTHING = Fill(Decimal(0), Decimal(0))
 
 
 @asynccontextmanager
-async def opened(where: str) -> AsyncIterator[Ledger | AsyncLedgerClient]:
-    """The one place that differs: a ledger in this process, or the service."""
+async def open_ledger(where: str) -> AsyncIterator[Ledger | AsyncLedgerClient]:
+    """Open a ledger in this process, or a client of the service."""
     if where.startswith("http"):
         async with AsyncLedgerClient(where, api_key=os.environ.get("LEDGER_SIZER_API_KEY")) as client:
             yield client
@@ -176,8 +176,8 @@ async def opened(where: str) -> AsyncIterator[Ledger | AsyncLedgerClient]:
 
 
 async def main(where: str, cycles: int, seed: int) -> Orchestrator:
-    """Trade so many funding periods, and leave everything open that still pays."""
-    async with opened(where) as ledger:
+    """Trade `cycles` funding periods. Open positions stay open."""
+    async with open_ledger(where) as ledger:
         bot = Orchestrator(ledger, PaperVenue(seed))
         for _ in range(cycles):
             await bot.cycle()

@@ -1,7 +1,7 @@
-"""A paper venue for the example: spot and perpetual markets, orders that take time, fill partly, or are refused.
+"""Simulates a venue for the example: spot and perpetual markets, orders that take time, fill partly, or are refused.
 
-Prices, funding rates and what becomes of an order depend on the seed and on nothing else, so a run can be repeated.
-Time is simulated: `next_period` moves it to the next funding time; an order's delay is the only real waiting.
+Prices, funding rates and order outcomes depend on the seed alone, so a run can be repeated. Time is simulated:
+`next_period` moves it to the next funding time; only an order's delay takes real time.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ Side = Literal["buy", "sell"]
 
 @dataclass(frozen=True)
 class Quote:
-    """One pair now. Prices in USD per base unit; the funding rate is what the short perpetual earns per period."""
+    """A pair's quote. Prices in USD per base unit; funding_rate: fraction per period that the short perpetual earns."""
 
     pair: str
     spot_price: Decimal
@@ -33,7 +33,7 @@ class Quote:
 
 @dataclass(frozen=True)
 class Fill:
-    """What was bought or sold of an order, in base units, and at which average price in USD."""
+    """Filled quantity of an order in base units, and its average price in USD."""
 
     quantity: Decimal
     price: Decimal
@@ -44,7 +44,7 @@ class Rejected(Exception):
 
 
 class PaperVenue:
-    """One venue. `holdings` is what the trader really has there: base units by (pair, market), shorts negative."""
+    """One venue. holdings: the trader's true base units by (pair, market), negative for shorts."""
 
     name = "paper"
 
@@ -57,7 +57,7 @@ class PaperVenue:
         rejected_percent: int = 8,
         partial_percent: int = 20,
     ) -> None:
-        """seed: decides everything. prices: of the first period, USD by pair. The percentages are of all orders."""
+        """seed: of prices, rates and outcomes. prices: base prices, USD by pair. The percentages are of all orders."""
         self.holdings: defaultdict[tuple[str, Market], Decimal] = defaultdict(Decimal)
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self._seed = seed
@@ -74,7 +74,7 @@ class PaperVenue:
         self._period = 0
 
     def instruments(self, pair: str) -> tuple[InstrumentInfo, InstrumentInfo]:
-        """The trading rules of a pair's spot market and of its perpetual: steps worth about one USD and five."""
+        """Return the rules of a pair's spot market and perpetual: steps worth about 1 USD and 5 USD."""
         step = Decimal(1).scaleb(-self._prices[pair].adjusted())
         spot = InstrumentInfo(f"{pair}/USDT", step, 1_000_000 * step, step, min_notional=Decimal(5))
         perp = InstrumentInfo(f"{pair}/USDT:USDT", 5 * step, 1_000_000 * step, 5 * step, min_notional=Decimal(5))
@@ -86,17 +86,17 @@ class PaperVenue:
         self.now += FUNDING_PERIOD
 
     async def quotes(self) -> list[Quote]:
-        """All pairs at this moment."""
+        """Return the present quotes of all pairs."""
         await asyncio.sleep(0)
         return [self._quote(pair) for pair in self._prices]
 
     async def place(self, order_id: str, pair: str, market: Market, side: Side, quantity: Decimal) -> Fill:
-        """Send a market order (immediate or cancel) and wait for its fill, which may be a part. Raises `Rejected`."""
+        """Send a market order (immediate or cancel) and return its fill, full or partial. Raises `Rejected`."""
         await asyncio.sleep(self._delay_seconds * self._draw(100, "delay", order_id) / 100)
-        fate = self._draw(100, "fate", order_id)
-        if fate < self._rejected_percent:
+        outcome = self._draw(100, "fate", order_id)
+        if outcome < self._rejected_percent:
             raise Rejected(f"{order_id}: insufficient margin")
-        if fate < self._rejected_percent + self._partial_percent:
+        if outcome < self._rejected_percent + self._partial_percent:
             step = self.instruments(pair)[market == "perp"].qty_step
             quantity = max(quantity * self._draw(80, "part", order_id) // (100 * step), Decimal(1)) * step
         quote = self._quote(pair)
@@ -107,11 +107,11 @@ class PaperVenue:
     def _quote(self, pair: str) -> Quote:
         spot = self._prices[pair] * (9_500 + self._draw(1_000, pair, self._period)) / 10_000
         perp = spot * (10_000 + self._draw(20, "basis", pair, self._period)) / 10_000
-        # A rate persists: each is the mean of three draws, two of which the period before had too.
+        # Rates are autocorrelated: each is the mean of three draws, two of them shared with the previous period.
         draws = [self._draw(120, "rate", pair, self._period + number) - 40 for number in range(3)]
         return Quote(pair, spot.quantize(TICK), perp.quantize(TICK), Decimal(sum(draws)) / 300_000)
 
     def _draw(self, below: int, *parts: object) -> int:
-        """A whole number in [0, below), made from the seed and `parts` and nothing else."""
+        """Return an integer in [0, below), a hash of the seed and `parts`."""
         digest = blake2b("/".join(map(str, (self._seed, *parts))).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") * below >> 64

@@ -17,7 +17,7 @@ from ledger_sizer.cli.options import Json
 if TYPE_CHECKING:
     from ledger_sizer.demo.drift_injection import InjectionResult
     from ledger_sizer.demo.run import Plan
-    from ledger_sizer.demo.summary import Reconciled, Summary
+    from ledger_sizer.demo.summary import ReconciliationSummary, Summary
 
 DEMO_HELP = help_epilog(
     "demo --seconds 5",
@@ -117,8 +117,8 @@ def _show_summary(summary: "Summary") -> None:
             ("errors the bots met", summary.events.get("error", 0)),
         ]
     )
-    if summary.reconciled is not None:
-        _show_reconciliation(summary.reconciled)
+    if summary.reconciliation is not None:
+        _show_reconciliation(summary.reconciliation)
     for breach in summary.breaches:
         output.note(f"cap breached: {breach}")
     for finding in summary.report.findings:
@@ -134,7 +134,7 @@ def _show_summary(summary: "Summary") -> None:
     output.headline(f"{words}: {verified}", "ok" if summary.ok else "denied")
 
 
-def _show_reconciliation(found: "Reconciled") -> None:
+def _show_reconciliation(found: "ReconciliationSummary") -> None:
     runs = ", ".join(f"{number} {outcome}" for outcome, number in sorted(found.runs.items()))
     output.details(
         [

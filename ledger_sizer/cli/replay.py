@@ -93,7 +93,7 @@ def replay(
 def _plan(bots: str, cap: str | None, venue_cap: str | None, max_position: str | None, seed: str) -> "Plan":
     """Build the plan from the options, and from the settings where an option was not given."""
     from ledger_sizer.cli.ledger_session import load_settings
-    from ledger_sizer.replay import Plan, usual_venue_cap
+    from ledger_sizer.replay import Plan, default_venue_cap
 
     def given(text: str | None, field: str, default: Decimal) -> Decimal:
         return default if text is None else options.decimal(text, field)
@@ -103,7 +103,7 @@ def _plan(bots: str, cap: str | None, venue_cap: str | None, max_position: str |
     return Plan(
         bots=options.whole_number(bots, "bots"),
         cap=cap_usd,
-        venue_cap=given(venue_cap, "venue_cap", usual_venue_cap(cap_usd)),
+        venue_cap=given(venue_cap, "venue_cap", default_venue_cap(cap_usd)),
         max_position=given(max_position, "max_position", settings.trading.max_position_size_usd),
         min_fraction=settings.sizing.min_allocation_fraction,
         max_fraction=settings.sizing.max_allocation_fraction,

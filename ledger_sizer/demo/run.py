@@ -1,4 +1,4 @@
-"""The demonstration from beginning to end."""
+"""Runs the demonstration from start to end."""
 
 import tempfile
 import time
@@ -17,20 +17,20 @@ from ledger_sizer.client import LedgerClient, RetryPolicy
 from ledger_sizer.demo.bots import BOTS, PORTFOLIO
 from ledger_sizer.demo.drift_injection import DriftInjector, InjectionResult
 from ledger_sizer.demo.processes import READY_SECONDS_MAX, Fleet, Service
-from ledger_sizer.demo.summary import Summary, reconciled_at, summarised
-from ledger_sizer.demo.venue import settings_at, trading, venue_in
+from ledger_sizer.demo.summary import Summary, read_reconciliation, summarize
+from ledger_sizer.demo.venue import running_venue, running_venue_bot, service_settings
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, HistoryFilters, Position
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.storage.database import make_engine
 
-LOOK_SECONDS = 0.25
+POLL_SECONDS = 0.25
 KILL_EVERY_SECONDS = 7
 DECISIONS_SHOWN = 14
-SHOW_SECONDS_MAX = 40
-"""How much longer it goes on, where its time was too short (or the machine too slow) to show what it is there for."""
-_TO_SHOW: tuple[HistoryFilters, ...] = (
+EXTRA_SECONDS_MAX = 40
+"""Longest extension of a run that was too short (or on too slow a machine) to show everything."""
+_REQUIRED_DECISIONS: tuple[HistoryFilters, ...] = (
     {"command": "reserve", "outcome": "denied"},
     {"command": "confirm", "outcome": "applied"},
     {"command": "release", "outcome": "applied"},
@@ -40,9 +40,10 @@ _TO_SHOW: tuple[HistoryFilters, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """seconds: how long the bots trade at least, None for as long as nobody stops them. seed: of what they do.
+    """Parameters of a demonstration.
 
-    cap: of the portfolio, venue_cap: of one venue, in USD.
+    seconds: how long the bots trade at least, None until stopped. seed: of the bots' behaviour. cap: of the portfolio,
+    USD. venue_cap: of venue okx, USD.
     """
 
     seconds: float | None = 60
@@ -53,9 +54,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What can be seen at one moment. seconds_left: None when it goes on until stopped.
+    """State at one moment. seconds_left: None when it runs until stopped. run_numbers: starts of each bot.
 
-    reconciliation: how the ledger and the paper venue stand, in words; None without a venue.
+    reconciliation: the present injection, as text; None without a venue.
     """
 
     seconds: float
@@ -65,7 +66,7 @@ class Snapshot:
     held: tuple[Position, ...]
     decisions: tuple[Decision, ...]
     alive: Mapping[str, bool]
-    lives: Mapping[str, int]
+    run_numbers: Mapping[str, int]
     deaths: Mapping[str, int]
     replays: int
     now: datetime
@@ -73,29 +74,29 @@ class Snapshot:
 
 
 def demonstrate(plan: Plan, show: Callable[[Snapshot], None], stop: Event, now: Callable[[], datetime]) -> Summary:
-    """Run it, and say what came of it. `show` is called a few times a second; setting `stop` ends it early.
+    """Run the demonstration and return its results. Calls `show` a few times a second; setting `stop` ends it early.
 
     Raises `Unavailable` when the service cannot be started or stops answering.
     """
     with tempfile.TemporaryDirectory(prefix="ledger-demo-") as name:
         folder = Path(name)
-        with venue_in(folder) as venue_url:
-            service = Service(folder, {} if venue_url is None else settings_at(venue_url))
+        with running_venue(folder) as venue_url:
+            service = Service(folder, {} if venue_url is None else service_settings(venue_url))
             graceful = False
             try:
                 service.wait_until_ready()
-                deaths, events, injected = _watched(plan, service, venue_url, folder, show, stop, now)
+                deaths, events, injected = _run_bots(plan, service, venue_url, folder, show, stop, now)
             finally:
-                graceful = service.end()
-        with Ledger.open(service.database_url) as ledger, _reading(service.database_url) as reads:
-            reconciled = None if venue_url is None else reconciled_at(reads, injected)
+                graceful = service.stop()
+        with Ledger.open(service.database_url) as ledger, _read_engine(service.database_url) as reads:
+            reconciliation = None if venue_url is None else read_reconciliation(reads, injected)
             graceful = graceful and service.exit_code == 0
-            return summarised(ledger, plan.cap, deaths, events, graceful=graceful, reconciled=reconciled)
+            return summarize(ledger, plan.cap, deaths, events, graceful=graceful, reconciliation=reconciliation)
 
 
 @contextmanager
-def _reading(url: str) -> Iterator[Engine]:
-    """An engine that only reads, for the length of a block."""
+def _read_engine(url: str) -> Iterator[Engine]:
+    """Open a read-only engine for the length of a block."""
     reads = make_engine(url, read_only=True)
     try:
         yield reads
@@ -103,7 +104,7 @@ def _reading(url: str) -> Iterator[Engine]:
         reads.dispose()
 
 
-def _watched(
+def _run_bots(
     plan: Plan,
     service: Service,
     venue_url: str | None,
@@ -112,83 +113,83 @@ def _watched(
     stop: Event,
     now: Callable[[], datetime],
 ) -> tuple[dict[str, int], dict[str, int], list[InjectionResult]]:
-    """Start the bots, watch them, kill one now and then, end them.
+    """Start the bots, watch them, kill one now and then, stop them.
 
-    Returns how they died, what they told, and what was done at the venue.
+    Returns their exits by cause, their events, and the injections.
     """
     with LedgerClient(service.url, patience=RetryPolicy(give_up_seconds=10)) as client:
         client.set_cap(key="demo/cap", portfolio=PORTFOLIO, cap=plan.cap)
         client.set_cap(key="demo/cap/okx", portfolio=PORTFOLIO, scope="venue=okx", cap=plan.venue_cap)
-        with trading(client, venue_url, folder, plan.seed) as meddler:
+        with running_venue_bot(client, venue_url, folder, plan.seed) as injector:
             fleet = Fleet(service.url, list(BOTS), folder, plan.seed)
             try:
                 _wait_for_all(fleet, stop)
-                _loop(plan, client, fleet, meddler, show, stop, now)
+                _loop(plan, client, fleet, injector, show, stop, now)
             finally:
-                fleet.end()
-    return dict(fleet.deaths), dict(fleet.events()), [] if meddler is None else meddler.injected
+                fleet.stop()
+    return dict(fleet.deaths), dict(fleet.events()), [] if injector is None else injector.injected
 
 
 def _wait_for_all(fleet: Fleet, stop: Event) -> None:
     deadline = time.monotonic() + READY_SECONDS_MAX
     while fleet.events()["ready"] < len(fleet.names) and not stop.wait(0.1):
-        fleet.replace_the_dead()
+        fleet.restart_exited()
         if time.monotonic() > deadline:
-            raise Unavailable(f"not all bots came to life within {READY_SECONDS_MAX} s: {fleet.last_words()}")
+            raise Unavailable(f"not all bots came to life within {READY_SECONDS_MAX} s: {fleet.log_tails()}")
 
 
 def _loop(
     plan: Plan,
     client: LedgerClient,
     fleet: Fleet,
-    meddler: DriftInjector | None,
+    injector: DriftInjector | None,
     show: Callable[[Snapshot], None],
     stop: Event,
     now: Callable[[], datetime],
 ) -> None:
-    dice = Random(plan.seed)
+    random = Random(plan.seed)
     began = time.monotonic()
     next_kill = 1.0
     next_replacement = 1.0
-    while not stop.wait(LOOK_SECONDS):
+    while not stop.wait(POLL_SECONDS):
         seconds = time.monotonic() - began
         if (
             plan.seconds is not None
             and seconds >= plan.seconds
-            and (seconds >= plan.seconds + SHOW_SECONDS_MAX or _shown(client, fleet, meddler))
+            and (seconds >= plan.seconds + EXTRA_SECONDS_MAX or _all_shown(client, fleet, injector))
         ):
             return
         if seconds >= next_kill:
-            fleet.kill(dice.choice([name for name, lives in fleet.alive().items() if lives] or fleet.names))
+            fleet.kill(random.choice([name for name, alive in fleet.alive().items() if alive] or fleet.names))
             next_kill += KILL_EVERY_SECONDS
         if seconds >= next_replacement:
-            fleet.replace_the_dead()
+            fleet.restart_exited()
             next_replacement = seconds + 1
-        if meddler is not None:
-            meddler.tick()
-        show(_seen(plan, client, fleet, meddler, seconds, now))
+        if injector is not None:
+            injector.tick()
+        show(_take_snapshot(plan, client, fleet, injector, seconds, now))
 
 
-def _shown(client: LedgerClient, fleet: Fleet, meddler: DriftInjector | None) -> bool:
-    """Whether all was seen that a demonstration is for.
+def _all_shown(client: LedgerClient, fleet: Fleet, injector: DriftInjector | None) -> bool:
+    """Whether everything was shown that a demonstration is for.
 
-    Each end that a hold can have, a bot that was killed and one that came back, an answer replayed; and, where there is
-    a venue, that both sides agreed, so that somebody began to meddle.
+    Each end that a hold can have, a denial, a bot killed, a bot restarted, a replayed answer; and, with a venue, the
+    first injection, which starts after both sides agreed.
     """
-    told = fleet.events()
-    back = told["ready"] - len(fleet.names)
-    if not (fleet.deaths["killed"] and back > 0 and told["replayed"]):
+    events = fleet.events()
+    restarts = events["ready"] - len(fleet.names)
+    if not (fleet.deaths["killed"] and restarts > 0 and events["replayed"]):
         return False
-    if meddler is not None and not meddler.injected:
+    if injector is not None and not injector.injected:
         return False
-    return all(client.history(PORTFOLIO, limit=1, **filters).items for filters in _TO_SHOW)
+    return all(client.history(PORTFOLIO, limit=1, **filters).items for filters in _REQUIRED_DECISIONS)
 
 
-def _seen(
+def _take_snapshot(
     plan: Plan,
     client: LedgerClient,
     fleet: Fleet,
-    meddler: DriftInjector | None,
+    injector: DriftInjector | None,
     seconds: float,
     now: Callable[[], datetime],
 ) -> Snapshot:
@@ -200,9 +201,9 @@ def _seen(
         held=client.positions(PORTFOLIO, state="held").items,
         decisions=client.history(PORTFOLIO, limit=DECISIONS_SHOWN).items,
         alive=fleet.alive(),
-        lives={name: fleet.life(name) for name in fleet.names},
+        run_numbers={name: fleet.run_number(name) for name in fleet.names},
         deaths=dict(fleet.deaths),
         replays=fleet.events()["replayed"],
         now=now(),
-        reconciliation=None if meddler is None else meddler.doing,
+        reconciliation=None if injector is None else injector.status,
     )

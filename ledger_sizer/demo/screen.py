@@ -1,4 +1,4 @@
-"""What is seen of a demonstration while it runs: a live screen on a terminal, a line now and then elsewhere."""
+"""Shows a running demonstration: a live screen on a terminal, a line every few seconds elsewhere."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ _OUTCOME_STYLES = {"granted": "green", "denied": "red", "applied": "dim"}
 
 @contextmanager
 def live(console: "Console") -> Iterator[Callable[[Snapshot], None]]:
-    """Show snapshots on a terminal, each in the place of the one before."""
+    """Show snapshots on a terminal, each in place of the previous one."""
     from rich.live import Live
 
     with Live(console=console, auto_refresh=False, transient=True) as display:
@@ -31,7 +31,7 @@ def live(console: "Console") -> Iterator[Callable[[Snapshot], None]]:
 
 @contextmanager
 def lines(write: Callable[[str], None]) -> Iterator[Callable[[Snapshot], None]]:
-    """Show a snapshot as one line, the first at once and then one every few seconds."""
+    """Write snapshots as lines, the first at once and then one every `LINE_EVERY_SECONDS`."""
     due = 0.0
 
     def show(snapshot: Snapshot) -> None:
@@ -44,7 +44,7 @@ def lines(write: Callable[[str], None]) -> Iterator[Callable[[Snapshot], None]]:
 
 
 def line(snapshot: Snapshot) -> str:
-    """One snapshot in one line."""
+    """Format a snapshot as one line."""
     exposure = snapshot.exposure
     alive = sum(snapshot.alive.values())
     return (
@@ -56,7 +56,7 @@ def line(snapshot: Snapshot) -> str:
 
 
 def render_snapshot(snapshot: Snapshot) -> "RenderableType":
-    """One snapshot as a screen."""
+    """Format a snapshot as a screen."""
     from rich.console import Group
     from rich.text import Text
 
@@ -86,7 +86,7 @@ def _scopes(snapshot: Snapshot) -> "Table":
 
 
 def _bar(scope: ScopeExposure) -> str:
-    """Open capital solid, held capital hatched, headroom as dots."""
+    """Draw a bar: open capital solid, held capital hatched, headroom dotted."""
     cap = scope.cap or Decimal(1)
     opened = min(int(scope.open * _BAR_WIDTH / cap), _BAR_WIDTH)
     used = min(int(scope.exposure * _BAR_WIDTH / cap), _BAR_WIDTH)
@@ -96,9 +96,9 @@ def _bar(scope: ScopeExposure) -> str:
 
 def _bots(snapshot: Snapshot) -> "Table":
     table = _table("bot", "", "life", "habit")
-    for name, habits in BOTS.items():
+    for name, profile in BOTS.items():
         state = "[green]alive[/]" if snapshot.alive[name] else "[red]dead[/]"
-        table.add_row(name, state, str(snapshot.lives[name]), f"[dim]{habits.about}[/]")
+        table.add_row(name, state, str(snapshot.run_numbers[name]), f"[dim]{profile.about}[/]")
     died = ", ".join(f"{number} {how}" for how, number in sorted(snapshot.deaths.items())) or "none died yet"
     table.add_row("", "", "", f"{died}; {snapshot.replays} answers replayed")
     return table

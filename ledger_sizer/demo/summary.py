@@ -1,4 +1,4 @@
-"""What came of a demonstration, read from the ledger's audit chain after everything has stopped."""
+"""Computes the results of a demonstration from the ledger's audit chain and drifts, after everything has stopped."""
 
 import json
 from collections import Counter
@@ -21,11 +21,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Reconciled:
-    """What the reconciliation found.
+class ReconciliationSummary:
+    """Results of the reconciliation.
 
-    runs: by outcome. agreed: markets that were equal on both sides, over all runs. injected: each meddling, with what
-    became of it. others: confirmed drifts that nobody meant to make.
+    runs: by outcome. agreed: markets equal on both sides, summed over all runs. injected: each injection with its
+    result. others: confirmed drifts that were not injected.
     """
 
     runs: Mapping[str, int]
@@ -35,12 +35,12 @@ class Reconciled:
 
     @property
     def ok(self) -> bool:
-        """Whether both sides agreed at some time, and all that was done at the venue was found and cleared."""
-        seen_through = [one.drift is not None and one.cleared for one in self.injected]
-        return self.agreed > 0 and bool(seen_through) and all(seen_through)
+        """Whether both sides agreed at some time, and every injection was found and cleared."""
+        completed = [one.drift is not None and one.cleared for one in self.injected]
+        return self.agreed > 0 and bool(completed) and all(completed)
 
     def document(self) -> dict[str, Any]:
-        """For programs."""
+        """Return the results as JSON."""
         return {
             "ok": self.ok, "runs": dict(self.runs), "agreed": self.agreed, "other_drifts": self.others,
             "injected": [
@@ -52,11 +52,11 @@ class Reconciled:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The figures of a demonstration. Money in USD.
+    """Results of a demonstration. Money in USD.
 
-    outcomes: decisions by (command, outcome, reason). highest_granted: the highest exposure any grant led to;
-    highest: the same after facts too (a late fill may stand above the cap). breaches: grants that left a scope above
-    its cap. deaths, events: what became of the bots, and what they told. graceful: the service stopped by itself.
+    outcomes: decisions by (command, outcome, reason). highest_granted: highest exposure after a grant. highest:
+    highest exposure after any decision (a late fill may exceed the cap). breaches: grants that left a scope above its
+    cap. deaths: bot exits by cause. events: what the bots logged. graceful: the service stopped on SIGTERM with code 0.
     """
 
     cap: Decimal
@@ -68,26 +68,26 @@ class Summary:
     events: Mapping[str, int]
     graceful: bool
     report: VerifyReport
-    reconciled: Reconciled | None = None
+    reconciliation: ReconciliationSummary | None = None
 
     @property
     def expiries(self) -> int:
-        """Holds that ended by themselves."""
+        """Number of expired holds."""
         return sum(number for (command, _, _), number in self.outcomes.items() if command == "expire")
 
     @property
     def ok(self) -> bool:
-        """Whether everything went as promised.
+        """Whether every promise was kept.
 
-        The ledger verifies, no grant breached a cap, no replay gave another answer, nothing died of a defect, and what
-        happened at the exchange behind the ledger's back was found.
+        The ledger verifies, no grant breached a cap, every replay gave the first answer, nothing died of a defect, and
+        the reconciliation found and cleared every injection.
         """
-        kept = self.report.ok and not self.breaches and not self.events.get("not replayed")
-        kept = kept and (self.reconciled is None or self.reconciled.ok)
-        return kept and self.graceful and not self.deaths.get("failed")
+        ok = self.report.ok and not self.breaches and not self.events.get("not replayed")
+        ok = ok and (self.reconciliation is None or self.reconciliation.ok)
+        return ok and self.graceful and not self.deaths.get("failed")
 
     def document(self) -> dict[str, Any]:
-        """For programs: decimals as strings."""
+        """Return the results as JSON: decimals as strings."""
         return {
             "ok": self.ok,
             "cap": decimal_text(self.cap),
@@ -100,7 +100,7 @@ class Summary:
             ],
             "expiries": self.expiries,
             "bots": {"deaths": dict(self.deaths), "events": dict(self.events)},
-            "reconciliation": None if self.reconciled is None else self.reconciled.document(),
+            "reconciliation": None if self.reconciliation is None else self.reconciliation.document(),
             "stopped_gracefully": self.graceful,
             "verify": {
                 "ok": self.report.ok,
@@ -111,16 +111,16 @@ class Summary:
         }
 
 
-def summarised(
+def summarize(
     ledger: Ledger,
     cap: Decimal,
     deaths: Mapping[str, int],
     events: Mapping[str, int],
     *,
     graceful: bool,
-    reconciled: Reconciled | None = None,
+    reconciliation: ReconciliationSummary | None = None,
 ) -> Summary:
-    """Read the whole chain, and verify it."""
+    """Read the whole chain, verify it, and return the results."""
     outcomes: Counter[tuple[str, str, str | None]] = Counter()
     highest = highest_granted = Decimal(0)
     breaches: list[str] = []
@@ -131,24 +131,25 @@ def summarised(
             highest_granted = max(highest_granted, decision.exposure_after)
             breaches += _breaches(decision)
     return Summary(
-        cap, outcomes, highest_granted, highest, tuple(breaches), deaths, events, graceful, ledger.verify(), reconciled
+        cap, outcomes, highest_granted, highest, tuple(breaches), deaths, events, graceful, ledger.verify(),
+        reconciliation,
     )  # fmt: skip
 
 
-def reconciled_at(reads: Engine, injected: Sequence[InjectionResult]) -> Reconciled:
-    """Read the runs and drifts; injected: what was done at the venue."""
+def read_reconciliation(reads: Engine, injected: Sequence[InjectionResult]) -> ReconciliationSummary:
+    """Read the runs and drifts, and compare them with the injections."""
     outcomes: Counter[str] = Counter()
     agreed = 0
-    for run in _all(lambda cursor: drifts.list_runs(reads, cursor=cursor)):
+    for run in _all_pages(lambda cursor: drifts.list_runs(reads, cursor=cursor)):
         outcomes[run.outcome] += 1
         agreed += run.found.get("agrees", 0)
     known = {one.drift for one in injected}.union(*(one.companions for one in injected))
-    found = _all(lambda cursor: drifts.list_drifts(reads, cursor=cursor))
+    found = _all_pages(lambda cursor: drifts.list_drifts(reads, cursor=cursor))
     others = [drift for drift in found if drift.id not in known and drift.sightings >= CONFIRMATIONS]
-    return Reconciled(outcomes, agreed, tuple(injected), len(others))
+    return ReconciliationSummary(outcomes, agreed, tuple(injected), len(others))
 
 
-def _all(page_at: Callable[[str | None], Page[T]]) -> Iterator[T]:
+def _all_pages(page_at: Callable[[str | None], Page[T]]) -> Iterator[T]:
     cursor: str | None = None
     while True:
         page = page_at(cursor)
@@ -159,11 +160,11 @@ def _all(page_at: Callable[[str | None], Page[T]]) -> Iterator[T]:
 
 
 def _decisions(ledger: Ledger) -> Iterator[Decision]:
-    return _all(lambda cursor: ledger.history(PORTFOLIO, ascending=True, limit=1000, cursor=cursor))
+    return _all_pages(lambda cursor: ledger.history(PORTFOLIO, ascending=True, limit=1000, cursor=cursor))
 
 
 def _breaches(decision: Decision) -> Iterator[str]:
-    """The scopes that a grant left above their caps, from what the rules saw when they decided."""
+    """Yield a text for each scope that a grant left above its cap, by the decision's trace."""
     granted_e8 = decision.record.budget_e8 or 0
     for name, cap_e8, held_e8, open_e8, *_ in json.loads(decision.trace)["scopes"]:
         if cap_e8 is not None and held_e8 + open_e8 + granted_e8 > cap_e8:

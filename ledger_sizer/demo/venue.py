@@ -1,7 +1,6 @@
-"""The exchange of the demonstration: a paper venue and the bot that trades there; left out without ccxt."""
+"""Starts the paper venue of the demonstration and the bot that trades there. Both are left out without ccxt."""
 
 import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -10,34 +9,31 @@ from pathlib import Path
 from ledger_sizer.client import LedgerClient
 from ledger_sizer.demo.bots import PORTFOLIO
 from ledger_sizer.demo.drift_injection import CONFIRMATIONS, EXPIRED_SECONDS, DriftInjector
-from ledger_sizer.demo.processes import READY_SECONDS_MAX, Process
+from ledger_sizer.demo.processes import Process
 from ledger_sizer.demo.venue_bot import NAME, VENUE
 from ledger_sizer.model.errors import LedgerError, Unavailable
 from ledger_sizer.paper import PaperControl
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET
 
-_AT = re.compile(r" at (http://\S+)")
+_URL_PATTERN = re.compile(r" at (http://\S+)")
 
 
 class Venue(Process):
-    """`python -m ledger_sizer.paper` on a free port of the loopback."""
+    """`python -m ledger_sizer.paper` on a free port of 127.0.0.1."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__("venue", ["ledger_sizer.paper", "--port", "0"], folder / "venue.log")
 
     def wait_until_ready(self) -> str:
-        """Its URL, once it says so. Raises `Unavailable`."""
-        deadline = time.monotonic() + READY_SECONDS_MAX
-        while time.monotonic() < deadline and self.exit_code is None:
-            said = _AT.search(self.log.read_text(errors="replace"))
-            if said is not None:
-                return said[1]
-            time.sleep(0.05)
-        raise Unavailable(f"the paper venue did not start: {self.log.read_text(errors='replace').strip()[-500:]}")
+        """Wait for its URL and return it. Raises `Unavailable`."""
+        url = self.wait_for_url(_URL_PATTERN)
+        if url is None:
+            raise Unavailable(f"the paper venue did not start: {self.log_text().strip()[-500:]}")
+        return url
 
 
-def settings_at(venue_url: str) -> dict[str, str]:
-    """Settings of a service that reconciles with the paper venue every second."""
+def service_settings(venue_url: str) -> dict[str, str]:
+    """Return the environment of a service that reconciles with the paper venue every second."""
     return {
         "EXCHANGE_ID": VENUE,
         "EXCHANGE_BASE_URL": venue_url,
@@ -54,8 +50,8 @@ def settings_at(venue_url: str) -> dict[str, str]:
 
 
 @contextmanager
-def venue_in(folder: Path) -> Iterator[str | None]:
-    """The URL of a paper venue that runs for the length of the block; None without ccxt."""
+def running_venue(folder: Path) -> Iterator[str | None]:
+    """Run a paper venue for the length of the block, and yield its URL; None without ccxt."""
     if find_spec("ccxt") is None:
         yield None
         return
@@ -63,25 +59,27 @@ def venue_in(folder: Path) -> Iterator[str | None]:
     try:
         yield venue.wait_until_ready()
     finally:
-        venue.end()
+        venue.stop()
 
 
 @contextmanager
-def trading(client: LedgerClient, venue_url: str | None, folder: Path, seed: int) -> Iterator[DriftInjector | None]:
-    """The trader and the meddler at that venue; at the end both have cleared up."""
+def running_venue_bot(
+    client: LedgerClient, venue_url: str | None, folder: Path, seed: int
+) -> Iterator[DriftInjector | None]:
+    """Run the venue bot, and yield the drift injector; None without a venue. At the end both undo what they did."""
     if venue_url is None:
         yield None
         return
     arguments = ["ledger_sizer.demo.venue_bot", client.base_url, venue_url, str(seed)]
-    trader = Process(NAME, arguments, folder / f"{NAME}.log")
-    meddler = DriftInjector(client, PaperControl(venue_url, VENUE))
+    bot = Process(NAME, arguments, folder / f"{NAME}.log")
+    injector = DriftInjector(client, PaperControl(venue_url, VENUE))
     try:
-        yield meddler
+        yield injector
         try:
-            meddler.finish()
+            injector.finish()
         except LedgerError as error:
             raise Unavailable(f"the service stopped answering: {error}") from None
     finally:
-        trader.end()
-    if trader.exit_code != 0:
-        raise Unavailable(f"the trader failed: {trader.log.read_text(errors='replace').strip()[-500:]}")
+        bot.stop()
+    if bot.exit_code != 0:
+        raise Unavailable(f"the trader failed: {bot.log_text().strip()[-500:]}")

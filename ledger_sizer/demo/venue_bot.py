@@ -1,10 +1,9 @@
-"""The bot of the demonstration that trades at the paper venue, with the real ccxt client and real order forms.
+"""Runs the bot that trades at the paper venue, through the real ccxt client.
 
     python -m ledger_sizer.demo.venue_bot URL VENUE_URL SEED
 
-It reserves, buys spot and sells the perpetual against it, confirms what was filled, stays, closes both and releases;
-one such position it keeps. The ledger and the venue agree all the time, but for what somebody else does in its account.
-Told to stop, it first leaves what it is in.
+It reserves, buys spot, sells the perpetual, confirms the fill, waits, closes both legs and releases. It keeps one such
+position open. The ledger and the venue agree, except for injected drift. On SIGTERM it closes its positions and exits.
 """
 
 import signal
@@ -26,23 +25,23 @@ from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET
 
 VENUE, NAME = "bybit", "trader"
 KEPT, TRADED = "ETH", "BTC"
-"""The coin it keeps a position in, as long as it lives, and the one it trades in and out of."""
+"""The coin in which it keeps a position open, and the coin that it trades repeatedly."""
 HOLD_TTL_SECONDS = 10
-STAYS_SECONDS = 2.5
+HOLDING_SECONDS = 2.5
 
 
 def spot_of(coin: str) -> str:
-    """The name of a coin's spot market."""
+    """Return the name of a coin's spot market."""
     return f"{coin}/USDT"
 
 
 def perp_of(coin: str) -> str:
-    """The name of a coin's perpetual."""
+    """Return the name of a coin's perpetual."""
     return f"{coin}/USDT:USDT"
 
 
 class OpenPair(NamedTuple):
-    """A position that it has, on both sides."""
+    """An open position with both legs."""
 
     key: str
     position_id: str
@@ -52,7 +51,7 @@ class OpenPair(NamedTuple):
 
 
 class VenueBot:
-    """Trades one pair, again and again, beside a position in another that it keeps."""
+    """Trades one coin repeatedly, and keeps a position in another."""
 
     def __init__(self, client: LedgerClient, venue_url: str, seed: int, stop: Event) -> None:
         self._client = client
@@ -63,11 +62,11 @@ class VenueBot:
             )
         )
         self._exchange.load_markets()
-        self._dice = Random(f"{seed}/{NAME}")
+        self._random = Random(f"{seed}/{NAME}")
         self._stop = stop
 
-    def live(self) -> None:
-        """Trade until told to stop."""
+    def run(self) -> None:
+        """Trade until `stop` is set, then close the kept position."""
         log_line("ready")
         kept: OpenPair | None = None
         trades = 0
@@ -78,9 +77,9 @@ class VenueBot:
                 if kept is None:
                     kept = self._enter(key, KEPT, Decimal("0.3"))
                     continue
-                entered = self._enter(key, TRADED, Decimal(self._dice.randrange(10, 40)) / 100)
+                entered = self._enter(key, TRADED, Decimal(self._random.randrange(10, 40)) / 100)
                 if entered is not None:
-                    self._stop.wait(self._dice.uniform(0.8, 1.2) * STAYS_SECONDS)
+                    self._stop.wait(self._random.uniform(0.8, 1.2) * HOLDING_SECONDS)
                     self._leave(entered)
             except (InvalidRequest, NotFound):
                 self._stop.wait(0.2)  # the service has not loaded the market rules yet
@@ -91,7 +90,7 @@ class VenueBot:
             self._leave(kept)
 
     def _enter(self, key: str, coin: str, score: Decimal) -> OpenPair | None:
-        """Reserve, order both sides, confirm. None when nothing was granted, or the orders failed."""
+        """Reserve, order both legs, confirm. None when nothing was granted or an order failed."""
         price = Decimal(self._control.state()["prices"][coin])
         held = self._client.reserve(
             key=key, portfolio=PORTFOLIO, tags={"venue": VENUE, "symbol": coin, "strategy": NAME}, price=price,
@@ -102,7 +101,7 @@ class VenueBot:
             self._stop.wait(0.2)
             return None
         position = str(held.position_id)
-        filled = self._ordered(coin, held.quantity, price)
+        filled = self._order_both_legs(coin, held.quantity, price)
         if filled is None:
             self._client.release(key=f"{key}/failed", position_id=position)
             self._stop.wait(1)
@@ -112,8 +111,8 @@ class VenueBot:
         )
         return OpenPair(key, str(confirmed.position_id), coin, filled, price)
 
-    def _ordered(self, coin: str, quantity: Decimal, price: Decimal) -> Decimal | None:
-        """Buy spot, then sell the perpetual; base units filled. None, and neither side, when one was refused."""
+    def _order_both_legs(self, coin: str, quantity: Decimal, price: Decimal) -> Decimal | None:
+        """Buy spot, sell the perpetual, return the base units filled; None, with no leg left, when one was refused."""
         from ccxt import ExchangeError
 
         try:
@@ -133,7 +132,7 @@ class VenueBot:
         log_line("traded")
 
     def _order(self, symbol: str, side: str, quantity: Decimal, price: Decimal | None = None) -> Decimal:
-        """Send an order, at a limit where a price is given; base units that were filled."""
+        """Send a limit order with a price, else a market order; return the base units filled."""
         text, kind = f"{quantity:f}", "market" if price is None else "limit"
         sent = self._exchange.create_order(symbol, kind, side, text, None if price is None else f"{price:f}")
         found: dict[str, Any] = self._exchange.fetch_order(sent["id"], symbol, {"acknowledged": True})
@@ -146,7 +145,7 @@ def main(arguments: list[str]) -> None:
     stop = Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     with LedgerClient(url) as client:
-        VenueBot(client, venue_url, int(seed), stop).live()
+        VenueBot(client, venue_url, int(seed), stop).run()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,18 @@
-"""A paper venue: a local server that speaks the REST formats of Bybit, Binance and OKX and trades with play money.
+"""Simulates exchanges: a local server that speaks the REST formats of Bybit, Binance and OKX, with play money.
 
     python -m ledger_sizer.paper --port 8400
 
-The real ccxt client, or a bot that uses it, talks to it as to the exchange itself: it signs its requests, and a wrong
-signature gets the exchange's own error. Accounts live in memory. What no exchange lets you do on demand stands under
-`/paper`: deposits, manual closes, liquidations, rate limits, answers that never come. See docs/paper-venue.md.
+The real ccxt client, or a bot that uses it, can use it as an exchange. Requests must be signed, and a wrong signature
+gets the exchange's own error. Accounts are kept in memory. Paths below `/paper` do what no exchange does on demand:
+deposits, manual closes, liquidations, rate limits, lost answers. See docs/paper-venue.md.
+
+    server    the HTTP server
+    exchange  prices, accounts, orders and positions of one exchange
+    markets   the tradable markets and their first prices
+    bybit, binance, okx   the REST format of one exchange each
+    http      requests and responses, free of the web framework
+    control   the actions below `/paper`, and `PaperControl`, their Python client
+    faults    injected faults: rate limits, outages, timeouts, broken and lost answers
 """
 
 from ledger_sizer.paper.control import PaperControl

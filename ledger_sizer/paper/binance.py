@@ -1,15 +1,14 @@
-"""Binance's REST formats: spot (/api/v3) and USDT-margined futures (/fapi), each with a wallet and codes of its own."""
+"""Implements Binance's REST formats: spot (/api/v3) and USDT-margined futures (/fapi), each with its own wallet."""
 
 import hashlib
 import hmac
-import time
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot
+from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot, now_ms
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
     ExchangeRequest,
@@ -45,27 +44,27 @@ _STATES = {"open": "NEW", "filled": "FILLED", "canceled": "CANCELED"}
 
 
 class Binance:
-    """The dialect of one book."""
+    """Serves one `PaperExchange` in this format."""
 
-    def __init__(self, book: PaperExchange) -> None:
-        self.book = book
+    def __init__(self, exchange: PaperExchange) -> None:
+        self.exchange = exchange
         self.public: Mapping[tuple[str, str], PublicHandler] = {
-            ("GET", "/api/v3/time"): lambda _call: {"serverTime": _now()},
-            ("GET", "/fapi/v1/time"): lambda _call: {"serverTime": _now()},
-            ("GET", "/api/v3/exchangeInfo"): lambda _call: self._rules("spot", inverse=False),
-            ("GET", "/fapi/v1/exchangeInfo"): lambda _call: self._rules("swap", inverse=False),
-            ("GET", "/dapi/v1/exchangeInfo"): lambda _call: self._rules("swap", inverse=True),
+            ("GET", "/api/v3/time"): lambda _request: {"serverTime": now_ms()},
+            ("GET", "/fapi/v1/time"): lambda _request: {"serverTime": now_ms()},
+            ("GET", "/api/v3/exchangeInfo"): lambda _request: self._rules("spot", inverse=False),
+            ("GET", "/fapi/v1/exchangeInfo"): lambda _request: self._rules("swap", inverse=False),
+            ("GET", "/dapi/v1/exchangeInfo"): lambda _request: self._rules("swap", inverse=True),
         }
         self.private: Mapping[tuple[str, str], Handler] = {
-            ("GET", "/sapi/v1/margin/allPairs"): lambda _account, _call: [],
-            ("GET", "/sapi/v1/margin/isolated/allPairs"): lambda _account, _call: [],
+            ("GET", "/sapi/v1/margin/allPairs"): lambda _account, _request: [],
+            ("GET", "/sapi/v1/margin/isolated/allPairs"): lambda _account, _request: [],
             ("GET", "/api/v3/account"): self._spot_account,
             ("GET", "/fapi/v2/balance"): self._futures_balance,
             ("GET", "/fapi/v3/balance"): self._futures_balance,
             ("GET", "/fapi/v2/account"): self._futures_account,
             ("GET", "/fapi/v3/account"): self._futures_account,
             ("GET", "/fapi/v1/leverageBracket"): self._brackets,
-            ("GET", "/fapi/v1/positionSide/dual"): lambda account, _call: {"dualSidePosition": account.hedged},
+            ("GET", "/fapi/v1/positionSide/dual"): lambda account, _request: {"dualSidePosition": account.hedged},
             ("GET", "/fapi/v2/positionRisk"): self._positions,
             ("GET", "/fapi/v3/positionRisk"): self._positions,
         }
@@ -74,66 +73,66 @@ class Binance:
                 **self.private, ("POST", path): self._create, ("GET", path): self._order, ("DELETE", path): self._cancel
             }  # fmt: skip
 
-    def account(self, call: ExchangeRequest) -> Account:
-        """HMAC-SHA256 (hex) of everything before `signature`, wherever it was sent."""
-        account = self.book.accounts.get(call.header("X-MBX-APIKEY"))
+    def account(self, request: ExchangeRequest) -> Account:
+        """Authenticate: HMAC-SHA256 (hex) of everything before `signature`, in the body or the query."""
+        account = self.exchange.accounts.get(request.header("X-MBX-APIKEY"))
         if account is None:
             raise RequestRefused("key", "unknown key")
-        payload, _, signature = (call.body or call.query).rpartition("&signature=")
+        payload, _, signature = (request.body or request.query).rpartition("&signature=")
         expected = hmac.new(account.secret.encode(), payload.encode(), hashlib.sha256).hexdigest()
         if not hmac.compare_digest(expected, signature):
             raise RequestRefused("signature", "wrong signature")
         sent = parse_qs(payload).get("timestamp", [""])[0]
-        if not sent.isdigit() or abs(int(sent) - _now()) > TIME_WINDOW_MS:
+        if not sent.isdigit() or abs(int(sent) - now_ms()) > TIME_WINDOW_MS:
             raise RequestRefused("time", "request too old")
         return account
 
     def refusal(self, refused: RequestRefused, _path: str) -> ExchangeResponse:
-        """An HTTP error with `code` and `msg`. ccxt knows some errors by their exact words, so nothing is added."""
+        """Return an HTTP error with `code` and `msg`. ccxt matches some by their exact text, so nothing is added."""
         status, code, message = _CODES[refused.reason]
         return ExchangeResponse(status, {"code": code, "msg": message})
 
     def _rules(self, kind: Literal["spot", "swap"], *, inverse: bool) -> Any:
-        rows = [_instrument(m) for m in self.book.markets.values() if m.kind == kind and m.inverse == inverse]
-        return {"timezone": "UTC", "serverTime": _now(), "rateLimits": [], "symbols": rows}
+        rows = [_instrument(m) for m in self.exchange.markets.values() if m.kind == kind and m.inverse == inverse]
+        return {"timezone": "UTC", "serverTime": now_ms(), "rateLimits": [], "symbols": rows}
 
-    def _spot_account(self, account: Account, _call: ExchangeRequest) -> Any:
+    def _spot_account(self, account: Account, _request: ExchangeRequest) -> Any:
         balances = [
             {"asset": asset, "free": text_of(total - used), "locked": text_of(used)}
-            for asset, (total, used) in sorted(self.book.balances(account.shown(), "spot").items())
+            for asset, (total, used) in sorted(self.exchange.balances(account.visible(), "spot").items())
         ]
-        return {"accountType": "SPOT", "canTrade": True, "balances": balances, "updateTime": _now()}
+        return {"accountType": "SPOT", "canTrade": True, "balances": balances, "updateTime": now_ms()}
 
     def _futures_assets(self, account: Account) -> list[dict[str, Any]]:
         return [
             {"accountAlias": "paper", "asset": asset, "balance": text_of(total), "walletBalance": text_of(total),
              "marginBalance": text_of(total), "crossWalletBalance": text_of(total), "initialMargin": text_of(used),
              "maintMargin": "0", "unrealizedProfit": "0", "availableBalance": text_of(total - used),
-             "updateTime": _now()}
-            for asset, (total, used) in sorted(self.book.balances(account.shown(), "swap").items())
+             "updateTime": now_ms()}
+            for asset, (total, used) in sorted(self.exchange.balances(account.visible(), "swap").items())
         ]  # fmt: skip
 
-    def _futures_balance(self, account: Account, _call: ExchangeRequest) -> Any:
+    def _futures_balance(self, account: Account, _request: ExchangeRequest) -> Any:
         return self._futures_assets(account)
 
-    def _futures_account(self, account: Account, call: ExchangeRequest) -> Any:
-        return {"assets": self._futures_assets(account), "positions": self._positions(account, call)}
+    def _futures_account(self, account: Account, request: ExchangeRequest) -> Any:
+        return {"assets": self._futures_assets(account), "positions": self._positions(account, request)}
 
-    def _brackets(self, _account: Account, _call: ExchangeRequest) -> Any:
+    def _brackets(self, _account: Account, _request: ExchangeRequest) -> Any:
         bracket = {"bracket": 1, "initialLeverage": LEVERAGE, "notionalCap": 10**9, "notionalFloor": 0,
                    "maintMarginRatio": "0.004", "cum": 0}  # fmt: skip
-        linear = (m for m in self.book.markets.values() if m.kind == "swap" and not m.inverse)
+        linear = (m for m in self.exchange.markets.values() if m.kind == "swap" and not m.inverse)
         return [{"symbol": market.id, "brackets": [bracket]} for market in linear]
 
-    def _positions(self, account: Account, call: ExchangeRequest) -> Any:
+    def _positions(self, account: Account, request: ExchangeRequest) -> Any:
         return [
-            self._position(self.book.markets[symbol], slot, position)
-            for (symbol, slot), position in sorted(account.shown().positions.items())
-            if call.arguments.get("symbol", self.book.markets[symbol].id) == self.book.markets[symbol].id
+            self._position(self.exchange.markets[symbol], slot, position)
+            for (symbol, slot), position in sorted(account.visible().positions.items())
+            if request.arguments.get("symbol", self.exchange.markets[symbol].id) == self.exchange.markets[symbol].id
         ]
 
     def _position(self, market: Market, slot: Slot, position: Position) -> dict[str, Any]:
-        mark = self.book.prices[market.base]
+        mark = self.exchange.prices[market.base]
         with exact_arithmetic():
             notional, profit = position.quantity * mark, (mark - position.entry_price) * position.quantity
             margin = abs(notional) / LEVERAGE
@@ -144,46 +143,46 @@ class Binance:
             "unRealizedProfit": text_of(profit), "liquidationPrice": "0", "isolatedMargin": "0",
             "notional": text_of(notional), "marginAsset": "USDT", "isolatedWallet": "0",
             "initialMargin": text_of(margin), "maintMargin": "0", "positionInitialMargin": text_of(margin),
-            "openOrderInitialMargin": "0", "adl": 0, "bidNotional": "0", "askNotional": "0", "updateTime": _now(),
+            "openOrderInitialMargin": "0", "adl": 0, "bidNotional": "0", "askNotional": "0", "updateTime": now_ms(),
         }  # fmt: skip
 
-    def _create(self, account: Account, call: ExchangeRequest) -> Any:
-        asked = call.arguments
-        kind = _kind(call)
-        market = self.book.market(str(asked.get("symbol")), kind)
-        side: Literal["buy", "sell"] = "buy" if asked.get("side") == "BUY" else "sell"
-        is_market = asked.get("type") == "MARKET"
-        if "quantity" not in asked and "quoteOrderQty" in asked:
+    def _create(self, account: Account, request: ExchangeRequest) -> Any:
+        arguments = request.arguments
+        kind = _kind(request)
+        market = self.exchange.market(str(arguments.get("symbol")), kind)
+        side: Literal["buy", "sell"] = "buy" if arguments.get("side") == "BUY" else "sell"
+        is_market = arguments.get("type") == "MARKET"
+        if "quantity" not in arguments and "quoteOrderQty" in arguments:
             with exact_arithmetic():
-                quantity = decimal_of(asked, "quoteOrderQty") / self.book.prices[market.base]
+                quantity = decimal_of(arguments, "quoteOrderQty") / self.exchange.prices[market.base]
                 quantity = quantity // market.step * market.step
         else:
-            quantity = decimal_of(asked, "quantity")
+            quantity = decimal_of(arguments, "quantity")
         slots: dict[str, Slot] = {"LONG": "long", "SHORT": "short"}
-        order = self.book.place(
+        order = self.exchange.place(
             account, market, side, "market" if is_market else "limit", quantity,
-            price=None if is_market else decimal_of(asked, "price"),
-            slot=slots.get(str(asked.get("positionSide")), "net"),
-            reduce_only=str(asked.get("reduceOnly", "")).lower() == "true",
-            client_id=str(asked.get("newClientOrderId", "")),
+            price=None if is_market else decimal_of(arguments, "price"),
+            slot=slots.get(str(arguments.get("positionSide")), "net"),
+            reduce_only=str(arguments.get("reduceOnly", "")).lower() == "true",
+            client_id=str(arguments.get("newClientOrderId", "")),
         )  # fmt: skip
         return _order(order)
 
-    def _order(self, account: Account, call: ExchangeRequest) -> Any:
-        return _order(self.book.order(account, call.arguments.get("orderId"), call.arguments.get("origClientOrderId")))
+    def _order(self, account: Account, request: ExchangeRequest) -> Any:
+        return _order(
+            self.exchange.order(account, request.arguments.get("orderId"), request.arguments.get("origClientOrderId"))
+        )
 
-    def _cancel(self, account: Account, call: ExchangeRequest) -> Any:
-        order = self.book.order(account, call.arguments.get("orderId"), call.arguments.get("origClientOrderId"))
-        self.book.cancel(order)
+    def _cancel(self, account: Account, request: ExchangeRequest) -> Any:
+        order = self.exchange.order(
+            account, request.arguments.get("orderId"), request.arguments.get("origClientOrderId")
+        )
+        self.exchange.cancel(order)
         return _order(order)
 
 
-def _now() -> int:
-    return int(time.time() * 1000)
-
-
-def _kind(call: ExchangeRequest) -> Literal["spot", "swap"]:
-    return "spot" if call.path.startswith("/api/") else "swap"
+def _kind(request: ExchangeRequest) -> Literal["spot", "swap"]:
+    return "spot" if request.path.startswith("/api/") else "swap"
 
 
 def _instrument(market: Market) -> dict[str, Any]:

@@ -1,14 +1,13 @@
-"""Bybit's v5 REST format: unified account, spot and linear perpetuals. Errors arrive with HTTP 200 and a `retCode`."""
+"""Implements Bybit's v5 REST format: unified account, spot, linear perpetuals. Errors have HTTP 200 and a `retCode`."""
 
 import hashlib
 import hmac
-import time
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Literal
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot
+from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot, now_ms
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
     ExchangeRequest,
@@ -21,7 +20,7 @@ from ledger_sizer.paper.http import (
 from ledger_sizer.paper.markets import Market
 
 PAGE_ROWS = 200
-"""Most positions of one answer."""
+"""Maximum number of positions in one response."""
 
 _CODES = {
     "key": (10003, "API key is invalid."),
@@ -48,10 +47,10 @@ _STATES = {"open": "New", "filled": "Filled", "canceled": "Cancelled"}
 
 
 class Bybit:
-    """The dialect of one book."""
+    """Serves one `PaperExchange` in this format."""
 
-    def __init__(self, book: PaperExchange) -> None:
-        self.book = book
+    def __init__(self, exchange: PaperExchange) -> None:
+        self.exchange = exchange
         self.page_rows = PAGE_ROWS
         self.public: Mapping[tuple[str, str], PublicHandler] = {
             ("GET", "/v5/market/time"): self._time,
@@ -59,8 +58,8 @@ class Bybit:
             ("GET", "/v5/market/tickers"): self._tickers,
         }
         self.private: Mapping[tuple[str, str], Handler] = {
-            ("GET", "/v5/user/query-api"): lambda _account, _call: _whole({"unified": 0, "uta": 1, "readOnly": 0}),
-            ("GET", "/v5/account/info"): lambda _account, _call: _whole({"unifiedMarginStatus": 6}),
+            ("GET", "/v5/user/query-api"): lambda _account, _request: _success({"unified": 0, "uta": 1, "readOnly": 0}),
+            ("GET", "/v5/account/info"): lambda _account, _request: _success({"unifiedMarginStatus": 6}),
             ("GET", "/v5/account/wallet-balance"): self._balance,
             ("GET", "/v5/position/list"): self._positions,
             ("POST", "/v5/order/create"): self._create,
@@ -69,68 +68,68 @@ class Bybit:
             ("GET", "/v5/order/history"): self._orders,
         }
 
-    def account(self, call: ExchangeRequest) -> Account:
-        """HMAC-SHA256 (hex) of time, key, window and what was sent."""
-        account = self.book.accounts.get(call.header("X-BAPI-API-KEY"))
+    def account(self, request: ExchangeRequest) -> Account:
+        """Authenticate: HMAC-SHA256 (hex) of time, key, window, and body (POST) or query."""
+        account = self.exchange.accounts.get(request.header("X-BAPI-API-KEY"))
         if account is None:
             raise RequestRefused("key", "unknown key")
-        sent, window = call.header("X-BAPI-TIMESTAMP"), call.header("X-BAPI-RECV-WINDOW")
-        payload = f"{sent}{account.api_key}{window}{call.body if call.method == 'POST' else call.query}"
+        sent, window = request.header("X-BAPI-TIMESTAMP"), request.header("X-BAPI-RECV-WINDOW")
+        payload = f"{sent}{account.api_key}{window}{request.body if request.method == 'POST' else request.query}"
         expected = hmac.new(account.secret.encode(), payload.encode(), hashlib.sha256).hexdigest()
-        if not hmac.compare_digest(expected, call.header("X-BAPI-SIGN")):
+        if not hmac.compare_digest(expected, request.header("X-BAPI-SIGN")):
             raise RequestRefused("signature", "wrong signature")
-        if not sent.isdigit() or abs(int(sent) - time.time() * 1000) > TIME_WINDOW_MS:
+        if not sent.isdigit() or abs(int(sent) - now_ms()) > TIME_WINDOW_MS:
             raise RequestRefused("time", "request too old")
         return account
 
     def refusal(self, refused: RequestRefused, _path: str) -> ExchangeResponse:
-        """Status 200 and a code of its own, whatever went wrong."""
+        """Return the error with status 200, its `retCode` and the reason."""
         code, message = _CODES[refused.reason]
-        return ExchangeResponse(200, {**_whole({}), "retCode": code, "retMsg": f"{message} ({refused})"})
+        return ExchangeResponse(200, {**_success({}), "retCode": code, "retMsg": f"{message} ({refused})"})
 
-    def _time(self, _call: ExchangeRequest) -> Any:
-        return _whole({"timeSecond": str(_now() // 1000), "timeNano": str(_now() * 1_000_000)})
+    def _time(self, _request: ExchangeRequest) -> Any:
+        return _success({"timeSecond": str(now_ms() // 1000), "timeNano": str(now_ms() * 1_000_000)})
 
-    def _instruments(self, call: ExchangeRequest) -> Any:
-        category = call.arguments.get("category")
-        if call.arguments.get("status") == "PreLaunch" or category == "option":
-            return _whole({"category": category, "list": [], "nextPageCursor": ""})
-        rows = [_instrument(market) for market in self.book.markets.values() if _category(market) == category]
-        return _whole({"category": category, "list": rows, "nextPageCursor": ""})
+    def _instruments(self, request: ExchangeRequest) -> Any:
+        category = request.arguments.get("category")
+        if request.arguments.get("status") == "PreLaunch" or category == "option":
+            return _success({"category": category, "list": [], "nextPageCursor": ""})
+        rows = [_instrument(market) for market in self.exchange.markets.values() if _category(market) == category]
+        return _success({"category": category, "list": rows, "nextPageCursor": ""})
 
-    def _tickers(self, call: ExchangeRequest) -> Any:
-        category = call.arguments.get("category")
+    def _tickers(self, request: ExchangeRequest) -> Any:
+        category = request.arguments.get("category")
         rows = []
-        for market in self.book.markets.values():
-            if _category(market) == category and call.arguments.get("symbol") in (None, market.id):
-                price = text_of(self.book.prices[market.base])
+        for market in self.exchange.markets.values():
+            if _category(market) == category and request.arguments.get("symbol") in (None, market.id):
+                price = text_of(self.exchange.prices[market.base])
                 rows.append({"symbol": market.id, "lastPrice": price, "bid1Price": price, "ask1Price": price,
                              "markPrice": price, "indexPrice": price})  # fmt: skip
-        return _whole({"category": category, "list": rows})
+        return _success({"category": category, "list": rows})
 
-    def _balance(self, account: Account, _call: ExchangeRequest) -> Any:
+    def _balance(self, account: Account, _request: ExchangeRequest) -> Any:
         coins = []
-        for asset, (total, used) in sorted(self.book.balances(account.shown(), "spot").items()):
+        for asset, (total, used) in sorted(self.exchange.balances(account.visible(), "spot").items()):
             coins.append({"coin": asset, "walletBalance": text_of(total), "equity": text_of(total), "locked": "0",
                           "totalPositionIM": text_of(used), "totalOrderIM": "0", "borrowAmount": "0",
                           "accruedInterest": "0"})  # fmt: skip
-        return _whole({"list": [{"accountType": "UNIFIED", "coin": coins}]})
+        return _success({"list": [{"accountType": "UNIFIED", "coin": coins}]})
 
-    def _positions(self, account: Account, call: ExchangeRequest) -> Any:
-        asked, shown = call.arguments, account.shown()
+    def _positions(self, account: Account, request: ExchangeRequest) -> Any:
+        arguments, visible = request.arguments, account.visible()
         rows = [
-            self._position(self.book.markets[symbol], slot, position)
-            for (symbol, slot), position in sorted(shown.positions.items())
-            if asked.get("category") == "linear" and asked.get("settleCoin", "USDT") == "USDT"
-            and asked.get("symbol", self.book.markets[symbol].id) == self.book.markets[symbol].id
+            self._position(self.exchange.markets[symbol], slot, position)
+            for (symbol, slot), position in sorted(visible.positions.items())
+            if arguments.get("category") == "linear" and arguments.get("settleCoin", "USDT") == "USDT"
+            and arguments.get("symbol", self.exchange.markets[symbol].id) == self.exchange.markets[symbol].id
         ]  # fmt: skip
-        begin, limit = int(asked.get("cursor") or 0), min(int(asked.get("limit") or 20), self.page_rows)
+        begin, limit = int(arguments.get("cursor") or 0), min(int(arguments.get("limit") or 20), self.page_rows)
         more = begin + limit < len(rows)
-        result = {"category": asked.get("category"), "list": rows[begin : begin + limit]}
-        return _whole({**result, "nextPageCursor": str(begin + limit) if more else ""})
+        result = {"category": arguments.get("category"), "list": rows[begin : begin + limit]}
+        return _success({**result, "nextPageCursor": str(begin + limit) if more else ""})
 
     def _position(self, market: Market, slot: Slot, position: Position) -> dict[str, Any]:
-        mark = self.book.prices[market.base]
+        mark = self.exchange.prices[market.base]
         size = abs(position.quantity)
         with exact_arithmetic():
             profit = (mark - position.entry_price) * position.quantity
@@ -140,52 +139,48 @@ class Bybit:
             "size": text_of(size), "avgPrice": text_of(position.entry_price), "positionValue": text_of(value),
             "markPrice": text_of(mark), "leverage": str(LEVERAGE), "unrealisedPnl": text_of(profit),
             "positionIM": text_of(margin), "positionMM": "0", "liqPrice": "", "positionStatus": "Normal",
-            "tradeMode": 0, "createdTime": str(_now()), "updatedTime": str(_now()),
+            "tradeMode": 0, "createdTime": str(now_ms()), "updatedTime": str(now_ms()),
         }  # fmt: skip
 
-    def _create(self, account: Account, call: ExchangeRequest) -> Any:
-        asked = call.arguments
-        kind: Literal["spot", "swap"] = "spot" if asked.get("category") == "spot" else "swap"
-        market = self.book.market(str(asked.get("symbol")), kind)
-        side: Literal["buy", "sell"] = "buy" if asked.get("side") == "Buy" else "sell"
-        is_market = asked.get("orderType") == "Market"
-        quantity = decimal_of(asked, "qty")
-        if kind == "spot" and is_market and side == "buy" and asked.get("marketUnit") != "baseCoin":
+    def _create(self, account: Account, request: ExchangeRequest) -> Any:
+        arguments = request.arguments
+        kind: Literal["spot", "swap"] = "spot" if arguments.get("category") == "spot" else "swap"
+        market = self.exchange.market(str(arguments.get("symbol")), kind)
+        side: Literal["buy", "sell"] = "buy" if arguments.get("side") == "Buy" else "sell"
+        is_market = arguments.get("orderType") == "Market"
+        quantity = decimal_of(arguments, "qty")
+        if kind == "spot" and is_market and side == "buy" and arguments.get("marketUnit") != "baseCoin":
             with exact_arithmetic():
-                quantity = quantity / self.book.prices[market.base] // market.step * market.step
+                quantity = quantity / self.exchange.prices[market.base] // market.step * market.step
         slots: dict[int, Slot] = {0: "net", 1: "long", 2: "short"}
-        order = self.book.place(
+        order = self.exchange.place(
             account, market, side, "market" if is_market else "limit", quantity,
-            price=None if is_market else decimal_of(asked, "price"),
-            slot=slots.get(int(asked.get("positionIdx", 0)), "net"),
-            reduce_only=asked.get("reduceOnly") is True, client_id=str(asked.get("orderLinkId", "")),
+            price=None if is_market else decimal_of(arguments, "price"),
+            slot=slots.get(int(arguments.get("positionIdx", 0)), "net"),
+            reduce_only=arguments.get("reduceOnly") is True, client_id=str(arguments.get("orderLinkId", "")),
         )  # fmt: skip
-        return _whole({"orderId": order.id, "orderLinkId": order.client_id})
+        return _success({"orderId": order.id, "orderLinkId": order.client_id})
 
-    def _cancel(self, account: Account, call: ExchangeRequest) -> Any:
-        order = self.book.order(account, call.arguments.get("orderId"), call.arguments.get("orderLinkId"))
-        self.book.cancel(order)
-        return _whole({"orderId": order.id, "orderLinkId": order.client_id})
+    def _cancel(self, account: Account, request: ExchangeRequest) -> Any:
+        order = self.exchange.order(account, request.arguments.get("orderId"), request.arguments.get("orderLinkId"))
+        self.exchange.cancel(order)
+        return _success({"orderId": order.id, "orderLinkId": order.client_id})
 
-    def _orders(self, account: Account, call: ExchangeRequest) -> Any:
-        asked = call.arguments
+    def _orders(self, account: Account, request: ExchangeRequest) -> Any:
+        arguments = request.arguments
         rows = [
             _order(order)
             for order in account.orders.values()
-            if order.market.kind == ("spot" if asked.get("category") == "spot" else "swap")
-            and asked.get("orderId", order.id) == order.id
-            and asked.get("orderLinkId", order.client_id) == order.client_id
-            and asked.get("symbol", order.market.id) == order.market.id
+            if order.market.kind == ("spot" if arguments.get("category") == "spot" else "swap")
+            and arguments.get("orderId", order.id) == order.id
+            and arguments.get("orderLinkId", order.client_id) == order.client_id
+            and arguments.get("symbol", order.market.id) == order.market.id
         ]
-        return _whole({"category": asked.get("category"), "list": rows, "nextPageCursor": ""})
+        return _success({"category": arguments.get("category"), "list": rows, "nextPageCursor": ""})
 
 
-def _now() -> int:
-    return int(time.time() * 1000)
-
-
-def _whole(result: Any) -> dict[str, Any]:
-    return {"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": _now()}
+def _success(result: Any) -> dict[str, Any]:
+    return {"retCode": 0, "retMsg": "OK", "result": result, "retExtInfo": {}, "time": now_ms()}
 
 
 def _category(market: Market) -> str:
@@ -199,10 +194,10 @@ def _instrument(market: Market) -> dict[str, Any]:
     }  # fmt: skip
     bounds = {"minOrderQty": text_of(market.min_qty), "maxOrderQty": text_of(market.max_qty)}
     if market.kind == "spot":
-        most = text_of(market.max_market_qty)
+        market_qty_max = text_of(market.max_market_qty)
         return {**row, "marginTrading": "utaOnly", "lotSizeFilter": {
             **bounds, "basePrecision": text_of(market.step), "quotePrecision": "0.0000001",
-            "maxLimitOrderQty": bounds["maxOrderQty"], "maxMarketOrderQty": most,
+            "maxLimitOrderQty": bounds["maxOrderQty"], "maxMarketOrderQty": market_qty_max,
             "minOrderAmt": text_of(market.min_notional), "maxOrderAmt": "4000000",
         }}  # fmt: skip
     contract = "InversePerpetual" if market.inverse else "LinearPerpetual"

@@ -1,7 +1,7 @@
-"""What one paper exchange keeps: prices, accounts with their wallets and positions, orders and what became of them.
+"""Simulates one exchange: prices, accounts with wallets and positions, orders and fills. Knows nothing of HTTP.
 
-It trades at its own price, without an order book: a market order fills at once, a limit order as soon as the price
-reaches it. Quantities are base units, money is USDT, all of it Decimal. Nothing here knows HTTP.
+There is one price per asset and no order book: a market order fills at once, a limit order when the price reaches it.
+Quantities are base units and money is USDT, as Decimal.
 """
 
 import copy
@@ -18,15 +18,20 @@ from ledger_sizer.paper.markets import PRICES, Market, Venue, markets_of
 
 QUOTE = "USDT"
 LEVERAGE = 10
-"""A derivative position ties up notional / LEVERAGE of the account's USDT."""
+"""A derivative position needs margin of notional / LEVERAGE in USDT."""
 
 Side = Literal["buy", "sell"]
 Slot = Literal["net", "long", "short"]
-"""Where a position stands: one-way accounts have one per market, hedge-mode accounts one for each direction."""
+"""Position slot: a one-way account has one position per market (`net`), a hedge-mode account one per direction."""
+
+
+def now_ms() -> int:
+    """Return the present time, Unix milliseconds."""
+    return int(time.time() * 1000)
 
 
 class RequestRefused(Exception):
-    """The venue refuses a request. `reason` is one of a few words that each exchange has its own code for."""
+    """The venue refuses a request. reason: one of a few words that each exchange maps to its own code."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -35,7 +40,7 @@ class RequestRefused(Exception):
 
 @dataclass(slots=True)
 class Position:
-    """quantity: base units, below 0 for a short. entry_price: average, USDT per base unit."""
+    """A derivative position. quantity: base units, negative for a short. entry_price: average, USDT per base unit."""
 
     quantity: Decimal
     entry_price: Decimal
@@ -43,7 +48,7 @@ class Position:
 
 @dataclass(slots=True)
 class Order:
-    """One order and what was filled of it: `filled` base units for `cost` USDT, `fee` in `fee_asset`."""
+    """One order and its fills: `filled` base units for `cost` USDT, `fee` in `fee_asset`."""
 
     id: str
     client_id: str
@@ -64,14 +69,18 @@ class Order:
 
     @property
     def average(self) -> Decimal:
-        """Average fill price, 0 while nothing is filled."""
+        """Average fill price; 0 before the first fill."""
         with exact_arithmetic():
             return (self.cost / self.filled).normalize() if self.filled else Decimal(0)
 
 
 @dataclass(slots=True)
 class Account:
-    """One account. `wallets`: units by asset, one wallet where the exchange unifies them, else spot and swap apart."""
+    """One account.
+
+    wallets: units by asset for `spot` and `swap`, the same wallet where the exchange unifies them. stale_copy: what the
+    owner sees while stale data is served.
+    """
 
     api_key: str
     secret: str
@@ -80,29 +89,29 @@ class Account:
     wallets: dict[str, defaultdict[str, Decimal]]
     positions: dict[tuple[str, Slot], Position] = field(default_factory=dict)
     orders: dict[str, Order] = field(default_factory=dict)
-    frozen: "Account | None" = None
+    stale_copy: "Account | None" = None
 
-    def shown(self) -> "Account":
-        """What its owner is shown: itself, or an old picture while stale answers are injected."""
-        return self.frozen or self
+    def visible(self) -> "Account":
+        """Return what its owner sees: this account, or an old copy while stale data is served."""
+        return self.stale_copy or self
 
     def wallet(self, kind: str) -> defaultdict[str, Decimal]:
-        """The wallet that markets of this kind draw on."""
+        """Return the wallet for markets of this kind."""
         return self.wallets.get(kind) or self.wallets["spot"]
 
-    def margin(self, prices: dict[str, Decimal], base_of: dict[str, Market]) -> Decimal:
-        """USDT that the derivative positions tie up now."""
+    def margin(self, prices: dict[str, Decimal], markets: dict[str, Market]) -> Decimal:
+        """Return the margin of all derivative positions at these prices, USDT."""
         with exact_arithmetic():
             return sum(
                 (
-                    abs(held.quantity) * prices[base_of[symbol].base] / LEVERAGE
+                    abs(held.quantity) * prices[markets[symbol].base] / LEVERAGE
                     for (symbol, _), held in self.positions.items()
                 ),
                 Decimal(0),
             )
 
     def reserved(self, kind: Literal["spot", "swap"]) -> defaultdict[str, Decimal]:
-        """What open orders of one kind of market tie up, by asset."""
+        """Return the units that open orders of one kind of market block, by asset."""
         used: defaultdict[str, Decimal] = defaultdict(Decimal)
         with exact_arithmetic():
             for order in self.orders.values():
@@ -119,7 +128,7 @@ class Account:
 
 
 class PaperExchange:
-    """One paper exchange. Fee rates are fractions of a fill; a spot buy pays in what it bought, as at the real ones."""
+    """One paper exchange. Fee rates are fractions of a fill; a spot buy pays its fee in the base asset."""
 
     def __init__(
         self, venue: Venue, *, spot_fee_rate: Decimal = Decimal(0), swap_fee_rate: Decimal = Decimal(0)
@@ -131,14 +140,14 @@ class PaperExchange:
         self.unified = venue != "binance"
         self.fills_at_once = True
         self._fee_rates = {"spot": spot_fee_rate, "swap": swap_fee_rate}
-        self._numbers = itertools.count(1_000_001)
+        self._order_ids = itertools.count(1_000_001)
 
     # --- accounts --------------------------------------------------------------------------------
 
     def open_account(
         self, api_key: str, secret: str, passphrase: str, *, hedged: bool, balances: dict[str, Decimal]
     ) -> Account:
-        """Open an account; `balances` go into each of its wallets. Raises `RequestRefused` when the key is taken."""
+        """Open an account with `balances` in each of its wallets. Raises `RequestRefused` when the key is taken."""
         if api_key in self.accounts:
             raise RequestRefused("bad_request", f"{self.venue} has an account with the key {api_key!r} already")
         spot = defaultdict(Decimal, balances)
@@ -147,7 +156,7 @@ class PaperExchange:
         return account
 
     def balances(self, account: Account, kind: Literal["spot", "swap"]) -> dict[str, tuple[Decimal, Decimal]]:
-        """What a wallet holds: asset to (total, used)."""
+        """Return a wallet's units: asset to (total, used)."""
         used = account.reserved(kind)
         if self.unified:
             for asset, units in account.reserved("swap" if kind == "spot" else "spot").items():
@@ -158,14 +167,14 @@ class PaperExchange:
         return {asset: (wallet.get(asset, Decimal(0)), used[asset]) for asset in {*wallet, *used}}
 
     def free(self, account: Account, kind: Literal["spot", "swap"], asset: str) -> Decimal:
-        """Units of an asset that can be spent."""
+        """Return the units of an asset that can be spent."""
         total, used = self.balances(account, kind).get(asset, (Decimal(0), Decimal(0)))
         return total - used
 
     # --- orders ----------------------------------------------------------------------------------
 
     def market(self, market_id: str, kind: Literal["spot", "swap"]) -> Market:
-        """The market an exchange's own name means. Raises `RequestRefused`."""
+        """Find a market by the exchange's own name. Raises `RequestRefused`."""
         for market in self.markets.values():
             if market.id == market_id and market.kind == kind:
                 return market
@@ -184,16 +193,17 @@ class PaperExchange:
         reduce_only: bool = False,
         client_id: str = "",
     ) -> Order:
-        """Take an order, and fill it if it can be filled now. Raises `RequestRefused` and then has taken nothing."""
+        """Accept an order, and fill it if it can be filled now. Raises `RequestRefused` when it is not accepted."""
         self._require_rules(account, market, side, kind, quantity, price, slot, client_id)
         if market.kind == "swap":
-            quantity = self._reducing(account, market, side, slot, quantity) if reduce_only else quantity
+            quantity = self._reducible_quantity(account, market, side, slot, quantity) if reduce_only else quantity
         reach = price if kind == "limit" and price is not None else self.prices[market.base]
         if not reduce_only:
             self._require_funds(account, market, side, slot, quantity, reach)
-        now_ms = int(time.time() * 1000)
+        created_ms = now_ms()
+        order_id = str(next(self._order_ids))
         order = Order(
-            str(next(self._numbers)), client_id, market, side, kind, quantity, price, slot, reduce_only, now_ms, now_ms
+            order_id, client_id, market, side, kind, quantity, price, slot, reduce_only, created_ms, created_ms
         )
         account.orders[order.id] = order
         self._fill_if_reached(account, order)
@@ -216,9 +226,9 @@ class PaperExchange:
             raise RequestRefused("bad_request", "an order needs a side, and a limit order a price")
         if market.kind == "swap" and (slot == "net") == account.hedged:
             raise RequestRefused("position_side", f"position side {slot} does not fit the account's position mode")
-        most = market.max_market_qty if kind == "market" else market.max_qty
-        if not market.min_qty <= quantity <= most:
-            raise RequestRefused("quantity", f"quantity {quantity} is not between {market.min_qty} and {most}")
+        qty_max = market.max_market_qty if kind == "market" else market.max_qty
+        if not market.min_qty <= quantity <= qty_max:
+            raise RequestRefused("quantity", f"quantity {quantity} is not between {market.min_qty} and {qty_max}")
         if floor_to_step(quantity, market.step) != quantity:
             raise RequestRefused("lot_size", f"quantity {quantity} is no multiple of {market.step}")
         with exact_arithmetic():
@@ -227,7 +237,9 @@ class PaperExchange:
         if client_id and any(order.client_id == client_id for order in account.orders.values()):
             raise RequestRefused("duplicate", f"client order id {client_id!r} was used before")
 
-    def _reducing(self, account: Account, market: Market, side: Side, slot: Slot, quantity: Decimal) -> Decimal:
+    def _reducible_quantity(
+        self, account: Account, market: Market, side: Side, slot: Slot, quantity: Decimal
+    ) -> Decimal:
         held = account.positions.get((market.symbol, slot))
         if held is None or (held.quantity > 0) == (side == "buy"):
             raise RequestRefused("reduce_only", f"there is nothing to reduce in {market.symbol}")
@@ -239,9 +251,9 @@ class PaperExchange:
         with exact_arithmetic():
             if market.kind == "swap":
                 held = account.positions.get((market.symbol, slot))
-                signed = held.quantity if held else Decimal(0)
-                after = signed + (quantity if side == "buy" else -quantity)
-                needed, asset = max(abs(after) - abs(signed), Decimal(0)) * price / LEVERAGE, QUOTE
+                signed_quantity = held.quantity if held else Decimal(0)
+                after = signed_quantity + (quantity if side == "buy" else -quantity)
+                needed, asset = max(abs(after) - abs(signed_quantity), Decimal(0)) * price / LEVERAGE, QUOTE
                 if (slot == "long" and after < 0) or (slot == "short" and after > 0):
                     raise RequestRefused("reduce_only", f"the {slot} position of {market.symbol} is smaller than that")
             else:
@@ -252,18 +264,18 @@ class PaperExchange:
             )
 
     def order(self, account: Account, order_id: str | None, client_id: str | None = None) -> Order:
-        """One order by either id. Raises `RequestRefused`."""
+        """Find an order by either id. Raises `RequestRefused`."""
         for order in account.orders.values():
             if (order_id and order.id == order_id) or (client_id and order.client_id == client_id):
                 return order
         raise RequestRefused("unknown_order", f"no order {order_id or client_id!r}")
 
     def cancel(self, order: Order) -> None:
-        """Cancel what is left of an order. Raises `RequestRefused` when nothing is."""
+        """Cancel an open order. Raises `RequestRefused` when it is not open."""
         if order.state != "open":
             raise RequestRefused("unknown_order", f"order {order.id} is {order.state}")
         order.state = "canceled"
-        order.updated_ms = int(time.time() * 1000)
+        order.updated_ms = now_ms()
 
     def _fill_if_reached(self, account: Account, order: Order) -> None:
         price = self.prices[order.market.base]
@@ -275,41 +287,41 @@ class PaperExchange:
             self.fill(account, order, order.quantity - order.filled)
 
     def fill(self, account: Account, order: Order, quantity: Decimal) -> None:
-        """Fill so much of an order at the present price."""
+        """Fill `quantity` base units of an order at the present price, at most what is left of it."""
         price = self.prices[order.market.base]
         quantity = min(quantity, order.quantity - order.filled)
         with exact_arithmetic():
             cost = quantity * price
             order.filled += quantity
             order.cost += cost
-            order.updated_ms = int(time.time() * 1000)
+            order.updated_ms = now_ms()
             order.state = "filled" if order.filled == order.quantity else "open"
-            signed = quantity if order.side == "buy" else -quantity
+            signed_quantity = quantity if order.side == "buy" else -quantity
             rate = self._fee_rates[order.market.kind]
             if order.market.kind == "spot":
                 wallet = account.wallet("spot")
-                wallet[order.market.base] += signed
+                wallet[order.market.base] += signed_quantity
                 wallet[QUOTE] -= cost if order.side == "buy" else -cost
                 order.fee_asset = order.market.base if order.side == "buy" else QUOTE
                 fee = (quantity if order.side == "buy" else cost) * rate
             else:
                 wallet = account.wallet("swap")
-                self.move_position(account, order.market, order.slot, signed)
+                self.move_position(account, order.market, order.slot, signed_quantity)
                 fee = cost * rate
             wallet[order.fee_asset] -= fee
             order.fee += fee
 
-    def move_position(self, account: Account, market: Market, slot: Slot, signed: Decimal) -> None:
-        """Add to, reduce or turn a derivative position at the present price; a profit or loss goes to the wallet."""
+    def move_position(self, account: Account, market: Market, slot: Slot, signed_quantity: Decimal) -> None:
+        """Add to, reduce or turn a derivative position at the present price; book the profit or loss in the wallet."""
         price = self.prices[market.base]
         held = account.positions.get((market.symbol, slot)) or Position(Decimal(0), price)
         with exact_arithmetic():
-            after = held.quantity + signed
-            if held.quantity == 0 or (held.quantity > 0) == (signed > 0):
-                cost = abs(held.quantity) * held.entry_price + abs(signed) * price
+            after = held.quantity + signed_quantity
+            if held.quantity == 0 or (held.quantity > 0) == (signed_quantity > 0):
+                cost = abs(held.quantity) * held.entry_price + abs(signed_quantity) * price
                 entry = cost / abs(after) if after else price
             else:
-                closed = min(abs(signed), abs(held.quantity))
+                closed = min(abs(signed_quantity), abs(held.quantity))
                 profit = (price - held.entry_price) * closed * (1 if held.quantity > 0 else -1)
                 account.wallet("swap")[QUOTE] += profit
                 entry = held.entry_price if (after > 0) == (held.quantity > 0) else price
@@ -327,14 +339,14 @@ class PaperExchange:
         self.fill_open_orders()
 
     def fill_open_orders(self) -> None:
-        """Fill every open order that the present prices reach."""
+        """Fill every open order that the present price reaches."""
         for account in self.accounts.values():
             for order in list(account.orders.values()):
                 self._fill_if_reached(account, order)
 
-    def freeze(self, accounts: Iterable[Account], *, stale: bool) -> None:
-        """Show these accounts as they are now from now on, or as they really are again."""
+    def set_stale(self, accounts: Iterable[Account], *, stale: bool) -> None:
+        """Serve these accounts' present state from now on (stale), or their true state again."""
         for account in accounts:
-            account.frozen = None
+            account.stale_copy = None
             if stale:
-                account.frozen = copy.deepcopy(account)
+                account.stale_copy = copy.deepcopy(account)

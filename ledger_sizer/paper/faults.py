@@ -1,4 +1,4 @@
-"""Answers that go wrong on demand: rate limits, outages, silence, half an answer, an answer that got lost."""
+"""Injects faults into responses: rate limits, outages, timeouts, truncated, empty and lost answers."""
 
 import asyncio
 import json
@@ -17,11 +17,11 @@ FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
 @dataclass(slots=True)
 class Fault:
-    """What goes wrong with the next `times` requests (None: until cleared) whose path contains `path`.
+    """A fault of the next `times` requests (None: until cleared) whose path contains `path`.
 
-    rate_limit, outage: the exchange's own refusal; nothing is done. timeout: silence for `seconds`; nothing is done.
-    half: the request is done, its answer breaks off in the middle. hollow: it is done, the answer is whole JSON
-    without the rows it should carry. lost_answer: it is done, and after `seconds` the connection ends without a word.
+    rate_limit, outage: the exchange's own error; the request is not executed. timeout: no answer, and after `seconds`
+    the connection ends; not executed. half: executed, the answer is cut in the middle. hollow: executed, the answer is
+    valid JSON without its rows. lost_answer: executed, and after `seconds` the connection ends without an answer.
     """
 
     kind: FaultKind
@@ -31,65 +31,65 @@ class Fault:
 
 
 class Faults:
-    """The faults of one venue, used up in the order they were injected."""
+    """The pending faults of one venue, used in the order in which they were injected."""
 
     def __init__(self) -> None:
-        self.waiting: list[Fault] = []
+        self.pending: list[Fault] = []
 
     def inject(self, fault: Fault) -> None:
-        """Add one. Raises `RequestRefused` for a kind there is not."""
+        """Add a fault. Raises `RequestRefused` for an unknown kind."""
         if fault.kind not in FAULT_KINDS:
             raise RequestRefused("bad_request", f"no fault {fault.kind!r}; there are {', '.join(FAULT_KINDS)}")
-        self.waiting.append(fault)
+        self.pending.append(fault)
 
     def clear(self) -> None:
-        """Forget those that wait."""
-        self.waiting.clear()
+        """Remove all pending faults."""
+        self.pending.clear()
 
     def next_for(self, path: str) -> Fault | None:
-        """The fault that strikes a request to `path`, if one does."""
-        for fault in self.waiting:
+        """Return the fault for a request to `path`, and count it as used; None without one."""
+        for fault in self.pending:
             if fault.path in path:
                 if fault.times is not None:
                     fault.times -= 1
                     if fault.times <= 0:
-                        self.waiting.remove(fault)
+                        self.pending.remove(fault)
                 return fault
         return None
 
 
 class LostConnection(Exception):
-    """The connection is to end without an answer."""
+    """The connection must end without an answer."""
 
 
-async def answered(
-    dialect: Dialect, call: ExchangeRequest, fault: Fault | None, answer: Callable[[], ExchangeResponse]
+async def respond_with_fault(
+    dialect: Dialect, request: ExchangeRequest, fault: Fault | None, handle: Callable[[], ExchangeResponse]
 ) -> Response:
-    """The response to a call that `answer` does, as the fault lets it through. Raises `LostConnection`."""
+    """Execute a request with `handle`, and return its response as the fault changes it. Raises `LostConnection`."""
     kind = fault.kind if fault else None
     if kind in ("rate_limit", "outage"):
-        return _response(dialect.refusal(RequestRefused(str(kind), "injected"), call.path))
+        return _response(dialect.refusal(RequestRefused(str(kind), "injected"), request.path))
     if fault and kind == "timeout":
         await asyncio.sleep(fault.seconds)
         raise LostConnection
-    given = answer()
+    response = handle()
     if fault and kind == "lost_answer":
         await asyncio.sleep(fault.seconds)
         raise LostConnection
     if kind == "half":
-        text = json.dumps(given.document)
-        return Response(text[: len(text) // 2], given.status, media_type="application/json")
+        text = json.dumps(response.document)
+        return Response(text[: len(text) // 2], response.status, media_type="application/json")
     if kind == "hollow":
-        return _response(ExchangeResponse(given.status, _hollow(given.document)))
-    return _response(given)
+        return _response(ExchangeResponse(response.status, _hollow(response.document)))
+    return _response(response)
 
 
 def _hollow(document: Any) -> Any:
-    """The document without anything that holds rows."""
+    """Return the document without lists and objects."""
     if isinstance(document, dict):
         return {name: value for name, value in document.items() if not isinstance(value, dict | list)}
     return {}
 
 
-def _response(answer: ExchangeResponse) -> Response:
-    return Response(json.dumps(answer.document), answer.status, media_type="application/json")
+def _response(response: ExchangeResponse) -> Response:
+    return Response(json.dumps(response.document), response.status, media_type="application/json")

@@ -1,4 +1,4 @@
-"""One HTTP call as the exchanges' dialects see it, and what they answer: plain values, no web framework."""
+"""Defines requests and responses as the exchanges' REST formats see them, free of the web framework."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -12,12 +12,12 @@ from ledger_sizer.paper.exchange import Account, PaperExchange, RequestRefused
 from ledger_sizer.paper.markets import Market
 
 TIME_WINDOW_MS = 60_000
-"""A signed request whose time differs more than this from the venue's is refused, as a replayed one would be."""
+"""Largest clock difference of a signed request. Older requests are refused, against replay."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExchangeRequest:
-    """One request. `headers` have lower-case names; `query` and `body` stand as they were sent, for the signature."""
+    """One request. headers: by lower-case name. query, body: the raw text, which the signature covers."""
 
     method: str
     path: str
@@ -27,26 +27,26 @@ class ExchangeRequest:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Query and body together: form fields or a JSON object."""
+        """Query and body (form fields or a JSON object) in one dict."""
         found: dict[str, Any] = dict(parse_qsl(self.query))
         return found | (self.document if self.body.startswith("{") else dict(parse_qsl(self.body)))
 
     @property
     def document(self) -> Any:
-        """The body as JSON."""
+        """The body as JSON. Raises `RequestRefused`."""
         try:
             return json.loads(self.body)
         except ValueError as error:
             raise RequestRefused("bad_request", f"body is not JSON: {error}") from None
 
     def header(self, name: str) -> str:
-        """One header, '' where it is missing."""
+        """Return one header, '' when it is missing."""
         return self.headers.get(name.lower(), "")
 
 
 @dataclass(frozen=True, slots=True)
 class ExchangeResponse:
-    """What goes back: a status and a JSON document."""
+    """One response: a status and a JSON document."""
 
     status: int
     document: Any
@@ -57,34 +57,34 @@ PublicHandler = Callable[[ExchangeRequest], Any]
 
 
 class Dialect(Protocol):
-    """How one exchange speaks. `private` and `public`: handlers by method and path."""
+    """The REST format of one exchange. public, private: handlers by (method, path), without and with a signature."""
 
-    book: PaperExchange
+    exchange: PaperExchange
     public: Mapping[tuple[str, str], PublicHandler]
     private: Mapping[tuple[str, str], Handler]
 
-    def account(self, call: ExchangeRequest) -> Account:
-        """Whose request this is. Raises `RequestRefused` for an unknown key, a wrong signature or an old time."""
+    def account(self, request: ExchangeRequest) -> Account:
+        """Authenticate the request. Raises `RequestRefused` for an unknown key, a wrong signature or an old time."""
 
     def refusal(self, refused: RequestRefused, path: str, /) -> ExchangeResponse:
-        """The exchange's own answer to what it refuses."""
+        """Return the exchange's own error response."""
 
 
-def respond(dialect: Dialect, call: ExchangeRequest) -> ExchangeResponse | None:
-    """Answer one call, or None when the exchange has no such path."""
-    route = (call.method, call.path)
+def respond(dialect: Dialect, request: ExchangeRequest) -> ExchangeResponse | None:
+    """Execute one request; None when the exchange has no such path."""
+    route = (request.method, request.path)
     try:
         if route in dialect.public:
-            return ExchangeResponse(200, dialect.public[route](call))
+            return ExchangeResponse(200, dialect.public[route](request))
         if route in dialect.private:
-            return ExchangeResponse(200, dialect.private[route](dialect.account(call), call))
+            return ExchangeResponse(200, dialect.private[route](dialect.account(request), request))
     except RequestRefused as refused:
-        return dialect.refusal(refused, call.path)
+        return dialect.refusal(refused, request.path)
     return None
 
 
 def decimal_of(arguments: Mapping[str, Any], name: str) -> Decimal:
-    """An argument as a Decimal. Raises `RequestRefused`."""
+    """Parse an argument as a finite Decimal. Raises `RequestRefused`."""
     try:
         value = Decimal(str(arguments[name]))
     except (KeyError, InvalidOperation):
@@ -95,10 +95,10 @@ def decimal_of(arguments: Mapping[str, Any], name: str) -> Decimal:
 
 
 def text_of(value: Decimal) -> str:
-    """A figure as exchanges write it: plain, at most 18 places."""
+    """Format a number as exchanges do: no exponent, at most 18 decimals."""
     return decimal_text(value if value == value.to_integral_value() else round(value, 18))
 
 
 def contracts(market: Market, quantity: Decimal) -> Decimal:
-    """Base units as contracts of a market."""
+    """Convert base units to contracts of a market."""
     return quantity / market.contract_size

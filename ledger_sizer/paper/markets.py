@@ -1,4 +1,4 @@
-"""The markets of the paper venues: a few pairs, each exchange with steps, minima and contract sizes of its own."""
+"""Defines the markets of the paper venues: a few pairs, with steps, minima and contract sizes per exchange."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -14,10 +14,10 @@ PRICES = {
     "XRP": Decimal("0.5"),
     "LUNA": Decimal("0.0001"),
 }
-"""First price of each asset, USDT per base unit."""
+"""Initial price of each asset, USDT per base unit."""
 
 INACTIVE = "LUNA"
-"""The asset whose markets stand still: its rules can be read, its orders are refused."""
+"""The asset whose markets are suspended: they are listed, but orders are refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Market:
 
     symbol: ccxt's unified name. id: the exchange's own. step, min_qty, max_qty: of a limit order; max_market_qty: of
     a market order. contract_size: base units per contract, 1 where the exchange counts base units. inverse: settled
-    in the base asset; it is listed, but cannot be traded here.
+    in the base asset; listed, but not tradable here.
     """
 
     symbol: str
@@ -45,7 +45,7 @@ class Market:
 
 
 def markets_of(venue: Venue) -> tuple[Market, ...]:
-    """All markets of one exchange: spot and USDT-margined perpetual for each asset, and one coin-margined."""
+    """Return all markets of one exchange: spot and USDT perpetual of each asset, and one coin-margined perpetual."""
     found = [_market(venue, base, kind) for base in PRICES for kind in ("spot", "swap")]
     inverse = {"bybit": "BTCUSD", "binance": "BTCUSD_PERP", "okx": "BTC-USD-SWAP"}[venue]
     hundred = Decimal(100)

@@ -1,16 +1,15 @@
-"""OKX's v5 REST format: one trading account, spot and swaps. Swap sizes are contracts, 0.01 BTC each for BTC."""
+"""Implements OKX's v5 REST format: one trading account, spot, swaps. Swap sizes are contracts (0.01 BTC for BTC)."""
 
 import base64
 import hashlib
 import hmac
-import time
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Literal
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot
+from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot, now_ms
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
     ExchangeRequest,
@@ -34,7 +33,7 @@ _CODES = {
     "unknown_symbol": (200, "51001", "Instrument ID does not exist"),
     "unknown_order": (200, "51603", "Order does not exist"),
 }
-"""HTTP status, code and words of a refused request."""
+"""HTTP status, code and message of a refused request."""
 _ORDER_CODES = {
     "insufficient": ("51008", "Order failed. Insufficient account balance."),
     "margin": ("51008", "Order failed. Insufficient account balance."),
@@ -49,17 +48,17 @@ _ORDER_CODES = {
     "unknown_order": ("51400", "Cancellation failed as the order does not exist."),
     "bad_request": ("51000", "Parameter error"),
 }
-"""Code and words of a refused order, which stand inside an answer that is otherwise whole."""
+"""Code and message of a refused order, returned inside a response with HTTP 200."""
 _STATES = {"open": "live", "filled": "filled", "canceled": "canceled"}
 
 
 class Okx:
-    """The dialect of one book."""
+    """Serves one `PaperExchange` in this format."""
 
-    def __init__(self, book: PaperExchange) -> None:
-        self.book = book
+    def __init__(self, exchange: PaperExchange) -> None:
+        self.exchange = exchange
         self.public: Mapping[tuple[str, str], PublicHandler] = {
-            ("GET", "/api/v5/public/time"): lambda _call: _whole([{"ts": str(_now())}]),
+            ("GET", "/api/v5/public/time"): lambda _request: _success([{"ts": str(now_ms())}]),
             ("GET", "/api/v5/public/instruments"): self._instruments,
             ("GET", "/api/v5/market/ticker"): self._ticker,
         }
@@ -73,67 +72,69 @@ class Okx:
             ("GET", "/api/v5/trade/order"): self._order,
         }
 
-    def account(self, call: ExchangeRequest) -> Account:
-        """HMAC-SHA256 (base64) of time, method, path with query, and body."""
-        account = self.book.accounts.get(call.header("OK-ACCESS-KEY"))
+    def account(self, request: ExchangeRequest) -> Account:
+        """Authenticate: HMAC-SHA256 (base64) of time, method, path with query, and body."""
+        account = self.exchange.accounts.get(request.header("OK-ACCESS-KEY"))
         if account is None:
             raise RequestRefused("key", "unknown key")
-        if account.passphrase != call.header("OK-ACCESS-PASSPHRASE"):
+        if account.passphrase != request.header("OK-ACCESS-PASSPHRASE"):
             raise RequestRefused("passphrase", "wrong passphrase")
-        sent = call.header("OK-ACCESS-TIMESTAMP")
-        target = f"{call.path}?{call.query}" if call.query else call.path
-        payload = f"{sent}{call.method}{target}{call.body}"
+        sent = request.header("OK-ACCESS-TIMESTAMP")
+        target = f"{request.path}?{request.query}" if request.query else request.path
+        payload = f"{sent}{request.method}{target}{request.body}"
         digest = hmac.new(account.secret.encode(), payload.encode(), hashlib.sha256).digest()
-        if not hmac.compare_digest(base64.b64encode(digest).decode(), call.header("OK-ACCESS-SIGN")):
+        if not hmac.compare_digest(base64.b64encode(digest).decode(), request.header("OK-ACCESS-SIGN")):
             raise RequestRefused("signature", "wrong signature")
         try:
             sent_ms = datetime.fromisoformat(sent).timestamp() * 1000
         except ValueError:
             raise RequestRefused("time", "no time") from None
-        if abs(sent_ms - _now()) > TIME_WINDOW_MS:
+        if abs(sent_ms - now_ms()) > TIME_WINDOW_MS:
             raise RequestRefused("time", "request too old")
         return account
 
     def refusal(self, refused: RequestRefused, path: str) -> ExchangeResponse:
-        """A refused order has code 1 and the reason inside `data`; everything else a code of its own."""
+        """Return the error. A refused order has code 1 and the reason in `data`; other errors have their own code."""
         if refused.reason in _ORDER_CODES and (refused.reason not in _CODES or path.endswith("/cancel-order")):
             return ExchangeResponse(200, {"code": "1", "msg": "All operations failed", "data": [_refused_row(refused)]})
         status, code, message = _CODES[refused.reason]
         return ExchangeResponse(status, {"code": code, "msg": f"{message} ({refused})", "data": []})
 
-    def _config(self, account: Account, _call: ExchangeRequest) -> Any:
+    def _config(self, account: Account, _request: ExchangeRequest) -> Any:
         mode = "long_short_mode" if account.hedged else "net_mode"
-        return _whole([{"acctLv": "2", "posMode": mode, "uid": account.api_key}])
+        return _success([{"acctLv": "2", "posMode": mode, "uid": account.api_key}])
 
-    def _instruments(self, call: ExchangeRequest) -> Any:
-        kind = {"SPOT": "spot", "SWAP": "swap"}.get(str(call.arguments.get("instType")))
-        return _whole([_instrument(market) for market in self.book.markets.values() if market.kind == kind])
+    def _instruments(self, request: ExchangeRequest) -> Any:
+        kind = {"SPOT": "spot", "SWAP": "swap"}.get(str(request.arguments.get("instType")))
+        return _success([_instrument(market) for market in self.exchange.markets.values() if market.kind == kind])
 
-    def _ticker(self, call: ExchangeRequest) -> Any:
-        for market in self.book.markets.values():
-            if market.id == call.arguments.get("instId"):
-                price = text_of(self.book.prices[market.base])
-                return _whole([{"instId": market.id, "last": price, "bidPx": price, "askPx": price, "ts": str(_now())}])
+    def _ticker(self, request: ExchangeRequest) -> Any:
+        for market in self.exchange.markets.values():
+            if market.id == request.arguments.get("instId"):
+                price = text_of(self.exchange.prices[market.base])
+                return _success(
+                    [{"instId": market.id, "last": price, "bidPx": price, "askPx": price, "ts": str(now_ms())}]
+                )
         raise RequestRefused("unknown_symbol", "no such market")
 
-    def _balance(self, account: Account, _call: ExchangeRequest) -> Any:
+    def _balance(self, account: Account, _request: ExchangeRequest) -> Any:
         details = [
             {"ccy": asset, "eq": text_of(total), "cashBal": text_of(total), "availEq": text_of(total - used),
-             "availBal": text_of(total - used), "frozenBal": text_of(used), "uTime": str(_now())}
-            for asset, (total, used) in sorted(self.book.balances(account.shown(), "spot").items())
+             "availBal": text_of(total - used), "frozenBal": text_of(used), "uTime": str(now_ms())}
+            for asset, (total, used) in sorted(self.exchange.balances(account.visible(), "spot").items())
         ]  # fmt: skip
-        return _whole([{"details": details, "uTime": str(_now())}])
+        return _success([{"details": details, "uTime": str(now_ms())}])
 
-    def _positions(self, account: Account, call: ExchangeRequest) -> Any:
-        wanted = call.arguments.get("instId")
-        return _whole([
-            self._position(self.book.markets[symbol], slot, position)
-            for (symbol, slot), position in sorted(account.shown().positions.items())
-            if not wanted or self.book.markets[symbol].id in wanted.split(",")
+    def _positions(self, account: Account, request: ExchangeRequest) -> Any:
+        wanted = request.arguments.get("instId")
+        return _success([
+            self._position(self.exchange.markets[symbol], slot, position)
+            for (symbol, slot), position in sorted(account.visible().positions.items())
+            if not wanted or self.exchange.markets[symbol].id in wanted.split(",")
         ])  # fmt: skip
 
     def _position(self, market: Market, slot: Slot, position: Position) -> dict[str, Any]:
-        mark = self.book.prices[market.base]
+        mark = self.exchange.prices[market.base]
         signed = position.quantity if slot == "net" else abs(position.quantity)
         with exact_arithmetic():
             size, value = contracts(market, signed), abs(position.quantity) * mark
@@ -142,56 +143,53 @@ class Okx:
             "instId": market.id, "instType": "SWAP", "mgnMode": "cross", "posId": f"{market.id}-{slot}",
             "posSide": slot, "pos": text_of(size), "avgPx": text_of(position.entry_price), "markPx": text_of(mark),
             "lever": str(LEVERAGE), "notionalUsd": text_of(value), "upl": text_of(profit), "imr": text_of(margin),
-            "mmr": "0", "liqPx": "", "ccy": "USDT", "cTime": str(_now()), "uTime": str(_now()),
+            "mmr": "0", "liqPx": "", "ccy": "USDT", "cTime": str(now_ms()), "uTime": str(now_ms()),
         }  # fmt: skip
 
-    def _create(self, account: Account, call: ExchangeRequest) -> Any:
-        return _whole([self._placed(account, call.arguments)])
+    def _create(self, account: Account, request: ExchangeRequest) -> Any:
+        return _success([self._place(account, request.arguments)])
 
-    def _create_batch(self, account: Account, call: ExchangeRequest) -> Any:
-        """Each order for itself: code 0 when all were taken, 2 when some were, 1 when none was."""
+    def _create_batch(self, account: Account, request: ExchangeRequest) -> Any:
+        """Place each order independently: code 0 when all were accepted, 2 when some, 1 when none."""
         rows = []
-        for asked in call.document:
+        for arguments in request.document:
             try:
-                rows.append(self._placed(account, asked))
+                rows.append(self._place(account, arguments))
             except RequestRefused as refused:
                 rows.append(_refused_row(refused))
-        taken = sum(row["sCode"] == "0" for row in rows)
-        return {"code": "0" if taken == len(rows) else "2" if taken else "1", "msg": "", "data": rows}
+        accepted = sum(row["sCode"] == "0" for row in rows)
+        return {"code": "0" if accepted == len(rows) else "2" if accepted else "1", "msg": "", "data": rows}
 
-    def _placed(self, account: Account, asked: Mapping[str, Any]) -> dict[str, Any]:
-        instrument = str(asked.get("instId"))
+    def _place(self, account: Account, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        instrument = str(arguments.get("instId"))
         kind: Literal["spot", "swap"] = "swap" if instrument.endswith("-SWAP") else "spot"
-        market = self.book.market(instrument, kind)
-        side: Literal["buy", "sell"] = "buy" if asked.get("side") == "buy" else "sell"
-        is_market = asked.get("ordType") == "market"
+        market = self.exchange.market(instrument, kind)
+        side: Literal["buy", "sell"] = "buy" if arguments.get("side") == "buy" else "sell"
+        is_market = arguments.get("ordType") == "market"
         with exact_arithmetic():
-            quantity = decimal_of(asked, "sz") * market.contract_size
-            if kind == "spot" and is_market and side == "buy" and asked.get("tgtCcy") != "base_ccy":
-                quantity = quantity / self.book.prices[market.base] // market.step * market.step
-        slot: Slot = {"long": "long", "short": "short"}.get(str(asked.get("posSide")), "net")  # type: ignore[assignment]
-        order = self.book.place(
+            quantity = decimal_of(arguments, "sz") * market.contract_size
+            if kind == "spot" and is_market and side == "buy" and arguments.get("tgtCcy") != "base_ccy":
+                quantity = quantity / self.exchange.prices[market.base] // market.step * market.step
+        slot: Slot = {"long": "long", "short": "short"}.get(str(arguments.get("posSide")), "net")  # type: ignore[assignment]
+        order = self.exchange.place(
             account, market, side, "market" if is_market else "limit", quantity,
-            price=None if is_market else decimal_of(asked, "px"), slot=slot,
-            reduce_only=str(asked.get("reduceOnly", "")).lower() == "true", client_id=str(asked.get("clOrdId", "")),
+            price=None if is_market else decimal_of(arguments, "px"), slot=slot,
+            reduce_only=str(arguments.get("reduceOnly", "")).lower() == "true",
+            client_id=str(arguments.get("clOrdId", "")),
         )  # fmt: skip
         return {"ordId": order.id, "clOrdId": order.client_id, "tag": "", "sCode": "0", "sMsg": ""}
 
-    def _cancel(self, account: Account, call: ExchangeRequest) -> Any:
-        order = self.book.order(account, call.arguments.get("ordId"), call.arguments.get("clOrdId"))
-        self.book.cancel(order)
-        return _whole([{"ordId": order.id, "clOrdId": order.client_id, "sCode": "0", "sMsg": ""}])
+    def _cancel(self, account: Account, request: ExchangeRequest) -> Any:
+        order = self.exchange.order(account, request.arguments.get("ordId"), request.arguments.get("clOrdId"))
+        self.exchange.cancel(order)
+        return _success([{"ordId": order.id, "clOrdId": order.client_id, "sCode": "0", "sMsg": ""}])
 
-    def _order(self, account: Account, call: ExchangeRequest) -> Any:
-        order = self.book.order(account, call.arguments.get("ordId"), call.arguments.get("clOrdId"))
-        return _whole([_order(order)])
-
-
-def _now() -> int:
-    return int(time.time() * 1000)
+    def _order(self, account: Account, request: ExchangeRequest) -> Any:
+        order = self.exchange.order(account, request.arguments.get("ordId"), request.arguments.get("clOrdId"))
+        return _success([_order(order)])
 
 
-def _whole(rows: list[Any]) -> dict[str, Any]:
+def _success(rows: list[Any]) -> dict[str, Any]:
     return {"code": "0", "msg": "", "data": rows}
 
 
@@ -203,17 +201,17 @@ def _refused_row(refused: RequestRefused) -> dict[str, Any]:
 def _instrument(market: Market) -> dict[str, Any]:
     state = "live" if market.active else "suspend"
     with exact_arithmetic():
-        step, least, most, most_market = (
+        step, qty_min, qty_max, market_qty_max = (
             text_of(contracts(market, quantity))
             for quantity in (market.step, market.min_qty, market.max_qty, market.max_market_qty)
         )
     row: dict[str, Any] = {
-        "instId": market.id, "state": state, "lotSz": step, "minSz": least, "maxLmtSz": most,
+        "instId": market.id, "state": state, "lotSz": step, "minSz": qty_min, "maxLmtSz": qty_max,
         "tickSz": text_of(market.tick), "listTime": "1600000000000", "lever": "10", "ruleType": "normal",
         "maxLmtAmt": "20000000", "maxMktAmt": "1000000",
     }  # fmt: skip
     if market.kind == "spot":
-        # OKX bounds a spot market order in USDT, not in the base asset.
+        # OKX limits a spot market order in USDT, not in the base asset.
         return {**row, "instType": "SPOT", "baseCcy": market.base, "quoteCcy": "USDT", "maxMktSz": "1000000",
                 "uly": "", "settleCcy": "", "ctVal": ""}  # fmt: skip
     pair = market.id.removesuffix("-SWAP")
@@ -222,7 +220,7 @@ def _instrument(market: Market) -> dict[str, Any]:
         row |= {"lotSz": "1", "minSz": "1", "maxLmtSz": "1000000"}
     return {**row, "instType": "SWAP", "baseCcy": "", "quoteCcy": "", "uly": pair, "instFamily": pair,
             "settleCcy": market.base if market.inverse else "USDT", "ctVal": value, "ctMult": "1",
-            "ctType": "inverse" if market.inverse else "linear", "maxMktSz": most_market}  # fmt: skip
+            "ctType": "inverse" if market.inverse else "linear", "maxMktSz": market_qty_max}  # fmt: skip
 
 
 def _order(order: Order) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The server: three exchanges on one address, told apart by their paths, and the control side under `/paper`."""
+"""Serves three paper exchanges on one address, distinguished by their paths, and the controls below `/paper`."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ from ledger_sizer.paper import control
 from ledger_sizer.paper.binance import Binance
 from ledger_sizer.paper.bybit import Bybit
 from ledger_sizer.paper.exchange import QUOTE, PaperExchange, RequestRefused
-from ledger_sizer.paper.faults import Faults, LostConnection, answered
+from ledger_sizer.paper.faults import Faults, LostConnection, respond_with_fault
 from ledger_sizer.paper.http import Dialect, ExchangeRequest, ExchangeResponse, respond
 from ledger_sizer.paper.markets import VENUES
 from ledger_sizer.paper.okx import Okx
@@ -28,9 +28,9 @@ _DIALECTS: Mapping[str, Callable[[PaperExchange], Dialect]] = {"bybit": Bybit, "
 
 
 class Venues:
-    """The three venues of one server, each with its book and the faults that wait. A Starlette application at heart.
+    """The three venues of one server, each with its exchange and pending faults. app: the Starlette application.
 
-    spot_fee_rate, swap_fee_rate: of every fill, a fraction. balance_usdt: what each venue's first account begins with.
+    spot_fee_rate, swap_fee_rate: fraction of every fill. balance_usdt: initial balance of each venue's first account.
     """
 
     def __init__(
@@ -42,20 +42,20 @@ class Venues:
     ) -> None:
         self.dialects: dict[str, Dialect] = {}
         for venue in VENUES:
-            book = PaperExchange(venue, spot_fee_rate=spot_fee_rate, swap_fee_rate=swap_fee_rate)
-            book.open_account(
+            exchange = PaperExchange(venue, spot_fee_rate=spot_fee_rate, swap_fee_rate=swap_fee_rate)
+            exchange.open_account(
                 control.DEFAULT_KEY, control.DEFAULT_SECRET, control.DEFAULT_PASSPHRASE,
                 hedged=False, balances={QUOTE: balance_usdt},
             )  # fmt: skip
-            self.dialects[venue] = _DIALECTS[venue](book)
+            self.dialects[venue] = _DIALECTS[venue](exchange)
         self.faults: Mapping[str, Faults] = {venue: Faults() for venue in VENUES}
         methods = ["GET", "POST", "DELETE"]
         self.app = Starlette(
             routes=[
                 Route("/paper", self._overview),
                 Route("/paper/{venue}", self._state),
-                Route("/paper/{venue}/{action}", self._act, methods=["POST"]),
-                Route("/{path:path}", self._exchange, methods=methods),
+                Route("/paper/{venue}/{action}", self._control, methods=["POST"]),
+                Route("/{path:path}", self._exchange_route, methods=methods),
             ]
         )
 
@@ -63,24 +63,30 @@ class Venues:
         return JSONResponse({venue: self._state_of(venue) for venue in self.dialects})
 
     def _state_of(self, venue: str) -> dict[str, Any]:
-        return control.state_of(self.dialects[venue].book, self.faults[venue])
+        return control.state_of(self.dialects[venue].exchange, self.faults[venue])
 
     def _state(self, request: Request) -> Response:
         venue = request.path_params["venue"]
-        return JSONResponse(self._state_of(venue)) if venue in self.dialects else _wrong(404, f"no venue {venue!r}")
+        return (
+            JSONResponse(self._state_of(venue))
+            if venue in self.dialects
+            else _error_response(404, f"no venue {venue!r}")
+        )
 
-    async def _act(self, request: Request) -> Response:
+    async def _control(self, request: Request) -> Response:
         venue, action = request.path_params["venue"], request.path_params["action"]
         if venue not in self.dialects or action not in control.ACTIONS:
-            return _wrong(404, f"no {venue}/{action}; venues: {', '.join(VENUES)}; do: {', '.join(control.ACTIONS)}")
+            return _error_response(
+                404, f"no {venue}/{action}; venues: {', '.join(VENUES)}; do: {', '.join(control.ACTIONS)}"
+            )
         try:
             form = json.loads(await request.body() or b"{}")
-            control.ACTIONS[action](self.dialects[venue].book, self.faults[venue], form)
+            control.ACTIONS[action](self.dialects[venue].exchange, self.faults[venue], form)
         except (RequestRefused, ValueError, KeyError, TypeError) as error:
-            return _wrong(422, f"{action}: {error}")
+            return _error_response(422, f"{action}: {error}")
         return JSONResponse(self._state_of(venue))
 
-    async def _exchange(self, request: Request) -> Response:
+    async def _exchange_route(self, request: Request) -> Response:
         call = ExchangeRequest(
             request.method, request.url.path, request.url.query, dict(request.headers), (await request.body()).decode()
         )
@@ -89,24 +95,24 @@ class Venues:
             if route in dialect.public or route in dialect.private:
                 fault = self.faults[venue].next_for(call.path)
                 try:
-                    return await answered(dialect, call, fault, partial(_answer, dialect, call))
+                    return await respond_with_fault(dialect, call, fault, partial(_respond, dialect, call))
                 except LostConnection:
-                    return _Hangup()
-        return _wrong(404, f"no exchange here has {call.method} {call.path}")
+                    return _BrokenResponse()
+        return _error_response(404, f"no exchange here has {call.method} {call.path}")
 
 
-def _answer(dialect: Dialect, call: ExchangeRequest) -> ExchangeResponse:
-    answer = respond(dialect, call)
-    assert answer is not None, "the route was found before"
-    return answer
+def _respond(dialect: Dialect, call: ExchangeRequest) -> ExchangeResponse:
+    response = respond(dialect, call)
+    assert response is not None, "the route was found before"
+    return response
 
 
-def _wrong(status: int, message: str) -> Response:
+def _error_response(status: int, message: str) -> Response:
     return JSONResponse({"error": message}, status)
 
 
-class _Hangup(Response):
-    """Promises more than it sends, so that the connection breaks in the middle of an empty answer."""
+class _BrokenResponse(Response):
+    """Sends less than its Content-Length, so that the client sees a broken connection."""
 
     async def __call__(self, _scope: Scope, _receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -114,16 +120,16 @@ class _Hangup(Response):
 
 
 class PaperServer:
-    """A paper server on a free port of this machine, running in a thread for the length of a `with` block.
+    """A paper server on 127.0.0.1 that runs in a thread during a `with` block. port: 0 for a free one.
 
-    `url`: its address; the value of `EXCHANGE_BASE_URL`, and what `PaperControl` takes. Settings as `Venues` has them.
+    url: its address, for `EXCHANGE_BASE_URL` and `PaperControl`. settings: those of `Venues`.
     """
 
     def __init__(self, *, port: int = 0, **settings: Decimal) -> None:
         self.venues = Venues(**settings)
         self._socket = socket.create_server(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        # One loop in one thread: books are never touched by two requests at once, so they need no lock.
+        # One event loop in one thread: two requests never use an exchange at once, so it needs no lock.
         config = uvicorn.Config(self.venues.app, log_level="critical", lifespan="off", timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._run, name="paper-venue", daemon=True)
@@ -132,7 +138,7 @@ class PaperServer:
         self._server.run(sockets=[self._socket])
 
     def serve(self) -> None:
-        """Serve in this thread until the process is told to stop."""
+        """Serve in this thread until the process gets a signal to stop."""
         self._run()
 
     def __enter__(self) -> Self:

@@ -1,8 +1,7 @@
-"""The desk's own book of one portfolio: what its bots hold, what they earned, and whether the ledger agrees.
+"""Keeps the bots' own book of one portfolio (holds, positions, earnings) and checks the ledger against it.
 
-It is kept from the orders and fills alone. After every decision its exposure must be the one the decision states, so a
-replay checks the ledger's arithmetic once more, from the caller's side. Sums in `_e8` are whole 1e-8 USD; earnings are
-exact Decimal, USD.
+The book is computed from orders and fills alone. After every decision its exposure must equal the exposure that the
+decision states. Sums in `_e8` are whole 1e-8 USD; earnings are exact Decimal, USD.
 """
 
 from collections import Counter
@@ -18,12 +17,12 @@ from ledger_sizer.replay.strategy import Strategy
 from ledger_sizer.replay.venues import Market, MarketKey
 
 BUCKETS = ("0.0 - 0.2", "0.2 - 0.4", "0.4 - 0.6", "0.6 - 0.8", "0.8 - 1.0")
-_BROKEN_MAX = 20
+_VIOLATIONS_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What one bot wants at one bar: `key` names it in both portfolios, `score` is the bot's, sent or not."""
+    """One bot's order at one bar. key: the same in both portfolios. score: the bot's, whether it sends it or not."""
 
     key: str
     bot: Strategy
@@ -33,13 +32,13 @@ class Order:
 
     @property
     def bucket(self) -> int:
-        """Which fifth of the scores it belongs to, 0 to 4."""
+        """Index in `BUCKETS`, 0 to 4."""
         return min(int(self.score * 5), 4)
 
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """What an order came to: base units at the perpetual's and the spot's price."""
+    """A filled quantity in base units, with the prices of both legs, USD."""
 
     quantity: Decimal
     perp_price: Decimal
@@ -48,7 +47,7 @@ class Fill:
 
 @dataclass(slots=True)
 class Hold:
-    """A granted reservation that was not yet confirmed."""
+    """A granted reservation that is not confirmed yet."""
 
     order: Order
     budget_e8: int
@@ -68,8 +67,11 @@ class Holding:
 
 @dataclass(slots=True)
 class BucketFigures:
-    """What the orders of one range of scores came to: sums of what the sizing formula gave before any cap, of what was
-    granted and of what was filled, in 1e-8 USD, and the funding they collected, in USD."""
+    """Totals of the orders in one range of scores.
+
+    formula_e8: budgets by the sizing formula, before any cap. granted_e8, filled_e8: budgets granted, notional filled,
+    1e-8 USD. funding: collected, USD.
+    """
 
     grants: int = 0
     formula_e8: int = 0
@@ -81,11 +83,11 @@ class BucketFigures:
 
 @dataclass(slots=True)
 class Figures:
-    """What a portfolio's replay came to.
+    """Totals of one portfolio's replay.
 
-    decisions: how many, by (command, outcome, reason, binding scope of a denial). peak_granted_e8: highest exposure a
-    grant left; peak_e8: highest exposure of all, facts included; both also by venue. overages: fills that left a
-    scope above its cap, by cause. broken: what must never happen and did.
+    decisions: counts by (command, outcome, reason, binding scope of a denial). peak_granted_e8: highest exposure after
+    a grant; peak_e8: highest exposure after any decision; both also by venue. overages: fills that left a scope above
+    its cap, by cause. violations: what must never happen and did, at most 20.
     """
 
     decisions: Counter[tuple[str, str, str | None, str | None]] = field(default_factory=Counter)
@@ -107,11 +109,11 @@ class Figures:
     basis: Decimal = Decimal(0)
     turnover: Decimal = Decimal(0)
     buckets: tuple[BucketFigures, ...] = field(default_factory=lambda: tuple(BucketFigures() for _ in BUCKETS))
-    broken: list[str] = field(default_factory=list)
+    violations: list[str] = field(default_factory=list)
 
 
 class Book:
-    """Holds and open positions of one portfolio. scored: whether its bots send their scores (dynamic sizing)."""
+    """Holds, positions and totals of one portfolio. scored: whether its bots send their scores (dynamic sizing)."""
 
     def __init__(self, portfolio: str, *, scored: bool, cap: Decimal, venue_cap: Decimal) -> None:
         self.portfolio = portfolio
@@ -132,24 +134,24 @@ class Book:
         return self.held_e8 + self.open_e8
 
     def is_busy(self, bot: Strategy, market: MarketKey) -> bool:
-        """Whether the bot has a hold or a position there already."""
+        """Whether the bot has a hold or a position in this market."""
         return (bot.name, market) in self._busy
 
     def busy_count(self, bot: Strategy) -> int:
-        """In how many markets the bot has a hold or a position."""
+        """Number of markets in which the bot has a hold or a position."""
         return sum(name == bot.name for name, _ in self._busy)
 
-    # What happens with time.
+    # --- time ---
 
     def expire(self, now: datetime) -> None:
-        """Forget the holds whose time is over, as the ledger does before its next batch."""
+        """Remove expired holds, as the ledger does before its next batch."""
         for position_id in [name for name, hold in self.holds.items() if hold.expires_at <= now]:
             self._end_hold(position_id)
             self.figures.expired += 1
             self.figures.decisions["expire", "applied", None, None] += 1
 
-    def settle(self, quotes: Mapping[MarketKey, Quote]) -> None:
-        """Collect funding: rate x quantity x the perpetual's price at that time; a negative rate costs."""
+    def collect_funding(self, quotes: Mapping[MarketKey, Quote]) -> None:
+        """Add funding (rate x quantity x the perpetual's open price; a negative rate costs). Sample open exposure."""
         figures = self.figures
         figures.open_sum_e8 += self.open_e8
         figures.open_samples += 1
@@ -164,21 +166,21 @@ class Book:
                 figures.buckets[order.bucket].funding += earned
                 figures.funding_by_bot[order.bot.name] = figures.funding_by_bot.get(order.bot.name, Decimal(0)) + earned
 
-    def mark(self, quotes: Mapping[MarketKey, Quote]) -> None:
-        """Value what is still open at its market's last close, for the basis result."""
+    def mark_to_market(self, quotes: Mapping[MarketKey, Quote]) -> None:
+        """Add the basis result of open positions, valued at their markets' last close."""
         for holding in self.holdings.values():
             quote = quotes[holding.order.market.key]
-            self._earn_basis(holding, Fill(holding.quantity, quote.perp.close, quote.spot.close))
+            self._add_basis(holding, Fill(holding.quantity, quote.perp.close, quote.spot.close))
 
-    # What decisions say.
+    # --- decisions ---
 
-    def denied(self, decision: Decision) -> None:
-        """A reservation (or an extension) was refused."""
-        self._count(decision)
-        self._agrees(decision)
+    def record_denial(self, decision: Decision) -> None:
+        """Record a denied reservation, extension or other command."""
+        self._count_decision(decision)
+        self._check_exposure(decision)
 
-    def granted(self, order: Order, decision: Decision) -> None:
-        """A reservation was granted: it is held until confirmed, given back or expired."""
+    def record_grant(self, order: Order, decision: Decision) -> None:
+        """Record a granted reservation: held until confirmed, released or expired."""
         assert decision.position_id is not None and decision.budget is not None and decision.expires_at is not None
         budget_e8 = usd_floor_e8(decision.budget)
         self.holds[decision.position_id] = Hold(order, budget_e8, decision.expires_at)
@@ -189,19 +191,19 @@ class Book:
         bucket.grants += 1
         bucket.formula_e8 += usd_floor_e8(decision.raw_budget or Decimal(0))
         bucket.granted_e8 += budget_e8
-        self._count(decision)
-        self._agrees(decision)
-        self._within_caps(order, decision)
+        self._count_decision(decision)
+        self._check_exposure(decision)
+        self._check_caps(order, decision)
 
-    def extended(self, decision: Decision) -> None:
-        """A hold lives longer."""
+    def record_extension(self, decision: Decision) -> None:
+        """Record a hold's later expiry."""
         assert decision.position_id is not None and decision.expires_at is not None
         self.holds[decision.position_id].expires_at = decision.expires_at
-        self._count(decision)
-        self._agrees(decision)
+        self._count_decision(decision)
+        self._check_exposure(decision)
 
-    def filled(self, order: Order, fill: Fill, decision: Decision) -> None:
-        """A fill was recorded, in time or after the hold had expired: then under a new position."""
+    def record_fill(self, order: Order, fill: Fill, decision: Decision) -> None:
+        """Record a fill. A fill after the hold expired has a position id of its own."""
         assert decision.position_id is not None
         is_late = decision.position_id not in self.holds
         if not is_late:
@@ -217,21 +219,21 @@ class Book:
         figures.entries_by_bot[order.bot.name] += 1
         figures.buckets[order.bucket].fills += 1
         figures.buckets[order.bucket].filled_e8 += open_e8
-        self._trade(fill)
-        self._count(decision)
-        self._agrees(decision)
+        self._add_turnover(fill)
+        self._count_decision(decision)
+        self._check_exposure(decision)
         if self.exposure_e8 > self.cap_e8 or self._venue_e8[order.market.venue] > self.venue_cap_e8:
             figures.overages["late fill" if is_late else "fill price"] += 1
 
-    def cancelled(self, decision: Decision) -> None:
-        """A hold was given back, because its order failed."""
+    def record_cancel(self, decision: Decision) -> None:
+        """Record the release of a hold whose order failed."""
         assert decision.position_id is not None
         self._end_hold(decision.position_id)
-        self._count(decision)
-        self._agrees(decision)
+        self._count_decision(decision)
+        self._check_exposure(decision)
 
-    def closed(self, fill: Fill, decision: Decision) -> None:
-        """An open position was closed, or part of it."""
+    def record_close(self, fill: Fill, decision: Decision) -> None:
+        """Record that an open position was closed, fully or in part."""
         assert decision.position_id is not None
         holding = self.holdings[decision.position_id]
         with exact_arithmetic():
@@ -239,32 +241,35 @@ class Book:
         open_e8 = notional_e8(left, holding.perp_price)
         self.open_e8 -= holding.open_e8 - open_e8
         self._venue_e8[holding.order.market.venue] -= holding.open_e8 - open_e8
-        self._earn_basis(holding, fill)
-        self._trade(fill)
+        self._add_basis(holding, fill)
+        self._add_turnover(fill)
         holding.quantity, holding.open_e8 = left, open_e8
         if not left:
             del self.holdings[decision.position_id]
             self._busy.discard((holding.order.bot.name, holding.order.market.key))
             self.figures.exits += 1
-        self._count(decision)
-        self._agrees(decision)
+        self._count_decision(decision)
+        self._check_exposure(decision)
 
-    def administered(self, decision: Decision) -> None:
-        """A cap was set, or a venue halted or resumed."""
-        self._count(decision)
-        self._agrees(decision)
+    def record_admin(self, decision: Decision) -> None:
+        """Record a cap that was set, or a venue halted or resumed."""
+        self._count_decision(decision)
+        self._check_exposure(decision)
 
-    def replayed(self, decision: Decision, first: Decision) -> None:
-        """A command came again with its key: the answer must be the first one."""
+    def record_replay(self, decision: Decision, first: Decision) -> None:
+        """Check that a command sent again with its key got its first answer."""
         self.figures.retries += 1
         if decision.hash != first.hash or decision.outcome != first.outcome:
-            self._broke(f"{decision.key}: answered {first.outcome} at first, {decision.outcome} when asked again")
+            self.report_violation(
+                f"{decision.key}: answered {first.outcome} at first, {decision.outcome} when asked again"
+            )
 
-    def breaks(self, what: str) -> None:
-        """Note something that must never happen."""
-        self._broke(what)
+    def report_violation(self, what: str) -> None:
+        """Note something that must never happen. Keeps the first 20."""
+        if len(self.figures.violations) < _VIOLATIONS_MAX:
+            self.figures.violations.append(f"{self.portfolio}: {what}")
 
-    # Inside.
+    # --- helpers ---
 
     def _end_hold(self, position_id: str) -> None:
         hold = self.holds.pop(position_id)
@@ -272,25 +277,25 @@ class Book:
         self._venue_e8[hold.order.market.venue] -= hold.budget_e8
         self._busy.discard((hold.order.bot.name, hold.order.market.key))
 
-    def _trade(self, fill: Fill) -> None:
+    def _add_turnover(self, fill: Fill) -> None:
         with exact_arithmetic():
             self.figures.turnover += fill.quantity * (fill.perp_price + fill.spot_price)
 
-    def _earn_basis(self, holding: Holding, fill: Fill) -> None:
-        """Long spot, short perpetual: what the two legs made of the price's way from entry to `fill`."""
+    def _add_basis(self, holding: Holding, fill: Fill) -> None:
+        """Add the price result of both legs (long spot, short perpetual) from entry to `fill`."""
         with exact_arithmetic():
             spot = fill.spot_price - holding.spot_price
             perp = fill.perp_price - holding.perp_price
             self.figures.basis += fill.quantity * (spot - perp)
 
-    def _count(self, decision: Decision) -> None:
+    def _count_decision(self, decision: Decision) -> None:
         binding = decision.binding if decision.outcome == "denied" else None
         self.figures.decisions[decision.command, decision.outcome, decision.reason, binding] += 1
 
-    def _agrees(self, decision: Decision) -> None:
-        """The decision's exposure must be the book's; remember how high it went."""
+    def _check_exposure(self, decision: Decision) -> None:
+        """Check that the decision's exposure is the book's, and update the peaks."""
         if usd_floor_e8(decision.exposure_after) != self.exposure_e8:
-            self._broke(
+            self.report_violation(
                 f"seq {decision.seq}: exposure after it is {decision.exposure_after}, by the desk's own book "
                 f"{usd(self.exposure_e8)}"
             )
@@ -299,8 +304,8 @@ class Book:
         for venue, exposure_e8 in self._venue_e8.items():
             figures.venue_peak_e8[venue] = max(figures.venue_peak_e8[venue], exposure_e8)
 
-    def _within_caps(self, order: Order, decision: Decision) -> None:
-        """No grant may leave a scope above its cap."""
+    def _check_caps(self, order: Order, decision: Decision) -> None:
+        """Check that the grant leaves no scope above its cap, and update the peaks after grants."""
         figures, venue = self.figures, order.market.venue
         figures.peak_granted_e8 = max(figures.peak_granted_e8, self.exposure_e8)
         figures.venue_peak_granted_e8[venue] = max(figures.venue_peak_granted_e8[venue], self._venue_e8[venue])
@@ -309,10 +314,6 @@ class Book:
             (f"venue={venue}", self._venue_e8[venue], self.venue_cap_e8),
         ):
             if exposure_e8 > cap_e8:
-                self._broke(
+                self.report_violation(
                     f"seq {decision.seq}: the grant leaves {scope} at {usd(exposure_e8)} of its cap {usd(cap_e8)}"
                 )
-
-    def _broke(self, what: str) -> None:
-        if len(self.figures.broken) < _BROKEN_MAX:
-            self.figures.broken.append(f"{self.portfolio}: {what}")

@@ -1,4 +1,4 @@
-"""Reading market history: bars with funding rates from a CSV file, plain or gzipped.
+"""Reads market history: bars with funding rates from a CSV file, plain or gzipped.
 
 One row is one instrument during one funding interval. The columns used are
 
@@ -9,8 +9,8 @@ One row is one instrument during one funding interval. The columns used are
     open, high, low, close    USD per base unit, above 0
     funding rate    of a perpetual: the fraction of the notional that longs pay shorts at `time` (negative: shorts pay)
 
-in any order; others are ignored. Rows are sorted by time. A file is read as a stream, one bar in memory at a time.
-Every complaint names the file, the line, the column and the value.
+in any order. Other columns are ignored. Rows must be sorted by time. The file is streamed, one bar in memory at a time.
+Every error names the file, the line, the column and the value.
 """
 
 import csv
@@ -34,7 +34,7 @@ from ledger_sizer.replay.venues import MarketKey
 
 COLUMNS = ("time", "exchange", "pair", "contract", "open", "high", "low", "close", "funding rate")
 INTERVAL_MIN = timedelta(hours=1)
-"""Shortest time between two bars: the orders of one bar must be over before the next begins."""
+"""Shortest time between two bars, because the orders of one bar must end before the next begins."""
 
 COIN_MARGINED = "coin-margined"
 UNKNOWN_PAIR = "unknown pair"
@@ -79,11 +79,10 @@ class Bar:
 
 
 class BarFile:
-    """The bars of one file. Iterating reads it from its start; `rows` and `skipped` then tell of that reading.
+    """The bars of one file. Each iteration reads the file from its start, and sets `rows` and `skipped` anew.
 
-    skipped: rows left out, by reason. Coin-margined perpetuals are inverse contracts, worth USD whatever the coin
-    does; a quantity in coins does not size them.
-    Raises `InvalidRequest` at the first thing that is wrong.
+    skipped: rows left out, by reason. Coin-margined perpetuals are left out because they are inverse contracts with a
+    fixed value in USD: a quantity in coins does not size them. Raises `InvalidRequest` at the first error.
     """
 
     def __init__(self, path: Path, bars_max: int | None = None) -> None:
@@ -102,11 +101,11 @@ class BarFile:
     def _bars(self) -> Iterator[Bar]:
         legs: dict[tuple[str, str, str], tuple[Candle, Decimal]] = {}
         time: datetime | None = None
-        for row in self._parsed():
+        for row in self._rows():
             if row.time != time:
                 if time is not None:
                     row.require_after(time)
-                    yield self._bar(time, legs)
+                    yield self._make_bar(time, legs)
                 time, legs = row.time, {}
             self.rows += 1
             kind, coin = row.kind_and_coin()
@@ -115,12 +114,12 @@ class BarFile:
                 continue
             key = (row.venue, coin, kind)
             if key in legs:
-                row.wrong("pair", f"stands twice at {row.text('time')}")
+                row.reject("pair", f"stands twice at {row.text('time')}")
             legs[key] = row.candle(), row.rate() if kind == "perpetual" else Decimal(0)
         if time is not None:
-            yield self._bar(time, legs)
+            yield self._make_bar(time, legs)
 
-    def _bar(self, time: datetime, legs: dict[tuple[str, str, str], tuple[Candle, Decimal]]) -> Bar:
+    def _make_bar(self, time: datetime, legs: dict[tuple[str, str, str], tuple[Candle, Decimal]]) -> Bar:
         quotes = []
         for venue, coin in sorted({(venue, coin) for venue, coin, _ in legs}):
             spot, perp = legs.get((venue, coin, "spot")), legs.get((venue, coin, "perpetual"))
@@ -130,15 +129,15 @@ class BarFile:
             quotes.append(Quote(venue, coin, spot[0], perp[0], perp[1]))
         return Bar(time, tuple(quotes))
 
-    def _parsed(self) -> Iterator["_Row"]:
+    def _rows(self) -> Iterator["_Row"]:
         name = self._path.name
-        with _opened(self._path) as text:
+        with _open_text(self._path) as text:
             reader = csv.reader(text, strict=True)
             try:
                 header = next(reader, None)
                 if header is None:
                     raise InvalidRequest(f"{name} is empty; a first line with {', '.join(COLUMNS)} is needed")
-                places = _places(name, header)
+                indexes = _column_indexes(name, header)
                 for fields in reader:
                     if not fields:
                         continue
@@ -147,7 +146,7 @@ class BarFile:
                             f"{name} line {reader.line_num}: {len(fields)} fields, the header has {len(header)}",
                             field="file",
                         )
-                    yield _Row(name, reader.line_num, fields, places)
+                    yield _Row(name, reader.line_num, fields, indexes)
             except (csv.Error, UnicodeDecodeError, EOFError, zlib.error, gzip.BadGzipFile) as error:
                 raise InvalidRequest(
                     f"{name} cannot be read after line {reader.line_num}: {error}; is it a CSV file, whole, in UTF-8?",
@@ -156,10 +155,10 @@ class BarFile:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[IO[str]]:
-    """The file as text; gzip is recognised by its first bytes, whatever the name says."""
+def _open_text(path: Path) -> Iterator[IO[str]]:
+    """Open the file as text. Gzip is recognised by its first bytes, not by the file name."""
     try:
-        # It is read twice, first to check it all and then to replay it, which a pipe could not do.
+        # The file is read twice, to check it and then to replay it. A pipe could be read only once.
         if path.exists() and not path.is_file():
             raise InvalidRequest(f"{path} is not a regular file; replay reads a CSV file, plain or gzipped")
         raw = path.open("rb")
@@ -173,7 +172,7 @@ def _opened(path: Path) -> Iterator[IO[str]]:
             yield text
 
 
-def _places(name: str, header: list[str]) -> dict[str, int]:
+def _column_indexes(name: str, header: list[str]) -> dict[str, int]:
     found = [column.strip() for column in header]
     missing = [column for column in COLUMNS if column not in found]
     if missing:
@@ -188,24 +187,24 @@ def _places(name: str, header: list[str]) -> dict[str, int]:
 
 
 class _Row:
-    """One line of the file, read column by column as needed."""
+    """One line of the file. Columns are parsed when they are asked for."""
 
-    __slots__ = ("_fields", "_file", "_line", "_places", "time", "venue")
+    __slots__ = ("_column_indexes", "_fields", "_file", "_line", "time", "venue")
 
-    def __init__(self, file: str, line: int, fields: list[str], places: dict[str, int]) -> None:
+    def __init__(self, file: str, line: int, fields: list[str], indexes: dict[str, int]) -> None:
         self._file = file
         self._line = line
         self._fields = fields
-        self._places = places
+        self._column_indexes = indexes
         self.time = self._time()
         self.venue = self._venue()
 
     def text(self, column: str) -> str:
-        """The column's text without blanks around it."""
-        return self._fields[self._places[column]].strip()
+        """Return the column's text without surrounding blanks."""
+        return self._fields[self._column_indexes[column]].strip()
 
-    def wrong(self, column: str, problem: str) -> NoReturn:
-        """Refuse the file because of this column."""
+    def reject(self, column: str, problem: str) -> NoReturn:
+        """Raise `InvalidRequest` about this column."""
         raise InvalidRequest(
             f"{self._file} line {self._line}, column {column!r}: {self.text(column)!r} {problem}", field="file"
         )
@@ -216,29 +215,29 @@ class _Row:
             moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
             _ = moment + INTERVAL_MIN  # the orders of its bar come after it
         except (ValueError, OverflowError):
-            self.wrong("time", "is not a time such as 2023-01-01 08:00:00")
+            self.reject("time", "is not a time such as 2023-01-01 08:00:00")
         return moment
 
     def _venue(self) -> str:
         try:
             return label_text(self.text("exchange"), "it")
         except InvalidRequest as error:
-            self.wrong("exchange", f"is no name of a venue: {error}")
+            self.reject("exchange", f"is no name of a venue: {error}")
 
     def require_after(self, before: datetime) -> None:
-        """The row must start a bar that comes at least `INTERVAL_MIN` after the one before."""
+        """Check that this row's bar starts at least `INTERVAL_MIN` after the previous bar."""
         if self.time < before:
-            self.wrong("time", f"is earlier than {before:%Y-%m-%d %H:%M:%S} above it; sort the rows by time")
+            self.reject("time", f"is earlier than {before:%Y-%m-%d %H:%M:%S} above it; sort the rows by time")
         if self.time - before < INTERVAL_MIN:
-            self.wrong("time", f"is less than an hour after {before:%Y-%m-%d %H:%M:%S}; give one row per funding time")
+            self.reject("time", f"is less than an hour after {before:%Y-%m-%d %H:%M:%S}; give one row per funding time")
 
     def kind_and_coin(self) -> tuple[str, str]:
-        """`spot` or `perpetual` with the coin, or the reason to skip the row."""
+        """Return (`spot` or `perpetual`, coin), or (the reason to skip the row, `""`)."""
         contract, pair = self.text("contract"), self.text("pair")
         if contract not in ("spot", "perpetual"):
-            self.wrong("contract", "is neither 'spot' nor 'perpetual'")
+            self.reject("contract", "is neither 'spot' nor 'perpetual'")
         if not pair.isascii() or not pair.isprintable() or not pair:
-            self.wrong("pair", "is no pair such as BTC/USDT or BTCUSDT")
+            self.reject("pair", "is no pair such as BTC/USDT or BTCUSDT")
         if contract == "spot":
             coin, slash, quote = pair.partition("/")
             return ("spot", coin) if slash and coin and quote == _LINEAR else (UNKNOWN_PAIR, "")
@@ -248,27 +247,27 @@ class _Row:
         return ("perpetual", coin) if coin and coin != pair else (UNKNOWN_PAIR, "")
 
     def candle(self) -> Candle:
-        """The four prices: above 0, the high not below the others, the low not above them."""
+        """Return the four prices: above 0, the high not below the others, the low not above them."""
         candle = Candle(*[self._number(column, is_price=True) for column in ("open", "high", "low", "close")])
         if candle.high < max(candle.open, candle.close, candle.low):
-            self.wrong("high", f"is below open {candle.open}, low {candle.low} or close {candle.close}")
+            self.reject("high", f"is below open {candle.open}, low {candle.low} or close {candle.close}")
         if candle.low > min(candle.open, candle.close):
-            self.wrong("low", f"is above open {candle.open} or close {candle.close}")
+            self.reject("low", f"is above open {candle.open} or close {candle.close}")
         return candle
 
     def rate(self) -> Decimal:
-        """The funding rate, a fraction per interval."""
+        """Return the funding rate, a fraction per interval."""
         rate = self._number("funding rate", is_price=False)
         if abs(rate) > 1:
-            self.wrong("funding rate", "is more than the whole notional; it is a fraction, 0.0001 is one basis point")
+            self.reject("funding rate", "is more than the whole notional; it is a fraction, 0.0001 is one basis point")
         return rate
 
     def _number(self, column: str, *, is_price: bool) -> Decimal:
         try:
             number = Decimal(self.text(column))
         except InvalidOperation:
-            self.wrong(column, "is not a number")
+            self.reject(column, "is not a number")
         try:
             return positive(number, "it") if is_price else exact_decimal(number, "it")
         except InvalidRequest as error:
-            self.wrong(column, f"cannot be right: {error}")
+            self.reject(column, f"cannot be right: {error}")

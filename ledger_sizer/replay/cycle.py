@@ -1,13 +1,13 @@
-"""The orchestrator's cycle: what all bots do at one bar, in the order and at the seconds they would do it.
+"""Sends the commands of all bots at one bar, in the order and at the seconds at which live bots would send them.
 
-    +0 s    funding settles, rates become known
-    +1 s    venues with an incident are halted; positions whose smoothed rate fell below the exit threshold are closed
-    +5 s    each bot asks for its best two markets (another bot is first at each bar)
-    +20 s   their orders fill, fill in part, fail, rest, or are never heard of again
-    +90 s   holds nobody confirmed are over; bots that found no room ask once more, with new keys
-    +100 s  those orders fill likewise
-    +200 s  resting orders fill, and so do orders of bots that died after sending them: their holds have expired
-    +260 s  answers that got lost are asked for again, with the same keys
+    +0 s    funding is settled, rates become known
+    +1 s    halt venues with an incident; close positions whose smoothed rate fell below the exit threshold
+    +5 s    each bot reserves in its best two markets (a different bot is first at each bar)
+    +20 s   orders fill, fill in part, fail, rest, or are lost
+    +90 s   unconfirmed holds have expired; bots without headroom reserve once more, with new keys
+    +100 s  the orders of these reservations get their outcomes
+    +200 s  resting orders fill, and so do orders of bots that crashed after sending them: their holds have expired
+    +260 s  commands whose answers got lost are sent again, with the same keys
 
 All commands of a step, of every bot and both portfolios, go to the ledger in one `submit` and share one commit.
 """
@@ -41,11 +41,11 @@ from ledger_sizer.replay.venues import MARKETS, Market, MarketKey
 HOLD_TTL_SECONDS = 60
 EXTENSION_SECONDS = 300
 POSITIONS_PER_BOT = 2
-NO_ROOM = ("cap_exceeded", "below_min_notional", "below_min_qty")
+NO_HEADROOM = ("cap_exceeded", "below_min_notional", "below_min_qty")
 
 
 class SimulatedClock:
-    """The ledger's time source during a replay: it stands at the step that is being played."""
+    """The ledger's time source during a replay: the time of the present step."""
 
     def __init__(self, start: datetime) -> None:
         self._now = start
@@ -54,14 +54,14 @@ class SimulatedClock:
         return self._now
 
     def move_to(self, moment: datetime) -> None:
-        """Go on to `moment`; a replay never goes back."""
+        """Set the time, which must not be earlier than the present time."""
         assert moment >= self._now, f"time would go back from {self._now} to {moment}"
         self._now = moment
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One command on its way to the ledger, with what the desk needs to book its answer."""
+    """One command for the ledger, with what the book needs to record its decision."""
 
     command: AnyCommand
     book: Book
@@ -69,11 +69,11 @@ class Step:
     fill: Fill | None = None
 
 
-Answered = tuple[Step, Decision]
+StepResult = tuple[Step, Decision]
 
 
 class Cycle:
-    """Plays bars, one after the other, against an open ledger."""
+    """Plays bars in turn against an open ledger. commits: submitted batches."""
 
     def __init__(
         self,
@@ -94,48 +94,48 @@ class Cycle:
         self._rates: dict[MarketKey, deque[Decimal]] = {}
         self._window_bars_max = max(bot.window_bars for bot in bots)
         self._incident_bars: dict[str, int] = {}
-        self._unanswered: list[Answered] = []
-        self._afterwards: list[Step] = []
+        self._lost_answers: list[StepResult] = []
+        self._delayed_confirms: list[Step] = []
         self.commits = 0
-        self._bar_name = ""
+        self._bar_label = ""
         self._bar_time = clock()
         self._bar_count = 0
         self._quotes: dict[MarketKey, Quote] = {}
         self._latest_quotes: dict[MarketKey, Quote] = {}
 
     def play(self, bar: Bar) -> None:
-        """Everything that happens at one bar."""
-        self._bar_name = f"{bar.time:%Y%m%dT%H%M}"
+        """Send the commands of one bar."""
+        self._bar_label = f"{bar.time:%Y%m%dT%H%M}"
         self._bar_time = bar.time
         self._quotes = {quote.key: quote for quote in bar.quotes if quote.key in MARKETS}
         self._latest_quotes |= self._quotes
         for book in self._books:
-            book.settle(self._quotes)
+            book.collect_funding(self._quotes)
         signals = self._signals()
         self._send(1, [*self._incidents(), *self._exits(signals)])
-        asked = self._send(5, self._asks(signals))
-        self._send(20, self._outcomes(asked))
-        asked = self._send(90, self._second_asks(asked))
-        self._send(100, self._outcomes(asked))
-        self._send(200, self._take_afterwards())
+        results = self._send(5, self._reservations(signals))
+        self._send(20, self._outcomes(results))
+        results = self._send(90, self._second_attempts(results))
+        self._send(100, self._outcomes(results))
+        self._send(200, self._take_delayed_confirms())
         self._send(260, [])
         self._bar_count += 1
 
     def finish(self) -> None:
-        """After the last bar: value what is open, free the holds nobody will confirm any more."""
+        """After the last bar: value open positions, and expire the holds that are left."""
         self._clock.move_to(self._bar_time + timedelta(hours=1))
         for book in self._books:
-            book.mark(self._latest_quotes)
+            book.mark_to_market(self._latest_quotes)
             before = book.figures.expired
             book.expire(self._clock())
             freed = self._ledger.sweep(book.portfolio)
             if freed != book.figures.expired - before:
-                book.breaks(f"the last sweep freed {freed} holds, {book.figures.expired - before} were over")
+                book.report_violation(f"the last sweep freed {freed} holds, {book.figures.expired - before} were over")
 
-    def _send(self, second: int, steps: Iterable[Step]) -> list[Answered]:
-        """Submit a step's commands, those whose answers got lost before first, and book the answers."""
-        again, self._unanswered = self._unanswered, []
-        batch = [*[step for step, _ in again], *steps]
+    def _send(self, second: int, steps: Iterable[Step]) -> list[StepResult]:
+        """Submit one step's commands, after those whose answers got lost, and record the decisions in the books."""
+        retries, self._lost_answers = self._lost_answers, []
+        batch = [*[step for step, _ in retries], *steps]
         if not batch:
             return []
         self._clock.move_to(self._bar_time + timedelta(seconds=second))
@@ -143,21 +143,21 @@ class Cycle:
             if any(step.book is book for step in batch):
                 book.expire(self._clock())
         self.commits += 1
-        results = self._ledger.submit([step.command for step in batch])
-        answered = [(step, _decided(result)) for step, result in zip(batch, results, strict=True)]
-        for (step, first), (_, decision) in zip(again, answered, strict=False):
-            step.book.replayed(decision, first)
-        fresh = answered[len(again) :]
-        for step, decision in fresh:
-            _booked(step, decision)
+        answers = self._ledger.submit([step.command for step in batch])
+        results = [(step, _require_decision(answer)) for step, answer in zip(batch, answers, strict=True)]
+        for (step, first), (_, decision) in zip(retries, results, strict=False):
+            step.book.record_replay(decision, first)
+        new = results[len(retries) :]
+        for step, decision in new:
+            _record(step, decision)
             if is_retried(self._seed, step.command.key):
-                self._unanswered.append((step, decision))
-        return fresh
+                self._lost_answers.append((step, decision))
+        return new
 
-    # Looking at the market.
+    # --- market ---
 
     def _signals(self) -> dict[tuple[str, MarketKey], Signal]:
-        """Each bot's view of each market that is quoted at this bar and has enough history."""
+        """Signals by (bot, market), for the markets that are quoted at this bar and have enough history."""
         signals = {}
         for key, quote in self._quotes.items():
             rates = self._rates.setdefault(key, deque(maxlen=self._window_bars_max))
@@ -177,20 +177,20 @@ class Cycle:
                 self._incident_bars[venue] = left - 1
                 if left <= 1:
                     del self._incident_bars[venue]
-                    yield from self._to_all(Resume, f"resume/{venue}", scope=f"venue={venue}")
+                    yield from self._for_all_books(Resume, f"resume/{venue}", scope=f"venue={venue}")
                 continue
-            begins = incident(self._seed, venue, self._bar_name)
-            if begins is not None:
-                mode, self._incident_bars[venue] = begins
+            begun = incident(self._seed, venue, self._bar_label)
+            if begun is not None:
+                mode, self._incident_bars[venue] = begun
                 mode = cast(Literal["halted", "reducing"], mode)
-                yield from self._to_all(Halt, f"halt/{venue}", scope=f"venue={venue}", mode=mode)
+                yield from self._for_all_books(Halt, f"halt/{venue}", scope=f"venue={venue}", mode=mode)
 
-    def _to_all(self, make: type[Halt] | type[Resume], name: str, **arguments: str) -> Iterator[Step]:
+    def _for_all_books(self, make: type[Halt] | type[Resume], name: str, **arguments: str) -> Iterator[Step]:
         for book in self._books:
-            key = f"{self._bar_name}/{name}"
+            key = f"{self._bar_label}/{name}"
             yield Step(make(key=key, portfolio=book.portfolio, **arguments), book)  # type: ignore[arg-type]
 
-    # Going out.
+    # --- exits ---
 
     def _exits(self, signals: Mapping[tuple[str, MarketKey], Signal]) -> Iterator[Step]:
         for book in self._books:
@@ -201,7 +201,7 @@ class Cycle:
 
     def _exit(self, book: Book, position_id: str, holding: Holding) -> Step:
         market = holding.order.market
-        key = f"{holding.order.key}/exit/{self._bar_name}"
+        key = f"{holding.order.key}/exit/{self._bar_label}"
         part = Decimal(0)
         if closes_in_two_parts(self._seed, key):
             with exact_arithmetic():
@@ -209,10 +209,10 @@ class Cycle:
         fill = self._fill(key, market, part or holding.quantity)
         return Step(Release(key=key, position_id=position_id, quantity=part or None), book, holding.order, fill)
 
-    # Going in.
+    # --- entries ---
 
-    def _asks(self, signals: Mapping[tuple[str, MarketKey], Signal]) -> Iterator[Step]:
-        """Each bot's best markets, another bot first at each bar."""
+    def _reservations(self, signals: Mapping[tuple[str, MarketKey], Signal]) -> Iterator[Step]:
+        """Reserve in each bot's best markets. A different bot is first at each bar."""
         turn = self._bar_count % len(self._bots)
         for bot in (*self._bots[turn:], *self._bots[:turn]):
             wanted = [
@@ -224,11 +224,11 @@ class Cycle:
             for book in self._books:
                 free = [(score, key) for score, key in wanted if not book.is_busy(bot, key)]
                 for minus_score, (venue, coin) in free[: POSITIONS_PER_BOT - book.busy_count(bot)]:
-                    yield self._ask(book, bot, MARKETS[venue, coin], -minus_score, 1)
+                    yield self._reserve(book, bot, MARKETS[venue, coin], -minus_score, 1)
 
-    def _ask(self, book: Book, bot: Strategy, market: Market, score: Decimal, attempt: int) -> Step:
+    def _reserve(self, book: Book, bot: Strategy, market: Market, score: Decimal, attempt: int) -> Step:
         quote = self._quotes[market.key]
-        key = f"{self._bar_name}/{bot.name}/{market.venue}-{market.coin}/{attempt}"
+        key = f"{self._bar_label}/{bot.name}/{market.venue}-{market.coin}/{attempt}"
         command = Reserve(
             key=key,
             portfolio=book.portfolio,
@@ -242,40 +242,40 @@ class Cycle:
         )
         return Step(command, book, Order(key, bot, market, quote, score))
 
-    def _second_asks(self, asked: Iterable[Answered]) -> Iterator[Step]:
-        """Bots that found no room try their best market once more: failed orders and dead bots may have left some."""
+    def _second_attempts(self, results: Iterable[StepResult]) -> Iterator[Step]:
+        """Reserve once more for bots without headroom: failed orders and crashed bots may have freed some."""
         tried = set()
-        for step, decision in asked:
-            if step.order is None or decision.reason not in NO_ROOM:
+        for step, decision in results:
+            if step.order is None or decision.reason not in NO_HEADROOM:
                 continue
             bot = step.order.bot
             if (step.book.portfolio, bot.name) not in tried:
                 tried.add((step.book.portfolio, bot.name))
-                yield self._ask(step.book, bot, step.order.market, step.order.score, 2)
+                yield self._reserve(step.book, bot, step.order.market, step.order.score, 2)
 
-    def _outcomes(self, asked: Iterable[Answered]) -> Iterator[Step]:
-        """What becomes of the orders whose reservations were granted."""
-        for step, decision in asked:
+    def _outcomes(self, results: Iterable[StepResult]) -> Iterator[Step]:
+        """Draw the outcomes of the orders whose reservations were granted."""
+        for step, decision in results:
             order = step.order
             if order is None or not decision.granted:
                 continue
             assert decision.position_id is not None and decision.quantity is not None
-            fate = order_outcome(self._seed, order.key)
-            if fate is OrderOutcome.FAILED:
+            outcome = order_outcome(self._seed, order.key)
+            if outcome is OrderOutcome.FAILED:
                 yield Step(Release(key=f"{order.key}/cancel", position_id=decision.position_id), step.book, order)
                 continue
             quantity = decision.quantity
-            if fate is OrderOutcome.PARTIAL:
+            if outcome is OrderOutcome.PARTIAL:
                 quantity = partial_quantity(self._seed, order.key, quantity, order.market)
             confirm = self._confirm(step.book, order, decision.position_id, quantity)
-            if fate is OrderOutcome.SLOW:
+            if outcome is OrderOutcome.SLOW:
                 extend = Extend(
                     key=f"{order.key}/extend", position_id=decision.position_id, ttl_seconds=EXTENSION_SECONDS
                 )
                 yield Step(extend, step.book, order)
-            if fate in (OrderOutcome.SLOW, OrderOutcome.LATE):
-                self._afterwards.append(confirm)
-            elif fate is not OrderOutcome.CRASHED:
+            if outcome in (OrderOutcome.SLOW, OrderOutcome.LATE):
+                self._delayed_confirms.append(confirm)
+            elif outcome is not OrderOutcome.CRASHED:
                 yield confirm
 
     def _confirm(self, book: Book, order: Order, position_id: str, quantity: Decimal) -> Step:
@@ -297,32 +297,32 @@ class Cycle:
             fill_price(self._seed, f"{key}/spot", quote.spot, market.spot.tick_size),
         )
 
-    def _take_afterwards(self) -> list[Step]:
-        steps, self._afterwards = self._afterwards, []
+    def _take_delayed_confirms(self) -> list[Step]:
+        steps, self._delayed_confirms = self._delayed_confirms, []
         return steps
 
 
-def _decided(result: Decision | LedgerError) -> Decision:
-    """A replay sends nothing that the ledger could refuse to answer, so an error ends it."""
+def _require_decision(result: Decision | LedgerError) -> Decision:
+    """Return the decision. Raises the error: no command of a replay may fail."""
     if isinstance(result, LedgerError):
         raise result
     return result
 
 
-def _booked(step: Step, decision: Decision) -> None:
-    """Enter an answer in the desk's book."""
+def _record(step: Step, decision: Decision) -> None:
+    """Record a decision in the step's book."""
     book, order, fill = step.book, step.order, step.fill
     if decision.outcome == "denied":
-        book.denied(decision)
+        book.record_denial(decision)
     elif order is None:
-        book.administered(decision)
+        book.record_admin(decision)
     elif decision.command == "reserve":
-        book.granted(order, decision)
+        book.record_grant(order, decision)
     elif decision.command == "extend":
-        book.extended(decision)
+        book.record_extension(decision)
     elif decision.command == "confirm" and fill is not None:
-        book.filled(order, fill, decision)
+        book.record_fill(order, fill, decision)
     elif fill is not None:
-        book.closed(fill, decision)
+        book.record_close(fill, decision)
     else:
-        book.cancelled(decision)
+        book.record_cancel(decision)

@@ -1,7 +1,7 @@
-"""What becomes of an order: mostly it fills, but orders also fail, fill in part, come late, and bots die.
+"""Draws the outcome and fill price of each simulated order, lost answers, and incidents at venues.
 
-Each fate is drawn from the replay's seed and the order's own key (see `chance`), so the dynamic and the flat portfolio
-live through the same accidents, and a second run through the same ones again.
+Each draw depends on the replay's seed and the order's key alone (see `random_numbers`). Both portfolios therefore have
+the same accidents, and so has a second run.
 """
 
 from decimal import Decimal
@@ -13,13 +13,13 @@ from ledger_sizer.replay.random_numbers import random_below
 from ledger_sizer.replay.venues import Market
 
 RETRY_PERMILLE = 20
-"""Answers that get lost on the way, so that the bot sends the same command with the same key again."""
+"""Share of lost answers, after which the bot sends the same command with the same key again."""
 
 TWO_PART_EXIT_PERMILLE = 80
-"""Exits that close half of the position at this bar and the rest at a later one."""
+"""Share of exits that close half of the position at this bar and the rest at a later one."""
 
 INCIDENT_PERMILLE = 4
-"""Chance per venue and bar of an incident: the desk halts the venue, or lets it only reduce, for some bars."""
+"""Chance per venue and bar of an incident: the venue is halted, or set to reducing, for some bars."""
 
 INCIDENT_BARS_MAX = 6
 
@@ -27,7 +27,7 @@ _SLIP_BP = 5
 
 
 class OrderOutcome(StrEnum):
-    """What becomes of a granted reservation."""
+    """Outcome of the order of a granted reservation."""
 
     FILLED = "filled"
     PARTIAL = "partial"
@@ -40,33 +40,33 @@ class OrderOutcome(StrEnum):
 _PERMILLE = (
     (OrderOutcome.FILLED, 850),  # both legs, in full, within seconds
     (OrderOutcome.PARTIAL, 60),  # part of the quantity, and no more
-    (OrderOutcome.FAILED, 40),  # the exchange refused: the bot gives the hold back
+    (OrderOutcome.FAILED, 40),  # the exchange refuses: the bot releases the hold
     (OrderOutcome.SLOW, 20),  # a resting order: the bot extends the hold and is filled minutes later
-    (OrderOutcome.CRASHED, 15),  # the bot died before it sent an order: the hold expires
-    (OrderOutcome.LATE, 15),  # the bot died after it sent the orders: they fill, and it tells so after the expiry
+    (OrderOutcome.CRASHED, 15),  # the bot dies before it sends an order: the hold expires
+    (OrderOutcome.LATE, 15),  # the bot dies after it sent the orders: they fill, and are confirmed after the expiry
 )
 assert sum(share for _, share in _PERMILLE) == 1000
 
 
 def order_outcome(seed: int, order_key: str) -> OrderOutcome:
-    """The fate of the order with this key."""
+    """Draw the outcome of the order with this key."""
     drawn = random_below(1000, seed, "fate", order_key)
-    for fate, share in _PERMILLE:
+    for outcome, share in _PERMILLE:
         if drawn < share:
-            return fate
+            return outcome
         drawn -= share
     raise AssertionError("the shares add up to 1000")
 
 
 def partial_quantity(seed: int, order_key: str, quantity: Decimal, market: Market) -> Decimal:
-    """A quarter, half or three quarters of it, floored to the market's step; all of it when that is nothing."""
+    """Draw 1/4, 1/2 or 3/4 of `quantity`, floored to the market's step; all of it when that is 0."""
     with exact_arithmetic():
         part = floor_to_step(quantity * (1 + random_below(3, seed, "part", order_key)) / 4, market.step)
     return part or quantity
 
 
 def fill_price(seed: int, order_key: str, candle: Candle, tick_size: Decimal) -> Decimal:
-    """Where the order fills: the bar's open, up to five basis points off, on a tick, inside the bar's range."""
+    """Draw the fill price: the bar's open, up to five basis points off, on a tick, inside the bar's range."""
     slip_bp = random_below(2 * _SLIP_BP + 1, seed, "slip", order_key) - _SLIP_BP
     with exact_arithmetic():
         slipped = floor_to_step(candle.open * (10_000 + slip_bp) / 10_000, tick_size)
@@ -74,7 +74,7 @@ def fill_price(seed: int, order_key: str, candle: Candle, tick_size: Decimal) ->
 
 
 def is_retried(seed: int, command_key: str) -> bool:
-    """Whether the answer to this command is lost, and the command therefore sent again."""
+    """Whether the answer to this command gets lost, so that the command is sent again."""
     return random_below(1000, seed, "retry", command_key) < RETRY_PERMILLE
 
 
@@ -84,7 +84,7 @@ def closes_in_two_parts(seed: int, command_key: str) -> bool:
 
 
 def incident(seed: int, venue: str, bar_name: str) -> tuple[str, int] | None:
-    """(mode, bars it lasts) of an incident that begins at this bar, or None."""
+    """Draw (mode, duration in bars) of an incident that begins at this bar; None without one."""
     if random_below(1000, seed, "incident", venue, bar_name) >= INCIDENT_PERMILLE:
         return None
     mode = ("halted", "reducing")[random_below(2, seed, "mode", venue, bar_name)]

@@ -1,7 +1,7 @@
-"""Reproducible random numbers: integers from a seed, equal on every platform and Python version.
+"""Generates reproducible random integers, equal on every platform and Python version.
 
-`SeededRandom` is a sequence, for the generated market. `random_below` depends on its arguments alone, for what happens
-to an order: the same order of the same bot has the same outcome in both portfolios, whatever else was drawn before.
+`SeededRandom` is a sequence, used by the synthetic market. `random_below` depends on its arguments alone, not on
+earlier draws, so an order has the same outcome in both portfolios.
 """
 
 from hashlib import blake2b
@@ -9,21 +9,21 @@ from random import Random
 
 
 def random_below(below: int, *parts: object) -> int:
-    """A whole number in [0, below), made from `parts` and nothing else."""
+    """Return an integer in [0, below), a hash of `parts`."""
     digest = blake2b("/".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") * below >> 64
 
 
 class SeededRandom:
-    """A seeded sequence of whole numbers. Python guarantees `random()` for a seed for ever, so only that is used."""
+    """A seeded sequence of integers. Uses only `Random.random()`, whose values per seed Python guarantees for ever."""
 
     def __init__(self, seed: int) -> None:
         self._random = Random(seed)
 
     def below(self, count: int) -> int:
-        """A whole number in [0, count)."""
+        """Draw an integer in [0, count)."""
         return int(self._random.random() * (1 << 53)) * count >> 53
 
-    def bell(self, deviation: int) -> int:
-        """A whole number around 0, close to normal with this standard deviation (twelve uniform draws, summed)."""
+    def normal(self, deviation: int) -> int:
+        """Draw an integer, nearly normal with mean 0 and this standard deviation (sum of twelve uniform draws)."""
         return (sum(self.below(2001) for _ in range(12)) - 12_000) * deviation // 2_000

@@ -1,4 +1,4 @@
-"""A replay's report as one JSON document: decimals as strings, absent figures as null."""
+"""Converts a replay's report to one JSON document: decimals as strings, missing figures as null."""
 
 from decimal import Decimal
 from typing import Any
@@ -11,7 +11,7 @@ from ledger_sizer.replay.statistics import Yield, average_usd, decision_counts, 
 
 
 def report_document(report: Report) -> dict[str, Any]:
-    """Everything the report knows. Only `timing` differs between two runs of one replay."""
+    """Return the whole report. Two runs of the same replay differ only in `timing`."""
     return {
         "source": _source(report.source),
         "plan": _plan(report.plan),
@@ -26,7 +26,7 @@ def report_document(report: Report) -> dict[str, Any]:
                 {"portfolio": finding.portfolio, "seq": finding.seq, "what": finding.what}
                 for finding in report.findings
             ],
-            "broken": report.broken,
+            "broken": report.violations,
         },
         "timing": {
             "replay_seconds": f"{report.replay_seconds:.3f}",

@@ -1,7 +1,7 @@
-"""Running a replay: a fresh pair of portfolios in one ledger, all bars through the cycle, then the proof.
+"""Runs a replay: creates two portfolios in one ledger, plays all bars, verifies the ledger, and returns the report.
 
-Both portfolios have the same caps, bots, market and accidents. In one the bots send their scores (dynamic sizing), in
-the other they do not (flat sizing).
+Both portfolios have the same caps, bots, market and accidents. The bots send their scores in one (dynamic sizing) and
+not in the other (flat sizing).
 """
 
 from collections.abc import Callable
@@ -25,23 +25,23 @@ DYNAMIC, FLAT = "replay-dynamic", "replay-flat"
 PORTFOLIOS = (DYNAMIC, FLAT)
 
 Timer = Callable[[], float]
-"""Seconds that only go up, such as `time.perf_counter`."""
+"""A monotonic clock in seconds, such as `time.perf_counter`."""
 Progress = Callable[[str, int, int], None]
-"""Called with (`replay` or `verify`, done, in all)."""
+"""Called with (`replay` or `verify`, number done, total)."""
 
 
-def usual_venue_cap(cap: Decimal) -> Decimal:
-    """Two fifths of a portfolio's cap: three venues then have more room than the portfolio, so that either may bind."""
+def default_venue_cap(cap: Decimal) -> Decimal:
+    """Return 2/5 of the portfolio's cap. Three venue caps then exceed the portfolio's, so that either may bind."""
     with exact_arithmetic():
         return cap * 2 / 5
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to replay with. Caps and sizes in USD; fractions are those of dynamic sizing.
+    """Parameters of a replay. Caps and sizes in USD; fractions are those of dynamic sizing.
 
-    venue_cap: cap of each venue's scope. min_notional: a reservation that could only be granted below it is refused,
-    because two legs' fees would eat it. seed: of what befalls the orders.
+    venue_cap: cap of each venue's scope. min_notional: smallest reservation that is granted, because the fees of two
+    legs would exceed the yield of a smaller one. seed: of the outcomes of orders, and of incidents.
     """
 
     bots: int = 8
@@ -62,12 +62,12 @@ class Plan:
 
     @property
     def min_notional(self) -> Decimal:
-        """A twentieth of the largest position, USD."""
+        """1/20 of the largest position, USD."""
         with exact_arithmetic():
             return self.max_position / 20
 
     def settings(self) -> AppSettings:
-        """The ledger's settings for this plan: what decides about money comes from here, not from the environment."""
+        """Return the ledger's settings for this plan. No sizing or cap comes from the environment."""
         return AppSettings(
             sizing=DynamicSizingSettings(
                 enabled=True,
@@ -82,7 +82,7 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PortfolioReport:
-    """One portfolio at the end. open_usd and open_positions: what is still open; head: (seq, hash) of its chain."""
+    """One portfolio at the end. open_usd, open_positions: still open. head: (seq, hash) of its last decision."""
 
     name: str
     figures: Figures
@@ -93,7 +93,7 @@ class PortfolioReport:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A replay's outcome. findings: of `verify`. commits: one per step that had commands."""
+    """Result of a replay. findings: of `verify`. commits: one per step that had commands."""
 
     source: Source
     plan: Plan
@@ -106,27 +106,27 @@ class Report:
 
     @property
     def decisions(self) -> int:
-        """How many decisions the ledger recorded."""
+        """Number of decisions the ledger recorded."""
         return sum(portfolio.head[0] for portfolio in self.portfolios)
 
     @property
-    def broken(self) -> list[str]:
-        """What must never happen and did, by the desk's own book."""
-        return [what for portfolio in self.portfolios for what in portfolio.figures.broken]
+    def violations(self) -> list[str]:
+        """What the books found that must never happen."""
+        return [what for portfolio in self.portfolios for what in portfolio.figures.violations]
 
     @property
     def ok(self) -> bool:
-        """Chain, counters and rows verified, and the desk's own book agrees with every decision."""
-        return not self.findings and not self.broken
+        """Whether chain, counters and rows verify, and the books agree with every decision."""
+        return not self.findings and not self.violations
 
 
 def replay(source: Source, plan: Plan, url: str, *, timer: Timer, progress: Progress | None = None) -> Report:
     """Play every bar of `source` into the ledger at `url`, and verify what it recorded.
 
-    The database must not hold the replay's portfolios yet: a second run would only be answered from the first one's
-    keys. Raises `InvalidRequest` then, and whatever `Ledger.open` raises.
+    Raises `InvalidRequest` when the database has the replay's portfolios already, because a second run would only get
+    the first run's decisions again by their keys; and whatever `Ledger.open` raises.
     """
-    tell = progress or (lambda _stage, _done, _total: None)
+    report_progress = progress or (lambda _stage, _done, _total: None)
     clock = SimulatedClock(source.first)
     with Ledger.open(url, settings=plan.settings(), clock=clock) as ledger:
         _require_fresh(ledger)
@@ -136,10 +136,12 @@ def replay(source: Source, plan: Plan, url: str, *, timer: Timer, progress: Prog
         cycle = Cycle(ledger, clock, books, plan.strategies, seed=plan.seed, min_notional_usd=plan.min_notional)
         for done, bar in enumerate(source.read(), 1):
             cycle.play(bar)
-            tell("replay", done, source.bars)
+            report_progress("replay", done, source.bars)
         cycle.finish()
         played = timer()
-        checks = [ledger.verify(book.portfolio, lambda done, total: tell("verify", done, total)) for book in books]
+        checks = [
+            ledger.verify(book.portfolio, lambda done, total: report_progress("verify", done, total)) for book in books
+        ]
         return Report(
             source=source,
             plan=plan,
@@ -171,16 +173,16 @@ def _set_caps(ledger: Ledger, books: list[Book], plan: Plan) -> None:
         for result in ledger.submit(caps):
             if not isinstance(result, Decision):
                 raise result
-            book.administered(result)
+            book.record_admin(result)
 
 
 def _report(ledger: Ledger, book: Book, head: tuple[int, str]) -> PortfolioReport:
-    """Compare the book with the ledger's own counters a last time."""
+    """Compare the book with the ledger's counters, and return the portfolio's report."""
     exposure = ledger.exposure(book.portfolio)
     for what, ledgers, own in (("held", exposure.held, book.held_e8), ("open", exposure.open, book.open_e8)):
         if ledgers != usd(own):
-            book.breaks(f"{what} is {ledgers} in the ledger, {usd(own)} by the desk's own book")
+            book.report_violation(f"{what} is {ledgers} in the ledger, {usd(own)} by the desk's own book")
     recorded = sum(book.figures.decisions.values())
     if recorded != head[0]:
-        book.breaks(f"the ledger recorded {head[0]} decisions, the desk knows of {recorded}")
+        book.report_violation(f"the ledger recorded {head[0]} decisions, the desk knows of {recorded}")
     return PortfolioReport(book.portfolio, book.figures, usd(book.open_e8), len(book.holdings), head)

@@ -1,4 +1,4 @@
-"""Where the bars of a replay come from: a file, checked in full before the first decision, or the generated market."""
+"""Provides the bars of a replay, from a file (checked in full before the first decision) or the synthetic market."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -16,9 +16,9 @@ NO_RULES = "no instrument rules"
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Bars and what is in them. `read` starts from the first bar each time it is called.
+    """A sequence of bars and a summary of it. Each call of `read` starts from the first bar.
 
-    markets: those that can be traded, sorted. rows: of a file, the same number of instrument rows otherwise.
+    markets: those that can be traded, sorted. rows: instrument rows of the file, or as many as a file would have.
     skipped: rows left out, by reason.
     """
 
@@ -38,23 +38,23 @@ class Source:
 
 
 def file_source(path: Path, bars_max: int | None = None) -> Source:
-    """The bars of a CSV file, the first `bars_max` of them. Reads it all once: a bad line is met before any decision.
+    """Return the first `bars_max` bars of a CSV file. Reads them all once, to find a bad line before any decision.
 
-    Raises `InvalidRequest` naming file, line, column and value, or where the file has no market to trade.
+    Raises `InvalidRequest` with file, line, column and value of a bad line, or when the file has no market to trade.
     """
     file = BarFile(path, bars_max)
-    found = _survey(path.name, iter(file), lambda: iter(file))
+    found = _scan(path.name, iter(file), lambda: iter(file))
     return replace(found, rows=file.rows, skipped={**file.skipped, **found.skipped})
 
 
 def generated_source(seed: int, bars: int | None = None) -> Source:
-    """The generated market of this seed, 540 bars (half a year) unless told otherwise."""
+    """Return the synthetic market of this seed: `bars` bars, 540 (half a year) when None."""
     count = BARS_DEFAULT if bars is None else bars
     name = f"generated market, seed {seed}"
-    return _survey(name, generated_bars(seed, count), lambda: generated_bars(seed, count))
+    return _scan(name, generated_bars(seed, count), lambda: generated_bars(seed, count))
 
 
-def _survey(name: str, bars: Iterator[Bar], read: Callable[[], Iterator[Bar]]) -> Source:
+def _scan(name: str, bars: Iterator[Bar], read: Callable[[], Iterator[Bar]]) -> Source:
     count = quotes = 0
     first: datetime | None = None
     last: datetime | None = None

@@ -1,13 +1,13 @@
-"""What the bots of a replay do: score a market by its funding rates, and know when to go in and out. Pure.
+"""Scores a market by its funding rates, and decides when a bot enters and exits. Pure functions.
 
     smoothed rate = mean of the last `window_bars` funding rates, rounded down to 1e-12
     level         = (smoothed rate - exit_rate) / (full_rate - exit_rate), not below 0, not above 1
     persistence   = share of those rates that are above 0
     score         = level x persistence, rounded down to 1e-4
 
-A bot goes in where the smoothed rate is at least `entry_rate`, and out where it is below `exit_rate`. The gap between
-the two keeps it from paying for a round trip each time the rate trembles. Nothing is decided before `window_bars`
-rates are known.
+A bot enters where the smoothed rate is at least `entry_rate`, and exits where it is below `exit_rate`. The gap between
+the two (hysteresis) avoids a round trip at each small move of the rate. There is no signal before `window_bars` rates
+are known.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ RATE_STEP = Decimal("1e-12")
 SCORE_STEP = Decimal("1e-4")
 BOTS_MAX = 200
 
-# window_bars, entry and exit in basis points per interval. Short windows want more and leave sooner.
+# window_bars, entry and exit in basis points per interval. Short windows enter at a higher rate and exit sooner.
 _STYLES = (
     (3, "2.0", "1.2"),
     (3, "1.5", "1.05"),
@@ -38,7 +38,7 @@ _FULL_BP = Decimal("3")
 
 @dataclass(frozen=True, slots=True)
 class Strategy:
-    """One bot's way to trade. Rates are fractions per funding interval; 0 <= exit_rate < entry_rate <= full_rate."""
+    """One bot's parameters. Rates are fractions per funding interval; 0 <= exit_rate < entry_rate <= full_rate."""
 
     name: str
     window_bars: int
@@ -59,7 +59,7 @@ class Strategy:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """What a strategy sees in one market: `score` is 0 to 1, `enters` and `leaves` are its thresholds' verdicts."""
+    """A strategy's view of one market. score: 0 to 1. enters, leaves: whether a threshold is passed."""
 
     smoothed_rate: Decimal
     score: Decimal
@@ -68,7 +68,7 @@ class Signal:
 
 
 def smoothed_rate(rates: Sequence[Decimal], window_bars: int) -> Decimal | None:
-    """Mean of the last `window_bars` rates, rounded down to 1e-12; None while there are fewer."""
+    """Return the mean of the last `window_bars` rates, rounded down to 1e-12; None while there are fewer."""
     if len(rates) < window_bars:
         return None
     with exact_arithmetic():
@@ -76,21 +76,21 @@ def smoothed_rate(rates: Sequence[Decimal], window_bars: int) -> Decimal | None:
 
 
 def read_signal(strategy: Strategy, rates: Sequence[Decimal]) -> Signal | None:
-    """Score a market from its funding rates, oldest first. None while there are too few of them."""
+    """Score a market by its funding rates, oldest first; None while there are fewer than `window_bars`."""
     smoothed = smoothed_rate(rates, strategy.window_bars)
     if smoothed is None:
         return None
-    risen = sum(rate > 0 for rate in rates[-strategy.window_bars :])
+    positive_count = sum(rate > 0 for rate in rates[-strategy.window_bars :])
     with exact_arithmetic():
         span = strategy.full_rate - strategy.exit_rate
         gain = min(max(smoothed - strategy.exit_rate, Decimal(0)), span)
-        # One division, truncated far behind the step: rounding twice could miss an exact score.
-        score = (gain * risen / (span * strategy.window_bars)).quantize(SCORE_STEP, ROUND_FLOOR)
+        # One division at full precision, then one rounding: rounding twice could miss an exact score.
+        score = (gain * positive_count / (span * strategy.window_bars)).quantize(SCORE_STEP, ROUND_FLOOR)
     return Signal(smoothed, score, smoothed >= strategy.entry_rate, smoothed < strategy.exit_rate)
 
 
 def strategies(count: int) -> tuple[Strategy, ...]:
-    """`count` (1 to 200) different strategies: eight styles, then the same ones asking for a little more each time."""
+    """Return `count` (1 to 200) different strategies: eight styles, repeated with slightly higher entry rates."""
     if not 1 <= count <= BOTS_MAX:
         raise InvalidRequest(f"bots must be 1 to {BOTS_MAX}, got {count}", field="bots")
     return tuple(_strategy(index) for index in range(count))
@@ -110,6 +110,6 @@ def _strategy(index: int) -> Strategy:
 
 
 def basis_points(rate: Decimal) -> str:
-    """A rate as text in basis points: 0.00015 -> `1.5`."""
+    """Format a rate in basis points: 0.00015 -> `1.5`."""
     with exact_arithmetic():
         return decimal_text(rate / BASIS_POINT)

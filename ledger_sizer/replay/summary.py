@@ -1,4 +1,4 @@
-"""What a replay came to, in lines for a trading desk to read. Figures are rounded down to the digits that are shown."""
+"""Formats a replay's report as lines of text. Figures are rounded down to the digits shown."""
 
 from collections.abc import Callable, Iterator, Sequence
 from decimal import ROUND_FLOOR, Decimal
@@ -16,22 +16,22 @@ Line = tuple[Style, str]
 
 _WIDTH = 80
 _BOTS_SHOWN_MAX = 16
-_BROKEN_SHOWN_MAX = 10
+_VIOLATIONS_SHOWN_MAX = 10
 
 
 def lines(report: Report) -> Iterator[Line]:
-    """The summary, line by line, for 80 columns (figures of a million make it wider)."""
-    yield from _head(report)
-    for part in (_result, _exposure, _decisions, _sizes, _bots, _proof):
+    """Yield the summary line by line, for 80 columns (wider when figures reach a million)."""
+    yield from _header(report)
+    for part in (_result, _exposure, _decisions, _sizes, _bots, _verification):
         yield "text", ""
         yield from part(report)
 
 
 def _money(value: Decimal | None) -> str:
-    return _places(value, "0.01")
+    return _rounded(value, "0.01")
 
 
-def _places(value: Decimal | None, step: str) -> str:
+def _rounded(value: Decimal | None, step: str) -> str:
     if value is None:
         return "-"
     with exact_arithmetic():
@@ -50,7 +50,7 @@ def _count(number: int, noun: str) -> str:
 
 
 def _paragraph(text: str) -> Iterator[Line]:
-    """Prose below a heading, in lines that fit."""
+    """Wrap text below a heading."""
     for line in wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    "):
         yield "text", line
 
@@ -61,7 +61,7 @@ def _table(
     label_width: int,
     widths: Sequence[int],
 ) -> Iterator[Line]:
-    """Labels and right-aligned figures below one or two head lines; a column grows where its figures need it."""
+    """Yield labels and right-aligned figures below one or two head lines. A column grows with its figures."""
     cells = [cells for _, cells in (*heads, *rows)]
     needed = [max(width, *(len(row[place]) + 2 for row in cells)) for place, width in enumerate(widths)]
     for number, (label, row) in enumerate((*heads, *rows)):
@@ -69,7 +69,7 @@ def _table(
         yield "head" if number < len(heads) else "text", f"  {label:<{label_width}}{figures}"
 
 
-def _head(report: Report) -> Iterator[Line]:
+def _header(report: Report) -> Iterator[Line]:
     source, plan = report.source, report.plan
     venues = len({venue for venue, _ in source.markets})
     yield "title", f"Replay of {source.name}"
@@ -92,7 +92,7 @@ def _result(report: Report) -> Iterator[Line]:
     figures: tuple[tuple[str, Callable[[PortfolioReport, Yield], str]], ...] = (
         ("Funding collected, USD", lambda portfolio, _: _money(portfolio.figures.funding)),
         ("Average open exposure, USD", lambda _, earned: _money(earned.average_usd)),
-        ("Funding per dollar of average exposure", lambda _, earned: _places(earned.per_dollar, "0.0001")),
+        ("Funding per dollar of average exposure", lambda _, earned: _rounded(earned.per_dollar, "0.0001")),
         ("  the same a year", lambda _, earned: _percent(earned.a_year)),
         ("Basis result of both legs, USD", lambda portfolio, _: _money(portfolio.figures.basis)),
         ("Turnover of both legs, USD", lambda portfolio, _: _money(portfolio.figures.turnover)),
@@ -183,14 +183,14 @@ def _bots(report: Report) -> Iterator[Line]:
         yield from _paragraph(f"and {report.plan.bots - _BOTS_SHOWN_MAX} more, see --json")
 
 
-def _proof(report: Report) -> Iterator[Line]:
+def _verification(report: Report) -> Iterator[Line]:
     if report.ok:
         yield "good", f"Verified: {report.decisions:,} decisions and {report.positions:,} positions"
         yield from _paragraph("chain, rows, counters and the desk's own book agree on every one of them")
     else:
-        yield "bad", f"NOT verified: {_count(len(report.findings) + len(report.broken), 'finding')}"
+        yield "bad", f"NOT verified: {_count(len(report.findings) + len(report.violations), 'finding')}"
         found = [f"{finding.portfolio} seq {finding.seq or '-'}: {finding.what}" for finding in report.findings]
-        for what in [*found, *report.broken][:_BROKEN_SHOWN_MAX]:
+        for what in [*found, *report.violations][:_VIOLATIONS_SHOWN_MAX]:
             yield "bad", f"  {what}"
     for portfolio in report.portfolios:
         yield "text", f"  {portfolio.name}: {_count(portfolio.head[0], 'decision')}, the chain ends in"

@@ -1,12 +1,12 @@
-"""A made-up market for those who have no file: seeded, in the same bars, lively enough to exercise a ledger.
+"""Generates a seeded synthetic market for replays without a file, volatile enough to exercise the ledger.
 
-Prices of the two coins move together, each with a share of its own. Funding follows the exchanges' public formula
+The prices of the two coins share a common move and add their own. Funding follows the exchanges' public formula
 
     funding rate = premium + clamp(interest - premium, -band, +band)         interest = 0.0001 per 8 hours
 
-which is why real rates stand at exactly one basis point most of the time. The premium reverts to the mean of the
-regime its coin is in (calm, greedy, fearful) and differs a little from venue to venue. All arithmetic is in whole
-numbers: prices in 1e-6 USD, rates and premiums in 1e-8.
+which is why real rates are exactly one basis point most of the time. The premium reverts to the mean of its coin's
+regime (calm, greedy, fearful) and differs slightly between venues. All arithmetic is in integers: prices in 1e-6 USD,
+rates and premiums in 1e-8.
 """
 
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ _BAND_E8 = {"binance": 50_000, "bybit": 50_000, "okx": 40_000}
 
 @dataclass(frozen=True, slots=True)
 class _Regime:
-    """A mood: the mean of the premium, how far one bar moves it (1e-8), and the chance per 1000 bars to end."""
+    """A market regime: mean of the premium, its standard deviation per bar (1e-8), and chance per 1000 bars to end."""
 
     premium_e8: int
     deviation_e8: int
@@ -42,11 +42,15 @@ class _Regime:
 _CALM = _Regime(0, 16_000, 20)
 _GREEDY = _Regime(78_000, 14_000, 35)
 _FEARFUL = _Regime(-62_000, 14_000, 60)
-_NEXT = {_CALM: (_GREEDY, _GREEDY, _FEARFUL), _GREEDY: (_CALM, _CALM, _FEARFUL), _FEARFUL: (_CALM, _GREEDY, _CALM)}
+_NEXT_REGIMES = {
+    _CALM: (_GREEDY, _GREEDY, _FEARFUL),
+    _GREEDY: (_CALM, _CALM, _FEARFUL),
+    _FEARFUL: (_CALM, _GREEDY, _CALM),
+}
 
 
 class _Coin:
-    """Price and mood of one coin, as all venues see it."""
+    """Price and regime of one coin, the same on all venues."""
 
     def __init__(self, price_usd: int, deviation_e6: int) -> None:
         self.open_e6 = self.close_e6 = price_usd * _MICRO
@@ -54,15 +58,15 @@ class _Coin:
         self.regime = _CALM
         self._deviation_e6 = deviation_e6
 
-    def step(self, dice: SeededRandom, common_e6: int) -> None:
-        """One bar on. common_e6: the move that all coins share, in millionths."""
-        if dice.below(1000) < self.regime.ends_permille:
-            choices = _NEXT[self.regime]
-            self.regime = choices[dice.below(len(choices))]
-        move_e6 = min(max(common_e6 + dice.bell(self._deviation_e6), -250_000), 250_000)
+    def step(self, random: SeededRandom, common_e6: int) -> None:
+        """Advance by one bar. common_e6: the move that all coins share, in millionths."""
+        if random.below(1000) < self.regime.ends_permille:
+            choices = _NEXT_REGIMES[self.regime]
+            self.regime = choices[random.below(len(choices))]
+        move_e6 = min(max(common_e6 + random.normal(self._deviation_e6), -250_000), 250_000)
         self.open_e6 = self.close_e6
         self.close_e6 = max(self.open_e6 * (_MICRO + move_e6) // _MICRO, _MICRO)
-        reach_e6 = abs(dice.bell(self._deviation_e6)), abs(dice.bell(self._deviation_e6))
+        reach_e6 = abs(random.normal(self._deviation_e6)), abs(random.normal(self._deviation_e6))
         self.high_e6 = max(self.open_e6, self.close_e6) * (_MICRO + reach_e6[0]) // _MICRO
         self.low_e6 = min(self.open_e6, self.close_e6) * _MICRO // (_MICRO + reach_e6[1])
 
@@ -74,15 +78,15 @@ class _Venue:
         self._market = market
         self._premium_e8 = 0
 
-    def quote(self, dice: SeededRandom, coin: _Coin) -> Quote:
-        """The market at this bar."""
+    def quote(self, random: SeededRandom, coin: _Coin) -> Quote:
+        """Advance the premium by one bar, and return the market's quote."""
         regime = coin.regime
         pull_e8 = (regime.premium_e8 - self._premium_e8) // 8
-        self._premium_e8 += pull_e8 + dice.bell(regime.deviation_e8)
+        self._premium_e8 += pull_e8 + random.normal(regime.deviation_e8)
         band_e8 = _BAND_E8[self._market.venue]
         rate_e8 = self._premium_e8 + min(max(_INTEREST_E8 - self._premium_e8, -band_e8), band_e8)
-        offset_e6 = dice.bell(80)
-        # A premium of the perpetual is what the funding rate answers to: half of it shows in the price.
+        offset_e6 = random.normal(80)
+        # Funding follows the perpetual's premium: half of the premium shows in its price.
         basis_e6 = self._premium_e8 // 200
         spot = self._candle(coin, offset_e6, self._market.spot.tick_size)
         perp = self._candle(coin, offset_e6 + basis_e6, self._market.perp.tick_size)
@@ -98,18 +102,18 @@ class _Venue:
 
 
 def generated_bars(seed: int, count: int) -> Iterator[Bar]:
-    """`count` bars (1 to 20,000) of every market in `venues`, eight hours apart. The same seed gives the same bars."""
+    """Yield `count` bars (1 to 20,000) of every market in `venues`, eight hours apart, the same for the same seed."""
     if not 1 <= count <= BARS_MAX:
         raise InvalidRequest(f"bars must be 1 to {BARS_MAX} for a generated market, got {count}", field="bars")
     return _generate(SeededRandom(seed), count)
 
 
-def _generate(dice: SeededRandom, count: int) -> Iterator[Bar]:
+def _generate(random: SeededRandom, count: int) -> Iterator[Bar]:
     coins = {"BTC": _Coin(42_000, 6_000), "ETH": _Coin(2_300, 9_000)}
     venues = [(_Venue(MARKETS[key]), coins[key[1]]) for key in sorted(MARKETS)]
     for index in range(count):
-        common_e6 = dice.bell(11_000)
+        common_e6 = random.normal(11_000)
         for name in sorted(coins):
-            coins[name].step(dice, common_e6)
+            coins[name].step(random, common_e6)
         with exact_arithmetic():
-            yield Bar(START + index * INTERVAL, tuple(venue.quote(dice, coin) for venue, coin in venues))
+            yield Bar(START + index * INTERVAL, tuple(venue.quote(random, coin) for venue, coin in venues))

@@ -1,4 +1,4 @@
-"""The demonstration, run short: real processes that really die, a summary from the chain, nothing left behind."""
+"""Tests a short demonstration: real processes that die, a summary from the chain, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from ledger_sizer.demo.bots import BOTS, PORTFOLIO
 from ledger_sizer.demo.drift_injection import InjectionResult
 from ledger_sizer.demo.run import Plan, Snapshot
 from ledger_sizer.demo.screen import line, render_snapshot
-from ledger_sizer.demo.summary import Reconciled, Summary, summarised
+from ledger_sizer.demo.summary import ReconciliationSummary, Summary, summarize
 from tests.support.clock import START, FakeClock
 from tests.support.interfaces import SETTINGS
 from tests.support.services import eventually
 
 SCRIPT = Path(sys.executable).parent / "ledger-sizer"
 SECONDS = "0.5"
-"""Too short for anything to be seen, on any machine: it has to go on until it was."""
+"""Too short to show anything, so that the demonstration has to extend its run."""
 PROCESSES = len(BOTS) + 4
-"""The bots, the service and the process that looks for it, the paper venue and the bot that trades there."""
+"""The bots, the service and its reconciliation process, the paper venue and the bot that trades there."""
 
 
 def _of_this_demo(folder: Path) -> list[psutil.Process]:
-    """Processes that work in the folders of the demonstration under `folder`."""
+    """Return the processes whose working directory is under `folder`."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -52,14 +52,14 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _environment(temporary: Path) -> dict[str, str]:
-    # Settings of the shell must not reach it: neither a cap nor a database that does not exist.
+    # Settings of the shell must not reach the demonstration.
     spoilt = {"LEDGER_DATABASE_URL": "sqlite:////nowhere/ledger.db", "SERVICE_PORT": "1"}
     return {**os.environ, **spoilt, "TMPDIR": str(temporary)}
 
 
 @pytest.fixture(scope="module")
 def ran(temporary: Path) -> subprocess.CompletedProcess[str]:
-    """One run for all tests that look at it."""
+    """One run, shared by several tests."""
     command = [SCRIPT, "demo", "--seconds", SECONDS, "--json"]
     environment = _environment(temporary)
     return subprocess.run(command, capture_output=True, text=True, timeout=100, env=environment, check=False)
@@ -173,7 +173,7 @@ def test_run_demo_when_an_argument_is_wrong_then_nothing_starts(arguments: list[
     assert time.monotonic() - started < 60
 
 
-# What the summary says of a ledger.
+# --- the summary ---
 
 
 @pytest.fixture
@@ -185,7 +185,7 @@ def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
 
 def _summary(ledger: Ledger, *, graceful: bool = True, failed: int = 0, **events: int) -> Summary:
     told = {name.replace("_", " "): number for name, number in events.items()}
-    return summarised(ledger, Decimal(2_500), {"crashed": 3, "failed": failed}, told, graceful=graceful)
+    return summarize(ledger, Decimal(2_500), {"crashed": 3, "failed": failed}, told, graceful=graceful)
 
 
 def test_sum_up_when_facts_stand_above_the_cap_then_it_is_no_breach(ledger: Ledger, clock: FakeClock) -> None:
@@ -221,8 +221,8 @@ def test_sum_up_when_something_else_went_wrong_then_it_is_not_ok(ledger: Ledger)
 
 def test_sum_up_when_something_done_at_the_venue_was_not_found_then_it_is_not_ok(ledger: Ledger) -> None:
     def summary(agreed: int, *injected: InjectionResult) -> Summary:
-        found = Reconciled({"good": 3}, agreed, injected, others=0)
-        return summarised(ledger, Decimal(2_500), {}, {}, graceful=True, reconciled=found)
+        found = ReconciliationSummary({"good": 3}, agreed, injected, others=0)
+        return summarize(ledger, Decimal(2_500), {}, {}, graceful=True, reconciliation=found)
 
     cleared = InjectionResult("a coin", "unknown_position", "SOL", drift=1, cleared=True)
     assert summary(4, cleared).ok
@@ -242,7 +242,7 @@ def test_show_snapshot_when_it_is_drawn_then_it_names_what_matters(ledger: Ledge
         "held": ledger.positions(PORTFOLIO, state="held").items,
         "decisions": ledger.history(PORTFOLIO).items,
         "alive": {name: name != "crashing" for name in BOTS},
-        "lives": dict.fromkeys(BOTS, 1),
+        "run_numbers": dict.fromkeys(BOTS, 1),
         "deaths": {"crashed": 2},
     }
     clock.advance(20)

@@ -138,7 +138,7 @@ def test_snapshot_when_a_contract_size_changes_then_every_account_learns_of_it(
     control.open(PERP, "short", D(2))
     account = account_at("okx", server.url, api_key=SecretStr("sizes"))
     assert [one.quantity for one in account.snapshot(now_us).positions or ()] == [D(2)]
-    markets = server.venues.dialects["okx"].book.markets
+    markets = server.venues.dialects["okx"].exchange.markets
     monkeypatch.setitem(markets, PERP, replace(markets[PERP], contract_size=markets[PERP].contract_size / 10))
     monkeypatch.setattr(accounts, "_MARKETS_SECONDS_MAX", 0)
     # The paper venue keeps base units, so the same position is ten times as many contracts now.

@@ -1,4 +1,4 @@
-"""The paper venue: it checks signatures, fills orders by its own rules, and its control side does as it says."""
+"""Tests the paper venue: signatures, orders and fills, and the controls."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def trader(server: PaperServer, venue: str, control: PaperControl) -> Any:
 
 
 def held(control: PaperControl) -> dict[str, Any]:
-    """The account as it really is."""
+    """Return the account's true state."""
     found: dict[str, Any] = control.state()["accounts"][control.api_key]
     return found
 
@@ -179,7 +179,7 @@ def test_order_when_the_answer_is_lost_then_it_was_filled_all_the_same(trader: A
     ("symbol", "kind", "quantity", "price", "error"),
     [
         (SPOT, "market", "9", None, ccxt.InsufficientFunds),
-        # ccxt knows the code of Binance's futures by their address, which is another one here.
+        # ccxt maps the error codes of Binance's futures by host, which is a different one here.
         (PERP, "limit", "99", "50000", ccxt.ExchangeError),
         (SPOT, "limit", "5000", "50000", ccxt.ExchangeError),
         ("LUNA/USDT", "limit", "1000000", "0.0001", ccxt.ExchangeError),

@@ -1,4 +1,4 @@
-"""The desk's own book: its arithmetic by hand, and that it notices a ledger that is wrong."""
+"""Tests the replay's book: arithmetic checked by hand, and detection of a wrong ledger."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def book() -> Book:
 
 
 class Desk:
-    """A real ledger, asked as the replay asks it."""
+    """A real ledger, called as the replay calls it."""
 
     def __init__(self, ledger: Ledger) -> None:
         self.ledger = ledger
@@ -56,30 +56,30 @@ def desk(new_database: Any, clock: FakeClock) -> Any:
         yield Desk(ledger)
 
 
-def opened(book: Book, desk: Desk) -> str:
+def open_position(book: Book, desk: Desk) -> str:
     granted = desk.reserve()
-    book.granted(ORDER, granted)
+    book.record_grant(ORDER, granted)
     assert granted.position_id is not None
-    book.filled(ORDER, FILL, desk.confirm(granted.position_id))
+    book.record_fill(ORDER, FILL, desk.confirm(granted.position_id))
     return granted.position_id
 
 
 def test_book_a_whole_life_when_ledger_is_right_then_every_figure_is_as_by_hand(book: Book, desk: Desk) -> None:
     granted = desk.reserve()
-    book.granted(ORDER, granted)
+    book.record_grant(ORDER, granted)
     assert (book.held_e8, book.open_e8) == (930_00000000, 0)
     assert book.is_busy(BOT, MARKET.key)
     assert granted.position_id is not None
-    book.filled(ORDER, FILL, desk.confirm(granted.position_id))
+    book.record_fill(ORDER, FILL, desk.confirm(granted.position_id))
     assert (book.held_e8, book.open_e8) == (0, 901_80000000)  # 0.018 x 50100
-    book.settle({QUOTE.key: QUOTE})
+    book.collect_funding({QUOTE.key: QUOTE})
     assert book.figures.funding == Decimal("0.27")  # 0.0003 x 0.018 x 50000
     half = Fill(Decimal("0.009"), Decimal("50500"), Decimal("50450"))
-    book.closed(half, desk.release(granted.position_id, half.quantity))
+    book.record_close(half, desk.release(granted.position_id, half.quantity))
     assert book.open_e8 == 450_90000000
     assert book.figures.exits == 0
-    book.settle({QUOTE.key: QUOTE})
-    book.closed(half, desk.release(granted.position_id))
+    book.collect_funding({QUOTE.key: QUOTE})
+    book.record_close(half, desk.release(granted.position_id))
     figures = book.figures
     assert (book.exposure_e8, figures.exits, figures.entries) == (0, 1, 1)
     assert not book.is_busy(BOT, MARKET.key)
@@ -92,18 +92,18 @@ def test_book_a_whole_life_when_ledger_is_right_then_every_figure_is_as_by_hand(
     bucket = figures.buckets[4]
     assert (bucket.grants, bucket.formula_e8, bucket.granted_e8) == (1, 930_00000000, 930_00000000)
     assert (bucket.fills, bucket.filled_e8, bucket.funding) == (1, 901_80000000, Decimal("0.405"))
-    assert figures.broken == []
+    assert figures.violations == []
 
 
 def test_book_funding_when_rate_is_negative_then_the_short_pays(book: Book, desk: Desk) -> None:
-    opened(book, desk)
-    book.settle({QUOTE.key: replace(QUOTE, rate=Decimal("-0.001"))})
+    open_position(book, desk)
+    book.collect_funding({QUOTE.key: replace(QUOTE, rate=Decimal("-0.001"))})
     assert book.figures.funding == Decimal("-0.9")
 
 
 def test_book_funding_when_market_has_no_quote_then_nothing_is_collected(book: Book, desk: Desk) -> None:
-    opened(book, desk)
-    book.settle({})
+    open_position(book, desk)
+    book.collect_funding({})
     assert book.figures.funding == 0
     assert book.figures.open_sum_e8 == 901_80000000
 
@@ -112,17 +112,17 @@ def test_book_late_fill_when_hold_expired_then_it_is_a_position_of_its_own(
     book: Book, desk: Desk, clock: FakeClock
 ) -> None:
     granted = desk.reserve()
-    book.granted(ORDER, granted)
+    book.record_grant(ORDER, granted)
     assert granted.position_id is not None
     book.expire(clock.advance(59))
     assert book.held_e8 == 930_00000000
     book.expire(clock.advance(1))
     assert book.held_e8 == 0
     late = desk.confirm(granted.position_id)
-    book.filled(ORDER, FILL, late)
+    book.record_fill(ORDER, FILL, late)
     assert late.position_id != granted.position_id
     assert (book.figures.expired, book.figures.late_fills) == (1, 1)
-    assert book.figures.broken == []
+    assert book.figures.violations == []
 
 
 def test_book_fill_when_it_lands_above_a_cap_then_overage_has_its_cause(desk: Desk, clock: FakeClock) -> None:
@@ -130,49 +130,49 @@ def test_book_fill_when_it_lands_above_a_cap_then_overage_has_its_cause(desk: De
     desk.ledger.set_cap(key="cap", scope="venue=binance", cap=Decimal(900))
     granted = desk.reserve()
     assert granted.budget == 900
-    book.granted(ORDER, granted)
+    book.record_grant(ORDER, granted)
     assert granted.position_id is not None
-    book.filled(ORDER, FILL, desk.confirm(granted.position_id))
+    book.record_fill(ORDER, FILL, desk.confirm(granted.position_id))
     assert book.figures.overages == {"fill price": 1}
     assert book.figures.venue_peak_granted_e8["binance"] == 900_00000000
     assert book.figures.venue_peak_e8["binance"] == 901_80000000
-    assert book.figures.broken == [], "a fill above the cap is a fact, not a breach"
+    assert book.figures.violations == [], "a fill above the cap is a fact, not a breach"
 
 
 def test_book_mark_when_positions_are_open_then_basis_is_valued_at_the_close(book: Book, desk: Desk) -> None:
-    opened(book, desk)
-    book.mark({QUOTE.key: QUOTE})  # spot and perpetual close at 50000
+    open_position(book, desk)
+    book.mark_to_market({QUOTE.key: QUOTE})  # spot and perpetual close at 50000
     assert book.figures.basis == Decimal("1.8")
 
 
 def test_book_decision_when_ledger_counts_something_else_too_then_it_is_noticed(book: Book, desk: Desk) -> None:
     desk.reserve(key="unseen")
-    book.granted(ORDER, desk.reserve())
-    assert book.figures.broken == ["main: seq 2: exposure after it is 1860, by the desk's own book 930"]
+    book.record_grant(ORDER, desk.reserve())
+    assert book.figures.violations == ["main: seq 2: exposure after it is 1860, by the desk's own book 930"]
 
 
 @pytest.mark.parametrize(("cap", "venue_cap", "scope"), [(929, 2000, "portfolio"), (5000, 929, "venue=binance")])
 def test_book_grant_when_it_breaches_a_cap_then_it_is_noticed(desk: Desk, cap: int, venue_cap: int, scope: str) -> None:
     book = Book("main", scored=True, cap=Decimal(cap), venue_cap=Decimal(venue_cap))
-    book.granted(ORDER, desk.reserve())  # the ledger knows nothing of these caps
-    assert book.figures.broken == [f"main: seq 1: the grant leaves {scope} at 930 of its cap 929"]
+    book.record_grant(ORDER, desk.reserve())  # the ledger knows nothing of these caps
+    assert book.figures.violations == [f"main: seq 1: the grant leaves {scope} at 930 of its cap 929"]
 
 
 def test_book_retry_when_answer_is_another_then_it_is_noticed(book: Book, desk: Desk) -> None:
     first = desk.reserve()
     again = desk.reserve()
     assert again.replayed
-    book.replayed(again, first)
-    assert (book.figures.retries, book.figures.broken) == (1, [])
-    book.replayed(desk.reserve(key="another"), first)
-    assert book.figures.broken == ["main: another: answered granted at first, granted when asked again"]
+    book.record_replay(again, first)
+    assert (book.figures.retries, book.figures.violations) == (1, [])
+    book.record_replay(desk.reserve(key="another"), first)
+    assert book.figures.violations == ["main: another: answered granted at first, granted when asked again"]
 
 
 def test_book_hold_when_it_is_extended_then_it_expires_later(book: Book, desk: Desk, clock: FakeClock) -> None:
     granted = desk.reserve()
-    book.granted(ORDER, granted)
+    book.record_grant(ORDER, granted)
     assert granted.position_id is not None
-    book.extended(desk.ledger.extend(key="x", position_id=granted.position_id, ttl_seconds=300))
+    book.record_extension(desk.ledger.extend(key="x", position_id=granted.position_id, ttl_seconds=300))
     book.expire(clock.now() + timedelta(seconds=299))
     assert book.holds
     book.expire(clock.now() + timedelta(seconds=300))

@@ -1,4 +1,4 @@
-"""Reading market history: what is understood, what is left out, and what each bad line is told."""
+"""Tests reading market history: accepted formats, skipped rows, and the error for each bad line."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ PERP = "2023-01-01 00:00:00,binance,bitcoin,BTCUSDT,perpetual,16537.5,16557.1,16
 INVERSE = "2023-01-01 00:00:00,binance,bitcoin,BTCUSDCM,perpetual,16531.2,16545.7,16486.6,16515.5,4362.5,-1.609e-05"
 
 
-def written(folder: Path, *lines: str, name: str = "history.csv") -> Path:
+def write_csv(folder: Path, *lines: str, name: str = "history.csv") -> Path:
     path = folder / name
     text = "".join(f"{line}\n" for line in lines)
     path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     return path
 
 
-def changed(line: str, column: str, value: str) -> str:
+def with_value(line: str, column: str, value: str) -> str:
     fields = line.split(",")
     fields[HEADER.split(",").index(column)] = value
     return ",".join(fields)
@@ -36,7 +36,7 @@ def changed(line: str, column: str, value: str) -> str:
 
 @pytest.mark.parametrize("name", ["history.csv", "history.csv.gz"])
 def test_read_when_file_is_plain_or_gzipped_then_bars_are_exact(tmp_path: Path, name: str) -> None:
-    file = BarFile(written(tmp_path, HEADER, SPOT, INVERSE, PERP, name=name))
+    file = BarFile(write_csv(tmp_path, HEADER, SPOT, INVERSE, PERP, name=name))
     expected = Quote(
         "binance",
         "BTC",
@@ -50,19 +50,19 @@ def test_read_when_file_is_plain_or_gzipped_then_bars_are_exact(tmp_path: Path, 
 
 
 def test_read_when_gzip_has_another_name_then_it_is_recognised(tmp_path: Path) -> None:
-    path = written(tmp_path, HEADER, SPOT, PERP, name="history.csv.gz").rename(tmp_path / "history.data")
+    path = write_csv(tmp_path, HEADER, SPOT, PERP, name="history.csv.gz").rename(tmp_path / "history.data")
     assert len(list(BarFile(path))) == 1
 
 
 def test_read_when_columns_stand_in_another_order_then_bars_are_the_same(tmp_path: Path) -> None:
-    order = [10, 8, 7, 6, 5, 4, 3, 1, 0]  # and without crypto and volume, which nothing uses
+    order = [10, 8, 7, 6, 5, 4, 3, 1, 0]  # without crypto and volume, which are not used
     lines = [",".join(line.split(",")[place] for place in order) for line in (HEADER, SPOT, PERP)]
-    usual = list(BarFile(written(tmp_path, HEADER, SPOT, PERP)))
-    assert list(BarFile(written(tmp_path, *lines, name="other.csv"))) == usual
+    usual = list(BarFile(write_csv(tmp_path, HEADER, SPOT, PERP)))
+    assert list(BarFile(write_csv(tmp_path, *lines, name="other.csv"))) == usual
 
 
 def test_read_when_file_has_a_byte_order_mark_and_windows_lines_then_bars_are_the_same(tmp_path: Path) -> None:
-    usual = list(BarFile(written(tmp_path, HEADER, SPOT, PERP)))
+    usual = list(BarFile(write_csv(tmp_path, HEADER, SPOT, PERP)))
     path = tmp_path / "windows.csv"
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join([HEADER, SPOT, PERP, ""]).encode())
     assert list(BarFile(path)) == usual
@@ -70,18 +70,18 @@ def test_read_when_file_has_a_byte_order_mark_and_windows_lines_then_bars_are_th
 
 def test_read_when_times_have_a_zone_then_bars_are_in_utc(tmp_path: Path) -> None:
     lines = [line.replace("2023-01-01 00:00:00", "2023-01-01T02:00:00+02:00") for line in (SPOT, PERP)]
-    (bar,) = BarFile(written(tmp_path, HEADER, *lines))
+    (bar,) = BarFile(write_csv(tmp_path, HEADER, *lines))
     assert bar.time == datetime(2023, 1, 1, tzinfo=UTC)
 
 
 def test_read_when_funding_is_hourly_then_every_hour_is_a_bar(tmp_path: Path) -> None:
     lines = [line.replace("00:00:00", f"{hour:02d}:00:00") for hour in range(3) for line in (SPOT, PERP)]
-    assert [bar.time.hour for bar in BarFile(written(tmp_path, HEADER, *lines))] == [0, 1, 2]
+    assert [bar.time.hour for bar in BarFile(write_csv(tmp_path, HEADER, *lines))] == [0, 1, 2]
 
 
 def test_read_when_bars_are_capped_then_later_lines_are_not_read(tmp_path: Path) -> None:
     lines = [*csv_lines(quiet_bars(["0.0001"] * 3)), "nonsense"]
-    path = written(tmp_path, *lines)
+    path = write_csv(tmp_path, *lines)
     file = BarFile(path, 2)
     assert [bar.time.hour for bar in file] == [0, 8]
     assert file.rows == 4
@@ -90,23 +90,23 @@ def test_read_when_bars_are_capped_then_later_lines_are_not_read(tmp_path: Path)
 
 
 def test_read_when_file_is_read_again_then_it_starts_anew(tmp_path: Path) -> None:
-    file = BarFile(written(tmp_path, HEADER, SPOT, INVERSE, PERP))
+    file = BarFile(write_csv(tmp_path, HEADER, SPOT, INVERSE, PERP))
     assert list(file) == list(file)
     assert (file.rows, file.skipped) == (3, Counter({"coin-margined": 1}))
 
 
 def test_read_when_rows_cannot_be_traded_then_they_are_counted_by_reason(tmp_path: Path) -> None:
-    path = written(
+    path = write_csv(
         tmp_path,
         HEADER,
         SPOT,
         PERP,
         INVERSE,
-        changed(SPOT, "exchange", "okx"),  # no perpetual with it
-        changed(SPOT, "pair", "BTC/EUR"),
-        changed(PERP, "pair", "BTCUSDC"),
-        changed(SPOT, "exchange", "kraken"),
-        changed(PERP, "exchange", "kraken"),
+        with_value(SPOT, "exchange", "okx"),  # spot without its perpetual
+        with_value(SPOT, "pair", "BTC/EUR"),
+        with_value(PERP, "pair", "BTCUSDC"),
+        with_value(SPOT, "exchange", "kraken"),
+        with_value(PERP, "exchange", "kraken"),
     )
     source = file_source(path)
     assert source.rows == 8
@@ -148,7 +148,7 @@ def test_read_when_rows_cannot_be_traded_then_they_are_counted_by_reason(tmp_pat
 def test_read_when_a_value_is_bad_then_file_line_column_and_value_are_named(
     tmp_path: Path, column: str, value: str, complaint: str | None
 ) -> None:
-    path = written(tmp_path, HEADER, SPOT, changed(PERP, column, value))
+    path = write_csv(tmp_path, HEADER, SPOT, with_value(PERP, column, value))
     with pytest.raises(InvalidRequest) as caught:
         list(BarFile(path))
     message = str(caught.value)
@@ -185,7 +185,7 @@ def test_read_when_the_file_is_not_in_shape_then_it_says_where(
     tmp_path: Path, lines: list[str], complaint: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        list(BarFile(written(tmp_path, *lines)))
+        list(BarFile(write_csv(tmp_path, *lines)))
     assert str(caught.value).startswith(complaint)
 
 
@@ -211,13 +211,13 @@ def test_read_when_there_is_no_file_then_it_says_which(tmp_path: Path) -> None:
 
 
 def test_survey_when_no_market_can_be_traded_then_it_says_which_could(tmp_path: Path) -> None:
-    path = written(tmp_path, HEADER, INVERSE)
+    path = write_csv(tmp_path, HEADER, INVERSE)
     with pytest.raises(InvalidRequest, match=r"history\.csv has no market to trade.*binance BTC.*okx ETH"):
         file_source(path)
 
 
 def test_survey_when_a_late_line_is_bad_then_it_is_met_before_any_bar_is_played(tmp_path: Path) -> None:
-    path = written(tmp_path, *csv_lines(quiet_bars(["0.0001"] * 50)), "bad")
+    path = write_csv(tmp_path, *csv_lines(quiet_bars(["0.0001"] * 50)), "bad")
     with pytest.raises(InvalidRequest, match="line 102"):
         file_source(path)
 
@@ -233,6 +233,6 @@ def test_survey_when_history_is_real_then_its_size_is_the_documented_one() -> No
 
 
 def test_write_and_read_when_market_is_generated_then_every_bar_comes_back(tmp_path: Path) -> None:
-    path = written(tmp_path, *csv_lines(generated_bars(3, 40)), name="generated.csv.gz")
+    path = write_csv(tmp_path, *csv_lines(generated_bars(3, 40)), name="generated.csv.gz")
     assert list(BarFile(path)) == list(generated_bars(3, 40))
     assert file_source(path).markets == generated_source(3, 40).markets

@@ -1,4 +1,4 @@
-"""The replay end to end: real ledgers on both databases, the same decisions hash for hash, and no grant above a cap."""
+"""Tests the replay end to end on both databases: equal decision hashes, and no grant above a cap."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NewDatabase = Callable[..., str]
 BARS = 120
 
 
-def played(source: Source, url: str, plan: Plan | None = None) -> Report:
+def play(source: Source, url: str, plan: Plan | None = None) -> Report:
     return replay(source, plan or Plan(), url, timer=time.perf_counter)
 
 
@@ -61,7 +61,7 @@ def test_replay_when_played_again_on_either_database_then_decisions_are_the_same
     new_database: NewDatabase,
 ) -> None:
     source = generated_source(7, BARS)
-    first, again, on_server = [played(source, new_database(kind)) for kind in ("sqlite", "sqlite", "postgresql")]
+    first, again, on_server = [play(source, new_database(kind)) for kind in ("sqlite", "sqlite", "postgresql")]
     assert heads(first) == heads(again) == heads(on_server)
     documents = [report_document(report) for report in (first, again, on_server)]
     for one in documents:
@@ -76,8 +76,8 @@ def test_replay_when_market_comes_from_a_file_then_decisions_are_those_of_the_ma
     generated = generated_source(7, 60)
     path = tmp_path / "generated.csv"
     path.write_text("\n".join(csv_lines(generated.read())) + "\n")
-    from_file = played(file_source(path), new_database("sqlite"))
-    assert heads(from_file) == heads(played(generated, new_database("sqlite")))
+    from_file = play(file_source(path), new_database("sqlite"))
+    assert heads(from_file) == heads(play(generated, new_database("sqlite")))
 
 
 @pytest.mark.parametrize("changed", ["seed", "bots", "cap", "max_position", "min_fraction"])
@@ -90,8 +90,8 @@ def test_replay_when_the_plan_is_another_then_decisions_are_others(new_database:
         "min_fraction": Decimal("0.2"),
     }
     source = generated_source(7, 60)
-    usual = heads(played(source, new_database("sqlite")))
-    other = heads(played(source, new_database("sqlite"), Plan(**{changed: value[changed]})))
+    usual = heads(play(source, new_database("sqlite")))
+    other = heads(play(source, new_database("sqlite"), Plan(**{changed: value[changed]})))
     assert usual["replay-dynamic"] != other["replay-dynamic"]
     if changed == "min_fraction":
         assert usual["replay-flat"][0] == other["replay-flat"][0], "flat sizing knows no fractions"
@@ -101,8 +101,8 @@ def test_replay_when_the_plan_is_another_then_decisions_are_others(new_database:
 
 
 def assert_sound(report: Report, url: str) -> None:
-    """What must hold whatever the market did, read back from the ledger itself."""
-    assert report.ok, (report.findings, report.broken)
+    """Check what must hold on any market history, as read back from the ledger."""
+    assert report.ok, (report.findings, report.violations)
     plan = report.plan
     for portfolio in report.portfolios:
         figures = portfolio.figures
@@ -117,10 +117,10 @@ def assert_sound(report: Report, url: str) -> None:
         if highest > plan.cap:
             assert figures.overages, "only a fill may go above the cap, and it is counted"
         counted = Counter((d.command, d.outcome, d.reason) for d in recorded)
-        told: Counter[tuple[str, str, str | None]] = Counter()
+        reported: Counter[tuple[str, str, str | None]] = Counter()
         for (command, outcome, reason, _), count in figures.decisions.items():
-            told[command, outcome, reason] += count
-        assert counted == told
+            reported[command, outcome, reason] += count
+        assert counted == reported
         assert figures.entries == counted["confirm", "applied", None]
         assert figures.expired == counted["expire", "applied", None]
         with Ledger.open(url) as ledger:
@@ -132,13 +132,13 @@ def assert_sound(report: Report, url: str) -> None:
 
 
 def test_replay_when_market_is_generated_then_what_must_hold_holds(database_url: str) -> None:
-    assert_sound(played(generated_source(11, BARS), database_url), database_url)
+    assert_sound(play(generated_source(11, BARS), database_url), database_url)
 
 
 def test_replay_when_history_is_real_then_what_must_hold_holds(database_url: str) -> None:
     if not real_history().exists():
         pytest.skip(f"the recorded market history is not here: {real_history()}")
-    report = played(file_source(real_history(), 300), database_url)
+    report = play(file_source(real_history(), 300), database_url)
     assert_sound(report, database_url)
     assert all(portfolio.figures.funding > 0 for portfolio in report.portfolios)
 
@@ -150,7 +150,7 @@ def test_replay_when_real_history_is_played_whole_then_it_verifies_and_sizes_fol
     if not real_history().exists():
         pytest.skip(f"the recorded market history is not here: {real_history()}")
     url = new_database("sqlite")
-    report = played(file_source(real_history()), url)
+    report = play(file_source(real_history()), url)
     assert_sound(report, url)
     dynamic, flat = [portfolio.figures for portfolio in report.portfolios]
     formula = [Decimal(bucket.formula_e8) / bucket.grants for bucket in dynamic.buckets]
@@ -165,7 +165,7 @@ def test_replay_when_real_history_is_played_whole_then_it_verifies_and_sizes_fol
 
 def test_replay_when_it_is_long_enough_then_every_accident_happens(new_database: NewDatabase) -> None:
     url = new_database("sqlite")
-    report = played(generated_source(7, 300), url, Plan(bots=30, cap=Decimal(30_000), venue_cap=Decimal(12_000)))
+    report = play(generated_source(7, 300), url, Plan(bots=30, cap=Decimal(30_000), venue_cap=Decimal(12_000)))
     assert_sound(report, url)
     for portfolio in report.portfolios:
         kinds = {(command, outcome, reason) for command, outcome, reason, _ in portfolio.figures.decisions}
@@ -193,7 +193,7 @@ def test_replay_when_a_venue_has_an_incident_then_it_is_halted_for_as_many_bars_
     new_database: NewDatabase,
 ) -> None:
     url = new_database("sqlite")
-    report = played(generated_source(7, 300), url)
+    report = play(generated_source(7, 300), url)
     for portfolio in report.portfolios:
         halts, resumes = [], []
         for decision in decisions(url, portfolio.name):
@@ -212,9 +212,9 @@ def test_replay_when_a_venue_has_an_incident_then_it_is_halted_for_as_many_bars_
 
 def test_replay_when_bots_share_a_bar_then_their_commands_share_a_commit(new_database: NewDatabase) -> None:
     url = new_database("sqlite")
-    report = played(generated_source(7, 60), url, Plan(bots=40, cap=Decimal(40_000), venue_cap=Decimal(16_000)))
+    report = play(generated_source(7, 60), url, Plan(bots=40, cap=Decimal(40_000), venue_cap=Decimal(16_000)))
     moments = Counter(d.decided_at for name in PORTFOLIOS for d in decisions(url, name))
-    # Apart from the caps at the start, a moment of the simulated clock is one commit.
+    # Apart from the caps at the start, each time of the simulated clock is one commit.
     assert len(moments) <= report.commits + 1
     assert report.decisions / report.commits > 8
 
@@ -223,7 +223,7 @@ def test_replay_when_bots_share_a_bar_then_their_commands_share_a_commit(new_dat
 
 
 def uneventful_seed(entry_bar: str, exit_bar: str, bars: list[str]) -> int:
-    """A seed that lets one order of the first bot fill at once and close at once, with no incident on the way."""
+    """Find a seed at which one order of the first bot fills and closes in full, without an incident."""
     key = f"{entry_bar}/bot-01/binance-BTC/1"
     return next(
         seed
@@ -246,14 +246,14 @@ def test_replay_when_one_bot_trades_once_then_every_figure_is_as_by_hand(
     dynamic_quantity: str,
     flat_quantity: str,
 ) -> None:
-    # The first bot averages three rates, goes in at 2 basis points and out below 1.2. It knows enough at the third
-    # bar, stays while the mean is between the two and is paid at ten bars, pays at the last one and goes out there.
+    # The first bot averages three rates, enters at 2 basis points and exits below 1.2. It enters at the third bar,
+    # receives funding at ten bars while the mean is between the two, pays at the last bar and exits there.
     rate = f"0.000{basis_points.replace('.', '')}"
     rates = [rate] * 3 + ["0.00015"] * 10 + ["-0.0005"]
     names = [f"{bar.time:%Y%m%dT%H%M}" for bar in quiet_bars(rates)]
     plan = Plan(bots=1, seed=uneventful_seed(names[2], names[13], names))
-    report = played(file_source(history_file(tmp_path, rates)), database_url, plan)
-    assert report.ok, (report.findings, report.broken)
+    report = play(file_source(history_file(tmp_path, rates)), database_url, plan)
+    assert report.ok, (report.findings, report.violations)
     for portfolio, quantity in zip(report.portfolios, (dynamic_quantity, flat_quantity), strict=True):
         figures = portfolio.figures
         notional = Decimal(quantity) * 50_000
@@ -267,12 +267,12 @@ def test_replay_when_one_bot_trades_once_then_every_figure_is_as_by_hand(
         assert reserve.quantity == Decimal(quantity)
         sent = json.loads(reserve.request).get("signal_score")
         assert sent == (score if portfolio.name == "replay-dynamic" else None)
-    told = report_document(report)["portfolios"]["replay-flat"]
-    assert told["average_exposure_usd"] == "785.714285714285"  # 11 x 1000 / 14
+    document = report_document(report)["portfolios"]["replay-flat"]
+    assert document["average_exposure_usd"] == "785.714285714285"  # 11 x 1000 / 14
     # 1 USD / 785.71..., and the same x 8760 hours / 13 intervals of 8 hours
-    assert told["funding_per_dollar"] == "0.001272727272"
-    assert told["funding_per_dollar_a_year"] == "0.107202797202"
-    assert told["exposure"]["portfolio"] == {
+    assert document["funding_per_dollar"] == "0.001272727272"
+    assert document["funding_per_dollar_a_year"] == "0.107202797202"
+    assert document["exposure"]["portfolio"] == {
         "cap_usd": "5000",
         "highest_by_grants_usd": "1000",
         "highest_overage_usd": "0",
@@ -284,22 +284,22 @@ def test_replay_when_a_market_ends_before_the_others_then_its_position_is_valued
 ) -> None:
     btc = quiet_bars(["0.0003"] * 5)
     eth = quiet_bars(["0"] * 6, price="1500", market=("binance", "ETH"))
-    up = dataclasses.replace(btc[4].quotes[0], spot=still("50100"))  # one leg of it earns until its last close
+    up = dataclasses.replace(btc[4].quotes[0], spot=still("50100"))  # its spot leg gains until its last close
     btc[4] = dataclasses.replace(btc[4], quotes=(up,))
     path = tmp_path / "ends.csv"
     bars = [dataclasses.replace(one, quotes=(*two.quotes, *one.quotes)) for one, two in zip(eth, btc, strict=False)]
     path.write_text("\n".join(csv_lines([*bars, eth[5]])) + "\n")
     names = [f"{bar.time:%Y%m%dT%H%M}" for bar in eth]
     plan = Plan(bots=1, seed=uneventful_seed(names[2], names[5], names))
-    report = played(file_source(path), new_database("sqlite"), plan)
-    assert report.ok, (report.findings, report.broken)
+    report = play(file_source(path), new_database("sqlite"), plan)
+    assert report.ok, (report.findings, report.violations)
     for portfolio in report.portfolios:
         assert portfolio.open_positions == 1
         assert portfolio.figures.basis == portfolio.open_usd / 50_000 * 100
 
 
 def test_replay_when_no_rate_is_worth_it_then_nothing_is_reserved(tmp_path: Path, new_database: NewDatabase) -> None:
-    report = played(file_source(history_file(tmp_path, ["0.00005"] * 60)), new_database("sqlite"))
+    report = play(file_source(history_file(tmp_path, ["0.00005"] * 60)), new_database("sqlite"))
     assert report.ok
     for portfolio in report.portfolios:
         assert portfolio.figures.entries == 0
@@ -314,9 +314,9 @@ def test_replay_when_no_rate_is_worth_it_then_nothing_is_reserved(tmp_path: Path
 
 def test_replay_when_database_has_a_replay_already_then_it_is_refused_and_nothing_changes(database_url: str) -> None:
     source = generated_source(7, 10)
-    first = played(source, database_url)
+    first = play(source, database_url)
     with pytest.raises(InvalidRequest, match="already has the portfolio 'replay-dynamic'"):
-        played(source, database_url)
+        play(source, database_url)
     with Ledger.open(database_url) as ledger:
         assert dict(ledger.verify().heads) == heads(first)
 
@@ -325,7 +325,7 @@ def test_replay_when_database_has_other_portfolios_then_they_are_left_alone(data
     with Ledger.open(database_url) as ledger:
         held = ledger.reserve(key="live", portfolio="main", ttl_seconds=1)
         time.sleep(1.1)
-    played(generated_source(7, 30), database_url)
+    play(generated_source(7, 30), database_url)
     with Ledger.open(database_url) as ledger:
         assert held.position_id is not None
         assert ledger.position(held.position_id).state == "held", "not even a hold whose time is over is touched"
@@ -335,7 +335,7 @@ def test_replay_when_database_has_other_portfolios_then_they_are_left_alone(data
 def test_replay_when_server_database_has_no_schema_then_command_to_run_is_named(new_database: NewDatabase) -> None:
     url = new_database("postgresql", migrated=False)
     with pytest.raises(SchemaOutdated, match="ledger-sizer db upgrade"):
-        played(generated_source(7, 5), url)
+        play(generated_source(7, 5), url)
 
 
 def test_replay_when_a_row_is_changed_behind_its_back_then_the_report_says_which(new_database: NewDatabase) -> None:
@@ -343,23 +343,23 @@ def test_replay_when_a_row_is_changed_behind_its_back_then_the_report_says_which
     path = make_url(url).database
     assert path is not None
 
-    def meddle(stage: str, done: int, total: int) -> None:
+    def edit_row(stage: str, done: int, total: int) -> None:
         if (stage, done) == ("replay", total):
             with sqlite3.connect(path) as connection:
                 connection.execute("UPDATE scopes SET open_e8 = open_e8 + 1 WHERE scope = 'portfolio' AND open_e8 > 0")
             connection.close()
 
-    report = replay(generated_source(7, 60), Plan(), url, timer=time.perf_counter, progress=meddle)
+    report = replay(generated_source(7, 60), Plan(), url, timer=time.perf_counter, progress=edit_row)
     assert not report.ok
     assert any("scope portfolio counts open" in finding.what for finding in report.findings)
-    assert any("by the desk's own book" in what for what in report.broken)
+    assert any("by the desk's own book" in what for what in report.violations)
     text = [text for style, text in lines(report) if style == "bad"]
     assert text[0].startswith("NOT verified: ")
 
 
 def test_report_when_either_check_fails_then_it_is_not_ok(new_database: NewDatabase) -> None:
-    report = played(generated_source(7, 5), new_database("sqlite"))
+    report = play(generated_source(7, 5), new_database("sqlite"))
     assert report.ok
     assert not dataclasses.replace(report, findings=(Finding("replay-flat", 1, "wrong"),)).ok
-    report.portfolios[0].figures.broken.append("wrong")
+    report.portfolios[0].figures.violations.append("wrong")
     assert not report.ok

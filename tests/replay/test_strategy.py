@@ -1,4 +1,4 @@
-"""The strategy of the replay's bots, against figures worked out by hand."""
+"""Tests the strategy of the replay's bots against figures computed by hand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_smooth_when_window_is_not_full_then_there_is_no_rate() -> None:
         (("20", "20", "-1", "-1"), "0.5"),  # level 1 x 2 of 4
         (("1", "1", "1", "1"), "0"),  # at the exit rate
         (("-5", "-5", "-5", "-5"), "0"),
-        (("9", "2", "2", "2", "2"), "0.5"),  # what came before the window does not count
+        (("9", "2", "2", "2", "2"), "0.5"),  # rates before the window do not count
         (("1.5", "1.6", "1.7", "1.9"), "0.3375"),  # (1.675 - 1) / 2
     ],
 )

@@ -1,4 +1,4 @@
-"""The replay's plan, clock and summary: what is refused, and what the desk gets to read."""
+"""Tests the replay's plan (what is refused), clock and text summary."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from decimal import Decimal
 import pytest
 
 from ledger_sizer import InvalidRequest
-from ledger_sizer.replay import Plan, Report, Source, generated_source, replay, usual_venue_cap
+from ledger_sizer.replay import Plan, Report, Source, default_venue_cap, generated_source, replay
 from ledger_sizer.replay.cycle import SimulatedClock
 from ledger_sizer.replay.summary import lines
 
 NewDatabase = Callable[..., str]
 
 
-def played(source: Source, url: str, plan: Plan) -> Report:
+def play(source: Source, url: str, plan: Plan) -> Report:
     return replay(source, plan, url, timer=time.perf_counter)
 
 
@@ -37,8 +37,8 @@ def test_plan_when_a_figure_makes_no_sense_then_it_is_refused(changed: dict[str,
 
 
 def test_plan_when_cap_is_any_then_three_venues_have_more_room_than_the_portfolio() -> None:
-    assert usual_venue_cap(Decimal(5000)) == 2000
-    assert usual_venue_cap(Decimal("0.01")) == Decimal("0.004")
+    assert default_venue_cap(Decimal(5000)) == 2000
+    assert default_venue_cap(Decimal("0.01")) == Decimal("0.004")
 
 
 def test_move_clock_when_it_would_go_back_then_it_refuses() -> None:
@@ -50,10 +50,10 @@ def test_move_clock_when_it_would_go_back_then_it_refuses() -> None:
 
 
 def test_render_when_replay_is_done_then_lines_fit_and_name_every_figure(new_database: NewDatabase) -> None:
-    report = played(generated_source(7, 120), new_database("sqlite"), Plan(bots=20))
-    told = [text for _, text in lines(report)]
-    assert max(len(text) for text in told) <= 80
-    text = "\n".join(told)
+    report = play(generated_source(7, 120), new_database("sqlite"), Plan(bots=20))
+    shown = [text for _, text in lines(report)]
+    assert max(len(text) for text in shown) <= 80
+    text = "\n".join(shown)
     for portfolio in report.portfolios:
         assert portfolio.head[1] in text
         assert f"{portfolio.figures.funding:,.4f}"[:-2] in text, "rounded down to cents"
@@ -65,7 +65,7 @@ def test_render_when_replay_is_done_then_lines_fit_and_name_every_figure(new_dat
 
 def test_render_when_figures_are_long_then_columns_stay_apart(new_database: NewDatabase) -> None:
     plan = Plan(cap=Decimal(12_345_678_901), venue_cap=Decimal(2_345_678_901), max_position=Decimal(9_876_543))
-    report = played(generated_source(7, 60), new_database("sqlite"), plan)
+    report = play(generated_source(7, 60), new_database("sqlite"), plan)
     (row,) = [text for _, text in lines(report) if text.startswith("  venue=okx")]
     name, cap, *figures = row.split()
     assert (name, cap) == ("venue=okx", "2,345,678,901.00")

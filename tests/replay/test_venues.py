@@ -1,4 +1,4 @@
-"""Instrument rules of the replay, against what the exchanges' APIs answered, where that was recorded."""
+"""Tests the replay's instrument rules against recorded responses of the exchanges."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Checks the repository itself: its pages, references, examples, wheel and deployment files."""
+"""Tests of files outside the package: pages, examples, deployment files, the wheel."""

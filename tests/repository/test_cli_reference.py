@@ -1,4 +1,4 @@
-"""docs/cli.md says what the program says."""
+"""Tests that docs/cli.md matches the program's help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Grafana dashboard and the alert rules speak of metrics and labels that the service really has."""
+"""Tests that the Grafana dashboard and the alert rules use metrics and labels that the service has."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _expressions_of_dashboard(path: Path) -> Iterator[str]:
 
 
 def _expressions_of_alerts() -> Iterator[str]:
-    """Without a YAML library: `expr:` and what is indented below it."""
+    """Yield each `expr:` with its indented lines, without a YAML library."""
     for found in re.finditer(r"^( +)expr: (?:>-\n)?((?:.*\n)(?:\1  .*\n)*)", ALERTS.read_text(), re.MULTILINE):
         yield " ".join(found[2].split())
 
@@ -48,7 +48,7 @@ EXPRESSIONS = [
 
 @pytest.fixture(scope="module")
 def real(module_database: NewDatabase) -> dict[str, set[str]]:
-    """Labels by sample name, of a service that did one of each thing."""
+    """Labels by sample name, of a service with grants, denials, an expiry and a reconciliation."""
     url = module_database("sqlite")
     desk = Desk(url, FakeClock())
     desk.ledger.set_cap(key="first", portfolio="main", cap=Decimal(50_000))
@@ -71,7 +71,7 @@ def real(module_database: NewDatabase) -> dict[str, set[str]]:
 
 
 def _with_scraped(labels: set[str]) -> set[str]:
-    """As Prometheus stores them: a label of ours that it has itself is renamed."""
+    """Return the labels as Prometheus stores them: it renames labels that it sets itself."""
     return {f"exported_{label}" if label in OF_PROMETHEUS else label for label in labels} | OF_PROMETHEUS
 
 

@@ -1,4 +1,4 @@
-"""The example orchestrator, against its paper venue: what the ledger counts is what the venue shows."""
+"""Tests the example orchestrator on its paper venue: ledger and venue must agree."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 
 @pytest.fixture
 def example(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module `orchestrator`, imported as a person runs it: from its own folder."""
+    """The module `orchestrator`, imported from its own folder, as it is run."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
     return importlib.import_module("orchestrator")
 
@@ -42,7 +42,7 @@ async def _traded(bot: Any, cycles: int = CYCLES) -> Any:
 
 
 def _require_agreement(bot: Any) -> None:
-    """Both legs as the venue has them are what the bot believes, and none is larger than it believes to count."""
+    """Check that the bot's legs equal the venue's holdings."""
     held = {key: quantity for key, quantity in bot.venue.holdings.items() if quantity}
     believed = {}
     for trade in bot.trades.values():
@@ -51,7 +51,7 @@ def _require_agreement(bot: Any) -> None:
 
 
 def _require_counted(bot: Any, ledger: Ledger) -> None:
-    """The ledger counts each open trade by its larger leg, and nothing else."""
+    """Check that the ledger counts each open trade by its larger leg, and nothing else."""
     live = {position.position_id: position for position in ledger.positions(state="live")}
     assert {trade.position_id for trade in bot.trades.values()} == set(live)
     for trade in bot.trades.values():

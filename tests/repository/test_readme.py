@@ -1,4 +1,4 @@
-"""The README's example runs as written; the files that pages link to, and the tests that they name, exist."""
+"""Tests that the README's example runs, and that files linked and tests named in pages exist."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""The page about the settings is made from the settings, and current."""
+"""Tests that docs/settings.md is generated from the settings and current."""
 
 from __future__ import annotations
 

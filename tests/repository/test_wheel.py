@@ -1,4 +1,4 @@
-"""The wheel is complete: installed without a checkout, it still migrates a database."""
+"""Tests that the wheel is complete: installed without a checkout, it migrates a database."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ sys.stdout.write(" ".join(name for (name,) in tables))
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this checkout, built as a release would be."""
+    """The wheel of this checkout, built as for a release."""
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
