@@ -1,4 +1,4 @@
-"""Tests of caps, halt, resume, freeze, thaw, sweep and db, run as a user would, on both databases."""
+"""Tests of caps, halt, resume, freeze, thaw and sweep, run as a user would."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from sqlalchemy import inspect, text
 
-from ledger_sizer import AppSettings, Ledger
+from ledger_sizer import Ledger
 from ledger_sizer.model.commands import Reconciled
-from ledger_sizer.storage.database import SCHEMA_HEAD, make_engine
-from ledger_sizer.storage.database import database_url as parsed_url
-from tests.conftest import EngineKind
 from tests.support.command_line import CommandLine, own_logging
+
+pytestmark = pytest.mark.one_engine
 
 
 @pytest.fixture(autouse=True)
@@ -28,12 +26,6 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.fixture
 def cli(database_url: str, capsys: pytest.CaptureFixture[str]) -> CommandLine:
     return CommandLine(capsys, database_url)
-
-
-@pytest.fixture
-def fresh(empty_database_url: str, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    """The command line on a database without a schema."""
-    return CommandLine(capsys, empty_database_url)
 
 
 def test_set_cap_when_scope_is_given_then_it_binds_and_is_listed(cli: CommandLine) -> None:
@@ -174,93 +166,3 @@ def test_list_caps_when_database_is_named_before_the_subcommand_then_it_is_refus
 
 def test_list_caps_when_portfolio_is_unknown_then_it_is_a_failure(cli: CommandLine) -> None:
     assert cli("caps", "--portfolio", "nobody", "--json").problem["error"] == "not_found"
-
-
-def test_migrate_when_up_down_and_up_then_the_version_follows(fresh: CommandLine, engine_kind: EngineKind) -> None:
-    # A SQLite file does not exist before the first write; a server's database exists and is empty.
-    missing = "not_found" if engine_kind == "sqlite" else "schema_outdated"
-    check = fresh("db", "check", "--json")
-    assert (check.code, check.problem["error"]) == (1, missing)
-    assert "ledger-sizer db upgrade --database-url" in fresh("db", "check").err
-
-    up = fresh.json("db", "upgrade")
-    assert (up["previous"], up["current"], up["head"], up["is_current"]) == (None, SCHEMA_HEAD, SCHEMA_HEAD, True)
-    assert fresh.json("db", "check")["is_current"] is True
-    assert fresh.json("reserve", "--key", "k")["granted"] is True
-    again = fresh.json("db", "upgrade")
-    assert (again["previous"], again["current"]) == (SCHEMA_HEAD, SCHEMA_HEAD)
-    assert fresh.json("positions")["items"], "upgrading a current database must not touch its data"
-
-    down = fresh.json("db", "downgrade", "base")
-    assert (down["previous"], down["current"], down["is_current"]) == (SCHEMA_HEAD, None, False)
-    current = fresh.json("db", "current")
-    assert (current["current"], current["head"]) == (None, SCHEMA_HEAD)
-    check = fresh("db", "check", "--json")
-    assert (check.code, check.problem["error"]) == (1, "schema_outdated")
-    assert "run: ledger-sizer db upgrade" in check.problem["message"]
-    assert _tables(fresh) <= {"alembic_version"}
-
-    assert fresh("db", "upgrade", SCHEMA_HEAD).code == 0
-    assert fresh.json("positions")["items"] == []
-
-
-def _tables(cli: CommandLine) -> set[str]:
-    assert cli.url
-    engine = make_engine(parsed_url(cli.url), AppSettings().ledger)
-    try:
-        return set(inspect(engine).get_table_names())
-    finally:
-        engine.dispose()
-
-
-def test_migrate_when_shown_then_the_text_tells_before_and_after(fresh: CommandLine) -> None:
-    where = str(fresh.url).partition("://")[0].partition("+")[0]
-    assert where in fresh("db", "upgrade").out
-    assert fresh("db", "current").out.endswith(f" is at {SCHEMA_HEAD}\n")
-    assert fresh("db", "check").out.endswith(f" is at {SCHEMA_HEAD}\n")
-    ran = fresh("db", "downgrade", "base")
-    assert ran.out.endswith(f" has no ledger, was at {SCHEMA_HEAD}; the newest is {SCHEMA_HEAD}\n")
-    assert fresh("db", "upgrade").out.endswith(f" is at {SCHEMA_HEAD}, was empty\n")
-
-
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("db upgrade 9999", "cannot migrate to '9999'"),
-        ("db downgrade 9999", "cannot migrate to '9999'"),
-        ("db downgrade --force", "cannot migrate to '--force'"),
-        ("db downgrade -99", "cannot migrate to '-99'"),
-        ("db upgrade head extra", "unexpected extra argument"),
-        ("db current --portfolio main", "No such option: --portfolio"),
-    ],
-)
-def test_migrate_when_revision_is_unknown_then_nothing_changes(cli: CommandLine, line: str, said: str) -> None:
-    ran = cli(*line.split())
-    assert (ran.code, ran.out, ran.err.count("\n")) == (2, "", 1)
-    assert said in ran.err
-    assert cli(*line.split(), "--json").problem["error"] == "invalid_request"
-    assert cli.json("db", "current")["is_current"] is True
-
-
-@pytest.mark.parametrize("line", ["db check", "db upgrade", "exposure", "reserve"])
-def test_open_when_database_is_newer_than_the_program_then_it_is_refused(cli: CommandLine, line: str) -> None:
-    assert cli.url
-    engine = make_engine(parsed_url(cli.url), AppSettings().ledger)
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    engine.dispose()
-    problem = cli(*line.split(), "--json").problem
-    assert problem["error"] == "schema_outdated"
-    assert "newer than this version's" in problem["message"]
-    assert cli(*line.split()).code == 1
-    assert cli.json("db", "current")["current"] == "9999"
-
-
-def test_migrate_when_password_is_in_the_url_then_it_is_not_shown(cli: CommandLine, engine_kind: EngineKind) -> None:
-    if engine_kind == "postgresql":
-        assert cli.url
-        cli.url = parsed_url(cli.url).set(password="hunter2").render_as_string(hide_password=False)
-    for line in ("db current", "db check --json", "db upgrade"):
-        ran = cli(*line.split())
-        assert ran.code == 0
-        assert "hunter2" not in ran.out + ran.err

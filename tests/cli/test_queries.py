@@ -16,6 +16,8 @@ from ledger_sizer.storage.database import database_url as parsed_url
 from ledger_sizer.storage.database import make_engine
 from tests.support.command_line import CommandLine, own_logging
 
+pytestmark = pytest.mark.one_engine
+
 
 @pytest.fixture
 def cli(

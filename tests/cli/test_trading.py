@@ -15,6 +15,8 @@ import pytest
 from ledger_sizer import Ledger
 from tests.support.command_line import PERP, SPOT, CommandLine, own_logging
 
+pytestmark = pytest.mark.one_engine
+
 
 @pytest.fixture
 def cli(

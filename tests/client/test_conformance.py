@@ -14,6 +14,8 @@ from ledger_sizer.model.commands import COMMANDS
 from tests.support.clock import START, FakeClock
 from tests.support.interfaces import ASK, FACES, FILL, Face, Name, open_position, opened
 
+pytestmark = pytest.mark.one_engine
+
 
 @pytest.fixture(params=FACES)
 async def ledger(request: pytest.FixtureRequest, database_url: str, clock: FakeClock) -> AsyncIterator[Face]:

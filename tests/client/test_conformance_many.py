@@ -31,6 +31,8 @@ from tests.conftest import NewDatabase
 from tests.support.clock import START, FakeClock
 from tests.support.interfaces import ASK, FACES, FILL, TAGS, Face, open_position, opened
 
+pytestmark = pytest.mark.one_engine
+
 READS = ("portfolios", "exposure", "position", "positions", "history", "decision", "explain")
 
 
