@@ -139,14 +139,14 @@ class Ledger:
 
     def run(self, command: AnyCommand) -> Decision:
         """Answer one command object; what the verbs do after building theirs."""
-        command = self._names.resolved(command)
+        command = self._names.resolve(command)
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
         return _only(self._writer.answer(_single(command)))
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """`run`, awaitable. Cancelling the caller does not undo the command; its key tells what became of it."""
-        command = await _looked_up(self._names, (command,), self._names.resolved, command)
+        command = await _looked_up(self._names, (command,), self._names.resolve, command)
         if type(command) is Reserve and command.dry_run:
             return await asyncio.to_thread(self._dry_run, command)
         return _only(await self._writer.submit_async(_single(command)))
@@ -158,14 +158,14 @@ class Ledger:
         `granted` is False, so it cannot be mistaken for a grant). atomic: all take effect or none; where one is
         denied all are, and an error is raised with nothing recorded.
         """
-        commands, wrong = self._names.all_resolved(commands, atomic)
+        commands, wrong = self._names.resolve_all(commands, atomic)
         group = _group(commands, atomic)
         results = _settled(self._writer.answer(group), group) if group.commands else []
         return _with_errors(results, wrong)
 
     async def submit_async(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """`submit`, awaitable."""
-        commands, wrong = await _looked_up(self._names, commands, self._names.all_resolved, commands, atomic)
+        commands, wrong = await _looked_up(self._names, commands, self._names.resolve_all, commands, atomic)
         group = _group(commands, atomic)
         results = _settled(await self._writer.submit_async(group), group) if group.commands else []
         return _with_errors(results, wrong)
@@ -390,7 +390,7 @@ async def _looked_up(
     names: InstrumentResolver, commands: Sequence[AnyCommand], look: Callable[P, T], *args: P.args, **kwargs: P.kwargs
 ) -> T:
     """`look`, beside the event loop where it has to read the database."""
-    if all(names.remembers(command) for command in commands):
+    if all(names.is_cached(command) for command in commands):
         return look(*args, **kwargs)
     return await asyncio.to_thread(look, *args, **kwargs)
 
