@@ -1,4 +1,4 @@
-"""The words of reconciliation: kinds of drift, policies, findings and drifts."""
+"""Types of reconciliation: kinds of drift, policies, findings, drifts and runs."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,25 +11,25 @@ DriftKind = Literal[
     "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
     "balance_below_holds", "late_fill", "expired_hold",
 ]  # fmt: skip
-"""What may differ between the ledger and the exchange; docs/reconciliation.md tells what each means."""
+"""Kinds of difference between ledger and exchange; docs/reconciliation.md explains each."""
 
 DriftPolicy = Literal["record", "alert", "freeze", "adopt", "close"]
-"""What a confirmed drift does: stand in the list; tell others; also stop new reservations; also become a position of
-the ledger; also ask the orchestrator to close it."""
+"""What happens to a confirmed drift. `record` only lists it. All others send alerts too; in addition `freeze` stops new
+reservations, `adopt` makes it a position of the ledger, and `close` asks the orchestrator to close it."""
 
 KINDS: tuple[DriftKind, ...] = get_args(DriftKind)
 POLICIES: tuple[DriftPolicy, ...] = get_args(DriftPolicy)
 
 DriftState = Literal["open", "confirmed", "acknowledged", "resolved"]
-"""`open`: seen, not often enough yet. `confirmed`: seen in enough runs. `acknowledged`: a person says it is known and
-may stay as it is. `resolved`: not there any more, or taken over."""
+"""`open`: seen, but in too few runs so far. `confirmed`: seen in enough runs. `acknowledged`: a person accepted it as
+it is. `resolved`: gone, or adopted."""
 STATES: tuple[DriftState, ...] = get_args(DriftState)
 
 EXTERNAL = "exchange"
-"""Value of the tag `external`: what an exchange shows beyond the ledger counts in the scope `external=exchange`."""
+"""Value of the tag `external`. What an exchange shows beyond the ledger counts in the scope `external=exchange`."""
 
 QUOTE = "quote"
-"""The subject of drifts about the free quote balance."""
+"""Subject of drifts about the free quote balance."""
 
 Trigger = Literal["start", "interval", "demand"]
 
@@ -37,9 +37,9 @@ Part = Literal["account", "positions", "balances", "both", "ledger"]
 
 
 class Market(NamedTuple):
-    """Something that can be held: a derivative market (`BTC/USDT:USDT`) or, for spot, an asset (`BTC`); and its side.
+    """One side of a derivative market (`BTC/USDT:USDT`), or a spot asset (`BTC`), at one account.
 
-    Long and short are apart, because in hedge mode an account has both.
+    Long and short are two markets, because in hedge mode an account has both.
     """
 
     venue: str
@@ -49,38 +49,38 @@ class Market(NamedTuple):
 
     @property
     def is_swap(self) -> bool:
-        """A derivative market, by the form of its unified name; everything else is an asset."""
+        """Whether it is a derivative market, by the form of its unified name. Everything else is an asset."""
         return ":" in self.subject
 
     @property
     def opposite(self) -> "Market":
-        """The same market's other side."""
+        """The other side of the same market."""
         return self._replace(side="short" if self.side == "long" else "long")
 
     @property
     def base(self) -> str:
-        """The asset it is about."""
+        """The base asset."""
         return self.subject.partition("/")[0]
 
     @property
     def quote(self) -> str:
-        """The currency a derivative market is quoted in; empty for an asset."""
+        """The quote currency of a derivative market; empty for an asset."""
         return self.subject.partition("/")[2].partition(":")[0]
 
 
 QUANTITY_KINDS: frozenset[DriftKind] = frozenset(
     {"unknown_position", "quantity_differs", "missing_position", "side_flipped", "late_fill"}
 )
-"""Kinds that say how much of a market there is. One difference may pass from one of them to another."""
+"""Kinds that concern the quantity in a market. One difference may change from one of them to another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One difference that one comparison saw.
+    """One difference found by one comparison.
 
-    ledger_quantity, venue_quantity: base units (USD where the subject is `quote`). excess: what the exchange shows
-    beyond what the ledger counts, base units, 0 where it shows less. price: USD per base unit to count it at, None
-    where nobody knows one.
+    ledger_quantity, venue_quantity: base units (USD where the subject is `quote`). excess: base units that the exchange
+    shows beyond what the ledger counts, 0 where it shows less. price: USD per base unit at which the excess counts,
+    None where no price is known.
     """
 
     market: Market
@@ -93,19 +93,19 @@ class Finding:
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
-        """What makes two sightings the same drift."""
+        """The identity of a drift: findings with the same key are sightings of the same drift."""
         market = self.market
         return (market.venue, market.account, market.subject, market.side, self.kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A difference with a life: `open -> confirmed -> resolved`, or `acknowledged` by a person.
+    """A difference tracked across runs: `open -> confirmed -> resolved`, or `acknowledged` by a person.
 
-    sightings: runs that saw it; of an acknowledged one that runs saw less of lately, how many more of them it outlasts.
-    position: number of the external position that counts its excess. revision: how often it was counted. requested:
-    what the orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason: who decided about it last,
-    and why.
+    sightings: number of runs that saw it. For an acknowledged drift that recent runs saw less of: how many more such
+    runs until it is resolved. position: number of the external position that counts its excess. revision: how often it
+    was counted. requested: what the orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason: who
+    decided about it last, and why.
     """
 
     id: int
@@ -137,18 +137,18 @@ class Drift:
 
     @property
     def name(self) -> str:
-        """How the audit chain calls it."""
+        """Its name in the audit chain."""
         return f"drift-{self.id}"
 
     @property
     def title(self) -> str:
-        """What it is, without the figures, which may change: for commands that are sent again and must be equal."""
+        """Description without quantities, which may change: a repeated command must be equal to the first."""
         place = f" at {self.venue}/{self.account}" if self.venue else ""
         return f"{self.name}, {self.kind}: {self.subject}{f' {self.side}' if self.side else ''}{place}"
 
     @property
     def market(self) -> Market:
-        """What it is about."""
+        """The market it is about."""
         return Market(self.venue, self.account, self.subject, self.side)
 
     @property
@@ -158,17 +158,17 @@ class Drift:
 
     @property
     def live(self) -> bool:
-        """Whether it still differs and nobody has said that it may."""
+        """Whether it still differs and is not acknowledged."""
         return self.state in ("open", "confirmed")
 
     @property
     def freezes(self) -> bool:
-        """Whether it asks that its scope be frozen, still."""
+        """Whether it still requires its scope to be frozen."""
         return self.live and self.frozen_scope is not None and stops_grants(self.policy, self)
 
     @property
     def part(self) -> Part:
-        """Which part of a snapshot has to be known to say that it is gone."""
+        """The part of a snapshot that must be known before it can be called gone."""
         if self.kind == "fetch_failed":
             return "account"
         if self.kind == "balance_below_holds":
@@ -183,17 +183,17 @@ class Drift:
         return from_us(self.opened_us)
 
 
-def stops_grants(policy: DriftPolicy, about: Finding | Drift) -> bool:
-    """Whether a confirmed drift freezes: where its policy says so, and under any where its excess cannot be counted."""
-    return policy == "freeze" or (about.excess > 0 and about.price is None)
+def stops_grants(policy: DriftPolicy, drift: Finding | Drift) -> bool:
+    """Whether a confirmed drift freezes: by its policy, or under any policy if its excess has no price to count at."""
+    return policy == "freeze" or (drift.excess > 0 and drift.price is None)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """One run of the reconciliation for one portfolio.
 
-    trigger: `start`, `interval` or `demand`. outcome: `good` (every account was fetched whole), `partial`, `failed`.
-    fetched: one entry for each account. found: counts by name, and by kind of drift. id: 0 for a dry run.
+    trigger: `start`, `interval` or `demand`. outcome: `good` (every account was fetched completely), `partial`,
+    `failed`. fetched: one entry per account. found: counts by name and by kind of drift. id: 0 for a dry run.
     """
 
     id: int
@@ -208,13 +208,13 @@ class Run:
 
     @property
     def duration_seconds(self) -> Decimal:
-        """From the first request to the record."""
+        """Time from the first request to the record."""
         return Decimal(self.finished_us - self.started_us).scaleb(-6)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A run, what it found, and what became of the drifts (nothing, in a dry run)."""
+    """A run, its findings, and how they changed the drifts (not at all in a dry run)."""
 
     run: Run
     findings: tuple[Finding, ...]
