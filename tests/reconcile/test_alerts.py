@@ -175,7 +175,7 @@ def test_alert_when_something_unforeseen_breaks_then_it_is_logged_and_delivery_g
 _DYING = """
 import os, signal, sys
 from datetime import datetime, timezone
-from tests.accounts import Desk, long
+from tests.support.accounts import Desk, long
 from pydantic import SecretStr
 desk = Desk(
     sys.argv[1], lambda: datetime.now(timezone.utc), confirmations=1, stale_after_seconds=None,

@@ -167,7 +167,7 @@ def _reserve(key: str) -> Any:
 
 _SLEEPER = """
 import os, signal, sys
-from tests.test_reconcile_fencing import sleeper_desk
+from tests.reconcile.test_fencing import sleeper_desk
 ledger, _, reconciler = sleeper_desk(sys.argv[1])
 answer = ledger._writer.answer
 def sleepy(group):

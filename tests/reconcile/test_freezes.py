@@ -161,7 +161,7 @@ def test_reconcile_when_coins_are_sold_where_bought_ones_were_ignored_then_they_
 # --- what froze -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["record", "frozen"])
+@pytest.mark.parametrize("name", ["record_run", "freezing_drifts"])
 def test_ignore_when_a_run_has_recorded_the_freeze_and_not_sent_it_yet_then_nothing_stays_frozen(
     opened: OpenDesk, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -175,7 +175,7 @@ def test_ignore_when_a_run_has_recorded_the_freeze_and_not_sent_it_yet_then_noth
         nonlocal reads
         result = real(*arguments)
         reads += 1
-        if name == "record" or reads == 2:  # the second reading tells what to freeze
+        if name == "record_run" or reads == 2:  # the second reading tells what to freeze
             monkeypatch.setattr(drifts, name, real)
             # As another process would: not under the lease of this run.
             Context().run(lambda: desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known"))
@@ -202,11 +202,11 @@ def test_ignore_when_a_run_freezes_for_another_drift_just_before_the_thaw_then_i
 
     def run_meanwhile(*arguments: Any) -> Any:
         found = frozen(*arguments)
-        monkeypatch.setattr(drifts, "frozen", frozen)
+        monkeypatch.setattr(drifts, "freezing_drifts", frozen)
         desk.run()
         return found
 
-    monkeypatch.setattr(drifts, "frozen", run_meanwhile)
+    monkeypatch.setattr(drifts, "freezing_drifts", run_meanwhile)
     desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known")
     (other,) = [one for one in desk.run().live if one.live and one.frozen_scope]
     assert other.subject == ETH_PERP

@@ -128,7 +128,7 @@ def test_adopt_when_the_policy_meets_a_ledger_that_moved_then_nothing_is_adopted
         return record(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ledger_sizer.reconcile.run.drifts.record", confirmed_meanwhile)
+        patch.setattr("ledger_sizer.reconcile.run.drifts.record_run", confirmed_meanwhile)
         desk.run()
     assert figures(desk.ledger) == (0, D(4000)), "twice by the run that saw neither, which says so"
     assert desk.run().live == ()
@@ -148,7 +148,7 @@ def test_adopt_when_it_died_before_its_row_was_written_then_a_retry_finishes_it_
     desk.account.shows(short(*shown))
     (drift,) = desk.run().live
     with monkeypatch.context() as patch:
-        patch.setattr("ledger_sizer.reconcile.operator.drifts.change", _dead)
+        patch.setattr("ledger_sizer.reconcile.operator.drifts.change_drifts", _dead)
         with pytest.raises(KeyboardInterrupt):
             desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
     seq = desk.ledger.exposure().seq

@@ -198,11 +198,11 @@ _PARENT = """
 import sys
 from functools import partial
 from pathlib import Path
-from tests.test_reconcile_apart import ASKED, open_troubled, settings_with
-from ledger_sizer.reconcile.apart import LookApart
+from tests.reconcile.test_worker_process import ASKED, open_troubled, settings_with
+from ledger_sizer.reconcile.worker_process import WorkerInspector
 folder = Path(sys.argv[1])
 (folder / "trouble").write_text("hang")
-LookApart(sys.argv[2], settings_with(), partial(open_troubled, folder)).look(ASKED, 500)
+WorkerInspector(sys.argv[2], settings_with(), partial(open_troubled, folder)).look(ASKED, 500)
 """
 
 

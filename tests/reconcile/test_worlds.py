@@ -2,8 +2,8 @@
 
 A few worlds run each time. A campaign, and a part of one (from the 201st to the 300th):
 
-    WORLDS=1000 make test TEST_WORKERS=0 ARGS=tests/test_reconcile_worlds.py
-    WORLDS=200-300 make test TEST_WORKERS=0 ARGS=tests/test_reconcile_worlds.py
+    WORLDS=1000 make test TEST_WORKERS=0 ARGS=tests/reconcile/test_worlds.py
+    WORLDS=200-300 make test TEST_WORKERS=0 ARGS=tests/reconcile/test_worlds.py
 """
 
 from __future__ import annotations
