@@ -70,7 +70,7 @@ class ExchangeAccount:
             try:
                 self._load_markets()
                 return market_rules_of(self._client)
-            except Exception as error:  # noqa: BLE001 - an answer of unforeseen shape breaks ccxt's parsers in any way
+            except Exception as error:  # noqa: BLE001 - ccxt's parsers may raise anything for an unexpected response
                 raise Unavailable(f"{self.venue} did not give its market rules: {_error_text(error)}") from None
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class ExchangeAccount:
     def _fetch_part(self, name: str, fetch: Callable[[], _Part], problems: list[str]) -> _Part | None:
         try:
             return fetch()
-        except Exception as error:  # noqa: BLE001 - an answer of unforeseen shape breaks ccxt's parsers in any way
+        except Exception as error:  # noqa: BLE001 - ccxt's parsers may raise anything for an unexpected response
             problem = f"{self.venue} {self.account}: {name} unknown: {type(error).__name__}: {_error_text(error)}"
             log.warning("exchange.fetch_failed", venue=self.venue, account=self.account, part=name, problem=problem)
             problems.append(problem)
@@ -94,10 +94,10 @@ class ExchangeAccount:
             return ()  # this exchange has no derivatives. Where ccxt does not say so (None), positions stay unknown
         if time.monotonic() - self._markets_loaded_at >= _MARKETS_SECONDS_MAX:
             self._load_markets()
-        rows = [row for row in self._position_rows() if _decimal(row.get("contracts"), "contracts") != 0]
+        rows = self._position_rows()
         if not all(self._is_contract(row.get("symbol")) for row in rows):
             self._load_markets()  # a new listing since the last load, or that response lacked its rows
-            rows = [row for row in self._position_rows() if _decimal(row.get("contracts"), "contracts") != 0]
+            rows = self._position_rows()
         return _merge_positions(self._parse_position(row) for row in rows)
 
     def _load_markets(self) -> None:
@@ -105,7 +105,7 @@ class ExchangeAccount:
         self._markets_loaded_at = time.monotonic()
 
     def _position_rows(self) -> list[dict[str, Any]]:
-        """Fetch the rows of all pages."""
+        """Fetch all pages. Returns the rows of positions that are not zero."""
         rows: list[dict[str, Any]] = []
         for parameters in self._position_parameters():
             cursors: set[str] = set()
@@ -120,7 +120,7 @@ class ExchangeAccount:
                     raise Unreadable(f"the pages do not end (cursor {cursor!r})")
                 cursors.add(cursor)
                 parameters["cursor"] = cursor
-        return rows
+        return [row for row in rows if _decimal(row.get("contracts"), "contracts") != 0]
 
     def _position_parameters(self) -> list[dict[str, str]]:
         """Return the parameters of each call. Bybit lists one settlement currency per call, others all positions."""

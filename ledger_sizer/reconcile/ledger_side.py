@@ -7,7 +7,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Engine, Select, bindparam, select, text, union_all
+from sqlalchemy import Connection, Engine, Select, bindparam, select, text, union_all
 
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.instruments import Leg
@@ -67,6 +67,10 @@ def _read_decisions(
     return values
 
 
+def _portfolio_id(connection: Connection, portfolio: str) -> int | None:
+    return connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
+
+
 def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Position]:
     """Return every live position, and those closed or expired since `since_us`.
 
@@ -74,7 +78,7 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
     """
     rows: list[tuple[Any, ...]] = []
     with read_transaction(engine) as connection:
-        portfolio_id = connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
+        portfolio_id = _portfolio_id(connection, portfolio)
         if portfolio_id is None:
             return []
         # One SELECT per partial index, each with exactly the condition of its index: an OR would read all rows.
@@ -101,7 +105,7 @@ def last_prices(engine: Engine, portfolio: str, assets: Collection[str]) -> dict
     """
     rows: list[tuple[Any, ...]] = []
     with read_transaction(engine) as connection:
-        portfolio_id = connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
+        portfolio_id = _portfolio_id(connection, portfolio)
         if portfolio_id is None:
             return {}
         query = select(PositionRow.__table__).where(PositionRow.portfolio_id == portfolio_id)
