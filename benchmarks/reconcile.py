@@ -255,7 +255,7 @@ with tempfile.TemporaryDirectory() as folder:
         if url:
             (report,) = parts.reconciler.run()
             assert report.run.outcome == "good", report.run
-            looks = parts.reconciler.look.process_id
+            looks = parts.reconciler.inspector.process_id
         print(mib("self"), mib(looks) if looks else 0)
 """
 

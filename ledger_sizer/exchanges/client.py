@@ -1,8 +1,8 @@
-"""The ccxt client of one account, set up so that figures stay exact and half an answer is never taken for a whole one.
+"""Creates the ccxt client of one account, with exact numbers and a check that every response is complete.
 
-ccxt is large (0.3 s and 67 MB to import), so it is imported when the first account is opened and not before. Each of
-these traps was run: ccxt hands back floats unless `number` is `str`; an answer that breaks off in the middle is no
-error to it, and its parsers then find no positions; JSON without its rows reads as "nothing there" as well.
+ccxt is large (0.3 s and 67 MB to import), so it is imported only when the first account is opened. Three traps, each
+tried out: ccxt returns floats unless `number` is `str`; it accepts a truncated response, and its parsers then find no
+positions; they also find none in JSON that lacks its rows.
 """
 
 from importlib.util import find_spec
@@ -18,22 +18,22 @@ _MARKET_TYPES = {
     "binance": ["spot", "linear", "inverse"],
     "okx": ["spot", "future", "swap"],
 }
-"""Options are left out: thousands of markets that this package does not trade."""
+"""The market types to load. Options are left out: thousands of markets that this package does not trade."""
 
 _RETRY_DELAY_MS = 500
 
 
 def make_client(settings: ExchangeAccountSettings) -> Any:
-    """A synchronous ccxt client for this account.
+    """Return a synchronous ccxt client for this account.
 
-    Its calls raise ccxt's own errors; `last_answer` is the JSON of the newest answer, None where it was not whole.
+    Its calls raise ccxt's own errors. `last_response` is the JSON of the newest response, None if it was incomplete.
     Raises `InvalidRequest` for an exchange that ccxt does not know, and where ccxt is not installed.
     """
     require_known(settings.id)
 
     import ccxt
 
-    client = _guarded(getattr(ccxt, settings.id))(
+    client = _checked_class(getattr(ccxt, settings.id))(
         {
             "apiKey": _secret(settings.api_key),
             "secret": _secret(settings.api_secret),
@@ -41,7 +41,7 @@ def make_client(settings: ExchangeAccountSettings) -> Any:
             "timeout": settings.timeout_seconds * 1000,
             "enableRateLimit": True,
             "options": {
-                # ccxt repeats a call after a network error or a rate limit. Only reading calls are made here.
+                # ccxt retries after a network error or a rate limit, which is safe: only read calls are made here.
                 "maxRetriesOnFailure": settings.retries_max,
                 "maxRetriesOnFailureDelay": _RETRY_DELAY_MS,
                 "fetchMargins": False,
@@ -49,21 +49,21 @@ def make_client(settings: ExchangeAccountSettings) -> Any:
         }
     )
     client.number = str
-    # Names, icons and networks of currencies: not needed, and some exchanges want a key with more rights for them.
+    # Names, icons and networks of currencies are not needed, and some exchanges demand a key with more rights for them.
     client.has["fetchCurrencies"] = False
     if settings.id in _MARKET_TYPES:
         client.options["fetchMarkets"] = {**client.options.get("fetchMarkets", {}), "types": _MARKET_TYPES[settings.id]}
     if settings.base_url is not None:
-        client.urls["api"] = _moved(client.urls["api"], settings.base_url.rstrip("/"))
+        client.urls["api"] = _with_base_url(client.urls["api"], settings.base_url.rstrip("/"))
     return client
 
 
 def require_known(exchange_id: str) -> None:
-    """Raise `InvalidRequest` for an exchange that ccxt does not know, or without ccxt. Imports none of it."""
+    """Raise `InvalidRequest` if ccxt is not installed or does not know the exchange. Does not import ccxt."""
     found = find_spec("ccxt")
     if found is None or not found.submodule_search_locations:
         raise InvalidRequest("exchanges need ccxt: pip install 'ledger-sizer[exchanges]'", field="id")
-    # One file each, named by the id.
+    # ccxt has one file per exchange, named by its id.
     (folder, *_) = found.submodule_search_locations
     names = sorted(path.stem for path in Path(folder).glob("[a-z]*.py"))
     if exchange_id not in names:
@@ -76,48 +76,48 @@ def _secret(value: Any) -> str:
     return "" if value is None else str(value.get_secret_value())
 
 
-def _guarded(kind: Any) -> Any:
-    """The exchange's class, with a check of every answer and a memory of the last one."""
+def _checked_class(kind: Any) -> Any:
+    """Subclass ccxt's exchange class so that it checks every response and keeps the last one."""
     import ccxt
 
-    class WholeAnswers(kind):  # type: ignore[misc]
-        last_answer: Any = None
+    class CheckedExchange(kind):  # type: ignore[misc]
+        last_response: Any = None
 
         def handle_errors(
-            self, code: int, reason: str, url: str, method: str, headers: Any, body: str, response: Any, *sent: Any
+            self, code: int, reason: str, url: str, method: str, headers: Any, body: str, response: Any, *request: Any
         ) -> Any:
-            self.last_answer = response
-            result = super().handle_errors(code, reason, url, method, headers, body, response, *sent)
+            self.last_response = response
+            result = super().handle_errors(code, reason, url, method, headers, body, response, *request)
             if response is None and code < 400:
-                # A network error to ccxt, so that it asks again.
+                # ccxt takes this for a network error, and retries.
                 raise ccxt.ExchangeNotAvailable(f"{self.id} {method} {url} answered {code} without whole JSON")
             return result
 
-    WholeAnswers.__name__ = kind.__name__
-    return WholeAnswers
+    CheckedExchange.__name__ = kind.__name__
+    return CheckedExchange
 
 
-def _moved(entry: Any, base_url: str) -> Any:
-    """An entry of ccxt's URLs with another scheme and host; the paths stay, they tell the exchanges' parts apart."""
+def _with_base_url(entry: Any, base_url: str) -> Any:
+    """Replace scheme and host in an entry of ccxt's URLs. The paths stay: they tell the parts of an exchange apart."""
     if isinstance(entry, dict):
-        return {name: _moved(value, base_url) for name, value in entry.items()}
+        return {name: _with_base_url(value, base_url) for name, value in entry.items()}
     return base_url + urlsplit(entry).path if isinstance(entry, str) else entry
 
 
-def carries_rows(venue: str, answer: Any, *, empty: bool = True) -> bool:
-    """Whether an answer about positions or balances carries the list it is about. empty: whether that may be empty.
+def carries_rows(venue: str, response: Any, *, empty: bool = True) -> bool:
+    """Whether a response about positions or balances contains its list of rows. empty: whether that may be empty.
 
-    Known for Bybit, Binance and OKX; for other exchanges whole JSON has to do.
+    Checked for Bybit, Binance and OKX. For other exchanges complete JSON has to suffice.
     """
-    rows: Any = answer
+    rows: Any = response
     if venue == "bybit":
-        result = answer.get("result") if isinstance(answer, dict) else None
+        result = response.get("result") if isinstance(response, dict) else None
         rows = result.get("list") if isinstance(result, dict) else None
     elif venue == "okx":
-        rows = answer.get("data") if isinstance(answer, dict) else None
+        rows = response.get("data") if isinstance(response, dict) else None
     elif venue == "binance":
-        if isinstance(answer, dict):
-            rows = answer.get("balances", answer.get("assets"))
+        if isinstance(response, dict):
+            rows = response.get("balances", response.get("assets"))
     else:
         return True
     return isinstance(rows, list) and (empty or bool(rows))

@@ -1,7 +1,7 @@
-"""The market rules of exchanges, kept in the database: every version with the time from which it was known.
+"""Stores the market rules of exchanges in the database: every version, with the time from which it was known.
 
-A refresh writes only what changed, so the table is the history of rule changes. `InstrumentResolver` looks names up for
-`reserve`, before the command is queued, so that the recorded request carries the rules the decision rested on.
+A refresh writes only what changed, so the table is the history of rule changes. `InstrumentResolver` looks up names for
+`reserve` before the command is queued, so that the recorded request contains the rules the decision was based on.
 """
 
 import json
@@ -23,17 +23,17 @@ from ledger_sizer.storage.tables import DecisionRow, InstrumentRow, PortfolioRow
 
 NOT_LISTED = "no longer listed by the exchange"
 CACHE_SECONDS = 5
-"""A process may use rules for this long after another one recorded newer ones."""
+"""How long a process caches rules, and so may use them after another process recorded newer ones."""
 
-_FIGURES = ("min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
+_NUMBERS = ("min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
 _TABLE: Any = InstrumentRow.__table__
-_SHARE_LEFT_MIN = 2
-"""A refresh that loses more than half of a venue's spot or swap markets is taken for half an answer."""
+_SHRINK_FACTOR_MAX = 2
+"""A refresh that loses more than half of a venue's spot or swap markets is rejected as an incomplete response."""
 
 
 @dataclass(frozen=True, slots=True)
 class RulesVersion:
-    """One version of a market's rules: known from `since_us` until `until_us`, which the present one lacks."""
+    """One version of a market's rules, valid from `since_us` until `until_us` (None for the current one)."""
 
     rules: MarketRules
     since_us: int
@@ -42,7 +42,7 @@ class RulesVersion:
 
 @dataclass(frozen=True, slots=True)
 class RulesChanges:
-    """What a refresh found: names of markets that are new, changed or gone, and how many stayed as they were."""
+    """Result of a refresh: names of the markets that are new, changed or gone, and the number of unchanged ones."""
 
     added: tuple[str, ...]
     changed: tuple[str, ...]
@@ -54,10 +54,10 @@ class RulesChanges:
 
 
 def record_rules(engine: Engine, venue: str, found: Sequence[MarketRules], now_us: int) -> RulesChanges:
-    """Record what an exchange says of all its markets now; nothing is written for those that stayed the same.
+    """Record the current rules of all markets of an exchange. Unchanged ones are not written again.
 
-    Raises `Unavailable` when most of the known markets are missing: that is half an answer, not a delisting. Raises
-    `Busy` when another process did the same at this moment.
+    Raises `Unavailable` when most of the known markets are missing: that is an incomplete response, not a delisting.
+    Raises `Busy` when another process refreshes the same venue.
     """
     try:
         with engine.begin() as connection:
@@ -69,10 +69,10 @@ def record_rules(engine: Engine, venue: str, found: Sequence[MarketRules], now_u
 
 
 def _record(connection: Connection, venue: str, found: Sequence[MarketRules], now_us: int) -> RulesChanges:
-    present = {row.symbol: row for row in connection.execute(_present(venue))}
-    known = {symbol: _version(row).rules for symbol, row in present.items()}
+    current = {row.symbol: row for row in connection.execute(_select_current(venue))}
+    known = {symbol: _version_of(row).rules for symbol, row in current.items()}
     listed = {rules.symbol: rules for rules in found}
-    _require_whole(venue, known, listed)
+    _require_complete(venue, known, listed)
     gone = [
         replace(rules, active=False, instrument=None, refused=NOT_LISTED)
         for symbol, rules in known.items()
@@ -81,7 +81,7 @@ def _record(connection: Connection, venue: str, found: Sequence[MarketRules], no
     changed = [rules for symbol, rules in listed.items() if symbol in known and known[symbol] != rules]
     added = [rules for symbol, rules in listed.items() if symbol not in known]
     for rules in (*changed, *gone):
-        ended = max(now_us, present[rules.symbol].since_us + 1)
+        ended = max(now_us, current[rules.symbol].since_us + 1)
         connection.execute(
             update(InstrumentRow)
             .where(InstrumentRow.venue == venue, InstrumentRow.symbol == rules.symbol, InstrumentRow.until_us.is_(None))
@@ -94,11 +94,11 @@ def _record(connection: Connection, venue: str, found: Sequence[MarketRules], no
     return RulesChanges(_names(added), _names(changed), _names(gone), same)
 
 
-def _require_whole(venue: str, known: dict[str, MarketRules], listed: dict[str, MarketRules]) -> None:
+def _require_complete(venue: str, known: dict[str, MarketRules], listed: dict[str, MarketRules]) -> None:
     for kind in ("spot", "swap"):
         before = [s for s, rules in known.items() if rules.kind == kind and rules.refused != NOT_LISTED]
         left = [symbol for symbol in before if symbol in listed]
-        if len(left) * _SHARE_LEFT_MIN < len(before):
+        if len(left) * _SHRINK_FACTOR_MAX < len(before):
             raise Unavailable(
                 f"{venue} listed {len(left)} of the {len(before)} {kind} markets it had: taken for half an answer, "
                 "nothing was recorded; try again"
@@ -108,16 +108,16 @@ def _require_whole(venue: str, known: dict[str, MarketRules], listed: dict[str, 
 
 
 def _names(rules: Iterable[MarketRules]) -> tuple[str, ...]:
-    return tuple(sorted(found.name for found in rules))
+    return tuple(sorted(one.name for one in rules))
 
 
 def _row(rules: MarketRules, since_us: int) -> dict[str, Any]:
-    figures = None
+    numbers = None
     if rules.instrument is not None:
-        figures = json.dumps({name: decimal_text(getattr(rules.instrument, name)) for name in _FIGURES})
+        numbers = json.dumps({name: decimal_text(getattr(rules.instrument, name)) for name in _NUMBERS})
     return {
         "venue": rules.venue, "symbol": rules.symbol, "since_us": since_us, "until_us": None, "kind": rules.kind,
-        "active": rules.active, "rules": figures, "refused": rules.refused,
+        "active": rules.active, "rules": numbers, "refused": rules.refused,
     }  # fmt: skip
 
 
@@ -125,30 +125,30 @@ def _row(rules: MarketRules, since_us: int) -> dict[str, Any]:
 
 
 def list_rules(engine: Engine, venue: str | None = None) -> list[RulesVersion]:
-    """The present rules of all markets, or of one venue's, by name."""
+    """Return the current rules of all markets, or of one venue, sorted by name."""
     with read_transaction(engine) as connection:
-        return [_version(row) for row in connection.execute(_present(venue))]
+        return [_version_of(row) for row in connection.execute(_select_current(venue))]
 
 
 def rules_history(engine: Engine, name: str) -> list[RulesVersion]:
-    """Every version of one market's rules, oldest first; empty for an unknown name."""
+    """Return every version of one market's rules, oldest first; empty for an unknown name."""
     venue, _, symbol = name.partition(":")
     query = select(_TABLE).where(_TABLE.c.venue == venue, _TABLE.c.symbol == symbol).order_by(_TABLE.c.since_us)
     with read_transaction(engine) as connection:
-        return [_version(row) for row in connection.execute(query)]
+        return [_version_of(row) for row in connection.execute(query)]
 
 
-def _present(venue: str | None) -> Select[Any]:
+def _select_current(venue: str | None) -> Select[Any]:
     query = select(_TABLE).where(_TABLE.c.until_us.is_(None)).order_by(_TABLE.c.venue, _TABLE.c.symbol)
     return query if venue is None else query.where(_TABLE.c.venue == venue)
 
 
-def _version(row: Row[Any]) -> RulesVersion:
+def _version_of(row: Row[Any]) -> RulesVersion:
     name = f"{row.venue}:{row.symbol}"
     instrument = None
     if row.rules is not None:
-        figures = {figure: Decimal(text) for figure, text in json.loads(row.rules).items()}
-        instrument = InstrumentInfo(symbol=row.symbol, listed_as=name, **figures)
+        numbers = {number: Decimal(text) for number, text in json.loads(row.rules).items()}
+        instrument = InstrumentInfo(symbol=row.symbol, listed_as=name, **numbers)
     rules = MarketRules(row.venue, row.symbol, row.kind, row.active, instrument, row.refused)
     return RulesVersion(rules, row.since_us, row.until_us)
 
@@ -157,40 +157,40 @@ def _version(row: Row[Any]) -> RulesVersion:
 
 
 class InstrumentResolver:
-    """Turns the instrument names of a reservation into rules. Safe to share between threads."""
+    """Replaces the instrument names of a reservation by rules. Safe to share between threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._known: dict[str, tuple[float, MarketRules]] = {}
+        self._cache: dict[str, tuple[float, MarketRules]] = {}
 
-    def remembers(self, command: AnyCommand) -> bool:
-        """Whether `resolved` will answer without reading the database."""
+    def is_cached(self, command: AnyCommand) -> bool:
+        """Whether `resolve` will return without reading the database."""
         if type(command) is not Reserve:
             return True
         names = [name for name in (command.spot_instrument, command.perp_instrument) if isinstance(name, str)]
-        found = [self._remembered(name) for name in names]
-        return all(rules is not None and rules.active and rules.instrument is not None for rules in found)
+        cached = [self._cached(name) for name in names]
+        return all(rules is not None and rules.active and rules.instrument is not None for rules in cached)
 
-    def all_resolved(
+    def resolve_all(
         self, commands: Sequence[AnyCommand], atomic: bool
     ) -> tuple[Sequence[AnyCommand], dict[int, LedgerError]]:
-        """`resolved` for many; what is wrong with one is told by its place. atomic: raise it instead."""
-        ready: list[AnyCommand] = []
-        wrong: dict[int, LedgerError] = {}
-        for place, command in enumerate(commands):
+        """Resolve many commands. Returns those that resolved, and errors by index. atomic: raise the first error."""
+        resolved: list[AnyCommand] = []
+        errors: dict[int, LedgerError] = {}
+        for index, command in enumerate(commands):
             try:
-                ready.append(self.resolved(command))
+                resolved.append(self.resolve(command))
             except InvalidRequest as error:
                 if atomic:
                     raise
-                wrong[place] = error
-        return ready, wrong
+                errors[index] = error
+        return resolved, errors
 
-    def resolved(self, command: AnyCommand) -> AnyCommand:
-        """The command with rules in the place of names; any command without names as it is.
+    def resolve(self, command: AnyCommand) -> AnyCommand:
+        """Return the command with rules in place of names; a command without names is returned unchanged.
 
-        Raises `InvalidRequest` for a market that is unknown, closed or cannot be used. A retry of a key that was
-        answered before is told the answer all the same: it takes the rules that its first request was recorded with.
+        Raises `InvalidRequest` for a market that is unknown, closed or unusable. A retry of an
+        answered key does not raise: it takes the rules of its recorded first request, and so gets the same answer.
         """
         if type(command) is not Reserve or not command.named:
             return command
@@ -201,7 +201,7 @@ class InstrumentResolver:
                 perp_instrument=self._rules(command.perp_instrument, "swap", "perp_instrument"),
             )
         except InvalidRequest:
-            recorded = self._recorded(command)
+            recorded = self._with_recorded_rules(command)
             if recorded is None:
                 raise
             return recorded
@@ -209,7 +209,7 @@ class InstrumentResolver:
     def _rules(self, named: InstrumentInfo | str | None, kind: Kind, field: str) -> InstrumentInfo | None:
         if not isinstance(named, str):
             return named
-        rules = self._remembered(named) or self._read(named)
+        rules = self._cached(named) or self._read(named)
         if rules is None:
             venue = named.partition(":")[0]
             raise InvalidRequest(
@@ -226,22 +226,22 @@ class InstrumentResolver:
             raise InvalidRequest(f"{field} {named} is not open for trading at the exchange", field=field)
         return rules.instrument
 
-    def _remembered(self, name: str) -> MarketRules | None:
-        until, rules = self._known.get(name, (0.0, None))
+    def _cached(self, name: str) -> MarketRules | None:
+        until, rules = self._cache.get(name, (0.0, None))
         return rules if time.monotonic() < until else None
 
     def _read(self, name: str) -> MarketRules | None:
         venue, _, symbol = name.partition(":")
         with read_transaction(self._engine) as connection:
-            row = connection.execute(_present(venue).where(_TABLE.c.symbol == symbol)).one_or_none()
+            row = connection.execute(_select_current(venue).where(_TABLE.c.symbol == symbol)).one_or_none()
         if row is None:
             return None
-        rules = _version(row).rules
-        self._known[name] = (time.monotonic() + CACHE_SECONDS, rules)
+        rules = _version_of(row).rules
+        self._cache[name] = (time.monotonic() + CACHE_SECONDS, rules)
         return rules
 
-    def _recorded(self, command: Reserve) -> Reserve | None:
-        """The command with the rules of the decision that its key has already, if that was about the same names."""
+    def _with_recorded_rules(self, command: Reserve) -> Reserve | None:
+        """Return the command with the rules recorded under its key; None without a record of the same names."""
         query = (
             select(DecisionRow.request)
             .join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id)
@@ -249,12 +249,12 @@ class InstrumentResolver:
         )
         with read_transaction(self._engine) as connection:
             request = json.loads(connection.execute(query).scalar() or "{}")
-        found: dict[str, Any] = {}
+        resolved: dict[str, Any] = {}
         for field in ("spot_instrument", "perp_instrument"):
             named, rules = getattr(command, field), request.get(field)
             if isinstance(named, str):
                 if not isinstance(rules, dict) or rules.get("listed_as") != named:
                     return None
-                figures = {name: Decimal(rules[name]) for name in _FIGURES}
-                found[field] = InstrumentInfo(symbol=rules["symbol"], listed_as=named, **figures)
-        return replace(command, **found)
+                numbers = {name: Decimal(rules[name]) for name in _NUMBERS}
+                resolved[field] = InstrumentInfo(symbol=rules["symbol"], listed_as=named, **numbers)
+        return replace(command, **resolved)

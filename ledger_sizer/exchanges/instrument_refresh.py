@@ -1,4 +1,4 @@
-"""Loading the market rules of an exchange into the database: what the scheduler and `instruments refresh` do."""
+"""Loads the market rules of an exchange into the database. The scheduler and `instruments refresh` call it."""
 
 import time
 from collections.abc import Callable
@@ -13,22 +13,22 @@ from ledger_sizer.telemetry import get_logger
 log = get_logger(__name__)
 
 RETRY_SECONDS = 60
-"""A refresh that failed is tried again after this time, however long the interval is."""
+"""A failed refresh is retried after this time, however long the interval is."""
 
 
 class RulesSource(Protocol):
-    """Whoever brings the market rules of a venue, such as an `ExchangeAccount`."""
+    """Source of a venue's market rules, such as an `ExchangeAccount`."""
 
     venue: str
 
     def instruments(self) -> list[MarketRules]:
-        """The rules of every spot and swap market. Raises `Unavailable`."""
+        """Return the rules of every spot and swap market. Raises `Unavailable`."""
 
 
 class ScheduledRefresh:
-    """`refresh_rules` for a scheduler that calls every `RETRY_SECONDS`: once done, it rests for `seconds`.
+    """Job that runs `refresh_rules` every `seconds`. The scheduler calls it every `RETRY_SECONDS`, to retry failures.
 
-    clock: seconds that never run backwards.
+    clock: monotonic, in seconds.
     """
 
     def __init__(
@@ -38,23 +38,23 @@ class ScheduledRefresh:
         self._source = source
         self._seconds = seconds
         self._clock = clock
-        self._due = float("-inf")
+        self._due_at = float("-inf")
 
     def __call__(self) -> None:
-        """Refresh if it is due. Raises what `refresh_rules` raises; it is due again at once then."""
-        if self._clock() >= self._due:
+        """Refresh if it is due. Raises what `refresh_rules` raises, and then stays due."""
+        if self._clock() >= self._due_at:
             refresh_rules(self._engine, self._source)
-            self._due = self._clock() + self._seconds
+            self._due_at = self._clock() + self._seconds
 
 
 def refresh_rules(engine: Engine, source: RulesSource, now_us: int | None = None) -> RulesChanges:
     """Load the rules of the source's venue and record what changed, as of `now_us` (this machine's clock when None).
 
-    Raises `Unavailable` where the exchange or the database does not answer, or the exchange answers by half; the rules
-    known so far stay as they are.
+    Raises `Unavailable` when the exchange or the database does not respond, or when the exchange lists only part of
+    its markets. The known rules then stay as they are.
     """
-    found = source.instruments()
-    changes = record_rules(engine, source.venue, found, time.time_ns() // 1000 if now_us is None else now_us)
+    rules = source.instruments()
+    changes = record_rules(engine, source.venue, rules, time.time_ns() // 1000 if now_us is None else now_us)
     if changes.added or changes.changed or changes.gone:
         log.info(
             "instruments.changed",

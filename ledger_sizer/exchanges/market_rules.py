@@ -1,8 +1,8 @@
-"""From ccxt's description of a market to the rules that sizing needs, in exact figures; or a reason why it cannot be.
+"""Converts ccxt's description of a market to the rules that sizing needs, in exact decimals, or to a refusal reason.
 
 ccxt states precision in three ways (`precisionMode`): as a step (TICK_SIZE), as decimal places, as significant digits.
-Limits may be missing. A market order may have a lower maximum than a limit order: the lower one is taken, because a
-granted quantity has to be accepted whichever way it is sent.
+Limits may be missing. The maximum of a market order may be below that of a limit order. The lower one is taken, because
+the exchange has to accept a granted quantity as either order type.
 """
 
 from decimal import Decimal, InvalidOperation
@@ -12,14 +12,14 @@ from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, Kind, MarketRules
 
 UNBOUNDED_QTY = Decimal(10) ** 18
-"""Stands for a maximum that the exchange does not state."""
+"""Used where the exchange states no maximum."""
 
 USD_QUOTES = frozenset({"USD", "USDT", "USDC", "USDE", "FDUSD", "BUSD", "DAI", "TUSD", "USD1"})
 """Quote currencies that count as dollars."""
 
 
 def market_rules_of(client: Any) -> list[MarketRules]:
-    """The rules of every spot and swap market of a ccxt client that has loaded its markets, by symbol."""
+    """Return the rules of every spot and swap market, by symbol. client: a ccxt client with its markets loaded."""
     found = []
     for symbol in sorted(client.markets):
         market = client.markets[symbol]
@@ -30,7 +30,7 @@ def market_rules_of(client: Any) -> list[MarketRules]:
 
 def _rules(client: Any, market: dict[str, Any]) -> MarketRules:
     kind: Kind = "spot" if market.get("spot") else "swap"
-    # ccxt leaves `active` empty where the exchange does not say; only a plain False closes a market.
+    # ccxt sets `active` to None where the exchange does not say. Only False means closed.
     active = market.get("active") is not False
     symbol = market["symbol"]
     try:
@@ -51,54 +51,62 @@ def _require_usable(market: dict[str, Any]) -> None:
 
 def _instrument(client: Any, market: dict[str, Any]) -> InstrumentInfo:
     limits = market.get("limits") or {}
-    amount, at_market = limits.get("amount") or {}, limits.get("market") or {}
+    amount, market_order = limits.get("amount") or {}, limits.get("market") or {}
     precision = market.get("precision") or {}
-    most = [_figure(amount.get("max")), _figure(at_market.get("max")), _market_order_max(client.id, market)]
-    max_qty = min([figure for figure in most if figure], default=UNBOUNDED_QTY)
+    maxima = [
+        _positive_decimal(amount.get("max")),
+        _positive_decimal(market_order.get("max")),
+        _market_order_max(client.id, market),
+    ]
+    max_qty = min([maximum for maximum in maxima if maximum], default=UNBOUNDED_QTY)
     step = _step(client, market["symbol"], precision.get("amount"), max_qty)
     if step is None:
         raise InvalidRequest("the exchange states no quantity step")
-    # Some exchanges list 0 or nothing as the minimum: then nothing below one step can be ordered anyway.
-    least = max(_figure(amount.get("min")) or Decimal(0), _figure(at_market.get("min")) or Decimal(0), step)
-    contract = _figure(market.get("contractSize")) if market.get("contract") else Decimal(1)
+    # Some exchanges state 0 or no minimum. Nothing below one step can be ordered there either.
+    min_qty = max(
+        _positive_decimal(amount.get("min")) or Decimal(0),
+        _positive_decimal(market_order.get("min")) or Decimal(0),
+        step,
+    )
+    contract = _positive_decimal(market.get("contractSize")) if market.get("contract") else Decimal(1)
     if contract is None:
         raise InvalidRequest("the exchange states no contract size")
     tick = _step(client, market["symbol"], precision.get("price"), None)
     return InstrumentInfo(
         symbol=market["symbol"],
-        min_qty=least,
+        min_qty=min_qty,
         max_qty=max_qty,
         qty_step=step,
-        min_notional=_figure((limits.get("cost") or {}).get("min")) or Decimal(0),
+        min_notional=_positive_decimal((limits.get("cost") or {}).get("min")) or Decimal(0),
         tick_size=tick or Decimal("0.01"),
         contract_size=contract,
         listed_as=f"{client.id}:{market['symbol']}",
     )
 
 
-def _figure(value: Any) -> Decimal | None:
-    """A figure above 0, None where there is none. ccxt is set to hand out text; a float is inexact, so it raises."""
+def _positive_decimal(value: Any) -> Decimal | None:
+    """Parse a number above 0, else None. Raises `TypeError` for a float, which is inexact; ccxt is set to text."""
     if value is None or value == "":
         return None
     if isinstance(value, float):
         raise TypeError(f"a float came from ccxt: {value!r}")
-    figure = Decimal(value)
-    return figure if figure > 0 else None
+    number = Decimal(value)
+    return number if number > 0 else None
 
 
 def _market_order_max(venue: str, market: dict[str, Any]) -> Decimal | None:
-    """The largest market order, in the exchange's quantity unit, where ccxt leaves it in the exchange's own answer."""
+    """Return the largest market order in the exchange's quantity unit, where only its raw response (`info`) has it."""
     info = market.get("info") or {}
     if venue == "bybit":
         lot = info.get("lotSizeFilter") or {}
-        return _figure(lot.get("maxMktOrderQty") or lot.get("maxMarketOrderQty"))
-    if venue == "okx" and market.get("swap"):  # of a spot market it is stated in USDT
-        return _figure(info.get("maxMktSz"))
+        return _positive_decimal(lot.get("maxMktOrderQty") or lot.get("maxMarketOrderQty"))
+    if venue == "okx" and market.get("swap"):  # for spot markets it is in USDT
+        return _positive_decimal(info.get("maxMktSz"))
     return None
 
 
 def _step(client: Any, symbol: str, precision: Any, max_qty: Decimal | None) -> Decimal | None:
-    """The step that ccxt's precision means, in whichever mode the exchange states it."""
+    """Convert ccxt's precision to a step, for each `precisionMode`."""
     from ccxt import DECIMAL_PLACES, SIGNIFICANT_DIGITS
 
     if precision is None:
@@ -109,13 +117,13 @@ def _step(client: Any, symbol: str, precision: Any, max_qty: Decimal | None) -> 
         if max_qty is None:
             return Decimal(1).scaleb(1 - int(precision))  # the price step between 1 and 10
         return _significant_step(client, symbol, max_qty)
-    return _figure(precision)
+    return _positive_decimal(precision)
 
 
 def _significant_step(client: Any, symbol: str, max_qty: Decimal) -> Decimal:
-    """With significant digits the step grows with the quantity: the one at the largest order fits all below it.
+    """Return the step at the largest order. It grows with the quantity, so this one is valid for all smaller orders.
 
-    Some such exchanges still cut quantities to decimal places, so ccxt's own rounding is asked.
+    Some of these exchanges truncate to decimal places all the same, so ccxt's own rounding is used.
     """
     if max_qty < UNBOUNDED_QTY:
         return _step_at(client, symbol, max_qty.adjusted())
@@ -126,7 +134,7 @@ def _significant_step(client: Any, symbol: str, max_qty: Decimal) -> Decimal:
 
 
 def _step_at(client: Any, symbol: str, magnitude: int) -> Decimal:
-    """The last digit that is kept of a quantity of about 10 ** magnitude."""
+    """Return the last digit that ccxt keeps of a quantity of about 10 ** magnitude."""
     digits = Decimal("1." + "123456789" * 5).scaleb(magnitude)
     kept = Decimal(client.amount_to_precision(symbol, f"{digits:f}")).normalize()
     return Decimal(1).scaleb(int(kept.as_tuple().exponent))

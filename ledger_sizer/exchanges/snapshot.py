@@ -1,4 +1,4 @@
-"""What one exchange account showed at one moment. Pure types; whoever fetches fills them, `reconcile` reads them.
+"""Types of an account snapshot: the positions and balances one exchange account showed at one moment.
 
 A part that could not be fetched whole is None: unknown, never empty.
 """
@@ -13,8 +13,8 @@ class VenuePosition:
     """One derivative position. symbol: ccxt's unified name, such as `BTC/USDT:USDT`. quantity: base units, above 0.
 
     entry_price, mark_price: USD per base unit, None where the exchange does not say. hedged: False where the exchange
-    says that the symbol is in one-way mode, so that this is the net of all that was bought and sold. In hedge mode a
-    symbol has two positions.
+    says that the symbol is in one-way mode, so that this is the net of all buys and sells. In hedge mode a symbol has
+    two positions.
     """
 
     symbol: str
@@ -39,8 +39,8 @@ class VenueBalance:
 class Snapshot:
     """One account at one moment.
 
-    venue: the exchange's id, as positions are tagged. account: a name the settings give it. begun_us, taken_us: when
-    the fetch began and ended. problems: what went wrong, in words, for each part that is None.
+    venue: the exchange's id, the same as in position tags. account: its name in the settings. begun_us, taken_us: when
+    the fetch began and ended. problems: for each part that is None, the reason as text.
     """
 
     venue: str

@@ -138,14 +138,14 @@ class Ledger:
 
     def run(self, command: AnyCommand) -> Decision:
         """Run one command object. The verbs build their command and call this."""
-        command = self._resolver.resolved(command)
+        command = self._resolver.resolve(command)
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
         return _only_decision(self._writer.answer(_group_of_one(command)))
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """Async `run`. Cancelling the caller does not undo the command; a retry with its key returns the outcome."""
-        command = await self._off_loop((command,), lambda: self._resolver.resolved(command))
+        command = await self._off_loop((command,), lambda: self._resolver.resolve(command))
         if type(command) is Reserve and command.dry_run:
             return await asyncio.to_thread(self._dry_run, command)
         return _only_decision(await self._writer.submit_async(_group_of_one(command)))
@@ -156,13 +156,13 @@ class Ledger:
         Independent (the default): each answer is the command's `Decision` or `LedgerError` (an error's `granted` is
         False). atomic: all take effect or none; if one is denied all are, and an error is raised with nothing recorded.
         """
-        commands, wrong = self._resolver.all_resolved(commands, atomic)
+        commands, wrong = self._resolver.resolve_all(commands, atomic)
         group = _group(commands, atomic)
         return _all_answers(self._writer.answer(group) if group.commands else [], wrong, atomic)
 
     async def submit_async(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """Async `submit`."""
-        commands, wrong = await self._off_loop(commands, lambda: self._resolver.all_resolved(commands, atomic))
+        commands, wrong = await self._off_loop(commands, lambda: self._resolver.resolve_all(commands, atomic))
         group = _group(commands, atomic)
         return _all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic)
 
@@ -349,7 +349,7 @@ class Ledger:
 
     async def _off_loop(self, commands: Sequence[AnyCommand], resolve: Callable[[], T]) -> T:
         """Call `resolve`, in a thread where it has to read the database for the commands' instruments."""
-        if all(self._resolver.remembers(command) for command in commands):
+        if all(self._resolver.is_cached(command) for command in commands):
             return resolve()
         return await asyncio.to_thread(resolve)
 

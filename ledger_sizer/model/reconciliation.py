@@ -1,4 +1,4 @@
-"""Types of the reconciliation: kinds of drift, policies, findings, drifts and runs."""
+"""Types of reconciliation: kinds of drift, policies, findings, drifts and runs."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,18 +11,18 @@ DriftKind = Literal[
     "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
     "balance_below_holds", "late_fill", "expired_hold",
 ]  # fmt: skip
-"""Kinds of difference between the ledger and the exchange; docs/reconciliation.md explains each."""
+"""Kinds of difference between ledger and exchange; docs/reconciliation.md explains each."""
 
 DriftPolicy = Literal["record", "alert", "freeze", "adopt", "close"]
-"""What a confirmed drift does. `record`: it is listed. The others also alert, and: `freeze` stops new reservations,
-`adopt` makes it a position of the ledger, `close` asks the orchestrator to close it."""
+"""What happens to a confirmed drift. `record` only lists it. All others send alerts too; in addition `freeze` stops new
+reservations, `adopt` makes it a position of the ledger, and `close` asks the orchestrator to close it."""
 
 KINDS: tuple[DriftKind, ...] = get_args(DriftKind)
 POLICIES: tuple[DriftPolicy, ...] = get_args(DriftPolicy)
 
 DriftState = Literal["open", "confirmed", "acknowledged", "resolved"]
-"""`open`: seen, but not in enough runs yet. `confirmed`: seen in enough runs. `acknowledged`: an operator accepted it
-as it is. `resolved`: gone, or adopted."""
+"""`open`: seen, but in too few runs so far. `confirmed`: seen in enough runs. `acknowledged`: a person accepted it as
+it is. `resolved`: gone, or adopted."""
 STATES: tuple[DriftState, ...] = get_args(DriftState)
 
 EXTERNAL = "exchange"
@@ -37,9 +37,9 @@ Part = Literal["account", "positions", "balances", "both", "ledger"]
 
 
 class Market(NamedTuple):
-    """What an account can hold: one side of a derivative market (`BTC/USDT:USDT`) or, for spot, of an asset (`BTC`).
+    """One side of a derivative market (`BTC/USDT:USDT`), or a spot asset (`BTC`), at one account.
 
-    Long and short are separate, because in hedge mode an account has both.
+    Long and short are two markets, because in hedge mode an account has both.
     """
 
     venue: str
@@ -49,7 +49,7 @@ class Market(NamedTuple):
 
     @property
     def is_swap(self) -> bool:
-        """True for a derivative market, told by its unified name; everything else is an asset."""
+        """Whether it is a derivative market, by the form of its unified name. Everything else is an asset."""
         return ":" in self.subject
 
     @property
@@ -71,16 +71,16 @@ class Market(NamedTuple):
 QUANTITY_KINDS: frozenset[DriftKind] = frozenset(
     {"unknown_position", "quantity_differs", "missing_position", "side_flipped", "late_fill"}
 )
-"""Kinds about the quantity of a market. One difference may change from one of them to another."""
+"""Kinds that concern the quantity in a market. One difference may change from one of them to another."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
     """One difference found by one comparison.
 
-    ledger_quantity, venue_quantity: base units (USD where the subject is `quote`). excess: what the exchange shows
-    beyond what the ledger counts, base units, 0 where it shows less. price: USD per base unit to count it at, None
-    where unknown.
+    ledger_quantity, venue_quantity: base units (USD where the subject is `quote`). excess: base units that the exchange
+    shows beyond what the ledger counts, 0 where it shows less. price: USD per base unit at which the excess counts,
+    None where no price is known.
     """
 
     market: Market
@@ -93,18 +93,18 @@ class Finding:
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
-        """Identity of the drift: findings of equal key are the same drift."""
+        """The identity of a drift: findings with the same key are sightings of the same drift."""
         market = self.market
         return (market.venue, market.account, market.subject, market.side, self.kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Drift:
-    """A difference and its state: `open -> confirmed -> resolved`, or `acknowledged` by an operator.
+    """A difference tracked across runs: `open -> confirmed -> resolved`, or `acknowledged` by a person.
 
-    sightings: runs that saw it. For an acknowledged one of which runs lately saw less: the number of such runs that it
-    still outlasts. position: number of the external position that counts its excess. revision: how often it was
-    counted. requested: what the orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason: who
+    sightings: number of runs that saw it. For an acknowledged drift that recent runs saw less of: how many more such
+    runs until it is resolved. position: number of the external position that counts its excess. revision: how often it
+    was counted. requested: what the orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason: who
     decided about it last, and why.
     """
 
@@ -142,13 +142,13 @@ class Drift:
 
     @property
     def title(self) -> str:
-        """Description without figures, which may change: a command that is sent again must be equal."""
+        """Description without quantities, which may change: a repeated command must be equal to the first."""
         place = f" at {self.venue}/{self.account}" if self.venue else ""
         return f"{self.name}, {self.kind}: {self.subject}{f' {self.side}' if self.side else ''}{place}"
 
     @property
     def market(self) -> Market:
-        """The market that differs."""
+        """The market it is about."""
         return Market(self.venue, self.account, self.subject, self.side)
 
     @property
@@ -158,17 +158,17 @@ class Drift:
 
     @property
     def live(self) -> bool:
-        """True while it is neither resolved nor acknowledged."""
+        """Whether it still differs and is not acknowledged."""
         return self.state in ("open", "confirmed")
 
     @property
     def freezes(self) -> bool:
-        """True while it requires its scope to be frozen."""
+        """Whether it still requires its scope to be frozen."""
         return self.live and self.frozen_scope is not None and stops_grants(self.policy, self)
 
     @property
     def part(self) -> Part:
-        """The part of a snapshot that must be known before the drift can be called gone."""
+        """The part of a snapshot that must be known before it can be called gone."""
         if self.kind == "fetch_failed":
             return "account"
         if self.kind == "balance_below_holds":
@@ -183,17 +183,17 @@ class Drift:
         return from_us(self.opened_us)
 
 
-def stops_grants(policy: DriftPolicy, about: Finding | Drift) -> bool:
-    """Return True if a confirmed drift freezes: by its policy, or because its excess has no price to be counted at."""
-    return policy == "freeze" or (about.excess > 0 and about.price is None)
+def stops_grants(policy: DriftPolicy, drift: Finding | Drift) -> bool:
+    """Whether a confirmed drift freezes: by its policy, or under any policy if its excess has no price to count at."""
+    return policy == "freeze" or (drift.excess > 0 and drift.price is None)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """One run of the reconciliation for one portfolio.
 
-    trigger: `start`, `interval` or `demand`. outcome: `good` (every account fetched completely), `partial`, `failed`.
-    fetched: one entry for each account. found: counts by name, and by kind of drift. id: 0 for a dry run.
+    trigger: `start`, `interval` or `demand`. outcome: `good` (every account was fetched completely), `partial`,
+    `failed`. fetched: one entry per account. found: counts by name and by kind of drift. id: 0 for a dry run.
     """
 
     id: int
@@ -208,13 +208,13 @@ class Run:
 
     @property
     def duration_seconds(self) -> Decimal:
-        """Seconds from the first request to the record."""
+        """Time from the first request to the record."""
         return Decimal(self.finished_us - self.started_us).scaleb(-6)
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A run, its findings, the live drifts after it, and those that it confirmed and resolved (none in a dry run)."""
+    """A run, its findings, and how they changed the drifts (not at all in a dry run)."""
 
     run: Run
     findings: tuple[Finding, ...]

@@ -1,15 +1,19 @@
-"""The ledger against the exchange: what differs, since when, what was done about it. Nothing is repaired by guessing.
+"""Compares the ledger with the exchange, tracks the differences as drifts and acts on them. Never repairs by guessing.
 
-kinds      the kinds of drift, what may be done about each, and the types that carry them
-book       the ledger's side of the comparison
-compare    pure: the book and the snapshots of the accounts -> findings
-look       both sides and their comparison, in the caller's thread
-apart      the same in a process of its own, which is what the service does
-drifts     the life of a drift, and the record of the runs; every write is fenced by the run's lease
-effects    what drifts do to the ledger: count, freeze, thaw; always through its commands
-adoption   pure: a drift and the positions -> the commands that make the ledger say what the exchange shows
-operator   what a person decides about a drift
-owed       what the webhook is owed, written with the run
-alerts     telling others: the log, and the webhook until it takes what it is owed
-run        one run from its lease to its record
+The types (kinds of drift, policies, findings, drifts) are in `model.reconciliation`.
+
+ledger_side     reads positions and sums up the expected quantities by market
+netting         nets long against short, for accounts in one-way mode
+in_flight       matches differences against live holds whose orders may have filled
+compare         the ledger's side and the account snapshots -> findings; pure
+throttle        sleeps between short stretches of work, so that reservations do not wait
+inspection      fetches, reads and compares, in the caller's thread
+worker_process  the same in a process of its own, as the service does it
+drifts          records runs and tracks drifts; every write is fenced by the run's lease
+effects         counts excess, freezes and thaws, by commands of the ledger
+adoption        a drift and the positions -> the commands that adopt it; pure
+operator        decisions about drifts: adopt, ignore, close
+outbox          stores the webhook's alerts with the run that raises them
+alerts          logs drifts and delivers the outbox to the webhook
+run             one run, from lease to report
 """

@@ -1,4 +1,4 @@
-"""Adopting a drift: the commands after which the ledger says what the exchange shows. Pure, from one reading of it."""
+"""Computes the commands that adopt a drift, so that the ledger matches the exchange. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,174 +10,185 @@ from ledger_sizer.model.errors import InvalidRequest, WrongState
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
-from ledger_sizer.reconcile.effects import leg_of, release_of, tags_at
-from ledger_sizer.reconcile.ledger_side import Place, Places, ledger_side_of
+from ledger_sizer.reconcile.effects import leg_of, release_of, tags_of
+from ledger_sizer.reconcile.ledger_side import AccountKey, AccountResolver, ledger_side_of
 from ledger_sizer.rules.decide import remaining_leg_quantity
 
 ZERO = Decimal(0)
 
 _PART_UNIT = Decimal("1e-30")
-"""What a part of a position is rounded to: far below the 1e-18 that a leg is kept to, so that no leg shows it."""
+"""Rounding unit of partial releases. Legs are rounded to 1e-18, so it is too small to affect any leg."""
 
 
 class Adoption:
-    """Makes the commands, from the positions as they are now.
+    """Adoption of one drift.
 
-    positions: of the portfolio, oldest first, with those that were closed since `seen_us`. places: the accounts of the
-    run that saw the drift last; by them alone its figures can be told again, because what names no account stands in a
-    venue's only one. seen_us: when that run began; what moved before it read the ledger it did not judge.
-    live: the portfolio's drifts that are not resolved.
+    positions: of the portfolio, oldest first, including those closed since `seen_us`. accounts: those of the run that
+    saw the drift last. Only these reproduce the drift's quantities: a position that names no account is at its venue's
+    only one. seen_us: start of that run, which did not judge what moved before it read the ledger. live: the
+    portfolio's drifts that are not resolved.
     """
 
     def __init__(
-        self, drift: Drift, positions: Sequence[Position], places: Sequence[Place], seen_us: int, live: Sequence[Drift]
+        self,
+        drift: Drift,
+        positions: Sequence[Position],
+        accounts: Sequence[AccountKey],
+        seen_us: int,
+        live: Sequence[Drift],
     ) -> None:
         self._positions = positions
-        self._places = Places(places)
-        # Whatever moved since the run began, or at that moment, is settling in this book, also what is closed.
-        self._book = ledger_side_of(positions, places, seq_before=2**62, settled_us=seen_us - 1, expired_us=2**62)
+        self._resolver = AccountResolver(accounts)
+        # With these bounds `settling` has whatever moved since the run began, including what is closed by now.
+        self._ledger = ledger_side_of(positions, accounts, seq_before=2**62, settled_us=seen_us - 1, expired_us=2**62)
         self._live = live
-        self._drift = self._as_now(drift)
+        self._drift = self._with_current_ledger(drift)
 
     def releases(self) -> list[AnyCommand]:
-        """Give up the external positions that count the drift."""
-        return [release_of(position) for position in self._book.external.get(self._drift.market, ())]
+        """Return the releases of the external positions that count the drift."""
+        return [release_of(position) for position in self._ledger.external.get(self._drift.market, ())]
 
     def commands(self, price: Decimal | None) -> list[AnyCommand]:
-        """What is lacking at the exchange is released, what is more there becomes a position.
+        """Return the commands that adopt the drift: they release a shortfall, and make an excess a position.
 
-        Where a side flipped both are one decision: netted at the exchange, the new side would not agree beside the old.
-        price: USD per base unit to adopt at, if need be. Raises `WrongState` where nothing is to be adopted, and where
-        the ledger moved since the drift was seen.
+        A flipped side needs both in one decision: where the exchange nets, the new side cannot agree while the old one
+        is open. price: USD per base unit of the new position, required for an excess. Raises `WrongState` if there is
+        nothing to adopt, or if the ledger moved since the drift was seen.
         """
         drift = self._drift
-        if drift.excess <= 0 and not _lacking(drift):
+        if drift.excess <= 0 and not _shortfall(drift):
             raise WrongState(f"{drift.name} is {drift.kind}: there is nothing to adopt; ignore it, or wait for its end")
         commands: list[AnyCommand] = []
         for one in [drift, *self._other_side()]:
             self._require_unmoved(one)
-            commands += self._given_up(one)
+            commands += self._releases_of_shortfall(one)
         if drift.excess > 0:
             if price is None:
                 raise InvalidRequest(f"the exchange names no price for {drift.subject}; give one", field="price")
-            taken = Adopt(
+            adopt = Adopt(
                 key=f"drift:{drift.id}:{drift.revision}:adopt", portfolio=drift.portfolio, quantity=drift.excess,
-                price=price, tags=tags_at(drift.market), legs=[leg_of(drift, price)], note=drift.name,
+                price=price, tags=tags_of(drift.market), legs=[leg_of(drift, price)], note=drift.name,
             )  # fmt: skip
-            commands += [*self.releases(), taken]
+            commands += [*self.releases(), adopt]
         return commands
 
     def _other_side(self) -> list[Drift]:
-        """The drift of what the ledger holds on the side that the exchange shows no more; none where it holds nothing.
+        """Return the drift about the old side of a flip; empty if the ledger holds nothing there.
 
-        Spot has one market for both signs, so the drift itself says it.
+        Spot has one market for both signs, so there the drift itself covers both sides.
         """
         drift, other = self._drift, self._drift.market.opposite
         if drift.kind != "side_flipped" or drift.excess <= 0 or not self._held(other):
             return []
-        for one in map(self._as_now, self._live):
-            if one.market == other and one.last_run == drift.last_run and _lacking(one):
+        for one in map(self._with_current_ledger, self._live):
+            if one.market == other and one.last_run == drift.last_run and _shortfall(one):
                 return [one]
-        raise self._refusal(drift, other)
+        raise self._moved_error(drift, other)
 
-    def _as_now(self, drift: Drift) -> Drift:
-        """The drift beside what the ledger holds now.
+    def _with_current_ledger(self, drift: Drift) -> Drift:
+        """Return an ignored drift with the ledger's current quantity; any other drift unchanged.
 
-        An ignored one keeps the figures it was ignored with, so that every run compares with those. The ledger's own
-        share of them may be another one by now; what the last run saw again is the difference, beyond what holds were.
-        Where the ledger is on the other side of an ignored excess of coins, two figures would be that difference, so
-        the drift stays as it was, and is not adopted.
+        An ignored drift keeps the quantities it was ignored with, because every run compares with those. The ledger's
+        quantity may have changed since. The last run confirmed only the difference, apart from fills of holds. If the
+        ledger is now on the other side of an ignored excess of coins, the difference is ambiguous: the drift is
+        returned unchanged, and then cannot be adopted.
         """
         if drift.state != "acknowledged" or drift.kind not in QUANTITY_KINDS:
             return drift
-        was, venue, held = drift.ledger_quantity or ZERO, drift.venue_quantity or ZERO, self._held(drift.market)
+        before, venue, held = drift.ledger_quantity or ZERO, drift.venue_quantity or ZERO, self._held(drift.market)
         with exact_arithmetic():
-            beyond = venue - was
+            difference = venue - before
             if drift.excess > 0:
-                if was * venue < 0 or held * beyond < 0:
+                if before * venue < 0 or held * difference < 0:
                     return drift
-                beyond = drift.excess.copy_sign(beyond)
-            now = held + beyond
+                difference = drift.excess.copy_sign(difference)
+            now = held + difference
             if drift.market.is_swap:
                 now = max(now, ZERO)
             excess = abs(now) if held * now < 0 else max(abs(now) - abs(held), ZERO)
         return replace(drift, ledger_quantity=held, venue_quantity=now, excess=excess)
 
     def _require_unmoved(self, drift: Drift) -> None:
-        if self._moved(drift):
-            raise self._refusal(drift, drift.market)
+        if self._ledger_moved(drift):
+            raise self._moved_error(drift, drift.market)
 
-    def _moved(self, drift: Drift) -> bool:
-        """A drift's own figure is of one side, or what is left of it where the exchange nets both sides."""
+    def _ledger_moved(self, drift: Drift) -> bool:
+        """Whether the ledger moved since the drift was seen. Its ledger quantity is one side, or the net of both."""
         held = self._held(drift.market)
         with exact_arithmetic():
             net = max(held - self._held(drift.market.opposite), ZERO)
-        # One position closed and another opened may add up to the same.
-        return drift.ledger_quantity not in (held, net) or drift.market in self._book.settling
+        # A close and a new position may add up to the same quantity, so `settling` is checked too.
+        return drift.ledger_quantity not in (held, net) or drift.market in self._ledger.settling
 
-    def _refusal(self, drift: Drift, market: Market) -> WrongState:
+    def _moved_error(self, drift: Drift, market: Market) -> WrongState:
         return WrongState(
             f"the ledger moved since run {drift.last_run} saw {drift.name}: "
             f"it holds {decimal_text(self._held(market))} "
             f"{market.subject} {market.side} now, so what the run found is over; reconcile again, then decide"
         )
 
-    def _given_up(self, drift: Drift) -> list[AnyCommand]:
-        """Release the newest positions that have a leg in the market, in part where that is enough.
+    def _releases_of_shortfall(self, drift: Drift) -> list[AnyCommand]:
+        """Release the newest positions with a leg in the market, the last one in part if that is enough.
 
-        What their other legs are at the exchange goes on counting, in positions of its own.
+        Their other legs go on counting in positions of their own, as far as the exchange still shows them.
         """
         commands: list[AnyCommand] = []
-        lacking, side = _lacking(drift), _side(drift)
-        gone_too = self._gone_too(drift)
+        remaining, side = _shortfall(drift), _leg_side(drift)
+        shortfalls = self._shortfalls_of_run(drift)
         with exact_arithmetic():
             for position in reversed(self._positions):
-                if lacking <= 0:
+                if remaining <= 0:
                     break
                 if position.state != "open" or position.quantity is None or EXTERNAL_TAG in position.tags:
                     continue
                 held = ZERO
-                for leg, market in self._places.markets(position):
+                for leg, market in self._resolver.legs(position):
                     if market == drift.market:
                         held += leg.quantity if leg.side == side else -leg.quantity
                 if held <= 0:
                     continue
-                part = position.quantity if lacking >= held else _part(position.quantity, held, lacking)
-                # The quantity is named also where it is all: closed in part meanwhile, nothing of this is done.
+                whole = remaining >= held
+                part = position.quantity if whole else _part_to_release(position.quantity, held, remaining)
+                # The quantity is given even for a whole release: after a partial close meanwhile, nothing is done.
                 key = self._key("release", position)
                 commands.append(Release(key=key, position_id=position.position_id, quantity=part))
-                commands += self._kept(position, part, drift.market, gone_too)
-                lacking -= held
+                commands += self._keep_other_legs(position, part, drift.market, shortfalls)
+                remaining -= held
         return commands
 
-    def _gone_too(self, drift: Drift) -> dict[tuple[Market, str], Decimal]:
-        """Base units that other drifts of the same run say are lacking, by market and side of their legs.
+    def _shortfalls_of_run(self, drift: Drift) -> dict[tuple[Market, str], Decimal]:
+        """Return the shortfalls of all live drifts of the same run, base units by market and leg side.
 
-        Only while the ledger did not move there since: what is not known to be gone goes on counting.
+        Leaves out those where the ledger moved since: what is not known to be gone goes on counting.
         """
         return {
-            (one.market, _side(one)): _lacking(one)
+            (one.market, _leg_side(one)): _shortfall(one)
             for one in self._live
-            if one.live and one.last_run == drift.last_run and _lacking(one) and not self._moved(one)
+            if one.live and one.last_run == drift.last_run and _shortfall(one) and not self._ledger_moved(one)
         }
 
-    def _kept(
-        self, position: Position, part: Decimal, given_up: Market, gone_too: dict[tuple[Market, str], Decimal]
+    def _keep_other_legs(
+        self,
+        position: Position,
+        part: Decimal,
+        released_market: Market,
+        shortfalls: dict[tuple[Market, str], Decimal],
     ) -> list[AnyCommand]:
-        """What a released part of a position still is at the exchange, as a position at its price and with its tags.
+        """Adopt what is left at the exchange of a released part, at the position's price and with its tags.
 
-        It counts what the part counted: as much of it as the largest share of a leg that is left. gone_too is used up.
+        The new position counts the same share of the part as the largest share kept of any leg. Consumes
+        `shortfalls`.
         """
         assert position.quantity is not None and position.price is not None, "an open position has a fill"
         legs, share = [], ZERO
-        for leg, market in self._places.markets(position):
+        for leg, market in self._resolver.legs(position):
             released = leg.quantity - remaining_leg_quantity(leg, position.quantity, position.quantity - part)
-            if market == given_up or released <= 0:
+            if market == released_market or released <= 0:
                 continue
             kept = released
-            if market is not None and (lacking := gone_too.get((market, leg.side))):
-                kept -= min(lacking, released)
-                gone_too[market, leg.side] = lacking - (released - kept)
+            if market is not None and (shortfall := shortfalls.get((market, leg.side))):
+                kept -= min(shortfall, released)
+                shortfalls[market, leg.side] = shortfall - (released - kept)
             if kept > 0:
                 legs.append(replace(leg, quantity=kept))
                 share = max(share, kept / released)
@@ -190,21 +201,21 @@ class Adoption:
         )  # fmt: skip
         return [kept_position]
 
-    def _key(self, act: str, position: Position) -> str:
-        return f"drift:{self._drift.id}:{self._drift.revision}:{act}:{position.number}"
+    def _key(self, action: str, position: Position) -> str:
+        return f"drift:{self._drift.id}:{self._drift.revision}:{action}:{position.number}"
 
     def _held(self, market: Market) -> Decimal:
-        return self._book.open.get(market, ZERO)
+        return self._ledger.open.get(market, ZERO)
 
 
-def _side(drift: Drift) -> str:
-    """Side of the legs that make what the ledger holds: of an asset, whether its coins were bought or sold."""
+def _leg_side(drift: Drift) -> str:
+    """Return the side of the legs that make up the ledger's quantity. For an asset: whether coins were bought."""
     sold = drift.market.side == "short" if drift.market.is_swap else (drift.ledger_quantity or ZERO) < 0
     return "sell" if sold else "buy"
 
 
-def _lacking(drift: Drift) -> Decimal:
-    """Base units that the ledger holds and the exchange does not: all of them, where it shows the other sign."""
+def _shortfall(drift: Drift) -> Decimal:
+    """Return the base units that the ledger holds and the exchange does not: all of them if the signs differ."""
     if drift.kind not in QUANTITY_KINDS:
         return ZERO
     ledger, venue = drift.ledger_quantity or ZERO, drift.venue_quantity or ZERO
@@ -212,12 +223,12 @@ def _lacking(drift: Drift) -> Decimal:
         return abs(ledger) if ledger * venue < 0 else max(abs(ledger) - abs(venue), ZERO)
 
 
-def _part(quantity: Decimal, held: Decimal, lacking: Decimal) -> Decimal:
-    """How much of a position to release so that `lacking` of the `held` in one of its markets goes, and no more.
+def _part_to_release(quantity: Decimal, held: Decimal, shortfall: Decimal) -> Decimal:
+    """Return how much of a position to release so that its `held` base units in a market shrink by `shortfall`.
 
-    The ledger scales a leg by what is left of the position and rounds it down: where the share is no finite decimal,
-    a unit less is released, or the leg would end below what the exchange shows.
+    The ledger scales a leg by the remaining share of the position and rounds it down. Where that share is no finite
+    decimal, one unit less is released, or the leg would end below what the exchange shows.
     """
-    part = (lacking * quantity / held).quantize(_PART_UNIT)
-    left_of_held = (quantity - part) / quantity * held
-    return part if held == quantity or left_of_held >= held - lacking else part - _PART_UNIT
+    part = (shortfall * quantity / held).quantize(_PART_UNIT)
+    held_after = (quantity - part) / quantity * held
+    return part if held == quantity or held_after >= held - shortfall else part - _PART_UNIT

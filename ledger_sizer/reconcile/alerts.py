@@ -1,7 +1,7 @@
-"""Telling others of drifts: the log at once, a webhook until it takes them or has had its attempts.
+"""Logs drifts, and delivers the alerts in the outbox to a webhook until it accepts them or the attempts are used up.
 
-What the webhook is owed stands in the database until then (see `owed`), so whoever dies on the way, before or after a
-delivery, another process goes on. A receiver tells a repeated alert by its delivery's name.
+Alerts stay in the database until then (see `outbox`). If a process dies around a delivery, another one goes on.
+A receiver recognises a repeated alert by its delivery header.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from sqlalchemy import Engine, delete, func, select, update
 
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.reconcile.outbox import events_of
+from ledger_sizer.reconcile.outbox import alert_events
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.tables import AlertRow
 from ledger_sizer.telemetry import get_logger
@@ -26,19 +26,19 @@ log = get_logger(__name__)
 
 SIGNATURE_HEADER = "X-Ledger-Signature"
 DELIVERY_HEADER = "X-Ledger-Delivery"
-"""The same for every attempt of one alert, so that the receiver can tell a repeated one."""
+"""Idempotency key: the same for every attempt of one alert, so that the receiver can recognise a repetition."""
 
-_LOOK_SECONDS = 5.0
+_POLL_SECONDS = 5.0
 _TIMEOUT_SECONDS = 10
 _CLAIM_SECONDS = 30
 _PAUSE_SECONDS_MAX = 60
 
 
 class Alerts:
-    """Logs what runs found, and delivers what the webhook is owed. Give `observe` to a `Reconciler`.
+    """Logs what runs found, and delivers alerts to the webhook. Pass `observe` to a `Reconciler`.
 
     The webhook gets `{"event": ..., "drift": {...}}` or `{"event": ..., "run": {...}}`, signed with HMAC-SHA256 of its
-    bytes under `webhook_secret`, in hex. Several processes may deliver: each alert is one's at a time.
+    bytes under `webhook_secret`, in hex. Several processes may deliver; each claims an alert before it sends it.
     Raises `InvalidRequest` for a `webhook_url` that nothing can be posted to.
     """
 
@@ -54,14 +54,14 @@ class Alerts:
         self.given_up = 0
 
     def start(self) -> None:
-        """Deliver from now on, first of all what an earlier process still owed. Nothing to do without a webhook."""
+        """Start delivery, including alerts that an earlier process left. Does nothing without a webhook."""
         if self._settings.webhook_url is not None and self._thread is None:
             self._thread = threading.Thread(target=self._deliver_all, name="reconcile-alerts", daemon=True)
             self._thread.start()
 
     def observe(self, report: "Report") -> None:
-        """Log what a run changed, and deliver what it owes."""
-        for event, drift in events_of(report.confirmed, report.resolved, self._settings):
+        """Log the changes of a run, and deliver its alerts now."""
+        for event, drift in alert_events(report.confirmed, report.resolved, self._settings):
             level = log.info if event == "drift_resolved" else log.warning
             level(f"reconcile.{event}", drift=drift.id, portfolio=drift.portfolio, kind=drift.kind, detail=drift.detail)
         if report.run.outcome != "good":
@@ -70,7 +70,7 @@ class Alerts:
         self._wake.set()
 
     def close(self, timeout_seconds: float = 5) -> None:
-        """Deliver what can be delivered in that time, and stop; the rest is owed on."""
+        """Deliver what can be delivered in that time, and stop. The rest stays in the outbox."""
         if self._thread is not None:
             self._stopping = True
             self._wake.set()
@@ -83,43 +83,43 @@ class Alerts:
     def _deliver_all(self) -> None:
         with httpx.Client(timeout=_TIMEOUT_SECONDS, trust_env=False) as http:
             while not self._stopped.is_set():
-                stopping = self._stopping  # read before the last round, which then misses nothing
+                stopping = self._stopping  # read before the round, so that the last round misses nothing
                 try:
                     pause = self._deliver_due(http)
-                except Exception as error:  # noqa: BLE001 - without this thread nobody would be told of anything more
+                except Exception as error:  # noqa: BLE001 - the thread must survive, or all alerts would stop
                     log.warning("reconcile.alerts_failed", kind=type(error).__name__, error=str(error).strip())
-                    pause = _LOOK_SECONDS
+                    pause = _POLL_SECONDS
                 if stopping:
                     return
                 self._wake.wait(pause)
                 self._wake.clear()
 
     def _deliver_due(self, http: httpx.Client) -> float:
-        """Try every alert that is due once, oldest first. Returns the seconds until there may be more to do."""
+        """Try every due alert once, oldest first. Returns the seconds until the next round."""
         due = select(AlertRow.id, AlertRow.delivery, AlertRow.body, AlertRow.attempts, AlertRow.due_us)
         with read_transaction(self._engine) as connection:
             rows = connection.execute(due.where(AlertRow.due_us <= database_now_us()).order_by(AlertRow.id)).all()
         for number, delivery, body, attempts, due_us in rows:
             if self._stopped.is_set():
                 break
-            if self._claimed(number, due_us):
+            if self._claim(number, due_us):
                 self._deliver(http, number, delivery, body, attempts + 1)
         with read_transaction(self._engine) as connection:
-            waits_us = connection.execute(select(func.min(AlertRow.due_us) - database_now_us())).scalar()
-        return _LOOK_SECONDS if waits_us is None else min(max(waits_us / 1_000_000, 0), _LOOK_SECONDS)
+            wait_us = connection.execute(select(func.min(AlertRow.due_us) - database_now_us())).scalar()
+        return _POLL_SECONDS if wait_us is None else min(max(wait_us / 1_000_000, 0), _POLL_SECONDS)
 
-    def _claimed(self, number: int, due_us: int) -> bool:
-        """Take an alert from other processes for a while; if this one dies, it is due again after that."""
+    def _claim(self, number: int, due_us: int) -> bool:
+        """Claim an alert by compare-and-set on its due time. If this process dies, it is due again after 30 s."""
         claim = update(AlertRow).where(AlertRow.id == number, AlertRow.due_us == due_us)
         until = database_now_us() + _CLAIM_SECONDS * 1_000_000
         with self._engine.begin() as connection:
-            taken = connection.execute(claim.values(due_us=until, attempts=AlertRow.attempts + 1))
-            return taken.rowcount == 1
+            claimed = connection.execute(claim.values(due_us=until, attempts=AlertRow.attempts + 1))
+            return claimed.rowcount == 1
 
     def _deliver(self, http: httpx.Client, number: int, delivery: str, body: str, attempt: int) -> None:
-        """One attempt, and what follows from it."""
+        """Make one attempt; then delete the alert, or schedule a retry with exponential back-off."""
         outcome = self._post(http, delivery, body.encode(), attempt)
-        if outcome == "again" and attempt < self._settings.webhook_attempts_max:
+        if outcome == "retry" and attempt < self._settings.webhook_attempts_max:
             pause = min(2 ** (attempt - 1), _PAUSE_SECONDS_MAX)
             due = update(AlertRow).where(AlertRow.id == number)
             with self._engine.begin() as connection:
@@ -127,25 +127,25 @@ class Alerts:
             return
         with self._engine.begin() as connection:
             connection.execute(delete(AlertRow).where(AlertRow.id == number))
-        if outcome == "taken":
+        if outcome == "accepted":
             self.delivered += 1
         else:
             self.given_up += 1
             log.error("reconcile.alert_given_up", delivery=delivery, attempts=attempt)
 
     def _post(self, http: httpx.Client, delivery: str, body: bytes, attempt: int) -> str:
-        """`taken`, `refused` (a 4xx but for 408, 425 and 429) or `again`."""
+        """Post once. Returns `accepted`, `refused` (a 4xx other than 408, 425 and 429) or `retry`."""
         assert self._settings.webhook_url is not None, "the thread runs only with a webhook"
         headers = {"Content-Type": "application/json", DELIVERY_HEADER: delivery, **self._signature(body)}
         try:
             status = http.post(self._settings.webhook_url.get_secret_value(), content=body, headers=headers).status_code
-        except Exception as error:  # noqa: BLE001 - however it failed, it was one of the alert's attempts
+        except Exception as error:  # noqa: BLE001 - any failure counts as one of the alert's attempts
             log.warning("reconcile.alert_failed", delivery=delivery, attempt=attempt, error=type(error).__name__)
-            return "again"
+            return "retry"
         if status < 300:
-            return "taken"
+            return "accepted"
         log.warning("reconcile.alert_failed", delivery=delivery, attempt=attempt, status=status)
-        return "refused" if 400 <= status < 500 and status not in (408, 425, 429) else "again"
+        return "refused" if 400 <= status < 500 and status not in (408, 425, 429) else "retry"
 
     def _signature(self, body: bytes) -> dict[str, Any]:
         secret = self._settings.webhook_secret
@@ -155,7 +155,7 @@ class Alerts:
 
 
 def _require_postable(settings: ReconcileSettings) -> None:
-    """Refuse a bad URL at the start, rather than at the first alert. It is not repeated: its path may be a secret."""
+    """Reject a bad URL at start-up, not at the first alert. The error omits the URL: its path may be a secret."""
     if settings.webhook_url is None:
         return
     try:

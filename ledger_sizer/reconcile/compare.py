@@ -1,7 +1,7 @@
-"""The comparison: pure but for its rests, from the ledger's book and the accounts' snapshots to findings.
+"""Compares the ledger's quantities with the accounts' snapshots and returns findings. Pure, except that it sleeps.
 
-It goes over the union of both sides. What is unknown (a part that was not fetched) or was moving meanwhile is not
-judged at all: neither found nor taken for gone.
+It covers every market of either side. A part that was not fetched, or that was moving meanwhile, is not judged: it
+neither yields findings nor counts as gone.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from ledger_sizer.exchanges.market_rules import USD_QUOTES
-from ledger_sizer.exchanges.snapshot import Snapshot
+from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance
 from ledger_sizer.model.reconciliation import QUOTE, Drift, DriftKind, Finding, Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.in_flight import InFlight
-from ledger_sizer.reconcile.ledger_side import LedgerSide, Place
+from ledger_sizer.reconcile.ledger_side import AccountKey, LedgerSide
 from ledger_sizer.reconcile.netting import net_sides
 from ledger_sizer.reconcile.throttle import throttled
 
@@ -21,12 +21,12 @@ ZERO = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
-class Measures:
-    """What the comparison goes by.
+class ComparisonParameters:
+    """Tolerances, baselines and prices of a comparison.
 
-    tolerance, delta_tolerance: relative. baselines: base units by `venue/account/asset`.
-    dust_usd: a spot difference worth less is none. last_prices: USD by asset, good for telling dust and nothing else.
-    stale_us: a snapshot begun before this time counts as not fetched. ledger_known: False where the book was not read.
+    tolerance, delta_tolerance: relative. baselines: base units by `venue/account/asset`. dust_usd: a spot difference
+    worth less is ignored. last_prices: USD by asset, only good enough to recognise dust. stale_us: a snapshot begun
+    before this time counts as not fetched. ledger_known: False if the ledger was not read.
     """
 
     tolerance: Decimal = ZERO
@@ -41,66 +41,68 @@ class Measures:
 
 @dataclass(slots=True)
 class Comparison:
-    """What was found, and what could be judged. counts: by name, for the record of the run.
+    """The findings, and what could be judged.
 
-    moved_us: when the ledger last moved an asset.
+    counts: by name, for the record of the run. accounts, positions_known, balances_known: the accounts compared, and
+    those whose parts were fetched. moving: markets that were not judged. hedges_moving: (account, asset) whose legs
+    were not judged. moved_us: when the ledger last changed an asset.
     """
 
     findings: list[Finding] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
-    accounts: set[Place] = field(default_factory=set)
-    positions_known: set[Place] = field(default_factory=set)
-    balances_known: set[Place] = field(default_factory=set)
+    accounts: set[AccountKey] = field(default_factory=set)
+    positions_known: set[AccountKey] = field(default_factory=set)
+    balances_known: set[AccountKey] = field(default_factory=set)
     ledger_known: bool = True
-    touched: set[Market] = field(default_factory=set)
-    hedges_moving: set[tuple[Place, str]] = field(default_factory=set)
-    moved_us: dict[tuple[Place, str], int] = field(default_factory=dict)
+    moving: set[Market] = field(default_factory=set)
+    hedges_moving: set[tuple[AccountKey, str]] = field(default_factory=set)
+    moved_us: dict[tuple[AccountKey, str], int] = field(default_factory=dict)
 
     def moved_since(self, drift: Drift) -> bool:
-        """Whether the ledger moved the drift's asset after its last sighting: what is seen now may be another one."""
+        """Whether the ledger changed the asset after the drift's last sighting: this may then be another difference."""
         asset = ((drift.venue, drift.account), drift.market.base)
         return self.moved_us.get(asset, 0) > drift.updated_us
 
     def judged(self, drift: Drift) -> bool:
-        """Whether this comparison would have found the drift if it were still there."""
-        place, part = (drift.venue, drift.account), drift.part
+        """Whether this comparison would have found the drift if it still existed."""
+        account_key, part = (drift.venue, drift.account), drift.part
         if part == "ledger" and not self.ledger_known:
             return False
         if part == "account":
-            return place in self.accounts
-        if part in ("positions", "both") and place not in self.positions_known:
+            return account_key in self.accounts
+        if part in ("positions", "both") and account_key not in self.positions_known:
             return False
-        if part in ("balances", "both") and place not in self.balances_known:
+        if part in ("balances", "both") and account_key not in self.balances_known:
             return False
-        if drift.kind == "legs_unequal" and (place, drift.subject) in self.hedges_moving:
+        if drift.kind == "legs_unequal" and (account_key, drift.subject) in self.hedges_moving:
             return False
-        return not any(self._is_about(drift, market) for market in self.touched)
+        return not any(self._is_about(drift, market) for market in self.moving)
 
     @staticmethod
     def _is_about(drift: Drift, market: Market) -> bool:
         return (drift.venue, drift.account, drift.subject) == (market.venue, market.account, market.subject)
 
     def count(self, name: str) -> None:
-        """Count something that is no drift."""
+        """Add 1 to a counter of what is no drift."""
         self.counts[name] = self.counts.get(name, 0) + 1
 
 
-def compare(book: LedgerSide, snapshots: Iterable[Snapshot], measures: Measures) -> Comparison:
-    """Compare. Findings come in the order of the accounts, then of the markets' names."""
-    result = Comparison(ledger_known=measures.ledger_known, touched=set(book.touched))
+def compare(ledger_side: LedgerSide, snapshots: Iterable[Snapshot], parameters: ComparisonParameters) -> Comparison:
+    """Compare the ledger with every snapshot. Findings are ordered by account, then by market name."""
+    result = Comparison(ledger_known=parameters.ledger_known, moving=set(ledger_side.moving))
     for name in ("unplaced", "without_legs"):
-        if getattr(book, name):
-            result.counts[name] = getattr(book, name)
+        if getattr(ledger_side, name):
+            result.counts[name] = getattr(ledger_side, name)
     with exact_arithmetic():
-        claims = InFlight(book.in_flight, book.plain_holds)
+        in_flight = InFlight(ledger_side.in_flight, ledger_side.holds_without_legs)
         for snapshot in snapshots:
-            _Account(book, claims, snapshot, measures, result).compare()
-        for position, bought, sold in throttled(book.uneven):
-            if _differs(bought, sold, measures.delta_tolerance):
+            _AccountComparison(ledger_side, in_flight, snapshot, parameters, result).run()
+        for position, bought, sold in throttled(ledger_side.hedged):
+            if _differs(bought, sold, parameters.delta_tolerance):
                 detail = f"{position.position_id} bought {decimal_text(bought)} and sold {decimal_text(sold)}"
                 market = Market("", "", position.position_id, "")
                 result.findings.append(Finding(market, "legs_unequal", bought, sold, detail))
-    result.moved_us = book.moved_us
+    result.moved_us = ledger_side.moved_us
     return result
 
 
@@ -108,229 +110,242 @@ def _differs(one: Decimal, other: Decimal, tolerance: Decimal) -> bool:
     return abs(one - other) > tolerance * max(abs(one), abs(other))
 
 
-class _Account:
-    """One account's comparison."""
+class _AccountComparison:
+    """Compares one account and adds to `result`."""
 
     def __init__(
-        self, book: LedgerSide, claims: InFlight, snapshot: Snapshot, measures: Measures, result: Comparison
+        self,
+        ledger_side: LedgerSide,
+        in_flight: InFlight,
+        snapshot: Snapshot,
+        parameters: ComparisonParameters,
+        result: Comparison,
     ) -> None:
-        self._book = book
-        self._claims = claims
+        self._ledger = ledger_side
+        self._in_flight = in_flight
         self._snapshot = snapshot
-        self._measures = measures
+        self._parameters = parameters
         self._result = result
-        self._place: Place = (snapshot.venue, snapshot.account)
-        self._prices: dict[Market, Decimal] = {}
-        self._prices_of: dict[str, Decimal] = dict(book.prices)  # by symbol, and by asset
-        self._visible_usd: dict[str, Decimal | None] = {}
+        self._account_key: AccountKey = (snapshot.venue, snapshot.account)
         self._shown: dict[Market, Decimal] = {}
+        self._market_prices: dict[Market, Decimal] = {}
+        self._prices: dict[str, Decimal] = dict(ledger_side.prices)  # by symbol, and by asset
+        self._new_excess_usd: dict[str, Decimal | None] = {}
         self._filled_late: set[str] = set()
 
-    def compare(self) -> None:
+    def run(self) -> None:
         result, snapshot = self._result, self._snapshot
-        result.accounts.add(self._place)
-        stale = snapshot.begun_us < self._measures.stale_us
+        result.accounts.add(self._account_key)
+        stale = snapshot.begun_us < self._parameters.stale_us
         positions = None if stale else snapshot.positions
         balances = None if stale else snapshot.balances
         if positions is None or balances is None:
-            self._unknown(stale, [name for name in ("positions", "balances") if getattr(snapshot, name) is None])
+            missing = [name for name in ("positions", "balances") if getattr(snapshot, name) is None]
+            self._add_fetch_failed(stale, missing)
         if positions is not None:
-            result.positions_known.add(self._place)
-            for found in throttled(positions):
-                market = Market(*self._place, found.symbol, found.side)
-                self._shown[market] = self._shown.get(market, ZERO) + found.quantity
-                price = found.entry_price or found.mark_price
+            result.positions_known.add(self._account_key)
+            for position in throttled(positions):
+                market = Market(*self._account_key, position.symbol, position.side)
+                self._shown[market] = self._shown.get(market, ZERO) + position.quantity
+                price = position.entry_price or position.mark_price
                 if price is not None and market.quote in USD_QUOTES:
-                    self._prices[market] = self._prices_of[market.base] = self._prices_of[found.symbol] = price
-            self._book = net_sides(self._book, self._place, positions, self._shown)
-            result.touched |= self._book.touched
-            self._markets(self._of(self._shown, swap=True), self._of(self._book.open, swap=True))
+                    self._market_prices[market] = self._prices[market.base] = self._prices[position.symbol] = price
+            self._ledger = net_sides(self._ledger, self._account_key, positions, self._shown)
+            result.moving |= self._ledger.moving
+            self._compare_markets(self._here(self._shown, swap=True), self._here(self._ledger.open, swap=True))
         if balances is not None:
-            result.balances_known.add(self._place)
-            assets = self._assets(self._snapshot)
-            self._shown |= assets
-            said = self._of(self._book.open, swap=False)
-            self._markets(assets, {one: said[one] for one in said if one.subject not in self._measures.quote_assets})
+            result.balances_known.add(self._account_key)
+            holdings = self._spot_holdings(balances)
+            self._shown |= holdings
+            expected = self._here(self._ledger.open, swap=False)
+            quote_assets = self._parameters.quote_assets
+            self._compare_markets(holdings, {one: expected[one] for one in expected if one.subject not in quote_assets})
         if positions is not None:
-            self._expired()
+            self._find_expired_holds()
         if positions is not None and balances is not None:
-            self._hedges()
-            self._free(sum((b.free for b in balances if b.asset in self._measures.quote_assets), ZERO))
+            self._check_hedges()
+            self._check_free_balance(sum((b.free for b in balances if b.asset in self._parameters.quote_assets), ZERO))
 
-    def _unknown(self, stale: bool, missing: Sequence[str]) -> None:
+    def _add_fetch_failed(self, stale: bool, missing: Sequence[str]) -> None:
         what = "the picture is too old" if stale else f"{' and '.join(missing)} not fetched"
         detail = "; ".join([what, *self._snapshot.problems])[:500]
-        market = Market(*self._place, "account", "")
+        market = Market(*self._account_key, "account", "")
         self._result.findings.append(Finding(market, "fetch_failed", None, None, detail))
 
-    def _of(self, quantities: dict[Market, Decimal], *, swap: bool) -> dict[Market, Decimal]:
+    def _here(self, quantities: dict[Market, Decimal], *, swap: bool) -> dict[Market, Decimal]:
+        """Return the quantities at this account: of derivative markets, or of assets."""
         return {
             market: quantity
             for market, quantity in throttled(quantities.items())
-            if (market.venue, market.account) == self._place and market.is_swap == swap
+            if (market.venue, market.account) == self._account_key and market.is_swap == swap
         }
 
-    def _assets(self, snapshot: Snapshot) -> dict[Market, Decimal]:
-        """Spot holdings above their declared baselines."""
-        assert snapshot.balances is not None, "asked for an account whose balances are known"
-        found = {}
-        for balance in snapshot.balances:
-            if balance.asset in self._measures.quote_assets:
+    def _spot_holdings(self, balances: Iterable[VenueBalance]) -> dict[Market, Decimal]:
+        """Return the spot balances less their declared baselines."""
+        holdings = {}
+        for balance in balances:
+            if balance.asset in self._parameters.quote_assets:
                 continue
-            baseline = self._measures.baselines.get("/".join((*self._place, balance.asset)), ZERO)
-            found[Market(*self._place, balance.asset, "long")] = balance.total - baseline
-        for name, baseline in self._measures.baselines.items():  # an asset that is gone has no balance to be shown
-            *place, asset = name.split("/")
-            if tuple(place) == self._place and asset not in self._measures.quote_assets:
-                found.setdefault(Market(*self._place, asset, "long"), -baseline)
-        return found
+            baseline = self._parameters.baselines.get("/".join((*self._account_key, balance.asset)), ZERO)
+            holdings[Market(*self._account_key, balance.asset, "long")] = balance.total - baseline
+        for name, baseline in self._parameters.baselines.items():  # the exchange lists no balance of an asset sold out
+            *account_key, asset = name.split("/")
+            if tuple(account_key) == self._account_key and asset not in self._parameters.quote_assets:
+                holdings.setdefault(Market(*self._account_key, asset, "long"), -baseline)
+        return holdings
 
     # --- markets ---------------------------------------------------------------------------------
 
-    def _markets(self, shown: dict[Market, Decimal], said: dict[Market, Decimal]) -> None:
-        differ = []
-        for market in throttled({*shown, *said}):
-            venue, ledger = shown.get(market, ZERO), said.get(market, ZERO)
-            if market in self._book.touched:
+    def _compare_markets(self, shown: dict[Market, Decimal], expected: dict[Market, Decimal]) -> None:
+        differences = []
+        for market in throttled({*shown, *expected}):
+            venue, ledger = shown.get(market, ZERO), expected.get(market, ZERO)
+            if market in self._ledger.moving:
                 self._result.count("moving")
-            elif not _differs(venue, ledger, self._measures.tolerance) or self._is_dust(market, venue - ledger):
+            elif not _differs(venue, ledger, self._parameters.tolerance) or self._is_dust(market, venue - ledger):
                 self._result.count("agrees" if venue == ledger else "within_tolerance")
             else:
-                differ.append((market, ledger, venue))
-        for market, ledger, venue in sorted(differ, key=lambda one: (one[0].subject, one[0].side)):
-            slack = self._book.settling.get(market)
-            if slack is not None and abs(venue - ledger) <= slack + self._book.in_flight.get(market, ZERO):
-                self._result.touched.add(market)
+                differences.append((market, ledger, venue))
+        for market, ledger, venue in sorted(differences, key=lambda one: (one[0].subject, one[0].side)):
+            settling = self._ledger.settling.get(market)
+            if settling is not None and abs(venue - ledger) <= settling + self._ledger.in_flight.get(market, ZERO):
+                self._result.moving.add(market)
                 self._result.count("moving")
             else:
-                self._market(market, ledger, venue, slack or ZERO)
+                self._judge_difference(market, ledger, venue, settling or ZERO)
 
     def _is_dust(self, market: Market, difference: Decimal) -> bool:
-        """Whether a difference is what fees taken in coins leave: an asset's alone, and worth too little to trade."""
-        price = self._prices_of.get(market.base) or self._measures.last_prices.get(market.base)
-        return not market.is_swap and price is not None and abs(difference) * price < self._measures.dust_usd
+        """Whether a spot difference is worth too little to trade, such as the remainder of fees taken in coins."""
+        price = self._prices.get(market.base) or self._parameters.last_prices.get(market.base)
+        return not market.is_swap and price is not None and abs(difference) * price < self._parameters.dust_usd
 
-    def _market(self, market: Market, ledger: Decimal, venue: Decimal, slack: Decimal) -> None:
-        """A difference. slack: what of it may be a fill or a close that has just happened."""
-        same_way = ledger * venue >= 0
-        excess = abs(venue) - abs(ledger) if same_way else abs(venue)
-        price = self._prices.get(market) or self._prices_of.get(market.subject) or self._prices_of.get(market.base)
+    def _judge_difference(self, market: Market, ledger: Decimal, venue: Decimal, settling: Decimal) -> None:
+        """Add a finding, unless holds explain the difference. settling: base units of very recent fills and closes."""
+        same_sign = ledger * venue >= 0
+        excess = abs(venue) - abs(ledger) if same_sign else abs(venue)
+        price = self._market_prices.get(market) or self._prices.get(market.subject) or self._prices.get(market.base)
         if excess > 0:
-            # What was there before is no fill of a hold that came later, so it uses none up.
-            known = min(excess, self._book.known.get(market, ZERO))
+            # Excess seen by an earlier run is no fill of a later hold, so it consumes none.
+            known = min(excess, self._ledger.known_excess.get(market, ZERO))
             new = excess - known
-            self._note_visible(market.base, None if price is None and new else new * (price or ZERO))
-            excess = known + max(self._claims.beyond(market, new - slack, price), ZERO)
-            if excess <= self._measures.tolerance * abs(venue):
+            self._add_new_excess(market.base, None if price is None and new else new * (price or ZERO))
+            excess = known + max(self._in_flight.unexplained(market, new - settling, price), ZERO)
+            if excess <= self._parameters.tolerance * abs(venue):
                 self._result.count("in_flight")
                 return
-        kind, detail = self._kind(market, ledger, venue, excess, price)
+        kind, detail = self._classify(market, ledger, venue, excess, price)
         finding = Finding(market, kind, ledger, venue, detail, max(excess, ZERO), price)
         self._result.findings.append(finding)
 
-    def _note_visible(self, base: str, usd: Decimal | None) -> None:
-        """Something of this asset is to be seen that the ledger lacks: as much as its larger leg, or nobody knows."""
-        before = self._visible_usd.get(base, ZERO)
-        self._visible_usd[base] = None if usd is None or before is None else max(before, usd)
+    def _add_new_excess(self, base: str, usd: Decimal | None) -> None:
+        """Note an excess no earlier run saw. The legs of a hedge show it twice, so the larger counts. None: unknown."""
+        before = self._new_excess_usd.get(base, ZERO)
+        self._new_excess_usd[base] = None if usd is None or before is None else max(before, usd)
 
-    def _kind(
+    def _classify(
         self, market: Market, ledger: Decimal, venue: Decimal, excess: Decimal, price: Decimal | None
     ) -> tuple[DriftKind, str]:
-        says = f"{market.subject} {market.side}: ledger {decimal_text(ledger)}, exchange {decimal_text(venue)}"
+        text = f"{market.subject} {market.side}: ledger {decimal_text(ledger)}, exchange {decimal_text(venue)}"
         other = market.opposite
         flipped = ledger * venue < 0
         if market.is_swap:
-            flipped = (venue == 0 and self._shown.get(other, ZERO) > self._book.open.get(other, ZERO)) or (
-                ledger == 0 and self._book.open.get(other, ZERO) > 0 and self._shown.get(other, ZERO) == 0
+            flipped = (venue == 0 and self._shown.get(other, ZERO) > self._ledger.open.get(other, ZERO)) or (
+                ledger == 0 and self._ledger.open.get(other, ZERO) > 0 and self._shown.get(other, ZERO) == 0
             )
         if flipped:
-            return "side_flipped", f"{says}, on the other side of what was opened"
+            return "side_flipped", f"{text}, on the other side of what was opened"
         if excess > 0:
-            late = self._expired_that_fits(market, excess, price)
-            if late is not None:
-                return "late_fill", f"{says}; the hold {late} expired and may have been filled"
+            hold = self._matching_expired_hold(market, excess, price)
+            if hold is not None:
+                return "late_fill", f"{text}; the hold {hold} expired and may have been filled"
         if ledger == 0:
-            return "unknown_position", says
-        return ("missing_position", says) if venue == 0 else ("quantity_differs", says)
+            return "unknown_position", text
+        return ("missing_position", text) if venue == 0 else ("quantity_differs", text)
 
-    def _expired_that_fits(self, market: Market, excess: Decimal, price: Decimal | None) -> str | None:
-        slack = 1 + self._measures.tolerance
-        since_us = self._book.known_since_us.get(market)
-        for one in self._book.expired:
+    def _matching_expired_hold(self, market: Market, excess: Decimal, price: Decimal | None) -> str | None:
+        """Return the id of an expired hold large enough for the excess, None if there is none."""
+        factor = 1 + self._parameters.tolerance
+        since_us = self._ledger.excess_since_us.get(market)
+        for one in self._ledger.expired:
             position = one.position
             if since_us is not None and position.opened_us >= since_us:
-                continue  # what was there before a hold is none of its fill
-            fits = excess <= one.legs.get(market, ZERO) * slack
-            if not position.legs and one.place in (None, self._place) and position.tags.get("symbol") == market.base:
-                fits = price is not None and excess * price <= one.budget_usd * slack
-                fits = fits and self._claims.late(position.number, market.side)
+                continue  # an excess older than the hold is not its fill
+            fits = excess <= one.legs.get(market, ZERO) * factor
+            here = one.account_key in (None, self._account_key)
+            if not position.legs and here and position.tags.get("symbol") == market.base:
+                fits = price is not None and excess * price <= one.budget_usd * factor
+                fits = fits and self._in_flight.claim_late_fill(position.number, market.side)
             if fits:
                 self._filled_late.add(position.position_id)
                 return position.position_id
         return None
 
-    # --- the rest --------------------------------------------------------------------------------
+    # --- expired holds, hedges and free balance --------------------------------------------------
 
-    def _expired(self) -> None:
-        """Holds that ran out and have nothing to show: their callers may be dead."""
-        for one in self._book.expired:
+    def _find_expired_holds(self) -> None:
+        """Find expired holds without a fill: their callers may have stopped."""
+        for one in self._ledger.expired:
             name = one.position.position_id
-            if one.place == self._place and one.position.state == "expired" and name not in self._filled_late:
-                market = Market(*self._place, name, "")
+            if (
+                one.account_key == self._account_key
+                and one.position.state == "expired"
+                and name not in self._filled_late
+            ):
+                market = Market(*self._account_key, name, "")
                 detail = f"{name} expired without a fill; its caller may have stopped"
                 self._result.findings.append(Finding(market, "expired_hold", None, None, detail))
 
-    def _hedges(self) -> None:
-        """Where the ledger holds both sides of an asset here, the exchange must hold them in the same proportion."""
-        said, shown = self._sides(self._book.open), self._sides(self._shown)
-        moving = {market.base for market in (*self._book.touched, *self._book.settling, *self._book.in_flight)}
-        for market, accepted in self._book.accepted.items():
-            if (market.venue, market.account) == self._place and market.base in shown:
-                there = self._shown.get(market, ZERO)
-                sign = -1 if there < 0 else 1  # below zero they were sold from a baseline
+    def _check_hedges(self) -> None:
+        """For each asset the ledger holds both long and short here, check that the exchange shows the same net."""
+        expected, shown = self._by_side(self._ledger.open), self._by_side(self._shown)
+        moving = {market.base for market in (*self._ledger.moving, *self._ledger.settling, *self._ledger.in_flight)}
+        for market, accepted in self._ledger.accepted_excess.items():
+            if (market.venue, market.account) == self._account_key and market.base in shown:
+                quantity = self._shown.get(market, ZERO)
+                sign = -1 if quantity < 0 else 1  # below zero: coins of a baseline were sold
                 shown[market.base][market.side] -= sign * accepted
-                beyond = sign * (there - self._book.open.get(market, ZERO))
-                less = beyond < accepted and _differs(beyond, accepted, self._measures.tolerance)
-                if less and not self._is_dust(market, accepted - beyond):
-                    moving.add(market.base)  # a close that is not released yet, or less of what was accepted: who knows
-        self._result.hedges_moving |= {(self._place, base) for base in moving}
-        for base in throttled(sorted(said.keys() - moving - self._measures.quote_assets)):
-            bought, sold = said[base]["long"], said[base]["short"]
+                excess = sign * (quantity - self._ledger.open.get(market, ZERO))
+                less = excess < accepted and _differs(excess, accepted, self._parameters.tolerance)
+                if less and not self._is_dust(market, accepted - excess):
+                    moving.add(market.base)  # unknown: a close not released yet, or less of what was accepted
+        self._result.hedges_moving |= {(self._account_key, base) for base in moving}
+        for base in throttled(sorted(expected.keys() - moving - self._parameters.quote_assets)):
+            bought, sold = expected[base]["long"], expected[base]["short"]
             if not bought or not sold:
                 continue
-            held = shown.get(base, {"long": ZERO, "short": ZERO})
-            has, owes = held["long"], held["short"]
-            market, off = Market(*self._place, base, ""), (has - owes) - (bought - sold)
-            if abs(off) > self._measures.delta_tolerance * max(bought, sold) and not self._is_dust(market, off):
-                detail = f"{base}: the exchange holds {decimal_text(has)} long and {decimal_text(owes)} short"
-                self._result.findings.append(Finding(market, "legs_unequal", has, owes, detail))
+            at_venue = shown.get(base, {"long": ZERO, "short": ZERO})
+            long, short = at_venue["long"], at_venue["short"]
+            market, off = Market(*self._account_key, base, ""), (long - short) - (bought - sold)
+            if abs(off) > self._parameters.delta_tolerance * max(bought, sold) and not self._is_dust(market, off):
+                detail = f"{base}: the exchange holds {decimal_text(long)} long and {decimal_text(short)} short"
+                self._result.findings.append(Finding(market, "legs_unequal", long, short, detail))
 
-    def _sides(self, quantities: dict[Market, Decimal]) -> dict[str, dict[str, Decimal]]:
-        """Long and short by asset, spot and derivatives together."""
+    def _by_side(self, quantities: dict[Market, Decimal]) -> dict[str, dict[str, Decimal]]:
+        """Sum up long and short at this account by asset, spot and derivatives together."""
         sides: dict[str, dict[str, Decimal]] = {}
         for market, quantity in throttled(quantities.items()):
-            if (market.venue, market.account) == self._place:
+            if (market.venue, market.account) == self._account_key:
                 base = market.base
                 if base not in sides:
                     sides[base] = {"long": ZERO, "short": ZERO}
                 sides[base][market.side] += quantity
         return sides
 
-    def _free(self, free: Decimal) -> None:
-        """Free quote balance against the holds whose orders are not yet to be seen."""
-        waiting: dict[str, Decimal] = {}
+    def _check_free_balance(self, free: Decimal) -> None:
+        """Check that the free quote balance covers the live holds, less what their fills already show."""
+        held_by_asset: dict[str, Decimal] = {}
         needed = ZERO
-        for place, markets, held in self._book.holds:
-            if place != self._place:
+        for account_key, markets, held in self._ledger.holds:
+            if account_key != self._account_key:
                 continue
             if markets:
-                waiting[markets[0].base] = waiting.get(markets[0].base, ZERO) + held
+                held_by_asset[markets[0].base] = held_by_asset.get(markets[0].base, ZERO) + held
             else:
                 needed += held
-        for base, held in waiting.items():
-            visible = self._visible_usd.get(base, ZERO)
-            needed += ZERO if visible is None else max(held - visible, ZERO)
-        if needed > free and _differs(needed, free, self._measures.tolerance):
+        for base, held in held_by_asset.items():
+            filled = self._new_excess_usd.get(base, ZERO)
+            needed += ZERO if filled is None else max(held - filled, ZERO)
+        if needed > free and _differs(needed, free, self._parameters.tolerance):
             detail = f"{decimal_text(free)} is free, {decimal_text(needed)} USD is held for orders to come"
-            market = Market(*self._place, QUOTE, "")
+            market = Market(*self._account_key, QUOTE, "")
             self._result.findings.append(Finding(market, "balance_below_holds", needed, free, detail))

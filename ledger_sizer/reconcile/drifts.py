@@ -1,8 +1,8 @@
-"""The life of drifts and the record of runs. What a run writes is one transaction, fenced by the run's lease."""
+"""Records runs and tracks drifts in the database. A run writes in one transaction, fenced by its lease."""
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -21,18 +21,17 @@ from ledger_sizer.storage.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
 
 RECONCILIATION = "reconciliation"
-"""The actor of what no person decided."""
+"""The actor of automatic changes."""
 
 _TABLE = DriftRow.__table__
-_NAMES = tuple(one.name for one in fields(Drift))
-_REVISIONS = 100
-"""How many of them are looked for at once."""
-_EXACT = ("ledger_quantity", "venue_quantity", "excess", "price")
+_REVISIONS_BATCH = 100
+"""Revisions of a drift that one query searches."""
+_DECIMALS = ("ledger_quantity", "venue_quantity", "excess", "price")
 
 
 @dataclass(slots=True)
-class Changes:
-    """What a run made of the drifts. live: those that still stand, with `acknowledged` ones."""
+class RunChanges:
+    """How a run changed the drifts. live: all that are not resolved, including `acknowledged` ones."""
 
     run_id: int
     live: list[Drift] = field(default_factory=list)
@@ -40,37 +39,39 @@ class Changes:
     resolved: list[Drift] = field(default_factory=list)
 
 
-def drift_of(row: Any) -> Drift:
-    """A drift from its row."""
+def drift_from_row(row: Any) -> Drift:
+    """Build a drift from its row."""
     values = dict(row._mapping)
-    for name in _EXACT:
+    for name in _DECIMALS:
         values[name] = None if values[name] is None else Decimal(values[name])
     values["excess"] = values["excess"] or Decimal(0)
     return Drift(**values)
 
 
-def run_of(row: Any) -> Run:
-    """A run from its row."""
+def run_from_row(row: Any) -> Run:
+    """Build a run from its row."""
     values = dict(row._mapping)
     return Run(**{**values, "fetched": tuple(json.loads(values["fetched"])), "found": json.loads(values["found"])})
 
 
-def record_run(engine: Engine, lease: Lease, run: Run, comparison: Comparison, settings: ReconcileSettings) -> Changes:
-    """Write a run and what it made of the drifts. Raises `LeaseLost` when its lease has passed to another."""
+def record_run(
+    engine: Engine, lease: Lease, run: Run, comparison: Comparison, settings: ReconcileSettings
+) -> RunChanges:
+    """Write a run and its changes to the drifts. Raises `LeaseLost` when another run has taken the lease."""
     try:
         with engine.begin() as connection:
-            _require(lease, connection)
+            _require_lease(lease, connection)
             return _record(connection, run, comparison, settings)
     except DBAPIError as error:
         raise Unavailable(f"cannot record the run: {str(error.orig).strip()}") from None
 
 
-def _require(lease: Lease, connection: Connection) -> None:
+def _require_lease(lease: Lease, connection: Connection) -> None:
     if not lease.holds(connection):
         raise LeaseLost(f"the lease of this run is over (epoch {lease.epoch}); it writes nothing more")
 
 
-def _record(connection: Connection, run: Run, comparison: Comparison, settings: ReconcileSettings) -> Changes:
+def _record(connection: Connection, run: Run, comparison: Comparison, settings: ReconcileSettings) -> RunChanges:
     values = {
         "portfolio": run.portfolio, "trigger": run.trigger, "outcome": run.outcome, "started_us": run.started_us,
         "finished_us": run.finished_us, "epoch": run.epoch, "fetched": json.dumps(run.fetched),
@@ -81,45 +82,49 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
     ).scalar_one()
     run = replace(run, id=run_id)
     query = select(_TABLE).where(DriftRow.portfolio == run.portfolio, DriftRow.state != "resolved")
-    known = {drift.key: drift for drift in map(drift_of, connection.execute(query))}
-    writer = _Writer(run, settings)
-    accepted = {
+    unseen = {drift.key: drift for drift in map(drift_from_row, connection.execute(query))}
+    writer = _DriftWriter(run, settings)
+    acknowledged = {
         drift.market: drift
-        for drift in known.values() if drift.state == "acknowledged" and drift.kind in QUANTITY_KINDS
+        for drift in unseen.values() if drift.state == "acknowledged" and drift.kind in QUANTITY_KINDS
     }  # fmt: skip
-    turned = {drift.market: drift for drift in known.values() if drift.live and drift.kind in QUANTITY_KINDS}
+    live = {drift.market: drift for drift in unseen.values() if drift.live and drift.kind in QUANTITY_KINDS}
     for finding in comparison.findings:
-        drift = accepted.get(finding.market) if finding.kind in QUANTITY_KINDS else None
-        if drift is None or not (_as_acknowledged(drift, finding, settings) or _no_more(drift, finding)):
-            drift = known.get(finding.key)
+        drift = acknowledged.get(finding.market) if finding.kind in QUANTITY_KINDS else None
+        if drift is None or not (_is_unchanged(drift, finding, settings) or _adds_no_excess(drift, finding)):
+            drift = unseen.get(finding.key)
         if drift is not None:
-            known.pop(drift.key, None)
+            unseen.pop(drift.key, None)
         if drift is not None and drift.state == "acknowledged":
-            if _as_acknowledged(drift, finding, settings):
-                writer.seen_acknowledged(drift)
+            if _is_unchanged(drift, finding, settings):
+                writer.keep_acknowledged(drift)
                 continue
-            if _no_more(drift, finding) and writer.outlasts(drift, moved=comparison.moved_since(drift)):
+            moved = comparison.moved_since(drift)
+            if _adds_no_excess(drift, finding) and writer.keep_for_now(drift, moved=moved):
                 continue
             writer.resolve(drift, "it changed after it was acknowledged")
             drift = None
-        before = turned.get(finding.market) if drift is None and finding.kind in QUANTITY_KINDS else None
-        writer.seen(drift, finding, again=drift is not None and not comparison.moved_since(drift), before=before)
-    there = {finding.market: finding.kind for finding in comparison.findings if finding.kind in QUANTITY_KINDS}
-    for drift in known.values():
-        goes_on = there.get(drift.market) if drift.kind in QUANTITY_KINDS else None
+        previous = live.get(finding.market) if drift is None and finding.kind in QUANTITY_KINDS else None
+        same = drift is not None and not comparison.moved_since(drift)
+        writer.add_sighting(drift, finding, same=same, previous=previous)
+    found_kinds = {finding.market: finding.kind for finding in comparison.findings if finding.kind in QUANTITY_KINDS}
+    for drift in unseen.values():
+        new_kind = found_kinds.get(drift.market) if drift.kind in QUANTITY_KINDS else None
         if not comparison.judged(drift):
             writer.changes.live.append(drift)
-        elif goes_on is not None:
-            writer.resolve(drift, f"it is {goes_on} now")
-        elif accepted.get(drift.market) is not drift or not writer.outlasts(drift, moved=comparison.moved_since(drift)):
+        elif new_kind is not None:
+            writer.resolve(drift, f"it is {new_kind} now")
+        elif acknowledged.get(drift.market) is not drift or not writer.keep_for_now(
+            drift, moved=comparison.moved_since(drift)
+        ):
             writer.resolve(drift, "not there any more")
-    changes = writer.written(connection)
+    changes = writer.write(connection)
     enqueue_alerts(connection, run, changes.confirmed, changes.resolved, settings)
     return changes
 
 
-def _as_acknowledged(drift: Drift, finding: Finding, settings: ReconcileSettings) -> bool:
-    """Whether a drift is still the one that somebody said may stay, whatever was traded beside it since."""
+def _is_unchanged(drift: Drift, finding: Finding, settings: ReconcileSettings) -> bool:
+    """Whether a finding is still the acknowledged difference, whatever was traded beside it since."""
     with exact_arithmetic():
         if drift.excess > 0 and finding.excess > 0 and _same_sign(drift, finding):
             was, now = drift.excess, finding.excess
@@ -132,41 +137,42 @@ def _as_acknowledged(drift: Drift, finding: Finding, settings: ReconcileSettings
         return not drift.market.is_swap and price is not None and abs(was - now) * price < settings.dust_usd
 
 
-def _no_more(drift: Drift, finding: Finding) -> bool:
-    """Whether a finding shows no more beyond the ledger than a person accepted: nothing new is to be counted."""
+def _adds_no_excess(drift: Drift, finding: Finding) -> bool:
+    """Whether a finding shows no more excess than was acknowledged, so that nothing new must be counted."""
     if finding.kind not in QUANTITY_KINDS:
         return False
     return finding.excess <= 0 or (_same_sign(drift, finding) and finding.excess <= drift.excess)
 
 
 def _same_sign(drift: Drift, finding: Finding) -> bool:
-    """Whether both are of coins that were bought, or both of coins that were sold from a baseline."""
+    """Whether both are about bought coins, or both about coins sold from a baseline."""
     return ((drift.venue_quantity or 0) < 0) == ((finding.venue_quantity or 0) < 0)
 
 
-class _Writer:
-    """Collects what a run makes of the drifts, and writes it in as few statements as there are kinds of change."""
+class _DriftWriter:
+    """Collects a run's changes to the drifts, and writes them with one statement per kind of change."""
 
     def __init__(self, run: Run, settings: ReconcileSettings) -> None:
         self._run = run
         self._settings = settings
         self._new: list[dict[str, Any]] = []
-        self._changed: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-        self.changes = Changes(run.id)
+        self._updates: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        self.changes = RunChanges(run.id)
 
-    def seen(self, drift: Drift | None, finding: Finding, *, again: bool, before: Drift | None = None) -> None:
-        """Note a sighting: of a new drift, or once more of a known one. again: it is surely the same as before.
+    def add_sighting(self, drift: Drift | None, finding: Finding, *, same: bool, previous: Drift | None = None) -> None:
+        """Add a sighting of a known drift, or of a new one if `drift` is None.
 
-        Two closes that are under way in two runs look like one drift seen twice; only the ledger's own moves between
-        the runs tell them apart. What was confirmed stays confirmed. before: the drift of this market that a new one
-        goes on from, under the name of another kind: it never agreed in between, so what froze need not thaw.
+        same: False if the ledger moved since the last sighting: two closes under way in two runs look like one drift
+        seen twice, so the count starts again. A confirmed drift stays confirmed. previous: the live drift of this
+        market that the new one continues under another kind. The two sides never agreed in between, so a confirmed one
+        stays confirmed and nothing thaws.
         """
-        last = drift or before
+        last = drift or previous
         if last is not None and finding.price is None:
-            finding = replace(finding, price=last.price)  # the last one known: what was counted stays counted
+            finding = replace(finding, price=last.price)  # so that what was counted stays counted
         policy = self._settings.policy(finding.kind)
         was_confirmed = last is not None and last.state == "confirmed"
-        sightings = last.sightings + 1 if last is not None and (again or was_confirmed) else 1
+        sightings = last.sightings + 1 if last is not None and (same or was_confirmed) else 1
         confirmed = was_confirmed or sightings >= self._settings.confirmations
         values: dict[str, Any] = {
             "ledger_quantity": finding.ledger_quantity, "venue_quantity": finding.venue_quantity,
@@ -176,69 +182,71 @@ class _Writer:
             "frozen_scope": None if drift is None else drift.frozen_scope,
         }  # fmt: skip
         if confirmed and values["frozen_scope"] is None and stops_grants(policy, finding):
-            # Once only: another scope by now, after other settings, would leave the first frozen without a drift.
+            # Set once: after a change of settings, another scope would leave the first one frozen without a drift.
             scope = f"venue={finding.market.venue}" if self._settings.freeze_scope == "venue" else "portfolio"
             values["frozen_scope"] = "portfolio" if not finding.market.venue else scope
         if drift is None:
-            self._new.append(_as_row(values) | self._identity(finding, before))
+            self._new.append(_as_row(values) | self._identity(finding, previous))
             return
-        written = self._change(drift, values)
-        self.changes.live.append(written)
+        updated = self._update(drift, values)
+        self.changes.live.append(updated)
         if confirmed and drift.state == "open":
-            self.changes.confirmed.append(written)
+            self.changes.confirmed.append(updated)
 
-    def seen_acknowledged(self, drift: Drift) -> None:
-        """Note that a drift is still what a person accepted."""
+    def keep_acknowledged(self, drift: Drift) -> None:
+        """Note that an acknowledged drift is unchanged."""
         sightings = max(drift.sightings, self._settings.confirmations)
-        self.changes.live.append(self._change(drift, {"last_run": self._run.id, "sightings": sightings}))
+        self.changes.live.append(self._update(drift, {"last_run": self._run.id, "sightings": sightings}))
 
-    def outlasts(self, drift: Drift, *, moved: bool) -> bool:
-        """Note that less was seen than a person accepted, or nothing; whether what they accepted stays all the same.
+    def keep_for_now(self, drift: Drift, *, moved: bool) -> bool:
+        """Note that a run saw less than was acknowledged, or nothing. Returns whether the drift stays acknowledged.
 
-        A bot's close that is not released yet hides an excess, and a fill that is not confirmed yet a lack. So a change
-        is believed when as many runs in a row saw it as confirm a drift. moved: whether the ledger moved the asset
-        since the last of them, which may have seen another close; that starts the count anew.
+        It stays until as many runs in a row saw less as it takes to confirm a drift: a close that is not released yet
+        hides an excess, and a fill that is not confirmed yet hides a shortfall. moved: the ledger moved the asset since
+        the last of these runs, which may have seen another close, so the count starts again.
         """
         left = (self._settings.confirmations if moved else min(drift.sightings, self._settings.confirmations)) - 1
         if left < 1:
             return False
         values = {"sightings": left, "updated_us": self._run.finished_us}
-        self.changes.live.append(self._change(drift, values))
+        self.changes.live.append(self._update(drift, values))
         return True
 
-    def _identity(self, finding: Finding, before: Drift | None) -> dict[str, Any]:
+    def _identity(self, finding: Finding, previous: Drift | None) -> dict[str, Any]:
         market = finding.market
-        first_run = self._run.id if before is None else before.first_run
-        opened_us = self._run.finished_us if before is None else before.opened_us
+        first_run = self._run.id if previous is None else previous.first_run
+        opened_us = self._run.finished_us if previous is None else previous.opened_us
         return {
             "portfolio": self._run.portfolio, "venue": market.venue, "account": market.account,
             "subject": market.subject, "side": market.side, "kind": finding.kind, "revision": 0,
             "first_run": first_run, "opened_us": opened_us,
         }  # fmt: skip
 
-    def resolve(self, drift: Drift, why: str) -> None:
-        """Note the end of a drift."""
+    def resolve(self, drift: Drift, reason: str) -> None:
+        """End a drift."""
         now_us = self._run.finished_us
-        values = {"state": "resolved", "ended_us": now_us, "updated_us": now_us, "actor": RECONCILIATION, "reason": why}
-        if drift.state == "acknowledged":  # a person knew of it, so that its end is told
+        values = {
+            "state": "resolved", "ended_us": now_us, "updated_us": now_us, "actor": RECONCILIATION, "reason": reason
+        }  # fmt: skip
+        if drift.state == "acknowledged":  # a person knew of it, so its end is announced like that of a confirmed one
             values["sightings"] = max(drift.sightings, self._settings.confirmations)
-        self.changes.resolved.append(self._change(drift, values))
+        self.changes.resolved.append(self._update(drift, values))
 
-    def _change(self, drift: Drift, values: dict[str, Any]) -> Drift:
-        self._changed.setdefault(tuple(values), []).append({**_as_row(values), "row_id": drift.id})
+    def _update(self, drift: Drift, values: dict[str, Any]) -> Drift:
+        self._updates.setdefault(tuple(values), []).append({**_as_row(values), "row_id": drift.id})
         return replace(drift, **values)
 
-    def written(self, connection: Connection) -> Changes:
-        """Write it all. What ended comes first, because the place of a drift that changed is taken by a new one."""
-        for rows in self._changed.values():
+    def write(self, connection: Connection) -> RunChanges:
+        """Write all changes. Updates come first: a new drift may need the unique key of one that is resolved now."""
+        for rows in self._updates.values():
             names = [name for name in rows[0] if name != "row_id"]
-            changing = update(DriftRow).where(DriftRow.id == bindparam("row_id"))
-            connection.execute(changing.values({name: bindparam(name) for name in names}), rows)
+            statement = update(DriftRow).where(DriftRow.id == bindparam("row_id"))
+            connection.execute(statement.values({name: bindparam(name) for name in names}), rows)
         if self._new:
-            inserting = insert(DriftRow).returning(*_TABLE.columns, sort_by_parameter_order=True)
-            made = [drift_of(row) for row in connection.execute(inserting, self._new)]
-            self.changes.live += made
-            self.changes.confirmed += [drift for drift in made if drift.state == "confirmed"]
+            insertion = insert(DriftRow).returning(*_TABLE.columns, sort_by_parameter_order=True)
+            inserted = [drift_from_row(row) for row in connection.execute(insertion, self._new)]
+            self.changes.live += inserted
+            self.changes.confirmed += [drift for drift in inserted if drift.state == "confirmed"]
         return self.changes
 
 
@@ -246,12 +254,12 @@ def _as_row(values: dict[str, Any]) -> dict[str, Any]:
     return {name: decimal_text(value) if isinstance(value, Decimal) else value for name, value in values.items()}
 
 
-# --- after the run, and for people -----------------------------------------------------------------
+# --- updates outside the record of a run, and queries ------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """A change of one drift, if it is in one of `states` still, and at `revision` where one is given."""
+class DriftUpdate:
+    """An update of one drift. It applies only if the drift is in one of `states`, and at `revision` if given."""
 
     drift_id: int
     values: dict[str, Any]
@@ -259,45 +267,46 @@ class Change:
     revision: int | None = None
 
 
-def change_drifts(engine: Engine, changes: Sequence[Change]) -> list[Drift]:
-    """Carry out the changes in one transaction; the drifts that were changed, in order.
+def update_drifts(engine: Engine, updates: Sequence[DriftUpdate]) -> list[Drift]:
+    """Apply the updates in one transaction. Returns the drifts that were updated, in order.
 
-    Within a run (see `leases.fenced`) only under its lease; raises `LeaseLost`.
+    Within a run (see `storage.leases.fenced`) raises `LeaseLost` unless the run still holds its lease.
     """
     lease = fence_var.get()
-    found: list[Any] = []
+    rows: list[Any] = []
     try:
         with engine.begin() as connection:
             if lease is not None:
-                _require(lease, connection)
-            for one in changes:
-                changing = update(DriftRow).where(DriftRow.id == one.drift_id, DriftRow.state.in_(one.states))
+                _require_lease(lease, connection)
+            for one in updates:
+                statement = update(DriftRow).where(DriftRow.id == one.drift_id, DriftRow.state.in_(one.states))
                 if one.revision is not None:
-                    changing = changing.where(DriftRow.revision == one.revision)
-                found += connection.execute(changing.values(**one.values).returning(*_TABLE.columns)).all()
+                    statement = statement.where(DriftRow.revision == one.revision)
+                rows += connection.execute(statement.values(**one.values).returning(*_TABLE.columns)).all()
     except DBAPIError as error:
         raise Unavailable(f"cannot write drifts: {str(error.orig).strip()}") from None
-    return [drift_of(row) for row in found]
+    return [drift_from_row(row) for row in rows]
 
 
 def live_drifts(engine: Engine, portfolio: str) -> list[Drift]:
-    """The drifts of a portfolio that are not resolved, oldest first."""
+    """Return the drifts of a portfolio that are not resolved, oldest first."""
     query = select(_TABLE).where(DriftRow.portfolio == portfolio, DriftRow.state != "resolved").order_by(DriftRow.id)
     with read_transaction(engine) as connection:
-        return [drift_of(row) for row in connection.execute(query)]
+        return [drift_from_row(row) for row in connection.execute(query)]
 
 
 def freezing_drifts(engine: Engine, portfolio: str) -> list[Drift]:
-    """Drifts that froze a scope, or are about to: those that ask for it, and those that were not thawed for yet."""
+    """Return drifts with a frozen scope: those that require the freeze, and those whose thaw is still to come."""
     query = select(_TABLE).where(DriftRow.portfolio == portfolio, DriftRow.frozen_scope.is_not(None))
     with read_transaction(engine) as connection:
-        return [drift_of(row) for row in connection.execute(query.order_by(DriftRow.id))]
+        return [drift_from_row(row) for row in connection.execute(query.order_by(DriftRow.id))]
 
 
-def asked_to_close(engine: Engine, drift: Drift) -> Decimal | None:
-    """The excess that was counted when closing a drift was last asked for, or first after that; None if none was.
+def close_requested_excess(engine: Engine, drift: Drift) -> Decimal | None:
+    """Return the excess counted at the last close request; if none was counted then, the first one counted after it.
 
-    The chain tells it: every count and every request has the drift's revision in its key.
+    None if no excess was counted. It is read from the chain: the key of every count and of every request contains the
+    drift's revision.
     """
     query = (
         select(DecisionRow.key, DecisionRow.quantity)
@@ -306,8 +315,8 @@ def asked_to_close(engine: Engine, drift: Drift) -> Decimal | None:
     )
     counted: Decimal | None = None
     with read_transaction(engine) as connection:
-        for newest in range(drift.revision, -1, -_REVISIONS):
-            revisions = range(newest, max(newest - _REVISIONS, -1), -1)
+        for newest in range(drift.revision, -1, -_REVISIONS_BATCH):
+            revisions = range(newest, max(newest - _REVISIONS_BATCH, -1), -1)
             keys = {
                 revision: (f"reconcile:count:{drift.id}:{revision}", f"drift:{drift.id}:{revision}:close_requested")
                 for revision in revisions
@@ -322,14 +331,14 @@ def asked_to_close(engine: Engine, drift: Drift) -> Decimal | None:
 
 
 def get_drift(engine: Engine, drift_id: object) -> Drift:
-    """One drift. Raises `NotFound`."""
+    """Return one drift. Raises `NotFound`."""
     if isinstance(drift_id, bool) or not isinstance(drift_id, int) or not 1 <= drift_id < 2**63:
         raise InvalidRequest(f"a drift has a number from 1, got {drift_id!r}", field="drift_id")
     with read_transaction(engine) as connection:
         row = connection.execute(select(_TABLE).where(DriftRow.id == drift_id)).one_or_none()
     if row is None:
         raise NotFound(f"no drift {drift_id}; list them with: ledger-sizer drifts list")
-    return drift_of(row)
+    return drift_from_row(row)
 
 
 def list_drifts(
@@ -341,7 +350,7 @@ def list_drifts(
     cursor: str | None = None,
     limit: int = 100,
 ) -> Page[Drift]:
-    """Drifts, newest first. state: one of `STATES`, or `live` (open and confirmed). cursor: of the page before."""
+    """Return drifts, newest first. state: one of `STATES`, or `live` (open, confirmed). cursor: from the last page."""
     query = select(_TABLE).order_by(DriftRow.id.desc())
     if state is not None:
         query = query.where(DriftRow.state.in_(_states(state)))
@@ -349,15 +358,15 @@ def list_drifts(
         if kind not in KINDS:
             raise InvalidRequest(f"kind must be one of {', '.join(KINDS)}, got {kind!r}", field="kind")
         query = query.where(DriftRow.kind == kind)
-    return _page(engine, query, DriftRow, drift_of, portfolios, cursor, limit)
+    return _page(engine, query, DriftRow, drift_from_row, portfolios, cursor, limit)
 
 
 def list_runs(
     engine: Engine, *, portfolios: Sequence[str] | None = None, cursor: str | None = None, limit: int = 100
 ) -> Page[Run]:
-    """Runs, newest first."""
+    """Return runs, newest first."""
     query = select(ReconciliationRow.__table__).order_by(ReconciliationRow.id.desc())
-    return _page(engine, query, ReconciliationRow, run_of, portfolios, cursor, limit)
+    return _page(engine, query, ReconciliationRow, run_from_row, portfolios, cursor, limit)
 
 
 def _states(state: str) -> Iterable[str]:
@@ -380,6 +389,6 @@ def _page(
             raise InvalidRequest(f"cursor must come from the page before, got {cursor!r}", field="cursor")
         query = query.where(row.id < int(cursor))
     with read_transaction(engine) as connection:
-        found = [make(one) for one in connection.execute(query.limit(limit + 1))]
-    items = tuple(found[:limit])
-    return Page(items, str(items[-1].id) if len(found) > limit else None)
+        rows = [make(row) for row in connection.execute(query.limit(limit + 1))]
+    items = tuple(rows[:limit])
+    return Page(items, str(items[-1].id) if len(rows) > limit else None)

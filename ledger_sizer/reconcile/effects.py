@@ -1,8 +1,7 @@
-"""What drifts do to the ledger, through its commands alone, so that the audit chain tells all of it.
+"""Applies drifts to the ledger: counts excess, freezes and thaws. Only by commands, so the audit chain has all of it.
 
-A run's commands are committed under its lease, or not at all. Everything here brings the ledger to a state that the
-drifts describe, and every key names what it is about: doing it twice, or finishing what a run that died began, changes
-nothing more.
+A run's commands are committed under its lease, or not at all. Everything here is idempotent: each key names its drift
+or position, so that a repetition, or a run that finishes what a dead one began, changes nothing more.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,19 +25,19 @@ from ledger_sizer.telemetry import get_logger
 log = get_logger(__name__)
 
 NOTE_LENGTH_MAX = 500
-_THAW = "reconcile:thaw:"
-"""What the keys of thaws begin with that are not by hand."""
-_TOGETHER_MAX = 50
-"""Commands in one commit: a crowd of drifts must not make reservations wait for long."""
+_THAW_KEY_PREFIX = "reconcile:thaw:"
+"""Distinguishes automatic thaws from thaws by hand."""
+_BATCH_MAX = 50
+"""Commands per commit, so that many drifts do not delay reservations for long."""
 
 
 def note_of(text: str) -> str:
-    """Text as a command's note takes it: printable, and not too long."""
-    return "".join(sign if sign.isprintable() else " " for sign in text)[:NOTE_LENGTH_MAX] or "-"
+    """Make a valid note of a command from any text: printable, and not too long."""
+    return "".join(char if char.isprintable() else " " for char in text)[:NOTE_LENGTH_MAX] or "-"
 
 
 def leg_of(drift: Drift, price: Decimal | None = None) -> Leg:
-    """The leg that a drift's excess is. Of an asset the exchange may show less than none: its baseline was sold."""
+    """Return the leg of a drift's excess. It is a sale of an asset where coins of the baseline were sold."""
     market = drift.market
     sold = market.side == "short" if market.is_swap else (drift.venue_quantity or 0) < 0
     return Leg(
@@ -47,13 +46,13 @@ def leg_of(drift: Drift, price: Decimal | None = None) -> Leg:
     )  # fmt: skip
 
 
-def tags_at(market: Market) -> dict[str, str]:
-    """Tags of a position at this place in this market."""
+def tags_of(market: Market) -> dict[str, str]:
+    """Return the tags of a position in this market."""
     return {"venue": market.venue, "account": market.account, "symbol": market.base}
 
 
 class Effects:
-    """Carries out, for one portfolio, what its drifts ask for. `failed`: commands that the ledger did not take."""
+    """Applies the drifts of one portfolio to the ledger. failed: number of submissions that the ledger rejected."""
 
     def __init__(self, ledger: Ledger, engine: Engine, portfolio: str) -> None:
         self._ledger = ledger
@@ -61,134 +60,139 @@ class Effects:
         self._portfolio = portfolio
         self.failed = 0
 
-    def count(self, live: Iterable[Drift], external: Mapping[Market, Sequence[Position]]) -> None:
-        """Let every live drift's excess be counted by one external position, and by nothing else."""
+    def sync_external_positions(self, live: Iterable[Drift], external: Mapping[Market, Sequence[Position]]) -> None:
+        """Make exactly one external position count each live drift's excess.
+
+        external: the external positions that are open now, by market.
+        """
         new: list[Drift] = []
         wanted = {drift.market: drift for drift in live if drift.live and drift.excess > 0 and drift.price is not None}
         for market in sorted({*wanted, *external}, key=lambda one: (one.venue, one.account, one.subject, one.side)):
-            drift, there = wanted.get(market), external.get(market, ())
-            if drift is not None and len(there) == 1 and there[0].quantity == drift.excess:
-                if drift.position != there[0].number:
-                    self._note_positions({drift.id: there[0].number})
-            elif drift is not None and not there:
+            drift, existing = wanted.get(market), external.get(market, ())
+            if drift is not None and len(existing) == 1 and existing[0].quantity == drift.excess:
+                if drift.position != existing[0].number:
+                    self._store_positions({drift.id: existing[0].number})
+            elif drift is not None and not existing:
                 new.append(drift)
             else:
-                self._replace(there, drift)
-        for start in range(0, len(new), _TOGETHER_MAX):
-            self._add(new[start : start + _TOGETHER_MAX])
+                self._replace_positions(existing, drift)
+        for start in range(0, len(new), _BATCH_MAX):
+            self._add_positions(new[start : start + _BATCH_MAX])
 
-    def _replace(self, there: Sequence[Position], drift: Drift | None) -> None:
-        """Count a market otherwise than until now; no moment lies between the old figure and the new one."""
-        commands: list[AnyCommand] = [release_of(position) for position in there]
-        raised = [] if drift is None else self._raised([drift])
-        if drift is not None and not raised:
+    def _replace_positions(self, existing: Sequence[Position], drift: Drift | None) -> None:
+        """Replace the external positions of a market by one for the drift, or by none, in one commit."""
+        commands: list[AnyCommand] = [release_of(position) for position in existing]
+        claimed = [] if drift is None else self._claim_revisions([drift])
+        if drift is not None and not claimed:
             return
-        answers = self._submit([*commands, *map(self._counting, raised)])
-        if answers and raised:
-            self._note_positions({raised[0].id: answers[-1].record.position})
+        decisions = self._submit_atomic([*commands, *map(self._count_command, claimed)])
+        if decisions and claimed:
+            self._store_positions({claimed[0].id: decisions[-1].record.position})
 
-    def _add(self, new: Sequence[Drift]) -> None:
-        """Count what was not counted yet."""
-        raised = self._raised(new)
-        answers = self._say(map(self._counting, raised))
-        self._note_positions({
-            drift.id: answer.record.position
-            for drift, answer in zip(raised, answers, strict=True) if isinstance(answer, Decision)
+    def _add_positions(self, new: Sequence[Drift]) -> None:
+        """Add external positions for drifts that no position counts yet."""
+        claimed = self._claim_revisions(new)
+        results = self._submit_each(map(self._count_command, claimed))
+        self._store_positions({
+            drift.id: result.record.position
+            for drift, result in zip(claimed, results, strict=True) if isinstance(result, Decision)
         })  # fmt: skip
 
-    def _raised(self, about: Sequence[Drift]) -> list[Drift]:
-        """Counted once under each revision: whoever raised it counts, and another run that meant to finds it raised."""
-        return drifts.change_drifts(
+    def _claim_revisions(self, about: Sequence[Drift]) -> list[Drift]:
+        """Increment the revisions by compare-and-set. Returns the drifts where this run won, and so has to count."""
+        return drifts.update_drifts(
             self._engine,
-            [drifts.Change(one.id, {"revision": one.revision + 1}, revision=one.revision) for one in about],
+            [drifts.DriftUpdate(one.id, {"revision": one.revision + 1}, revision=one.revision) for one in about],
         )
 
-    def _counting(self, drift: Drift) -> Adopt:
-        assert drift.price is not None, "asked for drifts that can be counted"
+    def _count_command(self, drift: Drift) -> Adopt:
+        assert drift.price is not None, "only drifts with a price can be counted"
         return Adopt(
             key=f"reconcile:count:{drift.id}:{drift.revision}", portfolio=self._portfolio, quantity=drift.excess,
-            price=drift.price, tags={**tags_at(drift.market), EXTERNAL_TAG: EXTERNAL}, legs=[leg_of(drift)],
+            price=drift.price, tags={**tags_of(drift.market), EXTERNAL_TAG: EXTERNAL}, legs=[leg_of(drift)],
             note=note_of(drift.title),
         )  # fmt: skip
 
-    def _note_positions(self, positions: Mapping[int, int | None]) -> None:
+    def _store_positions(self, positions: Mapping[int, int | None]) -> None:
+        """Store the number of the external position of each drift, by drift id."""
         if positions:
-            noted = [drifts.Change(drift_id, {"position": number}) for drift_id, number in positions.items()]
-            drifts.change_drifts(self._engine, noted)
+            updates = [drifts.DriftUpdate(drift_id, {"position": number}) for drift_id, number in positions.items()]
+            drifts.update_drifts(self._engine, updates)
 
     def freeze_and_thaw(self) -> None:
-        """Freeze what live drifts ask for; thaw what none asks for any more."""
+        """Freeze the scopes that live drifts require; thaw those that none requires any more."""
         found = drifts.freezing_drifts(self._engine, self._portfolio)
         if not found:
             return
         since = min(drift.opened_at for drift in found)
-        standing = self._freeze_for_live(since)
-        for scope, over in _by_scope(drift for drift in found if not drift.freezes).items():
-            if scope not in standing:
-                self._thaw(scope, over, since)
+        frozen = self._freeze_for_live(since)
+        for scope, ended in _by_scope(drift for drift in found if not drift.freezes).items():
+            if scope not in frozen:
+                self._thaw(scope, ended, since)
 
     def _freeze_for_live(self, since: datetime) -> set[str]:
-        """Freeze what live drifts ask for; the scopes that are frozen for them.
+        """Freeze the scopes that live drifts require. Returns the scopes that are frozen for them.
 
-        What a person thawed stays thawed for a drift. What another thaw overtook, or ended while the drift did not ask,
-        is frozen again. since: when the oldest drift began; no earlier thaw matters.
+        A scope thawed by hand is not frozen again for the same drift. One that an automatic thaw ended is: that thaw
+        came from a race, or the drift did not require the freeze then. since: when the oldest drift began; earlier
+        thaws do not matter.
         """
-        by_hand, by_runs = self._newest_thaws(since)
-        # Read after the thaws: who decided about a drift since has thawed since, and nothing is frozen again for it.
-        asking = [drift for drift in drifts.freezing_drifts(self._engine, self._portfolio) if drift.freezes]
-        standing = set()
-        for drift, answer in zip(asking, self._freeze(asking), strict=True):
+        manual, automatic = self._newest_thaws(since)
+        # Read after the thaws: a decision about a drift since then has thawed since then, and must not be undone here.
+        freezing = [drift for drift in drifts.freezing_drifts(self._engine, self._portfolio) if drift.freezes]
+        frozen = set()
+        for drift, result in zip(freezing, self._freeze(freezing), strict=True):
             scope = drift.frozen_scope or ""
-            froze = answer.record.seq if isinstance(answer, Decision) else 2**63
-            if by_hand.get(scope, 0) > froze:
+            frozen_seq = result.record.seq if isinstance(result, Decision) else 2**63
+            if manual.get(scope, 0) > frozen_seq:
                 continue
-            standing.add(scope)
-            if (thawed := by_runs.get(scope, 0)) > froze:
-                self._freeze([drift], again=f":{thawed}")
-        return standing
+            frozen.add(scope)
+            if (thawed_seq := automatic.get(scope, 0)) > frozen_seq:
+                self._freeze([drift], key_suffix=f":{thawed_seq}")
+        return frozen
 
     def _newest_thaws(self, since: datetime) -> tuple[dict[str, int], dict[str, int]]:
-        """By scope the seq of its newest thaw by hand, and of the newest one that was sent here."""
-        by_hand: dict[str, int] = {}
-        by_runs: dict[str, int] = {}
+        """Return the seq of the newest thaw by hand, and of the newest automatic thaw, each by scope."""
+        manual: dict[str, int] = {}
+        automatic: dict[str, int] = {}
         try:
             thaws = self._ledger.history(self._portfolio, command="thaw", since=since, limit=1000)
         except NotFound:  # nobody used the portfolio yet
-            return by_hand, by_runs
+            return manual, automatic
         for thaw in thaws:
-            newest = by_runs if thaw.record.key.startswith(_THAW) else by_hand
+            newest = automatic if thaw.record.key.startswith(_THAW_KEY_PREFIX) else manual
             newest.setdefault(thaw.binding or "", thaw.record.seq)
-        return by_hand, by_runs
+        return manual, automatic
 
-    def _freeze(self, about: Iterable[Drift], again: str = "") -> list[Result]:
-        return self._say(
+    def _freeze(self, about: Iterable[Drift], key_suffix: str = "") -> list[Result]:
+        return self._submit_each(
             Freeze(
-                key=f"reconcile:freeze:{drift.id}{again}", portfolio=self._portfolio,
+                key=f"reconcile:freeze:{drift.id}{key_suffix}", portfolio=self._portfolio,
                 scope=drift.frozen_scope or "", note=note_of(drift.title),
             )
             for drift in about
         )  # fmt: skip
 
-    def _thaw(self, scope: str, over: Sequence[Drift], since: datetime) -> None:
-        """End the freezes of drifts that ask for them no more."""
-        _, by_runs = self._newest_thaws(since)
-        # A run may have recorded one of them and not frozen yet. What is sent first is a replay for it, and freezes
-        # nothing after the thaw, when no drift would be left to end it.
-        if any(isinstance(answer, LedgerError) for answer in self._freeze(over)):
+    def _thaw(self, scope: str, ended: Sequence[Drift], since: datetime) -> None:
+        """Thaw a scope whose drifts no longer require the freeze."""
+        _, automatic = self._newest_thaws(since)
+        # Another run may have recorded one of these drifts without having frozen yet. Its freeze would then come after
+        # this thaw, with no drift left to end it. Sending the freezes first makes that one a replay without effect.
+        if any(isinstance(result, LedgerError) for result in self._freeze(ended)):
             return
-        newest = max(over, key=lambda one: one.id)
+        newest = max(ended, key=lambda one: one.id)
         thaw = Thaw(
-            key=f"{_THAW}{newest.id}:{by_runs.get(scope, 0)}", portfolio=self._portfolio, scope=scope,
+            key=f"{_THAW_KEY_PREFIX}{newest.id}:{automatic.get(scope, 0)}", portfolio=self._portfolio, scope=scope,
             note=note_of(f"{newest.title} asks for it no more"),
         )  # fmt: skip
-        if self._submit([thaw]):
-            thawed = [drifts.Change(one.id, {"frozen_scope": None}, (one.state,)) for one in over]
-            drifts.change_drifts(self._engine, thawed)
+        if self._submit_atomic([thaw]):
+            updates = [drifts.DriftUpdate(one.id, {"frozen_scope": None}, (one.state,)) for one in ended]
+            drifts.update_drifts(self._engine, updates)
             self._freeze_for_live(since)  # another process may have frozen it just before, for a drift unknown here
 
-    def tell(self, event: str, about: Iterable[Drift]) -> None:
-        """Say in the chain, and so in the events, that drifts were confirmed or resolved; of each once."""
-        self._say(
+    def record_event(self, event: str, about: Iterable[Drift]) -> None:
+        """Record in the chain, and so in the events, that drifts were confirmed or resolved; once for each."""
+        self._submit_each(
             Remark(
                 key=f"reconcile:{event}:{drift.id}", portfolio=self._portfolio, about=drift.name, event=event,
                 note=note_of(drift.title),
@@ -196,41 +200,41 @@ class Effects:
             for drift in about if drift.policy != "record"
         )  # fmt: skip
 
-    def _say(self, commands: Iterable[AnyCommand]) -> list[Result]:
-        """Each for itself; those that were said before are replays."""
-        asked, results = list(commands), []
-        for start in range(0, len(asked), _TOGETHER_MAX):
-            results += self._ledger.submit(asked[start : start + _TOGETHER_MAX])
-        for command, result in zip(asked, results, strict=True):
+    def _submit_each(self, commands: Iterable[AnyCommand]) -> list[Result]:
+        """Submit commands independently. Repeated ones are replays."""
+        submitted, results = list(commands), []
+        for start in range(0, len(submitted), _BATCH_MAX):
+            results += self._ledger.submit(submitted[start : start + _BATCH_MAX])
+        for command, result in zip(submitted, results, strict=True):
             if isinstance(result, LedgerError):
-                self._failed([command], result)
+                self._handle_failure([command], result)
         return results
 
-    def _submit(self, commands: Sequence[AnyCommand]) -> list[Decision]:
-        """All or none; an error is logged and left to the next run."""
+    def _submit_atomic(self, commands: Sequence[AnyCommand]) -> list[Decision]:
+        """Submit all commands or none. An error is logged, and the next run tries again."""
         if not commands:
             return []
         try:
             results = self._ledger.submit(commands, atomic=True)
         except LedgerError as error:
-            self._failed(commands, error)
+            self._handle_failure(commands, error)
             return []
         return [result for result in results if isinstance(result, Decision)]
 
-    def _failed(self, commands: Sequence[AnyCommand], error: LedgerError) -> None:
+    def _handle_failure(self, commands: Sequence[AnyCommand], error: LedgerError) -> None:
         if isinstance(error, LeaseLost):
-            raise error  # another run may be under way: whatever this one still meant to do is that one's now
+            raise error  # another run may be under way, and does whatever is left to do
         self.failed += 1
         log.warning("reconcile.command_failed", commands=[one.key for one in commands], error=str(error))
 
 
 def release_of(position: Position) -> Release:
-    """Give up an external position: it is counted otherwise from now on, or not there any more."""
+    """Return the release of an external position that is replaced, or whose excess is gone."""
     return Release(key=f"reconcile:release:{position.number}", position_id=position.position_id)
 
 
-def _by_scope(found: Iterable[Drift]) -> dict[str, list[Drift]]:
+def _by_scope(about: Iterable[Drift]) -> dict[str, list[Drift]]:
     scopes: dict[str, list[Drift]] = {}
-    for drift in found:
+    for drift in about:
         scopes.setdefault(drift.frozen_scope or "", []).append(drift)
     return scopes

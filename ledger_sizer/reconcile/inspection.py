@@ -1,6 +1,6 @@
-"""Looking at both sides: fetch the accounts, read the ledger, compare. Nothing is written here.
+"""Inspects a portfolio: fetches its accounts, reads the ledger and compares them. Writes nothing.
 
-`LocalInspector` does it in the caller's thread, `apart.LookApart` in a process of its own.
+`LocalInspector` does it in the caller's thread, `worker_process.WorkerInspector` in a process of its own.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,14 +17,14 @@ from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.model.domain import Position, to_us
 from ledger_sizer.model.reconciliation import Drift, Market, Run, Trigger
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.compare import Comparison, Measures, compare
+from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
 from ledger_sizer.reconcile.ledger_side import (
     LedgerSide,
     last_prices,
     ledger_side_of,
-    read_budgets,
+    read_expired_budgets,
     read_head,
-    read_parts,
+    read_partial_closes,
     read_positions,
 )
 from ledger_sizer.storage.database import database_now_us, read_transaction
@@ -33,11 +33,11 @@ Clock = Callable[[], datetime]
 
 
 class InspectionFailed(Exception):
-    """Nothing was seen, of either side; the message says why. What was known stays as it was."""
+    """The inspection failed, so both sides are unknown; the message says why. Known drifts stay as they are."""
 
 
 class NamedAccount(Protocol):
-    """Which account at which exchange. venue: as positions are tagged. portfolio: whose positions stand in it."""
+    """The identity of an account. venue: the same as in position tags. portfolio: the owner of its positions."""
 
     venue: str
     account: str
@@ -45,15 +45,15 @@ class NamedAccount(Protocol):
 
 
 class Account(NamedAccount, Protocol):
-    """An account that can be looked at."""
+    """An account whose snapshot can be fetched."""
 
     def snapshot(self, now_us: Callable[[], int]) -> Snapshot:
-        """What stands there now. Never raises for what the exchange does."""
+        """Fetch positions and balances. Never raises for a failure of the exchange."""
 
 
 @dataclass(frozen=True, slots=True)
 class InspectionRequest:
-    """What a look is for. epoch: of the run's lease, 0 for a dry run."""
+    """The portfolio to inspect. epoch: of the run's lease, 0 for a dry run."""
 
     portfolio: str
     trigger: Trigger
@@ -62,9 +62,9 @@ class InspectionRequest:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a look brought. run: its record to be, without a number.
+    """Result of an inspection. run: the run to record, its id still 0.
 
-    external: the positions that count what only the exchange knew; None where the ledger was not read.
+    external: open external positions by market; None if the ledger was not read.
     """
 
     run: Run
@@ -73,23 +73,23 @@ class Inspection:
 
 
 class Inspector(Protocol):
-    """Whoever looks."""
+    """Runs inspections."""
 
     @property
     def accounts(self) -> Sequence[NamedAccount]:
-        """The accounts that are looked at."""
+        """The accounts it can inspect."""
 
-    def look(self, asked: InspectionRequest, seconds_max: float) -> Inspection:
-        """Look at the accounts of a portfolio and at its positions.
+    def inspect(self, request: InspectionRequest, seconds_max: float) -> Inspection:
+        """Inspect the accounts and the positions of a portfolio.
 
-        Raises `InspectionFailed` where nothing could be seen within `seconds_max`, `Unavailable` without a database.
+        Raises `InspectionFailed` if there is no result within `seconds_max`, `Unavailable` without a database.
         """
 
 
 class LocalInspector:
-    """Looks in the caller's thread. The time-outs of the accounts are all that bounds it.
+    """Inspects in the caller's thread. Only the accounts' own time-outs bound it: `seconds_max` has no effect.
 
-    clock: the time source of tests; None reads the database's clock, which all replicas share.
+    clock: for tests; None reads the database's clock, which all replicas share.
     """
 
     def __init__(
@@ -99,48 +99,48 @@ class LocalInspector:
         self._engine = engine
         self._settings = settings
         self._clock = clock
-        self._traded_at: dict[str, dict[str, Decimal | None]] = {}
+        self._price_cache: dict[str, dict[str, Decimal | None]] = {}
 
-    def look(self, asked: InspectionRequest, seconds_max: float = 0) -> Inspection:  # noqa: ARG002 - see the class
+    def inspect(self, request: InspectionRequest, seconds_max: float = 0) -> Inspection:  # noqa: ARG002 - see the class
         """See `Inspector`."""
-        accounts = [account for account in self.accounts if account.portfolio == asked.portfolio]
+        accounts = [account for account in self.accounts if account.portfolio == request.portfolio]
         settings = self._settings.reconcile
-        seq_before = read_head(self._engine, asked.portfolio)
+        seq_before = read_head(self._engine, request.portfolio)
         started_us = self._now_us()
         with ThreadPoolExecutor(max_workers=min(len(accounts), 8)) as pool:
             snapshots = list(pool.map(lambda account: account.snapshot(self._now_us), accounts))
         expired_us = started_us - settings.expired_seconds * 1_000_000
-        # Read again after the fetch: what moved meanwhile is in these rows and is not judged.
-        positions = read_positions(self._engine, asked.portfolio, since_us=expired_us)
+        # Read after the fetch: these rows include what moved meanwhile, which is then not judged.
+        positions = read_positions(self._engine, request.portfolio, since_us=expired_us)
         settled_us = started_us - settings.grace_seconds * 1_000_000
-        book = ledger_side_of(
+        ledger_side = ledger_side_of(
             positions,
             [(account.venue, account.account) for account in accounts],
             seq_before=seq_before,
             settled_us=settled_us,
             expired_us=expired_us,
             now_us=self._now_us(),
-            budgets_usd=read_budgets(self._engine, asked.portfolio, positions),
-            parts=read_parts(self._engine, asked.portfolio, positions, settled_us),
+            budgets_usd=read_expired_budgets(self._engine, request.portfolio, positions),
+            partial_closes=read_partial_closes(self._engine, request.portfolio, positions, settled_us),
         )
-        live = drifts.live_drifts(self._engine, asked.portfolio)
-        book.known = _beyond_ledger(live)
-        book.known_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
-        book.accepted = _beyond_ledger(drift for drift in live if drift.state == "acknowledged")
-        prices = self._last_prices(asked.portfolio, book, snapshots)
-        comparison = compare(book, snapshots, _measures(self._settings, started_us, prices))
-        run = _run(asked, snapshots, comparison, started_us, self._now_us())
-        return Inspection(run, comparison, book.external)
+        live = drifts.live_drifts(self._engine, request.portfolio)
+        ledger_side.known_excess = _excess_by_market(live)
+        ledger_side.excess_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
+        ledger_side.accepted_excess = _excess_by_market(drift for drift in live if drift.state == "acknowledged")
+        prices = self._last_prices(request.portfolio, ledger_side, snapshots)
+        comparison = compare(ledger_side, snapshots, _parameters(self._settings, started_us, prices))
+        run = _run_of(request, snapshots, comparison, started_us, self._now_us())
+        return Inspection(run, comparison, ledger_side.external)
 
     def _last_prices(
-        self, portfolio: str, book: LedgerSide, snapshots: Sequence[Snapshot]
+        self, portfolio: str, ledger_side: LedgerSide, snapshots: Sequence[Snapshot]
     ) -> Mapping[str, Decimal | None]:
-        """The last price known of every asset: of this look, of one before, or of an old position.
+        """Return the last known price of every asset: from this inspection, an earlier one, or an old position.
 
-        Old positions are gone through once for each asset in a process, whatever comes of it.
+        A process searches the old positions once per asset, even if it finds no price.
         """
-        known = self._traded_at.setdefault(portfolio, {})
-        known |= book.prices
+        known = self._price_cache.setdefault(portfolio, {})
+        known |= ledger_side.prices
         if self._settings.reconcile.dust_usd:
             shown = {balance.asset for one in snapshots for balance in one.balances or ()}
             if unknown := shown - known.keys() - set(self._settings.reconcile.quote_assets):
@@ -152,37 +152,37 @@ class LocalInspector:
 
 
 def failed_inspection(
-    asked: InspectionRequest, accounts: Sequence[NamedAccount], started_us: int, now_us: int, why: str
+    request: InspectionRequest, accounts: Sequence[NamedAccount], started_us: int, now_us: int, reason: str
 ) -> Inspection:
-    """What a look that failed brought: that every account of the portfolio is unknown."""
+    """Build the result of a failed inspection: every account of the portfolio is unknown."""
     snapshots = [
-        Snapshot(one.venue, one.account, started_us, now_us, None, None, (why,))
-        for one in accounts if one.portfolio == asked.portfolio
+        Snapshot(one.venue, one.account, started_us, now_us, None, None, (reason,))
+        for one in accounts if one.portfolio == request.portfolio
     ]  # fmt: skip
-    comparison = compare(LedgerSide(), snapshots, Measures(ledger_known=False))
-    return Inspection(_run(asked, snapshots, comparison, started_us, now_us), comparison, None)
+    comparison = compare(LedgerSide(), snapshots, ComparisonParameters(ledger_known=False))
+    return Inspection(_run_of(request, snapshots, comparison, started_us, now_us), comparison, None)
 
 
 def time_us(engine: Engine, clock: Clock | None) -> int:
-    """The time by `clock`, or by the database's where there is none."""
+    """Return the time of `clock`, or of the database's clock if it is None, in microseconds."""
     if clock is not None:
         return to_us(clock())
     with read_transaction(engine) as connection:
         return int(connection.execute(select(database_now_us())).scalar_one())
 
 
-def _beyond_ledger(live: Iterable[Drift]) -> dict[Market, Decimal]:
-    """What drifts say that the exchange showed beyond the ledger, base units by market."""
-    beyond: dict[Market, Decimal] = {}
+def _excess_by_market(live: Iterable[Drift]) -> dict[Market, Decimal]:
+    """Return the largest excess of the drifts of each market, base units."""
+    excess: dict[Market, Decimal] = {}
     for drift in live:
         if drift.excess > 0:
-            beyond[drift.market] = max(drift.excess, beyond.get(drift.market, Decimal(0)))
-    return beyond
+            excess[drift.market] = max(drift.excess, excess.get(drift.market, Decimal(0)))
+    return excess
 
 
-def _measures(settings: AppSettings, started_us: int, prices: Mapping[str, Decimal | None]) -> Measures:
+def _parameters(settings: AppSettings, started_us: int, prices: Mapping[str, Decimal | None]) -> ComparisonParameters:
     stale = settings.reconcile.stale_after_seconds
-    return Measures(
+    return ComparisonParameters(
         tolerance=settings.reconcile.tolerance,
         delta_tolerance=settings.trading.delta_drift_tolerance,
         quote_assets=frozenset(settings.reconcile.quote_assets),
@@ -193,12 +193,12 @@ def _measures(settings: AppSettings, started_us: int, prices: Mapping[str, Decim
     )
 
 
-def _run(
-    asked: InspectionRequest, snapshots: Sequence[Snapshot], comparison: Comparison, started_us: int, now_us: int
+def _run_of(
+    request: InspectionRequest, snapshots: Sequence[Snapshot], comparison: Comparison, started_us: int, now_us: int
 ) -> Run:
     return Run(
-        id=0, portfolio=asked.portfolio, trigger=asked.trigger, outcome=_outcome(snapshots), started_us=started_us,
-        finished_us=max(now_us, started_us), epoch=asked.epoch,
+        id=0, portfolio=request.portfolio, trigger=request.trigger, outcome=_outcome(snapshots), started_us=started_us,
+        finished_us=max(now_us, started_us), epoch=request.epoch,
         fetched=tuple(_fetched(snapshot) for snapshot in snapshots), found=_found(comparison),
     )  # fmt: skip
 
@@ -206,8 +206,8 @@ def _run(
 def _outcome(snapshots: Sequence[Snapshot]) -> Literal["good", "partial", "failed"]:
     if all(snapshot.whole for snapshot in snapshots):
         return "good"
-    known = any(one.positions is not None or one.balances is not None for one in snapshots)
-    return "partial" if known else "failed"
+    any_part = any(one.positions is not None or one.balances is not None for one in snapshots)
+    return "partial" if any_part else "failed"
 
 
 def _fetched(snapshot: Snapshot) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Markets in one-way mode: there an exchange shows the net of all that was bought and sold, whoever's it is."""
+"""Nets long against short in one-way mode, where an exchange shows only the net of all buys and sells."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -6,34 +6,37 @@ from decimal import Decimal
 
 from ledger_sizer.exchanges.snapshot import VenuePosition
 from ledger_sizer.model.reconciliation import Market
-from ledger_sizer.reconcile.ledger_side import LedgerSide, Place
+from ledger_sizer.reconcile.ledger_side import AccountKey, LedgerSide
 from ledger_sizer.reconcile.throttle import throttled
 
 ZERO = Decimal(0)
 
 
 def net_sides(
-    book: LedgerSide, place: Place, positions: Iterable[VenuePosition], shown: Mapping[Market, Decimal]
+    ledger_side: LedgerSide,
+    account_key: AccountKey,
+    positions: Iterable[VenuePosition],
+    shown: Mapping[Market, Decimal],
 ) -> LedgerSide:
-    """The book with one side instead of two in the markets that the account shows the net of.
+    """Return `ledger_side` with one net side instead of two in the markets where this account shows a net position.
 
-    shown: base units of the same positions, by market. What moved on one side of such a market has moved the net, and
-    a live hold that may be changing the net does so too. A market shown on both sides is no net, whatever its mode
-    (cross and isolated margin stand apart). Of a market that is not shown nobody can tell the mode: it stays as it is.
+    shown: base units of the same positions, by market. A change on one side of such a market changes the net, and so
+    does the fill of a live hold. A market shown on both sides is no net, whatever its mode: cross and isolated margin
+    are listed separately. The mode of a market that is not shown is unknown, so it stays as it is.
     """
-    quantities, touched, settling = dict(book.open), set(book.touched), dict(book.settling)
+    quantities, moving, settling = dict(ledger_side.open), set(ledger_side.moving), dict(ledger_side.settling)
     for position in throttled(positions):
-        ours = Market(*place, position.symbol, position.side)
-        theirs = ours.opposite
-        if position.hedged or theirs in shown:
+        market = Market(*account_key, position.symbol, position.side)
+        opposite = market.opposite
+        if position.hedged or opposite in shown:
             continue
-        net = quantities.pop(ours, ZERO) - quantities.pop(theirs, ZERO)
-        quantities[ours if net >= 0 else theirs] = abs(net)
-        if moved := settling.get(ours, ZERO) + settling.get(theirs, ZERO):
-            settling[ours] = settling[theirs] = moved
-        # Fills that add to the net are told apart in the comparison, as in any market.
-        against = shown[ours] < net or net < 0
-        low, high = net - book.in_flight.get(theirs, ZERO), net + book.in_flight.get(ours, ZERO)
-        if touched & {ours, theirs} or (against and low <= shown[ours] <= high):
-            touched |= {ours, theirs}
-    return replace(book, open=quantities, touched=touched, settling=settling)
+        net = quantities.pop(market, ZERO) - quantities.pop(opposite, ZERO)
+        quantities[market if net >= 0 else opposite] = abs(net)
+        if moved := settling.get(market, ZERO) + settling.get(opposite, ZERO):
+            settling[market] = settling[opposite] = moved
+        # The comparison handles fills that increase the net, as in any market. This handles fills that reduce it.
+        reduced = shown[market] < net or net < 0
+        low, high = net - ledger_side.in_flight.get(opposite, ZERO), net + ledger_side.in_flight.get(market, ZERO)
+        if moving & {market, opposite} or (reduced and low <= shown[market] <= high):
+            moving |= {market, opposite}
+    return replace(ledger_side, open=quantities, moving=moving, settling=settling)

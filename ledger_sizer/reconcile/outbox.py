@@ -1,4 +1,4 @@
-"""What the webhook is owed: written with the run that found it, in one transaction; `alerts` delivers it."""
+"""Outbox of the webhook: stores alerts in the transaction of the run that raises them. `alerts` delivers them."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -11,30 +11,30 @@ from ledger_sizer.storage.tables import AlertRow
 from ledger_sizer.wire.reconciliation import drift_to_json, run_to_json
 
 
-def events_of(
+def alert_events(
     confirmed: Iterable[Drift], resolved: Iterable[Drift], settings: ReconcileSettings
 ) -> list[tuple[str, Drift]]:
-    """What of a run's drifts is told: `drift_confirmed`, and `drift_resolved` of those that had been confirmed.
+    """Return the events of a run that raise an alert, with their drifts.
 
-    Drifts whose policy is `record` are not told of.
+    `drift_confirmed`, and `drift_resolved` for drifts that had been confirmed; none for the policy `record`.
     """
-    found = [("drift_confirmed", drift) for drift in confirmed]
-    found += [("drift_resolved", drift) for drift in resolved if drift.sightings >= settings.confirmations]
-    return [(event, drift) for event, drift in found if drift.policy != "record"]
+    events = [("drift_confirmed", drift) for drift in confirmed]
+    events += [("drift_resolved", drift) for drift in resolved if drift.sightings >= settings.confirmations]
+    return [(event, drift) for event, drift in events if drift.policy != "record"]
 
 
 def enqueue_alerts(
     connection: Connection, run: Run, confirmed: Sequence[Drift], resolved: Sequence[Drift], settings: ReconcileSettings
 ) -> None:
-    """Write down what the webhook is owed for a run, in the transaction that records it."""
+    """Store the alerts of a run, in the transaction that records it. Does nothing without a webhook."""
     if settings.webhook_url is None:
         return
-    owed = [
+    alerts = [
         (f"{drift.name}-{event}", {"event": event, "drift": drift_to_json(drift)})
-        for event, drift in events_of(confirmed, resolved, settings)
+        for event, drift in alert_events(confirmed, resolved, settings)
     ]
     if run.outcome != "good":
-        owed.append((f"run-{run.id}", {"event": "run_failed", "run": run_to_json(run)}))
-    if owed:
-        rows = [{"delivery": name, "body": json.dumps(form), "attempts": 0, "due_us": 0} for name, form in owed]
+        alerts.append((f"run-{run.id}", {"event": "run_failed", "run": run_to_json(run)}))
+    if alerts:
+        rows = [{"delivery": name, "body": json.dumps(body), "attempts": 0, "due_us": 0} for name, body in alerts]
         connection.execute(insert(AlertRow), rows)

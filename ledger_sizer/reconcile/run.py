@@ -1,4 +1,4 @@
-"""One run: take the lease, look at both sides, compare, record, act, tell."""
+"""Runs the reconciliation: takes the lease, inspects, records the run, applies its drifts, notifies observers."""
 
 import secrets
 import threading
@@ -33,25 +33,24 @@ from ledger_sizer.telemetry import get_logger
 log = get_logger(__name__)
 
 LEASE_NAME = "reconcile"
-LOOK_SHARE = 0.8
-"""Of `run_seconds_max`, for looking; the rest is for writing, before the lease ends."""
-
+INSPECTION_SHARE = 0.8
+"""Share of `run_seconds_max` for the inspections. The rest is for writing before the lease ends."""
 
 Observe = Callable[[Report], None]
 
 
 class Reconciler:
-    """Compares the ledger with its accounts. Several replicas may have one: one of them runs at a time.
+    """Compares the ledger with its accounts. Several replicas may have one; only one of them runs at a time.
 
-    look: sees both sides (see `look`). clock: the time source of tests; None reads the database's, as `LookHere` does.
-    observe: told of every run, after its record (see `alerts` and `metrics`).
+    inspector: fetches and compares (see `inspection`). clock: for tests; None reads the database's clock. observe:
+    called with the report of every run, after it is recorded.
     """
 
     def __init__(
         self,
         ledger: Ledger,
         engine: Engine,
-        look: Inspector,
+        inspector: Inspector,
         settings: AppSettings,
         *,
         clock: Clock | None = None,
@@ -59,101 +58,104 @@ class Reconciler:
     ) -> None:
         self._ledger = ledger
         self._engine = engine
-        self.look = look
+        self.inspector = inspector
         self._settings = settings
         self._clock = clock
         self._observe = tuple(observe)
-        self._one_run = threading.Lock()
+        self._run_lock = threading.Lock()
         self.operator = Operator(ledger, engine)
 
     @property
     def portfolios(self) -> list[str]:
         """The portfolios that have an account."""
-        return sorted({account.portfolio for account in self.look.accounts})
+        return sorted({account.portfolio for account in self.inspector.accounts})
 
     def run(self, trigger: Trigger = "demand", *, dry_run: bool = False) -> list[Report]:
-        """Run once for every portfolio. A dry run only looks.
+        """Run once for every portfolio. A dry run only inspects.
 
-        Raises `Busy` while another run is under way, here or in another replica; `LeaseLost` when this one took
-        longer than `run_seconds_max` and another began; `Unavailable` without a database; `WrongState`
-        without accounts.
+        Raises `Busy` while another run is under way, here or in another replica; `LeaseLost` if this one took longer
+        than `run_seconds_max` and another began; `Unavailable` without a database; `WrongState` without accounts.
         """
-        if not self.look.accounts:
+        if not self.inspector.accounts:
             raise WrongState("no exchange account is configured; set EXCHANGE_API_KEY and EXCHANGE_API_SECRET")
         if dry_run:
-            return [_report(seen) for seen in self._looks(trigger, epoch=0)]
-        if not self._one_run.acquire(blocking=False):
+            return [_report(inspection) for inspection in self._inspections(trigger, epoch=0)]
+        if not self._run_lock.acquire(blocking=False):
             raise Busy("a reconciliation is under way here; ask again when it is done")
         try:
-            return self._leased(trigger)
+            return self._run_under_lease(trigger)
         finally:
-            self._one_run.release()
+            self._run_lock.release()
 
-    def _leased(self, trigger: Trigger) -> list[Report]:
+    def _run_under_lease(self, trigger: Trigger) -> list[Report]:
         lease = acquire_lease(self._engine, LEASE_NAME, secrets.token_hex(8), self._settings.reconcile.run_seconds_max)
         if lease is None:
             raise Busy("a reconciliation is under way in another process; ask again when it is done")
         try:
             with fenced(lease):
-                return [self._run(seen, lease) for seen in self._looks(trigger, lease.epoch)]
+                return [self._record_and_apply(one, lease) for one in self._inspections(trigger, lease.epoch)]
         finally:
             release_lease(self._engine, lease)
 
     def begin_trust(self) -> None:
-        """At a start: a portfolio that was never reconciled is trusted for one `stale_after_seconds`, and no longer.
+        """At start-up: let a portfolio that was never reconciled grant for one `stale_after_seconds`.
 
-        One whose trust has ended gets none by restarting: only a good run gives it back.
+        Where that time has ended, a restart does not renew it: only a good run does.
         """
         for portfolio in self.portfolios:
-            if not self._trust_ends(portfolio):
-                self._trust(portfolio, self._now_us(), f"reconcile:start:{secrets.token_hex(8)}", "start")
+            if not self._has_expiring_trust(portfolio):
+                self._renew_trust(portfolio, self._now_us(), f"reconcile:start:{secrets.token_hex(8)}", "start")
 
     # --- one portfolio after the other -----------------------------------------------------------
 
-    def _looks(self, trigger: Trigger, epoch: int) -> Iterator[Inspection]:
-        """Look at each portfolio when it is asked for; those to come share the time that is left."""
-        until = time.monotonic() + LOOK_SHARE * self._settings.reconcile.run_seconds_max
+    def _inspections(self, trigger: Trigger, epoch: int) -> Iterator[Inspection]:
+        """Inspect one portfolio after the other, lazily. Each gets an equal share of the time that is left."""
+        deadline = time.monotonic() + INSPECTION_SHARE * self._settings.reconcile.run_seconds_max
         for left, portfolio in reversed(list(enumerate(reversed(self.portfolios), 1))):
-            yield self._seen(InspectionRequest(portfolio, trigger, epoch), max(until - time.monotonic(), 0) / left)
+            yield self._inspect(
+                InspectionRequest(portfolio, trigger, epoch), max(deadline - time.monotonic(), 0) / left
+            )
 
-    def _seen(self, asked: InspectionRequest, seconds_max: float) -> Inspection:
-        """Both sides and their comparison. A look that fails is a run too: everything is unknown then."""
+    def _inspect(self, request: InspectionRequest, seconds_max: float) -> Inspection:
+        """Inspect one portfolio. A failed inspection is recorded as a run too, with everything unknown."""
         started_us = self._now_us()
         try:
-            return self.look.look(asked, seconds_max)
+            return self.inspector.inspect(request, seconds_max)
         except InspectionFailed as error:
-            log.error("reconcile.look_failed", portfolio=asked.portfolio, error=str(error))
-            return failed_inspection(asked, self.look.accounts, started_us, self._now_us(), str(error))
+            log.error("reconcile.look_failed", portfolio=request.portfolio, error=str(error))
+            return failed_inspection(request, self.inspector.accounts, started_us, self._now_us(), str(error))
 
-    def _run(self, seen: Inspection, lease: Lease) -> Report:
-        portfolio = seen.run.portfolio
-        changes = drifts.record_run(self._engine, lease, seen.run, seen.comparison, self._settings.reconcile)
+    def _record_and_apply(self, inspection: Inspection, lease: Lease) -> Report:
+        portfolio = inspection.run.portfolio
+        settings = self._settings.reconcile
+        changes = drifts.record_run(self._engine, lease, inspection.run, inspection.comparison, settings)
         effects = Effects(self._ledger, self._engine, portfolio)
-        if seen.external is not None:
-            effects.count(changes.live, seen.external)
+        if inspection.external is not None:
+            effects.sync_external_positions(changes.live, inspection.external)
         effects.freeze_and_thaw()
-        effects.tell("confirmed", [drift for drift in changes.live if drift.state == "confirmed"])
-        effects.tell("resolved", [drift for drift in changes.resolved if drift.sightings >= self._needed])
-        self._carry_out_policies(changes.live)
-        run = replace(seen.run, id=changes.run_id)
-        # By hand alone, where nothing is scheduled, it would begin a trust that nobody prolongs.
-        renewed = self._settings.reconcile.enabled or self._trust_ends(portfolio)
-        if run.outcome == "good" and not effects.failed and renewed:
-            self._trust(portfolio, run.started_us, f"reconcile:run:{run.id}", f"run {run.id}")
+        effects.record_event("confirmed", [drift for drift in changes.live if drift.state == "confirmed"])
+        was_confirmed = [drift for drift in changes.resolved if drift.sightings >= settings.confirmations]
+        effects.record_event("resolved", was_confirmed)
+        self._apply_policies(changes.live)
+        run = replace(inspection.run, id=changes.run_id)
+        # Without a schedule, a run by hand must not start an expiring trust that nothing would renew.
+        renews = settings.enabled or self._has_expiring_trust(portfolio)
+        if run.outcome == "good" and not effects.failed and renews:
+            self._renew_trust(portfolio, run.started_us, f"reconcile:run:{run.id}", f"run {run.id}")
         live = tuple(drifts.live_drifts(self._engine, portfolio))
         report = replace(
-            _report(seen), run=run, live=live, confirmed=tuple(changes.confirmed), resolved=tuple(changes.resolved)
+            _report(inspection),
+            run=run,
+            live=live,
+            confirmed=tuple(changes.confirmed),
+            resolved=tuple(changes.resolved),
         )
         log.info("reconcile.done", portfolio=portfolio, run=run.id, outcome=run.outcome, found=run.found)
         for observe in self._observe:
             observe(report)
         return report
 
-    @property
-    def _needed(self) -> int:
-        return self._settings.reconcile.confirmations
-
-    def _carry_out_policies(self, live: Sequence[Drift]) -> None:
+    def _apply_policies(self, live: Sequence[Drift]) -> None:
         for drift in live:
             if drift.state != "confirmed" or drift.excess <= 0 or drift.policy not in ("adopt", "close"):
                 continue
@@ -167,21 +169,22 @@ class Reconciler:
                 log.warning("reconcile.policy_failed", drift=drift.id, policy=drift.policy, error=str(error))
 
     def _exceeds_request(self, drift: Drift) -> bool:
-        """Whether more is there than whoever trades was asked to close; less is what is left of that request."""
+        """Whether the excess is larger than at the last close request. If not, it is the rest of that request."""
         if drift.requested is None:
             return True
-        asked = drifts.asked_to_close(self._engine, drift)
+        requested = drifts.close_requested_excess(self._engine, drift)
         with exact_arithmetic():
-            return asked is not None and drift.excess > asked * (1 + self._settings.reconcile.tolerance)
+            return requested is not None and drift.excess > requested * (1 + self._settings.reconcile.tolerance)
 
-    def _trust_ends(self, portfolio: str) -> bool:
-        """Whether grants in the portfolio depend on a reconciliation that is not too old."""
+    def _has_expiring_trust(self, portfolio: str) -> bool:
+        """Whether grants in the portfolio require a recent reconciliation."""
         try:
             return self._ledger.exposure(portfolio).whole.fresh_until is not None
         except LedgerError:
             return False
 
-    def _trust(self, portfolio: str, since_us: int, key: str, note: str) -> None:
+    def _renew_trust(self, portfolio: str, since_us: int, key: str, note: str) -> None:
+        """Allow grants until `stale_after_seconds` after `since_us`, or without an end if that is not set."""
         seconds = self._settings.reconcile.stale_after_seconds
         until = None if seconds is None else from_us(since_us + seconds * 1_000_000)
         try:
@@ -195,5 +198,5 @@ class Reconciler:
         return time_us(self._engine, self._clock)
 
 
-def _report(seen: Inspection) -> Report:
-    return Report(seen.run, tuple(seen.comparison.findings))
+def _report(inspection: Inspection) -> Report:
+    return Report(inspection.run, tuple(inspection.comparison.findings))

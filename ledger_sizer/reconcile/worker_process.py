@@ -1,10 +1,10 @@
-"""Looking in a process of its own, so that reservations do not wait while a run reads and compares.
+"""Runs inspections in a process of its own, so that reservations do not wait while a run reads and compares.
 
     python -m ledger_sizer.reconcile.worker_process DESCRIPTOR
 
-The service starts this process by itself and talks to it through a pair of sockets: settings and questions go down,
-answers come up. Secrets pass there and nowhere else. The process reads the exchange and the database and writes
-nothing; its priority is low. It ends when the service's end of the pair closes, however the service ended.
+The service starts this process and talks to it through a pair of connected sockets: settings and requests go in,
+responses come out. Secrets pass through them and nowhere else. The process reads the exchange and the database, writes
+nothing, and has low priority. It exits when the service's end of the pair closes, however the service ended.
 """
 
 import itertools
@@ -36,71 +36,74 @@ OpenAccounts = Callable[[ExchangeSettings], Sequence[Any]]
 
 _NICENESS = 19
 _INSTRUMENTS_SECONDS_MAX = 300.0
-_LEAVE_SECONDS_MAX = 2.0
+_EXIT_SECONDS_MAX = 2.0
 _THREADS = 8
 
 
 class WorkerInspector:
-    """Looks in a process of its own (see `look.Look`), which starts with the first question and after a failure anew.
+    """Inspector that works in a process of its own. It starts with the first request, and again after a failure.
 
-    url: of the ledger's database. open_accounts: how that process opens the accounts, by a function it can import.
+    url: of the ledger's database. open_accounts: picklable function that opens the accounts in that process.
     Raises `InvalidRequest` for an exchange that ccxt does not know.
     """
 
     def __init__(self, url: str, settings: AppSettings, open_accounts: OpenAccounts = open_accounts) -> None:
-        known = settings.exchange.every()
-        for account in known:
+        accounts = settings.exchange.every()
+        for account in accounts:
             require_known(account.id)
-        self.accounts = tuple(WorkerAccount(self, account) for account in known)
-        self._first = (open_accounts, url, settings)
+        self.accounts = tuple(WorkerAccount(self, account) for account in accounts)
+        self._startup = (open_accounts, url, settings)
         self._lock = threading.Lock()
-        self._child: _Child | None = None
+        self._process: _WorkerProcess | None = None
         self._closed = False
 
-    def look(self, asked: InspectionRequest, seconds_max: float) -> Inspection:
-        """See `Look`. A process that does not answer in time is ended."""
-        seen: Inspection = self.ask("look", asked, seconds_max=seconds_max)
-        return seen
+    def inspect(self, request: InspectionRequest, seconds_max: float) -> Inspection:
+        """See `Inspector`. A process that does not respond in time is killed."""
+        inspection: Inspection = self.call("inspect", request, seconds_max=seconds_max)
+        return inspection
 
-    def ask(self, name: str, *arguments: object, seconds_max: float) -> Any:
-        """The answer to one question. Raises `InspectionFailed`, `Closed` and the `LedgerError` the process met."""
-        child = self._running()
+    def call(self, name: str, *arguments: object, seconds_max: float) -> Any:
+        """Send a request and wait for its result.
+
+        Raises `InspectionFailed`, `Closed`, or the `LedgerError` that the process raised.
+        """
+        process = self._running_process()
         try:
-            return child.ask(name, arguments).result(seconds_max)
+            return process.send(name, arguments).result(seconds_max)
         except TimeoutError:
             late = InspectionFailed(f"the process that looks at the exchange did not answer within {seconds_max:.0f} s")
-            child.end(late)
+            process.kill(late)
             raise late from None
 
     @property
     def process_id(self) -> int | None:
-        """Of the process, where one runs."""
-        child = self._child
-        return None if child is None or child.ended else child.process_id
+        """The id of the process; None if none runs."""
+        process = self._process
+        return None if process is None or process.ended else process.process_id
 
     def close(self) -> None:
-        """End the process; whoever waits for it gets `Closed`. Closing twice is harmless."""
+        """Kill the process; calls that wait for it raise `Closed`. Closing twice is harmless."""
         with self._lock:
             self._closed = True
-            child = self._child
-        if child is not None:
-            child.end(Closed("the reconciliation is closed"))
+            process = self._process
+        if process is not None:
+            process.kill(Closed("the reconciliation is closed"))
 
-    def _running(self) -> "_Child":
+    def _running_process(self) -> "_WorkerProcess":
         with self._lock:
             if self._closed:
                 raise Closed("the reconciliation is closed")
-            if self._child is None or self._child.ended:
-                self._child = _Child(self._first)
-                log.info("reconcile.process_started", pid=self._child.process_id)
-            return self._child
+            if self._process is None or self._process.ended:
+                self._process = _WorkerProcess(self._startup)
+                log.info("reconcile.process_started", pid=self._process.process_id)
+            return self._process
 
 
 class WorkerAccount:
-    """The name of an account that the other process reads, and the market rules it brings."""
+    """An account that the worker process reads: its identity, and its venue's market rules."""
 
-    def __init__(self, apart: WorkerInspector, settings: ExchangeAccountSettings) -> None:
-        self._apart = apart
+    def __init__(self, inspector: WorkerInspector, settings: ExchangeAccountSettings) -> None:
+        self._inspector = inspector
         self.venue = settings.id
         self.account = settings.account
         self.portfolio = settings.portfolio
@@ -108,7 +111,7 @@ class WorkerAccount:
     def instruments(self) -> list[MarketRules]:
         """See `ExchangeAccount.instruments`."""
         try:
-            rules: list[MarketRules] = self._apart.ask(
+            rules: list[MarketRules] = self._inspector.call(
                 "instruments", self.venue, self.account, seconds_max=_INSTRUMENTS_SECONDS_MAX
             )
         except InspectionFailed as error:
@@ -116,86 +119,89 @@ class WorkerAccount:
         return rules
 
 
-class _Child:
-    """The process, from the side of its parent. Any thread may ask; one thread takes the answers in."""
+class _WorkerProcess:
+    """The worker process as its parent sees it. Any thread may send; one thread receives the responses."""
 
-    def __init__(self, first: object) -> None:
-        self._channel, theirs = Pipe()
-        with theirs:
+    def __init__(self, startup: object) -> None:
+        self._channel, child_end = Pipe()
+        with child_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(theirs.fileno())],
+                [sys.executable, "-m", __name__, str(child_end.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C in a terminal is the service's; it ends this process itself
+                pass_fds=[child_end.fileno()],
+                start_new_session=True,  # Ctrl-C in a terminal must reach only the service, which ends this process
             )
         self.process_id = self._process.pid
-        self._sending, self._lock = threading.Lock(), threading.Lock()
+        self._send_lock, self._lock = threading.Lock(), threading.Lock()
         self._numbers = itertools.count()
-        self._waiting: dict[int, Future[Any]] = {}
-        self._why: Exception | None = None
-        self._send(first)
+        self._pending: dict[int, Future[Any]] = {}
+        self._end_error: Exception | None = None
+        self._write(startup)
         self._reader = threading.Thread(target=self._read, name="reconcile-answers", daemon=True)
         self._reader.start()
 
     @property
     def ended(self) -> bool:
-        """Whether it answers no more."""
-        return self._why is not None
+        """Whether it no longer responds."""
+        return self._end_error is not None
 
-    def ask(self, name: str, arguments: tuple[object, ...]) -> "Future[Any]":
-        """Ask without waiting."""
+    def send(self, name: str, arguments: tuple[object, ...]) -> "Future[Any]":
+        """Send a request and return the future of its result."""
         future: Future[Any] = Future()
         number = next(self._numbers)
         with self._lock:
-            if self._why is not None:
-                raise self._why
-            self._waiting[number] = future
-        self._send((number, name, arguments))
+            if self._end_error is not None:
+                raise self._end_error
+            self._pending[number] = future
+        self._write((number, name, arguments))
         return future
 
-    def end(self, why: Exception) -> None:
-        """End the process, by its own id, and tell those who wait why. It only reads, so nothing is left half done."""
+    def kill(self, error: Exception) -> None:
+        """Kill the process; pending requests fail with `error`. It only reads, so nothing is left half done."""
         with self._lock:
-            self._why = self._why or why
+            self._end_error = self._end_error or error
         self._process.kill()
         self._reader.join()
 
-    def _send(self, message: object) -> None:
+    def _write(self, message: object) -> None:
         try:
-            with self._sending:
+            with self._send_lock:
                 self._channel.send(message)
         except OSError:
-            log.debug("reconcile.process_gone", pid=self.process_id)  # the reader tells everybody who waits
+            log.debug("reconcile.process_gone", pid=self.process_id)  # the reader thread fails the pending requests
 
     def _read(self) -> None:
         try:
             while True:
-                number, answer = self._channel.recv()
+                number, response = self._channel.recv()
                 with self._lock:
-                    future = self._waiting.pop(number)
-                if isinstance(answer, Exception):
-                    future.set_exception(answer)
+                    future = self._pending.pop(number)
+                if isinstance(response, Exception):
+                    future.set_exception(response)
                 else:
-                    future.set_result(answer)
+                    future.set_result(response)
         except (EOFError, OSError):
-            self._bury()
+            self._reap()
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
+        """Wait for the process to exit, and fail the pending requests."""
         try:
-            code = self._process.wait(_LEAVE_SECONDS_MAX)
-        except subprocess.TimeoutExpired:  # it closed its end, so it is of no more use
+            code = self._process.wait(_EXIT_SECONDS_MAX)
+        except subprocess.TimeoutExpired:  # it closed its end of the pair, so it can do nothing any more
             self._process.kill()
             code = self._process.wait()
         self._channel.close()
         with self._lock:
-            self._why = self._why or InspectionFailed(f"the process that looks at the exchange ended ({_ending(code)})")
-            waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
-            future.set_exception(self._why)
+            self._end_error = self._end_error or InspectionFailed(
+                f"the process that looks at the exchange ended ({_exit_text(code)})"
+            )
+            pending, self._pending = self._pending, {}
+        for future in pending.values():
+            future.set_exception(self._end_error)
 
 
-def _ending(code: int) -> str:
+def _exit_text(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"code {code}; its log says why"
 
 
@@ -203,56 +209,59 @@ def _ending(code: int) -> str:
 
 
 def main(descriptor: int) -> None:
-    """Answer questions until the service's end of the pair closes."""
+    """Handle requests until the service's end of the pair closes."""
+    # At a stop the whole process group may get these signals, but the service ends this process.
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # sent to a whole group at a stop; the service ends this process
-    _step_back()
+        signal.signal(number, signal.SIG_IGN)
+    _lower_priority()
     channel = Connection(descriptor)
-    accounts_of, url, settings = channel.recv()
+    open_all, url, settings = channel.recv()
     configure_logging(settings.log_level)
-    accounts = accounts_of(settings.exchange)
+    accounts = open_all(settings.exchange)
     engine = make_engine(url, settings.ledger, read_only=True)
-    answers = _Answers(channel, LocalInspector(engine, accounts, settings), accounts)
+    handler = _RequestHandler(channel, LocalInspector(engine, accounts, settings), accounts)
     pool = ThreadPoolExecutor(_THREADS)
     while True:
         try:
-            question = channel.recv()
+            request = channel.recv()
         except (EOFError, OSError):
-            os._exit(0)  # nobody is left to hear an answer: an exchange that is slow must not keep this process
-        pool.submit(answers.give, *question)
+            os._exit(0)  # the service is gone; exit at once, even if a thread waits for a slow exchange
+        pool.submit(handler.handle, *request)
 
 
-def _step_back() -> None:
-    """Take the lowest priority."""
+def _lower_priority() -> None:
+    """Take the lowest CPU priority."""
     os.nice(_NICENESS)
-    # Linux may share out the processors by session first, and this process leads one: its own priority counts inside.
+    # Linux may schedule by session first, and then niceness counts only inside a session. This process leads its own.
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text(f"{_NICENESS}\n")
 
 
-class _Answers:
-    def __init__(self, channel: Connection, here: LocalInspector, accounts: Sequence[Any]) -> None:
+class _RequestHandler:
+    """Handles requests in the worker process, each in a thread."""
+
+    def __init__(self, channel: Connection, inspector: LocalInspector, accounts: Sequence[Any]) -> None:
         self._channel = channel
         self._lock = threading.Lock()
-        self._here = here
+        self._inspector = inspector
         self._accounts = {(account.venue, account.account): account for account in reversed(accounts)}
 
-    def give(self, number: int, name: str, arguments: tuple[Any, ...]) -> None:
-        answer: object
+    def handle(self, number: int, name: str, arguments: tuple[Any, ...]) -> None:
+        response: object
         try:
-            answer = self._answer(name, arguments)
+            response = self._result(name, arguments)
         except LedgerError as error:
-            answer = error
-        except Exception as error:  # a defect must end in a run that says so, not in silence
+            response = error
+        except Exception as error:  # a defect must end in a failed run that names it, not in silence
             log.exception("reconcile.look_broke", question=name)
-            answer = InspectionFailed(f"the process that looks at the exchange met a defect: {error!r}; see the log")
+            response = InspectionFailed(f"the process that looks at the exchange met a defect: {error!r}; see the log")
         with self._lock:
-            self._channel.send((number, answer))
+            self._channel.send((number, response))
 
-    def _answer(self, name: str, arguments: tuple[Any, ...]) -> object:
-        if name == "look":
-            (asked,) = arguments
-            return self._here.look(asked)
+    def _result(self, name: str, arguments: tuple[Any, ...]) -> object:
+        if name == "inspect":
+            (request,) = arguments
+            return self._inspector.inspect(request)
         venue, account = arguments
         return self._accounts[venue, account].instruments()
 

@@ -1,4 +1,4 @@
-"""Runs, findings and drifts as JSON, and drifts and runs back from it."""
+"""Converts runs, findings and drifts to JSON, and runs and drifts back."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -14,16 +14,16 @@ from ledger_sizer.wire.responses import Json, time_text
 if TYPE_CHECKING:
     from ledger_sizer.model.reconciliation import Report
 
-_DRIFT_EXACT = ("ledger_quantity", "venue_quantity", "excess", "price")
+_DRIFT_DECIMALS = ("ledger_quantity", "venue_quantity", "excess", "price")
 _DRIFT_TIMES = {"opened_us": "opened_at", "updated_us": "updated_at", "ended_us": "ended_at"}
 _RUN_TIMES = {"started_us": "started_at", "finished_us": "finished_at"}
 
 
 def drift_to_json(drift: Drift) -> Json:
-    """A drift; `position_id` names the external position that counts its excess."""
+    """Convert a drift. `position_id` is the external position that counts its excess."""
     form: Json = {}
-    for one in fields(drift):
-        name, value = one.name, getattr(drift, one.name)
+    for name in (field.name for field in fields(drift)):
+        value = getattr(drift, name)
         if name in _DRIFT_TIMES:
             form[_DRIFT_TIMES[name]] = None if value is None else time_text(from_us(value))
         elif name == "position":
@@ -34,25 +34,25 @@ def drift_to_json(drift: Drift) -> Json:
 
 
 def drift_from_json(form: Mapping[str, Any]) -> Drift:
-    """The drift that `drift_to_json` wrote."""
+    """Parse the output of `drift_to_json`."""
     values = dict(form)
-    for name, told in _DRIFT_TIMES.items():
-        values[name] = _optional_us(values.pop(told))
-    named = values.pop("position_id")
-    values["position"] = None if named is None else split_position_id(named)[1]
-    for name in _DRIFT_EXACT:
+    for name, json_name in _DRIFT_TIMES.items():
+        values[name] = _optional_us(values.pop(json_name))
+    id_text = values.pop("position_id")
+    values["position"] = None if id_text is None else split_position_id(id_text)[1]
+    for name in _DRIFT_DECIMALS:
         values[name] = None if values[name] is None else Decimal(values[name])
     return Drift(**values)
 
 
 def run_to_json(run: Run) -> Json:
-    """A run; `id` is null for a dry run, which is not recorded."""
+    """Convert a run. `id` is null for a dry run, which is not recorded."""
     return {
         "id": run.id or None,
         "portfolio": run.portfolio,
         "trigger": run.trigger,
         "outcome": run.outcome,
-        **{told: time_text(from_us(getattr(run, name))) for name, told in _RUN_TIMES.items()},
+        **{json_name: time_text(from_us(getattr(run, name))) for name, json_name in _RUN_TIMES.items()},
         "duration_seconds": decimal_text(run.duration_seconds),
         "epoch": run.epoch,
         "fetched": list(run.fetched),
@@ -61,15 +61,15 @@ def run_to_json(run: Run) -> Json:
 
 
 def run_from_json(form: Mapping[str, Any]) -> Run:
-    """The run that `run_to_json` wrote."""
+    """Parse the output of `run_to_json`."""
     values = {name: value for name, value in form.items() if name != "duration_seconds"}
-    for name, told in _RUN_TIMES.items():
-        values[name] = to_us(datetime.fromisoformat(values.pop(told)))
+    for name, json_name in _RUN_TIMES.items():
+        values[name] = to_us(datetime.fromisoformat(values.pop(json_name)))
     return Run(**{**values, "id": form["id"] or 0, "fetched": tuple(form["fetched"])})
 
 
 def finding_to_json(finding: Finding) -> Json:
-    """What one comparison saw."""
+    """Convert a finding."""
     market = finding.market
     return {
         "venue": market.venue,
@@ -77,16 +77,16 @@ def finding_to_json(finding: Finding) -> Json:
         "subject": market.subject,
         "side": market.side,
         "kind": finding.kind,
-        "ledger_quantity": _exact(finding.ledger_quantity),
-        "venue_quantity": _exact(finding.venue_quantity),
+        "ledger_quantity": _optional_decimal_text(finding.ledger_quantity),
+        "venue_quantity": _optional_decimal_text(finding.venue_quantity),
         "excess": decimal_text(finding.excess),
-        "price": _exact(finding.price),
+        "price": _optional_decimal_text(finding.price),
         "detail": finding.detail,
     }
 
 
 def report_to_json(report: "Report") -> Json:
-    """A run with what it found and what became of the drifts."""
+    """Convert a report: the run, its findings, and the live and the resolved drifts."""
     return {
         "run": run_to_json(report.run),
         "findings": [finding_to_json(finding) for finding in report.findings],
@@ -95,7 +95,7 @@ def report_to_json(report: "Report") -> Json:
     }
 
 
-def _exact(value: Decimal | None) -> str | None:
+def _optional_decimal_text(value: Decimal | None) -> str | None:
     return None if value is None else decimal_text(value)
 
 

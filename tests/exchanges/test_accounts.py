@@ -1,4 +1,4 @@
-"""Exchange accounts: the real ccxt client against the paper venue, in figures that are exact and never guessed."""
+"""Exchange accounts: the real ccxt client against the paper venues. Quantities are exact, and never guessed."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_snapshot_when_a_contract_size_changes_then_every_account_learns_of_it(
     markets = server.venues.dialects["okx"].exchange.markets
     monkeypatch.setitem(markets, PERP, replace(markets[PERP], contract_size=markets[PERP].contract_size / 10))
     monkeypatch.setattr(accounts, "_MARKETS_SECONDS_MAX", 0)
-    # The paper venue keeps base units, so the same position is ten times as many contracts now.
+    # The paper venue stores base units, so the same position now has ten times as many contracts.
     assert [one.quantity for one in account.snapshot(now_us).positions or ()] == [D(2)]
     account.close()
 
@@ -280,7 +280,7 @@ def test_open_account_when_ccxt_has_no_such_exchange_then_near_names_are_told() 
 def test_snapshot_when_an_exchange_has_no_derivatives_then_it_has_no_positions(
     venue: str, positions: tuple[VenuePosition, ...] | None
 ) -> None:
-    """Bitstamp has swaps but ccxt cannot list positions there; of others it does not say: both stay unknown."""
+    """Bitstamp has swaps, but ccxt cannot list their positions. For the others ccxt does not say. Both stay unknown."""
     account = account_at(venue, "http://127.0.0.1:1", retries_max=0)
     seen = account.snapshot(now_us)
     account.close()

@@ -1,4 +1,4 @@
-"""Instruments by name: their rules are kept with history, and a decision carries the rules it rested on."""
+"""Instruments by name: rules are stored with history, and a decision contains the rules it was based on."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 @contextmanager
 def fresh(url: str, clock: FakeClock) -> Iterator[Ledger]:
-    """A ledger that has looked nothing up yet."""
+    """Open a ledger with an empty instrument cache."""
     with opened(url, clock) as ledger:
         yield ledger
 
@@ -314,7 +314,7 @@ def test_refresh_when_it_failed_then_it_is_tried_at_the_next_call_and_once_done_
     assert len(known) == 11
     control.fault("outage", times=None)
     now[0] += 3599
-    refresh()  # rests: it would fail
+    refresh()  # not due: a request would fail
     now[0] += 1
     with pytest.raises(Unavailable):
         refresh()

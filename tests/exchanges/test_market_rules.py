@@ -1,4 +1,4 @@
-"""From ccxt's markets to sizing's rules: every way precision is stated, limits that are missing, what is refused."""
+"""Conversion of ccxt's markets to market rules: all precision modes, missing limits, refused markets."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHARED = Path(os.environ.get("LEDGER_SIZER_SHARED_DATA") or Path(__file__).paren
 
 
 def client_with(exchange: str, mode: int | None = None, **market: Any) -> Any:
-    """A real ccxt client that knows one market: BTC/USDT with these fields, as the exchange's parser writes them."""
+    """Return a real ccxt client with one market: BTC/USDT with these fields, as the exchange's parser writes them."""
     client = make_client(ExchangeAccountSettings(id=exchange))
     if mode is not None:
         client.precisionMode = mode
@@ -174,7 +174,7 @@ def test_answer_rules_when_the_real_exchange_was_recorded_then_the_paper_venue_h
     ours = answer.document
     for name in rows:
         recorded, ours = recorded[name], ours[name]
-    # The recordings of different years differ: what ccxt reads must be there, and of one kind.
+    # Recordings of different years differ. The fields that ccxt reads must be in both, with the same type.
     shared = recorded[0].keys() & ours[0].keys()
     read = {"bybit": {"symbol", "status", "baseCoin", "lotSizeFilter", "priceFilter"},
             "okx": {"instId", "lotSz", "minSz", "tickSz", "ctVal", "state", "settleCcy", "maxMktSz", "uly"},

@@ -7,9 +7,8 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from ledger_sizer.history import archiver
 from ledger_sizer.history.archive_files import Manifest
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.storage.write_store import POSITION_COLUMNS
-from tests.conftest import NewDatabase
+from tests.history.conftest import HistoryCopy
 from tests.history.test_history import COMMANDS, STRATEGIES, SYMBOLS, matches, trade_at_random
 from tests.support.clock import FakeClock
 from tests.support.ledgers import Intruder, assert_verified, opened
@@ -51,38 +50,20 @@ class Old:
         return len(self.decisions)
 
 
-@pytest.fixture(scope="module")
-def history_of(module_database: NewDatabase) -> Callable[[str], tuple[str, datetime]]:
-    """URL and end of a history that all tests of this module begin with, made once for each engine."""
-
-    @cache
-    def made(engine_kind: str) -> tuple[str, datetime]:
-        url, clock = module_database(engine_kind), FakeClock()
-        with opened(url, clock) as ledger:
-            ledger.reserve(key="first", tags={"symbol": "BTC"}, ttl_seconds=5)
-            trade_at_random(ledger, clock, 200, seed=11)
-            ledger.adopt(key="long", quantity=D(1), price=D(3), tags={"symbol": "ETH"})
-            clock.advance(MONTHS.total_seconds())
-            ledger.release(key="end", position_id=ledger.history(limit=1, command="adopt")[0].position_id or "")
-            ledger.reserve(key="young", tags={"symbol": "BTC"}, ttl_seconds=500)
-        return url, clock()
-
-    return made
+def two_months_of_trading(ledger: Ledger, clock: FakeClock) -> None:
+    """A history all of which is old, but for its last two decisions."""
+    ledger.reserve(key="first", tags={"symbol": "BTC"}, ttl_seconds=5)
+    trade_at_random(ledger, clock, 200, seed=11)
+    ledger.adopt(key="long", quantity=D(1), price=D(3), tags={"symbol": "ETH"})
+    clock.advance(MONTHS.total_seconds())
+    ledger.release(key="end", position_id=ledger.history(limit=1, command="adopt")[0].position_id or "")
+    ledger.reserve(key="young", tags={"symbol": "BTC"}, ttl_seconds=500)
 
 
 @pytest.fixture
-def old(
-    history_of: Callable[[str], tuple[str, datetime]],
-    engine_kind: str,
-    new_database: NewDatabase,
-    clock: FakeClock,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Old]:
+def old(history_copy: HistoryCopy, clock: FakeClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Old]:
     monkeypatch.setattr(archiver, "DECISIONS_MAX", 64)
-    template, end = history_of(engine_kind)
-    url = new_database(engine_kind, like=template)
-    clock.advance((end - clock()).total_seconds())
+    url = history_copy(two_months_of_trading)
     with opened(url, clock) as ledger:
         yield Old(ledger, url, clock, tmp_path / "archive", [*ledger.history(limit=1000, ascending=True)])
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import gzip
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from collections.abc import Iterator
+from datetime import timedelta
 from decimal import Decimal
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ledger_sizer.cli import run
 from ledger_sizer.history.backup import backup_sqlite, copy_ledger
 from ledger_sizer.storage.database import make_engine
 from tests.conftest import NewDatabase
+from tests.history.conftest import HistoryCopy
 from tests.history.test_history import trade_at_random
 from tests.support.clock import FakeClock
 from tests.support.databases import ENGINE_KINDS
@@ -29,30 +29,17 @@ from tests.support.ledgers import TAGS, Intruder, assert_verified, opened
 D = Decimal
 
 
-@pytest.fixture(scope="module")
-def history_of(module_database: NewDatabase) -> Callable[[str], tuple[str, datetime]]:
-    """URL and end of a history with every verb and two portfolios, made once for each engine."""
-
-    @cache
-    def made(engine_kind: str) -> tuple[str, datetime]:
-        url, clock = module_database(engine_kind), FakeClock()
-        with opened(url, clock) as ledger:
-            ledger.reserve(key="1", portfolio="other", tags=TAGS)
-            ledger.reserve(key="zero", tags=TAGS)
-            trade_at_random(ledger, clock, 1200, seed=8)
-        return url, clock.advance(timedelta(days=40).total_seconds())
-
-    return made
+def long_trading(ledger: Ledger, clock: FakeClock) -> None:
+    """A history with every verb and two portfolios."""
+    ledger.reserve(key="1", portfolio="other", tags=TAGS)
+    ledger.reserve(key="zero", tags=TAGS)
+    trade_at_random(ledger, clock, 1200, seed=8)
+    clock.advance(timedelta(days=40).total_seconds())
 
 
 @pytest.fixture
-def database_url(
-    history_of: Callable[[str], tuple[str, datetime]], engine_kind: str, new_database: NewDatabase, clock: FakeClock
-) -> str:
-    """A copy of that history."""
-    template, end = history_of(engine_kind)
-    clock.advance((end - clock()).total_seconds())
-    return new_database(engine_kind, like=template)
+def database_url(history_copy: HistoryCopy) -> str:
+    return history_copy(long_trading)
 
 
 @pytest.fixture

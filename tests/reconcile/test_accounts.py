@@ -1,4 +1,4 @@
-"""Several accounts and venues in one portfolio, and several portfolios: each leg is compared where it stands."""
+"""Several accounts and venues in one portfolio, and several portfolios: each leg is compared at its own account."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def desk(database_url: str, clock: FakeClock, accounts: list[WrittenAccount]) ->
 
 
 def run(desk: Desk) -> dict[str, list[tuple[str, str, str]]]:
-    """What the drifts of each portfolio say: (venue, account, kind)."""
+    """Run, and return (venue, account, kind) of the live drifts by portfolio."""
     desk.clock.advance(60)
     reports = desk.reconciler.run()
     return {one.run.portfolio: [(drift.venue, drift.account, drift.kind) for drift in one.live] for one in reports}

@@ -1,4 +1,4 @@
-"""Adopting an absence: what else a position held is at the exchange still, so it counts at every moment, and once."""
+"""Adopting a shortfall: the position's other legs are still at the exchange, so they count all the time, and once."""
 
 from __future__ import annotations
 
@@ -38,31 +38,31 @@ def perp_leg(quantity: str, side: str = "sell", venue: str = "bybit") -> Leg:
 
 
 def hedged(desk: Desk, key: str, quantity: str, *legs: Leg, **tags: str) -> str:
-    """A position of these legs, or of coins and as much sold of the perpetual. Its id."""
+    """Adopt a position of these legs, by default coins against the same quantity of the perpetual. Returns its id."""
     legs = legs or (spot_leg(quantity), perp_leg(quantity))
     made = desk.ledger.adopt(key=key, quantity=D(quantity), price=BTC_PRICE, tags={**TAGS, **tags}, legs=legs)
     return position_of(made)
 
 
 def drift_of(desk: Desk, kind: str, subject: str = PERP, runs: int = 2) -> Drift:
-    """The drift of this kind, once it is confirmed."""
+    """Run until confirmed, and return the drift of this kind."""
     (found,) = [one for one in desk.run(runs).live if (one.kind, one.subject) == (kind, subject)]
     return found
 
 
 def adopt(desk: Desk, drift: Drift) -> Drift:
-    """Decided three seconds after the run."""
+    """Adopt three seconds after the run."""
     desk.clock.advance(3)
     return desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
 
 
 def legs_open(desk: Desk) -> list[tuple[str, str, Decimal]]:
-    """(symbol, side, quantity) of what the ledger's own positions hold."""
+    """Return (symbol, side, quantity) of the legs of the ledger's own positions."""
     positions = [one for one in desk.ledger.positions("main", state="open") if "external" not in one.tags]
     return sorted((leg.symbol, leg.side, leg.quantity) for one in positions for leg in one.legs)
 
 
-# --- what is left goes on counting -------------------------------------------------------------------
+# --- the remaining legs go on counting ---------------------------------------------------------------
 
 
 def test_adopt_when_the_perpetual_of_a_hedge_is_gone_then_its_coins_count_on_and_the_cap_is_granted_once(
@@ -160,7 +160,7 @@ def test_adopt_when_the_other_leg_is_at_another_account_then_it_counts_on_there(
 def test_adopt_when_a_close_of_the_bot_lands_meanwhile_then_nothing_is_kept_of_what_it_closed(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between the reading of the positions and the commit, half of the hedge is released."""
+    """Half of the hedge is released after the positions were read and before the commit."""
     desk.account.shows(BTC="0.02")
     missing = drift_of(desk, "missing_position")
     submit = desk.ledger.submit

@@ -1,4 +1,4 @@
-"""Adopting in random worlds: no decision takes a market further from what the exchange shows, at any moment."""
+"""Adoption in random worlds: no decision ever takes a market further from what the exchange shows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def summed(positions: list[Position]) -> Quantities:
 
 
 def ledger_of(desk: Desk) -> tuple[Quantities, Quantities]:
-    """What the ledger's own positions hold, each counted at no less than its largest leg; and what it found besides."""
+    """Return the quantities of own and of external positions. Each own one must count at least its largest leg."""
     positions = desk.ledger.positions("main", state="open", limit=1000)
     own = [one for one in positions if "external" not in one.tags]
     assert all((one.quantity or 0) >= max(leg.quantity for leg in one.legs) for one in own)
@@ -54,7 +54,7 @@ def ledger_of(desk: Desk) -> tuple[Quantities, Quantities]:
 
 
 def trade(desk: Desk, chance: random.Random, key: str) -> None:
-    """A hedge either way, or one leg alone."""
+    """Adopt a hedge in either direction, or one leg alone."""
     asset, side = chance.choice([*PRICES]), chance.choice(["buy", "buy", "sell"])
     quantity = (D(chance.randint(1, 6)) / chance.choice([1, 3, 7, 10])).quantize(D("1e-8"))
     spot = Leg("bybit", f"{asset}/USDT", "spot", side, quantity, PRICES[asset])  # type: ignore[arg-type]
@@ -66,7 +66,7 @@ def trade(desk: Desk, chance: random.Random, key: str) -> None:
 
 
 def meddle(desk: Desk, chance: random.Random) -> Quantities:
-    """The exchange shows more and less than the ledger, none of it, or the other side. What it shows."""
+    """Make the exchange show more or less than the ledger, nothing, or the other side. Returns what it shows."""
     own, _ = ledger_of(desk)
     shown: Quantities = {}
     for asset in PRICES:
@@ -85,7 +85,7 @@ def meddle(desk: Desk, chance: random.Random) -> Quantities:
 
 
 def decide(desk: Desk, drift: Drift, shown: Quantities) -> None:
-    """Adopt one drift: its market agrees then, and of others only as much is given up as is gone."""
+    """Adopt one drift. Its market must agree then, and other markets may only move towards the exchange."""
     own, external = ledger_of(desk)
     refusal = ""
     try:

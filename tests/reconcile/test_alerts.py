@@ -1,4 +1,4 @@
-"""Alerts: a webhook that is owed one gets it, signed, through refusals, deaths and whatever else breaks."""
+"""Alerts: the webhook gets every alert, signed, despite refusals, killed processes and other failures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ D = Decimal
 
 
 class Receiver:
-    """A webhook's other end on loopback. It answers with `statuses` in turn, then 200."""
+    """Webhook receiver on loopback. It responds with `statuses` in turn, then with 200."""
 
     def __init__(self, statuses: list[int]) -> None:
         self.got: list[tuple[dict[str, str], bytes]] = []
@@ -72,7 +72,7 @@ def test_alert_when_the_webhook_answers_then_it_is_repeated_until_taken_and_sign
     alerts.observe(desk.run())
     eventually(lambda: alerts.delivered + alerts.given_up, seconds=30)
     alerts.close()
-    assert owed(desk) == []
+    assert queued(desk) == []
     desk.close()
     receiver.close()
     assert len(receiver.got) == attempts
@@ -98,11 +98,11 @@ def test_alert_when_the_policy_is_to_record_only_then_nobody_is_told(database_ur
     alerts.observe(desk.run())
     alerts.close()
     receiver.close()
-    assert (receiver.got, owed(desk)) == ([], [])
+    assert (receiver.got, queued(desk)) == ([], [])
     desk.close()
 
 
-def owed(desk: Desk) -> list[str]:
+def queued(desk: Desk) -> list[str]:
     with desk.engine.begin() as connection:
         return list(connection.execute(select(AlertRow.delivery).order_by(AlertRow.id)).scalars())
 
@@ -120,7 +120,7 @@ def test_alert_when_a_webhook_never_takes_it_then_it_is_given_up_after_its_attem
     receiver.close()
     assert {headers[DELIVERY_HEADER] for headers, _ in receiver.got} == {"run-1", "drift-1-drift_confirmed"}
     assert len(receiver.got) == 4
-    assert owed(desk) == []
+    assert queued(desk) == []
     desk.close()
 
 
@@ -141,7 +141,7 @@ def test_start_when_the_webhook_is_no_url_then_it_is_refused_by_name_and_not_rep
 def test_alert_when_something_unforeseen_breaks_then_it_is_logged_and_delivery_goes_on(
     database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither a connection that cannot be had nor a post that fails in its own way ends the thread."""
+    """Neither a missing database connection nor an unusual error of the post ends the thread."""
     receiver = Receiver([])
     desk = Desk(database_url, clock, confirmations=1, webhook_url=SecretStr(receiver.url))
     desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
@@ -161,21 +161,21 @@ def test_alert_when_something_unforeseen_breaks_then_it_is_logged_and_delivery_g
             raise refused.pop()
         return post(*arguments, **more)
 
-    monkeypatch.setattr("ledger_sizer.reconcile.alerts._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("ledger_sizer.reconcile.alerts._POLL_SECONDS", 0.05)
     monkeypatch.setattr(alerts, "_deliver_due", deliver_due)
     monkeypatch.setattr(httpx.Client, "post", broken_post)
     alerts.observe(desk.run())
     eventually(lambda: alerts.delivered == 1, seconds=30)
     alerts.close()
     receiver.close()
-    assert (broken, refused, owed(desk), len(receiver.got)) == ([], [], [], 1)
+    assert (broken, refused, queued(desk), len(receiver.got)) == ([], [], [], 1)
     desk.close()
 
 
-_DYING = """
+_DYING_SCRIPT = """
 import os, signal, sys
 from datetime import datetime, timezone
-from tests.accounts import Desk, long
+from tests.support.accounts import Desk, long
 from pydantic import SecretStr
 desk = Desk(
     sys.argv[1], lambda: datetime.now(timezone.utc), confirmations=1, stale_after_seconds=None,
@@ -208,7 +208,7 @@ def test_alert_when_the_process_is_killed_at_any_moment_then_the_next_one_delive
     database_url: str, moment: str
 ) -> None:
     receiver = Receiver([])
-    script = _DYING.format(where=_DEATHS[moment])
+    script = _DYING_SCRIPT.format(where=_DEATHS[moment])
     died = subprocess.run(
         [sys.executable, "-c", script, database_url, receiver.url], capture_output=True, text=True, timeout=120,
         check=False,
@@ -218,7 +218,7 @@ def test_alert_when_the_process_is_killed_at_any_moment_then_the_next_one_delive
     assert before == (1 if moment.startswith("after") else 0)
     engine = make_engine(database_url)
     if before:
-        with engine.begin() as connection:  # the claim of the dead would end by itself, after half a minute
+        with engine.begin() as connection:  # the claim of the killed process would end by itself after 30 s
             connection.execute(update(AlertRow).values(due_us=0))
     alerts = Alerts(engine, ReconcileSettings(webhook_url=SecretStr(receiver.url)))
     alerts.start()
@@ -238,7 +238,7 @@ def test_alert_when_two_processes_deliver_then_each_alert_is_one_of_theirs(datab
     both = [Alerts(desk.engine, desk.settings.reconcile) for _ in range(2)]
     for one in both:
         one.start()
-    eventually(lambda: not owed(desk), seconds=30)
+    eventually(lambda: not queued(desk), seconds=30)
     for one in both:
         one.close()
     receiver.close()

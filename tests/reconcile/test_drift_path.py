@@ -1,4 +1,4 @@
-"""The whole path of one drift: seen, counted at once, confirmed, frozen, gone, thawed; all of it in the chain."""
+"""The life of one drift: seen, counted at once, confirmed, frozen, gone, thawed; all of it in the chain."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_reconcile_when_a_command_lands_while_it_fetches_then_its_market_is_not_
     def fill() -> None:
         desk.ledger.confirm(key="c2", position_id="main-3", quantity=D("0.01"), price=D(50000))
 
-    desk.account.on_fetch = fill  # the snapshot is of the moment before
+    desk.account.on_fetch = fill  # the snapshot shows the moment before
     report = desk.run()
     assert report.findings == ()
     assert report.run.found == {"moving": 2}
@@ -109,7 +109,7 @@ def test_reconcile_when_a_position_is_at_two_venues_then_each_account_answers_fo
 def test_reconcile_when_a_hold_is_for_another_venue_then_it_explains_nothing_here(
     desk: Desk, place: dict[str, str], expired: bool
 ) -> None:
-    """Neither as a fill in flight nor as a late one: the position is what it looks like, and freezes."""
+    """It is neither a fill in flight nor a late fill: the position is unknown, and freezes."""
     for key, instruments in (("plain", {}), ("named", {"spot_instrument": ETH_SPOT, "perp_instrument": ETH_PERP})):
         desk.ledger.reserve(
             key=key, tags={**place, "symbol": "ETH"}, price=D(2000), ttl_seconds=5 if expired else 500, **instruments
@@ -169,7 +169,7 @@ def test_reconcile_when_nothing_schedules_it_then_a_run_by_hand_starts_no_trust_
 def test_reconcile_when_the_excess_has_no_price_then_it_freezes_even_where_the_policy_is_to_record(
     database_url: str, clock: FakeClock
 ) -> None:
-    """What cannot be counted would stand beside the cap; it goes when it is ignored or gone."""
+    """An excess that cannot be counted would bypass the cap. The freeze ends when it is ignored or gone."""
     desk = Desk(database_url, clock, confirmations=1, policy_unknown_position="record")
     desk.ledger.set_cap(key="cap", cap=D(5000))
     desk.account.shows(DOGE="1000000")

@@ -1,4 +1,4 @@
-"""Dust: what a fee taken in coins leaves of a spot balance is no drift, and what is worth trading still is."""
+"""Dust: a spot remainder of fees taken in coins is no drift. A difference worth trading is."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def open_desk(database_url: str, clock: FakeClock) -> Iterator[Open]:
 def test_reconcile_when_cycles_leave_dust_then_trading_goes_on_and_two_dollars_are_still_found(
     open_desk: Open, paper: PaperServer, venue: str, request: pytest.FixtureRequest
 ) -> None:
-    """Cycles through ccxt as a bot trades them: it buys spot with the fee on top, and sells what the hedge was."""
+    """Cycles through ccxt as a bot trades them: it buys spot plus the fee, and sells the hedged quantity."""
     control = PaperControl(paper.url, venue, request.node.name)
     control.open_account()
     account = account_at(venue, paper.url, api_key=control.api_key)
@@ -92,7 +92,7 @@ def test_reconcile_when_cycles_leave_dust_then_trading_goes_on_and_two_dollars_a
 
 
 def traded(desk: Desk) -> Desk:
-    """The same desk after BTC was bought, at 50,000 USD, and sold again."""
+    """Buy BTC at 50,000 USD, sell it again, and return the desk."""
     position = str(reserve_btc(desk.ledger, "r").position_id)
     desk.ledger.confirm(key="c", position_id=position, quantity=D("0.02"), price=PRICE)
     desk.ledger.release(key="x", position_id=position)
@@ -121,7 +121,7 @@ def test_reconcile_when_a_spot_balance_differs_then_it_is_dust_below_the_limit_a
 
 
 def test_reconcile_when_a_perpetual_differs_by_little_then_it_is_a_drift(open_desk: Open) -> None:
-    """A position that nobody opened is one, however small: only fees leave coins."""
+    """Only fees leave dust, and only coins. A perpetual is a position that somebody opened, however small."""
     desk = traded(open_desk())
     desk.account.shows(short("0.00001"))
     assert [one.kind for one in desk.run().live] == ["unknown_position"]
@@ -193,5 +193,5 @@ def test_last_prices_when_an_asset_was_traded_then_the_newest_trade_counts_and_n
     desk.run()
     assert figures(desk.ledger, "external=exchange") == (0, 150)
     assert last_prices(desk.engine, "main", {"BTC", "ETH", "SOL", "XRP"}) == {"BTC": D(200), "ETH": D(2000)}
-    monkeypatch.setattr(ledger_side, "_LOOKED_BACK", 4)
+    monkeypatch.setattr(ledger_side, "_PRICE_LOOKBACK", 4)
     assert last_prices(desk.engine, "main", {"BTC", "ETH"}) == {"BTC": D(200)}, "so many positions back"

@@ -1,4 +1,4 @@
-"""Edges of the comparison and of a drift's life: other kinds, small parts, empty balances, two venues."""
+"""Edge cases of comparison and drifts: changes of kind, partial closes, empty balances, two venues."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def opened(database_url: str, clock: FakeClock) -> Iterator[OpenDesk]:
 
 
 def found(drifts: Sequence[Drift]) -> dict[tuple[str, str], tuple[str, str, Decimal]]:
-    """Kind, state and excess of what differs in quantity, by subject and side."""
+    """Return (kind, state, excess) of the drifts in quantity, by subject and side."""
     return {(one.subject, one.side): (one.kind, one.state, one.excess) for one in drifts if one.part != "ledger"}
 
 
@@ -67,7 +67,7 @@ def test_reconcile_when_a_late_fill_is_too_old_to_be_one_then_it_counts_on_at_it
     desk.ledger.sweep()
     desk.account.shows(short("0.02"), short("0.5", ETH_PERP, "2000"), BTC="0.02", ETH="0.5")
     desk.run(2)
-    desk.account.shows(short("0.02"), BTC="0.02", ETH="0.5")  # nothing tells a price any more
+    desk.account.shows(short("0.02"), BTC="0.02", ETH="0.5")  # no price is known any more
     desk.run(2)
     report = desk.run(seconds=3600)
     assert found(report.live) == {("ETH", "long"): ("unknown_position", "confirmed", D("0.5"))}
@@ -89,7 +89,7 @@ def test_reconcile_when_a_confirmed_drift_is_seen_beside_a_trade_then_its_end_is
     assert sorted(events) == ["confirmed", "resolved"]
 
 
-# --- what explains how much ---------------------------------------------------------------------------
+# --- what explains a difference, and how much of it ----------------------------------------------------
 
 
 def test_reconcile_when_a_part_was_closed_lately_then_it_excuses_its_own_size_and_not_the_rest(
@@ -161,12 +161,12 @@ def test_reconcile_when_savings_are_ignored_then_they_are_not_taken_for_the_orde
     assert ("balance_below_holds", D(1000)) in {(one.kind, one.ledger_quantity) for one in desk.run().live}
 
 
-# --- what stands where -----------------------------------------------------------------------------------
+# --- at which account or asset ---------------------------------------------------------------------------
 
 
 def test_reconcile_when_savings_are_sold_to_the_last_coin_then_their_baseline_is_missed(opened: OpenDesk) -> None:
     desk = opened(baselines={"bybit/main/ETH": "2"})
-    desk.account.shows(short("0.02"), BTC="0.02")  # an exchange lists no balance of what is gone
+    desk.account.shows(short("0.02"), BTC="0.02")  # an exchange lists no balance of an asset that is gone
     assert found(desk.run().live) == {("ETH", "long"): ("unknown_position", "open", D(2))}
     legs = [
         Leg("bybit", "ETH/USDT", "spot", "sell", D(2), D(2000)),

@@ -1,4 +1,4 @@
-"""A run that was paused past its lease, at any point of its writing, writes nothing more: neither rows nor commands."""
+"""A run paused past its lease, at any point of its writing, writes nothing more: neither rows nor commands."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def chain(ledger: Ledger) -> list[str]:
 def test_run_when_it_sleeps_before_any_of_its_commands_then_none_of_them_is_committed_any_more(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The sleeper wakes after another replica saw that the position is gone and undid all there was."""
+    """The paused run resumes after another replica saw that the position is gone and reverted everything."""
     empty = WrittenAccount()
     other = Reconciler(
         desk.ledger, desk.engine, LocalInspector(desk.engine, [empty], desk.settings, clock=desk.clock), desk.settings,
@@ -85,7 +85,7 @@ def test_run_when_it_sleeps_before_any_of_its_commands_then_none_of_them_is_comm
             break
         assert figures(desk.ledger, "external=exchange")[1] in (0, D(4000))
         points += 1
-        # Begin anew: nothing there, nothing adopted.
+        # Reset: nothing at the exchange, nothing adopted.
         other.run()
         for position in desk.ledger.positions("main", state="open"):
             desk.ledger.release(key=f"clean/{points}/{position.position_id}", position_id=position.position_id)
@@ -98,10 +98,10 @@ def test_write_drift_when_the_lease_is_over_then_the_row_stays_as_it_is(desk: De
     lease = acquire_lease(desk.engine, LEASE_NAME, "me", 60)
     assert lease is not None
     with fenced(lease):
-        assert drifts.change_drifts(desk.engine, [drifts.Change(drift.id, {"detail": "held"}, (drift.state,))])
+        assert drifts.update_drifts(desk.engine, [drifts.DriftUpdate(drift.id, {"detail": "held"}, (drift.state,))])
         end_lease(desk)
         with pytest.raises(LeaseLost):
-            drifts.change_drifts(desk.engine, [drifts.Change(drift.id, {"detail": "lost"}, (drift.state,))])
+            drifts.update_drifts(desk.engine, [drifts.DriftUpdate(drift.id, {"detail": "lost"}, (drift.state,))])
     assert drifts.get_drift(desk.engine, drift.id).detail == "held"
 
 
@@ -133,10 +133,10 @@ def test_submit_when_the_lease_is_over_then_it_is_refused_and_its_neighbours_are
 def test_submit_when_the_database_refuses_one_and_the_lease_ends_then_the_others_are_not_stored_without_it(
     database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A refused batch is answered one command at a time; each has to be under the lease still."""
+    """A rejected batch is retried one command at a time. Each of them must still be under the lease."""
     desk = Desk(database_url, clock)
     held = desk.ledger.reserve(key="held", tags=TAGS)
-    with desk.engine.begin() as connection:  # somebody's edit: less than nothing would be held after a release
+    with desk.engine.begin() as connection:  # a manual edit: the release would make the held amount negative
         connection.execute(update(ScopeRow).where(ScopeRow.scope == "portfolio").values(held_e8=0))
     lease = acquire_lease(desk.engine, LEASE_NAME, "me", 60)
     assert lease is not None
@@ -184,7 +184,7 @@ except Exception as error:
 
 
 def sleeper_desk(url: str) -> tuple[Ledger, Engine, Reconciler]:
-    """A ledger and a reconciler on the real clock, as in a replica."""
+    """Open a ledger and a reconciler on the real clock, as in a replica."""
     settings = AppSettings(reconcile=ReconcileSettings(confirmations=1, run_seconds_max=5))
     account = WrittenAccount()
     account.shows(long("2", "ETH/USDT:USDT", "2000"))

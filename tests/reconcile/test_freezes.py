@@ -1,4 +1,4 @@
-"""What a person accepted stays so beside the bots' trades; what froze thaws when nothing asks for it, not before."""
+"""Ignored drifts stay ignored beside the bots' trades. Scopes thaw when no drift requires the freeze, not before."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def first(desk: Desk) -> str:
 
 
 def ignored(desk: Desk) -> Drift:
-    """What is found now, accepted by a person; the drift about coins."""
+    """Ignore everything found now, and return the drift about coins."""
     for drift in desk.run(2).live:
         desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known")
     (about_coins,) = [one for one in desk.run().live if (one.subject, one.side) == ("BTC", "long")]
@@ -40,7 +40,7 @@ def ignored(desk: Desk) -> Drift:
 
 
 def coins(report: Report) -> list[tuple[str, str, Decimal]]:
-    """Kind, state and excess of the drifts about coins."""
+    """Return (kind, state, excess) of the drifts about coins."""
     return [(one.kind, one.state, one.excess) for one in report.live if (one.subject, one.side) == ("BTC", "long")]
 
 
@@ -48,7 +48,7 @@ def is_frozen(desk: Desk) -> bool:
     return desk.ledger.exposure("main").whole.frozen
 
 
-# --- what was ignored ---------------------------------------------------------------------------------
+# --- ignored drifts -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("savings", ["0.5", "0.02", "0.01"], ids=["less", "as much as was closed", "a lack"])
@@ -158,10 +158,10 @@ def test_reconcile_when_coins_are_sold_where_bought_ones_were_ignored_then_they_
     assert figures(desk.ledger, "external=exchange") == (D(0), D("0.5") * BTC_PRICE)
 
 
-# --- what froze -----------------------------------------------------------------------------------------
+# --- freezes --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["record", "frozen"])
+@pytest.mark.parametrize("name", ["record_run", "freezing_drifts"])
 def test_ignore_when_a_run_has_recorded_the_freeze_and_not_sent_it_yet_then_nothing_stays_frozen(
     opened: OpenDesk, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -175,7 +175,7 @@ def test_ignore_when_a_run_has_recorded_the_freeze_and_not_sent_it_yet_then_noth
         nonlocal reads
         result = real(*arguments)
         reads += 1
-        if name == "record" or reads == 2:  # the second reading tells what to freeze
+        if name == "record_run" or reads == 2:  # the second read decides what to freeze
             monkeypatch.setattr(drifts, name, real)
             # As another process would: not under the lease of this run.
             Context().run(lambda: desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known"))
@@ -202,11 +202,11 @@ def test_ignore_when_a_run_freezes_for_another_drift_just_before_the_thaw_then_i
 
     def run_meanwhile(*arguments: Any) -> Any:
         found = frozen(*arguments)
-        monkeypatch.setattr(drifts, "frozen", frozen)
+        monkeypatch.setattr(drifts, "freezing_drifts", frozen)
         desk.run()
         return found
 
-    monkeypatch.setattr(drifts, "frozen", run_meanwhile)
+    monkeypatch.setattr(drifts, "freezing_drifts", run_meanwhile)
     desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known")
     (other,) = [one for one in desk.run().live if one.live and one.frozen_scope]
     assert other.subject == ETH_PERP
@@ -300,7 +300,7 @@ def test_reconcile_when_a_drift_asks_again_for_what_it_froze_before_then_it_free
         assert not is_frozen(desk), f"turn {turn}"
 
 
-# --- what is to be closed ----------------------------------------------------------------------------------
+# --- close requests ----------------------------------------------------------------------------------------
 
 
 def test_reconcile_when_more_is_there_than_was_asked_to_be_closed_then_it_is_asked_again(opened: OpenDesk) -> None:

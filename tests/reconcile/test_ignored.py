@@ -1,4 +1,4 @@
-"""What becomes of a drift that was ignored, when somebody decides about it once more."""
+"""Decisions about a drift that was ignored before: adopt, close, ignore."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
 
 
 def trade(desk: Desk, key: str, quantity: str, spot: str = "buy", perp: str = "sell") -> str:
-    """A hedge that the ledger has from now on. Its id."""
+    """Adopt a hedged position, and return its id."""
     legs = [
         Leg("bybit", "BTC/USDT", "spot", spot, D(quantity), BTC_PRICE),  # type: ignore[arg-type]
         Leg("bybit", PERP, "swap", perp, D(quantity), BTC_PRICE),  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ def trade(desk: Desk, key: str, quantity: str, spot: str = "buy", perp: str = "s
 
 
 def ignored(desk: Desk) -> Drift:
-    """The one drift in quantity that is live, once it is confirmed and ignored."""
+    """Run until the one live drift in quantity is confirmed, ignore it and return it."""
     (drift,) = [one for one in desk.run(2).live if one.part != "ledger" and one.kind != "legs_unequal"]
     return desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known")
 
@@ -50,7 +50,7 @@ def adopt(desk: Desk, drift: Drift) -> Drift:
 
 
 def net_open(desk: Desk) -> dict[str, Decimal]:
-    """What the ledger's own positions hold, by asset or market; sold is below 0."""
+    """Return the net base units of all open positions, by asset or market; sold is below 0."""
     net: dict[str, Decimal] = {}
     for position in desk.ledger.positions("main", state="open"):
         assert "external" not in position.tags, "what was ignored counts no more, what was adopted counts as its own"
@@ -153,7 +153,7 @@ def test_adopt_when_the_ledger_moved_after_the_last_run_then_what_was_ignored_is
 def test_ignore_when_the_difference_creeps_then_it_is_compared_with_what_was_ignored(
     database_url: str, clock: FakeClock
 ) -> None:
-    """Each step is within the tolerance of the one before, all of them together are not."""
+    """Each step is within the tolerance of the previous one. All of them together are not."""
     desk = Desk(database_url, clock, tolerance=D("0.01"), confirmations=1, dust_usd=D(0))
     desk.account.shows(short("1"))
     (drift,) = desk.run().live
@@ -173,7 +173,7 @@ def test_ignore_when_the_difference_creeps_then_it_is_compared_with_what_was_ign
 def test_close_when_the_drift_is_ignored_then_it_is_refused_and_closed_at_the_exchange_it_is_resolved(
     desk: Desk,
 ) -> None:
-    """It does not count, so nothing may say that it goes on counting until it is closed."""
+    """An ignored drift does not count, and a close request would say that it counts until it is closed."""
     desk.account.shows(short("0.03"), BTC="2")
     drift = ignored(desk)
     seq = desk.ledger.exposure().seq

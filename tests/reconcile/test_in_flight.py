@@ -1,4 +1,4 @@
-"""What may explain a difference, and how much of it: holds, fresh moves, and what a person accepted, each once."""
+"""What explains a difference, and how much of it: holds, recent moves and ignored drifts, each once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fill(desk: Desk, key: str) -> str:
 
 
 def found(drifts: Sequence[Drift]) -> dict[tuple[str, str], tuple[str, str, Decimal]]:
-    """Kind, state and excess of what differs in quantity, by subject and side."""
+    """Return (kind, state, excess) of the drifts in quantity, by subject and side."""
     return {(one.subject, one.side): (one.kind, one.state, one.excess) for one in drifts if one.part != "ledger"}
 
 
@@ -49,7 +49,7 @@ def test_reconcile_when_a_hold_comes_after_an_excess_was_counted_then_it_explain
     report = desk.run()
     assert found(report.live)[PERP, "short"] == ("late_fill", "confirmed", D("0.02"))
     assert figures(desk.ledger, "external=exchange") == (D(0), D(2000))
-    desk.account.shows(short("0.06"), BTC="0.06")  # now the new one filled: it explains itself, and itself alone
+    desk.account.shows(short("0.06"), BTC="0.06")  # the new hold filled too: it explains its own fill, and nothing else
     assert found(desk.run().live)[PERP, "short"] == ("late_fill", "confirmed", D("0.02"))
     assert figures(desk.ledger) == (D(1000), D(3000))
 

@@ -1,4 +1,4 @@
-"""Every kind of drift under every policy, on both databases: found, classified, counted, acted upon, and over."""
+"""Every kind of drift under every policy, on both databases: found, classified, counted, acted upon, resolved."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support.ledgers import TAGS, assert_verified, figures, reserve_btc
 D = Decimal
 Arrange = Callable[[Desk], Any]
 
-# Each begins with 0.02 BTC hedged on both sides, and returns the excess that must be counted, in USD.
+# By kind: how it arises from 0.02 BTC hedged on both sides, how it ends, and the excess that must be counted, in USD.
 DRIFTS: dict[str, tuple[Arrange, Arrange, Decimal]] = {}
 
 
@@ -143,7 +143,7 @@ def test_reconcile_when_a_drift_is_there_then_its_policy_is_carried_out_and_it_e
         assert "adopted" in events
         assert drifts.get_drift(desk.engine, first.id).state == "resolved"
         assert figures(desk.ledger, "external=exchange") == (0, 0)
-        # Where the short flipped to a long, the coins that it hedged are there still: two longs, which hedge nothing.
+        # After a flip of the short, the coins are still there: two longs, which hedge nothing, so both count.
         assert figures(desk.ledger)[1] == 1000 + counted
         assert [one for one in desk.run().live if one.kind == kind and one.excess] == []
         assert_verified(desk.ledger)
@@ -154,7 +154,7 @@ def test_reconcile_when_a_drift_is_there_then_its_policy_is_carried_out_and_it_e
     expected = {"record": set(), "close": {"confirmed", "close_requested"}}.get(policy, {"confirmed"})
     assert events == expected
 
-    # Closing goes on, whatever drifted.
+    # Existing holds can be managed, whatever drifted.
     assert desk.ledger.extend(
         key="x", position_id=str(desk.ledger.reserve(key="y", portfolio="other").position_id)
     ).granted

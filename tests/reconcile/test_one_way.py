@@ -1,4 +1,4 @@
-"""One-way mode: an exchange shows the net of what several strategies hold, and the ledger is compared by its net."""
+"""One-way mode: an exchange shows the net of several strategies, so the ledger is compared by its net too."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ D = Decimal
 
 
 def net(position: VenuePosition) -> VenuePosition:
-    """The same position in one-way mode."""
+    """Return the same position in one-way mode."""
     return replace(position, hedged=False)
 
 
 def adopt(desk: Desk, key: str, side: str, quantity: str, *, kind: str = "swap") -> str:
-    """A position of one leg, at 100 USD."""
+    """Adopt a position of one leg at 100 USD, and return its id."""
     symbol = PERP if kind == "swap" else "BTC/USDT"
     leg = Leg("bybit", symbol, kind, side, D(quantity), D(100))  # type: ignore[arg-type]
     decision = desk.ledger.adopt(
@@ -53,7 +53,7 @@ Found = tuple[str, str, Decimal | None, Decimal | None]
 
 
 def found(desk: Desk) -> set[Found]:
-    """What a run finds: (kind, side, ledger's quantity, exchange's quantity)."""
+    """Run, and return (kind, side, ledger quantity, venue quantity) of the live drifts."""
     return {(one.kind, one.side, one.ledger_quantity, one.venue_quantity) for one in desk.run().live}
 
 
@@ -153,7 +153,7 @@ def filling(database_url: str, clock: FakeClock) -> Iterator[Desk]:
 
 @pytest.mark.parametrize("filled", ["0", "0.1", "0.3", "0.5", "0.7"])
 def test_reconcile_when_a_hold_is_filling_against_a_position_then_it_is_no_drift(filling: Desk, filled: str) -> None:
-    """The net shrinks, and comes to stand on the other side."""
+    """The net shrinks, and ends up on the other side."""
     left = D("0.4") - D(filled)
     filling.account.shows(net((long if left > 0 else short)(str(abs(left)), price="100")), BTC=filled)
     assert filling.run(times=2).findings == ()

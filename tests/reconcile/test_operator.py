@@ -1,4 +1,4 @@
-"""Deciding about drifts: only what the run saw is acted on, only where it was seen, and once."""
+"""Decisions about drifts act only on what the run saw, only at the account where it saw it, and once."""
 
 from __future__ import annotations
 
@@ -31,23 +31,23 @@ def perp_leg(quantity: str, side: str = "sell", venue: str = "bybit") -> Leg:
 
 
 def adopted(desk: Desk, key: str, *legs: Leg, quantity: str = "1", **tags: str) -> str:
-    """A position that the ledger has from now on."""
+    """Adopt a position, and return its id."""
     made = desk.ledger.adopt(key=key, quantity=D(quantity), price=D(50000), tags=tags or TAGS, legs=legs)
     return str(made.position_id)
 
 
 def own(desk: Desk) -> list[str]:
-    """The open positions of the ledger's own."""
+    """Return the ids of the open positions that are not external."""
     return [one.position_id for one in desk.ledger.positions("main", state="open") if "external" not in one.tags]
 
 
-# --- where ---------------------------------------------------------------------------------------
+# --- at which account ----------------------------------------------------------------------------
 
 
 def test_adopt_when_a_venue_has_two_accounts_then_a_position_of_neither_for_sure_is_left_alone(
     database_url: str, clock: FakeClock
 ) -> None:
-    """The newer position has no account tag: it may be the other account's, and the run counted it at none."""
+    """The newer position has no account tag. It may be at the other account, so the run counted it at neither."""
     desk = Desk(database_url, clock, [WrittenAccount("bybit", "one"), WrittenAccount("bybit", "two")], confirmations=1)
     tagged = adopted(desk, "a", perp_leg("1"), venue="bybit", account="one")
     untagged = adopted(desk, "b", perp_leg("1"), venue="bybit")
@@ -63,11 +63,11 @@ def test_adopt_when_a_venue_has_two_accounts_then_a_position_of_neither_for_sure
     desk.close()
 
 
-# --- what: the ledger as it is -------------------------------------------------------------------
+# --- when the ledger moved since the run ---------------------------------------------------------
 
 
 def hedged(desk: Desk, quantity: str = "0.02") -> str:
-    """A hedged position of 1000 USD, which the exchange shows."""
+    """Open a hedged position that the exchange shows, by default of 1000 USD, and return its id."""
     held = reserve_btc(desk.ledger, "hedged", ttl_seconds=30)
     desk.ledger.confirm(key="filled", position_id=position_of(held), quantity=D(quantity), price=D(50000))
     desk.account.shows(short(quantity), BTC=quantity)
@@ -78,7 +78,7 @@ def hedged(desk: Desk, quantity: str = "0.02") -> str:
 def test_adopt_when_the_ledger_moved_since_the_run_then_it_is_refused_and_nothing_is_touched(
     desk: Desk, quantity: str
 ) -> None:
-    """The short is gone, its bot says so late and opens the next one: whatever its size, it is not the absent one."""
+    """The short is gone; its bot releases it late and opens a new one, which is not the missing one, of any size."""
     old = hedged(desk)
     desk.account.shows(BTC="0.02")
     (missing,) = [one for one in desk.run().live if one.kind == "missing_position"]
@@ -94,7 +94,7 @@ def test_adopt_when_the_ledger_moved_since_the_run_then_it_is_refused_and_nothin
 
 
 def late_filled(desk: Desk, **settings: str) -> str:
-    """A hold that expired and was filled all the same; the exchange shows it. Its position's id."""
+    """Let a hold expire and fill after all, as the exchange shows. Returns its position id."""
     hedged(desk)
     late = reserve_btc(desk.ledger, "late", ttl_seconds=5)
     desk.clock.advance(6)
@@ -118,7 +118,7 @@ def test_adopt_when_a_bot_confirmed_the_late_fill_meanwhile_then_it_is_not_count
 def test_adopt_when_the_policy_meets_a_ledger_that_moved_then_nothing_is_adopted_twice(
     database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The bot's late confirm lands while the run writes its record."""
+    """The bot's late confirm arrives while the run writes its record."""
     desk = Desk(database_url, clock, confirmations=1, policy_late_fill="adopt")
     late = late_filled(desk)
     record = drifts.record_run
@@ -128,7 +128,7 @@ def test_adopt_when_the_policy_meets_a_ledger_that_moved_then_nothing_is_adopted
         return record(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr("ledger_sizer.reconcile.run.drifts.record", confirmed_meanwhile)
+        patch.setattr("ledger_sizer.reconcile.run.drifts.record_run", confirmed_meanwhile)
         desk.run()
     assert figures(desk.ledger) == (0, D(4000)), "twice by the run that saw neither, which says so"
     assert desk.run().live == ()
@@ -142,13 +142,13 @@ def test_adopt_when_the_policy_meets_a_ledger_that_moved_then_nothing_is_adopted
 def test_adopt_when_it_died_before_its_row_was_written_then_a_retry_finishes_it_and_does_nothing_twice(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, shown: tuple[str, ...], left: str
 ) -> None:
-    """Less: of 3 + 2 the newer 2 are released whole, and half a unit of the older."""
+    """Less: of 3 + 2 the newer 2 are released completely, and 0.5 of the older 3."""
     for key, quantity in (("older", "3"), ("newer", "2")):
         adopted(desk, key, perp_leg(quantity), quantity=quantity)
     desk.account.shows(short(*shown))
     (drift,) = desk.run().live
     with monkeypatch.context() as patch:
-        patch.setattr("ledger_sizer.reconcile.operator.drifts.change", _dead)
+        patch.setattr("ledger_sizer.reconcile.operator.drifts.update_drifts", _dead)
         with pytest.raises(KeyboardInterrupt):
             desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
     seq = desk.ledger.exposure().seq
@@ -182,7 +182,7 @@ def test_act_when_it_was_decided_for_another_reason_then_it_says_by_whom_and_why
     assert len(events) == 2, "that it was confirmed, and one decision"
 
 
-# --- what: sides and signs -----------------------------------------------------------------------
+# --- sides and signs -----------------------------------------------------------------------------
 
 
 def spot_leg(quantity: str, side: str = "buy") -> Leg:
@@ -190,14 +190,14 @@ def spot_leg(quantity: str, side: str = "buy") -> Leg:
 
 
 def with_savings(database_url: str, clock: FakeClock, **policies: str) -> Desk:
-    """A desk whose account holds 2 BTC that are no position."""
+    """Open a desk whose account has a baseline of 2 BTC."""
     desk = Desk(database_url, clock, confirmations=1, baselines={"bybit/main/BTC": D(2)}, **policies)
     desk.ledger.set_cap(key="cap", cap=D(500000))
     return desk
 
 
 def legs_open(desk: Desk) -> list[tuple[str, str, Decimal]]:
-    """(symbol, side, quantity) of what the ledger's own positions hold."""
+    """Return (symbol, side, quantity) of the legs of the ledger's own positions."""
     positions = [one for one in desk.ledger.positions("main", state="open") if "external" not in one.tags]
     return sorted((leg.symbol, leg.side, leg.quantity) for one in positions for leg in one.legs)
 
@@ -220,7 +220,7 @@ def test_adopt_when_coins_of_the_savings_were_sold_then_the_policy_records_a_sal
 def test_adopt_when_the_ledger_sold_coins_of_the_savings_then_it_says_what_the_exchange_shows(
     database_url: str, clock: FakeClock, shown: str, side: str
 ) -> None:
-    """It sold 1 of the 2; the exchange shows that 1.5 were sold, or 0.6, or that 0.3 were bought."""
+    """The ledger sold 1 of the 2. The exchange shows that 1.5 or 0.6 were sold, or that 0.3 were bought."""
     desk = with_savings(database_url, clock)
     adopted(desk, "sold", spot_leg("1", "sell"))
     desk.account.shows(BTC=shown)
@@ -250,7 +250,7 @@ def test_adopt_when_coins_were_bought_and_the_exchange_shows_savings_sold_then_t
 
 
 def test_adopt_when_a_side_flipped_then_the_other_side_is_given_up_with_it(desk: Desk) -> None:
-    """A close that was sent twice: short 1 in the ledger, long 0.4 at the exchange."""
+    """A close was sent twice: short 1 in the ledger, long 0.4 at the exchange."""
     adopted(desk, "short", perp_leg("1"))
     desk.account.shows(long("0.4"))
     flipped = {one.side: one for one in desk.run().live}

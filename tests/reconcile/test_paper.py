@@ -1,4 +1,4 @@
-"""The whole cycle with the real ccxt client at the paper venues: trade, agree, then drift in every way they can."""
+"""The whole cycle with the real ccxt client at the paper venues: trade, agree, then every kind of drift."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def paper() -> Iterator[PaperServer]:
 
 
 class Cycle:
-    """One venue: a hedged position of 0.02 BTC that was reserved, ordered at the venue and confirmed."""
+    """One venue with a hedged position of 0.02 BTC that was reserved, ordered there and confirmed."""
 
     def __init__(self, url: str, clock: FakeClock, server: PaperServer, venue: str, name: str) -> None:
         self.venue = venue
@@ -64,7 +64,7 @@ class Cycle:
         client.create_order(PERP, "market", "sell", float(contracts))
 
     def held_for(self, ttl_seconds: int, key: str) -> Any:
-        """A hold on both markets."""
+        """Reserve on both markets."""
         held = self.desk.ledger.reserve(
             key=key, tags=self.tags, price=self.price, spot_instrument=BTC_SPOT, perp_instrument=BTC_PERP,
             ttl_seconds=ttl_seconds,
@@ -95,7 +95,7 @@ def test_reconcile_when_a_cycle_was_traded_then_both_sides_agree(cycle: Cycle) -
     assert figures(cycle.desk.ledger) == (0, cycle.quantity * cycle.price)
 
 
-# Every kind of drift: how it comes about at the venue, how it goes away again, and what it counts meanwhile, in USD.
+# By kind of drift: how it arises at the venue, how it ends, and what it counts meanwhile, in USD.
 
 Step = Callable[[Cycle], Any]
 DRIFTS: dict[str, tuple[Step, Step, Callable[[Cycle], Decimal]]] = {}
@@ -151,7 +151,7 @@ def money_back(cycle: Cycle) -> None:
 
 @drift(undo=money_back)
 def balance_below_holds(cycle: Cycle) -> None:
-    """Somebody withdraws the money that a hold was granted on; 150 USDT stay, of which 100 are margin."""
+    """Somebody withdraws the money that a hold was granted on. 150 USDT stay, of which 100 are margin."""
     cycle.desk.ledger.reserve(key="to come", tags=cycle.tags, ttl_seconds=3600)
     wallets = cycle.control.state()["accounts"][cycle.control.api_key]["wallets"]
     own = wallets if cycle.venue == "binance" else {"spot": wallets["spot"]}
@@ -168,7 +168,7 @@ def confirmed_late(cycle: Cycle) -> None:
 
 @drift(undo=confirmed_late, counts=lambda cycle: 2 * cycle.late.quantity * cycle.price)
 def late_fill(cycle: Cycle) -> None:
-    """An order fills after its hold is over; both of its sides count until somebody confirms it."""
+    """Both orders fill after their hold expired. Both legs count until somebody confirms them."""
     cycle.late = cycle.held_for(30, "late")
     cycle.desk.clock.advance(31)
     cycle.desk.ledger.sweep()
@@ -189,7 +189,7 @@ def test_list_drifts_when_a_kind_is_added_then_the_cycle_has_it() -> None:
 def test_reconcile_when_the_exchange_changes_behind_our_back_then_each_kind_is_named_counted_and_cleared(
     cycle: Cycle,
 ) -> None:
-    """One life of one account: every kind of drift comes, does what it does by default, and goes."""
+    """On one account, each kind of drift arises, has its default effect, and ends."""
     desk = cycle.desk
     assert desk.run().findings == ()
     for kind, (inject, undo, counts) in DRIFTS.items():

@@ -1,4 +1,4 @@
-"""Runs: one at a time, recorded once, fenced by their lease; alerts that arrive; a service that schedules them."""
+"""Runs: one at a time, recorded once, fenced by their lease, and scheduled by the service."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
 
 
 def replica(desk: Desk, account: WrittenAccount) -> Reconciler:
-    """Another process's reconciler, as far as the database can tell."""
+    """Return a second reconciler, which to the database is another process."""
     look = LocalInspector(desk.engine, [account], desk.settings, clock=desk.clock)
     return Reconciler(desk.ledger, desk.engine, look, desk.settings, clock=desk.clock)
 
@@ -69,7 +69,7 @@ def test_run_when_another_replica_runs_then_it_is_busy_and_looks_at_nothing(desk
 
 
 def test_run_when_it_was_paused_past_its_lease_then_it_writes_nothing_at_all(desk: Desk) -> None:
-    """The holder falls asleep while it fetches; another takes over, and the sleeper wakes with an old picture."""
+    """The holder pauses during its fetch. Another run takes over, and the holder resumes with an outdated snapshot."""
     other_account = WrittenAccount()
     other = replica(desk, other_account)
 
@@ -201,14 +201,14 @@ def _reconciled(client: LedgerClient) -> Any:
     try:
         return client.reconcile()
     except Unavailable:
-        return None  # the scheduled one is under way
+        return None  # the scheduled run is under way
 
 
-def _wait(look: Any, seconds: float = 20) -> Any:
-    """What `look` returns once it is something."""
+def _wait(read: Any, seconds: float = 20) -> Any:
+    """Return the first truthy result of `read`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found = look()
+        found = read()
         if found:
             return found
         time.sleep(0.05)

@@ -1,6 +1,6 @@
-"""Looking in a process of its own: the same answers; whatever becomes of it, nothing is taken for flat, none is left.
+"""Inspection in a worker process: same results; if it fails, nothing counts as flat, and no process is left behind.
 
-The accounts below are opened in that process, so each tells by a file what it shows or how it fails.
+The accounts below are opened in that process, so a file tells each of them how to fail.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ HUSH = "hush-hush"
 
 
 class TroubledAccount(WrittenAccount):
-    """Shows 2 ETH; or does what a file in its folder says."""
+    """Shows 2 ETH that the ledger lacks, or fails as a file in its folder says."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -109,8 +109,8 @@ def reconciler(desk: Desk, apart: WorkerInspector) -> Reconciler:
 def test_look_when_done_in_another_process_then_it_sees_what_is_seen_here(
     desk: Desk, apart: WorkerInspector, tmp_path: Path
 ) -> None:
-    there = apart.look(ASKED, 60)
-    here = LocalInspector(desk.engine, [TroubledAccount(tmp_path)], settings_with()).look(ASKED)
+    there = apart.inspect(ASKED, 60)
+    here = LocalInspector(desk.engine, [TroubledAccount(tmp_path)], settings_with()).inspect(ASKED)
     assert there.comparison == here.comparison
     assert [finding.kind for finding in there.comparison.findings] == ["unknown_position"]
     assert there.run.found == here.run.found
@@ -119,7 +119,7 @@ def test_look_when_done_in_another_process_then_it_sees_what_is_seen_here(
 
 
 def test_look_when_it_is_done_apart_then_at_low_priority_and_with_no_secret_in_sight(apart: WorkerInspector) -> None:
-    apart.look(ASKED, 60)
+    apart.inspect(ASKED, 60)
     process = psutil.Process(apart.process_id)
     assert process.nice() == 19
     group = Path(f"/proc/{process.pid}/autogroup")
@@ -156,7 +156,7 @@ def test_look_when_the_accounts_cannot_be_opened_then_it_fails_and_does_not_wait
     look = WorkerInspector(database_url, settings_with(), open_nothing)
     begun = time.monotonic()
     with pytest.raises(InspectionFailed, match="code 1"):
-        look.look(ASKED, 300)
+        look.inspect(ASKED, 300)
     assert time.monotonic() - begun < 200
     look.close()
 
@@ -164,7 +164,7 @@ def test_look_when_the_accounts_cannot_be_opened_then_it_fails_and_does_not_wait
 def test_look_when_the_database_is_away_then_it_is_unavailable_as_here(tmp_path: Path) -> None:
     look = WorkerInspector(f"sqlite:///{tmp_path}/nowhere/ledger.db", settings_with(), partial(open_troubled, tmp_path))
     with pytest.raises(Unavailable):
-        look.look(ASKED, 60)
+        look.inspect(ASKED, 60)
     look.close()
 
 
@@ -176,8 +176,8 @@ def test_close_when_an_exchange_hangs_then_whoever_waits_is_told_at_once_and_no_
 
     def ask() -> None:
         try:
-            apart.look(ASKED, 500)
-        except Exception as error:  # noqa: BLE001 - the test looks at what it was
+            apart.inspect(ASKED, 500)
+        except Exception as error:  # noqa: BLE001 - checked below
             met.append(error)
 
     thread = threading.Thread(target=ask)
@@ -190,7 +190,7 @@ def test_close_when_an_exchange_hangs_then_whoever_waits_is_told_at_once_and_no_
     assert not psutil.pid_exists(process_id)
     assert apart.process_id is None
     with pytest.raises(Closed):
-        apart.look(ASKED, 1)
+        apart.inspect(ASKED, 1)
     apart.close()
 
 
@@ -199,10 +199,10 @@ import sys
 from functools import partial
 from pathlib import Path
 from tests.reconcile.test_worker_process import ASKED, open_troubled, settings_with
-from ledger_sizer.reconcile.apart import LookApart
+from ledger_sizer.reconcile.worker_process import WorkerInspector
 folder = Path(sys.argv[1])
 (folder / "trouble").write_text("hang")
-LookApart(sys.argv[2], settings_with(), partial(open_troubled, folder)).look(ASKED, 500)
+WorkerInspector(sys.argv[2], settings_with(), partial(open_troubled, folder)).inspect(ASKED, 500)
 """
 
 

@@ -1,9 +1,9 @@
-"""Random worlds (see `tests.reconcile.worlds`): no false alarm in clean ones, no silent difference in any other.
+"""Random worlds (see `tests.reconcile.worlds`): no false alarm in clean ones, no undetected difference in the others.
 
-A few worlds run each time. A campaign, and a part of one (from the 201st to the 300th):
+A few worlds run by default. To run 1,000 of them, or the 201st to the 300th:
 
-    WORLDS=1000 make test TEST_WORKERS=0 ARGS=tests/test_reconcile_worlds.py
-    WORLDS=200-300 make test TEST_WORKERS=0 ARGS=tests/test_reconcile_worlds.py
+    WORLDS=1000 make test TEST_WORKERS=0 ARGS=tests/reconcile/test_worlds.py
+    WORLDS=200-300 make test TEST_WORKERS=0 ARGS=tests/reconcile/test_worlds.py
 """
 
 from __future__ import annotations

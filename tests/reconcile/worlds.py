@@ -1,9 +1,9 @@
-"""Random worlds: bots, a ledger and a venue that move at their own pace, and everything that goes wrong between them.
+"""Simulates random worlds of bots, a ledger and a venue, with random delays and faults between them.
 
-The truth is the venue's. A bot reserves, its orders fill a little later, it confirms a little later still; it closes
-and releases a little later. In a clean world every message arrives. In another, acknowledgements get lost or come after
-the hold expired, somebody closes or opens positions by hand, the venue liquidates, deposits arrive, and old pictures
-are shown as new.
+The venue's state is the truth. A bot reserves; its orders fill a little later, and it confirms later still; it closes
+and then releases with a delay. In a clean world every message arrives. In any other, confirms get lost or come after
+the hold expired, somebody closes or opens positions by hand, the venue liquidates, deposits arrive, and the venue shows
+outdated snapshots.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def _market(symbol: str) -> InstrumentInfo:
 
 
 class World:
-    """One portfolio and one account. `net`: perpetuals held by asset, below 0 short. `spot`: assets."""
+    """One portfolio and one account. net: perpetuals at the venue by asset, below 0 short. spot: coins by asset."""
 
     def __init__(self, ledger: Ledger, engine: Any, clock: FakeClock, name: str, seed: int, *, clean: bool) -> None:
         self.ledger, self.clock, self.name, self.clean = ledger, clock, name, clean
@@ -58,7 +58,7 @@ class World:
         self.show()
 
     def live(self, steps: int) -> None:
-        """Let so many things happen."""
+        """Make so many random actions."""
         wrong = [
             self.lose_a_close,
             self.close_by_hand,
@@ -75,7 +75,7 @@ class World:
             self.pass_time(self.chance.choice([0, 1, 3]))
 
     def come_to_rest(self) -> Report:
-        """Everything under way arrives or expires, and enough runs look at what is left."""
+        """Let everything under way arrive or expire, and then run often enough to confirm what is left."""
         self.pass_time(2 * TTL_SECONDS)
         self.ledger.sweep(self.name)
         self.show()
@@ -110,8 +110,8 @@ class World:
         key, delay = self._key(), filled_after + self.chance.choice(DELAYS)
         if not self.clean and self.chance.random() < 0.3:
             if self.chance.random() < 0.5:
-                return  # the acknowledgement is lost for good
-            delay = TTL_SECONDS + 30  # it comes after the hold expired
+                return  # the confirm is lost for good
+            delay = TTL_SECONDS + 30  # the confirm comes after the hold expired
         self._after(delay, lambda: self.ledger.confirm(
             key=key, position_id=str(decision.position_id), quantity=quantity, price=PRICES[asset]
         ))  # fmt: skip
@@ -156,7 +156,7 @@ class World:
         self.spot[self.chance.choice([*PRICES])] += D(self.chance.randint(1, 9))
 
     def old_picture(self) -> None:
-        """The venue shows what was, as if it were now: one run sees it."""
+        """Show an outdated snapshot as the current one, to one run."""
         before = (self.account.positions, self.account.balances)
         self.trade()
         self.account.positions, self.account.balances = before
@@ -169,7 +169,7 @@ class World:
         self.pass_time(0)
 
     def pass_time(self, seconds: int) -> None:
-        """Advance, and let what is due arrive."""
+        """Advance the clock, and execute what is due."""
         self.clock.advance(seconds)
         due = [one for one in self.later if one[0] <= self.clock.now().timestamp()]
         self.later = [one for one in self.later if one not in due]
@@ -180,7 +180,7 @@ class World:
                 assert not self.clean, "in a clean world everything fits"
 
     def show(self) -> None:
-        """The venue shows what is."""
+        """Make the account show the venue's current state."""
         self.account.positions = tuple(
             VenuePosition(perp(asset), "long" if net > 0 else "short", abs(net), PRICES[asset])
             for asset, net in self.net.items() if net
@@ -189,7 +189,7 @@ class World:
         self.account.balances = (balance("USDT", "1000000"), *held)
 
     def run(self) -> Report:
-        """A run of the schedule: never sooner than 20 seconds after the one before."""
+        """Make a scheduled run, at least 20 seconds after the previous one."""
         self.pass_time(20)
         self.show()
         report = self._run()
@@ -200,7 +200,7 @@ class World:
         return report
 
     def _just_moved_usd(self) -> Decimal:
-        """What the ledger moved so lately that a difference of its size is not judged before the next run."""
+        """Return the USD that the ledger moved so recently that a difference of that size is not judged in this run."""
         since_us = int(self.clock.now().timestamp() * 1_000_000) - GRACE_SECONDS * 1_000_000
         moved = [
             one
@@ -218,20 +218,20 @@ class World:
 
     @property
     def true_exposure(self) -> Decimal:
-        """USD that the perpetuals at the venue are."""
+        """Value of the perpetuals at the venue, USD."""
         return sum((abs(net) * PRICES[asset] for asset, net in self.net.items()), D(0))
 
     def unexplained(self, report: Report) -> list[str]:
-        """Where the ledger's own positions differ from the venue and no drift says so."""
-        said: dict[tuple[str, str], Decimal] = {}
+        """Return the markets where the ledger's own positions differ from the venue without a drift."""
+        ledger: dict[tuple[str, str], Decimal] = {}
         page = self.ledger.positions(self.name, state="open", limit=1000)
         for position in [one for one in page if "external" not in one.tags]:
             for leg in position.legs:
                 subject = leg.symbol if leg.kind == "swap" else leg.symbol.partition("/")[0]
                 side = "short" if leg.side == "sell" else "long"
-                said[subject, side] = said.get((subject, side), D(0)) + leg.quantity
+                ledger[subject, side] = ledger.get((subject, side), D(0)) + leg.quantity
         shown = {(perp(a), "long" if net > 0 else "short"): abs(net) for a, net in self.net.items() if net}
         shown |= {(asset, "long"): units for asset, units in self.spot.items() if units}
-        told = {(drift.subject, drift.side) for drift in report.live}
-        differing = [market for market in {*said, *shown} if said.get(market, D(0)) != shown.get(market, D(0))]
-        return [f"{market}: {said.get(market)} / {shown.get(market)}" for market in differing if market not in told]
+        drifting = {(drift.subject, drift.side) for drift in report.live}
+        differing = [market for market in {*ledger, *shown} if ledger.get(market, D(0)) != shown.get(market, D(0))]
+        return [f"{one}: {ledger.get(one)} / {shown.get(one)}" for one in differing if one not in drifting]
