@@ -19,7 +19,7 @@ from benchmarks.report import new_table, print_conditions, progress, write_json
 from benchmarks.servers import Database, Engine, Host, machine_conditions, open_hosts, scratch
 from ledger_sizer import AppSettings, LedgerSettings, ServiceSettings
 from ledger_sizer.api import create_app
-from ledger_sizer.api.server import address_of, listen, make_server
+from ledger_sizer.api.server import listen, make_server, url_of
 from ledger_sizer.service.bootstrap import running_components
 
 
@@ -103,7 +103,7 @@ def _serving(database: Database) -> Iterator[str]:
         thread = threading.Thread(target=server.run, args=([listening],), daemon=True)
         thread.start()
         try:
-            yield address_of(listening)
+            yield url_of(listening)
         finally:
             server.should_exit = True
             thread.join()

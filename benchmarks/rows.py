@@ -17,7 +17,7 @@ from benchmarks.ours import OURS, SCORE, TAGS, TTL_SECONDS, bench_settings
 from benchmarks.servers import Database
 
 if TYPE_CHECKING:
-    from ledger_sizer.storage.write_store import Changes, WriteStore
+    from ledger_sizer.storage.write_store import PortfolioChanges, WriteStore
 
 _PAIRS_PER_SECOND_MAX = 6_000
 
@@ -51,7 +51,7 @@ class RowsForm:
 @dataclass(frozen=True, slots=True)
 class _WritingCaller:
     store: WriteStore
-    changes_left: Iterator[Changes]
+    changes_left: Iterator[PortfolioChanges]
 
     def reserve(self, _key: str) -> None:
         self._next()
@@ -66,14 +66,14 @@ class _WritingCaller:
         self.store.write([change], locked=False)
 
 
-def _decide_pairs(store: WriteStore, pairs: int) -> list[Changes]:
+def _decide_pairs(store: WriteStore, pairs: int) -> list[PortfolioChanges]:
     """Return the changes of `pairs` reserves and releases, alternating. Writes nothing."""
     from ledger_sizer import Decision, Release, Reserve
     from ledger_sizer.ledger.committer import Committer
     from ledger_sizer.rules.batch import Group
     from ledger_sizer.rules.policy import Policy
 
-    changes_left: list[Changes] = []
+    changes_left: list[PortfolioChanges] = []
     committer = Committer(_RecordingStore(store, changes_left), Policy.of(bench_settings()), lambda: None, 0)
 
     def decide(command: Any) -> Decision:
@@ -93,7 +93,7 @@ def _decide_pairs(store: WriteStore, pairs: int) -> list[Changes]:
 class _RecordingStore:
     """A store that records changes instead of writing them."""
 
-    def __init__(self, store: WriteStore, changes_left: list[Changes]) -> None:
+    def __init__(self, store: WriteStore, changes_left: list[PortfolioChanges]) -> None:
         self._store = store
         self._recorded = changes_left
         self.clock_us, self.begin, self.rollback = store.clock_us, store.begin, store.rollback

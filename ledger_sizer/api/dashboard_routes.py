@@ -98,7 +98,7 @@ class _Dashboard:
         caller = await self._service.access.require(request.scope, "read")
         query = _filters(request).query_for(caller)
         overview = await run_in_threadpool(self._service.ledger.overview, query)
-        return self._page(request, pages.desk_page(overview, query, _visitor(request, caller)))
+        return self._page(request, pages.dashboard_page(overview, query, _visitor(request, caller)))
 
     async def explain(self, request: Request) -> Response:
         """Explain one decision."""

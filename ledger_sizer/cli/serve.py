@@ -40,7 +40,7 @@ def serve(
     from prometheus_client import disable_created_metrics
 
     from ledger_sizer.api import create_app
-    from ledger_sizer.api.server import address_of, listen, make_server
+    from ledger_sizer.api.server import listen, make_server, url_of
     from ledger_sizer.service.bootstrap import running_components
     from ledger_sizer.telemetry import get_logger
 
@@ -58,7 +58,7 @@ def serve(
         )
         _freeze_heap()
         listening.listen(min(settings.service.connections_max, 2048))
-        _print_url(address_of(listening), as_json)
+        _print_url(url_of(listening), as_json)
         make_server(app, settings.service).run(sockets=[listening])
         log.info("serve.draining", pending=components.ledger.pending)
     log.info("serve.stopped")

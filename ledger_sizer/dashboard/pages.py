@@ -36,7 +36,7 @@ class Visitor:
         return self.role == "admin"
 
 
-def desk_page(overview: Overview, query: OverviewQuery, visitor: Visitor) -> str:
+def dashboard_page(overview: Overview, query: OverviewQuery, visitor: Visitor) -> str:
     """Return the dashboard."""
     detail = overview.detail
     return _render(

@@ -31,7 +31,7 @@ from ledger_sizer.model.domain import to_us
 from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
 from ledger_sizer.storage.database import read_transaction, redacted_url
 from ledger_sizer.storage.tables import ArchiveRow, DecisionRow, PortfolioRow, PositionRow
-from ledger_sizer.storage.write_store import record_of
+from ledger_sizer.storage.write_store import record_from_row
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -171,7 +171,7 @@ def _entries(connection: Connection, portfolio_id: int, name: str, first: int, l
             .where(DecisionRow.seq.between(start, min(start + _CHUNK - 1, last)))
             .order_by(DecisionRow.seq)
         )
-        records = [record_of(name, row) for row in connection.execute(query)]
+        records = [record_from_row(name, row) for row in connection.execute(query)]
         numbers = {record.position for record in records if record.position is not None}
         ended = {
             row.updated_seq: tuple(row)

@@ -20,7 +20,14 @@ from ledger_sizer.rules.batch import Group, States, decide_batch, log_fields_by_
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.storage.state_cache import StateCache
-from ledger_sizer.storage.write_store import Changes, FenceLost, StaleState, WriteStore, changes_of, needs_of
+from ledger_sizer.storage.write_store import (
+    FenceLost,
+    PortfolioChanges,
+    StaleState,
+    WriteStore,
+    changes_of,
+    needs_of,
+)
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -36,14 +43,14 @@ Observe = Callable[[Sequence[DecisionRecord], float], None]
 class Draft:
     """A decided batch that is not stored yet.
 
-    locked: decided on loaded state, in a transaction that is still open. failures: the cache's `failures` when decided.
+    locked: decided on loaded state, in a transaction that is still open. generation: the cache's when decided.
     """
 
     groups: Sequence[Group]
     results: Sequence[list[Result]]
-    changes: Sequence[Changes]
+    changes: Sequence[PortfolioChanges]
     locked: bool
-    failures: int
+    generation: int
     started: float
 
     @property
@@ -94,7 +101,7 @@ class Committer:
             with self._decide_lock:
                 return self._answer_with_retries(groups, None, None)
         try:
-            if draft.failures != self._cache.generation:
+            if draft.generation != self._cache.generation:
                 raise StaleState("what the draft was decided on was not stored")
             self._save(draft)
             return list(draft.results)

@@ -355,7 +355,7 @@ class Ledger:
 
     def _dry_run(self, command: Reserve) -> Decision:
         """Decide on the present state without a lock, a hold or a record."""
-        state, now_us = self._reads.state_for(command, self._now_us(), self._policy.new_portfolio_cap_e8)
+        state, now_us = self._reads.dry_run_state(command, self._now_us(), self._policy.new_portfolio_cap_e8)
         decision = _only_decision(decide_batch({state.name: state}, [Group((command,))], now_us, self._policy)[0])
         return decision.as_dry_run()
 

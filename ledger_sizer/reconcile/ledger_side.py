@@ -17,7 +17,7 @@ from ledger_sizer.model.units import exact_arithmetic, usd
 from ledger_sizer.reconcile.throttle import throttled
 from ledger_sizer.storage.database import read_transaction, stream_rows
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow
-from ledger_sizer.storage.write_store import position_of
+from ledger_sizer.storage.write_store import position_from_row
 
 _BATCH_ROWS = 100
 _PRICE_LOOKBACK = 20_000
@@ -95,7 +95,7 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
         for batch in throttled(stream_rows(connection, query, _BATCH_ROWS)):
             rows += batch
     rows.sort(key=itemgetter(1))  # by number
-    return [position_of(portfolio, row) for row in throttled(rows)]
+    return [position_from_row(portfolio, row) for row in throttled(rows)]
 
 
 def last_prices(engine: Engine, portfolio: str, assets: Collection[str]) -> dict[str, Decimal]:
@@ -113,7 +113,7 @@ def last_prices(engine: Engine, portfolio: str, assets: Collection[str]) -> dict
         for batch in throttled(stream_rows(connection, newest_first, _BATCH_ROWS)):
             rows += batch
     prices: dict[str, Decimal] = {}
-    for position in (position_of(portfolio, row) for row in throttled(rows)):
+    for position in (position_from_row(portfolio, row) for row in throttled(rows)):
         if position.state not in ("open", "closed") or EXTERNAL_TAG in position.tags:
             continue
         for leg in position.legs:

@@ -25,7 +25,14 @@ from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage import postgresql_sql as sql
 from ledger_sizer.storage.postgresql_sql import ROW_SEPARATOR
-from ledger_sizer.storage.write_store import Changes, FenceLost, PortfolioNeed, position_of, record_of, scope_of
+from ledger_sizer.storage.write_store import (
+    FenceLost,
+    PortfolioChanges,
+    PortfolioNeed,
+    position_from_row,
+    record_from_row,
+    scope_from_row,
+)
 
 _PIPELINE_CHARACTERS_MAX = 100_000
 _TRANSACTION_TIMEOUT_SINCE = 170_000
@@ -136,12 +143,12 @@ class PostgresStore:
         missing: set[tuple[int, str]] = set()
         for row in positions:
             state = states[row[0]]
-            position = position_of(state.name, row)
+            position = position_from_row(state.name, row)
             state.add_position(position)
             missing.update((state.id, scope) for scope in position.tags.scopes)
         for row in decisions:
             state = states[row[0]]
-            record = record_of(state.name, row)
+            record = record_from_row(state.name, row)
             state.records[record.key] = record
         missing -= requested
         if missing:
@@ -150,10 +157,10 @@ class PostgresStore:
         for portfolio_id, name in requested | missing:
             states[portfolio_id].scopes_known.add(name)
         for row in scopes:
-            scope = scope_of(row)
+            scope = scope_from_row(row)
             states[row[0]].scopes[scope.name] = scope
 
-    def write(self, changes: Sequence[Changes], *, locked: bool) -> None:
+    def write(self, changes: Sequence[PortfolioChanges], *, locked: bool) -> None:
         """Write every table in one statement. With the lock, COMMIT in the same round trip."""
         connection = self._connection()
         if not changes:
@@ -211,7 +218,7 @@ def _pipeline(connection: psycopg.Connection[Any], parameters: Mapping[str, Any]
     return connection.pipeline() if size < _PIPELINE_CHARACTERS_MAX else nullcontext()
 
 
-def _write_parameters(changes: Sequence[Changes]) -> dict[str, Any]:
+def _write_parameters(changes: Sequence[PortfolioChanges]) -> dict[str, Any]:
     rows: dict[str, list[str]] = {name: [] for name in (*sql.PARTS, "heads")}
     for change in sorted(changes, key=lambda change: change.portfolio_id):
         # A decision's canonical text begins with the portfolio's name, its row with the portfolio's id.

@@ -28,12 +28,12 @@ from ledger_sizer.storage.write_store import (
     DECISION_COLUMNS,
     POSITION_COLUMNS,
     SCOPE_COLUMNS,
-    Changes,
     FenceLost,
+    PortfolioChanges,
     PortfolioNeed,
-    position_of,
-    record_of,
-    scope_of,
+    position_from_row,
+    record_from_row,
+    scope_from_row,
 )
 
 _POSITIONS = f"SELECT {', '.join(POSITION_COLUMNS)} FROM positions WHERE portfolio_id = ?"
@@ -118,18 +118,18 @@ class SqliteStore:
             rows += execute(_BY_ORIGIN, (portfolio, json.dumps(list(need.origins)))).fetchall()
         scopes = set(need.scopes)
         for row in rows:
-            position = position_of(state.name, row)
+            position = position_from_row(state.name, row)
             state.add_position(position)
             scopes.update(position.tags.scopes)
         for row in execute(_BY_KEY, (portfolio, json.dumps(list(need.keys)))):
-            record = record_of(state.name, row)
+            record = record_from_row(state.name, row)
             state.records[record.key] = record
         for row in execute(_SCOPES, (portfolio, json.dumps(list(scopes)))):
-            scope = scope_of(row)
+            scope = scope_from_row(row)
             state.scopes[scope.name] = scope
         state.scopes_known = scopes
 
-    def write(self, changes: Sequence[Changes], *, locked: bool) -> None:
+    def write(self, changes: Sequence[PortfolioChanges], *, locked: bool) -> None:
         """Store the changes and commit. Without the lock, use one statement where that is faster."""
         connection = self._connection()
         if not locked and fits_batch_statement(changes):

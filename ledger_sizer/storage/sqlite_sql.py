@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, Changes
+from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, PortfolioChanges
 
 HEAD_MOVED = "the chain moved on"
 
@@ -86,13 +86,13 @@ def create_batch_view(connection: sqlite3.Connection) -> None:
         )
 
 
-def fits_batch_statement(changes: Sequence[Changes]) -> bool:
+def fits_batch_statement(changes: Sequence[PortfolioChanges]) -> bool:
     """Whether one batch statement can store these changes, faster than plain statements."""
     rows = sum(1 + len(change.decisions) + len(change.counter_changes) for change in changes)
     return _ROWS_MIN <= rows <= _ROWS_MAX and not any(change.new_scopes or change.scope_changes for change in changes)
 
 
-def batch_statement(changes: Sequence[Changes]) -> tuple[str, list[Any]]:
+def batch_statement(changes: Sequence[PortfolioChanges]) -> tuple[str, list[Any]]:
     """Return the one statement that stores these changes, with its values. Fails when a chain's head has moved."""
     values: list[Any] = []
     rows = 0
@@ -106,7 +106,7 @@ def batch_statement(changes: Sequence[Changes]) -> tuple[str, list[Any]]:
     return _batch_insert(size), values
 
 
-def _view_rows(change: Changes) -> Iterator[list[Any]]:
+def _view_rows(change: PortfolioChanges) -> Iterator[list[Any]]:
     portfolio = change.portfolio_id
     # The head first: if it has moved, nothing else is written.
     yield [_HEAD, *_head_values(change)]
@@ -122,11 +122,11 @@ def _view_rows(change: Changes) -> Iterator[list[Any]]:
     assert next(positions, None) is None, "every position that moved has a decision that moved it"
 
 
-def _head_values(change: Changes) -> tuple[Any, ...]:
+def _head_values(change: PortfolioChanges) -> tuple[Any, ...]:
     return change.last_seq, change.last_hash, change.last_us, change.portfolio_id, change.previous_hash
 
 
-def execute_statements(connection: sqlite3.Connection, change: Changes) -> None:
+def execute_statements(connection: sqlite3.Connection, change: PortfolioChanges) -> None:
     """Store one portfolio's changes in the open transaction. Raises `sqlite3.IntegrityError` if its head has moved."""
     if connection.execute(_UPDATE_HEAD, _head_values(change)).rowcount == 0:
         raise sqlite3.IntegrityError(HEAD_MOVED)

@@ -56,7 +56,7 @@ Row = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Changes:
+class PortfolioChanges:
     """What a batch changes in one portfolio, as rows to be stored (see `position_row`, `scope_change_row`).
 
     previous_hash: the chain's head when the batch was decided. decisions: each with its canonical text. new_scopes:
@@ -78,7 +78,7 @@ class Changes:
     scope_changes: Sequence[Row]
 
 
-def changes_of(state: PortfolioState) -> Changes:
+def changes_of(state: PortfolioState) -> PortfolioChanges:
     """Collect the changes of a decided batch. Call it before `PortfolioState.begin_next_batch`, which forgets them."""
     new_positions: list[Row] = []
     changed_positions: list[Row] = []
@@ -92,7 +92,7 @@ def changes_of(state: PortfolioState) -> Changes:
         scope = state.scopes[name]
         changed = scope_changes if name in state.administered else counter_changes
         (new_scopes if scope.stored is None else changed).append(scope_change_row(state.id, scope))
-    return Changes(
+    return PortfolioChanges(
         state.id, state.name, state.loaded_hash, state.last_seq, state.last_hash, state.last_us,
         tuple(state.new_decisions), new_positions, changed_positions, new_scopes, counter_changes, scope_changes,
     )  # fmt: skip
@@ -118,7 +118,7 @@ class WriteStore(Protocol):
         clock where several hosts share one. Raises `FenceLost` if a group's lease is not the present one any more.
         """
 
-    def write(self, changes: Sequence[Changes], *, locked: bool) -> None:
+    def write(self, changes: Sequence[PortfolioChanges], *, locked: bool) -> None:
         """Store the changes and commit. If it raises, the outcome may be unknown."""
 
     def rollback(self) -> None:
@@ -163,7 +163,7 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
     return needs
 
 
-def position_of(portfolio: str, row: Sequence[Any]) -> Position:
+def position_from_row(portfolio: str, row: Sequence[Any]) -> Position:
     """Build a position from its columns in table order."""
     (_, number, state, tags, held_e8, open_e8, quantity, price, legs, expires, opened, updated, seq, origin) = row
     return Position(
@@ -184,7 +184,7 @@ def position_row(portfolio_id: int, position: Position) -> Row:
     )  # fmt: skip
 
 
-def scope_of(row: Sequence[Any]) -> ScopeState:
+def scope_from_row(row: Sequence[Any]) -> ScopeState:
     """Build a scope from its columns in table order."""
     _, name, cap_e8, held_e8, open_e8, _, status, frozen, fresh_until_us = row
     return ScopeState(name, cap_e8, held_e8, open_e8, status, bool(frozen), fresh_until_us, (held_e8, open_e8))
@@ -202,6 +202,6 @@ def scope_change_row(portfolio_id: int, scope: ScopeState) -> Row:
     )  # fmt: skip
 
 
-def record_of(portfolio: str, row: Sequence[Any]) -> DecisionRecord:
+def record_from_row(portfolio: str, row: Sequence[Any]) -> DecisionRecord:
     """Build a decision's record from its columns in table order."""
     return DecisionRecord(portfolio, *row[1:])

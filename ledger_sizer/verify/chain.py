@@ -33,7 +33,7 @@ from ledger_sizer.storage.tables import (
     PositionRow,
     ScopeRow,
 )
-from ledger_sizer.verify.positions import UNREADABLE, PositionCheck, find_wrong_type
+from ledger_sizer.verify.positions import READ_ERRORS, PositionCheck, find_wrong_type
 from ledger_sizer.verify.scopes import ScopeCheck
 
 Progress = Callable[[int, int], None]
@@ -232,7 +232,7 @@ class _PortfolioCheck:
                 found = self._connection.execute(query).scalar()
             else:
                 found = self._files.records(self._head.name, manifest)[seq - manifest.from_seq].hash
-        except (ArchiveDamaged, *UNREADABLE) as error:
+        except (ArchiveDamaged, *READ_ERRORS) as error:
             self._report(seq, f"the trusted head at {seq} cannot be looked up: {error}")
             return
         if found != trusted:
@@ -249,7 +249,7 @@ class _PortfolioCheck:
                 if record.seq > self._since:
                     self._check_link(record)
                     self._positions.add_archived(record, position)
-        except (ArchiveDamaged, *UNREADABLE) as error:
+        except (ArchiveDamaged, *READ_ERRORS) as error:
             self._report(
                 max(self._expected, manifest.from_seq), f"decisions {manifest.from_seq} to {manifest.to_seq}: {error}"
             )

@@ -22,7 +22,7 @@ from ledger_sizer.verify.position_fold import FoldedPosition, fold_position
 Report = Callable[[int | None, str], None]
 """Called with each finding: the seq of the first decision concerned, None if there is none, and what is wrong."""
 
-UNREADABLE = (
+READ_ERRORS = (
     ValueError, TypeError, KeyError, AttributeError, ArithmeticError, IndexError, RecursionError, LedgerError
 )  # fmt: skip
 """Errors that reading an edited row may raise."""
@@ -109,7 +109,7 @@ class PositionCheck:
             return None
         try:
             self._folded[number] = fold_position(before, record)
-        except UNREADABLE as error:
+        except READ_ERRORS as error:
             seq = record[_SEQ]
             self._report(seq, f"decision {seq} about position {self._name_of(number)} cannot be read: {error!r}")
             self._folded[number] = None
@@ -172,7 +172,7 @@ class PositionCheck:
         for tags, *half_sums in self._connection.execute(query):
             try:
                 scopes, sums = stored_tags(tags).scopes, (_join_halves(*half_sums[:2]), _join_halves(*half_sums[2:]))
-            except UNREADABLE:
+            except READ_ERRORS:
                 self._report(None, f"positions with the tags {tags!r:.100} cannot be summed")
                 continue
             for scope in scopes:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, select
 from ledger_sizer.model.decisions import DecisionRecord, Fields
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.storage.tables import ScopeRow
-from ledger_sizer.verify.positions import UNREADABLE, Report, find_wrong_type
+from ledger_sizer.verify.positions import READ_ERRORS, Report, find_wrong_type
 
 _SCOPES: Any = ScopeRow.__table__
 _SEQ = DecisionRecord._fields.index("seq")
@@ -56,7 +56,7 @@ class ScopeCheck:
                 self._expected[name] = seen
             if "after" in trace:
                 self._expected[str(trace["after"][0])] = _values_in_trace(trace["after"])
-        except UNREADABLE as error:
+        except READ_ERRORS as error:
             self._report(seq, f"the trace of decision {seq} cannot be read: {error!r}")
 
     def _initial(self, name: str, seen: _Values) -> _Values:

@@ -23,7 +23,7 @@ from ledger_sizer.model.overview import (
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
-from ledger_sizer.storage.write_store import position_of, record_of, scope_of
+from ledger_sizer.storage.write_store import position_from_row, record_from_row, scope_from_row
 from ledger_sizer.views.exposure_series import BlockExtremes, read_exposure_line
 from ledger_sizer.views.queries import cursor_numbers, scope_exposure
 
@@ -125,7 +125,7 @@ def _scopes(connection: Connection, portfolio_id: int) -> tuple[tuple[ScopeExpos
 
 
 def _scope(row: Sequence[Any]) -> ScopeExposure:
-    return scope_exposure(scope_of(row))
+    return scope_exposure(scope_from_row(row))
 
 
 def _held_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Position]:
@@ -136,7 +136,7 @@ def _held_page(connection: Connection, portfolio_row: Any, request: OverviewQuer
         )
     query = query.order_by(PositionRow.expires_us, PositionRow.number)
     rows = connection.execute(query.limit(request.rows + 1)).all()
-    items = tuple(position_of(portfolio_row.name, row) for row in rows[: request.rows])
+    items = tuple(position_from_row(portfolio_row.name, row) for row in rows[: request.rows])
     return Page(items, f"{items[-1].expires_us}:{items[-1].number}" if len(rows) > request.rows else None)
 
 
@@ -145,7 +145,7 @@ def _open_page(connection: Connection, portfolio_row: Any, request: OverviewQuer
     if request.open_cursor is not None:
         query = query.where(PositionRow.number < _parse_cursor(request.open_cursor, 1, "open")[0])
     rows = connection.execute(query.order_by(PositionRow.number.desc()).limit(request.rows + 1)).all()
-    items = tuple(position_of(portfolio_row.name, row) for row in rows[: request.rows])
+    items = tuple(position_from_row(portfolio_row.name, row) for row in rows[: request.rows])
     return Page(items, str(items[-1].number) if len(rows) > request.rows else None)
 
 
@@ -154,7 +154,7 @@ def _decision_page(connection: Connection, portfolio_row: Any, request: Overview
     if request.decisions_cursor is not None:
         query = query.where(DecisionRow.seq < _parse_cursor(request.decisions_cursor, 1, "decisions")[0])
     rows = connection.execute(query.order_by(DecisionRow.seq.desc()).limit(request.rows + 1)).all()
-    items = tuple(record_of(portfolio_row.name, row).decision() for row in rows[: request.rows])
+    items = tuple(record_from_row(portfolio_row.name, row).decision() for row in rows[: request.rows])
     return Page(items, str(items[-1].seq) if len(rows) > request.rows else None)
 
 

@@ -32,7 +32,7 @@ from ledger_sizer.model.units import E8_MAX, usd
 from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage.database import read_transaction, tag_value
 from ledger_sizer.storage.tables import PortfolioRow, PositionRow, ScopeRow
-from ledger_sizer.storage.write_store import position_of, scope_of
+from ledger_sizer.storage.write_store import position_from_row, scope_from_row
 
 LIMIT_MAX = 1000
 BLOCK_RECORDS = 2000
@@ -88,7 +88,7 @@ class Queries:
             rows = connection.execute(query).all()
         if not rows:
             raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
-        scopes = [scope_of(row[1:]) for row in rows]
+        scopes = [scope_from_row(row[1:]) for row in rows]
         return Exposure(portfolio, rows[0][0], tuple(scope_exposure(scope) for scope in scopes))
 
     def position(self, position_id: str) -> Position:
@@ -101,7 +101,7 @@ class Queries:
                 row = self._archived_position(connection, portfolio, number)
         if row is None:
             raise NotFound(f"no position {position_id!r}")
-        return position_of(portfolio, row)
+        return position_from_row(portfolio, row)
 
     def _archived_position(self, connection: Connection, portfolio: str, number: int) -> Sequence[Any] | None:
         owner = connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
@@ -141,7 +141,7 @@ class Queries:
                 self._require(connection, portfolio)
             rows = [row for one in queries for row in connection.execute(one)]
         rows.sort(key=lambda row: (row.portfolio_id, row.number))
-        items = tuple(position_of(row[0], row[1:]) for row in rows[:limit])
+        items = tuple(position_from_row(row[0], row[1:]) for row in rows[:limit])
         return Page(items, f"{rows[limit - 1][1]}:{items[-1].number}" if len(rows) > limit else None)
 
     def history(
@@ -206,7 +206,7 @@ class Queries:
             return decision
         return self.decision(portfolio, reference)
 
-    def state_for(self, command: Reserve, now_us: int | None, new_cap_e8: int) -> tuple[PortfolioState, int]:
+    def dry_run_state(self, command: Reserve, now_us: int | None, new_cap_e8: int) -> tuple[PortfolioState, int]:
         """Load, without a lock, the state that a reservation would be decided against now (for a dry run)."""
         now_us = time.time_ns() // 1000 if now_us is None else now_us
         with read_transaction(self._engine) as connection:
@@ -220,10 +220,10 @@ class Queries:
             query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
             wanted = set(tags_of(command.tags).scopes)
             for row in connection.execute(query):
-                state.add_position(position_of(found.name, row))
+                state.add_position(position_from_row(found.name, row))
                 wanted.update(state.positions[row.number].tags.scopes)
             scopes = select(*_SCOPES.columns).where(ScopeRow.portfolio_id == found.id, ScopeRow.scope.in_(wanted))
-            state.scopes = {row.scope: scope_of(row) for row in connection.execute(scopes)}
+            state.scopes = {row.scope: scope_from_row(row) for row in connection.execute(scopes)}
             return state, now_us
 
     def require(self, portfolio: str) -> str:

@@ -18,7 +18,7 @@ from ledger_sizer.model.overview import (
 )
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.wire.responses import (
-    UNREADABLE,
+    FORM_ERRORS,
     Json,
     decision_from_json,
     decision_to_json,
@@ -55,7 +55,7 @@ def overview_from_json(form: Mapping[str, Any]) -> Overview:
             portfolios=page_from_json(form["portfolios"], _portfolio_from_json),
             detail=None if form["detail"] is None else _detail_from_json(form["detail"]),
         )
-    except UNREADABLE as error:
+    except FORM_ERRORS as error:
         raise unreadable_form("overview", error) from None
 
 

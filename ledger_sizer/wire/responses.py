@@ -116,7 +116,7 @@ def decision_from_json(form: Mapping[str, Any]) -> Decision:
             hash=form["hash"] or "",
         )
         return record.decision(replayed=form["replayed"])
-    except UNREADABLE as error:
+    except FORM_ERRORS as error:
         raise unreadable_form("decision", error) from None
 
 
@@ -186,7 +186,7 @@ def position_from_json(form: Mapping[str, Any]) -> Position:
             updated_seq=form["updated_seq"],
             origin=None if origin is None else split_position_id(origin)[1],
         )
-    except UNREADABLE as error:
+    except FORM_ERRORS as error:
         raise unreadable_form("position", error) from None
 
 
@@ -231,7 +231,7 @@ def exposure_from_json(form: Mapping[str, Any]) -> Exposure:
     """Convert the output of `exposure_to_json` back."""
     try:
         return Exposure(form["portfolio"], form["seq"], tuple(scope_from_json(row) for row in form["scopes"]))
-    except UNREADABLE as error:
+    except FORM_ERRORS as error:
         raise unreadable_form("exposure", error) from None
 
 
@@ -244,7 +244,7 @@ def heads_from_json(form: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
     """Convert the output of `heads_to_json` back."""
     try:
         found = {name: (head["seq"], head["hash"]) for name, head in form["heads"].items()}
-    except UNREADABLE as error:
+    except FORM_ERRORS as error:
         raise unreadable_form("list of chain heads", error) from None
     for seq, head in found.values():
         if not is_head(seq, head):
@@ -261,11 +261,11 @@ def page_from_json(form: Mapping[str, Any], item_from_json: Callable[[Mapping[st
     """Convert the output of `page_to_json` back."""
     try:
         return Page(tuple(item_from_json(item) for item in form["items"]), form["cursor"])
-    except UNREADABLE as error:
+    except FORM_ERRORS as error:
         raise unreadable_form("page", error) from None
 
 
-UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, InvalidOperation, LedgerError)
+FORM_ERRORS = (KeyError, TypeError, ValueError, AttributeError, InvalidOperation, LedgerError)
 """The exceptions that parsing a malformed form raises."""
 
 

@@ -121,7 +121,7 @@ def test_look_at_service_when_it_has_keys_then_the_key_comes_from_the_environmen
         local = CommandLine(capsys, database_url)("top", "--once").out
         figures = [line for line in local.splitlines() if "venue=bybit" in line]
         assert figures
-        assert all(line in shown.out for line in figures), "both faces show the same picture"
+        assert all(line in shown.out for line in figures), "both interfaces show the same picture"
 
 
 # Live, on a terminal.

@@ -12,22 +12,22 @@ import pytest
 from ledger_sizer import Denied, InvalidRequest, KeyReused, Leg, NotFound, WrongState
 from ledger_sizer.model.commands import COMMANDS
 from tests.support.clock import START, FakeClock
-from tests.support.interfaces import ASK, FACES, FILL, Face, Name, open_position, opened
+from tests.support.interfaces import ASK, FILL, INTERFACES, Interface, Name, open_position, opened
 
 pytestmark = pytest.mark.one_engine
 
 
-@pytest.fixture(params=FACES)
-async def ledger(request: pytest.FixtureRequest, database_url: str, clock: FakeClock) -> AsyncIterator[Face]:
+@pytest.fixture(params=INTERFACES)
+async def ledger(request: pytest.FixtureRequest, database_url: str, clock: FakeClock) -> AsyncIterator[Interface]:
     """The same ledger behind each interface, on each database."""
-    async with opened(request.param, database_url, clock) as face:
-        yield face
+    async with opened(request.param, database_url, clock) as interface:
+        yield interface
 
 
 # Verbs.
 
 
-async def test_reserve_when_there_is_room_then_the_grant_is_the_recorded_decision(ledger: Face) -> None:
+async def test_reserve_when_there_is_room_then_the_grant_is_the_recorded_decision(ledger: Interface) -> None:
     decision = await ledger.reserve(key="cycle-17/BTC", **ASK)
     assert (decision.granted, decision.budget, decision.quantity) == (True, Decimal(930), Decimal("0.018"))
     assert decision.position_id == "main-1"
@@ -35,7 +35,7 @@ async def test_reserve_when_there_is_room_then_the_grant_is_the_recorded_decisio
     assert decision == ledger.behind.decision(1), "request, trace and hash included"
 
 
-async def test_call_every_verb_when_it_fits_then_each_decision_equals_the_recorded_one(ledger: Face) -> None:
+async def test_call_every_verb_when_it_fits_then_each_decision_equals_the_recorded_one(ledger: Interface) -> None:
     legs = [
         Leg("bybit", "ETH", "spot", "buy", Decimal(1), Decimal(2_000)),
         Leg("okx", "ETH", "swap", "sell", Decimal(1)),
@@ -62,7 +62,7 @@ async def test_call_every_verb_when_it_fits_then_each_decision_equals_the_record
     assert ledger.behind.verify().ok
 
 
-async def test_reserve_when_denied_then_the_denial_is_a_decision_and_is_final(ledger: Face) -> None:
+async def test_reserve_when_denied_then_the_denial_is_a_decision_and_is_final(ledger: Interface) -> None:
     await ledger.set_cap(key="cap", cap=Decimal(0))
     denied = await ledger.reserve(key="a", **ASK)
     assert (denied.granted, denied.outcome, denied.reason) == (False, "denied", "cap_exceeded")
@@ -75,7 +75,7 @@ async def test_reserve_when_denied_then_the_denial_is_a_decision_and_is_final(le
     assert (again.outcome, again.replayed, again.record) == ("denied", True, denied.record)
 
 
-async def test_reserve_when_dry_run_then_it_answers_and_nothing_is_recorded(ledger: Face) -> None:
+async def test_reserve_when_dry_run_then_it_answers_and_nothing_is_recorded(ledger: Interface) -> None:
     await ledger.set_cap(key="cap", cap=Decimal(500))
     decision = await ledger.reserve(key="would I?", dry_run=True, **ASK)
     assert (decision.granted, decision.budget, decision.seq, decision.hash) == (True, Decimal(500), None, None)
@@ -86,7 +86,7 @@ async def test_reserve_when_dry_run_then_it_answers_and_nothing_is_recorded(ledg
 
 
 @pytest.mark.parametrize("key", ["ключ/☃/ö", "  blanks around  ", "~!@#$%^&*()/+=?", '"quoted\\"', "x" * 200])
-async def test_reserve_when_key_is_any_printable_text_then_it_is_kept_as_it_is(ledger: Face, key: str) -> None:
+async def test_reserve_when_key_is_any_printable_text_then_it_is_kept_as_it_is(ledger: Interface, key: str) -> None:
     decision = await ledger.reserve(key=key, **ASK)
     assert (decision.key, ledger.behind.decision(1).key) == (key, key)
     assert (await ledger.reserve(key=key, **ASK)).replayed
@@ -94,7 +94,9 @@ async def test_reserve_when_key_is_any_printable_text_then_it_is_kept_as_it_is(l
     assert (dry.key, dry.seq) == (key, None)
 
 
-async def test_confirm_when_hold_expired_then_the_fill_is_a_position_of_its_own(ledger: Face, clock: FakeClock) -> None:
+async def test_confirm_when_hold_expired_then_the_fill_is_a_position_of_its_own(
+    ledger: Interface, clock: FakeClock
+) -> None:
     granted = await ledger.reserve(key="a", **ASK)
     clock.advance(60)
     late = await ledger.confirm(key="a/fill", position_id=granted.position_id, **FILL)
@@ -107,7 +109,7 @@ async def test_confirm_when_hold_expired_then_the_fill_is_a_position_of_its_own(
 # Idempotency.
 
 
-async def test_send_when_key_comes_again_then_the_first_answer_is_replayed(ledger: Face) -> None:
+async def test_send_when_key_comes_again_then_the_first_answer_is_replayed(ledger: Interface) -> None:
     first = await ledger.reserve(key="a", **ASK)
     again = await ledger.reserve(key="a", **ASK)
     assert (first.replayed, again.replayed) == (False, True)
@@ -115,7 +117,7 @@ async def test_send_when_key_comes_again_then_the_first_answer_is_replayed(ledge
     assert ledger.behind.exposure().held == Decimal(930)
 
 
-async def test_send_when_key_comes_with_another_request_then_key_reused_is_raised(ledger: Face) -> None:
+async def test_send_when_key_comes_with_another_request_then_key_reused_is_raised(ledger: Interface) -> None:
     await ledger.reserve(key="a", **ASK)
     with pytest.raises(KeyReused) as raised:
         await ledger.reserve(key="a", **{**ASK, "signal_score": Decimal("0.8")})
@@ -137,14 +139,14 @@ async def test_send_when_key_comes_with_another_request_then_key_reused_is_raise
     ],
 )
 async def test_reserve_when_argument_is_wrong_then_the_error_names_it(
-    ledger: Face, wrong: dict[str, Any], field: str
+    ledger: Interface, wrong: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as raised:
         await ledger.reserve(key="a", **{**ASK, **wrong})
     assert raised.value.field == field
 
 
-async def test_ask_when_there_is_no_such_thing_then_not_found_is_raised(ledger: Face) -> None:
+async def test_ask_when_there_is_no_such_thing_then_not_found_is_raised(ledger: Interface) -> None:
     await ledger.reserve(key="a", **ASK)
     for question in (
         ledger.exposure("nobody"),
@@ -159,7 +161,9 @@ async def test_ask_when_there_is_no_such_thing_then_not_found_is_raised(ledger: 
             await question
 
 
-async def test_release_when_position_is_closed_then_wrong_state_is_raised_and_the_key_stays_free(ledger: Face) -> None:
+async def test_release_when_position_is_closed_then_wrong_state_is_raised_and_the_key_stays_free(
+    ledger: Interface,
+) -> None:
     position_id = await open_position(ledger)
     await ledger.release(key="exit", position_id=position_id)
     with pytest.raises(WrongState):
@@ -168,7 +172,7 @@ async def test_release_when_position_is_closed_then_wrong_state_is_raised_and_th
     assert reused.granted
 
 
-async def test_read_when_filter_is_wrong_then_the_error_names_it(ledger: Face) -> None:
+async def test_read_when_filter_is_wrong_then_the_error_names_it(ledger: Interface) -> None:
     await ledger.reserve(key="a", **ASK)
     for question, field in (
         (ledger.positions(limit=0), "limit"),
@@ -185,7 +189,7 @@ async def test_read_when_filter_is_wrong_then_the_error_names_it(ledger: Face) -
         assert raised.value.field == field
 
 
-async def test_read_when_a_filter_is_an_enum_member_then_its_text_is_looked_for(ledger: Face) -> None:
+async def test_read_when_a_filter_is_an_enum_member_then_its_text_is_looked_for(ledger: Interface) -> None:
     granted = await ledger.reserve(key="a", **ASK)
     (position,) = await ledger.positions(Name.MAIN, state=Name.HELD, tags={Name.VENUE: Name.BYBIT})
     assert position.position_id == granted.position_id
@@ -197,7 +201,7 @@ async def test_read_when_a_filter_is_an_enum_member_then_its_text_is_looked_for(
 # Holds.
 
 
-async def test_hold_when_confirmed_then_the_position_stays(ledger: Face) -> None:
+async def test_hold_when_confirmed_then_the_position_stays(ledger: Interface) -> None:
     async with ledger.hold(key="a", **ASK) as held:
         assert (held.raw.budget, held.raw.position_id) == (Decimal(930), "main-1")
         await held.confirm(**FILL)
@@ -205,14 +209,14 @@ async def test_hold_when_confirmed_then_the_position_stays(ledger: Face) -> None
     assert ledger.behind.decision(2).key == "a/confirm"
 
 
-async def test_hold_when_the_block_fails_then_it_is_released_and_the_exception_passes(ledger: Face) -> None:
+async def test_hold_when_the_block_fails_then_it_is_released_and_the_exception_passes(ledger: Interface) -> None:
     with pytest.raises(RuntimeError, match="no fill"):
         async with ledger.hold(key="a", **ASK):
             raise RuntimeError("no fill")
     assert ledger.behind.position("main-1").state == "released"
 
 
-async def test_hold_when_denied_then_denied_is_raised_and_the_block_never_runs(ledger: Face) -> None:
+async def test_hold_when_denied_then_denied_is_raised_and_the_block_never_runs(ledger: Interface) -> None:
     await ledger.set_cap(key="cap", cap=Decimal(5_000))
     await ledger.halt(key="halt")
     entered = False

@@ -29,24 +29,24 @@ from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.overview import OverviewQuery
 from tests.conftest import NewDatabase
 from tests.support.clock import START, FakeClock
-from tests.support.interfaces import ASK, FACES, FILL, TAGS, Face, open_position, opened
+from tests.support.interfaces import ASK, FILL, INTERFACES, TAGS, Interface, open_position, opened
 
 pytestmark = pytest.mark.one_engine
 
 READS = ("portfolios", "exposure", "position", "positions", "history", "decision", "explain")
 
 
-@pytest.fixture(params=FACES)
-async def ledger(request: pytest.FixtureRequest, database_url: str, clock: FakeClock) -> AsyncIterator[Face]:
+@pytest.fixture(params=INTERFACES)
+async def ledger(request: pytest.FixtureRequest, database_url: str, clock: FakeClock) -> AsyncIterator[Interface]:
     """The same ledger behind each interface, on each database."""
-    async with opened(request.param, database_url, clock) as face:
-        yield face
+    async with opened(request.param, database_url, clock) as interface:
+        yield interface
 
 
 # Many at once.
 
 
-async def test_submit_when_independent_then_each_has_its_own_answer_in_its_place(ledger: Face) -> None:
+async def test_submit_when_independent_then_each_has_its_own_answer_in_its_place(ledger: Interface) -> None:
     await ledger.set_cap(key="cap", cap=Decimal(970))
     results = await ledger.submit(
         [
@@ -66,17 +66,17 @@ async def test_submit_when_independent_then_each_has_its_own_answer_in_its_place
     assert not any(result.granted for result in results[1:5])
 
 
-async def test_submit_when_longer_than_one_call_then_all_are_answered_in_order(ledger: Face) -> None:
+async def test_submit_when_longer_than_one_call_then_all_are_answered_in_order(ledger: Interface) -> None:
     results = await ledger.submit([Reserve(key=f"k{number}", tags=TAGS) for number in range(1_203)])
     assert [result.key for result in results] == [f"k{number}" for number in range(1_203)]
     assert sum(result.granted for result in results) == 5
 
 
-async def test_submit_when_nothing_is_asked_then_nothing_is_answered(ledger: Face) -> None:
+async def test_submit_when_nothing_is_asked_then_nothing_is_answered(ledger: Interface) -> None:
     assert await ledger.submit([]) == []
 
 
-async def test_submit_when_atomic_and_all_fit_then_all_take_effect(ledger: Face) -> None:
+async def test_submit_when_atomic_and_all_fit_then_all_take_effect(ledger: Interface) -> None:
     group = [Reserve(key="a", **ASK), Reserve(key="b", portfolio="other", **ASK), SetCap(key="c", cap=Decimal(9_000))]
     results = await ledger.submit(group, atomic=True)
     assert [result.outcome for result in results] == ["granted", "granted", "applied"]
@@ -85,7 +85,7 @@ async def test_submit_when_atomic_and_all_fit_then_all_take_effect(ledger: Face)
     assert all(result.replayed for result in again)
 
 
-async def test_submit_when_atomic_and_one_is_denied_then_all_are(ledger: Face) -> None:
+async def test_submit_when_atomic_and_one_is_denied_then_all_are(ledger: Interface) -> None:
     await ledger.set_cap(key="cap", cap=Decimal(970))
     results = await ledger.submit([Reserve(key="a", **ASK), Reserve(key="b", **ASK)], atomic=True)
     assert [(result.outcome, result.reason) for result in results] == [
@@ -96,14 +96,14 @@ async def test_submit_when_atomic_and_one_is_denied_then_all_are(ledger: Face) -
     assert ledger.behind.exposure().held == 0
 
 
-async def test_submit_when_atomic_and_one_is_wrong_then_it_is_raised_and_nothing_recorded(ledger: Face) -> None:
+async def test_submit_when_atomic_and_one_is_wrong_then_it_is_raised_and_nothing_recorded(ledger: Interface) -> None:
     await ledger.set_cap(key="cap", cap=Decimal(1_000))
     with pytest.raises(NotFound):
         await ledger.submit([Reserve(key="a", **ASK), Release(key="b", position_id="main-99")], atomic=True)
     assert ledger.behind.exposure().seq == 1
 
 
-async def test_submit_when_given_something_else_then_invalid_request_is_raised(ledger: Face) -> None:
+async def test_submit_when_given_something_else_then_invalid_request_is_raised(ledger: Interface) -> None:
     with pytest.raises(InvalidRequest):
         await ledger.submit(["reserve"])
     with pytest.raises(InvalidRequest):
@@ -114,7 +114,7 @@ async def test_submit_when_given_something_else_then_invalid_request_is_raised(l
 
 
 async def test_read_when_things_happened_then_every_face_sees_what_the_ledger_holds(
-    ledger: Face, clock: FakeClock
+    ledger: Interface, clock: FakeClock
 ) -> None:
     await open_position(ledger)
     await ledger.set_cap(key="cap", scope="venue=bybit", cap=Decimal(1_000))
@@ -137,7 +137,7 @@ async def test_read_when_things_happened_then_every_face_sees_what_the_ledger_ho
     assert (await ledger.overview()).portfolios == behind.overview().portfolios
 
 
-async def test_page_when_listing_is_long_then_the_cursor_continues_it(ledger: Face) -> None:
+async def test_page_when_listing_is_long_then_the_cursor_continues_it(ledger: Interface) -> None:
     await ledger.submit([Reserve(key=f"k{number}", tags=TAGS) for number in range(7)])
     seen: list[Decision] = []
     cursor = None
@@ -153,7 +153,9 @@ async def test_page_when_listing_is_long_then_the_cursor_continues_it(ledger: Fa
     assert [*first, *rest] == list(ledger.behind.positions())
 
 
-async def test_filter_history_when_each_filter_is_used_then_it_means_the_same(ledger: Face, clock: FakeClock) -> None:
+async def test_filter_history_when_each_filter_is_used_then_it_means_the_same(
+    ledger: Interface, clock: FakeClock
+) -> None:
     await open_position(ledger)
     clock.advance(10)
     await ledger.reserve(key="b", tags={"symbol": "ETH", "strategy": "carry"}, min_notional_usd=Decimal(2_000))
@@ -175,7 +177,7 @@ async def test_filter_history_when_each_filter_is_used_then_it_means_the_same(le
 # All interfaces compared with each other.
 
 
-async def _scenario_results(ledger: Face, clock: FakeClock) -> list[Any]:
+async def _scenario_results(ledger: Interface, clock: FakeClock) -> list[Any]:
     """Run a short scenario and return the result of every call."""
     answers: list[Any] = [await ledger.set_cap(key="cap", cap=Decimal(1_500))]
     answers += await ledger.submit([Reserve(key=f"r{number}", **ASK) for number in range(3)])
@@ -195,9 +197,9 @@ async def test_play_when_only_the_face_differs_then_all_decisions_are_equal_hash
     new_database: NewDatabase, engine_kind: str
 ) -> None:
     played = []
-    for face in FACES:
+    for interface in INTERFACES:
         clock = FakeClock()
-        async with opened(face, new_database(engine_kind), clock) as ledger:
+        async with opened(interface, new_database(engine_kind), clock) as ledger:
             played.append(await _scenario_results(ledger, clock))
             assert ledger.behind.verify().ok
     embedded, client, async_client = played
@@ -205,15 +207,15 @@ async def test_play_when_only_the_face_differs_then_all_decisions_are_equal_hash
     assert any(isinstance(answer, Decision) and answer.hash for answer in embedded)
 
 
-@pytest.mark.parametrize("face", [LedgerClient, AsyncLedgerClient])
-def test_look_at_client_when_ledger_has_a_method_then_it_has_the_same_with_the_same_arguments(face: type) -> None:
+@pytest.mark.parametrize("interface", [LedgerClient, AsyncLedgerClient])
+def test_look_at_client_when_ledger_has_a_method_then_it_has_the_same_with_the_same_arguments(interface: type) -> None:
     for verb in COMMANDS:
-        ours, theirs = inspect.signature(getattr(face, verb)), inspect.signature(getattr(Ledger, verb))
+        ours, theirs = inspect.signature(getattr(interface, verb)), inspect.signature(getattr(Ledger, verb))
         assert ours == theirs
     for name in ("run", "submit", "hold", "close", *READS):
-        assert callable(getattr(face, name))
+        assert callable(getattr(interface, name))
         if name not in ("hold", "positions", "history"):  # the embedded ledger's pass keyword filters on
-            ours, theirs = inspect.signature(getattr(face, name)), inspect.signature(getattr(Ledger, name))
+            ours, theirs = inspect.signature(getattr(interface, name)), inspect.signature(getattr(Ledger, name))
             assert list(ours.parameters) == list(theirs.parameters), name
 
 

@@ -35,7 +35,7 @@ from tests.support.fault_proxy import (
     raw,
     reset_before,
 )
-from tests.support.interfaces import HURRIED, SETTINGS, Face
+from tests.support.interfaces import HURRIED, SETTINGS, Interface
 from tests.support.services import served
 
 TIMEOUT_SECONDS = 30.0
@@ -48,9 +48,9 @@ ONCE = Patience(attempts_max=1)
 class World:
     """A client, the proxy it talks to, the ledger of the service behind it, and the client's pauses (not slept)."""
 
-    def __init__(self, face: Face, proxy: FaultProxy, pauses: list[float]) -> None:
-        self.client = face
-        self.ledger = face.behind
+    def __init__(self, interface: Interface, proxy: FaultProxy, pauses: list[float]) -> None:
+        self.client = interface
+        self.ledger = interface.behind
         self.proxy = proxy
         self.pauses = pauses
         """The client's pauses before its retries, seconds."""
@@ -81,10 +81,10 @@ def world(request: pytest.FixtureRequest, new_database: NewDatabase) -> Open:
             service.ledger.set_cap(key="cap", cap=Decimal(5_000))
             if request.param == "client":
                 with LedgerClient(proxy.url, sleep=pauses.append, **common) as client:
-                    yield World(Face(request.param, client, service.ledger), proxy, pauses)
+                    yield World(Interface(request.param, client, service.ledger), proxy, pauses)
             else:
                 async with AsyncLedgerClient(proxy.url, sleep=sleep, **common) as client:
-                    yield World(Face(request.param, client, service.ledger), proxy, pauses)
+                    yield World(Interface(request.param, client, service.ledger), proxy, pauses)
 
     return open_world
 

@@ -223,7 +223,7 @@ def test_reserve_when_the_spot_fee_is_taken_in_base_then_what_is_left_covers_the
         assert (sold.quantity + D("0.001")) * 50_000 > D(balance) * (1 - D(fee)) - 1, "and no less than fits"
 
 
-# --- from the exchange, through every face -----------------------------------------------------------------------
+# --- from the exchange, through every interface -----------------------------------------------------------------------
 
 
 @pytest.fixture

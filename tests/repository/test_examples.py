@@ -62,14 +62,14 @@ def _reservations(ledger: Ledger) -> list[Decision]:
     return list(ledger.history(command="reserve", ascending=True, limit=1000))
 
 
-@pytest.mark.parametrize("face", ["embedded", "async_client"])
+@pytest.mark.parametrize("interface", ["embedded", "async_client"])
 async def test_trade_when_orders_fail_and_fill_partly_then_ledger_and_venue_agree(
-    example: Any, face: str, database_url: str
+    example: Any, interface: str, database_url: str
 ) -> None:
-    async with opened(face, database_url, None) as opened_face:
-        ledger = opened_face.behind
+    async with opened(interface, database_url, None) as opened_ledger:
+        ledger = opened_ledger.behind
         ledger.set_cap(key="cap", cap=Decimal(2_500))
-        bot = await _traded(_bot(example, opened_face.raw))
+        bot = await _traded(_bot(example, opened_ledger.raw))
         _require_counted(bot, ledger)
         happened = set(bot.events)
         assert happened >= {"entered", "left", "left partly", "order refused", "released unfilled", "reserve denied"}
@@ -81,8 +81,8 @@ async def test_trade_when_only_the_face_differs_then_the_same_capital_is_granted
     example: Any, new_database: NewDatabase
 ) -> None:
     granted = []
-    for face in ("embedded", "async_client"):
-        async with opened(face, new_database("sqlite"), None) as ledger:
+    for interface in ("embedded", "async_client"):
+        async with opened(interface, new_database("sqlite"), None) as ledger:
             bot = await _traded(_bot(example, ledger.raw))
             granted.append([(d.key, d.outcome, d.budget, d.quantity) for d in _reservations(ledger.behind)])
             granted.append(bot.events)

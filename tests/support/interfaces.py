@@ -1,4 +1,4 @@
-"""One way to talk to every face of the ledger: whatever it returns is awaited, so one test fits all three."""
+"""One way to talk to every interface of the ledger: whatever it returns is awaited, so one test fits all three."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, Led
 from ledger_sizer.client import AsyncLedgerClient, LedgerClient, Patience
 from tests.support.services import served
 
-FACES = ("embedded", "client", "async_client")
+INTERFACES = ("embedded", "client", "async_client")
 HURRIED = Patience(attempts_max=4, give_up_seconds=5, pause_seconds=0.01, pause_seconds_max=0.05)
 
 SETTINGS = AppSettings(sizing=DynamicSizingSettings(enabled=True))
@@ -36,8 +36,8 @@ ASK: dict[str, Any] = {
 FILL: dict[str, Any] = {"quantity": Decimal("0.018"), "price": Decimal("50100.5"), "spot_price": Decimal(50_090)}
 
 
-class Face:
-    """A ledger behind any face. Every method of it is awaitable here."""
+class Interface:
+    """A ledger behind any interface. Every method of it is awaitable here."""
 
     def __init__(self, kind: str, ledger: Ledger | LedgerClient | AsyncLedgerClient, behind: Ledger) -> None:
         self.kind = kind
@@ -59,31 +59,31 @@ class Face:
         """`hold`, with the awaitable methods of whatever it gives."""
         if isinstance(self.raw, AsyncLedgerClient):
             async with self.raw.hold(**request) as held:
-                yield Face(self.kind, held, self.behind)  # type: ignore[arg-type]
+                yield Interface(self.kind, held, self.behind)  # type: ignore[arg-type]
         else:
             with self.raw.hold(**request) as held:
-                yield Face(self.kind, held, self.behind)  # type: ignore[arg-type]
+                yield Interface(self.kind, held, self.behind)  # type: ignore[arg-type]
 
 
 @asynccontextmanager
 async def opened(
     kind: str, database_url: str, clock: Callable[[], datetime] | None, settings: AppSettings = SETTINGS
-) -> AsyncIterator[Face]:
-    """Open a ledger with one of the `FACES`."""
+) -> AsyncIterator[Interface]:
+    """Open a ledger with one of the `INTERFACES`."""
     if kind == "embedded":
         with Ledger.open(database_url, settings=settings, clock=clock) as ledger:
-            yield Face(kind, ledger, ledger)
+            yield Interface(kind, ledger, ledger)
         return
     with served(database_url, settings=settings, clock=clock) as service:
         if kind == "client":
             with LedgerClient(service.url, patience=HURRIED) as client:
-                yield Face(kind, client, service.ledger)
+                yield Interface(kind, client, service.ledger)
         else:
             async with AsyncLedgerClient(service.url, patience=HURRIED) as client:
-                yield Face(kind, client, service.ledger)
+                yield Interface(kind, client, service.ledger)
 
 
-async def open_position(ledger: Face, key: str = "a") -> str:
+async def open_position(ledger: Interface, key: str = "a") -> str:
     """Reserve and confirm; the position's name."""
     granted = await ledger.reserve(key=key, **ASK)
     await ledger.confirm(key=f"{key}/fill", position_id=granted.position_id, **FILL)

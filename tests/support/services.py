@@ -20,7 +20,7 @@ import httpx
 
 from ledger_sizer import AppSettings, Ledger, LedgerSettings, ServiceSettings
 from ledger_sizer.api import create_app
-from ledger_sizer.api.server import Server, address_of, listen, make_server
+from ledger_sizer.api.server import Server, listen, make_server, url_of
 from ledger_sizer.service.api_keys import KeyRing
 from ledger_sizer.service.bootstrap import Components, running_components
 from ledger_sizer.service.metrics import Metrics
@@ -86,7 +86,7 @@ def serving(
             tracing=parts.tracing,
         )
         with _in_a_thread(app, chosen.service, listening) as server:
-            service = Running(address_of(listening), app, parts, server)
+            service = Running(url_of(listening), app, parts, server)
             try:
                 yield service
             finally:
@@ -121,7 +121,7 @@ def served(
         metrics.watch(ledger, reads)
         app = create_app(ledger, settings.service, reads_engine=reads, keys=keys, metrics=metrics)
         with listen(settings.service) as listening, _in_a_thread(app, settings.service, listening):
-            yield Served(address_of(listening), ledger)
+            yield Served(url_of(listening), ledger)
         reads.dispose()
 
 

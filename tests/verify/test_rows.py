@@ -10,7 +10,7 @@ import pytest
 
 from ledger_sizer import Ledger, Reserve
 from ledger_sizer.model.decisions import GENESIS_HASH, canonical_text, chain_hash
-from ledger_sizer.storage.write_store import DECISION_COLUMNS, record_of
+from ledger_sizer.storage.write_store import DECISION_COLUMNS, record_from_row
 from tests.support.ledgers import Intruder
 from tests.verify.test_edits import Scene
 
@@ -54,7 +54,7 @@ def rewrite_chain(scene: Scene, since: int) -> str:
     before = decision_rows(scene, since - 1)
     previous = before[0][-1] if since > 1 else GENESIS_HASH
     for row in decision_rows(scene, since):
-        previous = chain_hash(previous, canonical_text(record_of("main", row)))
+        previous = chain_hash(previous, canonical_text(record_from_row("main", row)))
         scene.intruder.run(
             "UPDATE decisions SET hash = :hash WHERE portfolio_id = 1 AND seq = :seq", hash=previous, seq=row[1]
         )
@@ -97,7 +97,7 @@ def test_verify_when_a_decision_was_forged_at_the_end_then_the_head_tells(scene:
     last = last_seq(scene)
     row = dict(zip(DECISION_COLUMNS, decision_rows(scene, last)[0], strict=True))
     forged = row | {"seq": last + 1, "key": "forged", "outcome": "granted", "reason": None}
-    text = canonical_text(record_of("main", list(forged.values())))
+    text = canonical_text(record_from_row("main", list(forged.values())))
     insert_decision(scene, forged | {"hash": chain_hash(row["hash"], text)})
     found = [(at, what) for at, what in findings(scene) if "head says" in what]
     assert [at for at, _ in found] == [last + 1], "its own hash is right; the head does not know it"
