@@ -21,6 +21,7 @@ from tests.conftest import NewDatabase
 from tests.support.services import serving
 
 EXAMPLES = 10
+SECONDS_MAX = 400
 
 CONFIG = """
 [checks.positive_data_acceptance]
@@ -51,8 +52,13 @@ def wrong_batches_say_so(context, response, case):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(SECONDS_MAX + 60)
 @pytest.mark.parametrize(
-    ("kind", "phases"), [("sqlite", "examples,coverage,fuzzing,stateful"), ("postgresql", "examples,fuzzing,stateful")]
+    ("kind", "phases"),
+    [
+        ("sqlite", "examples,coverage,fuzzing,stateful"),
+        pytest.param("postgresql", "examples,fuzzing,stateful", marks=pytest.mark.extended),
+    ],
 )
 def test_call_every_operation_when_schemathesis_makes_the_requests_then_no_check_fails(
     kind: str, phases: str, new_database: NewDatabase, tmp_path: Path
@@ -79,7 +85,7 @@ def test_call_every_operation_when_schemathesis_makes_the_requests_then_no_check
             capture_output=True,
             check=False,
             text=True,
-            timeout=100,
+            timeout=SECONDS_MAX,
         )
         assert ran.returncode == 0, ran.stdout[-9000:] + ran.stderr[-2000:]
         counted = service.parts.metrics.requests.collect()[0].samples

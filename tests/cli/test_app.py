@@ -76,7 +76,11 @@ def _examples(help_text: str) -> list[str]:
 ENDLESS = "ledger-sizer serve"
 """Runs until it is stopped; tests/api/test_outage.py starts and stops it."""
 EXAMPLES = [
-    example for command in LEAVES.values() for example in _examples(command.epilog) if not example.startswith(ENDLESS)
+    # A demonstration takes 15 seconds; tests/demo runs one too.
+    pytest.param(example, marks=[pytest.mark.extended] if example.startswith("ledger-sizer demo") else [])
+    for command in LEAVES.values()
+    for example in _examples(command.epilog)
+    if not example.startswith(ENDLESS)
 ]
 
 
@@ -133,13 +137,17 @@ def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, tm
     return url
 
 
-@pytest.fixture
-def _account(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An exchange account for the commands that ask one, at a paper venue."""
+@pytest.fixture(scope="module")
+def paper() -> Iterator[PaperServer]:
     with PaperServer() as server:
-        for name, value in {"API_KEY": DEFAULT_KEY, "API_SECRET": DEFAULT_SECRET, "BASE_URL": server.url}.items():
-            monkeypatch.setenv(f"EXCHANGE_{name}", value)
-        yield
+        yield server
+
+
+@pytest.fixture
+def _account(paper: PaperServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exchange account for the commands that ask one, at a paper venue."""
+    for name, value in {"API_KEY": DEFAULT_KEY, "API_SECRET": DEFAULT_SECRET, "BASE_URL": paper.url}.items():
+        monkeypatch.setenv(f"EXCHANGE_{name}", value)
 
 
 @pytest.mark.usefixtures("_account")

@@ -22,6 +22,7 @@ SECONDS_MAX = 240
 """The test takes 40 s, mostly waiting; this leaves time for a busy machine."""
 
 
+@pytest.mark.extended
 @pytest.mark.timeout(SECONDS_MAX + 60)
 def test_meddle_when_every_turn_was_taken_then_each_kind_of_drift_was_found_and_cleared(tmp_path: Path) -> None:
     with running_venue(tmp_path) as venue_url:

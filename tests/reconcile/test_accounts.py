@@ -13,6 +13,8 @@ from tests.support.accounts import PERP, Desk, WrittenAccount, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import assert_verified, figures
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 
 

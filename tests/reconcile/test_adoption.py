@@ -13,6 +13,8 @@ from tests.support.accounts import PERP, Desk, WrittenAccount, long, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import BTC_PRICE, TAGS, assert_verified, figures, position_of, reserve_btc
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 
 

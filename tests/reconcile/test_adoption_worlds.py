@@ -15,6 +15,8 @@ from tests.support.accounts import Desk, long, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import assert_verified
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 PRICES = {"BTC": D(100), "ETH": D(10)}
 SAVINGS = D(10)

@@ -12,6 +12,8 @@ from tests.support.accounts import PERP, Desk, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, reserve_btc
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 ETH_SPOT = InstrumentInfo("ETH/USDT", D("0.001"), D(100), D("0.001"))
 ETH_PERP = InstrumentInfo("ETH/USDT:USDT", D("0.001"), D(100), D("0.001"))

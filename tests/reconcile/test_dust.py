@@ -19,6 +19,8 @@ from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, reserve_btc
 from tests.support.paper_clients import account_at
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 SPOT = "BTC/USDT"
 VENUES = ("bybit", "binance", "okx")

@@ -13,6 +13,8 @@ from tests.support.accounts import PERP, Desk, OpenDesk, WrittenAccount, adopt, 
 from tests.support.clock import FakeClock
 from tests.support.ledgers import BTC_PRICE, TAGS, figures, position_of, reserve_btc
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 ETH_PERP = "ETH/USDT:USDT"
 ETH = {

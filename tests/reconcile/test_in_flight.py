@@ -13,6 +13,8 @@ from tests.support.accounts import PERP, Desk, OpenDesk, WrittenAccount, balance
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, figures, position_of, reserve_btc
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 
 

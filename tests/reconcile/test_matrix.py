@@ -17,6 +17,8 @@ from tests.support.clock import FakeClock
 from tests.support.databases import ENGINE_KINDS
 from tests.support.ledgers import TAGS, assert_verified, figures, reserve_btc
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 Arrange = Callable[[Desk], Any]
 

@@ -14,6 +14,8 @@ from tests.support.accounts import PERP, Desk, WrittenAccount, long, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, position_of, reserve_btc
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 
 

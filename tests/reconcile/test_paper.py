@@ -18,6 +18,8 @@ from tests.support.clock import FakeClock
 from tests.support.ledgers import BTC_PERP, BTC_SPOT, assert_verified, figures
 from tests.support.paper_clients import unthrottled
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 VENUES = ("bybit", "binance", "okx")
 

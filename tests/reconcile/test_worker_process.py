@@ -35,6 +35,8 @@ from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, figures
 from tests.support.services import eventually
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 ASKED = InspectionRequest("main", "demand", 7)
 HUSH = "hush-hush"
