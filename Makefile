@@ -3,7 +3,8 @@
 VENV         ?= .venv
 BIN          := $(VENV)/bin
 READY        := $(VENV)/.ready
-TEST_WORKERS ?= 2
+# Twice the cores of a small machine: half of the tests' time is waiting.
+TEST_WORKERS ?= 4
 REPLAY_FOLDER  := .replay
 ARGS         ?=
 

@@ -12,6 +12,8 @@ from ledger_sizer import InvalidRequest, Ledger, Leg, NotFound
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, opened, position_of
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 Mode = Literal["halted", "reducing"]
 SCOPES = ["portfolio", "venue=bybit", "symbol=BTC"]

@@ -51,7 +51,7 @@ def check_said(ledger: Ledger, said: list[Line]) -> None:
     assert ledger.verify().findings == ()
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(more, marks=pytest.mark.extended) for more in (1, 2))])
 def test_kill_when_processes_are_writing_then_no_acknowledged_decision_is_lost(database_url: str, seed: int) -> None:
     chance = random.Random(seed)
     said: list[Line] = []

@@ -14,6 +14,8 @@ from ledger_sizer.model.domain import DENIAL_REASONS
 from tests.support.clock import FakeClock
 from tests.support.ledgers import BTC_SPOT, TAGS, assert_verified, figures, opened
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 BIG_PERP = InstrumentInfo("BTC/USDT:USDT", D(1), D(50), D("0.001"))  # the smallest order costs 50,000 USD
 

@@ -15,6 +15,8 @@ from ledger_sizer.model.commands import AnyCommand
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, opened, position_of
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 
 

@@ -12,6 +12,8 @@ from ledger_sizer import Decision, InvalidRequest, Ledger, Leg, NotFound, WrongS
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, dynamic_settings, figures, opened, position_of, reserve_btc
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 SCOPES = ("portfolio", "venue=bybit", "symbol=BTC", "strategy=funding")
 

@@ -31,6 +31,8 @@ from tests.support.ledgers import (
     reserve_btc,
 )
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 BIG_PERP = InstrumentInfo("BTC/USDT:USDT", D(1), D(50), D("0.001"))  # the smallest order costs 50,000 USD
 

@@ -12,6 +12,8 @@ from ledger_sizer import Ledger, NotFound
 from tests.support.clock import START, FakeClock
 from tests.support.ledgers import TAGS, assert_verified, opened, position_of
 
+pytestmark = pytest.mark.one_engine
+
 D = Decimal
 SCOPES = ["portfolio", "venue=bybit"]
 

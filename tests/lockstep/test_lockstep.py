@@ -35,7 +35,6 @@ from tests.support.clock import FakeClock
 from tests.support.databases import ENGINE_KINDS
 
 EXAMPLES = int(os.environ.get("LOCKSTEP_EXAMPLES", "0"))
-EXAMPLES_BY_DEFAULT = 40
 STEPS = 30
 LIFE = {"confirm": ("held", "expired"), "release": ("held", "open"), "extend": ("held",)}
 RUNS = count()
@@ -334,15 +333,16 @@ def _plain(given: Given) -> object:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if EXAMPLES else 120)
+@pytest.mark.timeout(0 if EXAMPLES else 1200)
+@pytest.mark.parametrize("examples", [EXAMPLES] if EXAMPLES else [25, pytest.param(100, marks=pytest.mark.extended)])
 def test_send_commands_when_model_and_both_databases_run_in_lockstep_then_answers_are_equal(
-    new_database: NewDatabase,
+    examples: int, new_database: NewDatabase
 ) -> None:
     urls = {kind: new_database(kind) for kind in ENGINE_KINDS}
     run_state_machine_as_test(
         lambda: Lockstep(urls),  # type: ignore[arg-type]
         settings=settings(
-            max_examples=EXAMPLES or EXAMPLES_BY_DEFAULT,
+            max_examples=examples,
             stateful_step_count=STEPS,
             deadline=None,
             derandomize=not EXAMPLES,

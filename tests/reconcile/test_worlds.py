@@ -23,7 +23,13 @@ from tests.support.clock import FakeClock
 
 WORLDS = os.environ.get("WORLDS", "")
 _FIRST, _, _END = WORLDS.rpartition("-")
-SEEDS = range(int(_FIRST or 0), int(_END or 12))
+seeds_of_worlds = pytest.mark.parametrize(
+    "seeds",
+    [range(int(_FIRST or 0), int(_END))]
+    if WORLDS
+    else [range(6), pytest.param(range(6, 24), marks=pytest.mark.extended)],
+    ids=lambda seeds: f"{seeds.start}-{seeds.stop}",
+)
 STEPS = 30
 
 
@@ -44,9 +50,12 @@ def place(request: pytest.FixtureRequest, module_database: NewDatabase) -> Itera
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if WORLDS else 120)
-def test_reconcile_when_worlds_are_clean_then_no_drift_is_ever_confirmed(place: tuple[Ledger, Any, FakeClock]) -> None:
-    for seed in SEEDS:
+@pytest.mark.timeout(0 if WORLDS else 600)
+@seeds_of_worlds
+def test_reconcile_when_worlds_are_clean_then_no_drift_is_ever_confirmed(
+    place: tuple[Ledger, Any, FakeClock], seeds: range
+) -> None:
+    for seed in seeds:
         world = World(*place, f"clean-{seed}", seed, clean=True)
         world.live(STEPS)
         last = world.come_to_rest()
@@ -59,12 +68,13 @@ def test_reconcile_when_worlds_are_clean_then_no_drift_is_ever_confirmed(place: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if WORLDS else 120)
+@pytest.mark.timeout(0 if WORLDS else 600)
+@seeds_of_worlds
 def test_reconcile_when_worlds_go_wrong_then_they_agree_or_a_drift_says_why_and_the_cap_counts_it(
-    place: tuple[Ledger, Any, FakeClock],
+    place: tuple[Ledger, Any, FakeClock], seeds: range
 ) -> None:
     kinds = set()
-    for seed in SEEDS:
+    for seed in seeds:
         world = World(*place, f"wild-{seed}", seed, clean=False)
         world.live(STEPS)
         last = world.come_to_rest()
@@ -76,4 +86,4 @@ def test_reconcile_when_worlds_go_wrong_then_they_agree_or_a_drift_says_why_and_
         assert world.ledger.verify(world.name).ok, f"seed {seed}"
         kinds |= {finding.kind for report in world.reports for finding in report.findings}
     common = {"unknown_position", "quantity_differs", "missing_position", "late_fill", "legs_unequal"}
-    assert len(SEEDS) < 12 or kinds >= common
+    assert len(seeds) < 12 or kinds >= common

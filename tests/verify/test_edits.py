@@ -99,6 +99,7 @@ def scene(request: pytest.FixtureRequest, module_database: NewDatabase) -> Itera
     """One ledger per database engine, shared by all tests of this file."""
     scene = Scene(module_database(request.param))
     yield scene
+    assert scene.ledger.verify().ok, "every edit is undone"
     scene.close()
 
 
@@ -208,7 +209,6 @@ def test_verify_when_one_value_was_edited_then_the_row_is_named(
     (before,) = scene.intruder.rows(f"SELECT {column.name} FROM {table.name} WHERE {_where(key)}", **key)[0]
     with scene.edited(table, key, column.name, _changed(column, kind, before)) as report:
         _assert_named(report, table, column, key)
-    assert scene.ledger.verify().ok, "what the test changed is put back"
 
 
 def _assert_named(report: VerifyReport, table: Table, column: Column[Any], key: dict[str, Any]) -> None:
@@ -250,7 +250,6 @@ def test_verify_when_a_value_is_of_another_type_then_the_row_is_named(
         assert all(type(finding.seq) in (int, type(None)) for finding in report.findings)
         assert all(type(finding.portfolio) is str for finding in report.findings)
         json.dumps(report_form(report))
-    assert scene.ledger.verify().ok, "what the test changed is put back"
 
 
 @pytest.mark.parametrize("trace", ["[" * 100_000, '{"scopes":[[["x"],1,0,0,"active"],[2,1,0,0,"active"]]}'])
