@@ -56,8 +56,8 @@ def test_read_exposure_as_of_when_any_commands_ran_then_it_is_what_stood_then(
 
 
 @pytest.mark.extended
-@pytest.mark.timeout(900)
-@steady
+@pytest.mark.timeout(1200)
+@settings(steady, max_examples=80)
 @given(seed=st.integers(0, 10**6))
 def test_read_exposure_as_of_when_very_many_commands_ran_then_it_is_what_stood_then(
     seed: int, module_database: NewDatabase

@@ -334,7 +334,7 @@ def _plain(given: Given) -> object:
 
 @pytest.mark.slow
 @pytest.mark.timeout(0 if EXAMPLES else 1200)
-@pytest.mark.parametrize("examples", [EXAMPLES] if EXAMPLES else [25, pytest.param(100, marks=pytest.mark.extended)])
+@pytest.mark.parametrize("examples", [EXAMPLES] if EXAMPLES else [25, pytest.param(60, marks=pytest.mark.extended)])
 def test_send_commands_when_model_and_both_databases_run_in_lockstep_then_answers_are_equal(
     examples: int, new_database: NewDatabase
 ) -> None:

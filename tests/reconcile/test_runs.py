@@ -26,7 +26,7 @@ from ledger_sizer.storage.tables import LeaseRow
 from tests.support.accounts import Desk, WrittenAccount, long, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, figures
-from tests.support.services import serving
+from tests.support.services import eventually, serving
 
 D = Decimal
 
@@ -176,11 +176,11 @@ def test_serve_when_reconciliation_is_enabled_then_it_runs_and_an_operator_decid
             LedgerClient(service.url) as client,
         ):
             control = PaperControl(paper.url, "bybit")
-            assert _wait(client.reconciliations)[-1].trigger == "start"
+            assert eventually(client.reconciliations)[-1].trigger == "start"
             control.open("ETH/USDT:USDT", "long", D(2))
-            (found,) = _wait(lambda: client.drifts(state="live"))
+            (found,) = eventually(lambda: client.drifts(state="live"))
             assert (found.kind, found.state, found.subject) == ("unknown_position", "confirmed", "ETH/USDT:USDT")
-            _wait(lambda: client.reserve(key=f"{time.time()}").reason == "unreconciled")
+            eventually(lambda: client.reserve(key=f"{time.time()}").reason == "unreconciled")
             asked = client.close_drift(found.id, reason="not ours")
             assert (asked.requested, asked.actor, asked.state) == ("close", "loopback", "confirmed")
             said = client.history(command="remark")[0]
@@ -190,7 +190,7 @@ def test_serve_when_reconciliation_is_enabled_then_it_runs_and_an_operator_decid
             with pytest.raises(WrongState):
                 client.ignore_drift(found.id, reason="too late")
             assert [one.tags.get("external") for one in client.positions("main", state="open")] == [None]
-            runs = _wait(lambda: _reconciled(client))
+            runs = eventually(lambda: _reconciled(client))
             assert runs[0].found["agrees"] == 1
             metrics = service.http.get("/metrics").text
             assert 'ledger_job_runs_total{job="reconcile",result="done"}' in metrics
@@ -202,14 +202,3 @@ def _reconciled(client: LedgerClient) -> Any:
         return client.reconcile()
     except Unavailable:
         return None  # the scheduled run is under way
-
-
-def _wait(read: Any, seconds: float = 20) -> Any:
-    """Return the first truthy result of `read`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = read()
-        if found:
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")

@@ -188,7 +188,7 @@ class Process:
         self._log.close()
 
 
-def eventually(what: Any, seconds: float = 20) -> Any:
+def eventually(what: Any, seconds: float = 120) -> Any:
     """Call `what` until it is true, and return it; fail after so many seconds."""
     end = time.monotonic() + seconds
     while not (found := what()):
