@@ -66,11 +66,8 @@ class Desk:
         self.ledger = Ledger.open(url, settings=self.settings, clock=clock)
         self.engine: Engine = make_engine(url)
         self.accounts = list(accounts) or [WrittenAccount()]
-        self.told: list[Report] = []
         inspector = LocalInspector(self.engine, self.accounts, self.settings, clock=clock)
-        self.reconciler = Reconciler(
-            self.ledger, self.engine, inspector, self.settings, clock=clock, observe=[self.told.append]
-        )
+        self.reconciler = Reconciler(self.ledger, self.engine, inspector, self.settings, clock=clock)
 
     @property
     def account(self) -> Any:
