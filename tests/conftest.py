@@ -1,7 +1,7 @@
-"""What every test may ask for: fresh databases on both engines, and a clock that moves only when told to.
+"""Fixtures of all tests: fresh databases on both engines, a clock that the test advances, a browser.
 
-One PostgreSQL serves the whole run. With pytest-xdist the controller starts it and hands its URL to the workers;
-without, it starts when the first test needs it. Whoever started it stops it.
+One PostgreSQL serves the whole run. With pytest-xdist the controller starts it and passes its URL to the workers.
+Without, it starts when the first test needs it. The process that started it stops it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from tests.support.browser import VARIABLE, chromium, chromium_path
+from tests.support.browser import CHROMIUM_VARIABLE, chromium, chromium_path
 from tests.support.clock import FakeClock
 from tests.support.databases import (
     ENGINE_KINDS,
@@ -44,10 +44,10 @@ _VARIABLES_OF_TESTS = (POSTGRES_URL_VARIABLE, "LEDGER_SIZER_SHARED_DATA")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_POSTGRES] = TestPostgres()
-    # Tests see the settings' defaults, whatever the shell they were started from has configured.
+    # Tests see the settings' defaults, not what the shell that started them has configured.
     for name in [n for n in os.environ if n.startswith(_SETTINGS_PREFIXES) and n not in _VARIABLES_OF_TESTS]:
         del os.environ[name]
-    # A run that is told to stop (by `timeout`, by a CI service) must not leave its server behind.
+    # A run that gets SIGTERM (from `timeout` or a CI service) must still stop its server.
     is_worker = hasattr(config, "workerinput")
     if not is_worker and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -95,7 +95,7 @@ def _migrate(url: str) -> None:
 
 @pytest.fixture(scope="session")
 def _databases_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Databases]]:
-    """The databases of this worker by engine, each opened when first asked for."""
+    """Return the databases of this worker for an engine, opened on first use."""
     opened: dict[str, Databases] = {}
 
     def databases_of(kind: str) -> Databases:
@@ -105,8 +105,8 @@ def _databases_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Da
             if kind == "sqlite":
                 opened[kind] = SqliteDatabases(_migrate)
             else:
-                handed: str | None = getattr(request.config, "workerinput", {}).get(_URL_FOR_WORKERS)
-                server_url = handed or request.config.stash[_POSTGRES].url()
+                controller_url: str | None = getattr(request.config, "workerinput", {}).get(_URL_FOR_WORKERS)
+                server_url = controller_url or request.config.stash[_POSTGRES].url()
                 opened[kind] = PostgresDatabases(server_url, f"ledger_test_{uuid.uuid4().hex[:12]}", _migrate)
         return opened[kind]
 
@@ -116,13 +116,13 @@ def _databases_of(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Da
 
 
 @contextmanager
-def _made_and_dropped(databases_of: Callable[[str], Databases]) -> Iterator[NewDatabase]:
-    with ExitStack() as at_the_end:
+def _temporary_databases(databases_of: Callable[[str], Databases]) -> Iterator[NewDatabase]:
+    with ExitStack() as cleanup:
 
         def make(kind: str, *, migrated: bool = True, like: str | None = None) -> str:
             databases = databases_of(kind)
             url = databases.create(migrated=migrated, like=like)
-            at_the_end.callback(databases.drop, url)
+            cleanup.callback(databases.drop, url)
             return url
 
         yield make
@@ -130,44 +130,44 @@ def _made_and_dropped(databases_of: Callable[[str], Databases]) -> Iterator[NewD
 
 @pytest.fixture
 def new_database(_databases_of: Callable[[str], Databases]) -> Iterator[NewDatabase]:
-    """Make any number of databases: `new_database("postgresql")`, `new_database("sqlite", migrated=False)`.
+    """Create any number of databases: `new_database("postgresql")`, `new_database("sqlite", migrated=False)`.
 
-    Each call returns a URL. `like=url` copies a database that nobody has open. They are dropped after the test, with
-    whatever is still connected to them.
+    Each call returns a URL. `like=url` copies a database that nobody has open. After the test the databases are
+    dropped, even with open connections.
     """
-    with _made_and_dropped(_databases_of) as make:
+    with _temporary_databases(_databases_of) as make:
         yield make
 
 
 @pytest.fixture(scope="module")
 def module_database(_databases_of: Callable[[str], Databases]) -> Iterator[NewDatabase]:
-    """`new_database` for what the tests of one module share."""
-    with _made_and_dropped(_databases_of) as make:
+    """Create databases that the tests of one module share; like `new_database`, but dropped after the module."""
+    with _temporary_databases(_databases_of) as make:
         yield make
 
 
 @pytest.fixture(params=ENGINE_KINDS)
 def engine_kind(request: pytest.FixtureRequest) -> EngineKind:
-    """Which database the test runs on. A test that asks for this, or for a URL below, runs on both."""
+    """Name the engine the test runs on. A test that uses this fixture, or a URL below, runs once on each engine."""
     kind: EngineKind = request.param
     return kind
 
 
 @pytest.fixture
 def database_url(engine_kind: EngineKind, new_database: NewDatabase) -> str:
-    """URL of a database of the test's own: migrated to head, without rows."""
+    """Return the URL of a new database: migrated to head, without rows."""
     return new_database(engine_kind)
 
 
 @pytest.fixture
 def empty_database_url(engine_kind: EngineKind, new_database: NewDatabase) -> str:
-    """URL of a database of the test's own without any schema, for tests of the migrations."""
+    """Return the URL of a new database without a schema, for tests of the migrations."""
     return new_database(engine_kind, migrated=False)
 
 
 @pytest.fixture
 def durable_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of the test's own with fsync on, which it may `crash()` and `start()` again."""
+    """Start a separate PostgreSQL server with fsync on, which the test may `crash()` and `start()` again."""
     server = PostgresServer(durable=True)
     try:
         yield server.start()
@@ -177,20 +177,20 @@ def durable_postgres() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def clock() -> FakeClock:
-    """Stands at 2026-01-01T00:00:00Z until the test advances it."""
+    """Return a clock that reads 2026-01-01T00:00:00Z until the test advances it."""
     return FakeClock()
 
 
 @pytest.fixture(scope="session")
 def repository_root() -> Path:
-    """The folder that holds pyproject.toml."""
+    """Return the folder with pyproject.toml."""
     return Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Chromium. Without one the tests are skipped, but never where changes are judged."""
+    """Start Chromium. Where it is not installed the tests are skipped, except in CI: there they fail."""
     if chromium_path() is None and not os.environ.get("CI"):
-        pytest.skip(f"no Chromium here: apt-get install chromium, or name one in {VARIABLE}")
+        pytest.skip(f"no Chromium here: apt-get install chromium, or name one in {CHROMIUM_VARIABLE}")
     with chromium() as running:
         yield running

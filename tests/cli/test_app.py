@@ -33,7 +33,7 @@ from ledger_sizer.storage.database import make_engine
 from ledger_sizer.views.queries import LIVE, STATES
 from ledger_sizer.wire.responses import heads_to_json
 from tests.conftest import NewDatabase
-from tests.support.accounts import found_by_reconciliation
+from tests.support.accounts import make_drift
 from tests.support.command_line import CommandLine, own_logging
 
 SCRIPT = Path(sys.executable).parent / "ledger-sizer"
@@ -154,7 +154,7 @@ def _account(paper: PaperServer, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_run_example_when_help_shows_it_then_it_succeeds(cli: CommandLine, taught_ledger: str, example: str) -> None:
     if " drifts " in example:
-        found_by_reconciliation(taught_ledger)
+        make_drift(taught_ledger)
     ran = cli(*shlex.split(example)[1:])
     assert (ran.code, ran.err) == (0, ""), ran
 

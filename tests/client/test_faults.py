@@ -31,11 +31,11 @@ from tests.support.fault_proxy import (
     cut_before,
     cut_within,
     delayed,
-    passed,
+    pass_through,
     raw,
     reset_before,
 )
-from tests.support.interfaces import HURRIED, SETTINGS, Interface
+from tests.support.interfaces import FAST_RETRIES, SETTINGS, Interface
 from tests.support.services import served
 
 TIMEOUT_SECONDS = 30.0
@@ -69,7 +69,7 @@ def world(request: pytest.FixtureRequest, new_database: NewDatabase) -> Open:
     """Open a world with the sync or the async client."""
 
     @asynccontextmanager
-    async def open_world(patience: Patience = HURRIED, **options: Any) -> AsyncIterator[World]:
+    async def open_world(patience: Patience = FAST_RETRIES, **options: Any) -> AsyncIterator[World]:
         pauses: list[float] = []
 
         async def sleep(seconds: float) -> None:
@@ -137,8 +137,8 @@ async def test_reserve_when_every_answer_gets_lost_then_unavailable_is_raised_an
         with pytest.raises(Unavailable, match="the same key settles it") as raised:
             await w.client.reserve(key="a")
         assert (raised.value.granted, raised.value.retryable) == (False, True)
-        assert len(w.proxy.requests) == HURRIED.attempts_max
-        w.proxy.always(passed)
+        assert len(w.proxy.requests) == FAST_RETRIES.attempts_max
+        w.proxy.always(pass_through)
         settled = await w.client.reserve(key="a")
         assert (settled.granted, settled.replayed, w.seq) == (True, True, 2)
 
@@ -284,7 +284,7 @@ async def test_submit_when_results_do_not_fit_the_commands_then_nothing_is_belie
 
 async def test_submit_when_one_part_is_not_answered_then_the_error_stands_in_its_places(world: Open) -> None:
     async with world(patience=ONCE) as w:
-        w.proxy.next(passed, cut_before)
+        w.proxy.next(pass_through, cut_before)
         results = await w.client.submit([Reserve(key=f"k{number}") for number in range(1_500)])
         assert len(results) == 1_500
         assert [result.granted for result in results[:6]] == [True] * 5 + [False]
@@ -343,7 +343,7 @@ def test_pause_when_chance_is_drawn_then_it_stays_between_half_and_whole() -> No
 async def test_reserve_when_the_network_fails_at_random_then_the_cap_is_filled_exactly(
     new_database: NewDatabase,
 ) -> None:
-    faults = [cut_before, cut_after, passed, OVERLOADED, cut_within, passed, passed]
+    faults = [cut_before, cut_after, pass_through, OVERLOADED, cut_within, pass_through, pass_through]
     lock, number = threading.Lock(), 0
 
     def unreliable(exchange: Exchange) -> bool:
@@ -382,7 +382,7 @@ async def test_send_when_there_is_an_api_key_then_it_travels_and_shows_nowhere(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with world(api_key=SecretStr(SECRET)) as w:
-        w.proxy.next(passed, cut_before, cut_before, cut_before, cut_before)
+        w.proxy.next(pass_through, cut_before, cut_before, cut_before, cut_before)
         await w.client.exposure()
         with pytest.raises(Unavailable) as raised:
             await w.client.exposure()

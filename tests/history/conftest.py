@@ -1,4 +1,4 @@
-"""Histories that the tests of a module share: made once for each engine, and copied for each test."""
+"""Fixtures for shared histories: each is built once per module and engine, and copied for each test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HistoryCopy = Callable[[Build], str]
 
 
 @pytest.fixture(scope="module")
-def _made_histories(module_database: NewDatabase) -> Callable[[EngineKind, Build], tuple[str, datetime]]:
+def _shared_histories(module_database: NewDatabase) -> Callable[[EngineKind, Build], tuple[str, datetime]]:
     @cache
     def make(engine_kind: EngineKind, build: Build) -> tuple[str, datetime]:
         url, clock = module_database(engine_kind), FakeClock()
@@ -31,15 +31,15 @@ def _made_histories(module_database: NewDatabase) -> Callable[[EngineKind, Build
 
 @pytest.fixture
 def history_copy(
-    _made_histories: Callable[[EngineKind, Build], tuple[str, datetime]],
+    _shared_histories: Callable[[EngineKind, Build], tuple[str, datetime]],
     engine_kind: EngineKind,
     new_database: NewDatabase,
     clock: FakeClock,
 ) -> HistoryCopy:
-    """URL of a copy of the history that `build` makes. The test's clock moves on to its end."""
+    """Return the URL of a copy of the history that `build` makes, and advance the test's clock to its end."""
 
     def copy(build: Build) -> str:
-        url, end = _made_histories(engine_kind, build)
+        url, end = _shared_histories(engine_kind, build)
         clock.advance((end - clock()).total_seconds())
         return new_database(engine_kind, like=url)
 

@@ -57,7 +57,7 @@ def test_kill_when_processes_are_writing_then_no_acknowledged_decision_is_lost(d
     said: list[Line] = []
     for generation in range(2):
         given = [{"name": f"g{generation}b{number}", "seed": seed + number, "count": 100_000} for number in range(3)]
-        with Fleet("live", database_url, given) as fleet:
+        with Fleet("trade_randomly", database_url, given) as fleet:
             fleet.release()
             victim = fleet.bots[0]
             # Killed at a random point of its work, after some answers.
@@ -73,7 +73,7 @@ def test_kill_when_processes_are_writing_then_no_acknowledged_decision_is_lost(d
 
 
 def test_retry_when_a_killed_process_left_keys_unanswered_then_each_has_one_effect(database_url: str) -> None:
-    with Fleet("grab", database_url, [{"name": "dead", "count": 100_000}]) as fleet:
+    with Fleet("reserve_many", database_url, [{"name": "dead", "count": 100_000}]) as fleet:
         fleet.release()
         (bot,) = fleet.bots
         heard = [bot.read() for _ in range(30)]
@@ -93,7 +93,7 @@ def test_retry_when_a_killed_process_left_keys_unanswered_then_each_has_one_effe
 
 
 def test_sweep_when_the_callers_are_dead_then_all_they_held_is_free_again(database_url: str) -> None:
-    with Fleet("grab", database_url, [{"name": "dead", "count": 100_000}]) as fleet:
+    with Fleet("reserve_many", database_url, [{"name": "dead", "count": 100_000}]) as fleet:
         fleet.release()
         (bot,) = fleet.bots
         for _ in range(20):

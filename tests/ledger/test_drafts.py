@@ -21,7 +21,7 @@ from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.rules.batch import Group
 from tests.conftest import EngineKind, NewDatabase
 from tests.support.clock import FakeClock
-from tests.support.gates import commits_watched, keys, one
+from tests.support.gates import keys, one, watch_commits
 from tests.support.programs import settings_of
 
 
@@ -225,7 +225,7 @@ async def test_run_when_a_crowd_stays_then_half_is_decided_while_the_other_half_
     def note(size: int) -> None:
         seen.append((threading.current_thread().name, size))
 
-    with Ledger.open(database_url, settings=settings_of()) as ledger, commits_watched(ledger, note):
+    with Ledger.open(database_url, settings=settings_of()) as ledger, watch_commits(ledger, note):
         granted = await asyncio.gather(*(trade(ledger, f"bot-{number}", 12) for number in range(64)))
         assert granted == [12] * 64
         by_store_thread = [size for thread, size in seen if thread.endswith("-store")]

@@ -91,7 +91,7 @@ def test_reserve_when_event_loops_in_threads_race_then_the_cap_is_filled_exactly
 @pytest.mark.slow
 def test_reserve_when_processes_race_for_one_cap_then_it_is_filled_exactly(database_url: str) -> None:
     given = [{"name": f"bot-{number}", "count": 40} for number in range(8)]
-    with Fleet("grab", database_url, given) as fleet:
+    with Fleet("reserve_many", database_url, given) as fleet:
         answers = fleet.run()
     assert Counter((one["outcome"], one["reason"]) for one in answers) == {
         ("granted", None): 50,
@@ -118,7 +118,7 @@ def test_live_when_processes_mix_all_verbs_then_counters_equal_their_positions(d
     given = [{"name": f"bot-{seed}", "seed": seed, "count": 60, "venue": "ab"[seed % 2]} for seed in range(4)]
     with opened(database_url) as ledger:
         ledger.set_cap(key="cap", scope="venue=a", cap=Decimal(60))
-        with Fleet("live", database_url, given) as fleet:
+        with Fleet("trade_randomly", database_url, given) as fleet:
             answers = fleet.run()
         assert {one["outcome"] for one in answers} == {"granted", "denied", "applied"}
         auditor = audited(ledger)
@@ -142,7 +142,7 @@ def test_reserve_when_processes_send_the_same_keys_then_each_has_one_effect(data
 def test_submit_when_processes_name_two_portfolios_in_either_order_then_none_waits_for_ever(database_url: str) -> None:
     orders = [["a", "b"], ["b", "a"]] * 2
     given = [{"name": f"bot-{n}", "count": 25, "portfolios": order} for n, order in enumerate(orders)]
-    with Fleet("two_pots", database_url, given) as fleet:
+    with Fleet("two_portfolios", database_url, given) as fleet:
         answers = fleet.run()
     assert Counter(one["outcome"] for one in answers) == {"granted": 200}
     with opened(database_url) as ledger:
@@ -153,7 +153,7 @@ def test_submit_when_processes_name_two_portfolios_in_either_order_then_none_wai
 @pytest.mark.slow
 def test_open_when_processes_meet_a_new_sqlite_file_then_all_of_them_get_a_ledger(new_database: NewDatabase) -> None:
     url = new_database("sqlite", migrated=False)
-    with Fleet("grab", url, [{"name": f"bot-{number}", "count": 2} for number in range(6)]) as fleet:
+    with Fleet("reserve_many", url, [{"name": f"bot-{number}", "count": 2} for number in range(6)]) as fleet:
         assert Counter(one["outcome"] for one in fleet.run()) == {"granted": 12}
     with opened(url) as ledger:
         audited(ledger)

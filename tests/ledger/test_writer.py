@@ -16,7 +16,7 @@ from sqlalchemy import create_engine, text
 from ledger_sizer import Adopt, Busy, Decision, LedgerError, Release, SetCap
 from ledger_sizer.rules import decide
 from tests.conftest import EngineKind
-from tests.support.gates import CAP, ONE, Callers, Gated, commits_counted, keys, one, wait_pending
+from tests.support.gates import CAP, ONE, Callers, Gated, count_commits, keys, one, wait_pending
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_reserve_when_many_wait_then_one_commit_answers_them_all(
 ) -> None:
     ledger = desk.open()
     callers = Callers(ledger)
-    with commits_counted(ledger) as sizes, desk.gate.closed():
+    with count_commits(ledger) as sizes, desk.gate.closed():
         callers.ask(one("first"))
         desk.gate.wait_reached()
         callers.ask(*(one(f"key-{number}") for number in range(40)))
@@ -58,7 +58,7 @@ async def test_reserve_when_coroutines_ask_in_one_tick_then_one_commit_answers_t
     desk: Gated,
 ) -> None:
     ledger = desk.open()
-    with commits_counted(ledger) as sizes:
+    with count_commits(ledger) as sizes:
         answers = await asyncio.gather(*(ledger.run_async(one(f"key-{number}")) for number in range(200)))
         assert sizes == [200]
     assert [answer.seq for answer in answers] == list(range(1, 201)), "in the order they were asked"
@@ -67,7 +67,7 @@ async def test_reserve_when_coroutines_ask_in_one_tick_then_one_commit_answers_t
 def test_reserve_when_more_wait_than_a_batch_holds_then_it_is_split_and_a_group_stays_whole(desk: Gated) -> None:
     ledger = desk.open(batch_size_max=10)
     callers = Callers(ledger)
-    with commits_counted(ledger) as sizes, desk.gate.closed(), ThreadPoolExecutor(1) as thread:
+    with count_commits(ledger) as sizes, desk.gate.closed(), ThreadPoolExecutor(1) as thread:
         callers.ask(one("first"))
         desk.gate.wait_reached()
         callers.ask(*(one(f"key-{number}") for number in range(25)))

@@ -1,1 +1,1 @@
-"""Lockstep: a second opinion of the rules, compared with both engines step by step, hash for hash."""
+"""Runs a reference model of the rules in lockstep with both database engines, and compares answers and hashes."""

@@ -55,7 +55,7 @@ class PortfolioModel:
     now: datetime = LONG_AGO
 
     def copy(self) -> PortfolioModel:
-        """An independent copy."""
+        """Return an independent copy."""
         return replace(
             self, caps=dict(self.caps), statuses=dict(self.statuses), frozen=set(self.frozen),
             fresh_until=dict(self.fresh_until), positions=dict(self.positions),
@@ -63,19 +63,19 @@ class PortfolioModel:
         )  # fmt: skip
 
     def exposure(self, scope: str = WHOLE) -> Fraction:
-        """held + open of a scope, summed from the positions."""
+        """Return held + open of a scope, summed from the positions."""
         return self.held(scope) + self.open(scope)
 
     def held(self, scope: str = WHOLE) -> Fraction:
-        """USD in live reservations of a scope."""
+        """Return the USD in live reservations of a scope."""
         return sum((one.held for one in self.positions.values() if scope in one.scopes), Fraction(0))
 
     def open(self, scope: str = WHOLE) -> Fraction:
-        """USD in open positions of a scope."""
+        """Return the USD in open positions of a scope."""
         return sum((one.open for one in self.positions.values() if scope in one.scopes), Fraction(0))
 
     def status(self, scope: str) -> str:
-        """`active`, `reducing` or `halted`."""
+        """Return `active`, `reducing` or `halted`."""
         return self.statuses.get(scope, "active")
 
     def trusted(self, scope: str) -> bool:
@@ -170,13 +170,13 @@ class Model:
     def _group(self, group: Group) -> list[Reply]:
         if not group.atomic:
             return [self._one(self.portfolios, command) for command in group.commands]
-        tried = {name: portfolio.copy() for name, portfolio in self.portfolios.items()}
-        replies = [self._one(tried, command) for command in group.commands]
+        trial = {name: portfolio.copy() for name, portfolio in self.portfolios.items()}
+        replies = [self._one(trial, command) for command in group.commands]
         refusals = [one for one in replies if isinstance(one, Refusal)]
         if refusals:
             return [one if isinstance(one, Refusal) else refusals[0] for one in replies]
         if all(isinstance(one, Answer) and one.outcome != "denied" for one in replies):
-            self.portfolios = tried
+            self.portfolios = trial
             return replies
         pairs = zip(group.commands, replies, strict=True)
         return [self.portfolios[command.portfolio].deny_in_group(command, one) for command, one in pairs]
@@ -187,10 +187,10 @@ class Model:
         return Refusal("not_found") if portfolio is None else portfolio.answer(command)
 
     def dry_run(self, command: Reserve, now: datetime) -> Answer:
-        """What a reservation would be answered, with nothing recorded."""
-        aside = Model(self.figures)
-        aside.portfolios = {name: portfolio.copy() for name, portfolio in self.portfolios.items()}
-        ((reply,),) = aside.batch([Group([with_key(command, "a key nobody used")])], now)
+        """Return the answer to a dry run of a reservation. Records nothing."""
+        trial = Model(self.figures)
+        trial.portfolios = {name: portfolio.copy() for name, portfolio in self.portfolios.items()}
+        ((reply,),) = trial.batch([Group([with_key(command, "a key nobody used")])], now)
         assert isinstance(reply, Answer), "a reservation is granted or denied"
         return replace(reply, seq=None, number=None)
 

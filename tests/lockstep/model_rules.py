@@ -1,4 +1,4 @@
-"""Rules of the reference model: each verb as plain sums over a portfolio's positions. See `model`."""
+"""Rules of the reference model: each command as plain sums over a portfolio's positions. See `model.py`."""
 
 from __future__ import annotations
 

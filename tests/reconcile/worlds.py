@@ -47,8 +47,8 @@ class World:
         self.net = dict.fromkeys(PRICES, D(0))
         self.spot = dict.fromkeys(PRICES, D(0))
         self.account = WrittenAccount(portfolio=name)
-        look = LocalInspector(engine, [self.account], ledger.settings, clock=clock)
-        self.reconciler = Reconciler(ledger, engine, look, ledger.settings, clock=clock)
+        inspector = LocalInspector(engine, [self.account], ledger.settings, clock=clock)
+        self.reconciler = Reconciler(ledger, engine, inspector, ledger.settings, clock=clock)
         self.later: list[tuple[Any, Callable[[], object]]] = []
         self.number = 0
         self.closing: set[str] = set()
@@ -58,19 +58,19 @@ class World:
         self.show()
 
     def live(self, steps: int) -> None:
-        """Make so many random actions."""
-        wrong = [
+        """Make `steps` random actions."""
+        faults = [
             self.lose_a_close,
             self.close_by_hand,
             self.liquidate,
             self.open_by_hand,
             self.deposit,
-            self.old_picture,
+            self.outdated_snapshot,
         ]
         for _ in range(steps):
             act = self.chance.choice([self.trade, self.trade, self.close, self.run, self.run])
             if not self.clean and self.chance.random() < 0.25:
-                act = self.chance.choice(wrong)
+                act = self.chance.choice(faults)
             act()
             self.pass_time(self.chance.choice([0, 1, 3]))
 
@@ -155,7 +155,7 @@ class World:
     def deposit(self) -> None:
         self.spot[self.chance.choice([*PRICES])] += D(self.chance.randint(1, 9))
 
-    def old_picture(self) -> None:
+    def outdated_snapshot(self) -> None:
         """Show an outdated snapshot as the current one, to one run."""
         before = (self.account.positions, self.account.balances)
         self.trade()

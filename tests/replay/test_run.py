@@ -22,7 +22,7 @@ from ledger_sizer.replay.report_json import report_document
 from ledger_sizer.replay.run import PORTFOLIOS
 from ledger_sizer.replay.summary import lines
 from ledger_sizer.replay.venues import VENUES
-from tests.support.market_histories import INTERVAL, csv_lines, quiet_bars, real_history, still
+from tests.support.market_histories import INTERVAL, csv_lines, flat_candle, quiet_bars, real_history
 
 NewDatabase = Callable[..., str]
 BARS = 120
@@ -284,7 +284,7 @@ def test_replay_when_a_market_ends_before_the_others_then_its_position_is_valued
 ) -> None:
     btc = quiet_bars(["0.0003"] * 5)
     eth = quiet_bars(["0"] * 6, price="1500", market=("binance", "ETH"))
-    up = dataclasses.replace(btc[4].quotes[0], spot=still("50100"))  # its spot leg gains until its last close
+    up = dataclasses.replace(btc[4].quotes[0], spot=flat_candle("50100"))  # its spot leg gains until its last close
     btc[4] = dataclasses.replace(btc[4], quotes=(up,))
     path = tmp_path / "ends.csv"
     bars = [dataclasses.replace(one, quotes=(*two.quotes, *one.quotes)) for one, two in zip(eth, btc, strict=False)]

@@ -14,7 +14,7 @@ from ledger_sizer.replay.random_numbers import SeededRandom, random_below
 from ledger_sizer.replay.synthetic_market import BARS_MAX, generated_bars
 from ledger_sizer.replay.venues import MARKETS
 from ledger_sizer.rules.sizing import round_to_step
-from tests.support.market_histories import csv_lines, still
+from tests.support.market_histories import csv_lines, flat_candle
 
 INTEREST = Decimal("0.0001")
 
@@ -105,7 +105,7 @@ def test_begin_incident_when_bars_are_many_then_both_modes_happen_for_a_while() 
 
 
 def test_fill_when_price_stands_still_then_that_is_the_price() -> None:
-    assert fill_price(7, "a", still("50000"), Decimal("0.1")) == 50000
+    assert fill_price(7, "a", flat_candle("50000"), Decimal("0.1")) == 50000
 
 
 def test_fill_when_bar_is_wide_then_price_is_on_a_tick_and_within_five_basis_points() -> None:

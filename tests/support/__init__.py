@@ -1,1 +1,1 @@
-"""What several rooms of tests share: databases, clocks, ledgers, services, accounts, browsers, processes."""
+"""Helpers shared by the tests: databases, clocks, ledgers, services, accounts, browsers, processes."""

@@ -1,4 +1,4 @@
-"""Accounts whose snapshots a test writes by hand, and reconcilers over them."""
+"""Exchange accounts whose snapshots a test sets by hand, and reconcilers over them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PERP = "BTC/USDT:USDT"
 
 
 class WrittenAccount:
-    """An account that shows what it is told to."""
+    """An exchange account that returns the positions and balances a test has set. None: the request failed."""
 
     def __init__(self, venue: str = "bybit", account: str = "main", portfolio: str = "main") -> None:
         self.venue, self.account, self.portfolio = venue, account, portfolio
@@ -40,7 +40,7 @@ class WrittenAccount:
         return Snapshot(self.venue, self.account, begun_us, begun_us, self.positions, self.balances, problems)
 
     def shows(self, *positions: VenuePosition, **assets: str) -> None:
-        """Positions, and balances besides enough USDT, as `BTC="0.5"`."""
+        """Set the positions, and the balances as `BTC="0.5"`. There is always enough USDT."""
         self.positions = positions
         self.balances = tuple(balance(asset, units) for asset, units in {"USDT": "100000", **assets}.items())
 
@@ -58,7 +58,7 @@ def long(quantity: str, symbol: str = PERP, price: str | None = "50000") -> Venu
 
 
 class Desk:
-    """A ledger, one account and a reconciler on the test's clock, as if scheduled. A minute passes before every run."""
+    """A ledger, its accounts and a reconciler on the test's clock. The clock advances a minute before each run."""
 
     def __init__(self, url: str, clock: FakeClock, accounts: Iterable[Any] = (), **reconcile: Any) -> None:
         self.clock = clock
@@ -66,18 +66,15 @@ class Desk:
         self.ledger = Ledger.open(url, settings=self.settings, clock=clock)
         self.engine: Engine = make_engine(url)
         self.accounts = list(accounts) or [WrittenAccount()]
-        self.told: list[Report] = []
-        look = LocalInspector(self.engine, self.accounts, self.settings, clock=clock)
-        self.reconciler = Reconciler(
-            self.ledger, self.engine, look, self.settings, clock=clock, observe=[self.told.append]
-        )
+        inspector = LocalInspector(self.engine, self.accounts, self.settings, clock=clock)
+        self.reconciler = Reconciler(self.ledger, self.engine, inspector, self.settings, clock=clock)
 
     @property
     def account(self) -> Any:
         return self.accounts[0]
 
     def run(self, times: int = 1, seconds: int = 60) -> Report:
-        """Run so many times; the last report."""
+        """Run `times` times, and return the last report."""
         for _ in range(times):
             self.clock.advance(seconds)
             (report,) = self.reconciler.run()
@@ -88,8 +85,8 @@ class Desk:
         self.engine.dispose()
 
 
-def found_by_reconciliation(url: str) -> None:
-    """Make a drift with the number 1: 2 ETH at the exchange that the ledger lacks."""
+def make_drift(url: str) -> None:
+    """Record drift number 1: 2 ETH at the exchange that the ledger does not have."""
     desk = Desk(url, FakeClock(datetime.now(UTC)))
     desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
     assert [drift.id for drift in desk.run().live if drift.excess] == [1]
@@ -97,13 +94,14 @@ def found_by_reconciliation(url: str) -> None:
 
 
 OpenDesk = Callable[..., Desk]
-"""Opens a desk over these accounts, with these settings of the reconciliation."""
+"""Opens a desk with these accounts and reconciliation settings."""
 
 
 @contextmanager
 def open_desks(url: str, clock: FakeClock, first: Callable[[Desk], object], cap_usd: int) -> Iterator[OpenDesk]:
-    """Desks that are closed at the end; of each, ledger and account know the hedged position of 0.02 BTC that `first`
-    makes.
+    """Yield a function that opens desks. `first` records a hedged position of 0.02 BTC, which the account shows too.
+
+    At the end each ledger is verified and closed.
     """
     desks: list[Desk] = []
 
@@ -122,7 +120,7 @@ def open_desks(url: str, clock: FakeClock, first: Callable[[Desk], object], cap_
 
 
 def adopt(desk: Desk, key: str, quantity: str = "0.02") -> str:
-    """A hedged position of BTC that the ledger has from now on."""
+    """Adopt a hedged BTC position into the ledger, and return its id."""
     legs = [
         Leg("bybit", "BTC/USDT", "spot", "buy", D(quantity), BTC_PRICE),
         Leg("bybit", PERP, "swap", "sell", D(quantity), BTC_PRICE),

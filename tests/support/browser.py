@@ -1,7 +1,7 @@
-"""Debian's Chromium under Playwright: the browser of the dashboard's tests and of its pictures.
+"""Starts the system's Chromium under Playwright, for the dashboard's tests and its screenshots.
 
-Playwright's own browsers are not downloaded: a system's package gets its security updates, and an address less is
-needed. `LEDGER_TEST_CHROMIUM` names another one.
+Playwright's own browsers are not used: the system's package gets security updates, and there is nothing to download.
+`LEDGER_TEST_CHROMIUM` selects another Chromium.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-VARIABLE = "LEDGER_TEST_CHROMIUM"
+CHROMIUM_VARIABLE = "LEDGER_TEST_CHROMIUM"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 def chromium_path() -> str | None:
-    """Where the browser is; None where there is none. A named one that is missing is an error, not a reason to skip."""
-    named = os.environ.get(VARIABLE)
+    """Return the path of the browser, or None if there is none. Fails if the one that the variable names is missing."""
+    named = os.environ.get(CHROMIUM_VARIABLE)
     if named:
-        assert shutil.which(named), f"{VARIABLE} names {named!r}, which cannot be run"
+        assert shutil.which(named), f"{CHROMIUM_VARIABLE} names {named!r}, which cannot be run"
         return named
     return next((found for name in _NAMES if (found := shutil.which(name))), None)
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The browser, for the length of a `with` block."""
+    """Yield a running browser, and close it at the end of the `with` block."""
     from playwright.sync_api import sync_playwright
 
     path = chromium_path()
-    assert path, f"no Chromium: apt-get install chromium, or name one in {VARIABLE}"
-    # Chromium refuses to sandbox for root, which is who runs tests in a container; all it opens is a local page.
+    assert path, f"no Chromium: apt-get install chromium, or name one in {CHROMIUM_VARIABLE}"
+    # Chromium cannot sandbox as root, the usual user in a container. Tests open local pages only.
     sandbox = [] if os.geteuid() else ["--no-sandbox"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=[*sandbox, "--disable-gpu"])

@@ -1,4 +1,4 @@
-"""Time under a test's control."""
+"""A clock that a test controls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class FakeClock:
-    """A clock that moves only when told to. Call it, or its `now`, for an aware UTC datetime."""
+    """A clock that moves only on `advance`. Call it, or its `now`, for an aware UTC datetime."""
 
     def __init__(self, start: datetime = START) -> None:
         if start.tzinfo is None:
@@ -20,10 +20,10 @@ class FakeClock:
         return self._now
 
     def now(self) -> datetime:
-        """The present moment of this test."""
+        """Return the current time of the test."""
         return self._now
 
     def advance(self, seconds: int | float | Decimal) -> datetime:
-        """Move by so many seconds and return the new time. Negative is allowed: real clocks are set back too."""
+        """Move by `seconds` and return the new time. Negative values are allowed: real clocks are set back too."""
         self._now += timedelta(microseconds=int(Decimal(str(seconds)) * 1_000_000))
         return self._now

@@ -1,4 +1,4 @@
-"""The command line under test: the same entry the console script calls, with what it printed and how it exited."""
+"""Runs command lines through the entry point of the console script, and captures output and exit code."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ledger_sizer.cli import run
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What one command line did."""
+class CommandResult:
+    """Exit code and output of one command line."""
 
     code: int
     out: str
@@ -24,40 +24,40 @@ class Ran:
 
     @property
     def json(self) -> Any:
-        """The one JSON document on standard output."""
+        """Return the single JSON document on standard output."""
         return json.loads(self.out)
 
     @property
     def problem(self) -> Any:
-        """The JSON problem on standard error; standard output must be empty then."""
+        """Return the JSON problem on standard error. Standard output must be empty."""
         assert self.out == ""
         return json.loads(self.err)
 
 
 class CommandLine:
-    """Runs command lines in this process, against one database unless they name another."""
+    """Runs command lines in this process, with `--database-url` if `url` is given."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], url: str | None = None) -> None:
         self._capsys = capsys
         self.url = url
 
-    def __call__(self, *arguments: str) -> Ran:
+    def __call__(self, *arguments: str) -> CommandResult:
         """Run `ledger-sizer ARGUMENTS --database-url URL`."""
         self._capsys.readouterr()
-        where = [] if self.url is None else ["--database-url", self.url]
-        code = run([*arguments, *where])
-        return Ran(code, *self._capsys.readouterr())
+        database_option = [] if self.url is None else ["--database-url", self.url]
+        code = run([*arguments, *database_option])
+        return CommandResult(code, *self._capsys.readouterr())
 
     def json(self, *arguments: str) -> Any:
-        """Run with `--json`, which must succeed silently; return the document."""
-        ran = self(*arguments, "--json")
-        assert (ran.code, ran.err) == (0, ""), ran
-        return ran.json
+        """Run with `--json`, and return the document. The command must succeed with empty standard error."""
+        result = self(*arguments, "--json")
+        assert (result.code, result.err) == (0, ""), result
+        return result.json
 
 
 @contextmanager
 def own_logging() -> Iterator[None]:
-    """Undo what a command does to the package's logger: its handler writes to a stream that ends with the test."""
+    """Restore the package's logger at the end: a command adds a handler whose stream is closed after the test."""
     logger = logging.getLogger("ledger_sizer")
     before = (logger.handlers[:], logger.level, logger.propagate)
     try:

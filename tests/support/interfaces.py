@@ -1,4 +1,4 @@
-"""One way to talk to every interface of the ledger: whatever it returns is awaited, so one test fits all three."""
+"""Calls the embedded ledger and both clients, sync and async, with `await`, so that one test fits all three."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from ledger_sizer.client import AsyncLedgerClient, LedgerClient, Patience
 from tests.support.services import served
 
 INTERFACES = ("embedded", "client", "async_client")
-HURRIED = Patience(attempts_max=4, give_up_seconds=5, pause_seconds=0.01, pause_seconds_max=0.05)
+FAST_RETRIES = Patience(attempts_max=4, give_up_seconds=5, pause_seconds=0.01, pause_seconds_max=0.05)
 
 SETTINGS = AppSettings(sizing=DynamicSizingSettings(enabled=True))
-"""Scores count, so that answers differ."""
-
+"""Dynamic sizing is on, so that the signal score changes the answer."""
 
 SPOT = InstrumentInfo("BTC/USDT", Decimal("0.0001"), Decimal(100), Decimal("0.0001"), Decimal(5))
 PERP = InstrumentInfo("BTC/USDT:USDT", Decimal("0.001"), Decimal(100), Decimal("0.001"), Decimal(5))
@@ -37,13 +36,13 @@ FILL: dict[str, Any] = {"quantity": Decimal("0.018"), "price": Decimal("50100.5"
 
 
 class Interface:
-    """A ledger behind any interface. Every method of it is awaitable here."""
+    """Wraps one interface of the ledger. Every method of it is awaitable here."""
 
     def __init__(self, kind: str, ledger: Ledger | LedgerClient | AsyncLedgerClient, behind: Ledger) -> None:
         self.kind = kind
         self.raw = ledger
         self.behind = behind
-        """The embedded ledger that really answers."""
+        """The embedded ledger that decides, in this process."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self.raw, name)
@@ -56,7 +55,7 @@ class Interface:
 
     @asynccontextmanager
     async def hold(self, **request: Any) -> AsyncIterator[Any]:
-        """`hold`, with the awaitable methods of whatever it gives."""
+        """Enter the interface's `hold`, and yield its value with awaitable methods."""
         if isinstance(self.raw, AsyncLedgerClient):
             async with self.raw.hold(**request) as held:
                 yield Interface(self.kind, held, self.behind)  # type: ignore[arg-type]
@@ -69,30 +68,30 @@ class Interface:
 async def opened(
     kind: str, database_url: str, clock: Callable[[], datetime] | None, settings: AppSettings = SETTINGS
 ) -> AsyncIterator[Interface]:
-    """Open a ledger with one of the `INTERFACES`."""
+    """Open a ledger through one of the `INTERFACES`."""
     if kind == "embedded":
         with Ledger.open(database_url, settings=settings, clock=clock) as ledger:
             yield Interface(kind, ledger, ledger)
         return
     with served(database_url, settings=settings, clock=clock) as service:
         if kind == "client":
-            with LedgerClient(service.url, patience=HURRIED) as client:
+            with LedgerClient(service.url, patience=FAST_RETRIES) as client:
                 yield Interface(kind, client, service.ledger)
         else:
-            async with AsyncLedgerClient(service.url, patience=HURRIED) as client:
+            async with AsyncLedgerClient(service.url, patience=FAST_RETRIES) as client:
                 yield Interface(kind, client, service.ledger)
 
 
 async def open_position(ledger: Interface, key: str = "a") -> str:
-    """Reserve and confirm; the position's name."""
+    """Reserve and confirm, and return the position id."""
     granted = await ledger.reserve(key=key, **ASK)
     await ledger.confirm(key=f"{key}/fill", position_id=granted.position_id, **FILL)
     position_id: str = granted.position_id
     return position_id
 
 
-class Name(str, Enum):  # noqa: UP042 - a StrEnum writes its text
-    """Text by inheritance, as bots name things: equal to its text, but an f-string writes `Name.BYBIT`."""
+class Name(str, Enum):  # noqa: UP042 - a StrEnum formats as its value
+    """A str enum, as bots use for names: equal to its value, but an f-string formats it as `Name.BYBIT`."""
 
     MAIN = "main"
     VENUE = "venue"

@@ -1,4 +1,4 @@
-"""A desk for tests: two markets, settings with the contract's figures, and ledgers opened on a clock of the test's."""
+"""Helpers to open ledgers on a test's clock and to reserve, two BTC markets, and direct SQL access to the database."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ BTC_SPOT = InstrumentInfo("BTC/USDT", Decimal("0.0001"), Decimal(100), Decimal("
 BTC_PERP = InstrumentInfo("BTC/USDT:USDT", Decimal("0.001"), Decimal(50), Decimal("0.001"), Decimal(5))
 BTC_PRICE = Decimal(50000)
 steady = hypothesis_settings(deadline=None)
-"""For properties: on a busy machine one example may take longer than the next, which says nothing about the code."""
+"""For property tests: no deadline, because the time of one example varies on a busy machine."""
 
 TAGS = {"venue": "bybit", "symbol": "BTC", "strategy": "funding"}
 
 
 def dynamic_settings(**sizing: Any) -> AppSettings:
-    """Settings with dynamic sizing on: maximum 1000, fractions 0.3 to 1.0, cap 5000; `sizing` changes the latter."""
+    """Return settings with dynamic sizing: maximum 1000 USD, fractions 0.3 to 1.0, cap 5000 USD. `sizing` overrides."""
     return AppSettings(
         sizing=DynamicSizingSettings(enabled=True, **sizing), trading=TradingSettings(), ledger=LedgerSettings()
     )
@@ -40,7 +40,7 @@ def dynamic_settings(**sizing: Any) -> AppSettings:
 
 @contextmanager
 def opened(url: str, clock: FakeClock, settings: AppSettings | None = None) -> Iterator[Ledger]:
-    """A ledger on `clock`, closed at the end. Flat sizing (1000 USD a position, cap 5000) unless `settings` differ."""
+    """Open a ledger on `clock`, and close it at the end. By default flat sizing: 1000 USD a position, cap 5000 USD."""
     with Ledger.open(url, settings=settings, clock=clock) as ledger:
         yield ledger
 
@@ -57,31 +57,31 @@ def reserve_btc(ledger: Ledger, key: str, **request: Any) -> Decision:
 
 
 def position_of(decision: Decision) -> str:
-    """The id of the position a decision is about, which it must have."""
+    """Return the position id of a decision. Fails if it has none."""
     assert decision.position_id is not None, f"{decision!r} has no position"
     return decision.position_id
 
 
 def figures(ledger: Ledger, scope: str = "portfolio", portfolio: str = "main") -> tuple[Any, Any]:
-    """(held, open) of one scope, USD."""
+    """Return (held, open) of one scope, USD."""
     row = ledger.exposure(portfolio).scope(scope)
     return row.held, row.open
 
 
 def assert_verified(ledger: Ledger) -> None:
-    """The audit finds nothing wrong."""
+    """Fail if `verify` has findings."""
     report = ledger.verify()
     assert report.ok, report.findings
 
 
 def seconds_between(later: datetime, earlier: datetime) -> Decimal:
-    """The exact distance of two times in seconds."""
+    """Return the exact difference of two times, seconds."""
     delta = later - earlier
     return Decimal(delta.days * 86_400 + delta.seconds) + Decimal(delta.microseconds).scaleb(-6)
 
 
 class Intruder:
-    """Someone with a database client: runs SQL beside the ledger, if asked to with every guard taken down first."""
+    """An attacker with a database client: runs SQL beside the ledger, and can remove every guard of the schema."""
 
     def __init__(self, url: str) -> None:
         self._engine: Engine = create_engine(make_url(url))
@@ -95,20 +95,20 @@ class Intruder:
         connection.execute(f"PRAGMA foreign_keys = {'OFF' if self._unguarded else 'ON'}")
 
     def run(self, statement: str, **values: Any) -> int:
-        """Run one statement in a transaction of its own. Returns how many rows it changed."""
+        """Run one statement in its own transaction, and return how many rows it changed."""
         with self._engine.begin() as connection:
             changed = connection.execute(text(statement), values)
             return int(changed.rowcount)
 
     def rows(self, query: str, **values: Any) -> list[Any]:
-        """What a query finds."""
+        """Return the rows of a query."""
         with self._engine.begin() as connection:
             return list(connection.execute(text(query), values).all())
 
     def take_guards_down(self) -> None:
-        """Drop every trigger, unique index, CHECK and foreign key: nothing is left to refuse a change.
+        """Drop every trigger, unique index, CHECK and foreign key, so that the database accepts any change.
 
-        What notes facets stays: it refuses nothing.
+        The triggers that maintain `facets` stay: they refuse nothing.
         """
         self._unguarded = True
         with self._engine.begin() as connection:
@@ -119,7 +119,7 @@ class Intruder:
         self._engine.dispose()
 
     def close(self) -> None:
-        """End its connections."""
+        """Close the connections."""
         self._engine.dispose()
 
     def __enter__(self) -> Self:
@@ -130,7 +130,7 @@ class Intruder:
 
 
 def _drop_sqlite_guards(connection: Connection) -> None:
-    """CHECKs and foreign keys cannot be dropped there; they are switched off on each connection instead."""
+    """Drop triggers and unique indexes. SQLite cannot drop CHECKs and foreign keys: `_on_connect` switches them off."""
     query = (
         "SELECT type, name FROM sqlite_master WHERE type = 'trigger' AND name NOT LIKE '%facets' "
         "OR sql LIKE 'CREATE UNIQUE%' AND tbl_name <> 'facets'"

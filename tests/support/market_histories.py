@@ -1,4 +1,4 @@
-"""Market histories for the tests of the replay: small ones made by hand, and where the real one is."""
+"""Market histories for the tests of the replay: small made-up ones, and the path of the recorded one."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ INTERVAL = timedelta(hours=8)
 
 
 def shared_data() -> Path:
-    """The folder of real data, which is not part of the repository. It need not exist."""
+    """Return the folder of real data. It is not part of the repository and may not exist."""
     beside = Path(__file__).resolve().parent.parent.parent.parent / "shared" / "data"
     return Path(os.environ.get("LEDGER_SIZER_SHARED_DATA", beside))
 
 
 def real_history() -> Path:
-    """Two and a half thousand hours of three venues, as recorded."""
+    """Return the path of the recorded history: three venues, 8-hour bars from January 2023 to July 2024."""
     return shared_data() / "market" / "funding_8h_2023_2024.csv.gz"
 
 
-def still(price: str) -> Candle:
-    """A candle of a price that does not move, so that a fill has only one price to be at."""
+def flat_candle(price: str) -> Candle:
+    """Return a candle whose price does not move, so that every fill has this price."""
     return Candle(*[Decimal(price)] * 4)
 
 
 def quiet_bars(rates: Sequence[str], price: str = "50000", market: tuple[str, str] = ("binance", "BTC")) -> list[Bar]:
-    """One market whose price stands still, with these funding rates."""
+    """Return bars of one market with a constant price and these funding rates."""
     return [
-        Bar(START + number * INTERVAL, (Quote(*market, still(price), still(price), Decimal(rate)),))
+        Bar(START + number * INTERVAL, (Quote(*market, flat_candle(price), flat_candle(price), Decimal(rate)),))
         for number, rate in enumerate(rates)
     ]
 
 
 def csv_lines(bars: Iterable[Bar]) -> Iterator[str]:
-    """The bars as the lines of a file, header first."""
+    """Yield the bars as lines of a CSV file, header first."""
     yield HEADER
     for bar in bars:
         for quote in bar.quotes:

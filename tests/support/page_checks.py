@@ -1,23 +1,23 @@
-"""What an accessibility checker looks for, as one function run in the page: what it returns is wrong with the page.
+"""Accessibility checks as one JavaScript function. It runs in the page and returns a list of problems.
 
-Names of controls and images, headings in order, one main landmark, table headers with a scope, ids used once, text
-contrast (WCAG AA: 4.5 to 1, 3 to 1 for large text), targets large enough, and no sideways scrolling of the page.
+It checks names of controls and images, order of headings, one main landmark, table headers with a scope, unique ids,
+text contrast (WCAG AA: 4.5 to 1, 3 to 1 for large text), size of touch targets, and no horizontal scrolling.
 """
 
 PROBLEMS_OF_PAGE = """() => {
   const found = [];
-  const shown = (element) => element.getClientRects().length > 0;
-  const all = (selector) => [...document.querySelectorAll(selector)].filter(shown);
+  const visible = (element) => element.getClientRects().length > 0;
+  const all = (selector) => [...document.querySelectorAll(selector)].filter(visible);
   const describe = (element) => element.outerHTML.slice(0, 120);
 
-  const named = (element) => {
+  const accessibleName = (element) => {
     const labelledby = element.getAttribute("aria-labelledby");
     const label = element.labels && element.labels.length ? element.labels[0].textContent : "";
     const by = labelledby ? document.getElementById(labelledby)?.textContent : "";
     return (element.getAttribute("aria-label") || by || label || element.textContent || "").trim();
   };
   for (const element of all("a, button, input:not([type=hidden]), svg[role=img], section, nav, [role=region]")) {
-    if (!named(element)) found.push(`no name: ${describe(element)}`);
+    if (!accessibleName(element)) found.push(`no name: ${describe(element)}`);
   }
 
   if (document.documentElement.lang !== "en") found.push("no language");
@@ -57,7 +57,7 @@ PROBLEMS_OF_PAGE = """() => {
     const part = (value) => { const c = value / 255; return c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4; };
     return 0.2126 * part(red) + 0.7152 * part(green) + 0.0722 * part(blue);
   };
-  const ground = (element) => {
+  const background = (element) => {
     for (let one = element; one; one = one.parentElement) {
       const colour = channels(getComputedStyle(one).backgroundColor);
       if (colour.length === 3 || colour[3] > 0) return colour;
@@ -68,7 +68,7 @@ PROBLEMS_OF_PAGE = """() => {
     const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
     if (!own || element.closest("svg, .unseen, .skip, pre")) continue;
     const style = getComputedStyle(element);
-    const [one, two] = [luminance(channels(style.color)), luminance(ground(element))];
+    const [one, two] = [luminance(channels(style.color)), luminance(background(element))];
     const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
     const size = parseFloat(style.fontSize);
     const needed = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700) ? 3 : 4.5;

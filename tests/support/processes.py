@@ -1,4 +1,4 @@
-"""Separate processes for tests: started together, released together, ended by their own ids."""
+"""Runs bots as separate processes: starts them together, releases them together, and stops each by its process id."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Line = dict[str, Any]
 
 
 class Bot:
-    """One process that runs a program of `tests.support.programs`."""
+    """One process that runs a program of `tests.support.programs` with these parameters."""
 
-    def __init__(self, program: str, url: str, given: dict[str, Any]) -> None:
+    def __init__(self, program: str, url: str, params: dict[str, Any]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.programs", program, url, json.dumps(given)],
+            [sys.executable, "-m", "tests.support.programs", program, url, json.dumps(params)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -30,29 +30,29 @@ class Bot:
         self.pid = self._process.pid
 
     def read(self) -> Line | None:
-        """The next whole line it wrote; None at its end. A line that a kill cut off was never said."""
+        """Return the next complete line of its output, or None at the end. Ignores a line that a kill cut off."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         return json.loads(line) if line.endswith("\n") else None
 
     def lines(self) -> Iterator[Line]:
-        """All it still writes."""
+        """Yield the remaining lines of its output."""
         while (line := self.read()) is not None:
             yield line
 
     def wait_ready(self) -> None:
-        """Wait until it has opened its ledger."""
+        """Wait until the process has opened its ledger."""
         line = self.read()
         assert line == {"ready": True}, f"the bot did not start: {line}"
 
     def go(self) -> None:
-        """Let it begin."""
+        """Let the program begin."""
         assert self._process.stdin is not None
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
 
     def wait_stopped(self) -> None:
-        """Wait until it has stopped itself, as a frozen machine would."""
+        """Wait until the process has stopped itself with SIGSTOP."""
         _, status = os.waitpid(self.pid, os.WUNTRACED)
         assert os.WIFSTOPPED(status), f"the bot ended with {status} where it should have stopped"
 
@@ -61,11 +61,11 @@ class Bot:
         self._process.send_signal(number)
 
     def end(self) -> int:
-        """Wait for its end; returns the exit code."""
+        """Wait for the process to end, and return the exit code."""
         return self._process.wait(60)
 
     def discard(self) -> None:
-        """Kill it if it still runs, and give its pipes back."""
+        """Kill the process if it still runs, and close its pipes."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
@@ -75,13 +75,13 @@ class Bot:
 
 
 class Fleet:
-    """Several bots of one program. None of them outlives the `with` block."""
+    """Several bots that run one program. All are killed at the end of the `with` block."""
 
-    def __init__(self, program: str, url: str, given: Sequence[dict[str, Any]]) -> None:
-        self.bots = [Bot(program, url, one) for one in given]
+    def __init__(self, program: str, url: str, params: Sequence[dict[str, Any]]) -> None:
+        self.bots = [Bot(program, url, one) for one in params]
 
     def run(self) -> list[Line]:
-        """Release all at once, and return every line of all of them when all have ended well."""
+        """Release all bots at once, wait until all end with exit code 0, and return the lines of all."""
         self.release()
         lines = [line for bot in self.bots for line in bot.lines()]
         assert [bot.end() for bot in self.bots] == [0] * len(self.bots)

@@ -1,7 +1,7 @@
-"""Programs that tests run as processes of their own: `python -m tests.support.programs PROGRAM URL JSON`.
+"""Programs that tests run as separate processes: `python -m tests.support.programs PROGRAM URL JSON`.
 
-Each opens its own ledger, says `ready`, waits for a line on standard input, and then writes one line of JSON for each
-answer as soon as it has it. It ends when it is done, or when it is killed.
+Each opens its own ledger, prints `ready`, waits for a line on standard input, and then prints each answer at once as
+one line of JSON. It ends when it is done, or when it is killed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ledger_sizer import (
     TradingSettings,
 )
 
-Given = dict[str, Any]
+Params = dict[str, Any]
 
 
 def settings_of(cap_usd: object = 500, **ledger: Any) -> AppSettings:
-    """Settings of every ledger in these tests: a small cap, and what the writer is told."""
+    """Return settings with a small cap (USD) and these `LedgerSettings`."""
     return AppSettings(
         sizing=DynamicSizingSettings(max_portfolio_exposure=Decimal(str(cap_usd))),
         trading=TradingSettings(max_position_size_usd=Decimal(1_000_000)),
@@ -41,13 +41,13 @@ def settings_of(cap_usd: object = 500, **ledger: Any) -> AppSettings:
 
 
 def say(**what: Any) -> None:
-    """One line for the test, at once."""
+    """Print one line of JSON for the test, and flush."""
     sys.stdout.write(json.dumps(what) + "\n")
     sys.stdout.flush()
 
 
 def say_answer(key: str, answer: Decision | LedgerError) -> None:
-    """What became of a command."""
+    """Print the answer to a command."""
     if isinstance(answer, Decision):
         say(key=key, outcome=answer.outcome, reason=answer.reason, seq=answer.seq, hash=answer.hash,
             replayed=answer.replayed, position_id=answer.position_id)  # fmt: skip
@@ -56,7 +56,7 @@ def say_answer(key: str, answer: Decision | LedgerError) -> None:
 
 
 def answered(ask: Callable[..., Decision], key: str, **request: Any) -> Decision | LedgerError:
-    """Ask, and say what was answered. Errors that may be retried are, with the same key, as a bot would."""
+    """Send a command, print the answer and return it. Retries retryable errors with the same key, as a bot would."""
     while True:
         answer: Decision | LedgerError
         try:
@@ -69,14 +69,14 @@ def answered(ask: Callable[..., Decision], key: str, **request: Any) -> Decision
         return answer
 
 
-def grab(ledger: Ledger, given: Given) -> None:
-    """Reserve 10 USD so many times, whatever comes back."""
-    for number in range(given["count"]):
-        answered(ledger.reserve, f"{given['name']}-{number}", available_balance=Decimal(10), ttl_seconds=3600)
+def reserve_many(ledger: Ledger, params: Params) -> None:
+    """Reserve 10 USD `count` times, whatever the answers are."""
+    for number in range(params["count"]):
+        answered(ledger.reserve, f"{params['name']}-{number}", available_balance=Decimal(10), ttl_seconds=3600)
 
 
-def same_key(ledger: Ledger, given: Given) -> None:
-    """Ask with keys that all bots use, all at once."""
+def same_key(ledger: Ledger, params: Params) -> None:
+    """Reserve at once with keys that all bots share."""
 
     async def ask(key: str) -> Decision | LedgerError:
         try:
@@ -85,31 +85,31 @@ def same_key(ledger: Ledger, given: Given) -> None:
             return error
 
     async def ask_all() -> None:
-        keys = [f"shared-{number}" for number in range(given["count"])]
+        keys = [f"shared-{number}" for number in range(params["count"])]
         for key, answer in zip(keys, await asyncio.gather(*map(ask, keys)), strict=True):
             say_answer(key, answer)
 
     asyncio.run(ask_all())
 
 
-def live(ledger: Ledger, given: Given) -> None:
-    """Reserve, confirm, extend, release, close in part and in whole, in an order of chance, until told to stop."""
-    chance = random.Random(given["seed"])
+def trade_randomly(ledger: Ledger, params: Params) -> None:
+    """Reserve, confirm, extend, release, close in part and in whole, in random order."""
+    rng = random.Random(params["seed"])
     held: list[str | None] = []
     opened: list[str | None] = []
-    tags = {"venue": given.get("venue", "bybit")}
+    tags = {"venue": params.get("venue", "bybit")}
     number = 0
-    while number < given["count"]:
+    while number < params["count"]:
         number += 1
-        key, act = f"{given['name']}-{number}", chance.choice(["reserve", "reserve", "confirm", "release", "extend"])
+        key, act = f"{params['name']}-{number}", rng.choice(["reserve", "reserve", "confirm", "release", "extend"])
         if act == "confirm" and held:
-            fill = {"quantity": Decimal(chance.choice(["1", "0.9", "1.3"])), "price": Decimal("9.87")}
+            fill = {"quantity": Decimal(rng.choice(["1", "0.9", "1.3"])), "price": Decimal("9.87")}
             position = held.pop()
             if _done(answered(ledger.confirm, key, position_id=position, **fill)):
                 opened.append(position)
         elif act == "extend" and held:
             answered(ledger.extend, key, position_id=held[-1], ttl_seconds=3600)
-        elif act == "release" and opened and chance.random() < 0.5:
+        elif act == "release" and opened and rng.random() < 0.5:
             answered(ledger.release, key, position_id=opened[-1], quantity=Decimal("0.001"))
         elif act == "release" and (opened or held):
             answered(ledger.release, key, position_id=(opened or held).pop())
@@ -123,21 +123,21 @@ def _done(answer: Decision | LedgerError) -> bool:
     return answer.outcome == "applied"
 
 
-def two_pots(ledger: Ledger, given: Given) -> None:
-    """Atomic groups over two portfolios, named in the order the test wants."""
-    for number in range(given["count"]):
-        key = f"{given['name']}-{number}"
+def two_portfolios(ledger: Ledger, params: Params) -> None:
+    """Submit atomic groups over the portfolios, in the given order."""
+    for number in range(params["count"]):
+        key = f"{params['name']}-{number}"
         group = [
             Reserve(key=key, portfolio=portfolio, available_balance=Decimal(1), ttl_seconds=3600)
-            for portfolio in given["portfolios"]
+            for portfolio in params["portfolios"]
         ]
         for answer in ledger.submit(group, atomic=True):
             say_answer(key, answer)
 
 
-def pause(ledger: Ledger, given: Given) -> None:
-    """Stop as a frozen machine does: `before` the write is sent, or `between` the write and its COMMIT."""
-    for number in range(given["warm_up"]):
+def pause(ledger: Ledger, params: Params) -> None:
+    """Stop the process with SIGSTOP, `before` the write is sent or `between` the write and its COMMIT."""
+    for number in range(params["warm_up"]):
         ledger.reserve(key=f"warm-up-{number}", available_balance=Decimal(10))
     store = ledger._store
     write, unlocked = store.write, False
@@ -145,12 +145,12 @@ def pause(ledger: Ledger, given: Given) -> None:
     def freeze() -> None:
         say(unlocked=unlocked)
         os.kill(os.getpid(), signal.SIGSTOP)
-        sys.stdin.readline()  # the signal may reach this thread a little late; it must not run on meanwhile
+        sys.stdin.readline()  # blocks this thread until the signal, which may arrive a little late
 
     def frozen_write(changes: Any, *, locked: bool) -> None:
         nonlocal unlocked
         store.write, unlocked = write, not locked  # type: ignore[method-assign]
-        if given["where"] == "before":
+        if params["where"] == "before":
             freeze()
         else:
             connection = store._connection()  # type: ignore[attr-defined]
@@ -172,8 +172,8 @@ def pause(ledger: Ledger, given: Given) -> None:
         say_answer("late", error)
 
 
-def fork(ledger: Ledger, given: Given) -> None:
-    """Fork with an open ledger; the child tries to use it and then closes it, as leaving a `with` block would."""
+def fork(ledger: Ledger, params: Params) -> None:
+    """Fork with an open ledger. The child tries to use it and then closes it, as the end of a `with` block would."""
     ledger.reserve(key="warm-up", available_balance=Decimal(10))
     say(sessions=_sessions(ledger))
     child = os.fork()
@@ -190,7 +190,7 @@ def fork(ledger: Ledger, given: Given) -> None:
 
 
 def _sessions(ledger: Ledger) -> list[int]:
-    """The server's name for the writer's session and for a reader's; SQLite has none."""
+    """Return the PostgreSQL process ids of the writer's and a reader's session. Empty on SQLite."""
     if ledger._read_engine.dialect.name == "sqlite":
         return []
     with ledger._read_engine.connect() as connection:
@@ -198,17 +198,17 @@ def _sessions(ledger: Ledger) -> list[int]:
     return [ledger._store._connection().info.backend_pid, reader]  # type: ignore[attr-defined]
 
 
-PROGRAMS = {one.__name__: one for one in (grab, same_key, live, two_pots, pause, fork)}
+PROGRAMS = {one.__name__: one for one in (reserve_many, same_key, trade_randomly, two_portfolios, pause, fork)}
 
 
 def main() -> None:
-    """Run one program."""
+    """Run the program that the command line names."""
     name, url, text = sys.argv[1:]
-    given = json.loads(text)
-    with Ledger.open(url, settings=settings_of(**given.get("settings", {}))) as ledger:
+    params = json.loads(text)
+    with Ledger.open(url, settings=settings_of(**params.get("settings", {}))) as ledger:
         say(ready=True)
         sys.stdin.readline()
-        PROGRAMS[name](ledger, given)
+        PROGRAMS[name](ledger, params)
 
 
 if __name__ == "__main__":

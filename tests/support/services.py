@@ -1,4 +1,4 @@
-"""The service under test: a real server on a real socket, in a thread of this process or as a process of its own."""
+"""Starts the service on a real socket, in a thread of this process or as a separate process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STOP_SECONDS_MAX = 60
 
 
 class Running:
-    """A server in a thread. `http` is a client of it; `app` and `parts` are what it is made of."""
+    """A service in a thread, with its `app` and components (`parts`). `http` is a client connected to it."""
 
     def __init__(self, url: str, app: Any, parts: Components, server: Any) -> None:
         self.url = url
@@ -44,15 +44,15 @@ class Running:
 
     @property
     def ledger(self) -> Any:
-        """The ledger behind it."""
+        """The service's ledger, in this process."""
         return self.parts.ledger
 
     def post(self, path: str, key: str | None, body: Any = None, **more: Any) -> httpx.Response:
-        """POST a command."""
+        """Send a command with POST."""
         return self.command("POST", path, key, body, **more)
 
     def command(self, method: str, path: str, key: str | None, body: Any = None, **more: Any) -> httpx.Response:
-        """Send a command."""
+        """Send a command. key: its idempotency key, None to send none."""
         headers = {**({} if key is None else {"Idempotency-Key": key}), **more.pop("headers", {})}
         return self.http.request(method, path, json={} if body is None else body, headers=headers, **more)
 
@@ -60,11 +60,11 @@ class Running:
 def settings_for(
     database_url: str, *, ledger: dict[str, Any] | None = None, sections: dict[str, Any] | None = None, **service: Any
 ) -> AppSettings:
-    """Settings of a service on a free port that polls and sweeps quickly. sections: other sections of the settings."""
-    quick = {"port": 0, "event_poll_ms": 20, "key_cache_seconds": 0, **service}
+    """Return settings of a service on a free port that polls quickly. sections: other sections of the settings."""
+    values = {"port": 0, "event_poll_ms": 20, "key_cache_seconds": 0, **service}
     return AppSettings(
         ledger=LedgerSettings(database_url=database_url, **(ledger or {})),
-        service=ServiceSettings(**quick),
+        service=ServiceSettings(**values),
         **(sections or {}),
     )
 
@@ -73,7 +73,7 @@ def settings_for(
 def serving(
     database_url: str, *, jobs: bool = False, tracing: Tracing | None = None, **settings: Any
 ) -> Iterator[Running]:
-    """A service on this database for the length of a `with` block."""
+    """Run a service on this database during a `with` block."""
     chosen = settings_for(database_url, **settings)
     with running_components(chosen, with_jobs=jobs, tracing=tracing) as parts, listen(chosen.service) as listening:
         app = create_app(
@@ -85,7 +85,7 @@ def serving(
             reconciler=parts.reconciler,
             tracing=parts.tracing,
         )
-        with _in_a_thread(app, chosen.service, listening) as server:
+        with _server_thread(app, chosen.service, listening) as server:
             service = Running(url_of(listening), app, parts, server)
             try:
                 yield service
@@ -94,23 +94,23 @@ def serving(
 
 
 @dataclass(frozen=True)
-class Served:
-    """A running service. `ledger` is the one behind it, in this process."""
+class MinimalService:
+    """A running service without jobs and reconciliation. `ledger` is its ledger, in this process."""
 
     url: str
     ledger: Ledger
 
     @property
     def port(self) -> int:
-        """Of the loopback."""
+        """Port on 127.0.0.1."""
         return int(self.url.rpartition(":")[2])
 
 
 @contextmanager
 def served(
     database_url: str, *, clock: Callable[[], datetime] | None = None, settings: AppSettings | None = None
-) -> Iterator[Served]:
-    """A service whose ledger has a clock of the test's own (None: the real one), without any other part."""
+) -> Iterator[MinimalService]:
+    """Run a service whose ledger uses the test's clock (None: system time), without jobs and reconciliation."""
     settings = settings or AppSettings()
     settings = settings.model_copy(update={"service": ServiceSettings(port=0)})
     with Ledger.open(database_url, settings=settings, clock=clock) as ledger:
@@ -120,13 +120,13 @@ def served(
         metrics = Metrics()
         metrics.watch(ledger, reads)
         app = create_app(ledger, settings.service, reads_engine=reads, keys=keys, metrics=metrics)
-        with listen(settings.service) as listening, _in_a_thread(app, settings.service, listening):
-            yield Served(url_of(listening), ledger)
+        with listen(settings.service) as listening, _server_thread(app, settings.service, listening):
+            yield MinimalService(url_of(listening), ledger)
         reads.dispose()
 
 
 @contextmanager
-def _in_a_thread(app: Any, settings: ServiceSettings, listening: socket.socket) -> Iterator[Server]:
+def _server_thread(app: Any, settings: ServiceSettings, listening: socket.socket) -> Iterator[Server]:
     listening.listen(128)
     server = make_server(app, settings)
     thread = threading.Thread(target=server.run, args=([listening],), name="service", daemon=True)
@@ -140,7 +140,7 @@ def _in_a_thread(app: Any, settings: ServiceSettings, listening: socket.socket) 
 
 
 class Process:
-    """`ledger-sizer serve` as a process."""
+    """`ledger-sizer serve` as a separate process."""
 
     def __init__(self, database_url: str, folder: Path, **environment: str) -> None:
         names = ("SIZING_", "TRADING_", "LEDGER_", "SERVICE_", "RECONCILE_", "EXCHANGE_")
@@ -156,7 +156,7 @@ class Process:
         self.url = ""
 
     def ready(self) -> Process:
-        """Wait for the line with its address."""
+        """Wait until the service prints its address, and set `url`."""
         assert self.child.stdout is not None
         watchdog = threading.Timer(START_SECONDS_MAX, self.child.kill)
         watchdog.start()
@@ -169,17 +169,17 @@ class Process:
         return self
 
     def log(self) -> str:
-        """What it wrote to standard error."""
+        """Return what the process wrote to standard error."""
         self._log.flush()
         return Path(self._log.name).read_text(errors="replace")
 
     def stop(self) -> int:
-        """SIGTERM, and its exit code."""
+        """Send SIGTERM, wait, and return the exit code."""
         self.child.send_signal(signal.SIGTERM)
         return self.child.wait(60)
 
     def close(self) -> None:
-        """End it, however it is."""
+        """Kill the process if it still runs, and close its files."""
         if self.child.poll() is None:
             self.child.kill()
             self.child.wait(30)
@@ -189,7 +189,7 @@ class Process:
 
 
 def eventually(what: Any, seconds: float = 120) -> Any:
-    """Call `what` until it is true, and return it; fail after so many seconds."""
+    """Call `what` until its result is true, and return that. Fails after `seconds`."""
     end = time.monotonic() + seconds
     while not (found := what()):
         assert time.monotonic() < end, "it did not happen in time"

@@ -1,4 +1,4 @@
-"""Visitors of the dashboard without a window: a service with keys, and what a browser does with forms and cookies."""
+"""A service with API keys, and an HTTP client that handles the dashboard's forms and cookies as a browser does."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ STEER = "/steer/main?action=halt"
 
 
 def halt(key: str, **more: str) -> dict[str, str]:
-    """The fields of the form that halts `main`."""
+    """Return the fields of the form that halts `main`."""
     return {"action": "halt", "scope": "portfolio", "mode": "halted", "key": key, **more}
 
 
 class Keyed:
-    """A service with a key of each role, and with one of the role admin for the portfolio `other` only."""
+    """A service with one API key per role, and an admin key (`bound`) for the portfolio `other` only."""
 
     def __init__(self, service: Running, url: str) -> None:
         self.service = service
@@ -31,11 +31,11 @@ class Keyed:
         self.keys["bound"] = create_key(self.engine, "bound", "admin", ["other"])
 
     def browser(self) -> Browser:
-        """A new browser, not signed in."""
+        """Return a new browser, not signed in."""
         return Browser(self.service.url)
 
     def signed_in(self, name: str) -> Browser:
-        """A browser that this key is signed in with."""
+        """Return a new browser, signed in with this key."""
         browser = self.browser()
         answer = browser.submit("/login", {"key": self.keys[name].token}, page="/login")
         assert (answer.status_code, answer.headers["location"]) == (303, "/"), answer.text
@@ -43,7 +43,7 @@ class Keyed:
 
 
 class Browser:
-    """What a browser does with forms and cookies, without its window."""
+    """An HTTP client that keeps cookies and sends form tokens, as a browser does."""
 
     opened: ClassVar[list[httpx.Client]] = []
 
@@ -60,22 +60,22 @@ class Browser:
         return found[1]
 
     def submit(self, path: str, fields: dict[str, str], *, page: str, headers: Any = None) -> httpx.Response:
-        """Send the form of `page`."""
+        """Submit the form of `page` to `path`, with its token."""
         return self.http.post(path, data={"form_token": self.token(page), **fields}, headers=headers or {})
 
 
 @contextmanager
 def keyed_service(url: str) -> Iterator[Keyed]:
-    """A service with keys on this database."""
+    """Run a service with API keys on this database."""
     with serving(url) as service:
-        made = Keyed(service, url)
+        keyed = Keyed(service, url)
         try:
-            yield made
+            yield keyed
         finally:
-            made.engine.dispose()
+            keyed.engine.dispose()
 
 
 def close_browsers() -> None:
-    """Close what the test opened."""
+    """Close all browsers that were opened."""
     while Browser.opened:
         Browser.opened.pop().close()
