@@ -123,6 +123,8 @@ def _run(ledger: "Ledger", command: "AnyCommand") -> "Decision":
 
 def show_decision(decision: "Decision") -> None:
     """Show a decision to a person: its outcome, then the details."""
+    from ledger_sizer.rules.trace import SCOPE_COMMANDS
+
     before, after = output.figure(decision.exposure_before, 2), output.figure(decision.exposure_after, 2)
     recorded = decision.seq is not None
     output.headline(_headline(decision), decision.outcome)
@@ -130,7 +132,7 @@ def show_decision(decision: "Decision") -> None:
         [
             ("position", decision.position_id),
             ("quantity", decision.quantity),
-            ("scope" if decision.command in _SCOPE_COMMANDS else "bound by", decision.binding),
+            ("scope" if decision.command in SCOPE_COMMANDS else "bound by", decision.binding),
             ("expires at", decision.expires_at),
             ("exposure", f"{before} -> {after} USD"),
             ("decision", f"{decision.portfolio} #{decision.seq}" if recorded else None),
@@ -139,7 +141,6 @@ def show_decision(decision: "Decision") -> None:
     )
 
 
-_SCOPE_COMMANDS = ("set_cap", "halt", "resume", "freeze", "thaw", "reconciled")
 _MAY_EXCEED_A_CAP = ("confirm", "adopt", "set_cap")
 
 
