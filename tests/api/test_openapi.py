@@ -56,7 +56,8 @@ def wrong_batches_say_so(context, response, case):
 @pytest.mark.parametrize(
     ("kind", "phases"),
     [
-        ("sqlite", "examples,coverage,fuzzing,stateful"),
+        ("sqlite", "examples,coverage"),
+        pytest.param("sqlite", "fuzzing,stateful", marks=pytest.mark.extended),
         pytest.param("postgresql", "examples,fuzzing,stateful", marks=pytest.mark.extended),
     ],
 )

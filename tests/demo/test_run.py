@@ -115,6 +115,7 @@ def test_run_demo_when_json_is_asked_then_there_is_one_document_and_nothing_else
     assert ran.stdout.startswith("{")
 
 
+@pytest.mark.extended
 def test_stop_demo_when_interrupted_then_it_ends_in_order_with_its_summary(tmp_path: Path) -> None:
     demo = subprocess.Popen(
         [SCRIPT, "demo", "--forever"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
