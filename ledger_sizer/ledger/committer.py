@@ -222,7 +222,7 @@ def _log_defects(results: Sequence[Sequence[Result]]) -> None:
     # An atomic group answers all its commands with the error of one.
     defects = {id(result): result for answers in results for result in answers if isinstance(result, InternalError)}
     for defect in defects.values():
-        log.error("ledger.command_failed", error=str(defect), exc_info=defect.__cause__)
+        log.error("ledger.command_failed", **defect.log_fields, exc_info=defect.__cause__)
 
 
 def _busy_or_unavailable(fault: str, error: Exception) -> LedgerError:

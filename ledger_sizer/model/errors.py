@@ -16,6 +16,7 @@ Errors carry a stable `code`, which HTTP, the command line and the client librar
 error, so that a careless `if result.granted` stays safe.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 if TYPE_CHECKING:
@@ -125,3 +126,5 @@ class InternalError(LedgerError):
     """
 
     code = "internal_error"
+    log_fields: Mapping[str, str] = {}
+    """What the log says beside the traceback: the command that met the defect."""

@@ -129,6 +129,7 @@ def _answer(
         # A defect met by one command must not fail the batch. Rules are pure, so the state is unchanged.
         defect = InternalError(f"{command.verb} {command.key!r} met a defect and had no effect; see the log")
         defect.__cause__ = error
+        defect.log_fields = {"command": command.verb, "key": command.key, "portfolio": command.portfolio}
         return defect
     return state.apply(command.verb, command.key, request, verdict, now_us).decision()
 

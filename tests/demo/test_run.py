@@ -128,7 +128,7 @@ def test_stop_demo_when_interrupted_then_it_ends_in_order_with_its_summary(tmp_p
             text = demo.stdout.readline()
             assert text, f"it ended before it began: {seen}"
             seen += text
-        eventually(lambda: len(_of_this_demo(tmp_path)) == PROCESSES)
+        eventually(lambda: len(_of_this_demo(tmp_path)) == PROCESSES, seconds=60)
         demo.send_signal(signal.SIGINT)
         out, err = demo.communicate(timeout=60)
     finally:
@@ -148,11 +148,11 @@ def test_stop_demo_when_it_is_killed_then_its_processes_end_too(tmp_path: Path) 
         [SCRIPT, "demo", "--forever"], stdout=subprocess.DEVNULL, env=_environment(tmp_path), start_new_session=True
     )
     try:
-        eventually(lambda: len(_of_this_demo(tmp_path)) == PROCESSES)
+        eventually(lambda: len(_of_this_demo(tmp_path)) == PROCESSES, seconds=60)
     finally:
         demo.kill()
         demo.wait()
-    eventually(lambda: _of_this_demo(tmp_path) == [])
+    eventually(lambda: _of_this_demo(tmp_path) == [], seconds=60)
 
 
 @pytest.mark.parametrize(

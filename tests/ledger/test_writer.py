@@ -148,7 +148,7 @@ async def test_run_when_who_looks_on_fails_then_what_was_committed_is_answered_a
 
 @pytest.mark.parametrize("warm_up", [0, 2], ids=["first", "later"])
 async def test_run_when_a_rule_has_a_defect_then_only_its_command_fails(
-    desk: Gated, monkeypatch: pytest.MonkeyPatch, warm_up: int
+    desk: Gated, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, warm_up: int
 ) -> None:
     def defect(*_: Any) -> Any:
         raise ZeroDivisionError("a defect")
@@ -175,6 +175,10 @@ async def test_run_when_a_rule_has_a_defect_then_only_its_command_fails(
         ["granted", "internal_error"],
     ]
     assert keys(ledger) == [*warm, "before", "after", "cap", "beside-it"]
+    events = [record.msg for record in caplog.records if isinstance(record.msg, dict)]
+    failed = [event for event in events if event["event"] == "ledger.command_failed"]
+    assert {(event["command"], event["key"], event["portfolio"]) for event in failed} == {("adopt", "poison", "main")}
+    assert all(isinstance(event["exc_info"], ZeroDivisionError) for event in failed)
     monkeypatch.undo()
     assert (await ledger.run_async(poison)).outcome == "applied", "its key is free: nothing was recorded for it"
 

@@ -70,7 +70,7 @@ def test_alert_when_the_webhook_answers_then_it_is_repeated_until_taken_and_sign
     desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
     alerts = Alerts(desk.engine, desk.settings.reconcile)
     alerts.observe(desk.run())
-    eventually(lambda: alerts.delivered + alerts.given_up)
+    eventually(lambda: alerts.delivered + alerts.given_up, seconds=30)
     alerts.close()
     assert queued(desk) == []
     desk.close()
@@ -115,7 +115,7 @@ def test_alert_when_a_webhook_never_takes_it_then_it_is_given_up_after_its_attem
     desk.account.positions = None
     alerts = Alerts(desk.engine, desk.settings.reconcile)
     alerts.observe(desk.run())
-    eventually(lambda: alerts.given_up == 2)
+    eventually(lambda: alerts.given_up == 2, seconds=30)
     alerts.close()
     receiver.close()
     assert {headers[DELIVERY_HEADER] for headers, _ in receiver.got} == {"run-1", "drift-1-drift_confirmed"}
@@ -165,7 +165,7 @@ def test_alert_when_something_unforeseen_breaks_then_it_is_logged_and_delivery_g
     monkeypatch.setattr(alerts, "_deliver_due", deliver_due)
     monkeypatch.setattr(httpx.Client, "post", broken_post)
     alerts.observe(desk.run())
-    eventually(lambda: alerts.delivered == 1)
+    eventually(lambda: alerts.delivered == 1, seconds=30)
     alerts.close()
     receiver.close()
     assert (broken, refused, queued(desk), len(receiver.got)) == ([], [], [], 1)
@@ -222,8 +222,8 @@ def test_alert_when_the_process_is_killed_at_any_moment_then_the_next_one_delive
             connection.execute(update(AlertRow).values(due_us=0))
     alerts = Alerts(engine, ReconcileSettings(webhook_url=SecretStr(receiver.url)))
     alerts.start()
-    eventually(lambda: len(receiver.got) > before)
-    eventually(lambda: alerts.delivered == 1)
+    eventually(lambda: len(receiver.got) > before, seconds=30)
+    eventually(lambda: alerts.delivered == 1, seconds=30)
     alerts.close()
     receiver.close()
     engine.dispose()
@@ -238,7 +238,7 @@ def test_alert_when_two_processes_deliver_then_each_alert_is_one_of_theirs(datab
     both = [Alerts(desk.engine, desk.settings.reconcile) for _ in range(2)]
     for one in both:
         one.start()
-    eventually(lambda: not queued(desk))
+    eventually(lambda: not queued(desk), seconds=30)
     for one in both:
         one.close()
     receiver.close()

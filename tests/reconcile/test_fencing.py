@@ -199,9 +199,9 @@ def test_run_when_its_process_is_stopped_past_its_lease_and_goes_on_then_its_com
     sleeper = subprocess.Popen([sys.executable, "-c", _SLEEPER, database_url], stderr=subprocess.PIPE, text=True)
     ledger, engine, reconciler = sleeper_desk(database_url)
     try:
-        eventually(lambda: psutil.Process(sleeper.pid).status() == psutil.STATUS_STOPPED)
+        eventually(lambda: psutil.Process(sleeper.pid).status() == psutil.STATUS_STOPPED, seconds=60)
         reports: list[Any] = []
-        eventually(lambda: reports.extend(_ran(reconciler)) or reports)  # once its lease has ended
+        eventually(lambda: reports.extend(_ran(reconciler)) or reports, seconds=30)  # once its lease has ended
         assert reports[0].run.epoch == 2
         before = chain(ledger)
         os.kill(sleeper.pid, signal.SIGCONT)

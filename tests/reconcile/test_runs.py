@@ -26,7 +26,7 @@ from ledger_sizer.storage.tables import LeaseRow
 from tests.support.accounts import Desk, WrittenAccount, long, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, figures
-from tests.support.services import eventually, serving
+from tests.support.services import LOW_PRIORITY_SECONDS, eventually, serving
 
 D = Decimal
 
@@ -176,11 +176,11 @@ def test_serve_when_reconciliation_is_enabled_then_it_runs_and_an_operator_decid
             LedgerClient(service.url) as client,
         ):
             control = PaperControl(paper.url, "bybit")
-            assert eventually(client.reconciliations)[-1].trigger == "start"
+            assert eventually(client.reconciliations, LOW_PRIORITY_SECONDS)[-1].trigger == "start"
             control.open("ETH/USDT:USDT", "long", D(2))
-            (found,) = eventually(lambda: client.drifts(state="live"))
+            (found,) = eventually(lambda: client.drifts(state="live"), LOW_PRIORITY_SECONDS)
             assert (found.kind, found.state, found.subject) == ("unknown_position", "confirmed", "ETH/USDT:USDT")
-            eventually(lambda: client.reserve(key=f"{time.time()}").reason == "unreconciled")
+            eventually(lambda: client.reserve(key=f"{time.time()}").reason == "unreconciled", LOW_PRIORITY_SECONDS)
             asked = client.close_drift(found.id, reason="not ours")
             assert (asked.requested, asked.actor, asked.state) == ("close", "loopback", "confirmed")
             said = client.history(command="remark")[0]
@@ -190,7 +190,7 @@ def test_serve_when_reconciliation_is_enabled_then_it_runs_and_an_operator_decid
             with pytest.raises(WrongState):
                 client.ignore_drift(found.id, reason="too late")
             assert [one.tags.get("external") for one in client.positions("main", state="open")] == [None]
-            runs = eventually(lambda: _reconciled(client))
+            runs = eventually(lambda: _reconciled(client), LOW_PRIORITY_SECONDS)
             assert runs[0].found["agrees"] == 1
             metrics = service.http.get("/metrics").text
             assert 'ledger_job_runs_total{job="reconcile",result="done"}' in metrics

@@ -34,11 +34,9 @@ from ledger_sizer.reconcile.worker_process import WorkerInspector
 from tests.support.accounts import Desk, WrittenAccount, long, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, figures
-from tests.support.services import eventually
+from tests.support.services import LOW_PRIORITY_SECONDS, eventually
 
-SECONDS_MAX = 240
-"""The other process has the lowest priority: where all cores are busy it gets a hundredth of one."""
-pytestmark = [pytest.mark.one_engine, pytest.mark.timeout(4 * SECONDS_MAX)]
+pytestmark = [pytest.mark.one_engine, pytest.mark.timeout(4 * LOW_PRIORITY_SECONDS)]
 
 D = Decimal
 ASKED = InspectionRequest("main", "demand", 7)
@@ -114,7 +112,7 @@ def reconciler(desk: Desk, apart: WorkerInspector) -> Reconciler:
 def test_look_when_done_in_another_process_then_it_sees_what_is_seen_here(
     desk: Desk, apart: WorkerInspector, tmp_path: Path
 ) -> None:
-    there = apart.inspect(ASKED, SECONDS_MAX)
+    there = apart.inspect(ASKED, LOW_PRIORITY_SECONDS)
     here = LocalInspector(desk.engine, [TroubledAccount(tmp_path)], settings_with()).inspect(ASKED)
     assert there.comparison == here.comparison
     assert [finding.kind for finding in there.comparison.findings] == ["unknown_position"]
@@ -124,7 +122,7 @@ def test_look_when_done_in_another_process_then_it_sees_what_is_seen_here(
 
 
 def test_look_when_it_is_done_apart_then_at_low_priority_and_with_no_secret_in_sight(apart: WorkerInspector) -> None:
-    apart.inspect(ASKED, SECONDS_MAX)
+    apart.inspect(ASKED, LOW_PRIORITY_SECONDS)
     process = psutil.Process(apart.process_id)
     assert process.nice() == 19
     group = Path(f"/proc/{process.pid}/autogroup")
@@ -142,7 +140,7 @@ def test_run_when_the_process_fails_then_all_is_unknown_nothing_is_flat_and_the_
     (good,) = reconciler.run()
     assert figures(desk.ledger, "external=exchange") == (0, D(4000))
     (tmp_path / "trouble").write_text(trouble)
-    hasty = settings_with(run_seconds_max=5 if trouble == "hang" else SECONDS_MAX)
+    hasty = settings_with(run_seconds_max=5 if trouble == "hang" else LOW_PRIORITY_SECONDS)
     (failed,) = Reconciler(desk.ledger, desk.engine, apart, hasty).run()
     (tmp_path / "trouble").unlink()
     assert (failed.run.outcome, failed.run.found) == ("failed", {"fetch_failed": 1})
@@ -160,19 +158,19 @@ def test_run_when_the_process_fails_then_all_is_unknown_nothing_is_flat_and_the_
 def test_look_when_the_accounts_cannot_be_opened_then_it_fails_and_does_not_wait(
     database_url: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_process, "_EXIT_SECONDS_MAX", SECONDS_MAX)
+    monkeypatch.setattr(worker_process, "_EXIT_SECONDS_MAX", LOW_PRIORITY_SECONDS)
     look = WorkerInspector(database_url, settings_with(), open_nothing)
     begun = time.monotonic()
     with pytest.raises(InspectionFailed, match="code 1"):
-        look.inspect(ASKED, 10 * SECONDS_MAX)
-    assert time.monotonic() - begun < 9 * SECONDS_MAX
+        look.inspect(ASKED, 3 * LOW_PRIORITY_SECONDS)
+    assert time.monotonic() - begun < 2 * LOW_PRIORITY_SECONDS
     look.close()
 
 
 def test_look_when_the_database_is_away_then_it_is_unavailable_as_here(tmp_path: Path) -> None:
     look = WorkerInspector(f"sqlite:///{tmp_path}/nowhere/ledger.db", settings_with(), partial(open_troubled, tmp_path))
     with pytest.raises(Unavailable):
-        look.inspect(ASKED, SECONDS_MAX)
+        look.inspect(ASKED, LOW_PRIORITY_SECONDS)
     look.close()
 
 
@@ -190,7 +188,7 @@ def test_close_when_an_exchange_hangs_then_whoever_waits_is_told_at_once_and_no_
 
     thread = threading.Thread(target=ask)
     thread.start()
-    eventually((tmp_path / "pid").exists, seconds=SECONDS_MAX)
+    eventually((tmp_path / "pid").exists, seconds=LOW_PRIORITY_SECONDS)
     process_id = int((tmp_path / "pid").read_text())
     apart.close()
     thread.join(30)
@@ -219,13 +217,13 @@ def test_look_when_the_service_is_killed_then_its_process_ends_too(
 ) -> None:
     parent = subprocess.Popen([sys.executable, "-c", _PARENT, str(tmp_path), database_url])
     try:
-        eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), seconds=SECONDS_MAX)
+        eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), seconds=LOW_PRIORITY_SECONDS)
         process_id = int((tmp_path / "pid").read_text())
         assert psutil.Process(process_id).ppid() == parent.pid
     finally:
         parent.kill()
         parent.wait()
-    eventually(lambda: not psutil.pid_exists(process_id), seconds=SECONDS_MAX)
+    eventually(lambda: not psutil.pid_exists(process_id), seconds=LOW_PRIORITY_SECONDS)
 
 
 def test_open_when_ccxt_does_not_know_the_exchange_then_the_service_is_refused_at_its_start(tmp_path: Path) -> None:

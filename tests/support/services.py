@@ -30,6 +30,8 @@ from ledger_sizer.storage.database import make_engine
 SCRIPT = Path(sys.executable).parent / "ledger-sizer"
 START_SECONDS_MAX = 60
 STOP_SECONDS_MAX = 60
+LOW_PRIORITY_SECONDS = 240
+"""Longest wait for reconciliation's own process: where all cores are busy, its priority gives it 1.5 % of one."""
 
 
 class Running:
@@ -188,7 +190,7 @@ class Process:
         self._log.close()
 
 
-def eventually(what: Any, seconds: float = 120) -> Any:
+def eventually(what: Any, seconds: float = 20) -> Any:
     """Call `what` until its result is true, and return that. Fails after `seconds`."""
     end = time.monotonic() + seconds
     while not (found := what()):
