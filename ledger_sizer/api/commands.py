@@ -14,32 +14,16 @@ from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.request_body import idempotency_key, read_body
 from ledger_sizer.api.responses import PreparedResponse, decision_response, json_response, problem_response, status_of
-from ledger_sizer.model.commands import AnyCommand
+from ledger_sizer.model.command_base import Role
+from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.errors import Denied, InvalidRequest, LedgerError
-from ledger_sizer.service.api_keys import ApiKey, Role
+from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.wire.batch import read_batch
 from ledger_sizer.wire.problems import Forbidden, problem_of
 from ledger_sizer.wire.requests import BODIES, CommandBody, validated
 from ledger_sizer.wire.responses import Json, decision_to_json
 from ledger_sizer.wire.strict_json import read_object
-
-ROLE_OF: dict[str, Role] = {
-    "reserve": "trade",
-    "confirm": "trade",
-    "release": "trade",
-    "extend": "trade",
-    "set_cap": "admin",
-    "halt": "admin",
-    "resume": "admin",
-    "adopt": "admin",
-    "freeze": "admin",
-    "thaw": "admin",
-    "reconciled": "admin",
-    "remark": "admin",
-}
-"""The role each verb needs."""
-assert ROLE_OF.keys() == BODIES.keys(), "every verb needs a role"
 
 BATCH_PATH = "/v1/batch"
 
@@ -71,8 +55,8 @@ class Endpoint:
 def make_endpoints(service: ServiceContext) -> list[Endpoint]:
     """Make one endpoint for each verb, and one for the batch."""
     verbs = [
-        Endpoint(verb, body.method, body.path, _verb_handler(service, body, ROLE_OF[verb]))
-        for verb, body in BODIES.items()
+        Endpoint(verb, command.method, command.path, _verb_handler(service, BODIES[verb], command.role))
+        for verb, command in COMMANDS.items()
     ]
     return [*verbs, Endpoint("batch", "POST", BATCH_PATH, _batch_handler(service))]
 
@@ -147,8 +131,8 @@ def _batch_handler(service: ServiceContext) -> Handler:
 
 
 def _require_permission(caller: ApiKey, command: AnyCommand) -> None:
-    if not caller.may(ROLE_OF[command.verb]):
-        raise Forbidden(f"{command.verb} {command.key!r} needs the role {ROLE_OF[command.verb]!r}; nothing was done")
+    if not caller.may(command.role):
+        raise Forbidden(f"{command.verb} {command.key!r} needs the role {command.role!r}; nothing was done")
     require_portfolio_access(caller, command.portfolio)
 
 

@@ -8,9 +8,11 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ledger_sizer.api import commands, response_models
+from ledger_sizer.model.command_base import PORTFOLIO_PATTERN, POSITION_PATTERN
+from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.wire.batch import BatchBody
 from ledger_sizer.wire.problems import MEDIA_TYPE, PROBLEMS
-from ledger_sizer.wire.requests import BODIES, PORTFOLIO_PATTERN, POSITION_PATTERN
+from ledger_sizer.wire.requests import BODIES
 
 _REF = "#/components/schemas/{model}"
 _PUBLIC = frozenset({"/healthz", "/readyz"})
@@ -39,8 +41,8 @@ def openapi_of(app: FastAPI) -> Json:
             "X-Request-Id": {"schema": {"type": "string"}, "description": "The request's own id, or a new one."},
             "Retry-After": {"schema": {"type": "string"}, "description": "Seconds to wait."},
         }
-        for verb, body in BODIES.items():
-            document["paths"].setdefault(body.path, {})[body.method.lower()] = _verb_operation(verb)
+        for verb, command in COMMANDS.items():
+            document["paths"].setdefault(command.path, {})[command.method.lower()] = _verb_operation(verb)
         document["paths"][commands.BATCH_PATH] = {"post": _batch_operation()}
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
@@ -93,7 +95,7 @@ def _verb_operation(verb: str) -> Json:
         "operationId": verb,
         "summary": verb,
         "description": body.__doc__ or "",
-        "parameters": [*_path_parameters(body.path), key, _full_parameter()],
+        "parameters": [*_path_parameters(COMMANDS[verb].path), key, _full_parameter()],
         "requestBody": {
             "required": required,
             "content": {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}},
@@ -159,7 +161,8 @@ def _add_common_parts(path: str, method: str, operation: Json) -> None:
 def _role(path: str, method: str, operation: Json) -> str:
     if method == "get":
         return "read"
-    return "trade" if path == commands.BATCH_PATH else commands.ROLE_OF.get(operation["operationId"], "admin")
+    command = COMMANDS.get(operation["operationId"])
+    return "trade" if path == commands.BATCH_PATH else "admin" if command is None else command.role
 
 
 def _problem_response(status: int) -> Json:

@@ -13,22 +13,20 @@ from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.export import EXPORTS, export_response, negotiate_media_type
 from ledger_sizer.api.responses import json_response
+from ledger_sizer.model.arguments import label_text
+from ledger_sizer.model.command_base import PORTFOLIO_PATTERN, POSITION_PATTERN, parse_time
 from ledger_sizer.model.domain import DENIAL_REASONS
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.instruments import label_text
 from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, OverviewQuery
-from ledger_sizer.model.tags import is_dimension
+from ledger_sizer.model.tags import TAG_NAME, is_dimension
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.queries import LIMIT_MAX
 from ledger_sizer.wire.overviews import overview_to_json
 from ledger_sizer.wire.requests import (
-    PORTFOLIO_PATTERN,
-    POSITION_PATTERN,
     LabelText,
     MomentText,
     PortfolioText,
-    parse_time,
 )
 from ledger_sizer.wire.responses import (
     decision_to_json,
@@ -43,7 +41,7 @@ PortfolioInPath = Annotated[str, Path(pattern=PORTFOLIO_PATTERN, examples=["main
 PositionInPath = Annotated[str, Path(pattern=POSITION_PATTERN, examples=["main-17"])]
 SeqInPath = Annotated[int, Path(ge=1, le=SEQ_MAX)]
 Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
-TagText = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}=.{1,128}$")]
+TagText = Annotated[str, StringConstraints(pattern=rf"^{TAG_NAME}=.{{1,128}}$")]
 
 
 class _Filters(BaseModel):

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
 instruments = typer.Typer(rich_markup_mode=None)
 
-_RULE_FIELDS = ("min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
-
 INSTRUMENTS_HELP = help_epilog("instruments list --venue bybit", "instruments list --json", exits=NEVER_DENIED)
 
 
@@ -120,21 +118,22 @@ def show(
 
 
 def _write_rules_table(found: "list[RulesVersion]", first: Column, labels: "Sequence[str | datetime]") -> None:
+    from ledger_sizer.model.instruments import FIGURES
     from ledger_sizer.model.units import decimal_text
 
-    columns = [first, *(Column(name, priority=5, right=True) for name in _RULE_FIELDS), Column("state")]
+    columns = [first, *(Column(name, priority=5, right=True) for name in FIGURES), Column("state")]
     rows = []
     for label, version in zip(labels, found, strict=True):
         rules = version.rules
         # As text: figures of different markets need no common number of decimals.
-        figures = [decimal_text(getattr(rules.instrument, name)) if rules.instrument else None for name in _RULE_FIELDS]
+        figures = [decimal_text(getattr(rules.instrument, name)) if rules.instrument else None for name in FIGURES]
         state = f"refused: {rules.refused}" if rules.refused else "open" if rules.active else "closed for trading"
         rows.append((label, *figures, state))
     output.table(columns, rows, empty="no rules yet; load them with: ledger-sizer instruments refresh")
 
 
 def _rules_form(version: "RulesVersion") -> dict[str, Any]:
-    from ledger_sizer.wire.responses import instrument_to_json
+    from ledger_sizer.model.instruments import instrument_to_json
 
     rules = version.rules
     return {

@@ -20,10 +20,9 @@ from ledger_sizer.client import endpoints, reconciliation
 from ledger_sizer.client.endpoints import Call, Calls
 from ledger_sizer.client.responses import ConnectionLost, Response
 from ledger_sizer.client.retry import RetryPolicy, Steps, Wait, with_retries
-from ledger_sizer.model import commands
 from ledger_sizer.model.errors import Closed, InvalidRequest
 from ledger_sizer.verbs.hold import AsyncHold, Hold
-from ledger_sizer.verbs.methods import verb, verb_async
+from ledger_sizer.verbs.methods import AwaitableVerbs, Verbs
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -114,7 +113,7 @@ def _with_signature_of(method: _M, make: Callable[..., Any]) -> _M:
     return method
 
 
-class LedgerClient(_BaseClient):
+class LedgerClient(_BaseClient, Verbs):
     """The ledger over HTTP: the verbs, arguments, results and exceptions of the embedded `Ledger`.
 
         with LedgerClient("https://ledger.example", api_key=...) as ledger:
@@ -146,19 +145,6 @@ class LedgerClient(_BaseClient):
         super().__init__(base_url, patience, clock, chance)
         self._sleep = sleep
         self._http = httpx.Client(**self._httpx_options(api_key, timeout_seconds), transport=transport)
-
-    reserve = verb(commands.Reserve)
-    confirm = verb(commands.Confirm)
-    release = verb(commands.Release)
-    extend = verb(commands.Extend)
-    set_cap = verb(commands.SetCap)
-    halt = verb(commands.Halt)
-    resume = verb(commands.Resume)
-    adopt = verb(commands.Adopt)
-    freeze = verb(commands.Freeze)
-    thaw = verb(commands.Thaw)
-    reconciled = verb(commands.Reconciled)
-    remark = verb(commands.Remark)
 
     run = _sync_method(endpoints.run)
     submit = _sync_method(endpoints.submit)
@@ -225,7 +211,7 @@ class LedgerClient(_BaseClient):
         self.close()
 
 
-class AsyncLedgerClient(_BaseClient):
+class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     """Async `LedgerClient`: the same method names; the verbs, `run`, `submit` and `hold` also as `..._async`.
 
         async with AsyncLedgerClient("https://ledger.example", api_key=...) as ledger:
@@ -251,19 +237,6 @@ class AsyncLedgerClient(_BaseClient):
         super().__init__(base_url, patience, clock, chance)
         self._sleep = sleep
         self._http = httpx.AsyncClient(**self._httpx_options(api_key, timeout_seconds), transport=transport)
-
-    reserve = reserve_async = verb_async(commands.Reserve)
-    confirm = confirm_async = verb_async(commands.Confirm)
-    release = release_async = verb_async(commands.Release)
-    extend = extend_async = verb_async(commands.Extend)
-    set_cap = set_cap_async = verb_async(commands.SetCap)
-    halt = halt_async = verb_async(commands.Halt)
-    resume = resume_async = verb_async(commands.Resume)
-    adopt = adopt_async = verb_async(commands.Adopt)
-    freeze = freeze_async = verb_async(commands.Freeze)
-    thaw = thaw_async = verb_async(commands.Thaw)
-    reconciled = reconciled_async = verb_async(commands.Reconciled)
-    remark = remark_async = verb_async(commands.Remark)
 
     run = run_async = _async_method(endpoints.run)
     submit = submit_async = _async_method(endpoints.submit)

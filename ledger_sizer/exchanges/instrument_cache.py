@@ -8,7 +8,6 @@ import json
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Select, insert, select, update
@@ -16,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
-from ledger_sizer.model.instruments import InstrumentInfo, Kind, MarketRules
+from ledger_sizer.model.instruments import FIGURES, InstrumentInfo, MarketKind, MarketRules, instrument_from_json
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.tables import DecisionRow, InstrumentRow, PortfolioRow
@@ -25,7 +24,6 @@ NOT_LISTED = "no longer listed by the exchange"
 CACHE_SECONDS = 5
 """How long a process caches rules, and so may use them after another process recorded newer ones."""
 
-_NUMBERS = ("min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
 _TABLE: Any = InstrumentRow.__table__
 _SHRINK_FACTOR_MAX = 2
 """A refresh that loses more than half of a venue's spot or swap markets is rejected as an incomplete response."""
@@ -114,7 +112,7 @@ def _names(rules: Iterable[MarketRules]) -> tuple[str, ...]:
 def _row(rules: MarketRules, since_us: int) -> dict[str, Any]:
     numbers = None
     if rules.instrument is not None:
-        numbers = json.dumps({name: decimal_text(getattr(rules.instrument, name)) for name in _NUMBERS})
+        numbers = json.dumps({name: decimal_text(getattr(rules.instrument, name)) for name in FIGURES})
     return {
         "venue": rules.venue, "symbol": rules.symbol, "since_us": since_us, "until_us": None, "kind": rules.kind,
         "active": rules.active, "rules": numbers, "refused": rules.refused,
@@ -147,8 +145,7 @@ def _version_of(row: Row[Any]) -> RulesVersion:
     name = f"{row.venue}:{row.symbol}"
     instrument = None
     if row.rules is not None:
-        numbers = {number: Decimal(text) for number, text in json.loads(row.rules).items()}
-        instrument = InstrumentInfo(symbol=row.symbol, listed_as=name, **numbers)
+        instrument = instrument_from_json({**json.loads(row.rules), "symbol": row.symbol, "listed_as": name})
     rules = MarketRules(row.venue, row.symbol, row.kind, row.active, instrument, row.refused)
     return RulesVersion(rules, row.since_us, row.until_us)
 
@@ -167,7 +164,7 @@ class InstrumentResolver:
         """Whether `resolve` will return without reading the database."""
         if type(command) is not Reserve:
             return True
-        names = [name for name in (command.spot_instrument, command.perp_instrument) if isinstance(name, str)]
+        names = [name for name in command.instruments.values() if isinstance(name, str)]
         cached = [self._cached(name) for name in names]
         return all(rules is not None and rules.active and rules.instrument is not None for rules in cached)
 
@@ -206,7 +203,7 @@ class InstrumentResolver:
                 raise
             return recorded
 
-    def _rules(self, named: InstrumentInfo | str | None, kind: Kind, field: str) -> InstrumentInfo | None:
+    def _rules(self, named: InstrumentInfo | str | None, kind: MarketKind, field: str) -> InstrumentInfo | None:
         if not isinstance(named, str):
             return named
         rules = self._cached(named) or self._read(named)
@@ -250,11 +247,10 @@ class InstrumentResolver:
         with read_transaction(self._engine) as connection:
             request = json.loads(connection.execute(query).scalar() or "{}")
         resolved: dict[str, Any] = {}
-        for field in ("spot_instrument", "perp_instrument"):
-            named, rules = getattr(command, field), request.get(field)
+        for field, named in command.instruments.items():
+            rules = request.get(field)
             if isinstance(named, str):
                 if not isinstance(rules, dict) or rules.get("listed_as") != named:
                     return None
-                numbers = {name: Decimal(rules[name]) for name in _NUMBERS}
-                resolved[field] = InstrumentInfo(symbol=rules["symbol"], listed_as=named, **numbers)
+                resolved[field] = instrument_from_json(rules)
         return replace(command, **resolved)

@@ -9,7 +9,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.instruments import InstrumentInfo, Kind, MarketRules
+from ledger_sizer.model.instruments import InstrumentInfo, MarketKind, MarketRules
 
 UNBOUNDED_QTY = Decimal(10) ** 18
 """Used where the exchange states no maximum."""
@@ -29,7 +29,7 @@ def market_rules_of(client: Any) -> list[MarketRules]:
 
 
 def _rules(client: Any, market: dict[str, Any]) -> MarketRules:
-    kind: Kind = "spot" if market.get("spot") else "swap"
+    kind: MarketKind = "spot" if market.get("spot") else "swap"
     # ccxt sets `active` to None where the exchange does not say. Only False means closed.
     active = market.get("active") is not False
     symbol = market["symbol"]

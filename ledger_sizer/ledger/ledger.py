@@ -23,7 +23,6 @@ from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive
 from ledger_sizer.history.as_of import AsOf
 from ledger_sizer.ledger.committer import Committer, Observe
 from ledger_sizer.ledger.writer import Writer
-from ledger_sizer.model import commands
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Exposure, HistoryFilters, Page, Position, VerifyReport, to_us
@@ -37,7 +36,7 @@ from ledger_sizer.storage.leases import fence_var
 from ledger_sizer.storage.write_store import WriteStore
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs.hold import AsyncHold, Hold
-from ledger_sizer.verbs.methods import verb, verb_async
+from ledger_sizer.verbs.methods import AsyncVerbs, Verbs
 from ledger_sizer.verify.chain import Heads, Progress, heads_of, verify
 from ledger_sizer.views.exposure_series import BlockExtremes
 from ledger_sizer.views.overview_query import read_overview
@@ -60,7 +59,7 @@ def _open_store(engine: Engine, settings: AppSettings) -> WriteStore:
     return PostgresStore(engine, lock_timeout_seconds=settings.ledger.busy_timeout_seconds)
 
 
-class Ledger:
+class Ledger(Verbs, AsyncVerbs):
     """One open ledger. Safe to share between threads and event loops; not across a fork.
 
     Every verb returns a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the same
@@ -109,32 +108,6 @@ class Ledger:
         finally:
             engine.dispose()
         return cls(url, settings, clock)
-
-    # Verbs: sync, and async under the same name with `_async`.
-    reserve = verb(commands.Reserve)
-    confirm = verb(commands.Confirm)
-    release = verb(commands.Release)
-    extend = verb(commands.Extend)
-    set_cap = verb(commands.SetCap)
-    halt = verb(commands.Halt)
-    resume = verb(commands.Resume)
-    adopt = verb(commands.Adopt)
-    freeze = verb(commands.Freeze)
-    thaw = verb(commands.Thaw)
-    reconciled = verb(commands.Reconciled)
-    remark = verb(commands.Remark)
-    reserve_async = verb_async(commands.Reserve)
-    confirm_async = verb_async(commands.Confirm)
-    release_async = verb_async(commands.Release)
-    extend_async = verb_async(commands.Extend)
-    set_cap_async = verb_async(commands.SetCap)
-    halt_async = verb_async(commands.Halt)
-    resume_async = verb_async(commands.Resume)
-    adopt_async = verb_async(commands.Adopt)
-    freeze_async = verb_async(commands.Freeze)
-    thaw_async = verb_async(commands.Thaw)
-    reconciled_async = verb_async(commands.Reconciled)
-    remark_async = verb_async(commands.Remark)
 
     def run(self, command: AnyCommand) -> Decision:
         """Run one command object. The verbs build their command and call this."""

@@ -1,36 +1,69 @@
-"""Base classes of the commands: idempotency key, portfolio or position, and the canonical request text."""
+"""Base classes of the commands, what declares a verb, and the kinds of argument that only commands have."""
 
 import math
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
+from ledger_sizer.model.arguments import (
+    AMOUNT_PATTERN,
+    NOTE,
+    Argument,
+    DeclaredArgument,
+    Kind,
+    arguments_of,
+    canonical_parts,
+    check_arguments,
+    decimal_json,
+    label_text,
+)
 from ledger_sizer.model.domain import split_position_id, time_text
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.instruments import InstrumentInfo, Leg, label_text
-from ledger_sizer.model.tags import Tags, encode_sorted
+from ledger_sizer.model.instruments import (
+    NAME_PATTERN,
+    InstrumentInfo,
+    Leg,
+    canonical_text,
+    instrument_from_json,
+    instrument_name,
+    instrument_to_json,
+    leg_from_json,
+    leg_to_json,
+)
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, TAG_NAME, scope_name, tags_of
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 TTL_SECONDS_MAX = 30 * 24 * 3600
 KEY_LENGTH_MAX = 200
+LEGS_MAX = 16
 SYSTEM_KEY_PREFIX = "ledger:"
 """Prefix of the keys of the ledger's own commands (expiries); refused from callers."""
 
-_PORTFOLIO = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+PORTFOLIO_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+POSITION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}-[0-9]{1,18}$"
+SCOPE_PATTERN = rf"^({PORTFOLIO_SCOPE}|{TAG_NAME}=.{{1,128}})$"
+MOMENT_PATTERN = (
+    r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})$"
+)  # fmt: skip
 
-_quoted = lru_cache(maxsize=8192)(encode_sorted)
+Role = Literal["trade", "read", "admin"]
+"""What an API key may do: trade, look on, or everything."""
+
+_PORTFOLIO = re.compile(PORTFOLIO_PATTERN[1:-1])
 
 
-def portfolio_name(value: object) -> str:
+# --- kinds -------------------------------------------------------------------------------------------------------
+
+
+def portfolio_name(value: object, name: str = "portfolio") -> str:
     """Return a valid portfolio name: 1 to 64 letters, digits, `_`, `.` or `-`, a letter or digit first; else raise."""
     if isinstance(value, str) and _PORTFOLIO.fullmatch(value):
         return str.__str__(value)
-    raise InvalidRequest(
-        f"portfolio must be 1 to 64 letters, digits, '_', '.' or '-', got {value!r}", field="portfolio"
-    )
+    raise InvalidRequest(f"{name} must be 1 to 64 letters, digits, '_', '.' or '-', got {value!r}", field=name)
 
 
 def ttl_us(value: object, name: str = "ttl_seconds") -> int:
@@ -46,78 +79,245 @@ def ttl_us(value: object, name: str = "ttl_seconds") -> int:
         return max(int(value * 1_000_000), 1)  # type: ignore[operator]
 
 
-def exact_seconds(value: object) -> int | Decimal:
+def _checked_seconds(value: object, name: str) -> int | Decimal:
     """Return a TTL as exact seconds with at most six decimals."""
-    us = ttl_us(value)
+    us = ttl_us(value, name)
     return value if type(value) is int else Decimal(f"{us}E-6")
 
 
-def _json(value: object) -> str:
-    """Return canonical JSON of one argument. Numbers become strings, so that equal numbers have equal text."""
+def _checked_key(value: object, name: str) -> str:
+    key = label_text(value, name, length_max=KEY_LENGTH_MAX)
+    if key.startswith(SYSTEM_KEY_PREFIX):
+        raise InvalidRequest(f"{name} {key!r}: the prefix {SYSTEM_KEY_PREFIX!r} is the ledger's own", field=name)
+    return key
+
+
+def _checked_moment(value: object, name: str) -> datetime:
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise InvalidRequest(f"{name} must be a datetime with a time zone, got {value!r}", field=name)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidRequest(f"{name} is no time in UTC: {value}", field=name) from None
+
+
+def parse_time(text: str, name: str) -> datetime:
+    """Parse ISO 8601 text with a zone to a UTC datetime. Raises `InvalidRequest` for a time that does not exist."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidRequest(f"{name} is no time that exists: {text!r:.40}", field=name) from None
+
+
+def _checked_instrument(value: object, name: str) -> InstrumentInfo | str:
+    if isinstance(value, InstrumentInfo):
+        return value
     if isinstance(value, str):
-        return encode_sorted(value)
-    if isinstance(value, Decimal):
-        return f'"{decimal_text(value)}"'
-    if isinstance(value, Tags):
-        return value.text
-    if isinstance(value, datetime):
-        return f'"{time_text(value)}"'
-    if isinstance(value, tuple):
-        return f"[{','.join([_json(part) for part in value])}]"
-    if isinstance(value, InstrumentInfo | Leg):
-        return _json_of_frozen(value)
-    return f'"{value}"'
+        return instrument_name(value, name)
+    raise InvalidRequest(f"{name} must be an InstrumentInfo, got {type(value).__name__}", field=name)
 
 
-@lru_cache(maxsize=8192)
-def _json_of_frozen(value: InstrumentInfo | Leg) -> str:
-    parts = [(name, getattr(value, name)) for name in sorted(value.__slots__)]
-    return f"{{{','.join([f'{_quoted(name)}:{_json(part)}' for name, part in parts if part is not None])}}}"
+@lru_cache(maxsize=2048)
+def _instrument_of(values: tuple[tuple[str, Any], ...]) -> InstrumentInfo:
+    """Build an instrument. Cached, because a bot sends the same few markets with every request."""
+    return instrument_from_json(dict(values))
+
+
+def _instrument_from_json(form: str | Mapping[str, Any], name: str) -> InstrumentInfo | str:
+    if isinstance(form, str):
+        return form
+    with field_prefix(name):
+        return _instrument_of(tuple(form.items()))
+
+
+def _checked_legs(value: object, name: str) -> tuple[Leg, ...]:
+    if not isinstance(value, Sequence) or not all(isinstance(leg, Leg) for leg in value):
+        raise InvalidRequest(f"{name} must be a list of Leg, got {value!r}", field=name)
+    if not 1 <= len(value) <= LEGS_MAX:
+        raise InvalidRequest(f"1 to {LEGS_MAX} {name}, got {len(value)}", field=name)
+    return tuple(value)
+
+
+def _legs_from_json(forms: Sequence[Mapping[str, Any]], name: str) -> tuple[Leg, ...]:
+    legs = []
+    for number, form in enumerate(forms):
+        with field_prefix(f"{name}.{number}"):
+            legs.append(leg_from_json(form))
+    return tuple(legs)
+
+
+class field_prefix:  # noqa: N801 - a context manager, named like a function
+    """Prefix the field that an `InvalidRequest` names with the name of the enclosing field."""
+
+    __slots__ = ("_field",)
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, InvalidRequest):
+            field = self._field if error.field is None else f"{self._field}.{error.field}"
+            raise InvalidRequest(f"{self._field}: {error}", field=field) from None
+
+
+KEY = Kind(name="key", check=_checked_key, length=(1, KEY_LENGTH_MAX), examples=("cycle-17/BTC",))
+PORTFOLIO = Kind(
+    name="portfolio", check=portfolio_name, pattern=PORTFOLIO_PATTERN, examples=("main",), metavar="PORTFOLIO"
+)
+POSITION = Kind(
+    name="position", check=lambda value, _: value, pattern=POSITION_PATTERN, examples=("main-17",),
+    metavar="POSITION_ID",
+)  # fmt: skip
+"""`PositionCommand` checks it, because it also needs the parts."""
+SCOPE = Kind(
+    name="scope", check=lambda value, _: scope_name(value), pattern=SCOPE_PATTERN,
+    examples=("portfolio", "venue=bybit"), metavar="SCOPE",
+)  # fmt: skip
+TAGS = Kind(
+    name="tags", check=lambda value, _: tags_of(value), text=lambda tags: tags.text, to_json=dict,
+    metavar="NAME=VALUE",
+)  # fmt: skip
+SECONDS = Kind(
+    name="seconds", check=_checked_seconds, pattern=AMOUNT_PATTERN, metavar="SECONDS",
+    text=lambda value: decimal_json(value) if isinstance(value, Decimal) else f'"{value}"',
+    to_json=lambda value: decimal_text(value) if isinstance(value, Decimal) else value,
+    from_json=lambda value, _: value if type(value) is int else Decimal(value),
+)  # fmt: skip
+"""A whole number, or a decimal as text."""
+MOMENT = Kind(
+    name="moment", check=_checked_moment, text=lambda moment: f'"{time_text(moment)}"', to_json=time_text,
+    from_json=parse_time, pattern=MOMENT_PATTERN, examples=("2026-01-31T12:00:00Z",), metavar="TIME",
+)  # fmt: skip
+"""ISO 8601 with a time zone; without one the time would be ambiguous."""
+INSTRUMENT = Kind(
+    name="instrument", check=_checked_instrument, pattern=NAME_PATTERN, examples=("bybit:BTC/USDT",), metavar="RULES",
+    text=lambda value: f'"{value}"' if isinstance(value, str) else canonical_text(value),
+    to_json=lambda value: value if isinstance(value, str) else instrument_to_json(value),
+    from_json=_instrument_from_json,
+)  # fmt: skip
+"""Trading rules, or the name of a market whose rules the ledger stores."""
+LEGS = Kind(
+    name="legs", check=_checked_legs, text=lambda legs: f"[{','.join(map(canonical_text, legs))}]", metavar="LEG",
+    to_json=lambda legs: [leg_to_json(leg) for leg in legs], from_json=_legs_from_json,
+)  # fmt: skip
+
+
+# --- commands ----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    """Base of all commands. key: the idempotency key, 1 to 200 printable characters."""
+    """Base of all commands. key: the idempotency key, 1 to 200 printable characters.
+
+    creates: whether it may begin a portfolio. fills_late: whether it may record the fill of an expired hold.
+    """
 
     verb: ClassVar[str]
-    recorded_fields: ClassVar[tuple[str, ...]]
+    role: ClassVar[Role]
+    method: ClassVar[str]
+    path: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]]
+    creates: ClassVar[bool] = False
+    fills_late: ClassVar[bool] = False
+    arguments: ClassVar[tuple[DeclaredArgument, ...]]
+    recorded: ClassVar[tuple[DeclaredArgument, ...]]
 
-    key: str
+    key: Annotated[
+        str,
+        Argument(
+            KEY,
+            "Idempotency key: sent again with the same request it gives the same answer and has no second effect.",
+            recorded=False,
+            sent=False,
+        ),
+    ]
 
-    def _check_key(self) -> None:
-        object.__setattr__(self, "key", label_text(self.key, "key", length_max=KEY_LENGTH_MAX))
-        if self.key.startswith(SYSTEM_KEY_PREFIX):
-            raise InvalidRequest(f"key {self.key!r}: the prefix {SYSTEM_KEY_PREFIX!r} is the ledger's own", field="key")
+    def __post_init__(self) -> None:
+        check_arguments(self)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Check the rules across several fields."""
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Names of the scopes it is about, as far as it names them itself."""
+        return ()
 
     def request_text(self) -> str:
         """Return canonical JSON of the request without its key. Equal requests give equal text."""
-        parts = [f'"command":"{self.verb}"']
-        for name in self.recorded_fields:
-            value = getattr(self, name)
-            if value is not None:
-                parts.append(f'"{name}":{_json(value)}')
-        return f"{{{','.join(parts)}}}"
+        parts = ",".join([f'"command":"{self.verb}"', *canonical_parts(self, self.recorded)])
+        return f"{{{parts}}}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PortfolioCommand(Command):
     """Base of the commands that name their portfolio."""
 
-    portfolio: str = "main"
-
-    def _check_portfolio(self) -> None:
-        object.__setattr__(self, "portfolio", portfolio_name(self.portfolio))
+    portfolio: Annotated[str, Argument(PORTFOLIO, "The pot of capital.", flags=("-p",), recorded=False)] = "main"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositionCommand(Command):
     """Base of the commands about one position. Its portfolio is part of the position's name."""
 
-    position_id: str
+    position_id: Annotated[str, Argument(POSITION, "As reserve answered it, e.g. main-17.")]
     portfolio: str = field(init=False)
     number: int = field(init=False)
 
-    def _check_position(self) -> None:
+    def _check_together(self) -> None:
         portfolio, number = split_position_id(self.position_id)
         object.__setattr__(self, "portfolio", portfolio_name(portfolio))
         object.__setattr__(self, "number", number)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScopeCommand(PortfolioCommand):
+    """Base of the commands that change what a scope is set to."""
+
+    scope: Annotated[str, Argument(SCOPE, "The whole `portfolio`, or like venue=bybit.")] = PORTFOLIO_SCOPE
+    note: Annotated[str | None, Argument(NOTE, "Why; kept with the decision.")] = None
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The scope."""
+        return (self.scope,)
+
+    def changes(self) -> dict[str, Any]:
+        """Return the settings of the scope that it changes, by name."""
+        raise NotImplementedError
+
+
+AnyCommand = PortfolioCommand | PositionCommand
+"""Any command."""
+
+COMMANDS: dict[str, type[AnyCommand]] = {}
+"""Command type by verb, in the order in which they are declared."""
+
+C = TypeVar("C", bound=type[AnyCommand])
+
+
+def verb(
+    name: str, *, role: Role, call: str, creates: bool = False, fills_late: bool = False, examples: Sequence[str] = ()
+) -> Callable[[C], C]:
+    """Declare a dataclass as the command of a verb. A decorator, written above `@dataclass`.
+
+    role: of the API keys that may send it. call: HTTP method and path; a field in the path is not in the body.
+    examples: command lines without the leading `ledger-sizer`, which its `--help` shows and tests run.
+    """
+
+    def declare(command: C) -> C:
+        command.verb, command.role, command.creates, command.fills_late = name, role, creates, fills_late
+        command.method, command.path = call.split(" ")
+        command.examples = tuple(examples)
+        command.arguments = arguments_of(command)
+        command.recorded = tuple(
+            sorted((one for one in command.arguments if one.declared.recorded), key=lambda one: one.name)
+        )
+        COMMANDS[name] = command
+        return command
+
+    return declare

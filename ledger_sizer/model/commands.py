@@ -3,113 +3,146 @@
 A command carries the caller's idempotency `key`: within a portfolio, one key has one effect. Bad input raises
 `InvalidRequest` that names the field, so nothing malformed reaches the queue. `request_text` is the canonical form: it
 is stored, hashed, and compared when a key is sent again.
+
+Each class is the one declaration of its verb. The methods of the ledger and the clients, the HTTP call with its body,
+the item of a batch, the OpenAPI document, the command line and both references come from it; `rules.decide` has its
+rule.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
-from typing import ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from ledger_sizer.model.command_base import PortfolioCommand, PositionCommand, exact_seconds
+from ledger_sizer.model.arguments import (
+    ANY_DECIMAL,
+    FLAG,
+    LABEL,
+    NOT_NEGATIVE,
+    NOTE,
+    POSITIVE,
+    SCORE,
+    Argument,
+    choice,
+    decimal_kind,
+)
+from ledger_sizer.model.command_base import (
+    COMMANDS,
+    INSTRUMENT,
+    LEGS,
+    MOMENT,
+    SECONDS,
+    TAGS,
+    AnyCommand,
+    PortfolioCommand,
+    PositionCommand,
+    ScopeCommand,
+    verb,
+)
+from ledger_sizer.model.domain import to_us
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.instruments import InstrumentInfo, Leg, instrument_name, label_text
-from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, scope_name, tags_of
-from ledger_sizer.model.units import exact_decimal, not_negative, positive, usd_floor_e8
+from ledger_sizer.model.instruments import InstrumentInfo, Leg
+from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, tags_of
+from ledger_sizer.model.units import not_negative, usd_floor_e8
 
-_LEGS_MAX = 16
-SPOT_FEE_RATE_END = Decimal("0.1")
+__all__ = [
+    "COMMANDS", "Adopt", "AnyCommand", "Confirm", "Extend", "Freeze", "Halt", "Reconciled", "Release", "Remark",
+    "Reserve", "Resume", "ScopeCommand", "SetCap", "Thaw",
+]  # fmt: skip
 
-
-def _checked_instrument(value: object, name: str) -> InstrumentInfo | str | None:
-    if value is None or isinstance(value, InstrumentInfo):
-        return value
-    if isinstance(value, str):
-        return instrument_name(value, name)
-    raise InvalidRequest(f"{name} must be an InstrumentInfo, got {type(value).__name__}", field=name)
+FEE_RATE_END = Decimal("0.1")
 
 
-def _checked_legs(value: object) -> tuple[Leg, ...] | None:
-    if value is None:
-        return None
-    if not isinstance(value, Sequence) or not all(isinstance(leg, Leg) for leg in value):
-        raise InvalidRequest(f"legs must be a list of Leg, got {value!r}", field="legs")
-    if not 1 <= len(value) <= _LEGS_MAX:
-        raise InvalidRequest(f"1 to {_LEGS_MAX} legs, got {len(value)}", field="legs")
-    return tuple(value)
+def _checked_fee_rate(value: object, name: str) -> Decimal:
+    rate = not_negative(value, name)
+    if rate >= FEE_RATE_END:
+        raise InvalidRequest(f"{name} is a fraction below {FEE_RATE_END} (0.001 is 0.1 %), got {rate}", field=name)
+    return rate
 
 
+_FEE_RATE = decimal_kind("fee_rate", _checked_fee_rate, metavar=f"0..{FEE_RATE_END}")
+_OKX_PERP = '{"symbol": "BTC-USDT-SWAP", "min_qty": 1, "max_qty": 9000, "qty_step": 1, "contract_size": 0.01}'
+_SPOT = "BTC/USDT,0.0001,100,0.0001,5"
+_PERP = "BTC/USDT:USDT,0.001,100,0.001,5"
+
+
+@verb(
+    "reserve", role="trade", call="POST /v1/reservations", creates=True,
+    examples=(
+        "reserve --tag venue=bybit --tag symbol=BTC --signal-score 0.9",
+        f"reserve --signal-score 0.9 --price 50000 --balance 10000 --ttl 30 \\\n      --spot {_SPOT} --perp {_PERP}",
+        f"reserve --price 50000 --spot {_SPOT} \\\n      --perp '{_OKX_PERP}'",
+        "reserve --key cycle-17/BTC --min-notional 100 --json",
+        "reserve --signal-score 0.9 --dry-run",
+    ),
+)  # fmt: skip
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve(PortfolioCommand):
-    """Size a new position and hold its budget.
+    """Ask how much may be put on a position, and hold it.
 
-    tags: the scopes it counts in besides the portfolio, e.g. `{"venue": "bybit", "symbol": "BTC"}`.
-    signal_score: 0 to 1; None sizes flat. price: USD per base unit. available_balance: free quote balance, USD.
-    spot_instrument, perp_instrument: give both, with a price, to get a quantity both legs accept. Give their rules, or
-    names such as `bybit:BTC/USDT` and `bybit:BTC/USDT:USDT`, whose rules the ledger stores (`instruments refresh`).
-    spot_fee_rate: fee of the spot buy as a fraction of it, where the exchange takes it in the base asset. The planned
-    spot leg is then larger, within the same budget, so that after the fee the perpetual's quantity is left.
-    min_notional_usd: deny rather than grant less than this. ttl_seconds: lifetime of the hold unless confirmed; None
-    takes the ledger's default. dry_run: answer without holding or recording.
+    Grants what fits under the caps of the portfolio and of every tag, and holds it until it is confirmed, released or
+    expired. With both instruments and a price it also answers the quantity both legs accept. Every argument may be left
+    out: then a flat budget is asked for.
     """
 
-    verb: ClassVar[str] = "reserve"
-    recorded_fields: ClassVar[tuple[str, ...]] = (
-        "available_balance",
-        "min_notional_usd",
-        "perp_instrument",
-        "price",
-        "signal_score",
-        "spot_fee_rate",
-        "spot_instrument",
-        "tags",
-        "ttl_seconds",
-    )
+    tags: Annotated[Mapping[str, str], Argument(TAGS, "A scope it counts in besides the portfolio.")] = NO_TAGS
+    signal_score: Annotated[
+        Decimal | None, Argument(SCORE, "Scales the size where SIZING_ENABLED=true; flat without.", flags=("--score",))
+    ] = None
+    price: Annotated[
+        Decimal | None, Argument(POSITIVE, "USD per base unit; needed with instruments.", metavar="USD")
+    ] = None
+    available_balance: Annotated[
+        Decimal | None,
+        Argument(ANY_DECIMAL, "Free quote balance, USD; never exceeded.", flags=("--balance",), metavar="USD"),
+    ] = None
+    spot_instrument: Annotated[
+        InstrumentInfo | str | None,
+        Argument(
+            INSTRUMENT, "Rules of the spot market, or its name. Give both instruments or none.", flags=("--spot",)
+        ),
+    ] = None
+    perp_instrument: Annotated[
+        InstrumentInfo | str | None,
+        Argument(INSTRUMENT, "Rules of the perpetual, or its name.", flags=("--perp",)),
+    ] = None
+    spot_fee_rate: Annotated[
+        Decimal | None,
+        Argument(
+            _FEE_RATE,
+            "Fee of the spot buy, a fraction, if taken in base: the spot order is that much larger, within the budget.",
+        ),
+    ] = None
+    min_notional_usd: Annotated[
+        Decimal | None,
+        Argument(NOT_NEGATIVE, "Deny rather than grant less than this.", flags=("--min-notional",), metavar="USD"),
+    ] = None
+    ttl_seconds: Annotated[
+        int | float | Decimal | None,
+        Argument(SECONDS, "Life of the hold unless it is confirmed; else the ledger's default.", flags=("--ttl",)),
+    ] = None
+    dry_run: Annotated[bool, Argument(FLAG, "Answer, but hold and record nothing.", recorded=False)] = False
 
-    tags: Mapping[str, str] = NO_TAGS
-    signal_score: Decimal | None = None
-    price: Decimal | None = None
-    available_balance: Decimal | None = None
-    spot_instrument: InstrumentInfo | str | None = None
-    perp_instrument: InstrumentInfo | str | None = None
-    spot_fee_rate: Decimal | None = None
-    min_notional_usd: Decimal | None = None
-    ttl_seconds: int | float | Decimal | None = None
-    dry_run: bool = False
-
-    def __post_init__(self) -> None:
-        self._check_key()
-        self._check_portfolio()
-        put = object.__setattr__
-        put(self, "tags", tags_of(self.tags))
+    def _check_together(self) -> None:
         if EXTERNAL_TAG in self.tags:
             raise InvalidRequest(f"the tag {EXTERNAL_TAG!r} is the reconciliation's own", field="tags")
-        if not isinstance(self.dry_run, bool):
-            raise InvalidRequest(f"dry_run must be True or False, got {self.dry_run!r}", field="dry_run")
-        if self.signal_score is not None:
-            put(self, "signal_score", checked_score(self.signal_score))
-        if self.price is not None:
-            put(self, "price", positive(self.price, "price"))
-        if self.available_balance is not None:
-            put(self, "available_balance", exact_decimal(self.available_balance, "available_balance"))
-        if self.min_notional_usd is not None:
-            put(self, "min_notional_usd", not_negative(self.min_notional_usd, "min_notional_usd"))
-        if self.ttl_seconds is not None:
-            put(self, "ttl_seconds", exact_seconds(self.ttl_seconds))
-        spot = _checked_instrument(self.spot_instrument, "spot_instrument")
-        perp = _checked_instrument(self.perp_instrument, "perp_instrument")
-        if (spot is None) != (perp is None):
-            missing = "spot_instrument" if spot is None else "perp_instrument"
+        if (self.spot_instrument is None) != (self.perp_instrument is None):
+            missing = "spot_instrument" if self.spot_instrument is None else "perp_instrument"
             raise InvalidRequest(f"{missing} is missing: a quantity needs the rules of both legs", field=missing)
-        if spot is not None and self.price is None:
+        if self.spot_instrument is not None and self.price is None:
             raise InvalidRequest("price is missing: with instruments the budget becomes a quantity", field="price")
-        if self.spot_fee_rate is not None:
-            put(self, "spot_fee_rate", not_negative(self.spot_fee_rate, "spot_fee_rate"))
-            if self.spot_fee_rate >= SPOT_FEE_RATE_END:
-                raise InvalidRequest(
-                    f"spot_fee_rate is a fraction below {SPOT_FEE_RATE_END} (0.001 is 0.1 %), got {self.spot_fee_rate}",
-                    field="spot_fee_rate",
-                )
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The portfolio, and a scope for each tag."""
+        return tags_of(self.tags).scopes
+
+    @property
+    def instruments(self) -> dict[str, InstrumentInfo | str]:
+        """The instruments that are given, by argument."""
+        given = {"spot_instrument": self.spot_instrument, "perp_instrument": self.perp_instrument}
+        return {name: instrument for name, instrument in given.items() if instrument is not None}
 
     @property
     def named(self) -> bool:
@@ -126,265 +159,221 @@ class Reserve(PortfolioCommand):
         return spot, perp
 
 
-def checked_score(value: object) -> Decimal:
-    """Return the signal score if it is an exact number in [0, 1], else raise `InvalidRequest`. Never clamped."""
-    score = exact_decimal(value, "signal_score")
-    if not 0 <= score <= 1:
-        raise InvalidRequest(f"signal_score must be between 0 and 1, got {score}", field="signal_score")
-    return score
-
-
+@verb(
+    "confirm", role="trade", call="POST /v1/positions/{position_id}/confirm", fills_late=True,
+    examples=(
+        "confirm main-17 --quantity 0.018 --price 50100 --spot-price 50000",
+        "confirm main-17 --quantity 0.018 --price 50100 \\\n      --leg bybit,BTC/USDT,spot,buy,0.018,50000"
+        " --leg okx,BTC-USDT-SWAP,swap,sell,0.018,50100",
+    ),
+)  # fmt: skip
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Confirm(PositionCommand):
-    """Record the fill of a reservation. It counts quantity x price from now on; the rest of its hold is freed.
+    """Record the fill of a reservation.
 
-    quantity: base units filled (all fills together). price: the perpetual's average entry price, USD.
-    spot_price: the spot leg's average price, USD; None takes `price`. legs: the exact legs, where they differ from the
-    two instruments of the reservation. A fill after the hold expired is recorded too, as a new position.
+    It counts quantity x price from now on, and the rest of its hold is freed. A fill is a fact: it is recorded also
+    when the hold has expired (as a new position), or when it lands above the cap (the excess is overage and stops new
+    grants).
     """
 
-    verb: ClassVar[str] = "confirm"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("legs", "position_id", "price", "quantity", "spot_price")
-
-    quantity: Decimal
-    price: Decimal
-    spot_price: Decimal | None = None
-    legs: Sequence[Leg] | None = None
-
-    def __post_init__(self) -> None:
-        self._check_key()
-        self._check_position()
-        put = object.__setattr__
-        put(self, "quantity", positive(self.quantity, "quantity"))
-        put(self, "price", positive(self.price, "price"))
-        if self.spot_price is not None:
-            put(self, "spot_price", positive(self.spot_price, "spot_price"))
-        put(self, "legs", _checked_legs(self.legs))
+    quantity: Annotated[Decimal, Argument(POSITIVE, "Base units filled, all fills together.", metavar="QTY")]
+    price: Annotated[Decimal, Argument(POSITIVE, "The perpetual's average entry price, USD.", metavar="USD")]
+    spot_price: Annotated[
+        Decimal | None, Argument(POSITIVE, "The spot leg's average price, USD; else `price`.", metavar="USD")
+    ] = None
+    legs: Annotated[
+        Sequence[Leg] | None, Argument(LEGS, "The exact legs, where they differ from the reservation's.")
+    ] = None
 
 
+@verb(
+    "release", role="trade", call="POST /v1/positions/{position_id}/release",
+    examples=(
+        "release main-17", "release main-18 --quantity 0.008 --key cycle-17/BTC/exit", "release main-17 --held-only"
+    ),
+)  # fmt: skip
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release(PositionCommand):
-    """Release a hold, or close an open position.
+    """Give a hold back, or close an open position, whole or in part.
 
-    quantity: base units closed; None closes all of it. held_only: True refuses to close, for a clean-up that must
-    not touch a filled position.
+    Works also while the portfolio is halted or above its cap.
     """
 
-    verb: ClassVar[str] = "release"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("held_only", "position_id", "quantity")
-
-    quantity: Decimal | None = None
-    held_only: bool | None = None
-
-    def __post_init__(self) -> None:
-        self._check_key()
-        self._check_position()
-        if not (self.held_only is None or isinstance(self.held_only, bool)):
-            raise InvalidRequest(f"held_only must be True, False or None, got {self.held_only!r}", field="held_only")
-        if self.quantity is not None:
-            object.__setattr__(self, "quantity", positive(self.quantity, "quantity"))
+    quantity: Annotated[
+        Decimal | None, Argument(POSITIVE, "Base units closed; all of it when not given.", metavar="QTY")
+    ] = None
+    held_only: Annotated[bool | None, Argument(FLAG, "Refuse to close a position that was filled.")] = None
 
 
+@verb("extend", role="trade", call="POST /v1/positions/{position_id}/extend", examples=("extend main-17 --ttl 120",))
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Extend(PositionCommand):
-    """Extend a hold to `ttl_seconds` from now (the ledger's default when None). Never shortens a hold."""
+    """Let a hold live longer; never shorter than it would anyway.
 
-    verb: ClassVar[str] = "extend"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("position_id", "ttl_seconds")
-
-    ttl_seconds: int | float | Decimal | None = None
-
-    def __post_init__(self) -> None:
-        self._check_key()
-        self._check_position()
-        if self.ttl_seconds is not None:
-            object.__setattr__(self, "ttl_seconds", exact_seconds(self.ttl_seconds))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetCap(PortfolioCommand):
-    """Set the cap of a scope, in USD. None removes a tag's cap (the portfolio always has one).
-
-    A cap below the present exposure is legal: the excess is overage, and nothing more is granted until it is gone.
+    A longer hold is a new risk, so a halted scope denies it.
     """
 
-    verb: ClassVar[str] = "set_cap"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("cap", "scope")
+    ttl_seconds: Annotated[
+        int | float | Decimal | None,
+        Argument(SECONDS, "Life of the hold from now on; else the ledger's default.", flags=("--ttl",)),
+    ] = None
 
-    cap: Decimal | None
-    scope: str = PORTFOLIO_SCOPE
 
-    def __post_init__(self) -> None:
-        self._check_key()
-        self._check_portfolio()
-        object.__setattr__(self, "scope", scope_name(self.scope))
+@verb(
+    "adopt", role="admin", call="POST /v1/positions", creates=True,
+    examples=(
+        "adopt --tag venue=bybit --tag symbol=ETH --quantity 0.5 --price 3000 \\\n      --note 'opened by hand'",
+        "adopt --quantity 0.5 --price 3000 --leg bybit,ETH/USDT:USDT,swap,sell,0.5,3000",
+    ),
+)  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt(PortfolioCommand):
+    """Record an open position that the ledger lacks.
+
+    A fact like a fill: no cap refuses it, and what stands above a cap afterwards is overage.
+    """
+
+    quantity: Annotated[Decimal, Argument(POSITIVE, "Base units.", metavar="QTY")]
+    price: Annotated[Decimal, Argument(POSITIVE, "The perpetual's entry price, USD.", metavar="USD")]
+    tags: Annotated[Mapping[str, str], Argument(TAGS, "A scope it counts in besides the portfolio.")] = NO_TAGS
+    legs: Annotated[Sequence[Leg] | None, Argument(LEGS, "Its legs.")] = None
+    note: Annotated[str | None, Argument(NOTE, "Why; kept with the decision.")] = None
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The portfolio, and a scope for each tag."""
+        return tags_of(self.tags).scopes
+
+
+# --- what a scope may be set to ----------------------------------------------------------------------------------
+
+
+@verb(
+    "set_cap", role="admin", call="PUT /v1/portfolios/{portfolio}/caps", creates=True,
+    examples=("caps set main 5000", "caps set main 2000 --scope venue=bybit"),
+)  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetCap(ScopeCommand):
+    """Set the cap of a portfolio, or of one of its scopes.
+
+    A cap below the present exposure is legal: the excess is overage, and nothing is granted until it is gone. Without a
+    cap (None, null) a scope is only counted; the portfolio's own cap can be changed but not removed.
+    """
+
+    cap: Annotated[Decimal | None, Argument(NOT_NEGATIVE, "USD.", metavar="CAP")]
+
+    def _check_together(self) -> None:
         if self.cap is not None:
-            object.__setattr__(self, "cap", not_negative(self.cap, "cap"))
             usd_floor_e8(self.cap, "cap")
         elif self.scope == PORTFOLIO_SCOPE:
             raise InvalidRequest("the portfolio's cap can be changed but not removed", field="cap")
 
+    def changes(self) -> dict[str, Any]:
+        """The cap, 1e-8 USD."""
+        return {"cap_e8": None if self.cap is None else usd_floor_e8(self.cap, "cap")}
 
+
+@verb(
+    "halt", role="admin", call="POST /v1/portfolios/{portfolio}/halt",
+    examples=("halt --note 'venue maintenance'", "halt --scope venue=bybit --mode reducing"),
+)  # fmt: skip
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Halt(PortfolioCommand):
-    """Stop new reservations in a scope. mode: `halted` (holds cannot be extended either) or `reducing` (they can)."""
+class Halt(ScopeCommand):
+    """Stop new reservations in a portfolio or in one scope.
 
-    verb: ClassVar[str] = "halt"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("mode", "note", "scope")
-
-    scope: str = PORTFOLIO_SCOPE
-    mode: Literal["halted", "reducing"] = "halted"
-    note: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_scope_and_note(self)
-        if self.mode not in ("halted", "reducing"):
-            raise InvalidRequest(f"mode must be 'halted' or 'reducing', got {self.mode!r}", field="mode")
-        object.__setattr__(self, "mode", str.__str__(self.mode))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resume(PortfolioCommand):
-    """Allow new reservations in a scope again."""
-
-    verb: ClassVar[str] = "resume"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("note", "scope")
-
-    scope: str = PORTFOLIO_SCOPE
-    note: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_scope_and_note(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adopt(PortfolioCommand):
-    """Record a position that the exchange has and the ledger lacks. It is a fact: no cap can refuse it.
-
-    quantity: base units. price: the perpetual's entry price, USD. Exposure above a cap afterwards is overage.
+    Confirming and releasing always work, so that what is on can be finished and closed.
     """
 
-    verb: ClassVar[str] = "adopt"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("legs", "note", "price", "quantity", "tags")
+    mode: Annotated[
+        Literal["halted", "reducing"],
+        Argument(choice("halted", "reducing"), "halted: no new holds, none extended; reducing: holds may be extended."),
+    ] = "halted"
 
-    quantity: Decimal
-    price: Decimal
-    tags: Mapping[str, str] = NO_TAGS
-    legs: Sequence[Leg] | None = None
-    note: str | None = None
-
-    def __post_init__(self) -> None:
-        self._check_key()
-        self._check_portfolio()
-        put = object.__setattr__
-        put(self, "tags", tags_of(self.tags))
-        put(self, "quantity", positive(self.quantity, "quantity"))
-        put(self, "price", positive(self.price, "price"))
-        put(self, "legs", _checked_legs(self.legs))
-        _check_note(self.note)
+    def changes(self) -> dict[str, Any]:
+        """The status."""
+        return {"status": self.mode}
 
 
+@verb(
+    "resume", role="admin", call="POST /v1/portfolios/{portfolio}/resume",
+    examples=("resume", "resume --scope venue=bybit --note 'maintenance over'"),
+)  # fmt: skip
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Freeze(PortfolioCommand):
-    """Deny new reservations in a scope as `unreconciled`, because the ledger and the exchange do not agree about it.
+class Resume(ScopeCommand):
+    """Allow new reservations again after a halt."""
 
-    Independent of the operator's `halt`: `thaw` ends a freeze, `resume` a halt. Holds may be extended.
+    def changes(self) -> dict[str, Any]:
+        """The status."""
+        return {"status": "active"}
+
+
+@verb(
+    "freeze", role="admin", call="POST /v1/portfolios/{portfolio}/freeze",
+    examples=("freeze --note 'orders look wrong'", "freeze --scope venue=bybit"),
+)  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freeze(ScopeCommand):
+    """Deny new reservations as `unreconciled`, as the reconciliation does for a drift.
+
+    It stays until it is thawed, by `thaw` or by the reconciliation when the last drift there is over. Holds may be
+    extended. To stop trading for reasons of your own use `halt`, which `resume` ends.
     """
 
-    verb: ClassVar[str] = "freeze"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("note", "scope")
-
-    scope: str = PORTFOLIO_SCOPE
-    note: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_scope_and_note(self)
+    def changes(self) -> dict[str, Any]:
+        """Whether it is frozen."""
+        return {"frozen": True}
 
 
+@verb(
+    "thaw", role="admin", call="POST /v1/portfolios/{portfolio}/thaw",
+    examples=("thaw --note 'checked by hand'", "thaw --scope venue=bybit"),
+)  # fmt: skip
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Thaw(PortfolioCommand):
-    """End a freeze."""
+class Thaw(ScopeCommand):
+    """Allow new reservations again after a freeze.
 
-    verb: ClassVar[str] = "thaw"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("note", "scope")
-
-    scope: str = PORTFOLIO_SCOPE
-    note: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_scope_and_note(self)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reconciled(PortfolioCommand):
-    """Set the time until which a scope is trusted to agree with the exchange. From `fresh_until` on every reservation
-    in it is denied as `unreconciled`, until the next `Reconciled`. None trusts it without end (the default of a scope).
-
-    fresh_until: an aware datetime. It is a point in time, not an age, so that a reconciler that was paused and resumes
-    late cannot make an old comparison count as fresh.
+    The drift that froze it stays as it is, and does not freeze again. A reconciliation that is too old is not cured
+    by this: that takes a good run.
     """
 
-    verb: ClassVar[str] = "reconciled"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("fresh_until", "note", "scope")
-
-    fresh_until: datetime | None
-    scope: str = PORTFOLIO_SCOPE
-    note: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_scope_and_note(self)
-        until: object = self.fresh_until
-        if until is None:
-            return
-        if not isinstance(until, datetime) or until.tzinfo is None:
-            raise InvalidRequest(f"fresh_until must be a datetime with a time zone, got {until!r}", field="fresh_until")
-        try:
-            object.__setattr__(self, "fresh_until", until.astimezone(UTC))
-        except OverflowError:
-            raise InvalidRequest(f"fresh_until is no time in UTC: {until}", field="fresh_until") from None
+    def changes(self) -> dict[str, Any]:
+        """Whether it is frozen."""
+        return {"frozen": False}
 
 
+@verb(
+    "reconciled", role="admin", call="POST /v1/portfolios/{portfolio}/reconciled", creates=True,
+    examples=("reconciled --fresh-until 2030-01-31T12:00:00Z --note 'compared by hand'",),
+)  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconciled(ScopeCommand):
+    """Say until when a scope is trusted to agree with the exchange.
+
+    From then on every reservation in it is denied as `unreconciled`, until the next time this is said. It is a point in
+    time, not an age, so that a reconciler that was paused and resumes late cannot make an old comparison count as
+    fresh.
+    """
+
+    fresh_until: Annotated[
+        datetime | None, Argument(MOMENT, "The end of the trust; none (null) trusts it without end, as at first.")
+    ]
+
+    def changes(self) -> dict[str, Any]:
+        """The end of the trust, microseconds."""
+        return {"fresh_until_us": None if self.fresh_until is None else to_us(self.fresh_until)}
+
+
+@verb(
+    "remark", role="admin", call="POST /v1/portfolios/{portfolio}/remarks",
+    examples=("remark --about drift-17 --event close_requested --note 'the desk knows'",),
+)  # fmt: skip
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Remark(PortfolioCommand):
-    """Add an entry to the audit chain that changes no figure: what was found at the exchange, what was decided.
+    """Put something into the audit chain that changes no figure.
 
-    about: what it concerns, such as `drift-17`. event: what happened, such as `close_requested`. Readers of the event
-    stream see it, so this is also how reconciliation asks the trading side to close a position.
+    Readers of the event stream see it, so this is also how reconciliation asks the trading side to close a position.
     """
 
-    verb: ClassVar[str] = "remark"
-    recorded_fields: ClassVar[tuple[str, ...]] = ("about", "event", "note")
-
-    about: str
-    event: str
-    note: str | None = None
-
-    def __post_init__(self) -> None:
-        self._check_key()
-        self._check_portfolio()
-        object.__setattr__(self, "about", label_text(self.about, "about"))
-        label_text(self.event, "event")
-        _check_note(self.note)
-
-
-def _check_scope_and_note(command: Halt | Resume | Freeze | Thaw | Reconciled) -> None:
-    command._check_key()
-    command._check_portfolio()
-    object.__setattr__(command, "scope", scope_name(command.scope))
-    _check_note(command.note)
-
-
-def _check_note(note: str | None) -> None:
-    if note is not None:
-        label_text(note, "note", length_max=500)
-
-
-COMMANDS: Mapping[str, type[PortfolioCommand] | type[PositionCommand]] = {
-    command.verb: command for command in (
-        Reserve, Confirm, Release, Extend, SetCap, Halt, Resume, Adopt, Freeze, Thaw, Reconciled, Remark
-    )
-}  # fmt: skip
-"""Command type by verb."""
-
-AnyCommand = PortfolioCommand | PositionCommand
-"""Any command."""
+    about: Annotated[str, Argument(LABEL, "What it concerns, such as drift-17.", examples=("drift-17",))]
+    event: Annotated[str, Argument(LABEL, "What happened.", examples=("close_requested",))]
+    note: Annotated[str | None, Argument(NOTE, "Why; kept with the decision.")] = None

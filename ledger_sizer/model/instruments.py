@@ -2,17 +2,33 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Literal
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Literal
 
+from ledger_sizer.model.arguments import (
+    LABEL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Argument,
+    DeclaredArgument,
+    Kind,
+    canonical_parts,
+    check_arguments,
+    choice,
+    declared,
+    json_values,
+    label_text,
+    to_json,
+)
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.units import decimal_text, exact_arithmetic, not_negative, positive
+from ledger_sizer.model.units import exact_arithmetic
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
-Kind = Literal["spot", "swap"]
+MarketKind = Literal["spot", "swap"]
 Side = Literal["buy", "sell"]
 
 NAME_PATTERN = r"^[a-z0-9_]{1,32}:[A-Za-z0-9/:._-]{1,64}$"
@@ -21,15 +37,20 @@ NAME_PATTERN = r"^[a-z0-9_]{1,32}:[A-Za-z0-9/:._-]{1,64}$"
 _NAME = re.compile(NAME_PATTERN)
 
 
-def instrument_name(value: str, field: str) -> str:
+def instrument_name(value: object, field: str) -> str:
     """Return `value` if it is a valid instrument name, else raise `InvalidRequest`."""
-    if _NAME.fullmatch(value):
+    if isinstance(value, str) and _NAME.fullmatch(value):
         return str.__str__(value)
     raise InvalidRequest(
         f"{field} must be an InstrumentInfo or a name such as bybit:BTC/USDT, got {value!r}", field=field
     )
 
 
+_NAMED = Kind(name="instrument_name", check=instrument_name)
+_VENUE = Kind(name="venue", check=lambda value, name: value and label_text(value, name), length=(0, 128))
+
+
+@declared
 @dataclass(frozen=True, slots=True)
 class InstrumentInfo:
     """Trading rules of one market, as its exchange states them.
@@ -43,30 +64,23 @@ class InstrumentInfo:
     Raises `InvalidRequest` for a float, NaN, a step or contract size <= 0, or max_qty below min_qty.
     """
 
-    symbol: str
-    min_qty: Decimal
-    max_qty: Decimal
-    qty_step: Decimal
-    min_notional: Decimal = Decimal("0")
-    tick_size: Decimal = Decimal("0.01")
-    contract_size: Decimal = Decimal("1")
-    listed_as: str | None = field(default=None, kw_only=True)
+    arguments: ClassVar[tuple[DeclaredArgument, ...]]
+
+    symbol: Annotated[str, Argument(LABEL, examples=("BTC/USDT:USDT",))]
+    min_qty: Annotated[Decimal, Argument(NOT_NEGATIVE)]
+    max_qty: Annotated[Decimal, Argument(POSITIVE)]
+    qty_step: Annotated[Decimal, Argument(POSITIVE)]
+    min_notional: Annotated[Decimal, Argument(NOT_NEGATIVE)] = Decimal("0")
+    tick_size: Annotated[Decimal, Argument(POSITIVE)] = Decimal("0.01")
+    contract_size: Annotated[Decimal, Argument(POSITIVE)] = Decimal("1")
+    listed_as: Annotated[str | None, Argument(_NAMED, sent=False)] = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        put = object.__setattr__
-        put(self, "symbol", label_text(self.symbol, "symbol"))
-        put(self, "min_qty", not_negative(self.min_qty, "min_qty"))
-        put(self, "max_qty", positive(self.max_qty, "max_qty"))
-        put(self, "qty_step", positive(self.qty_step, "qty_step"))
-        put(self, "min_notional", not_negative(self.min_notional, "min_notional"))
-        put(self, "tick_size", positive(self.tick_size, "tick_size"))
-        put(self, "contract_size", positive(self.contract_size, "contract_size"))
+        check_arguments(self)
         if self.max_qty < self.min_qty:
             raise InvalidRequest(
                 f"{self.symbol}: max_qty {self.max_qty} is below min_qty {self.min_qty}", field="max_qty"
             )
-        if self.listed_as is not None:
-            put(self, "listed_as", instrument_name(self.listed_as, "listed_as"))
 
     @property
     def venue(self) -> str | None:
@@ -88,7 +102,7 @@ class MarketRules:
 
     venue: str
     symbol: str
-    kind: Kind
+    kind: MarketKind
     active: bool
     instrument: InstrumentInfo | None
     refused: str | None = None
@@ -99,69 +113,69 @@ class MarketRules:
         return f"{self.venue}:{self.symbol}"
 
 
-def label_text(value: object, what: str, *, length_max: int = 128) -> str:
-    """Return `value` as plain text if it has 1..length_max printable characters, else raise.
-
-    Control characters are refused everywhere because the audit chain joins fields with them. An `Enum` member that is
-    a `str` is returned as its plain text: the two are equal, but an f-string would write the member's name.
-    """
-    if not isinstance(value, str):
-        raise InvalidRequest(f"{what} must be text, got {type(value).__name__} {value!r}", field=what)
-    if not 1 <= len(value) <= length_max:
-        raise InvalidRequest(f"{what} must have 1 to {length_max} characters, got {len(value)}", field=what)
-    if not value.isprintable():
-        raise InvalidRequest(f"{what} has a control or unprintable character: {value!r}", field=what)
-    return str.__str__(value)
-
-
+@declared
 @dataclass(frozen=True, slots=True)
 class Leg:
     """One side of a position on one venue. quantity: base units. price: USD per base unit, None until filled."""
 
-    venue: str
-    symbol: str
-    kind: Kind
-    side: Side
-    quantity: Decimal
-    price: Decimal | None = None
+    arguments: ClassVar[tuple[DeclaredArgument, ...]]
+
+    venue: Annotated[str, Argument(_VENUE)]
+    symbol: Annotated[str, Argument(LABEL)]
+    kind: Annotated[MarketKind, Argument(choice("spot", "swap"))]
+    side: Annotated[Side, Argument(choice("buy", "sell"))]
+    quantity: Annotated[Decimal, Argument(POSITIVE)]
+    price: Annotated[Decimal | None, Argument(POSITIVE)] = None
 
     def __post_init__(self) -> None:
-        if self.venue:
-            object.__setattr__(self, "venue", label_text(self.venue, "venue"))
-        object.__setattr__(self, "symbol", label_text(self.symbol, "symbol"))
-        if self.kind not in ("spot", "swap"):
-            raise InvalidRequest(f"leg kind must be 'spot' or 'swap', got {self.kind!r}", field="kind")
-        if self.side not in ("buy", "sell"):
-            raise InvalidRequest(f"leg side must be 'buy' or 'sell', got {self.side!r}", field="side")
-        object.__setattr__(self, "quantity", positive(self.quantity, "quantity"))
-        if self.price is not None:
-            object.__setattr__(self, "price", positive(self.price, "price"))
+        check_arguments(self)
 
 
 def legs_text(legs: Sequence[Leg]) -> str:
     """Return canonical JSON of legs: [[venue, symbol, kind, side, quantity, price | null], ...]."""
-    if not legs:
-        return "[]"
-    return _encode(
-        [
-            [
-                leg.venue,
-                leg.symbol,
-                leg.kind,
-                leg.side,
-                decimal_text(leg.quantity),
-                leg.price and decimal_text(leg.price),
-            ]
-            for leg in legs
-        ]
-    )
+    return _encode([[*to_json(leg).values()] for leg in legs]) if legs else "[]"
 
 
 def legs_of(text: str) -> tuple[Leg, ...]:
     """Return the legs of a stored `legs_text`."""
     if text == "[]":
         return ()
-    return tuple(
-        Leg(venue, symbol, kind, side, Decimal(quantity), None if price is None else Decimal(price))
-        for venue, symbol, kind, side, quantity, price in json.loads(text)
-    )
+    return tuple(leg_from_json(dict(zip(_LEG_FIELDS, values, strict=False))) for values in json.loads(text))
+
+
+_LEG_FIELDS = tuple(one.name for one in Leg.arguments)
+
+
+# --- JSON --------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=8192)
+def canonical_text(value: InstrumentInfo | Leg) -> str:
+    """Return canonical JSON of trading rules or of a leg: the fields that are not None, sorted by name."""
+    return f"{{{','.join(canonical_parts(value, _SORTED[type(value)]))}}}"
+
+
+_SORTED = {of: tuple(sorted(of.arguments, key=lambda one: one.name)) for of in (InstrumentInfo, Leg)}
+
+FIGURES = tuple(one.name for one in InstrumentInfo.arguments if one.kind in (POSITIVE, NOT_NEGATIVE))
+"""Names of the figures of trading rules, in order."""
+
+
+def instrument_to_json(instrument: InstrumentInfo) -> dict[str, Any]:
+    """Convert trading rules to JSON, decimals as text; without `listed_as`."""
+    return to_json(instrument)
+
+
+def instrument_from_json(form: Mapping[str, Any]) -> InstrumentInfo:
+    """Convert JSON back to trading rules. It may have a `listed_as`, as a recorded request does."""
+    return InstrumentInfo(**json_values(InstrumentInfo, form), listed_as=form.get("listed_as"))
+
+
+def leg_to_json(leg: Leg) -> dict[str, Any]:
+    """Convert one side of a position to JSON, decimals as text."""
+    return to_json(leg)
+
+
+def leg_from_json(form: Mapping[str, Any]) -> Leg:
+    """Convert the output of `leg_to_json` back; `price` may be missing."""
+    return Leg(**json_values(Leg, form))

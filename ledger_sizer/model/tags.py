@@ -5,8 +5,8 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 
+from ledger_sizer.model.arguments import encode_sorted, label_text
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.instruments import label_text
 
 PORTFOLIO_SCOPE = "portfolio"
 """Name of the scope of the whole portfolio; every other scope is named `dimension=value`."""
@@ -16,10 +16,10 @@ EXTERNAL_TAG = "external"
 
 TAGS_MAX = 16
 
-_DIMENSION = re.compile(r"[a-z][a-z0-9_]{0,31}")
+TAG_NAME = r"[a-z][a-z0-9_]{0,31}"
+"""Pattern of a tag name, which is also the dimension of a scope."""
 
-encode_sorted = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
-"""Encodes a value as compact ASCII JSON with sorted keys: the canonical form of tags and requests."""
+_DIMENSION = re.compile(TAG_NAME)
 
 
 class Tags(Mapping[str, str]):

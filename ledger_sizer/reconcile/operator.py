@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import Engine, select
 
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.commands import AnyCommand, Remark
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, WrongState
-from ledger_sizer.model.instruments import label_text
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.units import positive
 from ledger_sizer.reconcile import drifts

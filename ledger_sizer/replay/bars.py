@@ -27,8 +27,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, NoReturn, cast
 
+from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.instruments import label_text
 from ledger_sizer.model.units import exact_decimal, positive
 from ledger_sizer.replay.venues import MarketKey
 

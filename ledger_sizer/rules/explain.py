@@ -9,7 +9,7 @@ from typing import Any
 
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import from_us, time_text
-from ledger_sizer.model.instruments import InstrumentInfo
+from ledger_sizer.model.instruments import instrument_from_json
 from ledger_sizer.model.units import decimal_text, usd
 from ledger_sizer.rules.sizing import match_quantity, net_of_spot_fee
 from ledger_sizer.rules.trace import reconciliation_of
@@ -153,16 +153,11 @@ def _largest_grantable(request: dict[str, Any], trace: dict[str, Any], decided_u
     binding, budget = min(candidates, key=lambda candidate: candidate[1])
     quantity = None
     if budget and {"price", "spot_instrument", "perp_instrument"} <= request.keys():
-        price, spot = Decimal(request["price"]), _instrument(request["spot_instrument"])
+        price, spot = Decimal(request["price"]), instrument_from_json(request["spot_instrument"])
         fee_rate = Decimal(request.get("spot_fee_rate", 0))
         spend = net_of_spot_fee(budget, price, spot, fee_rate) if fee_rate else budget
-        quantity = match_quantity(spend, price, (spot, _instrument(request["perp_instrument"]))).quantity
+        quantity = match_quantity(spend, price, (spot, instrument_from_json(request["perp_instrument"]))).quantity
     return {"budget": decimal_text(budget), "quantity": _text(quantity), "binding": binding}
-
-
-def _instrument(form: Mapping[str, str]) -> InstrumentInfo:
-    figures = {name: Decimal(form[name]) for name in form if name not in ("symbol", "listed_as")}
-    return InstrumentInfo(form["symbol"], **figures)  # type: ignore[arg-type]  # every other field is a Decimal
 
 
 def _largest_line(largest: Mapping[str, Any]) -> str:

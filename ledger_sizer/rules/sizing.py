@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ledger_sizer.config import DynamicSizingSettings, TradingSettings
-from ledger_sizer.model.commands import checked_score
+from ledger_sizer.model.arguments import checked_score
 from ledger_sizer.model.instruments import InstrumentInfo
 from ledger_sizer.model.units import (
     common_step,

@@ -14,19 +14,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Engine, case, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
-from ledger_sizer.model.command_base import portfolio_name
+from ledger_sizer.model.arguments import label_text
+from ledger_sizer.model.command_base import Role, portfolio_name
 from ledger_sizer.model.domain import from_us
 from ledger_sizer.model.errors import InvalidRequest, NotFound, Unavailable
-from ledger_sizer.model.instruments import label_text
 from ledger_sizer.storage.database import database_now_us
 from ledger_sizer.storage.tables import ApiKeyRow
 
-Role = Literal["read", "trade", "admin"]
 ROLES: tuple[Role, ...] = ("read", "trade", "admin")
 """In ascending order: each role may do what the ones before it may; `admin` may do everything."""
 

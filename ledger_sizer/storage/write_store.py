@@ -10,11 +10,10 @@ from decimal import Decimal
 from typing import Any, Protocol
 
 from ledger_sizer.model.command_base import PositionCommand
-from ledger_sizer.model.commands import Adopt, Confirm, Reconciled, Reserve, SetCap
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.instruments import legs_of, legs_text
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags, tags_of
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.rules.batch import Fence, Group
 from ledger_sizer.rules.state import PortfolioState, ScopeState
@@ -148,18 +147,12 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
         if group.fence is not None:
             need.fences.add(group.fence)
         need.keys.add(command.key)
+        need.creates = need.creates or command.creates
+        need.scopes.update(command.scopes)
         if isinstance(command, PositionCommand):
             need.numbers.add(command.number)
-            if isinstance(command, Confirm):
+            if command.fills_late:
                 need.origins.add(command.number)
-            continue
-        need.creates = need.creates or isinstance(command, Reserve | SetCap | Adopt | Reconciled)
-        if isinstance(command, Reserve):
-            need.scopes.update(tags_of(command.tags).scopes)
-        elif (tags := getattr(command, "tags", None)) is not None:
-            need.scopes.update(tags_of(tags).scopes)
-        elif (scope := getattr(command, "scope", None)) is not None:
-            need.scopes.add(scope)
     return needs
 
 

@@ -1,4 +1,4 @@
-"""Builds the methods of the verbs from the command types, for the ledger and the HTTP clients, sync and async.
+"""The methods of the verbs, made from the command types: for the ledger and the HTTP clients, sync and async.
 
 A verb takes exactly the arguments of its command type and returns the `Decision`, or raises a `LedgerError`.
 """
@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+from ledger_sizer.model import commands
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import Decision
 
@@ -28,7 +29,7 @@ class AsyncCommandRunner(Protocol):
         """Return the decision of one command, or raise a `LedgerError`."""
 
 
-def verb(make: Callable[P, AnyCommand]) -> Callable[Concatenate[CommandRunner, P], Decision]:
+def _method(make: Callable[P, AnyCommand]) -> Callable[Concatenate[CommandRunner, P], Decision]:
     """Build a sync method with the arguments of `make`."""
 
     def method(self: CommandRunner, /, *args: P.args, **kwargs: P.kwargs) -> Decision:
@@ -37,7 +38,7 @@ def verb(make: Callable[P, AnyCommand]) -> Callable[Concatenate[CommandRunner, P
     return _with_signature_of(method, make)
 
 
-def verb_async(
+def _async_method(
     make: Callable[P, AnyCommand],
 ) -> Callable[Concatenate[AsyncCommandRunner, P], Coroutine[Any, Any, Decision]]:
     """Build an async method with the arguments of `make`."""
@@ -49,11 +50,66 @@ def verb_async(
 
 
 def _with_signature_of(method: M, make: Any) -> M:
-    """Give the method the docstring and signature of its command, for `help()` and editors."""
+    """Give the method the documentation and signature of its command, for `help()` and editors."""
     method.__name__ = method.__qualname__ = make.verb
-    method.__doc__ = make.__doc__
-    arguments = inspect.signature(make).parameters.values()
+    helps = [f"{one.name}: {one.declared.help}" for one in make.arguments]
+    method.__doc__ = "\n".join([inspect.getdoc(make) or "", "", *helps])
+    arguments = [
+        one.replace(annotation=getattr(one.annotation, "__origin__", one.annotation))
+        for one in inspect.signature(make).parameters.values()
+    ]
     this = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     signature = inspect.Signature([this, *arguments], return_annotation=Decision)
     method.__signature__ = signature  # type: ignore[attr-defined]
     return method
+
+
+class Verbs:
+    """The verbs as sync methods. A class with `run` inherits it."""
+
+    reserve = _method(commands.Reserve)
+    confirm = _method(commands.Confirm)
+    release = _method(commands.Release)
+    extend = _method(commands.Extend)
+    adopt = _method(commands.Adopt)
+    set_cap = _method(commands.SetCap)
+    halt = _method(commands.Halt)
+    resume = _method(commands.Resume)
+    freeze = _method(commands.Freeze)
+    thaw = _method(commands.Thaw)
+    reconciled = _method(commands.Reconciled)
+    remark = _method(commands.Remark)
+
+
+class AsyncVerbs:
+    """The verbs as async methods, under the same names with `_async`. A class with `run_async` inherits it."""
+
+    reserve_async = _async_method(commands.Reserve)
+    confirm_async = _async_method(commands.Confirm)
+    release_async = _async_method(commands.Release)
+    extend_async = _async_method(commands.Extend)
+    adopt_async = _async_method(commands.Adopt)
+    set_cap_async = _async_method(commands.SetCap)
+    halt_async = _async_method(commands.Halt)
+    resume_async = _async_method(commands.Resume)
+    freeze_async = _async_method(commands.Freeze)
+    thaw_async = _async_method(commands.Thaw)
+    reconciled_async = _async_method(commands.Reconciled)
+    remark_async = _async_method(commands.Remark)
+
+
+class AwaitableVerbs(AsyncVerbs):
+    """The verbs as async methods, under both names, for a class that has no sync ones."""
+
+    reserve = AsyncVerbs.reserve_async
+    confirm = AsyncVerbs.confirm_async
+    release = AsyncVerbs.release_async
+    extend = AsyncVerbs.extend_async
+    adopt = AsyncVerbs.adopt_async
+    set_cap = AsyncVerbs.set_cap_async
+    halt = AsyncVerbs.halt_async
+    resume = AsyncVerbs.resume_async
+    freeze = AsyncVerbs.freeze_async
+    thaw = AsyncVerbs.thaw_async
+    reconciled = AsyncVerbs.reconciled_async
+    remark = AsyncVerbs.remark_async

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine, Select, and_, literal, select, tuple_
 from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.as_of import AsOf, scopes_as_of
 from ledger_sizer.history.history import Filters, History
+from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.command_base import portfolio_name
 from ledger_sizer.model.commands import COMMANDS, Reserve
 from ledger_sizer.model.decisions import GENESIS_HASH, Decision, DecisionRecord, Fields
@@ -26,7 +27,6 @@ from ledger_sizer.model.domain import (
     to_us,
 )
 from ledger_sizer.model.errors import InvalidRequest, NotFound
-from ledger_sizer.model.instruments import label_text
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.model.units import E8_MAX, usd
 from ledger_sizer.rules.state import PortfolioState, ScopeState

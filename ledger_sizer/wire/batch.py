@@ -1,155 +1,51 @@
 """Parses the batch call: up to 1,000 commands, each by itself, so that a malformed one does not fail the others."""
 
 from collections.abc import Mapping
+from functools import reduce
+from operator import or_
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, create_model
 
+from ledger_sizer.model.command_base import KEY, field_prefix
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.wire.requests import (
-    AdoptBody,
-    Body,
-    CommandBody,
-    ConfirmBody,
-    ExtendBody,
-    FreezeBody,
-    HaltBody,
-    KeyText,
-    PortfolioText,
-    PositionText,
-    ReconciledBody,
-    ReleaseBody,
-    RemarkBody,
-    ReserveBody,
-    ResumeBody,
-    SetCapBody,
-    ThawBody,
-    field_prefix,
-    validated,
-)
+from ledger_sizer.wire.requests import BODIES, Body, CommandBody, json_type, validated
 
 BATCH_MAX = 1000
 """Most commands of one batch call."""
 
 
 class _Keyed(Body):
-    key: KeyText
+    key: json_type(KEY)  # type: ignore[valid-type]
 
 
-class BatchReserve(ReserveBody, _Keyed):
-    """`reserve` in a batch."""
-
-    command: Literal["reserve"]
-
-
-class BatchConfirm(ConfirmBody, _Keyed):
-    """`confirm` in a batch."""
-
-    command: Literal["confirm"]
-    position_id: PositionText
+def _item_of(verb: str, body: type[CommandBody]) -> type[CommandBody]:
+    """Return the model of a verb's batch item: its body, the key, and what stands in the path of a single call."""
+    command = COMMANDS[verb]
+    from_path = [one for one in command.arguments if one.declared.sent and one.name not in body.model_fields]
+    fields: dict[str, Any] = {"command": (Literal[verb], ...)}
+    fields |= {one.name: (json_type(one.kind), ... if one.required else one.default) for one in from_path}
+    item = create_model(f"Batch{command.__name__}", __base__=(body, _Keyed), __doc__=f"`{verb}` in a batch.", **fields)
+    item.from_path = tuple(one.name for one in from_path)  # type: ignore[attr-defined]
+    return item  # type: ignore[return-value]
 
 
-class BatchRelease(ReleaseBody, _Keyed):
-    """`release` in a batch."""
+_BATCH_ITEMS: Mapping[str, type[CommandBody]] = {verb: _item_of(verb, body) for verb, body in BODIES.items()}
 
-    command: Literal["release"]
-    position_id: PositionText
+_Commands: Any = Annotated[
+    list[Annotated[reduce(or_, _BATCH_ITEMS.values()), Field(discriminator="command")]],  # type: ignore[misc]
+    Field(min_length=1, max_length=BATCH_MAX),
+]
 
-
-class BatchExtend(ExtendBody, _Keyed):
-    """`extend` in a batch."""
-
-    command: Literal["extend"]
-    position_id: PositionText
-
-
-class BatchSetCap(SetCapBody, _Keyed):
-    """`set_cap` in a batch."""
-
-    command: Literal["set_cap"]
-    portfolio: PortfolioText = "main"
-
-
-class BatchHalt(HaltBody, _Keyed):
-    """`halt` in a batch."""
-
-    command: Literal["halt"]
-    portfolio: PortfolioText = "main"
-
-
-class BatchResume(ResumeBody, _Keyed):
-    """`resume` in a batch."""
-
-    command: Literal["resume"]
-    portfolio: PortfolioText = "main"
-
-
-class BatchAdopt(AdoptBody, _Keyed):
-    """`adopt` in a batch."""
-
-    command: Literal["adopt"]
-
-
-class BatchFreeze(FreezeBody, _Keyed):
-    """`freeze` in a batch."""
-
-    command: Literal["freeze"]
-    portfolio: PortfolioText = "main"
-
-
-class BatchThaw(ThawBody, _Keyed):
-    """`thaw` in a batch."""
-
-    command: Literal["thaw"]
-    portfolio: PortfolioText = "main"
-
-
-class BatchReconciled(ReconciledBody, _Keyed):
-    """`reconciled` in a batch."""
-
-    command: Literal["reconciled"]
-    portfolio: PortfolioText = "main"
-
-
-class BatchRemark(RemarkBody, _Keyed):
-    """`remark` in a batch."""
-
-    command: Literal["remark"]
-    portfolio: PortfolioText = "main"
-
-
-BatchItem = Annotated[
-    BatchReserve | BatchConfirm | BatchRelease | BatchExtend | BatchSetCap | BatchHalt | BatchResume | BatchAdopt
-    | BatchFreeze | BatchThaw | BatchReconciled | BatchRemark,
-    Field(discriminator="command"),
-]  # fmt: skip
-
-
-class BatchBody(Body):
-    """Up to 1,000 commands. Independent: each has its own answer; `atomic`: all of them take effect or none does.
-
-    This is the schema; `read_batch` reads item by item, so that one malformed command spoils no other.
-    """
-
-    commands: Annotated[list[BatchItem], Field(min_length=1, max_length=BATCH_MAX)]
-    atomic: bool = False
-
-
-_BATCH_ITEMS: Mapping[str, type[CommandBody]] = {
-    "reserve": BatchReserve,
-    "confirm": BatchConfirm,
-    "release": BatchRelease,
-    "extend": BatchExtend,
-    "set_cap": BatchSetCap,
-    "halt": BatchHalt,
-    "resume": BatchResume,
-    "adopt": BatchAdopt,
-    "freeze": BatchFreeze,
-    "thaw": BatchThaw,
-    "reconciled": BatchReconciled,
-    "remark": BatchRemark,
-}
+BatchBody = create_model(
+    "BatchBody",
+    __base__=Body,
+    __doc__="Up to 1,000 commands. Independent: each has its own answer; `atomic`: all take effect or none does.",
+    commands=(_Commands, ...),
+    atomic=(bool, False),
+)
+"""The schema of the batch call. `read_batch` reads item by item, so that one malformed command spoils no other."""
 
 
 class Batch(NamedTuple):
@@ -190,14 +86,7 @@ def _read_item(item: Any, number: int) -> AnyCommand | InvalidRequest:
             given = body.__dict__
             if given.get("dry_run"):
                 raise InvalidRequest("a batch records what it answers; ask a dry run by itself", field="dry_run")
-            from_path = {name: given[name] for name in _PATH_FIELDS[model]}
+            from_path = {name: given[name] for name in model.from_path}
             return body.to_command(given["key"], **from_path)
     except InvalidRequest as error:
         return error
-
-
-assert _BATCH_ITEMS.keys() == COMMANDS.keys(), "every verb can stand in a batch"
-_PATH_FIELDS: Mapping[type[CommandBody], list[str]] = {
-    model: [name for name in ("position_id", "portfolio") if f"{{{name}}}" in model.path]
-    for model in _BATCH_ITEMS.values()
-}

@@ -21,7 +21,7 @@ from ledger_sizer.model.domain import (
     to_us,
 )
 from ledger_sizer.model.errors import InternalError, LedgerError
-from ledger_sizer.model.instruments import InstrumentInfo, Leg
+from ledger_sizer.model.instruments import leg_from_json, leg_to_json
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.model.units import USD_DECIMALS, decimal_text, exact_arithmetic, usd_text
 
@@ -118,30 +118,6 @@ def decision_from_json(form: Mapping[str, Any]) -> Decision:
         return record.decision(replayed=form["replayed"])
     except FORM_ERRORS as error:
         raise unreadable_form("decision", error) from None
-
-
-def leg_to_json(leg: Leg) -> Json:
-    """One side of a position."""
-    return {
-        "venue": leg.venue,
-        "symbol": leg.symbol,
-        "kind": leg.kind,
-        "side": leg.side,
-        "quantity": decimal_text(leg.quantity),
-        "price": _optional(decimal_text, leg.price),
-    }
-
-
-def leg_from_json(form: Mapping[str, Any]) -> Leg:
-    """Convert the output of `leg_to_json` back; `price` may be missing."""
-    price = _optional(Decimal, form.get("price"))
-    return Leg(form["venue"], form["symbol"], form["kind"], form["side"], Decimal(form["quantity"]), price)
-
-
-def instrument_to_json(instrument: InstrumentInfo) -> Json:
-    """A market's trading rules."""
-    figures = ("min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
-    return {"symbol": instrument.symbol, **{name: decimal_text(getattr(instrument, name)) for name in figures}}
 
 
 def position_to_json(position: Position) -> Json:

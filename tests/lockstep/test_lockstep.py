@@ -120,7 +120,7 @@ class Lockstep(RuleBasedStateMachine):
         self.sent.pop()
         expected = self.model.dry_run(command, self.clock())
         for kind in ENGINE_KINDS:
-            request = {name: getattr(command, name) for name in ("key", "portfolio", *command.recorded_fields)}
+            request = {one.name: getattr(command, one.name) for one in command.arguments if one.name != "dry_run"}
             given = self.handles[kind][who].reserve(**request, dry_run=True)
             assert _as_reply(given) == expected, f"{kind}, dry run"
             assert given.hash is None

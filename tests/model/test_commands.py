@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import ROUND_UP, Context, Decimal, Inexact, localcontext
 from typing import Any
 
@@ -14,21 +14,13 @@ from ledger_sizer import (
     Adopt,
     Confirm,
     Extend,
-    Freeze,
-    Halt,
     InstrumentInfo,
     InvalidRequest,
     Ledger,
     Leg,
-    Reconciled,
-    Release,
-    Remark,
     Reserve,
-    Resume,
     SetCap,
-    Thaw,
 )
-from ledger_sizer.model.command_base import PortfolioCommand
 from ledger_sizer.model.commands import COMMANDS
 from tests.support.clock import FakeClock
 from tests.support.ledgers import BTC_PERP, BTC_SPOT, opened
@@ -36,76 +28,52 @@ from tests.support.ledgers import BTC_PERP, BTC_SPOT, opened
 D = Decimal
 LEG = Leg("bybit", "BTC", "spot", "buy", D(1))
 
-BASES: dict[type[Any], dict[str, Any]] = {
-    Reserve: {},
-    Confirm: {"position_id": "main-1", "quantity": D(1), "price": D(1)},
-    Release: {"position_id": "main-1"},
-    Extend: {"position_id": "main-1"},
-    SetCap: {"cap": D(1)},
-    Halt: {},
-    Resume: {},
-    Adopt: {"quantity": D(1), "price": D(1)},
-    Freeze: {},
-    Thaw: {},
-    Reconciled: {"fresh_until": None},
-    Remark: {"about": "drift-1", "event": "confirmed"},
-}
 NOT_A_NUMBER = [0.5, True, "1", D("NaN"), D("sNaN"), D("Infinity"), D("1E+999999"), D("1E-40"), [], b"1"]
 NOT_POSITIVE = [*NOT_A_NUMBER, D(0), D(-1), 0, -5]
 NOT_NEGATIVE = [*NOT_A_NUMBER, D(-1), -5]
 NOT_A_TTL = [0, -1, 2_592_001, D(0), D("2592000.000001"), D("NaN"), D("sNaN"), D("Infinity"), float("nan"),
              float("inf"), -0.5, True, "30", D("1E+999999"), 10**400]  # fmt: skip
-NOT_A_PORTFOLIO = ["", "-a", ".a", "a b", "a/b", "a\n", "x" * 65, "ü", None, 7]
 NOT_TAGS = ["venue=bybit", 5, ["venue"], {"Venue": "x"}, {"": "x"}, {"1a": "x"}, {"portfolio": "x"}, {"a-b": "x"},
             {"x" * 33: "x"}, {7: "x"}, {f"t{n}": "x" for n in range(17)}]  # fmt: skip
 NOT_LEGS = ["legs", [None], [{"venue": "bybit"}], [], [LEG] * 17, LEG]
 
+BAD_OF_KIND: dict[str, list[Any]] = {
+    "positive": NOT_POSITIVE,
+    "not_negative": NOT_NEGATIVE,
+    "decimal": NOT_A_NUMBER,
+    "score": [*NOT_A_NUMBER, D("1.1"), D("-0.1"), 2],
+    "fee_rate": [D("-0.001"), D("0.1"), D("NaN"), 0.001],
+    "seconds": NOT_A_TTL,
+    "tags": NOT_TAGS,
+    "instrument": ["BTC", {}, 5],
+    "flag": ["no", "yes", 1, 0],
+    "legs": NOT_LEGS,
+    "scope": ["", "x", "=x", "x=", "X=y", 5, "portfolio=x", "x=" + "y" * 160],
+    "choice": ["", "active", True, 5],
+    "note": ["", "a\x00", "x" * 501, 5],
+    "label": ["", "a\x1f", "x" * 129, 5],
+    "moment": ["2026-01-01T00:00:00Z", 5, datetime(2026, 1, 1)],  # noqa: DTZ001 - without a zone
+    "key": ["", " \t", "x" * 201, 5, "ledger:mine"],
+    "portfolio": ["", "-a", ".a", "a b", "a/b", "a\n", "x" * 65, "ü", 7],
+    "position": ["", "main", "main-", "main-x", "-1", 5, "a b-1", "main-01", "main-00", "main-" + "1" * 19],
+}
+GOOD_OF_KIND: dict[str, Any] = {
+    "positive": D(1), "not_negative": D(1), "position": "main-1", "moment": None, "label": "drift-1", "key": "k"
+}  # fmt: skip
+BASES: dict[type[Any], dict[str, Any]] = {
+    command: {one.name: GOOD_OF_KIND[one.kind.name] for one in command.arguments if one.required}
+    for command in COMMANDS.values()
+}
 BAD: list[tuple[type[Any], str, list[Any]]] = [
-    (Reserve, "signal_score", [*NOT_A_NUMBER, D("1.1"), D("-0.1"), 2]),
-    (Reserve, "price", NOT_POSITIVE),
-    (Reserve, "available_balance", NOT_A_NUMBER),
-    (Reserve, "min_notional_usd", NOT_NEGATIVE),
-    (Reserve, "ttl_seconds", NOT_A_TTL),
-    (Reserve, "tags", [*NOT_TAGS, {"external": "exchange"}]),
-    (Reserve, "spot_instrument", ["BTC", {}, 5]),
-    (Reserve, "perp_instrument", ["BTC", {}, 5]),
-    (Reserve, "dry_run", ["no", "yes", 1, 0, None]),
-    (Reserve, "spot_fee_rate", [D("-0.001"), D("0.1"), D("NaN"), 0.001]),
-    (Confirm, "quantity", [*NOT_POSITIVE, None]),
-    (Confirm, "price", [*NOT_POSITIVE, None]),
-    (Confirm, "spot_price", NOT_POSITIVE),
-    (Confirm, "legs", NOT_LEGS),
-    (Release, "quantity", NOT_POSITIVE),
-    (Extend, "ttl_seconds", NOT_A_TTL),
-    (Release, "held_only", ["yes", 1, 0]),
-    (SetCap, "cap", [*NOT_NEGATIVE, None, D("1E+20")]),
-    (SetCap, "scope", ["", "x", "=x", "x=", "X=y", 5, None, "portfolio=x", "x=" + "y" * 160]),
-    (Halt, "scope", ["", "x", 5, None]),
-    (Halt, "mode", ["", "active", None, True]),
-    (Halt, "note", ["", "a\x00", "x" * 501, 5]),
-    (Resume, "scope", ["", "x", 5, None]),
-    *((command, "scope", ["", "x", 5, None]) for command in (Freeze, Thaw, Reconciled)),
-    *((command, "note", ["", "a\x1f", "x" * 501, 5]) for command in (Freeze, Thaw, Reconciled, Remark)),
-    (Reconciled, "fresh_until", ["2026-01-01T00:00:00Z", 5, datetime(2026, 1, 1)]),  # noqa: DTZ001 - without a zone
-    (Remark, "about", ["", "a\x1f", "x" * 129, 5, None]),
-    (Remark, "event", ["", "a\x1f", "x" * 129, 5, None]),
-    (Resume, "note", ["", "a\x1f", "x" * 501, 5]),
-    (Adopt, "quantity", [*NOT_POSITIVE, None]),
-    (Adopt, "price", [*NOT_POSITIVE, None]),
-    (Adopt, "tags", NOT_TAGS),
-    (Adopt, "legs", NOT_LEGS),
-    (Adopt, "note", ["", "a\n", "x" * 501, 5]),
-    *((command, "key", ["", " \t", "x" * 201, None, 5, "ledger:mine"]) for command in BASES),
-    *((command, "portfolio", NOT_A_PORTFOLIO) for command in BASES if issubclass(command, PortfolioCommand)),
     *(
-        (
-            command,
-            "position_id",
-            ["", "main", "main-", "main-x", "-1", None, 5, "a b-1", "main-01", "main-00", "main-" + "1" * 19],
-        )
-        for command in (Confirm, Release, Extend)
+        (command, one.name, [*BAD_OF_KIND[one.kind.name], *(() if one.optional else (None,))])
+        for command in COMMANDS.values()
+        for one in command.arguments
     ),
+    (Reserve, "tags", [{"external": "exchange"}]),
+    (SetCap, "cap", [None, D("1E+20")]),
 ]
+"""Bad values of every argument of every verb."""
 
 
 @pytest.mark.parametrize(
@@ -118,28 +86,30 @@ BAD: list[tuple[type[Any], str, list[Any]]] = [
 )
 def test_make_command_when_an_argument_is_bad_then_it_is_named(command: type[Any], field: str, value: Any) -> None:
     with pytest.raises(InvalidRequest) as refused:
-        command(**({"key": "k"} | BASES[command] | {field: value}))
+        command(**(BASES[command] | {field: value}))
     named = refused.value.field or ""
     assert named == field or (field == "position_id" and named == "portfolio")
     assert len(str(refused.value)) < 1000
 
 
-def test_list_bad_arguments_when_a_command_gains_one_then_it_is_tested() -> None:
-    tested = {(field, command) for command, field, _ in BAD}
-    missing = {
-        (slot.name, command)
-        for command in BASES
-        for slot in fields(command)
-        if slot.init and (slot.name, command) not in tested
-    }
-    assert not missing
+def test_list_arguments_when_a_command_has_a_field_then_it_is_declared() -> None:
+    for command in COMMANDS.values():
+        assert {slot.name for slot in fields(command) if slot.init} == {one.name for one in command.arguments}
+
+
+def test_declare_verb_when_it_is_done_then_every_argument_has_a_help_and_its_text_is_sorted() -> None:
+    for command in COMMANDS.values():
+        assert all(one.declared.help for one in command.arguments)
+        names = [one.name for one in command.recorded]
+        assert names == sorted(names)
+        assert not {"key", "portfolio", "dry_run"} & {*names}
 
 
 @pytest.mark.parametrize("tag", ["", "x" * 129, "a\x1fb", "a\nb", 5, None, "\ud800"])
 def test_make_command_when_a_tags_value_is_not_plain_text_then_it_is_named(tag: Any) -> None:
     for command in (Reserve, Adopt):
         with pytest.raises(InvalidRequest, match=r"tags") as refused:
-            command(key="k", tags={"venue": tag}, **BASES[command])
+            command(**BASES[command], tags={"venue": tag})
         assert refused.value.field in ("tags.venue", "tags")
 
 
@@ -210,7 +180,7 @@ def test_call_verb_when_an_argument_is_bad_then_nothing_is_recorded(ledger: Ledg
     ledger.reserve(key="1")
     for command, field, values in BAD:
         with pytest.raises(InvalidRequest):
-            getattr(ledger, command.verb)(**({"key": "k"} | BASES[command] | {field: values[0]}))
+            getattr(ledger, command.verb)(**(BASES[command] | {field: values[0]}))
     assert len(ledger.history()) == 1
     assert ledger.reserve(key="k").replayed is False
 
@@ -271,3 +241,57 @@ def test_write_request_when_any_argument_differs_then_the_text_does(changed: dic
     arguments = {slot.name: getattr(ASKED, slot.name) for slot in fields(ASKED)}
     assert Reserve(**arguments).request_text() == ASKED.request_text()
     assert Reserve(**(arguments | changed)).request_text() != ASKED.request_text()
+
+
+LISTED = InstrumentInfo("BTC-USDT-SWAP", D(1), D(9000), D(1), contract_size=D("0.01"), listed_as="okx:BTC/USDT:USDT")
+RECORDED = [
+    (
+        Reserve(
+            key="k",
+            portfolio="p",
+            tags={"venue": "okx", "symbol": "BTC"},
+            signal_score=D("0.90"),
+            price=D(50000),
+            available_balance=D("1E+4"),
+            spot_instrument=BTC_SPOT,
+            perp_instrument=LISTED,
+            spot_fee_rate=D("0.001"),
+            min_notional_usd=D(5),
+            ttl_seconds=1.5,
+            dry_run=True,
+        ),
+        '{"command":"reserve","available_balance":"10000","min_notional_usd":"5","perp_instrument":{"contract_size":'
+        '"0.01","listed_as":"okx:BTC/USDT:USDT","max_qty":"9000","min_notional":"0","min_qty":"1","qty_step":"1",'
+        '"symbol":"BTC-USDT-SWAP","tick_size":"0.01"},"price":"50000","signal_score":"0.9","spot_fee_rate":"0.001",'
+        '"spot_instrument":{"contract_size":"1","max_qty":"100","min_notional":"5","min_qty":"0.0001","qty_step":'
+        '"0.0001","symbol":"BTC/USDT","tick_size":"0.01"},"tags":{"symbol":"BTC","venue":"okx"},"ttl_seconds":"1.5"}',
+    ),
+    (Reserve(key="k"), '{"command":"reserve","tags":{}}'),
+    (
+        Confirm(key="k", position_id="main-1", quantity=D("0.5"), price=D(2), legs=[LEG]),
+        '{"command":"confirm","legs":[{"kind":"spot","quantity":"1","side":"buy","symbol":"BTC","venue":"bybit"}],'
+        '"position_id":"main-1","price":"2","quantity":"0.5"}',
+    ),
+    (
+        Release(key="k", position_id="main-1", held_only=True),
+        '{"command":"release","held_only":"True","position_id":"main-1"}',
+    ),
+    (
+        Extend(key="k", position_id="main-1", ttl_seconds=30),
+        '{"command":"extend","position_id":"main-1","ttl_seconds":"30"}',
+    ),
+    (SetCap(key="k", cap=None, scope="venue=okx"), '{"command":"set_cap","scope":"venue=okx"}'),
+    (SetCap(key="k", cap=D("5.10")), '{"command":"set_cap","cap":"5.1","scope":"portfolio"}'),
+    (Halt(key="k", note="ü"), '{"command":"halt","mode":"halted","note":"\\u00fc","scope":"portfolio"}'),
+    (
+        Reconciled(key="k", fresh_until=datetime(2026, 1, 1, tzinfo=UTC)),
+        '{"command":"reconciled","fresh_until":"2026-01-01T00:00:00Z","scope":"portfolio"}',
+    ),
+    (Remark(key="k", about="drift-1", event="seen"), '{"command":"remark","about":"drift-1","event":"seen"}'),
+]
+
+
+@pytest.mark.parametrize(("command", "text"), RECORDED, ids=lambda one: getattr(one, "verb", ""))
+def test_write_request_when_it_is_hashed_then_its_text_never_changes(command: Any, text: str) -> None:
+    """The text is hashed and decides whether a key is used again: a changed byte would break both for old records."""
+    assert command.request_text() == text

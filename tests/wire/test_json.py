@@ -76,11 +76,11 @@ COMMANDS: list[AnyCommand] = [
 def test_send_command_when_read_back_then_it_is_equal_and_so_is_its_recorded_text(command: AnyCommand) -> None:
     call = http_call_of(command)
     body = BODIES[command.verb]
-    in_path = {name: getattr(command, name) for name in ("position_id", "portfolio") if f"{{{name}}}" in body.path}
+    in_path = {name: getattr(command, name) for name in ("position_id", "portfolio") if f"{{{name}}}" in command.path}
     read = validated(body, read_object(json.dumps(call.body).encode())).to_command(call.key, **in_path)
     assert read == command
     assert read.request_text() == command.request_text()
-    assert call.path == body.path.format(**in_path)
+    assert call.path == command.path.format(**in_path)
 
 
 def test_send_dry_run_when_read_back_then_it_is_still_one() -> None:
