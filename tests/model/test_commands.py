@@ -14,10 +14,14 @@ from ledger_sizer import (
     Adopt,
     Confirm,
     Extend,
+    Halt,
     InstrumentInfo,
     InvalidRequest,
     Ledger,
     Leg,
+    Reconciled,
+    Release,
+    Remark,
     Reserve,
     SetCap,
 )
@@ -263,7 +267,7 @@ RECORDED = [
         '{"command":"reserve","available_balance":"10000","min_notional_usd":"5","perp_instrument":{"contract_size":'
         '"0.01","listed_as":"okx:BTC/USDT:USDT","max_qty":"9000","min_notional":"0","min_qty":"1","qty_step":"1",'
         '"symbol":"BTC-USDT-SWAP","tick_size":"0.01"},"price":"50000","signal_score":"0.9","spot_fee_rate":"0.001",'
-        '"spot_instrument":{"contract_size":"1","max_qty":"100","min_notional":"5","min_qty":"0.0001","qty_step":'
+        '"spot_instrument":{"contract_size":"1","max_qty":"100","min_notional":"10","min_qty":"0.0001","qty_step":'
         '"0.0001","symbol":"BTC/USDT","tick_size":"0.01"},"tags":{"symbol":"BTC","venue":"okx"},"ttl_seconds":"1.5"}',
     ),
     (Reserve(key="k"), '{"command":"reserve","tags":{}}'),
