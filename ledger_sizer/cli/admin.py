@@ -1,18 +1,16 @@
-"""The commands that steer a portfolio: caps, halt, resume, freeze, thaw, sweep."""
-
-from typing import Annotated
+"""The caps of a portfolio and its scopes, and the sweep of its expired holds."""
 
 import typer
 
-from ledger_sizer.cli import options, output
+from ledger_sizer.cli import output
 from ledger_sizer.cli.errors import bad_input
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json, Key, Mode, Note, Portfolio, Scope
+from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
+from ledger_sizer.cli.verb_commands import verb_command
+from ledger_sizer.model.commands import SetCap
 
 caps = typer.Typer(rich_markup_mode=None)
-
-_PORTFOLIO = typer.Argument(metavar="PORTFOLIO", help="The pot of capital, e.g. main.")
 
 CAPS_HELP = help_epilog("caps", "caps --portfolio main --json")
 
@@ -57,135 +55,16 @@ def list_caps(
     return 0
 
 
-@caps.command("set", epilog=help_epilog("caps set main 5000", "caps set main 2000 --scope venue=bybit"))
-def set_cap(
-    portfolio: Annotated[str, _PORTFOLIO],
-    cap: Annotated[str, typer.Argument(metavar="CAP", help="USD.")],
-    scope: Scope = "portfolio",
-    key: Key = None,
-    as_json: Json = False,
-    database_url: DatabaseUrl = None,
-) -> int:
-    """Set the cap of a portfolio, or of one of its scopes.
-
-    A cap below the present exposure is legal: the excess is overage, and nothing is granted until it is gone.
-    """
-    from ledger_sizer.cli.ledger_session import new_key, run_verb
-    from ledger_sizer.model.commands import SetCap
-
-    key = new_key() if key is None else key
-    command = SetCap(key=key, portfolio=portfolio, cap=options.decimal(cap, "cap"), scope=scope)
-    return run_verb(command, url=database_url, as_json=as_json, create=True)
+caps.command("set", epilog=help_epilog(*SetCap.examples))(verb_command(SetCap, positional=("portfolio", "cap")))
 
 
-@caps.command("remove", epilog=help_epilog("caps remove main --scope venue=bybit"))
-def remove_cap(
-    portfolio: Annotated[str, _PORTFOLIO],
-    scope: Annotated[str, typer.Option("--scope", metavar="SCOPE", help="Like venue=bybit.")],
-    key: Key = None,
-    as_json: Json = False,
-    database_url: DatabaseUrl = None,
-) -> int:
-    """Remove the cap of a scope, which is then only counted.
+_REMOVE = """Remove the cap of a scope, which is then only counted.
 
-    The portfolio's own cap can be changed but not removed.
-    """
-    from ledger_sizer.cli.ledger_session import new_key, run_verb
-    from ledger_sizer.model.commands import SetCap
+The portfolio's own cap can be changed but not removed."""
 
-    command = SetCap(key=new_key() if key is None else key, portfolio=portfolio, cap=None, scope=scope)
-    return run_verb(command, url=database_url, as_json=as_json)
-
-
-HALT_HELP = help_epilog("halt --note 'venue maintenance'", "halt --scope venue=bybit --mode reducing")
-
-
-def halt(
-    portfolio: Portfolio = "main",
-    scope: Scope = "portfolio",
-    mode: Annotated[
-        Mode, typer.Option("--mode", help="halted: no new holds, none extended; reducing: holds may be extended.")
-    ] = "halted",
-    note: Note = None,
-    key: Key = None,
-    as_json: Json = False,
-    database_url: DatabaseUrl = None,
-) -> int:
-    """Stop new reservations in a portfolio or in one scope.
-
-    Confirming and releasing always work, so that what is on can be finished and closed.
-    """
-    from ledger_sizer.cli.ledger_session import new_key, run_verb
-    from ledger_sizer.model.commands import Halt
-
-    key = new_key() if key is None else key
-    command = Halt(key=key, portfolio=portfolio, scope=scope, mode=mode, note=note)
-    return run_verb(command, url=database_url, as_json=as_json)
-
-
-RESUME_HELP = help_epilog("resume", "resume --scope venue=bybit --note 'maintenance over'")
-
-
-def resume(
-    portfolio: Portfolio = "main",
-    scope: Scope = "portfolio",
-    note: Note = None,
-    key: Key = None,
-    as_json: Json = False,
-    database_url: DatabaseUrl = None,
-) -> int:
-    """Allow new reservations again after a halt."""
-    from ledger_sizer.cli.ledger_session import new_key, run_verb
-    from ledger_sizer.model.commands import Resume
-
-    command = Resume(key=new_key() if key is None else key, portfolio=portfolio, scope=scope, note=note)
-    return run_verb(command, url=database_url, as_json=as_json)
-
-
-FREEZE_HELP = help_epilog("freeze --note 'orders look wrong'", "freeze --scope venue=bybit")
-
-
-def freeze(
-    portfolio: Portfolio = "main",
-    scope: Scope = "portfolio",
-    note: Note = None,
-    key: Key = None,
-    as_json: Json = False,
-    database_url: DatabaseUrl = None,
-) -> int:
-    """Deny new reservations as `unreconciled`, as the reconciliation does for a drift.
-
-    It stays until it is thawed, by `thaw` or by the reconciliation when the last drift there is over. To stop trading
-    for reasons of your own use `halt`.
-    """
-    from ledger_sizer.cli.ledger_session import new_key, run_verb
-    from ledger_sizer.model.commands import Freeze
-
-    command = Freeze(key=new_key() if key is None else key, portfolio=portfolio, scope=scope, note=note)
-    return run_verb(command, url=database_url, as_json=as_json)
-
-
-THAW_HELP = help_epilog("thaw --note 'checked by hand'", "thaw --scope venue=bybit")
-
-
-def thaw(
-    portfolio: Portfolio = "main",
-    scope: Scope = "portfolio",
-    note: Note = None,
-    key: Key = None,
-    as_json: Json = False,
-    database_url: DatabaseUrl = None,
-) -> int:
-    """Allow new reservations again after a freeze.
-
-    The drift that froze it stays as it is, and does not freeze again. A reconciliation that is too old is not cured
-    by this: that takes a good run.
-    """
-    from ledger_sizer.cli.ledger_session import new_key, run_verb
-    from ledger_sizer.model.commands import Thaw
-
-    command = Thaw(key=new_key() if key is None else key, portfolio=portfolio, scope=scope, note=note)
-    return run_verb(command, url=database_url, as_json=as_json)
+caps.command("remove", epilog=help_epilog("caps remove main --scope venue=bybit"))(
+    verb_command(SetCap, positional=("portfolio",), fixed={"cap": None}, help_text=_REMOVE)
+)
 
 
 SWEEP_HELP = help_epilog("sweep", "sweep --portfolio main --json", exits=NEVER_DENIED)

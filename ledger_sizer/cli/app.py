@@ -1,6 +1,6 @@
 """The command tree: each command's name, and its place in `--help`. Its module says what it does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Annotated, Any
 
@@ -19,11 +19,16 @@ from ledger_sizer.cli import (
     replay,
     serve,
     top,
-    trading,
 )
+from ledger_sizer.cli.command_tree import CommandTree, LazyCommands, Place
+from ledger_sizer.cli.help_text import help_epilog
+from ledger_sizer.cli.verb_commands import verb_command
+from ledger_sizer.model.command_base import Role
+from ledger_sizer.model.commands import COMMANDS, SetCap
 
 app = typer.Typer(
     name="ledger-sizer",
+    cls=CommandTree,
     # Plain help: rendering it with rich would triple the time `--help` takes.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -60,35 +65,44 @@ def group(
     """The capital desk for trading bots: how much may go on a position, held under caps that no grant breaches."""
 
 
-app.command(epilog=trading.RESERVE_HELP)(trading.reserve)
-app.command(epilog=trading.CONFIRM_HELP)(trading.confirm)
-app.command(epilog=trading.RELEASE_HELP)(trading.release)
-app.command(epilog=trading.EXTEND_HELP)(trading.extend)
-app.command(epilog=trading.ADOPT_HELP)(trading.adopt)
-app.command(epilog=queries.EXPOSURE_HELP)(queries.exposure)
-app.command(epilog=queries.POSITIONS_HELP)(queries.positions)
-app.command(epilog=queries.HISTORY_HELP)(queries.history)
-app.command(epilog=queries.EXPLAIN_HELP)(queries.explain)
-app.command(epilog=audit.VERIFY_HELP)(audit.verify)
-app.command(epilog=audit.ARCHIVE_HELP)(audit.archive)
-app.command(epilog=top.TOP_HELP)(top.top)
-app.add_typer(admin.caps, name="caps")
-app.command(epilog=admin.HALT_HELP)(admin.halt)
-app.command(epilog=admin.RESUME_HELP)(admin.resume)
-app.command(epilog=admin.FREEZE_HELP)(admin.freeze)
-app.command(epilog=admin.THAW_HELP)(admin.thaw)
-app.command(epilog=admin.SWEEP_HELP)(admin.sweep)
-app.command(epilog=reconciliation.RECONCILE_HELP)(reconciliation.reconcile)
-app.add_typer(reconciliation.drifts, name="drifts")
-app.command(epilog=replay.REPLAY_HELP)(replay.replay)
-app.command(epilog=serve.SERVE_HELP)(serve.serve)
-app.command(epilog=demo.DEMO_HELP)(demo.demo)
-app.add_typer(instruments.instruments, name="instruments")
-app.add_typer(keys.keys, name="keys")
-app.add_typer(database.db, name="db")
+def _places() -> Iterator[Place]:
+    """Yield the commands in the order of `--help`: trading, reading, steering, running."""
+    yield from _verbs("trade")
+    yield from (
+        Place.of(queries.exposure, queries.EXPOSURE_HELP),
+        Place.of(queries.positions, queries.POSITIONS_HELP),
+        Place.of(queries.history, queries.HISTORY_HELP),
+        Place.of(queries.explain, queries.EXPLAIN_HELP),
+        Place.of(audit.verify, audit.VERIFY_HELP),
+        Place.of(audit.archive, audit.ARCHIVE_HELP),
+        Place.of(top.top, top.TOP_HELP),
+    )
+    yield from _verbs("admin")
+    yield from (
+        Place.of(admin.sweep, admin.SWEEP_HELP),
+        Place.of(reconciliation.reconcile, reconciliation.RECONCILE_HELP),
+        Place.of(replay.replay, replay.REPLAY_HELP),
+        Place.of(serve.serve, serve.SERVE_HELP),
+        Place.of(demo.demo, demo.DEMO_HELP),
+        Place.of_group(admin.caps, "caps"),
+        Place.of_group(reconciliation.drifts, "drifts"),
+        Place.of_group(instruments.instruments, "instruments"),
+        Place.of_group(keys.keys, "keys"),
+        Place.of_group(database.db, "db"),
+    )
+
+
+def _verbs(role: Role) -> Iterator[Place]:
+    """Yield the verbs of a role. `set_cap` is `caps set`."""
+    for command in COMMANDS.values():
+        if command.role == role and command is not SetCap:
+            yield Place.of(verb_command(command), help_epilog(*command.examples))
 
 
 @cache
 def root_command() -> Callable[..., Any]:
-    """Return the command tree as Click runs it. Building it takes 30 ms, so each process builds it once."""
-    return typer.main.get_command(app)
+    """Return the command tree as Click runs it."""
+    tree = typer.main.get_command(app)
+    assert isinstance(tree, CommandTree)
+    tree.commands = LazyCommands(_places())
+    return tree

@@ -7,11 +7,12 @@ the error is the same here, over HTTP and in Python.
 import re
 from datetime import datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import typer
 
 from ledger_sizer.cli.errors import bad_input
+from ledger_sizer.model.commands import COMMANDS
 
 if TYPE_CHECKING:
     from ledger_sizer.model.instruments import InstrumentInfo, Leg
@@ -28,28 +29,7 @@ DatabaseUrl = Annotated[
 ]
 Portfolio = Annotated[str, typer.Option("--portfolio", "-p", metavar="NAME", help="The pot of capital.")]
 AnyPortfolio = Annotated[str | None, typer.Option("--portfolio", "-p", metavar="NAME", help="One portfolio; else all.")]
-Key = Annotated[
-    str | None,
-    typer.Option(
-        "--key",
-        metavar="TEXT",
-        help="Idempotency key: sent again with the same request it gives the same answer and has no second effect. "
-        "Generated and printed when not given.",
-    ),
-]
 Tag = Annotated[list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="A scope it counts in; repeatable.")]
-Scope = Annotated[str, typer.Option("--scope", metavar="SCOPE", help="The whole `portfolio`, or like venue=bybit.")]
-Note = Annotated[str | None, typer.Option("--note", metavar="TEXT", help="Why; kept with the decision.")]
-PositionId = Annotated[str, typer.Argument(metavar="POSITION_ID", help="As reserve printed it, e.g. main-17.")]
-Legs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--leg",
-        metavar="LEG",
-        help="One side as VENUE,SYMBOL,spot|swap,buy|sell,QUANTITY[,PRICE] or as a JSON object; repeatable. Quantity "
-        "in base units, price in USD.",
-    ),
-]
 Cursor = Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="Continue after the page before.")]
 Limit = Annotated[str, typer.Option("--limit", metavar="N", help="Rows of a page, 1 to 1000.")]
 Everything = Annotated[bool, typer.Option("--all", help="Every page, from the cursor to the end.")]
@@ -67,16 +47,17 @@ ReasonName = Literal[
     "insufficient_balance",
     "group_denied",
 ]
-CommandName = Literal[
-    "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "freeze", "thaw", "reconciled",
-    "remark", "expire",
-]  # fmt: skip
-Mode = Literal["halted", "reducing"]
 ExportFormat = Literal["csv", "ndjson"]
+if TYPE_CHECKING:
+    CommandName = str
+else:
+    CommandName = Literal[(*COMMANDS, "expire")]
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _WHOLE = re.compile(r"[0-9]+")
 _WHOLE_DIGITS_MAX = 18
+
+T = TypeVar("T", "InstrumentInfo", "Leg")
 
 
 def decimal(text: str, field: str) -> Decimal:
@@ -84,11 +65,6 @@ def decimal(text: str, field: str) -> Decimal:
     if not _NUMBER.fullmatch(text):
         bad_input(f"{field} must be a number such as 0.9 or 50000, got {text!r}", field)
     return Decimal(text)
-
-
-def optional_decimal(text: str | None, field: str) -> Decimal | None:
-    """Parse a number like `decimal`. None, an option that was not given, stays None."""
-    return None if text is None else decimal(text, field)
 
 
 def whole_number(text: str, field: str, least: int = 0) -> int:
@@ -127,43 +103,41 @@ def tags(texts: list[str] | None) -> dict[str, str]:
     return found
 
 
-_INSTRUMENT_FIELDS = ("symbol", "min_qty", "max_qty", "qty_step", "min_notional", "tick_size", "contract_size")
-_INSTRUMENT_FIELDS_REQUIRED = 4
-_LEG_FIELDS = ("venue", "symbol", "kind", "side", "quantity", "price")
-_LEG_FIELDS_REQUIRED = 5
-
-
-def instrument(text: str | None, field: str) -> "InstrumentInfo | str | None":
+def instrument(text: str, field: str) -> "InstrumentInfo | str":
     """Parse `SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]]`, or a JSON object of these.
 
-    Returns a name, such as bybit:BTC/USDT, as it is, and None for None.
+    Returns a name, such as bybit:BTC/USDT, as it is.
     """
     from ledger_sizer.model.instruments import InstrumentInfo
 
-    if text is None or (":" in text and "," not in text and not text.lstrip().startswith("{")):
+    if ":" in text and "," not in text and not text.lstrip().startswith("{"):
         return text
-    parts = _split_fields(text, field, _INSTRUMENT_FIELDS, _INSTRUMENT_FIELDS_REQUIRED)
-    exact: dict[str, Any] = {
-        name: decimal(value, f"{field} {name}") for name, value in parts.items() if name != "symbol"
-    }
-    return InstrumentInfo(symbol=parts["symbol"], **exact)
+    return _declared(text, field, InstrumentInfo)
 
 
-def legs(texts: list[str] | None) -> "tuple[Leg, ...] | None":
-    """Parse each `VENUE,SYMBOL,KIND,SIDE,QUANTITY[,PRICE]`, or JSON object of these. Returns None without any."""
+def legs(texts: list[str]) -> "tuple[Leg, ...]":
+    """Parse each `VENUE,SYMBOL,KIND,SIDE,QUANTITY[,PRICE]`, or JSON object of these."""
     from ledger_sizer.model.instruments import Leg
 
-    def leg(text: str) -> Leg:
-        given: dict[str, Any] = dict(_split_fields(text, "leg", _LEG_FIELDS, _LEG_FIELDS_REQUIRED))
-        for name in ("quantity", "price"):
-            if name in given:
-                given[name] = decimal(given[name], f"leg {name}")
-        return Leg(**given)
-
-    return tuple(leg(text) for text in texts) if texts else None
+    return tuple(_declared(text, "leg", Leg) for text in texts)
 
 
-def _split_fields(text: str, field: str, names: tuple[str, ...], required: int) -> dict[str, str]:
+def _declared(text: str, field: str, of: type[T]) -> T:
+    """Parse a comma-separated text or a JSON object into a type with declared fields."""
+    from ledger_sizer.model.command_base import field_prefix
+
+    declared = [one for one in of.arguments if one.declared.sent]
+    given = _split_fields(text, field, [one.name for one in declared], sum(one.required for one in declared))
+    values: dict[str, Any] = {
+        one.name: given[one.name] if one.kind.from_json is None else decimal(given[one.name], f"{field} {one.name}")
+        for one in declared
+        if one.name in given
+    }
+    with field_prefix(field):
+        return of(**values)
+
+
+def _split_fields(text: str, field: str, names: list[str], required: int) -> dict[str, str]:
     """Split a comma-separated text or a JSON object into its named fields, as text."""
     shape = f"{','.join(names[:required])}[,{'[,'.join(names[required:])}{']' * (len(names) - required)}"
     if text.lstrip().startswith("{"):
@@ -174,7 +148,7 @@ def _split_fields(text: str, field: str, names: tuple[str, ...], required: int) 
     return dict(zip(names, values, strict=False))
 
 
-def _json_fields(text: str, field: str, names: tuple[str, ...], required: tuple[str, ...]) -> dict[str, str]:
+def _json_fields(text: str, field: str, names: list[str], required: list[str]) -> dict[str, str]:
     import json
 
     try:

@@ -8,8 +8,10 @@ import typer
 
 from ledger_sizer.cli import errors, options, output
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Key, Limit, Note, Portfolio, Scope
+from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Limit
 from ledger_sizer.cli.output import Column
+from ledger_sizer.cli.verb_commands import verb_command
+from ledger_sizer.model.commands import Reconciled
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -191,25 +193,13 @@ def close(
     return _decide("close", drift, reason, actor, as_json, database_url)
 
 
-@drifts.command("trust", epilog=help_epilog("drifts trust --note 'no reconciliation any more'", exits=NEVER_DENIED))
-def trust(
-    portfolio: Portfolio = "main",
-    scope: Scope = "portfolio",
-    note: Note = None,
-    key: Key = None,
-    as_json: Json = False,
-    database_url: DatabaseUrl = None,
-) -> int:
-    """Go on without the reconciliation: its age stops no reservation any more.
+_TRUST = """Go on without the reconciliation: its age stops no reservation any more.
 
-    What a drift froze stays frozen. Where a reconciliation is scheduled, its next good run sets an end again.
-    """
-    from ledger_sizer.cli.ledger_session import new_key, run_verb
-    from ledger_sizer.model.commands import Reconciled
+What a drift froze stays frozen. Where a reconciliation is scheduled, its next good run sets an end again."""
 
-    key = new_key() if key is None else key
-    command = Reconciled(key=key, portfolio=portfolio, fresh_until=None, scope=scope, note=note)
-    return run_verb(command, url=database_url, as_json=as_json)
+drifts.command("trust", epilog=help_epilog("drifts trust --note 'no reconciliation any more'", exits=NEVER_DENIED))(
+    verb_command(Reconciled, positional=(), fixed={"fresh_until": None}, help_text=_TRUST)
+)
 
 
 def _decide(
@@ -220,7 +210,7 @@ def _decide(
     from ledger_sizer.reconcile.operator import Operator
     from ledger_sizer.wire.reconciliation import drift_to_json
 
-    number, exact = options.whole_number(drift, "drift"), options.optional_decimal(price, "price")
+    number, exact = options.whole_number(drift, "drift"), None if price is None else options.decimal(price, "price")
     with _ledger_and_engine(url) as (_, ledger, engine):
         done = Operator(ledger, engine).act(action, number, actor=actor or getuser(), reason=reason, price=exact)
     if as_json:

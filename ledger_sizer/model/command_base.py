@@ -164,9 +164,7 @@ class field_prefix:  # noqa: N801 - a context manager, named like a function
 
 
 KEY = Kind(name="key", check=_checked_key, length=(1, KEY_LENGTH_MAX), examples=("cycle-17/BTC",))
-PORTFOLIO = Kind(
-    name="portfolio", check=portfolio_name, pattern=PORTFOLIO_PATTERN, examples=("main",), metavar="PORTFOLIO"
-)
+PORTFOLIO = Kind(name="portfolio", check=portfolio_name, pattern=PORTFOLIO_PATTERN, examples=("main",), metavar="NAME")
 POSITION = Kind(
     name="position", check=lambda value, _: value, pattern=POSITION_PATTERN, examples=("main-17",),
     metavar="POSITION_ID",

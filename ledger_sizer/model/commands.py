@@ -220,35 +220,6 @@ class Extend(PositionCommand):
 
 
 @verb(
-    "adopt", role="admin", call="POST /v1/positions", creates=True,
-    examples=(
-        "adopt --tag venue=bybit --tag symbol=ETH --quantity 0.5 --price 3000 \\\n      --note 'opened by hand'",
-        "adopt --quantity 0.5 --price 3000 --leg bybit,ETH/USDT:USDT,swap,sell,0.5,3000",
-    ),
-)  # fmt: skip
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adopt(PortfolioCommand):
-    """Record an open position that the ledger lacks.
-
-    A fact like a fill: no cap refuses it, and what stands above a cap afterwards is overage.
-    """
-
-    quantity: Annotated[Decimal, Argument(POSITIVE, "Base units.", metavar="QTY")]
-    price: Annotated[Decimal, Argument(POSITIVE, "The perpetual's entry price, USD.", metavar="USD")]
-    tags: Annotated[Mapping[str, str], Argument(TAGS, "A scope it counts in besides the portfolio.")] = NO_TAGS
-    legs: Annotated[Sequence[Leg] | None, Argument(LEGS, "Its legs.")] = None
-    note: Annotated[str | None, Argument(NOTE, "Why; kept with the decision.")] = None
-
-    @property
-    def scopes(self) -> tuple[str, ...]:
-        """The portfolio, and a scope for each tag."""
-        return tags_of(self.tags).scopes
-
-
-# --- what a scope may be set to ----------------------------------------------------------------------------------
-
-
-@verb(
     "set_cap", role="admin", call="PUT /v1/portfolios/{portfolio}/caps", creates=True,
     examples=("caps set main 5000", "caps set main 2000 --scope venue=bybit"),
 )  # fmt: skip
@@ -256,8 +227,8 @@ class Adopt(PortfolioCommand):
 class SetCap(ScopeCommand):
     """Set the cap of a portfolio, or of one of its scopes.
 
-    A cap below the present exposure is legal: the excess is overage, and nothing is granted until it is gone. Without a
-    cap (None, null) a scope is only counted; the portfolio's own cap can be changed but not removed.
+    A cap below the present exposure is legal: the excess is overage, and nothing is granted until it is gone. A scope
+    without a cap (null) is only counted; the portfolio's own can be changed but not removed.
     """
 
     cap: Annotated[Decimal | None, Argument(NOT_NEGATIVE, "USD.", metavar="CAP")]
@@ -305,6 +276,32 @@ class Resume(ScopeCommand):
     def changes(self) -> dict[str, Any]:
         """The status."""
         return {"status": "active"}
+
+
+@verb(
+    "adopt", role="admin", call="POST /v1/positions", creates=True,
+    examples=(
+        "adopt --tag venue=bybit --tag symbol=ETH --quantity 0.5 --price 3000 \\\n      --note 'opened by hand'",
+        "adopt --quantity 0.5 --price 3000 --leg bybit,ETH/USDT:USDT,swap,sell,0.5,3000",
+    ),
+)  # fmt: skip
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt(PortfolioCommand):
+    """Record an open position that the ledger lacks.
+
+    A fact like a fill: no cap refuses it, and what stands above a cap afterwards is overage.
+    """
+
+    quantity: Annotated[Decimal, Argument(POSITIVE, "Base units.", metavar="QTY")]
+    price: Annotated[Decimal, Argument(POSITIVE, "The perpetual's entry price, USD.", metavar="USD")]
+    tags: Annotated[Mapping[str, str], Argument(TAGS, "A scope it counts in besides the portfolio.")] = NO_TAGS
+    legs: Annotated[Sequence[Leg] | None, Argument(LEGS, "Its legs.")] = None
+    note: Annotated[str | None, Argument(NOTE, "Why; kept with the decision.")] = None
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """The portfolio, and a scope for each tag."""
+        return tags_of(self.tags).scopes
 
 
 @verb(

@@ -134,7 +134,7 @@ BAD_STEERING = {
     "caps set main 5 --scope bybit": "scope must be 'portfolio' or like 'venue=bybit', got 'bybit'",
     "caps set a/b 5": "portfolio must be 1 to 64 letters",
     "caps set main": "Missing argument 'CAP'",
-    "caps remove main": "Missing option '--scope'",
+    "caps remove main": "the portfolio's cap can be changed but not removed",
     "caps remove main --scope portfolio": "the portfolio's cap can be changed but not removed",
     "caps --portfolio main set main 5": "write: ledger-sizer caps set ... OPTIONS",
     "caps --portfolio a/b": "portfolio must be 1 to 64 letters",

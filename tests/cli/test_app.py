@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-import typer
 from sqlalchemy import text
 
 from ledger_sizer import Adopt, AppSettings, Ledger, Reserve, SetCap, __version__
 from ledger_sizer.cli import options, reconciliation
-from ledger_sizer.cli.app import app
+from ledger_sizer.cli.app import root_command
 from ledger_sizer.history.backup import backup_sqlite
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.domain import DENIAL_REASONS, Outcome
@@ -37,7 +36,7 @@ from tests.support.accounts import make_drift
 from tests.support.command_line import CommandLine, own_logging
 
 SCRIPT = Path(sys.executable).parent / "ledger-sizer"
-ROOT_COMMAND: Any = typer.main.get_command(app)
+ROOT_COMMAND: Any = root_command()
 HEAVY = ("sqlalchemy", "alembic", "pydantic", "pydantic_settings", "psycopg", "rich", "ledger_sizer.ledger.ledger")
 
 
