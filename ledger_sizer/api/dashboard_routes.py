@@ -23,9 +23,9 @@ from ledger_sizer.api.sessions import check_csrf, end_session, form_api_key, ses
 from ledger_sizer.dashboard import confirm_forms, pages
 from ledger_sizer.dashboard.assets import BY_DIGEST_NAME
 from ledger_sizer.dashboard.pages import Visitor
-from ledger_sizer.model.command_base import portfolio_name
 from ledger_sizer.model.commands import Halt, Resume
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound, Unavailable
+from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, scope_name
 from ledger_sizer.reconcile import drifts

@@ -23,8 +23,8 @@ from starlette.types import Scope
 
 from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
-from ledger_sizer.model.command_base import portfolio_name
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError
+from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.views.watermarks import Watermark, read_watermarks

@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ledger_sizer.api import commands, response_models
-from ledger_sizer.model.command_base import PORTFOLIO_PATTERN, POSITION_PATTERN
 from ledger_sizer.model.commands import COMMANDS
+from ledger_sizer.model.names import PORTFOLIO_PATTERN, POSITION_PATTERN
 from ledger_sizer.wire.batch import BatchBody
 from ledger_sizer.wire.problems import MEDIA_TYPE, PROBLEMS
 from ledger_sizer.wire.requests import BODIES

@@ -14,9 +14,10 @@ from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.export import EXPORTS, export_response, negotiate_media_type
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.arguments import label_text
-from ledger_sizer.model.command_base import PORTFOLIO_PATTERN, POSITION_PATTERN, parse_time
+from ledger_sizer.model.command_base import parse_time
 from ledger_sizer.model.domain import DENIAL_REASONS
 from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.names import PORTFOLIO_PATTERN, POSITION_PATTERN
 from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, OverviewQuery
 from ledger_sizer.model.tags import TAG_NAME, is_dimension
 from ledger_sizer.model.units import E8_MAX

@@ -1,7 +1,8 @@
 """The command tree: each command's name, and its place in `--help`. Its module says what it does."""
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
+from inspect import getdoc
 from typing import Annotated, Any
 
 import typer
@@ -20,11 +21,11 @@ from ledger_sizer.cli import (
     serve,
     top,
 )
-from ledger_sizer.cli.command_tree import CommandTree, LazyCommands, Place
+from ledger_sizer.cli.command_tree import CommandTree, LazyCommands, Place, built
 from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.verb_commands import verb_command
 from ledger_sizer.model.command_base import Role
-from ledger_sizer.model.commands import COMMANDS, SetCap
+from ledger_sizer.model.commands import COMMANDS, AnyCommand, SetCap
 
 app = typer.Typer(
     name="ledger-sizer",
@@ -94,9 +95,13 @@ def _places() -> Iterator[Place]:
 
 def _verbs(role: Role) -> Iterator[Place]:
     """Yield the verbs of a role. `set_cap` is `caps set`."""
-    for command in COMMANDS.values():
+    for verb, command in COMMANDS.items():
         if command.role == role and command is not SetCap:
-            yield Place.of(verb_command(command), help_epilog(*command.examples))
+            yield Place(verb, getdoc(command) or "", partial(_verb, command))
+
+
+def _verb(command: type[AnyCommand]) -> Any:
+    return built(verb_command(command), help_epilog(*command.examples))
 
 
 @cache

@@ -18,15 +18,20 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, function: Callable[..., Any], epilog: str) -> "Place":
         """Return the place of a function."""
-        app = typer.Typer(rich_markup_mode=None, add_completion=False)
-        app.command(epilog=epilog)(function)
-        return cls(function.__name__, inspect.getdoc(function) or "", lambda: typer.main.get_command(app))
+        return cls(function.__name__, inspect.getdoc(function) or "", lambda: built(function, epilog))
 
     @classmethod
     def of_group(cls, app: typer.Typer, name: str) -> "Place":
         """Return the place of a group, whose callback says what it does."""
         assert app.registered_callback is not None, f"{name} has a callback"
         return cls(name, inspect.getdoc(app.registered_callback.callback) or "", lambda: typer.main.get_group(app))
+
+
+def built(function: Callable[..., Any], epilog: str) -> Any:
+    """Build the command of a function."""
+    app = typer.Typer(rich_markup_mode=None, add_completion=False)
+    app.command(epilog=epilog)(function)
+    return typer.main.get_command(app)
 
 
 class LazyCommands(MutableMapping[str, Any]):

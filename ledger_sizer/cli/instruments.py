@@ -103,7 +103,7 @@ def show(
     """Show every version of one market's rules, oldest first, with the time from which it was known."""
     from ledger_sizer.cli.errors import Failure
     from ledger_sizer.exchanges.instrument_cache import rules_history
-    from ledger_sizer.model.domain import from_us
+    from ledger_sizer.model.times import from_us
 
     with ledger_engine_at(database_url) as engine:
         found = rules_history(engine, name)

@@ -12,18 +12,11 @@ from typing import Any, Generic, TypeVar, Unpack
 from urllib.parse import quote
 
 from ledger_sizer.client.responses import NotUnderstood, Response, decision_of, results_of, value_of
-from ledger_sizer.model.command_base import portfolio_name
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
-from ledger_sizer.model.domain import (
-    Exposure,
-    HistoryFilters,
-    Page,
-    Position,
-    require_history_filters,
-    split_position_id,
-)
+from ledger_sizer.model.domain import Exposure, HistoryFilters, Page, Position, require_history_filters
 from ledger_sizer.model.errors import InvalidRequest, LedgerError
+from ledger_sizer.model.names import portfolio_name, split_position_id
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.rules.explain import Explanation

@@ -27,8 +27,8 @@ from ledger_sizer.history.archive_files import (
 )
 from ledger_sizer.history.history import seq_before
 from ledger_sizer.model.decisions import GENESIS_HASH
-from ledger_sizer.model.domain import to_us
 from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
+from ledger_sizer.model.times import to_us
 from ledger_sizer.storage.database import read_transaction, redacted_url
 from ledger_sizer.storage.tables import ArchiveRow, DecisionRow, PortfolioRow, PositionRow
 from ledger_sizer.storage.write_store import record_from_row

@@ -15,9 +15,9 @@ from sqlalchemy import Connection, func, select
 from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.history import Filters, History
 from ledger_sizer.model.decisions import DecisionRecord
-from ledger_sizer.model.domain import to_us
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
+from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.rules.state import ScopeState
 from ledger_sizer.rules.trace import SCOPE_COMMANDS, reconciliation_of

@@ -25,9 +25,10 @@ from ledger_sizer.ledger.committer import Committer, Observe
 from ledger_sizer.ledger.writer import Writer
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
-from ledger_sizer.model.domain import Exposure, HistoryFilters, Page, Position, VerifyReport, to_us
+from ledger_sizer.model.domain import Exposure, HistoryFilters, Page, Position, VerifyReport
 from ledger_sizer.model.errors import Closed, InvalidRequest, LedgerError
 from ledger_sizer.model.overview import Overview, OverviewQuery
+from ledger_sizer.model.times import to_us
 from ledger_sizer.rules.batch import Group, decide_batch
 from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.rules.policy import Policy

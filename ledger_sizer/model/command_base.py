@@ -1,13 +1,12 @@
 """Base classes of the commands, what declares a verb, and the kinds of argument that only commands have."""
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 from ledger_sizer.model.arguments import (
     AMOUNT_PATTERN,
@@ -21,7 +20,6 @@ from ledger_sizer.model.arguments import (
     decimal_json,
     label_text,
 )
-from ledger_sizer.model.domain import split_position_id, time_text
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import (
     NAME_PATTERN,
@@ -34,7 +32,9 @@ from ledger_sizer.model.instruments import (
     leg_from_json,
     leg_to_json,
 )
+from ledger_sizer.model.names import PORTFOLIO_PATTERN, POSITION_PATTERN, portfolio_name, split_position_id
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, TAG_NAME, scope_name, tags_of
+from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 TTL_SECONDS_MAX = 30 * 24 * 3600
@@ -43,8 +43,6 @@ LEGS_MAX = 16
 SYSTEM_KEY_PREFIX = "ledger:"
 """Prefix of the keys of the ledger's own commands (expiries); refused from callers."""
 
-PORTFOLIO_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-POSITION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}-[0-9]{1,18}$"
 SCOPE_PATTERN = rf"^({PORTFOLIO_SCOPE}|{TAG_NAME}=.{{1,128}})$"
 MOMENT_PATTERN = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})$"
@@ -53,17 +51,8 @@ MOMENT_PATTERN = (
 Role = Literal["trade", "read", "admin"]
 """What an API key may do: trade, look on, or everything."""
 
-_PORTFOLIO = re.compile(PORTFOLIO_PATTERN[1:-1])
-
 
 # --- kinds -------------------------------------------------------------------------------------------------------
-
-
-def portfolio_name(value: object, name: str = "portfolio") -> str:
-    """Return a valid portfolio name: 1 to 64 letters, digits, `_`, `.` or `-`, a letter or digit first; else raise."""
-    if isinstance(value, str) and _PORTFOLIO.fullmatch(value):
-        return str.__str__(value)
-    raise InvalidRequest(f"{name} must be 1 to 64 letters, digits, '_', '.' or '-', got {value!r}", field=name)
 
 
 def ttl_us(value: object, name: str = "ttl_seconds") -> int:
@@ -205,8 +194,16 @@ LEGS = Kind(
 
 # --- commands ----------------------------------------------------------------------------------------------------
 
+C = TypeVar("C", bound=type[Any])
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False, field_specifiers=(field,))
+def command_fields(of: C) -> C:
+    """Make a frozen dataclass of a command. Equality and repr are `Command`'s: classes without their own start fast."""
+    return dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)(of)  # type: ignore[return-value]
+
+
+@command_fields
 class Command:
     """Base of all commands. key: the idempotency key, 1 to 200 printable characters.
 
@@ -245,20 +242,33 @@ class Command:
         """Names of the scopes it is about, as far as it names them itself."""
         return ()
 
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        given = ", ".join(f"{one.name}={getattr(self, one.name)!r}" for one in self.arguments)
+        return f"{type(self).__name__}({given})"
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple([getattr(self, one.name) for one in self.arguments])
+
     def request_text(self) -> str:
         """Return canonical JSON of the request without its key. Equal requests give equal text."""
         parts = ",".join([f'"command":"{self.verb}"', *canonical_parts(self, self.recorded)])
         return f"{{{parts}}}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@command_fields
 class PortfolioCommand(Command):
     """Base of the commands that name their portfolio."""
 
     portfolio: Annotated[str, Argument(PORTFOLIO, "The pot of capital.", flags=("-p",), recorded=False)] = "main"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@command_fields
 class PositionCommand(Command):
     """Base of the commands about one position. Its portfolio is part of the position's name."""
 
@@ -272,7 +282,7 @@ class PositionCommand(Command):
         object.__setattr__(self, "number", number)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@command_fields
 class ScopeCommand(PortfolioCommand):
     """Base of the commands that change what a scope is set to."""
 
@@ -295,26 +305,25 @@ AnyCommand = PortfolioCommand | PositionCommand
 COMMANDS: dict[str, type[AnyCommand]] = {}
 """Command type by verb, in the order in which they are declared."""
 
-C = TypeVar("C", bound=type[AnyCommand])
 
-
+@dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
 def verb(
     name: str, *, role: Role, call: str, creates: bool = False, fills_late: bool = False, examples: Sequence[str] = ()
 ) -> Callable[[C], C]:
-    """Declare a dataclass as the command of a verb. A decorator, written above `@dataclass`.
+    """Declare the command of a verb: a decorator of a class that it makes a frozen dataclass.
 
     role: of the API keys that may send it. call: HTTP method and path; a field in the path is not in the body.
     examples: command lines without the leading `ledger-sizer`, which its `--help` shows and tests run.
     """
 
-    def declare(command: C) -> C:
+    def declare(of: C) -> C:
+        command = command_fields(of)
         command.verb, command.role, command.creates, command.fills_late = name, role, creates, fills_late
         command.method, command.path = call.split(" ")
         command.examples = tuple(examples)
         command.arguments = arguments_of(command)
-        command.recorded = tuple(
-            sorted((one for one in command.arguments if one.declared.recorded), key=lambda one: one.name)
-        )
+        recorded = [one for one in command.arguments if one.declared.recorded]
+        command.recorded = tuple(sorted(recorded, key=lambda one: one.name))
         COMMANDS[name] = command
         return command
 

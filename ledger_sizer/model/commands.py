@@ -10,7 +10,6 @@ rule.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -40,10 +39,10 @@ from ledger_sizer.model.command_base import (
     ScopeCommand,
     verb,
 )
-from ledger_sizer.model.domain import to_us
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, Leg
 from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, tags_of
+from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import not_negative, usd_floor_e8
 
 __all__ = [
@@ -77,7 +76,6 @@ _PERP = "BTC/USDT:USDT,0.001,100,0.001,5"
         "reserve --signal-score 0.9 --dry-run",
     ),
 )  # fmt: skip
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reserve(PortfolioCommand):
     """Ask how much may be put on a position, and hold it.
 
@@ -167,7 +165,6 @@ class Reserve(PortfolioCommand):
         " --leg okx,BTC-USDT-SWAP,swap,sell,0.018,50100",
     ),
 )  # fmt: skip
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Confirm(PositionCommand):
     """Record the fill of a reservation.
 
@@ -192,7 +189,6 @@ class Confirm(PositionCommand):
         "release main-17", "release main-18 --quantity 0.008 --key cycle-17/BTC/exit", "release main-17 --held-only"
     ),
 )  # fmt: skip
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Release(PositionCommand):
     """Give a hold back, or close an open position, whole or in part.
 
@@ -206,7 +202,6 @@ class Release(PositionCommand):
 
 
 @verb("extend", role="trade", call="POST /v1/positions/{position_id}/extend", examples=("extend main-17 --ttl 120",))
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Extend(PositionCommand):
     """Let a hold live longer; never shorter than it would anyway.
 
@@ -223,7 +218,6 @@ class Extend(PositionCommand):
     "set_cap", role="admin", call="PUT /v1/portfolios/{portfolio}/caps", creates=True,
     examples=("caps set main 5000", "caps set main 2000 --scope venue=bybit"),
 )  # fmt: skip
-@dataclass(frozen=True, slots=True, kw_only=True)
 class SetCap(ScopeCommand):
     """Set the cap of a portfolio, or of one of its scopes.
 
@@ -248,7 +242,6 @@ class SetCap(ScopeCommand):
     "halt", role="admin", call="POST /v1/portfolios/{portfolio}/halt",
     examples=("halt --note 'venue maintenance'", "halt --scope venue=bybit --mode reducing"),
 )  # fmt: skip
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Halt(ScopeCommand):
     """Stop new reservations in a portfolio or in one scope.
 
@@ -269,7 +262,6 @@ class Halt(ScopeCommand):
     "resume", role="admin", call="POST /v1/portfolios/{portfolio}/resume",
     examples=("resume", "resume --scope venue=bybit --note 'maintenance over'"),
 )  # fmt: skip
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Resume(ScopeCommand):
     """Allow new reservations again after a halt."""
 
@@ -285,7 +277,6 @@ class Resume(ScopeCommand):
         "adopt --quantity 0.5 --price 3000 --leg bybit,ETH/USDT:USDT,swap,sell,0.5,3000",
     ),
 )  # fmt: skip
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Adopt(PortfolioCommand):
     """Record an open position that the ledger lacks.
 
@@ -308,7 +299,6 @@ class Adopt(PortfolioCommand):
     "freeze", role="admin", call="POST /v1/portfolios/{portfolio}/freeze",
     examples=("freeze --note 'orders look wrong'", "freeze --scope venue=bybit"),
 )  # fmt: skip
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Freeze(ScopeCommand):
     """Deny new reservations as `unreconciled`, as the reconciliation does for a drift.
 
@@ -325,7 +315,6 @@ class Freeze(ScopeCommand):
     "thaw", role="admin", call="POST /v1/portfolios/{portfolio}/thaw",
     examples=("thaw --note 'checked by hand'", "thaw --scope venue=bybit"),
 )  # fmt: skip
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Thaw(ScopeCommand):
     """Allow new reservations again after a freeze.
 
@@ -342,7 +331,6 @@ class Thaw(ScopeCommand):
     "reconciled", role="admin", call="POST /v1/portfolios/{portfolio}/reconciled", creates=True,
     examples=("reconciled --fresh-until 2030-01-31T12:00:00Z --note 'compared by hand'",),
 )  # fmt: skip
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciled(ScopeCommand):
     """Say until when a scope is trusted to agree with the exchange.
 
@@ -364,7 +352,6 @@ class Reconciled(ScopeCommand):
     "remark", role="admin", call="POST /v1/portfolios/{portfolio}/remarks",
     examples=("remark --about drift-17 --event close_requested --note 'the desk knows'",),
 )  # fmt: skip
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Remark(PortfolioCommand):
     """Put something into the audit chain that changes no figure.
 

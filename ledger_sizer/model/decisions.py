@@ -14,8 +14,10 @@ from decimal import Decimal
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from ledger_sizer.model.domain import Outcome, from_us, position_id
+from ledger_sizer.model.domain import Outcome
 from ledger_sizer.model.errors import Denied, LedgerError
+from ledger_sizer.model.names import position_id
+from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import E8_MAX, usd
 
 GENESIS_HASH = "0" * 64

@@ -4,16 +4,17 @@ Public figures are `Decimal` (USD, base units) and aware UTC `datetime`. As stor
 1e-8 USD and fields that end in `_us` are microseconds since 1970-01-01 UTC.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from decimal import Decimal
 from typing import Generic, Literal, NamedTuple, TypedDict, TypeVar
 
-from ledger_sizer.model.errors import InvalidRequest, WrongState
+from ledger_sizer.model.errors import WrongState
 from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.names import position_id
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
+from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic, usd
 
 DENIAL_REASONS = (
@@ -34,28 +35,6 @@ DENIAL_REASONS = (
 Outcome = Literal["granted", "denied", "applied"]
 PositionState = Literal["held", "open", "closed", "released", "expired"]
 Status = Literal["active", "reducing", "halted"]
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
-"""Number of a position, without leading zeros: one position has one name."""
-
-
-def to_us(moment: datetime) -> int:
-    """Convert an aware datetime to whole microseconds since 1970 UTC. Refuse a naive one: its zone would be a guess."""
-    if moment.tzinfo is None:
-        raise InvalidRequest(f"time {moment.isoformat()} has no time zone; use datetime(..., tzinfo=UTC)")
-    return (moment - _EPOCH) // _MICROSECOND
-
-
-def from_us(us: int) -> datetime:
-    """Convert microseconds since 1970 UTC to an aware datetime."""
-    return _EPOCH + timedelta(microseconds=us)
-
-
-def time_text(moment: datetime) -> str:
-    """Return an aware UTC datetime as ISO 8601 with `Z`."""
-    return moment.isoformat().replace("+00:00", "Z")
 
 
 class Position(NamedTuple):
@@ -122,20 +101,6 @@ class Position(NamedTuple):
             raise WrongState(
                 f"cannot {verb} {self.position_id}: {self.state} since seq {self.updated_seq}, {verb} needs {state}"
             )
-
-
-def position_id(portfolio: str, number: int) -> str:
-    """Return the public name of a position."""
-    return f"{portfolio}-{number}"
-
-
-def split_position_id(value: object) -> tuple[str, int]:
-    """Split `main-17` into (`main`, 17). Raise `InvalidRequest` for anything that is no position name."""
-    if isinstance(value, str):
-        portfolio, dash, number = value.rpartition("-")
-        if dash and portfolio and _NUMBER.fullmatch(number):
-            return portfolio, int(number)
-    raise InvalidRequest(f"position_id must look like 'main-17', got {value!r}", field="position_id")
 
 
 @dataclass(frozen=True, slots=True)

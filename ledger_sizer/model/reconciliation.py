@@ -5,7 +5,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Literal, NamedTuple, get_args
 
-from ledger_sizer.model.domain import from_us
+from ledger_sizer.model.times import from_us
 
 DriftKind = Literal[
     "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",

@@ -14,8 +14,9 @@ from sqlalchemy import Engine, select
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.exchanges.snapshot import Snapshot
-from ledger_sizer.model.domain import Position, to_us
+from ledger_sizer.model.domain import Position
 from ledger_sizer.model.reconciliation import Drift, Market, Run, Trigger
+from ledger_sizer.model.times import to_us
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
 from ledger_sizer.reconcile.ledger_side import (

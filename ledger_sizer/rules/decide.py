@@ -26,10 +26,11 @@ from ledger_sizer.model.commands import (
     SetCap,
     Thaw,
 )
-from ledger_sizer.model.domain import Position, PositionState, to_us
+from ledger_sizer.model.domain import Position, PositionState
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.instruments import Leg
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
+from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import E8_MAX, USD_SCALE, decimal_text, exact_arithmetic, notional_e8, usd, usd_floor_e8
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.sizing import Match, RawBudget, gross_of_spot_fee, match_quantity, net_of_spot_fee

@@ -8,8 +8,8 @@ from hashlib import sha256
 from typing import Any
 
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import from_us, time_text
 from ledger_sizer.model.instruments import instrument_from_json
+from ledger_sizer.model.times import from_us, time_text
 from ledger_sizer.model.units import decimal_text, usd
 from ledger_sizer.rules.sizing import match_quantity, net_of_spot_fee
 from ledger_sizer.rules.trace import reconciliation_of

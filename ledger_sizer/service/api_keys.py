@@ -20,9 +20,10 @@ from sqlalchemy import Engine, case, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.model.arguments import label_text
-from ledger_sizer.model.command_base import Role, portfolio_name
-from ledger_sizer.model.domain import from_us
+from ledger_sizer.model.command_base import Role
 from ledger_sizer.model.errors import InvalidRequest, NotFound, Unavailable
+from ledger_sizer.model.names import portfolio_name
+from ledger_sizer.model.times import from_us
 from ledger_sizer.storage.database import database_now_us
 from ledger_sizer.storage.tables import ApiKeyRow
 

@@ -19,10 +19,10 @@ from sqlalchemy import Connection, Engine, select
 
 from ledger_sizer.history.archive_files import ArchiveDamaged, ArchiveFiles, Manifest, manifests
 from ledger_sizer.history.history import BLOCK
-from ledger_sizer.model.command_base import portfolio_name
 from ledger_sizer.model.decisions import FIELD_SEPARATOR, GENESIS_HASH, Fields, chain_hash, fields_text, is_head
 from ledger_sizer.model.domain import Finding, VerifyReport
 from ledger_sizer.model.errors import InvalidRequest, NotFound
+from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.storage.database import raw_rows, read_transaction, stream_rows
 from ledger_sizer.storage.tables import (
     ArchiveRow,

@@ -12,8 +12,8 @@ from typing import Any
 from sqlalchemy import Connection, FromClause, and_, func, literal_column, select
 
 from ledger_sizer.model.decisions import DecisionRecord, Fields
-from ledger_sizer.model.domain import position_id
 from ledger_sizer.model.errors import LedgerError
+from ledger_sizer.model.names import position_id
 from ledger_sizer.model.tags import stored_tags
 from ledger_sizer.storage.database import is_among, raw_rows
 from ledger_sizer.storage.tables import DecisionRow, PositionRow

@@ -6,10 +6,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, case, func, select, text, tuple_
 
-from ledger_sizer.model.command_base import portfolio_name
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import Page, Position, ScopeExposure, from_us, to_us
+from ledger_sizer.model.domain import Page, Position, ScopeExposure
 from ledger_sizer.model.errors import InvalidRequest, NotFound
+from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.overview import (
     HOURS_MAX,
     ROWS_MAX,
@@ -21,6 +21,7 @@ from ledger_sizer.model.overview import (
     Reconciliation,
 )
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
+from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 from ledger_sizer.storage.write_store import position_from_row, record_from_row, scope_from_row

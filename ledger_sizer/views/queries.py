@@ -11,7 +11,6 @@ from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.as_of import AsOf, scopes_as_of
 from ledger_sizer.history.history import Filters, History
 from ledger_sizer.model.arguments import label_text
-from ledger_sizer.model.command_base import portfolio_name
 from ledger_sizer.model.commands import COMMANDS, Reserve
 from ledger_sizer.model.decisions import GENESIS_HASH, Decision, DecisionRecord, Fields
 from ledger_sizer.model.domain import (
@@ -21,13 +20,12 @@ from ledger_sizer.model.domain import (
     Page,
     Position,
     ScopeExposure,
-    from_us,
     require_history_filters,
-    split_position_id,
-    to_us,
 )
 from ledger_sizer.model.errors import InvalidRequest, NotFound
+from ledger_sizer.model.names import portfolio_name, split_position_id
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, tags_of
+from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import E8_MAX, usd
 from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage.database import read_transaction, tag_value

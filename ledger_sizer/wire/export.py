@@ -10,8 +10,8 @@ from json.encoder import encode_basestring
 from typing import Literal, get_args
 
 from ledger_sizer.model.decisions import Fields
-from ledger_sizer.model.domain import position_id
 from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.names import position_id
 from ledger_sizer.model.units import usd_text
 from ledger_sizer.wire.responses import time_text_of
 

@@ -6,8 +6,9 @@ from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from ledger_sizer.model.domain import from_us, position_id, split_position_id, to_us
+from ledger_sizer.model.names import position_id, split_position_id
 from ledger_sizer.model.reconciliation import Drift, Finding, Run
+from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.wire.responses import Json, time_text
 

@@ -10,19 +10,12 @@ from functools import lru_cache
 from typing import Any, TypeVar
 
 from ledger_sizer.model.decisions import Decision, DecisionRecord, is_head
-from ledger_sizer.model.domain import (
-    Exposure,
-    Page,
-    Position,
-    ScopeExposure,
-    from_us,
-    position_id,
-    split_position_id,
-    to_us,
-)
+from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
 from ledger_sizer.model.errors import InternalError, LedgerError
 from ledger_sizer.model.instruments import leg_from_json, leg_to_json
+from ledger_sizer.model.names import position_id, split_position_id
 from ledger_sizer.model.tags import tags_of
+from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import USD_DECIMALS, decimal_text, exact_arithmetic, usd_text
 
 Json = dict[str, Any]

@@ -10,7 +10,7 @@ import pytest
 
 from ledger_sizer import Decision, InstrumentInfo, InvalidRequest, KeyReused, Ledger, Leg, Reserve, Resume
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
-from ledger_sizer.verbs.methods import verb
+from ledger_sizer.verbs.methods import AsyncVerbs, AwaitableVerbs, Verbs
 from tests.support.clock import START, FakeClock
 from tests.support.ledgers import BTC_PERP, BTC_SPOT, TAGS, assert_verified, opened
 
@@ -53,18 +53,14 @@ CALLS: dict[str, Call] = {
 }  # fmt: skip
 
 
-class Recorder:
+class Recorder(Verbs):
     """Stand-in for a ledger that records the commands of a call."""
 
     def __init__(self) -> None:
         self.commands: list[AnyCommand] = []
 
-    def run(self, command: AnyCommand) -> None:
+    def run(self, command: AnyCommand) -> Any:
         self.commands.append(command)
-
-
-for _verb, _command in COMMANDS.items():
-    setattr(Recorder, _verb, verb(_command))
 
 
 @pytest.fixture
@@ -82,9 +78,12 @@ def snapshot(ledger: Ledger) -> tuple[Any, ...]:
     return ledger.exposure(), tuple(ledger.positions("main")), tuple(ledger.history("main"))
 
 
-def test_list_calls_when_a_verb_is_added_then_its_key_is_tested() -> None:
-    verbs = {name.removesuffix("_async") for name in vars(Ledger) if name.endswith("_async")}
-    assert verbs - {"run", "submit", "hold"} == {name.split()[0] for name in CALLS}
+def test_list_methods_when_a_verb_is_declared_then_every_face_has_it_and_its_key_is_tested() -> None:
+    def methods(of: type[Any]) -> set[str]:
+        return {name for name in vars(of) if not name.startswith("_")}
+
+    assert methods(Verbs) == methods(AwaitableVerbs) == {*COMMANDS} == {name.split()[0] for name in CALLS}
+    assert methods(AsyncVerbs) == {f"{verb}_async" for verb in COMMANDS}
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -19,7 +19,8 @@ import ledger_sizer
 from ledger_sizer import Decision, Denied, InvalidRequest, KeyReused, LedgerError
 from ledger_sizer.model import errors
 from ledger_sizer.model.decisions import GENESIS_HASH, DecisionRecord
-from ledger_sizer.model.domain import DENIAL_REASONS, from_us
+from ledger_sizer.model.domain import DENIAL_REASONS
+from ledger_sizer.model.times import from_us
 
 CODES = {
     "LedgerError": ("error", False),

@@ -179,6 +179,6 @@ def test_read_orchestrator_when_counted_then_it_is_read_in_one_sitting() -> None
 
 
 def test_compare_faces_when_the_example_uses_a_method_then_both_have_it(example: Any) -> None:
-    used = {name for name in vars(Ledger) if f"ledger.{name}(" in (EXAMPLES / "orchestrator.py").read_text()}
+    used = {name for name in dir(Ledger) if f"ledger.{name}(" in (EXAMPLES / "orchestrator.py").read_text()}
     assert used >= {"reserve_async", "confirm_async", "release_async"}
     assert [name for name in used - {"open"} if not hasattr(AsyncLedgerClient, name)] == []

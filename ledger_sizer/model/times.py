@@ -1,0 +1,25 @@
+"""Times: aware UTC datetimes, and whole microseconds since 1970-01-01 UTC as they are stored."""
+
+from datetime import UTC, datetime, timedelta
+
+from ledger_sizer.model.errors import InvalidRequest
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def to_us(moment: datetime) -> int:
+    """Convert an aware datetime to whole microseconds since 1970 UTC. Refuse a naive one: its zone would be a guess."""
+    if moment.tzinfo is None:
+        raise InvalidRequest(f"time {moment.isoformat()} has no time zone; use datetime(..., tzinfo=UTC)")
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def from_us(us: int) -> datetime:
+    """Convert microseconds since 1970 UTC to an aware datetime."""
+    return _EPOCH + timedelta(microseconds=us)
+
+
+def time_text(moment: datetime) -> str:
+    """Return an aware UTC datetime as ISO 8601 with `Z`."""
+    return moment.isoformat().replace("+00:00", "Z")
