@@ -18,18 +18,7 @@ if TYPE_CHECKING:
     from ledger_sizer.config import ServiceSettings as ServiceSettings
     from ledger_sizer.config import TradingSettings as TradingSettings
     from ledger_sizer.ledger.ledger import Ledger as Ledger
-    from ledger_sizer.model.commands import Adopt as Adopt
-    from ledger_sizer.model.commands import Confirm as Confirm
-    from ledger_sizer.model.commands import Extend as Extend
-    from ledger_sizer.model.commands import Freeze as Freeze
-    from ledger_sizer.model.commands import Halt as Halt
-    from ledger_sizer.model.commands import Reconciled as Reconciled
-    from ledger_sizer.model.commands import Release as Release
-    from ledger_sizer.model.commands import Remark as Remark
-    from ledger_sizer.model.commands import Reserve as Reserve
-    from ledger_sizer.model.commands import Resume as Resume
-    from ledger_sizer.model.commands import SetCap as SetCap
-    from ledger_sizer.model.commands import Thaw as Thaw
+    from ledger_sizer.model.commands import *  # noqa: F403 - a new command is public by its declaration
     from ledger_sizer.model.decisions import Decision as Decision
     from ledger_sizer.model.domain import Exposure as Exposure
     from ledger_sizer.model.domain import Finding as Finding
@@ -57,7 +46,6 @@ if TYPE_CHECKING:
     from ledger_sizer.rules.sizing import round_to_step as round_to_step
 
 _EXPORTS = {
-    "model.commands": "Adopt Confirm Extend Freeze Halt Reconciled Release Remark Reserve Resume SetCap Thaw",
     "config": "AppSettings DynamicSizingSettings ExchangeSettings LedgerSettings ReconcileSettings ServiceSettings "
     "TradingSettings",
     "rules.explain": "Explanation",
@@ -71,18 +59,26 @@ _EXPORTS = {
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names.split()}
 
-__all__ = sorted(_MODULE_OF)  # noqa: PLE0605 - a list of names, built from the table above
+
+def _commands() -> dict[str, Any]:
+    """Return every command type by name. It imports them, so it is called only where another table does not help."""
+    from ledger_sizer.model.commands import COMMANDS
+
+    return {command.__name__: command for command in COMMANDS.values()}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name from its module when it is first used, so that `ledger-sizer --help` starts fast."""
-    module = _MODULE_OF.get(name)
-    if module is None:
+    """Import a public name from its module when it is first used, so that `import ledger_sizer` is fast."""
+    value: Any
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    elif name == "__all__":
+        value = sorted({*_MODULE_OF, *_commands()})
+    elif name.startswith("_") or (value := _commands().get(name)) is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_MODULE_OF, *_commands()})

@@ -6,7 +6,6 @@ from decimal import Decimal
 from typing import Any
 
 from ledger_sizer.dashboard.formatting import clock, exact, money
-from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.units import usd
 from ledger_sizer.rules.explain import reason_in_words
@@ -16,7 +15,7 @@ def decision_label(decision: Decision) -> str:
     """Return what the decision did, or why it was denied."""
     if decision.outcome == "denied":
         return reason_in_words(decision)
-    return _LABELS[decision.command](decision)
+    return _LABELS.get(decision.command, _plain_label)(decision)
 
 
 def _reserve_label(decision: Decision) -> str:
@@ -63,6 +62,11 @@ def _halt_label(decision: Decision) -> str:
     return f"{decision.binding} {what}{_note(request)}"
 
 
+def _plain_label(decision: Decision) -> str:
+    """Label a verb that has no words of its own: what it is about."""
+    return f"{decision.binding or decision.position_id or decision.portfolio}{_note(_request(decision))}"
+
+
 def _resume_label(decision: Decision) -> str:
     return f"{decision.binding} active again{_note(_request(decision))}"
 
@@ -101,7 +105,7 @@ _LABELS = {
     "reconciled": _reconciled_label,
     "remark": _remark_label,
 }
-assert _LABELS.keys() == {*COMMANDS, "expire"}, "every verb needs a label"
+"""Labels of the verbs that have words of their own."""
 
 
 def _freed_usd(decision: Decision) -> str:

@@ -299,11 +299,8 @@ class ScopeCommand(PortfolioCommand):
         raise NotImplementedError
 
 
-AnyCommand = PortfolioCommand | PositionCommand
-"""Any command."""
-
-COMMANDS: dict[str, type[AnyCommand]] = {}
-"""Command type by verb, in the order in which they are declared."""
+DECLARED: dict[str, type[PortfolioCommand] | type[PositionCommand]] = {}
+"""Command type by verb: what `verb` has declared so far. `model.commands` declares all."""
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, eq_default=False)
@@ -324,7 +321,7 @@ def verb(
         command.arguments = arguments_of(command)
         recorded = [one for one in command.arguments if one.declared.recorded]
         command.recorded = tuple(sorted(recorded, key=lambda one: one.name))
-        COMMANDS[name] = command
+        DECLARED[name] = command
         return command
 
     return declare

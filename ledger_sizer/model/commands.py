@@ -27,13 +27,12 @@ from ledger_sizer.model.arguments import (
     decimal_kind,
 )
 from ledger_sizer.model.command_base import (
-    COMMANDS,
+    DECLARED,
     INSTRUMENT,
     LEGS,
     MOMENT,
     SECONDS,
     TAGS,
-    AnyCommand,
     PortfolioCommand,
     PositionCommand,
     ScopeCommand,
@@ -45,22 +44,17 @@ from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, tags
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import not_negative, usd_floor_e8
 
-__all__ = [
-    "COMMANDS", "Adopt", "AnyCommand", "Confirm", "Extend", "Freeze", "Halt", "Reconciled", "Release", "Remark",
-    "Reserve", "Resume", "ScopeCommand", "SetCap", "Thaw",
-]  # fmt: skip
-
-FEE_RATE_END = Decimal("0.1")
+_FEE_RATE_END = Decimal("0.1")
 
 
 def _checked_fee_rate(value: object, name: str) -> Decimal:
     rate = not_negative(value, name)
-    if rate >= FEE_RATE_END:
-        raise InvalidRequest(f"{name} is a fraction below {FEE_RATE_END} (0.001 is 0.1 %), got {rate}", field=name)
+    if rate >= _FEE_RATE_END:
+        raise InvalidRequest(f"{name} is a fraction below {_FEE_RATE_END} (0.001 is 0.1 %), got {rate}", field=name)
     return rate
 
 
-_FEE_RATE = decimal_kind("fee_rate", _checked_fee_rate, metavar=f"0..{FEE_RATE_END}")
+_FEE_RATE = decimal_kind("fee_rate", _checked_fee_rate, metavar=f"0..{_FEE_RATE_END}")
 _OKX_PERP = '{"symbol": "BTC-USDT-SWAP", "min_qty": 1, "max_qty": 9000, "qty_step": 1, "contract_size": 0.01}'
 _SPOT = "BTC/USDT,0.0001,100,0.0001,5"
 _PERP = "BTC/USDT:USDT,0.001,100,0.001,5"
@@ -361,3 +355,10 @@ class Remark(PortfolioCommand):
     about: Annotated[str, Argument(LABEL, "What it concerns, such as drift-17.", examples=("drift-17",))]
     event: Annotated[str, Argument(LABEL, "What happened.", examples=("close_requested",))]
     note: Annotated[str | None, Argument(NOTE, "Why; kept with the decision.")] = None
+
+
+AnyCommand = PortfolioCommand | PositionCommand
+"""Any command."""
+
+COMMANDS: Mapping[str, type[AnyCommand]] = DECLARED
+"""Command type by verb, in the order above."""

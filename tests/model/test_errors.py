@@ -18,6 +18,7 @@ import pytest
 import ledger_sizer
 from ledger_sizer import Decision, Denied, InvalidRequest, KeyReused, LedgerError
 from ledger_sizer.model import errors
+from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.decisions import GENESIS_HASH, DecisionRecord
 from ledger_sizer.model.domain import DENIAL_REASONS
 from ledger_sizer.model.times import from_us
@@ -182,7 +183,8 @@ def test_list_exports_when_a_type_checker_reads_them_then_they_are_the_same_name
     tree = ast.parse(inspect.getsource(ledger_sizer))
     block = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
     declared = [alias.asname for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names]
-    assert sorted(name for name in declared if name) == ledger_sizer.__all__
+    commands = [command.__name__ for command in COMMANDS.values()]
+    assert sorted([*commands, *(name for name in declared if name)]) == ledger_sizer.__all__
 
 
 def test_import_package_when_nothing_is_used_then_neither_database_nor_settings_are_loaded() -> None:
