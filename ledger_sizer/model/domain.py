@@ -42,6 +42,7 @@ class Position(NamedTuple):
 
     quantity: base units granted (held) or open now (open); None for a plain budget hold.
     price: the perpetual's entry price in USD, once confirmed.
+    opened_us, updated_us, updated_seq: of the decisions that made it and that changed it last.
     origin: number of the expired position whose late fill this one records.
     """
 
@@ -49,15 +50,15 @@ class Position(NamedTuple):
     number: int
     state: PositionState
     tags: Tags
-    held_e8: int
-    open_e8: int
-    quantity: Decimal | None
-    price: Decimal | None
-    legs: tuple[Leg, ...]
-    expires_us: int | None
-    opened_us: int
-    updated_us: int
-    updated_seq: int
+    held_e8: int = 0
+    open_e8: int = 0
+    quantity: Decimal | None = None
+    price: Decimal | None = None
+    legs: tuple[Leg, ...] = ()
+    expires_us: int | None = None
+    opened_us: int = 0
+    updated_us: int = 0
+    updated_seq: int = 0
     origin: int | None = None
 
     @property

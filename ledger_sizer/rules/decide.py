@@ -26,10 +26,10 @@ from ledger_sizer.model.commands import (
     SetCap,
     Thaw,
 )
-from ledger_sizer.model.domain import Position, PositionState
+from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.instruments import Leg
-from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
+from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, Tags, tags_of
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import E8_MAX, USD_SCALE, decimal_text, exact_arithmetic, notional_e8, usd, usd_floor_e8
 from ledger_sizer.rules.policy import Policy
@@ -73,16 +73,13 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
         trace=trace_text(scopes, policy=policy.text, match=matched, legs=legs),
     )
     if reason is None:
-        expires_us = now_us + (policy.hold_ttl_us if command.ttl_seconds is None else ttl_us(command.ttl_seconds))
-        verdict.budget_e8 = verdict.held_delta_e8 = budget_e8
-        verdict.expires_us = expires_us
+        verdict.budget_e8 = budget_e8
         verdict.quantity = None if quantity is None else decimal_text(quantity)
         if matched is not None and matched.binding:
             verdict.binding = matched.binding
-        seq = state.last_seq + 1
         verdict.position = Position(
-            state.name, seq, "held", tags, budget_e8, 0, quantity, None,
-            legs, expires_us, now_us, now_us, seq,
+            portfolio=state.name, number=state.last_seq + 1, state="held", tags=tags, held_e8=budget_e8,
+            quantity=quantity, legs=legs, expires_us=now_us + _lifetime_us(command, policy),
         )  # fmt: skip
     return verdict
 
@@ -171,46 +168,46 @@ def _require_position(state: PortfolioState, command: Confirm | Release | Extend
     return found
 
 
-def _confirm(state: PortfolioState, command: Confirm, now_us: int, _policy: Policy) -> Verdict:
+def _confirm(state: PortfolioState, command: Confirm, _now_us: int, _policy: Policy) -> Verdict:
     """Record a fill. It is a fact: no cap can refuse it, and it is recorded also after the hold expired."""
     position = _require_position(state, command)
     if position.state == "expired":
-        return _late_fill(state, command, position, now_us)
+        return _late_fill(state, command, position)
     position.require("held", "confirm")
-    open_e8 = _added_e8(state, position, command.quantity, command.price, -position.held_e8)
-    legs = _filled_legs(position.legs, command)
-    after = _updated(position, state, now_us, "open", open_e8, command.quantity, command.price, legs)
-    return _applied(state, after, -position.held_e8, open_e8)
+    after = position._replace(
+        state="open", held_e8=0, expires_us=None, legs=_filled_legs(position.legs, command),
+        open_e8=_added_e8(state, position.tags, command, freed_e8=position.held_e8),
+        quantity=command.quantity, price=command.price,
+    )  # fmt: skip
+    return _applied(state, after)
 
 
-def _late_fill(state: PortfolioState, command: Confirm, expired: Position, now_us: int) -> Verdict:
+def _late_fill(state: PortfolioState, command: Confirm, expired: Position) -> Verdict:
     """Record the fill of an expired hold as a new position with the hold as its origin. The hold stays expired."""
     known = state.late_fills.get(expired.number)
     if known is not None:
         raise WrongState(
             f"cannot confirm {expired.position_id}: its late fill is recorded already, as {state.name}-{known}"
         )
-    open_e8 = _added_e8(state, expired, command.quantity, command.price, 0)
-    seq = state.last_seq + 1
-    legs = _filled_legs(expired.legs, command)
     late = Position(
-        state.name, seq, "open", expired.tags, 0, open_e8, command.quantity, command.price,
-        legs, None, now_us, now_us, seq, expired.number,
+        portfolio=state.name, number=state.last_seq + 1, state="open", tags=expired.tags, origin=expired.number,
+        open_e8=_added_e8(state, expired.tags, command), quantity=command.quantity, price=command.price,
+        legs=_filled_legs(expired.legs, command),
     )  # fmt: skip
-    return _applied(state, late, 0, open_e8, note="late_fill")
+    return _applied(state, late, note="late_fill")
 
 
-def _adopt(state: PortfolioState, command: Adopt, now_us: int, _policy: Policy) -> Verdict:
-    seq = state.last_seq + 1
+def _adopt(state: PortfolioState, command: Adopt, _now_us: int, _policy: Policy) -> Verdict:
+    tags = tags_of(command.tags)
     found = Position(
-        state.name, seq, "open", tags_of(command.tags), 0, notional_e8(command.quantity, command.price),
-        command.quantity, command.price, tuple(command.legs or ()), None, now_us, now_us, seq,
+        portfolio=state.name, number=state.last_seq + 1, state="open", tags=tags,
+        open_e8=_added_e8(state, tags, command), quantity=command.quantity, price=command.price,
+        legs=tuple(command.legs or ()),
     )  # fmt: skip
-    open_e8 = _added_e8(state, found, command.quantity, command.price, 0)
-    return _applied(state, found, 0, open_e8, note="adopted")
+    return _applied(state, found, note="adopted")
 
 
-def _release(state: PortfolioState, command: Release, now_us: int, _policy: Policy) -> Verdict:
+def _release(state: PortfolioState, command: Release, _now_us: int, _policy: Policy) -> Verdict:
     position = _require_position(state, command)
     if command.held_only:
         position.require("held", "release the hold of")
@@ -220,8 +217,7 @@ def _release(state: PortfolioState, command: Release, now_us: int, _policy: Poli
                 f"quantity is for closing part of an open position; {position.position_id} is held: release all of it",
                 field="quantity",
             )
-        after = _updated(position, state, now_us, "released", 0, position.quantity, None, position.legs)
-        return _applied(state, after, -position.held_e8, 0)
+        return _applied(state, position._replace(state="released", held_e8=0, expires_us=None))
     position.require("open", "release")
     assert position.quantity is not None and position.price is not None, "an open position has a fill"
     closing = position.quantity if command.quantity is None else command.quantity
@@ -234,9 +230,11 @@ def _release(state: PortfolioState, command: Release, now_us: int, _policy: Poli
     with exact_arithmetic():
         left = position.quantity - closing
         legs = position.legs if left == 0 else _scaled_legs(position, position.quantity, left)
-    open_e8 = notional_e8(left, position.price) if left else 0
-    after = _updated(position, state, now_us, "open" if left else "closed", open_e8, left, position.price, legs)
-    verdict = _applied(state, after, 0, open_e8 - position.open_e8)
+    after = position._replace(
+        state="open" if left else "closed", open_e8=notional_e8(left, position.price) if left else 0,
+        quantity=left, legs=legs,
+    )  # fmt: skip
+    verdict = _applied(state, after)
     verdict.quantity = decimal_text(closing)
     return verdict
 
@@ -251,64 +249,43 @@ def _extend(state: PortfolioState, command: Extend, now_us: int, policy: Policy)
             outcome="denied", reason="halted", position=position, tags=position.tags,
             binding=_status_scope(scopes, "halted"), trace=trace_text(scopes),
         )  # fmt: skip
-    lifetime_us = policy.hold_ttl_us if command.ttl_seconds is None else ttl_us(command.ttl_seconds)
-    expires_us = max(position.expires_us or 0, now_us + lifetime_us)
-    after = _updated(
-        position, state, now_us, "held", 0, position.quantity, None, position.legs, expires_us, position.held_e8
-    )
+    expires_us = max(position.expires_us or 0, now_us + _lifetime_us(command, policy))
     return Verdict(
-        outcome="granted", position=after, tags=position.tags, budget_e8=position.held_e8, expires_us=expires_us,
-        quantity=None if position.quantity is None else decimal_text(position.quantity), trace=trace_text(scopes),
+        outcome="granted", position=position._replace(expires_us=expires_us), tags=position.tags,
+        budget_e8=position.held_e8, trace=trace_text(scopes),
+        quantity=None if position.quantity is None else decimal_text(position.quantity),
     )  # fmt: skip
+
+
+def _lifetime_us(command: Reserve | Extend, policy: Policy) -> int:
+    return policy.hold_ttl_us if command.ttl_seconds is None else ttl_us(command.ttl_seconds)
 
 
 def expire(state: PortfolioState, position: Position, now_us: int) -> Verdict:
     """Free an overdue hold. Raise AssertionError before its expiry: a hold is never freed early."""
     assert position.state == "held" and position.expires_us is not None and position.expires_us <= now_us
-    after = _updated(position, state, now_us, "expired", 0, position.quantity, None, position.legs, position.expires_us)
-    return _applied(state, after, -position.held_e8, 0)
+    return _applied(state, position._replace(state="expired", held_e8=0))
 
 
-def _updated(
-    position: Position,
-    state: PortfolioState,
-    now_us: int,
-    to: PositionState,
-    open_e8: int,
-    quantity: Decimal | None,
-    price: Decimal | None,
-    legs: tuple[Leg, ...],
-    expires_us: int | None = None,
-    held_e8: int = 0,
-) -> Position:
-    return Position(
-        position.portfolio, position.number, to, position.tags, held_e8, open_e8, quantity, price,
-        legs, expires_us, position.opened_us, now_us, state.last_seq + 1, position.origin,
-    )  # fmt: skip
-
-
-def _applied(
-    state: PortfolioState, after: Position, held_delta: int, open_delta: int, note: str | None = None
-) -> Verdict:
+def _applied(state: PortfolioState, after: Position, note: str | None = None) -> Verdict:
     scopes = [state.scope(name) for name in after.tags.scopes]
     return Verdict(
         outcome="applied",
         position=after,
         tags=after.tags,
         quantity=None if after.quantity is None else decimal_text(after.quantity),
-        held_delta_e8=held_delta,
-        open_delta_e8=open_delta,
         trace=trace_text(scopes, legs=after.legs, note=note),
     )
 
 
-def _added_e8(state: PortfolioState, position: Position, quantity: Decimal, price: Decimal, held_delta: int) -> int:
+def _added_e8(state: PortfolioState, tags: Tags, fact: Confirm | Adopt, freed_e8: int = 0) -> int:
     """Return the notional that a fact adds, 1e-8 USD. Refuse it only where a counter would exceed 64 bits."""
-    added = notional_e8(quantity, price)
-    for name in position.tags.scopes:
-        if state.scope(name).exposure_e8 + held_delta + added > E8_MAX:
+    added = notional_e8(fact.quantity, fact.price)
+    for name in tags.scopes:
+        if state.scope(name).exposure_e8 - freed_e8 + added > E8_MAX:
             raise InvalidRequest(
-                f"quantity {decimal_text(quantity)} x price {decimal_text(price)}: exposure of {name} would not fit",
+                f"quantity {decimal_text(fact.quantity)} x price {decimal_text(fact.price)}: "
+                f"exposure of {name} would not fit",
                 field="quantity",
             )
     return added
@@ -319,10 +296,9 @@ def _filled_legs(planned: tuple[Leg, ...], command: Confirm) -> tuple[Leg, ...]:
         return tuple(command.legs)
     spot_price = command.spot_price if command.spot_price is not None else command.price
     return tuple(
-        Leg(leg.venue, leg.symbol, leg.kind, leg.side, command.quantity,
-            spot_price if leg.kind == "spot" else command.price)
+        replace(leg, quantity=command.quantity, price=spot_price if leg.kind == "spot" else command.price)
         for leg in planned
-    )  # fmt: skip
+    )
 
 
 def remaining_leg_quantity(leg: Leg, quantity: Decimal, left: Decimal) -> Decimal:
@@ -342,7 +318,7 @@ def _scaled_legs(position: Position, quantity: Decimal, left: Decimal) -> tuple[
     for leg in position.legs:
         units = remaining_leg_quantity(leg, quantity, left)
         if units > 0:
-            scaled.append(Leg(leg.venue, leg.symbol, leg.kind, leg.side, units, leg.price))
+            scaled.append(replace(leg, quantity=units))
     return tuple(scaled)
 
 

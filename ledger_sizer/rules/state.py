@@ -51,8 +51,9 @@ class ScopeState:
 class Verdict:
     """Outcome of one command, and the changes to the state. Amounts in 1e-8 USD.
 
-    position: the position after the command, None where it has none. tags: of the position concerned.
-    scope_after: the new state of a scope that the command changed.
+    position: the position after the command, None where it has none; a denied one is not changed. What the command adds
+    to held and open, the expiry of a grant, and the position's times follow from it (see `PortfolioState.apply`).
+    tags: of the position concerned. scope_after: the new state of a scope that the command changed.
     """
 
     outcome: Outcome
@@ -64,10 +65,7 @@ class Verdict:
     quantity: str | None = None
     fraction: str | None = None
     raw_budget: str | None = None
-    held_delta_e8: int = 0
-    open_delta_e8: int = 0
     binding: str | None = None
-    expires_us: int | None = None
     scope_after: ScopeState | None = None
 
 
@@ -152,17 +150,15 @@ class PortfolioState:
         """Change the state by a verdict and append its decision to the chain. Return the record."""
         whole = self.scope(PORTFOLIO_SCOPE)
         exposure_e8, headroom_e8 = whole.exposure_e8, whole.headroom_e8
-        tags = verdict.tags
-        held, opened = verdict.held_delta_e8, verdict.open_delta_e8
-        if held or opened:
-            self._add_to_counters(tags.scopes, held, opened, granting=verdict.outcome == "granted")
+        seq = self.last_seq + 1
+        tags, position, granted = verdict.tags, verdict.position, verdict.outcome == "granted"
+        held = opened = 0
+        if position is not None and verdict.outcome != "denied":
+            held, opened = self._put_position(position, seq, now_us)
+            if held or opened:
+                self._add_to_counters(tags.scopes, held, opened, granting=granted)
         if verdict.scope_after is not None:
             self._change_scope(verdict.scope_after)
-        position = verdict.position
-        if position is not None and verdict.outcome != "denied":
-            self.add_position(position)
-            self.dirty_positions.add(position.number)
-        seq = self.last_seq + 1
         fields = (
             self.name,
             seq,
@@ -181,7 +177,7 @@ class PortfolioState:
             headroom_e8,
             exposure_e8,
             verdict.binding,
-            verdict.expires_us,
+            position.expires_us if granted and position is not None else None,
             now_us,
             request,
             verdict.trace,
@@ -193,6 +189,20 @@ class PortfolioState:
         self.new_decisions.append((record, text))
         self.records[key] = record
         return record
+
+    def _put_position(self, position: Position, seq: int, now_us: int) -> tuple[int, int]:
+        """Store a position as decision `seq` leaves it. Return how much more is held and open than before, 1e-8 USD."""
+        number, held, opened = position.number, position.held_e8, position.open_e8
+        before = self.positions.get(number)
+        if before is None:
+            position = position._replace(opened_us=now_us, updated_us=now_us, updated_seq=seq)
+        else:
+            held -= before.held_e8
+            opened -= before.open_e8
+            position = position._replace(updated_us=now_us, updated_seq=seq)
+        self.add_position(position)
+        self.dirty_positions.add(number)
+        return held, opened
 
     def _change_scope(self, after: ScopeState) -> None:
         """Set cap, status and reconciliation state of a scope. Its counters stay: only positions change them."""
