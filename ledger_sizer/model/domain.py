@@ -68,7 +68,7 @@ class Position(NamedTuple):
 
     @property
     def held(self) -> Decimal:
-        """USD held for it (a reservation's budget); 0 unless its state is `held`."""
+        """USD held for it: the budget of a reservation; 0 unless it is pending."""
         return usd(self.held_e8)
 
     @property
@@ -82,9 +82,21 @@ class Position(NamedTuple):
         return usd(self.held_e8 + self.open_e8)
 
     @property
+    def pending(self) -> bool:
+        """Whether it may still fill: it is live and its hold has an expiry. It may also be open already.
+
+        In SQL: `tables.PENDING`.
+        """
+        return self.expires_us is not None and self.state in ("held", "open")
+
+    def is_due(self, now_us: int) -> bool:
+        """Return True if its hold is overdue."""
+        return self.expires_us is not None and self.expires_us <= now_us and self.pending
+
+    @property
     def expires_at(self) -> datetime | None:
-        """When the hold expires; None unless its state is `held`."""
-        return None if self.expires_us is None or self.state != "held" else from_us(self.expires_us)
+        """When the hold expires; None unless it is pending."""
+        return None if self.expires_us is None or not self.pending else from_us(self.expires_us)
 
     @property
     def opened_at(self) -> datetime:
@@ -95,6 +107,11 @@ class Position(NamedTuple):
     def updated_at(self) -> datetime:
         """When it last changed."""
         return from_us(self.updated_us)
+
+    def require_pending(self, verb: str) -> None:
+        """Raise `WrongState` unless the position has a hold."""
+        if not self.pending:
+            self.require("held", verb)
 
     def require(self, state: PositionState, verb: str) -> None:
         """Raise `WrongState` unless the position is in `state`."""

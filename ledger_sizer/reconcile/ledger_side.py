@@ -16,7 +16,7 @@ from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import exact_arithmetic, usd
 from ledger_sizer.reconcile.throttle import throttled
 from ledger_sizer.storage.database import read_transaction, stream_rows
-from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow
+from ledger_sizer.storage.tables import PENDING, DecisionRow, PortfolioRow, PositionRow
 from ledger_sizer.storage.write_store import position_from_row
 
 _BATCH_ROWS = 100
@@ -86,7 +86,7 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
             *(
                 select(PositionRow.__table__).where(PositionRow.portfolio_id == portfolio_id, text(condition))
                 for condition in (
-                    "state = 'held'",
+                    f"state = 'held' AND {PENDING}",
                     "state = 'open'",
                     f"state IN ('closed', 'expired') AND updated_us >= {since_us:d}",
                 )
@@ -207,13 +207,14 @@ def ledger_side_of(
                 filled_late.add(position.origin)
             if EXTERNAL_TAG in position.tags:
                 _add_external(ledger_side, resolver, position)
-            elif position.state == "held" and (position.expires_us is None or position.expires_us > now_us):
-                _add_hold(ledger_side, resolver, position)
-            elif position.state in ("open", "closed"):
+                continue
+            if position.state in ("open", "closed"):
                 during_fetch = position.updated_seq > seq_before
                 recent = during_fetch or position.updated_us > settled_us
                 closed = partial_closes.get(position.number)
                 _add_fill(ledger_side, resolver, position, during_fetch=during_fetch, recent=recent, closed=closed)
+            if position.pending and not position.is_due(now_us):
+                _add_hold(ledger_side, resolver, position)
             elif position.state == "held" or (position.state == "expired" and position.updated_us >= expired_us):
                 if resolver.is_elsewhere(position):
                     continue
@@ -281,12 +282,14 @@ def _add_external(ledger_side: LedgerSide, resolver: AccountResolver, position: 
 def _add_hold(ledger_side: LedgerSide, resolver: AccountResolver, position: Position) -> None:
     account_key = resolver.account_of(position)
     held = usd(position.held_e8)
+    planned = position.state == "held"  # the legs of an open position are what has filled
     markets = []
     for leg, market in resolver.legs(position):
         if market is not None:
-            ledger_side.in_flight[market] = ledger_side.in_flight.get(market, Decimal(0)) + leg.quantity
             markets.append(market)
-    if not position.legs and not resolver.is_elsewhere(position):
+            if planned:
+                ledger_side.in_flight[market] = ledger_side.in_flight.get(market, Decimal(0)) + leg.quantity
+    if not (planned and position.legs) and not resolver.is_elsewhere(position):
         ledger_side.holds_without_legs.append((account_key, position.tags.get("symbol", ""), held))
         ledger_side.unplaced += account_key is None
     if account_key is not None:

@@ -88,16 +88,13 @@ def expire_due(state: PortfolioState, now_us: int) -> list[DecisionRecord]:
     """Record the expiry of every loaded hold that is overdue, the earliest expiry first."""
     if not state.may_expire:
         return []
-    due = [
-        (position.expires_us, number)
-        for number, position in state.positions.items()
-        if position.state == "held" and position.expires_us is not None and position.expires_us <= now_us
-    ]
     freed = []
-    for _, number in sorted(due):
-        verdict = expire(state, state.positions[number], now_us)
-        key = f"{SYSTEM_KEY_PREFIX}{EXPIRE}:{number}"
-        freed.append(state.apply(EXPIRE, key, '{"command":"expire"}', verdict, now_us))
+    due = [position for position in state.positions.values() if position.is_due(now_us)]
+    for position in sorted(due, key=lambda position: (position.expires_us or 0, position.number)):
+        key = f"{SYSTEM_KEY_PREFIX}{EXPIRE}:{position.number}"
+        if position.state != "held":
+            key = f"{key}:{state.last_seq + 1}"  # what is open stays, and may hold and expire again
+        freed.append(state.apply(EXPIRE, key, '{"command":"expire"}', expire(state, position, now_us), now_us))
     return freed
 
 

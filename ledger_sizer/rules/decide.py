@@ -10,6 +10,7 @@ holds is reported.
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from decimal import Decimal
+from typing import Literal
 
 from ledger_sizer.model.command_base import Command, ttl_us
 from ledger_sizer.model.commands import (
@@ -208,16 +209,17 @@ def _adopt(state: PortfolioState, command: Adopt, _now_us: int, _policy: Policy)
 
 
 def _release(state: PortfolioState, command: Release, _now_us: int, _policy: Policy) -> Verdict:
+    """Close what is open and free the hold. `quantity` closes of what is open, `held_only` frees only the hold."""
     position = _require_position(state, command)
     if command.held_only:
-        position.require("held", "release the hold of")
-    if position.state == "held":
+        position.require_pending("release the hold of")
+    if command.held_only or position.state == "held":
         if command.quantity is not None:
             raise InvalidRequest(
                 f"quantity is for closing part of an open position; {position.position_id} is held: release all of it",
                 field="quantity",
             )
-        return _applied(state, position._replace(state="released", held_e8=0, expires_us=None))
+        return _free(state, position, "released")
     position.require("open", "release")
     assert position.quantity is not None and position.price is not None, "an open position has a fill"
     closing = position.quantity if command.quantity is None else command.quantity
@@ -230,8 +232,10 @@ def _release(state: PortfolioState, command: Release, _now_us: int, _policy: Pol
     with exact_arithmetic():
         left = position.quantity - closing
         legs = position.legs if left == 0 else _scaled_legs(position, position.quantity, left)
+    held_e8, expires_us = (0, None) if command.quantity is None else (position.held_e8, position.expires_us)
     after = position._replace(
-        state="open" if left else "closed", open_e8=notional_e8(left, position.price) if left else 0,
+        state="open" if left else "closed" if expires_us is None else "held",
+        held_e8=held_e8, expires_us=expires_us, open_e8=notional_e8(left, position.price) if left else 0,
         quantity=left, legs=legs,
     )  # fmt: skip
     verdict = _applied(state, after)
@@ -242,7 +246,7 @@ def _release(state: PortfolioState, command: Release, _now_us: int, _policy: Pol
 def _extend(state: PortfolioState, command: Extend, now_us: int, policy: Policy) -> Verdict:
     """Extend a hold, never shorten it. A longer hold is a new risk, so a halted scope denies it."""
     position = _require_position(state, command)
-    position.require("held", "extend")
+    position.require_pending("extend")
     scopes = [state.scope(name) for name in position.tags.scopes]
     if "halted" in {scope.status for scope in scopes}:
         return Verdict(
@@ -263,8 +267,18 @@ def _lifetime_us(command: Reserve | Extend, policy: Policy) -> int:
 
 def expire(state: PortfolioState, position: Position, now_us: int) -> Verdict:
     """Free an overdue hold. Raise AssertionError before its expiry: a hold is never freed early."""
-    assert position.state == "held" and position.expires_us is not None and position.expires_us <= now_us
-    return _applied(state, position._replace(state="expired", held_e8=0))
+    assert position.is_due(now_us)
+    return _free(state, position, "expired")
+
+
+def _free(state: PortfolioState, position: Position, ended: Literal["released", "expired"]) -> Verdict:
+    """Free a hold. What is open stays as it is; without that, the position is `ended`."""
+    if position.state == "open":
+        verdict = _applied(state, position._replace(held_e8=0, expires_us=None))
+        verdict.quantity = None  # nothing is closed
+        return verdict
+    expires_us = position.expires_us if ended == "expired" else None
+    return _applied(state, position._replace(state=ended, held_e8=0, expires_us=expires_us))
 
 
 def _applied(state: PortfolioState, after: Position, note: str | None = None) -> Verdict:

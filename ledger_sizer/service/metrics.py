@@ -11,7 +11,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from ledger_sizer.ledger.ledger import Ledger
@@ -20,7 +20,7 @@ from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.units import USD_SCALE
 from ledger_sizer.rules.decide import EXPIRE
 from ledger_sizer.storage.database import database_now_us
-from ledger_sizer.storage.tables import DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
+from ledger_sizer.storage.tables import PENDING, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 
 SCOPES_MAX = 2000
 """Most scopes in one scrape, the largest exposures first; `ledger_scopes_left_out` counts the rest."""
@@ -132,7 +132,7 @@ class ExposureCollector(Collector):
         oldest = (
             select(PortfolioRow.name, func.min(PositionRow.opened_us))
             .join_from(PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id)
-            .where(PositionRow.state == "held")
+            .where(text(PENDING))
             .group_by(PortfolioRow.name)
         )
         with self._engine.begin() as connection:

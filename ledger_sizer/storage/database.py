@@ -34,7 +34,7 @@ from sqlalchemy.types import NullType
 from ledger_sizer.config import LedgerSettings
 from ledger_sizer.model.errors import InvalidRequest, SchemaOutdated, Unavailable
 
-SCHEMA_HEAD = "0008"
+SCHEMA_HEAD = "0009"
 """The newest migration. Written here so that opening a ledger need not import Alembic; a test keeps it true."""
 
 _SQLITE_CACHE_KIB = 64 * 1024

@@ -10,7 +10,7 @@ from functools import lru_cache
 from sqlalchemy import FromClause
 from sqlalchemy.types import Text
 
-from ledger_sizer.storage.tables import DecisionRow, PositionRow
+from ledger_sizer.storage.tables import PENDING, DecisionRow, PositionRow
 from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, SCOPE_COLUMNS
 
 ROW_SEPARATOR = "\x1e"
@@ -76,7 +76,7 @@ WITH due AS MATERIALIZED (
     UNION ALL SELECT q.* FROM json_to_recordset(%(origins)s) AS n(p bigint, k bigint)
         JOIN positions q ON q.portfolio_id = n.p AND q.origin = n.k AND q.origin IS NOT NULL
     UNION ALL SELECT q.* FROM due
-        JOIN positions q ON q.portfolio_id = due.id AND q.expires_us <= due.until_us AND q.state = 'held'
+        JOIN positions q ON q.portfolio_id = due.id AND q.expires_us <= due.until_us AND {PENDING}
 )
 SELECT (SELECT max(now_us) FROM due),
     (SELECT {_array("found", POSITION_COLUMNS)} FROM found),
@@ -85,7 +85,7 @@ SELECT (SELECT max(now_us) FROM due),
     ({LOAD_SCOPES}),
     (SELECT json_agg(json_build_array(due.id, (
         SELECT min(q.expires_us) FROM positions q
-        WHERE q.portfolio_id = due.id AND q.state = 'held' AND q.expires_us > due.until_us
+        WHERE q.portfolio_id = due.id AND {PENDING} AND q.expires_us > due.until_us
     ))) FROM due)
 """
 

@@ -24,6 +24,7 @@ from ledger_sizer.storage.sqlite_sql import (
     execute_statements,
     fits_batch_statement,
 )
+from ledger_sizer.storage.tables import PENDING
 from ledger_sizer.storage.write_store import (
     DECISION_COLUMNS,
     POSITION_COLUMNS,
@@ -39,8 +40,8 @@ from ledger_sizer.storage.write_store import (
 _POSITIONS = f"SELECT {', '.join(POSITION_COLUMNS)} FROM positions WHERE portfolio_id = ?"
 _BY_NUMBER = f"{_POSITIONS} AND number IN (SELECT value FROM json_each(?))"
 _BY_ORIGIN = f"{_POSITIONS} AND origin IN (SELECT value FROM json_each(?)) AND origin IS NOT NULL"
-_EXPIRED = f"{_POSITIONS} AND state = 'held' AND expires_us <= ?"
-_NEXT_EXPIRY = "SELECT min(expires_us) FROM positions WHERE portfolio_id = ? AND state = 'held' AND expires_us > ?"
+_EXPIRED = f"{_POSITIONS} AND {PENDING} AND expires_us <= ?"
+_NEXT_EXPIRY = f"SELECT min(expires_us) FROM positions WHERE portfolio_id = ? AND {PENDING} AND expires_us > ?"
 _BY_KEY = (
     f"SELECT {', '.join(DECISION_COLUMNS)} FROM decisions "
     "WHERE portfolio_id = ? AND key IN (SELECT value FROM json_each(?))"

@@ -63,9 +63,9 @@ class StateCache:
             self._uncontended[state.name] = self._uncontended.get(state.name, _UNCONTENDED_MIN) + 1 if unchanged else 0
             if unchanged:
                 _carry_over(before, state)  # before `settle`, or positions that the batch ended would come back
-        held = [p.expires_us for n in state.dirty_positions if (p := state.positions[n]).state == "held"]
+        expiries = [p.expires_us for n in state.dirty_positions if (p := state.positions[n]).pending]
         state.begin_next_batch()
-        state.next_expiry_us = min((us for us in (state.next_expiry_us, *held) if us is not None), default=None)
+        state.next_expiry_us = min((us for us in (state.next_expiry_us, *expiries) if us is not None), default=None)
         if len(state.positions) > _POSITIONS_MAX:
             state.positions.clear()
         self._states[state.name] = state

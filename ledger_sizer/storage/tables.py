@@ -72,6 +72,9 @@ class ScopeRow(Base):
     fresh_until_us: Mapped[int | None]
 
 
+PENDING = "state IN ('held', 'open') AND expires_us IS NOT NULL"
+"""SQL of `Position.pending`. A database uses the index of expiries only if a statement repeats this condition."""
+
 _ENDED = "state IN ('closed', 'expired')"
 
 
@@ -81,14 +84,14 @@ class PositionRow(Base):
     __tablename__ = "positions"
     __table_args__ = (
         CheckConstraint("state IN ('held', 'open', 'closed', 'released', 'expired')", name="state"),
-        CheckConstraint("held_e8 >= 0 AND (held_e8 > 0) = (state = 'held')", name="held"),
+        CheckConstraint(f"held_e8 >= 0 AND (held_e8 = 0 OR ({PENDING}))", name="held"),
         CheckConstraint("open_e8 >= 0 AND (open_e8 > 0) = (state = 'open')", name="open"),
         CheckConstraint("state <> 'held' OR expires_us IS NOT NULL", name="expires"),
         CheckConstraint("state <> 'open' OR (quantity IS NOT NULL AND price IS NOT NULL)", name="filled"),
         Index("ix_positions_open", "portfolio_id", "number", postgresql_where=text("state = 'open'"),
               sqlite_where=text("state = 'open'")),
-        Index("ix_positions_expiry", "portfolio_id", "expires_us", postgresql_where=text("state = 'held'"),
-              sqlite_where=text("state = 'held'")),
+        Index("ix_positions_expiry", "portfolio_id", "expires_us", postgresql_where=text(PENDING),
+              sqlite_where=text(PENDING)),
         Index("ix_positions_ended", "portfolio_id", "updated_us", postgresql_where=text(_ENDED),
               sqlite_where=text(_ENDED)),
         Index("uq_positions_origin", "portfolio_id", "origin", unique=True,

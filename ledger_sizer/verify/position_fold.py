@@ -53,16 +53,25 @@ def fold_position(position: FoldedPosition | None, record: Fields) -> FoldedPosi
         price = decimal_text(Decimal(fields["price"]))
         if position is None and command == "confirm":
             origin = int(fields["position_id"].rpartition("-")[2])
+    expires_us = _expires_us(position, command, request, expires_us)
+    if open_e8:
+        state = "open"
+    elif command == "expire":
+        state = "expired"
+    elif expires_us is not None:
+        state = "held"
+    else:
+        state = "closed" if position is not None and position.open_e8 else "released"
     return FoldedPosition(
         number,
-        "held" if held_e8 else "open" if open_e8 else _final_state(command, position),
+        state,
         tags,
         held_e8,
         open_e8,
-        _quantity(position, quantity),
+        _quantity(position, command, quantity),
         price,
         position.legs if position is not None and command == "extend" else legs_in(trace),
-        _expires_us(position, command, expires_us),
+        expires_us,
         opened_us,
         decided_us,
         seq,
@@ -70,25 +79,26 @@ def fold_position(position: FoldedPosition | None, record: Fields) -> FoldedPosi
     )
 
 
-def _final_state(command: str, position: FoldedPosition | None) -> str:
-    if command == "expire":
-        return "expired"
-    return "closed" if position is not None and position.open_e8 else "released"
-
-
-def _quantity(position: FoldedPosition | None, decided: str | None) -> str | None:
-    if position is None or position.state != "open" or position.quantity is None or decided is None:
+def _quantity(position: FoldedPosition | None, command: str, decided: str | None) -> str | None:
+    if position is None or position.state != "open" or position.quantity is None:
         return decided
+    if command != "release" or decided is None:  # a decision about its hold, which closes nothing
+        return position.quantity
     if position.quantity == decided:
         return "0"
     with exact_arithmetic():
         return decimal_text(Decimal(position.quantity) - Decimal(decided))
 
 
-def _expires_us(position: FoldedPosition | None, command: str, decided_us: int | None) -> int | None:
+def _expires_us(position: FoldedPosition | None, command: str, request: str, decided_us: int | None) -> int | None:
     if command in ("reserve", "extend"):
         return decided_us
-    return position.expires_us if position is not None and command == "expire" else None
+    if position is None or position.expires_us is None:
+        return None
+    if position.state != "open":
+        return position.expires_us if command == "expire" else None
+    closes_part = command == "release" and "quantity" in from_json(request)
+    return position.expires_us if closes_part else None
 
 
 def legs_in(trace: str) -> str:

@@ -23,7 +23,15 @@ from ledger_sizer.model.overview import (
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.storage.database import database_now_us, read_transaction
-from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
+from ledger_sizer.storage.tables import (
+    PENDING,
+    DecisionRow,
+    DriftRow,
+    PortfolioRow,
+    PositionRow,
+    ReconciliationRow,
+    ScopeRow,
+)
 from ledger_sizer.storage.write_store import position_from_row, record_from_row, scope_from_row
 from ledger_sizer.views.exposure_series import BlockExtremes, read_exposure_line
 from ledger_sizer.views.queries import cursor_numbers, scope_exposure
@@ -34,7 +42,7 @@ _POSITIONS = PositionRow.__table__
 _DECISIONS = DecisionRow.__table__
 
 # Literal text, not bound parameters: a database uses a partial index only if the statement repeats its condition.
-_HELD = text("positions.state = 'held'")
+_PENDING = text(PENDING)
 _OPEN = text("positions.state = 'open'")
 
 
@@ -102,7 +110,7 @@ def _detail(
         scopes=scopes,
         scopes_left_out=left_out,
         held=_held_page(connection, portfolio_row, request),
-        held_count=connection.execute(count.where(_HELD)).scalar_one(),
+        held_count=connection.execute(count.where(_PENDING)).scalar_one(),
         open=_open_page(connection, portfolio_row, request),
         open_count=connection.execute(count.where(_OPEN)).scalar_one(),
         decisions=_decision_page(connection, portfolio_row, request),
@@ -130,7 +138,7 @@ def _scope(row: Sequence[Any]) -> ScopeExposure:
 
 
 def _held_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Position]:
-    query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == portfolio_row.id, _HELD)
+    query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == portfolio_row.id, _PENDING)
     if request.held_cursor is not None:
         query = query.where(
             tuple_(PositionRow.expires_us, PositionRow.number) > _parse_cursor(request.held_cursor, 2, "held")

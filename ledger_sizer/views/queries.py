@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Unpack
 
-from sqlalchemy import Connection, Engine, Select, and_, literal, select, tuple_
+from sqlalchemy import Connection, Engine, Select, and_, literal, select, text, tuple_
 
 from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.as_of import AsOf, scopes_as_of
@@ -29,7 +29,7 @@ from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import E8_MAX, usd
 from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage.database import read_transaction, tag_value
-from ledger_sizer.storage.tables import PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.storage.tables import PENDING, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.storage.write_store import position_from_row, scope_from_row
 
 LIMIT_MAX = 1000
@@ -64,7 +64,7 @@ class Queries:
     def portfolios_with_expired(self, now_us: int | None) -> list[str]:
         """Return the names of portfolios with a hold that has expired."""
         now_us = time.time_ns() // 1000 if now_us is None else now_us
-        due = select(PositionRow.portfolio_id).where(PositionRow.state == "held", PositionRow.expires_us <= now_us)
+        due = select(PositionRow.portfolio_id).where(text(PENDING), PositionRow.expires_us <= now_us)
         query = select(PortfolioRow.name).where(PortfolioRow.id.in_(due)).order_by(PortfolioRow.id)
         with read_transaction(self._engine) as connection:
             return list(connection.execute(query).scalars())
@@ -214,7 +214,7 @@ class Queries:
                 state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, new_cap_e8)
                 return state, now_us
             state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
-            due = and_(PositionRow.state == "held", PositionRow.expires_us <= max(now_us, found.last_us))
+            due = and_(text(PENDING), PositionRow.expires_us <= max(now_us, found.last_us))
             query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
             wanted = set(tags_of(command.tags).scopes)
             for row in connection.execute(query):
@@ -245,11 +245,12 @@ def _where_portfolio(query: Select[Any], column: Any, portfolio: str) -> Select[
 
 
 def _in_state(query: Select[Any], state: str) -> Select[Any]:
-    # Held and open positions have a partial index each, which is used only if the state is a literal. The index of held
-    # ones is by expiry. If ordered by the plain number, SQLite would rather scan all positions there ever were.
-    number = PositionRow.number + 0 if state == "held" else PositionRow.number
+    # A partial index has the open positions, another the held ones. Each is used only if its condition is in the text.
+    # The latter is by expiry: if ordered by the plain number, SQLite would rather scan all positions there ever were.
     query = query.where(PositionRow.state == literal(state, literal_execute=True))
-    return query.order_by(PositionRow.portfolio_id, number)
+    if state == "held":
+        return query.where(text(PENDING)).order_by(PositionRow.portfolio_id, PositionRow.number + 0)
+    return query.order_by(PositionRow.portfolio_id, PositionRow.number)
 
 
 def scope_exposure(scope: ScopeState) -> ScopeExposure:

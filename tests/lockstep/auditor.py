@@ -119,9 +119,9 @@ class Auditor:
     def _check_positions(self, positions: list[Position]) -> None:
         """Check the positions: every held dollar has an expiry, and an ended position never changes again."""
         for position in positions:
-            assert (position.held > 0) == (position.state == "held"), position
+            assert not position.held or position.expires_at is not None, f"{position} would be held for ever"
             assert (position.open > 0) == (position.state == "open"), position
-            assert position.state != "held" or position.expires_at is not None, f"{position} would be held for ever"
+            assert position.state != "held" or position.expires_at is not None, position
             before = self._final.get(position.number)
             assert before is None or position == before, f"{before} was final and became {position}"
             if position.state in FINAL:

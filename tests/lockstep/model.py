@@ -23,6 +23,7 @@ from tests.lockstep.model_rules import (
     Refusal,
     RefusedError,
     expiry_of,
+    free,
 )
 
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -107,15 +108,14 @@ class PortfolioModel:
 
     def expire(self) -> list[Answer]:
         """Free the overdue holds, oldest first."""
-        due = [one for one in self.positions.values() if one.state == "held" and expiry_of(one) <= self.now]
-        return [
-            self.record(
-                f"ledger:expire:{one.number}",
-                Answer("expire", "applied", quantity=one.quantity),
-                replace(one, state="expired", held=Fraction(0), expires_at=None),
-            )
-            for one in sorted(due, key=lambda one: (expiry_of(one), one.number))
-        ]
+        due = [one for one in self.positions.values() if one.pending and expiry_of(one) <= self.now]
+        answers = []
+        for one in sorted(due, key=lambda one: (expiry_of(one), one.number)):
+            after, quantity = free(one, "expired")
+            again = "" if one.state == "held" else f":{self.next_seq}"  # what is open may hold and expire again
+            answer = Answer("expire", "applied", quantity=quantity)
+            answers.append(self.record(f"ledger:expire:{one.number}{again}", answer, after))
+        return answers
 
     def answer(self, command: Command) -> Reply:
         """Answer one command, or refuse it without a record."""

@@ -76,6 +76,11 @@ class Holding:
     expires_at: datetime | None = None
     origin: int | None = None
 
+    @property
+    def pending(self) -> bool:
+        """Whether it may still fill. Held or open, a position is pending while it has an expiry."""
+        return self.expires_at is not None
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -114,9 +119,15 @@ class RefusedError(Exception):
 
 
 def expiry_of(one: Holding) -> datetime:
-    """Return the expiry of a hold."""
+    """Return the expiry of a pending position."""
     assert one.expires_at is not None, "every held dollar has an expiry"
     return one.expires_at
+
+
+def free(one: Holding, ended: str) -> tuple[Holding, Fraction | None]:
+    """Free a hold. What is open stays; without that the position is `ended`. Returns it, and the quantity it had."""
+    freed = replace(one, held=Fraction(0), expires_at=None)
+    return (freed, None) if one.state == "open" else (replace(freed, state=ended), one.quantity)
 
 
 def _ttl(portfolio: PortfolioModel, command: Reserve | Extend) -> timedelta:
@@ -228,13 +239,13 @@ def _confirm(portfolio: PortfolioModel, command: Confirm) -> tuple[Answer, Holdi
 
 def _release(portfolio: PortfolioModel, command: Release) -> tuple[Answer, Holding]:
     before = _found(portfolio, command)
-    if command.held_only and before.state != "held":
+    if command.held_only and not before.pending:
         raise RefusedError("wrong_state")
-    if before.state == "held":
+    if command.held_only or before.state == "held":
         if command.quantity is not None:
             raise RefusedError("invalid_request")
-        after = replace(before, state="released", held=Fraction(0), expires_at=None)
-        return Answer("release", "applied", quantity=before.quantity), after
+        after, quantity = free(before, "released")
+        return Answer("release", "applied", quantity=quantity), after
     if before.state != "open":
         raise RefusedError("wrong_state")
     assert before.quantity is not None
@@ -243,13 +254,15 @@ def _release(portfolio: PortfolioModel, command: Release) -> tuple[Answer, Holdi
     left = before.quantity - closing
     if left < 0:
         raise RefusedError("invalid_request")
-    after = replace(before, state="open" if left else "closed", quantity=left, open=up(left * before.price))
+    after = before if command.quantity is not None else free(before, "released")[0]
+    state = "open" if left else "held" if after.pending else "closed"
+    after = replace(after, state=state, quantity=left, open=up(left * before.price))
     return Answer("release", "applied", quantity=closing), after
 
 
 def _extend(portfolio: PortfolioModel, command: Extend) -> tuple[Answer, Holding]:
     before = _found(portfolio, command)
-    if before.state != "held":
+    if not before.pending:
         raise RefusedError("wrong_state")
     for scope in before.scopes:
         if portfolio.status(scope) == "halted":

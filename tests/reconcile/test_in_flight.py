@@ -8,7 +8,10 @@ from decimal import Decimal
 import pytest
 
 from ledger_sizer import InstrumentInfo, Leg
-from ledger_sizer.model.reconciliation import Drift
+from ledger_sizer.model.domain import Position
+from ledger_sizer.model.reconciliation import Drift, Market
+from ledger_sizer.model.tags import tags_of
+from ledger_sizer.reconcile.ledger_side import ledger_side_of
 from tests.support.accounts import PERP, Desk, OpenDesk, WrittenAccount, balance, long, open_desks, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, figures, position_of, reserve_btc
@@ -240,3 +243,19 @@ def test_reconcile_when_the_name_of_a_filled_hold_begins_with_another_ones_then_
     findings = desk.run().findings
     assert [one.market.subject for one in findings if one.kind == "expired_hold"] == [idle]
     assert [one.detail.split("hold ")[1].split()[0] for one in findings if one.kind == "late_fill"] == [filled]
+
+
+@pytest.mark.parametrize(("now_us", "holds"), [(8, 1), (9, 0)])
+def test_sum_up_when_an_open_position_holds_more_then_what_filled_is_open_and_the_rest_is_a_hold_in_usd(
+    now_us: int, holds: int
+) -> None:
+    leg = Leg("bybit", PERP, "swap", "sell", D("0.01"), D(50_000))
+    position = Position(
+        portfolio="main", number=1, state="open", tags=tags_of(TAGS), held_e8=300 * 10**8, open_e8=500 * 10**8,
+        quantity=D("0.01"), price=D(50_000), legs=(leg,), expires_us=9, updated_us=5, updated_seq=2,
+    )  # fmt: skip
+    account, market = ("bybit", "main"), Market("bybit", "main", PERP, "short")
+    side = ledger_side_of([position], [account], seq_before=5, settled_us=5, expired_us=0, now_us=now_us)
+    assert (side.open, side.in_flight, side.expired) == ({market: D("0.01")}, {}, [])
+    assert side.holds_without_legs == [(account, "BTC", D(300))] * holds
+    assert side.holds == [(account, (market,), D(300))] * holds
