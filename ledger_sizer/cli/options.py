@@ -13,6 +13,7 @@ import typer
 
 from ledger_sizer.cli.errors import bad_input
 from ledger_sizer.model.commands import COMMANDS
+from ledger_sizer.model.denials import DENIAL_REASONS
 
 if TYPE_CHECKING:
     from ledger_sizer.model.instruments import InstrumentInfo, Leg
@@ -37,21 +38,12 @@ Everything = Annotated[bool, typer.Option("--all", help="Every page, from the cu
 # Literals, so that `--help` need not import the domain's types. A test keeps them equal.
 State = Literal["held", "open", "closed", "released", "expired", "live"]
 OutcomeName = Literal["granted", "denied", "applied"]
-ReasonName = Literal[
-    "halted",
-    "reducing",
-    "unreconciled",
-    "cap_exceeded",
-    "below_min_qty",
-    "below_min_notional",
-    "insufficient_balance",
-    "group_denied",
-]
 ExportFormat = Literal["csv", "ndjson"]
 if TYPE_CHECKING:
-    CommandName = str
+    CommandName = ReasonName = str
 else:
     CommandName = Literal[(*COMMANDS, "expire")]
+    ReasonName = Literal[DENIAL_REASONS]
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 _WHOLE = re.compile(r"[0-9]+")

@@ -4,6 +4,7 @@ units            Decimal <-> scaled integers, and all rounding of money
 errors           the error tree
 instruments      markets with their trading rules, and legs
 tags             tags of a position, and the scopes they stand for
+denials          reasons of a denial, with their titles and words
 domain           positions, exposure, pages, history filters, verify reports
 command_base     base classes of the commands, and the canonical request text
 commands         one type per verb

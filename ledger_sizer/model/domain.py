@@ -10,27 +10,13 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Generic, Literal, NamedTuple, TypedDict, TypeVar
 
+from ledger_sizer.model.denials import DENIAL_REASONS as DENIAL_REASONS  # noqa: PLC0414 - for its readers here
 from ledger_sizer.model.errors import WrongState
 from ledger_sizer.model.instruments import Leg
 from ledger_sizer.model.names import position_id
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
 from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic, usd
-
-DENIAL_REASONS = (
-    "halted",
-    "reducing",
-    "unreconciled",
-    "cap_exceeded",
-    "below_min_qty",
-    "below_min_notional",
-    "insufficient_balance",
-    "group_denied",
-)
-"""Reasons of a denial, in order of precedence: where several apply, the first is reported.
-
-`group_denied`: another command of the same atomic group was denied.
-"""
 
 Outcome = Literal["granted", "denied", "applied"]
 PositionState = Literal["held", "open", "closed", "released", "expired"]

@@ -3,11 +3,10 @@
 No database, no clock, no logging: `now_us` is an argument, so that a backtest decides with the same code. A verb that
 does not fit the position's state raises an error and leaves no record. A refusal to grant is a verdict.
 
-Denial reasons follow the order of `domain.DENIAL_REASONS`: every condition is checked on its own, and the first that
-holds is reported.
+Where several reasons to deny hold, the first in the order of `denials.DENIALS` is reported.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from decimal import Decimal
 from typing import Literal
@@ -27,6 +26,7 @@ from ledger_sizer.model.commands import (
     SetCap,
     Thaw,
 )
+from ledger_sizer.model.denials import PRECEDENCE
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.instruments import Leg
@@ -61,7 +61,8 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
     raw = policy.sizing.raw_budget_of(command.signal_score)
     budget_e8, binding = _budget(scopes, command, raw)
     matched = _match_budget(command, budget_e8, policy)
-    reason = _status_reason(scopes, now_us) or _size_reason(scopes, command, budget_e8, matched)
+    objections = _objections(scopes, command, budget_e8, binding, matched, now_us)
+    reason, objector = min(objections, key=lambda one: PRECEDENCE[one[0]], default=(None, None))
     quantity = matched.quantity if matched is not None and reason is None else None
     legs = _planned_legs(command, quantity)
     verdict = Verdict(
@@ -70,14 +71,12 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
         tags=tags,
         fraction=raw.fraction_text,
         raw_budget=raw.budget_text,
-        binding=_denial_binding(scopes, reason, now_us) or binding,
+        binding=objector or (matched and matched.binding) or binding,
         trace=trace_text(scopes, policy=policy.text, match=matched, legs=legs),
     )
     if reason is None:
         verdict.budget_e8 = budget_e8
         verdict.quantity = None if quantity is None else decimal_text(quantity)
-        if matched is not None and matched.binding:
-            verdict.binding = matched.binding
         verdict.position = Position(
             portfolio=state.name, number=state.last_seq + 1, state="held", tags=tags, held_e8=budget_e8,
             quantity=quantity, legs=legs, expires_us=now_us + _lifetime_us(command, policy),
@@ -109,42 +108,29 @@ def _match_budget(command: Reserve, budget_e8: int, policy: Policy) -> Match | N
     return match_quantity(spend, command.price, command.rules)
 
 
-def _status_reason(scopes: list[ScopeState], now_us: int) -> str | None:
-    statuses = {scope.status for scope in scopes}
-    if "halted" in statuses or "reducing" in statuses:
-        return "halted" if "halted" in statuses else "reducing"
-    return "unreconciled" if any(scope.unreconciled(now_us) for scope in scopes) else None
+def _objections(
+    scopes: list[ScopeState], command: Reserve, budget_e8: int, binding: str, matched: Match | None, now_us: int
+) -> Iterator[tuple[str, str]]:
+    """Yield every reason to deny, each with the scope or constraint that it is about, in any order of the reasons.
 
-
-def _status_scope(scopes: list[ScopeState], status: str | None) -> str | None:
-    return next((scope.name for scope in scopes if scope.status == status), None)
-
-
-def _denial_binding(scopes: list[ScopeState], reason: str | None, now_us: int) -> str | None:
-    """Return the scope or constraint that the reason is about; None where it is the one that bound the budget."""
-    if reason == "cap_exceeded":
-        full = [scope for scope in scopes if scope.headroom_e8 is not None and scope.headroom_e8 <= 0]
-        return min(full, key=lambda scope: scope.headroom_e8 or 0).name
-    if reason == "insufficient_balance":
-        return "available_balance"
-    if reason == "unreconciled":
-        return next(scope.name for scope in scopes if scope.unreconciled(now_us))
-    return _status_scope(scopes, reason)
-
-
-def _size_reason(scopes: list[ScopeState], command: Reserve, budget_e8: int, matched: Match | None) -> str | None:
-    reasons = set()
-    if any(scope.headroom_e8 is not None and scope.headroom_e8 <= 0 for scope in scopes):
-        return "cap_exceeded"
+    binding: of the budget, which is what a quantity or an order value that is too small is about.
+    """
+    for scope in scopes:
+        if scope.status != "active":
+            yield scope.status, scope.name
+        if scope.unreconciled(now_us):
+            yield "unreconciled", scope.name
+    full = [scope for scope in scopes if scope.headroom_e8 is not None and scope.headroom_e8 <= 0]
+    if full:
+        yield "cap_exceeded", min(full, key=lambda scope: scope.headroom_e8 or 0).name
     if matched is not None and matched.reason:
-        reasons.add(matched.reason)
+        yield matched.reason, binding
     if command.min_notional_usd is not None and usd(budget_e8) < command.min_notional_usd:
-        reasons.add("below_min_notional")
-    if budget_e8 <= 0:
-        no_balance = command.available_balance is not None and command.available_balance * USD_SCALE < 1
-        reasons.add("insufficient_balance" if no_balance else "below_min_notional")
-    ordered = ("below_min_qty", "below_min_notional", "insufficient_balance")
-    return next((reason for reason in ordered if reason in reasons), None)
+        yield "below_min_notional", binding
+    if budget_e8 <= 0 and command.available_balance is not None and command.available_balance * USD_SCALE < 1:
+        yield "insufficient_balance", "available_balance"
+    elif budget_e8 <= 0:
+        yield "below_min_notional", binding
 
 
 def _planned_legs(command: Reserve, quantity: Decimal | None) -> tuple[Leg, ...]:
@@ -248,10 +234,11 @@ def _extend(state: PortfolioState, command: Extend, now_us: int, policy: Policy)
     position = _require_position(state, command)
     position.require_pending("extend")
     scopes = [state.scope(name) for name in position.tags.scopes]
-    if "halted" in {scope.status for scope in scopes}:
+    halted = next((scope.name for scope in scopes if scope.status == "halted"), None)
+    if halted is not None:
         return Verdict(
-            outcome="denied", reason="halted", position=position, tags=position.tags,
-            binding=_status_scope(scopes, "halted"), trace=trace_text(scopes),
+            outcome="denied", reason="halted", position=position, tags=position.tags, binding=halted,
+            trace=trace_text(scopes),
         )  # fmt: skip
     expires_us = max(position.expires_us or 0, now_us + _lifetime_us(command, policy))
     return Verdict(

@@ -8,6 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.denials import DENIALS
 from ledger_sizer.model.instruments import instrument_from_json
 from ledger_sizer.model.times import from_us, time_text
 from ledger_sizer.model.units import decimal_text, usd
@@ -25,18 +26,6 @@ class Explanation:
 
     def __str__(self) -> str:
         return self.text
-
-
-_REASONS = {
-    "halted": "new reservations are halted in {binding}",
-    "reducing": "{binding} is reducing: positions may close, none may open",
-    "unreconciled": "{binding} is not known to agree with the exchange, so nothing new is granted there",
-    "cap_exceeded": "the cap of {binding} leaves nothing",
-    "below_min_qty": "what {binding} leaves buys less than the smallest quantity both legs accept",
-    "below_min_notional": "what {binding} leaves is below the smallest order value",
-    "insufficient_balance": "there is no available balance to spend",
-    "group_denied": "another command of its atomic group was denied",
-}
 
 
 def explain(decision: Decision) -> Explanation:
@@ -93,7 +82,8 @@ def explain(decision: Decision) -> Explanation:
 def reason_in_words(decision: Decision) -> str:
     """Return the denial reason as the end of a sentence; empty for a decision that was not denied."""
     reason = decision.reason or ""
-    return _REASONS.get(reason, reason).format(binding=decision.binding)
+    _, words = DENIALS.get(reason, ("", reason))
+    return words.format(binding=decision.binding)
 
 
 def _headline(decision: Decision) -> str:

@@ -10,7 +10,7 @@ whole decision of a denial, `results` are the results of an atomic batch that wa
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ledger_sizer.model.domain import DENIAL_REASONS
+from ledger_sizer.model.denials import DENIALS
 from ledger_sizer.model.errors import (
     Busy,
     Closed,
@@ -81,24 +81,12 @@ class Problem(NamedTuple):
     exception: type[LedgerError]
 
 
-_DENIALS = {
-    "halted": "New reservations are halted",
-    "reducing": "Positions may close, none may open",
-    "unreconciled": "The ledger and the exchange do not agree",
-    "cap_exceeded": "The cap leaves nothing",
-    "below_min_qty": "What is left buys less than the smallest quantity",
-    "below_min_notional": "What is left is below the smallest order value",
-    "insufficient_balance": "There is no available balance to spend",
-    "group_denied": "Another command of the atomic group was denied",
-}
-assert tuple(_DENIALS) == DENIAL_REASONS, "every denial reason has a title"
-
 PROBLEMS: Mapping[str, Problem] = {
     "invalid_request": Problem(422, "The request is wrong in itself", InvalidRequest),
     "idempotency_key_reused": Problem(422, "The idempotency key answered another request", KeyReused),
     "not_found": Problem(404, "There is no such thing", NotFound),
     "wrong_state": Problem(409, "The present state does not allow this", WrongState),
-    **{reason: Problem(409, title, Denied) for reason, title in _DENIALS.items()},
+    **{reason: Problem(409, title, Denied) for reason, (title, _) in DENIALS.items()},
     "unauthenticated": Problem(401, "An API key is needed", Unauthenticated),
     "forbidden": Problem(403, "The API key does not allow this", Forbidden),
     "method_not_allowed": Problem(405, "The path does not take this method", MethodNotAllowed),

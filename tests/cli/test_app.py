@@ -22,7 +22,7 @@ from ledger_sizer.cli import options, reconciliation
 from ledger_sizer.cli.app import root_command
 from ledger_sizer.history.backup import backup_sqlite
 from ledger_sizer.model.commands import COMMANDS
-from ledger_sizer.model.domain import DENIAL_REASONS, Outcome
+from ledger_sizer.model.domain import Outcome
 from ledger_sizer.model.reconciliation import KINDS
 from ledger_sizer.model.reconciliation import STATES as DRIFT_STATES
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET
@@ -193,10 +193,9 @@ def test_start_when_only_help_is_wanted_then_nothing_heavy_is_imported(arguments
         (reconciliation.DriftStateName, (*DRIFT_STATES, "live")),
         (reconciliation.DriftKindName, KINDS),
         (options.OutcomeName, get_args(Outcome)),
-        (options.ReasonName, DENIAL_REASONS),
         (options.CommandName, (*COMMANDS, "expire")),
     ],
-    ids=["state", "drift state", "drift kind", "outcome", "reason", "command"],
+    ids=["state", "drift state", "drift kind", "outcome", "command"],
 )
 def test_list_choices_when_ledger_knows_them_then_options_offer_the_same(choices: Any, known: tuple[str, ...]) -> None:
     assert get_args(choices) == tuple(known)
