@@ -7,7 +7,6 @@ portfolio's cap as headroom + exposure. One scan, linear in the decisions up to 
 """
 
 import json
-from dataclasses import replace
 from datetime import datetime
 
 from sqlalchemy import Connection, func, select
@@ -16,11 +15,12 @@ from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.history import Filters, History
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import InvalidRequest, NotFound
+from ledger_sizer.model.scope_settings import NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.rules.state import ScopeState
-from ledger_sizer.rules.trace import SCOPE_COMMANDS, reconciliation_of
+from ledger_sizer.rules.trace import SCOPE_COMMANDS, read_scope
 from ledger_sizer.storage.tables import DecisionRow
 
 AsOf = int | datetime
@@ -81,7 +81,7 @@ class _Totals:
 
     def __init__(self) -> None:
         self._counters: dict[str, list[int]] = {PORTFOLIO_SCOPE: [0, 0]}  # held and open, 1e-8 USD
-        self._settings: dict[str, tuple[int, ScopeState]] = {}  # the seq of the last command, and what it set
+        self._settings: dict[str, tuple[int, ScopeSettings]] = {}  # the seq of the last command, and what it set
 
     def add(self, record: DecisionRecord) -> None:
         if record.held_delta_e8 or record.open_delta_e8:
@@ -96,20 +96,14 @@ class _Totals:
             counters[1] += opened
 
     def set_scope(self, record: DecisionRecord) -> None:
-        row = json.loads(record.trace)["after"]
-        frozen, fresh_until_us = reconciliation_of(row)
-        if record.seq > self._settings.get(row[0], (0,))[0]:
-            scope = ScopeState(row[0], row[1], status=row[4], frozen=bool(frozen), fresh_until_us=fresh_until_us)
-            self._settings[scope.name] = (record.seq, scope)
+        scope, settings, *_ = read_scope(json.loads(record.trace)["after"])
+        if record.seq > self._settings.get(scope, (0,))[0]:
+            self._settings[scope] = (record.seq, settings)
 
     def scopes(self, end: DecisionRecord) -> list[ScopeState]:
         """Return the whole portfolio first, then the other scopes by name."""
         assert end.headroom_e8 is not None, "a portfolio always has a cap"
-        whole = ScopeState(PORTFOLIO_SCOPE, end.headroom_e8 + end.exposure_e8)
-        settings = {PORTFOLIO_SCOPE: whole, **{name: scope for name, (_, scope) in self._settings.items()}}
+        settings = {name: settings for name, (_, settings) in self._settings.items()}
+        settings.setdefault(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=end.headroom_e8 + end.exposure_e8))
         names = sorted({*self._counters, *settings}, key=lambda name: (name != PORTFOLIO_SCOPE, name))
-        scopes = []
-        for name in names:
-            held, opened = self._counters.get(name, (0, 0))
-            scopes.append(replace(settings.get(name, ScopeState(name)), held_e8=held, open_e8=opened))
-        return scopes
+        return [ScopeState(name, settings.get(name, NO_SETTINGS), *self._counters.get(name, (0, 0))) for name in names]

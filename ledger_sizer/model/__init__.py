@@ -8,6 +8,7 @@ denials          reasons of a denial, with their titles and words
 domain           positions, exposure, pages, history filters, verify reports
 command_base     base classes of the commands, and the canonical request text
 commands         one type per verb
+scope_settings   what a scope may be set to
 decisions        decisions, their stored records, and the hash chain
 reconciliation   drifts, findings, policies, runs
 overview         the snapshot that the dashboard and `ledger-sizer top` show

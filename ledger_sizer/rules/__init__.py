@@ -3,6 +3,7 @@
 policy     the settings that decisions depend on
 sizing     signal score -> budget in USD -> quantity both legs accept
 state      the state that a batch is decided on, and how a verdict changes it
+bounds     what bounds a budget besides its sizing
 decide     one command -> verdict
 batch      many commands -> decisions; idempotency, atomic groups, expiry of holds
 trace      the input of a decision, as canonical JSON

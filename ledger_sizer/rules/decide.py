@@ -9,6 +9,7 @@ Where several reasons to deny hold, the first in the order of `denials.DENIALS` 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from decimal import Decimal
+from operator import itemgetter
 from typing import Literal
 
 from ledger_sizer.model.command_base import Command, ttl_us
@@ -16,27 +17,22 @@ from ledger_sizer.model.commands import (
     Adopt,
     Confirm,
     Extend,
-    Freeze,
-    Halt,
-    Reconciled,
     Release,
     Remark,
     Reserve,
-    Resume,
-    SetCap,
-    Thaw,
+    ScopeCommand,
 )
 from ledger_sizer.model.denials import PRECEDENCE
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.instruments import Leg
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, Tags, tags_of
-from ledger_sizer.model.times import to_us
-from ledger_sizer.model.units import E8_MAX, USD_SCALE, decimal_text, exact_arithmetic, notional_e8, usd, usd_floor_e8
+from ledger_sizer.model.units import E8_MAX, USD_SCALE, decimal_text, exact_arithmetic, notional_e8, usd
+from ledger_sizer.rules.bounds import bounds
 from ledger_sizer.rules.policy import Policy
-from ledger_sizer.rules.sizing import Match, RawBudget, gross_of_spot_fee, match_quantity, net_of_spot_fee
+from ledger_sizer.rules.sizing import Match, gross_of_spot_fee, match_quantity, net_of_spot_fee
 from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
-from ledger_sizer.rules.trace import trace_text
+from ledger_sizer.rules.trace import SCOPE_COMMANDS, trace_text
 
 EXPIRE = "expire"
 """Verb of the ledger's own command: it ends an overdue hold."""
@@ -59,7 +55,9 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
     tags = tags_of(command.tags)
     scopes = [state.scope(name) for name in tags.scopes]
     raw = policy.sizing.raw_budget_of(command.signal_score)
-    budget_e8, binding = _budget(scopes, command, raw)
+    limits = [(raw.binding, raw.budget_e8), *bounds(scopes, command.available_balance)]
+    binding, least_e8 = min(limits, key=itemgetter(1))
+    budget_e8 = max(least_e8, 0)
     matched = _match_budget(command, budget_e8, policy)
     objections = _objections(scopes, command, budget_e8, binding, matched, now_us)
     reason, objector = min(objections, key=lambda one: PRECEDENCE[one[0]], default=(None, None))
@@ -82,21 +80,6 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
             quantity=quantity, legs=legs, expires_us=now_us + _lifetime_us(command, policy),
         )  # fmt: skip
     return verdict
-
-
-def _budget(scopes: list[ScopeState], command: Reserve, raw: RawBudget) -> tuple[int, str]:
-    """Return the budget in 1e-8 USD, rounded down, and its binding constraint. On a tie the first checked here wins."""
-    budget_e8, binding = raw.budget_e8, raw.binding
-    for scope in scopes:
-        headroom_e8 = scope.headroom_e8
-        if headroom_e8 is not None and headroom_e8 < budget_e8:
-            budget_e8, binding = headroom_e8, scope.name
-    if command.available_balance is not None:
-        balance = command.available_balance
-        # Compared before it is scaled: a balance beyond 64 bits is legal and does not bind.
-        if balance < usd(budget_e8):
-            budget_e8, binding = usd_floor_e8(max(balance, Decimal(0))), "available_balance"
-    return max(budget_e8, 0), binding
 
 
 def _match_budget(command: Reserve, budget_e8: int, policy: Policy) -> Match | None:
@@ -326,30 +309,9 @@ def _scaled_legs(position: Position, quantity: Decimal, left: Decimal) -> tuple[
 # --- administration --------------------------------------------------------------------------------------------
 
 
-def _set_cap(state: PortfolioState, command: SetCap, _now_us: int, _policy: Policy) -> Verdict:
+def _change_scope(state: PortfolioState, command: ScopeCommand, _now_us: int, _policy: Policy) -> Verdict:
     before = state.scope(command.scope)
-    cap_e8 = None if command.cap is None else usd_floor_e8(command.cap, "cap")
-    return _scope_verdict(before, replace(before, cap_e8=cap_e8))
-
-
-def _set_status(state: PortfolioState, command: Halt | Resume, _now_us: int, _policy: Policy) -> Verdict:
-    before = state.scope(command.scope)
-    status = command.mode if isinstance(command, Halt) else "active"
-    return _scope_verdict(before, replace(before, status=status))
-
-
-def _set_frozen(state: PortfolioState, command: Freeze | Thaw, _now_us: int, _policy: Policy) -> Verdict:
-    before = state.scope(command.scope)
-    return _scope_verdict(before, replace(before, frozen=isinstance(command, Freeze)))
-
-
-def _reconciled(state: PortfolioState, command: Reconciled, _now_us: int, _policy: Policy) -> Verdict:
-    before = state.scope(command.scope)
-    until_us = None if command.fresh_until is None else to_us(command.fresh_until)
-    return _scope_verdict(before, replace(before, fresh_until_us=until_us))
-
-
-def _scope_verdict(before: ScopeState, after: ScopeState) -> Verdict:
+    after = replace(before, settings=before.settings._replace(**command.changes()))
     return Verdict(
         outcome="applied", tags=NO_TAGS, binding=after.name, scope_after=after, trace=trace_text([before], after=after)
     )
@@ -366,12 +328,7 @@ _RULES: Mapping[type[Command], Callable[..., Verdict]] = {
     Confirm: _confirm,
     Release: _release,
     Extend: _extend,
-    SetCap: _set_cap,
-    Halt: _set_status,
-    Resume: _set_status,
     Adopt: _adopt,
-    Freeze: _set_frozen,
-    Thaw: _set_frozen,
-    Reconciled: _reconciled,
     Remark: _remark,
+    **dict.fromkeys(SCOPE_COMMANDS.values(), _change_scope),
 }

@@ -5,15 +5,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from hashlib import sha256
+from operator import itemgetter
 from typing import Any
 
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.denials import DENIALS
 from ledger_sizer.model.instruments import instrument_from_json
 from ledger_sizer.model.times import from_us, time_text
-from ledger_sizer.model.units import decimal_text, usd
+from ledger_sizer.model.units import decimal_text, usd, usd_floor_e8, usd_text
+from ledger_sizer.rules.bounds import bounds
 from ledger_sizer.rules.sizing import match_quantity, net_of_spot_fee
-from ledger_sizer.rules.trace import reconciliation_of
+from ledger_sizer.rules.state import ScopeState
+from ledger_sizer.rules.trace import read_scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,10 @@ def explain(decision: Decision) -> Explanation:
     """Explain a decision: the request, each step of the formula, each scope's headroom, the binding constraint."""
     request = json.loads(decision.request)
     trace = json.loads(decision.trace)
-    scopes = [_scope_data(row) for row in trace.get("scopes", ())]
+    states = [_scope_state(row) for row in trace.get("scopes", ())]
+    scopes = [_scope_data(state) for state in states]
     steps = _sizing_steps(decision, request, trace)
-    largest = _largest_grantable(request, trace, decision.record.decided_us)
+    largest = _largest_grantable(request, trace.get("policy"), states, decision.record.decided_us)
     version = _settings_version(trace.get("policy"))
     lines = [_headline(decision)]
     lines += [step["words"] for step in steps]
@@ -120,27 +124,25 @@ def _sizing_steps(decision: Decision, request: dict[str, Any], trace: dict[str, 
     return steps
 
 
-def _largest_grantable(request: dict[str, Any], trace: dict[str, Any], decided_us: int) -> dict[str, Any] | None:
+def _largest_grantable(
+    request: dict[str, Any], policy: dict[str, Any] | None, scopes: list[ScopeState], decided_us: int
+) -> dict[str, Any] | None:
     """Return the largest budget (USD) and quantity that any score could have been granted; None unless a reservation.
 
     The budget is min(per-position maximum, headroom of every scope, available balance), and 0 where a scope is not
     active or not reconciled. `binding` names the first of these that is the least. The request's own `min_notional_usd`
     is ignored, so that the figure shows what it would have had to be.
     """
-    policy = trace.get("policy")
     if policy is None:
         return None
-    candidates = [("max_position_size_usd", Decimal(policy["max_position_size_usd"]))]
-    for row in trace["scopes"]:
-        name, cap_e8, held_e8, open_e8, status = row[:5]
-        frozen, fresh_until_us = reconciliation_of(row)
-        if status != "active" or frozen or (fresh_until_us is not None and decided_us >= fresh_until_us):
-            candidates.append((name, Decimal(0)))
-        elif cap_e8 is not None:
-            candidates.append((name, max(usd(cap_e8 - held_e8 - open_e8), Decimal(0))))
-    if "available_balance" in request:
-        candidates.append(("available_balance", max(Decimal(request["available_balance"]), Decimal(0))))
-    binding, budget = min(candidates, key=lambda candidate: candidate[1])
+    for scope in scopes:
+        if scope.status != "active" or scope.unreconciled(decided_us):
+            scope.settings = scope.settings._replace(cap_e8=scope.exposure_e8)  # as good as full
+    balance = Decimal(request["available_balance"]) if "available_balance" in request else None
+    most_e8 = usd_floor_e8(Decimal(policy["max_position_size_usd"]))
+    limits = [("max_position_size_usd", most_e8), *bounds(scopes, balance)]
+    budget_e8, binding = min(((max(amount, 0), name) for name, amount in limits), key=itemgetter(0))
+    budget = usd(budget_e8)
     quantity = None
     if budget and {"price", "spot_instrument", "perp_instrument"} <= request.keys():
         price, spot = Decimal(request["price"]), instrument_from_json(request["spot_instrument"])
@@ -163,19 +165,22 @@ def _settings_version(policy: Mapping[str, Any] | None) -> str | None:
     return sha256(text.encode()).hexdigest()[:12]
 
 
-def _scope_data(row: list[Any]) -> dict[str, Any]:
-    name, cap_e8, held_e8, open_e8, status = row[:5]
-    frozen, fresh_until_us = reconciliation_of(row)
-    headroom = None if cap_e8 is None else decimal_text(usd(cap_e8 - held_e8 - open_e8))
+def _scope_state(row: list[Any]) -> ScopeState:
+    name, settings, held_e8, open_e8 = read_scope(row)
+    return ScopeState(name, settings, held_e8, open_e8)
+
+
+def _scope_data(scope: ScopeState) -> dict[str, Any]:
+    settings, headroom_e8 = scope.settings, scope.headroom_e8
     return {
-        "scope": name,
-        "cap": None if cap_e8 is None else decimal_text(usd(cap_e8)),
-        "held": decimal_text(usd(held_e8)),
-        "open": decimal_text(usd(open_e8)),
-        "headroom": headroom,
-        "status": status,
-        "frozen": bool(frozen),
-        "fresh_until": None if fresh_until_us is None else time_text(from_us(fresh_until_us)),
+        "scope": scope.name,
+        "cap": None if settings.cap_e8 is None else usd_text(settings.cap_e8),
+        "held": usd_text(scope.held_e8),
+        "open": usd_text(scope.open_e8),
+        "headroom": None if headroom_e8 is None else usd_text(headroom_e8),
+        "status": settings.status,
+        "frozen": bool(settings.frozen),
+        "fresh_until": None if settings.fresh_until_us is None else time_text(from_us(settings.fresh_until_us)),
     }
 
 

@@ -7,25 +7,29 @@ from dataclasses import dataclass, replace
 
 from ledger_sizer.model.decisions import DecisionRecord, chain_hash, fields_text
 from ledger_sizer.model.domain import Outcome, Position, Status
+from ledger_sizer.model.scope_settings import NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
 
 
 @dataclass(slots=True)
 class ScopeState:
-    """A scope's cap and counters, in 1e-8 USD. stored: (held, open) in the database, None if the scope has no row.
-
-    frozen: reconciliation found that it differs from the exchange. fresh_until_us: from then on it is not known to
-    agree with the exchange; None where reconciliation is not enforced.
-    """
+    """A scope's settings and counters, in 1e-8 USD. stored: (held, open) in the database, None if it has no row."""
 
     name: str
-    cap_e8: int | None = None
+    settings: ScopeSettings = NO_SETTINGS
     held_e8: int = 0
     open_e8: int = 0
-    status: Status = "active"
-    frozen: bool = False
-    fresh_until_us: int | None = None
     stored: tuple[int, int] | None = None
+
+    @property
+    def cap_e8(self) -> int | None:
+        """Its cap, None without one."""
+        return self.settings.cap_e8
+
+    @property
+    def status(self) -> Status:
+        """`active`, `reducing` or `halted`."""
+        return self.settings.status
 
     @property
     def exposure_e8(self) -> int:
@@ -35,16 +39,19 @@ class ScopeState:
     @property
     def headroom_e8(self) -> int | None:
         """cap - exposure; below zero when facts exceeded the cap; None without a cap."""
-        return None if self.cap_e8 is None else self.cap_e8 - self.held_e8 - self.open_e8
+        cap_e8 = self.settings.cap_e8
+        return None if cap_e8 is None else cap_e8 - self.held_e8 - self.open_e8
 
     @property
     def overage_e8(self) -> int:
         """Exposure above the cap."""
-        return 0 if self.cap_e8 is None else max(self.held_e8 + self.open_e8 - self.cap_e8, 0)
+        cap_e8 = self.settings.cap_e8
+        return 0 if cap_e8 is None else max(self.held_e8 + self.open_e8 - cap_e8, 0)
 
     def unreconciled(self, now_us: int) -> bool:
         """Return True if it differs from the exchange, or is no longer known to agree with it."""
-        return self.frozen or (self.fresh_until_us is not None and now_us >= self.fresh_until_us)
+        fresh_until_us = self.settings.fresh_until_us
+        return self.settings.frozen or (fresh_until_us is not None and now_us >= fresh_until_us)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -205,10 +212,8 @@ class PortfolioState:
         return held, opened
 
     def _change_scope(self, after: ScopeState) -> None:
-        """Set cap, status and reconciliation state of a scope. Its counters stay: only positions change them."""
-        scope = self.scopes.setdefault(after.name, ScopeState(after.name))
-        scope.cap_e8, scope.status = after.cap_e8, after.status
-        scope.frozen, scope.fresh_until_us = after.frozen, after.fresh_until_us
+        """Set what a scope is set to. Its counters stay: only positions change them."""
+        self.scopes.setdefault(after.name, ScopeState(after.name)).settings = after.settings
         self.dirty_scopes.add(after.name)
         self.administered.add(after.name)
 

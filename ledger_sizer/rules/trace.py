@@ -1,7 +1,8 @@
 """Writes the trace of a decision: the input of the rules as canonical JSON. It is stored, hashed and read by `explain`.
 
 {"scopes": [[name, cap_e8 | null, held_e8, open_e8, status], ...],     each scope before the command; one that is
-                                    frozen or has a `fresh_until` adds: frozen (0 or 1), fresh_until_us | null
+                                    frozen or has a `fresh_until` adds: frozen (0 or 1), fresh_until_us | null;
+                                    then an object of all later settings that differ from their default
  "policy": {...}, "match": {...}, "legs": [...], "note": "late_fill", "after": [...]}  where they apply
 """
 
@@ -10,7 +11,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from ledger_sizer.model.commands import COMMANDS, ScopeCommand
 from ledger_sizer.model.instruments import Leg, legs_text
+from ledger_sizer.model.scope_settings import LATER, NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.rules.sizing import Match
 from ledger_sizer.rules.state import ScopeState
@@ -19,29 +22,38 @@ _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 _quoted = lru_cache(maxsize=8192)(_encode)
 
 
+SCOPE_COMMANDS = {name: command for name, command in COMMANDS.items() if issubclass(command, ScopeCommand)}
+"""Commands that change a scope, except its counters, by verb; their trace shows the scope `after` the change."""
+
+
+def _changed_later(settings: ScopeSettings) -> dict[str, Any]:
+    return {name: value for name in LATER if (value := getattr(settings, name)) != getattr(NO_SETTINGS, name)}
+
+
 def _scope_rows(scopes: Sequence[ScopeState]) -> str:
-    return ",".join(
-        [
-            f"[{_quoted(scope.name)},{'null' if scope.cap_e8 is None else scope.cap_e8},"
-            f'{scope.held_e8},{scope.open_e8},"{scope.status}"{_reconciliation_fields(scope)}]'
-            for scope in scopes
-        ]
-    )
+    rows = []
+    for scope in scopes:
+        cap_e8, status, frozen, fresh_until_us = scope.settings[:4]
+        text = (
+            f'{_quoted(scope.name)},{"null" if cap_e8 is None else cap_e8},{scope.held_e8},{scope.open_e8},"{status}"'
+        )
+        named = LATER and _changed_later(scope.settings)
+        if frozen or fresh_until_us is not None or named:
+            text += f",{frozen:d},{'null' if fresh_until_us is None else fresh_until_us}"
+        rows.append(f"[{text},{_encode(named)}]" if named else f"[{text}]")
+    return ",".join(rows)
 
 
-def _reconciliation_fields(scope: ScopeState) -> str:
-    if not scope.frozen and scope.fresh_until_us is None:
-        return ""
-    return f",{scope.frozen:d},{'null' if scope.fresh_until_us is None else scope.fresh_until_us}"
-
-
-SCOPE_COMMANDS = ("set_cap", "halt", "resume", "freeze", "thaw", "reconciled")
-"""Commands that change a scope, except its counters; their trace shows the scope `after` the change."""
-
-
-def reconciliation_of(row: Sequence[Any]) -> tuple[int, int | None]:
-    """Return (frozen, fresh_until_us) of a scope's row in a trace."""
-    return (row[5], row[6]) if len(row) > 5 else (0, None)
+def read_scope(row: Sequence[Any]) -> tuple[str, ScopeSettings, int, int]:
+    """Return a scope's name, settings, held and open (1e-8 USD) from its row in a trace. Raises `ValueError`."""
+    name, cap_e8, held_e8, open_e8, status, *rest = row
+    if not rest:
+        return str(name), ScopeSettings(cap_e8, status), held_e8, open_e8
+    frozen, fresh_until_us, *later = rest
+    named = later[0] if later else {}
+    if len(later) > 1 or not named.keys() <= set(LATER):
+        raise ValueError(f"{row!r:.100} is no scope")
+    return str(name), ScopeSettings(cap_e8, status, frozen, fresh_until_us, **named), held_e8, open_e8
 
 
 def trace_text(

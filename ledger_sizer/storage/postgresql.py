@@ -21,17 +21,20 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.model.decisions import FIELD_SEPARATOR, GENESIS_HASH, NONE_MARK
+from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
-from ledger_sizer.rules.state import PortfolioState
+from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage import postgresql_sql as sql
 from ledger_sizer.storage.postgresql_sql import ROW_SEPARATOR
 from ledger_sizer.storage.write_store import (
+    SCOPE_CHANGE,
     FenceLost,
     PortfolioChanges,
     PortfolioNeed,
     position_from_row,
     record_from_row,
     scope_from_row,
+    scope_row,
 )
 
 _PIPELINE_CHARACTERS_MAX = 100_000
@@ -125,7 +128,8 @@ class PostgresStore:
             self._ids.update(connection.execute(sql.IDS, [list(needs)]).fetchall())
             names = [name for name, need in needs.items() if need.creates and name not in self._ids]
             if names:
-                values = {"names": sorted(names), "hash": GENESIS_HASH, "scope": PORTFOLIO_SCOPE, "cap": new_cap_e8}
+                whole = scope_row(0, ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8)))
+                values = {"names": sorted(names), "hash": GENESIS_HASH, **dict(zip(SCOPE_CHANGE, whole, strict=True))}
                 # Committed separately: an empty portfolio does no harm, and its id never changes afterwards.
                 connection.execute(sql.CREATE, values)
                 self._ids.update(connection.execute(sql.IDS, [list(needs)]).fetchall())
@@ -231,7 +235,7 @@ def _write_parameters(changes: Sequence[PortfolioChanges]) -> dict[str, Any]:
             ("changed_positions", change.changed_positions),
             ("new_scopes", change.new_scopes),
             ("changed_scopes", [(*row, 0) for row in change.counter_changes]),
-            ("changed_scopes", [(*row, 1) for row in change.scope_changes]),
+            ("changed_scopes", [(*row[:5], 1, *row[5:]) for row in change.scope_changes]),
         ):
             rows[name] += [_row_text(row) for row in part]
         head = (change.portfolio_id, change.last_seq, change.last_hash, change.last_us, change.previous_hash)

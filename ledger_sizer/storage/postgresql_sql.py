@@ -10,8 +10,8 @@ from functools import lru_cache
 from sqlalchemy import FromClause
 from sqlalchemy.types import Text
 
-from ledger_sizer.storage.tables import PENDING, DecisionRow, PositionRow
-from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, SCOPE_COLUMNS
+from ledger_sizer.storage.tables import PENDING, DecisionRow, PositionRow, ScopeRow
+from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, SCOPE_CHANGE, SCOPE_COLUMNS
 
 ROW_SEPARATOR = "\x1e"
 
@@ -43,15 +43,17 @@ SET jit = off; SET plan_cache_mode = force_generic_plan;
 
 IDS = "SELECT name, id FROM portfolios WHERE name = ANY(%s)"
 
-CREATE = """
+_SCOPES = _typed(ScopeRow.__table__, SCOPE_CHANGE)
+CREATE = f"""
 WITH made AS (
     INSERT INTO portfolios (name, last_seq, last_hash, last_us, created_us)
     SELECT n, 0, %(hash)s, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
     FROM unnest(%(names)s::text[]) AS n ON CONFLICT (name) DO NOTHING RETURNING id
 )
-INSERT INTO scopes (portfolio_id, scope, cap_e8, held_e8, open_e8, overage_e8, status, frozen)
-SELECT id, %(scope)s, %(cap)s, 0, 0, 0, 'active', 0 FROM made
+INSERT INTO scopes ({", ".join(SCOPE_CHANGE)})
+SELECT id, {", ".join(f"%({name})s{cast}" for name, cast in _SCOPES[1:])} FROM made
 """
+"""Makes portfolios of these `names`, each with its whole scope, whose columns are the other parameters."""
 
 LEASE = (
     "SELECT 1 FROM leases WHERE name = %s AND owner = %s AND epoch = %s "
@@ -92,11 +94,11 @@ SELECT (SELECT max(now_us) FROM due),
 _HEADS = [
     ("id", "::bigint"), ("last_seq", "::bigint"), ("last_hash", ""), ("last_us", "::bigint"), ("previous_hash", "")
 ]  # fmt: skip
-_SCOPES = [
-    ("portfolio_id", "::bigint"), ("scope", ""), ("held", "::bigint"), ("opened", "::bigint"),
-    ("overage", "::bigint"), ("cap", "::bigint"), ("status", ""), ("frozen", "::bigint"),
-    ("fresh_until_us", "::bigint"), ("all_columns", ""),
-]  # fmt: skip
+_CHANGED_SCOPES = [*_SCOPES[:5], ("all_columns", ""), *_SCOPES[5:]]
+"""A line that changes only counters ends with `all_columns` 0. The settings are then read as NULL."""
+_SET_SETTINGS = ", ".join(
+    f"{name} = CASE WHEN r.all_columns = '1' THEN r.{name} ELSE s.{name} END" for name in SCOPE_CHANGE[5:]
+)
 _POSITIONS = _typed(PositionRow.__table__, POSITION_COLUMNS)
 _SET_POSITION = ", ".join(f"{name} = r.{name}" for name in POSITION_COLUMNS if name not in ("portfolio_id", "number"))
 
@@ -113,17 +115,12 @@ _PARTS = {
     WHERE q.portfolio_id = r.portfolio_id AND q.number = r.number
 )""",
     "new_scopes": f"""new_scopes AS (
-    INSERT INTO scopes (portfolio_id, scope, held_e8, open_e8, overage_e8, cap_e8, status, frozen, fresh_until_us)
-    SELECT portfolio_id, scope, held, opened, overage, cap, status, frozen, fresh_until_us
-    FROM {_rows(_SCOPES, "new_scopes")} AS r
+    INSERT INTO scopes ({", ".join(SCOPE_CHANGE)}) SELECT * FROM {_rows(_SCOPES, "new_scopes")} AS r
 )""",
     "changed_scopes": f"""changed_scopes AS (
-    UPDATE scopes s SET held_e8 = s.held_e8 + r.held, open_e8 = s.open_e8 + r.opened, overage_e8 = r.overage,
-        cap_e8 = CASE WHEN r.all_columns = '1' THEN r.cap ELSE s.cap_e8 END,
-        status = CASE WHEN r.all_columns = '1' THEN r.status ELSE s.status END,
-        frozen = CASE WHEN r.all_columns = '1' THEN r.frozen ELSE s.frozen END,
-        fresh_until_us = CASE WHEN r.all_columns = '1' THEN r.fresh_until_us ELSE s.fresh_until_us END
-    FROM {_rows(_SCOPES, "changed_scopes")} AS r WHERE s.portfolio_id = r.portfolio_id AND s.scope = r.scope
+    UPDATE scopes s SET held_e8 = s.held_e8 + r.held_e8, open_e8 = s.open_e8 + r.open_e8, overage_e8 = r.overage_e8,
+        {_SET_SETTINGS}
+    FROM {_rows(_CHANGED_SCOPES, "changed_scopes")} AS r WHERE s.portfolio_id = r.portfolio_id AND s.scope = r.scope
 )""",
 }
 PARTS = frozenset(_PARTS)

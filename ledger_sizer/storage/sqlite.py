@@ -15,10 +15,12 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.model.decisions import GENESIS_HASH
+from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
-from ledger_sizer.rules.state import PortfolioState
+from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage.sqlite_sql import (
     HEAD_MOVED,
+    INSERT_SCOPE,
     batch_statement,
     create_batch_view,
     execute_statements,
@@ -35,6 +37,7 @@ from ledger_sizer.storage.write_store import (
     position_from_row,
     record_from_row,
     scope_from_row,
+    scope_row,
 )
 
 _POSITIONS = f"SELECT {', '.join(POSITION_COLUMNS)} FROM positions WHERE portfolio_id = ?"
@@ -49,10 +52,6 @@ _BY_KEY = (
 _SCOPES = (
     f"SELECT {', '.join(SCOPE_COLUMNS)} FROM scopes "
     "WHERE portfolio_id = ? AND scope IN (SELECT value FROM json_each(?))"
-)
-_NEW_SCOPE = (
-    "INSERT INTO scopes (portfolio_id, scope, cap_e8, held_e8, open_e8, overage_e8, status, frozen) "
-    "VALUES (?, ?, ?, 0, 0, 0, 'active', 0)"
 )
 _LEASE = "SELECT 1 FROM leases WHERE name = ? AND owner = ? AND epoch = ? AND until_us > ?"
 
@@ -106,7 +105,8 @@ class SqliteStore:
                 (name, GENESIS_HASH, now_us),
             )
             row = connection.execute(query, (name,)).fetchone()
-            connection.execute(_NEW_SCOPE, (row[0], PORTFOLIO_SCOPE, new_cap_e8))
+            whole = ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8))
+            connection.execute(INSERT_SCOPE, scope_row(row[0], whole))
         return None if row is None else PortfolioState(*row)
 
     def _load(self, connection: sqlite3.Connection, state: PortfolioState, need: PortfolioNeed, now_us: int) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, PortfolioChanges
+from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, SCOPE_CHANGE, PortfolioChanges
 
 HEAD_MOVED = "the chain moved on"
 
@@ -29,10 +29,6 @@ _ROWS_MAX = 768
 
 _FILLER, _HEAD, _COUNTERS, _DECISION, _DECISION_NEW_POSITION, _DECISION_CHANGED_POSITION = range(6)
 """Kinds of view rows."""
-
-_SCOPE_COLUMNS = (
-    "portfolio_id", "scope", "held_e8", "open_e8", "overage_e8", "cap_e8", "status", "frozen", "fresh_until_us"
-)  # fmt: skip
 
 
 def _insert(table: str, columns: Sequence[str], places: Sequence[int]) -> str:
@@ -53,15 +49,12 @@ _UPDATE_HEAD = "UPDATE portfolios SET last_seq = ?1, last_hash = ?2, last_us = ?
 _INSERT_DECISION = _insert("decisions", DECISION_COLUMNS, _places(DECISION_COLUMNS))
 _INSERT_POSITION = _insert("positions", POSITION_COLUMNS, _places(POSITION_COLUMNS))
 _UPDATE_POSITION = _update_position(_places(POSITION_COLUMNS))
-_UPDATE_COUNTERS = (
-    "UPDATE scopes SET held_e8 = held_e8 + ?3, open_e8 = open_e8 + ?4, overage_e8 = ?5 "
-    "WHERE portfolio_id = ?1 AND scope = ?2"
-)
-_INSERT_SCOPE = _insert("scopes", _SCOPE_COLUMNS, _places(_SCOPE_COLUMNS))
-_UPDATE_SCOPE = (
-    "UPDATE scopes SET held_e8 = held_e8 + ?3, open_e8 = open_e8 + ?4, overage_e8 = ?5, cap_e8 = ?6, "
-    "status = ?7, frozen = ?8, fresh_until_us = ?9 WHERE portfolio_id = ?1 AND scope = ?2"
-)
+_COUNTERS_SET = "UPDATE scopes SET held_e8 = held_e8 + ?3, open_e8 = open_e8 + ?4, overage_e8 = ?5"
+_SETTINGS_SET = "".join(f", {name} = ?{place}" for place, name in enumerate(SCOPE_CHANGE[5:], 6))
+_OF_SCOPE = "WHERE portfolio_id = ?1 AND scope = ?2"
+_UPDATE_COUNTERS = f"{_COUNTERS_SET} {_OF_SCOPE}"
+_UPDATE_SCOPE = f"{_COUNTERS_SET}{_SETTINGS_SET} {_OF_SCOPE}"
+INSERT_SCOPE = _insert("scopes", SCOPE_CHANGE, _places(SCOPE_CHANGE))
 
 _PLACES_AFTER_DECISION = (1, *range(_DECISION_WIDTH + 1, _WIDTH + 1))
 """Places of a position's values in a view row that begins with a decision. Both share the portfolio's id."""
@@ -111,7 +104,7 @@ def _view_rows(change: PortfolioChanges) -> Iterator[list[Any]]:
     # The head first: if it has moved, nothing else is written.
     yield [_HEAD, *_head_values(change)]
     for row in change.counter_changes:
-        yield [_COUNTERS, *row[:5]]
+        yield [_COUNTERS, *row]
     positions = iter(
         [(_DECISION_NEW_POSITION, *row[1:]) for row in change.new_positions]
         + [(_DECISION_CHANGED_POSITION, *row[1:]) for row in change.changed_positions]
@@ -133,8 +126,8 @@ def execute_statements(connection: sqlite3.Connection, change: PortfolioChanges)
     for statement, rows in (
         (_INSERT_POSITION, change.new_positions),
         (_UPDATE_POSITION, change.changed_positions),
-        (_INSERT_SCOPE, change.new_scopes),
-        (_UPDATE_COUNTERS, [row[:5] for row in change.counter_changes]),
+        (INSERT_SCOPE, change.new_scopes),
+        (_UPDATE_COUNTERS, change.counter_changes),
         (_UPDATE_SCOPE, change.scope_changes),
         (_INSERT_DECISION, [(change.portfolio_id, *record[1:]) for record, _ in change.decisions]),
     ):

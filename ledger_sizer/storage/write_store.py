@@ -7,12 +7,14 @@ Column lists come from the models, so they follow a schema change.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
+from operator import itemgetter
 from typing import Any, Protocol
 
 from ledger_sizer.model.command_base import PositionCommand
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.instruments import legs_of, legs_text
+from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.rules.batch import Fence, Group
@@ -22,6 +24,9 @@ from ledger_sizer.storage.tables import DecisionRow, PositionRow, ScopeRow
 SCOPE_COLUMNS = tuple(ScopeRow.__table__.columns.keys())
 POSITION_COLUMNS = tuple(PositionRow.__table__.columns.keys())
 DECISION_COLUMNS = tuple(DecisionRow.__table__.columns.keys())
+SCOPE_CHANGE = ("portfolio_id", "scope", "held_e8", "open_e8", "overage_e8", *ScopeSettings._fields)
+"""Columns of a scope as a batch writes them (see `scope_row`)."""
+assert set(SCOPE_CHANGE) == set(SCOPE_COLUMNS), "every setting has its column, and every column is written"
 assert DECISION_COLUMNS[1:] == DecisionRecord._fields[1:], "the decisions table and the record must list one order"
 
 
@@ -56,11 +61,11 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class PortfolioChanges:
-    """What a batch changes in one portfolio, as rows to be stored (see `position_row`, `scope_change_row`).
+    """What a batch changes in one portfolio, as rows to be stored (see `position_row`, `counters_row`, `scope_row`).
 
     previous_hash: the chain's head when the batch was decided. decisions: each with its canonical text. new_scopes:
-    scopes without a row yet. counter_changes: scopes of which only counters change. scope_changes: scopes of which cap,
-    status, freeze or freshness change too.
+    scopes without a row yet. counter_changes: scopes of which only counters change. scope_changes: scopes of which
+    settings change too.
     """
 
     portfolio_id: int
@@ -89,8 +94,12 @@ def changes_of(state: PortfolioState) -> PortfolioChanges:
         positions.append(position_row(state.id, state.positions[number]))
     for name in state.dirty_scopes:
         scope = state.scopes[name]
-        changed = scope_changes if name in state.administered else counter_changes
-        (new_scopes if scope.stored is None else changed).append(scope_change_row(state.id, scope))
+        if scope.stored is None:
+            new_scopes.append(scope_row(state.id, scope))
+        elif name in state.administered:
+            scope_changes.append(scope_row(state.id, scope))
+        else:
+            counter_changes.append(counters_row(state.id, scope))
     return PortfolioChanges(
         state.id, state.name, state.loaded_hash, state.last_seq, state.last_hash, state.last_us,
         tuple(state.new_decisions), new_positions, changed_positions, new_scopes, counter_changes, scope_changes,
@@ -179,20 +188,25 @@ def position_row(portfolio_id: int, position: Position) -> Row:
 
 def scope_from_row(row: Sequence[Any]) -> ScopeState:
     """Build a scope from its columns in table order."""
-    _, name, cap_e8, held_e8, open_e8, _, status, frozen, fresh_until_us = row
-    return ScopeState(name, cap_e8, held_e8, open_e8, status, bool(frozen), fresh_until_us, (held_e8, open_e8))
+    name, held_e8, open_e8, *settings = _OF_SCOPE(row)
+    return ScopeState(name, ScopeSettings(*settings), held_e8, open_e8, (held_e8, open_e8))
 
 
-def scope_change_row(portfolio_id: int, scope: ScopeState) -> Row:
-    """Return the change of a scope's row: counters as differences (1e-8 USD), everything else as new values.
+_OF_SCOPE = itemgetter(*map(SCOPE_COLUMNS.index, ("scope", "held_e8", "open_e8", *ScopeSettings._fields)))
+
+
+def counters_row(portfolio_id: int, scope: ScopeState) -> Row:
+    """Return the change of a scope's counters, the first of `SCOPE_CHANGE`: differences, 1e-8 USD, and the overage.
 
     Adding a difference never corrects a row that somebody edited. `verify` then finds it, or a CHECK fails the batch.
     """
     held, opened = scope.stored or (0, 0)
-    return (
-        portfolio_id, scope.name, scope.held_e8 - held, scope.open_e8 - opened, scope.overage_e8,
-        scope.cap_e8, scope.status, int(scope.frozen), scope.fresh_until_us,
-    )  # fmt: skip
+    return (portfolio_id, scope.name, scope.held_e8 - held, scope.open_e8 - opened, scope.overage_e8)
+
+
+def scope_row(portfolio_id: int, scope: ScopeState) -> Row:
+    """Return the change of a scope's counters and its settings: the columns of `SCOPE_CHANGE`."""
+    return (*counters_row(portfolio_id, scope), *[int(one) if type(one) is bool else one for one in scope.settings])
 
 
 def record_from_row(portfolio: str, row: Sequence[Any]) -> DecisionRecord:

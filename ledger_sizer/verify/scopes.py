@@ -11,7 +11,9 @@ from pydantic_core import from_json
 from sqlalchemy import Connection, select
 
 from ledger_sizer.model.decisions import DecisionRecord, Fields
+from ledger_sizer.model.scope_settings import LATER, NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
+from ledger_sizer.rules.trace import read_scope
 from ledger_sizer.storage.tables import ScopeRow
 from ledger_sizer.verify.positions import READ_ERRORS, Report, find_wrong_type
 
@@ -19,12 +21,10 @@ _SCOPES: Any = ScopeRow.__table__
 _SEQ = DecisionRecord._fields.index("seq")
 _HELD, _OPEN = DecisionRecord._fields.index("held_delta_e8"), DecisionRecord._fields.index("open_delta_e8")
 _TRACE = DecisionRecord._fields.index("trace")
-_SHORT_ROW = 5
-"""Columns of a scope in a trace that is neither frozen nor has a `fresh_until_us` (see `rules.trace`)."""
 
-_Values = list[Any]
-"""A scope's values by its decisions: cap_e8, held_e8, open_e8, status, frozen, fresh_until_us."""
-_UNUSED: _Values = [None, 0, 0, "active", 0, None]
+_Values = tuple[ScopeSettings, int, int]
+"""What a scope is set to, and its held and open, 1e-8 USD."""
+_UNUSED: _Values = (NO_SETTINGS, 0, 0)
 
 
 class ScopeCheck:
@@ -46,22 +46,22 @@ class ScopeCheck:
         try:
             trace = from_json(record[_TRACE])
             for row in trace["scopes"]:
-                name, seen = str(row[0]), _values_in_trace(row)
-                expected = self._expected.get(name) or (self._initial(name, seen) if self._whole else seen)
+                name, settings, held_e8, open_e8 = read_scope(row)
+                seen = (settings, held_e8, open_e8)
+                expected = self._expected.get(name) or (self._initial(name, settings) if self._whole else seen)
                 if seen != expected:
                     what = f"decision {seq} saw a scope {name} that {_text(seen)}; decided: {_text(expected)}"
                     self._report(seq, what)
-                seen[1] += held
-                seen[2] += opened
-                self._expected[name] = seen
+                self._expected[name] = (settings, held_e8 + held, open_e8 + opened)
             if "after" in trace:
-                self._expected[str(trace["after"][0])] = _values_in_trace(trace["after"])
+                name, settings, held_e8, open_e8 = read_scope(trace["after"])
+                self._expected[name] = (settings, held_e8, open_e8)
         except READ_ERRORS as error:
             self._report(seq, f"the trace of decision {seq} cannot be read: {error!r}")
 
-    def _initial(self, name: str, seen: _Values) -> _Values:
+    def _initial(self, name: str, seen: ScopeSettings) -> _Values:
         """Return a scope's values before its first decision. The portfolio's first cap came from settings."""
-        return [seen[0], *_UNUSED[1:]] if name == PORTFOLIO_SCOPE else _UNUSED
+        return (ScopeSettings(cap_e8=seen.cap_e8), 0, 0) if name == PORTFOLIO_SCOPE else _UNUSED
 
     def finish(self, held: Mapping[str, int], opened: Mapping[str, int]) -> None:
         """Compare each row's counters with the sums of position rows, its cap and status with the last decision."""
@@ -73,7 +73,7 @@ class ScopeCheck:
                 self._report(None, f"scope {row.scope} {wrong}")
                 continue
             self._compare(row, held.get(row.scope, 0), opened.get(row.scope, 0))
-        decided = {name for name, values in self._expected.items() if _settings(values) != _settings(_UNUSED)}
+        decided = {name for name, (settings, *_) in self._expected.items() if settings != NO_SETTINGS}
         for scope in sorted({*held, *opened, *decided} - seen):
             self._report(None, f"scope {scope} is missing")
 
@@ -89,26 +89,16 @@ class ScopeCheck:
             if self._whole and row.scope != PORTFOLIO_SCOPE:
                 self._report(None, f"scope {row.scope} stands in no decision")
             return
-        stored = [row.cap_e8, row.held_e8, row.open_e8, row.status, row.frozen, row.fresh_until_us]
-        if _settings(stored) != _settings(expected):
-            self._report(None, f"scope {row.scope} {_text(stored)}; decided: {_text(expected)}")
-
-
-def _values_in_trace(row: list[Any]) -> _Values:
-    """Return a scope's values from its row in a trace. Raises `ValueError` if the length is wrong."""
-    values = row[1:] if len(row) > _SHORT_ROW else [*row[1:], 0, None]
-    if len(values) != len(_UNUSED):
-        raise ValueError(f"{row!r:.100} is no scope")
-    return values
-
-
-def _settings(values: _Values) -> _Values:
-    """Return what administrators and reconciliation set: all but the counters."""
-    return [values[0], *values[3:]]
+        stored = ScopeSettings(*[getattr(row, name) for name in ScopeSettings._fields])
+        if stored != expected[0]:
+            found = _text((stored, row.held_e8, row.open_e8))
+            self._report(None, f"scope {row.scope} {found}; decided: {_text(expected)}")
 
 
 def _text(values: _Values) -> str:
-    cap_e8, held_e8, open_e8, status, frozen, fresh_until_us = values
+    settings, held_e8, open_e8 = values
+    cap_e8, status, frozen, fresh_until_us = settings[:4]
     text = f"has {'no cap' if cap_e8 is None else f'cap {cap_e8}e-8'} and is {status}{', frozen' if frozen else ''}"
     text += "" if fresh_until_us is None else f", fresh until {fresh_until_us}"
+    text += "".join(f", {name} {getattr(settings, name)}" for name in LATER)
     return f"{text}, held {held_e8}e-8, open {open_e8}e-8"

@@ -24,6 +24,7 @@ from ledger_sizer.model.domain import (
 )
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import portfolio_name, split_position_id
+from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import E8_MAX, usd
@@ -211,7 +212,7 @@ class Queries:
             found = connection.execute(select(PortfolioRow).where(PortfolioRow.name == command.portfolio)).one_or_none()
             if found is None:
                 state = PortfolioState(0, command.portfolio, 0, GENESIS_HASH, 0)
-                state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, new_cap_e8)
+                state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8))
                 return state, now_us
             state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
             due = and_(text(PENDING), PositionRow.expires_us <= max(now_us, found.last_us))
@@ -255,10 +256,15 @@ def _in_state(query: Select[Any], state: str) -> Select[Any]:
 
 def scope_exposure(scope: ScopeState) -> ScopeExposure:
     """Convert a scope for display: amounts in USD, times as datetimes."""
-    cap = None if scope.cap_e8 is None else usd(scope.cap_e8)
-    fresh_until = None if scope.fresh_until_us is None else from_us(scope.fresh_until_us)
+    settings = scope.settings
     return ScopeExposure(
-        scope.name, cap, usd(scope.held_e8), usd(scope.open_e8), scope.status, scope.frozen, fresh_until
+        scope=scope.name,
+        cap=None if settings.cap_e8 is None else usd(settings.cap_e8),
+        held=usd(scope.held_e8),
+        open=usd(scope.open_e8),
+        status=settings.status,
+        frozen=bool(settings.frozen),
+        fresh_until=None if settings.fresh_until_us is None else from_us(settings.fresh_until_us),
     )
 
 

@@ -14,6 +14,7 @@ from ledger_sizer import AppSettings, Extend, Halt, InvalidRequest, Leg, Release
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import GENESIS_HASH, DecisionRecord
 from ledger_sizer.model.domain import Position
+from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.rules.batch import Group, decide_batch, expire_due
 from ledger_sizer.rules.policy import Policy
@@ -34,7 +35,7 @@ REST = Position(
 def state_with(position: Position) -> PortfolioState:
     state = PortfolioState(1, "main", 2, GENESIS_HASH, 2)
     for name in TAGS.scopes:
-        state.scopes[name] = ScopeState(name, 10**12, position.held_e8, position.open_e8)
+        state.scopes[name] = ScopeState(name, ScopeSettings(cap_e8=10**12), position.held_e8, position.open_e8)
     state.add_position(position)
     return state
 

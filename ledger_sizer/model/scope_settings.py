@@ -1,0 +1,24 @@
+"""What a scope may be set to. The schema has a column of each name; rows, traces, SQL and `verify` follow from it."""
+
+from typing import NamedTuple
+
+from ledger_sizer.model.domain import Status
+
+
+class ScopeSettings(NamedTuple):
+    """The settings of a scope; the default is what an unused scope has. Only commands about the scope change them.
+
+    cap_e8: 1e-8 USD, None without a cap. frozen: reconciliation found that the scope differs from the exchange.
+    fresh_until_us: from then on it is not known to agree with the exchange; None where that is not enforced.
+    """
+
+    cap_e8: int | None = None
+    status: Status = "active"
+    frozen: bool = False
+    fresh_until_us: int | None = None
+
+
+NO_SETTINGS = ScopeSettings()
+
+LATER: tuple[str, ...] = ScopeSettings._fields[4:]
+"""Settings that older versions do not know. A trace names those that differ from the default."""

@@ -1,0 +1,20 @@
+"""What bounds a budget besides its sizing. A grant is decided by it, and `explain` says by it what could be granted."""
+
+from collections.abc import Iterable
+from decimal import Decimal
+
+from ledger_sizer.model.units import E8_MAX, usd, usd_floor_e8
+from ledger_sizer.rules.state import ScopeState
+
+_MOST = usd(E8_MAX)
+
+
+def bounds(scopes: Iterable[ScopeState], available_balance: Decimal | None) -> list[tuple[str, int]]:
+    """Return the name and the amount of each bound, 1e-8 USD. The least binds, and of equals the first.
+
+    available_balance: USD, also beyond 64 bits. An amount is below zero where facts exceeded a cap, or of a debt.
+    """
+    found = [(scope.name, headroom) for scope in scopes if (headroom := scope.headroom_e8) is not None]
+    if available_balance is not None:
+        found.append(("available_balance", usd_floor_e8(min(max(available_balance, -_MOST), _MOST))))
+    return found
