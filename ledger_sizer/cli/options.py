@@ -40,7 +40,8 @@ State = Literal["held", "open", "closed", "released", "expired", "live"]
 OutcomeName = Literal["granted", "denied", "applied"]
 ExportFormat = Literal["csv", "ndjson"]
 if TYPE_CHECKING:
-    CommandName = ReasonName = str
+    CommandName = str
+    ReasonName = str
 else:
     CommandName = Literal[(*COMMANDS, "expire")]
     ReasonName = Literal[DENIAL_REASONS]
