@@ -7,8 +7,10 @@ after the last full block are scanned.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, func, literal, select
 
@@ -23,6 +25,11 @@ _WINDOW_BLOCKS = 64
 """Blocks of the first look-up; each further one takes four times as many. A common filter fills a page from few."""
 _RECORD_COLUMNS = tuple(DecisionRow.__table__.columns)[1:]
 """Columns of a decision's record after the portfolio's name."""
+
+_FACET_FIELDS = ("command", "outcome", "reason")
+"""Filters that equal the column of that name, of a decision and of a facet."""
+_FIELDS = (*_FACET_FIELDS, "position")
+"""Those of a decision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,38 +50,34 @@ class Filters:
     @property
     def has_facets(self) -> bool:
         """Whether facets can rule out blocks."""
-        return bool(self.tags or self.command or self.outcome or self.reason)
-
-    def tag_texts(self) -> list[str]:
-        """Return each tag as in the canonical text. It is quoted, so that no other text can match it."""
-        return [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in self.tags.items()]
+        return bool(self.tags or self._given(_FACET_FIELDS))
 
     def facet_clauses(self) -> list[ColumnElement[bool]]:
         """Return the conditions on a facet's row."""
-        wanted = {FacetRow.command: self.command, FacetRow.outcome: self.outcome, FacetRow.reason: self.reason}
-        found: list[ColumnElement[bool]] = [column == value for column, value in wanted.items() if value is not None]
-        return found + [has_text(FacetRow.tags, text) for text in self.tag_texts()]
+        return self._clauses(FacetRow, _FACET_FIELDS)
 
     def clauses(self) -> list[ColumnElement[bool]]:
         """Return the conditions on a decision's row, without times (see `seq_before`)."""
-        wanted = {
-            DecisionRow.command: self.command,
-            DecisionRow.outcome: self.outcome,
-            DecisionRow.reason: self.reason,
-            DecisionRow.position: self.position,
-        }
-        found: list[ColumnElement[bool]] = [column == value for column, value in wanted.items() if value is not None]
-        return found + [has_text(DecisionRow.tags, text) for text in self.tag_texts()]
+        return self._clauses(DecisionRow, _FIELDS)
 
-    def match(self, record: DecisionRecord) -> bool:
-        """Whether an archived decision matches, apart from times (see `seq_before`)."""
-        return (
-            (self.command is None or record.command == self.command)
-            and (self.outcome is None or record.outcome == self.outcome)
-            and (self.reason is None or record.reason == self.reason)
-            and (self.position is None or record.position == self.position)
-            and all(text in record.tags for text in self.tag_texts())
-        )
+    def matching(self, records: Iterable[DecisionRecord]) -> Iterator[DecisionRecord]:
+        """Yield the archived decisions that match, apart from times (see `seq_before`)."""
+        given, texts = self._given(_FIELDS), self._tag_texts()
+        for record in records:
+            equal = all(getattr(record, name) == value for name, value in given.items())
+            if equal and all(text in record.tags for text in texts):
+                yield record
+
+    def _given(self, names: Iterable[str]) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def _clauses(self, row: type[DecisionRow | FacetRow], names: Iterable[str]) -> list[ColumnElement[bool]]:
+        equal = [getattr(row, name) == value for name, value in self._given(names).items()]
+        return equal + [has_text(row.tags, text) for text in self._tag_texts()]
+
+    def _tag_texts(self) -> list[str]:
+        """Return each tag as in the canonical text. It is quoted, so that no other text can match it."""
+        return [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in self.tags.items()]
 
 
 def seq_before(connection: Connection, portfolio_id: int, first: int, us: int) -> int:
@@ -222,8 +225,7 @@ class History:
         if manifest is not None:
             records = self._files.records(self._name, manifest)
             wanted = records[low - manifest.from_seq : high - manifest.from_seq + 1]
-            found = (record for record in (wanted if ascending else reversed(wanted)) if filters.match(record))
-            return [record for record, _ in zip(found, range(limit), strict=False)]
+            return list(islice(filters.matching(wanted if ascending else reversed(wanted)), limit))
         query = (
             select(literal(self._name), *_RECORD_COLUMNS)
             .where(DecisionRow.portfolio_id == self._id, DecisionRow.seq.between(low, high), *filters.clauses())
