@@ -197,9 +197,6 @@ class ReconcileSettings(Settings):
     grace_seconds: int = Field(10, ge=0, le=3600, description="A market that moved this lately is not judged.")
     expired_seconds: int = Field(3600, ge=1, le=86_400, description="How long an expired hold's fill is looked for.")
     run_seconds_max: int = Field(120, ge=5, le=3600, description="A run that takes longer may not write its result.")
-    own_process: bool = Field(
-        True, description="The service looks at the exchange in a process of its own, at low priority."
-    )
     freeze_scope: Literal["portfolio", "venue"] = Field(
         "portfolio", description="What a drift freezes; venue: only reservations with that tag."
     )

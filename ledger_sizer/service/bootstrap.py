@@ -2,20 +2,18 @@
 
 import ipaddress
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
-from ledger_sizer.exchanges.accounts import open_accounts
-from ledger_sizer.exchanges.instrument_refresh import RETRY_SECONDS, RulesSource, ScheduledRefresh
+from ledger_sizer.exchanges.instrument_refresh import RETRY_SECONDS, ScheduledRefresh
 from ledger_sizer.ledger.committer import Observe
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.reconcile.alerts import Alerts
-from ledger_sizer.reconcile.inspection import Inspector, LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.reconcile.worker_process import WorkerInspector
 from ledger_sizer.service.api_keys import KeyRing
@@ -71,7 +69,7 @@ def running_components(
         metrics.watch(ledger, reads)
         if tracing is not None:
             ledger.observe = observe_both(metrics.count_commit, tracing.trace_commit)
-        inspector, sources = stack.enter_context(_open_inspector(url, settings, reads))
+        inspector = WorkerInspector(url, settings)
         alerts = Alerts(writes, settings.reconcile)
         stack.callback(alerts.close)
         reconciler = Reconciler(ledger, writes, inspector, settings, observe=[alerts.observe])
@@ -83,34 +81,16 @@ def running_components(
             reconciler if settings.reconcile.enabled else None,
             settings.reconcile.interval_seconds,
         )
-        for source in {source.venue: source for source in reversed(sources)}.values():
+        for account in {account.venue: account for account in reversed(inspector.accounts)}.values():
             # One account per venue is enough: market rules are the same for all its accounts.
-            refresh = ScheduledRefresh(writes, source, settings.exchange.instruments_refresh_seconds)
-            jobs.every(f"instruments_{source.venue}", RETRY_SECONDS, refresh)
+            refresh = ScheduledRefresh(writes, account, settings.exchange.instruments_refresh_seconds)
+            jobs.every(f"instruments_{account.venue}", RETRY_SECONDS, refresh)
+        stack.callback(jobs.stop)
+        stack.callback(inspector.close)  # before the jobs stop, so that a stop does not wait for an exchange
         if with_jobs:
             alerts.start()
             jobs.start()
-        stack.callback(jobs.stop)
-        if isinstance(inspector, WorkerInspector):
-            # Closed before the jobs, so that a stop does not wait for an exchange.
-            stack.callback(inspector.close)
         yield Components(settings, ledger, reads, keys, metrics, jobs, reconciler, tracing)
-
-
-@contextmanager
-def _open_inspector(
-    url: str, settings: AppSettings, reads: Engine
-) -> Iterator[tuple[Inspector, Sequence[RulesSource]]]:
-    """Open the inspector of the exchange accounts, and the sources of their venues' market rules."""
-    if settings.reconcile.own_process:
-        with closing(WorkerInspector(url, settings)) as worker:
-            yield worker, worker.accounts
-        return
-    with ExitStack() as stack:
-        accounts = open_accounts(settings.exchange)
-        for account in accounts:
-            stack.callback(account.close)
-        yield LocalInspector(reads, accounts, settings), accounts
 
 
 def observe_both(first: Observe, second: Observe) -> Observe:
