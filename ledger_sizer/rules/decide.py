@@ -12,7 +12,7 @@ from decimal import Decimal
 from operator import itemgetter
 from typing import Literal
 
-from ledger_sizer.model.command_base import Command, ttl_us
+from ledger_sizer.model.command_base import Command, ScopeCommand, ttl_us
 from ledger_sizer.model.commands import (
     Adopt,
     Confirm,
@@ -20,7 +20,6 @@ from ledger_sizer.model.commands import (
     Release,
     Remark,
     Reserve,
-    ScopeCommand,
 )
 from ledger_sizer.model.denials import PRECEDENCE
 from ledger_sizer.model.domain import Position

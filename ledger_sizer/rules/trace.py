@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from ledger_sizer.model.commands import COMMANDS, ScopeCommand
+from ledger_sizer.model.command_base import ScopeCommand
+from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.instruments import Leg, legs_text
 from ledger_sizer.model.scope_settings import LATER, NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.units import decimal_text
