@@ -12,7 +12,6 @@ pydantic before a command runs that needs them.
     options          options that commands share, and the parsers of their text
     ledger_session   opens the ledger of a command line and runs one verb on it
     output           tables, plain text, JSON, progress
-    overview_screen  the overview that `top` shows
     json_forms       JSON that only `--json` prints
     help_text        examples and exit codes below the options of `--help`
     errors           exceptions as one line and an exit code

@@ -4,7 +4,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from threading import Event
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,7 +45,7 @@ def demo(
     plan = Plan(seconds=None if forever else _seconds(seconds), seed=options.whole_number(seed, "seed"))
     with _stop_event() as stop, _display(as_json=as_json) as show:
         _announce_start(plan, as_json=as_json)
-        summary = demonstrate(plan, show, stop, lambda: datetime.now(UTC))
+        summary = demonstrate(plan, show, stop)
     if as_json:
         output.write_json(summary.document())
     else:
@@ -94,7 +93,7 @@ def _display(*, as_json: bool) -> Iterator[Any]:
     elif output.on_terminal():
         from rich.console import Console
 
-        with screen.live(Console(highlight=False, emoji=False)) as show:
+        with screen.live(Console(highlight=False, markup=False, emoji=False)) as show:
             yield show
     else:
         with screen.lines(_write_at_once) as show:

@@ -89,7 +89,7 @@ def _reader(url: str | None, database_url: str | None, query: "OverviewQuery") -
 def _print(overview: "Overview", source: str) -> None:
     from rich.console import Console
 
-    from ledger_sizer.cli.overview_screen import render_overview
+    from ledger_sizer.dashboard.overview_screen import render_overview
 
     console = Console(highlight=False, markup=False, emoji=False, width=None if output.on_terminal() else 160)
     console.print(render_overview(overview, source=source, width=console.width, height=None))
@@ -100,7 +100,7 @@ def _watch(read: "Read", source: str, seconds: float) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from ledger_sizer.cli.overview_screen import render_overview
+    from ledger_sizer.dashboard.overview_screen import render_overview
 
     console = Console(highlight=False, markup=False, emoji=False)
     overview = read()
@@ -108,8 +108,10 @@ def _watch(read: "Read", source: str, seconds: float) -> None:
     try:
         with Live(console=console, auto_refresh=False, screen=True) as display:
             while True:
-                size = {"width": console.width, "height": console.height}
-                display.update(render_overview(overview, source=source, problem=problem, **size), refresh=True)
+                screen = render_overview(
+                    overview, source=source, width=console.width, height=console.height, problem=problem
+                )
+                display.update(screen, refresh=True)
                 time.sleep(seconds)
                 try:
                     overview, problem = read(), ""

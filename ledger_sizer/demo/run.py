@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from random import Random
@@ -20,14 +19,14 @@ from ledger_sizer.demo.processes import READY_SECONDS_MAX, Fleet, Service
 from ledger_sizer.demo.summary import Summary, read_reconciliation, summarize
 from ledger_sizer.demo.venue import running_venue, running_venue_bot, service_settings
 from ledger_sizer.ledger.ledger import Ledger
-from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import Exposure, HistoryFilters, Position
+from ledger_sizer.model.domain import HistoryFilters
 from ledger_sizer.model.errors import Unavailable
+from ledger_sizer.model.overview import Detail, Overview, OverviewQuery
 from ledger_sizer.storage.database import make_engine
 
 POLL_SECONDS = 0.25
 KILL_EVERY_SECONDS = 7
-DECISIONS_SHOWN = 14
+ROWS_SHOWN = 14
 EXTRA_SECONDS_MAX = 40
 """Longest extension of a run that was too short (or on too slow a machine) to show everything."""
 _REQUIRED_DECISIONS: tuple[HistoryFilters, ...] = (
@@ -62,18 +61,21 @@ class Snapshot:
     seconds: float
     seconds_left: float | None
     url: str
-    exposure: Exposure
-    held: tuple[Position, ...]
-    decisions: tuple[Decision, ...]
+    overview: Overview
     alive: Mapping[str, bool]
     run_numbers: Mapping[str, int]
     deaths: Mapping[str, int]
     replays: int
-    now: datetime
     reconciliation: str | None = None
 
+    @property
+    def detail(self) -> Detail:
+        """The demonstration's portfolio."""
+        assert self.overview.detail is not None, "its caps were set before the first snapshot"
+        return self.overview.detail
 
-def demonstrate(plan: Plan, show: Callable[[Snapshot], None], stop: Event, now: Callable[[], datetime]) -> Summary:
+
+def demonstrate(plan: Plan, show: Callable[[Snapshot], None], stop: Event) -> Summary:
     """Run the demonstration and return its results. Calls `show` a few times a second; setting `stop` ends it early.
 
     Raises `Unavailable` when the service cannot be started or stops answering.
@@ -85,7 +87,7 @@ def demonstrate(plan: Plan, show: Callable[[Snapshot], None], stop: Event, now: 
             graceful = False
             try:
                 service.wait_until_ready()
-                deaths, events, injected = _run_bots(plan, service, venue_url, folder, show, stop, now)
+                deaths, events, injected = _run_bots(plan, service, venue_url, folder, show, stop)
             finally:
                 graceful = service.stop()
         with Ledger.open(service.database_url) as ledger, _read_engine(service.database_url) as reads:
@@ -111,7 +113,6 @@ def _run_bots(
     folder: Path,
     show: Callable[[Snapshot], None],
     stop: Event,
-    now: Callable[[], datetime],
 ) -> tuple[dict[str, int], dict[str, int], list[InjectionResult]]:
     """Start the bots, watch them, kill one now and then, stop them.
 
@@ -124,7 +125,7 @@ def _run_bots(
             fleet = Fleet(service.url, list(BOTS), folder, plan.seed)
             try:
                 _wait_for_all(fleet, stop)
-                _loop(plan, client, fleet, injector, show, stop, now)
+                _loop(plan, client, fleet, injector, show, stop)
             finally:
                 fleet.stop()
     return dict(fleet.deaths), dict(fleet.events()), [] if injector is None else injector.injected
@@ -145,7 +146,6 @@ def _loop(
     injector: DriftInjector | None,
     show: Callable[[Snapshot], None],
     stop: Event,
-    now: Callable[[], datetime],
 ) -> None:
     random = Random(plan.seed)
     began = time.monotonic()
@@ -167,7 +167,7 @@ def _loop(
             next_replacement = seconds + 1
         if injector is not None:
             injector.tick()
-        show(_take_snapshot(plan, client, fleet, injector, seconds, now))
+        show(_take_snapshot(plan, client, fleet, injector, seconds))
 
 
 def _all_shown(client: LedgerClient, fleet: Fleet, injector: DriftInjector | None) -> bool:
@@ -191,19 +191,15 @@ def _take_snapshot(
     fleet: Fleet,
     injector: DriftInjector | None,
     seconds: float,
-    now: Callable[[], datetime],
 ) -> Snapshot:
     return Snapshot(
         seconds=seconds,
         seconds_left=None if plan.seconds is None else max(plan.seconds - seconds, 0),
         url=client.base_url,
-        exposure=client.exposure(PORTFOLIO),
-        held=client.positions(PORTFOLIO, state="held").items,
-        decisions=client.history(PORTFOLIO, limit=DECISIONS_SHOWN).items,
+        overview=client.overview(OverviewQuery(PORTFOLIO, rows=ROWS_SHOWN)),
         alive=fleet.alive(),
         run_numbers={name: fleet.run_number(name) for name in fleet.names},
         deaths=dict(fleet.deaths),
         replays=fleet.events()["replayed"],
-        now=now(),
         reconciliation=None if injector is None else injector.status,
     )

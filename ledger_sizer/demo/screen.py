@@ -1,23 +1,20 @@
 """Shows a running demonstration: a live screen on a terminal, a line every few seconds elsewhere."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from ledger_sizer.demo.bots import BOTS
+from ledger_sizer.dashboard.formatting import money
+from ledger_sizer.dashboard.overview_screen import render_overview
 from ledger_sizer.demo.run import Snapshot
-from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import ScopeExposure
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
-    from rich.table import Table
+    from rich.text import Text
 
 LINE_EVERY_SECONDS = 5
-_BAR_WIDTH = 28
-_OUTCOME_STYLES = {"granted": "green", "denied": "red", "applied": "dim"}
+_NOTE_ROWS = 3
+"""Rows of a screen for the bots, on a narrow terminal two, and for what happens at the venue."""
 
 
 @contextmanager
@@ -26,7 +23,7 @@ def live(console: "Console") -> Iterator[Callable[[Snapshot], None]]:
     from rich.live import Live
 
     with Live(console=console, auto_refresh=False, transient=True) as display:
-        yield lambda snapshot: display.update(render_snapshot(snapshot), refresh=True)
+        yield lambda snapshot: display.update(render_snapshot(snapshot, console.width, console.height), refresh=True)
 
 
 @contextmanager
@@ -45,94 +42,37 @@ def lines(write: Callable[[str], None]) -> Iterator[Callable[[Snapshot], None]]:
 
 def line(snapshot: Snapshot) -> str:
     """Format a snapshot as one line."""
-    exposure = snapshot.exposure
-    alive = sum(snapshot.alive.values())
+    detail = snapshot.detail
+    whole = detail.whole
     return (
-        f"{snapshot.seconds:5.1f} s  exposure {_money(exposure.exposure)} of {_money(exposure.cap)} USD "
-        f"(held {_money(exposure.held)}, open {_money(exposure.open)}), {len(snapshot.held)} holds, "
-        f"{alive} of {len(snapshot.alive)} bots alive, {exposure.seq} decisions"
+        f"{snapshot.seconds:5.1f} s  exposure {money(whole.exposure)} of {money(whole.cap)} USD "
+        f"(held {money(whole.held)}, open {money(whole.open)}), {detail.held_count} holds, "
+        f"{sum(snapshot.alive.values())} of {len(snapshot.alive)} bots alive, {detail.seq} decisions"
         + ("" if snapshot.reconciliation is None else f"; at the venue: {snapshot.reconciliation}")
     )
 
 
-def render_snapshot(snapshot: Snapshot) -> "RenderableType":
-    """Format a snapshot as a screen."""
-    from rich.console import Group
+def render_snapshot(snapshot: Snapshot, width: int, height: int) -> "RenderableType":
+    """Format a snapshot as a screen: the overview, and the bots below its title."""
     from rich.text import Text
 
     left = "until Ctrl-C" if snapshot.seconds_left is None else f"{snapshot.seconds_left:.0f} s left"
-    title = Text.assemble(("ledger-sizer demo", "bold"), f"  {snapshot.url}  eight bots, one cap  ", (left, "cyan"))
-    blank = Text("")
-    venue = Text("" if snapshot.reconciliation is None else f"ledger and paper venue: {snapshot.reconciliation}")
-    parts = (_scopes(snapshot), venue, _bots(snapshot), _holds(snapshot), _last(snapshot))
-    return Group(title, *(piece for part in parts for piece in (blank, part)))
+    notes = [_bots(snapshot)]
+    if snapshot.reconciliation is not None:
+        notes.append(Text.assemble(("at the paper venue  ", "dim"), snapshot.reconciliation))
+    return render_overview(
+        snapshot.overview, title="ledger-sizer demo", source=f"{snapshot.url}  {left}", width=width,
+        height=height - _NOTE_ROWS, below_title=notes,
+    )  # fmt: skip
 
 
-def _table(*titles: str) -> "Table":
-    from rich.table import Table
+def _bots(snapshot: Snapshot) -> "Text":
+    """Name the bots, with the number of their starts where there was more than one, and how they died."""
+    from rich.text import Text
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", pad_edge=False)
-    for title in titles:
-        table.add_column(title, no_wrap=True)
-    return table
-
-
-def _scopes(snapshot: Snapshot) -> "Table":
-    table = _table("scope", "held + open", "exposure", "cap", "headroom")
-    for scope in snapshot.exposure.scopes:
-        if scope.cap is not None:
-            table.add_row(scope.scope, _bar(scope), _money(scope.exposure), _money(scope.cap), _money(scope.headroom))
-    return table
-
-
-def _bar(scope: ScopeExposure) -> str:
-    """Draw a bar: open capital solid, held capital hatched, headroom dotted."""
-    cap = scope.cap or Decimal(1)
-    opened = min(int(scope.open * _BAR_WIDTH / cap), _BAR_WIDTH)
-    used = min(int(scope.exposure * _BAR_WIDTH / cap), _BAR_WIDTH)
-    colour = "red" if scope.overage else "green"
-    return f"[{colour}]{'█' * opened}[/][yellow]{'▒' * (used - opened)}[/][dim]{'·' * (_BAR_WIDTH - used)}[/]"
-
-
-def _bots(snapshot: Snapshot) -> "Table":
-    table = _table("bot", "", "life", "habit")
-    for name, profile in BOTS.items():
-        state = "[green]alive[/]" if snapshot.alive[name] else "[red]dead[/]"
-        table.add_row(name, state, str(snapshot.run_numbers[name]), f"[dim]{profile.about}[/]")
+    text = Text("bots", "dim")
+    for name, alive in snapshot.alive.items():
+        starts = snapshot.run_numbers[name]
+        text.append(f"  {name}" if starts == 1 else f"  {name} x{starts}", "green" if alive else "bold red")
     died = ", ".join(f"{number} {how}" for how, number in sorted(snapshot.deaths.items())) or "none died yet"
-    table.add_row("", "", "", f"{died}; {snapshot.replays} answers replayed")
-    return table
-
-
-def _holds(snapshot: Snapshot) -> "Table":
-    table = _table("hold", "bot", "USD", "time left")
-    for position in snapshot.held[-6:]:
-        left = (position.expires_at - snapshot.now).total_seconds() if position.expires_at else 0.0
-        shown = f"{left:4.1f} s" if left > 0 else "[red]over[/]"
-        table.add_row(position.position_id, position.tags.get("strategy", "-"), _money(position.held), shown)
-    return table
-
-
-def _last(snapshot: Snapshot) -> "Table":
-    table = _table("#", "command", "bot", "outcome", "why", "USD", "exposure after")
-    for decision in snapshot.decisions:
-        style = _OUTCOME_STYLES[decision.outcome]
-        table.add_row(
-            str(decision.seq),
-            decision.command,
-            json.loads(decision.record.tags or "{}").get("strategy", "-"),
-            f"[{style}]{decision.outcome}[/]",
-            _why(decision),
-            _money(decision.budget),
-            _money(decision.exposure_after),
-        )
-    return table
-
-
-def _why(decision: Decision) -> str:
-    why = f"{decision.reason}: " if decision.reason else ""
-    return f"{why}{decision.binding}" if decision.binding else why.rstrip(": ")
-
-
-def _money(value: Decimal | None) -> str:
-    return "-" if value is None else f"{value:,.2f}"
+    return text.append(f"   {died}; {snapshot.replays} answers replayed", "default")

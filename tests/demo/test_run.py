@@ -239,25 +239,23 @@ def test_show_snapshot_when_it_is_drawn_then_it_names_what_matters(ledger: Ledge
     ledger.halt(key="halt", portfolio=PORTFOLIO)
     ledger.reserve(key="b", portfolio=PORTFOLIO, tags={"strategy": "late"})
     facts: dict[str, Any] = {
-        "exposure": ledger.exposure(PORTFOLIO),
-        "held": ledger.positions(PORTFOLIO, state="held").items,
-        "decisions": ledger.history(PORTFOLIO).items,
         "alive": {name: name != "crashing" for name in BOTS},
-        "run_numbers": dict.fromkeys(BOTS, 1),
+        "run_numbers": {name: 1 + (name == "greedy") for name in BOTS},
         "deaths": {"crashed": 2},
     }
     clock.advance(20)
-    snapshot = Snapshot(3.0, 57.0, "http://127.0.0.1:1", replays=4, now=clock(), **facts)
+    snapshot = Snapshot(3.0, 57.0, "http://127.0.0.1:1", replays=4, overview=ledger.overview(), **facts)
     console = Console(width=120, record=True, file=open(os.devnull, "w"))  # noqa: SIM115, PTH123
-    console.print(render_snapshot(snapshot))
+    console.print(render_snapshot(snapshot, console.width, height=50))
     console.file.close()
     shown = console.export_text()
     for words in (
         "1,000.00",
         "2,500.00",
-        "halted: portfolio",
-        "40.0 s",
-        "dead",
+        "halted",
+        "40 s",
+        "greedy x2",
+        "ledger-sizer demo",
         "2 crashed; 4 answers replayed",
         "57 s left",
     ):

@@ -1,5 +1,6 @@
 """Renders an `Overview` for a terminal: what the dashboard shows, in the same figures and words."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -39,23 +40,30 @@ _DRIFTS_MAX = 5
 
 
 def render_overview(
-    overview: "Overview", *, source: str, width: int, height: int | None, problem: str = ""
+    overview: "Overview",
+    *,
+    title: str = "ledger-sizer top",
+    source: str,
+    width: int,
+    height: int | None,
+    problem: str = "",
+    below_title: Sequence["Text"] = (),
 ) -> "RenderableType":
     """Return the screen. height: rows to fit into, None for everything. problem: why the overview is not current."""
     from rich.console import Group
     from rich.text import Text
 
-    title = Text.assemble(
-        ("ledger-sizer top", "bold"), f"  {source}  ", (f"{formatting.clock(overview.read_at)}Z", "dim"),
+    head = Text.assemble(
+        (title, "bold"), f"  {source}  ", (f"{formatting.clock(overview.read_at)}Z", "dim"),
         (f"  {problem}" if problem else "", "bold red"),
     )  # fmt: skip
     detail = overview.detail
     if detail is None:
-        return Group(title, Text("no portfolio yet"))
+        return Group(head, Text("no portfolio yet"))
     scopes, rows = _rows_that_fit(overview, detail, height)
     blank = Text("")
     return Group(
-        title, blank, _summary_line(detail, overview.read_at),
+        head, *below_title, blank, _summary_line(detail, overview.read_at),
         _exposure_sparkline(detail, overview.read_at, min(width, 160) - 12), blank,
         _scopes(overview, detail, scopes), blank,
         _reconciliation(detail), blank,
