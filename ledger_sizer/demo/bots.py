@@ -17,9 +17,9 @@ from types import FrameType
 from typing import Any
 
 from ledger_sizer.client import LedgerClient
+from ledger_sizer.exchanges.known_markets import MARKETS, Market
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.errors import LedgerError
-from ledger_sizer.model.instruments import InstrumentInfo
 from ledger_sizer.model.units import floor_to_step
 
 PORTFOLIO = "demo"
@@ -58,8 +58,8 @@ BOTS = {
 }
 """The eight bots."""
 
-_PAIRS = {"BTC": (Decimal(50_000), Decimal("0.0001")), "ETH": (Decimal(2_500), Decimal("0.001"))}
-_VENUES = ("okx", "binance", "kraken")
+_PRICES = {"BTC": Decimal(50_000), "ETH": Decimal(2_500)}
+_VENUES = ("okx", "binance")
 """These bots place no orders. Orders are placed on bybit only (see `venue_bot`)."""
 
 
@@ -95,7 +95,9 @@ class Bot:
 
     def _trade(self, key: str) -> None:
         """Run one trade: reserve, confirm, hold the position, release; or as the profile says."""
-        price, decision = self._reserve(key)
+        market = MARKETS[self._random.choice(_VENUES), self._random.choice(sorted(_PRICES))]
+        price = _PRICES[market.coin]
+        decision = self._reserve(key, market, price)
         if not decision.granted or decision.quantity is None:
             self._sleep(0.3)
             return
@@ -110,30 +112,26 @@ class Bot:
         if self._profile.fill_seconds > HOLD_TTL_SECONDS / 2 and self._profile.fill_seconds < HOLD_TTL_SECONDS:
             self._send("extend", key=f"{key}/extend", position_id=decision.position_id, ttl_seconds=HOLD_TTL_SECONDS)
         self._sleep(self._profile.fill_seconds)
-        filled = self._filled_quantity(decision.quantity)
+        filled = max(floor_to_step(decision.quantity * self._profile.filled_percent / 100, market.step), market.step)
         position = self._send(
             "confirm", key=f"{key}/fill", position_id=decision.position_id, quantity=filled, price=price
         ).position_id
         self._sleep(self._profile.holding_seconds)
         self._send("release", key=f"{key}/exit", position_id=position)
 
-    def _reserve(self, key: str) -> tuple[Decimal, Decision]:
-        symbol = self._random.choice(sorted(_PAIRS))
-        price, step = _PAIRS[symbol]
-        rules = InstrumentInfo(f"{symbol}/USDT", step, Decimal(1_000), step, min_notional=Decimal(5))
+    def _reserve(self, key: str, market: Market, price: Decimal) -> Decision:
         score = Decimal(100 if self._name == "greedy" else self._random.randrange(20, 100)) / 100
-        decision = self._send(
+        return self._send(
             "reserve",
             key=key,
             portfolio=PORTFOLIO,
-            tags={"venue": self._random.choice(_VENUES), "symbol": symbol, "strategy": self._name},
+            tags={"venue": market.venue, "symbol": market.coin, "strategy": self._name},
             signal_score=score,
             price=price,
-            spot_instrument=rules,
-            perp_instrument=rules,
+            spot_instrument=market.spot,
+            perp_instrument=market.perp,
             ttl_seconds=HOLD_TTL_SECONDS,
         )
-        return price, decision
 
     def _send(self, verb: str, **arguments: Any) -> Decision:
         """Send one command. With `sends_twice` send it again, and log whether both answers are the same."""
@@ -143,10 +141,6 @@ class Bot:
             same = again.record == decision.record
             log_line("replayed" if again.replayed and same else "not replayed", key=decision.key)
         return decision
-
-    def _filled_quantity(self, quantity: Decimal) -> Decimal:
-        step = Decimal(1).scaleb(int(quantity.as_tuple().exponent))
-        return max(floor_to_step(quantity * self._profile.filled_percent / 100, step), step)
 
     def _chance(self, percent: int) -> bool:
         return self._random.randrange(100) < percent

@@ -6,4 +6,5 @@ snapshot            the types of what an account shows at one moment
 market_rules        ccxt's description of a market -> `MarketRules`
 instrument_cache    the market rules in the database, with history; looks up the names in reservations
 instrument_refresh  loads the rules of a venue into the database, by hand or on schedule
+known_markets       the rules of a few markets as a table, for the replay and the demo
 """

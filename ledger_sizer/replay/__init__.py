@@ -7,7 +7,6 @@ cycle             the commands of one bar, in time order
 source            where bars come from: a file or the synthetic market
 bars              the CSV format of market history
 synthetic_market  a generated market
-venues            markets and their instrument rules
 strategy          scores and entry/exit signals of the bots
 order_outcomes    outcome and price of each simulated order
 random_numbers    reproducible random numbers

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 
+from ledger_sizer.exchanges.known_markets import Market, MarketKey
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.units import exact_arithmetic, notional_e8, usd, usd_floor_e8
 from ledger_sizer.replay.bars import Quote
 from ledger_sizer.replay.strategy import Strategy
-from ledger_sizer.replay.venues import Market, MarketKey
 
 BUCKETS = ("0.0 - 0.2", "0.2 - 0.4", "0.4 - 0.6", "0.6 - 0.8", "0.8 - 1.0")
 _VIOLATIONS_MAX = 20

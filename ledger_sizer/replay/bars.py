@@ -27,10 +27,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, NoReturn, cast
 
+from ledger_sizer.exchanges.known_markets import MarketKey
 from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.units import exact_decimal, positive
-from ledger_sizer.replay.venues import MarketKey
 
 COLUMNS = ("time", "exchange", "pair", "contract", "open", "high", "low", "close", "funding rate")
 INTERVAL_MIN = timedelta(hours=1)

@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Literal, cast
 
+from ledger_sizer.exchanges.known_markets import MARKETS, Market, MarketKey
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.commands import AnyCommand, Confirm, Extend, Halt, Release, Reserve, Resume
 from ledger_sizer.model.decisions import Decision
@@ -36,7 +37,6 @@ from ledger_sizer.replay.order_outcomes import (
     partial_quantity,
 )
 from ledger_sizer.replay.strategy import Signal, Strategy, read_signal
-from ledger_sizer.replay.venues import MARKETS, Market, MarketKey
 
 HOLD_TTL_SECONDS = 60
 EXTENSION_SECONDS = 300

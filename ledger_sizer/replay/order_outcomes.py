@@ -7,10 +7,10 @@ the same accidents, and so has a second run.
 from decimal import Decimal
 from enum import StrEnum
 
+from ledger_sizer.exchanges.known_markets import Market
 from ledger_sizer.model.units import exact_arithmetic, floor_to_step
 from ledger_sizer.replay.bars import Candle
 from ledger_sizer.replay.random_numbers import random_below
-from ledger_sizer.replay.venues import Market
 
 RETRY_PERMILLE = 20
 """Share of lost answers, after which the bot sends the same command with the same key again."""

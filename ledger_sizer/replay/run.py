@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from ledger_sizer.config import AppSettings, DynamicSizingSettings, LedgerSettings, TradingSettings
+from ledger_sizer.exchanges.known_markets import VENUES
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.commands import SetCap
 from ledger_sizer.model.decisions import Decision
@@ -19,7 +20,6 @@ from ledger_sizer.replay.accounting import Book, Figures
 from ledger_sizer.replay.cycle import Cycle, SimulatedClock
 from ledger_sizer.replay.source import Source
 from ledger_sizer.replay.strategy import Strategy, strategies
-from ledger_sizer.replay.venues import VENUES
 
 DYNAMIC, FLAT = "replay-dynamic", "replay-flat"
 PORTFOLIOS = (DYNAMIC, FLAT)

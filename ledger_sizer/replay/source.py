@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from ledger_sizer.exchanges.known_markets import MARKETS, MarketKey
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.replay.bars import Bar, BarFile
 from ledger_sizer.replay.synthetic_market import BARS_DEFAULT, generated_bars
-from ledger_sizer.replay.venues import MARKETS, MarketKey
 
 NO_RULES = "no instrument rules"
 

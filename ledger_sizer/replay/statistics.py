@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from decimal import ROUND_FLOOR, Decimal
 
+from ledger_sizer.exchanges.known_markets import VENUES
 from ledger_sizer.model.units import exact_arithmetic, usd
 from ledger_sizer.replay.run import PortfolioReport, Report
-from ledger_sizer.replay.venues import VENUES
 
 _YEAR_SECONDS = 365 * 24 * 3600
 _QUOTIENT_STEP = Decimal("1e-12")

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+from ledger_sizer.exchanges.known_markets import MARKETS, Market
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.units import exact_arithmetic, floor_to_step
 from ledger_sizer.replay.bars import Bar, Candle, Quote
 from ledger_sizer.replay.random_numbers import SeededRandom
-from ledger_sizer.replay.venues import MARKETS, Market
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
 INTERVAL = timedelta(hours=8)
@@ -102,7 +102,7 @@ class _Venue:
 
 
 def generated_bars(seed: int, count: int) -> Iterator[Bar]:
-    """Yield `count` bars (1 to 20,000) of every market in `venues`, eight hours apart, the same for the same seed."""
+    """Yield `count` bars (1 to 20,000) of every known market, eight hours apart, the same for the same seed."""
     if not 1 <= count <= BARS_MAX:
         raise InvalidRequest(f"bars must be 1 to {BARS_MAX} for a generated market, got {count}", field="bars")
     return _generate(SeededRandom(seed), count)

@@ -11,9 +11,9 @@ import pytest
 
 from ledger_sizer import Confirm, Decision, DynamicSizingSettings, Ledger, Release, Reserve
 from ledger_sizer.config import AppSettings
+from ledger_sizer.exchanges.known_markets import MARKETS
 from ledger_sizer.replay.accounting import Book, Fill, Order
 from ledger_sizer.replay.strategy import strategies
-from ledger_sizer.replay.venues import MARKETS
 from tests.support.clock import FakeClock
 from tests.support.market_histories import quiet_bars
 

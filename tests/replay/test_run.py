@@ -16,12 +16,12 @@ import pytest
 from sqlalchemy.engine import make_url
 
 from ledger_sizer import Decision, Finding, InvalidRequest, Ledger, SchemaOutdated
+from ledger_sizer.exchanges.known_markets import VENUES
 from ledger_sizer.replay import Plan, Report, Source, file_source, generated_source, replay
 from ledger_sizer.replay.order_outcomes import OrderOutcome, closes_in_two_parts, incident, order_outcome
 from ledger_sizer.replay.report_json import report_document
 from ledger_sizer.replay.run import PORTFOLIOS
 from ledger_sizer.replay.summary import lines
-from ledger_sizer.replay.venues import VENUES
 from tests.support.market_histories import INTERVAL, csv_lines, flat_candle, quiet_bars, real_history
 
 NewDatabase = Callable[..., str]

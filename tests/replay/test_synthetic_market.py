@@ -8,11 +8,11 @@ from hashlib import sha256
 
 import pytest
 
+from ledger_sizer.exchanges.known_markets import MARKETS
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.replay.order_outcomes import OrderOutcome, fill_price, incident, order_outcome, partial_quantity
 from ledger_sizer.replay.random_numbers import SeededRandom, random_below
 from ledger_sizer.replay.synthetic_market import BARS_MAX, generated_bars
-from ledger_sizer.replay.venues import MARKETS
 from ledger_sizer.rules.sizing import round_to_step
 from tests.support.market_histories import csv_lines, flat_candle
 

@@ -1,7 +1,7 @@
-"""Instrument rules of the markets a replay trades: spot and USDT-margined perpetual of BTC and ETH on three venues.
+"""Instrument rules that need no exchange: spot and USDT-margined perpetual of BTC and ETH on three venues.
 
 The figures come from the exchanges' public instrument endpoints (Binance `exchangeInfo`, Bybit `instruments-info`,
-OKX `public/instruments`). Exchanges change them now and then; a replay uses one fixed set.
+OKX `public/instruments`). Exchanges change them now and then; the replay and the demo's bots use this fixed set.
 Quantities are in the exchange's own unit: base units, but contracts on OKX's perpetuals.
 """
 
@@ -64,6 +64,6 @@ def _markets() -> dict[MarketKey, Market]:
 
 
 MARKETS: Mapping[MarketKey, Market] = _markets()
-"""Every market whose rules a replay knows."""
+"""Every market that a replay trades."""
 
 VENUES = tuple(sorted({venue for venue, _ in MARKETS}))

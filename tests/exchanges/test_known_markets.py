@@ -1,4 +1,4 @@
-"""Tests the replay's instrument rules against recorded responses of the exchanges."""
+"""Tests the instrument rules of the replay and the demo against recorded responses of the exchanges."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from ledger_sizer.exchanges.known_markets import MARKETS, VENUES, Market
 from ledger_sizer.model.instruments import InstrumentInfo
-from ledger_sizer.replay.venues import MARKETS, VENUES, Market
 from ledger_sizer.rules.sizing import match_quantity, round_to_step
 from tests.support.market_histories import shared_data
 
