@@ -1,29 +1,26 @@
-"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile`, `audit` and `dashboard`."""
+"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile` and `audit`."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import warnings
-from enum import StrEnum
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
-import typer
 from rich.console import Console
 
-from benchmarks import audit as audit_command
-from benchmarks import curve as curve_command
-from benchmarks import dashboard as dashboard_command
-from benchmarks import reconcile as reconcile_command
-from benchmarks import service as service_command
-from benchmarks import throughput as throughput_command
+from benchmarks import audit, curve, reconcile, service, throughput
 from benchmarks.measure import BenchmarkError, Pace
-from benchmarks.report import new_console
 from benchmarks.servers import Engine
 
-app = typer.Typer(add_completion=False)
-
+ENGINES: dict[str, tuple[Engine, ...]] = {
+    "sqlite": ("sqlite",),
+    "postgresql": ("postgresql",),
+    "both": ("sqlite", "postgresql"),
+}
 WARMUP_SHARE = 0.2
 SHORT_SECONDS = 0.4
 SHORT_SIZES = (10, 1_000)
@@ -34,180 +31,138 @@ SHORT_SERVICE_SECONDS = 1.0  # one pair of batch calls may take 0.1 s
 SHORT_DECISIONS = 20_000
 
 
-class EngineChoice(StrEnum):
-    """The databases to run on."""
-
-    SQLITE = "sqlite"
-    POSTGRESQL = "postgresql"
-    BOTH = "both"
-
-    def engines(self) -> tuple[Engine, ...]:
-        if self is EngineChoice.BOTH:
-            return ("sqlite", "postgresql")
-        return ("sqlite",) if self is EngineChoice.SQLITE else ("postgresql",)
-
-
-EngineOption = Annotated[EngineChoice, typer.Option(help="Databases to run on.")]
-SecondsOption = Annotated[float, typer.Option(min=0.1, help="Measured seconds per cell; a fifth more warms it up.")]
-RoundsOption = Annotated[int, typer.Option(min=1, help="Times every cell is run; the median round is shown.")]
-ShortOption = Annotated[bool, typer.Option("--short", help="Under a minute: shows that it runs, not how fast.")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file too.")]
-FolderOption = Annotated[
-    Path | None,
-    typer.Option("--dir", exists=True, file_okay=False, help="Folder for the databases; must be on a disk."),
-]
-
-
-@app.callback(invoke_without_command=True)
-def choose(context: typer.Context) -> None:
-    """Measure ledger_sizer on real databases. Without a command: throughput, with its defaults."""
-    if context.invoked_subcommand is None:
-        throughput()
-
-
-@app.command()
-def throughput(
-    *,
-    engine: EngineOption = EngineChoice.BOTH,
-    seconds: SecondsOption = 5.0,
-    rounds: RoundsOption = 1,
-    callers: Annotated[str, typer.Option(help="Numbers of concurrent callers, comma-separated.")] = "1,16,64",
-    forms: Annotated[str, typer.Option(help="Forms to run, comma-separated.")] = ",".join(throughput_command.FORMS),
-    short: ShortOption = False,
-    json_file: JsonOption = None,
-    folder: FolderOption = None,
-) -> None:
+def _throughput(given: Namespace) -> None:
     """Compare reserve+release pairs per second and their latencies: by hand, on a hot row, with ledger_sizer."""
-    plan = throughput_command.Plan(
-        engines=engine.engines(),
-        callers=_positive_numbers(callers, "--callers"),
-        forms=_known_forms(forms),
-        pace=_pace(SHORT_SECONDS if short else seconds),
-        rounds=1 if short else rounds,
-        folder=folder,
-    )
-    throughput_command.run(plan, new_console(), json_file)
+    throughput.run(throughput.Plan(**_paced(given), callers=given.callers, forms=given.forms))
 
 
-@app.command()
-def curve(
-    *,
-    engine: EngineOption = EngineChoice.BOTH,
-    seconds: SecondsOption = 5.0,
-    rounds: RoundsOption = 3,
-    sizes: Annotated[str, typer.Option(help="Open positions to load, comma-separated.")] = "10,1000,100000,1000000",
-    short: ShortOption = False,
-    json_file: JsonOption = None,
-    folder: FolderOption = None,
-) -> None:
+def _curve(given: Namespace) -> None:
     """Measure 64 callers beside 10 to 1,000,000 open positions and as many decisions."""
-    plan = curve_command.Plan(
-        engines=engine.engines(),
-        sizes=SHORT_SIZES if short else tuple(sorted(_positive_numbers(sizes, "--sizes"))),
-        callers=CURVE_CALLERS,
-        pace=_pace(SHORT_SECONDS if short else seconds),
-        rounds=1 if short else rounds,
-        folder=folder,
-    )
-    curve_command.run(plan, new_console(), json_file)
+    sizes = SHORT_SIZES if given.short else tuple(sorted(given.sizes))
+    curve.run(curve.Plan(**_paced(given), sizes=sizes, callers=CURVE_CALLERS))
 
 
-@app.command()
-def service(
-    *,
-    engine: EngineOption = EngineChoice.BOTH,
-    seconds: SecondsOption = 5.0,
-    rounds: RoundsOption = 1,
-    callers: Annotated[str, typer.Option(help="Numbers of keep-alive clients, comma-separated.")] = "1,16,64",
-    batch_callers: Annotated[str, typer.Option(help="Numbers of clients that send batch calls.")] = "4,64",
-    short: ShortOption = False,
-    json_file: JsonOption = None,
-    folder: FolderOption = None,
-) -> None:
+def _service(given: Namespace) -> None:
     """Compare the HTTP service with one written by hand: throughput, latency, start and memory."""
-    plan = service_command.Plan(
-        engines=engine.engines(),
-        callers=SHORT_SERVICE_CALLERS if short else _positive_numbers(callers, "--callers"),
-        batch_callers=SHORT_SERVICE_BATCH_CALLERS if short else _positive_numbers(batch_callers, "--batch-callers"),
-        pace=_pace(SHORT_SERVICE_SECONDS if short else seconds),
-        rounds=1 if short else rounds,
-        folder=folder,
-    )
-    service_command.run(plan, new_console(), json_file)
+    callers = SHORT_SERVICE_CALLERS if given.short else given.callers
+    batch_callers = SHORT_SERVICE_BATCH_CALLERS if given.short else given.batch_callers
+    service.run(service.Plan(**_paced(given, SHORT_SERVICE_SECONDS), callers=callers, batch_callers=batch_callers))
 
 
-@app.command()
-def audit(
-    *,
-    engine: EngineOption = EngineChoice.BOTH,
-    decisions: Annotated[int, typer.Option(min=2_000, help="Length of the history.")] = 1_000_000,
-    short: ShortOption = False,
-    json_file: JsonOption = None,
-    folder: FolderOption = None,
-) -> None:
-    """Measure looking back at a million decisions: pages, filters, exports, verification, archive."""
-    plan = audit_command.Plan(engine.engines(), SHORT_DECISIONS if short else decisions, folder)
-    audit_command.run(plan, new_console(), json_file)
+def _audit(given: Namespace) -> None:
+    """Measure looking back at a million decisions: pages, filters, exports, the dashboard, verification, archive."""
+    audit.run(audit.Plan(**_shared(given), decisions=SHORT_DECISIONS if given.short else given.decisions))
 
 
-@app.command()
-def dashboard(
-    *,
-    engine: EngineOption = EngineChoice.BOTH,
-    sizes: Annotated[str, typer.Option(help="Open positions to load, comma-separated.")] = "10,10000,100000",
-    pages: Annotated[int, typer.Option(min=1, help="Pages opened in each cell.")] = 50,
-    short: ShortOption = False,
-    json_file: JsonOption = None,
-    folder: FolderOption = None,
-) -> None:
-    """Open the dashboard beside 10 to 100,000 open positions."""
-    plan = dashboard_command.Plan(
-        engines=engine.engines(),
-        sizes=SHORT_SIZES if short else tuple(sorted(_positive_numbers(sizes, "--sizes"))),
-        pages=5 if short else pages,
-        folder=folder,
-    )
-    dashboard_command.run(plan, new_console(), json_file)
-
-
-@app.command()
-def reconcile(
-    *,
-    engine: EngineOption = EngineChoice.BOTH,
-    seconds: SecondsOption = 10.0,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds whose pairs are counted together.")] = 3,
-    positions: Annotated[int, typer.Option(min=1, help="Open positions on each side.")] = 10_000,
-    own_process: Annotated[bool, typer.Option(help="Look in a process of its own, as the service does.")] = True,
-    short: ShortOption = False,
-    json_file: JsonOption = None,
-    folder: FolderOption = None,
-) -> None:
+def _reconcile(given: Namespace) -> None:
     """Measure a reconciliation of many positions, and what reservations feel of it."""
-    plan = reconcile_command.Plan(
-        engines=engine.engines(), positions=500 if short else positions,
-        seconds=SHORT_SECONDS * 3 if short else seconds, rounds=1 if short else rounds, own_process=own_process,
-        folder=folder,
-    )  # fmt: skip
-    reconcile_command.run(plan, new_console(), json_file)
+    plan = reconcile.Plan(
+        **_shared(given),
+        positions=500 if given.short else given.positions,
+        seconds=SHORT_SECONDS * 3 if given.short else given.seconds,
+        rounds=1 if given.short else given.rounds,
+        own_process=given.own_process,
+    )
+    reconcile.run(plan)
 
 
-def _pace(seconds: float) -> Pace:
-    return Pace(warmup_seconds=seconds * WARMUP_SHARE, measured_seconds=seconds)
+def _shared(given: Namespace) -> dict[str, Any]:
+    """Return the fields of every plan."""
+    return {"engines": ENGINES[given.engine], "folder": given.dir, "json_file": given.json}
 
 
-def _positive_numbers(text: str, option: str) -> tuple[int, ...]:
+def _paced(given: Namespace, short_seconds: float = SHORT_SECONDS) -> dict[str, Any]:
+    """Return the fields of a plan of timed cells."""
+    seconds = short_seconds if given.short else given.seconds
+    pace = Pace(warmup_seconds=seconds * WARMUP_SHARE, measured_seconds=seconds)
+    return {**_shared(given), "pace": pace, "rounds": 1 if given.short else given.rounds}
+
+
+def _parser() -> ArgumentParser:
+    about = "Measure ledger_sizer on real databases. Without a command: throughput, with its defaults."
+    parser = ArgumentParser("python -m benchmarks", description=about)
+    shared = ArgumentParser(add_help=False)
+    shared.add_argument("--engine", choices=ENGINES, default="both", help="databases to run on")
+    shared.add_argument("--short", action="store_true", help="under a minute: shows that it runs, not how fast")
+    shared.add_argument("--json", type=Path, metavar="FILE", help="write the figures to this file too")
+    shared.add_argument("--dir", type=_folder, metavar="FOLDER", help="of the databases; must be on a disk")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run: Callable[[Namespace], None]) -> ArgumentParser:
+        about = str(run.__doc__)
+        added = commands.add_parser(
+            run.__name__[1:],
+            parents=[shared],
+            help=about,
+            description=about,
+            formatter_class=ArgumentDefaultsHelpFormatter,
+        )
+        added.set_defaults(run=run)
+        return added
+
+    def timed_command(run: Callable[[Namespace], None], seconds: float, rounds: int) -> ArgumentParser:
+        added = command(run)
+        about = "measured per cell; a fifth more warms it up"
+        added.add_argument("--seconds", type=_seconds, default=seconds, metavar="N", help=about)
+        about = "of every cell; the median is shown"
+        added.add_argument("--rounds", type=_at_least(1), default=rounds, metavar="N", help=about)
+        return added
+
+    added = timed_command(_throughput, seconds=5.0, rounds=1)
+    added.add_argument("--callers", type=_numbers, default="1,16,64", help="numbers of concurrent callers")
+    added.add_argument("--forms", type=_forms, default=",".join(throughput.FORMS), help="forms to run")
+    added = timed_command(_curve, seconds=5.0, rounds=3)
+    added.add_argument("--sizes", type=_numbers, default="10,1000,100000,1000000", help="open positions to load")
+    added = timed_command(_service, seconds=5.0, rounds=1)
+    added.add_argument("--callers", type=_numbers, default="1,16,64", help="numbers of keep-alive clients")
+    added.add_argument(
+        "--batch-callers", type=_numbers, default="4,64", help="numbers of clients that send batch calls"
+    )
+    added = command(_audit)
+    added.add_argument(
+        "--decisions", type=_at_least(2_000), default=1_000_000, metavar="N", help="length of the history"
+    )
+    added = timed_command(_reconcile, seconds=10.0, rounds=3)
+    added.add_argument("--positions", type=_at_least(1), default=10_000, metavar="N", help="open on each side")
+    added.add_argument(
+        "--own-process", action=BooleanOptionalAction, default=True, help="look in a process of its own, as the service"
+    )
+    return parser
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise ArgumentTypeError(f"{text!r} is no folder")
+    return Path(text)
+
+
+def _seconds(text: str) -> float:
+    if float(text) < 0.1:
+        raise ArgumentTypeError(f"must be 0.1 or more, got {text}")
+    return float(text)
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise ArgumentTypeError(f"must be a whole number from {least} on, got {text!r}")
+        return int(text)
+
+    return number
+
+
+def _numbers(text: str) -> tuple[int, ...]:
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"{text!r} is not a list of positive whole numbers such as 1,16,64", param_hint=option)
+        raise ArgumentTypeError(f"{text!r} is not a list of positive whole numbers such as 1,16,64")
     return tuple(dict.fromkeys(int(part) for part in parts))
 
 
-def _known_forms(text: str) -> tuple[str, ...]:
+def _forms(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    unknown = [name for name in names if name not in throughput_command.FORMS]
+    unknown = [name for name in names if name not in throughput.FORMS]
     if unknown:
-        known = ", ".join(throughput_command.FORMS)
-        raise typer.BadParameter(f"unknown form {unknown[0]!r}; known: {known}", param_hint="--forms")
+        raise ArgumentTypeError(f"unknown form {unknown[0]!r}; known: {', '.join(throughput.FORMS)}")
     return names
 
 
@@ -217,8 +172,9 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     # The private server's library warns about a desktop folder that is not needed here.
     warnings.filterwarnings("ignore", message="XDG_RUNTIME_DIR is not set")
+    given = _parser().parse_args(sys.argv[1:] or ["throughput"])
     try:
-        app()
+        given.run(given)
     except BenchmarkError as error:
         Console(stderr=True).print(f"benchmark: {error}", style="red", markup=False)
         sys.exit(1)

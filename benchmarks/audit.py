@@ -9,18 +9,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 import httpx
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.history import PORTFOLIO, RARE_SYMBOL, fill
 from benchmarks.measure import BenchmarkError
-from benchmarks.report import new_table, print_conditions, progress, write_json
-from benchmarks.servers import Database, Engine, Host, machine_conditions, open_hosts, scratch
+from benchmarks.report import Plan as SharedPlan
+from benchmarks.report import new_table, progress, run_plan
+from benchmarks.servers import Database, Engine, Host, scratch
 from benchmarks.service import serving
 from ledger_sizer.wire.export import ExportForm
 
@@ -31,13 +32,11 @@ REPEATS = 20
 FORMS: dict[ExportForm, str] = {"csv": "text/csv", "ndjson": "application/x-ndjson"}
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(SharedPlan):
     """Parameters. decisions: length of the history."""
 
-    engines: tuple[Engine, ...]
     decisions: int
-    folder: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,24 +50,21 @@ class Row:
     unit: str
 
 
-def run(plan: Plan, console: Console, json_file: Path | None) -> None:
-    """Run the plan, print the table, and write the same figures as JSON where asked."""
-    with open_hosts(plan.engines, 4, plan.folder) as hosts:
-        conditions = machine_conditions(plan.folder)
-        for host in hosts:
-            conditions |= host.conditions()
-        conditions["history"] = (
-            f"{plan.decisions:,} decisions asked of the ledger and committed by it; pages of 100, the slowest of "
-            f"{REPEATS} after one to warm up"
-        )
-        rows = [row for host in hosts for row in _rows(plan, host)]
-    print_conditions(console, conditions)
-    console.print(_table(rows))
-    if json_file is not None:
-        write_json(json_file, conditions, [asdict(row) for row in rows])
+def run(plan: Plan) -> None:
+    """Measure and report all figures of the plan."""
+    history = (
+        f"{plan.decisions:,} decisions asked of the ledger and committed by it; pages of 100, the slowest of "
+        f"{REPEATS} after one to warm up"
+    )
+    run_plan(plan, 4, {"history": history}, partial(_rows, plan), _table, asdict)
 
 
-def _rows(plan: Plan, host: Host) -> Iterator[Row]:
+def _rows(plan: Plan, hosts: list[Host]) -> Iterator[Row]:
+    for host in hosts:
+        yield from _rows_on(plan, host)
+
+
+def _rows_on(plan: Plan, host: Host) -> Iterator[Row]:
     from ledger_sizer import Ledger
     from ledger_sizer.storage.database import upgrade
 
@@ -140,7 +136,10 @@ def _exports(engine: Engine, ledger: Ledger, last: int) -> Iterator[Row]:
 
 
 def _exports_through_interfaces(engine: Engine, database: Database, last: int, folder: Path) -> Iterator[Row]:
-    """Measure full exports by the command line (its start included) and over HTTP to a client that only counts rows."""
+    """Measure full exports by the command line (its start included) and over HTTP to a client that only counts rows.
+
+    Measures the dashboard's page there too.
+    """
     for form in FORMS:
         target = folder / f"history.{form}"
         command = [sys.executable, "-m", "ledger_sizer", "history", "--export", form, "--out", str(target)]
@@ -160,6 +159,9 @@ def _exports_through_interfaces(engine: Engine, database: Database, last: int, f
                 rows = sum(part.count(b"\n") for part in answer.iter_raw())
             seconds = perf_counter() - begun
             yield _export_row(engine, f"export {form.upper()}, every field, over HTTP", form, rows, last, seconds)
+        with httpx.Client(base_url=f"http://127.0.0.1:{service.port}", timeout=60) as client:
+            length, slowest_ms = _slowest(lambda: len(client.get("/").raise_for_status().content))
+        yield Row(engine, "dashboard page over HTTP, bytes", length, slowest_ms, "ms")
 
 
 def _export_row(engine: Engine, what: str, form: str, rows: int, last: int, seconds: float) -> Row:

@@ -9,29 +9,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Figures, Pace
+from benchmarks.measure import Figures
 from benchmarks.ours import OURS
-from benchmarks.report import median_round, new_table, print_conditions, progress, write_json
-from benchmarks.servers import Database, Engine, Host, machine_conditions, open_hosts, scratch
+from benchmarks.report import PacedPlan, in_rounds, median_round, new_table, progress, run_plan
+from benchmarks.servers import Database, Engine, Host, scratch
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(PacedPlan):
     """Parameters. sizes: open positions, ascending. callers: concurrent callers."""
 
-    engines: tuple[Engine, ...]
     sizes: tuple[int, ...]
     callers: int
-    pace: Pace
-    rounds: int
-    folder: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,46 +39,42 @@ class Point:
     ratio: float
 
 
-def run(plan: Plan, console: Console, json_file: Path | None) -> None:
-    """Load every size, measure them in turn, print the table, and write the same figures as JSON where asked."""
-    with open_hosts(plan.engines, plan.callers, plan.folder) as hosts:
-        conditions = machine_conditions(plan.folder)
+def run(plan: Plan) -> None:
+    """Load every size, measure them in turn, and report."""
+
+    def points(hosts: list[Host]) -> Iterator[Point]:
         for host in hosts:
-            conditions |= host.conditions()
-        conditions["cell"] = (
-            f"{plan.callers} awaiting callers, {plan.pace.warmup_seconds:g} s warm-up, "
-            f"{plan.pace.measured_seconds:g} s measured, median of {plan.rounds} round(s)"
-        )
-        points = [point for host in hosts for point in _points(plan, host)]
-    print_conditions(console, conditions)
-    console.print(_table(points))
-    if json_file is not None:
-        write_json(json_file, conditions, [_as_json(point) for point in points])
+            yield from _points(plan, host)
+
+    cell = f"{plan.callers} awaiting callers, {plan.pace_text}"
+    run_plan(plan, plan.callers, {"cell": cell}, points, _table, _as_json)
 
 
 def _points(plan: Plan, host: Host) -> Iterator[Point]:
-    measured: dict[int, list[Figures]] = {size: [] for size in plan.sizes}
     preload_seconds: dict[int, float] = {}
-    with ExitStack() as stack, progress(len(plan.sizes) * (1 + plan.rounds)) as step:
+    with ExitStack() as stack:
         loaded: dict[int, Database] = {}
-        for size in plan.sizes:
-            step(f"{host.engine}: loading {size:,} open positions")
-            loaded[size] = stack.enter_context(scratch(host))
-            begun = perf_counter()
-            OURS.prepare(loaded[size], size)
-            preload_seconds[size] = perf_counter() - begun
-            host.settle(loaded[size])
-        for _ in range(plan.rounds):
+        with progress(len(plan.sizes)) as step:
             for size in plan.sizes:
-                step(f"{host.engine}: {plan.callers} callers beside {size:,} open positions")
-                with scratch(host, loaded[size]) as database:
-                    host.settle(database)
-                    measured[size].append(OURS.run(database, plan.callers, plan.pace).figures())
-                    OURS.check(database, size)
-    base = median_round(measured[plan.sizes[0]]).pairs_per_second
-    for size, rounds in measured.items():
-        figures = median_round(rounds)
-        yield Point(host.engine, size, figures, preload_seconds[size], figures.pairs_per_second / base)
+                step(f"{host.engine}: loading {size:,} open positions")
+                loaded[size] = stack.enter_context(scratch(host))
+                begun = perf_counter()
+                OURS.prepare(loaded[size], size)
+                preload_seconds[size] = perf_counter() - begun
+                host.settle(loaded[size])
+
+        def measure(host: Host, size: int) -> Figures:
+            with scratch(host, loaded[size]) as database:
+                host.settle(database)
+                figures = OURS.run(database, plan.callers, plan.pace).figures()
+                OURS.check(database, size)
+            return figures
+
+        base: float | None = None
+        for size, rounds in in_rounds([(host, size) for size in plan.sizes], plan.rounds, measure):
+            figures = median_round(rounds)
+            base = base or figures.pairs_per_second
+            yield Point(host.engine, size, figures, preload_seconds[size], figures.pairs_per_second / base)
 
 
 def _table(points: list[Point]) -> Table:

@@ -18,16 +18,16 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from decimal import Decimal
 from functools import partial
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from pydantic import SecretStr
-from rich.console import Console
+from rich.table import Table
 
 from benchmarks.measure import BenchmarkError
-from benchmarks.report import new_table, print_conditions, write_json
-from benchmarks.servers import Engine, machine_conditions, open_hosts, scratch
+from benchmarks.report import Plan as SharedPlan
+from benchmarks.report import new_table, run_plan
+from benchmarks.servers import Engine, Host, scratch
 from ledger_sizer import Adopt, AppSettings, Ledger, Leg, ReconcileSettings
 from ledger_sizer.config import DynamicSizingSettings, ExchangeSettings
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
@@ -41,53 +41,93 @@ D = Decimal
 CALLERS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(SharedPlan):
     """Parameters. positions: open in the ledger, and as many at the exchange. seconds: of one half of a round.
 
     own_process: inspect in a process of its own, the service's default.
     """
 
-    engines: tuple[Engine, ...]
     positions: int
     seconds: float
     rounds: int
     own_process: bool
-    folder: Path | None
 
 
-def run(plan: Plan, console: Console, json_file: Path | None) -> None:
-    """Measure, and print one table and the memory of the service with and without an exchange."""
-    rows = []
-    conditions = machine_conditions(plan.folder)
-    with open_hosts(plan.engines, CALLERS, plan.folder) as hosts:
-        for host in hosts:
-            conditions |= host.conditions()
-            with scratch(host) as database:
-                upgrade(database.url)
-                rows.append((host.engine, measure(database.url, plan)))
-    without, service, looks = memory_mib()
-    print_conditions(console, conditions)
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Median run times in seconds, and latencies of pairs without (alone) and during runs (beside), in milliseconds.
+
+    p99_ratios: of each round, so that the spread can be seen.
+    """
+
+    run_seconds: float
+    run_seconds_beside_load: float
+    p50_ms_alone: float
+    p99_ms_alone: float
+    p50_ms_beside: float
+    p99_ms_beside: float
+    pairs_alone: int
+    pairs_beside: int
+    p99_ratios: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Peak resident MiB: the service's parts without an exchange, with a reconciled one, and the inspection process."""
+
+    memory_mib: float
+    memory_with_exchange_mib: float
+    memory_of_process_mib: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Figures of one engine. memory: of the service, the same in every row."""
+
+    engine: Engine
+    figures: Figures
+    memory: Memory
+
+
+def run(plan: Plan) -> None:
+    """Measure and report all engines of the plan."""
+    run_plan(
+        plan, CALLERS, {}, partial(_rows, plan), partial(_table, plan),
+        lambda row: {"engine": row.engine, **asdict(row.figures), **asdict(row.memory)},
+    )  # fmt: skip
+
+
+def _rows(plan: Plan, hosts: list[Host]) -> Iterator[Row]:
+    memory = measure_memory()
+    for host in hosts:
+        with scratch(host) as database:
+            upgrade(database.url)
+            yield Row(host.engine, measure(database.url, plan), memory)
+
+
+def _table(plan: Plan, rows: list[Row]) -> Table:
     table = new_table(
         f"Reconciling {plan.positions:,} positions with {plan.positions:,} at the exchange, without its answer's time; "
         f"{CALLERS} callers reserve and release. Seconds and ms.",
         ("engine",),
         ("run", "run beside load", "pair p50", "beside runs", "pair p99", "beside runs", "p99 ratio", "of rounds"),
     )
-    for engine, one in rows:
+    for row in rows:
+        one = row.figures
         table.add_row(
-            engine, f"{one.run_seconds:.2f}", f"{one.run_seconds_beside_load:.2f}", f"{one.p50_ms_alone:.2f}",
+            row.engine, f"{one.run_seconds:.2f}", f"{one.run_seconds_beside_load:.2f}", f"{one.p50_ms_alone:.2f}",
             f"{one.p50_ms_beside:.2f}", f"{one.p99_ms_alone:.2f}", f"{one.p99_ms_beside:.2f}",
             f"{one.p99_ms_beside / one.p99_ms_alone:.2f}x", f"{min(one.p99_ratios):.2f} to {max(one.p99_ratios):.2f}",
         )  # fmt: skip
-    console.print(table)
-    console.print(
-        f"Memory of the service's parts: {without:.0f} MiB; with one exchange reconciled: {service:.0f} MiB, and "
-        f"{looks:.0f} MiB of the process that looks."
+    memory = rows[0].memory
+    table.caption = (
+        f"Memory of the service's parts: {memory.memory_mib:.0f} MiB; with one exchange reconciled: "
+        f"{memory.memory_with_exchange_mib:.0f} MiB, and {memory.memory_of_process_mib:.0f} MiB of the process that "
+        "looks."
     )
-    if json_file is not None:
-        memory = {"memory_mib": without, "memory_with_exchange_mib": service, "memory_of_process_mib": looks}
-        write_json(json_file, conditions, [{"engine": engine, **asdict(one), **memory} for engine, one in rows])
+    table.caption_justify = "left"
+    return table
 
 
 class Account:
@@ -114,24 +154,6 @@ def settle_memory() -> None:
 def open_accounts(count: int, _settings: ExchangeSettings) -> list[Account]:
     """Open this account in the inspection process, instead of an exchange's."""
     return [Account(count)]
-
-
-@dataclass(frozen=True, slots=True)
-class Figures:
-    """Median run times in seconds, and latencies of pairs without (alone) and during runs (beside), in milliseconds.
-
-    p99_ratios: of each round, so that the spread can be seen.
-    """
-
-    run_seconds: float
-    run_seconds_beside_load: float
-    p50_ms_alone: float
-    p99_ms_alone: float
-    p50_ms_beside: float
-    p99_ms_beside: float
-    pairs_alone: int
-    pairs_beside: int
-    p99_ratios: list[float]
 
 
 @contextmanager
@@ -260,14 +282,12 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-def memory_mib() -> tuple[float, float, float]:
-    """Return peak resident memory in MiB: the service's components without an exchange; with one reconciled account,
-    the components and the inspection process. Linux only. The paper venue has 11 markets; a real one has thousands.
-    """
+def measure_memory() -> Memory:
+    """Measure in processes of their own. Linux only. The paper venue has 11 markets; a real one has thousands."""
     with PaperServer() as paper:
         sizes = []
         for url in ("", paper.url):
             ran: Any = subprocess.run([sys.executable, "-c", _SIZES, url], capture_output=True, text=True, check=True)
             sizes.append([float(text) for text in ran.stdout.split()])
     (without, _), (service, looks) = sizes
-    return without, service, looks
+    return Memory(without, service, looks)

@@ -12,13 +12,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from time import perf_counter, sleep
 from typing import Any
 from urllib.parse import urlsplit
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import hand_service
@@ -26,8 +26,8 @@ from benchmarks.baselines import PORTFOLIO, RESERVED_USD
 from benchmarks.load import LoadRun
 from benchmarks.measure import BenchmarkError, Figures, Pace
 from benchmarks.ours import OURS
-from benchmarks.report import median_round, new_table, print_conditions, progress, write_json
-from benchmarks.servers import Database, Engine, Host, machine_conditions, open_hosts, scratch
+from benchmarks.report import PacedPlan, in_rounds, median_round, new_table, run_plan
+from benchmarks.servers import Database, Engine, Host, scratch
 
 OPEN_POSITIONS = 1_000
 BATCH_COMMANDS = 100
@@ -37,16 +37,12 @@ LOAD_SECONDS_SPARE = 120.0
 LOG_TAIL_BYTES = 2_000
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(PacedPlan):
     """Parameters. callers, batch_callers: numbers of clients that send single and batch calls."""
 
-    engines: tuple[Engine, ...]
     callers: tuple[int, ...]
     batch_callers: tuple[int, ...]
-    pace: Pace
-    rounds: int
-    folder: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +53,9 @@ class Cell:
     service: str
     callers: int
     commands: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.engine}: {self.service}, {self.callers} clients, {self.commands} a call"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +91,13 @@ class Running:
     idle_mb: float | None
 
 
-def run(plan: Plan, console: Console, json_file: Path | None) -> None:
-    """Run the plan, print the table, and write the same figures as JSON where request."""
-    with open_hosts(plan.engines, hand_service.POOL_SIZE, plan.folder) as hosts:
-        conditions = machine_conditions(plan.folder)
-        for host in hosts:
-            conditions |= host.conditions()
-        conditions["cell"] = (
-            f"{plan.pace.warmup_seconds:g} s warm-up, {plan.pace.measured_seconds:g} s measured, "
-            f"median of {plan.rounds} round(s), a fresh database with {OPEN_POSITIONS:,} open positions, "
-            "service and load in one process each"
-        )
-        rows = list(_rows(plan, hosts))
-    print_conditions(console, conditions)
-    console.print(_table(rows))
-    if json_file is not None:
-        write_json(json_file, conditions, [_as_json(row) for row in rows])
+def run(plan: Plan) -> None:
+    """Measure and report all cells of the plan."""
+    cell = (
+        f"{plan.pace_text}, a fresh database with {OPEN_POSITIONS:,} open positions, "
+        "service and load in one process each"
+    )
+    run_plan(plan, hand_service.POOL_SIZE, {"cell": cell}, partial(_rows, plan), _table, _as_json)
 
 
 def _cells(plan: Plan, engine: Engine) -> Iterator[Cell]:
@@ -120,13 +110,7 @@ def _cells(plan: Plan, engine: Engine) -> Iterator[Cell]:
 
 def _rows(plan: Plan, hosts: list[Host]) -> Iterator[Row]:
     cells = [(host, cell) for host in hosts for cell in _cells(plan, host.engine)]
-    measured: list[list[Round]] = [[] for _ in cells]
-    with progress(len(cells) * plan.rounds) as step:
-        for _ in range(plan.rounds):
-            for (host, cell), rounds in zip(cells, measured, strict=True):
-                step(f"{cell.engine}: {cell.service}, {cell.callers} clients, {cell.commands} a call")
-                rounds.append(measure(host, cell, plan.pace))
-    for (_, cell), rounds in zip(cells, measured, strict=True):
+    for cell, rounds in in_rounds(cells, plan.rounds, partial(measure, pace=plan.pace)):
         speeds = [one.figures.pairs_per_second * cell.commands for one in rounds]
         median = median_round([one.figures for one in rounds])
         chosen = next(one for one in rounds if one.figures is median)

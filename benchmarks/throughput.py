@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.baselines import HAND_WRITTEN, HOT_ROW, Form
 from benchmarks.measure import Figures, Pace
 from benchmarks.ours import OURS, OURS_BLOCKING, OURS_RANDOM, OURS_SIZED
-from benchmarks.report import median_round, new_table, print_conditions, progress, write_json
-from benchmarks.rows import ROWS
-from benchmarks.servers import Engine, Host, machine_conditions, open_hosts, scratch
+from benchmarks.report import PacedPlan, in_rounds, median_round, new_table, run_plan
+from benchmarks.servers import Engine, Host, scratch
 
 OPEN_POSITIONS = 1_000
 REFERENCE = HAND_WRITTEN.name
@@ -27,22 +25,17 @@ FORMS: dict[str, Form] = {
     "ours-sync": OURS_BLOCKING,
     "ours-sized": OURS_SIZED,
     "ours-random-keys": OURS_RANDOM,
-    "rows": ROWS,
 }
 # Sync calls are for a bot with one cycle. A bot with many concurrent cycles uses the async methods.
-LONE_CALLER_FORMS = frozenset({OURS_BLOCKING.name, ROWS.name})
+LONE_CALLER_FORMS = frozenset({OURS_BLOCKING.name})
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Parameters. Rounds repeat the whole list of cells, so that a slow minute of the machine affects every form."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan(PacedPlan):
+    """Parameters. callers: numbers of concurrent callers. forms: names in `FORMS`."""
 
-    engines: tuple[Engine, ...]
     callers: tuple[int, ...]
     forms: tuple[str, ...]
-    pace: Pace
-    rounds: int
-    folder: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +45,9 @@ class Cell:
     engine: Engine
     form: Form
     callers: int
+
+    def __str__(self) -> str:
+        return f"{self.engine}: {self.form.name}, {self.callers} callers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,21 +60,10 @@ class Row:
     pairs_per_second_max: float
 
 
-def run(plan: Plan, console: Console, json_file: Path | None) -> None:
-    """Run the plan, print the table, and write the same figures as JSON where asked."""
-    with open_hosts(plan.engines, max(plan.callers), plan.folder) as hosts:
-        conditions = machine_conditions(plan.folder)
-        for host in hosts:
-            conditions |= host.conditions()
-        conditions["cell"] = (
-            f"{plan.pace.warmup_seconds:g} s warm-up, {plan.pace.measured_seconds:g} s measured, "
-            f"median of {plan.rounds} round(s), a fresh database with {OPEN_POSITIONS:,} open positions"
-        )
-        rows = list(_rows(plan, hosts))
-    print_conditions(console, conditions)
-    console.print(_table(rows))
-    if json_file is not None:
-        write_json(json_file, conditions, [_as_json(row) for row in rows])
+def run(plan: Plan) -> None:
+    """Measure and report all cells of the plan."""
+    cell = f"{plan.pace_text}, a fresh database with {OPEN_POSITIONS:,} open positions"
+    run_plan(plan, max(plan.callers), {"cell": cell}, partial(_rows, plan), _table, _as_json)
 
 
 def _cells(plan: Plan, engine: Engine) -> Iterator[Cell]:
@@ -90,13 +75,7 @@ def _cells(plan: Plan, engine: Engine) -> Iterator[Cell]:
 
 def _rows(plan: Plan, hosts: list[Host]) -> Iterator[Row]:
     cells = [(host, cell) for host in hosts for cell in _cells(plan, host.engine)]
-    measured: list[list[Figures]] = [[] for _ in cells]
-    with progress(len(cells) * plan.rounds) as step:
-        for _ in range(plan.rounds):
-            for (host, cell), rounds in zip(cells, measured, strict=True):
-                step(f"{cell.engine}: {cell.form.name}, {cell.callers} callers")
-                rounds.append(measure(host, cell, plan.pace))
-    for (_, cell), rounds in zip(cells, measured, strict=True):
+    for cell, rounds in in_rounds(cells, plan.rounds, partial(measure, pace=plan.pace)):
         speeds = [figures.pairs_per_second for figures in rounds]
         yield Row(cell, median_round(rounds), min(speeds), max(speeds))
 
