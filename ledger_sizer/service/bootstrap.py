@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from sqlalchemy import Engine
 
@@ -17,7 +18,7 @@ from ledger_sizer.reconcile.alerts import Alerts
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.reconcile.worker_process import WorkerInspector
 from ledger_sizer.service.api_keys import KeyRing
-from ledger_sizer.service.jobs import Jobs
+from ledger_sizer.service.jobs import Jobs, archive, reconciliation, sweep
 from ledger_sizer.service.metrics import Metrics
 from ledger_sizer.service.tracing import Tracing, start_tracing
 from ledger_sizer.storage.database import make_engine
@@ -73,14 +74,12 @@ def running_components(
         alerts = Alerts(writes, settings.reconcile)
         stack.callback(alerts.close)
         reconciler = Reconciler(ledger, writes, inspector, settings, observe=[alerts.observe])
-        jobs = Jobs(
-            ledger,
-            writes,
-            settings.service,
-            metrics,
-            reconciler if settings.reconcile.enabled else None,
-            settings.reconcile.interval_seconds,
-        )
+        jobs = Jobs(writes, settings.service.lease_seconds, metrics)
+        jobs.every("sweep", settings.service.sweep_interval_seconds, partial(sweep, ledger), at_start=False)
+        if settings.ledger.archive_after_days:
+            jobs.every("archive", settings.ledger.archive_interval_seconds, partial(archive, ledger), at_start=False)
+        if settings.reconcile.enabled:
+            jobs.every("reconcile", settings.reconcile.interval_seconds, reconciliation(reconciler))
         for account in {account.venue: account for account in reversed(inspector.accounts)}.values():
             # One account per venue is enough: market rules are the same for all its accounts.
             refresh = ScheduledRefresh(writes, account, settings.exchange.instruments_refresh_seconds)
@@ -89,6 +88,8 @@ def running_components(
         stack.callback(inspector.close)  # before the jobs stop, so that a stop does not wait for an exchange
         if with_jobs:
             alerts.start()
+            if settings.reconcile.enabled:
+                reconciler.begin_trust()
             jobs.start()
         yield Components(settings, ledger, reads, keys, metrics, jobs, reconciler, tracing)
 

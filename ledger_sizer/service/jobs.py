@@ -1,7 +1,8 @@
-"""Scheduled jobs: free expired holds, reconcile the ledger with the exchange, archive old history.
+"""Scheduled jobs: free expired holds, archive old history, reconcile the ledger with the exchange.
 
-Of several replicas on one database, only the holder of a lease (see `storage.leases`) runs jobs. Another replica takes
-over when the lease ends. Two sweeps at once free no hold twice, because a sweep runs in the ledger like any command.
+`bootstrap` says which of them run, and how often. Of several replicas on one database, only the holder of a lease (see
+`storage.leases`) runs jobs. Another replica takes over when the lease ends. Two sweeps at once free no hold twice,
+because a sweep runs in the ledger like any command.
 """
 
 import os
@@ -9,15 +10,15 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
 
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from ledger_sizer.config import ServiceSettings
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.errors import Busy, LedgerError
 from ledger_sizer.model.reconciliation import Trigger
@@ -34,19 +35,9 @@ LEASE_NAME = "jobs"
 class Jobs:
     """The scheduler of one replica."""
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        engine: Engine,
-        settings: ServiceSettings,
-        metrics: Metrics,
-        reconciler: Reconciler | None = None,
-        reconcile_seconds: int = 60,
-    ) -> None:
-        """reconciler: run at the start and every `reconcile_seconds`; None for no reconciliation."""
-        self._ledger = ledger
+    def __init__(self, engine: Engine, lease_seconds: int, metrics: Metrics) -> None:
         self._engine = engine
-        self._settings = settings
+        self._lease_seconds = lease_seconds
         self._metrics = metrics
         self._lease: Lease | None = None
         self._lease_asked_at = float("-inf")
@@ -57,25 +48,14 @@ class Jobs:
             executors={"default": ThreadPoolExecutor(2)},
             job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": 30},
         )
-        self._scheduler.add_job(self.sweep, "interval", seconds=settings.sweep_interval_seconds, id="sweep")
-        archiving = ledger.settings.ledger
-        if archiving.archive_after_days:
-            self._scheduler.add_job(self.archive, "interval", seconds=archiving.archive_interval_seconds, id="archive")
-        self._reconciler = reconciler
-        self._trigger: Trigger = "start"
-        if reconciler is not None:
-            self._scheduler.add_job(
-                self.reconcile, "interval", seconds=reconcile_seconds, id="reconcile", next_run_time=datetime.now(UTC)
-            )
 
-    def every(self, name: str, seconds: int, work: Callable[[], object]) -> None:
+    def every(self, name: str, seconds: int, work: Callable[[], object], *, at_start: bool = True) -> None:
         """Schedule `work` at the start and then every `seconds`. It runs while this replica holds the lease.
 
         Call before `start`. If `work` returns text, the metric counts that as its result instead of `done`.
         """
-        self._scheduler.add_job(
-            self._run, "interval", args=(name, work), seconds=seconds, id=name, next_run_time=datetime.now(UTC)
-        )
+        first = {"next_run_time": datetime.now(UTC)} if at_start else {}
+        self._scheduler.add_job(self._run, "interval", args=(name, work), seconds=seconds, id=name, **first)
 
     def _run(self, name: str, work: Callable[[], object]) -> None:
         result = "failed"
@@ -92,8 +72,6 @@ class Jobs:
 
     def start(self) -> None:
         """Start the scheduler."""
-        if self._reconciler is not None:
-            self._reconciler.begin_trust()
         self._scheduler.start()
 
     def stop(self) -> None:
@@ -116,40 +94,40 @@ class Jobs:
         """
         with self._lock:
             now = time.monotonic()
-            if now - self._lease_asked_at >= self._settings.lease_seconds / 3:
+            if now - self._lease_asked_at >= self._lease_seconds / 3:
                 before = self._lease
                 self._lease = None  # an error below must not leave the old lease in place
-                self._lease = acquire_lease(self._engine, LEASE_NAME, self.owner, self._settings.lease_seconds)
+                self._lease = acquire_lease(self._engine, LEASE_NAME, self.owner, self._lease_seconds)
                 self._lease_asked_at = now
                 self._metrics.leader.set(self._lease is not None)
                 if (before is None) != (self._lease is None):
                     log.info("jobs.leader" if self._lease else "jobs.follower", owner=self.owner)
             return self._lease
 
-    def sweep(self) -> None:
-        """Free expired holds, if this replica holds the lease."""
-        self._run("sweep", self._sweep)
 
-    def _sweep(self) -> None:
-        freed = self._ledger.sweep()
-        if freed:
-            log.info("jobs.swept", freed=freed)
+def sweep(ledger: Ledger) -> None:
+    """Free expired holds."""
+    freed = ledger.sweep()
+    if freed:
+        log.info("jobs.swept", freed=freed)
 
-    def reconcile(self) -> None:
-        """Compare the ledger with the exchange, if this replica holds the lease."""
-        self._run("reconcile", self._reconcile)
 
-    def _reconcile(self) -> str:
-        assert self._reconciler is not None, "not scheduled without one"
-        trigger, self._trigger = self._trigger, "interval"
+def archive(ledger: Ledger) -> None:
+    """Move closed history that is old enough into files."""
+    settings = ledger.settings.ledger
+    age = timedelta(days=max(settings.archive_after_days, settings.key_window_days), seconds=1)
+    ledger.archive(datetime.now(UTC) - age)
+
+
+def reconciliation(reconciler: Reconciler) -> Callable[[], str]:
+    """Return the job that compares the ledger with the exchange. Its first run counts as that of the start."""
+    triggers: Iterator[Trigger] = chain(("start",), repeat("interval"))
+
+    def run() -> str:
         try:
-            reports = self._reconciler.run(trigger)
+            reports = reconciler.run(next(triggers))
         except Busy:
             return "busy"  # a run on demand is under way
         return "done" if all(report.run.outcome == "good" for report in reports) else "incomplete"
 
-    def archive(self) -> None:
-        """Move closed history that is old enough into files, if this replica holds the lease."""
-        settings = self._ledger.settings.ledger
-        age = timedelta(days=max(settings.archive_after_days, settings.key_window_days), seconds=1)
-        self._run("archive", lambda: self._ledger.archive(datetime.now(UTC) - age))
+    return run
