@@ -1,13 +1,13 @@
 """Converts a replay's report to one JSON document: decimals as strings, missing figures as null."""
 
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
 from ledger_sizer.model.units import decimal_text
-from ledger_sizer.replay.accounting import BUCKETS, Figures
 from ledger_sizer.replay.run import Plan, PortfolioReport, Report
 from ledger_sizer.replay.source import Source
-from ledger_sizer.replay.statistics import Yield, average_usd, decision_counts, scope_peaks
+from ledger_sizer.replay.statistics import Yield, decision_counts, scope_peaks, sizes_by_score
 
 
 def report_document(report: Report) -> dict[str, Any]:
@@ -22,10 +22,7 @@ def report_document(report: Report) -> dict[str, Any]:
             "ok": report.ok,
             "decisions": report.decisions,
             "positions": report.positions,
-            "findings": [
-                {"portfolio": finding.portfolio, "seq": finding.seq, "what": finding.what}
-                for finding in report.findings
-            ],
+            "findings": [asdict(finding) for finding in report.findings],
             "broken": report.violations,
         },
         "timing": {
@@ -92,7 +89,10 @@ def _portfolio(report: Report, number: int, portfolio: PortfolioReport) -> dict[
         "funding_per_dollar_a_year": _text(earned.a_year),
         "basis_usd": decimal_text(figures.basis),
         "turnover_usd": decimal_text(figures.turnover),
-        "sizes_by_score": _sizes(figures),
+        "sizes_by_score": [
+            {name: _text(value) if name.endswith("_usd") else value for name, value in asdict(row).items()}
+            for row in sizes_by_score(figures)
+        ],
         "bots": {
             bot.name: {
                 "window_bars": bot.window_bars,
@@ -105,20 +105,6 @@ def _portfolio(report: Report, number: int, portfolio: PortfolioReport) -> dict[
         },
         "head": {"seq": portfolio.head[0], "hash": portfolio.head[1]},
     }
-
-
-def _sizes(figures: Figures) -> list[dict[str, Any]]:
-    return [
-        {
-            "score": name,
-            "grants": bucket.grants,
-            "formula_usd": _text(average_usd(bucket.formula_e8, bucket.grants)),
-            "granted_usd": _text(average_usd(bucket.granted_e8, bucket.grants)),
-            "filled_usd": _text(average_usd(bucket.filled_e8, bucket.fills)),
-            "funding_usd": decimal_text(bucket.funding),
-        }
-        for name, bucket in zip(BUCKETS, figures.buckets, strict=True)
-    ]
 
 
 def _text(value: Decimal | None) -> str | None:

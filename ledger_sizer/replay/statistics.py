@@ -10,6 +10,7 @@ from decimal import ROUND_FLOOR, Decimal
 
 from ledger_sizer.exchanges.known_markets import VENUES
 from ledger_sizer.model.units import exact_arithmetic, usd
+from ledger_sizer.replay.accounting import BUCKETS, Figures
 from ledger_sizer.replay.run import PortfolioReport, Report
 
 _YEAR_SECONDS = 365 * 24 * 3600
@@ -26,6 +27,29 @@ def ratio(numerator: Decimal, denominator: Decimal | int) -> Decimal | None:
 def average_usd(total_e8: int, count: int) -> Decimal | None:
     """Return the mean of `count` amounts that sum to `total_e8`, USD; None when `count` is 0."""
     return ratio(usd(total_e8), count)
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRow:
+    """The orders in one range of scores. Averages in USD, None where there were none; funding_usd is a sum."""
+
+    score: str
+    grants: int
+    formula_usd: Decimal | None
+    granted_usd: Decimal | None
+    filled_usd: Decimal | None
+    funding_usd: Decimal
+
+
+def sizes_by_score(figures: Figures) -> list[SizeRow]:
+    """Return one row per range of scores, ascending."""
+    return [
+        SizeRow(
+            score, bucket.grants, average_usd(bucket.formula_e8, bucket.grants),
+            average_usd(bucket.granted_e8, bucket.grants), average_usd(bucket.filled_e8, bucket.fills), bucket.funding,
+        )
+        for score, bucket in zip(BUCKETS, figures.buckets, strict=True)
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,8 @@ from textwrap import wrap
 from typing import Literal
 
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
-from ledger_sizer.replay.accounting import BUCKETS, BucketFigures
 from ledger_sizer.replay.run import PortfolioReport, Report
-from ledger_sizer.replay.statistics import Yield, average_usd, decision_counts, scope_peaks
+from ledger_sizer.replay.statistics import Yield, decision_counts, scope_peaks, sizes_by_score
 from ledger_sizer.replay.strategy import basis_points
 
 Style = Literal["title", "head", "text", "good", "bad"]
@@ -150,20 +149,16 @@ def _sizes(report: Report) -> Iterator[Line]:
         if number:
             yield "text", ""
         title = f"Sizes by score, {portfolio.name.removeprefix('replay-')}"
-        rows = [(name, _bucket_cells(bucket)) for name, bucket in zip(BUCKETS, portfolio.figures.buckets, strict=True)]
+        rows = [
+            (
+                row.score,
+                [f"{row.grants:,}", *map(_money, (row.formula_usd, row.granted_usd, row.filled_usd, row.funding_usd))],
+            )
+            for row in sizes_by_score(portfolio.figures)
+        ]
         heads = [(title, ("grants", "formula", "granted", "filled", "funding"))]
         yield from _table(heads, rows, 30, (8, 10, 10, 10, 10))
     yield from _paragraph("averages in USD: by the score, left by the caps, filled; funding is a sum")
-
-
-def _bucket_cells(bucket: BucketFigures) -> list[str]:
-    return [
-        f"{bucket.grants:,}",
-        _money(average_usd(bucket.formula_e8, bucket.grants)),
-        _money(average_usd(bucket.granted_e8, bucket.grants)),
-        _money(average_usd(bucket.filled_e8, bucket.fills)),
-        _money(bucket.funding),
-    ]
 
 
 def _bots(report: Report) -> Iterator[Line]:
