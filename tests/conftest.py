@@ -33,6 +33,8 @@ from tests.support.databases import (
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
+    from ledger_sizer import Ledger
+
 EngineKind = Literal["sqlite", "postgresql"]
 NewDatabase = Callable[..., str]
 
@@ -179,6 +181,19 @@ def durable_postgres() -> Iterator[PostgresServer]:
 def clock() -> FakeClock:
     """Return a clock that reads 2026-01-01T00:00:00Z until the test advances it."""
     return FakeClock()
+
+
+@pytest.fixture
+def ledger(request: pytest.FixtureRequest, database_url: str, clock: FakeClock) -> Iterator[Ledger]:
+    """Open a new ledger on the test's clock: flat sizing, 1000 USD a position, cap 5000.
+
+    The mark `settings` gives it others. A module whose tests begin with some decisions overrides this fixture.
+    """
+    from ledger_sizer import Ledger
+
+    mark = request.node.get_closest_marker("settings")
+    with Ledger.open(database_url, settings=mark and mark.args[0], clock=clock) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,21 +10,9 @@ import pytest
 
 from ledger_sizer import Ledger
 from ledger_sizer.model.commands import Reconciled
-from tests.support.command_line import CommandLine, own_logging
+from tests.support.command_line import CommandLine
 
 pytestmark = pytest.mark.one_engine
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    with own_logging():
-        yield
-
-
-@pytest.fixture
-def cli(database_url: str, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys, database_url)
 
 
 def test_set_cap_when_scope_is_given_then_it_binds_and_is_listed(cli: CommandLine) -> None:

@@ -33,19 +33,11 @@ from ledger_sizer.views.queries import LIVE, STATES
 from ledger_sizer.wire.responses import heads_to_json
 from tests.conftest import NewDatabase
 from tests.support.accounts import make_drift
-from tests.support.command_line import CommandLine, own_logging
+from tests.support.command_line import CommandLine
 
 SCRIPT = Path(sys.executable).parent / "ledger-sizer"
 ROOT_COMMAND: Any = root_command()
 HEAVY = ("sqlalchemy", "alembic", "pydantic", "pydantic_settings", "psycopg", "rich", "ledger_sizer.ledger.ledger")
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No `.env` and no ledger.db but the test's own."""
-    monkeypatch.chdir(tmp_path)
-    with own_logging():
-        yield
 
 
 @pytest.fixture

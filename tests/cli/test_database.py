@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 from sqlalchemy import inspect, text
 
@@ -12,19 +9,7 @@ from ledger_sizer import AppSettings
 from ledger_sizer.storage.database import SCHEMA_HEAD, make_engine
 from ledger_sizer.storage.database import database_url as parsed_url
 from tests.conftest import EngineKind
-from tests.support.command_line import CommandLine, own_logging
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    with own_logging():
-        yield
-
-
-@pytest.fixture
-def cli(database_url: str, capsys: pytest.CaptureFixture[str]) -> CommandLine:
-    return CommandLine(capsys, database_url)
+from tests.support.command_line import CommandLine
 
 
 @pytest.fixture

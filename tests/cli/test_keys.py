@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from tests.conftest import NewDatabase
-from tests.support.command_line import CommandLine, own_logging
+from tests.support.command_line import CommandLine
 from tests.support.services import serving
 
 
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    with own_logging():
-        yield
-
-
-def test_make_key_when_used_and_revoked_then_the_service_opens_and_shuts(
-    capsys: pytest.CaptureFixture[str], database_url: str
-) -> None:
-    cli = CommandLine(capsys, database_url)
+def test_make_key_when_used_and_revoked_then_the_service_opens_and_shuts(cli: CommandLine, database_url: str) -> None:
     made = cli.json("keys", "create", "bot-1", "--role", "trade", "--portfolio", "main")
     assert (made["name"], made["role"], made["portfolios"]) == ("bot-1", "trade", ["main"])
     with serving(database_url) as service:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -14,18 +13,9 @@ from sqlalchemy import text
 from ledger_sizer import AppSettings, Confirm, Ledger, Reserve, SetCap
 from ledger_sizer.storage.database import database_url as parsed_url
 from ledger_sizer.storage.database import make_engine
-from tests.support.command_line import CommandLine, own_logging
+from tests.support.command_line import CommandLine
 
 pytestmark = pytest.mark.one_engine
-
-
-@pytest.fixture
-def cli(
-    database_url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[CommandLine]:
-    monkeypatch.chdir(tmp_path)
-    with own_logging():
-        yield CommandLine(capsys, database_url)
 
 
 @pytest.fixture

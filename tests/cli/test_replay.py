@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from ledger_sizer import Ledger
 from ledger_sizer.cli.replay import KEPT_URL
 from ledger_sizer.replay.synthetic_market import generated_bars
 from ledger_sizer.storage.database import make_engine
-from tests.support.command_line import CommandLine, own_logging
+from tests.support.command_line import CommandLine
 from tests.support.market_histories import HEADER, csv_lines
 
 SCRIPT = str(Path(sys.executable).parent / "ledger-sizer")
@@ -30,10 +30,8 @@ NewDatabase = Callable[..., str]
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[CommandLine]:
-    monkeypatch.chdir(tmp_path)
-    with own_logging():
-        yield CommandLine(capsys)
+def cli(capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return CommandLine(capsys)
 
 
 @pytest.fixture

@@ -25,17 +25,10 @@ from ledger_sizer.service.api_keys import create_key
 from ledger_sizer.storage.database import make_engine
 from ledger_sizer.wire.overviews import overview_to_json
 from tests.conftest import NewDatabase
-from tests.support.command_line import CommandLine, own_logging
+from tests.support.command_line import CommandLine
 from tests.support.services import serving
 
 SCRIPT = Path(sys.executable).parent / "ledger-sizer"
-
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(tmp_path)
-    with own_logging():
-        yield
 
 
 def make_trades(ledger: Ledger) -> None:

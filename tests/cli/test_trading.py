@@ -5,27 +5,20 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ledger_sizer import Ledger
-from tests.support.command_line import PERP, SPOT, CommandLine, own_logging
+from tests.support.command_line import PERP, SPOT, CommandLine
 
 pytestmark = pytest.mark.one_engine
 
 
-@pytest.fixture
-def cli(
-    database_url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[CommandLine]:
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(autouse=True)
+def _dynamic_sizing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIZING_ENABLED", "true")
-    with own_logging():
-        yield CommandLine(capsys, database_url)
 
 
 SIZED = ["--price", "50000", "--available-balance", "10000", "--spot", SPOT, "--perp", PERP]

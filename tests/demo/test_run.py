@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -26,6 +25,8 @@ from ledger_sizer.demo.summary import ReconciliationSummary, Summary, summarize
 from tests.support.clock import START, FakeClock
 from tests.support.interfaces import SETTINGS
 from tests.support.services import eventually
+
+pytestmark = pytest.mark.settings(SETTINGS)
 
 SCRIPT = Path(sys.executable).parent / "ledger-sizer"
 SECONDS = "0.5"
@@ -178,10 +179,9 @@ def test_run_demo_when_an_argument_is_wrong_then_nothing_starts(arguments: list[
 
 
 @pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
-    with Ledger.open(database_url, settings=SETTINGS, clock=clock) as opened:
-        opened.set_cap(key="cap", portfolio=PORTFOLIO, cap=Decimal(2_500))
-        yield opened
+def ledger(ledger: Ledger) -> Ledger:
+    ledger.set_cap(key="cap", portfolio=PORTFOLIO, cap=Decimal(2_500))
+    return ledger
 
 
 def _summary(ledger: Ledger, *, graceful: bool = True, failed: int = 0, **events: int) -> Summary:

@@ -44,3 +44,10 @@ def history_copy(
         return new_database(engine_kind, like=url)
 
     return copy
+
+
+@pytest.fixture
+def ledger(ledger: Ledger) -> Ledger:
+    """Flat sizing, cap 5000, and one reservation."""
+    ledger.reserve(key="first", tags={"symbol": "BTC"}, ttl_seconds=5)
+    return ledger

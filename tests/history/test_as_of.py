@@ -6,7 +6,6 @@ import csv
 import inspect
 import io
 import json
-from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -34,13 +33,6 @@ from tests.support.ledgers import Intruder, assert_verified, dynamic_settings, o
 from tests.support.services import eventually, serving
 
 D = Decimal
-
-
-@pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
-    with opened(database_url, clock) as ledger:
-        ledger.reserve(key="first", tags={"symbol": "BTC"}, ttl_seconds=5)
-        yield ledger
 
 
 # --- exposure as of a past moment --------------------------------------------------------------------------------

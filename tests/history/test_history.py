@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -80,14 +80,6 @@ def _reconcile(ledger: Ledger, n: int, chance: random.Random) -> None:
         )
     else:
         getattr(ledger, verb)(key=f"{n}", scope=scope)
-
-
-@pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
-    """Flat sizing, cap 5000, and one reservation."""
-    with opened(database_url, clock) as ledger:
-        ledger.reserve(key="first", tags={"symbol": "BTC"}, ttl_seconds=5)
-        yield ledger
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -17,13 +16,6 @@ pytestmark = pytest.mark.one_engine
 D = Decimal
 Mode = Literal["halted", "reducing"]
 SCOPES = ["portfolio", "venue=bybit", "symbol=BTC"]
-
-
-@pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
-    """Flat sizing: 1000 USD a position, cap 5000."""
-    with opened(database_url, clock) as ledger:
-        yield ledger
 
 
 # --- caps --------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from itertools import combinations
 from typing import Any
@@ -11,8 +11,7 @@ import pytest
 
 from ledger_sizer import InstrumentInfo, Ledger
 from ledger_sizer.model.domain import DENIAL_REASONS
-from tests.support.clock import FakeClock
-from tests.support.ledgers import BTC_SPOT, TAGS, assert_verified, figures, opened
+from tests.support.ledgers import BTC_SPOT, TAGS, assert_verified, figures
 
 pytestmark = pytest.mark.one_engine
 
@@ -21,11 +20,10 @@ BIG_PERP = InstrumentInfo("BTC/USDT:USDT", D(1), D(50), D("0.001"))  # the small
 
 
 @pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
+def ledger(ledger: Ledger) -> Ledger:
     """Flat sizing (1000 USD a position, cap 5000), with a portfolio, which a halt needs."""
-    with opened(database_url, clock) as ledger:
-        ledger.set_cap(key="begin", cap=D(5000))
-        yield ledger
+    ledger.set_cap(key="begin", cap=D(5000))
+    return ledger
 
 
 Request = dict[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -14,13 +14,6 @@ from tests.support.clock import START, FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, opened, position_of
 
 D = Decimal
-
-
-@pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
-    """Flat sizing: 1000 USD a position, cap 5000."""
-    with opened(database_url, clock) as ledger:
-        yield ledger
 
 
 NEXT_WRITES: dict[str, Callable[[Ledger], object]] = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 from ledger_sizer import Confirm, Decision, Denied, InvalidRequest, Ledger, Unavailable, WrongState
 from ledger_sizer.model.commands import AnyCommand
 from tests.support.clock import FakeClock
-from tests.support.ledgers import TAGS, assert_verified, figures, opened, position_of
+from tests.support.ledgers import TAGS, assert_verified, figures, position_of
 
 pytestmark = pytest.mark.one_engine
 
@@ -22,13 +21,6 @@ D = Decimal
 
 class OrderFailedError(Exception):
     """An exception of the bot's own code in the block."""
-
-
-@pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
-    """Flat sizing: 1000 USD a position, cap 5000."""
-    with opened(database_url, clock) as ledger:
-        yield ledger
 
 
 def states(ledger: Ledger) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -64,13 +64,12 @@ class Recorder(Verbs):
 
 
 @pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
+def ledger(ledger: Ledger) -> Ledger:
     """Flat sizing, cap 5000; main-1 and main-2 are held, main-3 is open."""
-    with opened(database_url, clock) as ledger:
-        for n in (1, 2, 3):
-            ledger.reserve(key=f"{n}", tags=TAGS, ttl_seconds=600)
-        ledger.confirm(key="4", position_id="main-3", quantity=D(10), price=D(100))
-        yield ledger
+    for n in (1, 2, 3):
+        ledger.reserve(key=f"{n}", tags=TAGS, ttl_seconds=600)
+    ledger.confirm(key="4", position_id="main-3", quantity=D(10), price=D(100))
+    return ledger
 
 
 def snapshot(ledger: Ledger) -> tuple[Any, ...]:

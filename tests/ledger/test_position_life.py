@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -10,19 +10,12 @@ import pytest
 
 from ledger_sizer import Decision, InvalidRequest, Ledger, Leg, NotFound, WrongState
 from tests.support.clock import FakeClock
-from tests.support.ledgers import TAGS, assert_verified, dynamic_settings, figures, opened, position_of, reserve_btc
+from tests.support.ledgers import TAGS, assert_verified, dynamic_settings, figures, position_of, reserve_btc
 
-pytestmark = pytest.mark.one_engine
+pytestmark = [pytest.mark.one_engine, pytest.mark.settings(dynamic_settings())]
 
 D = Decimal
 SCOPES = ("portfolio", "venue=bybit", "symbol=BTC", "strategy=funding")
-
-
-@pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
-    """Dynamic sizing, maximum 1000, fractions 0.3 to 1.0, cap 5000."""
-    with opened(database_url, clock, dynamic_settings()) as ledger:
-        yield ledger
 
 
 def filled(ledger: Ledger, key: str = "1", **fill: Any) -> Decision:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -31,17 +30,10 @@ from tests.support.ledgers import (
     reserve_btc,
 )
 
-pytestmark = pytest.mark.one_engine
+pytestmark = [pytest.mark.one_engine, pytest.mark.settings(dynamic_settings())]
 
 D = Decimal
 BIG_PERP = InstrumentInfo("BTC/USDT:USDT", D(1), D(50), D("0.001"))  # the smallest order costs 50,000 USD
-
-
-@pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
-    """Dynamic sizing, maximum 1000, fractions 0.3 to 1.0, cap 5000."""
-    with opened(database_url, clock, dynamic_settings()) as ledger:
-        yield ledger
 
 
 def test_reserve_when_it_fits_then_every_figure_of_the_grant_is_told(ledger: Ledger, clock: FakeClock) -> None:

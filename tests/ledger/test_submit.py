@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -27,16 +26,9 @@ from ledger_sizer import (
 )
 from ledger_sizer.model.decisions import Result
 from tests.support.clock import FakeClock
-from tests.support.ledgers import TAGS, assert_verified, figures, opened
+from tests.support.ledgers import TAGS, assert_verified, figures
 
 D = Decimal
-
-
-@pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
-    """Flat sizing: 1000 USD a position, cap 5000."""
-    with opened(database_url, clock) as ledger:
-        yield ledger
 
 
 def told(results: list[Result]) -> list[tuple[str, str | None]]:

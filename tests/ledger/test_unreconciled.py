@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
 from decimal import Decimal
 
@@ -10,7 +9,7 @@ import pytest
 
 from ledger_sizer import Ledger, NotFound
 from tests.support.clock import START, FakeClock
-from tests.support.ledgers import TAGS, assert_verified, opened, position_of
+from tests.support.ledgers import TAGS, assert_verified, position_of
 
 pytestmark = pytest.mark.one_engine
 
@@ -19,13 +18,12 @@ SCOPES = ["portfolio", "venue=bybit"]
 
 
 @pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
+def ledger(ledger: Ledger) -> Ledger:
     """Flat sizing (1000 USD a position, cap 5000), with one hold and one open position."""
-    with opened(database_url, clock) as ledger:
-        ledger.reserve(key="held", tags=TAGS, ttl_seconds=500)
-        ledger.reserve(key="open", tags=TAGS, ttl_seconds=500)
-        ledger.confirm(key="fill", position_id="main-2", quantity=D(1), price=D(900))
-        yield ledger
+    ledger.reserve(key="held", tags=TAGS, ttl_seconds=500)
+    ledger.reserve(key="open", tags=TAGS, ttl_seconds=500)
+    ledger.confirm(key="fill", position_id="main-2", quantity=D(1), price=D(900))
+    return ledger
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import fields
 from datetime import UTC, datetime
 from decimal import ROUND_UP, Context, Decimal, Inexact, localcontext
@@ -172,12 +171,6 @@ def test_call_verb_when_an_argument_is_unknown_or_missing_then_python_says_so(
         with pytest.raises(TypeError):
             getattr(ledger, verb)("k")
         assert ledger.portfolios() == []
-
-
-@pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
-    with opened(database_url, clock) as ledger:
-        yield ledger
 
 
 def test_call_verb_when_an_argument_is_bad_then_nothing_is_recorded(ledger: Ledger) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -13,16 +12,11 @@ import pytest
 from ledger_sizer import Decision, Denied, InvalidRequest, Ledger, NotFound, Page, Position
 from ledger_sizer.model.decisions import DECISION_FIELDS
 from tests.support.clock import START, FakeClock
-from tests.support.ledgers import BTC_PERP, BTC_SPOT, dynamic_settings, opened, position_of, reserve_btc
+from tests.support.ledgers import BTC_PERP, BTC_SPOT, dynamic_settings, position_of, reserve_btc
 
 D = Decimal
 
-
-@pytest.fixture
-def ledger(database_url: str, clock: FakeClock) -> Iterator[Ledger]:
-    """Dynamic sizing, maximum 1000, fractions 0.3 to 1.0, cap 5000."""
-    with opened(database_url, clock, dynamic_settings()) as ledger:
-        yield ledger
+pytestmark = pytest.mark.settings(dynamic_settings())
 
 
 # --- exposure ----------------------------------------------------------------------------------------------------
