@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from decimal import Decimal
 
 import pytest
 
 from ledger_sizer import Leg
 from ledger_sizer.reconcile import drifts
-from tests.support.accounts import PERP, Desk, WrittenAccount, short
-from tests.support.clock import FakeClock
+from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, short
 from tests.support.ledgers import assert_verified, figures
 
 pytestmark = pytest.mark.one_engine
@@ -28,9 +26,9 @@ def accounts() -> list[WrittenAccount]:
 
 
 @pytest.fixture
-def desk(database_url: str, clock: FakeClock, accounts: list[WrittenAccount]) -> Iterator[Desk]:
+def desk(new_desk: NewDesk, accounts: list[WrittenAccount]) -> Desk:
     """A short of 1 BTC in each account; the okx one of `main` is the other side of bybit/two's."""
-    desk = Desk(database_url, clock, accounts, confirmations=1)
+    desk = new_desk(accounts, confirmations=1)
     for at, account in enumerate(accounts):
         tags = {"venue": account.venue, "symbol": "BTC"} | ({"account": account.account} if at < 2 else {})
         legs = [Leg(account.venue, PERP, "swap", "sell", D(1), D(100))]
@@ -38,8 +36,7 @@ def desk(database_url: str, clock: FakeClock, accounts: list[WrittenAccount]) ->
             key=f"a{at}", portfolio=account.portfolio, quantity=D(1), price=D(100), tags=tags, legs=legs
         )  # fmt: skip
         account.shows(short("1", price="100"))
-    yield desk
-    desk.close()
+    return desk
 
 
 def run(desk: Desk) -> dict[str, list[tuple[str, str, str]]]:

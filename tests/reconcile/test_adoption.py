@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from decimal import Decimal
 
 import pytest
 
 from ledger_sizer import InvalidRequest, Leg
 from ledger_sizer.model.reconciliation import Drift
-from tests.support.accounts import PERP, Desk, WrittenAccount, long, short
-from tests.support.clock import FakeClock
-from tests.support.ledgers import BTC_PRICE, TAGS, assert_verified, figures, position_of, reserve_btc
+from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, long, short
+from tests.support.ledgers import BTC_PRICE, TAGS, figures, position_of, reserve_btc
 
 pytestmark = pytest.mark.one_engine
 
@@ -19,16 +17,14 @@ D = Decimal
 
 
 @pytest.fixture
-def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
+def desk(new_desk: NewDesk) -> Desk:
     """Room for 1,500 USD, of which a hedged position of 0.02 BTC takes 1,000; both sides know it."""
-    desk = Desk(database_url, clock)
+    desk = new_desk()
     desk.ledger.set_cap(key="cap", cap=D(1500))
     hedged(desk, "first", "0.02")
     desk.account.shows(short("0.02"), BTC="0.02")
     assert desk.run().live == ()
-    yield desk
-    assert_verified(desk.ledger)
-    desk.close()
+    return desk
 
 
 def spot_leg(quantity: str, side: str = "buy") -> Leg:
@@ -143,11 +139,9 @@ def test_adopt_when_the_lack_of_coins_is_ignored_then_it_stays_as_it_was_accepte
     assert [(one.id, one.state) for one in desk.run(2).live] == [(lent.id, "acknowledged")]
 
 
-def test_adopt_when_the_other_leg_is_at_another_account_then_it_counts_on_there(
-    database_url: str, clock: FakeClock
-) -> None:
+def test_adopt_when_the_other_leg_is_at_another_account_then_it_counts_on_there(new_desk: NewDesk) -> None:
     accounts = [WrittenAccount("bybit", "a"), WrittenAccount("bybit", "b"), WrittenAccount("okx")]
-    desk = Desk(database_url, clock, accounts)
+    desk = new_desk(accounts)
     legs = (perp_leg("0.02"), perp_leg("0.02", "buy", "okx"))
     hedged(desk, "across", "0.02", *legs, account="b")
     accounts[2].shows(long("0.02"))
@@ -155,8 +149,6 @@ def test_adopt_when_the_other_leg_is_at_another_account_then_it_counts_on_there(
     assert figures(desk.ledger) == (0, D(1000))
     assert legs_open(desk) == [(PERP, "buy", D("0.02"))]
     assert desk.run(2).live == ()
-    assert_verified(desk.ledger)
-    desk.close()
 
 
 def test_adopt_when_a_close_of_the_bot_lands_meanwhile_then_nothing_is_kept_of_what_it_closed(
@@ -184,12 +176,10 @@ def test_adopt_when_a_close_of_the_bot_lands_meanwhile_then_nothing_is_kept_of_w
 
 
 @pytest.mark.parametrize("by", ["policy", "both at once", "one after the other"])
-def test_adopt_when_a_hedge_flipped_then_its_coins_count_beside_the_new_side(
-    database_url: str, clock: FakeClock, by: str
-) -> None:
+def test_adopt_when_a_hedge_flipped_then_its_coins_count_beside_the_new_side(new_desk: NewDesk, by: str) -> None:
     """Long coins and a long perpetual hedge nothing: both count."""
     policies = {"policy_side_flipped": "adopt"} if by == "policy" else {}
-    desk = Desk(database_url, clock, **policies)
+    desk = new_desk(**policies)
     hedged(desk, "first", "0.02")
     desk.account.shows(long("0.02"), BTC="0.02")
     flipped = {one.side: one for one in desk.run(2).live if one.kind == "side_flipped"}
@@ -203,5 +193,3 @@ def test_adopt_when_a_hedge_flipped_then_its_coins_count_beside_the_new_side(
     assert figures(desk.ledger, "external=exchange") == (0, 0)
     assert desk.run(2).live == ()
     assert figures(desk.ledger) == (0, D(2000))
-    assert_verified(desk.ledger)
-    desk.close()

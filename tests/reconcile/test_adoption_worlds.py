@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from decimal import Decimal
 
 import pytest
@@ -11,9 +10,7 @@ import pytest
 from ledger_sizer import Leg, WrongState
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.reconciliation import Drift
-from tests.support.accounts import Desk, long, short
-from tests.support.clock import FakeClock
-from tests.support.ledgers import assert_verified
+from tests.support.accounts import Desk, NewDesk, long, short
 
 pytestmark = pytest.mark.one_engine
 
@@ -28,14 +25,12 @@ Quantities = dict[tuple[str, str], Decimal]
 
 
 @pytest.fixture
-def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
+def desk(new_desk: NewDesk) -> Desk:
     """An account with savings in both assets, compared exactly."""
     baselines = {f"bybit/main/{asset}": SAVINGS for asset in PRICES}
-    desk = Desk(database_url, clock, confirmations=1, tolerance=D(0), dust_usd=D(0), baselines=baselines)
+    desk = new_desk(confirmations=1, tolerance=D(0), dust_usd=D(0), baselines=baselines)
     desk.ledger.set_cap(key="cap", cap=D(10**6))
-    yield desk
-    assert_verified(desk.ledger)
-    desk.close()
+    return desk
 
 
 def summed(positions: list[Position]) -> Quantities:

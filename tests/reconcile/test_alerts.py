@@ -23,8 +23,7 @@ from ledger_sizer import InvalidRequest, ReconcileSettings
 from ledger_sizer.reconcile.alerts import DELIVERY_HEADER, SIGNATURE_HEADER, Alerts
 from ledger_sizer.storage.database import make_engine
 from ledger_sizer.storage.tables import AlertRow
-from tests.support.accounts import Desk, long
-from tests.support.clock import FakeClock
+from tests.support.accounts import Desk, NewDesk, long
 from tests.support.services import eventually
 
 D = Decimal
@@ -61,19 +60,16 @@ class Receiver:
 
 @pytest.mark.parametrize(("statuses", "attempts"), [([], 1), ([503], 2), ([429], 2), ([400], 1)])
 def test_alert_when_the_webhook_answers_then_it_is_repeated_until_taken_and_signed(
-    database_url: str, clock: FakeClock, statuses: list[int], attempts: int
+    new_desk: NewDesk, statuses: list[int], attempts: int
 ) -> None:
     receiver = Receiver(list(statuses))
-    desk = Desk(
-        database_url, clock, confirmations=1, webhook_url=SecretStr(receiver.url), webhook_secret=SecretStr("hush")
-    )
+    desk = new_desk(confirmations=1, webhook_url=SecretStr(receiver.url), webhook_secret=SecretStr("hush"))
     desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
     alerts = Alerts(desk.engine, desk.settings.reconcile)
     alerts.observe(desk.run())
     eventually(lambda: alerts.delivered + alerts.given_up, seconds=30)
     alerts.close()
     assert queued(desk) == []
-    desk.close()
     receiver.close()
     assert len(receiver.got) == attempts
     assert (alerts.delivered, alerts.given_up) == ((0, 1) if statuses == [400] else (1, 0))
@@ -88,18 +84,15 @@ def test_alert_when_the_webhook_answers_then_it_is_repeated_until_taken_and_sign
         )
 
 
-def test_alert_when_the_policy_is_to_record_only_then_nobody_is_told(database_url: str, clock: FakeClock) -> None:
+def test_alert_when_the_policy_is_to_record_only_then_nobody_is_told(new_desk: NewDesk) -> None:
     receiver = Receiver([])
-    desk = Desk(
-        database_url, clock, confirmations=1, policy_unknown_position="record", webhook_url=SecretStr(receiver.url)
-    )
+    desk = new_desk(confirmations=1, policy_unknown_position="record", webhook_url=SecretStr(receiver.url))
     desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
     alerts = Alerts(desk.engine, desk.settings.reconcile)
     alerts.observe(desk.run())
     alerts.close()
     receiver.close()
     assert (receiver.got, queued(desk)) == ([], [])
-    desk.close()
 
 
 def queued(desk: Desk) -> list[str]:
@@ -107,11 +100,9 @@ def queued(desk: Desk) -> list[str]:
         return list(connection.execute(select(AlertRow.delivery).order_by(AlertRow.id)).scalars())
 
 
-def test_alert_when_a_webhook_never_takes_it_then_it_is_given_up_after_its_attempts(
-    database_url: str, clock: FakeClock
-) -> None:
+def test_alert_when_a_webhook_never_takes_it_then_it_is_given_up_after_its_attempts(new_desk: NewDesk) -> None:
     receiver = Receiver([503] * 10)
-    desk = Desk(database_url, clock, confirmations=1, webhook_url=SecretStr(receiver.url), webhook_attempts_max=2)
+    desk = new_desk(confirmations=1, webhook_url=SecretStr(receiver.url), webhook_attempts_max=2)
     desk.account.positions = None
     alerts = Alerts(desk.engine, desk.settings.reconcile)
     alerts.observe(desk.run())
@@ -121,7 +112,6 @@ def test_alert_when_a_webhook_never_takes_it_then_it_is_given_up_after_its_attem
     assert {headers[DELIVERY_HEADER] for headers, _ in receiver.got} == {"run-1", "drift-1-drift_confirmed"}
     assert len(receiver.got) == 4
     assert queued(desk) == []
-    desk.close()
 
 
 @pytest.mark.parametrize(
@@ -139,11 +129,11 @@ def test_start_when_the_webhook_is_no_url_then_it_is_refused_by_name_and_not_rep
 
 
 def test_alert_when_something_unforeseen_breaks_then_it_is_logged_and_delivery_goes_on(
-    database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    new_desk: NewDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a missing database connection nor an unusual error of the post ends the thread."""
     receiver = Receiver([])
-    desk = Desk(database_url, clock, confirmations=1, webhook_url=SecretStr(receiver.url))
+    desk = new_desk(confirmations=1, webhook_url=SecretStr(receiver.url))
     desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
     alerts = Alerts(desk.engine, desk.settings.reconcile)
     due, post = alerts._deliver_due, httpx.Client.post
@@ -169,7 +159,6 @@ def test_alert_when_something_unforeseen_breaks_then_it_is_logged_and_delivery_g
     alerts.close()
     receiver.close()
     assert (broken, refused, queued(desk), len(receiver.got)) == ([], [], [], 1)
-    desk.close()
 
 
 _DYING_SCRIPT = """
@@ -230,9 +219,9 @@ def test_alert_when_the_process_is_killed_at_any_moment_then_the_next_one_delive
     assert {headers[DELIVERY_HEADER] for headers, _ in receiver.got} == {"drift-1-drift_confirmed"}
 
 
-def test_alert_when_two_processes_deliver_then_each_alert_is_one_of_theirs(database_url: str, clock: FakeClock) -> None:
+def test_alert_when_two_processes_deliver_then_each_alert_is_one_of_theirs(new_desk: NewDesk) -> None:
     receiver = Receiver([])
-    desk = Desk(database_url, clock, confirmations=1, webhook_url=SecretStr(receiver.url))
+    desk = new_desk(confirmations=1, webhook_url=SecretStr(receiver.url))
     desk.account.shows(*(long("2", f"C{n}/USDT:USDT", "2000") for n in range(20)))
     desk.run()
     both = [Alerts(desk.engine, desk.settings.reconcile) for _ in range(2)]
@@ -244,4 +233,3 @@ def test_alert_when_two_processes_deliver_then_each_alert_is_one_of_theirs(datab
     receiver.close()
     told = sorted(headers[DELIVERY_HEADER] for headers, _ in receiver.got)
     assert told == sorted(f"drift-{n}-drift_confirmed" for n in range(1, 21))
-    desk.close()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from decimal import Decimal
 
 import pytest
 
 from ledger_sizer import InstrumentInfo, Leg
-from tests.support.accounts import PERP, Desk, short
+from tests.support.accounts import PERP, Desk, NewDesk, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, reserve_btc
 
@@ -20,14 +19,13 @@ ETH_PERP = InstrumentInfo("ETH/USDT:USDT", D("0.001"), D(100), D("0.001"))
 
 
 @pytest.fixture
-def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
+def desk(new_desk: NewDesk) -> Desk:
     """One hedged position of 0.02 BTC, and an account that shows it."""
-    desk = Desk(database_url, clock)
+    desk = new_desk()
     reserve_btc(desk.ledger, "r", ttl_seconds=30)
     desk.ledger.confirm(key="c", position_id="main-1", quantity=D("0.02"), price=D(50000))
     desk.account.shows(short("0.02"), BTC="0.02")
-    yield desk
-    desk.close()
+    return desk
 
 
 def test_reconcile_when_both_sides_agree_then_the_run_is_good_and_grants_are_trusted_for_a_while(desk: Desk) -> None:
@@ -130,12 +128,12 @@ def test_reconcile_when_a_hold_names_no_venue_then_it_may_be_filled_anywhere(des
 
 @pytest.mark.parametrize(("before", "after"), [("portfolio", "venue"), ("venue", "portfolio")])
 def test_reconcile_when_the_freeze_scope_is_set_anew_during_a_freeze_then_it_ends_with_its_drift(
-    database_url: str, clock: FakeClock, before: str, after: str
+    new_desk: NewDesk, before: str, after: str
 ) -> None:
-    first = Desk(database_url, clock, confirmations=1, freeze_scope=before)
+    first = new_desk(confirmations=1, freeze_scope=before)
     first.account.shows(short("1"))
     first.run()
-    second = Desk(database_url, clock, confirmations=1, freeze_scope=after)
+    second = new_desk(confirmations=1, freeze_scope=after)
     second.account.shows(short("1"))
     second.run()
     scopes = {"portfolio": "portfolio", "venue": "venue=bybit"}
@@ -146,33 +144,29 @@ def test_reconcile_when_the_freeze_scope_is_set_anew_during_a_freeze_then_it_end
     second.run()
     assert {row.scope for row in second.ledger.exposure("main").scopes if row.frozen} == set()
     assert second.ledger.reserve(key="yes", tags=TAGS).granted
-    first.close()
-    second.close()
 
 
 def test_reconcile_when_nothing_schedules_it_then_a_run_by_hand_starts_no_trust_that_would_end(
-    database_url: str, clock: FakeClock
+    new_desk: NewDesk, clock: FakeClock
 ) -> None:
-    by_hand = Desk(database_url, clock, enabled=False)
+    by_hand = new_desk(enabled=False)
     assert by_hand.run().run.outcome == "good"
     clock.advance(3600)
     assert by_hand.ledger.reserve(key="1", tags=TAGS).granted
     assert by_hand.ledger.exposure("main").whole.fresh_until is None
-    scheduled = Desk(database_url, clock)
+    scheduled = new_desk()
     scheduled.run()
     clock.advance(3600)
     assert by_hand.ledger.reserve(key="2", tags=TAGS).reason == "unreconciled"
     by_hand.run()
     assert by_hand.ledger.reserve(key="3", tags=TAGS).granted, "a trust that there is, it renews"
-    by_hand.close()
-    scheduled.close()
 
 
 def test_reconcile_when_the_excess_has_no_price_then_it_freezes_even_where_the_policy_is_to_record(
-    database_url: str, clock: FakeClock
+    new_desk: NewDesk,
 ) -> None:
     """An excess that cannot be counted would bypass the cap. The freeze ends when it is ignored or gone."""
-    desk = Desk(database_url, clock, confirmations=1, policy_unknown_position="record")
+    desk = new_desk(confirmations=1, policy_unknown_position="record")
     desk.ledger.set_cap(key="cap", cap=D(5000))
     desk.account.shows(DOGE="1000000")
     (drift,) = desk.run().live
@@ -181,4 +175,3 @@ def test_reconcile_when_the_excess_has_no_price_then_it_freezes_even_where_the_p
     assert list(desk.ledger.history(command="remark")) == [], "nobody is told, as the policy says"
     desk.reconciler.operator.ignore(drift.id, actor="ann", reason="an airdrop")
     assert desk.ledger.reserve(key="yes", tags=TAGS).reason is None
-    desk.close()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator
 from decimal import Decimal
-from typing import Any
+from functools import partial
 
 import pytest
 
@@ -14,8 +13,7 @@ from ledger_sizer.paper.control import PaperControl
 from ledger_sizer.paper.server import PaperServer
 from ledger_sizer.reconcile import inspection, ledger_side
 from ledger_sizer.reconcile.ledger_side import last_prices
-from tests.support.accounts import PERP, Desk, short
-from tests.support.clock import FakeClock
+from tests.support.accounts import PERP, Desk, NewDesk, short
 from tests.support.ledgers import TAGS, assert_verified, figures, reserve_btc
 from tests.support.paper_clients import account_at
 
@@ -34,25 +32,15 @@ def paper() -> Iterator[PaperServer]:
         yield server
 
 
-Open = Callable[..., Desk]
-
-
 @pytest.fixture
-def open_desk(database_url: str, clock: FakeClock) -> Iterator[Open]:
+def open_desk(new_desk: NewDesk) -> NewDesk:
     """Opens desks that confirm at the first sighting, one after the other on the same database."""
-    with ExitStack() as opened:
-
-        def open_one(accounts: Iterable[Any] = (), **reconcile: Any) -> Desk:
-            desk = Desk(database_url, clock, accounts, confirmations=1, stale_after_seconds=None, **reconcile)
-            opened.callback(desk.close)
-            return desk
-
-        yield open_one
+    return partial(new_desk, confirmations=1, stale_after_seconds=None)
 
 
 @pytest.mark.parametrize("venue", VENUES)
 def test_reconcile_when_cycles_leave_dust_then_trading_goes_on_and_two_dollars_are_still_found(
-    open_desk: Open, paper: PaperServer, venue: str, request: pytest.FixtureRequest
+    open_desk: NewDesk, paper: PaperServer, venue: str, request: pytest.FixtureRequest
 ) -> None:
     """Cycles through ccxt as a bot trades them: it buys spot plus the fee, and sells the hedged quantity."""
     control = PaperControl(paper.url, venue, request.node.name)
@@ -113,7 +101,7 @@ def traded(desk: Desk) -> Desk:
     ],
 )
 def test_reconcile_when_a_spot_balance_differs_then_it_is_dust_below_the_limit_alone(
-    open_desk: Open, left: str, dust_usd: str, drifts: int
+    open_desk: NewDesk, left: str, dust_usd: str, drifts: int
 ) -> None:
     desk = traded(open_desk(dust_usd=D(dust_usd), baselines={"bybit/main/BTC": D(1)}))
     desk.account.shows(BTC=str(1 + D(left)))
@@ -122,20 +110,20 @@ def test_reconcile_when_a_spot_balance_differs_then_it_is_dust_below_the_limit_a
     assert report.run.found.get("within_tolerance", 0) == 1 - drifts
 
 
-def test_reconcile_when_a_perpetual_differs_by_little_then_it_is_a_drift(open_desk: Open) -> None:
+def test_reconcile_when_a_perpetual_differs_by_little_then_it_is_a_drift(open_desk: NewDesk) -> None:
     """Only fees leave dust, and only coins. A perpetual is a position that somebody opened, however small."""
     desk = traded(open_desk())
     desk.account.shows(short("0.00001"))
     assert [one.kind for one in desk.run().live] == ["unknown_position"]
 
 
-def test_reconcile_when_nobody_ever_traded_the_asset_then_it_is_a_drift(open_desk: Open) -> None:
+def test_reconcile_when_nobody_ever_traded_the_asset_then_it_is_a_drift(open_desk: NewDesk) -> None:
     desk = traded(open_desk())
     desk.account.shows(DOGE="0.00001")
     assert [one.subject for one in desk.run().live] == ["DOGE"]
 
 
-def test_reconcile_when_dust_lies_beside_a_small_hedge_then_its_legs_are_equal(open_desk: Open) -> None:
+def test_reconcile_when_dust_lies_beside_a_small_hedge_then_its_legs_are_equal(open_desk: NewDesk) -> None:
     desk = open_desk()
     legs = [
         Leg("bybit", SPOT, "spot", "buy", D("0.0004"), PRICE), Leg("bybit", PERP, "swap", "sell", D("0.0004"), PRICE),
@@ -147,7 +135,7 @@ def test_reconcile_when_dust_lies_beside_a_small_hedge_then_its_legs_are_equal(o
     assert {one.kind for one in desk.run().live} == {"quantity_differs", "legs_unequal"}
 
 
-def test_reconcile_when_an_acknowledged_balance_moves_by_dust_then_it_stays_acknowledged(open_desk: Open) -> None:
+def test_reconcile_when_an_acknowledged_balance_moves_by_dust_then_it_stays_acknowledged(open_desk: NewDesk) -> None:
     desk = traded(open_desk())
     desk.account.shows(BTC="0.0001")
     (found,) = desk.run().live
@@ -163,7 +151,7 @@ def test_reconcile_when_an_acknowledged_balance_moves_by_dust_then_it_stays_ackn
 
 
 def test_reconcile_when_the_trade_is_long_past_then_its_price_still_tells_dust(
-    open_desk: Open, monkeypatch: pytest.MonkeyPatch
+    open_desk: NewDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[set[str]] = []
     monkeypatch.setattr(
@@ -182,7 +170,7 @@ def test_reconcile_when_the_trade_is_long_past_then_its_price_still_tells_dust(
 
 
 def test_last_prices_when_an_asset_was_traded_then_the_newest_trade_counts_and_nothing_else(
-    open_desk: Open, monkeypatch: pytest.MonkeyPatch
+    open_desk: NewDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = open_desk()
     assert last_prices(desk.engine, "main", {"BTC"}) == {}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 
 import pytest
 
 from ledger_sizer import InstrumentInfo, Leg
 from ledger_sizer.model.reconciliation import Drift
-from tests.support.accounts import PERP, Desk, OpenDesk, WrittenAccount, adopt, balance, long, open_desks, short
-from tests.support.clock import FakeClock
+from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, adopt, balance, hedged_desks, long, short
 from tests.support.ledgers import BTC_PRICE, TAGS, figures, position_of, reserve_btc
 
 pytestmark = pytest.mark.one_engine
@@ -26,10 +25,9 @@ ETH = {
 
 
 @pytest.fixture
-def opened(database_url: str, clock: FakeClock) -> Iterator[OpenDesk]:
+def opened(new_desk: NewDesk) -> NewDesk:
     """A desk over these accounts, with a hedged position of 0.02 BTC at 50,000 USD that both sides know."""
-    with open_desks(database_url, clock, lambda desk: adopt(desk, "first"), cap_usd=5_000_000) as opened:
-        yield opened
+    return hedged_desks(new_desk, lambda desk: adopt(desk, "first"), cap_usd=5_000_000)
 
 
 def found(drifts: Sequence[Drift]) -> dict[tuple[str, str], tuple[str, str, Decimal]]:
@@ -45,7 +43,7 @@ def is_frozen(desk: Desk) -> bool:
 
 
 def test_reconcile_when_a_confirmed_drift_turns_into_another_kind_then_what_it_froze_stays_frozen(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened()
     held = position_of(reserve_btc(desk.ledger, "eth", ttl_seconds=5000, **ETH))
@@ -62,7 +60,7 @@ def test_reconcile_when_a_confirmed_drift_turns_into_another_kind_then_what_it_f
     assert not is_frozen(desk)
 
 
-def test_reconcile_when_a_late_fill_is_too_old_to_be_one_then_it_counts_on_at_its_last_price(opened: OpenDesk) -> None:
+def test_reconcile_when_a_late_fill_is_too_old_to_be_one_then_it_counts_on_at_its_last_price(opened: NewDesk) -> None:
     desk = opened()
     reserve_btc(desk.ledger, "eth", ttl_seconds=5, **ETH)
     desk.clock.advance(6)
@@ -77,7 +75,7 @@ def test_reconcile_when_a_late_fill_is_too_old_to_be_one_then_it_counts_on_at_it
     assert is_frozen(desk)
 
 
-def test_reconcile_when_a_confirmed_drift_is_seen_beside_a_trade_then_its_end_is_told_too(opened: OpenDesk) -> None:
+def test_reconcile_when_a_confirmed_drift_is_seen_beside_a_trade_then_its_end_is_told_too(opened: NewDesk) -> None:
     desk = opened()
     held = position_of(reserve_btc(desk.ledger, "second", ttl_seconds=3000))
     desk.account.shows(short("0.05"), BTC="0.04")
@@ -95,7 +93,7 @@ def test_reconcile_when_a_confirmed_drift_is_seen_beside_a_trade_then_its_end_is
 
 
 def test_reconcile_when_a_part_was_closed_lately_then_it_excuses_its_own_size_and_not_the_rest(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened()
     large = adopt(desk, "large", "10")
@@ -112,7 +110,7 @@ def test_reconcile_when_a_part_was_closed_lately_then_it_excuses_its_own_size_an
 
 
 def test_reconcile_when_a_hold_expires_that_was_made_after_a_drift_then_the_drift_is_no_late_fill_of_it(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened()
     desk.account.shows(short("0.04"), BTC="0.02")
@@ -124,7 +122,7 @@ def test_reconcile_when_a_hold_expires_that_was_made_after_a_drift_then_the_drif
 
 
 def test_reconcile_when_one_expired_hold_names_no_market_then_it_is_one_late_long_and_one_late_short(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     accounts = [WrittenAccount("bybit"), WrittenAccount("okx")]
     desk = opened(accounts)
@@ -141,7 +139,7 @@ def test_reconcile_when_one_expired_hold_names_no_market_then_it_is_one_late_lon
 
 
 def test_reconcile_when_savings_are_ignored_at_one_account_then_they_use_up_no_hold_that_fills_at_another(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     accounts = [WrittenAccount("bybit"), WrittenAccount("okx")]
     desk = opened(accounts, confirmations=1)
@@ -153,7 +151,7 @@ def test_reconcile_when_savings_are_ignored_at_one_account_then_they_use_up_no_h
     assert [(one.id, one.state) for one in desk.run().live] == [(drift.id, "acknowledged")]
 
 
-def test_reconcile_when_savings_are_ignored_then_they_are_not_taken_for_the_orders_of_holds(opened: OpenDesk) -> None:
+def test_reconcile_when_savings_are_ignored_then_they_are_not_taken_for_the_orders_of_holds(opened: NewDesk) -> None:
     desk = opened(confirmations=1)
     desk.account.shows(short("0.02"), BTC="1.02")
     for drift in desk.run().live:
@@ -166,7 +164,7 @@ def test_reconcile_when_savings_are_ignored_then_they_are_not_taken_for_the_orde
 # --- at which account or asset ---------------------------------------------------------------------------
 
 
-def test_reconcile_when_savings_are_sold_to_the_last_coin_then_their_baseline_is_missed(opened: OpenDesk) -> None:
+def test_reconcile_when_savings_are_sold_to_the_last_coin_then_their_baseline_is_missed(opened: NewDesk) -> None:
     desk = opened(baselines={"bybit/main/ETH": "2"})
     desk.account.shows(short("0.02"), BTC="0.02")  # an exchange lists no balance of an asset that is gone
     assert found(desk.run().live) == {("ETH", "long"): ("unknown_position", "open", D(2))}
@@ -179,7 +177,7 @@ def test_reconcile_when_savings_are_sold_to_the_last_coin_then_their_baseline_is
     assert found(desk.run(2).live) == {}
 
 
-def test_reconcile_when_a_leg_is_in_a_quote_asset_then_it_is_money_and_not_missing(opened: OpenDesk) -> None:
+def test_reconcile_when_a_leg_is_in_a_quote_asset_then_it_is_money_and_not_missing(opened: NewDesk) -> None:
     desk = opened()
     legs = [
         Leg("bybit", "USDC/USDT", "spot", "buy", D(500), D(1)),
@@ -190,7 +188,7 @@ def test_reconcile_when_a_leg_is_in_a_quote_asset_then_it_is_money_and_not_missi
     assert found(desk.run(2).live) == {}
 
 
-def test_reconcile_when_a_position_is_at_two_venues_then_its_account_is_one_of_its_own_venue(opened: OpenDesk) -> None:
+def test_reconcile_when_a_position_is_at_two_venues_then_its_account_is_one_of_its_own_venue(opened: NewDesk) -> None:
     accounts = [WrittenAccount("bybit", "main"), WrittenAccount("bybit", "sub"), WrittenAccount("okx", "main")]
     desk = opened(accounts)
     legs = [

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -23,7 +22,7 @@ from ledger_sizer.rules.batch import Group
 from ledger_sizer.storage.database import make_engine
 from ledger_sizer.storage.leases import LeaseLost, acquire_lease, fenced
 from ledger_sizer.storage.tables import LeaseRow, ScopeRow
-from tests.support.accounts import Desk, WrittenAccount, long
+from tests.support.accounts import Desk, NewDesk, WrittenAccount, long
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures
 from tests.support.services import eventually
@@ -33,13 +32,12 @@ POLICIES = ("freeze", "adopt", "close")
 
 
 @pytest.fixture(params=POLICIES)
-def desk(request: pytest.FixtureRequest, database_url: str, clock: FakeClock) -> Iterator[Desk]:
+def desk(request: pytest.FixtureRequest, new_desk: NewDesk) -> Desk:
     """An account with 2 ETH that the ledger lacks, confirmed by the first run."""
-    desk = Desk(database_url, clock, confirmations=1, policy_unknown_position=request.param)
+    desk = new_desk(confirmations=1, policy_unknown_position=request.param)
     desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
     desk.ledger.set_cap(key="cap", cap=D(50000))
-    yield desk
-    desk.close()
+    return desk
 
 
 def end_lease(desk: Desk) -> None:
@@ -105,10 +103,8 @@ def test_write_drift_when_the_lease_is_over_then_the_row_stays_as_it_is(desk: De
     assert drifts.get_drift(desk.engine, drift.id).detail == "held"
 
 
-def test_submit_when_the_lease_is_over_then_it_is_refused_and_its_neighbours_are_not(
-    database_url: str, clock: FakeClock
-) -> None:
-    desk = Desk(database_url, clock)
+def test_submit_when_the_lease_is_over_then_it_is_refused_and_its_neighbours_are_not(new_desk: NewDesk) -> None:
+    desk = new_desk()
     lease = acquire_lease(desk.engine, LEASE_NAME, "me", 60)
     assert lease is not None
     with fenced(lease):
@@ -127,7 +123,6 @@ def test_submit_when_the_lease_is_over_then_it_is_refused_and_its_neighbours_are
     answers = committer.answer([Group((_reserve("a"),)), Group((_reserve("b"),), fence=lease), Group((_reserve("c"),))])
     assert [type(one).__name__ for one in answers] == ["list", "LeaseLost", "list"]
     assert chain(desk.ledger) == ["held", "a", "c"]
-    desk.close()
 
 
 def test_submit_when_the_database_refuses_one_and_the_lease_ends_then_the_others_are_not_stored_without_it(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextvars import Context
 from decimal import Decimal
 from typing import Any
@@ -12,8 +11,7 @@ import pytest
 from ledger_sizer import Leg
 from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.reconcile import drifts
-from tests.support.accounts import Desk, OpenDesk, adopt, long, open_desks, short
-from tests.support.clock import FakeClock
+from tests.support.accounts import Desk, NewDesk, adopt, hedged_desks, long, short
 from tests.support.ledgers import BTC_PRICE, TAGS, figures, position_of, reserve_btc
 
 pytestmark = pytest.mark.one_engine
@@ -23,10 +21,9 @@ ETH_PERP = "ETH/USDT:USDT"
 
 
 @pytest.fixture
-def opened(database_url: str, clock: FakeClock) -> Iterator[OpenDesk]:
+def opened(new_desk: NewDesk) -> NewDesk:
     """A desk over these accounts, with a hedged position of 0.02 BTC at 50,000 USD that both sides know."""
-    with open_desks(database_url, clock, lambda desk: adopt(desk, "first"), cap_usd=5_000_000) as opened:
-        yield opened
+    return hedged_desks(new_desk, lambda desk: adopt(desk, "first"), cap_usd=5_000_000)
 
 
 def first(desk: Desk) -> str:
@@ -55,7 +52,7 @@ def is_frozen(desk: Desk) -> bool:
 
 @pytest.mark.parametrize("savings", ["0.5", "0.02", "0.01"], ids=["less", "as much as was closed", "a lack"])
 def test_reconcile_when_a_run_falls_between_a_close_and_its_release_then_ignored_savings_stay_ignored(
-    opened: OpenDesk, savings: str
+    opened: NewDesk, savings: str
 ) -> None:
     desk = opened()
     desk.account.shows(short("0.02"), BTC=str(D("0.02") + D(savings)))
@@ -71,7 +68,7 @@ def test_reconcile_when_a_run_falls_between_a_close_and_its_release_then_ignored
 
 
 def test_reconcile_when_a_hold_fills_before_it_is_confirmed_then_an_ignored_lack_stays_ignored(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened()
     desk.account.shows(short("0.02"))
@@ -84,7 +81,7 @@ def test_reconcile_when_a_hold_fills_before_it_is_confirmed_then_an_ignored_lack
     assert not is_frozen(desk)
 
 
-def test_reconcile_when_every_run_falls_into_another_close_then_ignored_savings_stay_ignored(opened: OpenDesk) -> None:
+def test_reconcile_when_every_run_falls_into_another_close_then_ignored_savings_stay_ignored(opened: NewDesk) -> None:
     desk = opened()
     positions = [first(desk), *(adopt(desk, f"more/{number}") for number in range(3))]
     desk.account.shows(short("0.08"), BTC="0.58")
@@ -101,7 +98,7 @@ def test_reconcile_when_every_run_falls_into_another_close_then_ignored_savings_
 
 @pytest.mark.parametrize("confirmations", [1, 2, 3])
 def test_reconcile_when_ignored_savings_are_less_for_good_then_the_rest_is_a_new_drift_after_so_many_runs(
-    opened: OpenDesk, confirmations: int
+    opened: NewDesk, confirmations: int
 ) -> None:
     desk = opened(confirmations=confirmations)
     desk.account.shows(short("0.02"), BTC="0.52")
@@ -119,7 +116,7 @@ def test_reconcile_when_ignored_savings_are_less_for_good_then_the_rest_is_a_new
 
 
 def test_reconcile_when_ignored_savings_are_gone_for_a_run_and_there_again_then_the_count_begins_anew(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened()
     desk.account.shows(short("0.02"), BTC="0.52")
@@ -135,7 +132,7 @@ def test_reconcile_when_ignored_savings_are_gone_for_a_run_and_there_again_then_
 
 @pytest.mark.parametrize("between", ["0.52", "0.22"], ids=["was whole", "was less"])
 def test_reconcile_when_more_is_there_than_was_ignored_then_it_is_counted_at_once(
-    opened: OpenDesk, between: str
+    opened: NewDesk, between: str
 ) -> None:
     desk = opened()
     desk.account.shows(short("0.02"), BTC="0.52")
@@ -150,7 +147,7 @@ def test_reconcile_when_more_is_there_than_was_ignored_then_it_is_counted_at_onc
 
 
 def test_reconcile_when_coins_are_sold_where_bought_ones_were_ignored_then_they_are_counted_at_once(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened(baselines={"bybit/main/BTC": "2"})
     desk.account.shows(short("0.02"), BTC="2.52")
@@ -165,7 +162,7 @@ def test_reconcile_when_coins_are_sold_where_bought_ones_were_ignored_then_they_
 
 @pytest.mark.parametrize("name", ["record_run", "freezing_drifts"])
 def test_ignore_when_a_run_has_recorded_the_freeze_and_not_sent_it_yet_then_nothing_stays_frozen(
-    opened: OpenDesk, monkeypatch: pytest.MonkeyPatch, name: str
+    opened: NewDesk, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     desk = opened()
     desk.account.shows(short("0.03"), BTC="0.02")
@@ -194,7 +191,7 @@ def test_ignore_when_a_run_has_recorded_the_freeze_and_not_sent_it_yet_then_noth
 
 
 def test_ignore_when_a_run_freezes_for_another_drift_just_before_the_thaw_then_it_stays_frozen(
-    opened: OpenDesk, monkeypatch: pytest.MonkeyPatch
+    opened: NewDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = opened(confirmations=1)
     desk.account.shows(short("0.03"), BTC="0.02")
@@ -220,7 +217,7 @@ def test_ignore_when_a_run_freezes_for_another_drift_just_before_the_thaw_then_i
 
 @pytest.mark.parametrize("scope", ["portfolio", "venue"])
 def test_reconcile_when_a_drift_was_thawed_by_hand_then_it_keeps_no_other_freeze_alive(
-    opened: OpenDesk, scope: str
+    opened: NewDesk, scope: str
 ) -> None:
     desk = opened(freeze_scope=scope)
     name = "venue=bybit" if scope == "venue" else "portfolio"
@@ -244,7 +241,7 @@ def test_reconcile_when_a_drift_was_thawed_by_hand_then_it_keeps_no_other_freeze
         assert not stopped(), "and thaws when it is over"
 
 
-def test_reconcile_when_one_of_two_that_froze_is_over_then_it_stays_frozen_for_the_other(opened: OpenDesk) -> None:
+def test_reconcile_when_one_of_two_that_froze_is_over_then_it_stays_frozen_for_the_other(opened: NewDesk) -> None:
     desk = opened()
     desk.account.shows(short("0.03"), short("1", ETH_PERP, "2000"), BTC="0.02")
     desk.run(2)
@@ -258,23 +255,22 @@ def test_reconcile_when_one_of_two_that_froze_is_over_then_it_stays_frozen_for_t
 
 
 def test_reconcile_when_nobody_used_the_portfolio_yet_then_it_is_frozen_from_the_run_after_the_first_use(
-    database_url: str, clock: FakeClock
+    new_desk: NewDesk,
 ) -> None:
-    desk = Desk(database_url, clock, confirmations=1)
+    desk = new_desk(confirmations=1)
     desk.account.shows(DOGE="1000000")
     desk.run()
     assert desk.ledger.portfolios() == []
     desk.ledger.set_cap(key="cap", cap=D(1000))
     desk.run()
     assert is_frozen(desk)
-    desk.close()
 
 
 # --- what is counted now ---------------------------------------------------------------------------------
 
 
 def test_reconcile_when_what_had_no_price_is_counted_then_it_thaws_under_every_policy_but_freeze(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened(policy_unknown_position="record")
     desk.account.shows(short("0.02"), BTC="0.02", ETH="2")
@@ -287,7 +283,7 @@ def test_reconcile_when_what_had_no_price_is_counted_then_it_thaws_under_every_p
     assert not is_frozen(desk)
 
 
-def test_reconcile_when_a_drift_asks_again_for_what_it_froze_before_then_it_freezes_again(opened: OpenDesk) -> None:
+def test_reconcile_when_a_drift_asks_again_for_what_it_froze_before_then_it_freezes_again(opened: NewDesk) -> None:
     """The excess without a price is a lack for a while, of which there is nothing to be counted."""
     desk = opened(policy_quantity_differs="record")
     legs = [Leg("bybit", "ETH/BTC:BTC", "swap", "buy", D(1), None)]
@@ -305,7 +301,7 @@ def test_reconcile_when_a_drift_asks_again_for_what_it_froze_before_then_it_free
 # --- close requests ----------------------------------------------------------------------------------------
 
 
-def test_reconcile_when_more_is_there_than_was_asked_to_be_closed_then_it_is_asked_again(opened: OpenDesk) -> None:
+def test_reconcile_when_more_is_there_than_was_asked_to_be_closed_then_it_is_asked_again(opened: NewDesk) -> None:
     desk = opened(policy_quantity_differs="close")
 
     def requests(shown: str, runs: int = 2) -> int:
@@ -324,7 +320,7 @@ def test_reconcile_when_more_is_there_than_was_asked_to_be_closed_then_it_is_ask
 
 
 def test_reconcile_when_what_was_asked_to_be_closed_had_no_price_then_it_is_asked_again_once_more_is_counted(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened(policy_unknown_position="close")
     events = []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from decimal import Decimal
 
 import pytest
@@ -10,9 +9,8 @@ import pytest
 from ledger_sizer import Leg, WrongState
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.reconcile import drifts
-from tests.support.accounts import PERP, Desk, long, short
-from tests.support.clock import FakeClock
-from tests.support.ledgers import BTC_PRICE, TAGS, assert_verified, figures, position_of, reserve_btc
+from tests.support.accounts import PERP, Desk, NewDesk, long, short
+from tests.support.ledgers import BTC_PRICE, TAGS, figures, position_of, reserve_btc
 
 pytestmark = pytest.mark.one_engine
 
@@ -20,15 +18,13 @@ D = Decimal
 
 
 @pytest.fixture
-def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
+def desk(new_desk: NewDesk) -> Desk:
     """A desk over one account, empty both; BTC beyond the first two coins are the bots'."""
-    desk = Desk(database_url, clock, baselines={"bybit/main/BTC": "2"})
+    desk = new_desk(baselines={"bybit/main/BTC": "2"})
     desk.ledger.set_cap(key="cap", cap=D(500_000))
     desk.account.shows(BTC="2")
     assert desk.run().live == ()
-    yield desk
-    assert_verified(desk.ledger)
-    desk.close()
+    return desk
 
 
 def trade(desk: Desk, key: str, quantity: str, spot: str = "buy", perp: str = "sell") -> str:
@@ -152,11 +148,9 @@ def test_adopt_when_the_ledger_moved_after_the_last_run_then_what_was_ignored_is
     assert net_open(desk) == {}
 
 
-def test_ignore_when_the_difference_creeps_then_it_is_compared_with_what_was_ignored(
-    database_url: str, clock: FakeClock
-) -> None:
+def test_ignore_when_the_difference_creeps_then_it_is_compared_with_what_was_ignored(new_desk: NewDesk) -> None:
     """Each step is within the tolerance of the previous one. All of them together are not."""
-    desk = Desk(database_url, clock, tolerance=D("0.01"), confirmations=1, dust_usd=D(0))
+    desk = new_desk(tolerance=D("0.01"), confirmations=1, dust_usd=D(0))
     desk.account.shows(short("1"))
     (drift,) = desk.run().live
     desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known")
@@ -166,7 +160,6 @@ def test_ignore_when_the_difference_creeps_then_it_is_compared_with_what_was_ign
         desk.run()
         states.append(drifts.get_drift(desk.engine, drift.id).state)
     assert states == ["acknowledged", "resolved"]
-    desk.close()
 
 
 # --- closed ------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from decimal import Decimal
 
 import pytest
@@ -12,8 +12,7 @@ from ledger_sizer.model.domain import Position
 from ledger_sizer.model.reconciliation import Drift, Market
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.reconcile.ledger_side import ledger_side_of
-from tests.support.accounts import PERP, Desk, OpenDesk, WrittenAccount, balance, long, open_desks, short
-from tests.support.clock import FakeClock
+from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, balance, hedged_desks, long, short
 from tests.support.ledgers import TAGS, figures, position_of, reserve_btc
 
 pytestmark = pytest.mark.one_engine
@@ -22,10 +21,9 @@ D = Decimal
 
 
 @pytest.fixture
-def opened(database_url: str, clock: FakeClock) -> Iterator[OpenDesk]:
+def opened(new_desk: NewDesk) -> NewDesk:
     """A desk over these accounts, with a hedged position of 0.02 BTC at 50,000 USD that both sides know."""
-    with open_desks(database_url, clock, lambda desk: fill(desk, "first"), cap_usd=500_000) as opened:
-        yield opened
+    return hedged_desks(new_desk, lambda desk: fill(desk, "first"), cap_usd=500_000)
 
 
 def fill(desk: Desk, key: str) -> str:
@@ -41,7 +39,7 @@ def found(drifts: Sequence[Drift]) -> dict[tuple[str, str], tuple[str, str, Deci
 
 
 def test_reconcile_when_a_hold_comes_after_an_excess_was_counted_then_it_explains_nothing_of_it(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened()
     reserve_btc(desk.ledger, "late", ttl_seconds=5)
@@ -60,7 +58,7 @@ def test_reconcile_when_a_hold_comes_after_an_excess_was_counted_then_it_explain
 
 
 def test_reconcile_when_a_holds_time_is_over_but_nobody_freed_it_yet_then_its_fill_is_counted_at_once(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened()
     reserve_btc(desk.ledger, "late", ttl_seconds=5)
@@ -69,7 +67,7 @@ def test_reconcile_when_a_holds_time_is_over_but_nobody_freed_it_yet_then_its_fi
     assert figures(desk.ledger) == (D(0), D(3000)), "what the run writes frees the hold"
 
 
-def test_reconcile_when_the_bots_trade_beside_an_ignored_difference_then_it_stays_ignored(opened: OpenDesk) -> None:
+def test_reconcile_when_the_bots_trade_beside_an_ignored_difference_then_it_stays_ignored(opened: NewDesk) -> None:
     desk = opened()
     desk.account.shows(short("0.02"), BTC="0.52")
     for drift in desk.run().live:
@@ -87,7 +85,7 @@ def test_reconcile_when_the_bots_trade_beside_an_ignored_difference_then_it_stay
 
 
 def test_reconcile_when_a_position_is_opened_where_savings_are_ignored_then_they_are_still_the_same(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened()
     desk.account.shows(short("0.02"), BTC="0.02", ETH="3")
@@ -102,7 +100,7 @@ def test_reconcile_when_a_position_is_opened_where_savings_are_ignored_then_they
 
 
 def test_reconcile_when_a_market_moves_before_every_run_then_what_the_moves_cannot_be_is_counted(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened()
     desk.account.shows(short("1.02"), BTC="0.02")
@@ -119,7 +117,7 @@ def test_reconcile_when_a_market_moves_before_every_run_then_what_the_moves_cann
 
 
 def test_reconcile_when_one_hold_names_no_market_then_it_explains_one_long_and_one_short_of_its_size(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     accounts = [WrittenAccount("bybit"), WrittenAccount("okx")]
     desk = opened(accounts)
@@ -135,7 +133,7 @@ def test_reconcile_when_one_hold_names_no_market_then_it_explains_one_long_and_o
     assert report.run.found["unplaced"] == 1, "the hold, whose account nobody can tell"
 
 
-def test_reconcile_when_a_small_hold_expired_then_it_does_not_excuse_a_large_position(opened: OpenDesk) -> None:
+def test_reconcile_when_a_small_hold_expired_then_it_does_not_excuse_a_large_position(opened: NewDesk) -> None:
     desk = opened()
     desk.ledger.reserve(key="plain", tags={**TAGS, "symbol": "ETH"}, available_balance=D(10), ttl_seconds=5)
     desk.clock.advance(6)
@@ -148,7 +146,7 @@ def test_reconcile_when_a_small_hold_expired_then_it_does_not_excuse_a_large_pos
 
 
 def test_reconcile_when_a_hold_has_no_venue_tag_then_its_legs_or_the_only_account_say_where_it_is(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened(confirmations=1)
     desk.account.balances = (balance("USDT", "10"), balance("BTC", "0.02"))
@@ -165,7 +163,7 @@ def test_reconcile_when_a_hold_has_no_venue_tag_then_its_legs_or_the_only_accoun
     assert [one.kind for one in desk.run().live] == ["expired_hold", "expired_hold"]
 
 
-def test_reconcile_when_one_fill_is_to_be_seen_then_the_other_holds_still_need_their_balance(opened: OpenDesk) -> None:
+def test_reconcile_when_one_fill_is_to_be_seen_then_the_other_holds_still_need_their_balance(opened: NewDesk) -> None:
     desk = opened(confirmations=1)
     for number in range(10):
         reserve_btc(desk.ledger, f"hold/{number}", ttl_seconds=5000)
@@ -175,14 +173,14 @@ def test_reconcile_when_one_fill_is_to_be_seen_then_the_other_holds_still_need_t
     assert (drift.kind, drift.ledger_quantity) == ("balance_below_holds", D(9950)), "50 USD of 10,000 are filled"
 
 
-def test_reconcile_when_long_and_short_have_their_prices_then_each_is_counted_at_its_own(opened: OpenDesk) -> None:
+def test_reconcile_when_long_and_short_have_their_prices_then_each_is_counted_at_its_own(opened: NewDesk) -> None:
     desk = opened(confirmations=1)
     desk.account.shows(long("1", price="100000"), short("0.02", price="16000"), BTC="0.02")
     desk.run()
     assert figures(desk.ledger, "external=exchange") == (D(0), D(100_000))
 
 
-def test_reconcile_when_a_market_is_not_quoted_in_dollars_then_its_price_counts_nothing(opened: OpenDesk) -> None:
+def test_reconcile_when_a_market_is_not_quoted_in_dollars_then_its_price_counts_nothing(opened: NewDesk) -> None:
     desk = opened(confirmations=1)
     desk.account.shows(short("0.02"), long("10", "ETH/BTC:BTC", "0.05"), BTC="0.02", ETH="10")
     report = desk.run()
@@ -191,7 +189,7 @@ def test_reconcile_when_a_market_is_not_quoted_in_dollars_then_its_price_counts_
 
 
 def test_reconcile_when_a_position_with_unequal_legs_moves_then_its_drift_is_not_taken_for_over(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened(policy_legs_unequal="freeze")
     legs = [
@@ -212,7 +210,7 @@ def test_reconcile_when_a_position_with_unequal_legs_moves_then_its_drift_is_not
 
 
 def test_reconcile_when_only_the_spot_leg_of_an_expired_hold_filled_then_it_is_not_called_unfilled(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened()
     reserve_btc(desk.ledger, "late", ttl_seconds=5)
@@ -223,7 +221,7 @@ def test_reconcile_when_only_the_spot_leg_of_an_expired_hold_filled_then_it_is_n
 
 
 def test_reconcile_when_the_name_of_a_filled_hold_begins_with_another_ones_then_both_are_told_of(
-    opened: OpenDesk,
+    opened: NewDesk,
 ) -> None:
     desk = opened()
     eth = {

@@ -13,9 +13,8 @@ from ledger_sizer import Leg
 from ledger_sizer.exchanges.snapshot import VenuePosition
 from ledger_sizer.paper.control import PaperControl
 from ledger_sizer.paper.server import PaperServer
-from tests.support.accounts import PERP, Desk, long, short
-from tests.support.clock import FakeClock
-from tests.support.ledgers import BTC_PERP, BTC_SPOT, assert_verified, figures
+from tests.support.accounts import PERP, Desk, NewDesk, long, short
+from tests.support.ledgers import BTC_PERP, BTC_SPOT, figures
 from tests.support.paper_clients import VENUES, account_at
 
 pytestmark = pytest.mark.one_engine
@@ -39,16 +38,14 @@ def adopt(desk: Desk, key: str, side: str, quantity: str, *, kind: str = "swap")
 
 
 @pytest.fixture
-def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
+def desk(new_desk: NewDesk) -> Desk:
     """One strategy is short 1 BTC, another is long 0.4, and the account is in one-way mode: short 0.6."""
-    desk = Desk(database_url, clock, confirmations=1, stale_after_seconds=None)
+    desk = new_desk(confirmations=1, stale_after_seconds=None)
     desk.ledger.set_cap(key="cap", cap=D(1000))
     adopt(desk, "carry", "sell", "1")
     adopt(desk, "trend", "buy", "0.4")
     desk.account.shows(net(short("0.6", price="100")))
-    yield desk
-    assert_verified(desk.ledger)
-    desk.close()
+    return desk
 
 
 Found = tuple[str, str, Decimal | None, Decimal | None]
@@ -140,17 +137,16 @@ def test_reconcile_when_one_side_moved_lately_then_neither_is_judged(desk: Desk)
 
 
 @pytest.fixture
-def filling(database_url: str, clock: FakeClock) -> Iterator[Desk]:
+def filling(new_desk: NewDesk) -> Desk:
     """A strategy is long 0.4 BTC, and another's hold may sell 0.7 at any moment, against spot."""
-    desk = Desk(database_url, clock, confirmations=1, stale_after_seconds=None)
+    desk = new_desk(confirmations=1, stale_after_seconds=None)
     adopt(desk, "trend", "buy", "0.4")
     held = desk.ledger.reserve(
         key="carry", price=D(100), available_balance=D(70), spot_instrument=BTC_SPOT, perp_instrument=BTC_PERP,
         tags={"venue": "bybit", "strategy": "carry"}, ttl_seconds=600,
     )  # fmt: skip
     assert held.quantity == D("0.7")
-    yield desk
-    desk.close()
+    return desk
 
 
 @pytest.mark.parametrize("filled", ["0", "0.1", "0.3", "0.5", "0.7"])
@@ -196,13 +192,13 @@ def paper() -> Iterator[PaperServer]:
 @pytest.mark.parametrize("venue", VENUES)
 @pytest.mark.parametrize("hedged", [False, True], ids=["one-way", "hedge"])
 def test_reconcile_when_strategies_trade_one_market_then_both_modes_of_an_account_agree(
-    database_url: str, clock: FakeClock, paper: PaperServer, venue: str, hedged: bool, request: pytest.FixtureRequest
+    new_desk: NewDesk, paper: PaperServer, venue: str, hedged: bool, request: pytest.FixtureRequest
 ) -> None:
     control = PaperControl(paper.url, venue, request.node.name)
     control.open_account(hedged=hedged)
     key = SecretStr(control.api_key)
     account = account_at(venue, paper.url, api_key=key)
-    desk = Desk(database_url, clock, [account], confirmations=1, stale_after_seconds=None)
+    desk = new_desk([account], confirmations=1, stale_after_seconds=None)
     desk.ledger.set_cap(key="cap", cap=D(100_000))
     for name, side, quantity in (("carry", "sell", D("0.05")), ("trend", "buy", D("0.02"))):
         control.open(PERP, "short" if side == "sell" else "long", quantity)
@@ -216,5 +212,4 @@ def test_reconcile_when_strategies_trade_one_market_then_both_modes_of_an_accoun
     control.open(PERP, "short", D("0.01"))
     more = [(one.kind, one.side, one.excess) for one in desk.run().live if one.kind != "legs_unequal"]
     assert more == [("quantity_differs", "short", D("0.01"))]
-    desk.close()
     account.close()

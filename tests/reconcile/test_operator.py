@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -10,8 +9,7 @@ import pytest
 
 from ledger_sizer import Leg, WrongState
 from ledger_sizer.reconcile import drifts
-from tests.support.accounts import PERP, Desk, WrittenAccount, long, short
-from tests.support.clock import FakeClock
+from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, long, short
 from tests.support.ledgers import TAGS, assert_verified, figures, position_of, reserve_btc
 
 pytestmark = pytest.mark.one_engine
@@ -20,12 +18,11 @@ D = Decimal
 
 
 @pytest.fixture
-def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
+def desk(new_desk: NewDesk) -> Desk:
     """An empty ledger and an account; one sighting confirms."""
-    desk = Desk(database_url, clock, confirmations=1)
+    desk = new_desk(confirmations=1)
     desk.ledger.set_cap(key="cap", cap=D(500000))
-    yield desk
-    desk.close()
+    return desk
 
 
 def perp_leg(quantity: str, side: str = "sell", venue: str = "bybit") -> Leg:
@@ -47,10 +44,10 @@ def own(desk: Desk) -> list[str]:
 
 
 def test_adopt_when_a_venue_has_two_accounts_then_a_position_of_neither_for_sure_is_left_alone(
-    database_url: str, clock: FakeClock
+    new_desk: NewDesk,
 ) -> None:
     """The newer position has no account tag. It may be at the other account, so the run counted it at neither."""
-    desk = Desk(database_url, clock, [WrittenAccount("bybit", "one"), WrittenAccount("bybit", "two")], confirmations=1)
+    desk = new_desk([WrittenAccount("bybit", "one"), WrittenAccount("bybit", "two")], confirmations=1)
     tagged = adopted(desk, "a", perp_leg("1"), venue="bybit", account="one")
     untagged = adopted(desk, "b", perp_leg("1"), venue="bybit")
     report = desk.run()
@@ -61,8 +58,6 @@ def test_adopt_when_a_venue_has_two_accounts_then_a_position_of_neither_for_sure
     assert own(desk) == [untagged]
     assert desk.ledger.position(tagged).state == "closed"
     assert desk.run().findings == ()
-    assert_verified(desk.ledger)
-    desk.close()
 
 
 # --- when the ledger moved since the run ---------------------------------------------------------
@@ -118,10 +113,10 @@ def test_adopt_when_a_bot_confirmed_the_late_fill_meanwhile_then_it_is_not_count
 
 
 def test_adopt_when_the_policy_meets_a_ledger_that_moved_then_nothing_is_adopted_twice(
-    database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+    new_desk: NewDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bot's late confirm arrives while the run writes its record."""
-    desk = Desk(database_url, clock, confirmations=1, policy_late_fill="adopt")
+    desk = new_desk(confirmations=1, policy_late_fill="adopt")
     late = late_filled(desk)
     record = drifts.record_run
 
@@ -136,8 +131,6 @@ def test_adopt_when_the_policy_meets_a_ledger_that_moved_then_nothing_is_adopted
     assert desk.run().live == ()
     assert figures(desk.ledger) == (0, D(2000))
     assert len(own(desk)) == 2
-    assert_verified(desk.ledger)
-    desk.close()
 
 
 @pytest.mark.parametrize(("shown", "left"), [(("2.5",), "2.5"), (("7",), "7")], ids=["less", "more"])
@@ -191,9 +184,9 @@ def spot_leg(quantity: str, side: str = "buy") -> Leg:
     return Leg("bybit", "BTC/USDT", "spot", side, D(quantity), D(50000))  # type: ignore[arg-type]
 
 
-def with_savings(database_url: str, clock: FakeClock, **policies: str) -> Desk:
+def with_savings(new_desk: NewDesk, **policies: str) -> Desk:
     """Open a desk whose account has a baseline of 2 BTC."""
-    desk = Desk(database_url, clock, confirmations=1, baselines={"bybit/main/BTC": D(2)}, **policies)
+    desk = new_desk(confirmations=1, baselines={"bybit/main/BTC": D(2)}, **policies)
     desk.ledger.set_cap(key="cap", cap=D(500000))
     return desk
 
@@ -205,25 +198,23 @@ def legs_open(desk: Desk) -> list[tuple[str, str, Decimal]]:
 
 
 def test_adopt_when_coins_of_the_savings_were_sold_then_the_policy_records_a_sale_and_is_done(
-    database_url: str, clock: FakeClock
+    new_desk: NewDesk,
 ) -> None:
     policies = {f"policy_{kind}": "adopt" for kind in ("unknown_position", "quantity_differs", "side_flipped")}
-    desk = with_savings(database_url, clock, **policies)
+    desk = with_savings(new_desk, **policies)
     desk.account.shows(long("0.5"), BTC="1.5")
     desk.run(3)
     assert desk.run().live == ()
     assert legs_open(desk) == [("BTC", "sell", D("0.5")), (PERP, "buy", D("0.5"))]
     assert figures(desk.ledger) == (0, D(50000))
-    assert_verified(desk.ledger)
-    desk.close()
 
 
 @pytest.mark.parametrize(("shown", "side"), [("0.5", "sell"), ("1.4", "sell"), ("2.3", "buy")], ids=str)
 def test_adopt_when_the_ledger_sold_coins_of_the_savings_then_it_says_what_the_exchange_shows(
-    database_url: str, clock: FakeClock, shown: str, side: str
+    new_desk: NewDesk, shown: str, side: str
 ) -> None:
     """The ledger sold 1 of the 2. The exchange shows that 1.5 or 0.6 were sold, or that 0.3 were bought."""
-    desk = with_savings(database_url, clock)
+    desk = with_savings(new_desk)
     adopted(desk, "sold", spot_leg("1", "sell"))
     desk.account.shows(BTC=shown)
     (drift,) = desk.run().live
@@ -233,22 +224,18 @@ def test_adopt_when_the_ledger_sold_coins_of_the_savings_then_it_says_what_the_e
     assert desk.run().findings == ()
     assert {leg[1] for leg in legs_open(desk)} == {side}
     assert figures(desk.ledger) == (0, 50000 * abs(D(shown) - 2))
-    assert_verified(desk.ledger)
-    desk.close()
 
 
 def test_adopt_when_coins_were_bought_and_the_exchange_shows_savings_sold_then_the_purchase_is_given_up(
-    database_url: str, clock: FakeClock
+    new_desk: NewDesk,
 ) -> None:
-    desk = with_savings(database_url, clock, policy_side_flipped="adopt")
+    desk = with_savings(new_desk, policy_side_flipped="adopt")
     adopted(desk, "bought", spot_leg("1"))
     desk.account.shows(BTC="1.5")
     (drift,) = desk.run().resolved or drifts.list_drifts(desk.engine)
     assert (drift.kind, drifts.get_drift(desk.engine, drift.id).state) == ("side_flipped", "resolved")
     assert desk.run().findings == ()
     assert legs_open(desk) == [("BTC", "sell", D("0.5"))]
-    assert_verified(desk.ledger)
-    desk.close()
 
 
 def test_adopt_when_a_side_flipped_then_the_other_side_is_given_up_with_it(desk: Desk) -> None:
@@ -293,9 +280,9 @@ def test_adopt_when_the_other_side_of_a_flip_was_decided_before_then_the_rest_is
     [("1", "3", "2.9"), ("3", "6", "5"), ("7", "3", "2.7"), ("3", "7", "6.9"), ("1", "1", "0.3"), ("9", "11", "0.001")],
 )
 def test_adopt_when_a_leg_is_no_even_share_of_its_position_then_exactly_what_the_exchange_shows_is_left(
-    database_url: str, clock: FakeClock, quantity: str, leg: str, shown: str
+    new_desk: NewDesk, quantity: str, leg: str, shown: str
 ) -> None:
-    desk = Desk(database_url, clock, confirmations=1, tolerance=D(0))
+    desk = new_desk(confirmations=1, tolerance=D(0))
     adopted(desk, "a", perp_leg(leg), quantity=quantity)
     desk.account.shows(short(shown))
     (drift,) = desk.run().live
@@ -303,8 +290,6 @@ def test_adopt_when_a_leg_is_no_even_share_of_its_position_then_exactly_what_the
     assert legs_open(desk) == [(PERP, "sell", D(shown))]
     report = desk.run()
     assert (report.findings, report.run.found) == ((), {"agrees": 1})
-    assert_verified(desk.ledger)
-    desk.close()
 
 
 def test_adopt_when_an_exchange_shows_more_digits_than_a_leg_keeps_then_the_ledger_is_within_one_of_them(

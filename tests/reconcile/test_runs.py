@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -23,7 +22,7 @@ from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import LEASE_NAME, Reconciler
 from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.storage.tables import LeaseRow
-from tests.support.accounts import Desk, WrittenAccount, long, short
+from tests.support.accounts import Desk, NewDesk, WrittenAccount, long, short
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, figures
 from tests.support.services import LOW_PRIORITY_SECONDS, eventually, serving
@@ -32,12 +31,11 @@ D = Decimal
 
 
 @pytest.fixture
-def desk(database_url: str, clock: FakeClock) -> Iterator[Desk]:
+def desk(new_desk: NewDesk) -> Desk:
     """An account with a position that the ledger lacks."""
-    desk = Desk(database_url, clock, confirmations=1)
+    desk = new_desk(confirmations=1)
     desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
-    yield desk
-    desk.close()
+    return desk
 
 
 def replica(desk: Desk, account: WrittenAccount) -> Reconciler:
@@ -127,18 +125,17 @@ def test_run_when_somebody_releases_the_external_position_then_it_is_counted_aga
     assert desk.ledger.verify().ok
 
 
-def test_run_when_no_account_is_configured_then_it_says_what_to_set(database_url: str, clock: FakeClock) -> None:
-    desk = Desk(database_url, clock)
+def test_run_when_no_account_is_configured_then_it_says_what_to_set(new_desk: NewDesk) -> None:
+    desk = new_desk()
     empty = Reconciler(desk.ledger, desk.engine, LocalInspector(desk.engine, [], desk.settings), desk.settings)
     with pytest.raises(WrongState, match="EXCHANGE_API_KEY"):
         empty.run()
-    desk.close()
 
 
 def test_begin_trust_when_restarted_again_and_again_then_no_trust_is_made_of_restarts(
-    database_url: str, clock: FakeClock
+    new_desk: NewDesk, clock: FakeClock
 ) -> None:
-    desk = Desk(database_url, clock)
+    desk = new_desk()
     desk.reconciler.begin_trust()
     assert desk.ledger.reserve(key="1", tags=TAGS).granted
     for _ in range(4):
@@ -151,7 +148,6 @@ def test_begin_trust_when_restarted_again_and_again_then_no_trust_is_made_of_res
     desk.account.shows()
     desk.run()
     assert desk.ledger.reserve(key="4", tags=TAGS).granted
-    desk.close()
 
 
 def test_compare_when_the_picture_is_old_then_it_is_unknown_and_not_flat(desk: Desk) -> None:

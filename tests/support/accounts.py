@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -17,7 +16,7 @@ from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.storage.database import make_engine
 from tests.support.clock import FakeClock
-from tests.support.ledgers import BTC_PRICE, TAGS, assert_verified, position_of
+from tests.support.ledgers import BTC_PRICE, TAGS, position_of
 
 D = Decimal
 PERP = "BTC/USDT:USDT"
@@ -93,30 +92,21 @@ def make_drift(url: str) -> None:
     desk.close()
 
 
-OpenDesk = Callable[..., Desk]
+NewDesk = Callable[..., Desk]
 """Opens a desk with these accounts and reconciliation settings."""
 
 
-@contextmanager
-def open_desks(url: str, clock: FakeClock, first: Callable[[Desk], object], cap_usd: int) -> Iterator[OpenDesk]:
-    """Yield a function that opens desks. `first` records a hedged position of 0.02 BTC, which the account shows too.
-
-    At the end each ledger is verified and closed.
-    """
-    desks: list[Desk] = []
+def hedged_desks(new_desk: NewDesk, first: Callable[[Desk], object], cap_usd: int) -> NewDesk:
+    """Return `new_desk` with a hedged position of 0.02 BTC, which `first` records and the account shows too."""
 
     def opened(accounts: Sequence[WrittenAccount] = (), **reconcile: Any) -> Desk:
-        desk = Desk(url, clock, accounts, **reconcile)
-        desks.append(desk)
+        desk = new_desk(accounts, **reconcile)
         desk.ledger.set_cap(key="cap", cap=D(cap_usd))
         first(desk)
         desk.account.shows(short("0.02"), BTC="0.02")
         return desk
 
-    yield opened
-    for desk in desks:
-        assert_verified(desk.ledger)
-        desk.close()
+    return opened
 
 
 def adopt(desk: Desk, key: str, quantity: str = "0.02") -> str:
