@@ -22,8 +22,8 @@ from ledger_sizer.history.archive_files import Manifest
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.storage.write_store import POSITION_COLUMNS
 from tests.history.conftest import HistoryCopy
-from tests.history.test_history import COMMANDS, STRATEGIES, SYMBOLS, matches, trade_at_random
 from tests.support.clock import FakeClock
+from tests.support.histories import COMMANDS, STRATEGIES, SYMBOLS, matches, trade_at_random
 from tests.support.ledgers import Intruder, assert_verified, opened
 
 D = Decimal

@@ -27,8 +27,8 @@ from ledger_sizer.views import queries
 from ledger_sizer.wire.export import csv_lines, ndjson_lines
 from ledger_sizer.wire.responses import decision_from_json, decision_to_json
 from tests.conftest import NewDatabase
-from tests.history.test_history import matches, trade_at_random
 from tests.support.clock import START, FakeClock
+from tests.support.histories import matches, trade_at_random
 from tests.support.ledgers import Intruder, assert_verified, dynamic_settings, opened, reserve_btc, steady
 from tests.support.services import eventually, serving
 

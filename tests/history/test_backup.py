@@ -21,9 +21,9 @@ from ledger_sizer.history.backup import backup_sqlite, copy_ledger
 from ledger_sizer.storage.database import make_engine
 from tests.conftest import NewDatabase
 from tests.history.conftest import HistoryCopy
-from tests.history.test_history import trade_at_random
 from tests.support.clock import FakeClock
 from tests.support.databases import ENGINE_KINDS
+from tests.support.histories import trade_at_random
 from tests.support.ledgers import TAGS, Intruder, assert_verified, opened
 
 D = Decimal

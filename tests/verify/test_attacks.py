@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 
 import pytest
 
 from ledger_sizer import Reserve
 from ledger_sizer.verify.chain import Heads
-from tests.verify.test_edits import Scene
-from tests.verify.test_rows import decision_rows, last_seq, rewrite_chain
+from tests.support.edited_ledgers import Scene, decision_rows, last_seq, rewrite_chain
 
 D = Decimal
 HEAD = 14
 """Decisions up to this seq are trusted. Of the positions in `Scene`, four were made before it and others after."""
-
-
-@pytest.fixture
-def scene(database_url: str) -> Iterator[Scene]:
-    scene = Scene(database_url)
-    yield scene
-    scene.close()
 
 
 def _edit(scene: Scene, seq: int) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -14,84 +12,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sqlalchemy import BigInteger, Column, Integer, Table
 
-from ledger_sizer import Finding, InstrumentInfo, InvalidRequest, Ledger, Leg, VerifyReport
+from ledger_sizer import Finding, InvalidRequest, VerifyReport
 from ledger_sizer.cli.json_forms import report_form
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 from tests.conftest import NewDatabase
-from tests.support.clock import START, FakeClock
 from tests.support.databases import ENGINE_KINDS
-from tests.support.ledgers import TAGS, Intruder, dynamic_settings, position_of, reserve_btc, steady
+from tests.support.edited_ledgers import Scene, where
+from tests.support.ledgers import steady
 
 D = Decimal
 TABLES: list[Any] = [row.__table__ for row in (DecisionRow, PositionRow, ScopeRow, PortfolioRow)]
 NOT_AUDITED = {"portfolios.created_us"}  # for information only; no decision depends on it
 NEVER_EMPTY = {"decisions.headroom_e8"}  # a portfolio always has a cap
-
-
-def record_every_verb(ledger: Ledger, clock: FakeClock) -> None:
-    """Record every verb, every position state and several denials, in two portfolios."""
-    ledger.set_cap(key="1", scope="venue=bybit", cap=D(4000))
-    ledger.set_cap(key="2", scope="venue=idle", cap=D(100))
-    names = [
-        position_of(reserve_btc(ledger, f"r{n}", signal_score=D(f"0.{n}"), ttl_seconds=10 if n == 4 else 600))
-        for n in range(5)
-    ]
-    ledger.confirm(key="c0", position_id=names[0], quantity=D("0.006"), price=D("50010.5"), spot_price=D(50000))
-    ledger.release(key="x0", position_id=names[0], quantity=D("0.002"))
-    ledger.confirm(key="c1", position_id=names[1], quantity=D("0.007"), price=D(50020))
-    ledger.release(key="x1", position_id=names[1])
-    ledger.release(key="x2", position_id=names[2])
-    ledger.extend(key="e3", position_id=names[3], ttl_seconds=900)
-    clock.advance(10)
-    ledger.confirm(key="late", position_id=names[4], quantity=D("0.01"), price=D(50000))
-    ledger.reserve(key="plain", ttl_seconds=900)
-    ledger.reserve(key="no1", tags=TAGS, available_balance=D(0))
-    reserve_btc(ledger, "no2", perp_instrument=InstrumentInfo("X", D(1), D(5), D(1)))
-    ledger.halt(key="h1", note="feed is stale")
-    ledger.reserve(key="no3", tags=TAGS)
-    ledger.resume(key="h2")
-    ledger.halt(key="h3", scope="symbol=ETH", mode="reducing")
-    ledger.freeze(key="f", scope="symbol=ETH", note="drift-1")
-    ledger.reconciled(key="u", scope="symbol=ETH", fresh_until=START + timedelta(hours=1))
-    ledger.remark(key="m", about="drift-1", event="close_requested")
-    ledger.adopt(
-        key="a", quantity=D(2), price=D(30), tags={"symbol": "ETH"}, legs=[Leg("okx", "E", "swap", "sell", D(2))]
-    )
-    ledger.reserve(key="1", portfolio="other", tags=TAGS)
-    ledger.reserve(key="2", portfolio="other")
-
-
-class Scene:
-    """A ledger with decisions of every kind, and an intruder who may write to its database. Tests undo their edits."""
-
-    def __init__(self, url: str) -> None:
-        self.clock = FakeClock()
-        self.ledger = Ledger.open(url, settings=dynamic_settings(), clock=self.clock)
-        record_every_verb(self.ledger, self.clock)
-        self.intruder = Intruder(url)
-        self.intruder.take_guards_down()
-
-    @contextmanager
-    def edited(self, table: Table, key: dict[str, Any], column: str, value: Any) -> Iterator[VerifyReport]:
-        """Edit one value of one row, yield what verify reports, and undo the edit."""
-        (before,) = self.intruder.rows(f"SELECT {column} FROM {table.name} WHERE {_where(key)}", **key)[0]
-        assert before != value
-        moved = {name: value if name == column else old for name, old in key.items()}
-        assert (
-            self.intruder.run(f"UPDATE {table.name} SET {column} = :new_ WHERE {_where(key)}", new_=value, **key) == 1
-        )
-        try:
-            yield self.ledger.verify()
-        finally:
-            self.intruder.run(f"UPDATE {table.name} SET {column} = :new_ WHERE {_where(moved)}", new_=before, **moved)
-
-    def close(self) -> None:
-        self.intruder.close()
-        self.ledger.close()
-
-
-def _where(key: dict[str, Any]) -> str:
-    return " AND ".join(f"{name} = :{name}" for name in key)
 
 
 @pytest.fixture(scope="module", params=ENGINE_KINDS)
@@ -206,7 +138,7 @@ def test_verify_when_one_value_was_edited_then_the_row_is_named(
     scene: Scene, table: Table, column: Column[Any], kind: str
 ) -> None:
     key = _victim(scene, table, column, kind)
-    (before,) = scene.intruder.rows(f"SELECT {column.name} FROM {table.name} WHERE {_where(key)}", **key)[0]
+    (before,) = scene.intruder.rows(f"SELECT {column.name} FROM {table.name} WHERE {where(key)}", **key)[0]
     with scene.edited(table, key, column.name, _changed(column, kind, before)) as report:
         _assert_named(report, table, column, key)
 
@@ -294,7 +226,7 @@ def test_verify_when_a_decision_at_any_place_was_edited_then_exactly_that_one_is
     seq = seq if seq > 0 else scene.ledger.exposure().seq
     key = {"portfolio_id": 1, "seq": seq}
     columns = DecisionRow.__table__.columns
-    (before,) = scene.intruder.rows(f"SELECT {column} FROM decisions WHERE {_where(key)}", **key)[0]
+    (before,) = scene.intruder.rows(f"SELECT {column} FROM decisions WHERE {where(key)}", **key)[0]
     table: Any = DecisionRow.__table__
     with scene.edited(table, key, column, _changed(columns[column], "other", before)) as report:
         assert report.first is not None

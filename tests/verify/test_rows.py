@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from ledger_sizer import Ledger, Reserve
-from ledger_sizer.model.decisions import GENESIS_HASH, canonical_text, chain_hash
+from ledger_sizer.model.decisions import canonical_text, chain_hash
 from ledger_sizer.storage.write_store import DECISION_COLUMNS, record_from_row
+from tests.support.edited_ledgers import Scene, decision_rows, last_seq, rewrite_chain
 from tests.support.ledgers import Intruder
-from tests.verify.test_edits import Scene
 
 D = Decimal
-
-
-@pytest.fixture
-def scene(database_url: str) -> Iterator[Scene]:
-    """A ledger for this test alone, with the database's triggers removed."""
-    scene = Scene(database_url)
-    yield scene
-    scene.close()
-
-
-def last_seq(scene: Scene) -> int:
-    return scene.ledger.exposure().seq
 
 
 def findings(scene: Scene) -> list[tuple[int | None, str]]:
@@ -36,29 +24,10 @@ def findings(scene: Scene) -> list[tuple[int | None, str]]:
     return [(finding.seq, finding.what) for finding in report.findings]
 
 
-def decision_rows(scene: Scene, since: int = 1) -> list[Any]:
-    return scene.intruder.rows(
-        f"SELECT {', '.join(DECISION_COLUMNS)} FROM decisions WHERE portfolio_id = 1 AND seq >= :seq ORDER BY seq",
-        seq=since,
-    )
-
-
 def insert_decision(scene: Scene, row: dict[str, Any]) -> None:
     names = ", ".join(DECISION_COLUMNS)
     marks = ", ".join(f":{name}" for name in DECISION_COLUMNS)
     scene.intruder.run(f"INSERT INTO decisions ({names}) VALUES ({marks})", **row)
-
-
-def rewrite_chain(scene: Scene, since: int) -> str:
-    """Recompute the hash of every decision from `since` on, as an attacker who knows the format would."""
-    before = decision_rows(scene, since - 1)
-    previous = before[0][-1] if since > 1 else GENESIS_HASH
-    for row in decision_rows(scene, since):
-        previous = chain_hash(previous, canonical_text(record_from_row("main", row)))
-        scene.intruder.run(
-            "UPDATE decisions SET hash = :hash WHERE portfolio_id = 1 AND seq = :seq", hash=previous, seq=row[1]
-        )
-    return previous
 
 
 # --- decisions ---------------------------------------------------------------------------------------------------
