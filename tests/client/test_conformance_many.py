@@ -29,7 +29,8 @@ from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.overview import OverviewQuery
 from tests.conftest import NewDatabase
 from tests.support.clock import START, FakeClock
-from tests.support.interfaces import ASK, FILL, INTERFACES, TAGS, Interface, open_position, opened
+from tests.support.interfaces import ASK, FILL, INTERFACES, Interface, open_position, opened
+from tests.support.ledgers import TAGS
 
 pytestmark = pytest.mark.one_engine
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,7 +27,7 @@ from tests.support.clock import FakeClock
 from tests.support.command_line import CommandLine, own_logging
 from tests.support.ledgers import TAGS, opened, position_of
 from tests.support.paper_clients import PERP, SPOT, VENUES, account_at, contracts, filled, now_us, trader_at
-from tests.support.services import serving
+from tests.support.services import eventually, serving
 
 D = Decimal
 BY_NAME = {"spot_instrument": "bybit:BTC/USDT", "perp_instrument": "bybit:BTC/USDT:USDT", "price": D(50_000)}
@@ -282,9 +281,7 @@ def test_serve_when_an_account_is_configured_then_rules_are_loaded_and_clients_r
     monkeypatch.setenv("EXCHANGE_API_SECRET", "paper-secret")
     with serving(database_url, jobs=True) as service, LedgerClient(service.url) as client:
         engine = create_engine(database_url)
-        deadline = time.monotonic() + 30
-        while not list_rules(engine) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        eventually(lambda: list_rules(engine), seconds=30)
         engine.dispose()
         decision = client.reserve(key="1", **BY_NAME)
         assert decision.quantity == D("0.02")

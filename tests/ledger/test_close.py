@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from ledger_sizer import Closed, Decision, Ledger
 from tests.support.gates import Callers, Gated, keys, one
 from tests.support.processes import Fleet
 from tests.support.programs import settings_of
+from tests.support.services import eventually
 
 
 @pytest.fixture
@@ -29,8 +29,7 @@ def test_close_when_commands_wait_then_all_are_answered_and_later_ones_refused(d
     with desk.gate.closed(), ThreadPoolExecutor(1) as closer:
         callers.ask(*(one(f"key-{number}") for number in range(30)))
         closing = closer.submit(ledger.close)
-        while not ledger._writer._closing:
-            time.sleep(0.001)
+        eventually(lambda: ledger._writer._closing)
         assert_refused(ledger)
         assert not closing.done(), "it has answers to give before it may end"
         desk.gate.open()

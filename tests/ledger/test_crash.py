@@ -21,6 +21,7 @@ from tests.lockstep.auditor import Auditor
 from tests.support.databases import PostgresServer
 from tests.support.processes import Fleet, Line
 from tests.support.programs import settings_of
+from tests.support.services import eventually
 
 CAP = Decimal(500)
 TEN = Decimal(10)
@@ -159,16 +160,13 @@ def test_reserve_when_the_server_crashes_under_load_then_retries_lose_and_double
         try:
             for _ in range(2):
                 before = len(granted)
-                while len(granted) < before + 60:
-                    time.sleep(0.01)
+                eventually(lambda enough=before + 60: len(granted) >= enough, seconds=60)
                 durable_postgres.crash()
                 seen = len(errors)
-                while len(errors) == seen:
-                    time.sleep(0.01)
+                eventually(lambda seen=seen: len(errors) > seen, seconds=60)
                 durable_postgres.start()
             before = len(granted)
-            while len(granted) < before + 60:
-                time.sleep(0.01)
+            eventually(lambda: len(granted) >= before + 60, seconds=60)
         finally:
             stop.set()
             for caller in callers:

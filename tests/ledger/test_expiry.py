@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -12,6 +11,7 @@ import pytest
 from ledger_sizer import Confirm, InvalidRequest, Ledger, LedgerError, NotFound, Reserve, WrongState
 from tests.support.clock import START, FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, opened, position_of
+from tests.support.services import eventually
 
 D = Decimal
 
@@ -136,8 +136,7 @@ def test_expire_when_the_clock_is_the_real_one_then_a_hold_ends_after_its_time_a
     with Ledger.open(database_url) as ledger:
         decision = ledger.reserve(key="1", ttl_seconds=D("0.3"))
         assert decision.expires_at == decision.decided_at + timedelta(seconds=0.3)
-        while ledger.sweep() == 0:
-            time.sleep(0.01)
+        eventually(ledger.sweep)
         expired = ledger.decision(2)
         assert decision.expires_at <= expired.decided_at < decision.expires_at + timedelta(seconds=30)
         assert abs(decision.decided_at - datetime.now(UTC)) < timedelta(seconds=60)

@@ -12,6 +12,7 @@ from typing import Any
 
 from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, Ledger
 from ledger_sizer.client import AsyncLedgerClient, LedgerClient, Patience
+from tests.support.ledgers import TAGS
 from tests.support.services import served
 
 INTERFACES = ("embedded", "client", "async_client")
@@ -22,7 +23,6 @@ SETTINGS = AppSettings(sizing=DynamicSizingSettings(enabled=True))
 
 SPOT = InstrumentInfo("BTC/USDT", Decimal("0.0001"), Decimal(100), Decimal("0.0001"), Decimal(5))
 PERP = InstrumentInfo("BTC/USDT:USDT", Decimal("0.001"), Decimal(100), Decimal("0.001"), Decimal(5))
-TAGS = {"venue": "bybit", "symbol": "BTC", "strategy": "funding"}
 ASK: dict[str, Any] = {
     "tags": TAGS,
     "signal_score": Decimal("0.9"),
