@@ -20,9 +20,10 @@ from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.errors import Denied, InvalidRequest, LedgerError
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.wire.batch import read_batch
+from ledger_sizer.wire.codec import Json
 from ledger_sizer.wire.problems import Forbidden, problem_of
 from ledger_sizer.wire.requests import BODIES, CommandBody, validated
-from ledger_sizer.wire.responses import Json, decision_to_json
+from ledger_sizer.wire.responses import decision_to_json
 from ledger_sizer.wire.strict_json import read_object
 
 BATCH_PATH = "/v1/batch"

@@ -23,6 +23,7 @@ from ledger_sizer.model.tags import TAG_NAME, is_dimension
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.queries import LIMIT_MAX
+from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.overviews import overview_to_json
 from ledger_sizer.wire.requests import (
     LabelText,
@@ -33,7 +34,6 @@ from ledger_sizer.wire.responses import (
     decision_to_json,
     exposure_to_json,
     heads_to_json,
-    page_to_json,
     position_to_json,
 )
 

@@ -17,9 +17,9 @@ from ledger_sizer.model.reconciliation import DriftKind
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.queries import LIMIT_MAX
+from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.reconciliation import drift_to_json, report_to_json, run_to_json
 from ledger_sizer.wire.requests import AmountText, Body, BodyT, PortfolioText, validated
-from ledger_sizer.wire.responses import page_to_json
 from ledger_sizer.wire.strict_json import read_object
 
 DriftInPath = Annotated[int, Path(ge=1, le=10**18 - 1)]

@@ -1,10 +1,33 @@
-"""The JSON responses as pydantic models, for the OpenAPI document only; `wire` writes the JSON."""
+"""The JSON responses as pydantic models, for the OpenAPI document only; `wire` writes the JSON.
 
-from typing import Annotated, Any, Literal
+Most follow from the codecs that write the answers.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+import operator
+from datetime import datetime
+from decimal import Decimal
+from functools import reduce
+from types import GenericAlias, UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from ledger_sizer.model.reconciliation import DriftKind, DriftPolicy
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
+
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
+from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.overview import (
+    Detail,
+    DriftLine,
+    ExposureLine,
+    ExposurePoint,
+    Overview,
+    PortfolioLine,
+    Reconciliation,
+)
+from ledger_sizer.model.reconciliation import Drift, Finding, Report, Run
+from ledger_sizer.model.tags import Tags
+from ledger_sizer.wire import overviews, reconciliation, responses
+from ledger_sizer.wire.codec import Codec
 from ledger_sizer.wire.problems import PROBLEMS, TYPE_PREFIX
 
 DecimalOut = Annotated[str, StringConstraints(pattern=r"^-?[0-9]+(\.[0-9]+)?$")]
@@ -47,13 +70,6 @@ class DecisionForm(_Form):
     trace: str = Field("{}", description="What the rules saw: a text that holds JSON, as hashed.")
 
 
-class DecisionPage(_Form):
-    """One page of decisions; `cursor` continues it."""
-
-    items: list[DecisionForm]
-    cursor: str | None
-
-
 class LegOut(_Form):
     """One side of a position."""
 
@@ -65,31 +81,100 @@ class LegOut(_Form):
     price: DecimalOut | None
 
 
-class PositionForm(_Form):
-    """A position."""
-
-    position_id: str
-    portfolio: str
-    state: Literal["held", "open", "closed", "released", "expired"]
-    tags: dict[str, str]
-    held: DecimalOut
-    open: DecimalOut
-    notional: DecimalOut
-    quantity: DecimalOut | None
-    price: DecimalOut | None
-    legs: list[LegOut]
-    expires_at: TimeOut | None
-    opened_at: TimeOut
-    updated_at: TimeOut
-    updated_seq: int
-    origin: str | None = Field(description="The expired position whose late fill this is.")
+_TYPES: dict[Any, Any] = {
+    Decimal: DecimalOut,
+    datetime: TimeOut,
+    Tags: dict[str, str],
+    Decision: DecisionForm,
+    Leg: LegOut,
+}
+"""Types in the document, by the type of a field. The models made below are added to it."""
 
 
-class PositionPage(_Form):
-    """One page of positions; `cursor` continues it."""
+def _type_of(hint: Any) -> Any:
+    """Return the type in the document of what a codec writes for an annotated type."""
+    if hint in _TYPES:
+        return _TYPES[hint]
+    if isinstance(hint, UnionType):
+        return reduce(operator.or_, map(_type_of, get_args(hint)))
+    return GenericAlias(list, _type_of(get_args(hint)[0])) if get_origin(hint) is tuple else hint
 
-    items: list[PositionForm]
-    cursor: str | None
+
+def _form(kind: Any, doc: str, *codecs: Codec[Any], name: str = "", **more: Any) -> type[BaseModel]:
+    """Make the model of a class from the codecs that write it, and from further fields."""
+    hints = {name: hint for codec in codecs for name, hint in codec.hints.items()}
+    docs = {name: text for codec in codecs for name, text in codec.docs.items()}
+    fields = {name: (_type_of(hint), Field(description=docs.get(name))) for name, hint in hints.items()}
+    model: type[BaseModel] = create_model(
+        name or f"{kind.__name__}Form", __base__=_Form, __module__=__name__, __doc__=doc, **{**fields, **more}
+    )
+    _TYPES[kind] = model
+    return model
+
+
+def _page(name: str, kind: Any, doc: str) -> type[BaseModel]:
+    """Make the model of a page of a class's models."""
+    fields: dict[str, Any] = {"items": GenericAlias(list, _TYPES[kind]), "cursor": str | None}
+    model: type[BaseModel] = create_model(name, __base__=_Form, __module__=__name__, __doc__=doc, **fields)
+    _TYPES[Page[kind]] = model
+    return model
+
+
+DecisionPage = _page("DecisionPage", Decision, "One page of decisions; `cursor` continues it.")
+PositionForm = _form(Position, "A position.", responses.POSITION)
+PositionPage = _page("PositionPage", Position, "One page of positions; `cursor` continues it.")
+ScopeForm = _form(
+    ScopeExposure, "One scope's cap and exposure, USD.", responses.FIGURES, responses.SCOPE, name="ScopeForm"
+)
+ExposureForm = _form(
+    Exposure, "A portfolio's exposure, USD: the whole, then every scope.", responses.FIGURES, responses.EXPOSURE
+)
+PortfolioLineForm = _form(PortfolioLine, "One portfolio among all, USD.", responses.FIGURES, portfolio=str)
+PortfolioLinePage = _page("PortfolioLinePage", PortfolioLine, "One page of portfolios.")
+
+
+class CountedPositions(PositionPage):  # type: ignore[misc,valid-type]
+    """A page of a portfolio's positions, and how many there are in all."""
+
+    count: int
+
+
+_TYPES[overviews.CountedPositions] = CountedPositions
+ExposurePointForm = _form(ExposurePoint, "Exposure and cap right after one decision, USD.", overviews.POINT)
+ExposureLineForm = _form(
+    ExposureLine,
+    """Exposure over time. The first point may be older than `since`.
+
+    `exact_from`: up to then what lies between the points was not read yet; null when `low` and `high` miss nothing.
+    """,
+    overviews.LINE,
+)
+DriftLineForm = _form(
+    DriftLine,
+    "One difference between the ledger and the exchange that is not resolved. `GET /v1/drifts` has all of it.",
+    overviews.DRIFT_LINE,
+)
+ReconciliationForm = _form(
+    Reconciliation,
+    "The last run and the drifts that are not resolved; without any run `run_at` and `outcome` are null.",
+    overviews.RECONCILIATION,
+)
+DetailForm = _form(Detail, "One portfolio in full.", overviews.DETAIL)
+OverviewForm = _form(
+    Overview, "A ledger at one moment; `detail` is null while there is no portfolio.", overviews.OVERVIEW
+)
+RunForm = _form(Run, "One run of the reconciliation.", reconciliation.RUN)
+RunPage = _page("RunPage", Run, "One page of runs; `cursor` continues it.")
+FindingForm = _form(Finding, "One difference that a comparison saw.", reconciliation.FINDING)
+DriftForm = _form(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
+DriftPage = _page("DriftPage", Drift, "One page of drifts; `cursor` continues it.")
+ReportForm = _form(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)
+
+
+class ReportList(_Form):
+    """The runs of one call, one for each portfolio."""
+
+    items: list[ReportForm]  # type: ignore[valid-type]
 
 
 class Names(_Form):
@@ -97,32 +182,6 @@ class Names(_Form):
 
     items: list[str]
     cursor: None
-
-
-class _Figures(_Form):
-    cap: DecimalOut | None
-    held: DecimalOut
-    open: DecimalOut
-    exposure: DecimalOut
-    headroom: DecimalOut | None
-    overage: DecimalOut
-    status: Literal["active", "reducing", "halted"]
-    frozen: bool = Field(description="New reservations are denied because of a drift.")
-    fresh_until: TimeOut | None = Field(description="From then on they are denied because nobody compared since.")
-
-
-class ScopeForm(_Figures):
-    """One scope's cap and exposure, USD."""
-
-    scope: str
-
-
-class ExposureForm(_Figures):
-    """A portfolio's exposure, USD: the whole, then every scope."""
-
-    portfolio: str
-    seq: int
-    scopes: list[ScopeForm]
 
 
 class HeadForm(_Form):
@@ -136,94 +195,6 @@ class HeadsForm(_Form):
     """Chain heads by portfolio."""
 
     heads: dict[str, HeadForm]
-
-
-class PortfolioLineForm(_Figures):
-    """One portfolio among all, USD."""
-
-    portfolio: str
-
-
-class PortfolioLinePage(_Form):
-    """One page of portfolios."""
-
-    items: list[PortfolioLineForm]
-    cursor: str | None
-
-
-class CountedPositions(PositionPage):
-    """A page of a portfolio's positions, and how many there are in all."""
-
-    count: int
-
-
-class ExposurePointForm(_Form):
-    """Exposure and cap right after one decision, USD."""
-
-    at: TimeOut
-    seq: int
-    exposure: DecimalOut
-    cap: DecimalOut | None
-    low: DecimalOut = Field(description="The lowest exposure since the point before.")
-    high: DecimalOut = Field(description="The highest exposure since the point before.")
-
-
-class ExposureLineForm(_Form):
-    """Exposure over time. The first point may be older than `since`.
-
-    `exact_from`: up to then what lies between the points was not read yet; null when `low` and `high` miss nothing.
-    """
-
-    since: TimeOut
-    exact_from: TimeOut | None
-    points: list[ExposurePointForm]
-
-
-class DriftLineForm(_Form):
-    """One difference between the ledger and the exchange that is not resolved. `GET /v1/drifts` has all of it."""
-
-    id: int
-    kind: str
-    state: Literal["open", "confirmed", "acknowledged"]
-    where: str
-    ledger_quantity: DecimalOut | None
-    venue_quantity: DecimalOut | None
-    excess: DecimalOut
-    detail: str
-    opened_at: TimeOut
-    frozen_scope: str | None
-    requested: str | None
-
-
-class ReconciliationForm(_Form):
-    """The last run and the drifts that are not resolved; without any run `run_at` and `outcome` are null."""
-
-    run_at: TimeOut | None
-    outcome: Literal["good", "partial", "failed"] | None
-    drift_count: int
-    drifts: list[DriftLineForm]
-
-
-class DetailForm(_Form):
-    """One portfolio in full."""
-
-    portfolio: str
-    seq: int
-    scopes: list[ScopeForm] = Field(description="The whole first, then those with a cap, then by exposure.")
-    scopes_left_out: int
-    held: CountedPositions = Field(description="Live reservations, the soonest to end first.")
-    open: CountedPositions = Field(description="Open positions, newest first.")
-    decisions: DecisionPage
-    line: ExposureLineForm
-    reconciliation: ReconciliationForm
-
-
-class OverviewForm(_Form):
-    """A ledger at one moment; `detail` is null while there is no portfolio."""
-
-    read_at: TimeOut
-    portfolios: PortfolioLinePage
-    detail: DetailForm | None
 
 
 class ProblemForm(_Form):
@@ -251,86 +222,6 @@ class BatchForm(_Form):
     """The answers of a batch, in the order of its commands."""
 
     results: list[BatchResult]
-
-
-class RunForm(_Form):
-    """One run of the reconciliation."""
-
-    id: int | None = Field(description="Null for a dry run.")
-    portfolio: str
-    trigger: str
-    outcome: Literal["good", "partial", "failed"]
-    started_at: TimeOut
-    finished_at: TimeOut
-    duration_seconds: DecimalOut
-    epoch: int
-    fetched: list[dict[str, Any]]
-    found: dict[str, int] = Field(description="Counts, by kind of drift among others.")
-
-
-class RunPage(_Form):
-    """One page of runs; `cursor` continues it."""
-
-    items: list[RunForm]
-    cursor: str | None
-
-
-class FindingForm(_Form):
-    """One difference that a comparison saw."""
-
-    venue: str
-    account: str
-    subject: str = Field(description="A market, an asset, or what else it is about.")
-    side: str
-    kind: DriftKind
-    ledger_quantity: DecimalOut | None
-    venue_quantity: DecimalOut | None
-    excess: DecimalOut = Field(description="Base units at the exchange beyond what the ledger counts.")
-    price: DecimalOut | None
-    detail: str
-
-
-class DriftForm(FindingForm):
-    """A difference with a life."""
-
-    id: int
-    portfolio: str
-    state: Literal["open", "confirmed", "acknowledged", "resolved"]
-    policy: DriftPolicy
-    sightings: int
-    position_id: str | None = Field(description="The external position that counts its excess.")
-    revision: int
-    requested: str | None = Field(description="What the orchestrator was asked to do.")
-    frozen_scope: str | None
-    first_run: int
-    last_run: int
-    opened_at: TimeOut
-    updated_at: TimeOut
-    ended_at: TimeOut | None
-    actor: str | None
-    reason: str | None
-
-
-class DriftPage(_Form):
-    """One page of drifts; `cursor` continues it."""
-
-    items: list[DriftForm]
-    cursor: str | None
-
-
-class ReportForm(_Form):
-    """A run, what it found, and what became of the drifts."""
-
-    run: RunForm
-    findings: list[FindingForm]
-    live: list[DriftForm]
-    resolved: list[DriftForm]
-
-
-class ReportList(_Form):
-    """The runs of one call, one for each portfolio."""
-
-    items: list[ReportForm]
 
 
 class HealthForm(_Form):

@@ -78,9 +78,9 @@ def _read_trusted_heads(path: str | None, portfolio: str | None) -> "Heads | Non
 def show_report(report: "VerifyReport", as_json: bool) -> None:
     """Show what a verification read and found."""
     if as_json:
-        from ledger_sizer.cli.json_forms import report_form
+        from ledger_sizer.cli.json_forms import REPORT
 
-        output.write_json(report_form(report))
+        output.write_json(REPORT.to_json(report))
         return
     read = f"{output.count(report.decisions, 'decision')} and {output.count(report.positions, 'position')}"
     if report.ok:

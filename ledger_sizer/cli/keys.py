@@ -95,13 +95,7 @@ def _portfolios(key: "ApiKey") -> str:
 
 
 def _key_form(key: "ApiKey") -> dict[str, object]:
-    from ledger_sizer.wire.responses import time_text
+    from ledger_sizer.service.api_keys import ApiKey
+    from ledger_sizer.wire.codec import Codec
 
-    return {
-        "key_id": key.key_id,
-        "name": key.name,
-        "role": key.role,
-        "portfolios": None if key.portfolios is None else list(key.portfolios),
-        "created_at": time_text(key.created_at),
-        "revoked_at": None if key.revoked_at is None else time_text(key.revoked_at),
-    }
+    return Codec(ApiKey).to_json(key)

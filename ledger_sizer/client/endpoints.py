@@ -19,18 +19,18 @@ from ledger_sizer.model.errors import InvalidRequest, LedgerError
 from ledger_sizer.model.names import portfolio_name, split_position_id
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import tags_of
+from ledger_sizer.model.times import time_text
 from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.rules.explain import explain as explanation_of
 from ledger_sizer.wire.batch import BATCH_MAX
+from ledger_sizer.wire.codec import page_from_json
 from ledger_sizer.wire.http_calls import batch_form, http_call_of
 from ledger_sizer.wire.overviews import overview_from_json, overview_query_to_params
 from ledger_sizer.wire.responses import (
     decision_from_json,
     exposure_from_json,
     heads_from_json,
-    page_from_json,
     position_from_json,
-    time_text,
 )
 
 T = TypeVar("T")

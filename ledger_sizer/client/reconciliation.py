@@ -11,8 +11,8 @@ from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
 from ledger_sizer.model.units import decimal_text
+from ledger_sizer.wire.codec import page_from_json
 from ledger_sizer.wire.reconciliation import drift_from_json, run_from_json
-from ledger_sizer.wire.responses import page_from_json
 
 
 def reconciliations(portfolio: str | None = None, *, cursor: str | None = None, limit: int = 100) -> Calls[Page[Run]]:

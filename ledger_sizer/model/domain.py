@@ -194,6 +194,16 @@ class Exposure:
         """`active`, `reducing` or `halted`."""
         return self.whole.status
 
+    @property
+    def frozen(self) -> bool:
+        """Whether reservations are denied because ledger and exchange differ."""
+        return self.whole.frozen
+
+    @property
+    def fresh_until(self) -> datetime | None:
+        """From then on they are denied because the last comparison is too old."""
+        return self.whole.fresh_until
+
     def scope(self, name: str) -> ScopeExposure:
         """Return one scope by name (`venue=bybit`). An unused scope counts zero and has no cap."""
         for row in self.scopes:

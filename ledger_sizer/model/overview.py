@@ -7,10 +7,11 @@ exposure over time have a maximum.
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Page, Position, ScopeExposure
+from ledger_sizer.model.reconciliation import RunOutcome
 from ledger_sizer.model.units import exact_arithmetic
 
 ROWS_MAX = 200
@@ -84,7 +85,7 @@ class DriftLine:
 
     id: int
     kind: str
-    state: str
+    state: Literal["open", "confirmed", "acknowledged"]
     where: str
     ledger_quantity: Decimal | None
     venue_quantity: Decimal | None
@@ -104,7 +105,7 @@ class Reconciliation:
     """
 
     run_at: datetime | None = None
-    outcome: str | None = None
+    outcome: RunOutcome | None = None
     drifts: tuple[DriftLine, ...] = ()
     drift_count: int = 0
 

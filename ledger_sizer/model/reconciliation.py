@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+from ledger_sizer.model.names import position_id
 from ledger_sizer.model.times import from_us
 
 DriftKind = Literal[
@@ -32,6 +33,8 @@ QUOTE = "quote"
 """Subject of drifts about the free quote balance."""
 
 Trigger = Literal["start", "interval", "demand"]
+
+RunOutcome = Literal["good", "partial", "failed"]
 
 Part = Literal["account", "positions", "balances", "both", "ledger"]
 
@@ -178,9 +181,24 @@ class Drift:
         return "positions" if self.market.is_swap or self.kind == "expired_hold" else "balances"
 
     @property
+    def position_id(self) -> str | None:
+        """Name of the external position that counts its excess."""
+        return None if self.position is None else position_id(self.portfolio, self.position)
+
+    @property
     def opened_at(self) -> datetime:
         """When it was first seen."""
         return from_us(self.opened_us)
+
+    @property
+    def updated_at(self) -> datetime:
+        """When it last changed."""
+        return from_us(self.updated_us)
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When it was resolved; None before."""
+        return None if self.ended_us is None else from_us(self.ended_us)
 
 
 def stops_grants(policy: DriftPolicy, drift: Finding | Drift) -> bool:
@@ -199,12 +217,22 @@ class Run:
     id: int
     portfolio: str
     trigger: str
-    outcome: Literal["good", "partial", "failed"]
+    outcome: RunOutcome
     started_us: int
     finished_us: int
     epoch: int
-    fetched: tuple[dict[str, object], ...]
+    fetched: tuple[dict[str, Any], ...]
     found: dict[str, int]
+
+    @property
+    def started_at(self) -> datetime:
+        """When it began."""
+        return from_us(self.started_us)
+
+    @property
+    def finished_at(self) -> datetime:
+        """When it was recorded."""
+        return from_us(self.finished_us)
 
     @property
     def duration_seconds(self) -> Decimal:

@@ -179,7 +179,8 @@ def _reconciliation(connection: Connection, portfolio: str) -> Reconciliation:
     count = len(drifts)
     if count == _DRIFTS_MAX:
         count = connection.execute(select(func.count()).select_from(DriftRow).where(*unresolved)).scalar_one()
-    return Reconciliation(None if run is None else from_us(run[0]), None if run is None else run[1], drifts, count)
+    run_at, outcome = (None, None) if run is None else (from_us(run.finished_us), run.outcome)
+    return Reconciliation(run_at, outcome, drifts, count)
 
 
 def _drift(row: Any) -> DriftLine:

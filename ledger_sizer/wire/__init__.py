@@ -4,9 +4,10 @@
     requests         request bodies: JSON -> pydantic model -> command (`validated`, `BODIES[verb].to_command`)
     batch            the body of the batch call (`read_batch`)
     http_calls       command -> HTTP call (`http_call_of`, `batch_form`), as the client sends it
-    responses        decisions, positions, exposure, pages <-> JSON
+    codec            objects and pages <-> JSON, from one declaration of their public names (`Codec`)
+    responses        decisions, positions, exposure <-> JSON
     overviews        overviews <-> JSON
-    reconciliation   runs and drifts <-> JSON
+    reconciliation   runs, findings and drifts <-> JSON
     problems         errors <-> RFC 9457 problem details, from one table of codes
     export           decisions -> CSV and NDJSON lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -17,6 +18,7 @@ from ledger_sizer import (
     Freeze,
     Halt,
     InstrumentInfo,
+    InternalError,
     InvalidRequest,
     Ledger,
     LedgerError,
@@ -33,7 +35,8 @@ from ledger_sizer.model import errors as error_module
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import DECISION_FIELDS, Decision, canonical_text, chain_hash
 from ledger_sizer.model.domain import DENIAL_REASONS
-from ledger_sizer.wire import responses
+from ledger_sizer.model.reconciliation import Drift, Run
+from ledger_sizer.wire import codec, overviews, reconciliation, responses
 from ledger_sizer.wire.batch import read_batch
 from ledger_sizer.wire.http_calls import batch_form, http_call_of
 from ledger_sizer.wire.problems import PROBLEMS, error_of, problem_of
@@ -43,6 +46,14 @@ from ledger_sizer.wire.strict_json import DEPTH_MAX, read_json, read_object
 SPOT = InstrumentInfo("BTC/USDT", Decimal("0.0001"), Decimal(100), Decimal("0.0001"), Decimal(5))
 PERP = InstrumentInfo("BTC/USDT:USDT", Decimal("0.001"), Decimal(100), Decimal("0.001"), contract_size=Decimal("0.01"))
 LEG = Leg("bybit", "BTC/USDT:USDT", "swap", "sell", Decimal("0.02"), Decimal("50000.5"))
+US = 1_767_225_600_000_001
+DRIFT = Drift(
+    id=3, portfolio="main", venue="bybit", account="a", subject="BTC/USDT:USDT", side="long", kind="unknown_position",
+    state="resolved", policy="freeze", sightings=2, ledger_quantity=Decimal(1), venue_quantity=Decimal("1.5"),
+    excess=Decimal("0.50"), price=Decimal(7), detail="what", position=17, revision=1, requested="close",
+    frozen_scope="venue=bybit", first_run=1, last_run=2, opened_us=US, updated_us=US, ended_us=US, actor="ops",
+    reason="why",
+)  # fmt: skip
 COMMANDS: list[AnyCommand] = [
     Reserve(
         key="full", portfolio="p.1", tags={"venue": "bybit", "symbol": "BTC"}, signal_score=Decimal("0.90"),
@@ -148,8 +159,8 @@ def test_write_decision_when_read_back_then_every_public_figure_is_equal(new_dat
         for position in ledger.positions():
             assert responses.position_from_json(responses.position_to_json(position)) == position
         page = ledger.history(limit=2)
-        form = responses.page_to_json(page, lambda d: responses.decision_to_json(d, full=True))
-        assert responses.page_from_json(form, responses.decision_from_json) == page
+        form = codec.page_to_json(page, lambda d: responses.decision_to_json(d, full=True))
+        assert codec.page_from_json(form, responses.decision_from_json) == page
         assert responses.exposure_from_json(responses.exposure_to_json(ledger.exposure())) == ledger.exposure()
     assert responses.leg_from_json(responses.leg_to_json(LEG)) == LEG
 
@@ -169,10 +180,41 @@ def test_read_history_when_decisions_came_in_full_then_the_chain_can_be_checked_
 
 @pytest.mark.parametrize("form", [{}, {"seq": 1}, None, {"portfolio": "main", "seq": "x"}])
 def test_read_answer_when_no_service_wrote_it_then_it_is_an_error_and_no_grant(form: Any) -> None:
-    for read in (responses.decision_from_json, responses.position_from_json, responses.exposure_from_json):
+    for read in (
+        responses.decision_from_json, responses.position_from_json, responses.exposure_from_json,
+        overviews.overview_from_json, reconciliation.drift_from_json, reconciliation.run_from_json,
+    ):  # fmt: skip
         with pytest.raises(LedgerError) as caught:
             read(form)
         assert not caught.value.granted
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("excess", "much"), ("excess", None), ("opened_at", "2026-01-01T00:00:00"), ("opened_at", 5),
+                        ("updated_at", None), ("position_id", "17"), ("price", [])],
+)  # fmt: skip
+def test_read_drift_when_a_figure_is_malformed_then_it_is_an_internal_error(name: str, value: Any) -> None:
+    form = {**reconciliation.drift_to_json(DRIFT), name: value}
+    with pytest.raises(InternalError, match="no drift of a ledger-sizer service"):
+        reconciliation.drift_from_json(form)
+
+
+@pytest.mark.parametrize("changes", [{}, {"position": None, "ended_us": None, "price": None, "ledger_quantity": None}])
+def test_write_drift_when_read_back_then_it_is_equal(changes: dict[str, None]) -> None:
+    drift = replace(DRIFT, **changes)
+    form = json.loads(json.dumps(reconciliation.drift_to_json(drift)))
+    assert reconciliation.drift_from_json(form) == drift
+    assert form["excess"] == "0.5"
+    assert form["opened_at"] == "2026-01-01T00:00:00.000001Z"
+    assert form["position_id"] == (None if drift.position is None else "main-17")
+
+
+@pytest.mark.parametrize("number", [0, 7])
+def test_write_run_when_read_back_then_it_is_equal_and_a_dry_one_has_no_id(number: int) -> None:
+    run = Run(number, "main", "demand", "partial", US, US + 1_500_000, 2, ({"venue": "okx", "problems": []},), {"x": 1})
+    form = json.loads(json.dumps(reconciliation.run_to_json(run)))
+    assert reconciliation.run_from_json(form) == run
+    assert (form["id"], form["duration_seconds"]) == (number or None, "1.5")
 
 
 def test_list_problems_when_errors_exist_then_each_has_its_row() -> None:
