@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.reconciliation import DriftKind, DriftPolicy
+from ledger_sizer.model.reconciliation import EXCESS_KINDS, DriftKind, DriftPolicy
 
 
 def _no_float(value: Any) -> Any:
@@ -175,10 +175,6 @@ class ServiceSettings(Settings):
     lease_seconds: int = Field(15, ge=3, le=600, description="Another replica takes the jobs over after this silence.")
 
 
-_EXCESS_KINDS = ("quantity_differs", "unknown_position", "side_flipped", "late_fill")
-"""Kinds in which the exchange may show more than the ledger. Only an excess can be adopted or closed."""
-
-
 class ReconcileSettings(Settings):
     """When the ledger is compared with the exchange, what a difference does, and when grants stop."""
 
@@ -222,7 +218,7 @@ class ReconcileSettings(Settings):
     @model_validator(mode="after")
     def _policies_fit_kinds(self) -> Self:
         for kind in get_args(DriftKind):
-            if self.policy(kind) in ("adopt", "close") and kind not in _EXCESS_KINDS:
+            if self.policy(kind) in ("adopt", "close") and kind not in EXCESS_KINDS:
                 raise ValueError(
                     f"policy_{kind} cannot be {self.policy(kind)!r}: such a drift has nothing to adopt or close; "
                     "use record, alert or freeze"

@@ -17,7 +17,6 @@ from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
 from ledger_sizer.model.instruments import Leg
 from ledger_sizer.model.overview import (
     Detail,
-    DriftLine,
     ExposureLine,
     ExposurePoint,
     Overview,
@@ -149,11 +148,12 @@ ExposureLineForm = _form(
     """,
     overviews.LINE,
 )
-DriftLineForm = _form(
-    DriftLine,
-    "One difference between the ledger and the exchange that is not resolved. `GET /v1/drifts` has all of it.",
-    overviews.DRIFT_LINE,
-)
+RunForm = _form(Run, "One run of the reconciliation.", reconciliation.RUN)
+RunPage = _page("RunPage", Run, "One page of runs; `cursor` continues it.")
+FindingForm = _form(Finding, "One difference that a comparison saw.", reconciliation.FINDING)
+DriftForm = _form(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
+DriftPage = _page("DriftPage", Drift, "One page of drifts; `cursor` continues it.")
+ReportForm = _form(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)
 ReconciliationForm = _form(
     Reconciliation,
     "The last run and the drifts that are not resolved; without any run `run_at` and `outcome` are null.",
@@ -163,12 +163,6 @@ DetailForm = _form(Detail, "One portfolio in full.", overviews.DETAIL)
 OverviewForm = _form(
     Overview, "A ledger at one moment; `detail` is null while there is no portfolio.", overviews.OVERVIEW
 )
-RunForm = _form(Run, "One run of the reconciliation.", reconciliation.RUN)
-RunPage = _page("RunPage", Run, "One page of runs; `cursor` continues it.")
-FindingForm = _form(Finding, "One difference that a comparison saw.", reconciliation.FINDING)
-DriftForm = _form(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
-DriftPage = _page("DriftPage", Drift, "One page of drifts; `cursor` continues it.")
-ReportForm = _form(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)
 
 
 class ReportList(_Form):

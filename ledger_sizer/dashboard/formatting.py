@@ -4,12 +4,12 @@ from datetime import UTC, datetime
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_UP, Decimal
 
 from ledger_sizer.model.domain import Position, ScopeExposure
-from ledger_sizer.model.overview import DriftLine, share_of_cap
+from ledger_sizer.model.overview import share_of_cap
+from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 NONE = "\N{EN DASH}"
 _CENT = Decimal("0.01")
-_ADOPTABLE_KINDS = ("missing_position", "quantity_differs", "side_flipped")
 _TAGS_WITHOUT_NAMES = ("venue", "symbol", "strategy")
 
 
@@ -64,16 +64,13 @@ def bar(scope: ScopeExposure, width: int) -> tuple[int, int]:
 
 def status_label(scope: ScopeExposure, now: datetime) -> str:
     """Return what a new reservation meets in this scope: `active`, or the status that denies it."""
-    stale = scope.fresh_until is not None and scope.fresh_until <= now
-    return "unreconciled" if scope.status == "active" and (scope.frozen or stale) else scope.status
+    return "unreconciled" if scope.status == "active" and scope.unreconciled(now) else scope.status
 
 
-def drift_actions(drift: DriftLine) -> tuple[str, ...]:
+def drift_actions(drift: Drift) -> tuple[str, ...]:
     """Return the actions to offer for a drift. Leaves out those without an effect, which would be refused."""
-    ledger_has_more = (drift.ledger_quantity or Decimal(0)) > (drift.venue_quantity or Decimal(0))
-    adoptable = drift.excess > 0 or (drift.kind in _ADOPTABLE_KINDS and ledger_has_more)
-    counts = drift.state != "acknowledged"
-    offered = (("adopt", adoptable), ("ignore", counts), ("close", counts and drift.excess > 0))
+    counts, more = drift.state != "acknowledged", drift.excess > 0
+    offered = (("adopt", more or drift.shortfall > 0), ("ignore", counts), ("close", counts and more))
     return tuple(action for action, wanted in offered if wanted)
 
 

@@ -145,6 +145,10 @@ class ScopeExposure:
         with exact_arithmetic():
             return max(self.exposure - self.cap, Decimal(0))
 
+    def unreconciled(self, now: datetime) -> bool:
+        """Return whether reservations are denied at `now` because it differs from the exchange, or may differ."""
+        return self.frozen or (self.fresh_until is not None and self.fresh_until <= now)
+
 
 @dataclass(frozen=True, slots=True)
 class Exposure:

@@ -7,11 +7,11 @@ exposure over time have a maximum.
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Page, Position, ScopeExposure
-from ledger_sizer.model.reconciliation import RunOutcome
+from ledger_sizer.model.reconciliation import Drift, RunOutcome
 from ledger_sizer.model.units import exact_arithmetic
 
 ROWS_MAX = 200
@@ -75,28 +75,6 @@ class ExposureLine:
 
 
 @dataclass(frozen=True, slots=True)
-class DriftLine:
-    """One unresolved difference between the ledger and the exchange.
-
-    kind, state: see `model.reconciliation`. where: venue, account, market and side. ledger_quantity, venue_quantity:
-    base units (USD for a balance). excess: what the exchange shows beyond the ledger, base units. frozen_scope: the
-    scope it froze. requested: what the trading side was asked to do about it.
-    """
-
-    id: int
-    kind: str
-    state: Literal["open", "confirmed", "acknowledged"]
-    where: str
-    ledger_quantity: Decimal | None
-    venue_quantity: Decimal | None
-    excess: Decimal
-    detail: str
-    opened_at: datetime
-    frozen_scope: str | None
-    requested: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Reconciliation:
     """Reconciliation state of a portfolio.
 
@@ -106,7 +84,7 @@ class Reconciliation:
 
     run_at: datetime | None = None
     outcome: RunOutcome | None = None
-    drifts: tuple[DriftLine, ...] = ()
+    drifts: tuple[Drift, ...] = ()
     drift_count: int = 0
 
 

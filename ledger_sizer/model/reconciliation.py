@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from ledger_sizer.model.names import position_id
 from ledger_sizer.model.times import from_us
+from ledger_sizer.model.units import exact_arithmetic
 
 DriftKind = Literal[
     "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
@@ -75,6 +76,9 @@ QUANTITY_KINDS: frozenset[DriftKind] = frozenset(
     {"unknown_position", "quantity_differs", "missing_position", "side_flipped", "late_fill"}
 )
 """Kinds that concern the quantity in a market. One difference may change from one of them to another."""
+
+EXCESS_KINDS = QUANTITY_KINDS - {"missing_position"}
+"""Kinds in which the exchange may show more than the ledger. Only an excess can be adopted by a policy, or closed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,21 @@ class Drift:
         """Description without quantities, which may change: a repeated command must be equal to the first."""
         place = f" at {self.venue}/{self.account}" if self.venue else ""
         return f"{self.name}, {self.kind}: {self.subject}{f' {self.side}' if self.side else ''}{place}"
+
+    @property
+    def where(self) -> str:
+        """Venue, account, market and side."""
+        account = f"{self.venue}/{self.account}" if self.account else self.venue
+        return " ".join(part for part in (account, self.subject, self.side) if part)
+
+    @property
+    def shortfall(self) -> Decimal:
+        """Base units that the ledger holds and the exchange does not: all of them if the signs differ."""
+        ledger, venue = self.ledger_quantity or Decimal(0), self.venue_quantity or Decimal(0)
+        if self.kind not in QUANTITY_KINDS:
+            return Decimal(0)
+        with exact_arithmetic():
+            return abs(ledger) if ledger * venue < 0 else max(abs(ledger) - abs(venue), Decimal(0))
 
     @property
     def market(self) -> Market:

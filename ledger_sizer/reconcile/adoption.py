@@ -56,7 +56,7 @@ class Adoption:
         nothing to adopt, or if the ledger moved since the drift was seen.
         """
         drift = self._drift
-        if drift.excess <= 0 and not _shortfall(drift):
+        if drift.excess <= 0 and not drift.shortfall:
             raise WrongState(f"{drift.name} is {drift.kind}: there is nothing to adopt; ignore it, or wait for its end")
         commands: list[AnyCommand] = []
         for one in [drift, *self._other_side()]:
@@ -81,7 +81,7 @@ class Adoption:
         if drift.kind != "side_flipped" or drift.excess <= 0 or not self._held(other):
             return []
         for one in map(self._with_current_ledger, self._live):
-            if one.market == other and one.last_run == drift.last_run and _shortfall(one):
+            if one.market == other and one.last_run == drift.last_run and one.shortfall:
                 return [one]
         raise self._moved_error(drift, other)
 
@@ -133,7 +133,7 @@ class Adoption:
         Their other legs go on counting in positions of their own, as far as the exchange still shows them.
         """
         commands: list[AnyCommand] = []
-        remaining, side = _shortfall(drift), _leg_side(drift)
+        remaining, side = drift.shortfall, _leg_side(drift)
         shortfalls = self._shortfalls_of_run(drift)
         with exact_arithmetic():
             for position in reversed(self._positions):
@@ -162,9 +162,9 @@ class Adoption:
         Leaves out those where the ledger moved since: what is not known to be gone goes on counting.
         """
         return {
-            (one.market, _leg_side(one)): _shortfall(one)
+            (one.market, _leg_side(one)): one.shortfall
             for one in self._live
-            if one.live and one.last_run == drift.last_run and _shortfall(one) and not self._ledger_moved(one)
+            if one.live and one.last_run == drift.last_run and one.shortfall and not self._ledger_moved(one)
         }
 
     def _keep_other_legs(
@@ -212,15 +212,6 @@ def _leg_side(drift: Drift) -> str:
     """Return the side of the legs that make up the ledger's quantity. For an asset: whether coins were bought."""
     sold = drift.market.side == "short" if drift.market.is_swap else (drift.ledger_quantity or ZERO) < 0
     return "sell" if sold else "buy"
-
-
-def _shortfall(drift: Drift) -> Decimal:
-    """Return the base units that the ledger holds and the exchange does not: all of them if the signs differ."""
-    if drift.kind not in QUANTITY_KINDS:
-        return ZERO
-    ledger, venue = drift.ledger_quantity or ZERO, drift.venue_quantity or ZERO
-    with exact_arithmetic():
-        return abs(ledger) if ledger * venue < 0 else max(abs(ledger) - abs(venue), ZERO)
 
 
 def _part_to_release(quantity: Decimal, held: Decimal, shortfall: Decimal) -> Decimal:

@@ -19,6 +19,7 @@ from ledger_sizer.reconcile.outbox import enqueue_alerts
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
+from ledger_sizer.storage.write_store import drift_from_row
 
 RECONCILIATION = "reconciliation"
 """The actor of automatic changes."""
@@ -26,7 +27,6 @@ RECONCILIATION = "reconciliation"
 _TABLE = DriftRow.__table__
 _REVISIONS_BATCH = 100
 """Revisions of a drift that one query searches."""
-_DECIMALS = ("ledger_quantity", "venue_quantity", "excess", "price")
 
 
 @dataclass(slots=True)
@@ -37,15 +37,6 @@ class RunChanges:
     live: list[Drift] = field(default_factory=list)
     confirmed: list[Drift] = field(default_factory=list)
     resolved: list[Drift] = field(default_factory=list)
-
-
-def drift_from_row(row: Any) -> Drift:
-    """Build a drift from its row."""
-    values = dict(row._mapping)
-    for name in _DECIMALS:
-        values[name] = None if values[name] is None else Decimal(values[name])
-    values["excess"] = values["excess"] or Decimal(0)
-    return Drift(**values)
 
 
 def run_from_row(row: Any) -> Run:

@@ -17,10 +17,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
-from ledger_sizer.model.units import USD_SCALE
+from ledger_sizer.model.times import from_us
 from ledger_sizer.rules.decide import EXPIRE
 from ledger_sizer.storage.database import database_now_us
 from ledger_sizer.storage.tables import PENDING, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
+from ledger_sizer.storage.write_store import scope_from_row
+from ledger_sizer.views.queries import scope_exposure
 
 SCOPES_MAX = 2000
 """Most scopes in one scrape, the largest exposures first; `ledger_scopes_left_out` counts the rest."""
@@ -118,10 +120,7 @@ class ExposureCollector(Collector):
 
     def _read(self) -> Iterator[GaugeMetricFamily]:
         scopes = (
-            select(
-                PortfolioRow.name, ScopeRow.scope, ScopeRow.cap_e8, ScopeRow.held_e8, ScopeRow.open_e8,
-                ScopeRow.status, ScopeRow.frozen, ScopeRow.fresh_until_us,
-            )
+            select(PortfolioRow.name, *ScopeRow.__table__.columns)
             .join_from(PortfolioRow, ScopeRow, ScopeRow.portfolio_id == PortfolioRow.id)
             .order_by(
                 (ScopeRow.scope != PORTFOLIO_SCOPE), (ScopeRow.held_e8 + ScopeRow.open_e8).desc(),
@@ -151,17 +150,13 @@ class ExposureCollector(Collector):
             "ledger_scope_unreconciled", "1 where a drift, or no good run lately, stops reservations.",
             labels=["portfolio", "scope"],
         )  # fmt: skip
-        for portfolio, scope, cap_e8, held_e8, open_e8, state, frozen, fresh_until_us in rows:
-            exposure_e8 = held_e8 + open_e8
-            figures = {"held": held_e8, "open": open_e8, "exposure": exposure_e8}
-            if cap_e8 is not None:
-                figures |= {"cap": cap_e8, "headroom": max(cap_e8 - exposure_e8, 0)}
-                figures["overage"] = max(exposure_e8 - cap_e8, 0)
-            for name, e8 in figures.items():
-                gauges[name].add_metric([portfolio, scope], e8 / USD_SCALE)
-            status.add_metric([portfolio, scope], state != "active")
-            stale = fresh_until_us is not None and now_us >= fresh_until_us
-            unreconciled.add_metric([portfolio, scope], bool(frozen) or stale)
+        for portfolio, *row in rows:
+            scope = scope_exposure(scope_from_row(row))
+            labels = [portfolio, scope.scope]
+            for name in _EXPOSURE_GAUGES if scope.cap is not None else ("held", "open", "exposure"):
+                gauges[name].add_metric(labels, float(getattr(scope, name)))
+            status.add_metric(labels, scope.status != "active")
+            unreconciled.add_metric(labels, scope.unreconciled(from_us(now_us)))
         yield from gauges.values()
         yield status
         yield unreconciled

@@ -14,6 +14,7 @@ from ledger_sizer.model.command_base import PositionCommand
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.instruments import legs_of, legs_text
+from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.model.units import decimal_text
@@ -212,3 +213,12 @@ def scope_row(portfolio_id: int, scope: ScopeState) -> Row:
 def record_from_row(portfolio: str, row: Sequence[Any]) -> DecisionRecord:
     """Build a decision's record from its columns in table order."""
     return DecisionRecord(portfolio, *row[1:])
+
+
+def drift_from_row(row: Any) -> Drift:
+    """Build a drift from its row."""
+    values = dict(row._mapping)
+    for name in ("ledger_quantity", "venue_quantity", "excess", "price"):
+        values[name] = None if values[name] is None else Decimal(values[name])
+    values["excess"] = values["excess"] or Decimal(0)
+    return Drift(**values)

@@ -1,7 +1,6 @@
 """Reads an `Overview` in one transaction. The time of each part does not grow with the ledger's age."""
 
 from collections.abc import Sequence
-from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection, Engine, case, func, select, text, tuple_
@@ -14,7 +13,6 @@ from ledger_sizer.model.overview import (
     HOURS_MAX,
     ROWS_MAX,
     Detail,
-    DriftLine,
     Overview,
     OverviewQuery,
     PortfolioLine,
@@ -32,7 +30,7 @@ from ledger_sizer.storage.tables import (
     ReconciliationRow,
     ScopeRow,
 )
-from ledger_sizer.storage.write_store import position_from_row, record_from_row, scope_from_row
+from ledger_sizer.storage.write_store import drift_from_row, position_from_row, record_from_row, scope_from_row
 from ledger_sizer.views.exposure_series import BlockExtremes, read_exposure_line
 from ledger_sizer.views.queries import cursor_numbers, scope_exposure
 
@@ -175,29 +173,12 @@ def _reconciliation(connection: Connection, portfolio: str) -> Reconciliation:
     unresolved = (DriftRow.portfolio == portfolio, DriftRow.state != "resolved")
     rank = case((DriftRow.state == "confirmed", 0), (DriftRow.state == "open", 1), else_=2)
     query = select(DriftRow.__table__).where(*unresolved).order_by(rank, DriftRow.id.desc()).limit(_DRIFTS_MAX)
-    drifts = tuple(_drift(row) for row in connection.execute(query))
+    drifts = tuple(drift_from_row(row) for row in connection.execute(query))
     count = len(drifts)
     if count == _DRIFTS_MAX:
         count = connection.execute(select(func.count()).select_from(DriftRow).where(*unresolved)).scalar_one()
     run_at, outcome = (None, None) if run is None else (from_us(run.finished_us), run.outcome)
     return Reconciliation(run_at, outcome, drifts, count)
-
-
-def _drift(row: Any) -> DriftLine:
-    account = f"{row.venue}/{row.account}" if row.account else row.venue
-    return DriftLine(
-        id=row.id,
-        kind=row.kind,
-        state=row.state,
-        where=" ".join(part for part in (account, row.subject, row.side) if part),
-        ledger_quantity=None if row.ledger_quantity is None else Decimal(row.ledger_quantity),
-        venue_quantity=None if row.venue_quantity is None else Decimal(row.venue_quantity),
-        excess=Decimal(row.excess or 0),
-        detail=row.detail,
-        opened_at=from_us(row.opened_us),
-        frozen_scope=row.frozen_scope,
-        requested=row.requested,
-    )
 
 
 def _parse_cursor(cursor: str, parts: int, name: str) -> tuple[int, ...]:

@@ -8,7 +8,6 @@ from typing import Any, NewType
 from ledger_sizer.model.domain import Page, Position
 from ledger_sizer.model.overview import (
     Detail,
-    DriftLine,
     ExposureLine,
     ExposurePoint,
     Overview,
@@ -51,7 +50,6 @@ POINT = Codec(
     },
 )
 LINE = Codec(ExposureLine, "since exact_from points")
-DRIFT_LINE = Codec(DriftLine)
 RECONCILIATION = Codec(Reconciliation, "run_at outcome drift_count drifts")
 DETAIL = Codec(
     Detail,

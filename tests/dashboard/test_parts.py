@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,11 +15,12 @@ from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
 from ledger_sizer.dashboard.labels import decision_label
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.domain import ScopeExposure
-from ledger_sizer.model.overview import Detail, DriftLine, Overview, OverviewQuery
+from ledger_sizer.model.overview import Detail, Overview, OverviewQuery
+from ledger_sizer.model.reconciliation import DriftKind, DriftState
 from ledger_sizer.views import exposure_series
 from ledger_sizer.views.exposure_series import POINTS_MAX
 from tests.support.clock import START, FakeClock
-from tests.support.ledgers import opened
+from tests.support.ledgers import DRIFT, opened
 
 
 def detail_of(overview: Overview) -> Detail:
@@ -318,9 +320,26 @@ def test_tell_decision_when_it_was_denied_then_the_words_are_the_reason(database
     ("state", "offered"), [("confirmed", ("adopt", "ignore", "close")), ("acknowledged", ("adopt",))]
 )
 def test_drift_actions_when_a_drift_is_ignored_then_only_adopting_it_is_offered(
-    state: str, offered: tuple[str, ...]
+    state: DriftState, offered: tuple[str, ...]
 ) -> None:
-    drift = DriftLine(
-        1, "quantity_differs", state, "bybit main BTC long", Decimal(1), Decimal(2), Decimal(1), "", START, None, None
+    drift = replace(DRIFT, kind="quantity_differs", state=state, excess=Decimal(1), venue_quantity=Decimal(2))
+    assert formatting.drift_actions(drift) == offered
+
+
+@pytest.mark.parametrize(
+    ("kind", "ledger", "venue", "offered"),
+    [
+        ("missing_position", Decimal(1), Decimal(0), ("adopt", "ignore")),
+        ("quantity_differs", Decimal(2), Decimal(1), ("adopt", "ignore")),
+        ("quantity_differs", Decimal(-2), Decimal(-1), ("adopt", "ignore")),
+        ("legs_unequal", Decimal(2), Decimal(1), ("ignore",)),
+        ("balance_below_holds", None, Decimal(1), ("ignore",)),
+    ],
+)
+def test_drift_actions_when_the_exchange_shows_less_then_it_can_be_adopted_where_positions_can_be_released(
+    kind: DriftKind, ledger: Decimal | None, venue: Decimal, offered: tuple[str, ...]
+) -> None:
+    drift = replace(
+        DRIFT, kind=kind, state="confirmed", ledger_quantity=ledger, venue_quantity=venue, excess=Decimal(0)
     )
     assert formatting.drift_actions(drift) == offered

@@ -1,4 +1,4 @@
-"""Helpers to open ledgers on a test's clock and to reserve, two BTC markets, and direct SQL access to the database."""
+"""Helpers to open ledgers on a test's clock and to reserve, two BTC markets, a drift, and direct SQL access."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from ledger_sizer import (
     LedgerSettings,
     TradingSettings,
 )
+from ledger_sizer.model.reconciliation import Drift
 from tests.support.clock import FakeClock
 
 BTC_SPOT = InstrumentInfo("BTC/USDT", Decimal("0.0001"), Decimal(100), Decimal("0.0001"), Decimal(10))
@@ -157,3 +158,13 @@ def _drop_postgresql_guards(connection: Connection) -> None:
     )
     for (name,) in connection.execute(text(indexes)).all():
         connection.exec_driver_sql(f"DROP INDEX {name}")
+
+
+DRIFT = Drift(
+    id=3, portfolio="main", venue="bybit", account="a", subject="BTC/USDT:USDT", side="long", kind="unknown_position",
+    state="resolved", policy="freeze", sightings=2, ledger_quantity=Decimal(1), venue_quantity=Decimal("1.5"),
+    excess=Decimal("0.50"), price=Decimal(7), detail="what", position=17, revision=1, requested="close",
+    frozen_scope="venue=bybit", first_run=1, last_run=2, opened_us=1_767_225_600_000_001,
+    updated_us=1_767_225_600_000_001, ended_us=1_767_225_600_000_001, actor="ops", reason="why",
+)  # fmt: skip
+"""A drift with a value in every field."""

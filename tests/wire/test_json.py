@@ -35,25 +35,18 @@ from ledger_sizer.model import errors as error_module
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import DECISION_FIELDS, Decision, canonical_text, chain_hash
 from ledger_sizer.model.domain import DENIAL_REASONS
-from ledger_sizer.model.reconciliation import Drift, Run
+from ledger_sizer.model.reconciliation import Run
 from ledger_sizer.wire import codec, overviews, reconciliation, responses
 from ledger_sizer.wire.batch import read_batch
 from ledger_sizer.wire.http_calls import batch_form, http_call_of
 from ledger_sizer.wire.problems import PROBLEMS, error_of, problem_of
 from ledger_sizer.wire.requests import BODIES, validated
 from ledger_sizer.wire.strict_json import DEPTH_MAX, read_json, read_object
+from tests.support.ledgers import DRIFT
 
 SPOT = InstrumentInfo("BTC/USDT", Decimal("0.0001"), Decimal(100), Decimal("0.0001"), Decimal(5))
 PERP = InstrumentInfo("BTC/USDT:USDT", Decimal("0.001"), Decimal(100), Decimal("0.001"), contract_size=Decimal("0.01"))
 LEG = Leg("bybit", "BTC/USDT:USDT", "swap", "sell", Decimal("0.02"), Decimal("50000.5"))
-US = 1_767_225_600_000_001
-DRIFT = Drift(
-    id=3, portfolio="main", venue="bybit", account="a", subject="BTC/USDT:USDT", side="long", kind="unknown_position",
-    state="resolved", policy="freeze", sightings=2, ledger_quantity=Decimal(1), venue_quantity=Decimal("1.5"),
-    excess=Decimal("0.50"), price=Decimal(7), detail="what", position=17, revision=1, requested="close",
-    frozen_scope="venue=bybit", first_run=1, last_run=2, opened_us=US, updated_us=US, ended_us=US, actor="ops",
-    reason="why",
-)  # fmt: skip
 COMMANDS: list[AnyCommand] = [
     Reserve(
         key="full", portfolio="p.1", tags={"venue": "bybit", "symbol": "BTC"}, signal_score=Decimal("0.90"),
@@ -211,7 +204,17 @@ def test_write_drift_when_read_back_then_it_is_equal(changes: dict[str, None]) -
 
 @pytest.mark.parametrize("number", [0, 7])
 def test_write_run_when_read_back_then_it_is_equal_and_a_dry_one_has_no_id(number: int) -> None:
-    run = Run(number, "main", "demand", "partial", US, US + 1_500_000, 2, ({"venue": "okx", "problems": []},), {"x": 1})
+    run = Run(
+        number,
+        "main",
+        "demand",
+        "partial",
+        DRIFT.opened_us,
+        DRIFT.opened_us + 1_500_000,
+        2,
+        ({"venue": "okx", "problems": []},),
+        {"x": 1},
+    )
     form = json.loads(json.dumps(reconciliation.run_to_json(run)))
     assert reconciliation.run_from_json(form) == run
     assert (form["id"], form["duration_seconds"]) == (number or None, "1.5")
