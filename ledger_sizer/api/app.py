@@ -5,7 +5,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
@@ -20,16 +19,13 @@ from ledger_sizer.api.openapi import openapi_of
 from ledger_sizer.api.responses import problem_response
 from ledger_sizer.config import ServiceSettings
 from ledger_sizer.ledger.ledger import Ledger
-from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound, Unavailable
+from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.service.api_keys import KeyRing
 from ledger_sizer.service.bootstrap import is_loopback
 from ledger_sizer.service.metrics import Metrics
 from ledger_sizer.service.tracing import Tracing
-from ledger_sizer.telemetry import get_logger
 from ledger_sizer.wire.problems import MethodNotAllowed
-
-log = get_logger(__name__)
 
 
 def create_app(
@@ -79,7 +75,6 @@ def create_app(
     app.add_exception_handler(LedgerError, _on_ledger_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_exception_handler(SQLAlchemyError, _on_database)
     app.openapi = lambda: openapi_of(app)  # type: ignore[method-assign]
     # Not `add_middleware`: that would put the framework's own layers around it, which slow down the hot calls.
     app.middleware_stack = ServiceMiddleware(app.build_middleware_stack(), service, commands.HotPathRouter(endpoints))
@@ -113,9 +108,3 @@ async def _on_http(request: Request, error: Any) -> Response:
 def _methods(route: Any, request: Request) -> set[str]:
     match, _ = route.matches(request.scope)
     return getattr(route, "methods", None) or set() if match is not Match.NONE else set()
-
-
-async def _on_database(_request: Request, error: Any) -> Response:
-    """Answer a read that failed in the database. Commands never get here: the ledger converts their errors."""
-    log.warning("http.database_away", error=str(error).strip())
-    return problem_response(Unavailable(f"the database is away: {type(error).__name__}; try again"))

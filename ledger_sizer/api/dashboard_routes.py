@@ -9,7 +9,6 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
@@ -24,17 +23,14 @@ from ledger_sizer.dashboard import confirm_forms, pages
 from ledger_sizer.dashboard.assets import BY_DIGEST_NAME
 from ledger_sizer.dashboard.pages import Visitor
 from ledger_sizer.model.commands import Halt, Resume
-from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound, Unavailable
+from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, scope_name
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.operator import ACTIONS
 from ledger_sizer.service.api_keys import ApiKey
-from ledger_sizer.telemetry import get_logger
 from ledger_sizer.wire.problems import Unauthenticated, problem_of
-
-log = get_logger(__name__)
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -80,9 +76,6 @@ def _route(path: str, handler: Handler, method: str) -> Route:
             return _redirect("/login")
         except LedgerError as error:
             return _problem_page(error)
-        except SQLAlchemyError as error:
-            log.warning("http.database_away", error=str(error).strip())
-            return _problem_page(Unavailable(f"the database is away: {type(error).__name__}; try again"))
 
     # The route that `middleware` counts requests by: Starlette's routes do not put theirs into the scope.
     endpoint.path = path  # type: ignore[attr-defined]

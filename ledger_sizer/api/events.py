@@ -16,22 +16,18 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
-from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Scope
 
 from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
-from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError
+from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.service.api_keys import ApiKey
-from ledger_sizer.telemetry import get_logger
 from ledger_sizer.views.watermarks import Watermark, read_watermarks
 from ledger_sizer.wire.requests import PortfolioText
 from ledger_sizer.wire.responses import decision_to_json
-
-log = get_logger(__name__)
 
 Cursor = dict[str, int]
 _PAGE_SIZE = 200
@@ -115,8 +111,6 @@ async def _stream(
                     if mark.run > runs.get(name, 0) and _is_watched(caller, only, name):
                         runs[name] = mark.run
                         yield b"event: reconciliation\ndata: " + to_json({"portfolio": name}) + b"\n\n"
-            except SQLAlchemyError:
-                log.info("events.database_away")
             except LedgerError as error:
                 if not error.retryable:
                     return
@@ -167,7 +161,7 @@ class _Poller:
         while self.streams and not stopping.is_set():
             try:
                 found = await run_in_threadpool(read_watermarks, self._service.reads)
-            except SQLAlchemyError:
+            except Unavailable:
                 found = self.watermarks  # the streams stay open, and a later poll finds what was committed meanwhile
             if found != self.watermarks:
                 self.watermarks = found

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Select, insert, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.model.instruments import FIGURES, InstrumentInfo, MarketKind, MarketRules, instrument_from_json
 from ledger_sizer.model.units import decimal_text
-from ledger_sizer.storage.database import read_transaction
+from ledger_sizer.storage.database import Conflict, read_transaction, write_transaction
 from ledger_sizer.storage.tables import DecisionRow, InstrumentRow, PortfolioRow
 
 NOT_LISTED = "no longer listed by the exchange"
@@ -58,12 +57,10 @@ def record_rules(engine: Engine, venue: str, found: Sequence[MarketRules], now_u
     Raises `Busy` when another process refreshes the same venue.
     """
     try:
-        with engine.begin() as connection:
+        with write_transaction(engine, f"record the rules of {venue}") as connection:
             return _record(connection, venue, found, now_us)
-    except IntegrityError:
+    except Conflict:
         raise Busy(f"the rules of {venue} are being refreshed by another process; try again") from None
-    except DBAPIError as error:
-        raise Unavailable(f"cannot record the rules of {venue}: {str(error.orig).strip()}") from None
 
 
 def _record(connection: Connection, venue: str, found: Sequence[MarketRules], now_us: int) -> RulesChanges:

@@ -14,7 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, delete, insert, select
-from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from ledger_sizer.history.archive_files import (
     DECISIONS_MAX,
@@ -29,7 +28,7 @@ from ledger_sizer.history.history import seq_before
 from ledger_sizer.model.decisions import GENESIS_HASH
 from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
 from ledger_sizer.model.times import to_us
-from ledger_sizer.storage.database import read_transaction, redacted_url
+from ledger_sizer.storage.database import Conflict, read_transaction, redacted_url, write_transaction
 from ledger_sizer.storage.tables import ArchiveRow, DecisionRow, PortfolioRow, PositionRow
 from ledger_sizer.storage.write_store import record_from_row
 from ledger_sizer.telemetry import get_logger
@@ -88,10 +87,8 @@ def archive(
             for owner in owners
             for manifest in _archive_portfolio(reads, writes, owner.id, owner.name, before_us, folder)
         ]
-    except IntegrityError:
+    except Conflict:
         raise Busy("another archiver moved the same decisions first; run it again") from None
-    except DBAPIError as error:
-        raise Unavailable(f"cannot archive from {redacted_url(writes.url)}: {str(error.orig).strip()}") from None
     except OSError as error:
         raise Unavailable(f"cannot write archive files to {folder}: {error}") from None
     decisions = sum(manifest.to_seq - manifest.from_seq + 1 for manifest in moved)
@@ -194,7 +191,7 @@ def _verify_file(manifest: Manifest, previous: str, name: str) -> None:
 def _delete_archived_rows(writes: Engine, manifest: Manifest, name: str) -> None:
     """Insert the manifest and delete the rows it covers, in one transaction."""
     numbers = [entry.position[1] for entry in ArchiveFiles().entries(name, manifest) if entry.position is not None]
-    with writes.begin() as connection:
+    with write_transaction(writes, f"archive from {redacted_url(writes.url)}") as connection:
         connection.execute(insert(ArchiveRow).values(manifest._asdict()))
         gone = connection.execute(
             delete(DecisionRow)

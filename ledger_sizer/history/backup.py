@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from ledger_sizer.history.archive_files import ArchiveFiles, Manifest, manifests
 from ledger_sizer.model.decisions import GENESIS_HASH
 from ledger_sizer.model.errors import InvalidRequest, Unavailable
-from ledger_sizer.storage.database import is_sqlite, read_transaction, redacted_url, require_head
+from ledger_sizer.storage.database import is_sqlite, read_transaction, redacted_url, require_head, write_transaction
 from ledger_sizer.storage.tables import (
     ArchiveRow,
     Base,
@@ -86,30 +86,28 @@ def copy_ledger(
     """
     require_head(source)
     require_head(target)
-    try:
-        with read_transaction(source) as reads, target.begin() as writes:
-            tables = [table for table in _tables_in_order() if table.name != LeaseRow.__tablename__]
-            for table in tables:
-                if writes.execute(select(func.count()).select_from(table)).scalar():
-                    raise InvalidRequest(
-                        f"{redacted_url(target.url)} has {table.name} already; copy into an empty ledger",
-                        field="target",
-                    )
-            if restore is not None:
-                tables = [table for table in tables if table.name != ArchiveRow.__tablename__]
-            counts = [reads.execute(select(func.count()).select_from(table)).scalar_one() for table in tables]
-            done = 0
-            for table in tables:
-                for rows in _chunks(reads, table):
-                    writes.execute(insert(table), rows)
-                    done += len(rows)
-                    if progress is not None:
-                        progress(done, sum(counts))
-            done += 0 if restore is None else _restore(reads, writes, restore)
-            _reset_sequences(writes)
-            return done
-    except DBAPIError as error:
-        raise Unavailable(f"cannot copy to {redacted_url(target.url)}: {str(error.orig).strip()}") from None
+    what = f"copy to {redacted_url(target.url)}"
+    with read_transaction(source) as reads, write_transaction(target, what) as writes:
+        tables = [table for table in _tables_in_order() if table.name != LeaseRow.__tablename__]
+        for table in tables:
+            if writes.execute(select(func.count()).select_from(table)).scalar():
+                raise InvalidRequest(
+                    f"{redacted_url(target.url)} has {table.name} already; copy into an empty ledger",
+                    field="target",
+                )
+        if restore is not None:
+            tables = [table for table in tables if table.name != ArchiveRow.__tablename__]
+        counts = [reads.execute(select(func.count()).select_from(table)).scalar_one() for table in tables]
+        done = 0
+        for table in tables:
+            for rows in _chunks(reads, table):
+                writes.execute(insert(table), rows)
+                done += len(rows)
+                if progress is not None:
+                    progress(done, sum(counts))
+        done += 0 if restore is None else _restore(reads, writes, restore)
+        _reset_sequences(writes)
+        return done
 
 
 def _restore(reads: Connection, writes: Connection, files: ArchiveFiles) -> int:

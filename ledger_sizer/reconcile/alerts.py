@@ -15,7 +15,7 @@ from sqlalchemy import Engine, delete, func, select, update
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.reconcile.outbox import alert_events
-from ledger_sizer.storage.database import database_now_us, read_transaction
+from ledger_sizer.storage.database import database_now_us, read_transaction, write_transaction
 from ledger_sizer.storage.tables import AlertRow
 from ledger_sizer.telemetry import get_logger
 
@@ -112,7 +112,7 @@ class Alerts:
         """Claim an alert by compare-and-set on its due time. If this process dies, it is due again after 30 s."""
         claim = update(AlertRow).where(AlertRow.id == number, AlertRow.due_us == due_us)
         until = database_now_us() + _CLAIM_SECONDS * 1_000_000
-        with self._engine.begin() as connection:
+        with write_transaction(self._engine) as connection:
             claimed = connection.execute(claim.values(due_us=until, attempts=AlertRow.attempts + 1))
             return claimed.rowcount == 1
 
@@ -122,10 +122,10 @@ class Alerts:
         if outcome == "retry" and attempt < self._settings.webhook_attempts_max:
             pause = min(2 ** (attempt - 1), _PAUSE_SECONDS_MAX)
             due = update(AlertRow).where(AlertRow.id == number)
-            with self._engine.begin() as connection:
+            with write_transaction(self._engine) as connection:
                 connection.execute(due.values(due_us=database_now_us() + pause * 1_000_000))
             return
-        with self._engine.begin() as connection:
+        with write_transaction(self._engine) as connection:
             connection.execute(delete(AlertRow).where(AlertRow.id == number))
         if outcome == "accepted":
             self.delivered += 1

@@ -7,16 +7,15 @@ from decimal import Decimal
 from typing import Any
 
 from sqlalchemy import Connection, Engine, bindparam, insert, select, update
-from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.domain import Page
-from ledger_sizer.model.errors import InvalidRequest, NotFound, Unavailable
+from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.reconciliation import KINDS, QUANTITY_KINDS, STATES, Drift, Finding, Run, stops_grants
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.compare import Comparison
 from ledger_sizer.reconcile.outbox import enqueue_alerts
-from ledger_sizer.storage.database import read_transaction
+from ledger_sizer.storage.database import read_transaction, write_transaction
 from ledger_sizer.storage.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
 from ledger_sizer.storage.write_store import drift_from_row
@@ -49,12 +48,9 @@ def record_run(
     engine: Engine, lease: Lease, run: Run, comparison: Comparison, settings: ReconcileSettings
 ) -> RunChanges:
     """Write a run and its changes to the drifts. Raises `LeaseLost` when another run has taken the lease."""
-    try:
-        with engine.begin() as connection:
-            _require_lease(lease, connection)
-            return _record(connection, run, comparison, settings)
-    except DBAPIError as error:
-        raise Unavailable(f"cannot record the run: {str(error.orig).strip()}") from None
+    with write_transaction(engine, "record the run") as connection:
+        _require_lease(lease, connection)
+        return _record(connection, run, comparison, settings)
 
 
 def _require_lease(lease: Lease, connection: Connection) -> None:
@@ -265,17 +261,14 @@ def update_drifts(engine: Engine, updates: Sequence[DriftUpdate]) -> list[Drift]
     """
     lease = fence_var.get()
     rows: list[Any] = []
-    try:
-        with engine.begin() as connection:
-            if lease is not None:
-                _require_lease(lease, connection)
-            for one in updates:
-                statement = update(DriftRow).where(DriftRow.id == one.drift_id, DriftRow.state.in_(one.states))
-                if one.revision is not None:
-                    statement = statement.where(DriftRow.revision == one.revision)
-                rows += connection.execute(statement.values(**one.values).returning(*_TABLE.columns)).all()
-    except DBAPIError as error:
-        raise Unavailable(f"cannot write drifts: {str(error.orig).strip()}") from None
+    with write_transaction(engine, "write drifts") as connection:
+        if lease is not None:
+            _require_lease(lease, connection)
+        for one in updates:
+            statement = update(DriftRow).where(DriftRow.id == one.drift_id, DriftRow.state.in_(one.states))
+            if one.revision is not None:
+                statement = statement.where(DriftRow.revision == one.revision)
+            rows += connection.execute(statement.values(**one.values).returning(*_TABLE.columns)).all()
     return [drift_from_row(row) for row in rows]
 
 

@@ -17,14 +17,13 @@ from hashlib import sha256
 from typing import Any
 
 from sqlalchemy import Engine, case, func, insert, select, update
-from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.command_base import Role
-from ledger_sizer.model.errors import InvalidRequest, NotFound, Unavailable
+from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.times import from_us
-from ledger_sizer.storage.database import database_now_us
+from ledger_sizer.storage.database import database_now_us, read_transaction, write_transaction
 from ledger_sizer.storage.tables import ApiKeyRow
 
 ROLES: tuple[Role, ...] = ("read", "trade", "admin")
@@ -81,7 +80,7 @@ def create_key(engine: Engine, name: str, role: str, portfolios: Sequence[str] =
         token_hash=_hash(token),
         created_us=database_now_us(),
     )
-    with engine.begin() as connection:
+    with write_transaction(engine, "create an API key") as connection:
         if (connection.execute(select(func.count()).select_from(ApiKeyRow)).scalar() or 0) >= KEYS_MAX:
             raise InvalidRequest(f"there are {KEYS_MAX} API keys already, the most a service keeps")
         connection.execute(row)
@@ -99,7 +98,7 @@ def revoke_key(engine: Engine, key_id: str) -> ApiKey:
     # A clock that was set back must not make a revocation fail.
     revoked_us = case((ApiKeyRow.created_us > now_us, ApiKeyRow.created_us), else_=now_us)
     active = (ApiKeyRow.key_id == key_id) & ApiKeyRow.revoked_us.is_(None)
-    with engine.begin() as connection:
+    with write_transaction(engine, "revoke an API key") as connection:
         connection.execute(update(ApiKeyRow).where(active).values(revoked_us=revoked_us))
     return _find(engine, key_id)
 
@@ -156,11 +155,8 @@ def _find(engine: Engine, key_id: str) -> ApiKey:
 
 def _load(engine: Engine) -> list[tuple[ApiKey, str]]:
     query = select(ApiKeyRow.__table__).order_by(ApiKeyRow.created_us, ApiKeyRow.key_id).limit(KEYS_MAX)
-    try:
-        with engine.begin() as connection:
-            return [(_key_of_row(row), row.token_hash) for row in connection.execute(query)]
-    except DBAPIError as error:
-        raise Unavailable(f"cannot read the API keys: {str(error.orig).strip()}") from None
+    with read_transaction(engine, "read the API keys") as connection:
+        return [(_key_of_row(row), row.token_hash) for row in connection.execute(query)]
 
 
 def _key_of_row(row: Any) -> ApiKey:

@@ -17,7 +17,6 @@ from itertools import chain, repeat
 from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.errors import Busy, LedgerError
@@ -65,7 +64,7 @@ class Jobs:
                 return
             returned = work()
             result = returned if isinstance(returned, str) else "done"
-        except (LedgerError, SQLAlchemyError) as error:
+        except LedgerError as error:
             log.warning("jobs.failed", job=name, error=str(error).strip())
         finally:
             self._metrics.job_runs.labels(name, result).inc()
@@ -84,7 +83,7 @@ class Jobs:
         if lease is not None:
             try:
                 release_lease(self._engine, lease)
-            except (LedgerError, SQLAlchemyError) as error:
+            except LedgerError as error:
                 log.info("jobs.lease_left_to_end", error=str(error))
 
     def lease(self) -> Lease | None:

@@ -12,14 +12,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from sqlalchemy import Engine, func, select, text
-from sqlalchemy.exc import SQLAlchemyError
 
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.decisions import DecisionRecord
+from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import from_us
 from ledger_sizer.rules.decide import EXPIRE
-from ledger_sizer.storage.database import database_now_us
+from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.tables import PENDING, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 from ledger_sizer.storage.write_store import scope_from_row
 from ledger_sizer.views.queries import scope_exposure
@@ -110,7 +110,7 @@ class ExposureCollector(Collector):
         up = GaugeMetricFamily("ledger_database_up", "Whether this scrape could read the database.")
         try:
             families = list(self._read())
-        except SQLAlchemyError:
+        except LedgerError:
             up.add_metric([], 0)
             yield up
             return
@@ -134,7 +134,7 @@ class ExposureCollector(Collector):
             .where(text(PENDING))
             .group_by(PortfolioRow.name)
         )
-        with self._engine.begin() as connection:
+        with read_transaction(self._engine) as connection:
             rows = connection.execute(scopes).all()
             total = connection.execute(select(func.count()).select_from(ScopeRow)).scalar() or 0
             holds = connection.execute(oldest).all()
@@ -179,7 +179,7 @@ class ExposureCollector(Collector):
             .where(ReconciliationRow.outcome == "good")
             .group_by(ReconciliationRow.portfolio)
         )
-        with self._engine.begin() as connection:
+        with read_transaction(self._engine) as connection:
             drifts = connection.execute(unresolved).all()
             runs = connection.execute(good).all()
         count = GaugeMetricFamily(

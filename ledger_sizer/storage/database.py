@@ -25,7 +25,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, TimeoutError  # noqa: A004 - of the connection pool
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -127,7 +127,7 @@ def schema_version(engine: Engine) -> str | None:
                 return None
             return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
     except DBAPIError as error:
-        raise Unavailable(f"cannot open {redacted_url(engine.url)}: {str(error.orig).strip()}") from None
+        raise _unavailable(f"open {redacted_url(engine.url)}", error) from None
 
 
 def redacted_url(url: URL) -> str:
@@ -135,14 +135,33 @@ def redacted_url(url: URL) -> str:
     return url.set(drivername=url.get_backend_name()).render_as_string(hide_password=True)
 
 
+class Conflict(Unavailable):
+    """A constraint of the database refused the rows: another process was first."""
+
+
 @contextmanager
-def read_transaction(engine: Engine) -> Iterator[Connection]:
-    """Open one read transaction. Raises `Unavailable` instead of the driver's errors."""
+def read_transaction(engine: Engine, what: str | None = None) -> Iterator[Connection]:
+    """Open one read transaction. Raises `Unavailable` instead of the driver's errors. what: for the error's text."""
     try:
         with engine.begin() as connection:
             yield connection
-    except DBAPIError as error:
-        raise Unavailable(f"cannot read {redacted_url(engine.url)}: {str(error.orig).strip()}") from None
+    except (DBAPIError, TimeoutError) as error:
+        raise _unavailable(what or f"read {redacted_url(engine.url)}", error) from None
+
+
+@contextmanager
+def write_transaction(engine: Engine, what: str | None = None) -> Iterator[Connection]:
+    """Open one transaction that writes. Raises `Unavailable` instead of the driver's errors, `Conflict` among them."""
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except (DBAPIError, TimeoutError) as error:
+        kind = Conflict if isinstance(error, IntegrityError) else Unavailable
+        raise _unavailable(what or f"write to {redacted_url(engine.url)}", error, kind) from None
+
+
+def _unavailable(what: str, error: Exception, kind: type[Unavailable] = Unavailable) -> Unavailable:
+    return kind(f"cannot {what}: {str(getattr(error, 'orig', None) or error).strip()}")
 
 
 _FETCH_AT_ONCE: Mapping[str, Any] = {"stream_results": False, "yield_per": None}
@@ -180,7 +199,7 @@ def _driver_errors(connection: Connection) -> Iterator[None]:
     try:
         yield
     except connection.dialect.loaded_dbapi.Error as error:
-        raise Unavailable(f"cannot read {redacted_url(connection.engine.url)}: {str(error).strip()}") from None
+        raise _unavailable(f"read {redacted_url(connection.engine.url)}", error) from None
 
 
 def require_head(engine: Engine) -> None:

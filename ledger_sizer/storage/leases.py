@@ -12,10 +12,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, case, insert, or_, select, update
-from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from ledger_sizer.model.errors import Unavailable
-from ledger_sizer.storage.database import database_now_us
+from ledger_sizer.storage.database import Conflict, database_now_us, write_transaction
 from ledger_sizer.storage.tables import LeaseRow
 
 
@@ -67,7 +66,7 @@ def acquire_lease(engine: Engine, name: str, owner: str, seconds: int) -> Lease 
         .returning(epoch)
     )
     try:
-        with engine.begin() as connection:
+        with write_transaction(engine, f"read the lease {name!r}") as connection:
             taken = connection.execute(take).scalar()
             if taken is not None:
                 return Lease(name, owner, taken)
@@ -75,17 +74,12 @@ def acquire_lease(engine: Engine, name: str, owner: str, seconds: int) -> Lease 
                 return None
             connection.execute(insert(LeaseRow).values(name=name, owner=owner, until_us=ends_us, epoch=1))
             return Lease(name, owner, 1)
-    except IntegrityError:
+    except Conflict:
         return None  # another replica inserted the row first
-    except DBAPIError as error:
-        raise Unavailable(f"cannot read the lease {name!r}: {str(error.orig).strip()}") from None
 
 
 def release_lease(engine: Engine, lease: Lease) -> None:
     """End a lease now, so that another replica need not wait for its end. Raises `Unavailable`."""
     mine = (LeaseRow.name == lease.name, LeaseRow.owner == lease.owner, LeaseRow.epoch == lease.epoch)
-    try:
-        with engine.begin() as connection:
-            connection.execute(update(LeaseRow).where(*mine).values(until_us=database_now_us()))
-    except DBAPIError as error:
-        raise Unavailable(f"cannot give up the lease {lease.name!r}: {str(error.orig).strip()}") from None
+    with write_transaction(engine, f"give up the lease {lease.name!r}") as connection:
+        connection.execute(update(LeaseRow).where(*mine).values(until_us=database_now_us()))

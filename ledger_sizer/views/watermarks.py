@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Engine, func, select
 
+from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.tables import PortfolioRow, ReconciliationRow
 
 
@@ -15,8 +16,8 @@ class Watermark(NamedTuple):
 
 
 def read_watermarks(engine: Engine) -> dict[str, Watermark]:
-    """Return the watermark of every portfolio, sorted by name."""
+    """Return the watermark of every portfolio, sorted by name. Raises `Unavailable`."""
     runs = select(func.max(ReconciliationRow.id)).where(ReconciliationRow.portfolio == PortfolioRow.name)
     query = select(PortfolioRow.name, PortfolioRow.last_seq, runs.scalar_subquery()).order_by(PortfolioRow.name)
-    with engine.begin() as connection:
+    with read_transaction(engine) as connection:
         return {name: Watermark(seq, run or 0) for name, seq, run in connection.execute(query)}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sqlalchemy import BigInteger, Column, Integer, Table
 
 from ledger_sizer import Finding, InvalidRequest, VerifyReport
-from ledger_sizer.cli.json_forms import report_form
+from ledger_sizer.cli.json_forms import REPORT
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 from tests.conftest import NewDatabase
 from tests.support.databases import ENGINE_KINDS
@@ -181,7 +181,7 @@ def test_verify_when_a_value_is_of_another_type_then_the_row_is_named(
         _assert_named(report, table, column, key)
         assert all(type(finding.seq) in (int, type(None)) for finding in report.findings)
         assert all(type(finding.portfolio) is str for finding in report.findings)
-        json.dumps(report_form(report))
+        json.dumps(REPORT.to_json(report))
 
 
 @pytest.mark.parametrize("trace", ["[" * 100_000, '{"scopes":[[["x"],1,0,0,"active"],[2,1,0,0,"active"]]}'])

@@ -204,17 +204,8 @@ def test_write_drift_when_read_back_then_it_is_equal(changes: dict[str, None]) -
 
 @pytest.mark.parametrize("number", [0, 7])
 def test_write_run_when_read_back_then_it_is_equal_and_a_dry_one_has_no_id(number: int) -> None:
-    run = Run(
-        number,
-        "main",
-        "demand",
-        "partial",
-        DRIFT.opened_us,
-        DRIFT.opened_us + 1_500_000,
-        2,
-        ({"venue": "okx", "problems": []},),
-        {"x": 1},
-    )
+    began, fetched = DRIFT.opened_us, ({"venue": "okx", "problems": []},)
+    run = Run(number, "main", "demand", "partial", began, began + 1_500_000, 2, fetched, {"late_fill": 1})
     form = json.loads(json.dumps(reconciliation.run_to_json(run)))
     assert reconciliation.run_from_json(form) == run
     assert (form["id"], form["duration_seconds"]) == (number or None, "1.5")
