@@ -22,7 +22,7 @@ from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, OverviewQuery
 from ledger_sizer.model.tags import TAG_NAME, is_dimension
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.service.api_keys import ApiKey
-from ledger_sizer.views.queries import LIMIT_MAX
+from ledger_sizer.views.paging import LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.overviews import overview_to_json
 from ledger_sizer.wire.requests import (

@@ -16,7 +16,7 @@ from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.reconciliation import DriftKind
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.service.api_keys import ApiKey
-from ledger_sizer.views.queries import LIMIT_MAX
+from ledger_sizer.views.paging import LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.reconciliation import drift_to_json, report_to_json, run_to_json
 from ledger_sizer.wire.requests import AmountText, Body, BodyT, PortfolioText, validated

@@ -19,7 +19,7 @@ from ledger_sizer.model.errors import InvalidRequest, LedgerError
 from ledger_sizer.model.names import portfolio_name, split_position_id
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import tags_of
-from ledger_sizer.model.times import time_text
+from ledger_sizer.model.times import from_us, time_text, to_us
 from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.rules.explain import explain as explanation_of
 from ledger_sizer.wire.batch import BATCH_MAX
@@ -264,12 +264,10 @@ def explain(reference: int | str, portfolio: str = "main") -> Calls[Explanation]
 
 def query_of(**query: Any) -> dict[str, Any]:
     """Return the query parameters that are not None, times and booleans as text."""
-    return {name: _text(value) for name, value in query.items() if value is not None}
+    return {name: _text(name, value) for name, value in query.items() if value is not None}
 
 
-def _text(value: Any) -> Any:
+def _text(name: str, value: Any) -> Any:
     if isinstance(value, datetime):
-        if value.tzinfo is None:
-            raise InvalidRequest(f"time {value.isoformat()} has no time zone; use datetime(..., tzinfo=UTC)")
-        return time_text(value)
+        return time_text(from_us(to_us(value, name)))
     return str(value).lower() if isinstance(value, bool) else value

@@ -17,7 +17,8 @@ from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavail
 from ledger_sizer.model.instruments import FIGURES, InstrumentInfo, MarketKind, MarketRules, instrument_from_json
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.storage.database import Conflict, read_transaction, write_transaction
-from ledger_sizer.storage.tables import DecisionRow, InstrumentRow, PortfolioRow
+from ledger_sizer.storage.lookups import decision_by_key
+from ledger_sizer.storage.tables import InstrumentRow
 
 NOT_LISTED = "no longer listed by the exchange"
 CACHE_SECONDS = 5
@@ -236,13 +237,9 @@ class InstrumentResolver:
 
     def _with_recorded_rules(self, command: Reserve) -> Reserve | None:
         """Return the command with the rules recorded under its key; None without a record of the same names."""
-        query = (
-            select(DecisionRow.request)
-            .join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id)
-            .where(PortfolioRow.name == command.portfolio, DecisionRow.key == command.key)
-        )
         with read_transaction(self._engine) as connection:
-            request = json.loads(connection.execute(query).scalar() or "{}")
+            record = decision_by_key(connection, command.portfolio, command.key)
+        request = {} if record is None else json.loads(record.request)
         resolved: dict[str, Any] = {}
         for field, named in command.instruments.items():
             rules = request.get(field)

@@ -51,10 +51,9 @@ class ArchiveReport:
     files: tuple[Path, ...]
 
 
-def require_outside_key_window(before: object, now: datetime, key_window_days: int) -> datetime:
+def require_outside_key_window(before: datetime, now: datetime, key_window_days: int) -> datetime:
     """Return `before`. Raises `InvalidRequest` if it is not an aware datetime, or lies within the last key window."""
-    if not isinstance(before, datetime) or before.tzinfo is None:
-        raise InvalidRequest(f"before must be a datetime with a time zone, got {before!r}", field="before")
+    to_us(before, "before")
     last = now - timedelta(days=key_window_days)
     if before > last:
         raise InvalidRequest(

@@ -59,11 +59,7 @@ def scopes_as_of(
 
 
 def _until_us(moment: AsOf) -> int | None:
-    if not isinstance(moment, datetime):
-        return None
-    if moment.tzinfo is None:
-        raise InvalidRequest(f"as_of must be a seq or a datetime with a time zone, got {moment!r}", field="as_of")
-    return to_us(moment) + 1
+    return to_us(moment, "as_of") + 1 if isinstance(moment, datetime) else None
 
 
 def _seq(moment: object) -> int:

@@ -8,10 +8,13 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def to_us(moment: datetime) -> int:
-    """Convert an aware datetime to whole microseconds since 1970 UTC. Refuse a naive one: its zone would be a guess."""
-    if moment.tzinfo is None:
-        raise InvalidRequest(f"time {moment.isoformat()} has no time zone; use datetime(..., tzinfo=UTC)")
+def to_us(moment: object, field: str | None = None) -> int:
+    """Convert an aware datetime to whole microseconds since 1970 UTC. Refuse a naive one: its zone would be a guess.
+
+    field: the argument that an `InvalidRequest` names.
+    """
+    if not isinstance(moment, datetime) or moment.tzinfo is None:
+        raise InvalidRequest(f"{field or 'a time'} must be a datetime with a time zone, got {moment!r}", field=field)
     return (moment - _EPOCH) // _MICROSECOND
 
 

@@ -19,6 +19,7 @@ from ledger_sizer.storage.database import read_transaction, write_transaction
 from ledger_sizer.storage.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
 from ledger_sizer.storage.write_store import drift_from_row
+from ledger_sizer.views.paging import cursor_numbers, page_of, require_limit
 
 RECONCILIATION = "reconciliation"
 """The actor of automatic changes."""
@@ -364,15 +365,11 @@ def _states(state: str) -> Iterable[str]:
 def _page(
     engine: Engine, query: Any, row: Any, make: Any, portfolios: Sequence[str] | None, cursor: str | None, limit: int
 ) -> Page[Any]:
-    if not 1 <= limit <= 1000:
-        raise InvalidRequest(f"limit must be 1 to 1000, got {limit!r}", field="limit")
+    require_limit(limit)
     if portfolios is not None:
         query = query.where(row.portfolio.in_(portfolios))
     if cursor is not None:
-        if not (cursor.isascii() and cursor.isdigit() and len(cursor) <= 18):
-            raise InvalidRequest(f"cursor must come from the page before, got {cursor!r}", field="cursor")
-        query = query.where(row.id < int(cursor))
+        query = query.where(row.id < cursor_numbers(cursor, 1)[0])
     with read_transaction(engine) as connection:
-        rows = [make(row) for row in connection.execute(query.limit(limit + 1))]
-    items = tuple(rows[:limit])
-    return Page(items, str(items[-1].id) if len(rows) > limit else None)
+        rows = connection.execute(query.limit(limit + 1)).all()
+    return page_of(rows, limit, make, lambda row: row.id)

@@ -7,7 +7,7 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, bindparam, select, text, union_all
+from sqlalchemy import Engine, Select, bindparam, select, text, union_all
 
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.instruments import Leg
@@ -16,6 +16,7 @@ from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import exact_arithmetic, usd
 from ledger_sizer.reconcile.throttle import throttled
 from ledger_sizer.storage.database import read_transaction, stream_rows
+from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import PENDING, DecisionRow, PortfolioRow, PositionRow
 from ledger_sizer.storage.write_store import position_from_row
 
@@ -67,10 +68,6 @@ def _read_decisions(
     return values
 
 
-def _portfolio_id(connection: Connection, portfolio: str) -> int | None:
-    return connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
-
-
 def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Position]:
     """Return every live position, and those closed or expired since `since_us`.
 
@@ -78,13 +75,13 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
     """
     rows: list[tuple[Any, ...]] = []
     with read_transaction(engine) as connection:
-        portfolio_id = _portfolio_id(connection, portfolio)
-        if portfolio_id is None:
+        owner = portfolio_id(connection, portfolio)
+        if owner is None:
             return []
         # One SELECT per partial index, each with exactly the condition of its index: an OR would read all rows.
         query = union_all(
             *(
-                select(PositionRow.__table__).where(PositionRow.portfolio_id == portfolio_id, text(condition))
+                select(PositionRow.__table__).where(PositionRow.portfolio_id == owner, text(condition))
                 for condition in (
                     f"state = 'held' AND {PENDING}",
                     "state = 'open'",
@@ -105,10 +102,10 @@ def last_prices(engine: Engine, portfolio: str, assets: Collection[str]) -> dict
     """
     rows: list[tuple[Any, ...]] = []
     with read_transaction(engine) as connection:
-        portfolio_id = _portfolio_id(connection, portfolio)
-        if portfolio_id is None:
+        owner = portfolio_id(connection, portfolio)
+        if owner is None:
             return {}
-        query = select(PositionRow.__table__).where(PositionRow.portfolio_id == portfolio_id)
+        query = select(PositionRow.__table__).where(PositionRow.portfolio_id == owner)
         newest_first = query.order_by(PositionRow.number.desc()).limit(_PRICE_LOOKBACK)
         for batch in throttled(stream_rows(connection, newest_first, _BATCH_ROWS)):
             rows += batch

@@ -19,7 +19,8 @@ from ledger_sizer.reconcile.adoption import Adoption
 from ledger_sizer.reconcile.effects import Effects, note_of
 from ledger_sizer.reconcile.ledger_side import read_positions
 from ledger_sizer.storage.database import read_transaction
-from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, ReconciliationRow
+from ledger_sizer.storage.lookups import decision_by_key
+from ledger_sizer.storage.tables import ReconciliationRow
 
 ACTIONS = ("adopt", "ignore", "close")
 
@@ -136,16 +137,11 @@ class Operator:
 
     def _find_decision(self, remark: AnyCommand) -> int | None:
         """Return when this decision was made, None if it was not. Raises `WrongState` for another actor or reason."""
-        query = select(DecisionRow.request, DecisionRow.decided_us).join(
-            PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id
-        )
         with read_transaction(self._engine) as connection:
-            row = connection.execute(
-                query.where(PortfolioRow.name == remark.portfolio, DecisionRow.key == remark.key)
-            ).one_or_none()
-        if row is None:
+            record = decision_by_key(connection, remark.portfolio, remark.key)
+        if record is None:
             return None
-        if row.request != remark.request_text():
-            before = json.loads(row.request)
+        if record.request != remark.request_text():
+            before = json.loads(record.request)
             raise WrongState(f"{before['about']}: {before['event'].replace('_', ' ')} already by {before['note']}")
-        return int(row.decided_us)
+        return record.decided_us

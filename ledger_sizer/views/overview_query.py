@@ -7,7 +7,6 @@ from sqlalchemy import Connection, Engine, case, func, select, text, tuple_
 
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Page, Position, ScopeExposure
-from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.overview import (
     HOURS_MAX,
@@ -21,6 +20,7 @@ from ledger_sizer.model.overview import (
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.storage.database import database_now_us, read_transaction
+from ledger_sizer.storage.lookups import no_portfolio
 from ledger_sizer.storage.tables import (
     PENDING,
     DecisionRow,
@@ -32,7 +32,8 @@ from ledger_sizer.storage.tables import (
 )
 from ledger_sizer.storage.write_store import drift_from_row, position_from_row, record_from_row, scope_from_row
 from ledger_sizer.views.exposure_series import BlockExtremes, read_exposure_line
-from ledger_sizer.views.queries import cursor_numbers, scope_exposure
+from ledger_sizer.views.paging import cursor_numbers, page_of, require_limit
+from ledger_sizer.views.queries import scope_exposure
 
 _SCOPES_MAX = 60
 _DRIFTS_MAX = 20
@@ -50,7 +51,8 @@ def read_overview(engine: Engine, request: OverviewQuery, now_us: int | None, ca
     Raises `InvalidRequest` for rows or hours out of range, `NotFound` for a portfolio that does not exist or may not be
     seen.
     """
-    _require_ranges(request)
+    require_limit(request.rows, ROWS_MAX, "rows")
+    require_limit(request.hours, HOURS_MAX, "hours")
     with read_transaction(engine) as connection:
         now = from_us(now_us if now_us is not None else connection.execute(select(database_now_us())).scalar_one())
         portfolios = _portfolio_page(connection, request)
@@ -61,18 +63,8 @@ def read_overview(engine: Engine, request: OverviewQuery, now_us: int | None, ca
             select(PortfolioRow).where(PortfolioRow.name == portfolio_name(chosen))
         ).one_or_none()
         if portfolio_row is None or not _may_see(request, chosen):
-            raise NotFound(f"no portfolio {chosen!r}; one comes into being with its first reservation or cap")
+            raise no_portfolio(chosen)
         return Overview(now, portfolios, _detail(connection, portfolio_row, request, to_us(now), cache))
-
-
-def _require_ranges(request: OverviewQuery) -> None:
-    checks: tuple[tuple[str, object, int], ...] = (
-        ("rows", request.rows, ROWS_MAX),
-        ("hours", request.hours, HOURS_MAX),
-    )
-    for name, value, most in checks:
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-            raise InvalidRequest(f"{name} must be 1 to {most}, got {value!r}", field=name)
 
 
 def _may_see(request: OverviewQuery, portfolio: str) -> bool:
@@ -93,8 +85,7 @@ def _portfolio_page(connection: Connection, request: OverviewQuery) -> Page[Port
     if request.portfolios_cursor is not None:
         query = query.where(PortfolioRow.name > portfolio_name(request.portfolios_cursor))
     rows = connection.execute(query).all()
-    lines = tuple(PortfolioLine(row[0], _scope(row[1:])) for row in rows[: request.rows])
-    return Page(lines, lines[-1].name if len(rows) > request.rows else None)
+    return page_of(rows, request.rows, lambda row: PortfolioLine(row[0], _scope(row[1:])), lambda row: row[0])
 
 
 def _detail(
@@ -139,30 +130,34 @@ def _held_page(connection: Connection, portfolio_row: Any, request: OverviewQuer
     query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == portfolio_row.id, _PENDING)
     if request.held_cursor is not None:
         query = query.where(
-            tuple_(PositionRow.expires_us, PositionRow.number) > _parse_cursor(request.held_cursor, 2, "held")
+            tuple_(PositionRow.expires_us, PositionRow.number) > cursor_numbers(request.held_cursor, 2, "held_cursor")
         )
     query = query.order_by(PositionRow.expires_us, PositionRow.number)
     rows = connection.execute(query.limit(request.rows + 1)).all()
-    items = tuple(position_from_row(portfolio_row.name, row) for row in rows[: request.rows])
-    return Page(items, f"{items[-1].expires_us}:{items[-1].number}" if len(rows) > request.rows else None)
+    return page_of(
+        rows,
+        request.rows,
+        lambda row: position_from_row(portfolio_row.name, row),
+        lambda row: f"{row.expires_us}:{row.number}",
+    )
 
 
 def _open_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Position]:
     query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == portfolio_row.id, _OPEN)
     if request.open_cursor is not None:
-        query = query.where(PositionRow.number < _parse_cursor(request.open_cursor, 1, "open")[0])
+        query = query.where(PositionRow.number < cursor_numbers(request.open_cursor, 1, "open_cursor")[0])
     rows = connection.execute(query.order_by(PositionRow.number.desc()).limit(request.rows + 1)).all()
-    items = tuple(position_from_row(portfolio_row.name, row) for row in rows[: request.rows])
-    return Page(items, str(items[-1].number) if len(rows) > request.rows else None)
+    return page_of(rows, request.rows, lambda row: position_from_row(portfolio_row.name, row), lambda row: row.number)
 
 
 def _decision_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Decision]:
     query = select(*_DECISIONS.columns).where(DecisionRow.portfolio_id == portfolio_row.id)
     if request.decisions_cursor is not None:
-        query = query.where(DecisionRow.seq < _parse_cursor(request.decisions_cursor, 1, "decisions")[0])
+        query = query.where(DecisionRow.seq < cursor_numbers(request.decisions_cursor, 1, "decisions_cursor")[0])
     rows = connection.execute(query.order_by(DecisionRow.seq.desc()).limit(request.rows + 1)).all()
-    items = tuple(record_from_row(portfolio_row.name, row).decision() for row in rows[: request.rows])
-    return Page(items, str(items[-1].seq) if len(rows) > request.rows else None)
+    return page_of(
+        rows, request.rows, lambda row: record_from_row(portfolio_row.name, row).decision(), lambda row: row.seq
+    )
 
 
 def _reconciliation(connection: Connection, portfolio: str) -> Reconciliation:
@@ -179,11 +174,3 @@ def _reconciliation(connection: Connection, portfolio: str) -> Reconciliation:
         count = connection.execute(select(func.count()).select_from(DriftRow).where(*unresolved)).scalar_one()
     run_at, outcome = (None, None) if run is None else (from_us(run.finished_us), run.outcome)
     return Reconciliation(run_at, outcome, drifts, count)
-
-
-def _parse_cursor(cursor: str, parts: int, name: str) -> tuple[int, ...]:
-    numbers = cursor_numbers(cursor, parts)
-    if numbers is None:
-        field = f"{name}_cursor"
-        raise InvalidRequest(f"{field} must come from the overview before, got {cursor!r:.60}", field=field)
-    return numbers

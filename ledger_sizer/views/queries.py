@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
 from typing import Any, Unpack
 
 from sqlalchemy import Connection, Engine, Select, and_, literal, select, text, tuple_
@@ -30,10 +29,11 @@ from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import E8_MAX, usd
 from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage.database import read_transaction, tag_value
+from ledger_sizer.storage.lookups import no_portfolio, portfolio_id
 from ledger_sizer.storage.tables import PENDING, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.storage.write_store import position_from_row, scope_from_row
+from ledger_sizer.views.paging import cursor_numbers, page_of, require_limit
 
-LIMIT_MAX = 1000
 BLOCK_RECORDS = 2000
 """Records of one block of `Queries.history_blocks`."""
 STATES = ("held", "open", "closed", "released", "expired")
@@ -86,7 +86,7 @@ class Queries:
         with read_transaction(self._engine) as connection:
             rows = connection.execute(query).all()
         if not rows:
-            raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
+            raise no_portfolio(portfolio)
         scopes = [scope_from_row(row[1:]) for row in rows]
         return Exposure(portfolio, rows[0][0], tuple(scope_exposure(scope) for scope in scopes))
 
@@ -103,7 +103,7 @@ class Queries:
         return position_from_row(portfolio, row)
 
     def _archived_position(self, connection: Connection, portfolio: str, number: int) -> Sequence[Any] | None:
-        owner = connection.execute(select(PortfolioRow.id).where(PortfolioRow.name == portfolio)).scalar()
+        owner = portfolio_id(connection, portfolio)
         found = [] if owner is None else manifests(connection, owner)
         return self._files.find_position(portfolio, found, number)
 
@@ -129,8 +129,8 @@ class Queries:
         for name, value in tags_of(tags or {}).items():
             query = query.where(tag_value(PositionRow.tags, name) == value)
         if cursor is not None:
-            query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > _parse_cursor(cursor, 2))
-        query = query.limit(_require_limit(limit) + 1)
+            query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > cursor_numbers(cursor, 2))
+        query = query.limit(require_limit(limit) + 1)
         if state is None:
             queries = [query.order_by(PositionRow.portfolio_id, PositionRow.number)]
         else:
@@ -140,8 +140,9 @@ class Queries:
                 self._require(connection, portfolio)
             rows = [row for one in queries for row in connection.execute(one)]
         rows.sort(key=lambda row: (row.portfolio_id, row.number))
-        items = tuple(position_from_row(row[0], row[1:]) for row in rows[:limit])
-        return Page(items, f"{rows[limit - 1][1]}:{items[-1].number}" if len(rows) > limit else None)
+        return page_of(
+            rows, limit, lambda row: position_from_row(row[0], row[1:]), lambda row: f"{row.portfolio_id}:{row.number}"
+        )
 
     def history(
         self,
@@ -155,10 +156,9 @@ class Queries:
 
         cursor: of the page before; it stays valid while decisions are added or archived. limit: 1 to 1000.
         """
-        wanted = _require_limit(limit)
+        wanted = require_limit(limit)
         rows = self._find(portfolio, cursor, wanted + 1, _parse_filters(portfolio, filters), _ascending(filters))
-        items = tuple(DecisionRecord._make(row).decision() for row in rows[:wanted])
-        return Page(items, str(items[-1].seq) if len(rows) > wanted else None)
+        return page_of(rows, wanted, lambda row: DecisionRecord._make(row).decision(), lambda row: row[_SEQ])
 
     def history_blocks(
         self, portfolio: str = "main", *, cursor: str | None = None, **filters: Unpack[HistoryFilters]
@@ -178,7 +178,7 @@ class Queries:
     def _find(self, portfolio: str, cursor: str | None, limit: int, filters: Filters, ascending: bool) -> list[Fields]:
         low, high = 1, E8_MAX
         if cursor is not None:
-            (seq,) = _parse_cursor(cursor, 1)
+            (seq,) = cursor_numbers(cursor, 1)
             low, high = (seq + 1, high) if ascending else (low, seq - 1)
         with read_transaction(self._engine) as connection:
             history = History(connection, self._require(connection, portfolio), portfolio, self._files)
@@ -233,10 +233,9 @@ class Queries:
 
     def _require(self, connection: Connection, portfolio: str) -> int:
         """Return the portfolio's id. Raises `NotFound`."""
-        query = select(PortfolioRow.id).where(PortfolioRow.name == portfolio_name(portfolio))
-        found: int | None = connection.execute(query).scalar()
+        found = portfolio_id(connection, portfolio_name(portfolio))
         if found is None:
-            raise NotFound(f"no portfolio {portfolio!r}; one comes into being with its first reservation or cap")
+            raise no_portfolio(portfolio)
         return found
 
 
@@ -304,37 +303,10 @@ def _parse_filters(portfolio: str, given: HistoryFilters) -> Filters:
         **{name: _require_choice(chosen[name], name) for name in _CHOICES if name in chosen},
         tags={name: label_text(chosen[name], name) for name in ("symbol", "strategy") if name in chosen},
         position=None if position_id is None else _position_number(portfolio, position_id),
-        since_us=_aware_us(chosen["since"], "since") if "since" in chosen else None,
-        until_us=_aware_us(chosen["until"], "until") if "until" in chosen else None,
+        since_us=to_us(chosen["since"], "since") if "since" in chosen else None,
+        until_us=to_us(chosen["until"], "until") if "until" in chosen else None,
     )
 
 
 def _ascending(given: HistoryFilters) -> bool:
     return given.get("ascending", False)
-
-
-def _aware_us(value: object, name: str) -> int:
-    if not isinstance(value, datetime) or value.tzinfo is None:
-        raise InvalidRequest(f"{name} must be a datetime with a time zone, got {value!r}", field=name)
-    return to_us(value)
-
-
-def _require_limit(limit: object) -> int:
-    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= LIMIT_MAX:
-        raise InvalidRequest(f"limit must be 1 to {LIMIT_MAX}, got {limit!r}", field="limit")
-    return limit
-
-
-def _parse_cursor(cursor: object, parts: int) -> tuple[int, ...]:
-    numbers = cursor_numbers(cursor, parts)
-    if numbers is None:
-        raise InvalidRequest(f"cursor must come from the page before, got {cursor!r}", field="cursor")
-    return numbers
-
-
-def cursor_numbers(cursor: object, parts: int) -> tuple[int, ...] | None:
-    """Return the numbers of a cursor `1:2:...` with this many parts, None if it is not one."""
-    fields = cursor.split(":") if isinstance(cursor, str) else []
-    if len(fields) != parts or not all(part.isascii() and part.isdigit() and len(part) <= 18 for part in fields):
-        return None
-    return tuple(int(part) for part in fields)
