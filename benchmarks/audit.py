@@ -23,7 +23,7 @@ from benchmarks.report import Plan as SharedPlan
 from benchmarks.report import new_table, progress, run_plan
 from benchmarks.servers import Database, Engine, Host, scratch
 from benchmarks.service import serving
-from ledger_sizer.wire.export import ExportForm
+from ledger_sizer.model.choices import ExportForm
 
 if TYPE_CHECKING:
     from ledger_sizer import Ledger

@@ -20,8 +20,10 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from ledger_sizer.model.choices import DriftKind, DriftPolicy
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.reconciliation import EXCESS_KINDS, DriftKind, DriftPolicy
+from ledger_sizer.model.names import PORTFOLIO_PATTERN
+from ledger_sizer.model.reconciliation import EXCESS_KINDS
 
 
 def _no_float(value: Any) -> Any:
@@ -32,8 +34,6 @@ def _no_float(value: Any) -> Any:
 
 Exact = Annotated[Decimal, BeforeValidator(_no_float)]
 """A Decimal that was never a binary float."""
-
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 
 class Settings(BaseSettings):
@@ -237,8 +237,10 @@ class ExchangeAccountSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
     id: str = Field("bybit", description="A ccxt exchange id; positions name it in their venue tag.")
-    account: str = Field("main", pattern=_NAME, description="A name for the account.")
-    portfolio: str = Field("main", pattern=_NAME, description="The portfolio whose positions stand in this account.")
+    account: str = Field("main", pattern=PORTFOLIO_PATTERN, description="A name for the account.")
+    portfolio: str = Field(
+        "main", pattern=PORTFOLIO_PATTERN, description="The portfolio whose positions stand in this account."
+    )
     api_key: SecretStr | None = Field(None, description="API key with read rights.")
     api_secret: SecretStr | None = Field(None, description="Its secret.")
     password: SecretStr | None = Field(None, description="Its passphrase, where the exchange asks for one (OKX).")

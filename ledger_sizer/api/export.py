@@ -7,7 +7,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from ledger_sizer.ledger.ledger import Ledger
-from ledger_sizer.wire.export import COLUMNS, ExportForm
+from ledger_sizer.model.choices import ExportForm
+from ledger_sizer.wire.export import COLUMNS
 from ledger_sizer.wire.problems import NotAcceptable
 
 CSV, NDJSON, JSON = "text/csv", "application/x-ndjson", "application/json"

@@ -14,6 +14,7 @@ from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.export import EXPORTS, export_response, negotiate_media_type
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.arguments import label_text
+from ledger_sizer.model.choices import Outcome, PositionFilter
 from ledger_sizer.model.command_base import parse_time
 from ledger_sizer.model.domain import DENIAL_REASONS
 from ledger_sizer.model.errors import InvalidRequest
@@ -55,7 +56,7 @@ class PositionFilters(_Filters):
     """Query of `GET /v1/positions`."""
 
     portfolio: PortfolioText | None = None
-    state: Literal["held", "open", "closed", "released", "expired", "live"] | None = None
+    state: PositionFilter | None = None
     tag: Annotated[list[TagText], Query(max_length=16, description="Like venue=bybit; all must match.")] = []
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}:[0-9]{1,18}$")] = None
     limit: Limit = 100
@@ -86,7 +87,7 @@ class DecisionFilters(_Filters):
         "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "freeze", "thaw",
         "reconciled", "remark", "expire",
     ] | None = None  # fmt: skip
-    outcome: Literal["granted", "denied", "applied"] | None = None
+    outcome: Outcome | None = None
     reason: Literal[DENIAL_REASONS] | None = None  # type: ignore[valid-type]
     position_id: Annotated[str | None, Query(pattern=POSITION_PATTERN)] = None
     since: Annotated[MomentText | None, Query(description="Inclusive.")] = None

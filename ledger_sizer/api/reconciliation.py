@@ -1,7 +1,7 @@
 """Routes for reconciliation runs and drifts: list them, start a run, decide about a drift."""
 
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -13,7 +13,7 @@ from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.request_body import read_body
 from ledger_sizer.api.responses import json_response
-from ledger_sizer.model.reconciliation import DriftKind
+from ledger_sizer.model.choices import DriftFilter, DriftKind
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import LIMIT_MAX
@@ -58,7 +58,7 @@ class RunFilters(_Filters):
 class DriftFilters(_Filters):
     """Query of `GET /v1/drifts`."""
 
-    state: Literal["open", "confirmed", "acknowledged", "resolved", "live"] | None = None
+    state: DriftFilter | None = None
     kind: DriftKind | None = None
 
 

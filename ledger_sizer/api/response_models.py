@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
+from ledger_sizer.model.choices import MarketKind, Outcome, Side
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
 from ledger_sizer.model.instruments import Leg
@@ -46,7 +47,7 @@ class DecisionForm(_Form):
     seq: int | None = Field(description="Place in the portfolio's audit chain; null for a dry run.")
     command: str
     key: str
-    outcome: Literal["granted", "denied", "applied"]
+    outcome: Outcome
     reason: str | None
     granted: bool
     replayed: bool
@@ -74,8 +75,8 @@ class LegOut(_Form):
 
     venue: str
     symbol: str
-    kind: Literal["spot", "swap"]
-    side: Literal["buy", "sell"]
+    kind: MarketKind
+    side: Side
     quantity: DecimalOut
     price: DecimalOut | None
 

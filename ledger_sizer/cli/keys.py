@@ -1,6 +1,6 @@
 """`ledger-sizer keys`: the API keys of the service."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -9,13 +9,12 @@ from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.ledger_session import ledger_engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
+from ledger_sizer.model.choices import Role
 
 if TYPE_CHECKING:
     from ledger_sizer.service.api_keys import ApiKey
 
 keys = typer.Typer(rich_markup_mode=None)
-
-RoleName = Literal["read", "trade", "admin"]
 
 KEYS_HELP = help_epilog("keys create bot-1 --role trade --portfolio main", "keys list --json", exits=NEVER_DENIED)
 
@@ -33,7 +32,7 @@ def group() -> None:
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for listings and logs.")],
     role: Annotated[
-        RoleName, typer.Option("--role", help="read: look; trade: reserve, confirm, release too; admin: everything.")
+        Role, typer.Option("--role", help="read: look; trade: reserve, confirm, release too; admin: everything.")
     ],
     portfolio: Annotated[
         list[str] | None, typer.Option("--portfolio", "-p", metavar="NAME", help="Only this one; repeatable.")

@@ -36,9 +36,6 @@ Limit = Annotated[str, typer.Option("--limit", metavar="N", help="Rows of a page
 Everything = Annotated[bool, typer.Option("--all", help="Every page, from the cursor to the end.")]
 
 # Literals, so that `--help` need not import the domain's types. A test keeps them equal.
-State = Literal["held", "open", "closed", "released", "expired", "live"]
-OutcomeName = Literal["granted", "denied", "applied"]
-ExportFormat = Literal["csv", "ndjson"]
 if TYPE_CHECKING:
     CommandName = str
     ReasonName = str

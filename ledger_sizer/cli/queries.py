@@ -13,16 +13,14 @@ from ledger_sizer.cli.options import (
     Cursor,
     DatabaseUrl,
     Everything,
-    ExportFormat,
     Json,
     Limit,
-    OutcomeName,
     Portfolio,
     ReasonName,
-    State,
     Tag,
 )
 from ledger_sizer.cli.output import Cell, Column
+from ledger_sizer.model.choices import ExportForm, Outcome, PositionFilter
 
 if TYPE_CHECKING:
     from ledger_sizer import Decision, Page, Position, ScopeExposure
@@ -105,7 +103,7 @@ POSITIONS_HELP = help_epilog(
 
 def positions(
     portfolio: AnyPortfolio = None,
-    state: Annotated[State | None, typer.Option("--state", help="live: held or open.")] = None,
+    state: Annotated[PositionFilter | None, typer.Option("--state", help="live: held or open.")] = None,
     tag: Tag = None,
     cursor: Cursor = None,
     limit: Limit = "100",
@@ -172,7 +170,7 @@ def history(
         str | None, typer.Option("--strategy", metavar="TAG", help="With the tag strategy=TAG.")
     ] = None,
     command: Annotated[CommandName | None, typer.Option("--command", help="Of this command.")] = None,
-    outcome: Annotated[OutcomeName | None, typer.Option("--outcome", help="With this outcome.")] = None,
+    outcome: Annotated[Outcome | None, typer.Option("--outcome", help="With this outcome.")] = None,
     reason: Annotated[ReasonName | None, typer.Option("--reason", help="Denied for this reason.")] = None,
     position_id: Annotated[
         str | None, typer.Option("--position", metavar="POSITION_ID", help="About this position.")
@@ -186,7 +184,7 @@ def history(
     limit: Limit = "100",
     everything: Everything = False,
     export: Annotated[
-        ExportFormat | None,
+        ExportForm | None,
         typer.Option("--export", help="All of it from the cursor on, every field of the audit chain, as a stream."),
     ] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="FILE", help="Where the export goes; else here.")] = None,

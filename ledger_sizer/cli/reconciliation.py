@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,6 +11,7 @@ from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Limit
 from ledger_sizer.cli.output import Column
 from ledger_sizer.cli.verb_commands import verb_command
+from ledger_sizer.model.choices import DriftFilter, DriftKind
 from ledger_sizer.model.commands import Reconciled
 
 if TYPE_CHECKING:
@@ -21,13 +22,6 @@ if TYPE_CHECKING:
     from ledger_sizer.model.reconciliation import Drift, Run
     from ledger_sizer.reconcile.run import Reconciler
 
-
-# Literals, so that `--help` need not import the package's types. A test keeps them equal.
-DriftStateName = Literal["open", "confirmed", "acknowledged", "resolved", "live"]
-DriftKindName = Literal[
-    "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
-    "balance_below_holds", "late_fill", "expired_hold",
-]  # fmt: skip
 
 RECONCILE_HELP = help_epilog(
     "reconcile --dry-run", "reconcile --json", exits={1: "failure, or an account was not fetched", 3: ""}
@@ -121,8 +115,8 @@ def group() -> None:
 @drifts.command("list", epilog=help_epilog("drifts list --state live --json", exits=NEVER_DENIED))
 def list_drifts(
     portfolio: AnyPortfolio = None,
-    state: Annotated[DriftStateName | None, typer.Option("--state", help="live: open or confirmed.")] = None,
-    kind: Annotated[DriftKindName | None, typer.Option("--kind", help="One kind only.")] = None,
+    state: Annotated[DriftFilter | None, typer.Option("--state", help="live: open or confirmed.")] = None,
+    kind: Annotated[DriftKind | None, typer.Option("--kind", help="One kind only.")] = None,
     cursor: Cursor = None,
     limit: Limit = "100",
     as_json: Json = False,

@@ -23,6 +23,7 @@ from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive
 from ledger_sizer.history.as_of import AsOf
 from ledger_sizer.ledger.committer import Committer, Observe
 from ledger_sizer.ledger.writer import Writer
+from ledger_sizer.model.choices import ExportForm
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Exposure, HistoryFilters, Page, Position, VerifyReport
@@ -42,7 +43,7 @@ from ledger_sizer.verify.chain import Heads, Progress, heads_of, verify
 from ledger_sizer.views.exposure_series import BlockExtremes
 from ledger_sizer.views.overview_query import read_overview
 from ledger_sizer.views.queries import Queries
-from ledger_sizer.wire.export import ExportForm, export_lines
+from ledger_sizer.wire.export import export_lines
 
 log = get_logger(__name__)
 

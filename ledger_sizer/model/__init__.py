@@ -2,6 +2,7 @@
 
 units            Decimal <-> scaled integers, and all rounding of money
 errors           the error tree
+choices          words of choice: states, outcomes, kinds, roles
 instruments      markets with their trading rules, and legs
 tags             tags of a position, and the scopes they stand for
 denials          reasons of a denial, with their titles and words

@@ -14,7 +14,7 @@ from decimal import Decimal
 from hashlib import sha256
 from typing import Any, NamedTuple
 
-from ledger_sizer.model.domain import Outcome
+from ledger_sizer.model.choices import Outcome
 from ledger_sizer.model.errors import Denied, LedgerError
 from ledger_sizer.model.names import position_id
 from ledger_sizer.model.times import from_us

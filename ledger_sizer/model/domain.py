@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Generic, Literal, NamedTuple, TypedDict, TypeVar
+from typing import Generic, NamedTuple, TypedDict, TypeVar
 
+from ledger_sizer.model.choices import PositionState, Status
 from ledger_sizer.model.denials import DENIAL_REASONS as DENIAL_REASONS  # noqa: PLC0414 - for its readers here
 from ledger_sizer.model.errors import WrongState
 from ledger_sizer.model.instruments import Leg
@@ -17,10 +18,6 @@ from ledger_sizer.model.names import position_id
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
 from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic, usd
-
-Outcome = Literal["granted", "denied", "applied"]
-PositionState = Literal["held", "open", "closed", "released", "expired"]
-Status = Literal["active", "reducing", "halted"]
 
 
 class Position(NamedTuple):

@@ -9,9 +9,10 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
+from ledger_sizer.model.choices import RunOutcome
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Page, Position, ScopeExposure
-from ledger_sizer.model.reconciliation import Drift, RunOutcome
+from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.units import exact_arithmetic
 
 ROWS_MAX = 200

@@ -3,39 +3,18 @@
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
+from ledger_sizer.model.choices import DriftKind, DriftPolicy, DriftState, RunOutcome
 from ledger_sizer.model.names import position_id
 from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic
-
-DriftKind = Literal[
-    "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
-    "balance_below_holds", "late_fill", "expired_hold",
-]  # fmt: skip
-"""Kinds of difference between ledger and exchange; docs/reconciliation.md explains each."""
-
-DriftPolicy = Literal["record", "alert", "freeze", "adopt", "close"]
-"""What happens to a confirmed drift. `record` only lists it. All others send alerts too; in addition `freeze` stops new
-reservations, `adopt` makes it a position of the ledger, and `close` asks the orchestrator to close it."""
-
-KINDS: tuple[DriftKind, ...] = get_args(DriftKind)
-POLICIES: tuple[DriftPolicy, ...] = get_args(DriftPolicy)
-
-DriftState = Literal["open", "confirmed", "acknowledged", "resolved"]
-"""`open`: seen, but in too few runs so far. `confirmed`: seen in enough runs. `acknowledged`: a person accepted it as
-it is. `resolved`: gone, or adopted."""
-STATES: tuple[DriftState, ...] = get_args(DriftState)
 
 EXTERNAL = "exchange"
 """Value of the tag `external`. What an exchange shows beyond the ledger counts in the scope `external=exchange`."""
 
 QUOTE = "quote"
 """Subject of drifts about the free quote balance."""
-
-Trigger = Literal["start", "interval", "demand"]
-
-RunOutcome = Literal["good", "partial", "failed"]
 
 Part = Literal["account", "positions", "balances", "both", "ledger"]
 

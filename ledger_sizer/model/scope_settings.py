@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from ledger_sizer.model.domain import Status
+from ledger_sizer.model.choices import Status
 
 
 class ScopeSettings(NamedTuple):

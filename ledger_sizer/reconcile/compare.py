@@ -10,7 +10,8 @@ from decimal import Decimal
 
 from ledger_sizer.exchanges.market_rules import USD_QUOTES
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance
-from ledger_sizer.model.reconciliation import QUOTE, Drift, DriftKind, Finding, Market
+from ledger_sizer.model.choices import DriftKind
+from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.in_flight import InFlight
 from ledger_sizer.reconcile.ledger_side import AccountKey, LedgerSide

@@ -9,9 +9,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 
 from ledger_sizer.config import ReconcileSettings
+from ledger_sizer.model.choices import DRIFT_KINDS, DRIFT_STATES
 from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InvalidRequest, NotFound
-from ledger_sizer.model.reconciliation import KINDS, QUANTITY_KINDS, STATES, Drift, Finding, Run, stops_grants
+from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Finding, Run, stops_grants
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.compare import Comparison
 from ledger_sizer.reconcile.outbox import enqueue_alerts
@@ -335,13 +336,13 @@ def list_drifts(
     cursor: str | None = None,
     limit: int = 100,
 ) -> Page[Drift]:
-    """Return drifts, newest first. state: one of `STATES`, or `live` (open, confirmed). cursor: from the last page."""
+    """Return drifts, newest first. state: a `DriftFilter`. cursor: from the last page."""
     query = select(_TABLE).order_by(DriftRow.id.desc())
     if state is not None:
         query = query.where(DriftRow.state.in_(_states(state)))
     if kind is not None:
-        if kind not in KINDS:
-            raise InvalidRequest(f"kind must be one of {', '.join(KINDS)}, got {kind!r}", field="kind")
+        if kind not in DRIFT_KINDS:
+            raise InvalidRequest(f"kind must be one of {', '.join(DRIFT_KINDS)}, got {kind!r}", field="kind")
         query = query.where(DriftRow.kind == kind)
     return _page(engine, query, DriftRow, drift_from_row, portfolios, cursor, limit)
 
@@ -357,8 +358,8 @@ def list_runs(
 def _states(state: str) -> Iterable[str]:
     if state == "live":
         return ("open", "confirmed")
-    if state not in STATES:
-        raise InvalidRequest(f"state must be one of {', '.join(STATES)} or live, got {state!r}", field="state")
+    if state not in DRIFT_STATES:
+        raise InvalidRequest(f"state must be one of {', '.join(DRIFT_STATES)} or live, got {state!r}", field="state")
     return (state,)
 
 

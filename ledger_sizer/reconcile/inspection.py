@@ -8,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Literal, Protocol
+from typing import Protocol
 
 from sqlalchemy import Engine, select
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.exchanges.snapshot import Snapshot
+from ledger_sizer.model.choices import RunOutcome, Trigger
 from ledger_sizer.model.domain import Position
-from ledger_sizer.model.reconciliation import Drift, Market, Run, Trigger
+from ledger_sizer.model.reconciliation import Drift, Market, Run
 from ledger_sizer.model.times import to_us
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
@@ -204,7 +205,7 @@ def _run_of(
     )  # fmt: skip
 
 
-def _outcome(snapshots: Sequence[Snapshot]) -> Literal["good", "partial", "failed"]:
+def _outcome(snapshots: Sequence[Snapshot]) -> RunOutcome:
     if all(snapshot.whole for snapshot in snapshots):
         return "good"
     any_part = any(one.positions is not None or one.balances is not None for one in snapshots)

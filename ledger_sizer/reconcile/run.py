@@ -10,9 +10,10 @@ from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.choices import Trigger
 from ledger_sizer.model.commands import Reconciled
 from ledger_sizer.model.errors import Busy, LedgerError, WrongState
-from ledger_sizer.model.reconciliation import Drift, Report, Trigger
+from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts

@@ -5,8 +5,9 @@ The store fills it, `decide` reads it, `apply` changes it, and the store saves t
 
 from dataclasses import dataclass, replace
 
+from ledger_sizer.model.choices import Outcome, Status
 from ledger_sizer.model.decisions import DecisionRecord, chain_hash, fields_text
-from ledger_sizer.model.domain import Outcome, Position, Status
+from ledger_sizer.model.domain import Position
 from ledger_sizer.model.scope_settings import NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
 

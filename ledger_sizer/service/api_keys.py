@@ -19,15 +19,12 @@ from typing import Any
 from sqlalchemy import Engine, case, func, insert, select, update
 
 from ledger_sizer.model.arguments import label_text
-from ledger_sizer.model.command_base import Role
+from ledger_sizer.model.choices import ROLES, Role
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.times import from_us
 from ledger_sizer.storage.database import database_now_us, read_transaction, write_transaction
 from ledger_sizer.storage.tables import ApiKeyRow
-
-ROLES: tuple[Role, ...] = ("read", "trade", "admin")
-"""In ascending order: each role may do what the ones before it may; `admin` may do everything."""
 
 KEYS_MAX = 10_000
 _TOKEN = re.compile(r"lsk_([0-9a-f]{12})_[0-9a-f]{64}")

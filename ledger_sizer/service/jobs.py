@@ -19,8 +19,8 @@ from apscheduler.schedulers.background import BackgroundScheduler
 from sqlalchemy import Engine
 
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.choices import Trigger
 from ledger_sizer.model.errors import Busy, LedgerError
-from ledger_sizer.model.reconciliation import Trigger
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.service.metrics import Metrics
 from ledger_sizer.storage.leases import Lease, acquire_lease, release_lease

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Unpack, get_args
 
 from sqlalchemy import Connection, Engine, Select, and_, literal, select, text, tuple_
 
@@ -10,6 +10,7 @@ from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.as_of import AsOf, scopes_as_of
 from ledger_sizer.history.history import Filters, History
 from ledger_sizer.model.arguments import label_text
+from ledger_sizer.model.choices import POSITION_STATES, Outcome
 from ledger_sizer.model.commands import COMMANDS, Reserve
 from ledger_sizer.model.decisions import GENESIS_HASH, Decision, DecisionRecord, Fields
 from ledger_sizer.model.domain import (
@@ -36,7 +37,6 @@ from ledger_sizer.views.paging import cursor_numbers, page_of, require_limit
 
 BLOCK_RECORDS = 2000
 """Records of one block of `Queries.history_blocks`."""
-STATES = ("held", "open", "closed", "released", "expired")
 LIVE = "live"
 """A further value of the state filter: held or open."""
 
@@ -270,8 +270,10 @@ def scope_exposure(scope: ScopeState) -> ScopeExposure:
 def _state_values(state: str) -> tuple[str, ...]:
     if state == LIVE:
         return ("held", "open")
-    if state not in STATES:
-        raise InvalidRequest(f"state must be one of {', '.join(STATES)} or {LIVE}, got {state!r}", field="state")
+    if state not in POSITION_STATES:
+        raise InvalidRequest(
+            f"state must be one of {', '.join(POSITION_STATES)} or {LIVE}, got {state!r}", field="state"
+        )
     return (state,)
 
 
@@ -284,7 +286,7 @@ def _position_number(portfolio: str, position_id: object) -> int:
 
 _CHOICES = {
     "command": (*COMMANDS, "expire"),
-    "outcome": ("granted", "denied", "applied"),
+    "outcome": get_args(Outcome),
     "reason": DENIAL_REASONS,
 }
 

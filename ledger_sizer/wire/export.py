@@ -7,8 +7,9 @@ its hash can then be checked against the previous one.
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from json.encoder import encode_basestring
-from typing import Literal, get_args
+from typing import get_args
 
+from ledger_sizer.model.choices import ExportForm
 from ledger_sizer.model.decisions import Fields
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import position_id
@@ -21,7 +22,6 @@ COLUMNS = (
 )  # fmt: skip
 FULL_COLUMNS = ("held_change", "open_change", "tags", "request", "trace")
 
-ExportForm = Literal["csv", "ndjson"]
 Lines = Callable[[Iterable[Fields]], bytes]
 """Converts the next records into the next bytes of one export."""
 

@@ -13,10 +13,10 @@ from ledger_sizer import InvalidRequest, Ledger, Leg, NotFound, Reserve
 from ledger_sizer.dashboard import formatting
 from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
 from ledger_sizer.dashboard.labels import decision_label
+from ledger_sizer.model.choices import DriftKind, DriftState
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.domain import ScopeExposure
 from ledger_sizer.model.overview import Detail, Overview, OverviewQuery
-from ledger_sizer.model.reconciliation import DriftKind, DriftState
 from ledger_sizer.views import exposure_series
 from ledger_sizer.views.exposure_series import POINTS_MAX
 from tests.support.clock import START, FakeClock

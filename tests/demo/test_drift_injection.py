@@ -14,7 +14,7 @@ from ledger_sizer.demo.drift_injection import INJECTIONS
 from ledger_sizer.demo.processes import Service
 from ledger_sizer.demo.venue import running_venue, running_venue_bot, service_settings
 from ledger_sizer.demo.venue_bot import KEPT, NAME
-from ledger_sizer.model.reconciliation import KINDS
+from ledger_sizer.model.choices import DRIFT_KINDS
 
 pytest.importorskip("ccxt")
 
@@ -43,7 +43,7 @@ def test_meddle_when_every_turn_was_taken_then_each_kind_of_drift_was_found_and_
                 drifts = client.drifts(PORTFOLIO, state="live")
         finally:
             service.stop()
-    assert sorted(one.kind for one in injected) == sorted(KINDS)
+    assert sorted(one.kind for one in injected) == sorted(DRIFT_KINDS)
     for one in injected:
         assert one.drift is not None, one
         assert one.cleared, one
@@ -55,5 +55,5 @@ def test_meddle_when_every_turn_was_taken_then_each_kind_of_drift_was_found_and_
 
 
 def test_list_meddling_when_a_kind_is_added_then_somebody_does_it() -> None:
-    assert {one.kind for one in INJECTIONS} == set(KINDS)
-    assert len(INJECTIONS) == len(KINDS)
+    assert {one.kind for one in INJECTIONS} == set(DRIFT_KINDS)
+    assert len(INJECTIONS) == len(DRIFT_KINDS)

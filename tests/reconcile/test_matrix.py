@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ledger_sizer import InvalidRequest, Leg, ReconcileSettings
-from ledger_sizer.model.reconciliation import KINDS, POLICIES
+from ledger_sizer.model.choices import DRIFT_KINDS, DRIFT_POLICIES
 from ledger_sizer.reconcile import drifts
 from tests.conftest import NewDatabase
 from tests.support.accounts import PERP, Desk, balance, long, short
@@ -91,7 +91,10 @@ def expired_hold(desk: Desk) -> None:
 
 HAS_EXCESS = {kind for kind, (_, _, counted) in DRIFTS.items() if counted}
 ALLOWED = [
-    (kind, policy) for kind in KINDS for policy in POLICIES if policy not in ("adopt", "close") or kind in HAS_EXCESS
+    (kind, policy)
+    for kind in DRIFT_KINDS
+    for policy in DRIFT_POLICIES
+    if policy not in ("adopt", "close") or kind in HAS_EXCESS
 ]
 
 
@@ -116,7 +119,7 @@ def desk_with(new_database: NewDatabase, clock: FakeClock) -> Iterator[Callable[
 
 
 def test_list_drifts_when_a_kind_is_added_then_the_matrix_has_it() -> None:
-    assert tuple(DRIFTS) == KINDS
+    assert tuple(DRIFTS) == DRIFT_KINDS
 
 
 @pytest.mark.parametrize("engine_kind", ENGINE_KINDS)
@@ -124,7 +127,7 @@ def test_list_drifts_when_a_kind_is_added_then_the_matrix_has_it() -> None:
 def test_reconcile_when_a_drift_is_there_then_its_policy_is_carried_out_and_it_ends_with_its_cause(
     desk_with: Callable[..., Desk], engine_kind: str, kind: str, policy: str
 ) -> None:
-    others = {f"policy_{one}": "record" for one in KINDS}
+    others = {f"policy_{one}": "record" for one in DRIFT_KINDS}
     desk = desk_with(engine_kind, stale_after_seconds=None, **{**others, f"policy_{kind}": policy})
     arrange, undo, counted = DRIFTS[kind]
     arrange(desk)
@@ -172,7 +175,7 @@ def test_reconcile_when_a_drift_is_there_then_its_policy_is_carried_out_and_it_e
 
 
 @pytest.mark.parametrize("policy", ["adopt", "close"])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in HAS_EXCESS])
+@pytest.mark.parametrize("kind", [kind for kind in DRIFT_KINDS if kind not in HAS_EXCESS])
 def test_set_policy_when_the_kind_has_nothing_to_adopt_or_close_then_it_is_refused_by_name(
     kind: str, policy: str
 ) -> None:
@@ -181,7 +184,7 @@ def test_set_policy_when_the_kind_has_nothing_to_adopt_or_close_then_it_is_refus
 
 
 @pytest.mark.parametrize("engine_kind", ENGINE_KINDS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", DRIFT_KINDS)
 def test_act_when_an_operator_decides_then_it_stands_in_the_chain_and_the_drift_follows(
     desk_with: Callable[..., Desk], engine_kind: str, kind: str
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ledger_sizer.config import ExchangeAccountSettings
 from ledger_sizer.exchanges.accounts import ExchangeAccount
-from ledger_sizer.model.reconciliation import KINDS
+from ledger_sizer.model.choices import DRIFT_KINDS
 from ledger_sizer.paper.control import DEFAULT_PASSPHRASE, DEFAULT_SECRET, PaperControl
 from ledger_sizer.paper.server import PaperServer
 from tests.support.accounts import PERP, Desk
@@ -185,7 +185,7 @@ def expired_hold(cycle: Cycle) -> None:
 
 
 def test_list_drifts_when_a_kind_is_added_then_the_cycle_has_it() -> None:
-    assert tuple(DRIFTS) == KINDS
+    assert tuple(DRIFTS) == DRIFT_KINDS
 
 
 def test_reconcile_when_the_exchange_changes_behind_our_back_then_each_kind_is_named_counted_and_cleared(

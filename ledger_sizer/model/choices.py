@@ -1,0 +1,36 @@
+"""Words of choice: states, outcomes and kinds. Each stands once, and here. Imports only typing: `--help` reads them."""
+
+from typing import Literal, get_args
+
+Outcome = Literal["granted", "denied", "applied"]
+PositionState = Literal["held", "open", "closed", "released", "expired"]
+PositionFilter = Literal[PositionState, "live"]
+"""`live`: held or open."""
+Status = Literal["active", "reducing", "halted"]
+MarketKind = Literal["spot", "swap"]
+Side = Literal["buy", "sell"]
+Role = Literal["read", "trade", "admin"]
+"""In ascending order: each role may do what the ones before it may; `admin` may do everything."""
+ExportForm = Literal["csv", "ndjson"]
+
+DriftKind = Literal[
+    "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
+    "balance_below_holds", "late_fill", "expired_hold",
+]  # fmt: skip
+"""Kinds of difference between ledger and exchange; docs/reconciliation.md explains each."""
+DriftPolicy = Literal["record", "alert", "freeze", "adopt", "close"]
+"""What happens to a confirmed drift. `record` only lists it. All others send alerts too; in addition `freeze` stops new
+reservations, `adopt` makes it a position of the ledger, and `close` asks the orchestrator to close it."""
+DriftState = Literal["open", "confirmed", "acknowledged", "resolved"]
+"""`open`: seen, but in too few runs so far. `confirmed`: seen in enough runs. `acknowledged`: a person accepted it as
+it is. `resolved`: gone, or adopted."""
+DriftFilter = Literal[DriftState, "live"]
+"""`live`: open or confirmed."""
+Trigger = Literal["start", "interval", "demand"]
+RunOutcome = Literal["good", "partial", "failed"]
+
+POSITION_STATES: tuple[PositionState, ...] = get_args(PositionState)
+ROLES: tuple[Role, ...] = get_args(Role)
+DRIFT_KINDS: tuple[DriftKind, ...] = get_args(DriftKind)
+DRIFT_POLICIES: tuple[DriftPolicy, ...] = get_args(DriftPolicy)
+DRIFT_STATES: tuple[DriftState, ...] = get_args(DriftState)
