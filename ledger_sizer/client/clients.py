@@ -8,8 +8,8 @@ import asyncio
 import inspect
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -21,7 +21,7 @@ from ledger_sizer.client.endpoints import Call, Calls
 from ledger_sizer.client.responses import ConnectionLost, Response
 from ledger_sizer.client.retry import RetryPolicy, Steps, Wait, with_retries
 from ledger_sizer.model.errors import Closed, InvalidRequest
-from ledger_sizer.verbs.hold import AsyncHold, Hold
+from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AwaitableVerbs, Verbs
 
 P = ParamSpec("P")
@@ -113,7 +113,7 @@ def _with_signature_of(method: _M, make: Callable[..., Any]) -> _M:
     return method
 
 
-class LedgerClient(_BaseClient, Verbs):
+class LedgerClient(_BaseClient, Verbs, HoldMethod):
     """The ledger over HTTP: the verbs, arguments, results and exceptions of the embedded `Ledger`.
 
         with LedgerClient("https://ledger.example", api_key=...) as ledger:
@@ -163,17 +163,6 @@ class LedgerClient(_BaseClient, Verbs):
     adopt_drift = _sync_method(reconciliation.adopt_drift)
     ignore_drift = _sync_method(reconciliation.ignore_drift)
     close_drift = _sync_method(reconciliation.close_drift)
-
-    @contextmanager
-    def hold(self, **request: Any) -> Iterator[Hold]:
-        """Reserve for a `with` block; an exception in it releases what it did not confirm. See `Ledger.hold`."""
-        hold = Hold(self, self.reserve(**request))
-        hold.require_held(self.position)
-        try:
-            yield hold
-        except BaseException:
-            hold.release_after_failure()
-            raise
 
     def _execute(self, steps: Steps[T]) -> T:
         """Send and wait as the steps say, and return their result."""
@@ -256,16 +245,9 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     ignore_drift = _async_method(reconciliation.ignore_drift)
     close_drift = _async_method(reconciliation.close_drift)
 
-    @asynccontextmanager
-    async def hold(self, **request: Any) -> AsyncIterator[AsyncHold]:
+    def hold(self, **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """Reserve for an `async with` block. See `Ledger.hold`."""
-        hold = AsyncHold(self, await self.reserve(**request))
-        await hold.require_held(self.position)
-        try:
-            yield hold
-        except BaseException:
-            await hold.release_after_failure()
-            raise
+        return hold_async(self, self.position, request)
 
     hold_async = hold
 

@@ -7,8 +7,8 @@ Writes go through one writer with group commit. Reads have their own connections
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -37,7 +37,7 @@ from ledger_sizer.storage.database import SCHEMA_HEAD, is_sqlite, make_engine, r
 from ledger_sizer.storage.leases import fence_var
 from ledger_sizer.storage.write_store import WriteStore
 from ledger_sizer.telemetry import get_logger, request_id_var
-from ledger_sizer.verbs.hold import AsyncHold, Hold
+from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AsyncVerbs, Verbs
 from ledger_sizer.verify.chain import Heads, Progress, heads_of, verify
 from ledger_sizer.views.exposure_series import BlockExtremes
@@ -61,7 +61,7 @@ def _open_store(engine: Engine, settings: AppSettings) -> WriteStore:
     return PostgresStore(engine, lock_timeout_seconds=settings.ledger.busy_timeout_seconds)
 
 
-class Ledger(Verbs, AsyncVerbs):
+class Ledger(Verbs, AsyncVerbs, HoldMethod):
     """One open ledger. Safe to share between threads and event loops; not across a fork.
 
     Every verb returns a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the same
@@ -141,32 +141,9 @@ class Ledger(Verbs, AsyncVerbs):
         group = _group(commands, atomic)
         return _all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic)
 
-    @contextmanager
-    def hold(self, **request: Any) -> Iterator[Hold]:
-        """Reserve for a `with` block. An exception in the block releases the hold, unless `confirm` was called.
-
-        Takes the arguments of `reserve`. Raises `Denied` when it is denied, `WrongState` when its key was answered
-        before and that hold has ended since (a new attempt needs a new key). After a normal exit an unconfirmed hold
-        stays until it expires.
-        """
-        hold = Hold(self, self.reserve(**request))
-        hold.require_held(self.position)
-        try:
-            yield hold
-        except BaseException:
-            hold.release_after_failure()
-            raise
-
-    @asynccontextmanager
-    async def hold_async(self, **request: Any) -> AsyncIterator[AsyncHold]:
+    def hold_async(self, **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """`hold`, for `async with`."""
-        hold = AsyncHold(self, await self.reserve_async(**request))
-        await hold.require_held(lambda name: asyncio.to_thread(self.position, name))
-        try:
-            yield hold
-        except BaseException:
-            await hold.release_after_failure()
-            raise
+        return hold_async(self, lambda name: asyncio.to_thread(self.position, name), request)
 
     def sweep(self, portfolio: str | None = None) -> int:
         """Expire the overdue holds of one portfolio, or of all. Return how many were freed.

@@ -1,11 +1,12 @@
 """A hold for the length of a `with` block; releases it when the block fails."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 
 from ledger_sizer.model.command_base import KEY_LENGTH_MAX
-from ledger_sizer.model.commands import Confirm, Release
+from ledger_sizer.model.commands import Confirm, Release, Reserve
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, WrongState
@@ -117,3 +118,44 @@ class AsyncHold(_HoldBase):
                 await self.release()
             except LedgerError as error:
                 self._log_not_released(error)
+
+
+class HoldingLedger(CommandRunner, Protocol):
+    """What a class with `hold` implements."""
+
+    def position(self, position_id: str, /) -> Position:
+        """Return one position by its name."""
+
+
+class HoldMethod:
+    """`hold`, for a class with `run` and `position`."""
+
+    @contextmanager
+    def hold(self: HoldingLedger, **request: Any) -> Iterator[Hold]:
+        """Reserve for a `with` block. An exception in the block releases the hold, unless `confirm` was called.
+
+        Takes the arguments of `reserve`. Raises `Denied` when it is denied, `WrongState` when its key was answered
+        before and that hold has ended since (a new attempt needs a new key). After a normal exit an unconfirmed hold
+        stays until it expires.
+        """
+        hold = Hold(self, self.run(Reserve(**request)))
+        hold.require_held(self.position)
+        try:
+            yield hold
+        except BaseException:
+            hold.release_after_failure()
+            raise
+
+
+@asynccontextmanager
+async def hold_async(
+    ledger: AsyncCommandRunner, read_position: Callable[[str], Awaitable[Position]], request: dict[str, Any]
+) -> AsyncIterator[AsyncHold]:
+    """Reserve for an `async with` block. See `HoldMethod.hold`."""
+    hold = AsyncHold(ledger, await ledger.run_async(Reserve(**request)))
+    await hold.require_held(read_position)
+    try:
+        yield hold
+    except BaseException:
+        await hold.release_after_failure()
+        raise
