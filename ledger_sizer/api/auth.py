@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from starlette.types import Scope
 
 from ledger_sizer.api.sessions import session_api_key
-from ledger_sizer.model.command_base import Role
+from ledger_sizer.model.choices import Role
 from ledger_sizer.service.api_keys import ApiKey, KeyRing
 from ledger_sizer.service.bootstrap import is_loopback
 from ledger_sizer.wire.problems import Forbidden, Unauthenticated

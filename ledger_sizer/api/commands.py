@@ -14,7 +14,7 @@ from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.request_body import idempotency_key, read_body
 from ledger_sizer.api.responses import PreparedResponse, decision_response, json_response, problem_response, status_of
-from ledger_sizer.model.command_base import Role
+from ledger_sizer.model.choices import Role
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.errors import Denied, InvalidRequest, LedgerError

@@ -16,6 +16,7 @@ from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.choices import Outcome, PositionFilter
 from ledger_sizer.model.command_base import parse_time
+from ledger_sizer.model.commands import VERBS
 from ledger_sizer.model.domain import DENIAL_REASONS
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import PORTFOLIO_PATTERN, POSITION_PATTERN
@@ -83,10 +84,7 @@ class DecisionFilters(_Filters):
     portfolio: PortfolioText = "main"
     symbol: LabelText | None = None
     strategy: LabelText | None = None
-    command: Literal[
-        "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "freeze", "thaw",
-        "reconciled", "remark", "expire",
-    ] | None = None  # fmt: skip
+    command: Literal[VERBS] | None = None  # type: ignore[valid-type]
     outcome: Outcome | None = None
     reason: Literal[DENIAL_REASONS] | None = None  # type: ignore[valid-type]
     position_id: Annotated[str | None, Query(pattern=POSITION_PATTERN)] = None

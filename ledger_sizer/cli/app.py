@@ -24,7 +24,7 @@ from ledger_sizer.cli import (
 from ledger_sizer.cli.command_tree import CommandTree, LazyCommands, Place, built
 from ledger_sizer.cli.help_text import help_epilog
 from ledger_sizer.cli.verb_commands import verb_command
-from ledger_sizer.model.command_base import Role
+from ledger_sizer.model.choices import Role
 from ledger_sizer.model.commands import COMMANDS, AnyCommand, SetCap
 
 app = typer.Typer(

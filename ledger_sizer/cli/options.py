@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 import typer
 
 from ledger_sizer.cli.errors import bad_input
-from ledger_sizer.model.commands import COMMANDS
+from ledger_sizer.model.commands import VERBS
 from ledger_sizer.model.denials import DENIAL_REASONS
 
 if TYPE_CHECKING:
@@ -35,12 +35,11 @@ Cursor = Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="
 Limit = Annotated[str, typer.Option("--limit", metavar="N", help="Rows of a page, 1 to 1000.")]
 Everything = Annotated[bool, typer.Option("--all", help="Every page, from the cursor to the end.")]
 
-# Literals, so that `--help` need not import the domain's types. A test keeps them equal.
 if TYPE_CHECKING:
     CommandName = str
     ReasonName = str
 else:
-    CommandName = Literal[(*COMMANDS, "expire")]
+    CommandName = Literal[VERBS]
     ReasonName = Literal[DENIAL_REASONS]
 
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")

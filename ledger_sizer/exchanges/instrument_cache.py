@@ -12,9 +12,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Select, insert, select, update
 
+from ledger_sizer.model.choices import MarketKind
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
-from ledger_sizer.model.instruments import FIGURES, InstrumentInfo, MarketKind, MarketRules, instrument_from_json
+from ledger_sizer.model.instruments import FIGURES, InstrumentInfo, MarketRules, instrument_from_json
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.storage.database import Conflict, read_transaction, write_transaction
 from ledger_sizer.storage.lookups import decision_by_key

@@ -8,8 +8,9 @@ the exchange has to accept a granted quantity as either order type.
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from ledger_sizer.model.choices import MarketKind
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.instruments import InstrumentInfo, MarketKind, MarketRules
+from ledger_sizer.model.instruments import InstrumentInfo, MarketRules
 
 UNBOUNDED_QTY = Decimal(10) ** 18
 """Used where the exchange states no maximum."""

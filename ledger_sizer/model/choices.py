@@ -7,6 +7,7 @@ PositionState = Literal["held", "open", "closed", "released", "expired"]
 PositionFilter = Literal[PositionState, "live"]
 """`live`: held or open."""
 Status = Literal["active", "reducing", "halted"]
+HaltMode = Literal["halted", "reducing"]
 MarketKind = Literal["spot", "swap"]
 Side = Literal["buy", "sell"]
 Role = Literal["read", "trade", "admin"]

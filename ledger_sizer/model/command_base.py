@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
 
 from ledger_sizer.model.arguments import (
     AMOUNT_PATTERN,
@@ -20,6 +20,7 @@ from ledger_sizer.model.arguments import (
     decimal_json,
     label_text,
 )
+from ledger_sizer.model.choices import Role
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import (
     NAME_PATTERN,
@@ -47,9 +48,6 @@ SCOPE_PATTERN = rf"^({PORTFOLIO_SCOPE}|{TAG_NAME}=.{{1,128}})$"
 MOMENT_PATTERN = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})$"
 )  # fmt: skip
-
-Role = Literal["trade", "read", "admin"]
-"""What an API key may do: trade, look on, or everything."""
 
 
 # --- kinds -------------------------------------------------------------------------------------------------------

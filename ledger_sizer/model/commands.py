@@ -12,7 +12,7 @@ rule.
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, get_args
 
 from ledger_sizer.model.arguments import (
     ANY_DECIMAL,
@@ -26,6 +26,7 @@ from ledger_sizer.model.arguments import (
     choice,
     decimal_kind,
 )
+from ledger_sizer.model.choices import HaltMode
 from ledger_sizer.model.command_base import (
     DECLARED,
     INSTRUMENT,
@@ -243,8 +244,8 @@ class Halt(ScopeCommand):
     """
 
     mode: Annotated[
-        Literal["halted", "reducing"],
-        Argument(choice("halted", "reducing"), "halted: no new holds, none extended; reducing: holds may be extended."),
+        HaltMode,
+        Argument(choice(*get_args(HaltMode)), "halted: no new holds, none extended; reducing: holds may be extended."),
     ] = "halted"
 
     def changes(self) -> dict[str, Any]:
@@ -362,3 +363,9 @@ AnyCommand = PortfolioCommand | PositionCommand
 
 COMMANDS: Mapping[str, type[AnyCommand]] = DECLARED
 """Command type by verb, in the order above."""
+
+EXPIRE = "expire"
+"""Verb of the ledger's own command: it ends an overdue hold."""
+
+VERBS = (*COMMANDS, EXPIRE)
+"""Verbs that a decision may have."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, get_args
 
 from ledger_sizer.model.arguments import (
     LABEL,
@@ -23,13 +23,11 @@ from ledger_sizer.model.arguments import (
     label_text,
     to_json,
 )
+from ledger_sizer.model.choices import MarketKind, Side
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.units import exact_arithmetic
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
-
-MarketKind = Literal["spot", "swap"]
-Side = Literal["buy", "sell"]
 
 NAME_PATTERN = r"^[a-z0-9_]{1,32}:[A-Za-z0-9/:._-]{1,64}$"
 """`venue:symbol` with ccxt's names: `bybit:BTC/USDT` is a spot market, `bybit:BTC/USDT:USDT` a perpetual."""
@@ -122,8 +120,8 @@ class Leg:
 
     venue: Annotated[str, Argument(_VENUE)]
     symbol: Annotated[str, Argument(LABEL)]
-    kind: Annotated[MarketKind, Argument(choice("spot", "swap"))]
-    side: Annotated[Side, Argument(choice("buy", "sell"))]
+    kind: Annotated[MarketKind, Argument(choice(*get_args(MarketKind)))]
+    side: Annotated[Side, Argument(choice(*get_args(Side)))]
     quantity: Annotated[Decimal, Argument(POSITIVE)]
     price: Annotated[Decimal | None, Argument(POSITIVE)] = None
 

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX, PositionCommand
-from ledger_sizer.model.commands import AnyCommand
+from ledger_sizer.model.commands import EXPIRE, AnyCommand
 from ledger_sizer.model.decisions import Decision, DecisionRecord, Result
 from ledger_sizer.model.errors import InternalError, KeyReused, LedgerError, NotFound
 from ledger_sizer.model.tags import NO_TAGS, tags_of
-from ledger_sizer.rules.decide import EXPIRE, decide, expire
+from ledger_sizer.rules.decide import decide, expire
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.state import PortfolioState, Verdict
 from ledger_sizer.rules.trace import trace_text

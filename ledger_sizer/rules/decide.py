@@ -33,9 +33,6 @@ from ledger_sizer.rules.sizing import Match, gross_of_spot_fee, match_quantity, 
 from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
 from ledger_sizer.rules.trace import SCOPE_COMMANDS, trace_text
 
-EXPIRE = "expire"
-"""Verb of the ledger's own command: it ends an overdue hold."""
-
 
 def decide(state: PortfolioState, command: Command, now_us: int, policy: Policy) -> Verdict:
     """Decide one command against the state after its predecessor. Changes nothing.

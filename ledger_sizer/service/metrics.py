@@ -14,11 +14,11 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine, func, select, text
 
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.commands import EXPIRE
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import from_us
-from ledger_sizer.rules.decide import EXPIRE
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.tables import PENDING, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 from ledger_sizer.storage.write_store import scope_from_row

@@ -11,7 +11,7 @@ from ledger_sizer.history.as_of import AsOf, scopes_as_of
 from ledger_sizer.history.history import Filters, History
 from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.choices import POSITION_STATES, Outcome
-from ledger_sizer.model.commands import COMMANDS, Reserve
+from ledger_sizer.model.commands import VERBS, Reserve
 from ledger_sizer.model.decisions import GENESIS_HASH, Decision, DecisionRecord, Fields
 from ledger_sizer.model.domain import (
     DENIAL_REASONS,
@@ -285,7 +285,7 @@ def _position_number(portfolio: str, position_id: object) -> int:
 
 
 _CHOICES = {
-    "command": (*COMMANDS, "expire"),
+    "command": VERBS,
     "outcome": get_args(Outcome),
     "reason": DENIAL_REASONS,
 }
