@@ -161,7 +161,7 @@ class InstrumentResolver:
 
     def is_cached(self, command: AnyCommand) -> bool:
         """Whether `resolve` will return without reading the database."""
-        if type(command) is not Reserve:
+        if type(command) is not Reserve or not command.named:
             return True
         names = [name for name in command.instruments.values() if isinstance(name, str)]
         cached = [self._cached(name) for name in names]

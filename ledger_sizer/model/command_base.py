@@ -14,10 +14,10 @@ from ledger_sizer.model.arguments import (
     Argument,
     DeclaredArgument,
     Kind,
-    arguments_of,
-    canonical_parts,
+    canonical_fields,
     check_arguments,
     decimal_json,
+    declared,
     label_text,
 )
 from ledger_sizer.model.choices import Role
@@ -216,7 +216,8 @@ class Command:
     creates: ClassVar[bool] = False
     fills_late: ClassVar[bool] = False
     arguments: ClassVar[tuple[DeclaredArgument, ...]]
-    recorded: ClassVar[tuple[DeclaredArgument, ...]]
+    checks: ClassVar[tuple[tuple[str, Callable[[Any, str], Any], bool], ...]]
+    texts: ClassVar[tuple[tuple[str, str, Callable[[Any], str]], ...]]
 
     key: Annotated[
         str,
@@ -255,8 +256,7 @@ class Command:
 
     def request_text(self) -> str:
         """Return canonical JSON of the request without its key. Equal requests give equal text."""
-        parts = ",".join([f'"command":"{self.verb}"', *canonical_parts(self, self.recorded)])
-        return f"{{{parts}}}"
+        return f'{{"command":"{self.verb}"{canonical_fields(self)}}}'
 
 
 @command_fields
@@ -312,13 +312,10 @@ def verb(
     """
 
     def declare(of: C) -> C:
-        command = command_fields(of)
+        command = declared(command_fields(of))
         command.verb, command.role, command.creates, command.fills_late = name, role, creates, fills_late
         command.method, command.path = call.split(" ")
         command.examples = tuple(examples)
-        command.arguments = arguments_of(command)
-        recorded = [one for one in command.arguments if one.declared.recorded]
-        command.recorded = tuple(sorted(recorded, key=lambda one: one.name))
         DECLARED[name] = command
         return command
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Generic, NamedTuple, TypedDict, TypeVar
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 from ledger_sizer.model.choices import PositionState, Status
 from ledger_sizer.model.denials import DENIAL_REASONS as DENIAL_REASONS  # noqa: PLC0414 - for its readers here
@@ -91,6 +91,18 @@ class Position(NamedTuple):
         """When it last changed."""
         return from_us(self.updated_us)
 
+    def stamped(self, opened_us: int, updated_us: int, updated_seq: int) -> "Position":
+        """Return the position with these times. Faster than `changed`: every decision stamps one."""
+        times = (opened_us, updated_us, updated_seq)
+        return tuple.__new__(Position, (*self[:_TIMES], *times, *self[_TIMES + len(times) :]))
+
+    def changed(self, **changes: Any) -> "Position":
+        """Return the position with these fields changed: `_replace`, faster."""
+        values: list[Any] = [*self]
+        for name, value in changes.items():
+            values[_PLACES[name]] = value
+        return tuple.__new__(Position, values)
+
     def require_pending(self, verb: str) -> None:
         """Raise `WrongState` unless the position has a hold."""
         if not self.pending:
@@ -102,6 +114,11 @@ class Position(NamedTuple):
             raise WrongState(
                 f"cannot {verb} {self.position_id}: {self.state} since seq {self.updated_seq}, {verb} needs {state}"
             )
+
+
+_PLACES = {name: place for place, name in enumerate(Position._fields)}
+_TIMES = _PLACES["opened_us"]
+assert Position._fields[_TIMES : _TIMES + 3] == ("opened_us", "updated_us", "updated_seq")
 
 
 @dataclass(frozen=True, slots=True)

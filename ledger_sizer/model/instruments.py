@@ -15,7 +15,7 @@ from ledger_sizer.model.arguments import (
     Argument,
     DeclaredArgument,
     Kind,
-    canonical_parts,
+    canonical_fields,
     check_arguments,
     choice,
     declared,
@@ -150,10 +150,8 @@ _LEG_FIELDS = tuple(one.name for one in Leg.arguments)
 @lru_cache(maxsize=8192)
 def canonical_text(value: InstrumentInfo | Leg) -> str:
     """Return canonical JSON of trading rules or of a leg: the fields that are not None, sorted by name."""
-    return f"{{{','.join(canonical_parts(value, _SORTED[type(value)]))}}}"
+    return f"{{{canonical_fields(value)[1:]}}}"
 
-
-_SORTED = {of: tuple(sorted(of.arguments, key=lambda one: one.name)) for of in (InstrumentInfo, Leg)}
 
 FIGURES = tuple(one.name for one in InstrumentInfo.arguments if one.kind in (POSITIVE, NOT_NEGATIVE))
 """Names of the figures of trading rules, in order."""

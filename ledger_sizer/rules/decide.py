@@ -25,6 +25,7 @@ from ledger_sizer.model.denials import PRECEDENCE
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.scope_settings import NO_SETTINGS
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, Tags, tags_of
 from ledger_sizer.model.units import E8_MAX, USD_SCALE, decimal_text, exact_arithmetic, notional_e8, usd
 from ledger_sizer.rules.bounds import bounds
@@ -55,8 +56,8 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
     binding, least_e8 = min(limits, key=itemgetter(1))
     budget_e8 = max(least_e8, 0)
     matched = _match_budget(command, budget_e8, policy)
-    objections = _objections(scopes, command, budget_e8, binding, matched, now_us)
-    reason, objector = min(objections, key=lambda one: PRECEDENCE[one[0]], default=(None, None))
+    objections = [*_objections(scopes, command, budget_e8, binding, matched, now_us)]
+    reason, objector = min(objections, key=lambda one: PRECEDENCE[one[0]]) if objections else (None, None)
     quantity = matched.quantity if matched is not None and reason is None else None
     legs = _planned_legs(command, quantity)
     verdict = Verdict(
@@ -95,13 +96,16 @@ def _objections(
     binding: of the budget, which is what a quantity or an order value that is too small is about.
     """
     for scope in scopes:
-        if scope.status != "active":
-            yield scope.status, scope.name
-        if scope.unreconciled(now_us):
-            yield "unreconciled", scope.name
-    full = [scope for scope in scopes if scope.headroom_e8 is not None and scope.headroom_e8 <= 0]
-    if full:
-        yield "cap_exceeded", min(full, key=lambda scope: scope.headroom_e8 or 0).name
+        if scope.settings != NO_SETTINGS:  # which is quick, and true of few
+            if scope.status != "active":
+                yield scope.status, scope.name
+            if scope.unreconciled(now_us):
+                yield "unreconciled", scope.name
+    if budget_e8 <= 0:
+        full = [(headroom, scope.name) for scope in scopes if (headroom := scope.headroom_e8) is not None]
+        fullest_e8, name = min(full, key=itemgetter(0), default=(1, ""))
+        if fullest_e8 <= 0:
+            yield "cap_exceeded", name
     if matched is not None and matched.reason:
         yield matched.reason, binding
     if command.min_notional_usd is not None and usd(budget_e8) < command.min_notional_usd:
@@ -140,7 +144,7 @@ def _confirm(state: PortfolioState, command: Confirm, _now_us: int, _policy: Pol
     if position.state == "expired":
         return _late_fill(state, command, position)
     position.require("held", "confirm")
-    after = position._replace(
+    after = position.changed(
         state="open", held_e8=0, expires_us=None, legs=_filled_legs(position.legs, command),
         open_e8=_added_e8(state, position.tags, command, freed_e8=position.held_e8),
         quantity=command.quantity, price=command.price,
@@ -198,7 +202,7 @@ def _release(state: PortfolioState, command: Release, _now_us: int, _policy: Pol
         left = position.quantity - closing
         legs = position.legs if left == 0 else _scaled_legs(position, position.quantity, left)
     held_e8, expires_us = (0, None) if command.quantity is None else (position.held_e8, position.expires_us)
-    after = position._replace(
+    after = position.changed(
         state="open" if left else "closed" if expires_us is None else "held",
         held_e8=held_e8, expires_us=expires_us, open_e8=notional_e8(left, position.price) if left else 0,
         quantity=left, legs=legs,
@@ -221,7 +225,7 @@ def _extend(state: PortfolioState, command: Extend, now_us: int, policy: Policy)
         )  # fmt: skip
     expires_us = max(position.expires_us or 0, now_us + _lifetime_us(command, policy))
     return Verdict(
-        outcome="granted", position=position._replace(expires_us=expires_us), tags=position.tags,
+        outcome="granted", position=position.changed(expires_us=expires_us), tags=position.tags,
         budget_e8=position.held_e8, trace=trace_text(scopes),
         quantity=None if position.quantity is None else decimal_text(position.quantity),
     )  # fmt: skip
@@ -240,11 +244,11 @@ def expire(state: PortfolioState, position: Position, now_us: int) -> Verdict:
 def _free(state: PortfolioState, position: Position, ended: Literal["released", "expired"]) -> Verdict:
     """Free a hold. What is open stays as it is; without that, the position is `ended`."""
     if position.state == "open":
-        verdict = _applied(state, position._replace(held_e8=0, expires_us=None))
+        verdict = _applied(state, position.changed(held_e8=0, expires_us=None))
         verdict.quantity = None  # nothing is closed
         return verdict
     expires_us = position.expires_us if ended == "expired" else None
-    return _applied(state, position._replace(state=ended, held_e8=0, expires_us=expires_us))
+    return _applied(state, position.changed(state=ended, held_e8=0, expires_us=expires_us))
 
 
 def _applied(state: PortfolioState, after: Position, note: str | None = None) -> Verdict:

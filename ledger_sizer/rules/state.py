@@ -202,13 +202,10 @@ class PortfolioState:
         """Store a position as decision `seq` leaves it. Return how much more is held and open than before, 1e-8 USD."""
         number, held, opened = position.number, position.held_e8, position.open_e8
         before = self.positions.get(number)
-        if before is None:
-            position = position._replace(opened_us=now_us, updated_us=now_us, updated_seq=seq)
-        else:
-            held -= before.held_e8
-            opened -= before.open_e8
-            position = position._replace(updated_us=now_us, updated_seq=seq)
-        self.add_position(position)
+        opened_us = now_us
+        if before is not None:
+            held, opened, opened_us = held - before.held_e8, opened - before.open_e8, before.opened_us
+        self.add_position(position.stamped(opened_us, now_us, seq))
         self.dirty_positions.add(number)
         return held, opened
 
@@ -246,5 +243,7 @@ class PortfolioState:
             scope.held_e8 += held
             scope.open_e8 += opened
             assert scope.held_e8 >= 0 and scope.open_e8 >= 0, f"{self.name}: {name} would count below zero"
-            assert not granting or not scope.overage_e8, f"{self.name}: {name} would be over its cap"
+            cap_e8 = scope.settings.cap_e8
+            within_cap = cap_e8 is None or scope.held_e8 + scope.open_e8 <= cap_e8
+            assert within_cap or not granting, f"{self.name}: {name} would be over its cap"
         self.dirty_scopes.update(names)

@@ -27,22 +27,23 @@ SCOPE_COMMANDS = {name: command for name, command in COMMANDS.items() if issubcl
 """Commands that change a scope, except its counters, by verb; their trace shows the scope `after` the change."""
 
 
-def _changed_later(settings: ScopeSettings) -> dict[str, Any]:
-    return {name: value for name in LATER if (value := getattr(settings, name)) != getattr(NO_SETTINGS, name)}
-
-
 def _scope_rows(scopes: Sequence[ScopeState]) -> str:
     rows = []
     for scope in scopes:
         cap_e8, status, frozen, fresh_until_us = scope.settings[:4]
-        text = (
-            f'{_quoted(scope.name)},{"null" if cap_e8 is None else cap_e8},{scope.held_e8},{scope.open_e8},"{status}"'
-        )
-        named = LATER and _changed_later(scope.settings)
-        if frozen or fresh_until_us is not None or named:
-            text += f",{frozen:d},{'null' if fresh_until_us is None else fresh_until_us}"
-        rows.append(f"[{text},{_encode(named)}]" if named else f"[{text}]")
+        cap = "null" if cap_e8 is None else cap_e8
+        more = "" if not frozen and fresh_until_us is None and not LATER else _rare_settings(scope.settings)
+        rows.append(f'[{_quoted(scope.name)},{cap},{scope.held_e8},{scope.open_e8},"{status}"{more}]')
     return ",".join(rows)
+
+
+def _rare_settings(settings: ScopeSettings) -> str:
+    """Return the end of a row: what is set of the settings that few scopes have."""
+    named = {name: value for name in LATER if (value := getattr(settings, name)) != getattr(NO_SETTINGS, name)}
+    if not settings.frozen and settings.fresh_until_us is None and not named:
+        return ""
+    until = "null" if settings.fresh_until_us is None else settings.fresh_until_us
+    return f",{settings.frozen:d},{until}{f',{_encode(named)}' if named else ''}"
 
 
 def read_scope(row: Sequence[Any]) -> tuple[str, ScopeSettings, int, int]:

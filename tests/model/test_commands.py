@@ -103,7 +103,7 @@ def test_list_arguments_when_a_command_has_a_field_then_it_is_declared() -> None
 def test_declare_verb_when_it_is_done_then_every_argument_has_a_help_and_its_text_is_sorted() -> None:
     for command in COMMANDS.values():
         assert all(one.declared.help for one in command.arguments)
-        names = [one.name for one in command.recorded]
+        names = [name for name, *_ in command.texts]
         assert names == sorted(names)
         assert not {"key", "portfolio", "dry_run"} & {*names}
 
