@@ -6,9 +6,11 @@ as a table on a terminal, as aligned plain text elsewhere, as one JSON document 
 Starting fast is a feature (bots and shell scripts call this in loops), so nothing here imports SQLAlchemy, Alembic or
 pydantic before a command runs that needs them.
 
-    app              the command tree
-    trading, admin, queries, audit, reconciliation, instruments, keys, database, serve, top, replay, demo
-                     the commands, by subject
+    app              which command stands where
+    command_tree     builds a command when it is called
+    verb_commands    the commands of the verbs, from their declarations
+    admin, queries, audit, reconciliation, instruments, keys, database, serve, top, replay, demo
+                     the other commands, by subject
     options          options that commands share, and the parsers of their text
     ledger_session   opens the ledger of a command line and runs one verb on it
     output           tables, plain text, JSON, progress

@@ -3,11 +3,14 @@
 units            Decimal <-> scaled integers, and all rounding of money
 errors           the error tree
 choices          words of choice: states, outcomes, kinds, roles
+arguments        declares arguments: what each may be, its canonical text, JSON, help and option
+names            names of portfolios and positions
+times            datetimes, and the microseconds that are stored
 instruments      markets with their trading rules, and legs
 tags             tags of a position, and the scopes they stand for
 denials          reasons of a denial, with their titles and words
 domain           positions, exposure, pages, history filters, verify reports
-command_base     base classes of the commands, and the canonical request text
+command_base     base classes of the commands, what declares a verb, kinds of argument of commands alone
 commands         one type per verb
 scope_settings   what a scope may be set to
 decisions        decisions, their stored records, and the hash chain
