@@ -236,11 +236,6 @@ class Command:
     def _check_together(self) -> None:
         """Check the rules across several fields."""
 
-    @property
-    def scopes(self) -> tuple[str, ...]:
-        """Names of the scopes it is about, as far as it names them itself."""
-        return ()
-
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self._values() == other._values()
 
@@ -264,6 +259,11 @@ class PortfolioCommand(Command):
     """Base of the commands that name their portfolio."""
 
     portfolio: Annotated[str, Argument(PORTFOLIO, "The pot of capital.", flags=("-p",), recorded=False)] = "main"
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Names of the scopes it is about."""
+        return ()
 
 
 @command_fields

@@ -14,7 +14,11 @@ def bounds(scopes: Iterable[ScopeState], available_balance: Decimal | None) -> l
 
     available_balance: USD, also beyond 64 bits. An amount is below zero where facts exceeded a cap, or of a debt.
     """
-    found = [(scope.name, headroom) for scope in scopes if (headroom := scope.headroom_e8) is not None]
+    found = [
+        (scope.name, cap_e8 - scope.held_e8 - scope.open_e8)
+        for scope in scopes
+        if (cap_e8 := scope.settings.cap_e8) is not None
+    ]
     if available_balance is not None:
         found.append(("available_balance", usd_floor_e8(min(max(available_balance, -_MOST), _MOST))))
     return found

@@ -157,12 +157,13 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
         if group.fence is not None:
             need.fences.add(group.fence)
         need.keys.add(command.key)
-        need.creates = need.creates or command.creates
-        need.scopes.update(command.scopes)
         if isinstance(command, PositionCommand):
             need.numbers.add(command.number)
             if command.fills_late:
                 need.origins.add(command.number)
+        else:
+            need.creates = need.creates or command.creates
+            need.scopes.update(command.scopes)
     return needs
 
 
