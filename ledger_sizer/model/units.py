@@ -81,12 +81,14 @@ def not_negative(value: object, field: str) -> Decimal:
 
 def usd_floor_e8(value: Decimal, field: str = "amount_usd") -> int:
     """Convert USD to whole 1e-8 USD, rounded down (towards minus infinity). Raise `InvalidRequest` beyond 64 bits."""
-    with exact_arithmetic():
-        scaled = value.scaleb(USD_DECIMALS)
-        whole = int(scaled)
-        if scaled < whole:
-            whole -= 1
-    return _require_64_bits(whole, value, field)
+    return _require_64_bits(floor_e8(value), value, field)
+
+
+def floor_e8(value: Decimal) -> int:
+    """Convert USD to whole 1e-8 USD, rounded down (towards minus infinity), of any size."""
+    scaled = value.scaleb(USD_DECIMALS, _CONTEXT)
+    whole = int(scaled)
+    return whole - 1 if scaled < whole else whole
 
 
 def usd_ceil_e8(value: Decimal, field: str = "amount_usd") -> int:

@@ -3,10 +3,8 @@
 from collections.abc import Iterable
 from decimal import Decimal
 
-from ledger_sizer.model.units import E8_MAX, usd, usd_floor_e8
+from ledger_sizer.model.units import floor_e8
 from ledger_sizer.rules.state import ScopeState
-
-_MOST = usd(E8_MAX)
 
 
 def bounds(scopes: Iterable[ScopeState], available_balance: Decimal | None) -> list[tuple[str, int]]:
@@ -20,5 +18,5 @@ def bounds(scopes: Iterable[ScopeState], available_balance: Decimal | None) -> l
         if (cap_e8 := scope.settings.cap_e8) is not None
     ]
     if available_balance is not None:
-        found.append(("available_balance", usd_floor_e8(min(max(available_balance, -_MOST), _MOST))))
+        found.append(("available_balance", floor_e8(available_balance)))
     return found
