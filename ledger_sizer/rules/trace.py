@@ -30,20 +30,20 @@ SCOPE_COMMANDS = {name: command for name, command in COMMANDS.items() if issubcl
 def _scope_rows(scopes: Sequence[ScopeState]) -> str:
     rows = []
     for scope in scopes:
-        cap_e8, status, frozen, fresh_until_us = scope.settings[:4]
-        cap = "null" if cap_e8 is None else cap_e8
-        more = "" if not frozen and fresh_until_us is None and not LATER else _rare_settings(scope.settings)
-        rows.append(f'[{_quoted(scope.name)},{cap},{scope.held_e8},{scope.open_e8},"{status}"{more}]')
+        cap, rest = _settings_text(scope.settings)
+        rows.append(f"[{_quoted(scope.name)},{cap},{scope.held_e8},{scope.open_e8},{rest}]")
     return ",".join(rows)
 
 
-def _rare_settings(settings: ScopeSettings) -> str:
-    """Return the end of a row: what is set of the settings that few scopes have."""
+@lru_cache(maxsize=8192)
+def _settings_text(settings: ScopeSettings) -> tuple[str, str]:
+    """Return what stands before and after the counters in the row of a scope with these settings."""
+    cap_e8, status, frozen, fresh_until_us = settings[:4]
+    rest = f'"{status}"'
     named = {name: value for name in LATER if (value := getattr(settings, name)) != getattr(NO_SETTINGS, name)}
-    if not settings.frozen and settings.fresh_until_us is None and not named:
-        return ""
-    until = "null" if settings.fresh_until_us is None else settings.fresh_until_us
-    return f",{settings.frozen:d},{until}{f',{_encode(named)}' if named else ''}"
+    if frozen or fresh_until_us is not None or named:
+        rest += f",{frozen:d},{'null' if fresh_until_us is None else fresh_until_us}"
+    return "null" if cap_e8 is None else str(cap_e8), f"{rest},{_encode(named)}" if named else rest
 
 
 def read_scope(row: Sequence[Any]) -> tuple[str, ScopeSettings, int, int]:
