@@ -17,7 +17,7 @@ from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.choices import Outcome, PositionFilter
 from ledger_sizer.model.command_base import parse_time
 from ledger_sizer.model.commands import VERBS
-from ledger_sizer.model.domain import DENIAL_REASONS
+from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import PORTFOLIO_PATTERN, POSITION_PATTERN
 from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, OverviewQuery
@@ -27,11 +27,7 @@ from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.overviews import overview_to_json
-from ledger_sizer.wire.requests import (
-    LabelText,
-    MomentText,
-    PortfolioText,
-)
+from ledger_sizer.wire.requests import LabelText, MomentText, PortfolioText
 from ledger_sizer.wire.responses import (
     decision_to_json,
     exposure_to_json,

@@ -19,8 +19,9 @@ pydantic before a command runs that needs them.
     errors           exceptions as one line and an exit code
 """
 
+import gc
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 
 def main() -> None:
@@ -33,8 +34,20 @@ def run(arguments: Sequence[str]) -> int:
     from ledger_sizer.cli.errors import run_guarded
 
     def command() -> object:
-        from ledger_sizer.cli.app import root_command
-
-        return root_command()(args=list(arguments) or ["--help"], prog_name="ledger-sizer", standalone_mode=False)
+        tree = _command_tree()
+        return tree(args=list(arguments) or ["--help"], prog_name="ledger-sizer", standalone_mode=False)
 
     return run_guarded(command, as_json="--json" in arguments)
+
+
+def _command_tree() -> Callable[..., object]:
+    """Import the command tree. That makes many objects and no garbage, so it is faster without the collector."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        from ledger_sizer.cli.app import root_command
+
+        return root_command()
+    finally:
+        if collecting:
+            gc.enable()

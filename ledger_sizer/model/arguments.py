@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from decimal import Decimal
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, get_args
 
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.units import decimal_text, exact_decimal, not_negative, positive
@@ -31,12 +31,12 @@ def _as_it_is(value: Any) -> Any:
 
 @dataclass(slots=True, kw_only=True, eq=False, repr=False)
 class Kind:
-    """What an argument may be.
+    """What an argument may be. Kinds are compared by identity.
 
-    check: returns the value to keep, given the value and the argument's name, or raises `InvalidRequest`. text: the
-    canonical JSON text, in which equal values are equal. to_json, from_json: the value in a call's body and back;
-    `from_json` gets what the schema accepted, and the argument's name. pattern, length, choices, examples: the schema
-    of its JSON text. metavar: stands for the value in the command line's help.
+    name: tells kinds apart in tests. check: returns the value to keep, given the value and the argument's name, or
+    raises `InvalidRequest`. text: the canonical JSON text, in which equal values are equal. to_json, from_json: the
+    value in a call's body and back; `from_json` gets what the schema accepted, and the argument's name. pattern,
+    length, choices, examples: the schema of its JSON text. metavar: stands for the value in the command line's help.
     """
 
     name: str
@@ -80,13 +80,6 @@ class DeclaredArgument(NamedTuple):
     def required(self) -> bool:
         """Whether it must be given, even if only as None."""
         return self.default is MISSING
-
-
-class Declared(Protocol):
-    """A dataclass whose fields are declared."""
-
-    arguments: ClassVar[tuple[DeclaredArgument, ...]]
-    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 D = TypeVar("D", bound=type[Any])

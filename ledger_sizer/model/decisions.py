@@ -144,7 +144,7 @@ class Decision:
 
     @property
     def reason(self) -> str | None:
-        """Why it was denied, one of `domain.DENIAL_REASONS`; None unless denied."""
+        """Why it was denied, one of `denials.DENIAL_REASONS`; None unless denied."""
         return self.record.reason
 
     @property

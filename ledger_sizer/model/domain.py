@@ -11,7 +11,6 @@ from decimal import Decimal
 from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 from ledger_sizer.model.choices import PositionState, Status
-from ledger_sizer.model.denials import DENIAL_REASONS as DENIAL_REASONS  # noqa: PLC0414 - for its readers here
 from ledger_sizer.model.errors import WrongState
 from ledger_sizer.model.instruments import Leg
 from ledger_sizer.model.names import position_id

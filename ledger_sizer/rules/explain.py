@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from hashlib import sha256
 from operator import itemgetter
@@ -135,9 +135,13 @@ def _largest_grantable(
     """
     if policy is None:
         return None
-    for scope in scopes:
-        if scope.status != "active" or scope.unreconciled(decided_us):
-            scope.settings = scope.settings._replace(cap_e8=scope.exposure_e8)  # as good as full
+    # A scope that grants nothing is as good as full.
+    scopes = [
+        replace(scope, settings=scope.settings._replace(cap_e8=scope.exposure_e8))
+        if scope.status != "active" or scope.unreconciled(decided_us)
+        else scope
+        for scope in scopes
+    ]
     balance = Decimal(request["available_balance"]) if "available_balance" in request else None
     most_e8 = usd_floor_e8(Decimal(policy["max_position_size_usd"]))
     limits = [("max_position_size_usd", most_e8), *bounds(scopes, balance)]

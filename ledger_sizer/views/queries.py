@@ -13,8 +13,8 @@ from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.choices import POSITION_STATES, Outcome
 from ledger_sizer.model.commands import VERBS, Reserve
 from ledger_sizer.model.decisions import GENESIS_HASH, Decision, DecisionRecord, Fields
+from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.domain import (
-    DENIAL_REASONS,
     Exposure,
     HistoryFilters,
     Page,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer.model.domain import DENIAL_REASONS
+from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.wire.responses import decision_from_json, decision_to_json
 from tests.support.services import Running, serving
 

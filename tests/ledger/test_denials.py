@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ledger_sizer import InstrumentInfo, Ledger
-from ledger_sizer.model.domain import DENIAL_REASONS
+from ledger_sizer.model.denials import DENIAL_REASONS
 from tests.support.ledgers import BTC_SPOT, TAGS, assert_verified, figures
 
 pytestmark = pytest.mark.one_engine

@@ -20,7 +20,7 @@ from ledger_sizer import Decision, Denied, InvalidRequest, KeyReused, LedgerErro
 from ledger_sizer.model import errors
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.decisions import GENESIS_HASH, DecisionRecord
-from ledger_sizer.model.domain import DENIAL_REASONS
+from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.times import from_us
 
 CODES = {

@@ -34,7 +34,7 @@ from ledger_sizer import (
 from ledger_sizer.model import errors as error_module
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import DECISION_FIELDS, Decision, canonical_text, chain_hash
-from ledger_sizer.model.domain import DENIAL_REASONS
+from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.reconciliation import Run
 from ledger_sizer.wire import codec, overviews, reconciliation, responses
 from ledger_sizer.wire.batch import read_batch
