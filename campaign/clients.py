@@ -90,6 +90,7 @@ class Clients:
 
     answers: every decision that was told. errors: how often which error was met. wrong: answers that are never right.
     file: gets a JSON line for each answer. tag: begins every key, so that the clients of one ledger differ.
+    ttls: lives of the holds, seconds; one in a hundred lives 600.
     """
 
     ports: Sequence[int]
@@ -99,6 +100,7 @@ class Clients:
     portfolios: Sequence[str] = ("main", "alt")
     tag: str = "bot"
     seconds_max: float = ANSWER_SECONDS_MAX
+    ttls: Sequence[int] = (1, 2, 4)
     answers: list[Told] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -179,7 +181,7 @@ class Clients:
         body = {
             "portfolio": chance.choice(self.portfolios),
             "tags": {"symbol": f"S{chance.randrange(5)}", "venue": chance.choice(["bybit", "okx"])},
-            "ttl_seconds": 600 if long else chance.choice([1, 2, 4]),
+            "ttl_seconds": 600 if long else chance.choice(self.ttls),
             "available_balance": "1" if long else str(chance.randrange(10, 60)),
             "price": "100",
         }
@@ -194,7 +196,7 @@ class Clients:
         elif fate < 0.8:
             ask("POST", f"{path}/release", {}, f"{key}/x")
         elif fate < 0.9:
-            ask("POST", f"{path}/extend", {"ttl_seconds": chance.choice([1, 2, 4])}, f"{key}/e")
+            ask("POST", f"{path}/extend", {"ttl_seconds": chance.choice(self.ttls)}, f"{key}/e")
 
     def count_error(self, name: str) -> None:
         """Count an answer that is no decision, or a failed attempt."""

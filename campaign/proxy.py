@@ -21,14 +21,18 @@ class _Pair:
     client: socket.socket
     server: socket.socket
     silent: bool = False
+    closed: bool = False
 
     def close(self, *, reset: bool = False) -> None:
+        if self.closed:
+            return
+        self.closed = True
         for side in (self.client, self.server):
             with suppress(OSError):
                 if reset:
                     side.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                else:
-                    side.shutdown(socket.SHUT_RDWR)
+                # A thread waits in `recv`, which keeps the socket open. SHUT_RD wakes it, and tells the peer nothing.
+                side.shutdown(socket.SHUT_RD if reset else socket.SHUT_RDWR)
             with suppress(OSError):
                 side.close()
 

@@ -41,6 +41,6 @@ def campaign_round(*, short: bool = False) -> Callable[[Play], Play]:
 def all_rounds() -> dict[str, Round]:
     """Return every round by its name, in the order in which they run."""
     # Importing them registers their rounds.
-    from campaign import network_rounds, postgresql_rounds, service_rounds  # noqa: F401
+    from campaign import failover_rounds, network_rounds, postgresql_rounds, service_rounds  # noqa: F401
 
     return dict(_ROUNDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 from campaign.auditor import audit
 from campaign.clients import ANSWER_SECONDS_MAX, Clients
 from campaign.postgresql import PostgreSQL
-from campaign.processes import send_signal
+from campaign.processes import free_port, send_signal
 from campaign.proxy import Proxy
 from campaign.services import Service
 from campaign.templates import CAPS, PORTFOLIOS, Templates
@@ -88,10 +88,10 @@ class Stage:
         """Start a PostgreSQL server with a ledger; it ends with the round. settings: of `postgresql.conf`."""
         return self.templates.copy_postgresql(self.server(**settings)).start()
 
-    def server(self, **settings: object) -> PostgreSQL:
-        """Return a server that is not made yet; it ends with the round."""
+    def server(self, *, port: int | None = None, **settings: object) -> PostgreSQL:
+        """Return a server that is not made yet; it ends with the round. port: None for a free one."""
         self._servers += 1
-        server = PostgreSQL(self.folder / f"pg{self._servers}", self.programs, settings)
+        server = PostgreSQL(self.folder / f"pg{self._servers}", self.programs, settings, port or free_port())
         self.ends.callback(server.kill)
         return server
 
@@ -108,9 +108,18 @@ class Stage:
         self.ends.callback(proxy.close)
         return proxy
 
-    def trade(self, *ports: int, threads: int = 6, seconds_max: float = ANSWER_SECONDS_MAX) -> Clients:
+    def trade(
+        self,
+        *ports: int,
+        threads: int = 6,
+        seconds_max: float = ANSWER_SECONDS_MAX,
+        ttls: Sequence[int] = (1, 2, 4),
+    ) -> Clients:
         """Start the clients, and let them trade for a moment before the first fault."""
-        self.clients = Clients(ports, self.seed, self.folder / "answers.jsonl", threads, PORTFOLIOS, seconds_max=seconds_max)
+        answers = self.folder / "answers.jsonl"
+        self.clients = Clients(
+            ports, self.seed, answers, threads, PORTFOLIOS, seconds_max=seconds_max, ttls=ttls
+        )
         self.ends.callback(self.clients.stop)
         self.clients.start()
         self.wait_for_grant(time.monotonic(), "the start")
