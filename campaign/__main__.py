@@ -19,10 +19,11 @@ from campaign.run import Plan, run
 ABOUT = """\
 Break real services and real databases on purpose, and audit the ledger after every round.
 
-A round starts `ledger-sizer serve` processes on a SQLite file or on PostgreSQL servers of its own. Clients trade over
-HTTP, send each key until it is answered, and keep every answer. The round injects its fault a few times, and waits each
-time for the next granted answer. Then the auditor compares: every acknowledged decision is stored exactly once as it was
-told; seq has no gap; no grant is above a cap; no hold ended early or never; `ledger-sizer verify` agrees.
+A round starts `ledger-sizer serve` processes on a SQLite file or on PostgreSQL servers of its own. Clients trade
+over HTTP, send each key until it is answered, and keep every answer. The round injects its fault a few times, and
+waits each time for the next granted answer. Then the auditor compares: every acknowledged decision is stored exactly
+once as it was told; seq has no gap; no grant is above a cap; no hold ended early or never; `ledger-sizer verify`
+agrees.
 
 Nothing outside a temporary folder is touched. The status is 0 if nothing was lost, doubled or otherwise wrong.
 """

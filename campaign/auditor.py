@@ -23,14 +23,13 @@ from campaign.processes import run_command
 US_PER_SECOND = 1_000_000
 LATE_SECONDS_MAX = 15.0
 """A hold may be seen this long after its end, in a service that runs: sweeps come each second, and retry."""
-SHOWN_MAX = 8
 
 _COLUMNS = (
     "portfolio_id, seq, command, key, outcome, position, tags, held_delta_e8, open_delta_e8, exposure_e8, expires_us, "
     "decided_us, hash"
 )
-_DECISIONS = f"SELECT {_COLUMNS} FROM decisions ORDER BY portfolio_id, seq"  # noqa: S608 - a constant
-_OVERDUE = "SELECT portfolio_id, number, expires_us FROM positions WHERE state = 'held' AND expires_us < %d"
+_DECISIONS = f"SELECT {_COLUMNS} FROM decisions ORDER BY portfolio_id, seq"
+_HELD = "SELECT portfolio_id, number, expires_us FROM positions WHERE state = 'held'"
 
 
 class Row(NamedTuple):
@@ -62,24 +61,25 @@ class Audit:
     problems: list[str] = field(default_factory=list)
 
 
-def audit(url: str, told: Iterable[Told], caps: Mapping[str, int], *, folder: Path, holds_end: bool = True) -> Audit:
-    """Check the ledger at `url` against these answers. Returns everything that is wrong with it.
+def audit(url: str, answers: Iterable[Told], caps: Mapping[str, int], *, folder: Path) -> Audit:
+    """Check the ledger at `url`, whose service still runs, against these answers. Returns all that is wrong with it.
 
     caps: 1e-8 USD by scope (`portfolio`, `venue=okx`), of each portfolio, constant since its first decision.
-    holds_end: no hold may be overdue now; False where no service ran to end them.
     """
     found = Audit()
-    with _opened(url) as query:
+    told = list(answers)
+    with _Opened(url) as query:
         names = {row[0]: row[1] for row in query("SELECT id, name FROM portfolios")}
         rows = [Row(names[row[0]], *row[1:]) for row in query(_DECISIONS)]
-        overdue = list(query(_OVERDUE % int((time.time() - LATE_SECONDS_MAX) * US_PER_SECOND))) if holds_end else []
+        held = {(names[row[0]], row[1]): row[2] for row in query(_HELD)}
     found.decisions = len(rows)
     for portfolio in names.values():
         mine = [row for row in rows if row.portfolio == portfolio]
         found.problems += _order_problems(mine)
         found.problems += _exposure_problems(mine, caps)
         found.problems += _expiry_problems(mine)
-    found.problems += [f"{names[row[0]]}-{row[1]} is held, its time was over {_late(row[2]):.1f} s ago" for row in overdue]
+    found.problems += _early_problems(rows, told)
+    found.problems += _late_problems(held, told)
     _compare(found, rows, told)
     verified = run_command("verify", "--database-url", url, folder=folder)
     if verified.returncode != 0:
@@ -89,11 +89,11 @@ def audit(url: str, told: Iterable[Told], caps: Mapping[str, int], *, folder: Pa
 
 def decisions_of(url: str) -> list[Any]:
     """Return all stored decisions in their order, for comparing a copy with its source."""
-    with _opened(url) as query:
+    with _Opened(url) as query:
         return list(query(_DECISIONS))
 
 
-class _opened:
+class _Opened:
     """Runs SQL on a ledger, read-only, during a `with` block."""
 
     def __init__(self, url: str) -> None:
@@ -120,10 +120,6 @@ class _Query:
             yield from cursor.fetchall()
 
 
-def _late(expires_us: int) -> float:
-    return time.time() - expires_us / US_PER_SECOND
-
-
 def _order_problems(rows: list[Row]) -> Iterator[str]:
     """Gapless seq, each key once, time never backwards."""
     keys: dict[str, int] = {}
@@ -146,7 +142,8 @@ def _exposure_problems(rows: list[Row], caps: Mapping[str, int]) -> Iterator[str
     tags_of: dict[int, list[str]] = {}
     for row in rows:
         if row.exposure_e8 != exposure.get("portfolio", 0):
-            yield f"{row.portfolio} seq {row.seq}: exposure before is {row.exposure_e8}, not {exposure.get('portfolio', 0)}"
+            summed_up = exposure.get("portfolio", 0)
+            yield f"{row.portfolio} seq {row.seq}: exposure before is {row.exposure_e8}, not {summed_up}"
             exposure["portfolio"] = row.exposure_e8
         if row.position is None:
             continue
@@ -156,7 +153,8 @@ def _exposure_problems(rows: list[Row], caps: Mapping[str, int]) -> Iterator[str
         for scope in tags_of[row.position]:
             exposure[scope] = exposure.get(scope, 0) + row.held_delta_e8 + row.open_delta_e8
             if row.outcome == "granted" and exposure[scope] > caps.get(scope, exposure[scope]):
-                yield f"above the cap: {row.portfolio} seq {row.seq} leaves {scope} at {exposure[scope]} of {caps[scope]}"
+                above = f"{scope} at {exposure[scope]} of {caps[scope]}"
+                yield f"above the cap: {row.portfolio} seq {row.seq} leaves {above}"
 
 
 def _expiry_problems(rows: list[Row]) -> Iterator[str]:
@@ -172,6 +170,30 @@ def _expiry_problems(rows: list[Row]) -> Iterator[str]:
             yield f"expired early: {row.portfolio} seq {row.seq}, by {early:.3f} s"
 
 
+def _early_problems(rows: list[Row], answers: Iterable[Told]) -> Iterator[str]:
+    """No hold ended by its time while less than its life has passed on the clock of this process."""
+    ended = {(row.portfolio, row.position) for row in rows if row.command == "expire"}
+    now = time.monotonic()
+    for answer in answers:
+        if answer.life is not None and now < answer.sent + answer.life and (answer.portfolio, answer.seq) in ended:
+            left = answer.sent + answer.life - now
+            yield f"expired early: {answer.portfolio}-{answer.seq} has ended, though {left:.0f} s of its life are left"
+
+
+def _late_problems(held: Mapping[tuple[str, int], int], answers: Iterable[Told]) -> Iterator[str]:
+    """No hold is still there long after its end: neither by its row's time, nor by the clock of this process."""
+    ends: dict[tuple[str, int], float] = {}
+    for answer in answers:
+        if answer.life is not None and answer.position_id is not None:
+            name = (answer.portfolio, int(answer.position_id.rpartition("-")[2]))
+            ends[name] = max(ends.get(name, 0.0), answer.heard + answer.life)
+    for (portfolio, number), expires_us in held.items():
+        by_row = time.time() - expires_us / US_PER_SECOND
+        by_clock = time.monotonic() - ends.get((portfolio, number), float("inf"))
+        if max(by_row, by_clock) > LATE_SECONDS_MAX:
+            yield f"not ended: {portfolio}-{number} is held, {max(by_row, by_clock):.0f} s after its time was over"
+
+
 def _compare(found: Audit, rows: list[Row], answers: Iterable[Told]) -> None:
     """Every decision that was told is stored under its key as it was told, and was told the same each time."""
     stored = {(row.portfolio, row.key): (row.seq, row.hash, row.outcome) for row in rows}
@@ -181,7 +203,9 @@ def _compare(found: Audit, rows: list[Row], answers: Iterable[Told]) -> None:
         this = (answer.seq, answer.hash, answer.outcome)
         before = told.setdefault(name, this)
         if before != this:
-            found.doubled.append(f"{answer.portfolio} key {answer.key!r} was told as seq {before[0]} and as seq {this[0]}")
+            found.doubled.append(
+                f"{answer.portfolio} key {answer.key!r} was told as seq {before[0]} and as seq {this[0]}"
+            )
     for (portfolio, key), this in told.items():
         kept = stored.get((portfolio, key))
         if kept is None:

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -24,7 +25,11 @@ UNKNOWN_CODES = frozenset({"not_found", "internal_error", "key_reused", "idempot
 
 
 class Told(NamedTuple):
-    """One decision as a client was told it. sent, heard: seconds of the monotonic clock, of the answered attempt."""
+    """One decision as a client was told it.
+
+    life: seconds from the decision to the promised end of its hold. sent, heard: seconds of the monotonic clock, of the
+    answered attempt.
+    """
 
     portfolio: str
     key: str
@@ -34,7 +39,7 @@ class Told(NamedTuple):
     granted: bool
     replayed: bool
     position_id: str | None
-    expires_at: str | None
+    life: float | None
     sent: float
     heard: float
 
@@ -86,7 +91,7 @@ def decision_of(status: int, form: Any) -> dict[str, Any] | None:
 
 @dataclass
 class Clients:
-    """Threads that trade at random at the services on `ports`. Each asks one at a time, and asks again with the same key.
+    """Threads that trade at random at the services on `ports`. Each asks one key at a time until it is answered.
 
     answers: every decision that was told. errors: how often which error was met. wrong: answers that are never right.
     file: gets a JSON line for each answer. tag: begins every key, so that the clients of one ledger differ.
@@ -203,6 +208,11 @@ class Clients:
         with self._lock:
             self.errors[name] += 1
 
+    def forget_waits(self) -> None:
+        """Count the longest wait from here on."""
+        with self._lock:
+            self.slowest = 0.0
+
     def count_wait(self, seconds: float) -> None:
         """Keep the longest wait for the end of one attempt, whatever that end was."""
         with self._lock:
@@ -266,7 +276,14 @@ def told_of(decision: dict[str, Any], sent: float) -> Told:
         decision["granted"],
         decision["replayed"],
         decision["position_id"],
-        decision["expires_at"],
+        _life(decision),
         sent,
         time.monotonic(),
     )
+
+
+def _life(decision: dict[str, Any]) -> float | None:
+    if decision["outcome"] == "denied" or decision["expires_at"] is None:
+        return None
+    ends, decided = (datetime.fromisoformat(decision[name]) for name in ("expires_at", "decided_at"))
+    return (ends - decided).total_seconds()

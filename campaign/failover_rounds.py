@@ -96,7 +96,7 @@ def failover_frozen(stage: Stage) -> None:
 
 @campaign_round(short=True)
 def failover_after_crash(stage: Stage) -> None:
-    """Standby away, commits wait, primary crashes and restarts, clients ask again; then primary lost, standby promoted"""
+    """Standby away, commits wait, primary crashes and restarts, client asks again; then the standby is promoted"""
     pair = _pair(stage)
     service = stage.service(pair.url)
     # A lone client, and no hold that ends meanwhile: its retry is then all that a batch contains, and nothing new
@@ -120,7 +120,7 @@ def failover_after_crash(stage: Stage) -> None:
 
 @campaign_round()
 def failover_after_cancel(stage: Stage) -> None:
-    """Standby away, waiting commits are cancelled and terminated; then primary lost, standby promoted"""
+    """Standby away, waiting commits are cancelled and terminated; then the standby is promoted"""
     pair = _pair(stage)
     service = stage.service(pair.url)
     stage.trade(service.port)

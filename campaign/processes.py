@@ -60,7 +60,7 @@ def free_port() -> int:
 
 
 def wait_until(true: Callable[[], bool], what: str, *, seconds: float) -> None:
-    """Wait until `true` returns True. Raises `CampaignError`, which says that `what` did not happen, after `seconds`."""
+    """Wait until `true` returns True. Raises `CampaignError` after `seconds`: `what` did not happen."""
     deadline = time.monotonic() + seconds
     while not true():
         if time.monotonic() > deadline:

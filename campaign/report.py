@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,17 @@ from campaign.stage import Outcome
 
 BEGIN = "<!-- results: begin, written by `python -m campaign --markdown` -->"
 END = "<!-- results: end -->"
-COLUMNS = ("round", "times", "faults", "acknowledged", "lost", "doubled", "problems", "slowest recovery", "longest wait")
+COLUMNS = (
+    "round",
+    "times",
+    "faults",
+    "acknowledged",
+    "lost",
+    "doubled",
+    "problems",
+    "slowest recovery",
+    "longest wait",
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,8 @@ def summed_up(
     conditions = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "ran for": f"{minutes} minutes, seed {plan.seed}{', short' if plan.short else ''}",
-        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
+        "Python": platform.python_version(),
         "PostgreSQL": str(postgresql),
         "not reached": ", ".join(name for name, found in played.items() if not found) or "none",
     }
@@ -145,11 +155,3 @@ def write_into(page: Path, text: str) -> None:
 
 def _conditions(result: Result) -> list[str]:
     return [f"{name}: {value}" for name, value in result.conditions.items()]
-
-
-def errors_of(outcomes: Sequence[Outcome]) -> Counter[str]:
-    """Count the errors that clients met, over all outcomes."""
-    total: Counter[str] = Counter()
-    for outcome in outcomes:
-        total.update(outcome.errors)
-    return total

@@ -41,6 +41,15 @@ def campaign_round(*, short: bool = False) -> Callable[[Play], Play]:
 def all_rounds() -> dict[str, Round]:
     """Return every round by its name, in the order in which they run."""
     # Importing them registers their rounds.
-    from campaign import failover_rounds, network_rounds, postgresql_rounds, service_rounds  # noqa: F401
+    from campaign import (  # noqa: F401
+        clock_rounds,
+        failover_rounds,
+        file_rounds,
+        load_rounds,
+        network_rounds,
+        patroni_rounds,
+        postgresql_rounds,
+        service_rounds,
+    )
 
     return dict(_ROUNDS)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
-import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from campaign.auditor import audit
-from campaign.clients import ANSWER_SECONDS_MAX, Clients
+from campaign.clients import Clients
 from campaign.postgresql import PostgreSQL
-from campaign.processes import free_port, send_signal
+from campaign.processes import free_port
 from campaign.proxy import Proxy
 from campaign.services import Service
-from campaign.templates import CAPS, PORTFOLIOS, Templates
+from campaign.templates import CAPS, Templates
 
 RECOVERY_SECONDS_MAX = 60.0
 
@@ -39,7 +40,7 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
     recoveries: list[float] = field(default_factory=list)
     slowest: float = 0.0
-    errors: dict[str, int] = field(default_factory=dict)
+    errors: Counter[str] = field(default_factory=Counter)
     skipped: str | None = None
 
     @property
@@ -70,7 +71,7 @@ class Stage:
     templates: Templates
     say: Callable[[str], None]
     outcome: Outcome
-    clients: Clients | None = None
+    groups: list[Clients] = field(default_factory=list)
     ends: ExitStack = field(default_factory=ExitStack)
     _services: int = 0
     _servers: int = 0
@@ -84,21 +85,30 @@ class Stage:
         """Return the URL of a new SQLite ledger, in the round's folder or in another one."""
         return self.templates.copy_sqlite((folder or self.folder) / "ledger.db")
 
-    def postgresql(self, **settings: object) -> PostgreSQL:
-        """Start a PostgreSQL server with a ledger; it ends with the round. settings: of `postgresql.conf`."""
-        return self.templates.copy_postgresql(self.server(**settings)).start()
+    def postgresql(
+        self, env: Mapping[str, str] | None = None, *, folder: Path | None = None, **settings: Any
+    ) -> PostgreSQL:
+        """Start a PostgreSQL server with a ledger; it ends with the round.
 
-    def server(self, *, port: int | None = None, **settings: object) -> PostgreSQL:
+        env: further environment variables. settings: of `postgresql.conf`. folder: None for one in the round's.
+        """
+        server = self.server(folder=folder, **settings)
+        server.env = dict(env or {})
+        return self.templates.copy_postgresql(server).start()
+
+    def server(self, *, folder: Path | None = None, port: int | None = None, **settings: object) -> PostgreSQL:
         """Return a server that is not made yet; it ends with the round. port: None for a free one."""
         self._servers += 1
-        server = PostgreSQL(self.folder / f"pg{self._servers}", self.programs, settings, port or free_port())
+        server = PostgreSQL(folder or self.folder / f"pg{self._servers}", self.programs, settings, port or free_port())
         self.ends.callback(server.kill)
         return server
 
     def service(self, url: str, **more: object) -> Service:
         """Start a service that ends with the round. more: environment variables."""
         self._services += 1
-        service = Service(url, self.folder, f"service{self._services}", {name: str(value) for name, value in more.items()})
+        service = Service(
+            url, self.folder, f"service{self._services}", {name: str(value) for name, value in more.items()}
+        )
         self.ends.callback(service.kill)
         return service.start()
 
@@ -108,23 +118,25 @@ class Stage:
         self.ends.callback(proxy.close)
         return proxy
 
-    def trade(
-        self,
-        *ports: int,
-        threads: int = 6,
-        seconds_max: float = ANSWER_SECONDS_MAX,
-        ttls: Sequence[int] = (1, 2, 4),
-    ) -> Clients:
-        """Start the clients, and let them trade for a moment before the first fault."""
-        answers = self.folder / "answers.jsonl"
-        self.clients = Clients(
-            ports, self.seed, answers, threads, PORTFOLIOS, seconds_max=seconds_max, ttls=ttls
-        )
-        self.ends.callback(self.clients.stop)
-        self.clients.start()
+    def trade(self, *ports: int, **more: Any) -> Clients:
+        """Start the clients, and let them trade for a moment before the first fault. more: fields of `Clients`."""
+        self.group(*ports, **more)
         self.wait_for_grant(time.monotonic(), "the start")
         self.rest(2)
         return self.clients
+
+    def group(self, *ports: int, **more: Any) -> Clients:
+        """Start one more group of clients, under a `tag` of its own."""
+        clients = Clients(ports, self.seed, self.folder / "answers.jsonl", **more)
+        self.groups.append(clients)
+        self.ends.callback(clients.stop)
+        return clients.start()
+
+    @property
+    def clients(self) -> Clients:
+        """The first group of clients, by whose grants recovery is measured."""
+        assert self.groups, "trade first"
+        return self.groups[0]
 
     # Its course
 
@@ -152,7 +164,6 @@ class Stage:
         self, since: float, what: str, *, within: float = RECOVERY_SECONDS_MAX, counted: bool = False
     ) -> None:
         """Wait for a new grant whose request was sent after `since`. None within `within` seconds is a problem."""
-        assert self.clients is not None, "trade first"
         while (heard := self.clients.first_grant_after(since)) is None:
             if time.monotonic() - since > within:
                 self.problem(f"no grant within {within:g} s after: {what}")
@@ -166,21 +177,19 @@ class Stage:
         self.say(f"PROBLEM: {what}")
         self.outcome.problems.append(what)
 
-    def check(self, url: str, *, holds_end: bool = True) -> None:
+    def check(self, url: str) -> None:
         """Stop the clients, and audit the ledger. Every round ends with it."""
-        assert self.clients is not None, "trade first"
-        clients, outcome = self.clients, self.outcome
-        clients.stop()
-        time.sleep(0 if self.short else 2)
-        found = audit(url, clients.answers, CAPS, folder=self.folder, holds_end=holds_end)
+        for clients in self.groups:
+            clients.stop()
+        answers = [told for clients in self.groups for told in clients.answers]
+        found = audit(url, answers, CAPS, folder=self.folder)
+        outcome = self.outcome
         outcome.acknowledged += found.acknowledged
-        outcome.answers += len(clients.answers)
+        outcome.answers += len(answers)
         outcome.lost += found.lost
         outcome.doubled += found.doubled
-        outcome.problems += found.problems + clients.wrong + [f"never answered: {what}" for what in clients.unanswered]
-        outcome.slowest = max(outcome.slowest, clients.slowest)
-        outcome.errors = dict(clients.errors)
-
-    def keep_awake(self, pids: list[int]) -> None:
-        """Have these processes continued at the end of the round, whatever happens to it."""
-        self.ends.callback(send_signal, pids, signal.SIGCONT)
+        outcome.problems += found.problems
+        for clients in self.groups:
+            outcome.problems += [*clients.wrong, *[f"never answered: {what}" for what in clients.unanswered]]
+            outcome.slowest = max(outcome.slowest, clients.slowest)
+            outcome.errors.update(clients.errors)

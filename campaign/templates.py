@@ -8,6 +8,8 @@ from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 
+import psycopg
+
 from campaign.postgresql import PostgreSQL
 from campaign.processes import checked_command
 from ledger_sizer import AppSettings, Ledger
@@ -23,7 +25,7 @@ class Templates:
     """Makes each template when it is first asked for, in `folder`."""
 
     def __init__(self, folder: Path, programs: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._programs = programs
         self._sqlite: Path | None = None
         self._postgresql: Path | None = None
@@ -31,9 +33,9 @@ class Templates:
     def copy_sqlite(self, path: Path) -> str:
         """Make a ledger in a new SQLite file. Returns its URL."""
         if self._sqlite is None:
-            made = self._folder / "made.db"
-            _prepare(f"sqlite:///{made}", self._folder)
-            self._sqlite = self._folder / "template.db"
+            made = self.folder / "made.db"
+            _prepare(f"sqlite:///{made}", self.folder)
+            self._sqlite = self.folder / "template.db"
             with closing(sqlite3.connect(made)) as source, closing(sqlite3.connect(self._sqlite)) as target:
                 source.backup(target)
         shutil.copyfile(self._sqlite, path)
@@ -42,16 +44,21 @@ class Templates:
     def copy_postgresql(self, server: PostgreSQL) -> PostgreSQL:
         """Make a server with a ledger, not yet running."""
         if self._postgresql is None:
-            first = PostgreSQL(self._folder / "pg", self._programs).create()
+            first = PostgreSQL(self.folder / "pg", self._programs).create()
             first.start()
             try:
-                first.sql("CREATE DATABASE ledger", database="postgres")
-                _prepare(first.url, self._folder)
+                self.prepare_new(first.port, first.url)
                 first.stop()
             finally:
                 first.kill()
             self._postgresql = first.data
         return server.create_like(self._postgresql)
+
+    def prepare_new(self, port: int, url: str) -> None:
+        """Create the database, schema and caps on a running server. url: how the ledger reaches it."""
+        with psycopg.connect(PostgreSQL.url_at(port, "postgres"), autocommit=True) as connection:
+            connection.execute("CREATE DATABASE ledger")
+        _prepare(url, self.folder)
 
 
 def _prepare(url: str, folder: Path) -> None:
