@@ -152,7 +152,8 @@ def _exposure_problems(rows: list[Row], caps: Mapping[str, int]) -> Iterator[str
             tags_of[row.position] = ["portfolio", *[f"{name}={value}" for name, value in tags.items()]]
         for scope in tags_of[row.position]:
             exposure[scope] = exposure.get(scope, 0) + row.held_delta_e8 + row.open_delta_e8
-            if row.outcome == "granted" and exposure[scope] > caps.get(scope, exposure[scope]):
+            is_grant = row.command == "reserve" and row.outcome == "granted"
+            if is_grant and exposure[scope] > caps.get(scope, exposure[scope]):
                 above = f"{scope} at {exposure[scope]} of {caps[scope]}"
                 yield f"above the cap: {row.portfolio} seq {row.seq} leaves {above}"
 

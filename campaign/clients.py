@@ -224,7 +224,8 @@ class Clients:
 
 
 def _is_new(told: Told) -> bool:
-    return told.granted and not told.replayed
+    """Return True for a new reservation: an extension is granted too, but takes no capital."""
+    return told.granted and not told.replayed and told.position_id == f"{told.portfolio}-{told.seq}"
 
 
 @dataclass

@@ -13,7 +13,6 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +153,6 @@ class Node:
                     "loop_wait": 3,
                     "retry_timeout": 5,
                     "synchronous_mode": True,
-                    "synchronous_mode_strict": True,
                     "postgresql": {"use_pg_rewind": True, "use_slots": True},
                 },
                 "initdb": [{"encoding": "UTF8"}, {"locale": "C"}, "data-checksums"],
@@ -231,10 +229,6 @@ class PatroniPair:
         """URL that names both servers, and leads to the one that takes writes."""
         hosts = "&".join(f"host=127.0.0.1:{node.port}" for node in self.nodes)
         return f"postgresql://{USER}@/ledger?{hosts}&target_session_attrs=read-write"
-
-    @cached_property
-    def _by_name(self) -> dict[str, Node]:
-        return {node.name: node for node in self.nodes}
 
     def leader(self) -> Node:
         """Return the node that leads, as soon as one does and a synchronous standby follows it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from campaign.patroni import TTL_SECONDS, Etcd, Node, PatroniPair, install
+from campaign.postgresql import PostgreSQL
 from campaign.processes import frozen
 from campaign.rounds import campaign_round
 from campaign.stage import Fault, Stage
@@ -67,7 +68,7 @@ def _fail_over(stage: Stage, what: str, inject: Callable[[PatroniPair, Node, Fau
         with stage.fault(f"{what} ({leader.name} leads)") as fault:
             inject(pair, leader, fault)
         stage.rest(3)
-    stage.check(pair.url)
+    stage.check(PostgreSQL.url_at(pair.leader().port))
 
 
 def _pair(stage: Stage) -> PatroniPair:

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 
 from campaign.stage import Stage
+
+MODULES = (
+    "service_rounds",
+    "postgresql_rounds",
+    "network_rounds",
+    "file_rounds",
+    "load_rounds",
+    "clock_rounds",
+    "failover_rounds",
+    "patroni_rounds",
+)
 
 Play = Callable[[Stage], None]
 
@@ -40,16 +52,6 @@ def campaign_round(*, short: bool = False) -> Callable[[Play], Play]:
 
 def all_rounds() -> dict[str, Round]:
     """Return every round by its name, in the order in which they run."""
-    # Importing them registers their rounds.
-    from campaign import (  # noqa: F401
-        clock_rounds,
-        failover_rounds,
-        file_rounds,
-        load_rounds,
-        network_rounds,
-        patroni_rounds,
-        postgresql_rounds,
-        service_rounds,
-    )
-
-    return dict(_ROUNDS)
+    for module in MODULES:
+        import_module(f"campaign.{module}")  # registers its rounds
+    return dict(sorted(_ROUNDS.items(), key=lambda named: MODULES.index(named[1].play.__module__.rpartition(".")[2])))
