@@ -81,15 +81,17 @@ def failover_address(stage: Stage) -> None:
 
 @campaign_round()
 def failover_frozen(stage: Stage) -> None:
-    """Primary frozen, not dead: killed only after its connections were silent for a while; standby promoted"""
+    """Primary frozen, not dead: its connections say nothing any more; synchronous standby promoted"""
     pair = _pair(stage)
     services = [stage.service(pair.url), stage.service(pair.url)]
     stage.trade(*[service.port for service in services])
-    with stage.fault("the primary freezes, is then lost, and the standby promoted") as fault:
-        with frozen(pair.primary.processes()):
-            stage.rest(10)
-            pair.primary.kill()
-        fault.over(pair.promote())
+    with stage.fault("the primary freezes, and the standby is promoted") as fault, frozen(pair.primary.processes()):
+        old = pair.primary
+        stage.rest(5)
+        promoted = pair.promote()
+        fault.over(promoted)
+        stage.wait_for_grant(promoted, "the promotion, with the old primary silent")
+        old.kill()
     stage.rest(3)
     stage.check(pair.primary.url)
 

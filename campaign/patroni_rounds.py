@@ -27,12 +27,13 @@ def patroni_kill(stage: Stage) -> None:
 
 @campaign_round()
 def patroni_freeze(stage: Stage) -> None:
-    """Patroni pair: Patroni and PostgreSQL of the leader frozen until the other is promoted, then continued"""
+    """Patroni pair: Patroni and PostgreSQL of the leader frozen until the other has granted, then continued"""
 
     def freeze(pair: PatroniPair, leader: Node, fault: Fault) -> None:
         with frozen(leader.processes):
-            fault.over(pair.wait_for_promotion(pair.other(leader), seconds=PROMOTION_SECONDS_MAX))
-            stage.rest(3)
+            promoted = pair.wait_for_promotion(pair.other(leader), seconds=PROMOTION_SECONDS_MAX)
+            fault.over(promoted)
+            stage.wait_for_grant(promoted, "the promotion, with the old leader silent")
 
     _fail_over(stage, "the leader's Patroni and PostgreSQL are frozen", freeze)
 
