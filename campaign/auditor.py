@@ -176,8 +176,8 @@ def _early_problems(rows: list[Row], answers: Iterable[Told]) -> Iterator[str]:
     ended = {(row.portfolio, row.position) for row in rows if row.command == "expire"}
     now = time.monotonic()
     for answer in answers:
-        if answer.life is not None and now < answer.sent + answer.life and (answer.portfolio, answer.seq) in ended:
-            left = answer.sent + answer.life - now
+        if answer.life is not None and now < answer.begun + answer.life and (answer.portfolio, answer.seq) in ended:
+            left = answer.begun + answer.life - now
             yield f"expired early: {answer.portfolio}-{answer.seq} has ended, though {left:.0f} s of its life are left"
 
 

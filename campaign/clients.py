@@ -27,8 +27,8 @@ UNKNOWN_CODES = frozenset({"not_found", "internal_error", "key_reused", "idempot
 class Told(NamedTuple):
     """One decision as a client was told it.
 
-    life: seconds from the decision to the promised end of its hold. sent, heard: seconds of the monotonic clock, of the
-    answered attempt.
+    life: seconds from the decision to the promised end of its hold. begun: when the key was first sent. sent, heard: of
+    the attempt that was answered. All three are seconds of the monotonic clock.
     """
 
     portfolio: str
@@ -40,6 +40,7 @@ class Told(NamedTuple):
     replayed: bool
     position_id: str | None
     life: float | None
+    begun: float
     sent: float
     heard: float
 
@@ -249,7 +250,7 @@ class _Asking:
                 self.clients.count_wait(time.monotonic() - sent)
                 decision = decision_of(status, form)
                 if decision is not None:
-                    told = told_of(decision, sent)
+                    told = told_of(decision, begun, sent)
                     self.clients.add(told)
                     return told
                 code = str(form.get("code") if isinstance(form, dict) else form)[:60]
@@ -266,7 +267,7 @@ class _Asking:
             time.sleep(0.02 + 0.05 * self.chance.random())
 
 
-def told_of(decision: dict[str, Any], sent: float) -> Told:
+def told_of(decision: dict[str, Any], begun: float, sent: float) -> Told:
     """Convert the JSON of a decision that was heard just now."""
     return Told(
         decision["portfolio"],
@@ -278,6 +279,7 @@ def told_of(decision: dict[str, Any], sent: float) -> Told:
         decision["replayed"],
         decision["position_id"],
         _life(decision),
+        begun,
         sent,
         time.monotonic(),
     )

@@ -113,7 +113,7 @@ def failover_after_crash(stage: Stage) -> None:
             pair.primary.kill()
             pair.primary.start()
             # Rows whose commit never reached the standby are visible now, and the client asks with their keys.
-            time.sleep(4)
+            time.sleep(6)
             _lose_for_good(pair)
             fault.over(pair.promote())
         stage.rest(2)

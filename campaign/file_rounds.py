@@ -59,7 +59,7 @@ def swapped_file(stage: Stage) -> None:
     path = stage.folder / "ledger.db"
     service = stage.service(url)
     clients = stage.trade(service.port)
-    swaps = dict(list(SWAPS.items())[: len(list(stage.times(2, len(SWAPS))))])
+    swaps = dict(list(SWAPS.items())[: len(list(stage.times(1, len(SWAPS))))])
     for number, (name, swap) in enumerate(swaps.items()):
         backup = stage.folder / f"backup{number}.db"
         with stage.fault(f"{name}; then the service is stopped, and the backup restored") as fault:
@@ -112,7 +112,7 @@ SWAPS: dict[str, Callable[[Path], None]] = {
 }
 
 
-@campaign_round(short=True)
+@campaign_round()
 def backup_sqlite(stage: Stage) -> None:
     """Backups of a SQLite ledger while clients trade; each is a beginning of the ledger, and verifies"""
     url = stage.sqlite()

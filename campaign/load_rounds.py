@@ -92,7 +92,7 @@ def _hold_until(end: float, connection: Connection, clients: Clients, numbers: r
         raise CampaignError(f"not every hold of a batch was granted: {str(form)[:300]}")
     for decision in decisions:
         assert decision is not None
-        clients.add(told_of(decision, sent))
+        clients.add(told_of(decision, sent, sent))
 
 
 def _held(connection: Connection) -> float:

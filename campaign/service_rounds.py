@@ -16,7 +16,7 @@ def kill_service_sqlite(stage: Stage) -> None:
     url = stage.sqlite()
     service = stage.service(url)
     stage.trade(service.port)
-    for _ in stage.times(2, 5):
+    for _ in stage.times(1, 5):
         _kill_and_start(stage, service)
     stage.check(url)
 

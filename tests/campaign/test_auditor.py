@@ -41,6 +41,7 @@ def _told(decision: Decision) -> Told:
         life,
         now,
         now,
+        now,
     )
 
 
@@ -137,7 +138,7 @@ def test_audit_when_a_hold_outlives_its_time_then_it_is_late(
     assert [problem for problem in audited().problems if problem.startswith("not ended: main-2 is held")] != []
     # And by the clock of this process, where the ledger's own time stands still.
     ago = LONG_LIFE + LATE_SECONDS_MAX + 1
-    told_long_ago = [told._replace(sent=told.sent - ago, heard=told.heard - ago) for told in answers]
+    told_long_ago = [told._replace(begun=told.begun - ago, heard=told.heard - ago) for told in answers]
     late = [problem for problem in audited(told_long_ago).problems if problem.startswith("not ended: main-1 is held")]
     assert late != []
 
