@@ -45,6 +45,9 @@ class _Pair:
         """Make every commit of the primary wait for the standby."""
         self.primary.reload(synchronous_standby_names="*")
         wait_until(self._is_synchronous, "the standby follows synchronously", seconds=STANDBY_SECONDS_MAX)
+        # Sessions wait only once the checkpointer has read the new setting, which takes seconds where it is busy.
+        # It reads settings before it begins a checkpoint.
+        self.primary.sql("CHECKPOINT")
 
     def _is_synchronous(self) -> bool:
         states = self.primary.sql("SELECT sync_state FROM pg_stat_replication WHERE state = 'streaming'")
