@@ -47,7 +47,7 @@ def run_online() -> None:
         with context.begin_transaction():
             context.run_migrations()
         return
-    engine = make_engine(_url())
+    engine = make_engine(_url(), bounded=False)
     try:
         with engine.connect() as connection:
             # One transaction for all steps, begun before the version is read. If two processes migrate at once, one
