@@ -74,9 +74,6 @@ class PostgresStore:
                 # A process that hangs while it holds the lock must not stop the others for ever. They retry for longer
                 # than this time-out. The idle time-out would not help: in a pipeline the server does not count it.
                 connection.execute(f"SET transaction_timeout = '{2 * self._lock_timeout_seconds}s'")
-            if connection.execute("SHOW synchronous_commit").fetchone()[0] == "off":
-                # An acknowledged commit must be durable, whatever the server's default. Stronger settings are kept.
-                connection.execute("SET synchronous_commit = on")
             connection.commit()
             # Transactions are begun explicitly: a batch without the lock is one statement, its own transaction.
             connection.autocommit = True

@@ -86,6 +86,10 @@ def bound_connections(engine: Engine, timeout_seconds: float | None) -> None:
     def _connect(_dialect: Any, _record: Any, args: Any, parameters: Any) -> BoundedConnection:
         connection = BoundedConnection.connect(*args, **parameters)
         connection.timeout_seconds = timeout_seconds
+        if connection.execute("SHOW synchronous_commit").fetchone() == ("off",):
+            # An acknowledged commit must be durable, whatever the server's default. Stronger settings are kept.
+            connection.execute("SET synchronous_commit = on")
+        connection.commit()
         return connection
 
 

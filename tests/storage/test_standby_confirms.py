@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url
 
-from ledger_sizer import Decision, Ledger, LedgerError, NotFound, Unavailable
+from ledger_sizer import Decision, Ledger, NotFound, Unavailable
 from ledger_sizer.storage.database import upgrade
 from tests.support.databases import PostgresServer
 from tests.support.programs import settings_of
@@ -163,7 +163,7 @@ def test_error_when_nothing_was_read_then_it_does_not_wait_for_the_standby(prima
         ledger.release(key="r", position_id="unknown-1")
 
 
-def test_reserve_when_commits_of_the_server_are_made_asynchronous_then_its_own_still_wait(
+def test_answer_when_commits_of_the_server_are_made_asynchronous_then_the_ledgers_own_still_wait(
     primary: Primary,
 ) -> None:
     primary.run("ALTER SYSTEM SET synchronous_commit = off")
@@ -171,8 +171,5 @@ def test_reserve_when_commits_of_the_server_are_made_asynchronous_then_its_own_s
     with Ledger.open(primary.server.url, settings=settings_of(**IMPATIENT)) as ledger:
         reserve(ledger, "before")
         primary.lose_standby()
-        try:
-            outcome: str = reserve(ledger, "one").outcome
-        except LedgerError as error:
-            outcome = error.code
-        assert outcome == "unavailable"
+        refused(lambda: reserve(ledger, "one"))
+        refused(lambda: ledger.exposure("main"))
