@@ -117,12 +117,14 @@ class Jobs:
 def sweep(ledger: Ledger, may_go_on: Callable[[], bool]) -> None:
     """Free expired holds, in slices, while `may_go_on`."""
     freed = 0
-    for slice_freed in ledger.sweep_in_slices():
-        freed += slice_freed
-        if not may_go_on():
-            break
-    if freed:
-        log.info("jobs.swept", freed=freed)
+    try:
+        for slice_freed in ledger.sweep_in_slices():
+            freed += slice_freed
+            if not may_go_on():
+                break
+    finally:
+        if freed:
+            log.info("jobs.swept", freed=freed)
 
 
 def archive(ledger: Ledger) -> None:
