@@ -152,8 +152,7 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
     def sweep(self, portfolio: str | None = None) -> int:
         """Expire the overdue holds of one portfolio, or of all. Return how many were freed.
 
-        Every write batch does this for its portfolios, up to a bound; a sweep is for portfolios that nobody writes to,
-        and for many holds that end at once.
+        Every write batch frees a bounded number in its portfolios. A sweep frees all, also where nobody writes.
         """
         if portfolio is not None:
             self._reads.require(portfolio)

@@ -34,7 +34,7 @@ assert DECISION_COLUMNS[1:] == DecisionRecord._fields[1:], "the decisions table 
 EXPIRIES_MAX = 256
 """Overdue holds that one batch frees, beside those that its commands name: about as many as a batch has commands.
 
-Such a slice takes some 30 ms. All of 20,000 at once stopped every other writer for 12 s.
+Such a slice takes some 30 ms. Without a bound, 20,000 that ended at once stopped every other writer for seconds.
 """
 
 
