@@ -7,6 +7,7 @@ Writes go through one writer with group commit. Reads have their own connections
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -35,7 +36,7 @@ from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.storage.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
 from ledger_sizer.storage.leases import fence_var
-from ledger_sizer.storage.write_store import WriteStore
+from ledger_sizer.storage.write_store import WriteStore, expiries_per_portfolio
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AsyncVerbs, Verbs
@@ -49,6 +50,9 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]
+
+_SWEEP_REST_SECONDS_MAX = 0.1
+"""Longest rest between two slices of a sweep."""
 
 
 def _open_store(engine: Engine, settings: AppSettings) -> WriteStore:
@@ -154,13 +158,32 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
     def sweep(self, portfolio: str | None = None) -> int:
         """Expire the overdue holds of one portfolio, or of all. Return how many were freed.
 
-        Every write batch does this for its portfolios; a sweep is for portfolios that nobody writes to.
+        Every write batch frees a bounded number in its portfolios. A sweep frees all, also where nobody writes.
         """
-        if portfolio is None:
-            names = self._reads.portfolios_with_expired(self._now_us())
-        else:
-            names = [self._reads.require(portfolio)]
-        return sum(len(self._writer.answer(Group((), sweep=name))) for name in names)
+        if portfolio is not None:
+            self._reads.require(portfolio)
+        return sum(self.sweep_in_slices(portfolio))
+
+    def sweep_in_slices(self, portfolio: str | None = None) -> Iterator[int]:
+        """Do what `sweep` does step by step: yield after each commit how many holds it freed. Stop when you like.
+
+        Each round frees a slice of every portfolio that has more to free, so that none waits for another's. Between two
+        slices it rests for as long as the last one took: SQLite has no queue for its lock, and another process would
+        hardly ever get it.
+        """
+        names = self._reads.portfolios_with_expired(self._now_us()) if portfolio is None else [portfolio]
+        rest_seconds = 0.0
+        while names:
+            with_more = []
+            for name in names:
+                time.sleep(rest_seconds)
+                started = time.perf_counter()
+                freed = len(self._writer.answer(Group((), sweep=name)))
+                rest_seconds = min(time.perf_counter() - started, _SWEEP_REST_SECONDS_MAX)
+                if freed >= expiries_per_portfolio(1):  # the writer takes a sweep alone, so this was a whole slice
+                    with_more.append(name)
+                yield freed
+            names = with_more
 
     @property
     def _reads(self) -> Queries:

@@ -32,6 +32,7 @@ from ledger_sizer.storage.write_store import (
     FenceLost,
     PortfolioChanges,
     PortfolioNeed,
+    expiries_per_portfolio,
     position_from_row,
     record_from_row,
     scope_from_row,
@@ -100,6 +101,7 @@ class PostgresStore:
         requested = {(ids[name], scope) for name in ids for scope in needs[name].scopes}
         parameters = {
             "now": now_us,
+            "expiries_max": expiries_per_portfolio(len(needs)),
             "ids": list(ids.values()),
             "numbers": _json_pairs((ids[name], number) for name in ids for number in needs[name].numbers),
             "origins": _json_pairs((ids[name], number) for name in ids for number in needs[name].origins),

@@ -34,6 +34,7 @@ from ledger_sizer.storage.write_store import (
     FenceLost,
     PortfolioChanges,
     PortfolioNeed,
+    expiries_per_portfolio,
     position_from_row,
     record_from_row,
     scope_from_row,
@@ -43,8 +44,10 @@ from ledger_sizer.storage.write_store import (
 _POSITIONS = f"SELECT {', '.join(POSITION_COLUMNS)} FROM positions WHERE portfolio_id = ?"
 _BY_NUMBER = f"{_POSITIONS} AND number IN (SELECT value FROM json_each(?))"
 _BY_ORIGIN = f"{_POSITIONS} AND origin IN (SELECT value FROM json_each(?)) AND origin IS NOT NULL"
-_EXPIRED = f"{_POSITIONS} AND {PENDING} AND expires_us <= ?"
-_NEXT_EXPIRY = f"SELECT min(expires_us) FROM positions WHERE portfolio_id = ? AND {PENDING} AND expires_us > ?"
+_EXPIRED = f"{_POSITIONS} AND {PENDING} AND expires_us <= ? ORDER BY expires_us, number LIMIT ?"
+_NEXT_EXPIRY = (
+    f"SELECT expires_us FROM positions WHERE portfolio_id = ? AND {PENDING} ORDER BY expires_us LIMIT 1 OFFSET ?"
+)
 _BY_KEY = (
     f"SELECT {', '.join(DECISION_COLUMNS)} FROM decisions "
     "WHERE portfolio_id = ? AND key IN (SELECT value FROM json_each(?))"
@@ -86,11 +89,11 @@ class SqliteStore:
             lease = (fence.name, fence.owner, fence.epoch, self.clock_us())  # not `now_us`: leases use the real clock
             if connection.execute(_LEASE, lease).fetchone() is None:
                 raise FenceLost
-        states = {}
+        states, expiries_max = {}, expiries_per_portfolio(len(needs))
         for name in sorted(needs):
             state = self._load_head(connection, name, needs[name], now_us, new_cap_e8)
             if state is not None:
-                self._load(connection, state, needs[name], now_us)
+                self._load(connection, state, needs[name], now_us, expiries_max)
                 states[name] = state
         return states, now_us
 
@@ -109,12 +112,18 @@ class SqliteStore:
             connection.execute(INSERT_SCOPE, scope_row(row[0], whole))
         return None if row is None else PortfolioState(*row)
 
-    def _load(self, connection: sqlite3.Connection, state: PortfolioState, need: PortfolioNeed, now_us: int) -> None:
+    def _load(
+        self, connection: sqlite3.Connection, state: PortfolioState, need: PortfolioNeed, now_us: int, expiries_max: int
+    ) -> None:
         execute, portfolio, until_us = connection.execute, state.id, max(now_us, state.last_us)
-        rows = execute(_EXPIRED, (portfolio, until_us)).fetchall()
-        (state.next_expiry_us,) = execute(_NEXT_EXPIRY, (portfolio, until_us)).fetchone()
-        if need.numbers:
-            rows += execute(_BY_NUMBER, (portfolio, json.dumps(list(need.numbers)))).fetchall()
+        for row in execute(_BY_KEY, (portfolio, json.dumps(list(need.keys)))):
+            record = record_from_row(state.name, row)
+            state.records[record.key] = record
+        rows = execute(_EXPIRED, (portfolio, until_us, expiries_max)).fetchall()
+        (state.next_expiry_us,) = execute(_NEXT_EXPIRY, (portfolio, len(rows))).fetchone() or (None,)
+        numbers = need.numbers | {record.position for record in state.records.values() if record.position is not None}
+        if numbers:
+            rows += execute(_BY_NUMBER, (portfolio, json.dumps(list(numbers)))).fetchall()
         if need.origins:
             rows += execute(_BY_ORIGIN, (portfolio, json.dumps(list(need.origins)))).fetchall()
         scopes = set(need.scopes)
@@ -122,9 +131,6 @@ class SqliteStore:
             position = position_from_row(state.name, row)
             state.add_position(position)
             scopes.update(position.tags.scopes)
-        for row in execute(_BY_KEY, (portfolio, json.dumps(list(need.keys)))):
-            record = record_from_row(state.name, row)
-            state.records[record.key] = record
         for row in execute(_SCOPES, (portfolio, json.dumps(list(scopes)))):
             scope = scope_from_row(row)
             state.scopes[scope.name] = scope
