@@ -39,9 +39,10 @@ def router(service: ServiceContext) -> APIRouter:
 
     @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     async def metrics(request: Request) -> Response:
-        """Prometheus exposition; needs the role `read` once there are keys."""
-        await service.access.require(request.scope, "read")
-        return Response(await run_in_threadpool(service.metrics.text), media_type=CONTENT_TYPE_LATEST)
+        """Prometheus exposition; needs the role `read` once there are keys. Shows only portfolios the key may see."""
+        caller = await service.access.require(request.scope, "read")
+        text = await run_in_threadpool(service.metrics.text, caller.portfolios)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     return routes
 
