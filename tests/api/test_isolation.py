@@ -12,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ledger_sizer.service import metrics
 from ledger_sizer.service.api_keys import create_key
 from ledger_sizer.storage.database import make_engine
+from tests.conftest import NewDatabase
 from tests.support.services import Running, serving
 
 
@@ -75,3 +76,52 @@ def test_read_metrics_when_others_have_more_scopes_than_a_scrape_shows_then_the_
     told = _metrics(service, tokens["alpha"])
     assert set(re.findall(r'ledger_held_usd{portfolio="alpha",scope="([^"]+)"}', told)) == {"portfolio", "venue=okx"}
     assert "ledger_scopes_left_out 0.0" in told
+
+
+# Foreign pages.
+
+FOREIGN = [
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://127.0.0.1:1"},
+    {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"},
+    {"Origin": "http://127.0.0.1:1", "Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "cross-site"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_send_change_when_a_foreign_page_asks_for_it_without_keys_then_403_and_nothing_is_done(
+    new_database: NewDatabase, headers: dict[str, str]
+) -> None:
+    with serving(new_database("sqlite")) as service:
+        service.ledger.reserve(key="first")
+        before = service.ledger.exposure().seq
+        for method, path, body in (
+            ("POST", "/v1/reconciliations", None),
+            ("POST", "/v1/reservations", {}),
+            ("POST", "/v1/batch", {"commands": [{"command": "reserve", "key": "b"}]}),
+            ("POST", "/v1/positions/main-1/release", None),
+            ("PUT", "/v1/portfolios/main/caps", {"cap": "1"}),
+        ):
+            answer = service.http.request(method, path, json=body, headers={"Idempotency-Key": path, **headers})
+            assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
+        assert service.ledger.exposure().seq == before
+        assert service.http.get("/v1/portfolios", headers=headers).status_code == 200, "reading changes nothing"
+
+
+def test_send_change_when_the_caller_is_no_foreign_page_then_it_is_done(new_database: NewDatabase) -> None:
+    with serving(new_database("sqlite")) as service:
+        own = [{}, {"Origin": service.url}, {"Origin": service.url, "Sec-Fetch-Site": "same-origin"}]
+        for number, headers in enumerate([*own, {"Sec-Fetch-Site": "none"}]):
+            assert service.post("/v1/reservations", f"{number}", headers=headers).status_code == 201, headers
+
+
+def test_send_change_when_it_has_a_key_then_its_origin_does_not_matter(
+    service: Running, tokens: dict[str, str]
+) -> None:
+    engine = make_engine(str(service.parts.reads.url.render_as_string(hide_password=False)))
+    token = create_key(engine, "bot", "trade").token
+    engine.dispose()
+    headers = {"Authorization": f"Bearer {token}", "Origin": "https://desk.example", "Sec-Fetch-Site": "cross-site"}
+    assert service.post("/v1/reservations", "far", headers=headers).status_code == 201
