@@ -15,6 +15,7 @@
     reconciliation     runs and drifts
     dashboard_routes   pages and forms of the dashboard
     sessions           cookie and CSRF checks of the dashboard
+    throttle           who a client is, and the bound on failed logins
     health             liveness, readiness, metrics
     openapi            the OpenAPI document
     server             uvicorn with further bounds

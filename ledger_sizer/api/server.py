@@ -5,7 +5,6 @@ request names exactly one host, and its trailers are not headers: a proxy in fro
 """
 
 import asyncio
-import ipaddress
 import signal
 import socket
 from collections import Counter
@@ -19,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.responses import problem_response
+from ledger_sizer.api.throttle import client_of
 from ledger_sizer.config import ServiceSettings
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError
 from ledger_sizer.wire.problems import RequestTimeout
@@ -146,16 +146,6 @@ class BoundedProtocol(HttpToolsProtocol):
         self._stop_timer()
         self.transport.write(answer)
         self.transport.close()
-
-
-def client_of(address: tuple[str, int] | None) -> str:
-    """Return by what a client is counted: its address; of IPv6 the network, all of which one client may have."""
-    if address is None:
-        return ""
-    host = ipaddress.ip_address(address[0])
-    if host.version == 4 or host.ipv4_mapped is not None:
-        return str(host if host.version == 4 else host.ipv4_mapped)
-    return str(ipaddress.ip_network((int(host), 64), strict=False))
 
 
 def bounded_protocol(settings: ServiceSettings) -> type[BoundedProtocol]:

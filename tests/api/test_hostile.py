@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ledger_sizer.api.server import client_of
+from ledger_sizer.api.throttle import client_of
 from tests.conftest import NewDatabase
 from tests.support.services import Running, eventually, serving
 
