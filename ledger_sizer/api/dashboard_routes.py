@@ -18,6 +18,7 @@ from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.reads import SEQ_MAX, OverviewFilters
 from ledger_sizer.api.request_body import read_form
+from ledger_sizer.api.responses import log_untold
 from ledger_sizer.api.sessions import check_csrf, end_session, form_api_key, session_of, set_session
 from ledger_sizer.api.throttle import LoginThrottle, client_of
 from ledger_sizer.dashboard import confirm_forms, pages
@@ -250,6 +251,7 @@ def _redirect(path: str) -> Response:
 
 
 def _problem_page(error: LedgerError) -> Response:
+    log_untold(error)
     problem = problem_of(error)
     more = {"Retry-After": str(error.retry_after)} if isinstance(error, TooManyRequests) else {}
     return HTMLResponse(

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from ledger_sizer.api import response_models
 from ledger_sizer.api.context import ServiceContext
-from ledger_sizer.api.responses import RETRY_AFTER_SECONDS, json_response
+from ledger_sizer.api.responses import RETRY_AFTER_SECONDS, json_response, log_untold
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.storage.database import SCHEMA_HEAD, schema_version
 
@@ -76,5 +76,6 @@ class _Readiness:
         try:
             found = schema_version(self._service.reads)
         except LedgerError as error:
-            return str(error)
+            log_untold(error)
+            return error.told
         return "ok" if found == SCHEMA_HEAD else f"at migration {found}, this version needs {SCHEMA_HEAD}"

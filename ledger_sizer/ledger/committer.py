@@ -215,7 +215,8 @@ class Committer:
         if may_be_stored:
             return _busy_or_unavailable("lost", error)
         log.error("ledger.refused", error=str(error).strip())
-        return InternalError(f"the command could not be stored, nothing was recorded: {str(error).strip()}")
+        told = "the command could not be stored, nothing was recorded"
+        return InternalError(f"{told}: {str(error).strip()}", told=f"{told}; the log says why")
 
 
 def _log_defects(results: Sequence[Sequence[Result]]) -> None:
@@ -228,5 +229,6 @@ def _log_defects(results: Sequence[Sequence[Result]]) -> None:
 def _busy_or_unavailable(fault: str, error: Exception) -> LedgerError:
     what = str(error).strip()
     if fault == "conflict":
-        return Busy(f"the database is contended: {what}; nothing was recorded, retry with the same key")
+        rest = "nothing was recorded, retry with the same key"
+        return Busy(f"the database is contended: {what}; {rest}", told=f"the database is contended; {rest}")
     return Unavailable(f"the database is away: {what}; retry with the same key, it settles what happened")

@@ -115,11 +115,14 @@ PROBLEMS: Mapping[str, Problem] = {
 
 
 def problem_of(error: LedgerError) -> dict[str, Any]:
-    """Convert an error to a problem; its `status` is the HTTP status. A denial includes its full decision."""
+    """Convert an error to a problem; its `status` is the HTTP status. A denial includes its full decision.
+
+    `detail` is what the error tells callers, which may be less than its message.
+    """
     code = error.reason if isinstance(error, Denied) else error.code
     if code not in PROBLEMS:
         code = "internal_error"
-    problem = problem_form(code, str(error))
+    problem = problem_form(code, error.told)
     if isinstance(error, InvalidRequest) and error.field is not None:
         problem["field"] = error.field
     if isinstance(error, Denied):

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
 from prometheus_client import Gauge
 from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import make_url
 
 from ledger_sizer.service import metrics
 from ledger_sizer.service.api_keys import create_key
-from ledger_sizer.storage.database import make_engine
+from ledger_sizer.storage.database import make_engine, upgrade
 from tests.conftest import NewDatabase
-from tests.support.services import Running, serving
+from tests.support.databases import PostgresServer
+from tests.support.services import Process, Running, serving
 
 
 @pytest.fixture
@@ -125,3 +130,46 @@ def test_send_change_when_it_has_a_key_then_its_origin_does_not_matter(
     engine.dispose()
     headers = {"Authorization": f"Bearer {token}", "Origin": "https://desk.example", "Sec-Fetch-Site": "cross-site"}
     assert service.post("/v1/reservations", "far", headers=headers).status_code == 201
+
+
+# The database's address.
+
+
+def test_call_when_the_database_is_away_then_only_the_log_has_its_address(
+    durable_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """Also without a key: `/readyz` is open to all, and so is the outage of every other path."""
+    upgrade(durable_postgres.url)
+    engine = make_engine(durable_postgres.url)
+    token = create_key(engine, "bot", "admin").token
+    engine.dispose()
+    url = make_url(durable_postgres.url)
+    secrets = [str(part) for part in (url.host or url.query.get("host"), url.port, url.database) if part]
+    assert secrets
+    names = {"LEDGER_RETRIES_MAX": "1", "LEDGER_BUSY_TIMEOUT_SECONDS": "1", "SERVICE_KEY_CACHE_SECONDS": "1"}
+    process = Process(durable_postgres.url, tmp_path, **names)
+    try:
+        process.ready()
+        headers = {"Authorization": f"Bearer {token}"}
+        assert httpx.get(f"{process.url}/v1/portfolios", headers=headers).status_code == 200
+        durable_postgres.crash()
+        told = []
+        for _ in range(2):  # first with cached keys, then also the keys cannot be read
+            for method, path in (
+                ("GET", "/v1/portfolios"), ("POST", "/v1/reservations"), ("POST", "/v1/batch"), ("GET", "/readyz"),
+                ("GET", "/"), ("GET", "/metrics"),
+            ):  # fmt: skip
+                body = {"commands": [{"command": "reserve", "key": "b"}]} if path == "/v1/batch" else {}
+                sent = None if method == "GET" else body
+                answer = httpx.request(
+                    method, process.url + path, json=sent, headers={**headers, "Idempotency-Key": "k"}, timeout=60
+                )
+                told.append(f"{path} {answer.status_code} {answer.text}")
+            time.sleep(1.1)
+        assert sum(" 503 " in one for one in told) >= 8, told
+        for one in told:
+            for secret in (*secrets, "postgresql", "127.0.0.1", "socket"):
+                assert secret not in one, one
+        assert secrets[0] in process.log()
+    finally:
+        process.close()
