@@ -68,6 +68,8 @@ class Committer:
 
     def __init__(self, store: WriteStore, policy: Policy, now_us: Callable[[], int | None], retries_max: int) -> None:
         self.observe: Observe | None = None
+        self.writes_failed = False
+        """Whether the database failed the last write; it may work again since."""
         self._store = store
         self._policy = policy
         self._now_us = now_us
@@ -149,6 +151,8 @@ class Committer:
         if isinstance(error, StaleState | FenceLost):
             return "stale" if isinstance(error, StaleState) else "fenced"
         fault = self._store.classify_error(error, locked=draft is None or draft.locked)
+        if fault in ("lost", "conflict", "refused"):
+            self.writes_failed = True
         if fault == "moved" and draft is not None:
             self._cache.mark_contended(change.portfolio for change in draft.changes)
         if fault == "lost":
@@ -190,6 +194,7 @@ class Committer:
 
     def _save(self, draft: Draft) -> None:
         self._store.write(draft.changes, locked=draft.locked)
+        self.writes_failed = False
         recorded = draft.recorded
         if self.observe is not None:
             try:

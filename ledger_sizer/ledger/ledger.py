@@ -7,6 +7,7 @@ Writes go through one writer with group commit. Reads have their own connections
 """
 
 import asyncio
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -34,7 +35,7 @@ from ledger_sizer.rules.batch import Group, decide_batch
 from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.storage.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
-from ledger_sizer.storage.leases import fence_var
+from ledger_sizer.storage.leases import fence_var, probe_write
 from ledger_sizer.storage.write_store import WriteStore
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
@@ -88,6 +89,7 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
             name="ledger-writer",
             on_stop=self._store.close,
         )
+        self._probe_name = f"probe of writes {secrets.token_hex(8)}"
         self._closed = False
 
     @classmethod
@@ -262,6 +264,17 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
     @observe.setter
     def observe(self, observe: Observe | None) -> None:
         self._committer.observe = observe
+
+    @property
+    def writes_failed(self) -> bool:
+        """Whether the database failed the last write. It may work again since: `probe_writes` tells."""
+        return self._committer.writes_failed
+
+    def probe_writes(self) -> None:
+        """Commit a small write of no meaning; where it works, `writes_failed` ends. Raises `Unavailable`."""
+        self._writer.require_own_process()
+        probe_write(self._write_engine, self._probe_name)
+        self._committer.writes_failed = False
 
     @property
     def pending(self) -> int:
