@@ -51,8 +51,8 @@ def router(service: ServiceContext) -> APIRouter:
     async def events(request: Request, filters: Annotated[EventFilters, Query()]) -> Response:
         """Every decision from now on, or from `Last-Event-ID` on, as server-sent events of the type `decision`.
 
-        Between them `reconciliation` names a portfolio that was just compared with its exchange. Resuming misses nothing.
-        Of very many portfolios it may repeat some events, whose portfolio and seq tell so: where replicas commit late.
+        Between them `reconciliation` names a portfolio that was just compared with its exchange. Resuming misses
+        nothing, but where replicas commit late it may repeat events of some of very many portfolios: look at their seq.
         """
         caller = await service.access.require(request.scope, "read")
         if filters.portfolio is not None:

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from anyio import to_thread
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
@@ -79,7 +80,7 @@ class _Readiness:
         """Return what a check finds, or that it takes too long."""
         task = self._tasks.get(name)
         if task is None or task.done():
-            task = self._tasks[name] = asyncio.create_task(run_in_threadpool(check))
+            task = self._tasks[name] = asyncio.create_task(to_thread.run_sync(check, abandon_on_cancel=True))
         try:
             async with asyncio.timeout(_READY_TIMEOUT_SECONDS):
                 return await asyncio.shield(task)

@@ -96,11 +96,6 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._head_open = True
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Add a header. What follows the body is a trailer, and dropped."""
-        if self._head_open:
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """Check the complete head, then pass the request to the app."""
         self._head_open, self._body_open = False, True
@@ -112,6 +107,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._respond_and_close(_HEAD_TOO_LARGE)
         if not self.transport.is_closing():
             super().on_headers_complete()
+        self.headers = []  # the parser would add the trailers, which follow the body, to the app's headers
 
     def on_body(self, body: bytes) -> None:
         """Pass on a part of the body."""

@@ -35,6 +35,8 @@ _stdlib_log = logging.getLogger(__name__)
 
 _LEASE_LOST = "the lease of this work has passed to another, or ended; nothing more of it is written"
 
+_SLOW_BATCH_SECONDS = 5
+
 Observe = Callable[[Sequence[DecisionRecord], float], None]
 """Called after every commit: the decisions recorded, and the seconds from the start of deciding to the commit."""
 
@@ -68,8 +70,8 @@ class Committer:
 
     def __init__(self, store: WriteStore, policy: Policy, now_us: Callable[[], int | None], retries_max: int) -> None:
         self.observe: Observe | None = None
-        self.writes_failed = False
-        """Whether the database failed the last write; it may work again since."""
+        self._write_failed = False
+        self._batch_began: float | None = None
         self._store = store
         self._policy = policy
         self._now_us = now_us
@@ -77,6 +79,16 @@ class Committer:
         self._cache = StateCache()
         self._decide_lock = threading.RLock()
         """Guards the cache."""
+
+    @property
+    def writes_failed(self) -> bool:
+        """Whether the last write failed for the database's sake or waits for it. It may work again since."""
+        began = self._batch_began
+        return self._write_failed or (began is not None and time.monotonic() - began > _SLOW_BATCH_SECONDS)
+
+    def forget_failure(self) -> None:
+        """Note that the database takes writes again."""
+        self._write_failed = False
 
     def draft(self, groups: Sequence[Group]) -> Draft | None:
         """Decide a batch on cached state. None where that is not enough: call `answer` when all before is stored."""
@@ -90,12 +102,15 @@ class Committer:
         """Store a draft of these groups, or decide and store them. After an interrupt (Ctrl-C) the outcome is unknown:
         a retry with the same keys gets it.
         """
+        self._batch_began = time.monotonic()
         try:
             return self._answer_batch(groups, draft)
         except BaseException:
             self._cache.clear()
             self._store.reset()
             raise
+        finally:
+            self._batch_began = None
 
     def _answer_batch(self, groups: Sequence[Group], draft: Draft | None) -> list[Answer]:
         """Store the draft; without one, or where that fails, decide, store and retry."""
@@ -152,7 +167,7 @@ class Committer:
             return "stale" if isinstance(error, StaleState) else "fenced"
         fault = self._store.classify_error(error, locked=draft is None or draft.locked)
         if fault in ("lost", "conflict", "refused"):
-            self.writes_failed = True
+            self._write_failed = True
         if fault == "moved" and draft is not None:
             self._cache.mark_contended(change.portfolio for change in draft.changes)
         if fault == "lost":
@@ -194,7 +209,7 @@ class Committer:
 
     def _save(self, draft: Draft) -> None:
         self._store.write(draft.changes, locked=draft.locked)
-        self.writes_failed = False
+        self._write_failed = False
         recorded = draft.recorded
         if self.observe is not None:
             try:

@@ -267,14 +267,14 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
 
     @property
     def writes_failed(self) -> bool:
-        """Whether the database failed the last write. It may work again since: `probe_writes` tells."""
+        """Whether the database failed the last write, or leaves it waiting. `probe_writes` tells how it is now."""
         return self._committer.writes_failed
 
     def probe_writes(self) -> None:
         """Commit a small write of no meaning; where it works, `writes_failed` ends. Raises `Unavailable`."""
         self._writer.require_own_process()
         probe_write(self._write_engine, self._probe_name)
-        self._committer.writes_failed = False
+        self._committer.forget_failure()
 
     @property
     def pending(self) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import resource
+import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 from sqlalchemy import select, text
 
-from ledger_sizer.storage.database import is_sqlite, make_engine
+from ledger_sizer.storage.database import is_sqlite, make_engine, upgrade
 from ledger_sizer.storage.tables import LeaseRow
+from tests.support.databases import PostgresServer
 from tests.support.services import Process, eventually
 
 
@@ -62,5 +64,41 @@ def test_read_readiness_when_writes_fail_then_it_is_bad_until_they_work_again(
         with engine.connect() as connection:
             assert connection.execute(select(LeaseRow.name)).scalars().all() == ["jobs"], "the probe left nothing"
         engine.dispose()
+    finally:
+        process.close()
+
+
+def test_read_readiness_when_the_standby_does_not_confirm_then_it_is_bad_until_it_does(
+    durable_postgres: PostgresServer, tmp_path: Path
+) -> None:
+    upgrade(durable_postgres.url)
+    process = Process(durable_postgres.url, tmp_path, SERVICE_ANSWER_TIMEOUT_SECONDS="2")
+    try:
+        process.ready()
+
+        def ready() -> tuple[int, str]:
+            answer = httpx.get(f"{process.url}/readyz", timeout=20)
+            return answer.status_code, answer.json()["checks"]["writes"]
+
+        def wait_for_standby(name: str) -> None:
+            engine = make_engine(durable_postgres.url)
+            with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.execute(text(f"ALTER SYSTEM SET synchronous_standby_names = '{name}'"))
+                connection.execute(text("SELECT pg_reload_conf()"))
+            engine.dispose()
+
+        assert eventually(ready) == (200, "ok")
+        wait_for_standby("nobody")
+        time.sleep(0.5)
+        headers = {"Idempotency-Key": "k"}
+        answer = httpx.post(f"{process.url}/v1/reservations", json={}, headers=headers, timeout=20)
+        assert answer.status_code == 503
+        eventually(lambda: ready()[0] == 503)
+        for _ in range(2):
+            assert ready()[0] == 503
+        assert httpx.get(f"{process.url}/readyz", timeout=20).json()["checks"]["database"] == "ok"
+        wait_for_standby("")
+        eventually(lambda: ready() == (200, "ok"))
+        assert httpx.post(f"{process.url}/v1/reservations", json={}, headers=headers, timeout=20).status_code == 201
     finally:
         process.close()
