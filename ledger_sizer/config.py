@@ -167,6 +167,9 @@ class ServiceSettings(Settings):
     host: str = Field("127.0.0.1", description="Address to listen on; other than loopback only with API keys.")
     port: int = Field(8321, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     connections_max: int = Field(1000, ge=1, le=100_000, description="Most open connections; then 503.")
+    connections_per_client_max: int = Field(
+        500, ge=0, le=100_000, description="Most open connections of one client address; then 503. 0 for no bound."
+    )
     concurrency_max: int = Field(2000, ge=1, le=100_000, description="Most requests in progress; then 503.")
     event_streams_max: int = Field(100, ge=0, le=10_000, description="Most open event streams; then 503.")
     body_bytes_max: int = Field(1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="Largest request body, bytes.")

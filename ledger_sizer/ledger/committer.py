@@ -35,6 +35,8 @@ _stdlib_log = logging.getLogger(__name__)
 
 _LEASE_LOST = "the lease of this work has passed to another, or ended; nothing more of it is written"
 
+_SLOW_ATTEMPT_SECONDS = 5
+
 Observe = Callable[[Sequence[DecisionRecord], float], None]
 """Called after every commit: the decisions recorded, and the seconds from the start of deciding to the commit."""
 
@@ -78,6 +80,7 @@ class Committer:
     ) -> None:
         self.observe: Observe | None = None
         self.closing = False
+        self._write_failed = False
         self._store = store
         self._policy = policy
         self._now_us = now_us
@@ -94,6 +97,15 @@ class Committer:
         began = self._attempt_began
         return 0 if began is None else time.monotonic() - began
 
+    @property
+    def writes_failed(self) -> bool:
+        """Whether the last write failed for the database's sake or waits for it. It may work again since."""
+        return self._write_failed or self.attempt_seconds > _SLOW_ATTEMPT_SECONDS
+
+    def forget_failure(self) -> None:
+        """Note that the database takes writes again."""
+        self._write_failed = False
+
     def draft(self, groups: Sequence[Group]) -> Draft | None:
         """Decide a batch on cached state. None where that is not enough: call `answer` when all before is stored."""
         try:
@@ -106,8 +118,8 @@ class Committer:
         """Store a draft of these groups, or decide and store them. After an interrupt (Ctrl-C) the outcome is unknown:
         a retry with the same keys gets it.
         """
+        self._attempt_began = time.monotonic()
         try:
-            self._attempt_began = time.monotonic()
             return self._answer_batch(groups, draft)
         except BaseException:
             self._cache.clear()
@@ -172,6 +184,8 @@ class Committer:
         if isinstance(error, StaleState | FenceLost):
             return "stale" if isinstance(error, StaleState) else "fenced"
         fault = self._store.classify_error(error, locked=draft is None or draft.locked)
+        if fault in ("lost", "conflict", "refused"):
+            self._write_failed = True
         if fault == "moved" and draft is not None:
             self._cache.mark_contended(change.portfolio for change in draft.changes)
         if fault == "lost":
@@ -213,6 +227,7 @@ class Committer:
 
     def _save(self, draft: Draft) -> None:
         self._store.write(draft.changes, locked=draft.locked)
+        self._write_failed = False
         recorded = draft.recorded
         if self.observe is not None:
             try:
@@ -238,7 +253,8 @@ class Committer:
         if may_be_stored:
             return _busy_or_unavailable("lost", error)
         log.error("ledger.refused", error=str(error).strip())
-        return InternalError(f"the command could not be stored, nothing was recorded: {str(error).strip()}")
+        told = "the command could not be stored, nothing was recorded"
+        return InternalError(f"{told}: {str(error).strip()}", told=f"{told}; the log says why")
 
 
 def _log_defects(results: Sequence[Sequence[Result]]) -> None:
@@ -251,5 +267,6 @@ def _log_defects(results: Sequence[Sequence[Result]]) -> None:
 def _busy_or_unavailable(fault: str, error: Exception) -> LedgerError:
     what = str(error).strip()
     if fault == "conflict":
-        return Busy(f"the database is contended: {what}; nothing was recorded, retry with the same key")
+        rest = "nothing was recorded, retry with the same key"
+        return Busy(f"the database is contended: {what}; {rest}", told=f"the database is contended; {rest}")
     return Unavailable(f"the database is away: {what}; retry with the same key, it settles what happened")

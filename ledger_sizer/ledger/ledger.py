@@ -7,6 +7,7 @@ Writes go through one writer with group commit. Reads have their own connections
 """
 
 import asyncio
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -35,7 +36,7 @@ from ledger_sizer.rules.batch import Group, decide_batch
 from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.storage.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
-from ledger_sizer.storage.leases import fence_var
+from ledger_sizer.storage.leases import fence_var, probe_write
 from ledger_sizer.storage.write_store import WriteStore, expiries_per_portfolio
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
@@ -98,6 +99,7 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
             name="ledger-writer",
             on_stop=self._store.close,
         )
+        self._probe_name = f"probe of writes {secrets.token_hex(8)}"
         self._closed = False
 
     @classmethod
@@ -291,6 +293,17 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
     @observe.setter
     def observe(self, observe: Observe | None) -> None:
         self._committer.observe = observe
+
+    @property
+    def writes_failed(self) -> bool:
+        """Whether the database failed the last write, or leaves it waiting. `probe_writes` tells how it is now."""
+        return self._committer.writes_failed
+
+    def probe_writes(self) -> None:
+        """Commit a small write of no meaning; where it works, `writes_failed` ends. Raises `Unavailable`."""
+        self._writer.require_own_process()
+        probe_write(self._write_engine, self._probe_name)
+        self._committer.forget_failure()
 
     @property
     def pending(self) -> int:

@@ -308,7 +308,8 @@ class Writer(Generic[D]):
             if self._inline_caller is not None and not isinstance(error, Exception):
                 raise  # Ctrl-C in an inline caller's thread is meant for the caller
             log.exception("ledger.batch_failed")
-            return [InternalError(f"the batch met a defect: {error!r}; retry with the same key")] * len(groups)
+            told = "the batch met a defect; retry with the same key"
+            return [InternalError(f"{told}: {error!r}", told=told)] * len(groups)
 
     def _drop_closed_loops(self) -> None:
         """Drop the outboxes of closed loops: they are never flushed, and nobody waits for the answers."""
