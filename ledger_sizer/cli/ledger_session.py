@@ -13,10 +13,11 @@ from ledger_sizer.cli.errors import Failure
 from ledger_sizer.model.errors import LedgerError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Engine
+    from sqlalchemy import URL, Engine
 
     from ledger_sizer import Decision, Ledger
     from ledger_sizer.config import AppSettings
+    from ledger_sizer.model.choices import LedgerCreation
     from ledger_sizer.model.commands import AnyCommand
 
 
@@ -24,14 +25,17 @@ if TYPE_CHECKING:
 def ledger_at(url: str | None, *, create: bool = False) -> Iterator["Ledger"]:
     """Open the ledger at `url`, or at the settings' URL, for the length of a `with` block.
 
-    create: whether to create a missing SQLite file. Only commands that may begin a ledger do. Any other command was
-    given a wrong path, and an empty ledger that answers "nothing open" would be the worst reply.
+    create: whether to create a missing SQLite file, as LEDGER_CREATE says. Only commands that may begin a ledger do.
+    Any other command was given a wrong path, and an empty ledger that answers "nothing open" would be the worst reply.
     """
     from ledger_sizer.ledger.ledger import Ledger
 
     settings = load_settings()
     target = resolve_database_url(url, settings, create=create)
+    if not create:
+        settings = with_ledger_settings(settings, create="never")
     with Ledger.open(target, settings=settings) as ledger:
+        note_created(target, created=ledger.created)
         yield ledger
 
 
@@ -51,13 +55,37 @@ def engine_at(url: str | None, *, create: bool = False, read_only: bool = False)
 @contextmanager
 def ledger_engine_at(url: str | None, *, create: bool = False) -> Iterator["Engine"]:
     """Open an engine on a ledger's database, for the tables beside the ledger. Requires this version's schema."""
-    from ledger_sizer.storage.database import is_sqlite, require_head, upgrade
+    from ledger_sizer.storage.database import is_sqlite, require_head
 
     with engine_at(url, create=create) as engine:
         if create and is_sqlite(engine.url):
-            upgrade(engine.url)  # as `Ledger.open` does
+            upgrade_database(engine.url, load_settings().ledger.create)  # as `Ledger.open` does
         require_head(engine)
         yield engine
+
+
+def upgrade_database(url: "URL", create: "LedgerCreation", revision: str = "head") -> None:
+    """Migrate a database up, and say so where that created a SQLite ledger."""
+    from ledger_sizer.storage.database import upgrade
+
+    note_created(url, created=upgrade(url, revision, create=create))
+
+
+def note_created(url: "URL | str", *, created: bool) -> None:
+    """Say that a command created a SQLite ledger: whoever expected an old one there has the wrong path."""
+    from ledger_sizer.storage.database import database_url, sqlite_path
+
+    if created:
+        path = sqlite_path(database_url(url) if isinstance(url, str) else url)
+        output.note(f"created a new ledger at {Path(path).absolute()}")
+
+
+def with_ledger_settings(settings: "AppSettings", **changes: object) -> "AppSettings":
+    """Return the settings with other values of the section `ledger`."""
+    from ledger_sizer.config import LedgerSettings
+
+    ledger = LedgerSettings(**{**settings.ledger.model_dump(), **changes})
+    return settings.model_copy(update={"ledger": ledger})
 
 
 def load_settings() -> "AppSettings":
@@ -74,14 +102,15 @@ def resolve_database_url(url: str | None, settings: "AppSettings", *, create: bo
     """Return the URL of a command's database: `url`, or the settings'.
 
     Raises `InvalidRequest` for a URL that cannot be used. Without `create`, raises `Failure` for a missing SQLite
-    file.
+    file, and `LedgerMissing` where it was a ledger.
     """
-    from ledger_sizer.storage.database import database_url, is_sqlite
+    from ledger_sizer.storage.database import database_url, is_sqlite, sqlite_path
+    from ledger_sizer.storage.sqlite_start import Traces
 
     target = settings.ledger.database_url if url is None else url
     parsed = database_url(target)
-    path = parsed.database or ""
-    if not create and is_sqlite(parsed) and not path.startswith("file:") and not Path(path).exists():
+    if not create and is_sqlite(parsed) and not Path(path := sqlite_path(parsed)).exists():
+        Traces.of(path).require_none()
         hint = f"check --database-url, or create it: ledger-sizer db upgrade --database-url {shlex.quote(target)}"
         raise Failure("not_found", f"there is no ledger at {path!r}", hint=hint)
     return target
