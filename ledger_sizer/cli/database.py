@@ -7,7 +7,7 @@ import typer
 
 from ledger_sizer.cli import output
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.ledger_session import engine_at, load_settings, upgrade_database
+from ledger_sizer.cli.ledger_session import engine_at, load_settings
 from ledger_sizer.cli.options import Create, DatabaseUrl, Json
 from ledger_sizer.model.errors import InvalidRequest
 
@@ -30,7 +30,7 @@ def group() -> None:
     """
 
 
-def _migrate(engine: "Engine", move: Callable[[Any, str], None], revision: str) -> tuple[str | None, str | None]:
+def _migrate(engine: "Engine", move: Callable[[Any, str], object], revision: str) -> tuple[str | None, str | None]:
     """Run a migration. Returns the schema versions before and after it, None for no schema."""
     from alembic.util import CommandError
 
@@ -72,9 +72,13 @@ def upgrade(
 
     Stop the writers first when several versions of this program are in use.
     """
+    from functools import partial
+
+    from ledger_sizer.storage.database import upgrade as migrate
+
     rule = "always" if create else load_settings().ledger.create
     with engine_at(database_url, create=True) as engine:
-        before, after = _migrate(engine, lambda url, revision: upgrade_database(url, rule, revision), revision)
+        before, after = _migrate(engine, partial(migrate, create=rule), revision)
         _show_version(engine, as_json, before, after)
     return 0
 
@@ -190,10 +194,11 @@ def copy(
     from ledger_sizer.config import AppSettings
     from ledger_sizer.history.archive_files import archive_files_from
     from ledger_sizer.history.backup import copy_ledger as copy_rows
+    from ledger_sizer.storage.database import upgrade as migrate
     from ledger_sizer.verify.chain import heads_of
 
     with engine_at(source, read_only=True) as source_engine, engine_at(target, create=True) as target_engine:
-        upgrade_database(target_engine.url, load_settings().ledger.create)
+        migrate(target_engine.url, create=load_settings().ledger.create)
         heads = heads_of(source_engine)
         copy_rows(source_engine, target_engine, restore=archive_files_from(AppSettings()) if restore else None)
     return _verify_and_show(target, heads, as_json)

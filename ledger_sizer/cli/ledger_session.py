@@ -13,11 +13,10 @@ from ledger_sizer.cli.errors import Failure
 from ledger_sizer.model.errors import LedgerError
 
 if TYPE_CHECKING:
-    from sqlalchemy import URL, Engine
+    from sqlalchemy import Engine
 
     from ledger_sizer import Decision, Ledger
     from ledger_sizer.config import AppSettings
-    from ledger_sizer.model.choices import LedgerCreation
     from ledger_sizer.model.commands import AnyCommand
 
 
@@ -55,29 +54,22 @@ def engine_at(url: str | None, *, create: bool = False, read_only: bool = False)
 @contextmanager
 def ledger_engine_at(url: str | None, *, create: bool = False) -> Iterator["Engine"]:
     """Open an engine on a ledger's database, for the tables beside the ledger. Requires this version's schema."""
-    from ledger_sizer.storage.database import is_sqlite, require_head
+    from ledger_sizer.storage.database import is_sqlite, require_head, upgrade
 
     with engine_at(url, create=create) as engine:
         if create and is_sqlite(engine.url):
-            upgrade_database(engine.url, load_settings().ledger.create)  # as `Ledger.open` does
+            # As `Ledger.open` does.
+            note_created(str(engine.url), created=upgrade(engine.url, create=load_settings().ledger.create))
         require_head(engine)
         yield engine
 
 
-def upgrade_database(url: "URL", create: "LedgerCreation", revision: str = "head") -> None:
-    """Migrate a database up, and say so where that created a SQLite ledger."""
-    from ledger_sizer.storage.database import upgrade
-
-    note_created(url, created=upgrade(url, revision, create=create))
-
-
-def note_created(url: "URL | str", *, created: bool) -> None:
+def note_created(url: str, *, created: bool) -> None:
     """Say that a command created a SQLite ledger: whoever expected an old one there has the wrong path."""
     from ledger_sizer.storage.database import database_url, sqlite_path
 
     if created:
-        path = sqlite_path(database_url(url) if isinstance(url, str) else url)
-        output.note(f"created a new ledger at {Path(path).absolute()}")
+        output.note(f"created a new ledger at {Path(sqlite_path(database_url(url))).absolute()}")
 
 
 def with_ledger_settings(settings: "AppSettings", **changes: object) -> "AppSettings":

@@ -68,7 +68,7 @@ def backup_sqlite(engine: Engine, target: Path, progress: Progress | None = None
             source.require_files()
             connection.rollback()
         partial.replace(target)
-    except (sqlite3.Error, DBAPIError, OSError) as error:
+    except (sqlite3.Error, DBAPIError, OSError, Unavailable) as error:
         raise Unavailable(f"cannot back up {redacted_url(engine.url)} to {target}: {error}") from None
     finally:
         partial.unlink(missing_ok=True)

@@ -80,6 +80,7 @@ class SqliteStore:
     ) -> tuple[dict[str, PortfolioState], int]:
         """Take the write lock and load what the batch needs. See `WriteStore`."""
         connection = self._connection()
+        connection.require_files()  # after a `FileLost` no cached state is left: each further batch is refused here
         connection.execute("BEGIN IMMEDIATE")
         if now_us is None:
             now_us = self.clock_us()  # after the lock, so that times of two processes follow the order of their writes

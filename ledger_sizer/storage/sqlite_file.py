@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.telemetry import get_logger
@@ -52,21 +52,20 @@ class NoDatabaseFile(Unavailable):
 
 
 class _OpenFiles:
-    """The files of one database that all connections of this process have open. wal, shm: None until they exist."""
-
-    __slots__ = ("__weakref__", "database", "shm", "wal")
+    """The files of one database that all `connections` of this process have open. wal, shm: None until they exist."""
 
     def __init__(self, database: Identity) -> None:
         self.database = database
         self.wal: Identity | None = None
         self.shm: Identity | None = None
+        self.connections: WeakSet[GuardedConnection] = WeakSet()
 
 
 _lock = threading.RLock()
 """Held while a connection opens or closes: SQLite removes -wal and -shm with the last one, and creates them anew."""
 
-_open_files: WeakValueDictionary[str, _OpenFiles] = WeakValueDictionary()
-"""By the database's real path. An entry lives as long as a connection of this process has the files open."""
+_open_files: dict[str, _OpenFiles] = {}
+"""By the database's real path. An entry without connections is out of date."""
 
 
 def _begin_fork() -> None:
@@ -98,7 +97,8 @@ class GuardedConnection(sqlite3.Connection):
     def close(self) -> None:
         """Close the connection. The last one moves the log into the database file and removes -wal and -shm."""
         with _lock:
-            self.files = None
+            if self.files is not None:
+                self.files.connections.discard(self)
             super().close()
 
 
@@ -133,9 +133,9 @@ class FileGuard:
             try:
                 configure(connection)
                 connection.execute("PRAGMA schema_version").fetchall()  # opens -wal and -shm, and takes SQLite's locks
-                files = _open_files.get(self._real)
-                if files is None:
-                    files = _open_files[self._real] = _OpenFiles(found)
+                files = self._open_files() or _OpenFiles(found)
+                _open_files[self._real] = files
+                files.connections.add(connection)
                 self._database = found
                 connection.guard, connection.files = self, files
                 connection.require_files()  # the file opened is the one found before, as it is still there
@@ -159,7 +159,7 @@ class FileGuard:
 
     def _require_before_opening(self) -> Identity:
         """Return the file's identity. Opening it creates missing -wal and -shm files, so they are checked first."""
-        files = _open_files.get(self._real)
+        files = self._open_files()
         if files is not None:
             self.require(files)
         found = _identity(self.path)
@@ -170,6 +170,10 @@ class FileGuard:
         if files is None and sys.platform == "linux" and not _open_in_this_process(self._real, self._shm):
             self._require_no_other_files()
         return found
+
+    def _open_files(self) -> _OpenFiles | None:
+        files = _open_files.get(self._real)
+        return files if files is not None and files.connections else None
 
     def _require_no_other_files(self) -> None:
         """Raise `FileLost` while another process has this database open with other files than those at the paths."""
