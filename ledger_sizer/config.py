@@ -132,6 +132,10 @@ class LedgerSettings(Settings):
     busy_timeout_seconds: int = Field(5, ge=1, le=300, description="Longest wait for another writer's lock.")
     retries_max: int = Field(5, ge=0, le=100, description="Retries of a batch after a conflict or a lost connection.")
     close_timeout_seconds: int = Field(30, ge=1, le=3600, description="Longest wait for the queue to drain at close.")
+    connect_timeout_seconds: int = Field(5, ge=2, le=300, description="Longest wait for a connection to one server.")
+    database_timeout_seconds: int = Field(
+        10, ge=1, le=3600, description="Longest silence of a database server; at least twice the wait for a lock."
+    )
 
     archive_dir: str = Field(
         "", description="Folder of archive files; empty: where each was written, new ones in ledger-archive."
@@ -143,6 +147,11 @@ class LedgerSettings(Settings):
     key_window_days: int = Field(
         30, ge=1, le=36_500, description="Keys are answered at least this long: no younger decision is archived."
     )
+
+    @property
+    def server_timeout_seconds(self) -> int:
+        """Longest wait for one answer of a database server. An answer may come only after another writer's lock."""
+        return max(self.database_timeout_seconds, 2 * self.busy_timeout_seconds)
 
     @field_validator("database_url")
     @classmethod

@@ -22,10 +22,15 @@ def router(service: ServiceContext) -> APIRouter:
     routes = APIRouter(generate_unique_id_function=lambda route: route.name)
     readiness = _Readiness(service)
 
-    @routes.get("/healthz", response_model=response_models.HealthForm)
+    @routes.get(
+        "/healthz", response_model=response_models.HealthForm, responses={503: {"model": response_models.HealthForm}}
+    )
     async def healthz() -> Response:
-        """The process answers. Says nothing of the database: restarting would not mend that."""
-        return json_response({"status": "ok", "checks": {}})
+        """The process works. Says nothing of the database: only what a restart would mend is bad."""
+        stuck = service.ledger.stuck
+        if stuck is None:
+            return json_response({"status": "ok", "checks": {}})
+        return json_response({"status": "stuck", "checks": {"writer": stuck}}, 503)
 
     @routes.get(
         "/readyz", response_model=response_models.HealthForm, responses={503: {"model": response_models.HealthForm}}

@@ -62,19 +62,37 @@ class Draft:
 class Committer:
     """Decides and stores the writer's batches. One thread may draft while another stores; other calls are exclusive.
 
-    now_us: the injected clock; returns None to use the database's clock. retries_max: retries of a batch before its
-    callers get `Busy` or `Unavailable`.
+    now_us: the injected clock; returns None to use the database's clock. retries_max, retry_seconds_max: retries of a
+    batch, and the time in which they begin, before its callers get `Busy` or `Unavailable`. closing: set when nothing
+    is to be retried any more.
     """
 
-    def __init__(self, store: WriteStore, policy: Policy, now_us: Callable[[], int | None], retries_max: int) -> None:
+    def __init__(
+        self,
+        store: WriteStore,
+        policy: Policy,
+        now_us: Callable[[], int | None],
+        *,
+        retries_max: int,
+        retry_seconds_max: float,
+    ) -> None:
         self.observe: Observe | None = None
+        self.closing = False
         self._store = store
         self._policy = policy
         self._now_us = now_us
         self._retries_max = retries_max
+        self._retry_seconds_max = retry_seconds_max
+        self._attempt_began: float | None = None
         self._cache = StateCache()
         self._decide_lock = threading.RLock()
         """Guards the cache."""
+
+    @property
+    def attempt_seconds(self) -> float:
+        """How long the present attempt to store a batch has taken; 0 while there is none. Each attempt has an end."""
+        began = self._attempt_began
+        return 0 if began is None else time.monotonic() - began
 
     def draft(self, groups: Sequence[Group]) -> Draft | None:
         """Decide a batch on cached state. None where that is not enough: call `answer` when all before is stored."""
@@ -89,11 +107,14 @@ class Committer:
         a retry with the same keys gets it.
         """
         try:
+            self._attempt_began = time.monotonic()
             return self._answer_batch(groups, draft)
         except BaseException:
             self._cache.clear()
             self._store.reset()
             raise
+        finally:
+            self._attempt_began = None
 
     def _answer_batch(self, groups: Sequence[Group], draft: Draft | None) -> list[Answer]:
         """Store the draft; without one, or where that fails, decide, store and retry."""
@@ -116,6 +137,7 @@ class Committer:
     ) -> list[Answer]:
         own_hashes: frozenset[str] = frozenset()
         attempt = 0
+        retries_end = time.monotonic() + self._retry_seconds_max
         while True:
             if error is not None:
                 fault = self._roll_back(draft, error)
@@ -133,10 +155,11 @@ class Committer:
                 if fault in ("conflict", "lost"):
                     attempt += 1
                     log.warning("ledger.retry", fault=fault, attempt=attempt, error=str(error).strip())
-                    if attempt > self._retries_max:
+                    if attempt > self._retries_max or self.closing or time.monotonic() > retries_end:
                         return [_busy_or_unavailable("lost" if own_hashes else fault, error) for _ in groups]
                     time.sleep(random.uniform(0.5, 1) * min(0.02 * 2**attempt, 1))
             draft = None
+            self._attempt_began = time.monotonic()
             try:
                 draft = self._decide(groups, own_hashes)
                 self._save(draft)

@@ -82,7 +82,13 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         self._files = archive_files_from(settings)
         self._queries = Queries(self._read_engine, self._files)
         self._resolver = InstrumentResolver(self._read_engine)
-        self._committer = Committer(self._store, self._policy, self._now_us, settings.ledger.retries_max)
+        self._committer = Committer(
+            self._store,
+            self._policy,
+            self._now_us,
+            retries_max=settings.ledger.retries_max,
+            retry_seconds_max=2 * settings.ledger.server_timeout_seconds,
+        )
         self._writer = Writer(
             self._committer,
             batch_size_max=settings.ledger.batch_size_max,
@@ -272,11 +278,22 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         """Commands accepted and not yet answered."""
         return self._writer.pending
 
+    @property
+    def stuck(self) -> str | None:
+        """What keeps this process from ever answering again, for a supervisor that restarts it; None while it works."""
+        if not self._writer.alive and not self._closed:
+            return "the writer's thread has ended"
+        seconds, seconds_max = self._committer.attempt_seconds, 6 * self.settings.ledger.server_timeout_seconds
+        if seconds > seconds_max:
+            return f"one commit has taken {seconds:.0f} s; it should end within {seconds_max} s"
+        return None
+
     def close(self) -> None:
         """Stop accepting, answer everything accepted, close the connections. Closing twice is harmless."""
         if self._closed:
             return
         self._closed = True
+        self._committer.closing = True
         if not self._writer.close(self.settings.ledger.close_timeout_seconds):
             log.error("ledger.close_timeout", pending=self._writer.pending)
         # In a forked child the sockets belong to the parent: drop them without ending its sessions.

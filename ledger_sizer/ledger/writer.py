@@ -112,6 +112,11 @@ class Writer(Generic[D]):
         return self._pid == os.getpid()
 
     @property
+    def alive(self) -> bool:
+        """Whether both threads run. They end only after `close`, or by a defect."""
+        return self._thread.is_alive() and self._store_thread.is_alive()
+
+    @property
     def pending(self) -> int:
         """Commands accepted and not yet answered."""
         return self._pending

@@ -36,6 +36,7 @@ from ledger_sizer.config import LedgerSettings
 from ledger_sizer.model.choices import LedgerCreation
 from ledger_sizer.model.errors import InvalidRequest, SchemaOutdated, Unavailable
 from ledger_sizer.storage import sqlite_start
+from ledger_sizer.storage.postgresql_url import connect_parameters, with_host_list
 from ledger_sizer.storage.sqlite_file import FileGuard, NoDatabaseFile
 from ledger_sizer.telemetry import get_logger
 
@@ -59,8 +60,8 @@ _DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 def database_url(value: str) -> URL:
     """Parse a database URL and set the driver. Raises `InvalidRequest` for a database that cannot store a ledger."""
     try:
-        url = make_url(value)
-    except ArgumentError:
+        url = make_url(with_host_list(value))
+    except (ArgumentError, ValueError):
         raise InvalidRequest(
             "database_url cannot be parsed; write sqlite:///ledger.db or postgresql://user@host/name",
             field="database_url",
@@ -94,9 +95,13 @@ def sqlite_path(url: URL) -> str:
     return url.database
 
 
-def make_engine(value: str | URL, settings: LedgerSettings | None = None, *, read_only: bool = False) -> Engine:
-    """Make an engine for a ledger's database. `read_only` connections cannot write, whatever SQL they are given.
+def make_engine(
+    value: str | URL, settings: LedgerSettings | None = None, *, read_only: bool = False, bounded: bool = True
+) -> Engine:
+    """Make an engine for a ledger's database.
 
+    read_only: its connections cannot write, whatever SQL they are given. bounded: a wait for a server ends after
+    `LedgerSettings.server_timeout_seconds`; False is for migrations, whose statements may take long.
     It never creates a SQLite file, and its connections raise `FileLost` once the file is no longer the one at its path.
     """
     url = database_url(value) if isinstance(value, str) else value
@@ -106,13 +111,15 @@ def make_engine(value: str | URL, settings: LedgerSettings | None = None, *, rea
     try:
         # All statements of one read must see the same snapshot.
         isolation = "REPEATABLE READ" if read_only else "READ COMMITTED"
-        engine = create_engine(
-            url, pool_pre_ping=read_only, isolation_level=isolation, connect_args={"connect_timeout": 10}
-        )
+        parameters = connect_parameters(url, settings.connect_timeout_seconds, settings.server_timeout_seconds)
+        engine = create_engine(url, pool_pre_ping=read_only, isolation_level=isolation, connect_args=parameters)
     except ModuleNotFoundError as error:
         raise Unavailable(
             f"PostgreSQL needs the package {error.name}; install it with: pip install 'ledger-sizer[postgres]'"
         ) from None
+    from ledger_sizer.storage.postgresql_connection import bound_connections
+
+    bound_connections(engine, settings.server_timeout_seconds if bounded else None)
     if read_only:
         engine = engine.execution_options(postgresql_readonly=True)
     return engine
@@ -168,10 +175,17 @@ class Conflict(Unavailable):
 
 @contextmanager
 def read_transaction(engine: Engine, what: str | None = None) -> Iterator[Connection]:
-    """Open one read transaction. Raises `Unavailable` instead of the driver's errors. what: for the error's text."""
+    """Open one read transaction. Raises `Unavailable` instead of the driver's errors. what: for the error's text.
+
+    It ends once all that it read is as durable as an acknowledged commit: no standby may lack what a caller is told.
+    """
     try:
         with engine.begin() as connection:
             yield connection
+            if not is_sqlite(engine.url):
+                from ledger_sizer.storage.postgresql_connection import confirm_reads
+
+                confirm_reads(connection)
     except (DBAPIError, TimeoutError) as error:
         raise _unavailable(what or f"read {redacted_url(engine.url)}", error) from None
 
@@ -230,8 +244,15 @@ def _driver_errors(connection: Connection) -> Iterator[None]:
 
 
 def require_head(engine: Engine) -> None:
-    """Raise `SchemaOutdated` with the command to run, unless the database is at this version's migration."""
+    """Raise `SchemaOutdated` with the command to run, unless the database is at this version's migration.
+
+    Raises `InvalidRequest` for a PostgreSQL server behind a pooler that shares sessions.
+    """
     found = schema_version(engine)
+    if not is_sqlite(engine.url):
+        from ledger_sizer.storage.postgresql_connection import require_own_session
+
+        require_own_session(engine)
     if found == SCHEMA_HEAD:
         return
     where = redacted_url(engine.url)
