@@ -1,10 +1,5 @@
-"""Opens each kind of database, migrates it, and reads from it. Only this file knows how an engine is set up.
+"""Opens each kind of database, migrates it, and reads from it."""
 
-SQLite: WAL, `synchronous=FULL` (an acknowledged commit survives power loss), foreign keys on, and no implicit
-transactions from the driver, whose deferred BEGIN lets two writers read the same headroom. PostgreSQL: psycopg 3.
-"""
-
-import sqlite3
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -21,7 +16,6 @@ from sqlalchemy import (
     Select,
     Text,
     create_engine,
-    event,
     inspect,
     text,
 )
@@ -37,19 +31,13 @@ from ledger_sizer.model.choices import LedgerCreation
 from ledger_sizer.model.errors import InvalidRequest, SchemaOutdated, Unavailable
 from ledger_sizer.storage import sqlite_start
 from ledger_sizer.storage.postgresql_url import connect_parameters, with_host_list
-from ledger_sizer.storage.sqlite_file import FileGuard, NoDatabaseFile
+from ledger_sizer.storage.sqlite_file import NoDatabaseFile, make_sqlite_engine
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
 
 SCHEMA_HEAD = "0009"
 """The newest migration. Written here so that opening a ledger need not import Alembic; a test keeps it true."""
-
-_SQLITE_CACHE_KIB = 64 * 1024
-_SQLITE_CHECKPOINT_PAGES = 2000
-"""8 MiB of log between checkpoints: many commits share the copying of a hot page, and a checkpoint is short enough to
-stay out of the slowest 1 % of calls.
-"""
 
 _migration_lock = threading.Lock()
 """Alembic keeps its state in globals, so threads take turns. Between processes, the database's own lock does that."""
@@ -102,12 +90,11 @@ def make_engine(
 
     read_only: its connections cannot write, whatever SQL they are given. bounded: a wait for a server ends after
     `LedgerSettings.server_timeout_seconds`; False is for migrations, whose statements may take long.
-    It never creates a SQLite file, and its connections raise `FileLost` once the file is no longer the one at its path.
     """
     url = database_url(value) if isinstance(value, str) else value
     settings = settings or LedgerSettings()
     if is_sqlite(url):
-        return _make_sqlite_engine(url, settings.busy_timeout_seconds, read_only)
+        return make_sqlite_engine(url, settings.busy_timeout_seconds, read_only=read_only)
     try:
         # All statements of one read must see the same snapshot.
         isolation = "REPEATABLE READ" if read_only else "READ COMMITTED"
@@ -122,32 +109,6 @@ def make_engine(
     bound_connections(engine, settings.server_timeout_seconds if bounded else None)
     if read_only:
         engine = engine.execution_options(postgresql_readonly=True)
-    return engine
-
-
-def _make_sqlite_engine(url: URL, busy_timeout_seconds: int, read_only: bool) -> Engine:
-    guard = FileGuard(sqlite_path(url))
-
-    def configure(connection: sqlite3.Connection) -> None:
-        connection.isolation_level = None
-        for pragma in (
-            f"busy_timeout = {busy_timeout_seconds * 1000}",
-            *(() if read_only else ("journal_mode = WAL",)),  # stored in the file
-            "synchronous = FULL",
-            "foreign_keys = ON",
-            f"cache_size = {-_SQLITE_CACHE_KIB}",
-            "query_only = ON" if read_only else f"wal_autocheckpoint = {_SQLITE_CHECKPOINT_PAGES}",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-
-    engine = create_engine(url, creator=lambda: guard.connect(busy_timeout_seconds, configure))
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        connection.connection.driver_connection.require_files()
-        # IMMEDIATE takes the write lock before the first read; a deferred transaction would read stale headroom.
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
     return engine
 
 
