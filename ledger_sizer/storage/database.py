@@ -273,8 +273,7 @@ def prepare_sqlite(engine: Engine, create: LedgerCreation, revision: str | None 
         traces.require_may_begin(create)
     if revision is not None or found is None or found < SCHEMA_HEAD:
         _run_migrations(engine.url, revision or "head")
-    if create != "never":
-        sqlite_start.remember(path)
+    sqlite_start.remember(path, create=create != "never")
     if found is None:
         log.info("ledger.created", path=str(traces.path))
     return found is None

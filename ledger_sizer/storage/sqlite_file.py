@@ -25,6 +25,7 @@ from weakref import WeakSet
 from sqlalchemy import URL, Engine, create_engine, event
 
 from ledger_sizer.model.errors import Unavailable
+from ledger_sizer.storage.sqlite_start import require_own_log
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -210,8 +211,10 @@ class FileGuard:
             raise self._lost(_OpenFiles(self._database))
         if found is None:
             raise NoDatabaseFile(f"cannot open {self.path}: there is no such file")
-        if files is None and sys.platform == "linux" and not _open_in_this_process(self._real, self._shm):
-            self._require_no_other_files()
+        if files is None:
+            if sys.platform == "linux" and not _open_in_this_process(self._real, self._shm):
+                self._require_no_other_files()
+            require_own_log(self._real)
         return found
 
     def _open_files(self) -> _OpenFiles | None:

@@ -1,21 +1,26 @@
 """Begins a SQLite ledger: creates its file, and refuses to where a ledger was before.
 
 Where a ledger's file was lost, an empty one in its place would grant again everything that is still held. So a marker
-file stands beside each ledger, and says that there is one.
+file stands beside each ledger, and says that there is one. It also tells which file a -wal file belongs to.
 """
 
 import json
 import os
+import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from ledger_sizer.model.choices import LedgerCreation
 from ledger_sizer.model.errors import NotFound, Unavailable
 
 MARKER = "-ledger"
-"""Suffix of the marker. It begins with the database's name, so that removing `ledger.db*` removes it too."""
+"""Suffix of the marker: JSON with a note for people, when the ledger was first seen, and its file's inode.
+
+It is appended to the database's name, so that removing `ledger.db*` removes it too.
+"""
 
 FILE_MODE = 0o600
 """Only its owner reads a ledger. SQLite gives -wal and -shm the mode of the database."""
@@ -25,11 +30,13 @@ _NOTE = (
     "place. To begin an empty ledger all the same, remove this file too, or set LEDGER_CREATE=always."
 )
 
-_UNKNOWN_TIME = "an unknown time"
-
 
 class LedgerMissing(NotFound):
     """There is no ledger at the path of the SQLite file, and none may be created."""
+
+
+class ForeignLog(Unavailable):
+    """The -wal file beside the database belongs to another one. SQLite would write its pages into this one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +58,7 @@ class Traces:
     def of(cls, path: str) -> "Traces":
         """Read the traces of a ledger at this path."""
         file = Path(path).resolve()
-        since = _read_marker(file)
+        since = _read_marker(file).get("since")
         empty = _size(file) == 0
         return cls(file, empty, since, log=empty and _size(_beside(file, "-wal")) > 0)
 
@@ -90,15 +97,40 @@ def create_file(path: str | Path) -> None:
         raise Unavailable(f"cannot create {path}: {error.strerror}") from None
 
 
-def remember(path: str | Path) -> None:
-    """Write the marker beside a ledger, unless it is there. A folder that cannot be written goes without."""
+def remember(path: str | Path, *, create: bool) -> None:
+    """Write the marker of a ledger, unless it names this file already. A folder that cannot be written goes without.
+
+    create: False only updates a marker, and leaves none beside a backup that is looked at.
+    """
     file = Path(path).resolve()
-    since = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-    text = json.dumps({"note": _NOTE, "database": file.name, "since": since}, indent=1)
+    found = _read_marker(file)
     with suppress(OSError):
-        handle = os.open(_beside(file, MARKER), os.O_CREAT | os.O_EXCL | os.O_WRONLY, FILE_MODE)
-        with os.fdopen(handle, "w") as marker:
-            marker.write(text + "\n")
+        inode = file.stat().st_ino
+        if found.get("inode") == inode or not (found or create):
+            return
+        now = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        since = found.get("since", now)
+        text = json.dumps({"note": _NOTE, "database": file.name, "since": since, "inode": inode}, indent=1)
+        partial = _beside(file, f"{MARKER}.{os.getpid()}.{threading.get_ident()}")
+        partial.touch(FILE_MODE)
+        partial.write_text(text + "\n")
+        partial.replace(_beside(file, MARKER))
+
+
+def require_own_log(path: str | Path) -> None:
+    """Raise `ForeignLog` if a -wal file with content stands beside another database file than the one it belongs to."""
+    file = Path(path).resolve()
+    log = _beside(file, "-wal")
+    remembered = _read_marker(file).get("inode")
+    if remembered is None or _size(log) == 0:
+        return
+    with suppress(OSError):
+        if file.stat().st_ino != remembered:
+            raise ForeignLog(
+                f"{file} is another file than the one that {log.name} belongs to, which would damage it. Stop every "
+                f"process that has the ledger open. If {file.name} is a restored backup, remove {log.name} and "
+                f"{file.name}-shm. If it is a copy of the file that the log belongs to, remove {file.name}{MARKER}"
+            )
 
 
 def forget(path: str | Path) -> None:
@@ -111,18 +143,16 @@ def _beside(file: Path, suffix: str) -> Path:
     return file.with_name(file.name + suffix)
 
 
-def _read_marker(file: Path) -> str | None:
-    """Return when the ledger was first seen, as the marker says. A marker that cannot be read counts too."""
+def _read_marker(file: Path) -> dict[str, Any]:
+    """Return what the marker says, nothing if there is none. A marker that cannot be read counts too."""
+    unknown = {"since": "an unknown time"}
     try:
-        text = _beside(file, MARKER).read_text()
+        found = json.loads(_beside(file, MARKER).read_text())
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return {}
     except (OSError, ValueError):
-        return _UNKNOWN_TIME
-    try:
-        return str(json.loads(text)["since"])
-    except (ValueError, KeyError, TypeError):
-        return _UNKNOWN_TIME
+        return unknown
+    return {**unknown, **found} if isinstance(found, dict) else unknown
 
 
 def _size(file: Path) -> int:

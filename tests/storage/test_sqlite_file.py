@@ -132,11 +132,11 @@ def test_answer_when_the_files_are_not_the_open_ones_then_nothing_is_acknowledge
     assert (set(path.parent.iterdir()) if path.parent.exists() else set()) == present, "no file may be created"
 
     ledger.close()
-    if name in ("replaced by a copy", "-wal unlinked", "-shm unlinked", "-wal replaced"):
+    if name.startswith(("-wal", "-shm")):
         with Ledger.open(f"sqlite:///{path}") as again:
             assert before.items() <= keys_in(again).items()
             assert again.verify().ok
-    elif name != "replaced by an older backup":
+    else:
         with pytest.raises((LedgerMissing, Unavailable)):  # refused, it loses nothing and grants nothing
             Ledger.open(f"sqlite:///{path}")
 
@@ -356,8 +356,53 @@ def test_open_when_another_process_has_other_files_open_then_it_is_refused_until
     with pytest.raises(Unavailable, match=rf"process {holder.pid} has .*{words}"):
         Ledger.open(f"sqlite:///{path}")
     holder.communicate("stop\n", timeout=60)
+    if name == "replaced by an older backup":
+        for suffix in ("-wal", "-shm"):  # of the file that was there before
+            beside(path, suffix).unlink()
     with Ledger.open(f"sqlite:///{path}") as ledger:
         assert keys_in(ledger).keys() == {"theirs"}
+
+
+@pytest.mark.parametrize("remedy", ["remove the log", "it is a copy: remove the marker"])
+def test_open_when_the_log_of_another_file_is_beside_it_then_it_is_refused_with_what_to_do(
+    path: Path, holder: subprocess.Popen[str], remedy: str
+) -> None:
+    """The log of a killed process, and a file that was put in the place of its own."""
+    back_up(path, path.parent.parent / "older.db")
+    holder.kill()
+    holder.wait()
+    if remedy == "remove the log":
+        replace_by_older(path)
+    else:
+        shutil.copy(path, path.with_name("copy.db")).replace(path)
+    content = path.read_bytes()
+    with pytest.raises(Unavailable, match=r"another file than the one that ledger\.db-wal belongs to"):
+        Ledger.open(f"sqlite:///{path}")
+    assert path.read_bytes() == content
+    for suffix in ("-wal", "-shm") if remedy == "remove the log" else ("-ledger",):
+        beside(path, suffix).unlink()
+    for _ in range(2):
+        with Ledger.open(f"sqlite:///{path}") as ledger:
+            assert keys_in(ledger).keys() == {"theirs"}
+            assert ledger.verify().ok
+
+
+def test_open_when_a_backup_was_restored_then_its_own_log_is_known_from_then_on(path: Path) -> None:
+    with Ledger.open(f"sqlite:///{path}") as ledger:
+        reserve(ledger, "k0")
+        back_up(path, path.with_name("backup.db"))
+    path.with_name("backup.db").replace(path)
+    Ledger.open(f"sqlite:///{path}").close()
+    killed = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, f"sqlite:///{path}"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert killed.stdout is not None
+    killed.stdout.readline()
+    killed.kill()
+    killed.communicate()
+    assert beside(path, "-wal").stat().st_size > 0
+    with Ledger.open(f"sqlite:///{path}") as ledger:
+        assert keys_in(ledger).keys() == {"k0", "theirs"}
 
 
 # --- damage -------------------------------------------------------------------------------------------------------

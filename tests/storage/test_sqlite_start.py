@@ -182,7 +182,7 @@ def test_open_when_processes_begin_one_ledger_together_then_all_have_it(url: str
 def test_create_when_the_process_is_killed_in_it_then_the_next_start_creates_it(path: Path, url: str) -> None:
     code = (
         "import os, signal, ledger_sizer.storage.database as d\n"
-        "d.sqlite_start.remember = lambda path: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "d.sqlite_start.remember = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)\n"
         f"d.upgrade({url!r}, '0001')"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == -9
