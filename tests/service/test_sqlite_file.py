@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -101,3 +103,23 @@ def test_serve_when_the_file_is_back_then_it_goes_on(start: Start, path: Path) -
     assert reserve(service, "k3").status_code == 201
     assert reserve(service, "k0").json()["replayed"]
     assert httpx.get(f"{service.url}/readyz").status_code == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads a deleted file through /proc")
+def test_rescue_when_the_file_is_deleted_then_the_drill_of_the_docs_brings_everything_back(
+    start: Start, path: Path
+) -> None:
+    service = start().ready()
+    before = acknowledged(service)
+    path.unlink()
+    assert_closed(service, "was deleted or moved while it was open")
+    handles = Path(f"/proc/{service.child.pid}/fd").iterdir()
+    deleted = next(handle for handle in handles if str(handle.readlink()) == f"{path} (deleted)")
+    rescued = path.with_name("rescued.db")
+    shutil.copyfile(deleted, rescued)
+    assert service.stop() == 0
+    rescued.rename(path)
+    path.with_name("ledger.db-ledger").unlink()
+    with Ledger.open(f"sqlite:///{path}") as ledger:
+        assert before.items() <= {one.key: (one.seq, one.hash) for one in ledger.history()}.items()
+        assert ledger.verify().ok
