@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from ledger_sizer.model.choices import DriftKind, DriftPolicy
+from ledger_sizer.model.choices import DriftKind, DriftPolicy, LedgerCreation
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import PORTFOLIO_PATTERN
 from ledger_sizer.model.reconciliation import EXCESS_KINDS
@@ -122,6 +122,9 @@ class LedgerSettings(Settings):
 
     database_url: str = Field(
         "sqlite:///ledger.db", repr=False, description="SQLAlchemy URL: sqlite:///FILE or postgresql://..."
+    )
+    create: LedgerCreation = Field(
+        "new", description="When a missing SQLite file is created; new: where no ledger was before; always: there too."
     )
     hold_ttl_seconds: int = Field(60, ge=1, le=30 * 24 * 3600, description="Life of a hold whose request names none.")
     batch_size_max: int = Field(256, ge=1, le=10_000, description="Most commands in one commit.")

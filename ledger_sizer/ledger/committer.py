@@ -162,6 +162,8 @@ class Committer:
                     return [self._isolate(groups[0], error, may_be_stored=bool(own_hashes))]
                 if fault == "fenced":
                     return [LeaseLost(_LEASE_LOST)]
+                if fault in ("closed", "damaged"):
+                    return [_out_of_order(fault, error) for _ in groups]
                 if fault in ("conflict", "lost"):
                     attempt += 1
                     log.warning("ledger.retry", fault=fault, attempt=attempt, error=str(error).strip())
@@ -184,11 +186,10 @@ class Committer:
         if isinstance(error, StaleState | FenceLost):
             return "stale" if isinstance(error, StaleState) else "fenced"
         fault = self._store.classify_error(error, locked=draft is None or draft.locked)
-        if fault in ("lost", "conflict", "refused"):
-            self._write_failed = True
+        self._write_failed = fault != "moved"
         if fault == "moved" and draft is not None:
             self._cache.mark_contended(change.portfolio for change in draft.changes)
-        if fault == "lost":
+        if fault in ("lost", "damaged"):
             self._store.reset()
         return fault
 
@@ -262,6 +263,15 @@ def _log_defects(results: Sequence[Sequence[Result]]) -> None:
     defects = {id(result): result for answers in results for result in answers if isinstance(result, InternalError)}
     for defect in defects.values():
         log.error("ledger.command_failed", **defect.log_fields, exc_info=defect.__cause__)
+
+
+def _out_of_order(fault: str, error: Exception) -> LedgerError:
+    """Return the answer where no retry helps until a person has acted. Each caller gets an exception of its own."""
+    what = str(error).strip()
+    if fault == "closed":
+        return Unavailable(what)
+    log.error("ledger.damaged", error=what)
+    return Unavailable(f"the database is damaged: {what}; stop the service, restore a backup, verify it, start again")
 
 
 def _busy_or_unavailable(fault: str, error: Exception) -> LedgerError:

@@ -35,7 +35,7 @@ from ledger_sizer.model.times import to_us
 from ledger_sizer.rules.batch import Group, decide_batch
 from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.rules.policy import Policy
-from ledger_sizer.storage.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
+from ledger_sizer.storage.database import is_sqlite, make_engine, prepare_sqlite, require_head
 from ledger_sizer.storage.leases import fence_var, probe_write
 from ledger_sizer.storage.write_store import WriteStore, expiries_per_portfolio
 from ledger_sizer.telemetry import get_logger, request_id_var
@@ -75,6 +75,8 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
 
     def __init__(self, url: str, settings: AppSettings, clock: Clock | None) -> None:
         """Use `Ledger.open`."""
+        self.created = False
+        """Whether `open` created the SQLite file."""
         self.settings = settings
         self._clock = clock
         self._policy = Policy.of(settings)
@@ -107,21 +109,23 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         """Open a ledger.
 
         url: `sqlite:///FILE` or `postgresql://user@host/name`; the settings' `database_url` when None. A SQLite file
-        is created and migrated as needed. An outdated PostgreSQL schema is refused with the command to run.
+        is migrated as needed, and created as `LEDGER_CREATE` says: by default where no ledger was before. An outdated
+        PostgreSQL schema is refused with the command to run.
         settings: read from the environment when None. clock: returns an aware UTC datetime; None takes this machine's
         clock for SQLite, and for PostgreSQL the server's clock, which all hosts share.
-        Raises `InvalidRequest`, `SchemaOutdated`, `Unavailable`.
+        Raises `InvalidRequest`, `NotFound` (`LedgerMissing`: the SQLite file is gone), `SchemaOutdated`, `Unavailable`.
         """
         settings = settings or AppSettings()
         url = settings.ledger.database_url if url is None else url
-        engine = make_engine(url, settings.ledger, read_only=True)  # reading the version must not wait for writers
+        engine = make_engine(url, settings.ledger, read_only=True)
         try:
-            if is_sqlite(engine.url) and (schema_version(engine) or "") < SCHEMA_HEAD:
-                upgrade(engine.url)
+            created = is_sqlite(engine.url) and prepare_sqlite(engine, settings.ledger.create)
             require_head(engine)
         finally:
             engine.dispose()
-        return cls(url, settings, clock)
+        opened = cls(url, settings, clock)
+        opened.created = created
+        return opened
 
     def run(self, command: AnyCommand) -> Decision:
         """Run one command object. The verbs build their command and call this."""

@@ -18,6 +18,7 @@ from ledger_sizer.model.decisions import GENESIS_HASH
 from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.storage.sqlite_file import FileLost, GuardedConnection, NoDatabaseFile
 from ledger_sizer.storage.sqlite_sql import (
     HEAD_MOVED,
     INSERT_SCOPE,
@@ -66,11 +67,11 @@ class SqliteStore:
         self._engine = engine
         self._pooled: Any = None
 
-    def _connection(self) -> sqlite3.Connection:
+    def _connection(self) -> GuardedConnection:
         if self._pooled is None:
             self._pooled = self._engine.raw_connection()
             create_batch_view(self._pooled.driver_connection)
-        connection: sqlite3.Connection = self._pooled.driver_connection
+        connection: GuardedConnection = self._pooled.driver_connection
         return connection
 
     def clock_us(self) -> int:
@@ -82,6 +83,7 @@ class SqliteStore:
     ) -> tuple[dict[str, PortfolioState], int]:
         """Take the write lock and load what the batch needs. See `WriteStore`."""
         connection = self._connection()
+        connection.require_files()  # after a `FileLost` no cached state is left: each further batch is refused here
         connection.execute("BEGIN IMMEDIATE")
         if now_us is None:
             now_us = self.clock_us()  # after the lock, so that times of two processes follow the order of their writes
@@ -137,16 +139,20 @@ class SqliteStore:
         state.scopes_known = scopes
 
     def write(self, changes: Sequence[PortfolioChanges], *, locked: bool) -> None:
-        """Store the changes and commit. Without the lock, use one statement where that is faster."""
+        """Store the changes and commit. Without the lock, use one statement where that is faster.
+
+        Raises `FileLost` where nobody would find the commit, or what the batch's answers were read from.
+        """
         connection = self._connection()
         if not locked and fits_batch_statement(changes):
             connection.execute(*batch_statement(changes))
-            return
-        if not locked:
-            connection.execute("BEGIN IMMEDIATE")
-        for change in changes:
-            execute_statements(connection, change)
-        connection.execute("COMMIT")
+        else:
+            if not locked:
+                connection.execute("BEGIN IMMEDIATE")
+            for change in changes:
+                execute_statements(connection, change)
+            connection.execute("COMMIT")
+        connection.require_files()
 
     def rollback(self) -> None:
         """Roll the transaction back."""
@@ -164,10 +170,14 @@ class SqliteStore:
 
     def classify_error(self, error: Exception, *, locked: bool) -> str:
         """Classify a driver's error."""
+        if isinstance(error, FileLost | NoDatabaseFile):
+            return "closed"
         cause = error.orig if isinstance(error, DBAPIError) else error
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return "damaged"
         if isinstance(cause, sqlite3.OperationalError):
-            busy = getattr(cause, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-            return "conflict" if busy else "lost"
+            return "conflict" if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) else "lost"
         if not locked and isinstance(cause, sqlite3.IntegrityError):
             # `stale`: a key was used before, or the data is refused. The next try tells which.
             return "moved" if HEAD_MOVED in str(cause) else "stale"

@@ -150,6 +150,7 @@ class WriteStore(Protocol):
 
         `moved`: another writer changed the chain's head, decide again at once. `stale`: a key may have been used
         before, decide again at once. `conflict`: retry. `lost`: reconnect, then retry. `refused`: the data is rejected.
+        `closed`: the error is the answer, until a person has acted. `damaged`: so is the database.
         """
 
     def close(self) -> None:

@@ -314,7 +314,7 @@ class SqliteDatabases:
 
     def drop(self, url: str) -> None:
         path = self._path(url)
-        for suffix in ("", "-wal", "-shm", "-journal"):
+        for suffix in ("", "-wal", "-shm", "-journal", "-ledger"):
             Path(path + suffix).unlink(missing_ok=True)
 
     def close(self) -> None:
