@@ -7,6 +7,8 @@ Writes go through one writer with group commit. Reads have their own connections
 """
 
 import asyncio
+import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
@@ -33,9 +35,9 @@ from ledger_sizer.model.times import to_us
 from ledger_sizer.rules.batch import Group, decide_batch
 from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.rules.policy import Policy
-from ledger_sizer.storage.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
-from ledger_sizer.storage.leases import fence_var
-from ledger_sizer.storage.write_store import WriteStore
+from ledger_sizer.storage.database import is_sqlite, make_engine, prepare_sqlite, require_head
+from ledger_sizer.storage.leases import fence_var, probe_write
+from ledger_sizer.storage.write_store import WriteStore, expiries_per_portfolio
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AsyncVerbs, Verbs
@@ -49,6 +51,9 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]
+
+_SWEEP_REST_SECONDS_MAX = 0.1
+"""Longest rest between two slices of a sweep."""
 
 
 def _open_store(engine: Engine, settings: AppSettings) -> WriteStore:
@@ -70,6 +75,8 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
 
     def __init__(self, url: str, settings: AppSettings, clock: Clock | None) -> None:
         """Use `Ledger.open`."""
+        self.created = False
+        """Whether `open` created the SQLite file."""
         self.settings = settings
         self._clock = clock
         self._policy = Policy.of(settings)
@@ -80,7 +87,13 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         self._files = archive_files_from(settings)
         self._queries = Queries(self._read_engine, self._files)
         self._resolver = InstrumentResolver(self._read_engine)
-        self._committer = Committer(self._store, self._policy, self._now_us, settings.ledger.retries_max)
+        self._committer = Committer(
+            self._store,
+            self._policy,
+            self._now_us,
+            retries_max=settings.ledger.retries_max,
+            retry_seconds_max=2 * settings.ledger.server_timeout_seconds,
+        )
         self._writer = Writer(
             self._committer,
             batch_size_max=settings.ledger.batch_size_max,
@@ -88,6 +101,7 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
             name="ledger-writer",
             on_stop=self._store.close,
         )
+        self._probe_name = f"probe of writes {secrets.token_hex(8)}"
         self._closed = False
 
     @classmethod
@@ -95,21 +109,23 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         """Open a ledger.
 
         url: `sqlite:///FILE` or `postgresql://user@host/name`; the settings' `database_url` when None. A SQLite file
-        is created and migrated as needed. An outdated PostgreSQL schema is refused with the command to run.
+        is migrated as needed, and created as `LEDGER_CREATE` says: by default where no ledger was before. An outdated
+        PostgreSQL schema is refused with the command to run.
         settings: read from the environment when None. clock: returns an aware UTC datetime; None takes this machine's
         clock for SQLite, and for PostgreSQL the server's clock, which all hosts share.
-        Raises `InvalidRequest`, `SchemaOutdated`, `Unavailable`.
+        Raises `InvalidRequest`, `NotFound` (`LedgerMissing`: the SQLite file is gone), `SchemaOutdated`, `Unavailable`.
         """
         settings = settings or AppSettings()
         url = settings.ledger.database_url if url is None else url
-        engine = make_engine(url, settings.ledger, read_only=True)  # reading the version must not wait for writers
+        engine = make_engine(url, settings.ledger, read_only=True)
         try:
-            if is_sqlite(engine.url) and (schema_version(engine) or "") < SCHEMA_HEAD:
-                upgrade(engine.url)
+            created = is_sqlite(engine.url) and prepare_sqlite(engine, settings.ledger.create)
             require_head(engine)
         finally:
             engine.dispose()
-        return cls(url, settings, clock)
+        opened = cls(url, settings, clock)
+        opened.created = created
+        return opened
 
     def run(self, command: AnyCommand) -> Decision:
         """Run one command object. The verbs build their command and call this."""
@@ -148,13 +164,32 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
     def sweep(self, portfolio: str | None = None) -> int:
         """Expire the overdue holds of one portfolio, or of all. Return how many were freed.
 
-        Every write batch does this for its portfolios; a sweep is for portfolios that nobody writes to.
+        Every write batch frees a bounded number in its portfolios. A sweep frees all, also where nobody writes.
         """
-        if portfolio is None:
-            names = self._reads.portfolios_with_expired(self._now_us())
-        else:
-            names = [self._reads.require(portfolio)]
-        return sum(len(self._writer.answer(Group((), sweep=name))) for name in names)
+        if portfolio is not None:
+            self._reads.require(portfolio)
+        return sum(self.sweep_in_slices(portfolio))
+
+    def sweep_in_slices(self, portfolio: str | None = None) -> Iterator[int]:
+        """Do what `sweep` does step by step: yield after each commit how many holds it freed. Stop when you like.
+
+        Each round frees a slice of every portfolio that has more to free, so that none waits for another's. Between two
+        slices it rests for as long as the last one took: SQLite has no queue for its lock, and another process would
+        hardly ever get it.
+        """
+        names = self._reads.portfolios_with_expired(self._now_us()) if portfolio is None else [portfolio]
+        rest_seconds = 0.0
+        while names:
+            with_more = []
+            for name in names:
+                time.sleep(rest_seconds)
+                started = time.perf_counter()
+                freed = len(self._writer.answer(Group((), sweep=name)))
+                rest_seconds = min(time.perf_counter() - started, _SWEEP_REST_SECONDS_MAX)
+                if freed >= expiries_per_portfolio(1):  # the writer takes a sweep alone, so this was a whole slice
+                    with_more.append(name)
+                yield freed
+            names = with_more
 
     @property
     def _reads(self) -> Queries:
@@ -264,15 +299,37 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         self._committer.observe = observe
 
     @property
+    def writes_failed(self) -> bool:
+        """Whether the database failed the last write, or leaves it waiting. `probe_writes` tells how it is now."""
+        return self._committer.writes_failed
+
+    def probe_writes(self) -> None:
+        """Commit a small write of no meaning; where it works, `writes_failed` ends. Raises `Unavailable`."""
+        self._writer.require_own_process()
+        probe_write(self._write_engine, self._probe_name)
+        self._committer.forget_failure()
+
+    @property
     def pending(self) -> int:
         """Commands accepted and not yet answered."""
         return self._writer.pending
+
+    @property
+    def stuck(self) -> str | None:
+        """What keeps this process from ever answering again, for a supervisor that restarts it; None while it works."""
+        if not self._writer.alive and not self._closed:
+            return "the writer's thread has ended"
+        seconds, seconds_max = self._committer.attempt_seconds, 6 * self.settings.ledger.server_timeout_seconds
+        if seconds > seconds_max:
+            return f"one commit has taken {seconds:.0f} s; it should end within {seconds_max} s"
+        return None
 
     def close(self) -> None:
         """Stop accepting, answer everything accepted, close the connections. Closing twice is harmless."""
         if self._closed:
             return
         self._closed = True
+        self._committer.closing = True
         if not self._writer.close(self.settings.ledger.close_timeout_seconds):
             log.error("ledger.close_timeout", pending=self._writer.pending)
         # In a forked child the sockets belong to the parent: drop them without ending its sessions.

@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack, get_args
 
-from sqlalchemy import Connection, Engine, Select, and_, literal, select, text, tuple_
+from sqlalchemy import Connection, Engine, Select, and_, exists, literal, select, text, tuple_
 
 from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.as_of import AsOf, scopes_as_of
@@ -32,7 +32,7 @@ from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage.database import read_transaction, tag_value
 from ledger_sizer.storage.lookups import no_portfolio, portfolio_id
 from ledger_sizer.storage.tables import PENDING, PortfolioRow, PositionRow, ScopeRow
-from ledger_sizer.storage.write_store import position_from_row, scope_from_row
+from ledger_sizer.storage.write_store import expiries_per_portfolio, position_from_row, scope_from_row
 from ledger_sizer.views.paging import cursor_numbers, page_of, require_limit
 
 BLOCK_RECORDS = 2000
@@ -65,8 +65,10 @@ class Queries:
     def portfolios_with_expired(self, now_us: int | None) -> list[str]:
         """Return the names of portfolios with a hold that has expired."""
         now_us = time.time_ns() // 1000 if now_us is None else now_us
-        due = select(PositionRow.portfolio_id).where(text(PENDING), PositionRow.expires_us <= now_us)
-        query = select(PortfolioRow.name).where(PortfolioRow.id.in_(due)).order_by(PortfolioRow.id)
+        due = exists().where(
+            PositionRow.portfolio_id == PortfolioRow.id, text(PENDING), PositionRow.expires_us <= now_us
+        )
+        query = select(PortfolioRow.name).where(due).order_by(PortfolioRow.id)
         with read_transaction(self._engine) as connection:
             return list(connection.execute(query).scalars())
 
@@ -215,8 +217,10 @@ class Queries:
                 state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8))
                 return state, now_us
             state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
+            # A real batch would free these holds first.
             due = and_(text(PENDING), PositionRow.expires_us <= max(now_us, found.last_us))
             query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
+            query = query.order_by(PositionRow.expires_us, PositionRow.number).limit(expiries_per_portfolio(1))
             wanted = set(tags_of(command.tags).scopes)
             for row in connection.execute(query):
                 state.add_position(position_from_row(found.name, row))
