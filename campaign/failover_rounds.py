@@ -25,8 +25,7 @@ class _Pair:
     @property
     def url(self) -> str:
         """URL that names the present two servers, and leads to the one that takes writes."""
-        hosts = "&".join(f"host=127.0.0.1:{server.port}" for server in (self.primary, self.standby))
-        return f"postgresql://ledger@/ledger?{hosts}&target_session_attrs=read-write"
+        return PostgreSQL.url_at(self.primary.port, self.standby.port)
 
     def promote(self) -> float:
         """Promote the standby, which then waits for nobody. Returns the moment at which it was a primary."""

@@ -141,7 +141,7 @@ def backup_postgresql(stage: Stage) -> None:
         with stage.fault("a backup is made under load"):
             server.run("pg_dump", "--format=custom", f"--file={dump}", server.url)
         server.sql(f"CREATE DATABASE {name}", database="postgres")
-        restored = PostgreSQL.url_at(server.port, name)
+        restored = PostgreSQL.url_at(server.port, database=name)
         server.run("pg_restore", "--exit-on-error", "--no-owner", f"--dbname={restored}", str(dump))
         copies.append(restored)
         stage.rest(2)

@@ -200,7 +200,7 @@ class Node:
 
     def _asked(self, statement: str) -> list[Any] | None:
         # A frozen server accepts connections and says nothing.
-        url = PostgreSQL.url_at(self.port, "postgres") + "?connect_timeout=2"
+        url = PostgreSQL.url_at(self.port, database="postgres") + "?connect_timeout=2"
         try:
             with psycopg.connect(url, autocommit=True) as connection:
                 return connection.execute(statement).fetchall()
@@ -227,8 +227,7 @@ class PatroniPair:
     @property
     def url(self) -> str:
         """URL that names both servers, and leads to the one that takes writes."""
-        hosts = "&".join(f"host=127.0.0.1:{node.port}" for node in self.nodes)
-        return f"postgresql://{USER}@/ledger?{hosts}&target_session_attrs=read-write"
+        return PostgreSQL.url_at(*[node.port for node in self.nodes])
 
     def leader(self) -> Node:
         """Return the node that leads, as soon as one does and a synchronous standby follows it."""

@@ -88,9 +88,9 @@ class PostgreSQL:
         return self.url_at(self.port)
 
     @staticmethod
-    def url_at(port: int, database: str = DATABASE) -> str:
-        """Return the URL of a database that is reached at another port, such as a proxy's."""
-        return f"postgresql://{USER}@127.0.0.1:{port}/{database}"
+    def url_at(*ports: int, database: str = DATABASE) -> str:
+        """Return the URL of a database that is reached at this port, or at the one of several that takes writes."""
+        return f"postgresql://{USER}@{','.join(f'127.0.0.1:{port}' for port in ports)}/{database}"
 
     def create(self) -> PostgreSQL:
         """Make an empty server, not yet running."""
@@ -213,7 +213,9 @@ class PostgreSQL:
 
     def sql(self, statement: str, *, database: str = DATABASE) -> list[Any]:
         """Run one statement as the administrator, and return its rows."""
-        with psycopg.connect(self.url_at(self.port, database), autocommit=True, connect_timeout=5) as connection:
+        with psycopg.connect(
+            self.url_at(self.port, database=database), autocommit=True, connect_timeout=5
+        ) as connection:
             cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 

@@ -56,7 +56,7 @@ class Templates:
 
     def prepare_new(self, port: int, url: str) -> None:
         """Create the database, schema and caps on a running server. url: how the ledger reaches it."""
-        with psycopg.connect(PostgreSQL.url_at(port, "postgres"), autocommit=True) as connection:
+        with psycopg.connect(PostgreSQL.url_at(port, database="postgres"), autocommit=True) as connection:
             connection.execute("CREATE DATABASE ledger")
         _prepare(url, self.folder)
 
