@@ -151,9 +151,14 @@ class Clients:
 
     def first_grant_after(self, moment: float) -> float | None:
         """Return when a new grant was heard whose request was sent after `moment`; None where there was none yet."""
+        first = None
         with self._lock:
-            heard = [told.heard for told in reversed(self.answers[-20_000:]) if told.sent >= moment and _is_new(told)]
-        return min(heard, default=None)
+            for told in reversed(self.answers):
+                if told.heard < moment:
+                    break
+                if told.sent >= moment and _is_new(told):
+                    first = told.heard
+        return first
 
     def add(self, told: Told) -> None:
         """Keep one answer, also of a call that was made by hand."""

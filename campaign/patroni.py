@@ -18,7 +18,7 @@ from typing import Any
 
 import psycopg
 
-from campaign.postgresql import USER, PostgreSQL, own, system_user
+from campaign.postgresql import USER, PostgreSQL, own, quit_server, system_user
 from campaign.processes import environment, family, free_port, is_running, kill_and_wait, wait_until
 from campaign.stage import Skipped
 
@@ -206,6 +206,15 @@ class Node:
                 return connection.execute(statement).fetchall()
         except psycopg.Error:
             return None
+
+    def end(self) -> None:
+        """Kill Patroni, and have the server end so that it leaves no shared memory behind."""
+        if self._process is not None:
+            kill_and_wait(family(self._process.pid))
+            self._process.wait()
+            self._process = None
+        if self.server_processes:
+            quit_server(self.server_processes[0])
 
     def kill(self) -> None:
         """Send SIGKILL to Patroni and the server at once, like the loss of their host. Idempotent."""

@@ -79,7 +79,7 @@ def _pair(stage: Stage) -> PatroniPair:
     etcd.start()
     nodes = tuple(Node(name, stage.folder / name, patroni, stage.programs, etcd) for name in ("node1", "node2"))
     for node in nodes:
-        stage.ends.callback(node.kill)
+        stage.ends.callback(node.end)
         node.start()
     pair = PatroniPair((nodes[0], nodes[1]))
     stage.say("waiting for Patroni's pair")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import time
 import warnings
@@ -20,13 +21,23 @@ from typing import Any
 
 import psycopg
 
-from campaign.processes import CampaignError, environment, family, free_port, kill_and_wait, wait_until
+from campaign.processes import (
+    CampaignError,
+    environment,
+    family,
+    free_port,
+    is_running,
+    kill_and_wait,
+    send_signal,
+    wait_until,
+)
 
 USER = "ledger"
 DATABASE = "ledger"
 SYSTEM_USER = "pgserver"
 START_SECONDS_MAX = 60
 PROGRAM_SECONDS_MAX = 120
+QUIT_SECONDS_MAX = 15
 
 
 def programs_of(version: int) -> Path:
@@ -64,6 +75,17 @@ def own(folder: Path, programs: Path) -> None:
         for path in (folder, *folder.rglob("*")):
             with suppress(FileNotFoundError):
                 shutil.chown(path, user, user)
+
+
+def quit_server(postmaster: int) -> None:
+    """Have a server end at once, as `pg_ctl -m immediate` does. One that does not is killed."""
+    pids = family(postmaster)
+    send_signal(pids, signal.SIGCONT)
+    send_signal([postmaster], signal.SIGQUIT)
+    try:
+        wait_until(lambda: not is_running(postmaster), "the end of PostgreSQL", seconds=QUIT_SECONDS_MAX)
+    except CampaignError:
+        kill_and_wait(pids)
 
 
 @dataclass
@@ -192,6 +214,13 @@ class PostgreSQL:
         self._process = None
         # A zombie keeps its process id, so the next server would take this file for that of a running one.
         (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def end(self) -> None:
+        """Stop it at once, without a checkpoint, but so that it leaves no shared memory behind. Idempotent."""
+        if self._process is not None:
+            quit_server(self._process.pid)
+            self._process.wait()
+            self._process = None
 
     def stop(self) -> None:
         """Stop it in good order."""

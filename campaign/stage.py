@@ -40,7 +40,7 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
     recoveries: list[float] = field(default_factory=list)
     slowest: float = 0.0
-    errors: Counter[str] = field(default_factory=Counter)
+    errors: dict[str, int] = field(default_factory=dict)
     skipped: str | None = None
 
     @property
@@ -100,7 +100,7 @@ class Stage:
         """Return a server that is not made yet; it ends with the round. port: None for a free one."""
         self._servers += 1
         server = PostgreSQL(folder or self.folder / f"pg{self._servers}", self.programs, settings, port or free_port())
-        self.ends.callback(server.kill)
+        self.ends.callback(server.end)
         return server
 
     def service(self, url: str, **more: object) -> Service:
@@ -192,4 +192,4 @@ class Stage:
         for clients in self.groups:
             outcome.problems += [*clients.wrong, *[f"never answered: {what}" for what in clients.unanswered]]
             outcome.slowest = max(outcome.slowest, clients.slowest)
-            outcome.errors.update(clients.errors)
+            outcome.errors = dict(Counter(outcome.errors) + clients.errors)

@@ -50,7 +50,7 @@ class Templates:
                 self.prepare_new(first.port, first.url)
                 first.stop()
             finally:
-                first.kill()
+                first.end()
             self._postgresql = first.data
         return server.create_like(self._postgresql)
 

@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 ROUNDS = [all_rounds()[name] for name in ("kill-service-sqlite", "failover", "patroni-kill")]
 PLAN = Plan(ROUNDS, minutes=60, seed=7, short=False, programs=Path(), folder=None, keep=False)
 OUTCOMES = [
-    Outcome("kill-service-sqlite", acknowledged=1000, faults=5, recoveries=[1.0, 2.5], slowest=0.2),
+    Outcome(
+        "kill-service-sqlite", acknowledged=1000, faults=5, recoveries=[1.0, 2.5], slowest=0.2, errors={"503 busy": 3}
+    ),
     Outcome("kill-service-sqlite", acknowledged=2000, faults=5, recoveries=[1.5], slowest=0.1, lost=["main key 'a'"]),
     Outcome("patroni-kill", skipped="there is no etcd"),
 ]
@@ -55,6 +57,7 @@ def test_write_markdown_when_the_page_has_no_marks_then_it_is_refused(tmp_path: 
 def test_write_json_when_something_was_lost_then_it_names_it() -> None:
     form = json.loads(as_json(summed_up(ROUNDS, OUTCOMES, PLAN, seconds=3600, postgresql=18), OUTCOMES))
     assert form["lines"][0]["lost"] == 1
+    assert form["outcomes"][0]["errors"] == {"503 busy": 3}
     assert form["outcomes"][1]["lost"] == ["main key 'a'"]
     assert list(broken(OUTCOMES)) == ["LOST kill-service-sqlite: main key 'a'"]
 
