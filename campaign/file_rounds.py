@@ -59,8 +59,9 @@ def swapped_file(stage: Stage) -> None:
     path = stage.folder / "ledger.db"
     service = stage.service(url)
     clients = stage.trade(service.port)
-    swaps = dict(list(SWAPS.items())[: len(list(stage.times(1, len(SWAPS))))])
-    for number, (name, swap) in enumerate(swaps.items()):
+    swaps = list(SWAPS.items())
+    for number in stage.times(1, len(swaps)):
+        name, swap = swaps[number]
         backup = stage.folder / f"backup{number}.db"
         with stage.fault(f"{name}; then the service is stopped, and the backup restored") as fault:
             # Paused, so that the backup has everything that was acknowledged before the swap.
