@@ -110,7 +110,7 @@ class SqliteStore:
         return None if row is None else PortfolioState(*row)
 
     def _load(self, connection: sqlite3.Connection, state: PortfolioState, need: PortfolioNeed, now_us: int) -> None:
-        execute, portfolio, until_us = connection.execute, state.id, max(now_us, state.last_us)
+        execute, portfolio, until_us = connection.execute, state.id, state.decision_time(now_us)
         rows = execute(_EXPIRED, (portfolio, until_us)).fetchall()
         (state.next_expiry_us,) = execute(_NEXT_EXPIRY, (portfolio, until_us)).fetchone()
         if need.numbers:

@@ -215,7 +215,7 @@ class Queries:
                 state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8))
                 return state, now_us
             state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
-            due = and_(text(PENDING), PositionRow.expires_us <= max(now_us, found.last_us))
+            due = and_(text(PENDING), PositionRow.expires_us <= state.decision_time(now_us))
             query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
             wanted = set(tags_of(command.tags).scopes)
             for row in connection.execute(query):

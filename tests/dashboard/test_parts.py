@@ -272,8 +272,9 @@ def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
         "thaw": "portfolio no longer frozen",
         "reconciled": "portfolio compared with the exchange, trusted until 02:00:00Z",
         "remark": "drift-1: close_requested: by hand",
+        "step_back": "time set back to the clock's, 23:59:59Z: the decision before had a wrong time",
     }
-    assert told_of.keys() == {*COMMANDS, "expire"}
+    assert told_of.keys() == {*COMMANDS, "expire", "step_back"}
 
 
 def _one_of_each(ledger: Ledger, clock: FakeClock) -> list[Any]:
