@@ -250,7 +250,7 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         if portfolio is not None:
             self._reads.require(portfolio)
         target = Path(folder or settings.archive_dir or ARCHIVE_FOLDER)
-        return archive(self._reads.engine, self._write_engine, before, target, portfolio)
+        return archive(self._reads.engine, self._write_engine, before, now, target, portfolio)
 
     # Lifecycle.
 

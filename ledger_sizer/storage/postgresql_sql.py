@@ -70,8 +70,8 @@ LOAD_SCOPES = (
 
 LOAD = f"""
 WITH due AS MATERIALIZED (
-    SELECT id, CASE WHEN last_us > now_us + {CLOCK_STEP_US_MAX} THEN now_us ELSE GREATEST(last_us, now_us) END AS until_us,
-        now_us FROM portfolios, (
+    SELECT id, now_us, CASE WHEN last_us > now_us + {CLOCK_STEP_US_MAX} THEN now_us ELSE GREATEST(last_us, now_us) END
+        AS until_us FROM portfolios, (
         SELECT COALESCE(%(now)s::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) AS now_us OFFSET 0
     ) AS clock WHERE id = ANY(%(ids)s::bigint[])
 ), found AS MATERIALIZED (

@@ -63,7 +63,7 @@ class Auditor:
         return positions
 
     def _follow_chain(self, decision: Decision) -> None:
-        """Check the order: gapless seq, time runs back only where the chain says so, one effect per key, every field in the hash."""
+        """Check the order: gapless seq, time runs back only where one says so, one effect per key, every hash."""
         assert decision.seq == len(self.decisions) + 1, f"seq {decision.seq} follows {len(self.decisions)}"
         assert decision.key not in self.by_key, f"key {decision.key} took effect twice"
         if self.decisions:
