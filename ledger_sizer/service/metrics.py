@@ -11,14 +11,16 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from sqlalchemy import Engine, func, select, text
+from sqlalchemy import Engine, Select, func, or_, select, text
 
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.command_base import TTL_SECONDS_MAX
 from ledger_sizer.model.commands import EXPIRE
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import from_us
+from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.tables import PENDING, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 from ledger_sizer.storage.write_store import scope_from_row
@@ -88,6 +90,12 @@ class Metrics:
         depth.set_function(lambda: ledger.pending)
         room = Gauge("ledger_queue_size_max", "Commands the queue holds; then 503.", registry=self.registry)
         room.set(ledger.settings.ledger.queue_size_max)
+        jump = Gauge(
+            "ledger_clock_jump_seconds",
+            "A jump of the clock that is refused; below zero: back.",
+            registry=self.registry,
+        )
+        jump.set_function(lambda: 0 if ledger.clock_jump is None else ledger.clock_jump.seconds)
         self.registry.register(ExposureCollector(engine))
 
     def text(self) -> bytes:
@@ -139,6 +147,8 @@ class ExposureCollector(Collector):
             total = connection.execute(select(func.count()).select_from(ScopeRow)).scalar() or 0
             holds = connection.execute(oldest).all()
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
+            newest_us = connection.execute(select(func.max(PortfolioRow.last_us))).scalar() or 0
+            early = connection.execute(_granted_ahead(now_us)).all()
         gauges = {
             name: GaugeMetricFamily(f"ledger_{name}_usd", text, labels=["portfolio", "scope"])
             for name, text in _EXPOSURE_GAUGES.items()
@@ -169,6 +179,15 @@ class ExposureCollector(Collector):
         for portfolio, opened_us in holds:
             ages.add_metric([portfolio], max(now_us - opened_us, 0) / 1_000_000)
         yield ages
+        ahead = GaugeMetricFamily("ledger_clock_ahead_seconds", "How far the newest decision is ahead of the clock.")
+        ahead.add_metric([], max(newest_us - now_us, 0) // 1000 / 1000)  # SQLite's clock shows whole milliseconds
+        yield ahead
+        count = GaugeMetricFamily(
+            "ledger_holds_ahead", "Holds granted while the clock was ahead, which end too late.", labels=["portfolio"]
+        )
+        for portfolio, number in early:
+            count.add_metric([portfolio], number)
+        yield count
         yield from self._reconciliation(now_us)
 
     def _reconciliation(self, now_us: int) -> Iterator[GaugeMetricFamily]:
@@ -194,6 +213,18 @@ class ExposureCollector(Collector):
         for portfolio, started_us in runs:
             age.add_metric([portfolio], max(now_us - started_us, 0) / 1_000_000)
         yield age
+
+
+def _granted_ahead(now_us: int) -> Select[str, int]:
+    """Count, by portfolio, the holds changed last at a time still to come, or that end later than any hold may."""
+    late_us = now_us + TTL_SECONDS_MAX * 1_000_000 + CLOCK_STEP_US_MAX
+    return (
+        select(PortfolioRow.name, func.count())
+        .join_from(PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id)
+        .where(text(PENDING))
+        .where(or_(PositionRow.updated_us > now_us + CLOCK_STEP_US_MAX, PositionRow.expires_us > late_us))
+        .group_by(PortfolioRow.name)
+    )
 
 
 _EXPOSURE_GAUGES = {
