@@ -130,6 +130,27 @@ def test_write_when_a_jump_stays_then_a_ledger_opened_anew_believes_the_new_time
         assert_verified(anew)
 
 
+def test_write_when_the_clock_was_wrong_at_the_start_then_setting_it_right_takes_a_restart(
+    database_url: str, clock: WrongClock
+) -> None:
+    clock.jump(TEN_YEARS)
+    with clock.open() as ledger:
+        stuck = ledger.reserve(key="wrong", ttl_seconds=60)
+        clock.jump(0)
+        assert "the clock jumped back" in (ledger.clock_problem() or "")
+        with pytest.raises(Unavailable, match="restart the service, or open the ledger anew"):
+            ledger.reserve(key="right", ttl_seconds=60)
+    with clock.open() as anew:
+        right = anew.reserve(key="right", ttl_seconds=60)
+        assert [decision.command for decision in anew.history(ascending=True)] == ["reserve", "step_back", "reserve"]
+        (late,) = [one for one in anew.positions(state="held") if one.expires_at and one.expires_at > right.expires_at]
+        assert anew.release(key="end", position_id=late.position_id).position_id == stuck.position_id
+        clock.wait(61)
+        anew.sweep()
+        assert figures(anew) == (0, 0)
+        assert_verified(anew)
+
+
 def test_write_when_time_is_slewed_for_weeks_then_it_is_no_jump(ledger: Ledger, clock: WrongClock) -> None:
     for day in range(1, 30):
         clock.wait(86_400)
