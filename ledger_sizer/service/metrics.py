@@ -136,19 +136,12 @@ class ExposureCollector(Collector):
             )
             .limit(SCOPES_MAX)
         )  # fmt: skip
-        oldest = (
-            select(PortfolioRow.name, func.min(PositionRow.opened_us))
-            .join_from(PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id)
-            .where(text(PENDING))
-            .group_by(PortfolioRow.name)
-        )
         with read_transaction(self._engine) as connection:
             rows = connection.execute(scopes).all()
             total = connection.execute(select(func.count()).select_from(ScopeRow)).scalar() or 0
-            holds = connection.execute(oldest).all()
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
+            holds = connection.execute(_holds(now_us)).all()
             newest_us = connection.execute(select(func.max(PortfolioRow.last_us))).scalar() or 0
-            early = connection.execute(_granted_ahead(now_us)).all()
         gauges = {
             name: GaugeMetricFamily(f"ledger_{name}_usd", text, labels=["portfolio", "scope"])
             for name, text in _EXPOSURE_GAUGES.items()
@@ -176,18 +169,17 @@ class ExposureCollector(Collector):
         ages = GaugeMetricFamily(
             "ledger_oldest_hold_age_seconds", "Age of the oldest hold of a portfolio.", labels=["portfolio"]
         )
-        for portfolio, opened_us in holds:
+        late = GaugeMetricFamily(
+            "ledger_holds_ahead", "Holds granted while the clock was ahead, which end too late.", labels=["portfolio"]
+        )
+        for portfolio, opened_us, number_late in holds:
+            late.add_metric([portfolio], number_late)
             ages.add_metric([portfolio], max(now_us - opened_us, 0) / 1_000_000)
         yield ages
+        yield late
         ahead = GaugeMetricFamily("ledger_clock_ahead_seconds", "How far the newest decision is ahead of the clock.")
         ahead.add_metric([], max(newest_us - now_us, 0) // 1000 / 1000)  # SQLite's clock shows whole milliseconds
         yield ahead
-        count = GaugeMetricFamily(
-            "ledger_holds_ahead", "Holds granted while the clock was ahead, which end too late.", labels=["portfolio"]
-        )
-        for portfolio, number in early:
-            count.add_metric([portfolio], number)
-        yield count
         yield from self._reconciliation(now_us)
 
     def _reconciliation(self, now_us: int) -> Iterator[GaugeMetricFamily]:
@@ -215,14 +207,17 @@ class ExposureCollector(Collector):
         yield age
 
 
-def _granted_ahead(now_us: int) -> Select[str, int]:
-    """Count, by portfolio, the holds changed last at a time still to come, or that end later than any hold may."""
+def _holds(now_us: int) -> Select[str, int, int]:
+    """Select, by portfolio, when its oldest hold was made, and how many holds end too late.
+
+    Those are the ones that changed last at a time still to come, or that end later than any hold may.
+    """
     late_us = now_us + TTL_SECONDS_MAX * 1_000_000 + CLOCK_STEP_US_MAX
+    late = or_(PositionRow.updated_us > now_us + CLOCK_STEP_US_MAX, PositionRow.expires_us > late_us)
     return (
-        select(PortfolioRow.name, func.count())
+        select(PortfolioRow.name, func.min(PositionRow.opened_us), func.count().filter(late))
         .join_from(PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id)
         .where(text(PENDING))
-        .where(or_(PositionRow.updated_us > now_us + CLOCK_STEP_US_MAX, PositionRow.expires_us > late_us))
         .group_by(PortfolioRow.name)
     )
 
