@@ -129,6 +129,12 @@ class LedgerSettings(Settings):
     hold_ttl_seconds: int = Field(60, ge=1, le=30 * 24 * 3600, description="Life of a hold whose request names none.")
     batch_size_max: int = Field(256, ge=1, le=10_000, description="Most commands in one commit.")
     queue_size_max: int = Field(10_000, ge=1, le=1_000_000, description="Most commands that may wait; then Busy.")
+    clock_jump_seconds: int = Field(
+        60,
+        ge=1,
+        le=86_400,
+        description="Largest jump of the clock that is believed; after one beyond, nothing is decided.",
+    )
     busy_timeout_seconds: int = Field(5, ge=1, le=300, description="Longest wait for another writer's lock.")
     retries_max: int = Field(5, ge=0, le=100, description="Retries of a batch after a conflict or a lost connection.")
     close_timeout_seconds: int = Field(30, ge=1, le=3600, description="Longest wait for the queue to drain at close.")

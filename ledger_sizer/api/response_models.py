@@ -222,5 +222,5 @@ class BatchForm(_Form):
 class HealthForm(_Form):
     """Liveness and readiness."""
 
-    status: Literal["ok", "stuck", "ready", "not_ready"]
+    status: Literal["ok", "restart", "ready", "not_ready"]
     checks: dict[str, Any] = {}

@@ -259,7 +259,7 @@ def test_read_health_and_metrics_when_serving_then_a_trader_sees_what_to_watch(o
     assert own_service.http.get("/healthz").json()["status"] == "ok"
     assert own_service.http.get("/readyz").json() == {
         "status": "ready",
-        "checks": {"database": "ok", "writes": "ok", "queue": "ok", "service": "ok"},
+        "checks": {"database": "ok", "clock": "ok", "writes": "ok", "queue": "ok", "service": "ok"},
     }
     text = own_service.http.get("/metrics").text
     for line in (
