@@ -4,4 +4,5 @@ chain: the verification as a whole, with the hash chain, the archive files, the 
 positions: compares position rows with the decisions about them
 position_fold: computes a position from its decisions
 scopes: compares scope rows with decisions and with position rows
+schema: compares tables, constraints, indexes and triggers with what the migrations made
 """

@@ -6,7 +6,8 @@ It reads one snapshot once, archive files first, in memory that does not grow wi
 2. the positions: each row against the decisions about it (see `positions`);
 3. the scopes: what each decision saw of them against what the decisions before left, each counter against the sum of
    its position rows, each cap and status against the last decision (see `scopes`);
-4. the facets that history is searched by: a missing facet would hide decisions from a filter.
+4. the facets that history is searched by: a missing facet would hide decisions from a filter;
+5. the schema: the triggers and constraints that refuse such changes (see `schema`).
 
 It repairs nothing. A finding names the first decision, by seq, that the wrong row concerns. With a trusted head, the
 decisions before it are not read again: the head must still be in the chain, and all later decisions must follow.
@@ -34,6 +35,7 @@ from ledger_sizer.storage.tables import (
     ScopeRow,
 )
 from ledger_sizer.verify.positions import READ_ERRORS, PositionCheck, find_wrong_type
+from ledger_sizer.verify.schema import find_schema_changes
 from ledger_sizer.verify.scopes import ScopeCheck
 
 Progress = Callable[[int, int], None]
@@ -98,6 +100,7 @@ def verify(
             findings += _orphans(connection)
             gone = sorted(since.keys() - {*connection.execute(select(PortfolioRow.name)).scalars()})
             findings += [Finding(name, since[name][0], "the trusted head's portfolio is gone") for name in gone]
+        findings += find_schema_changes(connection)
         return VerifyReport(
             tuple(findings), decisions, positions, {head.name: (head.last_seq, head.last_hash) for head in heads}
         )
