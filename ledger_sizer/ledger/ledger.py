@@ -7,7 +7,7 @@ Writes go through one writer with group commit. Reads have their own connections
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -39,7 +39,7 @@ from ledger_sizer.storage.write_store import WriteStore
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AsyncVerbs, Verbs
-from ledger_sizer.verify.chain import Heads, Progress, heads_of, verify
+from ledger_sizer.verify.chain import Head, Heads, Progress, heads_of, verify
 from ledger_sizer.views.exposure_series import BlockExtremes
 from ledger_sizer.views.overview_query import read_overview
 from ledger_sizer.views.queries import Queries
@@ -226,14 +226,20 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         return heads_of(self._reads.engine, portfolio)
 
     def verify(
-        self, portfolio: str | None = None, progress: Progress | None = None, *, since: Heads | None = None
+        self,
+        portfolio: str | None = None,
+        progress: Progress | None = None,
+        *,
+        since: Heads | None = None,
+        kept: Mapping[str, Collection[Head]] | None = None,
     ) -> VerifyReport:
         """Check the audit chain from its start and recompute every counter from the position rows.
 
         Reads one snapshot and the archive files. progress: called now and then with (decisions done, decisions in
-        all). since: trusted heads (from `heads`) to start at; each must still be in its chain.
+        all). since: trusted heads (from `heads`) to start at; each must still be in its chain. kept: more trusted
+        heads, by portfolio, which must be in it too.
         """
-        return verify(self._reads.engine, portfolio, progress, since=since, files=self._files)
+        return verify(self._reads.engine, portfolio, progress, since=since, kept=kept, files=self._files)
 
     def archive(
         self, before: datetime, folder: str | Path | None = None, portfolio: str | None = None
