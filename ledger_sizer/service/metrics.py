@@ -47,6 +47,10 @@ class Metrics:
         )
         self.job_runs = Counter("ledger_job_runs", "Runs of scheduled jobs.", ["job", "result"], **own)
         self.leader = Gauge("ledger_jobs_leader", "1 while this replica runs the scheduled jobs.", **own)
+        self.heads_exported = Gauge(
+            "ledger_heads_exported_timestamp_seconds", "When this process last exported the chain heads; 0: never.",
+            **own,
+        )  # fmt: skip
         self.requests = Counter("ledger_http_requests", "HTTP requests answered.", ["method", "route", "status"], **own)
         self.request_seconds = Histogram(
             "ledger_http_request_seconds", "From the request's head to the end of its answer.", ["route"],
@@ -134,10 +138,13 @@ class ExposureCollector(Collector):
             .where(text(PENDING))
             .group_by(PortfolioRow.name)
         )
+        newest = select(PortfolioRow.name, PortfolioRow.last_seq).order_by(PortfolioRow.last_us.desc())
+        newest = newest.limit(SCOPES_MAX)
         with read_transaction(self._engine) as connection:
             rows = connection.execute(scopes).all()
             total = connection.execute(select(func.count()).select_from(ScopeRow)).scalar() or 0
             holds = connection.execute(oldest).all()
+            heads = connection.execute(newest).all()
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
         gauges = {
             name: GaugeMetricFamily(f"ledger_{name}_usd", text, labels=["portfolio", "scope"])
@@ -169,6 +176,12 @@ class ExposureCollector(Collector):
         for portfolio, opened_us in holds:
             ages.add_metric([portfolio], max(now_us - opened_us, 0) / 1_000_000)
         yield ages
+        seqs = GaugeMetricFamily(
+            "ledger_head_seq", "Decisions in a portfolio's chain; of those that decided last.", labels=["portfolio"]
+        )
+        for portfolio, seq in heads:
+            seqs.add_metric([portfolio], seq)
+        yield seqs
         yield from self._reconciliation(now_us)
 
     def _reconciliation(self, now_us: int) -> Iterator[GaugeMetricFamily]:

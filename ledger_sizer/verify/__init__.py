@@ -5,5 +5,6 @@ rows: reads what is compared, of many portfolios at a time
 positions: compares position rows with the decisions about them
 position_fold: computes a position from its decisions
 scopes: compares scope rows with decisions and with position rows
+head_files: files of trusted heads
 schema: compares tables, constraints, indexes and triggers with what the migrations made
 """

@@ -266,8 +266,9 @@ class _PortfolioCheck:
         self._report(
             seq, f"the trusted head says decision {seq} is {trusted[:12]}, {why}: history was rewritten{further}"
         )
-        # Where reading begins at such a head, the first hash cannot match, and says nothing more.
-        self._broken = self._since in [number for number, *_ in wrong]
+        for number, _, stands in wrong:
+            if number == self._since:  # what follows is compared with what stands there now
+                self._previous, self._broken = stands or self._previous, stands is None
 
     def _hash_at(self, seq: int, known: list[Manifest]) -> str | None:
         manifest = next((file for file in known if file.from_seq <= seq <= file.to_seq), None)
