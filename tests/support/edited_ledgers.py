@@ -55,14 +55,18 @@ def record_every_verb(ledger: Ledger, clock: FakeClock) -> None:
 
 
 class Scene:
-    """A ledger with decisions of every kind, and an intruder who may write to its database. Tests undo their edits."""
+    """A ledger with decisions of every kind, and an intruder who may write to its database. Tests undo their edits.
 
-    def __init__(self, url: str) -> None:
+    guarded: the database's guards are still up; take them down before the first edit.
+    """
+
+    def __init__(self, url: str, *, guarded: bool = False) -> None:
         self.clock = FakeClock()
         self.ledger = Ledger.open(url, settings=dynamic_settings(), clock=self.clock)
         record_every_verb(self.ledger, self.clock)
         self.intruder = Intruder(url)
-        self.intruder.take_guards_down()
+        if not guarded:
+            self.intruder.take_guards_down()
 
     @contextmanager
     def edited(self, table: Table, key: dict[str, Any], column: str, value: Any) -> Iterator[VerifyReport]:
