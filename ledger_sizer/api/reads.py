@@ -24,13 +24,13 @@ from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, OverviewQuery
 from ledger_sizer.model.tags import TAG_NAME, is_dimension
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.service.api_keys import ApiKey
-from ledger_sizer.views.paging import LIMIT_MAX
+from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.overviews import overview_to_json
 from ledger_sizer.wire.requests import LabelText, MomentText, PortfolioText
 from ledger_sizer.wire.responses import (
     decision_to_json,
-    exposure_to_json,
+    exposure_page_to_json,
     heads_to_json,
     position_to_json,
 )
@@ -66,6 +66,14 @@ class ExposureFilters(_Filters):
         Annotated[str, StringConstraints(pattern=r"^[1-9][0-9]{0,17}$")] | MomentText | None,
         Query(description="A seq (after that decision), or a time; now when not given."),
     ] = None
+
+    dimension: Annotated[
+        str | None, Query(pattern=rf"^{TAG_NAME}$", description="Only scopes of this tag name, and the whole.")
+    ] = None
+    cursor: Annotated[TagText | None, Query(description="A scope: of the page before.")] = None
+    limit: Annotated[int, Query(ge=1, le=EXPOSURE_LIMIT_MAX, description="Scopes of a page, beside the whole.")] = (
+        LIMIT_MAX
+    )
 
     def parsed_as_of(self) -> int | datetime | None:
         """Return the argument `as_of` of `Ledger.exposure`."""
@@ -150,10 +158,20 @@ def router(service: ServiceContext) -> APIRouter:
     async def get_exposure(
         portfolio: PortfolioInPath, filters: Annotated[ExposureFilters, Query()], caller: Reader
     ) -> Response:
-        """Cap, held, open, headroom, overage and status of a portfolio and each of its scopes, now or in the past."""
+        """Cap, held, open, headroom, overage and status of a portfolio and of its scopes, now or in the past.
+
+        The whole stands first on every page; each page is one snapshot.
+        """
         require_portfolio_access(caller, portfolio)
-        found = await run_in_threadpool(ledger.exposure, portfolio, as_of=filters.parsed_as_of())
-        return json_response(exposure_to_json(found))
+        found = await run_in_threadpool(
+            ledger.exposure_page,
+            portfolio,
+            as_of=filters.parsed_as_of(),
+            dimension=filters.dimension,
+            cursor=filters.cursor,
+            limit=filters.limit,
+        )
+        return json_response(exposure_page_to_json(found))
 
     @routes.get("/overview", response_model=response_models.OverviewForm)
     async def get_overview(filters: Annotated[OverviewFilters, Query()], caller: Reader) -> Response:

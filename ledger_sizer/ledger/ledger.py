@@ -26,7 +26,7 @@ from ledger_sizer.ledger.writer import Writer
 from ledger_sizer.model.choices import ExportForm
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
-from ledger_sizer.model.domain import Exposure, HistoryFilters, Page, Position, VerifyReport
+from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, VerifyReport
 from ledger_sizer.model.errors import Closed, InvalidRequest, LedgerError
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.times import to_us
@@ -175,6 +175,13 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         as_of: a seq or an aware datetime; the exposure is then summed over all decisions up to it, each read once.
         """
         return self._reads.exposure(portfolio, as_of)
+
+    def exposure_page(self, portfolio: str = "main", **filters: Any) -> ExposurePage:
+        """Return the whole and a page of the other scopes, where a portfolio has very many.
+
+        Filters: as_of=, dimension=, cursor=, limit= (see `Queries.exposure_page`).
+        """
+        return self._reads.exposure_page(portfolio, **filters)
 
     def position(self, position_id: str) -> Position:
         """Return one position by its name. Raise `NotFound`."""

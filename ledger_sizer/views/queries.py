@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack, get_args
 
-from sqlalchemy import Connection, Engine, Select, and_, literal, select, text, tuple_
+from sqlalchemy import Connection, Engine, Select, and_, func, literal, select, text, tuple_
 
 from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.as_of import AsOf, scopes_as_of
@@ -16,6 +16,7 @@ from ledger_sizer.model.decisions import GENESIS_HASH, Decision, DecisionRecord,
 from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.domain import (
     Exposure,
+    ExposurePage,
     HistoryFilters,
     Page,
     Position,
@@ -25,7 +26,7 @@ from ledger_sizer.model.domain import (
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import portfolio_name, split_position_id
 from ledger_sizer.model.scope_settings import ScopeSettings
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE, tags_of
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_dimension, scope_name, tags_of
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import E8_MAX, usd
 from ledger_sizer.rules.state import PortfolioState, ScopeState
@@ -33,7 +34,7 @@ from ledger_sizer.storage.database import read_transaction, tag_value
 from ledger_sizer.storage.lookups import no_portfolio, portfolio_id
 from ledger_sizer.storage.tables import PENDING, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.storage.write_store import position_from_row, scope_from_row
-from ledger_sizer.views.paging import cursor_numbers, page_of, require_limit
+from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX, cursor_numbers, page_of, require_limit
 
 BLOCK_RECORDS = 2000
 """Records of one block of `Queries.history_blocks`."""
@@ -89,6 +90,41 @@ class Queries:
             raise no_portfolio(portfolio)
         scopes = [scope_from_row(row[1:]) for row in rows]
         return Exposure(portfolio, rows[0][0], tuple(scope_exposure(scope) for scope in scopes))
+
+    def exposure_page(
+        self,
+        portfolio: str,
+        *,
+        as_of: AsOf | None = None,
+        dimension: str | None = None,
+        cursor: str | None = None,
+        limit: int = LIMIT_MAX,
+    ) -> ExposurePage:
+        """Return the whole portfolio and a page of its other scopes by name.
+
+        dimension: only scopes of that tag name. cursor: of the page before. limit: 1 to 10,000. With as_of every page
+        adds the decisions up again.
+        """
+        wanted = require_limit(limit, EXPOSURE_LIMIT_MAX)
+        prefix = "" if dimension is None else f"{_dimension(dimension)}="
+        after = "" if cursor is None else scope_name(cursor)
+        if as_of is not None:
+            whole, *others = (past := self.exposure(portfolio, as_of)).scopes
+            rest = [row for row in others if row.scope > after and row.scope.startswith(prefix)]
+            page = page_of(rest, wanted, lambda row: row, lambda row: row.scope)
+            return ExposurePage(Exposure(portfolio, past.seq, (whole, *page.items)), page.cursor)
+        query = select(*_SCOPES.columns).where(ScopeRow.scope != PORTFOLIO_SCOPE, ScopeRow.scope > after)
+        if prefix:
+            query = query.where(func.substr(ScopeRow.scope, 1, len(prefix)) == prefix)
+        query = query.order_by(ScopeRow.scope).limit(wanted + 1)
+        with read_transaction(self._engine) as connection:
+            head = connection.execute(_whole_of(portfolio)).one_or_none()
+            if head is None:
+                raise no_portfolio(portfolio)
+            rows = connection.execute(query.where(ScopeRow.portfolio_id == head.portfolio_id)).all()
+        page = page_of(rows, wanted, lambda row: scope_exposure(scope_from_row(row)), lambda row: row.scope)
+        whole = scope_exposure(scope_from_row(head[1:]))
+        return ExposurePage(Exposure(portfolio, head.last_seq, (whole, *page.items)), page.cursor)
 
     def position(self, position_id: str) -> Position:
         """Return one position, live or archived, by its id."""
@@ -242,6 +278,21 @@ class Queries:
 def _where_portfolio(query: Select[Any], column: Any, portfolio: str) -> Select[Any]:
     inner = select(PortfolioRow.id).where(PortfolioRow.name == portfolio_name(portfolio)).scalar_subquery()
     return query.where(column == inner)
+
+
+def _whole_of(portfolio: str) -> Select[Any]:
+    """Return the query for a portfolio's seq and the row of its whole."""
+    return (
+        select(PortfolioRow.last_seq, *_SCOPES.columns)
+        .join_from(PortfolioRow, ScopeRow)
+        .where(PortfolioRow.name == portfolio_name(portfolio), ScopeRow.scope == PORTFOLIO_SCOPE)
+    )
+
+
+def _dimension(value: object) -> str:
+    if not is_dimension(value):
+        raise InvalidRequest(f"dimension must be a tag name like venue, got {value!r:.100}", field="dimension")
+    return str(value)
 
 
 def _in_state(query: Select[Any], state: str) -> Select[Any]:

@@ -44,9 +44,65 @@ def test_read_exposure_when_several_scopes_count_then_the_whole_comes_first_and_
     assert (unused.cap, unused.exposure, unused.overage, unused.headroom) == (None, 0, 0, None)
 
 
+def _many_scopes(ledger: Ledger) -> None:
+    for number in range(7):
+        ledger.reserve(
+            key=f"{number}", tags={"venue": "bybit", "symbol": f"C{number}"}, available_balance=D(number + 1)
+        )
+    ledger.set_cap(key="cap", scope="symbol=C3", cap=D(900))
+
+
+@pytest.mark.parametrize("as_of", [None, 8])
+@pytest.mark.parametrize("limit", [1, 3, 8, 10_000])
+def test_read_exposure_page_when_followed_then_it_is_the_whole_exposure(
+    ledger: Ledger, limit: int, as_of: int | None
+) -> None:
+    _many_scopes(ledger)
+    every, scopes, cursor, pages = ledger.exposure(as_of=as_of), [], None, 0
+    while True:
+        page = ledger.exposure_page(as_of=as_of, cursor=cursor, limit=limit)
+        whole, *rows = page.exposure.scopes
+        assert (whole, page.exposure.whole, page.exposure.seq) == (every.whole, every.whole, 8)
+        assert len(rows) <= limit
+        scopes, pages, cursor = [*scopes, *rows], pages + 1, page.cursor
+        if cursor is None:
+            break
+    assert [every.whole, *scopes] == list(every.scopes)
+    assert pages == {1: 8, 3: 3}.get(limit, 1)
+
+
+@pytest.mark.parametrize("as_of", [None, 8])
+def test_read_exposure_page_when_of_one_dimension_then_only_its_scopes_are_there(
+    ledger: Ledger, as_of: int | None
+) -> None:
+    _many_scopes(ledger)
+    ledger.reserve(key="like", tags={"symbols": "C1"})
+    found = ledger.exposure_page(as_of=as_of, dimension="symbol", limit=4)
+    assert [row.scope for row in found.exposure.scopes] == ["portfolio", *[f"symbol=C{n}" for n in range(4)]]
+    assert found.cursor == "symbol=C3"
+    rest = ledger.exposure_page(as_of=as_of, dimension="symbol", cursor=found.cursor)
+    assert [row.scope for row in rest.exposure.scopes[1:]] == [f"symbol=C{n}" for n in range(4, 7)]
+    assert rest.cursor is None
+    assert len(ledger.exposure_page(as_of=as_of, dimension="nobody").exposure.scopes) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("limit", 0), ("limit", 10_001), ("limit", True), ("dimension", "Venue"), ("dimension", "portfolio"),
+     ("dimension", "venue="), ("scope", "nothing"), ("scope", 7)],
+)  # fmt: skip
+def test_read_exposure_page_when_an_argument_cannot_be_one_then_it_is_named(
+    ledger: Ledger, field: str, value: Any
+) -> None:
+    ledger.reserve(key="1")
+    with pytest.raises(InvalidRequest) as refused:
+        ledger.exposure_page(**{"cursor" if field == "scope" else field: value})
+    assert refused.value.field == field
+
+
 @pytest.mark.parametrize("portfolio", ["main", "nobody"])
 def test_read_when_there_is_no_such_portfolio_then_it_is_not_found(ledger: Ledger, portfolio: str) -> None:
-    for read in (ledger.exposure, ledger.history, ledger.positions, ledger.verify):
+    for read in (ledger.exposure, ledger.exposure_page, ledger.history, ledger.positions, ledger.verify):
         with pytest.raises(NotFound, match=f"no portfolio '{portfolio}'"):
             read(portfolio)
     assert ledger.portfolios() == []
