@@ -41,6 +41,8 @@ BLOCK_RECORDS = 2000
 LIVE = "live"
 """A further value of the state filter: held or open."""
 
+_DENSE_POSITIONS = 5000
+
 _SEQ = DecisionRecord._fields.index("seq")
 _SCOPES = ScopeRow.__table__
 _POSITIONS = PositionRow.__table__
@@ -164,17 +166,18 @@ class Queries:
             query = query.where(PortfolioRow.name == portfolio_name(portfolio))
         for name, value in tags_of(tags or {}).items():
             query = query.where(tag_value(PositionRow.tags, name) == value)
+        after = (0, 0) if cursor is None else cursor_numbers(cursor, 2)
         if cursor is not None:
-            query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > cursor_numbers(cursor, 2))
+            query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > after)
         query = query.limit(require_limit(limit) + 1)
-        if state is None:
-            queries = [query.order_by(PositionRow.portfolio_id, PositionRow.number)]
-        else:
-            queries = [_in_state(query, one) for one in _state_values(state)]
         with read_transaction(self._engine) as connection:
-            if portfolio is not None:
-                self._require(connection, portfolio)
-            rows = [row for one in queries for row in connection.execute(one)]
+            owner = None if portfolio is None else self._require(connection, portfolio)
+            rows: list[Any] = []
+            if state is None:
+                rows += connection.execute(query.order_by(PositionRow.portfolio_id, PositionRow.number))
+            for one in () if state is None else _state_values(state):
+                found = [] if owner is None else _dense_page(connection, query, owner, one, after)
+                rows += found if len(found) > limit else connection.execute(_in_state(query, one))
         rows.sort(key=lambda row: (row.portfolio_id, row.number))
         return page_of(
             rows, limit, lambda row: position_from_row(row[0], row[1:]), lambda row: f"{row.portfolio_id}:{row.number}"
@@ -293,6 +296,25 @@ def _dimension(value: object) -> str:
     if not is_dimension(value):
         raise InvalidRequest(f"dimension must be a tag name like venue, got {value!r:.100}", field="dimension")
     return str(value)
+
+
+def _dense_page(
+    connection: Connection, query: Select[Any], owner: int, state: str, after: tuple[int, ...]
+) -> Sequence[Any]:
+    """Return the held positions among the next few thousand of a portfolio.
+
+    Where there are very many they fill the page. The index of holds is by expiry, so without this each page would sort
+    them all. Other states have an index of their own, or none.
+    """
+    if state != "held":
+        return ()
+    number = PositionRow.number
+    first = after[1] if after[0] == owner else 0
+    last = select(number).where(PositionRow.portfolio_id == owner, number > first).order_by(number)
+    end = func.coalesce(last.limit(1).offset(_DENSE_POSITIONS).scalar_subquery(), E8_MAX)
+    dense = query.where(PositionRow.portfolio_id == owner, number > first, number <= end)
+    held = literal(state, literal_execute=True)
+    return connection.execute(dense.where(PositionRow.state == held).order_by(number)).all()
 
 
 def _in_state(query: Select[Any], state: str) -> Select[Any]:
