@@ -1,6 +1,5 @@
 """Read-only routes: portfolios, exposure, positions, decisions, overview. They never wait for the writer."""
 
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -75,11 +74,11 @@ class ExposureFilters(_Filters):
         LIMIT_MAX
     )
 
-    def parsed_as_of(self) -> int | datetime | None:
-        """Return the argument `as_of` of `Ledger.exposure`."""
-        if self.as_of is None or self.as_of.isdigit():
-            return None if self.as_of is None else int(self.as_of)
-        return parse_time(self.as_of, "as_of")
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `Ledger.exposure_page`."""
+        is_seq = self.as_of is not None and self.as_of.isdigit()
+        as_of = None if self.as_of is None else int(self.as_of) if is_seq else parse_time(self.as_of, "as_of")
+        return {**self.model_dump(), "as_of": as_of}
 
 
 class DecisionFilters(_Filters):
@@ -158,19 +157,9 @@ def router(service: ServiceContext) -> APIRouter:
     async def get_exposure(
         portfolio: PortfolioInPath, filters: Annotated[ExposureFilters, Query()], caller: Reader
     ) -> Response:
-        """Cap, held, open, headroom, overage and status of a portfolio and of its scopes, now or in the past.
-
-        The whole stands first on every page; each page is one snapshot.
-        """
+        """Cap, held, open, headroom, overage, status of a portfolio (on every page) and its scopes, now or in the past."""
         require_portfolio_access(caller, portfolio)
-        found = await run_in_threadpool(
-            ledger.exposure_page,
-            portfolio,
-            as_of=filters.parsed_as_of(),
-            dimension=filters.dimension,
-            cursor=filters.cursor,
-            limit=filters.limit,
-        )
+        found = await run_in_threadpool(ledger.exposure_page, portfolio, **filters.arguments())
         return json_response(exposure_page_to_json(found))
 
     @routes.get("/overview", response_model=response_models.OverviewForm)

@@ -4,13 +4,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack, get_args
 
-from sqlalchemy import Connection, Engine, Select, and_, func, literal, select, text, tuple_
+from sqlalchemy import Connection, Engine, Select, and_, func, select, text, tuple_
 
 from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.as_of import AsOf, scopes_as_of
 from ledger_sizer.history.history import Filters, History
 from ledger_sizer.model.arguments import label_text
-from ledger_sizer.model.choices import POSITION_STATES, Outcome
+from ledger_sizer.model.choices import Outcome
 from ledger_sizer.model.commands import VERBS, Reserve
 from ledger_sizer.model.decisions import GENESIS_HASH, Decision, DecisionRecord, Fields
 from ledger_sizer.model.denials import DENIAL_REASONS
@@ -35,13 +35,10 @@ from ledger_sizer.storage.lookups import no_portfolio, portfolio_id
 from ledger_sizer.storage.tables import PENDING, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.storage.write_store import position_from_row, scope_from_row
 from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX, cursor_numbers, page_of, require_limit
+from ledger_sizer.views.position_listing import read_in_state
 
 BLOCK_RECORDS = 2000
 """Records of one block of `Queries.history_blocks`."""
-LIVE = "live"
-"""A further value of the state filter: held or open."""
-
-_DENSE_POSITIONS = 5000
 
 _SEQ = DecisionRecord._fields.index("seq")
 _SCOPES = ScopeRow.__table__
@@ -109,7 +106,7 @@ class Queries:
         """
         wanted = require_limit(limit, EXPOSURE_LIMIT_MAX)
         prefix = "" if dimension is None else f"{_dimension(dimension)}="
-        after = "" if cursor is None else scope_name(cursor)
+        after = "" if cursor is None else _scope_cursor(cursor)
         if as_of is not None:
             whole, *others = (past := self.exposure(portfolio, as_of)).scopes
             rest = [row for row in others if row.scope > after and row.scope.startswith(prefix)]
@@ -169,15 +166,10 @@ class Queries:
         after = (0, 0) if cursor is None else cursor_numbers(cursor, 2)
         if cursor is not None:
             query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > after)
-        query = query.limit(require_limit(limit) + 1)
+        require_limit(limit)
         with read_transaction(self._engine) as connection:
             owner = None if portfolio is None else self._require(connection, portfolio)
-            rows: list[Any] = []
-            if state is None:
-                rows += connection.execute(query.order_by(PositionRow.portfolio_id, PositionRow.number))
-            for one in () if state is None else _state_values(state):
-                found = [] if owner is None else _dense_page(connection, query, owner, one, after)
-                rows += found if len(found) > limit else connection.execute(_in_state(query, one))
+            rows = read_in_state(connection, query, owner, state, after, limit)
         rows.sort(key=lambda row: (row.portfolio_id, row.number))
         return page_of(
             rows, limit, lambda row: position_from_row(row[0], row[1:]), lambda row: f"{row.portfolio_id}:{row.number}"
@@ -298,32 +290,11 @@ def _dimension(value: object) -> str:
     return str(value)
 
 
-def _dense_page(
-    connection: Connection, query: Select[Any], owner: int, state: str, after: tuple[int, ...]
-) -> Sequence[Any]:
-    """Return the held positions among the next few thousand of a portfolio.
-
-    Where there are very many they fill the page. The index of holds is by expiry, so without this each page would sort
-    them all. Other states have an index of their own, or none.
-    """
-    if state != "held":
-        return ()
-    number = PositionRow.number
-    first = after[1] if after[0] == owner else 0
-    last = select(number).where(PositionRow.portfolio_id == owner, number > first).order_by(number)
-    end = func.coalesce(last.limit(1).offset(_DENSE_POSITIONS).scalar_subquery(), E8_MAX)
-    dense = query.where(PositionRow.portfolio_id == owner, number > first, number <= end)
-    held = literal(state, literal_execute=True)
-    return connection.execute(dense.where(PositionRow.state == held).order_by(number)).all()
-
-
-def _in_state(query: Select[Any], state: str) -> Select[Any]:
-    # A partial index has the open positions, another the held ones. Each is used only if its condition is in the text.
-    # The latter is by expiry: if ordered by the plain number, SQLite would rather scan all positions there ever were.
-    query = query.where(PositionRow.state == literal(state, literal_execute=True))
-    if state == "held":
-        return query.where(text(PENDING)).order_by(PositionRow.portfolio_id, PositionRow.number + 0)
-    return query.order_by(PositionRow.portfolio_id, PositionRow.number)
+def _scope_cursor(value: object) -> str:
+    try:
+        return scope_name(value)
+    except InvalidRequest:
+        raise InvalidRequest(f"cursor must come from the page before, got {value!r:.60}", field="cursor") from None
 
 
 def scope_exposure(scope: ScopeState) -> ScopeExposure:
@@ -338,16 +309,6 @@ def scope_exposure(scope: ScopeState) -> ScopeExposure:
         frozen=bool(settings.frozen),
         fresh_until=None if settings.fresh_until_us is None else from_us(settings.fresh_until_us),
     )
-
-
-def _state_values(state: str) -> tuple[str, ...]:
-    if state == LIVE:
-        return ("held", "open")
-    if state not in POSITION_STATES:
-        raise InvalidRequest(
-            f"state must be one of {', '.join(POSITION_STATES)} or {LIVE}, got {state!r}", field="state"
-        )
-    return (state,)
 
 
 def _position_number(portfolio: str, position_id: object) -> int:
