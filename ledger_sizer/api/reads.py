@@ -157,7 +157,7 @@ def router(service: ServiceContext) -> APIRouter:
     async def get_exposure(
         portfolio: PortfolioInPath, filters: Annotated[ExposureFilters, Query()], caller: Reader
     ) -> Response:
-        """Cap, held, open, headroom, overage, status of a portfolio (on every page) and its scopes, now or in the past."""
+        """Cap, held, open, headroom, status of a portfolio (on every page) and of its scopes, now or in the past."""
         require_portfolio_access(caller, portfolio)
         found = await run_in_threadpool(ledger.exposure_page, portfolio, **filters.arguments())
         return json_response(exposure_page_to_json(found))
