@@ -153,6 +153,12 @@ class LedgerSettings(Settings):
     key_window_days: int = Field(
         30, ge=1, le=36_500, description="Keys are answered at least this long: no younger decision is archived."
     )
+    heads_file: str = Field(
+        "", description="File that the service appends the chain heads to, for verify --since-head; empty: none."
+    )
+    heads_file_bytes_max: int = Field(
+        16 * 1024 * 1024, ge=64 * 1024, le=2**40, description="Size at which that file is renamed to FILE.1, bytes."
+    )
 
     @property
     def server_timeout_seconds(self) -> int:
@@ -192,6 +198,7 @@ class ServiceSettings(Settings):
     heartbeat_seconds: int = Field(15, ge=1, le=300, description="Time between comments on a silent event stream.")
     event_poll_ms: int = Field(250, ge=10, le=60_000, description="Time between looks for new events, milliseconds.")
     sweep_interval_seconds: int = Field(1, ge=1, le=3600, description="Time between sweeps for expired holds.")
+    heads_interval_seconds: int = Field(60, ge=1, le=86_400, description="Time between exports of the chain heads.")
     tracing: bool = Field(False, description="Send OpenTelemetry traces (extra otel; OTEL_... says where to).")
     lease_seconds: int = Field(15, ge=3, le=600, description="Another replica takes the jobs over after this silence.")
 
@@ -235,6 +242,8 @@ class ReconcileSettings(Settings):
     webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
     webhook_secret: SecretStr | None = Field(None, description="Signs them: X-Ledger-Signature, HMAC-SHA256, hex.")
     webhook_attempts_max: int = Field(12, ge=1, le=1000, description="Attempts for one alert, ever longer apart.")
+
+    webhook_heads: bool = Field(False, description="Post the chain heads there too, each time they are exported.")
 
     @model_validator(mode="after")
     def _policies_fit_kinds(self) -> Self:

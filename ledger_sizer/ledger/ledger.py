@@ -9,7 +9,7 @@ Writes go through one writer with group commit. Reads have their own connections
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +28,7 @@ from ledger_sizer.ledger.writer import Writer
 from ledger_sizer.model.choices import ExportForm
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
-from ledger_sizer.model.domain import Exposure, HistoryFilters, Page, Position, VerifyReport
+from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, VerifyReport
 from ledger_sizer.model.errors import Closed, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.times import from_us, time_text, to_us
@@ -43,7 +43,7 @@ from ledger_sizer.storage.write_store import WriteStore, expiries_per_portfolio
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AsyncVerbs, Verbs
-from ledger_sizer.verify.chain import Heads, Progress, heads_of, verify
+from ledger_sizer.verify.chain import Head, Heads, Progress, heads_of, verify
 from ledger_sizer.views.exposure_series import BlockExtremes
 from ledger_sizer.views.overview_query import read_overview
 from ledger_sizer.views.queries import Queries
@@ -221,6 +221,13 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         """
         return self._reads.exposure(portfolio, as_of)
 
+    def exposure_page(self, portfolio: str = "main", **filters: Any) -> ExposurePage:
+        """Return the whole and a page of the other scopes, where a portfolio has very many.
+
+        Filters: as_of=, dimension=, cursor=, limit= (see `Queries.exposure_page`).
+        """
+        return self._reads.exposure_page(portfolio, **filters)
+
     def position(self, position_id: str) -> Position:
         """Return one position by its name. Raise `NotFound`."""
         return self._reads.position(position_id)
@@ -271,14 +278,20 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         return heads_of(self._reads.engine, portfolio)
 
     def verify(
-        self, portfolio: str | None = None, progress: Progress | None = None, *, since: Heads | None = None
+        self,
+        portfolio: str | None = None,
+        progress: Progress | None = None,
+        *,
+        since: Heads | None = None,
+        kept: Mapping[str, Collection[Head]] | None = None,
     ) -> VerifyReport:
         """Check the audit chain from its start and recompute every counter from the position rows.
 
         Reads one snapshot and the archive files. progress: called now and then with (decisions done, decisions in
-        all). since: trusted heads (from `heads`) to start at; each must still be in its chain.
+        all). since: trusted heads (from `heads`) to start at; each must still be in its chain. kept: more trusted
+        heads, by portfolio, which must be in it too.
         """
-        return verify(self._reads.engine, portfolio, progress, since=since, files=self._files)
+        return verify(self._reads.engine, portfolio, progress, since=since, kept=kept, files=self._files)
 
     def archive(
         self, before: datetime, folder: str | Path | None = None, portfolio: str | None = None

@@ -62,6 +62,10 @@ class Metrics:
         )
         self.job_runs = Counter("ledger_job_runs", "Runs of scheduled jobs.", ["job", "result"], **own)
         self.leader = Gauge("ledger_jobs_leader", "1 while this replica runs the scheduled jobs.", **own)
+        self.heads_exported = Gauge(
+            "ledger_heads_exported_timestamp_seconds", "When this process last exported the chain heads; 0: never.",
+            **own,
+        )  # fmt: skip
         self.requests = Counter("ledger_http_requests", "HTTP requests answered.", ["method", "route", "status"], **own)
         self.request_seconds = Histogram(
             "ledger_http_request_seconds", "From the request's head to the end of its answer.", ["route"],
@@ -185,9 +189,12 @@ class ExposureCollector(Collector):
         count = select(func.count()).select_from(ScopeRow)
         if own:
             count = count.join(PortfolioRow, ScopeRow.portfolio_id == PortfolioRow.id).where(*own)
+        newest = select(PortfolioRow.name, PortfolioRow.last_seq).where(*own).order_by(PortfolioRow.last_us.desc())
+        newest = newest.limit(SCOPES_MAX)
         with read_transaction(self._engine) as connection:
             rows = connection.execute(scopes).all()
             total = connection.execute(count).scalar() or 0
+            heads = connection.execute(newest).all()
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
             holds = connection.execute(_holds(now_us).where(*own)).all()
             newest_us = connection.execute(select(func.max(PortfolioRow.last_us)).where(*own)).scalar() or 0
@@ -229,6 +236,12 @@ class ExposureCollector(Collector):
         ahead = GaugeMetricFamily("ledger_clock_ahead_seconds", "How far the newest decision is ahead of the clock.")
         ahead.add_metric([], max(newest_us - now_us, 0) // 1000 / 1000)  # SQLite's clock shows whole milliseconds
         yield ahead
+        seqs = GaugeMetricFamily(
+            "ledger_head_seq", "Decisions in a portfolio's chain; of those that decided last.", labels=["portfolio"]
+        )
+        for portfolio, seq in heads:
+            seqs.add_metric([portfolio], seq)
+        yield seqs
         yield from self._reconciliation(now_us)
 
     def _reconciliation(self, now_us: int) -> Iterator[GaugeMetricFamily]:
