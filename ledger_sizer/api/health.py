@@ -30,17 +30,17 @@ def router(service: ServiceContext) -> APIRouter:
     )
     async def healthz() -> Response:
         """The process works. Says nothing of the database: only what a restart would mend is bad."""
-        stuck = service.ledger.stuck
-        if stuck is None:
+        reasons = service.ledger.restart_reasons
+        if not reasons:
             return json_response({"status": "ok", "checks": {}})
-        return json_response({"status": "stuck", "checks": {"writer": stuck}}, 503)
+        return json_response({"status": "restart", "checks": reasons}, 503)
 
     @routes.get(
         "/readyz", response_model=response_models.HealthForm, responses={503: {"model": response_models.HealthForm}}
     )
     async def readyz() -> Response:
-        """Send work here: the database answers at this version's schema and takes writes, the queue has room, no stop
-        is under way.
+        """Send work here: the database answers at this version's schema and takes writes, the clock did not jump, the
+        queue has room, no stop is under way.
         """
         checks = await readiness.checks()
         if all(check == "ok" for check in checks.values()):
@@ -69,14 +69,12 @@ class _Readiness:
     async def checks(self) -> dict[str, str]:
         """Return each check's name, and `ok` or what is wrong."""
         ledger = self._service.ledger
-        database, writes = await asyncio.gather(
-            self._ask("database", self._check_database), self._ask("writes", self._check_writes)
-        )
+        checks = {"database": self._check_database, "clock": self._check_clock, "writes": self._check_writes}
+        told = await asyncio.gather(*(self._ask(name, check) for name, check in checks.items()))
         size_max = ledger.settings.ledger.queue_size_max
         full = ledger.pending * 100 >= size_max * _QUEUE_FULL_PERCENT
         return {
-            "database": database,
-            "writes": writes,
+            **dict(zip(checks, told, strict=True)),
             "queue": f"{ledger.pending} of {size_max} wait" if full else "ok",
             "service": "stopping" if self._service.stopping.is_set() else "ok",
         }
@@ -91,6 +89,12 @@ class _Readiness:
                 return await asyncio.shield(task)
         except TimeoutError:
             return f"no answer within {_READY_TIMEOUT_SECONDS} s"
+
+    def _check_clock(self) -> str:
+        try:
+            return self._service.ledger.clock_problem() or "ok"
+        except LedgerError:
+            return "ok"  # without the database its clock cannot be read, and the check of the database says so
 
     def _check_writes(self) -> str:
         """Ask the database only after a write failed, and then with a real write, at most once a second."""

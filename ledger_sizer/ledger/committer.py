@@ -18,6 +18,7 @@ from ledger_sizer.model.decisions import DecisionRecord, Result
 from ledger_sizer.model.errors import Busy, InternalError, LedgerError, Unavailable
 from ledger_sizer.rules.batch import Group, States, decide_batch, log_fields_by_hash
 from ledger_sizer.rules.policy import Policy
+from ledger_sizer.storage.clock import ClockJumped
 from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.storage.state_cache import StateCache
 from ledger_sizer.storage.write_store import (
@@ -164,6 +165,8 @@ class Committer:
                     return [LeaseLost(_LEASE_LOST)]
                 if fault in ("closed", "damaged"):
                     return [_out_of_order(fault, error) for _ in groups]
+                if isinstance(error, ClockJumped):
+                    return [ClockJumped(str(error)) for _ in groups]
                 if fault in ("conflict", "lost"):
                     attempt += 1
                     log.warning("ledger.retry", fault=fault, attempt=attempt, error=str(error).strip())
@@ -185,6 +188,8 @@ class Committer:
         self._store.rollback()
         if isinstance(error, StaleState | FenceLost):
             return "stale" if isinstance(error, StaleState) else "fenced"
+        if isinstance(error, ClockJumped):
+            return "clock"
         fault = self._store.classify_error(error, locked=draft is None or draft.locked)
         self._write_failed = fault != "moved"
         if fault == "moved" and draft is not None:
@@ -210,8 +215,8 @@ class Committer:
         now_us = self._now_us()
         if now_us is None:
             now_us = self._store.clock_us()
-        states = self._cache.take(needs_of(groups), now_us)
-        if states is None:
+        states = None if now_us is None else self._cache.take(needs_of(groups), now_us)
+        if now_us is None or states is None:
             return None
         results = decide_batch(states, groups, now_us, self._policy, own_hashes)
         if any(isinstance(result, LedgerError) for group in results for result in group):

@@ -118,7 +118,7 @@ class Unavailable(LedgerError):
 
     code = "unavailable"
     retryable = True
-    told_always = "the database is away; retry with the same key, it settles what happened"
+    told_always: ClassVar[str | None] = "the database is away; retry with the same key, it settles what happened"
 
 
 class Closed(LedgerError):

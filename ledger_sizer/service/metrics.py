@@ -16,14 +16,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import ColumnElement, Engine, func, select, text
+from sqlalchemy import ColumnElement, Engine, Select, func, or_, select, text
 
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.command_base import TTL_SECONDS_MAX
 from ledger_sizer.model.commands import EXPIRE
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import from_us
+from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.tables import PENDING, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
 from ledger_sizer.storage.write_store import scope_from_row
@@ -34,7 +36,8 @@ SCOPES_MAX = 2000
 
 ABOUT_NO_PORTFOLIO = frozenset(
     ("ledger_database_up", "ledger_scopes_left_out", "ledger_queue_depth", "ledger_queue_size_max",
-     "ledger_jobs_leader", "ledger_job_runs", "ledger_event_streams")
+     "ledger_jobs_leader", "ledger_job_runs", "ledger_event_streams", "ledger_clock_ahead_seconds",
+     "ledger_clock_jump_seconds")
 )  # fmt: skip
 """Families without a `portfolio` label that a key bound to portfolios may see. Not counts of decisions, commits and
 requests: they tell when others trade. `ledger_scopes_left_out` counts the scopes that the caller may see."""
@@ -59,6 +62,10 @@ class Metrics:
         )
         self.job_runs = Counter("ledger_job_runs", "Runs of scheduled jobs.", ["job", "result"], **own)
         self.leader = Gauge("ledger_jobs_leader", "1 while this replica runs the scheduled jobs.", **own)
+        self.heads_exported = Gauge(
+            "ledger_heads_exported_timestamp_seconds", "When this process last exported the chain heads; 0: never.",
+            **own,
+        )  # fmt: skip
         self.requests = Counter("ledger_http_requests", "HTTP requests answered.", ["method", "route", "status"], **own)
         self.request_seconds = Histogram(
             "ledger_http_request_seconds", "From the request's head to the end of its answer.", ["route"],
@@ -102,6 +109,12 @@ class Metrics:
         room = Gauge("ledger_queue_size_max", "Commands the queue holds; then 503.", registry=self.registry)
         room.set(ledger.settings.ledger.queue_size_max)
         self._exposure_engine = engine
+        jump = Gauge(
+            "ledger_clock_jump_seconds",
+            "A jump of the clock that is refused; below zero: back.",
+            registry=self.registry,
+        )
+        jump.set_function(lambda: 0 if ledger.clock_jump is None else ledger.clock_jump.seconds)
 
     def text(self, portfolios: Sequence[str] | None = None) -> bytes:
         """Return the exposition for a scrape. Reads the database: do not call it on the event loop.
@@ -176,17 +189,15 @@ class ExposureCollector(Collector):
         count = select(func.count()).select_from(ScopeRow)
         if own:
             count = count.join(PortfolioRow, ScopeRow.portfolio_id == PortfolioRow.id).where(*own)
-        oldest = (
-            select(PortfolioRow.name, func.min(PositionRow.opened_us))
-            .join_from(PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id)
-            .where(text(PENDING), *own)
-            .group_by(PortfolioRow.name)
-        )
+        newest = select(PortfolioRow.name, PortfolioRow.last_seq).where(*own).order_by(PortfolioRow.last_us.desc())
+        newest = newest.limit(SCOPES_MAX)
         with read_transaction(self._engine) as connection:
             rows = connection.execute(scopes).all()
             total = connection.execute(count).scalar() or 0
-            holds = connection.execute(oldest).all()
+            heads = connection.execute(newest).all()
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
+            holds = connection.execute(_holds(now_us).where(*own)).all()
+            newest_us = connection.execute(select(func.max(PortfolioRow.last_us)).where(*own)).scalar() or 0
         gauges = {
             name: GaugeMetricFamily(f"ledger_{name}_usd", text, labels=["portfolio", "scope"])
             for name, text in _EXPOSURE_GAUGES.items()
@@ -214,9 +225,23 @@ class ExposureCollector(Collector):
         ages = GaugeMetricFamily(
             "ledger_oldest_hold_age_seconds", "Age of the oldest hold of a portfolio.", labels=["portfolio"]
         )
-        for portfolio, opened_us in holds:
+        late = GaugeMetricFamily(
+            "ledger_holds_ahead", "Holds granted while the clock was ahead, which end too late.", labels=["portfolio"]
+        )
+        for portfolio, opened_us, number_late in holds:
+            late.add_metric([portfolio], number_late)
             ages.add_metric([portfolio], max(now_us - opened_us, 0) / 1_000_000)
         yield ages
+        yield late
+        ahead = GaugeMetricFamily("ledger_clock_ahead_seconds", "How far the newest decision is ahead of the clock.")
+        ahead.add_metric([], max(newest_us - now_us, 0) // 1000 / 1000)  # SQLite's clock shows whole milliseconds
+        yield ahead
+        seqs = GaugeMetricFamily(
+            "ledger_head_seq", "Decisions in a portfolio's chain; of those that decided last.", labels=["portfolio"]
+        )
+        for portfolio, seq in heads:
+            seqs.add_metric([portfolio], seq)
+        yield seqs
         yield from self._reconciliation(now_us)
 
     def _reconciliation(self, now_us: int) -> Iterator[GaugeMetricFamily]:
@@ -246,6 +271,21 @@ class ExposureCollector(Collector):
         for portfolio, started_us in runs:
             age.add_metric([portfolio], max(now_us - started_us, 0) / 1_000_000)
         yield age
+
+
+def _holds(now_us: int) -> Select[str, int, int]:
+    """Select, by portfolio, when its oldest hold was made, and how many holds end too late.
+
+    Those are the ones that changed last at a time still to come, or that end later than any hold may.
+    """
+    late_us = now_us + TTL_SECONDS_MAX * 1_000_000 + CLOCK_STEP_US_MAX
+    late = or_(PositionRow.updated_us > now_us + CLOCK_STEP_US_MAX, PositionRow.expires_us > late_us)
+    return (
+        select(PortfolioRow.name, func.min(PositionRow.opened_us), func.count().filter(late))
+        .join_from(PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id)
+        .where(text(PENDING))
+        .group_by(PortfolioRow.name)
+    )
 
 
 _EXPOSURE_GAUGES = {

@@ -178,13 +178,14 @@ def raw_rows(connection: Connection, query: Executable) -> list[tuple[Any, ...]]
 
 
 def stream_rows(
-    connection: Connection, query: Select[Any] | CompoundSelect[Any], rows: int
+    connection: Connection, query: Select[Any] | CompoundSelect[Any] | str, rows: int
 ) -> Iterator[list[tuple[Any, ...]]]:
     """Yield the rows of a long query as the driver's tuples, at most `rows` at a time. Its parameters must be numbers.
 
     It reads through the driver: building SQLAlchemy's row objects takes longer than checking the rows' hashes.
     """
-    statement = str(query.compile(connection, compile_kwargs={"literal_binds": True}))
+    literal = {"literal_binds": True}
+    statement = query if isinstance(query, str) else str(query.compile(connection, compile_kwargs=literal))
     driver = connection.connection.driver_connection
     assert driver is not None
     # On PostgreSQL only a named cursor leaves the unread rows on the server.

@@ -18,6 +18,8 @@ from ledger_sizer.storage.database import Conflict, database_now_us, write_trans
 from ledger_sizer.storage.tables import LeaseRow
 
 _PROBE_BYTES = 64 * 1024
+_SECONDS_MAX = 3600
+"""The longest lease that the settings allow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,10 @@ def fenced(lease: Lease) -> Iterator[None]:
 def acquire_lease(engine: Engine, name: str, owner: str, seconds: int) -> Lease | None:
     """Take or prolong a lease. None while another owner holds it. Raises `Unavailable`."""
     ends_us = database_now_us() + seconds * 1_000_000
-    free = or_(LeaseRow.owner == owner, LeaseRow.until_us <= database_now_us())
+    now_us = database_now_us()
+    # An end later than any lease can have is that of a wrong clock: nobody could take that lease over for years.
+    wrong_us = now_us + 2 * _SECONDS_MAX * 1_000_000
+    free = or_(LeaseRow.owner == owner, LeaseRow.until_us <= now_us, LeaseRow.until_us > wrong_us)
     epoch = LeaseRow.epoch
     mine = (LeaseRow.owner == owner) & (LeaseRow.until_us > database_now_us())
     next_epoch = case((mine, epoch), else_=epoch + 1)

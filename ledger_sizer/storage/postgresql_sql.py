@@ -10,6 +10,7 @@ from functools import lru_cache
 from sqlalchemy import FromClause
 from sqlalchemy.types import Text
 
+from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
 from ledger_sizer.storage.tables import PENDING, DecisionRow, PositionRow, ScopeRow
 from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, SCOPE_CHANGE, SCOPE_COLUMNS
 
@@ -69,7 +70,8 @@ LOAD_SCOPES = (
 
 LOAD = f"""
 WITH due AS MATERIALIZED (
-    SELECT id, GREATEST(last_us, now_us) AS until_us, now_us FROM portfolios, (
+    SELECT id, now_us, CASE WHEN last_us > now_us + {CLOCK_STEP_US_MAX} THEN now_us ELSE GREATEST(last_us, now_us) END
+        AS until_us FROM portfolios, (
         SELECT COALESCE(%(now)s::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) AS now_us OFFSET 0
     ) AS clock WHERE id = ANY(%(ids)s::bigint[])
 ), overdue AS MATERIALIZED (

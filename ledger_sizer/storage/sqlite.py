@@ -7,7 +7,6 @@ statement.
 
 import json
 import sqlite3
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ from ledger_sizer.model.decisions import GENESIS_HASH
 from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.storage.clock import ClockGuard
 from ledger_sizer.storage.sqlite_file import FileLost, GuardedConnection, NoDatabaseFile
 from ledger_sizer.storage.sqlite_sql import (
     HEAD_MOVED,
@@ -63,8 +63,9 @@ _LEASE = "SELECT 1 FROM leases WHERE name = ? AND owner = ? AND epoch = ? AND un
 class SqliteStore:
     """The write store of a SQLite ledger. One thread at a time uses it. Other processes wait at `BEGIN IMMEDIATE`."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, guard: ClockGuard) -> None:
         self._engine = engine
+        self._guard = guard
         self._pooled: Any = None
 
     def _connection(self) -> GuardedConnection:
@@ -76,7 +77,7 @@ class SqliteStore:
 
     def clock_us(self) -> int:
         """Return this machine's clock. All processes that share the file run here."""
-        return time.time_ns() // 1000
+        return self._guard.wall_us()
 
     def begin(
         self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
@@ -88,7 +89,8 @@ class SqliteStore:
         if now_us is None:
             now_us = self.clock_us()  # after the lock, so that times of two processes follow the order of their writes
         for fence in set().union(*(need.fences for need in needs.values())):
-            lease = (fence.name, fence.owner, fence.epoch, self.clock_us())  # not `now_us`: leases use the real clock
+            # Not `now_us`: leases use the real clock, unguarded, as in `leases`.
+            lease = (fence.name, fence.owner, fence.epoch, self._guard.wall_ns() // 1000)
             if connection.execute(_LEASE, lease).fetchone() is None:
                 raise FenceLost
         states, expiries_max = {}, expiries_per_portfolio(len(needs))
@@ -117,7 +119,7 @@ class SqliteStore:
     def _load(
         self, connection: sqlite3.Connection, state: PortfolioState, need: PortfolioNeed, now_us: int, expiries_max: int
     ) -> None:
-        execute, portfolio, until_us = connection.execute, state.id, max(now_us, state.last_us)
+        execute, portfolio, until_us = connection.execute, state.id, state.decision_time(now_us)
         for row in execute(_BY_KEY, (portfolio, json.dumps(list(need.keys)))):
             record = record_from_row(state.name, row)
             state.records[record.key] = record

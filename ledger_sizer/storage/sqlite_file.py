@@ -58,6 +58,8 @@ class FileLost(Unavailable):
     files again, or the ledger is opened anew.
     """
 
+    told_always = "a file of the database was deleted, moved or replaced while it was open; nothing is answered from it"
+
 
 class NoDatabaseFile(Unavailable):
     """There is no file at the database's path, and this process never had one open."""

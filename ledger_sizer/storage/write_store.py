@@ -122,8 +122,11 @@ class WriteStore(Protocol):
     `moved` or `stale`, if the chain's head is not the one the batch was decided against, or if a key was used before.
     """
 
-    def clock_us(self) -> int:
-        """Return the time for a batch that is decided without the database; never ahead of the database's clock."""
+    def clock_us(self) -> int | None:
+        """Return the time for a batch that is decided without the database; never ahead of the database's clock.
+
+        None where the database must be asked. Raises `ClockJumped`.
+        """
 
     def begin(
         self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
@@ -132,8 +135,8 @@ class WriteStore(Protocol):
 
         Loads the overdue holds that the batch frees: a slice of each portfolio (see `expiries_per_portfolio`), and
         those that a command names, or whose reservation is sent again. Every process locks portfolios in the same
-        order. now_us: the injected clock's time; None takes the database's
-        clock where several hosts share one. Raises `FenceLost` if a group's lease is not the present one any more.
+        order. now_us: the injected clock's time; None takes the database's clock where several hosts share one. Raises
+        `FenceLost` if a group's lease is not the present one any more, `ClockJumped` if the clock that it took jumped.
         """
 
     def write(self, changes: Sequence[PortfolioChanges], *, locked: bool) -> None:

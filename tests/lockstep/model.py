@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 from ledger_sizer import Adopt, Reconciled, Reserve, SetCap
@@ -41,7 +41,7 @@ class Group:
 
 @dataclass
 class PortfolioModel:
-    """One portfolio. now: the time of the current batch, never before that of the last decision."""
+    """One portfolio. now: the time of the current batch (see `set_time`)."""
 
     figures: Figures
     caps: dict[str, Fraction] = field(default_factory=dict)
@@ -105,6 +105,13 @@ class PortfolioModel:
         self.answer_by_key[key] = answer
         self.last_at = self.now
         return answer
+
+    def set_time(self, clock: datetime) -> None:
+        """Set the time of a batch: the clock's, or the last decision's where that is at most a minute ahead of it."""
+        ahead = self.last_at - clock
+        self.now = self.last_at if timedelta(0) < ahead <= timedelta(seconds=60) else clock
+        if self.now < self.last_at:
+            self.record(f"ledger:step_back:{self.next_seq}", Answer("step_back", "applied"))
 
     def expire(self, first: int, commands: Sequence[Command]) -> list[Answer]:
         """Free the `first` of the overdue holds, oldest first, and those that the commands are about."""
@@ -170,7 +177,7 @@ class Model:
         freed: dict[str, list[Answer]] = {}
         for name in names & self.portfolios.keys():
             portfolio = self.portfolios[name]
-            portfolio.now = max(now, portfolio.last_at)
+            portfolio.set_time(now)
             own = [command for command in commands if command.portfolio == name]
             freed[name] = portfolio.expire(max(self.slice_size // len(names), 1), own)
         return [list(freed.get(group.sweep, [])) if group.sweep else self._group(group) for group in groups]

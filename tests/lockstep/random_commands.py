@@ -72,7 +72,11 @@ ADVANCES = st.sampled_from(
         "4000",
         "-0.5",
         "-20",
-    ]  # a clock may be set back, too
+        "-60",
+        "-60.000001",
+        "-5000",
+        "200000",
+    ]  # a clock may be set back, too, or jump far ahead
 )
 
 
