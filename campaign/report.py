@@ -71,7 +71,7 @@ def summed_up(
     played = {one.name: [outcome for outcome in outcomes if outcome.name == one.name] for one in rounds}
     lines = [_line(name, found) for name, found in played.items() if found]
     lines.append(_line("all", [outcome for outcome in outcomes if not outcome.skipped]))
-    minutes = f"{seconds / 60:.0f}"
+    minutes = f"{seconds / 60:.0f}" if seconds > 600 else f"{seconds / 60:.1f}"
     conditions = {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "ran for": f"{minutes} minutes, seed {plan.seed}{', short' if plan.short else ''}",

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,22 +37,19 @@ def run(plan: Plan, say: Callable[[str], None]) -> list[Outcome]:
     with _folder(plan) as folder:
         templates = Templates(_made(folder / "templates"), plan.programs)
         deadline = time.monotonic() + (plan.minutes or 0) * 60
-        number = 0
-        while number < len(plan.rounds) if plan.minutes is None else time.monotonic() < deadline:
-            played = plan.rounds[number % len(plan.rounds)]
-            number += 1
-            if any(before.name == played.name and before.skipped for before in outcomes):
-                if all(_skipped(outcomes, one.name) for one in plan.rounds):
-                    break
-                continue
-            here = _made(folder / f"{number:03}-{played.name}")
-            outcome = _play(played, plan, here, templates, number, say)
+        waiting = deque(plan.rounds)
+        while waiting and (len(outcomes) < len(plan.rounds) if plan.minutes is None else time.monotonic() < deadline):
+            played, number = waiting.popleft(), len(outcomes) + 1
+            with _round_folder(folder / f"{number:03}-{played.name}", plan) as here:
+                outcome = _play(played, plan, here, templates, number, say)
             outcomes.append(outcome)
             say(f"{played.name}: {_summary(outcome)}")
-            if outcome.is_clean and not plan.keep:
-                shutil.rmtree(here, ignore_errors=True)
-            elif not outcome.is_clean:
+            if outcome.skipped is None:
+                waiting.append(played)
+            if not outcome.is_clean:
                 say(f"{played.name}: its databases, logs and answers are kept in {here}")
+            elif not plan.keep:
+                shutil.rmtree(here, ignore_errors=True)
     return outcomes
 
 
@@ -82,10 +80,6 @@ def _play(
     return outcome
 
 
-def _skipped(outcomes: list[Outcome], name: str) -> bool:
-    return any(outcome.skipped for outcome in outcomes if outcome.name == name)
-
-
 def _summary(outcome: Outcome) -> str:
     if outcome.skipped:
         return f"skipped: {outcome.skipped}"
@@ -98,13 +92,28 @@ def _summary(outcome: Outcome) -> str:
 
 @contextmanager
 def _folder(plan: Plan) -> Iterator[Path]:
+    """Make the campaign's folder. Only the folders of rounds that showed something wrong are left in it."""
     folder = Path(tempfile.mkdtemp(prefix="ledger-campaign-", dir=plan.folder))
     folder.chmod(0o755)  # PostgreSQL's user must reach its own folders in it
-    yield folder
-    if not plan.keep:
-        shutil.rmtree(folder / "templates", ignore_errors=True)
-    if not any(folder.iterdir()):
-        folder.rmdir()
+    try:
+        yield folder
+    finally:
+        if not plan.keep:
+            shutil.rmtree(folder / "templates", ignore_errors=True)
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+@contextmanager
+def _round_folder(folder: Path, plan: Plan) -> Iterator[Path]:
+    """Make the folder of a round, and remove it again when the campaign is interrupted."""
+    folder.mkdir()
+    try:
+        yield folder
+    except BaseException:
+        if not plan.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _made(folder: Path) -> Path:
