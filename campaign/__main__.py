@@ -29,7 +29,7 @@ Nothing outside a temporary folder is touched. The status is 0 if nothing was lo
 """
 EXAMPLES = """\
 examples:
-  python -m campaign                                      each round once (about 20 minutes)
+  python -m campaign                                      each round once (about half an hour)
   python -m campaign --short                              the rounds of CI, briefly (about 2 minutes)
   python -m campaign --minutes 60 --json campaign.json    all rounds, again and again, for an hour
   python -m campaign --minutes 60 --markdown docs/failure-model.md
