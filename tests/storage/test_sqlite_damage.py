@@ -1,4 +1,4 @@
-"""A SQLite ledger whose file is damaged, or whose disk is full: `Unavailable`, and what was acknowledged is not lost."""
+"""A SQLite file that is damaged, or on a full disk: `Unavailable`, and nothing acknowledged is lost."""
 
 from __future__ import annotations
 
