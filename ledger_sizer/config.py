@@ -129,6 +129,12 @@ class LedgerSettings(Settings):
     hold_ttl_seconds: int = Field(60, ge=1, le=30 * 24 * 3600, description="Life of a hold whose request names none.")
     batch_size_max: int = Field(256, ge=1, le=10_000, description="Most commands in one commit.")
     queue_size_max: int = Field(10_000, ge=1, le=1_000_000, description="Most commands that may wait; then Busy.")
+    clock_jump_seconds: int = Field(
+        60,
+        ge=1,
+        le=86_400,
+        description="Largest jump of the clock that is believed; after one beyond, nothing is decided.",
+    )
     busy_timeout_seconds: int = Field(5, ge=1, le=300, description="Longest wait for another writer's lock.")
     retries_max: int = Field(5, ge=0, le=100, description="Retries of a batch after a conflict or a lost connection.")
     close_timeout_seconds: int = Field(30, ge=1, le=3600, description="Longest wait for the queue to drain at close.")
@@ -146,6 +152,12 @@ class LedgerSettings(Settings):
     archive_interval_seconds: int = Field(3600, ge=1, le=604_800, description="Time between the service's archivings.")
     key_window_days: int = Field(
         30, ge=1, le=36_500, description="Keys are answered at least this long: no younger decision is archived."
+    )
+    heads_file: str = Field(
+        "", description="File that the service appends the chain heads to, for verify --since-head; empty: none."
+    )
+    heads_file_bytes_max: int = Field(
+        16 * 1024 * 1024, ge=64 * 1024, le=2**40, description="Size at which that file is renamed to FILE.1, bytes."
     )
 
     @property
@@ -170,6 +182,9 @@ class ServiceSettings(Settings):
     host: str = Field("127.0.0.1", description="Address to listen on; other than loopback only with API keys.")
     port: int = Field(8321, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     connections_max: int = Field(1000, ge=1, le=100_000, description="Most open connections; then 503.")
+    connections_per_client_max: int = Field(
+        500, ge=0, le=100_000, description="Most open connections of one client address; then 503. 0 for no bound."
+    )
     concurrency_max: int = Field(2000, ge=1, le=100_000, description="Most requests in progress; then 503.")
     event_streams_max: int = Field(100, ge=0, le=10_000, description="Most open event streams; then 503.")
     body_bytes_max: int = Field(1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="Largest request body, bytes.")
@@ -183,6 +198,7 @@ class ServiceSettings(Settings):
     heartbeat_seconds: int = Field(15, ge=1, le=300, description="Time between comments on a silent event stream.")
     event_poll_ms: int = Field(250, ge=10, le=60_000, description="Time between looks for new events, milliseconds.")
     sweep_interval_seconds: int = Field(1, ge=1, le=3600, description="Time between sweeps for expired holds.")
+    heads_interval_seconds: int = Field(60, ge=1, le=86_400, description="Time between exports of the chain heads.")
     tracing: bool = Field(False, description="Send OpenTelemetry traces (extra otel; OTEL_... says where to).")
     lease_seconds: int = Field(15, ge=3, le=600, description="Another replica takes the jobs over after this silence.")
 
@@ -226,6 +242,8 @@ class ReconcileSettings(Settings):
     webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
     webhook_secret: SecretStr | None = Field(None, description="Signs them: X-Ledger-Signature, HMAC-SHA256, hex.")
     webhook_attempts_max: int = Field(12, ge=1, le=1000, description="Attempts for one alert, ever longer apart.")
+
+    webhook_heads: bool = Field(False, description="Post the chain heads there too, each time they are exported.")
 
     @model_validator(mode="after")
     def _policies_fit_kinds(self) -> Self:

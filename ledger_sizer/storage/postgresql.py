@@ -9,7 +9,6 @@ nothing is written, and the batch is decided again with the lock.
 """
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -25,6 +24,7 @@ from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage import postgresql_sql as sql
+from ledger_sizer.storage.clock import ClockGuard
 from ledger_sizer.storage.postgresql_connection import CONFIRM
 from ledger_sizer.storage.postgresql_sql import ROW_SEPARATOR
 from ledger_sizer.storage.write_store import (
@@ -32,6 +32,7 @@ from ledger_sizer.storage.write_store import (
     FenceLost,
     PortfolioChanges,
     PortfolioNeed,
+    expiries_per_portfolio,
     position_from_row,
     record_from_row,
     scope_from_row,
@@ -54,12 +55,12 @@ _CONNECTION_ERRORS = (
 class PostgresStore:
     """The write store of a PostgreSQL ledger. Any number of processes and hosts may have one each."""
 
-    def __init__(self, engine: Engine, *, lock_timeout_seconds: int) -> None:
+    def __init__(self, engine: Engine, guard: ClockGuard, *, lock_timeout_seconds: int) -> None:
         self._engine = engine
+        self._guard = guard
         self._lock_timeout_seconds = lock_timeout_seconds
         self._pooled: Any = None
         self._ids: dict[str, int] = {}  # never change once committed
-        self._clock = (0, 0)  # the server's time in its last response (us), and this process's monotonic time then (ns)
 
     def _connection(self) -> psycopg.Connection[Any]:
         if self._pooled is None:
@@ -81,13 +82,9 @@ class PostgresStore:
         current: psycopg.Connection[Any] = self._pooled.driver_connection
         return current
 
-    def clock_us(self) -> int:
+    def clock_us(self) -> int | None:
         """Estimate the server's time from its last response and this process's monotonic clock. Never ahead of it."""
-        server_us, read_ns = self._clock
-        return server_us + (time.monotonic_ns() - read_ns) // 1000
-
-    def _set_clock(self, server_us: int) -> None:
-        self._clock = (server_us, time.monotonic_ns())
+        return self._guard.estimate_us()
 
     def begin(
         self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
@@ -100,12 +97,14 @@ class PostgresStore:
         requested = {(ids[name], scope) for name in ids for scope in needs[name].scopes}
         parameters = {
             "now": now_us,
+            "expiries_max": expiries_per_portfolio(len(needs)),
             "ids": list(ids.values()),
             "numbers": _json_pairs((ids[name], number) for name in ids for number in needs[name].numbers),
             "origins": _json_pairs((ids[name], number) for name in ids for number in needs[name].origins),
             "keys": _json_pairs((ids[name], key) for name in ids for key in needs[name].keys),
             "scopes": _json_pairs(requested),
         }
+        begun_ns = self._guard.monotonic_ns()
         with _pipeline(connection, parameters):
             connection.execute("BEGIN")
             locked = connection.execute(sql.LOCK, [sorted(ids.values())])
@@ -117,7 +116,7 @@ class PostgresStore:
         states = {row[0]: PortfolioState(*row) for row in locked.fetchall()}
         found_us, positions, decisions, scopes, expiries = loaded.fetchall()[0]
         if now_us is None:
-            self._set_clock(found_us)
+            self._guard.check(found_us, begun_ns, self._guard.monotonic_ns())
         for portfolio_id, expiry_us in expiries:
             states[portfolio_id].next_expiry_us = expiry_us
         self._fill_states(connection, states, requested, positions or (), decisions or (), scopes or ())
@@ -174,13 +173,14 @@ class PostgresStore:
             return
         parameters = _write_parameters(changes)
         statement = sql.write_statement(frozenset(parameters) & sql.PARTS)
+        begun_ns = self._guard.monotonic_ns()
         if not locked:
             written = connection.execute(statement, parameters)
         else:
             with _pipeline(connection, parameters):
                 written = connection.execute(statement, parameters)
                 connection.execute("COMMIT")
-        self._set_clock(written.fetchall()[0][0])
+        self._guard.note(written.fetchall()[0][0], begun_ns, self._guard.monotonic_ns())
 
     def _confirm_reads(self, connection: psycopg.Connection[Any]) -> None:
         """End a transaction that wrote nothing, once what it read is as safe as a commit: replays are told from it."""

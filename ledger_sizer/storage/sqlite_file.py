@@ -9,7 +9,6 @@ around each read, before anybody gets an answer. The -wal file holds what is com
 The -shm file holds the locks: processes with different ones do not see each other.
 """
 
-import fcntl
 import os
 import sqlite3
 import struct
@@ -59,6 +58,8 @@ class FileLost(Unavailable):
     files again, or the ledger is opened anew.
     """
 
+    told_always = "a file of the database was deleted, moved or replaced while it was open; nothing is answered from it"
+
 
 class NoDatabaseFile(Unavailable):
     """There is no file at the database's path, and this process never had one open."""
@@ -88,7 +89,8 @@ def _begin_fork() -> None:
     _open_files.clear()
 
 
-os.register_at_fork(after_in_child=_begin_fork)
+if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+    os.register_at_fork(after_in_child=_begin_fork)
 
 
 class GuardedConnection(sqlite3.Connection):
@@ -277,6 +279,8 @@ def _lock_holder(path: str, place: tuple[int, int]) -> int | None:
 
     Closing the file drops all locks that this process has on it, so this process must not have the database open.
     """
+    import fcntl  # Windows has none
+
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

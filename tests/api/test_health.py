@@ -22,7 +22,7 @@ def test_healthz_when_one_commit_never_ends_then_503_until_it_does(database_url:
             assert service.http.get("/healthz").json() == {"status": "ok", "checks": {}}, "a commit may take its time"
             eventually(lambda: service.http.get("/healthz").status_code == 503, 60)
             told = service.http.get("/healthz").json()
-            assert told["status"] == "stuck"
+            assert told["status"] == "restart"
             assert "should end within 12 s" in told["checks"]["writer"]
         finally:
             ended.set()

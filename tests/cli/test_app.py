@@ -176,7 +176,7 @@ def test_start_when_only_help_is_wanted_then_nothing_heavy_is_imported(arguments
 
 
 def test_list_commands_when_ledger_knows_them_then_the_option_offers_the_same() -> None:
-    assert get_args(options.CommandName) == (*COMMANDS, "expire")
+    assert get_args(options.CommandName) == (*COMMANDS, "expire", "step_back")
 
 
 @pytest.mark.parametrize(
