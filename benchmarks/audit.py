@@ -201,9 +201,9 @@ def _archive(database: Database, folder: Path) -> Any:
     from ledger_sizer.history.archiver import archive
     from ledger_sizer.storage.database import make_engine
 
-    reads, writes = make_engine(database.url, read_only=True), make_engine(database.url)
+    reads, writes, now = make_engine(database.url, read_only=True), make_engine(database.url), datetime.now(UTC)
     try:
-        return archive(reads, writes, datetime.now(UTC), folder, PORTFOLIO)
+        return archive(reads, writes, now, now, folder, PORTFOLIO)
     finally:
         reads.dispose()
         writes.dispose()

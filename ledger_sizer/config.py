@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from ledger_sizer.model.choices import DriftKind, DriftPolicy
+from ledger_sizer.model.choices import DriftKind, DriftPolicy, LedgerCreation
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import PORTFOLIO_PATTERN
 from ledger_sizer.model.reconciliation import EXCESS_KINDS
@@ -123,12 +123,25 @@ class LedgerSettings(Settings):
     database_url: str = Field(
         "sqlite:///ledger.db", repr=False, description="SQLAlchemy URL: sqlite:///FILE or postgresql://..."
     )
+    create: LedgerCreation = Field(
+        "new", description="When a missing SQLite file is created; new: where no ledger was before; always: there too."
+    )
     hold_ttl_seconds: int = Field(60, ge=1, le=30 * 24 * 3600, description="Life of a hold whose request names none.")
     batch_size_max: int = Field(256, ge=1, le=10_000, description="Most commands in one commit.")
     queue_size_max: int = Field(10_000, ge=1, le=1_000_000, description="Most commands that may wait; then Busy.")
+    clock_jump_seconds: int = Field(
+        60,
+        ge=1,
+        le=86_400,
+        description="Largest jump of the clock that is believed; after one beyond, nothing is decided.",
+    )
     busy_timeout_seconds: int = Field(5, ge=1, le=300, description="Longest wait for another writer's lock.")
     retries_max: int = Field(5, ge=0, le=100, description="Retries of a batch after a conflict or a lost connection.")
     close_timeout_seconds: int = Field(30, ge=1, le=3600, description="Longest wait for the queue to drain at close.")
+    connect_timeout_seconds: int = Field(5, ge=2, le=300, description="Longest wait for a connection to one server.")
+    database_timeout_seconds: int = Field(
+        10, ge=1, le=3600, description="Longest silence of a database server; at least twice the wait for a lock."
+    )
 
     archive_dir: str = Field(
         "", description="Folder of archive files; empty: where each was written, new ones in ledger-archive."
@@ -147,6 +160,11 @@ class LedgerSettings(Settings):
         16 * 1024 * 1024, ge=64 * 1024, le=2**40, description="Size at which that file is renamed to FILE.1, bytes."
     )
 
+    @property
+    def server_timeout_seconds(self) -> int:
+        """Longest wait for one answer of a database server. An answer may come only after another writer's lock."""
+        return max(self.database_timeout_seconds, 2 * self.busy_timeout_seconds)
+
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
@@ -164,6 +182,9 @@ class ServiceSettings(Settings):
     host: str = Field("127.0.0.1", description="Address to listen on; other than loopback only with API keys.")
     port: int = Field(8321, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     connections_max: int = Field(1000, ge=1, le=100_000, description="Most open connections; then 503.")
+    connections_per_client_max: int = Field(
+        500, ge=0, le=100_000, description="Most open connections of one client address; then 503. 0 for no bound."
+    )
     concurrency_max: int = Field(2000, ge=1, le=100_000, description="Most requests in progress; then 503.")
     event_streams_max: int = Field(100, ge=0, le=10_000, description="Most open event streams; then 503.")
     body_bytes_max: int = Field(1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="Largest request body, bytes.")

@@ -218,6 +218,6 @@ def test_list_targets_when_makefile_declares_them_then_help_describes_each() -> 
     assert declared == described
 
 
-@pytest.mark.parametrize("script", [".ci/run", "scripts/chromium", "scripts/setup"])
+@pytest.mark.parametrize("script", [".ci/run", "scripts/test_programs", "scripts/setup"])
 def test_run_script_when_cloned_then_it_is_executable(script: str) -> None:
     assert os.access(ROOT / script, os.X_OK), f"{script} is not executable: chmod +x {script}"

@@ -226,5 +226,5 @@ class BatchForm(_Form):
 class HealthForm(_Form):
     """Liveness and readiness."""
 
-    status: Literal["ok", "ready", "not_ready"]
+    status: Literal["ok", "restart", "ready", "not_ready"]
     checks: dict[str, Any] = {}

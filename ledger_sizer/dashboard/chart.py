@@ -1,5 +1,6 @@
 """Draws exposure over time as SVG paths on a canvas of `WIDTH` x `HEIGHT` units, which the page stretches."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -37,7 +38,7 @@ def chart(detail: Detail, until: datetime) -> Chart:
     now = detail.whole
     # The last decision is a point of the line, so exposure is the same now. The cap is not, if that decision set it.
     present = ExposurePoint(max(until, since), detail.seq, now.exposure, now.cap, now.exposure, now.exposure)
-    points = [point._replace(at=max(point.at, since)) for point in detail.line.points] + [present]
+    points = _in_order([*detail.line.points, present], since)
     visible = [point for point in detail.line.points if point.at >= since] or [present]
     lowest, highest = min(point.low for point in visible), max(point.high for point in visible)
     top = _axis_top(max(max(point.high, point.cap or Decimal(0)) for point in points) or Decimal(1))
@@ -50,6 +51,18 @@ def chart(detail: Detail, until: datetime) -> Chart:
     ticks = tuple(f"{top * number / _TICKS:,.0f}" for number in range(_TICKS, -1, -1))
     cap = _cap_path(points, since, until, top)
     return Chart(line, area, cap, ticks, _time_labels(since, until), description, detail.line.exact_from)
+
+
+def _in_order(points: Sequence[ExposurePoint], since: datetime) -> list[ExposurePoint]:
+    """Return the points, each at `since` or later, and none later than the one that follows it.
+
+    A decision that a wrong clock dated into the future stands where the next one stands.
+    """
+    ordered = list(points)
+    for number in range(len(ordered) - 1, -1, -1):
+        at = ordered[number].at if number + 1 == len(ordered) else min(ordered[number].at, ordered[number + 1].at)
+        ordered[number] = ordered[number]._replace(at=max(at, since))
+    return ordered
 
 
 def _exposure_path(points: list[ExposurePoint], since: datetime, until: datetime, top: Decimal) -> str:

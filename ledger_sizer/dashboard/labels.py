@@ -90,6 +90,10 @@ def _remark_label(decision: Decision) -> str:
     return f"{request['about']}: {request['event']}{_note(request)}"
 
 
+def _step_back_label(decision: Decision) -> str:
+    return f"time set back to the clock's, {clock(decision.decided_at)}Z: the decision before had a wrong time"
+
+
 _LABELS = {
     "reserve": _reserve_label,
     "confirm": _confirm_label,
@@ -104,6 +108,7 @@ _LABELS = {
     "thaw": _thaw_label,
     "reconciled": _reconciled_label,
     "remark": _remark_label,
+    "step_back": _step_back_label,
 }
 """Labels of the verbs that have words of their own."""
 

@@ -1,5 +1,6 @@
 """History: past decisions in the database and in archive files, exposure as of any of them, backups and copies.
 
+times: finds decisions by their time
 history: finds decisions by filters, in the live tables and in archive files
 as_of: exposure after any past decision
 archive_files: format, writing and reading of archive files

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 
-from sqlalchemy import Connection, Engine, delete, insert, select
+from sqlalchemy import Connection, Engine, delete, func, insert, select
 
 from ledger_sizer.history.archive_files import (
     DECISIONS_MAX,
@@ -24,11 +24,12 @@ from ledger_sizer.history.archive_files import (
     manifests,
     write_entries,
 )
-from ledger_sizer.history.history import seq_before
+from ledger_sizer.history.times import last_older
 from ledger_sizer.model.decisions import GENESIS_HASH
 from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
 from ledger_sizer.model.times import to_us
 from ledger_sizer.storage.database import Conflict, read_transaction, redacted_url, write_transaction
+from ledger_sizer.storage.sqlite_start import FILE_MODE
 from ledger_sizer.storage.tables import ArchiveRow, DecisionRow, PortfolioRow, PositionRow
 from ledger_sizer.storage.write_store import record_from_row
 from ledger_sizer.telemetry import get_logger
@@ -65,15 +66,16 @@ def require_outside_key_window(before: datetime, now: datetime, key_window_days:
 
 
 def archive(
-    reads: Engine, writes: Engine, before: datetime, folder: Path, portfolio: str | None = None
+    reads: Engine, writes: Engine, before: datetime, now: datetime, folder: Path, portfolio: str | None = None
 ) -> ArchiveReport:
     """Move the decisions older than `before` of one portfolio, or of all, into files in `folder`.
 
-    reads, writes: engines on the ledger's database; only the second takes locks. After an error, what was moved stays
+    reads, writes: engines on the ledger's database; only the second takes locks. now: the present time; a decision of a
+    later time is moved once a later decision is old enough (see `last_older`). After an error, what was moved stays
     moved, and a later run continues from there. Raises `Unavailable` without the database or the folder, `Busy` if
     another archiver moved the same decisions first.
     """
-    before_us = to_us(before)
+    before_us, now_us = to_us(before), to_us(now)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with read_transaction(reads) as connection:
@@ -84,7 +86,7 @@ def archive(
         moved = [
             manifest
             for owner in owners
-            for manifest in _archive_portfolio(reads, writes, owner.id, owner.name, before_us, folder)
+            for manifest in _archive_portfolio(reads, writes, owner.id, owner.name, (before_us, now_us), folder)
         ]
     except Conflict:
         raise Busy("another archiver moved the same decisions first; run it again") from None
@@ -96,12 +98,12 @@ def archive(
 
 
 def _archive_portfolio(
-    reads: Engine, writes: Engine, portfolio_id: int, name: str, before_us: int, folder: Path
+    reads: Engine, writes: Engine, portfolio_id: int, name: str, times: tuple[int, int], folder: Path
 ) -> Iterator[Manifest]:
     while True:
         with read_transaction(reads) as connection:
             known = manifests(connection, portfolio_id)
-            manifest = _write_next_file(connection, portfolio_id, name, known, before_us, folder)
+            manifest = _write_next_file(connection, portfolio_id, name, known, times, folder)
         if manifest is None:
             return
         _verify_file(manifest, known[-1].last_hash if known else GENESIS_HASH, name)
@@ -113,27 +115,25 @@ def _archive_portfolio(
 
 
 def _write_next_file(
-    connection: Connection, portfolio_id: int, name: str, known: list[Manifest], before_us: int, folder: Path
+    connection: Connection, portfolio_id: int, name: str, known: list[Manifest], times: tuple[int, int], folder: Path
 ) -> Manifest | None:
     """Write the next file, with its final name only once it is complete. None if no decision is old enough."""
     first = known[-1].to_seq + 1 if known else 1
-    last = min(seq_before(connection, portfolio_id, first, before_us), first + DECISIONS_MAX - 1)
+    last = min(last_older(connection, portfolio_id, first, *times), first + DECISIONS_MAX - 1)
     if last < first:
         return None
-    ends = {
-        row.seq: row
-        for row in connection.execute(
-            select(DecisionRow.seq, DecisionRow.decided_us, DecisionRow.hash).where(
-                DecisionRow.portfolio_id == portfolio_id, DecisionRow.seq.in_((first, last))
-            )
-        )
-    }
+    of = DecisionRow.portfolio_id == portfolio_id
+    # The earliest and the latest time, which need not be those of the first and the last decision (see `times`).
+    ends = select(func.min(DecisionRow.decided_us), func.max(DecisionRow.decided_us))
+    from_us, to_us = connection.execute(ends.where(of, DecisionRow.seq.between(first, last))).one()
+    last_hash = connection.execute(select(DecisionRow.hash).where(of, DecisionRow.seq == last)).scalar_one()
     head = {
-        "format": FORMAT, "portfolio": name, "from_seq": first, "to_seq": last, "last_hash": ends[last].hash
+        "format": FORMAT, "portfolio": name, "from_seq": first, "to_seq": last, "last_hash": last_hash
     }  # fmt: skip
     path = (folder / f"{name}-{first:012}-{last:012}.ndjson.gz").resolve()
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch(FILE_MODE)  # as readable as the database whose rows it has
         with partial.open("wb") as file:
             ended = write_entries(file, head, _entries(connection, portfolio_id, name, first, last))
             file.flush()
@@ -144,7 +144,7 @@ def _write_next_file(
             partial.unlink()
     _sync_folder(folder)
     return Manifest(
-        portfolio_id, first, last, ends[first].decided_us, ends[last].decided_us, ends[last].hash,
+        portfolio_id, first, last, from_us, to_us, last_hash,
         ended, str(path), sha256(path.read_bytes()).hexdigest(), time.time_ns() // 1000,
     )  # fmt: skip
 

@@ -1,7 +1,7 @@
 """Finds decisions by any filter, newest or oldest first, in the live tables and in archive files.
 
-It needs no index that would slow down writes. Times become bounds of seq by binary search, because a portfolio's time
-never runs backwards. Everything else is found through facets: for every full block of 1024 decisions, triggers record
+It needs no index that would slow down writes. Times become bounds of seq by binary search (see `times`). Everything
+else is found through facets: for every full block of 1024 decisions, triggers record
 which combinations of tags, command, outcome and reason occur in it. Only blocks with a hit are read, and the decisions
 after the last full block are scanned.
 """
@@ -15,12 +15,11 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, func, literal, select
 
 from ledger_sizer.history.archive_files import ArchiveFiles, Manifest, manifests
+from ledger_sizer.history.times import BLOCK, seq_before
 from ledger_sizer.model.decisions import DecisionRecord, Fields
 from ledger_sizer.storage.database import has_text, raw_rows
 from ledger_sizer.storage.tables import DecisionRow, FacetBlockRow, FacetRow, PositionRow
 
-BLOCK = 1024
-"""Decisions of one facet block. The triggers of migration 0005 have the same number."""
 _WINDOW_BLOCKS = 64
 """Blocks of the first look-up; each further one takes four times as many. A common filter fills a page from few."""
 _RECORD_COLUMNS = tuple(DecisionRow.__table__.columns)[1:]
@@ -36,7 +35,8 @@ _FIELDS = (*_FACET_FIELDS, "position")
 class Filters:
     """Which decisions to list. All given filters must match.
 
-    tags: values by name. position: its number. since_us (inclusive), until_us (exclusive): microseconds.
+    tags: values by name. position: its number. since_us (inclusive), until_us (exclusive): microseconds; they stand for
+    places in the chain (see `times`).
     """
 
     command: str | None = None
@@ -78,26 +78,6 @@ class Filters:
     def _tag_texts(self) -> list[str]:
         """Return each tag as in the canonical text. It is quoted, so that no other text can match it."""
         return [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in self.tags.items()]
-
-
-def seq_before(connection: Connection, portfolio_id: int, first: int, us: int) -> int:
-    """Return the last seq decided before `us` among live decisions from `first` on, `first - 1` if there is none.
-
-    A binary search: within a portfolio, time never runs backwards.
-    """
-    of = DecisionRow.portfolio_id == portfolio_id
-    last = connection.execute(select(func.max(DecisionRow.seq)).where(of)).scalar() or 0
-    low, high = first - 1, max(last, first - 1)
-    while low < high:
-        middle = (low + high + 1) // 2
-        # The next live decision: those up to some seq may be archived.
-        next_live = select(DecisionRow.decided_us).where(of, DecisionRow.seq.between(middle, high))
-        decided_us = connection.execute(next_live.order_by(DecisionRow.seq).limit(1)).scalar()
-        if decided_us is not None and decided_us < us:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 class History:
@@ -147,11 +127,17 @@ class History:
         return low, high
 
     def _seq_before(self, us: int) -> int:
-        for manifest in self._manifests:
-            if manifest.to_us >= us:
+        """Return the last seq decided before `us`, 0 if there is none (see `times`)."""
+        live = seq_before(self._connection, self._id, self._live_from, us)
+        if live >= self._live_from:
+            return live
+        for manifest in reversed(self._manifests):
+            if manifest.to_us < us:
+                return manifest.to_seq
+            if manifest.from_us < us:
                 records = self._files.records(self._name, manifest)
-                return next(record.seq for record in records if record.decided_us >= us) - 1
-        return seq_before(self._connection, self._id, self._live_from, us)
+                return next(record.seq for record in reversed(records) if record.decided_us < us)
+        return 0
 
     def _last_seq_about(self, number: int, high: int) -> int:
         """Return the last seq that can be about a position: the one that ended it, or `high` if that is unknown."""

@@ -7,9 +7,11 @@ Writes go through one writer with group commit. Reads have their own connections
 """
 
 import asyncio
+import secrets
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
@@ -27,15 +29,17 @@ from ledger_sizer.model.choices import ExportForm
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, VerifyReport
-from ledger_sizer.model.errors import Closed, InvalidRequest, LedgerError
+from ledger_sizer.model.errors import Closed, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.model.overview import Overview, OverviewQuery
-from ledger_sizer.model.times import to_us
+from ledger_sizer.model.times import from_us, time_text, to_us
 from ledger_sizer.rules.batch import Group, decide_batch
 from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.rules.policy import Policy
-from ledger_sizer.storage.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
-from ledger_sizer.storage.leases import fence_var
-from ledger_sizer.storage.write_store import WriteStore
+from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
+from ledger_sizer.storage.clock import ClockGuard, ClockJump, ClockJumped, read_clock
+from ledger_sizer.storage.database import is_sqlite, make_engine, prepare_sqlite, require_head
+from ledger_sizer.storage.leases import fence_var, probe_write
+from ledger_sizer.storage.write_store import WriteStore, expiries_per_portfolio
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AsyncVerbs, Verbs
@@ -50,15 +54,21 @@ log = get_logger(__name__)
 T = TypeVar("T")
 Clock = Callable[[], datetime]
 
+_JUMP_STANDS_SECONDS = 60
+"""A jump of the clock that stood this long does not end by itself. A restart mends it, which trusts the new time."""
 
-def _open_store(engine: Engine, settings: AppSettings) -> WriteStore:
+_SWEEP_REST_SECONDS_MAX = 0.1
+"""Longest rest between two slices of a sweep."""
+
+
+def _open_store(engine: Engine, settings: AppSettings, guard: ClockGuard) -> WriteStore:
     if is_sqlite(engine.url):
         from ledger_sizer.storage.sqlite import SqliteStore
 
-        return SqliteStore(engine)
+        return SqliteStore(engine, guard)
     from ledger_sizer.storage.postgresql import PostgresStore
 
-    return PostgresStore(engine, lock_timeout_seconds=settings.ledger.busy_timeout_seconds)
+    return PostgresStore(engine, guard, lock_timeout_seconds=settings.ledger.busy_timeout_seconds)
 
 
 class Ledger(Verbs, AsyncVerbs, HoldMethod):
@@ -68,19 +78,30 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
     request returns the same decision again (`replayed`), also a denial, also after a restart.
     """
 
-    def __init__(self, url: str, settings: AppSettings, clock: Clock | None) -> None:
-        """Use `Ledger.open`."""
+    def __init__(
+        self, url: str, settings: AppSettings, clock: Clock | None, *, guard: ClockGuard | None = None
+    ) -> None:
+        """Use `Ledger.open`. guard: replaced by tests, which set both clocks that it compares."""
+        self.created = False
+        """Whether `open` created the SQLite file."""
         self.settings = settings
         self._clock = clock
+        self._guard = guard or ClockGuard(settings.ledger.clock_jump_seconds)
         self._policy = Policy.of(settings)
         self._block_extremes = BlockExtremes()
         self._write_engine = make_engine(url, settings.ledger)
         self._read_engine = make_engine(url, settings.ledger, read_only=True)
-        self._store = _open_store(self._write_engine, settings)
+        self._store = _open_store(self._write_engine, settings, self._guard)
         self._files = archive_files_from(settings)
         self._queries = Queries(self._read_engine, self._files)
         self._resolver = InstrumentResolver(self._read_engine)
-        self._committer = Committer(self._store, self._policy, self._now_us, settings.ledger.retries_max)
+        self._committer = Committer(
+            self._store,
+            self._policy,
+            self._now_us,
+            retries_max=settings.ledger.retries_max,
+            retry_seconds_max=2 * settings.ledger.server_timeout_seconds,
+        )
         self._writer = Writer(
             self._committer,
             batch_size_max=settings.ledger.batch_size_max,
@@ -88,6 +109,7 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
             name="ledger-writer",
             on_stop=self._store.close,
         )
+        self._probe_name = f"probe of writes {secrets.token_hex(8)}"
         self._closed = False
 
     @classmethod
@@ -95,21 +117,25 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         """Open a ledger.
 
         url: `sqlite:///FILE` or `postgresql://user@host/name`; the settings' `database_url` when None. A SQLite file
-        is created and migrated as needed. An outdated PostgreSQL schema is refused with the command to run.
+        is migrated as needed, and created as `LEDGER_CREATE` says: by default where no ledger was before. An outdated
+        PostgreSQL schema is refused with the command to run.
         settings: read from the environment when None. clock: returns an aware UTC datetime; None takes this machine's
         clock for SQLite, and for PostgreSQL the server's clock, which all hosts share.
-        Raises `InvalidRequest`, `SchemaOutdated`, `Unavailable`.
+        Raises `InvalidRequest`, `NotFound` (`LedgerMissing`: the SQLite file is gone), `SchemaOutdated`, `Unavailable`.
         """
         settings = settings or AppSettings()
         url = settings.ledger.database_url if url is None else url
-        engine = make_engine(url, settings.ledger, read_only=True)  # reading the version must not wait for writers
+        engine = make_engine(url, settings.ledger, read_only=True)
         try:
-            if is_sqlite(engine.url) and (schema_version(engine) or "") < SCHEMA_HEAD:
-                upgrade(engine.url)
+            created = is_sqlite(engine.url) and prepare_sqlite(engine, settings.ledger.create)
             require_head(engine)
         finally:
             engine.dispose()
-        return cls(url, settings, clock)
+        ledger = cls(url, settings, clock)
+        ledger.created = created
+        if clock is None:
+            ledger._check_clock_at_open()
+        return ledger
 
     def run(self, command: AnyCommand) -> Decision:
         """Run one command object. The verbs build their command and call this."""
@@ -148,13 +174,32 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
     def sweep(self, portfolio: str | None = None) -> int:
         """Expire the overdue holds of one portfolio, or of all. Return how many were freed.
 
-        Every write batch does this for its portfolios; a sweep is for portfolios that nobody writes to.
+        Every write batch frees a bounded number in its portfolios. A sweep frees all, also where nobody writes.
         """
-        if portfolio is None:
-            names = self._reads.portfolios_with_expired(self._now_us())
-        else:
-            names = [self._reads.require(portfolio)]
-        return sum(len(self._writer.answer(Group((), sweep=name))) for name in names)
+        if portfolio is not None:
+            self._reads.require(portfolio)
+        return sum(self.sweep_in_slices(portfolio))
+
+    def sweep_in_slices(self, portfolio: str | None = None) -> Iterator[int]:
+        """Do what `sweep` does step by step: yield after each commit how many holds it freed. Stop when you like.
+
+        Each round frees a slice of every portfolio that has more to free, so that none waits for another's. Between two
+        slices it rests for as long as the last one took: SQLite has no queue for its lock, and another process would
+        hardly ever get it.
+        """
+        names = self._reads.portfolios_with_expired(self._read_clock()) if portfolio is None else [portfolio]
+        rest_seconds = 0.0
+        while names:
+            with_more = []
+            for name in names:
+                time.sleep(rest_seconds)
+                started = time.perf_counter()
+                freed = len(self._writer.answer(Group((), sweep=name)))
+                rest_seconds = min(time.perf_counter() - started, _SWEEP_REST_SECONDS_MAX)
+                if freed >= expiries_per_portfolio(1):  # the writer takes a sweep alone, so this was a whole slice
+                    with_more.append(name)
+                yield freed
+            names = with_more
 
     @property
     def _reads(self) -> Queries:
@@ -257,13 +302,13 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         folder: for the files; the settings' `archive_dir` when None. Archived history stays readable and verifiable.
         Raises `InvalidRequest`, `Busy` while another archiver runs, `Unavailable`.
         """
-        now = datetime.now(UTC) if self._clock is None else self._clock()
+        now = from_us(self._read_clock())
         settings = self.settings.ledger
         before = require_outside_key_window(before, now, settings.key_window_days)
         if portfolio is not None:
             self._reads.require(portfolio)
         target = Path(folder or settings.archive_dir or ARCHIVE_FOLDER)
-        return archive(self._reads.engine, self._write_engine, before, target, portfolio)
+        return archive(self._reads.engine, self._write_engine, before, now, target, portfolio)
 
     # Lifecycle.
 
@@ -277,15 +322,54 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         self._committer.observe = observe
 
     @property
+    def writes_failed(self) -> bool:
+        """Whether the database failed the last write, or leaves it waiting. `probe_writes` tells how it is now."""
+        return self._committer.writes_failed
+
+    def probe_writes(self) -> None:
+        """Commit a small write of no meaning; where it works, `writes_failed` ends. Raises `Unavailable`."""
+        self._writer.require_own_process()
+        probe_write(self._write_engine, self._probe_name)
+        self._committer.forget_failure()
+
+    @property
     def pending(self) -> int:
         """Commands accepted and not yet answered."""
         return self._writer.pending
+
+    @property
+    def restart_reasons(self) -> dict[str, str]:
+        """What keeps this process from answering until it is restarted, by the part concerned; empty while it works."""
+        reasons = {}
+        if not self._writer.alive and not self._closed:
+            reasons["writer"] = "the writer's thread has ended"
+        seconds, seconds_max = self._committer.attempt_seconds, 6 * self.settings.ledger.server_timeout_seconds
+        if seconds > seconds_max:
+            reasons["writer"] = f"one commit has taken {seconds:.0f} s; it should end within {seconds_max} s"
+        jump = self.clock_jump
+        if jump is not None and jump.stood_seconds >= _JUMP_STANDS_SECONDS:
+            reasons["clock"] = str(jump)
+        return reasons
+
+    @property
+    def clock_jump(self) -> ClockJump | None:
+        """The jump of the clock for which nothing is decided; None while the clock is right. Reads no clock."""
+        return self._guard.jump
+
+    def clock_problem(self) -> str | None:
+        """Read the clock; return what is wrong with it in words, None if nothing is. Raises `Unavailable`, `Closed`."""
+        try:
+            self._read_clock()
+        except ClockJumped as error:
+            return str(error)
+        return None
 
     def close(self) -> None:
         """Stop accepting, answer everything accepted, close the connections. Closing twice is harmless."""
         if self._closed:
             return
         self._closed = True
+        self._committer.closing = True
         if not self._writer.close(self.settings.ledger.close_timeout_seconds):
             log.error("ledger.close_timeout", pending=self._writer.pending)
         # In a forked child the sockets belong to the parent: drop them without ending its sessions.
@@ -309,8 +393,27 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
     ) -> None:
         await asyncio.to_thread(self.close)
 
+    def _read_clock(self) -> int:
+        """Return the present time in microseconds. Raises `ClockJumped`."""
+        now_us = self._now_us()
+        return read_clock(self._reads.engine, self._guard) if now_us is None else now_us
+
     def _now_us(self) -> int | None:
         return None if self._clock is None else to_us(self._clock())
+
+    def _check_clock_at_open(self) -> None:
+        """Take the first reading of the clock, and log a warning if the ledger's newest time is far ahead of it."""
+        try:
+            newest_us, now_us = self._queries.newest_us(), self._read_clock()
+        except Unavailable:
+            return  # the first command says so
+        if newest_us - now_us > CLOCK_STEP_US_MAX:
+            log.warning(
+                "clock.behind_ledger", seconds=(newest_us - now_us) / 1_000_000, clock=time_text(from_us(now_us)),
+                newest=time_text(from_us(newest_us)),
+                hint="this clock is behind, or an earlier one was ahead; see positions --state held for holds that "
+                "end too late",
+            )  # fmt: skip
 
     async def _off_loop(self, commands: Sequence[AnyCommand], resolve: Callable[[], T]) -> T:
         """Call `resolve`, in a thread where it has to read the database for the commands' instruments."""
@@ -320,7 +423,7 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
 
     def _dry_run(self, command: Reserve) -> Decision:
         """Decide on the present state without a lock, a hold or a record."""
-        state, now_us = self._reads.dry_run_state(command, self._now_us(), self._policy.new_portfolio_cap_e8)
+        state, now_us = self._reads.dry_run_state(command, self._read_clock(), self._policy.new_portfolio_cap_e8)
         decision = _only_decision(decide_batch({state.name: state}, [Group((command,))], now_us, self._policy)[0])
         return decision.as_dry_run()
 

@@ -367,5 +367,8 @@ COMMANDS: Mapping[str, type[AnyCommand]] = DECLARED
 EXPIRE = "expire"
 """Verb of the ledger's own command: it ends an overdue hold."""
 
-VERBS = (*COMMANDS, EXPIRE)
+STEP_BACK = "step_back"
+"""Verb of the ledger's own command: a portfolio's time goes back to the clock's (see `rules.state.decision_time`)."""
+
+VERBS = (*COMMANDS, EXPIRE, STEP_BACK)
 """Verbs that a decision may have."""

@@ -97,8 +97,11 @@ class Alerts:
     def _deliver_due(self, http: httpx.Client) -> float:
         """Try every due alert once, oldest first. Returns the seconds until the next round."""
         due = select(AlertRow.id, AlertRow.delivery, AlertRow.body, AlertRow.attempts, AlertRow.due_us)
+        # A time later than any pause can set is that of a wrong clock: such an alert would wait for years.
+        wrong_us = database_now_us() + 2 * max(_PAUSE_SECONDS_MAX, _CLAIM_SECONDS) * 1_000_000
+        due = due.where((AlertRow.due_us <= database_now_us()) | (AlertRow.due_us > wrong_us))
         with read_transaction(self._engine) as connection:
-            rows = connection.execute(due.where(AlertRow.due_us <= database_now_us()).order_by(AlertRow.id)).all()
+            rows = connection.execute(due.order_by(AlertRow.id)).all()
         for number, delivery, body, attempts, due_us in rows:
             if self._stopped.is_set():
                 break

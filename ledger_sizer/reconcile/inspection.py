@@ -10,7 +10,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Protocol
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.exchanges.snapshot import Snapshot
@@ -29,7 +29,7 @@ from ledger_sizer.reconcile.ledger_side import (
     read_partial_closes,
     read_positions,
 )
-from ledger_sizer.storage.database import database_now_us, read_transaction
+from ledger_sizer.storage.clock import ClockGuard, read_clock
 
 Clock = Callable[[], datetime]
 
@@ -101,6 +101,7 @@ class LocalInspector:
         self._engine = engine
         self._settings = settings
         self._clock = clock
+        self._guard = ClockGuard(settings.ledger.clock_jump_seconds)
         self._price_cache: dict[str, dict[str, Decimal | None]] = {}
 
     def inspect(self, request: InspectionRequest, seconds_max: float = 0) -> Inspection:  # noqa: ARG002 - see the class
@@ -150,7 +151,7 @@ class LocalInspector:
         return known
 
     def _now_us(self) -> int:
-        return time_us(self._engine, self._clock)
+        return time_us(self._engine, self._clock, self._guard)
 
 
 def failed_inspection(
@@ -165,12 +166,9 @@ def failed_inspection(
     return Inspection(_run_of(request, snapshots, comparison, started_us, now_us), comparison, None)
 
 
-def time_us(engine: Engine, clock: Clock | None) -> int:
-    """Return the time of `clock`, or of the database's clock if it is None, in microseconds."""
-    if clock is not None:
-        return to_us(clock())
-    with read_transaction(engine) as connection:
-        return int(connection.execute(select(database_now_us())).scalar_one())
+def time_us(engine: Engine, clock: Clock | None, guard: ClockGuard) -> int:
+    """Return the time of `clock`, or of the ledger's own clock if it is None, in microseconds. Raises `ClockJumped`."""
+    return read_clock(engine, guard) if clock is None else to_us(clock())
 
 
 def _excess_by_market(live: Iterable[Drift]) -> dict[Market, Decimal]:

@@ -13,8 +13,9 @@ from ledger_sizer.model.domain import Position
 from ledger_sizer.model.instruments import Leg
 from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
-from ledger_sizer.model.units import exact_arithmetic, usd
+from ledger_sizer.model.units import E8_MAX, exact_arithmetic, usd
 from ledger_sizer.reconcile.throttle import throttled
+from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
 from ledger_sizer.storage.database import read_transaction, stream_rows
 from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import PENDING, DecisionRow, PortfolioRow, PositionRow
@@ -192,11 +193,14 @@ def ledger_side_of(
     accounts: those of this run. At a venue with one account a position need not name it (tag `account`).
     seq_before: newest seq before the fetch; what changed later is `moving`. settled_us: what changed after this time is
     `settling`. expired_us: holds that expired before this time are ignored. now_us: a hold that is overdue by then
-    counts as expired: the next write frees it. budgets_usd: of expired holds, by number. partial_closes: the quantity
-    recently closed of positions that are still open, by number; all other positions changed as a whole.
+    counts as expired: a write or a sweep frees it. A change at a time still to come was dated by a wrong clock and
+    counts as settled: its market would else not be judged until that time. budgets_usd: of expired holds, by number.
+    partial_closes: the quantity recently closed of positions that are still open, by number; all other positions
+    changed as a whole.
     """
     ledger_side = LedgerSide()
     resolver = AccountResolver(accounts)
+    latest_us = now_us + CLOCK_STEP_US_MAX if now_us else E8_MAX
     with exact_arithmetic():
         filled_late = set()
         for position in throttled(positions):
@@ -207,9 +211,12 @@ def ledger_side_of(
                 continue
             if position.state in ("open", "closed"):
                 during_fetch = position.updated_seq > seq_before
-                recent = during_fetch or position.updated_us > settled_us
+                moved_us = position.updated_us if position.updated_us <= latest_us else 0
+                recent = during_fetch or moved_us > settled_us
                 closed = partial_closes.get(position.number)
-                _add_fill(ledger_side, resolver, position, during_fetch=during_fetch, recent=recent, closed=closed)
+                _add_fill(
+                    ledger_side, resolver, position, moved_us, during_fetch=during_fetch, recent=recent, closed=closed
+                )
             if position.pending and not position.is_due(now_us):
                 _add_hold(ledger_side, resolver, position)
             elif position.state == "held" or (position.state == "expired" and position.updated_us >= expired_us):
@@ -297,6 +304,7 @@ def _add_fill(
     ledger_side: LedgerSide,
     resolver: AccountResolver,
     position: Position,
+    moved_us: int,
     *,
     during_fetch: bool,
     recent: bool,
@@ -320,7 +328,7 @@ def _add_fill(
         elif recent:
             ledger_side.settling[market] = ledger_side.settling.get(market, Decimal(0)) + leg.quantity * moved_share
         asset = ((market.venue, market.account), market.base)
-        ledger_side.moved_us[asset] = max(ledger_side.moved_us.get(asset, 0), position.updated_us)
+        ledger_side.moved_us[asset] = max(ledger_side.moved_us.get(asset, 0), moved_us)
         if is_open:
             signed = -leg.quantity if leg.kind == "spot" and leg.side == "sell" else leg.quantity
             ledger_side.open[market] = ledger_side.open.get(market, Decimal(0)) + signed

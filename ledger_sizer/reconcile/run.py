@@ -28,6 +28,7 @@ from ledger_sizer.reconcile.inspection import (
     time_us,
 )
 from ledger_sizer.reconcile.operator import Operator
+from ledger_sizer.storage.clock import ClockGuard
 from ledger_sizer.storage.leases import Lease, LeaseLost, acquire_lease, fenced, release_lease
 from ledger_sizer.telemetry import get_logger
 
@@ -62,6 +63,7 @@ class Reconciler:
         self.inspector = inspector
         self._settings = settings
         self._clock = clock
+        self._guard = ClockGuard(settings.ledger.clock_jump_seconds)
         self._observe = tuple(observe)
         self._run_lock = threading.Lock()
         self.operator = Operator(ledger, engine)
@@ -142,7 +144,9 @@ class Reconciler:
         # Without a schedule, a run by hand must not start an expiring trust that nothing would renew.
         renews = settings.enabled or self._has_expiring_trust(portfolio)
         if run.outcome == "good" and not effects.failed and renews:
-            self._renew_trust(portfolio, run.started_us, f"reconcile:run:{run.id}", f"run {run.id}")
+            # The run's times are of another process: one that began while the clock was wrong trusts that clock.
+            since_us = min(run.started_us, self._now_us())
+            self._renew_trust(portfolio, since_us, f"reconcile:run:{run.id}", f"run {run.id}")
         live = tuple(drifts.live_drifts(self._engine, portfolio))
         report = replace(
             _report(inspection),
@@ -196,7 +200,7 @@ class Reconciler:
             log.warning("reconcile.trust_failed", portfolio=portfolio, error=str(error))
 
     def _now_us(self) -> int:
-        return time_us(self._engine, self._clock)
+        return time_us(self._engine, self._clock, self._guard)
 
 
 def _report(inspection: Inspection) -> Report:

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX, PositionCommand
-from ledger_sizer.model.commands import EXPIRE, AnyCommand
+from ledger_sizer.model.commands import EXPIRE, STEP_BACK, AnyCommand
 from ledger_sizer.model.decisions import Decision, DecisionRecord, Result
 from ledger_sizer.model.errors import InternalError, KeyReused, LedgerError, NotFound
-from ledger_sizer.model.tags import NO_TAGS, tags_of
+from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.rules.decide import decide, expire
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.state import PortfolioState, Verdict
@@ -60,8 +60,10 @@ def decide_batch(
     own_hashes: hashes of decisions that an earlier attempt of this batch may have committed; such a decision is no
     replay.
     """
-    # Time never runs backwards within a portfolio. A portfolio whose last decision lies ahead does not affect others.
-    freed = {name: expire_due(state, max(now_us, state.last_us)) for name, state in states.items()}
+    # Each portfolio has a time of its own: one whose last decision lies ahead does not affect the others.
+    for state in states.values():
+        step_back(state, now_us)
+    freed = {name: expire_due(state, state.decision_time(now_us)) for name, state in states.items()}
     results: list[list[Result]] = []
     for group in groups:
         if group.sweep is not None:
@@ -82,6 +84,17 @@ def log_fields_by_hash(groups: Sequence[Group], results: Sequence[Sequence[Resul
         for result in answers
         if isinstance(result, Decision)
     }
+
+
+def step_back(state: PortfolioState, now_us: int) -> None:
+    """Record that the portfolio's time goes back, where its last decision is far ahead of the clock.
+
+    Between two such records time never runs backwards, which searches in the history rely on.
+    """
+    if state.decision_time(now_us) < state.last_us:
+        key = f"{SYSTEM_KEY_PREFIX}{STEP_BACK}:{state.last_seq + 1}"
+        verdict = Verdict(outcome="applied", tags=NO_TAGS, trace=trace_text([state.scope(PORTFOLIO_SCOPE)]))
+        state.apply(STEP_BACK, key, '{"command":"step_back"}', verdict, now_us)
 
 
 def expire_due(state: PortfolioState, now_us: int) -> list[DecisionRecord]:
@@ -108,7 +121,7 @@ def _answer(
     state = states.get(command.portfolio)
     if state is None:
         return NotFound(f"no portfolio {command.portfolio!r}")
-    now_us = max(now_us, state.last_us)
+    now_us = state.decision_time(now_us)
     request = command.request_text()
     known = state.records.get(command.key)
     if known is not None and not _same_request(known.request, request):
@@ -185,5 +198,5 @@ def _deny_in_group(
         tags=tags,
         trace=trace_text([state.scope(name) for name in tags.scopes]),
     )
-    now_us = max(now_us, state.last_us)
+    now_us = state.decision_time(now_us)
     return state.apply(command.verb, command.key, command.request_text(), verdict, now_us).decision()

@@ -11,6 +11,21 @@ from ledger_sizer.model.domain import Position
 from ledger_sizer.model.scope_settings import NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
 
+CLOCK_STEP_US_MAX = 60_000_000
+"""A clock that reads earlier than a portfolio's last decision by up to this much is waited for: one minute."""
+
+
+def decision_time(now_us: int, last_us: int) -> int:
+    """Return the time of the next decision: the clock's, but not before the portfolio's last decision.
+
+    now_us: the clock's reading. last_us: time of the last decision. A clock that is set back by up to
+    `CLOCK_STEP_US_MAX` makes time stand still until it has caught up. Where the last decision is further ahead than
+    that, its time came from a wrong reading, and the next decision takes the clock's: otherwise no hold would end, and
+    no trust would be given, until the clock has caught up with the wrong reading. No hold ends early by it: an earlier
+    time never makes a hold overdue.
+    """
+    return last_us if now_us < last_us <= now_us + CLOCK_STEP_US_MAX else now_us
+
 
 @dataclass(slots=True)
 class ScopeState:
@@ -81,7 +96,8 @@ class PortfolioState:
     """One portfolio: chain head, the scopes and positions that the batch needs, and the records of its keys.
 
     loaded_seq, loaded_hash: the head before the batch. scopes_known: names whose row, or absence, is known.
-    next_expiry_us: no hold outside `positions` expires before this time. may_expire: whether `positions` may have
+    next_expiry_us: no hold outside `positions` expires before this time; if it has passed, more holds are overdue than
+    were loaded. may_expire: whether `positions` may have
     overdue holds; False for a cached state, which is used only while it has none.
     """
 
@@ -125,6 +141,10 @@ class PortfolioState:
         self.may_expire = True
         self.loaded_seq = last_seq
         self.loaded_hash = last_hash
+
+    def decision_time(self, now_us: int) -> int:
+        """Return the time of the portfolio's next decision (see `decision_time`)."""
+        return decision_time(now_us, self.last_us)
 
     def scope(self, name: str) -> ScopeState:
         """Return a scope by name. An unused scope counts nothing and has no cap."""

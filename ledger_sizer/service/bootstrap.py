@@ -76,7 +76,9 @@ def running_components(
         stack.callback(alerts.close)
         reconciler = Reconciler(ledger, writes, inspector, settings, observe=[alerts.observe])
         jobs = Jobs(writes, settings.service.lease_seconds, metrics)
-        jobs.every("sweep", settings.service.sweep_interval_seconds, partial(sweep, ledger), at_start=False)
+        jobs.every(
+            "sweep", settings.service.sweep_interval_seconds, partial(sweep, ledger, jobs.may_go_on), at_start=False
+        )
         if settings.ledger.archive_after_days:
             jobs.every("archive", settings.ledger.archive_interval_seconds, partial(archive, ledger), at_start=False)
         heads = HeadExport(ledger, writes, settings, metrics)

@@ -11,11 +11,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, case, insert, or_, select, update
+from sqlalchemy import Connection, Engine, case, delete, insert, or_, select, update
 
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.storage.database import Conflict, database_now_us, write_transaction
 from ledger_sizer.storage.tables import LeaseRow
+
+_PROBE_BYTES = 64 * 1024
+_SECONDS_MAX = 3600
+"""The longest lease that the settings allow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,10 @@ def fenced(lease: Lease) -> Iterator[None]:
 def acquire_lease(engine: Engine, name: str, owner: str, seconds: int) -> Lease | None:
     """Take or prolong a lease. None while another owner holds it. Raises `Unavailable`."""
     ends_us = database_now_us() + seconds * 1_000_000
-    free = or_(LeaseRow.owner == owner, LeaseRow.until_us <= database_now_us())
+    now_us = database_now_us()
+    # An end later than any lease can have is that of a wrong clock: nobody could take that lease over for years.
+    wrong_us = now_us + 2 * _SECONDS_MAX * 1_000_000
+    free = or_(LeaseRow.owner == owner, LeaseRow.until_us <= now_us, LeaseRow.until_us > wrong_us)
     epoch = LeaseRow.epoch
     mine = (LeaseRow.owner == owner) & (LeaseRow.until_us > database_now_us())
     next_epoch = case((mine, epoch), else_=epoch + 1)
@@ -76,6 +83,19 @@ def acquire_lease(engine: Engine, name: str, owner: str, seconds: int) -> Lease 
             return Lease(name, owner, 1)
     except Conflict:
         return None  # another replica inserted the row first
+
+
+def probe_write(engine: Engine, name: str) -> None:
+    """Write, commit and remove a row that needs several pages. Raises `Unavailable` where that is not possible.
+
+    name: of the row, one for each caller. A small row would still fit where the next batch does not.
+    """
+    remove = delete(LeaseRow).where(LeaseRow.name == name)
+    with write_transaction(engine, "write") as connection:
+        connection.execute(remove)
+        connection.execute(insert(LeaseRow).values(name=name, owner="." * _PROBE_BYTES, until_us=0, epoch=1))
+    with write_transaction(engine, "write") as connection:
+        connection.execute(remove)
 
 
 def release_lease(engine: Engine, lease: Lease) -> None:

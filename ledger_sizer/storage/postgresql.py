@@ -9,7 +9,6 @@ nothing is written, and the batch is decided again with the lock.
 """
 
 import json
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -25,12 +24,15 @@ from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage import postgresql_sql as sql
+from ledger_sizer.storage.clock import ClockGuard
+from ledger_sizer.storage.postgresql_connection import CONFIRM
 from ledger_sizer.storage.postgresql_sql import ROW_SEPARATOR
 from ledger_sizer.storage.write_store import (
     SCOPE_CHANGE,
     FenceLost,
     PortfolioChanges,
     PortfolioNeed,
+    expiries_per_portfolio,
     position_from_row,
     record_from_row,
     scope_from_row,
@@ -53,25 +55,26 @@ _CONNECTION_ERRORS = (
 class PostgresStore:
     """The write store of a PostgreSQL ledger. Any number of processes and hosts may have one each."""
 
-    def __init__(self, engine: Engine, *, lock_timeout_seconds: int) -> None:
+    def __init__(self, engine: Engine, guard: ClockGuard, *, lock_timeout_seconds: int) -> None:
         self._engine = engine
+        self._guard = guard
         self._lock_timeout_seconds = lock_timeout_seconds
         self._pooled: Any = None
         self._ids: dict[str, int] = {}  # never change once committed
-        self._clock = (0, 0)  # the server's time in its last response (us), and this process's monotonic time then (ns)
 
     def _connection(self) -> psycopg.Connection[Any]:
         if self._pooled is None:
             self._pooled = self._engine.raw_connection()
             connection = self._pooled.driver_connection
-            connection.execute(f"{sql.SESSION} SET lock_timeout = '{self._lock_timeout_seconds}s'")
+            # The server must notice a client that vanished while it held the lock: the others wait for it.
+            connection.execute(
+                f"{sql.SESSION} SET lock_timeout = '{self._lock_timeout_seconds}s'; "
+                f"SET idle_in_transaction_session_timeout = '{2 * self._lock_timeout_seconds}s'"
+            )
             if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
                 # A process that hangs while it holds the lock must not stop the others for ever. They retry for longer
                 # than this time-out. The idle time-out would not help: in a pipeline the server does not count it.
                 connection.execute(f"SET transaction_timeout = '{2 * self._lock_timeout_seconds}s'")
-            if connection.execute("SHOW synchronous_commit").fetchone()[0] == "off":
-                # An acknowledged commit must be durable, whatever the server's default. Stronger settings are kept.
-                connection.execute("SET synchronous_commit = on")
             connection.commit()
             # Transactions are begun explicitly: a batch without the lock is one statement, its own transaction.
             connection.autocommit = True
@@ -79,13 +82,9 @@ class PostgresStore:
         current: psycopg.Connection[Any] = self._pooled.driver_connection
         return current
 
-    def clock_us(self) -> int:
+    def clock_us(self) -> int | None:
         """Estimate the server's time from its last response and this process's monotonic clock. Never ahead of it."""
-        server_us, read_ns = self._clock
-        return server_us + (time.monotonic_ns() - read_ns) // 1000
-
-    def _set_clock(self, server_us: int) -> None:
-        self._clock = (server_us, time.monotonic_ns())
+        return self._guard.estimate_us()
 
     def begin(
         self, needs: dict[str, PortfolioNeed], now_us: int | None, new_cap_e8: int
@@ -98,12 +97,14 @@ class PostgresStore:
         requested = {(ids[name], scope) for name in ids for scope in needs[name].scopes}
         parameters = {
             "now": now_us,
+            "expiries_max": expiries_per_portfolio(len(needs)),
             "ids": list(ids.values()),
             "numbers": _json_pairs((ids[name], number) for name in ids for number in needs[name].numbers),
             "origins": _json_pairs((ids[name], number) for name in ids for number in needs[name].origins),
             "keys": _json_pairs((ids[name], key) for name in ids for key in needs[name].keys),
             "scopes": _json_pairs(requested),
         }
+        begun_ns = self._guard.monotonic_ns()
         with _pipeline(connection, parameters):
             connection.execute("BEGIN")
             locked = connection.execute(sql.LOCK, [sorted(ids.values())])
@@ -115,7 +116,7 @@ class PostgresStore:
         states = {row[0]: PortfolioState(*row) for row in locked.fetchall()}
         found_us, positions, decisions, scopes, expiries = loaded.fetchall()[0]
         if now_us is None:
-            self._set_clock(found_us)
+            self._guard.check(found_us, begun_ns, self._guard.monotonic_ns())
         for portfolio_id, expiry_us in expiries:
             states[portfolio_id].next_expiry_us = expiry_us
         self._fill_states(connection, states, requested, positions or (), decisions or (), scopes or ())
@@ -168,17 +169,25 @@ class PostgresStore:
         """Write every table in one statement. With the lock, COMMIT in the same round trip."""
         connection = self._connection()
         if not changes:
-            self.rollback()
+            self._confirm_reads(connection)
             return
         parameters = _write_parameters(changes)
         statement = sql.write_statement(frozenset(parameters) & sql.PARTS)
+        begun_ns = self._guard.monotonic_ns()
         if not locked:
             written = connection.execute(statement, parameters)
         else:
             with _pipeline(connection, parameters):
                 written = connection.execute(statement, parameters)
                 connection.execute("COMMIT")
-        self._set_clock(written.fetchall()[0][0])
+        self._guard.note(written.fetchall()[0][0], begun_ns, self._guard.monotonic_ns())
+
+    def _confirm_reads(self, connection: psycopg.Connection[Any]) -> None:
+        """End a transaction that wrote nothing, once what it read is as safe as a commit: replays are told from it."""
+        if connection.info.transaction_status != TransactionStatus.IDLE:
+            with connection.pipeline():
+                connection.execute(CONFIRM)
+                connection.execute("COMMIT")
 
     def rollback(self) -> None:
         """Roll the transaction back."""
@@ -189,7 +198,8 @@ class PostgresStore:
             self.reset()
 
     def reset(self) -> None:
-        """Drop the connection."""
+        """Drop the connection, and what is known of the server: the next one may be a standby that was promoted."""
+        self._ids.clear()
         if self._pooled is not None:
             self._pooled.invalidate()
             self._pooled = None

@@ -83,7 +83,7 @@ def _covers(state: PortfolioState, need: PortfolioNeed, now_us: int) -> bool:
         and not need.fences
         and need.scopes <= state.scopes_known
         and need.numbers <= state.positions.keys()
-        and (state.next_expiry_us is None or max(now_us, state.last_us) < state.next_expiry_us)
+        and (state.next_expiry_us is None or state.decision_time(now_us) < state.next_expiry_us)
     )
 
 

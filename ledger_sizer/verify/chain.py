@@ -19,7 +19,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select
 
 from ledger_sizer.history.archive_files import ArchiveDamaged, ArchiveFiles, Manifest
-from ledger_sizer.history.history import BLOCK
+from ledger_sizer.history.times import BLOCK
+from ledger_sizer.model.commands import STEP_BACK
 from ledger_sizer.model.decisions import FIELD_SEPARATOR, GENESIS_HASH, Fields, chain_hash, fields_text, is_head
 from ledger_sizer.model.domain import Finding, VerifyReport
 from ledger_sizer.model.errors import InvalidRequest, NotFound
@@ -323,6 +324,8 @@ class _PortfolioCheck:
             self._broken = False
         self._previous, self._expected = hash_, seq + 1
         self.decision_count += 1
+        if type(decided_us) is type(self._last_us) is int and decided_us < self._last_us and command != STEP_BACK:
+            self._report(seq, f"the time of decision {seq} is before that of the last, and no {STEP_BACK} says why")
         self._last_us = decided_us
         self._scopes.add(record)
         self._block_facets.add((tags, command, outcome, reason or ""))

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from ledger_sizer.history.history import seq_before
+from ledger_sizer.history.times import seq_before
 from ledger_sizer.model.overview import ExposureLine, ExposurePoint
 from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import usd

@@ -1,10 +1,9 @@
 """Reads exposure, positions and history. Reads have their own connections and never wait for the writer."""
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack, get_args
 
-from sqlalchemy import Connection, Engine, Select, and_, func, select, text, tuple_
+from sqlalchemy import Connection, Engine, Select, and_, exists, func, select, text, tuple_
 
 from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.as_of import AsOf, scopes_as_of
@@ -33,7 +32,7 @@ from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage.database import read_transaction, tag_value
 from ledger_sizer.storage.lookups import no_portfolio, portfolio_id
 from ledger_sizer.storage.tables import PENDING, PortfolioRow, PositionRow, ScopeRow
-from ledger_sizer.storage.write_store import position_from_row, scope_from_row
+from ledger_sizer.storage.write_store import expiries_per_portfolio, position_from_row, scope_from_row
 from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX, cursor_numbers, page_of, require_limit
 from ledger_sizer.views.position_listing import read_in_state
 
@@ -62,13 +61,19 @@ class Queries:
         with read_transaction(self._engine) as connection:
             return list(connection.execute(select(PortfolioRow.name).order_by(PortfolioRow.name)).scalars())
 
-    def portfolios_with_expired(self, now_us: int | None) -> list[str]:
+    def portfolios_with_expired(self, now_us: int) -> list[str]:
         """Return the names of portfolios with a hold that has expired."""
-        now_us = time.time_ns() // 1000 if now_us is None else now_us
-        due = select(PositionRow.portfolio_id).where(text(PENDING), PositionRow.expires_us <= now_us)
-        query = select(PortfolioRow.name).where(PortfolioRow.id.in_(due)).order_by(PortfolioRow.id)
+        due = exists().where(
+            PositionRow.portfolio_id == PortfolioRow.id, text(PENDING), PositionRow.expires_us <= now_us
+        )
+        query = select(PortfolioRow.name).where(due).order_by(PortfolioRow.id)
         with read_transaction(self._engine) as connection:
             return list(connection.execute(query).scalars())
+
+    def newest_us(self) -> int:
+        """Return the newest time of a decision of any portfolio, microseconds; 0 if there is none."""
+        with read_transaction(self._engine) as connection:
+            return int(connection.execute(select(func.max(PortfolioRow.last_us))).scalar() or 0)
 
     def exposure(self, portfolio: str, as_of: AsOf | None = None) -> Exposure:
         """Return a portfolio's counters, the whole first: now, or as of a past decision or time (see `as_of`)."""
@@ -236,9 +241,8 @@ class Queries:
             return decision
         return self.decision(portfolio, reference)
 
-    def dry_run_state(self, command: Reserve, now_us: int | None, new_cap_e8: int) -> tuple[PortfolioState, int]:
+    def dry_run_state(self, command: Reserve, now_us: int, new_cap_e8: int) -> tuple[PortfolioState, int]:
         """Load, without a lock, the state that a reservation would be decided against now (for a dry run)."""
-        now_us = time.time_ns() // 1000 if now_us is None else now_us
         with read_transaction(self._engine) as connection:
             found = connection.execute(select(PortfolioRow).where(PortfolioRow.name == command.portfolio)).one_or_none()
             if found is None:
@@ -246,8 +250,10 @@ class Queries:
                 state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8))
                 return state, now_us
             state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
-            due = and_(text(PENDING), PositionRow.expires_us <= max(now_us, found.last_us))
+            # A real batch would free these holds first.
+            due = and_(text(PENDING), PositionRow.expires_us <= state.decision_time(now_us))
             query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
+            query = query.order_by(PositionRow.expires_us, PositionRow.number).limit(expiries_per_portfolio(1))
             wanted = set(tags_of(command.tags).scopes)
             for row in connection.execute(query):
                 state.add_position(position_from_row(found.name, row))

@@ -15,6 +15,7 @@ from tests.conftest import NewDatabase
 from tests.support.databases import ENGINE_KINDS
 from tests.support.services import Running, eventually, serving
 
+SUMS = ".".join("0" * 64)
 JSON_LINES = {"Accept": "application/x-ndjson"}
 
 
@@ -240,7 +241,22 @@ def test_watch_events_when_another_replica_commits_then_they_come_too(own_servic
     assert data["key"] == "from the other"
 
 
-@pytest.mark.parametrize("last", ["x", "main", "main:x", "main:-1", "main:1,,", "a b:1", "main:" + "9" * 19])
+@pytest.mark.parametrize(
+    "last",
+    [
+        "x",
+        "main",
+        "main:x",
+        "main:-1",
+        "main:1,,",
+        "a b:1",
+        "~",
+        "~all~1~2~~0~0",
+        f"~all~1~2~~x~{SUMS}",
+        f"~all~1~2~a b~1~{SUMS}",
+        "main:" + "9" * 19,
+    ],
+)
 def test_watch_events_when_last_event_id_is_not_ours_then_422(service: Running, last: str) -> None:
     answer = service.http.get("/v1/events", headers={"Last-Event-ID": last})
     assert answer.status_code == 422
@@ -268,7 +284,7 @@ def test_read_health_and_metrics_when_serving_then_a_trader_sees_what_to_watch(o
     assert own_service.http.get("/healthz").json()["status"] == "ok"
     assert own_service.http.get("/readyz").json() == {
         "status": "ready",
-        "checks": {"database": "ok", "queue": "ok", "service": "ok"},
+        "checks": {"database": "ok", "clock": "ok", "writes": "ok", "queue": "ok", "service": "ok"},
     }
     text = own_service.http.get("/metrics").text
     for line in (

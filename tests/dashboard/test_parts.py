@@ -185,6 +185,20 @@ def test_draw_chart_when_exposure_steps_then_the_path_does(database_url: str, cl
     assert "highest 3,000.00, now 0.00 of 5,000.00 USD" in drawn.description
 
 
+def test_draw_chart_when_a_decision_has_a_time_still_to_come_then_it_stands_before_the_next_one(
+    database_url: str, clock: FakeClock
+) -> None:
+    with opened(database_url, clock) as ledger:
+        clock.advance(86_400)
+        ledger.adopt(key="a", quantity=Decimal(1), price=Decimal(3000))
+        clock.advance(1800 - 86_400)
+        ledger.release(key="b", position_id="main-1")
+        clock.advance(1800)
+        drawn = chart(detail_of(ledger.overview(OverviewQuery(hours=1))), clock())
+    middle, half = WIDTH // 2, HEIGHT // 2
+    assert drawn.line == f"M{middle} {half}H{middle}V{half}H{middle}V{HEIGHT}H{WIDTH}V{HEIGHT}"
+
+
 # Formatting.
 
 
@@ -211,6 +225,7 @@ def test_draw_bar_when_scope_is_used_then_it_is_full_exactly_without_headroom(
     scope: ScopeExposure, lengths: tuple[int, int]
 ) -> None:
     assert formatting.bar(scope, 100) == lengths
+    assert [type(length) for length in formatting.bar(scope, 100)] == [int, int], "a page writes a bool as True"
 
 
 def test_show_figures_when_they_have_many_digits_then_headroom_is_never_more_than_there_is() -> None:
@@ -272,8 +287,9 @@ def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
         "thaw": "portfolio no longer frozen",
         "reconciled": "portfolio compared with the exchange, trusted until 02:00:00Z",
         "remark": "drift-1: close_requested: by hand",
+        "step_back": "time set back to the clock's, 23:59:59Z: the decision before had a wrong time",
     }
-    assert told_of.keys() == {*COMMANDS, "expire"}
+    assert told_of.keys() == {*COMMANDS, "expire", "step_back"}
 
 
 def _one_of_each(ledger: Ledger, clock: FakeClock) -> list[Any]:
@@ -298,7 +314,15 @@ def _one_of_each(ledger: Ledger, clock: FakeClock) -> list[Any]:
         ledger.thaw(key="12", portfolio="main"),
         ledger.reconciled(key="13", portfolio="main", fresh_until=until),
         ledger.remark(key="14", portfolio="main", about="drift-1", event="close_requested", note="by hand"),
+        _step_back(ledger, clock),
     ]  # fmt: skip
+
+
+def _step_back(ledger: Ledger, clock: FakeClock) -> Any:
+    clock.advance(-62)
+    ledger.reserve(key="15")
+    (decision,) = ledger.history(command="step_back")
+    return decision
 
 
 def test_tell_decision_when_it_was_denied_then_the_words_are_the_reason(database_url: str, clock: FakeClock) -> None:

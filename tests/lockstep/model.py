@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 from ledger_sizer import Adopt, Reconciled, Reserve, SetCap
@@ -41,7 +41,7 @@ class Group:
 
 @dataclass
 class PortfolioModel:
-    """One portfolio. now: the time of the current batch, never before that of the last decision."""
+    """One portfolio. now: the time of the current batch (see `set_time`)."""
 
     figures: Figures
     caps: dict[str, Fraction] = field(default_factory=dict)
@@ -106,11 +106,21 @@ class PortfolioModel:
         self.last_at = self.now
         return answer
 
-    def expire(self) -> list[Answer]:
-        """Free the overdue holds, oldest first."""
+    def set_time(self, clock: datetime) -> None:
+        """Set the time of a batch: the clock's, or the last decision's where that is at most a minute ahead of it."""
+        ahead = self.last_at - clock
+        self.now = self.last_at if timedelta(0) < ahead <= timedelta(seconds=60) else clock
+        if self.now < self.last_at:
+            self.record(f"ledger:step_back:{self.next_seq}", Answer("step_back", "applied"))
+
+    def expire(self, first: int, commands: Sequence[Command]) -> list[Answer]:
+        """Free the `first` of the overdue holds, oldest first, and those that the commands are about."""
+        numbers = {one.number for one in commands if isinstance(one, AboutPosition)}
+        numbers |= {self.answer_by_key[one.key].number for one in commands if one.key in self.requests}
         due = [one for one in self.positions.values() if one.pending and expiry_of(one) <= self.now]
+        due.sort(key=lambda one: (expiry_of(one), one.number))
         answers = []
-        for one in sorted(due, key=lambda one: (expiry_of(one), one.number)):
+        for one in [*due[:first], *(one for one in due[first:] if one.number in numbers)]:
             after, quantity = free(one, "expired")
             again = "" if one.state == "held" else f":{self.next_seq}"  # what is open may hold and expire again
             answer = Answer("expire", "applied", quantity=quantity)
@@ -147,10 +157,14 @@ class PortfolioModel:
 
 
 class Model:
-    """All portfolios. Answers a batch of groups: frees overdue holds first, then answers each group in order."""
+    """All portfolios. Answers a batch of groups: frees overdue holds first, then answers each group in order.
 
-    def __init__(self, figures: Figures) -> None:
+    slice_size: how many overdue holds a batch frees, in equal parts of its portfolios.
+    """
+
+    def __init__(self, figures: Figures, slice_size: int) -> None:
         self.figures = figures
+        self.slice_size = slice_size
         self.portfolios: dict[str, PortfolioModel] = {}
 
     def batch(self, groups: Sequence[Group], now: datetime) -> list[list[Reply]]:
@@ -163,9 +177,19 @@ class Model:
         freed: dict[str, list[Answer]] = {}
         for name in names & self.portfolios.keys():
             portfolio = self.portfolios[name]
-            portfolio.now = max(now, portfolio.last_at)
-            freed[name] = portfolio.expire()
+            portfolio.set_time(now)
+            own = [command for command in commands if command.portfolio == name]
+            freed[name] = portfolio.expire(max(self.slice_size // len(names), 1), own)
         return [list(freed.get(group.sweep, [])) if group.sweep else self._group(group) for group in groups]
+
+    def sweep(self, names: Sequence[str], now: datetime) -> int:
+        """Free all overdue holds of these portfolios, a slice of each at a time, and return how many they were."""
+        freed = 0
+        while names:
+            slices = {name: len(self.batch([Group([], sweep=name)], now)[0]) for name in names}
+            freed += sum(slices.values())
+            names = [name for name in names if slices[name] == self.slice_size]
+        return freed
 
     def _group(self, group: Group) -> list[Reply]:
         if not group.atomic:
@@ -188,7 +212,7 @@ class Model:
 
     def dry_run(self, command: Reserve, now: datetime) -> Answer:
         """Return the answer to a dry run of a reservation. Records nothing."""
-        trial = Model(self.figures)
+        trial = Model(self.figures, self.slice_size)
         trial.portfolios = {name: portfolio.copy() for name, portfolio in self.portfolios.items()}
         ((reply,),) = trial.batch([Group([with_key(command, "a key nobody used")])], now)
         assert isinstance(reply, Answer), "a reservation is granted or denied"

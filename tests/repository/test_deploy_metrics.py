@@ -7,12 +7,14 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ledger_sizer import Ledger
 from tests.conftest import NewDatabase
 from tests.support.accounts import Desk, short
 from tests.support.clock import FakeClock
@@ -55,6 +57,8 @@ def real(module_database: NewDatabase) -> dict[str, set[str]]:
     desk.account.shows(short("1"))
     desk.run()
     desk.close()
+    with Ledger.open(url, clock=FakeClock(datetime.now(UTC) + timedelta(days=1))) as ahead:
+        ahead.reserve(key="ahead", portfolio="ahead")
     with serving(url, jobs=True) as service:
         ledger = service.ledger
         ledger.set_cap(key="cap", portfolio="main", cap=Decimal(100))
