@@ -99,14 +99,14 @@ def make_engine(
         # All statements of one read must see the same snapshot.
         isolation = "REPEATABLE READ" if read_only else "READ COMMITTED"
         parameters = connect_parameters(url, settings.connect_timeout_seconds, settings.server_timeout_seconds)
-        engine = create_engine(url, pool_pre_ping=read_only, isolation_level=isolation, connect_args=parameters)
+        engine = create_engine(url, isolation_level=isolation, connect_args=parameters)
     except ModuleNotFoundError as error:
         raise Unavailable(
             f"PostgreSQL needs the package {error.name}; install it with: pip install 'ledger-sizer[postgres]'"
         ) from None
     from ledger_sizer.storage.postgresql_connection import bound_connections
 
-    bound_connections(engine, settings.server_timeout_seconds if bounded else None)
+    bound_connections(engine, settings.server_timeout_seconds if bounded else None, ping=read_only)
     if read_only:
         engine = engine.execution_options(postgresql_readonly=True)
     return engine

@@ -12,12 +12,13 @@ from typing import Any
 import psycopg
 from psycopg import errors as pg
 from sqlalchemy import Connection, Engine, event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 
 from ledger_sizer.model.errors import InvalidRequest
 
 _CANCEL_SECONDS = 1
 _POLL_SECONDS = 0.1
+_PING_SECONDS = 2
 _STANDBYS_KNOWN_SECONDS = 1
 _POOLER_LOOKS = 3
 _CANCELLED_WAIT = "SyncRepWaitForLSN"
@@ -68,6 +69,16 @@ class BoundedConnection(psycopg.Connection[Any]):
             )
         return answer
 
+    def ping(self) -> None:
+        """Try a connection that nobody uses now. Raises `psycopg.OperationalError` if the server does not answer."""
+        timeout, self.timeout_seconds = self.timeout_seconds, _PING_SECONDS
+        try:
+            self.autocommit = True
+            self.execute("SELECT 1")
+            self.autocommit = False
+        finally:
+            self.timeout_seconds = timeout
+
     def _on_notice(self, notice: pg.Diagnostic) -> None:
         if notice.source_function == _CANCELLED_WAIT:
             self._unconfirmed = True
@@ -79,18 +90,42 @@ class BoundedConnection(psycopg.Connection[Any]):
         self.pgconn.finish()
 
 
-def bound_connections(engine: Engine, timeout_seconds: float | None) -> None:
-    """Let the engine open connections of this kind."""
+def bound_connections(engine: Engine, timeout_seconds: float | None, *, ping: bool) -> None:
+    """Let the engine open connections of this kind. ping: whether a pooled one is tried before it is used again."""
 
     @event.listens_for(engine, "do_connect")
     def _connect(_dialect: Any, _record: Any, args: Any, parameters: Any) -> BoundedConnection:
-        connection = BoundedConnection.connect(*args, **parameters)
+        connection = BoundedConnection.connect(*args, **_last_host_first(parameters))
         connection.timeout_seconds = timeout_seconds
         if connection.execute("SHOW synchronous_commit").fetchone() == ("off",):
             # An acknowledged commit must be durable, whatever the server's default. Stronger settings are kept.
             connection.execute("SET synchronous_commit = on")
         connection.commit()
+        _last_host[parameters.get("host")] = (connection.info.host, str(connection.info.port))
         return connection
+
+    if ping:
+
+        @event.listens_for(engine, "checkout")
+        def _ping(driver: Any, _record: Any, _proxy: Any) -> None:
+            try:
+                driver.ping()
+            except psycopg.Error as error:
+                raise DisconnectionError from error  # the pool opens a new one, and tries every other before its use
+
+
+_last_host: dict[str | None, tuple[str, str]] = {}
+"""By the list of hosts in a URL: the host and port that accepted writes last. Any thread may set it at any time."""
+
+
+def _last_host_first(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Put the host that worked last first: one that is frozen costs each connection the whole connect time-out."""
+    hosts, ports = str(parameters.get("host", "")).split(","), str(parameters.get("port", "")).split(",")
+    last = _last_host.get(parameters.get("host"))
+    if last is None or len(hosts) < 2 or len(ports) != len(hosts):
+        return parameters
+    pairs = sorted(zip(hosts, ports, strict=True), key=lambda pair: pair != last)
+    return {**parameters, "host": ",".join(host for host, _ in pairs), "port": ",".join(port for _, port in pairs)}
 
 
 def confirm_reads(connection: Connection) -> None:

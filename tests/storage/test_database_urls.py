@@ -67,6 +67,21 @@ def test_open_when_the_first_of_two_hosts_is_away_then_the_second_is_used(databa
             assert ledger.reserve(key="one").granted
 
 
+@pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
+def test_connect_when_the_first_host_accepts_and_never_answers_then_it_is_asked_once(database_url: str) -> None:
+    with SwallowingProxy(database_url) as proxy, socket.create_server(("127.0.0.1", 0)) as frozen:
+        there = make_url(proxy.url)
+        hosts = f"127.0.0.1:{frozen.getsockname()[1]},127.0.0.1:{there.port}"
+        settings = settings_of(connect_timeout_seconds=2)
+        with Ledger.open(f"postgresql://{there.username}@{hosts}/{there.database}", settings=settings) as ledger:
+            assert ledger.reserve(key="one").granted
+            assert ledger.exposure("main").held > 0
+        frozen.setblocking(False)
+        frozen.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            frozen.accept()
+
+
 @contextmanager
 def pgbouncer(url: str, folder: Path, mode: str, pool_size: int) -> Iterator[str]:
     """Run a PgBouncer before this database, and give the URL that leads through it. url: with a TCP port."""
