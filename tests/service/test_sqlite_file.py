@@ -49,7 +49,7 @@ def acknowledged(service: Process) -> dict[str, tuple[Any, Any]]:
 
 
 def assert_closed(service: Process, words: str) -> None:
-    """Check that nothing is granted, replayed or read, and that the log says why; a caller without a key is not told."""
+    """Check that nothing is granted, replayed or read. The log says why; callers without a key are not told."""
     for key in ("k3", "k4", "k0"):
         answer = reserve(service, key)
         assert (answer.status_code, answer.json()["code"]) == (503, "unavailable")
