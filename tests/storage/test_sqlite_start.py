@@ -71,7 +71,7 @@ def test_open_when_it_creates_files_then_only_their_owner_may_read_them(
             backup_sqlite(reads, path.with_name("backup.db"))
             writes = make_engine(url)
             clock.advance(86_400)
-            archive(reads, writes, clock(), path.with_name("archive"))
+            archive(reads, writes, clock(), clock(), path.with_name("archive"))
             assert {mode_of(file) for file in path.parent.rglob("*") if file.is_file()} == {0o600}
             assert {file.name for file in path.parent.iterdir()} >= {"ledger.db-wal", "ledger.db-shm", "backup.db"}
             assert list(path.with_name("archive").iterdir())
