@@ -144,9 +144,9 @@ def read_transaction(engine: Engine, what: str | None = None) -> Iterator[Connec
         with engine.begin() as connection:
             yield connection
             if not is_sqlite(engine.url):
-                from ledger_sizer.storage.postgresql_connection import confirm_reads
+                from ledger_sizer.storage.postgresql_connection import CONFIRM
 
-                confirm_reads(connection)
+                connection.exec_driver_sql(CONFIRM)
     except (DBAPIError, TimeoutError) as error:
         raise _unavailable(what or f"read {redacted_url(engine.url)}", error) from None
 

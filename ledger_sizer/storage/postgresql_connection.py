@@ -6,12 +6,11 @@ wait for the standby. Such a row must not be answered from.
 """
 
 from contextlib import suppress
-from time import monotonic
 from typing import Any
 
 import psycopg
 from psycopg import errors as pg
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import DBAPIError, DisconnectionError
 
 from ledger_sizer.model.errors import InvalidRequest
@@ -19,7 +18,6 @@ from ledger_sizer.model.errors import InvalidRequest
 _CANCEL_SECONDS = 1
 _POLL_SECONDS = 0.1
 _PING_SECONDS = 2
-_STANDBYS_KNOWN_SECONDS = 1
 _POOLER_LOOKS = 3
 _CANCELLED_WAIT = "SyncRepWaitForLSN"
 """The server's function that warns when the wait for a standby was cancelled. Its text depends on the language."""
@@ -33,19 +31,16 @@ SELECT CASE WHEN current_setting('synchronous_standby_names') <> '' AND NOT pg_i
 The message is a few bytes of write-ahead log, which every reader of the log skips. Its commit is later in the log than
 every row that this transaction can see, and standbys confirm the log in order. Without such standbys it does nothing.
 """
-_HAS_STANDBYS = "SELECT current_setting('synchronous_standby_names') <> '' AND NOT pg_is_in_recovery()"
 
 
 class BoundedConnection(psycopg.Connection[Any]):
     """A connection that is given up when the server does not answer in time.
 
-    timeout_seconds: longest wait for one answer; None waits for ever. standbys: whether the server has synchronous
-    standbys, and the monotonic time at which it was asked.
+    timeout_seconds: longest wait for one answer; None waits for ever.
     """
 
     timeout_seconds: float | None = None
     _unconfirmed = False
-    standbys = (False, float("-inf"))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -126,19 +121,6 @@ def _last_host_first(parameters: dict[str, Any]) -> dict[str, Any]:
         return parameters
     pairs = sorted(zip(hosts, ports, strict=True), key=lambda pair: pair != last)
     return {**parameters, "host": ",".join(host for host, _ in pairs), "port": ",".join(port for _, port in pairs)}
-
-
-def confirm_reads(connection: Connection) -> None:
-    """Make the end of this transaction wait until all that it read is as safe as a commit (see `CONFIRM`)."""
-    driver = connection.connection.driver_connection
-    if not isinstance(driver, BoundedConnection):
-        return
-    found, asked_at = driver.standbys
-    if monotonic() - asked_at > _STANDBYS_KNOWN_SECONDS:
-        found = bool(connection.exec_driver_sql(_HAS_STANDBYS).scalar())
-        driver.standbys = (found, monotonic())
-    if found:
-        connection.exec_driver_sql(CONFIRM)
 
 
 def require_own_session(engine: Engine) -> None:
