@@ -230,7 +230,9 @@ class Lockstep(RuleBasedStateMachine):
                     self.handles[kind][who].sweep(name)
             self.sound = True
             return
-        names = sorted(self.model.portfolios) if name is None else [name]
+        # A sweep of all looks for holds that are due first: it does not touch the other portfolios.
+        due = [one for one, portfolio in sorted(self.model.portfolios.items()) if portfolio.has_due(self.clock())]
+        names = due if name is None else [name]
         replies = self.model.batch([Group([], sweep=one) for one in names], self.clock())
         expected = sum(len(freed) for freed in replies)
         for kind in ENGINE_KINDS:
