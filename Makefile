@@ -12,7 +12,7 @@ ARGS         ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo replay test test-extended coverage lint format types floors check bench screenshots lock clean
+.PHONY: help setup demo replay test test-extended coverage lint format types floors check bench campaign screenshots lock clean
 
 help:  ## List what make can do
 	@echo "usage: make TARGET [ARGS='more arguments for the tool behind it']"
@@ -58,6 +58,9 @@ check: lint types floors test test-extended  ## Everything that has to pass befo
 
 bench: $(READY)  ## Compare throughput and latency with other ways to do it, in one run
 	$(BIN)/python -m benchmarks $(ARGS)
+
+campaign: $(READY)  ## Break services and databases on purpose, and audit every acknowledged decision
+	$(BIN)/python -m campaign $(ARGS)
 
 screenshots: $(READY)  ## Trade a day on a ledger and take docs/images/dashboard.png (needs Chromium)
 	$(BIN)/python scripts/screenshots.py $(ARGS)

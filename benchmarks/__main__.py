@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile` and `audit`."""
+"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile`, `audit` and `scale`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import audit, curve, reconcile, service, throughput
+from benchmarks import audit, curve, reconcile, scale, service, throughput
 from benchmarks.measure import BenchmarkError, Pace
 from benchmarks.servers import Engine
 
@@ -29,6 +29,7 @@ SHORT_SERVICE_CALLERS = (1, 64)
 SHORT_SERVICE_BATCH_CALLERS = (4,)
 SHORT_SERVICE_SECONDS = 1.0  # one pair of batch calls may take 0.1 s
 SHORT_DECISIONS = 20_000
+SHORT_SCALE = (200, 1_200, 2_000)
 
 
 def _throughput(given: Namespace) -> None:
@@ -52,6 +53,14 @@ def _service(given: Namespace) -> None:
 def _audit(given: Namespace) -> None:
     """Measure looking back at a million decisions: pages, filters, exports, the dashboard, verification, archive."""
     audit.run(audit.Plan(**_shared(given), decisions=SHORT_DECISIONS if given.short else given.decisions))
+
+
+def _scale(given: Namespace) -> None:
+    """Measure very many portfolios, scopes and live holds: verification, exposure, pages, metrics."""
+    if given.short:
+        given.portfolios, given.scopes, given.holds = SHORT_SCALE
+    sizes = {"portfolios": given.portfolios, "scopes": given.scopes, "holds": given.holds}
+    scale.run(scale.Plan(**_shared(given), **sizes))
 
 
 def _reconcile(given: Namespace) -> None:
@@ -122,6 +131,9 @@ def _parser() -> ArgumentParser:
     added.add_argument(
         "--decisions", type=_at_least(2_000), default=1_000_000, metavar="N", help="length of the history"
     )
+    added = command(_scale)
+    for name, size in (("portfolios", 10_000), ("scopes", 60_000), ("holds", 200_000)):
+        added.add_argument(f"--{name}", type=_at_least(1), default=size, metavar="N", help=f"number of {name}")
     added = timed_command(_reconcile, seconds=10.0, rounds=3)
     added.add_argument("--positions", type=_at_least(1), default=10_000, metavar="N", help="open on each side")
     added.add_argument(

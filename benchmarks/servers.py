@@ -106,7 +106,7 @@ class SqliteHost:
             connection.close()
 
     def drop(self, database: Database) -> None:
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("", "-wal", "-shm", "-ledger"):
             database.path.with_name(database.path.name + suffix).unlink(missing_ok=True)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ledger_sizer.model.commands import *  # noqa: F403 - a new command is public by its declaration
     from ledger_sizer.model.decisions import Decision as Decision
     from ledger_sizer.model.domain import Exposure as Exposure
+    from ledger_sizer.model.domain import ExposurePage as ExposurePage
     from ledger_sizer.model.domain import Finding as Finding
     from ledger_sizer.model.domain import Page as Page
     from ledger_sizer.model.domain import Position as Position
@@ -50,7 +51,7 @@ _EXPORTS = {
     "TradingSettings",
     "rules.explain": "Explanation",
     "model.decisions": "Decision",
-    "model.domain": "Exposure Finding Page Position ScopeExposure VerifyReport",
+    "model.domain": "Exposure ExposurePage Finding Page Position ScopeExposure VerifyReport",
     "model.errors": "Busy Closed Denied InternalError InvalidRequest KeyReused LedgerError NotFound SchemaOutdated "
     "Unavailable WrongState",
     "model.instruments": "InstrumentInfo Leg",

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from ledger_sizer.model.choices import DriftKind, DriftPolicy
+from ledger_sizer.model.choices import DriftKind, DriftPolicy, LedgerCreation
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import PORTFOLIO_PATTERN
 from ledger_sizer.model.reconciliation import EXCESS_KINDS
@@ -123,6 +123,9 @@ class LedgerSettings(Settings):
     database_url: str = Field(
         "sqlite:///ledger.db", repr=False, description="SQLAlchemy URL: sqlite:///FILE or postgresql://..."
     )
+    create: LedgerCreation = Field(
+        "new", description="When a missing SQLite file is created; new: where no ledger was before; always: there too."
+    )
     hold_ttl_seconds: int = Field(60, ge=1, le=30 * 24 * 3600, description="Life of a hold whose request names none.")
     batch_size_max: int = Field(256, ge=1, le=10_000, description="Most commands in one commit.")
     queue_size_max: int = Field(10_000, ge=1, le=1_000_000, description="Most commands that may wait; then Busy.")
@@ -135,6 +138,10 @@ class LedgerSettings(Settings):
     busy_timeout_seconds: int = Field(5, ge=1, le=300, description="Longest wait for another writer's lock.")
     retries_max: int = Field(5, ge=0, le=100, description="Retries of a batch after a conflict or a lost connection.")
     close_timeout_seconds: int = Field(30, ge=1, le=3600, description="Longest wait for the queue to drain at close.")
+    connect_timeout_seconds: int = Field(5, ge=2, le=300, description="Longest wait for a connection to one server.")
+    database_timeout_seconds: int = Field(
+        10, ge=1, le=3600, description="Longest silence of a database server; at least twice the wait for a lock."
+    )
 
     archive_dir: str = Field(
         "", description="Folder of archive files; empty: where each was written, new ones in ledger-archive."
@@ -146,6 +153,17 @@ class LedgerSettings(Settings):
     key_window_days: int = Field(
         30, ge=1, le=36_500, description="Keys are answered at least this long: no younger decision is archived."
     )
+    heads_file: str = Field(
+        "", description="File that the service appends the chain heads to, for verify --since-head; empty: none."
+    )
+    heads_file_bytes_max: int = Field(
+        16 * 1024 * 1024, ge=64 * 1024, le=2**40, description="Size at which that file is renamed to FILE.1, bytes."
+    )
+
+    @property
+    def server_timeout_seconds(self) -> int:
+        """Longest wait for one answer of a database server. An answer may come only after another writer's lock."""
+        return max(self.database_timeout_seconds, 2 * self.busy_timeout_seconds)
 
     @field_validator("database_url")
     @classmethod
@@ -164,6 +182,9 @@ class ServiceSettings(Settings):
     host: str = Field("127.0.0.1", description="Address to listen on; other than loopback only with API keys.")
     port: int = Field(8321, ge=0, le=65535, description="Port to listen on; 0 picks a free one.")
     connections_max: int = Field(1000, ge=1, le=100_000, description="Most open connections; then 503.")
+    connections_per_client_max: int = Field(
+        500, ge=0, le=100_000, description="Most open connections of one client address; then 503. 0 for no bound."
+    )
     concurrency_max: int = Field(2000, ge=1, le=100_000, description="Most requests in progress; then 503.")
     event_streams_max: int = Field(100, ge=0, le=10_000, description="Most open event streams; then 503.")
     body_bytes_max: int = Field(1024 * 1024, ge=1024, le=64 * 1024 * 1024, description="Largest request body, bytes.")
@@ -177,6 +198,7 @@ class ServiceSettings(Settings):
     heartbeat_seconds: int = Field(15, ge=1, le=300, description="Time between comments on a silent event stream.")
     event_poll_ms: int = Field(250, ge=10, le=60_000, description="Time between looks for new events, milliseconds.")
     sweep_interval_seconds: int = Field(1, ge=1, le=3600, description="Time between sweeps for expired holds.")
+    heads_interval_seconds: int = Field(60, ge=1, le=86_400, description="Time between exports of the chain heads.")
     tracing: bool = Field(False, description="Send OpenTelemetry traces (extra otel; OTEL_... says where to).")
     lease_seconds: int = Field(15, ge=3, le=600, description="Another replica takes the jobs over after this silence.")
 
@@ -220,6 +242,8 @@ class ReconcileSettings(Settings):
     webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
     webhook_secret: SecretStr | None = Field(None, description="Signs them: X-Ledger-Signature, HMAC-SHA256, hex.")
     webhook_attempts_max: int = Field(12, ge=1, le=1000, description="Attempts for one alert, ever longer apart.")
+
+    webhook_heads: bool = Field(False, description="Post the chain heads there too, each time they are exported.")
 
     @model_validator(mode="after")
     def _policies_fit_kinds(self) -> Self:

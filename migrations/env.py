@@ -8,7 +8,8 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 
 from ledger_sizer.config import LedgerSettings
-from ledger_sizer.storage.database import database_url, make_engine
+from ledger_sizer.storage.database import database_url, is_sqlite, make_engine, sqlite_path
+from ledger_sizer.storage.sqlite_start import create_file
 from ledger_sizer.storage.tables import Base
 
 config = context.config
@@ -47,7 +48,10 @@ def run_online() -> None:
         with context.begin_transaction():
             context.run_migrations()
         return
-    engine = make_engine(_url())
+    url = _url()
+    if is_sqlite(url):
+        create_file(sqlite_path(url))
+    engine = make_engine(url, bounded=False)
     try:
         with engine.connect() as connection:
             # One transaction for all steps, begun before the version is read. If two processes migrate at once, one

@@ -39,8 +39,9 @@ every example on it runs as written (both are tested). Written by `scripts/cli_r
   interrupted) the error names the key: send the same command with it and learn what became of it.
 - **The database** is `--database-url`, else `LEDGER_DATABASE_URL` from the environment or `.env`, else
   `sqlite:///ledger.db`. A SQLite file that is not there is created by `reserve`, `adopt`, `caps set`, `serve`,
-  `keys create`, `instruments refresh` and `db upgrade`; `db copy` creates its target, and `replay` has its own. Every
-  other command refuses, since a wrong path must not look like an empty ledger.
+  `keys create`, `instruments refresh` and `db upgrade`, which say so; `db copy` creates its target, and `replay` has
+  its own. Every other command refuses, since a wrong path must not look like an empty ledger. Where a ledger was
+  before, all refuse, but for `serve --create` and `db upgrade --create`, or with `LEDGER_CREATE=always`.
 """
 
 

@@ -22,6 +22,7 @@ from tests.support.clock import FakeClock
 from tests.support.databases import (
     ENGINE_KINDS,
     POSTGRES_URL_VARIABLE,
+    POSTGRES_VERSION_VARIABLE,
     Databases,
     PostgresDatabases,
     PostgresServer,
@@ -41,7 +42,7 @@ NewDatabase = Callable[..., str]
 _POSTGRES = pytest.StashKey[TestPostgres]()
 _URL_FOR_WORKERS = "ledger_postgres_url"
 _SETTINGS_PREFIXES = ("SIZING_", "TRADING_", "LEDGER_", "SERVICE_", "RECONCILE_", "EXCHANGE_")
-_VARIABLES_OF_TESTS = (POSTGRES_URL_VARIABLE, "LEDGER_SIZER_SHARED_DATA")
+_VARIABLES_OF_TESTS = (POSTGRES_URL_VARIABLE, POSTGRES_VERSION_VARIABLE, "LEDGER_SIZER_SHARED_DATA")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -79,13 +80,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
-def pytest_report_header() -> str:
-    if os.environ.get(POSTGRES_URL_VARIABLE):
-        postgres = f"the one that {POSTGRES_URL_VARIABLE} names"
-    elif os.geteuid() == 0:
-        postgres = "embedded; as root it runs as the system user pgserver and makes the folders above it readable"
-    else:
-        postgres = "embedded"
+def pytest_report_header(config: pytest.Config) -> str:
+    try:
+        postgres = config.stash[_POSTGRES].describe()
+    except PostgresUnavailableError as error:
+        raise pytest.UsageError(str(error)) from error
+    if os.geteuid() == 0 and POSTGRES_URL_VARIABLE not in os.environ:
+        postgres += "; as root it runs as the system user pgserver and makes the folders above it readable"
     return f"databases: SQLite {sqlite3.sqlite_version}; PostgreSQL: {postgres}"
 
 

@@ -12,9 +12,11 @@
     reads              exposure, positions, decisions, overview
     export             decisions as CSV and NDJSON, streamed
     events             decisions as server-sent events
+    event_cursor       how far a stream has got, and its event ids
     reconciliation     runs and drifts
     dashboard_routes   pages and forms of the dashboard
     sessions           cookie and CSRF checks of the dashboard
+    throttle           who a client is, and the bound on failed logins
     health             liveness, readiness, metrics
     openapi            the OpenAPI document
     server             uvicorn with further bounds

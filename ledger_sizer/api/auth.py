@@ -1,15 +1,17 @@
 """Authenticates callers by API key and checks their role and portfolios.
 
 While no API key exists, the service listens on loopback only and every local caller is admin. The `Host` header must
-then be a loopback name, so that a web page cannot reach the service by DNS rebinding.
+then be a loopback name, so that a web page cannot reach the service by DNS rebinding, and what changes something must
+not come from a page of another origin: a browser sends a POST there without asking.
 """
 
 import asyncio
 from datetime import UTC, datetime
+from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
-from ledger_sizer.api.sessions import session_api_key
+from ledger_sizer.api.sessions import SAFE_METHODS, TRUSTED_FETCH_SITES, session_api_key
 from ledger_sizer.model.choices import Role
 from ledger_sizer.service.api_keys import ApiKey, KeyRing
 from ledger_sizer.service.bootstrap import is_loopback
@@ -50,7 +52,7 @@ class Authenticator:
 
     def _authenticate(self, scope: Scope, token: str | None) -> ApiKey:
         if self._keys.empty and self._on_loopback:
-            _require_loopback_host(scope)
+            _require_local_caller(scope)
             return LOOPBACK_CALLER
         if not token:
             raise Unauthenticated("send an API key: Authorization: Bearer lsk_...")
@@ -60,11 +62,21 @@ class Authenticator:
         return found
 
 
-def _require_loopback_host(scope: Scope) -> None:
-    host = next((value for name, value in scope["headers"] if name == b"host"), b"").decode("latin-1")
+def _require_local_caller(scope: Scope) -> None:
+    """Raise `Forbidden` for another host than loopback, and for a change that a page of another origin asks for."""
+    sent = {name: value for name, value in scope["headers"] if name in _ORIGIN_HEADERS}
+    host = sent.get(b"host", b"").decode("latin-1")
     name = host if host.endswith("]") else host.rsplit(":", 1)[0]
     if not is_loopback(name):
         raise Forbidden(f"without API keys only loopback is served, not the host {name!r:.100}")
+    if len(sent) > 1 and scope["method"] not in SAFE_METHODS:
+        site, origin = sent.get(b"sec-fetch-site"), sent.get(b"origin", b"").decode("latin-1")
+        foreign = site not in TRUSTED_FETCH_SITES if site else urlsplit(origin).netloc != host
+        if foreign:
+            raise Forbidden(f"without API keys no page of another origin ({origin!r:.100}) may change anything")
+
+
+_ORIGIN_HEADERS = frozenset((b"host", b"origin", b"sec-fetch-site"))
 
 
 def _bearer_token(scope: Scope) -> str | None:

@@ -18,7 +18,9 @@ from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.reads import SEQ_MAX, OverviewFilters
 from ledger_sizer.api.request_body import read_form
+from ledger_sizer.api.responses import log_untold
 from ledger_sizer.api.sessions import check_csrf, end_session, form_api_key, session_of, set_session
+from ledger_sizer.api.throttle import LoginThrottle, client_of
 from ledger_sizer.dashboard import confirm_forms, pages
 from ledger_sizer.dashboard.assets import BY_DIGEST_NAME
 from ledger_sizer.dashboard.pages import Visitor
@@ -30,7 +32,7 @@ from ledger_sizer.model.tags import PORTFOLIO_SCOPE, scope_name
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.operator import ACTIONS
 from ledger_sizer.service.api_keys import ApiKey
-from ledger_sizer.wire.problems import Unauthenticated, problem_of
+from ledger_sizer.wire.problems import TooManyRequests, Unauthenticated, problem_of
 
 _HEADERS = {
     "Cache-Control": "no-store",
@@ -46,6 +48,7 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
 }
+_LOGIN_BYTES_MAX = 4096
 _ASSET_HEADERS = {**_HEADERS, "Cache-Control": "public, max-age=31536000, immutable"}
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -85,6 +88,7 @@ def _route(path: str, handler: Handler, method: str) -> Route:
 class _Dashboard:
     def __init__(self, service: ServiceContext) -> None:
         self._service = service
+        self._logins = LoginThrottle()
 
     async def show(self, request: Request) -> Response:
         """Show the dashboard."""
@@ -112,13 +116,16 @@ class _Dashboard:
         return _redirect("/")
 
     async def log_in(self, request: Request) -> Response:
-        """Check the API key and store it in the cookie."""
-        fields = await read_form(request.scope, request.receive, self._service.settings.body_bytes_max)
-        check_csrf(request.scope, fields)
+        """Check the API key and store it in the cookie. A client that failed too often must wait."""
+        client = client_of(request.scope["client"])
+        self._logins.check(client)
+        fields = await read_form(request.scope, request.receive, _LOGIN_BYTES_MAX)
+        check_csrf(request.scope, fields)  # not counted, else a foreign page could lock its visitor out
         token = fields.get("key", "").strip()
         try:
             await self._service.access.require_key(request.scope, "read", token)
         except Unauthenticated:
+            self._logins.count_failure(client)
             message = "This API key is not known, or it was revoked."
             page = pages.login_page(session_of(request.scope).form_token, message)
             return HTMLResponse(page, 401, _HEADERS)
@@ -128,7 +135,7 @@ class _Dashboard:
 
     async def log_out(self, request: Request) -> Response:
         """Delete the cookie."""
-        fields = await read_form(request.scope, request.receive, self._service.settings.body_bytes_max)
+        fields = await read_form(request.scope, request.receive, _LOGIN_BYTES_MAX)
         check_csrf(request.scope, fields)
         response = _redirect("/login")
         end_session(response, request.scope)
@@ -244,5 +251,9 @@ def _redirect(path: str) -> Response:
 
 
 def _problem_page(error: LedgerError) -> Response:
+    log_untold(error)
     problem = problem_of(error)
-    return HTMLResponse(pages.problem_page(problem["title"], problem["detail"]), problem["status"], _HEADERS)
+    more = {"Retry-After": str(error.retry_after)} if isinstance(error, TooManyRequests) else {}
+    return HTMLResponse(
+        pages.problem_page(problem["title"], problem["detail"]), problem["status"], {**_HEADERS, **more}
+    )

@@ -30,9 +30,8 @@ class Deadline:
         except asyncio.CancelledError:
             if task not in self._late or task.uncancel() > 0:
                 raise
-            raise Unavailable(
-                f"no answer within {self._seconds:g} s; retry with the same key, it settles what happened"
-            ) from None
+            words = f"no answer within {self._seconds:g} s; retry with the same key, it settles what happened"
+            raise Unavailable(words, told=words) from None
         finally:
             del self._deadlines[task]
             self._late.discard(task)

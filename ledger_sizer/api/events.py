@@ -1,15 +1,15 @@
 """Streams the decisions of all replicas as server-sent events, resumable without gaps.
 
-The event id is the last seq sent of every watched portfolio: `main:17`, or `alt:3,main:17`. Decisions have gapless seqs
-in commit order, so "everything after seq 17" misses nothing. A portfolio that the id does not name is new and is sent
-from its first decision.
+The event id says how far every watched portfolio was sent: `main:17`, or `alt:3,main:17`, or a shorter form for many
+(`event_cursor`). Decisions have gapless seqs in commit order, so "everything after seq 17" misses nothing. A portfolio
+that is newer than the id is sent from its first decision.
 
 The end of a reconciliation is an event too, because a drift that froze nothing appears in no decision. It only tells
 clients to read the drifts: it has no id, and a missed one is not sent again.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -22,14 +22,13 @@ from starlette.types import Scope
 
 from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
+from ledger_sizer.api.event_cursor import ALL, EventCursor, ShortId, parse_event_id, watch_of
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
-from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.service.api_keys import ApiKey
-from ledger_sizer.views.watermarks import Watermark, read_watermarks
+from ledger_sizer.views.watermarks import Watermark, read_positions, read_watermarks
 from ledger_sizer.wire.requests import PortfolioText
 from ledger_sizer.wire.responses import decision_to_json
 
-Cursor = dict[str, int]
 _PAGE_SIZE = 200
 _RETRY_MS = 2000
 
@@ -52,7 +51,8 @@ def router(service: ServiceContext) -> APIRouter:
     async def events(request: Request, filters: Annotated[EventFilters, Query()]) -> Response:
         """Every decision from now on, or from `Last-Event-ID` on, as server-sent events of the type `decision`.
 
-        Between them `reconciliation` names a portfolio that was just compared with its exchange.
+        Between them `reconciliation` names a portfolio that was just compared with its exchange. Resuming misses
+        nothing, but where replicas commit late it may repeat events of some of very many portfolios: look at their seq.
         """
         caller = await service.access.require(request.scope, "read")
         if filters.portfolio is not None:
@@ -62,10 +62,13 @@ def router(service: ServiceContext) -> APIRouter:
         if poller.streams >= service.settings.event_streams_max:
             raise Busy(f"{poller.streams} event streams are open, the most this service keeps; try again later")
         now = await run_in_threadpool(read_watermarks, service.reads)
-        cursor = {name: mark.seq for name, mark in now.items() if _is_watched(caller, filters.portfolio, name)}
+        watched = {name: mark for name, mark in now.items() if _is_watched(caller, filters.portfolio, name)}
         runs = {name: mark.run for name, mark in now.items()}
-        if resumed is not None:
-            cursor = {name: resumed.get(name, 0) for name in cursor}
+        if isinstance(resumed, ShortId):
+            cursor = await run_in_threadpool(_resume, service, caller, resumed, watched)
+        else:
+            seqs = {name: mark.seq if resumed is None else resumed.get(name, 0) for name, mark in watched.items()}
+            cursor = EventCursor(watch_of(caller), seqs, max((mark.us for mark in watched.values()), default=0))
         stream = _stream(service, poller, request.scope, filters.portfolio, cursor, runs)
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
         return StreamingResponse(stream, headers=headers, media_type="text/event-stream")
@@ -73,20 +76,19 @@ def router(service: ServiceContext) -> APIRouter:
     return routes
 
 
-def parse_event_id(text: str) -> Cursor:
-    """Parse an event id: `alt:3,main:17` -> {"alt": 3, "main": 17}. Raises `InvalidRequest`."""
-    cursor = {}
-    for part in text.split(","):
-        name, colon, seq = part.strip().rpartition(":")
-        if not colon or not (seq.isascii() and seq.isdigit() and len(seq) <= 18):
-            raise InvalidRequest(f"Last-Event-ID must be like main:17, got {text!r:.100}", field="Last-Event-ID")
-        cursor[portfolio_name(name)] = int(seq)
+def _resume(service: ServiceContext, caller: ApiKey, resumed: ShortId, watched: Mapping[str, Watermark]) -> EventCursor:
+    """Return the cursor to go on after an id of many portfolios. Raises `InvalidRequest` for another key's id."""
+    if resumed.watch not in (ALL, watch_of(caller)):
+        raise InvalidRequest("Last-Event-ID is of a key for other portfolios; begin anew", field="Last-Event-ID")
+    done, in_round = read_positions(service.reads, resumed.done_us, resumed.round_us)
+    if resumed.watch != ALL:
+        done = {name: seq for name, seq in done.items() if caller.may_touch(name)}
+    found = resumed.positions(done, in_round)
+    seqs = {name: found.get(name, 0) for name in watched}
+    cursor = EventCursor(watch_of(caller), seqs, resumed.done_us)
+    if resumed.at:
+        cursor.resume_round(resumed.round_us, resumed.at, in_round)
     return cursor
-
-
-def event_id(cursor: Cursor) -> str:
-    """Return the id to resume after `cursor`; empty while there is no portfolio."""
-    return ",".join(f"{name}:{seq}" for name, seq in sorted(cursor.items()))
 
 
 def _is_watched(caller: ApiKey, only: str | None, name: str) -> bool:
@@ -94,23 +96,34 @@ def _is_watched(caller: ApiKey, only: str | None, name: str) -> bool:
 
 
 async def _stream(
-    service: ServiceContext, poller: "_Poller", scope: Scope, only: str | None, cursor: Cursor, runs: dict[str, int]
+    service: ServiceContext,
+    poller: "_Poller",
+    scope: Scope,
+    only: str | None,
+    cursor: EventCursor,
+    runs: dict[str, int],
 ) -> AsyncIterator[bytes]:
     """Yield everything after `cursor` and `runs`, then new events as they come, with heartbeat comments in between."""
     with poller.subscribe():
         # The id comes before the first event, so that a client that loses the connection before it has no gap.
-        yield f"retry: {_RETRY_MS}\nid: {event_id(cursor)}\n\n".encode()
+        yield f"retry: {_RETRY_MS}\nid: {cursor.event_id}\n\n".encode()
         while not service.stopping.is_set():
-            changed = poller.changed
+            changed, found = poller.changed, poller.watermarks
+            cursor.marks = cursor.marks or {name: mark.seq for name, mark in found.items()}
             try:
                 # Checked in every round: the stream of a revoked key must end.
                 caller = await service.access.require(scope, "read")
-                for name, mark in poller.watermarks.items():
-                    while mark.seq > cursor.get(name, 0) and _is_watched(caller, only, name):
-                        yield await _next_events(service, name, cursor)
+                for name, last in sorted(cursor.marks.items()):
+                    while last > cursor.sent(name) and name >= cursor.at and _is_watched(caller, only, name):
+                        yield await _next_events(service, name, cursor, last)
+                if cursor.marks:
+                    cursor.end_round()
+                for name, mark in found.items():
                     if mark.run > runs.get(name, 0) and _is_watched(caller, only, name):
                         runs[name] = mark.run
                         yield b"event: reconciliation\ndata: " + to_json({"portfolio": name}) + b"\n\n"
+                if poller.watermarks is not found:
+                    continue
             except LedgerError as error:
                 if not error.retryable:
                     return
@@ -121,15 +134,17 @@ async def _stream(
                 yield b": heartbeat\n\n"
 
 
-async def _next_events(service: ServiceContext, name: str, cursor: Cursor) -> bytes:
-    """Return the next decisions of one portfolio as events, and advance `cursor` past them."""
-    after = str(cursor.get(name, 0))
+async def _next_events(service: ServiceContext, name: str, cursor: EventCursor, last: int) -> bytes:
+    """Return the next decisions of one portfolio up to seq `last` as events, and advance `cursor` past them."""
+    after = str(cursor.sent(name))
     page = await run_in_threadpool(service.ledger.history, name, ascending=True, cursor=after, limit=_PAGE_SIZE)
     parts = []
     for decision in page:
-        cursor[name] = decision.record.seq
+        if decision.record.seq > last:
+            break  # of the next round, so that the rounds' times part what was sent from what was not
+        cursor.advance(name, decision.record.seq, decision.record.decided_us)
         data = to_json(decision_to_json(decision)).decode()
-        parts.append(f"event: decision\nid: {event_id(cursor)}\ndata: {data}\n\n")
+        parts.append(f"event: decision\nid: {cursor.event_id}\ndata: {data}\n\n")
     return "".join(parts).encode()
 
 
@@ -149,6 +164,7 @@ class _Poller:
         self.streams += 1
         self._service.metrics.event_streams.set(self.streams)
         if self._task is None or self._task.done():
+            self.watermarks = {}  # those of earlier streams are of the past
             self._task = asyncio.create_task(self._poll())
         try:
             yield

@@ -1,6 +1,5 @@
 """Read-only routes: portfolios, exposure, positions, decisions, overview. They never wait for the writer."""
 
-from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request
@@ -24,13 +23,13 @@ from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, OverviewQuery
 from ledger_sizer.model.tags import TAG_NAME, is_dimension
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.service.api_keys import ApiKey
-from ledger_sizer.views.paging import LIMIT_MAX
+from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.overviews import overview_to_json
 from ledger_sizer.wire.requests import LabelText, MomentText, PortfolioText
 from ledger_sizer.wire.responses import (
     decision_to_json,
-    exposure_to_json,
+    exposure_page_to_json,
     heads_to_json,
     position_to_json,
 )
@@ -67,11 +66,19 @@ class ExposureFilters(_Filters):
         Query(description="A seq (after that decision), or a time; now when not given."),
     ] = None
 
-    def parsed_as_of(self) -> int | datetime | None:
-        """Return the argument `as_of` of `Ledger.exposure`."""
-        if self.as_of is None or self.as_of.isdigit():
-            return None if self.as_of is None else int(self.as_of)
-        return parse_time(self.as_of, "as_of")
+    dimension: Annotated[
+        str | None, Query(pattern=rf"^{TAG_NAME}$", description="Only scopes of this tag name, and the whole.")
+    ] = None
+    cursor: Annotated[TagText | None, Query(description="A scope: of the page before.")] = None
+    limit: Annotated[int, Query(ge=1, le=EXPOSURE_LIMIT_MAX, description="Scopes of a page, beside the whole.")] = (
+        LIMIT_MAX
+    )
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `Ledger.exposure_page`."""
+        is_seq = self.as_of is not None and self.as_of.isdigit()
+        as_of = None if self.as_of is None else int(self.as_of) if is_seq else parse_time(self.as_of, "as_of")
+        return {**self.model_dump(), "as_of": as_of}
 
 
 class DecisionFilters(_Filters):
@@ -150,10 +157,10 @@ def router(service: ServiceContext) -> APIRouter:
     async def get_exposure(
         portfolio: PortfolioInPath, filters: Annotated[ExposureFilters, Query()], caller: Reader
     ) -> Response:
-        """Cap, held, open, headroom, overage and status of a portfolio and each of its scopes, now or in the past."""
+        """Cap, held, open, headroom, status of a portfolio (on every page) and of its scopes, now or in the past."""
         require_portfolio_access(caller, portfolio)
-        found = await run_in_threadpool(ledger.exposure, portfolio, as_of=filters.parsed_as_of())
-        return json_response(exposure_to_json(found))
+        found = await run_in_threadpool(ledger.exposure_page, portfolio, **filters.arguments())
+        return json_response(exposure_page_to_json(found))
 
     @routes.get("/overview", response_model=response_models.OverviewForm)
     async def get_overview(filters: Annotated[OverviewFilters, Query()], caller: Reader) -> Response:

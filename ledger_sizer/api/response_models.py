@@ -127,7 +127,11 @@ ScopeForm = _form(
     ScopeExposure, "One scope's cap and exposure, USD.", responses.FIGURES, responses.SCOPE, name="ScopeForm"
 )
 ExposureForm = _form(
-    Exposure, "A portfolio's exposure, USD: the whole, then every scope.", responses.FIGURES, responses.EXPOSURE
+    Exposure,
+    "A portfolio's exposure, USD. `scopes`: the whole, then a page of the others by name; `cursor` continues it.",
+    responses.FIGURES,
+    responses.EXPOSURE,
+    cursor=str | None,
 )
 PortfolioLineForm = _form(PortfolioLine, "One portfolio among all, USD.", responses.FIGURES, portfolio=str)
 PortfolioLinePage = _page("PortfolioLinePage", PortfolioLine, "One page of portfolios.")
@@ -222,5 +226,5 @@ class BatchForm(_Form):
 class HealthForm(_Form):
     """Liveness and readiness."""
 
-    status: Literal["ok", "ready", "not_ready"]
+    status: Literal["ok", "restart", "ready", "not_ready"]
     checks: dict[str, Any] = {}

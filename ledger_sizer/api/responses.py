@@ -1,5 +1,6 @@
 """Builds HTTP responses from JSON, decisions and errors."""
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,8 +10,11 @@ from starlette.responses import Response
 from ledger_sizer.model.commands import Reserve
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.errors import Denied, LedgerError
+from ledger_sizer.telemetry import get_logger
 from ledger_sizer.wire.problems import MEDIA_TYPE, problem_of
 from ledger_sizer.wire.responses import decision_to_json
+
+log = get_logger(__name__)
 
 RETRY_AFTER_SECONDS = 1
 _CLOSING_STATUSES = (408, 413)
@@ -35,6 +39,7 @@ def json_response(form: Any, status: int = 200, headers: Mapping[str, str] | Non
 
 def problem_response(error: LedgerError, *, headers: Mapping[str, str] | None = None, **more: Any) -> PreparedResponse:
     """Return an error as problem details, with the headers of its status. more: further fields of the problem."""
+    log_untold(error)
     problem = {**problem_of(error), **more}
     status: int = problem["status"]
     extra = dict(headers or {})
@@ -46,6 +51,18 @@ def problem_response(error: LedgerError, *, headers: Mapping[str, str] | None = 
         # The unread rest of the body must not be taken for the next request.
         extra["Connection"] = "close"
     return PreparedResponse(to_json(problem), status, [*_PROBLEM, *_encode_headers(extra)])
+
+
+def log_untold(error: LedgerError) -> None:
+    """Log a message that the caller is not told; in an outage, where every request has one, one a second."""
+    global _logged_at  # noqa: PLW0603 - of this process, as the log is
+    if error.told == str(error) or time.monotonic() - _logged_at < 1:
+        return
+    _logged_at = time.monotonic()
+    log.warning("http.refused", code=error.code, error=str(error))
+
+
+_logged_at = -1.0
 
 
 def status_of(decision: Decision) -> int:

@@ -1,11 +1,13 @@
 """uvicorn with further bounds, and a stop that ends the event streams first.
 
-The bounds: size and time of a request's head, time of its body, number of connections.
+The bounds: size and time of a request's head, time of its body, number of connections, in all and of one client. A
+request names exactly one host, and its trailers are not headers: a proxy in front might have checked others.
 """
 
 import asyncio
 import signal
 import socket
+from collections import Counter
 from http import HTTPStatus
 from types import FrameType
 from typing import Any
@@ -16,6 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.responses import problem_response
+from ledger_sizer.api.throttle import client_of
 from ledger_sizer.config import ServiceSettings
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError
 from ledger_sizer.wire.problems import RequestTimeout
@@ -31,32 +34,43 @@ def _raw_response(error: LedgerError) -> bytes:
 
 _TOO_MANY_CONNECTIONS = _raw_response(Busy("there are as many connections as this service keeps; try again later"))
 _REQUEST_TIMEOUT = _raw_response(RequestTimeout("the request did not arrive in time; nothing was recorded"))
+_TOO_MANY_OF_CLIENT = _raw_response(Busy("your address has as many connections as one client may; close some"))
 _HEAD_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with bounds: closes a connection beyond `connections_max`, and slow or large requests.
 
-    Most requests arrive in one piece and start no timer of their own.
+    Most requests arrive in one piece and start no timer of their own. connections_of: open ones by client.
     """
 
     settings: ServiceSettings
+    connections_of: Counter[str]
+    _client = ""
     _timer: asyncio.TimerHandle | None = None
     _head_open = True
     _body_open = False
     _head_bytes = 0
 
     def connection_made(self, transport: Any) -> None:
-        """Start the head's timer; answer 503 and close beyond `connections_max`."""
+        """Start the head's timer; answer 503 and close beyond the most connections, in all or of one client."""
         super().connection_made(transport)
-        if len(self.connections) > self.settings.connections_max:
+        self._client = client_of(self.client)
+        self.connections_of[self._client] += 1
+        per_client = self.settings.connections_per_client_max
+        if per_client and self.connections_of[self._client] > per_client:
+            self._respond_and_close(_TOO_MANY_OF_CLIENT)
+        elif len(self.connections) > self.settings.connections_max:
             self._respond_and_close(_TOO_MANY_CONNECTIONS)
-            return
-        self._start_timer(self.settings.header_timeout_seconds)
+        else:
+            self._start_timer(self.settings.header_timeout_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop the timer."""
         self._stop_timer()
+        self.connections_of[self._client] -= 1
+        if self.connections_of[self._client] <= 0:
+            del self.connections_of[self._client]
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -83,13 +97,17 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_open = True
 
     def on_headers_complete(self) -> None:
-        """Check the size of the complete head, then pass the request to the app."""
+        """Check the complete head, then pass the request to the app."""
         self._head_open, self._body_open = False, True
         self._stop_timer()
-        if self._head_bytes > self.settings.header_bytes_max and self._head_size() > self.settings.header_bytes_max:
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) != 1 and (hosts or self.parser.get_http_version() != "1.0"):
+            self.send_400_response("The request must have exactly one Host line.")
+        elif self._head_bytes > self.settings.header_bytes_max and self._head_size() > self.settings.header_bytes_max:
             self._respond_and_close(_HEAD_TOO_LARGE)
         if not self.transport.is_closing():
             super().on_headers_complete()
+        self.headers = []  # the parser would add the trailers, which follow the body, to the app's headers
 
     def on_body(self, body: bytes) -> None:
         """Pass on a part of the body."""
@@ -128,7 +146,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
 def bounded_protocol(settings: ServiceSettings) -> type[BoundedProtocol]:
     """Return the protocol class with these settings; uvicorn creates an instance for each connection."""
-    return type("BoundedProtocol", (BoundedProtocol,), {"settings": settings})
+    return type("BoundedProtocol", (BoundedProtocol,), {"settings": settings, "connections_of": Counter()})
 
 
 class Server(uvicorn.Server):

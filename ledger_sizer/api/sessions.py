@@ -24,8 +24,10 @@ SESSION_SECONDS = 12 * 3600
 
 FORM_TOKEN = "form_token"
 _SCOPE_KEY = "ledger_sizer.session"
-_SAFE_METHODS = ("GET", "HEAD")
-_TRUSTED_FETCH_SITES = (b"same-origin", b"none")
+SAFE_METHODS = ("GET", "HEAD")
+"""Methods that change nothing."""
+
+TRUSTED_FETCH_SITES = (b"same-origin", b"none")
 """Values of `Sec-Fetch-Site` for requests that no other site caused."""
 
 
@@ -56,10 +58,7 @@ def session_api_key(scope: Scope) -> str | None:
 
     `SameSite` is not enough: to a browser, other ports of this host and sibling domains are the same site.
     """
-    if (
-        scope["method"] not in _SAFE_METHODS
-        or (header(scope, b"sec-fetch-site") or b"none") not in _TRUSTED_FETCH_SITES
-    ):
+    if scope["method"] not in SAFE_METHODS or (header(scope, b"sec-fetch-site") or b"none") not in TRUSTED_FETCH_SITES:
         return None
     return _cookie(scope)
 

@@ -73,7 +73,7 @@ SWEEP_HELP = help_epilog("sweep", "sweep --portfolio main --json", exits=NEVER_D
 def sweep(portfolio: AnyPortfolio = None, as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Free the holds whose time is over.
 
-    Every write does this for the portfolio it touches; a sweep is for those nobody writes to.
+    Every write frees some of its portfolio's; a sweep frees all, also where nobody writes.
     """
     from ledger_sizer.cli.ledger_session import ledger_at
 

@@ -3,7 +3,7 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,11 +11,10 @@ from ledger_sizer.cli import errors, options, output
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
 from ledger_sizer.cli.output import ALWAYS, Column
-from ledger_sizer.model.errors import LedgerError
 
 if TYPE_CHECKING:
     from ledger_sizer import VerifyReport
-    from ledger_sizer.verify.chain import Heads
+    from ledger_sizer.verify.head_files import TrustedHeads
 
 VERIFY_HELP = help_epilog(
     "verify",
@@ -30,7 +29,9 @@ def verify(
     portfolio: AnyPortfolio = None,
     since_head: Annotated[
         str | None,
-        typer.Option("--since-head", metavar="FILE", help="Begin at the trusted heads of this file, which must stand."),
+        typer.Option(
+            "--since-head", metavar="FILE", help="Begin at the newest trusted heads of this file; all must stand."
+        ),
     ] = None,
     export_head: Annotated[
         str | None,
@@ -46,41 +47,43 @@ def verify(
     """
     from ledger_sizer.cli.ledger_session import ledger_at
 
+    trusted = None if since_head is None else _read_trusted_heads(since_head, portfolio)
+    since, kept = (None, None) if trusted is None else (trusted.newest, trusted.kept)
     bar = output.progress_bar("verifying", unit="decisions", as_json=as_json)
     with ledger_at(database_url) as ledger, bar as update:
         progress = None if update is None else partial(update, "verifying")
-        report = ledger.verify(portfolio, progress, since=_read_trusted_heads(since_head, portfolio))
+        report = ledger.verify(portfolio, progress, since=since, kept=kept)
     if report.ok and export_head is not None:
         from ledger_sizer.wire.responses import heads_to_json
 
         output.write_file([json.dumps(heads_to_json(report.heads), indent=2).encode() + b"\n"], export_head)
-    show_report(report, as_json)
+    show_report(report, as_json, trusted)
     return errors.DONE if report.ok else errors.FAILED
 
 
-def _read_trusted_heads(path: str | None, portfolio: str | None) -> "Heads | None":
-    """Read chain heads from a file: all, or those of `portfolio`. None without a file."""
-    from ledger_sizer.wire.responses import heads_from_json
+def _read_trusted_heads(path: str, portfolio: str | None) -> "TrustedHeads":
+    """Read chain heads from a file: all, or those of `portfolio`."""
+    from ledger_sizer.verify.head_files import read_heads
 
-    if path is None:
-        return None
     try:
-        heads = heads_from_json(json.loads(Path(path).read_text()))
+        found = read_heads(Path(path))
     except OSError as error:
         errors.bad_input(f"{path} cannot be read: {error.strerror}", "since_head")
-    except (ValueError, LedgerError):
+    except ValueError:
         errors.bad_input(f"{path} has no chain heads; write one with: verify --export-head FILE", "since_head")
-    if portfolio is not None and portfolio not in heads:
+    if portfolio is None:
+        return found
+    if portfolio not in found.newest:
         errors.bad_input(f"{path} has no head of portfolio {portfolio!r}", "since_head")
-    return heads if portfolio is None else {portfolio: heads[portfolio]}
+    return found._replace(newest={portfolio: found.newest[portfolio]}, kept={portfolio: found.kept[portfolio]})
 
 
-def show_report(report: "VerifyReport", as_json: bool) -> None:
-    """Show what a verification read and found."""
+def show_report(report: "VerifyReport", as_json: bool, trusted: "TrustedHeads | None" = None) -> None:
+    """Show what a verification read and found. trusted: the heads it began at."""
     if as_json:
         from ledger_sizer.cli.json_forms import REPORT
 
-        output.write_json(REPORT.to_json(report))
+        output.write_json(REPORT.to_json(report) | ({} if trusted is None else {"trusted": _trusted_form(trusted)}))
         return
     read = f"{output.count(report.decisions, 'decision')} and {output.count(report.positions, 'position')}"
     if report.ok:
@@ -92,11 +95,30 @@ def show_report(report: "VerifyReport", as_json: bool) -> None:
             [(finding.portfolio, finding.seq, finding.what) for finding in report.findings],
             empty="",
         )
+    if trusted is not None:
+        _show_trusted(trusted)
     output.table(
         [Column("portfolio"), Column("decisions"), Column("last hash", priority=ALWAYS)],
         [(name, seq, head) for name, (seq, head) in report.heads.items()],
         empty="no portfolios yet",
     )
+
+
+def _trusted_form(trusted: "TrustedHeads") -> dict[str, Any]:
+    heads = len(trusted.newest) + sum(map(len, trusted.kept.values()))
+    exported_at = None if trusted.at is None else trusted.at.isoformat()
+    return {"heads": heads, "exported_at": exported_at, "unreadable_lines": trusted.unreadable}
+
+
+def _show_trusted(trusted: "TrustedHeads") -> None:
+    """Say how many heads were checked, and since when nothing was exported."""
+    form = _trusted_form(trusted)
+    text = f"began at the newest of {output.count(form['heads'], 'trusted head')}"
+    if trusted.at is not None:
+        text += f", last exported at {form['exported_at']}: what was decided later and cut off again is not seen"
+    output.write(text)
+    if trusted.unreadable:
+        output.write(f"left out: {output.count(trusted.unreadable, 'line')} that cannot be read, as a crash leaves")
 
 
 ARCHIVE_HELP = help_epilog(

@@ -7,8 +7,8 @@ import typer
 
 from ledger_sizer.cli import output
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.ledger_session import engine_at
-from ledger_sizer.cli.options import DatabaseUrl, Json
+from ledger_sizer.cli.ledger_session import engine_at, load_settings
+from ledger_sizer.cli.options import Create, DatabaseUrl, Json
 from ledger_sizer.model.errors import InvalidRequest
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def group() -> None:
     """
 
 
-def _migrate(engine: "Engine", move: Callable[[Any, str], None], revision: str) -> tuple[str | None, str | None]:
+def _migrate(engine: "Engine", move: Callable[[Any, str], object], revision: str) -> tuple[str | None, str | None]:
     """Run a migration. Returns the schema versions before and after it, None for no schema."""
     from alembic.util import CommandError
 
@@ -64,6 +64,7 @@ def _show_version(engine: "Engine", as_json: bool, before: str | None, after: st
 @db.command("upgrade", epilog=help_epilog("db upgrade", "db upgrade 0001", exits=NEVER_DENIED))
 def upgrade(
     revision: Annotated[str, typer.Argument(metavar="REVISION", help="Where to; the newest when not given.")] = "head",
+    create: Create = False,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
@@ -71,10 +72,13 @@ def upgrade(
 
     Stop the writers first when several versions of this program are in use.
     """
+    from functools import partial
+
     from ledger_sizer.storage.database import upgrade as migrate
 
+    rule = "always" if create else load_settings().ledger.create
     with engine_at(database_url, create=True) as engine:
-        before, after = _migrate(engine, migrate, revision)
+        before, after = _migrate(engine, partial(migrate, create=rule), revision)
         _show_version(engine, as_json, before, after)
     return 0
 
@@ -194,7 +198,7 @@ def copy(
     from ledger_sizer.verify.chain import heads_of
 
     with engine_at(source, read_only=True) as source_engine, engine_at(target, create=True) as target_engine:
-        migrate(target_engine.url)
+        migrate(target_engine.url, create=load_settings().ledger.create)
         heads = heads_of(source_engine)
         copy_rows(source_engine, target_engine, restore=archive_files_from(AppSettings()) if restore else None)
     return _verify_and_show(target, heads, as_json)
@@ -206,7 +210,7 @@ def _verify_and_show(url: str, heads: "Heads | None", as_json: bool) -> int:
     from ledger_sizer.cli.audit import show_report
     from ledger_sizer.cli.ledger_session import ledger_at
 
-    with ledger_at(url) as ledger:
+    with ledger_at(url) as ledger:  # which leaves no marker beside a backup
         report = ledger.verify()
     show_report(report, as_json)
     if heads is not None and dict(report.heads) != dict(heads):

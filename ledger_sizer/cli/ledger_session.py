@@ -24,14 +24,17 @@ if TYPE_CHECKING:
 def ledger_at(url: str | None, *, create: bool = False) -> Iterator["Ledger"]:
     """Open the ledger at `url`, or at the settings' URL, for the length of a `with` block.
 
-    create: whether to create a missing SQLite file. Only commands that may begin a ledger do. Any other command was
-    given a wrong path, and an empty ledger that answers "nothing open" would be the worst reply.
+    create: whether to create a missing SQLite file, as LEDGER_CREATE says. Only commands that may begin a ledger do.
+    Any other command was given a wrong path, and an empty ledger that answers "nothing open" would be the worst reply.
     """
     from ledger_sizer.ledger.ledger import Ledger
 
     settings = load_settings()
     target = resolve_database_url(url, settings, create=create)
+    if not create:
+        settings = with_ledger_settings(settings, create="never")
     with Ledger.open(target, settings=settings) as ledger:
+        note_created(target, created=ledger.created)
         yield ledger
 
 
@@ -55,9 +58,26 @@ def ledger_engine_at(url: str | None, *, create: bool = False) -> Iterator["Engi
 
     with engine_at(url, create=create) as engine:
         if create and is_sqlite(engine.url):
-            upgrade(engine.url)  # as `Ledger.open` does
+            # As `Ledger.open` does.
+            note_created(str(engine.url), created=upgrade(engine.url, create=load_settings().ledger.create))
         require_head(engine)
         yield engine
+
+
+def note_created(url: str, *, created: bool) -> None:
+    """Say that a command created a SQLite ledger: whoever expected an old one there has the wrong path."""
+    from ledger_sizer.storage.database import database_url, sqlite_path
+
+    if created:
+        output.note(f"created a new ledger at {Path(sqlite_path(database_url(url))).absolute()}")
+
+
+def with_ledger_settings(settings: "AppSettings", **changes: object) -> "AppSettings":
+    """Return the settings with other values of the section `ledger`."""
+    from ledger_sizer.config import LedgerSettings
+
+    ledger = LedgerSettings(**{**settings.ledger.model_dump(), **changes})
+    return settings.model_copy(update={"ledger": ledger})
 
 
 def load_settings() -> "AppSettings":
@@ -74,14 +94,15 @@ def resolve_database_url(url: str | None, settings: "AppSettings", *, create: bo
     """Return the URL of a command's database: `url`, or the settings'.
 
     Raises `InvalidRequest` for a URL that cannot be used. Without `create`, raises `Failure` for a missing SQLite
-    file.
+    file, and `LedgerMissing` where it was a ledger.
     """
-    from ledger_sizer.storage.database import database_url, is_sqlite
+    from ledger_sizer.storage.database import database_url, is_sqlite, sqlite_path
+    from ledger_sizer.storage.sqlite_start import Traces
 
     target = settings.ledger.database_url if url is None else url
     parsed = database_url(target)
-    path = parsed.database or ""
-    if not create and is_sqlite(parsed) and not path.startswith("file:") and not Path(path).exists():
+    if not create and is_sqlite(parsed) and not Path(path := sqlite_path(parsed)).exists():
+        Traces.of(path).require_none()
         hint = f"check --database-url, or create it: ledger-sizer db upgrade --database-url {shlex.quote(target)}"
         raise Failure("not_found", f"there is no ledger at {path!r}", hint=hint)
     return target

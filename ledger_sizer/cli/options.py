@@ -28,6 +28,9 @@ DatabaseUrl = Annotated[
         "else sqlite:///ledger.db.",
     ),
 ]
+Create = Annotated[
+    bool, typer.Option("--create", help="Create a SQLite ledger even where one was; as LEDGER_CREATE=always.")
+]
 Portfolio = Annotated[str, typer.Option("--portfolio", "-p", metavar="NAME", help="The pot of capital.")]
 AnyPortfolio = Annotated[str | None, typer.Option("--portfolio", "-p", metavar="NAME", help="One portfolio; else all.")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="A scope it counts in; repeatable.")]

@@ -8,7 +8,7 @@ import typer
 
 from ledger_sizer.cli import output
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.options import DatabaseUrl, Json
+from ledger_sizer.cli.options import Create, DatabaseUrl, Json
 
 if TYPE_CHECKING:
     from ledger_sizer.config import AppSettings
@@ -23,18 +23,21 @@ def serve(
     port: Annotated[
         int | None, typer.Option("--port", metavar="N", min=0, max=65535, help="Else SERVICE_PORT, else 8321; 0: any.")
     ] = None,
+    create: Create = False,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
     """Serve the ledger over HTTP until stopped by SIGTERM or Ctrl-C.
 
     Prints its address once it is ready. Stopping answers what was taken, and then exits. Without any API key (see
-    `ledger-sizer keys`) it listens to this machine only.
+    `ledger-sizer keys`) it listens to this machine only. A SQLite file that was a ledger and is gone is not created
+    anew without --create: an empty ledger would grant again what is held.
     """
+    from ledger_sizer.cli.ledger_session import note_created
     from ledger_sizer.config import AppSettings
     from ledger_sizer.telemetry import configure_logging
 
-    settings = _override_settings(AppSettings(), host, port, database_url)
+    settings = _override_settings(AppSettings(), host, port, database_url, create=create)
     configure_logging(settings.log_level)
 
     from prometheus_client import disable_created_metrics
@@ -47,6 +50,7 @@ def serve(
     log = get_logger("ledger_sizer.serve")
     disable_created_metrics()  # type: ignore[no-untyped-call]  # the library's default doubles the number of series
     with running_components(settings) as components, listen(settings.service) as listening:
+        note_created(settings.ledger.database_url, created=components.ledger.created)
         app = create_app(
             components.ledger,
             settings.service,
@@ -84,15 +88,17 @@ def _print_url(url: str, as_json: bool) -> None:
 
 
 def _override_settings(
-    settings: "AppSettings", host: str | None, port: int | None, database_url: str | None
+    settings: "AppSettings", host: str | None, port: int | None, database_url: str | None, *, create: bool
 ) -> "AppSettings":
     """Return the settings, with the values that the command line gives instead."""
-    from ledger_sizer.config import LedgerSettings, ServiceSettings
+    from ledger_sizer.cli.ledger_session import with_ledger_settings
+    from ledger_sizer.config import ServiceSettings
 
     service = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    changed: dict[str, object] = {}
     if service:
-        changed["service"] = ServiceSettings(**{**settings.service.model_dump(), **service})
-    if database_url is not None:
-        changed["ledger"] = LedgerSettings(**{**settings.ledger.model_dump(), "database_url": database_url})
-    return settings.model_copy(update=changed)
+        changed = ServiceSettings(**{**settings.service.model_dump(), **service})
+        settings = settings.model_copy(update={"service": changed})
+    ledger = {"database_url": database_url} if database_url is not None else {}
+    if create:
+        ledger["create"] = "always"
+    return with_ledger_settings(settings, **ledger) if ledger else settings

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from ledger_sizer.client.responses import NotUnderstood, Response, decision_of, results_of, value_of
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
-from ledger_sizer.model.domain import Exposure, HistoryFilters, Page, Position, require_history_filters
+from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, require_history_filters
 from ledger_sizer.model.errors import InvalidRequest, LedgerError
 from ledger_sizer.model.names import portfolio_name, split_position_id
 from ledger_sizer.model.overview import Overview, OverviewQuery
@@ -28,7 +28,7 @@ from ledger_sizer.wire.http_calls import batch_form, http_call_of
 from ledger_sizer.wire.overviews import overview_from_json, overview_query_to_params
 from ledger_sizer.wire.responses import (
     decision_from_json,
-    exposure_from_json,
+    exposure_page_from_json,
     heads_from_json,
     position_from_json,
 )
@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 BODY_BYTES_MAX = 1_000_000
 """Longest body of a batch call. By default the service reads up to 1 MiB."""
+
+_SCOPES_PER_CALL = 10_000
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
@@ -170,11 +172,36 @@ def _names(form: Any) -> list[str]:
 def exposure(portfolio: str = "main", as_of: int | datetime | None = None) -> Calls[Exposure]:
     """Cap, held, open, headroom and status of a portfolio and each of its scopes. `NotFound` if there is none.
 
-    as_of: a seq or an aware datetime. The exposure is then the sum of all decisions up to it.
+    as_of: a seq or an aware datetime. The exposure is then the sum of all decisions up to it. The whole and up to
+    10,000 scopes are of one moment, that of `seq`; where there are more, the others are read after it.
+    """
+    page: ExposurePage = yield from exposure_page(portfolio, as_of=as_of)
+    if page.cursor is None:
+        return page.exposure
+    page = yield from exposure_page(portfolio, as_of=as_of, limit=_SCOPES_PER_CALL)
+    found, scopes = page.exposure, [*page.exposure.scopes]
+    while page.cursor is not None:
+        seq = None if as_of is None else found.seq
+        page = yield from exposure_page(portfolio, as_of=seq, cursor=page.cursor, limit=_SCOPES_PER_CALL)
+        scopes += page.exposure.scopes[1:]  # without the whole
+    return replace(found, scopes=tuple(scopes))
+
+
+def exposure_page(
+    portfolio: str = "main",
+    *,
+    as_of: int | datetime | None = None,
+    dimension: str | None = None,
+    cursor: str | None = None,
+    limit: int | None = None,
+) -> Calls[ExposurePage]:
+    """The whole portfolio and a page of its other scopes by name, where it has very many.
+
+    dimension: only scopes of that tag name. cursor: of the page before. limit: 1 to 10,000; None for 1000.
     """
     path = f"/v1/portfolios/{portfolio_name(portfolio)}/exposure"
-    query = query_of(as_of=as_of)
-    found: Exposure = yield Call("GET", path, lambda reply: value_of(reply, exposure_from_json), query)
+    query = query_of(as_of=as_of, dimension=dimension, cursor=cursor, limit=limit)
+    found: ExposurePage = yield Call("GET", path, lambda reply: value_of(reply, exposure_page_from_json), query)
     return found
 
 

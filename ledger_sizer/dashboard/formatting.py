@@ -56,9 +56,9 @@ def bar(scope: ScopeExposure, width: int) -> tuple[int, int]:
     A part that is not empty has at least one unit. The bar is full exactly where there is no headroom.
     """
     used = int(share_of_cap(scope.exposure, scope) * width)
-    used = width if scope.headroom == 0 else min(max(used, bool(scope.open) + bool(scope.held)), width - 1)
-    opened = max(int(share_of_cap(scope.open, scope) * width), bool(scope.open))
-    opened = min(opened, used - bool(scope.held))
+    some_open, some_held = int(scope.open > 0), int(scope.held > 0)
+    used = width if scope.headroom == 0 else min(max(used, some_open + some_held), width - 1)
+    opened = min(max(int(share_of_cap(scope.open, scope) * width), some_open), used - some_held)
     return opened, used - opened if scope.exposure else 0
 
 

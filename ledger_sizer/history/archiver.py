@@ -29,6 +29,7 @@ from ledger_sizer.model.decisions import GENESIS_HASH
 from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
 from ledger_sizer.model.times import to_us
 from ledger_sizer.storage.database import Conflict, read_transaction, redacted_url, write_transaction
+from ledger_sizer.storage.sqlite_start import FILE_MODE
 from ledger_sizer.storage.tables import ArchiveRow, DecisionRow, PortfolioRow, PositionRow
 from ledger_sizer.storage.write_store import record_from_row
 from ledger_sizer.telemetry import get_logger
@@ -132,6 +133,7 @@ def _write_next_file(
     path = (folder / f"{name}-{first:012}-{last:012}.ndjson.gz").resolve()
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        partial.touch(FILE_MODE)  # as readable as the database whose rows it has
         with partial.open("wb") as file:
             ended = write_entries(file, head, _entries(connection, portfolio_id, name, first, last))
             file.flush()

@@ -17,6 +17,8 @@ from ledger_sizer.history.archive_files import ArchiveFiles, Manifest, manifests
 from ledger_sizer.model.decisions import GENESIS_HASH
 from ledger_sizer.model.errors import InvalidRequest, Unavailable
 from ledger_sizer.storage.database import is_sqlite, read_transaction, redacted_url, require_head, write_transaction
+from ledger_sizer.storage.sqlite_file import GuardedConnection
+from ledger_sizer.storage.sqlite_start import create_file
 from ledger_sizer.storage.tables import (
     ArchiveRow,
     Base,
@@ -37,7 +39,8 @@ _CHUNK = 500
 
 
 def backup_sqlite(engine: Engine, target: Path, progress: Progress | None = None) -> None:
-    """Copy one snapshot of a SQLite ledger that is in use into a new file. The file is complete or does not exist.
+    """Copy one snapshot of a SQLite ledger that is in use into a new file, which only its owner may read. The file is
+    complete or does not exist.
 
     Raises `InvalidRequest` for another database (PostgreSQL has pg_dump) and for a file that exists, `Unavailable` if
     one of them cannot be read or written.
@@ -52,18 +55,20 @@ def backup_sqlite(engine: Engine, target: Path, progress: Progress | None = None
     partial = target.with_name(f"{target.name}.partial")
     try:
         partial.unlink(missing_ok=True)
+        create_file(partial)
         with closing(sqlite3.connect(partial, isolation_level=None)) as target_file, engine.connect() as connection:
             connection.execute(select(PortfolioRow.id).limit(1))  # starts the snapshot that is backed up
             source = connection.connection.driver_connection
-            assert isinstance(source, sqlite3.Connection)
+            assert isinstance(source, GuardedConnection)
             # In a read transaction the pages do not change during the copy, so writers never make it start over.
             source.backup(
                 target_file, pages=_BACKUP_PAGES, progress=lambda _status, left, total: _report(progress, left, total)
             )
             target_file.execute("PRAGMA journal_mode = DELETE")  # one file, without -wal and -shm files
+            source.require_files()
             connection.rollback()
         partial.replace(target)
-    except (sqlite3.Error, DBAPIError, OSError) as error:
+    except (sqlite3.Error, DBAPIError, OSError, Unavailable) as error:
         raise Unavailable(f"cannot back up {redacted_url(engine.url)} to {target}: {error}") from None
     finally:
         partial.unlink(missing_ok=True)

@@ -36,6 +36,8 @@ _stdlib_log = logging.getLogger(__name__)
 
 _LEASE_LOST = "the lease of this work has passed to another, or ended; nothing more of it is written"
 
+_SLOW_ATTEMPT_SECONDS = 5
+
 Observe = Callable[[Sequence[DecisionRecord], float], None]
 """Called after every commit: the decisions recorded, and the seconds from the start of deciding to the commit."""
 
@@ -63,19 +65,47 @@ class Draft:
 class Committer:
     """Decides and stores the writer's batches. One thread may draft while another stores; other calls are exclusive.
 
-    now_us: the injected clock; returns None to use the database's clock. retries_max: retries of a batch before its
-    callers get `Busy` or `Unavailable`.
+    now_us: the injected clock; returns None to use the database's clock. retries_max, retry_seconds_max: retries of a
+    batch, and the time in which they begin, before its callers get `Busy` or `Unavailable`. closing: set when nothing
+    is to be retried any more.
     """
 
-    def __init__(self, store: WriteStore, policy: Policy, now_us: Callable[[], int | None], retries_max: int) -> None:
+    def __init__(
+        self,
+        store: WriteStore,
+        policy: Policy,
+        now_us: Callable[[], int | None],
+        *,
+        retries_max: int,
+        retry_seconds_max: float,
+    ) -> None:
         self.observe: Observe | None = None
+        self.closing = False
+        self._write_failed = False
         self._store = store
         self._policy = policy
         self._now_us = now_us
         self._retries_max = retries_max
+        self._retry_seconds_max = retry_seconds_max
+        self._attempt_began: float | None = None
         self._cache = StateCache()
         self._decide_lock = threading.RLock()
         """Guards the cache."""
+
+    @property
+    def attempt_seconds(self) -> float:
+        """How long the present attempt to store a batch has taken; 0 while there is none. Each attempt has an end."""
+        began = self._attempt_began
+        return 0 if began is None else time.monotonic() - began
+
+    @property
+    def writes_failed(self) -> bool:
+        """Whether the last write failed for the database's sake or waits for it. It may work again since."""
+        return self._write_failed or self.attempt_seconds > _SLOW_ATTEMPT_SECONDS
+
+    def forget_failure(self) -> None:
+        """Note that the database takes writes again."""
+        self._write_failed = False
 
     def draft(self, groups: Sequence[Group]) -> Draft | None:
         """Decide a batch on cached state. None where that is not enough: call `answer` when all before is stored."""
@@ -89,12 +119,15 @@ class Committer:
         """Store a draft of these groups, or decide and store them. After an interrupt (Ctrl-C) the outcome is unknown:
         a retry with the same keys gets it.
         """
+        self._attempt_began = time.monotonic()
         try:
             return self._answer_batch(groups, draft)
         except BaseException:
             self._cache.clear()
             self._store.reset()
             raise
+        finally:
+            self._attempt_began = None
 
     def _answer_batch(self, groups: Sequence[Group], draft: Draft | None) -> list[Answer]:
         """Store the draft; without one, or where that fails, decide, store and retry."""
@@ -117,6 +150,7 @@ class Committer:
     ) -> list[Answer]:
         own_hashes: frozenset[str] = frozenset()
         attempt = 0
+        retries_end = time.monotonic() + self._retry_seconds_max
         while True:
             if error is not None:
                 fault = self._roll_back(draft, error)
@@ -129,15 +163,18 @@ class Committer:
                     return [self._isolate(groups[0], error, may_be_stored=bool(own_hashes))]
                 if fault == "fenced":
                     return [LeaseLost(_LEASE_LOST)]
+                if fault in ("closed", "damaged"):
+                    return [_out_of_order(fault, error) for _ in groups]
                 if isinstance(error, ClockJumped):
                     return [ClockJumped(str(error)) for _ in groups]
                 if fault in ("conflict", "lost"):
                     attempt += 1
                     log.warning("ledger.retry", fault=fault, attempt=attempt, error=str(error).strip())
-                    if attempt > self._retries_max:
+                    if attempt > self._retries_max or self.closing or time.monotonic() > retries_end:
                         return [_busy_or_unavailable("lost" if own_hashes else fault, error) for _ in groups]
                     time.sleep(random.uniform(0.5, 1) * min(0.02 * 2**attempt, 1))
             draft = None
+            self._attempt_began = time.monotonic()
             try:
                 draft = self._decide(groups, own_hashes)
                 self._save(draft)
@@ -154,9 +191,10 @@ class Committer:
         if isinstance(error, ClockJumped):
             return "clock"
         fault = self._store.classify_error(error, locked=draft is None or draft.locked)
+        self._write_failed = fault != "moved"
         if fault == "moved" and draft is not None:
             self._cache.mark_contended(change.portfolio for change in draft.changes)
-        if fault == "lost":
+        if fault in ("lost", "damaged"):
             self._store.reset()
         return fault
 
@@ -195,6 +233,7 @@ class Committer:
 
     def _save(self, draft: Draft) -> None:
         self._store.write(draft.changes, locked=draft.locked)
+        self._write_failed = False
         recorded = draft.recorded
         if self.observe is not None:
             try:
@@ -220,7 +259,8 @@ class Committer:
         if may_be_stored:
             return _busy_or_unavailable("lost", error)
         log.error("ledger.refused", error=str(error).strip())
-        return InternalError(f"the command could not be stored, nothing was recorded: {str(error).strip()}")
+        told = "the command could not be stored, nothing was recorded"
+        return InternalError(f"{told}: {str(error).strip()}", told=f"{told}; the log says why")
 
 
 def _log_defects(results: Sequence[Sequence[Result]]) -> None:
@@ -230,8 +270,18 @@ def _log_defects(results: Sequence[Sequence[Result]]) -> None:
         log.error("ledger.command_failed", **defect.log_fields, exc_info=defect.__cause__)
 
 
+def _out_of_order(fault: str, error: Exception) -> LedgerError:
+    """Return the answer where no retry helps until a person has acted. Each caller gets an exception of its own."""
+    what = str(error).strip()
+    if fault == "closed":
+        return Unavailable(what)
+    log.error("ledger.damaged", error=what)
+    return Unavailable(f"the database is damaged: {what}; stop the service, restore a backup, verify it, start again")
+
+
 def _busy_or_unavailable(fault: str, error: Exception) -> LedgerError:
     what = str(error).strip()
     if fault == "conflict":
-        return Busy(f"the database is contended: {what}; nothing was recorded, retry with the same key")
+        rest = "nothing was recorded, retry with the same key"
+        return Busy(f"the database is contended: {what}; {rest}", told=f"the database is contended; {rest}")
     return Unavailable(f"the database is away: {what}; retry with the same key, it settles what happened")

@@ -7,7 +7,9 @@ Writes go through one writer with group commit. Reads have their own connections
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+import secrets
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +28,7 @@ from ledger_sizer.ledger.writer import Writer
 from ledger_sizer.model.choices import ExportForm
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
-from ledger_sizer.model.domain import Exposure, HistoryFilters, Page, Position, VerifyReport
+from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, VerifyReport
 from ledger_sizer.model.errors import Closed, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.times import from_us, time_text, to_us
@@ -35,13 +37,13 @@ from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
 from ledger_sizer.storage.clock import ClockGuard, ClockJump, ClockJumped, read_clock
-from ledger_sizer.storage.database import SCHEMA_HEAD, is_sqlite, make_engine, require_head, schema_version, upgrade
-from ledger_sizer.storage.leases import fence_var
-from ledger_sizer.storage.write_store import WriteStore
+from ledger_sizer.storage.database import is_sqlite, make_engine, prepare_sqlite, require_head
+from ledger_sizer.storage.leases import fence_var, probe_write
+from ledger_sizer.storage.write_store import WriteStore, expiries_per_portfolio
 from ledger_sizer.telemetry import get_logger, request_id_var
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AsyncVerbs, Verbs
-from ledger_sizer.verify.chain import Heads, Progress, heads_of, verify
+from ledger_sizer.verify.chain import Head, Heads, Progress, heads_of, verify
 from ledger_sizer.views.exposure_series import BlockExtremes
 from ledger_sizer.views.overview_query import read_overview
 from ledger_sizer.views.queries import Queries
@@ -51,6 +53,12 @@ log = get_logger(__name__)
 
 T = TypeVar("T")
 Clock = Callable[[], datetime]
+
+_JUMP_STANDS_SECONDS = 60
+"""A jump of the clock that stood this long does not end by itself. A restart mends it, which trusts the new time."""
+
+_SWEEP_REST_SECONDS_MAX = 0.1
+"""Longest rest between two slices of a sweep."""
 
 
 def _open_store(engine: Engine, settings: AppSettings, guard: ClockGuard) -> WriteStore:
@@ -74,6 +82,8 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         self, url: str, settings: AppSettings, clock: Clock | None, *, guard: ClockGuard | None = None
     ) -> None:
         """Use `Ledger.open`. guard: replaced by tests, which set both clocks that it compares."""
+        self.created = False
+        """Whether `open` created the SQLite file."""
         self.settings = settings
         self._clock = clock
         self._guard = guard or ClockGuard(settings.ledger.clock_jump_seconds)
@@ -85,7 +95,13 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         self._files = archive_files_from(settings)
         self._queries = Queries(self._read_engine, self._files)
         self._resolver = InstrumentResolver(self._read_engine)
-        self._committer = Committer(self._store, self._policy, self._now_us, settings.ledger.retries_max)
+        self._committer = Committer(
+            self._store,
+            self._policy,
+            self._now_us,
+            retries_max=settings.ledger.retries_max,
+            retry_seconds_max=2 * settings.ledger.server_timeout_seconds,
+        )
         self._writer = Writer(
             self._committer,
             batch_size_max=settings.ledger.batch_size_max,
@@ -93,6 +109,7 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
             name="ledger-writer",
             on_stop=self._store.close,
         )
+        self._probe_name = f"probe of writes {secrets.token_hex(8)}"
         self._closed = False
 
     @classmethod
@@ -100,21 +117,22 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         """Open a ledger.
 
         url: `sqlite:///FILE` or `postgresql://user@host/name`; the settings' `database_url` when None. A SQLite file
-        is created and migrated as needed. An outdated PostgreSQL schema is refused with the command to run.
+        is migrated as needed, and created as `LEDGER_CREATE` says: by default where no ledger was before. An outdated
+        PostgreSQL schema is refused with the command to run.
         settings: read from the environment when None. clock: returns an aware UTC datetime; None takes this machine's
         clock for SQLite, and for PostgreSQL the server's clock, which all hosts share.
-        Raises `InvalidRequest`, `SchemaOutdated`, `Unavailable`.
+        Raises `InvalidRequest`, `NotFound` (`LedgerMissing`: the SQLite file is gone), `SchemaOutdated`, `Unavailable`.
         """
         settings = settings or AppSettings()
         url = settings.ledger.database_url if url is None else url
-        engine = make_engine(url, settings.ledger, read_only=True)  # reading the version must not wait for writers
+        engine = make_engine(url, settings.ledger, read_only=True)
         try:
-            if is_sqlite(engine.url) and (schema_version(engine) or "") < SCHEMA_HEAD:
-                upgrade(engine.url)
+            created = is_sqlite(engine.url) and prepare_sqlite(engine, settings.ledger.create)
             require_head(engine)
         finally:
             engine.dispose()
         ledger = cls(url, settings, clock)
+        ledger.created = created
         if clock is None:
             ledger._check_clock_at_open()
         return ledger
@@ -156,13 +174,32 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
     def sweep(self, portfolio: str | None = None) -> int:
         """Expire the overdue holds of one portfolio, or of all. Return how many were freed.
 
-        Every write batch does this for its portfolios; a sweep is for portfolios that nobody writes to.
+        Every write batch frees a bounded number in its portfolios. A sweep frees all, also where nobody writes.
         """
-        if portfolio is None:
-            names = self._reads.portfolios_with_expired(self._read_clock())
-        else:
-            names = [self._reads.require(portfolio)]
-        return sum(len(self._writer.answer(Group((), sweep=name))) for name in names)
+        if portfolio is not None:
+            self._reads.require(portfolio)
+        return sum(self.sweep_in_slices(portfolio))
+
+    def sweep_in_slices(self, portfolio: str | None = None) -> Iterator[int]:
+        """Do what `sweep` does step by step: yield after each commit how many holds it freed. Stop when you like.
+
+        Each round frees a slice of every portfolio that has more to free, so that none waits for another's. Between two
+        slices it rests for as long as the last one took: SQLite has no queue for its lock, and another process would
+        hardly ever get it.
+        """
+        names = self._reads.portfolios_with_expired(self._read_clock()) if portfolio is None else [portfolio]
+        rest_seconds = 0.0
+        while names:
+            with_more = []
+            for name in names:
+                time.sleep(rest_seconds)
+                started = time.perf_counter()
+                freed = len(self._writer.answer(Group((), sweep=name)))
+                rest_seconds = min(time.perf_counter() - started, _SWEEP_REST_SECONDS_MAX)
+                if freed >= expiries_per_portfolio(1):  # the writer takes a sweep alone, so this was a whole slice
+                    with_more.append(name)
+                yield freed
+            names = with_more
 
     @property
     def _reads(self) -> Queries:
@@ -183,6 +220,13 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         as_of: a seq or an aware datetime; the exposure is then summed over all decisions up to it, each read once.
         """
         return self._reads.exposure(portfolio, as_of)
+
+    def exposure_page(self, portfolio: str = "main", **filters: Any) -> ExposurePage:
+        """Return the whole and a page of the other scopes, where a portfolio has very many.
+
+        Filters: as_of=, dimension=, cursor=, limit= (see `Queries.exposure_page`).
+        """
+        return self._reads.exposure_page(portfolio, **filters)
 
     def position(self, position_id: str) -> Position:
         """Return one position by its name. Raise `NotFound`."""
@@ -234,14 +278,20 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         return heads_of(self._reads.engine, portfolio)
 
     def verify(
-        self, portfolio: str | None = None, progress: Progress | None = None, *, since: Heads | None = None
+        self,
+        portfolio: str | None = None,
+        progress: Progress | None = None,
+        *,
+        since: Heads | None = None,
+        kept: Mapping[str, Collection[Head]] | None = None,
     ) -> VerifyReport:
         """Check the audit chain from its start and recompute every counter from the position rows.
 
         Reads one snapshot and the archive files. progress: called now and then with (decisions done, decisions in
-        all). since: trusted heads (from `heads`) to start at; each must still be in its chain.
+        all). since: trusted heads (from `heads`) to start at; each must still be in its chain. kept: more trusted
+        heads, by portfolio, which must be in it too.
         """
-        return verify(self._reads.engine, portfolio, progress, since=since, files=self._files)
+        return verify(self._reads.engine, portfolio, progress, since=since, kept=kept, files=self._files)
 
     def archive(
         self, before: datetime, folder: str | Path | None = None, portfolio: str | None = None
@@ -272,9 +322,34 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         self._committer.observe = observe
 
     @property
+    def writes_failed(self) -> bool:
+        """Whether the database failed the last write, or leaves it waiting. `probe_writes` tells how it is now."""
+        return self._committer.writes_failed
+
+    def probe_writes(self) -> None:
+        """Commit a small write of no meaning; where it works, `writes_failed` ends. Raises `Unavailable`."""
+        self._writer.require_own_process()
+        probe_write(self._write_engine, self._probe_name)
+        self._committer.forget_failure()
+
+    @property
     def pending(self) -> int:
         """Commands accepted and not yet answered."""
         return self._writer.pending
+
+    @property
+    def restart_reasons(self) -> dict[str, str]:
+        """What keeps this process from answering until it is restarted, by the part concerned; empty while it works."""
+        reasons = {}
+        if not self._writer.alive and not self._closed:
+            reasons["writer"] = "the writer's thread has ended"
+        seconds, seconds_max = self._committer.attempt_seconds, 6 * self.settings.ledger.server_timeout_seconds
+        if seconds > seconds_max:
+            reasons["writer"] = f"one commit has taken {seconds:.0f} s; it should end within {seconds_max} s"
+        jump = self.clock_jump
+        if jump is not None and jump.stood_seconds >= _JUMP_STANDS_SECONDS:
+            reasons["clock"] = str(jump)
+        return reasons
 
     @property
     def clock_jump(self) -> ClockJump | None:
@@ -294,6 +369,7 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         if self._closed:
             return
         self._closed = True
+        self._committer.closing = True
         if not self._writer.close(self.settings.ledger.close_timeout_seconds):
             log.error("ledger.close_timeout", pending=self._writer.pending)
         # In a forked child the sockets belong to the parent: drop them without ending its sessions.

@@ -112,6 +112,11 @@ class Writer(Generic[D]):
         return self._pid == os.getpid()
 
     @property
+    def alive(self) -> bool:
+        """Whether both threads run. They end only after `close`, or by a defect."""
+        return self._thread.is_alive() and self._store_thread.is_alive()
+
+    @property
     def pending(self) -> int:
         """Commands accepted and not yet answered."""
         return self._pending
@@ -303,7 +308,8 @@ class Writer(Generic[D]):
             if self._inline_caller is not None and not isinstance(error, Exception):
                 raise  # Ctrl-C in an inline caller's thread is meant for the caller
             log.exception("ledger.batch_failed")
-            return [InternalError(f"the batch met a defect: {error!r}; retry with the same key")] * len(groups)
+            told = "the batch met a defect; retry with the same key"
+            return [InternalError(f"{told}: {error!r}", told=told)] * len(groups)
 
     def _drop_closed_loops(self) -> None:
         """Drop the outboxes of closed loops: they are never flushed, and nobody waits for the answers."""
@@ -313,7 +319,10 @@ class Writer(Generic[D]):
                 outbox.clear()
 
     def _take_batch(self) -> list[_QueuedGroup]:
-        """Take up to batch_size_max queued commands, half of them when busy. A larger group is taken alone, whole."""
+        """Take up to batch_size_max queued commands, half of them when busy.
+
+        A larger group is taken alone, whole. So is a sweep: it frees as many holds as a batch has commands.
+        """
         self._busy_batches = self._busy_batches + 1 if self._concurrency >= 2 * _PIPELINE_COMMANDS_MIN else 0
         size_max = self._batch_size_max
         if self._busy_batches >= _BUSY_BATCHES_MIN:
@@ -321,9 +330,12 @@ class Writer(Generic[D]):
         self._concurrency -= self._concurrency // 16
         batch = [self._queue.popleft()]
         size = _command_count(batch[0].group)
-        while self._queue and size + _command_count(self._queue[0].group) <= size_max:
+        while self._queue and batch[0].group.sweep is None and self._queue[0].group.sweep is None:
+            next_size = _command_count(self._queue[0].group)
+            if size + next_size > size_max:
+                break
             batch.append(self._queue.popleft())
-            size += _command_count(batch[-1].group)
+            size += next_size
         self._queued_commands -= size
         return batch
 

@@ -13,6 +13,8 @@ Side = Literal["buy", "sell"]
 Role = Literal["read", "trade", "admin"]
 """In ascending order: each role may do what the ones before it may; `admin` may do everything."""
 ExportForm = Literal["csv", "ndjson"]
+LedgerCreation = Literal["new", "never", "always"]
+"""When a SQLite ledger that is not there is created. `new`: where none was before. `always`: even where one was."""
 
 DriftKind = Literal[
     "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",

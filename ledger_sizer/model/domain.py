@@ -268,6 +268,17 @@ class HistoryFilters(TypedDict, total=False):
     ascending: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ExposurePage:
+    """A part of a portfolio's exposure: the whole portfolio, on every page, and some of its scopes by name.
+
+    cursor: continues it; None after the last.
+    """
+
+    exposure: Exposure
+    cursor: str | None
+
+
 def require_history_filters(given: Mapping[str, object]) -> None:
     """Raise `TypeError` for an unknown filter, as Python does for an unknown keyword."""
     known = HistoryFilters.__annotations__

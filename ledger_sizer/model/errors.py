@@ -30,6 +30,17 @@ class LedgerError(Exception):
     retryable: ClassVar[bool] = False
     granted: ClassVar[bool] = False
     outcome: ClassVar[str] = "error"
+    told_always: ClassVar[str | None] = None
+    """What is told instead of every message of this class that was not given as `told`."""
+
+    def __init__(self, message: str = "", *, told: str | None = None) -> None:
+        super().__init__(message)
+        self._told = told
+
+    @property
+    def told(self) -> str:
+        """What a caller over HTTP is told. The message may also name the database's address; that is for the log."""
+        return self._told or self.told_always or str(self)
 
     @property
     def reason(self) -> str:
@@ -100,10 +111,14 @@ class Busy(LedgerError):
 
 
 class Unavailable(LedgerError):
-    """The database is unreachable, or a commit's outcome is unknown. A retry with the same key gets the outcome."""
+    """The database is unreachable, or a commit's outcome is unknown. A retry with the same key gets the outcome.
+
+    Over HTTP its message is told only where it is given as `told` too: most are a driver's and name hosts and files.
+    """
 
     code = "unavailable"
     retryable = True
+    told_always: ClassVar[str | None] = "the database is away; retry with the same key, it settles what happened"
 
 
 class Closed(LedgerError):
@@ -116,6 +131,7 @@ class SchemaOutdated(LedgerError):
     """The database's schema is not the one this version needs. The message names the command to run."""
 
     code = "schema_outdated"
+    told_always = "the database's schema is not the one that this version needs"
 
 
 class InternalError(LedgerError):

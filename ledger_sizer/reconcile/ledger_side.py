@@ -193,8 +193,8 @@ def ledger_side_of(
     accounts: those of this run. At a venue with one account a position need not name it (tag `account`).
     seq_before: newest seq before the fetch; what changed later is `moving`. settled_us: what changed after this time is
     `settling`. expired_us: holds that expired before this time are ignored. now_us: a hold that is overdue by then
-    counts as expired: the next write frees it. A change at a time still to come was dated by a wrong clock and counts
-    as settled: its market would else not be judged until that time. budgets_usd: of expired holds, by number.
+    counts as expired: a write or a sweep frees it. A change at a time still to come was dated by a wrong clock and
+    counts as settled: its market would else not be judged until that time. budgets_usd: of expired holds, by number.
     partial_closes: the quantity recently closed of positions that are still open, by number; all other positions
     changed as a whole.
     """

@@ -35,6 +35,10 @@ def enqueue_alerts(
     ]
     if run.outcome != "good":
         alerts.append((f"run-{run.id}", {"event": "run_failed", "run": run_to_json(run)}))
-    if alerts:
-        rows = [{"delivery": name, "body": json.dumps(body), "attempts": 0, "due_us": 0} for name, body in alerts]
-        connection.execute(insert(AlertRow), rows)
+    for name, body in alerts:
+        enqueue_event(connection, name, json.dumps(body))
+
+
+def enqueue_event(connection: Connection, delivery: str, body: str) -> None:
+    """Store one delivery. delivery: its idempotency key. body: JSON."""
+    connection.execute(insert(AlertRow), {"delivery": delivery, "body": body, "attempts": 0, "due_us": 0})

@@ -184,7 +184,7 @@ class Reconciler:
     def _has_expiring_trust(self, portfolio: str) -> bool:
         """Whether grants in the portfolio require a recent reconciliation."""
         try:
-            return self._ledger.exposure(portfolio).whole.fresh_until is not None
+            return self._ledger.exposure_page(portfolio, limit=1).exposure.whole.fresh_until is not None
         except LedgerError:
             return False
 

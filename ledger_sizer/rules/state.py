@@ -96,7 +96,8 @@ class PortfolioState:
     """One portfolio: chain head, the scopes and positions that the batch needs, and the records of its keys.
 
     loaded_seq, loaded_hash: the head before the batch. scopes_known: names whose row, or absence, is known.
-    next_expiry_us: no hold outside `positions` expires before this time. may_expire: whether `positions` may have
+    next_expiry_us: no hold outside `positions` expires before this time; if it has passed, more holds are overdue than
+    were loaded. may_expire: whether `positions` may have
     overdue holds; False for a cached state, which is used only while it has none.
     """
 

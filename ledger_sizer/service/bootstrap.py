@@ -18,6 +18,7 @@ from ledger_sizer.reconcile.alerts import Alerts
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.reconcile.worker_process import WorkerInspector
 from ledger_sizer.service.api_keys import KeyRing
+from ledger_sizer.service.head_export import HeadExport
 from ledger_sizer.service.jobs import Jobs, archive, reconciliation, sweep
 from ledger_sizer.service.metrics import Metrics
 from ledger_sizer.service.tracing import Tracing, start_tracing
@@ -75,9 +76,14 @@ def running_components(
         stack.callback(alerts.close)
         reconciler = Reconciler(ledger, writes, inspector, settings, observe=[alerts.observe])
         jobs = Jobs(writes, settings.service.lease_seconds, metrics)
-        jobs.every("sweep", settings.service.sweep_interval_seconds, partial(sweep, ledger), at_start=False)
+        jobs.every(
+            "sweep", settings.service.sweep_interval_seconds, partial(sweep, ledger, jobs.may_go_on), at_start=False
+        )
         if settings.ledger.archive_after_days:
             jobs.every("archive", settings.ledger.archive_interval_seconds, partial(archive, ledger), at_start=False)
+        heads = HeadExport(ledger, writes, settings, metrics)
+        if heads.wanted:
+            jobs.every("heads", settings.service.heads_interval_seconds, heads)
         if settings.reconcile.enabled:
             jobs.every("reconcile", settings.reconcile.interval_seconds, reconciliation(reconciler))
         for account in {account.venue: account for account in reversed(inspector.accounts)}.values():

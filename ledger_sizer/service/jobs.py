@@ -41,10 +41,12 @@ class Jobs:
         self._lease: Lease | None = None
         self._lease_asked_at = float("-inf")
         self._lock = threading.Lock()
+        self._stopping = threading.Event()
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
         self._scheduler = BackgroundScheduler(
             timezone="UTC",
-            executors={"default": ThreadPoolExecutor(2)},
+            # A long sweep and a long archiving must not keep the reconciliation waiting.
+            executors={"default": ThreadPoolExecutor(3)},
             job_defaults={"max_instances": 1, "coalesce": True, "misfire_grace_time": 30},
         )
 
@@ -75,6 +77,7 @@ class Jobs:
 
     def stop(self) -> None:
         """Wait for running jobs, start no more, and release the lease to another replica."""
+        self._stopping.set()
         if self._scheduler.running:
             self._scheduler.shutdown(wait=True)
         with self._lock:
@@ -85,6 +88,13 @@ class Jobs:
                 release_lease(self._engine, lease)
             except LedgerError as error:
                 log.info("jobs.lease_left_to_end", error=str(error))
+
+    def may_go_on(self) -> bool:
+        """Whether a long job should do its next step: nobody stops the jobs, and this replica still holds the lease.
+
+        Ask it between the steps: that also prolongs the lease.
+        """
+        return not self._stopping.is_set() and self.lease() is not None
 
     def lease(self) -> Lease | None:
         """Return this replica's lease; None while another replica holds it.
@@ -104,11 +114,17 @@ class Jobs:
             return self._lease
 
 
-def sweep(ledger: Ledger) -> None:
-    """Free expired holds."""
-    freed = ledger.sweep()
-    if freed:
-        log.info("jobs.swept", freed=freed)
+def sweep(ledger: Ledger, may_go_on: Callable[[], bool]) -> None:
+    """Free expired holds, in slices, while `may_go_on`."""
+    freed = 0
+    try:
+        for slice_freed in ledger.sweep_in_slices():
+            freed += slice_freed
+            if not may_go_on():
+                break
+    finally:
+        if freed:
+            log.info("jobs.swept", freed=freed)
 
 
 def archive(ledger: Ledger) -> None:

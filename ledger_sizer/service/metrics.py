@@ -2,16 +2,21 @@
 
 Counters and histograms are updated by this process. Exposure is read from the database at each scrape, so that every
 replica shows the same values.
+
+A key that is bound to portfolios sees the samples that name one of them, and the families of `ABOUT_NO_PORTFOLIO`. What
+is neither is left out, so that a family added later tells nobody of others' portfolios.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import Engine, Select, func, or_, select, text
+from sqlalchemy import ColumnElement, Engine, Select, func, or_, select, text
 
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.command_base import TTL_SECONDS_MAX
@@ -28,6 +33,14 @@ from ledger_sizer.views.queries import scope_exposure
 
 SCOPES_MAX = 2000
 """Most scopes in one scrape, the largest exposures first; `ledger_scopes_left_out` counts the rest."""
+
+ABOUT_NO_PORTFOLIO = frozenset(
+    ("ledger_database_up", "ledger_scopes_left_out", "ledger_queue_depth", "ledger_queue_size_max",
+     "ledger_jobs_leader", "ledger_job_runs", "ledger_event_streams", "ledger_clock_ahead_seconds",
+     "ledger_clock_jump_seconds")
+)  # fmt: skip
+"""Families without a `portfolio` label that a key bound to portfolios may see. Not counts of decisions, commits and
+requests: they tell when others trade. `ledger_scopes_left_out` counts the scopes that the caller may see."""
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -49,6 +62,10 @@ class Metrics:
         )
         self.job_runs = Counter("ledger_job_runs", "Runs of scheduled jobs.", ["job", "result"], **own)
         self.leader = Gauge("ledger_jobs_leader", "1 while this replica runs the scheduled jobs.", **own)
+        self.heads_exported = Gauge(
+            "ledger_heads_exported_timestamp_seconds", "When this process last exported the chain heads; 0: never.",
+            **own,
+        )  # fmt: skip
         self.requests = Counter("ledger_http_requests", "HTTP requests answered.", ["method", "route", "status"], **own)
         self.request_seconds = Histogram(
             "ledger_http_request_seconds", "From the request's head to the end of its answer.", ["route"],
@@ -58,6 +75,7 @@ class Metrics:
         self._request_children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._decision_children: dict[tuple[str, str, str | None], Counter] = {}
         self.event_streams = Gauge("ledger_event_streams", "Event streams open now.", **own)
+        self._exposure_engine: Engine | None = None
 
     def count_commit(self, records: Sequence[DecisionRecord], seconds: float) -> None:
         """Count one committed batch. Assigned to `Ledger.observe`."""
@@ -90,28 +108,54 @@ class Metrics:
         depth.set_function(lambda: ledger.pending)
         room = Gauge("ledger_queue_size_max", "Commands the queue holds; then 503.", registry=self.registry)
         room.set(ledger.settings.ledger.queue_size_max)
+        self._exposure_engine = engine
         jump = Gauge(
             "ledger_clock_jump_seconds",
             "A jump of the clock that is refused; below zero: back.",
             registry=self.registry,
         )
         jump.set_function(lambda: 0 if ledger.clock_jump is None else ledger.clock_jump.seconds)
-        self.registry.register(ExposureCollector(engine))
 
-    def text(self) -> bytes:
-        """Return the exposition for a scrape. Reads the database: do not call it on the event loop."""
-        return generate_latest(self.registry)
+    def text(self, portfolios: Sequence[str] | None = None) -> bytes:
+        """Return the exposition for a scrape. Reads the database: do not call it on the event loop.
+
+        portfolios: the only ones that the caller may see; None for all.
+        """
+        return generate_latest(_Scrape(self._collectors(portfolios), portfolios))
+
+    def _collectors(self, portfolios: Sequence[str] | None) -> list[Any]:
+        engine = self._exposure_engine
+        return [self.registry] if engine is None else [self.registry, ExposureCollector(engine, portfolios)]
+
+
+class _Scrape:
+    """What one caller may see of some collectors, in the form that `generate_latest` reads."""
+
+    def __init__(self, collectors: Sequence[Any], portfolios: Sequence[str] | None) -> None:
+        self._collectors = collectors
+        self._portfolios = None if portfolios is None else frozenset(portfolios)
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families, with only the caller's samples."""
+        for collector in self._collectors:
+            for family in collector.collect():
+                if self._portfolios is None or family.name in ABOUT_NO_PORTFOLIO:
+                    yield family
+                elif own := [one for one in family.samples if one.labels.get("portfolio") in self._portfolios]:
+                    shown = copy(family)
+                    shown.samples = own
+                    yield shown
 
 
 class ExposureCollector(Collector):
-    """Collects from the database: exposure by portfolio and scope, age of the oldest hold, drifts, reconciliation."""
+    """Collects from the database: exposure by portfolio and scope, age of the oldest hold, drifts, reconciliation.
 
-    def __init__(self, engine: Engine) -> None:
+    portfolios: the only ones to read, so that `SCOPES_MAX` counts no others; None for all.
+    """
+
+    def __init__(self, engine: Engine, portfolios: Sequence[str] | None = None) -> None:
         self._engine = engine
-
-    def describe(self) -> Iterable[GaugeMetricFamily]:
-        """Return nothing, because registering must not need the database."""
-        return []
+        self._portfolios = portfolios
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Collect for one scrape. Without the database only `ledger_database_up` 0 is shown, no outdated exposure."""
@@ -126,7 +170,12 @@ class ExposureCollector(Collector):
         yield up
         yield from families
 
+    def _own(self, name: Any) -> tuple[ColumnElement[bool], ...]:
+        """Return the condition that a portfolio's name is one of the caller's."""
+        return () if self._portfolios is None else (name.in_(self._portfolios),)
+
     def _read(self) -> Iterator[GaugeMetricFamily]:
+        own = self._own(PortfolioRow.name)
         scopes = (
             select(PortfolioRow.name, *ScopeRow.__table__.columns)
             .join_from(PortfolioRow, ScopeRow, ScopeRow.portfolio_id == PortfolioRow.id)
@@ -134,14 +183,21 @@ class ExposureCollector(Collector):
                 (ScopeRow.scope != PORTFOLIO_SCOPE), (ScopeRow.held_e8 + ScopeRow.open_e8).desc(),
                 PortfolioRow.name, ScopeRow.scope,
             )
+            .where(*own)
             .limit(SCOPES_MAX)
         )  # fmt: skip
+        count = select(func.count()).select_from(ScopeRow)
+        if own:
+            count = count.join(PortfolioRow, ScopeRow.portfolio_id == PortfolioRow.id).where(*own)
+        newest = select(PortfolioRow.name, PortfolioRow.last_seq).where(*own).order_by(PortfolioRow.last_us.desc())
+        newest = newest.limit(SCOPES_MAX)
         with read_transaction(self._engine) as connection:
             rows = connection.execute(scopes).all()
-            total = connection.execute(select(func.count()).select_from(ScopeRow)).scalar() or 0
+            total = connection.execute(count).scalar() or 0
+            heads = connection.execute(newest).all()
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
-            holds = connection.execute(_holds(now_us)).all()
-            newest_us = connection.execute(select(func.max(PortfolioRow.last_us))).scalar() or 0
+            holds = connection.execute(_holds(now_us).where(*own)).all()
+            newest_us = connection.execute(select(func.max(PortfolioRow.last_us)).where(*own)).scalar() or 0
         gauges = {
             name: GaugeMetricFamily(f"ledger_{name}_usd", text, labels=["portfolio", "scope"])
             for name, text in _EXPOSURE_GAUGES.items()
@@ -180,14 +236,24 @@ class ExposureCollector(Collector):
         ahead = GaugeMetricFamily("ledger_clock_ahead_seconds", "How far the newest decision is ahead of the clock.")
         ahead.add_metric([], max(newest_us - now_us, 0) // 1000 / 1000)  # SQLite's clock shows whole milliseconds
         yield ahead
+        seqs = GaugeMetricFamily(
+            "ledger_head_seq", "Decisions in a portfolio's chain; of those that decided last.", labels=["portfolio"]
+        )
+        for portfolio, seq in heads:
+            seqs.add_metric([portfolio], seq)
+        yield seqs
         yield from self._reconciliation(now_us)
 
     def _reconciliation(self, now_us: int) -> Iterator[GaugeMetricFamily]:
         labels = (DriftRow.portfolio, DriftRow.kind, DriftRow.state)
-        unresolved = select(*labels, func.count()).where(DriftRow.state != "resolved").group_by(*labels)
+        unresolved = (
+            select(*labels, func.count())
+            .where(DriftRow.state != "resolved", *self._own(DriftRow.portfolio))
+            .group_by(*labels)
+        )
         good = (
             select(ReconciliationRow.portfolio, func.max(ReconciliationRow.started_us))
-            .where(ReconciliationRow.outcome == "good")
+            .where(ReconciliationRow.outcome == "good", *self._own(ReconciliationRow.portfolio))
             .group_by(ReconciliationRow.portfolio)
         )
         with read_transaction(self._engine) as connection:

@@ -29,6 +29,8 @@ _QUICK_US = 1_000_000
 class ClockJumped(Unavailable):
     """The clock jumped, so nothing is decided. Retry with the same key: it works again once the clock is right."""
 
+    told_always = None
+
 
 @dataclass(frozen=True, slots=True)
 class ClockJump:

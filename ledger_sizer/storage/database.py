@@ -1,8 +1,4 @@
-"""Opens each kind of database, migrates it, and reads from it. Only this file knows how an engine is set up.
-
-SQLite: WAL, `synchronous=FULL` (an acknowledged commit survives power loss), foreign keys on, and no implicit
-transactions from the driver, whose deferred BEGIN lets two writers read the same headroom. PostgreSQL: psycopg 3.
-"""
+"""Opens each kind of database, migrates it, and reads from it."""
 
 import threading
 from collections.abc import Iterator, Mapping
@@ -20,7 +16,6 @@ from sqlalchemy import (
     Select,
     Text,
     create_engine,
-    event,
     inspect,
     text,
 )
@@ -32,16 +27,17 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import NullType
 
 from ledger_sizer.config import LedgerSettings
+from ledger_sizer.model.choices import LedgerCreation
 from ledger_sizer.model.errors import InvalidRequest, SchemaOutdated, Unavailable
+from ledger_sizer.storage import sqlite_start
+from ledger_sizer.storage.postgresql_url import connect_parameters, with_host_list
+from ledger_sizer.storage.sqlite_file import NoDatabaseFile, make_sqlite_engine
+from ledger_sizer.telemetry import get_logger
+
+log = get_logger(__name__)
 
 SCHEMA_HEAD = "0009"
 """The newest migration. Written here so that opening a ledger need not import Alembic; a test keeps it true."""
-
-_SQLITE_CACHE_KIB = 64 * 1024
-_SQLITE_CHECKPOINT_PAGES = 2000
-"""8 MiB of log between checkpoints: many commits share the copying of a hot page, and a checkpoint is short enough to
-stay out of the slowest 1 % of calls.
-"""
 
 _migration_lock = threading.Lock()
 """Alembic keeps its state in globals, so threads take turns. Between processes, the database's own lock does that."""
@@ -52,8 +48,8 @@ _DRIVERS = {"sqlite": "sqlite+pysqlite", "postgresql": "postgresql+psycopg"}
 def database_url(value: str) -> URL:
     """Parse a database URL and set the driver. Raises `InvalidRequest` for a database that cannot store a ledger."""
     try:
-        url = make_url(value)
-    except ArgumentError:
+        url = make_url(with_host_list(value))
+    except (ArgumentError, ValueError):
         raise InvalidRequest(
             "database_url cannot be parsed; write sqlite:///ledger.db or postgresql://user@host/name",
             field="database_url",
@@ -68,6 +64,11 @@ def database_url(value: str) -> URL:
             "database_url: a ledger must outlive its process; name a file, as in sqlite:///ledger.db",
             field="database_url",
         )
+    if url.get_backend_name() == "sqlite" and (url.query or str(url.database).startswith("file:")):
+        raise InvalidRequest(
+            "database_url: name the SQLite file by its path only, without parameters, as in sqlite:///ledger.db",
+            field="database_url",
+        )
     return url.set(drivername=driver)
 
 
@@ -76,47 +77,39 @@ def is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
-def make_engine(value: str | URL, settings: LedgerSettings | None = None, *, read_only: bool = False) -> Engine:
-    """Make an engine for a ledger's database. `read_only` connections cannot write, whatever SQL they are given."""
+def sqlite_path(url: URL) -> str:
+    """Return the path of a SQLite URL's file."""
+    assert url.database is not None, "`database_url` refuses a URL without a file"
+    return url.database
+
+
+def make_engine(
+    value: str | URL, settings: LedgerSettings | None = None, *, read_only: bool = False, bounded: bool = True
+) -> Engine:
+    """Make an engine for a ledger's database.
+
+    read_only: its connections cannot write, whatever SQL they are given. bounded: a wait for a server ends after
+    `LedgerSettings.server_timeout_seconds`; False is for migrations, whose statements may take long.
+    """
     url = database_url(value) if isinstance(value, str) else value
     settings = settings or LedgerSettings()
     if is_sqlite(url):
-        engine = create_engine(url, connect_args={"timeout": settings.busy_timeout_seconds, "check_same_thread": False})
-        _prepare_sqlite(engine, settings.busy_timeout_seconds * 1000, read_only)
-        return engine
+        return make_sqlite_engine(url, settings.busy_timeout_seconds, read_only=read_only)
     try:
         # All statements of one read must see the same snapshot.
         isolation = "REPEATABLE READ" if read_only else "READ COMMITTED"
-        engine = create_engine(
-            url, pool_pre_ping=read_only, isolation_level=isolation, connect_args={"connect_timeout": 10}
-        )
+        parameters = connect_parameters(url, settings.connect_timeout_seconds, settings.server_timeout_seconds)
+        engine = create_engine(url, isolation_level=isolation, connect_args=parameters)
     except ModuleNotFoundError as error:
         raise Unavailable(
             f"PostgreSQL needs the package {error.name}; install it with: pip install 'ledger-sizer[postgres]'"
         ) from None
+    from ledger_sizer.storage.postgresql_connection import bound_connections
+
+    bound_connections(engine, settings.server_timeout_seconds if bounded else None, ping=read_only)
     if read_only:
         engine = engine.execution_options(postgresql_readonly=True)
     return engine
-
-
-def _prepare_sqlite(engine: Engine, busy_timeout_ms: int, read_only: bool) -> None:
-    @event.listens_for(engine, "connect")
-    def _configure(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None
-        for pragma in (
-            f"busy_timeout = {busy_timeout_ms}",
-            *(() if read_only else ("journal_mode = WAL",)),  # stored in the file
-            "synchronous = FULL",
-            "foreign_keys = ON",
-            f"cache_size = {-_SQLITE_CACHE_KIB}",
-            "query_only = ON" if read_only else f"wal_autocheckpoint = {_SQLITE_CHECKPOINT_PAGES}",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        # IMMEDIATE takes the write lock before the first read; a deferred transaction would read stale headroom.
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
 
 def schema_version(engine: Engine) -> str | None:
@@ -126,6 +119,8 @@ def schema_version(engine: Engine) -> str | None:
             if not inspect(connection).has_table("alembic_version"):
                 return None
             return connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    except NoDatabaseFile:
+        return None
     except DBAPIError as error:
         raise _unavailable(f"open {redacted_url(engine.url)}", error) from None
 
@@ -141,10 +136,17 @@ class Conflict(Unavailable):
 
 @contextmanager
 def read_transaction(engine: Engine, what: str | None = None) -> Iterator[Connection]:
-    """Open one read transaction. Raises `Unavailable` instead of the driver's errors. what: for the error's text."""
+    """Open one read transaction. Raises `Unavailable` instead of the driver's errors. what: for the error's text.
+
+    It ends once all that it read is as durable as an acknowledged commit: no standby may lack what a caller is told.
+    """
     try:
         with engine.begin() as connection:
             yield connection
+            if not is_sqlite(engine.url):
+                from ledger_sizer.storage.postgresql_connection import confirm_reads
+
+                confirm_reads(connection)
     except (DBAPIError, TimeoutError) as error:
         raise _unavailable(what or f"read {redacted_url(engine.url)}", error) from None
 
@@ -176,13 +178,14 @@ def raw_rows(connection: Connection, query: Executable) -> list[tuple[Any, ...]]
 
 
 def stream_rows(
-    connection: Connection, query: Select[Any] | CompoundSelect[Any], rows: int
+    connection: Connection, query: Select[Any] | CompoundSelect[Any] | str, rows: int
 ) -> Iterator[list[tuple[Any, ...]]]:
     """Yield the rows of a long query as the driver's tuples, at most `rows` at a time. Its parameters must be numbers.
 
     It reads through the driver: building SQLAlchemy's row objects takes longer than checking the rows' hashes.
     """
-    statement = str(query.compile(connection, compile_kwargs={"literal_binds": True}))
+    literal = {"literal_binds": True}
+    statement = query if isinstance(query, str) else str(query.compile(connection, compile_kwargs=literal))
     driver = connection.connection.driver_connection
     assert driver is not None
     # On PostgreSQL only a named cursor leaves the unread rows on the server.
@@ -203,8 +206,15 @@ def _driver_errors(connection: Connection) -> Iterator[None]:
 
 
 def require_head(engine: Engine) -> None:
-    """Raise `SchemaOutdated` with the command to run, unless the database is at this version's migration."""
+    """Raise `SchemaOutdated` with the command to run, unless the database is at this version's migration.
+
+    Raises `InvalidRequest` for a PostgreSQL server behind a pooler that shares sessions.
+    """
     found = schema_version(engine)
+    if not is_sqlite(engine.url):
+        from ledger_sizer.storage.postgresql_connection import require_own_session
+
+        require_own_session(engine)
     if found == SCHEMA_HEAD:
         return
     where = redacted_url(engine.url)
@@ -235,20 +245,60 @@ def alembic_config(value: str | URL) -> Any:
     return config
 
 
-def upgrade(value: str | URL, revision: str = "head") -> None:
-    """Migrate the database up to `revision`. Creates everything in an empty database."""
+def upgrade(value: str | URL, revision: str = "head", *, create: LedgerCreation = "new") -> bool:
+    """Migrate the database up to `revision`. Creates everything in an empty database.
+
+    create: when a SQLite file that is not there is created. Returns True where a new SQLite ledger was created. Raises
+    `LedgerMissing`, `Unavailable`.
+    """
+    engine = make_engine(value, read_only=True)
+    try:
+        if is_sqlite(engine.url):
+            return prepare_sqlite(engine, create, revision)
+        _run_migrations(engine.url, revision)
+        return False
+    finally:
+        engine.dispose()
+
+
+def prepare_sqlite(engine: Engine, create: LedgerCreation, revision: str | None = None) -> bool:
+    """Create the ledger of a SQLite file as `create` allows, or migrate it where it is older. True where created.
+
+    engine: a read-only one, because reading the version must not wait for writers. revision: to migrate to in any case.
+    Raises `LedgerMissing`, `Unavailable`.
+    """
+    path = sqlite_path(engine.url)
+    traces = sqlite_start.Traces.of(path)
+    found = None if traces.empty else schema_version(engine)
+    if found is None:
+        traces.require_may_begin(create)
+    if revision is not None or found is None or found < SCHEMA_HEAD:
+        _run_migrations(engine.url, revision or "head")
+    sqlite_start.remember(path, create=create != "never")
+    if found is None:
+        log.info("ledger.created", path=str(traces.path))
+    return found is None
+
+
+def _run_migrations(url: URL, revision: str) -> None:
     from alembic import command
 
     with _migration_lock:
-        command.upgrade(alembic_config(value), revision)
+        command.upgrade(alembic_config(url), revision)
 
 
 def downgrade(value: str | URL, revision: str) -> None:
     """Migrate the database down to `revision`; `base` removes the ledger and all its data."""
     from alembic import command
 
+    config = alembic_config(value)
     with _migration_lock:
-        command.downgrade(alembic_config(value), revision)
+        command.downgrade(config, revision)
+    url = config.attributes["url"]
+    engine = make_engine(url, read_only=True)
+    if is_sqlite(url) and schema_version(engine) is None:
+        sqlite_start.forget(sqlite_path(url))
+    engine.dispose()
 
 
 class tag_value(FunctionElement[str]):  # noqa: N801 - reads as a SQL function

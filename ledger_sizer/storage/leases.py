@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Engine, case, insert, or_, select, update
+from sqlalchemy import Connection, Engine, case, delete, insert, or_, select, update
 
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.storage.database import Conflict, database_now_us, write_transaction
 from ledger_sizer.storage.tables import LeaseRow
 
+_PROBE_BYTES = 64 * 1024
 _SECONDS_MAX = 3600
 """The longest lease that the settings allow."""
 
@@ -82,6 +83,19 @@ def acquire_lease(engine: Engine, name: str, owner: str, seconds: int) -> Lease 
             return Lease(name, owner, 1)
     except Conflict:
         return None  # another replica inserted the row first
+
+
+def probe_write(engine: Engine, name: str) -> None:
+    """Write, commit and remove a row that needs several pages. Raises `Unavailable` where that is not possible.
+
+    name: of the row, one for each caller. A small row would still fit where the next batch does not.
+    """
+    remove = delete(LeaseRow).where(LeaseRow.name == name)
+    with write_transaction(engine, "write") as connection:
+        connection.execute(remove)
+        connection.execute(insert(LeaseRow).values(name=name, owner="." * _PROBE_BYTES, until_us=0, epoch=1))
+    with write_transaction(engine, "write") as connection:
+        connection.execute(remove)
 
 
 def release_lease(engine: Engine, lease: Lease) -> None:

@@ -25,12 +25,14 @@ from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage import postgresql_sql as sql
 from ledger_sizer.storage.clock import ClockGuard
+from ledger_sizer.storage.postgresql_connection import CONFIRM
 from ledger_sizer.storage.postgresql_sql import ROW_SEPARATOR
 from ledger_sizer.storage.write_store import (
     SCOPE_CHANGE,
     FenceLost,
     PortfolioChanges,
     PortfolioNeed,
+    expiries_per_portfolio,
     position_from_row,
     record_from_row,
     scope_from_row,
@@ -64,14 +66,15 @@ class PostgresStore:
         if self._pooled is None:
             self._pooled = self._engine.raw_connection()
             connection = self._pooled.driver_connection
-            connection.execute(f"{sql.SESSION} SET lock_timeout = '{self._lock_timeout_seconds}s'")
+            # The server must notice a client that vanished while it held the lock: the others wait for it.
+            connection.execute(
+                f"{sql.SESSION} SET lock_timeout = '{self._lock_timeout_seconds}s'; "
+                f"SET idle_in_transaction_session_timeout = '{2 * self._lock_timeout_seconds}s'"
+            )
             if connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE:
                 # A process that hangs while it holds the lock must not stop the others for ever. They retry for longer
                 # than this time-out. The idle time-out would not help: in a pipeline the server does not count it.
                 connection.execute(f"SET transaction_timeout = '{2 * self._lock_timeout_seconds}s'")
-            if connection.execute("SHOW synchronous_commit").fetchone()[0] == "off":
-                # An acknowledged commit must be durable, whatever the server's default. Stronger settings are kept.
-                connection.execute("SET synchronous_commit = on")
             connection.commit()
             # Transactions are begun explicitly: a batch without the lock is one statement, its own transaction.
             connection.autocommit = True
@@ -94,6 +97,7 @@ class PostgresStore:
         requested = {(ids[name], scope) for name in ids for scope in needs[name].scopes}
         parameters = {
             "now": now_us,
+            "expiries_max": expiries_per_portfolio(len(needs)),
             "ids": list(ids.values()),
             "numbers": _json_pairs((ids[name], number) for name in ids for number in needs[name].numbers),
             "origins": _json_pairs((ids[name], number) for name in ids for number in needs[name].origins),
@@ -165,7 +169,7 @@ class PostgresStore:
         """Write every table in one statement. With the lock, COMMIT in the same round trip."""
         connection = self._connection()
         if not changes:
-            self.rollback()
+            self._confirm_reads(connection)
             return
         parameters = _write_parameters(changes)
         statement = sql.write_statement(frozenset(parameters) & sql.PARTS)
@@ -178,6 +182,13 @@ class PostgresStore:
                 connection.execute("COMMIT")
         self._guard.note(written.fetchall()[0][0], begun_ns, self._guard.monotonic_ns())
 
+    def _confirm_reads(self, connection: psycopg.Connection[Any]) -> None:
+        """End a transaction that wrote nothing, once what it read is as safe as a commit: replays are told from it."""
+        if connection.info.transaction_status != TransactionStatus.IDLE:
+            with connection.pipeline():
+                connection.execute(CONFIRM)
+                connection.execute("COMMIT")
+
     def rollback(self) -> None:
         """Roll the transaction back."""
         try:
@@ -187,7 +198,8 @@ class PostgresStore:
             self.reset()
 
     def reset(self) -> None:
-        """Drop the connection."""
+        """Drop the connection, and what is known of the server: the next one may be a standby that was promoted."""
+        self._ids.clear()
         if self._pooled is not None:
             self._pooled.invalidate()
             self._pooled = None

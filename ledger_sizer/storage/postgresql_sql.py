@@ -74,22 +74,32 @@ WITH due AS MATERIALIZED (
         AS until_us FROM portfolios, (
         SELECT COALESCE(%(now)s::bigint, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) AS now_us OFFSET 0
     ) AS clock WHERE id = ANY(%(ids)s::bigint[])
+), overdue AS MATERIALIZED (
+    SELECT q.* FROM due CROSS JOIN LATERAL (
+        SELECT * FROM positions WHERE portfolio_id = due.id AND expires_us <= due.until_us AND {PENDING}
+        ORDER BY expires_us, number LIMIT %(expiries_max)s
+    ) AS q
+), known AS MATERIALIZED (
+    SELECT d.* FROM json_to_recordset(%(keys)s) AS n(p bigint, k text)
+        JOIN decisions d ON d.portfolio_id = n.p AND d.key = n.k
 ), found AS MATERIALIZED (
     SELECT q.* FROM json_to_recordset(%(numbers)s) AS n(p bigint, k bigint)
         JOIN positions q ON q.portfolio_id = n.p AND q.number = n.k
     UNION ALL SELECT q.* FROM json_to_recordset(%(origins)s) AS n(p bigint, k bigint)
         JOIN positions q ON q.portfolio_id = n.p AND q.origin = n.k AND q.origin IS NOT NULL
-    UNION ALL SELECT q.* FROM due
-        JOIN positions q ON q.portfolio_id = due.id AND q.expires_us <= due.until_us AND {PENDING}
+    UNION ALL SELECT q.* FROM known JOIN due ON due.id = known.portfolio_id CROSS JOIN LATERAL (
+        SELECT * FROM positions
+        WHERE portfolio_id = due.id AND number = known.position AND expires_us <= due.until_us AND {PENDING}
+    ) AS q
+    UNION ALL SELECT * FROM overdue
 )
 SELECT (SELECT max(now_us) FROM due),
     (SELECT {_array("found", POSITION_COLUMNS)} FROM found),
-    (SELECT {_array("d", DECISION_COLUMNS)} FROM json_to_recordset(%(keys)s) AS n(p bigint, k text)
-        JOIN decisions d ON d.portfolio_id = n.p AND d.key = n.k),
+    (SELECT {_array("known", DECISION_COLUMNS)} FROM known),
     ({LOAD_SCOPES}),
     (SELECT json_agg(json_build_array(due.id, (
-        SELECT min(q.expires_us) FROM positions q
-        WHERE q.portfolio_id = due.id AND {PENDING} AND q.expires_us > due.until_us
+        SELECT expires_us FROM positions WHERE portfolio_id = due.id AND {PENDING} ORDER BY expires_us
+        LIMIT 1 OFFSET (SELECT count(*) FROM overdue WHERE overdue.portfolio_id = due.id)
     ))) FROM due)
 """
 

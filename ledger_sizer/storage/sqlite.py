@@ -18,6 +18,7 @@ from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage.clock import ClockGuard
+from ledger_sizer.storage.sqlite_file import FileLost, GuardedConnection, NoDatabaseFile
 from ledger_sizer.storage.sqlite_sql import (
     HEAD_MOVED,
     INSERT_SCOPE,
@@ -34,6 +35,7 @@ from ledger_sizer.storage.write_store import (
     FenceLost,
     PortfolioChanges,
     PortfolioNeed,
+    expiries_per_portfolio,
     position_from_row,
     record_from_row,
     scope_from_row,
@@ -43,8 +45,10 @@ from ledger_sizer.storage.write_store import (
 _POSITIONS = f"SELECT {', '.join(POSITION_COLUMNS)} FROM positions WHERE portfolio_id = ?"
 _BY_NUMBER = f"{_POSITIONS} AND number IN (SELECT value FROM json_each(?))"
 _BY_ORIGIN = f"{_POSITIONS} AND origin IN (SELECT value FROM json_each(?)) AND origin IS NOT NULL"
-_EXPIRED = f"{_POSITIONS} AND {PENDING} AND expires_us <= ?"
-_NEXT_EXPIRY = f"SELECT min(expires_us) FROM positions WHERE portfolio_id = ? AND {PENDING} AND expires_us > ?"
+_EXPIRED = f"{_POSITIONS} AND {PENDING} AND expires_us <= ? ORDER BY expires_us, number LIMIT ?"
+_NEXT_EXPIRY = (
+    f"SELECT expires_us FROM positions WHERE portfolio_id = ? AND {PENDING} ORDER BY expires_us LIMIT 1 OFFSET ?"
+)
 _BY_KEY = (
     f"SELECT {', '.join(DECISION_COLUMNS)} FROM decisions "
     "WHERE portfolio_id = ? AND key IN (SELECT value FROM json_each(?))"
@@ -64,11 +68,11 @@ class SqliteStore:
         self._guard = guard
         self._pooled: Any = None
 
-    def _connection(self) -> sqlite3.Connection:
+    def _connection(self) -> GuardedConnection:
         if self._pooled is None:
             self._pooled = self._engine.raw_connection()
             create_batch_view(self._pooled.driver_connection)
-        connection: sqlite3.Connection = self._pooled.driver_connection
+        connection: GuardedConnection = self._pooled.driver_connection
         return connection
 
     def clock_us(self) -> int:
@@ -80,6 +84,7 @@ class SqliteStore:
     ) -> tuple[dict[str, PortfolioState], int]:
         """Take the write lock and load what the batch needs. See `WriteStore`."""
         connection = self._connection()
+        connection.require_files()  # after a `FileLost` no cached state is left: each further batch is refused here
         connection.execute("BEGIN IMMEDIATE")
         if now_us is None:
             now_us = self.clock_us()  # after the lock, so that times of two processes follow the order of their writes
@@ -88,11 +93,11 @@ class SqliteStore:
             lease = (fence.name, fence.owner, fence.epoch, self._guard.wall_ns() // 1000)
             if connection.execute(_LEASE, lease).fetchone() is None:
                 raise FenceLost
-        states = {}
+        states, expiries_max = {}, expiries_per_portfolio(len(needs))
         for name in sorted(needs):
             state = self._load_head(connection, name, needs[name], now_us, new_cap_e8)
             if state is not None:
-                self._load(connection, state, needs[name], now_us)
+                self._load(connection, state, needs[name], now_us, expiries_max)
                 states[name] = state
         return states, now_us
 
@@ -111,12 +116,18 @@ class SqliteStore:
             connection.execute(INSERT_SCOPE, scope_row(row[0], whole))
         return None if row is None else PortfolioState(*row)
 
-    def _load(self, connection: sqlite3.Connection, state: PortfolioState, need: PortfolioNeed, now_us: int) -> None:
+    def _load(
+        self, connection: sqlite3.Connection, state: PortfolioState, need: PortfolioNeed, now_us: int, expiries_max: int
+    ) -> None:
         execute, portfolio, until_us = connection.execute, state.id, state.decision_time(now_us)
-        rows = execute(_EXPIRED, (portfolio, until_us)).fetchall()
-        (state.next_expiry_us,) = execute(_NEXT_EXPIRY, (portfolio, until_us)).fetchone()
-        if need.numbers:
-            rows += execute(_BY_NUMBER, (portfolio, json.dumps(list(need.numbers)))).fetchall()
+        for row in execute(_BY_KEY, (portfolio, json.dumps(list(need.keys)))):
+            record = record_from_row(state.name, row)
+            state.records[record.key] = record
+        rows = execute(_EXPIRED, (portfolio, until_us, expiries_max)).fetchall()
+        (state.next_expiry_us,) = execute(_NEXT_EXPIRY, (portfolio, len(rows))).fetchone() or (None,)
+        numbers = need.numbers | {record.position for record in state.records.values() if record.position is not None}
+        if numbers:
+            rows += execute(_BY_NUMBER, (portfolio, json.dumps(list(numbers)))).fetchall()
         if need.origins:
             rows += execute(_BY_ORIGIN, (portfolio, json.dumps(list(need.origins)))).fetchall()
         scopes = set(need.scopes)
@@ -124,25 +135,26 @@ class SqliteStore:
             position = position_from_row(state.name, row)
             state.add_position(position)
             scopes.update(position.tags.scopes)
-        for row in execute(_BY_KEY, (portfolio, json.dumps(list(need.keys)))):
-            record = record_from_row(state.name, row)
-            state.records[record.key] = record
         for row in execute(_SCOPES, (portfolio, json.dumps(list(scopes)))):
             scope = scope_from_row(row)
             state.scopes[scope.name] = scope
         state.scopes_known = scopes
 
     def write(self, changes: Sequence[PortfolioChanges], *, locked: bool) -> None:
-        """Store the changes and commit. Without the lock, use one statement where that is faster."""
+        """Store the changes and commit. Without the lock, use one statement where that is faster.
+
+        Raises `FileLost` where nobody would find the commit, or what the batch's answers were read from.
+        """
         connection = self._connection()
         if not locked and fits_batch_statement(changes):
             connection.execute(*batch_statement(changes))
-            return
-        if not locked:
-            connection.execute("BEGIN IMMEDIATE")
-        for change in changes:
-            execute_statements(connection, change)
-        connection.execute("COMMIT")
+        else:
+            if not locked:
+                connection.execute("BEGIN IMMEDIATE")
+            for change in changes:
+                execute_statements(connection, change)
+            connection.execute("COMMIT")
+        connection.require_files()
 
     def rollback(self) -> None:
         """Roll the transaction back."""
@@ -160,10 +172,14 @@ class SqliteStore:
 
     def classify_error(self, error: Exception, *, locked: bool) -> str:
         """Classify a driver's error."""
+        if isinstance(error, FileLost | NoDatabaseFile):
+            return "closed"
         cause = error.orig if isinstance(error, DBAPIError) else error
+        code = getattr(cause, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return "damaged"
         if isinstance(cause, sqlite3.OperationalError):
-            busy = getattr(cause, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-            return "conflict" if busy else "lost"
+            return "conflict" if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED) else "lost"
         if not locked and isinstance(cause, sqlite3.IntegrityError):
             # `stale`: a key was used before, or the data is refused. The next try tells which.
             return "moved" if HEAD_MOVED in str(cause) else "stale"

@@ -31,11 +31,18 @@ assert set(SCOPE_CHANGE) == set(SCOPE_COLUMNS), "every setting has its column, a
 assert DECISION_COLUMNS[1:] == DecisionRecord._fields[1:], "the decisions table and the record must list one order"
 
 
+EXPIRIES_MAX = 256
+"""Overdue holds that one batch frees, beside those that its commands name: about as many as a batch has commands.
+
+Such a slice takes some 30 ms. Without a bound, 20,000 that ended at once stopped every other writer for seconds.
+"""
+
+
 @dataclass(slots=True)
 class PortfolioNeed:
     """What must be loaded of one portfolio for a batch.
 
-    creates: its commands may create the portfolio. sweeps: the database must be asked for all expired holds. keys:
+    creates: its commands may create the portfolio. sweeps: the database must be asked for expired holds. keys:
     idempotency keys. numbers: of positions. origins: numbers of positions whose late fills are needed too. fences:
     leases that must be held.
     """
@@ -126,9 +133,10 @@ class WriteStore(Protocol):
     ) -> tuple[dict[str, PortfolioState], int]:
         """Lock the portfolios, load what the batch needs, and return both with the time in microseconds.
 
-        Every process locks portfolios in the same order. now_us: the injected clock's time; None takes the database's
-        clock where several hosts share one. Raises `FenceLost` if a group's lease is not the present one any more,
-        `ClockJumped` if the clock that it took jumped.
+        Loads the overdue holds that the batch frees: a slice of each portfolio (see `expiries_per_portfolio`), and
+        those that a command names, or whose reservation is sent again. Every process locks portfolios in the same
+        order. now_us: the injected clock's time; None takes the database's clock where several hosts share one. Raises
+        `FenceLost` if a group's lease is not the present one any more, `ClockJumped` if the clock that it took jumped.
         """
 
     def write(self, changes: Sequence[PortfolioChanges], *, locked: bool) -> None:
@@ -145,10 +153,16 @@ class WriteStore(Protocol):
 
         `moved`: another writer changed the chain's head, decide again at once. `stale`: a key may have been used
         before, decide again at once. `conflict`: retry. `lost`: reconnect, then retry. `refused`: the data is rejected.
+        `closed`: the error is the answer, until a person has acted. `damaged`: so is the database.
         """
 
     def close(self) -> None:
         """Close the connection."""
+
+
+def expiries_per_portfolio(portfolios: int) -> int:
+    """Return how many overdue holds of each portfolio a batch of so many portfolios frees: the earliest first."""
+    return max(EXPIRIES_MAX // portfolios, 1)
 
 
 def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:

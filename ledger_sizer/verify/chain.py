@@ -6,25 +6,26 @@ It reads one snapshot once, archive files first, in memory that does not grow wi
 2. the positions: each row against the decisions about it (see `positions`);
 3. the scopes: what each decision saw of them against what the decisions before left, each counter against the sum of
    its position rows, each cap and status against the last decision (see `scopes`);
-4. the facets that history is searched by: a missing facet would hide decisions from a filter.
+4. the facets that history is searched by: a missing facet would hide decisions from a filter;
+5. the schema: the triggers and constraints that refuse such changes (see `schema`).
 
 It repairs nothing. A finding names the first decision, by seq, that the wrong row concerns. With a trusted head, the
 decisions before it are not read again: the head must still be in the chain, and all later decisions must follow.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 
-from ledger_sizer.history.archive_files import ArchiveDamaged, ArchiveFiles, Manifest, manifests
+from ledger_sizer.history.archive_files import ArchiveDamaged, ArchiveFiles, Manifest
 from ledger_sizer.history.times import BLOCK
 from ledger_sizer.model.commands import STEP_BACK
 from ledger_sizer.model.decisions import FIELD_SEPARATOR, GENESIS_HASH, Fields, chain_hash, fields_text, is_head
 from ledger_sizer.model.domain import Finding, VerifyReport
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import portfolio_name
-from ledger_sizer.storage.database import raw_rows, read_transaction, stream_rows
+from ledger_sizer.storage.database import raw_rows, read_transaction
 from ledger_sizer.storage.tables import (
     ArchiveRow,
     DecisionRow,
@@ -35,14 +36,17 @@ from ledger_sizer.storage.tables import (
     ScopeRow,
 )
 from ledger_sizer.verify.positions import READ_ERRORS, PositionCheck, find_wrong_type
+from ledger_sizer.verify.rows import PortfolioRows, portfolio_groups, read_group, sound_manifests
+from ledger_sizer.verify.schema import find_schema_changes
 from ledger_sizer.verify.scopes import ScopeCheck
 
 Progress = Callable[[int, int], None]
 """Called with (decisions done, decisions in total)."""
-Heads = Mapping[str, tuple[int, str]]
-"""Chain heads by portfolio: (seq, hash)."""
+Head = tuple[int, str]
+"""A chain head: the seq and the hash of a decision."""
+Heads = Mapping[str, Head]
+"""Chain heads by portfolio."""
 
-_CHUNK = 500
 _BLOCKS_AT_ONCE = 16
 """Full blocks whose facets are looked up in one query. One query per block took a tenth of the whole time."""
 _FINDINGS_MAX = 100
@@ -69,39 +73,61 @@ def verify(
     progress: Progress | None = None,
     *,
     since: Heads | None = None,
+    kept: Mapping[str, Collection[Head]] | None = None,
     files: ArchiveFiles | None = None,
 ) -> VerifyReport:
     """Verify one portfolio, or all. Raises `NotFound` if it does not exist, `Unavailable` without the database.
 
-    since: trusted heads to begin at; a portfolio without one is read from its first decision. Raises `InvalidRequest`
-    for a value that cannot be a head.
+    since: trusted heads to begin at; a portfolio without one is read from its first decision. kept: more trusted heads
+    by portfolio, which must stand in the chain too. Raises `InvalidRequest` for a value that cannot be a head.
     """
-    given: Mapping[str, Any] = since or {}
-    for name, head in given.items():
-        if not (isinstance(head, tuple) and len(head) == 2 and is_head(*head)):
-            raise InvalidRequest(f"since: the head of {name!r} must be a seq and its hash, got {head!r}", field="since")
-    since, files = since or {}, files or ArchiveFiles()
+    since, kept, files = since or {}, kept or {}, files or ArchiveFiles()
+    _require_heads(since, kept)
     # One snapshot for all reads: writers go on meanwhile.
     snapshot = engine.execution_options(isolation_level=_snapshot_level(engine))
     with read_transaction(snapshot) as connection:
         heads, findings = _portfolio_rows(connection, portfolio)
-        total = sum(max(head.last_seq - since.get(head.name, (0,))[0], 0) for head in heads)
+        total = sum(max(head.last_seq - _begin(head, since)[0], 0) for head in heads)
         decisions = positions = 0
-        for head in heads:
-            check = _PortfolioCheck(connection, head, since.get(head.name, (0, GENESIS_HASH)), files)
-            for done in check.read():
-                if progress is not None:
-                    progress(decisions + done, total)
-            decisions += check.decision_count
-            positions += check.position_count
-            findings += check.findings()
+        for group in portfolio_groups(heads):
+            after = {head.id: _begin(head, since)[0] for head in group}
+            trusted = {head.id: _trusted(head.name, since, kept) for head in group}
+            seqs = {number: [seq for seq, _ in found] for number, found in trusted.items()}
+            for head, rows in read_group(connection, group, after, seqs):
+                check = _PortfolioCheck(connection, head, rows, _begin(head, since), trusted[head.id], files)
+                for done in check.read():
+                    if progress is not None:
+                        progress(decisions + done, total)
+                decisions += check.decision_count
+                positions += check.position_count
+                findings += check.findings()
         if portfolio is None:
             findings += _orphans(connection)
-            gone = sorted(since.keys() - {*connection.execute(select(PortfolioRow.name)).scalars()})
-            findings += [Finding(name, since[name][0], "the trusted head's portfolio is gone") for name in gone]
+            gone = {*since, *kept} - {*connection.execute(select(PortfolioRow.name)).scalars()}
+            for name in sorted(gone):
+                newest = _trusted(name, since, kept)[-1]
+                findings.append(Finding(name, newest[0], "the trusted head's portfolio is gone"))
+        findings += find_schema_changes(connection)
         return VerifyReport(
             tuple(findings), decisions, positions, {head.name: (head.last_seq, head.last_hash) for head in heads}
         )
+
+
+def _require_heads(since: Mapping[str, Any], kept: Mapping[str, Collection[Any]]) -> None:
+    for name, head in [*since.items(), *((name, head) for name, heads in kept.items() for head in heads)]:
+        if not (isinstance(head, tuple) and len(head) == 2 and is_head(*head)):
+            raise InvalidRequest(f"since: the head of {name!r} must be a seq and its hash, got {head!r}", field="since")
+
+
+def _begin(head: Any, since: Heads) -> Head:
+    """Return the trusted head to begin at. One beyond the present end vouches for nothing: all is read."""
+    trusted = since.get(head.name, (0, GENESIS_HASH))
+    return trusted if trusted[0] <= head.last_seq else (0, GENESIS_HASH)
+
+
+def _trusted(name: str, since: Heads, kept: Mapping[str, Collection[Head]]) -> list[Head]:
+    """Return all trusted heads of a portfolio, by seq."""
+    return sorted({*kept.get(name, ()), *([since[name]] if name in since else ())})
 
 
 def _portfolio_rows(connection: Connection, portfolio: str | None) -> tuple[list[Any], list[Finding]]:
@@ -141,22 +167,30 @@ def _snapshot_level(engine: Engine) -> str:
 class _PortfolioCheck:
     """Reads one portfolio and collects its findings."""
 
-    def __init__(self, connection: Connection, head: Any, since: tuple[int, str], files: ArchiveFiles) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        head: Any,
+        rows: PortfolioRows,
+        since: Head,
+        trusted: Sequence[Head],
+        files: ArchiveFiles,
+    ) -> None:
         self._connection = connection
         self._head = head
+        self._rows = rows
         self._since, self._previous = since
+        self._trusted = trusted
         self._files = files
         self._findings: dict[str, list[Finding]] = {part: [] for part in ("chain", "positions", "scopes", "facets")}
         self._positions = PositionCheck(
-            connection, head.id, head.name, self._since, lambda seq, what: self._report(seq, what, "positions")
+            connection, head, self._since, rows.positions, lambda seq, what: self._report(seq, what, "positions")
         )
         self._expected = self._since + 1
         self._broken = False
         self._last_us: int | None = None
         self._text_start = head.name + FIELD_SEPARATOR
-        self._scopes = ScopeCheck(
-            connection, head.id, whole=not self._since, report=lambda seq, what: self._report(seq, what, "scopes")
-        )
+        self._scopes = ScopeCheck(whole=not self._since, report=lambda seq, what: self._report(seq, what, "scopes"))
         self._block_facets: set[_Facet] = set()  # of the block that is being read
         self._unchecked_facets: dict[int, set[_Facet]] = {}  # by full block
         self.decision_count = 0
@@ -177,20 +211,14 @@ class _PortfolioCheck:
     def read(self) -> Iterator[int]:
         """Read everything once. Yields the number of decisions read so far, after each file and each chunk of rows."""
         known = self._manifests()
-        if self._since:
-            self._check_trusted_head(known)
+        self._check_trusted_heads(known)
         for manifest in known:
             if manifest.to_seq > self._since:
                 self._read_file(manifest)
                 yield self.decision_count
         self._positions.end_of_archive()
-        query = (
-            select(DecisionRow.__table__)
-            .where(DecisionRow.portfolio_id == self._head.id, DecisionRow.seq > self._trusted_until(known))
-            .order_by(DecisionRow.seq)
-        )
         check_link, add_to_positions = self._check_link, self._positions.add
-        for rows in stream_rows(self._connection, query, _CHUNK):
+        for rows in self._rows.decisions:
             for row in rows:
                 if type(row[1]) is not int:
                     at = self._expected
@@ -203,50 +231,59 @@ class _PortfolioCheck:
         self._check_facets()
         self._check_head()
         self._positions.finish()
-        self._scopes.finish(*self._positions.sums())
+        self._scopes.finish(self._rows.scopes, *self._positions.sums(self._rows.sums))
         yield self.decision_count
 
     def _manifests(self) -> list[Manifest]:
         """Return the manifests of the archive files, oldest first. A manifest with wrong types becomes a finding."""
-        known = []
-        for manifest in manifests(self._connection, self._head.id):
-            wrong = find_wrong_type(ArchiveRow.__table__, manifest)
-            if wrong is None:
-                known.append(manifest)
-            else:
+        known = sound_manifests(self._rows.manifests)
+        for manifest in self._rows.manifests:
+            if manifest not in known:
+                wrong = find_wrong_type(ArchiveRow.__table__, manifest)
                 self._report(None, f"the manifest of archive file {manifest.file!r:.100} {wrong}")
         return known
 
-    def _trusted_until(self, known: list[Manifest]) -> int:
-        """Return the last live seq to skip. 0 if the head is archived, to find live rows that belong in the archive."""
-        return self._since if not known or self._since > known[-1].to_seq else 0
-
-    def _check_trusted_head(self, known: list[Manifest]) -> None:
-        """Check that the trusted head is still in the chain."""
-        seq, trusted = self._since, self._previous
-        manifest = next((file for file in known if file.from_seq <= seq <= file.to_seq), None)
-        try:
-            if manifest is None:
-                query = select(DecisionRow.hash).where(
-                    DecisionRow.portfolio_id == self._head.id, DecisionRow.seq == seq
-                )
-                found = self._connection.execute(query).scalar()
-            else:
-                found = self._files.records(self._head.name, manifest)[seq - manifest.from_seq].hash
-        except (ArchiveDamaged, *READ_ERRORS) as error:
-            self._report(seq, f"the trusted head at {seq} cannot be looked up: {error}")
+    def _check_trusted_heads(self, known: list[Manifest]) -> None:
+        """Check that the trusted heads are still in the chain. Names the first that is not, and how many are not."""
+        wrong = []
+        for seq, trusted in self._trusted:
+            try:
+                found = self._hash_at(seq, known)
+            except (ArchiveDamaged, *READ_ERRORS) as error:
+                self._report(seq, f"the trusted head at {seq} cannot be looked up: {error}")
+                return
+            if found != trusted and seq:
+                wrong.append((seq, trusted, found))
+        if not wrong:
             return
-        if found != trusted:
-            stands = "no decision stands there" if found is None else f"{found[:12]} stands there"
-            self._report(
-                seq, f"the trusted head says decision {seq} is {trusted[:12]}, {stands}: history was rewritten"
-            )
-            self._broken = True
+        seq, trusted, found = wrong[0]
+        if found is not None:
+            why = f"{found[:12]} stands there"
+        elif seq > self._head.last_seq:
+            why = f"and the chain ends at {self._head.last_seq}, the newest decisions were cut off"
+        else:
+            why = "no decision stands there"
+        further = f" ({len(wrong) - 1} later heads do not stand either)" if len(wrong) > 1 else ""
+        self._report(
+            seq, f"the trusted head says decision {seq} is {trusted[:12]}, {why}: history was rewritten{further}"
+        )
+        for number, _, stands in wrong:
+            if number == self._since:  # what follows is compared with what stands there now
+                self._previous, self._broken = stands or self._previous, stands is None
+
+    def _hash_at(self, seq: int, known: list[Manifest]) -> str | None:
+        manifest = next((file for file in known if file.from_seq <= seq <= file.to_seq), None)
+        if manifest is None:
+            return self._rows.hashes.get(seq)
+        return self._files.records(self._head.name, manifest)[seq - manifest.from_seq].hash
 
     def _read_file(self, manifest: Manifest) -> None:
         """Check one archive file: its decisions continue the chain, and it ends as its manifest says."""
+        first, last, positions = None, None, 0
         try:
             for record, position in self._files.entries(self._head.name, manifest):
+                first, last = first or record, record
+                positions += position is not None
                 if record.seq > self._since:
                     self._check_link(record)
                     self._positions.add_archived(record, position)
@@ -262,6 +299,12 @@ class _PortfolioCheck:
                     f"the manifest says decision {manifest.to_seq} is {manifest.last_hash[:12]} and ends its file, "
                     f"which ends with decision {self._expected - 1}, {self._previous[:12]}",
                 )
+            elif first is not None and last is not None:
+                says = (manifest.from_seq, manifest.from_us, manifest.to_us, manifest.positions)
+                has = (first.seq, first.decided_us, last.decided_us, positions)
+                if says != has:
+                    what = "its first seq, first time, last time and number of positions are"
+                    self._report(manifest.from_seq, f"the manifest of {manifest.file!r:.100}: {what} {has}, not {says}")
         self._expected, self._previous = manifest.to_seq + 1, manifest.last_hash
 
     def _check_link(self, record: Fields) -> None:

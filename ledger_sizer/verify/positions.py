@@ -6,10 +6,10 @@ history.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, FromClause, and_, func, literal_column, select
+from sqlalchemy import Connection, FromClause, and_, func, select
 
 from ledger_sizer.model.decisions import DecisionRecord, Fields
 from ledger_sizer.model.errors import LedgerError
@@ -45,13 +45,25 @@ def find_wrong_type(table: FromClause, row: Sequence[Any]) -> str | None:
 
 
 class PositionCheck:
-    """Verifies the positions of one portfolio. since: decisions up to this seq are trusted and are not read."""
+    """Verifies the positions of one portfolio.
 
-    def __init__(self, connection: Connection, portfolio_id: int, portfolio: str, since: int, report: Report) -> None:
+    since: decisions up to this seq are trusted and are not read. rows: of the positions after it by number, where they
+    were read already; None looks them up.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        portfolio: Any,
+        since: int,
+        rows: Mapping[Any, Sequence[Any]] | None,
+        report: Report,
+    ) -> None:
         self._connection = connection
-        self._id = portfolio_id
-        self._name = portfolio
+        self._id: int = portfolio.id
+        self._name: str = portfolio.name
         self._since = since
+        self._rows = rows
         self._report = report
         self._folded: dict[int, FoldedPosition | None] = {}  # live ones by number; None: a decision was unreadable
         self._ended: dict[int, FoldedPosition | None] = {}
@@ -123,7 +135,10 @@ class PositionCheck:
             self._ended = dict(live[start : start + _LOOKUP])
             self._compare_ended()
         of = and_(PositionRow.portfolio_id == self._id, PositionRow.number > self._since)
-        rows = self._connection.execute(select(func.count()).select_from(PositionRow).where(of)).scalar_one()
+        if self._rows is None:
+            rows = self._connection.execute(select(func.count()).select_from(PositionRow).where(of)).scalar_one()
+        else:
+            rows = len(self._rows)
         self.count += rows
         if rows != self._matched:
             self._find_undecided(of)
@@ -131,10 +146,14 @@ class PositionCheck:
     def _compare_ended(self) -> None:
         if not self._ended:
             return
-        numbers = json.dumps([*self._ended])
-        query = select(*_COLUMNS).where(PositionRow.portfolio_id == self._id, is_among(PositionRow.number, numbers))
-        rows = {row[0]: row for row in raw_rows(self._connection, query)}
-        self._matched += len(rows)
+        if self._rows is None:
+            numbers = json.dumps([*self._ended])
+            query = select(*_COLUMNS).where(PositionRow.portfolio_id == self._id, is_among(PositionRow.number, numbers))
+            rows: Mapping[Any, Sequence[Any]] = {row[0]: row for row in raw_rows(self._connection, query)}
+            self._matched += len(rows)
+        else:
+            rows = self._rows
+            self._matched += sum(number in rows for number in self._ended)
         for number, folded in sorted(self._ended.items()):
             row = rows.get(number)
             if folded is None:
@@ -159,17 +178,11 @@ class PositionCheck:
             elif number >= self._live_from or number not in self._archived_live:
                 self._report(number, f"position {self._name_of(number)} stands in no decision")
 
-    def sums(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Return held and open of each scope as sums of all live rows, 1e-8 USD."""
+    def sums(self, rows: Iterable[Sequence[Any]]) -> tuple[dict[str, int], dict[str, int]]:
+        """Return held and open of each scope, 1e-8 USD. rows: `PortfolioRows.sums`."""
         held: dict[str, int] = {}
         opened: dict[str, int] = {}
-        query = (
-            select(PositionRow.tags, *_half_sums(PositionRow.held_e8), *_half_sums(PositionRow.open_e8))
-            .where(PositionRow.portfolio_id == self._id)
-            .where((PositionRow.held_e8 != 0) | (PositionRow.open_e8 != 0))
-            .group_by(PositionRow.tags)
-        )
-        for tags, *half_sums in self._connection.execute(query):
+        for tags, *half_sums in rows:
             try:
                 scopes, sums = stored_tags(tags).scopes, (_join_halves(*half_sums[:2]), _join_halves(*half_sums[2:]))
             except READ_ERRORS:
@@ -182,14 +195,6 @@ class PositionCheck:
 
     def _name_of(self, number: int) -> str:
         return position_id(self._name, number)
-
-
-def _half_sums(column: Any) -> tuple[Any, Any]:
-    """Return SQL for the sums of a column's upper and lower 32 bits.
-
-    One edited value can overflow a sum of 64 bits, and SQLite then fails the query.
-    """
-    return func.sum(column.op(">>")(literal_column("32"))), func.sum(column.op("&")(0xFFFFFFFF))
 
 
 def _join_halves(upper: Any, lower: Any) -> int:

@@ -4,11 +4,10 @@ A decision's trace shows each of its scopes as the decision found it. So the tra
 before the decision, even if the row was corrected afterwards.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pydantic_core import from_json
-from sqlalchemy import Connection, select
 
 from ledger_sizer.model.decisions import DecisionRecord, Fields
 from ledger_sizer.model.scope_settings import LATER, NO_SETTINGS, ScopeSettings
@@ -33,9 +32,7 @@ class ScopeCheck:
     whole: reading begins at the first decision. report: called with each finding.
     """
 
-    def __init__(self, connection: Connection, portfolio_id: int, *, whole: bool, report: Report) -> None:
-        self._connection = connection
-        self._id = portfolio_id
+    def __init__(self, *, whole: bool, report: Report) -> None:
         self._whole = whole
         self._report = report
         self._expected: dict[str, _Values] = {}  # by scope: what the decisions so far left
@@ -63,11 +60,10 @@ class ScopeCheck:
         """Return a scope's values before its first decision. The portfolio's first cap came from settings."""
         return (ScopeSettings(cap_e8=seen.cap_e8), 0, 0) if name == PORTFOLIO_SCOPE else _UNUSED
 
-    def finish(self, held: Mapping[str, int], opened: Mapping[str, int]) -> None:
+    def finish(self, rows: Iterable[Any], held: Mapping[str, int], opened: Mapping[str, int]) -> None:
         """Compare each row's counters with the sums of position rows, its cap and status with the last decision."""
-        query = select(_SCOPES).where(ScopeRow.portfolio_id == self._id).order_by(ScopeRow.scope)
         seen = set()
-        for row in self._connection.execute(query):
+        for row in rows:
             seen.add(row.scope)
             if (wrong := find_wrong_type(_SCOPES, row)) is not None:
                 self._report(None, f"scope {row.scope} {wrong}")

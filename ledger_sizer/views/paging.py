@@ -9,6 +9,9 @@ from ledger_sizer.model.errors import InvalidRequest
 LIMIT_MAX = 1000
 """Maximum rows of a page."""
 
+EXPOSURE_LIMIT_MAX = 10_000
+"""Maximum scopes of a page of exposure: a row of it is small, and a page is one snapshot."""
+
 R = TypeVar("R")
 T = TypeVar("T")
 

@@ -3,18 +3,19 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack, get_args
 
-from sqlalchemy import Connection, Engine, Select, and_, func, literal, select, text, tuple_
+from sqlalchemy import Connection, Engine, Select, and_, exists, func, select, text, tuple_
 
 from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.as_of import AsOf, scopes_as_of
 from ledger_sizer.history.history import Filters, History
 from ledger_sizer.model.arguments import label_text
-from ledger_sizer.model.choices import POSITION_STATES, Outcome
+from ledger_sizer.model.choices import Outcome
 from ledger_sizer.model.commands import VERBS, Reserve
 from ledger_sizer.model.decisions import GENESIS_HASH, Decision, DecisionRecord, Fields
 from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.domain import (
     Exposure,
+    ExposurePage,
     HistoryFilters,
     Page,
     Position,
@@ -24,20 +25,19 @@ from ledger_sizer.model.domain import (
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import portfolio_name, split_position_id
 from ledger_sizer.model.scope_settings import ScopeSettings
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE, tags_of
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_dimension, scope_name, tags_of
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import E8_MAX, usd
 from ledger_sizer.rules.state import PortfolioState, ScopeState
 from ledger_sizer.storage.database import read_transaction, tag_value
 from ledger_sizer.storage.lookups import no_portfolio, portfolio_id
 from ledger_sizer.storage.tables import PENDING, PortfolioRow, PositionRow, ScopeRow
-from ledger_sizer.storage.write_store import position_from_row, scope_from_row
-from ledger_sizer.views.paging import cursor_numbers, page_of, require_limit
+from ledger_sizer.storage.write_store import expiries_per_portfolio, position_from_row, scope_from_row
+from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX, cursor_numbers, page_of, require_limit
+from ledger_sizer.views.position_listing import read_in_state
 
 BLOCK_RECORDS = 2000
 """Records of one block of `Queries.history_blocks`."""
-LIVE = "live"
-"""A further value of the state filter: held or open."""
 
 _SEQ = DecisionRecord._fields.index("seq")
 _SCOPES = ScopeRow.__table__
@@ -63,8 +63,10 @@ class Queries:
 
     def portfolios_with_expired(self, now_us: int) -> list[str]:
         """Return the names of portfolios with a hold that has expired."""
-        due = select(PositionRow.portfolio_id).where(text(PENDING), PositionRow.expires_us <= now_us)
-        query = select(PortfolioRow.name).where(PortfolioRow.id.in_(due)).order_by(PortfolioRow.id)
+        due = exists().where(
+            PositionRow.portfolio_id == PortfolioRow.id, text(PENDING), PositionRow.expires_us <= now_us
+        )
+        query = select(PortfolioRow.name).where(due).order_by(PortfolioRow.id)
         with read_transaction(self._engine) as connection:
             return list(connection.execute(query).scalars())
 
@@ -92,6 +94,41 @@ class Queries:
             raise no_portfolio(portfolio)
         scopes = [scope_from_row(row[1:]) for row in rows]
         return Exposure(portfolio, rows[0][0], tuple(scope_exposure(scope) for scope in scopes))
+
+    def exposure_page(
+        self,
+        portfolio: str,
+        *,
+        as_of: AsOf | None = None,
+        dimension: str | None = None,
+        cursor: str | None = None,
+        limit: int = LIMIT_MAX,
+    ) -> ExposurePage:
+        """Return the whole portfolio and a page of its other scopes by name.
+
+        dimension: only scopes of that tag name. cursor: of the page before. limit: 1 to 10,000. With as_of every page
+        adds the decisions up again.
+        """
+        wanted = require_limit(limit, EXPOSURE_LIMIT_MAX)
+        prefix = "" if dimension is None else f"{_dimension(dimension)}="
+        after = "" if cursor is None else _scope_cursor(cursor)
+        if as_of is not None:
+            whole, *others = (past := self.exposure(portfolio, as_of)).scopes
+            rest = [row for row in others if row.scope > after and row.scope.startswith(prefix)]
+            page = page_of(rest, wanted, lambda row: row, lambda row: row.scope)
+            return ExposurePage(Exposure(portfolio, past.seq, (whole, *page.items)), page.cursor)
+        query = select(*_SCOPES.columns).where(ScopeRow.scope != PORTFOLIO_SCOPE, ScopeRow.scope > after)
+        if prefix:
+            query = query.where(func.substr(ScopeRow.scope, 1, len(prefix)) == prefix)
+        query = query.order_by(ScopeRow.scope).limit(wanted + 1)
+        with read_transaction(self._engine) as connection:
+            head = connection.execute(_whole_of(portfolio)).one_or_none()
+            if head is None:
+                raise no_portfolio(portfolio)
+            rows = connection.execute(query.where(ScopeRow.portfolio_id == head.portfolio_id)).all()
+        page = page_of(rows, wanted, lambda row: scope_exposure(scope_from_row(row)), lambda row: row.scope)
+        whole = scope_exposure(scope_from_row(head[1:]))
+        return ExposurePage(Exposure(portfolio, head.last_seq, (whole, *page.items)), page.cursor)
 
     def position(self, position_id: str) -> Position:
         """Return one position, live or archived, by its id."""
@@ -131,17 +168,13 @@ class Queries:
             query = query.where(PortfolioRow.name == portfolio_name(portfolio))
         for name, value in tags_of(tags or {}).items():
             query = query.where(tag_value(PositionRow.tags, name) == value)
+        after = (0, 0) if cursor is None else cursor_numbers(cursor, 2)
         if cursor is not None:
-            query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > cursor_numbers(cursor, 2))
-        query = query.limit(require_limit(limit) + 1)
-        if state is None:
-            queries = [query.order_by(PositionRow.portfolio_id, PositionRow.number)]
-        else:
-            queries = [_in_state(query, one) for one in _state_values(state)]
+            query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > after)
+        require_limit(limit)
         with read_transaction(self._engine) as connection:
-            if portfolio is not None:
-                self._require(connection, portfolio)
-            rows = [row for one in queries for row in connection.execute(one)]
+            owner = None if portfolio is None else self._require(connection, portfolio)
+            rows = read_in_state(connection, query, owner, state, after, limit)
         rows.sort(key=lambda row: (row.portfolio_id, row.number))
         return page_of(
             rows, limit, lambda row: position_from_row(row[0], row[1:]), lambda row: f"{row.portfolio_id}:{row.number}"
@@ -217,8 +250,10 @@ class Queries:
                 state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8))
                 return state, now_us
             state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
+            # A real batch would free these holds first.
             due = and_(text(PENDING), PositionRow.expires_us <= state.decision_time(now_us))
             query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
+            query = query.order_by(PositionRow.expires_us, PositionRow.number).limit(expiries_per_portfolio(1))
             wanted = set(tags_of(command.tags).scopes)
             for row in connection.execute(query):
                 state.add_position(position_from_row(found.name, row))
@@ -246,13 +281,26 @@ def _where_portfolio(query: Select[Any], column: Any, portfolio: str) -> Select[
     return query.where(column == inner)
 
 
-def _in_state(query: Select[Any], state: str) -> Select[Any]:
-    # A partial index has the open positions, another the held ones. Each is used only if its condition is in the text.
-    # The latter is by expiry: if ordered by the plain number, SQLite would rather scan all positions there ever were.
-    query = query.where(PositionRow.state == literal(state, literal_execute=True))
-    if state == "held":
-        return query.where(text(PENDING)).order_by(PositionRow.portfolio_id, PositionRow.number + 0)
-    return query.order_by(PositionRow.portfolio_id, PositionRow.number)
+def _whole_of(portfolio: str) -> Select[Any]:
+    """Return the query for a portfolio's seq and the row of its whole."""
+    return (
+        select(PortfolioRow.last_seq, *_SCOPES.columns)
+        .join_from(PortfolioRow, ScopeRow)
+        .where(PortfolioRow.name == portfolio_name(portfolio), ScopeRow.scope == PORTFOLIO_SCOPE)
+    )
+
+
+def _dimension(value: object) -> str:
+    if not is_dimension(value):
+        raise InvalidRequest(f"dimension must be a tag name like venue, got {value!r:.100}", field="dimension")
+    return str(value)
+
+
+def _scope_cursor(value: object) -> str:
+    try:
+        return scope_name(value)
+    except InvalidRequest:
+        raise InvalidRequest(f"cursor must come from the page before, got {value!r:.60}", field="cursor") from None
 
 
 def scope_exposure(scope: ScopeState) -> ScopeExposure:
@@ -267,16 +315,6 @@ def scope_exposure(scope: ScopeState) -> ScopeExposure:
         frozen=bool(settings.frozen),
         fresh_until=None if settings.fresh_until_us is None else from_us(settings.fresh_until_us),
     )
-
-
-def _state_values(state: str) -> tuple[str, ...]:
-    if state == LIVE:
-        return ("held", "open")
-    if state not in POSITION_STATES:
-        raise InvalidRequest(
-            f"state must be one of {', '.join(POSITION_STATES)} or {LIVE}, got {state!r}", field="state"
-        )
-    return (state,)
 
 
 def _position_number(portfolio: str, position_id: object) -> int:

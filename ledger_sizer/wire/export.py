@@ -2,6 +2,10 @@
 
 A full line has every field that the hash chain covers: `decision_from_json` rebuilds the record of an NDJSON line, and
 its hash can then be checked against the previous one.
+
+Spreadsheets run a cell that begins with `=` or one of its like as a formula. A text in a CSV that begins with one of
+`FORMULA_STARTS` gets an apostrophe in front; a reader takes one leading apostrophe away from every cell that has one.
+Numbers stay numbers, and NDJSON has the texts as they are.
 """
 
 from collections.abc import Callable, Iterable
@@ -21,6 +25,9 @@ COLUMNS = (
     "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "decided_at", "hash",
 )  # fmt: skip
 FULL_COLUMNS = ("held_change", "open_change", "tags", "request", "trace")
+
+FORMULA_STARTS = frozenset("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20'")
+"""What a spreadsheet may take for a formula's begin, also in full width; the apostrophe, so that it can be undone."""
 
 Lines = Callable[[Iterable[Fields]], bytes]
 """Converts the next records into the next bytes of one export."""
@@ -124,6 +131,8 @@ def _usd(e8: int | None) -> str:
 
 
 def _csv_text(text: str) -> str:
+    if text[:1] in FORMULA_STARTS:
+        text = f"'{text}"
     if '"' in text:
         return '"' + text.replace('"', '""') + '"'
     return f'"{text}"' if "," in text or "\n" in text or "\r" in text else text

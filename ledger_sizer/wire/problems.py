@@ -73,6 +73,16 @@ class UnsupportedMediaType(LedgerError):
     code = "unsupported_media_type"
 
 
+class TooManyRequests(LedgerError):
+    """This client, or all together, tried this too often. retry_after: seconds until another try is looked at."""
+
+    code = "too_many_requests"
+
+    def __init__(self, message: str, *, retry_after: int = 60) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
 class Problem(NamedTuple):
     """One row of the table: HTTP status, fixed title, and the Python exception."""
 
@@ -94,6 +104,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "request_timeout": Problem(408, "The request did not arrive in time", RequestTimeout),
     "payload_too_large": Problem(413, "The body is too large", PayloadTooLarge),
     "unsupported_media_type": Problem(415, "The body must be JSON", UnsupportedMediaType),
+    "too_many_requests": Problem(429, "Too many tries", TooManyRequests),
     "internal_error": Problem(500, "A defect of the service", InternalError),
     "busy": Problem(503, "Too much is waiting; retry with the same key", Busy),
     "unavailable": Problem(503, "The database is away; retry with the same key", Unavailable),
@@ -104,11 +115,14 @@ PROBLEMS: Mapping[str, Problem] = {
 
 
 def problem_of(error: LedgerError) -> dict[str, Any]:
-    """Convert an error to a problem; its `status` is the HTTP status. A denial includes its full decision."""
+    """Convert an error to a problem; its `status` is the HTTP status. A denial includes its full decision.
+
+    `detail` is what the error tells callers, which may be less than its message.
+    """
     code = error.reason if isinstance(error, Denied) else error.code
     if code not in PROBLEMS:
         code = "internal_error"
-    problem = problem_form(code, str(error))
+    problem = problem_form(code, error.told)
     if isinstance(error, InvalidRequest) and error.field is not None:
         problem["field"] = error.field
     if isinstance(error, Denied):

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 from ledger_sizer.model.decisions import Decision, DecisionRecord, is_head
-from ledger_sizer.model.domain import Exposure, Position, ScopeExposure
+from ledger_sizer.model.domain import Exposure, ExposurePage, Position, ScopeExposure
 from ledger_sizer.model.instruments import Leg, leg_from_json, leg_to_json
 from ledger_sizer.model.names import position_id, split_position_id
 from ledger_sizer.model.times import from_us, time_text
@@ -134,6 +134,19 @@ FIGURES = Codec(ScopeExposure, _FIGURES, _FIGURE_DOCS)
 EXPOSURE = Codec(Exposure, f"portfolio seq {_FIGURES} scopes", _FIGURE_DOCS)
 scope_to_json, scope_from_json = SCOPE.to_json, SCOPE.from_json
 exposure_to_json, exposure_from_json = EXPOSURE.to_json, EXPOSURE.from_json
+
+
+def exposure_page_to_json(page: ExposurePage) -> Json:
+    """A page of exposure, in the form of an exposure."""
+    return {**exposure_to_json(page.exposure), "cursor": page.cursor}
+
+
+def exposure_page_from_json(form: Mapping[str, Any]) -> ExposurePage:
+    """Convert the output of `exposure_page_to_json` back. Services of before pages had one without a cursor."""
+    cursor = form.get("cursor")
+    if not isinstance(cursor, str | None):
+        raise unreadable_form("exposure", ValueError(f"cursor {cursor!r}"))
+    return ExposurePage(exposure_from_json(form), cursor)
 
 
 def heads_to_json(heads: Mapping[str, tuple[int, str]]) -> Json:

@@ -10,8 +10,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from ledger_sizer.api.throttle import client_of
 from tests.conftest import NewDatabase
-from tests.support.services import Running, serving
+from tests.support.services import Running, eventually, serving
 
 BODY_MAX = 4096
 
@@ -28,9 +29,9 @@ def service(request: pytest.FixtureRequest, module_database: NewDatabase) -> Ite
         assert not [sample for sample in samples if sample.labels["status"] == "500"]
 
 
-def _connect(service: Running) -> socket.socket:
+def _connect(service: Running, source: str = "127.0.0.1") -> socket.socket:
     address = urlsplit(service.url)
-    return socket.create_connection((address.hostname, address.port), timeout=15)
+    return socket.create_connection((address.hostname, address.port), timeout=15, source_address=(source, 0))
 
 
 def _send(service: Running, raw: bytes) -> bytes:
@@ -137,12 +138,15 @@ def test_send_body_when_hostile_then_422_problem(service: Running, name: str) ->
         (_post(b"{}", path="/v1/reservations?full=1"), 422),
         (_post(b"{}", path="/v1/reservations/"), 404),
         (_post(b"{}", path="//v1/reservations"), 404),
+        (_post(b"{}", "Host: other"), 400),
+        (_post(b"{}", "Host: localhost"), 400),
+        (b"GET /healthz HTTP/1.1\r\nConnection: close\r\n\r\n", 400),
         (b"GET / HTTP/9.9\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400),
         (b"BREW /v1/reservations HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         (b"TRACE /v1/positions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", 405),
     ],
-    ids=range(24),
+    ids=range(27),
 )
 def test_send_request_when_malformed_or_too_large_then_it_is_refused(service: Running, raw: bytes, status: int) -> None:
     assert _status(_send(service, raw)) == status
@@ -196,6 +200,56 @@ def test_connect_when_there_are_too_many_then_503_and_the_others_are_served(serv
     finally:
         for connection in held:
             connection.close()
+
+
+@pytest.mark.parametrize("pause", [0, 0.05], ids=["at once", "later"])
+@pytest.mark.parametrize("trailer", ["Idempotency-Key: k", "X-Request-Id: t", "Host: other"])
+def test_send_trailers_when_body_is_chunked_then_they_are_no_headers(
+    service: Running, trailer: str, pause: float
+) -> None:
+    head = "POST /v1/reservations HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    start = f"{head}Transfer-Encoding: chunked\r\n\r\n1\r\n["
+    end = f"\r\n1\r\n]\r\n0\r\n{trailer}\r\n\r\n{head}Connection: close\r\nContent-Length: 0\r\n\r\n"
+    with _connect(service) as connection:
+        for part in (start, end) if pause else (start + end,):
+            connection.sendall(part.encode())
+            time.sleep(pause)
+        answer = _rest(connection)
+    assert answer.count(b"HTTP/1.1 422") == 2, answer
+    assert answer.count(b"the header Idempotency-Key is missing") == 2, answer
+    assert b"x-request-id: t\r\n" not in answer
+
+
+def test_send_http_1_0_when_it_names_no_host_then_it_is_served(service: Running) -> None:
+    assert _status(_send(service, b"GET /healthz HTTP/1.0\r\n\r\n")) == 200
+
+
+def test_connect_when_one_client_has_too_many_then_it_gets_503_and_others_are_served(new_database: NewDatabase) -> None:
+    with serving(new_database("sqlite"), connections_per_client_max=5, connections_max=20) as service:
+        held = [_connect(service) for _ in range(5)]
+        answer = _send(service, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert _status(answer) == 503
+        assert b"connection: close" in answer
+        assert b"your address" in answer
+        with _connect(service, source="127.0.0.2") as other:
+            other.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            assert _status(_rest(other)) == 200
+        for connection in held:
+            connection.close()
+        eventually(lambda: _rest_of_one(service) == 200)
+
+
+@pytest.mark.parametrize(
+    ("address", "client"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("2001:db8:1:2:aaaa::1", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+    ],
+)
+def test_count_client_when_address_has_a_form_then_by_what_one_client_has(address: str, client: str) -> None:
+    assert client_of((address, 1)) == client
 
 
 def _rest_of_one(service: Running) -> int:

@@ -15,6 +15,7 @@ from tests.conftest import NewDatabase
 from tests.support.databases import ENGINE_KINDS
 from tests.support.services import Running, eventually, serving
 
+SUMS = ".".join("0" * 64)
 JSON_LINES = {"Accept": "application/x-ndjson"}
 
 
@@ -53,6 +54,31 @@ def _all_pages(service: Running, path: str, **params: Any) -> list[Any]:
         cursor = page["cursor"]
         if cursor is None:
             return items
+
+
+def test_get_exposure_when_paged_then_the_whole_stands_on_every_page(service: Running) -> None:
+    path, rows, cursor = "/v1/portfolios/main/exposure", [], None
+    while cursor is not None or not rows:
+        page = service.http.get(path, params={"limit": 1, **({"cursor": cursor} if cursor else {})}).json()
+        whole, *others = page["scopes"]
+        assert (whole["scope"], whole["cap"], page["cap"], len(others)) == ("portfolio", "5000", "5000", 1)
+        rows, cursor = [*rows, *(row["scope"] for row in others)], page["cursor"]
+    assert rows == ["symbol=BTC", "venue=bybit", "venue=okx"]
+    every = service.http.get(path).json()
+    assert ([row["scope"] for row in every["scopes"]], every["cursor"]) == (["portfolio", *rows], None)
+    of_one = service.http.get(path, params={"dimension": "venue", "as_of": "3"}).json()
+    assert [row["scope"] for row in of_one["scopes"]] == ["portfolio", "venue=bybit", "venue=okx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("limit", "0"), ("limit", "10001"), ("cursor", "portfolio"), ("cursor", "venue"), ("cursor", "venue=\0"),
+     ("dimension", "Venue"), ("dimension", "portfolio"), ("page", "2")],
+)  # fmt: skip
+def test_get_exposure_when_a_parameter_cannot_be_one_then_it_is_named(service: Running, name: str, value: str) -> None:
+    answer = service.http.get("/v1/portfolios/main/exposure", params={name: value})
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), answer.text
+    assert name in answer.json()["field"]
 
 
 def test_list_positions_when_paged_then_nothing_is_missed_or_repeated(service: Running) -> None:
@@ -215,7 +241,22 @@ def test_watch_events_when_another_replica_commits_then_they_come_too(own_servic
     assert data["key"] == "from the other"
 
 
-@pytest.mark.parametrize("last", ["x", "main", "main:x", "main:-1", "main:1,,", "a b:1", "main:" + "9" * 19])
+@pytest.mark.parametrize(
+    "last",
+    [
+        "x",
+        "main",
+        "main:x",
+        "main:-1",
+        "main:1,,",
+        "a b:1",
+        "~",
+        "~all~1~2~~0~0",
+        f"~all~1~2~~x~{SUMS}",
+        f"~all~1~2~a b~1~{SUMS}",
+        "main:" + "9" * 19,
+    ],
+)
 def test_watch_events_when_last_event_id_is_not_ours_then_422(service: Running, last: str) -> None:
     answer = service.http.get("/v1/events", headers={"Last-Event-ID": last})
     assert answer.status_code == 422
@@ -243,7 +284,7 @@ def test_read_health_and_metrics_when_serving_then_a_trader_sees_what_to_watch(o
     assert own_service.http.get("/healthz").json()["status"] == "ok"
     assert own_service.http.get("/readyz").json() == {
         "status": "ready",
-        "checks": {"database": "ok", "clock": "ok", "queue": "ok", "service": "ok"},
+        "checks": {"database": "ok", "clock": "ok", "writes": "ok", "queue": "ok", "service": "ok"},
     }
     text = own_service.http.get("/metrics").text
     for line in (

@@ -151,7 +151,8 @@ def test_run_first_trade_when_help_shows_it_then_each_step_succeeds(cli: Command
     assert len(steps) >= 5
     for step in steps:
         ran = cli(*shlex.split(step)[1:])
-        assert (ran.code, ran.err) == (0, ""), f"{step}: {ran}"
+        begun = "" if step != steps[0] else f"created a new ledger at {Path.cwd() / 'ledger.db'}\n"
+        assert (ran.code, ran.err) == (0, begun), f"{step}: {ran}"
 
 
 def test_run_when_no_argument_is_given_then_help_is_shown(cli: CommandLine) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from sqlalchemy import inspect, text
 
@@ -106,3 +109,59 @@ def test_migrate_when_password_is_in_the_url_then_it_is_not_shown(cli: CommandLi
         ran = cli(*line.split())
         assert ran.code == 0
         assert "hunter2" not in ran.out + ran.err
+
+
+@pytest.fixture
+def lost(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> CommandLine:
+    """The command line on a SQLite ledger whose file is gone."""
+    cli = CommandLine(capsys, f"sqlite:///{tmp_path}/lost.db")
+    begun = cli("reserve", "--key", "k")
+    assert (begun.code, begun.err) == (0, f"created a new ledger at {tmp_path}/lost.db\n")
+    assert cli("reserve", "--key", "l").err == ""
+    (tmp_path / "lost.db").unlink()
+    return cli
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("reserve", "exposure", "db upgrade", "db check", "caps set main 1", "serve --port 0"),
+        "keys create bot --role trade",
+    ],
+)
+def test_run_when_the_file_of_a_ledger_is_gone_then_it_is_refused_with_what_to_do(
+    lost: CommandLine, line: str, tmp_path: Path
+) -> None:
+    ran = lost(*line.split())
+    assert (ran.code, ran.out, ran.err.count("\n")) == (1, "", 1)
+    assert re.search(
+        r"error: a ledger was at .*/lost.db since 20.* db upgrade --create, or LEDGER_CREATE=always", ran.err
+    )
+    assert lost(*line.split(), "--json").problem["error"] == "not_found"
+    assert not (tmp_path / "lost.db").exists()
+
+
+def test_upgrade_when_the_file_is_gone_and_create_is_given_then_a_new_ledger_begins(lost: CommandLine) -> None:
+    assert lost.json("db", "upgrade", "--create")["current"] == SCHEMA_HEAD
+    assert lost.json("positions")["items"] == []
+
+
+def test_run_when_the_setting_is_never_then_no_command_creates(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEDGER_CREATE", "never")
+    cli = CommandLine(capsys, f"sqlite:///{tmp_path}/none.db")
+    for line in ("reserve", "db upgrade", "keys create bot --role trade"):
+        assert "there is no ledger at" in cli(*line.split()).err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_back_up_when_verified_then_only_the_backup_is_left_there(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    cli = CommandLine(capsys, f"sqlite:///{tmp_path}/ledger.db")
+    cli("reserve")
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    assert cli("db", "backup", str(folder / "one.db")).code == 0
+    assert [(file.name, file.stat().st_mode & 0o777) for file in folder.iterdir()] == [("one.db", 0o600)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from sqlalchemy import text
 from ledger_sizer import AppSettings, Confirm, Ledger, Reserve, SetCap
 from ledger_sizer.storage.database import database_url as parsed_url
 from ledger_sizer.storage.database import make_engine
+from ledger_sizer.verify.head_files import append_heads
 from tests.support.command_line import CommandLine
 
 pytestmark = pytest.mark.one_engine
@@ -252,6 +253,33 @@ def test_verify_when_a_file_of_heads_is_given_then_it_begins_there(desk: Command
     assert desk.json("verify", "--since-head", "head.json")["decisions"] == 0
     assert desk("halt", "--key", "halt").code == 0
     assert desk.json("verify", "--since-head", "head.json")["decisions"] == 1
+
+
+def test_verify_when_a_file_of_exported_heads_is_given_then_all_are_checked_and_the_window_is_told(
+    desk: CommandLine,
+) -> None:
+    with Ledger.open(desk.url or "") as ledger:
+        for minute in range(3):
+            head = {"main": (5 + minute, ledger.decision(5 + minute).hash or "")}
+            moment = datetime(2026, 1, 1, 12, minute, tzinfo=UTC)
+            append_heads(Path("heads"), moment, head, lambda head=head: head, 10**6)  # type: ignore[misc]
+    ran = desk("verify", "--since-head", "heads")
+    assert (ran.code, ran.out.splitlines()[1]) == (
+        0,
+        "began at the newest of 3 trusted heads, last exported at 2026-01-01T12:02:00+00:00: "
+        "what was decided later and cut off again is not seen",
+    )
+    assert desk.json("verify", "--since-head", "heads")["trusted"] == {
+        "heads": 3, "exported_at": "2026-01-01T12:02:00+00:00", "unreadable_lines": 0,
+    }  # fmt: skip
+    with Path("heads").open("a") as file:
+        file.write(
+            '{"at": "2026-01-01T12:03:00+00:00", "heads": {"main": {"seq": 99, "hash": "' + "a" * 64 + '"}}}\n{"at'
+        )
+    ran = desk("verify", "--since-head", "heads", "--portfolio", "main")
+    assert ran.code == 1
+    assert "left out: 1 line that cannot be read" in ran.out
+    assert "the newest decisions were cut off" in " ".join(ran.out.split())
 
 
 @pytest.mark.parametrize("seq", [-3, 1.5, True, "7", None, 2**63, 99999999999999999999999999999])

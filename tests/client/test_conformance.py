@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import Denied, InvalidRequest, KeyReused, Leg, NotFound, WrongState
+from ledger_sizer import Denied, InvalidRequest, KeyReused, Leg, NotFound, Reserve, WrongState
 from ledger_sizer.model.commands import COMMANDS
 from tests.support.clock import START, FakeClock
 from tests.support.interfaces import ASK, FILL, INTERFACES, Interface, Name, open_position, opened
@@ -22,6 +22,23 @@ async def ledger(request: pytest.FixtureRequest, database_url: str, clock: FakeC
     """The same ledger behind each interface, on each database."""
     async with opened(request.param, database_url, clock) as interface:
         yield interface
+
+
+# Reads.
+
+
+async def test_exposure_when_there_are_more_scopes_than_a_page_has_then_all_are_read_and_an_answer_is_bounded(
+    ledger: Interface, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ledger_sizer.client.endpoints._SCOPES_PER_CALL", 400)
+    asks = [Reserve(key=f"{n}", tags={"symbol": f"C{n}"}, available_balance=Decimal(1)) for n in range(1101)]
+    ledger.behind.submit(asks)
+    page = await ledger.exposure_page()
+    assert (len(page.exposure.scopes), page.cursor) == (1001, page.exposure.scopes[-1].scope)
+    found = await ledger.exposure()
+    assert len(found.scopes) == 1102
+    assert found == ledger.behind.exposure()
+    assert await ledger.exposure(as_of=1000) == ledger.behind.exposure(as_of=1000)
 
 
 # Verbs.

@@ -9,11 +9,9 @@ import os
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import pytest
 
@@ -23,6 +21,7 @@ from ledger_sizer.service.api_keys import create_key, revoke_key
 from ledger_sizer.storage.database import make_engine
 from tests.conftest import NewDatabase
 from tests.support.accounts import Desk, short
+from tests.support.browser import PHONE, WIDE, live, visiting
 from tests.support.clock import FakeClock
 from tests.support.page_checks import PROBLEMS_OF_PAGE
 from tests.support.services import Running, serving
@@ -30,8 +29,6 @@ from tests.support.services import Running, serving
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-WIDE = {"width": 1440, "height": 900}
-PHONE = {"width": 390, "height": 844}
 SIZES = {"desktop": (WIDE, "light"), "dark": (WIDE, "dark"), "phone": (PHONE, "light"), "phone-dark": (PHONE, "dark")}
 
 
@@ -42,31 +39,6 @@ def service(new_database: NewDatabase) -> Iterator[Running]:
         running.ledger.set_cap(key="cap", portfolio="main", cap=Decimal(5_000))
         running.ledger.set_cap(key="cap/venue", portfolio="main", scope="venue=bybit", cap=Decimal(2_000))
         yield running
-
-
-@contextmanager
-def visiting(browser: Browser, url: str, **context: Any) -> Iterator[Page]:
-    """Open a page in a browser context of its own. It may log no error or warning, nor ask another origin."""
-    complaints: list[str] = []
-    with browser.new_context(**{"viewport": WIDE, **context}) as own:
-        page = own.new_page()
-        page.set_default_timeout(15_000)
-        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda sent: complaints.append(f"left: {sent.url}") if _is_foreign(sent.url, url) else None)
-        page.goto(url)
-        yield page
-        assert not complaints, complaints
-
-
-def _is_foreign(address: str, url: str) -> bool:
-    return urlsplit(address)[:2] != urlsplit(url)[:2]
-
-
-def live(page: Page) -> Page:
-    """Wait until the page follows the ledger."""
-    page.wait_for_selector('#feed[data-state="live"]')
-    return page
 
 
 def open_position(ledger: Any, key: str, symbol: str = "BTC") -> str:

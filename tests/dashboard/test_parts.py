@@ -225,6 +225,7 @@ def test_draw_bar_when_scope_is_used_then_it_is_full_exactly_without_headroom(
     scope: ScopeExposure, lengths: tuple[int, int]
 ) -> None:
     assert formatting.bar(scope, 100) == lengths
+    assert [type(length) for length in formatting.bar(scope, 100)] == [int, int], "a page writes a bool as True"
 
 
 def test_show_figures_when_they_have_many_digits_then_headroom_is_never_more_than_there_is() -> None:

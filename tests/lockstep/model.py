@@ -117,11 +117,14 @@ class PortfolioModel:
         """Return True if a hold is overdue by this clock."""
         return any(one.pending and expiry_of(one) <= clock for one in self.positions.values())
 
-    def expire(self) -> list[Answer]:
-        """Free the overdue holds, oldest first."""
+    def expire(self, first: int, commands: Sequence[Command]) -> list[Answer]:
+        """Free the `first` of the overdue holds, oldest first, and those that the commands are about."""
+        numbers = {one.number for one in commands if isinstance(one, AboutPosition)}
+        numbers |= {self.answer_by_key[one.key].number for one in commands if one.key in self.requests}
         due = [one for one in self.positions.values() if one.pending and expiry_of(one) <= self.now]
+        due.sort(key=lambda one: (expiry_of(one), one.number))
         answers = []
-        for one in sorted(due, key=lambda one: (expiry_of(one), one.number)):
+        for one in [*due[:first], *(one for one in due[first:] if one.number in numbers)]:
             after, quantity = free(one, "expired")
             again = "" if one.state == "held" else f":{self.next_seq}"  # what is open may hold and expire again
             answer = Answer("expire", "applied", quantity=quantity)
@@ -158,10 +161,14 @@ class PortfolioModel:
 
 
 class Model:
-    """All portfolios. Answers a batch of groups: frees overdue holds first, then answers each group in order."""
+    """All portfolios. Answers a batch of groups: frees overdue holds first, then answers each group in order.
 
-    def __init__(self, figures: Figures) -> None:
+    slice_size: how many overdue holds a batch frees, in equal parts of its portfolios.
+    """
+
+    def __init__(self, figures: Figures, slice_size: int) -> None:
         self.figures = figures
+        self.slice_size = slice_size
         self.portfolios: dict[str, PortfolioModel] = {}
 
     def batch(self, groups: Sequence[Group], now: datetime) -> list[list[Reply]]:
@@ -175,8 +182,18 @@ class Model:
         for name in names & self.portfolios.keys():
             portfolio = self.portfolios[name]
             portfolio.set_time(now)
-            freed[name] = portfolio.expire()
+            own = [command for command in commands if command.portfolio == name]
+            freed[name] = portfolio.expire(max(self.slice_size // len(names), 1), own)
         return [list(freed.get(group.sweep, [])) if group.sweep else self._group(group) for group in groups]
+
+    def sweep(self, names: Sequence[str], now: datetime) -> int:
+        """Free all overdue holds of these portfolios, a slice of each at a time, and return how many they were."""
+        freed = 0
+        while names:
+            slices = {name: len(self.batch([Group([], sweep=name)], now)[0]) for name in names}
+            freed += sum(slices.values())
+            names = [name for name in names if slices[name] == self.slice_size]
+        return freed
 
     def _group(self, group: Group) -> list[Reply]:
         if not group.atomic:
@@ -199,7 +216,7 @@ class Model:
 
     def dry_run(self, command: Reserve, now: datetime) -> Answer:
         """Return the answer to a dry run of a reservation. Records nothing."""
-        trial = Model(self.figures)
+        trial = Model(self.figures, self.slice_size)
         trial.portfolios = {name: portfolio.copy() for name, portfolio in self.portfolios.items()}
         ((reply,),) = trial.batch([Group([with_key(command, "a key nobody used")])], now)
         assert isinstance(reply, Answer), "a reservation is granted or denied"

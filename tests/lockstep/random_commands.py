@@ -115,6 +115,9 @@ RESERVES = st.builds(
     ),
     st.sampled_from(MARKETS),
 )
+SHORT_HOLDS = st.lists(
+    _plan("reserve", tags=st.sampled_from(TAGS), ttl_seconds=st.sampled_from([9, 10])), min_size=3, max_size=8
+)
 CONFIRMS = _plan(
     "confirm",
     share=st.sampled_from(["0.333333", "1", "1", "1.5", "3"]),
@@ -155,6 +158,7 @@ ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
 RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS)
 ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, RECONCILIATION, AGAIN, REUSE)
 GROUPS = st.tuples(st.lists(ANY, min_size=1, max_size=4), st.booleans())
+LATE_GROUPS = st.tuples(st.lists(st.one_of(RESERVES, LIVES, LIVES, AGAIN), min_size=1, max_size=4), st.booleans())
 
 
 @dataclass(frozen=True)
@@ -197,4 +201,5 @@ POLICIES = (
     Policy(True),
     Policy(False),
     Policy(True, min_fraction="0", position_max="333.333333333", cap="1000.00000001"),
+    Policy(False, position_max="60"),  # many small holds, which end together
 )

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -25,6 +26,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 from ledger_sizer import Decision, Ledger, LedgerError, NotFound, Position, Reserve
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.decisions import Result
+from ledger_sizer.storage.write_store import EXPIRIES_MAX
 from tests.conftest import NewDatabase
 from tests.lockstep import random_commands
 from tests.lockstep.auditor import Auditor
@@ -36,6 +38,8 @@ from tests.support.databases import ENGINE_KINDS
 
 EXAMPLES = int(os.environ.get("LOCKSTEP_EXAMPLES", "0"))
 STEPS = 30
+SLICE_SIZES = (1, 2, EXPIRIES_MAX)
+"""Overdue holds that a batch frees: so few that a history of 30 steps has more, and as in production."""
 LIFE = {"confirm": ("held", "expired"), "release": ("held", "open"), "extend": ("held",)}
 RUNS = count()
 COMPARED_FIGURES = (
@@ -49,9 +53,10 @@ Given = list[Result] | LedgerError
 class Lockstep(RuleBasedStateMachine):
     """Sends every command to both databases and to the model, and compares."""
 
-    def __init__(self, urls: dict[str, str]) -> None:
+    def __init__(self, urls: dict[str, str], set_slice_size: Callable[[int], None]) -> None:
         super().__init__()
         self.urls = urls
+        self.set_slice_size = set_slice_size
         self.run = next(RUNS)
         self.clock = FakeClock()
         self.handles: dict[str, list[Ledger]] = {}
@@ -59,11 +64,12 @@ class Lockstep(RuleBasedStateMachine):
         self.sent: list[Command] = []
         self.sound = False
 
-    @initialize(policy=st.sampled_from(POLICIES))
-    def open(self, policy: Policy) -> None:
+    @initialize(policy=st.sampled_from(POLICIES), slice_size=st.sampled_from(SLICE_SIZES))
+    def open(self, policy: Policy, slice_size: int) -> None:
         self.policy = policy
+        self.set_slice_size(slice_size)
         self.settings = policy.settings()
-        self.model = Model(policy.figures())
+        self.model = Model(policy.figures(), slice_size)
         for kind in ENGINE_KINDS:
             self.handles[kind] = [self._opened(kind), self._opened(kind)]
         self.sound = True
@@ -130,6 +136,14 @@ class Lockstep(RuleBasedStateMachine):
     @rule(seconds=random_commands.ADVANCES)
     def let_time_pass(self, seconds: str) -> None:
         self.clock.advance(Decimal(seconds))
+
+    @rule(holds=random_commands.SHORT_HOLDS, group=random_commands.LATE_GROUPS, who=st.integers(0, 1))
+    def let_many_holds_end_before_a_group(
+        self, holds: list[CommandPlan], group: tuple[list[CommandPlan], bool], who: int
+    ) -> None:
+        self._send([self._group(holds, atomic=False)], who)
+        self.clock.advance(10)
+        self._send([self._group(*group)], who)
 
     @rule(seconds=random_commands.ADVANCES, who=st.integers(0, 1), portfolio=st.sampled_from(["a", "b", None]))
     def let_time_pass_and_sweep(self, seconds: str, who: int, portfolio: str | None) -> None:
@@ -233,8 +247,7 @@ class Lockstep(RuleBasedStateMachine):
         # A sweep of all looks for holds that are due first: it does not touch the other portfolios.
         due = [one for one, portfolio in sorted(self.model.portfolios.items()) if portfolio.has_due(self.clock())]
         names = due if name is None else [name]
-        replies = self.model.batch([Group([], sweep=one) for one in names], self.clock())
-        expected = sum(len(freed) for freed in replies)
+        expected = self.model.sweep(names, self.clock())
         for kind in ENGINE_KINDS:
             assert self.handles[kind][who].sweep(name) == expected, f"{kind}: holds freed by a sweep"
         self._check(set(names), 1 - who)
@@ -338,11 +351,12 @@ def _plain(given: Given) -> object:
 @pytest.mark.timeout(0 if EXAMPLES else 1200)
 @pytest.mark.parametrize("examples", [EXAMPLES] if EXAMPLES else [25, pytest.param(60, marks=pytest.mark.extended)])
 def test_send_commands_when_model_and_both_databases_run_in_lockstep_then_answers_are_equal(
-    examples: int, new_database: NewDatabase
+    examples: int, new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    set_slice_size = partial(monkeypatch.setattr, "ledger_sizer.storage.write_store.EXPIRIES_MAX")
     urls = {kind: new_database(kind) for kind in ENGINE_KINDS}
     run_state_machine_as_test(
-        lambda: Lockstep(urls),  # type: ignore[arg-type]
+        lambda: Lockstep(urls, set_slice_size),  # type: ignore[arg-type]
         settings=settings(
             max_examples=examples,
             stateful_step_count=STEPS,

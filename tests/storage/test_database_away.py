@@ -40,7 +40,9 @@ def test_use_when_the_database_is_away_then_unavailable(away: Engine, name: str)
 
 
 def test_write_when_another_process_was_first_then_conflict_and_nothing_is_written(tmp_path: Path) -> None:
-    engine = make_engine(f"sqlite:///{tmp_path}/one.db")
+    file = tmp_path / "one.db"
+    file.touch()
+    engine = make_engine(f"sqlite:///{file}")
     with write_transaction(engine) as connection:
         connection.execute(text("CREATE TABLE one (number INTEGER PRIMARY KEY)"))
     with pytest.raises(Conflict, match=r"cannot count: UNIQUE"), write_transaction(engine, "count") as connection:

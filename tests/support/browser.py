@@ -10,10 +10,14 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
+
+WIDE = {"width": 1440, "height": 900}
+PHONE = {"width": 390, "height": 844}
 
 CHROMIUM_VARIABLE = "LEDGER_TEST_CHROMIUM"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -43,3 +47,28 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+@contextmanager
+def visiting(browser: Browser, url: str, **context: Any) -> Iterator[Page]:
+    """Open a page in a browser context of its own. It may log no error or warning, nor ask another origin."""
+    complaints: list[str] = []
+    with browser.new_context(**{"viewport": WIDE, **context}) as own:
+        page = own.new_page()
+        page.set_default_timeout(15_000)
+        page.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda sent: complaints.append(f"left: {sent.url}") if _is_foreign(sent.url, url) else None)
+        page.goto(url)
+        yield page
+        assert not complaints, complaints
+
+
+def _is_foreign(address: str, url: str) -> bool:
+    return urlsplit(address)[:2] != urlsplit(url)[:2]
+
+
+def live(page: Page) -> Page:
+    """Wait until the page follows the ledger."""
+    page.wait_for_selector('#feed[data-state="live"]')
+    return page

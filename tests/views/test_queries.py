@@ -46,7 +46,7 @@ def test_read_exposure_when_several_scopes_count_then_the_whole_comes_first_and_
 
 @pytest.mark.parametrize("portfolio", ["main", "nobody"])
 def test_read_when_there_is_no_such_portfolio_then_it_is_not_found(ledger: Ledger, portfolio: str) -> None:
-    for read in (ledger.exposure, ledger.history, ledger.positions, ledger.verify):
+    for read in (ledger.exposure, ledger.exposure_page, ledger.history, ledger.positions, ledger.verify):
         with pytest.raises(NotFound, match=f"no portfolio '{portfolio}'"):
             read(portfolio)
     assert ledger.portfolios() == []

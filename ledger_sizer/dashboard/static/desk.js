@@ -35,10 +35,53 @@
     });
   }
 
+  // What tells a node from its neighbours: its id, or the row it stands for. Empty for all others.
+  const keyOf = (node) => node.id || node.dataset?.key || "";
+
+  // Changes a node into `next`, whose nodes it may take. What is the same in both stays the same node, so that focus,
+  // selection, scrolled tables and a press under way survive (docs/decisions/0027-dashboard-updates.md).
+  function change(node, next) {
+    if (node.isEqualNode(next)) return;
+    if (node.nodeType !== Node.ELEMENT_NODE) { node.data = next.data; return; }
+    for (const { name } of [...node.attributes]) {
+      const opened = name === "open" && node.nodeName === "DETAILS"; // by the reader
+      if (!next.hasAttribute(name) && !opened) node.removeAttribute(name);
+    }
+    for (const { name, value } of next.attributes) {
+      if (node.getAttribute(name) !== value) node.setAttribute(name, value);
+    }
+    changeChildren(node, [...next.childNodes]);
+  }
+
+  // Matches nodes with a key by it, and the others by their place.
+  function changeChildren(parent, wanted) {
+    const wantedKeys = new Set(wanted.map(keyOf));
+    for (const child of [...parent.children]) if (!wantedKeys.has(keyOf(child))) child.remove();
+    const byKey = new Map([...parent.children].filter(keyOf).map((child) => [keyOf(child), child]));
+    let at = parent.firstChild;
+    for (const next of wanted) {
+      const key = keyOf(next);
+      const same = key ? byKey.get(key) : at && !keyOf(at) && at.nodeName === next.nodeName ? at : undefined;
+      byKey.delete(key);
+      if (same === undefined) { parent.insertBefore(next, at); continue; }
+      // A node that is moved loses the focus and the press: where it has them, those before it move out of its way.
+      const held = key && same.matches(":active, :focus-within");
+      while (at !== same && (!keyOf(at) || held)) {
+        const before = at;
+        at = at.nextSibling;
+        if (keyOf(before)) parent.append(before); else before.remove();
+      }
+      if (at === same) at = at.nextSibling; else parent.insertBefore(same, at);
+      change(same, next);
+    }
+    while (at) { const gone = at; at = at.nextSibling; gone.remove(); }
+  }
+
   function startLiveUpdates() {
     const REFRESH_MS_MIN = 250;
     const REFRESH_MS_MAX = 30_000;
     const ANNOUNCE_MS_MIN = 10_000;
+    const PRESS_MS_MAX = 1000;
     let refreshedAt = performance.now();
     let refreshTimer = null;
     let refreshing = false;
@@ -69,8 +112,10 @@
         const response = await fetch(location.pathname + location.search, { credentials: "same-origin", cache: "no-store" });
         if (response.redirected) { location.reload(); return; } // signed out
         if (!response.ok) throw new Error(`the service answered ${response.status}`);
-        update(new DOMParser().parseFromString(await response.text(), "text/html"));
+        const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
+        await pressEnds();
         refreshedAt = performance.now();
+        update(fresh);
         showFeed(source.readyState === EventSource.OPEN ? "live" : "lost", source.readyState === EventSource.OPEN ? "live" : "reconnecting, as of");
       } catch {
         showFeed("lost", "no answer, as of");
@@ -80,38 +125,32 @@
       }
     }
 
+    // Waits while a button or finger is down, at most PRESS_MS_MAX: what is pressed must not move to another place.
+    async function pressEnds() {
+      const end = performance.now() + PRESS_MS_MAX;
+      while (root.matches(":active") && performance.now() < end) await new Promise((done) => setTimeout(done, 20));
+    }
+
     function update(fresh) {
       const focused = document.activeElement;
-      const findFocused = focused && focused.closest("[data-live]") ? focusFinder(focused) : null;
+      const home = focused && focused.closest("[data-live]");
       for (const section of document.querySelectorAll("[data-live]")) {
         const next = fresh.getElementById(section.id);
         if (next === null) { location.reload(); return; } // the page has other sections now
-        if (next.innerHTML !== section.innerHTML && !hasSelection(section)) section.replaceChildren(...next.childNodes);
+        if (!hasSelection(section)) change(section, next);
       }
       if (fresh.querySelectorAll("[data-live]").length !== document.querySelectorAll("[data-live]").length) location.reload();
-      document.getElementById("read-at").replaceWith(fresh.getElementById("read-at"));
+      change(document.getElementById("read-at"), fresh.getElementById("read-at"));
       document.title = fresh.title;
-      if (findFocused && !document.contains(focused)) findFocused()?.focus({ preventScroll: true });
+      if (home && !document.contains(focused)) home.querySelector("[tabindex]")?.focus({ preventScroll: true });
+      updateCountdowns();
       announce();
     }
 
-    // A section with selected text is not replaced: somebody may be copying figures.
+    // A section with selected text is not changed: somebody may be copying figures.
     function hasSelection(section) {
       const selection = getSelection();
       return selection.type === "Range" && section.contains(selection.anchorNode);
-    }
-
-    // Returns a function that finds the focused element again: by id, by link or label, else its section's table.
-    function focusFinder(element) {
-      const sectionId = element.closest("[data-live]").id;
-      const link = element.getAttribute("href");
-      const label = element.getAttribute("aria-label");
-      return () => {
-        const section = document.getElementById(sectionId);
-        if (element.id) return document.getElementById(element.id);
-        const all = [...section.querySelectorAll("a, [tabindex]")];
-        return all.find((one) => link ? one.getAttribute("href") === link : one.getAttribute("aria-label") === label) || section.querySelector("[tabindex]");
-      };
     }
 
     function spokenSummary() {

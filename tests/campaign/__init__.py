@@ -1,0 +1,1 @@
+"""Tests of `campaign`: what its auditor sees, how it measures, and what it writes."""
