@@ -163,10 +163,8 @@ class Committer:
                     return [self._isolate(groups[0], error, may_be_stored=bool(own_hashes))]
                 if fault == "fenced":
                     return [LeaseLost(_LEASE_LOST)]
-                if fault in ("closed", "damaged"):
-                    return [_out_of_order(fault, error) for _ in groups]
-                if isinstance(error, ClockJumped):
-                    return [ClockJumped(str(error)) for _ in groups]
+                if fault in ("closed", "damaged", "clock"):
+                    return [_out_of_order(error) for _ in groups]
                 if fault in ("conflict", "lost"):
                     attempt += 1
                     log.warning("ledger.retry", fault=fault, attempt=attempt, error=str(error).strip())
@@ -270,13 +268,14 @@ def _log_defects(results: Sequence[Sequence[Result]]) -> None:
         log.error("ledger.command_failed", **defect.log_fields, exc_info=defect.__cause__)
 
 
-def _out_of_order(fault: str, error: Exception) -> LedgerError:
+def _out_of_order(error: Exception) -> LedgerError:
     """Return the answer where no retry helps until a person has acted. Each caller gets an exception of its own."""
     what = str(error).strip()
-    if fault == "closed":
-        return Unavailable(what)
+    if isinstance(error, Unavailable):
+        return type(error)(what, told=error.told)
     log.error("ledger.damaged", error=what)
-    return Unavailable(f"the database is damaged: {what}; stop the service, restore a backup, verify it, start again")
+    rest = "stop the service, restore a backup, verify it, start again"
+    return Unavailable(f"the database is damaged: {what}; {rest}", told=f"the database is damaged; {rest}")
 
 
 def _busy_or_unavailable(fault: str, error: Exception) -> LedgerError:

@@ -8,9 +8,8 @@ Writes go through one writer with group commit. Reads have their own connections
 
 import asyncio
 import secrets
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -24,23 +23,24 @@ from ledger_sizer.history.archive_files import archive_files_from
 from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive, require_outside_key_window
 from ledger_sizer.history.as_of import AsOf
 from ledger_sizer.ledger.committer import Committer, Observe
+from ledger_sizer.ledger.groups import all_answers, group_of, group_of_one, only_decision
+from ledger_sizer.ledger.sweep import sweep_in_slices
 from ledger_sizer.ledger.writer import Writer
 from ledger_sizer.model.choices import ExportForm
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, VerifyReport
-from ledger_sizer.model.errors import Closed, InvalidRequest, LedgerError, Unavailable
+from ledger_sizer.model.errors import Closed, Unavailable
 from ledger_sizer.model.overview import Overview, OverviewQuery
-from ledger_sizer.model.times import from_us, time_text, to_us
+from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.rules.batch import Group, decide_batch
 from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.rules.policy import Policy
-from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
-from ledger_sizer.storage.clock import ClockGuard, ClockJump, ClockJumped, read_clock
+from ledger_sizer.storage.clock import ClockGuard, ClockJump, ClockJumped, read_clock, warn_if_behind
 from ledger_sizer.storage.database import is_sqlite, make_engine, prepare_sqlite, require_head
-from ledger_sizer.storage.leases import fence_var, probe_write
-from ledger_sizer.storage.write_store import WriteStore, expiries_per_portfolio
-from ledger_sizer.telemetry import get_logger, request_id_var
+from ledger_sizer.storage.leases import probe_write
+from ledger_sizer.storage.write_store import WriteStore
+from ledger_sizer.telemetry import get_logger
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AsyncVerbs, Verbs
 from ledger_sizer.verify.chain import Head, Heads, Progress, heads_of, verify
@@ -56,9 +56,6 @@ Clock = Callable[[], datetime]
 
 _JUMP_STANDS_SECONDS = 60
 """A jump of the clock that stood this long does not end by itself. A restart mends it, which trusts the new time."""
-
-_SWEEP_REST_SECONDS_MAX = 0.1
-"""Longest rest between two slices of a sweep."""
 
 
 def _open_store(engine: Engine, settings: AppSettings, guard: ClockGuard) -> WriteStore:
@@ -134,7 +131,8 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         ledger = cls(url, settings, clock)
         ledger.created = created
         if clock is None:
-            ledger._check_clock_at_open()
+            with suppress(Unavailable):  # the first command says so
+                warn_if_behind(ledger._queries.newest_us(), ledger._read_clock())
         return ledger
 
     def run(self, command: AnyCommand) -> Decision:
@@ -142,14 +140,14 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         command = self._resolver.resolve(command)
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
-        return _only_decision(self._writer.answer(_group_of_one(command)))
+        return only_decision(self._writer.answer(group_of_one(command)))
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """Async `run`. Cancelling the caller does not undo the command; a retry with its key returns the outcome."""
         command = await self._off_loop((command,), lambda: self._resolver.resolve(command))
         if type(command) is Reserve and command.dry_run:
             return await asyncio.to_thread(self._dry_run, command)
-        return _only_decision(await self._writer.submit_async(_group_of_one(command)))
+        return only_decision(await self._writer.submit_async(group_of_one(command)))
 
     def submit(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """Run many commands at once. Return their answers, in the same order and number.
@@ -158,14 +156,14 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         False). atomic: all take effect or none; if one is denied all are, and an error is raised with nothing recorded.
         """
         commands, wrong = self._resolver.resolve_all(commands, atomic)
-        group = _group(commands, atomic)
-        return _all_answers(self._writer.answer(group) if group.commands else [], wrong, atomic)
+        group = group_of(commands, atomic=atomic)
+        return all_answers(self._writer.answer(group) if group.commands else [], wrong, atomic=atomic)
 
     async def submit_async(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """Async `submit`."""
         commands, wrong = await self._off_loop(commands, lambda: self._resolver.resolve_all(commands, atomic))
-        group = _group(commands, atomic)
-        return _all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic)
+        group = group_of(commands, atomic=atomic)
+        return all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic=atomic)
 
     def hold_async(self, **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """`hold`, for `async with`."""
@@ -181,25 +179,9 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         return sum(self.sweep_in_slices(portfolio))
 
     def sweep_in_slices(self, portfolio: str | None = None) -> Iterator[int]:
-        """Do what `sweep` does step by step: yield after each commit how many holds it freed. Stop when you like.
-
-        Each round frees a slice of every portfolio that has more to free, so that none waits for another's. Between two
-        slices it rests for as long as the last one took: SQLite has no queue for its lock, and another process would
-        hardly ever get it.
-        """
+        """Do what `sweep` does step by step: yield after each commit how many holds it freed. Stop when you like."""
         names = self._reads.portfolios_with_expired(self._read_clock()) if portfolio is None else [portfolio]
-        rest_seconds = 0.0
-        while names:
-            with_more = []
-            for name in names:
-                time.sleep(rest_seconds)
-                started = time.perf_counter()
-                freed = len(self._writer.answer(Group((), sweep=name)))
-                rest_seconds = min(time.perf_counter() - started, _SWEEP_REST_SECONDS_MAX)
-                if freed >= expiries_per_portfolio(1):  # the writer takes a sweep alone, so this was a whole slice
-                    with_more.append(name)
-                yield freed
-            names = with_more
+        yield from sweep_in_slices(names, lambda name: len(self._writer.answer(Group((), sweep=name))))
 
     @property
     def _reads(self) -> Queries:
@@ -401,20 +383,6 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
     def _now_us(self) -> int | None:
         return None if self._clock is None else to_us(self._clock())
 
-    def _check_clock_at_open(self) -> None:
-        """Take the first reading of the clock, and log a warning if the ledger's newest time is far ahead of it."""
-        try:
-            newest_us, now_us = self._queries.newest_us(), self._read_clock()
-        except Unavailable:
-            return  # the first command says so
-        if newest_us - now_us > CLOCK_STEP_US_MAX:
-            log.warning(
-                "clock.behind_ledger", seconds=(newest_us - now_us) / 1_000_000, clock=time_text(from_us(now_us)),
-                newest=time_text(from_us(newest_us)),
-                hint="this clock is behind, or an earlier one was ahead; see positions --state held for holds that "
-                "end too late",
-            )  # fmt: skip
-
     async def _off_loop(self, commands: Sequence[AnyCommand], resolve: Callable[[], T]) -> T:
         """Call `resolve`, in a thread where it has to read the database for the commands' instruments."""
         if all(self._resolver.is_cached(command) for command in commands):
@@ -424,35 +392,5 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
     def _dry_run(self, command: Reserve) -> Decision:
         """Decide on the present state without a lock, a hold or a record."""
         state, now_us = self._reads.dry_run_state(command, self._read_clock(), self._policy.new_portfolio_cap_e8)
-        decision = _only_decision(decide_batch({state.name: state}, [Group((command,))], now_us, self._policy)[0])
+        decision = only_decision(decide_batch({state.name: state}, [Group((command,))], now_us, self._policy)[0])
         return decision.as_dry_run()
-
-
-def _group(commands: Sequence[AnyCommand], atomic: bool) -> Group:
-    for command in commands:
-        if not isinstance(command, AnyCommand):
-            raise InvalidRequest(f"submit takes command objects such as Reserve(...), got {command!r}")
-        if isinstance(command, Reserve) and command.dry_run:
-            raise InvalidRequest("submit records what it answers; ask a dry run with reserve(..., dry_run=True)")
-    return Group(tuple(commands), atomic, request_id=request_id_var.get(), fence=fence_var.get())
-
-
-def _group_of_one(command: AnyCommand) -> Group:
-    return Group((command,), request_id=request_id_var.get(), fence=fence_var.get())
-
-
-def _only_decision(results: list[Result]) -> Decision:
-    (result,) = results
-    if isinstance(result, LedgerError):
-        raise result
-    return result
-
-
-def _all_answers(results: list[Result], wrong: dict[int, LedgerError], atomic: bool) -> list[Result]:
-    """Insert the errors of commands that never reached the queue. Raise an error of an atomic group instead."""
-    failed = next((result for result in results if isinstance(result, LedgerError)), None)
-    if atomic and failed is not None:
-        raise failed
-    for place, error in sorted(wrong.items()):
-        results.insert(place, error)
-    return results

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from sqlalchemy import Engine, select
 
 from ledger_sizer.model.errors import Unavailable
+from ledger_sizer.model.times import from_us, time_text
+from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
 from ledger_sizer.storage.database import database_now_us, is_sqlite, read_transaction
 from ledger_sizer.telemetry import get_logger
 
@@ -161,3 +163,14 @@ def read_clock(engine: Engine, guard: ClockGuard) -> int:
         ended_ns = guard.monotonic_ns()
     guard.check(now_us, begun_ns, ended_ns)
     return now_us
+
+
+def warn_if_behind(newest_us: int, now_us: int) -> None:
+    """Log a warning if a ledger's newest time is far ahead of the clock."""
+    if newest_us - now_us > CLOCK_STEP_US_MAX:
+        log.warning(
+            "clock.behind_ledger", seconds=(newest_us - now_us) / 1_000_000, clock=time_text(from_us(now_us)),
+            newest=time_text(from_us(newest_us)),
+            hint="this clock is behind, or an earlier one was ahead; see positions --state held for holds that end "
+            "too late",
+        )  # fmt: skip

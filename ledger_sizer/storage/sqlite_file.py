@@ -58,8 +58,6 @@ class FileLost(Unavailable):
     files again, or the ledger is opened anew.
     """
 
-    told_always = "a file of the database was deleted, moved or replaced while it was open; nothing is answered from it"
-
 
 class NoDatabaseFile(Unavailable):
     """There is no file at the database's path, and this process never had one open."""
@@ -243,21 +241,24 @@ class FileGuard:
 
     def _lost(self, files: _OpenFiles) -> FileLost:
         database = _identity(self.path)
+        file, told = self.path, "the database's file"
         if database is None:
-            what = f"{self.path} was deleted or moved while it was open"
+            what = "was deleted or moved while it was open"
         elif database != files.database:
-            what = f"{self.path} is another file than the one that is open: it was replaced"
+            what = "is another file than the one that is open: it was replaced"
         elif (wal := _identity(self._wal)) != files.wal:
-            what = f"{self._wal} was {'removed' if wal is None else 'replaced'} while it was open"
+            file, told = self._wal, "the database's -wal file"
+            what = f"was {'removed' if wal is None else 'replaced'} while it was open"
         elif (shm := _identity(self._shm)) != files.shm:
-            what = f"{self._shm} was {'removed' if shm is None else 'replaced'} while it was open"
+            file, told = self._shm, "the database's -shm file"
+            what = f"was {'removed' if shm is None else 'replaced'} while it was open"
         else:
-            what = f"{self.path} was emptied while it was open"
-        message = f"{what}. {_ADVICE}"
+            what = "was emptied while it was open"
+        message = f"{file} {what}. {_ADVICE}"
         if message != self._logged:  # once, not for each of a thousand callers
             self._logged = message
             log.error("ledger.file_lost", error=message)
-        return FileLost(message)
+        return FileLost(message, told=f"{told} {what}. {_ADVICE}")
 
 
 def _identity(path: str) -> Identity | None:

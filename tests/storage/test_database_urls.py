@@ -118,7 +118,7 @@ def _listens(port: int) -> bool:
 
 
 @pytest.mark.skipif(
-    PGBOUNCER is None and not os.environ.get("CI"), reason="no PgBouncer here: scripts/test_programs installs it"
+    PGBOUNCER is None and not os.environ.get("CI"), reason="no PgBouncer here: scripts/programs installs it"
 )
 @pytest.mark.parametrize("engine_kind", ["postgresql"], indirect=True)
 @pytest.mark.parametrize(("mode", "pool_size"), [("transaction", 20), ("transaction", 1), ("session", 20)])

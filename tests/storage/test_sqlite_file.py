@@ -115,7 +115,7 @@ def test_answer_when_many_callers_wait_then_none_is_acknowledged(ledger: Ledger,
         asked = [ledger.reserve_async(key=f"m{number}", available_balance=Decimal(1)) for number in range(200)]
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    assert {type(answer) for answer in asyncio.run(ask_all())} == {Unavailable}
+    assert {type(answer) for answer in asyncio.run(ask_all())} == {FileLost}
 
 
 def test_open_connections_when_the_file_was_replaced_then_no_new_one_reads_the_other_file(path: Path) -> None:

@@ -1,0 +1,43 @@
+"""Builds the groups that the writer answers, and gives their answers the form that callers get."""
+
+from collections.abc import Sequence
+
+from ledger_sizer.model.commands import AnyCommand, Reserve
+from ledger_sizer.model.decisions import Decision, Result
+from ledger_sizer.model.errors import InvalidRequest, LedgerError
+from ledger_sizer.rules.batch import Group
+from ledger_sizer.storage.leases import fence_var
+from ledger_sizer.telemetry import request_id_var
+
+
+def group_of(commands: Sequence[AnyCommand], *, atomic: bool) -> Group:
+    """Return the group of these commands, with the caller's request id and lease. Raises `InvalidRequest`."""
+    for command in commands:
+        if not isinstance(command, AnyCommand):
+            raise InvalidRequest(f"submit takes command objects such as Reserve(...), got {command!r}")
+        if isinstance(command, Reserve) and command.dry_run:
+            raise InvalidRequest("submit records what it answers; ask a dry run with reserve(..., dry_run=True)")
+    return Group(tuple(commands), atomic, request_id=request_id_var.get(), fence=fence_var.get())
+
+
+def group_of_one(command: AnyCommand) -> Group:
+    """Return the group of one command."""
+    return Group((command,), request_id=request_id_var.get(), fence=fence_var.get())
+
+
+def only_decision(results: list[Result]) -> Decision:
+    """Return the decision of a group of one. Raises its error."""
+    (result,) = results
+    if isinstance(result, LedgerError):
+        raise result
+    return result
+
+
+def all_answers(results: list[Result], wrong: dict[int, LedgerError], *, atomic: bool) -> list[Result]:
+    """Insert the errors of commands that never reached the queue. Raise an error of an atomic group instead."""
+    failed = next((result for result in results if isinstance(result, LedgerError)), None)
+    if atomic and failed is not None:
+        raise failed
+    for place, error in sorted(wrong.items()):
+        results.insert(place, error)
+    return results
