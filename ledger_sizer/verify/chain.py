@@ -279,10 +279,11 @@ class _PortfolioCheck:
 
     def _read_file(self, manifest: Manifest) -> None:
         """Check one archive file: its decisions continue the chain, and it ends as its manifest says."""
-        first, last, positions = None, None, 0
+        first_seq, times, positions = None, [], 0
         try:
             for record, position in self._files.entries(self._head.name, manifest):
-                first, last = first or record, record
+                first_seq = first_seq or record.seq
+                times.append(record.decided_us)
                 positions += position is not None
                 if record.seq > self._since:
                     self._check_link(record)
@@ -299,11 +300,11 @@ class _PortfolioCheck:
                     f"the manifest says decision {manifest.to_seq} is {manifest.last_hash[:12]} and ends its file, "
                     f"which ends with decision {self._expected - 1}, {self._previous[:12]}",
                 )
-            elif first is not None and last is not None:
+            elif times:
                 says = (manifest.from_seq, manifest.from_us, manifest.to_us, manifest.positions)
-                has = (first.seq, first.decided_us, last.decided_us, positions)
+                has = (first_seq, min(times), max(times), positions)
                 if says != has:
-                    what = "its first seq, first time, last time and number of positions are"
+                    what = "its first seq, earliest time, latest time and number of positions are"
                     self._report(manifest.from_seq, f"the manifest of {manifest.file!r:.100}: {what} {has}, not {says}")
         self._expected, self._previous = manifest.to_seq + 1, manifest.last_hash
 

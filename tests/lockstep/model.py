@@ -113,6 +113,10 @@ class PortfolioModel:
         if self.now < self.last_at:
             self.record(f"ledger:step_back:{self.next_seq}", Answer("step_back", "applied"))
 
+    def has_due(self, clock: datetime) -> bool:
+        """Return True if a hold is overdue by this clock."""
+        return any(one.pending and expiry_of(one) <= clock for one in self.positions.values())
+
     def expire(self, first: int, commands: Sequence[Command]) -> list[Answer]:
         """Free the `first` of the overdue holds, oldest first, and those that the commands are about."""
         numbers = {one.number for one in commands if isinstance(one, AboutPosition)}
