@@ -112,7 +112,7 @@ POSTGRESQL_EDITS = {
     "CREATE OR REPLACE FUNCTION ledger_refuse_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'": (
         "trigger decisions_append_only of decisions is not the one"
     ),
-    "ALTER ROLE CURRENT_USER SET session_replication_role = replica": "no trigger fires",
+    "ALTER ROLE CURRENT_USER IN DATABASE {database} SET session_replication_role = replica": "no trigger fires",
 }
 
 
@@ -121,11 +121,8 @@ POSTGRESQL_EDITS = {
 def test_verify_when_a_guard_was_weakened_then_it_is_named(
     database_url: str, intruder: Intruder, statement: str
 ) -> None:
-    try:
-        intruder.run(statement)
-        found = findings(database_url)
-    finally:
-        intruder.run("ALTER ROLE CURRENT_USER RESET session_replication_role")
+    intruder.run(statement.format(database=make_url(database_url).database))
+    found = findings(database_url)
     assert any(POSTGRESQL_EDITS[statement] in what for what in found), found
 
 
