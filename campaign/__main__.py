@@ -99,6 +99,8 @@ def main() -> int:
         progress.print(f"{time.monotonic() - begun:6.1f} s  {text}", markup=False, highlight=False, soft_wrap=True)
 
     try:
+        if given.markdown:
+            report.around_the_table(given.markdown)  # before the campaign, not after an hour of it
         plan = Plan(
             rounds, given.minutes, given.seed, given.short, programs_of(given.postgresql), given.dir, given.keep
         )

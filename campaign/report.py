@@ -144,12 +144,18 @@ def as_markdown(result: Result) -> str:
     return f"{'; '.join(_conditions(result))}.\n\n{text}\n" + (f"\n{skipped}\n" if skipped else "")
 
 
-def write_into(page: Path, text: str) -> None:
-    """Replace what stands between the marks of a page. Raises `CampaignError` where it has none."""
+def around_the_table(page: Path) -> tuple[str, str]:
+    """Return what stands before and after the marks of a page. Raises `CampaignError` where it has none."""
     before, begin, rest = page.read_text(encoding="utf-8").partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise CampaignError(f"{page} has no marks {BEGIN} and {END}")
+    return before, after
+
+
+def write_into(page: Path, text: str) -> None:
+    """Replace what stands between the marks of a page. Raises `CampaignError` where it has none."""
+    before, after = around_the_table(page)
     page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
 
 

@@ -62,6 +62,16 @@ def test_write_json_when_something_was_lost_then_it_names_it() -> None:
     assert list(broken(OUTCOMES)) == ["LOST kill-service-sqlite: main key 'a'"]
 
 
+def test_run_when_the_page_has_no_marks_then_it_ends_before_the_first_round(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("no marks\n")
+    command = [sys.executable, "-m", "campaign", "--rounds", "overload", "--markdown", str(page)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "has no marks" in done.stderr
+    assert "overload" not in done.stderr
+
+
 def test_list_rounds_when_asked_for_the_short_ones_then_a_failover_is_among_them() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "campaign", "--list", "--short"], cwd=ROOT, capture_output=True, text=True, check=True
