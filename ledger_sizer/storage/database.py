@@ -146,7 +146,7 @@ def read_transaction(engine: Engine, what: str | None = None) -> Iterator[Connec
             if not is_sqlite(engine.url):
                 from ledger_sizer.storage.postgresql_connection import CONFIRM
 
-                connection.exec_driver_sql(CONFIRM)
+                connection.exec_driver_sql(CONFIRM, execution_options=_FETCH_AT_ONCE).close()
     except (DBAPIError, TimeoutError) as error:
         raise _unavailable(what or f"read {redacted_url(engine.url)}", error) from None
 
