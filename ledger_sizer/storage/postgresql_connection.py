@@ -6,6 +6,7 @@ wait for the standby. Such a row must not be answered from.
 """
 
 from contextlib import suppress
+from time import monotonic
 from typing import Any
 
 import psycopg
@@ -19,6 +20,7 @@ _CANCEL_SECONDS = 1
 _POLL_SECONDS = 0.1
 _PING_SECONDS = 2
 _POOLER_LOOKS = 3
+_SILENT_SECONDS = 60
 _CANCELLED_WAIT = "SyncRepWaitForLSN"
 """The server's function that warns when the wait for a standby was cancelled. Its text depends on the language."""
 
@@ -80,6 +82,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     def _give_up(self) -> None:
         """Close at once. A server that still works is told, so that no backend waits on for nobody."""
+        _silent_at[self.info.host, str(self.info.port)] = monotonic()
         with suppress(psycopg.Error):
             self.cancel_safe(timeout=_CANCEL_SECONDS)
         self.pgconn.finish()
@@ -90,7 +93,7 @@ def bound_connections(engine: Engine, timeout_seconds: float | None, *, ping: bo
 
     @event.listens_for(engine, "do_connect")
     def _connect(_dialect: Any, _record: Any, args: Any, parameters: Any) -> BoundedConnection:
-        connection = BoundedConnection.connect(*args, **_last_host_first(parameters))
+        connection = BoundedConnection.connect(*args, **_likely_host_first(parameters))
         connection.timeout_seconds = timeout_seconds
         if connection.execute("SHOW synchronous_commit").fetchone() == ("off",):
             # An acknowledged commit must be durable, whatever the server's default. Stronger settings are kept.
@@ -111,15 +114,22 @@ def bound_connections(engine: Engine, timeout_seconds: float | None, *, ping: bo
 
 _last_host: dict[str | None, tuple[str, str]] = {}
 """By the list of hosts in a URL: the host and port that accepted writes last. Any thread may set it at any time."""
+_silent_at: dict[tuple[str, str], float] = {}
+"""By host and port: the monotonic time at which a connection to it was given up."""
 
 
-def _last_host_first(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Put the host that worked last first: one that is frozen costs each connection the whole connect time-out."""
+def _likely_host_first(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Put the host that worked last first, and those that went silent lately last.
+
+    A frozen host still accepts connections, so that each attempt costs the whole connect time-out.
+    """
     hosts, ports = str(parameters.get("host", "")).split(","), str(parameters.get("port", "")).split(",")
-    last = _last_host.get(parameters.get("host"))
-    if last is None or len(hosts) < 2 or len(ports) != len(hosts):
+    if len(hosts) < 2 or len(ports) != len(hosts):
         return parameters
-    pairs = sorted(zip(hosts, ports, strict=True), key=lambda pair: pair != last)
+    last, silent_since = _last_host.get(parameters.get("host")), monotonic() - _SILENT_SECONDS
+    pairs = sorted(
+        zip(hosts, ports, strict=True), key=lambda pair: (_silent_at.get(pair, 0) > silent_since, pair != last)
+    )
     return {**parameters, "host": ",".join(host for host, _ in pairs), "port": ",".join(port for _, port in pairs)}
 
 

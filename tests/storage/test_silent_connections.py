@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer import Decision, Ledger, LedgerError, LedgerSettings, Unavailable
@@ -77,6 +78,24 @@ def test_close_when_the_connection_is_silent_then_it_ends_and_the_waiting_caller
         pool.submit(ledger.close).result(ENDS_SECONDS)
         with pytest.raises(LedgerError):
             waiting.result(ENDS_SECONDS)
+
+
+@postgresql
+def test_reserve_when_the_first_of_two_hosts_freezes_then_the_other_is_asked_first(
+    database_url: str, proxy: SwallowingProxy
+) -> None:
+    with SwallowingProxy(database_url) as second, ThreadPoolExecutor(1) as pool:
+        first = make_url(proxy.url)
+        hosts = f"127.0.0.1:{first.port},127.0.0.1:{make_url(second.url).port}"
+        url = f"postgresql://{first.username}@{hosts}/{first.database}"
+        with Ledger.open(url, settings=settings_of(**SETTINGS)) as ledger:
+            reserve(ledger, "before")
+            asked, unused = proxy.accepted, second.accepted
+            assert (asked > 0, unused) == (True, 0)
+            proxy.freeze()
+            assert pool.submit(reserve, ledger, "after").result(ENDS_SECONDS).granted
+            # The first host is asked once more: to cancel what it no longer answers.
+            assert (proxy.accepted - asked, second.accepted > 0) == (1, True)
 
 
 @contextmanager

@@ -13,11 +13,16 @@ from sqlalchemy import URL, make_url
 
 
 class SwallowingProxy:
-    """Listens on a free port of 127.0.0.1 and forwards to the server of `url`, until its connections are swallowed."""
+    """Listens on a free port of 127.0.0.1 and forwards to the server of `url`, until its connections are swallowed.
+
+    accepted: how many connections there were.
+    """
 
     def __init__(self, url: str) -> None:
         self._target = make_url(url)
         self._swallowed: set[socket.socket] = set()
+        self._frozen = False
+        self.accepted = 0
         self._sockets: list[socket.socket] = []
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -37,6 +42,11 @@ class SwallowingProxy:
         """Let the connections open now carry nothing any more, in both directions. New ones work."""
         self._swallowed.update(self._sockets)
 
+    def freeze(self) -> None:
+        """Let no connection carry anything any more; new ones are still accepted, as a frozen host's kernel does."""
+        self._frozen = True
+        self.swallow()
+
     def close_new(self) -> None:
         """Accept no new connections any more."""
         self._listening.shutdown(socket.SHUT_RDWR)
@@ -55,6 +65,10 @@ class SwallowingProxy:
         with suppress(OSError):
             while True:
                 client, _ = self._listening.accept()
+                self.accepted += 1
+                if self._frozen:
+                    self._sockets.append(client)
+                    continue
                 server = self._connect()
                 self._sockets += [client, server]
                 for source, target in ((client, server), (server, client)):
