@@ -43,11 +43,12 @@ def full_disk_postgresql(stage: Stage) -> None:
     service = stage.service(server.url)
     stage.trade(service.port)
     for _ in stage.times(1, 2):
-        with stage.fault("the disk is full"), filled(disk):
-            stage.rest(10)
-        if not server.is_answering():
-            server.kill()
-            server.start()
+        with stage.fault("the disk is full; then the server is started again if it gave up"):
+            with filled(disk):
+                stage.rest(10)
+            if not server.is_answering():
+                server.kill()
+                server.start()
         stage.rest(2)
     stage.check(server.url)
 
