@@ -32,6 +32,9 @@ log = get_logger(__name__)
 Identity = tuple[int, int]
 """Device and inode of a file: the file itself, whatever its name."""
 
+_FOLDER_SETTLED_NS = 2_000_000_000
+"""After this time another change of a folder shows in its time of change, also where that counts in whole seconds."""
+
 _OPENING_SECONDS_MAX = 2
 """Longest wait for another process that is opening or closing the database right now."""
 
@@ -64,12 +67,17 @@ class NoDatabaseFile(Unavailable):
 
 
 class _OpenFiles:
-    """The files of one database that all `connections` of this process have open. wal, shm: None until they exist."""
+    """The files of one database that all `connections` of this process have open.
+
+    wal, shm: None until they exist. folder: device, inode and time of change of their folder when they were last found
+    to be there; None where it had changed just before.
+    """
 
     def __init__(self, database: Identity) -> None:
         self.database = database
         self.wal: Identity | None = None
         self.shm: Identity | None = None
+        self.folder: tuple[int, int, int] | None = None
         self.connections: WeakSet[GuardedConnection] = WeakSet()
 
 
@@ -156,6 +164,7 @@ class FileGuard:
         self.path = str(Path(path).absolute())  # the working directory may change later
         self._database = _identity(self.path)
         self._real = str(Path(path).resolve())  # SQLite puts -wal and -shm there, not beside a symbolic link
+        self._folder = str(Path(self._real).parent)
         self._wal = f"{self._real}-wal"
         self._shm = f"{self._real}-shm"
         self._logged = ""
@@ -190,16 +199,25 @@ class FileGuard:
 
     def require(self, files: _OpenFiles) -> None:
         """Raise `FileLost` unless the paths name these files."""
+        now_ns = time.time_ns()  # before the look, so that the folder cannot have settled during it
         try:
             found = os.stat(self.path)  # noqa: PTH116 - after every commit, and building a Path takes as long
             same = (found.st_dev, found.st_ino) == files.database and (found.st_size > 0 or files.wal is None)
+            # Whatever creates, removes or renames a file changes its folder. Asking for the -wal file itself makes a
+            # lone caller's commit slower by a fifth: once its times were read, Linux stores the next change of them.
+            status = os.stat(self._folder)  # noqa: PTH116 - see above
+            folder = (status.st_dev, status.st_ino, status.st_mtime_ns)
         except OSError:
-            same = False
+            same, folder = False, None
+        if same and folder == files.folder:
+            return
         wal, shm = _identity(self._wal), _identity(self._shm)
         if not same or wal != files.wal or shm != files.shm:
             if not same or files.wal not in (None, wal) or files.shm not in (None, shm):
                 raise self._lost(files)
             files.wal, files.shm = wal, shm
+        settled = folder is not None and now_ns - folder[2] > _FOLDER_SETTLED_NS
+        files.folder = folder if settled else None
 
     def _require_before_opening(self) -> Identity:
         """Return the file's identity. Opening it creates missing -wal and -shm files, so they are checked first."""

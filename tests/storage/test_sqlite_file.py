@@ -53,10 +53,14 @@ def ledger(path: Path) -> Iterator[Ledger]:
         yield opened
 
 
+@pytest.mark.parametrize("settled", [False, True], ids=["folder just changed", "folder unchanged for long"])
 @pytest.mark.parametrize("name", MEDDLES)
 def test_answer_when_the_files_are_not_the_open_ones_then_nothing_is_acknowledged_or_read(
-    ledger: Ledger, path: Path, name: str
+    ledger: Ledger, path: Path, name: str, settled: bool
 ) -> None:
+    if settled:
+        os.utime(path.parent, (0, 0))
+        assert reserve(ledger, FIRST[0]).replayed, "from now on an unchanged folder stands for its files"
     before = keys_in(ledger)
     MEDDLES[name](path)
     present = set(path.parent.iterdir()) if path.parent.exists() else set()
