@@ -10,6 +10,7 @@ same bytes.
 
 import gzip
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -177,3 +178,12 @@ def _parse_entries(compressed: bytes, portfolio: str, manifest: Manifest) -> Ite
                     record = None
     if record is not None:
         yield Entry(record, None)
+
+
+def sync_folder(folder: Path) -> None:
+    """Sync the folder, so that a new name in it survives a power loss too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

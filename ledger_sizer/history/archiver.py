@@ -22,6 +22,7 @@ from ledger_sizer.history.archive_files import (
     Entry,
     Manifest,
     manifests,
+    sync_folder,
     write_entries,
 )
 from ledger_sizer.history.times import last_older
@@ -142,20 +143,11 @@ def _write_next_file(
     finally:
         with suppress(FileNotFoundError):
             partial.unlink()
-    _sync_folder(folder)
+    sync_folder(folder)
     return Manifest(
         portfolio_id, first, last, from_us, to_us, last_hash,
         ended, str(path), sha256(path.read_bytes()).hexdigest(), time.time_ns() // 1000,
     )  # fmt: skip
-
-
-def _sync_folder(folder: Path) -> None:
-    """Sync the folder, so that the new name survives a power loss too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _entries(connection: Connection, portfolio_id: int, name: str, first: int, last: int) -> Iterator[Entry]:

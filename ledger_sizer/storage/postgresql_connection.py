@@ -55,6 +55,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         except pg._WaitTimeout:
             if timeout is not None:
                 raise
+            _silent_at[self.info.host, str(self.info.port)] = monotonic()
             self._give_up()
             raise psycopg.OperationalError(
                 f"no answer from the database server within {self.timeout_seconds:g} s; the connection was given up"
@@ -82,7 +83,6 @@ class BoundedConnection(psycopg.Connection[Any]):
 
     def _give_up(self) -> None:
         """Close at once. A server that still works is told, so that no backend waits on for nobody."""
-        _silent_at[self.info.host, str(self.info.port)] = monotonic()
         with suppress(psycopg.Error):
             self.cancel_safe(timeout=_CANCEL_SECONDS)
         self.pgconn.finish()
@@ -115,7 +115,7 @@ def bound_connections(engine: Engine, timeout_seconds: float | None, *, ping: bo
 _last_host: dict[str | None, tuple[str, str]] = {}
 """By the list of hosts in a URL: the host and port that accepted writes last. Any thread may set it at any time."""
 _silent_at: dict[tuple[str, str], float] = {}
-"""By host and port: the monotonic time at which a connection to it was given up."""
+"""By host and port: the monotonic time at which it last did not answer."""
 
 
 def _likely_host_first(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -127,9 +127,8 @@ def _likely_host_first(parameters: dict[str, Any]) -> dict[str, Any]:
     if len(hosts) < 2 or len(ports) != len(hosts):
         return parameters
     last, silent_since = _last_host.get(parameters.get("host")), monotonic() - _SILENT_SECONDS
-    pairs = sorted(
-        zip(hosts, ports, strict=True), key=lambda pair: (_silent_at.get(pair, 0) > silent_since, pair != last)
-    )
+    silent = {pair for pair, at in list(_silent_at.items()) if at > silent_since}
+    pairs = sorted(zip(hosts, ports, strict=True), key=lambda pair: (pair in silent, pair != last))
     return {**parameters, "host": ",".join(host for host, _ in pairs), "port": ",".join(port for _, port in pairs)}
 
 

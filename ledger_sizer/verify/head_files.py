@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
 
+from ledger_sizer.history.archive_files import sync_folder
 from ledger_sizer.model.errors import LedgerError, Unavailable
 from ledger_sizer.verify.chain import Head, Heads
 from ledger_sizer.wire.responses import heads_from_json, heads_to_json
@@ -105,7 +106,7 @@ def append_heads(path: Path, at: datetime, changed: Heads, everything: Callable[
         finally:
             os.close(number)
         if not exists:
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
     except OSError as error:
         raise Unavailable(f"the chain heads cannot be written to {path}: {error.strerror}") from None
 
@@ -121,11 +122,3 @@ def _ends_a_line(path: Path) -> bool:
             return True
         file.seek(size - 1)
         return file.read(1) == b"\n"
-
-
-def _sync_folder(folder: Path) -> None:
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
