@@ -29,6 +29,7 @@ from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, scope_name
+from ledger_sizer.model.units import parse_decimal
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.operator import ACTIONS
 from ledger_sizer.service.api_keys import ApiKey
@@ -235,7 +236,7 @@ def _parse_price(text: str | None) -> Decimal | None:
     if text is None or not text.strip():
         return None
     try:
-        return Decimal(text.strip())
+        return parse_decimal(text.strip())
     except InvalidOperation:
         raise InvalidRequest(f"price must be a number such as 50000, got {text!r:.40}", field="price") from None
 

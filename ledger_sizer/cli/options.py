@@ -14,6 +14,7 @@ import typer
 from ledger_sizer.cli.errors import bad_input
 from ledger_sizer.model.commands import VERBS
 from ledger_sizer.model.denials import DENIAL_REASONS
+from ledger_sizer.model.units import parse_decimal
 
 if TYPE_CHECKING:
     from ledger_sizer.model.instruments import InstrumentInfo, Leg
@@ -56,7 +57,7 @@ def decimal(text: str, field: str) -> Decimal:
     """Parse an exact number. Raises `InvalidRequest` for NaN, infinity, `1,000`, `1_000` and words."""
     if not _NUMBER.fullmatch(text):
         bad_input(f"{field} must be a number such as 0.9 or 50000, got {text!r}", field)
-    return Decimal(text)
+    return parse_decimal(text)
 
 
 def whole_number(text: str, field: str, least: int = 0) -> int:

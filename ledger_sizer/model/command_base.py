@@ -61,7 +61,9 @@ def ttl_us(value: object, name: str = "ttl_seconds") -> int:
     elif isinstance(value, Decimal):
         number = value.is_finite()
     if not number or not 0 < value <= TTL_SECONDS_MAX:  # type: ignore[operator]
-        raise InvalidRequest(f"{name} must be above 0 and at most {TTL_SECONDS_MAX} seconds, got {value}", field=name)
+        with exact_arithmetic():  # also of a text: its capitals come from the context
+            text = str(value)
+        raise InvalidRequest(f"{name} must be above 0 and at most {TTL_SECONDS_MAX} seconds, got {text}", field=name)
     with exact_arithmetic():
         return max(int(value * 1_000_000), 1)  # type: ignore[operator]
 
