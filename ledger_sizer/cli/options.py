@@ -88,7 +88,7 @@ def tags(texts: list[str] | None) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
-        if not equals or not name or not value:
+        if not equals:
             bad_input(f"--tag must look like venue=bybit, got {text!r}", "tags")
         if name in found:
             bad_input(f"--tag {name} is given twice: {found[name]!r} and {value!r}", "tags")

@@ -1,0 +1,218 @@
+"""Every verb with every argument, through every face: the same acceptance, code, field and effect.
+
+The calls are derived from the declared arguments, so a new verb and a new argument join by themselves. Each call is
+compared with what the embedded ledger answers. What a face cannot express is told in `faces`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from ledger_sizer import Confirm, Decision, Ledger, Release, Reserve, SetCap
+from ledger_sizer.model.command_base import PositionCommand
+from ledger_sizer.model.commands import COMMANDS, AnyCommand
+from ledger_sizer.wire.responses import decision_to_json, position_to_json
+from tests.conformance.faces import Answer, Face, Inexpressible, opened_faces
+from tests.conftest import NewDatabase
+from tests.support.argument_values import BAD_OF_KIND, GOOD_OF_KIND, MORE_BAD_OF_KIND
+from tests.support.ledgers import BTC_PERP, BTC_SPOT
+
+D = Decimal
+ONE_OF_KIND: dict[str, Any] = {"positive": D("1.5"), "not_negative": D(7), "moment": None, "label": "drift-17"}
+"""A value for each kind of argument that must be given."""
+STATES = ("held", "open", "expired", "released", "closed")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A call. portfolio: its own, set up before. before: calls of the same face that come first."""
+
+    name: str
+    verb: str
+    arguments: Mapping[str, Any]
+    portfolio: str
+    before: tuple[tuple[str, Mapping[str, Any]], ...] = field(default=())
+
+    @property
+    def id(self) -> str:
+        """Name in a report."""
+        return f"{self.verb} {self.name}"
+
+
+class Cases:
+    """Collects the calls of one verb."""
+
+    def __init__(self, verb: str) -> None:
+        self.verb = verb
+        self.command = COMMANDS[verb]
+        self.found: list[Case] = []
+
+    def add(self, name: str, *, before: tuple[tuple[str, Mapping[str, Any]], ...] = (), **changed: Any) -> None:
+        """Add the verb's plain call with some arguments changed. `...` stands for the case's portfolio."""
+        portfolio = f"{self.verb.replace('_', '')}{len(self.found)}"
+        base = {one.name: ONE_OF_KIND[one.kind.name] for one in self.command.arguments
+                if one.required and one.name not in ("key", "position_id")}  # fmt: skip
+        base["key"] = f"k{len(self.found)}"
+        if issubclass(self.command, PositionCommand):
+            base["position_id"] = f"{portfolio}-{STATES.index('held') + 2}"
+        else:
+            base["portfolio"] = portfolio
+        arguments = {name: _placed(value, portfolio) for name, value in {**base, **changed}.items()}
+        steps = tuple(
+            (verb, {name: _placed(value, portfolio) for name, value in {**base, **given}.items()})
+            for verb, given in before
+        )
+        self.found.append(Case(name, self.verb, arguments, portfolio, steps))
+
+
+def _placed(value: Any, portfolio: str) -> Any:
+    return value.replace("{p}", portfolio) if type(value) is str else value
+
+
+def cases_of(verb: str) -> list[Case]:
+    """Return the calls of a verb: plain, every value of every argument, every state, keys sent twice."""
+    cases = Cases(verb)
+    cases.add("plain")
+    for one in cases.command.arguments:
+        values = [*GOOD_OF_KIND.get(one.kind.name, ()), *one.kind.choices, None]
+        bad = [*BAD_OF_KIND.get(one.kind.name, ()), *MORE_BAD_OF_KIND.get(one.kind.name, ())]
+        assert one.kind.choices or bad, f"no hostile values for the kind {one.kind.name!r}"
+        for number, value in enumerate([*values, *bad]):
+            cases.add(f"{one.name}[{number}]={value!r:.60}", **{one.name: value})
+    if issubclass(cases.command, PositionCommand):
+        _add_states(cases)
+    else:
+        cases.add("portfolio that is not there", portfolio="nobody-{p}")
+    cases.add("the same again", before=((verb, {}),))
+    other = next((one for one in cases.command.arguments if one.name in ("note", "tags", "ttl_seconds", "price")), None)
+    if other is not None:
+        changed = {"note": "other", "tags": {"venue": "other"}, "ttl_seconds": 61, "price": D(77)}[other.name]
+        cases.add("the key for another request", before=((verb, {}),), **{other.name: changed})
+    if verb == "reserve":
+        _add_reserves(cases)
+    return cases.found
+
+
+def _add_states(cases: Cases) -> None:
+    for number, state in enumerate(STATES):
+        cases.add(f"position {state}", position_id=f"{{p}}-{number + 2}")
+        if cases.verb == "release":
+            cases.add(f"position {state}, too much", position_id=f"{{p}}-{number + 2}", quantity=D(99))
+            cases.add(f"position {state}, a part", position_id=f"{{p}}-{number + 2}", quantity=D("0.25"))
+            cases.add(f"position {state}, held only", position_id=f"{{p}}-{number + 2}", held_only=True)
+    cases.add("position that is not there", position_id="{p}-99")
+    cases.add("position of no portfolio", position_id="nobody-1")
+
+
+def _add_reserves(cases: Cases) -> None:
+    legs: dict[str, Any] = {"price": D(50_000), "spot_instrument": BTC_SPOT, "perp_instrument": BTC_PERP}
+    for name, more in {
+        "sized": {}, "sized with a fee": {"spot_fee_rate": D("0.001")}, "too small": {"available_balance": D("9.99")},
+        "no spot": {"spot_instrument": None}, "no perpetual": {"perp_instrument": None}, "no price": {"price": None},
+        "unknown names": {"spot_instrument": "bybit:NO/SUCH", "perp_instrument": "bybit:NO/SUCH:SUCH"},
+        "dry": {"dry_run": True}, "dry and denied": {"dry_run": True, "min_notional_usd": D(4000)},
+    }.items():  # fmt: skip
+        cases.add(name, **{**legs, **more})
+    cases.add("denied", min_notional_usd=D(4000))
+    cases.add("full", before=(("set_cap", {"key": "full", "cap": D(0), "portfolio": "{p}"}),))
+    cases.add("halted", before=(("halt", {"key": "halt", "portfolio": "{p}"}),))
+
+
+def _set_up(ledger: Ledger, cases: list[Case]) -> None:
+    """Give every case a portfolio with a cap; the verbs about positions find one in every state."""
+    commands: list[AnyCommand] = []
+    later: list[AnyCommand] = []
+    for case in cases:
+        name = case.portfolio
+        commands.append(SetCap(key="cap", portfolio=name, cap=D(100_000)))
+        if not issubclass(COMMANDS[case.verb], PositionCommand):
+            continue
+        for number, state in enumerate(STATES):
+            ttl = D("0.000001") if state == "expired" else 3600
+            commands.append(Reserve(key=state, portfolio=name, ttl_seconds=ttl))
+            position = f"{name}-{number + 2}"
+            if state in ("open", "closed"):
+                later.append(Confirm(key=f"{state}/fill", position_id=position, quantity=D(1), price=D(500)))
+            if state in ("released", "closed"):
+                later.append(Release(key=f"{state}/end", position_id=position))
+    for group in (commands, later):
+        for start in range(0, len(group), 2000):
+            results = ledger.submit(group[start : start + 2000])
+            assert all(isinstance(one, Decision) and one.outcome != "denied" for one in results)
+
+
+def _left_out(form: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what differs from face to face by design: times, and what is derived from them; who asked."""
+    for name in ("decided_at", "expires_at", "opened_at", "updated_at", "hash", "actor", "client"):
+        form.pop(name, None)
+    return form
+
+
+def effect_on(ledger: Ledger, portfolio: str) -> Any:
+    """Return everything that a portfolio holds, without times."""
+    exposure = ledger.exposure(portfolio)
+    return (
+        [_left_out(decision_to_json(one, full=True)) for one in ledger.history(portfolio, limit=1000)],
+        [_left_out(position_to_json(one)) for one in ledger.positions(portfolio, limit=1000)],
+        [(row.scope, row.cap, row.held, row.open, row.status, row.frozen, row.fresh_until) for row in exposure.scopes],
+    )
+
+
+def answers_of(face: Face, cases: list[Case]) -> list[Answer | None]:
+    """Send every call through the face. None: the face cannot express it."""
+    _set_up(face.behind, cases)
+    answers: list[Answer | None] = []
+    for case in cases:
+        try:
+            for verb, arguments in case.before:
+                face.send(verb, **arguments)
+            answers.append(face.send(case.verb, **case.arguments))
+        except Inexpressible:
+            answers.append(None)
+    return answers
+
+
+@pytest.fixture(scope="module")
+def faces(module_database: NewDatabase) -> Iterator[list[Face]]:
+    """All faces, each on a SQLite database of its own."""
+    with opened_faces(lambda: module_database("sqlite")) as found:
+        yield found
+
+
+def differences(faces: list[Face], cases: list[Case]) -> list[str]:
+    """Return every call that a face answered otherwise than the first one, or with another effect."""
+    expected = answers_of(faces[0], cases)
+    found = []
+    seqs = {face.name: {name: seq for name, (seq, _) in face.behind.heads().items()} for face in faces[:1]}
+    for face in faces[1:]:
+        answers = answers_of(face, cases)
+        seqs[face.name] = {name: seq for name, (seq, _) in face.behind.heads().items()}
+        like = next(one for one in faces if one.name == face.effect_like)
+        for case, wanted, got in zip(cases, expected, answers, strict=True):
+            if got is not None and got != wanted:
+                found.append(f"{case.id}: {faces[0].name} {wanted}, {face.name} {got}")
+            elif got is not None and face is not like and not _same_effect(face, like, case, seqs):
+                found.append(f"{case.id}: {face.name} has another effect than {like.name}")
+        unknown = seqs[face.name].keys() ^ seqs[faces[0].name].keys()
+        found += [f"only one of {faces[0].name} and {face.name} has the portfolio {name}" for name in sorted(unknown)]
+    return found
+
+
+def _same_effect(face: Face, like: Face, case: Case, seqs: Mapping[str, Mapping[str, int]]) -> bool:
+    one, other = seqs[face.name].get(case.portfolio), seqs[like.name].get(case.portfolio)
+    if one != other:
+        return False
+    return one is None or effect_on(face.behind, case.portfolio) == effect_on(like.behind, case.portfolio)
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_send_when_only_the_face_differs_then_acceptance_code_field_and_effect_are_equal(
+    faces: list[Face], verb: str
+) -> None:
+    found = differences(faces, cases_of(verb))
+    assert not found, "\n".join(found)
