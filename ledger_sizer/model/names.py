@@ -28,6 +28,6 @@ def split_position_id(value: object) -> tuple[str, int]:
     """Split `main-17` into (`main`, 17). Raise `InvalidRequest` for anything that is no position name."""
     if isinstance(value, str):
         portfolio, dash, number = value.rpartition("-")
-        if dash and portfolio and _NUMBER.fullmatch(number):
+        if dash and _PORTFOLIO.fullmatch(portfolio) and _NUMBER.fullmatch(number):
             return portfolio, int(number)
     raise InvalidRequest(f"position_id must look like 'main-17', got {value!r}", field="position_id")

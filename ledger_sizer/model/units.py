@@ -63,24 +63,28 @@ def exact_decimal(value: object, field: str) -> Decimal:
             hint = "; write Decimal('0.1'), not 0.1" if isinstance(value, float) else ""
             raise InvalidRequest(f"{field} must be a Decimal, got {kind} {value!r}{hint}", field=field)
     if not value.is_finite():
-        raise InvalidRequest(f"{field} must be a finite number, got {value}", field=field)
+        raise InvalidRequest(f"{field} must be a finite number, got {shown(value)}", field=field)
     exponent = value.as_tuple().exponent
     if value and (value.adjusted() > _ADJUSTED_MAX or exponent < _EXPONENT_MIN):  # type: ignore[operator]
-        with exact_arithmetic():
-            short = f"{value:.6E}"
         raise InvalidRequest(
-            f"{field} is out of range: {short} (at most {_ADJUSTED_MAX + 1} digits before the point, "
+            f"{field} is out of range: {shown(value, '.6E')} (at most {_ADJUSTED_MAX + 1} digits before the point, "
             f"{-_EXPONENT_MIN} after)",
             field=field,
         )
     return value if value else Decimal(0)
 
 
+def shown(value: Decimal, form: str = "") -> str:
+    """Return a number as messages show it. Its rounding and the letter of its exponent are those of any thread."""
+    with exact_arithmetic():
+        return format(value, form)
+
+
 def positive(value: object, field: str) -> Decimal:
     """Return `exact_decimal(value)`; raise `InvalidRequest` unless it is above zero."""
     number = exact_decimal(value, field)
     if number <= 0:
-        raise InvalidRequest(f"{field} must be above 0, got {decimal_text(number)}", field=field)
+        raise InvalidRequest(f"{field} must be above 0, got {shown(number)}", field=field)
     return number
 
 
@@ -88,7 +92,7 @@ def not_negative(value: object, field: str) -> Decimal:
     """Return `exact_decimal(value)`; raise `InvalidRequest` if it is below zero."""
     number = exact_decimal(value, field)
     if number < 0:
-        raise InvalidRequest(f"{field} must be 0 or above, got {decimal_text(number)}", field=field)
+        raise InvalidRequest(f"{field} must be 0 or above, got {shown(number)}", field=field)
     return number
 
 
@@ -117,9 +121,7 @@ def usd_ceil_e8(value: Decimal, field: str = "amount_usd") -> int:
 def _require_64_bits(whole: int, value: Decimal, field: str) -> int:
     if not -E8_MAX <= whole <= E8_MAX:
         most = E8_MAX // USD_SCALE
-        raise InvalidRequest(
-            f"{field} does not fit: {decimal_text(value)} USD (at most {most} USD either way)", field=field
-        )
+        raise InvalidRequest(f"{field} does not fit: {shown(value)} USD (at most {most} USD either way)", field=field)
     return whole
 
 

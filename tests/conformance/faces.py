@@ -88,6 +88,8 @@ def _json_of(argument: DeclaredArgument, value: Any) -> Any:
         return value.isoformat() if value.tzinfo is None else _time_text(value)
     if isinstance(value, InstrumentInfo | Leg):
         return to_json(value)
+    if kind is LEGS and isinstance(value, Sequence) and any(isinstance(one, Mapping) for one in value):
+        raise Inexpressible("an object in JSON is a leg itself, not something else in its place")
     if kind is LEGS and isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain_json(one) if not isinstance(one, Leg) else to_json(one) for one in value]
     return _plain_json(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -23,7 +24,8 @@ from tests.support.argument_values import BAD_OF_KIND, GOOD_OF_KIND, MORE_BAD_OF
 from tests.support.ledgers import BTC_PERP, BTC_SPOT
 
 D = Decimal
-ONE_OF_KIND: dict[str, Any] = {"positive": D("1.5"), "not_negative": D(7), "moment": None, "label": "drift-17"}
+START = datetime(2030, 1, 31, 12, tzinfo=UTC)
+ONE_OF_KIND: dict[str, Any] = {"positive": D("1.5"), "not_negative": D(7), "moment": START, "label": "drift-17"}
 """A value for each kind of argument that must be given."""
 STATES = ("held", "open", "expired", "released", "closed")
 
@@ -163,18 +165,38 @@ def effect_on(ledger: Ledger, portfolio: str) -> Any:
     )
 
 
-def answers_of(face: Face, cases: list[Case]) -> list[Answer | None]:
-    """Send every call through the face. None: the face cannot express it."""
-    _set_up(face.behind, cases)
-    answers: list[Answer | None] = []
-    for case in cases:
-        try:
-            for verb, arguments in case.before:
-                face.send(verb, **arguments)
-            answers.append(face.send(case.verb, **case.arguments))
-        except Inexpressible:
-            answers.append(None)
-    return answers
+class Played:
+    """A face after all calls. answers: None where it cannot express the call. seqs: of the heads, by portfolio."""
+
+    def __init__(self, face: Face, cases: list[Case]) -> None:
+        self.face = face
+        _set_up(face.behind, cases)
+        self._seqs_before = _seqs(face.behind)
+        self.answers = [_answer_to(face, case) for case in cases]
+        self.seqs = _seqs(face.behind)
+        self._effects: dict[str, Any] = {}
+
+    def effect(self, case: Case) -> Any:
+        """Return what the call left in its portfolio; None where nothing was recorded, or there is none."""
+        seq = self.seqs.get(case.portfolio)
+        if seq is None or seq == self._seqs_before.get(case.portfolio):
+            return None
+        if case.portfolio not in self._effects:
+            self._effects[case.portfolio] = effect_on(self.face.behind, case.portfolio)
+        return self._effects[case.portfolio]
+
+
+def _answer_to(face: Face, case: Case) -> Answer | None:
+    try:
+        for verb, arguments in case.before:
+            face.send(verb, **arguments)
+        return face.send(case.verb, **case.arguments)
+    except Inexpressible:
+        return None
+
+
+def _seqs(ledger: Ledger) -> dict[str, int]:
+    return {name: seq for name, (seq, _) in ledger.heads().items()}
 
 
 @pytest.fixture(scope="module")
@@ -186,28 +208,21 @@ def faces(module_database: NewDatabase) -> Iterator[list[Face]]:
 
 def differences(faces: list[Face], cases: list[Case]) -> list[str]:
     """Return every call that a face answered otherwise than the first one, or with another effect."""
-    expected = answers_of(faces[0], cases)
+    played = {face.name: Played(face, cases) for face in faces}
+    first, *others = played.values()
     found = []
-    seqs = {face.name: {name: seq for name, (seq, _) in face.behind.heads().items()} for face in faces[:1]}
-    for face in faces[1:]:
-        answers = answers_of(face, cases)
-        seqs[face.name] = {name: seq for name, (seq, _) in face.behind.heads().items()}
-        like = next(one for one in faces if one.name == face.effect_like)
-        for case, wanted, got in zip(cases, expected, answers, strict=True):
-            if got is not None and got != wanted:
-                found.append(f"{case.id}: {faces[0].name} {wanted}, {face.name} {got}")
-            elif got is not None and face is not like and not _same_effect(face, like, case, seqs):
-                found.append(f"{case.id}: {face.name} has another effect than {like.name}")
-        unknown = seqs[face.name].keys() ^ seqs[faces[0].name].keys()
-        found += [f"only one of {faces[0].name} and {face.name} has the portfolio {name}" for name in sorted(unknown)]
+    for other in others:
+        name, like = other.face.name, played.get(other.face.effect_like, first)
+        for case, wanted, got in zip(cases, first.answers, other.answers, strict=True):
+            if got is None:
+                continue
+            if got != wanted:
+                found.append(f"{case.id}: {first.face.name} {wanted}, {name} {got}")
+            elif other is not like and other.effect(case) != like.effect(case):
+                found.append(f"{case.id}: {name} has another effect than {like.face.name}")
+        unknown = other.seqs.keys() ^ first.seqs.keys()
+        found += [f"only one of {first.face.name} and {name} has the portfolio {one}" for one in sorted(unknown)]
     return found
-
-
-def _same_effect(face: Face, like: Face, case: Case, seqs: Mapping[str, Mapping[str, int]]) -> bool:
-    one, other = seqs[face.name].get(case.portfolio), seqs[like.name].get(case.portfolio)
-    if one != other:
-        return False
-    return one is None or effect_on(face.behind, case.portfolio) == effect_on(like.behind, case.portfolio)
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
