@@ -39,6 +39,10 @@ class Inexpressible(Exception):
     """The face has no form for this value, or one that means another value."""
 
 
+class JsonForm(dict[str, Any]):
+    """An object as JSON has it, in place of an instrument or a leg that Python could not even make."""
+
+
 class Answer(NamedTuple):
     """code: the outcome, or the error's code. field: that the error names. figures: what the decision says."""
 
@@ -76,6 +80,8 @@ def _json_of(argument: DeclaredArgument, value: Any) -> Any:
     number, kind = _is_number(argument), argument.kind
     if isinstance(value, str) and (number or kind in (SECONDS, MOMENT)):
         raise Inexpressible("JSON has decimals, exact seconds and times as text, so the text means the value")
+    if kind in (INSTRUMENT, LEGS) and (forms := [*_json_forms(value)]):
+        return forms if kind is LEGS else forms[0]
     if kind is INSTRUMENT and isinstance(value, Mapping):
         raise Inexpressible("an object in JSON is the instrument itself, not something else in its place")
     if isinstance(value, float) and kind is SECONDS:
@@ -93,6 +99,16 @@ def _json_of(argument: DeclaredArgument, value: Any) -> Any:
     if kind is LEGS and isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_plain_json(one) if not isinstance(one, Leg) else to_json(one) for one in value]
     return _plain_json(value)
+
+
+def _json_forms(value: Any) -> Iterator[Any]:
+    """Yield the objects of a value that is a `JsonForm`, or a list of some."""
+    for one in value if isinstance(value, list) else [value]:
+        if isinstance(one, JsonForm):
+            yield {
+                name: _number_text(part) if isinstance(part, Decimal) else _plain_json(part)
+                for name, part in one.items()
+            }
 
 
 def _number_text(value: Decimal) -> str:
@@ -143,6 +159,7 @@ class Face:
 
     def send(self, verb: str, **arguments: Any) -> Answer:
         """Send one command and return the answer."""
+        _require_values(arguments)
         return _answered(lambda: self.call(verb, **arguments))
 
     def call(self, name: str, *positional: Any, **arguments: Any) -> Any:
@@ -151,6 +168,12 @@ class Face:
 
     def close(self) -> None:
         """Close what the face itself opened."""
+
+
+def _require_values(arguments: Mapping[str, Any]) -> None:
+    for value in arguments.values():
+        if any(isinstance(one, JsonForm) for one in (value if isinstance(value, list) else [value])):
+            raise Inexpressible("Python has the instrument or the leg itself, which refuses this when it is made")
 
 
 def _answered(call: Callable[[], Any]) -> Answer:
@@ -193,6 +216,7 @@ class GroupFace(Face):
         """Submit the command as the only one of a group."""
         if arguments.get("dry_run") is True:
             raise Inexpressible(_NO_DRY_RUN)
+        _require_values(arguments)
         return _answered(lambda: self.call("submit", [COMMANDS[verb](**arguments)], atomic=True)[0])
 
 
@@ -399,6 +423,8 @@ def _option(argument: DeclaredArgument, value: Any) -> list[str]:
         if not isinstance(value, Mapping) or not all(isinstance(one, str) for pair in value.items() for one in pair):
             raise Inexpressible("a tag on the command line is two texts")
         return [f"--tag={str.__str__(name)}={str.__str__(one)}" for name, one in value.items()]
+    if forms := [*_json_forms(value)]:
+        return [f"{'--leg' if argument.kind is LEGS else flag}={json.dumps(form)}" for form in forms]
     if argument.kind is LEGS:
         if not isinstance(value, Sequence) or not value or not all(isinstance(leg, Leg) for leg in value):
             raise Inexpressible("every --leg is a leg, and without one nothing is given")
