@@ -153,11 +153,13 @@ def _reads(rounds: int, tables: dict[str, Stored]) -> Iterator[Row]:
 def _table(rows: list[Row]) -> Table:
     numbers = [name for layout in LAYOUTS for name in (layout, "wall", "ratio")]
     title = "CPU of each form, its wall time, and the ratio of its CPU to that of wide (the median of the rounds)."
-    table = new_table(title, ("engine", "what", "unit"), numbers)
+    table = new_table(title, ("engine", "what", "unit"), [*numbers[:2], *numbers[3:]])
     for row in rows:
         cells: list[str] = []
         for layout in LAYOUTS:
-            cells += [f"{of[layout]:,.1f}" if layout in of else "-" for of in (row.cpu, row.wall)]
-            cells.append(f"{row.ratio[layout]:.2f}x" if layout in row.ratio else "-")
+            found = [of.get(layout) for of in (row.cpu, row.wall)]
+            cells += ["-" if one is None else f"{one:,.{1 if one < 100 else 0}f}" for one in found]
+            if layout != "wide":
+                cells.append(f"{row.ratio[layout]:.2f}x" if layout in row.ratio else "-")
         table.add_row(row.engine, row.what, row.unit, *cells)
     return table
