@@ -35,7 +35,8 @@ BAD_OF_KIND: dict[str, list[Any]] = {
     "label": ["", "a\x1f", "x" * 129, 5],
     "moment": ["2026-01-01T00:00:00Z", 5, datetime(2026, 1, 1)],  # noqa: DTZ001 - without a zone
     "key": ["", " \t", "x" * 201, 5, "ledger:mine"],
-    "portfolio": ["", "-a", ".a", "a b", "a/b", "a\n", "x" * 65, "ü", 7],
+    "portfolio_or_desk": ["", "-a", "**", "* ", "a*", "x" * 65, 7],
+    "portfolio": ["*", "", "-a", ".a", "a b", "a/b", "a\n", "x" * 65, "ü", 7],
     "position": ["", "main", "main-", "main-x", "-1", 5, "a b-1", "main-01", "main-00", "main-" + "1" * 19],
 }  # fmt: skip
 """By the kind's name. All of them are refused, and the argument is named."""
@@ -58,7 +59,8 @@ MORE_BAD_OF_KIND: dict[str, list[Any]] = {
     "label": ["a\nb", None, b"x"],
     "moment": [True, [], "now"],
     "key": ["a\x00b", "a\nb", "\ud800", b"k"],
-    "portfolio": ["a\x00", "../x", "*", b"main", True],
+    "portfolio": ["a\x00", "../x", b"main", True],
+    "portfolio_or_desk": ["a\x00", "../x", b"main", True, "a/b"],
     "position": ["main-+1", "main-1 ", "main- 1", "main-1\n", "é-1", "main-\u0661", True, b"main-1"],
 }  # fmt: skip
 """Hostile values beside `BAD_OF_KIND`. Some fit some arguments of the kind: what counts is that all agree."""
