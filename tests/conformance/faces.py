@@ -58,8 +58,15 @@ def _answer_of(result: Any) -> Answer:
     """Return the answer of a Python call: its result, or the error it raised."""
     if isinstance(result, Decision):
         return _answer_of_form(decision_to_json(result))
-    field = getattr(result, "field", None)
-    return Answer(result.code if isinstance(result, LedgerError) else type(result).__name__, field)
+    if isinstance(result, LedgerError):
+        return Answer(result.code, getattr(result, "field", None), _first_use(vars(result)))
+    return Answer(type(result).__name__)
+
+
+def _first_use(form: Mapping[str, Any]) -> Any:
+    """Return where the key of a `KeyReused` was used first."""
+    found = {name: form[name] for name in ("seq", "position_id") if form.get(name) is not None}
+    return found or None
 
 
 def _answer_of_form(form: Mapping[str, Any]) -> Answer:
@@ -323,7 +330,7 @@ def http_answer(response: httpx.Response) -> Answer:
 def _answer_of_problem(problem: Mapping[str, Any]) -> Answer:
     if "decision" in problem:
         return _answer_of_form(problem["decision"])
-    return Answer(problem["code"], problem.get("field"))
+    return Answer(problem["code"], problem.get("field"), _first_use(problem))
 
 
 class BatchFace(HttpFace):
@@ -376,7 +383,7 @@ class CommandLineFace(Face):
         if code in (0, 3):
             return _answer_of_form(json.loads(out))
         problem = json.loads(err)
-        return Answer(problem["error"], problem.get("field"))
+        return Answer(problem["error"], problem.get("field"), _first_use(problem))
 
     def output(self, *words: str) -> tuple[int, str, str]:
         """Run these words with `--json`, and return exit code, standard output and standard error."""

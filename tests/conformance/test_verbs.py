@@ -7,7 +7,7 @@ compared with what the embedded ledger answers. What a face cannot express is to
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -16,8 +16,9 @@ import pytest
 
 from ledger_sizer import Confirm, Decision, InstrumentInfo, Ledger, Leg, Release, Reserve, SetCap
 from ledger_sizer.model.arguments import DeclaredArgument, to_json
-from ledger_sizer.model.command_base import INSTRUMENT, LEGS, PositionCommand
+from ledger_sizer.model.command_base import INSTRUMENT, LEGS, PORTFOLIO_OR_DESK, PositionCommand
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
+from ledger_sizer.model.names import DESK
 from ledger_sizer.wire.responses import decision_to_json, position_to_json
 from tests.conformance.faces import Answer, Face, Inexpressible, JsonForm, opened_faces
 from tests.conftest import NewDatabase
@@ -28,18 +29,20 @@ D = Decimal
 START = datetime(2030, 1, 31, 12, tzinfo=UTC)
 ONE_OF_KIND: dict[str, Any] = {"positive": D("1.5"), "not_negative": D(7), "moment": START, "label": "drift-17"}
 """A value for each kind of argument that must be given."""
+Steps = tuple[tuple[str, Mapping[str, Any]], ...]
 STATES = ("held", "open", "expired", "released", "closed")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A call. portfolio: its own, set up before. before: calls of the same face that come first."""
+    """A call. portfolio: its own, set up before. before, after: calls of the same face that come first and last."""
 
     name: str
     verb: str
     arguments: Mapping[str, Any]
     portfolio: str
-    before: tuple[tuple[str, Mapping[str, Any]], ...] = field(default=())
+    before: Steps = ()
+    after: Steps = ()
 
     @property
     def id(self) -> str:
@@ -55,8 +58,8 @@ class Cases:
         self.command = COMMANDS[verb]
         self.found: list[Case] = []
 
-    def add(self, name: str, *, before: tuple[tuple[str, Mapping[str, Any]], ...] = (), **changed: Any) -> None:
-        """Add the verb's plain call with some arguments changed. `...` stands for the case's portfolio."""
+    def add(self, name: str, *, before: Steps = (), after: Steps = (), **changed: Any) -> None:
+        """Add the verb's plain call with some arguments changed. In a text `{p}` stands for the case's portfolio."""
         portfolio = f"{self.verb.replace('_', '')}{len(self.found)}"
         base = {one.name: ONE_OF_KIND[one.kind.name] for one in self.command.arguments
                 if one.required and one.name not in ("key", "position_id")}  # fmt: skip
@@ -65,16 +68,14 @@ class Cases:
             base["position_id"] = f"{portfolio}-{STATES.index('held') + 2}"
         else:
             base["portfolio"] = portfolio
-        arguments = {name: _placed(value, portfolio) for name, value in {**base, **changed}.items()}
-        steps = tuple(
-            (verb, {name: _placed(value, portfolio) for name, value in {**base, **given}.items()})
-            for verb, given in before
-        )
-        self.found.append(Case(name, self.verb, arguments, portfolio, steps))
+        arguments = _all_placed({**base, **changed}, portfolio)
+        first = tuple((verb, _all_placed({**base, **given}, portfolio)) for verb, given in before)
+        last = tuple((verb, _all_placed(given, portfolio)) for verb, given in after)
+        self.found.append(Case(name, self.verb, arguments, portfolio, first, last))
 
 
-def _placed(value: Any, portfolio: str) -> Any:
-    return value.replace("{p}", portfolio) if type(value) is str else value
+def _all_placed(arguments: Mapping[str, Any], portfolio: str) -> dict[str, Any]:
+    return {name: value.replace("{p}", portfolio) if type(value) is str else value for name, value in arguments.items()}
 
 
 def cases_of(verb: str) -> list[Case]:
@@ -87,6 +88,9 @@ def cases_of(verb: str) -> list[Case]:
         assert one.kind.choices or bad, f"no hostile values for the kind {one.kind.name!r}"
         for number, value in enumerate([*values, *bad]):
             cases.add(f"{one.name}[{number}]={value!r:.60}", **{one.name: value})
+        if one.kind is PORTFOLIO_OR_DESK:
+            resume = {"key": "resume {p}", "portfolio": DESK}
+            cases.add("the desk", portfolio=DESK, after=(("resume", resume),))
         if one.kind in (INSTRUMENT, LEGS):
             _add_json_forms(cases, one)
     if issubclass(cases.command, PositionCommand):
@@ -220,7 +224,10 @@ def _answer_to(face: Face, case: Case) -> Answer | None:
     try:
         for verb, arguments in case.before:
             face.send(verb, **arguments)
-        return face.send(case.verb, **case.arguments)
+        answer = face.send(case.verb, **case.arguments)
+        for verb, arguments in case.after:
+            face.send(verb, **arguments)
+        return answer
     except Inexpressible:
         return None
 
