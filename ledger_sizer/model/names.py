@@ -14,6 +14,9 @@ DESK = "*"
 No portfolio can have this name.
 """
 
+SEQ_MAX = 10**18 - 1
+"""Largest seq that may be asked for, and largest number of a position: 18 digits."""
+
 _PORTFOLIO = re.compile(PORTFOLIO_PATTERN)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 """Number of a position, without leading zeros: one position has one name."""

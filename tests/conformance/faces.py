@@ -290,14 +290,15 @@ class HttpFace(Face):
         path = command.path
         for name in ("position_id", "portfolio"):
             if f"{{{name}}}" in path:
-                path = path.replace(f"{{{name}}}", _path_part(arguments.pop(name)))
+                path = path.replace(f"{{{name}}}", path_part(arguments.pop(name)))
         response = self.http.request(
             command.method, path, headers=_headers(key), content=_encoded(_body_of(verb, arguments))
         )
         return http_answer(response)
 
 
-def _path_part(value: Any) -> str:
+def path_part(value: Any) -> str:
+    """Return a value as one part of a path. Raises `Inexpressible`."""
     if not isinstance(value, str):
         raise Inexpressible("a path is text")
     text = str.__str__(value)
