@@ -62,6 +62,9 @@ class DecisionForm(_Form):
     binding: str | None = Field(description="The scope or constraint that decided.")
     expires_at: TimeOut | None
     decided_at: TimeOut
+    actor: str | None = Field(description="Who asked; null in decisions of versions that did not record it.")
+    client: str | None = Field(description="The client that the key belongs to.")
+    reference: str | None = Field(description="The caller's own text for the trade or order.")
     hash: str | None = Field(description="Its link in the audit chain.")
     held_change: DecimalOut = "0"
     open_change: DecimalOut = "0"

@@ -186,7 +186,8 @@ class Queries:
             query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > after)
         require_limit(limit)
         with read_transaction(self._engine) as connection:
-            owner = None if portfolio is None else self._require(connection, portfolio)
+            # Without an owner the query still names the portfolio, so a look-up in one that does not exist is empty.
+            owner = None if portfolio is None else self._owner(connection, portfolio, key)
             rows = read_in_state(connection, query, owner, state, after, limit)
         rows.sort(key=lambda row: (row.portfolio_id, row.number))
         return page_of(
@@ -204,9 +205,9 @@ class Queries:
     ) -> Page[Decision]:
         """Return a page of decisions, newest first unless `ascending`. filters: see `HistoryFilters`.
 
-        With the filter `key` a portfolio that does not exist has no decisions, as a look-up finds nothing there.
-        client: the only one whose keys it finds; None: everybody's. cursor: of the page before; it stays valid while
-        decisions are added or archived. limit: 1 to 1000.
+        client: the only one whose keys the filter `key` finds; None: everybody's. A key is looked up without error in a
+        portfolio that does not exist. cursor: of the page before; it stays valid while decisions are added or archived.
+        limit: 1 to 1000.
         """
         wanted = require_limit(limit)
         rows = self._find(
@@ -240,11 +241,9 @@ class Queries:
             (seq,) = cursor_numbers(cursor, 1)
             low, high = (seq + 1, high) if ascending else (low, seq - 1)
         with read_transaction(self._engine) as connection:
-            owner = portfolio_id(connection, portfolio_or_desk(portfolio))
+            owner = self._owner(connection, portfolio, filters.key)
             if owner is None:
-                if filters.key is not None:
-                    return []
-                raise no_portfolio(portfolio)
+                return []
             history = History(connection, owner, portfolio, self._files)
             return history.find_rows(filters, low, high, ascending=ascending, limit=limit)
 
@@ -293,6 +292,12 @@ class Queries:
         if found is None:
             raise no_portfolio(portfolio)
         return found
+
+    def _owner(self, connection: Connection, portfolio: str, key: str | None) -> int | None:
+        """Like `_require`, but None where a key is looked up in a portfolio that does not exist."""
+        if key is None:
+            return self._require(connection, portfolio)
+        return portfolio_id(connection, portfolio_or_desk(portfolio))
 
 
 def _has_key(key: str, portfolio: str | None, client: str | None) -> ColumnElement[bool]:
