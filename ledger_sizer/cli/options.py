@@ -33,7 +33,7 @@ Create = Annotated[
 ]
 Portfolio = Annotated[str, typer.Option("--portfolio", "-p", metavar="NAME", help="The pot of capital.")]
 PortfolioOrDesk = Annotated[
-    str, typer.Option("--portfolio", "-p", metavar="NAME", help="The pot of capital; * is the desk: all of them.")
+    str, typer.Option("--portfolio", "-p", metavar="NAME", help="The pot of capital; * for the desk's own chain.")
 ]
 OfKey = Annotated[str | None, typer.Option("--key", metavar="KEY", help="Of this idempotency key.")]
 AnyPortfolio = Annotated[str | None, typer.Option("--portfolio", "-p", metavar="NAME", help="One portfolio; else all.")]
