@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
-from ledger_sizer.api.reads import SEQ_MAX, OverviewFilters
+from ledger_sizer.api.reads import OverviewFilters
 from ledger_sizer.api.request_body import read_form
 from ledger_sizer.api.responses import log_untold
 from ledger_sizer.api.sessions import check_csrf, end_session, form_api_key, session_of, set_session
@@ -26,7 +26,7 @@ from ledger_sizer.dashboard.assets import BY_DIGEST_NAME
 from ledger_sizer.dashboard.pages import Visitor
 from ledger_sizer.model.commands import Halt, Resume
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
-from ledger_sizer.model.names import portfolio_name
+from ledger_sizer.model.names import SEQ_MAX, portfolio_name
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, scope_name
 from ledger_sizer.model.units import parse_decimal
