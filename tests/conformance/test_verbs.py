@@ -20,9 +20,21 @@ from ledger_sizer.model.command_base import INSTRUMENT, LEGS, PORTFOLIO_OR_DESK,
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.names import DESK
 from ledger_sizer.wire.responses import decision_to_json, position_to_json
-from tests.conformance.faces import Answer, Face, Inexpressible, JsonForm, opened_faces
+from tests.conformance.faces import (
+    Answer,
+    AtomicFace,
+    ClientFace,
+    CommandLineFace,
+    Face,
+    GroupFace,
+    HttpFace,
+    Inexpressible,
+    JsonForm,
+    opened_faces,
+)
 from tests.conftest import NewDatabase
 from tests.support.argument_values import BAD_OF_KIND, GOOD_OF_KIND, LEG, MORE_BAD_OF_KIND
+from tests.support.decimal_contexts import HOSTILE, hostile
 from tests.support.ledgers import BTC_PERP, BTC_SPOT
 
 D = Decimal
@@ -243,6 +255,14 @@ def faces(module_database: NewDatabase) -> Iterator[list[Face]]:
         yield found
 
 
+@pytest.fixture(scope="module")
+def postgresql_faces(module_database: NewDatabase) -> Iterator[list[Face]]:
+    """A face of each medium, each on a PostgreSQL database of its own."""
+    wanted = (Face, GroupFace, ClientFace, HttpFace, AtomicFace, CommandLineFace)
+    with opened_faces(lambda: module_database("postgresql"), wanted) as found:
+        yield found
+
+
 def differences(faces: list[Face], cases: list[Case]) -> list[str]:
     """Return every call that a face answered otherwise than the first one, or with another effect."""
     played = {face.name: Played(face, cases) for face in faces}
@@ -271,3 +291,30 @@ def test_send_when_only_the_face_differs_then_acceptance_code_field_and_effect_a
 ) -> None:
     found = differences(faces, cases_of(verb))
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_send_when_only_the_face_differs_then_the_plain_calls_are_equal_on_postgresql_too(
+    postgresql_faces: list[Face], verb: str
+) -> None:
+    few = [case for case in cases_of(verb) if "=" not in case.name and " with " not in case.name]
+    found = differences(postgresql_faces, few)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("context", HOSTILE)
+def test_send_when_the_decimal_context_is_hostile_then_every_answer_and_effect_is_the_same(
+    context: str, module_database: NewDatabase
+) -> None:
+    """What a new verb or argument computes in the caller's context is found here, without a test of its own."""
+    cases = [case for verb in COMMANDS for case in cases_of(verb) if " with " not in case.name]
+
+    def play() -> list[Any]:
+        with opened_faces(lambda: module_database("sqlite"), (Face,)) as (face,):
+            played = Played(face, cases)
+            return [(case.id, answer, played.effect(case)) for case, answer in zip(cases, played.answers, strict=True)]
+
+    usual = play()
+    with hostile(context):
+        odd = play()
+    assert [one for one, other in zip(odd, usual, strict=True) if one != other] == []
