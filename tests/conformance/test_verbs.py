@@ -42,7 +42,7 @@ START = datetime(2030, 1, 31, 12, tzinfo=UTC)
 ONE_OF_KIND: dict[str, Any] = {"positive": D("1.5"), "not_negative": D(7), "moment": START, "label": "drift-17"}
 """A value for each kind of argument that must be given."""
 Steps = tuple[tuple[str, Mapping[str, Any]], ...]
-STATES = ("held", "open", "expired", "released", "closed")
+STATES = ("held", "open", "released", "closed", "expired")  # the last: its expiry takes a seq, at any time
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def _set_up(ledger: Ledger, cases: list[Case]) -> None:
     for group in (commands, later):
         for start in range(0, len(group), 2000):
             results = ledger.submit(group[start : start + 2000])
-            assert all(isinstance(one, Decision) and one.outcome != "denied" for one in results)
+            assert [one for one in results if not isinstance(one, Decision) or one.outcome == "denied"] == []
 
 
 def _left_out(form: dict[str, Any]) -> dict[str, Any]:
