@@ -1,7 +1,7 @@
 """Every verb with every argument, through every face: the same acceptance, code, field and effect.
 
 The calls are derived from the declared arguments, so a new verb and a new argument join by themselves. Each call is
-compared with what the embedded ledger answers. What a face cannot express is told in `faces`.
+compared with what the embedded ledger answers. What a face cannot express is told in `forms`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ from tests.conformance.faces import (
     Face,
     GroupFace,
     HttpFace,
-    Inexpressible,
-    JsonForm,
     opened_faces,
 )
+from tests.conformance.forms import Inexpressible, JsonForm
 from tests.conftest import NewDatabase
 from tests.support.argument_values import BAD_OF_KIND, GOOD_OF_KIND, LEG, MORE_BAD_OF_KIND
 from tests.support.decimal_contexts import HOSTILE, hostile
