@@ -167,6 +167,8 @@ def _option(argument: DeclaredArgument, value: Any) -> list[str]:
             raise Inexpressible("a tag on the command line is two texts")
         return [f"--tag={str.__str__(name)}={str.__str__(one)}" for name, one in value.items()]
     if forms := [*json_forms(value)]:
+        if any(None in form.values() for form in forms):
+            raise Inexpressible("the command line reads null as left out, as in rules that ccxt prints")
         return [f"{'--leg' if argument.kind is LEGS else flag}={json.dumps(form)}" for form in forms]
     if argument.kind is LEGS:
         if not isinstance(value, Sequence) or not value or not all(isinstance(leg, Leg) for leg in value):
