@@ -11,7 +11,7 @@ from ledger_sizer.history.history import Filters, History
 from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.choices import Outcome
 from ledger_sizer.model.commands import VERBS, Reserve
-from ledger_sizer.model.decisions import GENESIS_HASH, Decision, DecisionRecord, Fields
+from ledger_sizer.model.decisions import Decision, DecisionRecord, Fields
 from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.domain import (
     Exposure,
@@ -24,7 +24,6 @@ from ledger_sizer.model.domain import (
 )
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import portfolio_name, split_position_id
-from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_dimension, scope_name, tags_of
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import E8_MAX, usd
@@ -246,9 +245,7 @@ class Queries:
         with read_transaction(self._engine) as connection:
             found = connection.execute(select(PortfolioRow).where(PortfolioRow.name == command.portfolio)).one_or_none()
             if found is None:
-                state = PortfolioState(0, command.portfolio, 0, GENESIS_HASH, 0)
-                state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8))
-                return state, now_us
+                return PortfolioState.begun(0, command.portfolio, new_cap_e8), now_us
             state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
             # A real batch would free these holds first.
             due = and_(text(PENDING), PositionRow.expires_us <= state.decision_time(now_us))

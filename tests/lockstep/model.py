@@ -184,7 +184,10 @@ class Model:
             portfolio.set_time(now)
             own = [command for command in commands if command.portfolio == name]
             freed[name] = portfolio.expire(max(self.slice_size // len(names), 1), own)
-        return [list(freed.get(group.sweep, [])) if group.sweep else self._group(group) for group in groups]
+        replies = [list(freed.get(group.sweep, [])) if group.sweep else self._group(group) for group in groups]
+        # A portfolio begins with its first decision: one whose commands all erred is none.
+        self.portfolios = {name: one for name, one in self.portfolios.items() if one.answers}
+        return replies
 
     def sweep(self, names: Sequence[str], now: datetime) -> int:
         """Free all overdue holds of these portfolios, a slice of each at a time, and return how many they were."""
