@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.model.decisions import FIELD_SEPARATOR, NONE_MARK
+from ledger_sizer.model.names import DESK
 from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage import postgresql_sql as sql
 from ledger_sizer.storage.clock import ClockGuard
@@ -104,6 +105,8 @@ class PostgresStore:
         begun_ns = self._guard.monotonic_ns()
         with _pipeline(connection, parameters):
             connection.execute("BEGIN")
+            if DESK in needs:
+                connection.execute(sql.DESK_LOCK)
             locked = connection.execute(sql.LOCK, [sorted(ids.values())])
             loaded = connection.execute(sql.LOAD, parameters)
         for fence in set().union(*(need.fences for need in needs.values())):
@@ -112,11 +115,13 @@ class PostgresStore:
                 raise FenceLost
         states = {row[0]: PortfolioState(*row) for row in locked.fetchall()}
         states |= {ids[name]: PortfolioState.begun(ids[name], name, new_cap_e8) for name in begun}
-        found_us, positions, decisions, scopes, expiries = loaded.fetchall()[0]
+        found_us, desk_status, positions, decisions, scopes, expiries = loaded.fetchall()[0]
         if now_us is None:
             self._guard.check(found_us, begun_ns, self._guard.monotonic_ns())
         for portfolio_id, expiry_us in expiries or ():
             states[portfolio_id].next_expiry_us = expiry_us
+        for state in states.values():
+            state.desk_status = desk_status
         self._fill_states(connection, states, requested, positions or (), decisions or (), scopes or ())
         return {state.name: state for state in states.values()}, found_us
 
@@ -169,7 +174,7 @@ class PostgresStore:
             self._confirm_reads(connection)
             return
         parameters = _write_parameters(changes)
-        statement = sql.write_statement(frozenset(parameters) & sql.PARTS)
+        statement = sql.write_statement(frozenset(parameters) & sql.PARTS, ask_desk="desk_status" in parameters)
         begun_ns = self._guard.monotonic_ns()
         if not locked:
             written = connection.execute(statement, parameters)
@@ -204,10 +209,12 @@ class PostgresStore:
     def classify_error(self, error: Exception, *, locked: bool) -> str:
         """Classify a driver's error."""
         cause = error.orig if isinstance(error, DBAPIError) else error
+        if isinstance(cause, pg.DivisionByZero):
+            return "moved"  # with the lock, too: the desk's status is not locked
         if isinstance(cause, pg.UniqueViolation) and cause.diag.constraint_name in sql.BEGUN:
             return "moved"
-        if not locked and isinstance(cause, pg.DivisionByZero | pg.UniqueViolation):
-            return "moved" if isinstance(cause, pg.DivisionByZero) else "stale"
+        if not locked and isinstance(cause, pg.UniqueViolation):
+            return "stale"
         if isinstance(cause, pg.SerializationFailure | pg.DeadlockDetected | pg.LockNotAvailable):
             return "conflict"
         if isinstance(cause, _CONNECTION_ERRORS):
@@ -237,7 +244,8 @@ def _write_parameters(changes: Sequence[PortfolioChanges]) -> dict[str, Any]:
         # A decision's canonical text begins with the portfolio's name, its row with the portfolio's id.
         start = len(change.portfolio)
         rows["decisions"] += [
-            f"{change.portfolio_id}{text[start:]}{FIELD_SEPARATOR}{record.hash}" for record, text in change.decisions
+            f"{change.portfolio_id}{text[start:]}{_ABSENT[record.reference is None]}{FIELD_SEPARATOR}{record.hash}"
+            for record, text in change.decisions
         ]
         for name, part in (
             ("new_portfolios", [new_portfolio_row(change)] if change.begins else ()),
@@ -252,11 +260,17 @@ def _write_parameters(changes: Sequence[PortfolioChanges]) -> dict[str, Any]:
             head = (change.portfolio_id, change.last_seq, change.last_hash, change.last_us, change.previous_hash)
             rows["heads"].append(_row_text(head))
     heads = rows.pop("heads")
-    return {
-        "heads": ROW_SEPARATOR.join(heads),
-        "count": len(heads),
-        **{name: ROW_SEPARATOR.join(lines) for name, lines in rows.items() if lines},
-    }
+    parameters: dict[str, Any] = {"heads": ROW_SEPARATOR.join(heads), "count": len(heads)}
+    parameters.update({name: ROW_SEPARATOR.join(lines) for name, lines in rows.items() if lines})
+    asked = {change.desk_status for change in changes if change.desk_status is not None}
+    if asked and not any(change.portfolio == DESK for change in changes):  # its batch holds the desk's lock
+        # Statuses of two times cannot both be the present one.
+        parameters["desk_status"] = asked.pop() if len(asked) == 1 else ""
+    return parameters
+
+
+_ABSENT = ("", f"{FIELD_SEPARATOR}{NONE_MARK}")
+"""What a decision's canonical text leaves out and its row has: a reference that is None (see `fields_text`)."""
 
 
 def _row_text(row: Sequence[Any]) -> str:

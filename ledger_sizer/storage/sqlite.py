@@ -20,6 +20,7 @@ from ledger_sizer.storage.sqlite_sql import (
     HEAD_MOVED,
     batch_statement,
     create_batch_view,
+    desk_status,
     execute_statements,
     fits_batch_statement,
 )
@@ -91,7 +92,7 @@ class SqliteStore:
             lease = (fence.name, fence.owner, fence.epoch, self._guard.wall_ns() // 1000)
             if connection.execute(_LEASE, lease).fetchone() is None:
                 raise FenceLost
-        states, expiries_max, new_id = {}, expiries_per_portfolio(len(needs)), 0
+        states, expiries_max, desk, new_id = {}, expiries_per_portfolio(len(needs)), desk_status(connection), 0
         for name in sorted(needs):
             row = connection.execute(_HEAD, (name,)).fetchone()
             state = None if row is None else PortfolioState(*row)
@@ -100,6 +101,7 @@ class SqliteStore:
                 state = PortfolioState.begun(new_id, name, new_cap_e8)
                 new_id += 1
             if state is not None:
+                state.desk_status = desk
                 self._load(connection, state, needs[name], now_us, expiries_max)
                 states[name] = state
         return states, now_us
