@@ -102,9 +102,7 @@ def submit(commands: Iterable[AnyCommand], *, atomic: bool = False) -> Calls[lis
     the first error is raised. If some fail, their commands have the error as result. An atomic group is never divided:
     `InvalidRequest` for one of more than 1,000 commands.
     """
-    asked = commands_of(commands)
-    if atomic and len(asked) > BATCH_MAX:
-        raise InvalidRequest(f"an atomic group has at most {BATCH_MAX} commands, got {len(asked)}", field="commands")
+    asked = commands_of(commands, atomic=atomic)
     results: list[Result] = []
     errors: list[LedgerError] = []
     parts = list(_split(asked, atomic=atomic))

@@ -265,13 +265,13 @@ class PortfolioState:
         self.administered.add(after.name)
 
     def begin_next_batch(self) -> None:
-        """Treat the batch as stored: forget its changes, and keep what the next batch may need."""
+        """Treat the batch as stored: forget its changes, and keep what the next batch may need: no ended position."""
         for name in self.dirty_scopes:
             scope = self.scopes[name]
             scope.stored = (scope.held_e8, scope.open_e8)
         for number in self.dirty_positions:
             position = self.positions[number]
-            if position.state not in ("held", "open"):
+            if not position.live:
                 del self.positions[number]
         self.scopes_known.update(self.scopes)
         self.late_fills.clear()
