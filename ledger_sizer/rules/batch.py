@@ -134,7 +134,8 @@ def _answer(
     request = command.request_text()
     known = state.records.get(command.key)
     if known is not None:
-        if not caller.owns(known.client) or not _same_request(known.request, request):
+        same = known.reference == command.reference and _same_request(known.request, request)
+        if not same or not caller.owns(known.client):
             return _key_reused(known, caller)
         return known.decision(replayed=known.hash not in own_hashes)
     try:
@@ -147,7 +148,7 @@ def _answer(
         defect.__cause__ = error
         defect.log_fields = {"command": command.verb, "key": command.key, "portfolio": command.portfolio}
         return defect
-    decision = state.apply(command.verb, command.key, request, verdict, now_us, caller).decision()
+    decision = state.apply(command.verb, command.key, request, verdict, now_us, caller, command.reference).decision()
     if command.portfolio == DESK:
         for other in states.values():
             other.desk_status = state.scope(PORTFOLIO_SCOPE).status
@@ -250,4 +251,6 @@ def _deny_in_group(
         ),
     )
     now_us = state.decision_time(now_us)
-    return state.apply(command.verb, command.key, command.request_text(), verdict, now_us, caller).decision()
+    return state.apply(
+        command.verb, command.key, command.request_text(), verdict, now_us, caller, command.reference
+    ).decision()
