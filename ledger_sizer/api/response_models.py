@@ -59,7 +59,9 @@ class DecisionForm(_Form):
     headroom_before: DecimalOut | None
     exposure_before: DecimalOut
     exposure_after: DecimalOut
-    binding: str | None = Field(description="The scope or constraint that decided.")
+    binding: str | None = Field(
+        description="The scope or constraint that decided; of `group_denied` the key of the neighbour that was denied."
+    )
     expires_at: TimeOut | None
     decided_at: TimeOut
     hash: str | None = Field(description="Its link in the audit chain.")
