@@ -19,10 +19,9 @@ from ledger_sizer.model.command_base import parse_time
 from ledger_sizer.model.commands import VERBS
 from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.names import PORTFOLIO_OR_DESK_PATTERN, PORTFOLIO_PATTERN, POSITION_PATTERN
+from ledger_sizer.model.names import PORTFOLIO_OR_DESK_PATTERN, PORTFOLIO_PATTERN, POSITION_PATTERN, SEQ_MAX
 from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, OverviewQuery
 from ledger_sizer.model.tags import TAG_NAME, is_dimension
-from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
@@ -36,7 +35,6 @@ from ledger_sizer.wire.responses import (
     position_to_json,
 )
 
-SEQ_MAX = E8_MAX
 PortfolioInPath = Annotated[str, Path(pattern=PORTFOLIO_PATTERN, examples=["main"])]
 PortfolioOrDeskInPath = Annotated[str, Path(pattern=PORTFOLIO_OR_DESK_PATTERN, examples=["main", "*"])]
 PositionInPath = Annotated[str, Path(pattern=POSITION_PATTERN, examples=["main-17"])]

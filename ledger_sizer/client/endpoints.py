@@ -314,7 +314,17 @@ def query_of(**query: Any) -> dict[str, Any]:
     return {name: _text(name, value) for name, value in query.items() if value is not None}
 
 
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "limit": (int,), "as_of": (int, datetime), "since": (datetime,), "until": (datetime,), "ascending": (bool,),
+}  # fmt: skip
+"""Types of the parameters that are not text. A query has only texts, so the service cannot tell "1" from 1."""
+
+
 def _text(name: str, value: Any) -> Any:
+    types = _TYPES.get(name, (str,))
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        wanted = " or ".join(one.__name__ for one in types)
+        raise InvalidRequest(f"{name} must be {wanted}, got {value!r:.100}", field=name)
     if isinstance(value, datetime):
         return time_text(from_us(to_us(value, name)))
     return str(value).lower() if isinstance(value, bool) else value

@@ -25,7 +25,7 @@ from ledger_sizer.model.domain import (
     require_history_filters,
 )
 from ledger_sizer.model.errors import InvalidRequest, NotFound
-from ledger_sizer.model.names import portfolio_name, portfolio_or_desk, split_position_id
+from ledger_sizer.model.names import SEQ_MAX, portfolio_name, portfolio_or_desk, split_position_id
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_dimension, scope_name, tags_of
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import E8_MAX, usd
@@ -261,7 +261,7 @@ class Queries:
 
     def decision(self, portfolio: str, seq: object) -> Decision:
         """Return one decision by its seq."""
-        if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq <= E8_MAX:
+        if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq <= SEQ_MAX:
             raise InvalidRequest(f"seq must be a whole number from 1, got {seq!r}", field="seq")
         with read_transaction(self._engine) as connection:
             history = History(connection, self._require(connection, portfolio), portfolio, self._files)
@@ -334,6 +334,8 @@ def _dimension(value: object) -> str:
 
 def _scope_cursor(value: object) -> str:
     try:
+        if value == PORTFOLIO_SCOPE:  # which is on every page
+            raise InvalidRequest("no page ends with it")
         return scope_name(value)
     except InvalidRequest:
         raise InvalidRequest(f"cursor must come from the page before, got {value!r:.60}", field="cursor") from None
@@ -390,4 +392,7 @@ def _parse_filters(portfolio: str, given: HistoryFilters, client: str | None) ->
 
 
 def _ascending(given: HistoryFilters) -> bool:
-    return given.get("ascending", False)
+    ascending = given.get("ascending", False)
+    if not isinstance(ascending, bool):
+        raise InvalidRequest(f"ascending must be True or False, got {ascending!r:.100}", field="ascending")
+    return ascending
