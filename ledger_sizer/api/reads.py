@@ -176,16 +176,8 @@ def router(service: ServiceContext) -> APIRouter:
     async def list_positions(filters: Annotated[PositionFilters, Query()], caller: Reader) -> Response:
         """Positions, oldest first."""
         portfolio = _portfolio_of(caller, filters.portfolio)
-        tags = _parse_tags(filters.tag)
-        page = await run_in_threadpool(
-            ledger.positions,
-            portfolio,
-            state=filters.state,
-            tags=tags,
-            key=filters.key,
-            cursor=filters.cursor,
-            limit=filters.limit,
-        )
+        chosen = filters.model_dump(exclude={"portfolio", "tag"})
+        page = await run_in_threadpool(ledger.positions, portfolio, tags=_parse_tags(filters.tag), **chosen)
         return json_response(page_to_json(page, position_to_json))
 
     @routes.get("/positions/{position_id}", response_model=response_models.PositionForm)
@@ -216,17 +208,11 @@ def router(service: ServiceContext) -> APIRouter:
         decision = await run_in_threadpool(ledger.decision, seq, portfolio)
         return json_response(decision_to_json(decision, full=filters.full))
 
-    @routes.get("/desk", response_model=response_models.DeskForm)
-    async def get_desk(caller: Reader) -> Response:
-        """The status of all portfolios together. Keys bound to portfolios are not told who set it, when and why."""
-        status, change = await run_in_threadpool(ledger.desk)
-        return json_response(desk_to_json(status, change if caller.portfolios is None else None))
-
     return routes
 
 
 def chain_router(service: ServiceContext) -> APIRouter:
-    """Return the route of the hash chains' heads."""
+    """Return the routes that are about all portfolios: the hash chains' heads, and the desk."""
     routes = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
 
     @routes.get("/heads", response_model=response_models.HeadsForm)
@@ -235,6 +221,13 @@ def chain_router(service: ServiceContext) -> APIRouter:
         caller = await service.access.require(request.scope, "read")
         heads = await run_in_threadpool(service.ledger.heads)
         return json_response(heads_to_json({name: head for name, head in heads.items() if caller.may_touch(name)}))
+
+    @routes.get("/desk", response_model=response_models.DeskForm)
+    async def get_desk(request: Request) -> Response:
+        """The status of all portfolios together. Keys bound to portfolios are not told who set it, when and why."""
+        caller = await service.access.require(request.scope, "read")
+        status, change = await run_in_threadpool(service.ledger.desk)
+        return json_response(desk_to_json(status, change if caller.portfolios is None else None))
 
     return routes
 

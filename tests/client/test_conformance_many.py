@@ -26,6 +26,7 @@ from ledger_sizer import (
     SetCap,
 )
 from ledger_sizer.client import AsyncLedgerClient, LedgerClient
+from ledger_sizer.model.caller import LOCAL
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.overview import OverviewQuery
 from tests.conftest import NewDatabase
@@ -35,7 +36,9 @@ from tests.support.ledgers import TAGS
 
 pytestmark = pytest.mark.one_engine
 
-READS = ("portfolios", "exposure", "position", "positions", "history", "decision", "explain")
+READS = (
+    "portfolios", "exposure", "position", "positions", "history", "lookup", "decision", "explain", "desk_status",
+)  # fmt: skip
 
 
 @pytest.fixture(params=INTERFACES)
@@ -141,7 +144,9 @@ async def test_submit_when_given_any_iterable_then_each_of_its_commands_takes_ef
 ) -> None:
     """A generator can be read once only: a face that reads it twice loses all that it held."""
     of = ITERABLES[kind]
-    held = await ledger.submit(of([Reserve(key=f"{n}", available_balance=Decimal(10)) for n in range(3)]), atomic=atomic)
+    held = await ledger.submit(
+        of([Reserve(key=f"{n}", available_balance=Decimal(10)) for n in range(3)]), atomic=atomic
+    )
     assert [answer.granted for answer in held] == [True] * 3
     ends = [Release(key=f"end {one.position_id}", position_id=one.position_id, held_only=True) for one in held]
     freed = await _both(ledger, "submit")[-1](of(ends), atomic=atomic)
@@ -288,6 +293,7 @@ async def test_play_when_only_the_face_differs_then_all_decisions_are_equal_hash
     for interface in INTERFACES:
         clock = FakeClock()
         async with opened(interface, new_database(engine_kind), clock) as ledger:
+            ledger.behind.opened_by = LOCAL  # as whoever asks the service here, because a decision names its caller
             played.append(await _scenario_results(ledger, clock))
             assert ledger.behind.verify().ok
     embedded, client, async_client = played
