@@ -243,6 +243,10 @@ class Command:
             sent=False,
         ),
     ]
+    reference: Annotated[
+        str | None,
+        Argument(NOTE, "A text of your own, such as order ids; it is kept as it is.", recorded=False, metavar="TEXT"),
+    ] = None
 
     def __post_init__(self) -> None:
         check_arguments(self)

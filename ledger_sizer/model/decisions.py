@@ -61,10 +61,10 @@ class DecisionRecord(NamedTuple):
     decided_us: int
     request: str
     trace: str
-    actor: str | None
-    client: str | None
-    reference: str | None
-    hash: str
+    actor: str | None = None
+    client: str | None = None
+    reference: str | None = None
+    hash: str = ""
 
     def logged(self) -> dict[str, object]:
         """Return the fields of the decision's log line."""

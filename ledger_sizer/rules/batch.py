@@ -145,13 +145,15 @@ def _answer(
     request = command.request_text()
     known = state.records.get(command.key)
     if known is not None:
-        if not caller.owns(known.client) or not _same_request(known.request, request):
+        same = known.reference == command.reference and _same_request(known.request, request)
+        if not same or not caller.owns(known.client):
             return _key_reused(known, caller)
         return known.decision(replayed=known.hash not in own_hashes)
     repeated = None if denials is None else denials.by_key(command, caller)
     if repeated is not None:
         asked, denial = repeated
-        return denial.decision(replayed=True) if _same_request(asked, request) else _key_reused(denial, caller)
+        same = denial.reference == command.reference and _same_request(asked, request)
+        return denial.decision(replayed=True) if same else _key_reused(denial, caller)
     try:
         verdict = decide(state, command, now_us, policy)
     except LedgerError as error:
@@ -166,7 +168,7 @@ def _answer(
         denial_again = denials.repeated(command, caller, request, verdict, now_us)
         if denial_again is not None:
             return denial_again.decision(replayed=True)
-    record = state.apply(command.verb, command.key, request, verdict, now_us, caller)
+    record = state.apply(command.verb, command.key, request, verdict, now_us, caller, command.reference)
     if denials is not None:
         denials.note(command, caller, record)
     if command.portfolio == DESK:
@@ -257,4 +259,6 @@ def _deny_in_group(
         trace=trace_text([state.scope(name) for name in tags.scopes]),
     )
     now_us = state.decision_time(now_us)
-    return state.apply(command.verb, command.key, command.request_text(), verdict, now_us, caller).decision()
+    return state.apply(
+        command.verb, command.key, command.request_text(), verdict, now_us, caller, command.reference
+    ).decision()

@@ -111,7 +111,7 @@ class BatchDenials:
     def repeated(
         self, command: AnyCommand, caller: Caller, request: str, verdict: Verdict, now_us: int
     ) -> DecisionRecord | None:
-        """Return the denial to give again, with the command's key; None where the verdict must be recorded."""
+        """Return the denial to give again, with the command's key and reference; None where the verdict must be recorded."""
         wish = wish_of(command, caller)
         denial = self.denials.get(wish)
         if wish not in self.denials and self._locked:
@@ -121,7 +121,7 @@ class BatchDenials:
         record = denial.record
         if (record.reason, record.binding) != (verdict.reason, verdict.binding) or record.decided_us > now_us:
             return None
-        answer = record._replace(key=command.key)
+        answer = record._replace(key=command.key, reference=command.reference)
         self.keys[caller.client, command.portfolio, command.key] = (request, answer)
         return answer
 

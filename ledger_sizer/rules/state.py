@@ -182,7 +182,16 @@ class PortfolioState:
         copy.loaded_seq, copy.loaded_hash = self.loaded_seq, self.loaded_hash
         return copy
 
-    def apply(self, verb: str, key: str, request: str, verdict: Verdict, now_us: int, caller: Caller) -> DecisionRecord:
+    def apply(
+        self,
+        verb: str,
+        key: str,
+        request: str,
+        verdict: Verdict,
+        now_us: int,
+        caller: Caller,
+        reference: str | None = None,
+    ) -> DecisionRecord:
         """Change the state by a verdict and append its decision to the chain. Return the record."""
         whole = self.scope(PORTFOLIO_SCOPE)
         exposure_e8, headroom_e8 = whole.exposure_e8, whole.headroom_e8
@@ -221,7 +230,7 @@ class PortfolioState:
             verdict.trace,
             caller.actor,
             caller.client,
-            None,
+            reference,
         )
         text = fields_text(fields)
         digest = chain_hash(self.last_hash, text)
