@@ -32,6 +32,10 @@ Create = Annotated[
     bool, typer.Option("--create", help="Create a SQLite ledger even where one was; as LEDGER_CREATE=always.")
 ]
 Portfolio = Annotated[str, typer.Option("--portfolio", "-p", metavar="NAME", help="The pot of capital.")]
+PortfolioOrDesk = Annotated[
+    str, typer.Option("--portfolio", "-p", metavar="NAME", help="The pot of capital; * is the desk: all of them.")
+]
+OfKey = Annotated[str | None, typer.Option("--key", metavar="KEY", help="Of this idempotency key.")]
 AnyPortfolio = Annotated[str | None, typer.Option("--portfolio", "-p", metavar="NAME", help="One portfolio; else all.")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="A scope it counts in; repeatable.")]
 Cursor = Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="Continue after the page before.")]

@@ -276,7 +276,7 @@ class Resume(ScopeCommand):
 
 
 @verb(
-    "adopt", role="admin", call="POST /v1/positions", creates=True,
+    "adopt", role="trade", call="POST /v1/positions", creates=True,
     examples=(
         "adopt --tag venue=bybit --tag symbol=ETH --quantity 0.5 --price 3000 \\\n      --note 'opened by hand'",
         "adopt --quantity 0.5 --price 3000 --leg bybit,ETH/USDT:USDT,swap,sell,0.5,3000",

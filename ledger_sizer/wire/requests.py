@@ -17,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from ledger_sizer.model.arguments import FLAG, LABEL, NOT_NEGATIVE, DeclaredArgument, Kind
 from ledger_sizer.model.command_base import (
     INSTRUMENT,
+    KEY,
     LEGS,
     LEGS_MAX,
     MOMENT,
     PORTFOLIO,
+    PORTFOLIO_OR_DESK,
     SECONDS,
     TAGS,
     TTL_SECONDS_MAX,
@@ -50,7 +52,9 @@ def text_field(kind: Kind) -> Any:
     return Field(pattern=kind.pattern, min_length=least or None, max_length=most, examples=examples)
 
 
+KeyText = Annotated[str, text_field(KEY)]
 PortfolioText = Annotated[str, text_field(PORTFOLIO)]
+PortfolioOrDeskText = Annotated[str, text_field(PORTFOLIO_OR_DESK)]
 LabelText = Annotated[str, text_field(LABEL)]
 MomentText = Annotated[str, text_field(MOMENT)]
 AmountText = Annotated[str, text_field(NOT_NEGATIVE)]
