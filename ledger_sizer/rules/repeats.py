@@ -111,7 +111,7 @@ class BatchDenials:
     def repeated(
         self, command: AnyCommand, caller: Caller, request: str, verdict: Verdict, now_us: int
     ) -> DecisionRecord | None:
-        """Return the denial to give again, with the command's key and reference; None where the verdict must be recorded."""
+        """Return the denial to give again, with the command's key and reference; None to record the verdict."""
         wish = wish_of(command, caller)
         denial = self.denials.get(wish)
         if wish not in self.denials and self._locked:
