@@ -1,6 +1,6 @@
 """`python -m benchmarks.denials`: what recorded denials cost on disk, for bots that ask again each second.
 
-Two bots ask for a day (or `--hours`) for a market whose cap is used up: each with its own key, price, score and balance.
+Two bots ask for `--hours` for a market whose cap is used up, each time with a new key, price, score and balance.
 The clock is simulated. Shows the bytes that the database grew by, with each denial recorded and with the default.
 """
 

@@ -48,7 +48,7 @@ class Rejected(Exception):
 
 
 class PaperVenue:
-    """One venue. holdings: the trader's base units by (pair, market), negative for shorts. period: number of `now`'s."""
+    """One venue. holdings: the trader's base units by (pair, market), negative for shorts. period: counts from 0."""
 
     name = "paper"
 
