@@ -96,6 +96,7 @@ class Ledger(LedgerReads, Verbs, AsyncVerbs, HoldMethod):
             self._now_us,
             retries_max=settings.ledger.retries_max,
             retry_seconds_max=2 * settings.ledger.server_timeout_seconds,
+            denial_repeat_seconds=settings.ledger.denial_repeat_seconds,
         )
         self._writer = Writer(
             self._committer,
@@ -244,6 +245,11 @@ class Ledger(LedgerReads, Verbs, AsyncVerbs, HoldMethod):
         self._writer.require_own_process()
         probe_write(self._write_engine, self._probe_name)
         self._committer.forget_failure()
+
+    @property
+    def denials_repeated(self) -> int:
+        """Commands that got a denial which was recorded before (see `rules.repeats`), since the ledger was opened."""
+        return self._committer.denials_repeated
 
     @property
     def pending(self) -> int:

@@ -176,7 +176,7 @@ def test_read_exposure_when_scopes_were_used_then_each_has_its_row(service: Runn
 
 
 def test_export_when_history_has_many_pages_then_all_of_it_is_streamed(own_service: Running) -> None:
-    commands = [{"command": "reserve", "key": f"more {n}"} for n in range(1000)]
+    commands = [{"command": "reserve", "key": f"more {n}", "tags": {"wish": f"{n}"}} for n in range(1000)]
     own_service.http.post("/v1/batch", json={"commands": commands})
     lines = own_service.http.get("/v1/decisions?ascending=true&full=true", headers=JSON_LINES).text.splitlines()
     assert [json.loads(line)["seq"] for line in lines] == list(range(1, 1009))
