@@ -70,7 +70,9 @@ def create_app(
     endpoints = commands.make_endpoints(service)
     app.router.routes.extend(commands.routes(endpoints))
     app.router.routes.extend(dashboard_routes.routes(service))
-    for router in (reads.router, reads.chain_router, reconciliation.router, events.router, health.router):
+    for router in (
+        reads.router, reads.decision_router, reads.chain_router, reconciliation.router, events.router, health.router
+    ):  # fmt: skip
         app.router.routes.extend(router(service).routes)
     app.add_exception_handler(LedgerError, _on_ledger_error)
     app.add_exception_handler(RequestValidationError, _on_invalid)

@@ -18,7 +18,7 @@ from ledger_sizer.model.command_base import parse_time
 from ledger_sizer.model.commands import VERBS
 from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.names import PORTFOLIO_PATTERN, POSITION_PATTERN
+from ledger_sizer.model.names import PORTFOLIO_PATTERN, POSITION_PATTERN, split_position_id
 from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, OverviewQuery
 from ledger_sizer.model.tags import TAG_NAME, is_dimension
 from ledger_sizer.model.units import E8_MAX
@@ -29,6 +29,7 @@ from ledger_sizer.wire.overviews import overview_to_json
 from ledger_sizer.wire.requests import LabelText, MomentText, PortfolioText
 from ledger_sizer.wire.responses import (
     decision_to_json,
+    explanation_to_json,
     exposure_page_to_json,
     heads_to_json,
     position_to_json,
@@ -137,15 +138,19 @@ class FullFilter(_Filters):
     full: Annotated[bool, Query(description="With request, trace and tags.")] = True
 
 
+async def _require_reader(request: Request) -> ApiKey:
+    service: ServiceContext = request.app.state.service
+    return await service.access.require(request.scope, "read")
+
+
+Reader = Annotated[ApiKey, Depends(_require_reader)]
+"""Argument of a route: the caller's key, which may read."""
+
+
 def router(service: ServiceContext) -> APIRouter:
-    """Return the read-only routes."""
+    """Return the read-only routes of the present: portfolios and positions."""
     routes = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
     ledger = service.ledger
-
-    async def reader(request: Request) -> ApiKey:
-        return await service.access.require(request.scope, "read")
-
-    Reader = Annotated[ApiKey, Depends(reader)]  # noqa: N806 - a type
 
     @routes.get("/portfolios", response_model=response_models.Names)
     async def list_portfolios(caller: Reader) -> Response:
@@ -183,6 +188,14 @@ def router(service: ServiceContext) -> APIRouter:
         require_portfolio_access(caller, position_id.rpartition("-")[0])
         return json_response(position_to_json(await run_in_threadpool(ledger.position, position_id)))
 
+    return routes
+
+
+def decision_router(service: ServiceContext) -> APIRouter:
+    """Return the read-only routes of the decisions."""
+    routes = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
+    ledger = service.ledger
+
     @routes.get("/decisions", response_model=response_models.DecisionPage, responses={200: {"content": EXPORTS}})
     async def list_decisions(
         request: Request, filters: Annotated[DecisionFilters, Query()], caller: Reader
@@ -204,6 +217,18 @@ def router(service: ServiceContext) -> APIRouter:
         require_portfolio_access(caller, portfolio)
         decision = await run_in_threadpool(ledger.decision, seq, portfolio)
         return json_response(decision_to_json(decision, full=filters.full))
+
+    @routes.get("/decisions/{portfolio}/{seq}/explanation", response_model=response_models.ExplanationForm)
+    async def explain_decision(portfolio: PortfolioInPath, seq: SeqInPath, caller: Reader) -> Response:
+        """Why a decision came out as it did: the request, each step of the sizing, each scope, what bound it."""
+        require_portfolio_access(caller, portfolio)
+        return json_response(explanation_to_json(await run_in_threadpool(ledger.explain, seq, portfolio)))
+
+    @routes.get("/positions/{position_id}/explanation", response_model=response_models.ExplanationForm)
+    async def explain_position(position_id: PositionInPath, caller: Reader) -> Response:
+        """Why the decision that made a position came out as it did."""
+        require_portfolio_access(caller, split_position_id(position_id)[0])
+        return json_response(explanation_to_json(await run_in_threadpool(ledger.explain, position_id)))
 
     return routes
 

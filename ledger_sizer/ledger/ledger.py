@@ -156,15 +156,15 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         Independent (the default): each answer is the command's `Decision` or `LedgerError` (an error's `granted` is
         False). atomic: all take effect or none; if one is denied all are, and an error is raised with nothing recorded.
         """
-        commands, wrong = self._resolver.resolve_all(commands_of(commands), atomic)
-        group = group_of(commands, atomic=atomic)
+        resolved, wrong = self._resolver.resolve_all(commands_of(commands), atomic)
+        group = group_of(resolved, atomic=atomic)
         return all_answers(self._writer.answer(group) if group.commands else [], wrong, atomic=atomic)
 
     async def submit_async(self, commands: Iterable[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """Async `submit`."""
         asked = commands_of(commands)
-        commands, wrong = await self._off_loop(asked, lambda: self._resolver.resolve_all(asked, atomic))
-        group = group_of(commands, atomic=atomic)
+        resolved, wrong = await self._off_loop(asked, lambda: self._resolver.resolve_all(asked, atomic))
+        group = group_of(resolved, atomic=atomic)
         return all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic=atomic)
 
     def hold_async(self, **request: Any) -> AbstractAsyncContextManager[AsyncHold]:

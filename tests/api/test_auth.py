@@ -41,6 +41,8 @@ REQUIRED_ROLE = {
     ("GET", "/v1/positions/{position_id}"): "read",
     ("GET", "/v1/decisions"): "read",
     ("GET", "/v1/decisions/{portfolio}/{seq}"): "read",
+    ("GET", "/v1/decisions/{portfolio}/{seq}/explanation"): "read",
+    ("GET", "/v1/positions/{position_id}/explanation"): "read",
     ("GET", "/v1/events"): "read",
     ("GET", "/v1/reconciliations"): "read",
     ("GET", "/v1/drifts"): "read",
