@@ -262,6 +262,42 @@ def test_watch_events_when_last_event_id_is_not_ours_then_422(service: Running, 
     assert answer.status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ("main:9", "main:9, and the head of main is seq 8"),
+        ("alt:1,main:999999", "main:999999, and the head of main is seq 8"),
+        ("alt:2,main:8", "alt:2, and the head of alt is seq 1"),
+        ("nobody:1", "nobody:1, and there is no portfolio 'nobody'"),
+        ("main:" + "9" * 18, "the head of main is seq 8"),
+        (f"~all~1~2~main~9~{SUMS}", "main:9, and the head of main is seq 8"),
+        (f"~all~1~2~nobody~1~{SUMS}", "nobody:1, and there is no portfolio 'nobody'"),
+    ],
+)
+@pytest.mark.parametrize("params", [{}, {"portfolio": "main"}])
+def test_watch_events_when_last_event_id_is_beyond_the_head_then_it_is_refused_with_the_head(
+    service: Running, last: str, said: str, params: dict[str, str]
+) -> None:
+    """Such a stream would be silent, and lose what is decided up to there."""
+    with service.http.stream("GET", "/v1/events", params=params, headers={"Last-Event-ID": last}, timeout=5) as answer:
+        assert (answer.status_code, answer.headers["Content-Type"]) == (422, "application/problem+json")
+        problem = json.loads(answer.read())
+    assert (problem["code"], problem["field"]) == ("invalid_request", "Last-Event-ID")
+    assert said in problem["detail"]
+    assert "begin anew" in problem["detail"]
+
+
+def test_watch_events_when_last_event_id_is_the_head_then_the_next_decision_comes(own_service: Running) -> None:
+    for last in ("main:8", "alt:1,main:8", "later:0,main:8"):
+        with own_service.http.stream("GET", "/v1/events", headers={"Last-Event-ID": last}) as answer:
+            assert answer.status_code == 200, answer.read()
+            assert next(answer.iter_lines()).startswith("retry:")
+    own_service.post("/v1/reservations", "ninth")
+    assert [(event["data"]["key"], event["id"]) for event in _events(own_service, 1, "alt:1,main:8")] == [
+        ("ninth", "alt:1,main:9")
+    ]
+
+
 def _events(service: Running, count: int, last: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     current: dict[str, Any] = {}
