@@ -229,6 +229,32 @@ class HeadsForm(_Form):
     heads: dict[str, HeadForm]
 
 
+class FindingOfVerify(_Form):
+    """One error that a verification found."""
+
+    portfolio: str
+    seq: int | None = Field(description="The decision it concerns.")
+    what: str
+
+
+class VerifyForm(_Form):
+    """What a verification read and found."""
+
+    ok: bool
+    decisions: int
+    positions: int
+    heads: dict[str, HeadForm]
+    first: FindingOfVerify | None = Field(description="The first finding.")
+    findings: list[FindingOfVerify]
+
+
+class SweepForm(_Form):
+    """How many overdue holds were freed; `more`: call again, there may be others."""
+
+    freed: int
+    more: bool
+
+
 class ProblemForm(_Form):
     """RFC 9457 problem details. `code` is stable and what programs look at."""
 

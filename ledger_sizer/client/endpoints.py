@@ -15,7 +15,7 @@ from ledger_sizer.client.responses import NotUnderstood, Response, decision_of, 
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, require_history_filters
-from ledger_sizer.model.errors import InvalidRequest, LedgerError
+from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.model.names import portfolio_name, split_position_id
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import tags_of
@@ -280,9 +280,13 @@ def overview(look: OverviewQuery | None = None) -> Calls[Overview]:
 
 def explain(reference: int | str, portfolio: str = "main") -> Calls[Explanation]:
     """Explain a decision, given by its seq in `portfolio`, or by the position_id that it created."""
-    if isinstance(reference, str):
-        portfolio, reference = split_position_id(reference)
-    return explanation_of((yield from decision(reference, portfolio)))
+    if not isinstance(reference, str):
+        return explanation_of((yield from decision(reference, portfolio)))
+    portfolio, seq = split_position_id(reference)
+    found = yield from decision(seq, portfolio)
+    if found.position_id != reference:
+        raise NotFound(f"no position {reference!r}; decision {seq} of {portfolio!r} made none")
+    return explanation_of(found)
 
 
 def query_of(**query: Any) -> dict[str, Any]:
