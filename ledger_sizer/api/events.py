@@ -53,6 +53,7 @@ def router(service: ServiceContext) -> APIRouter:
 
         Between them `reconciliation` names a portfolio that was just compared with its exchange. Resuming misses
         nothing, but where replicas commit late it may repeat events of some of very many portfolios: look at their seq.
+        An id beyond the head of a portfolio is refused, because such a stream would be silent and lose decisions.
         """
         caller = await service.access.require(request.scope, "read")
         if filters.portfolio is not None:
