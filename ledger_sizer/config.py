@@ -126,6 +126,9 @@ class LedgerSettings(Settings):
     create: LedgerCreation = Field(
         "new", description="When a missing SQLite file is created; new: where no ledger was before; always: there too."
     )
+    client: str = Field(
+        "", max_length=128, description="Name of the program whose keys are its own, such as bot-a; empty: embedded."
+    )
     hold_ttl_seconds: int = Field(60, ge=1, le=30 * 24 * 3600, description="Life of a hold whose request names none.")
     batch_size_max: int = Field(256, ge=1, le=10_000, description="Most commands in one commit.")
     queue_size_max: int = Field(10_000, ge=1, le=1_000_000, description="Most commands that may wait; then Busy.")

@@ -1,6 +1,6 @@
 """Writes and reads archive files: closed history outside the database, in gzipped NDJSON of up to 16,384 decisions.
 
-    {"archive": {"format": 1, "portfolio": "main", "from_seq": 1, "to_seq": 16384, "last_hash": ...}}
+    {"archive": {"format": 2, "portfolio": "main", "from_seq": 1, "to_seq": 16384, "last_hash": ...}}
     {"decision": {"seq": 1, "command": "reserve", ...}}         every column of the row, as stored
     {"position": {"number": 1, "state": "closed", ...}}         after the decision that ended it
 
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from io import BytesIO
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -28,13 +27,13 @@ from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.storage.tables import ArchiveRow
 from ledger_sizer.storage.write_store import POSITION_COLUMNS
 
-FORMAT = 1
+FORMAT = 2
+"""Since 2 a decision has its actor, client and reference. What a line lacks is None, so that older files are read."""
 DECISIONS_MAX = 16_384
 """Most decisions of one file. They must fit in memory, and one transaction deletes them from the live tables."""
 
 _POSITION_FIELDS = POSITION_COLUMNS[1:]
-_decision_fields = itemgetter(*DecisionRecord._fields[1:])
-_position_fields = itemgetter(*_POSITION_FIELDS)
+_DECISION_FIELDS = DecisionRecord._fields[1:]
 _BLOCK_BYTES = 1 << 18
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
@@ -80,7 +79,7 @@ def write_entries(target: BinaryIO, head: dict[str, Any], entries: Iterator[Entr
     with gzip.GzipFile(filename="", mode="wb", fileobj=target, compresslevel=5, mtime=0) as compressed:
         compressed.write(_line("archive", head))
         for entry in entries:
-            compressed.write(_line("decision", dict(zip(DecisionRecord._fields[1:], entry.record[1:], strict=True))))
+            compressed.write(_line("decision", dict(zip(_DECISION_FIELDS, entry.record[1:], strict=True))))
             if entry.position is not None:
                 compressed.write(_line("position", dict(zip(_POSITION_FIELDS, entry.position[1:], strict=True))))
                 positions += 1
@@ -165,16 +164,20 @@ def _parse_entries(compressed: bytes, portfolio: str, manifest: Manifest) -> Ite
     # Parse many lines per call: one call per line would cost more than the parsing.
     record: DecisionRecord | None = None
     with gzip.GzipFile(fileobj=BytesIO(compressed)) as lines:
-        next(lines)
+        written_as = json.loads(next(lines))["archive"]["format"]
+        if written_as > FORMAT:
+            raise ArchiveDamaged(
+                f"archive file {manifest.file} has format {written_as}, this version reads up to {FORMAT}: upgrade it"
+            )
         while block := lines.read(_BLOCK_BYTES) + lines.readline():
             for line in from_json(b"[" + block.rstrip(b"\n").replace(b"\n", b",") + b"]"):
                 if "decision" in line:
                     if record is not None:
                         yield Entry(record, None)
-                    record = DecisionRecord(portfolio, *_decision_fields(line["decision"]))
+                    record = DecisionRecord(portfolio, *map(line["decision"].get, _DECISION_FIELDS))
                 else:
                     assert record is not None, "a position follows the decision that ended it"
-                    yield Entry(record, (manifest.portfolio_id, *_position_fields(line["position"])))
+                    yield Entry(record, (manifest.portfolio_id, *map(line["position"].get, _POSITION_FIELDS)))
                     record = None
     if record is not None:
         yield Entry(record, None)

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, func, insert, select
+from sqlalchemy import Connection, Engine, Table, delete, func, insert, select
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from ledger_sizer.history.archive_files import ArchiveFiles, Manifest, manifests
@@ -20,6 +20,7 @@ from ledger_sizer.storage.database import is_sqlite, read_transaction, redacted_
 from ledger_sizer.storage.sqlite_file import GuardedConnection
 from ledger_sizer.storage.sqlite_start import create_file
 from ledger_sizer.storage.tables import (
+    DESK_ID,
     ArchiveRow,
     Base,
     DecisionRow,
@@ -28,6 +29,7 @@ from ledger_sizer.storage.tables import (
     LeaseRow,
     PortfolioRow,
     PositionRow,
+    ScopeRow,
 )
 from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS
 
@@ -94,6 +96,7 @@ def copy_ledger(
     what = f"copy to {redacted_url(target.url)}"
     with read_transaction(source) as reads, write_transaction(target, what) as writes:
         tables = [table for table in _tables_in_order() if table.name != LeaseRow.__tablename__]
+        _remove_unused_desk(writes)
         for table in tables:
             if writes.execute(select(func.count()).select_from(table)).scalar():
                 raise InvalidRequest(
@@ -113,6 +116,13 @@ def copy_ledger(
         done += 0 if restore is None else _restore(reads, writes, restore)
         _reset_sequences(writes)
         return done
+
+
+def _remove_unused_desk(writes: Connection) -> None:
+    """Remove the desk that the target's migration made, if nothing was recorded about it: the source has its own."""
+    unused = select(PortfolioRow.id).where(PortfolioRow.id == DESK_ID, PortfolioRow.last_seq == 0)
+    writes.execute(delete(ScopeRow).where(ScopeRow.portfolio_id.in_(unused)))
+    writes.execute(delete(PortfolioRow).where(PortfolioRow.id.in_(unused)))
 
 
 def _restore(reads: Connection, writes: Connection, files: ArchiveFiles) -> int:

@@ -1,8 +1,8 @@
 """Finds decisions by any filter, newest or oldest first, in the live tables and in archive files.
 
-It needs no index that would slow down writes. Times become bounds of seq by binary search (see `times`). Everything
-else is found through facets: for every full block of 1024 decisions, triggers record
-which combinations of tags, command, outcome and reason occur in it. Only blocks with a hit are read, and the decisions
+It needs no index that would slow down writes. Times become bounds of seq by binary search (see `times`). A key
+has its index. Everything else is found through facets: for every full block of 1024 decisions, triggers record which
+combinations of tags, command, outcome, reason and actor occur in it. Only blocks with a hit are read, and the decisions
 after the last full block are scanned.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, func, literal, select
+from sqlalchemy import ColumnElement, Connection, func, literal, select, true
 
 from ledger_sizer.history.archive_files import ArchiveFiles, Manifest, manifests
 from ledger_sizer.history.times import BLOCK, seq_before
@@ -25,9 +25,9 @@ _WINDOW_BLOCKS = 64
 _RECORD_COLUMNS = tuple(DecisionRow.__table__.columns)[1:]
 """Columns of a decision's record after the portfolio's name."""
 
-_FACET_FIELDS = ("command", "outcome", "reason")
+_FACET_FIELDS = ("command", "outcome", "reason", "actor")
 """Filters that equal the column of that name, of a decision and of a facet."""
-_FIELDS = (*_FACET_FIELDS, "position")
+_FIELDS = (*_FACET_FIELDS, "position", "key")
 """Those of a decision."""
 
 
@@ -35,13 +35,16 @@ _FIELDS = (*_FACET_FIELDS, "position")
 class Filters:
     """Which decisions to list. All given filters must match.
 
-    tags: values by name. position: its number. since_us (inclusive), until_us (exclusive): microseconds; they stand for
-    places in the chain (see `times`).
+    client: the only one whose decision `key` finds; None: everybody's. tags: values by name. position: its number.
+    since_us (inclusive), until_us (exclusive): microseconds; they stand for places in the chain (see `times`).
     """
 
     command: str | None = None
     outcome: str | None = None
     reason: str | None = None
+    actor: str | None = None
+    key: str | None = None
+    client: str | None = None
     tags: dict[str, str] = field(default_factory=dict)
     position: int | None = None
     since_us: int | None = None
@@ -58,14 +61,16 @@ class Filters:
 
     def clauses(self) -> list[ColumnElement[bool]]:
         """Return the conditions on a decision's row, without times (see `seq_before`)."""
-        return self._clauses(DecisionRow, _FIELDS)
+        clauses = self._clauses(DecisionRow, _FIELDS)
+        return clauses if self.key is None else [*clauses, own_key(self.client)]
 
     def matching(self, records: Iterable[DecisionRecord]) -> Iterator[DecisionRecord]:
         """Yield the archived decisions that match, apart from times (see `seq_before`)."""
         given, texts = self._given(_FIELDS), self._tag_texts()
         for record in records:
             equal = all(getattr(record, name) == value for name, value in given.items())
-            if equal and all(text in record.tags for text in texts):
+            own = self.key is None or self.client is None or record.client in (None, self.client)
+            if equal and own and all(text in record.tags for text in texts):
                 yield record
 
     def _given(self, names: Iterable[str]) -> dict[str, Any]:
@@ -78,6 +83,11 @@ class Filters:
     def _tag_texts(self) -> list[str]:
         """Return each tag as in the canonical text. It is quoted, so that no other text can match it."""
         return [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in self.tags.items()]
+
+
+def own_key(client: str | None) -> ColumnElement[bool]:
+    """Return the condition that the key of a decision is the client's, or of a version without clients; None: any."""
+    return true() if client is None else (DecisionRow.client == client) | DecisionRow.client.is_(None)
 
 
 class History:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from ledger_sizer.ledger.writer import Answer
 from ledger_sizer.model.decisions import DecisionRecord, Result
 from ledger_sizer.model.errors import Busy, InternalError, LedgerError, Unavailable
+from ledger_sizer.model.names import DESK
 from ledger_sizer.rules.batch import Group, States, decide_batch, log_fields_by_hash
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.storage.clock import ClockJumped
@@ -130,8 +131,13 @@ class Committer:
             self._attempt_began = None
 
     def _answer_batch(self, groups: Sequence[Group], draft: Draft | None) -> list[Answer]:
-        """Store the draft; without one, or where that fails, decide, store and retry."""
+        """Store the draft; without one, or where that fails, decide, store and retry.
+
+        A group about the desk gets a batch of its own: it waits for all other writes, which may wait for this one.
+        """
         if draft is None:
+            if len(groups) > 1 and any(_is_about_desk(group) for group in groups):
+                return [self._answer_batch([group], None)[0] for group in groups]
             with self._decide_lock:
                 return self._answer_with_retries(groups, None, None)
         try:
@@ -259,6 +265,10 @@ class Committer:
         log.error("ledger.refused", error=str(error).strip())
         told = "the command could not be stored, nothing was recorded"
         return InternalError(f"{told}: {str(error).strip()}", told=f"{told}; the log says why")
+
+
+def _is_about_desk(group: Group) -> bool:
+    return any(command.portfolio == DESK for command in group.commands)
 
 
 def _log_defects(results: Sequence[Sequence[Result]]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.errors import LedgerError
@@ -11,15 +12,15 @@ from ledger_sizer.telemetry import request_id_var
 from ledger_sizer.verbs.submission import require_command
 
 
-def group_of(commands: Sequence[AnyCommand], *, atomic: bool) -> Group:
+def group_of(commands: Sequence[AnyCommand], caller: Caller, *, atomic: bool) -> Group:
     """Return the group of these commands, with the caller's request id and lease."""
-    return Group(tuple(commands), atomic, request_id=request_id_var.get(), fence=fence_var.get())
+    return Group(tuple(commands), atomic, request_id=request_id_var.get(), fence=fence_var.get(), caller=caller)
 
 
-def group_of_one(command: AnyCommand) -> Group:
+def group_of_one(command: AnyCommand, caller: Caller) -> Group:
     """Return the group of one command. Raises `InvalidRequest` for anything else."""
     require_command(command)
-    return Group((command,), request_id=request_id_var.get(), fence=fence_var.get())
+    return Group((command,), request_id=request_id_var.get(), fence=fence_var.get(), caller=caller)
 
 
 def only_decision(results: list[Result]) -> Decision:

@@ -8,12 +8,12 @@ Writes go through one writer with group commit. Reads have their own connections
 
 import asyncio
 import secrets
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import Engine
 
@@ -21,20 +21,17 @@ from ledger_sizer.config import AppSettings
 from ledger_sizer.exchanges.instrument_cache import InstrumentResolver
 from ledger_sizer.history.archive_files import archive_files_from
 from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive, require_outside_key_window
-from ledger_sizer.history.as_of import AsOf
 from ledger_sizer.ledger.committer import Committer, Observe
 from ledger_sizer.ledger.groups import all_answers, group_of, group_of_one, only_decision
+from ledger_sizer.ledger.reads import LedgerReads
 from ledger_sizer.ledger.sweep import sweep_in_slices
 from ledger_sizer.ledger.writer import Writer
-from ledger_sizer.model.choices import ExportForm
+from ledger_sizer.model.caller import DEFAULT_CLIENT, Caller, caller_var, embedded_caller
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
-from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, VerifyReport
 from ledger_sizer.model.errors import Closed, Unavailable
-from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.rules.batch import Group, decide_batch
-from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.storage.clock import ClockGuard, ClockJump, ClockJumped, read_clock, warn_if_behind
 from ledger_sizer.storage.database import is_sqlite, make_engine, prepare_sqlite, require_head
@@ -44,11 +41,9 @@ from ledger_sizer.telemetry import get_logger
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AsyncVerbs, Verbs
 from ledger_sizer.verbs.submission import commands_of
-from ledger_sizer.verify.chain import Head, Heads, Progress, heads_of, verify
+from ledger_sizer.views.dry_run import dry_run_state
 from ledger_sizer.views.exposure_series import BlockExtremes
-from ledger_sizer.views.overview_query import read_overview
 from ledger_sizer.views.queries import Queries
-from ledger_sizer.wire.export import export_lines
 
 log = get_logger(__name__)
 
@@ -69,7 +64,7 @@ def _open_store(engine: Engine, settings: AppSettings, guard: ClockGuard) -> Wri
     return PostgresStore(engine, guard, lock_timeout_seconds=settings.ledger.busy_timeout_seconds)
 
 
-class Ledger(Verbs, AsyncVerbs, HoldMethod):
+class Ledger(LedgerReads, Verbs, AsyncVerbs, HoldMethod):
     """One open ledger. Safe to share between threads and event loops; not across a fork.
 
     Every verb returns a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the same
@@ -83,6 +78,8 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         self.created = False
         """Whether `open` created the SQLite file."""
         self.settings = settings
+        self.opened_by = embedded_caller(settings.ledger.client or DEFAULT_CLIENT)
+        """The caller where no request is being served (see `caller`)."""
         self._clock = clock
         self._guard = guard or ClockGuard(settings.ledger.clock_jump_seconds)
         self._policy = Policy.of(settings)
@@ -111,17 +108,27 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         self._closed = False
 
     @classmethod
-    def open(cls, url: str | None = None, *, settings: AppSettings | None = None, clock: Clock | None = None) -> Self:
+    def open(
+        cls,
+        url: str | None = None,
+        *,
+        client: str | None = None,
+        settings: AppSettings | None = None,
+        clock: Clock | None = None,
+    ) -> Self:
         """Open a ledger.
 
         url: `sqlite:///FILE` or `postgresql://user@host/name`; the settings' `database_url` when None. A SQLite file
         is migrated as needed, and created as `LEDGER_CREATE` says: by default where no ledger was before. An outdated
         PostgreSQL schema is refused with the command to run.
+        client: name of the program, such as `bot-a`: its idempotency keys are its own, and decisions name it; the
+        settings' `client` when None.
         settings: read from the environment when None. clock: returns an aware UTC datetime; None takes this machine's
         clock for SQLite, and for PostgreSQL the server's clock, which all hosts share.
         Raises `InvalidRequest`, `NotFound` (`LedgerMissing`: the SQLite file is gone), `SchemaOutdated`, `Unavailable`.
         """
         settings = settings or AppSettings()
+        opened_by = None if client is None else embedded_caller(client)
         url = settings.ledger.database_url if url is None else url
         engine = make_engine(url, settings.ledger, read_only=True)
         try:
@@ -131,6 +138,7 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
             engine.dispose()
         ledger = cls(url, settings, clock)
         ledger.created = created
+        ledger.opened_by = opened_by or ledger.opened_by
         if clock is None:
             with suppress(Unavailable):  # the first command says so
                 warn_if_behind(ledger._queries.newest_us(), ledger._read_clock())
@@ -141,14 +149,14 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         command = self._resolver.resolve(command)
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
-        return only_decision(self._writer.answer(group_of_one(command)))
+        return only_decision(self._writer.answer(group_of_one(command, self.caller)))
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """Async `run`. Cancelling the caller does not undo the command; a retry with its key returns the outcome."""
         command = await self._off_loop((command,), lambda: self._resolver.resolve(command))
         if type(command) is Reserve and command.dry_run:
             return await asyncio.to_thread(self._dry_run, command)
-        return only_decision(await self._writer.submit_async(group_of_one(command)))
+        return only_decision(await self._writer.submit_async(group_of_one(command, self.caller)))
 
     def submit(self, commands: Iterable[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """Run the commands of any iterable at once. Return their answers, in the same order and number.
@@ -157,14 +165,14 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         False). atomic: all take effect or none; if one is denied all are, and an error is raised with nothing recorded.
         """
         resolved, wrong = self._resolver.resolve_all(commands_of(commands), atomic)
-        group = group_of(resolved, atomic=atomic)
+        group = group_of(resolved, self.caller, atomic=atomic)
         return all_answers(self._writer.answer(group) if group.commands else [], wrong, atomic=atomic)
 
     async def submit_async(self, commands: Iterable[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """Async `submit`."""
         asked = commands_of(commands)
         resolved, wrong = await self._off_loop(asked, lambda: self._resolver.resolve_all(asked, atomic))
-        group = group_of(resolved, atomic=atomic)
+        group = group_of(resolved, self.caller, atomic=atomic)
         return all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic=atomic)
 
     def hold_async(self, **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
@@ -186,96 +194,16 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
         yield from sweep_in_slices(names, lambda name: len(self._writer.answer(Group((), sweep=name))))
 
     @property
+    def caller(self) -> Caller:
+        """Who uses the ledger now: the caller of the request that is being served, else who opened it."""
+        return caller_var.get() or self.opened_by
+
+    @property
     def _reads(self) -> Queries:
         if self._closed:
             raise Closed("the ledger is closed; open it again")
         self._writer.require_own_process()  # two processes must not read from the parent's connections
         return self._queries
-
-    # Reads: each has its own connection and one consistent snapshot.
-
-    def portfolios(self) -> list[str]:
-        """Names of all portfolios."""
-        return self._reads.portfolios()
-
-    def exposure(self, portfolio: str = "main", as_of: AsOf | None = None) -> Exposure:
-        """Return cap, held, open, headroom and status of a portfolio and each of its scopes, or raise `NotFound`.
-
-        as_of: a seq or an aware datetime; the exposure is then summed over all decisions up to it, each read once.
-        """
-        return self._reads.exposure(portfolio, as_of)
-
-    def exposure_page(self, portfolio: str = "main", **filters: Any) -> ExposurePage:
-        """Return the whole and a page of the other scopes, where a portfolio has very many.
-
-        Filters: as_of=, dimension=, cursor=, limit= (see `Queries.exposure_page`).
-        """
-        return self._reads.exposure_page(portfolio, **filters)
-
-    def position(self, position_id: str) -> Position:
-        """Return one position by its name. Raise `NotFound`."""
-        return self._reads.position(position_id)
-
-    def positions(self, portfolio: str | None = None, **filters: Any) -> Page[Position]:
-        """Return positions, oldest first. Filters: state=, tags=, cursor=, limit= (see `Queries.positions`)."""
-        return self._reads.positions(portfolio, **filters)
-
-    def history(
-        self, portfolio: str = "main", *, cursor: str | None = None, limit: int = 100, **filters: Unpack[HistoryFilters]
-    ) -> Page[Decision]:
-        """Return decisions of a portfolio, newest first unless `ascending`; filters: see `HistoryFilters`.
-
-        cursor: of the previous page; it stays valid while decisions are added or archived. limit: 1 to 1000.
-        """
-        return self._reads.history(portfolio, cursor=cursor, limit=limit, **filters)
-
-    def export(
-        self,
-        portfolio: str = "main",
-        form: ExportForm = "ndjson",
-        *,
-        full: bool = True,
-        cursor: str | None = None,
-        **filters: Unpack[HistoryFilters],
-    ) -> Iterator[bytes]:
-        """Return what `history` pages through from the cursor on, as CSV or NDJSON, in parts and constant memory.
-
-        full: include every hashed field, so that a reader of the export can recompute the chain.
-        """
-        lines = export_lines(form, full=full)
-        return map(lines, self._reads.history_blocks(portfolio, cursor=cursor, **filters))
-
-    def decision(self, seq: int, portfolio: str = "main") -> Decision:
-        """Return one decision by its seq in the portfolio's chain. Raise `NotFound`."""
-        return self._reads.decision(portfolio, seq)
-
-    def overview(self, look: OverviewQuery | None = None) -> Overview:
-        """Return one snapshot of the ledger: all portfolios, and one of them in full."""
-        return read_overview(self._reads.engine, look or OverviewQuery(), self._now_us(), self._block_extremes)
-
-    def explain(self, reference: int | str, portfolio: str = "main") -> Explanation:
-        """Explain a decision, given its seq (in `portfolio`) or the position_id of the position it created."""
-        return explain(self._reads.resolve(reference, portfolio))
-
-    def heads(self, portfolio: str | None = None) -> dict[str, tuple[int, str]]:
-        """Return the chain heads: (seq, hash) by portfolio. Copies outside the database reveal a later rewrite."""
-        return heads_of(self._reads.engine, portfolio)
-
-    def verify(
-        self,
-        portfolio: str | None = None,
-        progress: Progress | None = None,
-        *,
-        since: Heads | None = None,
-        kept: Mapping[str, Collection[Head]] | None = None,
-    ) -> VerifyReport:
-        """Check the audit chain from its start and recompute every counter from the position rows.
-
-        Reads one snapshot and the archive files. progress: called now and then with (decisions done, decisions in
-        all). since: trusted heads (from `heads`) to start at; each must still be in its chain. kept: more trusted
-        heads, by portfolio, which must be in it too.
-        """
-        return verify(self._reads.engine, portfolio, progress, since=since, kept=kept, files=self._files)
 
     def archive(
         self, before: datetime, folder: str | Path | None = None, portfolio: str | None = None
@@ -393,6 +321,9 @@ class Ledger(Verbs, AsyncVerbs, HoldMethod):
 
     def _dry_run(self, command: Reserve) -> Decision:
         """Decide on the present state without a lock, a hold or a record."""
-        state, now_us = self._reads.dry_run_state(command, self._read_clock(), self._policy.new_portfolio_cap_e8)
-        decision = only_decision(decide_batch({state.name: state}, [Group((command,))], now_us, self._policy)[0])
+        now_us = self._read_clock()
+        state = dry_run_state(self._reads.engine, command, now_us, self._policy.new_portfolio_cap_e8)
+        decision = only_decision(
+            decide_batch({state.name: state}, [group_of_one(command, self.caller)], now_us, self._policy)[0]
+        )
         return decision.as_dry_run()

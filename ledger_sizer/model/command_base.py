@@ -33,7 +33,15 @@ from ledger_sizer.model.instruments import (
     leg_from_json,
     leg_to_json,
 )
-from ledger_sizer.model.names import PORTFOLIO_PATTERN, POSITION_PATTERN, portfolio_name, split_position_id
+from ledger_sizer.model.names import (
+    DESK,
+    PORTFOLIO_OR_DESK_PATTERN,
+    PORTFOLIO_PATTERN,
+    POSITION_PATTERN,
+    portfolio_name,
+    portfolio_or_desk,
+    split_position_id,
+)
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, TAG_NAME, scope_name, tags_of
 from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
@@ -152,6 +160,13 @@ class field_prefix:  # noqa: N801 - a context manager, named like a function
 
 KEY = Kind(name="key", check=_checked_key, length=(1, KEY_LENGTH_MAX), examples=("cycle-17/BTC",))
 PORTFOLIO = Kind(name="portfolio", check=portfolio_name, pattern=PORTFOLIO_PATTERN, examples=("main",), metavar="NAME")
+PORTFOLIO_OR_DESK = Kind(
+    name="portfolio_or_desk", check=portfolio_or_desk, pattern=PORTFOLIO_OR_DESK_PATTERN, examples=("main", DESK),
+    metavar="NAME",
+)  # fmt: skip
+DESK_OR_PORTFOLIO = Argument(
+    PORTFOLIO_OR_DESK, "The pot of capital; * is the desk: all of them.", flags=("-p",), recorded=False
+)
 POSITION = Kind(
     name="position", check=lambda value, _: value, pattern=POSITION_PATTERN, examples=("main-17",),
     metavar="POSITION_ID",
@@ -228,6 +243,10 @@ class Command:
             sent=False,
         ),
     ]
+    reference: Annotated[
+        str | None,
+        Argument(NOTE, "A text of your own, such as order ids; it is kept as it is.", recorded=False, metavar="TEXT"),
+    ] = None
 
     def __post_init__(self) -> None:
         check_arguments(self)
@@ -286,6 +305,13 @@ class ScopeCommand(PortfolioCommand):
 
     scope: Annotated[str, Argument(SCOPE, "The whole `portfolio`, or like venue=bybit.")] = PORTFOLIO_SCOPE
     note: Annotated[str | None, Argument(NOTE, "Why; kept with the decision.")] = None
+
+    def _check_together(self) -> None:
+        if self.portfolio == DESK and self.scope != PORTFOLIO_SCOPE:
+            raise InvalidRequest(
+                f"the desk (portfolio '*') has no scopes, got {self.scope!r}; leave scope out, or name a portfolio",
+                field="scope",
+            )
 
     @property
     def scopes(self) -> tuple[str, ...]:

@@ -29,6 +29,7 @@ from ledger_sizer.model.arguments import (
 from ledger_sizer.model.choices import HaltMode
 from ledger_sizer.model.command_base import (
     DECLARED,
+    DESK_OR_PORTFOLIO,
     INSTRUMENT,
     LEGS,
     MOMENT,
@@ -235,14 +236,18 @@ class SetCap(ScopeCommand):
 
 @verb(
     "halt", role="admin", call="POST /v1/portfolios/{portfolio}/halt",
-    examples=("halt --note 'venue maintenance'", "halt --scope venue=bybit --mode reducing"),
+    examples=(
+        "halt --note 'venue maintenance'", "halt --scope venue=bybit --mode reducing", "halt -p '*' --note 'all stop'"
+    ),
 )  # fmt: skip
 class Halt(ScopeCommand):
-    """Stop new reservations in a portfolio or in one scope.
+    """Stop new reservations in a portfolio or in one scope. The portfolio `*` is the desk: all portfolios.
 
-    Confirming and releasing always work, so that what is on can be finished and closed.
+    No reservation is granted after the answer. Confirming and releasing always work, so that what is on can be finished
+    and closed. A halt of the desk counts also in portfolios that begin later, until `resume` of `*`.
     """
 
+    portfolio: Annotated[str, DESK_OR_PORTFOLIO] = "main"
     mode: Annotated[
         HaltMode,
         Argument(choice(*get_args(HaltMode)), "halted: no new holds, none extended; reducing: holds may be extended."),
@@ -258,7 +263,12 @@ class Halt(ScopeCommand):
     examples=("resume", "resume --scope venue=bybit --note 'maintenance over'"),
 )  # fmt: skip
 class Resume(ScopeCommand):
-    """Allow new reservations again after a halt."""
+    """Allow new reservations again after a halt.
+
+    Resuming a portfolio does not lift a halt of the desk (`*`), and the other way round.
+    """
+
+    portfolio: Annotated[str, DESK_OR_PORTFOLIO] = "main"
 
     def changes(self) -> dict[str, Any]:
         """The status."""
@@ -353,6 +363,7 @@ class Remark(PortfolioCommand):
     Readers of the event stream see it, so this is also how reconciliation asks the trading side to close a position.
     """
 
+    portfolio: Annotated[str, DESK_OR_PORTFOLIO] = "main"
     about: Annotated[str, Argument(LABEL, "What it concerns, such as drift-17.", examples=("drift-17",))]
     event: Annotated[str, Argument(LABEL, "What happened.", examples=("close_requested",))]
     note: Annotated[str | None, Argument(NOTE, "Why; kept with the decision.")] = None

@@ -1,7 +1,8 @@
 """Decisions, the records they are stored as, and the hash chain that links the records.
 
-A record's canonical text is its fields in order, joined by 0x1F, with 0x1D for "none". Control characters are refused
-in every input, so the text is unambiguous. The chain is
+A record's canonical text is its fields in order, joined by 0x1F, with 0x1D for "none". Fields after `trace` that are
+none are left out at the end, so that the text of older decisions, which lack these fields, is the same as it was.
+Control characters are refused in every input, so the text is unambiguous. The chain is
 
     hash(n) = SHA-256( hash(n - 1) + 0x1F + text(n) )      hash(0) = 64 zeros
 
@@ -35,7 +36,8 @@ of them unpacks rows, because building a record takes as long as reading it.
 class DecisionRecord(NamedTuple):
     """One row of the audit chain, in column order.
 
-    `exposure_e8` and `headroom_e8` are the portfolio's before the decision.
+    `exposure_e8` and `headroom_e8` are the portfolio's before the decision. `actor`, `client` and `reference` are None
+    in decisions of versions that did not record them.
     """
 
     portfolio: str
@@ -59,7 +61,10 @@ class DecisionRecord(NamedTuple):
     decided_us: int
     request: str
     trace: str
-    hash: str
+    actor: str | None = None
+    client: str | None = None
+    reference: str | None = None
+    hash: str = ""
 
     def logged(self) -> dict[str, object]:
         """Return the fields of the decision's log line."""
@@ -68,6 +73,7 @@ class DecisionRecord(NamedTuple):
             "seq": self.seq,
             "command": self.command,
             "key": self.key,
+            "actor": self.actor,
             "outcome": self.outcome,
             "reason": self.reason,
             "position": self.position,
@@ -219,6 +225,21 @@ class Decision:
         return self.record.trace
 
     @property
+    def actor(self) -> str | None:
+        """Who sent the command (see `caller.Caller`); None in decisions of versions that did not record it."""
+        return self.record.actor
+
+    @property
+    def client(self) -> str | None:
+        """The client that the key belongs to; None in decisions of versions that did not record it."""
+        return self.record.client
+
+    @property
+    def reference(self) -> str | None:
+        """The caller's own text for the trade or order, if one was given."""
+        return self.record.reference
+
+    @property
     def hash(self) -> str | None:
         """Its hash in the audit chain; None for a dry run."""
         return self.record.hash or None
@@ -237,7 +258,7 @@ class Decision:
 DECISION_FIELDS = (
     "portfolio", "seq", "command", "key", "outcome", "reason", "position_id", "budget", "quantity", "fraction",
     "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "decided_at",
-    "replayed", "hash",
+    "actor", "client", "reference", "replayed", "hash",
 )  # fmt: skip
 """Fields that a listing shows of a decision, in order."""
 
@@ -255,9 +276,12 @@ def _decimal(text: str | None) -> Decimal | None:
 
 
 def fields_text(fields: tuple[object, ...]) -> str:
-    """Return the canonical text of a record's fields (all but the hash)."""
+    """Return the canonical text of a record's fields (all but the hash): without those at the end that are None."""
+    end = len(fields)
+    while fields[end - 1] is None:
+        end -= 1
     return FIELD_SEPARATOR.join(
-        [part if type(part) is str else NONE_MARK if part is None else str(part) for part in fields]
+        [part if type(part) is str else NONE_MARK if part is None else str(part) for part in fields[:end]]
     )
 
 

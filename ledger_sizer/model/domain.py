@@ -253,8 +253,9 @@ class HistoryFilters(TypedDict, total=False):
     """Filters of a listing of decisions. Every given filter must match; None is not given.
 
     symbol, strategy: values of the tags of these names. command: a verb, or `expire`. outcome: `granted`, `denied` or
-    `applied`. reason: one of `DENIAL_REASONS`. position_id: one of the listed portfolio. since (inclusive), until
-    (exclusive): aware datetimes. ascending: oldest first; the default is newest first.
+    `applied`. reason: one of `DENIAL_REASONS`. actor: as `Decision.actor` names it. key: an idempotency key; it is
+    found if it is the caller's own client's, or by an admin. position_id: one of the listed portfolio. since
+    (inclusive), until (exclusive): aware datetimes. ascending: oldest first; the default is newest first.
     """
 
     symbol: str | None
@@ -262,6 +263,8 @@ class HistoryFilters(TypedDict, total=False):
     command: str | None
     outcome: str | None
     reason: str | None
+    actor: str | None
+    key: str | None
     position_id: str | None
     since: datetime | None
     until: datetime | None

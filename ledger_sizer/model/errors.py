@@ -63,12 +63,18 @@ class InvalidRequest(LedgerError, ValueError):
 
 
 class KeyReused(InvalidRequest):
-    """The idempotency key was used before for another request. Use a new key for a new request."""
+    """The idempotency key was used before: for another request, or by another client. Use a new key for a new request.
+
+    seq: of the decision that the key got. position_id: of the position that it concerns. Both are None where the key
+    belongs to another client. `Ledger.lookup` returns the decision.
+    """
 
     code = "idempotency_key_reused"
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, seq: int | None = None, position_id: str | None = None) -> None:
         super().__init__(message, field="key")
+        self.seq = seq
+        self.position_id = position_id
 
 
 class NotFound(LedgerError, LookupError):

@@ -5,7 +5,14 @@ import re
 from ledger_sizer.model.errors import InvalidRequest
 
 PORTFOLIO_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+PORTFOLIO_OR_DESK_PATTERN = r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,63}|\*)$"
 POSITION_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}-[0-9]{1,18}$"
+
+DESK = "*"
+"""Stands for all portfolios, those to come too: in `halt`, `resume` and `remark`, and as the name of the desk's chain.
+
+No portfolio can have this name.
+"""
 
 _PORTFOLIO = re.compile(PORTFOLIO_PATTERN)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
@@ -17,6 +24,11 @@ def portfolio_name(value: object, name: str = "portfolio") -> str:
     if isinstance(value, str) and _PORTFOLIO.fullmatch(value):
         return str.__str__(value)
     raise InvalidRequest(f"{name} must be 1 to 64 letters, digits, '_', '.' or '-', got {value!r}", field=name)
+
+
+def portfolio_or_desk(value: object, name: str = "portfolio") -> str:
+    """Return a valid portfolio name, or `DESK`; else raise `InvalidRequest`."""
+    return DESK if value == DESK else portfolio_name(value, name)
 
 
 def position_id(portfolio: str, number: int) -> str:

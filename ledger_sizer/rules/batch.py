@@ -8,10 +8,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from ledger_sizer.model.caller import EMBEDDED, SYSTEM, Caller
 from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX, PositionCommand
 from ledger_sizer.model.commands import EXPIRE, STEP_BACK, AnyCommand
 from ledger_sizer.model.decisions import Decision, DecisionRecord, Result
 from ledger_sizer.model.errors import InternalError, KeyReused, LedgerError, NotFound
+from ledger_sizer.model.names import DESK, position_id
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.rules.decide import decide, expire
 from ledger_sizer.rules.policy import Policy
@@ -40,6 +42,7 @@ class Fence(Protocol):
 class Group(NamedTuple):
     """Commands that were submitted together. `atomic`: all of them take effect, or none does.
 
+    caller: who sends them.
     sweep: a portfolio whose expired holds are freed even without a command; the answer then lists the expiries.
     fence: the lease that must be held in the transaction that commits the group.
     request_id: id of the request in the caller's log. Only the commit's log lines repeat it.
@@ -50,6 +53,7 @@ class Group(NamedTuple):
     sweep: str | None = None
     request_id: str | None = None
     fence: Fence | None = None
+    caller: Caller = EMBEDDED
 
 
 def decide_batch(
@@ -69,9 +73,11 @@ def decide_batch(
         if group.sweep is not None:
             results.append([record.decision() for record in freed.get(group.sweep, ())])
         elif group.atomic:
-            results.append(_answer_atomic(states, group.commands, now_us, policy, own_hashes))
+            results.append(_answer_atomic(states, group, now_us, policy, own_hashes))
         else:
-            results.append([_answer(states, command, now_us, policy, own_hashes) for command in group.commands])
+            results.append(
+                [_answer(states, command, now_us, policy, own_hashes, group.caller) for command in group.commands]
+            )
     return results
 
 
@@ -94,7 +100,7 @@ def step_back(state: PortfolioState, now_us: int) -> None:
     if state.decision_time(now_us) < state.last_us:
         key = f"{SYSTEM_KEY_PREFIX}{STEP_BACK}:{state.last_seq + 1}"
         verdict = Verdict(outcome="applied", tags=NO_TAGS, trace=trace_text([state.scope(PORTFOLIO_SCOPE)]))
-        state.apply(STEP_BACK, key, '{"command":"step_back"}', verdict, now_us)
+        state.apply(STEP_BACK, key, '{"command":"step_back"}', verdict, now_us, SYSTEM)
 
 
 def expire_due(state: PortfolioState, now_us: int) -> list[DecisionRecord]:
@@ -107,7 +113,8 @@ def expire_due(state: PortfolioState, now_us: int) -> list[DecisionRecord]:
         key = f"{SYSTEM_KEY_PREFIX}{EXPIRE}:{position.number}"
         if position.state != "held":
             key = f"{key}:{state.last_seq + 1}"  # what is open stays, and may hold and expire again
-        freed.append(state.apply(EXPIRE, key, '{"command":"expire"}', expire(state, position, now_us), now_us))
+        verdict = expire(state, position, now_us)
+        freed.append(state.apply(EXPIRE, key, '{"command":"expire"}', verdict, now_us, SYSTEM))
     return freed
 
 
@@ -117,6 +124,7 @@ def _answer(
     now_us: int,
     policy: Policy,
     own_hashes: frozenset[str],
+    caller: Caller,
 ) -> Result:
     state = states.get(command.portfolio)
     if state is None:
@@ -124,12 +132,10 @@ def _answer(
     now_us = state.decision_time(now_us)
     request = command.request_text()
     known = state.records.get(command.key)
-    if known is not None and not _same_request(known.request, request):
-        return KeyReused(
-            f"key {command.key!r} was used before for another request (seq {known.seq}, {known.command}); "
-            "use a new key for a new request"
-        )
     if known is not None:
+        same = known.reference == command.reference and _same_request(known.request, request)
+        if not same or not caller.owns(known.client):
+            return _key_reused(known, caller)
         return known.decision(replayed=known.hash not in own_hashes)
     try:
         verdict = decide(state, command, now_us, policy)
@@ -141,7 +147,25 @@ def _answer(
         defect.__cause__ = error
         defect.log_fields = {"command": command.verb, "key": command.key, "portfolio": command.portfolio}
         return defect
-    return state.apply(command.verb, command.key, request, verdict, now_us).decision()
+    decision = state.apply(command.verb, command.key, request, verdict, now_us, caller, command.reference).decision()
+    if command.portfolio == DESK:
+        for other in states.values():
+            other.desk_status = state.scope(PORTFOLIO_SCOPE).status
+    return decision
+
+
+def _key_reused(known: DecisionRecord, caller: Caller) -> KeyReused:
+    """Return the error for a key of another request, or of another client, whose decision only an admin may see."""
+    own = caller.owns(known.client)
+    if not own and not caller.sees_all:
+        return KeyReused(f"key {known.key!r} belongs to another client; use a key of your own")
+    whose = "" if own else f" of client {known.client!r}"
+    return KeyReused(
+        f"key {known.key!r} was used before for another request{whose} (seq {known.seq}, {known.command}); "
+        "use a new key for a new request",
+        seq=known.seq,
+        position_id=None if known.position is None else position_id(known.portfolio, known.position),
+    )
 
 
 def _same_request(known: str, sent: str) -> bool:
@@ -162,12 +186,13 @@ def _with_instrument_names(request: str) -> Any:
 
 
 def _answer_atomic(
-    states: States, commands: Sequence[AnyCommand], now_us: int, policy: Policy, own_hashes: frozenset[str]
+    states: States, group: Group, now_us: int, policy: Policy, own_hashes: frozenset[str]
 ) -> list[Result]:
     """Answer all or none. An error answers all and nothing is recorded; a denial denies all, recorded for each."""
+    commands, caller = group.commands, group.caller
     names = {command.portfolio for command in commands if command.portfolio in states}
     forks = {name: states[name].fork() for name in names}
-    results = [_answer(forks, command, now_us, policy, own_hashes) for command in commands]
+    results = [_answer(forks, command, now_us, policy, own_hashes, caller) for command in commands]
     failed = next((result for result in results if isinstance(result, LedgerError)), None)
     if failed is not None:
         return [result if isinstance(result, LedgerError) else failed for result in results]
@@ -175,13 +200,18 @@ def _answer_atomic(
         states.update(forks)
         return results
     return [
-        _deny_in_group(states[command.portfolio], command, result, now_us, own_hashes)
+        _deny_in_group(states[command.portfolio], command, result, now_us, own_hashes, caller)
         for command, result in zip(commands, results, strict=True)
     ]
 
 
 def _deny_in_group(
-    state: PortfolioState, command: AnyCommand, result: Result, now_us: int, own_hashes: frozenset[str]
+    state: PortfolioState,
+    command: AnyCommand,
+    result: Result,
+    now_us: int,
+    own_hashes: frozenset[str],
+    caller: Caller,
 ) -> Result:
     """Deny one command of a denied group: for its own reason, or as `group_denied`."""
     known = state.records.get(command.key)
@@ -199,4 +229,6 @@ def _deny_in_group(
         trace=trace_text([state.scope(name) for name in tags.scopes]),
     )
     now_us = state.decision_time(now_us)
-    return state.apply(command.verb, command.key, command.request_text(), verdict, now_us).decision()
+    return state.apply(
+        command.verb, command.key, command.request_text(), verdict, now_us, caller, command.reference
+    ).decision()

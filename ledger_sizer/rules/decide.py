@@ -34,6 +34,9 @@ from ledger_sizer.rules.sizing import Match, gross_of_spot_fee, match_quantity, 
 from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
 from ledger_sizer.rules.trace import SCOPE_COMMANDS, trace_text
 
+DESK_BINDING = "desk"
+"""The `binding` of a denial for the desk's own status. No scope can have this name."""
+
 
 def decide(state: PortfolioState, command: Command, now_us: int, policy: Policy) -> Verdict:
     """Decide one command against the state after its predecessor. Changes nothing.
@@ -57,6 +60,8 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
     budget_e8 = max(least_e8, 0)
     matched = _match_budget(command, budget_e8, policy)
     objections = [*_objections(scopes, command, budget_e8, binding, matched, now_us)]
+    if state.desk_status != "active":
+        objections.insert(0, (state.desk_status, DESK_BINDING))
     reason, objector = min(objections, key=lambda one: PRECEDENCE[one[0]]) if objections else (None, None)
     quantity = matched.quantity if matched is not None and reason is None else None
     legs = _planned_legs(command, quantity)
@@ -67,7 +72,7 @@ def _reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Polic
         fraction=raw.fraction_text,
         raw_budget=raw.budget_text,
         binding=objector or (matched and matched.binding) or binding,
-        trace=trace_text(scopes, policy=policy.text, match=matched, legs=legs),
+        trace=trace_text(scopes, desk_status=state.desk_status, policy=policy.text, match=matched, legs=legs),
     )
     if reason is None:
         verdict.budget_e8 = budget_e8
@@ -218,15 +223,17 @@ def _extend(state: PortfolioState, command: Extend, now_us: int, policy: Policy)
     position.require_pending("extend")
     scopes = [state.scope(name) for name in position.tags.scopes]
     halted = next((scope.name for scope in scopes if scope.status == "halted"), None)
+    if state.desk_status == "halted":
+        halted = DESK_BINDING
     if halted is not None:
         return Verdict(
             outcome="denied", reason="halted", position=position, tags=position.tags, binding=halted,
-            trace=trace_text(scopes),
+            trace=trace_text(scopes, desk_status=state.desk_status),
         )  # fmt: skip
     expires_us = max(position.expires_us or 0, now_us + _lifetime_us(command, policy))
     return Verdict(
         outcome="granted", position=position.changed(expires_us=expires_us), tags=position.tags,
-        budget_e8=position.held_e8, trace=trace_text(scopes),
+        budget_e8=position.held_e8, trace=trace_text(scopes, desk_status=state.desk_status),
         quantity=None if position.quantity is None else decimal_text(position.quantity),
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ The store fills it, `decide` reads it, `apply` changes it, and the store saves t
 
 from dataclasses import dataclass, replace
 
+from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.choices import Outcome, Status
 from ledger_sizer.model.decisions import DecisionRecord, chain_hash, fields_text
 from ledger_sizer.model.domain import Position
@@ -95,6 +96,8 @@ class Verdict:
 class PortfolioState:
     """One portfolio: chain head, the scopes and positions that the batch needs, and the records of its keys.
 
+    desk_status: the desk's, as it was when the portfolio was loaded; `asks_desk`: whether a new decision depends on it,
+    so that it must still be so when the decision is stored.
     loaded_seq, loaded_hash: the head before the batch. scopes_known: names whose row, or absence, is known.
     next_expiry_us: no hold outside `positions` expires before this time; if it has passed, more holds are overdue than
     were loaded. may_expire: whether `positions` may have
@@ -103,6 +106,8 @@ class PortfolioState:
 
     __slots__ = (
         "administered",
+        "asks_desk",
+        "desk_status",
         "dirty_positions",
         "dirty_scopes",
         "id",
@@ -139,6 +144,8 @@ class PortfolioState:
         self.scopes_known: set[str] = set()
         self.next_expiry_us: int | None = None
         self.may_expire = True
+        self.desk_status: Status = "active"
+        self.asks_desk = False
         self.loaded_seq = last_seq
         self.loaded_hash = last_hash
 
@@ -171,10 +178,20 @@ class PortfolioState:
         copy.scopes_known = self.scopes_known
         copy.next_expiry_us = self.next_expiry_us
         copy.may_expire = self.may_expire
+        copy.desk_status, copy.asks_desk = self.desk_status, self.asks_desk
         copy.loaded_seq, copy.loaded_hash = self.loaded_seq, self.loaded_hash
         return copy
 
-    def apply(self, verb: str, key: str, request: str, verdict: Verdict, now_us: int) -> DecisionRecord:
+    def apply(
+        self,
+        verb: str,
+        key: str,
+        request: str,
+        verdict: Verdict,
+        now_us: int,
+        caller: Caller,
+        reference: str | None = None,
+    ) -> DecisionRecord:
         """Change the state by a verdict and append its decision to the chain. Return the record."""
         whole = self.scope(PORTFOLIO_SCOPE)
         exposure_e8, headroom_e8 = whole.exposure_e8, whole.headroom_e8
@@ -187,6 +204,8 @@ class PortfolioState:
                 self._add_to_counters(tags.scopes, held, opened, granting=granted)
         if verdict.scope_after is not None:
             self._change_scope(verdict.scope_after)
+        if verdict.outcome != "applied":
+            self.asks_desk = True
         fields = (
             self.name,
             seq,
@@ -209,6 +228,9 @@ class PortfolioState:
             now_us,
             request,
             verdict.trace,
+            caller.actor,
+            caller.client,
+            reference,
         )
         text = fields_text(fields)
         digest = chain_hash(self.last_hash, text)
@@ -251,6 +273,7 @@ class PortfolioState:
         self.dirty_scopes.clear()
         self.dirty_positions.clear()
         self.administered.clear()
+        self.asks_desk = False
         self.loaded_seq, self.loaded_hash = self.last_seq, self.last_hash
         self.may_expire = False
 

@@ -3,6 +3,7 @@
 {"scopes": [[name, cap_e8 | null, held_e8, open_e8, status], ...],     each scope before the command; one that is
                                     frozen or has a `fresh_until` adds: frozen (0 or 1), fresh_until_us | null;
                                     then an object of all later settings that differ from their default
+ "desk": "halted",                   the desk's status, where it is not active
  "policy": {...}, "match": {...}, "legs": [...], "note": "late_fill", "after": [...]}  where they apply
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from ledger_sizer.model.choices import Status
 from ledger_sizer.model.command_base import ScopeCommand
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.instruments import Leg, legs_text
@@ -61,6 +63,7 @@ def read_scope(row: Sequence[Any]) -> tuple[str, ScopeSettings, int, int]:
 def trace_text(
     scopes: Sequence[ScopeState],
     *,
+    desk_status: Status = "active",
     policy: str | None = None,
     match: Match | None = None,
     legs: Sequence[Leg] = (),
@@ -69,6 +72,8 @@ def trace_text(
 ) -> str:
     """Return the trace. Built by hand: every decision writes one, and a general encoder takes three times as long."""
     parts = [f'"scopes":[{_scope_rows(scopes)}]']
+    if desk_status != "active":
+        parts.append(f'"desk":"{desk_status}"')
     if policy is not None:
         parts.append(f'"policy":{policy}')
     if match is not None:

@@ -20,6 +20,7 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from ledger_sizer.model.decisions import FIELD_SEPARATOR, GENESIS_HASH, NONE_MARK
+from ledger_sizer.model.names import DESK
 from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import PortfolioState, ScopeState
@@ -107,6 +108,8 @@ class PostgresStore:
         begun_ns = self._guard.monotonic_ns()
         with _pipeline(connection, parameters):
             connection.execute("BEGIN")
+            if DESK in needs:
+                connection.execute(sql.DESK_LOCK)
             locked = connection.execute(sql.LOCK, [sorted(ids.values())])
             loaded = connection.execute(sql.LOAD, parameters)
         for fence in set().union(*(need.fences for need in needs.values())):
@@ -114,11 +117,12 @@ class PostgresStore:
             if connection.execute(sql.LEASE, [fence.name, fence.owner, fence.epoch]).fetchone() is None:
                 raise FenceLost
         states = {row[0]: PortfolioState(*row) for row in locked.fetchall()}
-        found_us, positions, decisions, scopes, expiries = loaded.fetchall()[0]
+        found_us, desk_status, positions, decisions, scopes, expiries = loaded.fetchall()[0]
         if now_us is None:
             self._guard.check(found_us, begun_ns, self._guard.monotonic_ns())
         for portfolio_id, expiry_us in expiries:
             states[portfolio_id].next_expiry_us = expiry_us
+            states[portfolio_id].desk_status = desk_status
         self._fill_states(connection, states, requested, positions or (), decisions or (), scopes or ())
         return {state.name: state for state in states.values()}, found_us
 
@@ -172,7 +176,7 @@ class PostgresStore:
             self._confirm_reads(connection)
             return
         parameters = _write_parameters(changes)
-        statement = sql.write_statement(frozenset(parameters) & sql.PARTS)
+        statement = sql.write_statement(frozenset(parameters) & sql.PARTS, ask_desk="desk_status" in parameters)
         begun_ns = self._guard.monotonic_ns()
         if not locked:
             written = connection.execute(statement, parameters)
@@ -207,8 +211,10 @@ class PostgresStore:
     def classify_error(self, error: Exception, *, locked: bool) -> str:
         """Classify a driver's error."""
         cause = error.orig if isinstance(error, DBAPIError) else error
-        if not locked and isinstance(cause, pg.DivisionByZero | pg.UniqueViolation):
-            return "moved" if isinstance(cause, pg.DivisionByZero) else "stale"
+        if isinstance(cause, pg.DivisionByZero):
+            return "moved"  # with the lock, too: the desk's status is not locked
+        if not locked and isinstance(cause, pg.UniqueViolation):
+            return "stale"
         if isinstance(cause, pg.SerializationFailure | pg.DeadlockDetected | pg.LockNotAvailable):
             return "conflict"
         if isinstance(cause, _CONNECTION_ERRORS):
@@ -238,7 +244,8 @@ def _write_parameters(changes: Sequence[PortfolioChanges]) -> dict[str, Any]:
         # A decision's canonical text begins with the portfolio's name, its row with the portfolio's id.
         start = len(change.portfolio)
         rows["decisions"] += [
-            f"{change.portfolio_id}{text[start:]}{FIELD_SEPARATOR}{record.hash}" for record, text in change.decisions
+            f"{change.portfolio_id}{text[start:]}{_ABSENT[record.reference is None]}{FIELD_SEPARATOR}{record.hash}"
+            for record, text in change.decisions
         ]
         for name, part in (
             ("new_positions", change.new_positions),
@@ -250,7 +257,17 @@ def _write_parameters(changes: Sequence[PortfolioChanges]) -> dict[str, Any]:
             rows[name] += [_row_text(row) for row in part]
         head = (change.portfolio_id, change.last_seq, change.last_hash, change.last_us, change.previous_hash)
         rows["heads"].append(_row_text(head))
-    return {"count": len(changes), **{name: ROW_SEPARATOR.join(lines) for name, lines in rows.items() if lines}}
+    parameters: dict[str, Any] = {"count": len(changes)}
+    parameters.update({name: ROW_SEPARATOR.join(lines) for name, lines in rows.items() if lines})
+    asked = {change.desk_status for change in changes if change.desk_status is not None}
+    if asked and not any(change.portfolio == DESK for change in changes):  # its batch holds the desk's lock
+        # Statuses of two times cannot both be the present one.
+        parameters["desk_status"] = asked.pop() if len(asked) == 1 else ""
+    return parameters
+
+
+_ABSENT = ("", f"{FIELD_SEPARATOR}{NONE_MARK}")
+"""What a decision's canonical text leaves out and its row has: a reference that is None (see `fields_text`)."""
 
 
 def _row_text(row: Sequence[Any]) -> str:

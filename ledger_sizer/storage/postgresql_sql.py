@@ -10,8 +10,9 @@ from functools import lru_cache
 from sqlalchemy import FromClause
 from sqlalchemy.types import Text
 
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
-from ledger_sizer.storage.tables import PENDING, DecisionRow, PositionRow, ScopeRow
+from ledger_sizer.storage.tables import DESK_ID, PENDING, DecisionRow, PositionRow, ScopeRow
 from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, SCOPE_CHANGE, SCOPE_COLUMNS
 
 ROW_SEPARATOR = "\x1e"
@@ -63,6 +64,12 @@ LEASE = (
 
 LOCK = "SELECT id, name, last_seq, last_hash, last_us FROM portfolios WHERE id = ANY(%s) ORDER BY id FOR UPDATE"
 
+DESK_LOCK = "SELECT pg_advisory_xact_lock(1818584164)"
+"""Waits until every write that depends on the desk's status has ended, and makes the next ones wait.
+
+Those take the same lock, shared, in `ledger_desk_status()` (see migration 0010).
+"""
+
 LOAD_SCOPES = (
     f"SELECT {_array('s', SCOPE_COLUMNS)} FROM json_to_recordset(%(scopes)s) AS n(p bigint, k text) "
     "JOIN scopes s ON s.portfolio_id = n.p AND s.scope = n.k"
@@ -94,6 +101,7 @@ WITH due AS MATERIALIZED (
     UNION ALL SELECT * FROM overdue
 )
 SELECT (SELECT max(now_us) FROM due),
+    (SELECT status FROM scopes WHERE portfolio_id = {DESK_ID} AND scope = '{PORTFOLIO_SCOPE}'),
     (SELECT {_array("found", POSITION_COLUMNS)} FROM found),
     (SELECT {_array("known", DECISION_COLUMNS)} FROM known),
     ({LOAD_SCOPES}),
@@ -140,15 +148,17 @@ PARTS = frozenset(_PARTS)
 
 
 @lru_cache
-def write_statement(parts: frozenset[str]) -> str:
+def write_statement(parts: frozenset[str], *, ask_desk: bool) -> str:
     """Return one statement that writes all changes of a batch, with only the parts it needs: an unused part costs too.
 
-    It is a compare-and-set: if a head is not the one the batch was decided against, a division by zero undoes it all.
+    It is a compare-and-set: if a head is not the one the batch was decided against, or with `ask_desk` the desk's
+    status is not `desk_status`, a division by zero undoes it all.
     """
+    desk = " AND ledger_desk_status() = %(desk_status)s" if ask_desk else ""
     return f"""
 WITH head AS (
     UPDATE portfolios p SET last_seq = r.last_seq, last_hash = r.last_hash, last_us = r.last_us
     FROM {_rows(_HEADS, "heads")} AS r WHERE p.id = r.id AND p.last_hash = r.previous_hash RETURNING p.id
 ), {", ".join(text for name, text in _PARTS.items() if name in parts)}
-SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, 1 / (count(*) = %(count)s)::int FROM head
+SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, 1 / (count(*) = %(count)s{desk})::int FROM head
 """

@@ -24,6 +24,7 @@ from ledger_sizer.storage.sqlite_sql import (
     INSERT_SCOPE,
     batch_statement,
     create_batch_view,
+    desk_status,
     execute_statements,
     fits_batch_statement,
 )
@@ -93,10 +94,11 @@ class SqliteStore:
             lease = (fence.name, fence.owner, fence.epoch, self._guard.wall_ns() // 1000)
             if connection.execute(_LEASE, lease).fetchone() is None:
                 raise FenceLost
-        states, expiries_max = {}, expiries_per_portfolio(len(needs))
+        states, expiries_max, desk = {}, expiries_per_portfolio(len(needs)), desk_status(connection)
         for name in sorted(needs):
             state = self._load_head(connection, name, needs[name], now_us, new_cap_e8)
             if state is not None:
+                state.desk_status = desk
                 self._load(connection, state, needs[name], now_us, expiries_max)
                 states[name] = state
         return states, now_us

@@ -15,6 +15,9 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
+from ledger_sizer.model.choices import Status
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE
+from ledger_sizer.storage.tables import DESK_ID
 from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, SCOPE_CHANGE, PortfolioChanges
 
 HEAD_MOVED = "the chain moved on"
@@ -59,8 +62,12 @@ INSERT_SCOPE = _insert("scopes", SCOPE_CHANGE, _places(SCOPE_CHANGE))
 _PLACES_AFTER_DECISION = (1, *range(_DECISION_WIDTH + 1, _WIDTH + 1))
 """Places of a position's values in a view row that begins with a decision. Both share the portfolio's id."""
 
+_DESK_STATUS = f"SELECT status FROM scopes WHERE portfolio_id = {DESK_ID} AND scope = '{PORTFOLIO_SCOPE}'"
 _TRIGGERS = {
-    _HEAD: (_UPDATE_HEAD, f"SELECT RAISE(ABORT, '{HEAD_MOVED}') WHERE changes() = 0"),
+    _HEAD: (
+        _UPDATE_HEAD,
+        f"SELECT RAISE(ABORT, '{HEAD_MOVED}') WHERE changes() = 0 OR (?6 IS NOT NULL AND ?6 <> ({_DESK_STATUS}))",
+    ),
     _COUNTERS: (_UPDATE_COUNTERS,),
     _DECISION: (_INSERT_DECISION,),
     _DECISION_NEW_POSITION: (_INSERT_DECISION, _insert("positions", POSITION_COLUMNS, _PLACES_AFTER_DECISION)),
@@ -102,7 +109,7 @@ def batch_statement(changes: Sequence[PortfolioChanges]) -> tuple[str, list[Any]
 def _view_rows(change: PortfolioChanges) -> Iterator[list[Any]]:
     portfolio = change.portfolio_id
     # The head first: if it has moved, nothing else is written.
-    yield [_HEAD, *_head_values(change)]
+    yield [_HEAD, *_head_values(change), change.desk_status]
     for row in change.counter_changes:
         yield [_COUNTERS, *row]
     positions = iter(
@@ -115,13 +122,23 @@ def _view_rows(change: PortfolioChanges) -> Iterator[list[Any]]:
     assert next(positions, None) is None, "every position that moved has a decision that moved it"
 
 
+def desk_status(connection: sqlite3.Connection) -> Status:
+    """Return the desk's status."""
+    found: Status = connection.execute(_DESK_STATUS).fetchone()[0]
+    return found
+
+
 def _head_values(change: PortfolioChanges) -> tuple[Any, ...]:
     return change.last_seq, change.last_hash, change.last_us, change.portfolio_id, change.previous_hash
 
 
 def execute_statements(connection: sqlite3.Connection, change: PortfolioChanges) -> None:
-    """Store one portfolio's changes in the open transaction. Raises `sqlite3.IntegrityError` if its head has moved."""
-    if connection.execute(_UPDATE_HEAD, _head_values(change)).rowcount == 0:
+    """Store one portfolio's changes in the open transaction.
+
+    Raises `sqlite3.IntegrityError` if its head has moved, or the desk's status.
+    """
+    moved = connection.execute(_UPDATE_HEAD, _head_values(change)).rowcount == 0
+    if moved or (change.desk_status is not None and desk_status(connection) != change.desk_status):
         raise sqlite3.IntegrityError(HEAD_MOVED)
     for statement, rows in (
         (_INSERT_POSITION, change.new_positions),

@@ -6,6 +6,7 @@ the chain's head. A batch decided on cached state must therefore be written as c
 
 from collections.abc import Iterable, Mapping
 
+from ledger_sizer.model.names import DESK
 from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.write_store import PortfolioNeed
 
@@ -31,9 +32,10 @@ class StateCache:
     def take(self, needs: Mapping[str, PortfolioNeed], now_us: int) -> dict[str, PortfolioState] | None:
         """Remove the portfolios from the cache and return them; None unless all that the batch needs of them is cached.
 
-        The caller decides the batch on them and returns them by `put`.
+        The desk counts as not cached: a batch that changes it is always locked. The caller decides the batch on the
+        portfolios and returns them by `put`.
         """
-        cached = all(
+        cached = DESK not in needs and all(
             self._uncontended.get(name, _UNCONTENDED_MIN) >= _UNCONTENDED_MIN
             and (state := self._states.get(name)) is not None
             and _covers(state, need, now_us)

@@ -30,7 +30,11 @@ class Base(DeclarativeBase):
 
 
 class PortfolioRow(Base):
-    """One portfolio of capital, with the head of its audit chain. Writers lock this row."""
+    """One portfolio of capital, with the head of its audit chain. Writers lock this row.
+
+    The row `DESK_ID` is the desk: it holds nothing, its chain records what concerns all portfolios, and the status of
+    its one scope is the desk's. Its created_us is the time since which every decision names its actor.
+    """
 
     __tablename__ = "portfolios"
     __table_args__ = (CheckConstraint("last_seq >= 0", name="last_seq"),)
@@ -41,6 +45,10 @@ class PortfolioRow(Base):
     last_hash: Mapped[str]
     last_us: Mapped[int]
     created_us: Mapped[int]
+
+
+DESK_ID = 0
+"""Id of the desk's row, named `names.DESK`. Migrations make it."""
 
 
 class ScopeRow(Base):
@@ -146,6 +154,9 @@ class DecisionRow(Base):
     decided_us: Mapped[int]
     request: Mapped[str]
     trace: Mapped[str]
+    actor: Mapped[str | None]
+    client: Mapped[str | None]
+    reference: Mapped[str | None]
     hash: Mapped[str]
 
 
@@ -181,8 +192,8 @@ class FacetRow(Base):
 
     __tablename__ = "facets"
     __table_args__ = (
-        Index("uq_facets_portfolio_id_tags_command_outcome_reason", "portfolio_id", "tags", "command", "outcome",
-              "reason", unique=True),
+        Index("uq_facets_portfolio_id_tags_command_outcome_reason_actor", "portfolio_id", "tags", "command", "outcome",
+              "reason", "actor", unique=True),
     )  # fmt: skip
 
     id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
@@ -191,7 +202,8 @@ class FacetRow(Base):
     command: Mapped[str]
     outcome: Mapped[str]
     reason: Mapped[str]
-    """Empty if the decision has none, not NULL, so that the unique index finds equal combinations."""
+    """Empty if the decision has none, not NULL, so that the unique index finds equal combinations. So is `actor`."""
+    actor: Mapped[str] = mapped_column(server_default=text("''"))
 
 
 class FacetBlockRow(Base):
@@ -205,7 +217,10 @@ class FacetBlockRow(Base):
 
 
 class ApiKeyRow(Base):
-    """One API key of the service. Only the hash of its token is stored. A revoked key stays as a record."""
+    """One API key of the service. Only the hash of its token is stored. A revoked key stays as a record.
+
+    client: owner of the idempotency keys that it sends, shared by API keys of one name; NULL: the key's own id.
+    """
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -218,6 +233,7 @@ class ApiKeyRow(Base):
     name: Mapped[str]
     role: Mapped[str]
     portfolios: Mapped[str | None]
+    client: Mapped[str | None]
     token_hash: Mapped[str]
     created_us: Mapped[int]
     revoked_us: Mapped[int | None]

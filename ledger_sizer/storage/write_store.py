@@ -73,7 +73,7 @@ class PortfolioChanges:
 
     previous_hash: the chain's head when the batch was decided. decisions: each with its canonical text. new_scopes:
     scopes without a row yet. counter_changes: scopes of which only counters change. scope_changes: scopes of which
-    settings change too.
+    settings change too. desk_status: what the desk's status must still be; None where no decision depends on it.
     """
 
     portfolio_id: int
@@ -88,6 +88,7 @@ class PortfolioChanges:
     new_scopes: Sequence[Row]
     counter_changes: Sequence[Row]
     scope_changes: Sequence[Row]
+    desk_status: str | None
 
 
 def changes_of(state: PortfolioState) -> PortfolioChanges:
@@ -111,6 +112,7 @@ def changes_of(state: PortfolioState) -> PortfolioChanges:
     return PortfolioChanges(
         state.id, state.name, state.loaded_hash, state.last_seq, state.last_hash, state.last_us,
         tuple(state.new_decisions), new_positions, changed_positions, new_scopes, counter_changes, scope_changes,
+        state.desk_status if state.asks_desk else None,
     )  # fmt: skip
 
 
@@ -120,6 +122,10 @@ class WriteStore(Protocol):
     A batch is either locked and loaded by `begin` and then written, or decided on cached state (see `state_cache`) and
     written without a lock. In the second case nobody has looked up the commands' keys. So the write must fail, as
     `moved` or `stale`, if the chain's head is not the one the batch was decided against, or if a key was used before.
+
+    The desk's status is not part of a portfolio. The write must fail, as `moved`, if it is not `desk_status` any more
+    (see `PortfolioChanges`), and must commit before a change of the desk does, or after it and fail. A batch that
+    changes the desk is always locked.
     """
 
     def clock_us(self) -> int | None:
@@ -151,9 +157,9 @@ class WriteStore(Protocol):
     def classify_error(self, error: Exception, *, locked: bool) -> str:
         """Classify an error of `begin` or `write`.
 
-        `moved`: another writer changed the chain's head, decide again at once. `stale`: a key may have been used
-        before, decide again at once. `conflict`: retry. `lost`: reconnect, then retry. `refused`: the data is rejected.
-        `closed`: the error is the answer, until a person has acted. `damaged`: so is the database.
+        `moved`: another writer changed the chain's head, or the desk; decide again at once. `stale`: a key may have
+        been used before, decide again at once. `conflict`: retry. `lost`: reconnect, then retry. `refused`: the data is
+        rejected. `closed`: the error is the answer, until a person has acted. `damaged`: so is the database.
         """
 
     def close(self) -> None:

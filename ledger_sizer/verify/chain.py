@@ -24,7 +24,7 @@ from ledger_sizer.model.commands import STEP_BACK
 from ledger_sizer.model.decisions import FIELD_SEPARATOR, GENESIS_HASH, Fields, chain_hash, fields_text, is_head
 from ledger_sizer.model.domain import Finding, VerifyReport
 from ledger_sizer.model.errors import InvalidRequest, NotFound
-from ledger_sizer.model.names import portfolio_name
+from ledger_sizer.model.names import portfolio_or_desk
 from ledger_sizer.storage.database import raw_rows, read_transaction
 from ledger_sizer.storage.tables import (
     ArchiveRow,
@@ -51,7 +51,7 @@ _BLOCKS_AT_ONCE = 16
 """Full blocks whose facets are looked up in one query. One query per block took a tenth of the whole time."""
 _FINDINGS_MAX = 100
 
-_Facet = tuple[str, str, str, str]
+_Facet = tuple[str, str, str, str, str]
 """Values that history is searched by: tags, command, outcome, reason (empty for none)."""
 
 
@@ -59,7 +59,7 @@ def heads_of(engine: Engine, portfolio: str | None = None) -> dict[str, tuple[in
     """Return the current chain heads, of one portfolio or of all. Raises `NotFound`, `Unavailable`."""
     query = select(PortfolioRow.name, PortfolioRow.last_seq, PortfolioRow.last_hash).order_by(PortfolioRow.id)
     if portfolio is not None:
-        query = query.where(PortfolioRow.name == portfolio_name(portfolio))
+        query = query.where(PortfolioRow.name == portfolio_or_desk(portfolio))
     with read_transaction(engine) as connection:
         found = {name: (seq, head) for name, seq, head in connection.execute(query)}
     if portfolio is not None and not found:
@@ -134,7 +134,7 @@ def _portfolio_rows(connection: Connection, portfolio: str | None) -> tuple[list
     """Return the rows of the portfolios, and findings for rows with values so wrong that nothing can be checked."""
     query = select(PortfolioRow.__table__).order_by(PortfolioRow.id)
     if portfolio is not None:
-        query = query.where(PortfolioRow.name == portfolio_name(portfolio))
+        query = query.where(PortfolioRow.name == portfolio_or_desk(portfolio))
     heads, findings = [], []
     for row in connection.execute(query):
         wrong = find_wrong_type(PortfolioRow.__table__, row)
@@ -312,7 +312,7 @@ class _PortfolioCheck:
         """Check that one decision continues the chain. Its first field is ignored: a name in files, an id in rows."""
         (
             _, seq, command, _, outcome, reason, _, tags, _, _, _, _, _, _, _, _, _, _, decided_us,
-            _, _, hash_,
+            _, _, actor, _, _, hash_,
         ) = record  # fmt: skip
         if seq != self._expected:
             self._report(self._expected, f"decision {self._expected} is missing; the next one is {seq}")
@@ -329,7 +329,7 @@ class _PortfolioCheck:
             self._report(seq, f"the time of decision {seq} is before that of the last, and no {STEP_BACK} says why")
         self._last_us = decided_us
         self._scopes.add(record)
-        self._block_facets.add((tags, command, outcome, reason or ""))
+        self._block_facets.add((tags, command, outcome, reason or "", actor or ""))
         if seq % BLOCK == 0:
             self._unchecked_facets[seq // BLOCK] = self._end_block()
             if len(self._unchecked_facets) == _BLOCKS_AT_ONCE:
@@ -345,7 +345,9 @@ class _PortfolioCheck:
         if not self._unchecked_facets:
             return
         query = (
-            select(FacetBlockRow.block, FacetRow.tags, FacetRow.command, FacetRow.outcome, FacetRow.reason)
+            select(
+                FacetBlockRow.block, FacetRow.tags, FacetRow.command, FacetRow.outcome, FacetRow.reason, FacetRow.actor
+            )
             .join(FacetBlockRow, FacetBlockRow.facet_id == FacetRow.id)
             .where(FacetRow.portfolio_id == self._head.id)
             .where(FacetBlockRow.block.between(min(self._unchecked_facets), max(self._unchecked_facets)))

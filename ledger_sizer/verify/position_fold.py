@@ -40,7 +40,7 @@ def fold_position(position: FoldedPosition | None, record: Fields) -> FoldedPosi
     """Return the position after a decision that was not denied. position: before it, None if the decision made it."""
     (
         _, seq, command, _, _, _, number, tags, _, quantity, _, _, held_e8, open_e8, _, _, _, expires_us, decided_us,
-        request, trace, _,
+        request, trace, _, _, _, _,
     ) = record  # fmt: skip
     price = origin = None
     opened_us = decided_us

@@ -22,6 +22,7 @@ from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.lookups import no_portfolio
 from ledger_sizer.storage.tables import (
+    DESK_ID,
     PENDING,
     DecisionRow,
     DriftRow,
@@ -76,7 +77,7 @@ def _portfolio_page(connection: Connection, request: OverviewQuery) -> Page[Port
     query = (
         select(PortfolioRow.name, *ScopeRow.__table__.columns)
         .join_from(PortfolioRow, ScopeRow)
-        .where(ScopeRow.scope == PORTFOLIO_SCOPE)
+        .where(ScopeRow.scope == PORTFOLIO_SCOPE, PortfolioRow.id != DESK_ID)
         .order_by(PortfolioRow.name)
         .limit(request.rows + 1)
     )

@@ -3,15 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Unpack, get_args
 
-from sqlalchemy import Connection, Engine, Select, and_, exists, func, select, text, tuple_
+from sqlalchemy import ColumnElement, Connection, Engine, Select, exists, func, select, text, tuple_
 
 from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.as_of import AsOf, scopes_as_of
-from ledger_sizer.history.history import Filters, History
+from ledger_sizer.history.history import Filters, History, own_key
 from ledger_sizer.model.arguments import label_text
-from ledger_sizer.model.choices import Outcome
-from ledger_sizer.model.commands import VERBS, Reserve
-from ledger_sizer.model.decisions import GENESIS_HASH, Decision, DecisionRecord, Fields
+from ledger_sizer.model.caller import ACTOR_LENGTH_MAX, Caller
+from ledger_sizer.model.choices import Outcome, Status
+from ledger_sizer.model.command_base import KEY_LENGTH_MAX
+from ledger_sizer.model.commands import VERBS
+from ledger_sizer.model.decisions import Decision, DecisionRecord, Fields
 from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.domain import (
     Exposure,
@@ -23,16 +25,15 @@ from ledger_sizer.model.domain import (
     require_history_filters,
 )
 from ledger_sizer.model.errors import InvalidRequest, NotFound
-from ledger_sizer.model.names import portfolio_name, split_position_id
-from ledger_sizer.model.scope_settings import ScopeSettings
+from ledger_sizer.model.names import portfolio_name, portfolio_or_desk, split_position_id
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_dimension, scope_name, tags_of
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import E8_MAX, usd
-from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.rules.state import ScopeState
 from ledger_sizer.storage.database import read_transaction, tag_value
-from ledger_sizer.storage.lookups import no_portfolio, portfolio_id
-from ledger_sizer.storage.tables import PENDING, PortfolioRow, PositionRow, ScopeRow
-from ledger_sizer.storage.write_store import expiries_per_portfolio, position_from_row, scope_from_row
+from ledger_sizer.storage.lookups import decision_by_key, desk_status, no_portfolio, portfolio_id
+from ledger_sizer.storage.tables import DESK_ID, PENDING, DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.storage.write_store import position_from_row, scope_from_row
 from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX, cursor_numbers, page_of, require_limit
 from ledger_sizer.views.position_listing import read_in_state
 
@@ -57,9 +58,15 @@ class Queries:
         return self._engine
 
     def portfolios(self) -> list[str]:
-        """Return the names of all portfolios, sorted."""
+        """Return the names of all portfolios, sorted; without the desk."""
         with read_transaction(self._engine) as connection:
-            return list(connection.execute(select(PortfolioRow.name).order_by(PortfolioRow.name)).scalars())
+            query = select(PortfolioRow.name).where(PortfolioRow.id != DESK_ID).order_by(PortfolioRow.name)
+            return list(connection.execute(query).scalars())
+
+    def desk_status(self) -> Status:
+        """Return the desk's status: that of all portfolios together."""
+        with read_transaction(self._engine) as connection:
+            return desk_status(connection)
 
     def portfolios_with_expired(self, now_us: int) -> list[str]:
         """Return the names of portfolios with a hold that has expired."""
@@ -153,13 +160,16 @@ class Queries:
         *,
         state: str | None = None,
         tags: Mapping[str, str] | None = None,
+        key: str | None = None,
+        client: str | None = None,
         cursor: str | None = None,
         limit: int = 100,
     ) -> Page[Position]:
         """Return a page of positions, oldest first.
 
         portfolio: None for all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open). tags:
-        all must match. cursor: of the page before. limit: 1 to 1000.
+        all must match. key: of a decision about the position. client: the only one whose keys count; None: everybody's.
+        cursor: of the page before. limit: 1 to 1000.
         """
         query = select(PortfolioRow.name, *_POSITIONS.columns).join_from(
             PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id
@@ -168,6 +178,8 @@ class Queries:
             query = query.where(PortfolioRow.name == portfolio_name(portfolio))
         for name, value in tags_of(tags or {}).items():
             query = query.where(tag_value(PositionRow.tags, name) == value)
+        if key is not None:
+            query = query.where(_has_key(label_text(key, "key", length_max=KEY_LENGTH_MAX), client))
         after = (0, 0) if cursor is None else cursor_numbers(cursor, 2)
         if cursor is not None:
             query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > after)
@@ -186,24 +198,34 @@ class Queries:
         *,
         cursor: str | None = None,
         limit: int = 100,
+        client: str | None = None,
         **filters: Unpack[HistoryFilters],
     ) -> Page[Decision]:
         """Return a page of decisions, newest first unless `ascending`. filters: see `HistoryFilters`.
 
+        client: the only one whose keys the filter `key` finds; None: everybody's.
+
         cursor: of the page before; it stays valid while decisions are added or archived. limit: 1 to 1000.
         """
         wanted = require_limit(limit)
-        rows = self._find(portfolio, cursor, wanted + 1, _parse_filters(portfolio, filters), _ascending(filters))
+        rows = self._find(
+            portfolio, cursor, wanted + 1, _parse_filters(portfolio, filters, client), _ascending(filters)
+        )
         return page_of(rows, wanted, lambda row: DecisionRecord._make(row).decision(), lambda row: row[_SEQ])
 
     def history_blocks(
-        self, portfolio: str = "main", *, cursor: str | None = None, **filters: Unpack[HistoryFilters]
+        self,
+        portfolio: str = "main",
+        *,
+        cursor: str | None = None,
+        client: str | None = None,
+        **filters: Unpack[HistoryFilters],
     ) -> Iterator[list[Fields]]:
         """Yield all that `history` would list from the cursor on, with one block in memory at a time.
 
         Each block is read in its own transaction, so a slow consumer keeps no transaction open.
         """
-        wanted, ascending = _parse_filters(portfolio, filters), _ascending(filters)
+        wanted, ascending = _parse_filters(portfolio, filters, client), _ascending(filters)
         while True:
             rows = self._find(portfolio, cursor, BLOCK_RECORDS, wanted, ascending)
             yield rows
@@ -219,6 +241,18 @@ class Queries:
         with read_transaction(self._engine) as connection:
             history = History(connection, self._require(connection, portfolio), portfolio, self._files)
             return history.find_rows(filters, low, high, ascending=ascending, limit=limit)
+
+    def lookup(self, portfolio: str, key: str, caller: Caller) -> Decision | None:
+        """Return the decision of a key; None where the key is unused, archived, or another client's.
+
+        An admin's look-up finds the key of every client.
+        """
+        wanted = label_text(key, "key", length_max=KEY_LENGTH_MAX)
+        with read_transaction(self._engine) as connection:
+            found = decision_by_key(connection, portfolio_or_desk(portfolio), wanted)
+        if found is None or not (caller.sees_all or caller.owns(found.client)):
+            return None
+        return found.decision()
 
     def decision(self, portfolio: str, seq: object) -> Decision:
         """Return one decision by its seq."""
@@ -241,27 +275,6 @@ class Queries:
             return decision
         return self.decision(portfolio, reference)
 
-    def dry_run_state(self, command: Reserve, now_us: int, new_cap_e8: int) -> tuple[PortfolioState, int]:
-        """Load, without a lock, the state that a reservation would be decided against now (for a dry run)."""
-        with read_transaction(self._engine) as connection:
-            found = connection.execute(select(PortfolioRow).where(PortfolioRow.name == command.portfolio)).one_or_none()
-            if found is None:
-                state = PortfolioState(0, command.portfolio, 0, GENESIS_HASH, 0)
-                state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8))
-                return state, now_us
-            state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
-            # A real batch would free these holds first.
-            due = and_(text(PENDING), PositionRow.expires_us <= state.decision_time(now_us))
-            query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
-            query = query.order_by(PositionRow.expires_us, PositionRow.number).limit(expiries_per_portfolio(1))
-            wanted = set(tags_of(command.tags).scopes)
-            for row in connection.execute(query):
-                state.add_position(position_from_row(found.name, row))
-                wanted.update(state.positions[row.number].tags.scopes)
-            scopes = select(*_SCOPES.columns).where(ScopeRow.portfolio_id == found.id, ScopeRow.scope.in_(wanted))
-            state.scopes = {row.scope: scope_from_row(row) for row in connection.execute(scopes)}
-            return state, now_us
-
     def require(self, portfolio: str) -> str:
         """Return the portfolio's name. Raises `NotFound` if it does not exist."""
         with read_transaction(self._engine) as connection:
@@ -270,10 +283,16 @@ class Queries:
 
     def _require(self, connection: Connection, portfolio: str) -> int:
         """Return the portfolio's id. Raises `NotFound`."""
-        found = portfolio_id(connection, portfolio_name(portfolio))
+        found = portfolio_id(connection, portfolio_or_desk(portfolio))
         if found is None:
             raise no_portfolio(portfolio)
         return found
+
+
+def _has_key(key: str, client: str | None) -> ColumnElement[bool]:
+    """Return the condition that a decision with this key is about the position."""
+    decided = select(DecisionRow.portfolio_id, DecisionRow.position).where(DecisionRow.key == key, own_key(client))
+    return tuple_(PositionRow.portfolio_id, PositionRow.number).in_(decided)
 
 
 def _where_portfolio(query: Select[Any], column: Any, portfolio: str) -> Select[Any]:
@@ -337,13 +356,16 @@ def _require_choice(value: object, name: str) -> str:
     raise InvalidRequest(f"{name} must be one of {', '.join(_CHOICES[name])}, got {value!r}", field=name)
 
 
-def _parse_filters(portfolio: str, given: HistoryFilters) -> Filters:
+def _parse_filters(portfolio: str, given: HistoryFilters, client: str | None) -> Filters:
     require_history_filters(given)
     chosen = {name: value for name, value in given.items() if value is not None}
-    position_id = chosen.get("position_id")
+    position_id, key = chosen.get("position_id"), chosen.get("key")
     return Filters(
         **{name: _require_choice(chosen[name], name) for name in _CHOICES if name in chosen},
         tags={name: label_text(chosen[name], name) for name in ("symbol", "strategy") if name in chosen},
+        actor=label_text(chosen["actor"], "actor", length_max=ACTOR_LENGTH_MAX) if "actor" in chosen else None,
+        key=None if key is None else label_text(key, "key", length_max=KEY_LENGTH_MAX),
+        client=client,
         position=None if position_id is None else _position_number(portfolio, position_id),
         since_us=to_us(chosen["since"], "since") if "since" in chosen else None,
         until_us=to_us(chosen["until"], "until") if "until" in chosen else None,

@@ -22,7 +22,8 @@ from ledger_sizer.wire.responses import time_text_of
 
 COLUMNS = (
     "portfolio", "seq", "command", "key", "outcome", "reason", "position_id", "budget", "quantity", "fraction",
-    "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "decided_at", "hash",
+    "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "decided_at",
+    "actor", "client", "reference", "hash",
 )  # fmt: skip
 FULL_COLUMNS = ("held_change", "open_change", "tags", "request", "trace")
 
@@ -68,7 +69,8 @@ def csv_lines(*, full: bool) -> Lines:
 def _ndjson_line(record: Fields, full: bool) -> str:
     (
         portfolio, seq, command, key, outcome, reason, position, tags, budget_e8, quantity, fraction, raw_budget,
-        held_e8, open_e8, headroom_e8, before_e8, binding, expires_us, decided_us, request, trace, link,
+        held_e8, open_e8, headroom_e8, before_e8, binding, expires_us, decided_us, request, trace,
+        actor, client, reference, link,
     ) = record  # fmt: skip
     line = (
         f'{{"portfolio":{_json(portfolio)},"seq":{seq},"command":{_json(command)},"key":{encode_basestring(key)},'
@@ -79,6 +81,7 @@ def _ndjson_line(record: Fields, full: bool) -> str:
         f'"raw_budget":{_json(raw_budget)},"headroom_before":{_json_usd(headroom_e8)},'
         f'"exposure_before":{_json_usd(before_e8)},"exposure_after":{_json_usd(before_e8 + held_e8 + open_e8)},'
         f'"binding":{_json(binding)},"expires_at":{_json_time(expires_us)},"decided_at":{_json_time(decided_us)},'
+        f'"actor":{_json(actor)},"client":{_json(client)},"reference":{_json(reference)},'
         f'"hash":{encode_basestring(link)}'
     )
     if full:
@@ -111,14 +114,16 @@ def _csv_line(record: Fields, full: bool) -> str:
     """Quote only the fields that may hold a comma or a quote; the csv module would search all of them."""
     (
         portfolio, seq, command, key, outcome, reason, position, tags, budget_e8, quantity, fraction, raw_budget,
-        held_e8, open_e8, headroom_e8, before_e8, binding, expires_us, decided_us, request, trace, link,
+        held_e8, open_e8, headroom_e8, before_e8, binding, expires_us, decided_us, request, trace,
+        actor, client, reference, link,
     ) = record  # fmt: skip
     line = (
         f"{portfolio},{seq},{command},{_csv_text(key)},{outcome},{reason or ''},"
         f"{'' if position is None else position_id(portfolio, position)},{_usd(budget_e8)},{quantity or ''},"
         f"{fraction or ''},{raw_budget or ''},{_usd(headroom_e8)},{_usd(before_e8)},"
         f"{_usd(before_e8 + held_e8 + open_e8)},{_csv_text(binding or '')},"
-        f"{'' if expires_us is None else time_text_of(expires_us)},{time_text_of(decided_us)},{link}"
+        f"{'' if expires_us is None else time_text_of(expires_us)},{time_text_of(decided_us)},"
+        f"{_csv_short(actor)},{_csv_short(client)},{_csv_text(reference or '')},{link}"
     )
     if full:
         return f"{line},{_usd(held_e8)},{_usd(open_e8)},{_csv_text(tags)},{_csv_text(request)},{_csv_text(trace)}"
@@ -128,6 +133,11 @@ def _csv_line(record: Fields, full: bool) -> str:
 @lru_cache(maxsize=8192)
 def _usd(e8: int | None) -> str:
     return "" if e8 is None else usd_text(e8)
+
+
+@lru_cache(maxsize=8192)
+def _csv_short(text: str | None) -> str:
+    return _csv_text(text or "")
 
 
 def _csv_text(text: str) -> str:

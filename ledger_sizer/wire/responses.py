@@ -55,6 +55,9 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
         "binding": record.binding,
         "expires_at": _optional(time_text_of, record.expires_us),
         "decided_at": time_text_of(record.decided_us),
+        "actor": record.actor,
+        "client": record.client,
+        "reference": record.reference,
         "hash": record.hash or None,
     }
     if full:
@@ -123,6 +126,9 @@ def decision_from_json(form: Mapping[str, Any]) -> Decision:
             decided_us=us_of(form["decided_at"]),
             request=_text_of(form.get("request", "")),
             trace=_text_of(form.get("trace", "")),
+            actor=form.get("actor"),
+            client=form.get("client"),
+            reference=form.get("reference"),
             hash=form["hash"] or "",
         )
         return record.decision(replayed=form["replayed"])

@@ -71,7 +71,9 @@ class Auditor:
             stepped = decision.command == "step_back"
             assert (ahead > timedelta(seconds=60)) == stepped, f"decision {decision.seq} is {ahead} before its past"
             assert stepped or ahead <= timedelta(0), f"decision {decision.seq} is {ahead} before its past"
-        fields = ["\x1d" if field is None else str(field) for field in decision.record[:-1]]
+        *fields, _ = ["\x1d" if field is None else str(field) for field in decision.record]
+        while fields[-1] == "\x1d":
+            fields.pop()
         self._hash = sha256("\x1f".join([self._hash, *fields]).encode()).hexdigest()
         assert decision.hash == self._hash, f"decision {decision.seq} breaks the chain"
         self.decisions.append(decision)

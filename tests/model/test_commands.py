@@ -57,7 +57,8 @@ BAD_OF_KIND: dict[str, list[Any]] = {
     "label": ["", "a\x1f", "x" * 129, 5],
     "moment": ["2026-01-01T00:00:00Z", 5, datetime(2026, 1, 1)],  # noqa: DTZ001 - without a zone
     "key": ["", " \t", "x" * 201, 5, "ledger:mine"],
-    "portfolio": ["", "-a", ".a", "a b", "a/b", "a\n", "x" * 65, "ü", 7],
+    "portfolio_or_desk": ["", "-a", "**", "* ", "a*", "x" * 65, 7],
+    "portfolio": ["*", "", "-a", ".a", "a b", "a/b", "a\n", "x" * 65, "ü", 7],
     "position": ["", "main", "main-", "main-x", "-1", 5, "a b-1", "main-01", "main-00", "main-" + "1" * 19],
 }
 GOOD_OF_KIND: dict[str, Any] = {

@@ -1,0 +1,40 @@
+"""Loads the state that a dry run is decided on."""
+
+from sqlalchemy import Engine, and_, select, text
+
+from ledger_sizer.model.commands import Reserve
+from ledger_sizer.model.decisions import GENESIS_HASH
+from ledger_sizer.model.scope_settings import ScopeSettings
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, tags_of
+from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.storage.database import read_transaction
+from ledger_sizer.storage.lookups import desk_status
+from ledger_sizer.storage.tables import PENDING, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.storage.write_store import expiries_per_portfolio, position_from_row, scope_from_row
+
+_SCOPES = ScopeRow.__table__
+_POSITIONS = PositionRow.__table__
+
+
+def dry_run_state(engine: Engine, command: Reserve, now_us: int, new_cap_e8: int) -> PortfolioState:
+    """Load, without a lock, the state that a reservation would be decided against now. Raises `Unavailable`."""
+    with read_transaction(engine) as connection:
+        found = connection.execute(select(PortfolioRow).where(PortfolioRow.name == command.portfolio)).one_or_none()
+        if found is None:
+            state = PortfolioState(0, command.portfolio, 0, GENESIS_HASH, 0)
+            state.desk_status = desk_status(connection)
+            state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8))
+            return state
+        state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
+        state.desk_status = desk_status(connection)
+        # A real batch would free these holds first.
+        due = and_(text(PENDING), PositionRow.expires_us <= state.decision_time(now_us))
+        query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
+        query = query.order_by(PositionRow.expires_us, PositionRow.number).limit(expiries_per_portfolio(1))
+        wanted = set(tags_of(command.tags).scopes)
+        for row in connection.execute(query):
+            state.add_position(position_from_row(found.name, row))
+            wanted.update(state.positions[row.number].tags.scopes)
+        scopes = select(*_SCOPES.columns).where(ScopeRow.portfolio_id == found.id, ScopeRow.scope.in_(wanted))
+        state.scopes = {row.scope: scope_from_row(row) for row in connection.execute(scopes)}
+        return state
