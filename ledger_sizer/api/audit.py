@@ -23,7 +23,7 @@ from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.domain import VerifyReport
 from ledger_sizer.model.errors import Busy, Closed
 from ledger_sizer.service.api_keys import ApiKey
-from ledger_sizer.wire.requests import Body, PortfolioText
+from ledger_sizer.wire.requests import Body, PortfolioOrDeskText
 from ledger_sizer.wire.verification import REPORT
 
 BEAT_SECONDS = 1.0
@@ -36,7 +36,9 @@ SWEEP_SECONDS_MAX = 4.0
 class PortfolioBody(Body):
     """Which portfolio."""
 
-    portfolio: PortfolioText | None = Field(None, description="One portfolio; else all this key may see.")
+    portfolio: PortfolioOrDeskText | None = Field(
+        None, description="One portfolio, * for the desk's own chain; else all this key may see."
+    )
 
 
 async def _require_trader(request: Request) -> ApiKey:

@@ -28,7 +28,12 @@ def group() -> None:
     """
 
 
-@keys.command("create", epilog=help_epilog("keys create bot-1 --role trade", exits=NEVER_DENIED))
+@keys.command(
+    "create",
+    epilog=help_epilog(
+        "keys create bot-1 --role trade", "keys create bot-1b --role trade --client bot-1", exits=NEVER_DENIED
+    ),
+)
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for listings and logs.")],
     role: Annotated[
@@ -37,6 +42,15 @@ def create(
     portfolio: Annotated[
         list[str] | None, typer.Option("--portfolio", "-p", metavar="NAME", help="Only this one; repeatable.")
     ] = None,
+    client: Annotated[
+        str | None,
+        typer.Option(
+            "--client",
+            metavar="NAME",
+            help="Whose idempotency keys it uses; else its own. API keys of one client share them, so that a bot may "
+            "get a new API key.",
+        ),
+    ] = None,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
@@ -44,12 +58,19 @@ def create(
     from ledger_sizer.service.api_keys import create_key
 
     with ledger_engine_at(database_url, create=True) as engine:
-        made = create_key(engine, name, role, portfolio or ())
+        made = create_key(engine, name, role, portfolio or (), client)
     if as_json:
         output.write_json({**_key_form(made.key), "token": made.token})
         return 0
     output.headline(f"made key {made.key.key_id} for {made.key.name}: {made.key.role}", "ok")
-    output.details([("portfolios", _portfolios(made.key)), ("token", made.token), ("note", "it is not shown again")])
+    output.details(
+        [
+            ("portfolios", _portfolios(made.key)),
+            ("client", made.key.caller.client),
+            ("token", made.token),
+            ("note", "it is not shown again"),
+        ]
+    )
     return 0
 
 
@@ -64,8 +85,19 @@ def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
         output.write_json_list((_key_form(key) for key in found), lambda: None)
         return 0
     output.table(
-        [Column("key"), Column("name"), Column("role"), Column("portfolios"), Column("created"), Column("revoked")],
-        [(key.key_id, key.name, key.role, _portfolios(key), key.created_at, key.revoked_at) for key in found],
+        [
+            Column("key"),
+            Column("name"),
+            Column("role"),
+            Column("portfolios"),
+            Column("client", priority=5),
+            Column("created", priority=4),
+            Column("revoked"),
+        ],
+        [
+            (key.key_id, key.name, key.role, _portfolios(key), key.client, key.created_at, key.revoked_at)
+            for key in found
+        ],
         empty="no API keys",
     )
     return 0

@@ -10,7 +10,7 @@ from ledger_sizer.client.responses import NotUnderstood, Response, value_of
 from ledger_sizer.model.choices import ExportForm
 from ledger_sizer.model.domain import HistoryFilters, VerifyReport, require_history_filters
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
-from ledger_sizer.model.names import portfolio_name
+from ledger_sizer.model.names import portfolio_or_desk
 from ledger_sizer.wire.verification import REPORT
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ def _swept(form: Any) -> tuple[int, bool]:
 
 
 def _over_portfolios(path: str, portfolio: str | None, convert: Callable[[Any], T]) -> Calls[T]:
-    body = json.dumps({} if portfolio is None else {"portfolio": portfolio_name(portfolio)})
+    body = json.dumps({} if portfolio is None else {"portfolio": portfolio_or_desk(portfolio)})
     try:
         found: T = yield Call("POST", path, lambda reply: value_of(reply, convert), body=body)
     except LedgerError as error:

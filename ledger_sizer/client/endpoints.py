@@ -12,11 +12,14 @@ from typing import Any, Generic, TypeVar, Unpack
 from urllib.parse import quote
 
 from ledger_sizer.client.responses import NotUnderstood, Response, decision_of, results_of, value_of
+from ledger_sizer.model.arguments import label_text
+from ledger_sizer.model.choices import Status
+from ledger_sizer.model.command_base import KEY_LENGTH_MAX
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, require_history_filters
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
-from ledger_sizer.model.names import portfolio_name, split_position_id
+from ledger_sizer.model.names import portfolio_name, portfolio_or_desk, split_position_id
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.model.times import from_us, time_text, to_us
@@ -29,6 +32,7 @@ from ledger_sizer.wire.http_calls import batch_form, http_call_of
 from ledger_sizer.wire.overviews import overview_from_json, overview_query_to_params
 from ledger_sizer.wire.responses import (
     decision_from_json,
+    desk_status_from_json,
     exposure_page_from_json,
     heads_from_json,
     position_from_json,
@@ -102,9 +106,7 @@ def submit(commands: Iterable[AnyCommand], *, atomic: bool = False) -> Calls[lis
     the first error is raised. If some fail, their commands have the error as result. An atomic group is never divided:
     `InvalidRequest` for one of more than 1,000 commands.
     """
-    asked = commands_of(commands)
-    if atomic and len(asked) > BATCH_MAX:
-        raise InvalidRequest(f"an atomic group has at most {BATCH_MAX} commands, got {len(asked)}", field="commands")
+    asked = commands_of(commands, atomic=atomic)
     results: list[Result] = []
     errors: list[LedgerError] = []
     parts = list(_split(asked, atomic=atomic))
@@ -220,15 +222,16 @@ def positions(
     *,
     state: str | None = None,
     tags: Mapping[str, str] | None = None,
+    key: str | None = None,
     cursor: str | None = None,
     limit: int = 100,
 ) -> Calls[Page[Position]]:
     """Positions, oldest first.
 
     portfolio: None for all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open).
-    tags: all must match. cursor: from the previous page. limit: 1 to 1000.
+    tags: all must match. key: of a decision about the position. cursor: from the previous page. limit: 1 to 1000.
     """
-    query = query_of(portfolio=portfolio, state=state, cursor=cursor, limit=limit)
+    query = query_of(portfolio=portfolio, state=state, key=key, cursor=cursor, limit=limit)
     if tags:
         query["tag"] = [f"{name}={value}" for name, value in tags_of(tags).items()]
     page: Page[Position] = yield Call(
@@ -262,11 +265,32 @@ def history(
     return page
 
 
+def lookup(key: str, portfolio: str = "main") -> Calls[Decision | None]:
+    """The decision that a key of this client got; None if it is unused, or another client's. See `Ledger.lookup`."""
+    label_text(key, "key", length_max=KEY_LENGTH_MAX)
+    portfolio_or_desk(portfolio)
+
+    def read(reply: Response) -> Decision | None:
+        found = value_of(reply, lambda form: page_from_json(form, decision_from_json)).items
+        if len(found) > 1 or any((one.key, one.portfolio) != (key, portfolio) for one in found):
+            raise NotUnderstood(f"the answer to the look-up of key {key!r} is not about it; try again")
+        return found[0] if found else None
+
+    decided: Decision | None = yield Call("GET", "/v1/decisions", read, query_of(key=key, portfolio=portfolio) | _FULL)
+    return decided
+
+
+def desk_status() -> Calls[Status]:
+    """The desk's status: `halted` and `reducing` count in all portfolios (see `halt` of portfolio `*`)."""
+    status: Status = yield Call("GET", "/v1/desk", lambda reply: value_of(reply, desk_status_from_json))
+    return status
+
+
 def decision(seq: int, portfolio: str = "main") -> Calls[Decision]:
     """One decision by its seq in the portfolio's hash chain. Raises `NotFound`."""
     if isinstance(seq, bool) or not isinstance(seq, int):
         raise InvalidRequest(f"seq must be a whole number, got {seq!r}", field="seq")
-    path = f"/v1/decisions/{portfolio_name(portfolio)}/{seq}"
+    path = f"/v1/decisions/{quote(portfolio_or_desk(portfolio), safe='')}/{seq}"
     found: Decision = yield Call("GET", path, lambda reply: value_of(reply, decision_from_json), _FULL)
     return found
 
@@ -294,7 +318,17 @@ def query_of(**query: Any) -> dict[str, Any]:
     return {name: _text(name, value) for name, value in query.items() if value is not None}
 
 
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "limit": (int,), "as_of": (int, datetime), "since": (datetime,), "until": (datetime,), "ascending": (bool,),
+}  # fmt: skip
+"""Types of the parameters that are not text. A query has only texts, so the service cannot tell "1" from 1."""
+
+
 def _text(name: str, value: Any) -> Any:
+    types = _TYPES.get(name, (str,))
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        wanted = " or ".join(one.__name__ for one in types)
+        raise InvalidRequest(f"{name} must be {wanted}, got {value!r:.100}", field=name)
     if isinstance(value, datetime):
         return time_text(from_us(to_us(value, name)))
     return str(value).lower() if isinstance(value, bool) else value

@@ -162,15 +162,16 @@ class Ledger(LedgerReads, Verbs, AsyncVerbs, HoldMethod):
         """Run the commands of any iterable at once. Return their answers, in the same order and number.
 
         Independent (the default): each answer is the command's `Decision` or `LedgerError` (an error's `granted` is
-        False). atomic: all take effect or none; if one is denied all are, and an error is raised with nothing recorded.
+        False). atomic: all take effect or none, of at most 1,000; if one is denied all are, and an error is raised with
+        nothing recorded. A key that was answered before keeps its answer: a grant may stand beside the denials.
         """
-        resolved, wrong = self._resolver.resolve_all(commands_of(commands), atomic)
+        resolved, wrong = self._resolver.resolve_all(commands_of(commands, atomic=atomic), atomic)
         group = group_of(resolved, self.caller, atomic=atomic)
         return all_answers(self._writer.answer(group) if group.commands else [], wrong, atomic=atomic)
 
     async def submit_async(self, commands: Iterable[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """Async `submit`."""
-        asked = commands_of(commands)
+        asked = commands_of(commands, atomic=atomic)
         resolved, wrong = await self._off_loop(asked, lambda: self._resolver.resolve_all(asked, atomic))
         group = group_of(resolved, self.caller, atomic=atomic)
         return all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic=atomic)

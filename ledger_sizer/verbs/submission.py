@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+from ledger_sizer.model.command_base import GROUP_MAX
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.errors import InvalidRequest
 
@@ -13,10 +14,11 @@ def require_command(given: object) -> None:
         raise InvalidRequest(f"run takes a command object such as Reserve(...), got {given!r:.100}", field="command")
 
 
-def commands_of(given: Iterable[AnyCommand]) -> list[AnyCommand]:
+def commands_of(given: Iterable[AnyCommand], *, atomic: bool) -> list[AnyCommand]:
     """Return the commands of a `submit` in order, from any iterable, which is read once and to its end.
 
-    Raises `InvalidRequest` for anything but an iterable of commands that are recorded. An exception of the iterable
+    Raises `InvalidRequest` for anything but an iterable of commands that are recorded, and for an atomic group of more
+    than `GROUP_MAX`. An exception of the iterable
     passes through. Nothing was sent or recorded then.
     """
     commands = list(_iterable(given))
@@ -29,6 +31,10 @@ def commands_of(given: Iterable[AnyCommand]) -> list[AnyCommand]:
             raise InvalidRequest(
                 "submit records what it answers; ask a dry run with reserve(..., dry_run=True)", field="commands"
             )
+    if atomic and len(commands) > GROUP_MAX:
+        raise InvalidRequest(
+            f"an atomic group has at most {GROUP_MAX} commands, got {len(commands)}; divide it", field="commands"
+        )
     return commands
 
 

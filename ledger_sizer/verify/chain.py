@@ -56,15 +56,23 @@ _Facet = tuple[str, str, str, str, str]
 
 
 def heads_of(engine: Engine, portfolio: str | None = None) -> dict[str, tuple[int, str]]:
-    """Return the current chain heads, of one portfolio or of all. Raises `NotFound`, `Unavailable`."""
+    """Return the current chain heads, of one portfolio or of all. Raises `NotFound`, `Unavailable`.
+
+    A chain without decisions, such as the desk's at first, has no head.
+    """
     query = select(PortfolioRow.name, PortfolioRow.last_seq, PortfolioRow.last_hash).order_by(PortfolioRow.id)
     if portfolio is not None:
         query = query.where(PortfolioRow.name == portfolio_or_desk(portfolio))
     with read_transaction(engine) as connection:
-        found = {name: (seq, head) for name, seq, head in connection.execute(query)}
-    if portfolio is not None and not found:
+        rows = connection.execute(query).all()
+    if portfolio is not None and not rows:
         raise NotFound(f"no portfolio {portfolio!r}")
-    return found
+    return _heads_in(rows)
+
+
+def _heads_in(portfolios: Sequence[Any]) -> dict[str, tuple[int, str]]:
+    """Return the heads in rows of portfolios."""
+    return {row.name: (row.last_seq, row.last_hash) for row in portfolios if row.last_seq}
 
 
 def verify(
@@ -108,9 +116,7 @@ def verify(
                 newest = _trusted(name, since, kept)[-1]
                 findings.append(Finding(name, newest[0], "the trusted head's portfolio is gone"))
         findings += find_schema_changes(connection)
-        return VerifyReport(
-            tuple(findings), decisions, positions, {head.name: (head.last_seq, head.last_hash) for head in heads}
-        )
+        return VerifyReport(tuple(findings), decisions, positions, _heads_in(heads))
 
 
 def _require_heads(since: Mapping[str, Any], kept: Mapping[str, Collection[Any]]) -> None:

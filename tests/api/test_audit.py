@@ -72,13 +72,18 @@ def _slow(service: Running | MinimalService, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_verify_when_a_key_is_bound_then_only_its_portfolios_are_read(service: Running, database_url: str) -> None:
     everything = service.http.post("/v1/verify").json()
-    assert (everything["ok"], everything["decisions"], set(everything["heads"])) == (True, 6, {"main", "other"})
+    heads = everything["heads"]
+    assert (everything["ok"], everything["decisions"], set(heads)) == (True, 6, {"*", "main", "other"})
+    of_the_desk = service.http.post("/v1/verify", json={"portfolio": "*"}).json()
+    assert (of_the_desk["ok"], set(of_the_desk["heads"])) == (True, {"*"})
     one, both = _bearer(database_url, "read", ["other"]), _bearer(database_url, "read", ["main", "new", "other"])
     mine = service.http.post("/v1/verify", headers=one).json()
     assert (mine["decisions"], mine["positions"], set(mine["heads"])) == (3, 3, {"other"})
+    del heads["*"]
     assert service.http.post("/v1/verify", headers=both).json() == everything
-    refused = service.http.post("/v1/verify", headers=one, json={"portfolio": "main"})
-    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    for other in ("main", "*"):
+        refused = service.http.post("/v1/verify", headers=one, json={"portfolio": other})
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
     with Intruder(database_url) as intruder:
         intruder.take_guards_down()
         intruder.run("UPDATE decisions SET request = '{}' WHERE seq = 1 AND key = '0' AND portfolio_id = 1")
