@@ -320,6 +320,7 @@ def query_of(**query: Any) -> dict[str, Any]:
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "limit": (int,), "as_of": (int, datetime), "since": (datetime,), "until": (datetime,), "ascending": (bool,),
+    "full": (bool,),
 }  # fmt: skip
 """Types of the parameters that are not text. A query has only texts, so the service cannot tell "1" from 1."""
 

@@ -13,7 +13,7 @@ import pytest
 
 from ledger_sizer import InvalidRequest, Ledger, LedgerError, NotFound, Reserve, Unavailable, VerifyReport
 from ledger_sizer.client import AsyncLedgerClient, LedgerClient, NotUnderstood, Patience
-from ledger_sizer.model.decisions import GENESIS_HASH, canonical_text, chain_hash
+from ledger_sizer.model.decisions import canonical_text, chain_hash
 from ledger_sizer.wire.responses import decision_from_json
 from tests.support.clock import START, FakeClock
 from tests.support.fault_proxy import FaultProxy, answered, cut_after, cut_before, cut_within
@@ -35,12 +35,13 @@ async def ledger(request: pytest.FixtureRequest, database_url: str, clock: FakeC
 
 
 async def test_verify_when_the_ledger_is_sound_then_the_report_is_the_ledgers_own(ledger: Interface) -> None:
-    assert await ledger.verify() == VerifyReport((), 0, 0, {"*": (0, GENESIS_HASH)})
+    assert await ledger.verify() == VerifyReport((), 0, 0, {})
     await open_position(ledger)
     await ledger.reserve(key="b", portfolio="other")
+    await ledger.remark(key="desk", portfolio="*", about="the desk", event="opened")
     report = await ledger.verify()
     assert report == ledger.behind.verify()
-    assert (report.ok, report.decisions, report.positions, set(report.heads)) == (True, 3, 2, {"*", "main", "other"})
+    assert (report.ok, report.decisions, report.positions, set(report.heads)) == (True, 4, 2, {"*", "main", "other"})
     for portfolio in ("other", "*"):
         assert await ledger.verify(portfolio) == ledger.behind.verify(portfolio)
     with pytest.raises(NotFound, match="no portfolio 'nobody'"):
