@@ -186,12 +186,12 @@ class Ledger(LedgerReads, Verbs, AsyncVerbs, HoldMethod):
 
         Every write batch frees a bounded number in its portfolios. A sweep frees all, also where nobody writes.
         """
-        if portfolio is not None:
-            self._reads.require(portfolio)
         return sum(self.sweep_in_slices(portfolio))
 
     def sweep_in_slices(self, portfolio: str | None = None) -> Iterator[int]:
         """Do what `sweep` does step by step: yield after each commit how many holds it freed. Stop when you like."""
+        if portfolio is not None:
+            self._reads.require(portfolio)
         names = self._reads.portfolios_with_expired(self._read_clock()) if portfolio is None else [portfolio]
         yield from sweep_in_slices(names, lambda name: len(self._writer.answer(Group((), sweep=name))))
 

@@ -53,6 +53,11 @@ class Interface:
 
         return call
 
+    async def export(self, *arguments: Any, **named: Any) -> bytes:
+        """Return the whole export."""
+        parts = self.raw.export(*arguments, **named)
+        return b"".join([part async for part in parts] if isinstance(parts, AsyncIterator) else parts)
+
     @asynccontextmanager
     async def hold(self, **request: Any) -> AsyncIterator[Any]:
         """Enter the interface's `hold`, and yield its value with awaitable methods."""
