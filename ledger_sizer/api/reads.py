@@ -234,7 +234,7 @@ def decision_router(service: ServiceContext) -> APIRouter:
         return json_response(decision_to_json(decision, full=filters.full))
 
     @routes.get("/decisions/{portfolio}/{seq}/explanation", response_model=response_models.ExplanationForm)
-    async def explain_decision(portfolio: PortfolioInPath, seq: SeqInPath, caller: Reader) -> Response:
+    async def explain_decision(portfolio: PortfolioOrDeskInPath, seq: SeqInPath, caller: Reader) -> Response:
         """Why a decision came out as it did: the request, each step of the sizing, each scope, what bound it."""
         require_portfolio_access(caller, portfolio)
         return json_response(explanation_to_json(await run_in_threadpool(ledger.explain, seq, portfolio)))
