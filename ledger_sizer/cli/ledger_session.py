@@ -172,8 +172,6 @@ def _run(ledger: "Ledger", command: "AnyCommand") -> "Decision":
 
 def show_decision(decision: "Decision") -> None:
     """Show a decision to a person: its outcome, then the details."""
-    from ledger_sizer.rules.trace import SCOPE_COMMANDS
-
     before, after = output.figure(decision.exposure_before, 2), output.figure(decision.exposure_after, 2)
     recorded = decision.seq is not None
     output.headline(_headline(decision), decision.outcome)
@@ -181,13 +179,22 @@ def show_decision(decision: "Decision") -> None:
         [
             ("position", decision.position_id),
             ("quantity", decision.quantity),
-            ("scope" if decision.command in SCOPE_COMMANDS else "bound by", decision.binding),
+            (_binding_label(decision), decision.binding),
             ("expires at", decision.expires_at),
             ("exposure", f"{before} -> {after} USD"),
             ("decision", f"{decision.portfolio} #{decision.seq}" if recorded else None),
             ("key", decision.key if recorded else None),
         ]
     )
+
+
+def _binding_label(decision: "Decision") -> str:
+    from ledger_sizer.model.denials import GROUP_DENIED
+    from ledger_sizer.rules.trace import SCOPE_COMMANDS
+
+    if decision.reason == GROUP_DENIED:
+        return "denied by"
+    return "scope" if decision.command in SCOPE_COMMANDS else "bound by"
 
 
 _MAY_EXCEED_A_CAP = ("confirm", "adopt", "set_cap")

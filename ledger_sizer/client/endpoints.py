@@ -5,7 +5,7 @@ returned; the error that ended a call is thrown into it. Nothing here sends, wai
 """
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Generic, TypeVar, Unpack
@@ -18,13 +18,14 @@ from ledger_sizer.model.command_base import KEY_LENGTH_MAX
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, require_history_filters
-from ledger_sizer.model.errors import InvalidRequest, LedgerError
+from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.model.names import portfolio_name, portfolio_or_desk, split_position_id
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.model.times import from_us, time_text, to_us
 from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.rules.explain import explain as explanation_of
+from ledger_sizer.verbs.submission import commands_of, require_command
 from ledger_sizer.wire.batch import BATCH_MAX
 from ledger_sizer.wire.codec import page_from_json
 from ledger_sizer.wire.http_calls import batch_form, http_call_of
@@ -75,8 +76,7 @@ Calls = Generator[Call[Any], Any, T]
 
 def run(command: AnyCommand) -> Calls[Decision]:
     """Run one command object and return its decision. The verbs build a command and call this."""
-    if not isinstance(command, AnyCommand):
-        raise InvalidRequest(f"run takes a command object such as Reserve(...), got {command!r}")
+    require_command(command)
     dry_run = isinstance(command, Reserve) and command.dry_run
     if not dry_run and not _fits_header(command.key):
         ((part, body),) = _split([command], atomic=False)
@@ -99,23 +99,17 @@ def run(command: AnyCommand) -> Calls[Decision]:
     return found if sent is command else Decision(found.record._replace(key=command.key), found.replayed)
 
 
-def submit(commands: Sequence[AnyCommand], *, atomic: bool = False) -> Calls[list[Result]]:
-    """Run many commands at once; return their results in the same order. See `Ledger.submit`.
+def submit(commands: Iterable[AnyCommand], *, atomic: bool = False) -> Calls[list[Result]]:
+    """Run the commands of any iterable at once; return their results in the same order. See `Ledger.submit`.
 
     More than 1,000 independent commands, or more than a megabyte, are sent in several requests. If all requests fail,
     the first error is raised. If some fail, their commands have the error as result. An atomic group is never divided:
     `InvalidRequest` for one of more than 1,000 commands.
     """
-    for command in commands:
-        if not isinstance(command, AnyCommand):
-            raise InvalidRequest(f"submit takes command objects such as Reserve(...), got {command!r}")
-        if isinstance(command, Reserve) and command.dry_run:
-            raise InvalidRequest("submit records what it answers; ask a dry run with reserve(..., dry_run=True)")
-    if atomic and len(commands) > BATCH_MAX:
-        raise InvalidRequest(f"an atomic group has at most {BATCH_MAX} commands, got {len(commands)}", field="commands")
+    asked = commands_of(commands, atomic=atomic)
     results: list[Result] = []
     errors: list[LedgerError] = []
-    parts = list(_split(commands, atomic=atomic))
+    parts = list(_split(asked, atomic=atomic))
     for part, body in parts:
         try:
             results += yield _batch_call(part, body, atomic=atomic)
@@ -310,9 +304,13 @@ def overview(look: OverviewQuery | None = None) -> Calls[Overview]:
 
 def explain(reference: int | str, portfolio: str = "main") -> Calls[Explanation]:
     """Explain a decision, given by its seq in `portfolio`, or by the position_id that it created."""
-    if isinstance(reference, str):
-        portfolio, reference = split_position_id(reference)
-    return explanation_of((yield from decision(reference, portfolio)))
+    if not isinstance(reference, str):
+        return explanation_of((yield from decision(reference, portfolio)))
+    portfolio, seq = split_position_id(reference)
+    found = yield from decision(seq, portfolio)
+    if found.position_id != reference:
+        raise NotFound(f"no position {reference!r}; decision {seq} of {portfolio!r} made none")
+    return explanation_of(found)
 
 
 def query_of(**query: Any) -> dict[str, Any]:
@@ -322,6 +320,7 @@ def query_of(**query: Any) -> dict[str, Any]:
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "limit": (int,), "as_of": (int, datetime), "since": (datetime,), "until": (datetime,), "ascending": (bool,),
+    "full": (bool,),
 }  # fmt: skip
 """Types of the parameters that are not text. A query has only texts, so the service cannot tell "1" from 1."""
 

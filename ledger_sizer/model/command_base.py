@@ -49,6 +49,8 @@ from ledger_sizer.model.units import decimal_text, exact_arithmetic, shown
 TTL_SECONDS_MAX = 30 * 24 * 3600
 KEY_LENGTH_MAX = 200
 LEGS_MAX = 16
+GROUP_MAX = 1000
+"""Most commands of an atomic group, in every face, and of one batch call over HTTP."""
 SYSTEM_KEY_PREFIX = "ledger:"
 """Prefix of the keys of the ledger's own commands (expiries); refused from callers."""
 

@@ -201,7 +201,7 @@ class Decision:
 
     @property
     def binding(self) -> str | None:
-        """The scope or constraint that decided the size or the denial."""
+        """The scope or constraint that decided the size or the denial; of `group_denied` the denied neighbour's key."""
         return self.record.binding
 
     @property

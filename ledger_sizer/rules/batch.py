@@ -12,13 +12,15 @@ from ledger_sizer.model.caller import EMBEDDED, SYSTEM, Caller
 from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX, PositionCommand
 from ledger_sizer.model.commands import EXPIRE, STEP_BACK, AnyCommand
 from ledger_sizer.model.decisions import Decision, DecisionRecord, Result
+from ledger_sizer.model.denials import GROUP_DENIED
 from ledger_sizer.model.errors import InternalError, KeyReused, LedgerError, NotFound
 from ledger_sizer.model.names import DESK, position_id
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.rules.decide import decide, expire
 from ledger_sizer.rules.policy import Policy
+from ledger_sizer.rules.repeats import BatchDenials
 from ledger_sizer.rules.state import PortfolioState, Verdict
-from ledger_sizer.rules.trace import trace_text
+from ledger_sizer.rules.trace import group_text, trace_text
 
 States = dict[str, PortfolioState]
 
@@ -57,12 +59,17 @@ class Group(NamedTuple):
 
 
 def decide_batch(
-    states: States, groups: Sequence[Group], now_us: int, policy: Policy, own_hashes: frozenset[str] = frozenset()
+    states: States,
+    groups: Sequence[Group],
+    now_us: int,
+    policy: Policy,
+    own_hashes: frozenset[str] = frozenset(),
+    denials: BatchDenials | None = None,
 ) -> list[list[Result]]:
     """Free expired holds, then answer every group. Changes `states`; the caller stores and commits them.
 
     own_hashes: hashes of decisions that an earlier attempt of this batch may have committed; such a decision is no
-    replay.
+    replay. denials: those that may be given again in place of a new one; None records every denial.
     """
     # Each portfolio has a time of its own: one whose last decision lies ahead does not affect the others.
     for state in states.values():
@@ -74,9 +81,14 @@ def decide_batch(
             results.append([record.decision() for record in freed.get(group.sweep, ())])
         elif group.atomic:
             results.append(_answer_atomic(states, group, now_us, policy, own_hashes))
+            if denials is not None:
+                _note_all(denials, group, results[-1])
         else:
             results.append(
-                [_answer(states, command, now_us, policy, own_hashes, group.caller) for command in group.commands]
+                [
+                    _answer(states, command, now_us, policy, own_hashes, group.caller, denials)
+                    for command in group.commands
+                ]
             )
     return results
 
@@ -88,7 +100,7 @@ def log_fields_by_hash(groups: Sequence[Group], results: Sequence[Sequence[Resul
         for group, answers in zip(groups, results, strict=True)
         if group.request_id is not None
         for result in answers
-        if isinstance(result, Decision)
+        if isinstance(result, Decision) and not result.replayed
     }
 
 
@@ -125,6 +137,7 @@ def _answer(
     policy: Policy,
     own_hashes: frozenset[str],
     caller: Caller,
+    denials: BatchDenials | None = None,
 ) -> Result:
     state = states.get(command.portfolio)
     if state is None:
@@ -137,6 +150,11 @@ def _answer(
         if not same or not caller.owns(known.client):
             return _key_reused(known, caller)
         return known.decision(replayed=known.hash not in own_hashes)
+    repeated = None if denials is None else denials.by_key(command, caller)
+    if repeated is not None:
+        asked, denial = repeated
+        same = denial.reference == command.reference and _same_request(asked, request)
+        return denial.decision(replayed=True) if same else _key_reused(denial, caller)
     try:
         verdict = decide(state, command, now_us, policy)
     except LedgerError as error:
@@ -147,11 +165,24 @@ def _answer(
         defect.__cause__ = error
         defect.log_fields = {"command": command.verb, "key": command.key, "portfolio": command.portfolio}
         return defect
-    decision = state.apply(command.verb, command.key, request, verdict, now_us, caller, command.reference).decision()
+    if denials is not None and verdict.outcome == "denied":
+        denial_again = denials.repeated(command, caller, request, verdict, now_us)
+        if denial_again is not None:
+            return denial_again.decision(replayed=True)
+    record = state.apply(command.verb, command.key, request, verdict, now_us, caller, command.reference)
+    if denials is not None:
+        denials.note(command, caller, record)
     if command.portfolio == DESK:
         for other in states.values():
             other.desk_status = state.scope(PORTFOLIO_SCOPE).status
-    return decision
+    return record.decision()
+
+
+def _note_all(denials: BatchDenials, group: Group, results: Sequence[Result]) -> None:
+    """Note what is recorded for an atomic group, whose denials are recorded always."""
+    for command, result in zip(group.commands, results, strict=True):
+        if isinstance(result, Decision) and not result.replayed:
+            denials.note(command, group.caller, result.record)
 
 
 def _key_reused(known: DecisionRecord, caller: Caller) -> KeyReused:
@@ -199,34 +230,55 @@ def _answer_atomic(
     if not any(result.outcome == "denied" for result in results):
         states.update(forks)
         return results
+    cause = causing_denial(results)
+    assert cause is not None
     return [
-        _deny_in_group(states[command.portfolio], command, result, now_us, own_hashes, caller)
+        _deny_in_group(states[command.portfolio], command, result.record, cause.record, now_us, own_hashes, caller)
         for command, result in zip(commands, results, strict=True)
+        if isinstance(result, Decision)
     ]
+
+
+def causing_denial(results: Sequence[Result]) -> Decision | None:
+    """Return the decision that denied a group: its first denial with a reason of its own. None where all pass.
+
+    An earlier group's `group_denied` counts where there is no other.
+    """
+    denials = [result for result in results if isinstance(result, Decision) and result.outcome == "denied"]
+    return next((denial for denial in denials if denial.reason != GROUP_DENIED), denials[0] if denials else None)
 
 
 def _deny_in_group(
     state: PortfolioState,
     command: AnyCommand,
-    result: Result,
+    tried: DecisionRecord,
+    cause: DecisionRecord,
     now_us: int,
     own_hashes: frozenset[str],
     caller: Caller,
 ) -> Result:
-    """Deny one command of a denied group: for its own reason, or as `group_denied`."""
+    """Deny one command of a denied group: for its own reason, or as `group_denied`, bound by the neighbour's key.
+
+    tried: its decision after the commands before it in the group, which had no effect. cause: the denial that denied
+    the group.
+    """
     known = state.records.get(command.key)
     if known is not None:
         return known.decision(replayed=known.hash not in own_hashes)
-    own = isinstance(result, Decision) and result.outcome == "denied"
+    own = tried.outcome == "denied"
     position = state.positions.get(command.number) if isinstance(command, PositionCommand) else None
     tags = position.tags if position is not None else tags_of(getattr(command, "tags", NO_TAGS))
     verdict = Verdict(
         outcome="denied",
-        reason=result.reason if own else "group_denied",
-        binding=result.binding if own and isinstance(result, Decision) else None,
+        reason=tried.reason if own else GROUP_DENIED,
+        binding=tried.binding if own else cause.key,
         position=position,
         tags=tags,
-        trace=trace_text([state.scope(name) for name in tags.scopes]),
+        fraction=tried.fraction,
+        raw_budget=tried.raw_budget,
+        trace=trace_text(
+            [state.scope(name) for name in tags.scopes], group=group_text(tried.trace, None if own else cause)
+        ),
     )
     now_us = state.decision_time(now_us)
     return state.apply(

@@ -180,6 +180,8 @@ def test_watch_events_when_desk_is_halted_then_unbound_keys_see_it_and_can_resum
         _halt(service, tokens["boss"], "h")
         assert next(line for line in lines if line.startswith("id: ")) == "id: *:1,main:1"
         assert json.loads(next(line for line in lines if line.startswith("data: "))[6:])["portfolio"] == "*"
+    with service.http.stream("GET", "/v1/events?portfolio=*", headers=headers) as stream:
+        assert next(line for line in stream.iter_lines() if line.startswith("id: ")) == "id: *:1"
     service.ledger.reserve(key="later")
     bound = {"Authorization": f"Bearer {tokens['bound eye']}"}
     for asks, last in ((headers, "*:1,main:1"), (bound, "main:1")):
