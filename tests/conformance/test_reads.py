@@ -120,11 +120,12 @@ def questions() -> Iterator[Question]:
 
 
 def _plain(form: Any) -> Any:
-    """Return a form as JSON has it, without what only some faces print: the request of a decision."""
+    """Return a form as JSON has it, without what only some faces print: a decision's request, an explanation's text."""
     plain = json.loads(json.dumps(form))
     for one in plain.get("items", [plain]) if isinstance(plain, dict) else []:
         if isinstance(one, dict):
             one.pop("request", None)
+            one.pop("text", None)
     return plain
 
 
@@ -160,13 +161,21 @@ _PATHS = {
     "portfolios": "/v1/portfolios", "heads": "/v1/heads", "exposure": "/v1/portfolios/{portfolio}/exposure",
     "exposure_page": "/v1/portfolios/{portfolio}/exposure", "position": "/v1/positions/{position_id}",
     "positions": "/v1/positions", "history": "/v1/decisions", "decision": "/v1/decisions/{portfolio}/{seq}",
+    "desk_status": "/v1/desk",
 }  # fmt: skip
 
 
 def _over_http(face: HttpFace, question: Question) -> Answer:
-    if question.read not in _PATHS:
-        raise Inexpressible("HTTP has the decision; who explains it reads that")
-    path, query = _PATHS[question.read], dict(question.arguments)
+    if question.read == "lookup":
+        raise Inexpressible("a look-up is the history with a key")
+    query = dict(question.arguments)
+    if question.read == "explain":
+        reference = query.pop("reference")
+        whose = "position" if isinstance(reference, str) else "decision"
+        path = f"{_PATHS[whose]}/explanation"
+        query = {"position_id": reference} if whose == "position" else {**query, "seq": reference}
+    else:
+        path = _PATHS[question.read]
     for name in ("portfolio", "position_id", "seq"):
         if f"{{{name}}}" in path:
             value = query.pop(name, DEFAULTS.get(name))
@@ -184,6 +193,8 @@ def _over_http(face: HttpFace, question: Question) -> Answer:
         return Answer(form["code"], form.get("field"))
     if question.read == "exposure":
         form.pop("cursor")
+    if question.read == "desk_status":
+        form = form["status"]
     return Answer("found", None, _plain(form))
 
 
