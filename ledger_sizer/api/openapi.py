@@ -75,7 +75,7 @@ def _verb_operation(verb: str) -> Json:
         "in": "header",
         "required": True,
         "description": "One per intention; the same key and body give the same answer again.",
-        "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[!-9;-~]+$"},
+        "schema": {"type": "string", "minLength": 1, "maxLength": 200, "pattern": r"^[!-9;-~]([ -9;-~]*[!-9;-~])?$"},
     }
     success = "201" if verb == "reserve" else "200"
     responses = {success: _response("DecisionForm", "Granted." if verb in ("reserve", "extend") else "Applied.")}
