@@ -5,7 +5,7 @@ Revises: 0009
 """
 
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
 from alembic.util import CommandError
 
 revision = "0010"
@@ -127,8 +127,11 @@ def _replace_facet_triggers(form: dict[str, str]) -> None:
 
 
 def downgrade() -> None:
-    """Remove them. Refused where they are in use: the older version could not verify the chain any more."""
-    if not op.get_context().as_sql:
+    """Remove them. Refused where they are in use: the older version could not verify the chain any more.
+
+    Down to base everything is removed, so there it is not refused.
+    """
+    if not op.get_context().as_sql and context.get_revision_argument() is not None:
         _require_unused()
     if op.get_context().dialect.name == "postgresql":
         op.execute("DROP TRIGGER decisions_form ON decisions")
