@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 EngineKind = Literal["sqlite", "postgresql"]
 NewDatabase = Callable[..., str]
 
+DENIAL_REPEAT_VARIABLE = "LEDGER_DENIAL_REPEAT_SECONDS"
+
 _POSTGRES = pytest.StashKey[TestPostgres]()
 _URL_FOR_WORKERS = "ledger_postgres_url"
 _SETTINGS_PREFIXES = ("SIZING_", "TRADING_", "LEDGER_", "SERVICE_", "RECONCILE_", "EXCHANGE_")
@@ -50,6 +52,8 @@ def pytest_configure(config: pytest.Config) -> None:
     # Tests see the settings' defaults, not what the shell that started them has configured.
     for name in [n for n in os.environ if n.startswith(_SETTINGS_PREFIXES) and n not in _VARIABLES_OF_TESTS]:
         del os.environ[name]
+    # Tests count decisions, and make long histories of denials: each is recorded, but where a test is about repeats.
+    os.environ[DENIAL_REPEAT_VARIABLE] = "0"
     # A run that gets SIGTERM (from `timeout` or a CI service) must still stop its server.
     is_worker = hasattr(config, "workerinput")
     if not is_worker and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:

@@ -239,12 +239,9 @@ class Committer:
         return self._make_draft(groups, results, states, denials, started, locked=False)
 
     def _may_repeat_denials(self, groups: Sequence[Group], now_us: int) -> bool:
-        return any(
-            self._denials.may_repeat(command, group.caller, now_us)
-            for group in groups
-            if not group.atomic
-            for command in group.commands
-        )
+        single = [group for group in groups if not group.atomic]
+        commands = ((command, group.caller) for group in single for command in group.commands)
+        return self._denials.may_repeat(commands, now_us)
 
     def _make_draft(
         self,

@@ -10,6 +10,7 @@ that was decided on outdated state: it is given only where the state was loaded 
 same batch records it.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from ledger_sizer.model.caller import Caller
@@ -60,13 +61,22 @@ class DenialMemory:
         self.denials: dict[Wish, _Denial] = {}
         self.keys: dict[Key, tuple[str, DecisionRecord]] = {}
         """Request and denial by key."""
+        self._spent_us_max = 0
 
-    def may_repeat(self, command: AnyCommand, caller: Caller, now_us: int) -> bool:
-        """Whether a command may get a remembered denial, for which its state must be loaded."""
-        if not self.denials and not self.keys:
+    def may_repeat(self, commands: Iterable[tuple[AnyCommand, Caller]], now_us: int) -> bool:
+        """Whether one of the commands may get a remembered denial, for which its state must be loaded."""
+        any_used_up = self.any_used_up(now_us)
+        if not any_used_up and not self.keys:
             return False
-        asked_before = (caller.client, command.portfolio, command.key) in self.keys
-        return asked_before or self.used_up(self.denials.get(wish_of(command, caller)), now_us)
+        return any(
+            (caller.client, command.portfolio, command.key) in self.keys
+            or (any_used_up and self.used_up(self.denials.get(wish_of(command, caller)), now_us))
+            for command, caller in commands
+        )
+
+    def any_used_up(self, now_us: int) -> bool:
+        """Whether any wish may have used up its allowance. Mostly none has, and then no wish need be looked up."""
+        return self._spent_us_max - now_us > (RECORDED_IN_A_ROW - 1) * self.interval_us
 
     def used_up(self, denial: _Denial | None, now_us: int) -> bool:
         """Whether a wish has used up its allowance of recorded denials."""
@@ -83,6 +93,7 @@ class DenialMemory:
             self.denials.pop(wish, None)  # the newest stand last
             if denial is not None:
                 self.denials[wish] = denial
+                self._spent_us_max = max(self._spent_us_max, denial.spent_us)
         self.keys.update(batch.keys)
         while len(self.denials) > WISHES_MAX:
             del self.denials[next(iter(self.denials))]
@@ -105,6 +116,8 @@ class BatchDenials:
 
     def by_key(self, command: AnyCommand, caller: Caller) -> tuple[str, DecisionRecord] | None:
         """Return request and answer of a key that was answered with a denial recorded before; None if it was not."""
+        if not self.keys and not self._memory.keys:
+            return None
         key = (caller.client, command.portfolio, command.key)
         return self.keys.get(key) or (self._memory.keys.get(key) if self._locked else None)
 
@@ -133,5 +146,6 @@ class BatchDenials:
             wish = wish_of(command, caller)
             before = self.denials[wish] if wish in self.denials else self._memory.denials.get(wish)
             self.denials[wish] = _Denial(record, self._memory.spent_us(before, record.decided_us))
-        elif record.outcome == "granted" and (self.denials or self._memory.denials):
+        elif record.outcome == "granted" and (self.denials or self._memory.any_used_up(record.decided_us)):
+            # Elsewhere the next denial is recorded anyway.
             self.denials[wish_of(command, caller)] = None

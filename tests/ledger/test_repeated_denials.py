@@ -17,13 +17,18 @@ from ledger_sizer.client import LedgerClient
 from ledger_sizer.model.caller import EMBEDDED, Caller
 from ledger_sizer.rules import repeats
 from ledger_sizer.rules.repeats import RECORDED_IN_A_ROW, BatchDenials, DenialMemory
-from tests.conftest import EngineKind
+from tests.conftest import DENIAL_REPEAT_VARIABLE, EngineKind
 from tests.support.clock import FakeClock
 from tests.support.ledgers import BTC_PERP, BTC_SPOT, TAGS, assert_verified, opened
 from tests.support.services import served
 
 D = Decimal
 INTERVAL_SECONDS = 10
+
+
+@pytest.fixture(autouse=True)
+def _default_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DENIAL_REPEAT_VARIABLE)
 
 
 @pytest.fixture
