@@ -8,7 +8,7 @@ from ledger_sizer.model.choices import Status
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import NotFound
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
-from ledger_sizer.storage.tables import DESK_ID, DecisionRow, PortfolioRow, ScopeRow
+from ledger_sizer.storage.tables import DESK_ID, NO_DESK, DecisionRow, PortfolioRow, ScopeRow
 from ledger_sizer.storage.write_store import record_from_row
 
 
@@ -20,7 +20,7 @@ def portfolio_id(connection: Connection, portfolio: str) -> int | None:
 def desk_status(connection: Connection) -> Status:
     """Return the desk's status: that of all portfolios together."""
     status = select(ScopeRow.status).where(ScopeRow.portfolio_id == DESK_ID, ScopeRow.scope == PORTFOLIO_SCOPE)
-    return cast(Status, connection.execute(status).scalar_one())
+    return cast(Status, connection.execute(status).scalar() or NO_DESK)
 
 
 def no_portfolio(portfolio: str) -> NotFound:
