@@ -58,9 +58,14 @@ _Facet = tuple[str, str, str, str, str]
 
 
 def heads_of(engine: Engine, portfolio: str | None = None) -> dict[str, tuple[int, str]]:
-    """Return the current chain heads, of one portfolio or of all. Raises `NotFound`, `Unavailable`."""
+    """Return the current chain heads, of one portfolio or of all; the desk's once something was recorded about it.
+
+    Raises `NotFound`, `Unavailable`.
+    """
     query = select(PortfolioRow.name, PortfolioRow.last_seq, PortfolioRow.last_hash).order_by(PortfolioRow.id)
-    if portfolio is not None:
+    if portfolio is None:
+        query = query.where((PortfolioRow.id != DESK_ID) | (PortfolioRow.last_seq > 0))
+    else:
         query = query.where(PortfolioRow.name == portfolio_or_desk(portfolio))
     with read_transaction(engine) as connection:
         found = {name: (seq, head) for name, seq, head in connection.execute(query)}
@@ -112,9 +117,8 @@ def verify(
         if portfolio in (None, DESK):
             findings += _missing_desk(connection)
         findings += find_schema_changes(connection)
-        return VerifyReport(
-            tuple(findings), decisions, positions, {head.name: (head.last_seq, head.last_hash) for head in heads}
-        )
+        shown = {head.name: (head.last_seq, head.last_hash) for head in heads if head.id != DESK_ID or head.last_seq}
+        return VerifyReport(tuple(findings), decisions, positions, shown)
 
 
 def _require_heads(since: Mapping[str, Any], kept: Mapping[str, Collection[Any]]) -> None:

@@ -127,7 +127,9 @@ def test_submit_when_a_group_halts_the_desk_and_changes_portfolios_then_it_waits
         assert ours.verify().ok
 
 
-async def test_halt_when_many_commands_wait_then_those_before_and_after_it_share_their_commits(database_url: str) -> None:
+async def test_halt_when_many_commands_wait_then_those_before_and_after_it_share_their_commits(
+    database_url: str,
+) -> None:
     """A commit for each of them would make the halt wait, and them."""
     with opened(database_url) as ledger:
         sizes: list[int] = []
@@ -141,9 +143,7 @@ async def test_halt_when_many_commands_wait_then_those_before_and_after_it_share
 
 
 @pytest.mark.parametrize("table", ["scopes", "portfolios"])
-def test_reserve_when_the_desks_row_is_gone_then_nothing_is_granted(
-    database_url: str, table: str
-) -> None:
+def test_reserve_when_the_desks_row_is_gone_then_nothing_is_granted(database_url: str, table: str) -> None:
     """Whoever deletes the row must not thereby lift a halt."""
     with opened(database_url) as ledger:
         for number in range(5):

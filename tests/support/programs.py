@@ -238,7 +238,9 @@ def _sessions(ledger: Ledger) -> list[int]:
     return [ledger._store._connection().info.backend_pid, reader]  # type: ignore[attr-defined]
 
 
-PROGRAMS = {one.__name__: one for one in (reserve_many, same_key, trade_randomly, two_portfolios, trade_until_told, pause, fork)}
+PROGRAMS = {
+    one.__name__: one for one in (reserve_many, same_key, trade_randomly, two_portfolios, trade_until_told, pause, fork)
+}
 
 
 def main() -> None:
