@@ -191,7 +191,7 @@ class _Dashboard:
         operator = self._service.require_reconciler().operator
         price = _parse_price(fields.get("price"))
         reason = fields.get("note", "").strip()
-        await run_in_threadpool(operator.act, action, drift.id, actor=caller.name, reason=reason, price=price)
+        await run_in_threadpool(operator.act, action, drift.id, reason=reason, price=price)
         return _redirect(f"/?portfolio={drift.portfolio}")
 
     async def _drift(self, request: Request, caller: ApiKey) -> tuple[Drift, str]:

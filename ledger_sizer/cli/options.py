@@ -84,13 +84,22 @@ def timestamp(text: str | None, field: str) -> datetime | None:
 
 def tags(texts: list[str] | None) -> dict[str, str]:
     """Parse `["venue=bybit"]` into `{"venue": "bybit"}`."""
+    return _pairs(texts, "--tag", "venue=bybit", "tags")
+
+
+def details(texts: list[str] | None) -> dict[str, str]:
+    """Parse `["version=1.8.2"]` into `{"version": "1.8.2"}`."""
+    return _pairs(texts, "--detail", "version=1.8.2", "details")
+
+
+def _pairs(texts: list[str] | None, option: str, example: str, field: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
-            bad_input(f"--tag must look like venue=bybit, got {text!r}", "tags")
+            bad_input(f"{option} must look like {example}, got {text!r}", field)
         if name in found:
-            bad_input(f"--tag {name} is given twice: {found[name]!r} and {value!r}", "tags")
+            bad_input(f"{option} {name} is given twice: {found[name]!r} and {value!r}", field)
         found[name] = value
     return found
 

@@ -58,6 +58,23 @@ BAD_OF_KIND: dict[str, list[Any]] = {
     "moment": ["2026-01-01T00:00:00Z", 5, datetime(2026, 1, 1)],  # noqa: DTZ001 - without a zone
     "key": ["", " \t", "x" * 201, 5, "ledger:mine"],
     "portfolio": ["", "-a", ".a", "a b", "a/b", "a\n", "x" * 65, "ü", 7],
+    "details": [
+        {},
+        [],
+        "a=b",
+        5,
+        {"A": "x"},
+        {"": "x"},
+        {"a b": "x"},
+        {"x" * 65: "x"},
+        {7: "x"},
+        {"a": ""},
+        {"a": 5},
+        {"a": "x" * 301},
+        {"a": "b\n"},
+        {f"n{number}": "x" for number in range(65)},
+    ],
+    "portfolio_or_desk": ["", "-a", "**", "* ", "a*", "x" * 65, 7],
     "position": ["", "main", "main-", "main-x", "-1", 5, "a b-1", "main-01", "main-00", "main-" + "1" * 19],
 }
 GOOD_OF_KIND: dict[str, Any] = {

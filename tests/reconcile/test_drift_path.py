@@ -173,5 +173,5 @@ def test_reconcile_when_the_excess_has_no_price_then_it_freezes_even_where_the_p
     assert (drift.policy, drift.price, drift.frozen_scope) == ("record", None, "portfolio")
     assert desk.ledger.reserve(key="no", tags=TAGS).reason == "unreconciled"
     assert list(desk.ledger.history(command="remark")) == [], "nobody is told, as the policy says"
-    desk.reconciler.operator.ignore(drift.id, actor="ann", reason="an airdrop")
+    desk.reconciler.operator.ignore(drift.id, reason="an airdrop")
     assert desk.ledger.reserve(key="yes", tags=TAGS).reason is None
