@@ -5,8 +5,10 @@ from typing import cast
 from sqlalchemy import Connection, select
 
 from ledger_sizer.model.choices import Status
+from ledger_sizer.model.commands import Halt, Resume
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import NotFound
+from ledger_sizer.model.names import DESK
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.storage.tables import DESK_ID, NO_DESK, DecisionRow, PortfolioRow, ScopeRow
 from ledger_sizer.storage.write_store import record_from_row
@@ -21,6 +23,15 @@ def desk_status(connection: Connection) -> Status:
     """Return the desk's status: that of all portfolios together."""
     status = select(ScopeRow.status).where(ScopeRow.portfolio_id == DESK_ID, ScopeRow.scope == PORTFOLIO_SCOPE)
     return cast(Status, connection.execute(status).scalar() or NO_DESK)
+
+
+def last_desk_change(connection: Connection) -> DecisionRecord | None:
+    """Return the newest halt or resume of the desk that is not archived."""
+    query = select(DecisionRow.__table__).where(
+        DecisionRow.portfolio_id == DESK_ID, DecisionRow.command.in_((Halt.verb, Resume.verb))
+    )
+    row = connection.execute(query.order_by(DecisionRow.seq.desc()).limit(1)).one_or_none()
+    return None if row is None else record_from_row(DESK, row)
 
 
 def no_portfolio(portfolio: str) -> NotFound:

@@ -117,12 +117,12 @@ def test_start_when_nothing_can_be_written_then_it_starts_all_the_same(
     monkeypatch.setattr("ledger_sizer.service.desk_records._START_SECONDS_MAX", 0.2)
     url = new_database("sqlite")
     locker = make_engine(url)
-    with locker.begin():  # holds the write lock
-        with running_components(settings_for(url, ledger={"busy_timeout_seconds": 1, "retries_max": 0})) as parts:
-            assert parts.ledger.portfolios() == []
-            with pytest.raises(Busy):
-                parts.ledger.reserve(key="a")
-            assert said(parts.ledger) == []
+    settings = settings_for(url, ledger={"busy_timeout_seconds": 1, "retries_max": 0})
+    with locker.begin(), running_components(settings) as parts:  # the first holds the write lock
+        assert parts.ledger.portfolios() == []
+        with pytest.raises(Busy):
+            parts.ledger.reserve(key="a")
+        assert said(parts.ledger) == []
     locker.dispose()
 
 
