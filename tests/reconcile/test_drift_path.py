@@ -67,7 +67,7 @@ def test_reconcile_when_the_exchange_shows_more_then_it_counts_at_once_and_freez
     assert (gone.id, gone.state, gone.actor, gone.reason) == (
         drift.id,
         "resolved",
-        "reconciliation",
+        "reconcile",
         "not there any more",
     )
     assert figures(desk.ledger, "external=exchange") == (0, 0)
