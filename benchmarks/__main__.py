@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile`, `audit` and `scale`."""
+"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile`, `audit`, `scale` and `rows`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import audit, curve, reconcile, scale, service, throughput
+from benchmarks import audit, curve, reconcile, rows, scale, service, throughput
 from benchmarks.measure import BenchmarkError, Pace
 from benchmarks.servers import Engine
 
@@ -29,6 +29,7 @@ SHORT_SERVICE_CALLERS = (1, 64)
 SHORT_SERVICE_BATCH_CALLERS = (4,)
 SHORT_SERVICE_SECONDS = 1.0  # one pair of batch calls may take 0.1 s
 SHORT_DECISIONS = 20_000
+SHORT_ROWS = 4_000
 SHORT_SCALE = (200, 1_200, 2_000)
 
 
@@ -61,6 +62,12 @@ def _scale(given: Namespace) -> None:
         given.portfolios, given.scopes, given.holds = SHORT_SCALE
     sizes = {"portfolios": given.portfolios, "scopes": given.scopes, "holds": given.holds}
     scale.run(scale.Plan(**_shared(given), **sizes))
+
+
+def _rows(given: Namespace) -> None:
+    """Compare forms of the table of decisions: what storing and reading cost, as columns or as one text."""
+    length = SHORT_ROWS if given.short else given.rows
+    rows.run(rows.Plan(**_paced(given), rows=length))
 
 
 def _reconcile(given: Namespace) -> None:
@@ -134,6 +141,8 @@ def _parser() -> ArgumentParser:
     added = command(_scale)
     for name, size in (("portfolios", 10_000), ("scopes", 60_000), ("holds", 200_000)):
         added.add_argument(f"--{name}", type=_at_least(1), default=size, metavar="N", help=f"number of {name}")
+    added = timed_command(_rows, seconds=3.0, rounds=10)
+    added.add_argument("--rows", type=_at_least(2_000), default=200_000, metavar="N", help="length of the long table")
     added = timed_command(_reconcile, seconds=10.0, rounds=3)
     added.add_argument("--positions", type=_at_least(1), default=10_000, metavar="N", help="open on each side")
     added.add_argument(

@@ -127,7 +127,7 @@ class LedgerSettings(Settings):
         "new", description="When a missing SQLite file is created; new: where no ledger was before; always: there too."
     )
     client: str = Field(
-        "", max_length=128, description="Name of the program whose keys are its own, such as bot-a; empty: embedded."
+        "", max_length=128, description="Whose idempotency keys it uses, such as bot-a; empty: embedded, or cli."
     )
     hold_ttl_seconds: int = Field(60, ge=1, le=30 * 24 * 3600, description="Life of a hold whose request names none.")
     batch_size_max: int = Field(256, ge=1, le=10_000, description="Most commands in one commit.")

@@ -26,6 +26,7 @@ from ledger_sizer.service.bootstrap import is_loopback
 from ledger_sizer.service.metrics import Metrics
 from ledger_sizer.service.tracing import Tracing
 from ledger_sizer.wire.problems import MethodNotAllowed
+from ledger_sizer.wire.requests import NON_FIELDS
 
 
 def create_app(
@@ -88,7 +89,7 @@ async def _on_ledger_error(_request: Request, error: Any) -> Response:
 async def _on_invalid(_request: Request, error: Any) -> Response:
     """Convert FastAPI's first error in a path or query to this package's error."""
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
+    field = ".".join(str(part) for part in first["loc"][1:] if part not in NON_FIELDS) or str(first["loc"][0])
     what = "is not a parameter here" if first["type"] == "extra_forbidden" else first["msg"]
     return problem_response(InvalidRequest(f"{field}: {what}, got {first.get('input')!r:.100}", field=field))
 

@@ -12,7 +12,9 @@ from urllib.parse import urlsplit
 from starlette.types import Scope
 
 from ledger_sizer.api.sessions import SAFE_METHODS, TRUSTED_FETCH_SITES, session_api_key
+from ledger_sizer.model.caller import caller_var
 from ledger_sizer.model.choices import Role
+from ledger_sizer.model.names import DESK
 from ledger_sizer.service.api_keys import ApiKey, KeyRing
 from ledger_sizer.service.bootstrap import is_loopback
 from ledger_sizer.wire.problems import Forbidden, Unauthenticated
@@ -22,7 +24,7 @@ LOOPBACK_CALLER = ApiKey("", "loopback", "admin", None, datetime(1970, 1, 1, tzi
 
 
 class Authenticator:
-    """Checks the credentials of requests against the keys."""
+    """Checks the credentials of requests against the keys, and sets `caller_var`: the decisions name who asked."""
 
     def __init__(self, keys: KeyRing, *, on_loopback: bool) -> None:
         self._keys = keys
@@ -48,6 +50,7 @@ class Authenticator:
             raise Forbidden(
                 f"this call needs the role {role!r}; key {caller.key_id} ({caller.name}) has {caller.role!r}"
             )
+        caller_var.set(caller.caller)
         return caller
 
     def _authenticate(self, scope: Scope, token: str | None) -> ApiKey:
@@ -89,6 +92,12 @@ def _bearer_token(scope: Scope) -> str | None:
 
 
 def require_portfolio_access(caller: ApiKey, portfolio: str) -> None:
-    """Raise `Forbidden` unless the caller may touch `portfolio`."""
-    if not caller.may_touch(portfolio):
+    """Raise `Forbidden` unless the caller may touch `portfolio`. The desk is for keys of all portfolios only."""
+    if not caller.may_touch(portfolio) and caller.portfolios is not None:
+        if portfolio == DESK:
+            bound = ", ".join(caller.portfolios)
+            raise Forbidden(
+                f"the desk (portfolio '*') stands for all portfolios; key {caller.key_id} ({caller.name}) is bound to "
+                f"{bound}, use one that is not bound"
+            )
         raise Forbidden(f"key {caller.key_id} ({caller.name}) is not for portfolio {portfolio!r}")

@@ -16,8 +16,9 @@ from ledger_sizer.api.request_body import idempotency_key, read_body
 from ledger_sizer.api.responses import PreparedResponse, decision_response, json_response, problem_response, status_of
 from ledger_sizer.model.choices import Role
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
-from ledger_sizer.model.decisions import Decision, Result
+from ledger_sizer.model.decisions import Result
 from ledger_sizer.model.errors import Denied, InvalidRequest, LedgerError
+from ledger_sizer.rules.batch import causing_denial
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.wire.batch import read_batch
 from ledger_sizer.wire.codec import Json
@@ -148,17 +149,10 @@ async def _run_batch(
     answers = iter(await service.deadline.wait_for(service.ledger.submit_async(commands, atomic=atomic)))
     results: list[Result] = [item if isinstance(item, InvalidRequest) else next(answers) for item in items]
     forms = [_result_form(result, full) for result in results]
-    denied = next((r for r in results if isinstance(r, Decision) and r.outcome == "denied"), None)
-    if atomic and denied is not None:
+    if atomic and (denied := causing_denial(results)) is not None:
         # Not 200, so that `raise_for_status()` stops a careless caller: no command of this batch took effect.
-        return problem_response(Denied(_causing_denial(results) or denied), results=forms)
+        return problem_response(Denied(denied), results=forms)
     return json_response({"results": forms})
-
-
-def _causing_denial(results: list[Result]) -> Decision | None:
-    """Return the denial that caused the denial of the others."""
-    decisions = (result for result in results if isinstance(result, Decision) and result.outcome == "denied")
-    return next((decision for decision in decisions if decision.reason != "group_denied"), None)
 
 
 def _result_form(result: Result, full: bool) -> Json:

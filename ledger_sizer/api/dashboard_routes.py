@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
-from ledger_sizer.api.reads import SEQ_MAX, OverviewFilters
+from ledger_sizer.api.reads import OverviewFilters
 from ledger_sizer.api.request_body import read_form
 from ledger_sizer.api.responses import log_untold
 from ledger_sizer.api.sessions import check_csrf, end_session, form_api_key, session_of, set_session
@@ -26,9 +26,10 @@ from ledger_sizer.dashboard.assets import BY_DIGEST_NAME
 from ledger_sizer.dashboard.pages import Visitor
 from ledger_sizer.model.commands import Halt, Resume
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
-from ledger_sizer.model.names import DESK, portfolio_or_desk
+from ledger_sizer.model.names import DESK, SEQ_MAX, portfolio_or_desk
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, scope_name
+from ledger_sizer.model.units import parse_decimal
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.operator import ACTIONS
 from ledger_sizer.service.api_keys import ApiKey
@@ -241,7 +242,7 @@ def _parse_price(text: str | None) -> Decimal | None:
     if text is None or not text.strip():
         return None
     try:
-        return Decimal(text.strip())
+        return parse_decimal(text.strip())
     except InvalidOperation:
         raise InvalidRequest(f"price must be a number such as 50000, got {text!r:.40}", field="price") from None
 

@@ -17,7 +17,7 @@ from hashlib import sha256
 from zlib import crc32
 
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.names import portfolio_name
+from ledger_sizer.model.names import portfolio_or_desk
 from ledger_sizer.service.api_keys import ApiKey
 
 ALL = "all"
@@ -132,11 +132,11 @@ def parse_event_id(text: str) -> dict[str, int] | ShortId:
             _, watch, done, round_, at, seq, sums = text.split("~")
             groups = tuple(int(number, 16) for number in sums.split("."))
             if len(groups) == _GROUPS and all(map(_is_number, (done, round_, seq))):
-                return ShortId(watch, int(done), int(round_), at and portfolio_name(at), int(seq), groups)
+                return ShortId(watch, int(done), int(round_), at and portfolio_or_desk(at), int(seq), groups)
         else:
             parts = [part.strip().rpartition(":") for part in text.split(",")]
             if all(colon and _is_number(seq) for _, colon, seq in parts):
-                return {portfolio_name(name): int(seq) for name, _, seq in parts}
+                return {portfolio_or_desk(name): int(seq) for name, _, seq in parts}
     except InvalidRequest as error:
         raise InvalidRequest(str(error), field="Last-Event-ID") from None
     except ValueError:

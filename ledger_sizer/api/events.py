@@ -26,7 +26,7 @@ from ledger_sizer.api.event_cursor import ALL, EventCursor, ShortId, parse_event
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.watermarks import Watermark, read_positions, read_watermarks
-from ledger_sizer.wire.requests import PortfolioText
+from ledger_sizer.wire.requests import PortfolioOrDeskText
 from ledger_sizer.wire.responses import decision_to_json
 
 _PAGE_SIZE = 200
@@ -38,7 +38,9 @@ class EventFilters(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    portfolio: Annotated[PortfolioText | None, Query(description="One portfolio; else all this key may see.")] = None
+    portfolio: Annotated[PortfolioOrDeskText | None, Query(description="One portfolio; else all this key may see.")] = (
+        None
+    )
 
 
 def router(service: ServiceContext) -> APIRouter:

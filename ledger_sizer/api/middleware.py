@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ledger_sizer.api.commands import HotPathRouter
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.responses import PreparedResponse, problem_response
+from ledger_sizer.model.caller import caller_var
 from ledger_sizer.model.errors import Busy, Closed, InternalError
 from ledger_sizer.telemetry import get_logger, request_id_var
 
@@ -44,6 +45,8 @@ class ServiceMiddleware:
             return
         request_id = _request_id(scope)
         token = request_id_var.set(request_id)
+        # The task of a pipelined request inherits the context of the request before it.
+        caller_var.set(None)
         started = time.perf_counter()
         status = 0
 

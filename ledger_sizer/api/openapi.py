@@ -8,8 +8,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from ledger_sizer.api import commands, response_models
-from ledger_sizer.model.commands import COMMANDS
-from ledger_sizer.model.names import PORTFOLIO_PATTERN, POSITION_PATTERN
+from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.wire.batch import BatchBody
 from ledger_sizer.wire.problems import MEDIA_TYPE, PROBLEMS
 from ledger_sizer.wire.requests import BODIES
@@ -17,7 +16,6 @@ from ledger_sizer.wire.requests import BODIES
 _REF = "#/components/schemas/{model}"
 _PUBLIC = frozenset({"/healthz", "/readyz"})
 _HTTP_METHODS = frozenset({"get", "put", "post", "delete", "patch"})
-_IN_PATH = {"portfolio": PORTFOLIO_PATTERN, "position_id": POSITION_PATTERN}
 _SECURITY = "api_key"
 
 Json = dict[str, Any]
@@ -95,7 +93,7 @@ def _verb_operation(verb: str) -> Json:
         "operationId": verb,
         "summary": verb,
         "description": body.__doc__ or "",
-        "parameters": [*_path_parameters(COMMANDS[verb].path), key, _full_parameter()],
+        "parameters": [*_path_parameters(COMMANDS[verb]), key, _full_parameter()],
         "requestBody": {
             "required": required,
             "content": {"application/json": {"schema": {"$ref": _REF.format(model=body.__name__)}}},
@@ -123,11 +121,11 @@ def _batch_operation() -> Json:
     }
 
 
-def _path_parameters(path: str) -> list[Json]:
+def _path_parameters(command: type[AnyCommand]) -> list[Json]:
     return [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "pattern": pattern}}
-        for name, pattern in _IN_PATH.items()
-        if f"{{{name}}}" in path
+        {"name": one.name, "in": "path", "required": True, "schema": {"type": "string", "pattern": one.kind.pattern}}
+        for one in command.arguments
+        if f"{{{one.name}}}" in command.path
     ]
 
 

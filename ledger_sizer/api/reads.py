@@ -13,29 +13,30 @@ from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.export import EXPORTS, export_response, negotiate_media_type
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.arguments import label_text
+from ledger_sizer.model.caller import ACTOR_LENGTH_MAX
 from ledger_sizer.model.choices import Outcome, PositionFilter
 from ledger_sizer.model.command_base import parse_time
 from ledger_sizer.model.commands import VERBS
 from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.names import PORTFOLIO_PATTERN, POSITION_PATTERN
+from ledger_sizer.model.names import PORTFOLIO_OR_DESK_PATTERN, PORTFOLIO_PATTERN, POSITION_PATTERN, SEQ_MAX
 from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, OverviewQuery
 from ledger_sizer.model.tags import TAG_NAME, is_dimension
-from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.overviews import overview_to_json
-from ledger_sizer.wire.requests import LabelText, MomentText, PortfolioText
+from ledger_sizer.wire.requests import KeyText, LabelText, MomentText, PortfolioOrDeskText, PortfolioText
 from ledger_sizer.wire.responses import (
     decision_to_json,
+    desk_to_json,
     exposure_page_to_json,
     heads_to_json,
     position_to_json,
 )
 
-SEQ_MAX = E8_MAX
 PortfolioInPath = Annotated[str, Path(pattern=PORTFOLIO_PATTERN, examples=["main"])]
+PortfolioOrDeskInPath = Annotated[str, Path(pattern=PORTFOLIO_OR_DESK_PATTERN, examples=["main", "*"])]
 PositionInPath = Annotated[str, Path(pattern=POSITION_PATTERN, examples=["main-17"])]
 SeqInPath = Annotated[int, Path(ge=1, le=SEQ_MAX)]
 Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
@@ -54,6 +55,9 @@ class PositionFilters(_Filters):
     portfolio: PortfolioText | None = None
     state: PositionFilter | None = None
     tag: Annotated[list[TagText], Query(max_length=16, description="Like venue=bybit; all must match.")] = []
+    key: Annotated[
+        KeyText | None, Query(description="Of a decision about the position; your own, or any for admins.")
+    ] = None
     cursor: Annotated[str | None, Query(pattern=r"^[0-9]{1,18}:[0-9]{1,18}$")] = None
     limit: Limit = 100
 
@@ -84,12 +88,16 @@ class ExposureFilters(_Filters):
 class DecisionFilters(_Filters):
     """Query of `GET /v1/decisions`."""
 
-    portfolio: PortfolioText = "main"
+    portfolio: PortfolioOrDeskText = "main"
     symbol: LabelText | None = None
     strategy: LabelText | None = None
     command: Literal[VERBS] | None = None  # type: ignore[valid-type]
     outcome: Outcome | None = None
     reason: Literal[DENIAL_REASONS] | None = None  # type: ignore[valid-type]
+    actor: Annotated[str | None, Query(min_length=1, max_length=ACTOR_LENGTH_MAX, description="Who asked.")] = None
+    key: Annotated[
+        KeyText | None, Query(description="An idempotency key; found if your own, by keys that read or steer any.")
+    ] = None
     position_id: Annotated[str | None, Query(pattern=POSITION_PATTERN)] = None
     since: Annotated[MomentText | None, Query(description="Inclusive.")] = None
     until: Annotated[MomentText | None, Query(description="Exclusive.")] = None
@@ -101,9 +109,6 @@ class DecisionFilters(_Filters):
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of `Ledger.history`, without cursor and limit."""
         chosen = self.model_dump(exclude={"cursor", "limit", "full"})
-        for name in ("symbol", "strategy"):
-            if chosen[name] is not None:
-                label_text(chosen[name], name)
         for name in ("since", "until"):
             if chosen[name] is not None:
                 chosen[name] = parse_time(chosen[name], name)
@@ -173,7 +178,13 @@ def router(service: ServiceContext) -> APIRouter:
         portfolio = _portfolio_of(caller, filters.portfolio)
         tags = _parse_tags(filters.tag)
         page = await run_in_threadpool(
-            ledger.positions, portfolio, state=filters.state, tags=tags, cursor=filters.cursor, limit=filters.limit
+            ledger.positions,
+            portfolio,
+            state=filters.state,
+            tags=tags,
+            key=filters.key,
+            cursor=filters.cursor,
+            limit=filters.limit,
         )
         return json_response(page_to_json(page, position_to_json))
 
@@ -198,12 +209,18 @@ def router(service: ServiceContext) -> APIRouter:
 
     @routes.get("/decisions/{portfolio}/{seq}", response_model=response_models.DecisionForm)
     async def get_decision(
-        portfolio: PortfolioInPath, seq: SeqInPath, filters: Annotated[FullFilter, Query()], caller: Reader
+        portfolio: PortfolioOrDeskInPath, seq: SeqInPath, filters: Annotated[FullFilter, Query()], caller: Reader
     ) -> Response:
         """One decision by its place in the portfolio's audit chain."""
         require_portfolio_access(caller, portfolio)
         decision = await run_in_threadpool(ledger.decision, seq, portfolio)
         return json_response(decision_to_json(decision, full=filters.full))
+
+    @routes.get("/desk", response_model=response_models.DeskForm)
+    async def get_desk(caller: Reader) -> Response:
+        """The status of all portfolios together. Keys bound to portfolios are not told who set it, when and why."""
+        status, change = await run_in_threadpool(ledger.desk)
+        return json_response(desk_to_json(status, change if caller.portfolios is None else None))
 
     return routes
 

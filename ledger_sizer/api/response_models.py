@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
-from ledger_sizer.model.choices import MarketKind, Outcome, Side
+from ledger_sizer.model.choices import MarketKind, Outcome, Side, Status
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
 from ledger_sizer.model.instruments import Leg
@@ -60,9 +60,14 @@ class DecisionForm(_Form):
     headroom_before: DecimalOut | None
     exposure_before: DecimalOut
     exposure_after: DecimalOut
-    binding: str | None = Field(description="The scope or constraint that decided.")
+    binding: str | None = Field(
+        description="The scope or constraint that decided; of `group_denied` the key of the neighbour that was denied."
+    )
     expires_at: TimeOut | None
     decided_at: TimeOut
+    actor: str | None = Field(description="Who asked; null in decisions of versions that did not record it.")
+    client: str | None = Field(description="The client that the key belongs to.")
+    reference: str | None = Field(description="The caller's own text for the trade or order.")
     hash: str | None = Field(description="Its link in the audit chain.")
     held_change: DecimalOut = "0"
     open_change: DecimalOut = "0"
@@ -189,6 +194,16 @@ class Names(_Form):
     cursor: None
 
 
+class DeskForm(_Form):
+    """The status of all portfolios together. What set it is told to keys of all portfolios; null if nothing did."""
+
+    status: Literal[get_args(Status)]  # type: ignore[valid-type]
+    seq: int | None = Field(description="Of the halt or resume that set it, in the chain of portfolio `*`.")
+    since: TimeOut | None
+    actor: str | None
+    note: str | None
+
+
 class HeadForm(_Form):
     """The last decision of one portfolio's audit chain."""
 
@@ -211,6 +226,8 @@ class ProblemForm(_Form):
     code: Literal[tuple(PROBLEMS)]  # type: ignore[valid-type]
     detail: str
     field: str = Field("", description="The argument at fault.")
+    seq: int | None = Field(None, description="Of the decision that a reused key got, where it is the caller's own.")
+    position_id: str | None = Field(None, description="Of the position that this decision is about.")
     decision: DecisionForm | None = Field(None, description="The whole decision of a denial.")
     results: list["BatchResult"] = Field([], description="The answers of an atomic batch that was denied.")
 

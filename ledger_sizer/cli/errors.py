@@ -27,6 +27,7 @@ class Failure(Exception):
     """An error as the user gets it: a stable `code`, the message, and what the command line adds.
 
     hint: what to do, unless the message says it. key: the idempotency key to send again. field: the argument at fault.
+    seq, position_id: what a reused key did before.
     """
 
     def __init__(
@@ -38,6 +39,8 @@ class Failure(Exception):
         hint: str | None = None,
         key: str | None = None,
         field: str | None = None,
+        seq: int | None = None,
+        position_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
@@ -45,16 +48,18 @@ class Failure(Exception):
         self.hint = hint
         self.key = key
         self.field = field
+        self.seq = seq
+        self.position_id = position_id
 
     @classmethod
     def from_error(cls, error: LedgerError, *, hint: str | None = None, key: str | None = None) -> "Failure":
         """Return the failure for an error of the ledger."""
         exit_code = BAD_INPUT if isinstance(error, InvalidRequest) else DENIED if isinstance(error, Denied) else FAILED
-        field = getattr(error, "field", None)
+        details = {name: getattr(error, name, None) for name in ("field", "seq", "position_id")}
         if hint is None and isinstance(error, NotFound):
             listing = next((command for what, command in _LISTED_BY.items() if str(error).startswith(what)), None)
             hint = listing and f"see: ledger-sizer {listing}"
-        return cls(error.code, str(error), exit_code=exit_code, hint=hint, key=key, field=field)
+        return cls(error.code, str(error), exit_code=exit_code, hint=hint, key=key, **details)
 
 
 def bad_input(message: str, field: str) -> NoReturn:
@@ -118,8 +123,9 @@ def _report(failure: Failure, as_json: bool) -> None:
     """Write a failure to standard error: one line of text, or one JSON object."""
     message = " ".join(str(failure).split())
     if as_json:
-        problem = {"error": failure.code, "message": message, "hint": failure.hint}
+        problem: dict[str, object] = {"error": failure.code, "message": message, "hint": failure.hint}
         problem |= {"field": failure.field, "key": failure.key}
+        problem |= {"seq": failure.seq, "position_id": failure.position_id}
         text = json.dumps({name: value for name, value in problem.items() if value is not None})
     else:
         text = f"error: {message}, {failure.hint}" if failure.hint else f"error: {message}"

@@ -28,7 +28,12 @@ def group() -> None:
     """
 
 
-@keys.command("create", epilog=help_epilog("keys create bot-1 --role trade", exits=NEVER_DENIED))
+@keys.command(
+    "create",
+    epilog=help_epilog(
+        "keys create bot-1 --role trade", "keys create bot-1b --role trade --client bot-1", exits=NEVER_DENIED
+    ),
+)
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is; for listings and logs.")],
     role: Annotated[
@@ -36,6 +41,15 @@ def create(
     ],
     portfolio: Annotated[
         list[str] | None, typer.Option("--portfolio", "-p", metavar="NAME", help="Only this one; repeatable.")
+    ] = None,
+    client: Annotated[
+        str | None,
+        typer.Option(
+            "--client",
+            metavar="NAME",
+            help="Whose idempotency keys it uses; else its own. API keys of one client share them, so that a bot may "
+            "get a new API key.",
+        ),
     ] = None,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
@@ -45,12 +59,19 @@ def create(
     from ledger_sizer.service.desk_records import key_recorder
 
     with ledger_at(database_url, create=True) as ledger, engine_at(database_url) as engine:
-        made = create_key(engine, name, role, portfolio or (), record=key_recorder(ledger))
+        made = create_key(engine, name, role, portfolio or (), client, record=key_recorder(ledger))
     if as_json:
         output.write_json({**_key_form(made.key), "token": made.token})
         return 0
     output.headline(f"made key {made.key.key_id} for {made.key.name}: {made.key.role}", "ok")
-    output.details([("portfolios", _portfolios(made.key)), ("token", made.token), ("note", "it is not shown again")])
+    output.details(
+        [
+            ("portfolios", _portfolios(made.key)),
+            ("client", made.key.caller.client),
+            ("token", made.token),
+            ("note", "it is not shown again"),
+        ]
+    )
     return 0
 
 
@@ -65,8 +86,19 @@ def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
         output.write_json_list((_key_form(key) for key in found), lambda: None)
         return 0
     output.table(
-        [Column("key"), Column("name"), Column("role"), Column("portfolios"), Column("created"), Column("revoked")],
-        [(key.key_id, key.name, key.role, _portfolios(key), key.created_at, key.revoked_at) for key in found],
+        [
+            Column("key"),
+            Column("name"),
+            Column("role"),
+            Column("portfolios"),
+            Column("client", priority=5),
+            Column("created", priority=4),
+            Column("revoked"),
+        ],
+        [
+            (key.key_id, key.name, key.role, _portfolios(key), key.client, key.created_at, key.revoked_at)
+            for key in found
+        ],
         empty="no API keys",
     )
     return 0

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from ledger_sizer.cli import errors, output
 from ledger_sizer.cli.errors import Failure
-from ledger_sizer.model.errors import LedgerError
+from ledger_sizer.model.errors import InvalidRequest, KeyReused, LedgerError
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from ledger_sizer import Decision, Ledger
     from ledger_sizer.config import AppSettings
+    from ledger_sizer.model.caller import Caller
     from ledger_sizer.model.commands import AnyCommand
 
 
@@ -34,8 +35,29 @@ def ledger_at(url: str | None, *, create: bool = False) -> Iterator["Ledger"]:
     if not create:
         settings = with_ledger_settings(settings, create="never")
     with Ledger.open(target, settings=settings) as ledger:
+        ledger.opened_by = command_line_caller(settings.ledger.client)
         note_created(target, created=ledger.created)
         yield ledger
+
+
+def command_line_caller(client: str) -> "Caller":
+    """Return the caller of this process's commands. client: the settings' name of it, which may be empty."""
+    import getpass
+    import os
+
+    from ledger_sizer.model.arguments import label_text
+    from ledger_sizer.model.caller import Caller
+
+    try:
+        user = label_text(getpass.getuser(), "user")
+    except (
+        KeyError,
+        OSError,
+        ImportError,
+        InvalidRequest,
+    ):  # no entry for this user, or a name that no record can hold
+        user = f"uid-{os.getuid()}" if hasattr(os, "getuid") else "unknown"
+    return Caller(f"cli:{user}", client or "cli", sees_all=True)
 
 
 @contextmanager
@@ -135,6 +157,12 @@ def _run(ledger: "Ledger", command: "AnyCommand") -> "Decision":
     again = f"run the same command with --key {shlex.quote(command.key)} to learn what became of it"
     try:
         return ledger.run(command)
+    except KeyReused as error:
+        used_for = None
+        if error.seq is not None:
+            position = f" ({error.position_id})" if error.position_id is not None else ""
+            used_for = f"see{position}: ledger-sizer explain {error.seq} -p {shlex.quote(command.portfolio)}"
+        raise Failure.from_error(error, hint=used_for, key=command.key) from error
     except LedgerError as error:
         raise Failure.from_error(error, hint=again if error.retryable else None, key=command.key) from error
     except KeyboardInterrupt:
@@ -144,8 +172,6 @@ def _run(ledger: "Ledger", command: "AnyCommand") -> "Decision":
 
 def show_decision(decision: "Decision") -> None:
     """Show a decision to a person: its outcome, then the details."""
-    from ledger_sizer.rules.trace import SCOPE_COMMANDS
-
     before, after = output.figure(decision.exposure_before, 2), output.figure(decision.exposure_after, 2)
     recorded = decision.seq is not None
     output.headline(_headline(decision), decision.outcome)
@@ -153,13 +179,22 @@ def show_decision(decision: "Decision") -> None:
         [
             ("position", decision.position_id),
             ("quantity", decision.quantity),
-            ("scope" if decision.command in SCOPE_COMMANDS else "bound by", decision.binding),
+            (_binding_label(decision), decision.binding),
             ("expires at", decision.expires_at),
             ("exposure", f"{before} -> {after} USD"),
             ("decision", f"{decision.portfolio} #{decision.seq}" if recorded else None),
             ("key", decision.key if recorded else None),
         ]
     )
+
+
+def _binding_label(decision: "Decision") -> str:
+    from ledger_sizer.model.denials import GROUP_DENIED
+    from ledger_sizer.rules.trace import SCOPE_COMMANDS
+
+    if decision.reason == GROUP_DENIED:
+        return "denied by"
+    return "scope" if decision.command in SCOPE_COMMANDS else "bound by"
 
 
 _MAY_EXCEED_A_CAP = ("confirm", "adopt", "set_cap")

@@ -14,8 +14,12 @@ import typer
 from ledger_sizer.cli.errors import bad_input
 from ledger_sizer.model.commands import VERBS
 from ledger_sizer.model.denials import DENIAL_REASONS
+from ledger_sizer.model.units import parse_decimal
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ledger_sizer.model.arguments import DeclaredArgument
     from ledger_sizer.model.instruments import InstrumentInfo, Leg
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document; decimals are strings.")]
@@ -32,6 +36,10 @@ Create = Annotated[
     bool, typer.Option("--create", help="Create a SQLite ledger even where one was; as LEDGER_CREATE=always.")
 ]
 Portfolio = Annotated[str, typer.Option("--portfolio", "-p", metavar="NAME", help="The pot of capital.")]
+PortfolioOrDesk = Annotated[
+    str, typer.Option("--portfolio", "-p", metavar="NAME", help="The pot of capital; * for the desk's own chain.")
+]
+OfKey = Annotated[str | None, typer.Option("--key", metavar="KEY", help="Of this idempotency key.")]
 AnyPortfolio = Annotated[str | None, typer.Option("--portfolio", "-p", metavar="NAME", help="One portfolio; else all.")]
 Tag = Annotated[list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="A scope it counts in; repeatable.")]
 Cursor = Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="Continue after the page before.")]
@@ -56,7 +64,7 @@ def decimal(text: str, field: str) -> Decimal:
     """Parse an exact number. Raises `InvalidRequest` for NaN, infinity, `1,000`, `1_000` and words."""
     if not _NUMBER.fullmatch(text):
         bad_input(f"{field} must be a number such as 0.9 or 50000, got {text!r}", field)
-    return Decimal(text)
+    return parse_decimal(text)
 
 
 def whole_number(text: str, field: str, least: int = 0) -> int:
@@ -96,7 +104,7 @@ def _pairs(texts: list[str] | None, option: str, example: str, field: str) -> di
     found: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
-        if not equals or not name or not value:
+        if not equals:
             bad_input(f"{option} must look like {example}, got {text!r}", field)
         if name in found:
             bad_input(f"{option} {name} is given twice: {found[name]!r} and {value!r}", field)
@@ -120,17 +128,17 @@ def legs(texts: list[str]) -> "tuple[Leg, ...]":
     """Parse each `VENUE,SYMBOL,KIND,SIDE,QUANTITY[,PRICE]`, or JSON object of these."""
     from ledger_sizer.model.instruments import Leg
 
-    return tuple(_declared(text, "leg", Leg) for text in texts)
+    return tuple(_declared(text, f"legs.{number}", Leg, "leg") for number, text in enumerate(texts))
 
 
-def _declared(text: str, field: str, of: type[T]) -> T:
-    """Parse a comma-separated text or a JSON object into a type with declared fields."""
+def _declared(text: str, field: str, of: type[T], what: str = "") -> T:
+    """Parse a comma-separated text or a JSON object into a type with declared fields. what: its name in messages."""
     from ledger_sizer.model.command_base import field_prefix
 
     declared = [one for one in of.arguments if one.declared.sent]
-    given = _split_fields(text, field, [one.name for one in declared], sum(one.required for one in declared))
+    given = _split_fields(text, what or field, field, declared)
     values: dict[str, Any] = {
-        one.name: given[one.name] if one.kind.from_json is None else decimal(given[one.name], f"{field} {one.name}")
+        one.name: given[one.name] if one.kind.from_json is None else decimal(given[one.name], f"{field}.{one.name}")
         for one in declared
         if one.name in given
     }
@@ -138,31 +146,34 @@ def _declared(text: str, field: str, of: type[T]) -> T:
         return of(**values)
 
 
-def _split_fields(text: str, field: str, names: list[str], required: int) -> dict[str, str]:
+def _split_fields(text: str, what: str, field: str, declared: "Sequence[DeclaredArgument]") -> dict[str, str]:
     """Split a comma-separated text or a JSON object into its named fields, as text."""
-    shape = f"{','.join(names[:required])}[,{'[,'.join(names[required:])}{']' * (len(names) - required)}"
     if text.lstrip().startswith("{"):
-        return _json_fields(text, field, names, names[:required])
+        return _json_fields(text, what, field, declared)
+    names, required = [one.name for one in declared], sum(one.required for one in declared)
+    shape = f"{','.join(names[:required])}[,{'[,'.join(names[required:])}{']' * (len(names) - required)}"
     values = [value.strip() for value in text.split(",")]
     if not required <= len(values) <= len(names):
-        bad_input(f"{field} must be {shape} or a JSON object of these, got {text!r}", field)
+        bad_input(f"{what} must be {shape} or a JSON object of these, got {text!r}", field)
     return dict(zip(names, values, strict=False))
 
 
-def _json_fields(text: str, field: str, names: list[str], required: list[str]) -> dict[str, str]:
+def _json_fields(text: str, what: str, field: str, declared: "Sequence[DeclaredArgument]") -> dict[str, str]:
     import json
 
     try:
         # Numbers stay text, so that they keep their digits; never a float.
         given = json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
     except ValueError as error:
-        bad_input(f"{field} is not valid JSON: {error}", field)
-    given = {name: value for name, value in given.items() if value is not None}
+        bad_input(f"{what} is not valid JSON: {error}", field)
+    optional = {one.name for one in declared if one.optional}
+    given = {name: value for name, value in given.items() if value is not None or name not in optional}
+    names, required = [one.name for one in declared], [one.name for one in declared if one.required]
     if unknown := [name for name in given if name not in names]:
-        bad_input(f"{field} has no {unknown[0]!r}; it takes {', '.join(names)}", field)
+        bad_input(f"{what} has no {unknown[0]!r}; it takes {', '.join(names)}", f"{field}.{unknown[0]}")
     if missing := [name for name in required if name not in given]:
-        bad_input(f"{field} lacks {missing[0]!r}; it needs {', '.join(required)}", field)
+        bad_input(f"{what} lacks {missing[0]!r}; it needs {', '.join(required)}", f"{field}.{missing[0]}")
     for name, value in given.items():
         if not isinstance(value, str):
-            bad_input(f"{field} {name} must be text or a number, got {value!r}", field)
+            bad_input(f"{what} {name} must be text or a number, got {value!r}", f"{field}.{name}")
     return {name: str(value) for name, value in given.items()}

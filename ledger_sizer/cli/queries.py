@@ -15,7 +15,9 @@ from ledger_sizer.cli.options import (
     Everything,
     Json,
     Limit,
+    OfKey,
     Portfolio,
+    PortfolioOrDesk,
     ReasonName,
     Tag,
 )
@@ -24,6 +26,7 @@ from ledger_sizer.model.choices import ExportForm, Outcome, PositionFilter
 
 if TYPE_CHECKING:
     from ledger_sizer import Decision, Page, Position, ScopeExposure
+    from ledger_sizer.model.choices import Status
 
 T = TypeVar("T")
 
@@ -50,6 +53,8 @@ def exposure(
     point = options.whole_number(as_of or "", "as_of") if is_seq else options.timestamp(as_of, "as_of")
     with ledger_at(database_url) as ledger:
         found = ledger.exposure(portfolio, as_of=point)
+        if point is None:
+            _note_desk(*ledger.desk())
     if as_json:
         from ledger_sizer.wire.responses import exposure_to_json
 
@@ -86,6 +91,13 @@ def exposure(
     return 0
 
 
+def _note_desk(status: "Status", change: "Decision | None") -> None:
+    """Say that the desk is halted: then every portfolio is, whatever its own status."""
+    if status != "active":
+        who = f" by {change.actor} since {change.decided_at:%Y-%m-%dT%H:%M:%SZ}" if change is not None else ""
+        output.note(f"the desk is {status}{who}, and so is every portfolio; to lift it: ledger-sizer resume -p '*'")
+
+
 def _used_percent(row: "ScopeExposure") -> str | None:
     from ledger_sizer.dashboard.formatting import percent_of_cap
 
@@ -96,6 +108,7 @@ def _used_percent(row: "ScopeExposure") -> str | None:
 POSITIONS_HELP = help_epilog(
     "positions --state live",
     "positions --portfolio main --tag venue=bybit --limit 20",
+    "positions --key cycle-17/BTC",
     "positions --all --json",
     exits=NEVER_DENIED,
 )
@@ -105,6 +118,7 @@ def positions(
     portfolio: AnyPortfolio = None,
     state: Annotated[PositionFilter | None, typer.Option("--state", help="live: held or open.")] = None,
     tag: Tag = None,
+    key: OfKey = None,
     cursor: Cursor = None,
     limit: Limit = "100",
     everything: Everything = False,
@@ -122,7 +136,7 @@ def positions(
     with ledger_at(database_url) as ledger:
 
         def page_at(cursor: str | None) -> "Page[Position]":
-            return ledger.positions(portfolio, state=state, tags=wanted, cursor=cursor, limit=rows)
+            return ledger.positions(portfolio, state=state, tags=wanted, key=key, cursor=cursor, limit=rows)
 
         if as_json:
             from ledger_sizer.wire.responses import position_to_json
@@ -158,13 +172,14 @@ HISTORY_HELP = help_epilog(
     "history --limit 20",
     "history --outcome denied --reason cap_exceeded --since 2026-01-01T00:00:00Z",
     "history --symbol BTC --strategy funding --all --json",
+    "history --key cycle-17/BTC",
     "history --export csv --since 2026-01-01T00:00:00Z --out history.csv",
     exits=NEVER_DENIED,
 )
 
 
 def history(
-    portfolio: Portfolio = "main",
+    portfolio: PortfolioOrDesk = "main",
     symbol: Annotated[str | None, typer.Option("--symbol", metavar="TAG", help="With the tag symbol=TAG.")] = None,
     strategy: Annotated[
         str | None, typer.Option("--strategy", metavar="TAG", help="With the tag strategy=TAG.")
@@ -172,6 +187,11 @@ def history(
     command: Annotated[CommandName | None, typer.Option("--command", help="Of this command.")] = None,
     outcome: Annotated[Outcome | None, typer.Option("--outcome", help="With this outcome.")] = None,
     reason: Annotated[ReasonName | None, typer.Option("--reason", help="Denied for this reason.")] = None,
+    actor: Annotated[
+        str | None,
+        typer.Option("--actor", metavar="ACTOR", help="Asked by them, like cli:ana or api:0123456789ab:bot."),
+    ] = None,
+    key: OfKey = None,
     position_id: Annotated[
         str | None, typer.Option("--position", metavar="POSITION_ID", help="About this position.")
     ] = None,
@@ -203,6 +223,8 @@ def history(
         "command": command,
         "outcome": outcome,
         "reason": reason,
+        "actor": actor,
+        "key": key,
         "position_id": position_id,
         "since": options.timestamp(since, "since"),
         "until": options.timestamp(until, "until"),
@@ -238,6 +260,7 @@ _DECISION_COLUMNS = [
     Column("quantity", priority=5),
     Column("bound by", priority=4),
     Column("exposure USD", usd=True, priority=3),
+    Column("actor", priority=1),
     Column("key", priority=2),
 ]
 
@@ -245,7 +268,8 @@ _DECISION_COLUMNS = [
 def _decision_row(decision: "Decision") -> tuple[Cell, ...]:
     return (
         decision.seq, decision.decided_at, decision.command, decision.outcome, decision.reason, decision.position_id,
-        decision.budget, decision.quantity, decision.binding, decision.exposure_after, decision.key,
+        decision.budget, decision.quantity, decision.binding, decision.exposure_after, decision.actor,
+        decision.key,
     )  # fmt: skip
 
 

@@ -5,29 +5,34 @@ returned; the error that ended a call is thrown into it. Nothing here sends, wai
 """
 
 import json
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Generic, TypeVar, Unpack
 from urllib.parse import quote
 
 from ledger_sizer.client.responses import NotUnderstood, Response, decision_of, results_of, value_of
+from ledger_sizer.model.arguments import label_text
+from ledger_sizer.model.choices import Status
+from ledger_sizer.model.command_base import KEY_LENGTH_MAX
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, require_history_filters
 from ledger_sizer.model.errors import InvalidRequest, LedgerError
-from ledger_sizer.model.names import portfolio_name, split_position_id
+from ledger_sizer.model.names import portfolio_name, portfolio_or_desk, split_position_id
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.model.times import from_us, time_text, to_us
 from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.rules.explain import explain as explanation_of
+from ledger_sizer.verbs.submission import commands_of, require_command
 from ledger_sizer.wire.batch import BATCH_MAX
 from ledger_sizer.wire.codec import page_from_json
 from ledger_sizer.wire.http_calls import batch_form, http_call_of
 from ledger_sizer.wire.overviews import overview_from_json, overview_query_to_params
 from ledger_sizer.wire.responses import (
     decision_from_json,
+    desk_status_from_json,
     exposure_page_from_json,
     heads_from_json,
     position_from_json,
@@ -71,8 +76,7 @@ Calls = Generator[Call[Any], Any, T]
 
 def run(command: AnyCommand) -> Calls[Decision]:
     """Run one command object and return its decision. The verbs build a command and call this."""
-    if not isinstance(command, AnyCommand):
-        raise InvalidRequest(f"run takes a command object such as Reserve(...), got {command!r}")
+    require_command(command)
     dry_run = isinstance(command, Reserve) and command.dry_run
     if not dry_run and not _fits_header(command.key):
         ((part, body),) = _split([command], atomic=False)
@@ -95,23 +99,17 @@ def run(command: AnyCommand) -> Calls[Decision]:
     return found if sent is command else Decision(found.record._replace(key=command.key), found.replayed)
 
 
-def submit(commands: Sequence[AnyCommand], *, atomic: bool = False) -> Calls[list[Result]]:
-    """Run many commands at once; return their results in the same order. See `Ledger.submit`.
+def submit(commands: Iterable[AnyCommand], *, atomic: bool = False) -> Calls[list[Result]]:
+    """Run the commands of any iterable at once; return their results in the same order. See `Ledger.submit`.
 
     More than 1,000 independent commands, or more than a megabyte, are sent in several requests. If all requests fail,
     the first error is raised. If some fail, their commands have the error as result. An atomic group is never divided:
     `InvalidRequest` for one of more than 1,000 commands.
     """
-    for command in commands:
-        if not isinstance(command, AnyCommand):
-            raise InvalidRequest(f"submit takes command objects such as Reserve(...), got {command!r}")
-        if isinstance(command, Reserve) and command.dry_run:
-            raise InvalidRequest("submit records what it answers; ask a dry run with reserve(..., dry_run=True)")
-    if atomic and len(commands) > BATCH_MAX:
-        raise InvalidRequest(f"an atomic group has at most {BATCH_MAX} commands, got {len(commands)}", field="commands")
+    asked = commands_of(commands, atomic=atomic)
     results: list[Result] = []
     errors: list[LedgerError] = []
-    parts = list(_split(commands, atomic=atomic))
+    parts = list(_split(asked, atomic=atomic))
     for part, body in parts:
         try:
             results += yield _batch_call(part, body, atomic=atomic)
@@ -224,15 +222,16 @@ def positions(
     *,
     state: str | None = None,
     tags: Mapping[str, str] | None = None,
+    key: str | None = None,
     cursor: str | None = None,
     limit: int = 100,
 ) -> Calls[Page[Position]]:
     """Positions, oldest first.
 
     portfolio: None for all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open).
-    tags: all must match. cursor: from the previous page. limit: 1 to 1000.
+    tags: all must match. key: of a decision about the position. cursor: from the previous page. limit: 1 to 1000.
     """
-    query = query_of(portfolio=portfolio, state=state, cursor=cursor, limit=limit)
+    query = query_of(portfolio=portfolio, state=state, key=key, cursor=cursor, limit=limit)
     if tags:
         query["tag"] = [f"{name}={value}" for name, value in tags_of(tags).items()]
     page: Page[Position] = yield Call(
@@ -266,11 +265,32 @@ def history(
     return page
 
 
+def lookup(key: str, portfolio: str = "main") -> Calls[Decision | None]:
+    """The decision that a key of this client got; None if it is unused, or another client's. See `Ledger.lookup`."""
+    label_text(key, "key", length_max=KEY_LENGTH_MAX)
+    portfolio_or_desk(portfolio)
+
+    def read(reply: Response) -> Decision | None:
+        found = value_of(reply, lambda form: page_from_json(form, decision_from_json)).items
+        if len(found) > 1 or any((one.key, one.portfolio) != (key, portfolio) for one in found):
+            raise NotUnderstood(f"the answer to the look-up of key {key!r} is not about it; try again")
+        return found[0] if found else None
+
+    decided: Decision | None = yield Call("GET", "/v1/decisions", read, query_of(key=key, portfolio=portfolio) | _FULL)
+    return decided
+
+
+def desk_status() -> Calls[Status]:
+    """The desk's status: `halted` and `reducing` count in all portfolios (see `halt` of portfolio `*`)."""
+    status: Status = yield Call("GET", "/v1/desk", lambda reply: value_of(reply, desk_status_from_json))
+    return status
+
+
 def decision(seq: int, portfolio: str = "main") -> Calls[Decision]:
     """One decision by its seq in the portfolio's hash chain. Raises `NotFound`."""
     if isinstance(seq, bool) or not isinstance(seq, int):
         raise InvalidRequest(f"seq must be a whole number, got {seq!r}", field="seq")
-    path = f"/v1/decisions/{portfolio_name(portfolio)}/{seq}"
+    path = f"/v1/decisions/{quote(portfolio_or_desk(portfolio), safe='')}/{seq}"
     found: Decision = yield Call("GET", path, lambda reply: value_of(reply, decision_from_json), _FULL)
     return found
 
@@ -294,7 +314,17 @@ def query_of(**query: Any) -> dict[str, Any]:
     return {name: _text(name, value) for name, value in query.items() if value is not None}
 
 
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "limit": (int,), "as_of": (int, datetime), "since": (datetime,), "until": (datetime,), "ascending": (bool,),
+}  # fmt: skip
+"""Types of the parameters that are not text. A query has only texts, so the service cannot tell "1" from 1."""
+
+
 def _text(name: str, value: Any) -> Any:
+    types = _TYPES.get(name, (str,))
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        wanted = " or ".join(one.__name__ for one in types)
+        raise InvalidRequest(f"{name} must be {wanted}, got {value!r:.100}", field=name)
     if isinstance(value, datetime):
         return time_text(from_us(to_us(value, name)))
     return str(value).lower() if isinstance(value, bool) else value

@@ -96,9 +96,17 @@ def results_of(reply: Response, commands: Sequence[AnyCommand], *, atomic: bool)
     if len(items) != len(commands):
         raise _not_understood(reply, f"{len(items)} results for {len(commands)} commands")
     results = [_result(reply, item, command) for item, command in zip(items, commands, strict=True)]
-    if atomic and any((result.outcome == "denied") != denied or isinstance(result, LedgerError) for result in results):
+    if atomic and not _as_a_whole(results, denied=denied):
         raise _not_understood(reply, "an atomic batch was neither done nor refused as a whole")
     return results
+
+
+def _as_a_whole(results: Sequence[Result], *, denied: bool) -> bool:
+    """Whether an atomic group was done or denied as a whole. In a denied one, replays of earlier grants may stand."""
+    decisions = [result for result in results if isinstance(result, Decision)]
+    refused = [decision for decision in decisions if decision.outcome == "denied"]
+    new = [decision for decision in decisions if decision.outcome != "denied" and not decision.replayed]
+    return len(decisions) == len(results) and bool(refused) == denied and not (denied and new)
 
 
 def _results(form: Any) -> list[Any]:

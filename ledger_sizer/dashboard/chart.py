@@ -48,7 +48,7 @@ def chart(detail: Detail, until: datetime) -> Chart:
         f"Exposure of {detail.name} since {since:%Y-%m-%d %H:%M} UTC: lowest {money(lowest)}, "
         f"highest {money(highest)}, now {money(now.exposure)} of {money(now.cap)} USD."
     )
-    ticks = tuple(f"{top * number / _TICKS:,.0f}" for number in range(_TICKS, -1, -1))
+    ticks = _money_labels(top)
     cap = _cap_path(points, since, until, top)
     return Chart(line, area, cap, ticks, _time_labels(since, until), description, detail.line.exact_from)
 
@@ -100,6 +100,11 @@ def _axis_top(value: Decimal) -> Decimal:
         wanted = value * Decimal("1.04") / power
         steps = ("1", "1.2", "1.6", "2", "2.4", "3.2", "4", "6", "8", "10", "12")
         return next(Decimal(step) for step in steps if Decimal(step) >= wanted) * power
+
+
+def _money_labels(top: Decimal) -> tuple[str, ...]:
+    with exact_arithmetic():
+        return tuple(f"{top * number / _TICKS:,.0f}" for number in range(_TICKS, -1, -1))
 
 
 def _time_labels(since: datetime, until: datetime) -> tuple[str, ...]:

@@ -55,10 +55,11 @@ def bar(scope: ScopeExposure, width: int) -> tuple[int, int]:
 
     A part that is not empty has at least one unit. The bar is full exactly where there is no headroom.
     """
-    used = int(share_of_cap(scope.exposure, scope) * width)
+    with exact_arithmetic():
+        used, opened = (int(share_of_cap(part, scope) * width) for part in (scope.exposure, scope.open))
     some_open, some_held = int(scope.open > 0), int(scope.held > 0)
     used = width if scope.headroom == 0 else min(max(used, some_open + some_held), width - 1)
-    opened = min(max(int(share_of_cap(scope.open, scope) * width), some_open), used - some_held)
+    opened = min(max(opened, some_open), used - some_held)
     return opened, used - opened if scope.exposure else 0
 
 

@@ -120,7 +120,7 @@ _LABELS = {
 
 
 def _freed_usd(decision: Decision) -> str:
-    return money(-usd(decision.record.held_delta_e8 + decision.record.open_delta_e8))
+    return money(usd(-(decision.record.held_delta_e8 + decision.record.open_delta_e8)))
 
 
 def _added_usd(decision: Decision) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ledger_sizer.dashboard import formatting
 from ledger_sizer.dashboard.labels import decision_label
+from ledger_sizer.model.units import exact_arithmetic
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -130,8 +131,13 @@ def _exposure_sparkline(detail: "Detail", until: datetime, width: int) -> "Text"
     sparks = ""
     for value in highest:
         last = last if value is None else value
-        sparks += _SPARK_LEVELS[min(int(last / top * len(_SPARK_LEVELS)), len(_SPARK_LEVELS) - 1)] if last else " "
+        sparks += _spark(last, top) if last else " "
     return Text.assemble((f"last {span / 3600:.0f} h  ", "dim"), (sparks, "blue"))
+
+
+def _spark(value: Decimal, top: Decimal) -> str:
+    with exact_arithmetic():
+        return _SPARK_LEVELS[min(int(value / top * len(_SPARK_LEVELS)), len(_SPARK_LEVELS) - 1)]
 
 
 def _table(*titles: str, right: tuple[str, ...] = ()) -> "Table":

@@ -20,7 +20,7 @@ from ledger_sizer.client import LedgerClient
 from ledger_sizer.exchanges.known_markets import MARKETS, Market
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.errors import LedgerError
-from ledger_sizer.model.units import floor_to_step
+from ledger_sizer.model.units import exact_arithmetic, floor_to_step
 
 PORTFOLIO = "demo"
 HOLD_TTL_SECONDS = 2
@@ -112,7 +112,9 @@ class Bot:
         if self._profile.fill_seconds > HOLD_TTL_SECONDS / 2 and self._profile.fill_seconds < HOLD_TTL_SECONDS:
             self._send("extend", key=f"{key}/extend", position_id=decision.position_id, ttl_seconds=HOLD_TTL_SECONDS)
         self._sleep(self._profile.fill_seconds)
-        filled = max(floor_to_step(decision.quantity * self._profile.filled_percent / 100, market.step), market.step)
+        with exact_arithmetic():
+            share = decision.quantity * self._profile.filled_percent / 100
+        filled = max(floor_to_step(share, market.step), market.step)
         position = self._send(
             "confirm", key=f"{key}/fill", position_id=decision.position_id, quantity=filled, price=price
         ).position_id
@@ -120,7 +122,7 @@ class Bot:
         self._send("release", key=f"{key}/exit", position_id=position)
 
     def _reserve(self, key: str, market: Market, price: Decimal) -> Decision:
-        score = Decimal(100 if self._name == "greedy" else self._random.randrange(20, 100)) / 100
+        score = Decimal(f"{100 if self._name == 'greedy' else self._random.randrange(20, 100)}E-2")
         return self._send(
             "reserve",
             key=key,

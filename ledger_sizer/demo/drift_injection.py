@@ -12,6 +12,7 @@ from ledger_sizer.demo.venue_bot import KEPT, NAME, VENUE, perp_of, spot_of
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.reconciliation import QUOTE
+from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.paper import PaperControl
 
 CONFIRMATIONS = 2
@@ -95,14 +96,15 @@ class ExchangeActions:
             spot_price=price,
         )  # fmt: skip
         self.venue.close(perp_of(coin))
-        self.venue.deposit(coin, -held.quantity)
+        self.venue.deposit(coin, held.quantity.copy_negate())
         self.release()
 
     def withdraw_usdt(self) -> None:
         """Withdraw all USDT but 200."""
         wallet = self.venue.state()["accounts"][self.venue.api_key]["wallets"]["spot"]
-        self.withdrawn_usdt = Decimal(wallet["USDT"]) - _USDT_LEFT
-        self.venue.deposit("USDT", -self.withdrawn_usdt)
+        with exact_arithmetic():
+            self.withdrawn_usdt = Decimal(wallet["USDT"]) - _USDT_LEFT
+        self.venue.deposit("USDT", self.withdrawn_usdt.copy_negate())
 
     def return_usdt(self) -> None:
         """Undo `withdraw_usdt`, and release the hold."""

@@ -77,7 +77,7 @@ class VenueBot:
                 if kept is None:
                     kept = self._enter(key, KEPT, Decimal("0.3"))
                     continue
-                entered = self._enter(key, TRADED, Decimal(self._random.randrange(10, 40)) / 100)
+                entered = self._enter(key, TRADED, Decimal(f"{self._random.randrange(10, 40)}E-2"))
                 if entered is not None:
                     self._stop.wait(self._random.uniform(0.8, 1.2) * HOLDING_SECONDS)
                     self._leave(entered)

@@ -17,7 +17,7 @@ from ledger_sizer.exchanges.market_rules import market_rules_of
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.model.instruments import MarketRules
-from ledger_sizer.model.units import exact_arithmetic
+from ledger_sizer.model.units import exact_arithmetic, parse_decimal
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -150,7 +150,7 @@ class ExchangeAccount:
             raise Unreadable(f"position in {symbol}: its value in base units is not fixed (inverse contract or option)")
         if side not in ("long", "short"):
             raise Unreadable(f"position in {symbol} without a side: {side!r}")
-        contracts = abs(_decimal(row.get("contracts"), "contracts"))
+        contracts = _decimal(row.get("contracts"), "contracts").copy_abs()
         size = _decimal(market["contractSize"], f"contract size of {symbol}")
         with exact_arithmetic():
             quantity = contracts * size
@@ -187,7 +187,7 @@ def _error_text(error: Exception) -> str:
 
 def _decimal(value: Any, what: str) -> Decimal:
     try:
-        number = Decimal(value) if isinstance(value, str) else None
+        number = parse_decimal(value) if isinstance(value, str) else None
     except InvalidOperation:
         number = None
     if number is None or not number.is_finite():

@@ -11,8 +11,9 @@ from typing import Any
 from ledger_sizer.model.choices import MarketKind
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, MarketRules
+from ledger_sizer.model.units import exact_arithmetic, parse_decimal
 
-UNBOUNDED_QTY = Decimal(10) ** 18
+UNBOUNDED_QTY = Decimal(10**18)
 """Used where the exchange states no maximum."""
 
 USD_QUOTES = frozenset({"USD", "USDT", "USDC", "USDE", "FDUSD", "BUSD", "DAI", "TUSD", "USD1"})
@@ -91,7 +92,7 @@ def _positive_decimal(value: Any) -> Decimal | None:
         return None
     if isinstance(value, float):
         raise TypeError(f"a float came from ccxt: {value!r}")
-    number = Decimal(value)
+    number = parse_decimal(value)
     return number if number > 0 else None
 
 
@@ -113,10 +114,10 @@ def _step(client: Any, symbol: str, precision: Any, max_qty: Decimal | None) -> 
     if precision is None:
         return None
     if client.precisionMode == DECIMAL_PLACES:
-        return Decimal(1).scaleb(-int(precision))
+        return _last_digit(int(precision))
     if client.precisionMode == SIGNIFICANT_DIGITS:
         if max_qty is None:
-            return Decimal(1).scaleb(1 - int(precision))  # the price step between 1 and 10
+            return _last_digit(int(precision) - 1)  # the price step between 1 and 10
         return _significant_step(client, symbol, max_qty)
     return _positive_decimal(precision)
 
@@ -136,6 +137,13 @@ def _significant_step(client: Any, symbol: str, max_qty: Decimal) -> Decimal:
 
 def _step_at(client: Any, symbol: str, magnitude: int) -> Decimal:
     """Return the last digit that ccxt keeps of a quantity of about 10 ** magnitude."""
-    digits = Decimal("1." + "123456789" * 5).scaleb(magnitude)
-    kept = Decimal(client.amount_to_precision(symbol, f"{digits:f}")).normalize()
-    return Decimal(1).scaleb(int(kept.as_tuple().exponent))
+    with exact_arithmetic():  # which also takes back what ccxt does to the thread's context
+        digits = Decimal("1." + "123456789" * 5).scaleb(magnitude)
+        kept = client.amount_to_precision(symbol, f"{digits:f}")
+    with exact_arithmetic():
+        return _last_digit(-int(parse_decimal(kept).normalize().as_tuple().exponent))
+
+
+def _last_digit(places: int) -> Decimal:
+    """Return one unit of the last of so many decimal places; below zero, of a place before the point."""
+    return Decimal(f"1E{-places}")

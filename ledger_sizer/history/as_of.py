@@ -15,6 +15,7 @@ from ledger_sizer.history.archive_files import ArchiveFiles, manifests
 from ledger_sizer.history.history import Filters, History
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import InvalidRequest, NotFound
+from ledger_sizer.model.names import SEQ_MAX
 from ledger_sizer.model.scope_settings import NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.model.times import to_us
@@ -65,7 +66,7 @@ def _until_us(moment: AsOf) -> int | None:
 def _seq(moment: object) -> int:
     if isinstance(moment, datetime):
         return E8_MAX
-    if isinstance(moment, bool) or not isinstance(moment, int) or not 1 <= moment <= E8_MAX:
+    if isinstance(moment, bool) or not isinstance(moment, int) or not 1 <= moment <= SEQ_MAX:
         raise InvalidRequest(
             f"as_of must be a seq from 1 or a datetime with a time zone, got {moment!r}", field="as_of"
         )

@@ -35,8 +35,9 @@ _FIELDS = (*_FACET_FIELDS, "position", "key")
 class Filters:
     """Which decisions to list. All given filters must match.
 
-    client: the only one whose decision `key` finds; None: everybody's. tags: values by name. position: its number.
-    since_us (inclusive), until_us (exclusive): microseconds; they stand for places in the chain (see `times`).
+    key: found in the live tables only, because an archived key is as good as unused. client: the only one whose
+    decision `key` finds; None: everybody's. tags: values by name. position: its number. since_us (inclusive), until_us
+    (exclusive): microseconds; they stand for places in the chain (see `times`).
     """
 
     command: str | None = None
@@ -69,8 +70,7 @@ class Filters:
         given, texts = self._given(_FIELDS), self._tag_texts()
         for record in records:
             equal = all(getattr(record, name) == value for name, value in given.items())
-            own = self.key is None or self.client is None or record.client in (None, self.client)
-            if equal and own and all(text in record.tags for text in texts):
+            if equal and all(text in record.tags for text in texts):
                 yield record
 
     def _given(self, names: Iterable[str]) -> dict[str, Any]:
@@ -127,6 +127,8 @@ class History:
         of = DecisionRow.portfolio_id == self._id
         last = self._connection.execute(select(func.max(DecisionRow.seq)).where(of)).scalar()
         low, high = max(low, 1), min(high, last or self._live_from - 1)
+        if filters.key is not None:
+            low = max(low, self._live_from)
         if filters.since_us is not None:
             low = max(low, self._seq_before(filters.since_us) + 1)
         if filters.until_us is not None:

@@ -234,7 +234,8 @@ class Committer:
     ) -> Draft:
         changes = [changes_of(state) for state in states.values() if state.new_decisions]
         for state in states.values():
-            self._cache.put(state)
+            if state.new_decisions or not state.begins:  # a portfolio that nothing was decided about is not stored
+                self._cache.put(state)
         return Draft(groups, results, changes, locked, self._cache.generation, started)
 
     def _save(self, draft: Draft) -> None:

@@ -3,26 +3,23 @@
 from collections.abc import Sequence
 
 from ledger_sizer.model.caller import Caller
-from ledger_sizer.model.commands import AnyCommand, Reserve
+from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import Decision, Result
-from ledger_sizer.model.errors import InvalidRequest, LedgerError
+from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.rules.batch import Group
 from ledger_sizer.storage.leases import fence_var
 from ledger_sizer.telemetry import request_id_var
+from ledger_sizer.verbs.submission import require_command
 
 
 def group_of(commands: Sequence[AnyCommand], caller: Caller, *, atomic: bool) -> Group:
-    """Return the group of these commands, with the caller's request id and lease. Raises `InvalidRequest`."""
-    for command in commands:
-        if not isinstance(command, AnyCommand):
-            raise InvalidRequest(f"submit takes command objects such as Reserve(...), got {command!r}")
-        if isinstance(command, Reserve) and command.dry_run:
-            raise InvalidRequest("submit records what it answers; ask a dry run with reserve(..., dry_run=True)")
+    """Return the group of these commands, with the caller's request id and lease."""
     return Group(tuple(commands), atomic, request_id=request_id_var.get(), fence=fence_var.get(), caller=caller)
 
 
 def group_of_one(command: AnyCommand, caller: Caller) -> Group:
-    """Return the group of one command."""
+    """Return the group of one command. Raises `InvalidRequest` for anything else."""
+    require_command(command)
     return Group((command,), request_id=request_id_var.get(), fence=fence_var.get(), caller=caller)
 
 

@@ -8,7 +8,7 @@ Writes go through one writer with group commit. Reads have their own connections
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -40,6 +40,7 @@ from ledger_sizer.storage.write_store import WriteStore
 from ledger_sizer.telemetry import get_logger
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AsyncVerbs, Verbs
+from ledger_sizer.verbs.submission import commands_of
 from ledger_sizer.views.dry_run import dry_run_state
 from ledger_sizer.views.exposure_series import BlockExtremes
 from ledger_sizer.views.queries import Queries
@@ -157,20 +158,22 @@ class Ledger(LedgerReads, Verbs, AsyncVerbs, HoldMethod):
             return await asyncio.to_thread(self._dry_run, command)
         return only_decision(await self._writer.submit_async(group_of_one(command, self.caller)))
 
-    def submit(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
-        """Run many commands at once. Return their answers, in the same order and number.
+    def submit(self, commands: Iterable[AnyCommand], *, atomic: bool = False) -> list[Result]:
+        """Run the commands of any iterable at once. Return their answers, in the same order and number.
 
         Independent (the default): each answer is the command's `Decision` or `LedgerError` (an error's `granted` is
-        False). atomic: all take effect or none; if one is denied all are, and an error is raised with nothing recorded.
+        False). atomic: all take effect or none, of at most 1,000; if one is denied all are, and an error is raised with
+        nothing recorded. A key that was answered before keeps its answer: a grant may stand beside the denials.
         """
-        commands, wrong = self._resolver.resolve_all(commands, atomic)
-        group = group_of(commands, self.caller, atomic=atomic)
+        resolved, wrong = self._resolver.resolve_all(commands_of(commands, atomic=atomic), atomic)
+        group = group_of(resolved, self.caller, atomic=atomic)
         return all_answers(self._writer.answer(group) if group.commands else [], wrong, atomic=atomic)
 
-    async def submit_async(self, commands: Sequence[AnyCommand], *, atomic: bool = False) -> list[Result]:
+    async def submit_async(self, commands: Iterable[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """Async `submit`."""
-        commands, wrong = await self._off_loop(commands, lambda: self._resolver.resolve_all(commands, atomic))
-        group = group_of(commands, self.caller, atomic=atomic)
+        asked = commands_of(commands, atomic=atomic)
+        resolved, wrong = await self._off_loop(asked, lambda: self._resolver.resolve_all(asked, atomic))
+        group = group_of(resolved, self.caller, atomic=atomic)
         return all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic=atomic)
 
     def hold_async(self, **request: Any) -> AbstractAsyncContextManager[AsyncHold]:

@@ -96,13 +96,18 @@ class LedgerReads:
     def lookup(self, key: str, portfolio: str = "main") -> Decision | None:
         """Return the decision that a key of this client got; None if the key is unused, or another client's.
 
-        After a crash it tells what became of a request whose answer was lost. Keys of archived decisions are not found.
+        After a crash it tells what became of a request whose answer was lost. An archived key is not found: it is as
+        good as unused. A caller that reads for all, such as the command line, finds the keys of all clients.
         """
         return self._reads.lookup(portfolio, key, self.caller)
 
     def desk_status(self) -> Status:
         """Return the desk's status: `halted` and `reducing` count in all portfolios (see `halt` of portfolio `*`)."""
-        return self._reads.desk_status()
+        return self.desk()[0]
+
+    def desk(self) -> tuple[Status, Decision | None]:
+        """Return the desk's status, and the halt or resume that set it; None where none did, or it is archived."""
+        return self._reads.desk()
 
     def decision(self, seq: int, portfolio: str = "main") -> Decision:
         """Return one decision by its seq in the portfolio's chain. Raise `NotFound`."""

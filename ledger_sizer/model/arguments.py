@@ -15,7 +15,7 @@ from decimal import Decimal
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.units import decimal_text, exact_decimal, not_negative, positive
+from ledger_sizer.model.units import decimal_text, exact_decimal, not_negative, parse_decimal, positive, shown
 
 encode_sorted = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=True).encode
 """Encodes a value as compact ASCII JSON with sorted keys: the canonical form of tags and requests."""
@@ -170,7 +170,7 @@ def decimal_json(value: Decimal) -> str:
 
 
 def _decimal_from_json(text: str, _name: str) -> Decimal:
-    return Decimal(text)
+    return parse_decimal(text)
 
 
 def decimal_kind(name: str, check: Callable[[Any, str], Decimal], pattern: str = AMOUNT_PATTERN, **more: Any) -> Kind:
@@ -203,7 +203,7 @@ def checked_score(value: object, name: str = "signal_score") -> Decimal:
     """Return the signal score if it is an exact number in [0, 1], else raise `InvalidRequest`. Never clamped."""
     score = exact_decimal(value, name)
     if not 0 <= score <= 1:
-        raise InvalidRequest(f"{name} must be between 0 and 1, got {score}", field=name)
+        raise InvalidRequest(f"{name} must be between 0 and 1, got {shown(score)}", field=name)
     return score
 
 

@@ -36,6 +36,9 @@ EMBEDDED = Caller(f"embedded:{DEFAULT_CLIENT}", DEFAULT_CLIENT)
 SYSTEM = Caller("ledger", "ledger")
 """The ledger itself: it ends overdue holds."""
 
+LOCAL = Caller("local", "local", sees_all=True)
+"""Whoever asks a service that has no API keys."""
+
 RECONCILE = Caller("reconcile", "reconcile")
 """The reconciliation. Its client also owns the keys of what it does for a person (see `reconcile_for`)."""
 

@@ -44,11 +44,13 @@ from ledger_sizer.model.names import (
 )
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, TAG_NAME, scope_name, tags_of
 from ledger_sizer.model.times import time_text
-from ledger_sizer.model.units import decimal_text, exact_arithmetic
+from ledger_sizer.model.units import decimal_text, exact_arithmetic, shown
 
 TTL_SECONDS_MAX = 30 * 24 * 3600
 KEY_LENGTH_MAX = 200
 LEGS_MAX = 16
+GROUP_MAX = 1000
+"""Most commands of an atomic group, in every face, and of one batch call over HTTP."""
 SYSTEM_KEY_PREFIX = "ledger:"
 """Prefix of the keys of the ledger's own commands (expiries); refused from callers."""
 
@@ -69,7 +71,8 @@ def ttl_us(value: object, name: str = "ttl_seconds") -> int:
     elif isinstance(value, Decimal):
         number = value.is_finite()
     if not number or not 0 < value <= TTL_SECONDS_MAX:  # type: ignore[operator]
-        raise InvalidRequest(f"{name} must be above 0 and at most {TTL_SECONDS_MAX} seconds, got {value}", field=name)
+        text = shown(value) if isinstance(value, Decimal) else str(value)
+        raise InvalidRequest(f"{name} must be above 0 and at most {TTL_SECONDS_MAX} seconds, got {text}", field=name)
     with exact_arithmetic():
         return max(int(value * 1_000_000), 1)  # type: ignore[operator]
 
@@ -126,10 +129,13 @@ def _instrument_from_json(form: str | Mapping[str, Any], name: str) -> Instrumen
 
 
 def _checked_legs(value: object, name: str) -> tuple[Leg, ...]:
-    if not isinstance(value, Sequence) or not all(isinstance(leg, Leg) for leg in value):
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise InvalidRequest(f"{name} must be a list of Leg, got {value!r}", field=name)
     if not 1 <= len(value) <= LEGS_MAX:
         raise InvalidRequest(f"1 to {LEGS_MAX} {name}, got {len(value)}", field=name)
+    for number, leg in enumerate(value):
+        if not isinstance(leg, Leg):
+            raise InvalidRequest(f"{name} must be a list of Leg, got {leg!r} in it", field=f"{name}.{number}")
     return tuple(value)
 
 
@@ -243,6 +249,10 @@ class Command:
             sent=False,
         ),
     ]
+    reference: Annotated[
+        str | None,
+        Argument(NOTE, "A text of your own, such as order ids; it is kept as it is.", recorded=False, metavar="TEXT"),
+    ] = None
 
     def __post_init__(self) -> None:
         check_arguments(self)
@@ -291,7 +301,7 @@ class PositionCommand(Command):
 
     def _check_together(self) -> None:
         portfolio, number = split_position_id(self.position_id)
-        object.__setattr__(self, "portfolio", portfolio_name(portfolio))
+        object.__setattr__(self, "portfolio", portfolio)
         object.__setattr__(self, "number", number)
 
 

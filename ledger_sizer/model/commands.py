@@ -45,7 +45,7 @@ from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, Leg
 from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.model.times import to_us
-from ledger_sizer.model.units import not_negative, usd_floor_e8
+from ledger_sizer.model.units import not_negative, shown, usd_floor_e8
 
 _FEE_RATE_END = Decimal("0.1")
 
@@ -53,7 +53,9 @@ _FEE_RATE_END = Decimal("0.1")
 def _checked_fee_rate(value: object, name: str) -> Decimal:
     rate = not_negative(value, name)
     if rate >= _FEE_RATE_END:
-        raise InvalidRequest(f"{name} is a fraction below {_FEE_RATE_END} (0.001 is 0.1 %), got {rate}", field=name)
+        raise InvalidRequest(
+            f"{name} is a fraction below {_FEE_RATE_END} (0.001 is 0.1 %), got {shown(rate)}", field=name
+        )
     return rate
 
 
@@ -277,7 +279,7 @@ class Resume(ScopeCommand):
 
 
 @verb(
-    "adopt", role="admin", call="POST /v1/positions", creates=True,
+    "adopt", role="trade", call="POST /v1/positions", creates=True,
     examples=(
         "adopt --tag venue=bybit --tag symbol=ETH --quantity 0.5 --price 3000 \\\n      --note 'opened by hand'",
         "adopt --quantity 0.5 --price 3000 --leg bybit,ETH/USDT:USDT,swap,sell,0.5,3000",

@@ -19,7 +19,7 @@ from ledger_sizer.model.choices import Outcome
 from ledger_sizer.model.errors import Denied, LedgerError
 from ledger_sizer.model.names import position_id
 from ledger_sizer.model.times import from_us
-from ledger_sizer.model.units import E8_MAX, usd
+from ledger_sizer.model.units import E8_MAX, usd, usd_text
 
 GENESIS_HASH = "0" * 64
 FIELD_SEPARATOR = "\x1f"
@@ -61,10 +61,10 @@ class DecisionRecord(NamedTuple):
     decided_us: int
     request: str
     trace: str
-    actor: str | None
-    client: str | None
-    reference: str | None
-    hash: str
+    actor: str | None = None
+    client: str | None = None
+    reference: str | None = None
+    hash: str = ""
 
     def logged(self) -> dict[str, object]:
         """Return the fields of the decision's log line."""
@@ -77,10 +77,10 @@ class DecisionRecord(NamedTuple):
             "outcome": self.outcome,
             "reason": self.reason,
             "position": self.position,
-            "budget_usd": None if self.budget_e8 is None else str(usd(self.budget_e8)),
+            "budget_usd": None if self.budget_e8 is None else usd_text(self.budget_e8),
             "quantity": self.quantity,
             "binding": self.binding,
-            "exposure_after_usd": str(usd(self.exposure_e8 + self.held_delta_e8 + self.open_delta_e8)),
+            "exposure_after_usd": usd_text(self.exposure_e8 + self.held_delta_e8 + self.open_delta_e8),
         }
 
     def decision(self, *, replayed: bool = False) -> "Decision":
@@ -201,7 +201,7 @@ class Decision:
 
     @property
     def binding(self) -> str | None:
-        """The scope or constraint that decided the size or the denial."""
+        """The scope or constraint that decided the size or the denial; of `group_denied` the denied neighbour's key."""
         return self.record.binding
 
     @property

@@ -1,5 +1,7 @@
 """The reasons of a denial, in order of precedence: where several apply, the first is reported. Imports nothing."""
 
+GROUP_DENIED = "group_denied"
+
 DENIALS = {
     "halted": ("New reservations are halted", "new reservations are halted in {binding}"),
     "reducing": (
@@ -23,9 +25,9 @@ DENIALS = {
         "There is no available balance to spend",
         "there is no available balance to spend",
     ),
-    "group_denied": (
+    GROUP_DENIED: (
         "Another command of the atomic group was denied",
-        "another command of its atomic group was denied",
+        "another command of its atomic group was denied: {binding}",
     ),
 }
 """By reason: the title of its problem over HTTP, and the end of a sentence about a decision (`binding`: its own)."""

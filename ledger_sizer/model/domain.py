@@ -64,12 +64,17 @@ class Position(NamedTuple):
         return usd(self.held_e8 + self.open_e8)
 
     @property
+    def live(self) -> bool:
+        """Whether it is held or open. The other states are final."""
+        return self.state in ("held", "open")
+
+    @property
     def pending(self) -> bool:
         """Whether it may still fill: it is live and its hold has an expiry. It may also be open already.
 
         In SQL: `tables.PENDING`.
         """
-        return self.expires_us is not None and self.state in ("held", "open")
+        return self.expires_us is not None and self.live
 
     def is_due(self, now_us: int) -> bool:
         """Return True if its hold is overdue."""

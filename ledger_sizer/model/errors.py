@@ -19,6 +19,8 @@ error, so that a careless `if result.granted` stays safe.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
+from ledger_sizer.model.denials import GROUP_DENIED
+
 if TYPE_CHECKING:
     from ledger_sizer.model.decisions import Decision
 
@@ -95,8 +97,9 @@ class Denied(LedgerError):
     code = "denied"
 
     def __init__(self, decision: "Decision") -> None:
+        by = "denied by" if decision.reason == GROUP_DENIED else "bound by"
         super().__init__(
-            f"{decision.command} {decision.key!r} denied: {decision.reason} (bound by {decision.binding or 'nothing'})"
+            f"{decision.command} {decision.key!r} denied: {decision.reason} ({by} {decision.binding or 'nothing'})"
         )
         self.decision = decision
 

@@ -25,7 +25,7 @@ from ledger_sizer.model.arguments import (
 )
 from ledger_sizer.model.choices import MarketKind, Side
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.units import exact_arithmetic
+from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
@@ -77,7 +77,8 @@ class InstrumentInfo:
         check_arguments(self)
         if self.max_qty < self.min_qty:
             raise InvalidRequest(
-                f"{self.symbol}: max_qty {self.max_qty} is below min_qty {self.min_qty}", field="max_qty"
+                f"{self.symbol}: max_qty {decimal_text(self.max_qty)} is below min_qty {decimal_text(self.min_qty)}",
+                field="max_qty",
             )
 
     @property

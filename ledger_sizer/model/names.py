@@ -14,6 +14,9 @@ DESK = "*"
 No portfolio can have this name.
 """
 
+SEQ_MAX = 10**18 - 1
+"""Largest seq that may be asked for, and largest number of a position: 18 digits."""
+
 _PORTFOLIO = re.compile(PORTFOLIO_PATTERN)
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 """Number of a position, without leading zeros: one position has one name."""
@@ -40,6 +43,6 @@ def split_position_id(value: object) -> tuple[str, int]:
     """Split `main-17` into (`main`, 17). Raise `InvalidRequest` for anything that is no position name."""
     if isinstance(value, str):
         portfolio, dash, number = value.rpartition("-")
-        if dash and portfolio and _NUMBER.fullmatch(number):
+        if dash and _PORTFOLIO.fullmatch(portfolio) and _NUMBER.fullmatch(number):
             return portfolio, int(number)
     raise InvalidRequest(f"position_id must look like 'main-17', got {value!r}", field="position_id")

@@ -235,7 +235,7 @@ class Run:
     @property
     def duration_seconds(self) -> Decimal:
         """Time from the first request to the record."""
-        return Decimal(self.finished_us - self.started_us).scaleb(-6)
+        return Decimal(f"{self.finished_us - self.started_us}E-6")
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,10 @@ def tags_of(value: object) -> Tags:
         raise InvalidRequest(f"tags must be a mapping such as {{'venue': 'bybit'}}, got {value!r}", field="tags")
     try:
         return _validated_tags(tuple(value.items()))
-    except TypeError:
+    except TypeError:  # a name or a value that has no hash
+        for name, tag in value.items():
+            if is_dimension(name):
+                label_text(tag, f"tags.{name}")
         raise InvalidRequest(f"tags must map text to text, got {dict(value)!r}", field="tags") from None
 
 
@@ -95,7 +98,8 @@ def scope_name(value: object) -> str:
     if isinstance(value, str):
         dimension, _, tag = value.partition("=")
         if tag and is_dimension(dimension):
-            return label_text(value, "scope", length_max=161)
+            label_text(tag, "scope")
+            return str.__str__(value)
     raise InvalidRequest(f"scope must be 'portfolio' or like 'venue=bybit', got {value!r}", field="scope")
 
 

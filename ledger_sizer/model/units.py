@@ -8,7 +8,7 @@ gave. A notional rounds up: the ledger counts at least what is at risk. A quanti
 """
 
 from contextlib import AbstractContextManager
-from decimal import ROUND_DOWN, Context, Decimal, localcontext
+from decimal import ROUND_DOWN, Context, Decimal, DivisionByZero, InvalidOperation, Overflow, localcontext
 from math import lcm
 
 from ledger_sizer.model.errors import InvalidRequest
@@ -23,15 +23,26 @@ _ADJUSTED_MAX = 29
 _EXPONENT_MIN = -36
 PRECISION = 150
 
-_CONTEXT = Context(prec=PRECISION, rounding=ROUND_DOWN)
+# Every field is given: what is left out would come from `decimal.DefaultContext`, which an application may change.
+_CONTEXT = Context(
+    prec=PRECISION, rounding=ROUND_DOWN, Emin=-999_999, Emax=999_999, capitals=1, clamp=0, flags=[],
+    traps=[InvalidOperation, DivisionByZero, Overflow],
+)  # fmt: skip
 
 
 def exact_arithmetic() -> AbstractContextManager[Context]:
     """Return a decimal context wide enough that no product or floor division here is inexact.
 
-    Libraries (ccxt among them) change the thread's context, so arithmetic never relies on it.
+    Libraries (ccxt among them) change the thread's context, so arithmetic never relies on it. What rounds needs it:
+    `+ - * / // %`, a unary minus, `abs`, `sum`, `round`, and the methods of Decimal. Comparisons, `min`, `max`, `int`
+    and the texts of `decimal_text` are exact in any context.
     """
     return localcontext(_CONTEXT)
+
+
+def parse_decimal(text: str) -> Decimal:
+    """Return the number in a text, exactly. Raises `InvalidOperation` for what is none, whatever the thread traps."""
+    return Decimal(text, _CONTEXT)
 
 
 def exact_decimal(value: object, field: str) -> Decimal:
@@ -52,22 +63,28 @@ def exact_decimal(value: object, field: str) -> Decimal:
             hint = "; write Decimal('0.1'), not 0.1" if isinstance(value, float) else ""
             raise InvalidRequest(f"{field} must be a Decimal, got {kind} {value!r}{hint}", field=field)
     if not value.is_finite():
-        raise InvalidRequest(f"{field} must be a finite number, got {value}", field=field)
+        raise InvalidRequest(f"{field} must be a finite number, got {shown(value)}", field=field)
     exponent = value.as_tuple().exponent
     if value and (value.adjusted() > _ADJUSTED_MAX or exponent < _EXPONENT_MIN):  # type: ignore[operator]
         raise InvalidRequest(
-            f"{field} is out of range: {value:.6E} (at most {_ADJUSTED_MAX + 1} digits before the point, "
+            f"{field} is out of range: {shown(value, '.6E')} (at most {_ADJUSTED_MAX + 1} digits before the point, "
             f"{-_EXPONENT_MIN} after)",
             field=field,
         )
     return value if value else Decimal(0)
 
 
+def shown(value: Decimal, form: str = "") -> str:
+    """Return a number as messages show it. Its rounding and the letter of its exponent are those of any thread."""
+    with exact_arithmetic():
+        return format(value, form)
+
+
 def positive(value: object, field: str) -> Decimal:
     """Return `exact_decimal(value)`; raise `InvalidRequest` unless it is above zero."""
     number = exact_decimal(value, field)
     if number <= 0:
-        raise InvalidRequest(f"{field} must be above 0, got {number}", field=field)
+        raise InvalidRequest(f"{field} must be above 0, got {shown(number)}", field=field)
     return number
 
 
@@ -75,7 +92,7 @@ def not_negative(value: object, field: str) -> Decimal:
     """Return `exact_decimal(value)`; raise `InvalidRequest` if it is below zero."""
     number = exact_decimal(value, field)
     if number < 0:
-        raise InvalidRequest(f"{field} must be 0 or above, got {number}", field=field)
+        raise InvalidRequest(f"{field} must be 0 or above, got {shown(number)}", field=field)
     return number
 
 
@@ -104,7 +121,7 @@ def usd_ceil_e8(value: Decimal, field: str = "amount_usd") -> int:
 def _require_64_bits(whole: int, value: Decimal, field: str) -> int:
     if not -E8_MAX <= whole <= E8_MAX:
         most = E8_MAX // USD_SCALE
-        raise InvalidRequest(f"{field} does not fit: {value} USD (at most {most} USD either way)", field=field)
+        raise InvalidRequest(f"{field} does not fit: {shown(value)} USD (at most {most} USD either way)", field=field)
     return whole
 
 

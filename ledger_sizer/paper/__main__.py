@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from ledger_sizer.model.units import parse_decimal
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_PASSPHRASE, DEFAULT_SECRET
 from ledger_sizer.paper.markets import VENUES
 from ledger_sizer.paper.server import PaperServer
@@ -33,7 +34,7 @@ Make things happen that an exchange would not do for you:
 
 def _decimal(text: str) -> Decimal:
     try:
-        value = Decimal(text)
+        value = parse_decimal(text)
     except InvalidOperation:
         raise typer.BadParameter(f"{text!r} is no number") from None
     if not value.is_finite() or value < 0:

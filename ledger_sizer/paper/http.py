@@ -7,7 +7,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
-from ledger_sizer.model.units import decimal_text
+from ledger_sizer.model.units import decimal_text, exact_arithmetic, parse_decimal
 from ledger_sizer.paper.exchange import Account, PaperExchange, RequestRefused
 from ledger_sizer.paper.markets import Market
 
@@ -74,10 +74,11 @@ def respond(dialect: Dialect, request: ExchangeRequest) -> ExchangeResponse | No
     """Execute one request; None when the exchange has no such path."""
     route = (request.method, request.path)
     try:
-        if route in dialect.public:
-            return ExchangeResponse(200, dialect.public[route](request))
-        if route in dialect.private:
-            return ExchangeResponse(200, dialect.private[route](dialect.account(request), request))
+        with exact_arithmetic():
+            if route in dialect.public:
+                return ExchangeResponse(200, dialect.public[route](request))
+            if route in dialect.private:
+                return ExchangeResponse(200, dialect.private[route](dialect.account(request), request))
     except RequestRefused as refused:
         return dialect.refusal(refused, request.path)
     return None
@@ -86,7 +87,7 @@ def respond(dialect: Dialect, request: ExchangeRequest) -> ExchangeResponse | No
 def decimal_of(arguments: Mapping[str, Any], name: str) -> Decimal:
     """Parse an argument as a finite Decimal. Raises `RequestRefused`."""
     try:
-        value = Decimal(str(arguments[name]))
+        value = parse_decimal(str(arguments[name]))
     except (KeyError, InvalidOperation):
         raise RequestRefused("bad_request", f"parameter {name} is missing or no number") from None
     if not value.is_finite():

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
+from ledger_sizer.model.units import exact_arithmetic
+
 Venue = Literal["bybit", "binance", "okx"]
 VENUES: tuple[Venue, ...] = ("bybit", "binance", "okx")
 
@@ -46,14 +48,14 @@ class Market:
 
 def markets_of(venue: Venue) -> tuple[Market, ...]:
     """Return all markets of one exchange: spot and USDT perpetual of each asset, and one coin-margined perpetual."""
-    found = [_market(venue, base, kind) for base in PRICES for kind in ("spot", "swap")]
+    with exact_arithmetic():
+        found = [_market(venue, base, kind) for base in PRICES for kind in ("spot", "swap")]
     inverse = {"bybit": "BTCUSD", "binance": "BTCUSD_PERP", "okx": "BTC-USD-SWAP"}[venue]
-    hundred = Decimal(100)
-    usd = Decimal(1) if venue == "bybit" else hundred
+    usd = 1 if venue == "bybit" else 100
     return (
         *found,
-        Market("BTC/USD:BTC", inverse, "BTC", "swap", usd, usd, 1_000_000 * usd, 100_000 * usd, Decimal(0),
-               Decimal("0.1"), usd, inverse=True),
+        Market("BTC/USD:BTC", inverse, "BTC", "swap", Decimal(usd), Decimal(usd), Decimal(1_000_000 * usd),
+               Decimal(100_000 * usd), Decimal(0), Decimal("0.1"), Decimal(usd), inverse=True),
     )  # fmt: skip
 
 

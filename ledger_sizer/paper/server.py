@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
+from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.paper import control
 from ledger_sizer.paper.binance import Binance
 from ledger_sizer.paper.bybit import Bybit
@@ -63,7 +64,8 @@ class Venues:
         return JSONResponse({venue: self._state_of(venue) for venue in self.dialects})
 
     def _state_of(self, venue: str) -> dict[str, Any]:
-        return control.state_of(self.dialects[venue].exchange, self.faults[venue])
+        with exact_arithmetic():
+            return control.state_of(self.dialects[venue].exchange, self.faults[venue])
 
     def _state(self, request: Request) -> Response:
         venue = request.path_params["venue"]
@@ -81,7 +83,8 @@ class Venues:
             )
         try:
             form = json.loads(await request.body() or b"{}")
-            control.ACTIONS[action](self.dialects[venue].exchange, self.faults[venue], form)
+            with exact_arithmetic():
+                control.ACTIONS[action](self.dialects[venue].exchange, self.faults[venue], form)
         except (RequestRefused, ValueError, KeyError, TypeError) as error:
             return _error_response(422, f"{action}: {error}")
         return JSONResponse(self._state_of(venue))

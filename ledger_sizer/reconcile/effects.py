@@ -157,7 +157,7 @@ class Effects:
         manual: dict[str, int] = {}
         automatic: dict[str, int] = {}
         try:
-            thaws = self._ledger.history(self._portfolio, command="thaw", since=since, limit=1000)
+            thaws = self._ledger.history(self._portfolio, command="thaw", outcome="applied", since=since, limit=1000)
         except NotFound:  # nobody used the portfolio yet
             return manual, automatic
         for thaw in thaws:

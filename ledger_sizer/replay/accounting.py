@@ -33,7 +33,8 @@ class Order:
     @property
     def bucket(self) -> int:
         """Index in `BUCKETS`, 0 to 4."""
-        return min(int(self.score * 5), 4)
+        with exact_arithmetic():
+            return min(int(self.score * 5), 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from typing import IO, NoReturn, cast
 from ledger_sizer.exchanges.known_markets import MarketKey
 from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.units import exact_decimal, positive
+from ledger_sizer.model.units import exact_decimal, parse_decimal, positive
 
 COLUMNS = ("time", "exchange", "pair", "contract", "open", "high", "low", "close", "funding rate")
 INTERVAL_MIN = timedelta(hours=1)
@@ -258,13 +258,13 @@ class _Row:
     def rate(self) -> Decimal:
         """Return the funding rate, a fraction per interval."""
         rate = self._number("funding rate", is_price=False)
-        if abs(rate) > 1:
+        if not -1 <= rate <= 1:
             self.reject("funding rate", "is more than the whole notional; it is a fraction, 0.0001 is one basis point")
         return rate
 
     def _number(self, column: str, *, is_price: bool) -> Decimal:
         try:
-            number = Decimal(self.text(column))
+            number = parse_decimal(self.text(column))
         except InvalidOperation:
             self.reject(column, "is not a number")
         try:

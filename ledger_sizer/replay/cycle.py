@@ -216,7 +216,7 @@ class Cycle:
         turn = self._bar_count % len(self._bots)
         for bot in (*self._bots[turn:], *self._bots[:turn]):
             wanted = [
-                (-signal.score, key)
+                (signal.score.copy_negate(), key)
                 for key in self._quotes
                 if (signal := signals.get((bot.name, key))) is not None and signal.enters
             ]
@@ -224,7 +224,7 @@ class Cycle:
             for book in self._books:
                 free = [(score, key) for score, key in wanted if not book.is_busy(bot, key)]
                 for minus_score, (venue, coin) in free[: POSITIONS_PER_BOT - book.busy_count(bot)]:
-                    yield self._reserve(book, bot, MARKETS[venue, coin], -minus_score, 1)
+                    yield self._reserve(book, bot, MARKETS[venue, coin], minus_score.copy_negate(), 1)
 
     def _reserve(self, book: Book, bot: Strategy, market: Market, score: Decimal, attempt: int) -> Step:
         quote = self._quotes[market.key]

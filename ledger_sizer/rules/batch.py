@@ -12,13 +12,14 @@ from ledger_sizer.model.caller import EMBEDDED, SYSTEM, Caller
 from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX, PositionCommand
 from ledger_sizer.model.commands import EXPIRE, STEP_BACK, AnyCommand
 from ledger_sizer.model.decisions import Decision, DecisionRecord, Result
+from ledger_sizer.model.denials import GROUP_DENIED
 from ledger_sizer.model.errors import InternalError, KeyReused, LedgerError, NotFound
 from ledger_sizer.model.names import DESK, position_id
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.rules.decide import decide, expire
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.state import PortfolioState, Verdict
-from ledger_sizer.rules.trace import trace_text
+from ledger_sizer.rules.trace import group_text, trace_text
 
 States = dict[str, PortfolioState]
 
@@ -133,7 +134,8 @@ def _answer(
     request = command.request_text()
     known = state.records.get(command.key)
     if known is not None:
-        if not caller.owns(known.client) or not _same_request(known.request, request):
+        same = known.reference == command.reference and _same_request(known.request, request)
+        if not same or not caller.owns(known.client):
             return _key_reused(known, caller)
         return known.decision(replayed=known.hash not in own_hashes)
     try:
@@ -146,7 +148,7 @@ def _answer(
         defect.__cause__ = error
         defect.log_fields = {"command": command.verb, "key": command.key, "portfolio": command.portfolio}
         return defect
-    decision = state.apply(command.verb, command.key, request, verdict, now_us, caller).decision()
+    decision = state.apply(command.verb, command.key, request, verdict, now_us, caller, command.reference).decision()
     if command.portfolio == DESK:
         for other in states.values():
             other.desk_status = state.scope(PORTFOLIO_SCOPE).status
@@ -198,34 +200,57 @@ def _answer_atomic(
     if not any(result.outcome == "denied" for result in results):
         states.update(forks)
         return results
+    cause = causing_denial(results)
+    assert cause is not None
     return [
-        _deny_in_group(states[command.portfolio], command, result, now_us, own_hashes, caller)
+        _deny_in_group(states[command.portfolio], command, result.record, cause.record, now_us, own_hashes, caller)
         for command, result in zip(commands, results, strict=True)
+        if isinstance(result, Decision)
     ]
+
+
+def causing_denial(results: Sequence[Result]) -> Decision | None:
+    """Return the decision that denied a group: its first denial with a reason of its own. None where all pass.
+
+    An earlier group's `group_denied` counts where there is no other.
+    """
+    denials = [result for result in results if isinstance(result, Decision) and result.outcome == "denied"]
+    return next((denial for denial in denials if denial.reason != GROUP_DENIED), denials[0] if denials else None)
 
 
 def _deny_in_group(
     state: PortfolioState,
     command: AnyCommand,
-    result: Result,
+    tried: DecisionRecord,
+    cause: DecisionRecord,
     now_us: int,
     own_hashes: frozenset[str],
     caller: Caller,
 ) -> Result:
-    """Deny one command of a denied group: for its own reason, or as `group_denied`."""
+    """Deny one command of a denied group: for its own reason, or as `group_denied`, bound by the neighbour's key.
+
+    tried: its decision after the commands before it in the group, which had no effect. cause: the denial that denied
+    the group.
+    """
     known = state.records.get(command.key)
     if known is not None:
         return known.decision(replayed=known.hash not in own_hashes)
-    own = isinstance(result, Decision) and result.outcome == "denied"
+    own = tried.outcome == "denied"
     position = state.positions.get(command.number) if isinstance(command, PositionCommand) else None
     tags = position.tags if position is not None else tags_of(getattr(command, "tags", NO_TAGS))
     verdict = Verdict(
         outcome="denied",
-        reason=result.reason if own else "group_denied",
-        binding=result.binding if own and isinstance(result, Decision) else None,
+        reason=tried.reason if own else GROUP_DENIED,
+        binding=tried.binding if own else cause.key,
         position=position,
         tags=tags,
-        trace=trace_text([state.scope(name) for name in tags.scopes]),
+        fraction=tried.fraction,
+        raw_budget=tried.raw_budget,
+        trace=trace_text(
+            [state.scope(name) for name in tags.scopes], group=group_text(tried.trace, None if own else cause)
+        ),
     )
     now_us = state.decision_time(now_us)
-    return state.apply(command.verb, command.key, command.request_text(), verdict, now_us, caller).decision()
+    return state.apply(
+        command.verb, command.key, command.request_text(), verdict, now_us, caller, command.reference
+    ).decision()

@@ -27,7 +27,7 @@ from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.instruments import Leg
 from ledger_sizer.model.scope_settings import NO_SETTINGS
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, Tags, tags_of
-from ledger_sizer.model.units import E8_MAX, USD_SCALE, decimal_text, exact_arithmetic, notional_e8, usd
+from ledger_sizer.model.units import E8_MAX, decimal_text, exact_arithmetic, notional_e8, usd
 from ledger_sizer.rules.bounds import bounds
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.sizing import Match, gross_of_spot_fee, match_quantity, net_of_spot_fee
@@ -36,6 +36,8 @@ from ledger_sizer.rules.trace import SCOPE_COMMANDS, trace_text
 
 DESK_BINDING = "desk"
 """The `binding` of a denial for the desk's own status. No scope can have this name."""
+
+_LEAST_USD = usd(1)  # less holds nothing
 
 
 def decide(state: PortfolioState, command: Command, now_us: int, policy: Policy) -> Verdict:
@@ -115,7 +117,7 @@ def _objections(
         yield matched.reason, binding
     if command.min_notional_usd is not None and usd(budget_e8) < command.min_notional_usd:
         yield "below_min_notional", binding
-    if budget_e8 <= 0 and command.available_balance is not None and command.available_balance * USD_SCALE < 1:
+    if budget_e8 <= 0 and command.available_balance is not None and command.available_balance < _LEAST_USD:
         yield "insufficient_balance", "available_balance"
     elif budget_e8 <= 0:
         yield "below_min_notional", binding

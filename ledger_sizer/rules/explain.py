@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.denials import DENIALS
+from ledger_sizer.model.denials import DENIALS, GROUP_DENIED
 from ledger_sizer.model.instruments import instrument_from_json
 from ledger_sizer.model.times import from_us, time_text
 from ledger_sizer.model.units import decimal_text, usd, usd_floor_e8, usd_text
@@ -35,12 +35,14 @@ def explain(decision: Decision) -> Explanation:
     """Explain a decision: the request, each step of the formula, each scope's headroom, the binding constraint."""
     request = json.loads(decision.request)
     trace = json.loads(decision.trace)
+    group = trace.get("group")
+    trace = trace if group is None else group["tried"]
     states = [_scope_state(row) for row in trace.get("scopes", ())]
     scopes = [_scope_data(state) for state in states]
     steps = _sizing_steps(decision, request, trace)
     largest = _largest_grantable(request, trace.get("policy"), states, decision.record.decided_us)
     version = _settings_version(trace.get("policy"))
-    lines = [_headline(decision)]
+    lines = [_headline(decision), *_group_lines(decision, group)]
     lines += [step["words"] for step in steps]
     lines += [_scope_line(scope) for scope in scopes]
     lines += _match_lines(trace.get("match"))
@@ -48,7 +50,7 @@ def explain(decision: Decision) -> Explanation:
         lines.append(_largest_line(largest))
     if version is not None:
         lines.append(f"Settings version: {version}.")
-    if trace.get("note") == "late_fill":
+    if trace.get("note") == "late_fill" and decision.outcome != "denied":
         lines.append("The hold had expired before the fill: the fill is a fact, so it was recorded as a new position.")
     lines.append(
         f"Exposure of {decision.portfolio}: {_money(decision.exposure_before)} before, "
@@ -76,6 +78,7 @@ def explain(decision: Decision) -> Explanation:
         "policy": trace.get("policy"),
         "match": trace.get("match"),
         "note": trace.get("note"),
+        "group": None if group is None else {"denied_by": group.get("denied_by")},
         "exposure_before": decimal_text(decision.exposure_before),
         "exposure_after": decimal_text(decision.exposure_after),
         "hash": decision.hash,
@@ -85,9 +88,15 @@ def explain(decision: Decision) -> Explanation:
 
 def reason_in_words(decision: Decision) -> str:
     """Return the denial reason as the end of a sentence; empty for a decision that was not denied."""
-    reason = decision.reason or ""
+    return _reason_in_words(decision.reason or "", decision.binding)
+
+
+def _reason_in_words(reason: str, binding: str | None) -> str:
     _, words = DENIALS.get(reason, ("", reason))
-    return words.format(binding=decision.binding)
+    if reason == GROUP_DENIED:
+        # Decisions of earlier versions name no neighbour.
+        return words.format(binding=repr(binding)) if binding is not None else words.partition(":")[0]
+    return words.format(binding=binding)
 
 
 def _headline(decision: Decision) -> str:
@@ -98,6 +107,19 @@ def _headline(decision: Decision) -> str:
         size = "" if decision.quantity is None else f", quantity {decimal_text(decision.quantity)}"
         return f"{where}: granted {_money(decision.budget)}{size}; bound by {decision.binding}."
     return f"{where}: {decision.outcome}."
+
+
+def _group_lines(decision: Decision, group: Mapping[str, Any] | None) -> list[str]:
+    """Say who denied the group, and what the figures of a member of a denied group are."""
+    if group is None:
+        return []
+    line = "It was sent in an atomic group that was denied; the figures are those after the commands before it there."
+    by = group.get("denied_by")
+    if by is None:
+        return [line]
+    where = "" if by["portfolio"] == decision.portfolio else f" in {by['portfolio']}"
+    words = _reason_in_words(by["reason"], by["binding"])
+    return [f"Denied by its neighbour {by['key']!r}{where}: {by['reason']}. In words: {words}.", line]
 
 
 def _sizing_steps(decision: Decision, request: dict[str, Any], trace: dict[str, Any]) -> list[dict[str, Any]]:

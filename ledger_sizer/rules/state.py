@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.choices import Outcome, Status
-from ledger_sizer.model.decisions import DecisionRecord, chain_hash, fields_text
+from ledger_sizer.model.decisions import GENESIS_HASH, DecisionRecord, chain_hash, fields_text
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.scope_settings import NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
@@ -149,6 +149,22 @@ class PortfolioState:
         self.loaded_seq = last_seq
         self.loaded_hash = last_hash
 
+    @classmethod
+    def begun(cls, id_: int, name: str, cap_e8: int) -> "PortfolioState":
+        """Return a portfolio that is not stored yet. Its rows are written with its first decision, or not at all.
+
+        cap_e8: of the whole, 1e-8 USD.
+        """
+        state = cls(id_, name, 0, GENESIS_HASH, 0)
+        state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=cap_e8))
+        state.dirty_scopes.add(PORTFOLIO_SCOPE)
+        return state
+
+    @property
+    def begins(self) -> bool:
+        """Whether the batch is the portfolio's first: it has no rows yet."""
+        return self.loaded_seq == 0 and self.scope(PORTFOLIO_SCOPE).stored is None
+
     def decision_time(self, now_us: int) -> int:
         """Return the time of the portfolio's next decision (see `decision_time`)."""
         return decision_time(now_us, self.last_us)
@@ -182,7 +198,16 @@ class PortfolioState:
         copy.loaded_seq, copy.loaded_hash = self.loaded_seq, self.loaded_hash
         return copy
 
-    def apply(self, verb: str, key: str, request: str, verdict: Verdict, now_us: int, caller: Caller) -> DecisionRecord:
+    def apply(
+        self,
+        verb: str,
+        key: str,
+        request: str,
+        verdict: Verdict,
+        now_us: int,
+        caller: Caller,
+        reference: str | None = None,
+    ) -> DecisionRecord:
         """Change the state by a verdict and append its decision to the chain. Return the record."""
         whole = self.scope(PORTFOLIO_SCOPE)
         exposure_e8, headroom_e8 = whole.exposure_e8, whole.headroom_e8
@@ -221,7 +246,7 @@ class PortfolioState:
             verdict.trace,
             caller.actor,
             caller.client,
-            None,
+            reference,
         )
         text = fields_text(fields)
         digest = chain_hash(self.last_hash, text)
@@ -249,13 +274,13 @@ class PortfolioState:
         self.administered.add(after.name)
 
     def begin_next_batch(self) -> None:
-        """Treat the batch as stored: forget its changes, and keep what the next batch may need."""
+        """Treat the batch as stored: forget its changes, and keep what the next batch may need: no ended position."""
         for name in self.dirty_scopes:
             scope = self.scopes[name]
             scope.stored = (scope.held_e8, scope.open_e8)
         for number in self.dirty_positions:
             position = self.positions[number]
-            if position.state not in ("held", "open"):
+            if not position.live:
                 del self.positions[number]
         self.scopes_known.update(self.scopes)
         self.late_fills.clear()

@@ -4,7 +4,8 @@
                                     frozen or has a `fresh_until` adds: frozen (0 or 1), fresh_until_us | null;
                                     then an object of all later settings that differ from their default
  "desk": "halted",                   the desk's status, where it is not active
- "policy": {...}, "match": {...}, "legs": [...], "note": "late_fill", "after": [...]}  where they apply
+ "policy": {...}, "match": {...}, "legs": [...], "note": "late_fill", "after": [...],   where they apply
+ "group": {"tried": trace, "denied_by": {...}}}     of a member of a denied group: see `group_text`
 """
 
 import json
@@ -15,6 +16,7 @@ from typing import Any
 from ledger_sizer.model.choices import Status
 from ledger_sizer.model.command_base import ScopeCommand
 from ledger_sizer.model.commands import COMMANDS
+from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.instruments import Leg, legs_text
 from ledger_sizer.model.scope_settings import LATER, NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.units import decimal_text
@@ -69,6 +71,7 @@ def trace_text(
     legs: Sequence[Leg] = (),
     note: str | None = None,
     after: ScopeState | None = None,
+    group: str | None = None,
 ) -> str:
     """Return the trace. Built by hand: every decision writes one, and a general encoder takes three times as long."""
     parts = [f'"scopes":[{_scope_rows(scopes)}]']
@@ -89,4 +92,18 @@ def trace_text(
         parts.append(f'"note":{_quoted(note)}')
     if after is not None:
         parts.append(f'"after":{_scope_rows([after])}')
+    if group is not None:
+        parts.append(f'"group":{group}')
     return "{" + ",".join(parts) + "}"
+
+
+def group_text(tried: str, denied_by: DecisionRecord | None) -> str:
+    """Return what the trace of a member of a denied group adds to the state that the group found and left.
+
+    tried: the member's trace after the commands before it in the group. denied_by: the neighbour's denial; None for a
+    member that was denied for a reason of its own.
+    """
+    if denied_by is None:
+        return f'{{"tried":{tried}}}'
+    neighbour = {name: getattr(denied_by, name) for name in ("portfolio", "key", "reason", "binding")}
+    return f'{{"tried":{tried},"denied_by":{_encode(neighbour)}}}'

@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, case, func, insert, select, update
 
 from ledger_sizer.model.arguments import label_text
+from ledger_sizer.model.caller import LOCAL, Caller
 from ledger_sizer.model.choices import ROLES, Role
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import portfolio_name
@@ -32,7 +33,11 @@ _TOKEN = re.compile(r"lsk_([0-9a-f]{12})_[0-9a-f]{64}")
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without its secret. portfolios: the only ones it may touch; None means all."""
+    """A key without its secret. portfolios: the only ones it may touch; None means all.
+
+    client: the name of the client that its idempotency keys belong to; None: the key itself is the client. API keys of
+    one client share idempotency keys, so that a bot may get a new API key.
+    """
 
     key_id: str
     name: str
@@ -40,6 +45,14 @@ class ApiKey:
     portfolios: tuple[str, ...] | None
     created_at: datetime
     revoked_at: datetime | None
+    client: str | None = None
+
+    @property
+    def caller(self) -> Caller:
+        """Who sends a command with this key. One that only reads has no commands of its own: it sees those of all."""
+        if not self.key_id:
+            return LOCAL
+        return Caller(f"api:{self.key_id}:{self.name}", self.client or self.key_id, sees_all=self.role != "trade")
 
     def may(self, role: Role) -> bool:
         """Whether its role covers `role`."""
@@ -66,13 +79,22 @@ Record = Callable[["ApiKey", str], None]
 
 
 def create_key(
-    engine: Engine, name: str, role: str, portfolios: Sequence[str] = (), *, record: Record | None = None
+    engine: Engine,
+    name: str,
+    role: str,
+    portfolios: Sequence[str] = (),
+    client: str | None = None,
+    *,
+    record: Record | None = None,
 ) -> NewKey:
-    """Create a key. Raises `InvalidRequest` for an unknown role or an invalid name, and beyond `KEYS_MAX` keys.
+    """Create a key. portfolios: the only ones it may touch, none for all. client: see `ApiKey`.
 
     record: called before the key exists, so that no key is made unrecorded.
+    Raises `InvalidRequest` for an unknown role or an invalid name, and beyond `KEYS_MAX` keys.
     """
     label_text(name, "name")
+    if client is not None:
+        client = label_text(client, "client")
     if role not in ROLES:
         raise InvalidRequest(f"role must be one of {', '.join(ROLES)}, got {role!r}", field="role")
     bound = tuple(dict.fromkeys(portfolio_name(portfolio) for portfolio in portfolios)) or None
@@ -85,11 +107,12 @@ def create_key(
         portfolios=None if bound is None else json.dumps(bound),
         token_hash=_hash(token),
         created_us=database_now_us(),
+        client=client,
     )
     if record is not None:
         with read_transaction(engine) as connection:
             _require_room(connection)
-        record(ApiKey(key_id, name, role, bound, datetime.now(UTC), None), "created")
+        record(ApiKey(key_id, name, role, bound, datetime.now(UTC), None, client), "created")
     with write_transaction(engine, "create an API key") as connection:
         _require_room(connection)
         connection.execute(row)
@@ -189,4 +212,5 @@ def _key_of_row(row: Any) -> ApiKey:
         portfolios=None if row.portfolios is None else tuple(json.loads(row.portfolios)),
         created_at=from_us(row.created_us),
         revoked_at=None if row.revoked_us is None else from_us(row.revoked_us),
+        client=row.client,
     )

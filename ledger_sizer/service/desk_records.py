@@ -46,8 +46,7 @@ def key_recorder(ledger: Ledger) -> Callable[[ApiKey, str], None]:
 
     def record(key: ApiKey, event: str) -> None:
         portfolios = "all" if key.portfolios is None else ", ".join(key.portfolios)
-        client = getattr(key, "client", None) or key.key_id
-        details = {"name": key.name, "role": key.role, "portfolios": portfolios, "client": client}
+        details = {"name": key.name, "role": key.role, "portfolios": portfolios, "client": key.caller.client}
         with calling_as(Caller(ledger.caller.actor, _KEYS_CLIENT)):
             ledger.run(
                 Remark(

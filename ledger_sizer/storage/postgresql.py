@@ -19,25 +19,22 @@ from psycopg.pq import TransactionStatus
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from ledger_sizer.model.decisions import FIELD_SEPARATOR, GENESIS_HASH, NONE_MARK
+from ledger_sizer.model.decisions import FIELD_SEPARATOR, NONE_MARK
 from ledger_sizer.model.names import DESK
-from ledger_sizer.model.scope_settings import ScopeSettings
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE
-from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage import postgresql_sql as sql
 from ledger_sizer.storage.clock import ClockGuard
 from ledger_sizer.storage.postgresql_connection import CONFIRM
 from ledger_sizer.storage.postgresql_sql import ROW_SEPARATOR
 from ledger_sizer.storage.write_store import (
-    SCOPE_CHANGE,
     FenceLost,
     PortfolioChanges,
     PortfolioNeed,
     expiries_per_portfolio,
+    new_portfolio_row,
     position_from_row,
     record_from_row,
     scope_from_row,
-    scope_row,
 )
 
 _PIPELINE_CHARACTERS_MAX = 100_000
@@ -92,7 +89,7 @@ class PostgresStore:
     ) -> tuple[dict[str, PortfolioState], int]:
         """Lock and load in one round trip. See `WriteStore`."""
         connection = self._connection()
-        ids = self._portfolio_ids(connection, needs, new_cap_e8)
+        ids, begun = self._portfolio_ids(connection, needs)
         if not ids:
             return {}, now_us or 0  # only portfolios that do not exist: nothing to load
         requested = {(ids[name], scope) for name in ids for scope in needs[name].scopes}
@@ -117,28 +114,29 @@ class PostgresStore:
             if connection.execute(sql.LEASE, [fence.name, fence.owner, fence.epoch]).fetchone() is None:
                 raise FenceLost
         states = {row[0]: PortfolioState(*row) for row in locked.fetchall()}
+        states |= {ids[name]: PortfolioState.begun(ids[name], name, new_cap_e8) for name in begun}
         found_us, desk_status, positions, decisions, scopes, expiries = loaded.fetchall()[0]
         if now_us is None:
             self._guard.check(found_us, begun_ns, self._guard.monotonic_ns())
-        for portfolio_id, expiry_us in expiries:
+        for portfolio_id, expiry_us in expiries or ():
             states[portfolio_id].next_expiry_us = expiry_us
-            states[portfolio_id].desk_status = desk_status
+        for state in states.values():
+            state.desk_status = desk_status
         self._fill_states(connection, states, requested, positions or (), decisions or (), scopes or ())
         return {state.name: state for state in states.values()}, found_us
 
     def _portfolio_ids(
-        self, connection: psycopg.Connection[Any], needs: dict[str, PortfolioNeed], new_cap_e8: int
-    ) -> dict[str, int]:
+        self, connection: psycopg.Connection[Any], needs: dict[str, PortfolioNeed]
+    ) -> tuple[dict[str, int], list[str]]:
+        """Return the ids of the portfolios, and the names of those that begin with this batch."""
         if any(name not in self._ids for name in needs):
             self._ids.update(connection.execute(sql.IDS, [list(needs)]).fetchall())
-            names = [name for name, need in needs.items() if need.creates and name not in self._ids]
-            if names:
-                whole = scope_row(0, ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8)))
-                values = {"names": sorted(names), "hash": GENESIS_HASH, **dict(zip(SCOPE_CHANGE, whole, strict=True))}
-                # Committed separately: an empty portfolio does no harm, and its id never changes afterwards.
-                connection.execute(sql.CREATE, values)
-                self._ids.update(connection.execute(sql.IDS, [list(needs)]).fetchall())
-        return {name: self._ids[name] for name in needs if name in self._ids}
+        ids = {name: self._ids[name] for name in needs if name in self._ids}
+        begun = [name for name, need in needs.items() if need.creates and name not in ids]
+        if begun:
+            # Not kept: another process may begin the portfolio first, with an id of its own.
+            ids.update(zip(begun, [row[0] for row in connection.execute(sql.NEXT_IDS, [len(begun)])], strict=True))
+        return ids, begun
 
     def _fill_states(
         self,
@@ -213,6 +211,8 @@ class PostgresStore:
         cause = error.orig if isinstance(error, DBAPIError) else error
         if isinstance(cause, pg.DivisionByZero):
             return "moved"  # with the lock, too: the desk's status is not locked
+        if isinstance(cause, pg.UniqueViolation) and cause.diag.constraint_name in sql.BEGUN:
+            return "moved"
         if not locked and isinstance(cause, pg.UniqueViolation):
             return "stale"
         if isinstance(cause, pg.SerializationFailure | pg.DeadlockDetected | pg.LockNotAvailable):
@@ -248,6 +248,7 @@ def _write_parameters(changes: Sequence[PortfolioChanges]) -> dict[str, Any]:
             for record, text in change.decisions
         ]
         for name, part in (
+            ("new_portfolios", [new_portfolio_row(change)] if change.begins else ()),
             ("new_positions", change.new_positions),
             ("changed_positions", change.changed_positions),
             ("new_scopes", change.new_scopes),
@@ -255,9 +256,11 @@ def _write_parameters(changes: Sequence[PortfolioChanges]) -> dict[str, Any]:
             ("changed_scopes", [(*row[:5], 1, *row[5:]) for row in change.scope_changes]),
         ):
             rows[name] += [_row_text(row) for row in part]
-        head = (change.portfolio_id, change.last_seq, change.last_hash, change.last_us, change.previous_hash)
-        rows["heads"].append(_row_text(head))
-    parameters: dict[str, Any] = {"count": len(changes)}
+        if not change.begins:
+            head = (change.portfolio_id, change.last_seq, change.last_hash, change.last_us, change.previous_hash)
+            rows["heads"].append(_row_text(head))
+    heads = rows.pop("heads")
+    parameters: dict[str, Any] = {"heads": ROW_SEPARATOR.join(heads), "count": len(heads)}
     parameters.update({name: ROW_SEPARATOR.join(lines) for name, lines in rows.items() if lines})
     asked = {change.desk_status for change in changes if change.desk_status is not None}
     if asked and not any(change.portfolio == DESK for change in changes):  # its batch holds the desk's lock

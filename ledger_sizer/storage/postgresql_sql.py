@@ -12,8 +12,14 @@ from sqlalchemy.types import Text
 
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
-from ledger_sizer.storage.tables import DESK_ID, NO_DESK, PENDING, DecisionRow, PositionRow, ScopeRow
-from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, SCOPE_CHANGE, SCOPE_COLUMNS
+from ledger_sizer.storage.tables import DESK_ID, NO_DESK, PENDING, DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.storage.write_store import (
+    DECISION_COLUMNS,
+    PORTFOLIO_COLUMNS,
+    POSITION_COLUMNS,
+    SCOPE_CHANGE,
+    SCOPE_COLUMNS,
+)
 
 ROW_SEPARATOR = "\x1e"
 
@@ -46,16 +52,11 @@ SET jit = off; SET plan_cache_mode = force_generic_plan;
 IDS = "SELECT name, id FROM portfolios WHERE name = ANY(%s)"
 
 _SCOPES = _typed(ScopeRow.__table__, SCOPE_CHANGE)
-CREATE = f"""
-WITH made AS (
-    INSERT INTO portfolios (name, last_seq, last_hash, last_us, created_us)
-    SELECT n, 0, %(hash)s, 0, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
-    FROM unnest(%(names)s::text[]) AS n ON CONFLICT (name) DO NOTHING RETURNING id
-)
-INSERT INTO scopes ({", ".join(SCOPE_CHANGE)})
-SELECT id, {", ".join(f"%({name})s{cast}" for name, cast in _SCOPES[1:])} FROM made
-"""
-"""Makes portfolios of these `names`, each with its whole scope, whose columns are the other parameters."""
+NEXT_IDS = "SELECT nextval(pg_get_serial_sequence('portfolios', 'id')) FROM generate_series(1, %s)"
+"""Ids of portfolios that begin. An id whose portfolio is not written in the end is never used."""
+
+BEGUN = frozenset({"pk_portfolios", "uq_portfolios_name"})
+"""Constraints that a write breaks where another process began the same portfolio meanwhile."""
 
 LEASE = (
     "SELECT 1 FROM leases WHERE name = %s AND owner = %s AND epoch = %s "
@@ -101,7 +102,8 @@ WITH due AS MATERIALIZED (
     ) AS q
     UNION ALL SELECT * FROM overdue
 )
-SELECT (SELECT max(now_us) FROM due),
+SELECT COALESCE((SELECT max(now_us) FROM due), %(now)s::bigint,
+        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
     COALESCE((SELECT status FROM scopes WHERE portfolio_id = {DESK_ID} AND scope = '{PORTFOLIO_SCOPE}'), '{NO_DESK}'),
     (SELECT {_array("found", POSITION_COLUMNS)} FROM found),
     (SELECT {_array("known", DECISION_COLUMNS)} FROM known),
@@ -124,6 +126,10 @@ _POSITIONS = _typed(PositionRow.__table__, POSITION_COLUMNS)
 _SET_POSITION = ", ".join(f"{name} = r.{name}" for name in POSITION_COLUMNS if name not in ("portfolio_id", "number"))
 
 _PARTS = {
+    "new_portfolios": f"""new_portfolios AS (
+    INSERT INTO portfolios ({", ".join(PORTFOLIO_COLUMNS)})
+    SELECT * FROM {_rows(_typed(PortfolioRow.__table__, PORTFOLIO_COLUMNS), "new_portfolios")} AS r
+)""",
     "decisions": f"""new_decisions AS (
     INSERT INTO decisions ({", ".join(DECISION_COLUMNS)})
     SELECT * FROM {_rows(_typed(DecisionRow.__table__, DECISION_COLUMNS), "decisions")} AS r

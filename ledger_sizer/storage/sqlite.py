@@ -13,15 +13,11 @@ from typing import Any
 from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
-from ledger_sizer.model.decisions import GENESIS_HASH
-from ledger_sizer.model.scope_settings import ScopeSettings
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE
-from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.clock import ClockGuard
 from ledger_sizer.storage.sqlite_file import FileLost, GuardedConnection, NoDatabaseFile
 from ledger_sizer.storage.sqlite_sql import (
     HEAD_MOVED,
-    INSERT_SCOPE,
     batch_statement,
     create_batch_view,
     desk_status,
@@ -40,9 +36,11 @@ from ledger_sizer.storage.write_store import (
     position_from_row,
     record_from_row,
     scope_from_row,
-    scope_row,
 )
 
+_HEAD = "SELECT id, name, last_seq, last_hash, last_us FROM portfolios WHERE name = ?"
+_NEXT_ID = "SELECT COALESCE(max(id), 0) + 1 FROM portfolios"
+"""The id of a portfolio that begins. The write lock keeps it free until the batch is stored or rolled back."""
 _POSITIONS = f"SELECT {', '.join(POSITION_COLUMNS)} FROM positions WHERE portfolio_id = ?"
 _BY_NUMBER = f"{_POSITIONS} AND number IN (SELECT value FROM json_each(?))"
 _BY_ORIGIN = f"{_POSITIONS} AND origin IN (SELECT value FROM json_each(?)) AND origin IS NOT NULL"
@@ -94,29 +92,19 @@ class SqliteStore:
             lease = (fence.name, fence.owner, fence.epoch, self._guard.wall_ns() // 1000)
             if connection.execute(_LEASE, lease).fetchone() is None:
                 raise FenceLost
-        states, expiries_max, desk = {}, expiries_per_portfolio(len(needs)), desk_status(connection)
+        states, expiries_max, desk, new_id = {}, expiries_per_portfolio(len(needs)), desk_status(connection), 0
         for name in sorted(needs):
-            state = self._load_head(connection, name, needs[name], now_us, new_cap_e8)
+            row = connection.execute(_HEAD, (name,)).fetchone()
+            state = None if row is None else PortfolioState(*row)
+            if state is None and needs[name].creates:
+                new_id = new_id or connection.execute(_NEXT_ID).fetchone()[0]
+                state = PortfolioState.begun(new_id, name, new_cap_e8)
+                new_id += 1
             if state is not None:
                 state.desk_status = desk
                 self._load(connection, state, needs[name], now_us, expiries_max)
                 states[name] = state
         return states, now_us
-
-    def _load_head(
-        self, connection: sqlite3.Connection, name: str, need: PortfolioNeed, now_us: int, new_cap_e8: int
-    ) -> PortfolioState | None:
-        query = "SELECT id, name, last_seq, last_hash, last_us FROM portfolios WHERE name = ?"
-        row = connection.execute(query, (name,)).fetchone()
-        if row is None and need.creates:
-            connection.execute(
-                "INSERT INTO portfolios (name, last_seq, last_hash, last_us, created_us) VALUES (?, 0, ?, 0, ?)",
-                (name, GENESIS_HASH, now_us),
-            )
-            row = connection.execute(query, (name,)).fetchone()
-            whole = ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8))
-            connection.execute(INSERT_SCOPE, scope_row(row[0], whole))
-        return None if row is None else PortfolioState(*row)
 
     def _load(
         self, connection: sqlite3.Connection, state: PortfolioState, need: PortfolioNeed, now_us: int, expiries_max: int

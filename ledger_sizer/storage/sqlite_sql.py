@@ -18,7 +18,14 @@ from typing import Any
 from ledger_sizer.model.choices import Status
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.storage.tables import DESK_ID, NO_DESK
-from ledger_sizer.storage.write_store import DECISION_COLUMNS, POSITION_COLUMNS, SCOPE_CHANGE, PortfolioChanges
+from ledger_sizer.storage.write_store import (
+    DECISION_COLUMNS,
+    PORTFOLIO_COLUMNS,
+    POSITION_COLUMNS,
+    SCOPE_CHANGE,
+    PortfolioChanges,
+    new_portfolio_row,
+)
 
 HEAD_MOVED = "the chain moved on"
 
@@ -57,7 +64,8 @@ _SETTINGS_SET = "".join(f", {name} = ?{place}" for place, name in enumerate(SCOP
 _OF_SCOPE = "WHERE portfolio_id = ?1 AND scope = ?2"
 _UPDATE_COUNTERS = f"{_COUNTERS_SET} {_OF_SCOPE}"
 _UPDATE_SCOPE = f"{_COUNTERS_SET}{_SETTINGS_SET} {_OF_SCOPE}"
-INSERT_SCOPE = _insert("scopes", SCOPE_CHANGE, _places(SCOPE_CHANGE))
+_INSERT_PORTFOLIO = _insert("portfolios", PORTFOLIO_COLUMNS, _places(PORTFOLIO_COLUMNS))
+_INSERT_SCOPE = _insert("scopes", SCOPE_CHANGE, _places(SCOPE_CHANGE))
 
 _PLACES_AFTER_DECISION = (1, *range(_DECISION_WIDTH + 1, _WIDTH + 1))
 """Places of a position's values in a view row that begins with a decision. Both share the portfolio's id."""
@@ -138,13 +146,17 @@ def execute_statements(connection: sqlite3.Connection, change: PortfolioChanges)
 
     Raises `sqlite3.IntegrityError` if its head has moved, or the desk's status.
     """
-    moved = connection.execute(_UPDATE_HEAD, _head_values(change)).rowcount == 0
+    if change.begins:
+        connection.execute(_INSERT_PORTFOLIO, new_portfolio_row(change))
+        moved = False
+    else:
+        moved = connection.execute(_UPDATE_HEAD, _head_values(change)).rowcount == 0
     if moved or (change.desk_status is not None and desk_status(connection) != change.desk_status):
         raise sqlite3.IntegrityError(HEAD_MOVED)
     for statement, rows in (
         (_INSERT_POSITION, change.new_positions),
         (_UPDATE_POSITION, change.changed_positions),
-        (INSERT_SCOPE, change.new_scopes),
+        (_INSERT_SCOPE, change.new_scopes),
         (_UPDATE_COUNTERS, change.counter_changes),
         (_UPDATE_SCOPE, change.scope_changes),
         (_INSERT_DECISION, [(change.portfolio_id, *record[1:]) for record, _ in change.decisions]),

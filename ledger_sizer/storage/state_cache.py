@@ -59,6 +59,8 @@ class StateCache:
 
     def put(self, state: PortfolioState) -> None:
         """Cache a state as a batch leaves it, with what is still true of the state cached before."""
+        if state.may_expire:
+            _forget_ended(state)  # a cached state has none, and would take longer to search
         before = self._states.get(state.name)
         if before is not None:
             unchanged = before.last_hash == state.loaded_hash
@@ -87,6 +89,13 @@ def _covers(state: PortfolioState, need: PortfolioNeed, now_us: int) -> bool:
         and need.numbers <= state.positions.keys()
         and (state.next_expiry_us is None or state.decision_time(now_us) < state.next_expiry_us)
     )
+
+
+def _forget_ended(state: PortfolioState) -> None:
+    """Drop the ended positions that were loaded: what was loaded with them, as their late fills, is not cached."""
+    positions, dirty = state.positions, state.dirty_positions
+    for number in [number for number, one in positions.items() if not one.live and number not in dirty]:
+        del positions[number]
 
 
 def _carry_over(before: PortfolioState, after: PortfolioState) -> None:

@@ -20,8 +20,9 @@ from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.rules.batch import Fence, Group
 from ledger_sizer.rules.state import PortfolioState, ScopeState
-from ledger_sizer.storage.tables import DecisionRow, PositionRow, ScopeRow
+from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 
+PORTFOLIO_COLUMNS = tuple(PortfolioRow.__table__.columns.keys())
 SCOPE_COLUMNS = tuple(ScopeRow.__table__.columns.keys())
 POSITION_COLUMNS = tuple(PositionRow.__table__.columns.keys())
 DECISION_COLUMNS = tuple(DecisionRow.__table__.columns.keys())
@@ -71,13 +72,15 @@ Row = tuple[Any, ...]
 class PortfolioChanges:
     """What a batch changes in one portfolio, as rows to be stored (see `position_row`, `counters_row`, `scope_row`).
 
-    previous_hash: the chain's head when the batch was decided. decisions: each with its canonical text. new_scopes:
-    scopes without a row yet. counter_changes: scopes of which only counters change. scope_changes: scopes of which
-    settings change too. desk_status: what the desk's status must still be; None where no decision depends on it.
+    begins: the portfolio has no row yet, it is written with these first decisions. previous_hash: the chain's head when
+    the batch was decided. decisions: each with its canonical text. new_scopes: scopes without a row yet.
+    counter_changes: scopes of which only counters change. scope_changes: scopes of which settings change too.
+    desk_status: what the desk's status must still be; None where no decision depends on it.
     """
 
     portfolio_id: int
     portfolio: str
+    begins: bool
     previous_hash: str
     last_seq: int
     last_hash: str
@@ -110,10 +113,16 @@ def changes_of(state: PortfolioState) -> PortfolioChanges:
         else:
             counter_changes.append(counters_row(state.id, scope))
     return PortfolioChanges(
-        state.id, state.name, state.loaded_hash, state.last_seq, state.last_hash, state.last_us,
+        state.id, state.name, state.begins, state.loaded_hash, state.last_seq, state.last_hash, state.last_us,
         tuple(state.new_decisions), new_positions, changed_positions, new_scopes, counter_changes, scope_changes,
         state.desk_status if state.asks_desk else None,
     )  # fmt: skip
+
+
+def new_portfolio_row(change: PortfolioChanges) -> Row:
+    """Return the row of a portfolio that begins: the columns of `PORTFOLIO_COLUMNS`. It is as old as its decisions."""
+    created_us = change.decisions[0][0].decided_us
+    return change.portfolio_id, change.portfolio, change.last_seq, change.last_hash, change.last_us, created_us
 
 
 class WriteStore(Protocol):
@@ -141,7 +150,8 @@ class WriteStore(Protocol):
 
         Loads the overdue holds that the batch frees: a slice of each portfolio (see `expiries_per_portfolio`), and
         those that a command names, or whose reservation is sent again. Every process locks portfolios in the same
-        order. now_us: the injected clock's time; None takes the database's clock where several hosts share one. Raises
+        order. A portfolio that may be created and does not exist gets an id; `write` stores it with its first decision.
+        now_us: the injected clock's time; None takes the database's clock where several hosts share one. Raises
         `FenceLost` if a group's lease is not the present one any more, `ClockJumped` if the clock that it took jumped.
         """
 
@@ -157,9 +167,10 @@ class WriteStore(Protocol):
     def classify_error(self, error: Exception, *, locked: bool) -> str:
         """Classify an error of `begin` or `write`.
 
-        `moved`: another writer changed the chain's head, or the desk; decide again at once. `stale`: a key may have
-        been used before, decide again at once. `conflict`: retry. `lost`: reconnect, then retry. `refused`: the data is
-        rejected. `closed`: the error is the answer, until a person has acted. `damaged`: so is the database.
+        `moved`: another writer changed the chain's head or the desk, or began the portfolio; decide again at once.
+        `stale`: a key may have been used before, decide again at once. `conflict`: retry. `lost`: reconnect, then
+        retry. `refused`: the data is rejected. `closed`: the error is the answer, until a person has acted. `damaged`:
+        so is the database.
         """
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """Methods that the embedded ledger and the HTTP clients share.
 
-methods    one sync and one async method per verb, built from the command types
-hold       the hold of a `with` block
+methods      one sync and one async method per verb, built from the command types
+submission   what `run` and `submit` take
+hold         the hold of a `with` block
 """

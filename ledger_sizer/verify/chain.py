@@ -58,20 +58,23 @@ _Facet = tuple[str, str, str, str, str]
 
 
 def heads_of(engine: Engine, portfolio: str | None = None) -> dict[str, tuple[int, str]]:
-    """Return the current chain heads, of one portfolio or of all; the desk's once something was recorded about it.
+    """Return the current chain heads, of one portfolio or of all. Raises `NotFound`, `Unavailable`.
 
-    Raises `NotFound`, `Unavailable`.
+    A chain without decisions, such as the desk's at first, has no head.
     """
     query = select(PortfolioRow.name, PortfolioRow.last_seq, PortfolioRow.last_hash).order_by(PortfolioRow.id)
-    if portfolio is None:
-        query = query.where((PortfolioRow.id != DESK_ID) | (PortfolioRow.last_seq > 0))
-    else:
+    if portfolio is not None:
         query = query.where(PortfolioRow.name == portfolio_or_desk(portfolio))
     with read_transaction(engine) as connection:
-        found = {name: (seq, head) for name, seq, head in connection.execute(query)}
-    if portfolio is not None and not found:
+        rows = connection.execute(query).all()
+    if portfolio is not None and not rows:
         raise NotFound(f"no portfolio {portfolio!r}")
-    return found
+    return _heads_in(rows)
+
+
+def _heads_in(portfolios: Sequence[Any]) -> dict[str, tuple[int, str]]:
+    """Return the heads in rows of portfolios."""
+    return {row.name: (row.last_seq, row.last_hash) for row in portfolios if row.last_seq}
 
 
 def verify(
@@ -117,8 +120,7 @@ def verify(
         if portfolio in (None, DESK):
             findings += _missing_desk(connection)
         findings += find_schema_changes(connection)
-        shown = {head.name: (head.last_seq, head.last_hash) for head in heads if head.id != DESK_ID or head.last_seq}
-        return VerifyReport(tuple(findings), decisions, positions, shown)
+        return VerifyReport(tuple(findings), decisions, positions, _heads_in(heads))
 
 
 def _require_heads(since: Mapping[str, Any], kept: Mapping[str, Collection[Any]]) -> None:

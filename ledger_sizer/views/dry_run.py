@@ -3,10 +3,8 @@
 from sqlalchemy import Engine, and_, select, text
 
 from ledger_sizer.model.commands import Reserve
-from ledger_sizer.model.decisions import GENESIS_HASH
-from ledger_sizer.model.scope_settings import ScopeSettings
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE, tags_of
-from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.model.tags import tags_of
+from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import desk_status
 from ledger_sizer.storage.tables import PENDING, PortfolioRow, PositionRow, ScopeRow
@@ -21,9 +19,8 @@ def dry_run_state(engine: Engine, command: Reserve, now_us: int, new_cap_e8: int
     with read_transaction(engine) as connection:
         found = connection.execute(select(PortfolioRow).where(PortfolioRow.name == command.portfolio)).one_or_none()
         if found is None:
-            state = PortfolioState(0, command.portfolio, 0, GENESIS_HASH, 0)
+            state = PortfolioState.begun(0, command.portfolio, new_cap_e8)
             state.desk_status = desk_status(connection)
-            state.scopes[PORTFOLIO_SCOPE] = ScopeState(PORTFOLIO_SCOPE, ScopeSettings(cap_e8=new_cap_e8))
             return state
         state = PortfolioState(found.id, found.name, found.last_seq, found.last_hash, found.last_us)
         state.desk_status = desk_status(connection)

@@ -25,13 +25,13 @@ from ledger_sizer.model.domain import (
     require_history_filters,
 )
 from ledger_sizer.model.errors import InvalidRequest, NotFound
-from ledger_sizer.model.names import portfolio_name, portfolio_or_desk, split_position_id
+from ledger_sizer.model.names import SEQ_MAX, portfolio_name, portfolio_or_desk, split_position_id
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_dimension, scope_name, tags_of
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import E8_MAX, usd
 from ledger_sizer.rules.state import ScopeState
 from ledger_sizer.storage.database import read_transaction, tag_value
-from ledger_sizer.storage.lookups import decision_by_key, desk_status, no_portfolio, portfolio_id
+from ledger_sizer.storage.lookups import decision_by_key, desk_status, last_desk_change, no_portfolio, portfolio_id
 from ledger_sizer.storage.tables import DESK_ID, PENDING, DecisionRow, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.storage.write_store import position_from_row, scope_from_row
 from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX, cursor_numbers, page_of, require_limit
@@ -63,10 +63,11 @@ class Queries:
             query = select(PortfolioRow.name).where(PortfolioRow.id != DESK_ID).order_by(PortfolioRow.name)
             return list(connection.execute(query).scalars())
 
-    def desk_status(self) -> Status:
-        """Return the desk's status: that of all portfolios together."""
+    def desk(self) -> tuple[Status, Decision | None]:
+        """Return the desk's status, and the halt or resume that set it; None where none did, or it is archived."""
         with read_transaction(self._engine) as connection:
-            return desk_status(connection)
+            change = last_desk_change(connection)
+            return desk_status(connection), None if change is None else change.decision()
 
     def portfolios_with_expired(self, now_us: int) -> list[str]:
         """Return the names of portfolios with a hold that has expired."""
@@ -86,7 +87,7 @@ class Queries:
         """Return a portfolio's counters, the whole first: now, or as of a past decision or time (see `as_of`)."""
         if as_of is not None:
             with read_transaction(self._engine) as connection:
-                owner = self._require(connection, portfolio)
+                owner = self._require(connection, portfolio_name(portfolio))
                 seq, past = scopes_as_of(connection, owner, portfolio, as_of, self._files)
             return Exposure(portfolio, seq, tuple(scope_exposure(scope) for scope in past))
         query = (
@@ -179,13 +180,14 @@ class Queries:
         for name, value in tags_of(tags or {}).items():
             query = query.where(tag_value(PositionRow.tags, name) == value)
         if key is not None:
-            query = query.where(_has_key(label_text(key, "key", length_max=KEY_LENGTH_MAX), client))
+            query = query.where(_has_key(label_text(key, "key", length_max=KEY_LENGTH_MAX), portfolio, client))
         after = (0, 0) if cursor is None else cursor_numbers(cursor, 2)
         if cursor is not None:
             query = query.where(tuple_(PositionRow.portfolio_id, PositionRow.number) > after)
         require_limit(limit)
         with read_transaction(self._engine) as connection:
-            owner = None if portfolio is None else self._require(connection, portfolio)
+            # Without an owner the query still names the portfolio, so a look-up in one that does not exist is empty.
+            owner = None if portfolio is None else self._owner(connection, portfolio, key)
             rows = read_in_state(connection, query, owner, state, after, limit)
         rows.sort(key=lambda row: (row.portfolio_id, row.number))
         return page_of(
@@ -203,9 +205,9 @@ class Queries:
     ) -> Page[Decision]:
         """Return a page of decisions, newest first unless `ascending`. filters: see `HistoryFilters`.
 
-        client: the only one whose keys the filter `key` finds; None: everybody's.
-
-        cursor: of the page before; it stays valid while decisions are added or archived. limit: 1 to 1000.
+        client: the only one whose keys the filter `key` finds; None: everybody's. A key is looked up without error in a
+        portfolio that does not exist. cursor: of the page before; it stays valid while decisions are added or archived.
+        limit: 1 to 1000.
         """
         wanted = require_limit(limit)
         rows = self._find(
@@ -239,7 +241,10 @@ class Queries:
             (seq,) = cursor_numbers(cursor, 1)
             low, high = (seq + 1, high) if ascending else (low, seq - 1)
         with read_transaction(self._engine) as connection:
-            history = History(connection, self._require(connection, portfolio), portfolio, self._files)
+            owner = self._owner(connection, portfolio, filters.key)
+            if owner is None:
+                return []
+            history = History(connection, owner, portfolio, self._files)
             return history.find_rows(filters, low, high, ascending=ascending, limit=limit)
 
     def lookup(self, portfolio: str, key: str, caller: Caller) -> Decision | None:
@@ -256,7 +261,7 @@ class Queries:
 
     def decision(self, portfolio: str, seq: object) -> Decision:
         """Return one decision by its seq."""
-        if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq <= E8_MAX:
+        if isinstance(seq, bool) or not isinstance(seq, int) or not 1 <= seq <= SEQ_MAX:
             raise InvalidRequest(f"seq must be a whole number from 1, got {seq!r}", field="seq")
         with read_transaction(self._engine) as connection:
             history = History(connection, self._require(connection, portfolio), portfolio, self._files)
@@ -288,10 +293,22 @@ class Queries:
             raise no_portfolio(portfolio)
         return found
 
+    def _owner(self, connection: Connection, portfolio: str, key: str | None) -> int | None:
+        """Like `_require`, but None where a key is looked up in a portfolio that does not exist."""
+        if key is None:
+            return self._require(connection, portfolio)
+        return portfolio_id(connection, portfolio_or_desk(portfolio))
 
-def _has_key(key: str, client: str | None) -> ColumnElement[bool]:
+
+def _has_key(key: str, portfolio: str | None, client: str | None) -> ColumnElement[bool]:
     """Return the condition that a decision with this key is about the position."""
-    decided = select(DecisionRow.portfolio_id, DecisionRow.position).where(DecisionRow.key == key, own_key(client))
+    # The index of keys begins with the portfolio, so each portfolio is asked.
+    owners = select(PortfolioRow.id)
+    if portfolio is not None:
+        owners = owners.where(PortfolioRow.name == portfolio)
+    decided = select(DecisionRow.portfolio_id, DecisionRow.position).where(
+        DecisionRow.portfolio_id.in_(owners), DecisionRow.key == key, own_key(client)
+    )
     return tuple_(PositionRow.portfolio_id, PositionRow.number).in_(decided)
 
 
@@ -317,6 +334,8 @@ def _dimension(value: object) -> str:
 
 def _scope_cursor(value: object) -> str:
     try:
+        if value == PORTFOLIO_SCOPE:  # which is on every page
+            raise InvalidRequest("no page ends with it")
         return scope_name(value)
     except InvalidRequest:
         raise InvalidRequest(f"cursor must come from the page before, got {value!r:.60}", field="cursor") from None
@@ -373,4 +392,7 @@ def _parse_filters(portfolio: str, given: HistoryFilters, client: str | None) ->
 
 
 def _ascending(given: HistoryFilters) -> bool:
-    return given.get("ascending", False)
+    ascending = given.get("ascending", False)
+    if not isinstance(ascending, bool):
+        raise InvalidRequest(f"ascending must be True or False, got {ascending!r:.100}", field="ascending")
+    return ascending

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, create_model
 
-from ledger_sizer.model.command_base import KEY, field_prefix
+from ledger_sizer.model.command_base import GROUP_MAX, KEY, field_prefix
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.wire.requests import BODIES, Body, CommandBody, json_type, validated
 
-BATCH_MAX = 1000
+BATCH_MAX = GROUP_MAX
 """Most commands of one batch call."""
 
 

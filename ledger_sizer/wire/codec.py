@@ -17,7 +17,7 @@ from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InternalError, LedgerError
 from ledger_sizer.model.tags import Tags, tags_of
 from ledger_sizer.model.times import time_text, to_us
-from ledger_sizer.model.units import USD_DECIMALS, decimal_text, exact_arithmetic
+from ledger_sizer.model.units import USD_DECIMALS, decimal_text, exact_arithmetic, parse_decimal
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 PAIRS: dict[Any, Pair] = {
-    Decimal: Pair(decimal_text, Decimal),
+    Decimal: Pair(decimal_text, parse_decimal),
     datetime: Pair(time_text, datetime.fromisoformat),
     Tags: Pair(dict, tags_of),
 }

@@ -3,8 +3,9 @@
     {"type": "urn:ledger-sizer:problem:cap_exceeded", "title": "The cap leaves nothing", "status": 409,
      "code": "cap_exceeded", "detail": "...", "decision": {...}}
 
-Programs decide by `code`, which is stable. `field` names the argument at fault where there is one, `decision` is the
-whole decision of a denial, `results` are the results of an atomic batch that was denied.
+Programs decide by `code`, which is stable. `field` names the argument at fault where there is one, `seq` and
+`position_id` tell what a reused key did before, `decision` is the whole decision of a denial, `results` are the results
+of an atomic batch that was denied.
 """
 
 from collections.abc import Mapping
@@ -125,6 +126,8 @@ def problem_of(error: LedgerError) -> dict[str, Any]:
     problem = problem_form(code, error.told)
     if isinstance(error, InvalidRequest) and error.field is not None:
         problem["field"] = error.field
+    if isinstance(error, KeyReused) and error.seq is not None:
+        problem |= {"seq": error.seq, "position_id": error.position_id}
     if isinstance(error, Denied):
         problem["decision"] = decision_to_json(error.decision, full=True)
     return problem
@@ -158,4 +161,11 @@ def error_of(problem: Mapping[str, Any]) -> LedgerError:
     if row.exception is InvalidRequest:
         field = problem.get("field")
         return InvalidRequest(detail, field=field if isinstance(field, str) else None)
+    if row.exception is KeyReused:
+        seq, position_id = problem.get("seq"), problem.get("position_id")
+        return KeyReused(
+            detail,
+            seq=seq if type(seq) is int else None,
+            position_id=position_id if isinstance(position_id, str) else None,
+        )
     return row.exception(detail)

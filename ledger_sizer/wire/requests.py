@@ -17,10 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from ledger_sizer.model.arguments import FLAG, LABEL, NOT_NEGATIVE, DeclaredArgument, Kind
 from ledger_sizer.model.command_base import (
     INSTRUMENT,
+    KEY,
     LEGS,
     LEGS_MAX,
     MOMENT,
     PORTFOLIO,
+    PORTFOLIO_OR_DESK,
     SECONDS,
     TAGS,
     TTL_SECONDS_MAX,
@@ -51,7 +53,9 @@ def text_field(kind: Kind) -> Any:
     return Field(pattern=kind.pattern, min_length=least or None, max_length=most, examples=examples)
 
 
+KeyText = Annotated[str, text_field(KEY)]
 PortfolioText = Annotated[str, text_field(PORTFOLIO)]
+PortfolioOrDeskText = Annotated[str, text_field(PORTFOLIO_OR_DESK)]
 LabelText = Annotated[str, text_field(LABEL)]
 MomentText = Annotated[str, text_field(MOMENT)]
 AmountText = Annotated[str, text_field(NOT_NEGATIVE)]
@@ -174,7 +178,8 @@ def validated(model: type[BodyT], form: Mapping[str, Any]) -> BodyT:
 def _invalid_request(error: ValidationError) -> InvalidRequest:
     """Convert the first error of pydantic to this package's error."""
     first = error.errors(include_url=False, include_context=False)[0]
-    field = ".".join(str(part) for part in first["loc"] if part not in _NON_FIELDS)
+    loc = first["loc"][:-2] if first["loc"][-1:] == ("[key]",) else first["loc"]  # a wrong name is no field's
+    field = ".".join(str(part) for part in loc if part not in NON_FIELDS)
     kind, got = first["type"], f"{first['input']!r:.80}"
     if kind == "extra_forbidden":
         return InvalidRequest(f"{field!r} is not a field here", field=field)
@@ -185,5 +190,5 @@ def _invalid_request(error: ValidationError) -> InvalidRequest:
     return InvalidRequest(f"{field}: {first['msg']}, got {got}", field=field)
 
 
-_NON_FIELDS = frozenset({"[key]", "int", "str", "constrained-str", "constrained-int", "InstrumentForm"})
-"""Parts of pydantic's error locations that are no fields: branches of a union, and the key of a mapping."""
+NON_FIELDS = frozenset({"int", "str", "constrained-str", "constrained-int", "InstrumentForm"})
+"""Parts of pydantic's error locations that are no fields: branches of a union."""

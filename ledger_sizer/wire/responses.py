@@ -3,10 +3,12 @@
 `..._from_json` restores from the output of `..._to_json` an object that is equal in every public property.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
+from ledger_sizer.model.choices import Status
 from ledger_sizer.model.decisions import Decision, DecisionRecord, is_head
 from ledger_sizer.model.domain import Exposure, ExposurePage, Position, ScopeExposure
 from ledger_sizer.model.instruments import Leg, leg_from_json, leg_to_json
@@ -153,6 +155,26 @@ def exposure_page_from_json(form: Mapping[str, Any]) -> ExposurePage:
     if not isinstance(cursor, str | None):
         raise unreadable_form("exposure", ValueError(f"cursor {cursor!r}"))
     return ExposurePage(exposure_from_json(form), cursor)
+
+
+def desk_to_json(status: Status, change: Decision | None) -> Json:
+    """Convert the desk's status, and what is known of the halt or resume that set it."""
+    record = None if change is None else change.record
+    return {
+        "status": status,
+        "seq": record and record.seq,
+        "since": record and time_text_of(record.decided_us),
+        "actor": record and record.actor,
+        "note": record and json.loads(record.request).get("note"),
+    }
+
+
+def desk_status_from_json(form: Mapping[str, Any]) -> Status:
+    """Return the status in the output of `desk_to_json`."""
+    if form.get("status") not in get_args(Status):
+        raise unreadable_form("desk", ValueError(f"status {form.get('status')!r}"))
+    status: Status = form["status"]
+    return status
 
 
 def heads_to_json(heads: Mapping[str, tuple[int, str]]) -> Json:

@@ -35,6 +35,7 @@ PAGES = {
 REQUIRED_ROLE = {
     ("GET", "/v1/portfolios"): "read",
     ("GET", "/v1/heads"): "read",
+    ("GET", "/v1/desk"): "read",
     ("GET", "/v1/portfolios/{portfolio}/exposure"): "read",
     ("GET", "/v1/overview"): "read",
     ("GET", "/v1/positions"): "read",
@@ -54,7 +55,7 @@ REQUIRED_ROLE = {
     ("POST", "/v1/positions/{position_id}/release"): "trade",
     ("POST", "/v1/positions/{position_id}/extend"): "trade",
     ("POST", "/v1/batch"): "trade",
-    ("POST", "/v1/positions"): "admin",
+    ("POST", "/v1/positions"): "trade",
     ("PUT", "/v1/portfolios/{portfolio}/caps"): "admin",
     ("POST", "/v1/portfolios/{portfolio}/halt"): "admin",
     ("POST", "/v1/portfolios/{portfolio}/resume"): "admin",
@@ -149,7 +150,7 @@ def test_call_route_when_role_is_too_low_then_401_or_403_and_else_it_is_served(
         status = keyed.status(method, path, keyed.tokens[role])
         assert (status in AUTHORIZED) if rank >= needed else (status == 403), (role, status)
     # A run without accounts concerns no portfolio, and there is no drift 1.
-    about_all = ("/v1/portfolios", "/v1/heads", "/metrics", "/v1/reconciliations")
+    about_all = ("/v1/portfolios", "/v1/heads", "/v1/desk", "/metrics", "/v1/reconciliations")
     names_portfolio = path not in about_all and "/drifts/" not in path
     if names_portfolio:
         assert keyed.status(method, path, keyed.bound["admin"], "main") == 403
@@ -161,9 +162,9 @@ def test_call_open_route_when_no_key_is_sent_then_it_answers(keyed: Keyed, path:
     assert keyed.service.http.get(path).status_code in (200, 307)
 
 
-@pytest.mark.parametrize("verb", ["set_cap", "halt", "resume", "adopt", "freeze"])
+@pytest.mark.parametrize("verb", ["set_cap", "halt", "resume", "freeze"])
 def test_send_batch_when_one_command_needs_admin_then_nothing_of_it_is_done(keyed: Keyed, verb: str) -> None:
-    more = {"set_cap": {"cap": "1"}, "adopt": {"quantity": "1", "price": "1"}}.get(verb, {})
+    more = {"set_cap": {"cap": "1"}}.get(verb, {})
     seq = keyed.service.ledger.exposure("main").seq
     answer = keyed.service.http.post(
         "/v1/batch",

@@ -203,7 +203,7 @@ def test_list_decisions_when_accept_varies_then_the_wanted_form(
 
 def test_watch_events_when_connection_is_lost_then_resuming_misses_and_repeats_nothing(service: Running) -> None:
     first = _events(service, 3, last="main:0,alt:0")
-    assert [event["id"] for event in first] == ["alt:1,main:0", "alt:1,main:1", "alt:1,main:2"]
+    assert [event["id"] for event in first] == ["*:0,alt:1,main:0", "*:0,alt:1,main:1", "*:0,alt:1,main:2"]
     rest = _events(service, 6, last=first[-1]["id"])
     assert [event["data"]["seq"] for event in rest] == [3, 4, 5, 6, 7, 8]
     assert rest[0]["data"] == service.http.get("/v1/decisions/main/3?full=false").json()
@@ -228,7 +228,7 @@ def test_watch_events_when_portfolio_is_made_later_then_it_is_seen_from_its_firs
         lines = stream.iter_lines()
         next(line for line in lines if line.startswith("id: "))
         own_service.post("/v1/reservations", "k", {"portfolio": "late"})
-        assert next(line for line in lines if line.startswith("id: ")) == "id: alt:1,late:1,main:8"
+        assert next(line for line in lines if line.startswith("id: ")) == "id: *:0,alt:1,late:1,main:8"
 
 
 def test_watch_events_when_another_replica_commits_then_they_come_too(own_service: Running) -> None:

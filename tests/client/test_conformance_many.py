@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from decimal import Decimal
 from typing import Any
@@ -104,11 +105,97 @@ async def test_submit_when_atomic_and_one_is_wrong_then_it_is_raised_and_nothing
     assert ledger.behind.exposure().seq == 1
 
 
-async def test_submit_when_given_something_else_then_invalid_request_is_raised(ledger: Interface) -> None:
-    with pytest.raises(InvalidRequest):
-        await ledger.submit(["reserve"])
-    with pytest.raises(InvalidRequest):
-        await ledger.submit([Reserve(key="a", dry_run=True, **ASK)])
+ITERABLES: dict[str, Callable[[list[Any]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "generator": lambda commands: (command for command in commands),
+    "iterator": iter,
+    "map": lambda commands: map(lambda command: command, commands),
+    "set": set,
+    "keys of a dict": dict.fromkeys,
+    "values of a dict": lambda commands: dict(enumerate(commands)).values(),
+    "deque": deque,
+    "own class": lambda commands: _Own(commands),
+}
+
+
+def _both(ledger: Interface, name: str) -> list[Callable[..., Any]]:
+    """Return a face's methods of this name: the sync and the async one, where it has both."""
+    return [getattr(ledger, one) for one in (name, f"{name}_async") if hasattr(ledger.raw, one)]
+
+
+class _Own:
+    """Has an iterator and no length."""
+
+    def __init__(self, commands: list[Any]) -> None:
+        self._commands = commands
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self._commands
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+@pytest.mark.parametrize("kind", ITERABLES)
+async def test_submit_when_given_any_iterable_then_each_of_its_commands_takes_effect(
+    ledger: Interface, kind: str, atomic: bool
+) -> None:
+    """A generator can be read once only: a face that reads it twice loses all that it held."""
+    of = ITERABLES[kind]
+    held = await ledger.submit(of([Reserve(key=f"{n}", available_balance=Decimal(10)) for n in range(3)]), atomic=atomic)
+    assert [answer.granted for answer in held] == [True] * 3
+    ends = [Release(key=f"end {one.position_id}", position_id=one.position_id, held_only=True) for one in held]
+    freed = await _both(ledger, "submit")[-1](of(ends), atomic=atomic)
+    assert [answer.outcome for answer in freed] == ["applied"] * 3
+    assert {answer.position_id for answer in freed} == {"main-1", "main-2", "main-3"}
+    assert ledger.behind.exposure().exposure == 0
+
+
+async def test_submit_when_the_iterable_raises_then_that_is_raised_and_nothing_is_sent(ledger: Interface) -> None:
+    def broken() -> Iterator[Reserve]:
+        for number in range(1_500):  # more than one call of the client
+            yield Reserve(key=f"{number}", available_balance=Decimal(1))
+        raise RuntimeError("the book is gone")
+
+    for atomic in (False, True):
+        for submit in _both(ledger, "submit"):
+            with pytest.raises(RuntimeError, match="the book is gone"):
+                await submit(broken(), atomic=atomic)
+    assert ledger.behind.portfolios() == []
+
+
+NO_COMMANDS: dict[str, Any] = {
+    "None": None,
+    "one command": Reserve(key="a"),
+    "text": "reserve",
+    "bytes": b"reserve",
+    "number": 7,
+    "the class": Reserve,
+    "names in a list": [Reserve(key="a"), "reserve"],
+    "none in a list": [Reserve(key="a"), None],
+    "a list in a list": [[Reserve(key="a")]],
+    "keys of commands": {"a": Reserve(key="a")},
+    "a dry run": [Reserve(key="a"), Reserve(key="b", dry_run=True)],
+}
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+@pytest.mark.parametrize("kind", NO_COMMANDS)
+async def test_submit_when_given_something_else_then_every_face_refuses_it_in_the_same_words(
+    ledger: Interface, kind: str, atomic: bool
+) -> None:
+    for submit in _both(ledger, "submit"):
+        with pytest.raises(InvalidRequest, match=r"^submit (takes|records)") as refused:
+            await submit(NO_COMMANDS[kind], atomic=atomic)
+        assert refused.value.field == "commands"
+    assert ledger.behind.portfolios() == []
+
+
+async def test_run_when_given_no_command_then_every_face_refuses_it_in_the_same_words(ledger: Interface) -> None:
+    for given in (None, "reserve", [Reserve(key="a")], Reserve):
+        for run in _both(ledger, "run"):
+            with pytest.raises(InvalidRequest, match="^run takes a command object") as refused:
+                await run(given)
+            assert refused.value.field == "command"
 
 
 # Reads.

@@ -23,6 +23,7 @@ from ledger_sizer.cli.queries import history as history_command
 from ledger_sizer.client import LedgerClient
 from ledger_sizer.model.decisions import GENESIS_HASH, canonical_text, chain_hash
 from ledger_sizer.model.domain import HistoryFilters
+from ledger_sizer.storage.database import upgrade
 from ledger_sizer.views import queries
 from ledger_sizer.wire.export import csv_lines, ndjson_lines
 from ledger_sizer.wire.responses import decision_from_json, decision_to_json
@@ -30,6 +31,7 @@ from tests.conftest import NewDatabase
 from tests.support.clock import START, FakeClock
 from tests.support.histories import matches, trade_at_random
 from tests.support.ledgers import Intruder, assert_verified, dynamic_settings, opened, reserve_btc, steady
+from tests.support.old_ledgers import downgrade_as_old
 from tests.support.services import eventually, serving
 
 D = Decimal
@@ -179,14 +181,12 @@ def test_verify_when_facets_were_removed_so_that_filters_miss_decisions_then_it_
 def test_upgrade_database_when_it_has_a_long_history_then_its_facets_are_noted(
     empty_database_url: str, clock: FakeClock
 ) -> None:
-    from ledger_sizer.storage.database import downgrade, upgrade
-
     upgrade(empty_database_url)
     with opened(empty_database_url, clock) as ledger:
         ledger.submit(
             [Reserve(key=f"n{n}", tags={"symbol": f"S{n % 5}"}, min_notional_usd=D(10**6)) for n in range(2100)]
         )
-    downgrade(empty_database_url, "0004")
+    downgrade_as_old(empty_database_url, "0004")
     upgrade(empty_database_url)
     with opened(empty_database_url, clock) as ledger:
         assert_verified(ledger)

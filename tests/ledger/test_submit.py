@@ -67,7 +67,7 @@ def test_submit_when_commands_are_independent_then_each_is_answered_in_its_place
     assert [result.granted for result in results] == [
         True, False, False, False, False, True, False, False, False, False, True
     ]  # fmt: skip
-    assert [getattr(result, "seq", None) for result in results] == [2, None, 3, None, None, 4, None, 5, None, 6, 1]
+    assert [getattr(result, "seq", None) for result in results] == [2, None, 3, 1, None, 4, None, 5, None, 6, 1]
     assert results[2].reason == "below_min_notional"
     assert [(result.outcome, result.reason) for result in (results[1], results[3])] == [
         ("error", "not_found"), ("error", "idempotency_key_reused")

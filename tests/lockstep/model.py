@@ -146,16 +146,17 @@ class PortfolioModel:
         self.requests[command.key] = command
         return self.record(command.key, answer, after, headroom)
 
-    def deny_in_group(self, command: Command, reply: Reply) -> Answer:
-        """Deny a command whose atomic group was denied."""
+    def deny_in_group(self, command: Command, reply: Answer, cause: str) -> Answer:
+        """Deny a command whose atomic group was denied. cause: key of the command that denied the group."""
         if command.key in self.requests:
             return replace(self.answer_by_key[command.key], replayed=True)
-        own = reply if isinstance(reply, Answer) and reply.outcome == "denied" else None
+        own = reply if reply.outcome == "denied" else None
         number = command.number if isinstance(command, AboutPosition) and command.number in self.positions else None
         self.requests[command.key] = command
         answer = Answer(
             command.verb, "denied", number=number,
-            reason=own.reason if own else "group_denied", binding=own.binding if own else None,
+            reason=own.reason if own else "group_denied", binding=own.binding if own else cause,
+            fraction=reply.fraction, raw_budget=reply.raw_budget,
         )  # fmt: skip
         return self.record(command.key, answer)
 
@@ -184,7 +185,10 @@ class Model:
             portfolio.set_time(now)
             own = [command for command in commands if command.portfolio == name]
             freed[name] = portfolio.expire(max(self.slice_size // len(names), 1), own)
-        return [list(freed.get(group.sweep, [])) if group.sweep else self._group(group) for group in groups]
+        replies = [list(freed.get(group.sweep, [])) if group.sweep else self._group(group) for group in groups]
+        # A portfolio begins with its first decision: one whose commands all erred is none.
+        self.portfolios = {name: one for name, one in self.portfolios.items() if one.answers}
+        return replies
 
     def sweep(self, names: Sequence[str], now: datetime) -> int:
         """Free all overdue holds of these portfolios, a slice of each at a time, and return how many they were."""
@@ -203,11 +207,15 @@ class Model:
         refusals = [one for one in replies if isinstance(one, Refusal)]
         if refusals:
             return [one if isinstance(one, Refusal) else refusals[0] for one in replies]
-        if all(isinstance(one, Answer) and one.outcome != "denied" for one in replies):
+        pairs = [
+            (command, one) for command, one in zip(group.commands, replies, strict=True) if isinstance(one, Answer)
+        ]
+        denials = [(one.reason == "group_denied", command.key) for command, one in pairs if one.outcome == "denied"]
+        if not denials:
             self.portfolios = trial
             return replies
-        pairs = zip(group.commands, replies, strict=True)
-        return [self.portfolios[command.portfolio].deny_in_group(command, one) for command, one in pairs]
+        _, cause = min(denials, key=lambda denial: denial[0])  # the first with a reason of its own
+        return [self.portfolios[command.portfolio].deny_in_group(command, one, cause) for command, one in pairs]
 
     @staticmethod
     def _one(portfolios: dict[str, PortfolioModel], command: Command) -> Reply:

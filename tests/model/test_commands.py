@@ -25,58 +25,11 @@ from ledger_sizer import (
     SetCap,
 )
 from ledger_sizer.model.commands import COMMANDS
+from tests.support.argument_values import BAD_OF_KIND, LEG
 from tests.support.clock import FakeClock
 from tests.support.ledgers import BTC_PERP, BTC_SPOT, opened
 
 D = Decimal
-LEG = Leg("bybit", "BTC", "spot", "buy", D(1))
-
-NOT_A_NUMBER = [0.5, True, "1", D("NaN"), D("sNaN"), D("Infinity"), D("1E+999999"), D("1E-40"), [], b"1"]
-NOT_POSITIVE = [*NOT_A_NUMBER, D(0), D(-1), 0, -5]
-NOT_NEGATIVE = [*NOT_A_NUMBER, D(-1), -5]
-NOT_A_TTL = [0, -1, 2_592_001, D(0), D("2592000.000001"), D("NaN"), D("sNaN"), D("Infinity"), float("nan"),
-             float("inf"), -0.5, True, "30", D("1E+999999"), 10**400]  # fmt: skip
-NOT_TAGS = ["venue=bybit", 5, ["venue"], {"Venue": "x"}, {"": "x"}, {"1a": "x"}, {"portfolio": "x"}, {"a-b": "x"},
-            {"x" * 33: "x"}, {7: "x"}, {f"t{n}": "x" for n in range(17)}]  # fmt: skip
-NOT_LEGS = ["legs", [None], [{"venue": "bybit"}], [], [LEG] * 17, LEG]
-
-BAD_OF_KIND: dict[str, list[Any]] = {
-    "positive": NOT_POSITIVE,
-    "not_negative": NOT_NEGATIVE,
-    "decimal": NOT_A_NUMBER,
-    "score": [*NOT_A_NUMBER, D("1.1"), D("-0.1"), 2],
-    "fee_rate": [D("-0.001"), D("0.1"), D("NaN"), 0.001],
-    "seconds": NOT_A_TTL,
-    "tags": NOT_TAGS,
-    "instrument": ["BTC", {}, 5],
-    "flag": ["no", "yes", 1, 0],
-    "legs": NOT_LEGS,
-    "scope": ["", "x", "=x", "x=", "X=y", 5, "portfolio=x", "x=" + "y" * 160],
-    "choice": ["", "active", True, 5],
-    "note": ["", "a\x00", "x" * 501, 5],
-    "label": ["", "a\x1f", "x" * 129, 5],
-    "moment": ["2026-01-01T00:00:00Z", 5, datetime(2026, 1, 1)],  # noqa: DTZ001 - without a zone
-    "key": ["", " \t", "x" * 201, 5, "ledger:mine"],
-    "portfolio": ["", "-a", ".a", "a b", "a/b", "a\n", "x" * 65, "ü", 7],
-    "details": [
-        {},
-        [],
-        "a=b",
-        5,
-        {"A": "x"},
-        {"": "x"},
-        {"a b": "x"},
-        {"x" * 65: "x"},
-        {7: "x"},
-        {"a": ""},
-        {"a": 5},
-        {"a": "x" * 301},
-        {"a": "b\n"},
-        {f"n{number}": "x" for number in range(65)},
-    ],
-    "portfolio_or_desk": ["", "-a", "**", "* ", "a*", "x" * 65, 7],
-    "position": ["", "main", "main-", "main-x", "-1", 5, "a b-1", "main-01", "main-00", "main-" + "1" * 19],
-}
 GOOD_OF_KIND: dict[str, Any] = {
     "positive": D(1), "not_negative": D(1), "position": "main-1", "moment": None, "label": "drift-1", "key": "k"
 }  # fmt: skip

@@ -26,6 +26,7 @@ from ledger_sizer.storage.tables import Base
 from tests.conftest import EngineKind, NewDatabase
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, Intruder, assert_verified, opened, reserve_btc
+from tests.support.old_ledgers import downgrade_as_old, forget_callers
 
 D = Decimal
 Edit = Callable[[MetaData], object]
@@ -152,7 +153,7 @@ def test_migrate_when_up_down_and_up_again_then_it_works_like_new(empty_database
     url = empty_database_url
     upgrade(url)
     record_some(url, clock)
-    downgrade(url, "base")
+    downgrade_as_old(url, "base")
     assert table_names(url) <= {"alembic_version"}
     with Intruder(url) as intruder:
         if intruder.dialect == "postgresql":
@@ -169,7 +170,11 @@ def test_migrate_when_down_to_a_revision_and_up_again_then_the_ledger_keeps_its_
     empty_database_url: str, clock: FakeClock, revision: str
 ) -> None:
     upgrade(empty_database_url)
-    before = record_some(empty_database_url, clock)
+    record_some(empty_database_url, clock)
+    downgrade_as_old(empty_database_url, "0009")
+    upgrade(empty_database_url)
+    with opened(empty_database_url, clock) as ledger:
+        before = contents(ledger)
     downgrade(empty_database_url, revision)
     upgrade(empty_database_url)
     with opened(empty_database_url, clock) as ledger:
@@ -283,7 +288,10 @@ def test_open_when_a_sqlite_file_is_behind_then_it_is_migrated(
     before = None
     if behind is not None:
         upgrade(url)
-        before = record_some(url, clock)
+        record_some(url, clock)
+        forget_callers(url)
+        with opened(url, clock) as ledger:
+            before = contents(ledger)
         downgrade(url, behind)
     with opened(url, clock) as ledger:
         if before is None:

@@ -19,10 +19,11 @@ from ledger_sizer.rules import decide
 from ledger_sizer.rules.state import PortfolioState, Verdict
 from ledger_sizer.rules.trace import trace_text
 from ledger_sizer.service.metrics import ExposureCollector
-from ledger_sizer.storage.database import downgrade, make_engine
+from ledger_sizer.storage.database import downgrade, make_engine, upgrade
 from ledger_sizer.storage.tables import PENDING
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, opened
+from tests.support.old_ledgers import downgrade_as_old, forget_callers
 
 D = Decimal
 HOLD = 10
@@ -129,12 +130,15 @@ def test_collect_metrics_when_only_an_open_position_holds_then_its_age_is_shown(
 def test_downgrade_when_an_open_position_holds_then_it_is_refused_until_the_hold_is_gone(
     ledger: Ledger, database_url: str
 ) -> None:
+    forget_callers(database_url)
+    downgrade(database_url, "0009")
     with pytest.raises(CommandError, match="1 positions hold as only version 0009 and later can; release these"):
         downgrade(database_url, "0008")
+    upgrade(database_url)
     assert figures(ledger) == (600, 400)
     ledger.release(key="3", position_id="main-1", held_only=True)
     ledger.close()
-    downgrade(database_url, "0008")
+    downgrade_as_old(database_url, "0008")
 
 
 @pytest.mark.parametrize(

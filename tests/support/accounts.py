@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from ledger_sizer import AppSettings, Ledger, Leg, ReconcileSettings
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
 from ledger_sizer.model.reconciliation import Report
+from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.storage.database import make_engine
@@ -45,7 +46,8 @@ class WrittenAccount:
 
 
 def balance(asset: str, free: str, used: str = "0") -> VenueBalance:
-    return VenueBalance(asset, D(free), D(used), D(free) + D(used))
+    with exact_arithmetic():
+        return VenueBalance(asset, D(free), D(used), D(free) + D(used))
 
 
 def short(quantity: str, symbol: str = PERP, price: str | None = "50000") -> VenuePosition:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
+from ledger_sizer.model.units import exact_arithmetic
+
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -25,5 +27,6 @@ class FakeClock:
 
     def advance(self, seconds: int | float | Decimal) -> datetime:
         """Move by `seconds` and return the new time. Negative values are allowed: real clocks are set back too."""
-        self._now += timedelta(microseconds=int(Decimal(str(seconds)) * 1_000_000))
+        with exact_arithmetic():
+            self._now += timedelta(microseconds=int(Decimal(str(seconds)) * 1_000_000))
         return self._now

@@ -24,7 +24,7 @@ D = Decimal
 def record_every_verb(ledger: Ledger, clock: FakeClock) -> None:
     """Record every verb, every position state and several denials, in two portfolios."""
     ledger.set_cap(key="1", scope="venue=bybit", cap=D(4000))
-    ledger.set_cap(key="2", scope="venue=idle", cap=D(100))
+    ledger.set_cap(key="2", scope="venue=idle", cap=D(100), reference="ticket 17")
     names = [
         position_of(reserve_btc(ledger, f"r{n}", signal_score=D(f"0.{n}"), ttl_seconds=10 if n == 4 else 600))
         for n in range(5)
@@ -37,7 +37,7 @@ def record_every_verb(ledger: Ledger, clock: FakeClock) -> None:
     ledger.extend(key="e3", position_id=names[3], ttl_seconds=900)
     clock.advance(10)
     ledger.confirm(key="late", position_id=names[4], quantity=D("0.01"), price=D(50000))
-    ledger.reserve(key="plain", ttl_seconds=900)
+    ledger.reserve(key="plain", ttl_seconds=900, reference="order 4711")
     ledger.reserve(key="no1", tags=TAGS, available_balance=D(0))
     reserve_btc(ledger, "no2", perp_instrument=InstrumentInfo("X", D(1), D(5), D(1)))
     ledger.halt(key="h1", note="feed is stale")
