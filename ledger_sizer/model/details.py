@@ -54,10 +54,7 @@ def details_of(value: object, field: str = "details") -> Details:
                 f"a name in {field} must have 1 to 64 lower case letters, digits, '_' or '.', got {name!r:.100}",
                 field=field,
             )
-        try:
-            plain[str.__str__(name)] = label_text(text, f"{field}.{name}", length_max=DETAIL_LENGTH_MAX)
-        except InvalidRequest as error:
-            raise InvalidRequest(str(error), field=field) from None
+        plain[str.__str__(name)] = label_text(text, f"{field}.{name}", length_max=DETAIL_LENGTH_MAX)
     return Details(dict(sorted(plain.items())))
 
 
