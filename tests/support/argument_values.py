@@ -62,7 +62,8 @@ MORE_BAD_OF_KIND: dict[str, list[Any]] = {
     "moment": [True, [], "now"],
     "key": ["a\x00b", "a\nb", "\ud800", b"k"],
     "portfolio": ["a\x00", "../x", b"main", True],
-    "details": [{"a": ""}, {"a": 5}, {"a": "x" * 301}, {"a": "b\n"}, {"a": None}, {"a": ["b"]}, {"a": "\ud800"}, {"a\n": "b"}, {"1a": "b"}, b"a", True],
+    "details": [{"a": ""}, {"a": 5}, {"a": "x" * 301}, {"a": "b\n"}, {"a": None}, {"a": ["b"]},
+                {"a": "\ud800"}, {"a\n": "b"}, {"1a": "b"}, b"a", True],
     "portfolio_or_desk": ["a\x00", "../x", b"main", True, "a/b"],
     "position": ["main-+1", "main-1 ", "main- 1", "main-1\n", "é-1", "main-\u0661", True, b"main-1"],
 }  # fmt: skip
