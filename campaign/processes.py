@@ -25,9 +25,13 @@ class CampaignError(Exception):
 
 
 def environment(**more: object) -> dict[str, str]:
-    """Return the environment of a child process: this one's without settings of the ledger, and `more`."""
+    """Return the environment of a child process: this one's without settings of the ledger, and `more`.
+
+    Every denial is recorded, so that an audit finds each answer under its own key.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_DROPPED)}
-    return {**kept, "LOG_LEVEL": "WARNING", "NO_COLOR": "1", **{name: str(value) for name, value in more.items()}}
+    given = {"LOG_LEVEL": "WARNING", "NO_COLOR": "1", "LEDGER_DENIAL_REPEAT_SECONDS": "0"}
+    return {**kept, **given, **{name: str(value) for name, value in more.items()}}
 
 
 def run_command(*arguments: str, folder: Path, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -10,20 +10,26 @@ Reserve always comes before the orders, confirm and release after the fills:
                                   refused:  release   (the hold goes back)
                                   unknown:  nothing   (the hold expires; a late fill may still be confirmed)
     signal gone  ->  both exit orders  ->  filled: release   (an exit that is only sent still ties up capital)
+
+Kill it at any moment and start it again: it goes through the cycle once more. Its keys and order ids are made from what
+it wants, so what was done before is found and not done twice, at whatever price.
 """
 
 import argparse
 import asyncio
+import inspect
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
+from pathlib import Path
+from typing import Any
 
 from paper_venue import Fill, Market, PaperVenue, Quote, Rejected, Side
 
-from ledger_sizer import Decision, Ledger
+from ledger_sizer import Decision, KeyReused, Ledger
 from ledger_sizer.client import AsyncLedgerClient
 
 ENTRY_RATE = Decimal("0.00005")  # per period; below it the fees exceed the funding
@@ -34,17 +40,11 @@ UNWIND_ATTEMPTS = 10
 
 @dataclass
 class Trade:
-    """One open position at the venue. open: base units still open in each leg."""
+    """One open position at the venue. counted: the base units for which the ledger ties up capital."""
 
-    key: str
     pair: str
     position_id: str
-    open: dict[Market, Decimal]
-
-    @property
-    def quantity(self) -> Decimal:
-        """Base units that tie up capital: the larger leg."""
-        return max(self.open.values())
+    counted: Decimal
 
 
 @dataclass
@@ -56,6 +56,13 @@ class Orchestrator:
     portfolio: str = "main"
     trades: dict[str, Trade] = field(default_factory=dict)
     events: Counter[str] = field(default_factory=Counter)
+
+    async def recover(self) -> None:
+        """Find the trades of an earlier run. `reserve` finds its holds, which may be filled by now."""
+        for position in await done(self.ledger.positions(state="open", tags={"strategy": "funding"})):
+            if position.portfolio == self.portfolio:
+                pair = position.tags["symbol"]
+                self.trades[pair] = Trade(pair, position.position_id, position.quantity)
 
     async def cycle(self) -> None:
         """Trade one funding period: exit below `EXIT_RATE`, then enter from `ENTRY_RATE` on, best rate first."""
@@ -76,16 +83,20 @@ class Orchestrator:
     async def reserve(self, quote: Quote) -> Decision:
         """Reserve capital for a pair. The key names the intent, so a repeated request gets the same answer."""
         spot, perp = self.venue.instruments(quote.pair)
-        decision = await self.ledger.reserve_async(
-            key=f"{self.venue.now:%Y%m%dT%H}/{quote.pair}",
-            portfolio=self.portfolio,
-            tags={"venue": self.venue.name, "symbol": quote.pair, "strategy": "funding"},
-            signal_score=min(quote.funding_rate / FULL_SCORE_RATE, Decimal(1)),
-            price=quote.perp_price,
-            spot_instrument=spot,
-            perp_instrument=perp,
-            ttl_seconds=30,
-        )
+        key = f"{self.venue.now:%Y%m%dT%H}/{quote.pair}"
+        try:
+            decision = await self.ledger.reserve_async(
+                key=key,
+                portfolio=self.portfolio,
+                tags={"venue": self.venue.name, "symbol": quote.pair, "strategy": "funding"},
+                signal_score=min(quote.funding_rate / FULL_SCORE_RATE, Decimal(1)),
+                price=quote.perp_price,
+                spot_instrument=spot,
+                perp_instrument=perp,
+                ttl_seconds=30,
+            )
+        except KeyReused:  # asked before a restart, when the price was another
+            decision = await done(self.ledger.lookup(key, self.portfolio))
         size = f"{decision.quantity} {quote.pair}" if decision.granted else decision.reason
         self.note(f"reserve {decision.outcome}", f"{quote.pair} at {quote.funding_rate:.5%}: {size}")
         return decision
@@ -93,9 +104,14 @@ class Orchestrator:
     async def enter(self, decision: Decision, quote: Quote) -> None:
         """Place both legs at once, unwind the excess of one leg, and confirm the matched quantity."""
         assert decision.quantity is not None and decision.position_id is not None
+        hold = await done(self.ledger.position(decision.position_id))
+        if hold.state not in ("held", "expired"):
+            return  # an earlier run came to its end
+        # Without a hold nothing new is ordered. What an earlier run ordered is a fact.
+        order = self.order if hold.state == "held" else self.ordered
         spot, perp = await asyncio.gather(
-            self.order(decision.key, quote.pair, "spot", "buy", decision.quantity),
-            self.order(decision.key, quote.pair, "perp", "sell", decision.quantity),
+            order(decision.key, quote.pair, "spot", "buy", decision.quantity),
+            order(decision.key, quote.pair, "perp", "sell", decision.quantity),
         )
         matched = min(spot.quantity, perp.quantity)
         await asyncio.gather(
@@ -103,7 +119,8 @@ class Orchestrator:
             self.unwind(decision.key, quote.pair, "perp", "buy", perp.quantity - matched),
         )
         if not matched:
-            await self.ledger.release_async(key=f"{decision.key}/unfilled", position_id=decision.position_id)
+            if hold.state == "held":
+                await self.ledger.release_async(key=f"{decision.key}/unfilled", position_id=decision.position_id)
             self.note("released unfilled", quote.pair)
             return
         filled = await self.ledger.confirm_async(
@@ -114,30 +131,30 @@ class Orchestrator:
             spot_price=spot.price,
         )
         assert filled.position_id is not None  # a new id, if the reservation expired before the fill
-        legs: dict[Market, Decimal] = {"spot": matched, "perp": matched}
-        self.trades[quote.pair] = Trade(decision.key, quote.pair, filled.position_id, legs)
+        self.trades[quote.pair] = Trade(quote.pair, filled.position_id, matched)
         self.note("entered", f"{matched} {quote.pair}; exposure {filled.exposure_after:.2f} USD")
 
     async def leave(self, trade: Trade) -> None:
-        """Close both legs, and release the closed quantity; the rest is retried in the next cycle."""
-        before = trade.quantity
-        key = f"{trade.key}/exit/{self.venue.now:%Y%m%dT%H}"
-        spot, perp = await asyncio.gather(
-            self.order(key, trade.pair, "spot", "sell", trade.open["spot"]),
-            self.order(key, trade.pair, "perp", "buy", trade.open["perp"]),
+        """Close both legs, and release what is closed; the rest is retried in the next cycle."""
+        key = f"{trade.position_id}/exit/{self.venue.now:%Y%m%dT%H}"
+        open_ = await self.venue.balance(trade.pair)
+        await asyncio.gather(
+            self.order(key, trade.pair, "spot", "sell", open_["spot"]),
+            self.order(key, trade.pair, "perp", "buy", open_["perp"]),
         )
-        trade.open["spot"] -= spot.quantity
-        trade.open["perp"] -= perp.quantity
-        closed = before - trade.quantity
-        if not closed:
+        # The larger leg ties up capital. What the venue shows counts, whichever run of the bot sent the orders.
+        left = max((await self.venue.balance(trade.pair)).values())
+        if left == trade.counted:
             self.note("exit refused", trade.pair)
             return
-        done = await self.ledger.release_async(
-            key=key, position_id=trade.position_id, quantity=closed if trade.quantity else None
+        closed = trade.counted - left
+        answer = await self.ledger.release_async(
+            key=key, position_id=trade.position_id, quantity=closed if left else None
         )
-        if not trade.quantity:
+        trade.counted = left
+        if not left:
             del self.trades[trade.pair]
-        self.note("left" if not trade.quantity else "left partly", f"{trade.pair}; {done.exposure_after:.2f} USD open")
+        self.note("left partly" if left else "left", f"{trade.pair}; {answer.exposure_after:.2f} USD open")
 
     async def order(self, key: str, pair: str, market: Market, side: Side, quantity: Decimal) -> Fill:
         """Place one order. A refusal is a fill of 0; any other error is raised, and the hold expires."""
@@ -146,6 +163,10 @@ class Orchestrator:
         except Rejected as rejection:
             self.note("order refused", str(rejection))
             return NOTHING
+
+    async def ordered(self, key: str, _pair: str, market: Market, _side: Side, _quantity: Decimal) -> Fill:
+        """Return the fill of an order that an earlier run may have sent."""
+        return await self.venue.find(f"{key}/{market}") or NOTHING
 
     async def unwind(self, key: str, pair: str, market: Market, side: Side, quantity: Decimal) -> None:
         """Close the excess of one leg, which would be unhedged."""
@@ -164,6 +185,11 @@ class Orchestrator:
 NOTHING = Fill(Decimal(0), Decimal(0))
 
 
+async def done(read: Any) -> Any:
+    """Return what was read: `Ledger` reads at once, `AsyncLedgerClient` is awaited."""
+    return await read if inspect.isawaitable(read) else read
+
+
 @asynccontextmanager
 async def open_ledger(where: str) -> AsyncIterator[Ledger | AsyncLedgerClient]:
     """Open a ledger in this process, or a client of the service."""
@@ -175,10 +201,11 @@ async def open_ledger(where: str) -> AsyncIterator[Ledger | AsyncLedgerClient]:
             yield ledger
 
 
-async def main(where: str, cycles: int, seed: int) -> Orchestrator:
-    """Trade `cycles` funding periods. Open positions stay open."""
+async def main(where: str, cycles: int, seed: int, venue_file: Path) -> Orchestrator:
+    """Trade `cycles` funding periods. Open positions stay open, for the next run."""
     async with open_ledger(where) as ledger:
-        bot = Orchestrator(ledger, PaperVenue(seed))
+        bot = Orchestrator(ledger, PaperVenue(seed, file=venue_file))
+        await bot.recover()
         for _ in range(cycles):
             await bot.cycle()
             bot.venue.next_period()
@@ -190,5 +217,6 @@ if __name__ == "__main__":
     parser.add_argument("--ledger", default="sqlite:///orchestrator.db", help="database URL, or address of the service")
     parser.add_argument("--cycles", type=int, default=20, help="funding periods to trade (20)")
     parser.add_argument("--seed", type=int, default=7, help="of the paper market (7)")
-    arguments = parser.parse_args()
-    print(dict(asyncio.run(main(arguments.ledger, arguments.cycles, arguments.seed)).events))
+    parser.add_argument("--venue", type=Path, default=Path("paper-venue.jsonl"), help="file of the paper market")
+    given = parser.parse_args()
+    print(dict(asyncio.run(main(given.ledger, given.cycles, given.seed, given.venue)).events))

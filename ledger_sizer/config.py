@@ -130,6 +130,12 @@ class LedgerSettings(Settings):
         "", max_length=128, description="Whose idempotency keys it uses, such as bot-a; empty: embedded, or cli."
     )
     hold_ttl_seconds: int = Field(60, ge=1, le=30 * 24 * 3600, description="Life of a hold whose request names none.")
+    denial_repeat_seconds: int = Field(
+        10,
+        ge=0,
+        le=3600,
+        description="A denial that repeats is recorded 20 times, then once in this interval; 0 records each.",
+    )
     batch_size_max: int = Field(256, ge=1, le=10_000, description="Most commands in one commit.")
     queue_size_max: int = Field(10_000, ge=1, le=1_000_000, description="Most commands that may wait; then Busy.")
     clock_jump_seconds: int = Field(

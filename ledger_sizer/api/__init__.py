@@ -11,6 +11,7 @@
     commands           one endpoint per verb, and the batch
     reads              exposure, positions, decisions, overview
     export             decisions as CSV and NDJSON, streamed
+    audit              verification, sweep
     events             decisions as server-sent events
     event_cursor       how far a stream has got, and its event ids
     reconciliation     runs and drifts

@@ -120,9 +120,27 @@ class ShortId:
             unsent[_group(name)] += seq
         if min(unsent) < 0:
             raise InvalidRequest(
-                "Last-Event-ID is of a ledger with more decisions than this one has; begin anew", field="Last-Event-ID"
+                "Last-Event-ID is of a ledger with more decisions than this one has; begin anew without it",
+                field="Last-Event-ID",
             )
         return {name: seq if name == self.at else max(seq - unsent[_group(name)], 0) for name, seq in found.items()}
+
+
+def require_reached(seqs: Mapping[str, int], heads: Mapping[str, int]) -> None:
+    """Raise `InvalidRequest` for a seq that an id says was sent and its portfolio has not reached.
+
+    Such a stream would be silent until the portfolio has as many decisions, and lose those up to there. heads: the
+    last seq of every portfolio.
+    """
+    for name, seq in seqs.items():
+        head = heads.get(name, 0)
+        if seq > head:
+            has = f"the head of {name} is seq {head}" if name in heads else f"there is no portfolio {name!r}"
+            raise InvalidRequest(
+                f"Last-Event-ID says {name}:{seq}, and {has}: it is of another ledger, or this one was restored from a "
+                "backup; begin anew without it, or with an earlier seq",
+                field="Last-Event-ID",
+            )
 
 
 def parse_event_id(text: str) -> dict[str, int] | ShortId:

@@ -22,7 +22,7 @@ from starlette.types import Scope
 
 from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
-from ledger_sizer.api.event_cursor import ALL, EventCursor, ShortId, parse_event_id, watch_of
+from ledger_sizer.api.event_cursor import ALL, EventCursor, ShortId, parse_event_id, require_reached, watch_of
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.watermarks import Watermark, read_positions, read_watermarks
@@ -55,6 +55,7 @@ def router(service: ServiceContext) -> APIRouter:
 
         Between them `reconciliation` names a portfolio that was just compared with its exchange. Resuming misses
         nothing, but where replicas commit late it may repeat events of some of very many portfolios: look at their seq.
+        An id beyond the head of a portfolio is refused, because such a stream would be silent and lose decisions.
         """
         caller = await service.access.require(request.scope, "read")
         if filters.portfolio is not None:
@@ -66,9 +67,15 @@ def router(service: ServiceContext) -> APIRouter:
         now = await run_in_threadpool(read_watermarks, service.reads)
         watched = {name: mark for name, mark in now.items() if _is_watched(caller, filters.portfolio, name)}
         runs = {name: mark.run for name, mark in now.items()}
+        heads = {name: mark.seq for name, mark in now.items()}
         if isinstance(resumed, ShortId):
+            # An id of all portfolios may be resumed by a key for some. It is not told how far the others are.
+            require_reached({resumed.at: resumed.seq} if caller.may_touch(resumed.at) else {}, heads)
             cursor = await run_in_threadpool(_resume, service, caller, resumed, watched)
         else:
+            for name in resumed or ():
+                require_portfolio_access(caller, name)
+            require_reached(resumed or {}, heads)
             seqs = {name: mark.seq if resumed is None else resumed.get(name, 0) for name, mark in watched.items()}
             cursor = EventCursor(watch_of(caller), seqs, max((mark.us for mark in watched.values()), default=0))
         stream = _stream(service, poller, request.scope, filters.portfolio, cursor, runs)

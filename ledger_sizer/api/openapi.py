@@ -153,7 +153,7 @@ def _add_common_parts(path: str, method: str, operation: Json) -> None:
         response.setdefault("headers", {}).setdefault("X-Request-Id", {"$ref": "#/components/headers/X-Request-Id"})
     if path not in _PUBLIC:
         operation["security"] = [{_SECURITY: []}]
-        operation["x-role"] = _role(path, method, operation)
+        operation.setdefault("x-role", _role(path, method, operation))
 
 
 def _role(path: str, method: str, operation: Json) -> str:

@@ -19,7 +19,13 @@ from ledger_sizer.model.command_base import parse_time
 from ledger_sizer.model.commands import VERBS
 from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.names import PORTFOLIO_OR_DESK_PATTERN, PORTFOLIO_PATTERN, POSITION_PATTERN, SEQ_MAX
+from ledger_sizer.model.names import (
+    PORTFOLIO_OR_DESK_PATTERN,
+    PORTFOLIO_PATTERN,
+    POSITION_PATTERN,
+    SEQ_MAX,
+    split_position_id,
+)
 from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, OverviewQuery
 from ledger_sizer.model.tags import TAG_NAME, is_dimension
 from ledger_sizer.service.api_keys import ApiKey
@@ -30,6 +36,7 @@ from ledger_sizer.wire.requests import KeyText, LabelText, MomentText, Portfolio
 from ledger_sizer.wire.responses import (
     decision_to_json,
     desk_to_json,
+    explanation_to_json,
     exposure_page_to_json,
     heads_to_json,
     position_to_json,
@@ -142,15 +149,19 @@ class FullFilter(_Filters):
     full: Annotated[bool, Query(description="With request, trace and tags.")] = True
 
 
+async def _require_reader(request: Request) -> ApiKey:
+    service: ServiceContext = request.app.state.service
+    return await service.access.require(request.scope, "read")
+
+
+Reader = Annotated[ApiKey, Depends(_require_reader)]
+"""Argument of a route: the caller's key, which may read."""
+
+
 def router(service: ServiceContext) -> APIRouter:
-    """Return the read-only routes."""
+    """Return the read-only routes of the present: portfolios and positions."""
     routes = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
     ledger = service.ledger
-
-    async def reader(request: Request) -> ApiKey:
-        return await service.access.require(request.scope, "read")
-
-    Reader = Annotated[ApiKey, Depends(reader)]  # noqa: N806 - a type
 
     @routes.get("/portfolios", response_model=response_models.Names)
     async def list_portfolios(caller: Reader) -> Response:
@@ -176,16 +187,8 @@ def router(service: ServiceContext) -> APIRouter:
     async def list_positions(filters: Annotated[PositionFilters, Query()], caller: Reader) -> Response:
         """Positions, oldest first."""
         portfolio = _portfolio_of(caller, filters.portfolio)
-        tags = _parse_tags(filters.tag)
-        page = await run_in_threadpool(
-            ledger.positions,
-            portfolio,
-            state=filters.state,
-            tags=tags,
-            key=filters.key,
-            cursor=filters.cursor,
-            limit=filters.limit,
-        )
+        chosen = filters.model_dump(exclude={"portfolio", "tag"})
+        page = await run_in_threadpool(ledger.positions, portfolio, tags=_parse_tags(filters.tag), **chosen)
         return json_response(page_to_json(page, position_to_json))
 
     @routes.get("/positions/{position_id}", response_model=response_models.PositionForm)
@@ -193,6 +196,20 @@ def router(service: ServiceContext) -> APIRouter:
         """One position."""
         require_portfolio_access(caller, position_id.rpartition("-")[0])
         return json_response(position_to_json(await run_in_threadpool(ledger.position, position_id)))
+
+    @routes.get("/desk", response_model=response_models.DeskForm)
+    async def get_desk(caller: Reader) -> Response:
+        """The status of all portfolios together. Keys bound to portfolios are not told who set it, when and why."""
+        status, change = await run_in_threadpool(ledger.desk)
+        return json_response(desk_to_json(status, change if caller.portfolios is None else None))
+
+    return routes
+
+
+def decision_router(service: ServiceContext) -> APIRouter:
+    """Return the read-only routes of the decisions."""
+    routes = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
+    ledger = service.ledger
 
     @routes.get("/decisions", response_model=response_models.DecisionPage, responses={200: {"content": EXPORTS}})
     async def list_decisions(
@@ -216,17 +233,23 @@ def router(service: ServiceContext) -> APIRouter:
         decision = await run_in_threadpool(ledger.decision, seq, portfolio)
         return json_response(decision_to_json(decision, full=filters.full))
 
-    @routes.get("/desk", response_model=response_models.DeskForm)
-    async def get_desk(caller: Reader) -> Response:
-        """The status of all portfolios together. Keys bound to portfolios are not told who set it, when and why."""
-        status, change = await run_in_threadpool(ledger.desk)
-        return json_response(desk_to_json(status, change if caller.portfolios is None else None))
+    @routes.get("/decisions/{portfolio}/{seq}/explanation", response_model=response_models.ExplanationForm)
+    async def explain_decision(portfolio: PortfolioOrDeskInPath, seq: SeqInPath, caller: Reader) -> Response:
+        """Why a decision came out as it did: the request, each step of the sizing, each scope, what bound it."""
+        require_portfolio_access(caller, portfolio)
+        return json_response(explanation_to_json(await run_in_threadpool(ledger.explain, seq, portfolio)))
+
+    @routes.get("/positions/{position_id}/explanation", response_model=response_models.ExplanationForm)
+    async def explain_position(position_id: PositionInPath, caller: Reader) -> Response:
+        """Why the decision that made a position came out as it did."""
+        require_portfolio_access(caller, split_position_id(position_id)[0])
+        return json_response(explanation_to_json(await run_in_threadpool(ledger.explain, position_id)))
 
     return routes
 
 
 def chain_router(service: ServiceContext) -> APIRouter:
-    """Return the route of the hash chains' heads."""
+    """Return the routes that are about all portfolios: the hash chains' heads, and the desk."""
     routes = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
 
     @routes.get("/heads", response_model=response_models.HeadsForm)
@@ -235,6 +258,13 @@ def chain_router(service: ServiceContext) -> APIRouter:
         caller = await service.access.require(request.scope, "read")
         heads = await run_in_threadpool(service.ledger.heads)
         return json_response(heads_to_json({name: head for name, head in heads.items() if caller.may_touch(name)}))
+
+    @routes.get("/desk", response_model=response_models.DeskForm)
+    async def get_desk(request: Request) -> Response:
+        """The status of all portfolios together. Keys bound to portfolios are not told who set it, when and why."""
+        caller = await service.access.require(request.scope, "read")
+        status, change = await run_in_threadpool(service.ledger.desk)
+        return json_response(desk_to_json(status, change if caller.portfolios is None else None))
 
     return routes
 

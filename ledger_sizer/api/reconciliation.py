@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ledger_sizer.api import response_models
 from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import ServiceContext
-from ledger_sizer.api.request_body import read_body
+from ledger_sizer.api.request_body import body_schema, parse_body
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.choices import DriftFilter, DriftKind
 from ledger_sizer.reconcile import drifts
@@ -19,8 +19,7 @@ from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.reconciliation import drift_to_json, report_to_json, run_to_json
-from ledger_sizer.wire.requests import AmountText, Body, BodyT, PortfolioText, validated
-from ledger_sizer.wire.strict_json import read_object
+from ledger_sizer.wire.requests import AmountText, Body, PortfolioText
 
 DriftInPath = Annotated[int, Path(ge=1, le=10**18 - 1)]
 
@@ -87,11 +86,11 @@ def router(service: ServiceContext) -> APIRouter:
     @routes.post(
         "/reconciliations",
         response_model=response_models.ReportList,
-        openapi_extra=_body_schema(RunBody, required=False),
+        openapi_extra=body_schema(RunBody, required=False),
     )
     async def reconcile(request: Request, caller: Admin) -> Response:
         """Compare now, for every portfolio that has an account. 503 while another run is under way."""
-        body = await _parse_body(service, request, RunBody)
+        body = await parse_body(request, RunBody)
         reconciler = service.require_reconciler()
         for portfolio in reconciler.portfolios:
             require_portfolio_access(caller, portfolio)
@@ -134,25 +133,25 @@ def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
         return json_response(drift_to_json(await run_in_threadpool(act)))
 
     @routes.post(
-        "/drifts/{drift_id}/adopt", response_model=response_models.DriftForm, openapi_extra=_body_schema(AdoptDriftBody)
+        "/drifts/{drift_id}/adopt", response_model=response_models.DriftForm, openapi_extra=body_schema(AdoptDriftBody)
     )
     async def adopt_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
         """Make the ledger say what the exchange shows."""
-        return await decide(caller, "adopt", drift_id, await _parse_body(service, request, AdoptDriftBody))
+        return await decide(caller, "adopt", drift_id, await parse_body(request, AdoptDriftBody))
 
     @routes.post(
-        "/drifts/{drift_id}/ignore", response_model=response_models.DriftForm, openapi_extra=_body_schema(ReasonBody)
+        "/drifts/{drift_id}/ignore", response_model=response_models.DriftForm, openapi_extra=body_schema(ReasonBody)
     )
     async def ignore_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
         """Let the difference stand as it is, until it changes."""
-        return await decide(caller, "ignore", drift_id, await _parse_body(service, request, ReasonBody))
+        return await decide(caller, "ignore", drift_id, await parse_body(request, ReasonBody))
 
     @routes.post(
-        "/drifts/{drift_id}/close", response_model=response_models.DriftForm, openapi_extra=_body_schema(ReasonBody)
+        "/drifts/{drift_id}/close", response_model=response_models.DriftForm, openapi_extra=body_schema(ReasonBody)
     )
     async def close_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
         """Ask whoever trades to close it at the exchange: an event `remark` with `close_requested`."""
-        return await decide(caller, "close", drift_id, await _parse_body(service, request, ReasonBody))
+        return await decide(caller, "close", drift_id, await parse_body(request, ReasonBody))
 
 
 def _portfolios(caller: ApiKey, asked: str | None) -> tuple[str, ...] | None:
@@ -161,14 +160,3 @@ def _portfolios(caller: ApiKey, asked: str | None) -> tuple[str, ...] | None:
         return caller.portfolios
     require_portfolio_access(caller, asked)
     return (asked,)
-
-
-async def _parse_body(service: ServiceContext, request: Request, model: type[BodyT]) -> BodyT:
-    """Parse the body as strictly as the commands' bodies."""
-    sent = await read_body(request.scope, request.receive, service.settings.body_bytes_max)
-    return validated(model, read_object(sent))
-
-
-def _body_schema(model: type[Body], *, required: bool = True) -> dict[str, Any]:
-    schema = model.model_json_schema()
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}

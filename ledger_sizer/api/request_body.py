@@ -3,13 +3,16 @@
 `server` bounds the time a body may take: there it costs nothing when the body arrives with the head.
 """
 
+from typing import Any
 from urllib.parse import parse_qs
 
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope
 
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.wire.problems import PayloadTooLarge, UnsupportedMediaType
+from ledger_sizer.wire.requests import Body, BodyT, validated
+from ledger_sizer.wire.strict_json import read_object
 
 KEY_HEADER = "Idempotency-Key"
 
@@ -42,6 +45,18 @@ async def read_body(scope: Scope, receive: Receive, size_max: int) -> bytes:
     if body:
         _require_json(header(scope, b"content-type"))
     return body
+
+
+async def parse_body(request: Request, model: type[BodyT]) -> BodyT:
+    """Parse the body as strictly as the commands' bodies. An empty one is the empty object."""
+    size_max = request.app.state.service.settings.body_bytes_max
+    return validated(model, read_object(await read_body(request.scope, request.receive, size_max)))
+
+
+def body_schema(model: type[Body], *, required: bool = True) -> dict[str, Any]:
+    """Return a body's part of the OpenAPI document, for a route that parses it by itself."""
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
 
 
 async def read_form(scope: Scope, receive: Receive, size_max: int) -> dict[str, str]:

@@ -42,7 +42,10 @@ class _Form(BaseModel):
 
 
 class DecisionForm(_Form):
-    """The answer to one command. The last five only in full; `request` and `trace` are texts that hold JSON."""
+    """The answer to one command. The last five only in full.
+
+    In the order in which they come, compact and in ASCII, `tags`, `request` and `trace` are the texts that are hashed.
+    """
 
     portfolio: str
     seq: int | None = Field(description="Place in the portfolio's audit chain; null for a dry run.")
@@ -71,9 +74,39 @@ class DecisionForm(_Form):
     hash: str | None = Field(description="Its link in the audit chain.")
     held_change: DecimalOut = "0"
     open_change: DecimalOut = "0"
-    tags: str = Field("{}", description="A text that holds JSON.")
-    request: str = Field("{}", description="What was asked: a text that holds JSON, as hashed.")
-    trace: str = Field("{}", description="What the rules saw: a text that holds JSON, as hashed.")
+    tags: dict[str, Any] = Field({}, description="Of the position it concerns.")
+    request: dict[str, Any] = Field({}, description="What was asked, decimals as text.")
+    trace: dict[str, Any] = Field({}, description="What the rules saw; whole numbers are 1e-8 USD.")
+
+
+class ExplanationForm(_Form):
+    """Why a decision came out as it did."""
+
+    text: str = Field(description="For people, several lines.")
+    portfolio: str
+    seq: int
+    command: str
+    key: str
+    outcome: Outcome
+    reason: str | None
+    binding: str | None
+    position_id: str | None
+    decided_at: TimeOut
+    request: dict[str, Any] = Field(description="What was asked, decimals as text.")
+    fraction: DecimalOut | None
+    raw_budget: DecimalOut | None
+    budget: DecimalOut | None
+    quantity: DecimalOut | None
+    steps: list[dict[str, Any]] = Field(description="Of the sizing: `step`, `value`, `words`.")
+    scopes: list[dict[str, Any]] = Field(description="Each as it was before the decision, USD.")
+    largest_grantable: dict[str, Any] | None = Field(description="The most that any score could have been granted.")
+    settings_version: str | None = Field(description="Equal settings have equal versions.")
+    policy: dict[str, Any] | None = Field(description="The settings that applied.")
+    match: dict[str, Any] | None = Field(description="How the quantity came about.")
+    note: str | None
+    exposure_before: DecimalOut
+    exposure_after: DecimalOut
+    hash: str
 
 
 class LegOut(_Form):
@@ -215,6 +248,32 @@ class HeadsForm(_Form):
     """Chain heads by portfolio."""
 
     heads: dict[str, HeadForm]
+
+
+class FindingOfVerify(_Form):
+    """One error that a verification found."""
+
+    portfolio: str
+    seq: int | None = Field(description="The decision it concerns.")
+    what: str
+
+
+class VerifyForm(_Form):
+    """What a verification read and found."""
+
+    ok: bool
+    decisions: int
+    positions: int
+    heads: dict[str, HeadForm]
+    first: FindingOfVerify | None = Field(description="The first finding.")
+    findings: list[FindingOfVerify]
+
+
+class SweepForm(_Form):
+    """How many overdue holds were freed; `more`: call again, there may be others."""
+
+    freed: int
+    more: bool
 
 
 class ProblemForm(_Form):

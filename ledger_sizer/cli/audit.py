@@ -81,7 +81,7 @@ def _read_trusted_heads(path: str, portfolio: str | None) -> "TrustedHeads":
 def show_report(report: "VerifyReport", as_json: bool, trusted: "TrustedHeads | None" = None) -> None:
     """Show what a verification read and found. trusted: the heads it began at."""
     if as_json:
-        from ledger_sizer.cli.json_forms import REPORT
+        from ledger_sizer.wire.verification import REPORT
 
         output.write_json(REPORT.to_json(report) | ({} if trusted is None else {"trusted": _trusted_form(trusted)}))
         return

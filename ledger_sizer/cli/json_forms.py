@@ -1,11 +1,11 @@
-"""JSON forms that only `--json` prints: a decision with its request, a cap, a verification's report."""
+"""JSON forms that only `--json` prints: a decision with its request, a cap."""
 
 import json
 
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import Finding, ScopeExposure, VerifyReport
-from ledger_sizer.wire.codec import Codec, Json
-from ledger_sizer.wire.responses import decision_to_json, heads_to_json, scope_to_json
+from ledger_sizer.model.domain import ScopeExposure
+from ledger_sizer.wire.codec import Json
+from ledger_sizer.wire.responses import decision_to_json, scope_to_json
 
 
 def decision_form(decision: Decision) -> Json:
@@ -16,12 +16,3 @@ def decision_form(decision: Decision) -> Json:
 def cap_form(portfolio: str, row: ScopeExposure) -> Json:
     """Return one cap of one portfolio, with its exposure and headroom."""
     return {"portfolio": portfolio, **scope_to_json(row)}
-
-
-FINDING = Codec(Finding)
-REPORT = Codec(
-    VerifyReport,
-    "ok decisions positions heads first findings",
-    write={"heads": lambda report: heads_to_json(report.heads)["heads"]},
-)
-"""What a verification read and found."""

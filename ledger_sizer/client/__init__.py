@@ -2,6 +2,7 @@
 
 clients          `LedgerClient` and `AsyncLedgerClient`: send requests and wait
 endpoints        the HTTP calls of each client method, and how their responses are read
+audit            the same for verify, sweep, export
 reconciliation   the same for runs and drifts
 responses        parses HTTP responses into values or errors
 retry            `RetryPolicy`: exponential back-off with jitter

@@ -8,7 +8,7 @@ import asyncio
 import inspect
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
@@ -16,11 +16,11 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 import httpx
 from pydantic import SecretStr
 
-from ledger_sizer.client import endpoints, reconciliation
+from ledger_sizer.client import audit, endpoints, reconciliation
 from ledger_sizer.client.endpoints import Call, Calls
 from ledger_sizer.client.responses import ConnectionLost, Response
 from ledger_sizer.client.retry import RetryPolicy, Steps, Wait, with_retries
-from ledger_sizer.model.errors import Closed, InvalidRequest
+from ledger_sizer.model.errors import Closed, InvalidRequest, Unavailable
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AwaitableVerbs, Verbs
 
@@ -99,6 +99,26 @@ def _async_method(make: Callable[P, Calls[T]]) -> Callable[Concatenate["AsyncLed
     return _with_signature_of(method, make)
 
 
+def _sync_stream(make: Callable[P, Calls[None]]) -> Callable[Concatenate["LedgerClient", P], Iterator[bytes]]:
+    """Make a sync method with the arguments of `make` that yields the body of its response in parts."""
+
+    def method(self: "LedgerClient", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[bytes]:
+        return self._parts(make(*args, **kwargs))
+
+    return _with_signature_of(method, make)
+
+
+def _async_stream(
+    make: Callable[P, Calls[None]],
+) -> Callable[Concatenate["AsyncLedgerClient", P], AsyncIterator[bytes]]:
+    """Make a method with the arguments of `make` for `async for` over the body of its response."""
+
+    def method(self: "AsyncLedgerClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[bytes]:
+        return self._parts(make(*args, **kwargs))
+
+    return _with_signature_of(method, make)
+
+
 _M = TypeVar("_M", bound=Callable[..., Any])
 
 
@@ -160,6 +180,9 @@ class LedgerClient(_BaseClient, Verbs, HoldMethod):
     decision = _sync_method(endpoints.decision)
     overview = _sync_method(endpoints.overview)
     explain = _sync_method(endpoints.explain)
+    verify = _sync_method(audit.verify)
+    sweep = _sync_method(audit.sweep)
+    export = _sync_stream(audit.export)
     reconciliations = _sync_method(reconciliation.reconciliations)
     reconcile = _sync_method(reconciliation.reconcile)
     drifts = _sync_method(reconciliation.drifts)
@@ -167,8 +190,8 @@ class LedgerClient(_BaseClient, Verbs, HoldMethod):
     ignore_drift = _sync_method(reconciliation.ignore_drift)
     close_drift = _sync_method(reconciliation.close_drift)
 
-    def _execute(self, steps: Steps[T]) -> T:
-        """Send and wait as the steps say, and return their result."""
+    def _execute(self, steps: Steps[T], opened: list[httpx.Response] | None = None) -> T:
+        """Send and wait as the steps say, and return their result. opened: see `_send`."""
         outcome: Response | ConnectionLost | None = None
         try:
             while True:
@@ -177,18 +200,38 @@ class LedgerClient(_BaseClient, Verbs, HoldMethod):
                     self._sleep(step.seconds)
                     outcome = None
                 else:
-                    outcome = self._send(step.call)
+                    outcome = self._send(step.call, opened)
         except StopIteration as end:
             result: T = end.value
             return result
 
-    def _send(self, call: Call[Any]) -> Response | ConnectionLost:
+    def _send(self, call: Call[Any], opened: list[httpx.Response] | None) -> Response | ConnectionLost:
+        """Send a call. opened: a list that the response is added to; the body of a 200 is left unread then."""
         if self._http.is_closed:
             raise Closed("the client is closed; open it again")
         try:
-            return _to_response(self._http.request(call.method, call.path, **call.options()))
+            request = self._http.build_request(call.method, call.path, **call.options())
+            response = self._http.send(request, stream=opened is not None)
+            if opened is not None:
+                opened.append(response)
+                if response.status_code == 200:
+                    return _to_response(response, b"")
+                response.read()
+            return _to_response(response, response.content)
         except _CONNECTION_ERRORS as error:
             return _to_connection_lost(error)
+
+    def _parts(self, calls: Calls[None]) -> Iterator[bytes]:
+        """Yield the body of the call's response as it comes. Retries up to its first byte."""
+        opened: list[httpx.Response] = []
+        try:
+            self._execute(self._steps(calls), opened)
+            yield from opened[-1].iter_bytes()
+        except _CONNECTION_ERRORS as error:
+            raise _broken_off(error) from None
+        finally:
+            for response in opened:
+                response.close()
 
     def close(self) -> None:
         """Close the connections. Closing twice is harmless."""
@@ -244,6 +287,9 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     decision = _async_method(endpoints.decision)
     overview = _async_method(endpoints.overview)
     explain = _async_method(endpoints.explain)
+    verify = _async_method(audit.verify)
+    sweep = _async_method(audit.sweep)
+    export = _async_stream(audit.export)
     reconciliations = _async_method(reconciliation.reconciliations)
     reconcile = _async_method(reconciliation.reconcile)
     drifts = _async_method(reconciliation.drifts)
@@ -257,8 +303,8 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
 
     hold_async = hold
 
-    async def _execute(self, steps: Steps[T]) -> T:
-        """Send and wait as the steps say, and return their result."""
+    async def _execute(self, steps: Steps[T], opened: list[httpx.Response] | None = None) -> T:
+        """Send and wait as the steps say, and return their result. opened: see `LedgerClient._send`."""
         outcome: Response | ConnectionLost | None = None
         try:
             while True:
@@ -267,18 +313,38 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
                     await self._sleep(step.seconds)
                     outcome = None
                 else:
-                    outcome = await self._send(step.call)
+                    outcome = await self._send(step.call, opened)
         except StopIteration as end:
             result: T = end.value
             return result
 
-    async def _send(self, call: Call[Any]) -> Response | ConnectionLost:
+    async def _send(self, call: Call[Any], opened: list[httpx.Response] | None) -> Response | ConnectionLost:
         if self._http.is_closed:
             raise Closed("the client is closed; open it again")
         try:
-            return _to_response(await self._http.request(call.method, call.path, **call.options()))
+            request = self._http.build_request(call.method, call.path, **call.options())
+            response = await self._http.send(request, stream=opened is not None)
+            if opened is not None:
+                opened.append(response)
+                if response.status_code == 200:
+                    return _to_response(response, b"")
+                await response.aread()
+            return _to_response(response, response.content)
         except _CONNECTION_ERRORS as error:
             return _to_connection_lost(error)
+
+    async def _parts(self, calls: Calls[None]) -> AsyncIterator[bytes]:
+        """Yield the body of the call's response as it comes. See `LedgerClient._parts`."""
+        opened: list[httpx.Response] = []
+        try:
+            await self._execute(self._steps(calls), opened)
+            async for part in opened[-1].aiter_bytes():
+                yield part
+        except _CONNECTION_ERRORS as error:
+            raise _broken_off(error) from None
+        finally:
+            for response in opened:
+                await response.aclose()
 
     async def close(self) -> None:
         """Close the connections. Closing twice is harmless."""
@@ -293,9 +359,16 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
         await self.close()
 
 
-def _to_response(response: httpx.Response) -> Response:
+def _to_response(response: httpx.Response, body: bytes) -> Response:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return Response(response.status_code, headers, response.content)
+    return Response(response.status_code, headers, body)
+
+
+def _broken_off(error: Exception) -> Unavailable:
+    return Unavailable(
+        f"the answer broke off ({_to_connection_lost(error).what}): what came so far is a part; begin anew, or with "
+        "the seq of the last whole line as cursor"
+    )
 
 
 def _to_connection_lost(error: Exception) -> ConnectionLost:

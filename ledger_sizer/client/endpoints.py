@@ -18,7 +18,7 @@ from ledger_sizer.model.command_base import KEY_LENGTH_MAX
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, require_history_filters
-from ledger_sizer.model.errors import InvalidRequest, LedgerError
+from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.model.names import portfolio_name, portfolio_or_desk, split_position_id
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import tags_of
@@ -304,9 +304,13 @@ def overview(look: OverviewQuery | None = None) -> Calls[Overview]:
 
 def explain(reference: int | str, portfolio: str = "main") -> Calls[Explanation]:
     """Explain a decision, given by its seq in `portfolio`, or by the position_id that it created."""
-    if isinstance(reference, str):
-        portfolio, reference = split_position_id(reference)
-    return explanation_of((yield from decision(reference, portfolio)))
+    if not isinstance(reference, str):
+        return explanation_of((yield from decision(reference, portfolio)))
+    portfolio, seq = split_position_id(reference)
+    found = yield from decision(seq, portfolio)
+    if found.position_id != reference:
+        raise NotFound(f"no position {reference!r}; decision {seq} of {portfolio!r} made none")
+    return explanation_of(found)
 
 
 def query_of(**query: Any) -> dict[str, Any]:
@@ -316,6 +320,7 @@ def query_of(**query: Any) -> dict[str, Any]:
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "limit": (int,), "as_of": (int, datetime), "since": (datetime,), "until": (datetime,), "ascending": (bool,),
+    "full": (bool,),
 }  # fmt: skip
 """Types of the parameters that are not text. A query has only texts, so the service cannot tell "1" from 1."""
 

@@ -20,6 +20,7 @@ from ledger_sizer.model.errors import Busy, InternalError, LedgerError, Unavaila
 from ledger_sizer.model.names import DESK
 from ledger_sizer.rules.batch import Group, States, decide_batch, log_fields_by_hash
 from ledger_sizer.rules.policy import Policy
+from ledger_sizer.rules.repeats import BatchDenials, DenialMemory
 from ledger_sizer.storage.clock import ClockJumped
 from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.storage.state_cache import StateCache
@@ -48,12 +49,14 @@ Observe = Callable[[Sequence[DecisionRecord], float], None]
 class Draft:
     """A decided batch that is not stored yet.
 
-    locked: decided on loaded state, in a transaction that is still open. generation: the cache's when decided.
+    locked: decided on loaded state, in a transaction that is still open. denials: what is to be remembered of it, once
+    it is stored. generation: the cache's when decided.
     """
 
     groups: Sequence[Group]
     results: Sequence[list[Result]]
     changes: Sequence[PortfolioChanges]
+    denials: BatchDenials
     locked: bool
     generation: int
     started: float
@@ -68,8 +71,9 @@ class Committer:
     """Decides and stores the writer's batches. One thread may draft while another stores; other calls are exclusive.
 
     now_us: the injected clock; returns None to use the database's clock. retries_max, retry_seconds_max: retries of a
-    batch, and the time in which they begin, before its callers get `Busy` or `Unavailable`. closing: set when nothing
-    is to be retried any more.
+    batch, and the time in which they begin, before its callers get `Busy` or `Unavailable`. denial_repeat_seconds: see
+    `DenialMemory`. closing: set when nothing is to be retried any more. denials_repeated: number of commands that got a
+    denial which was recorded before.
     """
 
     def __init__(
@@ -80,7 +84,9 @@ class Committer:
         *,
         retries_max: int,
         retry_seconds_max: float,
+        denial_repeat_seconds: int,
     ) -> None:
+        self.denials_repeated = 0
         self.observe: Observe | None = None
         self.closing = False
         self._write_failed = False
@@ -91,6 +97,7 @@ class Committer:
         self._retry_seconds_max = retry_seconds_max
         self._attempt_began: float | None = None
         self._cache = StateCache()
+        self._denials = DenialMemory(denial_repeat_seconds)
         self._decide_lock = threading.RLock()
         """Guards the cache."""
 
@@ -212,35 +219,55 @@ class Committer:
         needs = needs_of(groups)
         self._cache.add_cached_scopes(needs)
         states, now_us = self._store.begin(needs, self._now_us(), self._policy.new_portfolio_cap_e8)
-        results = decide_batch(states, groups, now_us, self._policy, own_hashes)
+        denials = BatchDenials(self._denials, locked=True)
+        results = decide_batch(states, groups, now_us, self._policy, own_hashes, denials)
         _log_defects(results)
-        return self._make_draft(groups, results, states, started, locked=True)
+        return self._make_draft(groups, results, states, denials, started, locked=True)
 
     def _decide_from_cache(self, groups: Sequence[Group], own_hashes: frozenset[str]) -> Draft | None:
         started = time.perf_counter()
         now_us = self._now_us()
         if now_us is None:
             now_us = self._store.clock_us()
-        states = None if now_us is None else self._cache.take(needs_of(groups), now_us)
-        if now_us is None or states is None:
+        if now_us is None or self._may_repeat_denials(groups, now_us):
             return None
-        results = decide_batch(states, groups, now_us, self._policy, own_hashes)
+        states = self._cache.take(needs_of(groups), now_us)
+        if states is None:
+            return None
+        denials = BatchDenials(self._denials, locked=False)
+        results = decide_batch(states, groups, now_us, self._policy, own_hashes, denials)
         if any(isinstance(result, LedgerError) for group in results for result in group):
             raise StaleState("a rule's error may be the replay of a key that was not looked up")
-        return self._make_draft(groups, results, states, started, locked=False)
+        return self._make_draft(groups, results, states, denials, started, locked=False)
+
+    def _may_repeat_denials(self, groups: Sequence[Group], now_us: int) -> bool:
+        return any(
+            self._denials.may_repeat(command, group.caller, now_us)
+            for group in groups
+            if not group.atomic
+            for command in group.commands
+        )
 
     def _make_draft(
-        self, groups: Sequence[Group], results: Sequence[list[Result]], states: States, started: float, *, locked: bool
+        self,
+        groups: Sequence[Group],
+        results: Sequence[list[Result]],
+        states: States,
+        denials: BatchDenials,
+        started: float,
+        *,
+        locked: bool,
     ) -> Draft:
         changes = [changes_of(state) for state in states.values() if state.new_decisions]
         for state in states.values():
             if state.new_decisions or not state.begins:  # a portfolio that nothing was decided about is not stored
                 self._cache.put(state)
-        return Draft(groups, results, changes, locked, self._cache.generation, started)
+        return Draft(groups, results, changes, denials, locked, self._cache.generation, started)
 
     def _save(self, draft: Draft) -> None:
         self._store.write(draft.changes, locked=draft.locked)
         self._write_failed = False
+        self._remember(draft.denials)
         recorded = draft.recorded
         if self.observe is not None:
             try:
@@ -251,6 +278,13 @@ class Committer:
             extra_fields = log_fields_by_hash(draft.groups, draft.results)
             for record in recorded:
                 log.info("decision", **record.logged(), **extra_fields.get(record.hash, {}))
+
+    def _remember(self, denials: BatchDenials) -> None:
+        """Remember the denials of a batch that is stored, and count those that were given again."""
+        self._denials.keep(denials)
+        self.denials_repeated += len(denials.keys)
+        for _, answer in denials.keys.values():
+            log.debug("ledger.denial_repeated", **answer.logged())
 
     def _isolate(self, group: Group, error: Exception, *, may_be_stored: bool) -> Answer:
         """Answer a refused group: an atomic one with the error, else one command at a time.

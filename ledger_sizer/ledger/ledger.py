@@ -96,6 +96,7 @@ class Ledger(LedgerReads, Verbs, AsyncVerbs, HoldMethod):
             self._now_us,
             retries_max=settings.ledger.retries_max,
             retry_seconds_max=2 * settings.ledger.server_timeout_seconds,
+            denial_repeat_seconds=settings.ledger.denial_repeat_seconds,
         )
         self._writer = Writer(
             self._committer,
@@ -185,12 +186,12 @@ class Ledger(LedgerReads, Verbs, AsyncVerbs, HoldMethod):
 
         Every write batch frees a bounded number in its portfolios. A sweep frees all, also where nobody writes.
         """
-        if portfolio is not None:
-            self._reads.require(portfolio)
         return sum(self.sweep_in_slices(portfolio))
 
     def sweep_in_slices(self, portfolio: str | None = None) -> Iterator[int]:
         """Do what `sweep` does step by step: yield after each commit how many holds it freed. Stop when you like."""
+        if portfolio is not None:
+            self._reads.require(portfolio)
         names = self._reads.portfolios_with_expired(self._read_clock()) if portfolio is None else [portfolio]
         yield from sweep_in_slices(names, lambda name: len(self._writer.answer(Group((), sweep=name))))
 
@@ -244,6 +245,11 @@ class Ledger(LedgerReads, Verbs, AsyncVerbs, HoldMethod):
         self._writer.require_own_process()
         probe_write(self._write_engine, self._probe_name)
         self._committer.forget_failure()
+
+    @property
+    def denials_repeated(self) -> int:
+        """Commands that got a denial which was recorded before (see `rules.repeats`), since the ledger was opened."""
+        return self._committer.denials_repeated
 
     @property
     def pending(self) -> int:

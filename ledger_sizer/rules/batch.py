@@ -18,6 +18,7 @@ from ledger_sizer.model.names import DESK, position_id
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.rules.decide import decide, expire
 from ledger_sizer.rules.policy import Policy
+from ledger_sizer.rules.repeats import BatchDenials
 from ledger_sizer.rules.state import PortfolioState, Verdict
 from ledger_sizer.rules.trace import group_text, trace_text
 
@@ -58,12 +59,17 @@ class Group(NamedTuple):
 
 
 def decide_batch(
-    states: States, groups: Sequence[Group], now_us: int, policy: Policy, own_hashes: frozenset[str] = frozenset()
+    states: States,
+    groups: Sequence[Group],
+    now_us: int,
+    policy: Policy,
+    own_hashes: frozenset[str] = frozenset(),
+    denials: BatchDenials | None = None,
 ) -> list[list[Result]]:
     """Free expired holds, then answer every group. Changes `states`; the caller stores and commits them.
 
     own_hashes: hashes of decisions that an earlier attempt of this batch may have committed; such a decision is no
-    replay.
+    replay. denials: those that may be given again in place of a new one; None records every denial.
     """
     # Each portfolio has a time of its own: one whose last decision lies ahead does not affect the others.
     for state in states.values():
@@ -75,9 +81,14 @@ def decide_batch(
             results.append([record.decision() for record in freed.get(group.sweep, ())])
         elif group.atomic:
             results.append(_answer_atomic(states, group, now_us, policy, own_hashes))
+            if denials is not None:
+                _note_all(denials, group, results[-1])
         else:
             results.append(
-                [_answer(states, command, now_us, policy, own_hashes, group.caller) for command in group.commands]
+                [
+                    _answer(states, command, now_us, policy, own_hashes, group.caller, denials)
+                    for command in group.commands
+                ]
             )
     return results
 
@@ -89,7 +100,7 @@ def log_fields_by_hash(groups: Sequence[Group], results: Sequence[Sequence[Resul
         for group, answers in zip(groups, results, strict=True)
         if group.request_id is not None
         for result in answers
-        if isinstance(result, Decision)
+        if isinstance(result, Decision) and not result.replayed
     }
 
 
@@ -126,6 +137,7 @@ def _answer(
     policy: Policy,
     own_hashes: frozenset[str],
     caller: Caller,
+    denials: BatchDenials | None = None,
 ) -> Result:
     state = states.get(command.portfolio)
     if state is None:
@@ -138,6 +150,11 @@ def _answer(
         if not same or not caller.owns(known.client):
             return _key_reused(known, caller)
         return known.decision(replayed=known.hash not in own_hashes)
+    repeated = None if denials is None else denials.by_key(command, caller)
+    if repeated is not None:
+        asked, denial = repeated
+        same = denial.reference == command.reference and _same_request(asked, request)
+        return denial.decision(replayed=True) if same else _key_reused(denial, caller)
     try:
         verdict = decide(state, command, now_us, policy)
     except LedgerError as error:
@@ -148,11 +165,24 @@ def _answer(
         defect.__cause__ = error
         defect.log_fields = {"command": command.verb, "key": command.key, "portfolio": command.portfolio}
         return defect
-    decision = state.apply(command.verb, command.key, request, verdict, now_us, caller, command.reference).decision()
+    if denials is not None and verdict.outcome == "denied":
+        denial_again = denials.repeated(command, caller, request, verdict, now_us)
+        if denial_again is not None:
+            return denial_again.decision(replayed=True)
+    record = state.apply(command.verb, command.key, request, verdict, now_us, caller, command.reference)
+    if denials is not None:
+        denials.note(command, caller, record)
     if command.portfolio == DESK:
         for other in states.values():
             other.desk_status = state.scope(PORTFOLIO_SCOPE).status
-    return decision
+    return record.decision()
+
+
+def _note_all(denials: BatchDenials, group: Group, results: Sequence[Result]) -> None:
+    """Note what is recorded for an atomic group, whose denials are recorded always."""
+    for command, result in zip(group.commands, results, strict=True):
+        if isinstance(result, Decision) and not result.replayed:
+            denials.note(command, group.caller, result.record)
 
 
 def _key_reused(known: DecisionRecord, caller: Caller) -> KeyReused:

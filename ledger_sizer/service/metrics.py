@@ -13,7 +13,7 @@ from copy import copy
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import ColumnElement, Engine, Select, func, or_, select, text
@@ -118,6 +118,7 @@ class Metrics:
         room = Gauge("ledger_queue_size_max", "Commands the queue holds; then 503.", registry=self.registry)
         room.set(ledger.settings.ledger.queue_size_max)
         self._exposure_engine = engine
+        self.registry.register(_RepeatedDenials(ledger))
         jump = Gauge(
             "ledger_clock_jump_seconds",
             "A jump of the clock that is refused; below zero: back.",
@@ -154,6 +155,18 @@ class _Scrape:
                     shown = copy(family)
                     shown.samples = own
                     yield shown
+
+
+class _RepeatedDenials(Collector):
+    """Collects how many commands got a denial that was recorded before."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Collect for one scrape."""
+        text = "Commands answered with a denial of the same wish that was recorded before."
+        yield CounterMetricFamily("ledger_denials_repeated", text, value=self._ledger.denials_repeated)
 
 
 class ExposureCollector(Collector):

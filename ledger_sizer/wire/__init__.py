@@ -8,6 +8,7 @@
     responses        decisions, positions, exposure <-> JSON
     overviews        overviews <-> JSON
     reconciliation   runs, findings and drifts <-> JSON
+    verification     what a verification found <-> JSON
     problems         errors <-> RFC 9457 problem details, from one table of codes
     export           decisions -> CSV and NDJSON lines
 

@@ -1,7 +1,7 @@
 """Writes decisions as CSV and NDJSON lines with exact decimals, for exports over HTTP, from the CLI and from Python.
 
 A full line has every field that the hash chain covers: `decision_from_json` rebuilds the record of an NDJSON line, and
-its hash can then be checked against the previous one.
+its hash can then be checked against the previous one. So `tags`, `request` and `trace` are the texts that are hashed.
 
 Spreadsheets run a cell that begins with `=` or one of its like as a formula. A text in a CSV that begins with one of
 `FORMULA_STARTS` gets an apostrophe in front; a reader takes one leading apostrophe away from every cell that has one.
@@ -42,7 +42,7 @@ def export_lines(form: ExportForm, *, full: bool) -> Lines:
 
 
 def ndjson_lines(*, full: bool) -> Lines:
-    """Return a writer of one JSON object a line, byte for byte what `decision_to_json` gives."""
+    """Return a writer of one JSON object a line: what `decision_to_json` gives, with `tags` and its like as texts."""
 
     def write(records: Iterable[Fields]) -> bytes:
         return "".join([_ndjson_line(record, full) for record in records]).encode()

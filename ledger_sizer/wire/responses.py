@@ -1,4 +1,4 @@
-"""Converts decisions, positions, exposure and heads to JSON and back.
+"""Converts decisions, explanations, positions, exposure and heads to JSON and back.
 
 `..._from_json` restores from the output of `..._to_json` an object that is equal in every public property.
 """
@@ -15,6 +15,7 @@ from ledger_sizer.model.instruments import Leg, leg_from_json, leg_to_json
 from ledger_sizer.model.names import position_id, split_position_id
 from ledger_sizer.model.times import from_us, time_text
 from ledger_sizer.model.units import usd_text
+from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.wire.codec import FORM_ERRORS, PAIRS, Codec, Json, Pair, e8_of, optional, unreadable_form, us_of
 
 T = TypeVar("T")
@@ -30,7 +31,7 @@ def time_text_of(us: int) -> str:
 def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
     """Convert a decision. `full` adds the fields without which its place in the hash chain cannot be checked.
 
-    `request` and `trace` are texts that hold JSON: exactly the characters that the audit chain hashes.
+    Of these `tags`, `request` and `trace` are objects, their names in the order of the texts that the chain hashes.
     """
     record = decision.record
     number = record.position
@@ -63,10 +64,34 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
     if full:
         form["held_change"] = usd_text(record.held_delta_e8)
         form["open_change"] = usd_text(record.open_delta_e8)
-        form["tags"] = record.tags
-        form["request"] = record.request
-        form["trace"] = record.trace
+        form["tags"] = _object_of(record.tags)
+        form["request"] = _object_of(record.request)
+        form["trace"] = _object_of(record.trace)
     return form
+
+
+def _object_of(text: str) -> Any:
+    """Return the object in a recorded text; the text itself where it holds none, so that a damaged row can be read."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return found if type(found) is dict else text
+
+
+_canonical = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
+
+
+def _text_of(form: object) -> str:
+    """Return the recorded text of an object. Exports and older services give the text itself.
+
+    All recorded texts are compact ASCII JSON, so writing the object in its own order gives the same characters.
+    """
+    if isinstance(form, str):
+        return form
+    if isinstance(form, dict):
+        return _canonical(form)
+    raise TypeError(f"{form!r:.40} is no object")
 
 
 def decision_from_json(form: Mapping[str, Any]) -> Decision:
@@ -88,7 +113,7 @@ def decision_from_json(form: Mapping[str, Any]) -> Decision:
             outcome=form["outcome"],
             reason=form["reason"],
             position=None if full_id is None else split_position_id(full_id)[1],
-            tags=form.get("tags", ""),
+            tags=_text_of(form.get("tags", "")),
             budget_e8=_optional(e8_of, form["budget"]),
             quantity=form["quantity"],
             fraction=form["fraction"],
@@ -100,8 +125,8 @@ def decision_from_json(form: Mapping[str, Any]) -> Decision:
             binding=form["binding"],
             expires_us=_optional(us_of, form["expires_at"]),
             decided_us=us_of(form["decided_at"]),
-            request=form.get("request", ""),
-            trace=form.get("trace", ""),
+            request=_text_of(form.get("request", "")),
+            trace=_text_of(form.get("trace", "")),
             actor=form.get("actor"),
             client=form.get("client"),
             reference=form.get("reference"),
@@ -110,6 +135,11 @@ def decision_from_json(form: Mapping[str, Any]) -> Decision:
         return record.decision(replayed=form["replayed"])
     except FORM_ERRORS as error:
         raise unreadable_form("decision", error) from None
+
+
+def explanation_to_json(found: Explanation) -> Json:
+    """Convert an explanation: its data, and its `text` for people."""
+    return {"text": found.text, **found.data}
 
 
 PAIRS[Decision] = Pair(partial(decision_to_json, full=True), decision_from_json)

@@ -42,7 +42,11 @@ REQUIRED_ROLE = {
     ("GET", "/v1/positions/{position_id}"): "read",
     ("GET", "/v1/decisions"): "read",
     ("GET", "/v1/decisions/{portfolio}/{seq}"): "read",
+    ("GET", "/v1/decisions/{portfolio}/{seq}/explanation"): "read",
+    ("GET", "/v1/positions/{position_id}/explanation"): "read",
     ("GET", "/v1/events"): "read",
+    ("POST", "/v1/verify"): "read",
+    ("POST", "/v1/sweep"): "trade",
     ("GET", "/v1/reconciliations"): "read",
     ("GET", "/v1/drifts"): "read",
     ("POST", "/v1/reconciliations"): "admin",
@@ -95,6 +99,8 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
         return {"params": {"portfolio": portfolio}} if in_query else {}
     if path == "/v1/batch":
         return {"json": {"commands": [{"command": "reserve", "key": "k", "portfolio": portfolio}]}}
+    if path in ("/v1/verify", "/v1/sweep"):
+        return {"json": {"portfolio": portfolio}}
     if path == "/v1/positions":
         return {"json": {"portfolio": portfolio, "quantity": "1", "price": "1"}}
     if path == "/v1/reservations":

@@ -132,6 +132,23 @@ def test_resume_when_key_sees_less_or_other_portfolios_then_only_its_own_or_422(
             assert (refused.status_code, refused.json()["field"]) == (422, "Last-Event-ID")
 
 
+def test_resume_when_an_id_names_a_portfolio_of_others_then_it_is_forbidden_and_nothing_is_told_of_it(
+    database_url: str, ledger: Ledger
+) -> None:
+    engine = make_engine(database_url)
+    headers = {"Authorization": f"Bearer {create_key(engine, 'one', 'read', NAMES[5:6]).token}"}
+    engine.dispose()
+    sums = ".".join("0" * 64)
+    with serving(database_url) as service:
+        for name in (NAMES[6], "nobody"):
+            for last in (f"{name}:1", f"{NAMES[5]}:1,{name}:99"):
+                refused = service.http.get("/v1/events", headers={"Last-Event-ID": last, **headers})
+                assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+                assert refused.json()["detail"].endswith(f"is not for portfolio {name!r}")
+            # The short id names it only as the place in a round: the others' part is left out.
+            assert _listen(service, 1, f"~all~1~2~{name}~99~{sums}", **headers)[0] == [(NAMES[5], 1)]
+
+
 class Model:
     """A ledger in memory: by portfolio the times of its decisions, which never fall, and how many are committed."""
 

@@ -176,7 +176,7 @@ def test_read_exposure_when_scopes_were_used_then_each_has_its_row(service: Runn
 
 
 def test_export_when_history_has_many_pages_then_all_of_it_is_streamed(own_service: Running) -> None:
-    commands = [{"command": "reserve", "key": f"more {n}"} for n in range(1000)]
+    commands = [{"command": "reserve", "key": f"more {n}", "tags": {"wish": f"{n}"}} for n in range(1000)]
     own_service.http.post("/v1/batch", json={"commands": commands})
     lines = own_service.http.get("/v1/decisions?ascending=true&full=true", headers=JSON_LINES).text.splitlines()
     assert [json.loads(line)["seq"] for line in lines] == list(range(1, 1009))
@@ -262,6 +262,43 @@ def test_watch_events_when_last_event_id_is_not_ours_then_422(service: Running, 
     assert answer.status_code == 422
 
 
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [
+        ("main:9", "main:9, and the head of main is seq 8"),
+        ("alt:1,main:999999", "main:999999, and the head of main is seq 8"),
+        ("alt:2,main:8", "alt:2, and the head of alt is seq 1"),
+        ("*:3,main:8", "*:3, and the head of * is seq 0"),
+        ("nobody:1", "nobody:1, and there is no portfolio 'nobody'"),
+        ("main:" + "9" * 18, "the head of main is seq 8"),
+        (f"~all~1~2~main~9~{SUMS}", "main:9, and the head of main is seq 8"),
+        (f"~all~1~2~nobody~1~{SUMS}", "nobody:1, and there is no portfolio 'nobody'"),
+    ],
+)
+@pytest.mark.parametrize("params", [{}, {"portfolio": "main"}])
+def test_watch_events_when_last_event_id_is_beyond_the_head_then_it_is_refused_with_the_head(
+    service: Running, last: str, said: str, params: dict[str, str]
+) -> None:
+    """Such a stream would be silent, and lose what is decided up to there."""
+    with service.http.stream("GET", "/v1/events", params=params, headers={"Last-Event-ID": last}, timeout=5) as answer:
+        assert (answer.status_code, answer.headers["Content-Type"]) == (422, "application/problem+json")
+        problem = json.loads(answer.read())
+    assert (problem["code"], problem["field"]) == ("invalid_request", "Last-Event-ID")
+    assert said in problem["detail"]
+    assert "begin anew" in problem["detail"]
+
+
+def test_watch_events_when_last_event_id_is_the_head_then_the_next_decision_comes(own_service: Running) -> None:
+    for last in ("main:8", "alt:1,main:8", "later:0,main:8", "*:0,main:8"):
+        with own_service.http.stream("GET", "/v1/events", headers={"Last-Event-ID": last}) as answer:
+            assert answer.status_code == 200, answer.read()
+            assert next(answer.iter_lines()).startswith("retry:")
+    own_service.post("/v1/reservations", "ninth")
+    assert [(event["data"]["key"], event["id"]) for event in _events(own_service, 1, "alt:1,main:8")] == [
+        ("ninth", "*:0,alt:1,main:9")
+    ]
+
+
 def _events(service: Running, count: int, last: str) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     current: dict[str, Any] = {}
@@ -313,3 +350,44 @@ def test_sweep_when_nobody_writes_then_the_scheduler_frees_expired_holds(databas
     assert "ledger_expiries_total 1.0" in text
     assert 'ledger_job_runs_total{job="sweep",result="done"}' in text
     assert "ledger_jobs_leader 1.0" in text
+
+
+# Objects.
+
+
+def test_get_decisions_when_full_then_tags_request_and_trace_are_objects_and_exports_have_the_hashed_texts(
+    service: Running,
+) -> None:
+    names = ("tags", "request", "trace")
+    page = service.http.get("/v1/decisions", params={"full": "true"}).json()["items"]
+    one = service.http.get("/v1/decisions/main/1").json()
+    listed = service.http.get("/v1/overview", params={"portfolio": "main"}).json()["detail"]["decisions"]["items"]
+    for decision in (*page, one, *listed):
+        recorded = service.ledger.decision(decision["seq"]).record
+        assert [decision[name] for name in names] == [json.loads(getattr(recorded, name)) for name in names]
+    assert one["request"] == {"command": "reserve", "tags": {"symbol": "BTC", "venue": "bybit"}}
+    exported = service.http.get("/v1/decisions", params={"full": "true"}, headers=JSON_LINES).text.splitlines()
+    for line in map(json.loads, exported):
+        recorded = service.ledger.decision(line["seq"]).record
+        assert [line[name] for name in names] == [getattr(recorded, name) for name in names]
+    assert len(exported) == len(page) == 8
+
+
+def test_get_explanation_when_there_is_a_decision_then_it_is_that_of_the_ledger(service: Running) -> None:
+    found = service.ledger.explain(6)
+    answer = service.http.get("/v1/decisions/main/6/explanation")
+    assert (answer.status_code, answer.json()) == (200, {"text": found.text, **found.data})
+    assert answer.json()["request"]["tags"] == {"symbol": "BTC", "venue": "okx"}
+    assert (answer.json()["outcome"], answer.json()["reason"]) == ("denied", "cap_exceeded")
+    of_position = service.http.get("/v1/positions/main-2/explanation")
+    assert of_position.json()["text"] == str(service.ledger.explain("main-2"))
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("decisions/main/99", 404), ("decisions/nobody/1", 404), ("positions/main-99", 404), ("positions/main-6", 404),
+     ("decisions/main/0", 422), ("decisions/main/x", 422), ("decisions/no name/1", 422), ("positions/main", 422)],
+)  # fmt: skip
+def test_get_explanation_when_there_is_no_such_thing_then_it_says_so(service: Running, path: str, status: int) -> None:
+    answer = service.http.get(f"/v1/{path}/explanation")
+    assert (answer.status_code, bool(answer.json()["detail"])) == (status, True), answer.text

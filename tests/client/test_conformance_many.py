@@ -26,6 +26,7 @@ from ledger_sizer import (
     SetCap,
 )
 from ledger_sizer.client import AsyncLedgerClient, LedgerClient
+from ledger_sizer.model.caller import LOCAL
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.overview import OverviewQuery
 from tests.conftest import NewDatabase
@@ -35,7 +36,9 @@ from tests.support.ledgers import TAGS
 
 pytestmark = pytest.mark.one_engine
 
-READS = ("portfolios", "exposure", "position", "positions", "history", "decision", "explain")
+READS = (
+    "portfolios", "exposure", "position", "positions", "history", "lookup", "decision", "explain", "desk_status",
+)  # fmt: skip
 
 
 @pytest.fixture(params=INTERFACES)
@@ -105,25 +108,6 @@ async def test_submit_when_atomic_and_one_is_wrong_then_it_is_raised_and_nothing
     assert ledger.behind.exposure().seq == 1
 
 
-ITERABLES: dict[str, Callable[[list[Any]], Any]] = {
-    "list": list,
-    "tuple": tuple,
-    "generator": lambda commands: (command for command in commands),
-    "iterator": iter,
-    "map": lambda commands: map(lambda command: command, commands),
-    "set": set,
-    "keys of a dict": dict.fromkeys,
-    "values of a dict": lambda commands: dict(enumerate(commands)).values(),
-    "deque": deque,
-    "own class": lambda commands: _Own(commands),
-}
-
-
-def _both(ledger: Interface, name: str) -> list[Callable[..., Any]]:
-    """Return a face's methods of this name: the sync and the async one, where it has both."""
-    return [getattr(ledger, one) for one in (name, f"{name}_async") if hasattr(ledger.raw, one)]
-
-
 class _Own:
     """Has an iterator and no length."""
 
@@ -134,6 +118,25 @@ class _Own:
         yield from self._commands
 
 
+ITERABLES: dict[str, Callable[[list[Any]], Any]] = {
+    "list": list,
+    "tuple": tuple,
+    "generator": lambda commands: (command for command in commands),
+    "iterator": iter,
+    "map": lambda commands: map(lambda command: command, commands),
+    "set": set,
+    "keys of a dict": dict.fromkeys,
+    "values of a dict": lambda commands: dict(enumerate(commands)).values(),
+    "deque": deque,
+    "own class": _Own,
+}
+
+
+def _both(ledger: Interface, name: str) -> list[Callable[..., Any]]:
+    """Return a face's methods of this name: the sync and the async one, where it has both."""
+    return [getattr(ledger, one) for one in (name, f"{name}_async") if hasattr(ledger.raw, one)]
+
+
 @pytest.mark.parametrize("atomic", [False, True])
 @pytest.mark.parametrize("kind", ITERABLES)
 async def test_submit_when_given_any_iterable_then_each_of_its_commands_takes_effect(
@@ -141,7 +144,8 @@ async def test_submit_when_given_any_iterable_then_each_of_its_commands_takes_ef
 ) -> None:
     """A generator can be read once only: a face that reads it twice loses all that it held."""
     of = ITERABLES[kind]
-    held = await ledger.submit(of([Reserve(key=f"{n}", available_balance=Decimal(10)) for n in range(3)]), atomic=atomic)
+    asks = [Reserve(key=f"{n}", available_balance=Decimal(10)) for n in range(3)]
+    held = await ledger.submit(of(asks), atomic=atomic)
     assert [answer.granted for answer in held] == [True] * 3
     ends = [Release(key=f"end {one.position_id}", position_id=one.position_id, held_only=True) for one in held]
     freed = await _both(ledger, "submit")[-1](of(ends), atomic=atomic)
@@ -193,7 +197,7 @@ async def test_submit_when_given_something_else_then_every_face_refuses_it_in_th
 async def test_run_when_given_no_command_then_every_face_refuses_it_in_the_same_words(ledger: Interface) -> None:
     for given in (None, "reserve", [Reserve(key="a")], Reserve):
         for run in _both(ledger, "run"):
-            with pytest.raises(InvalidRequest, match="^run takes a command object") as refused:
+            with pytest.raises(InvalidRequest, match=r"^run takes a command object") as refused:
                 await run(given)
             assert refused.value.field == "command"
 
@@ -288,6 +292,7 @@ async def test_play_when_only_the_face_differs_then_all_decisions_are_equal_hash
     for interface in INTERFACES:
         clock = FakeClock()
         async with opened(interface, new_database(engine_kind), clock) as ledger:
+            ledger.behind.opened_by = LOCAL  # as whoever asks the service here, because a decision names its caller
             played.append(await _scenario_results(ledger, clock))
             assert ledger.behind.verify().ok
     embedded, client, async_client = played

@@ -260,7 +260,10 @@ def test_export_ndjson_when_texts_need_escaping_then_lines_are_those_of_the_enco
     hostile = 'say "no" \\ \b\f\n\r\t\x01\x1f\x7f ü€\u2028 😀'
     texts = [name for name, value in records[0]._asdict().items() if name != "seq" and isinstance(value, str)]
     records.append(records[0]._replace(**dict.fromkeys([*texts, "reason", "binding", "quantity", "tags"], hostile)))
-    expected = [to_json(decision_to_json(record.decision(), full=full)) + b"\n" for record in records]
+    expected = []
+    for record in records:
+        as_texts = {name: getattr(record, name) for name in ("tags", "request", "trace") if full}
+        expected.append(to_json({**decision_to_json(record.decision(), full=full), **as_texts}) + b"\n")
     assert ndjson_lines(full=full)(records) == b"".join(expected)
 
 

@@ -194,7 +194,7 @@ def test_list_history_when_the_step_stands_in_a_full_block_then_facets_find_it(
     wrong_for_one_decision(ledger, clock, TEN_YEARS)
     for n in range(0, 1100, 100):
         clock.advance(1)
-        ledger.submit([Reserve(key=f"{n + k}", available_balance=D(0)) for k in range(100)])
+        ledger.submit([Reserve(key=f"{n + k}", available_balance=D(0), tags={"wish": f"{k}"}) for k in range(100)])
     wrong_for_one_decision(ledger, clock, 3600)
     clock.advance(1)
     ledger.reserve(key="last")

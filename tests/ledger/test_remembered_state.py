@@ -120,7 +120,8 @@ def in_turns(ledgers: Sequence[Ledger], turn: int) -> Iterator[Ledger]:
             yield from [ledger] * turn
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [2, 3, *(pytest.param(seed, marks=pytest.mark.extended) for seed in range(4, 12))])
 def test_submit_when_one_ledger_or_several_in_turns_decide_then_chains_are_equal_hash_for_hash(
     new_database: NewDatabase, engine_kind: EngineKind, seed: int
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 import subprocess
@@ -42,20 +43,20 @@ async def _traded(bot: Any, cycles: int = CYCLES) -> Any:
 
 
 def _require_agreement(bot: Any) -> None:
-    """Check that the bot's legs equal the venue's holdings."""
-    held = {key: quantity for key, quantity in bot.venue.holdings.items() if quantity}
-    believed = {}
-    for trade in bot.trades.values():
-        believed |= {(trade.pair, "spot"): trade.open["spot"], (trade.pair, "perp"): -trade.open["perp"]}
-    assert held == {key: quantity for key, quantity in believed.items() if quantity}
+    """Check that each trade counts the larger leg at the venue, and that nothing else is held there."""
+    larger = {}
+    for (pair, _), quantity in bot.venue.holdings.items():
+        larger[pair] = max(abs(quantity), larger.get(pair, Decimal(0)))
+    counted = {trade.pair: trade.counted for trade in bot.trades.values()}
+    assert counted == {pair: quantity for pair, quantity in larger.items() if quantity}
 
 
 def _require_counted(bot: Any, ledger: Ledger) -> None:
-    """Check that the ledger counts each open trade by its larger leg, and nothing else."""
+    """Check that the ledger counts each open trade, and nothing else."""
     live = {position.position_id: position for position in ledger.positions(state="live")}
     assert {trade.position_id for trade in bot.trades.values()} == set(live)
     for trade in bot.trades.values():
-        assert (live[trade.position_id].state, live[trade.position_id].quantity) == ("open", trade.quantity)
+        assert (live[trade.position_id].state, live[trade.position_id].quantity) == ("open", trade.counted)
 
 
 def _reservations(ledger: Ledger) -> list[Decision]:
@@ -160,25 +161,70 @@ async def test_leave_when_an_exit_fills_late_then_the_capital_is_freed_by_the_fi
         assert ledger.position(trade.position_id).state == "closed"
 
 
-def test_run_script_when_run_twice_on_one_ledger_then_the_second_run_changes_nothing(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    script = [sys.executable, str(EXAMPLES / "orchestrator.py"), "--ledger", url, "--cycles", "5"]
-    environment = {**os.environ, "SIZING_ENABLED": "true"}
-    first = subprocess.run(script, check=True, capture_output=True, text=True, env=environment)
-    with Ledger.open(url) as ledger:
-        seq = ledger.exposure().seq
-    second = subprocess.run(script, check=True, capture_output=True, text=True, env=environment)
-    with Ledger.open(url) as ledger:
-        assert ledger.exposure().seq == seq > 5
+async def test_restart_when_a_hold_expired_meanwhile_then_what_was_ordered_counts_and_nothing_new_is_ordered(
+    example: Any, database_url: str, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bot, ledger = await _embedded(example, database_url, clock, rejected_percent=0)
+    place = bot.venue.place
+
+    async def killed(order_id: str, pair: str, market: str, *order: Any) -> Any:
+        if pair == "BTC" and market == "perp":
+            raise ConnectionError("killed before the order was sent")
+        await place(order_id, pair, market, *order)
+        raise ConnectionError("killed before the answer was read")
+
+    with ledger:
+        ledger.set_cap(key="cap", cap=Decimal(9_000))
+        monkeypatch.setattr(bot.venue, "_draw", lambda below, *parts: below - 1 if "rate" in parts else below // 2)
+        monkeypatch.setattr(bot.venue, "place", killed)
+        with pytest.raises(ConnectionError):
+            await bot.cycle()
+        await asyncio.sleep(0.1)  # the others' orders are on their way
+        monkeypatch.setattr(bot.venue, "place", place)
+        clock.advance(31)
+        ledger.sweep()
+        assert ledger.exposure().exposure == 0
+        again = example.Orchestrator(ledger, bot.venue)
+        await again.recover()
+        await again.cycle()
+        assert len(again.trades) == 4, "of five pairs one was half ordered"
+        assert not again.venue.holdings["BTC", "spot"], "it was unwound"
+        _require_agreement(again)
+        _require_counted(again, ledger)
         assert ledger.verify().ok
-    assert first.stdout.splitlines()[-1] == second.stdout.splitlines()[-1]
+
+
+def _script(folder: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(EXAMPLES / "orchestrator.py"), "--cycles", "6", *more]
+    environment = {**os.environ, "SIZING_ENABLED": "true"}
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def test_run_script_when_killed_and_run_again_then_ledger_and_venue_agree(example: Any, tmp_path: Path) -> None:
+    for lines in (2, 5, 9):
+        killed = _script(tmp_path)
+        assert killed.stdout is not None
+        for _ in range(lines):
+            killed.stdout.readline()
+        killed.kill()
+        killed.communicate()
+    last = _script(tmp_path)
+    told, _ = last.communicate()
+    assert last.returncode == 0, told
+    with Ledger.open(f"sqlite:///{tmp_path / 'orchestrator.db'}") as ledger:
+        bot = _bot(example, ledger, file=tmp_path / "paper-venue.jsonl")
+        asyncio.run(bot.recover())
+        assert bot.trades
+        _require_agreement(bot)
+        _require_counted(bot, ledger)
+        assert ledger.verify().ok
 
 
 def test_read_orchestrator_when_counted_then_it_is_read_in_one_sitting() -> None:
-    assert len((EXAMPLES / "orchestrator.py").read_text().splitlines()) < 200
+    assert len((EXAMPLES / "orchestrator.py").read_text().splitlines()) < 230
 
 
 def test_compare_faces_when_the_example_uses_a_method_then_both_have_it(example: Any) -> None:
     used = {name for name in dir(Ledger) if f"ledger.{name}(" in (EXAMPLES / "orchestrator.py").read_text()}
-    assert used >= {"reserve_async", "confirm_async", "release_async"}
+    assert used >= {"reserve_async", "confirm_async", "release_async", "lookup", "positions"}
     assert [name for name in used - {"open"} if not hasattr(AsyncLedgerClient, name)] == []

@@ -10,7 +10,7 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any
 
-from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, Ledger
+from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, Ledger, LedgerSettings
 from ledger_sizer.client import AsyncLedgerClient, LedgerClient, Patience
 from tests.support.ledgers import TAGS
 from tests.support.services import served
@@ -18,8 +18,8 @@ from tests.support.services import served
 INTERFACES = ("embedded", "client", "async_client")
 FAST_RETRIES = Patience(attempts_max=4, give_up_seconds=5, pause_seconds=0.01, pause_seconds_max=0.05)
 
-SETTINGS = AppSettings(sizing=DynamicSizingSettings(enabled=True))
-"""Dynamic sizing is on, so that the signal score changes the answer."""
+SETTINGS = AppSettings(sizing=DynamicSizingSettings(enabled=True), ledger=LedgerSettings(denial_repeat_seconds=0))
+"""Dynamic sizing is on, so that the signal score changes the answer. Every denial is recorded."""
 
 SPOT = InstrumentInfo("BTC/USDT", Decimal("0.0001"), Decimal(100), Decimal("0.0001"), Decimal(5))
 PERP = InstrumentInfo("BTC/USDT:USDT", Decimal("0.001"), Decimal(100), Decimal("0.001"), Decimal(5))
@@ -52,6 +52,11 @@ class Interface:
             return await answer if inspect.isawaitable(answer) else answer
 
         return call
+
+    async def export(self, *arguments: Any, **named: Any) -> bytes:
+        """Return the whole export."""
+        parts = self.raw.export(*arguments, **named)
+        return b"".join([part async for part in parts] if isinstance(parts, AsyncIterator) else parts)
 
     @asynccontextmanager
     async def hold(self, **request: Any) -> AsyncIterator[Any]:

@@ -33,7 +33,11 @@ Params = dict[str, Any]
 
 
 def settings_of(cap_usd: object = 500, **ledger: Any) -> AppSettings:
-    """Return settings with a small cap (USD) and these `LedgerSettings`."""
+    """Return settings with a small cap (USD) and these `LedgerSettings`. Every denial is recorded unless they say else.
+
+    So that an audit finds each answer under its own key, however often a bot is denied.
+    """
+    ledger.setdefault("denial_repeat_seconds", 0)
     return AppSettings(
         sizing=DynamicSizingSettings(max_portfolio_exposure=Decimal(str(cap_usd))),
         trading=TradingSettings(max_position_size_usd=Decimal(1_000_000)),

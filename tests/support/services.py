@@ -142,7 +142,7 @@ def _server_thread(app: Any, settings: ServiceSettings, listening: socket.socket
 
 
 class Process:
-    """`ledger-sizer serve` as a separate process."""
+    """`ledger-sizer serve` as a separate process. It records every denial, so that each answer is found by its key."""
 
     def __init__(self, database_url: str, folder: Path, **environment: str) -> None:
         names = ("SIZING_", "TRADING_", "LEDGER_", "SERVICE_", "RECONCILE_", "EXCHANGE_")
@@ -153,7 +153,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=self._log,
             cwd=folder,
-            env={**clean, "LOG_LEVEL": "WARNING", **environment},
+            env={**clean, "LOG_LEVEL": "WARNING", "LEDGER_DENIAL_REPEAT_SECONDS": "0", **environment},
         )
         self.url = ""
 

@@ -9,6 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from pydantic_core import to_json
 
 from ledger_sizer import (
     Adopt,
@@ -32,7 +33,7 @@ from ledger_sizer import (
     Thaw,
 )
 from ledger_sizer.model import errors as error_module
-from ledger_sizer.model.commands import AnyCommand
+from ledger_sizer.model.commands import STEP_BACK, VERBS, AnyCommand
 from ledger_sizer.model.decisions import DECISION_FIELDS, Decision, canonical_text, chain_hash
 from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.reconciliation import Run
@@ -42,6 +43,8 @@ from ledger_sizer.wire.http_calls import batch_form, http_call_of
 from ledger_sizer.wire.problems import PROBLEMS, error_of, problem_of
 from ledger_sizer.wire.requests import BODIES, validated
 from ledger_sizer.wire.strict_json import DEPTH_MAX, read_json, read_object
+from tests.support.clock import FakeClock
+from tests.support.histories import trade_at_random
 from tests.support.ledgers import DRIFT
 
 SPOT = InstrumentInfo("BTC/USDT", Decimal("0.0001"), Decimal(100), Decimal("0.0001"), Decimal(5))
@@ -156,6 +159,68 @@ def test_write_decision_when_read_back_then_every_public_figure_is_equal(new_dat
         assert codec.page_from_json(form, responses.decision_from_json) == page
         assert responses.exposure_from_json(responses.exposure_to_json(ledger.exposure())) == ledger.exposure()
     assert responses.leg_from_json(responses.leg_to_json(LEG)) == LEG
+
+
+HOSTILE = 'ü€ 😀 "q" \\ / \\u0041 <&> \'=1+1'
+
+
+def _all_verbs(ledger: Ledger, clock: FakeClock) -> list[Decision]:
+    """Make decisions of every verb, with texts that need escaping wherever one can stand."""
+    tags, market = {"venue": HOSTILE, "desk": "BTC"}, replace(SPOT, symbol=HOSTILE)
+    leg = replace(LEG, venue=HOSTILE, symbol=HOSTILE)
+    scope = f"venue={HOSTILE}"
+    granted = ledger.reserve(
+        key=HOSTILE, tags=tags, signal_score=Decimal("0.90"), price=Decimal("50000.10"), spot_instrument=market,
+        perp_instrument=PERP, spot_fee_rate=Decimal("0.001"), ttl_seconds=Decimal("0.25"),
+    )  # fmt: skip
+    ledger.extend(key="longer", position_id=f"{granted.position_id}", ttl_seconds=1)
+    clock.advance(1)
+    ledger.confirm(key="late", position_id=f"{granted.position_id}", quantity=Decimal(1), price=Decimal(2), legs=[leg])
+    ledger.adopt(key="a", quantity=Decimal("1.10"), price=Decimal("1E-8"), tags=tags, legs=[leg], note=HOSTILE)
+    for number, command in enumerate((SetCap, Halt, Freeze, Reconciled, Reserve, Thaw, Resume, Reserve)):
+        more = {SetCap: {"cap": Decimal("123456789.12345678")}, Reconciled: {"fresh_until": None}}.get(command, {})
+        where = {"tags": tags} if command is Reserve else {"scope": scope, "note": HOSTILE}
+        ledger.run(command(key=f"own {number}", **where, **more))
+    ledger.remark(key="m", about=HOSTILE, event=HOSTILE, note=HOSTILE)
+    trade_at_random(ledger, clock, 120, seed=3)
+    return list(ledger.history(limit=1000))
+
+
+def test_write_decision_when_texts_become_objects_then_the_same_canonical_texts_come_back(new_database: Any) -> None:
+    clock = FakeClock()
+    with Ledger.open(new_database("sqlite"), clock=clock) as ledger:
+        decisions = _all_verbs(ledger, clock)
+    assert {decision.command for decision in decisions} == {*VERBS} - {STEP_BACK}
+    for decision in decisions:
+        form = responses.decision_to_json(decision, full=True)
+        assert {type(form[name]) for name in ("tags", "request", "trace")} == {dict}
+        for body in (to_json(form), json.dumps(form).encode(), json.dumps(form, indent=2, ensure_ascii=False).encode()):
+            assert responses.decision_from_json(read_json(body)) == decision, "character by character"
+        record = decision.record
+        as_texts = {**form, "tags": record.tags, "request": record.request, "trace": record.trace}
+        assert responses.decision_from_json(read_json(to_json(as_texts))) == decision
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[1]", "7", '{"a": 1', "no JSON", "[" * 100_000])
+def test_write_decision_when_a_recorded_text_is_damaged_then_it_comes_as_it_is_and_the_rest_is_read(
+    new_database: Any, damaged: str
+) -> None:
+    with Ledger.open(new_database("sqlite")) as ledger:
+        record = ledger.reserve(key="1").record._replace(trace=damaged)
+    form = read_json(to_json(responses.decision_to_json(record.decision(), full=True)))
+    assert form["trace"] == damaged
+    assert responses.decision_from_json(form).record == record
+
+
+@pytest.mark.parametrize("wrong", [None, 7, 0.5, True, [], [["tags"]]])
+@pytest.mark.parametrize("name", ["tags", "request", "trace"])
+def test_read_decision_when_an_object_is_something_else_then_it_is_an_error(
+    new_database: Any, name: str, wrong: Any
+) -> None:
+    with Ledger.open(new_database("sqlite")) as ledger:
+        form = responses.decision_to_json(ledger.reserve(key="1"), full=True)
+    with pytest.raises(InternalError, match="no decision of a ledger-sizer service"):
+        responses.decision_from_json({**form, name: wrong})
 
 
 def test_read_history_when_decisions_came_in_full_then_the_chain_can_be_checked_without_the_database(
