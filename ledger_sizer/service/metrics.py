@@ -239,9 +239,7 @@ class ExposureCollector(Collector):
             status.add_metric(labels, scope.status != "active")
             unreconciled.add_metric(labels, scope.unreconciled(from_us(now_us)))
         yield from gauges.values()
-        stopped = GaugeMetricFamily("ledger_desk_stopped", "1 where all portfolios together are halted or reducing.")
-        stopped.add_metric([], desk != "active")
-        yield stopped
+        yield _desk_gauge(desk)
         yield status
         yield unreconciled
         left_out = GaugeMetricFamily("ledger_scopes_left_out", "Scopes beyond the most that a scrape shows.")
@@ -296,6 +294,12 @@ class ExposureCollector(Collector):
         for portfolio, started_us in runs:
             age.add_metric([portfolio], max(now_us - started_us, 0) / 1_000_000)
         yield age
+
+
+def _desk_gauge(status: str) -> GaugeMetricFamily:
+    stopped = GaugeMetricFamily("ledger_desk_stopped", "1 where all portfolios together are halted or reducing.")
+    stopped.add_metric([], status != "active")
+    return stopped
 
 
 def _holds(now_us: int) -> Select[str, int, int]:
