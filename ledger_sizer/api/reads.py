@@ -197,12 +197,6 @@ def router(service: ServiceContext) -> APIRouter:
         require_portfolio_access(caller, position_id.rpartition("-")[0])
         return json_response(position_to_json(await run_in_threadpool(ledger.position, position_id)))
 
-    @routes.get("/desk", response_model=response_models.DeskForm)
-    async def get_desk(caller: Reader) -> Response:
-        """The status of all portfolios together. Keys bound to portfolios are not told who set it, when and why."""
-        status, change = await run_in_threadpool(ledger.desk)
-        return json_response(desk_to_json(status, change if caller.portfolios is None else None))
-
     return routes
 
 

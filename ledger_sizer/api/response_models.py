@@ -104,6 +104,7 @@ class ExplanationForm(_Form):
     policy: dict[str, Any] | None = Field(description="The settings that applied.")
     match: dict[str, Any] | None = Field(description="How the quantity came about.")
     note: str | None
+    group: dict[str, Any] | None = Field(description="Of an atomic group: `denied_by`, the neighbour that was denied.")
     exposure_before: DecimalOut
     exposure_after: DecimalOut
     hash: str

@@ -14,10 +14,12 @@ import typer
 from ledger_sizer.cli.errors import bad_input
 from ledger_sizer.model.commands import VERBS
 from ledger_sizer.model.denials import DENIAL_REASONS
+from ledger_sizer.model.details import is_detail_name
+from ledger_sizer.model.tags import is_dimension
 from ledger_sizer.model.units import parse_decimal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ledger_sizer.model.arguments import DeclaredArgument
     from ledger_sizer.model.instruments import InstrumentInfo, Leg
@@ -60,10 +62,13 @@ _WHOLE_DIGITS_MAX = 18
 T = TypeVar("T", "InstrumentInfo", "Leg")
 
 
-def decimal(text: str, field: str) -> Decimal:
-    """Parse an exact number. Raises `InvalidRequest` for NaN, infinity, `1,000`, `1_000` and words."""
+def decimal(text: str, field: str, what: str = "") -> Decimal:
+    """Parse an exact number. Raises `InvalidRequest` for NaN, infinity, `1,000`, `1_000` and words.
+
+    what: instead of the field in the message.
+    """
     if not _NUMBER.fullmatch(text):
-        bad_input(f"{field} must be a number such as 0.9 or 50000, got {text!r}", field)
+        bad_input(f"{what or field} must be a number such as 0.9 or 50000, got {text!r}", field)
     return parse_decimal(text)
 
 
@@ -92,20 +97,23 @@ def timestamp(text: str | None, field: str) -> datetime | None:
 
 def tags(texts: list[str] | None) -> dict[str, str]:
     """Parse `["venue=bybit"]` into `{"venue": "bybit"}`."""
-    return _pairs(texts, "--tag", "venue=bybit", "tags")
+    return _pairs(texts, "--tag", "venue=bybit", "tags", is_dimension)
 
 
 def details(texts: list[str] | None) -> dict[str, str]:
     """Parse `["version=1.8.2"]` into `{"version": "1.8.2"}`."""
-    return _pairs(texts, "--detail", "version=1.8.2", "details")
+    return _pairs(texts, "--detail", "version=1.8.2", "details", is_detail_name)
 
 
-def _pairs(texts: list[str] | None, option: str, example: str, field: str) -> dict[str, str]:
+def _pairs(
+    texts: list[str] | None, option: str, example: str, field: str, is_name: "Callable[[str], bool]"
+) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
-        if not equals:
-            bad_input(f"{option} must look like {example}, got {text!r}", field)
+        if not equals or not name or not value:
+            at_fault = f"{field}.{name}" if equals and is_name(name) else field
+            bad_input(f"{option} must look like {example}, got {text!r}", at_fault)
         if name in found:
             bad_input(f"{option} {name} is given twice: {found[name]!r} and {value!r}", field)
         found[name] = value
@@ -137,11 +145,12 @@ def _declared(text: str, field: str, of: type[T], what: str = "") -> T:
 
     declared = [one for one in of.arguments if one.declared.sent]
     given = _split_fields(text, what or field, field, declared)
-    values: dict[str, Any] = {
-        one.name: given[one.name] if one.kind.from_json is None else decimal(given[one.name], f"{field}.{one.name}")
-        for one in declared
-        if one.name in given
-    }
+    values: dict[str, Any] = {}
+    for one in declared:
+        if one.name in given:
+            text = given[one.name]
+            number = one.kind.from_json is not None
+            values[one.name] = decimal(text, f"{field}.{one.name}", f"{what or field} {one.name}") if number else text
     with field_prefix(field):
         return of(**values)
 
@@ -166,8 +175,7 @@ def _json_fields(text: str, what: str, field: str, declared: "Sequence[DeclaredA
         given = json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
     except ValueError as error:
         bad_input(f"{what} is not valid JSON: {error}", field)
-    optional = {one.name for one in declared if one.optional}
-    given = {name: value for name, value in given.items() if value is not None or name not in optional}
+    given = {name: value for name, value in given.items() if value is not None}
     names, required = [one.name for one in declared], [one.name for one in declared if one.required]
     if unknown := [name for name in given if name not in names]:
         bad_input(f"{what} has no {unknown[0]!r}; it takes {', '.join(names)}", f"{field}.{unknown[0]}")

@@ -39,6 +39,11 @@ class Details(Mapping[str, str]):
         return hash(self.text)
 
 
+def is_detail_name(name: object) -> bool:
+    """Return True if `name` may name a detail."""
+    return isinstance(name, str) and _NAME.fullmatch(name) is not None
+
+
 def details_of(value: object, field: str = "details") -> Details:
     """Validate details: 1 to 64 names of lower case letters, digits, `_` and `.`, each with 1 to 300 characters."""
     if type(value) is Details:
@@ -49,7 +54,7 @@ def details_of(value: object, field: str = "details") -> Details:
         raise InvalidRequest(f"1 to {DETAILS_MAX} {field}, got {len(value)}", field=field)
     plain: dict[str, str] = {}
     for name, text in value.items():
-        if not isinstance(name, str) or not _NAME.fullmatch(name):
+        if not is_detail_name(name):
             raise InvalidRequest(
                 f"a name in {field} must have 1 to 64 lower case letters, digits, '_' or '.', got {name!r:.100}",
                 field=field,

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ledger_sizer.api.response_models import ExplanationForm
 from tests.conftest import NewDatabase
 from tests.support.databases import ENGINE_KINDS
 from tests.support.services import Running, eventually, serving
@@ -377,6 +378,7 @@ def test_get_explanation_when_there_is_a_decision_then_it_is_that_of_the_ledger(
     found = service.ledger.explain(6)
     answer = service.http.get("/v1/decisions/main/6/explanation")
     assert (answer.status_code, answer.json()) == (200, {"text": found.text, **found.data})
+    assert set(ExplanationForm.model_fields) == {"text", *found.data}, "the document has every field"
     assert answer.json()["request"]["tags"] == {"symbol": "BTC", "venue": "okx"}
     assert (answer.json()["outcome"], answer.json()["reason"]) == ("denied", "cap_exceeded")
     of_position = service.http.get("/v1/positions/main-2/explanation")

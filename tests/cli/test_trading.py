@@ -284,7 +284,7 @@ BAD_VERBS = {
     "confirm main-1 --quantity 1 --price x": "price must be a number",
     "confirm main-1 --quantity 1 --price 1 --spot-price 0": "spot_price must be above 0",
     "confirm main-1 --quantity 1 --price 1 --leg bybit,BTC": "leg must be venue,symbol,kind,side,quantity[,price]",
-    "confirm main-1 --quantity 1 --price 1 --leg bybit,BTC,future,buy,1": "leg: kind must be 'spot' or 'swap'",
+    "confirm main-1 --quantity 1 --price 1 --leg bybit,BTC,future,buy,1": "legs.0: kind must be 'spot' or 'swap'",
     "confirm main-1 --quantity 1 --price 1 --leg bybit,BTC,spot,buy,much": "leg quantity must be a number",
     "confirm main --quantity 1 --price 1": "position_id must look like 'main-17', got 'main'",
     "release 17": "position_id must look like 'main-17', got '17'",

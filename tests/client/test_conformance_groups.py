@@ -21,6 +21,7 @@ from ledger_sizer import (
     SetCap,
     TradingSettings,
 )
+from ledger_sizer.model.caller import LOCAL
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.wire.http_calls import batch_form
 from tests.conftest import EngineKind, NewDatabase
@@ -160,6 +161,7 @@ def test_post_batch_when_parts_of_a_group_were_answered_before_then_the_body_say
 ) -> None:
     before, group, expected = GROUPS[case]
     with served(new_database(engine_kind), clock=FakeClock(), settings=SETTINGS) as service:
+        service.ledger.opened_by = LOCAL  # as whoever asks the service here
         for commands in before:
             service.ledger.submit(commands, atomic=True)
         reply = httpx.post(f"{service.url}/v1/batch", json={**batch_form(group), "atomic": True})

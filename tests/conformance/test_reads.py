@@ -33,10 +33,9 @@ from tests.conformance.faces import (
     CommandLineFace,
     Face,
     HttpFace,
-    Inexpressible,
     opened_faces,
-    path_part,
 )
+from tests.conformance.forms import Inexpressible, path_part
 from tests.conftest import NewDatabase
 from tests.support.argument_values import BAD_OF_KIND, MORE_BAD_OF_KIND
 from tests.support.interfaces import Name

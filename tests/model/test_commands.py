@@ -60,8 +60,7 @@ BAD: list[tuple[type[Any], str, list[Any]]] = [
 def test_make_command_when_an_argument_is_bad_then_it_is_named(command: type[Any], field: str, value: Any) -> None:
     with pytest.raises(InvalidRequest) as refused:
         command(**(BASES[command] | {field: value}))
-    named = refused.value.field or ""
-    assert named == field or (field == "position_id" and named == "portfolio")
+    assert (refused.value.field or "").partition(".")[0] == field
     assert len(str(refused.value)) < 1000
 
 
