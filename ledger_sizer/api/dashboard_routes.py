@@ -26,7 +26,7 @@ from ledger_sizer.dashboard.assets import BY_DIGEST_NAME
 from ledger_sizer.dashboard.pages import Visitor
 from ledger_sizer.model.commands import Halt, Resume
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
-from ledger_sizer.model.names import SEQ_MAX, portfolio_name
+from ledger_sizer.model.names import DESK, SEQ_MAX, portfolio_or_desk
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, scope_name
 from ledger_sizer.model.units import parse_decimal
@@ -101,7 +101,7 @@ class _Dashboard:
     async def explain(self, request: Request) -> Response:
         """Explain one decision."""
         caller = await self._service.access.require(request.scope, "read")
-        portfolio, seq = portfolio_name(request.path_params["portfolio"]), request.path_params["seq"]
+        portfolio, seq = portfolio_or_desk(request.path_params["portfolio"]), request.path_params["seq"]
         require_portfolio_access(caller, portfolio)
         if not (seq.isascii() and seq.isdigit() and 1 <= int(seq[:20]) <= SEQ_MAX):
             raise NotFound(f"no decision {seq!r:.30} in portfolio {portfolio!r}")
@@ -143,24 +143,29 @@ class _Dashboard:
         return response
 
     async def confirm_halt_page(self, request: Request) -> Response:
-        """Show the page that confirms a halt or resume."""
+        """Show the page that confirms a halt or resume, of a scope or of the desk."""
         caller = await self._service.access.require(request.scope, "admin")
-        portfolio = portfolio_name(request.path_params["portfolio"])
+        portfolio = portfolio_or_desk(request.path_params["portfolio"])
         require_portfolio_access(caller, portfolio)
         scope = scope_name(request.query_params.get("scope", PORTFOLIO_SCOPE))
-        exposure = await run_in_threadpool(self._service.ledger.exposure, portfolio)
+        status = await run_in_threadpool(self._status, portfolio, scope)
         if request.query_params.get("action") == "resume":
-            form = confirm_forms.resume_form(portfolio, scope, exposure.scope(scope).status)
+            form = confirm_forms.resume_form(portfolio, scope, status)
         else:
             form = confirm_forms.halt_form(portfolio, scope)
         return self._page(request, pages.confirm_page(form, _visitor(request, caller)))
 
+    def _status(self, portfolio: str, scope: str) -> str:
+        """Return the status of a scope, or of the desk. Raises `NotFound` without the portfolio."""
+        ledger = self._service.ledger
+        return ledger.desk_status() if portfolio == DESK else ledger.exposure(portfolio).scope(scope).status
+
     async def halt_or_resume(self, request: Request) -> Response:
-        """Halt or resume a scope."""
+        """Halt or resume a scope, or the desk."""
         fields = await read_form(request.scope, request.receive, self._service.settings.body_bytes_max)
         token = form_api_key(request.scope, fields)
         caller = await self._service.access.require_key(request.scope, "admin", token)
-        portfolio = portfolio_name(request.path_params["portfolio"])
+        portfolio = portfolio_or_desk(request.path_params["portfolio"])
         require_portfolio_access(caller, portfolio)
         common: dict[str, Any] = {
             "key": fields.get("key", ""),
@@ -173,7 +178,7 @@ class _Dashboard:
             raise InvalidRequest(f"action must be halt or resume, got {action!r:.40}", field="action")
         mode: Any = fields.get("mode", "halted")
         await self._service.ledger.run_async(Resume(**common) if action == "resume" else Halt(mode=mode, **common))
-        return _redirect(f"/?portfolio={portfolio}")
+        return _redirect(confirm_forms.page_of(portfolio))
 
     async def confirm_drift_page(self, request: Request) -> Response:
         """Show the page that confirms to adopt, ignore or close a drift."""
@@ -192,7 +197,7 @@ class _Dashboard:
         operator = self._service.require_reconciler().operator
         price = _parse_price(fields.get("price"))
         reason = fields.get("note", "").strip()
-        await run_in_threadpool(operator.act, action, drift.id, actor=caller.name, reason=reason, price=price)
+        await run_in_threadpool(operator.act, action, drift.id, reason=reason, price=price)
         return _redirect(f"/?portfolio={drift.portfolio}")
 
     async def _drift(self, request: Request, caller: ApiKey) -> tuple[Drift, str]:
@@ -229,7 +234,8 @@ def _filters(request: Request) -> OverviewFilters:
 
 
 def _visitor(request: Request, caller: ApiKey) -> Visitor:
-    return Visitor(caller.name, caller.role, bool(caller.key_id), session_of(request.scope).form_token)
+    token = session_of(request.scope).form_token
+    return Visitor(caller.name, caller.role, bool(caller.key_id), token, bound=caller.portfolios is not None)
 
 
 def _parse_price(text: str | None) -> Decimal | None:

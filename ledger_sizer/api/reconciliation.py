@@ -128,7 +128,7 @@ def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
         exact = None if price is None else Decimal(price)
 
         def act() -> Any:
-            return reconciler.operator.act(action, drift_id, actor=caller.name, reason=body.reason, price=exact)
+            return reconciler.operator.act(action, drift_id, reason=body.reason, price=exact)
 
         return json_response(drift_to_json(await run_in_threadpool(act)))
 

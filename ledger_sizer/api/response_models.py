@@ -17,6 +17,7 @@ from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
 from ledger_sizer.model.instruments import Leg
 from ledger_sizer.model.overview import (
+    DeskHalt,
     Detail,
     ExposureLine,
     ExposurePoint,
@@ -204,6 +205,11 @@ ReconciliationForm = _form(
     overviews.RECONCILIATION,
 )
 DetailForm = _form(Detail, "One portfolio in full.", overviews.DETAIL)
+DeskHaltForm = _form(
+    DeskHalt,
+    "A halt of all portfolios together. A key bound to portfolios is not told since when, by whom and why.",
+    overviews.DESK_HALT,
+)
 OverviewForm = _form(
     Overview, "A ledger at one moment; `detail` is null while there is no portfolio.", overviews.OVERVIEW
 )

@@ -6,7 +6,7 @@ import typer
 
 from ledger_sizer.cli import output
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.ledger_session import ledger_engine_at
+from ledger_sizer.cli.ledger_session import engine_at, ledger_at, ledger_engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
 from ledger_sizer.model.choices import Role
@@ -23,8 +23,8 @@ KEYS_HELP = help_epilog("keys create bot-1 --role trade --portfolio main", "keys
 def group() -> None:
     """Make, list and revoke the API keys of the service.
 
-    A key is shown once, when it is made; only its hash is kept. With no key at all, `serve` listens to this machine
-    only and asks nobody for one.
+    A key is shown once, when it is made; only its hash is kept. The desk's chain records who made
+    it. With no key at all, `serve` listens to this machine only and asks nobody for one.
     """
 
 
@@ -56,9 +56,10 @@ def create(
 ) -> int:
     """Make a key and show it, now or never."""
     from ledger_sizer.service.api_keys import create_key
+    from ledger_sizer.service.desk_records import key_recorder
 
-    with ledger_engine_at(database_url, create=True) as engine:
-        made = create_key(engine, name, role, portfolio or (), client)
+    with ledger_at(database_url, create=True) as ledger, engine_at(database_url) as engine:
+        made = create_key(engine, name, role, portfolio or (), client, record=key_recorder(ledger))
     if as_json:
         output.write_json({**_key_form(made.key), "token": made.token})
         return 0
@@ -111,9 +112,10 @@ def revoke(
 ) -> int:
     """Revoke a key for good. Services that run notice within SERVICE_KEY_CACHE_SECONDS."""
     from ledger_sizer.service.api_keys import revoke_key
+    from ledger_sizer.service.desk_records import key_recorder
 
-    with ledger_engine_at(database_url) as engine:
-        key = revoke_key(engine, key_id)
+    with ledger_at(database_url) as ledger, engine_at(database_url) as engine:
+        key = revoke_key(engine, key_id, record=key_recorder(ledger))
     if as_json:
         output.write_json(_key_form(key))
         return 0

@@ -14,11 +14,12 @@ import typer
 from ledger_sizer.cli.errors import bad_input
 from ledger_sizer.model.commands import VERBS
 from ledger_sizer.model.denials import DENIAL_REASONS
+from ledger_sizer.model.details import is_detail_name
 from ledger_sizer.model.tags import is_dimension
 from ledger_sizer.model.units import parse_decimal
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ledger_sizer.model.arguments import DeclaredArgument
     from ledger_sizer.model.instruments import InstrumentInfo, Leg
@@ -96,14 +97,25 @@ def timestamp(text: str | None, field: str) -> datetime | None:
 
 def tags(texts: list[str] | None) -> dict[str, str]:
     """Parse `["venue=bybit"]` into `{"venue": "bybit"}`."""
+    return _pairs(texts, "--tag", "venue=bybit", "tags", is_dimension)
+
+
+def details(texts: list[str] | None) -> dict[str, str]:
+    """Parse `["version=1.8.2"]` into `{"version": "1.8.2"}`."""
+    return _pairs(texts, "--detail", "version=1.8.2", "details", is_detail_name)
+
+
+def _pairs(
+    texts: list[str] | None, option: str, example: str, field: str, is_name: "Callable[[str], bool]"
+) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
-            field = f"tags.{name}" if equals and is_dimension(name) else "tags"
-            bad_input(f"--tag must look like venue=bybit, got {text!r}", field)
+            at_fault = f"{field}.{name}" if equals and is_name(name) else field
+            bad_input(f"{option} must look like {example}, got {text!r}", at_fault)
         if name in found:
-            bad_input(f"--tag {name} is given twice: {found[name]!r} and {value!r}", "tags")
+            bad_input(f"{option} {name} is given twice: {found[name]!r} and {value!r}", field)
         found[name] = value
     return found
 

@@ -152,14 +152,12 @@ def list_drifts(
 
 DriftId = Annotated[str, typer.Argument(metavar="DRIFT", help="Its number, as `drifts list` shows it.")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the audit chain.")]
-Actor = Annotated[str | None, typer.Option("--actor", metavar="NAME", help="Who; else the user who runs this.")]
 
 
 @drifts.command("adopt", epilog=help_epilog("drifts adopt 1 --reason 'opened by hand'", exits=NEVER_DENIED))
 def adopt(
     drift: DriftId,
     reason: Reason,
-    actor: Actor = None,
     price: Annotated[str | None, typer.Option("--price", metavar="USD", help="Where the exchange named none.")] = None,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
@@ -168,23 +166,19 @@ def adopt(
 
     More there: it becomes a position of the ledger. Less there: the newest positions of that market are released.
     """
-    return _decide("adopt", drift, reason, actor, as_json, database_url, price)
+    return _decide("adopt", drift, reason, as_json, database_url, price)
 
 
 @drifts.command("ignore", epilog=help_epilog("drifts ignore 1 --reason 'not ours'", exits=NEVER_DENIED))
-def ignore(
-    drift: DriftId, reason: Reason, actor: Actor = None, as_json: Json = False, database_url: DatabaseUrl = None
-) -> int:
+def ignore(drift: DriftId, reason: Reason, as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Let the difference stand as it is, until it changes."""
-    return _decide("ignore", drift, reason, actor, as_json, database_url)
+    return _decide("ignore", drift, reason, as_json, database_url)
 
 
 @drifts.command("close", epilog=help_epilog("drifts close 1 --reason 'should not be there'", exits=NEVER_DENIED))
-def close(
-    drift: DriftId, reason: Reason, actor: Actor = None, as_json: Json = False, database_url: DatabaseUrl = None
-) -> int:
+def close(drift: DriftId, reason: Reason, as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Ask whoever trades to close it at the exchange; it counts until the exchange shows it gone."""
-    return _decide("close", drift, reason, actor, as_json, database_url)
+    return _decide("close", drift, reason, as_json, database_url)
 
 
 _TRUST = """Go on without the reconciliation: its age stops no reservation any more.
@@ -196,17 +190,13 @@ drifts.command("trust", epilog=help_epilog("drifts trust --note 'no reconciliati
 )
 
 
-def _decide(
-    action: str, drift: str, reason: str, actor: str | None, as_json: bool, url: str | None, price: str | None = None
-) -> int:
-    from getpass import getuser
-
+def _decide(action: str, drift: str, reason: str, as_json: bool, url: str | None, price: str | None = None) -> int:
     from ledger_sizer.reconcile.operator import Operator
     from ledger_sizer.wire.reconciliation import drift_to_json
 
     number, exact = options.whole_number(drift, "drift"), None if price is None else options.decimal(price, "price")
     with _ledger_and_engine(url) as (_, ledger, engine):
-        done = Operator(ledger, engine).act(action, number, actor=actor or getuser(), reason=reason, price=exact)
+        done = Operator(ledger, engine).act(action, number, reason=reason, price=exact)
     if as_json:
         output.write_json(drift_to_json(done))
         return 0

@@ -11,6 +11,7 @@ from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.model.arguments import FLAG, DeclaredArgument, Kind
 from ledger_sizer.model.command_base import INSTRUMENT, LEGS, MOMENT, SECONDS, TAGS
 from ledger_sizer.model.commands import AnyCommand
+from ledger_sizer.model.details import DETAILS
 
 Parse = Callable[[Any, str], Any]
 """Converts the text of an option to a value, given the argument's name."""
@@ -30,6 +31,7 @@ _FORMS: Mapping[Kind, _Form] = {
     MOMENT: _Form(options.timestamp),
     FLAG: _Form(lambda value, _: value, type=bool),
     TAGS: _Form(lambda texts, _: options.tags(texts), "Repeatable.", "--tag", list[str]),
+    DETAILS: _Form(lambda texts, _: options.details(texts), "Repeatable.", "--detail", list[str]),
     LEGS: _Form(
         lambda texts, _: options.legs(texts),
         "One side as VENUE,SYMBOL,spot|swap,buy|sell,QUANTITY[,PRICE] or as a JSON object; repeatable. Quantity in "

@@ -3,6 +3,7 @@
 import secrets
 from dataclasses import dataclass, field
 
+from ledger_sizer.model.names import DESK
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 
@@ -29,12 +30,13 @@ class ConfirmForm:
 
 
 def halt_form(portfolio: str, scope: str) -> ConfirmForm:
-    """Return the form that halts a scope."""
+    """Return the form that halts a scope, or the desk."""
+    where = "in any portfolio, those to come too," if portfolio == DESK else "there"
     return ConfirmForm(
         heading=f"Halt {_scope_title(portfolio, scope)}?",
-        words="No new reservation is granted there until it is resumed. Fills, releases and closes always pass.",
+        words=f"No new reservation is granted {where} until it is resumed. Fills, releases and closes always pass.",
         post_to=f"/steer/{portfolio}",
-        back=f"/?portfolio={portfolio}",
+        back=page_of(portfolio),
         button="Halt",
         danger=True,
         fields={"action": "halt", "scope": scope, "key": _new_key()},
@@ -46,12 +48,13 @@ def halt_form(portfolio: str, scope: str) -> ConfirmForm:
 
 
 def resume_form(portfolio: str, scope: str, status: str) -> ConfirmForm:
-    """Return the form that resumes a scope, which is in `status` now."""
+    """Return the form that resumes a scope, or the desk, which is in `status` now."""
+    rest = "where the portfolio itself is active, up to its cap" if portfolio == DESK else "up to the cap"
     return ConfirmForm(
         heading=f"Resume {_scope_title(portfolio, scope)}?",
-        words=f"It is {status} now. From then on reservations are granted again, up to the cap.",
+        words=f"It is {status} now. From then on reservations are granted again, {rest}.",
         post_to=f"/steer/{portfolio}",
-        back=f"/?portfolio={portfolio}",
+        back=page_of(portfolio),
         button="Resume",
         fields={"action": "resume", "scope": scope, "key": _new_key()},
     )
@@ -81,7 +84,14 @@ def drift_form(drift: Drift, action: str) -> ConfirmForm:
     )
 
 
+def page_of(portfolio: str) -> str:
+    """Return the URL of the dashboard that shows this portfolio; of the desk, the first one."""
+    return "/" if portfolio == DESK else f"/?portfolio={portfolio}"
+
+
 def _scope_title(portfolio: str, scope: str) -> str:
+    if portfolio == DESK:
+        return "the desk: all portfolios"
     return portfolio if scope == PORTFOLIO_SCOPE else f"{scope} of {portfolio}"
 
 

@@ -18,6 +18,12 @@ def decision_label(decision: Decision) -> str:
     return _LABELS.get(decision.command, _plain_label)(decision)
 
 
+def actor_label(decision: Decision) -> str:
+    """Return who sent the command, in short: the name of an API key without its id; empty where no record has it."""
+    actor = decision.actor or ""
+    return actor.split(":", 2)[2] if actor.startswith("api:") else actor
+
+
 def _reserve_label(decision: Decision) -> str:
     size = "" if decision.quantity is None else f" for {exact(decision.quantity)}"
     binding = decision.binding or ""

@@ -58,9 +58,10 @@ def render_overview(
         (title, "bold"), f"  {source}  ", (f"{formatting.clock(overview.read_at)}Z", "dim"),
         (f"  {problem}" if problem else "", "bold red"),
     )  # fmt: skip
+    below_title = [*below_title, *_desk_line(overview)]
     detail = overview.detail
     if detail is None:
-        return Group(head, Text("no portfolio yet"))
+        return Group(head, *below_title, Text("no portfolio yet"))
     scopes, rows = _rows_that_fit(overview, detail, height)
     blank = Text("")
     return Group(
@@ -72,6 +73,18 @@ def render_overview(
         _positions(detail, overview.read_at, rows), blank,
         _decisions(detail, rows),
     )  # fmt: skip
+
+
+def _desk_line(overview: "Overview") -> "list[Text]":
+    """Return the line about the desk's halt, empty while there is none."""
+    from rich.text import Text
+
+    desk = overview.desk
+    if desk is None:
+        return []
+    since = f", since {formatting.moment(desk.since)}, by {desk.actor}" if desk.since else ""
+    note = f": {desk.note}" if desk.note else ""
+    return [Text(f"the desk is {desk.status}: nothing new is granted in any portfolio{since}{note}", "bold red")]
 
 
 def _rows_that_fit(overview: "Overview", detail: "Detail", height: int | None) -> tuple[int, int]:

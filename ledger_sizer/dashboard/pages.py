@@ -10,8 +10,8 @@ from ledger_sizer import __version__
 from ledger_sizer.dashboard import formatting
 from ledger_sizer.dashboard.assets import asset_url
 from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
-from ledger_sizer.dashboard.confirm_forms import ConfirmForm
-from ledger_sizer.dashboard.labels import decision_label
+from ledger_sizer.dashboard.confirm_forms import ConfirmForm, page_of
+from ledger_sizer.dashboard.labels import actor_label, decision_label
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.wire.overviews import overview_query_to_params
@@ -23,17 +23,26 @@ HOURS = {1: "1 h", 6: "6 h", 24: "24 h", 168: "7 d"}
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who views a page. name, role: of the API key. signed_in: False without keys. form_token: goes with each form."""
+    """Who views a page. name, role: of the API key. signed_in: False without keys. form_token: goes with each form.
+
+    bound: whether the key is for some portfolios only.
+    """
 
     name: str
     role: str
     signed_in: bool
     form_token: str
+    bound: bool = False
 
     @property
     def may_steer(self) -> bool:
         """Whether the visitor may halt, resume, and decide about drifts."""
         return self.role == "admin"
+
+    @property
+    def may_steer_desk(self) -> bool:
+        """Whether the visitor may halt and resume the desk: all portfolios together."""
+        return self.may_steer and not self.bound
 
 
 def dashboard_page(overview: Overview, query: OverviewQuery, visitor: Visitor) -> str:
@@ -106,6 +115,7 @@ def _make_environment() -> Environment:
         formatting.duration,
         formatting.tags,
         decision_label,
+        actor_label,
     ):
         environment.filters[filter_.__name__] = filter_
     environment.globals.update(
@@ -116,6 +126,7 @@ def _make_environment() -> Environment:
         chart_width=WIDTH,
         chart_height=HEIGHT,
         href=href,
+        page_of=page_of,
         seconds_left=formatting.seconds_left,
         status_label=formatting.status_label,
         version=__version__,

@@ -28,6 +28,7 @@ from ledger_sizer.history.archive_files import (
 from ledger_sizer.history.times import last_older
 from ledger_sizer.model.decisions import GENESIS_HASH
 from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
+from ledger_sizer.model.names import DESK
 from ledger_sizer.model.times import to_us
 from ledger_sizer.storage.database import Conflict, read_transaction, redacted_url, write_transaction
 from ledger_sizer.storage.sqlite_start import FILE_MODE
@@ -64,6 +65,10 @@ def require_outside_key_window(before: datetime, now: datetime, key_window_days:
             field="before",
         )
     return before
+
+
+_FILE_OF_DESK = "_desk"
+"""Begins the names of the desk's files: no portfolio's name begins like it, and no shell expands it."""
 
 
 def archive(
@@ -131,7 +136,7 @@ def _write_next_file(
     head = {
         "format": FORMAT, "portfolio": name, "from_seq": first, "to_seq": last, "last_hash": last_hash
     }  # fmt: skip
-    path = (folder / f"{name}-{first:012}-{last:012}.ndjson.gz").resolve()
+    path = (folder / f"{_FILE_OF_DESK if name == DESK else name}-{first:012}-{last:012}.ndjson.gz").resolve()
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         partial.touch(FILE_MODE)  # as readable as the database whose rows it has

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from ledger_sizer.ledger.writer import Answer
 from ledger_sizer.model.decisions import DecisionRecord, Result
@@ -143,8 +144,9 @@ class Committer:
         A group about the desk gets a batch of its own: it waits for all other writes, which may wait for this one.
         """
         if draft is None:
-            if len(groups) > 1 and any(_is_about_desk(group) for group in groups):
-                return [self._answer_batch([group], None)[0] for group in groups]
+            if len(groups) > 1 and any(map(_is_about_desk, groups)):
+                apart = [list(part) for _, part in groupby(groups, lambda one: _is_about_desk(one) and id(one))]
+                return [answer for part in apart for answer in self._answer_batch(part, None)]
             with self._decide_lock:
                 return self._answer_with_retries(groups, None, None)
         try:

@@ -1,5 +1,7 @@
 """Who sends a command: the actor that the decision names, and the client to which the command's key belongs."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -38,10 +40,29 @@ LOCAL = Caller("local", "local", sees_all=True)
 """Whoever asks a service that has no API keys."""
 
 RECONCILE = Caller("reconcile", "reconcile")
-"""The scheduled reconciliation."""
+"""The reconciliation. Its client also owns the keys of what it does for a person (see `reconcile_for`)."""
 
 caller_var: ContextVar[Caller | None] = ContextVar("ledger_sizer_caller", default=None)
 """The caller of the request that is being served. Where it is None, the caller is the one who opened the ledger."""
+
+
+def reconcile_for(actor: str) -> Caller:
+    """Return the caller of what the reconciliation does because this actor decided it.
+
+    Runs and persons share the reconciliation's keys, which name the drift and what is done: so each thing is done once,
+    whoever comes first.
+    """
+    return RECONCILE._replace(actor=actor)
+
+
+@contextmanager
+def calling_as(caller: Caller) -> Iterator[None]:
+    """Make `caller` the caller of all commands of a `with` block."""
+    token = caller_var.set(caller)
+    try:
+        yield
+    finally:
+        caller_var.reset(token)
 
 
 def embedded_caller(client: str) -> Caller:

@@ -40,6 +40,7 @@ from ledger_sizer.model.command_base import (
     ScopeCommand,
     verb,
 )
+from ledger_sizer.model.details import DETAILS
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, Leg
 from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, tags_of
@@ -357,7 +358,10 @@ class Reconciled(ScopeCommand):
 
 @verb(
     "remark", role="admin", call="POST /v1/portfolios/{portfolio}/remarks",
-    examples=("remark --about drift-17 --event close_requested --note 'the desk knows'",),
+    examples=(
+        "remark --about drift-17 --event close_requested --note 'the desk knows'",
+        "remark -p '*' --about bots --event deployed --detail version=1.8.2 --detail by=ann",
+    ),
 )  # fmt: skip
 class Remark(PortfolioCommand):
     """Put something into the audit chain that changes no figure.
@@ -369,6 +373,7 @@ class Remark(PortfolioCommand):
     about: Annotated[str, Argument(LABEL, "What it concerns, such as drift-17.", examples=("drift-17",))]
     event: Annotated[str, Argument(LABEL, "What happened.", examples=("close_requested",))]
     note: Annotated[str | None, Argument(NOTE, "Why; kept with the decision.")] = None
+    details: Annotated[Mapping[str, str] | None, Argument(DETAILS, "More about it: names and texts.")] = None
 
 
 AnyCommand = PortfolioCommand | PositionCommand

@@ -9,7 +9,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import NamedTuple
 
-from ledger_sizer.model.choices import RunOutcome
+from ledger_sizer.model.choices import RunOutcome, Status
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Page, Position, ScopeExposure
 from ledger_sizer.model.reconciliation import Drift
@@ -117,12 +117,29 @@ class Detail:
 
 
 @dataclass(frozen=True, slots=True)
+class DeskHalt:
+    """A halt of all portfolios together. status: `halted` or `reducing`.
+
+    since, actor, note: when, by whom and why; None for a key bound to portfolios, and once the halt is archived.
+    """
+
+    status: Status
+    since: datetime | None = None
+    actor: str | None = None
+    note: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Overview:
-    """A ledger at one moment. read_at: by the ledger's clock. detail: None while there is no portfolio at all."""
+    """A ledger at one moment. read_at: by the ledger's clock. detail: None while there is no portfolio at all.
+
+    desk: the halt of all portfolios, None while there is none.
+    """
 
     read_at: datetime
     portfolios: Page[PortfolioLine] = field(default_factory=lambda: Page(()))
     detail: Detail | None = None
+    desk: DeskHalt | None = None
 
 
 def share_of_cap(value: Decimal, scope: ScopeExposure) -> Decimal:

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 
 from ledger_sizer.config import ReconcileSettings
+from ledger_sizer.model.caller import RECONCILE
 from ledger_sizer.model.choices import DRIFT_KINDS, DRIFT_STATES
 from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InvalidRequest, NotFound
@@ -21,9 +22,6 @@ from ledger_sizer.storage.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
 from ledger_sizer.storage.write_store import drift_from_row
 from ledger_sizer.views.paging import cursor_numbers, page_of, require_limit
-
-RECONCILIATION = "reconciliation"
-"""The actor of automatic changes."""
 
 _TABLE = DriftRow.__table__
 _REVISIONS_BATCH = 100
@@ -215,7 +213,7 @@ class _DriftWriter:
         """End a drift."""
         now_us = self._run.finished_us
         values = {
-            "state": "resolved", "ended_us": now_us, "updated_us": now_us, "actor": RECONCILIATION, "reason": reason
+            "state": "resolved", "ended_us": now_us, "updated_us": now_us, "actor": RECONCILE.actor, "reason": reason
         }  # fmt: skip
         if drift.state == "acknowledged":  # a person knew of it, so its end is announced like that of a confirmed one
             values["sightings"] = max(drift.sightings, self._settings.confirmations)

@@ -11,6 +11,7 @@ from decimal import Decimal
 from sqlalchemy import Engine
 
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.caller import RECONCILE, Caller, calling_as, reconcile_for
 from ledger_sizer.model.commands import Adopt, AnyCommand, Freeze, Release, Remark, Thaw
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Position
@@ -185,7 +186,9 @@ class Effects:
             key=f"{_THAW_KEY_PREFIX}{newest.id}:{automatic.get(scope, 0)}", portfolio=self._portfolio, scope=scope,
             note=note_of(f"{newest.title} asks for it no more"),
         )  # fmt: skip
-        if self._submit_atomic([thaw]):
+        with calling_as(_caller_ending(newest)):
+            thawed = self._submit_atomic([thaw])
+        if thawed:
             updates = [drifts.DriftUpdate(one.id, {"frozen_scope": None}, (one.state,)) for one in ended]
             drifts.update_drifts(self._engine, updates)
             self._freeze_for_live(since)  # another process may have frozen it just before, for a drift unknown here
@@ -231,6 +234,15 @@ class Effects:
 def release_of(position: Position) -> Release:
     """Return the release of an external position that is replaced, or whose excess is gone."""
     return Release(key=f"reconcile:release:{position.number}", position_id=position.position_id)
+
+
+def _caller_ending(drift: Drift) -> Caller:
+    """Return the caller of what follows from the end of a drift: who decided it, else the reconciliation.
+
+    Versions that did not record actors name a person as they knew him, and themselves by two words.
+    """
+    decided = drift.state in ("resolved", "acknowledged") and drift.actor not in (None, "reconciliation", "policy")
+    return reconcile_for(str(drift.actor)) if decided else RECONCILE
 
 
 def _by_scope(about: Iterable[Drift]) -> dict[str, list[Drift]]:

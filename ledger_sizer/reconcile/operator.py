@@ -9,9 +9,11 @@ from sqlalchemy import Engine, select
 
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.arguments import label_text
+from ledger_sizer.model.caller import RECONCILE, calling_as, reconcile_for
 from ledger_sizer.model.commands import AnyCommand, Remark
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, WrongState
+from ledger_sizer.model.names import DESK
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.units import positive
 from ledger_sizer.reconcile import drifts
@@ -26,28 +28,28 @@ ACTIONS = ("adopt", "ignore", "close")
 
 
 class Operator:
-    """Carries out decisions about drifts. actor: the name recorded in the audit chain. reason: 1 to 300 characters.
+    """Carries out decisions about drifts. The ledger's caller makes them. reason: 1 to 300 characters.
 
-    The ledger's commands come first, in one commit with a remark that records the decision; then the drift's row. A
-    retry with the same reason after a failure in between finds the remark and writes the row. With another reason it
-    raises `WrongState`.
+    The ledger's commands come first, in one commit with a remark that records the decision, and for a person's decision
+    a second one in the desk's chain; then the drift's row. A retry with the same reason after a failure in between
+    finds the remark and writes the row. With another reason, or by somebody else, it raises `WrongState`.
     """
 
     def __init__(self, ledger: Ledger, engine: Engine) -> None:
         self._ledger = ledger
         self._engine = engine
 
-    def act(self, action: str, drift_id: int, *, actor: str, reason: str, price: Decimal | None = None) -> Drift:
+    def act(self, action: str, drift_id: int, *, reason: str, price: Decimal | None = None) -> Drift:
         """Run `adopt`, `ignore` or `close` by name."""
         if action not in ACTIONS:
             raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}, got {action!r}", field="action")
         if action == "adopt":
-            return self.adopt(drift_id, actor=actor, reason=reason, price=price)
+            return self.adopt(drift_id, reason=reason, price=price)
         if price is not None:
             raise InvalidRequest(f"price is for adopt, not for {action}", field="price")
-        return getattr(self, action)(drift_id, actor=actor, reason=reason)  # type: ignore[no-any-return]
+        return getattr(self, action)(drift_id, reason=reason)  # type: ignore[no-any-return]
 
-    def adopt(self, drift_id: int, *, actor: str, reason: str, price: Decimal | None = None) -> Drift:
+    def adopt(self, drift_id: int, *, reason: str, price: Decimal | None = None) -> Drift:
         """Make the ledger match what the exchange shows.
 
         An excess at the exchange becomes a position of the ledger and is no longer external. For a shortfall, the
@@ -62,18 +64,18 @@ class Operator:
         def commands() -> list[AnyCommand]:
             return self._adoption(drift).commands(adopt_price)
 
-        return self._decide(drift, "adopted", commands, actor, reason, state="resolved")
+        return self._decide(drift, "adopted", commands, reason, state="resolved")
 
-    def ignore(self, drift_id: int, *, actor: str, reason: str) -> Drift:
+    def ignore(self, drift_id: int, *, reason: str) -> Drift:
         """Acknowledge the difference: until it changes, it counts no longer and freezes nothing."""
         drift = self._unresolved(drift_id)
 
         def commands() -> list[AnyCommand]:
             return self._adoption(drift).releases()
 
-        return self._decide(drift, "ignored", commands, actor, reason, state="acknowledged")
+        return self._decide(drift, "ignored", commands, reason, state="acknowledged")
 
-    def close(self, drift_id: int, *, actor: str, reason: str) -> Drift:
+    def close(self, drift_id: int, *, reason: str) -> Drift:
         """Ask the orchestrator to close it at the exchange. It counts until the exchange shows that it is gone.
 
         Raises `WrongState` if it is ignored, because then it does not count, and if there is nothing to close.
@@ -88,7 +90,7 @@ class Operator:
             raise WrongState(
                 f"{drift.name} is {drift.kind}: there is nothing more at the exchange that could be closed"
             )
-        return self._decide(drift, "close_requested", list, actor, reason, requested="close")
+        return self._decide(drift, "close_requested", list, reason, requested="close")
 
     def _unresolved(self, drift_id: int) -> Drift:
         drift = drifts.get_drift(self._engine, drift_id)
@@ -107,41 +109,62 @@ class Operator:
         return Adoption(drift, positions, accounts, seen_us, live)
 
     def _decide(
-        self, drift: Drift, event: str, commands: Callable[[], list[AnyCommand]], actor: str, reason: str,
-        **changes: Any,
-    ) -> Drift:  # fmt: skip
-        label_text(actor, "actor")
+        self, drift: Drift, event: str, commands: Callable[[], list[AnyCommand]], reason: str, **changes: Any
+    ) -> Drift:
         label_text(reason, "reason", length_max=300)
+        caller = reconcile_for(self._ledger.caller.actor)
         remark = Remark(
             key=f"drift:{drift.id}:{drift.revision}:{event}", portfolio=drift.portfolio, about=drift.name, event=event,
-            note=note_of(f"{actor}: {reason}"),
+            note=reason,
         )  # fmt: skip
-        decided_us = self._find_decision(remark) or self._submit([*commands(), remark])
-        changes |= {"actor": actor, "reason": reason, "updated_us": decided_us}
+        with calling_as(caller):
+            decided_us = self._find_decision(remark, caller.actor)
+            if decided_us is None:
+                by_person = [] if caller == RECONCILE else [_desk_remark(remark)]
+                decided_us = self._submit([*commands(), *by_person, remark], caller.actor)
+        changes |= {"actor": caller.actor, "reason": reason, "updated_us": decided_us}
         changes |= {"ended_us": decided_us} if changes.get("state") == "resolved" else {}
         unresolved = ("open", "confirmed", "acknowledged")
         drifts.update_drifts(self._engine, [drifts.DriftUpdate(drift.id, changes, unresolved)])
-        Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw()
+        with calling_as(RECONCILE):
+            Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw()
         return drifts.get_drift(self._engine, drift.id)
 
-    def _submit(self, commands: Sequence[AnyCommand]) -> int:
+    def _submit(self, commands: Sequence[AnyCommand], actor: str) -> int:
         """Submit the commands of a decision, its remark last. Returns the time of the decision."""
         try:
             results = self._ledger.submit(commands, atomic=True)
         except KeyReused:
-            decided_us = self._find_decision(commands[-1])
+            decided_us = self._find_decision(commands[-1], actor)
             if decided_us is None:
                 raise
             return decided_us  # a concurrent call made the same decision
         return max(result.record.decided_us for result in results if isinstance(result, Decision))
 
-    def _find_decision(self, remark: AnyCommand) -> int | None:
+    def _find_decision(self, remark: AnyCommand, actor: str) -> int | None:
         """Return when this decision was made, None if it was not. Raises `WrongState` for another actor or reason."""
         with read_transaction(self._engine) as connection:
             record = decision_by_key(connection, remark.portfolio, remark.key)
         if record is None:
             return None
-        if record.request != remark.request_text():
-            before = json.loads(record.request)
-            raise WrongState(f"{before['about']}: {before['event'].replace('_', ' ')} already by {before['note']}")
+        made, sent = json.loads(record.request), json.loads(remark.request_text())
+        if record.actor is None:  # by a version that named who in the note, and nowhere else
+            same = made["note"].endswith(f": {sent['note']}")
+        else:
+            same = (record.actor, made) == (actor, sent)
+        if not same:
+            by = made["note"] if record.actor is None else f"{record.actor}: {made['note']}"
+            raise WrongState(f"{made['about']}: {made['event'].replace('_', ' ')} already by {by}")
         return record.decided_us
+
+
+_DESK_EVENTS = {"close_requested": "closed"}
+"""What the desk's chain calls a decision, where its name differs: `closed` is decided, in the portfolio it is asked."""
+
+
+def _desk_remark(remark: Remark) -> Remark:
+    """Return the desk's record of a person's decision."""
+    return Remark(
+        key=remark.key, portfolio=DESK, about=remark.about, event=_DESK_EVENTS.get(remark.event, remark.event),
+        note=note_of(f"{remark.portfolio}: {remark.note}"),
+    )  # fmt: skip

@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.caller import RECONCILE, calling_as
 from ledger_sizer.model.choices import Trigger
 from ledger_sizer.model.commands import Reconciled
 from ledger_sizer.model.errors import Busy, LedgerError, WrongState
@@ -81,6 +82,10 @@ class Reconciler:
         """
         if not self.inspector.accounts:
             raise WrongState("no exchange account is configured; set EXCHANGE_API_KEY and EXCHANGE_API_SECRET")
+        with calling_as(RECONCILE):
+            return self._run(trigger, dry_run=dry_run)
+
+    def _run(self, trigger: Trigger, *, dry_run: bool) -> list[Report]:
         if dry_run:
             return [_report(inspection) for inspection in self._inspections(trigger, epoch=0)]
         if not self._run_lock.acquire(blocking=False):
@@ -105,9 +110,10 @@ class Reconciler:
 
         Where that time has ended, a restart does not renew it: only a good run does.
         """
-        for portfolio in self.portfolios:
-            if not self._has_expiring_trust(portfolio):
-                self._renew_trust(portfolio, self._now_us(), f"reconcile:start:{secrets.token_hex(8)}", "start")
+        with calling_as(RECONCILE):
+            for portfolio in self.portfolios:
+                if not self._has_expiring_trust(portfolio):
+                    self._renew_trust(portfolio, self._now_us(), f"reconcile:start:{secrets.token_hex(8)}", "start")
 
     # --- one portfolio after the other -----------------------------------------------------------
 
@@ -167,7 +173,7 @@ class Reconciler:
             if drift.policy == "close" and not self._exceeds_request(drift):
                 continue
             try:
-                self.operator.act(drift.policy, drift.id, actor="policy", reason=f"policy_{drift.kind}={drift.policy}")
+                self.operator.act(drift.policy, drift.id, reason=f"policy_{drift.kind}={drift.policy}")
             except LeaseLost:
                 raise
             except LedgerError as error:

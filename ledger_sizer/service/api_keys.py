@@ -10,13 +10,13 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
-from sqlalchemy import Engine, case, func, insert, select, update
+from sqlalchemy import Connection, Engine, case, func, insert, select, update
 
 from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.caller import LOCAL, Caller
@@ -74,11 +74,22 @@ class NewKey:
         return f"NewKey(key={self.key!r}, token='...')"
 
 
+Record = Callable[["ApiKey", str], None]
+"""Records what happens to a key (see `desk_records.key_recorder`): called with the key and `created` or `revoked`."""
+
+
 def create_key(
-    engine: Engine, name: str, role: str, portfolios: Sequence[str] = (), client: str | None = None
+    engine: Engine,
+    name: str,
+    role: str,
+    portfolios: Sequence[str] = (),
+    client: str | None = None,
+    *,
+    record: Record | None = None,
 ) -> NewKey:
     """Create a key. portfolios: the only ones it may touch, none for all. client: see `ApiKey`.
 
+    record: called before the key exists, so that no key is made unrecorded.
     Raises `InvalidRequest` for an unknown role or an invalid name, and beyond `KEYS_MAX` keys.
     """
     label_text(name, "name")
@@ -98,11 +109,19 @@ def create_key(
         created_us=database_now_us(),
         client=client,
     )
+    if record is not None:
+        with read_transaction(engine) as connection:
+            _require_room(connection)
+        record(ApiKey(key_id, name, role, bound, datetime.now(UTC), None, client), "created")
     with write_transaction(engine, "create an API key") as connection:
-        if (connection.execute(select(func.count()).select_from(ApiKeyRow)).scalar() or 0) >= KEYS_MAX:
-            raise InvalidRequest(f"there are {KEYS_MAX} API keys already, the most a service keeps")
+        _require_room(connection)
         connection.execute(row)
     return NewKey(_find(engine, key_id), token)
+
+
+def _require_room(connection: Connection) -> None:
+    if (connection.execute(select(func.count()).select_from(ApiKeyRow)).scalar() or 0) >= KEYS_MAX:
+        raise InvalidRequest(f"there are {KEYS_MAX} API keys already, the most a service keeps")
 
 
 def list_keys(engine: Engine) -> list[ApiKey]:
@@ -110,8 +129,16 @@ def list_keys(engine: Engine) -> list[ApiKey]:
     return [key for key, _ in _load(engine)]
 
 
-def revoke_key(engine: Engine, key_id: str) -> ApiKey:
-    """Revoke a key for good; revoking twice is harmless. Running services refuse it after at most their cache time."""
+def revoke_key(engine: Engine, key_id: str, *, record: Record | None = None) -> ApiKey:
+    """Revoke a key for good; revoking twice is harmless. Running services refuse it after at most their cache time.
+
+    record: called before, so that no key is revoked unrecorded. Raises `NotFound`.
+    """
+    key = _find(engine, key_id)
+    if key.revoked_at is not None:
+        return key
+    if record is not None:
+        record(key, "revoked")
     now_us = database_now_us()
     # A clock that was set back must not make a revocation fail.
     revoked_us = case((ApiKeyRow.created_us > now_us, ApiKeyRow.created_us), else_=now_us)

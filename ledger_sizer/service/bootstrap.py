@@ -18,6 +18,7 @@ from ledger_sizer.reconcile.alerts import Alerts
 from ledger_sizer.reconcile.run import Reconciler
 from ledger_sizer.reconcile.worker_process import WorkerInspector
 from ledger_sizer.service.api_keys import KeyRing
+from ledger_sizer.service.desk_records import record_start
 from ledger_sizer.service.head_export import HeadExport
 from ledger_sizer.service.jobs import Jobs, archive, reconciliation, sweep
 from ledger_sizer.service.metrics import Metrics
@@ -93,6 +94,7 @@ def running_components(
         stack.callback(jobs.stop)
         stack.callback(inspector.close)  # before the jobs stop, so that a stop does not wait for an exchange
         if with_jobs:
+            record_start(ledger)
             alerts.start()
             if settings.reconcile.enabled:
                 reconciler.begin_trust()

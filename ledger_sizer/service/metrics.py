@@ -27,7 +27,16 @@ from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import from_us
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
 from ledger_sizer.storage.database import database_now_us, read_transaction
-from ledger_sizer.storage.tables import PENDING, DriftRow, PortfolioRow, PositionRow, ReconciliationRow, ScopeRow
+from ledger_sizer.storage.lookups import desk_status
+from ledger_sizer.storage.tables import (
+    DESK_ID,
+    PENDING,
+    DriftRow,
+    PortfolioRow,
+    PositionRow,
+    ReconciliationRow,
+    ScopeRow,
+)
 from ledger_sizer.storage.write_store import scope_from_row
 from ledger_sizer.views.queries import scope_exposure
 
@@ -37,7 +46,7 @@ SCOPES_MAX = 2000
 ABOUT_NO_PORTFOLIO = frozenset(
     ("ledger_database_up", "ledger_scopes_left_out", "ledger_queue_depth", "ledger_queue_size_max",
      "ledger_jobs_leader", "ledger_job_runs", "ledger_event_streams", "ledger_clock_ahead_seconds",
-     "ledger_clock_jump_seconds")
+     "ledger_clock_jump_seconds", "ledger_desk_stopped")
 )  # fmt: skip
 """Families without a `portfolio` label that a key bound to portfolios may see. Not counts of decisions, commits and
 requests: they tell when others trade. `ledger_scopes_left_out` counts the scopes that the caller may see."""
@@ -188,7 +197,7 @@ class ExposureCollector(Collector):
         return () if self._portfolios is None else (name.in_(self._portfolios),)
 
     def _read(self) -> Iterator[GaugeMetricFamily]:
-        own = self._own(PortfolioRow.name)
+        own = (PortfolioRow.id != DESK_ID, *self._own(PortfolioRow.name))
         scopes = (
             select(PortfolioRow.name, *ScopeRow.__table__.columns)
             .join_from(PortfolioRow, ScopeRow, ScopeRow.portfolio_id == PortfolioRow.id)
@@ -200,8 +209,7 @@ class ExposureCollector(Collector):
             .limit(SCOPES_MAX)
         )  # fmt: skip
         count = select(func.count()).select_from(ScopeRow)
-        if own:
-            count = count.join(PortfolioRow, ScopeRow.portfolio_id == PortfolioRow.id).where(*own)
+        count = count.join(PortfolioRow, ScopeRow.portfolio_id == PortfolioRow.id).where(*own)
         newest = select(PortfolioRow.name, PortfolioRow.last_seq).where(*own).order_by(PortfolioRow.last_us.desc())
         newest = newest.limit(SCOPES_MAX)
         with read_transaction(self._engine) as connection:
@@ -210,6 +218,7 @@ class ExposureCollector(Collector):
             heads = connection.execute(newest).all()
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
             holds = connection.execute(_holds(now_us).where(*own)).all()
+            desk = desk_status(connection)
             newest_us = connection.execute(select(func.max(PortfolioRow.last_us)).where(*own)).scalar() or 0
         gauges = {
             name: GaugeMetricFamily(f"ledger_{name}_usd", text, labels=["portfolio", "scope"])
@@ -230,6 +239,7 @@ class ExposureCollector(Collector):
             status.add_metric(labels, scope.status != "active")
             unreconciled.add_metric(labels, scope.unreconciled(from_us(now_us)))
         yield from gauges.values()
+        yield _desk_gauge(desk)
         yield status
         yield unreconciled
         left_out = GaugeMetricFamily("ledger_scopes_left_out", "Scopes beyond the most that a scrape shows.")
@@ -284,6 +294,12 @@ class ExposureCollector(Collector):
         for portfolio, started_us in runs:
             age.add_metric([portfolio], max(now_us - started_us, 0) / 1_000_000)
         yield age
+
+
+def _desk_gauge(status: str) -> GaugeMetricFamily:
+    stopped = GaugeMetricFamily("ledger_desk_stopped", "1 where all portfolios together are halted or reducing.")
+    stopped.add_metric([], status != "active")
+    return stopped
 
 
 def _holds(now_us: int) -> Select[str, int, int]:

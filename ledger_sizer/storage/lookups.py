@@ -10,7 +10,7 @@ from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import NotFound
 from ledger_sizer.model.names import DESK
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
-from ledger_sizer.storage.tables import DESK_ID, DecisionRow, PortfolioRow, ScopeRow
+from ledger_sizer.storage.tables import DESK_ID, NO_DESK, DecisionRow, PortfolioRow, ScopeRow
 from ledger_sizer.storage.write_store import record_from_row
 
 
@@ -22,7 +22,7 @@ def portfolio_id(connection: Connection, portfolio: str) -> int | None:
 def desk_status(connection: Connection) -> Status:
     """Return the desk's status: that of all portfolios together."""
     status = select(ScopeRow.status).where(ScopeRow.portfolio_id == DESK_ID, ScopeRow.scope == PORTFOLIO_SCOPE)
-    return cast(Status, connection.execute(status).scalar_one())
+    return cast(Status, connection.execute(status).scalar() or NO_DESK)
 
 
 def last_desk_change(connection: Connection) -> DecisionRecord | None:

@@ -105,9 +105,9 @@ class PostgresStore:
         begun_ns = self._guard.monotonic_ns()
         with _pipeline(connection, parameters):
             connection.execute("BEGIN")
+            locked = connection.execute(sql.LOCK, [sorted(ids.values())])
             if DESK in needs:
                 connection.execute(sql.DESK_LOCK)
-            locked = connection.execute(sql.LOCK, [sorted(ids.values())])
             loaded = connection.execute(sql.LOAD, parameters)
         for fence in set().union(*(need.fences for need in needs.values())):
             # This locks the lease's row, so nobody takes it over before this batch is committed.

@@ -12,7 +12,7 @@ from sqlalchemy.types import Text
 
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
-from ledger_sizer.storage.tables import DESK_ID, PENDING, DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.storage.tables import DESK_ID, NO_DESK, PENDING, DecisionRow, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.storage.write_store import (
     DECISION_COLUMNS,
     PORTFOLIO_COLUMNS,
@@ -68,7 +68,8 @@ LOCK = "SELECT id, name, last_seq, last_hash, last_us FROM portfolios WHERE id =
 DESK_LOCK = "SELECT pg_advisory_xact_lock(1818584164)"
 """Waits until every write that depends on the desk's status has ended, and makes the next ones wait.
 
-Those take the same lock, shared, in `ledger_desk_status()` (see migration 0010).
+Those take the same lock, shared, in `ledger_desk_status()` (see migration 0010), when they hold the rows of their
+portfolios. So a batch about the desk takes it after its rows too, or each would wait for what the other holds.
 """
 
 LOAD_SCOPES = (
@@ -103,7 +104,7 @@ WITH due AS MATERIALIZED (
 )
 SELECT COALESCE((SELECT max(now_us) FROM due), %(now)s::bigint,
         (extract(epoch FROM clock_timestamp()) * 1000000)::bigint),
-    (SELECT status FROM scopes WHERE portfolio_id = {DESK_ID} AND scope = '{PORTFOLIO_SCOPE}'),
+    COALESCE((SELECT status FROM scopes WHERE portfolio_id = {DESK_ID} AND scope = '{PORTFOLIO_SCOPE}'), '{NO_DESK}'),
     (SELECT {_array("found", POSITION_COLUMNS)} FROM found),
     (SELECT {_array("known", DECISION_COLUMNS)} FROM known),
     ({LOAD_SCOPES}),
@@ -160,7 +161,7 @@ def write_statement(parts: frozenset[str], *, ask_desk: bool) -> str:
     It is a compare-and-set: if a head is not the one the batch was decided against, or with `ask_desk` the desk's
     status is not `desk_status`, a division by zero undoes it all.
     """
-    desk = " AND ledger_desk_status() = %(desk_status)s" if ask_desk else ""
+    desk = f" AND COALESCE(ledger_desk_status(), '{NO_DESK}') = %(desk_status)s" if ask_desk else ""
     return f"""
 WITH head AS (
     UPDATE portfolios p SET last_seq = r.last_seq, last_hash = r.last_hash, last_us = r.last_us

@@ -17,7 +17,7 @@ from typing import Any
 
 from ledger_sizer.model.choices import Status
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
-from ledger_sizer.storage.tables import DESK_ID
+from ledger_sizer.storage.tables import DESK_ID, NO_DESK
 from ledger_sizer.storage.write_store import (
     DECISION_COLUMNS,
     PORTFOLIO_COLUMNS,
@@ -70,7 +70,8 @@ _INSERT_SCOPE = _insert("scopes", SCOPE_CHANGE, _places(SCOPE_CHANGE))
 _PLACES_AFTER_DECISION = (1, *range(_DECISION_WIDTH + 1, _WIDTH + 1))
 """Places of a position's values in a view row that begins with a decision. Both share the portfolio's id."""
 
-_DESK_STATUS = f"SELECT status FROM scopes WHERE portfolio_id = {DESK_ID} AND scope = '{PORTFOLIO_SCOPE}'"
+_DESK_ROW = f"SELECT status FROM scopes WHERE portfolio_id = {DESK_ID} AND scope = '{PORTFOLIO_SCOPE}'"
+_DESK_STATUS = f"SELECT COALESCE(({_DESK_ROW}), '{NO_DESK}')"
 _TRIGGERS = {
     _HEAD: (
         _UPDATE_HEAD,

@@ -50,6 +50,9 @@ class PortfolioRow(Base):
 DESK_ID = 0
 """Id of the desk's row, named `names.DESK`. Migrations make it."""
 
+NO_DESK = "halted"
+"""The desk's status where somebody deleted its scope's row: deleting it must not lift a halt."""
+
 
 class ScopeRow(Base):
     """The counters of one scope: of the whole portfolio (`portfolio`) or of one tag (`venue=bybit`).

@@ -24,9 +24,11 @@ from ledger_sizer.model.commands import STEP_BACK
 from ledger_sizer.model.decisions import FIELD_SEPARATOR, GENESIS_HASH, Fields, chain_hash, fields_text, is_head
 from ledger_sizer.model.domain import Finding, VerifyReport
 from ledger_sizer.model.errors import InvalidRequest, NotFound
-from ledger_sizer.model.names import portfolio_or_desk
+from ledger_sizer.model.names import DESK, portfolio_or_desk
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.storage.database import raw_rows, read_transaction
 from ledger_sizer.storage.tables import (
+    DESK_ID,
     ArchiveRow,
     DecisionRow,
     FacetBlockRow,
@@ -115,6 +117,8 @@ def verify(
             for name in sorted(gone):
                 newest = _trusted(name, since, kept)[-1]
                 findings.append(Finding(name, newest[0], "the trusted head's portfolio is gone"))
+        if portfolio in (None, DESK):
+            findings += _missing_desk(connection)
         findings += find_schema_changes(connection)
         return VerifyReport(tuple(findings), decisions, positions, _heads_in(heads))
 
@@ -149,7 +153,7 @@ def _portfolio_rows(connection: Connection, portfolio: str | None) -> tuple[list
             continue
         name = row.name if isinstance(row.name, str) else f"(id {row.id})"
         findings.append(Finding(name, None, f"the portfolio's row {wrong}; nothing else of it was checked"))
-    if portfolio is not None and not heads and not findings:
+    if portfolio not in (None, DESK) and not heads and not findings:
         raise NotFound(f"no portfolio {portfolio!r}")
     return heads, findings
 
@@ -164,6 +168,14 @@ def _orphans(connection: Connection) -> list[Finding]:
             what = f"{row.__tablename__} of a portfolio whose own row is missing"
             findings.append(Finding(f"(id {found})", None, what))
     return findings
+
+
+def _missing_desk(connection: Connection) -> list[Finding]:
+    """Find that the desk, which migrations make, is gone: without its row nothing is granted."""
+    desk = select(PortfolioRow.id).join(ScopeRow, ScopeRow.portfolio_id == PortfolioRow.id)
+    desk = desk.where(PortfolioRow.id == DESK_ID, PortfolioRow.name == DESK, ScopeRow.scope == PORTFOLIO_SCOPE)
+    gone = connection.execute(desk).first() is None
+    return [Finding(DESK, None, "a row of the desk is missing")] if gone else []
 
 
 def _snapshot_level(engine: Engine) -> str:

@@ -1,5 +1,6 @@
 """Reads an `Overview` in one transaction. The time of each part does not grow with the ledger's age."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.overview import (
     HOURS_MAX,
     ROWS_MAX,
+    DeskHalt,
     Detail,
     Overview,
     OverviewQuery,
@@ -20,7 +22,7 @@ from ledger_sizer.model.overview import (
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.storage.database import database_now_us, read_transaction
-from ledger_sizer.storage.lookups import no_portfolio
+from ledger_sizer.storage.lookups import desk_status, last_desk_change, no_portfolio
 from ledger_sizer.storage.tables import (
     DESK_ID,
     PENDING,
@@ -58,14 +60,26 @@ def read_overview(engine: Engine, request: OverviewQuery, now_us: int | None, ca
         now = from_us(now_us if now_us is not None else connection.execute(select(database_now_us())).scalar_one())
         portfolios = _portfolio_page(connection, request)
         chosen = request.portfolio or next((line.name for line in portfolios), None)
+        desk = _desk_halt(connection, request)
         if chosen is None:
-            return Overview(now)
+            return Overview(now, desk=desk)
         portfolio_row = connection.execute(
             select(PortfolioRow).where(PortfolioRow.name == portfolio_name(chosen))
         ).one_or_none()
         if portfolio_row is None or not _may_see(request, chosen):
             raise no_portfolio(chosen)
-        return Overview(now, portfolios, _detail(connection, portfolio_row, request, to_us(now), cache))
+        return Overview(now, portfolios, _detail(connection, portfolio_row, request, to_us(now), cache), desk)
+
+
+def _desk_halt(connection: Connection, request: OverviewQuery) -> DeskHalt | None:
+    """Return the desk's halt, None while there is none. Who may see some portfolios only is not told who did it."""
+    status = desk_status(connection)
+    if status == "active":
+        return None
+    change = last_desk_change(connection) if request.only is None else None
+    if change is None:
+        return DeskHalt(status)
+    return DeskHalt(status, from_us(change.decided_us), change.actor, json.loads(change.request).get("note"))
 
 
 def _may_see(request: OverviewQuery, portfolio: str) -> bool:

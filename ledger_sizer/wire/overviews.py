@@ -7,6 +7,7 @@ from typing import Any, NewType
 
 from ledger_sizer.model.domain import Page, Position
 from ledger_sizer.model.overview import (
+    DeskHalt,
     Detail,
     ExposureLine,
     ExposurePoint,
@@ -71,5 +72,11 @@ DETAIL = Codec(
     },
     types={"portfolio": str, "held": CountedPositions, "open": CountedPositions},
 )
-OVERVIEW = Codec(Overview)
+DESK_HALT = Codec(DeskHalt)
+OVERVIEW = Codec(
+    Overview,
+    docs={"desk": "The halt of all portfolios together; null while there is none."},
+    # A service of an older version does not tell.
+    read={"desk": lambda form: None if form.get("desk") is None else DESK_HALT.from_json(form["desk"])},
+)
 overview_to_json, overview_from_json = OVERVIEW.to_json, OVERVIEW.from_json

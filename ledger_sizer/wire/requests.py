@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
 
 from ledger_sizer.model.arguments import FLAG, LABEL, NOT_NEGATIVE, DeclaredArgument, Kind
 from ledger_sizer.model.command_base import (
@@ -28,6 +28,7 @@ from ledger_sizer.model.command_base import (
     TTL_SECONDS_MAX,
 )
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
+from ledger_sizer.model.details import DETAIL_LENGTH_MAX, DETAIL_NAME, DETAILS, DETAILS_MAX
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, Leg
 from ledger_sizer.model.tags import TAG_NAME, TAGS_MAX
@@ -101,6 +102,13 @@ _STRUCTURES: dict[Kind, Any] = {
     TAGS: Annotated[
         dict[Annotated[str, Field(pattern=rf"^{TAG_NAME}$")], LabelText],
         Field(max_length=TAGS_MAX, examples=[{"venue": "bybit", "symbol": "BTC", "strategy": "funding"}]),
+    ],
+    DETAILS: Annotated[
+        dict[
+            Annotated[str, Field(pattern=rf"^{DETAIL_NAME}$")],
+            Annotated[str, StringConstraints(min_length=1, max_length=DETAIL_LENGTH_MAX)],
+        ],
+        Field(min_length=1, max_length=DETAILS_MAX, examples=[{"version": "1.8.2"}]),
     ],
 }
 """Types of the arguments whose JSON is not one text."""

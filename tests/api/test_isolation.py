@@ -70,6 +70,11 @@ def test_read_metrics_when_key_is_bound_then_nothing_tells_of_other_portfolios(
     }
     assert families - labelled == metrics.ABOUT_NO_PORTFOLIO - {"ledger_job_runs"}, "no job ran here"
     everything = _metrics(service, tokens["all"])
+    assert 'portfolio="*"' not in everything, "the desk is no portfolio"
+    assert ("ledger_desk_stopped 0.0" in told, "ledger_desk_stopped 0.0" in everything) == (True, True)
+    service.ledger.halt(key="stop", portfolio="*")
+    assert "ledger_desk_stopped 1.0" in _metrics(service, tokens["alpha"])
+    service.ledger.resume(key="go", portfolio="*")
     for name in ("ledger_new_thing", "ledger_new_total", "ledger_decisions_total", 'portfolio="beta"'):
         assert name in everything, name
 

@@ -20,6 +20,10 @@ def test_make_key_when_used_and_revoked_then_the_service_opens_and_shuts(cli: Co
     (listed,) = cli.json("keys", "list")["items"]
     assert listed["key_id"] == made["key_id"]
     assert "token" not in listed
+    records = cli.json("history", "--portfolio", "*")["items"]
+    assert [(one["command"], one["actor"][:4], one["binding"]) for one in records] == [
+        ("remark", "cli:", f"key-{made['key_id']}")
+    ] * 2
 
 
 def test_show_key_when_a_person_makes_it_then_the_token_is_there_once_and_never_listed(

@@ -16,6 +16,7 @@ from ledger_sizer import InstrumentInfo, Leg
 from ledger_sizer.model.arguments import FLAG, DeclaredArgument, to_json
 from ledger_sizer.model.command_base import INSTRUMENT, LEGS, MOMENT, SECONDS, TAGS
 from ledger_sizer.model.commands import COMMANDS
+from ledger_sizer.model.details import DETAILS
 from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text
 
@@ -162,10 +163,13 @@ def _option(argument: DeclaredArgument, value: Any) -> list[str]:
         if not isinstance(value, bool) or (not value and argument.default is not False):
             raise Inexpressible("a flag is given, or left out, which is its default")
         return [flag] if value else []
-    if argument.kind is TAGS:
+    if argument.kind in (TAGS, DETAILS):
         if not isinstance(value, Mapping) or not all(isinstance(one, str) for pair in value.items() for one in pair):
-            raise Inexpressible("a tag on the command line is two texts")
-        return [f"--tag={str.__str__(name)}={str.__str__(one)}" for name, one in value.items()]
+            raise Inexpressible("a tag and a detail on the command line are two texts")
+        if not value and argument.optional:
+            raise Inexpressible("without an option it is left out, not empty")
+        option = "--tag" if argument.kind is TAGS else "--detail"
+        return [f"{option}={str.__str__(name)}={str.__str__(one)}" for name, one in value.items()]
     if forms := [*json_forms(value)]:
         if any(None in form.values() for form in forms):
             raise Inexpressible("the command line reads null as left out, as in rules that ccxt prints")

@@ -299,8 +299,9 @@ def test_decide_drifts_when_confirmed_with_a_reason_then_each_is_done_and_record
         live(page)
         assert "acknowledged" in page.inner_text("#reconciliation tbody")
     said = [one.request for one in ledger.history("main", command="remark")]
-    for words in ("loopback: opened by hand", "loopback: nobody knows it", "loopback: found the fill"):
-        assert any(words in request for request in said), words
+    for words in ("opened by hand", "nobody knows it", "found the fill"):
+        assert any(f'"note":"{words}"' in request for request in said), words
+    assert [one.command for one in ledger.history("*")] == ["remark"] * 4
 
 
 # Themes and accessibility.

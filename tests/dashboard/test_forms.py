@@ -186,4 +186,44 @@ def test_decide_drift_when_it_is_over_already_then_the_page_says_who_did_it(drif
         answer = browser.submit("/drifts/1/adopt", {"note": "mine", "price": "10"}, page="/")
         assert answer.status_code == status
     assert "resolved already" in answer.text
+    who = f"api:{drifting.keys['admin'].key.key_id}:admin at the desk"
+    assert who in answer.text.replace("&#39;", "'")
+    ledger = drifting.service.ledger
+    (adopted, *_) = ledger.history("main", command="adopt")
+    assert (adopted.actor, adopted.client) == (who, "reconcile")
+    assert [one.actor for one in ledger.history("*")] == [who]
     assert drifting.service.ledger.exposure("main").open == 10
+
+
+# --- the desk ------------------------------------------------------------------------------------
+
+
+def test_halt_desk_when_key_is_bound_or_no_admin_then_it_is_not_offered_and_refused(keyed: Keyed) -> None:
+    for name in ("bound", "trade", "read"):
+        browser = keyed.signed_in(name)
+        assert "halt-desk" not in browser.get("/").text, name
+        assert browser.get("/steer/*?action=halt").status_code == 403
+        answer = browser.submit("/steer/*", halt(f"no-{name}"), page="/")
+        assert answer.status_code == 403, name
+    assert keyed.service.ledger.desk_status() == "active"
+
+
+def test_halt_desk_when_it_is_halted_then_a_bound_key_sees_that_and_not_who_or_why(keyed: Keyed) -> None:
+    admin, bound = keyed.signed_in("admin"), keyed.signed_in("bound")
+    answer = admin.submit("/steer/*", halt("stop", note="a secret reason"), page="/steer/*?action=halt")
+    assert (answer.status_code, answer.headers["location"]) == (303, "/")
+    try:
+        assert "a secret reason" in admin.get("/").text
+        assert "resume-desk" in admin.get("/").text
+        seen = bound.get("/").text
+        assert "The desk is halted" in seen
+        assert "a secret reason" not in seen
+        assert "resume-desk" not in seen
+        (decision, *_) = keyed.service.ledger.history("*")
+        page = admin.get(f"/explain/*/{decision.seq}")
+        assert page.status_code == 200
+        assert "of the desk" in page.text
+        assert bound.get(f"/explain/*/{decision.seq}").status_code == 403
+    finally:
+        admin.submit("/steer/*", {"action": "resume", "key": "go on"}, page="/steer/*?action=resume")
+    assert keyed.service.ledger.desk_status() == "active"

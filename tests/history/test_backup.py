@@ -33,6 +33,10 @@ def long_trading(ledger: Ledger, clock: FakeClock) -> None:
     """A history with every verb and two portfolios."""
     ledger.reserve(key="1", portfolio="other", tags=TAGS)
     ledger.reserve(key="zero", tags=TAGS)
+    for number in range(3):
+        ledger.remark(key=f"key-{number}", portfolio="*", about=f"key-{number}", event="created")
+        ledger.halt(key=f"stop-{number}", portfolio="*", note="all stop")
+        ledger.resume(key=f"go-{number}", portfolio="*")
     trade_at_random(ledger, clock, 1200, seed=8)
     clock.advance(timedelta(days=40).total_seconds())
 
@@ -48,6 +52,7 @@ def moved_from(database_url: str, clock: FakeClock, tmp_path: Path) -> Iterator[
     with opened(database_url, clock) as ledger:
         ledger.archive(ledger.decision(100).decided_at, tmp_path / "archive")
         ledger.reserve(key="last", tags=TAGS)
+        ledger.halt(key="last stop", portfolio="*", note="moving")
         yield ledger
 
 
@@ -62,6 +67,8 @@ def audit(ledger: Ledger) -> Any:
         [*ledger.history(limit=1000)],
         [*ledger.history(limit=1000, symbol="BTC", outcome="denied")],
         [*ledger.positions(limit=1000)],
+        [*ledger.history("*")],
+        ledger.desk_status(),
     )
 
 
@@ -87,8 +94,41 @@ def test_copy_ledger_when_moved_to_another_database_and_back_then_nothing_differ
     with opened(back, clock) as ledger:
         assert audit(ledger) == original
         assert ledger.reserve(key="last", tags=TAGS).replayed
-        ledger.reserve(key="next", tags={"symbol": "NEW"})
+        assert ledger.reserve(key="next", tags={"symbol": "NEW"}).binding == "desk", "a copy is halted as its source is"
         ledger.reserve(key="next", portfolio="third")
+        ledger.resume(key="moved", portfolio="*")
+        assert ledger.reserve(key="after", portfolio="fourth").granted
+        assert_verified(ledger)
+
+
+@pytest.mark.parametrize("to", ENGINE_KINDS)
+def test_copy_ledger_when_something_was_recorded_about_the_targets_desk_then_it_is_refused(
+    database_url: str, to: str, new_database: NewDatabase, clock: FakeClock
+) -> None:
+    there = new_database(to)
+    with opened(there, clock) as ledger:
+        ledger.remark(key="made", portfolio="*", about="key-1", event="created")
+        before = ledger.verify()
+        with pytest.raises(InvalidRequest, match="has portfolios already"):
+            copied(database_url, there)
+        assert ledger.verify() == before
+
+
+def test_archive_when_the_desk_has_old_decisions_then_they_go_into_files_too(
+    database_url: str, clock: FakeClock, tmp_path: Path
+) -> None:
+    with opened(database_url, clock) as ledger:
+        ledger.halt(key="now", portfolio="*")
+        before, heads = [*ledger.history("*")], ledger.heads()
+        assert len(before) == 10
+        moved = ledger.archive(before[0].decided_at - timedelta(days=39), tmp_path / "archive", "*")
+        assert (moved.decisions, moved.positions) == (9, 0)
+        (file,) = moved.files
+        assert file.name == "_desk-000000000001-000000000009.ndjson.gz"
+        assert ([*ledger.history("*")], ledger.heads(), ledger.desk_status()) == (before, heads, "halted")
+        assert ledger.decision(2, "*") == next(one for one in before if one.seq == 2)
+        assert_verified(ledger)
+        ledger.resume(key="go on", portfolio="*")
         assert_verified(ledger)
 
 
@@ -211,7 +251,8 @@ def test_copy_ledger_when_archives_are_restored_then_all_of_it_is_rows_again(
         assert look.rows("SELECT count(*) FROM archives") == [(0,)]
         assert look.rows("SELECT count(*) FROM decisions") == [(original[0].decisions,)]
         assert look.rows("SELECT count(*) FROM positions") == [(original[0].positions,)]
-        report, heads, exposures, history, denied, positions = audit(ledger)
+        report, heads, exposures, history, denied, positions, *desk = audit(ledger)
+        assert desk == [*original[6:]]
         assert (report, heads, exposures, history, denied) == original[:5]
         assert {*original[5]} <= {*positions}, "what had ended is listed again"
         assert ledger.reserve(key="zero", tags=TAGS).replayed, "and its keys are answered again"

@@ -51,7 +51,7 @@ def drift_of(desk: Desk, kind: str, subject: str = PERP, runs: int = 2) -> Drift
 def adopt(desk: Desk, drift: Drift) -> Drift:
     """Adopt three seconds after the run."""
     desk.clock.advance(3)
-    return desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
+    return desk.reconciler.operator.adopt(drift.id, reason="as it is")
 
 
 def legs_open(desk: Desk) -> list[tuple[str, str, Decimal]]:
@@ -133,7 +133,7 @@ def test_adopt_when_balances_were_not_fetched_then_the_coins_are_not_taken_for_g
 def test_adopt_when_the_lack_of_coins_is_ignored_then_it_stays_as_it_was_accepted(desk: Desk) -> None:
     desk.account.shows()
     lent = drift_of(desk, "missing_position", "BTC")
-    desk.reconciler.operator.ignore(lent.id, actor="ann", reason="lent out")
+    desk.reconciler.operator.ignore(lent.id, reason="lent out")
     adopt(desk, drift_of(desk, "missing_position", runs=1))
     assert legs_open(desk) == [("BTC/USDT", "buy", D("0.02"))]
     assert [(one.id, one.state) for one in desk.run(2).live] == [(lent.id, "acknowledged")]

@@ -86,7 +86,7 @@ def decide(desk: Desk, drift: Drift, shown: Quantities) -> None:
     own, external = ledger_of(desk)
     refusal = ""
     try:
-        desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is", price=PRICES[drift.market.base])
+        desk.reconciler.operator.adopt(drift.id, reason="as it is", price=PRICES[drift.market.base])
     except WrongState as error:
         refusal = str(error)
     if refusal:

@@ -67,7 +67,7 @@ def test_reconcile_when_the_exchange_shows_more_then_it_counts_at_once_and_freez
     assert (gone.id, gone.state, gone.actor, gone.reason) == (
         drift.id,
         "resolved",
-        "reconciliation",
+        "reconcile",
         "not there any more",
     )
     assert figures(desk.ledger, "external=exchange") == (0, 0)
@@ -173,5 +173,5 @@ def test_reconcile_when_the_excess_has_no_price_then_it_freezes_even_where_the_p
     assert (drift.policy, drift.price, drift.frozen_scope) == ("record", None, "portfolio")
     assert desk.ledger.reserve(key="no", tags=TAGS).reason == "unreconciled"
     assert list(desk.ledger.history(command="remark")) == [], "nobody is told, as the policy says"
-    desk.reconciler.operator.ignore(drift.id, actor="ann", reason="an airdrop")
+    desk.reconciler.operator.ignore(drift.id, reason="an airdrop")
     assert desk.ledger.reserve(key="yes", tags=TAGS).reason is None

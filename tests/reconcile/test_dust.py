@@ -139,7 +139,7 @@ def test_reconcile_when_an_acknowledged_balance_moves_by_dust_then_it_stays_ackn
     desk = traded(open_desk())
     desk.account.shows(BTC="0.0001")
     (found,) = desk.run().live
-    desk.reconciler.operator.ignore(found.id, actor="a", reason="savings")
+    desk.reconciler.operator.ignore(found.id, reason="savings")
     desk.account.shows(BTC="0.000119")
     assert [(one.id, one.state) for one in desk.run().live] == [(found.id, "acknowledged")]
     desk.account.shows(BTC="0.00012")

@@ -145,7 +145,7 @@ def test_reconcile_when_savings_are_ignored_at_one_account_then_they_use_up_no_h
     desk = opened(accounts, confirmations=1)
     accounts[0].shows(short("0.02"), long("5", ETH_PERP, "2000"), BTC="0.02")
     (drift,) = desk.run().live
-    desk.reconciler.operator.ignore(drift.id, actor="ann", reason="not the bots'")
+    desk.reconciler.operator.ignore(drift.id, reason="not the bots'")
     desk.ledger.reserve(key="plain", tags={"symbol": "ETH"}, price=D(2000), ttl_seconds=5000)
     accounts[1].shows(long("0.5", ETH_PERP, "2000"))
     assert [(one.id, one.state) for one in desk.run().live] == [(drift.id, "acknowledged")]
@@ -155,7 +155,7 @@ def test_reconcile_when_savings_are_ignored_then_they_are_not_taken_for_the_orde
     desk = opened(confirmations=1)
     desk.account.shows(short("0.02"), BTC="1.02")
     for drift in desk.run().live:
-        desk.reconciler.operator.ignore(drift.id, actor="ann", reason="savings")
+        desk.reconciler.operator.ignore(drift.id, reason="savings")
     reserve_btc(desk.ledger, "hold", ttl_seconds=5000)
     desk.account.balances = (balance("USDT", "100"), balance("BTC", "1.02"))
     assert ("balance_below_holds", D(1000)) in {(one.kind, one.ledger_quantity) for one in desk.run().live}

@@ -33,7 +33,7 @@ def first(desk: Desk) -> str:
 def ignored(desk: Desk) -> Drift:
     """Ignore everything found now, and return the drift about coins."""
     for drift in desk.run(2).live:
-        desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known")
+        desk.reconciler.operator.ignore(drift.id, reason="known")
     (about_coins,) = [one for one in desk.run().live if (one.subject, one.side) == ("BTC", "long")]
     return about_coins
 
@@ -177,7 +177,7 @@ def test_ignore_when_a_run_has_recorded_the_freeze_and_not_sent_it_yet_then_noth
         if name == "record_run" or reads == 2:  # the second read decides what to freeze
             monkeypatch.setattr(drifts, name, real)
             # As another process would: not under the lease of this run.
-            Context().run(lambda: desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known"))
+            Context().run(lambda: desk.reconciler.operator.ignore(drift.id, reason="known"))
         return result
 
     monkeypatch.setattr(drifts, name, decided_meanwhile)
@@ -206,7 +206,7 @@ def test_ignore_when_a_run_freezes_for_another_drift_just_before_the_thaw_then_i
         return found
 
     monkeypatch.setattr(drifts, "freezing_drifts", run_meanwhile)
-    desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known")
+    desk.reconciler.operator.ignore(drift.id, reason="known")
     (other,) = [one for one in desk.run().live if one.live and one.frozen_scope]
     assert other.subject == ETH_PERP
     assert is_frozen(desk), "1 ETH is there that nobody knows"

@@ -39,12 +39,12 @@ def trade(desk: Desk, key: str, quantity: str, spot: str = "buy", perp: str = "s
 def ignored(desk: Desk) -> Drift:
     """Run until the one live drift in quantity is confirmed, ignore it and return it."""
     (drift,) = [one for one in desk.run(2).live if one.part != "ledger" and one.kind != "legs_unequal"]
-    return desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known")
+    return desk.reconciler.operator.ignore(drift.id, reason="known")
 
 
 def adopt(desk: Desk, drift: Drift) -> Drift:
     desk.clock.advance(3)
-    return desk.reconciler.operator.adopt(drift.id, actor="ann", reason="the bots' after all", price=BTC_PRICE)
+    return desk.reconciler.operator.adopt(drift.id, reason="the bots' after all", price=BTC_PRICE)
 
 
 def net_open(desk: Desk) -> dict[str, Decimal]:
@@ -125,7 +125,7 @@ def test_adopt_when_a_flipped_side_was_ignored_and_bots_traded_on_then_both_side
     trade(desk, "first", "0.04")
     desk.account.shows(long("0.01"), BTC="2.04")
     for one in desk.run(2).live:
-        desk.reconciler.operator.ignore(one.id, actor="ann", reason="known")
+        desk.reconciler.operator.ignore(one.id, reason="known")
     trade(desk, "beside", "0.03", "sell", "buy")
     desk.account.shows(long("0.04"), BTC="2.01")
     report = desk.run(2)
@@ -153,7 +153,7 @@ def test_ignore_when_the_difference_creeps_then_it_is_compared_with_what_was_ign
     desk = new_desk(tolerance=D("0.01"), confirmations=1, dust_usd=D(0))
     desk.account.shows(short("1"))
     (drift,) = desk.run().live
-    desk.reconciler.operator.ignore(drift.id, actor="ann", reason="known")
+    desk.reconciler.operator.ignore(drift.id, reason="known")
     states = []
     for shown in ("1.008", "1.016"):
         desk.account.shows(short(shown))
@@ -172,8 +172,10 @@ def test_close_when_the_drift_is_ignored_then_it_is_refused_and_closed_at_the_ex
     desk.account.shows(short("0.03"), BTC="2")
     drift = ignored(desk)
     seq = desk.ledger.exposure().seq
-    with pytest.raises(WrongState, match=rf"{drift.name} was ignored by ann \(known\) and counts no longer.* adopt it"):
-        desk.reconciler.operator.close(drift.id, actor="bob", reason="should go after all")
+    with pytest.raises(
+        WrongState, match=rf"{drift.name} was ignored by embedded:embedded \(known\) and counts no longer.* adopt it"
+    ):
+        desk.reconciler.operator.close(drift.id, reason="should go after all")
     now = drifts.get_drift(desk.engine, drift.id)
     assert (now, desk.ledger.exposure().seq) == (drift, seq)
     desk.account.shows(BTC="2")
@@ -187,9 +189,9 @@ def test_close_when_it_was_requested_before_the_drift_was_ignored_then_it_is_not
     desk.account.shows(short("0.03"), BTC="2")
     (drift,) = [one for one in desk.run(2).live if one.excess]
     operator = desk.reconciler.operator
-    operator.close(drift.id, actor="ann", reason="should not be there")
+    operator.close(drift.id, reason="should not be there")
     assert figures(desk.ledger, "external=exchange") == (0, D(1500))
-    operator.ignore(drift.id, actor="ann", reason="known")
-    with pytest.raises(WrongState, match="was ignored by ann"):
-        operator.close(drift.id, actor="ann", reason="should not be there")
+    operator.ignore(drift.id, reason="known")
+    with pytest.raises(WrongState, match="was ignored by embedded:embedded"):
+        operator.close(drift.id, reason="should not be there")
     assert figures(desk.ledger, "external=exchange") == (0, 0)

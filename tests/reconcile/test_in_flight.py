@@ -71,7 +71,7 @@ def test_reconcile_when_the_bots_trade_beside_an_ignored_difference_then_it_stay
     desk = opened()
     desk.account.shows(short("0.02"), BTC="0.52")
     for drift in desk.run().live:
-        desk.reconciler.operator.ignore(drift.id, actor="ann", reason="savings")
+        desk.reconciler.operator.ignore(drift.id, reason="savings")
     resting = reserve_btc(desk.ledger, "resting", ttl_seconds=5000)
     assert found(desk.run().live)["BTC", "long"] == ("quantity_differs", "acknowledged", D("0.5"))
     desk.account.shows(short("0.04"), BTC="0.54")
@@ -91,7 +91,7 @@ def test_reconcile_when_a_position_is_opened_where_savings_are_ignored_then_they
     desk.account.shows(short("0.02"), BTC="0.02", ETH="3")
     (drift,) = desk.run().live
     assert drift.kind == "unknown_position"
-    desk.reconciler.operator.ignore(drift.id, actor="ann", reason="savings")
+    desk.reconciler.operator.ignore(drift.id, reason="savings")
     legs = [Leg("bybit", "ETH/USDT", "spot", "buy", D(1), D(2000))]
     desk.ledger.adopt(key="eth", quantity=D(1), price=D(2000), tags={**TAGS, "symbol": "ETH"}, legs=legs)
     desk.account.shows(short("0.02"), BTC="0.02", ETH="4")

@@ -193,13 +193,13 @@ def test_act_when_an_operator_decides_then_it_stands_in_the_chain_and_the_drift_
     arrange(desk)
     found = next(one for one in desk.run().live if one.kind == kind and (one.excess or not counted))
     assert desk.ledger.reserve(key="no", tags=TAGS).reason == "unreconciled"
-    ignored = desk.reconciler.operator.ignore(found.id, actor="ann", reason="known")
-    assert (ignored.state, ignored.actor, ignored.reason) == ("acknowledged", "ann", "known")
+    ignored = desk.reconciler.operator.ignore(found.id, reason="known")
+    assert (ignored.state, ignored.actor, ignored.reason) == ("acknowledged", "embedded:embedded", "known")
     note = desk.ledger.explain(desk.ledger.history(command="remark")[0].seq or 0).data["request"]["note"]
-    assert note == "ann: known"
+    assert note == "known"
     for one in desk.run().live:
         if one.live:
-            desk.reconciler.operator.ignore(one.id, actor="ann", reason="known too")
+            desk.reconciler.operator.ignore(one.id, reason="known too")
     report = desk.run()
     assert [one for one in report.live if one.live] == []
     assert figures(desk.ledger, "external=exchange") == (0, 0)
@@ -212,7 +212,7 @@ def test_ignore_when_the_difference_changes_later_then_it_is_a_drift_again(desk_
     desk.account.shows(short("0.02"), BTC="0.52")
     (found, _) = desk.run().live
     for one in desk.run().live:
-        desk.reconciler.operator.ignore(one.id, actor="ann", reason="savings")
+        desk.reconciler.operator.ignore(one.id, reason="savings")
     assert all(one.state == "acknowledged" for one in desk.run(3).live)
     desk.account.shows(short("0.02"), BTC="0.62")
     report = desk.run()
@@ -230,7 +230,7 @@ def test_adopt_when_the_exchange_shows_less_then_the_newest_positions_are_releas
         desk.ledger.adopt(key=f"a{n}", quantity=D("0.5"), price=D(100), tags=TAGS, legs=legs)
     desk.account.shows(short("0.27"), BTC="0.02")
     found = next(one for one in desk.run().live if one.kind == "quantity_differs")
-    done = desk.reconciler.operator.adopt(found.id, actor="ann", reason="closed by hand")
+    done = desk.reconciler.operator.adopt(found.id, reason="closed by hand")
     assert done.state == "resolved"
     open_now = [one.quantity for one in desk.ledger.positions("main", state="open")]
     assert open_now == [D("0.02"), D("0.25")]

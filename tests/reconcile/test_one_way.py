@@ -75,7 +75,7 @@ def test_reconcile_when_the_exchange_nets_more_then_the_excess_counts_and_can_be
     assert found(desk) == {("quantity_differs", "short", D("0.6"), D("0.9"))}
     assert figures(desk.ledger, "external=exchange") == (0, 30)
     (drift,) = desk.run().live
-    desk.reconciler.operator.adopt(drift.id, actor="a", reason="a third strategy's")
+    desk.reconciler.operator.adopt(drift.id, reason="a third strategy's")
     assert found(desk) == set()
     assert figures(desk.ledger) == (0, 170)
 
@@ -84,7 +84,7 @@ def test_reconcile_when_the_exchange_nets_less_then_it_differs_and_can_be_adopte
     desk.account.shows(net(short("0.5", price="100")))
     assert found(desk) == {("quantity_differs", "short", D("0.6"), D("0.5"))}
     (drift,) = desk.run().live
-    desk.reconciler.operator.adopt(drift.id, actor="a", reason="closed by hand")
+    desk.reconciler.operator.adopt(drift.id, reason="closed by hand")
     assert found(desk) == set()
     assert figures(desk.ledger) == (0, 130)
 

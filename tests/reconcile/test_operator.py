@@ -54,7 +54,7 @@ def test_adopt_when_a_venue_has_two_accounts_then_a_position_of_neither_for_sure
     assert report.run.found["unplaced"] == 1
     (missing,) = [one for one in report.live if one.kind == "missing_position"]
     assert (missing.account, missing.ledger_quantity) == ("one", 1)
-    desk.reconciler.operator.adopt(missing.id, actor="ann", reason="closed by hand")
+    desk.reconciler.operator.adopt(missing.id, reason="closed by hand")
     assert own(desk) == [untagged]
     assert desk.ledger.position(tagged).state == "closed"
     assert desk.run().findings == ()
@@ -84,7 +84,7 @@ def test_adopt_when_the_ledger_moved_since_the_run_then_it_is_refused_and_nothin
     new = adopted(desk, "new", perp_leg(quantity), quantity=quantity)
     seq = desk.ledger.exposure().seq
     with pytest.raises(WrongState, match=rf"moved since run 1 saw drift-1: it holds {quantity} .* reconcile again"):
-        desk.reconciler.operator.adopt(missing.id, actor="ann", reason="closed by hand")
+        desk.reconciler.operator.adopt(missing.id, reason="closed by hand")
     assert (own(desk), desk.ledger.exposure().seq) == ([new], seq)
     desk.account.shows(short(quantity))
     assert desk.run().live == ()
@@ -107,7 +107,7 @@ def test_adopt_when_a_bot_confirmed_the_late_fill_meanwhile_then_it_is_not_count
     desk.ledger.confirm(key="confirmed late", position_id=late, quantity=D("0.02"), price=D(50000))
     for drift in found:
         with pytest.raises(WrongState, match="reconcile again"):
-            desk.reconciler.operator.adopt(drift.id, actor="ann", reason="late")
+            desk.reconciler.operator.adopt(drift.id, reason="late")
     assert desk.run().live == ()
     assert figures(desk.ledger) == (0, D(2000))
 
@@ -145,10 +145,10 @@ def test_adopt_when_it_died_before_its_row_was_written_then_a_retry_finishes_it_
     with monkeypatch.context() as patch:
         patch.setattr("ledger_sizer.reconcile.operator.drifts.update_drifts", _dead)
         with pytest.raises(KeyboardInterrupt):
-            desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
+            desk.reconciler.operator.adopt(drift.id, reason="as it is")
     seq = desk.ledger.exposure().seq
-    done = desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
-    assert (done.state, done.actor) == ("resolved", "ann")
+    done = desk.reconciler.operator.adopt(drift.id, reason="as it is")
+    assert (done.state, done.actor) == ("resolved", "embedded:embedded")
     assert sum(one.quantity or 0 for one in desk.ledger.positions("main", state="open")) == D(left)
     since = [one.command for one in desk.ledger.history(ascending=True) if (one.seq or 0) > seq]
     assert since == ["thaw"], "what the decision was is done already"
@@ -167,12 +167,12 @@ def test_act_when_it_was_decided_for_another_reason_then_it_says_by_whom_and_why
     desk.account.shows(short("1"))
     (drift,) = desk.run().live
     operator = desk.reconciler.operator
-    done = operator.act(action, drift.id, actor="ann", reason="one")
-    assert operator.act(action, drift.id, actor="ann", reason="one") == done
-    with pytest.raises(WrongState, match=f"drift-1: {told} already by ann: one"):
-        operator.act(action, drift.id, actor="bob", reason="two")
+    done = operator.act(action, drift.id, reason="one")
+    assert operator.act(action, drift.id, reason="one") == done
+    with pytest.raises(WrongState, match=f"drift-1: {told} already by embedded:embedded: one"):
+        operator.act(action, drift.id, reason="two")
     now = drifts.get_drift(desk.engine, drift.id)
-    assert (now.actor, now.reason) == ("ann", "one")
+    assert (now.actor, now.reason) == ("embedded:embedded", "one")
     events = [one for one in desk.ledger.history(command="remark") if one.binding == "drift-1"]
     assert len(events) == 2, "that it was confirmed, and one decision"
 
@@ -220,7 +220,7 @@ def test_adopt_when_the_ledger_sold_coins_of_the_savings_then_it_says_what_the_e
     (drift,) = desk.run().live
     counted = [leg.side for one in desk.ledger.positions("main", tags={"external": "exchange"}) for leg in one.legs]
     assert counted == ([side] if drift.excess else [])
-    desk.reconciler.operator.adopt(drift.id, actor="ann", reason="as it is")
+    desk.reconciler.operator.adopt(drift.id, reason="as it is")
     assert desk.run().findings == ()
     assert {leg[1] for leg in legs_open(desk)} == {side}
     assert figures(desk.ledger) == (0, 50000 * abs(D(shown) - 2))
@@ -244,7 +244,7 @@ def test_adopt_when_a_side_flipped_then_the_other_side_is_given_up_with_it(desk:
     desk.account.shows(long("0.4"))
     flipped = {one.side: one for one in desk.run().live}
     assert {one.kind for one in flipped.values()} == {"side_flipped"}
-    desk.reconciler.operator.adopt(flipped["long"].id, actor="ann", reason="closed twice")
+    desk.reconciler.operator.adopt(flipped["long"].id, reason="closed twice")
     assert legs_open(desk) == [(PERP, "buy", D("0.4"))]
     report = desk.run()
     assert (report.findings, [one.id for one in report.resolved]) == ((), [flipped["short"].id])
@@ -258,7 +258,7 @@ def test_adopt_when_the_other_side_of_a_flip_moved_then_nothing_is_given_up_or_a
     desk.ledger.release(key="late", position_id=old)
     new = adopted(desk, "next", perp_leg("0.7"), quantity="0.7")
     with pytest.raises(WrongState, match="reconcile again"):
-        desk.reconciler.operator.adopt(flipped["long"].id, actor="ann", reason="closed twice")
+        desk.reconciler.operator.adopt(flipped["long"].id, reason="closed twice")
     assert own(desk) == [new]
 
 
@@ -267,7 +267,7 @@ def test_adopt_when_the_other_side_of_a_flip_was_decided_before_then_the_rest_is
     desk.account.shows(long("0.4"))
     flipped = {one.side: one for one in desk.run().live}
     for side in ("short", "long"):
-        desk.reconciler.operator.adopt(flipped[side].id, actor="ann", reason="closed twice")
+        desk.reconciler.operator.adopt(flipped[side].id, reason="closed twice")
     assert legs_open(desk) == [(PERP, "buy", D("0.4"))]
     assert desk.run().findings == ()
 
@@ -286,7 +286,7 @@ def test_adopt_when_a_leg_is_no_even_share_of_its_position_then_exactly_what_the
     adopted(desk, "a", perp_leg(leg), quantity=quantity)
     desk.account.shows(short(shown))
     (drift,) = desk.run().live
-    desk.reconciler.operator.adopt(drift.id, actor="ann", reason="closed in part")
+    desk.reconciler.operator.adopt(drift.id, reason="closed in part")
     assert legs_open(desk) == [(PERP, "sell", D(shown))]
     report = desk.run()
     assert (report.findings, report.run.found) == ((), {"agrees": 1})
@@ -299,7 +299,7 @@ def test_adopt_when_an_exchange_shows_more_digits_than_a_leg_keeps_then_the_ledg
     adopted(desk, "a", perp_leg("3.5"))
     desk.account.shows(short(shown))
     (drift,) = desk.run().live
-    desk.reconciler.operator.adopt(drift.id, actor="ann", reason="closed in part")
+    desk.reconciler.operator.adopt(drift.id, reason="closed in part")
     ((_, _, left),) = legs_open(desk)
     assert abs(left - D(shown)) < D("1e-18")
     assert desk.run().run.found == {"within_tolerance": 1}

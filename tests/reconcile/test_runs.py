@@ -178,7 +178,7 @@ def test_serve_when_reconciliation_is_enabled_then_it_runs_and_an_operator_decid
             assert (found.kind, found.state, found.subject) == ("unknown_position", "confirmed", "ETH/USDT:USDT")
             eventually(lambda: client.reserve(key=f"{time.time()}").reason == "unreconciled", LOW_PRIORITY_SECONDS)
             asked = client.close_drift(found.id, reason="not ours")
-            assert (asked.requested, asked.actor, asked.state) == ("close", "loopback", "confirmed")
+            assert (asked.requested, asked.actor, asked.state) == ("close", "local", "confirmed")
             said = client.history(command="remark")[0]
             assert json.loads(said.request)["event"] == "close_requested"
             adopted = client.adopt_drift(found.id, reason="ours after all")

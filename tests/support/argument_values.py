@@ -35,6 +35,8 @@ BAD_OF_KIND: dict[str, list[Any]] = {
     "label": ["", "a\x1f", "x" * 129, 5],
     "moment": ["2026-01-01T00:00:00Z", 5, datetime(2026, 1, 1)],  # noqa: DTZ001 - without a zone
     "key": ["", " \t", "x" * 201, 5, "ledger:mine"],
+    "details": [{}, [], "a=b", 5, {"A": "x"}, {"": "x"}, {"a b": "x"}, {"x" * 65: "x"}, {7: "x"},
+                {f"n{number}": "x" for number in range(65)}],
     "portfolio_or_desk": ["", "-a", "**", "* ", "a*", "x" * 65, 7],
     "portfolio": ["*", "", "-a", ".a", "a b", "a/b", "a\n", "x" * 65, "ü", 7],
     "position": ["", "main", "main-", "main-x", "-1", 5, "a b-1", "main-01", "main-00", "main-" + "1" * 19],
@@ -60,6 +62,8 @@ MORE_BAD_OF_KIND: dict[str, list[Any]] = {
     "moment": [True, [], "now"],
     "key": ["a\x00b", "a\nb", "\ud800", b"k"],
     "portfolio": ["a\x00", "../x", b"main", True],
+    "details": [{"a": ""}, {"a": 5}, {"a": "x" * 301}, {"a": "b\n"}, {"a": None}, {"a": ["b"]},
+                {"a": "\ud800"}, {"a\n": "b"}, {"1a": "b"}, b"a", True],
     "portfolio_or_desk": ["a\x00", "../x", b"main", True, "a/b"],
     "position": ["main-+1", "main-1 ", "main- 1", "main-1\n", "é-1", "main-\u0661", True, b"main-1"],
 }  # fmt: skip
@@ -72,6 +76,7 @@ GOOD_OF_KIND: dict[str, list[Any]] = {
     "score": [D(0), D(1), D("0.25"), D("1.00"), 1, D("0E+5")],
     "fee_rate": [D("0.001"), 0, D("0.0999999")],
     "seconds": [30, 30.5, D("59.9999999"), D("1E+1"), 2_592_000, 0.0000001, D("30.0")],
+    "details": [{"a": "b"}, {"a.b_1": "x=y z☃", "z": "1"}, {f"n{number}": "x" * 300 for number in range(64)}],
     "tags": [{}, {"venue": "bybit"}, {"venue": "a=b&c d☃", "x_1": " blanks "}, OrderedDict(b="1", a="2"),
              MappingProxyType({"symbol": "BTC"}), {Name.VENUE: Name.BYBIT}, {"venue": "-x"}, {"venue": "--json"}],
     "instrument": [InstrumentInfo("BTC/USDT", D("0.001"), D(100), D("0.001"))],

@@ -12,6 +12,7 @@ import os
 import random
 import signal
 import sys
+import time
 from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
@@ -135,6 +136,45 @@ def two_portfolios(ledger: Ledger, params: Params) -> None:
             say_answer(key, answer)
 
 
+def trade_until_told(ledger: Ledger, params: Params) -> None:
+    """Reserve, extend and release in old and new portfolios until a line comes. Then print when each grant was asked
+    for and answered.
+
+    Times are of the machine's monotonic clock, which all processes share.
+    """
+    told = asyncio.Event()
+
+    async def trade(lane: int) -> list[tuple[int, int]]:
+        grants = []
+        number = 0
+        while not told.is_set():
+            number += 1
+            key = f"{params['name']}-{lane}-{number}"
+            portfolio = "main" if lane % 2 else f"{params['name']}-{lane}-{number // 10}"
+            try:
+                sent = time.monotonic_ns()
+                got = await ledger.reserve_async(key=key, portfolio=portfolio, available_balance=Decimal(1))
+                if not got.granted:
+                    continue
+                grants.append((sent, time.monotonic_ns()))
+                sent = time.monotonic_ns()
+                longer = await ledger.extend_async(key=f"{key}/longer", position_id=got.position_id, ttl_seconds=900)
+                grants += [(sent, time.monotonic_ns())] if longer.granted else []
+                await ledger.release_async(key=f"{key}/exit", position_id=got.position_id)
+            except LedgerError as error:
+                if not error.retryable:
+                    raise
+        return grants
+
+    async def trade_all() -> None:
+        lanes = [asyncio.create_task(trade(lane)) for lane in range(params["lanes"])]
+        await asyncio.to_thread(sys.stdin.readline)
+        told.set()
+        say(grants_ns=[times for lane in await asyncio.gather(*lanes) for times in lane])
+
+    asyncio.run(trade_all())
+
+
 def pause(ledger: Ledger, params: Params) -> None:
     """Stop the process with SIGSTOP, `before` the write is sent or `between` the write and its COMMIT."""
     for number in range(params["warm_up"]):
@@ -198,7 +238,9 @@ def _sessions(ledger: Ledger) -> list[int]:
     return [ledger._store._connection().info.backend_pid, reader]  # type: ignore[attr-defined]
 
 
-PROGRAMS = {one.__name__: one for one in (reserve_many, same_key, trade_randomly, two_portfolios, pause, fork)}
+PROGRAMS = {
+    one.__name__: one for one in (reserve_many, same_key, trade_randomly, two_portfolios, trade_until_told, pause, fork)
+}
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def _raise_cap(scene: Scene, scope: str) -> None:
     scene.intruder.run("UPDATE scopes SET cap_e8 = cap_e8 + 5 WHERE portfolio_id = 1 AND scope = :s", s=scope)
 
 
-Attack = Callable[[Scene], None]
+Attack = Callable[[Scene], object]
 ATTACKS: dict[str, tuple[Attack, bool, bool]] = {
     # attack, found by verify, found by verify --since-head
     "edit before the head": (lambda scene: _edit(scene, 5), True, False),
@@ -65,6 +65,41 @@ ATTACKS: dict[str, tuple[Attack, bool, bool]] = {
     "cap last seen before the head": (lambda scene: _raise_cap(scene, "venue=idle"), True, False),
     "cap seen after the head": (lambda scene: _raise_cap(scene, "portfolio"), True, True),
 }
+
+
+def _recount(scene: Scene, last: int) -> None:
+    (row,) = scene.intruder.rows("SELECT hash FROM decisions WHERE portfolio_id = 0 AND seq = :last", last=last)
+    scene.intruder.run(
+        "UPDATE portfolios SET last_seq = :last, last_hash = :head WHERE id = 0", last=last, head=row.hash
+    )
+
+
+DESK_ATTACKS: dict[str, Attack] = {
+    "a decision edited": lambda scene: scene.intruder.run(
+        "UPDATE decisions SET actor = 'api:0:somebody' WHERE portfolio_id = 0 AND seq = 2"
+    ),
+    "a decision deleted": lambda scene: scene.intruder.run("DELETE FROM decisions WHERE portfolio_id = 0 AND seq = 2"),
+    "the resume deleted": lambda scene: (
+        scene.intruder.run("DELETE FROM decisions WHERE portfolio_id = 0 AND seq = 3"), _recount(scene, 2)
+    ),
+    "the status edited": lambda scene: scene.intruder.run("UPDATE scopes SET status = 'halted' WHERE portfolio_id = 0"),
+    "the status deleted": lambda scene: scene.intruder.run("DELETE FROM scopes WHERE portfolio_id = 0"),
+    "all of the desk deleted": lambda scene: [
+        scene.intruder.run(f"DELETE FROM {table} WHERE {column} = 0")
+        for table, column in (("decisions", "portfolio_id"), ("scopes", "portfolio_id"), ("portfolios", "id"))
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", DESK_ATTACKS)
+def test_verify_when_somebody_changed_the_desk_behind_its_back_then_it_is_found(scene: Scene, what: str) -> None:
+    scene.ledger.remark(key="made", portfolio="*", about="key-0", event="created")
+    scene.ledger.halt(key="stop", portfolio="*")
+    scene.ledger.resume(key="go", portfolio="*")
+    assert scene.verify().ok
+    DESK_ATTACKS[what](scene)
+    for report in (scene.verify(), scene.ledger.verify("*")):
+        assert report.findings[0].portfolio in ("*", "(id 0)"), report.findings
 
 
 @pytest.mark.parametrize("what", ATTACKS)
