@@ -134,7 +134,7 @@ class LedgerSettings(Settings):
         10,
         ge=0,
         le=3600,
-        description="A denial that repeats is recorded 20 times, then once in this interval; 0 records each.",
+        description="A denial that repeats is recorded 50 times, then once in this interval; 0 records each.",
     )
     batch_size_max: int = Field(256, ge=1, le=10_000, description="Most commands in one commit.")
     queue_size_max: int = Field(10_000, ge=1, le=1_000_000, description="Most commands that may wait; then Busy.")

@@ -20,7 +20,7 @@ from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.tags import NO_TAGS, tags_of
 from ledger_sizer.rules.state import Verdict
 
-RECORDED_IN_A_ROW = 20
+RECORDED_IN_A_ROW = 50
 """Denials of a wish that are recorded however close they are. One more is allowed each interval, up to so many."""
 
 WISHES_MAX = 10_000

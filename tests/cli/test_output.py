@@ -189,7 +189,7 @@ def test_downgrade_when_on_a_terminal_then_it_asks_first(
 
 
 def test_downgrade_when_yes_is_given_then_it_does_not_ask(terminal: Screen) -> None:
-    code, shown = terminal("db", "downgrade", "--yes")
+    code, shown = terminal("db", "downgrade", "base", "--yes")
     assert code == 0
     assert "[y/N]" not in shown
 

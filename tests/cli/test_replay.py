@@ -207,7 +207,8 @@ def test_replay_when_the_ledger_does_not_verify_then_it_fails_and_says_what(
             if (stage, done) == ("replay", total):
                 engine = make_engine(url)
                 with engine.begin() as connection:
-                    connection.execute(text("UPDATE scopes SET open_e8 = open_e8 + 1 WHERE scope = 'portfolio'"))
+                    wrong = "UPDATE scopes SET open_e8 = open_e8 + 1 WHERE scope = 'portfolio' AND portfolio_id > 0"
+                    connection.execute(text(wrong))
                 engine.dispose()
 
         return run(*arguments, **{**options, "progress": meddle})

@@ -136,7 +136,8 @@ def test_send_decision_when_it_crosses_a_process_then_it_arrives_whole() -> None
 @pytest.mark.parametrize("reason", DENIAL_REASONS)
 def test_raise_for_denial_when_denied_then_the_error_carries_the_decision(reason: str) -> None:
     decision = denial(reason)
-    with pytest.raises(Denied, match=f"reserve 'k' denied: {reason} .bound by portfolio.") as denied:
+    by = "denied by" if reason == "group_denied" else "bound by"
+    with pytest.raises(Denied, match=f"reserve 'k' denied: {reason} .{by} portfolio.") as denied:
         decision.raise_for_denial()
     assert (denied.value.decision, denied.value.reason, denied.value.code) == (decision, reason, "denied")
 

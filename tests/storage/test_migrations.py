@@ -18,15 +18,15 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import CheckConstraint, Engine, Index, MetaData, Text, UniqueConstraint, event, inspect, make_url, text
+from sqlalchemy import CheckConstraint, Engine, Index, MetaData, Text, UniqueConstraint, inspect, make_url, text
 
 from ledger_sizer import InvalidRequest, Ledger, LedgerError, SchemaOutdated, Unavailable
 from ledger_sizer.storage.database import SCHEMA_HEAD, alembic_config, downgrade, make_engine, schema_version, upgrade
 from ledger_sizer.storage.tables import Base
-from tests.conftest import EngineKind, NewDatabase
+from tests.conftest import NewDatabase
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, Intruder, assert_verified, opened, reserve_btc
-from tests.support.old_ledgers import downgrade_as_old, forget_callers
+from tests.support.old_ledgers import forget_callers
 
 D = Decimal
 Edit = Callable[[MetaData], object]
@@ -144,6 +144,14 @@ def record_some(url: str, clock: FakeClock) -> tuple[Any, ...]:
         return contents(ledger)
 
 
+def record_some_as_old(url: str, clock: FakeClock) -> tuple[Any, ...]:
+    """Record a few commands as versions before 0010 did. Returns everything the ledger then contains."""
+    record_some(url, clock)
+    forget_callers(url)
+    with opened(url, clock) as ledger:
+        return contents(ledger)
+
+
 def contents(ledger: Ledger) -> tuple[Any, ...]:
     assert_verified(ledger)
     return ledger.exposure(), tuple(ledger.positions()), tuple(ledger.history())
@@ -153,7 +161,7 @@ def test_migrate_when_up_down_and_up_again_then_it_works_like_new(empty_database
     url = empty_database_url
     upgrade(url)
     record_some(url, clock)
-    downgrade_as_old(url, "base")
+    downgrade(url, "base")
     assert table_names(url) <= {"alembic_version"}
     with Intruder(url) as intruder:
         if intruder.dialect == "postgresql":
@@ -170,11 +178,7 @@ def test_migrate_when_down_to_a_revision_and_up_again_then_the_ledger_keeps_its_
     empty_database_url: str, clock: FakeClock, revision: str
 ) -> None:
     upgrade(empty_database_url)
-    record_some(empty_database_url, clock)
-    downgrade_as_old(empty_database_url, "0009")
-    upgrade(empty_database_url)
-    with opened(empty_database_url, clock) as ledger:
-        before = contents(ledger)
+    before = record_some_as_old(empty_database_url, clock)
     downgrade(empty_database_url, revision)
     upgrade(empty_database_url)
     with opened(empty_database_url, clock) as ledger:
@@ -288,10 +292,7 @@ def test_open_when_a_sqlite_file_is_behind_then_it_is_migrated(
     before = None
     if behind is not None:
         upgrade(url)
-        record_some(url, clock)
-        forget_callers(url)
-        with opened(url, clock) as ledger:
-            before = contents(ledger)
+        before = record_some_as_old(url, clock)
         downgrade(url, behind)
     with opened(url, clock) as ledger:
         if before is None:
@@ -367,35 +368,3 @@ def test_open_when_threads_make_new_files_at_once_then_all_of_them_succeed(tmp_p
         command = [sys.executable, "-c", OPEN_IN_THREADS, f"sqlite:///{folder}/{name}"]
         ran = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert ran.returncode == 0, ran.stderr[-2000:]
-
-
-@pytest.mark.slow
-def test_upgrade_when_several_hosts_migrate_one_new_database_at_once_then_all_of_them_succeed(
-    new_database: NewDatabase, engine_kind: EngineKind
-) -> None:
-    url = new_database(engine_kind, migrated=False)
-    command = [sys.executable, "-m", "ledger_sizer", "db", "upgrade", "--database-url", url]
-    hosts = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    errors = [host.communicate(timeout=60)[1] for host in hosts]
-    assert [host.returncode for host in hosts] == [0] * 4, errors
-    with Ledger.open(url) as ledger:
-        assert_verified(ledger)
-
-
-def test_upgrade_when_another_process_looks_meanwhile_then_it_sees_nothing_of_it(empty_database_url: str) -> None:
-    """All steps are one transaction, so another process never sees some of them done."""
-    other, seen = make_engine(empty_database_url, read_only=True), []
-
-    def look(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.lstrip().startswith("CREATE TABLE"):
-            seen.append(schema_version(other))
-
-    event.listen(Engine, "before_cursor_execute", look)
-    try:
-        upgrade(empty_database_url)
-    finally:
-        event.remove(Engine, "before_cursor_execute", look)
-    assert len(seen) > 10
-    assert set(seen) == {None}
-    assert schema_version(other) == SCHEMA_HEAD
-    other.dispose()
