@@ -188,7 +188,7 @@ def test_close_when_an_exchange_hangs_then_whoever_waits_is_told_at_once_and_no_
 
     thread = threading.Thread(target=ask)
     thread.start()
-    eventually((tmp_path / "pid").exists, seconds=LOW_PRIORITY_SECONDS)
+    eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text(), seconds=LOW_PRIORITY_SECONDS)
     process_id = int((tmp_path / "pid").read_text())
     apart.close()
     thread.join(30)

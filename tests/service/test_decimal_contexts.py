@@ -220,7 +220,7 @@ def test_reconcile_when_the_context_is_hostile_then_every_drift_and_command_is_t
             adopted = []
             for drift in desk.run().live:
                 desk.clock.advance(3)
-                answer = outcome(desk.reconciler.operator.adopt, drift_id=drift.id, actor="ann", reason="as it is")
+                answer = outcome(desk.reconciler.operator.adopt, drift_id=drift.id, reason="as it is")
                 adopted.append(answer)
             return [*seen, *adopted, *desk.ledger.history(ascending=True), desk.ledger.verify().ok, *desk.run(2).live]
         finally:

@@ -67,7 +67,7 @@ def test_begin_when_another_writer_is_inside_then_sqlite_does_not_even_read(new_
     """Trap: two deferred transactions read the same headroom. On SQLite, `with_for_update` silently does nothing."""
     url = new_database("sqlite")
     first, second = (make_engine(url, LedgerSettings(busy_timeout_seconds=1)) for _ in range(2))
-    read = text("SELECT count(*) FROM scopes")
+    read = text("SELECT count(*) FROM decisions")
     with first.begin() as inside:
         inside.execute(read)
         with pytest.raises(OperationalError, match="locked"), second.begin() as outside:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from sqlalchemy import BigInteger, Column, Integer, Table
 
 from ledger_sizer import Finding, InvalidRequest, VerifyReport
-from ledger_sizer.cli.json_forms import REPORT
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.wire.verification import REPORT
 from tests.conftest import NewDatabase
 from tests.support.databases import ENGINE_KINDS
 from tests.support.edited_ledgers import Scene, where
@@ -45,7 +45,7 @@ def test_verify_when_a_life_was_lived_then_all_is_well(scene: Scene) -> None:
     exposure = scene.ledger.exposure()
     assert report.decisions == exposure.seq + 2, "and none about the desk"
     assert report.positions == len(scene.ledger.positions(limit=1000))
-    assert {name: seq for name, (seq, _) in report.heads.items()} == {"*": 0, "main": exposure.seq, "other": 2}
+    assert {name: seq for name, (seq, _) in report.heads.items()} == {"main": exposure.seq, "other": 2}
     assert report.heads["main"][1] == scene.ledger.decision(exposure.seq).hash
     states = {position.state for position in scene.ledger.positions("main")}
     assert states == {"held", "open", "closed", "released", "expired"}, "there is something to audit"
