@@ -150,7 +150,7 @@ def _answer(
         if not same or not caller.owns(known.client):
             return _key_reused(known, caller)
         return known.decision(replayed=known.hash not in own_hashes)
-    repeated = None if denials is None else denials.by_key(command, caller)
+    repeated = None if denials is None or denials.idle else denials.by_key(command, caller)
     if repeated is not None:
         asked, denial = repeated
         same = denial.reference == command.reference and _same_request(asked, request)
@@ -170,7 +170,7 @@ def _answer(
         if denial_again is not None:
             return denial_again.decision(replayed=True)
     record = state.apply(command.verb, command.key, request, verdict, now_us, caller, command.reference)
-    if denials is not None:
+    if denials is not None and (verdict.outcome == "denied" or not denials.idle):
         denials.note(command, caller, record)
     if command.portfolio == DESK:
         for other in states.values():

@@ -105,7 +105,8 @@ class BatchDenials:
     """What a batch sees of the memory, and what it adds once it is committed (see `DenialMemory.keep`).
 
     locked: its state was loaded under the database's lock. denials: by wish; None after a grant. keys: those answered
-    with a denial that was recorded before, with request and answer.
+    with a denial that was recorded before, with request and answer. idle: nothing is remembered; then only a denial
+    concerns it.
     """
 
     def __init__(self, memory: DenialMemory, *, locked: bool) -> None:
@@ -113,6 +114,7 @@ class BatchDenials:
         self._locked = locked
         self.denials: dict[Wish, _Denial | None] = {}
         self.keys: dict[Key, tuple[str, DecisionRecord]] = {}
+        self.idle = not (memory.denials or memory.keys)
 
     def by_key(self, command: AnyCommand, caller: Caller) -> tuple[str, DecisionRecord] | None:
         """Return request and answer of a key that was answered with a denial recorded before; None if it was not."""
@@ -146,6 +148,7 @@ class BatchDenials:
             wish = wish_of(command, caller)
             before = self.denials[wish] if wish in self.denials else self._memory.denials.get(wish)
             self.denials[wish] = _Denial(record, self._memory.spent_us(before, record.decided_us))
+            self.idle = False
         elif record.outcome == "granted" and (self.denials or self._memory.any_used_up(record.decided_us)):
             # Elsewhere the next denial is recorded anyway.
             self.denials[wish_of(command, caller)] = None

@@ -18,8 +18,7 @@ def commands_of(given: Iterable[AnyCommand], *, atomic: bool) -> list[AnyCommand
     """Return the commands of a `submit` in order, from any iterable, which is read once and to its end.
 
     Raises `InvalidRequest` for anything but an iterable of commands that are recorded, and for an atomic group of more
-    than `GROUP_MAX`. An exception of the iterable
-    passes through. Nothing was sent or recorded then.
+    than `GROUP_MAX`. An exception of the iterable passes through. Nothing was sent or recorded then.
     """
     commands = list(_iterable(given))
     for command in commands:
