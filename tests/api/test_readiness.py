@@ -62,7 +62,8 @@ def test_read_readiness_when_writes_fail_then_it_is_bad_until_they_work_again(
         assert reserve("during") == 201
         engine = make_engine(database_url)
         with engine.connect() as connection:
-            assert connection.execute(select(LeaseRow.name)).scalars().all() == ["jobs"], "the probe left nothing"
+            names = connection.execute(select(LeaseRow.name)).scalars().all()
+            assert set(names) <= {"jobs"}, "the probe left nothing"
         engine.dispose()
     finally:
         process.close()

@@ -140,7 +140,7 @@ def test_run_when_the_process_fails_then_all_is_unknown_nothing_is_flat_and_the_
     (good,) = reconciler.run()
     assert figures(desk.ledger, "external=exchange") == (0, D(4000))
     (tmp_path / "trouble").write_text(trouble)
-    hasty = settings_with(run_seconds_max=5 if trouble == "hang" else LOW_PRIORITY_SECONDS)
+    hasty = settings_with(run_seconds_max=10 if trouble == "hang" else LOW_PRIORITY_SECONDS)
     (failed,) = Reconciler(desk.ledger, desk.engine, apart, hasty).run()
     (tmp_path / "trouble").unlink()
     assert (failed.run.outcome, failed.run.found) == ("failed", {"fetch_failed": 1})
