@@ -210,7 +210,7 @@ def _archive(database: Database, folder: Path) -> Any:
 
 
 def _verify_row(engine: Engine, ledger: Ledger, what: str, last: int) -> Row:
-    report, seconds = _timed(ledger.verify)
+    report, seconds = _timed(partial(ledger.verify, PORTFOLIO))
     if not report.ok or report.decisions != last:
         raise BenchmarkError(f"{what} on {engine}: {report.first}, {report.decisions} of {last} decisions")
     return Row(engine, what, last, last / seconds, "decisions/s")

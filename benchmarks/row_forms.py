@@ -23,8 +23,7 @@ from ledger_sizer.storage.postgresql_sql import ROW_SEPARATOR, _rows
 from ledger_sizer.storage.write_store import DECISION_COLUMNS
 
 LAYOUTS = ("wide", "packed", "narrow")
-NEW_COLUMNS = ("actor", "client", "reference")
-WIDE = (*DECISION_COLUMNS, *NEW_COLUMNS)
+WIDE = DECISION_COLUMNS
 COLUMNS = {"wide": WIDE, "packed": ("place", *WIDE), "narrow": ("place", "portfolio_id", "key", "text", "hash")}
 SEQ_BITS = 40
 _CPU_CLOCK = 2  # of another process: the id that Linux's `clock_getcpuclockid` makes
@@ -55,12 +54,11 @@ class Stored:
     def row(self, fields: Fields) -> Fields:
         """Return a decision's row in this form."""
         seq = fields[1]
-        wide = (*fields, "api:3f9a1c:bot-eur-7", "client-eur-funding-7", f"wish-{seq:015d}")
+        fields = (*fields[:-4], "api:3f9a1c:bot-eur-7", "client-eur-funding-7", f"wish-{seq:015d}", fields[-1])
         place = fields[0] << SEQ_BITS | seq
         if self.layout == "narrow":
-            text = fields_text((*wide[: len(fields) - 1], *wide[len(fields) :]))
-            return place, fields[0], fields[3], text, fields[-1]
-        return (place, *wide) if self.layout == "packed" else wide
+            return place, fields[0], fields[3], fields_text(fields[:-1]), fields[-1]
+        return (place, *fields) if self.layout == "packed" else fields
 
     def store(self, decisions: list[Fields]) -> tuple[float, float]:
         """Store decisions in one commit. Returns the nanoseconds of CPU and of wall time."""
@@ -131,10 +129,6 @@ def opened(host: Host, layout: str) -> Iterator[Stored]:
             engine.dispose()
 
 
-def _add_columns() -> list[str]:
-    return [f"ALTER TABLE decisions ADD COLUMN {name} TEXT" for name in NEW_COLUMNS]
-
-
 _NARROW = (
     "CREATE TABLE decisions (place {} PRIMARY KEY, portfolio_id {} NOT NULL, key TEXT NOT NULL, text TEXT NOT NULL, "
     "hash TEXT NOT NULL)"
@@ -152,11 +146,14 @@ _TO_PLACE = (
 )
 """What the SQLite schema says of portfolio and seq, and how it says that of the packed key."""
 
+_OF_COLUMNS = ("decisions_facets", "decisions_form")
+"""Triggers that read columns which the narrow form has not."""
+
 
 def _sqlite_changes(connection: Any, layout: str) -> list[str]:
     """Return the migrated schema of the table as statements, changed to this form."""
     if layout == "wide":
-        return _add_columns()
+        return []
     query = (
         "SELECT sql FROM sqlite_master WHERE tbl_name = 'decisions' AND sql IS NOT NULL ORDER BY type = 'trigger', name"
     )
@@ -164,22 +161,22 @@ def _sqlite_changes(connection: Any, layout: str) -> list[str]:
     for (sql,) in connection.execute(query).fetchall():
         if layout == "narrow" and "TABLE decisions" in sql:
             changed.append(_NARROW.format("INTEGER", "INTEGER"))
-        elif layout == "packed" or "decisions_facets" not in sql:
+        elif layout == "packed" or not any(name in sql for name in _OF_COLUMNS):
             for old, new in _TO_PLACE:
                 sql = sql.replace(old, new)  # noqa: PLW2901 - one replacement after the other
             changed.append(sql.replace("OLD.seq", f"(OLD.place & {2**SEQ_BITS - 1})") if layout == "narrow" else sql)
-    return changed + (_add_columns() if layout == "packed" else [])
+    return changed
 
 
 def _postgresql_changes(connection: Any, layout: str) -> list[str]:
     """Return statements that change the migrated schema to this form."""
     if layout == "wide":
-        return _add_columns()
+        return []
     if layout == "packed":
         (facets,) = connection.execute("SELECT pg_get_functiondef('ledger_note_facets'::regproc)").fetchone()
         keyed = "ALTER TABLE decisions DROP CONSTRAINT pk_decisions, ADD COLUMN place bigint PRIMARY KEY"
-        return [*_add_columns(), keyed, facets.replace(_BLOCK, _BLOCK_BY_PLACE)]
+        return [keyed, facets.replace(_BLOCK, _BLOCK_BY_PLACE)]
     query = "SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE tgrelid = 'decisions'::regclass AND NOT tgisinternal"
-    guards = [sql for (sql,) in connection.execute(query).fetchall() if "decisions_facets" not in sql]
+    guards = [sql for (sql,) in connection.execute(query).fetchall() if not any(name in sql for name in _OF_COLUMNS)]
     unique = "CREATE UNIQUE INDEX ON decisions (portfolio_id, key)"
     return ["DROP TABLE decisions", _NARROW.format("bigint", "bigint"), unique, *guards]

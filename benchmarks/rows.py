@@ -22,7 +22,7 @@ from benchmarks.measure import BenchmarkError, Pace
 from benchmarks.ours import OURS
 from benchmarks.report import Plan as SharedPlan
 from benchmarks.report import new_table, progress, run_plan
-from benchmarks.row_forms import LAYOUTS, NEW_COLUMNS, Stored, opened
+from benchmarks.row_forms import LAYOUTS, Stored, opened
 from benchmarks.row_reads import READS, Columns, Reader, Texts
 from benchmarks.servers import Engine, Host
 from ledger_sizer.storage.database import upgrade
@@ -63,7 +63,7 @@ Spent = dict[str, list[tuple[float, float]]]
 def run(plan: Plan) -> None:
     """Measure and report all figures of the plan."""
     forms = (
-        f"{plan.rounds} rounds in turns; decisions asked of the ledger; {', '.join(NEW_COLUMNS)}: 20 characters each"
+        f"{plan.rounds} rounds in turns; decisions asked of the ledger; actor, client, reference: 20 characters each"
     )
     run_plan(plan, 4, {"forms": forms}, partial(_figures, plan), _table, asdict)
 
