@@ -36,3 +36,6 @@ DENIAL_REASONS = tuple(DENIALS)
 
 PRECEDENCE = {reason: place for place, reason in enumerate(DENIALS)}
 """Place of a reason in the order: the lowest is reported."""
+
+DESK_BINDING = "desk"
+"""The `binding` of a denial for the desk's own status. No scope can have this name."""

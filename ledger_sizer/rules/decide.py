@@ -21,7 +21,7 @@ from ledger_sizer.model.commands import (
     Remark,
     Reserve,
 )
-from ledger_sizer.model.denials import PRECEDENCE
+from ledger_sizer.model.denials import DESK_BINDING, PRECEDENCE
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.instruments import Leg
@@ -33,9 +33,6 @@ from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.sizing import Match, gross_of_spot_fee, match_quantity, net_of_spot_fee
 from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
 from ledger_sizer.rules.trace import SCOPE_COMMANDS, trace_text
-
-DESK_BINDING = "desk"
-"""The `binding` of a denial for the desk's own status. No scope can have this name."""
 
 _LEAST_USD = usd(1)  # less holds nothing
 

@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.denials import DENIALS, GROUP_DENIED
+from ledger_sizer.model.denials import DENIALS, DESK_BINDING, GROUP_DENIED
 from ledger_sizer.model.instruments import instrument_from_json
 from ledger_sizer.model.times import from_us, time_text
 from ledger_sizer.model.units import decimal_text, usd, usd_floor_e8, usd_text
@@ -40,10 +40,12 @@ def explain(decision: Decision) -> Explanation:
     states = [_scope_state(row) for row in trace.get("scopes", ())]
     scopes = [_scope_data(state) for state in states]
     steps = _sizing_steps(decision, request, trace)
-    largest = _largest_grantable(request, trace.get("policy"), states, decision.record.decided_us)
+    largest = _largest_grantable(request, trace, states, decision.record.decided_us)
     version = _settings_version(trace.get("policy"))
     lines = [_headline(decision), *_group_lines(decision, group)]
     lines += [step["words"] for step in steps]
+    if "desk" in trace:
+        lines.append(f"The desk is {trace['desk']}, and so is every portfolio.")
     lines += [_scope_line(scope) for scope in scopes]
     lines += _match_lines(trace.get("match"))
     if largest is not None:
@@ -96,7 +98,7 @@ def _reason_in_words(reason: str, binding: str | None) -> str:
     if reason == GROUP_DENIED:
         # Decisions of earlier versions name no neighbour.
         return words.format(binding=repr(binding)) if binding is not None else words.partition(":")[0]
-    return words.format(binding=binding)
+    return words.format(binding="the desk" if binding == DESK_BINDING else binding)
 
 
 def _headline(decision: Decision) -> str:
@@ -147,14 +149,15 @@ def _sizing_steps(decision: Decision, request: dict[str, Any], trace: dict[str, 
 
 
 def _largest_grantable(
-    request: dict[str, Any], policy: dict[str, Any] | None, scopes: list[ScopeState], decided_us: int
+    request: dict[str, Any], trace: Mapping[str, Any], scopes: list[ScopeState], decided_us: int
 ) -> dict[str, Any] | None:
     """Return the largest budget (USD) and quantity that any score could have been granted; None unless a reservation.
 
-    The budget is min(per-position maximum, headroom of every scope, available balance), and 0 where a scope is not
-    active or not reconciled. `binding` names the first of these that is the least. The request's own `min_notional_usd`
-    is ignored, so that the figure shows what it would have had to be.
+    The budget is min(per-position maximum, headroom of every scope, available balance), and 0 where the desk or a scope
+    is not active, or a scope not reconciled. `binding` names the first of these that is the least. The request's own
+    `min_notional_usd` is ignored, so that the figure shows what it would have had to be.
     """
+    policy = trace.get("policy")
     if policy is None:
         return None
     # A scope that grants nothing is as good as full.
@@ -166,7 +169,8 @@ def _largest_grantable(
     ]
     balance = Decimal(request["available_balance"]) if "available_balance" in request else None
     most_e8 = usd_floor_e8(Decimal(policy["max_position_size_usd"]))
-    limits = [("max_position_size_usd", most_e8), *bounds(scopes, balance)]
+    desk = [(DESK_BINDING, 0)] if "desk" in trace else []
+    limits = [("max_position_size_usd", most_e8), *desk, *bounds(scopes, balance)]
     budget_e8, binding = min(((max(amount, 0), name) for name, amount in limits), key=itemgetter(0))
     budget = usd(budget_e8)
     quantity = None
