@@ -4,10 +4,9 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Annotated
 
 from anyio import to_thread
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from pydantic import Field
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
@@ -15,8 +14,7 @@ from starlette.responses import Response, StreamingResponse
 
 from ledger_sizer.api import response_models
 from ledger_sizer.api.auth import require_portfolio_access
-from ledger_sizer.api.context import ServiceContext
-from ledger_sizer.api.reads import Reader
+from ledger_sizer.api.context import Reader, ServiceContext, Trader
 from ledger_sizer.api.request_body import body_schema, parse_body
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.ledger.ledger import Ledger
@@ -39,14 +37,6 @@ class PortfolioBody(Body):
     portfolio: PortfolioOrDeskText | None = Field(
         None, description="One portfolio, * for the desk's own chain; else all this key may see."
     )
-
-
-async def _require_trader(request: Request) -> ApiKey:
-    service: ServiceContext = request.app.state.service
-    return await service.access.require(request.scope, "trade")
-
-
-Trader = Annotated[ApiKey, Depends(_require_trader)]
 
 
 def router(service: ServiceContext) -> APIRouter:

@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from ledger_sizer.api import response_models
 from ledger_sizer.api.auth import require_portfolio_access
-from ledger_sizer.api.context import ServiceContext
+from ledger_sizer.api.context import Reader, ServiceContext
 from ledger_sizer.api.export import EXPORTS, export_response, negotiate_media_type
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.arguments import label_text
@@ -147,15 +147,6 @@ class FullFilter(_Filters):
     """Query of one decision; full by default."""
 
     full: Annotated[bool, Query(description="With request, trace and tags.")] = True
-
-
-async def _require_reader(request: Request) -> ApiKey:
-    service: ServiceContext = request.app.state.service
-    return await service.access.require(request.scope, "read")
-
-
-Reader = Annotated[ApiKey, Depends(_require_reader)]
-"""Argument of a route: the caller's key, which may read."""
 
 
 def router(service: ServiceContext) -> APIRouter:

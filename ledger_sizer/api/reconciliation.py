@@ -3,14 +3,14 @@
 from decimal import Decimal
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from ledger_sizer.api import response_models
 from ledger_sizer.api.auth import require_portfolio_access
-from ledger_sizer.api.context import ServiceContext
+from ledger_sizer.api.context import Admin, Reader, ServiceContext
 from ledger_sizer.api.request_body import body_schema, parse_body
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.choices import DriftFilter, DriftKind
@@ -65,15 +65,6 @@ def router(service: ServiceContext) -> APIRouter:
     """Return the routes for runs and drifts."""
     routes = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
 
-    async def reader(request: Request) -> ApiKey:
-        return await service.access.require(request.scope, "read")
-
-    async def admin(request: Request) -> ApiKey:
-        return await service.access.require(request.scope, "admin")
-
-    Reader = Annotated[ApiKey, Depends(reader)]  # noqa: N806 - a type
-    Admin = Annotated[ApiKey, Depends(admin)]  # noqa: N806 - a type
-
     @routes.get("/reconciliations", response_model=response_models.RunPage)
     async def list_reconciliations(filters: Annotated[RunFilters, Query()], caller: Reader) -> Response:
         """Runs, newest first: when, what was fetched, what was found."""
@@ -115,11 +106,6 @@ def router(service: ServiceContext) -> APIRouter:
 
 def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
     """Add the routes that adopt, ignore or close a drift."""
-
-    async def admin(request: Request) -> ApiKey:
-        return await service.access.require(request.scope, "admin")
-
-    Admin = Annotated[ApiKey, Depends(admin)]  # noqa: N806 - a type
 
     async def decide(caller: ApiKey, action: str, drift_id: int, body: ReasonBody) -> Response:
         reconciler = service.require_reconciler()

@@ -1,10 +1,11 @@
 """Details of a remark: names and texts beside its note, such as the settings in force at a start."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from ledger_sizer.model.arguments import Kind, encode_sorted, label_text
 from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.tags import FrozenTexts
 
 DETAILS_MAX = 64
 DETAIL_LENGTH_MAX = 300
@@ -13,30 +14,10 @@ DETAIL_NAME = r"[a-z][a-z0-9_.]{0,63}"
 _NAME = re.compile(DETAIL_NAME)
 
 
-class Details(Mapping[str, str]):
-    """A frozen mapping of names to texts. text: its canonical JSON."""
+class Details(FrozenTexts):
+    """The details of a remark."""
 
-    __slots__ = ("_values", "text")
-
-    def __init__(self, values: dict[str, str]) -> None:
-        """Use `details_of`, which validates."""
-        self._values = values
-        self.text = encode_sorted(values)
-
-    def __getitem__(self, name: str) -> str:
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __repr__(self) -> str:
-        return repr(self._values)
-
-    def __hash__(self) -> int:
-        return hash(self.text)
+    __slots__ = ()
 
 
 def is_detail_name(name: object) -> bool:
@@ -60,7 +41,8 @@ def details_of(value: object, field: str = "details") -> Details:
                 field=field,
             )
         plain[str.__str__(name)] = label_text(text, f"{field}.{name}", length_max=DETAIL_LENGTH_MAX)
-    return Details(dict(sorted(plain.items())))
+    values = dict(sorted(plain.items()))
+    return Details(values, encode_sorted(values))
 
 
 DETAILS = Kind(

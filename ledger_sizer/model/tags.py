@@ -22,16 +22,15 @@ TAG_NAME = r"[a-z][a-z0-9_]{0,31}"
 _DIMENSION = re.compile(TAG_NAME)
 
 
-class Tags(Mapping[str, str]):
-    """A frozen mapping of tags. text: its canonical JSON. scopes: the scopes it counts in, the portfolio first."""
+class FrozenTexts(Mapping[str, str]):
+    """A frozen mapping of names to texts. text: its canonical JSON."""
 
-    __slots__ = ("_values", "scopes", "text")
+    __slots__ = ("_values", "text")
 
     def __init__(self, values: dict[str, str], text: str) -> None:
-        """Use `tags_of`, which validates."""
+        """Use `tags_of` or `details_of`, which validate."""
         self._values = values
         self.text = text
-        self.scopes = (PORTFOLIO_SCOPE, *[f"{name}={values[name]}" for name in sorted(values)])
 
     def __getitem__(self, name: str) -> str:
         return self._values[name]
@@ -47,6 +46,17 @@ class Tags(Mapping[str, str]):
 
     def __hash__(self) -> int:
         return hash(self.text)
+
+
+class Tags(FrozenTexts):
+    """The tags of a position. scopes: the scopes it counts in, the portfolio first."""
+
+    __slots__ = ("scopes",)
+
+    def __init__(self, values: dict[str, str], text: str) -> None:
+        """Use `tags_of`, which validates."""
+        super().__init__(values, text)
+        self.scopes = (PORTFOLIO_SCOPE, *[f"{name}={values[name]}" for name in sorted(values)])
 
 
 def tags_of(value: object) -> Tags:

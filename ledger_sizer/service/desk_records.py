@@ -46,7 +46,8 @@ def key_recorder(ledger: Ledger) -> Callable[[ApiKey, str], None]:
 
     def record(key: ApiKey, event: str) -> None:
         portfolios = "all" if key.portfolios is None else ", ".join(key.portfolios)
-        details = {"name": key.name, "role": key.role, "portfolios": portfolios, "client": key.caller.client}
+        # The portfolios last: only they can be so long that the note is cut.
+        details = {"name": key.name, "role": key.role, "client": key.caller.client, "portfolios": portfolios}
         with calling_as(Caller(ledger.caller.actor, _KEYS_CLIENT)):
             ledger.run(
                 Remark(

@@ -34,10 +34,10 @@ def test_keys_when_made_and_revoked_then_the_desk_says_who_did_it_and_what_they_
             two = create_key(engine, "ops", "admin", record=record).key
             revoke_key(engine, one.key_id, record=record)
             revoke_key(engine, one.key_id, record=record)
-        bound = f"name bot, role trade, portfolios main, alt, client {one.key_id}"
+        bound = f"name bot, role trade, client {one.key_id}, portfolios main, alt"
         assert said(ledger) == [
             ("cli:ann", f"key-{one.key_id}", "created", bound),
-            ("cli:bob", f"key-{two.key_id}", "created", f"name ops, role admin, portfolios all, client {two.key_id}"),
+            ("cli:bob", f"key-{two.key_id}", "created", f"name ops, role admin, client {two.key_id}, portfolios all"),
             ("cli:bob", f"key-{one.key_id}", "revoked", bound),
         ]
         assert ledger.verify().ok
