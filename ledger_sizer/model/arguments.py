@@ -82,6 +82,23 @@ class DeclaredArgument(NamedTuple):
         return self.default is MISSING
 
 
+class field_prefix:  # noqa: N801 - a context manager, named like a function
+    """Prefix the field that an `InvalidRequest` names with the name of the enclosing field."""
+
+    __slots__ = ("_field",)
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, InvalidRequest):
+            field = self._field if error.field is None else f"{self._field}.{error.field}"
+            raise InvalidRequest(f"{self._field}: {error}", field=field) from None
+
+
 D = TypeVar("D", bound=type[Any])
 
 

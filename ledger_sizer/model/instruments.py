@@ -1,12 +1,11 @@
-"""Markets with their trading rules, and legs, the sides of a position."""
+"""Markets with their trading rules."""
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, get_args
+from typing import Annotated, Any, ClassVar
 
 from ledger_sizer.model.arguments import (
     LABEL,
@@ -17,17 +16,13 @@ from ledger_sizer.model.arguments import (
     Kind,
     canonical_fields,
     check_arguments,
-    choice,
     declared,
     json_values,
-    label_text,
     to_json,
 )
-from ledger_sizer.model.choices import MarketKind, Side
+from ledger_sizer.model.choices import MarketKind
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
-
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 NAME_PATTERN = r"^[a-z0-9_]{1,32}:[A-Za-z0-9/:._-]{1,64}$"
 """`venue:symbol` with ccxt's names: `bybit:BTC/USDT` is a spot market, `bybit:BTC/USDT:USDT` a perpetual."""
@@ -45,7 +40,6 @@ def instrument_name(value: object, field: str) -> str:
 
 
 _NAMED = Kind(name="instrument_name", check=instrument_name)
-_VENUE = Kind(name="venue", check=lambda value, name: value and label_text(value, name), length=(0, 128))
 
 
 @declared
@@ -112,45 +106,12 @@ class MarketRules:
         return f"{self.venue}:{self.symbol}"
 
 
-@declared
-@dataclass(frozen=True, slots=True)
-class Leg:
-    """One side of a position on one venue. quantity: base units. price: USD per base unit, None until filled."""
-
-    arguments: ClassVar[tuple[DeclaredArgument, ...]]
-
-    venue: Annotated[str, Argument(_VENUE)]
-    symbol: Annotated[str, Argument(LABEL)]
-    kind: Annotated[MarketKind, Argument(choice(*get_args(MarketKind)))]
-    side: Annotated[Side, Argument(choice(*get_args(Side)))]
-    quantity: Annotated[Decimal, Argument(POSITIVE)]
-    price: Annotated[Decimal | None, Argument(POSITIVE)] = None
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
-
-def legs_text(legs: Sequence[Leg]) -> str:
-    """Return canonical JSON of legs: [[venue, symbol, kind, side, quantity, price | null], ...]."""
-    return _encode([[*to_json(leg).values()] for leg in legs]) if legs else "[]"
-
-
-def legs_of(text: str) -> tuple[Leg, ...]:
-    """Return the legs of a stored `legs_text`."""
-    if text == "[]":
-        return ()
-    return tuple(leg_from_json(dict(zip(_LEG_FIELDS, values, strict=False))) for values in json.loads(text))
-
-
-_LEG_FIELDS = tuple(one.name for one in Leg.arguments)
-
-
 # --- JSON --------------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=8192)
-def canonical_text(value: InstrumentInfo | Leg) -> str:
-    """Return canonical JSON of trading rules or of a leg: the fields that are not None, sorted by name."""
+def canonical_text(value: InstrumentInfo) -> str:
+    """Return canonical JSON of trading rules: the fields that are not None, sorted by name."""
     return f"{{{canonical_fields(value)[1:]}}}"
 
 
@@ -166,13 +127,3 @@ def instrument_to_json(instrument: InstrumentInfo) -> dict[str, Any]:
 def instrument_from_json(form: Mapping[str, Any]) -> InstrumentInfo:
     """Convert JSON back to trading rules. It may have a `listed_as`, as a recorded request does."""
     return InstrumentInfo(**json_values(InstrumentInfo, form), listed_as=form.get("listed_as"))
-
-
-def leg_to_json(leg: Leg) -> dict[str, Any]:
-    """Convert one side of a position to JSON, decimals as text."""
-    return to_json(leg)
-
-
-def leg_from_json(form: Mapping[str, Any]) -> Leg:
-    """Convert the output of `leg_to_json` back; `price` may be missing."""
-    return Leg(**json_values(Leg, form))
