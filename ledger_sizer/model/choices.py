@@ -8,7 +8,8 @@ PositionFilter = Literal[PositionState, "live"]
 """`live`: held or open."""
 Status = Literal["active", "reducing", "halted"]
 HaltMode = Literal["halted", "reducing"]
-MarketKind = Literal["spot", "swap"]
+MarketKind = Literal["spot", "swap", "future"]
+"""`swap`: a perpetual contract. `future`: a contract with a date of delivery."""
 Side = Literal["buy", "sell"]
 Role = Literal["read", "trade", "admin"]
 """In ascending order: each role may do what the ones before it may; `admin` may do everything."""

@@ -18,21 +18,21 @@ from ledger_sizer.model.arguments import (
     check_arguments,
     decimal_json,
     declared,
+    encode_sorted,
     label_text,
 )
 from ledger_sizer.model.choices import Role
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import (
-    NAME_PATTERN,
     InstrumentInfo,
     Leg,
     canonical_text,
     instrument_from_json,
-    instrument_name,
     instrument_to_json,
     leg_from_json,
     leg_to_json,
 )
+from ledger_sizer.model.market_names import NAME_PATTERN, instrument_name
 from ledger_sizer.model.names import (
     DESK,
     PORTFOLIO_OR_DESK_PATTERN,
@@ -200,7 +200,7 @@ MOMENT = Kind(
 """ISO 8601 with a time zone; without one the time would be ambiguous."""
 INSTRUMENT = Kind(
     name="instrument", check=_checked_instrument, pattern=NAME_PATTERN, examples=("bybit:BTC/USDT",), metavar="RULES",
-    text=lambda value: f'"{value}"' if isinstance(value, str) else canonical_text(value),
+    text=lambda value: encode_sorted(value) if isinstance(value, str) else canonical_text(value),
     to_json=lambda value: value if isinstance(value, str) else instrument_to_json(value),
     from_json=_instrument_from_json,
 )  # fmt: skip
@@ -237,7 +237,7 @@ class Command:
     creates: ClassVar[bool] = False
     fills_late: ClassVar[bool] = False
     arguments: ClassVar[tuple[DeclaredArgument, ...]]
-    checks: ClassVar[tuple[tuple[str, Callable[[Any, str], Any], bool], ...]]
+    checks: ClassVar[tuple[tuple[str, Callable[[Any, str], Any], bool, Any], ...]]
     texts: ClassVar[tuple[tuple[str, str, Callable[[Any], str]], ...]]
 
     key: Annotated[
