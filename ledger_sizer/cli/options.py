@@ -184,6 +184,8 @@ def _split_fields(text: str, what: str, field: str, declared: "Sequence[Declared
 def _json_fields(text: str, what: str, field: str, declared: "Sequence[DeclaredArgument]") -> dict[str, str]:
     import json
 
+    from ledger_sizer.model.instruments import SWITCH
+
     try:
         # Numbers stay text, so that they keep their digits; never a float.
         given = json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
@@ -191,12 +193,13 @@ def _json_fields(text: str, what: str, field: str, declared: "Sequence[DeclaredA
         bad_input(f"{what} is not valid JSON: {error}", field)
     given = {name: value for name, value in given.items() if value is not None}
     names, required = [one.name for one in declared], [one.name for one in declared if one.required]
+    switches = [one.name for one in declared if one.kind is SWITCH]
     if unknown := [name for name in given if name not in names]:
         bad_input(f"{what} has no {unknown[0]!r}; it takes {', '.join(names)}", f"{field}.{unknown[0]}")
     if missing := [name for name in required if name not in given]:
         bad_input(f"{what} lacks {missing[0]!r}; it needs {', '.join(required)}", f"{field}.{missing[0]}")
     for name, value in given.items():
-        if isinstance(value, bool):
+        if isinstance(value, bool) and name in switches:
             given[name] = "true" if value else "false"
         elif not isinstance(value, str):
             bad_input(f"{what} {name} must be text or a number, got {value!r}", f"{field}.{name}")

@@ -22,10 +22,8 @@ GOOD_NAMES = [
 BAD_NAMES = [
     "", "binance", "binance:", ":BTC/USDT", "Binance:BTC/USDT", "binance:BTC /USDT", "binance:BTC/USDT ",
     " binance:BTC/USDT", "binance:BTC/USDT\n", "binance:BTC\t/USDT", "binance:BTC\u00a0/USDT", "binance:BTC\u3000/USDT",
-    "binance:BTC\x1f/USDT",
-    "binance:BTC\x7f/USDT", "binance:BTC\x85/USDT", "binance:\u2028BTC",
-    "x:" + "a" * 65, "a" * 33 + ":BTC/USDT",
-    "币安:BTC/USDT",
+    "binance:BTC\x1f/USDT", "binance:BTC\x7f/USDT", "binance:BTC\x85/USDT", "binance:\u2028BTC", "x:" + "a" * 65,
+    "a" * 33 + ":BTC/USDT", "币安:BTC/USDT",
 ]  # fmt: skip
 
 
@@ -89,8 +87,8 @@ MULTIPLIED = {
 }  # fmt: skip
 PLAIN = [
     "BTC", "1INCH", "1000X", "1MIL", "1KX", "1CAT", "10SET", "100X", "KAVA", "KSM", "k", "kP", "1000", "1000000", "1M",
-    "SPX6900", "X1000", "NAS100", "US500", "RUSSELL2000", "BTC2", "2Z", "4", "0G", "100000", "币安人生", "1000x2Y", "ETH2X",
-    "kava", "10000X",
+    "SPX6900", "X1000", "NAS100", "US500", "RUSSELL2000", "BTC2", "2Z", "4", "0G", "100000", "币安人生", "1000x2Y",
+    "ETH2X", "kava", "10000X",
 ]  # fmt: skip
 
 
