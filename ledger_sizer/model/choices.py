@@ -9,6 +9,7 @@ PositionFilter = Literal[PositionState, "live"]
 Status = Literal["active", "reducing", "halted"]
 HaltMode = Literal["halted", "reducing"]
 MarketKind = Literal["spot", "swap", "future"]
+"""`swap`: a perpetual contract. `future`: a contract with a date of delivery."""
 Rest = Literal["free", "hold"]
 """What becomes of the rest of a hold when a part of it fills."""
 Side = Literal["buy", "sell"]

@@ -24,9 +24,6 @@ from ledger_sizer.model.arguments import (
 from ledger_sizer.model.choices import Role
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.legs import (
-    INSTRUMENT as INSTRUMENT,
-)
-from ledger_sizer.model.legs import (
     Leg,
     LegPlan,
     leg_from_json,
@@ -232,7 +229,7 @@ class Command:
     creates: ClassVar[bool] = False
     fills_late: ClassVar[bool] = False
     arguments: ClassVar[tuple[DeclaredArgument, ...]]
-    checks: ClassVar[tuple[tuple[str, Callable[[Any, str], Any], bool], ...]]
+    checks: ClassVar[tuple[tuple[str, Callable[[Any, str], Any], bool, Any], ...]]
     texts: ClassVar[tuple[tuple[str, str, Callable[[Any], str]], ...]]
 
     key: Annotated[
@@ -278,11 +275,14 @@ class Command:
 class PortfolioCommand(Command):
     """Base of the commands that name their portfolio."""
 
+    number: ClassVar[int | None] = None
+    """Of the position that it is about."""
+
     portfolio: Annotated[str, Argument(PORTFOLIO, "The pot of capital.", flags=("-p",), recorded=False)] = "main"
 
     @property
     def scopes(self) -> tuple[str, ...]:
-        """Names of the scopes it is about."""
+        """Names of the scopes it is about, besides those of its position."""
         return ()
 
 
@@ -298,6 +298,11 @@ class PositionCommand(Command):
         portfolio, number = split_position_id(self.position_id)
         object.__setattr__(self, "portfolio", portfolio)
         object.__setattr__(self, "number", number)
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Names of the scopes it is about, besides those of its position."""
+        return ()
 
 
 @command_fields

@@ -22,6 +22,7 @@ from ledger_sizer.model.arguments import (
     decimal_kind,
     declared,
     encode_sorted,
+    field_prefix,
     json_values,
     label_text,
     to_json,
@@ -29,13 +30,12 @@ from ledger_sizer.model.arguments import (
 from ledger_sizer.model.choices import MarketKind, Side
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import (
-    NAME_PATTERN,
     InstrumentInfo,
     canonical_text,
     instrument_from_json,
-    instrument_name,
     instrument_to_json,
 )
+from ledger_sizer.model.market_names import NAME_PATTERN, instrument_name
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, not_negative, shown
 
 _quoted = lru_cache(maxsize=8192)(json.JSONEncoder(ensure_ascii=True).encode)
@@ -295,9 +295,11 @@ def _instrument_of(values: tuple[tuple[str, Any], ...]) -> InstrumentInfo:
     return instrument_from_json(dict(values))
 
 
-def read_instrument(form: str | Mapping[str, Any], _name: str = "") -> InstrumentInfo | str:
-    """Return the instrument of a JSON form: a name as it is, trading rules built."""
-    return form if isinstance(form, str) else _instrument_of(tuple(form.items()))
+def _read_instrument(form: str | Mapping[str, Any], name: str) -> InstrumentInfo | str:
+    if isinstance(form, str):
+        return form
+    with field_prefix(name):
+        return _instrument_of(tuple(form.items()))
 
 
 FEE_RATE = decimal_kind("fee_rate", _checked_fee_rate, metavar=f"0..{_FEE_RATE_END}")
@@ -305,7 +307,7 @@ INSTRUMENT = Kind(
     name="instrument", check=checked_instrument, pattern=NAME_PATTERN, examples=("bybit:BTC/USDT",), metavar="RULES",
     text=lambda value: encode_sorted(value) if isinstance(value, str) else canonical_text(value),
     to_json=lambda value: value if isinstance(value, str) else instrument_to_json(value),
-    from_json=read_instrument,
+    from_json=_read_instrument,
 )  # fmt: skip
 """Trading rules, or the name of a market whose rules the ledger stores."""
 

@@ -6,6 +6,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import NamedTuple
 
+from ledger_sizer.model.arguments import field_prefix
 from ledger_sizer.model.choices import MarketKind, Side
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo
@@ -113,9 +114,11 @@ def _price(leg: LegPlan, instrument: InstrumentInfo, price: Decimal | None, name
 
 def _asset(instrument: InstrumentInfo, asset: str | None, name: str) -> str | None:
     """Return the coin of a market, None where its name does not say it. Raises unless its units are known."""
-    instrument.require_usable(name)
-    if asset is None or asset != instrument.base:
-        instrument.require_multiplier(name)
+    with field_prefix(name):
+        if asset is not None and asset == instrument.base:
+            instrument.require_linear()  # the caller says that the name has no factor
+        else:
+            instrument.require_usable()
     return asset or instrument.asset
 
 

@@ -30,7 +30,7 @@ from ledger_sizer.model.command_base import (
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.details import DETAIL_LENGTH_MAX, DETAIL_NAME, DETAILS, DETAILS_MAX
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.instruments import InstrumentInfo, Leg
+from ledger_sizer.model.instruments import SWITCH, InstrumentInfo, Leg
 from ledger_sizer.model.tags import TAG_NAME, TAGS_MAX
 
 
@@ -98,6 +98,7 @@ def _model_of(name: str, of: type[Any], base: type[BodyT], leave_out: str = "") 
 
 _STRUCTURES: dict[Kind, Any] = {
     FLAG: bool,
+    SWITCH: bool,
     SECONDS: Annotated[int, Field(ge=1, le=TTL_SECONDS_MAX)] | AmountText,
     TAGS: Annotated[
         dict[Annotated[str, Field(pattern=rf"^{TAG_NAME}$")], LabelText],
