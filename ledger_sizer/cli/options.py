@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ledger_sizer.model.arguments import DeclaredArgument, Kind
-    from ledger_sizer.model.instruments import InstrumentInfo, Leg
+    from ledger_sizer.model.instruments import InstrumentInfo
+    from ledger_sizer.model.legs import Leg, LegPlan
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document; decimals are strings.")]
 DatabaseUrl = Annotated[
@@ -134,14 +135,21 @@ def instrument(text: str, field: str) -> "InstrumentInfo | str":
 
 def legs(texts: list[str]) -> "tuple[Leg, ...]":
     """Parse each `VENUE,SYMBOL,KIND,SIDE,QUANTITY[,PRICE]`, or JSON object of these."""
-    from ledger_sizer.model.instruments import Leg
+    from ledger_sizer.model.legs import Leg
 
     return tuple(_declared(text, f"legs.{number}", Leg, "leg") for number, text in enumerate(texts))
 
 
+def leg_plans(texts: list[str]) -> "tuple[LegPlan, ...]":
+    """Parse each `MARKET,SIDE[,PRICE[,FEE_RATE[,ASSET[,ACCOUNT]]]]`, or JSON object of these."""
+    from ledger_sizer.model.legs import LegPlan
+
+    return tuple(_declared(text, f"legs.{number}", LegPlan, "leg") for number, text in enumerate(texts))
+
+
 def _declared(text: str, field: str, of: type[T], what: str = "") -> T:
     """Parse a comma-separated text or a JSON object into a type with declared fields. what: its name in messages."""
-    from ledger_sizer.model.command_base import field_prefix
+    from ledger_sizer.model.arguments import field_prefix
 
     declared = [one for one in of.arguments if one.declared.sent]
     given = _split_fields(text, what or field, field, declared)
@@ -157,11 +165,14 @@ def _declared(text: str, field: str, of: type[T], what: str = "") -> T:
 def _value_of(kind: "Kind", text: str, field: str, what: str) -> Any:
     """Convert the text of one declared field to its value."""
     from ledger_sizer.model.instruments import SWITCH
+    from ledger_sizer.model.legs import INSTRUMENT
 
     if kind is SWITCH:
         if text not in ("true", "false"):
             bad_input(f"{what} must be true or false, got {text!r}", field)
         return text == "true"
+    if kind is INSTRUMENT:
+        return instrument(text, field)
     return text if kind.from_json is None else decimal(text, field, what)
 
 

@@ -1,8 +1,9 @@
 """What the fills of a position add up to."""
 
 import json
+from collections.abc import Mapping
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, parse_decimal
 
@@ -28,26 +29,37 @@ class Fills(NamedTuple):
 
 
 NO_FILLS = Fills()
+_FIGURES = Fills._fields[:-1]
 
 
 def fills_text(fills: Fills | None) -> str | None:
     """Return canonical JSON: an object of what is set, sorted by name; None where nothing is."""
-    if fills is None:
-        return None
-    texts = {name: decimal_text(value) for name, value in zip(Fills._fields, fills, strict=True) if _is_figure(value)}
-    given: dict[str, object] = {**texts, "more": True} if fills.more else {**texts}
-    return _encode(dict(sorted(given.items()))) if given else None
-
-
-def _is_figure(value: object) -> bool:
-    return isinstance(value, Decimal)
+    form = fills_to_json(fills)
+    return None if form is None else _encode(form)
 
 
 def fills_of(text: str | None) -> Fills | None:
     """Return the fills of a stored `fills_text`."""
-    if text is None:
+    return None if text is None else fills_of_json(json.loads(text))
+
+
+def fills_to_json(fills: Fills | None) -> dict[str, Any] | None:
+    """Convert to JSON: what is set, sorted by name; None where nothing is."""
+    if fills is None or fills == NO_FILLS:
         return None
-    return Fills(**{name: value if value is True else parse_decimal(value) for name, value in json.loads(text).items()})
+    form: dict[str, Any] = {
+        name: decimal_text(getattr(fills, name)) for name in _FIGURES if getattr(fills, name) is not None
+    }
+    if fills.more:
+        form["more"] = True
+    return dict(sorted(form.items()))
+
+
+def fills_of_json(form: Mapping[str, Any] | None) -> Fills | None:
+    """Convert the output of `fills_to_json` back."""
+    if form is None:
+        return None
+    return Fills(**{name: value if value is True else parse_decimal(value) for name, value in form.items()})
 
 
 def average_price(cost: Decimal, quantity: Decimal) -> tuple[Decimal, bool]:

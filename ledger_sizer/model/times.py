@@ -4,8 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 from ledger_sizer.model.errors import InvalidRequest
 
-UNTIL_KNOWN_US = 2**63 - 1
-"""The expiry of a hold that never ends by time: later than every clock, so no query and no sweep finds it due."""
+UNTIL_KNOWN_US = 253_402_300_799_999_999
+"""The expiry of a hold that never ends by time: the last moment of the year 9999, which no clock reaches."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)

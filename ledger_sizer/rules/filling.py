@@ -108,9 +108,7 @@ def _unfilled_after(position: Position, quantity: Decimal, named: Sequence[Leg] 
     return min(unfilled, max(leg.unfilled for leg in named))
 
 
-def _fill_all(
-    position: Position, quantity: Decimal, cost: Decimal, spot_price: Decimal | None
-) -> tuple[Leg, ...]:
+def _fill_all(position: Position, quantity: Decimal, cost: Decimal, spot_price: Decimal | None) -> tuple[Leg, ...]:
     """Fill every leg. Their unfilled parts shrink in the same proportion."""
     unfilled = position.unfilled or _ZERO
     left = max(unfilled - quantity, _ZERO)

@@ -109,9 +109,7 @@ def _unfilled_leg(leg: Leg) -> Leg:
     )  # fmt: skip
 
 
-def _filled(
-    state: PortfolioState, before: Position, after: Position, quantity: Decimal, *, simple: bool
-) -> Verdict:
+def _filled(state: PortfolioState, before: Position, after: Position, quantity: Decimal, *, simple: bool) -> Verdict:
     """Return the verdict of a fill. `venue` gets the venues of legs that are elsewhere.
 
     simple: the request says quantity and price of the position after it.

@@ -1,7 +1,6 @@
 """Decides reservations: a budget under every cap, what it buys, and why it is denied."""
 
 from collections.abc import Iterator, Sequence
-from decimal import Decimal
 from operator import itemgetter
 
 from ledger_sizer.model.command_base import ttl_us
@@ -59,7 +58,9 @@ def reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Policy
         binding=objector or (matched and matched.binding) or binding,
         trace="",
     )
-    if reason is None:
+    if reason is not None:
+        verdict.position = growing
+    else:
         verdict.budget_e8 = budget_e8
         verdict.quantity = None if quantity is None else decimal_text(quantity)
         expires_us = lifetime_end_us(command, now_us, policy)

@@ -13,6 +13,7 @@ All arithmetic is exact Decimal. Quantities round down.
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 
 from ledger_sizer.config import DynamicSizingSettings, TradingSettings
@@ -29,7 +30,6 @@ from ledger_sizer.model.units import (
     positive,
     usd_floor_e8,
 )
-
 from ledger_sizer.rules.leg_sizing import Match, match_legs
 
 
@@ -73,30 +73,50 @@ class SizingPolicy:
         """Return the name of the binding constraint when the raw budget is what bound the size."""
         return "signal_score" if self.enabled and signal_score is not None else "max_position_size_usd"
 
-    def raw_budget_of(self, signal_score: Decimal | None) -> "RawBudget":
-        """Return fraction and raw budget of a checked score, in the forms the ledger stores."""
-        return _raw_budget(self, signal_score if self.enabled else None)
+    def raw_budget_of(
+        self, signal_score: Decimal | None, amount_usd: Decimal | None, max_position_usd: Decimal | None
+    ) -> "RawBudget":
+        """Return what a request asks for, in the forms the ledger stores.
+
+        max_position_usd: of the request; it only lowers the per-position maximum. amount_usd: in place of the score.
+        """
+        return _raw_budget(self, signal_score if self.enabled else None, amount_usd, max_position_usd)
 
 
 class RawBudget(NamedTuple):
-    """Raw budget of a score before any cap: figures as text, budget in 1e-8 USD rounded down, binding constraint."""
+    """What a request asks for before any cap: figures as text, budget in 1e-8 USD rounded down, what bound it.
 
-    fraction_text: str
+    fraction_text: None for an amount. most_e8, most_binding: the per-position maximum, 1e-8 USD, and its name.
+    """
+
+    fraction_text: str | None
     budget_text: str
     budget_e8: int
     binding: str
+    most_e8: int
+    most_binding: str
 
 
 @lru_cache(maxsize=4096)
-def _raw_budget(policy: SizingPolicy, signal_score: Decimal | None) -> RawBudget:
+def _raw_budget(
+    policy: SizingPolicy, signal_score: Decimal | None, amount_usd: Decimal | None, max_position_usd: Decimal | None
+) -> RawBudget:
+    most, most_binding = policy.max_position_size_usd, "max_position_size_usd"
+    if max_position_usd is not None and max_position_usd < most:
+        most, most_binding = max_position_usd, "max_position_usd"
+    most_e8 = usd_floor_e8(most, most_binding)
+    if amount_usd is not None:
+        budget, binding = min((amount_usd, "amount_usd"), (most, most_binding), key=itemgetter(0))
+        return RawBudget(
+            None, decimal_text(amount_usd), usd_floor_e8(budget, "amount_usd"), binding, most_e8, most_binding
+        )
     fraction = policy.fraction(signal_score)
-    budget = policy.raw_budget(fraction)
+    with exact_arithmetic():
+        budget = most * fraction
     return RawBudget(
-        decimal_text(fraction),
-        decimal_text(budget),
-        usd_floor_e8(budget, "raw_budget"),
-        policy.raw_budget_binding(signal_score),
-    )
+        decimal_text(fraction), decimal_text(budget), usd_floor_e8(budget, "raw_budget"),
+        most_binding if signal_score is None else "signal_score", most_e8, most_binding,
+    )  # fmt: skip
 
 
 class PositionSizer:

@@ -10,7 +10,6 @@ from decimal import Decimal
 from operator import itemgetter
 from typing import Any, Protocol
 
-from ledger_sizer.model.command_base import PositionCommand
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.fills import fills_of, fills_text
