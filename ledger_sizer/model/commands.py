@@ -43,7 +43,7 @@ from ledger_sizer.model.command_base import (
 from ledger_sizer.model.details import DETAILS
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, Leg
-from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, tags_of
+from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, GivenTags, tags_of
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import not_negative, shown, usd_floor_e8
 
@@ -83,7 +83,7 @@ class Reserve(PortfolioCommand):
     out: then a flat budget is asked for.
     """
 
-    tags: Annotated[Mapping[str, str], Argument(TAGS, "A scope it counts in besides the portfolio.")] = NO_TAGS
+    tags: Annotated[GivenTags, Argument(TAGS, "A scope it counts in besides the portfolio.")] = NO_TAGS
     signal_score: Annotated[
         Decimal | None, Argument(SCORE, "Scales the size where SIZING_ENABLED=true; flat without.", flags=("--score",))
     ] = None
@@ -293,7 +293,7 @@ class Adopt(PortfolioCommand):
 
     quantity: Annotated[Decimal, Argument(POSITIVE, "Base units.", metavar="QTY")]
     price: Annotated[Decimal, Argument(POSITIVE, "The perpetual's entry price, USD.", metavar="USD")]
-    tags: Annotated[Mapping[str, str], Argument(TAGS, "A scope it counts in besides the portfolio.")] = NO_TAGS
+    tags: Annotated[GivenTags, Argument(TAGS, "A scope it counts in besides the portfolio.")] = NO_TAGS
     legs: Annotated[Sequence[Leg] | None, Argument(LEGS, "Its legs.")] = None
     note: Annotated[str | None, Argument(NOTE, "Why; kept with the decision.")] = None
 

@@ -125,7 +125,7 @@ def _planned_legs(command: Reserve, quantity: Decimal | None) -> tuple[Leg, ...]
     if quantity is None or command.rules is None:
         return ()
     spot, perp = command.rules
-    venue = command.tags.get("venue", "")
+    venue = tags_of(command.tags).only("venue") or ""
     ordered = gross_of_spot_fee(quantity, spot, command.spot_fee_rate) if command.spot_fee_rate else quantity
     return (
         Leg(spot.venue or venue, spot.symbol, "spot", "buy", ordered),
