@@ -124,7 +124,7 @@ class LegOut(_Form):
 _TYPES: dict[Any, Any] = {
     Decimal: DecimalOut,
     datetime: TimeOut,
-    Tags: dict[str, str],
+    Tags: dict[str, str | list[str]],
     Decision: DecisionForm,
     Leg: LegOut,
 }

@@ -19,7 +19,7 @@ from ledger_sizer.model.tags import is_dimension
 from ledger_sizer.model.units import parse_decimal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ledger_sizer.model.arguments import DeclaredArgument, Kind
     from ledger_sizer.model.instruments import InstrumentInfo
@@ -44,7 +44,10 @@ PortfolioOrDesk = Annotated[
 ]
 OfKey = Annotated[str | None, typer.Option("--key", metavar="KEY", help="Of this idempotency key.")]
 AnyPortfolio = Annotated[str | None, typer.Option("--portfolio", "-p", metavar="NAME", help="One portfolio; else all.")]
-Tag = Annotated[list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="A scope it counts in; repeatable.")]
+Tag = Annotated[
+    list[str] | None,
+    typer.Option("--tag", metavar="NAME=VALUE", help="A scope it counts in; repeatable, and all must match."),
+]
 Cursor = Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="Continue after the page before.")]
 Limit = Annotated[str, typer.Option("--limit", metavar="N", help="Rows of a page, 1 to 1000.")]
 Everything = Annotated[bool, typer.Option("--all", help="Every page, from the cursor to the end.")]
@@ -96,29 +99,33 @@ def timestamp(text: str | None, field: str) -> datetime | None:
     return parsed
 
 
-def tags(texts: list[str] | None) -> dict[str, str]:
-    """Parse `["venue=bybit"]` into `{"venue": "bybit"}`."""
-    return _pairs(texts, "--tag", "venue=bybit", "tags", is_dimension)
+def tags(texts: list[str] | None) -> dict[str, list[str]]:
+    """Parse `["venue=bybit", "venue=okx"]` into `{"venue": ["bybit", "okx"]}`."""
+    found: dict[str, list[str]] = {}
+    for name, value in _pairs(texts, "--tag", "venue=bybit", "tags", is_dimension):
+        found.setdefault(name, []).append(value)
+    return found
 
 
 def details(texts: list[str] | None) -> dict[str, str]:
     """Parse `["version=1.8.2"]` into `{"version": "1.8.2"}`."""
-    return _pairs(texts, "--detail", "version=1.8.2", "details", is_detail_name)
+    found: dict[str, str] = {}
+    for name, value in _pairs(texts, "--detail", "version=1.8.2", "details", is_detail_name):
+        if name in found:
+            bad_input(f"--detail {name} is given twice: {found[name]!r} and {value!r}", "details")
+        found[name] = value
+    return found
 
 
 def _pairs(
     texts: list[str] | None, option: str, example: str, field: str, is_name: "Callable[[str], bool]"
-) -> dict[str, str]:
-    found: dict[str, str] = {}
+) -> "Iterator[tuple[str, str]]":
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             at_fault = f"{field}.{name}" if equals and is_name(name) else field
             bad_input(f"{option} must look like {example}, got {text!r}", at_fault)
-        if name in found:
-            bad_input(f"{option} {name} is given twice: {found[name]!r} and {value!r}", field)
-        found[name] = value
-    return found
+        yield name, value
 
 
 def instrument(text: str, field: str) -> "InstrumentInfo | str":

@@ -31,7 +31,9 @@ _FORMS: Mapping[Kind, _Form] = {
     SECONDS: _Form(options.decimal),
     MOMENT: _Form(options.timestamp),
     FLAG: _Form(lambda value, _: value, type=bool),
-    TAGS: _Form(lambda texts, _: options.tags(texts), "Repeatable.", "--tag", list[str]),
+    TAGS: _Form(
+        lambda texts, _: options.tags(texts), "Repeatable; a name given again has several values.", "--tag", list[str]
+    ),
     DETAILS: _Form(lambda texts, _: options.details(texts), "Repeatable.", "--detail", list[str]),
     LEGS: _Form(
         lambda texts, _: options.legs(texts),

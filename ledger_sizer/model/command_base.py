@@ -41,7 +41,7 @@ from ledger_sizer.model.names import (
     portfolio_or_desk,
     split_position_id,
 )
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE, TAG_NAME, scope_name, tags_of
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, TAG_NAME, Tags, scope_name, tags_of
 from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, shown
 
@@ -177,7 +177,7 @@ SCOPE = Kind(
     examples=("portfolio", "venue=bybit"), metavar="SCOPE",
 )  # fmt: skip
 TAGS = Kind(
-    name="tags", check=lambda value, _: tags_of(value), text=lambda tags: tags.text, to_json=dict,
+    name="tags", check=lambda value, _: tags_of(value), text=lambda tags: tags.text, to_json=Tags.to_json,
     metavar="NAME=VALUE",
 )  # fmt: skip
 SECONDS = Kind(

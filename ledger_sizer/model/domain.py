@@ -21,8 +21,9 @@ from ledger_sizer.model.units import exact_arithmetic, usd
 
 
 class Position(NamedTuple):
-    """A position and its state: `held -> open -> closed`, `held -> released` or `held -> expired`. An open one may hold more.
+    """A position and its state: `held -> open -> closed`, `held -> released` or `held -> expired`.
 
+    An open one may hold more.
     quantity: coins granted (held) or open now (open); None for a plain budget hold.
     price: average entry price in USD per coin, of the perpetual beside a spot leg, once filled.
     opened_us, updated_us, updated_seq: of the decisions that made it and that changed it last.

@@ -36,7 +36,7 @@ from ledger_sizer.model.instruments import (
     instrument_to_json,
 )
 from ledger_sizer.model.market_names import NAME_PATTERN, instrument_name
-from ledger_sizer.model.units import decimal_text, exact_arithmetic, not_negative, shown
+from ledger_sizer.model.units import decimal_text, exact_arithmetic, not_negative, parse_decimal, shown
 
 _quoted = lru_cache(maxsize=8192)(json.JSONEncoder(ensure_ascii=True).encode)
 _ZERO = Decimal(0)
@@ -145,7 +145,7 @@ def order_of(leg: Leg) -> OrderLeg:
     assert leg.fills is not None, "a planned leg has what is unfilled"
     quantity, cost = leg.fills.unfilled, leg.fills.unfilled_usd
     with exact_arithmetic():
-        price = cost / quantity
+        price = parse_decimal(decimal_text(cost / quantity))
         amount = quantity if leg.unit is None else quantity / leg.unit
         order_cost = cost.quantize(Decimal("1e-8")) if leg.by_cost else None
     return OrderLeg(leg.venue, leg.account, leg.symbol, leg.kind, leg.side, quantity, price, amount, order_cost)

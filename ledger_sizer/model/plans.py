@@ -1,4 +1,4 @@
-"""The legs that a reservation asks for, checked: of one asset, in markets whose units are known, at prices that agree."""
+"""The legs that a reservation asks for: of one asset, in markets whose units are known, at prices that agree."""
 
 import re
 from collections.abc import Sequence
@@ -160,8 +160,8 @@ def _filled_in(tags: Tags, venues: tuple[str, ...], asset: str | None, bases: tu
         tags = tags.having("venue", venues) if venues else tags
     elif missing := sorted({*venues} - {*given}):
         raise InvalidRequest(
-            f"tags.venue is {', '.join(given)}, and a leg is at {', '.join(missing)}; leave venue out, and it is filled "
-            "in from the legs",
+            f"tags.venue is {', '.join(given)}, and a leg is at {', '.join(missing)}; leave venue out, and it is "
+            "filled in from the legs",
             field="tags.venue",
         )
     if asset is None:

@@ -327,7 +327,9 @@ def reprice_position(position: Position, price: Decimal) -> Position:
     """Return an open position whose filled coins count `price` USD each. What they cost stays."""
     with exact_arithmetic():
         legs = tuple([
-            leg if leg.planned_only else replace(leg, fills=(leg.fills or LegFills())._replace(value=leg.quantity * price))
+            leg
+            if leg.planned_only
+            else replace(leg, fills=(leg.fills or LegFills())._replace(value=leg.quantity * price))
             for leg in _with_prices(position)
         ])  # fmt: skip
         fills = position.fills

@@ -98,7 +98,6 @@ def _late_position(state: PortfolioState, ended: Position) -> Position:
     legs = tuple([_unfilled_leg(leg) for leg in ended.legs])
     return Position(
         state.name, state.last_seq + 1, "held", ended.tags, 0, 0, None, None, legs, None, origin=ended.number,
-        reference=ended.reference,
     )  # fmt: skip
 
 
@@ -259,7 +258,7 @@ def reprice(state: PortfolioState, command: Reprice, _now_us: int, _policy: Poli
 def _applied(
     state: PortfolioState, before: Position, after: Position, *, note: str | None = None, entry: bool = False
 ) -> Verdict:
-    """Return the verdict of a fact. entry: whether the trace says the position's figures, which the request does not."""
+    """Return the verdict of a fact. entry: whether the trace tells the figures after it, as the request does not."""
     scopes = [state.scope(name) for name in _both(before.tags, after.tags)]
     _require_counters_fit(state, before, after)
     moved = before.tags is not after.tags and before.tags.text != after.tags.text and before.number <= state.last_seq

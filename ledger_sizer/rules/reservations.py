@@ -46,8 +46,7 @@ def reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Policy
     if matched is not None and reason is None:
         assert command.plans is not None and matched.notional_usd is not None
         quantity = matched.quantity
-        venues = tags.values_of("venue")
-        orders = planned_legs(command.plans, matched.ordered, venues[0] if len(venues) == 1 else "")
+        orders = planned_legs(command.plans, matched.ordered, tags.only("venue") or "")
         budget_e8 = usd_ceil_e8(matched.notional_usd)
     verdict = Verdict(
         outcome="denied" if reason else "granted",
