@@ -63,7 +63,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,
 _WHOLE = re.compile(r"[0-9]+")
 _WHOLE_DIGITS_MAX = 18
 
-T = TypeVar("T", "InstrumentInfo", "Leg")
+T = TypeVar("T", "InstrumentInfo", "Leg", "LegPlan")
 
 
 def decimal(text: str, field: str, what: str = "") -> Decimal:

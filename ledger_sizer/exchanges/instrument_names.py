@@ -129,11 +129,11 @@ class InstrumentResolver:
 
 
 def _with_rules(command: Reserve, rules_of: RulesOf) -> Reserve:
-    def resolved(named: InstrumentInfo | str | None, field: str) -> InstrumentInfo | None:
+    def resolved(named: InstrumentInfo | str, field: str) -> InstrumentInfo:
         return rules_of(named, field) if isinstance(named, str) else named
 
     if command.legs is None:
-        spot, perp = [resolved(getattr(command, name), name) for name in _INSTRUMENTS]
+        spot, perp = [resolved(named, name) for named, name in zip(command.markets, _INSTRUMENTS, strict=True)]
         return replace(command, spot_instrument=spot, perp_instrument=perp)
     legs = [
         replace(leg, instrument=resolved(leg.instrument, f"legs.{number}.instrument"))

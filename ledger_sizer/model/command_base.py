@@ -274,7 +274,7 @@ class Command:
 class PortfolioCommand(Command):
     """Base of the commands that name their portfolio."""
 
-    number: ClassVar[int | None] = None
+    number: int | None = field(init=False, default=None)
     """Of the position that it is about."""
 
     portfolio: Annotated[str, Argument(PORTFOLIO, "The pot of capital.", flags=("-p",), recorded=False)] = "main"

@@ -27,16 +27,14 @@ from ledger_sizer.model.command_base import (
 )
 from ledger_sizer.model.details import DETAILS
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.position_commands import (  # noqa: F401 - every command is imported from here
-    Adopt,
-    Confirm,
-    Extend,
-    Fill,
-    Release,
-    Reprice,
-    Reserve,
-    Retag,
-)
+from ledger_sizer.model.position_commands import Adopt as Adopt
+from ledger_sizer.model.position_commands import Confirm as Confirm
+from ledger_sizer.model.position_commands import Extend as Extend
+from ledger_sizer.model.position_commands import Fill as Fill
+from ledger_sizer.model.position_commands import Release as Release
+from ledger_sizer.model.position_commands import Reprice as Reprice
+from ledger_sizer.model.position_commands import Reserve as Reserve
+from ledger_sizer.model.position_commands import Retag as Retag
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import usd_floor_e8

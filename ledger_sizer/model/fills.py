@@ -59,7 +59,8 @@ def fills_of_json(form: Mapping[str, Any] | None) -> Fills | None:
     """Convert the output of `fills_to_json` back."""
     if form is None:
         return None
-    return Fills(**{name: value if value is True else parse_decimal(value) for name, value in form.items()})
+    figures = {name: parse_decimal(value) for name, value in form.items() if name != "more"}
+    return Fills(**figures, more=bool(form.get("more")))
 
 
 def average_price(cost: Decimal, quantity: Decimal) -> tuple[Decimal, bool]:

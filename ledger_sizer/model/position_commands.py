@@ -112,7 +112,6 @@ class Reserve(PortfolioCommand):
         bool | None, Argument(FLAG, "The hold never ends by time: an order is out, its fate not known.")
     ] = None
     dry_run: Annotated[bool, Argument(FLAG, "Answer, but hold and record nothing.", recorded=False)] = False
-    number: int | None = field(init=False, default=None)
     plans: tuple[Plan, ...] | None = field(init=False, default=None)
     position_tags: Tags = field(init=False, default=NO_TAGS)
 

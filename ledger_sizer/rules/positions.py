@@ -228,7 +228,7 @@ def retag(state: PortfolioState, command: Retag, now_us: int, _policy: Policy) -
             tags = tags.having(name, position.tags.values_of(name))
     entered = [state.scope(name) for name in tags.scopes if name not in position.tags.scopes]
     counts = position.held_e8 + position.open_e8
-    objections = [(state.desk_status, DESK_BINDING)] if state.desk_status != "active" else []
+    objections: list[tuple[str, str]] = [(state.desk_status, DESK_BINDING)] if state.desk_status != "active" else []
     for scope in entered:
         if scope.status != "active":
             objections.append((scope.status, scope.name))

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
+from ledger_sizer.model.choices import MarketKind, Side
 from ledger_sizer.model.command_base import ttl_us
 from ledger_sizer.model.commands import Extend, Reserve
 from ledger_sizer.model.denials import DESK_BINDING, PRECEDENCE
@@ -113,7 +114,7 @@ def _growing(state: PortfolioState, command: Reserve) -> Position:
     return position
 
 
-def _named(legs: set[tuple[str, str, str]]) -> str:
+def _named(legs: set[tuple[str, MarketKind, Side]]) -> str:
     return ", ".join(f"{side} {symbol}" for symbol, _, side in sorted(legs)) or "none"
 
 

@@ -195,8 +195,8 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
         need.scopes.update(command.scopes)
         if command.number is not None:
             need.numbers.add(command.number)
-        if command.fills_late:
-            need.origins.add(command.number)
+            if command.fills_late:
+                need.origins.add(command.number)
         need.creates = need.creates or command.creates
     return needs
 

@@ -93,7 +93,8 @@ def fold_position(position: FoldedPosition | None, record: Fields) -> FoldedPosi
 
 def changes_position(record: Fields) -> bool:
     """Return whether a decision that was not denied changed its position: a `fill` of what was known did not."""
-    return record[2] != "fill" or record[9] != "0"
+    command, quantity = record[2], record[9]
+    return bool(command != "fill" or quantity != "0")
 
 
 def _entry_in(trace: str) -> tuple[str | None, str | None, int | None, str | None]:

@@ -28,12 +28,11 @@ def dry_run_state(engine: Engine, command: Reserve, now_us: int, new_cap_e8: int
         query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
         query = query.order_by(PositionRow.expires_us, PositionRow.number).limit(expiries_per_portfolio(1))
         wanted = set(command.scopes)
-        rows = connection.execute(query).all()
+        rows = [*connection.execute(query)]
         if command.number is not None and all(row.number != command.number for row in rows):
             asked = PositionRow.number == command.number
-            rows += connection.execute(
-                select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, asked)
-            ).all()
+            of = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, asked)
+            rows += connection.execute(of)
         for row in rows:
             state.add_position(position_from_row(found.name, row))
             wanted.update(state.positions[row.number].tags.scopes)
