@@ -12,6 +12,7 @@ from ledger_sizer.model.tags import Tags, tags_of
 from ledger_sizer.model.units import E8_MAX, decimal_text, exact_arithmetic
 from ledger_sizer.rules.filling import (
     close_part,
+    fill_once,
     fill_position,
     filled_so_far,
     free_rest,
@@ -47,13 +48,17 @@ def confirm(state: PortfolioState, command: Confirm, _now_us: int, _policy: Poli
                 f"cannot confirm {position.position_id}: its late fill is recorded already, as {state.name}-{known[-1]}"
             )
         filled = _late_position(state, position)
+    simple = command.legs is None and filled.state == "held" and filled.fills is None
+    if simple and command.rest is None:
+        after = fill_once(filled, command.quantity, command.price, command.spot_price)
+        return _filled(state, filled, after, command.quantity, simple=True)
     with exact_arithmetic():
         cost = command.quantity * command.price
     after = fill_position(
         filled, command.quantity, cost, spot_price=command.spot_price, legs=command.legs,
         keep_rest=command.rest == "hold",
     )  # fmt: skip
-    return _filled(state, filled, after, command.quantity, simple=command.legs is None and filled.state == "held")
+    return _filled(state, filled, after, command.quantity, simple=simple)
 
 
 def fill(state: PortfolioState, command: Fill, _now_us: int, _policy: Policy) -> Verdict:
