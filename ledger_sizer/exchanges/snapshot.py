@@ -7,14 +7,20 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
+from ledger_sizer.model.market_names import coins_of_symbol, split_factor
+from ledger_sizer.model.units import exact_arithmetic
+
 
 @dataclass(frozen=True, slots=True)
 class VenuePosition:
-    """One derivative position. symbol: ccxt's unified name, such as `BTC/USDT:USDT`. quantity: base units, above 0.
+    """One derivative position, in the exchange's unit of the base: one unit of `1000PEPE` is 1000 PEPE.
 
-    entry_price, mark_price: USD per base unit, None where the exchange does not say. hedged: False where the exchange
-    says that the symbol is in one-way mode, so that this is the net of all buys and sells. In hedge mode a symbol has
-    two positions.
+    symbol: ccxt's unified name, such as `BTC/USDT:USDT`. quantity: base units, above 0. entry_price, mark_price: USD
+    per base unit, None where the exchange does not say. hedged: False where the exchange says that the symbol is in
+    one-way mode, so that this is the net of all buys and sells. In hedge mode a symbol has two positions. multiplier:
+    coins in one base unit; where it is not given, the factor in the symbol.
+
+    The ledger counts coins: `coins`, and `coin_price`.
     """
 
     symbol: str
@@ -23,16 +29,45 @@ class VenuePosition:
     entry_price: Decimal | None = None
     mark_price: Decimal | None = None
     hedged: bool = True
+    multiplier: int | None = None
+
+    @property
+    def coins(self) -> Decimal:
+        """The quantity in coins."""
+        with exact_arithmetic():
+            return self.quantity * self._factor
+
+    @property
+    def coin_price(self) -> Decimal | None:
+        """The entry price, else the mark price, in USD per coin. None where the exchange says neither."""
+        price = self.entry_price or self.mark_price
+        if price is None:
+            return None
+        with exact_arithmetic():
+            return price / self._factor  # a power of ten, so it is exact
+
+    @property
+    def _factor(self) -> int:
+        return coins_of_symbol(self.symbol)[0] if self.multiplier is None else self.multiplier
 
 
 @dataclass(frozen=True, slots=True)
 class VenueBalance:
-    """One asset of the account, in units of that asset. total = free + used."""
+    """One asset of the account, in units of that asset. total = free + used.
+
+    Where the asset's name has a factor, one unit is many coins: 1 of `1000SATS` is 1000 SATS.
+    """
 
     asset: str
     free: Decimal
     used: Decimal
     total: Decimal
+
+    @property
+    def coins(self) -> Decimal:
+        """The total in coins."""
+        with exact_arithmetic():
+            return self.total * split_factor(self.asset)[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,9 +56,9 @@ def split_factor(base: str) -> tuple[int, str]:
 
     Forms that exchanges use: 1000PEPE, 10000LADYS, 1000000MOG, 1000X (1 and 3 to 9 zeros, then a letter; 1000X is 1000
     of X Empire); SHIB1000 (a coin of letters, then such a number); 1MBABYDOGE and 1KSHIB (M: a million, K: a thousand,
-    then at least three letters: 1MIL and 1KX are coins); kPEPE (a lower-case k, then at least two capitals). 1INCH, 100X,
-    10SET and SPX6900 are coins. A name that only looks multiplied is refused for sizing until its multiplier is told; a
-    factor that is not seen leaves it a coin of its own, which is a hedge of nothing else.
+    then at least three letters: 1MIL and 1KX are coins); kPEPE (a lower-case k, then at least two capitals). 1INCH,
+    100X, 10SET and SPX6900 are coins. A name that only looks multiplied is refused for sizing until its multiplier is
+    told; a factor that is not seen leaves it a coin of its own, which is a hedge of nothing else.
     """
     if base[:2] == "10" and (found := _PLAIN_FACTOR.fullmatch(base)):
         return int(found[1]), found[2]
