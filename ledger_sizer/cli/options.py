@@ -19,10 +19,11 @@ from ledger_sizer.model.tags import is_dimension
 from ledger_sizer.model.units import parse_decimal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from ledger_sizer.model.arguments import DeclaredArgument, Kind
-    from ledger_sizer.model.instruments import InstrumentInfo, Leg
+    from ledger_sizer.model.instruments import InstrumentInfo
+    from ledger_sizer.model.legs import Leg, LegPlan
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document; decimals are strings.")]
 DatabaseUrl = Annotated[
@@ -43,7 +44,10 @@ PortfolioOrDesk = Annotated[
 ]
 OfKey = Annotated[str | None, typer.Option("--key", metavar="KEY", help="Of this idempotency key.")]
 AnyPortfolio = Annotated[str | None, typer.Option("--portfolio", "-p", metavar="NAME", help="One portfolio; else all.")]
-Tag = Annotated[list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="A scope it counts in; repeatable.")]
+Tag = Annotated[
+    list[str] | None,
+    typer.Option("--tag", metavar="NAME=VALUE", help="A scope it counts in; repeatable, and all must match."),
+]
 Cursor = Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="Continue after the page before.")]
 Limit = Annotated[str, typer.Option("--limit", metavar="N", help="Rows of a page, 1 to 1000.")]
 Everything = Annotated[bool, typer.Option("--all", help="Every page, from the cursor to the end.")]
@@ -59,7 +63,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,
 _WHOLE = re.compile(r"[0-9]+")
 _WHOLE_DIGITS_MAX = 18
 
-T = TypeVar("T", "InstrumentInfo", "Leg")
+T = TypeVar("T", "InstrumentInfo", "Leg", "LegPlan")
 
 
 def decimal(text: str, field: str, what: str = "") -> Decimal:
@@ -95,29 +99,33 @@ def timestamp(text: str | None, field: str) -> datetime | None:
     return parsed
 
 
-def tags(texts: list[str] | None) -> dict[str, str]:
-    """Parse `["venue=bybit"]` into `{"venue": "bybit"}`."""
-    return _pairs(texts, "--tag", "venue=bybit", "tags", is_dimension)
+def tags(texts: list[str] | None) -> dict[str, list[str]]:
+    """Parse `["venue=bybit", "venue=okx"]` into `{"venue": ["bybit", "okx"]}`."""
+    found: dict[str, list[str]] = {}
+    for name, value in _pairs(texts, "--tag", "venue=bybit", "tags", is_dimension):
+        found.setdefault(name, []).append(value)
+    return found
 
 
 def details(texts: list[str] | None) -> dict[str, str]:
     """Parse `["version=1.8.2"]` into `{"version": "1.8.2"}`."""
-    return _pairs(texts, "--detail", "version=1.8.2", "details", is_detail_name)
+    found: dict[str, str] = {}
+    for name, value in _pairs(texts, "--detail", "version=1.8.2", "details", is_detail_name):
+        if name in found:
+            bad_input(f"--detail {name} is given twice: {found[name]!r} and {value!r}", "details")
+        found[name] = value
+    return found
 
 
 def _pairs(
     texts: list[str] | None, option: str, example: str, field: str, is_name: "Callable[[str], bool]"
-) -> dict[str, str]:
-    found: dict[str, str] = {}
+) -> "Iterator[tuple[str, str]]":
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not equals or not name or not value:
             at_fault = f"{field}.{name}" if equals and is_name(name) else field
             bad_input(f"{option} must look like {example}, got {text!r}", at_fault)
-        if name in found:
-            bad_input(f"{option} {name} is given twice: {found[name]!r} and {value!r}", field)
-        found[name] = value
-    return found
+        yield name, value
 
 
 def instrument(text: str, field: str) -> "InstrumentInfo | str":
@@ -134,14 +142,21 @@ def instrument(text: str, field: str) -> "InstrumentInfo | str":
 
 def legs(texts: list[str]) -> "tuple[Leg, ...]":
     """Parse each `VENUE,SYMBOL,KIND,SIDE,QUANTITY[,PRICE]`, or JSON object of these."""
-    from ledger_sizer.model.instruments import Leg
+    from ledger_sizer.model.legs import Leg
 
     return tuple(_declared(text, f"legs.{number}", Leg, "leg") for number, text in enumerate(texts))
 
 
+def leg_plans(texts: list[str]) -> "tuple[LegPlan, ...]":
+    """Parse each `MARKET,SIDE[,PRICE[,FEE_RATE[,ASSET[,ACCOUNT]]]]`, or JSON object of these."""
+    from ledger_sizer.model.legs import LegPlan
+
+    return tuple(_declared(text, f"legs.{number}", LegPlan, "leg") for number, text in enumerate(texts))
+
+
 def _declared(text: str, field: str, of: type[T], what: str = "") -> T:
     """Parse a comma-separated text or a JSON object into a type with declared fields. what: its name in messages."""
-    from ledger_sizer.model.command_base import field_prefix
+    from ledger_sizer.model.arguments import field_prefix
 
     declared = [one for one in of.arguments if one.declared.sent]
     given = _split_fields(text, what or field, field, declared)
@@ -157,11 +172,14 @@ def _declared(text: str, field: str, of: type[T], what: str = "") -> T:
 def _value_of(kind: "Kind", text: str, field: str, what: str) -> Any:
     """Convert the text of one declared field to its value."""
     from ledger_sizer.model.instruments import SWITCH
+    from ledger_sizer.model.legs import INSTRUMENT
 
     if kind is SWITCH:
         if text not in ("true", "false"):
             bad_input(f"{what} must be true or false, got {text!r}", field)
         return text == "true"
+    if kind is INSTRUMENT:
+        return instrument(text, field)
     return text if kind.from_json is None else decimal(text, field, what)
 
 

@@ -161,7 +161,7 @@ _POSITION_COLUMNS = [
 
 
 def _position_row(position: "Position") -> tuple[Cell, ...]:
-    tags = " ".join(f"{name}={value}" for name, value in position.tags.items()) or None
+    tags = " ".join(f"{name}={value}" for name, value in position.tags.pairs) or None
     return (
         position.position_id, position.state, tags, position.held, position.open, position.quantity, position.price,
         position.opened_at, position.expires_at,

@@ -104,6 +104,6 @@ def duration(seconds: float) -> str:
 
 def tags(position: Position) -> str:
     """Format the tags: the values of venue, symbol and strategy, then other tags with their names."""
-    known = [position.tags[name] for name in _TAGS_WITHOUT_NAMES if name in position.tags]
-    others = [f"{name}={value}" for name, value in position.tags.items() if name not in _TAGS_WITHOUT_NAMES]
+    known = [", ".join(position.tags.values_of(name)) for name in _TAGS_WITHOUT_NAMES if name in position.tags]
+    others = [f"{name}={value}" for name, value in position.tags.pairs if name not in _TAGS_WITHOUT_NAMES]
     return " · ".join([*known, *others]) or NONE

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 from ledger_sizer.config import ExchangeAccountSettings, ExchangeSettings
 from ledger_sizer.exchanges.client import carries_rows, make_client
 from ledger_sizer.exchanges.market_rules import contract_size_of, market_rules_of, named_base_of
-from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
+from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition, rounded_price
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.model.instruments import MarketRules
 from ledger_sizer.model.market_names import coins_of_symbol, split_factor
-from ledger_sizer.model.units import exact_arithmetic, floor_to_step, parse_decimal
+from ledger_sizer.model.units import exact_arithmetic, parse_decimal
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -33,8 +33,6 @@ _BYBIT_SETTLES = frozenset({"USDT", "USDC"})
 _PAGES_MAX = 1000
 _MARKETS_SECONDS_MAX = 3600
 """Markets are reloaded after this time: an outdated contract size would make every quantity wrong."""
-
-_PRICE_UNIT = Decimal("1E-18")
 
 _Part = TypeVar("_Part")
 
@@ -238,13 +236,7 @@ def _merge_two(first: VenuePosition, second: VenuePosition) -> VenuePosition:
         entry = None
         if first.entry_price is not None and second.entry_price is not None:
             cost = first.quantity * first.entry_price + second.quantity * second.entry_price
-            entry = _rounded_price(cost / quantity)
+            entry = rounded_price(cost / quantity)
     mark = first.mark_price or second.mark_price
     hedged = first.hedged or second.hedged
     return VenuePosition(first.symbol, first.side, quantity, entry, mark, hedged, first.multiplier)
-
-
-def _rounded_price(price: Decimal) -> Decimal:
-    """Return a price with at most 18 decimals. An average need not end, and a leg takes at most 36."""
-    floored = floor_to_step(price, _PRICE_UNIT)
-    return floored if floored > 0 else price

@@ -8,7 +8,17 @@ from decimal import Decimal
 from typing import Literal
 
 from ledger_sizer.model.market_names import coins_of_symbol, split_factor
-from ledger_sizer.model.units import exact_arithmetic
+from ledger_sizer.model.units import exact_arithmetic, floor_to_step
+
+_PRICE_UNITS = (Decimal("1E-18"), Decimal("1E-36"))
+
+
+def rounded_price(price: Decimal) -> Decimal | None:
+    """Return a price with at most 18 decimals; one below that with at most 36, the most that a leg takes; else None.
+
+    An average price need not end (152000 / 3), and an exchange may write more digits than it means.
+    """
+    return next((floored for unit in _PRICE_UNITS if (floored := floor_to_step(price, unit)) > 0), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +49,12 @@ class VenuePosition:
 
     @property
     def coin_price(self) -> Decimal | None:
-        """The entry price, else the mark price, in USD per coin. None where the exchange says neither."""
+        """The entry price, else the mark price, in USD per coin, rounded. None where the exchange says neither."""
         price = self.entry_price or self.mark_price
         if price is None:
             return None
         with exact_arithmetic():
-            return price / self._factor  # a power of ten, so it is exact
+            return rounded_price(price / self._factor)
 
     @property
     def _factor(self) -> int:

@@ -86,6 +86,23 @@ class DeclaredArgument(NamedTuple):
         return self.default is MISSING
 
 
+class field_prefix:  # noqa: N801 - a context manager, named like a function
+    """Prefix the field that an `InvalidRequest` names with the name of the enclosing field."""
+
+    __slots__ = ("_field",)
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, InvalidRequest):
+            field = self._field if error.field is None else f"{self._field}.{error.field}"
+            raise InvalidRequest(f"{self._field}: {error}", field=field) from None
+
+
 D = TypeVar("D", bound=type[Any])
 
 
@@ -163,7 +180,7 @@ def label_text(value: object, what: str, *, length_max: int = 128) -> str:
     a `str` is returned as its plain text: the two are equal, but an f-string would write the member's name.
     """
     if not isinstance(value, str):
-        raise InvalidRequest(f"{what} must be text, got {type(value).__name__} {value!r}", field=what)
+        raise InvalidRequest(f"{what} must be text, got {type(value).__name__} {value!r:.100}", field=what)
     if not 1 <= len(value) <= length_max:
         raise InvalidRequest(f"{what} must have 1 to {length_max} characters, got {len(value)}", field=what)
     if not value.isprintable():

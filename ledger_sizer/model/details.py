@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from ledger_sizer.model.arguments import Kind, encode_sorted, label_text
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.tags import FrozenTexts
+from ledger_sizer.model.tags import FrozenMapping
 
 DETAILS_MAX = 64
 DETAIL_LENGTH_MAX = 300
@@ -14,7 +14,7 @@ DETAIL_NAME = r"[a-z][a-z0-9_.]{0,63}"
 _NAME = re.compile(DETAIL_NAME)
 
 
-class Details(FrozenTexts):
+class Details(FrozenMapping[str]):
     """The details of a remark."""
 
     __slots__ = ()

@@ -1,7 +1,6 @@
-"""Markets with their trading rules, and legs, the sides of a position."""
+"""Markets with their trading rules."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
@@ -14,7 +13,6 @@ from ledger_sizer.model.arguments import (
     Argument,
     DeclaredArgument,
     Kind,
-    canonical_fields,
     check_arguments,
     checked_flag,
     choice,
@@ -23,12 +21,10 @@ from ledger_sizer.model.arguments import (
     label_text,
     to_json,
 )
-from ledger_sizer.model.choices import MarketKind, Side
+from ledger_sizer.model.choices import MarketKind
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.market_names import instrument_name, parse_symbol, split_factor
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, exact_decimal
-
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 
 def _checked_asset(value: object, name: str) -> str:
@@ -42,8 +38,6 @@ _NAMED = Kind(name="instrument_name", check=instrument_name)
 SWITCH = Kind(name="switch", check=checked_flag, text=lambda value: "true" if value else "false")
 """A flag whose canonical text is JSON's, so that recorded rules are read as they were sent."""
 _ASSET = Kind(name="asset", check=_checked_asset, length=(1, 64), examples=("BTC",))
-_VENUE = Kind(name="venue", check=lambda value, name: value and label_text(value, name), length=(0, 128))
-
 
 _ONE = Decimal(1)
 _put = object.__setattr__
@@ -160,14 +154,18 @@ class InstrumentInfo:
             field="multiplier",
         )
 
-    def require_usable(self) -> None:
-        """Raise `InvalidRequest` for what cannot be sized in coins: an inverse contract, a missing multiplier."""
+    def require_linear(self) -> None:
+        """Raise `InvalidRequest` for an inverse contract."""
         if self.settle is not None and self.settle in (self.base, self.asset):
             raise InvalidRequest(
                 f"{self.symbol} is an inverse contract: it is settled in {self.settle}, its base asset, so its USD "
                 "value is not linear; use the contract that is settled in a dollar currency",
                 field="settle",
             )
+
+    def require_usable(self) -> None:
+        """Raise `InvalidRequest` for what cannot be sized in coins: an inverse contract, a missing multiplier."""
+        self.require_linear()
         self.require_multiplier()
 
 
@@ -205,51 +203,16 @@ class MarketRules:
         return f"{self.venue}:{self.symbol}"
 
 
-@declared
-@dataclass(frozen=True, slots=True)
-class Leg:
-    """One side of a position on one venue. quantity: base units. price: USD per base unit, None until filled."""
-
-    arguments: ClassVar[tuple[DeclaredArgument, ...]]
-
-    venue: Annotated[str, Argument(_VENUE)]
-    symbol: Annotated[str, Argument(LABEL)]
-    kind: Annotated[MarketKind, Argument(choice(*get_args(MarketKind)))]
-    side: Annotated[Side, Argument(choice(*get_args(Side)))]
-    quantity: Annotated[Decimal, Argument(POSITIVE)]
-    price: Annotated[Decimal | None, Argument(POSITIVE)] = None
-
-    def __post_init__(self) -> None:
-        check_arguments(self)
-
-
-def legs_text(legs: Sequence[Leg]) -> str:
-    """Return canonical JSON of legs: [[venue, symbol, kind, side, quantity, price | null], ...]."""
-    return _encode([[*to_json(leg).values()] for leg in legs]) if legs else "[]"
-
-
-def legs_of(text: str) -> tuple[Leg, ...]:
-    """Return the legs of a stored `legs_text`."""
-    if text == "[]":
-        return ()
-    return tuple(leg_from_json(dict(zip(_LEG_FIELDS, values, strict=False))) for values in json.loads(text))
-
-
-_LEG_FIELDS = tuple(one.name for one in Leg.arguments)
-
-
 # --- JSON --------------------------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=8192)
-def canonical_text(value: InstrumentInfo | Leg) -> str:
-    """Return canonical JSON of trading rules or of a leg: the fields that are not None, sorted by name.
+def canonical_text(value: InstrumentInfo) -> str:
+    """Return canonical JSON of trading rules: the fields that are not None, sorted by name.
 
-    Of rules it leaves out what the names say and what has its default, among the fields that came later: the text of
+    It leaves out what the names say and what has its default, among the fields that came later: the text of
     older records stays, and a retry is found equal to its first request whether it spells them out or not.
     """
-    if isinstance(value, Leg):
-        return f"{{{canonical_fields(value)[1:]}}}"
     implied = _implied(value)
     fields = [
         start + text(kept)
@@ -287,13 +250,3 @@ _LATER = ("kind", "base", "quote", "settle", "venue", "multiplier", "max_notiona
 def instrument_from_json(form: Mapping[str, Any]) -> InstrumentInfo:
     """Convert JSON back to trading rules. It may have a `listed_as`, as a recorded request does."""
     return InstrumentInfo(**json_values(InstrumentInfo, form), listed_as=form.get("listed_as"))
-
-
-def leg_to_json(leg: Leg) -> dict[str, Any]:
-    """Convert one side of a position to JSON, decimals as text."""
-    return to_json(leg)
-
-
-def leg_from_json(form: Mapping[str, Any]) -> Leg:
-    """Convert the output of `leg_to_json` back; `price` may be missing."""
-    return Leg(**json_values(Leg, form))

@@ -276,7 +276,7 @@ class _AccountComparison:
                 continue  # an excess older than the hold is not its fill
             fits = excess <= one.legs.get(market, ZERO) * factor
             here = one.account_key in (None, self._account_key)
-            if not position.legs and here and position.tags.get("symbol") == market.base:
+            if not position.legs and here and market.base in position.tags.values_of("symbol"):
                 fits = price is not None and excess * price <= one.budget_usd * factor
                 fits = fits and self._in_flight.claim_late_fill(position.number, market.side)
             if fits:

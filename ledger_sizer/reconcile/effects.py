@@ -17,7 +17,7 @@ from ledger_sizer.model.commands import Adopt, AnyCommand, Freeze, Release, Rema
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import LedgerError, NotFound
-from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.market_names import parse_symbol
 from ledger_sizer.model.reconciliation import EXTERNAL, Drift, Market
 from ledger_sizer.model.tags import EXTERNAL_TAG

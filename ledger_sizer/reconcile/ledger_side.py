@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine, Select, bindparam, select, text, union_all
 
 from ledger_sizer.model.domain import Position
-from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
@@ -247,30 +247,31 @@ class AccountResolver:
 
     def account_of(self, position: Position) -> AccountKey | None:
         """Return the account of a position: by its tags, else by its legs, else the only account; None if unknown."""
-        if "venue" in position.tags:
-            return self.find(position.tags["venue"], position.tags.get("account"))
+        venue = position.tags.only("venue")
+        if venue is not None:
+            return self.find(venue, position.tags.only("account"))
         of_legs = {None if market is None else (market.venue, market.account) for _, market in self.legs(position)}
         if len(of_legs) == 1:
             return of_legs.pop()
         every = [(venue, account) for venue, accounts in self._accounts.items() for account in accounts]
-        return every[0] if len(every) == 1 and not of_legs else None
+        return every[0] if len(every) == 1 and not of_legs and "venue" not in position.tags else None
 
     def is_elsewhere(self, position: Position) -> bool:
         """Whether the position names a venue or account that is none of these accounts."""
         if position.legs:
             return all(market is None for _, market in self.legs(position))
-        venue, account = position.tags.get("venue"), position.tags.get("account")
-        known = self._accounts.get(venue or "", [])
-        return venue is not None and (not known or account not in (None, *known))
+        venues, accounts = position.tags.values_of("venue"), position.tags.values_of("account")
+        known = [self._accounts.get(venue, []) for venue in venues]
+        return bool(venues) and not any(one and (not accounts or {*accounts} & {*one}) for one in known)
 
     def legs(self, position: Position) -> list[tuple[Leg, Market | None]]:
         """Return every leg of a position with its market, None where its account is unknown."""
         legs = []
-        own_venue, account = position.tags.get("venue", ""), position.tags.get("account")
+        venues, account = position.tags.values_of("venue"), position.tags.only("account")
         for leg in position.legs:
-            venue = leg.venue or own_venue
+            venue = leg.venue or position.tags.only("venue") or ""
             # The account tag names an account of the position's own venue. Another venue may have none of that name.
-            foreign = own_venue and venue != own_venue and account not in self._accounts.get(venue, [])
+            foreign = venues not in ((), (venue,)) and account not in self._accounts.get(venue, [])
             account_key = self.find(venue, None if foreign else account)
             legs.append((leg, None if account_key is None else market_of(leg, account_key)))
         return legs
@@ -295,7 +296,8 @@ def _add_hold(ledger_side: LedgerSide, resolver: AccountResolver, position: Posi
             if planned:
                 ledger_side.in_flight[market] = ledger_side.in_flight.get(market, Decimal(0)) + leg.quantity
     if not (planned and position.legs) and not resolver.is_elsewhere(position):
-        ledger_side.holds_without_legs.append((account_key, position.tags.get("symbol", ""), held))
+        for symbol in position.tags.values_of("symbol") or ("",):
+            ledger_side.holds_without_legs.append((account_key, symbol, held))
         ledger_side.unplaced += account_key is None
     if account_key is not None:
         ledger_side.holds.append((account_key, tuple(markets), held))

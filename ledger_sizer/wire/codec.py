@@ -15,7 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar, Union, get_args, get_origi
 
 from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InternalError, LedgerError
-from ledger_sizer.model.tags import Tags, tags_of
+from ledger_sizer.model.tags import Tags, tags_from_json
 from ledger_sizer.model.times import time_text, to_us
 from ledger_sizer.model.units import USD_DECIMALS, decimal_text, exact_arithmetic, parse_decimal
 
@@ -56,7 +56,7 @@ def optional(convert: Callable[[Any], Any]) -> Callable[[Any], Any]:
 PAIRS: dict[Any, Pair] = {
     Decimal: Pair(decimal_text, parse_decimal),
     datetime: Pair(time_text, datetime.fromisoformat),
-    Tags: Pair(dict, tags_of),
+    Tags: Pair(Tags.to_json, tags_from_json),
 }
 """Types that are not written as they are. A codec adds its own class."""
 

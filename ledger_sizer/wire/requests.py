@@ -12,12 +12,12 @@ from collections.abc import Mapping
 from dataclasses import MISSING
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema, create_model
 
 from ledger_sizer.model.arguments import FLAG, LABEL, NOT_NEGATIVE, DeclaredArgument, Kind
 from ledger_sizer.model.command_base import (
-    INSTRUMENT,
     KEY,
+    LEG_PLANS,
     LEGS,
     LEGS_MAX,
     MOMENT,
@@ -30,8 +30,9 @@ from ledger_sizer.model.command_base import (
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.details import DETAIL_LENGTH_MAX, DETAIL_NAME, DETAILS, DETAILS_MAX
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.instruments import SWITCH, InstrumentInfo, Leg
-from ledger_sizer.model.tags import TAG_NAME, TAGS_MAX
+from ledger_sizer.model.instruments import SWITCH, InstrumentInfo
+from ledger_sizer.model.legs import INSTRUMENT, Leg, LegPlan
+from ledger_sizer.model.tags import TAG_NAME, TAG_VALUES_MAX, TAGS_MAX
 
 
 class Body(BaseModel):
@@ -96,13 +97,18 @@ def _model_of(name: str, of: type[Any], base: type[BodyT], leave_out: str = "") 
     return create_model(name, __base__=base, __doc__=inspect.getdoc(of), **fields)
 
 
+_TAG_TEXT = {"type": "string", "minLength": 1, "maxLength": 128}
+_TAG_LIST = {"type": "array", "items": _TAG_TEXT, "minItems": 1, "maxItems": TAG_VALUES_MAX}
+_TagForm = Annotated[Any, WithJsonSchema({"anyOf": [_TAG_TEXT, _TAG_LIST]})]
+"""One value of a tag, or several. The command checks them: a union here would name its branches in the error."""
+
 _STRUCTURES: dict[Kind, Any] = {
     FLAG: bool,
     SWITCH: bool,
     SECONDS: Annotated[int, Field(ge=1, le=TTL_SECONDS_MAX)] | AmountText,
     TAGS: Annotated[
-        dict[Annotated[str, Field(pattern=rf"^{TAG_NAME}$")], LabelText],
-        Field(max_length=TAGS_MAX, examples=[{"venue": "bybit", "symbol": "BTC", "strategy": "funding"}]),
+        dict[Annotated[str, Field(pattern=rf"^{TAG_NAME}$")], _TagForm],
+        Field(max_length=TAGS_MAX, examples=[{"venue": ["bybit", "okx"], "symbol": "BTC", "strategy": "funding"}]),
     ],
     DETAILS: Annotated[
         dict[
@@ -119,6 +125,9 @@ LegForm = _model_of("LegForm", Leg, Body)
 
 _STRUCTURES[LEGS] = Annotated[list[LegForm], Field(min_length=1, max_length=LEGS_MAX)]  # type: ignore[valid-type]
 _STRUCTURES[INSTRUMENT] = InstrumentForm | Annotated[str, text_field(INSTRUMENT)]
+
+LegPlanForm = _model_of("LegPlanForm", LegPlan, Body)
+_STRUCTURES[LEG_PLANS] = Annotated[list[LegPlanForm], Field(min_length=1, max_length=LEGS_MAX)]  # type: ignore[valid-type]
 
 
 class CommandBody(Body):
@@ -147,6 +156,8 @@ class CommandBody(Body):
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON has it: models as mappings."""
+    if isinstance(value, LegPlanForm):
+        return {name: _plain(one) for name, one in value.__dict__.items()}
     if isinstance(value, Body):
         return value.__dict__
     return [_plain(one) for one in value] if type(value) is list else value

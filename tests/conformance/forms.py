@@ -96,7 +96,7 @@ def plain_json(value: Any) -> Any:
         if not all(isinstance(name, str) for name in value):
             raise Inexpressible("a name in JSON is text")
         return {str.__str__(name): plain_json(one) for name, one in value.items()}
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | set | frozenset):
         return [plain_json(one) for one in value]
     raise Inexpressible(f"JSON has no {type(value).__name__}")
 
@@ -164,12 +164,12 @@ def _option(argument: DeclaredArgument, value: Any) -> list[str]:
             raise Inexpressible("a flag is given, or left out, which is its default")
         return [flag] if value else []
     if argument.kind in (TAGS, DETAILS):
-        if not isinstance(value, Mapping) or not all(isinstance(one, str) for pair in value.items() for one in pair):
+        if not isinstance(value, Mapping):
             raise Inexpressible("a tag and a detail on the command line are two texts")
         if not value and argument.optional:
             raise Inexpressible("without an option it is left out, not empty")
         option = "--tag" if argument.kind is TAGS else "--detail"
-        return [f"{option}={str.__str__(name)}={str.__str__(one)}" for name, one in value.items()]
+        return [f"{option}={name}={one}" for name, one in text_pairs(value, several=argument.kind is TAGS)]
     if forms := [*json_forms(value)]:
         if any(None in form.values() for form in forms):
             raise Inexpressible("the command line reads null as left out, as in rules that ccxt prints")
@@ -179,6 +179,17 @@ def _option(argument: DeclaredArgument, value: Any) -> list[str]:
             raise Inexpressible("every --leg is a leg, and without one nothing is given")
         return [f"--leg={json.dumps(to_json(leg))}" for leg in value]
     return [f"{flag}={_word(argument, value)}"]
+
+
+def text_pairs(value: Mapping[Any, Any], *, several: bool = True) -> Iterator[tuple[str, str]]:
+    """Yield every name of tags with each of its values."""
+    for name, one in value.items():
+        if several and isinstance(one, list | tuple | set | frozenset) and not one:
+            raise Inexpressible("an option that is not given names no tag")
+        texts = one if several and isinstance(one, list | tuple | set | frozenset) else [one]
+        if not all(isinstance(text, str) for text in (name, *texts)):
+            raise Inexpressible("a tag and a detail on the command line are two texts")
+        yield from ((str.__str__(name), str.__str__(text)) for text in texts)
 
 
 def _word(argument: DeclaredArgument, value: Any) -> str:

@@ -35,7 +35,7 @@ from tests.conformance.faces import (
     HttpFace,
     opened_faces,
 )
-from tests.conformance.forms import Inexpressible, path_part
+from tests.conformance.forms import Inexpressible, path_part, text_pairs
 from tests.conftest import NewDatabase
 from tests.support.argument_values import BAD_OF_KIND, MORE_BAD_OF_KIND
 from tests.support.interfaces import Name
@@ -58,7 +58,9 @@ TIMES: list[Any] = [datetime(2020, 1, 1, tzinfo=UTC), datetime(2090, 1, 1, 0, 0,
                     datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, tzinfo=UTC), datetime(2026, 1, 1),  # noqa: DTZ001
                     "2026-01-01T00:00:00Z", "yesterday", 5]  # fmt: skip
 TAGS: list[Any] = [{}, {"venue": "bybit"}, {"venue": "bybit", "symbol": "BTC"}, {"venue": "a=b&c d☃"},
-                   {Name.VENUE: Name.BYBIT}, *BAD_OF_KIND["tags"], *MORE_BAD_OF_KIND["tags"]]  # fmt: skip
+                   {Name.VENUE: Name.BYBIT}, {"venue": ["okx"]}, {"venue": ("okx", "é")}, {"venue": ["bybit", "okx"]},
+                   {"venue": "é", "symbol": "☃"}, {"venue": "e\u0301"}, {f"t{n}": ["x"] * 16 for n in range(16)},
+                   *BAD_OF_KIND["tags"], *MORE_BAD_OF_KIND["tags"]]  # fmt: skip
 KEYS: list[Any] = ["a/fill", "denied", "no such ☃", "x" * 200, "", "a\x00", "x" * 201, 5, "ledger:mine", " a "]
 CURSORS: list[Any] = ["", "yesterday", "1:2:3", "-1", "9" * 19, 5, "1 ", "\u0661"]
 
@@ -199,9 +201,12 @@ def _over_http(face: HttpFace, question: Question) -> Answer:
 
 
 def _tag_texts(value: Any) -> list[str]:
-    if not isinstance(value, Mapping) or not all(isinstance(one, str) for pair in value.items() for one in pair):
+    if not isinstance(value, Mapping):
         raise Inexpressible("a tag in a query, or on a command line, is two texts")
-    return [f"{str.__str__(name)}={str.__str__(one)}" for name, one in value.items()]
+    texts = [f"{name}={one}" for name, one in text_pairs(value)]
+    if any("\ud800" in text for text in texts):
+        raise Inexpressible("no UTF-8 has half a surrogate pair")
+    return texts
 
 
 _WHOLE = ("limit", "seq", "as_of", "reference")
@@ -267,6 +272,7 @@ def _fill(ledger: Ledger) -> None:
             Release(key="b/end", position_id="main-5"),
             Adopt(key="c", quantity=D(1), price=D(5), tags={"venue": "a=b&c d☃", "symbol": "☃"}),
             SetCap(key="cap", portfolio="other", cap=D(7)),
+            Adopt(key="e", quantity=D(1), price=D(5), tags={"venue": ["okx", "é"], "symbol": ["☃", "BTC"]}),
             Adopt(key="d", portfolio="other", quantity=D(1), price=D(5)),
         ]
     )
