@@ -10,7 +10,8 @@ from typing import Literal
 from ledger_sizer.model.market_names import coins_of_symbol, split_factor
 from ledger_sizer.model.units import exact_arithmetic, floor_to_step
 
-_PRICE_UNITS = (Decimal("1E-18"), Decimal("1E-36"))
+_PRICE_DECIMALS = 18
+_PRICE_UNITS = (Decimal(f"1E-{_PRICE_DECIMALS}"), Decimal("1E-36"))
 
 
 def rounded_price(price: Decimal) -> Decimal | None:
@@ -18,6 +19,8 @@ def rounded_price(price: Decimal) -> Decimal | None:
 
     An average price need not end (152000 / 3), and an exchange may write more digits than it means.
     """
+    if price > 0 and -price.as_tuple().exponent <= _PRICE_DECIMALS:  # type: ignore[operator]
+        return price
     return next((floored for unit in _PRICE_UNITS if (floored := floor_to_step(price, unit)) > 0), None)
 
 

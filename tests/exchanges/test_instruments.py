@@ -20,7 +20,8 @@ from ledger_sizer.exchanges.instrument_cache import list_rules, record_rules, ru
 from ledger_sizer.exchanges.instrument_refresh import RETRY_SECONDS, ScheduledRefresh, refresh_rules
 from ledger_sizer.model.commands import Reserve
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, Unavailable
-from ledger_sizer.model.instruments import InstrumentInfo, Leg, MarketRules
+from ledger_sizer.model.instruments import InstrumentInfo, MarketRules
+from ledger_sizer.model.legs import Leg
 from ledger_sizer.paper import PaperControl, PaperServer
 from ledger_sizer.storage.database import make_engine
 from tests.support.clock import FakeClock
@@ -331,10 +332,10 @@ def test_run_instruments_when_refreshed_then_they_are_listed_shown_and_reserved(
     with own_logging():
         cli = CommandLine(capsys, database_url)
         first = cli("instruments", "refresh", "--json")
-        assert (first.code, len(first.json["venues"][0]["added"])) == (0, 11)
-        assert "0 added, 0 changed, 0 gone, 11 as before" in cli("instruments", "refresh", "bybit").out
+        assert (first.code, len(first.json["venues"][0]["added"])) == (0, 14)
+        assert "0 added, 0 changed, 0 gone, 14 as before" in cli("instruments", "refresh", "bybit").out
         listed = cli("instruments", "list", "--usable", "--json").json
-        assert len(listed["items"] if isinstance(listed, dict) else listed) == 8
+        assert len(listed["items"] if isinstance(listed, dict) else listed) == 11
         assert "refused: inverse contract" in cli("instruments", "list").out
         shown = cli("instruments", "show", "bybit:BTC/USDT:USDT", "--json").json
         (version,) = shown["items"] if isinstance(shown, dict) else shown
