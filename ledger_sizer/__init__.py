@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from ledger_sizer.model.errors import Unavailable as Unavailable
     from ledger_sizer.model.errors import WrongState as WrongState
     from ledger_sizer.model.instruments import InstrumentInfo as InstrumentInfo
-    from ledger_sizer.model.instruments import Leg as Leg
+    from ledger_sizer.model.legs import Leg as Leg
+    from ledger_sizer.model.legs import LegPlan as LegPlan
+    from ledger_sizer.model.legs import OrderLeg as OrderLeg
     from ledger_sizer.rules.explain import Explanation as Explanation
     from ledger_sizer.rules.sizing import DynamicSizer as DynamicSizer
     from ledger_sizer.rules.sizing import PositionSizer as PositionSizer
@@ -54,7 +56,8 @@ _EXPORTS = {
     "model.domain": "Exposure ExposurePage Finding Page Position ScopeExposure VerifyReport",
     "model.errors": "Busy Closed Denied InternalError InvalidRequest KeyReused LedgerError NotFound SchemaOutdated "
     "Unavailable WrongState",
-    "model.instruments": "InstrumentInfo Leg",
+    "model.instruments": "InstrumentInfo",
+    "model.legs": "Leg LegPlan OrderLeg",
     "ledger.ledger": "Ledger",
     "rules.sizing": "DynamicSizer PositionSizer Sizing round_to_step",
 }

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_mod
 from ledger_sizer.model.choices import MarketKind, Outcome, Side, Status
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
-from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.overview import (
     DeskHalt,
     Detail,

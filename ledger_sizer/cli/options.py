@@ -21,8 +21,9 @@ from ledger_sizer.model.units import parse_decimal
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from ledger_sizer.model.arguments import DeclaredArgument
-    from ledger_sizer.model.instruments import InstrumentInfo, Leg
+    from ledger_sizer.model.arguments import DeclaredArgument, Kind
+    from ledger_sizer.model.instruments import InstrumentInfo
+    from ledger_sizer.model.legs import Leg, LegPlan
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document; decimals are strings.")]
 DatabaseUrl = Annotated[
@@ -62,7 +63,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,
 _WHOLE = re.compile(r"[0-9]+")
 _WHOLE_DIGITS_MAX = 18
 
-T = TypeVar("T", "InstrumentInfo", "Leg")
+T = TypeVar("T", "InstrumentInfo", "Leg", "LegPlan")
 
 
 def decimal(text: str, field: str, what: str = "") -> Decimal:
@@ -128,9 +129,9 @@ def _pairs(
 
 
 def instrument(text: str, field: str) -> "InstrumentInfo | str":
-    """Parse `SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]]`, or a JSON object of these.
+    """Parse `SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]]`, or a JSON object.
 
-    Returns a name, such as bybit:BTC/USDT, as it is.
+    The object takes every field of `InstrumentInfo`. Returns a name, such as bybit:BTC/USDT, as it is.
     """
     from ledger_sizer.model.instruments import InstrumentInfo
 
@@ -141,32 +142,56 @@ def instrument(text: str, field: str) -> "InstrumentInfo | str":
 
 def legs(texts: list[str]) -> "tuple[Leg, ...]":
     """Parse each `VENUE,SYMBOL,KIND,SIDE,QUANTITY[,PRICE]`, or JSON object of these."""
-    from ledger_sizer.model.instruments import Leg
+    from ledger_sizer.model.legs import Leg
 
     return tuple(_declared(text, f"legs.{number}", Leg, "leg") for number, text in enumerate(texts))
 
 
+def leg_plans(texts: list[str]) -> "tuple[LegPlan, ...]":
+    """Parse each `MARKET,SIDE[,PRICE[,FEE_RATE[,ASSET[,ACCOUNT]]]]`, or JSON object of these."""
+    from ledger_sizer.model.legs import LegPlan
+
+    return tuple(_declared(text, f"legs.{number}", LegPlan, "leg") for number, text in enumerate(texts))
+
+
 def _declared(text: str, field: str, of: type[T], what: str = "") -> T:
     """Parse a comma-separated text or a JSON object into a type with declared fields. what: its name in messages."""
-    from ledger_sizer.model.command_base import field_prefix
+    from ledger_sizer.model.arguments import field_prefix
 
     declared = [one for one in of.arguments if one.declared.sent]
     given = _split_fields(text, what or field, field, declared)
-    values: dict[str, Any] = {}
-    for one in declared:
-        if one.name in given:
-            text = given[one.name]
-            number = one.kind.from_json is not None
-            values[one.name] = decimal(text, f"{field}.{one.name}", f"{what or field} {one.name}") if number else text
+    values = {
+        one.name: _value_of(one.kind, given[one.name], f"{field}.{one.name}", f"{what or field} {one.name}")
+        for one in declared
+        if one.name in given
+    }
     with field_prefix(field):
         return of(**values)
 
 
+def _value_of(kind: "Kind", text: str, field: str, what: str) -> Any:
+    """Convert the text of one declared field to its value."""
+    from ledger_sizer.model.instruments import SWITCH
+    from ledger_sizer.model.legs import INSTRUMENT
+
+    if kind is SWITCH:
+        if text not in ("true", "false"):
+            bad_input(f"{what} must be true or false, got {text!r}", field)
+        return text == "true"
+    if kind is INSTRUMENT:
+        return instrument(text, field)
+    return text if kind.from_json is None else decimal(text, field, what)
+
+
 def _split_fields(text: str, what: str, field: str, declared: "Sequence[DeclaredArgument]") -> dict[str, str]:
-    """Split a comma-separated text or a JSON object into its named fields, as text."""
+    """Split a comma-separated text or a JSON object into its named fields, as text.
+
+    Keyword-only fields have no place in the comma-separated text; the JSON object takes them.
+    """
     if text.lstrip().startswith("{"):
         return _json_fields(text, what, field, declared)
-    names, required = [one.name for one in declared], sum(one.required for one in declared)
+    names = [one.name for one in declared if not one.keyword_only]
+    required = sum(one.required for one in declared)
     shape = f"{','.join(names[:required])}[,{'[,'.join(names[required:])}{']' * (len(names) - required)}"
     values = [value.strip() for value in text.split(",")]
     if not required <= len(values) <= len(names):
@@ -177,6 +202,8 @@ def _split_fields(text: str, what: str, field: str, declared: "Sequence[Declared
 def _json_fields(text: str, what: str, field: str, declared: "Sequence[DeclaredArgument]") -> dict[str, str]:
     import json
 
+    from ledger_sizer.model.instruments import SWITCH
+
     try:
         # Numbers stay text, so that they keep their digits; never a float.
         given = json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
@@ -184,11 +211,14 @@ def _json_fields(text: str, what: str, field: str, declared: "Sequence[DeclaredA
         bad_input(f"{what} is not valid JSON: {error}", field)
     given = {name: value for name, value in given.items() if value is not None}
     names, required = [one.name for one in declared], [one.name for one in declared if one.required]
+    switches = [one.name for one in declared if one.kind is SWITCH]
     if unknown := [name for name in given if name not in names]:
         bad_input(f"{what} has no {unknown[0]!r}; it takes {', '.join(names)}", f"{field}.{unknown[0]}")
     if missing := [name for name in required if name not in given]:
         bad_input(f"{what} lacks {missing[0]!r}; it needs {', '.join(required)}", f"{field}.{missing[0]}")
     for name, value in given.items():
-        if not isinstance(value, str):
+        if isinstance(value, bool) and name in switches:
+            given[name] = "true" if value else "false"
+        elif not isinstance(value, str):
             bad_input(f"{what} {name} must be text or a number, got {value!r}", f"{field}.{name}")
     return {name: str(value) for name, value in given.items()}

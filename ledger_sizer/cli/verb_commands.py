@@ -9,9 +9,10 @@ import typer
 from ledger_sizer.cli import options
 from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.model.arguments import FLAG, DeclaredArgument, Kind
-from ledger_sizer.model.command_base import INSTRUMENT, LEGS, MOMENT, SECONDS, TAGS
+from ledger_sizer.model.command_base import LEG_PLANS, LEGS, MOMENT, SECONDS, TAGS
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.details import DETAILS
+from ledger_sizer.model.legs import INSTRUMENT
 
 Parse = Callable[[Any, str], Any]
 """Converts the text of an option to a value, given the argument's name."""
@@ -38,6 +39,12 @@ _FORMS: Mapping[Kind, _Form] = {
         lambda texts, _: options.legs(texts),
         "One side as VENUE,SYMBOL,spot|swap,buy|sell,QUANTITY[,PRICE] or as a JSON object; repeatable. Quantity in "
         "base units, price in USD.",
+        "--leg",
+        list[str],
+    ),
+    LEG_PLANS: _Form(
+        lambda texts, _: options.leg_plans(texts),
+        "One leg as MARKET,buy|sell[,PRICE[,FEE_RATE[,ASSET[,ACCOUNT]]]] or as a JSON object; repeatable.",
         "--leg",
         list[str],
     ),

@@ -1,29 +1,23 @@
 """Stores the market rules of exchanges in the database: every version, with the time from which it was known.
 
-A refresh writes only what changed, so the table is the history of rule changes. `InstrumentResolver` looks up names for
+A refresh writes only what changed, so the table is the history of rule changes. `instrument_names` looks up names for
 `reserve` before the command is queued, so that the recorded request contains the rules the decision was based on.
 """
 
 import json
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Select, insert, select, update
 
-from ledger_sizer.model.choices import MarketKind
-from ledger_sizer.model.commands import AnyCommand, Reserve
-from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, Unavailable
-from ledger_sizer.model.instruments import FIGURES, InstrumentInfo, MarketRules, instrument_from_json
+from ledger_sizer.model.errors import Busy, Unavailable
+from ledger_sizer.model.instruments import FIGURES, MarketRules, instrument_from_json
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.storage.database import Conflict, read_transaction, write_transaction
-from ledger_sizer.storage.lookups import decision_by_key
 from ledger_sizer.storage.tables import InstrumentRow
 
 NOT_LISTED = "no longer listed by the exchange"
-CACHE_SECONDS = 5
-"""How long a process caches rules, and so may use them after another process recorded newer ones."""
 
 _TABLE: Any = InstrumentRow.__table__
 _SHRINK_FACTOR_MAX = 2
@@ -149,103 +143,8 @@ def _version_of(row: Row[Any]) -> RulesVersion:
     return RulesVersion(rules, row.since_us, row.until_us)
 
 
-# --- names in reservations ---------------------------------------------------------------------------------------
-
-
-class InstrumentResolver:
-    """Replaces the instrument names of a reservation by rules. Safe to share between threads."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._cache: dict[str, tuple[float, MarketRules]] = {}
-
-    def is_cached(self, command: AnyCommand) -> bool:
-        """Whether `resolve` will return without reading the database."""
-        if type(command) is not Reserve or not command.named:
-            return True
-        names = [name for name in command.instruments.values() if isinstance(name, str)]
-        cached = [self._cached(name) for name in names]
-        return all(rules is not None and rules.active and rules.instrument is not None for rules in cached)
-
-    def resolve_all(
-        self, commands: Sequence[AnyCommand], atomic: bool
-    ) -> tuple[Sequence[AnyCommand], dict[int, LedgerError]]:
-        """Resolve many commands. Returns those that resolved, and errors by index. atomic: raise the first error."""
-        resolved: list[AnyCommand] = []
-        errors: dict[int, LedgerError] = {}
-        for index, command in enumerate(commands):
-            try:
-                resolved.append(self.resolve(command))
-            except InvalidRequest as error:
-                if atomic:
-                    raise
-                errors[index] = error
-        return resolved, errors
-
-    def resolve(self, command: AnyCommand) -> AnyCommand:
-        """Return the command with rules in place of names; a command without names is returned unchanged.
-
-        Raises `InvalidRequest` for a market that is unknown, closed or unusable. A retry of an
-        answered key does not raise: it takes the rules of its recorded first request, and so gets the same answer.
-        """
-        if type(command) is not Reserve or not command.named:
-            return command
-        try:
-            return replace(
-                command,
-                spot_instrument=self._rules(command.spot_instrument, "spot", "spot_instrument"),
-                perp_instrument=self._rules(command.perp_instrument, "swap", "perp_instrument"),
-            )
-        except InvalidRequest:
-            recorded = self._with_recorded_rules(command)
-            if recorded is None:
-                raise
-            return recorded
-
-    def _rules(self, named: InstrumentInfo | str | None, kind: MarketKind, field: str) -> InstrumentInfo | None:
-        if not isinstance(named, str):
-            return named
-        rules = self._cached(named) or self._read(named)
-        if rules is None:
-            venue = named.partition(":")[0]
-            raise InvalidRequest(
-                f"{field} {named}: its rules are not known; load them with: ledger-sizer instruments refresh {venue}, "
-                "and look for the name with: ledger-sizer instruments list",
-                field=field,
-            )
-        if rules.instrument is None:
-            raise InvalidRequest(f"{field} {named} cannot be used: {rules.refused}", field=field)
-        if rules.kind != kind:
-            wanted = "spot market, like bybit:BTC/USDT" if kind == "spot" else "perpetual, like bybit:BTC/USDT:USDT"
-            raise InvalidRequest(f"{field} must be a {wanted}, and {named} is a {rules.kind} market", field=field)
-        if not rules.active:
-            raise InvalidRequest(f"{field} {named} is not open for trading at the exchange", field=field)
-        return rules.instrument
-
-    def _cached(self, name: str) -> MarketRules | None:
-        until, rules = self._cache.get(name, (0.0, None))
-        return rules if time.monotonic() < until else None
-
-    def _read(self, name: str) -> MarketRules | None:
-        venue, _, symbol = name.partition(":")
-        with read_transaction(self._engine) as connection:
-            row = connection.execute(_select_current(venue).where(_TABLE.c.symbol == symbol)).one_or_none()
-        if row is None:
-            return None
-        rules = _version_of(row).rules
-        self._cache[name] = (time.monotonic() + CACHE_SECONDS, rules)
-        return rules
-
-    def _with_recorded_rules(self, command: Reserve) -> Reserve | None:
-        """Return the command with the rules recorded under its key; None without a record of the same names."""
-        with read_transaction(self._engine) as connection:
-            record = decision_by_key(connection, command.portfolio, command.key)
-        request = {} if record is None else json.loads(record.request)
-        resolved: dict[str, Any] = {}
-        for field, named in command.instruments.items():
-            rules = request.get(field)
-            if isinstance(named, str):
-                if not isinstance(rules, dict) or rules.get("listed_as") != named:
-                    return None
-                resolved[field] = instrument_from_json(rules)
-        return replace(command, **resolved)
+def read_current(engine: Engine, venue: str, symbol: str) -> MarketRules | None:
+    """Return the current rules of one market; None for an unknown one."""
+    with read_transaction(engine) as connection:
+        row = connection.execute(_select_current(venue).where(_TABLE.c.symbol == symbol)).one_or_none()
+    return None if row is None else _version_of(row).rules

@@ -21,8 +21,10 @@ from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.rules.state import ScopeState
-from ledger_sizer.rules.trace import SCOPE_COMMANDS, read_scope
+from ledger_sizer.rules.trace import MOVED, SCOPE_COMMANDS, read_scope
 from ledger_sizer.storage.tables import DecisionRow
+
+_MOVES_AT_ONCE = 1000
 
 AsOf = int | datetime
 """A seq (after that decision), or an aware datetime (after the last decision made by then)."""
@@ -53,6 +55,13 @@ def scopes_as_of(
     )
     for tags, held, opened in connection.execute(deltas):
         totals.add_deltas(tags, int(held), int(opened))
+    moves = select(DecisionRow.tags, DecisionRow.trace).where(
+        DecisionRow.portfolio_id == portfolio_id,
+        DecisionRow.seq.between(live_from, end.seq),
+        DecisionRow.binding == MOVED,
+    )
+    for tags, trace in connection.execute(moves, execution_options={"yield_per": _MOVES_AT_ONCE}):
+        totals.move(tags, trace)
     for command in SCOPE_COMMANDS:
         for record in history.iterate(Filters(command=command, outcome="applied"), live_from, end.seq):
             totals.set_scope(record)
@@ -83,6 +92,8 @@ class _Totals:
     def add(self, record: DecisionRecord) -> None:
         if record.held_delta_e8 or record.open_delta_e8:
             self.add_deltas(record.tags, record.held_delta_e8, record.open_delta_e8)
+        if record.binding == MOVED:
+            self.move(record.tags, record.trace)
         if record.command in SCOPE_COMMANDS and record.outcome == "applied":
             self.set_scope(record)
 
@@ -91,6 +102,12 @@ class _Totals:
             counters = self._counters.setdefault(scope, [0, 0])
             counters[0] += held
             counters[1] += opened
+
+    def move(self, tags: str, trace: str) -> None:
+        """Move what a position counted before a decision from the tags that it had to those that it has."""
+        before = json.loads(trace)["moved"]
+        self.add_deltas(json.dumps(before["tags"], separators=(",", ":")), -before["held"], -before["open"])
+        self.add_deltas(tags, before["held"], before["open"])
 
     def set_scope(self, record: DecisionRecord) -> None:
         scope, settings, *_ = read_scope(json.loads(record.trace)["after"])

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar
 from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
-from ledger_sizer.exchanges.instrument_cache import InstrumentResolver
+from ledger_sizer.exchanges.instrument_names import InstrumentResolver
 from ledger_sizer.history.archive_files import archive_files_from
 from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive, require_outside_key_window
 from ledger_sizer.ledger.committer import Committer, Observe

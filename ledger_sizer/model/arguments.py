@@ -69,18 +69,39 @@ class Argument(NamedTuple):
 
 
 class DeclaredArgument(NamedTuple):
-    """An `Argument` with its field's name and type. default: `MISSING` where it must be given."""
+    """An `Argument` with its field's name and type. default: `MISSING` where it must be given.
+
+    keyword_only: whether it has no place in the order of the fields.
+    """
 
     name: str
     kind: Kind
     declared: Argument
     optional: bool
     default: Any
+    keyword_only: bool
 
     @property
     def required(self) -> bool:
         """Whether it must be given, even if only as None."""
         return self.default is MISSING
+
+
+class field_prefix:  # noqa: N801 - a context manager, named like a function
+    """Prefix the field that an `InvalidRequest` names with the name of the enclosing field."""
+
+    __slots__ = ("_field",)
+
+    def __init__(self, field: str) -> None:
+        self._field = field
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, InvalidRequest):
+            field = self._field if error.field is None else f"{self._field}.{error.field}"
+            raise InvalidRequest(f"{self._field}: {error}", field=field) from None
 
 
 D = TypeVar("D", bound=type[Any])
@@ -93,18 +114,18 @@ def arguments_of(of: type[Any]) -> tuple[DeclaredArgument, ...]:
         given = [part for part in get_args(one.type) if isinstance(part, Argument)]
         if one.init and given:
             optional = type(None) in get_args(get_args(one.type)[0])
-            found.append(DeclaredArgument(one.name, given[0].kind, given[0], optional, one.default))
+            found.append(DeclaredArgument(one.name, given[0].kind, given[0], optional, one.default, bool(one.kw_only)))
     return tuple(found)
 
 
 def declared(of: D) -> D:
     """Set `arguments`, `checks` and `texts` of a dataclass with declared fields. A decorator, above `@dataclass`.
 
-    checks: name, check and whether None needs none, in order. texts: name, `,"name":` and the canonical text of every
-    recorded field, sorted by name. Both are read for every command, so they are taken apart once.
+    checks: name, check, whether None needs none, and the default, in order. texts: name, `,"name":` and the canonical
+    text of every recorded field, sorted by name. Both are read for every command, so they are taken apart once.
     """
     of.arguments = arguments_of(of)
-    of.checks = tuple((one.name, one.kind.check, one.optional) for one in of.arguments)
+    of.checks = tuple((one.name, one.kind.check, one.optional, one.default) for one in of.arguments)
     of.texts = tuple(
         sorted((one.name, f',"{one.name}":', one.kind.text) for one in of.arguments if one.declared.recorded)
     )
@@ -112,10 +133,13 @@ def declared(of: D) -> D:
 
 
 def check_arguments(one: Any) -> None:
-    """Check every declared field of a frozen dataclass, in order, and keep what its check returns."""
-    for name, check, optional in one.checks:
+    """Check every declared field of a frozen dataclass, in order, and keep what its check returns.
+
+    A default is as its check would return it, so it is not checked again for every object.
+    """
+    for name, check, optional, default in one.checks:
         value = getattr(one, name)
-        if (value is not None or not optional) and (kept := check(value, name)) is not value:
+        if value is not default and (value is not None or not optional) and (kept := check(value, name)) is not value:
             _put(one, name, kept)
 
 
@@ -183,7 +207,8 @@ def decimal_kind(name: str, check: Callable[[Any, str], Decimal], pattern: str =
     )  # fmt: skip
 
 
-def _checked_flag(value: object, name: str) -> bool:
+def checked_flag(value: object, name: str) -> bool:
+    """Return `value` if it is True or False, else raise `InvalidRequest`."""
     if isinstance(value, bool):
         return value
     raise InvalidRequest(f"{name} must be True or False, got {value!r}", field=name)
@@ -214,4 +239,4 @@ ANY_DECIMAL = decimal_kind("decimal", exact_decimal, DECIMAL_PATTERN)
 SCORE = decimal_kind("score", checked_score, SCORE_PATTERN, examples=("0.9", "0.25"), metavar="0..1")
 LABEL = Kind(name="label", check=label_text, length=(1, 128))
 NOTE = Kind(name="note", check=lambda value, name: label_text(value, name, length_max=500), length=(1, 500))
-FLAG = Kind(name="flag", check=_checked_flag, text=lambda value: f'"{value}"')
+FLAG = Kind(name="flag", check=checked_flag, text=lambda value: f'"{value}"')

@@ -8,7 +8,10 @@ PositionFilter = Literal[PositionState, "live"]
 """`live`: held or open."""
 Status = Literal["active", "reducing", "halted"]
 HaltMode = Literal["halted", "reducing"]
-MarketKind = Literal["spot", "swap"]
+MarketKind = Literal["spot", "swap", "future"]
+"""`swap`: a perpetual contract. `future`: a contract with a date of delivery."""
+Rest = Literal["free", "hold"]
+"""What becomes of the rest of a hold when a part of it fills."""
 Side = Literal["buy", "sell"]
 Role = Literal["read", "trade", "admin"]
 """In ascending order: each role may do what the ones before it may; `admin` may do everything."""

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from decimal import Decimal
-from functools import lru_cache
 from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform
 
 from ledger_sizer.model.arguments import (
@@ -18,20 +17,20 @@ from ledger_sizer.model.arguments import (
     check_arguments,
     decimal_json,
     declared,
+    field_prefix,
     label_text,
 )
 from ledger_sizer.model.choices import Role
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.instruments import (
-    NAME_PATTERN,
-    InstrumentInfo,
+from ledger_sizer.model.legs import (
     Leg,
-    canonical_text,
-    instrument_from_json,
-    instrument_name,
-    instrument_to_json,
+    LegPlan,
     leg_from_json,
+    leg_text,
     leg_to_json,
+    plan_from_json,
+    plan_text,
+    plan_to_json,
 )
 from ledger_sizer.model.names import (
     DESK,
@@ -45,6 +44,8 @@ from ledger_sizer.model.names import (
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, TAG_NAME, Tags, scope_name, tags_of
 from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, shown
+
+T = TypeVar("T")
 
 TTL_SECONDS_MAX = 30 * 24 * 3600
 KEY_LENGTH_MAX = 200
@@ -107,61 +108,54 @@ def parse_time(text: str, name: str) -> datetime:
         raise InvalidRequest(f"{name} is no time that exists: {text!r:.40}", field=name) from None
 
 
-def _checked_instrument(value: object, name: str) -> InstrumentInfo | str:
-    if isinstance(value, InstrumentInfo):
-        return value
-    if isinstance(value, str):
-        return instrument_name(value, name)
-    raise InvalidRequest(f"{name} must be an InstrumentInfo, got {type(value).__name__}", field=name)
-
-
-@lru_cache(maxsize=2048)
-def _instrument_of(values: tuple[tuple[str, Any], ...]) -> InstrumentInfo:
-    """Build an instrument. Cached, because a bot sends the same few markets with every request."""
-    return instrument_from_json(dict(values))
-
-
-def _instrument_from_json(form: str | Mapping[str, Any], name: str) -> InstrumentInfo | str:
-    if isinstance(form, str):
-        return form
-    with field_prefix(name):
-        return _instrument_of(tuple(form.items()))
-
-
-def _checked_legs(value: object, name: str) -> tuple[Leg, ...]:
+def _list_of(kind: type[Any], value: object, name: str, example: str) -> tuple[Any, ...]:
+    """Return 1 to 16 objects of a class as a tuple, else raise."""
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise InvalidRequest(f"{name} must be a list of Leg, got {value!r}", field=name)
+        raise InvalidRequest(
+            f"{name} must be a list of {kind.__name__}, such as [{example}], got {value!r}", field=name
+        )
     if not 1 <= len(value) <= LEGS_MAX:
         raise InvalidRequest(f"1 to {LEGS_MAX} {name}, got {len(value)}", field=name)
-    for number, leg in enumerate(value):
-        if not isinstance(leg, Leg):
-            raise InvalidRequest(f"{name} must be a list of Leg, got {leg!r} in it", field=f"{name}.{number}")
+    for number, one in enumerate(value):
+        if not isinstance(one, kind):
+            raise InvalidRequest(
+                f"{name} must be a list of {kind.__name__}, such as [{example}], got {one!r} in it",
+                field=f"{name}.{number}",
+            )
     return tuple(value)
 
 
-def _legs_from_json(forms: Sequence[Mapping[str, Any]], name: str) -> tuple[Leg, ...]:
-    legs = []
-    for number, form in enumerate(forms):
-        with field_prefix(f"{name}.{number}"):
-            legs.append(leg_from_json(form))
-    return tuple(legs)
+def _checked_legs(value: object, name: str) -> tuple[Leg, ...]:
+    legs: tuple[Leg, ...] = _list_of(Leg, value, name, "Leg('bybit', 'BTC/USDT', 'spot', 'buy', Decimal('0.01'))")
+    seen = set()
+    for number, leg in enumerate(legs):
+        if leg.quantity <= 0:
+            raise InvalidRequest(
+                f"{name}.{number}.quantity must be above 0, got {shown(leg.quantity)}; leave out a leg that did not "
+                "fill", field=f"{name}.{number}.quantity",
+            )  # fmt: skip
+        if leg.market in seen:
+            raise InvalidRequest(
+                f"{name}.{number}: two legs are {leg.side} {leg.symbol} at {leg.venue or 'no venue'}; add them up",
+                field=f"{name}.{number}",
+            )
+        seen.add(leg.market)
+    return legs
 
 
-class field_prefix:  # noqa: N801 - a context manager, named like a function
-    """Prefix the field that an `InvalidRequest` names with the name of the enclosing field."""
+def _checked_plans(value: object, name: str) -> tuple[LegPlan, ...]:
+    return _list_of(LegPlan, value, name, "LegPlan('bybit:BTC/USDT:USDT', 'buy')")
 
-    __slots__ = ("_field",)
 
-    def __init__(self, field: str) -> None:
-        self._field = field
+def _each_from_json(read: Callable[[Mapping[str, Any]], T]) -> Callable[[Sequence[Mapping[str, Any]], str], list[T]]:
+    def read_all(forms: Sequence[Mapping[str, Any]], name: str) -> list[T]:
+        found = []
+        for number, form in enumerate(forms):
+            with field_prefix(f"{name}.{number}"):
+                found.append(read(form))
+        return found
 
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, InvalidRequest):
-            field = self._field if error.field is None else f"{self._field}.{error.field}"
-            raise InvalidRequest(f"{self._field}: {error}", field=field) from None
+    return read_all
 
 
 KEY = Kind(name="key", check=_checked_key, length=(1, KEY_LENGTH_MAX), examples=("cycle-17/BTC",))
@@ -198,16 +192,13 @@ MOMENT = Kind(
     from_json=parse_time, pattern=MOMENT_PATTERN, examples=("2026-01-31T12:00:00Z",), metavar="TIME",
 )  # fmt: skip
 """ISO 8601 with a time zone; without one the time would be ambiguous."""
-INSTRUMENT = Kind(
-    name="instrument", check=_checked_instrument, pattern=NAME_PATTERN, examples=("bybit:BTC/USDT",), metavar="RULES",
-    text=lambda value: f'"{value}"' if isinstance(value, str) else canonical_text(value),
-    to_json=lambda value: value if isinstance(value, str) else instrument_to_json(value),
-    from_json=_instrument_from_json,
-)  # fmt: skip
-"""Trading rules, or the name of a market whose rules the ledger stores."""
 LEGS = Kind(
-    name="legs", check=_checked_legs, text=lambda legs: f"[{','.join(map(canonical_text, legs))}]", metavar="LEG",
-    to_json=lambda legs: [leg_to_json(leg) for leg in legs], from_json=_legs_from_json,
+    name="legs", check=_checked_legs, text=lambda legs: f"[{','.join(map(leg_text, legs))}]", metavar="LEG",
+    to_json=lambda legs: [leg_to_json(leg) for leg in legs], from_json=_each_from_json(leg_from_json),
+)  # fmt: skip
+LEG_PLANS = Kind(
+    name="leg_plans", check=_checked_plans, text=lambda plans: f"[{','.join(map(plan_text, plans))}]", metavar="LEG",
+    to_json=lambda plans: [plan_to_json(plan) for plan in plans], from_json=_each_from_json(plan_from_json),
 )  # fmt: skip
 
 
@@ -237,7 +228,7 @@ class Command:
     creates: ClassVar[bool] = False
     fills_late: ClassVar[bool] = False
     arguments: ClassVar[tuple[DeclaredArgument, ...]]
-    checks: ClassVar[tuple[tuple[str, Callable[[Any, str], Any], bool], ...]]
+    checks: ClassVar[tuple[tuple[str, Callable[[Any, str], Any], bool, Any], ...]]
     texts: ClassVar[tuple[tuple[str, str, Callable[[Any], str]], ...]]
 
     key: Annotated[
@@ -283,11 +274,14 @@ class Command:
 class PortfolioCommand(Command):
     """Base of the commands that name their portfolio."""
 
+    number: int | None = field(init=False, default=None)
+    """Of the position that it is about."""
+
     portfolio: Annotated[str, Argument(PORTFOLIO, "The pot of capital.", flags=("-p",), recorded=False)] = "main"
 
     @property
     def scopes(self) -> tuple[str, ...]:
-        """Names of the scopes it is about."""
+        """Names of the scopes it is about, besides those of its position."""
         return ()
 
 
@@ -303,6 +297,11 @@ class PositionCommand(Command):
         portfolio, number = split_position_id(self.position_id)
         object.__setattr__(self, "portfolio", portfolio)
         object.__setattr__(self, "number", number)
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """Names of the scopes it is about, besides those of its position."""
+        return ()
 
 
 @command_fields

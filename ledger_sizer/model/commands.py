@@ -9,32 +9,17 @@ the item of a batch, the OpenAPI document, the command line and both references 
 rule.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, get_args
 
-from ledger_sizer.model.arguments import (
-    ANY_DECIMAL,
-    FLAG,
-    LABEL,
-    NOT_NEGATIVE,
-    NOTE,
-    POSITIVE,
-    SCORE,
-    Argument,
-    choice,
-    decimal_kind,
-)
+from ledger_sizer.model.arguments import LABEL, NOT_NEGATIVE, NOTE, Argument, choice
 from ledger_sizer.model.choices import HaltMode
 from ledger_sizer.model.command_base import (
     DECLARED,
     DESK_OR_PORTFOLIO,
-    INSTRUMENT,
-    LEGS,
     MOMENT,
-    SECONDS,
-    TAGS,
     PortfolioCommand,
     PositionCommand,
     ScopeCommand,
@@ -42,175 +27,17 @@ from ledger_sizer.model.command_base import (
 )
 from ledger_sizer.model.details import DETAILS
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.instruments import InstrumentInfo, Leg
-from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, GivenTags, tags_of
+from ledger_sizer.model.position_commands import Adopt as Adopt
+from ledger_sizer.model.position_commands import Confirm as Confirm
+from ledger_sizer.model.position_commands import Extend as Extend
+from ledger_sizer.model.position_commands import Fill as Fill
+from ledger_sizer.model.position_commands import Release as Release
+from ledger_sizer.model.position_commands import Reprice as Reprice
+from ledger_sizer.model.position_commands import Reserve as Reserve
+from ledger_sizer.model.position_commands import Retag as Retag
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import to_us
-from ledger_sizer.model.units import not_negative, shown, usd_floor_e8
-
-_FEE_RATE_END = Decimal("0.1")
-
-
-def _checked_fee_rate(value: object, name: str) -> Decimal:
-    rate = not_negative(value, name)
-    if rate >= _FEE_RATE_END:
-        raise InvalidRequest(
-            f"{name} is a fraction below {_FEE_RATE_END} (0.001 is 0.1 %), got {shown(rate)}", field=name
-        )
-    return rate
-
-
-_FEE_RATE = decimal_kind("fee_rate", _checked_fee_rate, metavar=f"0..{_FEE_RATE_END}")
-_OKX_PERP = '{"symbol": "BTC-USDT-SWAP", "min_qty": 1, "max_qty": 9000, "qty_step": 1, "contract_size": 0.01}'
-_SPOT = "BTC/USDT,0.0001,100,0.0001,5"
-_PERP = "BTC/USDT:USDT,0.001,100,0.001,5"
-
-
-@verb(
-    "reserve", role="trade", call="POST /v1/reservations", creates=True,
-    examples=(
-        "reserve --tag venue=bybit --tag symbol=BTC --signal-score 0.9",
-        f"reserve --signal-score 0.9 --price 50000 --balance 10000 --ttl 30 \\\n      --spot {_SPOT} --perp {_PERP}",
-        f"reserve --price 50000 --spot {_SPOT} \\\n      --perp '{_OKX_PERP}'",
-        "reserve --key cycle-17/BTC --min-notional 100 --json",
-        "reserve --signal-score 0.9 --dry-run",
-    ),
-)  # fmt: skip
-class Reserve(PortfolioCommand):
-    """Ask how much may be put on a position, and hold it.
-
-    Grants what fits under the caps of the portfolio and of every tag, and holds it until it is confirmed, released or
-    expired. With both instruments and a price it also answers the quantity both legs accept. Every argument may be left
-    out: then a flat budget is asked for.
-    """
-
-    tags: Annotated[GivenTags, Argument(TAGS, "A scope it counts in besides the portfolio.")] = NO_TAGS
-    signal_score: Annotated[
-        Decimal | None, Argument(SCORE, "Scales the size where SIZING_ENABLED=true; flat without.", flags=("--score",))
-    ] = None
-    price: Annotated[
-        Decimal | None, Argument(POSITIVE, "USD per base unit; needed with instruments.", metavar="USD")
-    ] = None
-    available_balance: Annotated[
-        Decimal | None,
-        Argument(ANY_DECIMAL, "Free quote balance, USD; never exceeded.", flags=("--balance",), metavar="USD"),
-    ] = None
-    spot_instrument: Annotated[
-        InstrumentInfo | str | None,
-        Argument(
-            INSTRUMENT, "Rules of the spot market, or its name. Give both instruments or none.", flags=("--spot",)
-        ),
-    ] = None
-    perp_instrument: Annotated[
-        InstrumentInfo | str | None,
-        Argument(INSTRUMENT, "Rules of the perpetual, or its name.", flags=("--perp",)),
-    ] = None
-    spot_fee_rate: Annotated[
-        Decimal | None,
-        Argument(
-            _FEE_RATE,
-            "Fee of the spot buy, a fraction, if taken in base: the spot order is that much larger, within the budget.",
-        ),
-    ] = None
-    min_notional_usd: Annotated[
-        Decimal | None,
-        Argument(NOT_NEGATIVE, "Deny rather than grant less than this.", flags=("--min-notional",), metavar="USD"),
-    ] = None
-    ttl_seconds: Annotated[
-        int | float | Decimal | None,
-        Argument(SECONDS, "Life of the hold unless it is confirmed; else the ledger's default.", flags=("--ttl",)),
-    ] = None
-    dry_run: Annotated[bool, Argument(FLAG, "Answer, but hold and record nothing.", recorded=False)] = False
-
-    def _check_together(self) -> None:
-        if EXTERNAL_TAG in self.tags:
-            raise InvalidRequest(f"the tag {EXTERNAL_TAG!r} is the reconciliation's own", field="tags")
-        if (self.spot_instrument is None) != (self.perp_instrument is None):
-            missing = "spot_instrument" if self.spot_instrument is None else "perp_instrument"
-            raise InvalidRequest(f"{missing} is missing: a quantity needs the rules of both legs", field=missing)
-        if self.spot_instrument is not None and self.price is None:
-            raise InvalidRequest("price is missing: with instruments the budget becomes a quantity", field="price")
-
-    @property
-    def scopes(self) -> tuple[str, ...]:
-        """The portfolio, and a scope for each tag."""
-        return tags_of(self.tags).scopes
-
-    @property
-    def instruments(self) -> dict[str, InstrumentInfo | str]:
-        """The instruments that are given, by argument."""
-        given = {"spot_instrument": self.spot_instrument, "perp_instrument": self.perp_instrument}
-        return {name: instrument for name, instrument in given.items() if instrument is not None}
-
-    @property
-    def named(self) -> bool:
-        """True when an instrument is given by its name."""
-        return isinstance(self.spot_instrument, str) or isinstance(self.perp_instrument, str)
-
-    @property
-    def rules(self) -> tuple[InstrumentInfo, InstrumentInfo] | None:
-        """Rules of the spot and of the perpetual market; None without instruments. Names must be resolved before."""
-        spot, perp = self.spot_instrument, self.perp_instrument
-        if spot is None or perp is None:
-            return None
-        assert isinstance(spot, InstrumentInfo) and isinstance(perp, InstrumentInfo), "names are resolved before"
-        return spot, perp
-
-
-@verb(
-    "confirm", role="trade", call="POST /v1/positions/{position_id}/confirm", fills_late=True,
-    examples=(
-        "confirm main-17 --quantity 0.018 --price 50100 --spot-price 50000",
-        "confirm main-17 --quantity 0.018 --price 50100 \\\n      --leg bybit,BTC/USDT,spot,buy,0.018,50000"
-        " --leg okx,BTC-USDT-SWAP,swap,sell,0.018,50100",
-    ),
-)  # fmt: skip
-class Confirm(PositionCommand):
-    """Record the fill of a reservation.
-
-    It counts quantity x price from now on, and the rest of its hold is freed. A fill is a fact: it is recorded also
-    when the hold has expired (as a new position), or when it lands above the cap (the excess is overage and stops new
-    grants).
-    """
-
-    quantity: Annotated[Decimal, Argument(POSITIVE, "Base units filled, all fills together.", metavar="QTY")]
-    price: Annotated[Decimal, Argument(POSITIVE, "The perpetual's average entry price, USD.", metavar="USD")]
-    spot_price: Annotated[
-        Decimal | None, Argument(POSITIVE, "The spot leg's average price, USD; else `price`.", metavar="USD")
-    ] = None
-    legs: Annotated[
-        Sequence[Leg] | None, Argument(LEGS, "The exact legs, where they differ from the reservation's.")
-    ] = None
-
-
-@verb(
-    "release", role="trade", call="POST /v1/positions/{position_id}/release",
-    examples=(
-        "release main-17", "release main-18 --quantity 0.008 --key cycle-17/BTC/exit", "release main-17 --held-only"
-    ),
-)  # fmt: skip
-class Release(PositionCommand):
-    """Give a hold back, or close an open position, whole or in part.
-
-    Works also while the portfolio is halted or above its cap.
-    """
-
-    quantity: Annotated[
-        Decimal | None, Argument(POSITIVE, "Base units closed; all of it when not given.", metavar="QTY")
-    ] = None
-    held_only: Annotated[bool | None, Argument(FLAG, "Refuse to close a position that was filled.")] = None
-
-
-@verb("extend", role="trade", call="POST /v1/positions/{position_id}/extend", examples=("extend main-17 --ttl 120",))
-class Extend(PositionCommand):
-    """Let a hold live longer; never shorter than it would anyway.
-
-    A longer hold is a new risk, so a halted scope denies it.
-    """
-
-    ttl_seconds: Annotated[
-        int | float | Decimal | None,
-        Argument(SECONDS, "Life of the hold from now on; else the ledger's default.", flags=("--ttl",)),
-    ] = None
+from ledger_sizer.model.units import usd_floor_e8
 
 
 @verb(
@@ -276,31 +103,6 @@ class Resume(ScopeCommand):
     def changes(self) -> dict[str, Any]:
         """The status."""
         return {"status": "active"}
-
-
-@verb(
-    "adopt", role="trade", call="POST /v1/positions", creates=True,
-    examples=(
-        "adopt --tag venue=bybit --tag symbol=ETH --quantity 0.5 --price 3000 \\\n      --note 'opened by hand'",
-        "adopt --quantity 0.5 --price 3000 --leg bybit,ETH/USDT:USDT,swap,sell,0.5,3000",
-    ),
-)  # fmt: skip
-class Adopt(PortfolioCommand):
-    """Record an open position that the ledger lacks.
-
-    A fact like a fill: no cap refuses it, and what stands above a cap afterwards is overage.
-    """
-
-    quantity: Annotated[Decimal, Argument(POSITIVE, "Base units.", metavar="QTY")]
-    price: Annotated[Decimal, Argument(POSITIVE, "The perpetual's entry price, USD.", metavar="USD")]
-    tags: Annotated[GivenTags, Argument(TAGS, "A scope it counts in besides the portfolio.")] = NO_TAGS
-    legs: Annotated[Sequence[Leg] | None, Argument(LEGS, "Its legs.")] = None
-    note: Annotated[str | None, Argument(NOTE, "Why; kept with the decision.")] = None
-
-    @property
-    def scopes(self) -> tuple[str, ...]:
-        """The portfolio, and a scope for each tag."""
-        return tags_of(self.tags).scopes
 
 
 @verb(

@@ -9,6 +9,7 @@ Control characters are refused in every input, so the text is unambiguous. The c
 Changing, dropping or reordering any field of any decision changes every later hash.
 """
 
+import json
 import re
 from datetime import datetime
 from decimal import Decimal
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple
 
 from ledger_sizer.model.choices import Outcome
 from ledger_sizer.model.errors import Denied, LedgerError
+from ledger_sizer.model.legs import OrderLeg, legs_of_json, order_of
 from ledger_sizer.model.names import position_id
-from ledger_sizer.model.times import from_us
+from ledger_sizer.model.times import UNTIL_KNOWN_US, from_us
 from ledger_sizer.model.units import E8_MAX, usd, usd_text
 
 GENESIS_HASH = "0" * 64
@@ -94,15 +96,20 @@ class Decision:
     A view of its record: figures are converted to `Decimal` (USD, base units) and times to aware datetimes when read.
     """
 
-    __slots__ = ("record", "replayed")
+    __slots__ = ("_orders", "record", "replayed")
 
     record: DecisionRecord
     replayed: bool
     """True when the key was answered before and this repeats that answer."""
+    _orders: tuple[OrderLeg, ...] | None
 
-    def __init__(self, record: DecisionRecord, replayed: bool = False) -> None:
+    def __init__(
+        self, record: DecisionRecord, replayed: bool = False, orders: tuple[OrderLeg, ...] | None = None
+    ) -> None:
+        """Orders: of a record without its trace; None reads them from it."""
         object.__setattr__(self, "record", record)
         object.__setattr__(self, "replayed", replayed)
+        object.__setattr__(self, "_orders", orders)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a decision is final: cannot set {name}")
@@ -110,8 +117,8 @@ class Decision:
     def __delattr__(self, name: str) -> None:
         raise AttributeError(f"a decision is final: cannot delete {name}")
 
-    def __reduce__(self) -> tuple[type["Decision"], tuple[DecisionRecord, bool]]:
-        return Decision, (self.record, self.replayed)
+    def __reduce__(self) -> tuple[type["Decision"], tuple[Any, ...]]:
+        return Decision, (self.record, self.replayed, self._orders)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Decision) and (self.record, self.replayed) == (other.record, other.replayed)
@@ -166,12 +173,12 @@ class Decision:
 
     @property
     def budget(self) -> Decimal | None:
-        """USD granted and held; None unless granted."""
+        """USD granted and held: what the orders can cost; None unless granted."""
         return _usd(self.record.budget_e8)
 
     @property
     def quantity(self) -> Decimal | None:
-        """Base units: granted (reserve), filled (confirm) or closed (release). None without instruments."""
+        """Coins: granted (reserve), filled (confirm, fill) or closed (release). None without legs."""
         return _decimal(self.record.quantity)
 
     @property
@@ -206,8 +213,23 @@ class Decision:
 
     @property
     def expires_at(self) -> datetime | None:
-        """When the hold expires."""
-        return None if self.record.expires_us is None else from_us(self.record.expires_us)
+        """When the hold expires; None where it never ends by time (see `until_known`)."""
+        expires_us = self.record.expires_us
+        return None if expires_us is None or expires_us == UNTIL_KNOWN_US else from_us(expires_us)
+
+    @property
+    def until_known(self) -> bool:
+        """Whether the hold never ends by time: an order is out and its fate not known."""
+        return self.record.expires_us == UNTIL_KNOWN_US
+
+    @property
+    def legs(self) -> tuple[OrderLeg, ...]:
+        """What to order, a leg each: of a granted reservation with legs; empty otherwise."""
+        found = self._orders
+        if found is None:
+            found = orders_in(self.record)
+            object.__setattr__(self, "_orders", found)
+        return found
 
     @property
     def decided_at(self) -> datetime:
@@ -257,7 +279,8 @@ class Decision:
 
 DECISION_FIELDS = (
     "portfolio", "seq", "command", "key", "outcome", "reason", "position_id", "budget", "quantity", "fraction",
-    "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "decided_at",
+    "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "until_known",
+    "decided_at",
     "actor", "client", "reference", "replayed", "hash",
 )  # fmt: skip
 """Fields that a listing shows of a decision, in order."""
@@ -265,6 +288,14 @@ DECISION_FIELDS = (
 
 Result = Decision | LedgerError
 """Answer to one command of a batch."""
+
+
+def orders_in(record: DecisionRecord) -> tuple[OrderLeg, ...]:
+    """Return the orders of a granted reservation from its trace; none of any other decision."""
+    if record.command != "reserve" or record.outcome != "granted" or '"legs":' not in record.trace:
+        return ()
+    trace = json.loads(record.trace)
+    return tuple(order_of(leg) for leg in legs_of_json(trace.get("orders") or trace["legs"]) if leg.unfilled)
 
 
 def _usd(e8: int | None) -> Decimal | None:

@@ -12,20 +12,24 @@ from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
 from ledger_sizer.model.choices import PositionState, Status
 from ledger_sizer.model.errors import WrongState
-from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.fills import Fills
+from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.names import position_id
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
-from ledger_sizer.model.times import from_us
+from ledger_sizer.model.times import UNTIL_KNOWN_US, from_us
 from ledger_sizer.model.units import exact_arithmetic, usd
 
 
 class Position(NamedTuple):
     """A position and its state: `held -> open -> closed`, `held -> released` or `held -> expired`.
 
-    quantity: base units granted (held) or open now (open); None for a plain budget hold.
-    price: the perpetual's entry price in USD, once confirmed.
+    An open one may hold more.
+    quantity: coins granted (held) or open now (open); None for a plain budget hold.
+    price: average entry price in USD per coin, of the perpetual beside a spot leg, once filled.
     opened_us, updated_us, updated_seq: of the decisions that made it and that changed it last.
-    origin: number of the expired position whose late fill this one records.
+    origin: number of the ended position whose late fill this one records.
+    fills: what quantity and price do not say; None where they say all.
+    reference: the last that a decision about it gave.
     """
 
     portfolio: str
@@ -42,6 +46,8 @@ class Position(NamedTuple):
     updated_us: int = 0
     updated_seq: int = 0
     origin: int | None = None
+    fills: Fills | None = None
+    reference: str | None = None
 
     @property
     def position_id(self) -> str:
@@ -50,13 +56,44 @@ class Position(NamedTuple):
 
     @property
     def held(self) -> Decimal:
-        """USD held for it: the budget of a reservation; 0 unless it is pending."""
+        """USD held for it: what may still fill; 0 unless it is pending."""
         return usd(self.held_e8)
 
     @property
     def open(self) -> Decimal:
-        """USD it counts while open: quantity x perp entry price."""
+        """USD it counts while open: the larger of what is bought and what is sold; beside spot the perpetual alone."""
         return usd(self.open_e8)
+
+    @property
+    def filled(self) -> Decimal | None:
+        """Coins filled by all entries, closes not subtracted; None where versions before did not keep it."""
+        if self.fills is not None and self.fills.filled is not None:
+            return self.fills.filled
+        if self.state == "open":
+            return self.quantity
+        return None if self.state == "closed" else Decimal(0)
+
+    @property
+    def unfilled(self) -> Decimal | None:
+        """Coins granted and not filled; None for the hold of a plain budget."""
+        if self.fills is None:
+            return self.quantity if self.state == "held" else Decimal(0)
+        return Decimal(0) if self.fills.unfilled is None and not self.pending else self.fills.unfilled
+
+    @property
+    def cost(self) -> Decimal:
+        """USD that the open quantity cost, exact; a partial close takes its share."""
+        if self.fills is not None and self.fills.cost is not None:
+            return self.fills.cost
+        if self.state != "open" or self.quantity is None or self.price is None:
+            return Decimal(0)
+        with exact_arithmetic():
+            return self.quantity * self.price
+
+    @property
+    def until_known(self) -> bool:
+        """Whether its hold never ends by time: an order is out and its fate not known."""
+        return self.expires_us == UNTIL_KNOWN_US and self.live
 
     @property
     def notional(self) -> Decimal:
@@ -82,8 +119,10 @@ class Position(NamedTuple):
 
     @property
     def expires_at(self) -> datetime | None:
-        """When the hold expires; None unless it is pending."""
-        return None if self.expires_us is None or not self.pending else from_us(self.expires_us)
+        """When the hold expires; None unless it is pending, and where it never ends by time."""
+        if self.expires_us is None or self.expires_us == UNTIL_KNOWN_US or not self.pending:
+            return None
+        return from_us(self.expires_us)
 
     @property
     def opened_at(self) -> datetime:

@@ -4,6 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 from ledger_sizer.model.errors import InvalidRequest
 
+UNTIL_KNOWN_US = 253_402_300_799_999_999
+"""The expiry of a hold that never ends by time: the last moment of the year 9999, which no clock reaches."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 

@@ -12,7 +12,7 @@ from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.effects import leg_of, release_of, tags_of
 from ledger_sizer.reconcile.ledger_side import AccountKey, AccountResolver, ledger_side_of
-from ledger_sizer.rules.decide import remaining_leg_quantity
+from ledger_sizer.rules.filling import remaining_leg_quantity
 
 ZERO = Decimal(0)
 

@@ -16,7 +16,7 @@ from ledger_sizer.model.commands import Adopt, AnyCommand, Freeze, Release, Rema
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import LedgerError, NotFound
-from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.reconciliation import EXTERNAL, Drift, Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.reconcile import drifts

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine, Select, bindparam, select, text, union_all
 
 from ledger_sizer.model.domain import Position
-from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import E8_MAX, exact_arithmetic, usd

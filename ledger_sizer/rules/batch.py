@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from ledger_sizer.model.caller import EMBEDDED, SYSTEM, Caller
-from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX, PositionCommand
-from ledger_sizer.model.commands import EXPIRE, STEP_BACK, AnyCommand
+from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX
+from ledger_sizer.model.commands import EXPIRE, STEP_BACK, AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, DecisionRecord, Result
 from ledger_sizer.model.denials import GROUP_DENIED
 from ledger_sizer.model.errors import InternalError, KeyReused, LedgerError, NotFound
 from ledger_sizer.model.names import DESK, position_id
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
-from ledger_sizer.rules.decide import decide, expire
+from ledger_sizer.rules.decide import decide
 from ledger_sizer.rules.policy import Policy
+from ledger_sizer.rules.positions import expire
 from ledger_sizer.rules.repeats import BatchDenials
 from ledger_sizer.rules.state import PortfolioState, Verdict
 from ledger_sizer.rules.trace import group_text, trace_text
@@ -209,10 +210,11 @@ def _same_request(known: str, sent: str) -> bool:
 
 def _with_instrument_names(request: str) -> Any:
     form = json.loads(request)
-    for leg in ("spot_instrument", "perp_instrument"):
-        rules = form.get(leg)
-        if isinstance(rules, dict) and "listed_as" in rules:
-            form[leg] = rules["listed_as"]
+    for places in (form, *form.get("legs", ())):
+        for name in ("spot_instrument", "perp_instrument", "instrument"):
+            rules = places.get(name)
+            if isinstance(rules, dict) and "listed_as" in rules:
+                places[name] = rules["listed_as"]
     return form
 
 
@@ -266,8 +268,9 @@ def _deny_in_group(
     if known is not None:
         return known.decision(replayed=known.hash not in own_hashes)
     own = tried.outcome == "denied"
-    position = state.positions.get(command.number) if isinstance(command, PositionCommand) else None
-    tags = position.tags if position is not None else tags_of(getattr(command, "tags", NO_TAGS))
+    position = None if command.number is None else state.positions.get(command.number)
+    asked = command.position_tags if isinstance(command, Reserve) else tags_of(getattr(command, "tags", NO_TAGS))
+    tags = asked if position is None else position.tags
     verdict = Verdict(
         outcome="denied",
         reason=tried.reason if own else GROUP_DENIED,

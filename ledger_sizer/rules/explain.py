@@ -11,10 +11,12 @@ from typing import Any
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.denials import DENIALS, DESK_BINDING, GROUP_DENIED
 from ledger_sizer.model.instruments import instrument_from_json
+from ledger_sizer.model.legs import plan_from_json
+from ledger_sizer.model.plans import Plan, leg_plans, pair_plans
 from ledger_sizer.model.times import from_us, time_text
 from ledger_sizer.model.units import decimal_text, usd, usd_floor_e8, usd_text
 from ledger_sizer.rules.bounds import bounds
-from ledger_sizer.rules.sizing import match_quantity, net_of_spot_fee
+from ledger_sizer.rules.leg_sizing import match_legs
 from ledger_sizer.rules.state import ScopeState
 from ledger_sizer.rules.trace import read_scope
 
@@ -174,12 +176,22 @@ def _largest_grantable(
     budget_e8, binding = min(((max(amount, 0), name) for name, amount in limits), key=itemgetter(0))
     budget = usd(budget_e8)
     quantity = None
-    if budget and {"price", "spot_instrument", "perp_instrument"} <= request.keys():
-        price, spot = Decimal(request["price"]), instrument_from_json(request["spot_instrument"])
-        fee_rate = Decimal(request.get("spot_fee_rate", 0))
-        spend = net_of_spot_fee(budget, price, spot, fee_rate) if fee_rate else budget
-        quantity = match_quantity(spend, price, (spot, instrument_from_json(request["perp_instrument"]))).quantity
+    plans = _plans_in(request)
+    if budget and plans:
+        quantity = match_legs(budget, plans).quantity
     return {"budget": decimal_text(budget), "quantity": _text(quantity), "binding": binding}
+
+
+def _plans_in(request: Mapping[str, Any]) -> tuple[Plan, ...]:
+    """Return the legs that a recorded reservation asked for."""
+    price = Decimal(request["price"]) if "price" in request else None
+    if "legs" in request:
+        return leg_plans([plan_from_json(form) for form in request["legs"]], price)
+    if price is None or "spot_instrument" not in request:
+        return ()
+    spot, perp = [instrument_from_json(request[name]) for name in ("spot_instrument", "perp_instrument")]
+    fee_rate = Decimal(request["spot_fee_rate"]) if "spot_fee_rate" in request else None
+    return pair_plans(spot, perp, price, fee_rate)
 
 
 def _largest_line(largest: Mapping[str, Any]) -> str:

@@ -37,9 +37,9 @@ def wish_of(command: AnyCommand, caller: Caller) -> Wish:
     """Return the wish that a command states."""
     if isinstance(command, PositionCommand):
         return (*caller[:2], command.portfolio, command.verb, command.number)
-    markets = command.instruments.values() if isinstance(command, Reserve) else ()
+    markets = command.markets if isinstance(command, Reserve) else ()
     names = [one if isinstance(one, str) else (one.venue, one.symbol) for one in markets]
-    about = (tags_of(getattr(command, "tags", NO_TAGS)).text, *names)
+    about = (command.number, tags_of(getattr(command, "tags", NO_TAGS)).text, *names)
     return (*caller[:2], command.portfolio, command.verb, about)
 
 

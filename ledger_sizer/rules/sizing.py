@@ -7,20 +7,21 @@ Pure: no database, no clock, no logging. The ledger's rules and a backtest call 
     budget = min(raw budget, cap - current exposure)
     quantity = floor(min(max_position_size_usd, available balance, budget) / price) to the legs' common step
 
-All arithmetic is exact Decimal. Quantities round down. Only a spot order that pays its fee in the base asset rounds up
-(`gross_of_spot_fee`), within the budget.
+All arithmetic is exact Decimal. Quantities round down.
 """
 
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
+from operator import itemgetter
 from typing import NamedTuple
 
 from ledger_sizer.config import DynamicSizingSettings, TradingSettings
 from ledger_sizer.model.arguments import checked_score
+from ledger_sizer.model.choices import Side
 from ledger_sizer.model.instruments import InstrumentInfo
+from ledger_sizer.model.plans import Plan
 from ledger_sizer.model.units import (
-    common_step,
     decimal_text,
     exact_arithmetic,
     exact_decimal,
@@ -29,6 +30,7 @@ from ledger_sizer.model.units import (
     positive,
     usd_floor_e8,
 )
+from ledger_sizer.rules.leg_sizing import Match, match_legs
 
 
 def round_to_step(value: Decimal, step: Decimal) -> Decimal:
@@ -71,93 +73,50 @@ class SizingPolicy:
         """Return the name of the binding constraint when the raw budget is what bound the size."""
         return "signal_score" if self.enabled and signal_score is not None else "max_position_size_usd"
 
-    def raw_budget_of(self, signal_score: Decimal | None) -> "RawBudget":
-        """Return fraction and raw budget of a checked score, in the forms the ledger stores."""
-        return _raw_budget(self, signal_score if self.enabled else None)
+    def raw_budget_of(
+        self, signal_score: Decimal | None, amount_usd: Decimal | None, max_position_usd: Decimal | None
+    ) -> "RawBudget":
+        """Return what a request asks for, in the forms the ledger stores.
+
+        max_position_usd: of the request; it only lowers the per-position maximum. amount_usd: in place of the score.
+        """
+        return _raw_budget(self, signal_score if self.enabled else None, amount_usd, max_position_usd)
 
 
 class RawBudget(NamedTuple):
-    """Raw budget of a score before any cap: figures as text, budget in 1e-8 USD rounded down, binding constraint."""
+    """What a request asks for before any cap: figures as text, budget in 1e-8 USD rounded down, what bound it.
 
-    fraction_text: str
+    fraction_text: None for an amount. most_e8, most_binding: the per-position maximum, 1e-8 USD, and its name.
+    """
+
+    fraction_text: str | None
     budget_text: str
     budget_e8: int
     binding: str
+    most_e8: int
+    most_binding: str
 
 
 @lru_cache(maxsize=4096)
-def _raw_budget(policy: SizingPolicy, signal_score: Decimal | None) -> RawBudget:
+def _raw_budget(
+    policy: SizingPolicy, signal_score: Decimal | None, amount_usd: Decimal | None, max_position_usd: Decimal | None
+) -> RawBudget:
+    most, most_binding = policy.max_position_size_usd, "max_position_size_usd"
+    if max_position_usd is not None and max_position_usd < most:
+        most, most_binding = max_position_usd, "max_position_usd"
+    most_e8 = usd_floor_e8(most, most_binding)
+    if amount_usd is not None:
+        budget, binding = min((amount_usd, "amount_usd"), (most, most_binding), key=itemgetter(0))
+        return RawBudget(
+            None, decimal_text(amount_usd), usd_floor_e8(budget, "amount_usd"), binding, most_e8, most_binding
+        )
     fraction = policy.fraction(signal_score)
-    budget = policy.raw_budget(fraction)
+    with exact_arithmetic():
+        budget = most * fraction
     return RawBudget(
-        decimal_text(fraction),
-        decimal_text(budget),
-        usd_floor_e8(budget, "raw_budget"),
-        policy.raw_budget_binding(signal_score),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """Result of converting a sum in USD to a quantity.
-
-    quantity: base units, None when no valid size exists; `reason` and `binding` then say why.
-    raw_quantity: floor(spend / price) to the step, before the legs' bounds. step: base units both legs accept.
-    notional_usd: quantity x price. binding: `max_qty`, or None when the sum itself decided.
-    """
-
-    quantity: Decimal | None
-    raw_quantity: Decimal
-    step: Decimal
-    notional_usd: Decimal | None
-    binding: str | None
-    reason: str | None
-
-
-def match_quantity(spend_usd: Decimal, price: Decimal, instruments: tuple[InstrumentInfo, ...]) -> Match:
-    """Return the largest quantity, in base units, that `spend_usd` buys at `price` and every instrument accepts.
-
-    The step is the least common multiple of the instruments' steps in base units; the larger step alone is not
-    enough (0.9 is a multiple of 0.3 but not of 0.2). The caller validates the inputs.
-    """
-    step = instruments[0].base_units(instruments[0].qty_step)
-    for instrument in instruments[1:]:
-        step = common_step(step, instrument.base_units(instrument.qty_step))
-    min_qty = max(instrument.base_units(instrument.min_qty) for instrument in instruments)
-    max_qty = min(instrument.base_units(instrument.max_qty) for instrument in instruments)
-    min_notional = max(instrument.min_notional for instrument in instruments)
-    with exact_arithmetic():
-        # One exact integer division, because dividing by the price first could round wrongly near a step.
-        raw_quantity = (spend_usd // (price * step)) * step if spend_usd > 0 else Decimal(0)
-        quantity, binding = raw_quantity, None
-        if quantity > max_qty:
-            quantity, binding = floor_to_step(max_qty, step), "max_qty"
-        notional = quantity * price
-    if quantity <= 0 or quantity < min_qty:
-        return Match(None, raw_quantity, step, None, None, "below_min_qty")
-    if notional < min_notional:
-        return Match(None, raw_quantity, step, None, None, "below_min_notional")
-    return Match(quantity, raw_quantity, step, notional, binding, None)
-
-
-def net_of_spot_fee(spend_usd: Decimal, price: Decimal, spot: InstrumentInfo, fee_rate: Decimal) -> Decimal:
-    """Return the USD left of `spend_usd` for sizing when the spot buy pays `fee_rate` in the base asset.
-
-    The largest spot order is the largest multiple of its step that the sum buys and the market accepts. Of it,
-    (1 - fee_rate) arrives. A quantity sized with the result has a `gross_of_spot_fee` within `spend_usd`.
-    """
-    step = spot.base_units(spot.qty_step)
-    with exact_arithmetic():
-        ordered = min(spend_usd // (price * step) * step, floor_to_step(spot.base_units(spot.max_qty), step))
-        return ordered * (1 - fee_rate) * price
-
-
-def gross_of_spot_fee(quantity: Decimal, spot: InstrumentInfo, fee_rate: Decimal) -> Decimal:
-    """Return the spot order that leaves `quantity` after its fee: quantity / (1 - fee_rate), rounded up to a step."""
-    step = spot.base_units(spot.qty_step)
-    with exact_arithmetic():
-        steps, rest = divmod(quantity, step * (1 - fee_rate))
-        return (steps + 1 if rest else steps) * step
+        decimal_text(fraction), decimal_text(budget), usd_floor_e8(budget, "raw_budget"),
+        most_binding if signal_score is None else "signal_score", most_e8, most_binding,
+    )  # fmt: skip
 
 
 class PositionSizer:
@@ -193,7 +152,12 @@ class PositionSizer:
         """Return the quantity with its intermediate figures."""
         price = positive(price, "price")
         spend = min(exact_decimal(available_balance, "available_balance"), self.max_position_size_usd)
-        return match_quantity(spend, price, instruments)
+        sides: tuple[Side, Side] = ("buy", "sell")
+        plans = [
+            Plan(instrument, side, instrument.kind or "swap", price, None, None)
+            for instrument, side in zip(instruments, sides, strict=False)
+        ]
+        return match_legs(spend, plans)
 
     def validate_matching_quantity(
         self, spot_qty: Decimal, perp_qty: Decimal, tolerance: Decimal = Decimal("0.02")

@@ -77,13 +77,15 @@ class Verdict:
 
     position: the position after the command, None where it has none; a denied one is not changed. What the command adds
     to held and open, the expiry of a grant, and the position's times follow from it (see `PortfolioState.apply`).
-    tags: of the position concerned. scope_after: the new state of a scope that the command changed.
+    tags: of the position concerned, as it is after. unchanged: the position is only what the command was about.
+    scope_after: the new state of a scope that the command changed.
     """
 
     outcome: Outcome
     trace: str
     reason: str | None = None
     position: Position | None = None
+    unchanged: bool = False
     tags: Tags
     budget_e8: int | None = None
     quantity: str | None = None
@@ -135,7 +137,7 @@ class PortfolioState:
         self.last_us = last_us
         self.scopes: dict[str, ScopeState] = {}
         self.positions: dict[int, Position] = {}
-        self.late_fills: dict[int, int] = {}
+        self.late_fills: dict[int, list[int]] = {}
         self.records: dict[str, DecisionRecord] = {}
         self.new_decisions: list[tuple[DecisionRecord, str]] = []
         self.dirty_scopes: set[str] = set()
@@ -175,17 +177,20 @@ class PortfolioState:
         return ScopeState(name) if found is None else found
 
     def add_position(self, position: Position) -> None:
-        """Add a position, and index it by the expired hold that it fills late."""
+        """Add a position, and index it by the ended one that it fills late."""
         self.positions[position.number] = position
         if position.origin is not None:
-            self.late_fills[position.origin] = position.number
+            late = self.late_fills.setdefault(position.origin, [])
+            if position.number not in late:
+                late.append(position.number)
+                late.sort()
 
     def fork(self) -> "PortfolioState":
         """Return an independent copy, for commands that must all succeed or change nothing."""
         copy = PortfolioState(self.id, self.name, self.last_seq, self.last_hash, self.last_us)
         copy.scopes = {name: replace(scope) for name, scope in self.scopes.items()}
         copy.positions = dict(self.positions)
-        copy.late_fills = dict(self.late_fills)
+        copy.late_fills = {origin: [*late] for origin, late in self.late_fills.items()}
         copy.records = dict(self.records)
         copy.new_decisions = list(self.new_decisions)
         copy.dirty_scopes = set(self.dirty_scopes)
@@ -214,9 +219,12 @@ class PortfolioState:
         seq = self.last_seq + 1
         tags, position, granted = verdict.tags, verdict.position, verdict.outcome == "granted"
         held = opened = 0
-        if position is not None and verdict.outcome != "denied":
-            held, opened = self._put_position(position, seq, now_us)
-            if held or opened:
+        if position is not None and verdict.outcome != "denied" and not verdict.unchanged:
+            before = self.positions.get(position.number)
+            held, opened = self._put_position(position, before, seq, now_us, reference)
+            if before is not None and before.tags is not tags and before.tags.text != tags.text:
+                self._move_counters(before, position, granting=granted)
+            elif held or opened:
                 self._add_to_counters(tags.scopes, held, opened, granting=granted)
         if verdict.scope_after is not None:
             self._change_scope(verdict.scope_after)
@@ -256,11 +264,14 @@ class PortfolioState:
         self.records[key] = record
         return record
 
-    def _put_position(self, position: Position, seq: int, now_us: int) -> tuple[int, int]:
+    def _put_position(
+        self, position: Position, before: Position | None, seq: int, now_us: int, reference: str | None
+    ) -> tuple[int, int]:
         """Store a position as decision `seq` leaves it. Return how much more is held and open than before, 1e-8 USD."""
         number, held, opened = position.number, position.held_e8, position.open_e8
-        before = self.positions.get(number)
         opened_us = now_us
+        if reference is not None:
+            position = position.changed(reference=reference)
         if before is not None:
             held, opened, opened_us = held - before.held_e8, opened - before.open_e8, before.opened_us
         self.add_position(position.stamped(opened_us, now_us, seq))
@@ -292,6 +303,14 @@ class PortfolioState:
         self.asks_desk = False
         self.loaded_seq, self.loaded_hash = self.last_seq, self.last_hash
         self.may_expire = False
+
+    def _move_counters(self, before: Position, after: Position, *, granting: bool) -> None:
+        """Change the counters of the scopes that a position leaves, enters and stays in."""
+        left, entered = set(before.tags.scopes), set(after.tags.scopes)
+        self._add_to_counters(tuple(left - entered), -before.held_e8, -before.open_e8, granting=False)
+        self._add_to_counters(tuple(entered - left), after.held_e8, after.open_e8, granting=granting)
+        held, opened = after.held_e8 - before.held_e8, after.open_e8 - before.open_e8
+        self._add_to_counters(tuple(left & entered), held, opened, granting=granting and held + opened > 0)
 
     def _add_to_counters(self, names: tuple[str, ...], held: int, opened: int, *, granting: bool) -> None:
         """Change the counters of every scope of a position. The asserts are the last check of the cap invariant."""

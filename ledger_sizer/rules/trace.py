@@ -4,7 +4,13 @@
                                     frozen or has a `fresh_until` adds: frozen (0 or 1), fresh_until_us | null;
                                     then an object of all later settings that differ from their default
  "desk": "halted",                   the desk's status, where it is not active
- "policy": {...}, "match": {...}, "legs": [...], "note": "late_fill", "after": [...],   where they apply
+ "policy": {...}, "match": {...},    where they apply; so the rest:
+ "moved": {"tags": {...}, "held": held_e8, "open": open_e8},   the tags that the position had before, and what it
+                                    counted in their scopes; without it, the tags are the decision's
+ "entry": {"quantity": ..., "price": ..., "expires_us": ..., "fills": {...}},   of the position after the decision
+ "orders": [...],                   of more of a position: the legs of this grant
+ "legs": [...],                     of the position after the decision
+ "note": "late_fill", "after": [...],
  "group": {"tried": trace, "denied_by": {...}}}     of a member of a denied group: see `group_text`
 """
 
@@ -17,11 +23,16 @@ from ledger_sizer.model.choices import Status
 from ledger_sizer.model.command_base import ScopeCommand
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.decisions import DecisionRecord
-from ledger_sizer.model.instruments import Leg, legs_text
+from ledger_sizer.model.domain import Position
+from ledger_sizer.model.fills import fills_text
+from ledger_sizer.model.legs import Leg, legs_text
 from ledger_sizer.model.scope_settings import LATER, NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.units import decimal_text
-from ledger_sizer.rules.sizing import Match
+from ledger_sizer.rules.leg_sizing import Match
 from ledger_sizer.rules.state import ScopeState
+
+MOVED = "tags"
+"""The `binding` of a decision that moved its position to other scopes: its trace has `moved`."""
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 _quoted = lru_cache(maxsize=8192)(_encode)
@@ -68,26 +79,36 @@ def trace_text(
     desk_status: Status = "active",
     policy: str | None = None,
     match: Match | None = None,
-    legs: Sequence[Leg] = (),
+    position: Position | None = None,
+    moved_from: Position | None = None,
+    entry: bool = False,
+    orders: Sequence[Leg] = (),
     note: str | None = None,
     after: ScopeState | None = None,
     group: str | None = None,
 ) -> str:
-    """Return the trace. Built by hand: every decision writes one, and a general encoder takes three times as long."""
+    """Return the trace. Built by hand: every decision writes one, and a general encoder takes three times as long.
+
+    position: as the decision leaves it; entry: whether its figures are written, and not only its legs. moved_from: the
+    position before, where its tags were others.
+    """
     parts = [f'"scopes":[{_scope_rows(scopes)}]']
     if desk_status != "active":
         parts.append(f'"desk":"{desk_status}"')
     if policy is not None:
         parts.append(f'"policy":{policy}')
     if match is not None:
-        figures = {"step": decimal_text(match.step), "raw_quantity": decimal_text(match.raw_quantity)}
-        if match.notional_usd is not None:
-            figures["notional_usd"] = decimal_text(match.notional_usd)
-        if match.reason is not None:
-            figures["reason"] = match.reason
-        parts.append(f'"match":{_encode(figures)}')
-    if legs:
-        parts.append(f'"legs":{legs_text(legs)}')
+        parts.append(f'"match":{_match_text(match)}')
+    if moved_from is not None:
+        parts.append(
+            f'"moved":{{"tags":{moved_from.tags.text},"held":{moved_from.held_e8},"open":{moved_from.open_e8}}}'
+        )
+    if entry and position is not None:
+        parts.append(f'"entry":{_entry_text(position)}')
+    if orders:
+        parts.append(f'"orders":{legs_text(orders)}')
+    if position is not None and position.legs:
+        parts.append(f'"legs":{legs_text(position.legs)}')
     if note is not None:
         parts.append(f'"note":{_quoted(note)}')
     if after is not None:
@@ -95,6 +116,26 @@ def trace_text(
     if group is not None:
         parts.append(f'"group":{group}')
     return "{" + ",".join(parts) + "}"
+
+
+def _match_text(match: Match) -> str:
+    text = f'{{"step":"{decimal_text(match.step)}","raw_quantity":"{decimal_text(match.raw_quantity)}"'
+    if match.notional_usd is not None:
+        text += f',"notional_usd":"{decimal_text(match.notional_usd)}"'
+    if match.binding is not None:
+        text += f',"binding":"{match.binding}"'
+    if match.reason is not None:
+        text += f',"reason":"{match.reason}"'
+    return f"{text}}}"
+
+
+def _entry_text(position: Position) -> str:
+    quantity, price = [
+        "null" if value is None else f'"{decimal_text(value)}"' for value in (position.quantity, position.price)
+    ]
+    expires_us = "null" if position.expires_us is None else position.expires_us
+    fills = fills_text(position.fills) or "null"
+    return f'{{"quantity":{quantity},"price":{price},"expires_us":{expires_us},"fills":{fills}}}'
 
 
 def group_text(tried: str, denied_by: DecisionRecord | None) -> str:

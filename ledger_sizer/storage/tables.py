@@ -87,10 +87,15 @@ PENDING = "state IN ('held', 'open') AND expires_us IS NOT NULL"
 """SQL of `Position.pending`. A database uses the index of expiries only if a statement repeats this condition."""
 
 _ENDED = "state IN ('closed', 'expired')"
+_LIVE_ORIGIN = "origin IS NOT NULL AND state IN ('held', 'open')"
 
 
 class PositionRow(Base):
-    """One position. number: seq of the decision that made it. origin: number of the expired position it fills late."""
+    """One position. number: seq of the decision that made it. origin: number of the ended position it fills late.
+
+    fills: what its fills add up to, in canonical JSON; NULL where the other columns say it (see `fills.Fills`).
+    reference: the last that a decision about it gave.
+    """
 
     __tablename__ = "positions"
     __table_args__ = (
@@ -105,8 +110,10 @@ class PositionRow(Base):
               sqlite_where=text(PENDING)),
         Index("ix_positions_ended", "portfolio_id", "updated_us", postgresql_where=text(_ENDED),
               sqlite_where=text(_ENDED)),
-        Index("uq_positions_origin", "portfolio_id", "origin", unique=True,
+        Index("ix_positions_origin", "portfolio_id", "origin",
               postgresql_where=text("origin IS NOT NULL"), sqlite_where=text("origin IS NOT NULL")),
+        Index("uq_positions_live_origin", "portfolio_id", "origin", unique=True,
+              postgresql_where=text(_LIVE_ORIGIN), sqlite_where=text(_LIVE_ORIGIN)),
     )  # fmt: skip
 
     portfolio_id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
@@ -123,6 +130,8 @@ class PositionRow(Base):
     updated_us: Mapped[int]
     updated_seq: Mapped[int]
     origin: Mapped[int | None]
+    fills: Mapped[str | None]
+    reference: Mapped[str | None]
 
 
 class DecisionRow(Base):
@@ -344,7 +353,7 @@ class InstrumentRow(Base):
 
     __tablename__ = "instruments"
     __table_args__ = (
-        CheckConstraint("kind IN ('spot', 'swap')", name="kind"),
+        CheckConstraint("kind IN ('spot', 'swap', 'future')", name="kind"),
         CheckConstraint("(rules IS NULL) = (refused IS NOT NULL)", name="refused"),
         CheckConstraint("until_us IS NULL OR until_us > since_us", name="until"),
         Index("uq_instruments_present", "venue", "symbol", unique=True, postgresql_where=text("until_us IS NULL"),

@@ -10,10 +10,10 @@ from decimal import Decimal
 from operator import itemgetter
 from typing import Any, Protocol
 
-from ledger_sizer.model.command_base import PositionCommand
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.domain import Position
-from ledger_sizer.model.instruments import legs_of, legs_text
+from ledger_sizer.model.fills import fills_of, fills_text
+from ledger_sizer.model.legs import legs_of, legs_text
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
@@ -192,23 +192,25 @@ def needs_of(groups: Sequence[Group]) -> dict[str, PortfolioNeed]:
         if group.fence is not None:
             need.fences.add(group.fence)
         need.keys.add(command.key)
-        if isinstance(command, PositionCommand):
+        need.scopes.update(command.scopes)
+        if command.number is not None:
             need.numbers.add(command.number)
             if command.fills_late:
                 need.origins.add(command.number)
-        else:
-            need.creates = need.creates or command.creates
-            need.scopes.update(command.scopes)
+        need.creates = need.creates or command.creates
     return needs
 
 
 def position_from_row(portfolio: str, row: Sequence[Any]) -> Position:
     """Build a position from its columns in table order."""
-    (_, number, state, tags, held_e8, open_e8, quantity, price, legs, expires, opened, updated, seq, origin) = row
+    (
+        _, number, state, tags, held_e8, open_e8, quantity, price, legs, expires, opened, updated, seq, origin, fills,
+        reference,
+    ) = row  # fmt: skip
     return Position(
         portfolio, number, state, stored_tags(tags), held_e8, open_e8,
         None if quantity is None else Decimal(quantity), None if price is None else Decimal(price),
-        legs_of(legs), expires, opened, updated, seq, origin,
+        legs_of(legs), expires, opened, updated, seq, origin, fills_of(fills), reference,
     )  # fmt: skip
 
 
@@ -219,7 +221,7 @@ def position_row(portfolio_id: int, position: Position) -> Row:
         None if position.quantity is None else decimal_text(position.quantity),
         None if position.price is None else decimal_text(position.price),
         legs_text(position.legs), position.expires_us, position.opened_us, position.updated_us,
-        position.updated_seq, position.origin,
+        position.updated_seq, position.origin, fills_text(position.fills), position.reference,
     )  # fmt: skip
 
 

@@ -69,8 +69,11 @@ class Verbs:
 
     reserve = _method(commands.Reserve)
     confirm = _method(commands.Confirm)
+    fill = _method(commands.Fill)
     release = _method(commands.Release)
     extend = _method(commands.Extend)
+    retag = _method(commands.Retag)
+    reprice = _method(commands.Reprice)
     adopt = _method(commands.Adopt)
     set_cap = _method(commands.SetCap)
     halt = _method(commands.Halt)
@@ -86,8 +89,11 @@ class AsyncVerbs:
 
     reserve_async = _async_method(commands.Reserve)
     confirm_async = _async_method(commands.Confirm)
+    fill_async = _async_method(commands.Fill)
     release_async = _async_method(commands.Release)
     extend_async = _async_method(commands.Extend)
+    retag_async = _async_method(commands.Retag)
+    reprice_async = _async_method(commands.Reprice)
     adopt_async = _async_method(commands.Adopt)
     set_cap_async = _async_method(commands.SetCap)
     halt_async = _async_method(commands.Halt)
@@ -103,8 +109,11 @@ class AwaitableVerbs(AsyncVerbs):
 
     reserve = AsyncVerbs.reserve_async
     confirm = AsyncVerbs.confirm_async
+    fill = AsyncVerbs.fill_async
     release = AsyncVerbs.release_async
     extend = AsyncVerbs.extend_async
+    retag = AsyncVerbs.retag_async
+    reprice = AsyncVerbs.reprice_async
     adopt = AsyncVerbs.adopt_async
     set_cap = AsyncVerbs.set_cap_async
     halt = AsyncVerbs.halt_async

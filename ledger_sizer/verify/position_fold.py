@@ -4,6 +4,7 @@ This does not use `rules`, on purpose. `rules` say what a command does to a posi
 decisions add up to, and the two must agree.
 """
 
+import json
 from decimal import Decimal
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ from pydantic_core import from_json
 
 from ledger_sizer.model.decisions import Fields
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 
 class FoldedPosition(NamedTuple):
@@ -29,6 +32,8 @@ class FoldedPosition(NamedTuple):
     updated_us: int
     updated_seq: int
     origin: int | None
+    fills: str | None = None
+    reference: str | None = None
 
     @property
     def is_final(self) -> bool:
@@ -37,23 +42,28 @@ class FoldedPosition(NamedTuple):
 
 
 def fold_position(position: FoldedPosition | None, record: Fields) -> FoldedPosition | None:
-    """Return the position after a decision that was not denied. position: before it, None if the decision made it."""
+    """Return the position after a decision that changed it. position: before it, None if the decision made it."""
     (
         _, seq, command, _, _, _, number, tags, _, quantity, _, _, held_e8, open_e8, _, _, _, expires_us, decided_us,
-        request, trace, _, _, _, _,
+        request, trace, _, _, reference, _,
     ) = record  # fmt: skip
-    price = origin = None
+    price = origin = fills = None
     opened_us = decided_us
     if position is not None:
         held_e8 += position.held_e8
         open_e8 += position.open_e8
         price, origin, opened_us = position.price, position.origin, position.opened_us
-    if command in ("confirm", "adopt"):
-        fields = from_json(request)
-        price = decimal_text(Decimal(fields["price"]))
-        if position is None and command == "confirm":
-            origin = int(fields["position_id"].rpartition("-")[2])
-    expires_us = _expires_us(position, command, request, expires_us)
+        fills = position.fills if command == "extend" else None
+        reference = reference or position.reference
+    if position is None and command in ("confirm", "fill"):
+        origin = int(from_json(request)["position_id"].rpartition("-")[2])
+    if '"entry":' in trace:
+        quantity, price, expires_us, fills = _entry_in(trace)
+    else:
+        if command in ("confirm", "adopt"):
+            price = decimal_text(Decimal(from_json(request)["price"]))
+        quantity = _quantity(position, command, quantity)
+        expires_us = _expires_us(position, command, request, expires_us)
     if open_e8:
         state = "open"
     elif command == "expire":
@@ -68,7 +78,7 @@ def fold_position(position: FoldedPosition | None, record: Fields) -> FoldedPosi
         tags,
         held_e8,
         open_e8,
-        _quantity(position, command, quantity),
+        quantity,
         price,
         position.legs if position is not None and command == "extend" else legs_in(trace),
         expires_us,
@@ -76,7 +86,22 @@ def fold_position(position: FoldedPosition | None, record: Fields) -> FoldedPosi
         decided_us,
         seq,
         origin,
+        fills,
+        reference,
     )
+
+
+def changes_position(record: Fields) -> bool:
+    """Return whether a decision that was not denied changed its position: a `fill` of what was known did not."""
+    command, quantity = record[2], record[9]
+    return bool(command != "fill" or quantity != "0")
+
+
+def _entry_in(trace: str) -> tuple[str | None, str | None, int | None, str | None]:
+    """Return quantity, price, expiry and fills of the position after the decision, where its trace says them."""
+    entry = from_json(trace)["entry"]
+    fills = entry["fills"]
+    return entry["quantity"], entry["price"], entry["expires_us"], None if fills is None else _encode(fills)
 
 
 def _quantity(position: FoldedPosition | None, command: str, decided: str | None) -> str | None:

@@ -17,7 +17,7 @@ from ledger_sizer.model.names import position_id
 from ledger_sizer.model.tags import stored_tags
 from ledger_sizer.storage.database import is_among, raw_rows
 from ledger_sizer.storage.tables import DecisionRow, PositionRow
-from ledger_sizer.verify.position_fold import FoldedPosition, fold_position
+from ledger_sizer.verify.position_fold import FoldedPosition, changes_position, fold_position
 
 Report = Callable[[int | None, str], None]
 """Called with each finding: the seq of the first decision concerned, None if there is none, and what is wrong."""
@@ -109,7 +109,7 @@ class PositionCheck:
     def _fold(self, record: Fields) -> int | None:
         """Fold a decision into its position. Returns the position's number, None if there is nothing to compare."""
         number: int | None = record[_NUMBER]
-        if number is None or record[_OUTCOME] == "denied":
+        if number is None or record[_OUTCOME] == "denied" or not changes_position(record):
             return None
         if type(number) is not int:
             self._report(record[_SEQ], f"decision {record[_SEQ]} is about position {number!r:.50}, which is no number")

@@ -4,6 +4,7 @@ A decision's trace shows each of its scopes as the decision found it. So the tra
 before the decision, even if the row was corrected afterwards.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic_core import from_json
 
 from ledger_sizer.model.decisions import DecisionRecord, Fields
 from ledger_sizer.model.scope_settings import LATER, NO_SETTINGS, ScopeSettings
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.rules.trace import read_scope
 from ledger_sizer.storage.tables import ScopeRow
 from ledger_sizer.verify.positions import READ_ERRORS, Report, find_wrong_type
@@ -19,7 +20,8 @@ from ledger_sizer.verify.positions import READ_ERRORS, Report, find_wrong_type
 _SCOPES: Any = ScopeRow.__table__
 _SEQ = DecisionRecord._fields.index("seq")
 _HELD, _OPEN = DecisionRecord._fields.index("held_delta_e8"), DecisionRecord._fields.index("open_delta_e8")
-_TRACE = DecisionRecord._fields.index("trace")
+_TRACE, _TAGS = DecisionRecord._fields.index("trace"), DecisionRecord._fields.index("tags")
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 _Values = tuple[ScopeSettings, int, int]
 """What a scope is set to, and its held and open, 1e-8 USD."""
@@ -42,6 +44,7 @@ class ScopeCheck:
         seq, held, opened = record[_SEQ], record[_HELD], record[_OPEN]
         try:
             trace = from_json(record[_TRACE])
+            moved = _moved(trace["moved"], record) if "moved" in trace else None
             for row in trace["scopes"]:
                 name, settings, held_e8, open_e8 = read_scope(row)
                 seen = (settings, held_e8, open_e8)
@@ -49,6 +52,8 @@ class ScopeCheck:
                 if seen != expected:
                     what = f"decision {seq} saw a scope {name} that {_text(seen)}; decided: {_text(expected)}"
                     self._report(seq, what)
+                if moved is not None:
+                    held, opened = moved[name]
                 self._expected[name] = (settings, held_e8 + held, open_e8 + opened)
             if "after" in trace:
                 name, settings, held_e8, open_e8 = read_scope(trace["after"])
@@ -89,6 +94,18 @@ class ScopeCheck:
         if stored != expected[0]:
             found = _text((stored, row.held_e8, row.open_e8))
             self._report(None, f"scope {row.scope} {found}; decided: {_text(expected)}")
+
+
+def _moved(before: Mapping[str, Any], record: Fields) -> dict[str, tuple[int, int]]:
+    """Return how much more each scope holds and has open after a decision that gave its position other tags."""
+    held, opened = before["held"], before["open"]
+    changes: dict[str, tuple[int, int]] = {}
+    for name in stored_tags(_encode(before["tags"])).scopes:
+        changes[name] = (-held, -opened)
+    for name in stored_tags(record[_TAGS]).scopes:
+        from_held, from_open = changes.get(name, (0, 0))
+        changes[name] = (from_held + held + record[_HELD], from_open + opened + record[_OPEN])
+    return changes
 
 
 def _text(values: _Values) -> str:

@@ -3,7 +3,6 @@
 from sqlalchemy import Engine, and_, select, text
 
 from ledger_sizer.model.commands import Reserve
-from ledger_sizer.model.tags import tags_of
 from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import desk_status
@@ -28,8 +27,13 @@ def dry_run_state(engine: Engine, command: Reserve, now_us: int, new_cap_e8: int
         due = and_(text(PENDING), PositionRow.expires_us <= state.decision_time(now_us))
         query = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, due)
         query = query.order_by(PositionRow.expires_us, PositionRow.number).limit(expiries_per_portfolio(1))
-        wanted = set(tags_of(command.tags).scopes)
-        for row in connection.execute(query):
+        wanted = set(command.scopes)
+        rows = [*connection.execute(query)]
+        if command.number is not None and all(row.number != command.number for row in rows):
+            asked = PositionRow.number == command.number
+            of = select(*_POSITIONS.columns).where(PositionRow.portfolio_id == found.id, asked)
+            rows += connection.execute(of)
+        for row in rows:
             state.add_position(position_from_row(found.name, row))
             wanted.update(state.positions[row.number].tags.scopes)
         scopes = select(*_SCOPES.columns).where(ScopeRow.portfolio_id == found.id, ScopeRow.scope.in_(wanted))

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, create_model
 
-from ledger_sizer.model.command_base import GROUP_MAX, KEY, field_prefix
+from ledger_sizer.model.arguments import field_prefix
+from ledger_sizer.model.command_base import GROUP_MAX, KEY
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.wire.requests import BODIES, Body, CommandBody, json_type, validated

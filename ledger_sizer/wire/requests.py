@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from ledger_sizer.model.arguments import FLAG, LABEL, NOT_NEGATIVE, DeclaredArgument, Kind
 from ledger_sizer.model.command_base import (
-    INSTRUMENT,
     KEY,
+    LEG_PLANS,
     LEGS,
     LEGS_MAX,
     MOMENT,
@@ -30,7 +30,8 @@ from ledger_sizer.model.command_base import (
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.details import DETAIL_LENGTH_MAX, DETAIL_NAME, DETAILS, DETAILS_MAX
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.instruments import InstrumentInfo, Leg
+from ledger_sizer.model.instruments import SWITCH, InstrumentInfo
+from ledger_sizer.model.legs import INSTRUMENT, Leg, LegPlan
 from ledger_sizer.model.tags import TAG_NAME, TAG_VALUES_MAX, TAGS_MAX
 
 
@@ -103,6 +104,7 @@ _TagForm = Annotated[Any, WithJsonSchema({"anyOf": [_TAG_TEXT, _TAG_LIST]})]
 
 _STRUCTURES: dict[Kind, Any] = {
     FLAG: bool,
+    SWITCH: bool,
     SECONDS: Annotated[int, Field(ge=1, le=TTL_SECONDS_MAX)] | AmountText,
     TAGS: Annotated[
         dict[Annotated[str, Field(pattern=rf"^{TAG_NAME}$")], _TagForm],
@@ -123,6 +125,9 @@ LegForm = _model_of("LegForm", Leg, Body)
 
 _STRUCTURES[LEGS] = Annotated[list[LegForm], Field(min_length=1, max_length=LEGS_MAX)]  # type: ignore[valid-type]
 _STRUCTURES[INSTRUMENT] = InstrumentForm | Annotated[str, text_field(INSTRUMENT)]
+
+LegPlanForm = _model_of("LegPlanForm", LegPlan, Body)
+_STRUCTURES[LEG_PLANS] = Annotated[list[LegPlanForm], Field(min_length=1, max_length=LEGS_MAX)]  # type: ignore[valid-type]
 
 
 class CommandBody(Body):
@@ -151,6 +156,8 @@ class CommandBody(Body):
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON has it: models as mappings."""
+    if isinstance(value, LegPlanForm):
+        return {name: _plain(one) for name, one in value.__dict__.items()}
     if isinstance(value, Body):
         return value.__dict__
     return [_plain(one) for one in value] if type(value) is list else value

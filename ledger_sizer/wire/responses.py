@@ -5,16 +5,18 @@
 
 import json
 from collections.abc import Callable, Mapping
+from decimal import Decimal
 from functools import lru_cache, partial
 from typing import Any, TypeVar, get_args
 
 from ledger_sizer.model.choices import Status
 from ledger_sizer.model.decisions import Decision, DecisionRecord, is_head
 from ledger_sizer.model.domain import Exposure, ExposurePage, Position, ScopeExposure
-from ledger_sizer.model.instruments import Leg, leg_from_json, leg_to_json
+from ledger_sizer.model.fills import fills_of_json, fills_to_json
+from ledger_sizer.model.legs import Leg, OrderLeg, stored_leg_from_json, stored_leg_to_json
 from ledger_sizer.model.names import position_id, split_position_id
-from ledger_sizer.model.times import from_us, time_text
-from ledger_sizer.model.units import usd_text
+from ledger_sizer.model.times import UNTIL_KNOWN_US, from_us, time_text
+from ledger_sizer.model.units import decimal_text, usd_text
 from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.wire.codec import FORM_ERRORS, PAIRS, Codec, Json, Pair, e8_of, optional, unreadable_form, us_of
 
@@ -54,12 +56,14 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
         "exposure_before": usd_text(record.exposure_e8),
         "exposure_after": usd_text(after_e8),
         "binding": record.binding,
-        "expires_at": _optional(time_text_of, record.expires_us),
+        "expires_at": None if decision.until_known else _optional(time_text_of, record.expires_us),
+        "until_known": decision.until_known,
         "decided_at": time_text_of(record.decided_us),
         "actor": record.actor,
         "client": record.client,
         "reference": record.reference,
         "hash": record.hash or None,
+        "legs": [_order_to_json(leg) for leg in decision.legs],
     }
     if full:
         form["held_change"] = usd_text(record.held_delta_e8)
@@ -68,6 +72,15 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
         form["request"] = _object_of(record.request)
         form["trace"] = _object_of(record.trace)
     return form
+
+
+def _order_to_json(leg: OrderLeg) -> Json:
+    return {name: decimal_text(one) if isinstance(one, Decimal) else one for name, one in leg._asdict().items()}
+
+
+def _order_from_json(form: Mapping[str, Any]) -> OrderLeg:
+    figures = {name: _optional(Decimal, form[name]) for name in ("quantity", "price", "order_amount", "order_cost")}
+    return OrderLeg(**{**form, **figures})
 
 
 def _object_of(text: str) -> Any:
@@ -123,7 +136,7 @@ def decision_from_json(form: Mapping[str, Any]) -> Decision:
             headroom_e8=_optional(e8_of, form["headroom_before"]),
             exposure_e8=before_e8,
             binding=form["binding"],
-            expires_us=_optional(us_of, form["expires_at"]),
+            expires_us=UNTIL_KNOWN_US if form.get("until_known") else _optional(us_of, form["expires_at"]),
             decided_us=us_of(form["decided_at"]),
             request=_text_of(form.get("request", "")),
             trace=_text_of(form.get("trace", "")),
@@ -132,7 +145,8 @@ def decision_from_json(form: Mapping[str, Any]) -> Decision:
             reference=form.get("reference"),
             hash=form["hash"] or "",
         )
-        return record.decision(replayed=form["replayed"])
+        orders = None if record.trace else tuple(_order_from_json(leg) for leg in form.get("legs", ()))
+        return Decision(record, form["replayed"], orders)
     except FORM_ERRORS as error:
         raise unreadable_form("decision", error) from None
 
@@ -143,22 +157,36 @@ def explanation_to_json(found: Explanation) -> Json:
 
 
 PAIRS[Decision] = Pair(partial(decision_to_json, full=True), decision_from_json)
-PAIRS[Leg] = Pair(leg_to_json, leg_from_json)
+PAIRS[Leg] = Pair(stored_leg_to_json, stored_leg_from_json)
 
 number_of = optional(lambda id_text: split_position_id(id_text)[1])
 """Returns the number of a position by its name, None for None."""
 
 POSITION = Codec(
     Position,
-    "position_id portfolio state tags held open notional quantity price legs expires_at opened_at updated_at"
-    " updated_seq origin",
-    docs={"origin": "The expired position whose late fill this is."},
-    write={"origin": lambda found: None if found.origin is None else position_id(found.portfolio, found.origin)},
+    "position_id portfolio state tags held open notional quantity price cost filled unfilled legs expires_at"
+    " until_known opened_at updated_at updated_seq origin fills reference",
+    docs={
+        "origin": "The ended position whose late fill this is.",
+        "cost": "USD that the open quantity cost, exact.",
+        "filled": "Coins filled by all entries, closes not subtracted.",
+        "unfilled": "Coins granted and not filled; null for a plain budget.",
+        "until_known": "The hold never ends by time.",
+        "fills": "What quantity and price do not say.",
+        "reference": "The last that a decision about it gave.",
+    },
+    write={
+        "origin": lambda found: None if found.origin is None else position_id(found.portfolio, found.origin),
+        "fills": lambda found: fills_to_json(found.fills),
+    },
     read={
         "number": lambda form: number_of(form["position_id"]),
+        "expires_us": lambda form: UNTIL_KNOWN_US if form.get("until_known") else _optional(us_of, form["expires_at"]),
+        "fills": lambda form: fills_of_json(form.get("fills")),
+        "reference": lambda form: form.get("reference"),
         "origin": lambda form: number_of(form["origin"]),
     },
-    types={"origin": str | None},
+    types={"origin": str | None, "fills": dict[str, Any] | None},
 )
 position_to_json, position_from_json = POSITION.to_json, POSITION.from_json
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ledger_sizer.model.instruments import Leg
+from ledger_sizer.model.legs import Leg
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.service.api_keys import create_key, revoke_key
 from ledger_sizer.storage.database import make_engine

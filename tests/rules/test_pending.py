@@ -14,6 +14,7 @@ from ledger_sizer import AppSettings, Extend, Halt, InvalidRequest, Leg, Release
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import GENESIS_HASH, DecisionRecord
 from ledger_sizer.model.domain import Position
+from ledger_sizer.model.fills import Fills
 from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.rules.batch import Group, decide_batch, expire_due
@@ -28,7 +29,7 @@ TAGS = tags_of({"venue": "bybit"})
 LEG = Leg("bybit", "BTC/USDT:USDT", "swap", "sell", D(4), D(10))
 REST = Position(
     portfolio="main", number=1, state="open", tags=TAGS, held_e8=60, open_e8=40 * 10**8, quantity=D(4), price=D(10),
-    legs=(LEG,), expires_us=1000, opened_us=1, updated_us=2, updated_seq=2,
+    legs=(LEG,), expires_us=1000, opened_us=1, updated_us=2, updated_seq=2, fills=Fills(more=True),
 )  # fmt: skip
 
 
