@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.fills import fills_of_json
-from ledger_sizer.model.legs import Leg, OrderLeg, legs_of_json
+from ledger_sizer.model.legs import Leg, OrderLeg, legs_of_json, order_to_json
 from ledger_sizer.model.tags import NO_TAGS, Tags, stored_tags, tags_from_json
 from ledger_sizer.model.times import from_us, time_text
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, usd, usd_text
@@ -68,15 +68,11 @@ def position_data(told: Told) -> dict[str, Any]:
     return {
         "held_change": decimal_text(told.held_change),
         "open_change": decimal_text(told.open_change),
-        "legs": [_order_data(leg) for leg in told.decision.legs],
+        "legs": [order_to_json(leg) for leg in told.decision.legs],
         "position": None if after is None else _position_data(after),
         "moved": None if moved is None else {"from": moved[0].to_json(), "to": moved[1].to_json()},
         "late_fill_of": ended,
     }
-
-
-def _order_data(leg: OrderLeg) -> dict[str, Any]:
-    return {name: decimal_text(one) if isinstance(one, Decimal) else one for name, one in leg._asdict().items()}
 
 
 def _position_data(after: Position) -> dict[str, Any]:
@@ -121,7 +117,7 @@ def _asked_legs(request: Form) -> list[str]:
 def _reserve_lines(told: Told) -> Iterator[str]:
     decision, after = told.decision, told.after
     for number, leg in enumerate(decision.legs, 1):
-        yield f"Order {number}: {_order_words(leg, told.legs)}"
+        yield f"Order {number}: {_order_words(leg)}"
     if after is not None:
         yield (
             f"More of {decision.position_id}, which counted {_grown_usd(told.trace)} USD: it now has "
@@ -139,7 +135,7 @@ def _grown_usd(trace: Form) -> str:
     return usd_text(grows.get("held", 0) + grows.get("open", 0))
 
 
-def _order_words(order: OrderLeg, legs: tuple[Leg, ...]) -> str:
+def _order_words(order: OrderLeg) -> str:
     where = f" at {order.venue}" if order.venue else ""
     where += f", account {order.account}" if order.account else ""
     amount, quantity = decimal_text(order.order_amount), decimal_text(order.quantity)
@@ -151,7 +147,9 @@ def _order_words(order: OrderLeg, legs: tuple[Leg, ...]) -> str:
         with exact_arithmetic():
             unit = order.quantity / order.order_amount
         what = f"amount {amount} of {decimal_text(unit)} coins each, {quantity} coins"
-    return f"{order.side} {order.symbol} ({order.kind}{where}): {what}, sized at {decimal_text(order.price)} USD a coin."
+    return (
+        f"{order.side} {order.symbol} ({order.kind}{where}): {what}, sized at {decimal_text(order.price)} USD a coin."
+    )
 
 
 def _until_words(decision: Decision) -> str:

@@ -116,9 +116,7 @@ def trace_text(
     if position is not None and position.legs:
         parts.append(f'"legs":{legs_text(position.legs)}')
     if note is not None:
-        parts.append(f'"note":{_quoted(note)}')
-    if ended is not None:
-        parts.append(f'"ended":"{ended}"')
+        parts.append(f'"note":{_quoted(note)}' + (f',"ended":"{ended}"' if ended is not None else ""))
     if after is not None:
         parts.append(f'"after":{_scope_rows([after])}')
     if group is not None:
