@@ -98,7 +98,7 @@ def _denied_lines(told: Told) -> Iterator[str]:
         yield f"Legs asked for: {', '.join(asked)}."
     if told.decision.command == "retag":
         before, after = stored_tags(told.decision.record.tags), tags_from_json(told.request["tags"])
-        yield f"It would have entered {_scopes_that(after, before)}."
+        yield f"It would have entered {_scopes_that(after, before) or 'no other scope'}."
 
 
 def _asked_legs(request: Form) -> list[str]:
@@ -178,7 +178,7 @@ def _fill_lines(told: Told) -> Iterator[str]:
         )
     else:
         yield f"Filled: {_coins(decision.quantity)}{price}. {_change_words(told)}"
-    yield from (f"It filled: {_leg_words(leg)}." for leg in told.request.get("legs", ()))
+    yield from (f"Leg that filled: {_leg_words(leg)}." for leg in told.request.get("legs", ()))
     if after is not None:
         yield f"{decision.position_id} has {_open_words(after)}."
         yield _rest_words(after)
@@ -219,7 +219,8 @@ def _late_lines(told: Told) -> Iterator[str]:
     if ended == "closed":
         yield f"{told.request['position_id']} was closed before the fill: {fact}."
     else:
-        yield f"The hold had {'been released' if ended == 'released' else 'expired'} before the fill: {fact}."
+        how = "been released" if ended == "released" else "expired"
+        yield f"The hold of {told.request['position_id']} had {how} before the fill: {fact}."
 
 
 def _adopt_lines(told: Told) -> Iterator[str]:
@@ -265,13 +266,15 @@ def _retag_lines(told: Told) -> Iterator[str]:
 def _moved_lines(told: Told, why: str) -> Iterator[str]:
     if told.moved is None:
         return
-    before, after = told.moved
-    yield f"{why}: it left {_scopes_that(before, after)}, and counts in {_scopes_that(after, before)}."
+    left, entered = _scopes_that(*told.moved), _scopes_that(*reversed(told.moved))
+    words = [f"it left {left}"] if left else []
+    words += [f"it counts in {entered} from now on"] if entered else []
+    yield f"{why}: {', and '.join(words) or 'its scopes are the same'}."
 
 
 def _scopes_that(some: Tags, others: Tags) -> str:
     """Return the scopes of some tags that the other tags do not have."""
-    return ", ".join(name for name in some.scopes if name not in others.scopes) or "no scope"
+    return ", ".join(name for name in some.scopes if name not in others.scopes)
 
 
 def _reprice_lines(told: Told) -> Iterator[str]:

@@ -37,7 +37,9 @@ def live_through_fills(ledger: Ledger, clock: FakeClock, portfolio: str = "main"
         return decision.position_id or ""
 
     where = {"portfolio": portfolio}
-    one = keep(reserve_pepe(ledger, "grant", signal_score=D("0.9"), tags={"strategy": "funding"}, reference="t7", **where))
+    one = keep(
+        reserve_pepe(ledger, "grant", signal_score=D("0.9"), tags={"strategy": "funding"}, reference="t7", **where)
+    )
     keep(ledger.confirm(key="part", position_id=one, quantity=D(20_000_000), price=D("0.0000101"), rest="hold"))
     fill = {"filled_quantity": D(30_000_000), "price": D("0.0000103")}
     keep(ledger.fill(key="fill", position_id=one, **fill))
@@ -54,7 +56,9 @@ def live_through_fills(ledger: Ledger, clock: FakeClock, portfolio: str = "main"
     keep(ledger.release(key="close part", position_id=one, quantity=D(7_000_000)))
     keep(ledger.confirm(key="after all", position_id=one, quantity=D(1_000_000), price=D("0.0000101")))
 
-    plain = keep(ledger.reserve(key="plain amount", amount_usd=D(300), max_position_usd=D(200), tags={"venue": "okx"}, **where))
+    plain = keep(
+        ledger.reserve(key="plain amount", amount_usd=D(300), max_position_usd=D(200), tags={"venue": "okx"}, **where)
+    )
     keep(ledger.release(key="gave back", position_id=plain))
     keep(ledger.confirm(key="late released", position_id=plain, quantity=D(3), price=D("33.3")))
 
@@ -69,9 +73,7 @@ def live_through_fills(ledger: Ledger, clock: FakeClock, portfolio: str = "main"
         )
     )
     elsewhere = Leg("deribit", "BTC/USDT:USDT", "swap", "sell", D("0.003"), D(50_010))
-    keep(
-        ledger.confirm(key="elsewhere", position_id=short, quantity=D("0.003"), price=D(50_010), legs=[elsewhere])
-    )
+    keep(ledger.confirm(key="elsewhere", position_id=short, quantity=D("0.003"), price=D(50_010), legs=[elsewhere]))
 
     keep(ledger.reserve(key="smaller", signal_score=D("0.5"), max_position_usd=D(500), until_known=True, **where))
     keep(ledger.set_cap(key="tiny", scope="strategy=tiny", cap=D(30), **where))
