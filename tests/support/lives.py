@@ -17,6 +17,7 @@ BYBIT_PEPE = InstrumentInfo(
 OKX_PEPE = InstrumentInfo("PEPE/USDT:USDT", D(1), D(10**7), D(1), D(5), contract_size=D(10_000), venue="okx")
 PEPE_PRICE = D("0.00001")
 PEPE = [LegPlan(BYBIT_PEPE, "buy"), LegPlan(OKX_PEPE, "sell", account="sub")]
+BY_COST = InstrumentInfo("ETC/USDT", D("0.01"), D(10**6), D("0.01"), D(1), venue="gate", buys_by_cost=True)
 XCN_SPOT = InstrumentInfo("XCN/USDT", D("0.01"), D(10**9), D("0.01"), D(1))
 XCN_PERP = InstrumentInfo("XCN/USDT:USDT", D(10), D(72_000), D(10), D(5))
 XCN = {"price": D("0.001229"), "spot_instrument": XCN_SPOT, "perp_instrument": XCN_PERP}
@@ -80,6 +81,17 @@ def live_through_fills(ledger: Ledger, clock: FakeClock, portfolio: str = "main"
     keep(reserve_btc(ledger, "too little", tags={"strategy": "tiny"}, **where))
     keep(ledger.reserve(key="cut", **XCN, **where))
     keep(ledger.reserve(key="cut below", **XCN, **where, min_notional_usd=D(500)))
+    bought = keep(
+        ledger.reserve(key="spot", price=D(7), legs=[LegPlan(BY_COST, "buy", fee_rate=D("0.001"))], amount_usd=D(90),
+                       until_known=True, **where)
+    )  # fmt: skip
+    keep(ledger.confirm(key="spot part", position_id=bought, quantity=D(3), price=D("7.01"), rest="hold"))
+    keep(ledger.confirm(key="spot more", position_id=bought, quantity=D(4), price=D("7.02"), rest="hold"))
+    whole = keep(ledger.reserve(key="repriced", amount_usd=D(50), until_known=True, **where))
+    keep(ledger.confirm(key="repriced part", position_id=whole, quantity=D(3), price=D(7), rest="hold"))
+    keep(ledger.confirm(key="repriced more", position_id=whole, quantity=D(4), price=D(8), rest="hold"))
+    keep(ledger.reprice(key="repriced now", position_id=whole, price=D(6)))
+    keep(ledger.release(key="repriced close", position_id=whole, quantity=D(1)))
     pair = keep(reserve_btc(ledger, "held pair", ttl_seconds=900, signal_score=D(0), reference="held", **where))
     assert pair
     return made
