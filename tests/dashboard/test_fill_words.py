@@ -140,7 +140,7 @@ def test_show_leg_when_it_is_planned_or_filled_then_both_numbers_are_told(leg: L
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"), [(None, "–"), ("t7", "t7"), ("x" * 40, "x" * 40), ("x" * 41, "x" * 39 + "…")]
+    ("text", "shown"), [(None, NONE), ("t7", "t7"), ("x" * 40, "x" * 40), ("x" * 41, "x" * 39 + "…")]
 )
 def test_shorten_text_when_it_is_long_then_it_says_that_there_is_more(text: str | None, shown: str) -> None:
     assert formatting.short(text) == shown
