@@ -113,6 +113,9 @@ def _make_environment() -> Environment:
         formatting.clock,
         formatting.moment,
         formatting.duration,
+        formatting.leg_quantity,
+        formatting.leg_terms,
+        formatting.short,
         formatting.tags,
         decision_label,
         actor_label,
@@ -129,6 +132,7 @@ def _make_environment() -> Environment:
         page_of=page_of,
         seconds_left=formatting.seconds_left,
         status_label=formatting.status_label,
+        time_left=formatting.time_left,
         version=__version__,
     )
     return environment
