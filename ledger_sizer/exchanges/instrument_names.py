@@ -13,6 +13,7 @@ from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.errors import InvalidRequest, LedgerError
 from ledger_sizer.model.instruments import InstrumentInfo, MarketRules, instrument_from_json
 from ledger_sizer.model.legs import LegPlan, plan_from_json
+from ledger_sizer.model.units import parse_decimal
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import decision_by_key
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow
@@ -125,7 +126,10 @@ class InstrumentResolver:
         if "spot_instrument" not in request:
             return command
         spot, perp = [_name_or_rules(instrument_from_json(request[name])) for name in _INSTRUMENTS]
-        return replace(command, spot_instrument=spot, perp_instrument=perp)
+        fee_rate = command.spot_fee_rate
+        if fee_rate is None and "spot_fee_rate" in request:
+            fee_rate = parse_decimal(request["spot_fee_rate"])
+        return replace(command, spot_instrument=spot, perp_instrument=perp, spot_fee_rate=fee_rate)
 
 
 def _with_rules(command: Reserve, rules_of: RulesOf) -> Reserve:

@@ -12,7 +12,7 @@ from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo
 from ledger_sizer.model.legs import LegPlan
 from ledger_sizer.model.tags import Tags
-from ledger_sizer.model.units import shown
+from ledger_sizer.model.units import exact_arithmetic, exact_decimal, shown
 
 
 class Plan(NamedTuple):
@@ -34,6 +34,11 @@ def pair_plans(
     Raises `InvalidRequest` for two markets that are no hedge.
     """
     _require_pair(spot, perp)
+    if spot_fee_rate and spot.kind not in ("spot", None):
+        raise InvalidRequest(
+            f"spot_fee_rate is for a spot buy, whose fee is taken in coins; {spot.symbol} is a {spot.kind}: leave it out",
+            field="spot_fee_rate",
+        )
     first: MarketKind = spot.kind or "spot"
     second: MarketKind = perp.kind or "swap"
     return (
@@ -48,6 +53,11 @@ def _require_pair(spot: InstrumentInfo, perp: InstrumentInfo) -> None:
         raise InvalidRequest(
             f"perp_instrument is sold and must be a contract, like bybit:BTC/USDT:USDT; {perp.symbol} is a spot "
             "market. To sell coins, give legs=[LegPlan(...), ...]",
+            field="perp_instrument",
+        )
+    if (spot.venue, spot.symbol) == (perp.venue, perp.symbol):
+        raise InvalidRequest(
+            f"spot_instrument and perp_instrument are both {perp.symbol}: buying and selling one market is no position",
             field="perp_instrument",
         )
     _require_one_asset(
@@ -66,6 +76,9 @@ def leg_plans(legs: Sequence[LegPlan], price: Decimal | None) -> tuple[Plan, ...
         [(f"legs.{number}", _instrument(leg).symbol, _asset(_instrument(leg), leg.asset, f"legs.{number}.instrument"))
          for number, leg in enumerate(legs)]
     )  # fmt: skip
+    reference = ("the price", price)
+    if price is None and legs[0].price is not None:
+        reference = ("that of legs.0,", legs[0].price)
     plans: list[Plan] = []
     seen: set[tuple[str | None, str, str | None]] = set()
     for number, leg in enumerate(legs):
@@ -85,7 +98,7 @@ def leg_plans(legs: Sequence[LegPlan], price: Decimal | None) -> tuple[Plan, ...
                 f"{name}.fee_rate is for a spot buy, whose fee is taken in coins; leave it out for a {kind} {leg.side}",
                 field=f"{name}.fee_rate",
             )
-        plans.append(Plan(instrument, leg.side, kind, _price(leg, instrument, price, name), leg.fee_rate, leg.account))
+        plans.append(Plan(instrument, leg.side, kind, _price(leg, instrument, reference, name), leg.fee_rate or None, leg.account))
     return tuple(plans)
 
 
@@ -94,7 +107,11 @@ def _instrument(leg: LegPlan) -> InstrumentInfo:
     return leg.instrument
 
 
-def _price(leg: LegPlan, instrument: InstrumentInfo, price: Decimal | None, name: str) -> Decimal:
+def _price(
+    leg: LegPlan, instrument: InstrumentInfo, reference: tuple[str, Decimal | None], name: str
+) -> Decimal:
+    """Return the price of a leg. reference: the price that it must be near, after words that say whose it is."""
+    whose, price = reference
     if leg.price is None:
         if price is None:
             raise InvalidRequest(
@@ -104,7 +121,7 @@ def _price(leg: LegPlan, instrument: InstrumentInfo, price: Decimal | None, name
         return price
     if price is not None and not (price <= 2 * leg.price and leg.price <= 2 * price):
         raise InvalidRequest(
-            f"{name}.price {shown(leg.price)} is not near the price {shown(price)}: both are USD per coin, also where "
+            f"{name}.price {shown(leg.price)} is not near {whose} {shown(price)}: both are USD per coin, also where "
             f"the market counts in other units ({instrument.symbol} has multiplier {shown(instrument.multiplier)} and "
             f"contract_size {shown(instrument.contract_size)})",
             field=f"{name}.price",
@@ -119,6 +136,8 @@ def _asset(instrument: InstrumentInfo, asset: str | None, name: str) -> str | No
             instrument.require_linear()  # the caller says that the name has no factor
         else:
             instrument.require_usable()
+        with exact_arithmetic():
+            exact_decimal(instrument.qty_step * instrument.unit, "qty_step")
     return asset or instrument.asset
 
 

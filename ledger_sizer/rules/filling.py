@@ -142,7 +142,13 @@ def _fill_named(position: Position, filled: Sequence[Leg], price: Decimal) -> tu
 
 
 def _place_of(legs: Sequence[Leg], fill: Leg) -> int | None:
-    """Return the place of the leg that a fill names. An account or a venue that one of the two lacks fits any."""
+    """Return the place of the leg that a fill names: the one of its market, else one that fits.
+
+    An account or a venue that one of the two lacks fits any.
+    """
+    exact = next((place for place, leg in enumerate(legs) if leg.market == fill.market), None)
+    if exact is not None:
+        return exact
     for place, leg in enumerate(legs):
         same = (leg.symbol, leg.kind, leg.side) == (fill.symbol, fill.kind, fill.side)
         account = leg.account is None or fill.account is None or leg.account == fill.account
@@ -301,7 +307,9 @@ def grow_position(
     expires_us = max(position.expires_us or 0, expires_us) if position.pending else expires_us
     after = position.changed(expires_us=expires_us)
     if quantity is None:
-        return after.changed(held_e8=position.held_e8 + budget_e8)
+        # An open one has fills from now on: without them it would read as if all that was granted were filled.
+        fills = position.fills if position.state == "held" else (position.fills or Fills())._replace(more=True)
+        return after.changed(held_e8=position.held_e8 + budget_e8, fills=fills)
     with exact_arithmetic():
         unfilled = (position.unfilled or _ZERO) + quantity
         legs = list(_with_prices(position))

@@ -1,9 +1,8 @@
 """Decides reservations: a budget under every cap, what it buys, and why it is denied."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from operator import itemgetter
 
-from ledger_sizer.model.choices import MarketKind, Side
 from ledger_sizer.model.command_base import ttl_us
 from ledger_sizer.model.commands import Extend, Reserve
 from ledger_sizer.model.denials import DESK_BINDING, PRECEDENCE
@@ -103,8 +102,12 @@ def _growing(state: PortfolioState, command: Reserve) -> Position:
             f"tags {dict(tags)!r} are not those of {position.position_id}, {dict(position.tags)!r}; leave tags out",
             field="tags",
         )
-    asked = {(plan.instrument.symbol, plan.kind, plan.side) for plan in command.plans or ()}
-    has = {(leg.symbol, leg.kind, leg.side) for leg in position.legs}
+    only_venue = position.tags.only("venue") or ""
+    asked = {
+        (plan.instrument.venue or only_venue, plan.instrument.symbol, plan.kind, plan.side, plan.account)
+        for plan in command.plans or ()
+    }
+    has = {leg.market for leg in position.legs}
     if asked != has:
         raise InvalidRequest(
             f"the legs are not those of {position.position_id}: asked {_named(asked)}, it has {_named(has)}; more of a "
@@ -114,8 +117,13 @@ def _growing(state: PortfolioState, command: Reserve) -> Position:
     return position
 
 
-def _named(legs: set[tuple[str, MarketKind, Side]]) -> str:
-    return ", ".join(f"{side} {symbol}" for symbol, _, side in sorted(legs)) or "none"
+def _named(legs: Collection[tuple[str, str, str, str, str | None]]) -> str:
+    """Say legs in words, in order. legs: venue, symbol, kind, side and account of each."""
+    words = [
+        f"{side} {venue}{':' if venue else ''}{symbol}{'' if account is None else f' in {account}'}"
+        for venue, symbol, _, side, account in legs
+    ]
+    return ", ".join(sorted(words)) or "none"
 
 
 def _objections(
