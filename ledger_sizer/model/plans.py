@@ -76,9 +76,6 @@ def leg_plans(legs: Sequence[LegPlan], price: Decimal | None) -> tuple[Plan, ...
         [(f"legs.{number}", _instrument(leg).symbol, _asset(_instrument(leg), leg.asset, f"legs.{number}.instrument"))
          for number, leg in enumerate(legs)]
     )  # fmt: skip
-    reference = ("the price", price)
-    if price is None and legs[0].price is not None:
-        reference = ("that of legs.0,", legs[0].price)
     plans: list[Plan] = []
     seen: set[tuple[str | None, str, str | None]] = set()
     for number, leg in enumerate(legs):
@@ -98,7 +95,16 @@ def leg_plans(legs: Sequence[LegPlan], price: Decimal | None) -> tuple[Plan, ...
                 f"{name}.fee_rate is for a spot buy, whose fee is taken in coins; leave it out for a {kind} {leg.side}",
                 field=f"{name}.fee_rate",
             )
-        plans.append(Plan(instrument, leg.side, kind, _price(leg, instrument, reference, name), leg.fee_rate or None, leg.account))
+        plans.append(
+            Plan(
+                instrument,
+                leg.side,
+                kind,
+                _price(leg, instrument, price, legs[0].price, name),
+                leg.fee_rate or None,
+                leg.account,
+            )
+        )
     return tuple(plans)
 
 
@@ -108,10 +114,9 @@ def _instrument(leg: LegPlan) -> InstrumentInfo:
 
 
 def _price(
-    leg: LegPlan, instrument: InstrumentInfo, reference: tuple[str, Decimal | None], name: str
+    leg: LegPlan, instrument: InstrumentInfo, price: Decimal | None, first: Decimal | None, name: str
 ) -> Decimal:
-    """Return the price of a leg. reference: the price that it must be near, after words that say whose it is."""
-    whose, price = reference
+    """Return the price of a leg: its own, else `price`. first: of the first leg, compared where there is no other."""
     if leg.price is None:
         if price is None:
             raise InvalidRequest(
@@ -119,9 +124,10 @@ def _price(
                 field="price",
             )
         return price
-    if price is not None and not (price <= 2 * leg.price and leg.price <= 2 * price):
+    near, whose = (price, "the price") if price is not None else (first, "that of legs.0,")
+    if near is not None and not (near <= 2 * leg.price and leg.price <= 2 * near):
         raise InvalidRequest(
-            f"{name}.price {shown(leg.price)} is not near {whose} {shown(price)}: both are USD per coin, also where "
+            f"{name}.price {shown(leg.price)} is not near {whose} {shown(near)}: both are USD per coin, also where "
             f"the market counts in other units ({instrument.symbol} has multiplier {shown(instrument.multiplier)} and "
             f"contract_size {shown(instrument.contract_size)})",
             field=f"{name}.price",

@@ -10,6 +10,7 @@ from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.scope_settings import NO_SETTINGS
+from ledger_sizer.model.tags import tags_of
 from ledger_sizer.model.times import UNTIL_KNOWN_US
 from ledger_sizer.model.units import decimal_text, usd, usd_ceil_e8
 from ledger_sizer.rules.bounds import bounds
@@ -96,12 +97,6 @@ def _growing(state: PortfolioState, command: Reserve) -> Position:
             f"cannot reserve more of {position.position_id}: {position.state} since seq {position.updated_seq}; "
             "reserve without position_id for a new one"
         )
-    tags = command.position_tags
-    if any(not set(tags.values_of(name)) <= set(position.tags.values_of(name)) for name in tags):
-        raise InvalidRequest(
-            f"tags {dict(tags)!r} are not those of {position.position_id}, {dict(position.tags)!r}; leave tags out",
-            field="tags",
-        )
     only_venue = position.tags.only("venue") or ""
     asked = {
         (plan.instrument.venue or only_venue, plan.instrument.symbol, plan.kind, plan.side, plan.account)
@@ -113,6 +108,12 @@ def _growing(state: PortfolioState, command: Reserve) -> Position:
             f"the legs are not those of {position.position_id}: asked {_named(asked)}, it has {_named(has)}; more of a "
             "position is of the same legs",
             field="legs",
+        )
+    given = tags_of(command.tags)
+    if any(not set(given.values_of(name)) <= set(position.tags.values_of(name)) for name in given):
+        raise InvalidRequest(
+            f"tags {dict(given)!r} are not those of {position.position_id}, {dict(position.tags)!r}; leave tags out",
+            field="tags",
         )
     return position
 

@@ -180,10 +180,14 @@ def test_reserve_when_two_names_are_one_coin_then_saying_so_makes_it_a_hedge(led
 NO_POSITION: dict[str, tuple[dict[str, Any], str, str]] = {
     "two assets": ({"legs": [BYBIT, LegPlan("bybit:ETH/USDT:USDT", "sell")]}, "legs.1", "ETH/USDT:USDT is of ETH"),
     "a market twice": ({"legs": [BYBIT, replace(BYBIT, side="sell")]}, "legs.1", "one leg a market"),
+    "no multiplier in given rules": (
+        {"legs": [LegPlan(InstrumentInfo("1000SHIB/USDT:USDT", D(1), D(10), D(1)), "buy")]},
+        "legs.0.instrument.multiplier", "give multiplier=1000",
+    ),
     "inverse": ({"legs": [LegPlan("bybit:BTC/USD:BTC", "buy")]}, "legs.0.instrument.settle", "inverse contract"),
     "no multiplier": (
         {"legs": [LegPlan("binance:SHIB/USDT", "buy"), LegPlan("binance:1000SHIB/USDT:USDT", "sell")]},
-        "legs.1.instrument.multiplier", "give multiplier=1000",
+        "legs.1.instrument", "counts 1000 SHIB a unit",
     ),
     "unlisted": ({"legs": [BYBIT, LegPlan("bybit:NO/USDT", "buy")]}, "legs.1.instrument", "instruments refresh bybit"),
     "closed": ({"legs": [BYBIT, LegPlan("bybit:OLD/USDT:USDT", "buy")]}, "legs.1.instrument", "not open for trading"),
@@ -229,10 +233,15 @@ def test_reserve_when_it_is_no_position_then_the_field_is_named_and_nothing_reco
     assert ask(ledger, BYBIT).seq == 1, "nothing is recorded and the key is unused"
 
 
-@pytest.mark.parametrize("symbol", ["BTC", "btc", "BTC/USDT", "BTCUSDT", "BTC/USDT:USDT", "BTC-PERP", ["BTC", "BTCUSD"]])
+@pytest.mark.parametrize(
+    "symbol", ["BTC", "btc", "BTC/USDT", "BTCUSDT", "BTC/USDT:USDT", "BTC-PERP", ["BTC", "BTCUSD"]]
+)
 def test_reserve_when_the_symbol_is_of_the_legs_in_any_writing_then_it_stays(ledger: Ledger, symbol: Any) -> None:
     decision = ask(ledger, BYBIT, OKX, tags={"symbol": symbol, "venue": ["okx", "bybit"]})
-    assert decision.tags == {"symbol": symbol if isinstance(symbol, str) else tuple(symbol), "venue": ("bybit", "okx")}
+    assert ledger.position(position_of(decision)).tags == {
+        "symbol": symbol if isinstance(symbol, str) else tuple(symbol),
+        "venue": ("bybit", "okx"),
+    }
 
 
 @pytest.mark.parametrize("price", [D(25000), D(100000)])

@@ -243,7 +243,11 @@ def test_match_legs_when_two_are_at_one_price_then_it_is_the_formula_of_the_pair
 
 
 def swap(symbol: str, step: str = "1", **rules: str) -> InstrumentInfo:
-    given: dict[str, Decimal] = {"min_qty": D(0), "max_qty": D(10**9), **{name: D(text) for name, text in rules.items()}}
+    given: dict[str, Decimal] = {
+        "min_qty": D(0),
+        "max_qty": D(10**9),
+        **{name: D(text) for name, text in rules.items()},
+    }
     return InstrumentInfo(symbol, qty_step=D(step), **given)
 
 
