@@ -68,16 +68,18 @@ def _form_of(kind: Kind) -> _Form:
 def verb_command(
     command: type[AnyCommand],
     *,
-    positional: tuple[str, ...] = ("position_id",),
+    positional: tuple[str, ...] | None = None,
     fixed: Mapping[str, Any] | None = None,
     help_text: str | None = None,
 ) -> Callable[..., int]:
     """Return the function of a verb's command, as typer takes it.
 
-    positional: names of the arguments without an option. fixed: values that the command line does not ask for; such a
+    positional: names of the arguments without an option; else a position that must be given is one. fixed: values that the command line does not ask for; such a
     command never begins a ledger. help_text: instead of the verb's own.
     """
     fixed = fixed or {}
+    if positional is None:
+        positional = tuple([one.name for one in command.arguments if one.name == "position_id" and one.required])
     asked = [one for one in command.arguments if one.name not in fixed and one.name != "key"]
     asked.sort(key=lambda one: positional.index(one.name) if one.name in positional else len(positional))
 

@@ -74,7 +74,7 @@ def reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Policy
             verdict.budget_e8 = verdict.position.held_e8 - growing.held_e8
     verdict.trace = trace_text(
         scopes, desk_status=state.desk_status, policy=policy.text, match=matched, position=verdict.position,
-        orders=() if growing is None else orders, entry=growing is not None and reason is None,
+        grows=growing, orders=() if growing is None else orders, entry=growing is not None and reason is None,
     )  # fmt: skip
     return verdict
 

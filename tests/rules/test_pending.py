@@ -1,6 +1,7 @@
 """A position that is open and still holds more: every rule about holds, and what `verify` computes from its decisions.
 
 Each test starts from a state that has one, as fills told one by one leave it.
+"""
 
 from __future__ import annotations
 
