@@ -12,18 +12,14 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
-from ledger_sizer import InstrumentInfo, Leg, LegPlan
-from ledger_sizer.model.arguments import FLAG, DeclaredArgument, Kind, to_json
-from ledger_sizer.model.command_base import LEG_PLANS, LEGS, MOMENT, SECONDS, TAGS
+from ledger_sizer import InstrumentInfo, Leg
+from ledger_sizer.model.arguments import FLAG, DeclaredArgument, to_json
+from ledger_sizer.model.command_base import LEGS, MOMENT, SECONDS, TAGS
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.details import DETAILS
 from ledger_sizer.model.legs import INSTRUMENT
 from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text
-
-
-LEG_LISTS: dict[Kind, type[Leg | LegPlan]] = {LEGS: Leg, LEG_PLANS: LegPlan}
-"""Kinds of argument that are a list of legs, with the class of each."""
 
 
 class Inexpressible(Exception):
@@ -39,7 +35,7 @@ class JsonForm(dict[str, Any]):
 
 def _is_number(argument: DeclaredArgument) -> bool:
     """Whether the argument is a decimal, which is text in JSON."""
-    structured = (FLAG, SECONDS, MOMENT, TAGS, INSTRUMENT, *LEG_LISTS)
+    structured = (FLAG, SECONDS, MOMENT, TAGS, LEGS, INSTRUMENT)
     return argument.kind.from_json is not None and argument.kind not in structured
 
 
@@ -48,8 +44,8 @@ def _json_of(argument: DeclaredArgument, value: Any) -> Any:
     number, kind = _is_number(argument), argument.kind
     if isinstance(value, str) and (number or kind in (SECONDS, MOMENT)):
         raise Inexpressible("JSON has decimals, exact seconds and times as text, so the text means the value")
-    if (kind is INSTRUMENT or kind in LEG_LISTS) and (forms := [*json_forms(value)]):
-        return forms if kind in LEG_LISTS else forms[0]
+    if kind in (INSTRUMENT, LEGS) and (forms := [*json_forms(value)]):
+        return forms if kind is LEGS else forms[0]
     if kind is INSTRUMENT and isinstance(value, Mapping):
         raise Inexpressible("an object in JSON is the instrument itself, not something else in its place")
     if isinstance(value, float) and kind is SECONDS:
@@ -60,13 +56,12 @@ def _json_of(argument: DeclaredArgument, value: Any) -> Any:
         return str(value)
     if isinstance(value, datetime):
         return value.isoformat() if value.tzinfo is None else _time_text(value)
-    if isinstance(value, InstrumentInfo | Leg | LegPlan):
+    if isinstance(value, InstrumentInfo | Leg):
         return to_json(value)
-    if kind in LEG_LISTS and isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        of = LEG_LISTS[kind]
-        if any(isinstance(one, Mapping | Leg | LegPlan) and not isinstance(one, of) for one in value):
-            raise Inexpressible("an object in JSON is a leg itself, not something else in its place")
-        return [to_json(one) if isinstance(one, of) else plain_json(one) for one in value]
+    if kind is LEGS and isinstance(value, Sequence) and any(isinstance(one, Mapping) for one in value):
+        raise Inexpressible("an object in JSON is a leg itself, not something else in its place")
+    if kind is LEGS and isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain_json(one) if not isinstance(one, Leg) else to_json(one) for one in value]
     return plain_json(value)
 
 
@@ -179,10 +174,9 @@ def _option(argument: DeclaredArgument, value: Any) -> list[str]:
     if forms := [*json_forms(value)]:
         if any(None in form.values() for form in forms):
             raise Inexpressible("the command line reads null as left out, as in rules that ccxt prints")
-        return [f"{'--leg' if argument.kind in LEG_LISTS else flag}={json.dumps(form)}" for form in forms]
-    if argument.kind in LEG_LISTS:
-        of = LEG_LISTS[argument.kind]
-        if not isinstance(value, Sequence) or not value or not all(isinstance(leg, of) for leg in value):
+        return [f"{'--leg' if argument.kind is LEGS else flag}={json.dumps(form)}" for form in forms]
+    if argument.kind is LEGS:
+        if not isinstance(value, Sequence) or not value or not all(isinstance(leg, Leg) for leg in value):
             raise Inexpressible("every --leg is a leg, and without one nothing is given")
         return [f"--leg={json.dumps(to_json(leg))}" for leg in value]
     return [f"{flag}={_word(argument, value)}"]

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import Confirm, Decision, InstrumentInfo, Ledger, Leg, LegPlan, Release, Reserve, SetCap
-from ledger_sizer.model.arguments import DeclaredArgument, Kind, to_json
-from ledger_sizer.model.command_base import LEG_PLANS, LEGS, PORTFOLIO_OR_DESK, PositionCommand
+from ledger_sizer import Confirm, Decision, InstrumentInfo, Ledger, Leg, Release, Reserve, SetCap
+from ledger_sizer.model.arguments import DeclaredArgument, to_json
+from ledger_sizer.model.command_base import LEGS, PORTFOLIO_OR_DESK, PositionCommand
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.legs import INSTRUMENT
 from ledger_sizer.model.names import DESK
@@ -39,13 +39,10 @@ from tests.support.ledgers import BTC_PERP, BTC_SPOT
 
 D = Decimal
 START = datetime(2030, 1, 31, 12, tzinfo=UTC)
-ONE_OF_KIND: dict[str, Any] = {"positive": D("1.5"), "not_negative": D(7), "moment": START, "label": "drift-17"}
-"""A value for each kind of argument that must be given."""
-PLAN = LegPlan(BTC_SPOT, "buy")
-JSON_FORMS: dict[Kind, tuple[Any, dict[str, Any]]] = {
-    INSTRUMENT: (InstrumentInfo, to_json(BTC_SPOT)), LEGS: (Leg, to_json(LEG)), LEG_PLANS: (LegPlan, to_json(PLAN)),
+ONE_OF_KIND: dict[str, Any] = {
+    "positive": D("1.5"), "not_negative": D(7), "moment": START, "label": "drift-17", "tags": {"venue": ["okx", "bybit"]},
 }  # fmt: skip
-"""Kinds of argument that are objects in JSON, with their class and an object that fits."""
+"""A value for each kind of argument that must be given."""
 Steps = tuple[tuple[str, Mapping[str, Any]], ...]
 STATES = ("held", "open", "released", "closed", "expired")  # the last: its expiry takes a seq, at any time
 
@@ -108,7 +105,7 @@ def cases_of(verb: str) -> list[Case]:
         if one.kind is PORTFOLIO_OR_DESK:
             resume = {"key": "resume {p}", "portfolio": DESK}
             cases.add("the desk", portfolio=DESK, after=(("resume", resume),))
-        if one.kind in JSON_FORMS:
+        if one.kind in (INSTRUMENT, LEGS):
             _add_json_forms(cases, one)
     if issubclass(cases.command, PositionCommand):
         _add_states(cases)
@@ -126,10 +123,7 @@ def cases_of(verb: str) -> list[Case]:
 
 def _add_json_forms(cases: Cases, argument: DeclaredArgument) -> None:
     """Add an instrument or a leg with every value of every field, as JSON has it."""
-    of, whole = JSON_FORMS[argument.kind]
-    markets: dict[str, Any] = {"price": D(50_000)}
-    if argument.kind is INSTRUMENT:
-        markets |= {"spot_instrument": BTC_SPOT, "perp_instrument": BTC_PERP}
+    of, whole = (Leg, to_json(LEG)) if argument.kind is LEGS else (InstrumentInfo, to_json(BTC_SPOT))
     forms: list[tuple[str, dict[str, Any]]] = [("a field too many", {**whole, "colour": "red"})]
     for one in of.arguments:
         if not one.declared.sent:
@@ -143,8 +137,9 @@ def _add_json_forms(cases: Cases, argument: DeclaredArgument) -> None:
             if not isinstance(value, int | float | bytes) and value != "1"  # a number is text here, and text a number
         ]
     for name, form in forms:
-        given: Any = JsonForm(form) if argument.kind is INSTRUMENT else [JsonForm(whole), JsonForm(form)]
-        more = {} if argument.kind is LEGS else markets
+        given: Any = [JsonForm(whole), JsonForm(form)] if argument.kind is LEGS else JsonForm(form)
+        markets = {"price": D(50_000), "spot_instrument": BTC_SPOT, "perp_instrument": BTC_PERP}
+        more: dict[str, Any] = {} if argument.kind is LEGS else markets
         cases.add(f"{argument.name} with {name}", **{**more, argument.name: given})
 
 
@@ -168,26 +163,6 @@ def _add_reserves(cases: Cases) -> None:
         "dry": {"dry_run": True}, "dry and denied": {"dry_run": True, "min_notional_usd": D(4000)},
     }.items():  # fmt: skip
         cases.add(name, **{**legs, **more})
-    perpetual = LegPlan(BTC_PERP, "sell", price=D(50_000), account="sub")
-    for name, more in {
-        "one leg": {"legs": [perpetual]}, "a pair of legs": {"legs": [PLAN, perpetual]},
-        "a leg with all": {"legs": [LegPlan(BTC_SPOT, "buy", D(50_000), D("0.001"), "BTC", "sub")]},
-        "a leg without a price": {"legs": [PLAN, perpetual], "price": None},
-        "a leg of a price far off": {"legs": [perpetual], "price": D(50)},
-        "a market twice": {"legs": [PLAN, PLAN]}, "a leg of no market": {"legs": [perpetual, LegPlan("bybit:NO/X", "buy")]},
-        "an amount": {"amount_usd": D(70)}, "an amount and a score": {"amount_usd": D(70), "signal_score": D(1)},
-        "a maximum of its own": {"max_position_usd": D(70)}, "dry with legs": {"legs": [perpetual], "dry_run": True},
-        "legs and the short form": {**legs, "legs": [PLAN]}, "an expiry and none": {"until_known": True, "ttl_seconds": 5},
-    }.items():  # fmt: skip
-        cases.add(name, **{"price": D(50_000), **more})
-    first = {"key": "first", "amount_usd": D(100)}
-    for name, more in {
-        "more of a budget": {"amount_usd": D(50)}, "more of a position of legs": {"legs": [PLAN]},
-        "dry, more": {"dry_run": True}, "more of another portfolio": {"portfolio": "other"},
-        "more with other tags": {"tags": {"venue": "x"}},
-    }.items():  # fmt: skip
-        cases.add(name, before=(("reserve", first),), position_id="{p}-2", **more)
-    cases.add("more of legs", before=(("reserve", {**first, "legs": [perpetual]}),), position_id="{p}-2")
     cases.add("denied", min_notional_usd=D(4000))
     cases.add("full", before=(("set_cap", {"key": "full", "cap": D(0), "portfolio": "{p}"}),))
     cases.add("halted", before=(("halt", {"key": "halt", "portfolio": "{p}"}),))

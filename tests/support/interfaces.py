@@ -105,4 +105,3 @@ class Name(str, Enum):  # noqa: UP042 - a StrEnum formats as its value
     BTC = "BTC"
     HELD = "held"
     HALTED = "halted"
-    SELL = "sell"
