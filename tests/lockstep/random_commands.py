@@ -32,7 +32,8 @@ TAGS: tuple[GivenTags, ...] = (
     {},
     {"venue": "bybit"},
     {"venue": "okx", "symbol": "BTC"},
-    {"venue": ["bybit", "okx"]},
+    {"venue": ["okx", "bybit"], "symbol": "BTC"},
+    {"venue": ("bybit", "kraken"), "strategy": {"funding"}},
     {"venue": "bybit", "symbol": "BTC", "strategy": ["funding", "basis", "grid"]},
     {"symbol": "ETH \N{GREEK SMALL LETTER ALPHA}'\"\\{}", "strategy": "funding"},
 )
