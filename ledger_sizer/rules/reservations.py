@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
-from ledger_sizer.model.choices import MarketKind, Side
 from ledger_sizer.model.command_base import ttl_us
 from ledger_sizer.model.commands import Extend, Reserve
 from ledger_sizer.model.denials import DESK_BINDING, PRECEDENCE
@@ -14,7 +13,7 @@ from ledger_sizer.model.scope_settings import NO_SETTINGS
 from ledger_sizer.model.times import UNTIL_KNOWN_US
 from ledger_sizer.model.units import decimal_text, usd, usd_ceil_e8
 from ledger_sizer.rules.bounds import bounds
-from ledger_sizer.rules.filling import grow_position
+from ledger_sizer.rules.filling import grow_position, place_of
 from ledger_sizer.rules.leg_sizing import Match, match_legs, planned_legs
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
@@ -103,19 +102,19 @@ def _growing(state: PortfolioState, command: Reserve) -> Position:
             f"tags {dict(tags)!r} are not those of {position.position_id}, {dict(position.tags)!r}; leave tags out",
             field="tags",
         )
-    asked = {(plan.instrument.symbol, plan.kind, plan.side) for plan in command.plans or ()}
-    has = {(leg.symbol, leg.kind, leg.side) for leg in position.legs}
-    if asked != has:
+    asked = planned_legs(command.plans or (), [_LEAST_USD] * len(command.plans or ()), position.tags.only("venue") or "")
+    places = {place_of(position.legs, leg) for leg in asked}
+    if None in places or not len(places) == len(asked) == len(position.legs):
         raise InvalidRequest(
-            f"the legs are not those of {position.position_id}: asked {_named(asked)}, it has {_named(has)}; more of a "
-            "position is of the same legs",
+            f"the legs are not those of {position.position_id}: asked {_named(asked)}, it has "
+            f"{_named(position.legs)}; more of a position is of the same legs",
             field="legs",
         )
     return position
 
 
-def _named(legs: set[tuple[str, MarketKind, Side]]) -> str:
-    return ", ".join(f"{side} {symbol}" for symbol, _, side in sorted(legs)) or "none"
+def _named(legs: Sequence[Leg]) -> str:
+    return ", ".join(sorted(f"{leg.side} {leg.venue}:{leg.symbol}".replace(" :", " ") for leg in legs)) or "none"
 
 
 def _objections(

@@ -261,7 +261,7 @@ def close(one: Holding, closing: Fraction) -> Holding:
         value=None if one.value is None else share(one.value, left, one.quantity),
     )  # fmt: skip
     if state == "closed":
-        return replace(after, open=ZERO, held=ZERO)
+        return replace(after, open=ZERO, held=ZERO, value=None)
     anew = counted_anew(after, one)
     return anew if one.unfilled is not None else replace(anew, held=one.held)
 

@@ -266,7 +266,7 @@ class Lockstep(RuleBasedStateMachine):
         given = {kind: _answers(self.handles[kind][who], groups) for kind in ENGINE_KINDS}
         for kind in ENGINE_KINDS:
             for group, ours, replies in zip(groups, given[kind], expected, strict=True):
-                _compare(kind, group, ours, replies)
+                answers_equal(kind, group, ours, replies)
         assert [_plain(one) for one in given["sqlite"]] == [_plain(one) for one in given["postgresql"]]
         self._check({command.portfolio for group in groups for command in group.commands}, 1 - who)
         for kind in ENGINE_KINDS:
@@ -321,10 +321,7 @@ class Lockstep(RuleBasedStateMachine):
                     assert row.status == portfolio.status(row.scope), f"{kind}: {row}"
                     assert row.frozen == (row.scope in portfolio.frozen), f"{kind}: {row}"
                     assert row.fresh_until == portfolio.fresh_until.get(row.scope), f"{kind}: {row}"
-                holdings = [one for _, one in sorted(portfolio.positions.items())]
-                given = [_as_holding(one) for one in auditor.positions]
-                for ours, theirs in zip(given, holdings, strict=True):
-                    assert _comparable(ours) == _comparable(theirs), f"{kind}: positions"
+                holdings_equal(kind, auditor.positions, portfolio)
                 seen.append((exposure, auditor.positions, auditor.decisions[-1:]))
             assert seen[0] == seen[1], "the databases differ"
 
@@ -372,7 +369,7 @@ async def _answers_at_once(ledger: Ledger, groups: Sequence[Group]) -> list[Give
     return answers  # type: ignore[return-value]
 
 
-def _compare(kind: str, group: Group, given: Given, replies: Sequence[Reply]) -> None:
+def answers_equal(kind: str, group: Group, given: Given, replies: Sequence[Reply]) -> None:
     if isinstance(given, LedgerError):
         refusals = [one for one in replies if isinstance(one, Refusal)]
         assert Refusal(given.code) == next(iter(refusals), None), f"{kind}: {given!r}"
@@ -414,7 +411,7 @@ def _as_holding(one: Position) -> Holding:
         value=_fraction(fills.value),
         unfilled=_fraction(one.unfilled),
         filled=Fraction(one.filled or 0),
-        filled_usd=filled_so_far(one),
+        filled_usd=_filled_so_far(one),
         more=fills.more,
         legs=legs,
         expires_at=NEVER if one.until_known else one.expires_at,
@@ -423,7 +420,15 @@ def _as_holding(one: Position) -> Holding:
     )
 
 
-def filled_so_far(one: Position) -> Fraction:
+def holdings_equal(kind: str, positions: Sequence[Position], portfolio: PortfolioModel) -> None:
+    """Require that the positions of a ledger, in order, are those of the model."""
+    holdings = [one for _, one in sorted(portfolio.positions.items())]
+    for ours, theirs in zip(positions, holdings, strict=True):
+        given, expected = _comparable(_as_holding(ours)), _comparable(theirs)
+        assert given == expected, f"{kind}: {given}, expected {expected}"
+
+
+def _filled_so_far(one: Position) -> Fraction:
     """Return what all fills cost: as it is kept, or what quantity and price say."""
     if one.fills is not None and one.fills.filled_usd is not None:
         return Fraction(one.fills.filled_usd)

@@ -29,9 +29,10 @@ from ledger_sizer.verify.position_fold import FoldedPosition, changes_position, 
 from tests.lockstep import random_commands
 from tests.lockstep.model import Group, Model
 from tests.lockstep.random_commands import POLICIES, CommandPlan, Policy
-from tests.lockstep.test_lockstep import Lockstep, _answers_equal, holdings_equal
+from tests.lockstep.test_lockstep import Lockstep, answers_equal, holdings_equal
 
 EXAMPLES = int(os.environ.get("LOCKSTEP_EXAMPLES", "0"))
+SHRINK = "LOCKSTEP_SHRINK" in os.environ
 
 
 class RulesInLockstep(Lockstep):
@@ -79,7 +80,7 @@ class RulesInLockstep(Lockstep):
         given = self._decide([RulesGroup(group.commands, group.atomic) for group in groups], names)
         for group, ours, replies in zip(groups, given, expected, strict=True):
             whole = next((one for one in ours if isinstance(one, LedgerError)), None) if group.atomic else None
-            _answers_equal("rules", group, whole or ours, replies)
+            answers_equal("rules", group, whole or ours, replies)
 
     def _decide(self, groups: Sequence[RulesGroup], names: set[str]) -> list[list[Result]]:
         states = {name: self.states[name] for name in names if name in self.states}
@@ -131,7 +132,7 @@ def test_send_commands_when_model_and_rules_run_in_lockstep_then_answers_and_pos
             deadline=None,
             derandomize=not EXAMPLES,
             database=None,
-            phases=[Phase.generate, Phase.shrink],
+            phases=[Phase.generate, Phase.shrink] if EXAMPLES and SHRINK else [Phase.generate],
             report_multiple_bugs=False,
             suppress_health_check=list(HealthCheck),
         ),
