@@ -1,6 +1,6 @@
 """Decides reservations: a budget under every cap, what it buys, and why it is denied."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
 from ledger_sizer.model.command_base import ttl_us
@@ -14,7 +14,7 @@ from ledger_sizer.model.tags import tags_of
 from ledger_sizer.model.times import UNTIL_KNOWN_US
 from ledger_sizer.model.units import decimal_text, usd, usd_ceil_e8
 from ledger_sizer.rules.bounds import bounds
-from ledger_sizer.rules.filling import grow_position
+from ledger_sizer.rules.filling import grow_position, place_of
 from ledger_sizer.rules.leg_sizing import Match, match_legs, planned_legs
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
@@ -97,16 +97,13 @@ def _growing(state: PortfolioState, command: Reserve) -> Position:
             f"cannot reserve more of {position.position_id}: {position.state} since seq {position.updated_seq}; "
             "reserve without position_id for a new one"
         )
-    only_venue = position.tags.only("venue") or ""
-    asked = {
-        (plan.instrument.venue or only_venue, plan.instrument.symbol, plan.kind, plan.side, plan.account)
-        for plan in command.plans or ()
-    }
-    has = {leg.market for leg in position.legs}
-    if asked != has:
+    plans = command.plans or ()
+    asked = planned_legs(plans, [_LEAST_USD] * len(plans), position.tags.only("venue") or "")
+    places = {place for leg in asked if (place := _place_in(position, leg)) is not None}
+    if not len(places) == len(asked) == len(position.legs):
         raise InvalidRequest(
-            f"the legs are not those of {position.position_id}: asked {_named(asked)}, it has {_named(has)}; more of a "
-            "position is of the same legs",
+            f"the legs are not those of {position.position_id}: asked {_named(asked)}, it has "
+            f"{_named(position.legs)}; more of a position is of the same legs",
             field="legs",
         )
     given = tags_of(command.tags)
@@ -118,11 +115,17 @@ def _growing(state: PortfolioState, command: Reserve) -> Position:
     return position
 
 
-def _named(legs: Collection[tuple[str, str, str, str, str | None]]) -> str:
-    """Say legs in words, in order. legs: venue, symbol, kind, side and account of each."""
+def _place_in(position: Position, leg: Leg) -> int | None:
+    """Return the place of a leg that is asked more of; None where the position has none of that market and account."""
+    place = place_of(position.legs, leg)
+    return place if place is not None and position.legs[place].account == leg.account else None
+
+
+def _named(legs: Sequence[Leg]) -> str:
+    """Say legs in words, in order."""
     words = [
-        f"{side} {venue}{':' if venue else ''}{symbol}{'' if account is None else f' in {account}'}"
-        for venue, symbol, _, side, account in legs
+        f"{leg.side} {leg.venue}{':' if leg.venue else ''}{leg.symbol}{f' in {leg.account}' if leg.account else ''}"
+        for leg in legs
     ]
     return ", ".join(sorted(words)) or "none"
 
