@@ -36,7 +36,8 @@ def pair_plans(
     _require_pair(spot, perp)
     if spot_fee_rate and spot.kind not in ("spot", None):
         raise InvalidRequest(
-            f"spot_fee_rate is for a spot buy, whose fee is taken in coins; {spot.symbol} is a {spot.kind}: leave it out",
+            f"spot_fee_rate is for a spot buy, whose fee is taken in coins; {spot.symbol} is a {spot.kind}: leave it "
+            "out",
             field="spot_fee_rate",
         )
     first: MarketKind = spot.kind or "spot"

@@ -178,7 +178,9 @@ def test_match_legs_when_anything_is_asked_then_it_is_the_largest_that_every_leg
     if reason is not None:
         assert (found.quantity, found.notional_usd, found.ordered) == (None, None, ())
         return
-    assert fitting is not None and found.quantity is not None and found.notional_usd is not None
+    assert fitting is not None
+    assert found.quantity is not None
+    assert found.notional_usd is not None
     assert Fraction(found.quantity) == fitting.quantity
     assert [Fraction(order) for order in found.ordered] == fitting.orders
     assert found.notional_usd <= budget
@@ -206,7 +208,7 @@ def _require_acceptable(found: Match, legs: Sequence[Plan]) -> None:
         assert Fraction(order.order_amount) * Fraction(rules.unit) == Fraction(order.quantity)
         assert Fraction(order.price) == Fraction(plan.price)
         kept = Fraction(order.quantity) * (1 - Fraction(plan.fee_rate or 0))
-        assert found.quantity is not None and kept >= Fraction(found.quantity)
+        assert kept >= Fraction(found.quantity or 0)
 
 
 @steady
