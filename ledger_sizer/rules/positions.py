@@ -91,7 +91,7 @@ def _position_to_fill(state: PortfolioState, position: Position) -> Position | N
         return position
     if position.state in _ENDED_HOLD or (position.state == "closed" and _may_fill_again(position)):
         late = [state.positions[number] for number in state.late_fills.get(position.number, ())]
-        return next((one for one in late if one.state == "open" and _may_fill_again(one)), None)
+        return next((one for one in late if one.pending or (one.state == "open" and _may_fill_again(one))), None)
     position.require("held", "confirm")
     raise AssertionError("a held position is pending")
 
