@@ -85,6 +85,12 @@ class Leg:
     def __post_init__(self) -> None:
         check_arguments(self)
 
+    def filled_at(self, quantity: Decimal, price: Decimal | None, fills: LegFills | None) -> "Leg":
+        """Return the leg with these figures, which are not checked again: `replace`, much faster."""
+        return new_leg(
+            self.venue, self.symbol, self.kind, self.side, quantity, price, self.account, self.unit, self.by_cost, fills
+        )
+
     @property
     def planned_only(self) -> bool:
         """Whether nothing of it is filled."""
@@ -119,6 +125,20 @@ class Leg:
     def market(self) -> tuple[str, str, str, str, str | None]:
         """Venue, symbol, kind, side and account: what tells the legs of a position apart."""
         return self.venue, self.symbol, self.kind, self.side, self.account
+
+
+_SET = tuple(
+    getattr(Leg, name).__set__
+    for name in ("venue", "symbol", "kind", "side", "quantity", "price", "account", "unit", "by_cost", "fills")
+)
+
+
+def new_leg(*values: Any) -> Leg:
+    """Return a leg of values that were checked before, in the order of its fields. Faster than `Leg`."""
+    leg = object.__new__(Leg)
+    for put, value in zip(_SET, values, strict=True):
+        put(leg, value)
+    return leg
 
 
 class OrderLeg(NamedTuple):

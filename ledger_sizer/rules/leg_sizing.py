@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from ledger_sizer.model.instruments import InstrumentInfo
-from ledger_sizer.model.legs import Leg, LegFills
+from ledger_sizer.model.legs import Leg, LegFills, new_leg
 from ledger_sizer.model.plans import Plan
 from ledger_sizer.model.units import common_step, exact_arithmetic, floor_to_step
 
@@ -181,10 +181,9 @@ def planned_legs(plans: Sequence[Plan], ordered: Sequence[Decimal], venue: str) 
             unit = _bounds_of(instrument).unit
             by_cost = instrument.buys_by_cost and plan.side == "buy" and plan.kind == "spot"
             legs.append(
-                Leg(
-                    instrument.venue or venue, instrument.symbol, plan.kind, plan.side, quantity, None,
-                    account=plan.account, unit=None if unit == _ONE else unit, by_cost=by_cost,
-                    fills=LegFills(quantity, quantity * plan.price),
+                new_leg(
+                    instrument.venue or venue, instrument.symbol, plan.kind, plan.side, quantity, None, plan.account,
+                    None if unit == _ONE else unit, by_cost, LegFills(quantity, quantity * plan.price),
                 )
             )  # fmt: skip
     return tuple(legs)

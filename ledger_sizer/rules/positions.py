@@ -1,5 +1,6 @@
 """Decides what happens to positions: fills, closes, longer holds, other scopes, another price."""
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal
 
@@ -12,6 +13,7 @@ from ledger_sizer.model.tags import Tags, tags_of
 from ledger_sizer.model.units import E8_MAX, decimal_text, exact_arithmetic
 from ledger_sizer.rules.filling import (
     close_part,
+    fill_once,
     fill_position,
     filled_so_far,
     free_rest,
@@ -47,13 +49,18 @@ def confirm(state: PortfolioState, command: Confirm, _now_us: int, _policy: Poli
                 f"cannot confirm {position.position_id}: its late fill is recorded already, as {state.name}-{known[-1]}"
             )
         filled = _late_position(state, position)
+    simple = command.legs is None and filled.state == "held" and filled.fills is None
+    if simple and command.rest is None:
+        after = fill_once(filled, command.quantity, command.price, command.spot_price)
+        return _filled(state, filled, after, command.quantity, simple=True)
     with exact_arithmetic():
         cost = command.quantity * command.price
     after = fill_position(
         filled, command.quantity, cost, spot_price=command.spot_price, legs=command.legs,
         keep_rest=command.rest == "hold",
     )  # fmt: skip
-    return _filled(state, filled, after, command.quantity, simple=command.legs is None and filled.state == "held")
+    after = after.changed(tags=_with_venues(after.tags, command.legs))
+    return _filled(state, filled, after, command.quantity, simple=simple)
 
 
 def fill(state: PortfolioState, command: Fill, _now_us: int, _policy: Policy) -> Verdict:
@@ -109,12 +116,7 @@ def _unfilled_leg(leg: Leg) -> Leg:
 
 
 def _filled(state: PortfolioState, before: Position, after: Position, quantity: Decimal, *, simple: bool) -> Verdict:
-    """Return the verdict of a fill. `venue` gets the venues of legs that are elsewhere.
-
-    simple: the request says quantity and price of the position after it.
-    """
-    venues = [leg.venue for leg in after.legs if leg.venue and not leg.planned_only]
-    after = after.changed(tags=after.tags.having("venue", venues)) if venues else after
+    """Return the verdict of a fill. simple: the request says quantity and price of the position after it."""
     late = before.origin is not None and before.number > state.last_seq
     verdict = _applied(state, before, after, note="late_fill" if late else None, entry=not simple)
     verdict.quantity = decimal_text(quantity)
@@ -128,11 +130,16 @@ def adopt(state: PortfolioState, command: Adopt, _now_us: int, _policy: Policy) 
     with exact_arithmetic():
         cost = command.quantity * command.price
     after = fill_position(empty, command.quantity, cost, legs=command.legs, keep_rest=False)
-    venues = [leg.venue for leg in after.legs if leg.venue]
-    after = after.changed(tags=after.tags.having("venue", venues)) if venues else after
+    after = after.changed(tags=_with_venues(after.tags, command.legs))
     return _applied(
         state, after.changed(held_e8=0, open_e8=0), after, note="adopted", entry=after.quantity != command.quantity
     )
+
+
+def _with_venues(tags: Tags, legs: Sequence[Leg] | None) -> Tags:
+    """Return the tags with the venues where a fact says that its legs are. The batch loaded the scopes of these."""
+    venues = [leg.venue for leg in legs or () if leg.venue]
+    return tags.having("venue", venues) if venues else tags
 
 
 def _unchanged(state: PortfolioState, position: Position) -> Verdict:

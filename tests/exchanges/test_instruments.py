@@ -266,7 +266,7 @@ def test_refresh_when_the_exchange_answers_by_half_then_the_known_rules_stay(
     server: PaperServer, engine: Engine
 ) -> None:
     account = account_at("okx", server.url)
-    assert len(refresh_rules(engine, account).added) == 11
+    assert len(refresh_rules(engine, account).added) == 14
     PaperControl(server.url, "okx").fault("hollow", "public/instruments")
     with pytest.raises(Unavailable):
         refresh_rules(engine, account)
@@ -309,7 +309,7 @@ def test_refresh_when_it_failed_then_it_is_tried_at_the_next_call_and_once_done_
     control.clear_faults()
     refresh()
     known = list_rules(engine)
-    assert len(known) == 11
+    assert len(known) == 14
     control.fault("outage", times=None)
     now[0] += 3599
     refresh()  # not due: a request would fail

@@ -225,7 +225,7 @@ def test_halt_when_it_makes_no_sense_then_the_field_is_named(
 
 
 def test_adopt_when_a_position_is_found_then_it_counts_like_any_other(ledger: Ledger, clock: FakeClock) -> None:
-    legs = [Leg("bybit", "BTC/USDT", "spot", "buy", D("0.1"), D(50000))]
+    legs = [Leg("bybit", "BTC/USDT", "spot", "buy", D("0.1"), D("50000.5"))]
     done = ledger.adopt(
         key="1", quantity=D("0.1"), price=D("50000.5"), tags=TAGS, legs=legs, note="found at the exchange"
     )

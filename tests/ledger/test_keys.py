@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import Decision, InstrumentInfo, InvalidRequest, KeyReused, Ledger, Leg, Reserve, Resume
+from ledger_sizer import Decision, InstrumentInfo, InvalidRequest, KeyReused, Ledger, Leg, LegPlan, Reserve, Resume
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.verbs.methods import AsyncVerbs, AwaitableVerbs, Verbs
 from tests.support.clock import START, FakeClock
@@ -24,12 +24,28 @@ CALLS: dict[str, Call] = {
     "reserve sized": lambda ledger, other: ledger.reserve(
         key="k", price=D(50000), spot_instrument=BTC_SPOT, perp_instrument=BTC_PERP, ttl_seconds=9 if other else 8
     ),
+    "reserve legs": lambda ledger, other: ledger.reserve(
+        key="k", price=D(50000), legs=[LegPlan(BTC_PERP, "sell" if other else "buy")]
+    ),
+    "reserve amount": lambda ledger, other: ledger.reserve(key="k", amount_usd=D(70), until_known=not other),
+    "reserve more": lambda ledger, other: ledger.reserve(
+        key="k", position_id="main-3", amount_usd=D(80), max_position_usd=D(999) if other else None
+    ),
     "confirm": lambda ledger, other: ledger.confirm(
         key="k", position_id="main-1", quantity=D(2), price=D(100), spot_price=D(99) if other else None
     ),
     "confirm legs": lambda ledger, other: ledger.confirm(
         key="k", position_id="main-1", quantity=D(2), price=D(100),
         legs=[Leg("okx" if other else "bybit", "BTC", "spot", "buy", D(2))],
+    ),
+    "confirm part": lambda ledger, other: ledger.confirm(
+        key="k", position_id="main-1", quantity=D(2), price=D(100), rest="free" if other else "hold"
+    ),
+    "fill": lambda ledger, other: ledger.fill(
+        key="k", position_id="main-1", filled_quantity=D(3 if other else 2), price=D(100)
+    ),
+    "fill known": lambda ledger, other: ledger.fill(
+        key="k", position_id="main-3", filled_quantity=D(9 if other else 10), price=D(100)
     ),
     "release": lambda ledger, other: ledger.release(key="k", position_id="main-2" if other else "main-1"),
     "release part": lambda ledger, other: ledger.release(
@@ -39,6 +55,13 @@ CALLS: dict[str, Call] = {
         key="k", position_id="main-3", quantity=D(10) if other else None
     ),
     "extend": lambda ledger, other: ledger.extend(key="k", position_id="main-1", ttl_seconds=901 if other else 900),
+    "extend until known": lambda ledger, other: ledger.extend(
+        key="k", position_id="main-1", until_known=None if other else True
+    ),
+    "retag": lambda ledger, other: ledger.retag(
+        key="k", position_id="main-3", tags={"strategy": ["x", "y"] if other else "x"}
+    ),
+    "reprice": lambda ledger, other: ledger.reprice(key="k", position_id="main-3", price=D(99 if other else 101)),
     "set_cap": lambda ledger, other: ledger.set_cap(key="k", cap=D(2 if other else 1)),
     "set_cap removed": lambda ledger, other: ledger.set_cap(
         key="k", scope="venue=bybit", cap=D(1) if other else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
@@ -34,7 +35,7 @@ def test_confirm_when_filled_below_the_hold_then_the_rest_is_freed_at_once(ledge
     done = ledger.confirm(key="1/fill", position_id="main-1", quantity=D("0.018"), price=D(50010))
     assert (done.outcome, done.reason, done.granted, done.seq) == ("applied", None, False, 2)
     assert (done.position_id, done.quantity, done.budget) == ("main-1", D("0.018"), None)
-    assert (done.exposure_before, done.exposure_after) == (D(930), D("900.18"))
+    assert (done.exposure_before, done.exposure_after) == (D(900), D("900.18"))
     assert done.raise_for_denial() is done
     for scope in SCOPES:
         assert figures(ledger, scope) == (D(0), D("900.18")), scope
@@ -60,13 +61,14 @@ def test_confirm_when_prices_are_given_then_spot_was_bought_and_the_perp_sold_at
     assert position.open == D("900.18"), "notional is the perp's leg alone"
 
 
-def test_confirm_when_legs_are_given_then_they_are_recorded_as_given(ledger: Ledger) -> None:
+def test_confirm_when_legs_are_given_then_they_are_recorded_with_the_price_where_one_is_missing(ledger: Ledger) -> None:
     legs = [
         Leg("okx", "BTC/USDT", "spot", "buy", D("0.017"), D("50001.5")),
         Leg("", "BTC-USDT-SWAP", "swap", "sell", D("0.0179"), None),
     ]
     filled(ledger, legs=legs)
-    assert ledger.position("main-1").legs == tuple(legs)
+    spot, perp = ledger.position("main-1").legs
+    assert (spot, perp) == (legs[0], replace(legs[1], price=D(50010)))
     assert_verified(ledger)
 
 
@@ -294,9 +296,8 @@ def brought_to(state: str, ledger: Ledger, clock: FakeClock) -> str:
     [
         ("open", "confirm"),
         ("open", "extend"),
-        *((state, verb) for state in ("closed", "released") for verb in VERBS),
-        ("expired", "release"),
-        ("expired", "extend"),
+        *(("closed", verb) for verb in VERBS),
+        *((state, verb) for state in ("released", "expired") for verb in ("release", "extend")),
     ],
 )
 def test_use_verb_when_the_state_does_not_allow_it_then_nothing_is_recorded(
