@@ -20,6 +20,7 @@ from ledger_sizer.client import audit, endpoints, reconciliation
 from ledger_sizer.client.endpoints import Call, Calls
 from ledger_sizer.client.responses import ConnectionLost, Response
 from ledger_sizer.client.retry import RetryPolicy, Steps, Wait, with_retries
+from ledger_sizer.model.choices import OnUnknown
 from ledger_sizer.model.errors import Closed, InvalidRequest, Unavailable
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AwaitableVerbs, Verbs
@@ -297,9 +298,9 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     ignore_drift = _async_method(reconciliation.ignore_drift)
     close_drift = _async_method(reconciliation.close_drift)
 
-    def hold(self, **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
+    def hold(self, *, on_unknown: OnUnknown = "keep", **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """Reserve for an `async with` block. See `Ledger.hold`."""
-        return hold_async(self, self.position, request)
+        return hold_async(self, self.position, on_unknown, request)
 
     hold_async = hold
 

@@ -27,6 +27,7 @@ from ledger_sizer.ledger.reads import LedgerReads
 from ledger_sizer.ledger.sweep import sweep_in_slices
 from ledger_sizer.ledger.writer import Writer
 from ledger_sizer.model.caller import DEFAULT_CLIENT, Caller, caller_var, embedded_caller
+from ledger_sizer.model.choices import OnUnknown
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.errors import Closed, Unavailable
@@ -177,9 +178,11 @@ class Ledger(LedgerReads, Verbs, AsyncVerbs, HoldMethod):
         group = group_of(resolved, self.caller, atomic=atomic)
         return all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic=atomic)
 
-    def hold_async(self, **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
+    def hold_async(
+        self, *, on_unknown: OnUnknown = "keep", **request: Any
+    ) -> AbstractAsyncContextManager[AsyncHold]:
         """`hold`, for `async with`."""
-        return hold_async(self, lambda name: asyncio.to_thread(self.position, name), request)
+        return hold_async(self, lambda name: asyncio.to_thread(self.position, name), on_unknown, request)
 
     def sweep(self, portfolio: str | None = None) -> int:
         """Expire the overdue holds of one portfolio, or of all. Return how many were freed.

@@ -12,6 +12,8 @@ MarketKind = Literal["spot", "swap", "future"]
 """`swap`: a perpetual contract. `future`: a contract with a date of delivery."""
 Rest = Literal["free", "hold"]
 """What becomes of the rest of a hold when a part of it fills."""
+OnUnknown = Literal["keep", "release"]
+"""What becomes of a hold where a failed block leaves the fate of an order unknown."""
 Side = Literal["buy", "sell"]
 Role = Literal["read", "trade", "admin"]
 """In ascending order: each role may do what the ones before it may; `admin` may do everything."""
