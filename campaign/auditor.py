@@ -149,7 +149,9 @@ def _exposure_problems(rows: list[Row], caps: Mapping[str, int]) -> Iterator[str
             continue
         if row.position not in tags_of:
             tags = json.loads(row.tags or "{}")
-            tags_of[row.position] = ["portfolio", *[f"{name}={value}" for name, value in tags.items()]]
+            several = {name: value if isinstance(value, list) else [value] for name, value in tags.items()}
+            scopes = [f"{name}={value}" for name, values in several.items() for value in values]
+            tags_of[row.position] = ["portfolio", *scopes]
         for scope in tags_of[row.position]:
             exposure[scope] = exposure.get(scope, 0) + row.held_delta_e8 + row.open_delta_e8
             is_grant = row.command == "reserve" and row.outcome == "granted"

@@ -189,9 +189,9 @@ class Clients:
     def _one_position(self, chance: random.Random, connections: list[Connection], key: str) -> None:
         ask = _Asking(self, chance, connections)
         long = chance.random() < 0.01
-        body = {
+        body: dict[str, Any] = {
             "portfolio": chance.choice(self.portfolios),
-            "tags": {"symbol": f"S{chance.randrange(5)}", "venue": chance.choice(["bybit", "okx"])},
+            "tags": {"symbol": f"S{chance.randrange(5)}", "venue": chance.choice(["bybit", "okx", ["bybit", "okx"]])},
             "ttl_seconds": 600 if long else chance.choice(self.ttls),
             "available_balance": "1" if long else str(chance.randrange(10, 60)),
             "price": "100",

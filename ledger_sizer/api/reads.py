@@ -27,7 +27,7 @@ from ledger_sizer.model.names import (
     split_position_id,
 )
 from ledger_sizer.model.overview import HOURS_MAX, ROWS_MAX, OverviewQuery
-from ledger_sizer.model.tags import TAG_NAME, is_dimension
+from ledger_sizer.model.tags import TAG_NAME, TAG_VALUES_MAX, TAGS_MAX, is_dimension
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
@@ -47,6 +47,7 @@ PortfolioOrDeskInPath = Annotated[str, Path(pattern=PORTFOLIO_OR_DESK_PATTERN, e
 PositionInPath = Annotated[str, Path(pattern=POSITION_PATTERN, examples=["main-17"])]
 SeqInPath = Annotated[int, Path(ge=1, le=SEQ_MAX)]
 Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
+_TAGS_MAX = TAGS_MAX * TAG_VALUES_MAX
 TagText = Annotated[str, StringConstraints(pattern=rf"^{TAG_NAME}=.{{1,128}}$")]
 
 
@@ -61,7 +62,7 @@ class PositionFilters(_Filters):
 
     portfolio: PortfolioText | None = None
     state: PositionFilter | None = None
-    tag: Annotated[list[TagText], Query(max_length=16, description="Like venue=bybit; all must match.")] = []
+    tag: Annotated[list[TagText], Query(max_length=_TAGS_MAX, description="Like venue=bybit; all must match.")] = []
     key: Annotated[
         KeyText | None, Query(description="Of a decision about the position; your own, or any for admins.")
     ] = None
@@ -265,13 +266,11 @@ def _portfolio_of(caller: ApiKey, asked: str | None) -> str | None:
     return asked
 
 
-def _parse_tags(texts: list[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
+def _parse_tags(texts: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
     for text in texts:
         name, _, value = text.partition("=")
         if not is_dimension(name):
             raise InvalidRequest(f"tag must be like venue=bybit, got {text!r:.100}", field="tag")
-        if name in found:
-            raise InvalidRequest(f"tag {name} is given twice; all must match, so name it once", field="tag")
-        found[name] = label_text(value, "tag")
+        found.setdefault(name, []).append(label_text(value, "tag"))
     return found

@@ -39,7 +39,7 @@ def refresh(
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
-    """Load the rules of all spot and perpetual markets and record what changed.
+    """Load the rules of all spot, perpetual and dated future markets and record what changed.
 
     Market rules are public: an exchange needs no API key for this. EXCHANGE_BASE_URL applies to the account it stands
     with.
@@ -80,7 +80,10 @@ def list_all(
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
-    """Show the present rules of all known markets; quantities in the exchange's own unit."""
+    """Show the present rules of all known markets; quantities in the exchange's own unit.
+
+    One such unit is contract_size x multiplier coins.
+    """
     from ledger_sizer.exchanges.instrument_cache import list_rules
 
     with ledger_engine_at(database_url) as engine:
@@ -126,21 +129,22 @@ def _write_rules_table(found: "list[RulesVersion]", first: Column, labels: "Sequ
     for label, version in zip(labels, found, strict=True):
         rules = version.rules
         # As text: figures of different markets need no common number of decimals.
-        figures = [decimal_text(getattr(rules.instrument, name)) if rules.instrument else None for name in FIGURES]
+        numbers = [getattr(rules.instrument, name, None) for name in FIGURES]
+        figures = [None if number is None else decimal_text(number) for number in numbers]
         state = f"refused: {rules.refused}" if rules.refused else "open" if rules.active else "closed for trading"
         rows.append((label, *figures, state))
     output.table(columns, rows, empty="no rules yet; load them with: ledger-sizer instruments refresh")
 
 
 def _rules_form(version: "RulesVersion") -> dict[str, Any]:
-    from ledger_sizer.model.instruments import instrument_to_json
+    from ledger_sizer.model.arguments import to_json
 
     rules = version.rules
     return {
         "name": rules.name,
         "kind": rules.kind,
         "active": rules.active,
-        "rules": None if rules.instrument is None else instrument_to_json(rules.instrument),
+        "rules": None if rules.instrument is None else to_json(rules.instrument),
         "refused": rules.refused,
         "since": _time_text(version.since_us),
         "until": _time_text(version.until_us),

@@ -21,7 +21,7 @@ from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Pa
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.model.names import portfolio_name, portfolio_or_desk, split_position_id
 from ledger_sizer.model.overview import Overview, OverviewQuery
-from ledger_sizer.model.tags import tags_of
+from ledger_sizer.model.tags import GivenTags, tags_of
 from ledger_sizer.model.times import from_us, time_text, to_us
 from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.rules.explain import explain as explanation_of
@@ -221,7 +221,7 @@ def positions(
     portfolio: str | None = None,
     *,
     state: str | None = None,
-    tags: Mapping[str, str] | None = None,
+    tags: GivenTags | None = None,
     key: str | None = None,
     cursor: str | None = None,
     limit: int = 100,
@@ -233,7 +233,7 @@ def positions(
     """
     query = query_of(portfolio=portfolio, state=state, key=key, cursor=cursor, limit=limit)
     if tags:
-        query["tag"] = [f"{name}={value}" for name, value in tags_of(tags).items()]
+        query["tag"] = [f"{name}={value}" for name, value in tags_of(tags).pairs]
     page: Page[Position] = yield Call(
         "GET",
         "/v1/positions",

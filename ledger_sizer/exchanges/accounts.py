@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from ledger_sizer.config import ExchangeAccountSettings, ExchangeSettings
 from ledger_sizer.exchanges.client import carries_rows, make_client
-from ledger_sizer.exchanges.market_rules import market_rules_of
-from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
+from ledger_sizer.exchanges.market_rules import contract_size_of, market_rules_of, named_base_of
+from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition, rounded_price
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.model.instruments import MarketRules
+from ledger_sizer.model.market_names import coins_of_symbol, split_factor
 from ledger_sizer.model.units import exact_arithmetic, parse_decimal
 from ledger_sizer.telemetry import get_logger
 
@@ -127,7 +128,9 @@ class ExchangeAccount:
         if self.venue != "bybit":
             return [{}]
         markets = self._client.markets.values()
-        settles = {market["settle"] for market in markets if market["swap"] and market["linear"] and market["settle"]}
+        settles = {
+            one["settle"] for one in markets if (one["swap"] or one["future"]) and one["linear"] and one["settle"]
+        }
         return [{"settleCoin": settle} for settle in sorted(settles | _BYBIT_SETTLES)]
 
     def _is_contract(self, symbol: Any) -> bool:
@@ -151,12 +154,17 @@ class ExchangeAccount:
         if side not in ("long", "short"):
             raise Unreadable(f"position in {symbol} without a side: {side!r}")
         contracts = _decimal(row.get("contracts"), "contracts").copy_abs()
-        size = _decimal(market["contractSize"], f"contract size of {symbol}")
+        size = contract_size_of(self.venue, market)
+        if size is None:
+            raise Unreadable(f"position in {symbol}: the exchange states no contract size")
         with exact_arithmetic():
             quantity = contracts * size
         hedged = row.get("hedged") is not False  # None: the exchange does not say, so nothing is netted
         prices = _price(row.get("entryPrice")), _price(row.get("markPrice"))
-        return VenuePosition(symbol, side, quantity, *prices, hedged)
+        # In most markets the symbol says the multiplier too. Where it does not, the snapshot has to.
+        factor = split_factor(named_base_of(market))[0]
+        told = None if factor == coins_of_symbol(symbol)[0] else factor
+        return VenuePosition(symbol, side, quantity, *prices, hedged, told)
 
     # --- balances --------------------------------------------------------------------------------
 
@@ -227,6 +235,8 @@ def _merge_two(first: VenuePosition, second: VenuePosition) -> VenuePosition:
         quantity = first.quantity + second.quantity
         entry = None
         if first.entry_price is not None and second.entry_price is not None:
-            entry = (first.quantity * first.entry_price + second.quantity * second.entry_price) / quantity
+            cost = first.quantity * first.entry_price + second.quantity * second.entry_price
+            entry = rounded_price(cost / quantity)
     mark = first.mark_price or second.mark_price
-    return VenuePosition(first.symbol, first.side, quantity, entry, mark, first.hedged or second.hedged)
+    hedged = first.hedged or second.hedged
+    return VenuePosition(first.symbol, first.side, quantity, entry, mark, hedged, first.multiplier)

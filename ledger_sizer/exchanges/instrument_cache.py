@@ -11,9 +11,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, Select, insert, select, update
 
-from ledger_sizer.model.errors import Busy, Unavailable
-from ledger_sizer.model.instruments import FIGURES, MarketRules, instrument_from_json
-from ledger_sizer.model.units import decimal_text
+from ledger_sizer.model.errors import Busy, InvalidRequest, Unavailable
+from ledger_sizer.model.instruments import MarketRules, instrument_from_json, instrument_to_json
+from ledger_sizer.model.market_names import coins_of_symbol
 from ledger_sizer.storage.database import Conflict, read_transaction, write_transaction
 from ledger_sizer.storage.tables import InstrumentRow
 
@@ -95,7 +95,7 @@ def _require_complete(venue: str, known: dict[str, MarketRules], listed: dict[st
                 "nothing was recorded; try again"
             )
     if not listed:
-        raise Unavailable(f"{venue} listed no spot or swap market at all; nothing was recorded")
+        raise Unavailable(f"{venue} listed no spot, swap or future market at all; nothing was recorded")
 
 
 def _names(rules: Iterable[MarketRules]) -> tuple[str, ...]:
@@ -105,7 +105,8 @@ def _names(rules: Iterable[MarketRules]) -> tuple[str, ...]:
 def _row(rules: MarketRules, since_us: int) -> dict[str, Any]:
     numbers = None
     if rules.instrument is not None:
-        numbers = json.dumps({name: decimal_text(getattr(rules.instrument, name)) for name in FIGURES})
+        form = instrument_to_json(rules.instrument)
+        numbers = json.dumps({name: value for name, value in form.items() if name not in ("symbol", "venue")})
     return {
         "venue": rules.venue, "symbol": rules.symbol, "since_us": since_us, "until_us": None, "kind": rules.kind,
         "active": rules.active, "rules": numbers, "refused": rules.refused,
@@ -140,7 +141,27 @@ def _version_of(row: Row[Any]) -> RulesVersion:
     if row.rules is not None:
         instrument = instrument_from_json({**json.loads(row.rules), "symbol": row.symbol, "listed_as": name})
     rules = MarketRules(row.venue, row.symbol, row.kind, row.active, instrument, row.refused)
+    if row.until_us is None:
+        rules = _with_multiplier(rules)
     return RulesVersion(rules, row.since_us, row.until_us)
+
+
+def _with_multiplier(rules: MarketRules) -> MarketRules:
+    """Return the rules, refused if their name has a factor that they lack. Older versions recorded no multipliers.
+
+    The next refresh finds them changed, and records them with their multiplier.
+    """
+    try:
+        if rules.instrument is not None:
+            rules.instrument.require_multiplier()
+    except InvalidRequest:
+        factor, coin = coins_of_symbol(rules.symbol)
+        reason = (
+            f"its name counts {factor} {coin} a unit, and its rules were recorded without that multiplier; load them "
+            f"again with: ledger-sizer instruments refresh {rules.venue}"
+        )
+        return replace(rules, instrument=None, refused=reason)
+    return rules
 
 
 def read_current(engine: Engine, venue: str, symbol: str) -> MarketRules | None:

@@ -3,6 +3,9 @@
 ccxt states precision in three ways (`precisionMode`): as a step (TICK_SIZE), as decimal places, as significant digits.
 Limits may be missing. The maximum of a market order may be below that of a limit order. The lower one is taken, because
 the exchange has to accept a granted quantity as either order type.
+
+A multiplied contract (1000PEPE) counts its base as the exchange names it: one contract of contract size 1 is 1000 PEPE.
+The multiplier is the factor in the name of the base.
 """
 
 from decimal import Decimal, InvalidOperation
@@ -11,6 +14,7 @@ from typing import Any
 from ledger_sizer.model.choices import MarketKind
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, MarketRules
+from ledger_sizer.model.market_names import parse_symbol, split_factor
 from ledger_sizer.model.units import exact_arithmetic, parse_decimal
 
 UNBOUNDED_QTY = Decimal(10**18)
@@ -20,18 +24,46 @@ USD_QUOTES = frozenset({"USD", "USDT", "USDC", "USDE", "FDUSD", "BUSD", "DAI", "
 """Quote currencies that count as dollars."""
 
 
+_AMOUNT_IN_BASE = frozenset({"deribit"})
+"""Exchanges whose orders and positions of linear contracts are in units of the base, although contracts have a size."""
+
+_MARKET_BUY_TAKES_COST = frozenset({"btse", "cryptocom", "toobit"})
+"""Exchanges where ccxt takes the cost of a spot market buy, and has no option that says so (read in ccxt 4.5.90)."""
+_MARKET_BUY_TAKES_AMOUNT = frozenset({"woo"})
+"""Exchanges whose option in ccxt says that a spot market buy takes its cost, where it takes an amount too."""
+
+
 def market_rules_of(client: Any) -> list[MarketRules]:
-    """Return the rules of every spot and swap market, by symbol. client: a ccxt client with its markets loaded."""
+    """Return the rules of every spot, swap and future market, by symbol. client: a ccxt client with loaded markets."""
     found = []
     for symbol in sorted(client.markets):
         market = client.markets[symbol]
-        if market.get("spot") or market.get("swap"):
+        if market.get("spot") or market.get("swap") or market.get("future"):
             found.append(_rules(client, market))
     return found
 
 
+def contract_size_of(venue: str, market: dict[str, Any]) -> Decimal | None:
+    """Return the units of the base, as the exchange names it, in one unit of its order quantity. None: not stated."""
+    if not market.get("contract") or (venue in _AMOUNT_IN_BASE and market.get("linear")):
+        return Decimal(1)
+    return _positive_decimal(market.get("contractSize"))
+
+
+def named_base_of(market: dict[str, Any]) -> str:
+    """Return the base as the exchange names it. ccxt writes Hyperliquid's kPEPE as KPEPE and keeps its name apart."""
+    base, name = market["base"], market.get("baseName")
+    if isinstance(name, str) and name.upper() == base and split_factor(name)[0] != 1:
+        return name
+    return str(base)
+
+
+def _kind_of(market: dict[str, Any]) -> MarketKind:
+    return "spot" if market.get("spot") else "swap" if market.get("swap") else "future"
+
+
 def _rules(client: Any, market: dict[str, Any]) -> MarketRules:
-    kind: MarketKind = "spot" if market.get("spot") else "swap"
+    kind = _kind_of(market)
     # ccxt sets `active` to None where the exchange does not say. Only False means closed.
     active = market.get("active") is not False
     symbol = market["symbol"]
@@ -45,7 +77,7 @@ def _rules(client: Any, market: dict[str, Any]) -> MarketRules:
 def _require_usable(market: dict[str, Any]) -> None:
     if market.get("inverse"):
         raise InvalidRequest("inverse contract: it is settled in its base asset, so its USD value is not linear")
-    if market.get("swap") and not market.get("linear"):
+    if not market.get("spot") and not market.get("linear"):
         raise InvalidRequest("neither a linear nor an inverse contract (quanto): its USD value is not linear")
     if market.get("quote") not in USD_QUOTES:
         raise InvalidRequest(f"quoted in {market.get('quote')}, not in a dollar currency")
@@ -58,7 +90,7 @@ def _instrument(client: Any, market: dict[str, Any]) -> InstrumentInfo:
     maxima = [
         _positive_decimal(amount.get("max")),
         _positive_decimal(market_order.get("max")),
-        _market_order_max(client.id, market),
+        *_order_maxima(client.id, market),
     ]
     max_qty = min([maximum for maximum in maxima if maximum], default=UNBOUNDED_QTY)
     step = _step(client, market["symbol"], precision.get("amount"), max_qty)
@@ -70,10 +102,12 @@ def _instrument(client: Any, market: dict[str, Any]) -> InstrumentInfo:
         _positive_decimal(market_order.get("min")) or Decimal(0),
         step,
     )
-    contract = _positive_decimal(market.get("contractSize")) if market.get("contract") else Decimal(1)
+    contract = contract_size_of(client.id, market)
     if contract is None:
         raise InvalidRequest("the exchange states no contract size")
     tick = _step(client, market["symbol"], precision.get("price"), None)
+    base = named_base_of(market)
+    said = {} if parse_symbol(market["symbol"]) else {"quote": market["quote"], "settle": market.get("settle")}
     return InstrumentInfo(
         symbol=market["symbol"],
         min_qty=min_qty,
@@ -83,6 +117,12 @@ def _instrument(client: Any, market: dict[str, Any]) -> InstrumentInfo:
         tick_size=tick or Decimal("0.01"),
         contract_size=contract,
         listed_as=f"{client.id}:{market['symbol']}",
+        kind=_kind_of(market),
+        base=base,
+        **said,
+        multiplier=Decimal(split_factor(base)[0]),
+        max_notional=_max_notional(client.id, market),
+        buys_by_cost=_buys_by_cost(client, market),
     )
 
 
@@ -96,15 +136,44 @@ def _positive_decimal(value: Any) -> Decimal | None:
     return number if number > 0 else None
 
 
-def _market_order_max(venue: str, market: dict[str, Any]) -> Decimal | None:
-    """Return the largest market order in the exchange's quantity unit, where only its raw response (`info`) has it."""
+def _order_maxima(venue: str, market: dict[str, Any]) -> list[Decimal | None]:
+    """Return the largest orders in the exchange's quantity unit, where only its raw response (`info`) has them."""
     info = market.get("info") or {}
     if venue == "bybit":
         lot = info.get("lotSizeFilter") or {}
-        return _positive_decimal(lot.get("maxMktOrderQty") or lot.get("maxMarketOrderQty"))
-    if venue == "okx" and market.get("swap"):  # for spot markets it is in USDT
-        return _positive_decimal(info.get("maxMktSz"))
-    return None
+        names = ("maxMktOrderQty", "maxMarketOrderQty", "maxLimitOrderQty")
+        return [_positive_decimal(lot.get(name)) for name in names]
+    if venue == "okx":
+        # `maxMktSz` of a spot market is in USDT: see `_max_notional`.
+        return [_positive_decimal(info.get(name)) for name in ("maxLmtSz", *(["maxMktSz"] * (not market.get("spot"))))]
+    return []
+
+
+def _max_notional(venue: str, market: dict[str, Any]) -> Decimal | None:
+    """Return the largest order value in quote currency (USD); None where the exchange states none."""
+    maxima = [_positive_decimal(((market.get("limits") or {}).get("cost") or {}).get("max"))]
+    if venue == "okx":
+        info = market.get("info") or {}
+        maxima += [_positive_decimal(info.get(name)) for name in ("maxLmtAmt", "maxMktAmt")]
+    return min([maximum for maximum in maxima if maximum], default=None)
+
+
+def _buys_by_cost(client: Any, market: dict[str, Any]) -> bool:
+    """Whether ccxt takes the cost of a market buy here instead of an amount.
+
+    Its option `createMarketBuyOrderRequiresPrice` says so, in the options or in those of `createOrder`: it wants a
+    price to compute the cost from. It concerns spot markets. OKX has an option of its own for the unit.
+    """
+    if not market.get("spot") or client.id in _MARKET_BUY_TAKES_AMOUNT:
+        return False
+    if client.id == "okx":
+        return bool(client.options.get("tgtCcy") == "quote_ccy")
+    of_orders = client.options.get("createOrder")
+    for options in (client.options, of_orders if isinstance(of_orders, dict) else {}):
+        stated = options.get("createMarketBuyOrderRequiresPrice")
+        if stated is not None:
+            return stated is True
+    return client.id in _MARKET_BUY_TAKES_COST
 
 
 def _step(client: Any, symbol: str, precision: Any, max_qty: Decimal | None) -> Decimal | None:

@@ -7,14 +7,33 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
+from ledger_sizer.model.market_names import coins_of_symbol, split_factor
+from ledger_sizer.model.units import exact_arithmetic, floor_to_step
+
+_PRICE_DECIMALS = 18
+_PRICE_UNITS = (Decimal(f"1E-{_PRICE_DECIMALS}"), Decimal("1E-36"))
+
+
+def rounded_price(price: Decimal) -> Decimal | None:
+    """Return a price with at most 18 decimals; one below that with at most 36, the most that a leg takes; else None.
+
+    An average price need not end (152000 / 3), and an exchange may write more digits than it means.
+    """
+    if price > 0 and -price.as_tuple().exponent <= _PRICE_DECIMALS:  # type: ignore[operator]
+        return price
+    return next((floored for unit in _PRICE_UNITS if (floored := floor_to_step(price, unit)) > 0), None)
+
 
 @dataclass(frozen=True, slots=True)
 class VenuePosition:
-    """One derivative position. symbol: ccxt's unified name, such as `BTC/USDT:USDT`. quantity: base units, above 0.
+    """One derivative position, in the exchange's unit of the base: one unit of `1000PEPE` is 1000 PEPE.
 
-    entry_price, mark_price: USD per base unit, None where the exchange does not say. hedged: False where the exchange
-    says that the symbol is in one-way mode, so that this is the net of all buys and sells. In hedge mode a symbol has
-    two positions.
+    symbol: ccxt's unified name, such as `BTC/USDT:USDT`. quantity: base units, above 0. entry_price, mark_price: USD
+    per base unit, None where the exchange does not say. hedged: False where the exchange says that the symbol is in
+    one-way mode, so that this is the net of all buys and sells. In hedge mode a symbol has two positions. multiplier:
+    coins in one base unit; where it is not given, the factor in the symbol.
+
+    The ledger counts coins: `coins`, and `coin_price`.
     """
 
     symbol: str
@@ -23,16 +42,45 @@ class VenuePosition:
     entry_price: Decimal | None = None
     mark_price: Decimal | None = None
     hedged: bool = True
+    multiplier: int | None = None
+
+    @property
+    def coins(self) -> Decimal:
+        """The quantity in coins."""
+        with exact_arithmetic():
+            return self.quantity * self._factor
+
+    @property
+    def coin_price(self) -> Decimal | None:
+        """The entry price, else the mark price, in USD per coin, rounded. None where the exchange says neither."""
+        price = self.entry_price or self.mark_price
+        if price is None:
+            return None
+        with exact_arithmetic():
+            return rounded_price(price / self._factor)
+
+    @property
+    def _factor(self) -> int:
+        return coins_of_symbol(self.symbol)[0] if self.multiplier is None else self.multiplier
 
 
 @dataclass(frozen=True, slots=True)
 class VenueBalance:
-    """One asset of the account, in units of that asset. total = free + used."""
+    """One asset of the account, in units of that asset. total = free + used.
+
+    Where the asset's name has a factor, one unit is many coins: 1 of `1000SATS` is 1000 SATS.
+    """
 
     asset: str
     free: Decimal
     used: Decimal
     total: Decimal
+
+    @property
+    def coins(self) -> Decimal:
+        """The total in coins."""
+        with exact_arithmetic():
+            return self.total * split_factor(self.asset)[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ combinations of tags, command, outcome, reason and actor occur in it. Only block
 after the last full block are scanned.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -17,7 +16,8 @@ from sqlalchemy import ColumnElement, Connection, func, literal, select, true
 from ledger_sizer.history.archive_files import ArchiveFiles, Manifest, manifests
 from ledger_sizer.history.times import BLOCK, seq_before
 from ledger_sizer.model.decisions import DecisionRecord, Fields
-from ledger_sizer.storage.database import has_text, raw_rows
+from ledger_sizer.model.tags import text_has_tag
+from ledger_sizer.storage.database import has_tag, raw_rows
 from ledger_sizer.storage.tables import DecisionRow, FacetBlockRow, FacetRow, PositionRow
 
 _WINDOW_BLOCKS = 64
@@ -36,8 +36,9 @@ class Filters:
     """Which decisions to list. All given filters must match.
 
     key: found in the live tables only, because an archived key is as good as unused. client: the only one whose
-    decision `key` finds; None: everybody's. tags: values by name. position: its number. since_us (inclusive), until_us
-    (exclusive): microseconds; they stand for places in the chain (see `times`).
+    decision `key` finds; None: everybody's. tags: one value by name, which a decision has alone or among several.
+    position: its number. since_us (inclusive), until_us (exclusive): microseconds; they stand for places in the chain
+    (see `times`).
     """
 
     command: str | None = None
@@ -67,10 +68,10 @@ class Filters:
 
     def matching(self, records: Iterable[DecisionRecord]) -> Iterator[DecisionRecord]:
         """Yield the archived decisions that match, apart from times (see `seq_before`)."""
-        given, texts = self._given(_FIELDS), self._tag_texts()
+        given = self._given(_FIELDS)
         for record in records:
             equal = all(getattr(record, name) == value for name, value in given.items())
-            if equal and all(text in record.tags for text in texts):
+            if equal and all(text_has_tag(record.tags, *tag) for tag in self.tags.items()):
                 yield record
 
     def _given(self, names: Iterable[str]) -> dict[str, Any]:
@@ -78,11 +79,7 @@ class Filters:
 
     def _clauses(self, row: type[DecisionRow | FacetRow], names: Iterable[str]) -> list[ColumnElement[bool]]:
         equal = [getattr(row, name) == value for name, value in self._given(names).items()]
-        return equal + [has_text(row.tags, text) for text in self._tag_texts()]
-
-    def _tag_texts(self) -> list[str]:
-        """Return each tag as in the canonical text. It is quoted, so that no other text can match it."""
-        return [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in self.tags.items()]
+        return equal + [has_tag(row.tags, *tag) for tag in self.tags.items()]
 
 
 def own_key(client: str | None) -> ColumnElement[bool]:

@@ -1,19 +1,24 @@
 """The domain model: frozen types, without I/O.
 
-units            Decimal <-> scaled integers, and all rounding of money
-errors           the error tree
-choices          words of choice: states, outcomes, kinds, roles
-arguments        declares arguments: what each may be, its canonical text, JSON, help and option
-names            names of portfolios and positions
-times            datetimes, and the microseconds that are stored
-instruments      markets with their trading rules, and legs
-tags             tags of a position, and the scopes they stand for
-denials          reasons of a denial, with their titles and words
-domain           positions, exposure, pages, history filters, verify reports
-command_base     base classes of the commands, what declares a verb, kinds of argument of commands alone
-commands         one type per verb
-scope_settings   what a scope may be set to
-decisions        decisions, their stored records, and the hash chain
-reconciliation   drifts, findings, policies, runs
-overview         the snapshot that the dashboard and `ledger-sizer top` show
+units              Decimal <-> scaled integers, and all rounding of money
+errors             the error tree
+choices            words of choice: states, outcomes, kinds, roles
+arguments          declares arguments: what each may be, its canonical text, JSON, help and option
+names              names of portfolios and positions
+times              datetimes, and the microseconds that are stored
+market_names       names of markets, and the factor in the name of a multiplied coin
+instruments        markets with their trading rules
+legs               legs, the sides of a position: planned, ordered, filled
+plans              what a reservation asks for, leg by leg: of one asset, in known units
+fills              what the fills of a position add up to
+tags               tags of a position, and the scopes they stand for
+denials            reasons of a denial, with their titles and words
+domain             positions, exposure, pages, history filters, verify reports
+command_base       base classes of the commands, what declares a verb, kinds of argument of commands alone
+position_commands  one type per verb about positions
+commands           one type per verb, those of positions included
+scope_settings     what a scope may be set to
+decisions          decisions, their stored records, and the hash chain
+reconciliation     drifts, findings, policies, runs
+overview           the snapshot that the dashboard and `ledger-sizer top` show
 """

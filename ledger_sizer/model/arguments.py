@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from decimal import Decimal
+from reprlib import repr as short_repr
 from typing import Any, NamedTuple, TypeVar, get_args
 
 from ledger_sizer.model.errors import InvalidRequest
@@ -180,7 +181,7 @@ def label_text(value: object, what: str, *, length_max: int = 128) -> str:
     a `str` is returned as its plain text: the two are equal, but an f-string would write the member's name.
     """
     if not isinstance(value, str):
-        raise InvalidRequest(f"{what} must be text, got {type(value).__name__} {value!r:.100}", field=what)
+        raise InvalidRequest(f"{what} must be text, got {type(value).__name__} {short_repr(value)}", field=what)
     if not 1 <= len(value) <= length_max:
         raise InvalidRequest(f"{what} must have 1 to {length_max} characters, got {len(value)}", field=what)
     if not value.isprintable():

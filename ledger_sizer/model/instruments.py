@@ -116,7 +116,7 @@ class InstrumentInfo:
             given = getattr(self, name)
             if given is None:
                 _put(self, name, said)
-            elif given != said:
+            elif given != said and not (name == "base" and _same_base(given, said)):
                 self._refuse_contradiction(name, given, said)
 
     def _refuse_contradiction(self, name: str, given: str, said: str | None) -> None:
@@ -167,6 +167,11 @@ class InstrumentInfo:
         """Raise `InvalidRequest` for what cannot be sized in coins: an inverse contract, a missing multiplier."""
         self.require_linear()
         self.require_multiplier()
+
+
+def _same_base(given: str, said: str | None) -> bool:
+    """Whether the two name one base: ccxt writes Hyperliquid's kPEPE in capitals, and the k is a factor."""
+    return said is not None and given == f"k{said[1:]}" and said[0] == "K"
 
 
 def _implied_by_names(instrument: InstrumentInfo) -> dict[str, str | None]:

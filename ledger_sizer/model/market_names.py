@@ -16,7 +16,7 @@ too, which no pattern that both understand can list.
 
 _NAME = re.compile(NAME_PATTERN)
 _CCXT = re.compile(r"([^/:\s]+)/([^/:\s]+)(?::([^/:\s-]+)(?:-([0-9]{6}))?)?")
-_PLAIN_FACTOR = re.compile(r"(10{3,9})([^\W\d_]{2}.*)", re.DOTALL)
+_PLAIN_FACTOR = re.compile(r"(10{3,9})([^\W\d_].*)", re.DOTALL)
 _LETTER_FACTOR = re.compile(r"1([MmKk])([^\W\d_]{3}.*)|(k)([A-Z]{2}[A-Z0-9]*)", re.DOTALL)
 _FACTOR_LAST = re.compile(r"([^\W\d_]{2,})(10{3,9})")
 
@@ -54,10 +54,11 @@ def parse_symbol(symbol: str) -> MarketName | None:
 def split_factor(base: str) -> tuple[int, str]:
     """Return the factor in the name of a base and its coin: 1000PEPE is (1000, PEPE), BTC is (1, BTC).
 
-    Forms that exchanges use: 1000PEPE, 10000LADYS, 1000000MOG (1 and 3 to 9 zeros, first); SHIB1000 (last); 1MBABYDOGE
-    and 1KSHIB (M: a million, K: a thousand); kPEPE (a lower-case k before capitals). The coin has at least two letters,
-    after M and K three: 1INCH, 1000X, 1MIL and 1KX are coins. A name that only looks so is refused for sizing until its
-    multiplier is told; the other mistake, a factor that is not seen, would be a position of 1000 times the size.
+    Forms that exchanges use: 1000PEPE, 10000LADYS, 1000000MOG, 1000X (1 and 3 to 9 zeros, then a letter; 1000X is 1000
+    of X Empire); SHIB1000 (a coin of letters, then such a number); 1MBABYDOGE and 1KSHIB (M: a million, K: a thousand,
+    then at least three letters: 1MIL and 1KX are coins); kPEPE (a lower-case k, then at least two capitals). 1INCH,
+    100X, 10SET and SPX6900 are coins. A name that only looks multiplied is refused for sizing until its multiplier is
+    told; a factor that is not seen leaves it a coin of its own, which is a hedge of nothing else.
     """
     if base[:2] == "10" and (found := _PLAIN_FACTOR.fullmatch(base)):
         return int(found[1]), found[2]

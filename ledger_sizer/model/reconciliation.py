@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Any, Literal, NamedTuple
 
 from ledger_sizer.model.choices import DriftKind, DriftPolicy, DriftState, RunOutcome
+from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.names import position_id
 from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic
@@ -42,8 +43,8 @@ class Market(NamedTuple):
 
     @property
     def base(self) -> str:
-        """The base asset."""
-        return self.subject.partition("/")[0]
+        """The coin. A factor in the name is not part of it: of `1000PEPE/USDT:USDT` and of `1000PEPE` it is `PEPE`."""
+        return split_factor(self.subject.partition("/")[0])[1]
 
     @property
     def quote(self) -> str:

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import lru_cache
+from reprlib import repr as short_repr
 from typing import Any, TypeVar
 
 from ledger_sizer.model.arguments import encode_sorted, label_text
@@ -116,7 +117,9 @@ def tags_from_json(form: object) -> Tags:
 
 def _tags_from(value: object, validated: Callable[[Any], Tags]) -> Tags:
     if type(value) is not dict and not isinstance(value, Mapping):  # the first is quick
-        raise InvalidRequest(f"tags must be a mapping such as {{'venue': 'bybit'}}, got {value!r}", field="tags")
+        raise InvalidRequest(
+            f"tags must be a mapping such as {{'venue': 'bybit'}}, got {short_repr(value)}", field="tags"
+        )
     try:
         return validated(tuple(value.items()))
     except TypeError:  # a name or a value has no hash, such as a list
@@ -127,7 +130,7 @@ def _tags_from(value: object, validated: Callable[[Any], Tags]) -> Tags:
         for name, tag in items:
             if is_dimension(name):
                 _plain_value(tag, f"tags.{name}")
-        raise InvalidRequest(f"tags must map text to text, got {dict(value)!r}", field="tags") from None
+        raise InvalidRequest(f"tags must map text to text, got {short_repr(dict(value))}", field="tags") from None
 
 
 _Items = tuple[tuple[Any, Any], ...]

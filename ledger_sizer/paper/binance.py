@@ -205,7 +205,8 @@ def _instrument(market: Market) -> dict[str, Any]:
         return {**row, "status": state, "isSpotTradingAllowed": True, "isMarginTradingAllowed": False,
                 "permissions": [], "permissionSets": [["SPOT"]]}  # fmt: skip
     filters.append({"filterType": "MIN_NOTIONAL", "notional": notional})
-    row |= {"contractType": "PERPETUAL", "deliveryDate": 4133404800000, "onboardDate": 1600000000000,
+    row |= {"contractType": "CURRENT_QUARTER" if market.delivery_ms else "PERPETUAL",
+            "deliveryDate": market.delivery_ms or 4133404800000, "onboardDate": 1600000000000,
             "marginAsset": market.base if market.inverse else "USDT", "pair": f"{market.base}USDT"}  # fmt: skip
     if market.inverse:
         return {**row, "contractStatus": state, "contractSize": int(market.contract_size)}

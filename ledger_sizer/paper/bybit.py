@@ -200,9 +200,11 @@ def _instrument(market: Market) -> dict[str, Any]:
             "maxLimitOrderQty": bounds["maxOrderQty"], "maxMarketOrderQty": market_qty_max,
             "minOrderAmt": text_of(market.min_notional), "maxOrderAmt": "4000000",
         }}  # fmt: skip
-    contract = "InversePerpetual" if market.inverse else "LinearPerpetual"
+    perpetual = "InversePerpetual" if market.inverse else "LinearPerpetual"
+    contract = "LinearFutures" if market.delivery_ms else perpetual
     settle = market.base if market.inverse else "USDT"
-    return {**row, "contractType": contract, "settleCoin": settle, "deliveryTime": "0", "fundingInterval": 480,
+    return {**row, "contractType": contract, "settleCoin": settle, "fundingInterval": 480,
+            "deliveryTime": str(market.delivery_ms or 0),
             "leverageFilter": {"minLeverage": "1", "maxLeverage": "100", "leverageStep": "0.01"},
             "lotSizeFilter": {**bounds, "qtyStep": text_of(market.step),
                               "maxMktOrderQty": text_of(market.max_market_qty),

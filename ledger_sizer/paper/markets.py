@@ -1,6 +1,9 @@
-"""Defines the markets of the paper venues: a few pairs, with steps, minima and contract sizes per exchange."""
+"""Defines the markets of the paper venues: a few pairs, with steps, minima and contract sizes per exchange.
 
-from dataclasses import dataclass
+The contract of PEPE counts thousands (`1000PEPE`) on Bybit and Binance, and contracts of 10,000,000 on OKX.
+"""
+
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Literal
 
@@ -15,8 +18,10 @@ PRICES = {
     "SOL": Decimal(150),
     "XRP": Decimal("0.5"),
     "LUNA": Decimal("0.0001"),
+    "PEPE": Decimal("0.00001"),
+    "1000PEPE": Decimal("0.01"),
 }
-"""Initial price of each asset, USDT per base unit."""
+"""Initial price of each asset, USDT per base unit. `1000PEPE` is the base of a contract; its price is set apart."""
 
 INACTIVE = "LUNA"
 """The asset whose markets are suspended: they are listed, but orders are refused."""
@@ -28,7 +33,7 @@ class Market:
 
     symbol: ccxt's unified name. id: the exchange's own. step, min_qty, max_qty: of a limit order; max_market_qty: of
     a market order. contract_size: base units per contract, 1 where the exchange counts base units. inverse: settled
-    in the base asset; listed, but not tradable here.
+    in the base asset; listed, but not tradable here. delivery_ms: when a dated future is delivered; else None.
     """
 
     symbol: str
@@ -44,12 +49,21 @@ class Market:
     contract_size: Decimal = Decimal(1)
     active: bool = True
     inverse: bool = False
+    delivery_ms: int | None = None
 
 
 def markets_of(venue: Venue) -> tuple[Market, ...]:
-    """Return all markets of one exchange: spot and USDT perpetual of each asset, and one coin-margined perpetual."""
+    """Return all markets of one exchange.
+
+    Spot and USDT perpetual of each asset, a dated USDT future of BTC, and one coin-margined perpetual.
+    """
     with exact_arithmetic():
-        found = [_market(venue, base, kind) for base in PRICES for kind in ("spot", "swap")]
+        found = [
+            _market(venue, base, kind) for base in PRICES for kind in ("spot", "swap") if _lists(venue, base, kind)
+        ]
+        perpetual = next(market for market in found if market.symbol == "BTC/USDT:USDT")
+    future = {"bybit": "BTCUSDT-27DEC30", "binance": "BTCUSDT_301227", "okx": "BTC-USDT-301227"}[venue]
+    found.append(replace(perpetual, symbol="BTC/USDT:USDT-301227", id=future, delivery_ms=_DELIVERY_MS))
     inverse = {"bybit": "BTCUSD", "binance": "BTCUSD_PERP", "okx": "BTC-USD-SWAP"}[venue]
     usd = 1 if venue == "bybit" else 100
     return (
@@ -57,6 +71,17 @@ def markets_of(venue: Venue) -> tuple[Market, ...]:
         Market("BTC/USD:BTC", inverse, "BTC", "swap", Decimal(usd), Decimal(usd), Decimal(1_000_000 * usd),
                Decimal(100_000 * usd), Decimal(0), Decimal("0.1"), Decimal(usd), inverse=True),
     )  # fmt: skip
+
+
+_DELIVERY_MS = 1_924_588_800_000
+"""2030-12-27 08:00 UTC."""
+
+
+def _lists(venue: Venue, base: str, kind: str) -> bool:
+    """Whether an exchange lists a market of this asset: contracts of PEPE count thousands, but on OKX."""
+    if base not in ("PEPE", "1000PEPE"):
+        return True
+    return (base == "PEPE") == (kind == "spot" or venue == "okx")
 
 
 def _market(venue: Venue, base: str, kind: Literal["spot", "swap"]) -> Market:

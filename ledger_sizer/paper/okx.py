@@ -105,8 +105,8 @@ class Okx:
         return _success([{"acctLv": "2", "posMode": mode, "uid": account.api_key}])
 
     def _instruments(self, request: ExchangeRequest) -> Any:
-        kind = {"SPOT": "spot", "SWAP": "swap"}.get(str(request.arguments.get("instType")))
-        return _success([_instrument(market) for market in self.exchange.markets.values() if market.kind == kind])
+        kind = request.arguments.get("instType")
+        return _success([_instrument(market) for market in self.exchange.markets.values() if _type(market) == kind])
 
     def _ticker(self, request: ExchangeRequest) -> Any:
         for market in self.exchange.markets.values():
@@ -140,7 +140,7 @@ class Okx:
             size, value = contracts(market, signed), abs(position.quantity) * mark
             profit, margin = (mark - position.entry_price) * position.quantity, value / LEVERAGE
         return {
-            "instId": market.id, "instType": "SWAP", "mgnMode": "cross", "posId": f"{market.id}-{slot}",
+            "instId": market.id, "instType": _type(market), "mgnMode": "cross", "posId": f"{market.id}-{slot}",
             "posSide": slot, "pos": text_of(size), "avgPx": text_of(position.entry_price), "markPx": text_of(mark),
             "lever": str(LEVERAGE), "notionalUsd": text_of(value), "upl": text_of(profit), "imr": text_of(margin),
             "mmr": "0", "liqPx": "", "ccy": "USDT", "cTime": str(now_ms()), "uTime": str(now_ms()),
@@ -162,7 +162,7 @@ class Okx:
 
     def _place(self, account: Account, arguments: Mapping[str, Any]) -> dict[str, Any]:
         instrument = str(arguments.get("instId"))
-        kind: Literal["spot", "swap"] = "swap" if instrument.endswith("-SWAP") else "spot"
+        kind: Literal["spot", "swap"] = "spot" if instrument.count("-") == 1 else "swap"
         market = self.exchange.market(instrument, kind)
         side: Literal["buy", "sell"] = "buy" if arguments.get("side") == "buy" else "sell"
         is_market = arguments.get("ordType") == "market"
@@ -198,6 +198,10 @@ def _refused_row(refused: RequestRefused) -> dict[str, Any]:
     return {"ordId": "", "clOrdId": "", "sCode": code, "sMsg": f"{message} ({refused})"}
 
 
+def _type(market: Market) -> str:
+    return "SPOT" if market.kind == "spot" else "FUTURES" if market.delivery_ms else "SWAP"
+
+
 def _instrument(market: Market) -> dict[str, Any]:
     state = "live" if market.active else "suspend"
     with exact_arithmetic():
@@ -214,11 +218,12 @@ def _instrument(market: Market) -> dict[str, Any]:
         # OKX limits a spot market order in USDT, not in the base asset.
         return {**row, "instType": "SPOT", "baseCcy": market.base, "quoteCcy": "USDT", "maxMktSz": "1000000",
                 "uly": "", "settleCcy": "", "ctVal": ""}  # fmt: skip
-    pair = market.id.removesuffix("-SWAP")
+    pair = market.id.rpartition("-")[0]
     value = text_of(Decimal(100) if market.inverse else market.contract_size)
     if market.inverse:
         row |= {"lotSz": "1", "minSz": "1", "maxLmtSz": "1000000"}
-    return {**row, "instType": "SWAP", "baseCcy": "", "quoteCcy": "", "uly": pair, "instFamily": pair,
+    return {**row, "instType": _type(market), "baseCcy": "", "quoteCcy": "", "uly": pair,
+            "expTime": str(market.delivery_ms or ""), "maxMktAmt": "", "instFamily": pair,
             "settleCcy": market.base if market.inverse else "USDT", "ctVal": value, "ctMult": "1",
             "ctType": "inverse" if market.inverse else "linear", "maxMktSz": market_qty_max}  # fmt: skip
 
@@ -228,7 +233,7 @@ def _order(order: Order) -> dict[str, Any]:
         size, filled = contracts(order.market, order.quantity), contracts(order.market, order.filled)
     state = "partially_filled" if order.state == "open" and order.filled else _STATES[order.state]
     return {
-        "instId": order.market.id, "instType": "SWAP" if order.market.kind == "swap" else "SPOT", "ordId": order.id,
+        "instId": order.market.id, "instType": _type(order.market), "ordId": order.id,
         "clOrdId": order.client_id, "ordType": order.kind, "side": order.side, "posSide": order.slot,
         "sz": text_of(size), "px": "" if order.price is None else text_of(order.price), "accFillSz": text_of(filled),
         "avgPx": text_of(order.average) if order.filled else "", "state": state, "fee": text_of(-order.fee),

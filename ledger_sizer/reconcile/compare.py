@@ -11,6 +11,7 @@ from decimal import Decimal
 from ledger_sizer.exchanges.market_rules import USD_QUOTES
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance
 from ledger_sizer.model.choices import DriftKind
+from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.in_flight import InFlight
@@ -25,9 +26,9 @@ ZERO = Decimal(0)
 class ComparisonParameters:
     """Tolerances, baselines and prices of a comparison.
 
-    tolerance, delta_tolerance: relative. baselines: base units by `venue/account/asset`. dust_usd: a spot difference
-    worth less is ignored. last_prices: USD by asset, only good enough to recognise dust. stale_us: a snapshot begun
-    before this time counts as not fetched. ledger_known: False if the ledger was not read.
+    tolerance, delta_tolerance: relative. baselines: units of the asset by `venue/account/asset`. dust_usd: a spot
+    difference worth less is ignored. last_prices: USD by coin, only good enough to recognise dust. stale_us: a snapshot
+    begun before this time counts as not fetched. ledger_known: False if the ledger was not read.
     """
 
     tolerance: Decimal = ZERO
@@ -147,8 +148,8 @@ class _AccountComparison:
             result.positions_known.add(self._account_key)
             for position in throttled(positions):
                 market = Market(*self._account_key, position.symbol, position.side)
-                self._shown[market] = self._shown.get(market, ZERO) + position.quantity
-                price = position.entry_price or position.mark_price
+                self._shown[market] = self._shown.get(market, ZERO) + position.coins
+                price = position.coin_price
                 if price is not None and market.quote in USD_QUOTES:
                     self._market_prices[market] = self._prices[market.base] = self._prices[position.symbol] = price
             self._ledger = net_sides(self._ledger, self._account_key, positions, self._shown)
@@ -182,17 +183,19 @@ class _AccountComparison:
         }
 
     def _spot_holdings(self, balances: Iterable[VenueBalance]) -> dict[Market, Decimal]:
-        """Return the spot balances less their declared baselines."""
+        """Return the spot balances less their declared baselines, in coins."""
         holdings = {}
         for balance in balances:
             if balance.asset in self._parameters.quote_assets:
                 continue
             baseline = self._parameters.baselines.get("/".join((*self._account_key, balance.asset)), ZERO)
-            holdings[Market(*self._account_key, balance.asset, "long")] = balance.total - baseline
+            coins = balance.coins - baseline * split_factor(balance.asset)[0]
+            holdings[Market(*self._account_key, balance.asset, "long")] = coins
         for name, baseline in self._parameters.baselines.items():  # the exchange lists no balance of an asset sold out
             *account_key, asset = name.split("/")
             if tuple(account_key) == self._account_key and asset not in self._parameters.quote_assets:
-                holdings.setdefault(Market(*self._account_key, asset, "long"), -baseline)
+                coins = -baseline * split_factor(asset)[0]
+                holdings.setdefault(Market(*self._account_key, asset, "long"), coins)
         return holdings
 
     # --- markets ---------------------------------------------------------------------------------

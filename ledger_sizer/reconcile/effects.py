@@ -12,11 +12,13 @@ from sqlalchemy import Engine
 
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.caller import RECONCILE, Caller, calling_as, reconcile_for
+from ledger_sizer.model.choices import MarketKind
 from ledger_sizer.model.commands import Adopt, AnyCommand, Freeze, Release, Remark, Thaw
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import LedgerError, NotFound
 from ledger_sizer.model.legs import Leg
+from ledger_sizer.model.market_names import parse_symbol
 from ledger_sizer.model.reconciliation import EXTERNAL, Drift, Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.reconcile import drifts
@@ -41,8 +43,10 @@ def leg_of(drift: Drift, price: Decimal | None = None) -> Leg:
     """Return the leg of a drift's excess. It is a sale of an asset where coins of the baseline were sold."""
     market = drift.market
     sold = market.side == "short" if market.is_swap else (drift.venue_quantity or 0) < 0
+    said = parse_symbol(market.subject)
+    derivative: MarketKind = "future" if said is not None and said.kind == "future" else "swap"
     return Leg(
-        market.venue, market.subject, "swap" if market.is_swap else "spot", "sell" if sold else "buy", drift.excess,
+        market.venue, market.subject, derivative if market.is_swap else "spot", "sell" if sold else "buy", drift.excess,
         drift.price if price is None else price,
     )  # fmt: skip
 

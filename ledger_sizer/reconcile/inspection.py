@@ -16,6 +16,7 @@ from ledger_sizer.config import AppSettings
 from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.model.choices import RunOutcome, Trigger
 from ledger_sizer.model.domain import Position
+from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import Drift, Market, Run
 from ledger_sizer.model.times import to_us
 from ledger_sizer.reconcile import drifts
@@ -145,7 +146,7 @@ class LocalInspector:
         known = self._price_cache.setdefault(portfolio, {})
         known |= ledger_side.prices
         if self._settings.reconcile.dust_usd:
-            shown = {balance.asset for one in snapshots for balance in one.balances or ()}
+            shown = {split_factor(balance.asset)[1] for one in snapshots for balance in one.balances or ()}
             if unknown := shown - known.keys() - set(self._settings.reconcile.quote_assets):
                 known |= dict.fromkeys(unknown) | last_prices(self._engine, portfolio, unknown)
         return known

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, Select, bindparam, select, text, union_all
 
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.legs import Leg
+from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import E8_MAX, exact_arithmetic, usd
@@ -115,7 +116,7 @@ def last_prices(engine: Engine, portfolio: str, assets: Collection[str]) -> dict
         if position.state not in ("open", "closed") or EXTERNAL_TAG in position.tags:
             continue
         for leg in position.legs:
-            asset = leg.symbol.partition("/")[0]
+            asset = split_factor(leg.symbol.partition("/")[0])[1]
             if asset in assets and leg.price is not None:
                 prices.setdefault(asset, leg.price)
         if len(prices) == len(assets):
@@ -172,7 +173,7 @@ class LedgerSide:
 
 def market_of(leg: Leg, account_key: AccountKey) -> Market:
     """Return the market of a leg: one side of a derivative market, or an asset."""
-    if leg.kind == "swap":
+    if leg.kind != "spot":
         return Market(*account_key, leg.symbol, "long" if leg.side == "buy" else "short")
     return Market(*account_key, leg.symbol.partition("/")[0], "long")
 

@@ -13,7 +13,7 @@ from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.caller import RECONCILE, calling_as
 from ledger_sizer.model.choices import Trigger
 from ledger_sizer.model.commands import Reconciled
-from ledger_sizer.model.errors import Busy, LedgerError, WrongState
+from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, WrongState
 from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic
@@ -101,9 +101,22 @@ class Reconciler:
             raise Busy("a reconciliation is under way in another process; ask again when it is done")
         try:
             with fenced(lease):
-                return [self._record_and_apply(one, lease) for one in self._inspections(trigger, lease.epoch)]
+                return self._record_and_apply_all(trigger, lease)
         finally:
             release_lease(self._engine, lease)
+
+    def _record_and_apply_all(self, trigger: Trigger, lease: Lease) -> list[Report]:
+        """Record and apply every inspection. One that the ledger refuses ends after the others; its error is raised."""
+        reports, refused = [], None
+        for inspection in self._inspections(trigger, lease.epoch):
+            try:
+                reports.append(self._record_and_apply(inspection, lease))
+            except InvalidRequest as error:
+                log.error("reconcile.refused", portfolio=inspection.run.portfolio, error=str(error))
+                refused = refused or error
+        if refused is not None:
+            raise refused
+        return reports
 
     def begin_trust(self) -> None:
         """At start-up: let a portfolio that was never reconciled grant for one `stale_after_seconds`.

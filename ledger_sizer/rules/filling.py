@@ -13,7 +13,7 @@ from decimal import Decimal
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.fills import NO_FILLS, Fills, average_price, share_of
 from ledger_sizer.model.legs import Leg, LegFills
-from ledger_sizer.model.units import exact_arithmetic, notional_e8, usd_ceil_e8
+from ledger_sizer.model.units import exact_arithmetic, notional_e8, usd, usd_ceil_e8
 from ledger_sizer.rules.leg_sizing import is_pair
 
 _ZERO = Decimal(0)
@@ -184,12 +184,17 @@ def _leg_fills(
 
 
 def _with_prices(position: Position) -> tuple[Leg, ...]:
-    """Return the legs; a filled one without a price, as versions before recorded, has the position's."""
-    if position.state != "open" or position.price is None:
+    """Return the legs, with what versions before did not record.
+
+    A filled leg without a price has the position's. A planned one without its value is worth what the position holds.
+    """
+    if all(leg.price is not None or leg.fills is not None for leg in position.legs):
         return position.legs
-    return tuple([
-        replace(leg, price=position.price) if leg.price is None and leg.fills is None else leg for leg in position.legs
-    ])  # fmt: skip
+    if position.state == "open":
+        price = position.price
+        return tuple([replace(leg, price=price) if leg.price is None else leg for leg in position.legs])
+    held = usd(position.held_e8)
+    return tuple([leg.filled_at(leg.quantity, None, LegFills(leg.quantity, held)) for leg in position.legs])
 
 
 def without_rest(legs: Sequence[Leg]) -> tuple[Leg, ...]:
@@ -258,9 +263,7 @@ def close_part(position: Position, closing: Decimal) -> Position:
         more = position.fills is not None and position.fills.more
         cost = share_of(position.cost, left, position.quantity)
         value = position.fills.value if position.fills is not None else None
-        after = position.changed(
-            state="open" if left else "held", quantity=left, legs=legs
-        )
+        after = position.changed(state="open" if left else "held", quantity=left, legs=legs)
         after = _with_fills(
             after, filled=filled, filled_usd=filled_usd, cost=cost,
             unfilled=position.unfilled if position.pending else None,

@@ -9,12 +9,12 @@ from typing import Any
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    ColumnElement,
     CompoundSelect,
     Connection,
     Engine,
     Executable,
     Select,
-    Text,
     create_engine,
     inspect,
     text,
@@ -29,6 +29,7 @@ from sqlalchemy.types import NullType
 from ledger_sizer.config import LedgerSettings
 from ledger_sizer.model.choices import LedgerCreation
 from ledger_sizer.model.errors import InvalidRequest, SchemaOutdated, Unavailable
+from ledger_sizer.model.tags import tag_texts
 from ledger_sizer.storage import sqlite_start
 from ledger_sizer.storage.postgresql_url import connect_parameters, with_host_list
 from ledger_sizer.storage.sqlite_file import NoDatabaseFile, make_sqlite_engine
@@ -301,40 +302,48 @@ def downgrade(value: str | URL, revision: str) -> None:
     engine.dispose()
 
 
-class tag_value(FunctionElement[str]):  # noqa: N801 - reads as a SQL function
-    """The value of one tag in a column of canonical JSON text: `tag_value(PositionRow.tags, "venue")`."""
-
-    type = Text()
-    inherit_cache = True
-
-
-@compiles(tag_value, "sqlite")
-def _tag_value_sqlite(element: tag_value, compiler: SQLCompiler, **kw: Any) -> str:
-    column, name = element.clauses
-    return f"json_extract({compiler.process(column, **kw)}, '$.' || {compiler.process(name, **kw)})"
+def has_tag(column: Any, name: str, value: str) -> ColumnElement[bool]:
+    """Whether a column of canonical JSON text has this value of a tag, alone or among several."""
+    alone, list_start, among = tag_texts(name, value)
+    return _has_text(column, alone) | (
+        _has_text(column, list_start) & _has_text(column, among) & _lists_tag(column, name, value)
+    )
 
 
-@compiles(tag_value, "postgresql")
-def _tag_value_postgresql(element: tag_value, compiler: SQLCompiler, **kw: Any) -> str:
-    column, name = element.clauses
-    return f"(({compiler.process(column, **kw)})::json ->> {compiler.process(name, **kw)})"
-
-
-class has_text(FunctionElement[bool]):  # noqa: N801 - reads as a SQL function
+class _has_text(FunctionElement[bool]):  # noqa: N801 - reads as a SQL function
     """Whether a column contains a text, case-sensitive (`LIKE` ignores case on SQLite)."""
 
     type = Boolean()
     inherit_cache = True
 
 
-@compiles(has_text, "sqlite")
-def _has_text_sqlite(element: has_text, compiler: SQLCompiler, **kw: Any) -> str:
+@compiles(_has_text, "sqlite")
+def _has_text_sqlite(element: _has_text, compiler: SQLCompiler, **kw: Any) -> str:
     return f"instr({compiler.process(element.clauses, **kw)}) > 0"
 
 
-@compiles(has_text, "postgresql")
-def _has_text_postgresql(element: has_text, compiler: SQLCompiler, **kw: Any) -> str:
+@compiles(_has_text, "postgresql")
+def _has_text_postgresql(element: _has_text, compiler: SQLCompiler, **kw: Any) -> str:
     return f"strpos({compiler.process(element.clauses, **kw)}) > 0"
+
+
+class _lists_tag(FunctionElement[bool]):  # noqa: N801 - reads as a SQL function
+    """Whether a tag in a column of canonical JSON text is a list with this value in it."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_lists_tag, "sqlite")
+def _lists_tag_sqlite(element: _lists_tag, compiler: SQLCompiler, **kw: Any) -> str:
+    column, name, value = (compiler.process(one, **kw) for one in element.clauses)
+    return f"EXISTS (SELECT 1 FROM json_each({column}, '$.' || {name}) AS tag WHERE tag.value = {value})"
+
+
+@compiles(_lists_tag, "postgresql")
+def _lists_tag_postgresql(element: _lists_tag, compiler: SQLCompiler, **kw: Any) -> str:
+    column, name, value = (compiler.process(one, **kw) for one in element.clauses)
+    return f"({column}::jsonb -> {name}::text) @> to_jsonb({value}::text)"
 
 
 class is_among(FunctionElement[Any]):  # noqa: N801 - reads as a SQL function

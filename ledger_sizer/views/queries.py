@@ -1,6 +1,6 @@
 """Reads exposure, positions and history. Reads have their own connections and never wait for the writer."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Unpack, get_args
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, exists, func, select, text, tuple_
@@ -26,11 +26,11 @@ from ledger_sizer.model.domain import (
 )
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import SEQ_MAX, portfolio_name, portfolio_or_desk, split_position_id
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_dimension, scope_name, tags_of
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, GivenTags, is_dimension, scope_name, tags_of
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.model.units import E8_MAX, usd
 from ledger_sizer.rules.state import ScopeState
-from ledger_sizer.storage.database import read_transaction, tag_value
+from ledger_sizer.storage.database import has_tag, read_transaction
 from ledger_sizer.storage.lookups import decision_by_key, desk_status, last_desk_change, no_portfolio, portfolio_id
 from ledger_sizer.storage.tables import DESK_ID, PENDING, DecisionRow, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.storage.write_store import position_from_row, scope_from_row
@@ -160,7 +160,7 @@ class Queries:
         portfolio: str | None = None,
         *,
         state: str | None = None,
-        tags: Mapping[str, str] | None = None,
+        tags: GivenTags | None = None,
         key: str | None = None,
         client: str | None = None,
         cursor: str | None = None,
@@ -177,8 +177,8 @@ class Queries:
         )
         if portfolio is not None:
             query = query.where(PortfolioRow.name == portfolio_name(portfolio))
-        for name, value in tags_of(tags or {}).items():
-            query = query.where(tag_value(PositionRow.tags, name) == value)
+        for name, value in tags_of(tags or {}).pairs:
+            query = query.where(has_tag(PositionRow.tags, name, value))
         if key is not None:
             query = query.where(_has_key(label_text(key, "key", length_max=KEY_LENGTH_MAX), portfolio, client))
         after = (0, 0) if cursor is None else cursor_numbers(cursor, 2)

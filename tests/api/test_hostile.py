@@ -97,6 +97,16 @@ BODIES = {
     "unknown field": b'{"__class__": "x"}',
     "proto": b'{"__proto__": {"portfolio": "x"}}',
     "17 tags": json.dumps({"tags": {f"t{n}": "x" for n in range(17)}}).encode(),
+    "17 values": json.dumps({"tags": {"venue": [f"v{n}" for n in range(17)]}}).encode(),
+    "no value": b'{"tags": {"venue": []}}',
+    "list in a list": b'{"tags": {"venue": [["bybit"]]}}',
+    "number in a list": b'{"tags": {"venue": ["bybit", 1]}}',
+    "surrogate in a list": b'{"tags": {"venue": ["bybit", "\\ud800"]}}',
+    "object as a value": b'{"tags": {"venue": {"bybit": "okx"}}}',
+    "deep value": b'{"tags": {"venue": ' + b"[" * 190 + b"]" * 190 + b"}}",
+    "deeper value": b'{"tags": {"venue": ' + b"[" * 1500 + b"]" * 1500 + b"}}",
+    "long list": b'{"tags": {"venue": [' + b'"a",' * 900 + b'"a"]}}',
+    "long tags": json.dumps({"tags": {f"t{n}": "x" * 128 for n in range(16)}}).encode(),
     "step of zero": json.dumps(
         {
             "price": "1",

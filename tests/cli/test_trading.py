@@ -47,6 +47,31 @@ def test_reserve_when_everything_is_given_then_json_holds_the_whole_decision(cli
         assert ledger.position("main-1").held == 930
 
 
+def test_reserve_when_a_tag_is_given_again_then_it_has_several_values_and_is_found_by_each(cli: CommandLine) -> None:
+    words = ["--tag", "venue=okx", "--tag", "strategy=funding", "--tag", "venue=bybit", "--tag", "venue=okx"]
+    decision = cli.json("reserve", "--key", "pair", *words)
+    assert decision["request"]["tags"] == {"strategy": "funding", "venue": ["bybit", "okx"]}
+    assert cli.json("reserve", "--key", "pair", "--tag=venue=bybit", "--tag=venue=okx", "--tag=strategy=funding")[
+        "replayed"
+    ]
+    cli.json("reserve", "--key", "one", "--tag", "venue=okx")
+    for filters, found in (
+        (["--tag", "venue=okx"], ["main-1", "main-2"]),
+        (["--tag", "venue=bybit"], ["main-1"]),
+        (["--tag", "venue=bybit", "--tag", "venue=okx"], ["main-1"]),
+        (["--tag", "venue=bybit", "--tag", "venue=kraken"], []),
+    ):
+        assert [one["position_id"] for one in cli.json("positions", *filters)["items"]] == found
+    assert cli.json("positions", "--limit", "1")["items"][0]["tags"] == {
+        "strategy": "funding",
+        "venue": ["bybit", "okx"],
+    }
+    assert "strategy=funding venue=bybit venue=okx" in cli("positions").out
+    assert [row["scope"] for row in cli.json("exposure")["scopes"]] == [
+        "portfolio", "strategy=funding", "venue=bybit", "venue=okx",
+    ]  # fmt: skip
+
+
 def test_reserve_when_key_is_not_given_then_the_printed_one_gives_the_same_answer(cli: CommandLine) -> None:
     ran = cli("reserve", "--signal-score", "0.5")
     assert ran.code == 0
@@ -159,7 +184,9 @@ BAD_RESERVES = {
     "--tag==bybit": "--tag must look like venue=bybit",
     "--tag=venue=": "--tag must look like venue=bybit",
     "--tag=Venue=bybit": "got 'Venue'",
-    "--tag=venue=a --tag=venue=b": "--tag venue is given twice: 'a' and 'b'",
+    " ".join(f"--tag=venue=v{number}" for number in range(17)): "tags.venue must have at most 16 values, got 17",
+    "--tag=venue=a --tag=venue=": "--tag must look like venue=bybit, got 'venue='",
+    "--tag=venue=a --tag=external=b --tag=external=c": "the tag 'external' is the reconciliation's own",
     f"--price=1 --spot={SPOT}": "perp_instrument is missing",
     f"--spot={SPOT} --perp={PERP}": "price is missing",
     f"--price=1 --spot=BTC,1,2 --perp={PERP}": "spot_instrument must be symbol,min_qty,max_qty,qty_step[,min_notional",

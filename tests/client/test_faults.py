@@ -297,8 +297,8 @@ async def test_submit_when_one_part_is_not_answered_then_the_error_stands_in_its
 
 async def test_submit_when_commands_are_large_then_no_body_is_larger_than_the_service_reads(world: Open) -> None:
     async with world() as w:
-        tags = {f"dimension_{number}": "x" * 120 for number in range(16)}
-        results = await w.client.submit([Reserve(key=f"k{number}", tags=tags) for number in range(900)])
+        tags = {f"dimension_{number}": "x" * 106 for number in range(16)}
+        results = await w.client.submit([Reserve(key=f"{number:0200}", tags=tags) for number in range(900)])
         assert sum(result.granted for result in results) == 5
         assert len(w.proxy.requests) == 3
         with pytest.raises(LedgerError) as raised:

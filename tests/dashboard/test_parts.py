@@ -242,6 +242,16 @@ def test_show_figures_when_they_have_many_digits_then_headroom_is_never_more_tha
     )
 
 
+def test_show_tags_when_one_has_several_values_then_each_is_there(ledger: Ledger) -> None:
+    tags = {"desk": ["b", "a"], "strategy": "funding", "venue": ["okx", "bybit"], "symbol": "BTC"}
+    for key, given, words in (
+        ("1", tags, "bybit, okx · BTC · funding · desk=a · desk=b"), ("2", {}, formatting.NONE),
+        ("3", {"symbol": ["x"]}, "x"),
+    ):  # fmt: skip
+        ledger.reserve(key=key, tags=given, available_balance=Decimal(1))
+        assert formatting.tags(ledger.positions()[-1]) == words
+
+
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [(-1, "0 s"), (59.9, "59 s"), (60, "1 min 00 s"), (3599, "59 min 59 s"), (7260, "2 h 01 min"), (90_000, "1 d 1 h")],

@@ -20,7 +20,8 @@ from ledger_sizer.exchanges.instrument_cache import list_rules, record_rules, ru
 from ledger_sizer.exchanges.instrument_refresh import RETRY_SECONDS, ScheduledRefresh, refresh_rules
 from ledger_sizer.model.commands import Reserve
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, Unavailable
-from ledger_sizer.model.instruments import InstrumentInfo, Leg, MarketRules
+from ledger_sizer.model.instruments import InstrumentInfo, MarketRules
+from ledger_sizer.model.legs import Leg
 from ledger_sizer.paper import PaperControl, PaperServer
 from ledger_sizer.storage.database import make_engine
 from tests.support.clock import FakeClock
@@ -265,7 +266,7 @@ def test_refresh_when_the_exchange_answers_by_half_then_the_known_rules_stay(
     server: PaperServer, engine: Engine
 ) -> None:
     account = account_at("okx", server.url)
-    assert len(refresh_rules(engine, account).added) == 11
+    assert len(refresh_rules(engine, account).added) == 14
     PaperControl(server.url, "okx").fault("hollow", "public/instruments")
     with pytest.raises(Unavailable):
         refresh_rules(engine, account)
@@ -308,7 +309,7 @@ def test_refresh_when_it_failed_then_it_is_tried_at_the_next_call_and_once_done_
     control.clear_faults()
     refresh()
     known = list_rules(engine)
-    assert len(known) == 11
+    assert len(known) == 14
     control.fault("outage", times=None)
     now[0] += 3599
     refresh()  # not due: a request would fail
@@ -331,10 +332,10 @@ def test_run_instruments_when_refreshed_then_they_are_listed_shown_and_reserved(
     with own_logging():
         cli = CommandLine(capsys, database_url)
         first = cli("instruments", "refresh", "--json")
-        assert (first.code, len(first.json["venues"][0]["added"])) == (0, 11)
-        assert "0 added, 0 changed, 0 gone, 11 as before" in cli("instruments", "refresh", "bybit").out
+        assert (first.code, len(first.json["venues"][0]["added"])) == (0, 14)
+        assert "0 added, 0 changed, 0 gone, 14 as before" in cli("instruments", "refresh", "bybit").out
         listed = cli("instruments", "list", "--usable", "--json").json
-        assert len(listed["items"] if isinstance(listed, dict) else listed) == 8
+        assert len(listed["items"] if isinstance(listed, dict) else listed) == 11
         assert "refused: inverse contract" in cli("instruments", "list").out
         shown = cli("instruments", "show", "bybit:BTC/USDT:USDT", "--json").json
         (version,) = shown["items"] if isinstance(shown, dict) else shown

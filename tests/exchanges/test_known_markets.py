@@ -10,7 +10,7 @@ import pytest
 
 from ledger_sizer.exchanges.known_markets import MARKETS, VENUES, Market
 from ledger_sizer.model.instruments import InstrumentInfo
-from ledger_sizer.rules.sizing import match_quantity, round_to_step
+from ledger_sizer.rules.sizing import PositionSizer, TradingSettings, round_to_step
 from tests.support.market_histories import shared_data
 
 
@@ -92,9 +92,9 @@ def test_match_quantity_when_spend_rises_then_both_legs_accept_every_size(
     market = MARKETS[venue, coin]
     price = Decimal("41234.5") if coin == "BTC" else Decimal("2345.67")
     assert market.step == Decimal(step)
-    smallest = None
+    smallest, sizer = None, PositionSizer(TradingSettings())
     for spend in range(1, 1000, 7):
-        quantity = match_quantity(Decimal(spend), price, (market.spot, market.perp)).quantity
+        quantity = sizer.calculate_matching_quantity(price, Decimal(spend), market.spot, market.perp)
         if quantity is None:
             assert smallest is None, "a larger sum is never refused where a smaller one was not"
             continue

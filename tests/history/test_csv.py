@@ -32,12 +32,13 @@ def test_export_csv_when_texts_look_like_formulas_then_they_are_none_and_the_cha
 ) -> None:
     for text in FORMULAS:
         ledger.reserve(key=text, tags={"symbol": text})
+    ledger.reserve(key="=several", tags={"symbol": FORMULAS[:8], "venue": ['a","b', "☃"]})
     ledger.release(key="-out", position_id="main-1")
     sheet = b"".join(ledger.export(form="csv", ascending=True)).decode()
     rows = list(csv.DictReader(io.StringIO(sheet, newline="")))
     numbers = {"seq", "budget", "quantity", "fraction", "raw_budget", "headroom_before", "exposure_before",
                "exposure_after", "held_change", "open_change"}  # fmt: skip
-    keys = [*(["first"] if rows[0]["key"] == "first" else []), *FORMULAS, "-out"]
+    keys = [*(["first"] if rows[0]["key"] == "first" else []), *FORMULAS, "=several", "-out"]
     previous = GENESIS_HASH
     for row, key in zip(rows, keys, strict=True):
         for name, cell in row.items():

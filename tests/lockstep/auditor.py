@@ -11,6 +11,7 @@ from collections import defaultdict
 from datetime import datetime, timedelta
 from decimal import Decimal
 from hashlib import sha256
+from typing import Any
 
 from ledger_sizer import Decision, Ledger, Position
 from ledger_sizer.model.domain import Exposure
@@ -134,5 +135,6 @@ class Auditor:
         assert self._final.keys() <= {position.number for position in positions}, "a position is gone"
 
 
-def _scopes(tags: dict[str, str]) -> list[str]:
-    return [WHOLE, *(f"{name}={value}" for name, value in tags.items())]
+def _scopes(tags: dict[str, Any]) -> list[str]:
+    several = {name: [value] if isinstance(value, str) else value for name, value in tags.items()}
+    return [WHOLE, *(f"{name}={value}" for name, values in several.items() for value in values)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -45,9 +45,10 @@ def up(usd: Fraction) -> Fraction:
     return Fraction(ceil(usd * E8), E8)
 
 
-def scopes_of(tags: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+def scopes_of(tags: Mapping[str, str | Collection[str]]) -> tuple[str, ...]:
     """Return the scopes of a position with these tags, the whole portfolio first."""
-    return (WHOLE, *(f"{name}={value}" for name, value in sorted(tags)))
+    several = {name: {value} if isinstance(value, str) else {*value} for name, value in tags.items()}
+    return (WHOLE, *(f"{name}={value}" for name in sorted(several) for value in sorted(several[name])))
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def _ttl(portfolio: PortfolioModel, command: Reserve | Extend) -> timedelta:
 
 
 def _reserve(portfolio: PortfolioModel, command: Reserve) -> tuple[Answer, Holding | None]:
-    figures, scopes = portfolio.figures, scopes_of(command.tags.items())
+    figures, scopes = portfolio.figures, scopes_of(command.tags)
     fraction, raw_binding = Fraction(1), "max_position_size_usd"
     if figures.enabled and command.signal_score is not None:
         spread = figures.max_fraction - figures.min_fraction
@@ -274,7 +275,7 @@ def _extend(portfolio: PortfolioModel, command: Extend) -> tuple[Answer, Holding
 
 def _adopt(portfolio: PortfolioModel, command: Adopt) -> tuple[Answer, Holding]:
     quantity, price = Fraction(command.quantity), Fraction(command.price)
-    scopes = scopes_of(command.tags.items())
+    scopes = scopes_of(command.tags)
     fact = _fact(portfolio, scopes, quantity * price, Fraction(0))
     found = Holding(portfolio.next_seq, "open", scopes, open=fact, quantity=quantity, price=price)
     return Answer("adopt", "applied", quantity=quantity), found

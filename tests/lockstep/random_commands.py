@@ -19,12 +19,14 @@ from tests.lockstep.model_rules import Figures
 from tests.support.clock import START
 
 SCOPES = ("portfolio", "venue=bybit", "venue=okx", "symbol=BTC", "strategy=funding")
-TAGS: tuple[dict[str, str], ...] = (
+TAGS: tuple[dict[str, Any], ...] = (
     {},
     {"venue": "bybit"},
     {"venue": "okx", "symbol": "BTC"},
     {"venue": "bybit", "symbol": "BTC", "strategy": "funding"},
     {"symbol": "ETH \N{GREEK SMALL LETTER ALPHA}'\"\\{}", "strategy": "funding"},
+    {"venue": ["okx", "bybit"], "symbol": "BTC"},
+    {"venue": ("bybit", "kraken"), "strategy": {"funding"}},
 )
 
 

@@ -330,7 +330,7 @@ def _as_holding(one: Position) -> Holding:
     return Holding(
         one.number,
         one.state,
-        scopes_of(one.tags.items()),
+        scopes_of(one.tags),
         held=Fraction(one.held),
         open=Fraction(one.open),
         quantity=_fraction(one.quantity),

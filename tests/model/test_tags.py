@@ -51,6 +51,13 @@ GIVEN = st.dictionaries(NAMES, VALUES | SEVERAL | SEVERAL.map(tuple) | SEVERAL.m
 TAGS = GIVEN.filter(lambda given: len(json.dumps(given, default=list)) <= TAGS_LENGTH_MAX)
 
 
+def _deep(levels: int) -> list[Any]:
+    found: list[Any] = []
+    for _ in range(levels):
+        found = [found]
+    return found
+
+
 # --- several values --------------------------------------------------------------------------------------------------
 
 
@@ -95,7 +102,7 @@ def test_make_tags_when_the_list_changes_afterwards_then_they_do_not() -> None:
         ([["a"]], "must be text, got list"), (["a", 5], "must be text, got int"), (["a", None], "must be text"),
         ([""], "1 to 128"), (["a", "b\x1f"], "control"), ({"a": "b"}, "must be text, got dict"),
         (b"a", "must be text, got bytes"), (range(2), "must be text, got range"), (iter("ab"), "must be text"),
-        ([["a"] * 10_000], "must be text"), ([{"a"}], "must be text, got set"),
+        ([["a"] * 10_000], "must be text"), ([_deep(100_000)], "must be text"), ([{"a"}], "must be text, got set"),
     ],
 )  # fmt: skip
 def test_make_tags_when_a_list_of_values_is_bad_then_the_tag_is_named(value: Any, words: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ledger_sizer import Leg
 from ledger_sizer.reconcile import drifts
-from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, short
+from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, long, short
 from tests.support.ledgers import assert_verified, figures
 
 pytestmark = pytest.mark.one_engine
@@ -88,3 +88,35 @@ def test_reconcile_when_one_account_is_not_fetched_then_the_others_are_judged_an
     assert outcomes == {"main": "partial", "other": "good"}
     desk.clock.advance(300)
     assert desk.ledger.reserve(key="stale", portfolio="other").reason == "unreconciled"
+
+
+def test_reconcile_when_positions_name_several_venues_accounts_or_symbols_then_each_leg_is_at_its_own(
+    new_desk: NewDesk,
+) -> None:
+    accounts = [WrittenAccount("bybit", "one"), WrittenAccount("okx", "main")]
+    desk = new_desk(accounts, confirmations=1)
+    pair = {"venue": ["okx", "bybit"], "account": ["main", "one"], "symbol": ["BTC", "WBTC"]}
+    legs = [
+        Leg("bybit", PERP, "swap", "sell", D(1), D(100)),
+        Leg("okx", PERP, "swap", "buy", D(1), D(100)),
+    ]
+    desk.ledger.adopt(key="pair", quantity=D(1), price=D(100), tags=pair, legs=legs)
+    accounts[0].shows(short("1", price="100"))
+    accounts[1].shows(long("1", price="100"))
+    held = desk.ledger.reserve(key="hold", tags=pair, available_balance=D(300), ttl_seconds=100)
+    desk.ledger.reserve(key="elsewhere", tags={"venue": ["kraken", "gate"], "symbol": "BTC"}, ttl_seconds=100)
+    desk.ledger.reserve(key="nowhere", tags={"symbol": ["BTC", "ETH"]}, ttl_seconds=100)
+    desk.ledger.adopt(key="no legs", quantity=D(1), price=D(1), tags=pair)
+    assert run(desk) == {"main": []}
+    desk.clock.advance(200)
+    assert held.granted
+    assert run(desk) == {"main": []}, "expired holds at several venues"
+    accounts[1].shows()
+    assert run(desk)["main"][0] == ("okx", "main", "missing_position")
+    (drift,) = [one for one in drifts.list_drifts(desk.engine) if one.kind == "missing_position"]
+    desk.reconciler.operator.adopt(drift.id, reason="gone")
+    assert figures(desk.ledger, "venue=bybit") == figures(desk.ledger, "venue=okx")
+    left = desk.ledger.positions(state="open", tags={"venue": ["bybit", "okx"], "symbol": "WBTC"})
+    assert [len(one.legs) for one in left] == [0, 1], "the leg that is still there goes on counting"
+    assert all(one.tags.values_of("account") == ("main", "one") for one in left)
+    assert_verified(desk.ledger)

@@ -1,16 +1,17 @@
 """A position that is open and still holds more: every rule about holds, and what `verify` computes from its decisions.
 
-No verb makes such a position yet, so each test starts from a state that has one.
+Each test starts from a state that has one, as fills told one by one leave it.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from ledger_sizer import AppSettings, Extend, Halt, InvalidRequest, Leg, Release, WrongState
+from ledger_sizer import AppSettings, Confirm, Extend, Halt, InvalidRequest, Leg, Release, WrongState
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import GENESIS_HASH, DecisionRecord
 from ledger_sizer.model.domain import Position
@@ -78,6 +79,15 @@ def test_ask_position_when_it_is_live_and_has_an_expiry_then_it_is_pending(
     assert position.pending is pending
     assert (position.expires_at is not None) is pending
     assert [position.is_due(now_us) for now_us in (8, 9, 10)] == [False, pending, pending]
+
+
+def test_confirm_when_an_older_version_planned_the_legs_then_a_part_may_fill_as_well() -> None:
+    plan = replace(LEG, price=None)
+    held = REST._replace(state="held", held_e8=40 * 10**8, open_e8=0, price=None, legs=(plan,), fills=None)
+    state = state_with(held)
+    part = run(state, Confirm(key="c", position_id="main-1", quantity=D(1), price=D(11), rest="hold")).record
+    after = require_same_fold(held, state, [part])
+    assert (after.quantity, after.unfilled, after.open_e8, after.held_e8) == (D(1), D(3), 11 * 10**8, 30 * 10**8)
 
 
 @pytest.mark.parametrize("held_e8", [60, 0])

@@ -48,7 +48,11 @@ def record_every_verb(ledger: Ledger, clock: FakeClock) -> None:
     ledger.reconciled(key="u", scope="symbol=ETH", fresh_until=START + timedelta(hours=1))
     ledger.remark(key="m", about="drift-1", event="close_requested")
     ledger.adopt(
-        key="a", quantity=D(2), price=D(30), tags={"symbol": "ETH"}, legs=[Leg("okx", "E", "swap", "sell", D(2))]
+        key="a",
+        quantity=D(2),
+        price=D(30),
+        tags={"symbol": ["WETH", "ETH"]},
+        legs=[Leg("okx", "E", "swap", "sell", D(2))],
     )
     ledger.reserve(key="1", portfolio="other", tags=TAGS)
     ledger.reserve(key="2", portfolio="other")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,8 +13,8 @@ from ledger_sizer import Decision, Ledger, WrongState
 from tests.support.clock import START, FakeClock
 
 D = Decimal
-SYMBOLS = [None, None, "BTC", "ETH"]
-STRATEGIES = [None, "funding", "basis", "a'b"]
+SYMBOLS = [None, None, "BTC", "ETH", "é"]
+STRATEGIES = [None, "funding", "basis", "a'b", 'ba"sis']
 REASONS = [None, "halted", "reducing", "unreconciled", "cap_exceeded", "below_min_notional", "insufficient_balance",
            "group_denied"]  # fmt: skip
 COMMANDS = [None, "reserve", "confirm", "release", "extend", "set_cap", "halt", "resume", "adopt", "freeze", "thaw",
@@ -25,7 +26,10 @@ def trade_at_random(ledger: Ledger, clock: FakeClock, steps: int, seed: int) -> 
     chance = random.Random(seed)
     for n in range(steps):
         clock.advance(chance.choice([0, 0, 1, 7]))
-        tags = {"symbol": chance.choice(["BTC", "ETH"]), "strategy": chance.choice(["funding", "basis", "a'b"])}
+        tags: dict[str, Any] = {
+            "symbol": chance.choice(["BTC", "ETH", "BTC", "ETH", ["BTC", "é"], ("ETH", "e\u0301", "BT")]),
+            "strategy": chance.choice(["funding", "basis", "a'b", ["basis", "a'b"], ['ba"sis', "x,y]"]]),
+        }
         if chance.random() < 0.2:
             del tags["strategy"]
         live = [position.position_id for position in ledger.positions("main", state="live")] if n else []
@@ -79,10 +83,9 @@ def _reconcile(ledger: Ledger, n: int, chance: random.Random) -> None:
 
 def matches(decision: Decision, filters: dict[str, Any]) -> bool:
     """Whether a decision matches, computed from the decision alone."""
-    tags = decision.record.tags
+    tags = json.loads(decision.record.tags)
     tests: dict[str, Callable[[Any], bool]] = {
-        "symbol": lambda value: f'"symbol":"{value}"' in tags,
-        "strategy": lambda value: f'"strategy":"{value}"' in tags,
+        **{name: lambda value, name=name: value in _values(tags.get(name, [])) for name in ("symbol", "strategy")},
         "command": lambda value: decision.command == value,
         "outcome": lambda value: decision.outcome == value,
         "reason": lambda value: decision.reason == value,
@@ -90,3 +93,7 @@ def matches(decision: Decision, filters: dict[str, Any]) -> bool:
         "until": lambda value: decision.decided_at < value,
     }
     return all(tests[name](value) for name, value in filters.items() if value is not None)
+
+
+def _values(tag: Any) -> list[Any]:
+    return tag if isinstance(tag, list) else [tag]

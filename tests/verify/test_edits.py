@@ -235,6 +235,23 @@ def test_verify_when_a_decision_at_any_place_was_edited_then_exactly_that_one_is
         assert f"decision {seq} is not the one that was made" in report.first.what
 
 
+@pytest.mark.parametrize(
+    "tags",
+    ['{"symbol":"ETH"}', '{"symbol":["WETH","ETH"]}', '{"symbol":["ETH","WETH","BTC"]}', '{"symbol":["ETH","WETI"]}',
+     '{"symbol":["ETH"]}', '{"symbol":[]}', '{"symbol":null}', '{"symbol":[["ETH"],{}]}', '{"symbol":5}', "[]", "{", "",
+     '{"symbol":["ETH","WETH"]} '],
+)  # fmt: skip
+def test_verify_when_the_values_of_a_positions_tag_were_edited_then_the_position_is_named(
+    scene: Scene, tags: str
+) -> None:
+    table: Any = PositionRow.__table__
+    ((number, before),) = scene.intruder.rows("SELECT number, tags FROM positions WHERE tags LIKE '%WETH%'")
+    assert before == '{"symbol":["ETH","WETH"]}'
+    with scene.edited(table, {"portfolio_id": 1, "number": number}, "tags", tags) as report:
+        assert number in [finding.seq for finding in report.findings]
+        assert any("tags" in finding.what for finding in report.findings)
+
+
 def test_verify_when_two_rows_were_edited_then_both_are_named_the_earlier_first(scene: Scene) -> None:
     table: Any = DecisionRow.__table__
     with (

@@ -117,6 +117,39 @@ def test_list_positions_when_tags_hold_odd_characters_then_they_match_literally(
         assert [position.number for position in ledger.positions(tags={"note": value})] == [n], value
 
 
+LISTS: list[dict[str, Any]] = [
+    {"venue": ["bybit", "okx"], "symbol": "okx"},
+    {"venue": "okx"},
+    {"venue": ["okx2", "OKX", "ok"], "symbol": ["okx", "x"]},
+    {"venues": ["okx", "bybit"], "desk": 'venue":"okx'},
+    {"venue": ['a","okx","b', 'okx"', '\\"okx\\"', "okx]", '"venue":["okx"']},
+    {"venue": ["é", "☃鍵"], "note": "okx"},
+    {"venue": ["e\u0301", "ﬁ"]},
+    {"venue": ['["okx"]', "[okx", "bybit", "kraken"]},
+    {"venue": "é"},
+]
+
+
+@pytest.mark.parametrize(
+    ("tags", "found"),
+    [
+        ({"venue": "okx"}, "1 2"), ({"venue": "bybit"}, "1 8"), ({"venue": ["okx", "bybit"]}, "1"),
+        ({"venue": ["okx"]}, "1 2"), ({"venue": "ok"}, "3"), ({"venue": "OKX"}, "3"), ({"venue": "o"}, ""),
+        ({"symbol": "okx"}, "1 3"), ({"venues": "okx"}, "4"), ({"venue": 'okx"'}, "5"), ({"venue": 'a","okx","b'}, "5"),
+        ({"venue": "é"}, "6 9"), ({"venue": "e\u0301"}, "7"), ({"venue": "☃鍵"}, "6"), ({"venue": "fi"}, ""),
+        ({"venue": '"okx"'}, ""), ({"venue": "[okx"}, "8"), ({"venue": "kraken", "symbol": "okx"}, ""),
+        ({"venue": "bybit", "symbol": "okx"}, "1"), ({"venue": '\\"okx\\"'}, "5"), ({"venue": "\\u00e9"}, ""),
+        ({"venue": "%"}, ""), ({"venue": "bybit,okx"}, ""), ({"venue": '["bybit","okx"]'}, ""), ({"desk": "okx"}, ""),
+    ],
+)  # fmt: skip
+def test_list_positions_when_tags_have_several_values_then_each_finds_them_and_nothing_that_looks_alike(
+    ledger: Ledger, tags: dict[str, Any], found: str
+) -> None:
+    for n, given in enumerate(LISTS):
+        ledger.reserve(key=f"{n}", tags=given, available_balance=D(1))
+    assert [position.number for position in ledger.positions(tags=tags)] == [int(one) for one in found.split()]
+
+
 @pytest.mark.parametrize(
     ("filters", "field"),
     [
