@@ -4,8 +4,8 @@ from typing import Literal, get_args
 
 Outcome = Literal["granted", "denied", "applied"]
 PositionState = Literal["held", "open", "closed", "released", "expired"]
-PositionFilter = Literal[PositionState, "live"]
-"""`live`: held or open."""
+PositionFilter = Literal[PositionState, "live", "until_known"]
+"""`live`: held or open. `until_known`: live, with a hold that never ends by time."""
 Status = Literal["active", "reducing", "halted"]
 HaltMode = Literal["halted", "reducing"]
 MarketKind = Literal["spot", "swap", "future"]

@@ -68,15 +68,17 @@ class _HoldBase:
             )
         if position.until_known and not self.decision.until_known:
             raise WrongState(
-                f"cannot hold {position.position_id}: since seq {position.updated_seq} an order of it may be live; find "
-                "it at the exchange, then fill or release it, and begin anew under a new key"
+                f"cannot hold {position.position_id}: since seq {position.updated_seq} an order of it may be live; "
+                "find it at the exchange, then fill or release it, and begin anew under a new key"
             )
 
     def _confirm(self, fill: dict[str, Any]) -> Confirm:
         # Set before the call, because a fill is a fact: even if the call fails, the hold may be a filled position.
         self.confirmed = True
         # A part that was not answered is told again under its own key.
-        fill.setdefault("key", self._derived_key(f"/confirm-{self._parts_told + 1}" if self._parts_told else "/confirm"))
+        fill.setdefault(
+            "key", self._derived_key(f"/confirm-{self._parts_told + 1}" if self._parts_told else "/confirm")
+        )
         return Confirm(position_id=self.position_id, **fill)
 
     def _confirm_answered(self, command: Confirm) -> None:

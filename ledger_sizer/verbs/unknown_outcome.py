@@ -31,7 +31,7 @@ _OF_LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "websocket": ("WebSocketConnectionClosedException", "WebSocketTimeoutException"),
     "websockets.exceptions": ("ConnectionClosed",),
 }
-"""Public names of classes, by the module that has them. ccxt's `NetworkError` and `BadResponse` are operations failed."""
+"""Public names of classes, by the module that has them. In ccxt, `NetworkError` and `BadResponse` are kinds of it."""
 
 _REFUSALS: Mapping[str, tuple[str, ...]] = {"ccxt": ("DDoSProtection", "InvalidNonce", "RateLimitExceeded")}
 """Kinds of the classes above by which the exchange says that it did not take the order."""

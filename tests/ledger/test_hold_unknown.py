@@ -1,5 +1,7 @@
 """Hold of a `with` block whose order's fate is not known: it is kept until somebody knows."""
 
+# ruff: noqa: B904, PT011, PT012, SIM117 - what raises is the block under test
+
 from __future__ import annotations
 
 import asyncio
@@ -34,10 +36,10 @@ def wrapped(cause: BaseException, *, hidden: bool = False) -> OrderFailedError:
     try:
         try:
             raise cause
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - of any kind
             if hidden:
                 raise OrderFailedError("wrapped") from None
-            raise OrderFailedError("wrapped")  # noqa: B904 - this is the context alone
+            raise OrderFailedError("wrapped")
     except OrderFailedError as error:
         return error
 
@@ -50,10 +52,10 @@ def chained(cause: BaseException) -> OrderFailedError:
 
 UNKNOWN: dict[str, Callable[[], BaseException]] = {
     "time-out": lambda: TimeoutError("the exchange did not answer"),
-    "asyncio time-out": lambda: asyncio.TimeoutError(),  # noqa: UP041
+    "asyncio time-out": asyncio.TimeoutError,
     "reset": lambda: ConnectionResetError(104, "reset"),
     "no route": lambda: OSError(113, "no route to host"),
-    "cancelled": lambda: asyncio.CancelledError(),
+    "cancelled": asyncio.CancelledError,
     "unavailable": lambda: Unavailable("away"),
     "a kind of unavailable": lambda: ClockJumped("jumped"),
     "ccxt time-out": lambda: ccxt.RequestTimeout("binance"),
@@ -65,8 +67,8 @@ UNKNOWN: dict[str, Callable[[], BaseException]] = {
     "httpx protocol": lambda: httpx.RemoteProtocolError("cut"),
     "requests": lambda: requests.exceptions.ReadTimeout("read"),
     "requests connection": lambda: requests.exceptions.ConnectionError("cut"),
-    "aiohttp": lambda: aiohttp.ServerDisconnectedError(),
-    "aiohttp time-out": lambda: aiohttp.ServerTimeoutError(),
+    "aiohttp": aiohttp.ServerDisconnectedError,
+    "aiohttp time-out": aiohttp.ServerTimeoutError,
     "websocket": lambda: websockets.exceptions.ConnectionClosedError(None, None),
     "TLS": lambda: ssl.SSLEOFError(8, "EOF"),
     "cause": lambda: chained(TimeoutError()),
@@ -84,7 +86,7 @@ KNOWN: dict[str, Callable[[], BaseException]] = {
     "nonce": lambda: ccxt.InvalidNonce("ahead"),
     "file": lambda: FileNotFoundError(2, "no file"),
     "status": lambda: requests.exceptions.HTTPError("400"),
-    "interrupted": lambda: KeyboardInterrupt(),
+    "interrupted": KeyboardInterrupt,
     "group": lambda: ExceptionGroup("tasks", [OrderFailedError(), ValueError()]),
 }
 
@@ -108,7 +110,7 @@ def test_hold_when_the_orders_fate_is_not_known_then_it_is_kept_until_known(
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_hold_when_it_is_known_that_the_order_is_not_out_then_it_is_given_back(ledger: Ledger, name: str) -> None:
-    with pytest.raises(BaseException), ledger.hold(key="1") as hold:  # noqa: B017, PT011 - of any kind
+    with pytest.raises(BaseException), ledger.hold(key="1") as hold:  # noqa: B017 - of any kind
         raise KNOWN[name]()
     assert ledger.position(hold.position_id).state == "released"
 
