@@ -90,6 +90,11 @@ def seconds_left(position: Position, now: datetime) -> float:
     return 0.0 if position.expires_at is None else max((position.expires_at - now).total_seconds(), 0.0)
 
 
+def time_left(position: Position, now: datetime) -> str:
+    """Format how long the hold lives: `42 s`, or `until known` where it ends only when its order's fate is known."""
+    return "until known" if position.until_known else duration(seconds_left(position, now))
+
+
 def duration(seconds: float) -> str:
     """Format seconds in two units at most: `42 s`, `3 min 05 s`, `2 h 10 min`, `5 d 3 h`."""
     whole = max(int(seconds), 0)

@@ -204,12 +204,11 @@ def _reconciliation(detail: "Detail") -> "RenderableType":
 def _holds(detail: "Detail", now: datetime, rows: int) -> "Table":
     table = _table(f"reservations {detail.held_count:,}", "for", "held", "time left", right=("held", "time left"))
     for position in detail.held.items[:rows]:
-        left = formatting.seconds_left(position, now)
         table.add_row(
             position.position_id,
             _plain(formatting.tags(position)),
             formatting.money(position.held),
-            formatting.duration(left),
+            formatting.time_left(position, now),
         )
     return table
 

@@ -128,6 +128,7 @@ def _make_environment() -> Environment:
         href=href,
         page_of=page_of,
         seconds_left=formatting.seconds_left,
+        time_left=formatting.time_left,
         status_label=formatting.status_label,
         version=__version__,
     )

@@ -1,4 +1,4 @@
-"""Holds whose order's fate is not known for long are told of: once each, also across restarts, and again after hours."""
+"""Holds whose order's fate is not known for long are told of: once, also across restarts, and again later."""
 
 from __future__ import annotations
 
