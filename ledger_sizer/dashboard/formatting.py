@@ -117,11 +117,6 @@ def short(text: str | None, length: int = 40) -> str:
     return NONE if text is None else text if len(text) <= length else f"{text[: length - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def time_left(position: Position, now: datetime) -> str:
-    """Format how long the hold lives: `42 s`, or `until known` where it ends only when its order's fate is known."""
-    return "until known" if position.until_known else duration(seconds_left(position, now))
-
-
 def duration(seconds: float) -> str:
     """Format seconds in two units at most: `42 s`, `3 min 05 s`, `2 h 10 min`, `5 d 3 h`."""
     whole = max(int(seconds), 0)

@@ -133,7 +133,6 @@ def _make_environment() -> Environment:
         seconds_left=formatting.seconds_left,
         time_left=formatting.time_left,
         status_label=formatting.status_label,
-        time_left=formatting.time_left,
         version=__version__,
     )
     return environment
