@@ -32,8 +32,7 @@ SQLITE_INSTRUMENTS = (
     "CREATE UNIQUE INDEX uq_instruments_present ON instruments (venue, symbol) WHERE until_us IS NULL",
 )
 POSTGRESQL_INSTRUMENTS = (
-    "ALTER TABLE instruments DROP CONSTRAINT ck_instruments_kind, "
-    "ADD CONSTRAINT ck_instruments_kind CHECK ({kinds})",
+    "ALTER TABLE instruments DROP CONSTRAINT ck_instruments_kind, ADD CONSTRAINT ck_instruments_kind CHECK ({kinds})",
 )
 
 

@@ -85,9 +85,42 @@ MULTIPLIED = {
     "1000000MOG": (1_000_000, "MOG"), "1000000BOB": (1_000_000, "BOB"), "1MBABYDOGE": (1_000_000, "BABYDOGE"),
     "1KSHIB": (1000, "SHIB"), "kPEPE": (1000, "PEPE"), "kBONK": (1000, "BONK"), "SHIB1000": (1000, "SHIB"),
 }  # fmt: skip
-BINANCE_MULTIPLIED = """1000000BOB 1000000MOG 1000BONK 1000CAT 1000CHEEMS 1000FLOKI 1000LUNC 1000PEPE 1000RATS 1000SATS
-1000SHIB 1000WHY 1000X 1000XEC 1MBABYDOGE""".split()
-BINANCE_COINS = """0G 1INCH 2Z 4 42 A2Z AI16Z API3 B2 B3 BANANAS31 BROCCOLI714 BROCCOLIF3B C98 LUNA2 PORT3 币安人生""".split()
+BINANCE_MULTIPLIED = [
+    "1000000BOB",
+    "1000000MOG",
+    "1000BONK",
+    "1000CAT",
+    "1000CHEEMS",
+    "1000FLOKI",
+    "1000LUNC",
+    "1000PEPE",
+    "1000RATS",
+    "1000SATS",
+    "1000SHIB",
+    "1000WHY",
+    "1000X",
+    "1000XEC",
+    "1MBABYDOGE",
+]
+BINANCE_COINS = [
+    "0G",
+    "1INCH",
+    "2Z",
+    "4",
+    "42",
+    "A2Z",
+    "AI16Z",
+    "API3",
+    "B2",
+    "B3",
+    "BANANAS31",
+    "BROCCOLI714",
+    "BROCCOLIF3B",
+    "C98",
+    "LUNA2",
+    "PORT3",
+    "币安人生",
+]
 """Bases with digits, and other scripts, of Binance's contracts in November 2025: 15 bases, of 18 contracts, are multiplied
 (BONK, PEPE and SHIB are quoted in USDC too)."""
 PLAIN = [
