@@ -183,7 +183,10 @@ def show_decision(decision: "Decision") -> None:
             ("quantity", decision.quantity),
             *(("order", _order_words(leg)) for leg in decision.legs),
             (_binding_label(decision), decision.binding),
-            ("expires at", decision.expires_at),
+            (
+                "expires at",
+                "never by time: until its order's fate is known" if decision.until_known else decision.expires_at,
+            ),
             ("exposure", f"{before} -> {after} USD"),
             ("decision", f"{decision.portfolio} #{decision.seq}" if recorded else None),
             ("key", decision.key if recorded else None),

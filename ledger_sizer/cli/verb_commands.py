@@ -37,8 +37,8 @@ _FORMS: Mapping[Kind, _Form] = {
     DETAILS: _Form(lambda texts, _: options.details(texts), "Repeatable.", "--detail", list[str]),
     LEGS: _Form(
         lambda texts, _: options.legs(texts),
-        "One side as VENUE,SYMBOL,spot|swap,buy|sell,QUANTITY[,PRICE] or as a JSON object; repeatable. Quantity in "
-        "base units, price in USD.",
+        "One side as VENUE,SYMBOL,spot|swap|future,buy|sell,QUANTITY[,PRICE] or as a JSON object; repeatable. "
+        "Quantity in coins, price in USD.",
         "--leg",
         list[str],
     ),
@@ -50,8 +50,9 @@ _FORMS: Mapping[Kind, _Form] = {
     ),
     INSTRUMENT: _Form(
         options.instrument,
-        "As SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]], a JSON object of these, or a "
-        "name from `instruments list`, like bybit:BTC/USDT.",
+        "As SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]], a JSON object of these (and "
+        "kind, base, quote, settle, venue, multiplier, max_notional, buys_by_cost), or a name from `instruments list`, "
+        "like bybit:BTC/USDT.",
     ),
 }
 _TEXT = _Form(lambda value, _: value)
@@ -74,8 +75,8 @@ def verb_command(
 ) -> Callable[..., int]:
     """Return the function of a verb's command, as typer takes it.
 
-    positional: names of the arguments without an option; else a position that must be given is one. fixed: values that the command line does not ask for; such a
-    command never begins a ledger. help_text: instead of the verb's own.
+    positional: names of the arguments without an option; else a position that must be given is one. fixed: values that
+    the command line does not ask for; such a command never begins a ledger. help_text: instead of the verb's own.
     """
     fixed = fixed or {}
     if positional is None:

@@ -40,7 +40,7 @@ def explain(decision: Decision) -> Explanation:
 
     Also one of a version before, whose request would be refused today.
     """
-    request, whole_trace = _object_in(decision.request), _object_in(decision.trace)
+    request, whole_trace = object_in(decision.request), object_in(decision.trace)
     group = whole_trace.get("group")
     trace = whole_trace if group is None else group["tried"]
     told = Told(decision, request, trace)
@@ -100,7 +100,7 @@ def explain(decision: Decision) -> Explanation:
     return Explanation(decision, "\n".join(lines), data)
 
 
-def _object_in(text: str) -> dict[str, Any]:
+def object_in(text: str) -> dict[str, Any]:
     """Return the object in a recorded text; an empty one where it holds none, so that a damaged row can be read."""
     try:
         found = json.loads(text)
@@ -117,14 +117,14 @@ def reason_in_words(decision: Decision) -> str:
     if left_e8 <= 0:
         return f"the cap of {decision.binding} leaves nothing"
     enough = "the position counts" if decision.command == "retag" else "the smallest order needs"
-    if decision.command == "reserve" and "min_notional_usd" in _object_in(decision.request):
+    if decision.command == "reserve" and "min_notional_usd" in object_in(decision.request):
         enough = "the smallest order needs, or the request wants at least"
     return f"the cap of {decision.binding} leaves {usd_text(left_e8)} USD, less than {enough}"
 
 
 def _left_by_cap(decision: Decision) -> int | None:
     """Return what the cap left that denied, 1e-8 USD; None where that is not recorded."""
-    trace = _object_in(decision.trace)
+    trace = object_in(decision.trace)
     trace = trace["group"]["tried"] if "group" in trace else trace
     states = {state.name: state for state in map(_scope_state, trace.get("scopes", ()))}
     found = states.get(decision.binding or "")

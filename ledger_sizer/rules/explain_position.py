@@ -49,6 +49,16 @@ class Told(NamedTuple):
         return None if before is None else (tags_from_json(before["tags"]), stored_tags(self.decision.record.tags))
 
     @property
+    def scopes_left(self) -> str:
+        """The scopes that the position left, in words; empty for none."""
+        return _scopes_that(*self.moved) if self.moved is not None else ""
+
+    @property
+    def scopes_entered(self) -> str:
+        """The scopes that the position counts in from now on and did not before, in words; empty for none."""
+        return _scopes_that(*reversed(self.moved)) if self.moved is not None else ""
+
+    @property
     def held_change(self) -> Decimal:
         """USD that are held more, below zero for less."""
         return usd(self.decision.record.held_delta_e8)
@@ -264,12 +274,10 @@ def _retag_lines(told: Told) -> Iterator[str]:
 
 
 def _moved_lines(told: Told, why: str) -> Iterator[str]:
-    if told.moved is None:
-        return
-    left, entered = _scopes_that(*told.moved), _scopes_that(*reversed(told.moved))
-    words = [f"it left {left}"] if left else []
-    words += [f"it counts in {entered} from now on"] if entered else []
-    yield f"{why}: {', and '.join(words) or 'its scopes are the same'}."
+    words = [f"it left {told.scopes_left}"] if told.scopes_left else []
+    words += [f"it counts in {told.scopes_entered} from now on"] if told.scopes_entered else []
+    if words:
+        yield f"{why}: {', and '.join(words)}."
 
 
 def _scopes_that(some: Tags, others: Tags) -> str:
