@@ -50,8 +50,9 @@ _FORMS: Mapping[Kind, _Form] = {
     ),
     INSTRUMENT: _Form(
         options.instrument,
-        "As SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]], a JSON object of these, or a "
-        "name from `instruments list`, like bybit:BTC/USDT.",
+        "As SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]], a JSON object of these (and "
+        "kind, base, quote, settle, venue, multiplier, max_notional, buys_by_cost), or a name from `instruments list`, "
+        "like bybit:BTC/USDT.",
     ),
 }
 _TEXT = _Form(lambda value, _: value)

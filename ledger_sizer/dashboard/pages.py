@@ -131,8 +131,8 @@ def _make_environment() -> Environment:
         href=href,
         page_of=page_of,
         seconds_left=formatting.seconds_left,
-        status_label=formatting.status_label,
         time_left=formatting.time_left,
+        status_label=formatting.status_label,
         version=__version__,
     )
     return environment

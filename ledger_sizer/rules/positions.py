@@ -91,7 +91,7 @@ def _position_to_fill(state: PortfolioState, position: Position) -> Position | N
         return position
     if position.state in _ENDED_HOLD or (position.state == "closed" and _may_fill_again(position)):
         late = [state.positions[number] for number in state.late_fills.get(position.number, ())]
-        return next((one for one in late if one.state == "open" and _may_fill_again(one)), None)
+        return next((one for one in late if one.pending or (one.state == "open" and _may_fill_again(one))), None)
     position.require("held", "confirm")
     raise AssertionError("a held position is pending")
 
@@ -141,7 +141,10 @@ def adopt(state: PortfolioState, command: Adopt, _now_us: int, _policy: Policy) 
 def _with_venues(tags: Tags, legs: Sequence[Leg] | None) -> Tags:
     """Return the tags with the venues where a fact says that its legs are. The batch loaded the scopes of these."""
     venues = [leg.venue for leg in legs or () if leg.venue]
-    return tags.having("venue", venues) if venues else tags
+    try:
+        return tags.having("venue", venues) if venues else tags
+    except InvalidRequest:  # tags that long fit no index; a fact is recorded all the same, without the venue
+        return tags
 
 
 def _unchanged(state: PortfolioState, position: Position) -> Verdict:

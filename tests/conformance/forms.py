@@ -14,9 +14,10 @@ from urllib.parse import quote
 
 from ledger_sizer import InstrumentInfo, Leg
 from ledger_sizer.model.arguments import FLAG, DeclaredArgument, to_json
-from ledger_sizer.model.command_base import INSTRUMENT, LEGS, MOMENT, SECONDS, TAGS
+from ledger_sizer.model.command_base import LEGS, MOMENT, SECONDS, TAGS
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.details import DETAILS
+from ledger_sizer.model.legs import INSTRUMENT
 from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text
 

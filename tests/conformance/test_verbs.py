@@ -16,8 +16,9 @@ import pytest
 
 from ledger_sizer import Confirm, Decision, InstrumentInfo, Ledger, Leg, Release, Reserve, SetCap
 from ledger_sizer.model.arguments import DeclaredArgument, to_json
-from ledger_sizer.model.command_base import INSTRUMENT, LEGS, PORTFOLIO_OR_DESK, PositionCommand
+from ledger_sizer.model.command_base import LEGS, PORTFOLIO_OR_DESK, PositionCommand
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
+from ledger_sizer.model.legs import INSTRUMENT
 from ledger_sizer.model.names import DESK
 from ledger_sizer.wire.responses import decision_to_json, position_to_json
 from tests.conformance.faces import (
@@ -38,7 +39,10 @@ from tests.support.ledgers import BTC_PERP, BTC_SPOT
 
 D = Decimal
 START = datetime(2030, 1, 31, 12, tzinfo=UTC)
-ONE_OF_KIND: dict[str, Any] = {"positive": D("1.5"), "not_negative": D(7), "moment": START, "label": "drift-17"}
+ONE_OF_KIND: dict[str, Any] = {
+    "positive": D("1.5"), "not_negative": D(7), "moment": START, "label": "drift-17",
+    "tags": {"venue": ["okx", "bybit"]},
+}  # fmt: skip
 """A value for each kind of argument that must be given."""
 Steps = tuple[tuple[str, Mapping[str, Any]], ...]
 STATES = ("held", "open", "released", "closed", "expired")  # the last: its expiry takes a seq, at any time

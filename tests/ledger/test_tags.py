@@ -96,7 +96,7 @@ def test_reserve_when_threads_race_over_two_venues_then_both_caps_are_filled_exa
         answers = list(
             threads.map(
                 lambda number: ledger.reserve(key=f"k{number}", tags=wanted[number % 4], available_balance=D(10)),
-                range(200),
+                range(500),
             )
         )
         granted = [one for one in answers if one.granted]
