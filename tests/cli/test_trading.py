@@ -246,7 +246,14 @@ def test_confirm_when_legs_are_given_then_they_are_recorded(cli: CommandLine) ->
     (position,) = cli.json("positions")["items"]
     assert position["legs"] == [
         {"venue": "bybit", "symbol": "BTC/USDT", "kind": "spot", "side": "buy", "quantity": "0.01", "price": "50000"},
-        {"venue": "okx", "symbol": "BTC-USDT-SWAP", "kind": "swap", "side": "sell", "quantity": "0.01", "price": "50000"},
+        {
+            "venue": "okx",
+            "symbol": "BTC-USDT-SWAP",
+            "kind": "swap",
+            "side": "sell",
+            "quantity": "0.01",
+            "price": "50000",
+        },
     ]
 
 
