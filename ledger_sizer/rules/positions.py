@@ -141,7 +141,10 @@ def adopt(state: PortfolioState, command: Adopt, _now_us: int, _policy: Policy) 
 def _with_venues(tags: Tags, legs: Sequence[Leg] | None) -> Tags:
     """Return the tags with the venues where a fact says that its legs are. The batch loaded the scopes of these."""
     venues = [leg.venue for leg in legs or () if leg.venue]
-    return tags.having("venue", venues) if venues else tags
+    try:
+        return tags.having("venue", venues) if venues else tags
+    except InvalidRequest:  # tags that long fit no index; a fact is recorded all the same, without the venue
+        return tags
 
 
 def _unchanged(state: PortfolioState, position: Position) -> Verdict:
