@@ -12,7 +12,7 @@ from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo
 from ledger_sizer.model.legs import LegPlan
 from ledger_sizer.model.tags import Tags
-from ledger_sizer.model.units import shown
+from ledger_sizer.model.units import exact_arithmetic, shown
 
 
 class Plan(NamedTuple):
@@ -102,7 +102,7 @@ def _price(leg: LegPlan, instrument: InstrumentInfo, price: Decimal | None, name
                 field="price",
             )
         return price
-    if price is not None and not (price <= 2 * leg.price and leg.price <= 2 * price):
+    if price is not None and not _near(price, leg.price):
         raise InvalidRequest(
             f"{name}.price {shown(leg.price)} is not near the price {shown(price)}: both are USD per coin, also where "
             f"the market counts in other units ({instrument.symbol} has multiplier {shown(instrument.multiplier)} and "
@@ -110,6 +110,12 @@ def _price(leg: LegPlan, instrument: InstrumentInfo, price: Decimal | None, name
             field=f"{name}.price",
         )
     return leg.price
+
+
+def _near(price: Decimal, other: Decimal) -> bool:
+    """Whether neither price is more than twice the other."""
+    with exact_arithmetic():
+        return price <= 2 * other and other <= 2 * price
 
 
 def _asset(instrument: InstrumentInfo, asset: str | None, name: str) -> str | None:

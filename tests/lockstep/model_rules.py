@@ -292,7 +292,7 @@ def _named(legs: Sequence[Leg] | None, price: Fraction) -> list[LegHolding] | No
 
 
 def _at_venues(one: Holding, legs: Sequence[LegHolding]) -> Holding:
-    """Return a position that counts also at the venues where it filled."""
+    """Return a position that counts also at the venues that a fill names."""
     return replace(one, tags=tuple(sorted({*one.tags, *(("venue", leg.venue) for leg in legs if leg.venue)})))
 
 
@@ -312,7 +312,7 @@ def _confirm(portfolio: PortfolioModel, command: Confirm) -> tuple[Answer, Holdi
         target, quantity, quantity * price, hold=command.rest == "hold", named=_named(command.legs, price),
         spot_price=None if command.spot_price is None else Fraction(command.spot_price),
     )  # fmt: skip
-    after = _at_venues(after, [*(_named(command.legs, price) or ()), *(leg for leg in after.legs if leg.filled)])
+    after = _at_venues(after, _named(command.legs, price) or ())
     return _filled(portfolio, "confirm", quantity, before, after)
 
 
@@ -336,14 +336,14 @@ def _fill(portfolio: PortfolioModel, command: Fill) -> tuple[Answer, Holding]:
         cost = quantity * Fraction(command.price)
     before = next((entry for entry in reversed(entries) if entry.live), None)
     after = fill(before or _new_late(portfolio, one), quantity, cost, hold=command.rest == "hold")
-    return _filled(portfolio, "fill", quantity, before, _at_venues(after, [leg for leg in after.legs if leg.filled]))
+    return _filled(portfolio, "fill", quantity, before, after)
 
 
 def _adopt(portfolio: PortfolioModel, command: Adopt) -> tuple[Answer, Holding]:
     quantity, price = Fraction(command.quantity), Fraction(command.price)
     empty = Holding(portfolio.next_seq, "held", pairs_of(command.tags.items()))
     after = fill(empty, quantity, quantity * price, hold=False, named=_named(command.legs, price))
-    after = _at_venues(after, after.legs)
+    after = _at_venues(after, _named(command.legs, price) or ())
     return Answer("adopt", "applied", quantity=after.quantity), _fact(portfolio, None, after)
 
 
