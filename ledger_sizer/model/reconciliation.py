@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from ledger_sizer.model.choices import DriftKind, DriftPolicy, DriftState, RunOutcome
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.names import position_id
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic
 
@@ -67,7 +68,7 @@ class Finding:
 
     ledger_quantity, venue_quantity: base units (USD where the subject is `quote`). excess: base units that the exchange
     shows beyond what the ledger counts, 0 where it shows less. price: USD per base unit at which the excess counts,
-    None where no price is known.
+    None where no price is known. venues: those that it concerns, where the market names none.
     """
 
     market: Market
@@ -77,6 +78,12 @@ class Finding:
     detail: str
     excess: Decimal = Decimal(0)
     price: Decimal | None = None
+    venues: tuple[str, ...] = ()
+
+    def scopes_to_freeze(self, by: str) -> str:
+        """Return the scopes that it freezes, parted by commas: the portfolio, or by `venue` those of its venues."""
+        venues = (self.market.venue,) if self.market.venue else self.venues
+        return ",".join(f"venue={venue}" for venue in venues) if by == "venue" and venues else PORTFOLIO_SCOPE
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
@@ -91,8 +98,8 @@ class Drift:
 
     sightings: number of runs that saw it. For an acknowledged drift that recent runs saw less of: how many more such
     runs until it is resolved. position: number of the external position that counts its excess. revision: how often it
-    was counted. requested: what the orchestrator was asked to do. frozen_scope: the scope it froze. actor, reason: who
-    decided about it last, and why.
+    was counted. requested: what the orchestrator was asked to do. frozen_scope: the scope it froze, or several parted
+    by commas. actor, reason: who decided about it last, and why.
     """
 
     id: int
@@ -141,9 +148,9 @@ class Drift:
 
     @property
     def shortfall(self) -> Decimal:
-        """Base units that the ledger holds and the exchange does not: all of them if the signs differ."""
+        """Coins that the ledger holds and the exchange does not: all of them if the signs differ."""
         ledger, venue = self.ledger_quantity or Decimal(0), self.venue_quantity or Decimal(0)
-        if self.kind not in QUANTITY_KINDS:
+        if self.kind not in QUANTITY_KINDS or self.kind == "late_fill":
             return Decimal(0)
         with exact_arithmetic():
             return abs(ledger) if ledger * venue < 0 else max(abs(ledger) - abs(venue), Decimal(0))
@@ -162,6 +169,11 @@ class Drift:
     def live(self) -> bool:
         """Whether it still differs and is not acknowledged."""
         return self.state in ("open", "confirmed")
+
+    @property
+    def frozen_scopes(self) -> tuple[str, ...]:
+        """The scopes it froze."""
+        return tuple(self.frozen_scope.split(",")) if self.frozen_scope else ()
 
     @property
     def freezes(self) -> bool:

@@ -141,7 +141,7 @@ class Binance:
             "positionAmt": text_of(position.quantity), "entryPrice": text_of(position.entry_price),
             "breakEvenPrice": text_of(position.entry_price), "markPrice": text_of(mark),
             "unRealizedProfit": text_of(profit), "liquidationPrice": "0", "isolatedMargin": "0",
-            "notional": text_of(notional), "marginAsset": "USDT", "isolatedWallet": "0",
+            "notional": text_of(notional), "marginAsset": market.quote, "isolatedWallet": "0",
             "initialMargin": text_of(margin), "maintMargin": "0", "positionInitialMargin": text_of(margin),
             "openOrderInitialMargin": "0", "adl": 0, "bidNotional": "0", "askNotional": "0", "updateTime": now_ms(),
         }  # fmt: skip
@@ -196,7 +196,7 @@ def _instrument(market: Market) -> dict[str, Any]:
     ]  # fmt: skip
     notional = text_of(market.min_notional)
     row: dict[str, Any] = {
-        "symbol": market.id, "baseAsset": market.base, "quoteAsset": "USD" if market.inverse else "USDT",
+        "symbol": market.id, "baseAsset": market.base, "quoteAsset": "USD" if market.inverse else market.quote,
         "orderTypes": ["LIMIT", "MARKET"], "filters": filters, "quantityPrecision": 8, "pricePrecision": 8,
         "baseAssetPrecision": 8, "quotePrecision": 8,
     }  # fmt: skip
@@ -207,7 +207,7 @@ def _instrument(market: Market) -> dict[str, Any]:
     filters.append({"filterType": "MIN_NOTIONAL", "notional": notional})
     row |= {"contractType": "CURRENT_QUARTER" if market.delivery_ms else "PERPETUAL",
             "deliveryDate": market.delivery_ms or 4133404800000, "onboardDate": 1600000000000,
-            "marginAsset": market.base if market.inverse else "USDT", "pair": f"{market.base}USDT"}  # fmt: skip
+            "marginAsset": market.base if market.inverse else market.quote, "pair": f"{market.base}{market.quote}"}  # fmt: skip
     if market.inverse:
         return {**row, "contractStatus": state, "contractSize": int(market.contract_size)}
     return {**row, "status": state}

@@ -120,7 +120,8 @@ class Bybit:
         rows = [
             self._position(self.exchange.markets[symbol], slot, position)
             for (symbol, slot), position in sorted(visible.positions.items())
-            if arguments.get("category") == "linear" and arguments.get("settleCoin", "USDT") == "USDT"
+            if arguments.get("category") == "linear"
+            and arguments.get("settleCoin", self.exchange.markets[symbol].quote) == self.exchange.markets[symbol].quote
             and arguments.get("symbol", self.exchange.markets[symbol].id) == self.exchange.markets[symbol].id
         ]  # fmt: skip
         begin, limit = int(arguments.get("cursor") or 0), min(int(arguments.get("limit") or 20), self.page_rows)
@@ -190,7 +191,7 @@ def _category(market: Market) -> str:
 def _instrument(market: Market) -> dict[str, Any]:
     row: dict[str, Any] = {
         "symbol": market.id, "status": "Trading" if market.active else "Closed", "baseCoin": market.base,
-        "quoteCoin": "USD" if market.inverse else "USDT", "priceFilter": {"tickSize": text_of(market.tick)},
+        "quoteCoin": "USD" if market.inverse else market.quote, "priceFilter": {"tickSize": text_of(market.tick)},
     }  # fmt: skip
     bounds = {"minOrderQty": text_of(market.min_qty), "maxOrderQty": text_of(market.max_qty)}
     if market.kind == "spot":
@@ -202,7 +203,7 @@ def _instrument(market: Market) -> dict[str, Any]:
         }}  # fmt: skip
     perpetual = "InversePerpetual" if market.inverse else "LinearPerpetual"
     contract = "LinearFutures" if market.delivery_ms else perpetual
-    settle = market.base if market.inverse else "USDT"
+    settle = market.base if market.inverse else market.quote
     return {**row, "contractType": contract, "settleCoin": settle, "fundingInterval": 480,
             "deliveryTime": str(market.delivery_ms or 0),
             "leverageFilter": {"minLeverage": "1", "maxLeverage": "100", "leverageStep": "0.01"},

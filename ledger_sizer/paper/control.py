@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 
+from ledger_sizer.model.market_names import parse_symbol
 from ledger_sizer.paper.exchange import QUOTE, Account, PaperExchange, RequestRefused, Slot
 from ledger_sizer.paper.faults import Fault, Faults
 from ledger_sizer.paper.http import decimal_of, text_of
@@ -131,6 +132,24 @@ def _flip(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> 
     exchange.move_position(account, market, "net", -2 * held.quantity)
 
 
+def _list(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
+    """List a market, or list it anew with other rules."""
+    names = parse_symbol(str(form.get("symbol")))
+    if names is None or names.kind == "future":
+        raise RequestRefused("bad_request", f"symbol {form.get('symbol')!r} is no spot or perpetual of ccxt's form")
+    step, price = decimal_of(form, "step"), decimal_of(form, "price")
+    if step <= 0 or price <= 0:
+        raise RequestRefused("bad_request", f"step and price must be above 0, got {step} and {price}")
+    given = {name: decimal_of(form, name) for name in ("contract_size", "max_qty", "min_notional") if name in form}
+    most = given.setdefault("max_qty", step * 10_000_000)
+    given.setdefault("min_notional", Decimal(0))
+    exchange.markets[str(form["symbol"])] = Market(
+        str(form["symbol"]), str(form["id"]), names.base, "spot" if names.kind == "spot" else "swap", step, step,
+        max_market_qty=most, tick=price.scaleb(-5).normalize(), quote=names.quote, **given,
+    )  # fmt: skip
+    exchange.prices[names.base] = price
+
+
 def _price(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     exchange.move_price(str(form.get("asset")), decimal_of(form, "price"))
 
@@ -166,6 +185,7 @@ ACTIONS: Mapping[str, Action] = {
     "close": _close,
     "liquidate": _liquidate,
     "flip": _flip,
+    "list": _list,
     "price": _price,
     "stale": _stale,
     "fills": _fills,
@@ -183,6 +203,7 @@ class PaperControl:
     """
 
     def __init__(self, url: str, venue: str, api_key: str = DEFAULT_KEY) -> None:
+        self.venue = venue
         self._url = f"{url}/paper/{venue}"
         self.api_key = api_key
 
@@ -217,6 +238,14 @@ class PaperControl:
     def flip(self, symbol: str) -> None:
         """Turn a one-way position to the opposite side, same size."""
         self._post("flip", symbol=symbol)
+
+    def list_market(self, symbol: str, market_id: str, price: Decimal, step: Decimal, **more: Decimal) -> None:
+        """List a market by ccxt's name and the exchange's own. Its base has this price from now on.
+
+        step: base units, also the smallest order. more: `max_qty`, `contract_size` (base units), `min_notional` (USDT).
+        """
+        given = {name: str(value) for name, value in {"price": price, "step": step, **more}.items()}
+        self._post("list", symbol=symbol, id=market_id, **given)
 
     def price(self, asset: str, price: Decimal) -> None:
         """Set an asset's price, USDT, and fill the orders that it reaches."""

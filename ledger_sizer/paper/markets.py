@@ -34,6 +34,7 @@ class Market:
     symbol: ccxt's unified name. id: the exchange's own. step, min_qty, max_qty: of a limit order; max_market_qty: of
     a market order. contract_size: base units per contract, 1 where the exchange counts base units. inverse: settled
     in the base asset; listed, but not tradable here. delivery_ms: when a dated future is delivered; else None.
+    quote: what it is quoted and settled in, by name only: all money is USDT.
     """
 
     symbol: str
@@ -50,6 +51,7 @@ class Market:
     active: bool = True
     inverse: bool = False
     delivery_ms: int | None = None
+    quote: str = "USDT"
 
 
 def markets_of(venue: Venue) -> tuple[Market, ...]:

@@ -143,7 +143,7 @@ class Okx:
             "instId": market.id, "instType": _type(market), "mgnMode": "cross", "posId": f"{market.id}-{slot}",
             "posSide": slot, "pos": text_of(size), "avgPx": text_of(position.entry_price), "markPx": text_of(mark),
             "lever": str(LEVERAGE), "notionalUsd": text_of(value), "upl": text_of(profit), "imr": text_of(margin),
-            "mmr": "0", "liqPx": "", "ccy": "USDT", "cTime": str(now_ms()), "uTime": str(now_ms()),
+            "mmr": "0", "liqPx": "", "ccy": market.quote, "cTime": str(now_ms()), "uTime": str(now_ms()),
         }  # fmt: skip
 
     def _create(self, account: Account, request: ExchangeRequest) -> Any:
@@ -216,7 +216,7 @@ def _instrument(market: Market) -> dict[str, Any]:
     }  # fmt: skip
     if market.kind == "spot":
         # OKX limits a spot market order in USDT, not in the base asset.
-        return {**row, "instType": "SPOT", "baseCcy": market.base, "quoteCcy": "USDT", "maxMktSz": "1000000",
+        return {**row, "instType": "SPOT", "baseCcy": market.base, "quoteCcy": market.quote, "maxMktSz": "1000000",
                 "uly": "", "settleCcy": "", "ctVal": ""}  # fmt: skip
     pair = market.id.rpartition("-")[0]
     value = text_of(Decimal(100) if market.inverse else market.contract_size)
@@ -224,7 +224,7 @@ def _instrument(market: Market) -> dict[str, Any]:
         row |= {"lotSz": "1", "minSz": "1", "maxLmtSz": "1000000"}
     return {**row, "instType": _type(market), "baseCcy": "", "quoteCcy": "", "uly": pair,
             "expTime": str(market.delivery_ms or ""), "maxMktAmt": "", "instFamily": pair,
-            "settleCcy": market.base if market.inverse else "USDT", "ctVal": value, "ctMult": "1",
+            "settleCcy": market.base if market.inverse else market.quote, "ctVal": value, "ctMult": "1",
             "ctType": "inverse" if market.inverse else "linear", "maxMktSz": market_qty_max}  # fmt: skip
 
 

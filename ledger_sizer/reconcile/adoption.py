@@ -4,14 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from decimal import ROUND_UP, Decimal
 
-from ledger_sizer.model.commands import Adopt, AnyCommand, Release
+from ledger_sizer.model.commands import Adopt, AnyCommand, Confirm, Release
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, WrongState
+from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Market
-from ledger_sizer.model.tags import EXTERNAL_TAG
-from ledger_sizer.model.units import decimal_text, exact_arithmetic
+from ledger_sizer.model.tags import EXTERNAL_TAG, Tags
+from ledger_sizer.model.tags import tags_of as valid_tags
+from ledger_sizer.model.units import E8_MAX, decimal_text, exact_arithmetic
+from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, order_market
 from ledger_sizer.reconcile.effects import leg_of, release_of, tags_of
-from ledger_sizer.reconcile.ledger_side import AccountKey, AccountResolver, ledger_side_of
+from ledger_sizer.reconcile.late_fills import holds_named
+from ledger_sizer.reconcile.ledger_reads import Moves
+from ledger_sizer.reconcile.ledger_side import ledger_side_of, unfilled_of
 from ledger_sizer.rules.filling import remaining_leg_quantity
 
 ZERO = Decimal(0)
@@ -26,7 +31,8 @@ class Adoption:
     positions: of the portfolio, oldest first, including those closed since `seen_us`. accounts: those of the run that
     saw the drift last. Only these reproduce the drift's quantities: a position that names no account is at its venue's
     only one. seen_us: start of that run, which did not judge what moved before it read the ledger. live: the
-    portfolio's drifts that are not resolved.
+    portfolio's drifts that are not resolved. holds: those that explain the drift, with their late fills. moves: what
+    moved open positions since `seen_us`.
     """
 
     def __init__(
@@ -36,11 +42,16 @@ class Adoption:
         accounts: Sequence[AccountKey],
         seen_us: int,
         live: Sequence[Drift],
+        holds: Sequence[Position] = (),
+        moves: Moves | None = None,
     ) -> None:
         self._positions = positions
+        self._holds = holds
         self._resolver = AccountResolver(accounts)
         # With these bounds `settling` has whatever moved since the run began, including what is closed by now.
-        self._ledger = ledger_side_of(positions, accounts, seq_before=2**62, settled_us=seen_us - 1, expired_us=2**62)
+        self._ledger = ledger_side_of(
+            positions, accounts, seq_before=2**62, settled_us=seen_us - 1, expired_us=2**62, moves=moves
+        )
         self._live = live
         self._drift = self._with_current_ledger(drift)
 
@@ -52,25 +63,73 @@ class Adoption:
         """Return the commands that adopt the drift: they release a shortfall, and make an excess a position.
 
         A flipped side needs both in one decision: where the exchange nets, the new side cannot agree while the old one
-        is open. price: USD per base unit of the new position, required for an excess. Raises `WrongState` if there is
-        nothing to adopt, or if the ledger moved since the drift was seen.
+        is open. A late fill is confirmed: it becomes the hold's, with its tags. price: USD per coin of what is filled,
+        required for an excess. Raises `WrongState` if there is nothing to adopt, or if the ledger moved since the drift
+        was seen.
         """
         drift = self._drift
-        if drift.excess <= 0 and not drift.shortfall:
+        late = self._late_fills()
+        if drift.excess <= 0 and not drift.shortfall and not late:
             raise WrongState(f"{drift.name} is {drift.kind}: there is nothing to adopt; ignore it, or wait for its end")
         commands: list[AnyCommand] = []
         for one in [drift, *self._other_side()]:
             self._require_unmoved(one)
             commands += self._releases_of_shortfall(one)
-        if drift.excess > 0:
-            if price is None:
-                raise InvalidRequest(f"the exchange names no price for {drift.subject}; give one", field="price")
-            adopt = Adopt(
-                key=f"drift:{drift.id}:{drift.revision}:adopt", portfolio=drift.portfolio, quantity=drift.excess,
-                price=price, tags=tags_of(drift.market), legs=[leg_of(drift, price)], note=drift.name,
-            )  # fmt: skip
-            commands += [*self.releases(), adopt]
-        return commands
+        if drift.excess <= 0 and not late:
+            return commands
+        if price is None:
+            raise InvalidRequest(f"the exchange names no price for {drift.subject}; give one", field="price")
+        leg = leg_of(drift, price)
+        if late:
+            leg = replace(leg, account=drift.account)
+            commands += [*self.releases(), *(self._confirmation(hold, coins, leg) for hold, coins in late)]
+            return commands
+        adopt = Adopt(
+            key=f"drift:{drift.id}:{drift.revision}:adopt", portfolio=drift.portfolio, quantity=drift.excess,
+            price=price, tags=tags_of(drift.market), legs=[leg], note=drift.name,
+        )  # fmt: skip
+        return [*commands, *self.releases(), adopt]
+
+    def _late_fills(self) -> list[tuple[Position, Decimal]]:
+        """Return the holds that a late fill belongs to, with their coins; none where they explain nothing any more."""
+        drift = self._drift
+        names = holds_named(drift.detail) if drift.kind == "late_fill" else ()
+        by_name = {one.position_id: one for one in self._holds}
+        with exact_arithmetic():
+            left = drift.excess
+            if not drift.excess:
+                left = abs((drift.venue_quantity or ZERO) - (drift.ledger_quantity or ZERO))
+            late = []
+            for hold in [by_name[name] for name in names if name in by_name]:
+                coins = left if hold.state in ("expired", "released") else min(left, self._unfilled(hold))
+                if coins > 0 and self._may_fill(hold):
+                    late.append((hold, coins))
+                    left -= coins
+        return late
+
+    def _may_fill(self, hold: Position) -> bool:
+        """Whether a fill of it can be recorded: its hold is live, or is over and no late fill was its last."""
+        late = [one for one in self._holds if one.origin == hold.number]
+        if hold.state not in ("expired", "released"):
+            return hold.pending
+        return all(one.state == "open" and one.fills is not None and one.fills.more for one in late)
+
+    def _unfilled(self, hold: Position) -> Decimal:
+        """Return the coins that a live hold may still fill in the drift's market; without legs, without a bound."""
+        sold = not self._drift.market.is_swap and (self._drift.venue_quantity or 0) < (self._drift.ledger_quantity or 0)
+        wanted = self._drift.market.opposite if sold else self._drift.market
+        planned = [
+            unfilled_of(hold, leg)
+            for leg, market in self._resolver.legs(hold) if market is not None and order_market(market, leg) == wanted
+        ]  # fmt: skip
+        return sum(planned, ZERO) if hold.legs else Decimal(E8_MAX)
+
+    def _confirmation(self, hold: Position, coins: Decimal, leg: Leg) -> Confirm:
+        assert leg.price is not None, "a fill has a price"
+        return Confirm(
+            key=self._key("confirm", hold), position_id=hold.position_id, quantity=coins, price=leg.price,
+            legs=[replace(leg, quantity=coins)], rest="hold",
+        )  # fmt: skip
 
     def _other_side(self) -> list[Drift]:
         """Return the drift about the old side of a flip; empty if the ledger holds nothing there.
@@ -144,7 +203,7 @@ class Adoption:
                 held = ZERO
                 for leg, market in self._resolver.legs(position):
                     if market == drift.market:
-                        held += leg.quantity if leg.side == side else -leg.quantity
+                        held += leg.filled if leg.side == side else -leg.filled
                 if held <= 0:
                     continue
                 whole = remaining >= held
@@ -176,28 +235,33 @@ class Adoption:
     ) -> list[AnyCommand]:
         """Adopt what is left at the exchange of a released part, at the position's price and with its tags.
 
-        The new position counts the same share of the part as the largest share kept of any leg. Consumes
-        `shortfalls`.
+        The new position counts the same share of the part as the largest share kept of any leg. It hedges nothing any
+        more, which the comparison tells by its key (see `ledger_reads.KEEP_KEY`). Consumes `shortfalls`.
         """
         assert position.quantity is not None and position.price is not None, "an open position has a fill"
         legs, share = [], ZERO
         for leg, market in self._resolver.legs(position):
+            if leg.planned_only or market == released_market:
+                continue
             released = leg.quantity - remaining_leg_quantity(leg, position.quantity, position.quantity - part)
-            if market == released_market or released <= 0:
+            if released <= 0:
                 continue
             kept = released
             if market is not None and (shortfall := shortfalls.get((market, leg.side))):
                 kept -= min(shortfall, released)
                 shortfalls[market, leg.side] = shortfall - (released - kept)
             if kept > 0:
-                legs.append(replace(leg, quantity=kept))
+                account = leg.account if market is None else market.account
+                venue = leg.venue if market is None else market.venue
+                legs.append(Leg(venue, leg.symbol, leg.kind, leg.side, kept, leg.price, account=account))
                 share = max(share, kept / released)
         if not legs:
             return []
         quantity = part if share == 1 else (part * share).quantize(_PART_UNIT, ROUND_UP)
         kept_position = Adopt(
             key=self._key("keep", position), portfolio=position.portfolio, quantity=quantity, price=position.price,
-            tags=position.tags, legs=legs, note=f"{self._drift.name}: what is left of {position.position_id}",
+            tags=_tags_of_legs(position.tags, legs), legs=legs,
+            note=f"{self._drift.name}: what is left of {position.position_id}",
         )  # fmt: skip
         return [kept_position]
 
@@ -206,6 +270,15 @@ class Adoption:
 
     def _held(self, market: Market) -> Decimal:
         return self._ledger.open.get(market, ZERO)
+
+
+def _tags_of_legs(tags: Tags, legs: Sequence[Leg]) -> Tags:
+    """Return a position's tags for these legs of it: of several venues and accounts, those where the legs are."""
+    values = dict(tags)
+    for name, of_legs in (("venue", {leg.venue for leg in legs}), ("account", {leg.account for leg in legs})):
+        if len(tags.values_of(name)) > 1 and None not in of_legs and "" not in of_legs:
+            values[name] = tuple(sorted(map(str, of_legs)))
+    return valid_tags(values)
 
 
 def _leg_side(drift: Drift) -> str:

@@ -14,8 +14,11 @@ from ledger_sizer.model.choices import DriftKind
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
+from ledger_sizer.reconcile.attribution import AccountKey
+from ledger_sizer.reconcile.hedges import HedgeComparison, unhedged_positions
 from ledger_sizer.reconcile.in_flight import InFlight
-from ledger_sizer.reconcile.ledger_side import AccountKey, LedgerSide
+from ledger_sizer.reconcile.late_fills import LateFills, ReadReleased, naming_holds
+from ledger_sizer.reconcile.ledger_side import LedgerSide
 from ledger_sizer.reconcile.netting import net_sides
 from ledger_sizer.reconcile.throttle import throttled
 
@@ -89,21 +92,37 @@ class Comparison:
         self.counts[name] = self.counts.get(name, 0) + 1
 
 
-def compare(ledger_side: LedgerSide, snapshots: Iterable[Snapshot], parameters: ComparisonParameters) -> Comparison:
-    """Compare the ledger with every snapshot. Findings are ordered by account, then by market name."""
+def compare(
+    ledger_side: LedgerSide,
+    snapshots: Iterable[Snapshot],
+    parameters: ComparisonParameters,
+    released: ReadReleased = tuple,
+) -> Comparison:
+    """Compare the ledger with every snapshot. Findings about markets are ordered by account, then by name.
+
+    released: reads the holds that were released lately, where a difference may be the late fill of one.
+    """
     result = Comparison(ledger_known=parameters.ledger_known, moving=set(ledger_side.moving))
-    for name in ("unplaced", "without_legs"):
-        if getattr(ledger_side, name):
-            result.counts[name] = getattr(ledger_side, name)
+    for name, count in (
+        ("unplaced", ledger_side.unplaced), ("without_legs", ledger_side.without_legs),
+        ("until_known", ledger_side.unknown),
+    ):  # fmt: skip
+        if count:
+            result.counts[name] = count
     with exact_arithmetic():
-        in_flight = InFlight(ledger_side.in_flight, ledger_side.holds_without_legs)
+        in_flight = InFlight(ledger_side)
+        late_fills = LateFills(ledger_side.expired, ledger_side.excess_since_us, parameters.tolerance, released)
+        hedges = HedgeComparison(ledger_side, parameters.tolerance, parameters.delta_tolerance, parameters.quote_assets)
         for snapshot in snapshots:
-            _AccountComparison(ledger_side, in_flight, snapshot, parameters, result).run()
-        for position, bought, sold in throttled(ledger_side.hedged):
-            if _differs(bought, sold, parameters.delta_tolerance):
-                detail = f"{position.position_id} bought {decimal_text(bought)} and sold {decimal_text(sold)}"
-                market = Market("", "", position.position_id, "")
-                result.findings.append(Finding(market, "legs_unequal", bought, sold, detail))
+            account = _AccountComparison(ledger_side, in_flight, late_fills, snapshot, parameters, result)
+            account.run()
+            account.add_to(hedges)
+        result.findings += late_fills.unfilled(result.positions_known, result.moving)
+        result.findings += hedges.findings()
+        result.hedges_moving = hedges.moving
+        unequal, moving = unhedged_positions(ledger_side, parameters.delta_tolerance)
+        result.findings += unequal
+        result.moving |= moving
     result.moved_us = ledger_side.moved_us
     return result
 
@@ -119,12 +138,14 @@ class _AccountComparison:
         self,
         ledger_side: LedgerSide,
         in_flight: InFlight,
+        late_fills: LateFills,
         snapshot: Snapshot,
         parameters: ComparisonParameters,
         result: Comparison,
     ) -> None:
         self._ledger = ledger_side
         self._in_flight = in_flight
+        self._late_fills = late_fills
         self._snapshot = snapshot
         self._parameters = parameters
         self._result = result
@@ -133,7 +154,6 @@ class _AccountComparison:
         self._market_prices: dict[Market, Decimal] = {}
         self._prices: dict[str, Decimal] = dict(ledger_side.prices)  # by symbol, and by asset
         self._new_excess_usd: dict[str, Decimal | None] = {}
-        self._filled_late: set[str] = set()
 
     def run(self) -> None:
         result, snapshot = self._result, self._snapshot
@@ -162,11 +182,14 @@ class _AccountComparison:
             expected = self._here(self._ledger.open, swap=False)
             quote_assets = self._parameters.quote_assets
             self._compare_markets(holdings, {one: expected[one] for one in expected if one.subject not in quote_assets})
-        if positions is not None:
-            self._find_expired_holds()
         if positions is not None and balances is not None:
-            self._check_hedges()
             self._check_free_balance(sum((b.free for b in balances if b.asset in self._parameters.quote_assets), ZERO))
+
+    def add_to(self, hedges: HedgeComparison) -> None:
+        """Add what the ledger has here and what the exchange shows; nothing shown where a part was not fetched."""
+        account_key = self._account_key
+        known = account_key in self._result.positions_known and account_key in self._result.balances_known
+        hedges.add(account_key, self._ledger, self._shown if known else None, self._is_dust)
 
     def _add_fetch_failed(self, stale: bool, missing: Sequence[str]) -> None:
         what = "the picture is too old" if stale else f"{' and '.join(missing)} not fetched"
@@ -224,32 +247,57 @@ class _AccountComparison:
         return not market.is_swap and price is not None and abs(difference) * price < self._parameters.dust_usd
 
     def _judge_difference(self, market: Market, ledger: Decimal, venue: Decimal, settling: Decimal) -> None:
-        """Add a finding, unless holds explain the difference. settling: base units of very recent fills and closes."""
-        same_sign = ledger * venue >= 0
-        excess = abs(venue) - abs(ledger) if same_sign else abs(venue)
+        """Add a finding, unless holds explain the difference. settling: coins of very recent fills and closes."""
         price = self._market_prices.get(market) or self._prices.get(market.subject) or self._prices.get(market.base)
+        unknown: tuple[str, ...] = ()
+        if venue < ledger and not market.is_swap:  # of an asset, less may be coins that are being sold
+            sold = self._in_flight.explain(market.opposite, ledger - venue - settling, price)
+            shown = venue if sold.left > 0 else ledger
+            excess, unknown = self._excess(ledger, shown), sold.unknown
+            explained = sold.left <= 0
+        else:
+            excess, explained = self._excess(ledger, venue), False
         if excess > 0:
             # Excess seen by an earlier run is no fill of a later hold, so it consumes none.
             known = min(excess, self._ledger.known_excess.get(market, ZERO))
             new = excess - known
             self._add_new_excess(market.base, None if price is None and new else new * (price or ZERO))
-            excess = known + max(self._in_flight.unexplained(market, new - settling, price), ZERO)
-            if excess <= self._parameters.tolerance * abs(venue):
-                self._result.count("in_flight")
-                return
-        kind, detail = self._classify(market, ledger, venue, excess, price)
+            if venue > ledger or market.is_swap:
+                left, unknown = self._in_flight.explain(market, new - settling, price)
+                excess = known + max(left, ZERO)
+            explained = excess <= self._parameters.tolerance * abs(venue)
+        if explained:
+            self._result.count("in_flight")
+            if unknown:
+                self._add_unknown(market, ledger, venue, price, unknown)
+            return
+        kind, detail = self._classify(market, ledger, venue)
         finding = Finding(market, kind, ledger, venue, detail, max(excess, ZERO), price)
-        self._result.findings.append(finding)
+        self._result.findings.append(self._late_fills.explained(finding))
+
+    @staticmethod
+    def _excess(ledger: Decimal, venue: Decimal) -> Decimal:
+        """Return the coins beyond the ledger's: all of them where the signs differ; below zero for a shortfall."""
+        return abs(venue) - abs(ledger) if ledger * venue >= 0 else abs(venue)
+
+    def _add_unknown(
+        self, market: Market, ledger: Decimal, venue: Decimal, price: Decimal | None, holds: Sequence[str]
+    ) -> None:
+        """Tell of a fill of holds whose orders' fate is unknown. They count it already, so there is no excess."""
+        detail = naming_holds(self._text(market, ledger, venue), holds)
+        self._result.findings.append(Finding(market, "late_fill", ledger, venue, detail, ZERO, price))
 
     def _add_new_excess(self, base: str, usd: Decimal | None) -> None:
         """Note an excess no earlier run saw. The legs of a hedge show it twice, so the larger counts. None: unknown."""
         before = self._new_excess_usd.get(base, ZERO)
         self._new_excess_usd[base] = None if usd is None or before is None else max(before, usd)
 
-    def _classify(
-        self, market: Market, ledger: Decimal, venue: Decimal, excess: Decimal, price: Decimal | None
-    ) -> tuple[DriftKind, str]:
-        text = f"{market.subject} {market.side}: ledger {decimal_text(ledger)}, exchange {decimal_text(venue)}"
+    @staticmethod
+    def _text(market: Market, ledger: Decimal, venue: Decimal) -> str:
+        return f"{market.subject} {market.side}: ledger {decimal_text(ledger)}, exchange {decimal_text(venue)}"
+
+    def _classify(self, market: Market, ledger: Decimal, venue: Decimal) -> tuple[DriftKind, str]:
+        text = self._text(market, ledger, venue)
         other = market.opposite
         flipped = ledger * venue < 0
         if market.is_swap:
@@ -258,82 +306,11 @@ class _AccountComparison:
             )
         if flipped:
             return "side_flipped", f"{text}, on the other side of what was opened"
-        if excess > 0:
-            hold = self._matching_expired_hold(market, excess, price)
-            if hold is not None:
-                return "late_fill", f"{text}; the hold {hold} expired and may have been filled"
         if ledger == 0:
             return "unknown_position", text
         return ("missing_position", text) if venue == 0 else ("quantity_differs", text)
 
-    def _matching_expired_hold(self, market: Market, excess: Decimal, price: Decimal | None) -> str | None:
-        """Return the id of an expired hold large enough for the excess, None if there is none."""
-        factor = 1 + self._parameters.tolerance
-        since_us = self._ledger.excess_since_us.get(market)
-        for one in self._ledger.expired:
-            position = one.position
-            if since_us is not None and position.opened_us >= since_us:
-                continue  # an excess older than the hold is not its fill
-            fits = excess <= one.legs.get(market, ZERO) * factor
-            here = one.account_key in (None, self._account_key)
-            if not position.legs and here and market.base in position.tags.values_of("symbol"):
-                fits = price is not None and excess * price <= one.budget_usd * factor
-                fits = fits and self._in_flight.claim_late_fill(position.number, market.side)
-            if fits:
-                self._filled_late.add(position.position_id)
-                return position.position_id
-        return None
-
-    # --- expired holds, hedges and free balance --------------------------------------------------
-
-    def _find_expired_holds(self) -> None:
-        """Find expired holds without a fill: their callers may have stopped."""
-        for one in self._ledger.expired:
-            name = one.position.position_id
-            if (
-                one.account_key == self._account_key
-                and one.position.state == "expired"
-                and name not in self._filled_late
-            ):
-                market = Market(*self._account_key, name, "")
-                detail = f"{name} expired without a fill; its caller may have stopped"
-                self._result.findings.append(Finding(market, "expired_hold", None, None, detail))
-
-    def _check_hedges(self) -> None:
-        """For each asset the ledger holds both long and short here, check that the exchange shows the same net."""
-        expected, shown = self._by_side(self._ledger.open), self._by_side(self._shown)
-        moving = {market.base for market in (*self._ledger.moving, *self._ledger.settling, *self._ledger.in_flight)}
-        for market, accepted in self._ledger.accepted_excess.items():
-            if (market.venue, market.account) == self._account_key and market.base in shown:
-                quantity = self._shown.get(market, ZERO)
-                sign = -1 if quantity < 0 else 1  # below zero: coins of a baseline were sold
-                shown[market.base][market.side] -= sign * accepted
-                excess = sign * (quantity - self._ledger.open.get(market, ZERO))
-                less = excess < accepted and _differs(excess, accepted, self._parameters.tolerance)
-                if less and not self._is_dust(market, accepted - excess):
-                    moving.add(market.base)  # unknown: a close not released yet, or less of what was accepted
-        self._result.hedges_moving |= {(self._account_key, base) for base in moving}
-        for base in throttled(sorted(expected.keys() - moving - self._parameters.quote_assets)):
-            bought, sold = expected[base]["long"], expected[base]["short"]
-            if not bought or not sold:
-                continue
-            at_venue = shown.get(base, {"long": ZERO, "short": ZERO})
-            long, short = at_venue["long"], at_venue["short"]
-            market, off = Market(*self._account_key, base, ""), (long - short) - (bought - sold)
-            if abs(off) > self._parameters.delta_tolerance * max(bought, sold) and not self._is_dust(market, off):
-                detail = f"{base}: the exchange holds {decimal_text(long)} long and {decimal_text(short)} short"
-                self._result.findings.append(Finding(market, "legs_unequal", long, short, detail))
-
-    def _by_side(self, quantities: dict[Market, Decimal]) -> dict[str, dict[str, Decimal]]:
-        """Sum up long and short at this account by asset, spot and derivatives together."""
-        sides: dict[str, dict[str, Decimal]] = {}
-        for market, quantity in throttled(quantities.items()):
-            if (market.venue, market.account) == self._account_key:
-                base = market.base
-                if base not in sides:
-                    sides[base] = {"long": ZERO, "short": ZERO}
-                sides[base][market.side] += quantity
-        return sides
+    # --- free balance ----------------------------------------------------------------------------
 
     def _check_free_balance(self, free: Decimal) -> None:
         """Check that the free quote balance covers the live holds, less what their fills already show."""

@@ -170,8 +170,7 @@ class _DriftWriter:
         }  # fmt: skip
         if confirmed and values["frozen_scope"] is None and stops_grants(policy, finding):
             # Set once: after a change of settings, another scope would leave the first one frozen without a drift.
-            scope = f"venue={finding.market.venue}" if self._settings.freeze_scope == "venue" else "portfolio"
-            values["frozen_scope"] = "portfolio" if not finding.market.venue else scope
+            values["frozen_scope"] = finding.scopes_to_freeze(self._settings.freeze_scope)
         if drift is None:
             self._new.append(_as_row(values) | self._identity(finding, previous))
             return

@@ -20,7 +20,7 @@ from ledger_sizer.model.errors import LedgerError, NotFound
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.market_names import parse_symbol
 from ledger_sizer.model.reconciliation import EXTERNAL, Drift, Market
-from ledger_sizer.model.tags import EXTERNAL_TAG
+from ledger_sizer.model.tags import EXTERNAL_TAG, PORTFOLIO_SCOPE
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.telemetry import get_logger
@@ -131,9 +131,10 @@ class Effects:
             return
         since = min(drift.opened_at for drift in found)
         frozen = self._freeze_for_live(since)
+        left = {drift.id: [*drift.frozen_scopes] for drift in found}
         for scope, ended in _by_scope(drift for drift in found if not drift.freezes).items():
             if scope not in frozen:
-                self._thaw(scope, ended, since)
+                self._thaw(scope, ended, since, left)
 
     def _freeze_for_live(self, since: datetime) -> set[str]:
         """Freeze the scopes that live drifts require. Returns the scopes that are frozen for them.
@@ -144,16 +145,17 @@ class Effects:
         """
         manual, automatic = self._newest_thaws(since)
         # Read after the thaws: a decision about a drift since then has thawed since then, and must not be undone here.
-        freezing = [drift for drift in drifts.freezing_drifts(self._engine, self._portfolio) if drift.freezes]
+        freezing = _with_scopes(
+            drift for drift in drifts.freezing_drifts(self._engine, self._portfolio) if drift.freezes
+        )
         frozen = set()
-        for drift, result in zip(freezing, self._freeze(freezing), strict=True):
-            scope = drift.frozen_scope or ""
+        for (drift, scope), result in zip(freezing, self._freeze(freezing), strict=True):
             frozen_seq = result.record.seq if isinstance(result, Decision) else 2**63
             if manual.get(scope, 0) > frozen_seq:
                 continue
             frozen.add(scope)
             if (thawed_seq := automatic.get(scope, 0)) > frozen_seq:
-                self._freeze([drift], key_suffix=f":{thawed_seq}")
+                self._freeze([(drift, scope)], key_suffix=f":{thawed_seq}")
         return frozen
 
     def _newest_thaws(self, since: datetime) -> tuple[dict[str, int], dict[str, int]]:
@@ -169,31 +171,35 @@ class Effects:
             newest.setdefault(thaw.binding or "", thaw.record.seq)
         return manual, automatic
 
-    def _freeze(self, about: Iterable[Drift], key_suffix: str = "") -> list[Result]:
+    def _freeze(self, about: Iterable[tuple[Drift, str]], key_suffix: str = "") -> list[Result]:
         return self._submit_each(
             Freeze(
-                key=f"reconcile:freeze:{drift.id}{key_suffix}", portfolio=self._portfolio,
-                scope=drift.frozen_scope or "", note=note_of(drift.title),
+                key=f"reconcile:freeze:{drift.id}{_place_of(scope, drift)}{key_suffix}", portfolio=self._portfolio,
+                scope=scope, note=note_of(drift.title),
             )
-            for drift in about
+            for drift, scope in about
         )  # fmt: skip
 
-    def _thaw(self, scope: str, ended: Sequence[Drift], since: datetime) -> None:
-        """Thaw a scope whose drifts no longer require the freeze."""
+    def _thaw(self, scope: str, ended: Sequence[Drift], since: datetime, left: dict[int, list[str]]) -> None:
+        """Thaw a scope whose drifts no longer require the freeze. left: their scopes not thawed yet, by drift id."""
         _, automatic = self._newest_thaws(since)
         # Another run may have recorded one of these drifts without having frozen yet. Its freeze would then come after
         # this thaw, with no drift left to end it. Sending the freezes first makes that one a replay without effect.
-        if any(isinstance(result, LedgerError) for result in self._freeze(ended)):
+        if any(isinstance(result, LedgerError) for result in self._freeze([(drift, scope) for drift in ended])):
             return
         newest = max(ended, key=lambda one: one.id)
         thaw = Thaw(
-            key=f"{_THAW_KEY_PREFIX}{newest.id}:{automatic.get(scope, 0)}", portfolio=self._portfolio, scope=scope,
-            note=note_of(f"{newest.title} asks for it no more"),
+            key=f"{_THAW_KEY_PREFIX}{newest.id}{_place_of(scope, newest)}:{automatic.get(scope, 0)}",
+            portfolio=self._portfolio, scope=scope, note=note_of(f"{newest.title} asks for it no more"),
         )  # fmt: skip
         with calling_as(_caller_ending(newest)):
             thawed = self._submit_atomic([thaw])
         if thawed:
-            updates = [drifts.DriftUpdate(one.id, {"frozen_scope": None}, (one.state,)) for one in ended]
+            updates = []
+            for one in ended:
+                left[one.id].remove(scope)
+                frozen_scope = ",".join(left[one.id]) or None
+                updates.append(drifts.DriftUpdate(one.id, {"frozen_scope": frozen_scope}, (one.state,)))
             drifts.update_drifts(self._engine, updates)
             self._freeze_for_live(since)  # another process may have frozen it just before, for a drift unknown here
 
@@ -249,8 +255,17 @@ def _caller_ending(drift: Drift) -> Caller:
     return reconcile_for(str(drift.actor)) if decided else RECONCILE
 
 
+def _with_scopes(about: Iterable[Drift]) -> list[tuple[Drift, str]]:
+    return [(drift, scope) for drift in about for scope in drift.frozen_scopes]
+
+
+def _place_of(scope: str, drift: Drift) -> str:
+    """Return what tells the keys of a drift's several scopes apart; empty for one that froze one."""
+    return "" if scope in (PORTFOLIO_SCOPE, f"venue={drift.venue}") else f":{scope}"
+
+
 def _by_scope(about: Iterable[Drift]) -> dict[str, list[Drift]]:
     scopes: dict[str, list[Drift]] = {}
-    for drift in about:
-        scopes.setdefault(drift.frozen_scope or "", []).append(drift)
+    for drift, scope in _with_scopes(about):
+        scopes.setdefault(scope, []).append(drift)
     return scopes

@@ -20,16 +20,18 @@ from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import Drift, Market, Run
 from ledger_sizer.model.times import to_us
 from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver
 from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
-from ledger_sizer.reconcile.ledger_side import (
-    LedgerSide,
+from ledger_sizer.reconcile.ledger_reads import (
     last_prices,
-    ledger_side_of,
-    read_expired_budgets,
+    read_ended_budgets,
     read_head,
-    read_partial_closes,
+    read_moves,
+    read_planned_hedges,
     read_positions,
+    read_released_holds,
 )
+from ledger_sizer.reconcile.ledger_side import EndedHold, LedgerSide, ended_holds, ledger_side_of
 from ledger_sizer.storage.clock import ClockGuard, read_clock
 
 Clock = Callable[[], datetime]
@@ -104,6 +106,7 @@ class LocalInspector:
         self._clock = clock
         self._guard = ClockGuard(settings.ledger.clock_jump_seconds)
         self._price_cache: dict[str, dict[str, Decimal | None]] = {}
+        self._plan_cache: dict[str, dict[int, bool]] = {}
 
     def inspect(self, request: InspectionRequest, seconds_max: float = 0) -> Inspection:  # noqa: ARG002 - see the class
         """See `Inspector`."""
@@ -117,24 +120,52 @@ class LocalInspector:
         # Read after the fetch: these rows include what moved meanwhile, which is then not judged.
         positions = read_positions(self._engine, request.portfolio, since_us=expired_us)
         settled_us = started_us - settings.grace_seconds * 1_000_000
+        live = drifts.live_drifts(self._engine, request.portfolio)
+        sighted_us = min((one.updated_us for one in live), default=settled_us)
+        account_keys = [(account.venue, account.account) for account in accounts]
         ledger_side = ledger_side_of(
             positions,
-            [(account.venue, account.account) for account in accounts],
+            account_keys,
             seq_before=seq_before,
             settled_us=settled_us,
             expired_us=expired_us,
             now_us=self._now_us(),
-            budgets_usd=read_expired_budgets(self._engine, request.portfolio, positions),
-            partial_closes=read_partial_closes(self._engine, request.portfolio, positions, settled_us),
-        )
-        live = drifts.live_drifts(self._engine, request.portfolio)
+            budgets_usd=read_ended_budgets(self._engine, request.portfolio, positions),
+            moves=read_moves(
+                self._engine, request.portfolio, positions, settled_us=settled_us, sighted_us=sighted_us
+            ),
+        )  # fmt: skip
+        ledger_side.planned_hedges = self._planned_hedges(request.portfolio, ledger_side)
         ledger_side.known_excess = _excess_by_market(live)
         ledger_side.excess_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
         ledger_side.accepted_excess = _excess_by_market(drift for drift in live if drift.state == "acknowledged")
         prices = self._last_prices(request.portfolio, ledger_side, snapshots)
-        comparison = compare(ledger_side, snapshots, _parameters(self._settings, started_us, prices))
+
+        def released() -> list[EndedHold]:
+            return self._released_holds(request.portfolio, positions, account_keys, expired_us)
+
+        comparison = compare(ledger_side, snapshots, _parameters(self._settings, started_us, prices), released)
         run = _run_of(request, snapshots, comparison, started_us, self._now_us())
         return Inspection(run, comparison, ledger_side.external)
+
+    def _released_holds(
+        self, portfolio: str, positions: Sequence[Position], accounts: Sequence[AccountKey], since_us: int
+    ) -> list[EndedHold]:
+        """Return the holds released since a time that may have filled after all."""
+        holds = read_released_holds(self._engine, portfolio, since_us=since_us)
+        budgets_usd = read_ended_budgets(self._engine, portfolio, holds)
+        return ended_holds(holds, positions, AccountResolver(accounts), budgets_usd)
+
+    def _planned_hedges(self, portfolio: str, ledger_side: LedgerSide) -> set[int]:
+        """Return which positions of one side were planned with both. Each is looked up once per process."""
+        numbers = {one.number for one in ledger_side.balances if not (one.bought and one.sold)}
+        known = self._plan_cache.setdefault(portfolio, {})
+        for gone in known.keys() - numbers:
+            del known[gone]
+        unknown = sorted(numbers - known.keys())
+        planned = read_planned_hedges(self._engine, portfolio, unknown)
+        known |= {number: number in planned for number in unknown}
+        return {number for number, is_planned in known.items() if is_planned}
 
     def _last_prices(
         self, portfolio: str, ledger_side: LedgerSide, snapshots: Sequence[Snapshot]

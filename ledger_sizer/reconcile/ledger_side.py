@@ -1,185 +1,119 @@
-"""Reads positions from the ledger and sums up the expected quantities by venue, account and market."""
+"""Sums up the ledger's positions for a comparison: coins by venue, account and market."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from operator import itemgetter
 from types import MappingProxyType
-from typing import Any
-
-from sqlalchemy import Engine, Select, bindparam, select, text, union_all
+from typing import NamedTuple
 
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.legs import Leg
-from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import E8_MAX, exact_arithmetic, usd
+from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, coin_of, order_market
+from ledger_sizer.reconcile.ledger_reads import Moves
 from ledger_sizer.reconcile.throttle import throttled
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
-from ledger_sizer.storage.database import read_transaction, stream_rows
-from ledger_sizer.storage.lookups import portfolio_id
-from ledger_sizer.storage.tables import PENDING, DecisionRow, PortfolioRow, PositionRow
-from ledger_sizer.storage.write_store import position_from_row
 
-_BATCH_ROWS = 100
-_PRICE_LOOKBACK = 20_000
-"""Positions that are searched for the last price of an asset."""
-
-AccountKey = tuple[str, str]
-"""(venue, account)."""
-
-
-def read_head(engine: Engine, portfolio: str) -> int:
-    """Return the seq of the portfolio's newest decision; 0 if the portfolio does not exist."""
-    with read_transaction(engine) as connection:
-        return connection.execute(select(PortfolioRow.last_seq).where(PortfolioRow.name == portfolio)).scalar() or 0
-
-
-def read_expired_budgets(engine: Engine, portfolio: str, positions: Iterable[Position]) -> dict[int, Decimal]:
-    """Return the USD granted to expired holds without legs, by position number. Their rows keep no budget."""
-    numbers = [one.number for one in positions if one.state == "expired" and not one.legs]
-    query = select(DecisionRow.seq, DecisionRow.held_delta_e8)
-    return {number: usd(held_e8) for number, held_e8 in _read_decisions(engine, portfolio, query, numbers)}
-
-
-def read_partial_closes(
-    engine: Engine, portfolio: str, positions: Iterable[Position], since_us: int
-) -> dict[int, Decimal]:
-    """Return the quantity that the last decision closed of open positions updated after `since_us`, by number."""
-    moved = {one.updated_seq: one.number for one in positions if one.state == "open" and one.updated_us > since_us}
-    query = select(DecisionRow.seq, DecisionRow.quantity).where(DecisionRow.command == "release")
-    rows = _read_decisions(engine, portfolio, query, [*moved])
-    return {moved[seq]: Decimal(quantity) for seq, quantity in rows if quantity is not None}
-
-
-def _read_decisions(
-    engine: Engine, portfolio: str, query: Select[int, Any], seqs: Sequence[int]
-) -> list[tuple[int, Any]]:
-    """Run `query` (seq and one column) for the decisions with these seqs, in batches that fit into one statement."""
-    if not seqs:
-        return []
-    query = query.join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id).where(
-        PortfolioRow.name == portfolio, DecisionRow.seq.in_(bindparam("seqs", expanding=True))
-    )
-    values: list[tuple[int, Any]] = []
-    with read_transaction(engine) as connection:
-        for start in range(0, len(seqs), _BATCH_ROWS):
-            rows = connection.execute(query, {"seqs": seqs[start : start + _BATCH_ROWS]})
-            values += [(seq, value) for seq, value in rows]
-    return values
-
-
-def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Position]:
-    """Return every live position, and those closed or expired since `since_us`.
-
-    Released holds are left out: they never were at the exchange.
-    """
-    rows: list[tuple[Any, ...]] = []
-    with read_transaction(engine) as connection:
-        owner = portfolio_id(connection, portfolio)
-        if owner is None:
-            return []
-        # One SELECT per partial index, each with exactly the condition of its index: an OR would read all rows.
-        query = union_all(
-            *(
-                select(PositionRow.__table__).where(PositionRow.portfolio_id == owner, text(condition))
-                for condition in (
-                    f"state = 'held' AND {PENDING}",
-                    "state = 'open'",
-                    f"state IN ('closed', 'expired') AND updated_us >= {since_us:d}",
-                )
-            )
-        )
-        for batch in throttled(stream_rows(connection, query, _BATCH_ROWS)):
-            rows += batch
-    rows.sort(key=itemgetter(1))  # by number
-    return [position_from_row(portfolio, row) for row in throttled(rows)]
-
-
-def last_prices(engine: Engine, portfolio: str, assets: Collection[str]) -> dict[str, Decimal]:
-    """Return the prices at which the portfolio last traded these assets, USD per base unit.
-
-    Searches its newest 20,000 positions. An asset that none of them traded is left out.
-    """
-    rows: list[tuple[Any, ...]] = []
-    with read_transaction(engine) as connection:
-        owner = portfolio_id(connection, portfolio)
-        if owner is None:
-            return {}
-        query = select(PositionRow.__table__).where(PositionRow.portfolio_id == owner)
-        newest_first = query.order_by(PositionRow.number.desc()).limit(_PRICE_LOOKBACK)
-        for batch in throttled(stream_rows(connection, newest_first, _BATCH_ROWS)):
-            rows += batch
-    prices: dict[str, Decimal] = {}
-    for position in (position_from_row(portfolio, row) for row in throttled(rows)):
-        if position.state not in ("open", "closed") or EXTERNAL_TAG in position.tags:
-            continue
-        for leg in position.legs:
-            asset = split_factor(leg.symbol.partition("/")[0])[1]
-            if asset in assets and leg.price is not None:
-                prices.setdefault(asset, leg.price)
-        if len(prices) == len(assets):
-            break
-    return prices
+ZERO = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
-class ExpiredHold:
-    """An expired hold whose orders may have filled after all. account_key: None where it is not known.
+class EndedHold:
+    """An expired or released hold whose orders may have filled after all.
 
-    legs: base units by market. budget_usd: without legs, the most that may have filled in its symbol.
+    accounts: where; none if unknown. legs: coins by order market. budget_usd: without legs, the most that may have
+    filled in its coin.
     """
 
     position: Position
-    account_key: AccountKey | None
+    accounts: tuple[AccountKey, ...]
     legs: Mapping[Market, Decimal]
     budget_usd: Decimal
+
+    @property
+    def coins(self) -> frozenset[str]:
+        """The coins of its tags."""
+        return _coins_of_tags(self.position)
+
+
+class PlainHold(NamedTuple):
+    """A live hold that names no markets. accounts: where it may fill; coins: in what; held: USD."""
+
+    accounts: frozenset[AccountKey]
+    coins: frozenset[str]
+    held: Decimal
+    position_id: str
+    until_known: bool
+
+
+class Balance(NamedTuple):
+    """The two sides of an open position, in coins: what is filled, and what is under way.
+
+    venues: of its legs. largest, smallest: what its legs have filled. reachable: the least that one of them may end
+    with.
+    """
+
+    position: Position
+    coin: str
+    venues: tuple[str, ...]
+    bought: Decimal
+    sold: Decimal
+    more_bought: Decimal
+    more_sold: Decimal
+    largest: Decimal
+    smallest: Decimal
+    reachable: Decimal
+
+    @property
+    def number(self) -> int:
+        """The number of the decision that planned it: of a late fill the one that made the hold."""
+        return self.position.origin or self.position.number
 
 
 @dataclass(slots=True)
 class LedgerSide:
-    """What the ledger holds, summed up for a comparison.
+    """What the ledger holds, summed up for a comparison. Quantities are coins.
 
-    open: base units of open positions by market; spot is the net of buys and sells. in_flight: base units that live
-    holds may fill at any moment. holds_without_legs: (account or None, symbol, USD) of live holds that name no markets
-    and may fill at the accounts compared. holds: (account, markets, USD) of every live hold whose account is known.
-    expired: expired holds. external: positions that count an excess only the exchange showed. known_excess: base units
-    beyond the ledger that an earlier run saw and no hold explained. excess_since_us: when that was first seen.
-    accepted_excess: the part of it that a person acknowledged. hedged: (position, bought, sold) of positions with both.
-    moving: markets that changed during the fetch, and positions that changed recently. settling: base units that
-    changed shortly before the fetch; the exchange may show them or not. moved_us: when a fill or a close last changed
-    an asset at an account. prices: USD by asset. unplaced: number of legs and holds whose account is unknown.
-    without_legs: number of open positions that name no market.
+    open: of open positions by market; spot is the net of buys and sells. in_flight: what live holds may fill at any
+    moment, by order market (see `attribution.order_market`). until_known: the part of it that is of holds whose orders'
+    fate is unknown, oldest first. holds_without_legs: live holds that may fill at the accounts compared. holds:
+    (account, markets, USD) of every live hold whose account is known. expired: expired holds. external: positions that
+    count an excess only the exchange showed. known_excess: what is beyond the ledger that an earlier run saw and no
+    hold explained. excess_since_us: when that was first seen. accepted_excess: the part of it that a person
+    acknowledged. balances: open positions whose two sides are to be compared; those of one side may hedge others.
+    planned_hedges: numbers of positions that were planned with both sides. across: accounts among which positions
+    hedge a coin. moving: markets that changed during the fetch, and positions that changed recently. settling: what
+    changed shortly before the fetch; the exchange may show it or not. moved_us: when a fill or a close last changed a
+    coin at an account. prices: USD by coin. unplaced: number of legs and holds whose account is unknown. without_legs:
+    number of open positions that name no market. unknown: number of live holds that are `until_known`.
     """
 
     open: dict[Market, Decimal] = field(default_factory=dict)
     in_flight: dict[Market, Decimal] = field(default_factory=dict)
-    holds_without_legs: list[tuple[AccountKey | None, str, Decimal]] = field(default_factory=list)
+    until_known: list[tuple[str, dict[Market, Decimal]]] = field(default_factory=list)
+    holds_without_legs: list[PlainHold] = field(default_factory=list)
     holds: list[tuple[AccountKey, tuple[Market, ...], Decimal]] = field(default_factory=list)
-    expired: list[ExpiredHold] = field(default_factory=list)
+    expired: list[EndedHold] = field(default_factory=list)
     external: dict[Market, list[Position]] = field(default_factory=dict)
     known_excess: Mapping[Market, Decimal] = field(default_factory=dict)
     excess_since_us: Mapping[Market, int] = field(default_factory=dict)
     accepted_excess: Mapping[Market, Decimal] = field(default_factory=dict)
-    hedged: list[tuple[Position, Decimal, Decimal]] = field(default_factory=list)
+    balances: list[Balance] = field(default_factory=list)
+    planned_hedges: set[int] = field(default_factory=set)
+    across: dict[str, set[AccountKey]] = field(default_factory=dict)
     moving: set[Market] = field(default_factory=set)
     settling: dict[Market, Decimal] = field(default_factory=dict)
     moved_us: dict[tuple[AccountKey, str], int] = field(default_factory=dict)
     prices: dict[str, Decimal] = field(default_factory=dict)
     unplaced: int = 0
     without_legs: int = 0
-
-
-def market_of(leg: Leg, account_key: AccountKey) -> Market:
-    """Return the market of a leg: one side of a derivative market, or an asset."""
-    if leg.kind != "spot":
-        return Market(*account_key, leg.symbol, "long" if leg.side == "buy" else "short")
-    return Market(*account_key, leg.symbol.partition("/")[0], "long")
+    unknown: int = 0
 
 
 def ledger_side_of(
-    positions: Iterable[Position],
+    positions: Sequence[Position],
     accounts: Sequence[AccountKey],
     *,
     seq_before: int,
@@ -187,159 +121,235 @@ def ledger_side_of(
     expired_us: int,
     now_us: int = 0,
     budgets_usd: Mapping[int, Decimal] = MappingProxyType({}),
-    partial_closes: Mapping[int, Decimal] = MappingProxyType({}),
+    moves: Moves | None = None,
 ) -> LedgerSide:
     """Sum up the positions.
 
-    accounts: those of this run. At a venue with one account a position need not name it (tag `account`).
-    seq_before: newest seq before the fetch; what changed later is `moving`. settled_us: what changed after this time is
-    `settling`. expired_us: holds that expired before this time are ignored. now_us: a hold that is overdue by then
-    counts as expired: a write or a sweep frees it. A change at a time still to come was dated by a wrong clock and
-    counts as settled: its market would else not be judged until that time. budgets_usd: of expired holds, by number.
-    partial_closes: the quantity recently closed of positions that are still open, by number; all other positions
-    changed as a whole.
+    accounts: those of this run. At a venue with one account a position need not name it. seq_before: newest seq before
+    the fetch; what changed later is `moving`. settled_us: what changed after this time is `settling`. expired_us: holds
+    that expired before this time are ignored. now_us: a hold that is overdue by then counts as expired: a write or a
+    sweep frees it. A change at a time still to come was dated by a wrong clock and counts as settled: its market would
+    else not be judged until that time. budgets_usd: of expired holds, by number. moves: what recently moved positions
+    that are still open; a position that they do not know moved as a whole when it was updated.
     """
-    ledger_side = LedgerSide()
+    side = LedgerSide()
     resolver = AccountResolver(accounts)
+    moves = moves or Moves()
     latest_us = now_us + CLOCK_STEP_US_MAX if now_us else E8_MAX
     with exact_arithmetic():
-        filled_late = set()
+        expired = []
         for position in throttled(positions):
-            if position.origin is not None:
-                filled_late.add(position.origin)
             if EXTERNAL_TAG in position.tags:
-                _add_external(ledger_side, resolver, position)
+                _add_external(side, resolver, position)
                 continue
             if position.state in ("open", "closed"):
-                during_fetch = position.updated_seq > seq_before
-                moved_us = position.updated_us if position.updated_us <= latest_us else 0
+                moved_seq, moved_us = moves.last_of(position)
+                moved_us = moved_us if moved_us <= latest_us else 0
+                during_fetch = moved_seq > seq_before
                 recent = during_fetch or moved_us > settled_us
-                closed = partial_closes.get(position.number)
-                _add_fill(
-                    ledger_side, resolver, position, moved_us, during_fetch=during_fetch, recent=recent, closed=closed
-                )
+                _Filled(side, resolver, position, moves, moved_us, during_fetch=during_fetch, recent=recent).add()
             if position.pending and not position.is_due(now_us):
-                _add_hold(ledger_side, resolver, position)
+                _add_hold(side, resolver, position)
             elif position.state == "held" or (position.state == "expired" and position.updated_us >= expired_us):
-                if resolver.is_elsewhere(position):
-                    continue
-                legs = {market: leg.quantity for leg, market in resolver.legs(position) if market is not None}
-                budget_usd = budgets_usd.get(position.number, usd(position.held_e8))
-                ledger_side.expired.append(ExpiredHold(position, resolver.account_of(position), legs, budget_usd))
-        ledger_side.expired = [one for one in ledger_side.expired if one.position.number not in filled_late]
-    return ledger_side
+                expired.append(position)
+        side.expired = ended_holds(expired, positions, resolver, budgets_usd)
+    return side
 
 
-class AccountResolver:
-    """Finds the account of positions and of their legs."""
-
-    def __init__(self, accounts: Sequence[AccountKey]) -> None:
-        self._accounts: dict[str, list[str]] = {}
-        for venue, account in accounts:
-            self._accounts.setdefault(venue, []).append(account)
-
-    def find(self, venue: str, account: str | None) -> AccountKey | None:
-        """Return the account of this name at a venue, or its only account if `account` is None; None if unknown."""
-        known = self._accounts.get(venue, [])
-        if account is None and len(known) == 1:
-            account = known[0]
-        return (venue, account) if account in known else None
-
-    def account_of(self, position: Position) -> AccountKey | None:
-        """Return the account of a position: by its tags, else by its legs, else the only account; None if unknown."""
-        venue = position.tags.only("venue")
-        if venue is not None:
-            return self.find(venue, position.tags.only("account"))
-        of_legs = {None if market is None else (market.venue, market.account) for _, market in self.legs(position)}
-        if len(of_legs) == 1:
-            return of_legs.pop()
-        every = [(venue, account) for venue, accounts in self._accounts.items() for account in accounts]
-        return every[0] if len(every) == 1 and not of_legs and "venue" not in position.tags else None
-
-    def is_elsewhere(self, position: Position) -> bool:
-        """Whether the position names a venue or account that is none of these accounts."""
-        if position.legs:
-            return all(market is None for _, market in self.legs(position))
-        venues, accounts = position.tags.values_of("venue"), position.tags.values_of("account")
-        known = [self._accounts.get(venue, []) for venue in venues]
-        return bool(venues) and not any(one and (not accounts or {*accounts} & {*one}) for one in known)
-
-    def legs(self, position: Position) -> list[tuple[Leg, Market | None]]:
-        """Return every leg of a position with its market, None where its account is unknown."""
-        legs = []
-        venues, account = position.tags.values_of("venue"), position.tags.only("account")
-        for leg in position.legs:
-            venue = leg.venue or position.tags.only("venue") or ""
-            # The account tag names an account of the position's own venue. Another venue may have none of that name.
-            foreign = venues not in ((), (venue,)) and account not in self._accounts.get(venue, [])
-            account_key = self.find(venue, None if foreign else account)
-            legs.append((leg, None if account_key is None else market_of(leg, account_key)))
-        return legs
+def ended_holds(
+    ended: Iterable[Position],
+    positions: Iterable[Position],
+    resolver: AccountResolver,
+    budgets_usd: Mapping[int, Decimal],
+) -> list[EndedHold]:
+    """Return the ended holds that may have filled at these accounts beyond what `positions` record of it."""
+    late: dict[int, list[Position]] = {}
+    for position in positions:
+        if position.origin is not None:
+            late.setdefault(position.origin, []).append(position)
+    holds = []
+    for position in ended:
+        accounts = resolver.accounts_of(position)
+        if accounts:
+            legs = {
+                order_market(market, leg): unfilled_of(position, leg)
+                for leg, market in resolver.legs(position) if market is not None
+            }  # fmt: skip
+            budget_usd = budgets_usd.get(position.number, usd(position.held_e8))
+            hold = _left_of(EndedHold(position, tuple(accounts), legs, budget_usd), resolver, late)
+            holds += [] if hold is None else [hold]
+    return holds
 
 
-def _add_external(ledger_side: LedgerSide, resolver: AccountResolver, position: Position) -> None:
+def _left_of(hold: EndedHold, resolver: AccountResolver, late: Mapping[int, Sequence[Position]]) -> EndedHold | None:
+    """Return what of an ended hold may still have filled after the late fills that are recorded; None if nothing."""
+    recorded = late.get(hold.position.number)
+    if not recorded:
+        return hold
+    if not all(one.fills is not None and one.fills.more for one in recorded):
+        return None
+    legs = dict(hold.legs)
+    for position in recorded:
+        for leg, market in resolver.legs(position):
+            if market is not None:
+                key = order_market(market, leg)
+                legs[key] = legs.get(key, ZERO) - leg.filled
+    left = {market: coins for market, coins in legs.items() if coins > 0}
+    return EndedHold(hold.position, hold.accounts, left, ZERO) if left else None
+
+
+def unfilled_of(position: Position, leg: Leg) -> Decimal:
+    """Return the coins of a leg that are planned and not filled. Versions before planned them as its quantity."""
+    return leg.quantity if leg.fills is None and leg.price is None and position.state != "open" else leg.unfilled
+
+
+def _coins_of_tags(position: Position) -> frozenset[str]:
+    return frozenset(map(coin_of, position.tags.values_of("symbol")))
+
+
+def _add_external(side: LedgerSide, resolver: AccountResolver, position: Position) -> None:
     if position.state != "open":
         return
     for _, market in resolver.legs(position):
         if market is not None:
-            ledger_side.external.setdefault(market, []).append(position)
+            side.external.setdefault(market, []).append(position)
 
 
-def _add_hold(ledger_side: LedgerSide, resolver: AccountResolver, position: Position) -> None:
-    account_key = resolver.account_of(position)
-    held = usd(position.held_e8)
-    planned = position.state == "held"  # the legs of an open position are what has filled
-    markets = []
-    for leg, market in resolver.legs(position):
-        if market is not None:
-            markets.append(market)
-            if planned:
-                ledger_side.in_flight[market] = ledger_side.in_flight.get(market, Decimal(0)) + leg.quantity
-    if not (planned and position.legs) and not resolver.is_elsewhere(position):
-        for symbol in position.tags.values_of("symbol") or ("",):
-            ledger_side.holds_without_legs.append((account_key, symbol, held))
-        ledger_side.unplaced += account_key is None
-    if account_key is not None:
-        ledger_side.holds.append((account_key, tuple(markets), held))
+def _add_hold(side: LedgerSide, resolver: AccountResolver, position: Position) -> None:
+    legs = [(leg, market, unfilled_of(position, leg)) for leg, market in resolver.legs(position)]
+    side.unknown += position.until_known
+    planned: dict[Market, Decimal] = {}
+    for leg, market, coins in legs:
+        if market is not None and coins:
+            key = order_market(market, leg)
+            planned[key] = planned.get(key, ZERO) + coins
+    for market, coins in planned.items():
+        side.in_flight[market] = side.in_flight.get(market, ZERO) + coins
+    if planned and position.until_known:
+        side.until_known.append((position.position_id, planned))
+    accounts = resolver.accounts_of(position)
+    if not any(coins for _, _, coins in legs) and accounts and position.held_e8:
+        plain = PlainHold(
+            frozenset(accounts), _coins_of_tags(position), usd(position.held_e8), position.position_id,
+            position.until_known,
+        )  # fmt: skip
+        side.holds_without_legs.append(plain)
+        side.unplaced += len(accounts) != 1
+    _add_money_held(side, position, legs, accounts)
 
 
-def _add_fill(
-    ledger_side: LedgerSide,
-    resolver: AccountResolver,
+def _add_money_held(
+    side: LedgerSide,
     position: Position,
-    moved_us: int,
-    *,
-    during_fetch: bool,
-    recent: bool,
-    closed: Decimal | None,
+    legs: Sequence[tuple[Leg, Market | None, Decimal]],
+    accounts: Sequence[AccountKey],
 ) -> None:
-    is_open = position.state == "open"
-    moved_share = Decimal(1) if closed is None or not position.quantity else closed / position.quantity
-    if is_open and not position.legs:
-        ledger_side.without_legs += 1
-    bought = sold = Decimal(0)
-    for leg, market in resolver.legs(position):
-        if leg.side == "buy":
-            bought += leg.quantity
-        else:
-            sold += leg.quantity
-        if market is None:
-            ledger_side.unplaced += is_open
-            continue
-        if during_fetch:
-            ledger_side.moving.add(market)
-        elif recent:
-            ledger_side.settling[market] = ledger_side.settling.get(market, Decimal(0)) + leg.quantity * moved_share
+    """Add what the orders to come need of the free balance of each account."""
+    held = usd(position.held_e8)
+    markets = tuple(market for _, market, _ in legs if market is not None)
+    orders = [(leg, market) for leg, market, coins in legs if coins]
+    if orders and all(leg.kind == "spot" and leg.side == "sell" for leg, _ in orders):
+        return  # these sell coins, which is no use of money
+    if len(accounts) == 1 and len(markets) == len(legs):
+        if len(position.tags.values_of("venue")) < 2 or markets:
+            side.holds.append((accounts[0], markets, held))
+        return
+    for account_key in accounts if markets else ():
+        here = [(leg, market) for leg, market in orders if market is not None and market[:2] == account_key]
+        sides = {"buy": ZERO, "sell": ZERO}
+        for leg, _ in here:
+            if leg.fills is not None and not (leg.kind == "spot" and leg.side == "sell"):
+                sides[leg.side] += leg.fills.unfilled_usd
+        if needed := max(sides.values()):
+            side.holds.append((account_key, tuple(market for _, market in here), needed))
+
+
+class _Filled:
+    """Adds what an open or a closed position has, or had, at its accounts."""
+
+    def __init__(
+        self,
+        side: LedgerSide,
+        resolver: AccountResolver,
+        position: Position,
+        moves: Moves,
+        moved_us: int,
+        *,
+        during_fetch: bool,
+        recent: bool,
+    ) -> None:
+        self._side = side
+        self._position = position
+        self._legs = resolver.legs(position)
+        self._moves = moves
+        self._moved_us = moved_us
+        self._during_fetch = during_fetch
+        self._recent = recent
+
+    def add(self) -> None:
+        """Add every leg, and both sides of an open position."""
+        position, side = self._position, self._side
+        is_open = position.state == "open"
+        if is_open and not position.legs:
+            side.without_legs += 1
+        for leg, market in self._legs:
+            if market is None:
+                side.unplaced += is_open
+            elif not leg.planned_only:
+                self._add_leg(leg, market, is_open=is_open)
+        if is_open and position.legs:
+            self._add_balance()
+
+    def _add_leg(self, leg: Leg, market: Market, *, is_open: bool) -> None:
+        side = self._side
+        if self._during_fetch:
+            side.moving.add(market)
+        elif self._recent:
+            side.settling[market] = side.settling.get(market, ZERO) + self._moved(leg)
         asset = ((market.venue, market.account), market.base)
-        ledger_side.moved_us[asset] = max(ledger_side.moved_us.get(asset, 0), moved_us)
+        side.moved_us[asset] = max(side.moved_us.get(asset, 0), self._moved_us)
         if is_open:
             signed = -leg.quantity if leg.kind == "spot" and leg.side == "sell" else leg.quantity
-            ledger_side.open[market] = ledger_side.open.get(market, Decimal(0)) + signed
+            side.open[market] = side.open.get(market, ZERO) + signed
         if leg.price is not None:
-            ledger_side.prices[market.base] = leg.price
-    if not is_open:
-        return
-    if recent:
-        ledger_side.moving.add(Market("", "", position.position_id, ""))
-    elif bought and sold:
-        ledger_side.hedged.append((position, bought, sold))
+            side.prices[market.base] = leg.price
+
+    def _moved(self, leg: Leg) -> Decimal:
+        """Return the coins of a leg that recent fills and closes moved: all of it where they are not known."""
+        position, moves = self._position, self._moves
+        filled, closed = moves.filled.get(position.number), moves.closed.get(position.number)
+        if position.state != "open" or not position.quantity or (filled is None and closed is None):
+            return leg.quantity
+        share = leg.quantity / position.quantity
+        filled, closed = filled or ZERO, closed or ZERO
+        return max(filled, filled * share) + closed * share
+
+    def _add_balance(self) -> None:
+        pending = self._position.pending
+        bought = sold = more_bought = more_sold = largest = ZERO
+        smallest = reachable = None
+        for leg in self._position.legs:
+            filled, more = leg.filled, leg.unfilled if pending else ZERO
+            if leg.side == "buy":
+                bought, more_bought = bought + filled, more_bought + more
+            else:
+                sold, more_sold = sold + filled, more_sold + more
+            largest = max(largest, filled)
+            smallest = filled if smallest is None else min(smallest, filled)
+            reachable = filled + more if reachable is None else min(reachable, filled + more)
+        legs = self._position.legs
+        coin = coin_of(next((leg for leg in legs if leg.kind != "spot"), legs[0]).symbol)
+        venues = {leg.venue if market is None else market.venue for leg, market in self._legs}
+        named = tuple(sorted(venue for venue in venues if venue and "," not in venue))
+        side = self._side
+        side.balances.append(
+            Balance(
+                self._position, coin, named, bought, sold, more_bought, more_sold, largest, smallest or ZERO,
+                reachable or ZERO,
+            )
+        )  # fmt: skip
+        if self._recent:
+            side.moving.add(Market("", "", self._position.position_id, ""))
+        accounts = {(market.venue, market.account) for _, market in self._legs if market is not None}
+        if len(accounts) > 1:
+            side.across.setdefault(coin, set()).update(accounts)

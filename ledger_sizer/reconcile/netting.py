@@ -6,7 +6,8 @@ from decimal import Decimal
 
 from ledger_sizer.exchanges.snapshot import VenuePosition
 from ledger_sizer.model.reconciliation import Market
-from ledger_sizer.reconcile.ledger_side import AccountKey, LedgerSide
+from ledger_sizer.reconcile.attribution import AccountKey
+from ledger_sizer.reconcile.ledger_side import LedgerSide
 from ledger_sizer.reconcile.throttle import throttled
 
 ZERO = Decimal(0)

@@ -19,7 +19,8 @@ from ledger_sizer.model.units import positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
 from ledger_sizer.reconcile.effects import Effects, note_of
-from ledger_sizer.reconcile.ledger_side import read_positions
+from ledger_sizer.reconcile.late_fills import holds_named
+from ledger_sizer.reconcile.ledger_reads import read_moves, read_positions, read_with_late_fills
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import decision_by_key
 from ledger_sizer.storage.tables import ReconciliationRow
@@ -52,7 +53,8 @@ class Operator:
     def adopt(self, drift_id: int, *, reason: str, price: Decimal | None = None) -> Drift:
         """Make the ledger match what the exchange shows.
 
-        An excess at the exchange becomes a position of the ledger and is no longer external. For a shortfall, the
+        An excess at the exchange becomes a position of the ledger and is no longer external. The late fill of a hold,
+        live or over, is confirmed as the hold's. For a shortfall, the
         newest positions of that market are released until the ledger holds no more than the exchange; after a flip,
         also those of the old side.
         price: USD per base unit, if the exchange gave none. Raises `WrongState` if there is nothing to adopt, or if the
@@ -106,7 +108,10 @@ class Operator:
         accounts = [(one["venue"], one["account"]) for one in json.loads(fetched)]
         live = drifts.live_drifts(self._engine, drift.portfolio)
         positions = read_positions(self._engine, drift.portfolio, since_us=seen_us)
-        return Adoption(drift, positions, accounts, seen_us, live)
+        moves = read_moves(self._engine, drift.portfolio, positions, settled_us=seen_us - 1, sighted_us=seen_us - 1)
+        numbers = [int(name.rpartition("-")[2]) for name in holds_named(drift.detail)]
+        holds = read_with_late_fills(self._engine, drift.portfolio, numbers) if drift.kind == "late_fill" else []
+        return Adoption(drift, positions, accounts, seen_us, live, holds, moves)
 
     def _decide(
         self, drift: Drift, event: str, commands: Callable[[], list[AnyCommand]], reason: str, **changes: Any

@@ -181,7 +181,10 @@ class Reconciler:
 
     def _apply_policies(self, live: Sequence[Drift]) -> None:
         for drift in live:
-            if drift.state != "confirmed" or drift.excess <= 0 or drift.policy not in ("adopt", "close"):
+            if drift.state != "confirmed" or drift.policy not in ("adopt", "close"):
+                continue
+            # A late fill of a live hold is no excess: its hold counts it. It can be adopted, and not closed.
+            if drift.excess <= 0 and (drift.kind, drift.policy) != ("late_fill", "adopt"):
                 continue
             if drift.policy == "close" and not self._exceeds_request(drift):
                 continue

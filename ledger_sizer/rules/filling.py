@@ -160,7 +160,13 @@ def _fill_named(position: Position, filled: Sequence[Leg], price: Decimal) -> tu
 
 
 def place_of(legs: Sequence[Leg], fill: Leg) -> int | None:
-    """Return the place of the leg that a fill names. An account or a venue that one of the two lacks fits any."""
+    """Return the place of the leg that a fill names: the one of its market, else one that fits.
+
+    An account or a venue that one of the two lacks fits any.
+    """
+    exact = next((place for place, leg in enumerate(legs) if leg.market == fill.market), None)
+    if exact is not None:
+        return exact
     for place, leg in enumerate(legs):
         same = (leg.symbol, leg.kind, leg.side) == (fill.symbol, fill.kind, fill.side)
         account = leg.account is None or fill.account is None or leg.account == fill.account

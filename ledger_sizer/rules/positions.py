@@ -1,7 +1,6 @@
 """Decides what happens to positions: fills, closes, longer holds, other scopes, another price."""
 
 from collections.abc import Sequence
-from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal
 
@@ -118,8 +117,10 @@ def _unfilled_leg(leg: Leg) -> Leg:
 
 def _filled(state: PortfolioState, before: Position, after: Position, quantity: Decimal, *, simple: bool) -> Verdict:
     """Return the verdict of a fill. simple: the request says quantity and price of the position after it."""
-    late = before.origin is not None and before.number > state.last_seq
-    verdict = _applied(state, before, after, note="late_fill" if late else None, entry=not simple)
+    ended = None
+    if before.origin is not None and before.number > state.last_seq:
+        ended = state.positions[before.origin].state
+    verdict = _applied(state, before, after, note=ended and "late_fill", ended=ended, entry=not simple)
     verdict.quantity = decimal_text(quantity)
     return verdict
 
@@ -264,8 +265,9 @@ def reprice(state: PortfolioState, command: Reprice, _now_us: int, _policy: Poli
 
 
 def _applied(
-    state: PortfolioState, before: Position, after: Position, *, note: str | None = None, entry: bool = False
-) -> Verdict:
+    state: PortfolioState, before: Position, after: Position, *, note: str | None = None, ended: str | None = None,
+    entry: bool = False,
+) -> Verdict:  # fmt: skip
     """Return the verdict of a fact. entry: whether the trace tells the figures after it, as the request does not."""
     scopes = [state.scope(name) for name in _both(before.tags, after.tags)]
     _require_counters_fit(state, before, after)
@@ -277,7 +279,7 @@ def _applied(
         quantity=None if after.quantity is None else decimal_text(after.quantity),
         binding=MOVED if moved else None,
         trace=trace_text(
-            scopes, position=after, moved_from=before if moved else None, note=note,
+            scopes, position=after, moved_from=before if moved else None, note=note, ended=ended,
             entry=entry or after.fills is not None or before.fills is not None,
         ),
     )  # fmt: skip

@@ -64,6 +64,8 @@ def _json_of(argument: DeclaredArgument, value: Any) -> Any:
         return to_json(value)
     if kind in LISTS and isinstance(value, Sequence) and any(isinstance(one, Mapping) for one in value):
         raise Inexpressible("an object in JSON is a leg itself, not something else in its place")
+    if kind is LEG_PLANS and isinstance(value, Sequence) and any(isinstance(one, Leg) for one in value):
+        raise Inexpressible("an object in JSON is a planned leg itself, not something else in its place")
     if kind in LISTS and isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [plain_json(one) if not isinstance(one, Leg | LegPlan) else to_json(one) for one in value]
     return plain_json(value)

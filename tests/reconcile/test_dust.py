@@ -12,7 +12,7 @@ from ledger_sizer import Leg
 from ledger_sizer.paper.control import PaperControl
 from ledger_sizer.paper.server import PaperServer
 from ledger_sizer.reconcile import inspection, ledger_side
-from ledger_sizer.reconcile.ledger_side import last_prices
+from ledger_sizer.reconcile.ledger_reads import last_prices
 from tests.support.accounts import PERP, Desk, NewDesk, short
 from tests.support.ledgers import TAGS, assert_verified, figures, reserve_btc
 from tests.support.paper_clients import account_at

@@ -64,6 +64,8 @@ MORE_BAD_OF_KIND: dict[str, list[Any]] = {
              {"external": ["x", "y"]}, {"venue": [True]}, {"venue": [0.5, D(1)]}, {"portfolio": ["a", "b"]},
              {7: ["a"]}, {"venue": [["a"] * 10_000] * 16}],
     "instrument": ["", "bybit:", ":", "a\x00:b", "bybit:NO/SUCH"],
+    "asset": ["", " ", "U SD", "U\u3000SD", "a\x1fb", "x" * 65, "BTC", "\ud800"],
+    "switch": [0, 1.0, "yes", "true", [], {}],
     "flag": [0.0, D(1), []],
     "legs": [5, {}, [LEG, None], "bybit,BTC,spot,buy,1"],
     "leg_plans": [5, {}, [LEG_PLAN, None], "bybit:BTC/USDT:USDT,buy", [LEG_PLAN, LEG_PLAN],
@@ -86,6 +88,8 @@ MORE_BAD_OF_KIND: dict[str, list[Any]] = {
 
 GOOD_OF_KIND: dict[str, list[Any]] = {
     "positive": [D("1.5"), 2, D("1E+2"), D("0.000000000000000000000000000000000001"), D("1.50"), D("9" * 30)],
+    "asset": ["USDT", "币安人生", "1000PEPE"],
+    "switch": [True, False],
     "not_negative": [D("1.5"), 0, D(0), D("-0"), D("1E+3"), 7, D("0.00000000000000000001")],
     "decimal": [D("-5"), D(0), 10_000, D("1E-36"), D("0.0000000012345")],
     "score": [D(0), D(1), D("0.25"), D("1.00"), 1, D("0E+5")],

@@ -1,0 +1,94 @@
+"""Explains excess by holds that are over: their orders may have filled after all, or late."""
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from decimal import Decimal
+
+from ledger_sizer.model.reconciliation import Finding, Market
+from ledger_sizer.reconcile.attribution import AccountKey
+from ledger_sizer.reconcile.ledger_side import EndedHold
+from ledger_sizer.reconcile.throttle import throttled
+
+_HOLD = re.compile(r"the hold (\S+)")
+
+ReadReleased = Callable[[], Sequence[EndedHold]]
+
+
+def naming_holds(text: str, names: Iterable[str]) -> str:
+    """Return the detail of a finding that these holds explain."""
+    return f"{text}; {', '.join(f'the hold {name}' for name in names)} may have filled"
+
+
+def holds_named(detail: str) -> list[str]:
+    """Return the names of the holds that explain a late fill, from its detail."""
+    return [name.rstrip(",") for name in _HOLD.findall(detail)]
+
+
+class LateFills:
+    """The ended holds of one comparison. One without legs is one late long and one late short.
+
+    tolerance: relative. excess_since_us: when an excess was first seen; what is older than a hold is not its fill.
+    released: reads the released holds, which is done only where no expired one explains an excess.
+    """
+
+    def __init__(
+        self, expired: Sequence[EndedHold], excess_since_us: Mapping[Market, int], tolerance: Decimal,
+        released: ReadReleased,
+    ) -> None:  # fmt: skip
+        self._expired = expired
+        self._released: Sequence[EndedHold] | None = None
+        self._read_released = released
+        self._since_us = excess_since_us
+        self._factor = 1 + tolerance
+        self._claimed: set[tuple[int, str]] = set()
+        self._filled: set[str] = set()
+
+    def explained(self, finding: Finding) -> Finding:
+        """Return the finding as a late fill if an ended hold is large enough for its excess, else unchanged."""
+        if finding.excess <= 0 or finding.kind not in ("unknown_position", "quantity_differs"):
+            return finding
+        found = next((one for one in self._expired if self._fits(one, finding)), None)
+        if found is None:
+            if self._released is None:
+                self._released = self._read_released()
+            found = next((one for one in self._released if self._fits(one, finding)), None)
+        if found is None:
+            return finding
+        name = found.position.position_id
+        self._filled.add(name)
+        return replace(finding, kind="late_fill", detail=naming_holds(finding.detail, [name]))
+
+    def _fits(self, one: EndedHold, finding: Finding) -> bool:
+        market, position = finding.market, one.position
+        since_us = self._since_us.get(market)
+        if since_us is not None and position.opened_us >= since_us:
+            return False
+        if position.legs:
+            sold = not market.is_swap and (finding.venue_quantity or 0) < (finding.ledger_quantity or 0)
+            return finding.excess <= one.legs.get(market.opposite if sold else market, Decimal(0)) * self._factor
+        here = (market.venue, market.account) in one.accounts and market.base in one.coins
+        if not here or finding.price is None or finding.excess * finding.price > one.budget_usd * self._factor:
+            return False
+        first = (position.number, market.side) not in self._claimed
+        self._claimed.add((position.number, market.side))
+        return first
+
+    def unfilled(self, accounts: Collection[AccountKey], moving: set[Market]) -> list[Finding]:
+        """Return the expired holds of which nothing is seen: their callers may have stopped.
+
+        accounts: those whose positions were fetched. A hold that may be at another one too is added to `moving`.
+        """
+        found = []
+        for one in throttled(self._expired):
+            name = one.position.position_id
+            placed = one.accounts if one.position.legs or len(one.accounts) == 1 else ()
+            if one.position.state != "expired" or not placed or name in self._filled:
+                continue
+            market = Market(*placed[0], name, "")
+            if all(account_key in accounts for account_key in placed):
+                detail = f"{name} expired without a fill; its caller may have stopped"
+                found.append(Finding(market, "expired_hold", None, None, detail))
+            else:
+                moving.add(market)
+        return found
