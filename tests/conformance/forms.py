@@ -21,7 +21,6 @@ from ledger_sizer.model.legs import INSTRUMENT
 from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text
 
-
 LISTS = (LEGS, LEG_PLANS)
 """Kinds whose value is a list of objects, each a `--leg` on the command line."""
 
@@ -173,7 +172,7 @@ def _option(argument: DeclaredArgument, value: Any) -> list[str]:
     if argument.kind in (TAGS, DETAILS):
         if not isinstance(value, Mapping):
             raise Inexpressible("a tag and a detail on the command line are two texts")
-        if not value and argument.optional:
+        if not value and (argument.optional or argument.required):
             raise Inexpressible("without an option it is left out, not empty")
         option = "--tag" if argument.kind is TAGS else "--detail"
         return [f"{option}={name}={one}" for name, one in text_pairs(value, several=argument.kind is TAGS)]

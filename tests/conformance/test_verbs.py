@@ -16,7 +16,7 @@ import pytest
 
 from ledger_sizer import Confirm, Decision, InstrumentInfo, Ledger, Leg, LegPlan, Release, Reserve, SetCap
 from ledger_sizer.model.arguments import DeclaredArgument, to_json
-from ledger_sizer.model.command_base import LEGS, PORTFOLIO_OR_DESK, PositionCommand
+from ledger_sizer.model.command_base import PORTFOLIO_OR_DESK, PositionCommand
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.legs import INSTRUMENT
 from ledger_sizer.model.names import DESK

@@ -21,13 +21,15 @@ from tests.support.services import served
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STEPS = 2 * (2 + 2 * len(killed_fills.PARTS))
-COST = sum((Fraction(q) * Fraction(p) for q, p in zip(killed_fills.PARTS, killed_fills.PRICES, strict=True)), Fraction())
+COST = sum(
+    (Fraction(q) * Fraction(p) for q, p in zip(killed_fills.PARTS, killed_fills.PRICES, strict=True)), Fraction()
+)
 SETTINGS = settings_of(killed_fills.CAP_USD, client="bot")
 
 
 def kill_at_every_step(url: str) -> list[str]:
     """Return the portfolios of the killed bots."""
-    done = subprocess.run(  # noqa: S603 - this interpreter
+    done = subprocess.run(
         [sys.executable, "-m", "tests.support.killed_fills", url], cwd=ROOT, capture_output=True, text=True,
         timeout=300, check=True,
     )  # fmt: skip

@@ -169,9 +169,7 @@ def test_grow_when_a_part_is_filled_then_what_is_open_stays_and_the_rest_grows_b
 
 def test_fill_when_legs_are_named_after_a_fill_that_named_none_then_both_count() -> None:
     position = fill_position(plain(400 * E8), D(1), D(100), keep_rest=True)
-    after = fill_position(
-        position, D(1), D(50), legs=[Leg("okx", "BTC", "swap", "sell", D(1), D(50))], keep_rest=True
-    )
+    after = fill_position(position, D(1), D(50), legs=[Leg("okx", "BTC", "swap", "sell", D(1), D(50))], keep_rest=True)
     assert (after.open_e8, after.held_e8, after.quantity, after.cost) == (150 * E8, 250 * E8, D(2), D(150))
 
 

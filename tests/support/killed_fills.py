@@ -62,12 +62,8 @@ def live(url: str, name: str, kill_at: int) -> None:
         filled = paid = Decimal(0)
         for number, (quantity, price) in enumerate(zip(PARTS, PRICES, strict=True)):
             filled, paid = filled + quantity, paid + quantity * price
-            call(
-                ledger.confirm, key=f"fill-{number}", position_id=ids[0], quantity=quantity, price=price, rest="hold"
-            )
-            call(
-                ledger.fill, key=f"so-far-{number}", position_id=ids[1], filled_quantity=filled, price=paid / filled
-            )
+            call(ledger.confirm, key=f"fill-{number}", position_id=ids[0], quantity=quantity, price=price, rest="hold")
+            call(ledger.fill, key=f"so-far-{number}", position_id=ids[1], filled_quantity=filled, price=paid / filled)
 
 
 def run(url: str, name: str, kill_at: int) -> int:
