@@ -200,7 +200,8 @@ def _add_reserves(cases: Cases) -> None:
         cases.add(name, **{"price": D(50_000), "legs": hedge, **more})
     for name, more in {
         "more": {}, "more, dry": {"dry_run": True}, "more of other legs": {"legs": hedge, "price": D(50_000)},
-        "more than the maximum": {"amount_usd": D(4000), "max_position_usd": D(90)}, "more for ever": {"until_known": True},
+        "more than the maximum": {"amount_usd": D(4000), "max_position_usd": D(90)},
+        "more for ever": {"until_known": True},
         "more of none": {"position_id": "{p}-99"}, "more elsewhere": {"tags": {"venue": "gate"}},
     }.items():  # fmt: skip
         cases.add(name, before=granted, **{"position_id": "{p}-2", "amount_usd": D(50), **more})

@@ -1,4 +1,4 @@
-"""What fills, closes and growth do to a position, whatever their sizes: exact sums, and nothing lost or counted twice."""
+"""What fills, closes and growth do to a position of any size: sums are exact, nothing is lost or counted twice."""
 
 from __future__ import annotations
 

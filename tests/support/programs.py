@@ -277,7 +277,8 @@ def die_releasing(ledger: Ledger, params: Params) -> None:
 PROGRAMS = {
     one.__name__: one
     for one in (
-        reserve_many, reserve_legs, same_key, trade_randomly, two_portfolios, trade_until_told, pause, fork, hold_five, die_releasing,
+        reserve_many, reserve_legs, same_key, trade_randomly, two_portfolios, trade_until_told, pause, fork, hold_five,
+        die_releasing,
     )
 }  # fmt: skip
 
