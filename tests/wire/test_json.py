@@ -24,6 +24,7 @@ from ledger_sizer import (
     Ledger,
     LedgerError,
     Leg,
+    LegPlan,
     Reconciled,
     Release,
     Remark,
@@ -36,6 +37,7 @@ from ledger_sizer.model import errors as error_module
 from ledger_sizer.model.commands import STEP_BACK, VERBS, AnyCommand
 from ledger_sizer.model.decisions import DECISION_FIELDS, Decision, canonical_text, chain_hash
 from ledger_sizer.model.denials import DENIAL_REASONS
+from ledger_sizer.model.legs import leg_from_json, leg_to_json
 from ledger_sizer.model.reconciliation import Run
 from ledger_sizer.wire import codec, overviews, reconciliation, responses
 from ledger_sizer.wire.batch import read_batch
@@ -49,6 +51,7 @@ from tests.support.ledgers import DRIFT
 
 SPOT = InstrumentInfo("BTC/USDT", Decimal("0.0001"), Decimal(100), Decimal("0.0001"), Decimal(5))
 PERP = InstrumentInfo("BTC/USDT:USDT", Decimal("0.001"), Decimal(100), Decimal("0.001"), contract_size=Decimal("0.01"))
+LISTED = InstrumentInfo("UBTC/USDC", Decimal(1), Decimal(9), Decimal(1), multiplier=Decimal(7), buys_by_cost=True)
 LEG = Leg("bybit", "BTC/USDT:USDT", "swap", "sell", Decimal("0.02"), Decimal("50000.5"))
 COMMANDS: list[AnyCommand] = [
     Reserve(
@@ -57,10 +60,19 @@ COMMANDS: list[AnyCommand] = [
         min_notional_usd=Decimal("0.00000001"), ttl_seconds=30,
     ),
     Reserve(key="bare"),
+    Reserve(
+        key="legs", amount_usd=Decimal("70.5"), max_position_usd=Decimal(60), position_id="main-2", until_known=True,
+        tags={"venue": ["okx", "bybit"]}, legs=[
+            LegPlan("okx:BTC/USDT:USDT", "buy", Decimal("50000.10"), account="sub"),
+            LegPlan(SPOT, "sell", Decimal(50000)), LegPlan(LISTED, "buy", Decimal(1), Decimal("0.001"), "BTC"),
+        ],
+    ),
+    Reserve(key="one leg", price=Decimal(9), legs=(LegPlan(PERP, "sell"),), reference="a \" b"),
     Reserve(key="tiny ttl", ttl_seconds=Decimal("0.25")),
     Confirm(key="c", position_id="main-2", quantity=Decimal("0.018"), price=Decimal(50100)),
     Confirm(
-        key="c2", position_id="a-b-3", quantity=Decimal(1), price=Decimal(2), spot_price=Decimal("1.9"), legs=[LEG, LEG]
+        key="c2", position_id="a-b-3", quantity=Decimal(1), price=Decimal(2), spot_price=Decimal("1.9"),
+        legs=[LEG, replace(LEG, side="buy", account="sub")], rest="hold", reference="order 7",
     ),
     Release(key="r", position_id="main-2"),
     Release(key="r2", position_id="main-2", quantity=Decimal("0.5")),
@@ -158,7 +170,7 @@ def test_write_decision_when_read_back_then_every_public_figure_is_equal(new_dat
         form = codec.page_to_json(page, lambda d: responses.decision_to_json(d, full=True))
         assert codec.page_from_json(form, responses.decision_from_json) == page
         assert responses.exposure_from_json(responses.exposure_to_json(ledger.exposure())) == ledger.exposure()
-    assert responses.leg_from_json(responses.leg_to_json(LEG)) == LEG
+    assert leg_from_json(leg_to_json(LEG)) == LEG
 
 
 HOSTILE = 'ü€ 😀 "q" \\ / \\u0041 <&> \'=1+1'
@@ -177,6 +189,15 @@ def _all_verbs(ledger: Ledger, clock: FakeClock) -> list[Decision]:
     clock.advance(1)
     ledger.confirm(key="late", position_id=f"{granted.position_id}", quantity=Decimal(1), price=Decimal(2), legs=[leg])
     ledger.adopt(key="a", quantity=Decimal("1.10"), price=Decimal("1E-8"), tags=tags, legs=[leg], note=HOSTILE)
+    planned = [LegPlan(replace(PERP, venue=HOSTILE, max_qty=Decimal(99999)), "buy", account=HOSTILE)]
+    planned.append(LegPlan(LISTED, "sell", asset="BTC"))
+    grown = ledger.reserve(key="legs", price=Decimal(5), amount_usd=Decimal(300), legs=planned, reference=HOSTILE)
+    for key in ("fill", "more"):
+        name = f"{grown.position_id}"
+        ledger.fill(key=key, position_id=name, filled_quantity=grown.quantity or Decimal(0), price=Decimal(5))
+        ledger.reserve(key=f"grow {key}", position_id=name, price=Decimal(5), amount_usd=Decimal(300), legs=planned)
+        ledger.retag(key=f"retag {key}", position_id=name, tags={"desk": [HOSTILE, key]}, note=HOSTILE)
+        ledger.reprice(key=f"price {key}", position_id=name, price=Decimal(7), note=HOSTILE)
     for number, command in enumerate((SetCap, Halt, Freeze, Reconciled, Reserve, Thaw, Resume, Reserve)):
         more = {SetCap: {"cap": Decimal("123456789.12345678")}, Reconciled: {"fresh_until": None}}.get(command, {})
         where = {"tags": tags} if command is Reserve else {"scope": scope, "note": HOSTILE}
