@@ -130,6 +130,12 @@ class LedgerSettings(Settings):
         "", max_length=128, description="Whose idempotency keys it uses, such as bot-a; empty: embedded, or cli."
     )
     hold_ttl_seconds: int = Field(60, ge=1, le=30 * 24 * 3600, description="Life of a hold whose request names none.")
+    unknown_alert_seconds: int = Field(
+        900,
+        ge=0,
+        le=30 * 24 * 3600,
+        description="Age at which a hold is told of whose order's fate is not known, seconds; 0 never tells.",
+    )
     denial_repeat_seconds: int = Field(
         10,
         ge=0,

@@ -270,6 +270,13 @@ class VerifyForm(_Form):
     findings: list[FindingOfVerify]
 
 
+class ReleasedForm(_Form):
+    """The decisions of the holds that were freed. While `cursor` is not null, call again with it."""
+
+    items: list[DecisionForm]
+    cursor: str | None
+
+
 class SweepForm(_Form):
     """How many overdue holds were freed; `more`: call again, there may be others."""
 

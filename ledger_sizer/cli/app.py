@@ -17,6 +17,7 @@ from ledger_sizer.cli import (
     keys,
     queries,
     reconciliation,
+    release_all,
     replay,
     serve,
     top,
@@ -70,6 +71,7 @@ def _places() -> Iterator[Place]:
     """Yield the commands in the order of `--help`: trading, reading, steering, running."""
     yield from _verbs("trade")
     yield from (
+        Place.of(release_all.release_all, release_all.RELEASE_ALL_HELP),
         Place.of(queries.exposure, queries.EXPOSURE_HELP),
         Place.of(queries.positions, queries.POSITIONS_HELP),
         Place.of(queries.history, queries.HISTORY_HELP),

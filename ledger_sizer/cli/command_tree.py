@@ -18,7 +18,7 @@ class Place(NamedTuple):
     @classmethod
     def of(cls, function: Callable[..., Any], epilog: str) -> "Place":
         """Return the place of a function."""
-        return cls(function.__name__, inspect.getdoc(function) or "", lambda: built(function, epilog))
+        return cls(function.__name__.replace("_", "-"), inspect.getdoc(function) or "", lambda: built(function, epilog))
 
     @classmethod
     def of_group(cls, app: typer.Typer, name: str) -> "Place":

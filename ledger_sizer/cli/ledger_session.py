@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ledger_sizer.cli import errors, output
 from ledger_sizer.cli.errors import Failure
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, LedgerError
+from ledger_sizer.model.units import decimal_text
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ledger_sizer.config import AppSettings
     from ledger_sizer.model.caller import Caller
     from ledger_sizer.model.commands import AnyCommand
+    from ledger_sizer.model.legs import OrderLeg
 
 
 @contextmanager
@@ -179,13 +181,27 @@ def show_decision(decision: "Decision") -> None:
         [
             ("position", decision.position_id),
             ("quantity", decision.quantity),
+            *(("order", _order_words(leg)) for leg in decision.legs),
             (_binding_label(decision), decision.binding),
-            ("expires at", decision.expires_at),
+            (
+                "expires at",
+                "never by time: until its order's fate is known" if decision.until_known else decision.expires_at,
+            ),
             ("exposure", f"{before} -> {after} USD"),
             ("decision", f"{decision.portfolio} #{decision.seq}" if recorded else None),
             ("key", decision.key if recorded else None),
         ]
     )
+
+
+def _order_words(leg: "OrderLeg") -> str:
+    """Say what to order, in the unit of that exchange's orders."""
+    where = f" at {leg.venue}" if leg.venue else ""
+    where += f", account {leg.account}" if leg.account else ""
+    what = f"{leg.side} {decimal_text(leg.order_amount)} {leg.symbol}{where}"
+    if leg.order_amount != leg.quantity:
+        what += f" ({decimal_text(leg.quantity)} coins)"
+    return what if leg.order_cost is None else f"{what}; a market order takes its cost, {decimal_text(leg.order_cost)}"
 
 
 def _binding_label(decision: "Decision") -> str:

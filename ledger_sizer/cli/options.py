@@ -203,6 +203,7 @@ def _json_fields(text: str, what: str, field: str, declared: "Sequence[DeclaredA
     import json
 
     from ledger_sizer.model.instruments import SWITCH
+    from ledger_sizer.model.legs import INSTRUMENT
 
     try:
         # Numbers stay text, so that they keep their digits; never a float.
@@ -216,9 +217,12 @@ def _json_fields(text: str, what: str, field: str, declared: "Sequence[DeclaredA
         bad_input(f"{what} has no {unknown[0]!r}; it takes {', '.join(names)}", f"{field}.{unknown[0]}")
     if missing := [name for name in required if name not in given]:
         bad_input(f"{what} lacks {missing[0]!r}; it needs {', '.join(required)}", f"{field}.{missing[0]}")
+    rules = [one.name for one in declared if one.kind is INSTRUMENT]
     for name, value in given.items():
         if isinstance(value, bool) and name in switches:
             given[name] = "true" if value else "false"
+        elif isinstance(value, dict) and name in rules:
+            given[name] = json.dumps(value)
         elif not isinstance(value, str):
             bad_input(f"{what} {name} must be text or a number, got {value!r}", f"{field}.{name}")
     return {name: str(value) for name, value in given.items()}

@@ -20,6 +20,8 @@ from ledger_sizer.model.units import decimal_text
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from ledger_sizer.model.domain import Position
+
 Cell = str | int | Decimal | datetime | None
 
 _STYLES = {
@@ -112,6 +114,11 @@ def write_json_list(items: Iterable[Any], cursor: Callable[[], str | None]) -> N
 def count(number: int, noun: str) -> str:
     """Return a number with its noun: `1 hold`, `2 holds`."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def end_of_hold(position: "Position") -> Cell:
+    """Return when the hold of a position ends; None without one."""
+    return "when known" if position.until_known else position.expires_at
 
 
 def headline(text: str, outcome: str) -> None:

@@ -116,7 +116,10 @@ POSITIONS_HELP = help_epilog(
 
 def positions(
     portfolio: AnyPortfolio = None,
-    state: Annotated[PositionFilter | None, typer.Option("--state", help="live: held or open.")] = None,
+    state: Annotated[
+        PositionFilter | None,
+        typer.Option("--state", help="live: held or open. until_known: live, with a hold that never ends by time."),
+    ] = None,
     tag: Tag = None,
     key: OfKey = None,
     cursor: Cursor = None,
@@ -164,7 +167,7 @@ def _position_row(position: "Position") -> tuple[Cell, ...]:
     tags = " ".join(f"{name}={value}" for name, value in position.tags.pairs) or None
     return (
         position.position_id, position.state, tags, position.held, position.open, position.quantity, position.price,
-        position.opened_at, position.expires_at,
+        position.opened_at, output.end_of_hold(position),
     )  # fmt: skip
 
 

@@ -37,8 +37,8 @@ _FORMS: Mapping[Kind, _Form] = {
     DETAILS: _Form(lambda texts, _: options.details(texts), "Repeatable.", "--detail", list[str]),
     LEGS: _Form(
         lambda texts, _: options.legs(texts),
-        "One side as VENUE,SYMBOL,spot|swap,buy|sell,QUANTITY[,PRICE] or as a JSON object; repeatable. Quantity in "
-        "base units, price in USD.",
+        "One side as VENUE,SYMBOL,spot|swap|future,buy|sell,QUANTITY[,PRICE] or as a JSON object; repeatable. "
+        "Quantity in coins, price in USD.",
         "--leg",
         list[str],
     ),
@@ -50,8 +50,9 @@ _FORMS: Mapping[Kind, _Form] = {
     ),
     INSTRUMENT: _Form(
         options.instrument,
-        "As SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]], a JSON object of these, or a "
-        "name from `instruments list`, like bybit:BTC/USDT.",
+        "As SYMBOL,min_qty,max_qty,qty_step[,min_notional[,tick_size[,contract_size]]], a JSON object of these (and "
+        "kind, base, quote, settle, venue, multiplier, max_notional, buys_by_cost), or a name from `instruments list`, "
+        "like bybit:BTC/USDT.",
     ),
 }
 _TEXT = _Form(lambda value, _: value)
@@ -68,16 +69,18 @@ def _form_of(kind: Kind) -> _Form:
 def verb_command(
     command: type[AnyCommand],
     *,
-    positional: tuple[str, ...] = ("position_id",),
+    positional: tuple[str, ...] | None = None,
     fixed: Mapping[str, Any] | None = None,
     help_text: str | None = None,
 ) -> Callable[..., int]:
     """Return the function of a verb's command, as typer takes it.
 
-    positional: names of the arguments without an option. fixed: values that the command line does not ask for; such a
-    command never begins a ledger. help_text: instead of the verb's own.
+    positional: names of the arguments without an option; else a position that must be given is one. fixed: values that
+    the command line does not ask for; such a command never begins a ledger. help_text: instead of the verb's own.
     """
     fixed = fixed or {}
+    if positional is None:
+        positional = tuple([one.name for one in command.arguments if one.name == "position_id" and one.required])
     asked = [one for one in command.arguments if one.name not in fixed and one.name != "key"]
     asked.sort(key=lambda one: positional.index(one.name) if one.name in positional else len(positional))
 

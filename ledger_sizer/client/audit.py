@@ -1,16 +1,22 @@
-"""The HTTP calls that go over the whole ledger: verify, sweep, export (see `endpoints`)."""
+"""The HTTP calls that go over many rows: verify, sweep, release_all, export (see `endpoints`)."""
 
 import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, Unpack, get_args
 
-from ledger_sizer.client.endpoints import Call, Calls, query_of
+from ledger_sizer.client.endpoints import Call, Calls, fits_header, query_of
 from ledger_sizer.client.responses import NotUnderstood, Response, value_of
+from ledger_sizer.model.arguments import to_json
 from ledger_sizer.model.choices import ExportForm
-from ledger_sizer.model.domain import HistoryFilters, VerifyReport, require_history_filters
+from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.domain import HistoryFilters, Page, VerifyReport, require_history_filters
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.model.names import portfolio_or_desk
+from ledger_sizer.model.release_all import ReleaseAll
+from ledger_sizer.model.tags import GivenTags
+from ledger_sizer.wire.codec import page_from_json
+from ledger_sizer.wire.responses import decision_from_json
 from ledger_sizer.wire.verification import REPORT
 
 T = TypeVar("T")
@@ -56,6 +62,44 @@ def _over_portfolios(path: str, portfolio: str | None, convert: Callable[[Any], 
             raise NotFound(f"this service has no {path}: it is older than this client, upgrade it") from None
         raise
     return found
+
+
+def release_all(
+    portfolio: str = "main",
+    *,
+    key: str,
+    tags: GivenTags,
+    held_only: bool = True,
+    unknown: bool = False,
+    reference: str | None = None,
+) -> Calls[list[Decision]]:
+    """Free the holds of all live positions that carry all these tags; return the decisions. See `Ledger.release_all`.
+
+    Up to 1,000 are freed in each call. Asked again with the same key it frees what is left.
+    """
+    request = ReleaseAll(
+        key=key, portfolio=portfolio, tags=tags, held_only=held_only, unknown=unknown, reference=reference
+    )
+    form = {name: value for name, value in to_json(request).items() if name != "portfolio" and value is not None}
+    headers = {}
+    if fits_header(key):
+        headers["Idempotency-Key"] = key
+    else:
+        form["key"] = key
+    found: list[Decision] = []
+    cursor: str | None = None
+    while True:
+        body = json.dumps(form if cursor is None else {**form, "cursor": cursor})
+        path = f"/v1/portfolios/{request.portfolio}/release_all"
+        page: Page[Decision] = yield Call("POST", path, _released, query_of(full=True), headers=headers, body=body)
+        found += page.items
+        cursor = page.cursor
+        if cursor is None:
+            return found
+
+
+def _released(reply: Response) -> Page[Decision]:
+    return value_of(reply, lambda form: page_from_json(form, decision_from_json))
 
 
 def export(

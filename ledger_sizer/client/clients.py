@@ -20,6 +20,7 @@ from ledger_sizer.client import audit, endpoints, reconciliation
 from ledger_sizer.client.endpoints import Call, Calls
 from ledger_sizer.client.responses import ConnectionLost, Response
 from ledger_sizer.client.retry import RetryPolicy, Steps, Wait, with_retries
+from ledger_sizer.model.choices import OnUnknown
 from ledger_sizer.model.errors import Closed, InvalidRequest, Unavailable
 from ledger_sizer.verbs.hold import AsyncHold, HoldMethod, hold_async
 from ledger_sizer.verbs.methods import AwaitableVerbs, Verbs
@@ -183,6 +184,7 @@ class LedgerClient(_BaseClient, Verbs, HoldMethod):
     verify = _sync_method(audit.verify)
     sweep = _sync_method(audit.sweep)
     export = _sync_stream(audit.export)
+    release_all = _sync_method(audit.release_all)
     reconciliations = _sync_method(reconciliation.reconciliations)
     reconcile = _sync_method(reconciliation.reconcile)
     drifts = _sync_method(reconciliation.drifts)
@@ -290,6 +292,7 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     verify = _async_method(audit.verify)
     sweep = _async_method(audit.sweep)
     export = _async_stream(audit.export)
+    release_all = release_all_async = _async_method(audit.release_all)
     reconciliations = _async_method(reconciliation.reconciliations)
     reconcile = _async_method(reconciliation.reconcile)
     drifts = _async_method(reconciliation.drifts)
@@ -297,9 +300,9 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     ignore_drift = _async_method(reconciliation.ignore_drift)
     close_drift = _async_method(reconciliation.close_drift)
 
-    def hold(self, **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
+    def hold(self, *, on_unknown: OnUnknown = "keep", **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """Reserve for an `async with` block. See `Ledger.hold`."""
-        return hold_async(self, self.position, request)
+        return hold_async(self, self.position, on_unknown, request)
 
     hold_async = hold
 

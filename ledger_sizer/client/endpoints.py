@@ -78,7 +78,7 @@ def run(command: AnyCommand) -> Calls[Decision]:
     """Run one command object and return its decision. The verbs build a command and call this."""
     require_command(command)
     dry_run = isinstance(command, Reserve) and command.dry_run
-    if not dry_run and not _fits_header(command.key):
+    if not dry_run and not fits_header(command.key):
         ((part, body),) = _split([command], atomic=False)
         (result,) = yield _batch_call(part, body, atomic=False)
         if isinstance(result, LedgerError):
@@ -87,7 +87,7 @@ def run(command: AnyCommand) -> Calls[Decision]:
         return decision
     call = http_call_of(command)
     # A dry run records nothing, so a key that no header can carry is replaced.
-    sent = command if _fits_header(command.key) else replace(command, key="dry-run")
+    sent = command if fits_header(command.key) else replace(command, key="dry-run")
     found: Decision = yield Call(
         call.method,
         call.path,
@@ -143,7 +143,7 @@ def _batch_call(commands: Sequence[AnyCommand], body: str, *, atomic: bool) -> C
     return Call("POST", "/v1/batch", lambda reply: results_of(reply, commands, atomic=atomic), query=_FULL, body=body)
 
 
-def _fits_header(key: str) -> bool:
+def fits_header(key: str) -> bool:
     """Whether an HTTP header can carry this key: ASCII, no blank at either end. Other keys are sent in a batch body."""
     return key.isascii() and key.strip() == key
 
@@ -228,8 +228,9 @@ def positions(
 ) -> Calls[Page[Position]]:
     """Positions, oldest first.
 
-    portfolio: None for all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open).
-    tags: all must match. key: of a decision about the position. cursor: from the previous page. limit: 1 to 1000.
+    portfolio: None for all. state: `held`, `open`, `closed`, `released`, `expired`, `live` (held or open), or
+    `until_known` (live, with a hold that never ends by time). tags: all must match. key: of a decision about the
+    position. cursor: from the previous page. limit: 1 to 1000.
     """
     query = query_of(portfolio=portfolio, state=state, key=key, cursor=cursor, limit=limit)
     if tags:

@@ -142,7 +142,9 @@ def _validated(decision: Decision, command: AnyCommand, reply: Response, *, deni
         raise _not_understood(reply, f"it says {decision.outcome!r} for reason {decision.reason!r}")
     dry_run = isinstance(command, Reserve) and command.dry_run
     if decision.granted and command.verb == "reserve":
-        held = decision.budget is not None and decision.budget > 0 and decision.expires_at is not None
+        lasts = decision.expires_at is not None or decision.until_known
+        # More of a position adds nothing to what counts where its other side stays the larger one.
+        held = decision.budget is not None and (decision.budget > 0 or command.number is not None) and lasts
         if not held or (decision.position_id is None) != dry_run:
             raise _not_understood(reply, "it grants without saying what")
     if (decision.seq is None) != dry_run or not isinstance(decision.replayed, bool):

@@ -4,11 +4,13 @@ from datetime import UTC, datetime
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_UP, Decimal
 
 from ledger_sizer.model.domain import Position, ScopeExposure
+from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.overview import share_of_cap
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 NONE = "\N{EN DASH}"
+UNTIL_KNOWN = "until known"
 _CENT = Decimal("0.01")
 _TAGS_WITHOUT_NAMES = ("venue", "symbol", "strategy")
 
@@ -85,9 +87,34 @@ def moment(value: datetime) -> str:
     return f"{value.astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
-def seconds_left(position: Position, now: datetime) -> float:
-    """Return the seconds until the hold expires, 0 when its time is over."""
-    return 0.0 if position.expires_at is None else max((position.expires_at - now).total_seconds(), 0.0)
+def seconds_left(position: Position, now: datetime) -> float | None:
+    """Return the seconds until the hold expires, 0 when its time is over; None where it never ends by time."""
+    return None if position.expires_at is None else max((position.expires_at - now).total_seconds(), 0.0)
+
+
+def time_left(position: Position, now: datetime) -> str:
+    """Format how long the hold lasts: its time left, or `until known` where it never ends by time."""
+    left = seconds_left(position, now)
+    return UNTIL_KNOWN if left is None else duration(left)
+
+
+def leg_quantity(leg: Leg) -> str:
+    """Format the coins of a leg: those that filled, and of how many where more may fill."""
+    if not leg.unfilled:
+        return exact(leg.filled)
+    with exact_arithmetic():
+        return f"{exact(leg.filled)} of {exact(leg.filled + leg.unfilled)}"
+
+
+def leg_terms(leg: Leg) -> str:
+    """Format the rest of a leg: its kind, entry price, venue and account."""
+    price = "" if leg.price is None else f" at {exact(leg.price)}"
+    return ", ".join(part for part in (f"{leg.kind}{price}", leg.venue, leg.account) if part)
+
+
+def short(text: str | None, length: int = 40) -> str:
+    """Shorten a text of the caller to `length` characters."""
+    return NONE if text is None else text if len(text) <= length else f"{text[: length - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def duration(seconds: float) -> str:

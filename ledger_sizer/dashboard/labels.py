@@ -1,14 +1,13 @@
 """Describes a decision in one line. `explain` gives all the reasons."""
 
-import json
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
-from ledger_sizer.dashboard.formatting import clock, exact, money
+from ledger_sizer.dashboard.formatting import UNTIL_KNOWN, clock, exact, money
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.units import usd
-from ledger_sizer.rules.explain import reason_in_words
+from ledger_sizer.rules.explain import object_in, reason_in_words
+from ledger_sizer.rules.explain_position import Form, Told
 
 
 def decision_label(decision: Decision) -> str:
@@ -25,31 +24,77 @@ def actor_label(decision: Decision) -> str:
 
 
 def _reserve_label(decision: Decision) -> str:
+    more = " more" if _request(decision).get("position_id") else ""
     size = "" if decision.quantity is None else f" for {exact(decision.quantity)}"
     binding = decision.binding or ""
-    return f"{money(decision.budget)} held{size}, {_BINDING_LABELS.get(binding, f'bound by {binding}')}"
+    until = f", {UNTIL_KNOWN}" if decision.until_known else ""
+    return f"{money(decision.budget)}{more} held{size}, {_BINDING_LABELS.get(binding, f'bound by {binding}')}{until}"
 
 
-_BINDING_LABELS = {"signal_score": "sized by its score", "max_position_size_usd": "the most for one position"}
+_BINDING_LABELS = {
+    "signal_score": "sized by its score",
+    "amount_usd": "as much as it asked for",
+    "max_position_size_usd": "the most for one position",
+    "max_position_usd": "its own most for one position",
+    "max_qty": "the most of one order",
+    "max_notional": "the most of one order",
+}
 """Labels of what sized a grant where no scope did."""
 
 
-def _confirm_label(decision: Decision) -> str:
-    late = ", after its hold had expired" if _trace(decision).get("note") == "late_fill" else ""
-    return f"filled {exact(decision.quantity)}, counts {money(usd(decision.record.open_delta_e8))}{late}"
+def _fill_label(decision: Decision) -> str:
+    told = _told(decision)
+    if told.trace.get("note") == "known":
+        return "filled as known already, nothing changed"
+    request, after = told.request, told.after
+    in_all = f", {exact(Decimal(request['filled_quantity']))} in all" if "filled_quantity" in request else ""
+    rest = ""
+    if after is not None and after.pending:
+        rest = ", the rest stays held" if after.unfilled is None else f", {exact(after.unfilled)} to fill"
+    counts = f"counts {money(told.open_change)}"
+    return f"filled {exact(decision.quantity)}{in_all}, {counts}{_moved_words(told)}{rest}{_late_words(told)}"
+
+
+def _late_words(told: Told) -> str:
+    if told.trace.get("note") != "late_fill":
+        return ""
+    ended = told.trace.get("ended", "expired")
+    if ended == "closed":
+        return ", after its position was closed"
+    return f", after its hold had {'been released' if ended == 'released' else 'expired'}"
+
+
+def _moved_words(told: Told) -> str:
+    left, entered = told.scopes_left, told.scopes_entered
+    return (f", no more in {left}" if left else "") + (f", now in {entered}" if entered else "")
 
 
 def _release_label(decision: Decision) -> str:
-    size = "" if decision.quantity is None else f"closed {exact(decision.quantity)}, "
-    return f"{size}{_freed_usd(decision)} given back"
+    closed = f"closed {exact(decision.quantity)}, " if decision.record.open_delta_e8 else ""
+    return f"{closed}{_freed_usd(decision)} given back"
 
 
 def _extend_label(decision: Decision) -> str:
+    if decision.until_known:
+        return "held until the fate of its order is known"
     return "" if decision.expires_at is None else f"hold now ends at {clock(decision.expires_at)}Z"
 
 
 def _expire_label(decision: Decision) -> str:
-    return f"hold ran out unconfirmed, {_freed_usd(decision)} given back"
+    what = "hold ran out unconfirmed" if _told(decision).after is None else "the rest of its hold ran out"
+    return f"{what}, {_freed_usd(decision)} given back"
+
+
+def _retag_label(decision: Decision) -> str:
+    told = _told(decision)
+    return f"{decision.position_id}{_moved_words(told) or ' has its tags already'}{_note(told.request)}"
+
+
+def _reprice_label(decision: Decision) -> str:
+    told = _told(decision)
+    change = told.open_change
+    how = "no more than before" if not change else f"{money(change.copy_abs())} {'more' if change > 0 else 'less'}"
+    return f"{decision.position_id} counts {exact(Decimal(told.request['price']))} a coin, {how}{_note(told.request)}"
 
 
 def _adopt_label(decision: Decision) -> str:
@@ -102,10 +147,13 @@ def _step_back_label(decision: Decision) -> str:
 
 _LABELS = {
     "reserve": _reserve_label,
-    "confirm": _confirm_label,
+    "confirm": _fill_label,
+    "fill": _fill_label,
     "release": _release_label,
     "extend": _extend_label,
     "expire": _expire_label,
+    "retag": _retag_label,
+    "reprice": _reprice_label,
     "adopt": _adopt_label,
     "set_cap": _set_cap_label,
     "halt": _halt_label,
@@ -127,15 +175,13 @@ def _added_usd(decision: Decision) -> str:
     return money(usd(decision.record.held_delta_e8 + decision.record.open_delta_e8))
 
 
-def _note(request: dict[str, Any]) -> str:
+def _note(request: Form) -> str:
     return f": {request['note']}" if request.get("note") else ""
 
 
-def _request(decision: Decision) -> dict[str, Any]:
-    form: dict[str, Any] = json.loads(decision.request)
-    return form
+def _request(decision: Decision) -> Form:
+    return _told(decision).request
 
 
-def _trace(decision: Decision) -> dict[str, Any]:
-    form: dict[str, Any] = json.loads(decision.trace)
-    return form
+def _told(decision: Decision) -> Told:
+    return Told(decision, object_in(decision.request), object_in(decision.trace))

@@ -204,25 +204,25 @@ def _reconciliation(detail: "Detail") -> "RenderableType":
 def _holds(detail: "Detail", now: datetime, rows: int) -> "Table":
     table = _table(f"reservations {detail.held_count:,}", "for", "held", "time left", right=("held", "time left"))
     for position in detail.held.items[:rows]:
-        left = formatting.seconds_left(position, now)
         table.add_row(
             position.position_id,
             _plain(formatting.tags(position)),
             formatting.money(position.held),
-            formatting.duration(left),
+            formatting.time_left(position, now),
         )
     return table
 
 
 def _positions(detail: "Detail", now: datetime, rows: int) -> "Table":
-    right = ("counts", "age")
-    table = _table(f"open positions {detail.open_count:,}", "for", "counts", "legs", "age", right=right)
+    right = ("counts", "held", "age")
+    table = _table(f"open positions {detail.open_count:,}", "for", "counts", "held", "legs", "age", right=right)
     for position in detail.open.items[:rows]:
-        legs = ", ".join(f"{leg.side} {formatting.exact(leg.quantity)} {leg.symbol}" for leg in position.legs)
-        age = formatting.duration((now - position.opened_at).total_seconds())
+        legs = ", ".join(f"{leg.side} {formatting.leg_quantity(leg)} {leg.symbol}" for leg in position.legs)
         table.add_row(
-            position.position_id, _plain(formatting.tags(position)), formatting.money(position.open), _plain(legs), age
-        )
+            position.position_id, _plain(formatting.tags(position)), formatting.money(position.open),
+            formatting.money(position.held if position.pending else None), _plain(legs),
+            formatting.duration((now - position.opened_at).total_seconds()),
+        )  # fmt: skip
     return table
 
 

@@ -113,6 +113,9 @@ def _make_environment() -> Environment:
         formatting.clock,
         formatting.moment,
         formatting.duration,
+        formatting.leg_quantity,
+        formatting.leg_terms,
+        formatting.short,
         formatting.tags,
         decision_label,
         actor_label,
@@ -128,6 +131,7 @@ def _make_environment() -> Environment:
         href=href,
         page_of=page_of,
         seconds_left=formatting.seconds_left,
+        time_left=formatting.time_left,
         status_label=formatting.status_label,
         version=__version__,
     )

@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
 from ledger_sizer.exchanges.instrument_cache import read_current
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.errors import InvalidRequest, LedgerError
 from ledger_sizer.model.instruments import InstrumentInfo, MarketRules, instrument_from_json
 from ledger_sizer.model.legs import LegPlan, plan_from_json
+from ledger_sizer.model.units import parse_decimal
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import decision_by_key
-from ledger_sizer.storage.tables import DecisionRow, PortfolioRow
+from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow
 
 CACHE_SECONDS = 5
 """How long a process caches rules, and so may use them after another process recorded newer ones."""
@@ -115,17 +116,28 @@ class InstrumentResolver:
 
     def _with_legs_of_position(self, command: Reserve) -> Reserve:
         """Return the command with the legs that its position was reserved with, where these are still in the tables."""
-        query = select(DecisionRow.request).join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id)
-        query = query.where(PortfolioRow.name == command.portfolio, DecisionRow.seq == command.number)
         with read_transaction(self._engine) as connection:
-            recorded = connection.execute(query.where(DecisionRow.command == Reserve.verb)).scalar()
+            recorded = _reservation_of(connection, command.portfolio, command.number)
         request = {} if recorded is None else json.loads(recorded)
         if "legs" in request:
             return replace(command, legs=tuple(_named_again(plan_from_json(form)) for form in request["legs"]))
         if "spot_instrument" not in request:
             return command
         spot, perp = [_name_or_rules(instrument_from_json(request[name])) for name in _INSTRUMENTS]
-        return replace(command, spot_instrument=spot, perp_instrument=perp)
+        fee_rate = command.spot_fee_rate
+        if fee_rate is None and "spot_fee_rate" in request:
+            fee_rate = parse_decimal(request["spot_fee_rate"])
+        return replace(command, spot_instrument=spot, perp_instrument=perp, spot_fee_rate=fee_rate)
+
+
+def _reservation_of(connection: Connection, portfolio: str, number: int | None) -> str | None:
+    """Return the request of the reservation that made a position, or made the ended one whose late fill it records."""
+    late = select(PositionRow.origin).join(PortfolioRow, PortfolioRow.id == PositionRow.portfolio_id)
+    origin = connection.execute(late.where(PortfolioRow.name == portfolio, PositionRow.number == number)).scalar()
+    query = select(DecisionRow.request).join(PortfolioRow, PortfolioRow.id == DecisionRow.portfolio_id)
+    query = query.where(PortfolioRow.name == portfolio, DecisionRow.seq == (origin or number))
+    found: str | None = connection.execute(query.where(DecisionRow.command == Reserve.verb)).scalar()
+    return found
 
 
 def _with_rules(command: Reserve, rules_of: RulesOf) -> Reserve:

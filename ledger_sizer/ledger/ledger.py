@@ -24,9 +24,11 @@ from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive
 from ledger_sizer.ledger.committer import Committer, Observe
 from ledger_sizer.ledger.groups import all_answers, group_of, group_of_one, only_decision
 from ledger_sizer.ledger.reads import LedgerReads
+from ledger_sizer.ledger.release_all import ReleaseAllMethods
 from ledger_sizer.ledger.sweep import sweep_in_slices
 from ledger_sizer.ledger.writer import Writer
 from ledger_sizer.model.caller import DEFAULT_CLIENT, Caller, caller_var, embedded_caller
+from ledger_sizer.model.choices import OnUnknown
 from ledger_sizer.model.commands import AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.errors import Closed, Unavailable
@@ -64,7 +66,7 @@ def _open_store(engine: Engine, settings: AppSettings, guard: ClockGuard) -> Wri
     return PostgresStore(engine, guard, lock_timeout_seconds=settings.ledger.busy_timeout_seconds)
 
 
-class Ledger(LedgerReads, Verbs, AsyncVerbs, HoldMethod):
+class Ledger(ReleaseAllMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
     """One open ledger. Safe to share between threads and event loops; not across a fork.
 
     Every verb returns a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the same
@@ -177,9 +179,9 @@ class Ledger(LedgerReads, Verbs, AsyncVerbs, HoldMethod):
         group = group_of(resolved, self.caller, atomic=atomic)
         return all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic=atomic)
 
-    def hold_async(self, **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
+    def hold_async(self, *, on_unknown: OnUnknown = "keep", **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """`hold`, for `async with`."""
-        return hold_async(self, lambda name: asyncio.to_thread(self.position, name), request)
+        return hold_async(self, lambda name: asyncio.to_thread(self.position, name), on_unknown, request)
 
     def sweep(self, portfolio: str | None = None) -> int:
         """Expire the overdue holds of one portfolio, or of all. Return how many were freed.

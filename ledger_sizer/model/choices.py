@@ -4,14 +4,16 @@ from typing import Literal, get_args
 
 Outcome = Literal["granted", "denied", "applied"]
 PositionState = Literal["held", "open", "closed", "released", "expired"]
-PositionFilter = Literal[PositionState, "live"]
-"""`live`: held or open."""
+PositionFilter = Literal[PositionState, "live", "until_known"]
+"""`live`: held or open. `until_known`: live, with a hold that never ends by time."""
 Status = Literal["active", "reducing", "halted"]
 HaltMode = Literal["halted", "reducing"]
 MarketKind = Literal["spot", "swap", "future"]
 """`swap`: a perpetual contract. `future`: a contract with a date of delivery."""
 Rest = Literal["free", "hold"]
 """What becomes of the rest of a hold when a part of it fills."""
+OnUnknown = Literal["keep", "release"]
+"""What becomes of a hold where a failed block leaves the fate of an order unknown."""
 Side = Literal["buy", "sell"]
 Role = Literal["read", "trade", "admin"]
 """In ascending order: each role may do what the ones before it may; `admin` may do everything."""

@@ -112,14 +112,14 @@ def _list_of(kind: type[Any], value: object, name: str, example: str) -> tuple[A
     """Return 1 to 16 objects of a class as a tuple, else raise."""
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         raise InvalidRequest(
-            f"{name} must be a list of {kind.__name__}, such as [{example}], got {value!r}", field=name
+            f"{name} must be a list of {kind.__name__}, such as [{example}], got {value!r:.100}", field=name
         )
     if not 1 <= len(value) <= LEGS_MAX:
         raise InvalidRequest(f"1 to {LEGS_MAX} {name}, got {len(value)}", field=name)
     for number, one in enumerate(value):
         if not isinstance(one, kind):
             raise InvalidRequest(
-                f"{name} must be a list of {kind.__name__}, such as [{example}], got {one!r} in it",
+                f"{name} must be a list of {kind.__name__}, such as [{example}], got {one!r:.100} in it",
                 field=f"{name}.{number}",
             )
     return tuple(value)

@@ -12,10 +12,10 @@ DENIALS = {
         "The ledger and the exchange do not agree",
         "{binding} is not known to agree with the exchange, so nothing new is granted there",
     ),
-    "cap_exceeded": ("The cap leaves nothing", "the cap of {binding} leaves nothing"),
+    "cap_exceeded": ("The cap leaves too little", "the cap of {binding} leaves too little"),
     "below_min_qty": (
         "What is left buys less than the smallest quantity",
-        "what {binding} leaves buys less than the smallest quantity both legs accept",
+        "what {binding} leaves buys less than the smallest quantity that every leg accepts",
     ),
     "below_min_notional": (
         "What is left is below the smallest order value",

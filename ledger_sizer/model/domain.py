@@ -76,9 +76,10 @@ class Position(NamedTuple):
     @property
     def unfilled(self) -> Decimal | None:
         """Coins granted and not filled; None for the hold of a plain budget."""
-        if self.fills is None:
-            return self.quantity if self.state == "held" else Decimal(0)
-        return Decimal(0) if self.fills.unfilled is None and not self.pending else self.fills.unfilled
+        if self.fills is None and self.state == "held":
+            return self.quantity
+        unfilled = None if self.fills is None else self.fills.unfilled
+        return Decimal(0) if unfilled is None and not self.pending else unfilled
 
     @property
     def cost(self) -> Decimal:

@@ -171,6 +171,17 @@ def order_of(leg: Leg) -> OrderLeg:
     return OrderLeg(leg.venue, leg.account, leg.symbol, leg.kind, leg.side, quantity, price, amount, order_cost)
 
 
+def order_to_json(order: OrderLeg) -> dict[str, Any]:
+    """Convert one order of a grant to JSON, decimals as text."""
+    return {name: decimal_text(one) if isinstance(one, Decimal) else one for name, one in order._asdict().items()}
+
+
+def order_from_json(form: Mapping[str, Any]) -> OrderLeg:
+    """Convert the output of `order_to_json` back. Names that it does not know are left out."""
+    figures = {name: _optional(form[name]) for name in ("quantity", "price", "order_amount", "order_cost")}
+    return OrderLeg(**{name: form[name] for name in OrderLeg._fields} | figures)
+
+
 # --- stored text -------------------------------------------------------------------------------------------------
 
 

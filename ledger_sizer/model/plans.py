@@ -12,7 +12,7 @@ from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo
 from ledger_sizer.model.legs import LegPlan
 from ledger_sizer.model.tags import Tags
-from ledger_sizer.model.units import shown
+from ledger_sizer.model.units import exact_arithmetic, exact_decimal, shown
 
 
 class Plan(NamedTuple):
@@ -34,6 +34,12 @@ def pair_plans(
     Raises `InvalidRequest` for two markets that are no hedge.
     """
     _require_pair(spot, perp)
+    if spot_fee_rate and spot.kind not in ("spot", None):
+        raise InvalidRequest(
+            f"spot_fee_rate is for a spot buy, whose fee is taken in coins; {spot.symbol} is a {spot.kind}: leave it "
+            "out",
+            field="spot_fee_rate",
+        )
     first: MarketKind = spot.kind or "spot"
     second: MarketKind = perp.kind or "swap"
     return (
@@ -48,6 +54,11 @@ def _require_pair(spot: InstrumentInfo, perp: InstrumentInfo) -> None:
         raise InvalidRequest(
             f"perp_instrument is sold and must be a contract, like bybit:BTC/USDT:USDT; {perp.symbol} is a spot "
             "market. To sell coins, give legs=[LegPlan(...), ...]",
+            field="perp_instrument",
+        )
+    if (spot.venue, spot.symbol) == (perp.venue, perp.symbol):
+        raise InvalidRequest(
+            f"spot_instrument and perp_instrument are both {perp.symbol}: buying and selling one market is no position",
             field="perp_instrument",
         )
     _require_one_asset(
@@ -85,7 +96,16 @@ def leg_plans(legs: Sequence[LegPlan], price: Decimal | None) -> tuple[Plan, ...
                 f"{name}.fee_rate is for a spot buy, whose fee is taken in coins; leave it out for a {kind} {leg.side}",
                 field=f"{name}.fee_rate",
             )
-        plans.append(Plan(instrument, leg.side, kind, _price(leg, instrument, price, name), leg.fee_rate, leg.account))
+        plans.append(
+            Plan(
+                instrument,
+                leg.side,
+                kind,
+                _price(leg, instrument, price, legs[0].price, name),
+                leg.fee_rate or None,
+                leg.account,
+            )
+        )
     return tuple(plans)
 
 
@@ -94,7 +114,10 @@ def _instrument(leg: LegPlan) -> InstrumentInfo:
     return leg.instrument
 
 
-def _price(leg: LegPlan, instrument: InstrumentInfo, price: Decimal | None, name: str) -> Decimal:
+def _price(
+    leg: LegPlan, instrument: InstrumentInfo, price: Decimal | None, first: Decimal | None, name: str
+) -> Decimal:
+    """Return the price of a leg: its own, else `price`. first: of the first leg, compared where there is no other."""
     if leg.price is None:
         if price is None:
             raise InvalidRequest(
@@ -102,9 +125,10 @@ def _price(leg: LegPlan, instrument: InstrumentInfo, price: Decimal | None, name
                 field="price",
             )
         return price
-    if price is not None and not (price <= 2 * leg.price and leg.price <= 2 * price):
+    near, whose = (price, "the price") if price is not None else (first, "that of legs.0,")
+    if near is not None and not (near <= 2 * leg.price and leg.price <= 2 * near):
         raise InvalidRequest(
-            f"{name}.price {shown(leg.price)} is not near the price {shown(price)}: both are USD per coin, also where "
+            f"{name}.price {shown(leg.price)} is not near {whose} {shown(near)}: both are USD per coin, also where "
             f"the market counts in other units ({instrument.symbol} has multiplier {shown(instrument.multiplier)} and "
             f"contract_size {shown(instrument.contract_size)})",
             field=f"{name}.price",
@@ -119,6 +143,8 @@ def _asset(instrument: InstrumentInfo, asset: str | None, name: str) -> str | No
             instrument.require_linear()  # the caller says that the name has no factor
         else:
             instrument.require_usable()
+        with exact_arithmetic():
+            exact_decimal(instrument.qty_step * instrument.unit, "qty_step")
     return asset or instrument.asset
 
 

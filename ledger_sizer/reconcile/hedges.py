@@ -156,8 +156,9 @@ def unhedged_positions(ledger_side: LedgerSide, tolerance: Decimal) -> tuple[lis
         market = Market("", "", one.position.position_id, "")
         if not planned or market in ledger_side.moving:
             continue
-        if off - one.more_sold <= 0 <= off + one.more_bought or one.largest <= one.reachable:
-            moving.add(market)  # its orders may still make it equal
+        may_be_equal = off - one.more_sold <= 0 <= off + one.more_bought or one.largest <= one.reachable
+        if may_be_equal and (one.more_bought or one.more_sold):
+            moving.add(market)
         else:
             bare[number] = one
     found = []

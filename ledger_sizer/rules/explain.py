@@ -10,12 +10,14 @@ from typing import Any
 
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.denials import DENIALS, DESK_BINDING, GROUP_DENIED
+from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.instruments import instrument_from_json
 from ledger_sizer.model.legs import plan_from_json
-from ledger_sizer.model.plans import Plan, leg_plans, pair_plans
+from ledger_sizer.model.plans import Plan, leg_plans
 from ledger_sizer.model.times import from_us, time_text
-from ledger_sizer.model.units import decimal_text, usd, usd_floor_e8, usd_text
+from ledger_sizer.model.units import decimal_text, parse_decimal, usd, usd_ceil_e8, usd_floor_e8, usd_text
 from ledger_sizer.rules.bounds import bounds
+from ledger_sizer.rules.explain_position import Told, position_data, position_lines
 from ledger_sizer.rules.leg_sizing import match_legs
 from ledger_sizer.rules.state import ScopeState
 from ledger_sizer.rules.trace import read_scope
@@ -34,28 +36,32 @@ class Explanation:
 
 
 def explain(decision: Decision) -> Explanation:
-    """Explain a decision: the request, each step of the formula, each scope's headroom, the binding constraint."""
-    request = json.loads(decision.request)
-    trace = json.loads(decision.trace)
-    group = trace.get("group")
-    trace = trace if group is None else group["tried"]
+    """Explain a decision: the request, each step of the formula, each scope's headroom, the binding constraint.
+
+    Also one of a version before, whose request would be refused today.
+    """
+    request, whole_trace = object_in(decision.request), object_in(decision.trace)
+    group = whole_trace.get("group")
+    trace = whole_trace if group is None else group["tried"]
+    told = Told(decision, request, trace)
     states = [_scope_state(row) for row in trace.get("scopes", ())]
     scopes = [_scope_data(state) for state in states]
     steps = _sizing_steps(decision, request, trace)
     largest = _largest_grantable(request, trace, states, decision.record.decided_us)
     version = _settings_version(trace.get("policy"))
     lines = [_headline(decision), *_group_lines(decision, group)]
+    if decision.reference is not None:
+        lines.append(f"Reference: {decision.reference}")
     lines += [step["words"] for step in steps]
     if "desk" in trace:
         lines.append(f"The desk is {trace['desk']}, and so is every portfolio.")
     lines += [_scope_line(scope) for scope in scopes]
-    lines += _match_lines(trace.get("match"))
+    lines += _match_lines(decision, trace.get("match"))
+    lines += position_lines(told)
     if largest is not None:
         lines.append(_largest_line(largest))
     if version is not None:
         lines.append(f"Settings version: {version}.")
-    if trace.get("note") == "late_fill" and decision.outcome != "denied":
-        lines.append("The hold had expired before the fill: the fill is a fact, so it was recorded as a new position.")
     lines.append(
         f"Exposure of {decision.portfolio}: {_money(decision.exposure_before)} before, "
         f"{_money(decision.exposure_after)} after."
@@ -70,6 +76,9 @@ def explain(decision: Decision) -> Explanation:
         "binding": decision.binding,
         "position_id": decision.position_id,
         "decided_at": time_text(decision.decided_at),
+        "expires_at": None if decision.expires_at is None else time_text(decision.expires_at),
+        "until_known": decision.until_known,
+        "reference": decision.reference,
         "request": request,
         "fraction": _text(decision.fraction),
         "raw_budget": _text(decision.raw_budget),
@@ -83,6 +92,7 @@ def explain(decision: Decision) -> Explanation:
         "match": trace.get("match"),
         "note": trace.get("note"),
         "group": None if group is None else {"denied_by": group.get("denied_by")},
+        **position_data(told),
         "exposure_before": decimal_text(decision.exposure_before),
         "exposure_after": decimal_text(decision.exposure_after),
         "hash": decision.hash,
@@ -90,9 +100,35 @@ def explain(decision: Decision) -> Explanation:
     return Explanation(decision, "\n".join(lines), data)
 
 
+def object_in(text: str) -> dict[str, Any]:
+    """Return the object in a recorded text; an empty one where it holds none, so that a damaged row can be read."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if type(found) is dict else {}
+
+
 def reason_in_words(decision: Decision) -> str:
     """Return the denial reason as the end of a sentence; empty for a decision that was not denied."""
-    return _reason_in_words(decision.reason or "", decision.binding)
+    left_e8 = _left_by_cap(decision) if decision.reason == "cap_exceeded" else None
+    if left_e8 is None:
+        return _reason_in_words(decision.reason or "", decision.binding)
+    if left_e8 <= 0:
+        return f"the cap of {decision.binding} leaves nothing"
+    enough = "the position counts" if decision.command == "retag" else "the smallest order needs"
+    if decision.command == "reserve" and "min_notional_usd" in object_in(decision.request):
+        enough = "the smallest order needs, or the request wants at least"
+    return f"the cap of {decision.binding} leaves {usd_text(left_e8)} USD, less than {enough}"
+
+
+def _left_by_cap(decision: Decision) -> int | None:
+    """Return what the cap left that denied, 1e-8 USD; None where that is not recorded."""
+    trace = object_in(decision.trace)
+    trace = trace["group"]["tried"] if "group" in trace else trace
+    states = {state.name: state for state in map(_scope_state, trace.get("scopes", ()))}
+    found = states.get(decision.binding or "")
+    return None if found is None else found.headroom_e8
 
 
 def _reason_in_words(reason: str, binding: str | None) -> str:
@@ -131,23 +167,45 @@ def _sizing_steps(decision: Decision, request: dict[str, Any], trace: dict[str, 
     policy = trace.get("policy")
     if policy is None:
         return []
-    most = policy["max_position_size_usd"]
-    score = request.get("signal_score")
-    if policy["enabled"] and score is not None:
-        low, high = policy["min_allocation_fraction"], policy["max_allocation_fraction"]
-        line = f"Fraction: {low} + ({high} - {low}) x score {score} = {_text(decision.fraction)}."
+    most, whose = _most_of_one(request, policy)
+    asked = request.get("amount_usd")
+    if asked is not None:
+        steps = [{"step": "amount_usd", "value": asked, "words": f"Amount asked for: {asked} USD."}]
     else:
-        why = "the request has no score" if policy["enabled"] else "dynamic sizing is off"
-        line = f"Flat size: {why}, so the fraction is 1."
-    fraction, raw = _text(decision.fraction), _text(decision.raw_budget)
-    steps = [
-        {"step": "fraction", "value": fraction, "words": line},
-        {"step": "raw_budget", "value": raw, "words": f"Raw budget: {most} USD x {fraction} = {raw} USD."},
-    ]
+        line = _fraction_words(decision, request, policy)
+        fraction, raw = _text(decision.fraction), _text(decision.raw_budget)
+        steps = [
+            {"step": "fraction", "value": fraction, "words": line},
+            {"step": "raw_budget", "value": raw, "words": f"Raw budget: {most} USD x {fraction} = {raw} USD."},
+        ]
+    if asked is not None or "max_position_usd" in request:
+        words = f"The most for one position: {most} USD, by {whose}."
+        steps.insert(0, {"step": whose, "value": most, "words": words})
+    if "grows" in trace:
+        counts = usd_text(trace["grows"]["held"] + trace["grows"]["open"])
+        words = f"The position counts {counts} USD of that already."
+        steps.append({"step": "counts_already", "value": counts, "words": words})
     if "available_balance" in request:
         balance = request["available_balance"]
         steps.append({"step": "available_balance", "value": balance, "words": f"Available balance: {balance} USD."})
     return steps
+
+
+def _fraction_words(decision: Decision, request: Mapping[str, Any], policy: Mapping[str, Any]) -> str:
+    score = request.get("signal_score")
+    if policy["enabled"] and score is not None:
+        low, high = policy["min_allocation_fraction"], policy["max_allocation_fraction"]
+        return f"Fraction: {low} + ({high} - {low}) x score {score} = {_text(decision.fraction)}."
+    why = "the request has no score" if policy["enabled"] else "dynamic sizing is off"
+    return f"Flat size: {why}, so the fraction is 1."
+
+
+def _most_of_one(request: Mapping[str, Any], policy: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the most that one position may be, USD, and what says so: the settings, or the request where lower."""
+    most, own = policy["max_position_size_usd"], request.get("max_position_usd")
+    if own is not None and parse_decimal(own) < parse_decimal(most):
+        return own, "max_position_usd"
+    return most, "max_position_size_usd"
 
 
 def _largest_grantable(
@@ -155,9 +213,10 @@ def _largest_grantable(
 ) -> dict[str, Any] | None:
     """Return the largest budget (USD) and quantity that any score could have been granted; None unless a reservation.
 
-    The budget is min(per-position maximum, headroom of every scope, available balance), and 0 where the desk or a scope
-    is not active, or a scope not reconciled. `binding` names the first of these that is the least. The request's own
-    `min_notional_usd` is ignored, so that the figure shows what it would have had to be.
+    It is the least of: the per-position maximum less what the position counts already, the headroom of every scope,
+    the available balance, what the legs accept; and 0 where the desk or a scope is not active, or a scope not
+    reconciled, or where that is too little for the legs. `binding` names the one that decided. The request's own
+    `min_notional_usd` and `amount_usd` are ignored, so that the figure shows what they would have had to be.
     """
     policy = trace.get("policy")
     if policy is None:
@@ -170,28 +229,40 @@ def _largest_grantable(
         for scope in scopes
     ]
     balance = Decimal(request["available_balance"]) if "available_balance" in request else None
-    most_e8 = usd_floor_e8(Decimal(policy["max_position_size_usd"]))
+    most, whose = _most_of_one(request, policy)
+    grows = trace.get("grows", {})
+    most_e8 = usd_floor_e8(parse_decimal(most)) - grows.get("held", 0) - grows.get("open", 0)
     desk = [(DESK_BINDING, 0)] if "desk" in trace else []
-    limits = [("max_position_size_usd", most_e8), *desk, *bounds(scopes, balance)]
+    limits = [(whose, most_e8), *desk, *bounds(scopes, balance)]
     budget_e8, binding = min(((max(amount, 0), name) for name, amount in limits), key=itemgetter(0))
-    budget = usd(budget_e8)
     quantity = None
     plans = _plans_in(request)
-    if budget and plans:
-        quantity = match_legs(budget, plans).quantity
-    return {"budget": decimal_text(budget), "quantity": _text(quantity), "binding": binding}
+    if budget_e8 and plans:
+        matched = match_legs(usd(budget_e8), plans)
+        quantity, binding = matched.quantity, matched.binding or binding
+        budget_e8 = 0 if matched.notional_usd is None else usd_ceil_e8(matched.notional_usd)
+    return {"budget": usd_text(budget_e8), "quantity": _text(quantity), "binding": binding}
 
 
 def _plans_in(request: Mapping[str, Any]) -> tuple[Plan, ...]:
-    """Return the legs that a recorded reservation asked for."""
+    """Return the legs that a recorded reservation asked for; none where they cannot be read.
+
+    Versions before recorded pairs that are refused today, such as BTC with ETH. They are sized as they were then.
+    """
     price = Decimal(request["price"]) if "price" in request else None
-    if "legs" in request:
-        return leg_plans([plan_from_json(form) for form in request["legs"]], price)
-    if price is None or "spot_instrument" not in request:
+    try:
+        if "legs" in request:
+            return leg_plans([plan_from_json(form) for form in request["legs"]], price)
+        if price is None or "spot_instrument" not in request:
+            return ()
+        spot, perp = [instrument_from_json(request[name]) for name in ("spot_instrument", "perp_instrument")]
+    except (LedgerError, KeyError, TypeError, AttributeError):
         return ()
-    spot, perp = [instrument_from_json(request[name]) for name in ("spot_instrument", "perp_instrument")]
     fee_rate = Decimal(request["spot_fee_rate"]) if "spot_fee_rate" in request else None
-    return pair_plans(spot, perp, price, fee_rate)
+    return (
+        Plan(spot, "buy", spot.kind or "spot", price, fee_rate or None, None),
+        Plan(perp, "sell", perp.kind or "swap", price, None, None),
+    )
 
 
 def _largest_line(largest: Mapping[str, Any]) -> str:
@@ -238,11 +309,19 @@ def _scope_line(scope: dict[str, Any]) -> str:
     return f"Scope {scope['scope']}: cap {scope['cap']}, {counted}, headroom {scope['headroom']} USD{status}."
 
 
-def _match_lines(match: dict[str, str] | None) -> list[str]:
+def _match_lines(decision: Decision, match: Mapping[str, str] | None) -> list[str]:
+    """Say what the budget buys, and what is left of that by the legs' maxima, with its worth."""
     if match is None:
         return []
     line = f"Quantity: {match['raw_quantity']} at the common step {match['step']}"
-    return [f"{line}, worth {match['notional_usd']} USD." if "notional_usd" in match else f"{line}: not valid."]
+    worth, cut = match.get("notional_usd"), match.get("binding")
+    if worth is None:
+        return [f"{line}: not valid."]
+    if cut is None:
+        return [f"{line}, worth {worth} USD."]
+    # A denied reservation records no quantity.
+    left = "a quantity" if decision.quantity is None else f"{decimal_text(decision.quantity)},"
+    return [f"{line}; {cut} leaves {left} worth {worth} USD."]
 
 
 def _text(value: Decimal | None) -> str | None:

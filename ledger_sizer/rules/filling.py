@@ -67,6 +67,8 @@ def fill_position(
     keep_rest: whether the rest stays held, as long as there is one.
     """
     before = _open_quantity(position)
+    if before and not position.legs:
+        legs = None  # what filled before named no legs: beside it, these would count as if they were all
     with exact_arithmetic():
         if legs is not None:
             after_legs = _fill_named(position, legs, cost / quantity)
@@ -143,7 +145,7 @@ def _fill_named(position: Position, filled: Sequence[Leg], price: Decimal) -> tu
     """Fill the legs that are named. One that was not planned joins them."""
     legs = list(_with_prices(position))
     for fill in filled:
-        place = _place_of(legs, fill)
+        place = place_of(legs, fill)
         cost = fill.quantity * (fill.price or price)
         if place is None:
             legs.append(_fill_leg(replace(fill, price=None, fills=LegFills()), fill.quantity, cost, _ZERO, _ZERO))
@@ -157,8 +159,14 @@ def _fill_named(position: Position, filled: Sequence[Leg], price: Decimal) -> tu
     return tuple(legs)
 
 
-def _place_of(legs: Sequence[Leg], fill: Leg) -> int | None:
-    """Return the place of the leg that a fill names. An account or a venue that one of the two lacks fits any."""
+def place_of(legs: Sequence[Leg], fill: Leg) -> int | None:
+    """Return the place of the leg that a fill names: the one of its market, else one that fits.
+
+    An account or a venue that one of the two lacks fits any.
+    """
+    exact = next((place for place, leg in enumerate(legs) if leg.market == fill.market), None)
+    if exact is not None:
+        return exact
     for place, leg in enumerate(legs):
         same = (leg.symbol, leg.kind, leg.side) == (fill.symbol, fill.kind, fill.side)
         account = leg.account is None or fill.account is None or leg.account == fill.account
@@ -287,7 +295,9 @@ def _closed_leg(leg: Leg, quantity: Decimal, left: Decimal) -> Leg | None:
     if not units:
         planned = LegFills(fills.unfilled, fills.unfilled_usd)
         return leg.filled_at(fills.unfilled, None, planned) if fills.unfilled else None
-    cost = None if fills.cost is None else share_of(fills.cost, left, quantity)
+    cost: Decimal | None = share_of(leg.cost, left, quantity)
+    if fills.cost is None and leg.price is not None and units * leg.price == cost:
+        cost = None
     value = None if fills.value is None else share_of(fills.value, left, quantity)
     return leg.filled_at(units, leg.price, _leg_fills(fills.unfilled, fills.unfilled_usd, cost, value))
 
@@ -318,13 +328,13 @@ def grow_position(
     """Return a live position with a further grant: `quantity` coins in these orders, or a budget in 1e-8 USD."""
     expires_us = max(position.expires_us or 0, expires_us) if position.pending else expires_us
     after = position.changed(expires_us=expires_us)
-    if quantity is None:
-        return after.changed(held_e8=position.held_e8 + budget_e8)
+    if quantity is None or (position.pending and position.unfilled is None):
+        return after.changed(held_e8=position.held_e8 + budget_e8)  # a plain budget stays one
     with exact_arithmetic():
         unfilled = (position.unfilled or _ZERO) + quantity
         legs = list(_with_prices(position))
         for order in orders:
-            place = _place_of(legs, order)
+            place = place_of(legs, order)
             assert place is not None and order.fills is not None, "the orders of a growth are in its position's markets"
             legs[place] = _planned_more(legs[place], order.fills)
         if position.state == "held" and position.fills is None:

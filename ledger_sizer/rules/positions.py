@@ -91,7 +91,7 @@ def _position_to_fill(state: PortfolioState, position: Position) -> Position | N
         return position
     if position.state in _ENDED_HOLD or (position.state == "closed" and _may_fill_again(position)):
         late = [state.positions[number] for number in state.late_fills.get(position.number, ())]
-        return next((one for one in late if one.state == "open" and _may_fill_again(one)), None)
+        return next((one for one in late if one.pending or (one.state == "open" and _may_fill_again(one))), None)
     position.require("held", "confirm")
     raise AssertionError("a held position is pending")
 
@@ -117,8 +117,10 @@ def _unfilled_leg(leg: Leg) -> Leg:
 
 def _filled(state: PortfolioState, before: Position, after: Position, quantity: Decimal, *, simple: bool) -> Verdict:
     """Return the verdict of a fill. simple: the request says quantity and price of the position after it."""
-    late = before.origin is not None and before.number > state.last_seq
-    verdict = _applied(state, before, after, note="late_fill" if late else None, entry=not simple)
+    ended = None
+    if before.origin is not None and before.number > state.last_seq:
+        ended = state.positions[before.origin].state
+    verdict = _applied(state, before, after, note=ended and "late_fill", ended=ended, entry=not simple)
     verdict.quantity = decimal_text(quantity)
     return verdict
 
@@ -139,7 +141,10 @@ def adopt(state: PortfolioState, command: Adopt, _now_us: int, _policy: Policy) 
 def _with_venues(tags: Tags, legs: Sequence[Leg] | None) -> Tags:
     """Return the tags with the venues where a fact says that its legs are. The batch loaded the scopes of these."""
     venues = [leg.venue for leg in legs or () if leg.venue]
-    return tags.having("venue", venues) if venues else tags
+    try:
+        return tags.having("venue", venues) if venues else tags
+    except InvalidRequest:  # tags that long fit no index; a fact is recorded all the same, without the venue
+        return tags
 
 
 def _unchanged(state: PortfolioState, position: Position) -> Verdict:
@@ -263,8 +268,9 @@ def reprice(state: PortfolioState, command: Reprice, _now_us: int, _policy: Poli
 
 
 def _applied(
-    state: PortfolioState, before: Position, after: Position, *, note: str | None = None, entry: bool = False
-) -> Verdict:
+    state: PortfolioState, before: Position, after: Position, *, note: str | None = None, ended: str | None = None,
+    entry: bool = False,
+) -> Verdict:  # fmt: skip
     """Return the verdict of a fact. entry: whether the trace tells the figures after it, as the request does not."""
     scopes = [state.scope(name) for name in _both(before.tags, after.tags)]
     _require_counters_fit(state, before, after)
@@ -276,7 +282,7 @@ def _applied(
         quantity=None if after.quantity is None else decimal_text(after.quantity),
         binding=MOVED if moved else None,
         trace=trace_text(
-            scopes, position=after, moved_from=before if moved else None, note=note,
+            scopes, position=after, moved_from=before if moved else None, note=note, ended=ended,
             entry=entry or after.fills is not None or before.fills is not None,
         ),
     )  # fmt: skip

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
-from ledger_sizer.model.choices import MarketKind, Side
 from ledger_sizer.model.command_base import ttl_us
 from ledger_sizer.model.commands import Extend, Reserve
 from ledger_sizer.model.denials import DESK_BINDING, PRECEDENCE
@@ -11,10 +10,11 @@ from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.scope_settings import NO_SETTINGS
+from ledger_sizer.model.tags import tags_of
 from ledger_sizer.model.times import UNTIL_KNOWN_US
 from ledger_sizer.model.units import decimal_text, usd, usd_ceil_e8
 from ledger_sizer.rules.bounds import bounds
-from ledger_sizer.rules.filling import grow_position
+from ledger_sizer.rules.filling import grow_position, place_of
 from ledger_sizer.rules.leg_sizing import Match, match_legs, planned_legs
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
@@ -74,7 +74,7 @@ def reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Policy
             verdict.budget_e8 = verdict.position.held_e8 - growing.held_e8
     verdict.trace = trace_text(
         scopes, desk_status=state.desk_status, policy=policy.text, match=matched, position=verdict.position,
-        orders=() if growing is None else orders, entry=growing is not None and reason is None,
+        grows=growing, orders=() if growing is None else orders, entry=growing is not None and reason is None,
     )  # fmt: skip
     return verdict
 
@@ -97,25 +97,37 @@ def _growing(state: PortfolioState, command: Reserve) -> Position:
             f"cannot reserve more of {position.position_id}: {position.state} since seq {position.updated_seq}; "
             "reserve without position_id for a new one"
         )
-    tags = command.position_tags
-    if any(not set(tags.values_of(name)) <= set(position.tags.values_of(name)) for name in tags):
+    plans = command.plans or ()
+    asked = planned_legs(plans, [_LEAST_USD] * len(plans), position.tags.only("venue") or "")
+    places = {place for leg in asked if (place := _place_in(position, leg)) is not None}
+    if not len(places) == len(asked) == len(position.legs):
         raise InvalidRequest(
-            f"tags {dict(tags)!r} are not those of {position.position_id}, {dict(position.tags)!r}; leave tags out",
-            field="tags",
-        )
-    asked = {(plan.instrument.symbol, plan.kind, plan.side) for plan in command.plans or ()}
-    has = {(leg.symbol, leg.kind, leg.side) for leg in position.legs}
-    if asked != has:
-        raise InvalidRequest(
-            f"the legs are not those of {position.position_id}: asked {_named(asked)}, it has {_named(has)}; more of a "
-            "position is of the same legs",
+            f"the legs are not those of {position.position_id}: asked {_named(asked)}, it has "
+            f"{_named(position.legs)}; more of a position is of the same legs",
             field="legs",
+        )
+    given = tags_of(command.tags)
+    if any(not set(given.values_of(name)) <= set(position.tags.values_of(name)) for name in given):
+        raise InvalidRequest(
+            f"tags {dict(given)!r} are not those of {position.position_id}, {dict(position.tags)!r}; leave tags out",
+            field="tags",
         )
     return position
 
 
-def _named(legs: set[tuple[str, MarketKind, Side]]) -> str:
-    return ", ".join(f"{side} {symbol}" for symbol, _, side in sorted(legs)) or "none"
+def _place_in(position: Position, leg: Leg) -> int | None:
+    """Return the place of a leg that is asked more of; None where the position has none of that market and account."""
+    place = place_of(position.legs, leg)
+    return place if place is not None and position.legs[place].account == leg.account else None
+
+
+def _named(legs: Sequence[Leg]) -> str:
+    """Say legs in words, in order."""
+    words = [
+        f"{leg.side} {leg.venue}{':' if leg.venue else ''}{leg.symbol}{f' in {leg.account}' if leg.account else ''}"
+        for leg in legs
+    ]
+    return ", ".join(sorted(words)) or "none"
 
 
 def _objections(

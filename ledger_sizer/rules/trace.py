@@ -8,9 +8,10 @@
  "moved": {"tags": {...}, "held": held_e8, "open": open_e8},   the tags that the position had before, and what it
                                     counted in their scopes; without it, the tags are the decision's
  "entry": {"quantity": ..., "price": ..., "expires_us": ..., "fills": {...}},   of the position after the decision
+ "grows": {"held": held_e8, "open": open_e8},   what a position counted that more is asked of
  "orders": [...],                   of more of a position: the legs of this grant
  "legs": [...],                     of the position after the decision
- "note": "late_fill", "after": [...],
+ "note": "late_fill", "ended": "expired", "after": [...],   ended: the state of the position that it filled late
  "group": {"tried": trace, "denied_by": {...}}}     of a member of a denied group: see `group_text`
 """
 
@@ -82,15 +83,18 @@ def trace_text(
     position: Position | None = None,
     moved_from: Position | None = None,
     entry: bool = False,
+    grows: Position | None = None,
     orders: Sequence[Leg] = (),
     note: str | None = None,
+    ended: str | None = None,
     after: ScopeState | None = None,
     group: str | None = None,
 ) -> str:
     """Return the trace. Built by hand: every decision writes one, and a general encoder takes three times as long.
 
     position: as the decision leaves it; entry: whether its figures are written, and not only its legs. moved_from: the
-    position before, where its tags were others.
+    position before, where its tags were others. grows: the position before, where more of it is asked. ended: the
+    state of the position that a late fill is of.
     """
     parts = [f'"scopes":[{_scope_rows(scopes)}]']
     if desk_status != "active":
@@ -105,12 +109,14 @@ def trace_text(
         )
     if entry and position is not None:
         parts.append(f'"entry":{_entry_text(position)}')
+    if grows is not None:
+        parts.append(f'"grows":{{"held":{grows.held_e8},"open":{grows.open_e8}}}')
     if orders:
         parts.append(f'"orders":{legs_text(orders)}')
     if position is not None and position.legs:
         parts.append(f'"legs":{legs_text(position.legs)}')
     if note is not None:
-        parts.append(f'"note":{_quoted(note)}')
+        parts.append(f'"note":{_quoted(note)}' + (f',"ended":"{ended}"' if ended is not None else ""))
     if after is not None:
         parts.append(f'"after":{_scope_rows([after])}')
     if group is not None:

@@ -23,6 +23,7 @@ from ledger_sizer.service.head_export import HeadExport
 from ledger_sizer.service.jobs import Jobs, archive, reconciliation, sweep
 from ledger_sizer.service.metrics import Metrics
 from ledger_sizer.service.tracing import Tracing, start_tracing
+from ledger_sizer.service.unknown_holds import UnknownHolds
 from ledger_sizer.storage.database import make_engine
 
 
@@ -85,6 +86,9 @@ def running_components(
         heads = HeadExport(ledger, writes, settings, metrics)
         if heads.wanted:
             jobs.every("heads", settings.service.heads_interval_seconds, heads)
+        unknown_holds = UnknownHolds(ledger, writes)
+        if unknown_holds.wanted:
+            jobs.every("unknown_holds", unknown_holds.look_seconds, unknown_holds)
         if settings.reconcile.enabled:
             jobs.every("reconcile", settings.reconcile.interval_seconds, reconciliation(reconciler))
         for account in {account.venue: account for account in reversed(inspector.accounts)}.values():

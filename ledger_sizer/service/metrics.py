@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from sqlalchemy import ColumnElement, Engine, Select, func, or_, select, text
+from sqlalchemy import ColumnElement, Engine, Select, and_, func, or_, select, text
 
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.command_base import TTL_SECONDS_MAX
@@ -24,7 +24,7 @@ from ledger_sizer.model.commands import EXPIRE
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
-from ledger_sizer.model.times import from_us
+from ledger_sizer.model.times import UNTIL_KNOWN_US, from_us
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.lookups import desk_status
@@ -218,6 +218,7 @@ class ExposureCollector(Collector):
             heads = connection.execute(newest).all()
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
             holds = connection.execute(_holds(now_us).where(*own)).all()
+            unknown = connection.execute(_unknown_holds().where(*own)).all()
             desk = desk_status(connection)
             newest_us = connection.execute(select(func.max(PortfolioRow.last_us)).where(*own)).scalar() or 0
         gauges = {
@@ -256,6 +257,7 @@ class ExposureCollector(Collector):
             ages.add_metric([portfolio], max(now_us - opened_us, 0) / 1_000_000)
         yield ages
         yield late
+        yield from _unknown_gauges(unknown, now_us)
         ahead = GaugeMetricFamily("ledger_clock_ahead_seconds", "How far the newest decision is ahead of the clock.")
         ahead.add_metric([], max(newest_us - now_us, 0) // 1000 / 1000)  # SQLite's clock shows whole milliseconds
         yield ahead
@@ -309,12 +311,38 @@ def _holds(now_us: int) -> Select[str, int, int]:
     """
     late_us = now_us + TTL_SECONDS_MAX * 1_000_000 + CLOCK_STEP_US_MAX
     late = or_(PositionRow.updated_us > now_us + CLOCK_STEP_US_MAX, PositionRow.expires_us > late_us)
+    late = and_(late, PositionRow.expires_us != UNTIL_KNOWN_US)
     return (
         select(PortfolioRow.name, func.min(PositionRow.opened_us), func.count().filter(late))
         .join_from(PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id)
         .where(text(PENDING))
         .group_by(PortfolioRow.name)
     )
+
+
+def _unknown_holds() -> Select[str, int, int]:
+    """Select, by portfolio, how many holds never end by time, and when the oldest of them changed last."""
+    return (
+        select(PortfolioRow.name, func.count(), func.min(PositionRow.updated_us))
+        .join_from(PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id)
+        .where(text(PENDING), PositionRow.expires_us == UNTIL_KNOWN_US)
+        .group_by(PortfolioRow.name)
+    )
+
+
+def _unknown_gauges(rows: Sequence[Any], now_us: int) -> Iterator[GaugeMetricFamily]:
+    count = GaugeMetricFamily(
+        "ledger_unknown_holds", "Holds that end only when their order's fate is known.", labels=["portfolio"]
+    )
+    age = GaugeMetricFamily(
+        "ledger_oldest_unknown_hold_age_seconds", "Since the last decision about the oldest of them.",
+        labels=["portfolio"],
+    )  # fmt: skip
+    for portfolio, number, since_us in rows:
+        count.add_metric([portfolio], number)
+        age.add_metric([portfolio], max(now_us - since_us, 0) / 1_000_000)
+    yield count
+    yield age
 
 
 _EXPOSURE_GAUGES = {

@@ -7,11 +7,15 @@ from sqlalchemy import Connection, Select, func, literal, select, text
 
 from ledger_sizer.model.choices import POSITION_STATES
 from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.times import UNTIL_KNOWN_US
 from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.storage.tables import PENDING, PositionRow
 
 LIVE = "live"
 """A further value of the state filter: held or open."""
+
+UNTIL_KNOWN = "until_known"
+"""A further value of the state filter: live, with a hold that never ends by time."""
 
 _DENSE_POSITIONS = 5000
 
@@ -32,6 +36,10 @@ def read_in_state(
     query = query.limit(limit + 1)
     if state is None:
         return [*connection.execute(query.order_by(PositionRow.portfolio_id, PositionRow.number))]
+    if state == UNTIL_KNOWN:
+        # By the plain number SQLite would rather scan all positions there ever were (see `_in_state`).
+        query = query.where(text(PENDING), PositionRow.expires_us == UNTIL_KNOWN_US)
+        return [*connection.execute(query.order_by(PositionRow.portfolio_id, PositionRow.number + 0))]
     rows: list[Any] = []
     for one in _state_values(state):
         found = () if owner is None or one != "held" else _dense_page(connection, query, owner, after)
@@ -67,6 +75,6 @@ def _state_values(state: str) -> tuple[str, ...]:
         return ("held", "open")
     if state not in POSITION_STATES:
         raise InvalidRequest(
-            f"state must be one of {', '.join(POSITION_STATES)} or {LIVE}, got {state!r}", field="state"
+            f"state must be one of {', '.join(POSITION_STATES)}, {LIVE} or {UNTIL_KNOWN}, got {state!r}", field="state"
         )
     return (state,)

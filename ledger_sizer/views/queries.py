@@ -168,9 +168,10 @@ class Queries:
     ) -> Page[Position]:
         """Return a page of positions, oldest first.
 
-        portfolio: None for all. state: `held`, `open`, `closed`, `released`, `expired`, or `live` (held or open). tags:
-        all must match. key: of a decision about the position. client: the only one whose keys count; None: everybody's.
-        cursor: of the page before. limit: 1 to 1000.
+        portfolio: None for all. state: `held`, `open`, `closed`, `released`, `expired`, `live` (held or open), or
+        `until_known` (live, with a hold that never ends by time). tags: all must match. key: of a decision about the
+        position. client: the only one whose keys count; None: everybody's. cursor: of the page before. limit: 1 to
+        1000.
         """
         query = select(PortfolioRow.name, *_POSITIONS.columns).join_from(
             PortfolioRow, PositionRow, PositionRow.portfolio_id == PortfolioRow.id

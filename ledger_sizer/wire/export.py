@@ -2,28 +2,32 @@
 
 A full line has every field that the hash chain covers: `decision_from_json` rebuilds the record of an NDJSON line, and
 its hash can then be checked against the previous one. So `tags`, `request` and `trace` are the texts that are hashed.
+A CSV has no `legs`, `granted` and `replayed`, and its `until_known` is `true` or empty.
 
 Spreadsheets run a cell that begins with `=` or one of its like as a formula. A text in a CSV that begins with one of
 `FORMULA_STARTS` gets an apostrophe in front; a reader takes one leading apostrophe away from every cell that has one.
 Numbers stay numbers, and NDJSON has the texts as they are.
 """
 
+import json
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import get_args
 
 from ledger_sizer.model.choices import ExportForm
-from ledger_sizer.model.decisions import Fields
+from ledger_sizer.model.decisions import Fields, orders_of
 from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.legs import order_to_json
 from ledger_sizer.model.names import position_id
+from ledger_sizer.model.times import UNTIL_KNOWN_US
 from ledger_sizer.model.units import usd_text
 from ledger_sizer.wire.responses import time_text_of
 
 COLUMNS = (
     "portfolio", "seq", "command", "key", "outcome", "reason", "position_id", "budget", "quantity", "fraction",
-    "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "decided_at",
-    "actor", "client", "reference", "hash",
+    "raw_budget", "headroom_before", "exposure_before", "exposure_after", "binding", "expires_at", "until_known",
+    "decided_at", "actor", "client", "reference", "hash",
 )  # fmt: skip
 FULL_COLUMNS = ("held_change", "open_change", "tags", "request", "trace")
 
@@ -80,9 +84,9 @@ def _ndjson_line(record: Fields, full: bool) -> str:
         f'"budget":{_json_usd(budget_e8)},"quantity":{_json(quantity)},"fraction":{_json(fraction)},'
         f'"raw_budget":{_json(raw_budget)},"headroom_before":{_json_usd(headroom_e8)},'
         f'"exposure_before":{_json_usd(before_e8)},"exposure_after":{_json_usd(before_e8 + held_e8 + open_e8)},'
-        f'"binding":{_json(binding)},"expires_at":{_json_time(expires_us)},"decided_at":{_json_time(decided_us)},'
+        f'"binding":{_json(binding)},{_json_expiry(expires_us)},"decided_at":{_json_time(decided_us)},'
         f'"actor":{_json(actor)},"client":{_json(client)},"reference":{_json(reference)},'
-        f'"hash":{encode_basestring(link)}'
+        f'"hash":{encode_basestring(link)},"legs":{_json_legs(command, outcome, trace)}'
     )
     if full:
         return (
@@ -110,6 +114,21 @@ def _json_time(us: int | None) -> str:
     return "null" if us is None else f'"{time_text_of(us)}"'
 
 
+@lru_cache(maxsize=1024)
+def _json_expiry(us: int | None) -> str:
+    if us == UNTIL_KNOWN_US:
+        return '"expires_at":null,"until_known":true'
+    return f'"expires_at":{_json_time(us)},"until_known":false'
+
+
+def _json_legs(command: str, outcome: str, trace: str) -> str:
+    orders = orders_of(command, outcome, trace)
+    return _encode([order_to_json(order) for order in orders]) if orders else "[]"
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
+
+
 def _csv_line(record: Fields, full: bool) -> str:
     """Quote only the fields that may hold a comma or a quote; the csv module would search all of them."""
     (
@@ -122,12 +141,20 @@ def _csv_line(record: Fields, full: bool) -> str:
         f"{'' if position is None else position_id(portfolio, position)},{_usd(budget_e8)},{quantity or ''},"
         f"{fraction or ''},{raw_budget or ''},{_usd(headroom_e8)},{_usd(before_e8)},"
         f"{_usd(before_e8 + held_e8 + open_e8)},{_csv_text(binding or '')},"
-        f"{'' if expires_us is None else time_text_of(expires_us)},{time_text_of(decided_us)},"
+        f"{_csv_expiry(expires_us)},{time_text_of(decided_us)},"
         f"{_csv_short(actor)},{_csv_short(client)},{_csv_text(reference or '')},{link}"
     )
     if full:
         return f"{line},{_usd(held_e8)},{_usd(open_e8)},{_csv_text(tags)},{_csv_text(request)},{_csv_text(trace)}"
     return line
+
+
+@lru_cache(maxsize=1024)
+def _csv_expiry(us: int | None) -> str:
+    """Return the cells `expires_at` and `until_known`."""
+    if us == UNTIL_KNOWN_US:
+        return ",true"
+    return "," if us is None else f"{time_text_of(us)},"
 
 
 @lru_cache(maxsize=8192)

@@ -1,6 +1,6 @@
 """Converts errors to RFC 9457 problem details (`application/problem+json`) and back, by one table of codes.
 
-    {"type": "urn:ledger-sizer:problem:cap_exceeded", "title": "The cap leaves nothing", "status": 409,
+    {"type": "urn:ledger-sizer:problem:cap_exceeded", "title": "The cap leaves too little", "status": 409,
      "code": "cap_exceeded", "detail": "...", "decision": {...}}
 
 Programs decide by `code`, which is stable. `field` names the argument at fault where there is one, `seq` and

@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema, create_model
 
-from ledger_sizer.model.arguments import FLAG, LABEL, NOT_NEGATIVE, DeclaredArgument, Kind
+from ledger_sizer.model.arguments import FLAG, LABEL, NOT_NEGATIVE, DeclaredArgument, Kind, json_values
 from ledger_sizer.model.command_base import (
     KEY,
     LEG_PLANS,
@@ -32,6 +32,7 @@ from ledger_sizer.model.details import DETAIL_LENGTH_MAX, DETAIL_NAME, DETAILS, 
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import SWITCH, InstrumentInfo
 from ledger_sizer.model.legs import INSTRUMENT, Leg, LegPlan
+from ledger_sizer.model.release_all import ReleaseAll
 from ledger_sizer.model.tags import TAG_NAME, TAG_VALUES_MAX, TAGS_MAX
 
 
@@ -174,6 +175,18 @@ def _body_of(command: type[AnyCommand]) -> type[CommandBody]:
 
 BODIES: Mapping[str, type[CommandBody]] = {verb: _body_of(command) for verb, command in COMMANDS.items()}
 """The body of every verb."""
+
+
+class _ReleaseAllBody(Body):
+    """Base of the body of `release_all`."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of `ReleaseAll` in this body, without its key and portfolio."""
+        return json_values(ReleaseAll, {name: _plain(value) for name, value in self.__dict__.items()})
+
+
+RELEASE_ALL_BODY = _model_of("ReleaseAllBody", ReleaseAll, _ReleaseAllBody, leave_out="{portfolio}")
+"""The body of `release_all`."""
 
 
 # --- reading ---------------------------------------------------------------------------------------

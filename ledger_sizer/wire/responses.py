@@ -5,7 +5,6 @@
 
 import json
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from functools import lru_cache, partial
 from typing import Any, TypeVar, get_args
 
@@ -13,10 +12,10 @@ from ledger_sizer.model.choices import Status
 from ledger_sizer.model.decisions import Decision, DecisionRecord, is_head
 from ledger_sizer.model.domain import Exposure, ExposurePage, Position, ScopeExposure
 from ledger_sizer.model.fills import fills_of_json, fills_to_json
-from ledger_sizer.model.legs import Leg, OrderLeg, stored_leg_from_json, stored_leg_to_json
+from ledger_sizer.model.legs import Leg, order_from_json, order_to_json, stored_leg_from_json, stored_leg_to_json
 from ledger_sizer.model.names import position_id, split_position_id
 from ledger_sizer.model.times import UNTIL_KNOWN_US, from_us, time_text
-from ledger_sizer.model.units import decimal_text, usd_text
+from ledger_sizer.model.units import usd_text
 from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.wire.codec import FORM_ERRORS, PAIRS, Codec, Json, Pair, e8_of, optional, unreadable_form, us_of
 
@@ -63,7 +62,7 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
         "client": record.client,
         "reference": record.reference,
         "hash": record.hash or None,
-        "legs": [_order_to_json(leg) for leg in decision.legs],
+        "legs": [order_to_json(leg) for leg in decision.legs],
     }
     if full:
         form["held_change"] = usd_text(record.held_delta_e8)
@@ -72,15 +71,6 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
         form["request"] = _object_of(record.request)
         form["trace"] = _object_of(record.trace)
     return form
-
-
-def _order_to_json(leg: OrderLeg) -> Json:
-    return {name: decimal_text(one) if isinstance(one, Decimal) else one for name, one in leg._asdict().items()}
-
-
-def _order_from_json(form: Mapping[str, Any]) -> OrderLeg:
-    figures = {name: _optional(Decimal, form[name]) for name in ("quantity", "price", "order_amount", "order_cost")}
-    return OrderLeg(**{**form, **figures})
 
 
 def _object_of(text: str) -> Any:
@@ -145,7 +135,7 @@ def decision_from_json(form: Mapping[str, Any]) -> Decision:
             reference=form.get("reference"),
             hash=form["hash"] or "",
         )
-        orders = None if record.trace else tuple(_order_from_json(leg) for leg in form.get("legs", ()))
+        orders = None if record.trace else tuple(order_from_json(leg) for leg in form.get("legs", ()))
         return Decision(record, form["replayed"], orders)
     except FORM_ERRORS as error:
         raise unreadable_form("decision", error) from None

@@ -47,6 +47,7 @@ REQUIRED_ROLE = {
     ("GET", "/v1/events"): "read",
     ("POST", "/v1/verify"): "read",
     ("POST", "/v1/sweep"): "trade",
+    ("POST", "/v1/portfolios/{portfolio}/release_all"): "trade",
     ("GET", "/v1/reconciliations"): "read",
     ("GET", "/v1/drifts"): "read",
     ("POST", "/v1/reconciliations"): "admin",
@@ -108,7 +109,10 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
     if path.endswith("/confirm"):
         return {"json": {"quantity": "1", "price": "1"}}
     last = path.rpartition("/")[2]
-    needed = {"caps": {"cap": "1"}, "reconciled": {"fresh_until": None}, "remarks": {"about": "x", "event": "y"}}
+    needed = {
+        "release_all": {"tags": {}}, "caps": {"cap": "1"}, "reconciled": {"fresh_until": None},
+        "remarks": {"about": "x", "event": "y"},
+    }  # fmt: skip
     if "/drifts/" in path:
         return {"json": {"reason": "known"}}
     return {"json": needed.get(last, {})}

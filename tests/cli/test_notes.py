@@ -27,12 +27,16 @@ GIVEN: dict[str, dict[str, Any]] = {
     "thaw": {},
     "reconciled": {"fresh_until": datetime(2030, 1, 1, tzinfo=UTC)},
     "remark": {"about": "drift-1", "event": "seen"},
+    "retag": {"position_id": "main-2", "tags": {"desk": "x"}},
+    "reprice": {"position_id": "main-2", "price": D(11)},
 }
 ON_THE_COMMAND_LINE = {
     "set_cap": ("caps", "set", "main", "4000"),
     "adopt": ("adopt", "--quantity", "1", "--price", "10"),
     "reconciled": ("reconciled", "--fresh-until", "2030-01-01T00:00:00Z"),
     "remark": ("remark", "--about", "drift-1", "--event", "seen"),
+    "retag": ("retag", "main-2", "--tag", "desk=x"),
+    "reprice": ("reprice", "main-2", "--price", "11"),
 }
 
 
@@ -51,6 +55,7 @@ async def test_administer_when_a_note_is_given_then_it_is_kept_with_the_decision
 ) -> None:
     async with opened(interface, database_url, None) as ledger:
         await ledger.set_cap(key="first", cap=D(5000))
+        await ledger.adopt(key="second", **GIVEN["adopt"])
         for verb, given in GIVEN.items():
             await getattr(ledger, verb)(key=verb, note=WHY, **given)
             assert newest(ledger.behind) == (verb, WHY)
@@ -65,6 +70,7 @@ def test_administer_when_a_note_is_given_on_the_command_line_then_it_is_kept_wit
 ) -> None:
     with Ledger.open(cli.url) as ledger:
         ledger.set_cap(key="first", cap=D(5000))
+        ledger.adopt(key="second", **GIVEN["adopt"])
         for verb in GIVEN:
             decision = cli.json(*ON_THE_COMMAND_LINE.get(verb, (verb,)), "--note", WHY)
             assert (decision["command"], newest(ledger)) == (verb, (verb, WHY))

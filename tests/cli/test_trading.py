@@ -24,7 +24,7 @@ def _dynamic_sizing(monkeypatch: pytest.MonkeyPatch) -> None:
 SIZED = ["--price", "50000", "--available-balance", "10000", "--spot", SPOT, "--perp", PERP]
 DECISION_FIELDS = (
     "portfolio seq command key outcome reason granted replayed position_id budget quantity fraction raw_budget "
-    "headroom_before exposure_before exposure_after binding expires_at decided_at actor client reference hash request"
+    "headroom_before exposure_before exposure_after binding expires_at until_known legs decided_at actor client reference hash request"
 )
 
 
@@ -34,9 +34,9 @@ def test_reserve_when_everything_is_given_then_json_holds_the_whole_decision(cli
     assert set(decision) == set(DECISION_FIELDS.split())
     expected = {
         "portfolio": "main", "seq": 1, "command": "reserve", "key": "cycle-17/BTC", "outcome": "granted",
-        "reason": None, "granted": True, "replayed": False, "position_id": "main-1", "budget": "930",
+        "reason": None, "granted": True, "replayed": False, "position_id": "main-1", "budget": "900",
         "quantity": "0.018", "fraction": "0.93", "raw_budget": "930", "headroom_before": "5000",
-        "exposure_before": "0", "exposure_after": "930",
+        "exposure_before": "0", "exposure_after": "900",
     }  # fmt: skip
     assert {name: decision[name] for name in expected} == expected
     assert decision["request"]["tags"] == {"strategy": "funding", "symbol": "BTC", "venue": "bybit"}
@@ -44,7 +44,7 @@ def test_reserve_when_everything_is_given_then_json_holds_the_whole_decision(cli
     assert re.fullmatch("[0-9a-f]{64}", decision["hash"])
     assert all(decision[name].endswith("Z") for name in ("decided_at", "expires_at"))
     with Ledger.open(cli.url) as ledger:
-        assert ledger.position("main-1").held == 930
+        assert ledger.position("main-1").held == 900
 
 
 def test_reserve_when_a_tag_is_given_again_then_it_has_several_values_and_is_found_by_each(cli: CommandLine) -> None:
@@ -89,12 +89,16 @@ def test_reserve_when_two_keys_are_generated_then_they_differ(cli: CommandLine) 
 
 def test_reserve_when_text_is_shown_then_it_tells_what_matters(cli: CommandLine) -> None:
     lines = cli("reserve", "--key", "k", "--signal-score", "0.9", *SIZED).out.splitlines()
-    assert lines[0] == "reserve granted: 930.00 USD"
+    assert lines[0] == "reserve granted: 900.00 USD"
     pairs = dict(re.split(r"  +", line, maxsplit=1) for line in lines[1:])
+    assert [line.split(maxsplit=1) for line in lines if line.startswith("order")] == [
+        ["order", "buy 0.018 BTC/USDT"], ["order", "sell 0.018 BTC/USDT:USDT"],
+    ]  # fmt: skip
+    del pairs["order"]
     assert pairs.pop("expires at").endswith("Z")
     assert pairs == {
         "position": "main-1", "quantity": "0.018", "bound by": "signal_score",
-        "exposure": "0.00 -> 930.00 USD", "decision": "main #1", "key": "k",
+        "exposure": "0.00 -> 900.00 USD", "decision": "main #1", "key": "k",
     }  # fmt: skip
 
 
@@ -242,7 +246,7 @@ def test_confirm_when_legs_are_given_then_they_are_recorded(cli: CommandLine) ->
     (position,) = cli.json("positions")["items"]
     assert position["legs"] == [
         {"venue": "bybit", "symbol": "BTC/USDT", "kind": "spot", "side": "buy", "quantity": "0.01", "price": "50000"},
-        {"venue": "okx", "symbol": "BTC-USDT-SWAP", "kind": "swap", "side": "sell", "quantity": "0.01", "price": None},
+        {"venue": "okx", "symbol": "BTC-USDT-SWAP", "kind": "swap", "side": "sell", "quantity": "0.01", "price": "50000"},
     ]
 
 
@@ -311,7 +315,7 @@ BAD_VERBS = {
     "confirm main-1 --quantity 1 --price x": "price must be a number",
     "confirm main-1 --quantity 1 --price 1 --spot-price 0": "spot_price must be above 0",
     "confirm main-1 --quantity 1 --price 1 --leg bybit,BTC": "leg must be venue,symbol,kind,side,quantity[,price]",
-    "confirm main-1 --quantity 1 --price 1 --leg bybit,BTC,future,buy,1": "legs.0: kind must be 'spot' or 'swap'",
+    "confirm main-1 --quantity 1 --price 1 --leg bybit,BTC,option,buy,1": "legs.0: kind must be 'spot' or",
     "confirm main-1 --quantity 1 --price 1 --leg bybit,BTC,spot,buy,much": "leg quantity must be a number",
     "confirm main --quantity 1 --price 1": "position_id must look like 'main-17', got 'main'",
     "release 17": "position_id must look like 'main-17', got '17'",

@@ -274,6 +274,7 @@ def _fill(ledger: Ledger) -> None:
             SetCap(key="cap", portfolio="other", cap=D(7)),
             Adopt(key="e", quantity=D(1), price=D(5), tags={"venue": ["okx", "é"], "symbol": ["☃", "BTC"]}),
             Adopt(key="d", portfolio="other", quantity=D(1), price=D(5)),
+            Reserve(key="lost", available_balance=D(10), until_known=True),
         ]
     )
 

@@ -40,7 +40,8 @@ from tests.support.ledgers import BTC_PERP, BTC_SPOT
 D = Decimal
 START = datetime(2030, 1, 31, 12, tzinfo=UTC)
 ONE_OF_KIND: dict[str, Any] = {
-    "positive": D("1.5"), "not_negative": D(7), "moment": START, "label": "drift-17", "tags": {"venue": ["okx", "bybit"]},
+    "positive": D("1.5"), "not_negative": D(7), "moment": START, "label": "drift-17",
+    "tags": {"venue": ["okx", "bybit"]},
 }  # fmt: skip
 """A value for each kind of argument that must be given."""
 Steps = tuple[tuple[str, Mapping[str, Any]], ...]

@@ -289,6 +289,9 @@ def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
         "extend": "hold now ends at 00:01:30Z",
         "confirm": "filled 0.01, counts 500.00",
         "release": "closed 0.01, 500.00 given back",
+        "fill": "filled 3, 3 in all, counts 30.00, the rest stays held",
+        "retag": "main-9, no more in symbol=A, now in desk=x, symbol=B: moved",
+        "reprice": "main-9 counts 12 a coin, 6.00 more: month end",
         "expire": "hold ran out unconfirmed, 1,000.00 given back",
         "adopt": "took over 1 found at the exchange, counts 2,000.00",
         "halt": "venue=okx reducing: positions may close, none may open: maintenance",
@@ -315,14 +318,18 @@ def _one_of_each(ledger: Ledger, clock: FakeClock) -> list[Any]:
     (expired,) = ledger.history(command="expire")
     legs = [Leg("okx", "ETH", "spot", "buy", Decimal(1))]
     until: datetime = START + timedelta(hours=2)
+    other = str(ledger.reserve(key="10", amount_usd=Decimal(100), tags={"symbol": "A"}).position_id)
     return [
         cap, held, extended, filled, closed, expired,
+        ledger.fill(key="11", position_id=other, filled_quantity=Decimal(3), price=Decimal(10)),
+        ledger.retag(key="12", position_id=other, tags={"symbol": "B", "desk": "x"}, note="moved"),
+        ledger.reprice(key="13", position_id=other, price=Decimal(12), note="month end"),
         ledger.adopt(key="8", quantity=Decimal(1), price=Decimal(2_000), legs=legs),
-        ledger.halt(key="9", portfolio="main", scope="venue=okx", mode="reducing", note="maintenance"),
-        ledger.resume(key="10", portfolio="main", scope="venue=okx"),
-        ledger.freeze(key="11", portfolio="main", note="drift-1"),
-        ledger.thaw(key="12", portfolio="main"),
-        ledger.reconciled(key="13", portfolio="main", fresh_until=until),
+        ledger.halt(key="h", portfolio="main", scope="venue=okx", mode="reducing", note="maintenance"),
+        ledger.resume(key="r", portfolio="main", scope="venue=okx"),
+        ledger.freeze(key="f", portfolio="main", note="drift-1"),
+        ledger.thaw(key="t", portfolio="main"),
+        ledger.reconciled(key="c", portfolio="main", fresh_until=until),
         ledger.remark(key="14", portfolio="main", about="drift-1", event="close_requested", note="by hand"),
         _step_back(ledger, clock),
     ]  # fmt: skip

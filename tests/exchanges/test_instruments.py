@@ -163,8 +163,7 @@ def test_reserve_when_the_market_closed_since_then_a_retry_still_gets_its_answer
     ("changes", "field", "told"),
     [
         ({"spot_instrument": "bybit:NOPE/USDT"}, "spot_instrument", r"load them with: .*instruments refresh bybit"),
-        ({"perp_instrument": "bybit:BTC/USDT"}, "perp_instrument", "must be a perpetual"),
-        ({"spot_instrument": "bybit:BTC/USDT:USDT"}, "spot_instrument", "must be a spot market"),
+        ({"perp_instrument": "bybit:BTC/USDT"}, "perp_instrument", "must be a contract, like bybit:BTC/USDT:USDT"),
         ({"perp_instrument": "bybit:BTC/USD:BTC"}, "perp_instrument", "cannot be used: inverse"),
         ({"spot_instrument": "BTC/USDT"}, "spot_instrument", "a name such as bybit:BTC/USDT, got 'BTC/USDT'"),
     ],
@@ -270,7 +269,7 @@ def test_refresh_when_the_exchange_answers_by_half_then_the_known_rules_stay(
     PaperControl(server.url, "okx").fault("hollow", "public/instruments")
     with pytest.raises(Unavailable):
         refresh_rules(engine, account)
-    assert len([version for version in list_rules(engine) if version.rules.refused is None]) == 10
+    assert len([version for version in list_rules(engine) if version.rules.refused is None]) == 13
     account.close()
 
 

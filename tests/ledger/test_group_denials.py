@@ -50,7 +50,7 @@ def test_explain_when_a_group_was_denied_then_each_member_shows_what_the_members
     assert found.data["largest_grantable"]["budget"] == "500"
     assert found.text.splitlines()[:4] == [
         "main #3 reserve 'b': denied, group_denied. In words: another command of its atomic group was denied: 'c'.",
-        "Denied by its neighbour 'c': cap_exceeded. In words: the cap of portfolio leaves nothing.",
+        "Denied by its neighbour 'c': cap_exceeded. In words: the cap of portfolio leaves too little.",
         "It was sent in an atomic group that was denied; the figures are those after the commands before it there.",
         "Flat size: dynamic sizing is off, so the fraction is 1.",
     ]

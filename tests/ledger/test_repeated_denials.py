@@ -119,7 +119,7 @@ def test_reserve_when_the_answer_changes_then_each_change_is_recorded_at_once(le
     assert_verified(ledger)
 
 
-OTHER_PERP = InstrumentInfo("ETH/USDT:USDT", D("0.001"), D(50), D("0.001"), D(5))
+OTHER_PERP = InstrumentInfo("BTC/USDC:USDC", D("0.001"), D(50), D("0.001"), D(5))
 MARKETS = {"price": D(50_000), "spot_instrument": BTC_SPOT, "perp_instrument": BTC_PERP}
 OTHER_WISHES: dict[str, Callable[[Ledger], Decision]] = {
     "tags": lambda ledger: ask(ledger, "other", tags={"venue": "okx"}, **MARKETS),
@@ -318,7 +318,7 @@ def test_keep_when_more_wishes_and_keys_come_than_fit_then_the_newest_stay(small
         batch.note(command, EMBEDDED, denied)
         batch.keys["embedded", "main", command.key] = (command.request_text(), denied)
         small.keep(batch)
-    assert [wish[4][0] for wish in small.denials] == [f'{{"symbol":"{n}"}}' for n in (7, 8, 9)]  # type: ignore[index]
+    assert [wish[4][1] for wish in small.denials] == [f'{{"symbol":"{n}"}}' for n in (7, 8, 9)]  # type: ignore[index]
     assert [key for _, _, key in small.keys] == ["7", "8", "9"]
 
 

@@ -41,10 +41,10 @@ def test_reserve_when_it_fits_then_every_figure_of_the_grant_is_told(ledger: Led
     assert (decision.outcome, decision.reason, decision.granted) == ("granted", None, True)
     assert (decision.command, decision.key, decision.portfolio) == ("reserve", "cycle-17/BTC", "main")
     assert (decision.seq, decision.position_id, decision.replayed) == (1, "main-1", False)
-    assert (decision.fraction, decision.raw_budget, decision.budget) == (D("0.93"), D(930), D(930))
+    assert (decision.fraction, decision.raw_budget, decision.budget) == (D("0.93"), D(930), D(900))
     assert decision.quantity == D("0.018")
     assert decision.headroom_before == 5000
-    assert (decision.exposure_before, decision.exposure_after) == (D(0), D(930))
+    assert (decision.exposure_before, decision.exposure_after) == (D(0), D(900))
     assert decision.binding == "signal_score"
     assert decision.decided_at == clock.now()
     assert decision.expires_at == clock.now() + timedelta(seconds=30)
@@ -53,12 +53,12 @@ def test_reserve_when_it_fits_then_every_figure_of_the_grant_is_told(ledger: Led
     assert decision.raise_for_denial() is decision
 
 
-def test_reserve_when_granted_then_the_whole_budget_is_held_in_the_portfolio_and_every_tag(ledger: Ledger) -> None:
+def test_reserve_when_granted_then_what_its_orders_cost_is_held_in_the_portfolio_and_every_tag(ledger: Ledger) -> None:
     decision = reserve_btc(ledger, "1", signal_score=D("0.9"))
     for scope in ("portfolio", "venue=bybit", "symbol=BTC", "strategy=funding"):
-        assert figures(ledger, scope) == (D(930), D(0)), scope
+        assert figures(ledger, scope) == (D(900), D(0)), scope
     position = ledger.position(position_of(decision))
-    assert (position.state, position.held, position.open) == ("held", D(930), D(0))
+    assert (position.state, position.held, position.open) == ("held", D(900), D(0))
     assert (position.quantity, position.price) == (D("0.018"), None)
     assert dict(position.tags) == TAGS
     assert [(leg.venue, leg.symbol, leg.kind, leg.side, leg.quantity, leg.price) for leg in position.legs] == [
@@ -156,7 +156,7 @@ def test_reserve_when_the_formula_has_more_than_8_decimals_then_the_budget_is_ro
         ("930", None, "930", None),
         ("930.00000001", None, None, "below_min_notional"),
         ("500", "500", "500", None),
-        ("500", "499.99999999", None, "below_min_notional"),
+        ("500", "499.99999999", None, "cap_exceeded"),
         ("0", "499.99999999", "499.99999999", None),
     ],
 )
@@ -176,7 +176,7 @@ def test_reserve_when_the_grant_would_be_cut_below_min_notional_then_it_is_denie
     [
         (BIG_PERP, "10000", "below_min_qty"),
         (BTC_PERP, "49.99", "below_min_qty"),
-        (InstrumentInfo("X", D(0), D(50), D("0.001"), D("900.01")), "10000", "below_min_notional"),
+        (InstrumentInfo("BTC-PERP", D(0), D(50), D("0.001"), D("900.01")), "10000", "below_min_notional"),
     ],
 )
 def test_reserve_when_no_valid_quantity_exists_then_nothing_is_held_and_the_reason_says_why(
@@ -193,10 +193,10 @@ def test_reserve_when_no_valid_quantity_exists_then_nothing_is_held_and_the_reas
     assert (denied.value.decision, denied.value.reason) == (decision, reason)
 
 
-def test_reserve_when_max_qty_bounds_the_quantity_then_it_is_named_and_the_budget_is_held(ledger: Ledger) -> None:
+def test_reserve_when_max_qty_bounds_the_quantity_then_it_is_named_and_only_that_is_held(ledger: Ledger) -> None:
     spot = InstrumentInfo("BTC/USDT", D("0.001"), D("0.01"), D("0.001"))
     decision = reserve_btc(ledger, "1", signal_score=D(1), spot_instrument=spot)
-    assert (decision.quantity, decision.binding, decision.budget) == (D("0.01"), "max_qty", D(1000))
+    assert (decision.quantity, decision.binding, decision.budget) == (D("0.01"), "max_qty", D(500))
 
 
 @pytest.mark.parametrize("request_", [{}, {"price": D(50000)}, {"signal_score": D("0.5"), "ttl_seconds": 5}])

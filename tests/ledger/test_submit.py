@@ -266,7 +266,7 @@ def test_submit_atomic_when_two_portfolios_are_meant_then_both_move_or_neither(l
     pair = [Reserve(key="1", portfolio="a"), Reserve(key="1", portfolio="b")]
     assert told(ledger.submit(pair, atomic=True)) == [GRANTED, GRANTED]
     pair = [Reserve(key="2", portfolio="a"), Reserve(key="2", portfolio="b", min_notional_usd=D(501))]
-    assert told(ledger.submit(pair, atomic=True)) == [("denied", "group_denied"), ("denied", "below_min_notional")]
+    assert told(ledger.submit(pair, atomic=True)) == [("denied", "group_denied"), ("denied", "cap_exceeded")]
     assert [ledger.exposure(name).held for name in ("a", "b")] == [1000, 1000]
     assert_verified(ledger)
 

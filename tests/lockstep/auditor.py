@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from hashlib import sha256
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 from ledger_sizer import Decision, Ledger, Position
 from ledger_sizer.model.domain import Exposure
 
+FAR = datetime.max.replace(tzinfo=UTC)
 FINAL = ("closed", "released", "expired")
 WHOLE = "portfolio"
 
@@ -86,8 +87,16 @@ class Auditor:
         assert decision.headroom_before == self._caps[WHOLE] - self._counted[WHOLE]
         moved = decision.exposure_after - decision.exposure_before
         scopes = _scopes(json.loads(decision.record.tags))
-        for scope in scopes:
-            self._counted[scope] += moved
+        came_from = json.loads(decision.trace).get("moved") if decision.binding == "tags" else None
+        if came_from is None:
+            for scope in scopes:
+                self._counted[scope] += moved
+        else:
+            counts = Decimal(came_from["held"] + came_from["open"]).scaleb(-8)
+            for scope in _scopes(came_from["tags"]):
+                self._counted[scope] -= counts
+            for scope in scopes:
+                self._counted[scope] += counts + moved
         request = json.loads(decision.request)
         if decision.command == "set_cap" and decision.outcome == "applied":
             self._caps.pop(request["scope"], None)
@@ -99,12 +108,19 @@ class Auditor:
             assert moved == decision.budget
             over = [scope for scope in scopes if scope in self._caps and self._counted[scope] > self._caps[scope]]
             assert not over, f"grant {decision.seq} leaves {over} above the cap"
+        if decision.command == "retag" and decision.granted and came_from is not None:
+            entered = {*scopes} - {*_scopes(came_from["tags"])}
+            over = [scope for scope in entered & self._caps.keys() if self._counted[scope] > self._caps[scope]]
+            assert not over, f"retag {decision.seq} leaves {over} above the cap"
         if decision.command == "expire":
             promised = self._promised[decision.position_id]
             assert decision.decided_at >= promised, f"position {decision.position_id} was freed early"
-        if decision.granted and decision.expires_at is not None:
-            assert decision.expires_at >= self._promised.get(decision.position_id, decision.decided_at)
-            self._promised[decision.position_id] = decision.expires_at
+        if decision.granted and decision.command != "retag":
+            expires_at = FAR if decision.until_known else decision.expires_at
+            assert expires_at is not None
+            if decision.command == "extend":
+                assert expires_at >= self._promised[decision.position_id]
+            self._promised[decision.position_id] = expires_at
 
     def _check_sums(self, exposure: Exposure, positions: list[Position]) -> None:
         """Check the sums: every counter is the sum of its positions."""
@@ -125,9 +141,10 @@ class Auditor:
     def _check_positions(self, positions: list[Position]) -> None:
         """Check the positions: every held dollar has an expiry, and an ended position never changes again."""
         for position in positions:
-            assert not position.held or position.expires_at is not None, f"{position} would be held for ever"
+            ends = position.expires_at is not None or position.until_known
+            assert not position.held or ends, f"{position} would be held for ever"
             assert (position.open > 0) == (position.state == "open"), position
-            assert position.state != "held" or position.expires_at is not None, position
+            assert position.state != "held" or ends, position
             before = self._final.get(position.number)
             assert before is None or position == before, f"{before} was final and became {position}"
             if position.state in FINAL:
@@ -136,5 +153,5 @@ class Auditor:
 
 
 def _scopes(tags: dict[str, Any]) -> list[str]:
-    several = {name: [value] if isinstance(value, str) else value for name, value in tags.items()}
-    return [WHOLE, *(f"{name}={value}" for name, values in several.items() for value in values)]
+    each = {name: [value] if isinstance(value, str) else value for name, value in tags.items()}
+    return [WHOLE, *(f"{name}={value}" for name, values in each.items() for value in values)]

@@ -11,19 +11,16 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
-from ledger_sizer import Adopt, Reconciled, Reserve, SetCap
+from ledger_sizer import Adopt, Confirm, Fill, Reconciled, Reserve, SetCap
+from tests.lockstep.model_positions import WHOLE, Holding, expiry_of, free, pairs_of
 from tests.lockstep.model_rules import (
     RULES,
-    WHOLE,
     AboutPosition,
     Answer,
     Command,
     Figures,
-    Holding,
     Refusal,
     RefusedError,
-    expiry_of,
-    free,
 )
 
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -119,8 +116,10 @@ class PortfolioModel:
 
     def expire(self, first: int, commands: Sequence[Command]) -> list[Answer]:
         """Free the `first` of the overdue holds, oldest first, and those that the commands are about."""
-        numbers = {one.number for one in commands if isinstance(one, AboutPosition)}
+        numbers = {one.number for one in commands if isinstance(one, AboutPosition | Reserve)}
         numbers |= {self.answer_by_key[one.key].number for one in commands if one.key in self.requests}
+        filled = {one.number for one in commands if isinstance(one, Confirm | Fill)}
+        numbers |= {one.number for one in self.positions.values() if one.origin in filled}
         due = [one for one in self.positions.values() if one.pending and expiry_of(one) <= self.now]
         due.sort(key=lambda one: (expiry_of(one), one.number))
         answers = []
@@ -143,6 +142,8 @@ class PortfolioModel:
             answer, after = RULES[type(command)](self, command)
         except RefusedError as refused:
             return refused.refusal
+        if after is not None and command.reference is not None and not answer.unchanged:
+            after = replace(after, reference=command.reference)
         self.requests[command.key] = command
         return self.record(command.key, answer, after, headroom)
 
@@ -151,7 +152,8 @@ class PortfolioModel:
         if command.key in self.requests:
             return replace(self.answer_by_key[command.key], replayed=True)
         own = reply if reply.outcome == "denied" else None
-        number = command.number if isinstance(command, AboutPosition) and command.number in self.positions else None
+        about = command.number if isinstance(command, AboutPosition | Reserve) else None
+        number = about if about in self.positions else None
         self.requests[command.key] = command
         answer = Answer(
             command.verb, "denied", number=number,

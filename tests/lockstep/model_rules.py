@@ -2,53 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from fractions import Fraction
-from math import ceil, floor, lcm
 from typing import TYPE_CHECKING
 
 from ledger_sizer import (
     Adopt,
     Confirm,
     Extend,
+    Fill,
     Freeze,
     Halt,
+    Leg,
     Reconciled,
     Release,
     Remark,
+    Reprice,
     Reserve,
     Resume,
+    Retag,
     SetCap,
     Thaw,
 )
+from tests.lockstep.model_positions import (
+    E8,
+    NEVER,
+    USD_MAX,
+    WHOLE,
+    Holding,
+    LegHolding,
+    Tags,
+    close,
+    down,
+    expiry_of,
+    fill,
+    free,
+    grow,
+    pairs_of,
+    reprice,
+    scopes_of,
+    up,
+    values_of,
+)
+from tests.lockstep.model_sizing import PlannedLeg, Sized, planned_legs, plans_of, size
 
 if TYPE_CHECKING:
     from tests.lockstep.model import PortfolioModel
 
-Command = Reserve | Confirm | Release | Extend | SetCap | Halt | Resume | Adopt | Freeze | Thaw | Reconciled | Remark
-AboutPosition = Confirm | Release | Extend
+AboutPosition = Confirm | Fill | Release | Extend | Retag | Reprice
+Administration = SetCap | Halt | Resume | Freeze | Thaw | Reconciled | Remark
+Command = Reserve | AboutPosition | Adopt | Administration
 
-WHOLE = "portfolio"
-E8 = 10**8
-USD_MAX = Fraction(2**63 - 1, E8)
-
-
-def down(usd: Fraction) -> Fraction:
-    """Round down to 1e-8 USD."""
-    return Fraction(floor(usd * E8), E8)
-
-
-def up(usd: Fraction) -> Fraction:
-    """Round up to 1e-8 USD."""
-    return Fraction(ceil(usd * E8), E8)
-
-
-def scopes_of(tags: Mapping[str, str | Collection[str]]) -> tuple[str, ...]:
-    """Return the scopes of a position with these tags, the whole portfolio first."""
-    several = {name: {value} if isinstance(value, str) else {*value} for name, value in tags.items()}
-    return (WHOLE, *(f"{name}={value}" for name in sorted(several) for value in sorted(several[name])))
+PRECEDENCE = (
+    "halted", "reducing", "unreconciled", "cap_exceeded", "below_min_qty", "below_min_notional",
+    "insufficient_balance",
+)  # fmt: skip
+"""Reasons to deny; the first that holds is told."""
 
 
 @dataclass(frozen=True)
@@ -61,26 +72,6 @@ class Figures:
     position_max: Fraction
     cap: Fraction
     ttl: timedelta
-
-
-@dataclass(frozen=True)
-class Holding:
-    """A position of the model."""
-
-    number: int
-    state: str
-    scopes: tuple[str, ...]
-    held: Fraction = Fraction(0)
-    open: Fraction = Fraction(0)
-    quantity: Fraction | None = None
-    price: Fraction | None = None
-    expires_at: datetime | None = None
-    origin: int | None = None
-
-    @property
-    def pending(self) -> bool:
-        """Whether it may still fill. Held or open, a position is pending while it has an expiry."""
-        return self.expires_at is not None
 
 
 @dataclass(frozen=True)
@@ -103,6 +94,7 @@ class Answer:
     expires_at: datetime | None = None
     decided_at: datetime | None = None
     replayed: bool = False
+    unchanged: bool = field(default=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -119,93 +111,149 @@ class RefusedError(Exception):
         self.refusal = Refusal(code)
 
 
-def expiry_of(one: Holding) -> datetime:
-    """Return the expiry of a pending position."""
-    assert one.expires_at is not None, "every held dollar has an expiry"
-    return one.expires_at
-
-
-def free(one: Holding, ended: str) -> tuple[Holding, Fraction | None]:
-    """Free a hold. What is open stays; without that the position is `ended`. Returns it, and the quantity it had."""
-    freed = replace(one, held=Fraction(0), expires_at=None)
-    return (freed, None) if one.state == "open" else (replace(freed, state=ended), one.quantity)
-
-
-def _ttl(portfolio: PortfolioModel, command: Reserve | Extend) -> timedelta:
+def _lifetime_end(portfolio: PortfolioModel, command: Reserve | Extend) -> datetime:
+    if command.until_known:
+        return NEVER
     if command.ttl_seconds is None:
-        return portfolio.figures.ttl
-    return timedelta(microseconds=int(Fraction(command.ttl_seconds) * 1_000_000))
+        return portfolio.now + portfolio.figures.ttl
+    return portfolio.now + timedelta(microseconds=int(Fraction(command.ttl_seconds) * 1_000_000))
+
+
+def _shown(expires_at: datetime | None) -> datetime | None:
+    return None if expires_at == NEVER else expires_at
+
+
+# --- reservations ------------------------------------------------------------------------------------------------
 
 
 def _reserve(portfolio: PortfolioModel, command: Reserve) -> tuple[Answer, Holding | None]:
-    figures, scopes = portfolio.figures, scopes_of(command.tags)
-    fraction, raw_binding = Fraction(1), "max_position_size_usd"
+    growing = None if command.position_id is None else _growing(portfolio, command)
+    plans = plans_of(command)
+    tags = growing.tags if growing is not None else _with_legs(pairs_of(command.tags.items()), plans)
+    scopes = scopes_of(tags)
+    ask = _asked(portfolio.figures, command)
+    limits = [(down(ask.budget), ask.binding)]
+    if growing is not None:
+        limits.append((down(ask.most) - growing.held - growing.open, ask.most_binding))
+    caps = [(portfolio.caps[scope] - portfolio.exposure(scope), scope) for scope in scopes if scope in portfolio.caps]
+    own = [*limits]
+    if command.available_balance is not None:
+        own.append((down(Fraction(command.available_balance)), "available_balance"))
+        limits = [*limits, *caps, own[-1]]
+    else:
+        limits = [*limits, *caps]
+    budget, binding = min(limits, key=lambda bound: bound[0])  # the first of equals
+    budget = max(budget, Fraction(0))
+    sized = size(plans, budget)
+    reasons = _reasons(portfolio, command, scopes, budget, _too_small(command, budget, sized))
+    about = sized.bound_by or binding
+    if about in scopes and _too_small(command, budget, sized):
+        uncapped = max(min(bound[0] for bound in own), Fraction(0))
+        if not _too_small(command, uncapped, size(plans, uncapped)):
+            reasons.append(("cap_exceeded", about))
+    answer = Answer(
+        "reserve", "granted", fraction=ask.fraction, raw_budget=ask.raw, binding=about,
+        number=None if growing is None else growing.number,
+    )  # fmt: skip
+    if reasons:
+        reason, scope = min(reasons, key=lambda one: PRECEDENCE.index(one[0]))
+        return replace(answer, outcome="denied", reason=reason, binding=scope or about), growing
+    expires_at = _lifetime_end(portfolio, command)
+    orders = planned_legs(plans, sized.ordered, values_of(tags, "venue"))
+    granted = budget if sized.worth is None else up(sized.worth)
+    if growing is None:
+        after = Holding(
+            portfolio.next_seq, "held", tags, held=granted, quantity=sized.quantity, unfilled=sized.quantity,
+            legs=orders, expires_at=expires_at,
+        )  # fmt: skip
+    else:
+        later = max(expires_at, expiry_of(growing)) if growing.pending else expires_at
+        after = grow(replace(growing, expires_at=later), sized.quantity, orders, granted)
+        granted = after.held - growing.held
+    return replace(answer, budget=granted, quantity=sized.quantity, expires_at=_shown(after.expires_at)), after
+
+
+@dataclass(frozen=True)
+class _Ask:
+    fraction: Fraction | None
+    raw: Fraction
+    budget: Fraction
+    binding: str
+    most: Fraction
+    most_binding: str
+
+
+def _asked(figures: Figures, command: Reserve) -> _Ask:
+    """Return what a reservation asks for before any cap. Its own maximum only lowers that of the settings."""
+    most, most_binding = figures.position_max, "max_position_size_usd"
+    if command.max_position_usd is not None and Fraction(command.max_position_usd) < most:
+        most, most_binding = Fraction(command.max_position_usd), "max_position_usd"
+    if command.amount_usd is not None:
+        amount = Fraction(command.amount_usd)
+        return _Ask(None, amount, min(amount, most), "amount_usd" if amount <= most else most_binding, most, most_binding)
+    fraction, binding = Fraction(1), most_binding
     if figures.enabled and command.signal_score is not None:
         spread = figures.max_fraction - figures.min_fraction
-        fraction, raw_binding = figures.min_fraction + spread * Fraction(command.signal_score), "signal_score"
-    raw = figures.position_max * fraction
-    bounds = [(down(raw), raw_binding)]
-    bounds += [
-        (portfolio.caps[scope] - portfolio.exposure(scope), scope) for scope in scopes if scope in portfolio.caps
-    ]
-    if command.available_balance is not None:
-        bounds.append((down(Fraction(command.available_balance)), "available_balance"))
-    budget, binding = min(bounds, key=lambda bound: bound[0])  # the first of equals
-    budget = max(budget, Fraction(0))
-    quantity, small, bound_by = _match(command, budget)
-    reasons = _reasons(portfolio, command, scopes, budget, small)
-    answer = Answer("reserve", "granted", fraction=fraction, raw_budget=raw, binding=bound_by or binding)
-    if reasons:
-        reason, scope = reasons[0]
-        return replace(answer, outcome="denied", reason=reason, binding=scope or binding), None
-    expires_at = portfolio.now + _ttl(portfolio, command)
-    held = Holding(portfolio.next_seq, "held", scopes, held=budget, quantity=quantity, expires_at=expires_at)
-    return replace(answer, budget=budget, quantity=quantity, expires_at=expires_at), held
+        fraction, binding = figures.min_fraction + spread * Fraction(command.signal_score), "signal_score"
+    return _Ask(fraction, most * fraction, most * fraction, binding, most, most_binding)
+
+
+def _growing(portfolio: PortfolioModel, command: Reserve) -> Holding:
+    """Return the position that is to grow: live, with the tags that are named and the same legs."""
+    one = portfolio.positions.get(command.number or 0)
+    if one is None:
+        raise RefusedError("not_found")
+    if not one.live:
+        raise RefusedError("wrong_state")
+    plans = plans_of(command)
+    asked = planned_legs(plans, [Fraction(1) for _ in plans], values_of(one.tags, "venue"))
+    same = len(asked) == len(one.legs) and all(any(leg.fits(order) for leg in one.legs) for order in asked)
+    given = pairs_of(command.tags.items())
+    own = _with_legs(given, plans)
+    if not {*own} <= {*one.tags} or not same:
+        raise RefusedError("invalid_request")
+    return one
+
+
+def _with_legs(tags: Tags, plans: Sequence[PlannedLeg]) -> Tags:
+    """Return the tags with `venue` and `symbol` of the legs, where they are not given."""
+    found = {*tags}
+    if not values_of(tags, "venue"):
+        found |= {("venue", plan.venue) for plan in plans if plan.venue}
+    if plans and not values_of(tags, "symbol"):
+        found.add(("symbol", "BTC"))  # the asset of all legs here
+    return tuple(sorted(found))
 
 
 def _reasons(
     portfolio: PortfolioModel, command: Reserve, scopes: Sequence[str], budget: Fraction, small: str | None
 ) -> list[tuple[str, str | None]]:
-    """Return every reason to deny, in order of precedence, with the scope or constraint that it names, if any."""
+    """Return every reason to deny, with the scope or constraint that it names, if any."""
     found: list[tuple[str, str | None]] = []
     for status in ("halted", "reducing"):
         found += [(status, scope) for scope in scopes if portfolio.status(scope) == status][:1]
     found += [("unreconciled", scope) for scope in scopes if not portfolio.trusted(scope)][:1]
     headroom = {scope: portfolio.caps[scope] - portfolio.exposure(scope) for scope in scopes if scope in portfolio.caps}
     tightest = min(headroom, key=lambda scope: headroom[scope])
-    if headroom[tightest] <= 0:
+    if not budget and headroom[tightest] <= 0:
         found.append(("cap_exceeded", tightest))
-    if small == "below_min_qty":
+    if small is not None:
         found.append((small, None))
     poor = command.available_balance is not None and Fraction(command.available_balance) < Fraction(1, E8)
-    asked = command.min_notional_usd
-    if small == "below_min_notional" or (asked is not None and budget < Fraction(asked)) or (not budget and not poor):
-        found.append(("below_min_notional", None))
-    if not budget and poor:
-        found.append(("insufficient_balance", "available_balance"))
+    if not budget:
+        found.append(("insufficient_balance", "available_balance") if poor else ("below_min_notional", None))
     return found
 
 
-def _match(command: Reserve, budget: Fraction) -> tuple[Fraction | None, str | None, str | None]:
-    """Return a quantity both legs accept, the reason if there is none, and `max_qty` if that bound it."""
-    if command.spot_instrument is None or command.perp_instrument is None or command.price is None:
-        return None, None, None
-    legs, price = (command.spot_instrument, command.perp_instrument), Fraction(command.price)
-    step = _common_step([Fraction(leg.qty_step) * Fraction(leg.contract_size) for leg in legs])
-    quantity, bound_by = floor(budget / price / step) * step, None
-    most = min(Fraction(leg.max_qty) * Fraction(leg.contract_size) for leg in legs)
-    if quantity > most:
-        quantity, bound_by = floor(most / step) * step, "max_qty"
-    if not quantity or quantity < max(Fraction(leg.min_qty) * Fraction(leg.contract_size) for leg in legs):
-        return None, "below_min_qty", None
-    if quantity * price < max(Fraction(leg.min_notional) for leg in legs):
-        return None, "below_min_notional", None
-    return quantity, None, bound_by
+def _too_small(command: Reserve, budget: Fraction, sized: Sized) -> str | None:
+    if sized.small is not None:
+        return sized.small
+    worth = budget if sized.worth is None else sized.worth
+    asked = command.min_notional_usd
+    return "below_min_notional" if asked is not None and worth < Fraction(asked) else None
 
 
-def _common_step(steps: Sequence[Fraction]) -> Fraction:
-    whole = lcm(*(step.denominator for step in steps))
-    return Fraction(lcm(*(int(step * whole) for step in steps)), whole)
+# --- fills -------------------------------------------------------------------------------------------------------
 
 
 def _found(portfolio: PortfolioModel, command: AboutPosition) -> Holding:
@@ -214,28 +262,92 @@ def _found(portfolio: PortfolioModel, command: AboutPosition) -> Holding:
     return portfolio.positions[command.number]
 
 
-def _fact(portfolio: PortfolioModel, scopes: Sequence[str], notional: Fraction, freed: Fraction) -> Fraction:
-    """Return the notional of a fill. A fact is refused only where 64 bits of 1e-8 USD cannot count it."""
-    counted = up(notional)
-    if any(portfolio.exposure(scope) + freed + counted > USD_MAX for scope in scopes):
+def _fact(portfolio: PortfolioModel, before: Holding | None, after: Holding) -> Holding:
+    """Return a position after a fact, which is refused only where 64 bits of 1e-8 USD cannot count it."""
+    added = after.held + after.open - (before.held + before.open if before is not None else 0)
+    if added > 0 and any(portfolio.exposure(scope) + added > USD_MAX for scope in after.scopes):
         raise RefusedError("invalid_request")
-    return counted
+    return after
+
+
+def _late(portfolio: PortfolioModel, number: int) -> list[Holding]:
+    return [one for _, one in sorted(portfolio.positions.items()) if one.origin == number]
+
+
+def _new_late(portfolio: PortfolioModel, ended: Holding) -> Holding:
+    legs = tuple(LegHolding(leg.venue, leg.symbol, leg.kind, leg.side, leg.account) for leg in ended.legs)
+    return Holding(portfolio.next_seq, "held", ended.tags, legs=legs, origin=ended.number)
+
+
+def _named(legs: Sequence[Leg] | None, price: Fraction) -> list[LegHolding] | None:
+    """Return the legs that a fill names. One without a price has that of the fill."""
+    if legs is None:
+        return None
+    coins = [Fraction(leg.quantity) for leg in legs]
+    prices = [price if leg.price is None else Fraction(leg.price) for leg in legs]
+    return [
+        LegHolding(leg.venue, leg.symbol, leg.kind, leg.side, leg.account, filled=filled, cost=filled * paid)
+        for leg, filled, paid in zip(legs, coins, prices, strict=True)
+    ]
+
+
+def _at_venues(one: Holding, legs: Sequence[LegHolding]) -> Holding:
+    """Return a position that counts also at the venues where it filled."""
+    return replace(one, tags=tuple(sorted({*one.tags, *(("venue", leg.venue) for leg in legs if leg.venue)})))
 
 
 def _confirm(portfolio: PortfolioModel, command: Confirm) -> tuple[Answer, Holding]:
-    before = _found(portfolio, command)
-    late = before.state == "expired"
-    if late and any(one.origin == before.number for one in portfolio.positions.values()):
-        raise RefusedError("wrong_state")
-    if not late and before.state != "held":
-        raise RefusedError("wrong_state")
+    one = _found(portfolio, command)
+    target: Holding | None = one if one.fillable else None
+    if target is None:
+        if one.state == "open" or (one.state == "closed" and not one.more):
+            raise RefusedError("wrong_state")
+        late = _late(portfolio, one.number)
+        target = next((entry for entry in late if entry.fillable), None)
+        if target is None and late and not late[-1].more:
+            raise RefusedError("wrong_state")
+    before, target = target, target or _new_late(portfolio, one)
     quantity, price = Fraction(command.quantity), Fraction(command.price)
-    after = replace(
-        before, state="open", held=Fraction(0), open=_fact(portfolio, before.scopes, quantity * price, -before.held),
-        quantity=quantity, price=price,
-        expires_at=None, number=portfolio.next_seq if late else before.number, origin=before.number if late else None,
+    after = fill(
+        target, quantity, quantity * price, hold=command.rest == "hold", named=_named(command.legs, price),
+        spot_price=None if command.spot_price is None else Fraction(command.spot_price),
     )  # fmt: skip
-    return Answer("confirm", "applied", quantity=quantity), after
+    after = _at_venues(after, [*(_named(command.legs, price) or ()), *(leg for leg in after.legs if leg.filled)])
+    return _filled(portfolio, "confirm", quantity, before, after)
+
+
+def _filled(
+    portfolio: PortfolioModel, verb: str, quantity: Fraction, before: Holding | None, after: Holding
+) -> tuple[Answer, Holding]:
+    moved = before is not None and before.tags != after.tags
+    return Answer(verb, "applied", quantity=quantity, binding="tags" if moved else None), _fact(
+        portfolio, before, after
+    )
+
+
+def _fill(portfolio: PortfolioModel, command: Fill) -> tuple[Answer, Holding]:
+    one = _found(portfolio, command)
+    entries = [one, *_late(portfolio, one.number)]
+    quantity = Fraction(command.filled_quantity) - sum(entry.filled for entry in entries)
+    if quantity <= 0:
+        return Answer("fill", "applied", quantity=Fraction(0), unchanged=True), entries[-1]
+    cost = Fraction(command.filled_quantity) * Fraction(command.price) - sum(entry.filled_usd for entry in entries)
+    if cost <= 0:
+        cost = quantity * Fraction(command.price)
+    before = next((entry for entry in reversed(entries) if entry.live), None)
+    after = fill(before or _new_late(portfolio, one), quantity, cost, hold=command.rest == "hold")
+    return _filled(portfolio, "fill", quantity, before, _at_venues(after, [leg for leg in after.legs if leg.filled]))
+
+
+def _adopt(portfolio: PortfolioModel, command: Adopt) -> tuple[Answer, Holding]:
+    quantity, price = Fraction(command.quantity), Fraction(command.price)
+    empty = Holding(portfolio.next_seq, "held", pairs_of(command.tags.items()))
+    after = fill(empty, quantity, quantity * price, hold=False, named=_named(command.legs, price))
+    after = _at_venues(after, after.legs)
+    return Answer("adopt", "applied", quantity=after.quantity), _fact(portfolio, None, after)
+
+
+# --- releases, longer holds, other scopes and prices -------------------------------------------------------------
 
 
 def _release(portfolio: PortfolioModel, command: Release) -> tuple[Answer, Holding]:
@@ -250,15 +362,11 @@ def _release(portfolio: PortfolioModel, command: Release) -> tuple[Answer, Holdi
     if before.state != "open":
         raise RefusedError("wrong_state")
     assert before.quantity is not None
-    assert before.price is not None
     closing = before.quantity if command.quantity is None else Fraction(command.quantity)
-    left = before.quantity - closing
-    if left < 0:
+    if closing > before.quantity:
         raise RefusedError("invalid_request")
-    after = before if command.quantity is not None else free(before, "released")[0]
-    state = "open" if left else "held" if after.pending else "closed"
-    after = replace(after, state=state, quantity=left, open=up(left * before.price))
-    return Answer("release", "applied", quantity=closing), after
+    freed = free(before, "released")[0] if command.quantity is None and before.pending else before
+    return Answer("release", "applied", quantity=closing), close(freed, closing)
 
 
 def _extend(portfolio: PortfolioModel, command: Extend) -> tuple[Answer, Holding]:
@@ -266,19 +374,54 @@ def _extend(portfolio: PortfolioModel, command: Extend) -> tuple[Answer, Holding
     if not before.pending:
         raise RefusedError("wrong_state")
     for scope in before.scopes:
-        if portfolio.status(scope) == "halted":
+        if portfolio.status(scope) == "halted" and not command.until_known:
             return Answer("extend", "denied", reason="halted", binding=scope, number=before.number), before
-    after = replace(before, expires_at=max(expiry_of(before), portfolio.now + _ttl(portfolio, command)))
-    answer = Answer("extend", "granted", budget=before.held, quantity=before.quantity, expires_at=after.expires_at)
+    after = replace(before, expires_at=max(expiry_of(before), _lifetime_end(portfolio, command)))
+    answer = Answer(
+        "extend", "granted", budget=before.held, quantity=before.quantity, expires_at=_shown(after.expires_at)
+    )
     return answer, after
 
 
-def _adopt(portfolio: PortfolioModel, command: Adopt) -> tuple[Answer, Holding]:
-    quantity, price = Fraction(command.quantity), Fraction(command.price)
-    scopes = scopes_of(command.tags)
-    fact = _fact(portfolio, scopes, quantity * price, Fraction(0))
-    found = Holding(portfolio.next_seq, "open", scopes, open=fact, quantity=quantity, price=price)
-    return Answer("adopt", "applied", quantity=quantity), found
+def _retag(portfolio: PortfolioModel, command: Retag) -> tuple[Answer, Holding]:
+    """Move a position. The scopes that it newly enters grant it, as they would a reservation of that size."""
+    before = _found(portfolio, command)
+    if not before.live:
+        raise RefusedError("wrong_state")
+    tags = pairs_of(command.tags.items())
+    for name in ("venue", "symbol"):
+        if not values_of(tags, name):
+            tags = tuple(sorted((*tags, *((name, value) for value in values_of(before.tags, name)))))
+    after = replace(before, tags=tags)
+    counts, reasons = before.held + before.open, []
+    for scope in after.scopes:
+        if scope in before.scopes:
+            continue
+        if portfolio.status(scope) != "active":
+            reasons.append((portfolio.status(scope), scope))
+        if not portfolio.trusted(scope):
+            reasons.append(("unreconciled", scope))
+        if scope in portfolio.caps and portfolio.exposure(scope) + counts > portfolio.caps[scope]:
+            reasons.append(("cap_exceeded", scope))
+    if reasons:
+        reason, scope = min(reasons, key=lambda one: PRECEDENCE.index(one[0]))
+        return Answer("retag", "denied", reason=reason, binding=scope, number=before.number), before
+    answer = Answer(
+        "retag", "granted", budget=counts, quantity=before.quantity, expires_at=_shown(before.expires_at),
+        binding="tags" if before.tags != after.tags else None, number=before.number,
+    )  # fmt: skip
+    return answer, _fact(portfolio, before, after)
+
+
+def _reprice(portfolio: PortfolioModel, command: Reprice) -> tuple[Answer, Holding]:
+    before = _found(portfolio, command)
+    if before.state != "open":
+        raise RefusedError("wrong_state")
+    after = reprice(before, Fraction(command.price))
+    return Answer("reprice", "applied", quantity=after.quantity), _fact(portfolio, before, after)
+
+
+# --- administration ----------------------------------------------------------------------------------------------
 
 
 def _set_cap(portfolio: PortfolioModel, command: SetCap) -> tuple[Answer, None]:
@@ -317,8 +460,11 @@ def _remark(_pot: PortfolioModel, command: Remark) -> tuple[Answer, None]:
 RULES: dict[type, Callable[..., tuple[Answer, Holding | None]]] = {
     Reserve: _reserve,
     Confirm: _confirm,
+    Fill: _fill,
     Release: _release,
     Extend: _extend,
+    Retag: _retag,
+    Reprice: _reprice,
     Adopt: _adopt,
     SetCap: _set_cap,
     Halt: _set_status,

@@ -14,20 +14,36 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from ledger_sizer import AppSettings, DynamicSizingSettings, InstrumentInfo, LedgerSettings, Leg, TradingSettings
+from ledger_sizer import (
+    AppSettings,
+    DynamicSizingSettings,
+    InstrumentInfo,
+    LedgerSettings,
+    Leg,
+    LegPlan,
+    TradingSettings,
+)
 from tests.lockstep.model_rules import Figures
 from tests.support.clock import START
 
 SCOPES = ("portfolio", "venue=bybit", "venue=okx", "symbol=BTC", "strategy=funding")
-TAGS: tuple[dict[str, Any], ...] = (
+GivenTags = dict[str, Any]
+TAGS: tuple[GivenTags, ...] = (
     {},
     {"venue": "bybit"},
     {"venue": "okx", "symbol": "BTC"},
-    {"venue": "bybit", "symbol": "BTC", "strategy": "funding"},
-    {"symbol": "ETH \N{GREEK SMALL LETTER ALPHA}'\"\\{}", "strategy": "funding"},
     {"venue": ["okx", "bybit"], "symbol": "BTC"},
     {"venue": ("bybit", "kraken"), "strategy": {"funding"}},
+    {"venue": "bybit", "symbol": "BTC", "strategy": ["funding", "basis", "grid"]},
+    {"symbol": "ETH \N{GREEK SMALL LETTER ALPHA}'\"\\{}", "strategy": "funding"},
 )
+MARKET_TAGS: tuple[GivenTags, ...] = (
+    {},
+    {"symbol": "BTC/USDT"},
+    {"strategy": ["funding", "grid"]},
+    {"venue": ["bybit", "gate", "okx"], "strategy": "funding"},
+)
+"""Tags that contradict no legs."""
 
 
 def _market(price: str, spot: tuple[str, ...], perp: tuple[str, ...]) -> dict[str, Any]:
@@ -50,6 +66,59 @@ MARKETS: tuple[dict[str, Any], ...] = (
     _market("0.0000123", ("1", "1e12", "1", "150"), ("1", "1e9", "1", "150", "1000")),  # min_notional often binds
     _market("60123.45", ("0.01", "10", "0.01", "0"), ("0.01", "10", "0.01", "0")),  # min_qty denies most
 )
+
+
+def _plan_of(venue: str, symbol: str, side: str, rules: tuple[str, ...], **more: Any) -> LegPlan:
+    """rules: min_qty, max_qty, qty_step, min_notional, contract_size, multiplier, max_notional."""
+    names = ("min_qty", "max_qty", "qty_step", "min_notional", "contract_size", "multiplier", "max_notional")
+    figures: dict[str, Any] = dict(zip(names, map(Decimal, rules), strict=False))
+    more = {name: Decimal(value) if name in ("price", "fee_rate") else value for name, value in more.items()}
+    return LegPlan(InstrumentInfo(symbol, venue=venue, **figures), side, **more)  # type: ignore[arg-type]
+
+
+_SPOT_RULES = ("0.0001", "9000", "0.0001", "5")
+_CONTRACTS = ("1", "9000", "1", "5", "0.01")
+_ODD = ("0.3", "100", "0.3", "0")
+_BYBIT = _plan_of("bybit", "BTC/USDT:USDT", "buy", _CONTRACTS)
+_CASH = _plan_of("bybit", "BTC/USDT", "buy", _SPOT_RULES, fee_rate="0.001")
+LEG_PLANS: dict[str, dict[str, Any]] = {
+    "one contract": {"legs": [_BYBIT], "price": Decimal(97)},
+    "one contract, own price": {"legs": [_plan_of("bybit", "BTC/USDT:USDT", "buy", _CONTRACTS, price="33.3333")]},
+    "two venues, two prices": {
+        "legs": [_BYBIT, _plan_of("okx", "BTC/USDT:USDT", "sell", ("0.3", "1e6", "0.3", "0", "0.01"), price="101.7")],
+        "price": Decimal(100),
+    },
+    "two venues": {
+        "legs": [_BYBIT, _plan_of("okx", "BTC/USDT:USDT", "sell", ("0.3", "1e6", "0.3", "0", "0.01"))],
+        "price": Decimal("7.77"),
+    },
+    "spot and contract, two prices": {
+        "legs": [_CASH, _plan_of("bybit", "BTC/USDT:USDT", "sell", _CONTRACTS, price="50.5")],
+        "price": Decimal(50),
+    },
+    "spot and contract": {
+        "legs": [_CASH, _plan_of("bybit", "BTC/USDT:USDT", "sell", _CONTRACTS)],
+        "price": Decimal("13.1313"),
+    },
+    "four legs": {
+        "legs": [
+            _plan_of("okx", "BTC/USDT", "buy", _ODD, fee_rate="0.0333", account="one"),
+            _plan_of("okx", "BTC/USDC", "buy", _ODD, account="two"),
+            _plan_of("gate", "BTC/USDT:USDT", "sell", ("2", "1e4", "2", "0", "0.1", "1", "150")),
+            _plan_of("bybit", "1000BTC/USDT:USDT", "sell", ("0.0001", "1", "0.0001", "0", "1", "1000")),
+        ],
+        "price": Decimal("3.3"),
+    },
+    "two bought": {
+        "legs": [
+            _plan_of("bybit", "BTC/USDT", "buy", ("0.01", "10", "0.01", "0")),
+            _plan_of("okx", "BTC/USDT", "buy", ("0.01", "1.5", "0.01", "0")),
+        ],
+        "price": Decimal(60),
+    },
+}
+"""Markets that contradict no `MARKET_TAGS`, by name."""
+
 LEGS = [
     Leg("okx", "BTC-USDT", "spot", "buy", Decimal("0.5"), Decimal(100)),
     Leg("okx", "X", "swap", "sell", Decimal(2)),
@@ -105,34 +174,83 @@ def _plan(verb: str, **values: st.SearchStrategy[Any]) -> st.SearchStrategy[Comm
     return st.builds(CommandPlan, st.just(verb), _PORTFOLIOS, st.fixed_dictionaries(values), _INDEX, _FITTING)
 
 
-RESERVES = st.builds(
-    lambda plan, market: CommandPlan(plan.verb, plan.portfolio, {**plan.values, **market}),
-    _plan(
-        "reserve",
-        tags=st.sampled_from(TAGS),
-        signal_score=_decimals(None, "0", "0.25", "0.9", "1", "0.333333333333"),
-        available_balance=_decimals(None, None, None, "1e12", "150.5", "99.999999999", "0.000000001", "0", "-3"),
-        min_notional_usd=_decimals(None, None, None, "0", "100", "299"),
-        ttl_seconds=SECONDS,
+REFERENCES = st.sampled_from([None, None, "order-7 \N{GREEK SMALL LETTER ALPHA}"])
+REST = st.sampled_from([None, "free", "hold", "hold"])
+_ASKS = _plan(
+    "reserve",
+    ask=st.sampled_from(
+        [
+            {},
+            {"signal_score": Decimal("0.25")},
+            {"signal_score": Decimal(0)},
+            {"signal_score": Decimal("0.333333333333"), "max_position_usd": Decimal("123.456789")},
+            {"signal_score": Decimal(1), "max_position_usd": Decimal(9999)},
+            {"amount_usd": Decimal("88.000000001")},
+            {"amount_usd": Decimal(5000), "max_position_usd": Decimal(200)},
+        ]
     ),
-    st.sampled_from(MARKETS),
+    available_balance=_decimals(None, None, None, "1e12", "150.5", "99.999999999", "0.000000001", "0", "-3"),
+    min_notional_usd=_decimals(None, None, None, "0", "100", "299"),
+    life=st.sampled_from(
+        [{}, {}, {"ttl_seconds": 1}, {"ttl_seconds": 10}, {"ttl_seconds": 30.25}, {"ttl_seconds": 3600},
+         {"until_known": True}, {"until_known": False}]  # fmt: skip
+    ),
+    reference=REFERENCES,
+)
+
+
+def _reserve_plan(plan: CommandPlan, market: str, tags: GivenTags) -> CommandPlan:
+    values = {**plan.values, "tags": tags, "market": market}
+    values |= values.pop("ask") | values.pop("life")
+    return CommandPlan(plan.verb, plan.portfolio, values, plan.index, plan.fitting)
+
+
+PAIRS = {f"pair {number}": market for number, market in enumerate(MARKETS[2:])}
+BY_NAME: dict[str, dict[str, Any]] = {"none": MARKETS[0], "price": MARKETS[1], **PAIRS, **LEG_PLANS}
+"""What a reservation may ask for, by name: a failure prints plans, and rules would be too long for it."""
+_WITH_LEGS = st.sampled_from([*PAIRS, *LEG_PLANS, *LEG_PLANS])
+RESERVES = st.one_of(
+    st.builds(_reserve_plan, _ASKS, st.sampled_from(["none", "price"]), st.sampled_from(TAGS)),
+    st.builds(_reserve_plan, _ASKS, _WITH_LEGS, st.sampled_from(MARKET_TAGS)),
+)
+GROWTHS = st.builds(
+    lambda plan, market: CommandPlan(
+        "grow", plan.portfolio, _reserve_plan(plan, market, {}).values, plan.index, plan.fitting
+    ),
+    _ASKS,
+    st.one_of(st.just("none"), _WITH_LEGS),
 )
 SHORT_HOLDS = st.lists(
     _plan("reserve", tags=st.sampled_from(TAGS), ttl_seconds=st.sampled_from([9, 10])), min_size=3, max_size=8
 )
+SHARES = ["0.333333", "0.1", "0.5", "1", "1", "1.5", "3"]
 CONFIRMS = _plan(
     "confirm",
-    share=st.sampled_from(["0.333333", "1", "1", "1.5", "3"]),
-    price=st.sampled_from(["3", "7.77", "50000", "0.0000123", "97.123456789"]),
-    spot_price=_decimals(None, "7.5"),
-    legs=st.sampled_from([None, None, LEGS]),
+    share=st.sampled_from(SHARES),
+    price=st.sampled_from(["3", "7.77", "100", "50000", "0.0000123", "97.123456789"]),
+    spot_price=_decimals(None, None, "7.5"),
+    legs=st.sampled_from([None, None, None, "elsewhere", "first", "last", "all"]),
+    rest=REST,
+    reference=REFERENCES,
 )
+FILLS = _plan(
+    "fill",
+    share=st.sampled_from(SHARES),
+    beyond=st.sampled_from([True, True, True, False]),
+    price=st.sampled_from(["3", "7.77", "100", "0.0000123", "97.123456789"]),
+    rest=st.sampled_from(["hold", "hold", "free"]),
+    reference=REFERENCES,
+)
+RETAGS = _plan(
+    "retag", tags=st.sampled_from([*TAGS, *MARKET_TAGS]), note=st.sampled_from([None, "moved"]), reference=REFERENCES
+)
+REPRICES = _plan("reprice", price=st.sampled_from(["3", "7.77", "0.0000123", "250.000000001"]))
 RELEASES = _plan(
     "release",
     share=st.sampled_from([None, None, "0.333333", "0.5", "1", "2"]),
     held_only=st.sampled_from([None, None, None, True, False]),
 )
-EXTENDS = _plan("extend", ttl_seconds=SECONDS)
+EXTENDS = st.one_of(_plan("extend", ttl_seconds=SECONDS), _plan("extend", until_known=st.just(True)))
 ADOPTS = _plan(
     "adopt",
     tags=st.sampled_from(TAGS),
@@ -155,7 +273,7 @@ REMARKS = _plan("remark", about=st.just("drift-1"), event=st.sampled_from(["clos
 AGAIN = _plan("again")
 REUSE = _plan("reuse")
 
-LIVES = st.one_of(CONFIRMS, RELEASES, EXTENDS)
+LIVES = st.one_of(CONFIRMS, CONFIRMS, FILLS, FILLS, RELEASES, RELEASES, EXTENDS, RETAGS, REPRICES, GROWTHS, GROWTHS)
 ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
 RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS)
 ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, RECONCILIATION, AGAIN, REUSE)

@@ -12,10 +12,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
-from itertools import count
+from itertools import count, cycle
+from math import floor
 from typing import Any
 
 import pytest
@@ -23,15 +25,17 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from ledger_sizer import Decision, Ledger, LedgerError, NotFound, Position, Reserve
+from ledger_sizer import Decision, Ledger, LedgerError, Leg, NotFound, Position, Reserve
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.decisions import Result
+from ledger_sizer.model.fills import Fills
 from ledger_sizer.storage.write_store import EXPIRIES_MAX
 from tests.conftest import NewDatabase
 from tests.lockstep import random_commands
 from tests.lockstep.auditor import Auditor
-from tests.lockstep.model import Group, Model, Reply
-from tests.lockstep.model_rules import Answer, Command, Holding, Refusal, scopes_of
+from tests.lockstep.model import Group, Model, PortfolioModel, Reply
+from tests.lockstep.model_positions import NEVER, Holding, LegHolding, pairs_of
+from tests.lockstep.model_rules import Answer, Command, Refusal
 from tests.lockstep.random_commands import POLICIES, CommandPlan, Policy
 from tests.support.clock import FakeClock
 from tests.support.databases import ENGINE_KINDS
@@ -40,7 +44,16 @@ EXAMPLES = int(os.environ.get("LOCKSTEP_EXAMPLES", "0"))
 STEPS = 30
 SLICE_SIZES = (1, 2, EXPIRIES_MAX)
 """Overdue holds that a batch frees: so few that a history of 30 steps has more, and as in production."""
-LIFE = {"confirm": ("held", "expired"), "release": ("held", "open"), "extend": ("held",)}
+LIFE: dict[str, Callable[[Holding], bool]] = {
+    "confirm": lambda one: one.fillable or one.state in ("expired", "released"),
+    "fill": lambda one: True,
+    "release": lambda one: one.live,
+    "extend": lambda one: one.pending,
+    "retag": lambda one: one.live,
+    "reprice": lambda one: one.state == "open",
+    "grow": lambda one: one.live,
+}
+"""Which positions a verb fits."""
 RUNS = count()
 COMPARED_FIGURES = (
     "budget", "quantity", "fraction", "raw_budget", "headroom_before", "exposure_before", "exposure_after",
@@ -177,10 +190,13 @@ class Lockstep(RuleBasedStateMachine):
             return Reserve(key=earlier.key, portfolio=earlier.portfolio, ttl_seconds=7)
         if plan.verb in LIFE:
             values = self._about_a_position(plan)
+            if plan.verb == "grow":
+                values["portfolio"] = self._portfolio_name(plan.portfolio)
         else:
             values = {**plan.values, "portfolio": self._portfolio_name(plan.portfolio)}
             if values.get("scope") == "portfolio" and values.get("cap", 0) is None:
                 values["cap"] = Decimal(2000)  # the portfolio's cap cannot be removed
+        values |= random_commands.BY_NAME[values.pop("market", "none")]
         verb = plan.verb if plan.verb in COMMANDS else "reserve"
         make: Any = COMMANDS[verb]
         command: Command = make(key=key, **values)
@@ -192,17 +208,44 @@ class Lockstep(RuleBasedStateMachine):
         name, values = self._portfolio_name(plan.portfolio), dict(plan.values)
         portfolio = self.model.portfolios.get(name)
         known = portfolio.positions if portfolio else {}
-        fitting = [number for number, one in known.items() if one.state in LIFE[plan.verb]]
+        fitting = [number for number, one in known.items() if LIFE[plan.verb](one)]
         numbers = fitting if plan.fitting and fitting else sorted(known)
         not_created = plan.index < 0 or not numbers
         number = (portfolio.next_seq if portfolio else 1) if not_created else numbers[plan.index % len(numbers)]
         values["position_id"] = f"{name}-{number}"
         if "price" in values:
             values["price"] = Decimal(values["price"])
+        one = known.get(number)
+        if plan.verb == "grow":
+            self._ask_of_the_same(one, values, plan.index)
         if "share" in values:
             share = values.pop("share")
-            values["quantity"] = None if share is None else self._quantity(name, number, share, values.get("price"))
+            quantity = None if share is None else self._quantity(name, number, share, values.get("price"))
+            if plan.verb != "fill":
+                values["quantity"] = quantity
+            else:
+                values["filled_quantity"] = self._filled_so_far(portfolio, number, quantity, values.pop("beyond"))
+        if "legs" in values and plan.verb == "confirm":
+            values["legs"] = _legs_that_filled(one, values["legs"], values["quantity"])
         return values
+
+    def _ask_of_the_same(self, one: Holding | None, values: dict[str, Any], index: int) -> None:
+        """Ask for more of a position in its own legs, if they are among those that reservations ask for."""
+        if one is None or index % 3 == 0:
+            return
+        asked = [name for name, market in random_commands.BY_NAME.items() if _same_legs(one, market)]
+        values["market"] = asked[index % len(asked)] if asked else "none"
+
+    @staticmethod
+    def _filled_so_far(
+        portfolio: PortfolioModel | None, number: int, quantity: Decimal | None, beyond: bool
+    ) -> Decimal | None:
+        """Return what a bot tells that knows of all fills and of one more, or of a part only."""
+        if portfolio is None or quantity is None or not beyond:
+            return quantity
+        entries = [one for one in portfolio.positions.values() if number in (one.number, one.origin)]
+        filled = sum((one.filled for one in entries), Fraction(0))
+        return Decimal(floor(filled * 10**18)) / 10**18 + quantity
 
     def _quantity(self, name: str, number: int, share: str, price: Decimal | None) -> Decimal:
         portfolio = self.model.portfolios.get(name)
@@ -223,7 +266,7 @@ class Lockstep(RuleBasedStateMachine):
         given = {kind: _answers(self.handles[kind][who], groups) for kind in ENGINE_KINDS}
         for kind in ENGINE_KINDS:
             for group, ours, replies in zip(groups, given[kind], expected, strict=True):
-                _compare(kind, group, ours, replies)
+                answers_equal(kind, group, ours, replies)
         assert [_plain(one) for one in given["sqlite"]] == [_plain(one) for one in given["postgresql"]]
         self._check({command.portfolio for group in groups for command in group.commands}, 1 - who)
         for kind in ENGINE_KINDS:
@@ -278,10 +321,31 @@ class Lockstep(RuleBasedStateMachine):
                     assert row.status == portfolio.status(row.scope), f"{kind}: {row}"
                     assert row.frozen == (row.scope in portfolio.frozen), f"{kind}: {row}"
                     assert row.fresh_until == portfolio.fresh_until.get(row.scope), f"{kind}: {row}"
-                holdings = [one for _, one in sorted(portfolio.positions.items())]
-                assert [_as_holding(one) for one in auditor.positions] == holdings, f"{kind}: positions"
+                holdings_equal(kind, auditor.positions, portfolio)
                 seen.append((exposure, auditor.positions, auditor.decisions[-1:]))
             assert seen[0] == seen[1], "the databases differ"
+
+
+def _same_legs(one: Holding, market: dict[str, Any]) -> bool:
+    rules = [(plan.instrument, plan.side) for plan in market.get("legs", ())]
+    if "spot_instrument" in market:
+        rules = [(market["spot_instrument"], "buy"), (market["perp_instrument"], "sell")]
+    asked = sorted((rule.symbol, side) for rule, side in rules)
+    return asked == sorted((leg.symbol, leg.side) for leg in one.legs)
+
+
+def _legs_that_filled(one: Holding | None, which: str | None, quantity: Decimal) -> list[Leg] | None:
+    """Return legs of the position, or one elsewhere, that filled."""
+    if which is None:
+        return None
+    if which == "elsewhere" or one is None or not one.legs:
+        return [*random_commands.LEGS]
+    legs = one.legs if which == "all" else one.legs[:1] if which == "first" else one.legs[-1:]
+    prices = cycle([None, Decimal("99.5")])
+    return [
+        Leg(leg.venue, leg.symbol, leg.kind, leg.side, quantity, price, account=leg.account)  # type: ignore[arg-type]
+        for leg, price in zip(legs, prices, strict=False)
+    ]
 
 
 def _answers(ledger: Ledger, groups: Sequence[Group]) -> list[Given]:
@@ -305,7 +369,7 @@ async def _answers_at_once(ledger: Ledger, groups: Sequence[Group]) -> list[Give
     return answers  # type: ignore[return-value]
 
 
-def _compare(kind: str, group: Group, given: Given, replies: Sequence[Reply]) -> None:
+def answers_equal(kind: str, group: Group, given: Given, replies: Sequence[Reply]) -> None:
     if isinstance(given, LedgerError):
         refusals = [one for one in replies if isinstance(one, Refusal)]
         assert Refusal(given.code) == next(iter(refusals), None), f"{kind}: {given!r}"
@@ -327,17 +391,53 @@ def _fraction(value: Decimal | None) -> Fraction | None:
 
 
 def _as_holding(one: Position) -> Holding:
+    fills = one.fills or Fills()
+    legs = tuple(
+        LegHolding(
+            leg.venue, leg.symbol, leg.kind, leg.side, leg.account, filled=Fraction(leg.filled),
+            cost=Fraction(leg.cost), value=None if leg.fills is None else _fraction(leg.fills.value),
+            unfilled=Fraction(leg.unfilled), unfilled_usd=Fraction(0 if leg.fills is None else leg.fills.unfilled_usd),
+        )
+        for leg in one.legs
+    )  # fmt: skip
     return Holding(
         one.number,
         one.state,
-        scopes_of(one.tags),
+        pairs_of(one.tags.items()),
         held=Fraction(one.held),
         open=Fraction(one.open),
         quantity=_fraction(one.quantity),
-        price=_fraction(one.price),
-        expires_at=one.expires_at,
+        cost=Fraction(one.cost),
+        value=_fraction(fills.value),
+        unfilled=_fraction(one.unfilled),
+        filled=Fraction(one.filled or 0),
+        filled_usd=_filled_so_far(one),
+        more=fills.more,
+        legs=legs,
+        expires_at=NEVER if one.until_known else one.expires_at,
         origin=one.origin,
+        reference=one.reference,
     )
+
+
+def holdings_equal(kind: str, positions: Sequence[Position], portfolio: PortfolioModel) -> None:
+    """Require that the positions of a ledger, in order, are those of the model."""
+    holdings = [one for _, one in sorted(portfolio.positions.items())]
+    for ours, theirs in zip(positions, holdings, strict=True):
+        given, expected = _comparable(_as_holding(ours)), _comparable(theirs)
+        assert given == expected, f"{kind}: {given}, expected {expected}"
+
+
+def _filled_so_far(one: Position) -> Fraction:
+    """Return what all fills cost: as it is kept, or what quantity and price say."""
+    if one.fills is not None and one.fills.filled_usd is not None:
+        return Fraction(one.fills.filled_usd)
+    return Fraction(one.filled or 0) * Fraction(one.price or 0)
+
+
+def _comparable(one: Holding) -> Holding:
+    """Return a position without what no rule reads once it is over, or before it fills."""
+    return one if one.live else replace(one, unfilled=None)
 
 
 def _plain(given: Given) -> object:

@@ -31,7 +31,8 @@ from tests.support.ledgers import BTC_PERP, BTC_SPOT, opened
 
 D = Decimal
 GOOD_OF_KIND: dict[str, Any] = {
-    "positive": D(1), "not_negative": D(1), "position": "main-1", "moment": None, "label": "drift-1", "key": "k"
+    "positive": D(1), "not_negative": D(1), "position": "main-1", "moment": None, "label": "drift-1", "key": "k",
+    "tags": {"venue": "okx"},
 }  # fmt: skip
 BASES: dict[type[Any], dict[str, Any]] = {
     command: {one.name: GOOD_OF_KIND[one.kind.name] for one in command.arguments if one.required}
@@ -109,7 +110,7 @@ def test_make_reserve_when_something_for_a_quantity_is_missing_then_that_is_name
         ({"symbol": ""}, "symbol"),
         ({"kind": "option"}, "kind"),
         ({"side": "long"}, "side"),
-        ({"quantity": D(0)}, "quantity"),
+        ({"quantity": D(-1)}, "quantity"),
         ({"quantity": 1.5}, "quantity"),
         ({"price": D(0)}, "price"),
         ({"price": "1"}, "price"),
@@ -199,12 +200,13 @@ def test_write_request_when_a_ttl_is_given_in_any_form_then_it_is_exact_seconds(
     [
         {"tags": {"venue": "okx", "symbol": "BTC"}}, {"tags": {}}, {"signal_score": D("0.2")}, {"signal_score": None},
         {"price": D(1)}, {"available_balance": D(1)}, {"available_balance": None}, {"min_notional_usd": D(5)},
-        {"min_notional_usd": None}, {"ttl_seconds": 31}, {"ttl_seconds": None}, {"spot_instrument": BTC_PERP},
+        {"min_notional_usd": None}, {"ttl_seconds": 31}, {"ttl_seconds": None},
+        {"spot_instrument": InstrumentInfo("BTC/USDT", D("0.001"), D(50), D("0.001"), D(6))},
         {"perp_instrument": InstrumentInfo("BTC/USDT:USDT", D("0.001"), D(50), D("0.001"), D(6))},
     ],
 )  # fmt: skip
 def test_write_request_when_any_argument_differs_then_the_text_does(changed: dict[str, Any]) -> None:
-    arguments = {slot.name: getattr(ASKED, slot.name) for slot in fields(ASKED)}
+    arguments = {slot.name: getattr(ASKED, slot.name) for slot in fields(ASKED) if slot.init}
     assert Reserve(**arguments).request_text() == ASKED.request_text()
     assert Reserve(**(arguments | changed)).request_text() != ASKED.request_text()
 

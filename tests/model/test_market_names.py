@@ -80,49 +80,22 @@ def test_parse_symbol_when_it_is_of_ccxts_form_then_it_says_kind_and_assets(
 
 
 MULTIPLIED = {
-    "1000PEPE": (1000, "PEPE"), "1000SHIB": (1000, "SHIB"), "1000SATS": (1000, "SATS"), "1000CHEEMS": (1000, "CHEEMS"), "1000X": (1000, "X"),
+    "1000PEPE": (1000, "PEPE"), "1000SHIB": (1000, "SHIB"), "1000SATS": (1000, "SATS"),
+    "1000CHEEMS": (1000, "CHEEMS"), "1000X": (1000, "X"),
     "1000CAT": (1000, "CAT"), "10000LADYS": (10_000, "LADYS"), "10000000AIDOGE": (10_000_000, "AIDOGE"),
     "1000000MOG": (1_000_000, "MOG"), "1000000BOB": (1_000_000, "BOB"), "1MBABYDOGE": (1_000_000, "BABYDOGE"),
     "1KSHIB": (1000, "SHIB"), "kPEPE": (1000, "PEPE"), "kBONK": (1000, "BONK"), "SHIB1000": (1000, "SHIB"),
 }  # fmt: skip
 BINANCE_MULTIPLIED = [
-    "1000000BOB",
-    "1000000MOG",
-    "1000BONK",
-    "1000CAT",
-    "1000CHEEMS",
-    "1000FLOKI",
-    "1000LUNC",
-    "1000PEPE",
-    "1000RATS",
-    "1000SATS",
-    "1000SHIB",
-    "1000WHY",
-    "1000X",
-    "1000XEC",
-    "1MBABYDOGE",
-]
+    "1000000BOB", "1000000MOG", "1000BONK", "1000CAT", "1000CHEEMS", "1000FLOKI", "1000LUNC", "1000PEPE", "1000RATS",
+    "1000SATS", "1000SHIB", "1000WHY", "1000X", "1000XEC", "1MBABYDOGE",
+]  # fmt: skip
 BINANCE_COINS = [
-    "0G",
-    "1INCH",
-    "2Z",
-    "4",
-    "42",
-    "A2Z",
-    "AI16Z",
-    "API3",
-    "B2",
-    "B3",
-    "BANANAS31",
-    "BROCCOLI714",
-    "BROCCOLIF3B",
-    "C98",
-    "LUNA2",
-    "PORT3",
-    "币安人生",
-]
-"""Bases with digits, and other scripts, of Binance's contracts in November 2025: 15 bases, of 18 contracts, are multiplied
-(BONK, PEPE and SHIB are quoted in USDC too)."""
+    "0G", "1INCH", "2Z", "4", "42", "A2Z", "AI16Z", "API3", "B2", "B3", "BANANAS31", "BROCCOLI714", "BROCCOLIF3B",
+    "C98", "LUNA2", "PORT3", "币安人生",
+]  # fmt: skip
+"""Bases with digits, and of other scripts, of Binance's contracts in November 2025. Of 15 multiplied bases there are 18
+contracts: BONK, PEPE and SHIB are quoted in USDC too."""
 PLAIN = [
     "BTC", "1INCH", "1MIL", "1KX", "1CAT", "10SET", "100X", "KAVA", "KSM", "k", "kP", "1000", "1000000", "1M",
     "SPX6900", "X1000", "NAS100", "US500", "RUSSELL2000", "BTC2", "2Z", "4", "0G", "100000", "币安人生", "1000_X",

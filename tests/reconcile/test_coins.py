@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from decimal import Decimal
 
 import pytest
+from pydantic import SecretStr
 
-from ledger_sizer import InstrumentInfo, InvalidRequest, Leg
+from ledger_sizer import InstrumentInfo, InvalidRequest, Leg, LegPlan
 from ledger_sizer.exchanges.accounts import _merge_positions
+from ledger_sizer.exchanges.instrument_refresh import refresh_rules
 from ledger_sizer.exchanges.snapshot import VenueBalance, VenuePosition, rounded_price
 from ledger_sizer.model.reconciliation import Market
+from ledger_sizer.paper import PaperControl, PaperServer
 from tests.support.accounts import PERP, NewDesk, WrittenAccount, short
 from tests.support.ledgers import TAGS, position_of
+from tests.support.paper_clients import VENUES, account_at, now_us, trader_at
 
 pytestmark = pytest.mark.one_engine
 
@@ -172,3 +177,46 @@ def test_reconcile_when_the_ledger_refuses_what_one_account_shows_then_the_other
         with pytest.raises(InvalidRequest, match="symbol must have 1 to 128 characters"):
             desk.reconciler.run()
     assert desk.ledger.exposure("main").open == 3000
+
+
+# --- at the paper venue ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def paper() -> Iterator[PaperServer]:
+    with PaperServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("venue", VENUES)
+def test_trade_when_markets_count_in_other_units_then_orders_fill_as_told_and_both_sides_agree(
+    paper: PaperServer, new_desk: NewDesk, venue: str
+) -> None:
+    key = SecretStr(f"life-{venue}")
+    PaperControl(paper.url, venue, key.get_secret_value()).open_account()
+    account, trader = account_at(venue, paper.url, api_key=key), trader_at(venue, paper.url, api_key=key)
+    desk = new_desk([account])
+    refresh_rules(desk.engine, account)
+    trader.load_markets()
+    pepe = "PEPE/USDT:USDT" if venue == "okx" else "1000PEPE/USDT:USDT"
+    pairs = {"PEPE": (PRICE, "PEPE/USDT", pepe), "BTC": (D(50_000), PERP, "BTC/USDT:USDT-301227")}
+    for asset, (price, bought, sold) in pairs.items():
+        legs = [LegPlan(f"{venue}:{bought}", "buy"), LegPlan(f"{venue}:{sold}", "sell")]
+        grant = desk.ledger.reserve(key=asset, amount_usd=D(900), price=price, legs=legs)
+        assert (grant.granted, grant.reason) == (True, None)
+        for leg in grant.legs:
+            trader.create_order(leg.symbol, "market", leg.side, f"{leg.order_amount:f}")
+        assert grant.quantity is not None
+        desk.ledger.confirm(key=f"{asset}/c", position_id=position_of(grant), quantity=grant.quantity, price=price)
+        assert desk.run(2).live == ()
+    shown = {one.symbol: one for one in account.snapshot(now_us).positions or ()}
+    assert {shown[pepe].coins * PRICE, shown[PERP].coins * 50_000} == {D(900)}
+    for asset, (_, bought, sold) in pairs.items():
+        for leg in desk.ledger.lookup(asset).legs:  # type: ignore[union-attr]
+            back = "sell" if leg.side == "buy" else "buy"
+            options = {"reduceOnly": True} if ":" in leg.symbol else {}
+            trader.create_order(leg.symbol, "market", back, f"{leg.order_amount:f}", None, options)
+        desk.ledger.release(key=f"{asset}/r", position_id=str(desk.ledger.lookup(asset).position_id))  # type: ignore[union-attr]
+        assert desk.run(2).live == (), (asset, bought, sold)
+    assert account.snapshot(now_us).positions == ()
+    account.close()

@@ -284,18 +284,16 @@ def test_reconcile_when_what_had_no_price_is_counted_then_it_thaws_under_every_p
 
 
 def test_reconcile_when_a_drift_asks_again_for_what_it_froze_before_then_it_freezes_again(opened: NewDesk) -> None:
-    """The excess without a price is a lack for a while, of which there is nothing to be counted."""
-    desk = opened(policy_quantity_differs="record")
-    legs = [Leg("bybit", "ETH/BTC:BTC", "swap", "buy", D(1), None)]
-    desk.ledger.adopt(key="no price", quantity=D(1), price=D(2000), tags=TAGS, legs=legs)
+    """Its policy changes to and fro, as when two replicas have different settings."""
+    strict = opened(policy_quantity_differs="freeze")
+    lenient = opened([strict.account], policy_quantity_differs="record")
+    strict.account.shows(short("0.5"), BTC="0.02")
     for turn in range(3):
-        desk.account.shows(short("0.02"), long("1.5", "ETH/BTC:BTC", None), BTC="0.02")
-        desk.run(2)
-        assert is_frozen(desk), f"turn {turn}"
-        desk.account.shows(short("0.02"), long("0.5", "ETH/BTC:BTC", None), BTC="0.02")
-        (drift,) = desk.run(2).live
-        assert (drift.id, drift.kind, drift.frozen_scope) == (1, "quantity_differs", None)
-        assert not is_frozen(desk), f"turn {turn}"
+        strict.run(2)
+        assert is_frozen(strict), f"turn {turn}"
+        (drift,) = [one for one in lenient.run(2).live if one.kind == "quantity_differs"]
+        assert (drift.subject, drift.frozen_scope) == (PERP, None)
+        assert not is_frozen(strict), f"turn {turn}"
 
 
 # --- close requests ----------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ seeds_of_worlds = pytest.mark.parametrize(
     ids=lambda seeds: f"{seeds.start}-{seeds.stop}",
 )
 STEPS = 30
+in_worlds = pytest.mark.parametrize("wide", [False, True], ids=["one-venue", "two-venues"])
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -52,11 +53,12 @@ def place(request: pytest.FixtureRequest, module_database: NewDatabase) -> Itera
 @pytest.mark.slow
 @pytest.mark.timeout(0 if WORLDS else 600)
 @seeds_of_worlds
+@in_worlds
 def test_reconcile_when_worlds_are_clean_then_no_drift_is_ever_confirmed(
-    place: tuple[Ledger, Any, FakeClock], seeds: range
+    place: tuple[Ledger, Any, FakeClock], seeds: range, wide: bool
 ) -> None:
     for seed in seeds:
-        world = World(*place, f"clean-{seed}", seed, clean=True)
+        world = World(*place, f"clean-{seed}-{wide}", seed, clean=True, wide=wide)
         world.live(STEPS)
         last = world.come_to_rest()
         false = [one for report in world.reports for one in report.confirmed]
@@ -70,12 +72,13 @@ def test_reconcile_when_worlds_are_clean_then_no_drift_is_ever_confirmed(
 @pytest.mark.slow
 @pytest.mark.timeout(0 if WORLDS else 600)
 @seeds_of_worlds
+@in_worlds
 def test_reconcile_when_worlds_go_wrong_then_they_agree_or_a_drift_says_why_and_the_cap_counts_it(
-    place: tuple[Ledger, Any, FakeClock], seeds: range
+    place: tuple[Ledger, Any, FakeClock], seeds: range, wide: bool
 ) -> None:
     kinds = set()
     for seed in seeds:
-        world = World(*place, f"wild-{seed}", seed, clean=False)
+        world = World(*place, f"wild-{seed}-{wide}", seed, clean=False, wide=wide)
         world.live(STEPS)
         last = world.come_to_rest()
         assert (world.unexplained(last), world.undercounted) == ([], []), f"seed {seed}"

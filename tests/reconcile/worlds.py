@@ -1,9 +1,12 @@
-"""Simulates random worlds of bots, a ledger and a venue, with random delays and faults between them.
+"""Simulates random worlds of bots, a ledger and venues, with random delays and faults between them.
 
-The venue's state is the truth. A bot reserves; its orders fill a little later, and it confirms later still; it closes
+The venues' state is the truth. A bot reserves; its orders fill a little later, and it confirms later still; it closes
 and then releases with a delay. In a clean world every message arrives. In any other, confirms get lost or come after
-the hold expired, somebody closes or opens positions by hand, the venue liquidates, deposits arrive, and the venue shows
+the hold expired, somebody closes or opens positions by hand, a venue liquidates, deposits arrive, and the venues show
 outdated snapshots.
+
+In a wide world hedges stand across two venues, one of which counts a coin in thousands. Every leg fills in parts, and
+each part is told by itself.
 """
 
 from __future__ import annotations
@@ -11,18 +14,32 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
-from ledger_sizer import InstrumentInfo, Ledger, WrongState
+from ledger_sizer import Decision, InstrumentInfo, Ledger, Leg, LegPlan, WrongState
 from ledger_sizer.exchanges.snapshot import VenuePosition
+from ledger_sizer.model.legs import OrderLeg
 from ledger_sizer.model.reconciliation import Report
+from ledger_sizer.reconcile.attribution import coin_of
 from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
 from tests.support.accounts import WrittenAccount, balance
 from tests.support.clock import FakeClock
 
 D = Decimal
-PRICES = {"BTC": D(100), "ETH": D(10)}
+Shape = tuple[tuple[str, str, str], ...]
+"""The legs of a hedge: venue, symbol and side."""
+
+PRICES = {"BTC": D(100), "ETH": D(10), "PEPE": D("0.01")}
+NARROW: dict[str, Shape] = {
+    asset: (("bybit", f"{asset}/USDT", "buy"), ("bybit", f"{asset}/USDT:USDT", "sell")) for asset in ("BTC", "ETH")
+}
+WIDE: dict[str, Shape] = {
+    "BTC": NARROW["BTC"],
+    "ETH": (("bybit", "ETH/USDT:USDT", "buy"), ("okx", "ETH/USDT:USDT", "sell")),
+    "PEPE": (("okx", "PEPE/USDT", "buy"), ("bybit", "1000PEPE/USDT:USDT", "sell")),
+}
 DELAYS = (0, 1, 5)
 FILLED_AFTER = (0, 1, 40)
 TTL_SECONDS = 60
@@ -30,24 +47,28 @@ CONFIRMATIONS = 2
 GRACE_SECONDS = 2
 
 
-def perp(asset: str) -> str:
-    return f"{asset}/USDT:USDT"
+def _unit(symbol: str) -> Decimal:
+    return D(1000) if symbol.startswith("1000") else D(1)
 
 
-def _market(symbol: str) -> InstrumentInfo:
-    return InstrumentInfo(symbol, D(1), D(1000), D(1))
+def _market(venue: str, symbol: str) -> InstrumentInfo:
+    return InstrumentInfo(symbol, D(1), D(10**6), D(1), multiplier=_unit(symbol), listed_as=f"{venue}:{symbol}")
 
 
 class World:
-    """One portfolio and one account. net: perpetuals at the venue by asset, below 0 short. spot: coins by asset."""
+    """One portfolio with its accounts. units: coins at the venues by venue and symbol, of perpetuals below 0 short."""
 
-    def __init__(self, ledger: Ledger, engine: Any, clock: FakeClock, name: str, seed: int, *, clean: bool) -> None:
-        self.ledger, self.clock, self.name, self.clean = ledger, clock, name, clean
+    def __init__(
+        self, ledger: Ledger, engine: Any, clock: FakeClock, name: str, seed: int, *, clean: bool, wide: bool = False
+    ) -> None:
+        self.ledger, self.clock, self.name, self.clean, self.wide = ledger, clock, name, clean, wide
         self.chance = random.Random(seed)
-        self.net = dict.fromkeys(PRICES, D(0))
-        self.spot = dict.fromkeys(PRICES, D(0))
-        self.account = WrittenAccount(portfolio=name)
-        inspector = LocalInspector(engine, [self.account], ledger.settings, clock=clock)
+        self.shapes = WIDE if wide else NARROW
+        self.units = {(venue, symbol): D(0) for shape in self.shapes.values() for venue, symbol, _ in shape}
+        self.perps = [market for market in self.units if ":" in market[1]]
+        self.coins = [market for market in self.units if ":" not in market[1]]
+        self.accounts = [WrittenAccount(venue, portfolio=name) for venue in sorted({venue for venue, _ in self.units})]
+        inspector = LocalInspector(engine, self.accounts, ledger.settings, clock=clock)
         self.reconciler = Reconciler(ledger, engine, inspector, ledger.settings, clock=clock)
         self.later: list[tuple[Any, Callable[[], object]]] = []
         self.number = 0
@@ -90,35 +111,62 @@ class World:
         return f"k{self.number}"
 
     def trade(self) -> None:
-        asset = self.chance.choice([*PRICES])
+        asset = self.chance.choice([*self.shapes])
+        legs = [LegPlan(_market(venue, symbol), side) for venue, symbol, side in self.shapes[asset]]  # type: ignore[arg-type]
         decision = self.ledger.reserve(
-            key=self._key(), portfolio=self.name, tags={"venue": "bybit", "symbol": asset}, price=PRICES[asset],
-            available_balance=D(self.chance.choice([100, 300, 1000])), spot_instrument=_market(f"{asset}/USDT"),
-            perp_instrument=_market(perp(asset)), ttl_seconds=TTL_SECONDS,
+            key=self._key(), portfolio=self.name, tags={}, price=PRICES[asset], legs=legs, ttl_seconds=TTL_SECONDS,
+            available_balance=D(self.chance.choice([100, 300, 1000])),
         )  # fmt: skip
         if not decision.granted:
             return
+        if self.wide:
+            for order in decision.legs:
+                self._fill_in_parts(decision, order, PRICES[asset])
+            return
         quantity = decision.quantity
         assert quantity is not None
-
-        def fill() -> None:
-            self.net[asset] -= quantity
-            self.spot[asset] += quantity
-
         filled_after = self.chance.choice(FILLED_AFTER)
-        self._after(filled_after, fill)
-        key, delay = self._key(), filled_after + self.chance.choice(DELAYS)
-        if not self.clean and self.chance.random() < 0.3:
-            if self.chance.random() < 0.5:
-                return  # the confirm is lost for good
-            delay = TTL_SECONDS + 30  # the confirm comes after the hold expired
+        self._after(filled_after, lambda: [self._fill(order, quantity) for order in decision.legs])
+        delay = self._delay_of_confirm(filled_after)
+        if delay is None:
+            return
+        key = self._key()
         self._after(delay, lambda: self.ledger.confirm(
             key=key, position_id=str(decision.position_id), quantity=quantity, price=PRICES[asset]
         ))  # fmt: skip
 
+    def _fill(self, order: OrderLeg, coins: Decimal) -> None:
+        self.units[order.venue, order.symbol] += coins if order.side == "buy" else -coins
+
+    def _fill_in_parts(self, decision: Decision, order: OrderLeg, price: Decimal) -> None:
+        """Fill an order at once or in two parts, each told by itself."""
+        unit, filled_after = _unit(order.symbol), 0
+        first = order.quantity // unit // self.chance.choice([1, 2, 3]) * unit
+        for part in filter(None, (first, order.quantity - first)):
+            filled_after = max(filled_after, self.chance.choice(FILLED_AFTER))
+            self._after(filled_after, partial(self._fill, order, part))
+            delay = self._delay_of_confirm(filled_after)
+            if delay is not None:
+                leg = Leg(order.venue, order.symbol, order.kind, order.side, part, price)
+                self._after(delay, partial(
+                    self.ledger.confirm, key=self._key(), position_id=str(decision.position_id), quantity=part,
+                    price=price, legs=[leg], rest="hold",
+                ))  # fmt: skip
+
+    def _delay_of_confirm(self, filled_after: int) -> int | None:
+        """Return after how many seconds a fill is told; None where it is lost for good."""
+        delay = filled_after + self.chance.choice(DELAYS)
+        if not self.clean and self.chance.random() < 0.3:
+            # The confirm is lost, or comes after the hold expired.
+            return None if self.chance.random() < 0.5 else TTL_SECONDS + 30
+        return delay
+
     def _own(self) -> list[Any]:
         page = self.ledger.positions(self.name, state="open", limit=1000)
-        return [one for one in page if "external" not in one.tags and one.position_id not in self.closing]
+        return [
+            one for one in page
+            if "external" not in one.tags and one.position_id not in self.closing and not one.pending
+        ]  # fmt: skip
 
     def close(self) -> None:
         self._close(lost=False)
@@ -131,9 +179,8 @@ class World:
         if not own:
             return
         position = self.chance.choice(own)
-        asset = position.tags["symbol"]
-        self.net[asset] += position.quantity
-        self.spot[asset] -= position.quantity
+        for leg in position.legs:
+            self.units[leg.venue, leg.symbol] -= leg.filled if leg.side == "buy" else -leg.filled
         self.closing.add(position.position_id)
         if lost:
             return
@@ -143,23 +190,27 @@ class World:
     # --- what goes wrong -------------------------------------------------------------------------
 
     def close_by_hand(self) -> None:
-        asset = self.chance.choice([*PRICES])
-        self.net[asset] += min(abs(self.net[asset]), D(self.chance.randint(1, 5))) * (1 if self.net[asset] < 0 else -1)
+        market = self.chance.choice(self.perps)
+        units = min(abs(self.units[market]), self.chance.randint(1, 5) * _unit(market[1]))
+        self.units[market] += units * (1 if self.units[market] < 0 else -1)
 
     def liquidate(self) -> None:
-        self.net[self.chance.choice([*PRICES])] = D(0)
+        self.units[self.chance.choice(self.perps)] = D(0)
 
     def open_by_hand(self) -> None:
-        self.net[self.chance.choice([*PRICES])] += D(self.chance.choice([-7, -2, 3, 20]))
+        market = self.chance.choice(self.perps)
+        self.units[market] += self.chance.choice([-7, -2, 3, 20]) * _unit(market[1])
 
     def deposit(self) -> None:
-        self.spot[self.chance.choice([*PRICES])] += D(self.chance.randint(1, 9))
+        market = self.chance.choice(self.coins)
+        self.units[market] += self.chance.randint(1, 9) * (1000 if market[1].startswith("PEPE") else 1)
 
     def outdated_snapshot(self) -> None:
-        """Show an outdated snapshot as the current one, to one run."""
-        before = (self.account.positions, self.account.balances)
+        """Show outdated snapshots as the current ones, to one run."""
+        before = [(one.positions, one.balances) for one in self.accounts]
         self.trade()
-        self.account.positions, self.account.balances = before
+        for account, (positions, balances) in zip(self.accounts, before, strict=True):
+            account.positions, account.balances = positions, balances
         self._run()
 
     # --- time and runs ---------------------------------------------------------------------------
@@ -180,13 +231,18 @@ class World:
                 assert not self.clean, "in a clean world everything fits"
 
     def show(self) -> None:
-        """Make the account show the venue's current state."""
-        self.account.positions = tuple(
-            VenuePosition(perp(asset), "long" if net > 0 else "short", abs(net), PRICES[asset])
-            for asset, net in self.net.items() if net
-        )  # fmt: skip
-        held = [balance(asset, str(units)) for asset, units in self.spot.items() if units]
-        self.account.balances = (balance("USDT", "1000000"), *held)
+        """Make the accounts show the venues' current state, in each venue's units."""
+        for account in self.accounts:
+            mine = {symbol: coins for (venue, symbol), coins in self.units.items() if venue == account.venue and coins}
+            account.positions = tuple(
+                VenuePosition(
+                    symbol, "long" if coins > 0 else "short", abs(coins) / _unit(symbol),
+                    PRICES[coin_of(symbol)] * _unit(symbol),
+                )
+                for symbol, coins in mine.items() if ":" in symbol
+            )  # fmt: skip
+            held = [balance(coin_of(symbol), str(coins)) for symbol, coins in mine.items() if ":" not in symbol]
+            account.balances = (balance("USDT", "1000000"), *held)
 
     def run(self) -> Report:
         """Make a scheduled run, at least 20 seconds after the previous one."""
@@ -207,7 +263,9 @@ class World:
             for state in ("open", "closed") for one in self.ledger.positions(self.name, state=state, limit=1000)
             if one.updated_us > since_us and "external" not in one.tags
         ]  # fmt: skip
-        return sum((leg.quantity * PRICES[one.tags["symbol"]] for one in moved for leg in one.legs[1:]), D(0))
+        return sum(
+            (leg.filled * PRICES[coin_of(leg.symbol)] for one in moved for leg in one.legs if leg.kind == "swap"), D(0)
+        )
 
     def _run(self) -> Report:
         (report,) = self.reconciler.run()
@@ -218,20 +276,25 @@ class World:
 
     @property
     def true_exposure(self) -> Decimal:
-        """Value of the perpetuals at the venue, USD."""
-        return sum((abs(net) * PRICES[asset] for asset, net in self.net.items()), D(0))
+        """Value of the perpetuals at the venues, USD: a hedge of two counts once, by its larger side."""
+        return sum(
+            max(abs(self.units[venue, symbol]) for venue, symbol, _ in shape if ":" in symbol) * PRICES[asset]
+            for asset, shape in self.shapes.items()
+        )  # type: ignore[return-value]
 
     def unexplained(self, report: Report) -> list[str]:
-        """Return the markets where the ledger's own positions differ from the venue without a drift."""
-        ledger: dict[tuple[str, str], Decimal] = {}
+        """Return the markets where the ledger's own positions differ from the venues without a drift."""
+        ledger: dict[tuple[str, str, str], Decimal] = {}
         page = self.ledger.positions(self.name, state="open", limit=1000)
         for position in [one for one in page if "external" not in one.tags]:
             for leg in position.legs:
                 subject = leg.symbol if leg.kind == "swap" else leg.symbol.partition("/")[0]
-                side = "short" if leg.side == "sell" else "long"
-                ledger[subject, side] = ledger.get((subject, side), D(0)) + leg.quantity
-        shown = {(perp(a), "long" if net > 0 else "short"): abs(net) for a, net in self.net.items() if net}
-        shown |= {(asset, "long"): units for asset, units in self.spot.items() if units}
-        drifting = {(drift.subject, drift.side) for drift in report.live}
+                market = (leg.venue, subject, "short" if leg.side == "sell" else "long")
+                ledger[market] = ledger.get(market, D(0)) + leg.filled
+        shown = {
+            (venue, symbol if ":" in symbol else coin_of(symbol), "long" if coins > 0 else "short"): abs(coins)
+            for (venue, symbol), coins in self.units.items() if coins
+        }  # fmt: skip
+        drifting = {(drift.venue, drift.subject, drift.side) for drift in report.live}
         differing = [market for market in {*ledger, *shown} if ledger.get(market, D(0)) != shown.get(market, D(0))]
         return [f"{one}: {ledger.get(one)} / {shown.get(one)}" for one in differing if one not in drifting]

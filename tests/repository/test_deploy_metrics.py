@@ -65,6 +65,7 @@ def real(module_database: NewDatabase) -> dict[str, set[str]]:
         ledger.reserve(key="a", tags={"venue": "bybit"})
         ledger.reserve(key="b")
         ledger.reserve(key="held", portfolio="other", ttl_seconds=Decimal(600))
+        ledger.reserve(key="unknown", portfolio="other", until_known=True)
         ledger.reserve(key="c", portfolio="other", ttl_seconds=Decimal("0.05"))
         eventually(lambda: "ledger_expiries_total 1.0" in service.http.get("/metrics").text)
         families = list(text_string_to_metric_families(service.http.get("/metrics").text))

@@ -72,18 +72,23 @@ ENTRANCES: dict[str, Callable[[Any], object]] = {
     "min_notional": lambda value: InstrumentInfo("X", D(0), D(100), D(1), value),
     "tick_size": lambda value: InstrumentInfo("X", D(0), D(100), D(1), tick_size=value),
     "contract_size": lambda value: InstrumentInfo("X", D(0), D(100), D(1), contract_size=value),
+    "multiplier": lambda value: InstrumentInfo("X", D(0), D(100), D(1), multiplier=value),
+    "max_notional": lambda value: InstrumentInfo("X", D(0), D(100), D(1), max_notional=value),
     "quantity": lambda value: Leg("bybit", "X", "spot", "buy", value),
 }
 MUST_BE_POSITIVE = [
-    "price", "step", "max_position_size_usd", "max_qty", "qty_step", "tick_size", "contract_size", "quantity"
+    "price", "step", "max_position_size_usd", "max_qty", "qty_step", "tick_size", "contract_size", "multiplier",
+    "max_notional",
 ]  # fmt: skip
-MUST_NOT_BE_NEGATIVE = ["current_exposure", "spot_qty", "perp_qty", "tolerance", "min_qty", "min_notional"]
+MUST_NOT_BE_NEGATIVE = [
+    "current_exposure", "spot_qty", "perp_qty", "tolerance", "min_qty", "min_notional", "quantity"
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [*NOT_EXACT, pytest.param(None, id="none")])
 @pytest.mark.parametrize("field", ENTRANCES)
 def test_enter_number_when_it_is_not_an_exact_finite_one_then_the_field_is_named(field: str, value: Any) -> None:
-    if value is None and field == "signal_score":
+    if value is None and field in ("signal_score", "max_notional"):
         value = D("NaN")  # None is a legal score, so test another bad value here
     with pytest.raises(InvalidRequest, match=field) as refused:
         ENTRANCES[field](value)

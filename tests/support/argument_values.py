@@ -8,11 +8,15 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
-from ledger_sizer import InstrumentInfo, Leg
+from ledger_sizer import InstrumentInfo, Leg, LegPlan
 from tests.support.interfaces import Name
 
 D = Decimal
 LEG = Leg("bybit", "BTC", "spot", "buy", D(1))
+
+SPOT = InstrumentInfo("BTC/USDT", D("0.001"), D(100), D("0.001"), venue="bybit")
+CONTRACT = InstrumentInfo("BTC/USDT:USDT", D("0.001"), D(100), D("0.001"), venue="okx")
+LEG_PLAN = LegPlan(CONTRACT, "buy", D(50_000))
 
 _NOT_A_NUMBER = [0.5, True, "1", D("NaN"), D("sNaN"), D("Infinity"), D("1E+999999"), D("1E-40"), [], b"1"]
 
@@ -33,6 +37,7 @@ BAD_OF_KIND: dict[str, list[Any]] = {
     "instrument": ["BTC", {}, 5],
     "flag": ["no", "yes", 1, 0],
     "legs": ["legs", [None], [{"venue": "bybit"}], [], [LEG] * 17, LEG],
+    "leg_plans": ["legs", [None], [{"side": "buy"}], [], [LEG_PLAN] * 17, LEG_PLAN, [LEG]],
     "scope": ["", "x", "=x", "x=", "X=y", 5, "portfolio=x", "x=" + "y" * 160],
     "choice": ["", "active", True, 5],
     "note": ["", "a\x00", "x" * 501, 5],
@@ -59,8 +64,14 @@ MORE_BAD_OF_KIND: dict[str, list[Any]] = {
              {"external": ["x", "y"]}, {"venue": [True]}, {"venue": [0.5, D(1)]}, {"portfolio": ["a", "b"]},
              {7: ["a"]}, {"venue": [["a"] * 10_000] * 16}],
     "instrument": ["", "bybit:", ":", "a\x00:b", "bybit:NO/SUCH"],
+    "asset": ["", " ", "U SD", "U\u3000SD", "a\x1fb", "x" * 65, "BTC", "\ud800"],
+    "switch": [0, 1.0, "yes", "true", [], {}],
     "flag": [0.0, D(1), []],
     "legs": [5, {}, [LEG, None], "bybit,BTC,spot,buy,1"],
+    "leg_plans": [5, {}, [LEG_PLAN, None], "bybit:BTC/USDT:USDT,buy", [LEG_PLAN, LEG_PLAN],
+                  [LegPlan("bybit:NO/SUCH:SUCH", "buy")], [LegPlan(SPOT, "sell", fee_rate=D("0.001"))],
+                  [LegPlan(SPOT, "buy", D(50_000)), LegPlan(InstrumentInfo("ETH/USDT", D(1), D(9), D(1)), "sell", D(1))],
+                  [LegPlan(InstrumentInfo("X", D(1), D(9), D(1)), "buy", D(1))], [LegPlan(SPOT, "buy")]],
     "scope": ["venue=a\x00", "venue=\n", "venue", "x=" + "y" * 129, None],
     "choice": ["HALTED", "halted ", None],
     "note": ["\ud800", "a\nb", b"x", []],
@@ -77,6 +88,8 @@ MORE_BAD_OF_KIND: dict[str, list[Any]] = {
 
 GOOD_OF_KIND: dict[str, list[Any]] = {
     "positive": [D("1.5"), 2, D("1E+2"), D("0.000000000000000000000000000000000001"), D("1.50"), D("9" * 30)],
+    "asset": ["USDT", "币安人生", "1000PEPE"],
+    "switch": [True, False],
     "not_negative": [D("1.5"), 0, D(0), D("-0"), D("1E+3"), 7, D("0.00000000000000000001")],
     "decimal": [D("-5"), D(0), 10_000, D("1E-36"), D("0.0000000012345")],
     "score": [D(0), D(1), D("0.25"), D("1.00"), 1, D("0E+5")],
@@ -92,6 +105,8 @@ GOOD_OF_KIND: dict[str, list[Any]] = {
     "instrument": [InstrumentInfo("BTC/USDT", D("0.001"), D(100), D("0.001"))],
     "flag": [True, False],
     "legs": [[LEG], (LEG,), deque([LEG]), [LEG] * 16, [Leg("okx", "B,C ☃", "swap", "sell", D("0.5"), D(100))]],
+    "leg_plans": [[LEG_PLAN], (LEG_PLAN,), deque([LEG_PLAN]), [LegPlan(SPOT, "buy", D(50_000), D("0.001")), LEG_PLAN],
+                  [LegPlan(CONTRACT, "sell", D(49_000), account="main ☃", asset="BTC"), LegPlan(SPOT, "sell", D(50_000))]],
     "scope": ["portfolio", "venue=bybit", "venue=a b☃", "venue==", Name.SCOPE],
     "choice": ["halted", "reducing", Name.HALTED],
     "note": ["ok", "ключ ☃", "x" * 500, " blanks ", "-dash", "--json", '"quoted\\"'],

@@ -17,6 +17,7 @@ from ledger_sizer.storage.write_store import DECISION_COLUMNS, record_from_row
 from ledger_sizer.verify.schema import SCHEMA
 from tests.support.clock import START, FakeClock
 from tests.support.ledgers import TAGS, Intruder, dynamic_settings, position_of, reserve_btc
+from tests.support.lives import live_through_fills
 
 D = Decimal
 
@@ -68,6 +69,7 @@ class Scene:
         self.clock = FakeClock()
         self.ledger = Ledger.open(url, settings=dynamic_settings(), clock=self.clock)
         record_every_verb(self.ledger, self.clock)
+        live_through_fills(self.ledger, self.clock)
         self.intruder = Intruder(url)
         if not guarded:
             self.intruder.take_guards_down()

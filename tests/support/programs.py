@@ -28,6 +28,7 @@ from ledger_sizer import (
     Reserve,
     TradingSettings,
 )
+from ledger_sizer.model.release_all import ReleaseAll
 
 Params = dict[str, Any]
 
@@ -238,9 +239,31 @@ def _sessions(ledger: Ledger) -> list[int]:
     return [ledger._store._connection().info.backend_pid, reader]  # type: ignore[attr-defined]
 
 
+def hold_five(ledger: Ledger, params: Params) -> None:
+    """Hold five times, fill two of them, and hang."""
+    for number in range(5):
+        held = answered(
+            ledger.reserve, f"bot-{number}", tags=params["tags"], available_balance=Decimal(100), ttl_seconds=3600
+        )
+        if number < 2 and isinstance(held, Decision):
+            fill = {"quantity": Decimal(1), "price": Decimal(10)}
+            answered(ledger.confirm, f"bot-{number}/fill", position_id=held.position_id, **fill)
+    signal.pause()
+
+
+def die_releasing(ledger: Ledger, params: Params) -> None:
+    """Free the holds with these tags, and kill itself after the first commit."""
+    for page in ledger.release_all_in_pages(ReleaseAll(key=params["key"], tags=params["tags"])):
+        say(freed=len(page))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 PROGRAMS = {
-    one.__name__: one for one in (reserve_many, same_key, trade_randomly, two_portfolios, trade_until_told, pause, fork)
-}
+    one.__name__: one
+    for one in (
+        reserve_many, same_key, trade_randomly, two_portfolios, trade_until_told, pause, fork, hold_five, die_releasing,
+    )
+}  # fmt: skip
 
 
 def main() -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from sqlalchemy import BigInteger, Column, Integer, Table
+from sqlalchemy import BigInteger, Column, Integer, Table, Text
 
 from ledger_sizer import Finding, InvalidRequest, VerifyReport
+from ledger_sizer.model.fills import Fills
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.wire.verification import REPORT
 from tests.conftest import NewDatabase
@@ -158,7 +159,7 @@ def _assert_named(report: VerifyReport, table: Table, column: Column[Any], key: 
         assert any(key["scope"] in finding.what for finding in report.findings), report.findings
 
 
-OF_ANOTHER_TYPE = {"text": "9x", "empty": "", "bytes": b"main", "fraction": 14.5}
+OF_ANOTHER_TYPE: dict[str, Any] = {"text": "9x", "empty": "", "bytes": b"main", "fraction": 14.5}
 
 
 def _edits_of_type() -> Iterator[Any]:
@@ -178,7 +179,10 @@ def test_verify_when_a_value_is_of_another_type_then_the_row_is_named(
 ) -> None:
     """SQLite's columns take any type; text and bytes compare as greater than every number. PostgreSQL refuses them."""
     key = _victim(scene, table, column, kind)
-    with scene.edited(table, key, column.name, OF_ANOTHER_TYPE[kind]) as report:
+    value = OF_ANOTHER_TYPE[kind]
+    if (column.name, kind) == ("seq", "fraction"):
+        value = key["seq"] - 0.5  # it takes the place that it had
+    with scene.edited(table, key, column.name, value) as report:
         _assert_named(report, table, column, key)
         assert all(type(finding.seq) in (int, type(None)) for finding in report.findings)
         assert all(type(finding.portfolio) is str for finding in report.findings)
@@ -219,6 +223,55 @@ def test_verify_when_any_single_byte_of_any_decision_was_changed_then_exactly_th
         assert (report.first.portfolio, report.first.seq) == ("main", seq)
 
 
+POSITION_TEXTS = [column.name for column in PositionRow.__table__.columns if isinstance(column.type, Text)]
+
+
+@steady
+@given(where=st.integers(0), column=st.sampled_from(POSITION_TEXTS), at=st.integers(0), byte=st.integers(0x20, 0x7E))
+def test_verify_when_any_single_byte_of_any_position_was_changed_then_that_position_is_named(
+    scene: Scene, where: int, column: str, at: int, byte: int
+) -> None:
+    rows = scene.intruder.rows(f"SELECT number, {column} FROM positions WHERE portfolio_id = 1 AND {column} <> ''")
+    number, before = rows[where % len(rows)]
+    at %= len(before)
+    changed = f"{before[:at]}{chr(byte)}{before[at + 1 :]}"
+    assume(changed != before)
+    _assert_position_named(scene, number, column, changed)
+
+
+@pytest.mark.parametrize("column", ["fills", "reference", "legs"])
+def test_verify_when_each_byte_of_a_new_column_was_changed_in_turn_then_the_position_is_named(
+    scene: Scene, column: str
+) -> None:
+    """Of the longest text, which has the most of what a column can have."""
+    rows = scene.intruder.rows(f"SELECT number, {column} FROM positions WHERE portfolio_id = 1 AND {column} <> ''")
+    number, before = max(rows, key=lambda row: len(row[1]))
+    for at, character in enumerate(before):
+        _assert_position_named(
+            scene, number, column, f"{before[:at]}{'1' if character != '1' else '2'}{before[at + 1 :]}"
+        )
+    _assert_position_named(scene, number, column, before[:-1])
+    _assert_position_named(scene, number, column, f"{before} ")
+
+
+def _assert_position_named(scene: Scene, number: int, column: str, changed: str) -> None:
+    table: Any = PositionRow.__table__
+    with scene.edited(table, {"portfolio_id": 1, "number": number}, column, changed) as report:
+        assert number in [finding.seq for finding in report.findings], f"{column} of {number} became {changed!r}"
+
+
+def test_look_at_the_positions_when_they_are_edited_then_they_have_every_field(scene: Scene) -> None:
+    """So that the edits of single bytes reach all of them."""
+    rows = scene.intruder.rows("SELECT legs, fills, reference FROM positions WHERE portfolio_id = 1")
+    legs = [leg for row in rows for leg in json.loads(row.legs)]
+    fills = [json.loads(row.fills) for row in rows if row.fills is not None]
+    assert {name for leg in legs if len(leg) > 6 for name in leg[6]} == {
+        "account", "unit", "by_cost", "unfilled", "unfilled_usd", "cost", "value"
+    }  # fmt: skip
+    assert {name for form in fills for name in form} == {*Fills._fields}
+    assert {row.reference for row in rows} >= {None, "t7", "order 4711"}
+
+
 @pytest.mark.parametrize("seq", [1, 2, 9, -1])
 @pytest.mark.parametrize("column", ["hash", "trace", "decided_us"])
 def test_verify_when_a_decision_at_any_place_was_edited_then_exactly_that_one_is_named(
@@ -246,7 +299,7 @@ def test_verify_when_the_values_of_a_positions_tag_were_edited_then_the_position
 ) -> None:
     table: Any = PositionRow.__table__
     ((number, before),) = scene.intruder.rows("SELECT number, tags FROM positions WHERE tags LIKE '%WETH%'")
-    assert before == '{"symbol":["ETH","WETH"]}'
+    assert before == '{"symbol":["ETH","WETH"],"venue":"okx"}'
     with scene.edited(table, {"portfolio_id": 1, "number": number}, "tags", tags) as report:
         assert number in [finding.seq for finding in report.findings]
         assert any("tags" in finding.what for finding in report.findings)
@@ -274,4 +327,4 @@ def test_read_finding_when_printed_then_it_says_which_field_and_both_values(scen
     table: Any = PositionRow.__table__
     with scene.edited(table, {"portfolio_id": 1, "number": 6}, "held_e8", 123) as report:
         told = [finding for finding in report.findings if finding.seq == 6]
-        assert told == [Finding("main", 6, "position main-6 has held_e8 123, its decisions say 51000000000")]
+        assert told == [Finding("main", 6, "position main-6 has held_e8 123, its decisions say 50000000000")]

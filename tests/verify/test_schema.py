@@ -56,7 +56,9 @@ def test_verify_when_any_trigger_is_dropped_then_it_is_named(
     assert findings(database_url) == [f"the {name} is missing" for name in names]
 
 
-@pytest.mark.parametrize("index", ["uq_decisions_portfolio_id_key", "uq_positions_origin", "ix_positions_expiry"])
+@pytest.mark.parametrize(
+    "index", ["uq_decisions_portfolio_id_key", "uq_positions_live_origin", "ix_positions_origin", "ix_positions_expiry"]
+)
 def test_verify_when_an_index_is_dropped_then_it_is_named(database_url: str, intruder: Intruder, index: str) -> None:
     intruder.run(f"DROP INDEX {index}")
     assert [f"the index {index} of " in what for what in findings(database_url)] == [True]

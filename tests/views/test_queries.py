@@ -271,7 +271,7 @@ def test_explain_when_granted_then_each_step_of_the_formula_is_told(ledger: Ledg
         ({"tags": {"venue": "full"}}, "the cap of venue=full leaves nothing"),
         (
             {"price": D(50_000_000), "spot_instrument": BTC_SPOT, "perp_instrument": BTC_PERP},
-            "what max_position_size_usd leaves buys less than the smallest quantity both legs accept",
+            "what max_position_size_usd leaves buys less than the smallest quantity that every leg accepts",
         ),
     ],
 )
