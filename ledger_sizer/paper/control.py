@@ -140,12 +140,15 @@ def _list(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> 
     step, price = decimal_of(form, "step"), decimal_of(form, "price")
     if step <= 0 or price <= 0:
         raise RequestRefused("bad_request", f"step and price must be above 0, got {step} and {price}")
-    given = {name: decimal_of(form, name) for name in ("contract_size", "max_qty", "min_notional") if name in form}
-    most = given.setdefault("max_qty", step * 10_000_000)
-    given.setdefault("min_notional", Decimal(0))
+    contract_size, qty_max, notional_min = (
+        decimal_of(form, name) if name in form else default
+        for name, default in (
+            ("contract_size", Decimal(1)), ("max_qty", step * 10_000_000), ("min_notional", Decimal(0)),
+        )
+    )  # fmt: skip
     exchange.markets[str(form["symbol"])] = Market(
         str(form["symbol"]), str(form["id"]), names.base, "spot" if names.kind == "spot" else "swap", step, step,
-        max_market_qty=most, tick=price.scaleb(-5).normalize(), quote=names.quote, **given,
+        qty_max, qty_max, notional_min, price.scaleb(-5).normalize(), contract_size, quote=names.quote,
     )  # fmt: skip
     exchange.prices[names.base] = price
 
