@@ -218,7 +218,6 @@ class ExposureCollector(Collector):
             heads = connection.execute(newest).all()
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
             holds = connection.execute(_holds(now_us).where(*own)).all()
-            unknown = connection.execute(_unknown_holds().where(*own)).all()
             desk = desk_status(connection)
             newest_us = connection.execute(select(func.max(PortfolioRow.last_us)).where(*own)).scalar() or 0
         gauges = {
@@ -257,7 +256,7 @@ class ExposureCollector(Collector):
             ages.add_metric([portfolio], max(now_us - opened_us, 0) / 1_000_000)
         yield ages
         yield late
-        yield from _unknown_gauges(unknown, now_us)
+        yield from self._unknown(now_us)
         ahead = GaugeMetricFamily("ledger_clock_ahead_seconds", "How far the newest decision is ahead of the clock.")
         ahead.add_metric([], max(newest_us - now_us, 0) // 1000 / 1000)  # SQLite's clock shows whole milliseconds
         yield ahead
@@ -268,6 +267,22 @@ class ExposureCollector(Collector):
             seqs.add_metric([portfolio], seq)
         yield seqs
         yield from self._reconciliation(now_us)
+
+    def _unknown(self, now_us: int) -> Iterator[GaugeMetricFamily]:
+        count = GaugeMetricFamily(
+            "ledger_unknown_holds", "Holds that end only when their order's fate is known.", labels=["portfolio"]
+        )
+        age = GaugeMetricFamily(
+            "ledger_oldest_unknown_hold_age_seconds", "Since the last decision about the oldest of them.",
+            labels=["portfolio"],
+        )  # fmt: skip
+        with read_transaction(self._engine) as connection:
+            rows = connection.execute(_unknown_holds().where(*self._own(PortfolioRow.name))).all()
+        for portfolio, number, since_us in rows:
+            count.add_metric([portfolio], number)
+            age.add_metric([portfolio], max(now_us - since_us, 0) / 1_000_000)
+        yield count
+        yield age
 
     def _reconciliation(self, now_us: int) -> Iterator[GaugeMetricFamily]:
         labels = (DriftRow.portfolio, DriftRow.kind, DriftRow.state)
@@ -328,21 +343,6 @@ def _unknown_holds() -> Select[str, int, int]:
         .where(text(PENDING), PositionRow.expires_us == UNTIL_KNOWN_US)
         .group_by(PortfolioRow.name)
     )
-
-
-def _unknown_gauges(rows: Sequence[Any], now_us: int) -> Iterator[GaugeMetricFamily]:
-    count = GaugeMetricFamily(
-        "ledger_unknown_holds", "Holds that end only when their order's fate is known.", labels=["portfolio"]
-    )
-    age = GaugeMetricFamily(
-        "ledger_oldest_unknown_hold_age_seconds", "Since the last decision about the oldest of them.",
-        labels=["portfolio"],
-    )  # fmt: skip
-    for portfolio, number, since_us in rows:
-        count.add_metric([portfolio], number)
-        age.add_metric([portfolio], max(now_us - since_us, 0) / 1_000_000)
-    yield count
-    yield age
 
 
 _EXPOSURE_GAUGES = {

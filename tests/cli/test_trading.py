@@ -24,7 +24,8 @@ def _dynamic_sizing(monkeypatch: pytest.MonkeyPatch) -> None:
 SIZED = ["--price", "50000", "--available-balance", "10000", "--spot", SPOT, "--perp", PERP]
 DECISION_FIELDS = (
     "portfolio seq command key outcome reason granted replayed position_id budget quantity fraction raw_budget "
-    "headroom_before exposure_before exposure_after binding expires_at until_known legs decided_at actor client reference hash request"
+    "headroom_before exposure_before exposure_after binding expires_at until_known legs decided_at actor client "
+    "reference hash request"
 )
 
 

@@ -12,9 +12,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 
 from ledger_sizer import Adopt, Confirm, Fill, Reconciled, Reserve, SetCap
-from tests.lockstep.model_positions import WHOLE, Holding, expiry_of, free, pairs_of
-from tests.lockstep.model_rules import (
-    RULES,
+from tests.lockstep.model_answers import (
     AboutPosition,
     Answer,
     Command,
@@ -22,6 +20,8 @@ from tests.lockstep.model_rules import (
     Refusal,
     RefusedError,
 )
+from tests.lockstep.model_positions import WHOLE, Holding, expiry_of, free
+from tests.lockstep.model_rules import RULES
 
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 Reply = Answer | Refusal
