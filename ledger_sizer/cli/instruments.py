@@ -50,7 +50,8 @@ def refresh(
     from ledger_sizer.exchanges.instrument_refresh import refresh_rules
 
     exchange = load_settings().exchange
-    known = {found.id: found for found in reversed((exchange.flat(), *exchange.accounts))}
+    # Accounts with credentials come first: the flat settings name a venue even where nobody set them.
+    known = {found.id: found for found in reversed((*exchange.every(), exchange.flat(), *exchange.accounts))}
     wanted = venue or sorted({found.id for found in exchange.every()}) or [exchange.id]
     forms = []
     with ledger_engine_at(database_url, create=True) as engine:

@@ -207,7 +207,8 @@ def _instrument(market: Market) -> dict[str, Any]:
     filters.append({"filterType": "MIN_NOTIONAL", "notional": notional})
     row |= {"contractType": "CURRENT_QUARTER" if market.delivery_ms else "PERPETUAL",
             "deliveryDate": market.delivery_ms or 4133404800000, "onboardDate": 1600000000000,
-            "marginAsset": market.base if market.inverse else market.quote, "pair": f"{market.base}{market.quote}"}  # fmt: skip
+            "marginAsset": market.base if market.inverse else market.quote,
+            "pair": f"{market.base}{market.quote}"}  # fmt: skip
     if market.inverse:
         return {**row, "contractStatus": state, "contractSize": int(market.contract_size)}
     return {**row, "status": state}

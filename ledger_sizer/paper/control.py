@@ -140,12 +140,12 @@ def _list(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> 
     step, price = decimal_of(form, "step"), decimal_of(form, "price")
     if step <= 0 or price <= 0:
         raise RequestRefused("bad_request", f"step and price must be above 0, got {step} and {price}")
-    given = {name: decimal_of(form, name) for name in ("contract_size", "max_qty", "min_notional") if name in form}
-    most = given.setdefault("max_qty", step * 10_000_000)
-    given.setdefault("min_notional", Decimal(0))
+    otherwise = {"max_qty": step * 10_000_000, "min_notional": Decimal(0), "contract_size": Decimal(1)}
+    given = {name: decimal_of(form, name) if name in form else value for name, value in otherwise.items()}
     exchange.markets[str(form["symbol"])] = Market(
         str(form["symbol"]), str(form["id"]), names.base, "spot" if names.kind == "spot" else "swap", step, step,
-        max_market_qty=most, tick=price.scaleb(-5).normalize(), quote=names.quote, **given,
+        max_qty=given["max_qty"], max_market_qty=given["max_qty"], min_notional=given["min_notional"],
+        tick=price.scaleb(-5).normalize(), contract_size=given["contract_size"], quote=names.quote,
     )  # fmt: skip
     exchange.prices[names.base] = price
 

@@ -252,6 +252,8 @@ def test_control_when_answers_are_stale_then_the_owner_sees_the_past_until_it_en
         ("price", {"asset": "DOGE", "price": "1"}, "known asset"),
         ("price", {"asset": "BTC", "price": "NaN"}, "no number"),
         ("close", {"symbol": PERP}, "there is no position"),
+        ("list", {"symbol": "BTCUSD", "id": "x", "price": "1", "step": "1"}, "is no spot or perpetual"),
+        ("list", {"symbol": PERP, "id": "x", "price": "1", "step": "0"}, "must be above 0"),
         ("fault", {"kind": "flood"}, "no fault 'flood'; there are rate_limit"),
         ("deposit", {"api_key": "nobody", "quantity": "1"}, "no account with the key 'nobody'"),
         ("account", {"api_key": "paper"}, "has an account with the key"),
@@ -281,3 +283,22 @@ def test_run_when_started_as_a_module_then_it_prints_where_it_is_and_answers() -
         process.terminate()
         process.wait(10)
         process.stdout and process.stdout.close()
+
+
+def test_control_when_a_market_is_listed_then_it_is_traded_and_shown_as_the_exchange_does(
+    trader: Any, control: PaperControl
+) -> None:
+    symbol = "BTC/USDC:USDC"
+    name = {"bybit": "BTCPERP", "binance": "BTCUSDC", "okx": "BTC-USDC-SWAP"}[control.venue]
+    control.list_market(symbol, name, D(50_000), D("0.01"), contract_size=D("0.1" if control.venue == "okx" else "1"))
+    trader.load_markets(True)
+    assert (trader.market(symbol)["settle"], trader.market(symbol)["quote"]) == ("USDC", "USDC")
+    trader.create_order(symbol, "market", "sell", contracts(trader, symbol, D("0.05")))
+    assert held(control)["positions"] == [
+        {"symbol": symbol, "slot": "net", "quantity": "-0.05", "entry_price": "50000"}
+    ]  # fmt: skip
+    parameters = {"settleCoin": "USDC"} if control.venue == "bybit" else {}
+    (shown,) = trader.fetch_positions(None, parameters)
+    assert (shown["symbol"], shown["side"]) == (symbol, "short")
+    with pytest.raises(ccxt.ExchangeError):
+        trader.create_order(symbol, "market", "sell", contracts(trader, symbol, D("0.005")))

@@ -28,7 +28,7 @@ class Fill:
     leg: OrderLeg
     coins: Decimal
     cost: Decimal
-    fee: Decimal = D(0)
+    fee: Decimal
 
     @property
     def price(self) -> Decimal:
@@ -71,7 +71,7 @@ class TradingDesk:
             for called in (account, None):
                 self.controls.setdefault((venue, called), control)
                 self.traders.setdefault((venue, called), trader)
-        self.desk = Desk(url, clock, read, confirmations=1, stale_after_seconds=None)
+        self.desk = Desk(url, clock, read, position_usd=2_000, confirmations=1, stale_after_seconds=None)
         self.ledger = self.desk.ledger
         self.refresh()
 
@@ -95,6 +95,8 @@ class TradingDesk:
         trader = self.traders[leg.venue, leg.account]
         with exact_arithmetic():
             amount = leg.order_amount if coins is None else coins * leg.order_amount / leg.quantity
+        if leg.order_cost is not None and coins is None and not back:
+            amount = leg.order_cost
         side = leg.side if not back else "sell" if leg.side == "buy" else "buy"
         return self.fill_of(leg, trader.create_order(leg.symbol, "market", side, float(amount)))
 
