@@ -57,7 +57,10 @@ REQUIRED_ROLE = {
     ("GET", "/metrics"): "read",
     ("POST", "/v1/reservations"): "trade",
     ("POST", "/v1/positions/{position_id}/confirm"): "trade",
+    ("POST", "/v1/positions/{position_id}/fill"): "trade",
     ("POST", "/v1/positions/{position_id}/release"): "trade",
+    ("POST", "/v1/positions/{position_id}/retag"): "admin",
+    ("POST", "/v1/positions/{position_id}/reprice"): "admin",
     ("POST", "/v1/positions/{position_id}/extend"): "trade",
     ("POST", "/v1/batch"): "trade",
     ("POST", "/v1/positions"): "trade",
@@ -110,6 +113,7 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
         return {"json": {"quantity": "1", "price": "1"}}
     last = path.rpartition("/")[2]
     needed = {
+        "fill": {"filled_quantity": "1", "price": "1"}, "retag": {"tags": {}}, "reprice": {"price": "1"},
         "release_all": {"tags": {}}, "caps": {"cap": "1"}, "reconciled": {"fresh_until": None},
         "remarks": {"about": "x", "event": "y"},
     }  # fmt: skip
