@@ -11,7 +11,7 @@ import pytest
 from ledger_sizer import Leg
 from ledger_sizer.paper.control import PaperControl
 from ledger_sizer.paper.server import PaperServer
-from ledger_sizer.reconcile import inspection
+from ledger_sizer.reconcile import inspection, ledger_reads
 from ledger_sizer.reconcile.ledger_reads import last_prices
 from tests.support.accounts import PERP, Desk, NewDesk, short
 from tests.support.ledgers import TAGS, assert_verified, figures, reserve_btc
