@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from tests.support.accounts import Desk, NewDesk
+from tests.support.accounts import Desk, NewDesk, WrittenAccount
 from tests.support.clock import FakeClock
 from tests.support.ledgers import assert_verified
 
@@ -28,3 +29,15 @@ def new_desk(database_url: str, clock: FakeClock) -> Iterator[NewDesk]:
     finally:
         for desk in desks:
             desk.close()
+
+
+@pytest.fixture
+def two(new_desk: NewDesk) -> Callable[..., Desk]:
+    """A desk over one account at bybit and one at okx."""
+
+    def opened(**reconcile: Any) -> Desk:
+        desk = new_desk([WrittenAccount("bybit"), WrittenAccount("okx")], **reconcile)
+        desk.ledger.set_cap(key="cap", cap=Decimal(1_000_000))
+        return desk
+
+    return opened

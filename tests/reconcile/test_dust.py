@@ -11,7 +11,7 @@ import pytest
 from ledger_sizer import Leg
 from ledger_sizer.paper.control import PaperControl
 from ledger_sizer.paper.server import PaperServer
-from ledger_sizer.reconcile import inspection, ledger_side
+from ledger_sizer.reconcile import inspection, ledger_reads
 from ledger_sizer.reconcile.ledger_reads import last_prices
 from tests.support.accounts import PERP, Desk, NewDesk, short
 from tests.support.ledgers import TAGS, assert_verified, figures, reserve_btc
@@ -183,5 +183,5 @@ def test_last_prices_when_an_asset_was_traded_then_the_newest_trade_counts_and_n
     desk.run()
     assert figures(desk.ledger, "external=exchange") == (0, 150)
     assert last_prices(desk.engine, "main", {"BTC", "ETH", "SOL", "XRP"}) == {"BTC": D(200), "ETH": D(2000)}
-    monkeypatch.setattr(ledger_side, "_PRICE_LOOKBACK", 4)
+    monkeypatch.setattr(ledger_reads, "_LOOKBACK", 4)
     assert last_prices(desk.engine, "main", {"BTC", "ETH"}) == {"BTC": D(200)}, "so many positions back"

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 
 from ledger_sizer import AppSettings, Ledger, Leg, ReconcileSettings, TradingSettings
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
-from ledger_sizer.model.reconciliation import Report
+from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
@@ -97,6 +97,11 @@ def make_drift(url: str) -> None:
     desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
     assert [drift.id for drift in desk.run().live if drift.excess] == [1]
     desk.close()
+
+
+def besides_naked(report: Report) -> list[Drift]:
+    """Return the live drifts but those about positions of which one side is not hedged."""
+    return [drift for drift in report.live if (drift.kind, drift.part) != ("legs_unequal", "ledger")]
 
 
 NewDesk = Callable[..., Desk]
