@@ -16,6 +16,7 @@ from ledger_sizer import (
     Confirm,
     Denied,
     Extend,
+    Fill,
     Freeze,
     Halt,
     InstrumentInfo,
@@ -24,11 +25,14 @@ from ledger_sizer import (
     Ledger,
     LedgerError,
     Leg,
+    LegPlan,
     Reconciled,
     Release,
     Remark,
+    Reprice,
     Reserve,
     Resume,
+    Retag,
     SetCap,
     Thaw,
 )
@@ -36,6 +40,7 @@ from ledger_sizer.model import errors as error_module
 from ledger_sizer.model.commands import STEP_BACK, VERBS, AnyCommand
 from ledger_sizer.model.decisions import DECISION_FIELDS, Decision, canonical_text, chain_hash
 from ledger_sizer.model.denials import DENIAL_REASONS
+from ledger_sizer.model.legs import leg_from_json, leg_to_json
 from ledger_sizer.model.reconciliation import Run
 from ledger_sizer.wire import codec, overviews, reconciliation, responses
 from ledger_sizer.wire.batch import read_batch
@@ -49,6 +54,11 @@ from tests.support.ledgers import DRIFT
 
 SPOT = InstrumentInfo("BTC/USDT", Decimal("0.0001"), Decimal(100), Decimal("0.0001"), Decimal(5))
 PERP = InstrumentInfo("BTC/USDT:USDT", Decimal("0.001"), Decimal(100), Decimal("0.001"), contract_size=Decimal("0.01"))
+HEDGE = LegPlan(
+    InstrumentInfo("1000BTC/USDT:USDT", Decimal(1), Decimal(100), Decimal(1), multiplier=Decimal(1000), venue="okx"),
+    "sell", account="sub",
+)  # fmt: skip
+OTHER = Leg("okx", "1000BTC/USDT:USDT", "swap", "buy", Decimal("0.02"), account="sub")
 LEG = Leg("bybit", "BTC/USDT:USDT", "swap", "sell", Decimal("0.02"), Decimal("50000.5"))
 COMMANDS: list[AnyCommand] = [
     Reserve(
@@ -60,8 +70,22 @@ COMMANDS: list[AnyCommand] = [
     Reserve(key="tiny ttl", ttl_seconds=Decimal("0.25")),
     Confirm(key="c", position_id="main-2", quantity=Decimal("0.018"), price=Decimal(50100)),
     Confirm(
-        key="c2", position_id="a-b-3", quantity=Decimal(1), price=Decimal(2), spot_price=Decimal("1.9"), legs=[LEG, LEG]
+        key="c2", position_id="a-b-3", quantity=Decimal(1), price=Decimal(2), spot_price=Decimal("1.9"),
+        legs=[LEG, OTHER],
     ),
+    Confirm(key="c3", position_id="main-2", quantity=Decimal(1), price=Decimal(2), rest="hold", reference="order 7"),
+    Reserve(
+        key="legs", price=Decimal(50000), amount_usd=Decimal("70.5"), max_position_usd=Decimal(900), until_known=True,
+        tags={"venue": ["okx", "bybit"], "desk": "x"}, position_id="main-2", reference="more",
+        legs=[LegPlan(SPOT, "buy", Decimal(50001), Decimal("0.001"), "BTC"), HEDGE],
+    ),
+    Reserve(key="named", price=Decimal(5), legs=[LegPlan("bybit:BTC/USDT:USDT", "buy")]),
+    Fill(key="l", position_id="main-2", filled_quantity=Decimal("0.5"), price=Decimal(7)),
+    Fill(key="l2", position_id="main-2", filled_quantity=Decimal("0.5"), price=Decimal(7), rest="free"),
+    Retag(key="g", position_id="main-2", tags={"desk": ["x", "y"], "strategy": "b"}, note="moved"),
+    Reprice(key="p", position_id="main-2", price=Decimal("6.5"), note="month end"),
+    Extend(key="e3", position_id="main-2", until_known=True),
+    Release(key="r3", position_id="main-2", held_only=True),
     Release(key="r", position_id="main-2"),
     Release(key="r2", position_id="main-2", quantity=Decimal("0.5")),
     Extend(key="e", position_id="main-2", ttl_seconds=3600),
@@ -158,7 +182,8 @@ def test_write_decision_when_read_back_then_every_public_figure_is_equal(new_dat
         form = codec.page_to_json(page, lambda d: responses.decision_to_json(d, full=True))
         assert codec.page_from_json(form, responses.decision_from_json) == page
         assert responses.exposure_from_json(responses.exposure_to_json(ledger.exposure())) == ledger.exposure()
-    assert responses.leg_from_json(responses.leg_to_json(LEG)) == LEG
+    for leg in (LEG, OTHER):
+        assert leg_from_json(leg_to_json(leg)) == leg
 
 
 HOSTILE = 'ü€ 😀 "q" \\ / \\u0041 <&> \'=1+1'
@@ -176,7 +201,11 @@ def _all_verbs(ledger: Ledger, clock: FakeClock) -> list[Decision]:
     ledger.extend(key="longer", position_id=f"{granted.position_id}", ttl_seconds=1)
     clock.advance(1)
     ledger.confirm(key="late", position_id=f"{granted.position_id}", quantity=Decimal(1), price=Decimal(2), legs=[leg])
-    ledger.adopt(key="a", quantity=Decimal("1.10"), price=Decimal("1E-8"), tags=tags, legs=[leg], note=HOSTILE)
+    made = ledger.adopt(key="a", quantity=Decimal("1.10"), price=Decimal("1E-8"), tags=tags, legs=[leg], note=HOSTILE)
+    adopted = f"{made.position_id}"
+    ledger.fill(key="f", position_id=adopted, filled_quantity=Decimal(2), price=Decimal("1E-7"), reference=HOSTILE)
+    ledger.retag(key="g", position_id=adopted, tags={"desk": [HOSTILE, "b"], "x": HOSTILE}, note=HOSTILE)
+    ledger.reprice(key="p", position_id=adopted, price=Decimal("1E-8"), note=HOSTILE)
     for number, command in enumerate((SetCap, Halt, Freeze, Reconciled, Reserve, Thaw, Resume, Reserve)):
         more = {SetCap: {"cap": Decimal("123456789.12345678")}, Reconciled: {"fresh_until": None}}.get(command, {})
         where = {"tags": tags} if command is Reserve else {"scope": scope, "note": HOSTILE}
