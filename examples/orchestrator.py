@@ -21,7 +21,7 @@ import inspect
 import os
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any
 
 from paper_venue import Fill, Market, PaperVenue, Quote, Rejected, Side
 
-from ledger_sizer import Decision, KeyReused, Ledger
+from ledger_sizer import Decision, KeyReused, Ledger, NotFound
 from ledger_sizer.client import AsyncLedgerClient
 
 ENTRY_RATE = Decimal("0.00005")  # per period; below it the fees exceed the funding
@@ -59,8 +59,9 @@ class Orchestrator:
 
     async def recover(self) -> None:
         """Find the trades of an earlier run. `reserve` finds its holds, which may be filled by now."""
-        for position in await done(self.ledger.positions(state="open", tags={"strategy": "funding"})):
-            if position.portfolio == self.portfolio:
+        mine = {"state": "open", "tags": {"strategy": "funding"}}
+        with suppress(NotFound):  # nothing was asked for in this portfolio yet
+            for position in await done(self.ledger.positions(self.portfolio, **mine)):
                 pair = position.tags["symbol"]
                 self.trades[pair] = Trade(pair, position.position_id, position.quantity)
 
@@ -109,9 +110,10 @@ class Orchestrator:
             return  # an earlier run came to its end
         # Without a hold nothing new is ordered. What an earlier run ordered is a fact.
         order = self.order if hold.state == "held" else self.ordered
+        bought, sold = decision.legs  # order_amount is in the exchange's own unit
         spot, perp = await asyncio.gather(
-            order(decision.key, quote.pair, "spot", "buy", decision.quantity),
-            order(decision.key, quote.pair, "perp", "sell", decision.quantity),
+            order(decision.key, quote.pair, "spot", "buy", bought.order_amount),
+            order(decision.key, quote.pair, "perp", "sell", sold.order_amount),
         )
         matched = min(spot.quantity, perp.quantity)
         await asyncio.gather(

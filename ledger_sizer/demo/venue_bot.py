@@ -2,8 +2,9 @@
 
     python -m ledger_sizer.demo.venue_bot URL VENUE_URL SEED
 
-It reserves, buys spot, sells the perpetual, confirms the fill, waits, closes both legs and releases. It keeps one such
-position open. The ledger and the venue agree, except for injected drift. On SIGTERM it closes its positions and exits.
+It reserves, orders what each leg says (spot bought, the perpetual sold), confirms the fill, waits, closes both legs and
+releases. It keeps one such position open. The ledger and the venue agree, except for injected drift. On SIGTERM it
+closes its positions and exits.
 """
 
 import signal
@@ -20,6 +21,8 @@ from ledger_sizer.config import ExchangeAccountSettings
 from ledger_sizer.demo.bots import PORTFOLIO, log_line
 from ledger_sizer.exchanges.client import make_client
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
+from ledger_sizer.model.legs import OrderLeg
+from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.paper import PaperControl
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET
 
@@ -41,12 +44,11 @@ def perp_of(coin: str) -> str:
 
 
 class OpenPair(NamedTuple):
-    """An open position with both legs."""
+    """An open position. legs: as ordered, spot and perpetual. price: of the spot order, USD."""
 
     key: str
     position_id: str
-    coin: str
-    quantity: Decimal
+    legs: tuple[OrderLeg, ...]
     price: Decimal
 
 
@@ -101,7 +103,7 @@ class VenueBot:
             self._stop.wait(0.2)
             return None
         position = str(held.position_id)
-        filled = self._order_both_legs(coin, held.quantity, price)
+        filled = self._order_both_legs(held.legs, price)
         if filled is None:
             self._client.release(key=f"{key}/failed", position_id=position)
             self._stop.wait(1)
@@ -109,34 +111,37 @@ class VenueBot:
         confirmed = self._client.confirm(
             key=f"{key}/fill", position_id=position, quantity=filled, price=price, spot_price=price
         )
-        return OpenPair(key, str(confirmed.position_id), coin, filled, price)
+        return OpenPair(key, str(confirmed.position_id), held.legs, price)
 
-    def _order_both_legs(self, coin: str, quantity: Decimal, price: Decimal) -> Decimal | None:
-        """Buy spot, sell the perpetual, return the base units filled; None, with no leg left, when one was refused."""
+    def _order_both_legs(self, legs: tuple[OrderLeg, ...], price: Decimal) -> Decimal | None:
+        """Buy spot, sell the perpetual, return the coins filled; None, with no leg left, when one was refused."""
         from ccxt import ExchangeError
 
+        spot, perp = legs
         try:
-            self._order(spot_of(coin), "buy", quantity, price)
+            self._order(spot, "buy", price)
         except ExchangeError:
             return None
         try:
-            return self._order(perp_of(coin), "sell", quantity)
+            return self._order(perp, "sell")
         except ExchangeError:
-            self._order(spot_of(coin), "sell", quantity, price)
+            self._order(spot, "sell", price)
             return None
 
     def _leave(self, entered: OpenPair) -> None:
-        self._order(perp_of(entered.coin), "buy", entered.quantity)
-        self._order(spot_of(entered.coin), "sell", entered.quantity, entered.price)
+        spot, perp = entered.legs
+        self._order(perp, "buy")
+        self._order(spot, "sell", entered.price)
         self._client.release(key=f"{entered.key}/exit", position_id=entered.position_id)
         log_line("traded")
 
-    def _order(self, symbol: str, side: str, quantity: Decimal, price: Decimal | None = None) -> Decimal:
-        """Send a limit order with a price, else a market order; return the base units filled."""
-        text, kind = f"{quantity:f}", "market" if price is None else "limit"
-        sent = self._exchange.create_order(symbol, kind, side, text, None if price is None else f"{price:f}")
-        found: dict[str, Any] = self._exchange.fetch_order(sent["id"], symbol, {"acknowledged": True})
-        return Decimal(found["filled"])
+    def _order(self, leg: OrderLeg, side: str, price: Decimal | None = None) -> Decimal:
+        """Order a leg, by a limit order with a price, else by a market order; return the coins filled."""
+        text, kind = f"{leg.order_amount:f}", "market" if price is None else "limit"
+        sent = self._exchange.create_order(leg.symbol, kind, side, text, None if price is None else f"{price:f}")
+        found: dict[str, Any] = self._exchange.fetch_order(sent["id"], leg.symbol, {"acknowledged": True})
+        with exact_arithmetic():
+            return Decimal(found["filled"]) * leg.quantity / leg.order_amount
 
 
 def main(arguments: list[str]) -> None:

@@ -41,7 +41,6 @@ from ledger_sizer.replay.strategy import Signal, Strategy, read_signal
 HOLD_TTL_SECONDS = 60
 EXTENSION_SECONDS = 300
 POSITIONS_PER_BOT = 2
-NO_HEADROOM = ("cap_exceeded", "below_min_notional", "below_min_qty")
 
 
 class SimulatedClock:
@@ -246,7 +245,7 @@ class Cycle:
         """Reserve once more for bots without headroom: failed orders and crashed bots may have freed some."""
         tried = set()
         for step, decision in results:
-            if step.order is None or decision.reason not in NO_HEADROOM:
+            if step.order is None or decision.reason != "cap_exceeded":
                 continue
             bot = step.order.bot
             if (step.book.portfolio, bot.name) not in tried:

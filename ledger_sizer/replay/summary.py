@@ -141,7 +141,7 @@ def _decisions(report: Report) -> Iterator[Line]:
     rows += [(text, [f"{count(portfolio):,}" for portfolio in report.portfolios]) for text, count in facts]
     yield from _table([(label("Decisions", "", "bound by"), ("dynamic", "flat"))], rows, 50, (12, 12))
     least = _money(report.plan.min_notional)
-    yield from _paragraph(f"below_min_*: what the cap left buys less than one lot, or less than {least} USD")
+    yield from _paragraph(f"cap_exceeded: what the caps left buys less than one lot, or less than {least} USD")
 
 
 def _sizes(report: Report) -> Iterator[Line]:

@@ -8,7 +8,7 @@ is neither is left out, so that a family added later tells nobody of others' por
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from typing import Any
 
@@ -245,17 +245,7 @@ class ExposureCollector(Collector):
         left_out = GaugeMetricFamily("ledger_scopes_left_out", "Scopes beyond the most that a scrape shows.")
         left_out.add_metric([], max(total - SCOPES_MAX, 0))
         yield left_out
-        ages = GaugeMetricFamily(
-            "ledger_oldest_hold_age_seconds", "Age of the oldest hold of a portfolio.", labels=["portfolio"]
-        )
-        late = GaugeMetricFamily(
-            "ledger_holds_ahead", "Holds granted while the clock was ahead, which end too late.", labels=["portfolio"]
-        )
-        for portfolio, opened_us, number_late in holds:
-            late.add_metric([portfolio], number_late)
-            ages.add_metric([portfolio], max(now_us - opened_us, 0) / 1_000_000)
-        yield ages
-        yield late
+        yield from _hold_gauges(holds, now_us)
         yield from self._unknown(now_us)
         ahead = GaugeMetricFamily("ledger_clock_ahead_seconds", "How far the newest decision is ahead of the clock.")
         ahead.add_metric([], max(newest_us - now_us, 0) // 1000 / 1000)  # SQLite's clock shows whole milliseconds
@@ -311,6 +301,21 @@ class ExposureCollector(Collector):
         for portfolio, started_us in runs:
             age.add_metric([portfolio], max(now_us - started_us, 0) / 1_000_000)
         yield age
+
+
+def _hold_gauges(holds: Iterable[Any], now_us: int) -> Iterator[GaugeMetricFamily]:
+    """Yield the age of each portfolio's oldest hold, and how many holds end too late. holds: rows of `_holds`."""
+    ages = GaugeMetricFamily(
+        "ledger_oldest_hold_age_seconds", "Age of the oldest hold of a portfolio.", labels=["portfolio"]
+    )
+    late = GaugeMetricFamily(
+        "ledger_holds_ahead", "Holds granted while the clock was ahead, which end too late.", labels=["portfolio"]
+    )
+    for portfolio, opened_us, number_late in holds:
+        late.add_metric([portfolio], number_late)
+        ages.add_metric([portfolio], max(now_us - opened_us, 0) / 1_000_000)
+    yield ages
+    yield late
 
 
 def _desk_gauge(status: str) -> GaugeMetricFamily:

@@ -48,7 +48,7 @@ class RulesInLockstep(Lockstep):
     def open(self, policy: Policy) -> None:  # type: ignore[override]
         self.policy = policy
         self.rules = RulesPolicy.of(policy.settings())
-        self.model = Model(policy.figures(), 10**9)
+        self.model = Model(policy.figures(), 10**9, fills_in_legs=False)
 
     def teardown(self) -> None:
         pass

@@ -172,8 +172,6 @@ def test_replay_when_it_is_long_enough_then_every_accident_happens(new_database:
         assert kinds >= {
             ("reserve", "granted", None),
             ("reserve", "denied", "cap_exceeded"),
-            ("reserve", "denied", "below_min_notional"),
-            ("reserve", "denied", "below_min_qty"),
             ("reserve", "denied", "halted"),
             ("confirm", "applied", None),
             ("extend", "granted", None),
@@ -182,9 +180,12 @@ def test_replay_when_it_is_long_enough_then_every_accident_happens(new_database:
             ("halt", "applied", None),
             ("resume", "applied", None),
         }
+        # What the caps left may be too small to buy: that is the caps' doing.
+        assert not {reason for _, _, reason in kinds} & {"below_min_notional", "below_min_qty"}
         assert portfolio.figures.late_fills
         assert portfolio.figures.retries
-        assert set(portfolio.figures.overages) == {"late fill", "fill price"}
+        # A grant holds less than the caps left, by less than a lot: the price of a fill seldom exceeds that.
+        assert {"late fill"} <= {*portfolio.figures.overages} <= {"late fill", "fill price"}
         partial = [d for d in decisions(url, portfolio.name) if d.command == "release" and "quantity" in d.request]
         assert partial, "some exits close in two parts"
 

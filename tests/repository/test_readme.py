@@ -22,6 +22,7 @@ def test_readme_example_when_run_as_written_then_it_reserves_and_explains(tmp_pa
     lines = ran.stdout.splitlines()
     assert lines[:2] == ["BTC/USDT market buy 0.018", "BTC/USDT:USDT market sell 0.018"]
     assert lines[2] == "4099.82"  # cap 5,000 less 0.018 x 50,010
+    # The score asks for 930 USD, of which whole steps of 0.001 BTC can cost 900; only that is held.
     assert lines[3].startswith("main #1 reserve 'cycle-17/BTC': granted 900 USD, quantity 0.018")
     assert (tmp_path / "ledger.db").is_file()
 
