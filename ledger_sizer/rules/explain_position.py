@@ -103,7 +103,8 @@ def position_lines(told: Told) -> list[str]:
 
 
 def _denied_lines(told: Told) -> Iterator[str]:
-    asked = _asked_legs(told.request)
+    # A fill that an atomic group denied names legs too, but asks for none.
+    asked = _asked_legs(told.request) if told.decision.command == "reserve" else []
     if asked:
         yield f"Legs asked for: {', '.join(asked)}."
     if told.decision.command == "retag":

@@ -12,7 +12,7 @@ from decimal import Decimal
 
 import pytest
 
-from ledger_sizer import Decision, InstrumentInfo, Ledger, LedgerError, LegPlan
+from ledger_sizer import Confirm, Decision, InstrumentInfo, Ledger, LedgerError, Leg, LegPlan, Reserve
 from tests.lockstep.auditor import Auditor
 from tests.support.clock import FakeClock
 from tests.support.processes import Fleet
@@ -196,3 +196,15 @@ def test_grow_when_the_legs_are_at_another_venue_then_it_is_refused_and_names_bo
             ledger.reserve(key="2", price=D(100), legs=legs, amount_usd=TEN, position_id=first.position_id)
         assert refused.value.code == "invalid_request"
     assert ledger.exposure().exposure == D(100)
+
+
+def test_explain_when_a_group_denies_a_fill_that_names_legs_then_it_is_told(ledger: Ledger) -> None:
+    held = ledger.reserve(key="1", amount_usd=TEN)
+    assert held.position_id is not None
+    leg = Leg("okx", "BTC/USDT:USDT", "swap", "sell", D(1))
+    fill = Confirm(key="2", position_id=held.position_id, quantity=D(1), price=D(10), legs=[leg])
+    too_much = Reserve(key="3", min_notional_usd=D(10**6))
+    denied = ledger.submit([fill, too_much], atomic=True)[0]
+    assert isinstance(denied, Decision)
+    assert denied.reason == "group_denied"
+    assert "group_denied" in ledger.explain(denied.seq or 0).text
