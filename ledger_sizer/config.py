@@ -252,7 +252,7 @@ class ReconcileSettings(Settings):
     policy_side_flipped: DriftPolicy = Field("freeze", description="Long where the ledger says short, or the reverse.")
     policy_legs_unequal: DriftPolicy = Field("alert", description="Bought and sold sides are not of one size.")
     policy_balance_below_holds: DriftPolicy = Field("alert", description="Free quote balance below the sum of holds.")
-    policy_late_fill: DriftPolicy = Field("alert", description="A fill of a hold that had expired.")
+    policy_late_fill: DriftPolicy = Field("alert", description="A fill of a hold that is over, or of unknown fate.")
     policy_expired_hold: DriftPolicy = Field("record", description="A hold that ran out with nothing to show for it.")
     webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
     webhook_secret: SecretStr | None = Field(None, description="Signs them: X-Ledger-Signature, HMAC-SHA256, hex.")

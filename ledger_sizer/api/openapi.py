@@ -81,7 +81,9 @@ def _verb_operation(verb: str) -> Json:
     responses = {success: _response("DecisionForm", "Granted." if verb in ("reserve", "extend") else "Applied.")}
     if verb == "reserve":
         responses["200"] = _response("DecisionForm", "What a dry run would have been granted.")
-        responses["201"]["links"] = {name: _link(name) for name in ("confirm", "release", "extend", "get_position")}
+        responses["201"]["links"] = {
+            name: _link(name) for name in ("confirm", "fill", "release", "extend", "get_position")
+        }
         responses["201"]["headers"] = {"Location": {"schema": {"type": "string"}, "description": "The position."}}
     for response in responses.values():
         response.setdefault("headers", {})["Idempotency-Replayed"] = {

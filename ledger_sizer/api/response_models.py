@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_mod
 from ledger_sizer.model.choices import MarketKind, Outcome, Side, Status
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
+from ledger_sizer.model.fills import Fills
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.overview import (
     DeskHalt,
@@ -41,6 +42,24 @@ class _Form(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+class OrderOut(_Form):
+    """What to order for one leg of a grant."""
+
+    venue: str
+    account: str | None
+    symbol: str
+    kind: MarketKind
+    side: Side
+    quantity: DecimalOut = Field(description="Coins, the fee in base included.")
+    price: DecimalOut = Field(description="USD per coin that it was sized at.")
+    order_amount: DecimalOut = Field(
+        description="The same in what that exchange's orders count: contracts, multiplied units or coins."
+    )
+    order_cost: DecimalOut | None = Field(
+        description="USD to give instead of the amount, where a market buy takes its cost; null elsewhere."
+    )
+
+
 class DecisionForm(_Form):
     """The answer to one command. The last five only in full.
 
@@ -56,8 +75,8 @@ class DecisionForm(_Form):
     granted: bool
     replayed: bool
     position_id: str | None
-    budget: DecimalOut | None = Field(description="USD granted and held.")
-    quantity: DecimalOut | None = Field(description="Base units granted, filled or closed.")
+    budget: DecimalOut | None = Field(description="USD granted and held: what the orders can cost.")
+    quantity: DecimalOut | None = Field(description="Coins granted, filled or closed.")
     fraction: DecimalOut | None
     raw_budget: DecimalOut | None
     headroom_before: DecimalOut | None
@@ -66,12 +85,14 @@ class DecisionForm(_Form):
     binding: str | None = Field(
         description="The scope or constraint that decided; of `group_denied` the key of the neighbour that was denied."
     )
-    expires_at: TimeOut | None
+    expires_at: TimeOut | None = Field(description="Null also where the hold never ends by time.")
+    until_known: bool = Field(description="The hold never ends by time: the fate of an order is not known.")
     decided_at: TimeOut
     actor: str | None = Field(description="Who asked; null in decisions of versions that did not record it.")
     client: str | None = Field(description="The client that the key belongs to.")
     reference: str | None = Field(description="The caller's own text for the trade or order.")
     hash: str | None = Field(description="Its link in the audit chain.")
+    legs: list[OrderOut] = Field(description="Of a granted reservation with legs: what to order.")
     held_change: DecimalOut = "0"
     open_change: DecimalOut = "0"
     tags: dict[str, Any] = Field({}, description="Of the position it concerns.")
@@ -92,6 +113,9 @@ class ExplanationForm(_Form):
     binding: str | None
     position_id: str | None
     decided_at: TimeOut
+    expires_at: TimeOut | None
+    until_known: bool
+    reference: str | None
     request: dict[str, Any] = Field(description="What was asked, decimals as text.")
     fraction: DecimalOut | None
     raw_budget: DecimalOut | None
@@ -105,20 +129,49 @@ class ExplanationForm(_Form):
     match: dict[str, Any] | None = Field(description="How the quantity came about.")
     note: str | None
     group: dict[str, Any] | None = Field(description="Of an atomic group: `denied_by`, the neighbour that was denied.")
+    held_change: DecimalOut = Field(description="USD held more for its position, below zero for less.")
+    open_change: DecimalOut
+    legs: list[OrderOut] = Field(description="Of a granted reservation with legs: what to order.")
+    position: dict[str, Any] | None = Field(
+        description="After a fill of several, a close, more of it or a new price: quantity, price, cost, filled, "
+        "unfilled, expires_at, until_known."
+    )
+    moved: dict[str, Any] | None = Field(description="The tags of its position before (`from`) and after (`to`).")
+    late_fill_of: dict[str, Any] | None = Field(
+        description="Of a late fill: `position_id` of the ended position, and its `state` then."
+    )
     exposure_before: DecimalOut
     exposure_after: DecimalOut
     hash: str
 
 
 class LegOut(_Form):
-    """One side of a position."""
+    """One side of a position. What is not set is left out after `price`."""
 
     venue: str
     symbol: str
     kind: MarketKind
     side: Side
-    quantity: DecimalOut
-    price: DecimalOut | None
+    quantity: DecimalOut = Field(description="Coins filled; coins planned while `price` is null.")
+    price: DecimalOut | None = Field(description="Average entry price, USD per coin.")
+    account: str = ""
+    unit: DecimalOut = Field("1", description="Coins in one unit of the exchange's order.")
+    by_cost: bool = Field(False, description="A market buy there takes its cost, not an amount.")
+    unfilled: DecimalOut = Field("0", description="Coins planned and not filled.")
+    unfilled_usd: DecimalOut = Field("0", description="Their value at the price of the grant.")
+    cost: DecimalOut = Field("0", description="Of what is filled, exact, where quantity x price is not.")
+    value: DecimalOut = Field("0", description="USD that it counts, where that is not the cost.")
+
+
+class FillsOut(_Form):
+    """What the quantity and the price of a position do not say. What is not set is left out."""
+
+    unfilled: DecimalOut = Field("0", description="Coins granted and not filled.")
+    filled: DecimalOut = Field("0", description="Coins filled by all entries, closes not subtracted.")
+    filled_usd: DecimalOut = Field("0", description="What these cost.")
+    cost: DecimalOut = Field("0", description="What the open coins cost, exact.")
+    value: DecimalOut = Field("0", description="USD that they count, where priced anew.")
+    more: bool = Field(False, description="A fill may still come after the hold is over.")
 
 
 _TYPES: dict[Any, Any] = {
@@ -127,6 +180,7 @@ _TYPES: dict[Any, Any] = {
     Tags: dict[str, str | list[str]],
     Decision: DecisionForm,
     Leg: LegOut,
+    Fills: FillsOut,
 }
 """Types in the document, by the type of a field. The models made below are added to it."""
 

@@ -23,10 +23,12 @@ from ledger_sizer.cli.options import (
 )
 from ledger_sizer.cli.output import Cell, Column
 from ledger_sizer.model.choices import ExportForm, Outcome, PositionFilter
+from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 if TYPE_CHECKING:
     from ledger_sizer import Decision, Page, Position, ScopeExposure
     from ledger_sizer.model.choices import Status
+    from ledger_sizer.model.legs import Leg
 
 T = TypeVar("T")
 
@@ -130,7 +132,8 @@ def positions(
 ) -> int:
     """List positions, oldest first.
 
-    A position is held (a reservation), open, closed, released or expired.
+    A position is held (a reservation), open, closed, released or expired. An open one may hold more: `to fill` is what
+    its orders may still bring.
     """
     from ledger_sizer.cli.ledger_session import ledger_at
 
@@ -160,6 +163,9 @@ _POSITION_COLUMNS = [
     Column("price USD", priority=4),
     Column("opened at", priority=2),
     Column("expires at", priority=3),
+    Column("to fill", priority=5),
+    Column("legs", priority=1),
+    Column("reference", priority=1),
 ]
 
 
@@ -167,8 +173,17 @@ def _position_row(position: "Position") -> tuple[Cell, ...]:
     tags = " ".join(f"{name}={value}" for name, value in position.tags.pairs) or None
     return (
         position.position_id, position.state, tags, position.held, position.open, position.quantity, position.price,
-        position.opened_at, output.end_of_hold(position),
+        position.opened_at, output.end_of_hold(position), position.unfilled if position.pending else None,
+        ", ".join(map(_leg_words, position.legs)) or None, position.reference,
     )  # fmt: skip
+
+
+def _leg_words(leg: "Leg") -> str:
+    """Say how many coins of a leg filled, and of how many where more may fill."""
+    with exact_arithmetic():
+        of = f" of {decimal_text(leg.filled + leg.unfilled)}" if leg.unfilled else ""
+    where = " ".join(part for part in (leg.venue, leg.account) if part)
+    return f"{leg.side} {decimal_text(leg.filled)}{of} {leg.symbol}{' at ' if where else ''}{where}"
 
 
 HISTORY_HELP = help_epilog(
@@ -328,7 +343,8 @@ def explain(
 ) -> int:
     """Explain why a decision came out as it did.
 
-    Shows what was asked, every step of the sizing, each scope's headroom, and what bound the answer.
+    Shows what was asked, every step of the sizing, each scope's headroom, what bound the answer, what to order, and
+    what it did to its position.
     """
     from ledger_sizer.cli.ledger_session import ledger_at
 

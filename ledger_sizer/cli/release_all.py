@@ -86,7 +86,7 @@ def _holds(ledger: "Ledger", request: "ReleaseAll") -> "list[Position]":
     found: list[Position] = []
     cursor: str | None = None
     while True:
-        page = ledger.holds(request, cursor)
+        page = ledger.holds_of(request, cursor)
         found += page.items
         cursor = page.cursor
         if cursor is None:

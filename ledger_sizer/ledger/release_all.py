@@ -88,7 +88,7 @@ class ReleaseAllMethods:
         """Do what `release_all` does step by step: yield the decisions of each commit. Stop when you like."""
         cursor: str | None = None
         while True:
-            page = self.holds(request, cursor)
+            page = self.holds_of(request, cursor)
             yield _decisions(self.submit(_releases(request, page)))
             cursor = page.cursor
             if cursor is None:
@@ -96,10 +96,10 @@ class ReleaseAllMethods:
 
     async def release_page_async(self, request: ReleaseAll, cursor: str | None = None) -> ReleasedPage:
         """Free the holds of one page, those that end first. cursor: of the page before."""
-        page = await asyncio.to_thread(self.holds, request, cursor)
+        page = await asyncio.to_thread(self.holds_of, request, cursor)
         return ReleasedPage(_decisions(await self.submit_async(_releases(request, page))), page.cursor)
 
-    def holds(self, request: ReleaseAll, cursor: str | None = None, limit: int = RELEASES_MAX) -> Page[Position]:
+    def holds_of(self, request: ReleaseAll, cursor: str | None = None, limit: int = RELEASES_MAX) -> Page[Position]:
         """Return a page of the positions whose holds the request would free, in the order in which these end."""
         return read_holds(
             self._reads.engine, request.portfolio, tags_of(request.tags), until_known=request.unknown, cursor=cursor,

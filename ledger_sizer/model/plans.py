@@ -126,7 +126,7 @@ def _price(
             )
         return price
     near, whose = (price, "the price") if price is not None else (first, "that of legs.0,")
-    if near is not None and not (near <= 2 * leg.price and leg.price <= 2 * near):
+    if near is not None and not _near(near, leg.price):
         raise InvalidRequest(
             f"{name}.price {shown(leg.price)} is not near {whose} {shown(near)}: both are USD per coin, also where "
             f"the market counts in other units ({instrument.symbol} has multiplier {shown(instrument.multiplier)} and "
@@ -134,6 +134,12 @@ def _price(
             field=f"{name}.price",
         )
     return leg.price
+
+
+def _near(price: Decimal, other: Decimal) -> bool:
+    """Whether neither price is more than twice the other."""
+    with exact_arithmetic():
+        return price <= 2 * other and other <= 2 * price
 
 
 def _asset(instrument: InstrumentInfo, asset: str | None, name: str) -> str | None:

@@ -335,7 +335,7 @@ class Retag(PositionCommand):
 
 @verb(
     "reprice", role="admin", call="POST /v1/positions/{position_id}/reprice",
-    examples=("reprice main-17 --price 61000 --note 'month end'",),
+    examples=("reprice main-18 --price 61000 --note 'month end'",),
 )  # fmt: skip
 class Reprice(PositionCommand):
     """Count an open position at another price from now on.

@@ -140,15 +140,12 @@ def _list(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> 
     step, price = decimal_of(form, "step"), decimal_of(form, "price")
     if step <= 0 or price <= 0:
         raise RequestRefused("bad_request", f"step and price must be above 0, got {step} and {price}")
-    contract_size, qty_max, notional_min = (
-        decimal_of(form, name) if name in form else default
-        for name, default in (
-            ("contract_size", Decimal(1)), ("max_qty", step * 10_000_000), ("min_notional", Decimal(0)),
-        )
-    )  # fmt: skip
+    otherwise = {"max_qty": step * 10_000_000, "min_notional": Decimal(0), "contract_size": Decimal(1)}
+    given = {name: decimal_of(form, name) if name in form else value for name, value in otherwise.items()}
     exchange.markets[str(form["symbol"])] = Market(
         str(form["symbol"]), str(form["id"]), names.base, "spot" if names.kind == "spot" else "swap", step, step,
-        qty_max, qty_max, notional_min, price.scaleb(-5).normalize(), contract_size, quote=names.quote,
+        max_qty=given["max_qty"], max_market_qty=given["max_qty"], min_notional=given["min_notional"],
+        tick=price.scaleb(-5).normalize(), contract_size=given["contract_size"], quote=names.quote,
     )  # fmt: skip
     exchange.prices[names.base] = price
 

@@ -101,7 +101,7 @@ class Adoption:
                 left = abs((drift.venue_quantity or ZERO) - (drift.ledger_quantity or ZERO))
             late = []
             for hold in [by_name[name] for name in names if name in by_name]:
-                coins = left if hold.state in ("expired", "released") else min(left, self._unfilled(hold))
+                coins = min(left, self._unfilled(hold)) if hold.pending else left
                 if coins > 0 and self._may_fill(hold):
                     late.append((hold, coins))
                     left -= coins
@@ -110,9 +110,11 @@ class Adoption:
     def _may_fill(self, hold: Position) -> bool:
         """Whether a fill of it can be recorded: its hold is live, or is over and no late fill was its last."""
         late = [one for one in self._holds if one.origin == hold.number]
-        if hold.state not in ("expired", "released"):
-            return hold.pending
-        return all(one.state == "open" and one.fills is not None and one.fills.more for one in late)
+        if hold.live:
+            return hold.pending or (hold.fills is not None and hold.fills.more)
+        return hold.state != "closed" and all(
+            one.state == "open" and one.fills is not None and one.fills.more for one in late
+        )
 
     def _unfilled(self, hold: Position) -> Decimal:
         """Return the coins that a live hold may still fill in the drift's market; without legs, without a bound."""

@@ -19,15 +19,18 @@ from ledger_sizer.model.domain import Position
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import Drift, Market, Run
 from ledger_sizer.model.times import to_us
+from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver
 from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
+from ledger_sizer.reconcile.late_fills import ended_rests, may_fill_after_its_rest
 from ledger_sizer.reconcile.ledger_reads import (
     last_prices,
     read_ended_budgets,
     read_head,
     read_moves,
     read_planned_hedges,
+    read_planned_legs,
     read_positions,
     read_released_holds,
 )
@@ -151,10 +154,15 @@ class LocalInspector:
     def _released_holds(
         self, portfolio: str, positions: Sequence[Position], accounts: Sequence[AccountKey], since_us: int
     ) -> list[EndedHold]:
-        """Return the holds released since a time that may have filled after all."""
+        """Return what released holds, and the rests of open positions that are over, may have filled after all."""
+        resolver = AccountResolver(accounts)
         holds = read_released_holds(self._engine, portfolio, since_us=since_us)
         budgets_usd = read_ended_budgets(self._engine, portfolio, holds)
-        return ended_holds(holds, positions, AccountResolver(accounts), budgets_usd)
+        open_still = [one for one in positions if may_fill_after_its_rest(one, since_us)]
+        planned = read_planned_legs(self._engine, portfolio, [one.number for one in open_still])
+        with exact_arithmetic():
+            rests = ended_rests(open_still, planned, resolver)
+            return [*rests, *ended_holds(holds, positions, resolver, budgets_usd)]
 
     def _planned_hedges(self, portfolio: str, ledger_side: LedgerSide) -> set[int]:
         """Return which positions of one side were planned with both. Each is looked up once per process."""

@@ -5,8 +5,10 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 
+from ledger_sizer.model.domain import Position
+from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.reconciliation import Finding, Market
-from ledger_sizer.reconcile.attribution import AccountKey
+from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, order_market
 from ledger_sizer.reconcile.ledger_side import EndedHold
 from ledger_sizer.reconcile.throttle import throttled
 
@@ -92,3 +94,34 @@ class LateFills:
             else:
                 moving.add(market)
         return found
+
+
+def may_fill_after_its_rest(position: Position, since_us: int) -> bool:
+    """Whether it is open, and its rest ended since a time: by expiry or a release, so that a fill may still come."""
+    more = position.fills is not None and position.fills.more
+    return position.state == "open" and more and not position.pending and position.updated_us >= since_us
+
+
+def ended_rests(
+    positions: Iterable[Position], planned: Mapping[int, Sequence[Leg]], resolver: AccountResolver
+) -> list[EndedHold]:
+    """Return what may still fill of open positions whose rest ended: of each leg planned, what is not filled yet.
+
+    planned: the legs of their first grants, by number. What they were granted later is left out.
+    """
+    rests = []
+    for position in positions:
+        left: dict[Market, Decimal] = {}
+        whole = position.changed(legs=tuple(planned.get(position.number, ())))
+        for leg, market in resolver.legs(whole):
+            if market is not None:
+                left[order_market(market, leg)] = leg.quantity
+        entries = (position.filled or Decimal(0)) / position.quantity if position.quantity else Decimal(1)
+        for leg, market in resolver.legs(position):
+            if market is not None:
+                key = order_market(market, leg)
+                left[key] = left.get(key, Decimal(0)) - leg.filled * entries
+        legs = {market: coins for market, coins in left.items() if coins > 0}
+        accounts = tuple(sorted({(market.venue, market.account) for market in legs}))
+        rests.append(EndedHold(position, accounts, legs, Decimal(0)))
+    return rests

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, Select, bindparam, or_, select, text, union_all
 from ledger_sizer.history.times import seq_before
 from ledger_sizer.model.caller import RECONCILE
 from ledger_sizer.model.domain import Position
+from ledger_sizer.model.legs import Leg, legs_of_json
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import exact_arithmetic, usd
@@ -121,6 +122,13 @@ def read_planned_hedges(engine: Engine, portfolio: str, numbers: Sequence[int]) 
         if len(sides) > 1 or (ours and kept):
             planned.add(number)
     return planned
+
+
+def read_planned_legs(engine: Engine, portfolio: str, numbers: Sequence[int]) -> dict[int, tuple[Leg, ...]]:
+    """Return the legs that these positions were planned with, by number; none of one that no reservation made."""
+    query = select(DecisionRow.seq, DecisionRow.trace).where(DecisionRow.command == "reserve")
+    traces = [(number, json.loads(trace)) for number, trace in _read_decisions(engine, portfolio, query, numbers)]
+    return {number: legs_of_json(trace.get("legs", ())) for number, trace in traces}
 
 
 def _read_decisions(

@@ -310,18 +310,18 @@ def _scope_line(scope: dict[str, Any]) -> str:
 
 
 def _match_lines(decision: Decision, match: Mapping[str, str] | None) -> list[str]:
-    """Say what the budget buys, and what is left of that by the legs' maxima, with its worth."""
+    """Say the quantity with its worth, and whether a maximum of the legs cut it."""
     if match is None:
         return []
-    line = f"Quantity: {match['raw_quantity']} at the common step {match['step']}"
+    step = f"at the common step {match['step']}"
     worth, cut = match.get("notional_usd"), match.get("binding")
     if worth is None:
-        return [f"{line}: not valid."]
+        return [f"Quantity: {match['raw_quantity']} {step}: not valid."]
     if cut is None:
-        return [f"{line}, worth {worth} USD."]
+        return [f"Quantity: {match['raw_quantity']} {step}, worth {worth} USD."]
     # A denied reservation records no quantity.
-    left = "a quantity" if decision.quantity is None else f"{decimal_text(decision.quantity)},"
-    return [f"{line}; {cut} leaves {left} worth {worth} USD."]
+    left = "one" if decision.quantity is None else f"{decimal_text(decision.quantity)} {step},"
+    return [f"Quantity: {left} worth {worth} USD; {cut} allows no more."]
 
 
 def _text(value: Decimal | None) -> str | None:

@@ -8,7 +8,7 @@ is neither is left out, so that a family added later tells nobody of others' por
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from typing import Any
 
@@ -218,7 +218,6 @@ class ExposureCollector(Collector):
             heads = connection.execute(newest).all()
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
             holds = connection.execute(_holds(now_us).where(*own)).all()
-            unknown = connection.execute(_unknown_holds().where(*own)).all()
             desk = desk_status(connection)
             newest_us = connection.execute(select(func.max(PortfolioRow.last_us)).where(*own)).scalar() or 0
         gauges = {
@@ -246,18 +245,8 @@ class ExposureCollector(Collector):
         left_out = GaugeMetricFamily("ledger_scopes_left_out", "Scopes beyond the most that a scrape shows.")
         left_out.add_metric([], max(total - SCOPES_MAX, 0))
         yield left_out
-        ages = GaugeMetricFamily(
-            "ledger_oldest_hold_age_seconds", "Age of the oldest hold of a portfolio.", labels=["portfolio"]
-        )
-        late = GaugeMetricFamily(
-            "ledger_holds_ahead", "Holds granted while the clock was ahead, which end too late.", labels=["portfolio"]
-        )
-        for portfolio, opened_us, number_late in holds:
-            late.add_metric([portfolio], number_late)
-            ages.add_metric([portfolio], max(now_us - opened_us, 0) / 1_000_000)
-        yield ages
-        yield late
-        yield from _unknown_gauges(unknown, now_us)
+        yield from _hold_gauges(holds, now_us)
+        yield from self._unknown(now_us)
         ahead = GaugeMetricFamily("ledger_clock_ahead_seconds", "How far the newest decision is ahead of the clock.")
         ahead.add_metric([], max(newest_us - now_us, 0) // 1000 / 1000)  # SQLite's clock shows whole milliseconds
         yield ahead
@@ -268,6 +257,22 @@ class ExposureCollector(Collector):
             seqs.add_metric([portfolio], seq)
         yield seqs
         yield from self._reconciliation(now_us)
+
+    def _unknown(self, now_us: int) -> Iterator[GaugeMetricFamily]:
+        count = GaugeMetricFamily(
+            "ledger_unknown_holds", "Holds that end only when their order's fate is known.", labels=["portfolio"]
+        )
+        age = GaugeMetricFamily(
+            "ledger_oldest_unknown_hold_age_seconds", "Since the last decision about the oldest of them.",
+            labels=["portfolio"],
+        )  # fmt: skip
+        with read_transaction(self._engine) as connection:
+            rows = connection.execute(_unknown_holds().where(*self._own(PortfolioRow.name))).all()
+        for portfolio, number, since_us in rows:
+            count.add_metric([portfolio], number)
+            age.add_metric([portfolio], max(now_us - since_us, 0) / 1_000_000)
+        yield count
+        yield age
 
     def _reconciliation(self, now_us: int) -> Iterator[GaugeMetricFamily]:
         labels = (DriftRow.portfolio, DriftRow.kind, DriftRow.state)
@@ -296,6 +301,21 @@ class ExposureCollector(Collector):
         for portfolio, started_us in runs:
             age.add_metric([portfolio], max(now_us - started_us, 0) / 1_000_000)
         yield age
+
+
+def _hold_gauges(holds: Iterable[Any], now_us: int) -> Iterator[GaugeMetricFamily]:
+    """Yield the age of each portfolio's oldest hold, and how many holds end too late. holds: rows of `_holds`."""
+    ages = GaugeMetricFamily(
+        "ledger_oldest_hold_age_seconds", "Age of the oldest hold of a portfolio.", labels=["portfolio"]
+    )
+    late = GaugeMetricFamily(
+        "ledger_holds_ahead", "Holds granted while the clock was ahead, which end too late.", labels=["portfolio"]
+    )
+    for portfolio, opened_us, number_late in holds:
+        late.add_metric([portfolio], number_late)
+        ages.add_metric([portfolio], max(now_us - opened_us, 0) / 1_000_000)
+    yield ages
+    yield late
 
 
 def _desk_gauge(status: str) -> GaugeMetricFamily:
@@ -328,21 +348,6 @@ def _unknown_holds() -> Select[str, int, int]:
         .where(text(PENDING), PositionRow.expires_us == UNTIL_KNOWN_US)
         .group_by(PortfolioRow.name)
     )
-
-
-def _unknown_gauges(rows: Sequence[Any], now_us: int) -> Iterator[GaugeMetricFamily]:
-    count = GaugeMetricFamily(
-        "ledger_unknown_holds", "Holds that end only when their order's fate is known.", labels=["portfolio"]
-    )
-    age = GaugeMetricFamily(
-        "ledger_oldest_unknown_hold_age_seconds", "Since the last decision about the oldest of them.",
-        labels=["portfolio"],
-    )  # fmt: skip
-    for portfolio, number, since_us in rows:
-        count.add_metric([portfolio], number)
-        age.add_metric([portfolio], max(now_us - since_us, 0) / 1_000_000)
-    yield count
-    yield age
 
 
 _EXPOSURE_GAUGES = {

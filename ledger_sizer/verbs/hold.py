@@ -152,7 +152,10 @@ class Hold(_HoldBase):
 
     def fill(self, **fill: Any) -> Decision:
         """Say how much is filled by now (arguments of `Ledger.fill`; `key` defaults to one made of the figures)."""
-        return self._ledger.run(self._fill(fill))
+        command = self._fill(fill)
+        decision = self._ledger.run(command)
+        self.ended = command.rest == "free"
+        return decision
 
     def release(self) -> Decision:
         """Release the hold now."""
@@ -208,7 +211,10 @@ class AsyncHold(_HoldBase):
 
     async def fill(self, **fill: Any) -> Decision:
         """Say how much is filled by now. See `Hold.fill`."""
-        return await self._ledger.run_async(self._fill(fill))
+        command = self._fill(fill)
+        decision = await self._ledger.run_async(command)
+        self.ended = command.rest == "free"
+        return decision
 
     async def release(self) -> Decision:
         """Release the hold now."""

@@ -176,7 +176,7 @@ POSITION = Codec(
         "reference": lambda form: form.get("reference"),
         "origin": lambda form: number_of(form["origin"]),
     },
-    types={"origin": str | None, "fills": dict[str, Any] | None},
+    types={"origin": str | None},
 )
 position_to_json, position_from_json = POSITION.to_json, POSITION.from_json
 

@@ -31,15 +31,39 @@ SQLITE_INSTRUMENTS = (
     "ALTER TABLE instruments_new RENAME TO instruments",
     "CREATE UNIQUE INDEX uq_instruments_present ON instruments (venue, symbol) WHERE until_us IS NULL",
 )
+# A position that had ended gets its reference too, which its guard would refuse.
+REFERENCES = (
+    "UPDATE positions SET reference = told.reference FROM (SELECT d.portfolio_id, d.position, d.reference "
+    "FROM decisions d JOIN (SELECT portfolio_id, max(seq) AS seq FROM decisions WHERE reference IS NOT NULL "
+    "AND position IS NOT NULL AND outcome <> 'denied' GROUP BY portfolio_id, position) last "
+    "ON last.portfolio_id = d.portfolio_id AND last.seq = d.seq) told "
+    "WHERE told.portfolio_id = positions.portfolio_id AND told.position = positions.number"
+)
+SQLITE_UNGUARDED = (
+    "DROP TRIGGER positions_final",
+    REFERENCES,
+    "CREATE TRIGGER positions_final BEFORE UPDATE ON positions WHEN OLD.state IN ('closed', 'released', 'expired') "
+    "BEGIN SELECT RAISE(ABORT, 'refused: the position is final'); END",
+)
+POSTGRESQL_UNGUARDED = (
+    "ALTER TABLE positions DISABLE TRIGGER positions_final",
+    REFERENCES,
+    "ALTER TABLE positions ENABLE TRIGGER positions_final",
+)
 POSTGRESQL_INSTRUMENTS = (
     "ALTER TABLE instruments DROP CONSTRAINT ck_instruments_kind, ADD CONSTRAINT ck_instruments_kind CHECK ({kinds})",
 )
 
 
 def upgrade() -> None:
-    """Add the columns. A position may get several late fills; one of them at most is live."""
+    """Add the columns. A position may get several late fills; one of them at most is live.
+
+    Decisions of migration 0010 have references: each position gets the last of its own.
+    """
     op.add_column("positions", sa.Column("fills", sa.Text(), nullable=True))
     op.add_column("positions", sa.Column("reference", sa.Text(), nullable=True))
+    for statement in SQLITE_UNGUARDED if op.get_context().dialect.name == "sqlite" else POSTGRESQL_UNGUARDED:
+        op.execute(statement)
     op.execute("DROP INDEX uq_positions_origin")
     op.execute(f"CREATE INDEX ix_positions_origin ON positions (portfolio_id, origin) WHERE {ORIGIN}")
     op.execute(f"CREATE UNIQUE INDEX uq_positions_live_origin ON positions (portfolio_id, origin) WHERE {LIVE_ORIGIN}")

@@ -106,8 +106,9 @@ def test_list_positions_when_read_as_json_then_each_has_its_whole_life(desk: Com
     assert position == {
         "position_id": "main-2", "portfolio": "main", "state": "open",
         "tags": {"strategy": "funding", "symbol": "BTC", "venue": "bybit"}, "held": "0", "open": "900",
-        "notional": "900", "quantity": "0.018", "price": "50000", "legs": position["legs"], "expires_at": None,
-        "updated_seq": 3, "origin": None,
+        "notional": "900", "quantity": "0.018", "price": "50000", "cost": "900", "filled": "0.018", "unfilled": "0",
+        "legs": position["legs"], "expires_at": None, "until_known": False, "updated_seq": 3, "origin": None,
+        "fills": None, "reference": None,
     }  # fmt: skip
     held = desk.json("positions", "--state", "held")["items"][0]
     assert datetime.fromisoformat(held["expires_at"]) - datetime.fromisoformat(held["opened_at"]) == timedelta(hours=1)

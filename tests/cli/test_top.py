@@ -63,6 +63,13 @@ def test_look_once_when_there_is_no_terminal_then_all_of_it_is_printed(cli: Comm
     assert cli("top", "--once").out.count("\n") == ran.out.count("\n")
 
 
+def test_look_when_an_orders_fate_is_not_known_then_its_hold_shows_so(cli: CommandLine) -> None:
+    with Ledger.open(cli.url) as ledger:
+        ledger.extend(key="lost", position_id="main-5", until_known=True)
+    (line,) = [line for line in cli("top").out.splitlines() if "until known" in line]
+    assert line.split()[:2] == ["main-5", "bybit"]
+
+
 def test_look_when_json_is_asked_then_it_is_the_overview(cli: CommandLine) -> None:
     document = cli.json("top", "--portfolio", "main", "--hours", "1")
     with Ledger.open(cli.url) as ledger:

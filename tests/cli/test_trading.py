@@ -24,7 +24,8 @@ def _dynamic_sizing(monkeypatch: pytest.MonkeyPatch) -> None:
 SIZED = ["--price", "50000", "--available-balance", "10000", "--spot", SPOT, "--perp", PERP]
 DECISION_FIELDS = (
     "portfolio seq command key outcome reason granted replayed position_id budget quantity fraction raw_budget "
-    "headroom_before exposure_before exposure_after binding expires_at until_known legs decided_at actor client reference hash request"
+    "headroom_before exposure_before exposure_after binding expires_at until_known legs decided_at actor client "
+    "reference hash request"
 )
 
 
@@ -246,7 +247,14 @@ def test_confirm_when_legs_are_given_then_they_are_recorded(cli: CommandLine) ->
     (position,) = cli.json("positions")["items"]
     assert position["legs"] == [
         {"venue": "bybit", "symbol": "BTC/USDT", "kind": "spot", "side": "buy", "quantity": "0.01", "price": "50000"},
-        {"venue": "okx", "symbol": "BTC-USDT-SWAP", "kind": "swap", "side": "sell", "quantity": "0.01", "price": "50000"},
+        {
+            "venue": "okx",
+            "symbol": "BTC-USDT-SWAP",
+            "kind": "swap",
+            "side": "sell",
+            "quantity": "0.01",
+            "price": "50000",
+        },
     ]
 
 

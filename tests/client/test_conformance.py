@@ -233,6 +233,20 @@ async def test_hold_when_the_block_fails_then_it_is_released_and_the_exception_p
     assert ledger.behind.position("main-1").state == "released"
 
 
+@pytest.mark.parametrize(("on_unknown", "state"), [({}, "held"), ({"on_unknown": "release"}, "released")])
+async def test_hold_when_its_order_timed_out_then_it_is_kept_until_known_unless_told_otherwise(
+    ledger: Interface, on_unknown: dict[str, str], state: str
+) -> None:
+    with pytest.raises(TimeoutError):
+        async with ledger.hold(key="a", **ASK, **on_unknown):
+            raise TimeoutError
+    position = ledger.behind.position("main-1")
+    assert (position.state, position.until_known) == (state, state == "held")
+    with pytest.raises(InvalidRequest, match="on_unknown must be keep or release"):
+        async with ledger.hold(key="b", **ASK, on_unknown="drop"):
+            pytest.fail("entered")
+
+
 async def test_hold_when_denied_then_denied_is_raised_and_the_block_never_runs(ledger: Interface) -> None:
     await ledger.set_cap(key="cap", cap=Decimal(5_000))
     await ledger.halt(key="halt")

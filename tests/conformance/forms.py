@@ -12,14 +12,17 @@ from decimal import Decimal
 from typing import Any
 from urllib.parse import quote
 
-from ledger_sizer import InstrumentInfo, Leg
+from ledger_sizer import InstrumentInfo, Leg, LegPlan
 from ledger_sizer.model.arguments import FLAG, DeclaredArgument, to_json
-from ledger_sizer.model.command_base import LEGS, MOMENT, SECONDS, TAGS
+from ledger_sizer.model.command_base import LEG_PLANS, LEGS, MOMENT, SECONDS, TAGS
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.details import DETAILS
 from ledger_sizer.model.legs import INSTRUMENT
 from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text
+
+LISTS = (LEGS, LEG_PLANS)
+"""Kinds whose value is a list of objects, each a `--leg` on the command line."""
 
 
 class Inexpressible(Exception):
@@ -35,7 +38,7 @@ class JsonForm(dict[str, Any]):
 
 def _is_number(argument: DeclaredArgument) -> bool:
     """Whether the argument is a decimal, which is text in JSON."""
-    structured = (FLAG, SECONDS, MOMENT, TAGS, LEGS, INSTRUMENT)
+    structured = (FLAG, SECONDS, MOMENT, TAGS, *LISTS, INSTRUMENT)
     return argument.kind.from_json is not None and argument.kind not in structured
 
 
@@ -44,8 +47,8 @@ def _json_of(argument: DeclaredArgument, value: Any) -> Any:
     number, kind = _is_number(argument), argument.kind
     if isinstance(value, str) and (number or kind in (SECONDS, MOMENT)):
         raise Inexpressible("JSON has decimals, exact seconds and times as text, so the text means the value")
-    if kind in (INSTRUMENT, LEGS) and (forms := [*json_forms(value)]):
-        return forms if kind is LEGS else forms[0]
+    if kind in (INSTRUMENT, *LISTS) and (forms := [*json_forms(value)]):
+        return forms if kind in LISTS else forms[0]
     if kind is INSTRUMENT and isinstance(value, Mapping):
         raise Inexpressible("an object in JSON is the instrument itself, not something else in its place")
     if isinstance(value, float) and kind is SECONDS:
@@ -56,12 +59,14 @@ def _json_of(argument: DeclaredArgument, value: Any) -> Any:
         return str(value)
     if isinstance(value, datetime):
         return value.isoformat() if value.tzinfo is None else _time_text(value)
-    if isinstance(value, InstrumentInfo | Leg):
+    if isinstance(value, InstrumentInfo | Leg | LegPlan):
         return to_json(value)
-    if kind is LEGS and isinstance(value, Sequence) and any(isinstance(one, Mapping) for one in value):
+    if kind in LISTS and isinstance(value, Sequence) and any(isinstance(one, Mapping) for one in value):
         raise Inexpressible("an object in JSON is a leg itself, not something else in its place")
-    if kind is LEGS and isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return [plain_json(one) if not isinstance(one, Leg) else to_json(one) for one in value]
+    if kind is LEG_PLANS and isinstance(value, Sequence) and any(isinstance(one, Leg) for one in value):
+        raise Inexpressible("an object in JSON is a planned leg itself, not something else in its place")
+    if kind in LISTS and isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return [plain_json(one) if not isinstance(one, Leg | LegPlan) else to_json(one) for one in value]
     return plain_json(value)
 
 
@@ -138,7 +143,7 @@ def encoded(body: Any) -> bytes:
 # --- command line ---------------------------------------------------------------------------------------------------
 
 
-_POSITIONAL = {"set_cap": ("portfolio", "cap")}
+_POSITIONAL: dict[str, tuple[str, ...]] = {"set_cap": ("portfolio", "cap"), "reserve": ()}
 
 
 def command_line_of(verb: str, arguments: Mapping[str, Any]) -> list[str]:
@@ -167,18 +172,19 @@ def _option(argument: DeclaredArgument, value: Any) -> list[str]:
     if argument.kind in (TAGS, DETAILS):
         if not isinstance(value, Mapping):
             raise Inexpressible("a tag and a detail on the command line are two texts")
-        if not value and argument.optional:
+        if not value and (argument.optional or argument.required):
             raise Inexpressible("without an option it is left out, not empty")
         option = "--tag" if argument.kind is TAGS else "--detail"
         return [f"{option}={name}={one}" for name, one in text_pairs(value, several=argument.kind is TAGS)]
     if forms := [*json_forms(value)]:
         if any(None in form.values() for form in forms):
             raise Inexpressible("the command line reads null as left out, as in rules that ccxt prints")
-        return [f"{'--leg' if argument.kind is LEGS else flag}={json.dumps(form)}" for form in forms]
-    if argument.kind is LEGS:
-        if not isinstance(value, Sequence) or not value or not all(isinstance(leg, Leg) for leg in value):
+        return [f"{'--leg' if argument.kind in LISTS else flag}={json.dumps(form)}" for form in forms]
+    if argument.kind in LISTS:
+        of = Leg if argument.kind is LEGS else LegPlan
+        if not isinstance(value, Sequence) or not value or not all(isinstance(leg, of) for leg in value):
             raise Inexpressible("every --leg is a leg, and without one nothing is given")
-        return [f"--leg={json.dumps(to_json(leg))}" for leg in value]
+        return [f"--leg={json.dumps(_without_nulls(to_json(leg)))}" for leg in value]
     return [f"{flag}={_word(argument, value)}"]
 
 
@@ -193,10 +199,16 @@ def text_pairs(value: Mapping[Any, Any], *, several: bool = True) -> Iterator[tu
         yield from ((str.__str__(name), str.__str__(text)) for text in texts)
 
 
+def _without_nulls(form: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_nulls(one) if isinstance(one, dict) else one for name, one in form.items() if one is not None
+    }
+
+
 def _word(argument: DeclaredArgument, value: Any) -> str:
     """Return a value as one word."""
     if isinstance(value, InstrumentInfo):
-        return json.dumps({name: one for name, one in to_json(value).items() if one is not None})
+        return json.dumps(_without_nulls(to_json(value)))
     if argument.kind is MOMENT and isinstance(value, datetime):
         return value.isoformat()
     if argument.kind is SECONDS and isinstance(value, float):

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import Confirm, Decision, InstrumentInfo, Ledger, Leg, Release, Reserve, SetCap
+from ledger_sizer import Confirm, Decision, InstrumentInfo, Ledger, Leg, LegPlan, Release, Reserve, SetCap
 from ledger_sizer.model.arguments import DeclaredArgument, to_json
-from ledger_sizer.model.command_base import LEGS, PORTFOLIO_OR_DESK, PositionCommand
+from ledger_sizer.model.command_base import PORTFOLIO_OR_DESK, PositionCommand
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.legs import INSTRUMENT
 from ledger_sizer.model.names import DESK
@@ -31,9 +31,17 @@ from tests.conformance.faces import (
     HttpFace,
     opened_faces,
 )
-from tests.conformance.forms import Inexpressible, JsonForm
+from tests.conformance.forms import LISTS, Inexpressible, JsonForm
 from tests.conftest import NewDatabase
-from tests.support.argument_values import BAD_OF_KIND, GOOD_OF_KIND, LEG, MORE_BAD_OF_KIND
+from tests.support.argument_values import (
+    BAD_OF_KIND,
+    CONTRACT,
+    GOOD_OF_KIND,
+    LEG,
+    LEG_PLAN,
+    MORE_BAD_OF_KIND,
+    SPOT,
+)
 from tests.support.decimal_contexts import HOSTILE, hostile
 from tests.support.ledgers import BTC_PERP, BTC_SPOT
 
@@ -44,8 +52,13 @@ ONE_OF_KIND: dict[str, Any] = {
     "tags": {"venue": ["okx", "bybit"]},
 }  # fmt: skip
 """A value for each kind of argument that must be given."""
+WHOLE_FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "legs": (Leg, to_json(LEG)),
+    "leg_plans": (LegPlan, to_json(LEG_PLAN)),
+    "instrument": (InstrumentInfo, to_json(BTC_SPOT)),
+}
 Steps = tuple[tuple[str, Mapping[str, Any]], ...]
-STATES = ("held", "open", "released", "closed", "expired")  # the last: its expiry takes a seq, at any time
+STATES = ("held", "open", "released", "closed", "part", "expired")  # the last: its expiry takes a seq, at any time
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ def cases_of(verb: str) -> list[Case]:
         if one.kind is PORTFOLIO_OR_DESK:
             resume = {"key": "resume {p}", "portfolio": DESK}
             cases.add("the desk", portfolio=DESK, after=(("resume", resume),))
-        if one.kind in (INSTRUMENT, LEGS):
+        if one.kind in (INSTRUMENT, *LISTS):
             _add_json_forms(cases, one)
     if issubclass(cases.command, PositionCommand):
         _add_states(cases)
@@ -124,7 +137,7 @@ def cases_of(verb: str) -> list[Case]:
 
 def _add_json_forms(cases: Cases, argument: DeclaredArgument) -> None:
     """Add an instrument or a leg with every value of every field, as JSON has it."""
-    of, whole = (Leg, to_json(LEG)) if argument.kind is LEGS else (InstrumentInfo, to_json(BTC_SPOT))
+    of, whole = WHOLE_FORMS[argument.kind.name]
     forms: list[tuple[str, dict[str, Any]]] = [("a field too many", {**whole, "colour": "red"})]
     for one in of.arguments:
         if not one.declared.sent:
@@ -135,12 +148,13 @@ def _add_json_forms(cases: Cases, argument: DeclaredArgument) -> None:
         forms += [
             (f"{one.name}={value!r:.60}", {**whole, one.name: value})
             for value in values
-            if not isinstance(value, int | float | bytes) and value != "1"  # a number is text here, and text a number
+            if not isinstance(value, int | float | bytes | InstrumentInfo) and value != "1"  # text is a number here
         ]
     for name, form in forms:
-        given: Any = [JsonForm(whole), JsonForm(form)] if argument.kind is LEGS else JsonForm(form)
-        markets = {"price": D(50_000), "spot_instrument": BTC_SPOT, "perp_instrument": BTC_PERP}
-        more: dict[str, Any] = {} if argument.kind is LEGS else markets
+        given: Any = JsonForm(form)
+        more: dict[str, Any] = {"price": D(50_000), "spot_instrument": BTC_SPOT, "perp_instrument": BTC_PERP}
+        if argument.kind in LISTS:
+            more, given = {}, [JsonForm(whole), JsonForm(form)]
         cases.add(f"{argument.name} with {name}", **{**more, argument.name: given})
 
 
@@ -151,6 +165,14 @@ def _add_states(cases: Cases) -> None:
             cases.add(f"position {state}, too much", position_id=f"{{p}}-{number + 2}", quantity=D(99))
             cases.add(f"position {state}, a part", position_id=f"{{p}}-{number + 2}", quantity=D("0.25"))
             cases.add(f"position {state}, held only", position_id=f"{{p}}-{number + 2}", held_only=True)
+        if cases.verb == "confirm":
+            cases.add(f"position {state}, a part", position_id=f"{{p}}-{number + 2}", rest="hold")
+            cases.add(f"position {state}, legs", position_id=f"{{p}}-{number + 2}", legs=[LEG])
+        if cases.verb == "fill":
+            cases.add(f"position {state}, all", position_id=f"{{p}}-{number + 2}", rest="free")
+            cases.add(f"position {state}, known", position_id=f"{{p}}-{number + 2}", filled_quantity=D(1))
+        if cases.verb == "extend":
+            cases.add(f"position {state}, for ever", position_id=f"{{p}}-{number + 2}", until_known=True)
     cases.add("position that is not there", position_id="{p}-99")
     cases.add("position of no portfolio", position_id="nobody-1")
 
@@ -164,6 +186,25 @@ def _add_reserves(cases: Cases) -> None:
         "dry": {"dry_run": True}, "dry and denied": {"dry_run": True, "min_notional_usd": D(4000)},
     }.items():  # fmt: skip
         cases.add(name, **{**legs, **more})
+    hedge = [LegPlan(SPOT, "buy", fee_rate=D("0.001")), LegPlan(CONTRACT, "sell", D(50_100))]
+    granted: Steps = (("reserve", {"key": "first", "portfolio": "{p}", "amount_usd": D(100)}),)
+    for name, more in {
+        "legs": {}, "legs and an amount": {"amount_usd": D(700)}, "legs, dry": {"dry_run": True},
+        "legs and a maximum": {"signal_score": D("0.5"), "max_position_usd": D(300)},
+        "legs at a venue of the tags": {"tags": {"venue": ["okx", "bybit", "gate"]}},
+        "legs elsewhere": {"tags": {"venue": "gate"}}, "legs of another asset": {"tags": {"symbol": "ETH"}},
+        "legs too small": {"amount_usd": D(5)}, "legs until known": {"until_known": True},
+        "an amount and a score": {"amount_usd": D(5), "signal_score": D(1)},
+        "until known and seconds": {"until_known": True, "ttl_seconds": 5},
+    }.items():  # fmt: skip
+        cases.add(name, **{"price": D(50_000), "legs": hedge, **more})
+    for name, more in {
+        "more": {}, "more, dry": {"dry_run": True}, "more of other legs": {"legs": hedge, "price": D(50_000)},
+        "more than the maximum": {"amount_usd": D(4000), "max_position_usd": D(90)},
+        "more for ever": {"until_known": True},
+        "more of none": {"position_id": "{p}-99"}, "more elsewhere": {"tags": {"venue": "gate"}},
+    }.items():  # fmt: skip
+        cases.add(name, before=granted, **{"position_id": "{p}-2", "amount_usd": D(50), **more})
     cases.add("denied", min_notional_usd=D(4000))
     cases.add("full", before=(("set_cap", {"key": "full", "cap": D(0), "portfolio": "{p}"}),))
     cases.add("halted", before=(("halt", {"key": "halt", "portfolio": "{p}"}),))
@@ -182,8 +223,9 @@ def _set_up(ledger: Ledger, cases: list[Case]) -> None:
             ttl = D("0.000001") if state == "expired" else 3600
             commands.append(Reserve(key=state, portfolio=name, ttl_seconds=ttl))
             position = f"{name}-{number + 2}"
-            if state in ("open", "closed"):
-                later.append(Confirm(key=f"{state}/fill", position_id=position, quantity=D(1), price=D(500)))
+            if state in ("open", "closed", "part"):
+                rest: Any = "hold" if state == "part" else None
+                later.append(Confirm(key=f"{state}/fill", position_id=position, quantity=D(1), price=D(500), rest=rest))
             if state in ("released", "closed"):
                 later.append(Release(key=f"{state}/end", position_id=position))
     for group in (commands, later):
@@ -196,6 +238,7 @@ def _left_out(form: dict[str, Any]) -> dict[str, Any]:
     """Leave out what differs from face to face by design: times, and what is derived from them; who asked."""
     for name in ("decided_at", "expires_at", "opened_at", "updated_at", "hash", "actor", "client"):
         form.pop(name, None)
+    form.get("trace", {}).get("entry", {}).pop("expires_us", None)
     return form
 
 

@@ -30,6 +30,17 @@ def keyed(module_database: NewDatabase) -> Iterator[Keyed]:
         yield made
 
 
+def test_open_desk_when_an_orders_fate_is_not_known_then_its_hold_counts_no_time_down(
+    new_database: NewDatabase,
+) -> None:
+    with keyed_service(new_database("sqlite")) as keyed:
+        keyed.service.ledger.reserve(key="1", ttl_seconds=600)
+        keyed.service.ledger.reserve(key="2", until_known=True)
+        page = keyed.signed_in("read").get("/").text
+    assert page.count("data-left=") == 1
+    assert '<td class="n">until known</td>' in page
+
+
 # Sign-in.
 
 

@@ -31,6 +31,18 @@ def detail_of(overview: Overview) -> Detail:
 # The overview.
 
 
+def test_look_when_an_orders_fate_is_not_known_then_its_hold_comes_last_and_shows_no_time(
+    database_url: str, clock: FakeClock
+) -> None:
+    with opened(database_url, clock) as ledger:
+        ledger.reserve(key="1", until_known=True)
+        ledger.reserve(key="2", ttl_seconds=60)
+        first = detail_of(ledger.overview(OverviewQuery("main", rows=1))).held
+        assert [formatting.time_left(position, clock.now()) for position in first] == ["1 min 00 s"]
+        second = detail_of(ledger.overview(OverviewQuery("main", held_cursor=first.cursor))).held
+        assert [formatting.time_left(position, clock.now()) for position in second] == ["until known"]
+
+
 def test_look_when_lists_are_long_then_pages_continue_and_counts_are_of_all(
     database_url: str, clock: FakeClock
 ) -> None:

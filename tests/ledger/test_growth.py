@@ -23,6 +23,10 @@ from ledger_sizer import (
     Reserve,
     WrongState,
 )
+from ledger_sizer.model.domain import Position
+from ledger_sizer.model.legs import LegFills
+from ledger_sizer.model.tags import NO_TAGS
+from ledger_sizer.rules.filling import grow_position
 from tests.support.clock import FakeClock
 from tests.support.ledgers import BTC_PERP, BTC_SPOT, TAGS, assert_verified, figures, position_of, reserve_btc
 from tests.support.markets import record_markets
@@ -153,6 +157,15 @@ def test_reserve_when_two_accounts_are_at_one_market_then_each_gets_its_own_orde
         (None, D("0.002")), ("b", D("0.002")), ("a", D("0.002")),
     ]  # fmt: skip
     assert_verified(ledger)
+
+
+def test_grow_when_a_version_before_held_it_then_its_hold_stays_and_the_grant_is_added() -> None:
+    """Its legs say no value of what is planned, so each is worth what the position holds."""
+    old = [Leg("bybit", "BTC/USDT:USDT", "swap", side, D("0.018"), None) for side in ("buy", "sell")]
+    position = Position("main", 1, "held", NO_TAGS, 930 * 10**8, 0, D("0.018"), None, tuple(old), 100)
+    orders = [replace(leg, quantity=D("0.002"), fills=LegFills(D("0.002"), D(100))) for leg in old]
+    grown = grow_position(position, D("0.002"), orders, 100 * 10**8, 50)
+    assert (grown.held, grown.open, grown.quantity, grown.expires_us) == (1030, 0, D("0.02"), 100)
 
 
 def test_reserve_when_it_grows_then_the_later_expiry_stands(ledger: Ledger, clock: FakeClock) -> None:

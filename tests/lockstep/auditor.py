@@ -87,16 +87,7 @@ class Auditor:
         assert decision.headroom_before == self._caps[WHOLE] - self._counted[WHOLE]
         moved = decision.exposure_after - decision.exposure_before
         scopes = _scopes(json.loads(decision.record.tags))
-        came_from = json.loads(decision.trace).get("moved") if decision.binding == "tags" else None
-        if came_from is None:
-            for scope in scopes:
-                self._counted[scope] += moved
-        else:
-            counts = Decimal(came_from["held"] + came_from["open"]).scaleb(-8)
-            for scope in _scopes(came_from["tags"]):
-                self._counted[scope] -= counts
-            for scope in scopes:
-                self._counted[scope] += counts + moved
+        came_from = self._count(decision, scopes, moved)
         request = json.loads(decision.request)
         if decision.command == "set_cap" and decision.outcome == "applied":
             self._caps.pop(request["scope"], None)
@@ -108,10 +99,12 @@ class Auditor:
             assert moved == decision.budget
             over = [scope for scope in scopes if scope in self._caps and self._counted[scope] > self._caps[scope]]
             assert not over, f"grant {decision.seq} leaves {over} above the cap"
-        if decision.command == "retag" and decision.granted and came_from is not None:
-            entered = {*scopes} - {*_scopes(came_from["tags"])}
-            over = [scope for scope in entered & self._caps.keys() if self._counted[scope] > self._caps[scope]]
-            assert not over, f"retag {decision.seq} leaves {over} above the cap"
+        if decision.command == "retag" and decision.granted:
+            self._check_retag(decision, {*scopes} - came_from)
+        self._follow_expiry(decision)
+
+    def _follow_expiry(self, decision: Decision) -> None:
+        """Check that no hold ends before its time."""
         if decision.command == "expire":
             promised = self._promised[decision.position_id]
             assert decision.decided_at >= promised, f"position {decision.position_id} was freed early"
@@ -121,6 +114,21 @@ class Auditor:
             if decision.command == "extend":
                 assert expires_at >= self._promised[decision.position_id]
             self._promised[decision.position_id] = expires_at
+
+    def _count(self, decision: Decision, scopes: list[str], moved: Decimal) -> set[str]:
+        """Count what a decision moved. Returns the scopes that its position was in before."""
+        came_from = json.loads(decision.trace).get("moved") if decision.binding == "tags" else None
+        before = scopes if came_from is None else _scopes(came_from["tags"])
+        counts = Decimal(0) if came_from is None else Decimal(came_from["held"] + came_from["open"]).scaleb(-8)
+        for scope in before:
+            self._counted[scope] -= counts
+        for scope in scopes:
+            self._counted[scope] += counts + moved
+        return {*before}
+
+    def _check_retag(self, decision: Decision, entered: set[str]) -> None:
+        over = [scope for scope in entered & self._caps.keys() if self._counted[scope] > self._caps[scope]]
+        assert not over, f"retag {decision.seq} leaves {over} above the cap"
 
     def _check_sums(self, exposure: Exposure, positions: list[Position]) -> None:
         """Check the sums: every counter is the sum of its positions."""

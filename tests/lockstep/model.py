@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
+from typing import Any
 
 from ledger_sizer import Adopt, Confirm, Fill, Reconciled, Reserve, SetCap
-from tests.lockstep.model_positions import WHOLE, Holding, expiry_of, free, pairs_of
-from tests.lockstep.model_rules import (
-    RULES,
+from tests.lockstep.model_answers import (
     AboutPosition,
     Answer,
     Command,
@@ -22,6 +21,8 @@ from tests.lockstep.model_rules import (
     Refusal,
     RefusedError,
 )
+from tests.lockstep.model_positions import WHOLE, Holding, expiry_of, free
+from tests.lockstep.model_rules import RULES
 
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 Reply = Answer | Refusal
@@ -166,16 +167,20 @@ class PortfolioModel:
 class Model:
     """All portfolios. Answers a batch of groups: frees overdue holds first, then answers each group in order.
 
-    slice_size: how many overdue holds a batch frees, in equal parts of its portfolios.
+    slice_size: how many overdue holds a batch frees, in equal parts of its portfolios. fills_in_legs: whether a
+    reservation of more that names no legs gets those of its position, as a ledger does before it decides.
     """
 
-    def __init__(self, figures: Figures, slice_size: int) -> None:
+    def __init__(self, figures: Figures, slice_size: int, *, fills_in_legs: bool = True) -> None:
         self.figures = figures
+        self.fills_in_legs = fills_in_legs
         self.slice_size = slice_size
         self.portfolios: dict[str, PortfolioModel] = {}
 
     def batch(self, groups: Sequence[Group], now: datetime) -> list[list[Reply]]:
         """Answer the groups of one batch."""
+        if self.fills_in_legs:
+            groups = [replace(group, commands=[self._with_legs(one) for one in group.commands]) for group in groups]
         commands = [command for group in groups for command in group.commands]
         for command in commands:
             if isinstance(command, Reserve | SetCap | Adopt | Reconciled) and command.portfolio not in self.portfolios:
@@ -191,6 +196,25 @@ class Model:
         # A portfolio begins with its first decision: one whose commands all erred is none.
         self.portfolios = {name: one for name, one in self.portfolios.items() if one.answers}
         return replies
+
+    def _with_legs(self, command: Command) -> Command:
+        """Return a reservation of more with the legs that its position was reserved with, where it names none."""
+        portfolio = self.portfolios.get(command.portfolio)
+        if not isinstance(command, Reserve) or command.number is None or command.markets or portfolio is None:
+            return command
+        one = portfolio.positions.get(command.number)
+        if one is None:
+            return command
+        key, _ = portfolio.answers[(one.origin or one.number) - 1]
+        first = portfolio.requests.get(key)
+        if not isinstance(first, Reserve):
+            return command
+        legs = None if first.legs is None else [replace(leg, price=None) for leg in first.legs]
+        fee = first.spot_fee_rate if command.spot_fee_rate is None else command.spot_fee_rate
+        return _changed(
+            command, legs=legs, spot_instrument=first.spot_instrument, perp_instrument=first.perp_instrument,
+            spot_fee_rate=fee,
+        )  # fmt: skip
 
     def sweep(self, names: Sequence[str], now: datetime) -> int:
         """Free all overdue holds of these portfolios, a slice of each at a time, and return how many they were."""
@@ -226,7 +250,7 @@ class Model:
 
     def dry_run(self, command: Reserve, now: datetime) -> Answer:
         """Return the answer to a dry run of a reservation. Records nothing."""
-        trial = Model(self.figures, self.slice_size)
+        trial = Model(self.figures, self.slice_size, fills_in_legs=self.fills_in_legs)
         trial.portfolios = {name: portfolio.copy() for name, portfolio in self.portfolios.items()}
         ((reply,),) = trial.batch([Group([with_key(command, "a key nobody used")])], now)
         assert isinstance(reply, Answer), "a reservation is granted or denied"
@@ -240,5 +264,9 @@ def _body(command: Command) -> Command:
 
 def with_key(command: Command, key: str) -> Command:
     """Return the same request under another key."""
+    return _changed(command, key=key)
+
+
+def _changed(command: Command, **changes: Any) -> Command:
     values = {one.name: getattr(command, one.name) for one in fields(command) if one.init}
-    return type(command)(**{**values, "key": key})
+    return type(command)(**{**values, **changes})

@@ -23,7 +23,7 @@ from ledger_sizer import (
     LegPlan,
     TradingSettings,
 )
-from tests.lockstep.model_rules import Figures
+from tests.lockstep.model_answers import Figures
 from tests.support.clock import START
 
 SCOPES = ("portfolio", "venue=bybit", "venue=okx", "symbol=BTC", "strategy=funding")
@@ -192,8 +192,16 @@ _ASKS = _plan(
     available_balance=_decimals(None, None, None, "1e12", "150.5", "99.999999999", "0.000000001", "0", "-3"),
     min_notional_usd=_decimals(None, None, None, "0", "100", "299"),
     life=st.sampled_from(
-        [{}, {}, {"ttl_seconds": 1}, {"ttl_seconds": 10}, {"ttl_seconds": 30.25}, {"ttl_seconds": 3600},
-         {"until_known": True}, {"until_known": False}]  # fmt: skip
+        [
+            {},
+            {},
+            {"ttl_seconds": 1},
+            {"ttl_seconds": 10},
+            {"ttl_seconds": 30.25},
+            {"ttl_seconds": 3600},
+            {"until_known": True},
+            {"until_known": False},
+        ]
     ),
     reference=REFERENCES,
 )

@@ -9,15 +9,15 @@ histories, which also shrinks failures:
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
 from functools import partial
-from itertools import count, cycle
+from itertools import count
 from math import floor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,17 +25,28 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from ledger_sizer import Decision, Ledger, LedgerError, Leg, NotFound, Position, Reserve
+from ledger_sizer import Decision, Ledger, NotFound, Reserve
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.decisions import Result
-from ledger_sizer.model.fills import Fills
+from ledger_sizer.model.domain import Exposure
+from ledger_sizer.rules.explain import explain
 from ledger_sizer.storage.write_store import EXPIRIES_MAX
 from tests.conftest import NewDatabase
 from tests.lockstep import random_commands
 from tests.lockstep.auditor import Auditor
-from tests.lockstep.model import Group, Model, PortfolioModel, Reply
-from tests.lockstep.model_positions import NEVER, Holding, LegHolding, pairs_of
-from tests.lockstep.model_rules import Answer, Command, Refusal
+from tests.lockstep.comparing import (
+    answers_equal,
+    answers_of,
+    as_reply,
+    fraction_of,
+    holdings_equal,
+    legs_that_filled,
+    plain,
+    same_legs,
+)
+from tests.lockstep.model import Group, Model, PortfolioModel
+from tests.lockstep.model_answers import Command
+from tests.lockstep.model_positions import Holding
 from tests.lockstep.random_commands import POLICIES, CommandPlan, Policy
 from tests.support.clock import FakeClock
 from tests.support.databases import ENGINE_KINDS
@@ -46,7 +57,7 @@ SLICE_SIZES = (1, 2, EXPIRIES_MAX)
 """Overdue holds that a batch frees: so few that a history of 30 steps has more, and as in production."""
 LIFE: dict[str, Callable[[Holding], bool]] = {
     "confirm": lambda one: one.fillable or one.state in ("expired", "released"),
-    "fill": lambda one: True,
+    "fill": lambda _: True,
     "release": lambda one: one.live,
     "extend": lambda one: one.pending,
     "retag": lambda one: one.live,
@@ -55,20 +66,21 @@ LIFE: dict[str, Callable[[Holding], bool]] = {
 }
 """Which positions a verb fits."""
 RUNS = count()
-COMPARED_FIGURES = (
-    "budget", "quantity", "fraction", "raw_budget", "headroom_before", "exposure_before", "exposure_after",
-)  # fmt: skip
-COMPARED_FACTS = ("seq", "reason", "binding", "expires_at", "decided_at", "replayed")
 
-Given = list[Result] | LedgerError
+
+Counters = dict[str, tuple[Decimal, Decimal]]
 
 
 class Lockstep(RuleBasedStateMachine):
     """Sends every command to both databases and to the model, and compares."""
 
-    def __init__(self, urls: dict[str, str], set_slice_size: Callable[[int], None]) -> None:
+    def __init__(
+        self, urls: dict[str, str], set_slice_size: Callable[[int], None], archives: Path | None = None
+    ) -> None:
         super().__init__()
         self.urls = urls
+        self.archives = archives
+        self.seen: dict[tuple[str, str, int], Counters] = {}
         self.set_slice_size = set_slice_size
         self.run = next(RUNS)
         self.clock = FakeClock()
@@ -88,7 +100,9 @@ class Lockstep(RuleBasedStateMachine):
         self.sound = True
 
     def _opened(self, kind: str) -> Ledger:
-        return Ledger.open(self.urls[kind], settings=self.settings, clock=self.clock)
+        own = self.settings.ledger.model_copy(update={"archive_dir": str(self.archives and self.archives / kind)})
+        settings = self.settings.model_copy(update={"ledger": own})
+        return Ledger.open(self.urls[kind], settings=settings, clock=self.clock)
 
     def teardown(self) -> None:
         self.clock.advance(10_000_000)  # beyond every expiry, so that no hold is left for a sweep of the next history
@@ -97,10 +111,30 @@ class Lockstep(RuleBasedStateMachine):
                 for name in sorted(self.model.portfolios):
                     self._sweep(0, name)
                 self._verify(1)
+                self._look_back()
+                if self.run % 5 == 0:
+                    self._archive()
+                    self._verify(0)
+                    self._look_back()
         finally:
             for ledger in [ledger for pair in self.handles.values() for ledger in pair]:
                 ledger.sweep()
                 ledger.close()
+
+    def _look_back(self) -> None:
+        """Check that the exposure as of a past decision is what was seen then, and that each decision is explained."""
+        for (kind, name, seq), seen in sorted(self.seen.items())[:: max(len(self.seen) // 40, 1)]:
+            assert _counters(self.handles[kind][0].exposure(name, as_of=seq)) == seen, f"{kind}: as of {name} {seq}"
+        for (_, name), auditor in self.auditors.items():
+            for decision in auditor.decisions:
+                assert explain(decision).decision.seq == decision.seq, name
+
+    def _archive(self) -> None:
+        """Move a part of the history into files."""
+        before = self.clock() - timedelta(days=self.settings.ledger.key_window_days + 1)
+        for kind in ENGINE_KINDS:
+            for name in sorted(self.model.portfolios):
+                self.handles[kind][1].archive(before, portfolio=name)
 
     # Commands of callers.
 
@@ -130,7 +164,16 @@ class Lockstep(RuleBasedStateMachine):
 
     @rule(groups=st.lists(random_commands.GROUPS, min_size=2, max_size=3), who=st.integers(0, 1))
     def submit_groups_at_once(self, groups: list[tuple[list[CommandPlan], bool]], who: int) -> None:
-        self._send([self._group(*group) for group in groups], who)
+        made = [self._group(*group) for group in groups]
+        # Its position's legs are read first, so that it may reach the writer after the others.
+        late = [
+            one
+            for group in made
+            for one in group.commands
+            if isinstance(one, Reserve) and one.number is not None and not one.markets
+        ]
+        if not late:
+            self._send(made, who)
 
     @rule(plan=random_commands.RESERVES, who=st.integers(0, 1))
     def ask_a_dry_run(self, plan: CommandPlan, who: int) -> None:
@@ -141,7 +184,7 @@ class Lockstep(RuleBasedStateMachine):
         for kind in ENGINE_KINDS:
             request = {one.name: getattr(command, one.name) for one in command.arguments if one.name != "dry_run"}
             given = self.handles[kind][who].reserve(**request, dry_run=True)
-            assert _as_reply(given) == expected, f"{kind}, dry run"
+            assert as_reply(given) == expected, f"{kind}, dry run"
             assert given.hash is None
 
     # Other events.
@@ -218,6 +261,7 @@ class Lockstep(RuleBasedStateMachine):
         one = known.get(number)
         if plan.verb == "grow":
             self._ask_of_the_same(one, values, plan.index)
+            values["price"] = random_commands.BY_NAME[values["market"]].get("price", Decimal(50))
         if "share" in values:
             share = values.pop("share")
             quantity = None if share is None else self._quantity(name, number, share, values.get("price"))
@@ -226,14 +270,14 @@ class Lockstep(RuleBasedStateMachine):
             else:
                 values["filled_quantity"] = self._filled_so_far(portfolio, number, quantity, values.pop("beyond"))
         if "legs" in values and plan.verb == "confirm":
-            values["legs"] = _legs_that_filled(one, values["legs"], values["quantity"])
+            values["legs"] = legs_that_filled(one, values["legs"], values["quantity"])
         return values
 
     def _ask_of_the_same(self, one: Holding | None, values: dict[str, Any], index: int) -> None:
         """Ask for more of a position in its own legs, if they are among those that reservations ask for."""
         if one is None or index % 3 == 0:
             return
-        asked = [name for name, market in random_commands.BY_NAME.items() if _same_legs(one, market)]
+        asked = [name for name, market in random_commands.BY_NAME.items() if same_legs(one, market)]
         values["market"] = asked[index % len(asked)] if asked else "none"
 
     @staticmethod
@@ -263,11 +307,11 @@ class Lockstep(RuleBasedStateMachine):
         note(f"{self.clock():%H:%M:%S.%f} handle {who}: {groups}")
         self.sound = False
         expected = self.model.batch(groups, self.clock())
-        given = {kind: _answers(self.handles[kind][who], groups) for kind in ENGINE_KINDS}
+        given = {kind: answers_of(self.handles[kind][who], groups) for kind in ENGINE_KINDS}
         for kind in ENGINE_KINDS:
             for group, ours, replies in zip(groups, given[kind], expected, strict=True):
                 answers_equal(kind, group, ours, replies)
-        assert [_plain(one) for one in given["sqlite"]] == [_plain(one) for one in given["postgresql"]]
+        assert [plain(one) for one in given["sqlite"]] == [plain(one) for one in given["postgresql"]]
         self._check({command.portfolio for group in groups for command in group.commands}, 1 - who)
         for kind in ENGINE_KINDS:
             self._check_recorded(kind, [one for group in given[kind] if isinstance(group, list) for one in group])
@@ -312,12 +356,13 @@ class Lockstep(RuleBasedStateMachine):
                 auditor = self.auditors.setdefault((kind, name), Auditor(name, Decimal(self.policy.cap)))
                 known = len(auditor.decisions)
                 exposure = auditor.check(self.handles[kind][who])
-                recorded = [(one.key, _as_reply(one)) for one in auditor.decisions[known:]]
+                self.seen[kind, name, exposure.seq] = _counters(exposure)
+                recorded = [(one.key, as_reply(one)) for one in auditor.decisions[known:]]
                 assert recorded == portfolio.answers[known:], f"{kind}: recorded"
                 for row in exposure.scopes:
-                    assert _fraction(row.held) == portfolio.held(row.scope), f"{kind}: {row}"
-                    assert _fraction(row.open) == portfolio.open(row.scope), f"{kind}: {row}"
-                    assert _fraction(row.cap) == portfolio.caps.get(row.scope), f"{kind}: {row}"
+                    assert fraction_of(row.held) == portfolio.held(row.scope), f"{kind}: {row}"
+                    assert fraction_of(row.open) == portfolio.open(row.scope), f"{kind}: {row}"
+                    assert fraction_of(row.cap) == portfolio.caps.get(row.scope), f"{kind}: {row}"
                     assert row.status == portfolio.status(row.scope), f"{kind}: {row}"
                     assert row.frozen == (row.scope in portfolio.frozen), f"{kind}: {row}"
                     assert row.fresh_until == portfolio.fresh_until.get(row.scope), f"{kind}: {row}"
@@ -326,137 +371,21 @@ class Lockstep(RuleBasedStateMachine):
             assert seen[0] == seen[1], "the databases differ"
 
 
-def _same_legs(one: Holding, market: dict[str, Any]) -> bool:
-    rules = [(plan.instrument, plan.side) for plan in market.get("legs", ())]
-    if "spot_instrument" in market:
-        rules = [(market["spot_instrument"], "buy"), (market["perp_instrument"], "sell")]
-    asked = sorted((rule.symbol, side) for rule, side in rules)
-    return asked == sorted((leg.symbol, leg.side) for leg in one.legs)
-
-
-def _legs_that_filled(one: Holding | None, which: str | None, quantity: Decimal) -> list[Leg] | None:
-    """Return legs of the position, or one elsewhere, that filled."""
-    if which is None:
-        return None
-    if which == "elsewhere" or one is None or not one.legs:
-        return [*random_commands.LEGS]
-    legs = one.legs if which == "all" else one.legs[:1] if which == "first" else one.legs[-1:]
-    prices = cycle([None, Decimal("99.5")])
-    return [
-        Leg(leg.venue, leg.symbol, leg.kind, leg.side, quantity, price, account=leg.account)  # type: ignore[arg-type]
-        for leg, price in zip(legs, prices, strict=False)
-    ]
-
-
-def _answers(ledger: Ledger, groups: Sequence[Group]) -> list[Given]:
-    if len(groups) > 1:
-        return asyncio.run(_answers_at_once(ledger, groups))
-    (group,) = groups
-    try:
-        if len(group.commands) == 1 and not group.atomic:
-            return [[ledger.run(group.commands[0])]]
-        return [ledger.submit(group.commands, atomic=group.atomic)]
-    except LedgerError as error:
-        return [[error] if not group.atomic else error]
-
-
-async def _answers_at_once(ledger: Ledger, groups: Sequence[Group]) -> list[Given]:
-    """Callers of one loop tick reach the writer together, as one batch, in order."""
-    pending = [ledger.submit_async(group.commands, atomic=group.atomic) for group in groups]
-    answers = await asyncio.gather(*pending, return_exceptions=True)
-    for answer in answers:
-        assert isinstance(answer, list | LedgerError), answer
-    return answers  # type: ignore[return-value]
-
-
-def answers_equal(kind: str, group: Group, given: Given, replies: Sequence[Reply]) -> None:
-    if isinstance(given, LedgerError):
-        refusals = [one for one in replies if isinstance(one, Refusal)]
-        assert Refusal(given.code) == next(iter(refusals), None), f"{kind}: {given!r}"
-        return
-    for command, ours, expected in zip(group.commands, given, replies, strict=True):
-        assert _as_reply(ours) == expected, f"{kind}: {command}"
-
-
-def _as_reply(given: Result) -> Reply:
-    if isinstance(given, LedgerError):
-        return Refusal(given.code)
-    exact = {name: _fraction(getattr(given, name)) for name in COMPARED_FIGURES}
-    plain = {name: getattr(given, name) for name in COMPARED_FACTS}
-    return Answer(given.command, given.outcome, number=given.record.position, **exact, **plain)  # type: ignore[arg-type]
-
-
-def _fraction(value: Decimal | None) -> Fraction | None:
-    return None if value is None else Fraction(value)
-
-
-def _as_holding(one: Position) -> Holding:
-    fills = one.fills or Fills()
-    legs = tuple(
-        LegHolding(
-            leg.venue, leg.symbol, leg.kind, leg.side, leg.account, filled=Fraction(leg.filled),
-            cost=Fraction(leg.cost), value=None if leg.fills is None else _fraction(leg.fills.value),
-            unfilled=Fraction(leg.unfilled), unfilled_usd=Fraction(0 if leg.fills is None else leg.fills.unfilled_usd),
-        )
-        for leg in one.legs
-    )  # fmt: skip
-    return Holding(
-        one.number,
-        one.state,
-        pairs_of(one.tags.items()),
-        held=Fraction(one.held),
-        open=Fraction(one.open),
-        quantity=_fraction(one.quantity),
-        cost=Fraction(one.cost),
-        value=_fraction(fills.value),
-        unfilled=_fraction(one.unfilled),
-        filled=Fraction(one.filled or 0),
-        filled_usd=_filled_so_far(one),
-        more=fills.more,
-        legs=legs,
-        expires_at=NEVER if one.until_known else one.expires_at,
-        origin=one.origin,
-        reference=one.reference,
-    )
-
-
-def holdings_equal(kind: str, positions: Sequence[Position], portfolio: PortfolioModel) -> None:
-    """Require that the positions of a ledger, in order, are those of the model."""
-    holdings = [one for _, one in sorted(portfolio.positions.items())]
-    for ours, theirs in zip(positions, holdings, strict=True):
-        given, expected = _comparable(_as_holding(ours)), _comparable(theirs)
-        assert given == expected, f"{kind}: {given}, expected {expected}"
-
-
-def _filled_so_far(one: Position) -> Fraction:
-    """Return what all fills cost: as it is kept, or what quantity and price say."""
-    if one.fills is not None and one.fills.filled_usd is not None:
-        return Fraction(one.fills.filled_usd)
-    return Fraction(one.filled or 0) * Fraction(one.price or 0)
-
-
-def _comparable(one: Holding) -> Holding:
-    """Return a position without what no rule reads once it is over, or before it fills."""
-    return one if one.live else replace(one, unfilled=None)
-
-
-def _plain(given: Given) -> object:
-    """Return a comparable form of an answer: decisions by every field, errors by type and message."""
-    if isinstance(given, LedgerError):
-        return (type(given), str(given))
-    return [one if isinstance(one, Decision) else (type(one), str(one)) for one in given]
+def _counters(exposure: Exposure) -> Counters:
+    """Return held and open of every scope that counts something."""
+    return {row.scope: (row.held, row.open) for row in exposure.scopes if row.held or row.open}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(0 if EXAMPLES else 1200)
 @pytest.mark.parametrize("examples", [EXAMPLES] if EXAMPLES else [25, pytest.param(60, marks=pytest.mark.extended)])
 def test_send_commands_when_model_and_both_databases_run_in_lockstep_then_answers_are_equal(
-    examples: int, new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+    examples: int, new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     set_slice_size = partial(monkeypatch.setattr, "ledger_sizer.storage.write_store.EXPIRIES_MAX")
     urls = {kind: new_database(kind) for kind in ENGINE_KINDS}
     run_state_machine_as_test(
-        lambda: Lockstep(urls, set_slice_size),  # type: ignore[arg-type]
+        lambda: Lockstep(urls, set_slice_size, tmp_path),  # type: ignore[arg-type]
         settings=settings(
             max_examples=examples,
             stateful_step_count=STEPS,

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, note, settings
+from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
-from hypothesis import strategies as st
 from ledger_sizer import Decision, LedgerError
 from ledger_sizer.model.decisions import Result
 from ledger_sizer.model.times import to_us
@@ -27,9 +27,10 @@ from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.write_store import position_row
 from ledger_sizer.verify.position_fold import FoldedPosition, changes_position, fold_position
 from tests.lockstep import random_commands
+from tests.lockstep.comparing import answers_equal, holdings_equal
 from tests.lockstep.model import Group, Model
 from tests.lockstep.random_commands import POLICIES, CommandPlan, Policy
-from tests.lockstep.test_lockstep import Lockstep, answers_equal, holdings_equal
+from tests.lockstep.test_lockstep import Lockstep
 
 EXAMPLES = int(os.environ.get("LOCKSTEP_EXAMPLES", "0"))
 SHRINK = "LOCKSTEP_SHRINK" in os.environ
@@ -39,7 +40,7 @@ class RulesInLockstep(Lockstep):
     """Sends every command to the rules and to the model, and compares."""
 
     def __init__(self) -> None:
-        super().__init__({}, lambda size: None)
+        super().__init__({}, lambda _: None)
         self.states: dict[str, PortfolioState] = {}
         self.folded: dict[tuple[str, int], FoldedPosition | None] = {}
 
@@ -47,7 +48,7 @@ class RulesInLockstep(Lockstep):
     def open(self, policy: Policy) -> None:  # type: ignore[override]
         self.policy = policy
         self.rules = RulesPolicy.of(policy.settings())
-        self.model = Model(policy.figures(), 10**9)
+        self.model = Model(policy.figures(), 10**9, fills_in_legs=False)
 
     def teardown(self) -> None:
         pass
@@ -63,14 +64,14 @@ class RulesInLockstep(Lockstep):
     def _verify(self, who: int) -> None:
         pass
 
-    def _sweep(self, who: int, name: str | None) -> None:
+    def _sweep(self, who: int, name: str | None) -> None:  # noqa: ARG002 - one handle
         due = [one for one, portfolio in sorted(self.model.portfolios.items()) if portfolio.has_due(self.clock())]
         names = due if name is None else [name] if name in self.model.portfolios else []
         self.model.sweep(names, self.clock())
         for one in names:
             self._decide([RulesGroup([], sweep=one)], {one})
 
-    def _send(self, groups: Sequence[Group], who: int) -> None:
+    def _send(self, groups: Sequence[Group], who: int) -> None:  # noqa: ARG002 - one handle
         note(f"{self.clock():%H:%M:%S.%f}: {groups}")
         names = {command.portfolio for group in groups for command in group.commands}
         begun = {command.portfolio for group in groups for command in group.commands if command.creates}

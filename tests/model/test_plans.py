@@ -10,8 +10,8 @@ import pytest
 
 from ledger_sizer import InstrumentInfo, InvalidRequest, Ledger, LegPlan, Reserve
 from ledger_sizer.client import LedgerClient
-from tests.support.ledgers import BTC_PERP, opened
 from tests.support.clock import FakeClock
+from tests.support.ledgers import BTC_PERP, opened
 from tests.support.services import serving
 
 D = Decimal
@@ -100,7 +100,11 @@ def test_reserve_when_legs_are_bad_in_json_then_the_leg_and_field_are_named_in_c
         for legs, field in BAD_JSON:
             body = {"price": "50000", "legs": legs}
             answer = http.post("/v1/reservations", json=body, headers={"Idempotency-Key": "k"})
-            assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (422, "invalid_request", field)
+            assert (answer.status_code, answer.json()["code"], answer.json()["field"]) == (
+                422,
+                "invalid_request",
+                field,
+            )
             item = {"command": "reserve", "key": "k", **body}
             answer = http.post("/v1/batch", json={"commands": [item]}).json()
             told = answer["results"][0]["problem"] if "results" in answer else answer

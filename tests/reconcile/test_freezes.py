@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import Leg
 from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.reconcile import drifts
-from tests.support.accounts import Desk, NewDesk, adopt, hedged_desks, long, short
-from tests.support.ledgers import BTC_PRICE, TAGS, figures, position_of, reserve_btc
+from tests.support.accounts import PERP, Desk, NewDesk, adopt, hedged_desks, long, short
+from tests.support.ledgers import BTC_PRICE, figures, position_of, reserve_btc
 
 pytestmark = pytest.mark.one_engine
 

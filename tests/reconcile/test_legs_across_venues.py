@@ -393,6 +393,22 @@ def test_adopt_when_a_hold_that_is_over_filled_late_then_the_fill_is_the_holds_o
     assert desk.run(2).findings == ()
 
 
+def test_adopt_when_the_rest_of_an_open_position_filled_late_then_the_position_gets_it(
+    two: Callable[..., Desk],
+) -> None:
+    desk = two()
+    held = position_of(reserve(desk, "pair", plans(("bybit", "buy"), ("okx", "sell"))))
+    confirm(desk, held, "0.01", rest="hold")
+    desk.ledger.release(key="cancelled", position_id=held, held_only=True)
+    desk.accounts[0].shows(long("0.02"))
+    desk.accounts[1].shows(short("0.025"))
+    live = [one for one in desk.run(2).live if one.venue]
+    assert [(one.venue, one.kind) for one in live] == [("bybit", "late_fill"), ("okx", "quantity_differs")]
+    adopt_all(desk, live[:1])
+    position = desk.ledger.position(held)
+    assert [(one.venue, one.filled) for one in position.legs] == [("bybit", D("0.02")), ("okx", D("0.01"))]
+
+
 def test_adopt_when_the_bot_confirmed_the_late_fill_meanwhile_then_it_is_refused(two: Callable[..., Desk]) -> None:
     desk = two()
     held = position_of(reserve(desk, "one", plans(("bybit", "buy")), ttl_seconds=5))

@@ -22,15 +22,22 @@ from ledger_sizer import (
     Closed,
     Decision,
     DynamicSizingSettings,
+    InstrumentInfo,
     Ledger,
     LedgerError,
     LedgerSettings,
+    LegPlan,
     Reserve,
     TradingSettings,
 )
 from ledger_sizer.model.release_all import ReleaseAll
 
 Params = dict[str, Any]
+_STEP = Decimal("0.01")
+LEGS_AT_TWO_VENUES = [
+    LegPlan(InstrumentInfo("BTC/USDT:USDT", _STEP, Decimal(100), _STEP, venue="bybit"), "buy"),
+    LegPlan(InstrumentInfo("BTC/USDT:USDT", _STEP, Decimal(100), _STEP, venue="okx"), "sell"),
+]
 
 
 def settings_of(cap_usd: object = 500, **ledger: Any) -> AppSettings:
@@ -75,6 +82,15 @@ def reserve_many(ledger: Ledger, params: Params) -> None:
     """Reserve 10 USD `count` times, whatever the answers are."""
     for number in range(params["count"]):
         answered(ledger.reserve, f"{params['name']}-{number}", available_balance=Decimal(10), ttl_seconds=3600)
+
+
+def reserve_legs(ledger: Ledger, params: Params) -> None:
+    """Reserve 10 USD of legs at two venues `count` times, whatever the answers are."""
+    for number in range(params["count"]):
+        answered(
+            ledger.reserve, f"{params['name']}-{number}", price=Decimal(100), legs=LEGS_AT_TWO_VENUES,
+            amount_usd=Decimal(10), ttl_seconds=3600,
+        )  # fmt: skip
 
 
 def same_key(ledger: Ledger, params: Params) -> None:
@@ -261,7 +277,8 @@ def die_releasing(ledger: Ledger, params: Params) -> None:
 PROGRAMS = {
     one.__name__: one
     for one in (
-        reserve_many, same_key, trade_randomly, two_portfolios, trade_until_told, pause, fork, hold_five, die_releasing,
+        reserve_many, reserve_legs, same_key, trade_randomly, two_portfolios, trade_until_told, pause, fork, hold_five,
+        die_releasing,
     )
 }  # fmt: skip
 

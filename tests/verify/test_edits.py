@@ -239,7 +239,7 @@ def test_verify_when_any_single_byte_of_any_position_was_changed_then_that_posit
     _assert_position_named(scene, number, column, changed)
 
 
-@pytest.mark.parametrize("column", ["fills", "reference", "legs"])
+@pytest.mark.parametrize("column", ["fills", "reference", pytest.param("legs", marks=pytest.mark.extended)])
 def test_verify_when_each_byte_of_a_new_column_was_changed_in_turn_then_the_position_is_named(
     scene: Scene, column: str
 ) -> None:

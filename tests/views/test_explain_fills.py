@@ -99,12 +99,12 @@ WORDS = {
     ],
     "cut": [
         "granted 88.488 USD, quantity 72000; bound by max_qty.",
-        "Quantity: 813660 at the common step 10; max_qty leaves 72000, worth 88.488 USD.",
+        "Quantity: 72000 at the common step 10, worth 88.488 USD; max_qty allows no more.",
         "Largest grantable then: 88.488 USD, quantity 72000; bound by max_qty.",
     ],
     "cut below": [
         "denied, below_min_notional. In words: what max_qty leaves is below the smallest order value.",
-        "Quantity: 813660 at the common step 10; max_qty leaves a quantity worth 88.488 USD.",
+        "Quantity: one worth 88.488 USD; max_qty allows no more.",
         "Legs asked for: buy XCN/USDT, sell XCN/USDT:USDT.",
     ],
 }
