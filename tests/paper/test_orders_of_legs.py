@@ -248,6 +248,18 @@ def _tell_sum(desk: TradingDesk, granted: Decision, fill: Fill) -> None:
     )
 
 
+@pytest.mark.parametrize("symbol", ["BTC", SPOT])
+def test_fill_when_a_hold_without_legs_names_its_market_by_a_tag_then_its_fill_is_in_flight(
+    open_desk: OpenDesk, symbol: str
+) -> None:
+    desk = open_desk(("bybit", "main"))
+    desk.ledger.reserve(
+        key="a", tags={"venue": "bybit", "strategy": "a", "symbol": symbol}, amount_usd=D(500), ttl_seconds=DAY
+    )
+    desk.traders["bybit", "main"].create_order(SPOT, "limit", "buy", 0.01, 50_000)
+    desk.require_no_drift()
+
+
 def test_fill_when_one_leg_fills_and_the_other_is_refused_then_the_hold_waits_for_it_until_it_is_given_back(
     open_desk: OpenDesk,
 ) -> None:

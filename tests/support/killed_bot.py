@@ -29,13 +29,14 @@ from ledger_sizer.client import AsyncLedgerClient  # noqa: E402
 from tests.support.programs import say  # noqa: E402
 
 CYCLES = 4
-CAP_USD = Decimal(1_200)
+CAP_USD = Decimal(1_190)
+"""Two pairs leave less of it than the smallest order of a third costs, which is denied."""
 PRICES = {"BTC": Decimal(50_000), "ETH": Decimal(3_000), "SOL": Decimal(150)}
 SEED = 6
 
 
 def settings() -> Any:
-    """Return settings with a cap that two pairs use up, so that a third is denied."""
+    """Return settings under that cap."""
     return AppSettings(
         sizing=DynamicSizingSettings(enabled=True, max_portfolio_exposure=CAP_USD), ledger=LedgerSettings(client="bot")
     )
