@@ -14,8 +14,8 @@ from ledger_sizer.service.api_keys import create_key
 from ledger_sizer.storage.database import downgrade, make_engine, upgrade
 from ledger_sizer.storage.tables import DecisionRow
 from tests.support.clock import FakeClock
-from tests.support.edited_ledgers import Scene, record_every_verb, without_schema
-from tests.support.ledgers import Intruder, assert_verified, dynamic_settings, opened
+from tests.support.edited_ledgers import Scene, without_schema
+from tests.support.ledgers import Intruder, assert_verified, dynamic_settings, opened, position_of, reserve_btc
 from tests.support.old_ledgers import downgrade_as_old, forget_callers
 
 D = Decimal
@@ -26,10 +26,25 @@ def upgraded(empty_database_url: str, clock: FakeClock) -> str:
     """A ledger that lived at migration 0009, upgraded to this version."""
     upgrade(empty_database_url)
     with Ledger.open(empty_database_url, settings=dynamic_settings(), clock=clock) as ledger:
-        record_every_verb(ledger, clock)
+        _live_as_before(ledger, clock)
     downgrade_as_old(empty_database_url, "0009")
     upgrade(empty_database_url)
     return empty_database_url
+
+
+def _live_as_before(ledger: Ledger, clock: FakeClock) -> None:
+    """Record what that version could: no fill in parts, no reference of a position, one value a tag."""
+    ledger.set_cap(key="cap", scope="venue=bybit", cap=D(4000))
+    filled, held = [position_of(reserve_btc(ledger, key, ttl_seconds=600)) for key in ("a", "b")]
+    ledger.confirm(key="fill", position_id=filled, quantity=D("0.01"), price=D(50_000))
+    ledger.extend(key="longer", position_id=held, ttl_seconds=900)
+    ledger.release(key="free", position_id=held)
+    ledger.reserve(key="plain", ttl_seconds=900)
+    ledger.reserve(key="no", available_balance=D(0))
+    ledger.halt(key="halt", note="feed is stale")
+    ledger.resume(key="go on")
+    ledger.adopt(key="found", quantity=D(2), price=D(30), tags={"symbol": "ETH"})
+    clock.advance(1)
 
 
 def test_upgrade_when_decisions_are_old_then_they_verify_and_go_on_in_the_new_form(
