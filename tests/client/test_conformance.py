@@ -46,7 +46,7 @@ async def test_exposure_when_there_are_more_scopes_than_a_page_has_then_all_are_
 
 async def test_reserve_when_there_is_room_then_the_grant_is_the_recorded_decision(ledger: Interface) -> None:
     decision = await ledger.reserve(key="cycle-17/BTC", **ASK)
-    assert (decision.granted, decision.budget, decision.quantity) == (True, Decimal(930), Decimal("0.018"))
+    assert (decision.granted, decision.budget, decision.quantity) == (True, Decimal(900), Decimal("0.018"))
     assert decision.position_id == "main-1"
     assert decision.expires_at == START + timedelta(seconds=30.5)
     assert decision == ledger.behind.decision(1), "request, trace and hash included"
@@ -63,6 +63,11 @@ async def test_call_every_verb_when_it_fits_then_each_decision_equals_the_record
         await ledger.reserve(key="a", **ASK),
         await ledger.extend(key="a/extend", position_id="main-3", ttl_seconds=90),
         await ledger.confirm(key="a/fill", position_id="main-3", **FILL),
+        await ledger.fill(
+            key="a/filled", position_id="main-3", filled_quantity=Decimal("0.019"), price=Decimal(50_000)
+        ),
+        await ledger.retag(key="a/tags", position_id="main-3", tags={"strategy": ["funding", "basis"]}, note="ends"),
+        await ledger.reprice(key="a/price", position_id="main-3", price=Decimal(49_000)),
         await ledger.release(key="a/part", position_id="main-3", quantity=Decimal("0.008")),
         await ledger.adopt(key="found", quantity=Decimal(1), price=Decimal(2_000), tags={"symbol": "ETH"}, legs=legs),
         await ledger.halt(key="halt", scope="venue=bybit", mode="reducing", note="maintenance at 12:00 to 13:00 ☃"),
@@ -98,7 +103,7 @@ async def test_reserve_when_dry_run_then_it_answers_and_nothing_is_recorded(ledg
     assert (decision.granted, decision.budget, decision.seq, decision.hash) == (True, Decimal(500), None, None)
     assert (decision.position_id, decision.key) == (None, "would I?")
     denied = await ledger.reserve(key="would I?", dry_run=True, min_notional_usd=Decimal(600), **ASK)
-    assert (denied.outcome, denied.reason, denied.seq) == ("denied", "below_min_notional", None)
+    assert (denied.outcome, denied.reason, denied.seq) == ("denied", "cap_exceeded", None)
     assert ledger.behind.exposure().seq == 1
 
 
@@ -131,7 +136,7 @@ async def test_send_when_key_comes_again_then_the_first_answer_is_replayed(ledge
     again = await ledger.reserve(key="a", **ASK)
     assert (first.replayed, again.replayed) == (False, True)
     assert again.record == first.record
-    assert ledger.behind.exposure().held == Decimal(930)
+    assert ledger.behind.exposure().held == Decimal(900)
 
 
 async def test_send_when_key_comes_with_another_request_then_key_reused_is_raised(ledger: Interface) -> None:
@@ -220,7 +225,7 @@ async def test_read_when_a_filter_is_an_enum_member_then_its_text_is_looked_for(
 
 async def test_hold_when_confirmed_then_the_position_stays(ledger: Interface) -> None:
     async with ledger.hold(key="a", **ASK) as held:
-        assert (held.raw.budget, held.raw.position_id) == (Decimal(930), "main-1")
+        assert (held.raw.budget, held.raw.position_id) == (Decimal(900), "main-1")
         await held.confirm(**FILL)
     assert ledger.behind.position("main-1").state == "open"
     assert ledger.behind.decision(2).key == "a/confirm"
