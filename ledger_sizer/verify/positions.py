@@ -86,14 +86,17 @@ class PositionCheck:
                 self._compare_ended()
 
     def add_archived(self, record: Fields, row: Sequence[Any] | None) -> None:
-        """Fold one decision of an archive file. row: of the position it ended, as the file has it; compared at once."""
+        """Fold one decision of an archive file. row: of the position it ended, as the file has it; compared at once.
+
+        Files of versions before keep no reference with a position.
+        """
         seq = record[_SEQ]
         self._live_from = seq + 1
         number = self._fold(record)
         folded = None if number is None else self._folded[number]
         if row is not None:
             self.count += 1
-            if folded is not None and tuple(row[1:]) != folded:
+            if folded is not None and tuple(row[1:]) not in (folded, folded._replace(reference=None)):
                 self._report(seq, f"archived position {self._name_of(row[1])} {_difference(row[1:], folded)}")
             elif folded is None and record[_NUMBER] != row[1]:
                 self._report(seq, f"archived position {self._name_of(row[1])} stands in no decision")

@@ -15,6 +15,7 @@ depends_on = None
 
 ORIGIN = "origin IS NOT NULL"
 LIVE_ORIGIN = "origin IS NOT NULL AND state IN ('held', 'open')"
+VERBS = "('fill', 'retag', 'reprice')"
 KINDS = "kind IN ('spot', 'swap', 'future')"
 KINDS_BEFORE = "kind IN ('spot', 'swap')"
 
@@ -94,9 +95,11 @@ def _list_kinds(kinds: str) -> None:
 
 def _require_unused() -> None:
     used = "fills IS NOT NULL OR reference IS NOT NULL OR tags LIKE '%[%'"
-    count = op.get_bind().execute(sa.text(f"SELECT count(*) FROM positions WHERE {used}")).scalar()
+    told = "SELECT position FROM decisions WHERE portfolio_id = positions.portfolio_id AND command IN {verbs}"
+    query = f"SELECT count(*) FROM positions WHERE {used} OR number IN ({told.format(verbs=VERBS)})"
+    count = op.get_bind().execute(sa.text(query)).scalar()
     if count:
         raise CommandError(
-            f"{count} positions have several fills, a reference or a tag of several values, which only version 0011 "
-            "and later can read; archive their ledger and go on with the present version, or restore a backup"
+            f"{count} positions have several fills, a reference, other tags or another price than at first, which only "
+            "version 0011 and later can read; archive their ledger and go on with the present version, or restore a backup"
         )

@@ -35,7 +35,7 @@ def test_downgrade_when_positions_need_the_new_columns_then_it_is_refused_and_no
     with opened(database_url, clock) as ledger:
         use(ledger)
         before = [*ledger.positions()]
-    with pytest.raises(CommandError, match="1 positions have several fills, a reference or a tag of several values"):
+    with pytest.raises(CommandError, match="1 positions have several fills, a reference, other tags or another price"):
         downgrade(database_url, "0010")
     with opened(database_url, clock) as ledger:
         assert [*ledger.positions()] == before
