@@ -291,16 +291,11 @@ Result = Decision | LedgerError
 
 
 def orders_in(record: DecisionRecord) -> tuple[OrderLeg, ...]:
-    """Return the orders of a granted reservation from its trace; none of any other decision."""
-    return orders_of(record.command, record.outcome, record.trace)
-
-
-def orders_of(command: str, outcome: str, trace: str) -> tuple[OrderLeg, ...]:
     """Return the orders of a granted reservation; none of any other decision, nor of a trace that is damaged."""
-    if command != "reserve" or outcome != "granted" or '"legs":' not in trace:
+    if record.command != "reserve" or record.outcome != "granted" or '"legs":' not in record.trace:
         return ()
     try:
-        form = json.loads(trace)
+        form = json.loads(record.trace)
         return tuple([order_of(leg) for leg in legs_of_json(form.get("orders") or form["legs"]) if leg.unfilled])
     except (LedgerError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
         return ()  # which `verify` reports, and listings can be read

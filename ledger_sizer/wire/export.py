@@ -2,23 +2,22 @@
 
 A full line has every field that the hash chain covers: `decision_from_json` rebuilds the record of an NDJSON line, and
 its hash can then be checked against the previous one. So `tags`, `request` and `trace` are the texts that are hashed.
-A CSV has no `legs`, `granted` and `replayed`, and its `until_known` is `true` or empty.
+No line has `legs`, which are read from `trace`. A CSV has no `granted` and `replayed`, and its `until_known` is `true`
+or empty.
 
 Spreadsheets run a cell that begins with `=` or one of its like as a formula. A text in a CSV that begins with one of
 `FORMULA_STARTS` gets an apostrophe in front; a reader takes one leading apostrophe away from every cell that has one.
 Numbers stay numbers, and NDJSON has the texts as they are.
 """
 
-import json
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from json.encoder import encode_basestring
 from typing import get_args
 
 from ledger_sizer.model.choices import ExportForm
-from ledger_sizer.model.decisions import Fields, orders_of
+from ledger_sizer.model.decisions import Fields
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.legs import order_to_json
 from ledger_sizer.model.names import position_id
 from ledger_sizer.model.times import UNTIL_KNOWN_US
 from ledger_sizer.model.units import usd_text
@@ -46,7 +45,7 @@ def export_lines(form: ExportForm, *, full: bool) -> Lines:
 
 
 def ndjson_lines(*, full: bool) -> Lines:
-    """Return a writer of one JSON object a line: what `decision_to_json` gives, with `tags` and its like as texts."""
+    """Return a writer of one JSON object a line: what `decision_to_json` gives but `legs`; `tags` and its like are texts."""
 
     def write(records: Iterable[Fields]) -> bytes:
         return "".join([_ndjson_line(record, full) for record in records]).encode()
@@ -86,7 +85,7 @@ def _ndjson_line(record: Fields, full: bool) -> str:
         f'"exposure_before":{_json_usd(before_e8)},"exposure_after":{_json_usd(before_e8 + held_e8 + open_e8)},'
         f'"binding":{_json(binding)},{_json_expiry(expires_us)},"decided_at":{_json_time(decided_us)},'
         f'"actor":{_json(actor)},"client":{_json(client)},"reference":{_json(reference)},'
-        f'"hash":{encode_basestring(link)},"legs":{_json_legs(command, outcome, trace)}'
+        f'"hash":{encode_basestring(link)}'
     )
     if full:
         return (
@@ -119,14 +118,6 @@ def _json_expiry(us: int | None) -> str:
     if us == UNTIL_KNOWN_US:
         return '"expires_at":null,"until_known":true'
     return f'"expires_at":{_json_time(us)},"until_known":false'
-
-
-def _json_legs(command: str, outcome: str, trace: str) -> str:
-    orders = orders_of(command, outcome, trace)
-    return _encode([order_to_json(order) for order in orders]) if orders else "[]"
-
-
-_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def _csv_line(record: Fields, full: bool) -> str:

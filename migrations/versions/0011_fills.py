@@ -101,5 +101,5 @@ def _require_unused() -> None:
     if count:
         raise CommandError(
             f"{count} positions have several fills, a reference, other tags or another price than at first, which only "
-            "version 0011 and later can read; archive their ledger and go on with the present version, or restore a backup"
+            "version 0011 and later can read; go on with the present version, or restore a backup"
         )

@@ -97,3 +97,8 @@ def matches(decision: Decision, filters: dict[str, Any]) -> bool:
 
 def _values(tag: Any) -> list[Any]:
     return tag if isinstance(tag, list) else [tag]
+
+
+def without_legs(form: dict[str, Any]) -> dict[str, Any]:
+    """Return a decision's JSON as an export has it: its legs stand in the trace."""
+    return {name: value for name, value in form.items() if name != "legs"}
