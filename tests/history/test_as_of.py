@@ -226,9 +226,8 @@ def test_export_history_when_it_is_longer_than_a_block_then_it_is_what_the_pages
     parts = [*long.export(form="ndjson", full=False)]
     assert len(parts) > 3
     lines = b"".join(parts).splitlines()
-    assert [json.loads(line) for line in lines[:2000]] == [
-        without_legs(decision_to_json(decision)) for decision in newest
-    ]
+    expected = [without_legs(decision_to_json(decision)) for decision in newest]
+    assert [json.loads(line) for line in lines[:2000]] == expected
     assert len(lines) == long.exposure().seq
     rare = [decision.record for decision in long.history(symbol="RARE", ascending=True)]
     assert b"".join(long.export(form="csv", symbol="RARE", ascending=True)) == csv_lines(full=True)(rare)
