@@ -45,7 +45,7 @@ def export_lines(form: ExportForm, *, full: bool) -> Lines:
 
 
 def ndjson_lines(*, full: bool) -> Lines:
-    """Return a writer of one JSON object a line: `decision_to_json` without `legs`, with `tags` and its like as texts."""
+    """Return a writer of one JSON object a line: a decision's JSON without `legs`, `tags` and its like as texts."""
 
     def write(records: Iterable[Fields]) -> bytes:
         return "".join([_ndjson_line(record, full) for record in records]).encode()
