@@ -61,7 +61,7 @@ def router(service: ServiceContext) -> APIRouter:
         body = await parse_body(request, ReleaseAllBody)
         asked = ReleaseAll(key=_key(request, body.key), portfolio=portfolio, **body.arguments())
         require_portfolio_access(caller, asked.portfolio)
-        found = await service.deadline.wait_for(service.ledger.release_page_async(asked, body.cursor))
+        found = await service.deadline.wait_for(service.ledger.next_released_page(asked, body.cursor))
         items = [decision_to_json(decision, full=parameters.full) for decision in found.decisions]
         return json_response({"items": items, "cursor": found.cursor})
 

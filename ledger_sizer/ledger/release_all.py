@@ -78,9 +78,9 @@ class ReleaseAllMethods:
         request = ReleaseAll(
             key=key, portfolio=portfolio, tags=tags, held_only=held_only, unknown=unknown, reference=reference
         )
-        found, cursor = await self.release_page_async(request)
+        found, cursor = await self.next_released_page(request)
         while cursor is not None:
-            more, cursor = await self.release_page_async(request, cursor)
+            more, cursor = await self.next_released_page(request, cursor)
             found += more
         return found
 
@@ -94,7 +94,7 @@ class ReleaseAllMethods:
             if cursor is None:
                 return
 
-    async def release_page_async(self, request: ReleaseAll, cursor: str | None = None) -> ReleasedPage:
+    async def next_released_page(self, request: ReleaseAll, cursor: str | None = None) -> ReleasedPage:
         """Free the holds of one page, those that end first. cursor: of the page before."""
         page = await asyncio.to_thread(self.holds_of, request, cursor)
         return ReleasedPage(_decisions(await self.submit_async(_releases(request, page))), page.cursor)

@@ -56,9 +56,9 @@ def _require_pair(spot: InstrumentInfo, perp: InstrumentInfo) -> None:
             "market. To sell coins, give legs=[LegPlan(...), ...]",
             field="perp_instrument",
         )
-    if (spot.venue, spot.symbol) == (perp.venue, perp.symbol):
+    if spot.venue is not None and (spot.venue, spot.symbol) == (perp.venue, perp.symbol):
         raise InvalidRequest(
-            f"spot_instrument and perp_instrument are both {perp.symbol}: buying and selling one market is no position",
+            f"spot_instrument and perp_instrument are both {perp.symbol} at {perp.venue}: buying and selling one market is no position",
             field="perp_instrument",
         )
     _require_one_asset(

@@ -94,7 +94,8 @@ def _list_kinds(kinds: str) -> None:
 
 
 def _require_unused() -> None:
-    used = "fills IS NOT NULL OR reference IS NOT NULL OR tags LIKE '%[%'"
+    # That a position was filled and closed (`filled` alone) the older version tells from its decisions.
+    used = """fills NOT LIKE '{"filled":%' OR fills LIKE '%,%' OR reference IS NOT NULL OR tags LIKE '%[%'"""
     told = "SELECT position FROM decisions WHERE portfolio_id = positions.portfolio_id AND command IN {verbs}"
     query = f"SELECT count(*) FROM positions WHERE {used} OR number IN ({told.format(verbs=VERBS)})"
     count = op.get_bind().execute(sa.text(query)).scalar()

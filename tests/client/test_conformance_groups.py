@@ -46,10 +46,10 @@ PAIR = [ask("a", 40), ask("b", 40)]
 GROUPS: dict[str, tuple[Sequence[Sequence[AnyCommand]], Sequence[AnyCommand], list[str]]] = {
     "all granted before": ([PAIR], PAIR, ["granted*", "granted*"]),
     "granted before, a third is denied": (
-        [PAIR], [*PAIR, ask("c", 40, min_notional_usd=D(40))], ["granted*", "granted*", "below_min_notional"]
+        [PAIR], [*PAIR, ask("c", 40, min_notional_usd=D(40))], ["granted*", "granted*", "cap_exceeded"]
     ),
     "granted before, the denial comes first": (
-        [PAIR], [ask("c", 40, min_notional_usd=D(40)), *PAIR], ["below_min_notional", "granted*", "granted*"]
+        [PAIR], [ask("c", 40, min_notional_usd=D(40)), *PAIR], ["cap_exceeded", "granted*", "granted*"]
     ),
     "granted and applied before beside a denial and a fact": (
         [PAIR, [Release(key="r", position_id="main-1")]],

@@ -52,7 +52,7 @@ async def ledger(request: pytest.FixtureRequest, database_url: str, clock: FakeC
 
 
 async def test_submit_when_independent_then_each_has_its_own_answer_in_its_place(ledger: Interface) -> None:
-    await ledger.set_cap(key="cap", cap=Decimal(970))
+    await ledger.set_cap(key="cap", cap=Decimal(940))
     results = await ledger.submit(
         [
             Reserve(key="a", **ASK),
@@ -64,7 +64,7 @@ async def test_submit_when_independent_then_each_has_its_own_answer_in_its_place
         ]
     )
     assert [result.outcome for result in results] == ["granted", "denied", "denied", "error", "error", "granted"]
-    assert [result.reason for result in results[1:5]] == ["below_min_qty", "below_min_qty", "not_found", KeyReused.code]
+    assert [result.reason for result in results[1:5]] == ["cap_exceeded", "cap_exceeded", "not_found", KeyReused.code]
     assert [type(result) for result in results[3:5]] == [NotFound, KeyReused]
     assert results[:3] == list(ledger.behind.history(ascending=True))[1:]
     assert results[5].replayed
@@ -91,11 +91,11 @@ async def test_submit_when_atomic_and_all_fit_then_all_take_effect(ledger: Inter
 
 
 async def test_submit_when_atomic_and_one_is_denied_then_all_are(ledger: Interface) -> None:
-    await ledger.set_cap(key="cap", cap=Decimal(970))
+    await ledger.set_cap(key="cap", cap=Decimal(940))
     results = await ledger.submit([Reserve(key="a", **ASK), Reserve(key="b", **ASK)], atomic=True)
     assert [(result.outcome, result.reason) for result in results] == [
         ("denied", "group_denied"),
-        ("denied", "below_min_qty"),
+        ("denied", "cap_exceeded"),
     ]
     assert results == list(ledger.behind.history(ascending=True))[1:]
     assert ledger.behind.exposure().held == 0

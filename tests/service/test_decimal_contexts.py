@@ -107,6 +107,14 @@ def trade(ledger: Ledger | LedgerClient, clock: FakeClock) -> list[Any]:
         outcome(ledger.extend, key="a/extend", position_id=held[0], ttl_seconds=D("90.1234567")),
         outcome(ledger.confirm, key="a/fill", position_id=held[0], **FILL),
         outcome(ledger.confirm, key="b/fill", position_id=held[1], **{**FILL, "legs": LEGS}),
+        outcome(ledger.confirm, key="c/part", position_id=held[2], **FILL, rest="hold"),
+        outcome(
+            ledger.fill, key="c/fill", position_id=held[2], filled_quantity=D("0.0123456789"), price=D("50123.456789")
+        ),
+        outcome(ledger.reserve, key="c/more", position_id=held[2], amount_usd=D("12.3456789"), price=ASK["price"]),
+        outcome(ledger.retag, key="c/tags", position_id=held[2], tags={"desk": ["one", "two"]}),
+        outcome(ledger.reprice, key="c/price", position_id=held[2], price=D("48765.4321")),
+        outcome(ledger.extend, key="c/known", position_id=held[2], until_known=True),
         outcome(ledger.release, key="a/part", position_id=held[0], quantity=D("0.00812345")),
         outcome(ledger.release, key="b/part", position_id=held[1], quantity=D("0.01")),
         outcome(ledger.release, key="too much", position_id=held[0], quantity=D("123.4567891")),

@@ -23,7 +23,7 @@ from ledger_sizer.storage.database import downgrade, make_engine, upgrade
 from ledger_sizer.storage.tables import PENDING
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, assert_verified, figures, opened
-from tests.support.old_ledgers import downgrade_as_old, forget_callers
+from tests.support.old_ledgers import forget_callers
 
 D = Decimal
 HOLD = 10
@@ -127,7 +127,7 @@ def test_collect_metrics_when_only_an_open_position_holds_then_its_age_is_shown(
     assert sample.labels == {"portfolio": "main"}
 
 
-def test_downgrade_when_an_open_position_holds_then_it_is_refused_until_the_hold_is_gone(
+def test_downgrade_when_an_open_position_holds_then_it_is_refused_and_also_once_its_rest_is_gone(
     ledger: Ledger, database_url: str
 ) -> None:
     forget_callers(database_url)
@@ -138,7 +138,8 @@ def test_downgrade_when_an_open_position_holds_then_it_is_refused_until_the_hold
     assert figures(ledger) == (600, 400)
     ledger.release(key="3", position_id="main-1", held_only=True)
     ledger.close()
-    downgrade_as_old(database_url, "0008")
+    with pytest.raises(CommandError, match="1 positions have several fills"):  # more of it may fill late
+        downgrade(database_url, "0009")
 
 
 @pytest.mark.parametrize(

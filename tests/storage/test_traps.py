@@ -129,7 +129,7 @@ def test_store_numbers_when_they_are_long_then_they_come_back_to_the_last_digit(
     """Trap: through `Numeric`, SQLite returned 12345678901.12345695."""
     tiny = D("0.000000000000000000000000000001234567")
     settings = AppSettings(trading=TradingSettings(max_position_size_usd=D("89999999999.12345678")))
-    leg = Leg("bybit", "X", "spot", "buy", LONG, D("98765432109876543210.123456789012"))
+    leg = Leg("bybit", "X", "spot", "buy", D("1.123456789"), LONG)
     with opened(database_url, clock, settings) as ledger:
         ledger.set_cap(key="cap", cap=D("92233720368.54775807"))
         held = ledger.reserve(key="1", available_balance=LONG, price=LONG)

@@ -380,8 +380,8 @@ def test_log_decision_when_logging_is_on_then_each_has_one_line_with_its_figures
     assert [(line["seq"], line["outcome"], line["reason"]) for line in told] == [
         (1, "granted", None), (2, "denied", "insufficient_balance")
     ]  # fmt: skip
-    assert (told[0]["budget_usd"], told[0]["quantity"], told[0]["binding"]) == ("930", "0.018", "signal_score")
-    assert told[0]["exposure_after_usd"] == "930"
+    assert (told[0]["budget_usd"], told[0]["quantity"], told[0]["binding"]) == ("900", "0.018", "signal_score")
+    assert told[0]["exposure_after_usd"] == "900"
 
 
 def stamps(decisions: Page[Decision]) -> list[datetime]:
