@@ -108,9 +108,7 @@ def trade(ledger: Ledger | LedgerClient, clock: FakeClock) -> list[Any]:
         outcome(ledger.confirm, key="a/fill", position_id=held[0], **FILL),
         outcome(ledger.confirm, key="b/fill", position_id=held[1], **{**FILL, "legs": LEGS}),
         outcome(ledger.confirm, key="c/part", position_id=held[2], **FILL, rest="hold"),
-        outcome(
-            ledger.fill, key="c/fill", position_id=held[2], filled_quantity=D("0.0123456789"), price=D("50123.456789")
-        ),
+        outcome(ledger.fill, key="c/fill", position_id=held[2], filled_quantity=D("0.0123456"), price=D("50123.4567")),
         outcome(ledger.reserve, key="c/more", position_id=held[2], amount_usd=D("12.3456789"), price=ASK["price"]),
         outcome(ledger.retag, key="c/tags", position_id=held[2], tags={"desk": ["one", "two"]}),
         outcome(ledger.reprice, key="c/price", position_id=held[2], price=D("48765.4321")),
