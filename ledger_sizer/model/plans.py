@@ -58,7 +58,7 @@ def _require_pair(spot: InstrumentInfo, perp: InstrumentInfo) -> None:
         )
     if spot.venue is not None and (spot.venue, spot.symbol) == (perp.venue, perp.symbol):
         raise InvalidRequest(
-            f"spot_instrument and perp_instrument are both {perp.venue}:{perp.symbol}; buying and selling one market is "
+            f"spot_instrument and perp_instrument are both {perp.venue}:{perp.symbol}; to buy and sell one market is "
             "no position",
             field="perp_instrument",
         )
