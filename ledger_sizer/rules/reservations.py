@@ -106,7 +106,8 @@ def _growing(state: PortfolioState, command: Reserve) -> Position:
             f"{_named(position.legs)}; more of a position is of the same legs",
             field="legs",
         )
-    given = tags_of(command.tags)
+    # Also the venues of the legs: what is bought at a venue must count there, and a growth moves no position.
+    given = tags_of(command.tags).having("venue", command.position_tags.values_of("venue"))
     if any(not set(given.values_of(name)) <= set(position.tags.values_of(name)) for name in given):
         raise InvalidRequest(
             f"tags {dict(given)!r} are not those of {position.position_id}, {dict(position.tags)!r}; leave tags out",

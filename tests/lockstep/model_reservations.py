@@ -115,8 +115,8 @@ def _growing(portfolio: PortfolioModel, command: Reserve) -> Holding:
     asked = planned_legs(plans, [Fraction(1) for _ in plans], values_of(one.tags, "venue"))
     same = len(asked) == len(one.legs) and all(any(leg.fits(order) for leg in one.legs) for order in asked)
     given = pairs_of(command.tags.items())
-    own = _with_legs(given, plans)
-    if not {*own} <= {*one.tags} or not same:
+    venues = [pair for pair in _with_legs(given, plans) if pair[0] == "venue"]
+    if not {*given, *venues} <= {*one.tags} or not same:
         raise RefusedError("invalid_request")
     return one
 
