@@ -314,9 +314,12 @@ def test_plan_pair_when_the_fee_is_not_of_a_spot_buy_then_it_is_refused() -> Non
 
 
 def test_plan_pair_when_both_are_one_market_then_it_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="are both A/USDT:USDT") as refused:
-        pair_plans(swap("A/USDT:USDT"), swap("A/USDT:USDT"), D(1), None)
+    one = replace(swap("A/USDT:USDT"), venue="okx")
+    with pytest.raises(InvalidRequest, match="are both okx:A/USDT:USDT") as refused:
+        pair_plans(one, one, D(1), None)
     assert refused.value.field == "perp_instrument"
+    # Rules that name no venue may be of two.
+    assert len(pair_plans(swap("A/USDT:USDT"), swap("A/USDT:USDT"), D(1), None)) == 2
 
 
 def test_plan_legs_when_the_step_in_coins_is_finer_than_a_quantity_may_be_then_it_is_named() -> None:
