@@ -94,7 +94,7 @@ def _sizing_arguments() -> dict[str, Any]:
     return {
         "price": PRICE_USD,
         "available_balance": Decimal(10_000),
-        "spot_instrument": InstrumentInfo("COIN/USDT", step, most, step, least),
-        "perp_instrument": InstrumentInfo("COIN/USDT:USDT", step, most, step, least),
+        "spot_instrument": InstrumentInfo("spot", step, most, step, least),
+        "perp_instrument": InstrumentInfo("perpetual", step, most, step, least),
         "ttl_seconds": 3600,
     }
