@@ -102,7 +102,7 @@ def _open_quantity(position: Position) -> Decimal:
 
 
 def filled_so_far(position: Position) -> tuple[Decimal, Decimal]:
-    """Return coins and USD of all fills, closes not subtracted. Of a closed position of versions before: zero."""
+    """Return coins and USD of all fills, closes not subtracted; zero where versions before did not keep it."""
     filled = position.filled or _ZERO
     fills = position.fills
     if fills is not None and fills.filled_usd is not None:

@@ -67,6 +67,12 @@ def fill(state: PortfolioState, command: Fill, _now_us: int, _policy: Policy) ->
     """Record what is filled beyond what is known: as a first fill, a further one, a late one, or a new position."""
     position = _require_position(state, command)
     entries = [position, *[state.positions[number] for number in state.late_fills.get(position.number, ())]]
+    for entry in entries:
+        if entry.filled is None:
+            raise WrongState(
+                f"cannot fill {entry.position_id}: it was closed by a version that did not keep how much had filled; "
+                "record what is new with adopt"
+            )
     with exact_arithmetic():
         known = [filled_so_far(entry) for entry in entries]
         quantity = command.filled_quantity - sum(filled for filled, _ in known)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import AppSettings, Confirm, Extend, Halt, InvalidRequest, Leg, Release, WrongState
+from ledger_sizer import AppSettings, Confirm, Extend, Fill, Halt, InvalidRequest, Leg, Release, WrongState
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import GENESIS_HASH, DecisionRecord
 from ledger_sizer.model.domain import Position
@@ -88,6 +88,12 @@ def test_confirm_when_an_older_version_planned_the_legs_then_a_part_may_fill_as_
     part = run(state, Confirm(key="c", position_id="main-1", quantity=D(1), price=D(11), rest="hold")).record
     after = require_same_fold(held, state, [part])
     assert (after.quantity, after.unfilled, after.open_e8, after.held_e8) == (D(1), D(3), 11 * 10**8, 30 * 10**8)
+
+
+def test_fill_when_an_older_version_closed_the_position_then_it_is_refused_because_nobody_knows_what_filled() -> None:
+    closed = REST._replace(state="closed", held_e8=0, open_e8=0, quantity=D(0), expires_us=None, fills=None)
+    with pytest.raises(WrongState, match="cannot fill main-1: it was closed by a version that did not keep"):
+        run(state_with(closed), Fill(key="f", position_id="main-1", filled_quantity=D(4), price=D(10)))
 
 
 @pytest.mark.parametrize("held_e8", [60, 0])
