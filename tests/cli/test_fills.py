@@ -7,6 +7,8 @@ import json
 import pytest
 
 from ledger_sizer import Ledger
+from ledger_sizer.model.units import decimal_text
+from ledger_sizer.wire.responses import decision_from_json
 from tests.conftest import NewDatabase
 from tests.support.clock import FakeClock
 from tests.support.command_line import CommandLine
@@ -63,7 +65,8 @@ def test_export_history_when_a_hold_never_ends_then_the_line_says_so(desk: Comma
     lines = [json.loads(line) for line in desk("history", "--export", "ndjson", "--ascending").out.splitlines()]
     assert [line["seq"] for line in lines if line["until_known"]] == [5, 6, 7, 10, 26, 31, 34]
     assert {line["expires_at"] for line in lines if line["until_known"]} == {None}
-    assert [leg["order_amount"] for leg in lines[0]["legs"]] == ["93000", "9300"]
+    orders = decision_from_json(lines[0]).legs
+    assert [decimal_text(leg.order_amount) for leg in orders] == ["93000", "9300"], "they stand in the trace"
 
 
 def test_show_exposure_when_a_position_left_a_scope_then_it_counts_where_it_went(desk: CommandLine) -> None:
