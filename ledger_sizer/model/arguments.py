@@ -153,6 +153,11 @@ def canonical_fields(one: Any) -> str:
     )
 
 
+def canonical_object(one: Any) -> str:
+    """Return canonical JSON of a dataclass with declared fields: those that are not None, sorted by name."""
+    return f"{{{canonical_fields(one)[1:]}}}"
+
+
 def to_json(one: Any) -> dict[str, Any]:
     """Convert a dataclass with declared fields to JSON; None is null."""
     return {

@@ -14,11 +14,13 @@ from ledger_sizer.model.arguments import (
     DeclaredArgument,
     Kind,
     canonical_fields,
+    canonical_object,
     check_arguments,
     decimal_json,
     declared,
     field_prefix,
     label_text,
+    to_json,
 )
 from ledger_sizer.model.choices import Role
 from ledger_sizer.model.errors import InvalidRequest
@@ -26,11 +28,8 @@ from ledger_sizer.model.legs import (
     Leg,
     LegPlan,
     leg_from_json,
-    leg_text,
     leg_to_json,
     plan_from_json,
-    plan_text,
-    plan_to_json,
 )
 from ledger_sizer.model.names import (
     DESK,
@@ -193,12 +192,12 @@ MOMENT = Kind(
 )  # fmt: skip
 """ISO 8601 with a time zone; without one the time would be ambiguous."""
 LEGS = Kind(
-    name="legs", check=_checked_legs, text=lambda legs: f"[{','.join(map(leg_text, legs))}]", metavar="LEG",
+    name="legs", check=_checked_legs, text=lambda legs: f"[{','.join(map(canonical_object, legs))}]", metavar="LEG",
     to_json=lambda legs: [leg_to_json(leg) for leg in legs], from_json=_each_from_json(leg_from_json),
 )  # fmt: skip
 LEG_PLANS = Kind(
-    name="leg_plans", check=_checked_plans, text=lambda plans: f"[{','.join(map(plan_text, plans))}]", metavar="LEG",
-    to_json=lambda plans: [plan_to_json(plan) for plan in plans], from_json=_each_from_json(plan_from_json),
+    name="leg_plans", check=_checked_plans, text=lambda plans: f"[{','.join(map(canonical_object, plans))}]",
+    metavar="LEG", to_json=lambda plans: [to_json(plan) for plan in plans], from_json=_each_from_json(plan_from_json),
 )  # fmt: skip
 
 

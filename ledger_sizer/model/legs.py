@@ -16,7 +16,6 @@ from ledger_sizer.model.arguments import (
     Argument,
     DeclaredArgument,
     Kind,
-    canonical_fields,
     check_arguments,
     choice,
     decimal_kind,
@@ -256,11 +255,6 @@ def _optional(text: str | None) -> Decimal | None:
 # --- JSON --------------------------------------------------------------------------------------------------------
 
 
-def leg_text(leg: Leg) -> str:
-    """Return canonical JSON of a leg that a caller gives: the declared fields that are not None, sorted by name."""
-    return f"{{{canonical_fields(leg)[1:]}}}"
-
-
 def leg_to_json(leg: Leg) -> dict[str, Any]:
     """Convert one side of a position to JSON, decimals as text. Fields that say nothing are left out after `price`."""
     form = to_json(leg)
@@ -364,16 +358,6 @@ class LegPlan:
 
     def __post_init__(self) -> None:
         check_arguments(self)
-
-
-def plan_text(plan: LegPlan) -> str:
-    """Return canonical JSON of a planned leg: the fields that are not None, sorted by name."""
-    return f"{{{canonical_fields(plan)[1:]}}}"
-
-
-def plan_to_json(plan: LegPlan) -> dict[str, Any]:
-    """Convert a planned leg to JSON, decimals as text."""
-    return to_json(plan)
 
 
 def plan_from_json(form: Mapping[str, Any]) -> LegPlan:

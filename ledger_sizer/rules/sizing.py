@@ -1,4 +1,4 @@
-"""Sizes positions: from a signal score to a budget in USD, from a budget to a quantity both legs accept.
+"""Sizes positions: from a signal score to a budget in USD, from a budget to a quantity every leg accepts.
 
 Pure: no database, no clock, no logging. The ledger's rules and a backtest call the same functions.
 
