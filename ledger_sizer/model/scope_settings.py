@@ -10,12 +10,16 @@ class ScopeSettings(NamedTuple):
 
     cap_e8: 1e-8 USD, None without a cap. frozen: reconciliation found that the scope differs from the exchange.
     fresh_until_us: from then on it is not known to agree with the exchange; None where that is not enforced.
+    guarantee_e8: what requests outside the scope must leave for it, 1e-8 USD; None without one. max_position_e8: the
+    most that one position of the scope may be, 1e-8 USD, in place of the global maximum; None without one.
     """
 
     cap_e8: int | None = None
     status: Status = "active"
     frozen: bool = False
     fresh_until_us: int | None = None
+    guarantee_e8: int | None = None
+    max_position_e8: int | None = None
 
 
 NO_SETTINGS = ScopeSettings()

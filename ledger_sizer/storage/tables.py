@@ -54,10 +54,14 @@ NO_DESK = "halted"
 """The desk's status where somebody deleted its scope's row: deleting it must not lift a halt."""
 
 
+SHARED = "guarantee_e8 IS NOT NULL OR scope LIKE '%=*'"
+"""SQL of `ScopeState.shared`. A database uses the index of such scopes only if a statement repeats this condition."""
+
+
 class ScopeRow(Base):
     """The counters of one scope: of the whole portfolio (`portfolio`) or of one tag (`venue=bybit`).
 
-    frozen, fresh_until_us: set by reconciliation (see `state.ScopeState`).
+    Of the settings see `scope_settings.ScopeSettings`.
     """
 
     __tablename__ = "scopes"
@@ -70,6 +74,9 @@ class ScopeRow(Base):
         CheckConstraint("cap_e8 IS NOT NULL OR scope <> 'portfolio'", name="portfolio_capped"),
         CheckConstraint("status IN ('active', 'reducing', 'halted')", name="status"),
         CheckConstraint("frozen IN (0, 1)", name="frozen"),
+        CheckConstraint("guarantee_e8 IS NULL OR guarantee_e8 >= 0", name="guarantee"),
+        CheckConstraint("max_position_e8 IS NULL OR max_position_e8 > 0", name="max_position"),
+        Index("ix_scopes_shared", "portfolio_id", postgresql_where=text(SHARED), sqlite_where=text(SHARED)),
     )
 
     portfolio_id: Mapped[int] = mapped_column(ForeignKey("portfolios.id"), primary_key=True)
@@ -81,6 +88,8 @@ class ScopeRow(Base):
     status: Mapped[str]
     frozen: Mapped[int] = mapped_column(server_default=text("0"))
     fresh_until_us: Mapped[int | None]
+    guarantee_e8: Mapped[int | None]
+    max_position_e8: Mapped[int | None]
 
 
 PENDING = "state IN ('held', 'open') AND expires_us IS NOT NULL"
@@ -231,7 +240,8 @@ class FacetBlockRow(Base):
 class ApiKeyRow(Base):
     """One API key of the service. Only the hash of its token is stored. A revoked key stays as a record.
 
-    client: owner of the idempotency keys that it sends, shared by API keys of one name; NULL: the key's own id.
+    client: owner of the idempotency keys that it sends, shared by API keys of one name; NULL: the key's own id. tags:
+    to which it is bound, in canonical JSON; NULL: to none.
     """
 
     __tablename__ = "api_keys"
@@ -249,6 +259,7 @@ class ApiKeyRow(Base):
     token_hash: Mapped[str]
     created_us: Mapped[int]
     revoked_us: Mapped[int | None]
+    tags: Mapped[str | None]
 
 
 class LeaseRow(Base):

@@ -22,7 +22,7 @@ Row = dict[str, Any]
 ROWS: dict[str, Row] = {
     "portfolios": {"id": 7, "name": "seven", "last_seq": 0, "last_hash": HASH, "last_us": 0, "created_us": 0},
     "scopes": {"portfolio_id": 7, "scope": "venue=x", "cap_e8": 5, "held_e8": 0, "open_e8": 0, "overage_e8": 0,
-               "status": "active", "frozen": 0, "fresh_until_us": None},
+               "status": "active", "frozen": 0, "fresh_until_us": None, "guarantee_e8": None, "max_position_e8": None},
     "positions": {"portfolio_id": 7, "number": 1, "state": "held", "tags": "{}", "held_e8": 5, "open_e8": 0,
                   "quantity": None, "price": None, "legs": "[]", "expires_us": 9, "opened_us": 1, "updated_us": 1,
                   "updated_seq": 1, "origin": None},
@@ -92,6 +92,8 @@ BREACHES: list[tuple[str, Row]] = [
     ("ck_api_keys_revoked", {"revoked_us": 4}),
     ("ck_leases_epoch", {"epoch": 0}),
     ("ck_scopes_frozen", {"frozen": 2}),
+    ("ck_scopes_guarantee", {"guarantee_e8": -1}),
+    ("ck_scopes_max_position", {"max_position_e8": 0}),
     ("ck_reconciliations_outcome", {"outcome": "fine"}),
     ("ck_reconciliations_finished", {"finished_us": 4}),
     ("ck_alerts_attempts", {"attempts": -1}),
@@ -120,7 +122,7 @@ LEGAL: list[tuple[str, Row]] = [
     ("decisions", {"outcome": "denied", "reason": "halted"}),
     ("decisions", {"outcome": "applied"}),
     ("api_keys", {"revoked_us": 5}),
-    ("scopes", {"frozen": 1, "fresh_until_us": 5}),
+    ("scopes", {"frozen": 1, "fresh_until_us": 5, "guarantee_e8": 0, "max_position_e8": 1}),
     ("drifts", {"state": "acknowledged", "actor": "me", "reason": "known"}),
     ("drifts", {"state": "resolved", "ended_us": 9}),
 ]
@@ -191,7 +193,8 @@ def test_update_row_when_it_breaches_a_check_then_the_database_refuses_it_by_nam
 
 
 WHOLE_NUMBERS = {"portfolios": ("last_seq", "last_us", "created_us"),
-                 "scopes": ("cap_e8", "held_e8", "open_e8", "overage_e8", "fresh_until_us")}  # fmt: skip
+                 "scopes": ("cap_e8", "held_e8", "open_e8", "overage_e8", "fresh_until_us", "guarantee_e8",
+                            "max_position_e8")}  # fmt: skip
 TEXTS = {"portfolios": ("name", "last_hash"), "scopes": ("scope",)}
 OF_ANOTHER_TYPE = [
     *((table, name, value) for table, names in WHOLE_NUMBERS.items() for name in names
