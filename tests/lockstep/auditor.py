@@ -1,7 +1,7 @@
 """Checks the invariants of a ledger from outside: reads what it recorded, and recomputes all sums.
 
 This is not `Ledger.verify`. It shares no code with it and follows the documented form of the chain. It also checks what
-`verify` assumes: that no grant ever left a scope above the cap it had at that moment, or took what was kept for another.
+`verify` assumes: that no grant ever left a scope above the cap it had at that moment, or took what was kept for others.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pools of the reference model: caps and their defaults, what is kept for guaranteed scopes, the largest position.
 
-From the documented rules alone. A scope without a cap of its own has the default of its dimension (`venue=*`). A request
-leaves to each guaranteed scope that it is not in what that scope lacks of its guarantee.
+From the documented rules alone. A scope without a cap of its own has the default of its dimension (`venue=*`). A
+request leaves to each guaranteed scope that it is not in what that scope lacks of its guarantee.
 """
 
 from __future__ import annotations
@@ -73,10 +73,8 @@ def reasons_to_stay(portfolio: PortfolioModel, before: Holding, after: Holding) 
     lost = {scope: usd for scope, usd in kept.items() if scope in before.scopes}
     if lost and moved.exposure() + sum(kept.values()) > moved.caps[WHOLE]:
         found.append(("cap_exceeded", f"guarantee:{max(lost, key=lambda one: lost[one])}"))
-    for scope in entered:
-        if counts > portfolio.maxima.get(scope, counts):
-            found.append(("cap_exceeded", f"max_position_usd:{scope}"))
-    return found
+    small = [scope for scope in entered if counts > portfolio.maxima.get(scope, counts)]
+    return [*found, *(("cap_exceeded", f"max_position_usd:{scope}") for scope in small)]
 
 
 def set_cap(portfolio: PortfolioModel, command: SetCap) -> tuple[Answer, None]:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from ledger_sizer import (
     Reserve,
 )
+from tests.lockstep.model_guards import require_tags
+from tests.lockstep.model_pools import Room, largest_position, rooms
 from tests.lockstep.model_positions import (
     E8,
     Holding,
@@ -22,7 +24,6 @@ from tests.lockstep.model_positions import (
     up,
     values_of,
 )
-from tests.lockstep.model_pools import Room, largest_position, rooms
 from tests.lockstep.model_sizing import PlannedLeg, Sized, planned_legs, plans_of, size
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def reserve(portfolio: PortfolioModel, command: Reserve) -> tuple[Answer, Holdin
     growing = None if command.position_id is None else _growing(portfolio, command)
     plans = plans_of(command)
     tags = growing.tags if growing is not None else _with_legs(pairs_of(command.tags.items()), plans)
+    if growing is None:
+        require_tags(portfolio, tags)
     scopes = scopes_of(tags)
     ask = _asked(portfolio.figures, command, *largest_position(portfolio, scopes))
     limits = [(down(ask.budget), ask.binding)]
@@ -132,7 +135,11 @@ def _with_legs(tags: Tags, plans: Sequence[PlannedLeg]) -> Tags:
 
 
 def _reasons(
-    portfolio: PortfolioModel, command: Reserve, scopes: Sequence[str], caps: Sequence[Room], budget: Fraction,
+    portfolio: PortfolioModel,
+    command: Reserve,
+    scopes: Sequence[str],
+    caps: Sequence[Room],
+    budget: Fraction,
     small: str | None,
 ) -> list[tuple[str, str | None]]:
     """Return every reason to deny, with the scope or constraint that it names, if any."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal
 
 from hypothesis import strategies as st
 
@@ -24,6 +24,7 @@ from ledger_sizer import (
     TradingSettings,
 )
 from tests.lockstep.model_answers import Figures
+from tests.lockstep.model_positions import Tags
 from tests.support.clock import START
 
 SCOPES = ("portfolio", "venue=bybit", "venue=okx", "symbol=BTC", "strategy=funding", "bot=a", "bot=b", "venue=*")
@@ -194,6 +195,7 @@ _ASKS = _plan(
             {"signal_score": Decimal("0.333333333333"), "max_position_usd": Decimal("123.456789")},
             {"signal_score": Decimal(1), "max_position_usd": Decimal(9999)},
             {"amount_usd": Decimal("88.000000001")},
+            {"amount_usd": Decimal(25)},
             {"amount_usd": Decimal(5000), "max_position_usd": Decimal(200)},
         ]
     ),
@@ -305,10 +307,13 @@ AGAIN = _plan("again")
 REUSE = _plan("reuse")
 
 LIVES = st.one_of(CONFIRMS, CONFIRMS, FILLS, FILLS, RELEASES, RELEASES, EXTENDS, RETAGS, REPRICES, GROWTHS, GROWTHS)
-ADMINISTRATION = st.one_of(CAPS, CAPS, HALTS, RESUMES, ADOPTS)
+POOL_MOVES = st.one_of(CAPS, RETAGS, GROWTHS, GROWTHS)
+ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
 RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS)
 ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, RECONCILIATION, AGAIN, REUSE)
+BOUND: tuple[Tags, ...] = ((("bot", "a"),), (("bot", "b"), ("strategy", "grid")))
 GROUPS = st.tuples(st.lists(ANY, min_size=1, max_size=4), st.booleans())
+BOUND_GROUPS = st.tuples(st.lists(st.one_of(RESERVES, LIVES, LIVES, ANY), min_size=1, max_size=4), st.booleans())
 LATE_GROUPS = st.tuples(st.lists(st.one_of(RESERVES, LIVES, LIVES, AGAIN), min_size=1, max_size=4), st.booleans())
 
 
@@ -322,6 +327,8 @@ class Policy:
     position_max: str = "400"
     cap: str = "1000"
     ttl_seconds: int = 60
+    required_tags: tuple[str, ...] = ()
+    portfolios: Literal["create", "declared"] = "create"
 
     def settings(self) -> AppSettings:
         """Return the policy as settings of the ledger."""
@@ -333,7 +340,9 @@ class Policy:
                 max_portfolio_exposure=Decimal(self.cap),
             ),
             trading=TradingSettings(max_position_size_usd=Decimal(self.position_max)),
-            ledger=LedgerSettings(hold_ttl_seconds=self.ttl_seconds),
+            ledger=LedgerSettings(
+                hold_ttl_seconds=self.ttl_seconds, required_tags=self.required_tags, portfolios=self.portfolios
+            ),
         )
 
     def figures(self) -> Figures:
@@ -345,6 +354,8 @@ class Policy:
             position_max=Fraction(self.position_max),
             cap=Fraction(self.cap),
             ttl=timedelta(seconds=self.ttl_seconds),
+            required=self.required_tags,
+            declared=self.portfolios == "declared",
         )
 
 
@@ -352,32 +363,51 @@ POLICIES = (
     Policy(True),
     Policy(False),
     Policy(True, min_fraction="0", position_max="333.333333333", cap="1000.00000001"),
+    Policy(True, required_tags=("bot",), portfolios="declared"),
     Policy(False, position_max="60"),  # many small holds, which end together
 )
 
 
-def _pools(portfolio: str, **limits: dict[str, str]) -> list[CommandPlan]:
-    """limits: by scope, whose name has `__` instead of `=`, and `any` instead of `*`."""
+def _pools(portfolio: str, limits: dict[str, dict[str, str]]) -> list[CommandPlan]:
     return [
-        CommandPlan(
-            "set_cap",
-            portfolio,
-            {
-                "scope": scope.replace("__", "=").replace("any", "*"),
-                "limits": {name: Decimal(value) for name, value in given.items()},
-            },
-        )
+        CommandPlan("set_cap", portfolio, {"scope": scope, **{name: Decimal(value) for name, value in given.items()}})
         for scope, given in limits.items()
     ]
 
 
+def _unknown(portfolio: str, market: str, amount_usd: str, tags: GivenTags) -> CommandPlan:
+    """Return a hold that does not end by time, so that much can happen to it."""
+    values = {"market": market, "amount_usd": Decimal(amount_usd), "tags": tags, "until_known": True}
+    return CommandPlan("reserve", portfolio, values)
+
+
 POOLS: tuple[list[CommandPlan], ...] = (
     [],
-    _pools("a", bot__a={"guarantee": "300", "max_position_usd": "120.5"}, bot__b={"guarantee": "420"}),
-    _pools("a", bot__a={"guarantee": "500", "cap": "600"}, bot__b={"guarantee": "500"}, venue__any={"cap": "700"}),
-    _pools("a", venue__any={"cap": "350"}, venue__okx={"cap": "900"}, bot__any={"cap": "250"}),
-    _pools("a", portfolio={"max_position_usd": "260"}, bot__b={"max_position_usd": "99.999999999"}),
-    _pools("a", venue__any={"cap": "800"}, bot__b={"guarantee": "650.5"}, bot__c={"guarantee": "0"})
-    + _pools("b", bot__a={"guarantee": "900"}),
+    [
+        *_pools("a", {"bot=a": {"guarantee": "300", "max_position_usd": "120.5"}, "bot=b": {"guarantee": "420"}}),
+        _unknown("a", "one contract", "60", {"bot": "a"}),
+        _unknown("a", "none", "77", {"bot": ["a", "b"], "strategy": "grid"}),
+    ],
+    [
+        *_pools("a", {"bot=a": {"guarantee": "500", "cap": "600"}, "bot=b": {"guarantee": "500"}}),
+        *_pools("a", {"venue=*": {"cap": "700"}}),
+        _unknown("a", "two venues", "200", {"bot": "b"}),
+    ],
+    [
+        *_pools("a", {"venue=*": {"cap": "350"}, "venue=okx": {"cap": "900"}, "bot=*": {"cap": "250"}}),
+        _unknown("a", "two venues, two prices", "160", {"bot": "c"}),
+        _unknown("a", "none", "59", {"venue": "okx", "bot": "a"}),
+    ],
+    [
+        *_pools("a", {"portfolio": {"max_position_usd": "260"}, "bot=b": {"max_position_usd": "99.999999999"}}),
+        _unknown("a", "none", "150", {"bot": "a"}),
+        _unknown("a", "two bought", "70", {"bot": "b"}),
+    ],
+    [
+        *_pools("a", {"venue=*": {"cap": "800"}, "bot=b": {"guarantee": "650.5"}, "bot=c": {"guarantee": "0"}}),
+        *_pools("b", {"bot=a": {"guarantee": "900"}}),
+        _unknown("a", "price", "300", {"bot": "b", "venue": "okx"}),
+        _unknown("b", "price", "90", {"venue": "okx"}),
+    ],
 )
 """How a history's portfolios may begin."""

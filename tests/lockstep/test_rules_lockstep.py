@@ -27,7 +27,7 @@ from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.write_store import position_row
 from ledger_sizer.verify.position_fold import FoldedPosition, changes_position, fold_position
 from tests.lockstep import random_commands
-from tests.lockstep.comparing import answers_equal, holdings_equal
+from tests.lockstep.comparing import answers_equal, caller_of, holdings_equal
 from tests.lockstep.model import Group, Model
 from tests.lockstep.random_commands import POLICIES, POOLS, CommandPlan, Policy
 from tests.lockstep.test_lockstep import Lockstep
@@ -79,7 +79,9 @@ class RulesInLockstep(Lockstep):
         for name in begun - self.states.keys():
             self.states[name] = PortfolioState.begun(len(self.states), name, self.rules.new_portfolio_cap_e8)
         expected = self.model.batch(groups, self.clock())
-        given = self._decide([RulesGroup(group.commands, group.atomic) for group in groups], names)
+        given = self._decide(
+            [RulesGroup(group.commands, group.atomic, caller=caller_of(group)) for group in groups], names
+        )
         for group, ours, replies in zip(groups, given, expected, strict=True):
             whole = next((one for one in ours if isinstance(one, LedgerError)), None) if group.atomic else None
             answers_equal("rules", group, whole or ours, replies)
