@@ -257,7 +257,10 @@ class Model:
             self.portfolios = trial
             return replies
         _, cause = min(denials, key=lambda denial: denial[0])  # the first with a reason of its own
-        return [self.portfolios[command.portfolio].deny_in_group(command, one, cause) for command, one in pairs]
+        return [
+            self.portfolios[command.portfolio].deny_in_group(_under(group.bound, command), one, cause)
+            for command, one in pairs
+        ]
 
     @staticmethod
     def _one(portfolios: dict[str, PortfolioModel], command: Command, bound: Tags) -> Reply:
