@@ -12,7 +12,7 @@ DENIALS = {
         "The ledger and the exchange do not agree",
         "{binding} is not known to agree with the exchange, so nothing new is granted there",
     ),
-    "cap_exceeded": ("The cap leaves too little", "the cap of {binding} leaves too little"),
+    "cap_exceeded": ("The cap leaves too little", "{binding} leaves too little"),
     "below_min_qty": (
         "What is left buys less than the smallest quantity",
         "what {binding} leaves buys less than the smallest quantity that every leg accepts",

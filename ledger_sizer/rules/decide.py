@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ledger_sizer.model.command_base import Command, ScopeCommand
-from ledger_sizer.model.commands import Adopt, Confirm, Extend, Fill, Release, Remark, Reprice, Reserve, Retag
+from ledger_sizer.model.commands import Adopt, Confirm, Extend, Fill, Release, Remark, Reprice, Reserve, Retag, SetCap
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE
 from ledger_sizer.rules import positions
+from ledger_sizer.rules.guarantees import require_guarantees_fit
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.reservations import reserve
 from ledger_sizer.rules.state import PortfolioState, Verdict
@@ -34,6 +35,8 @@ def decide(state: PortfolioState, command: Command, now_us: int, policy: Policy)
 def _change_scope(state: PortfolioState, command: ScopeCommand, _now_us: int, _policy: Policy) -> Verdict:
     before = state.scope(command.scope)
     after = replace(before, settings=before.settings._replace(**command.changes()))
+    if type(command) is SetCap and (after.shared or state.shared):
+        require_guarantees_fit(state, after)
     return Verdict(
         outcome="applied", tags=NO_TAGS, binding=after.name, scope_after=after, trace=trace_text([before], after=after)
     )

@@ -3,6 +3,8 @@
 {"scopes": [[name, cap_e8 | null, held_e8, open_e8, status], ...],     each scope before the command; one that is
                                     frozen or has a `fresh_until` adds: frozen (0 or 1), fresh_until_us | null;
                                     then an object of all later settings that differ from their default
+ "others": [...],                   rows of scopes besides these that the decision depended on, where there are any:
+                                    default caps that applied, and guaranteed scopes that keep something
  "desk": "halted",                   the desk's status, where it is not active
  "policy": {...}, "match": {...},    where they apply; so the rest:
  "moved": {"tags": {...}, "held": held_e8, "open": open_e8},   the tags that the position had before, and what it
@@ -77,6 +79,7 @@ def read_scope(row: Sequence[Any]) -> tuple[str, ScopeSettings, int, int]:
 def trace_text(
     scopes: Sequence[ScopeState],
     *,
+    others: Sequence[ScopeState] = (),
     desk_status: Status = "active",
     policy: str | None = None,
     match: Match | None = None,
@@ -96,7 +99,7 @@ def trace_text(
     position before, where its tags were others. grows: the position before, where more of it is asked. ended: the
     state of the position that a late fill is of.
     """
-    parts = [f'"scopes":[{_scope_rows(scopes)}]']
+    parts = [f'"scopes":[{_scope_rows(scopes)}]' + (f',"others":[{_scope_rows(others)}]' if others else "")]
     if desk_status != "active":
         parts.append(f'"desk":"{desk_status}"')
     if policy is not None:
