@@ -17,6 +17,7 @@ from ledger_sizer.model.errors import InternalError, KeyReused, LedgerError, Not
 from ledger_sizer.model.names import DESK, position_id
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.rules.decide import decide
+from ledger_sizer.rules.guards import require_allowed
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.positions import expire
 from ledger_sizer.rules.repeats import BatchDenials
@@ -157,6 +158,7 @@ def _answer(
         same = denial.reference == command.reference and _same_request(asked, request)
         return denial.decision(replayed=True) if same else _key_reused(denial, caller)
     try:
+        require_allowed(state, command, caller, policy)
         verdict = decide(state, command, now_us, policy)
     except LedgerError as error:
         return error
