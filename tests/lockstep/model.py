@@ -21,7 +21,7 @@ from tests.lockstep.model_answers import (
     Refusal,
     RefusedError,
 )
-from tests.lockstep.model_guards import require_declared, require_own, tags_under
+from tests.lockstep.model_guards import require_declared, require_own, require_tags, tags_under
 from tests.lockstep.model_positions import WHOLE, Holding, Tags, expiry_of, free
 from tests.lockstep.model_rules import RULES
 
@@ -155,7 +155,9 @@ class PortfolioModel:
             return replace(self.answer_by_key[command.key], replayed=True)
         headroom = self.caps[WHOLE] - self.exposure()
         try:
+            require_declared(self, command)
             require_own(self, command, bound)
+            require_tags(self, command)
             answer, after = RULES[type(command)](self, command)
         except RefusedError as refused:
             return refused.refusal
@@ -194,7 +196,21 @@ class Model:
         self.portfolios: dict[str, PortfolioModel] = {}
 
     def batch(self, groups: Sequence[Group], now: datetime) -> list[list[Reply]]:
-        """Answer the groups of one batch."""
+        """Answer the groups of one batch. What its sender may not ask never reaches the others."""
+        wrong = [_forbidden(group) for group in groups]
+        fit = [
+            replace(
+                group, commands=[_under(group.bound, one) for at, one in enumerate(group.commands) if at not in bad]
+            )
+            for group, bad in zip(groups, wrong, strict=True)
+        ]
+        replies = self._batch(fit, now)
+        for answers, bad in zip(replies, wrong, strict=True):
+            for at, refusal in sorted(bad.items()):
+                answers.insert(at, refusal)
+        return replies
+
+    def _batch(self, groups: Sequence[Group], now: datetime) -> list[list[Reply]]:
         if self.fills_in_legs:
             groups = [replace(group, commands=[self._with_legs(one) for one in group.commands]) for group in groups]
         commands = [command for group in groups for command in group.commands]
@@ -257,10 +273,7 @@ class Model:
             self.portfolios = trial
             return replies
         _, cause = min(denials, key=lambda denial: denial[0])  # the first with a reason of its own
-        return [
-            self.portfolios[command.portfolio].deny_in_group(_under(group.bound, command), one, cause)
-            for command, one in pairs
-        ]
+        return [self.portfolios[command.portfolio].deny_in_group(command, one, cause) for command, one in pairs]
 
     @staticmethod
     def _one(portfolios: dict[str, PortfolioModel], command: Command, bound: Tags) -> Reply:
@@ -274,6 +287,17 @@ class Model:
         ((reply,),) = trial.batch([Group([with_key(command, "a key nobody used")])], now)
         assert isinstance(reply, Answer), "a reservation is granted or denied"
         return replace(reply, seq=None, number=None)
+
+
+def _forbidden(group: Group) -> dict[int, Refusal]:
+    """Return refusals of commands whose tags contradict their sender's, by place; of an atomic group for all."""
+    found = {}
+    for place, command in enumerate(group.commands):
+        try:
+            _under(group.bound, command)
+        except RefusedError as refused:
+            found[place] = refused.refusal
+    return dict.fromkeys(range(len(group.commands)), next(iter(found.values()))) if found and group.atomic else found
 
 
 def _under(bound: Tags, command: Command) -> Command:

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from tests.lockstep.model import PortfolioModel
 
 from tests.lockstep.model_answers import PRECEDENCE, AboutPosition, Answer, RefusedError, lifetime_end, shown
-from tests.lockstep.model_guards import require_tags
 from tests.lockstep.model_pools import reasons_to_stay, set_cap
 from tests.lockstep.model_reservations import reserve
 
@@ -137,7 +136,6 @@ def _adopt(portfolio: PortfolioModel, command: Adopt) -> tuple[Answer, Holding]:
     empty = Holding(portfolio.next_seq, "held", pairs_of(command.tags.items()))
     after = fill(empty, quantity, quantity * price, hold=False, named=_named(command.legs, price))
     after = _at_venues(after, _named(command.legs, price) or ())
-    require_tags(portfolio, after.tags)
     return Answer("adopt", "applied", quantity=after.quantity), _fact(portfolio, None, after)
 
 

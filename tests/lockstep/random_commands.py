@@ -311,7 +311,7 @@ POOL_MOVES = st.one_of(CAPS, RETAGS, GROWTHS, GROWTHS)
 ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
 RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS)
 ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, RECONCILIATION, AGAIN, REUSE)
-BOUND: tuple[Tags, ...] = ((("bot", "a"),), (("bot", "b"), ("strategy", "grid")))
+BOUND: tuple[Tags, ...] = ((("bot", "a"),), (("bot", "b"), ("strategy", "grid")), (("venue", "okx"),))
 GROUPS = st.tuples(st.lists(ANY, min_size=1, max_size=4), st.booleans())
 BOUND_GROUPS = st.tuples(st.lists(st.one_of(RESERVES, LIVES, LIVES, ANY), min_size=1, max_size=4), st.booleans())
 LATE_GROUPS = st.tuples(st.lists(st.one_of(RESERVES, LIVES, LIVES, AGAIN), min_size=1, max_size=4), st.booleans())
@@ -381,33 +381,34 @@ def _unknown(portfolio: str, market: str, amount_usd: str, tags: GivenTags) -> C
     return CommandPlan("reserve", portfolio, values)
 
 
-POOLS: tuple[list[CommandPlan], ...] = (
-    [],
-    [
+POOLS: dict[str, list[CommandPlan]] = {
+    "none": [],
+    "declared": _pools("a", {"portfolio": {"cap": "900"}, "bot=a": {"guarantee": "500"}}),
+    "pools with a largest position": [
         *_pools("a", {"bot=a": {"guarantee": "300", "max_position_usd": "120.5"}, "bot=b": {"guarantee": "420"}}),
         _unknown("a", "one contract", "60", {"bot": "a"}),
         _unknown("a", "none", "77", {"bot": ["a", "b"], "strategy": "grid"}),
     ],
-    [
+    "pools of the whole cap": [
         *_pools("a", {"bot=a": {"guarantee": "500", "cap": "600"}, "bot=b": {"guarantee": "500"}}),
         *_pools("a", {"venue=*": {"cap": "700"}}),
         _unknown("a", "two venues", "200", {"bot": "b"}),
     ],
-    [
+    "default caps": [
         *_pools("a", {"venue=*": {"cap": "350"}, "venue=okx": {"cap": "900"}, "bot=*": {"cap": "250"}}),
         _unknown("a", "two venues, two prices", "160", {"bot": "c"}),
         _unknown("a", "none", "59", {"venue": "okx", "bot": "a"}),
     ],
-    [
+    "largest positions": [
         *_pools("a", {"portfolio": {"max_position_usd": "260"}, "bot=b": {"max_position_usd": "99.999999999"}}),
         _unknown("a", "none", "150", {"bot": "a"}),
         _unknown("a", "two bought", "70", {"bot": "b"}),
     ],
-    [
+    "pools in two portfolios": [
         *_pools("a", {"venue=*": {"cap": "800"}, "bot=b": {"guarantee": "650.5"}, "bot=c": {"guarantee": "0"}}),
         *_pools("b", {"bot=a": {"guarantee": "900"}}),
         _unknown("a", "price", "300", {"bot": "b", "venue": "okx"}),
         _unknown("b", "price", "90", {"venue": "okx"}),
     ],
-)
-"""How a history's portfolios may begin."""
+}
+"""How a history's portfolios may begin, by name: a failure prints the name."""

@@ -72,8 +72,10 @@ class Lockstep(CommandMaker):
         self.auditors: dict[tuple[str, str], Auditor] = {}
         self.sound = False
 
-    @initialize(policy=st.sampled_from(POLICIES), slice_size=st.sampled_from(SLICE_SIZES), pools=st.sampled_from(POOLS))
-    def open(self, policy: Policy, slice_size: int, pools: Sequence[CommandPlan]) -> None:
+    @initialize(
+        policy=st.sampled_from(POLICIES), slice_size=st.sampled_from(SLICE_SIZES), pools=st.sampled_from([*POOLS])
+    )
+    def open(self, policy: Policy, slice_size: int, pools: str) -> None:
         self.policy = policy
         self.set_slice_size(slice_size)
         self.settings = policy.settings()
@@ -83,9 +85,9 @@ class Lockstep(CommandMaker):
         self._begin(pools)
         self.sound = True
 
-    def _begin(self, pools: Sequence[CommandPlan]) -> None:
-        if pools:
-            self._send([Group([self._command(plan) for plan in pools])], 0)
+    def _begin(self, pools: str) -> None:
+        if POOLS[pools]:
+            self._send([self._group(POOLS[pools], atomic=False)], 0)
 
     def _opened(self, kind: str) -> Ledger:
         own = self.settings.ledger.model_copy(update={"archive_dir": str(self.archives and self.archives / kind)})
