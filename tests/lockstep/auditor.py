@@ -137,8 +137,9 @@ class Auditor:
             if request.get(limit) is not None:
                 self._limits[limit][request["scope"]] = Decimal(request[limit]).quantize(E8, ROUND_DOWN)
         guarantees = self._limits["guarantee"]
-        assert len({scope.partition("=")[0] for scope in guarantees}) <= 1, f"guarantees on two names: {guarantees}"
-        assert WHOLE not in guarantees
+        assert len({scope.partition("=")[0] for scope, usd in guarantees.items() if usd}) <= 1, (
+            f"guarantees on two names: {guarantees}"
+        )
         assert sum(guarantees.values()) <= self._limits["cap"][WHOLE], f"guarantees above the cap: {guarantees}"
 
     def _kept_from(self, scopes: Collection[str]) -> dict[str, Decimal]:

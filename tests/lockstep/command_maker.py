@@ -142,7 +142,8 @@ def _mended(verb: str, values: dict[str, Any]) -> tuple[set[str], dict[str, Any]
         wrong.add("cap")
         mended["cap"] = Decimal(2000)
     for name in limits:
-        if (scope == WHOLE and name == "guarantee") or (scope.endswith("=*") and name != "cap"):
+        only_cap = scope.endswith("=*") and name != "cap"
+        if values[name] is not None and (only_cap or (scope == WHOLE and name == "guarantee")):
             wrong.add(name)
             mended = {"cap": Decimal(700), **mended}
             del mended[name]

@@ -35,7 +35,8 @@ def reserve(portfolio: PortfolioModel, command: Reserve) -> tuple[Answer, Holdin
     plans = plans_of(command)
     tags = growing.tags if growing is not None else with_legs(pairs_of(command.tags.items()), plans)
     scopes = scopes_of(tags)
-    ask = _asked(portfolio.figures, command, *largest_position(portfolio, scopes))
+    largest = largest_position(portfolio, scopes) or (portfolio.figures.position_max, "max_position_size_usd")
+    ask = _asked(portfolio.figures, command, *largest)
     limits = [(down(ask.budget), ask.binding)]
     if growing is not None:
         limits.append((down(ask.most) - growing.held - growing.open, ask.most_binding))
