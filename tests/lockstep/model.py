@@ -72,11 +72,11 @@ class PortfolioModel:
 
     def held(self, scope: str = WHOLE) -> Fraction:
         """Return the USD in live reservations of a scope."""
-        return sum((one.held for one in self.positions.values() if scope in one.scopes), Fraction(0))
+        return sum((one.held for one in self.positions.values() if one.held and scope in one.scopes), Fraction(0))
 
     def open(self, scope: str = WHOLE) -> Fraction:
         """Return the USD in open positions of a scope."""
-        return sum((one.open for one in self.positions.values() if scope in one.scopes), Fraction(0))
+        return sum((one.open for one in self.positions.values() if one.open and scope in one.scopes), Fraction(0))
 
     def status(self, scope: str) -> str:
         """Return `active`, `reducing` or `halted`."""
