@@ -43,6 +43,8 @@ class PortfolioModel:
 
     figures: Figures
     caps: dict[str, Fraction] = field(default_factory=dict)
+    guarantees: dict[str, Fraction] = field(default_factory=dict)
+    maxima: dict[str, Fraction] = field(default_factory=dict)
     statuses: dict[str, str] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
     fresh_until: dict[str, datetime] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class PortfolioModel:
     def copy(self) -> PortfolioModel:
         """Return an independent copy."""
         return replace(
-            self, caps=dict(self.caps), statuses=dict(self.statuses), frozen=set(self.frozen),
+            self, caps=dict(self.caps), guarantees=dict(self.guarantees), maxima=dict(self.maxima), statuses=dict(self.statuses), frozen=set(self.frozen),
             fresh_until=dict(self.fresh_until), positions=dict(self.positions),
             answers=list(self.answers), requests=dict(self.requests), answer_by_key=dict(self.answer_by_key),
         )  # fmt: skip

@@ -26,7 +26,8 @@ from ledger_sizer import (
 from tests.lockstep.model_answers import Figures
 from tests.support.clock import START
 
-SCOPES = ("portfolio", "venue=bybit", "venue=okx", "symbol=BTC", "strategy=funding")
+SCOPES = ("portfolio", "venue=bybit", "venue=okx", "symbol=BTC", "strategy=funding", "bot=a", "bot=b", "venue=*")
+"""Of a default, only a cap can be set: other commands about it are refused."""
 GivenTags = dict[str, Any]
 TAGS: tuple[GivenTags, ...] = (
     {},
@@ -35,6 +36,10 @@ TAGS: tuple[GivenTags, ...] = (
     {"venue": ["okx", "bybit"], "symbol": "BTC"},
     {"venue": ("bybit", "kraken"), "strategy": {"funding"}},
     {"venue": "bybit", "symbol": "BTC", "strategy": ["funding", "basis", "grid"]},
+    {"bot": "a"},
+    {"bot": "b", "venue": "okx"},
+    {"bot": ["b", "a"], "strategy": "grid"},
+    {"bot": "c", "venue": ["bybit", "*"]},
     {"symbol": "ETH \N{GREEK SMALL LETTER ALPHA}'\"\\{}", "strategy": "funding"},
 )
 MARKET_TAGS: tuple[GivenTags, ...] = (
@@ -42,6 +47,9 @@ MARKET_TAGS: tuple[GivenTags, ...] = (
     {"symbol": "BTC/USDT"},
     {"strategy": ["funding", "grid"]},
     {"venue": ["bybit", "gate", "okx"], "strategy": "funding"},
+    {"bot": "a"},
+    {"bot": "b", "strategy": "grid"},
+    {"bot": ["a", "c"]},
 )
 """Tags that contradict no legs."""
 
@@ -267,7 +275,22 @@ ADOPTS = _plan(
     legs=st.sampled_from([None, LEGS]),
     note=st.sampled_from([None, "found at the exchange"]),
 )
-CAPS = _plan("set_cap", scope=st.sampled_from(SCOPES), cap=_decimals(None, "0", "99.5", "400", "700", "5000"))
+_CAPS = _decimals(None, "0", "99.5", "400", "700", "5000")
+_SURE = _decimals(None, "0", "150", "150.000000019", "300", "420", "2000")
+_LARGEST = _decimals(None, "0.00000001", "77.7777777777", "130", "390", "9000")
+CAPS = st.one_of(
+    _plan("set_cap", scope=st.sampled_from([*SCOPES, "strategy=*"]), cap=_CAPS),
+    _plan(
+        "set_cap",
+        scope=st.sampled_from(["bot=a", "bot=b", "bot=c", "bot=a", "bot=b", "venue=okx", "portfolio", "venue=*"]),
+        limits=st.one_of(
+            st.fixed_dictionaries({"guarantee": _SURE}, optional={"cap": _CAPS}),
+            st.fixed_dictionaries({"max_position_usd": _LARGEST}, optional={"cap": _CAPS}),
+            st.fixed_dictionaries({"guarantee": _SURE, "max_position_usd": _LARGEST}),
+            st.just({}),
+        ),
+    ),
+)
 HALTS = _plan("halt", scope=st.sampled_from(SCOPES), mode=st.sampled_from(["halted", "reducing"]))
 RESUMES = _plan("resume", scope=st.sampled_from(SCOPES), note=st.sampled_from([None, "checked"]))
 FREEZES = _plan("freeze", scope=st.sampled_from(SCOPES), note=st.sampled_from([None, "drift-1"]))
@@ -282,7 +305,7 @@ AGAIN = _plan("again")
 REUSE = _plan("reuse")
 
 LIVES = st.one_of(CONFIRMS, CONFIRMS, FILLS, FILLS, RELEASES, RELEASES, EXTENDS, RETAGS, REPRICES, GROWTHS, GROWTHS)
-ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
+ADMINISTRATION = st.one_of(CAPS, CAPS, HALTS, RESUMES, ADOPTS)
 RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS)
 ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, RECONCILIATION, AGAIN, REUSE)
 GROUPS = st.tuples(st.lists(ANY, min_size=1, max_size=4), st.booleans())
@@ -331,3 +354,30 @@ POLICIES = (
     Policy(True, min_fraction="0", position_max="333.333333333", cap="1000.00000001"),
     Policy(False, position_max="60"),  # many small holds, which end together
 )
+
+
+def _pools(portfolio: str, **limits: dict[str, str]) -> list[CommandPlan]:
+    """limits: by scope, whose name has `__` instead of `=`, and `any` instead of `*`."""
+    return [
+        CommandPlan(
+            "set_cap",
+            portfolio,
+            {
+                "scope": scope.replace("__", "=").replace("any", "*"),
+                "limits": {name: Decimal(value) for name, value in given.items()},
+            },
+        )
+        for scope, given in limits.items()
+    ]
+
+
+POOLS: tuple[list[CommandPlan], ...] = (
+    [],
+    _pools("a", bot__a={"guarantee": "300", "max_position_usd": "120.5"}, bot__b={"guarantee": "420"}),
+    _pools("a", bot__a={"guarantee": "500", "cap": "600"}, bot__b={"guarantee": "500"}, venue__any={"cap": "700"}),
+    _pools("a", venue__any={"cap": "350"}, venue__okx={"cap": "900"}, bot__any={"cap": "250"}),
+    _pools("a", portfolio={"max_position_usd": "260"}, bot__b={"max_position_usd": "99.999999999"}),
+    _pools("a", venue__any={"cap": "800"}, bot__b={"guarantee": "650.5"}, bot__c={"guarantee": "0"})
+    + _pools("b", bot__a={"guarantee": "900"}),
+)
+"""How a history's portfolios may begin."""

@@ -29,7 +29,7 @@ from ledger_sizer.verify.position_fold import FoldedPosition, changes_position, 
 from tests.lockstep import random_commands
 from tests.lockstep.comparing import answers_equal, holdings_equal
 from tests.lockstep.model import Group, Model
-from tests.lockstep.random_commands import POLICIES, CommandPlan, Policy
+from tests.lockstep.random_commands import POLICIES, POOLS, CommandPlan, Policy
 from tests.lockstep.test_lockstep import Lockstep
 
 EXAMPLES = int(os.environ.get("LOCKSTEP_EXAMPLES", "0"))
@@ -44,11 +44,12 @@ class RulesInLockstep(Lockstep):
         self.states: dict[str, PortfolioState] = {}
         self.folded: dict[tuple[str, int], FoldedPosition | None] = {}
 
-    @initialize(policy=st.sampled_from(POLICIES))
-    def open(self, policy: Policy) -> None:  # type: ignore[override]
+    @initialize(policy=st.sampled_from(POLICIES), pools=st.sampled_from(POOLS))
+    def open(self, policy: Policy, pools: Sequence[CommandPlan]) -> None:  # type: ignore[override]
         self.policy = policy
         self.rules = RulesPolicy.of(policy.settings())
         self.model = Model(policy.figures(), 10**9, fills_in_legs=False)
+        self._begin(pools)
 
     def teardown(self) -> None:
         pass
@@ -116,6 +117,10 @@ class RulesInLockstep(Lockstep):
             assert (Fraction(scope.held_e8, 10**8), Fraction(scope.open_e8, 10**8)) == (
                 model.held(scope.name), model.open(scope.name),
             ), scope  # fmt: skip
+            limits = (scope.settings.cap_e8, scope.settings.guarantee_e8, scope.settings.max_position_e8)
+            assert [None if value is None else Fraction(value, 10**8) for value in limits] == [
+                model.caps.get(scope.name), model.guarantees.get(scope.name), model.maxima.get(scope.name),
+            ], scope  # fmt: skip
 
 
 def _examples() -> list[Any]:
