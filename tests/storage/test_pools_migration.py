@@ -45,6 +45,8 @@ def test_downgrade_when_pools_were_removed_then_it_passes_and_the_way_back_too(
         ledger.set_cap(key="1", scope="bot=a", cap=D(90), guarantee=D(50), max_position_usd=D(40))
         ledger.reserve(key="2", amount_usd=D(10), tags={"venue": "okx"})
         ledger.set_cap(key="3", scope="bot=a", guarantee=None, max_position_usd=None)
+        ledger.set_cap(key="default", scope="venue=*", cap=D(70))
+        ledger.set_cap(key="no default", scope="venue=*", cap=None)
         before = ledger.exposure()
     downgrade(database_url, BEFORE)
     with Intruder(database_url) as intruder:
