@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ledger_sizer.cli import output
+from ledger_sizer.cli import caps_file, output
 from ledger_sizer.cli.errors import bad_input
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
@@ -90,6 +90,9 @@ caps.command("remove", epilog=help_epilog("caps remove main --scope venue=bybit"
     verb_command(SetCap, positional=("portfolio",), fixed={"cap": None}, help_text=_REMOVE)
 )
 
+
+caps.command("export", epilog=caps_file.EXPORT_HELP)(caps_file.export_caps)
+caps.command("apply", epilog=caps_file.APPLY_HELP)(caps_file.apply_caps)
 
 SWEEP_HELP = help_epilog("sweep", "sweep --portfolio main --json", exits=NEVER_DENIED)
 
