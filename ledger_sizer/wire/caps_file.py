@@ -142,12 +142,12 @@ def _amount(value: object, place: str) -> Decimal:
         _refuse(place, f'must be an amount in quotes, got {what}; write {place.rpartition(".")[2]} = "{written}"')
     if not _AMOUNT.fullmatch(value):
         _refuse(place, f'must be an amount such as "1500.50", got {value!r:.60}; leave it out for none')
-    number = parse_decimal(value)
+    amount = parse_decimal(value)
     with field_prefix(place):
-        usd_floor_e8(number, "amount")
-    if -number.as_tuple().exponent > USD_DECIMALS:  # type: ignore[operator]
+        usd_floor_e8(amount, "amount")
+    if -amount.as_tuple().exponent > USD_DECIMALS:  # type: ignore[operator]
         _refuse(place, f"must have at most {USD_DECIMALS} decimals, got {value!r:.60}; write fewer")
-    return number
+    return amount
 
 
 def _table(value: Any, place: str, what: str) -> Mapping[str, Any]:
