@@ -78,7 +78,7 @@ def _with_tags(command: C, caller: Caller, known: Tags, kept: Iterable[str] = ()
 
 def require_allowed(state: PortfolioState, command: AnyCommand, caller: Caller, policy: Policy) -> None:
     """Raise `InvalidRequest`, `NotFound` or `Forbidden` where a guard refuses the command."""
-    if policy.declared and state.last_seq == 0 and command.portfolio != DESK:
+    if policy.declared and not _exists(state):
         _require_declared(state, command)
     if caller.tags is not NO_TAGS:
         _require_own(state, command, caller)
@@ -86,9 +86,26 @@ def require_allowed(state: PortfolioState, command: AnyCommand, caller: Caller, 
         _require_tags(state, command, caller, policy.required_tags)
 
 
+def require_declared_before(states: Iterable[PortfolioState], policy: Policy, cause: str) -> None:
+    """Raise `InvalidRequest` where a denied group, whose denials are recorded, would begin a portfolio.
+
+    cause: why it was denied.
+    """
+    for state in states:
+        if policy.declared and not _exists(state):
+            raise InvalidRequest(
+                f"the group is denied ({cause}), and the portfolio {state.name!r}, which it declares, does not begin "
+                "with denials (LEDGER_PORTFOLIOS=declared); declare it first, in a request of its own",
+                field="portfolio",
+            )
+
+
+def _exists(state: PortfolioState) -> bool:
+    """Whether the portfolio, or the desk, was there before or began with a decision of this batch."""
+    return state.last_seq > 0 or state.name == DESK or state.scope(PORTFOLIO_SCOPE).stored is not None
+
+
 def _require_declared(state: PortfolioState, command: AnyCommand) -> None:
-    if state.scope(PORTFOLIO_SCOPE).stored is not None:
-        return  # it was there before
     if isinstance(command, SetCap) and command.scope == PORTFOLIO_SCOPE and isinstance(command.cap, Decimal):
         return
     if not command.creates:

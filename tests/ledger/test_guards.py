@@ -177,6 +177,9 @@ def test_submit_when_the_group_declares_the_portfolio_then_only_what_comes_after
         answers = ledger.submit([halt, before, declare, after])
         assert [type(one) for one in answers] == [NotFound, InvalidRequest, Decision, Decision]
         assert [one.budget for one in ledger.history("new", command="reserve")] == [500]
+        full = [SetCap(key="2", portfolio="two", cap=D(0)), Reserve(key="3", portfolio="two"), after]
+        refused(lambda: ledger.submit(full, atomic=True), InvalidRequest, "portfolio", "'two'", "'3'", "cap_exceeded")
+        assert portfolio_rows(ledger) == ["new"], "a denied group begins none"
         both = [SetCap(key="2", portfolio="two", cap=D(50)), Reserve(key="3", portfolio="two")]
         assert [one.granted for one in ledger.submit(both, atomic=True)] == [False, True]
         assert_verified(ledger)
