@@ -318,7 +318,7 @@ AGAIN = _plan("again")
 REUSE = _plan("reuse")
 
 LIVES = st.one_of(CONFIRMS, CONFIRMS, FILLS, FILLS, RELEASES, RELEASES, EXTENDS, RETAGS, REPRICES, GROWTHS, GROWTHS)
-POOL_MOVES = st.one_of(CAPS, RETAGS, GROWTHS, GROWTHS)
+POOL_MOVES = st.one_of(CAPS, RETAGS, RETAGS, GROWTHS)
 ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
 RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS)
 ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, RECONCILIATION, AGAIN, REUSE)
@@ -413,9 +413,9 @@ POOLS: dict[str, list[CommandPlan]] = {
         *_pools("a", {"bot=a": {"guarantee": "50"}, "portfolio": {"cap": "60"}}),
     ],
     "default caps": [
-        *_pools("a", {"venue=*": {"cap": "350"}, "venue=okx": {"cap": "140"}, "bot=*": {"cap": "190"}}),
-        _unknown("a", "two venues, two prices", "160", {"bot": "c"}),
+        *_pools("a", {"venue=*": {"cap": "350"}, "venue=okx": {"cap": "140"}, "bot=*": {"cap": "120"}}),
         _unknown("a", "none", "59", {"venue": "okx", "bot": "a"}),
+        _unknown("a", "two venues, two prices", "160", {"bot": "c"}),
     ],
     "largest positions": [
         *_pools("a", {"portfolio": {"max_position_usd": "260"}, "bot=b": {"max_position_usd": "49.999999999"}}),
