@@ -20,7 +20,7 @@ error, so that a careless `if result.granted` stays safe.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
-from ledger_sizer.model.denials import GROUP_DENIED
+from ledger_sizer.model.denials import GROUP_DENIED, reason_words
 
 if TYPE_CHECKING:
     from ledger_sizer.model.decisions import Decision
@@ -113,7 +113,8 @@ class Denied(LedgerError):
     def __init__(self, decision: "Decision") -> None:
         by = "denied by" if decision.reason == GROUP_DENIED else "bound by"
         super().__init__(
-            f"{decision.command} {decision.key!r} denied: {decision.reason} ({by} {decision.binding or 'nothing'})"
+            f"{decision.command} {decision.key!r} denied: {decision.reason} ({by} {decision.binding or 'nothing'}): "
+            f"{reason_words(decision.reason or '', decision.binding)}"
         )
         self.decision = decision
 
