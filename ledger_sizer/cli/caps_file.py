@@ -227,7 +227,7 @@ def _tell_of_others(overwritten: list[dict[str, Any]], left: list[dict[str, Any]
     why = "the key was used before, give a new --key" if replayed else "somebody else changed it, apply the file again"
     raise Failure(
         "changed_meanwhile",
-        f"{first['setting']} of {first['scope']} in {first['portfolio']} is {first['before'] or 'not set'}, not "
-        f"{first['after'] or 'not set'} as the file says{more}",
+        f"{first['setting']} of {first['scope']} in {first['portfolio']} is {first['before'] or 'not set'}, by the "
+        f"file {first['after'] or 'not set'}{more}",
         hint=why,
     )

@@ -13,11 +13,12 @@ Amounts are text. A name that this version does not know is an error: what a lat
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, NoReturn
 
-from ledger_sizer.model.arguments import AMOUNT_PATTERN, field_prefix
+from ledger_sizer.model.arguments import AMOUNT_PATTERN
 from ledger_sizer.model.caps import Caps, Limits, require_guarantees
 from ledger_sizer.model.commands import SetCap
 from ledger_sizer.model.errors import InvalidRequest
@@ -101,7 +102,7 @@ def _key(name: str) -> str:
 
 
 def _read_portfolio(name: str, form: Any, place: str) -> dict[str, Limits]:
-    with field_prefix(place):
+    with _placed(place):
         portfolio_name(name)
     table = _table(form, place, 'its cap, such as cap = "5000"')
     if "guarantee" in table:
@@ -128,7 +129,7 @@ def _read_portfolio(name: str, form: Any, place: str) -> dict[str, Limits]:
 def _read_limits(scope: str, form: Mapping[str, Any], place: str) -> Limits:
     _only_known(form, Limits._fields, place)
     limits = Limits(**{name: _amount(value, f"{place}.{name}") for name, value in form.items()})
-    with field_prefix(place):
+    with _placed(place):
         # What the command would refuse is refused before any command is sent.
         SetCap(key="check", scope=scope, **{name: getattr(limits, name) for name in form})
     return limits
@@ -143,7 +144,7 @@ def _amount(value: object, place: str) -> Decimal:
     if not _AMOUNT.fullmatch(value):
         _refuse(place, f'must be an amount such as "1500.50", got {value!r:.60}; leave it out for none')
     amount = parse_decimal(value)
-    with field_prefix(place):
+    with _placed(place):
         usd_floor_e8(amount, "amount")
     if -amount.as_tuple().exponent > USD_DECIMALS:  # type: ignore[operator]
         _refuse(place, f"must have at most {USD_DECIMALS} decimals, got {value!r:.60}; write fewer")
@@ -163,5 +164,14 @@ def _only_known(table: Mapping[str, Any], known: tuple[str, ...], place: str) ->
             _refuse(where, f"is not known here; known are {', '.join(known)}")
 
 
+@contextmanager
+def _placed(place: str) -> Iterator[None]:
+    """Name the place in the file in an error of the command that it makes."""
+    try:
+        yield
+    except InvalidRequest as error:
+        _refuse(f"{place}.{error.field}" if error.field in Limits._fields else place, str(error))
+
+
 def _refuse(place: str, what: str) -> NoReturn:
-    raise InvalidRequest(f"{place}: {what}", field=place)
+    raise InvalidRequest(f"{place}: {what}", field=place) from None

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ledger_sizer import Confirm, Decision, InstrumentInfo, Ledger, Leg, LegPlan, Release, Reserve, SetCap
-from ledger_sizer.model.arguments import DeclaredArgument, to_json
+from ledger_sizer.model.arguments import NOT_GIVEN, DeclaredArgument, to_json
 from ledger_sizer.model.command_base import PORTFOLIO_OR_DESK, PositionCommand
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.legs import INSTRUMENT
@@ -52,6 +52,8 @@ ONE_OF_KIND: dict[str, Any] = {
     "tags": {"venue": ["okx", "bybit"]},
 }  # fmt: skip
 """A value for each kind of argument that must be given."""
+_MORE_OF_VERB: dict[str, dict[str, Any]] = {"set_cap": {"cap": D(7)}}
+"""What a plain call needs beside the arguments that must be given."""
 WHOLE_FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "legs": (Leg, to_json(LEG)),
     "leg_plans": (LegPlan, to_json(LEG_PLAN)),
@@ -91,12 +93,14 @@ class Cases:
         portfolio = f"{self.verb.replace('_', '')}{len(self.found)}"
         base = {one.name: ONE_OF_KIND[one.kind.name] for one in self.command.arguments
                 if one.required and one.name not in ("key", "position_id")}  # fmt: skip
+        base |= _MORE_OF_VERB.get(self.verb, {})
         base["key"] = f"k{len(self.found)}"
         if issubclass(self.command, PositionCommand):
             base["position_id"] = f"{portfolio}-{STATES.index('held') + 2}"
         else:
             base["portfolio"] = portfolio
         arguments = _all_placed({**base, **changed}, portfolio)
+        arguments = {name: value for name, value in arguments.items() if value is not NOT_GIVEN}
         first = tuple((verb, _all_placed({**base, **given}, portfolio)) for verb, given in before)
         last = tuple((verb, _all_placed(given, portfolio)) for verb, given in after)
         self.found.append(Case(name, self.verb, arguments, portfolio, first, last))
@@ -132,6 +136,8 @@ def cases_of(verb: str) -> list[Case]:
         cases.add("the key for another request", before=((verb, {}),), **{other.name: changed})
     if verb == "reserve":
         _add_reserves(cases)
+    if verb == "set_cap":
+        _add_settings(cases)
     return cases.found
 
 
@@ -208,6 +214,35 @@ def _add_reserves(cases: Cases) -> None:
     cases.add("denied", min_notional_usd=D(4000))
     cases.add("full", before=(("set_cap", {"key": "full", "cap": D(0), "portfolio": "{p}"}),))
     cases.add("halted", before=(("halt", {"key": "halt", "portfolio": "{p}"}),))
+
+
+def _add_settings(cases: Cases) -> None:
+    """Add what `set_cap` may change of a scope: each setting given, removed or left out."""
+    pool = {"scope": "bot=a", "cap": NOT_GIVEN}
+    for name in ("guarantee", "max_position_usd"):
+        for number, value in enumerate([*GOOD_OF_KIND["not_negative"], *BAD_OF_KIND["not_negative"], None]):
+            cases.add(f"only {name}[{number}]={value!r:.60}", **{**pool, name: value})
+    first = {"key": "first", "scope": "bot=a", "guarantee": D(5), "max_position_usd": D(3), "portfolio": "{p}"}
+    for name, more in {
+        "a pool": {"guarantee": D(5)},
+        "all of it": {"cap": D(9), "guarantee": D("4.5"), "max_position_usd": D(2)},
+        "all of it removed": {"cap": None, "guarantee": None, "max_position_usd": None},
+        "a cap removed and a guarantee set": {"cap": None, "guarantee": D(5)},
+        "guarantee removed": {"guarantee": None},
+        "the largest removed": {"max_position_usd": None},
+        "nothing": {},
+        "another pool": {"scope": "bot=b", "guarantee": D(6)},
+        "on another tag": {"scope": "venue=x", "guarantee": D(6)},
+        "more than the cap": {"guarantee": D(100_001)},
+        "more than the cap together": {"scope": "bot=b", "guarantee": D(99_996)},
+        "a default": {"scope": "bot=*", "cap": D(5)},
+        "a default's guarantee": {"scope": "bot=*", "guarantee": D(5)},
+        "a default's largest": {"scope": "bot=*", "cap": D(5), "max_position_usd": D(5)},
+        "the whole's guarantee": {"scope": "portfolio", "guarantee": D(5)},
+        "the whole's cap below it": {"scope": "portfolio", "cap": D(4)},
+        "the whole's largest": {"scope": "portfolio", "max_position_usd": D(4)},
+    }.items():
+        cases.add(name, before=(("set_cap", first),), **{**pool, **more})
 
 
 def _set_up(ledger: Ledger, cases: list[Case]) -> None:
