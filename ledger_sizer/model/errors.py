@@ -6,6 +6,7 @@
     ├── NotFound            no such portfolio, position or decision
     ├── WrongState          the state of the position (or drift) does not allow this
     ├── Denied              a denial, raised by `Decision.raise_for_denial`
+    ├── Forbidden           the API key does not allow this; nothing was recorded
     ├── Busy                the queue is full or the database is contended; nothing was recorded, retry
     ├── Unavailable         the database is unreachable, or the outcome unknown; retry with the same key
     ├── Closed              the ledger was closed
@@ -89,6 +90,19 @@ class WrongState(LedgerError):
     """The position (or drift) exists, but its state does not allow this, for example releasing a closed one."""
 
     code = "wrong_state"
+
+
+class Forbidden(LedgerError):
+    """The API key does not allow this: its role, its portfolios, or the tags that it is bound to. Nothing was recorded.
+
+    field: the argument at fault, where it is one, such as `tags.bot`.
+    """
+
+    code = "forbidden"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class Denied(LedgerError):
