@@ -54,7 +54,16 @@ class _Float(str):
 
 def caps_file_text(caps: Mapping[str, Caps]) -> str:
     """Return the file's text, portfolios and scopes by name. caps: by portfolio; each has its own cap."""
-    return "".join([_HEADER, *(_portfolio_text(name, caps[name]) for name in sorted(caps))])
+    return "".join([_HEADER, *(_portfolio_text(*one) for one in caps_form(caps)["portfolios"].items())])
+
+
+def caps_form(caps: Mapping[str, Caps]) -> dict[str, Any]:
+    """Return what the file says, as JSON."""
+    forms: dict[str, Any] = {}
+    for portfolio, of in sorted(caps.items()):
+        scopes = {scope: dict(_amounts(limits)) for scope, limits in sorted(of.items()) if scope != PORTFOLIO_SCOPE}
+        forms[portfolio] = {**dict(_amounts(of[PORTFOLIO_SCOPE])), "scopes": scopes}
+    return {"portfolios": forms}
 
 
 def read_caps_file(data: bytes) -> dict[str, dict[str, Limits]]:
@@ -72,24 +81,24 @@ def read_caps_file(data: bytes) -> dict[str, dict[str, Limits]]:
     return {name: _read_portfolio(name, form, f"portfolios.{_key(name)}") for name, form in portfolios.items()}
 
 
-def _portfolio_text(portfolio: str, caps: Caps) -> str:
+def _portfolio_text(portfolio: str, form: Mapping[str, Any]) -> str:
     lines = ["", f"[portfolios.{_key(portfolio)}]"]
-    lines += [f"{name} = {text}" for name, text in _pairs(caps[PORTFOLIO_SCOPE])]
-    scopes = sorted(scope for scope in caps if scope != PORTFOLIO_SCOPE)
-    if scopes:
+    lines += [f"{name} = {_quoted(text)}" for name, text in form.items() if name != "scopes"]
+    if form["scopes"]:
         lines += ["", f"[portfolios.{_key(portfolio)}.scopes]"]
-    for scope in scopes:
-        pairs = ", ".join(f"{name} = {text}" for name, text in _pairs(caps[scope]))
+    for scope, amounts in form["scopes"].items():
+        pairs = ", ".join(f"{name} = {_quoted(text)}" for name, text in amounts.items())
         lines.append(f"{_quoted(scope)} = {{ {pairs} }}")
     return "\n".join(lines) + "\n"
 
 
-def _pairs(limits: Limits) -> list[tuple[str, str]]:
+def _amounts(limits: Limits) -> list[tuple[str, str]]:
+    """Return what is set, by name."""
     return [
-        (name, _quoted(decimal_text(amount)))
+        (name, decimal_text(amount))
         for name, amount in zip(Limits._fields, limits, strict=True)
         if amount is not None
-    ]
+    ]  # fmt: skip
 
 
 def _quoted(text: str) -> str:

@@ -32,6 +32,7 @@ from tests.conformance.faces import (
     opened_faces,
 )
 from tests.conformance.forms import LISTS, Inexpressible, JsonForm
+from tests.conformance.setting_cases import setting_cases
 from tests.conftest import NewDatabase
 from tests.support.argument_values import (
     BAD_OF_KIND,
@@ -137,7 +138,8 @@ def cases_of(verb: str) -> list[Case]:
     if verb == "reserve":
         _add_reserves(cases)
     if verb == "set_cap":
-        _add_settings(cases)
+        for name, before, changed in setting_cases():
+            cases.add(name, before=before, **changed)
     return cases.found
 
 
@@ -214,35 +216,6 @@ def _add_reserves(cases: Cases) -> None:
     cases.add("denied", min_notional_usd=D(4000))
     cases.add("full", before=(("set_cap", {"key": "full", "cap": D(0), "portfolio": "{p}"}),))
     cases.add("halted", before=(("halt", {"key": "halt", "portfolio": "{p}"}),))
-
-
-def _add_settings(cases: Cases) -> None:
-    """Add what `set_cap` may change of a scope: each setting given, removed or left out."""
-    pool = {"scope": "bot=a", "cap": NOT_GIVEN}
-    for name in ("guarantee", "max_position_usd"):
-        for number, value in enumerate([*GOOD_OF_KIND["not_negative"], *BAD_OF_KIND["not_negative"], None]):
-            cases.add(f"only {name}[{number}]={value!r:.60}", **{**pool, name: value})
-    first = {"key": "first", "scope": "bot=a", "guarantee": D(5), "max_position_usd": D(3), "portfolio": "{p}"}
-    for name, more in {
-        "a pool": {"guarantee": D(5)},
-        "all of it": {"cap": D(9), "guarantee": D("4.5"), "max_position_usd": D(2)},
-        "all of it removed": {"cap": None, "guarantee": None, "max_position_usd": None},
-        "a cap removed and a guarantee set": {"cap": None, "guarantee": D(5)},
-        "guarantee removed": {"guarantee": None},
-        "the largest removed": {"max_position_usd": None},
-        "nothing": {},
-        "another pool": {"scope": "bot=b", "guarantee": D(6)},
-        "on another tag": {"scope": "venue=x", "guarantee": D(6)},
-        "more than the cap": {"guarantee": D(100_001)},
-        "more than the cap together": {"scope": "bot=b", "guarantee": D(99_996)},
-        "a default": {"scope": "bot=*", "cap": D(5)},
-        "a default's guarantee": {"scope": "bot=*", "guarantee": D(5)},
-        "a default's largest": {"scope": "bot=*", "cap": D(5), "max_position_usd": D(5)},
-        "the whole's guarantee": {"scope": "portfolio", "guarantee": D(5)},
-        "the whole's cap below it": {"scope": "portfolio", "cap": D(4)},
-        "the whole's largest": {"scope": "portfolio", "max_position_usd": D(4)},
-    }.items():
-        cases.add(name, before=(("set_cap", first),), **{**pool, **more})
 
 
 def _set_up(ledger: Ledger, cases: list[Case]) -> None:
