@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ledger_sizer.model.domain import ScopeExposure
     from ledger_sizer.model.overview import Detail, Overview
+    from ledger_sizer.model.pools import Pool
 
 _BAR_WIDTH = 20
 _SPARK_LEVELS = "▁▂▃▄▅▆▇█"
@@ -37,7 +38,12 @@ _STYLES = {
 _ROWS_PER_SCOPE = 3
 """The terminal shows at most one scope for so many rows; reservations, positions and decisions share the rest."""
 
+_ROWS_PER_POOL = 6
+"""The same for pools."""
+
 _DRIFTS_MAX = 5
+_WIDE = 110
+"""Least width for columns that not every terminal has room for."""
 
 
 def render_overview(
@@ -62,12 +68,13 @@ def render_overview(
     detail = overview.detail
     if detail is None:
         return Group(head, *below_title, Text("no portfolio yet"))
-    scopes, rows = _rows_that_fit(overview, detail, height)
+    scopes, pools, rows = _rows_that_fit(overview, detail, height)
     blank = Text("")
     return Group(
         head, *below_title, blank, _summary_line(detail, overview.read_at),
         _exposure_sparkline(detail, overview.read_at, min(width, 160) - 12), blank,
-        _scopes(overview, detail, scopes), blank,
+        *_pools(detail, width, pools),
+        _scopes(overview, detail, width, scopes), *_defaults(detail), blank,
         _reconciliation(detail), blank,
         _holds(detail, overview.read_at, rows), blank,
         _positions(detail, overview.read_at, rows), blank,
@@ -87,15 +94,17 @@ def _desk_line(overview: "Overview") -> "list[Text]":
     return [Text(f"the desk is {desk.status}: nothing new is granted in any portfolio{since}{note}", "bold red")]
 
 
-def _rows_that_fit(overview: "Overview", detail: "Detail", height: int | None) -> tuple[int, int]:
-    """Return how many scopes, and how many rows of each other list, fit into the height."""
-    scopes = len(overview.portfolios) + len(detail.scopes) - 1
+def _rows_that_fit(overview: "Overview", detail: "Detail", height: int | None) -> tuple[int, int, int]:
+    """Return how many scopes, how many pools, and how many rows of each other list, fit into the height."""
+    scopes, pools = len(overview.portfolios) + len(detail.scopes) - 1, len(detail.pools)
     if height is None:
-        return scopes, 1000
+        return scopes, pools, 1000
     scopes = max(min(scopes, height // _ROWS_PER_SCOPE), 1)
-    # Titles, blank lines, table heads, and the lines of the reconciliation.
+    pools = min(pools, max(height // _ROWS_PER_POOL, 1))
+    # Titles, blank lines, table heads, and the lines of the reconciliation, of the pools and of the default caps.
     rest = height - scopes - 15 - min(len(detail.reconciliation.drifts), _DRIFTS_MAX)
-    return scopes, max(rest // 3, 1)
+    rest -= (pools + 3 if pools else 0) + bool(detail.defaults)
+    return scopes, pools, max(rest // 3, 1)
 
 
 def _summary_line(detail: "Detail", now: datetime) -> "Text":
@@ -150,20 +159,74 @@ def _table(*titles: str, right: tuple[str, ...] = ()) -> "Table":
     return table
 
 
-def _scopes(overview: "Overview", detail: "Detail", rows: int) -> "Table":
-    money = ("exposure", "cap", "headroom", "open", "held")
-    table = _table("portfolio, scope", "", "exposure", "cap", "headroom", "open", "held", "status", right=money)
+def _pools(detail: "Detail", width: int, rows: int) -> "list[RenderableType]":
+    """Return the picture of the pools, those that lack something first, with a blank line; nothing where there is none.
+
+    A narrow terminal gets no bars, then no column of what is kept. A figure is never cut.
+    """
+    from rich.text import Text
+
+    if not detail.pools:
+        return []
+    shown = sorted(detail.pools, key=lambda pool: not pool.lent_out)[:rows]
+    title = f"pools {len(detail.pools) + detail.pools_left_out:,}"
+    columns = {
+        name: [name, *(formatting.money(getattr(pool, name.replace(" ", "_"))) for pool in shown)]
+        for name in ("guaranteed", "used", "kept", "lent out")
+    }
+    lengths = {name: max(map(len, column)) for name, column in columns.items()}
+    left = width - max(len(title), *(len(pool.scope) for pool in shown)) - sum(lengths.values()) - 2 * len(lengths)
+    if left < 0:
+        del columns["kept"]
+    bars = [""] if left >= _BAR_WIDTH + 2 else []
+    table = _table(title, *bars, *columns, right=tuple(columns))
+    for column in table.columns:
+        column.min_width = lengths.get(str(column.header))
+    scale = formatting.pools_scale(detail.pools)
+    for number, pool in enumerate(shown, 1):
+        cells = [Text(column[number], "red" if name == "lent out" and pool.lent_out else "") for name, column in columns.items()]
+        table.add_row(_plain(pool.scope), *[_pool_bar(pool, scale) for _ in bars], *cells)
+    shared = Text.assemble(
+        ("shared by all ", "dim"), (formatting.money_floor(detail.shared), "bold"),
+        (f" of the headroom {formatting.money_floor(detail.whole.headroom)}", "dim"),
+    )  # fmt: skip
+    return [table, shared, Text("")]
+
+
+def _pool_bar(pool: "Pool", scale: Decimal) -> "Text":
+    """Draw what a pool uses solid, what is above its guarantee dotted, what is kept for it light, what it lacks as x."""
+    from rich.text import Text
+
+    bar = formatting.pool_bar(pool, scale, _BAR_WIDTH)
+    return Text.assemble(
+        ("█" * bar.used, "blue"), ("▓" * bar.above, "yellow"), ("░" * bar.kept, "blue"), ("x" * bar.lent_out, "bold red")
+    )
+
+
+def _defaults(detail: "Detail") -> "list[Text]":
+    """Return the line of the default caps, empty where there is none."""
+    if not detail.defaults:
+        return []
+    caps = ", ".join(f"{default.scope} {formatting.money(default.cap)}" for default in detail.defaults)
+    return [_plain(f"* by default: {caps}")]
+
+
+def _scopes(overview: "Overview", detail: "Detail", width: int, rows: int) -> "Table":
     lines = [(line.name, line.whole) for line in overview.portfolios]
     lines += [(f"  {scope.scope}", scope) for scope in detail.scopes[1:]]
+    largest = ["largest position"] if width >= _WIDE and any(scope.max_position_usd for _, scope in lines) else []
+    money = ("exposure", "cap", "headroom", "open", "held", *largest)
+    table = _table("portfolio, scope", "", *money, "status", right=money)
     for name, scope in lines[:rows]:
         table.add_row(
             name,
             _bar(scope),
             formatting.money(scope.exposure),
-            formatting.money(scope.cap),
+            formatting.money(scope.cap) + ("*" if scope.cap_from else " " if detail.defaults else ""),
             formatting.money_floor(scope.headroom),
             formatting.money(scope.open),
             formatting.money(scope.held),
+            *[formatting.money(scope.max_position_usd) for _ in largest],
             _styled(formatting.status_label(scope, overview.read_at)),
         )
     return table
