@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from ledger_sizer.model.legs import Leg as Leg
     from ledger_sizer.model.legs import LegPlan as LegPlan
     from ledger_sizer.model.legs import OrderLeg as OrderLeg
+    from ledger_sizer.model.pools import DefaultCap as DefaultCap
+    from ledger_sizer.model.pools import Pool as Pool
     from ledger_sizer.rules.explain import Explanation as Explanation
     from ledger_sizer.rules.sizing import DynamicSizer as DynamicSizer
     from ledger_sizer.rules.sizing import PositionSizer as PositionSizer
@@ -58,6 +60,7 @@ _EXPORTS = {
     "Unavailable WrongState",
     "model.instruments": "InstrumentInfo",
     "model.legs": "Leg LegPlan OrderLeg",
+    "model.pools": "DefaultCap Pool",
     "ledger.ledger": "Ledger",
     "rules.sizing": "DynamicSizer PositionSizer Sizing round_to_step",
 }

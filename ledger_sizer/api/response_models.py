@@ -26,6 +26,7 @@ from ledger_sizer.model.overview import (
     PortfolioLine,
     Reconciliation,
 )
+from ledger_sizer.model.pools import DefaultCap, Pool
 from ledger_sizer.model.reconciliation import Drift, Finding, Report, Run
 from ledger_sizer.model.tags import Tags
 from ledger_sizer.wire import overviews, reconciliation, responses
@@ -219,6 +220,10 @@ PositionForm = _form(Position, "A position.", responses.POSITION)
 PositionPage = _page("PositionPage", Position, "One page of positions; `cursor` continues it.")
 ScopeForm = _form(
     ScopeExposure, "One scope's cap and exposure, USD.", responses.FIGURES, responses.SCOPE, name="ScopeForm"
+)
+PoolForm = _form(Pool, "A guaranteed scope, USD.", responses.POOL)
+DefaultCapForm = _form(
+    DefaultCap, "The cap of every value of a tag name that has none of its own, USD.", responses.DEFAULT_CAP
 )
 ExposureForm = _form(
     Exposure,
