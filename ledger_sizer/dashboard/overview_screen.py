@@ -169,23 +169,23 @@ def _pools(detail: "Detail", width: int, rows: int) -> "list[RenderableType]":
     if not detail.pools:
         return []
     shown = sorted(detail.pools, key=lambda pool: not pool.lent_out)[:rows]
+    scale = formatting.pools_scale(detail.pools)
     title = f"pools {len(detail.pools) + detail.pools_left_out:,}"
-    columns = {
-        name: [name, *(formatting.money(getattr(pool, name.replace(" ", "_"))) for pool in shown)]
+    figures = {
+        name: [formatting.money(getattr(pool, name.replace(" ", "_"))) for pool in shown]
         for name in ("guaranteed", "used", "kept", "lent out")
     }
-    lengths = {name: max(map(len, column)) for name, column in columns.items()}
-    left = width - max(len(title), *(len(pool.scope) for pool in shown)) - sum(lengths.values()) - 2 * len(lengths)
-    if left < 0:
-        del columns["kept"]
-    bars = [""] if left >= _BAR_WIDTH + 2 else []
-    table = _table(title, *bars, *columns, right=tuple(columns))
+    lengths = {name: max(len(name), *map(len, column)) for name, column in figures.items()}
+    room = width - max(len(title), *(len(pool.scope) for pool in shown)) - sum(2 + one for one in lengths.values())
+    if room < 0:
+        del figures["kept"]
+    bars = [""] if room >= _BAR_WIDTH + 2 else []
+    table = _table(title, *bars, *figures, right=tuple(figures))
     for column in table.columns:
         column.min_width = lengths.get(str(column.header))
-    scale = formatting.pools_scale(detail.pools)
-    for number, pool in enumerate(shown, 1):
-        cells = [Text(column[number], "red" if name == "lent out" and pool.lent_out else "") for name, column in columns.items()]
-        table.add_row(_plain(pool.scope), *[_pool_bar(pool, scale) for _ in bars], *cells)
+    for pool, *cells in zip(shown, *figures.values(), strict=True):
+        cells[-1] = Text(cells[-1], "bold red" if pool.lent_out else "")
+        table.add_row(pool.scope, *[_pool_bar(pool, scale) for _ in bars], *cells)
     shared = Text.assemble(
         ("shared by all ", "dim"), (formatting.money_floor(detail.shared), "bold"),
         (f" of the headroom {formatting.money_floor(detail.whole.headroom)}", "dim"),
@@ -194,13 +194,12 @@ def _pools(detail: "Detail", width: int, rows: int) -> "list[RenderableType]":
 
 
 def _pool_bar(pool: "Pool", scale: Decimal) -> "Text":
-    """Draw what a pool uses solid, what is above its guarantee dotted, what is kept for it light, what it lacks as x."""
+    """Draw what a pool uses solid, what is above its guarantee dense, what is kept free light, what it lacks as x."""
     from rich.text import Text
 
     bar = formatting.pool_bar(pool, scale, _BAR_WIDTH)
-    return Text.assemble(
-        ("█" * bar.used, "blue"), ("▓" * bar.above, "yellow"), ("░" * bar.kept, "blue"), ("x" * bar.lent_out, "bold red")
-    )
+    used, above = ("█" * bar.used, "blue"), ("▓" * bar.above, "yellow")
+    return Text.assemble(used, above, ("░" * bar.kept, "blue"), ("x" * bar.lent_out, "bold red"))
 
 
 def _defaults(detail: "Detail") -> "list[Text]":

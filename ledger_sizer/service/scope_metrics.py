@@ -5,7 +5,6 @@ caps that were given to a scope itself are `ledger_cap_usd unless ledger_cap_by_
 `ledger_default_cap_usd` only, as nothing counts in it.
 """
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from ledger_sizer.model.units import usd
 from ledger_sizer.rules.state import ScopeState
 from ledger_sizer.storage.tables import SHARED, PortfolioRow, ScopeRow
 from ledger_sizer.storage.write_store import scope_from_row
-from ledger_sizer.views.scopes import NO_DEFAULTS, defaults_of, pools_of_shared, scope_exposure
+from ledger_sizer.views.scopes import NO_DEFAULTS, defaults_of, pools_of_shared, scope_exposure, shared_by_portfolio
 
 SCOPES_MAX = 2000
 """Most scopes in one scrape, the largest exposures first; `ledger_scopes_left_out` counts the rest. Pools are always
@@ -73,13 +72,11 @@ def read_scopes(connection: Connection, own: Sequence[ColumnElement[bool]]) -> S
         count = select(func.count()).select_from(ScopeRow).join(PortfolioRow, ScopeRow.portfolio_id == PortfolioRow.id)
         total = connection.execute(count.where(not_(is_shared), *own)).scalar_one()
     left_out = total - len(shown)
-    others = _read(connection, of_scopes.where(is_shared).order_by(PortfolioRow.name, ScopeRow.scope))
-    names = {name for name, _ in others}
-    wholes = of_scopes.where(ScopeRow.scope == PORTFOLIO_SCOPE, PortfolioRow.name.in_(names))
-    shared: dict[str, list[ScopeState]] = defaultdict(list)
-    for name, scope in [*(_read(connection, wholes) if names else ()), *others]:
-        shared[name].append(scope)
-    shown += [(name, scope) for name, scope in others if not is_default_scope(scope.name) or scope.exposure_e8]
+    others = shared_by_portfolio(connection, *own)
+    wholes = of_scopes.where(ScopeRow.scope == PORTFOLIO_SCOPE, PortfolioRow.name.in_(others))
+    shared = {name: [whole, *others[name]] for name, whole in (_read(connection, wholes) if others else ())}
+    for name, scopes in others.items():
+        shown += [(name, scope) for scope in scopes if not is_default_scope(scope.name) or scope.exposure_e8]
     return ScopeRows(shown, shared, left_out)
 
 
@@ -90,7 +87,9 @@ def _read(connection: Connection, query: Any) -> list[tuple[str, ScopeState]]:
 def scope_families(rows: ScopeRows, now: datetime) -> Iterator[GaugeMetricFamily]:
     """Yield the gauges of scopes and of pools, and of how many scopes are left out."""
     labels = ["portfolio", "scope"]
-    usd_gauges = {name: GaugeMetricFamily(f"ledger_{name}_usd", words, labels=labels) for name, words in _GAUGES.items()}
+    usd_gauges = {
+        name: GaugeMetricFamily(f"ledger_{name}_usd", words, labels=labels) for name, words in _GAUGES.items()
+    }
     flags = {name: GaugeMetricFamily(name, words, labels=labels) for name, words in _FLAGS.items()}
     shared = GaugeMetricFamily(
         "ledger_shared_usd", "What a request outside of every pool could have, of portfolios with pools.",
