@@ -42,8 +42,6 @@ _ROWS_PER_POOL = 6
 """The same for pools."""
 
 _DRIFTS_MAX = 5
-_WIDE = 110
-"""Least width for columns that not every terminal has room for."""
 
 
 def render_overview(
@@ -68,13 +66,14 @@ def render_overview(
     detail = overview.detail
     if detail is None:
         return Group(head, *below_title, Text("no portfolio yet"))
-    scopes, pools, rows = _rows_that_fit(overview, detail, height)
+    limits = _limits(detail)
+    scopes, pools, rows = _rows_that_fit(overview, detail, None if height is None else height - len(limits))
     blank = Text("")
     return Group(
         head, *below_title, blank, _summary_line(detail, overview.read_at),
         _exposure_sparkline(detail, overview.read_at, min(width, 160) - 12), blank,
         *_pools(detail, width, pools),
-        _scopes(overview, detail, width, scopes), *_defaults(detail), blank,
+        _scopes(overview, detail, scopes), *limits, blank,
         _reconciliation(detail), blank,
         _holds(detail, overview.read_at, rows), blank,
         _positions(detail, overview.read_at, rows), blank,
@@ -101,9 +100,8 @@ def _rows_that_fit(overview: "Overview", detail: "Detail", height: int | None) -
         return scopes, pools, 1000
     scopes = max(min(scopes, height // _ROWS_PER_SCOPE), 1)
     pools = min(pools, max(height // _ROWS_PER_POOL, 1))
-    # Titles, blank lines, table heads, and the lines of the reconciliation, of the pools and of the default caps.
-    rest = height - scopes - 15 - min(len(detail.reconciliation.drifts), _DRIFTS_MAX)
-    rest -= (pools + 3 if pools else 0) + bool(detail.defaults)
+    # Titles, blank lines, table heads, and the lines of the reconciliation and of the pools.
+    rest = height - scopes - 15 - min(len(detail.reconciliation.drifts), _DRIFTS_MAX) - (pools + 3 if pools else 0)
     return scopes, pools, max(rest // 3, 1)
 
 
@@ -202,19 +200,21 @@ def _pool_bar(pool: "Pool", scale: Decimal) -> "Text":
     return Text.assemble(used, above, ("░" * bar.kept, "blue"), ("x" * bar.lent_out, "bold red"))
 
 
-def _defaults(detail: "Detail") -> "list[Text]":
-    """Return the line of the default caps, empty where there is none."""
-    if not detail.defaults:
-        return []
-    caps = ", ".join(f"{default.scope} {formatting.money(default.cap)}" for default in detail.defaults)
-    return [_plain(f"* by default: {caps}")]
+def _limits(detail: "Detail") -> "list[Text]":
+    """Return the lines of the default caps and of the largest positions; none where there are none."""
+    defaults = [(default.scope, default.cap) for default in detail.defaults]
+    largest = [(one.scope, one.max_position_usd) for one in detail.scopes if one.max_position_usd is not None]
+    return [
+        _plain(f"{title}: {', '.join(f'{scope} {formatting.money(amount)}' for scope, amount in amounts)}")
+        for title, amounts in (("* by default", defaults), ("largest positions", largest))
+        if amounts
+    ]
 
 
-def _scopes(overview: "Overview", detail: "Detail", width: int, rows: int) -> "Table":
+def _scopes(overview: "Overview", detail: "Detail", rows: int) -> "Table":
     lines = [(line.name, line.whole) for line in overview.portfolios]
     lines += [(f"  {scope.scope}", scope) for scope in detail.scopes[1:]]
-    largest = ["largest position"] if width >= _WIDE and any(scope.max_position_usd for _, scope in lines) else []
-    money = ("exposure", "cap", "headroom", "open", "held", *largest)
+    money = ("exposure", "cap", "headroom", "open", "held")
     table = _table("portfolio, scope", "", *money, "status", right=money)
     for name, scope in lines[:rows]:
         table.add_row(
@@ -225,7 +225,6 @@ def _scopes(overview: "Overview", detail: "Detail", width: int, rows: int) -> "T
             formatting.money_floor(scope.headroom),
             formatting.money(scope.open),
             formatting.money(scope.held),
-            *[formatting.money(scope.max_position_usd) for _ in largest],
             _styled(formatting.status_label(scope, overview.read_at)),
         )
     return table

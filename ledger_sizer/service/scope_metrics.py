@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from prometheus_client.core import GaugeMetricFamily
-from sqlalchemy import ColumnElement, Connection, func, not_, select, text
+from sqlalchemy import ColumnElement, Connection, func, select, text
 
 from ledger_sizer.model.domain import ScopeExposure
 from ledger_sizer.model.pools import left_to_all
@@ -61,8 +61,8 @@ def read_scopes(connection: Connection, own: Sequence[ColumnElement[bool]]) -> S
     """Read the scopes of a scrape. own: conditions that a portfolio is one of the caller's."""
     of_scopes = select(PortfolioRow.name, *ScopeRow.__table__.columns)
     of_scopes = of_scopes.join_from(PortfolioRow, ScopeRow, ScopeRow.portfolio_id == PortfolioRow.id).where(*own)
-    is_shared = text(f"({SHARED})")
-    largest = of_scopes.where(not_(is_shared)).order_by(
+    unshared = text(f"NOT ({SHARED})")
+    largest = of_scopes.where(unshared).order_by(
         ScopeRow.scope != PORTFOLIO_SCOPE, (ScopeRow.held_e8 + ScopeRow.open_e8).desc(), PortfolioRow.name,
         ScopeRow.scope,
     )  # fmt: skip
@@ -70,7 +70,7 @@ def read_scopes(connection: Connection, own: Sequence[ColumnElement[bool]]) -> S
     total = len(shown)
     if total == SCOPES_MAX:
         count = select(func.count()).select_from(ScopeRow).join(PortfolioRow, ScopeRow.portfolio_id == PortfolioRow.id)
-        total = connection.execute(count.where(not_(is_shared), *own)).scalar_one()
+        total = connection.execute(count.where(unshared, *own)).scalar_one()
     left_out = total - len(shown)
     others = shared_by_portfolio(connection, *own)
     wholes = of_scopes.where(ScopeRow.scope == PORTFOLIO_SCOPE, PortfolioRow.name.in_(others))
