@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ledger_sizer.model.errors import Busy as Busy
     from ledger_sizer.model.errors import Closed as Closed
     from ledger_sizer.model.errors import Denied as Denied
+    from ledger_sizer.model.errors import Forbidden as Forbidden
     from ledger_sizer.model.errors import InternalError as InternalError
     from ledger_sizer.model.errors import InvalidRequest as InvalidRequest
     from ledger_sizer.model.errors import KeyReused as KeyReused
@@ -56,8 +57,8 @@ _EXPORTS = {
     "rules.explain": "Explanation",
     "model.decisions": "Decision",
     "model.domain": "Exposure ExposurePage Finding Page Position ScopeExposure VerifyReport",
-    "model.errors": "Busy Closed Denied InternalError InvalidRequest KeyReused LedgerError NotFound SchemaOutdated "
-    "Unavailable WrongState",
+    "model.errors": "Busy Closed Denied Forbidden InternalError InvalidRequest KeyReused LedgerError NotFound "
+    "SchemaOutdated Unavailable WrongState",
     "model.instruments": "InstrumentInfo",
     "model.legs": "Leg LegPlan OrderLeg",
     "model.pools": "DefaultCap Pool",

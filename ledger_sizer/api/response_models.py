@@ -124,6 +124,11 @@ class ExplanationForm(_Form):
     quantity: DecimalOut | None
     steps: list[dict[str, Any]] = Field(description="Of the sizing: `step`, `value`, `words`.")
     scopes: list[dict[str, Any]] = Field(description="Each as it was before the decision, USD.")
+    others: list[dict[str, Any]] = Field(
+        description="Default caps that applied (`scope`, `cap`), and what was kept for others (`scope`, `guarantee`, "
+        "`exposure`, `kept`), USD."
+    )
+    after: dict[str, Any] | None = Field(description="The scope that it set, as it left it, USD.")
     largest_grantable: dict[str, Any] | None = Field(description="The most that any score could have been granted.")
     settings_version: str | None = Field(description="Equal settings have equal versions.")
     policy: dict[str, Any] | None = Field(description="The settings that applied.")

@@ -13,6 +13,7 @@
  "grows": {"held": held_e8, "open": open_e8},   what a position counted that more is asked of
  "orders": [...],                   of more of a position: the legs of this grant
  "legs": [...],                     of the position after the decision
+ "note": "default",                 of a `set_cap` of a default cap
  "note": "late_fill", "ended": "expired", "after": [...],   ended: the state of the position that it filled late
  "group": {"tried": trace, "denied_by": {...}}}     of a member of a denied group: see `group_text`
 """
@@ -36,6 +37,9 @@ from ledger_sizer.rules.state import ScopeState
 
 MOVED = "tags"
 """The `binding` of a decision that moved its position to other scopes: its trace has `moved`."""
+
+DEFAULT_CAP = "default"
+"""The `note` of a decision that set a default cap. To versions before it, `venue=*` was the scope of a venue `*`."""
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 _quoted = lru_cache(maxsize=8192)(_encode)

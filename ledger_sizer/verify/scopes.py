@@ -13,7 +13,7 @@ from pydantic_core import from_json
 from ledger_sizer.model.decisions import DecisionRecord, Fields
 from ledger_sizer.model.scope_settings import LATER, NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_default_scope, stored_tags
-from ledger_sizer.rules.trace import read_scope
+from ledger_sizer.rules.trace import DEFAULT_CAP, read_scope
 from ledger_sizer.storage.tables import ScopeRow
 from ledger_sizer.verify.positions import READ_ERRORS, Report, find_wrong_type
 
@@ -39,7 +39,7 @@ class ScopeCheck:
         self._whole = whole
         self._report = report
         self._expected: dict[str, _Values] = {}  # by scope: what the decisions so far left
-        self._shared: set[str] = set()  # scopes that decisions about others depend on
+        self._shared: set[str] = set()  # scopes that decisions must show which depend on them
 
     def add(self, record: Fields) -> None:
         """Check what one decision saw, and add what it changed. Decisions must come in order."""
@@ -49,7 +49,8 @@ class ScopeCheck:
             moved = _moved(trace["moved"], record) if "moved" in trace else None
             others = [self._seen(seq, row) for row in trace.get("others", ())]
             own = [self._seen(seq, row) for row in trace["scopes"]]
-            if self._shared and self._whole and record[_COMMAND] in _DEPENDS_ON_OTHERS and "group" not in trace:
+            looks = record[_COMMAND] in _DEPENDS_ON_OTHERS and "group" not in trace
+            if looks and self._whole and (self._shared or others):
                 self._check_others(seq, own, others)
             for name in own:
                 settings, held_e8, open_e8 = self._expected[name]
@@ -59,7 +60,7 @@ class ScopeCheck:
             if "after" in trace:
                 name, settings, held_e8, open_e8 = read_scope(trace["after"])
                 self._expected[name] = (settings, held_e8, open_e8)
-                if settings.guarantee_e8 is not None or is_default_scope(name):
+                if settings.guarantee_e8 is not None or trace.get("note") == DEFAULT_CAP:
                     self._shared.add(name)
         except READ_ERRORS as error:
             self._report(seq, f"the trace of decision {seq} cannot be read: {error!r}")
@@ -75,10 +76,14 @@ class ScopeCheck:
         return name
 
     def _check_others(self, seq: int, own: Sequence[str], others: Sequence[str]) -> None:
-        """Check that a decision saw every default cap and every guarantee that it depended on."""
-        needed = {name for name in self._shared.difference(own) if self._bears_on(name, own)}
-        for name in sorted(needed.symmetric_difference(others)):
-            saw = "saw" if name in others else "did not see"
+        """Check that a decision saw every default cap and every guarantee that it depended on, and no other scope.
+
+        A default cap that an older version set, as that of a value `*`, may have borne on it or not.
+        """
+        missing = {name for name in self._shared.difference(own, others) if self._bears_on(name, own)}
+        needless = {name for name in others if name in own or not self._bears_on(name, own)}
+        for name in sorted(missing | needless):
+            saw = "saw" if name in needless else "did not see"
             self._report(seq, f"decision {seq} {saw} the scope {name}, which {_text(self._expected[name])}")
 
     def _bears_on(self, name: str, own: Sequence[str]) -> bool:

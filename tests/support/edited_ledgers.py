@@ -72,7 +72,7 @@ class Scene:
         live_through_fills(self.ledger, self.clock)
         self.ledger.set_cap(key="pool", scope="venue=pool", guarantee=D(50), max_position_usd=D(40))
         self.ledger.set_cap(key="default", scope="symbol=*", cap=D(4500))
-        self.ledger.reserve(key="beside a pool", amount_usd=D(10), tags={"symbol": "SOL"})
+        self.ledger.reserve(key="beside a pool", amount_usd=D(10), tags={"symbol": "BTC"})
         self.intruder = Intruder(url)
         if not guarded:
             self.intruder.take_guards_down()
