@@ -5,8 +5,8 @@ from decimal import Decimal
 
 from ledger_sizer.dashboard.formatting import UNTIL_KNOWN, clock, exact, money
 from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.denials import GUARANTEE, MAX_POSITION
 from ledger_sizer.model.units import usd
-from ledger_sizer.rules.bounds import GUARANTEE, MAX_POSITION
 from ledger_sizer.rules.explain import object_in, reason_in_words
 from ledger_sizer.rules.explain_position import Form, Told
 

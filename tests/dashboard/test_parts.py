@@ -366,37 +366,6 @@ def test_tell_decision_when_it_was_denied_then_the_words_are_the_reason(database
         assert decision_label(filled) == "filled 1, counts 10.00, after its hold had expired"
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"cap": Decimal(900), "guarantee": Decimal("0.5")}, "capped at 900.00, guaranteed 0.50"),
-        ({"guarantee": None, "max_position_usd": Decimal(300)}, "has no guarantee any more, largest position 300.00"),
-        ({"cap": None, "max_position_usd": None}, "has no cap any more, has no largest position any more"),
-        ({"max_position_usd": None, "note": "why"}, "has no largest position any more: why"),
-    ],
-)
-def test_tell_set_cap_when_some_settings_are_given_then_the_words_are_about_these_only(
-    ledger: Ledger, given: dict[str, Any], words: str
-) -> None:
-    assert decision_label(ledger.set_cap(key="a", portfolio="main", scope="bot=a", **given)) == f"bot=a {words}"
-
-
-def test_tell_decision_when_a_guarantee_or_a_largest_position_bound_it_then_the_words_name_the_scope(
-    ledger: Ledger,
-) -> None:
-    ledger.set_cap(key="1", portfolio="main", cap=Decimal(1_000))
-    ledger.set_cap(key="2", portfolio="main", scope="bot=b", guarantee=Decimal(700))
-    ledger.set_cap(key="3", portfolio="main", scope="venue=x", max_position_usd=Decimal(100))
-    small = ledger.reserve(key="4", tags={"venue": "x"})
-    cut = ledger.reserve(key="5", amount_usd=Decimal(500))
-    denied = ledger.reserve(key="6")
-    assert [decision_label(one) for one in (small, cut, denied)] == [
-        "100.00 held, the most for one position of venue=x",
-        "200.00 held, bound by what is kept for others, most for bot=b",
-        "the portfolio's cap, less what is guaranteed to others (most to bot=b), leaves nothing",
-    ]
-
-
 # Drifts.
 
 

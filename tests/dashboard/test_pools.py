@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ledger_sizer import Ledger, Pool
 from ledger_sizer.dashboard.formatting import pool_bar, pools_scale
+from ledger_sizer.dashboard.labels import decision_label
 from ledger_sizer.dashboard.overview_screen import render_overview
 from ledger_sizer.wire.overviews import overview_from_json, overview_to_json
 from tests.conftest import NewDatabase
@@ -129,10 +130,42 @@ def test_open_desk_when_there_are_pools_then_their_figures_default_caps_and_deni
         "<b>venue=*</b> 3,000.00",
         "<b>bot=a</b> 600.00",
         '3,000.00<span class="dim" aria-hidden="true">*</span><span class="unseen"> by default</span>',
-        "the portfolio&#39;s cap, less what is guaranteed to others (most to bot=a), leaves nothing",
+        "for others (bot=a 1500, bot=b 1500)",
     ):
         assert words in page, words
     assert "steer-venue=*" not in page, "a default is no scope"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"cap": Decimal(900), "guarantee": Decimal("0.5")}, "capped at 900.00, guaranteed 0.50"),
+        ({"guarantee": None, "max_position_usd": Decimal(300)}, "has no guarantee any more, largest position 300.00"),
+        ({"cap": None, "max_position_usd": None}, "has no cap any more, has no largest position any more"),
+        ({"max_position_usd": None, "note": "why"}, "has no largest position any more: why"),
+    ],
+)
+def test_tell_set_cap_when_some_settings_are_given_then_the_words_are_about_these_only(
+    ledger: Ledger, given: dict[str, Any], words: str
+) -> None:
+    assert decision_label(ledger.set_cap(key="a", portfolio="main", scope="bot=a", **given)) == f"bot=a {words}"
+
+
+def test_tell_decision_when_a_guarantee_or_a_largest_position_bound_it_then_the_words_name_the_scope(
+    ledger: Ledger,
+) -> None:
+    ledger.set_cap(key="1", portfolio="main", cap=Decimal(1_000))
+    ledger.set_cap(key="2", portfolio="main", scope="bot=b", guarantee=Decimal(700))
+    ledger.set_cap(key="3", portfolio="main", scope="venue=x", max_position_usd=Decimal(100))
+    small = ledger.reserve(key="4", tags={"venue": "x"})
+    cut = ledger.reserve(key="5", amount_usd=Decimal(500))
+    denied = ledger.reserve(key="6")
+    assert [decision_label(one) for one in (small, cut)] == [
+        "100.00 held, the most for one position of venue=x",
+        "200.00 held, bound by what is kept for others, most for bot=b",
+    ]
+    assert denied.binding == "guarantee:bot=b"
+    assert "for others (bot=b 700)" in decision_label(denied)
 
 
 @pytest.mark.parametrize(("size", "scheme"), [(WIDE, "light"), (PHONE, "dark")], ids=["desktop", "phone-dark"])
