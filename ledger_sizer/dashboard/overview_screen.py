@@ -73,7 +73,7 @@ def render_overview(
         head, *below_title, blank, _summary_line(detail, overview.read_at),
         _exposure_sparkline(detail, overview.read_at, min(width, 160) - 12), blank,
         *_pools(detail, width, pools),
-        _scopes(overview, detail, scopes), *limits, blank,
+        _scopes(overview, detail, width, scopes), *limits, blank,
         _reconciliation(detail), blank,
         _holds(detail, overview.read_at, rows), blank,
         _positions(detail, overview.read_at, rows), blank,
@@ -157,33 +157,56 @@ def _table(*titles: str, right: tuple[str, ...] = ()) -> "Table":
     return table
 
 
-def _pools(detail: "Detail", width: int, rows: int) -> "list[RenderableType]":
-    """Return the picture of the pools, those that lack something first, with a blank line; nothing where there is none.
+def _figure_table(
+    width: int,
+    names: Sequence[str],
+    bars: "Sequence[Text]",
+    figures: "dict[str, list[Text]]",
+    expendable: Sequence[str],
+    statuses: "Sequence[Text]" = (),
+) -> "Table":
+    """Return a table of names, bars, figures and statuses. No figure is cut: a narrow terminal gets fewer columns.
 
-    A narrow terminal gets no bars, then no column of what is kept. A figure is never cut.
+    names: the title first. figures: by title. expendable: titles of figures that go where there is no room, in this
+    order; the bars go before. statuses: the title first; none without such a column.
     """
+    lengths = {title: max(len(title), *map(len, column)) for title, column in figures.items()}
+    room = width + 2 - sum(2 + max(map(len, column)) for column in (names, statuses) if column)
+    room -= sum(2 + length for length in lengths.values())
+    for title in expendable:
+        if room < 0:
+            room += lengths[title] + 2
+            del figures[title]
+    with_bars = room >= _BAR_WIDTH + 2
+    table = _table(names[0], *([""] if with_bars else []), *figures, right=tuple(figures))
+    for column in table.columns:
+        column.min_width = lengths.get(str(column.header))
+    columns = [*([bars] if with_bars else []), *figures.values(), *([statuses[1:]] if statuses else [])]
+    if statuses:
+        table.add_column(statuses[0], no_wrap=True)
+    for row in zip(names[1:], *columns, strict=True):
+        table.add_row(*row)
+    return table
+
+
+def _pools(detail: "Detail", width: int, rows: int) -> "list[RenderableType]":
+    """Return the picture of the pools, those that lack something first, with a blank line; nothing without pools."""
     from rich.text import Text
 
     if not detail.pools:
         return []
     shown = sorted(detail.pools, key=lambda pool: not pool.lent_out)[:rows]
     scale = formatting.pools_scale(detail.pools)
-    title = f"pools {len(detail.pools) + detail.pools_left_out:,}"
     figures = {
-        name: [formatting.money(getattr(pool, name.replace(" ", "_"))) for pool in shown]
-        for name in ("guaranteed", "used", "kept", "lent out")
+        title: [Text(formatting.money(getattr(pool, title.replace(" ", "_")))) for pool in shown]
+        for title in ("guaranteed", "used", "kept", "lent out")
     }
-    lengths = {name: max(len(name), *map(len, column)) for name, column in figures.items()}
-    room = width - max(len(title), *(len(pool.scope) for pool in shown)) - sum(2 + one for one in lengths.values())
-    if room < 0:
-        del figures["kept"]
-    bars = [""] if room >= _BAR_WIDTH + 2 else []
-    table = _table(title, *bars, *figures, right=tuple(figures))
-    for column in table.columns:
-        column.min_width = lengths.get(str(column.header))
-    for pool, *cells in zip(shown, *figures.values(), strict=True):
-        cells[-1] = Text(cells[-1], "bold red" if pool.lent_out else "")
-        table.add_row(pool.scope, *[_pool_bar(pool, scale) for _ in bars], *cells)
+    for pool, lent_out in zip(shown, figures["lent out"], strict=True):
+        lent_out.stylize("bold red" if pool.lent_out else "")
+    names = [f"pools {len(detail.pools) + detail.pools_left_out:,}", *(pool.scope for pool in shown)]
+    table = _figure_table(
+        width, names, [_pool_bar(pool, scale) for pool in shown], figures, ["kept", "guaranteed", "used"]
+    )
     shared = Text.assemble(
         ("shared by all ", "dim"), (formatting.money_floor(detail.shared), "bold"),
         (f" of the headroom {formatting.money_floor(detail.whole.headroom)}", "dim"),
@@ -211,23 +234,26 @@ def _limits(detail: "Detail") -> "list[Text]":
     ]
 
 
-def _scopes(overview: "Overview", detail: "Detail", rows: int) -> "Table":
+def _scopes(overview: "Overview", detail: "Detail", width: int, rows: int) -> "Table":
     lines = [(line.name, line.whole) for line in overview.portfolios]
-    lines += [(f"  {scope.scope}", scope) for scope in detail.scopes[1:]]
-    money = ("exposure", "cap", "headroom", "open", "held")
-    table = _table("portfolio, scope", "", *money, "status", right=money)
-    for name, scope in lines[:rows]:
-        table.add_row(
-            name,
-            _bar(scope),
-            formatting.money(scope.exposure),
-            formatting.money(scope.cap) + ("*" if scope.cap_from else " " if detail.defaults else ""),
-            formatting.money_floor(scope.headroom),
-            formatting.money(scope.open),
-            formatting.money(scope.held),
-            _styled(formatting.status_label(scope, overview.read_at)),
-        )
-    return table
+    lines = [*lines, *((f"  {scope.scope}", scope) for scope in detail.scopes[1:])][:rows]
+    scopes = [scope for _, scope in lines]
+    mark = " " if detail.defaults else ""
+    figures = {
+        "exposure": [formatting.money(scope.exposure) for scope in scopes],
+        "cap": [formatting.money(scope.cap) + ("*" if scope.cap_from else mark) for scope in scopes],
+        "headroom": [formatting.money_floor(scope.headroom) for scope in scopes],
+        "open": [formatting.money(scope.open) for scope in scopes],
+        "held": [formatting.money(scope.held) for scope in scopes],
+    }
+    return _figure_table(
+        width,
+        ["portfolio, scope", *(name for name, _ in lines)],
+        [_bar(scope) for scope in scopes],
+        {title: [*map(_plain, column)] for title, column in figures.items()},
+        ["held", "open", "cap", "headroom"],
+        [_plain("status"), *(_styled(formatting.status_label(scope, overview.read_at)) for scope in scopes)],
+    )
 
 
 def _bar(scope: "ScopeExposure") -> "Text":

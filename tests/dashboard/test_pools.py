@@ -85,12 +85,21 @@ def on_screen(overview: Any, width: int, height: int | None = None) -> str:
     return captured.get()
 
 
+SHOWN_OF_SCOPE = {
+    100: {"900.00", "2,100.00", "3,000.00*", "active"},
+    50: {"900.00", "2,100.00", "active"},
+    42: {"900.00", "active"},
+    26: {"900.00"},
+}
+
+
 @pytest.mark.parametrize(
     ("width", "row"),
     [
         (100, "bot=a    █████░░░░░░░░░░░xxxx  2,000.00  500.00  1,500.00  400.00"),
         (50, "bot=a  2,000.00  500.00  1,500.00  400.00"),
         (42, "bot=a  2,000.00  500.00  400.00"),
+        (26, "bot=a  500.00  400.00"),
     ],
 )
 def test_watch_pools_when_the_terminal_is_narrow_then_columns_go_and_no_figure_is_cut(
@@ -100,6 +109,9 @@ def test_watch_pools_when_the_terminal_is_narrow_then_columns_go_and_no_figure_i
         lend_out(ledger)
         shown = on_screen(ledger.overview(), width)
     assert row.split() in [line.split() for line in shown.splitlines()]
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= width
+    (bybit,) = [line.split() for line in shown.splitlines() if line.startswith("  venue=bybit")]
+    assert {"900.00", "2,100.00", "3,000.00*", "active"} & {*bybit} == SHOWN_OF_SCOPE[width]
     words = " ".join(shown.split())
     assert "shared by all 0.00 of the headroom 2,600.00" in words
     assert "* by default: venue=* 3,000.00 largest positions: bot=a 600.00" in words
