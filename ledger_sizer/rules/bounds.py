@@ -4,18 +4,13 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from operator import itemgetter
 
+from ledger_sizer.model.denials import GUARANTEE, MAX_POSITION
 from ledger_sizer.model.tags import is_default_scope
 from ledger_sizer.model.units import floor_e8
 from ledger_sizer.rules.state import ScopeState
 
 Limits = list[tuple[str, int]]
 """The name and the amount of each bound, 1e-8 USD. The least binds, and of equals the first."""
-
-GUARANTEE = "guarantee:"
-"""Begins the name of the bound that a guarantee sets to others: `guarantee:bot=a`."""
-
-MAX_POSITION = "max_position_usd:"
-"""Begins the name of the bound that a scope sets to one position: `max_position_usd:bot=a`."""
 
 
 def headrooms(scopes: Iterable[ScopeState], others: Sequence[ScopeState] = ()) -> Limits:

@@ -9,7 +9,7 @@ from operator import itemgetter
 from typing import Any
 
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.denials import DESK_BINDING
+from ledger_sizer.model.denials import DESK_BINDING, reason_words
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.instruments import instrument_from_json
 from ledger_sizer.model.legs import plan_from_json
@@ -18,7 +18,7 @@ from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text, parse_decimal, usd, usd_ceil_e8, usd_floor_e8, usd_text
 from ledger_sizer.rules.bounds import balance_bounds, cap_bounds, position_bound
 from ledger_sizer.rules.explain_position import Told, position_data, position_lines
-from ledger_sizer.rules.explain_scopes import Scopes, bound_words, reason_words, scope_lines
+from ledger_sizer.rules.explain_scopes import Scopes, move_words, scope_lines, too_little_words
 from ledger_sizer.rules.leg_sizing import match_legs
 
 
@@ -44,7 +44,9 @@ def explain(decision: Decision) -> Explanation:
     trace = whole_trace if group is None else group["tried"]
     told = Told(decision, request, trace)
     found = Scopes.of(trace)
-    scopes, others = found.data(), found.data_of_others()
+    scopes, others, after = found.data(), found.data_of_others(), None
+    if decision.outcome == "applied":
+        after = found.data_of_after()
     steps = _sizing_steps(decision, request, trace, found)
     largest = _largest_grantable(request, trace, found, decision.record.decided_us)
     version = _settings_version(trace.get("policy"))
@@ -54,7 +56,7 @@ def explain(decision: Decision) -> Explanation:
     lines += [step["words"] for step in steps]
     if "desk" in trace:
         lines.append(f"The desk is {trace['desk']}, and so is every portfolio.")
-    lines += scope_lines(scopes, others)
+    lines += scope_lines(scopes, others, after)
     lines += _match_lines(decision, trace.get("match"))
     lines += position_lines(told)
     if largest is not None:
@@ -86,6 +88,7 @@ def explain(decision: Decision) -> Explanation:
         "steps": steps,
         "scopes": scopes,
         "others": others,
+        "after": after,
         "largest_grantable": largest,
         "settings_version": version,
         "policy": trace.get("policy"),
@@ -111,23 +114,16 @@ def object_in(text: str) -> dict[str, Any]:
 
 def reason_in_words(decision: Decision) -> str:
     """Return the denial reason as the end of a sentence; empty for a decision that was not denied."""
-    left_e8 = _left_by_cap(decision) if decision.reason == "cap_exceeded" else None
-    if left_e8 is None:
-        return reason_words(decision.reason or "", decision.binding)
-    what = bound_words(decision.binding)
-    if left_e8 <= 0:
-        return f"{what} leaves nothing"
-    enough = "the position counts" if decision.command == "retag" else "the smallest order needs"
+    reason, binding = decision.reason or "", decision.binding
+    if reason != "cap_exceeded" or binding is None:
+        return reason_words(reason, binding)
+    trace = object_in(decision.trace)
+    scopes = Scopes.of(trace["group"]["tried"] if "group" in trace else trace)
+    enough = "the smallest order needs"
     if decision.command == "reserve" and "min_notional_usd" in object_in(decision.request):
         enough = "the smallest order needs, or the request wants at least"
-    return f"{what} leaves {usd_text(left_e8)} USD, less than {enough}"
-
-
-def _left_by_cap(decision: Decision) -> int | None:
-    """Return what the cap left that denied, 1e-8 USD; None where that is not recorded."""
-    trace = object_in(decision.trace)
-    trace = trace["group"]["tried"] if "group" in trace else trace
-    return Scopes.of(trace).left_by(decision.binding)
+    found = move_words(scopes, binding) if decision.command == "retag" else too_little_words(scopes, binding, enough)
+    return found or reason_words(reason, binding)
 
 
 def _headline(decision: Decision) -> str:

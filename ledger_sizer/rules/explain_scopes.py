@@ -3,26 +3,33 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ledger_sizer.model.denials import DENIALS, DESK_BINDING, GROUP_DENIED
+from ledger_sizer.model.denials import GUARANTEE, MAX_POSITION
 from ledger_sizer.model.tags import is_default_scope
 from ledger_sizer.model.times import from_us, time_text
 from ledger_sizer.model.units import usd_text
-from ledger_sizer.rules.bounds import GUARANTEE, MAX_POSITION, cap_bounds, headrooms
+from ledger_sizer.rules.bounds import cap_bounds, headrooms
 from ledger_sizer.rules.state import ScopeState
 from ledger_sizer.rules.trace import read_scope
 
+_NAMED_MAX = 3
+"""Most guaranteed scopes that a denial names."""
+
 
 class Scopes(NamedTuple):
-    """The scopes that a decision was about, and the others that it depended on, as it found them."""
+    """The scopes that a decision was about, and the others that it depended on, as it found them.
+
+    after: the scope that it set, as it left it.
+    """
 
     own: Sequence[ScopeState]
     others: Sequence[ScopeState]
+    after: ScopeState | None = None
 
     @classmethod
     def of(cls, trace: Mapping[str, Any]) -> "Scopes":
         """Read them from a trace."""
         own, others = [[_scope_state(row) for row in trace.get(name, ())] for name in ("scopes", "others")]
-        return cls(own, others)
+        return cls(own, others, _scope_state(trace["after"]) if "after" in trace else None)
 
     def left_by(self, binding: str | None) -> int | None:
         """Return what the cap of a scope, or the guarantees of others, left: 1e-8 USD; None where neither is meant."""
@@ -35,6 +42,10 @@ class Scopes(NamedTuple):
         """Return what each scope was set to and counted, USD as text."""
         left = dict(headrooms(self.own, self.others))
         return [_scope_data(scope, left.get(scope.name)) for scope in self.own]
+
+    def data_of_after(self) -> dict[str, Any] | None:
+        """Return what the decision left of the scope that it set, USD as text."""
+        return None if self.after is None else _scope_data(self.after, self.after.headroom_e8)
 
     def data_of_others(self) -> list[dict[str, Any]]:
         """Return the default caps that applied, and what was kept for guaranteed scopes, USD as text."""
@@ -49,8 +60,10 @@ class Scopes(NamedTuple):
         ]  # fmt: skip
 
 
-def scope_lines(own: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say in words what `Scopes.data` and `Scopes.data_of_others` return."""
+def scope_lines(
+    own: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], after: Mapping[str, Any] | None
+) -> list[str]:
+    """Say in words what `Scopes.data`, `Scopes.data_of_others` and `Scopes.data_of_after` return."""
     defaults = [f"The default {one['scope']}: cap {one['cap']} USD." for one in others if "cap" in one]
     kept = [
         f"Kept for {one['scope']}: {one['kept']} USD (guarantee {one['guarantee']}, of which it uses "
@@ -58,27 +71,48 @@ def scope_lines(own: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, 
         for one in others
         if "kept" in one
     ]
-    return [*map(_scope_line, own), *defaults, *kept]
+    set_to = [] if after is None else [_scope_line(after, " after it")]
+    return [*map(_scope_line, own), *defaults, *kept, *set_to]
 
 
-def reason_words(reason: str, binding: str | None) -> str:
-    """Return a denial's reason as the end of a sentence."""
-    _, words = DENIALS.get(reason, ("", reason))
-    if reason == GROUP_DENIED:
-        # Decisions of earlier versions name no neighbour.
-        return words.format(binding=repr(binding)) if binding is not None else words.partition(":")[0]
-    if reason == "cap_exceeded":
-        return words.format(binding=bound_words(binding))
-    return words.format(binding="the desk" if binding == DESK_BINDING else binding)
+def too_little_words(scopes: Scopes, binding: str, enough: str) -> str | None:
+    """Say what a cap or the guarantees of others left to a request, as the end of a sentence; None where unknown.
+
+    binding: of the denial. enough: what was more than that.
+    """
+    left_e8 = scopes.left_by(binding)
+    if left_e8 is None:
+        return None
+    left = f"leaves {usd_text(left_e8)} USD, less than {enough}" if left_e8 > 0 else "leaves nothing"
+    if not binding.startswith(GUARANTEE):
+        return f"{_cap_words(scopes, binding)} {left}"
+    kept = sorted((one for one in scopes.others if one.kept_e8), key=lambda one: -one.kept_e8)
+    total_e8 = sum(one.kept_e8 for one in kept)
+    named = ", ".join(f"{one.name} {usd_text(one.kept_e8)}" for one in kept[:_NAMED_MAX])
+    more = f", {len(kept) - _NAMED_MAX} more" if len(kept) > _NAMED_MAX else ""
+    return (
+        f"the portfolio has {usd_text(left_e8 + total_e8)} USD left and keeps {usd_text(total_e8)} USD for others "
+        f"({named}{more}), which {left}"
+    )
 
 
-def bound_words(binding: str | None) -> str:
-    """Return a cap, a guarantee or a maximum that bound a request, in words. binding: of its decision."""
-    if binding is not None and binding.startswith(GUARANTEE):
-        return f"the portfolio's cap, less what is guaranteed to others (most to {binding.removeprefix(GUARANTEE)}),"
-    if binding is not None and binding.startswith(MAX_POSITION):
-        return f"the largest position of {binding.removeprefix(MAX_POSITION)}"
-    return f"the cap of {binding}"
+def move_words(scopes: Scopes, binding: str) -> str | None:
+    """Say why a position cannot move to other scopes, as the end of a sentence; None where the trace does not tell."""
+    own = {one.name: one for one in scopes.own}
+    if binding.startswith(GUARANTEE) and (left := own.get(binding.removeprefix(GUARANTEE))) is not None:
+        guarantee = _usd(left.settings.guarantee_e8)
+        return f"others use too much to keep free what is guaranteed to {left.name} ({guarantee} USD) once it leaves"
+    if binding.startswith(MAX_POSITION) and (entered := own.get(binding.removeprefix(MAX_POSITION))) is not None:
+        most = _usd(entered.settings.max_position_e8)
+        return f"{entered.name} allows positions of at most {most} USD, less than the position counts"
+    return too_little_words(scopes, binding, "the position counts")
+
+
+def _cap_words(scopes: Scopes, binding: str) -> str:
+    """Name a cap, and the default that it is."""
+    default = f"{binding.partition('=')[0]}=*"
+    by_default = any(one.name == binding and one.cap_e8 is None for one in scopes.own)
+    return f"the cap of {binding} (the default of {default})" if by_default else f"the cap of {binding}"
 
 
 def _scope_state(row: list[Any]) -> ScopeState:
@@ -104,7 +138,7 @@ def _scope_data(scope: ScopeState, headroom_e8: int | None) -> dict[str, Any]:
     }
 
 
-def _scope_line(scope: Mapping[str, Any]) -> str:
+def _scope_line(scope: Mapping[str, Any], when: str = "") -> str:
     counted = f"held {scope['held']}, open {scope['open']}"
     more = "" if scope["status"] == "active" else f", {scope['status']}"
     if scope["frozen"]:
@@ -116,9 +150,9 @@ def _scope_line(scope: Mapping[str, Any]) -> str:
     if scope["max_position_usd"] is not None:
         more += f", largest position {scope['max_position_usd']}"
     if scope["cap"] is None:
-        return f"Scope {scope['scope']}: no cap, {counted}{more}."
+        return f"Scope {scope['scope']}{when}: no cap, {counted}{more}."
     cap = f"cap {scope['cap']}{' by default' if scope['by_default'] else ''}"
-    return f"Scope {scope['scope']}: {cap}, {counted}, headroom {scope['headroom']} USD{more}."
+    return f"Scope {scope['scope']}{when}: {cap}, {counted}, headroom {scope['headroom']} USD{more}."
 
 
 def _usd(amount_e8: int | None) -> str | None:

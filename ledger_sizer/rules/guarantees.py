@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
+from ledger_sizer.model.denials import GUARANTEE
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.units import usd_text
-from ledger_sizer.rules.bounds import GUARANTEE
 from ledger_sizer.rules.state import PortfolioState, ScopeState
 
 

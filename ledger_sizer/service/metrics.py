@@ -38,7 +38,7 @@ from ledger_sizer.storage.tables import (
     ScopeRow,
 )
 from ledger_sizer.storage.write_store import scope_from_row
-from ledger_sizer.views.queries import scope_exposure
+from ledger_sizer.views.scopes import NO_DEFAULTS, defaults_of, scope_exposure, shared_by_portfolio
 
 SCOPES_MAX = 2000
 """Most scopes in one scrape, the largest exposures first; `ledger_scopes_left_out` counts the rest."""
@@ -219,6 +219,7 @@ class ExposureCollector(Collector):
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
             holds = connection.execute(_holds(now_us).where(*own)).all()
             desk = desk_status(connection)
+            shared = shared_by_portfolio(connection, *own)
             newest_us = connection.execute(select(func.max(PortfolioRow.last_us)).where(*own)).scalar() or 0
         gauges = {
             name: GaugeMetricFamily(f"ledger_{name}_usd", text, labels=["portfolio", "scope"])
@@ -231,8 +232,9 @@ class ExposureCollector(Collector):
             "ledger_scope_unreconciled", "1 where a drift, or no good run lately, stops reservations.",
             labels=["portfolio", "scope"],
         )  # fmt: skip
+        defaults = {portfolio: defaults_of(scopes) for portfolio, scopes in shared.items()}
         for portfolio, *row in rows:
-            scope = scope_exposure(scope_from_row(row))
+            scope = scope_exposure(scope_from_row(row), defaults.get(portfolio, NO_DEFAULTS))
             labels = [portfolio, scope.scope]
             for name in _EXPOSURE_GAUGES if scope.cap is not None else ("held", "open", "exposure"):
                 gauges[name].add_metric(labels, float(getattr(scope, name)))

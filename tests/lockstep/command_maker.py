@@ -62,10 +62,14 @@ class CommandMaker(RuleBasedStateMachine):
         else:
             values = {**plan.values, "portfolio": self._portfolio_name(plan.portfolio)}
         values |= values.pop("limits", {})
+        if plan.verb in ("reserve", "adopt") and plan.index % 4:
+            # Most say what the settings require.
+            missing = [name for name in self.model.figures.required if name not in values.get("tags", {})]
+            values["tags"] = {**values.get("tags", {}), **dict.fromkeys(missing, "abc"[plan.index % 3])}
         values |= random_commands.BY_NAME[values.pop("market", "none")]
         verb = plan.verb if plan.verb in COMMANDS else "reserve"
         make: Any = COMMANDS[verb]
-        wrong, mended = _mended(values)
+        wrong, mended = _mended(verb, values)
         if wrong:
             with pytest.raises(InvalidRequest) as refused:
                 make(key=key, **values)
@@ -130,7 +134,7 @@ class CommandMaker(RuleBasedStateMachine):
         return max(Decimal(int(size * Fraction(share) * 10**9)) / 10**9, Decimal("1e-9"))
 
 
-def _mended(values: dict[str, Any]) -> tuple[set[str], dict[str, Any]]:
+def _mended(verb: str, values: dict[str, Any]) -> tuple[set[str], dict[str, Any]]:
     """Return the fields for which arguments are no command, and arguments that are one."""
     scope, wrong, mended = values.get("scope", ""), set(), dict(values)
     limits = [name for name in LIMITS if name in values]
@@ -138,11 +142,15 @@ def _mended(values: dict[str, Any]) -> tuple[set[str], dict[str, Any]]:
         wrong.add("cap")
         mended["cap"] = Decimal(2000)
     for name in limits:
-        if (scope == WHOLE and name == "guarantee") or (scope.endswith("=*") and name != "cap"):
+        only_cap = scope.endswith("=*") and name != "cap"
+        if values[name] is not None and (only_cap or (scope == WHOLE and name == "guarantee")):
             wrong.add(name)
             mended = {"cap": Decimal(700), **mended}
             del mended[name]
-    if scope.endswith("=*") and not limits:
+    if verb == "set_cap" and not limits:
+        wrong |= {*LIMITS}
+        mended["cap"] = None if scope != WHOLE else Decimal(2000)
+    elif scope.endswith("=*") and not limits:
         wrong.add("scope")
         mended["scope"] = "venue=bybit"
     for name, value in values.get("tags", {}).items():

@@ -1,7 +1,7 @@
 """Pools of the reference model: caps and their defaults, what is kept for guaranteed scopes, the largest position.
 
-From the documented rules alone. A scope without a cap of its own has the default of its dimension (`venue=*`). A request
-leaves to each guaranteed scope that it is not in what that scope lacks of its guarantee.
+From the documented rules alone. A scope without a cap of its own has the default of its dimension (`venue=*`). A
+request leaves to each guaranteed scope that it is not in what that scope lacks of its guarantee.
 """
 
 from __future__ import annotations
@@ -39,24 +39,21 @@ def kept_from(portfolio: PortfolioModel, scopes: Sequence[str]) -> dict[str, Fra
 
 
 def rooms(portfolio: PortfolioModel, scopes: Sequence[str]) -> list[Room]:
-    """Return what each capped scope of a request leaves, in the order of the scopes."""
-    found = []
-    for scope in scopes:
-        cap = cap_of(portfolio, scope)
-        if cap is None:
-            continue
-        room, name = cap - portfolio.exposure(scope), scope
-        kept = kept_from(portfolio, scopes) if scope == WHOLE else {}
-        if kept and room > 0:
-            room, name = room - sum(kept.values()), f"guarantee:{max(kept, key=lambda one: kept[one])}"
-        found.append((room, name))
+    """Return what each capped scope of a request leaves, in order, and at last what the guarantees of others leave."""
+    found = [
+        (cap - portfolio.exposure(scope), scope) for scope in scopes if (cap := cap_of(portfolio, scope)) is not None
+    ]
+    kept = kept_from(portfolio, scopes)
+    room, _ = found[0]  # the portfolio's
+    if kept and room > 0:
+        found.append((room - sum(kept.values()), f"guarantee:{max(kept, key=lambda one: kept[one])}"))
     return found
 
 
-def largest_position(portfolio: PortfolioModel, scopes: Sequence[str]) -> Room:
-    """Return the most that one position in these scopes may be: the smallest of theirs, else that of the settings."""
+def largest_position(portfolio: PortfolioModel, scopes: Sequence[str]) -> Room | None:
+    """Return the most that one position in these scopes may be: the smallest of theirs."""
     own = [(portfolio.maxima[scope], f"max_position_usd:{scope}") for scope in scopes if scope in portfolio.maxima]
-    return min(own, key=lambda one: one[0]) if own else (portfolio.figures.position_max, "max_position_size_usd")
+    return min(own, key=lambda one: one[0]) if own else None
 
 
 def reasons_to_stay(portfolio: PortfolioModel, before: Holding, after: Holding) -> list[tuple[str, str]]:
@@ -67,15 +64,15 @@ def reasons_to_stay(portfolio: PortfolioModel, before: Holding, after: Holding) 
         cap = cap_of(portfolio, scope)
         if cap is not None and portfolio.exposure(scope) + counts > cap:
             found.append(("cap_exceeded", scope))
+    largest = largest_position(portfolio, entered)
+    if largest is not None and counts > largest[0]:
+        found.append(("cap_exceeded", largest[1]))
     moved = portfolio.copy()
     moved.positions[after.number] = after
     kept = kept_from(moved, after.scopes)
-    lost = {scope: usd for scope, usd in kept.items() if scope in before.scopes}
+    lost = {scope: usd for scope, usd in kept.items() if scope in before.scopes and counts}
     if lost and moved.exposure() + sum(kept.values()) > moved.caps[WHOLE]:
         found.append(("cap_exceeded", f"guarantee:{max(lost, key=lambda one: lost[one])}"))
-    for scope in entered:
-        if counts > portfolio.maxima.get(scope, counts):
-            found.append(("cap_exceeded", f"max_position_usd:{scope}"))
     return found
 
 
@@ -89,7 +86,7 @@ def set_cap(portfolio: PortfolioModel, command: SetCap) -> tuple[Answer, None]:
             settings.pop(command.scope, None)
         elif given is not NOT_GIVEN:
             settings[command.scope] = down(Fraction(given))
-    if len({name_of(scope) for scope in guarantees}) > 1 or sum(guarantees.values()) > caps[WHOLE]:
+    if len({name_of(scope) for scope, usd in guarantees.items() if usd}) > 1 or sum(guarantees.values()) > caps[WHOLE]:
         raise RefusedError("invalid_request")
     portfolio.caps, portfolio.guarantees, portfolio.maxima = caps, guarantees, maxima
     return Answer("set_cap", "applied", binding=command.scope), None

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from ledger_sizer import (
     Reserve,
 )
+from tests.lockstep.model_pools import Room, largest_position, rooms
 from tests.lockstep.model_positions import (
     E8,
     Holding,
-    Tags,
     down,
     expiry_of,
     grow,
@@ -22,8 +22,7 @@ from tests.lockstep.model_positions import (
     up,
     values_of,
 )
-from tests.lockstep.model_pools import Room, largest_position, rooms
-from tests.lockstep.model_sizing import PlannedLeg, Sized, planned_legs, plans_of, size
+from tests.lockstep.model_sizing import Sized, planned_legs, plans_of, size, with_legs
 
 if TYPE_CHECKING:
     from tests.lockstep.model import PortfolioModel
@@ -34,9 +33,10 @@ from tests.lockstep.model_answers import PRECEDENCE, Answer, Figures, RefusedErr
 def reserve(portfolio: PortfolioModel, command: Reserve) -> tuple[Answer, Holding | None]:
     growing = None if command.position_id is None else _growing(portfolio, command)
     plans = plans_of(command)
-    tags = growing.tags if growing is not None else _with_legs(pairs_of(command.tags.items()), plans)
+    tags = growing.tags if growing is not None else with_legs(pairs_of(command.tags.items()), plans)
     scopes = scopes_of(tags)
-    ask = _asked(portfolio.figures, command, *largest_position(portfolio, scopes))
+    largest = largest_position(portfolio, scopes) or (portfolio.figures.position_max, "max_position_size_usd")
+    ask = _asked(portfolio.figures, command, *largest)
     limits = [(down(ask.budget), ask.binding)]
     if growing is not None:
         limits.append((down(ask.most) - growing.held - growing.open, ask.most_binding))
@@ -115,24 +115,18 @@ def _growing(portfolio: PortfolioModel, command: Reserve) -> Holding:
     asked = planned_legs(plans, [Fraction(1) for _ in plans], values_of(one.tags, "venue"))
     same = len(asked) == len(one.legs) and all(any(leg.fits(order) for leg in one.legs) for order in asked)
     given = pairs_of(command.tags.items())
-    venues = [pair for pair in _with_legs(given, plans) if pair[0] == "venue"]
+    venues = [pair for pair in with_legs(given, plans) if pair[0] == "venue"]
     if not {*given, *venues} <= {*one.tags} or not same:
         raise RefusedError("invalid_request")
     return one
 
 
-def _with_legs(tags: Tags, plans: Sequence[PlannedLeg]) -> Tags:
-    """Return the tags with `venue` and `symbol` of the legs, where they are not given."""
-    found = {*tags}
-    if not values_of(tags, "venue"):
-        found |= {("venue", plan.venue) for plan in plans if plan.venue}
-    if plans and not values_of(tags, "symbol"):
-        found.add(("symbol", "BTC"))  # the asset of all legs here
-    return tuple(sorted(found))
-
-
 def _reasons(
-    portfolio: PortfolioModel, command: Reserve, scopes: Sequence[str], caps: Sequence[Room], budget: Fraction,
+    portfolio: PortfolioModel,
+    command: Reserve,
+    scopes: Sequence[str],
+    caps: Sequence[Room],
+    budget: Fraction,
     small: str | None,
 ) -> list[tuple[str, str | None]]:
     """Return every reason to deny, with the scope or constraint that it names, if any."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
 from functools import partial
@@ -20,7 +21,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
 from ledger_sizer import Decision, Ledger, NotFound, Reserve
 from ledger_sizer.model.decisions import Result
@@ -30,6 +31,7 @@ from ledger_sizer.storage.write_store import EXPIRIES_MAX
 from tests.conftest import NewDatabase
 from tests.lockstep import random_commands
 from tests.lockstep.auditor import Auditor
+from tests.lockstep.command_maker import CommandMaker
 from tests.lockstep.comparing import (
     answers_equal,
     answers_of,
@@ -38,8 +40,8 @@ from tests.lockstep.comparing import (
     holdings_equal,
     plain,
 )
-from tests.lockstep.command_maker import CommandMaker
 from tests.lockstep.model import Group, Model
+from tests.lockstep.model_positions import Tags
 from tests.lockstep.random_commands import POLICIES, POOLS, CommandPlan, Policy
 from tests.support.clock import FakeClock
 from tests.support.databases import ENGINE_KINDS
@@ -71,9 +73,9 @@ class Lockstep(CommandMaker):
         self.sound = False
 
     @initialize(
-        policy=st.sampled_from(POLICIES), slice_size=st.sampled_from(SLICE_SIZES), pools=st.sampled_from(POOLS)
+        policy=st.sampled_from(POLICIES), slice_size=st.sampled_from(SLICE_SIZES), pools=st.sampled_from([*POOLS])
     )
-    def open(self, policy: Policy, slice_size: int, pools: Sequence[CommandPlan]) -> None:
+    def open(self, policy: Policy, slice_size: int, pools: str) -> None:
         self.policy = policy
         self.set_slice_size(slice_size)
         self.settings = policy.settings()
@@ -83,9 +85,9 @@ class Lockstep(CommandMaker):
         self._begin(pools)
         self.sound = True
 
-    def _begin(self, pools: Sequence[CommandPlan]) -> None:
-        if pools:
-            self._send([Group([self._command(plan) for plan in pools])], 0)
+    def _begin(self, pools: str) -> None:
+        if POOLS[pools]:
+            self._send([self._group(POOLS[pools], atomic=False)], 0)
 
     def _opened(self, kind: str) -> Ledger:
         own = self.settings.ledger.model_copy(update={"archive_dir": str(self.archives and self.archives / kind)})
@@ -138,6 +140,10 @@ class Lockstep(CommandMaker):
     def administer(self, plan: CommandPlan, who: int) -> None:
         self._send([Group([self._command(plan)])], who)
 
+    @rule(plan=random_commands.POOL_MOVES, who=st.integers(0, 1))
+    def move_between_pools(self, plan: CommandPlan, who: int) -> None:
+        self._send([Group([self._command(plan)])], who)
+
     @rule(plan=random_commands.RECONCILIATION, who=st.integers(0, 1))
     def reconcile(self, plan: CommandPlan, who: int) -> None:
         self._send([Group([self._command(plan)])], who)
@@ -149,6 +155,10 @@ class Lockstep(CommandMaker):
     @rule(group=random_commands.GROUPS, who=st.integers(0, 1))
     def submit_a_group(self, group: tuple[list[CommandPlan], bool], who: int) -> None:
         self._send([self._group(*group)], who)
+
+    @rule(group=random_commands.BOUND_GROUPS, bound=st.sampled_from(random_commands.BOUND), who=st.integers(0, 1))
+    def submit_under_a_bound_key(self, group: tuple[list[CommandPlan], bool], bound: Tags, who: int) -> None:
+        self._send([replace(self._group(*group), bound=bound)], who)
 
     @rule(groups=st.lists(random_commands.GROUPS, min_size=2, max_size=3), who=st.integers(0, 1))
     def submit_groups_at_once(self, groups: list[tuple[list[CommandPlan], bool]], who: int) -> None:
