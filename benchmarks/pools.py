@@ -37,7 +37,7 @@ CALLERS = (1, 64)
 LIVES_OF_A_TURN = 256
 VERBS = 3
 """A life is a reserve, a confirm and a release."""
-FILL = {"quantity": Decimal("0.006"), "price": Decimal(50_010), "spot_price": Decimal(50_000)}
+FILL: dict[str, Any] = {"quantity": Decimal("0.006"), "price": Decimal(50_010), "spot_price": Decimal(50_000)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
