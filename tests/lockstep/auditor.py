@@ -44,14 +44,18 @@ class Auditor:
     def check(self, ledger: Ledger) -> Exposure:
         """Check everything. Nobody may write meanwhile: each read is a snapshot of its own."""
         for decision in self._read_new(ledger):
-            self._follow_chain(decision)
-            self._follow_exposure(decision)
+            self.follow(decision)
         self.positions = positions = self._read_positions(ledger)
         exposure = ledger.exposure(self.portfolio)
         assert exposure.seq == len(self.decisions), "the head is not the last decision"
         self._check_sums(exposure, positions)
         self._check_positions(positions)
         return exposure
+
+    def follow(self, decision: Decision) -> None:
+        """Check the next decision against all before it."""
+        self._follow_chain(decision)
+        self._follow_exposure(decision)
 
     def _read_new(self, ledger: Ledger) -> list[Decision]:
         new: list[Decision] = []

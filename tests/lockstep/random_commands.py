@@ -55,6 +55,7 @@ MARKET_TAGS: tuple[GivenTags, ...] = (
     {"bot": ["a", "c"]},
 )
 """Tags that contradict no legs."""
+POOL_TAGS: tuple[GivenTags, ...] = ({}, {"bot": "a"}, {"bot": "b"}, {"bot": "c"}, {"bot": ["b", "c"]}, {"venue": "okx"})
 
 
 def _chosen(values: Sequence[V]) -> st.SearchStrategy[V]:
@@ -267,7 +268,10 @@ FILLS = _plan(
     reference=REFERENCES,
 )
 RETAGS = _plan(
-    "retag", tags=_chosen([*TAGS, *MARKET_TAGS]), note=st.sampled_from([None, "moved"]), reference=REFERENCES
+    "retag",
+    tags=_chosen([*TAGS, *MARKET_TAGS, *POOL_TAGS, *POOL_TAGS]),
+    note=st.sampled_from([None, "moved"]),
+    reference=REFERENCES,
 )
 REPRICES = _plan("reprice", price=st.sampled_from(["3", "7.77", "0.0000123", "250.000000001"]))
 RELEASES = _plan(
@@ -314,7 +318,7 @@ AGAIN = _plan("again")
 REUSE = _plan("reuse")
 
 LIVES = st.one_of(CONFIRMS, CONFIRMS, FILLS, FILLS, RELEASES, RELEASES, EXTENDS, RETAGS, REPRICES, GROWTHS, GROWTHS)
-POOL_MOVES = st.one_of(CAPS, RETAGS, GROWTHS, GROWTHS)
+POOL_MOVES = st.one_of(CAPS, RETAGS, RETAGS, GROWTHS)
 ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
 RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS)
 ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, RECONCILIATION, AGAIN, REUSE)
@@ -396,21 +400,27 @@ POOLS: dict[str, list[CommandPlan]] = {
         *_pools("a", {"bot=a": {"guarantee": "300", "max_position_usd": "120.5"}, "bot=b": {"guarantee": "420"}}),
         _unknown("a", "one contract", "60", {"bot": "a"}),
         _unknown("a", "none", "77", {"bot": ["a", "b"], "strategy": "grid"}),
+        _unknown("a", "none", "99", {"bot": "c"}),
+        *_pools("a", {"bot=c": {"guarantee": "40"}}),
     ],
     "pools of the whole cap": [
         *_pools("a", {"bot=a": {"guarantee": "500", "cap": "600"}, "bot=b": {"guarantee": "500"}}),
         *_pools("a", {"venue=*": {"cap": "700"}}),
         _unknown("a", "two venues", "200", {"bot": "b"}),
     ],
+    "a full portfolio": [
+        _unknown("a", "none", "150", {"bot": "b"}),
+        *_pools("a", {"bot=a": {"guarantee": "50"}, "portfolio": {"cap": "60"}}),
+    ],
     "default caps": [
-        *_pools("a", {"venue=*": {"cap": "350"}, "venue=okx": {"cap": "900"}, "bot=*": {"cap": "250"}}),
-        _unknown("a", "two venues, two prices", "160", {"bot": "c"}),
+        *_pools("a", {"venue=*": {"cap": "350"}, "venue=okx": {"cap": "140"}, "bot=*": {"cap": "120"}}),
         _unknown("a", "none", "59", {"venue": "okx", "bot": "a"}),
+        _unknown("a", "two venues, two prices", "160", {"bot": "c"}),
     ],
     "largest positions": [
-        *_pools("a", {"portfolio": {"max_position_usd": "260"}, "bot=b": {"max_position_usd": "99.999999999"}}),
+        *_pools("a", {"portfolio": {"max_position_usd": "260"}, "bot=b": {"max_position_usd": "49.999999999"}}),
         _unknown("a", "none", "150", {"bot": "a"}),
-        _unknown("a", "two bought", "70", {"bot": "b"}),
+        _unknown("a", "two bought", "30", {"bot": "b"}),
     ],
     "pools in two portfolios": [
         *_pools("a", {"venue=*": {"cap": "800"}, "bot=b": {"guarantee": "650.5"}, "bot=c": {"guarantee": "0"}}),

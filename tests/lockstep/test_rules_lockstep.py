@@ -1,13 +1,14 @@
 """The model and the pure rules in lockstep, without a database, so that many more histories fit into a test's time.
 
-After every command it also computes each position from its decisions, as `verify` does, and explains each decision. To
-run a campaign of new histories: `LOCKSTEP_EXAMPLES=20000` (see `test_lockstep`).
+After every command it also computes each position from its decisions, as `verify` does, explains each decision and has
+it audited. To run a campaign of new histories: `LOCKSTEP_EXAMPLES=20000` (see `test_lockstep`).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -30,6 +31,7 @@ from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.write_store import position_row
 from ledger_sizer.verify.position_fold import FoldedPosition, changes_position, fold_position
 from tests.lockstep import random_commands
+from tests.lockstep.auditor import Auditor
 from tests.lockstep.comparing import answers_equal, caller_of, holdings_equal
 from tests.lockstep.model import Group, Model
 from tests.lockstep.random_commands import POLICIES, POOLS, CommandPlan, Policy
@@ -108,8 +110,10 @@ class RulesInLockstep(Lockstep):
         return given
 
     def _check_state(self, name: str, state: PortfolioState) -> None:
+        auditor = self.auditors.setdefault(("rules", name), Auditor(name, Decimal(self.policy.cap)))
         for record, _ in state.new_decisions:
             explain(record.decision())
+            auditor.follow(record.decision())
             if record.position is None or record.outcome == "denied" or not changes_position(record):
                 continue
             place = (name, record.position)
