@@ -142,6 +142,11 @@ class Auditor:
         )
         assert sum(guarantees.values()) <= self._limits["cap"][WHOLE], f"guarantees above the cap: {guarantees}"
 
+    def _cap_of(self, scope: str) -> Decimal | None:
+        """Return a scope's own cap, else the default of its tag name."""
+        caps = self._limits["cap"]
+        return caps.get(scope, caps.get(_default_of(scope)))
+
     def _kept_from(self, scopes: Collection[str]) -> dict[str, Decimal]:
         """Return what guaranteed scopes that are not among these lack of their guarantees."""
         lacks = {scope: usd - self._counted[scope] for scope, usd in self._limits["guarantee"].items()}
@@ -151,7 +156,7 @@ class Auditor:
         """Check what a grant leaves: no scope that it enters above its cap, and what is kept for others."""
         caps = self._limits["cap"]
         for scope in entered:
-            cap = caps.get(scope, caps.get(_default_of(scope)))
+            cap = self._cap_of(scope)
             assert cap is None or self._counted[scope] <= cap, f"grant {decision.seq} leaves {scope} above the cap"
             size, largest = self._sizes[decision.record.position], self._limits["max_position_usd"].get(scope)
             assert largest is None or size <= largest, f"grant {decision.seq} is larger than {scope} allows"
@@ -196,8 +201,27 @@ class Auditor:
         for scope, row in rows.items():
             assert (row.held, row.open) == (held[scope], opened[scope]), f"scope {scope} does not count its positions"
             assert row.exposure == self._counted[scope], f"scope {scope} is not what its decisions add up to"
-            assert row.cap == self._limits["cap"].get(scope), f"scope {scope} has a cap nobody set"
-            assert row.overage == max(row.exposure - self._limits["cap"].get(scope, row.exposure), Decimal(0))
+            own, cap = self._limits["cap"].get(scope), self._cap_of(scope)
+            assert (row.cap, row.cap_from) == (cap, _default_of(scope) if own is None and cap is not None else None), (
+                row
+            )
+            guarantee, largest = self._limits["guarantee"].get(scope), self._limits["max_position_usd"].get(scope)
+            assert (row.guarantee, row.max_position_usd) == (guarantee, largest), row
+            assert row.overage == (Decimal(0) if cap is None else max(row.exposure - cap, Decimal(0)))
+        self._check_pools(exposure)
+
+    def _check_pools(self, exposure: Exposure) -> None:
+        """Check that guaranteed scopes and default caps are shown as they are."""
+        caps, kept = self._limits["cap"], self._kept_from(())
+        shown = {pool.scope: (pool.guaranteed, pool.used, pool.kept) for pool in exposure.pools}
+        assert shown == {
+            scope: (usd, self._counted[scope], kept.get(scope, Decimal(0)))
+            for scope, usd in self._limits["guarantee"].items()
+        }
+        defaults = {default.scope: default.cap for default in exposure.defaults}
+        assert defaults == {scope: cap for scope, cap in caps.items() if scope.endswith("=*")}
+        left = caps[WHOLE] - self._counted[WHOLE] - sum(kept.values())
+        assert exposure.shared == max(left, Decimal(0)), f"{exposure.shared} are said to be left to all"
 
     def _check_positions(self, positions: list[Position]) -> None:
         """Check the positions: every held dollar has an expiry, and an ended position never changes again."""

@@ -72,11 +72,11 @@ class PortfolioModel:
 
     def held(self, scope: str = WHOLE) -> Fraction:
         """Return the USD in live reservations of a scope."""
-        return sum((one.held for one in self.positions.values() if scope in one.scopes), Fraction(0))
+        return sum((one.held for one in self.positions.values() if one.held and scope in one.scopes), Fraction(0))
 
     def open(self, scope: str = WHOLE) -> Fraction:
         """Return the USD in open positions of a scope."""
-        return sum((one.open for one in self.positions.values() if scope in one.scopes), Fraction(0))
+        return sum((one.open for one in self.positions.values() if one.open and scope in one.scopes), Fraction(0))
 
     def status(self, scope: str) -> str:
         """Return `active`, `reducing` or `halted`."""
@@ -280,13 +280,12 @@ class Model:
         portfolio = portfolios.get(command.portfolio)
         return Refusal("not_found") if portfolio is None else portfolio.answer(command, bound)
 
-    def dry_run(self, command: Reserve, now: datetime) -> Answer:
+    def dry_run(self, command: Reserve, now: datetime) -> Reply:
         """Return the answer to a dry run of a reservation. Records nothing."""
         trial = Model(self.figures, self.slice_size, fills_in_legs=self.fills_in_legs)
         trial.portfolios = {name: portfolio.copy() for name, portfolio in self.portfolios.items()}
         ((reply,),) = trial.batch([Group([with_key(command, "a key nobody used")])], now)
-        assert isinstance(reply, Answer), "a reservation is granted or denied"
-        return replace(reply, seq=None, number=None)
+        return reply if isinstance(reply, Refusal) else replace(reply, seq=None, number=None)
 
 
 def _forbidden(group: Group) -> dict[int, Refusal]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil, floor
 
 WHOLE = "portfolio"
@@ -53,6 +54,7 @@ def values_of(tags: Tags, name: str) -> list[str]:
     return [value for other, value in tags if other == name]
 
 
+@lru_cache(maxsize=1000)
 def scopes_of(tags: Tags) -> tuple[str, ...]:
     """Return the scopes of a position with these tags, the whole portfolio first."""
     return (WHOLE, *(f"{name}={value}" for name, value in tags))

@@ -321,7 +321,7 @@ ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, RECONCILIATION
 BOUND: tuple[Tags, ...] = ((("bot", "a"),), (("bot", "b"), ("strategy", "grid")), (("venue", "okx"),))
 GROUPS = st.tuples(st.lists(ANY, min_size=1, max_size=4), st.booleans())
 _UNDER_A_KEY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, REMARKS, AGAIN)
-BOUND_GROUPS = st.tuples(st.lists(_UNDER_A_KEY, min_size=1, max_size=4), st.booleans())
+BOUND_GROUPS = st.tuples(st.lists(_UNDER_A_KEY, min_size=1, max_size=3), st.booleans())
 LATE_GROUPS = st.tuples(st.lists(st.one_of(RESERVES, LIVES, LIVES, AGAIN), min_size=1, max_size=4), st.booleans())
 
 

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
-from ledger_sizer import Decision, Ledger, NotFound, Reserve
+from ledger_sizer import Decision, Ledger, LedgerError, NotFound, Reserve
 from ledger_sizer.model.decisions import Result
 from ledger_sizer.model.domain import Exposure
 from ledger_sizer.rules.explain import explain
@@ -41,6 +41,7 @@ from tests.lockstep.comparing import (
     plain,
 )
 from tests.lockstep.model import Group, Model
+from tests.lockstep.model_pools import cap_of
 from tests.lockstep.model_positions import Tags
 from tests.lockstep.random_commands import POLICIES, POOLS, CommandPlan, Policy
 from tests.support.clock import FakeClock
@@ -53,7 +54,7 @@ SLICE_SIZES = (1, 2, EXPIRIES_MAX)
 RUNS = count()
 
 
-Counters = dict[str, tuple[Decimal, Decimal]]
+Counters = dict[str, tuple[Decimal | None, ...]]
 
 
 class Lockstep(CommandMaker):
@@ -181,9 +182,12 @@ class Lockstep(CommandMaker):
         expected = self.model.dry_run(command, self.clock())
         for kind in ENGINE_KINDS:
             request = {one.name: getattr(command, one.name) for one in command.arguments if one.name != "dry_run"}
-            given = self.handles[kind][who].reserve(**request, dry_run=True)
+            try:
+                given: Result = self.handles[kind][who].reserve(**request, dry_run=True)
+            except LedgerError as error:
+                given = error
             assert as_reply(given) == expected, f"{kind}, dry run"
-            assert given.hash is None
+            assert isinstance(given, LedgerError) or given.hash is None
 
     # Other events.
 
@@ -275,7 +279,9 @@ class Lockstep(CommandMaker):
                 for row in exposure.scopes:
                     assert fraction_of(row.held) == portfolio.held(row.scope), f"{kind}: {row}"
                     assert fraction_of(row.open) == portfolio.open(row.scope), f"{kind}: {row}"
-                    assert fraction_of(row.cap) == portfolio.caps.get(row.scope), f"{kind}: {row}"
+                    assert fraction_of(row.cap) == cap_of(portfolio, row.scope), f"{kind}: {row}"
+                    assert fraction_of(row.guarantee) == portfolio.guarantees.get(row.scope), f"{kind}: {row}"
+                    assert fraction_of(row.max_position_usd) == portfolio.maxima.get(row.scope), f"{kind}: {row}"
                     assert row.status == portfolio.status(row.scope), f"{kind}: {row}"
                     assert row.frozen == (row.scope in portfolio.frozen), f"{kind}: {row}"
                     assert row.fresh_until == portfolio.fresh_until.get(row.scope), f"{kind}: {row}"
@@ -285,8 +291,15 @@ class Lockstep(CommandMaker):
 
 
 def _counters(exposure: Exposure) -> Counters:
-    """Return held and open of every scope that counts something."""
-    return {row.scope: (row.held, row.open) for row in exposure.scopes if row.held or row.open}
+    """Return the rows of scopes that count something or are set to something: counters and limits."""
+    return {
+        row.scope: (row.held, row.open, row.cap, row.guarantee, row.max_position_usd)
+        for row in exposure.scopes
+        if row.exposure
+        or row.guarantee is not None
+        or row.max_position_usd is not None
+        or (row.cap and not row.cap_from)
+    }
 
 
 @pytest.mark.slow
