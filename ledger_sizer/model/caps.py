@@ -111,8 +111,8 @@ def require_guarantees(caps: Caps) -> None:
     for scope, guarantee in guarantees.items():
         if scope.partition("=")[0] != first.partition("=")[0]:
             raise InvalidRequest(
-                f"{decimal_text(guarantee)} does not go with the guarantee of {first}: guarantees of a portfolio stand on "
-                "one tag name; leave out those of the other",
+                f"{decimal_text(guarantee)} does not go with the guarantee of {first}: guarantees of a portfolio stand "
+                "on one tag name; leave out those of the other",
                 field=f"{scope}.guarantee",
             )
     with exact_arithmetic():
