@@ -6,7 +6,7 @@ from decimal import Decimal
 
 import pytest
 
-from ledger_sizer import DefaultCap, Exposure, Ledger, Pool, ScopeExposure
+from ledger_sizer import DefaultCap, Denied, Exposure, Ledger, Pool, ScopeExposure
 from ledger_sizer.model.overview import OverviewQuery
 from tests.support.ledgers import dynamic_settings
 
@@ -101,3 +101,38 @@ def test_read_overview_when_there_are_pools_then_it_shows_them_with_the_caps_tha
     assert (detail.pools, detail.pools_left_out, detail.shared) == (POOLS, 0, 1900)
     assert [row.scope for row in detail.scopes][:5] == ["portfolio", "venue=bybit", "bot=a", "bot=b", "venue=*"]
     assert {row.scope: row for row in detail.scopes} == {row.scope: row for row in pooled.exposure().scopes}
+
+
+@pytest.mark.one_engine
+def test_deny_when_pools_or_defaults_bound_it_then_the_words_name_what_would_help(pooled: Ledger) -> None:
+    pooled.set_cap(key="cap", cap=D(3400))
+    pooled.set_cap(key="gate", scope="venue=gate", cap=D(400))
+    full, default = "the cap of venue=bybit leaves", "the cap of venue=okx (the default of venue=*) leaves"
+    kept = "the portfolio has 2600 USD left and keeps 2300 USD for others (bot=a 1300, bot=b 1000), which leaves"
+    for bot, venue, binding, words in (
+        ("c", "bybit", "venue=bybit", f"{full} 100 USD, less than the smallest order needs, or the request wants"),
+        ("a", "okx", "venue=okx", f"{default} 100 USD, less than"),
+        ("c", "gate", "guarantee:bot=a", f"{kept} 300 USD, less than"),
+    ):
+        tags = {"bot": bot, "venue": venue}
+        denied = pooled.reserve(key=f"ask {venue}", tags=tags, amount_usd=D(350), min_notional_usd=D(320))
+        assert (denied.reason, denied.binding) == ("cap_exceeded", binding)
+        assert f"In words: {words}" in pooled.explain(denied.seq or 0).text
+        with pytest.raises(Denied, match=r"cap_exceeded \(bound by .*\): .* leaves too little$"):
+            denied.raise_for_denial()
+
+
+@pytest.mark.one_engine
+def test_deny_a_move_when_it_takes_what_is_guaranteed_or_is_too_large_then_the_words_tell(pooled: Ledger) -> None:
+    large = pooled.retag(key="8", position_id="main-7", tags={"bot": "a"})
+    assert (large.reason, large.binding) == ("cap_exceeded", "max_position_usd:bot=a")
+    words = "bot=a allows positions of at most 400 USD, less than the position counts"
+    assert f"In words: {words}." in pooled.explain(8).text
+    pooled.set_cap(key="9", cap=D(3200))
+    pooled.adopt(key="10", quantity=D(1), price=D(100), tags={"bot": "c", "venue": "gate"})
+    left = pooled.retag(key="11", position_id="main-6", tags={"bot": "c"})
+    assert (left.reason, left.binding) == ("cap_exceeded", "guarantee:bot=a")
+    words = "others use too much to keep free what is guaranteed to bot=a (1500 USD) once it leaves"
+    assert f"In words: {words}." in pooled.explain(11).text
+    after = pooled.explain(9).data["after"]
+    assert (after["scope"], after["cap"], after["max_position_usd"]) == ("portfolio", "3200", "900")
