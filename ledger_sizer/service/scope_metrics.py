@@ -36,7 +36,7 @@ _GAUGES = {
     "default_cap": "The cap of each value of a tag name that has none of its own.",
     "guarantee": "What the scope can always have.",
     "guarantee_kept": "The part of its guarantee that it does not use, which others must leave for it.",
-    "guarantee_lent_out": "The part of that which it could not have now, because others use it.",
+    "guarantee_lent_out": "The part of that which it could not have now. Pools lack the same money: no sum.",
 }
 _FLAGS = {
     "ledger_cap_by_default": "1 where the scope's cap is the default of its tag name.",

@@ -15,10 +15,9 @@ from ledger_sizer.dashboard.labels import decision_label
 from ledger_sizer.dashboard.overview_screen import render_overview
 from ledger_sizer.wire.overviews import overview_from_json, overview_to_json
 from tests.conftest import NewDatabase
-from tests.service.test_scope_metrics import lend_out
 from tests.support.browser import PHONE, WIDE, live, visiting
 from tests.support.clock import FakeClock
-from tests.support.ledgers import opened
+from tests.support.ledgers import lend_out, opened
 from tests.support.page_checks import PROBLEMS_OF_PAGE
 from tests.support.services import Running, serving
 from tests.support.visitors import Browser as Visitor

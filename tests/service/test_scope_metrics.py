@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 import pytest
 
-from ledger_sizer import Ledger
 from ledger_sizer.service import scope_metrics
 from ledger_sizer.service.metrics import ExposureCollector
 from ledger_sizer.storage.database import make_engine
 from tests.support.clock import FakeClock
-from tests.support.ledgers import opened
-
-
-def lend_out(ledger: Ledger) -> None:
-    """Make pools of which two lack 400 USD, because others use it, a default cap and a largest position."""
-    usd = Decimal
-    ledger.set_cap(key="1", portfolio="main", cap=usd(5_000))
-    ledger.set_cap(key="2", portfolio="main", scope="venue=*", cap=usd(3_000))
-    ledger.set_cap(key="3", portfolio="main", scope="venue=okx", cap=usd(900))
-    ledger.reserve(key="4", amount_usd=usd(900), tags={"bot": "c", "venue": "bybit"})
-    ledger.set_cap(key="5", portfolio="main", scope="bot=a", guarantee=usd(2_000), max_position_usd=usd(600))
-    ledger.set_cap(key="6", portfolio="main", scope="bot=b", guarantee=usd(1_500))
-    ledger.reserve(key="7", amount_usd=usd(500), tags={"bot": "a"})
-    ledger.adopt(key="8", quantity=usd(1), price=usd(1_000), tags={"bot": "d"})
+from tests.support.ledgers import lend_out, opened
 
 
 def scraped(url: str) -> dict[str, dict[tuple[str, ...], float]]:
