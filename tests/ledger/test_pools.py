@@ -200,8 +200,8 @@ def test_explain_when_pools_bind_then_it_says_what_is_kept_for_whom(ledger: Ledg
     # 5000 - 50 - 200 - 450 = 4300 are free, 4250 of them kept.
     words = ledger.explain(least.seq or 0)
     assert (
-        "the portfolio's cap, less what is guaranteed to others (most to bot=a), leaves 50 USD, less than the smallest "
-        "order needs, or the request wants at least" in words.text
+        "the portfolio has 4300 USD left and keeps 4250 USD for others (bot=a 4000, bot=b 250), which leaves 50 USD, "
+        "less than the smallest order needs, or the request wants at least" in words.text
     )
     assert words.data["largest_grantable"]["budget"] == "50"
     assert words.data["largest_grantable"]["binding"] == "guarantee:bot=a"
@@ -213,8 +213,12 @@ def test_explain_when_a_move_is_denied_then_it_says_which_bound_forbids_it(ledge
     inside = ledger.reserve(key="1", amount_usd=D(50), tags={"bot": "a"}, ttl_seconds=600).position_id or ""
     ledger.set_cap(key="most", scope="venue=x", max_position_usd=D(20))
     for key, tags, words in (
-        ("out", {"bot": "x"}, "cap, less what is guaranteed to others (most to bot=a), leaves"),
-        ("large", {"bot": "a", "venue": "x"}, "the largest position of venue=x leaves"),
+        ("out", {"bot": "x"}, "to keep free what is guaranteed to bot=a (5000 USD) once it leaves"),
+        (
+            "large",
+            {"bot": "a", "venue": "x"},
+            "venue=x allows positions of at most 20 USD, less than the position counts",
+        ),
     ):
         denied = ledger.retag(key=key, position_id=inside, tags=tags)
         assert denied.reason == "cap_exceeded"
@@ -239,6 +243,8 @@ def test_read_exposure_as_of_when_limits_changed_since_then_it_is_as_they_were(l
     ledger.set_cap(key="3", scope="bot=a", guarantee=None, max_position_usd=D(9))
     ledger.set_cap(key="4", scope="venue=*", cap=None)
     assert ledger.exposure(as_of=then.seq).scopes == then.scopes
+    row = ledger.exposure(as_of=then.seq).scope("bot=a")
+    assert [row.cap, row.guarantee, row.max_position_usd] == [70, 50, None]
     assert ledger.exposure(as_of=first.seq).scope("venue=*").cap == 400
 
 
