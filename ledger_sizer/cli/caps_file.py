@@ -1,5 +1,6 @@
 """All caps as one file: export it, apply it."""
 
+import json
 import shlex
 from hashlib import sha256
 from pathlib import Path
@@ -23,19 +24,22 @@ EXPORT_HELP = help_epilog("caps export", "caps export caps.toml", "caps export -
 def export_caps(
     file: Annotated[str | None, typer.Argument(metavar="FILE", help="Where the file goes; else here.")] = None,
     portfolio: AnyPortfolio = None,
+    as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
     """Write the caps, guarantees and largest positions as one TOML file, which `caps apply` takes.
 
-    All portfolios, or one. It holds what is set and nothing else, in the order of the names.
+    All portfolios, or one. It holds what is set and nothing else, in the order of the names. With --json it is the same
+    as JSON, which `caps apply` does not take.
     """
     from ledger_sizer.cli.ledger_session import ledger_at
     from ledger_sizer.model.caps import caps_of
-    from ledger_sizer.wire.caps_file import caps_file_text
+    from ledger_sizer.wire.caps_file import caps_file_text, caps_form
 
     with ledger_at(database_url) as ledger:
         names = ledger.portfolios() if portfolio is None else [portfolio]
-        text = caps_file_text({name: caps_of(ledger.exposure(name)) for name in names})
+        caps = {name: caps_of(ledger.exposure(name)) for name in names}
+    text = f"{json.dumps(caps_form(caps), indent=2)}\n" if as_json else caps_file_text(caps)
     output.write_file([text.encode()], file)
     return 0
 
@@ -154,8 +158,6 @@ def _overwritten(plan: _Plan, decisions: "list[Decision]") -> list[dict[str, Any
 
     Each decision records what it found.
     """
-    import json
-
     from ledger_sizer.model.units import usd
     from ledger_sizer.rules.trace import read_scope
 
@@ -227,7 +229,7 @@ def _tell_of_others(overwritten: list[dict[str, Any]], left: list[dict[str, Any]
     why = "the key was used before, give a new --key" if replayed else "somebody else changed it, apply the file again"
     raise Failure(
         "changed_meanwhile",
-        f"{first['setting']} of {first['scope']} in {first['portfolio']} is {first['before'] or 'not set'}, not "
-        f"{first['after'] or 'not set'} as the file says{more}",
+        f"{first['setting']} of {first['scope']} in {first['portfolio']} is {first['before'] or 'not set'}, by the "
+        f"file {first['after'] or 'not set'}{more}",
         hint=why,
     )

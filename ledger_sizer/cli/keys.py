@@ -6,7 +6,6 @@ import typer
 
 from ledger_sizer.cli import output
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.ledger_session import engine_at, ledger_at, ledger_engine_at
 from ledger_sizer.cli.options import DatabaseUrl, Json, tags
 from ledger_sizer.cli.output import Column
 from ledger_sizer.model.choices import Role
@@ -70,6 +69,7 @@ def create(
 
     A key that is bound to tags reads whatever it could read without them.
     """
+    from ledger_sizer.cli.ledger_session import engine_at, ledger_at
     from ledger_sizer.service.api_keys import create_key
     from ledger_sizer.service.desk_records import key_recorder
 
@@ -94,6 +94,7 @@ def create(
 @keys.command("list", epilog=help_epilog("keys list", exits=NEVER_DENIED))
 def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Show all keys, revoked ones too, never their tokens."""
+    from ledger_sizer.cli.ledger_session import ledger_engine_at
     from ledger_sizer.service.api_keys import list_keys
 
     with ledger_engine_at(database_url) as engine:
@@ -128,6 +129,7 @@ def revoke(
     database_url: DatabaseUrl = None,
 ) -> int:
     """Revoke a key for good. Services that run notice within SERVICE_KEY_CACHE_SECONDS."""
+    from ledger_sizer.cli.ledger_session import engine_at, ledger_at
     from ledger_sizer.service.api_keys import revoke_key
     from ledger_sizer.service.desk_records import key_recorder
 

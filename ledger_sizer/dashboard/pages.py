@@ -136,6 +136,8 @@ def _make_environment() -> Environment:
         chart_height=HEIGHT,
         href=href,
         page_of=page_of,
+        pool_bar=formatting.pool_bar,
+        pools_scale=formatting.pools_scale,
         seconds_left=formatting.seconds_left,
         time_left=formatting.time_left,
         status_label=formatting.status_label,

@@ -11,7 +11,7 @@ from ledger_sizer.model.derived_keys import derived_key
 from ledger_sizer.model.domain import Exposure
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
-from ledger_sizer.model.units import exact_arithmetic
+from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 
 class Limits(NamedTuple):
@@ -91,8 +91,8 @@ def _key_of(key: str, scope: str) -> str:
 def _rank(scope: str, before: Caps, after: Caps) -> int:
     if scope == PORTFOLIO_SCOPE:
         return 1
-    rise = (after.get(scope, NO_LIMITS).guarantee or 0) - (before.get(scope, NO_LIMITS).guarantee or 0)
-    return 0 if rise < 0 else 2 if rise == 0 else 3
+    old, new = before.get(scope, NO_LIMITS).guarantee or 0, after.get(scope, NO_LIMITS).guarantee or 0
+    return 0 if new < old else 2 if new == old else 3
 
 
 def _place(scope: str) -> tuple[bool, str]:
@@ -111,8 +111,8 @@ def require_guarantees(caps: Caps) -> None:
     for scope, guarantee in guarantees.items():
         if scope.partition("=")[0] != first.partition("=")[0]:
             raise InvalidRequest(
-                f"{guarantee} does not go with the guarantee of {first}: guarantees of a portfolio stand on one tag "
-                "name; leave out those of the other",
+                f"{decimal_text(guarantee)} does not go with the guarantee of {first}: guarantees of a portfolio stand "
+                "on one tag name; leave out those of the other",
                 field=f"{scope}.guarantee",
             )
     with exact_arithmetic():
@@ -120,7 +120,7 @@ def require_guarantees(caps: Caps) -> None:
     cap = caps[PORTFOLIO_SCOPE].cap or Decimal(0)
     if total > cap:
         raise InvalidRequest(
-            f"{cap} is below the sum of the portfolio's guarantees, {total} USD; write a higher cap, or lower "
-            "guarantees",
+            f"{decimal_text(cap)} is below the sum of the portfolio's guarantees, {decimal_text(total)} USD; write a "
+            "higher cap, or lower guarantees",
             field="cap",
         )

@@ -51,6 +51,11 @@ def defaults_of(scopes: Iterable[ScopeState]) -> Defaults:
     }  # fmt: skip
 
 
+def default_caps(defaults: Defaults) -> tuple[DefaultCap, ...]:
+    """Return default caps for display."""
+    return tuple(DefaultCap(f"{dimension}*", usd(cap_e8)) for dimension, cap_e8 in defaults.items())
+
+
 def scope_exposure(scope: ScopeState, defaults: Defaults = NO_DEFAULTS) -> ScopeExposure:
     """Convert a scope for display: amounts in USD, times as datetimes. defaults: of its portfolio."""
     settings = scope.settings
@@ -85,7 +90,7 @@ def exposure_of(
         seq,
         (first, *(scope_exposure(scope, defaults) for scope in scopes)),
         pools_of_shared(first, shared),
-        tuple(DefaultCap(f"{dimension}*", usd(cap_e8)) for dimension, cap_e8 in defaults.items()),
+        default_caps(defaults),
     )
 
 

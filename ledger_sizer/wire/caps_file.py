@@ -13,11 +13,12 @@ Amounts are text. A name that this version does not know is an error: what a lat
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any, NoReturn
 
-from ledger_sizer.model.arguments import AMOUNT_PATTERN, field_prefix
+from ledger_sizer.model.arguments import AMOUNT_PATTERN
 from ledger_sizer.model.caps import Caps, Limits, require_guarantees
 from ledger_sizer.model.commands import SetCap
 from ledger_sizer.model.errors import InvalidRequest
@@ -53,7 +54,16 @@ class _Float(str):
 
 def caps_file_text(caps: Mapping[str, Caps]) -> str:
     """Return the file's text, portfolios and scopes by name. caps: by portfolio; each has its own cap."""
-    return "".join([_HEADER, *(_portfolio_text(name, caps[name]) for name in sorted(caps))])
+    return "".join([_HEADER, *(_portfolio_text(*one) for one in caps_form(caps)["portfolios"].items())])
+
+
+def caps_form(caps: Mapping[str, Caps]) -> dict[str, Any]:
+    """Return what the file says, as JSON."""
+    forms: dict[str, Any] = {}
+    for portfolio, of in sorted(caps.items()):
+        scopes = {scope: dict(_amounts(limits)) for scope, limits in sorted(of.items()) if scope != PORTFOLIO_SCOPE}
+        forms[portfolio] = {**dict(_amounts(of[PORTFOLIO_SCOPE])), "scopes": scopes}
+    return {"portfolios": forms}
 
 
 def read_caps_file(data: bytes) -> dict[str, dict[str, Limits]]:
@@ -71,24 +81,24 @@ def read_caps_file(data: bytes) -> dict[str, dict[str, Limits]]:
     return {name: _read_portfolio(name, form, f"portfolios.{_key(name)}") for name, form in portfolios.items()}
 
 
-def _portfolio_text(portfolio: str, caps: Caps) -> str:
+def _portfolio_text(portfolio: str, form: Mapping[str, Any]) -> str:
     lines = ["", f"[portfolios.{_key(portfolio)}]"]
-    lines += [f"{name} = {text}" for name, text in _pairs(caps[PORTFOLIO_SCOPE])]
-    scopes = sorted(scope for scope in caps if scope != PORTFOLIO_SCOPE)
-    if scopes:
+    lines += [f"{name} = {_quoted(text)}" for name, text in form.items() if name != "scopes"]
+    if form["scopes"]:
         lines += ["", f"[portfolios.{_key(portfolio)}.scopes]"]
-    for scope in scopes:
-        pairs = ", ".join(f"{name} = {text}" for name, text in _pairs(caps[scope]))
+    for scope, amounts in form["scopes"].items():
+        pairs = ", ".join(f"{name} = {_quoted(text)}" for name, text in amounts.items())
         lines.append(f"{_quoted(scope)} = {{ {pairs} }}")
     return "\n".join(lines) + "\n"
 
 
-def _pairs(limits: Limits) -> list[tuple[str, str]]:
+def _amounts(limits: Limits) -> list[tuple[str, str]]:
+    """Return what is set, by name."""
     return [
-        (name, _quoted(decimal_text(amount)))
+        (name, decimal_text(amount))
         for name, amount in zip(Limits._fields, limits, strict=True)
         if amount is not None
-    ]
+    ]  # fmt: skip
 
 
 def _quoted(text: str) -> str:
@@ -101,7 +111,7 @@ def _key(name: str) -> str:
 
 
 def _read_portfolio(name: str, form: Any, place: str) -> dict[str, Limits]:
-    with field_prefix(place):
+    with _placed(place):
         portfolio_name(name)
     table = _table(form, place, 'its cap, such as cap = "5000"')
     if "guarantee" in table:
@@ -128,7 +138,7 @@ def _read_portfolio(name: str, form: Any, place: str) -> dict[str, Limits]:
 def _read_limits(scope: str, form: Mapping[str, Any], place: str) -> Limits:
     _only_known(form, Limits._fields, place)
     limits = Limits(**{name: _amount(value, f"{place}.{name}") for name, value in form.items()})
-    with field_prefix(place):
+    with _placed(place):
         # What the command would refuse is refused before any command is sent.
         SetCap(key="check", scope=scope, **{name: getattr(limits, name) for name in form})
     return limits
@@ -143,7 +153,7 @@ def _amount(value: object, place: str) -> Decimal:
     if not _AMOUNT.fullmatch(value):
         _refuse(place, f'must be an amount such as "1500.50", got {value!r:.60}; leave it out for none')
     amount = parse_decimal(value)
-    with field_prefix(place):
+    with _placed(place):
         usd_floor_e8(amount, "amount")
     if -amount.as_tuple().exponent > USD_DECIMALS:  # type: ignore[operator]
         _refuse(place, f"must have at most {USD_DECIMALS} decimals, got {value!r:.60}; write fewer")
@@ -163,5 +173,14 @@ def _only_known(table: Mapping[str, Any], known: tuple[str, ...], place: str) ->
             _refuse(where, f"is not known here; known are {', '.join(known)}")
 
 
+@contextmanager
+def _placed(place: str) -> Iterator[None]:
+    """Name the place in the file in an error of the command that it makes."""
+    try:
+        yield
+    except InvalidRequest as error:
+        _refuse(f"{place}.{error.field}" if error.field in Limits._fields else place, str(error))
+
+
 def _refuse(place: str, what: str) -> NoReturn:
-    raise InvalidRequest(f"{place}: {what}", field=place)
+    raise InvalidRequest(f"{place}: {what}", field=place) from None

@@ -16,6 +16,7 @@ from tests.conftest import NewDatabase
 from tests.support.ledgers import Intruder
 from tests.support.processes import Fleet
 from tests.support.programs import settings_of
+from tests.support.services import eventually
 
 ONE = Decimal(1)
 HALTS = 6
@@ -42,8 +43,7 @@ def test_halt_when_processes_trade_then_no_grant_commits_after_its_answer(databa
         fleet.release()
         for number in range(HALTS):
             before = grants(ledger)
-            time.sleep(0.3)
-            assert grants(ledger) > before, "the bots should be trading now"
+            eventually(lambda before=before: grants(ledger) > before)  # the bots trade
             sent = time.monotonic()
             assert ledger.halt(key=f"halt-{number}", portfolio="*").outcome == "applied"
             answered_ns = time.monotonic_ns()

@@ -119,6 +119,7 @@ def test_send_when_pools_are_badly_set_then_the_error_tells_the_cure_and_nothing
     assert ledger.set_cap(key=key, scope="desk=z", cap=D(0)).outcome == "applied", "the key is unused"
 
 
+@pytest.mark.one_engine
 def test_record_facts_when_a_leg_is_at_a_venue_that_no_tag_can_name_then_they_count_without_it(ledger: Ledger) -> None:
     ledger.set_cap(key="default", scope="venue=*", cap=D(10))
     leg = Leg("*", "ETH/USDT", "spot", "buy", D(1))
@@ -132,6 +133,7 @@ def test_record_facts_when_a_leg_is_at_a_venue_that_no_tag_can_name_then_they_co
 # --- keys that are sent again ------------------------------------------------------------------------------------
 
 
+@pytest.mark.one_engine
 def test_reserve_when_sent_again_after_the_guarantee_is_gone_then_the_denial_stays(ledger: Ledger) -> None:
     guarantee(ledger, a=5000)
     first = ledger.reserve(key="no", amount_usd=D(10))
@@ -142,6 +144,7 @@ def test_reserve_when_sent_again_after_the_guarantee_is_gone_then_the_denial_sta
     assert ledger.reserve(key="new", amount_usd=D(10)).granted
 
 
+@pytest.mark.one_engine
 def test_set_cap_when_sent_again_then_only_the_same_settings_replay(ledger: Ledger) -> None:
     none: dict[str, Any] = {"scope": "bot=a"}
     first = ledger.set_cap(key="k", **none, guarantee=D(5))
@@ -156,6 +159,7 @@ def test_set_cap_when_sent_again_then_only_the_same_settings_replay(ledger: Ledg
         ledger.set_cap(key="r", **none, guarantee=None)
 
 
+@pytest.mark.one_engine
 def test_set_cap_when_an_older_version_removed_the_cap_under_the_key_then_it_replays(ledger: Ledger) -> None:
     """That version wrote nothing for a cap that is removed, as this one does where nothing else is given."""
     old = ledger.set_cap(key="k", scope="venue=x", cap=None)
@@ -168,6 +172,7 @@ def test_set_cap_when_an_older_version_removed_the_cap_under_the_key_then_it_rep
 # --- explain, dry run, the past ----------------------------------------------------------------------------------
 
 
+@pytest.mark.one_engine
 def test_explain_when_pools_bind_then_it_says_what_is_kept_for_whom(ledger: Ledger) -> None:
     guarantee(ledger, a=4000, b=300)
     ledger.set_cap(key="default", scope="venue=*", cap=D(400))
@@ -195,20 +200,25 @@ def test_explain_when_pools_bind_then_it_says_what_is_kept_for_whom(ledger: Ledg
     # 5000 - 50 - 200 - 450 = 4300 are free, 4250 of them kept.
     words = ledger.explain(least.seq or 0)
     assert (
-        "the portfolio's cap, less what is guaranteed to others (most to bot=a), leaves 50 USD, less than the smallest "
-        "order needs, or the request wants at least" in words.text
+        "the portfolio has 4300 USD left and keeps 4250 USD for others (bot=a 4000, bot=b 250), which leaves 50 USD, "
+        "less than the smallest order needs, or the request wants at least" in words.text
     )
     assert words.data["largest_grantable"]["budget"] == "50"
     assert words.data["largest_grantable"]["binding"] == "guarantee:bot=a"
 
 
+@pytest.mark.one_engine
 def test_explain_when_a_move_is_denied_then_it_says_which_bound_forbids_it(ledger: Ledger) -> None:
     guarantee(ledger, a=5000)
     inside = ledger.reserve(key="1", amount_usd=D(50), tags={"bot": "a"}, ttl_seconds=600).position_id or ""
     ledger.set_cap(key="most", scope="venue=x", max_position_usd=D(20))
     for key, tags, words in (
-        ("out", {"bot": "x"}, "cap, less what is guaranteed to others (most to bot=a), leaves"),
-        ("large", {"bot": "a", "venue": "x"}, "the largest position of venue=x leaves"),
+        ("out", {"bot": "x"}, "to keep free what is guaranteed to bot=a (5000 USD) once it leaves"),
+        (
+            "large",
+            {"bot": "a", "venue": "x"},
+            "venue=x allows positions of at most 20 USD, less than the position counts",
+        ),
     ):
         denied = ledger.retag(key=key, position_id=inside, tags=tags)
         assert denied.reason == "cap_exceeded"
@@ -233,6 +243,8 @@ def test_read_exposure_as_of_when_limits_changed_since_then_it_is_as_they_were(l
     ledger.set_cap(key="3", scope="bot=a", guarantee=None, max_position_usd=D(9))
     ledger.set_cap(key="4", scope="venue=*", cap=None)
     assert ledger.exposure(as_of=then.seq).scopes == then.scopes
+    row = ledger.exposure(as_of=then.seq).scope("bot=a")
+    assert [row.cap, row.guarantee, row.max_position_usd] == [70, 50, None]
     assert ledger.exposure(as_of=first.seq).scope("venue=*").cap == 400
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from tests.support.fork_server import ROOT, fork_server
+
+__all__ = ["ROOT", "Bot", "Fleet", "Line"]
+
+END_SECONDS_MAX = 60
 Line = dict[str, Any]
 
 
@@ -20,19 +23,17 @@ class Bot:
     """One process that runs a program of `tests.support.programs` with these parameters."""
 
     def __init__(self, program: str, url: str, params: dict[str, Any]) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.programs", program, url, json.dumps(params)],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.pid = self._process.pid
+        stdin, told = os.pipe()
+        heard, stdout = os.pipe()
+        self.pid = fork_server().fork([program, url, json.dumps(params)], (stdin, stdout, 2))
+        os.close(stdin)
+        os.close(stdout)
+        self._stdin, self._stdout = open(told, "w"), open(heard)  # noqa: SIM115, PTH123 - `discard` closes them
+        self._code: int | None = None
 
     def read(self) -> Line | None:
         """Return the next complete line of its output, or None at the end. Ignores a line that a kill cut off."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._stdout.readline()
         return json.loads(line) if line.endswith("\n") else None
 
     def lines(self) -> Iterator[Line]:
@@ -47,31 +48,42 @@ class Bot:
 
     def go(self) -> None:
         """Let the program begin."""
-        assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        self._stdin.write("go\n")
+        self._stdin.flush()
 
     def wait_stopped(self) -> None:
         """Wait until the process has stopped itself with SIGSTOP."""
-        _, status = os.waitpid(self.pid, os.WUNTRACED)
+        status = self._wait()
         assert os.WIFSTOPPED(status), f"the bot ended with {status} where it should have stopped"
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to this process and no other."""
-        self._process.send_signal(number)
+        if self._code is None:  # else the id may be another process's by now
+            os.kill(self.pid, number)
 
     def end(self) -> int:
         """Wait for the process to end, and return the exit code."""
-        return self._process.wait(60)
+        while self._code is None:
+            status = self._wait()
+            if not os.WIFSTOPPED(status):
+                self._code = os.waitstatus_to_exitcode(status)
+        return self._code
+
+    def _wait(self) -> int:
+        """Wait until the process ends or stops, and return its status."""
+        deadline = time.monotonic() + END_SECONDS_MAX
+        while (status := fork_server().status(self.pid)) is None:
+            assert time.monotonic() < deadline, f"the bot (process {self.pid}) neither ended nor stopped"
+            time.sleep(0.005)
+        return status
 
     def discard(self) -> None:
         """Kill the process if it still runs, and close its pipes."""
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            pipe.close()
+        self.signal(signal.SIGKILL)
+        self.end()
+        self._stdout.close()
+        with suppress(BrokenPipeError):
+            self._stdin.close()
 
 
 class Fleet:
