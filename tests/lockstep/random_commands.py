@@ -413,7 +413,7 @@ POOLS: dict[str, list[CommandPlan]] = {
         *_pools("a", {"bot=a": {"guarantee": "50"}, "portfolio": {"cap": "60"}}),
     ],
     "default caps": [
-        *_pools("a", {"venue=*": {"cap": "350"}, "venue=okx": {"cap": "140"}, "bot=*": {"cap": "120"}}),
+        *_pools("a", {"venue=*": {"cap": "350"}, "venue=okx": {"cap": "140"}, "bot=*": {"cap": "90"}}),
         _unknown("a", "none", "59", {"venue": "okx", "bot": "a"}),
         _unknown("a", "two venues, two prices", "160", {"bot": "c"}),
     ],
