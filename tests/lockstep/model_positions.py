@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from decimal import ROUND_DOWN, Context, Decimal, localcontext
 from fractions import Fraction
 from functools import lru_cache
 from math import ceil, floor
@@ -269,11 +270,18 @@ def close(one: Holding, closing: Fraction) -> Holding:
 
 
 def _closed_leg(leg: LegHolding, left: Fraction, quantity: Fraction) -> LegHolding | None:
-    coins = Fraction(floor(leg.filled * left / quantity * 10**18), 10**18)
+    coins = left if leg.filled == quantity else Fraction(floor(leg.filled * _part(left, quantity) * 10**18), 10**18)
     if not coins:
         return replace(leg, filled=ZERO, cost=ZERO, value=None) if leg.unfilled else None
     value = None if leg.value is None else share(leg.value, left, quantity)
     return replace(leg, filled=coins, cost=share(leg.cost, left, quantity), value=value)
+
+
+def _part(left: Fraction, quantity: Fraction) -> Fraction:
+    """Return left / quantity as a decimal of 150 digits. Where it has no end, a leg keeps down to 1e-18 coins less."""
+    with localcontext(Context(prec=150, rounding=ROUND_DOWN)):
+        part = left / quantity
+        return Fraction(Decimal(part.numerator) / Decimal(part.denominator))
 
 
 def grow(one: Holding, quantity: Fraction | None, orders: Sequence[LegHolding], budget: Fraction) -> Holding:

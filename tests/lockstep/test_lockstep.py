@@ -87,8 +87,11 @@ class Lockstep(CommandMaker):
         self.sound = True
 
     def _begin(self, pools: str) -> None:
-        if POOLS[pools]:
-            self._send([self._group(POOLS[pools], atomic=False)], 0)
+        plans = POOLS[pools]
+        if plans and self.policy.portfolios == "declared":
+            plans = [*POOLS["declared"], *plans]
+        if plans:
+            self._send([self._group(plans, atomic=False)], 0)
 
     def _opened(self, kind: str) -> Ledger:
         own = self.settings.ledger.model_copy(update={"archive_dir": str(self.archives and self.archives / kind)})
