@@ -228,9 +228,9 @@ def _warn_of_overage(ledger: "Ledger", portfolio: str) -> None:
     """Name the caps that are exceeded now. Facts may exceed a cap; nothing more is granted there."""
     for row in ledger.exposure(portfolio).scopes:
         if row.overage:
-            excess = (
-                f"{output.figure(row.overage, 2)} USD above its cap of {output.figure(row.cap or Decimal(0), 2)} USD"
-            )
+            default = "" if row.cap_from is None else f" (the default of {row.cap_from})"
+            cap = output.figure(row.cap or Decimal(0), 2)
+            excess = f"{output.figure(row.overage, 2)} USD above its cap of {cap} USD{default}"
             output.note(f"overage: {row.scope} is {excess}; nothing more is granted there until it is gone")
 
 

@@ -8,12 +8,15 @@ from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.units import usd_text
 from ledger_sizer.rules.state import PortfolioState, ScopeState
 
+GUARANTEES_MAX = 100
+"""Most guarantees of a portfolio. Each request reads all of them, and its trace shows those that keep something."""
+
 
 def require_guarantees_fit(state: PortfolioState, after: ScopeState) -> None:
     """Check a scope's new settings against the guarantees of the others. Raises `InvalidRequest`.
 
     Guarantees stand on one tag name, so that no dollar is guaranteed twice, and their sum is at most the portfolio's
-    cap. A change that brings the two closer is allowed.
+    cap. A change that brings the two closer is allowed. There are at most `GUARANTEES_MAX`.
     """
     guarantees = {name: state.scopes[name].settings.guarantee_e8 or 0 for name in state.shared}
     cap_e8, total_e8 = state.scope(PORTFOLIO_SCOPE).cap_e8 or 0, sum(guarantees.values())
@@ -29,6 +32,12 @@ def require_guarantees_fit(state: PortfolioState, after: ScopeState) -> None:
         raise InvalidRequest(
             f"a guarantee of {after.name} does not go with that of {others[0]}: guarantees of a portfolio stand on one "
             f"tag name, or a dollar could be guaranteed twice; remove those of {others[0].partition('=')[0]} first",
+            field="guarantee",
+        )
+    if guarantees.get(after.name) and len(others) >= GUARANTEES_MAX:
+        raise InvalidRequest(
+            f"portfolio {state.name!r} has {len(others)} guarantees, the most that it may have; remove one before "
+            f"{after.name} gets its own",
             field="guarantee",
         )
     if total_e8 > cap_e8 and total_e8 - cap_e8 > before_e8:

@@ -124,6 +124,12 @@ def _require_own(state: PortfolioState, command: AnyCommand, caller: Caller) -> 
             f"the desk (portfolio '*') stands for all money, and {_bound(caller)}; use an API key that is not bound",
             field="portfolio",
         )
+    if isinstance(command, SetCap):
+        raise Forbidden(
+            f"set_cap says how much of the common money a scope gets, and {_bound(caller)}; use an API key that is not "
+            "bound",
+            field="scope",
+        )
     if isinstance(command, ScopeCommand) and command.scope not in caller.tags.scopes[1:]:
         raise Forbidden(
             f"scope {command.scope!r} is more than its own, and {_bound(caller)}; name one of its scopes, or use an "

@@ -141,9 +141,10 @@ def test_release_all_when_the_key_is_bound_then_it_frees_its_own_holds_only(desk
 
 def test_administer_when_the_key_is_bound_then_only_the_scopes_of_its_tags(desk: Desk) -> None:
     boss = desk.client("boss-of-a")
-    assert boss.set_cap(key="cap", scope="bot=a", cap=D(900)).binding == "bot=a"
-    for scope in ("portfolio", "bot=b", "venue=*"):
-        forbidden(lambda: boss.run(SetCap(key="never", scope=scope, cap=D(1))), "scope", scope, "bot=a")  # noqa: B023
+    assert boss.halt(key="halt-a", scope="bot=a").binding == "bot=a"
+    assert boss.resume(key="resume-a", scope="bot=a").binding == "bot=a"
+    for scope in ("portfolio", "bot=a", "bot=b", "venue=*"):
+        forbidden(lambda: boss.run(SetCap(key="never", scope=scope, cap=D(1))), "scope", "set_cap", "bot=a")  # noqa: B023
     forbidden(lambda: boss.halt(key="never"), "scope", "'portfolio'")
     forbidden(lambda: boss.halt(key="never", portfolio="*"), "portfolio", "desk")
     own = position_of(boss.reserve(key="own", amount_usd=D(1)))

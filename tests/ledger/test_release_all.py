@@ -206,9 +206,9 @@ def test_release_all_when_it_breaks_off_in_the_middle_then_the_same_key_frees_th
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("face", ["ledger", "client"])
+@pytest.mark.parametrize(("engine_kind", "face"), [("sqlite", "ledger"), ("postgresql", "client")])
 def test_release_all_when_there_are_ten_thousand_holds_then_all_of_the_bots_are_freed(
-    database_url: str, clock: FakeClock, face: str
+    engine_kind: str, database_url: str, clock: FakeClock, face: str
 ) -> None:
     settings = dynamic_settings(max_portfolio_exposure=D(100_000))
     with served(database_url, clock=clock, settings=settings) as service:

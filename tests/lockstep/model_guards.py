@@ -38,7 +38,7 @@ def tags_under(bound: Tags, command: Reserve | Adopt | Retag) -> dict[str, Any]:
 def require_own(portfolio: PortfolioModel, command: Command, bound: Tags) -> None:
     """Refuse a command about a scope or a position that does not carry the tags that its sender is bound to."""
     if isinstance(command, Administration) and not isinstance(command, Remark):
-        if bound and command.scope not in [f"{name}={value}" for name, value in bound]:
+        if bound and (isinstance(command, SetCap) or command.scope not in [f"{name}={value}" for name, value in bound]):
             raise RefusedError("forbidden")
     elif isinstance(command, AboutPosition | Reserve):
         one = _about(portfolio, command)

@@ -161,6 +161,18 @@ def test_set_cap_when_it_takes_back_a_guarantee_of_an_overcommitted_cap_then_it_
     assert said(desk.ask(1)) == ("denied", "cap_exceeded", "guarantee:bot=a")
 
 
+def test_set_cap_when_a_portfolio_has_the_most_guarantees_then_one_more_is_refused_and_a_change_is_not() -> None:
+    desk = Desk()
+    for number in range(100):
+        desk.limit(f"bot={number}", guarantee=1)
+    with pytest.raises(InvalidRequest, match="has 100 guarantees, the most that it may have"):
+        desk.limit("bot=one-more", guarantee=1)
+    assert desk.limit("bot=7", guarantee=2).outcome == "applied"
+    assert desk.limit("bot=one-more", guarantee=0).outcome == "applied", "nothing is kept for it"
+    desk.limit("bot=8", guarantee=None)
+    assert desk.limit("bot=one-more", guarantee=1).outcome == "applied"
+
+
 # --- default caps ------------------------------------------------------------------------------------------------
 
 
