@@ -316,7 +316,13 @@ POOL_MOVES = st.one_of(CAPS, RETAGS, RETAGS, GROWTHS)
 ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
 RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS)
 ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, RECONCILIATION, AGAIN, REUSE)
-BOUND: tuple[Tags, ...] = ((("bot", "a"),), (("bot", "b"), ("strategy", "grid")), (("venue", "okx"),))
+BOUND: tuple[Tags, ...] = (
+    (("bot", "a"),),
+    (("bot", "a"), ("bot", "c")),
+    (("bot", "b"), ("strategy", "grid")),
+    (("venue", "okx"),),
+)
+"""What an API key may be bound to."""
 GROUPS = st.tuples(st.lists(ANY, min_size=1, max_size=4), st.booleans())
 _UNDER_A_KEY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, REMARKS, AGAIN)
 BOUND_GROUPS = st.tuples(st.lists(_UNDER_A_KEY, min_size=1, max_size=3), st.booleans())
