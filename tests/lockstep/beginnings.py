@@ -77,6 +77,11 @@ def _unknown(portfolio: str, market: str, amount_usd: str, tags: GivenTags) -> C
     return CommandPlan("reserve", portfolio, values)
 
 
+def _moved(portfolio: str, tags: GivenTags) -> CommandPlan:
+    """Move the position of a portfolio's first decision, if that is one: all plans are made before any is sent."""
+    return CommandPlan("retag", portfolio, {"tags": tags}, index=-1)
+
+
 POOLS: dict[str, list[CommandPlan]] = {
     "none": [],
     "declared": _pools("a", {"portfolio": {"cap": "900"}, "bot=a": {"guarantee": "500"}}),
@@ -88,23 +93,26 @@ POOLS: dict[str, list[CommandPlan]] = {
         *_pools("a", {"bot=c": {"guarantee": "40"}}),
     ],
     "pools of the whole cap": [
-        *_pools("a", {"bot=a": {"guarantee": "500", "cap": "600"}, "bot=b": {"guarantee": "500"}}),
-        *_pools("a", {"venue=*": {"cap": "700"}}),
         _unknown("a", "two venues", "200", {"bot": "b"}),
+        *_pools("a", {"bot=a": {"guarantee": "500", "cap": "600"}, "bot=b": {"guarantee": "500"}}),
+        *_pools("a", {"venue=*": {"cap": "700"}, "bot=c": {"guarantee": "10"}, "portfolio": {"cap": "999"}}),
+        _moved("a", {"bot": "c"}),
     ],
     "a full portfolio": [
         _unknown("a", "none", "150", {"bot": "b"}),
-        *_pools("a", {"bot=a": {"guarantee": "50"}, "portfolio": {"cap": "60"}}),
+        *_pools("a", {"bot=a": {"guarantee": "50"}, "portfolio": {"cap": "60"}, "venue=okx": {"guarantee": "5"}}),
     ],
     "default caps": [
-        *_pools("a", {"venue=*": {"cap": "350"}, "venue=okx": {"cap": "140"}, "bot=*": {"cap": "90"}}),
         _unknown("a", "none", "59", {"venue": "okx", "bot": "a"}),
+        *_pools("a", {"venue=*": {"cap": "350"}, "venue=okx": {"cap": "140"}, "bot=*": {"cap": "90"}}),
         _unknown("a", "two venues, two prices", "160", {"bot": "c"}),
+        _moved("a", {"bot": "c"}),
     ],
     "largest positions": [
-        *_pools("a", {"portfolio": {"max_position_usd": "260"}, "bot=b": {"max_position_usd": "49.999999999"}}),
         _unknown("a", "none", "150", {"bot": "a"}),
+        *_pools("a", {"portfolio": {"max_position_usd": "260"}, "bot=b": {"max_position_usd": "49.999999999"}}),
         _unknown("a", "two bought", "30", {"bot": "b"}),
+        _moved("a", {"bot": "b"}),
     ],
     "pools in two portfolios": [
         *_pools("a", {"venue=*": {"cap": "800"}, "bot=b": {"guarantee": "650.5"}, "bot=c": {"guarantee": "0"}}),
@@ -113,4 +121,4 @@ POOLS: dict[str, list[CommandPlan]] = {
         _unknown("b", "price", "90", {"venue": "okx"}),
     ],
 }
-"""How a history's portfolios may begin, by name: a failure prints the name."""
+"""How a history's portfolios may begin, by name: a failure prints the name. Some of the commands are refused or denied."""
