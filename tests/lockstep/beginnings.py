@@ -121,4 +121,4 @@ POOLS: dict[str, list[CommandPlan]] = {
         _unknown("b", "price", "90", {"venue": "okx"}),
     ],
 }
-"""How a history's portfolios may begin, by name: a failure prints the name. Some of the commands are refused or denied."""
+"""How a history's portfolios may begin, by name, which a failure prints. Some commands are refused or denied."""
