@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile`, `audit`, `scale` and `rows`."""
+"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile`, `audit`, `scale`, `rows` and `pools`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import audit, curve, reconcile, rows, scale, service, throughput
+from benchmarks import audit, curve, pools, reconcile, rows, scale, service, throughput
 from benchmarks.measure import BenchmarkError, Pace
 from benchmarks.servers import Engine
 
@@ -31,6 +31,7 @@ SHORT_SERVICE_SECONDS = 1.0  # one pair of batch calls may take 0.1 s
 SHORT_DECISIONS = 20_000
 SHORT_ROWS = 4_000
 SHORT_SCALE = (200, 1_200, 2_000)
+SHORT_PAIRS = 2
 
 
 def _throughput(given: Namespace) -> None:
@@ -68,6 +69,11 @@ def _rows(given: Namespace) -> None:
     """Compare forms of the table of decisions: what storing and reading cost, as columns or as one text."""
     length = SHORT_ROWS if given.short else given.rows
     rows.run(rows.Plan(**_paced(given), rows=length))
+
+
+def _pools(given: Namespace) -> None:
+    """Compare the CPU of commands of a portfolio without pools and of one with three guaranteed pools."""
+    pools.run(pools.Plan(**_shared(given), pairs=SHORT_PAIRS if given.short else given.pairs))
 
 
 def _reconcile(given: Namespace) -> None:
@@ -143,6 +149,8 @@ def _parser() -> ArgumentParser:
         added.add_argument(f"--{name}", type=_at_least(1), default=size, metavar="N", help=f"number of {name}")
     added = timed_command(_rows, seconds=3.0, rounds=10)
     added.add_argument("--rows", type=_at_least(2_000), default=200_000, metavar="N", help="length of the long table")
+    added = command(_pools)
+    added.add_argument("--pairs", type=_at_least(1), default=10, metavar="N", help="of turns, one of each portfolio")
     added = timed_command(_reconcile, seconds=10.0, rounds=3)
     added.add_argument("--positions", type=_at_least(1), default=10_000, metavar="N", help="open on each side")
     added.add_argument(

@@ -57,7 +57,7 @@ class LedgerForm:
             cap_usd = open_usd + callers * RESERVED_USD
             ledger.set_cap(key="bench/cap", portfolio=PORTFOLIO, cap=cap_usd)
             arguments = (
-                {**_sizing_arguments(), "ttl_seconds": TTL_SECONDS} if self.sized else {"ttl_seconds": TTL_SECONDS}
+                {**sizing_arguments(), "ttl_seconds": TTL_SECONDS} if self.sized else {"ttl_seconds": TTL_SECONDS}
             )
             if not self.threaded:
                 key_of = _random_key if self.random_keys else str
@@ -173,7 +173,8 @@ def bench_settings() -> AppSettings:
     return AppSettings(sizing=DynamicSizingSettings(enabled=True, max_portfolio_exposure=PRELOAD_CAP_USD))
 
 
-def _sizing_arguments() -> dict[str, Any]:
+def sizing_arguments() -> dict[str, Any]:
+    """Return price, balance and two markets of a reservation with quantities."""
     from ledger_sizer import InstrumentInfo
 
     spot_step, perp_step, most, min_notional_usd = Decimal("0.000001"), Decimal("0.001"), Decimal(100), Decimal(5)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ledger_sizer.model.errors import Busy as Busy
     from ledger_sizer.model.errors import Closed as Closed
     from ledger_sizer.model.errors import Denied as Denied
+    from ledger_sizer.model.errors import Forbidden as Forbidden
     from ledger_sizer.model.errors import InternalError as InternalError
     from ledger_sizer.model.errors import InvalidRequest as InvalidRequest
     from ledger_sizer.model.errors import KeyReused as KeyReused
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from ledger_sizer.model.legs import Leg as Leg
     from ledger_sizer.model.legs import LegPlan as LegPlan
     from ledger_sizer.model.legs import OrderLeg as OrderLeg
+    from ledger_sizer.model.pools import DefaultCap as DefaultCap
+    from ledger_sizer.model.pools import Pool as Pool
     from ledger_sizer.rules.explain import Explanation as Explanation
     from ledger_sizer.rules.sizing import DynamicSizer as DynamicSizer
     from ledger_sizer.rules.sizing import PositionSizer as PositionSizer
@@ -54,10 +57,11 @@ _EXPORTS = {
     "rules.explain": "Explanation",
     "model.decisions": "Decision",
     "model.domain": "Exposure ExposurePage Finding Page Position ScopeExposure VerifyReport",
-    "model.errors": "Busy Closed Denied InternalError InvalidRequest KeyReused LedgerError NotFound SchemaOutdated "
-    "Unavailable WrongState",
+    "model.errors": "Busy Closed Denied Forbidden InternalError InvalidRequest KeyReused LedgerError NotFound "
+    "SchemaOutdated Unavailable WrongState",
     "model.instruments": "InstrumentInfo",
     "model.legs": "Leg LegPlan OrderLeg",
+    "model.pools": "DefaultCap Pool",
     "ledger.ledger": "Ledger",
     "rules.sizing": "DynamicSizer PositionSizer Sizing round_to_step",
 }

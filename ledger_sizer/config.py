@@ -4,6 +4,7 @@ Each class reads its own prefix (`SIZING_ENABLED=true`). `AppSettings` holds the
 (`SIZING__ENABLED=true`). A bad value raises `InvalidRequest` that names the setting.
 """
 
+import json
 import re
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self, get_args
@@ -18,12 +19,13 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from ledger_sizer.model.choices import DriftKind, DriftPolicy, LedgerCreation
+from ledger_sizer.model.choices import DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import PORTFOLIO_PATTERN
 from ledger_sizer.model.reconciliation import EXCESS_KINDS
+from ledger_sizer.model.tags import EXTERNAL_TAG, TAGS_MAX, is_dimension
 
 
 def _no_float(value: Any) -> Any:
@@ -34,6 +36,27 @@ def _no_float(value: Any) -> Any:
 
 Exact = Annotated[Decimal, BeforeValidator(_no_float)]
 """A Decimal that was never a binary float."""
+
+
+def _tag_names(value: Any) -> tuple[str, ...]:
+    """Return names of tags, each once: from a list, or from text such as `strategy,bot` or `["strategy", "bot"]`."""
+    if isinstance(value, str):
+        texts = [name.strip() for name in value.split(",")]
+        value = json.loads(value) if value.lstrip().startswith("[") else [name for name in texts if name]
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"must be names of tags such as strategy,bot, got {value!r:.100}")
+    for name in value:
+        if not is_dimension(name):
+            raise ValueError(f"{name!r:.100} is no name of a tag: lower case letters, digits and '_', not 'portfolio'")
+        if name == EXTERNAL_TAG:
+            raise ValueError(f"{name!r} is the reconciliation's own tag, which no reservation can have")
+    names = tuple(dict.fromkeys(value))
+    if len(names) > TAGS_MAX:
+        raise ValueError(f"at most {TAGS_MAX} tags, as a reservation has, got {len(names)}")
+    return names
+
+
+TagNames = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_tag_names)]
 
 
 class Settings(BaseSettings):
@@ -128,6 +151,14 @@ class LedgerSettings(Settings):
     )
     client: str = Field(
         "", max_length=128, description="Whose idempotency keys it uses, such as bot-a; empty: embedded, or cli."
+    )
+    portfolios: PortfolioCreation = Field(
+        "create",
+        description="What begins a portfolio; create: its first reservation, adoption or cap; declared: only an admin "
+        "who gives it a cap, so that a mistyped name is an error.",
+    )
+    required_tags: TagNames = Field(
+        (), description="Tags that every reservation and adoption must have, such as strategy,bot; or a JSON list."
     )
     hold_ttl_seconds: int = Field(60, ge=1, le=30 * 24 * 3600, description="Life of a hold whose request names none.")
     unknown_alert_seconds: int = Field(

@@ -51,6 +51,10 @@ def trade_a_day(url: str, until: datetime) -> None:
         for venue, cap in (("bybit", 5_000), ("okx", 4_000), ("binance", 4_000)):
             ledger.set_cap(key=f"cap/{venue}", portfolio="main", scope=f"venue={venue}", cap=Decimal(cap))
         ledger.set_cap(key="cap/btc", portfolio="main", scope="symbol=BTC", cap=Decimal(5_000))
+        ledger.set_cap(key="cap/symbols", portfolio="main", scope="symbol=*", cap=Decimal(4_000))
+        for strategy, guarantee in (("funding", 5_000), ("basis", 3_000), ("pairs", 1_500)):
+            scope = f"strategy={strategy}"
+            ledger.set_cap(key=scope, portfolio="main", scope=scope, guarantee=Decimal(guarantee))
         ledger.set_cap(key="cap/paper", portfolio="research", cap=Decimal(2_000))
         open_ids: list[str] = []
         cycle = 0
@@ -125,10 +129,10 @@ def main() -> None:
         trade_a_day(url, datetime.now(UTC))
         compare_with_exchanges(url, datetime.now(UTC))
         with served(url, settings=SETTINGS) as service, chromium() as browser:
-            views = {"dashboard": (1440, 1180, "light", "/")}
+            views = {"dashboard": (1440, 1360, "light", "/")}
             if custom_folder:
                 views |= {
-                    "dark": (1440, 1180, "dark", "/"),
+                    "dark": (1440, 1360, "dark", "/"),
                     "phone": (390, 844, "light", "/"),
                     "phone-dark": (390, 844, "dark", "/"),
                     "tablet": (900, 1100, "light", "/"),

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
+from pydantic_settings import NoDecode
 
 from ledger_sizer.config import AppSettings, Settings
 
@@ -93,7 +94,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _values(field: FieldInfo) -> str:
-    kind = _kind(field.annotation)
+    kind = "names, with commas between" if NoDecode in field.metadata else _kind(field.annotation)
     signs = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
     bounds = [f"{word} {bound}" for sign, word in signs.items() for bound in _bounds(field, sign)]
     return " ".join([kind, *bounds])

@@ -198,6 +198,7 @@ BAD: list[tuple[type[Any], str, Any]] = [
     (LedgerSettings, "busy_timeout_seconds", "0"),
     (LedgerSettings, "retries_max", "-1"),
     (LedgerSettings, "close_timeout_seconds", "0"),
+    (LedgerSettings, "portfolios", "declare"),
     (ServiceSettings, "port", "65536"),
     (ServiceSettings, "port", "http"),
     (ReconcileSettings, "interval_seconds", "0"),
@@ -263,6 +264,42 @@ def test_open_ledger_when_no_url_is_given_then_the_settings_name_it(folder: Path
     with Ledger.open() as ledger:
         assert ledger.reserve(key="1").granted
     assert (folder / "ledger.db").is_file()
+
+
+@pytest.mark.parametrize("variable", ["LEDGER_REQUIRED_TAGS", "LEDGER__REQUIRED_TAGS"])
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("strategy,bot", ("strategy", "bot")), (" strategy , bot, bot,", ("strategy", "bot")), ("bot", ("bot",)),
+        ('["strategy", "bot"]', ("strategy", "bot")), ("", ()), ("[]", ()),
+    ],
+)  # fmt: skip
+def test_read_settings_when_tags_are_required_then_names_stand_with_commas_or_as_a_list(
+    variable: str, text: str, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, text)
+    assert AppSettings().ledger.required_tags == names
+    assert AppSettings(ledger=LedgerSettings(required_tags=names)).ledger.required_tags == names
+
+
+@pytest.mark.parametrize(
+    ("text", "at_fault"),
+    [
+        ("strategy,Bot", "'Bot'"), ('["strategy", 7]', "7"), ("bot=a", "'bot=a'"), ("portfolio", "'portfolio'"),
+        ("external", "reconciliation's own"), ('["bot"', "LEDGER_REQUIRED_TAGS"), ('[["bot"]]', "['bot']"),
+        (",".join(f"t{number}" for number in range(17)), "at most 16"),
+    ],
+)  # fmt: skip
+def test_read_settings_when_a_required_tag_is_no_name_then_it_is_named(
+    text: str, at_fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEDGER_REQUIRED_TAGS", text)
+    with pytest.raises(InvalidRequest, match="LEDGER_REQUIRED_TAGS") as refused:
+        LedgerSettings()
+    assert at_fault in str(refused.value)
+    assert refused.value.field == "required_tags"
+    with pytest.raises(InvalidRequest, match="required_tags"):
+        LedgerSettings(required_tags={"bot": "a"})  # type: ignore[arg-type]
 
 
 # --- secrets -----------------------------------------------------------------------------------------------------

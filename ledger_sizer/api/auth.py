@@ -14,10 +14,11 @@ from starlette.types import Scope
 from ledger_sizer.api.sessions import SAFE_METHODS, TRUSTED_FETCH_SITES, session_api_key
 from ledger_sizer.model.caller import caller_var
 from ledger_sizer.model.choices import Role
+from ledger_sizer.model.errors import Forbidden
 from ledger_sizer.model.names import DESK
 from ledger_sizer.service.api_keys import ApiKey, KeyRing
 from ledger_sizer.service.bootstrap import is_loopback
-from ledger_sizer.wire.problems import Forbidden, Unauthenticated
+from ledger_sizer.wire.problems import Unauthenticated
 
 LOOPBACK_CALLER = ApiKey("", "loopback", "admin", None, datetime(1970, 1, 1, tzinfo=UTC), None)
 """The caller of a service that has no keys."""
@@ -101,3 +102,13 @@ def require_portfolio_access(caller: ApiKey, portfolio: str) -> None:
                 f"{bound}, use one that is not bound"
             )
         raise Forbidden(f"key {caller.key_id} ({caller.name}) is not for portfolio {portfolio!r}")
+
+
+def require_unbound(caller: ApiKey, what: str) -> None:
+    """Raise `Forbidden` for a key that is bound to tags: what it asks for concerns the money of a whole account."""
+    if caller.tags:
+        bound = ", ".join(f"{name}={value}" for name, value in caller.tags.pairs)
+        raise Forbidden(
+            f"{what} concerns all money of its account; key {caller.key_id} ({caller.name}) is bound to {bound}, use "
+            "one that is not bound"
+        )

@@ -17,12 +17,12 @@ from ledger_sizer.api.responses import PreparedResponse, decision_response, json
 from ledger_sizer.model.choices import Role
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.decisions import Result
-from ledger_sizer.model.errors import Denied, InvalidRequest, LedgerError
+from ledger_sizer.model.errors import Denied, Forbidden, InvalidRequest, LedgerError
 from ledger_sizer.rules.batch import causing_denial
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.wire.batch import read_batch
 from ledger_sizer.wire.codec import Json
-from ledger_sizer.wire.problems import Forbidden, problem_of
+from ledger_sizer.wire.problems import problem_of
 from ledger_sizer.wire.requests import BODIES, CommandBody, validated
 from ledger_sizer.wire.responses import decision_to_json
 from ledger_sizer.wire.strict_json import read_object

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from ledger_sizer.api.auth import require_portfolio_access
+from ledger_sizer.api.auth import require_portfolio_access, require_unbound
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.reads import OverviewFilters
 from ledger_sizer.api.request_body import read_form
@@ -205,6 +205,7 @@ class _Dashboard:
         number, action = request.path_params["drift_id"], request.path_params["action"]
         if action not in ACTIONS or not (number.isascii() and number.isdigit() and len(number) <= 18):
             raise NotFound(f"there is no {request.url.path!r:.100}; see the dashboard")
+        require_unbound(caller, "a drift")
         drift = await run_in_threadpool(drifts.get_drift, self._service.reads, int(number))
         require_portfolio_access(caller, drift.portfolio)
         return drift, action
@@ -235,7 +236,7 @@ def _filters(request: Request) -> OverviewFilters:
 
 def _visitor(request: Request, caller: ApiKey) -> Visitor:
     token = session_of(request.scope).form_token
-    return Visitor(caller.name, caller.role, bool(caller.key_id), token, bound=caller.portfolios is not None)
+    return Visitor(caller.name, caller.role, bool(caller.key_id), token, caller.portfolios is not None, caller.tags)
 
 
 def _parse_price(text: str | None) -> Decimal | None:

@@ -51,7 +51,9 @@ def openapi_of(app: FastAPI) -> Json:
 
 
 _KEY_DESCRIPTION = (
-    "An API key made by `ledger-sizer keys create`. Without any key the service serves loopback only, to anybody."
+    "An API key made by `ledger-sizer keys create`. Without any key the service serves loopback only, to anybody. "
+    "Where a key is bound to tags (`--tag bot=a`), what it reserves and adopts gets them; other values, and positions "
+    "without them, are forbidden to it. Reads are not restricted."
 )
 
 

@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from ledger_sizer.api import response_models
-from ledger_sizer.api.auth import require_portfolio_access
+from ledger_sizer.api.auth import require_portfolio_access, require_unbound
 from ledger_sizer.api.context import Admin, Reader, ServiceContext
 from ledger_sizer.api.request_body import body_schema, parse_body
 from ledger_sizer.api.responses import json_response
@@ -108,6 +108,7 @@ def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
     """Add the routes that adopt, ignore or close a drift."""
 
     async def decide(caller: ApiKey, action: str, drift_id: int, body: ReasonBody) -> Response:
+        require_unbound(caller, "a drift")
         reconciler = service.require_reconciler()
         require_portfolio_access(caller, (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio)
         price = getattr(body, "price", None)

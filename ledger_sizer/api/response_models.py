@@ -26,6 +26,7 @@ from ledger_sizer.model.overview import (
     PortfolioLine,
     Reconciliation,
 )
+from ledger_sizer.model.pools import DefaultCap, Pool
 from ledger_sizer.model.reconciliation import Drift, Finding, Report, Run
 from ledger_sizer.model.tags import Tags
 from ledger_sizer.wire import overviews, reconciliation, responses
@@ -123,6 +124,11 @@ class ExplanationForm(_Form):
     quantity: DecimalOut | None
     steps: list[dict[str, Any]] = Field(description="Of the sizing: `step`, `value`, `words`.")
     scopes: list[dict[str, Any]] = Field(description="Each as it was before the decision, USD.")
+    others: list[dict[str, Any]] = Field(
+        description="Default caps that applied (`scope`, `cap`), and what was kept for others (`scope`, `guarantee`, "
+        "`exposure`, `kept`), USD."
+    )
+    after: dict[str, Any] | None = Field(description="The scope that it set, as it left it, USD.")
     largest_grantable: dict[str, Any] | None = Field(description="The most that any score could have been granted.")
     settings_version: str | None = Field(description="Equal settings have equal versions.")
     policy: dict[str, Any] | None = Field(description="The settings that applied.")
@@ -219,6 +225,10 @@ PositionForm = _form(Position, "A position.", responses.POSITION)
 PositionPage = _page("PositionPage", Position, "One page of positions; `cursor` continues it.")
 ScopeForm = _form(
     ScopeExposure, "One scope's cap and exposure, USD.", responses.FIGURES, responses.SCOPE, name="ScopeForm"
+)
+PoolForm = _form(Pool, "A guaranteed scope, USD.", responses.POOL)
+DefaultCapForm = _form(
+    DefaultCap, "The cap of every value of a tag name that has none of its own, USD.", responses.DEFAULT_CAP
 )
 ExposureForm = _form(
     Exposure,

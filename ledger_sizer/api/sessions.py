@@ -16,7 +16,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from ledger_sizer.api.request_body import header
-from ledger_sizer.wire.problems import Forbidden
+from ledger_sizer.model.errors import Forbidden
 
 COOKIE = "ledger_session"
 SESSION_SECONDS = 12 * 3600

@@ -1,7 +1,8 @@
 """Turns exceptions into one line on standard error and an exit code.
 
 0    done
-1    failure: not found, wrong state, busy, unavailable, schema outdated, verification failed, interrupted (130)
+1    failure: not found, wrong state, forbidden, busy, unavailable, schema outdated, verification failed
+     (130 when interrupted)
 2    bad input: an option, a value, a setting, or a key that already answered another request
 3    denied: the ledger's answer is no; the decision stands on standard output
 """

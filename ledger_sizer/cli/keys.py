@@ -6,8 +6,7 @@ import typer
 
 from ledger_sizer.cli import output
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.ledger_session import engine_at, ledger_at, ledger_engine_at
-from ledger_sizer.cli.options import DatabaseUrl, Json
+from ledger_sizer.cli.options import DatabaseUrl, Json, tags
 from ledger_sizer.cli.output import Column
 from ledger_sizer.model.choices import Role
 
@@ -31,7 +30,10 @@ def group() -> None:
 @keys.command(
     "create",
     epilog=help_epilog(
-        "keys create bot-1 --role trade", "keys create bot-1b --role trade --client bot-1", exits=NEVER_DENIED
+        "keys create bot-1 --role trade",
+        "keys create bot-1b --role trade --client bot-1",
+        "keys create bot-2 --role trade --tag bot=a",
+        exits=NEVER_DENIED,
     ),
 )
 def create(
@@ -51,15 +53,28 @@ def create(
             "get a new API key.",
         ),
     ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tag",
+            metavar="NAME=VALUE",
+            help="Bind it: what it reserves and adopts gets this tag, other values are forbidden, and it works only on "
+            "positions that have it. Repeatable; a name given again has several values.",
+        ),
+    ] = None,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
-    """Make a key and show it, now or never."""
+    """Make a key and show it, now or never.
+
+    A key that is bound to tags reads whatever it could read without them.
+    """
+    from ledger_sizer.cli.ledger_session import engine_at, ledger_at
     from ledger_sizer.service.api_keys import create_key
     from ledger_sizer.service.desk_records import key_recorder
 
     with ledger_at(database_url, create=True) as ledger, engine_at(database_url) as engine:
-        made = create_key(engine, name, role, portfolio or (), client, record=key_recorder(ledger))
+        made = create_key(engine, name, role, portfolio or (), client, tags=tags(tag), record=key_recorder(ledger))
     if as_json:
         output.write_json({**_key_form(made.key), "token": made.token})
         return 0
@@ -68,6 +83,7 @@ def create(
         [
             ("portfolios", _portfolios(made.key)),
             ("client", made.key.caller.client),
+            ("tags", _tags(made.key)),
             ("token", made.token),
             ("note", "it is not shown again"),
         ]
@@ -78,6 +94,7 @@ def create(
 @keys.command("list", epilog=help_epilog("keys list", exits=NEVER_DENIED))
 def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
     """Show all keys, revoked ones too, never their tokens."""
+    from ledger_sizer.cli.ledger_session import ledger_engine_at
     from ledger_sizer.service.api_keys import list_keys
 
     with ledger_engine_at(database_url) as engine:
@@ -91,12 +108,13 @@ def list_all(as_json: Json = False, database_url: DatabaseUrl = None) -> int:
             Column("name"),
             Column("role"),
             Column("portfolios"),
+            Column("tags", priority=3),
             Column("client", priority=5),
             Column("created", priority=4),
             Column("revoked"),
         ],
         [
-            (key.key_id, key.name, key.role, _portfolios(key), key.client, key.created_at, key.revoked_at)
+            (key.key_id, key.name, key.role, _portfolios(key), _tags(key), key.client, key.created_at, key.revoked_at)
             for key in found
         ],
         empty="no API keys",
@@ -111,6 +129,7 @@ def revoke(
     database_url: DatabaseUrl = None,
 ) -> int:
     """Revoke a key for good. Services that run notice within SERVICE_KEY_CACHE_SECONDS."""
+    from ledger_sizer.cli.ledger_session import engine_at, ledger_at
     from ledger_sizer.service.api_keys import revoke_key
     from ledger_sizer.service.desk_records import key_recorder
 
@@ -125,6 +144,10 @@ def revoke(
 
 def _portfolios(key: "ApiKey") -> str:
     return "all" if key.portfolios is None else ", ".join(key.portfolios)
+
+
+def _tags(key: "ApiKey") -> str | None:
+    return " ".join(f"{name}={value}" for name, value in key.tags.pairs) or None
 
 
 def _key_form(key: "ApiKey") -> dict[str, object]:

@@ -183,6 +183,7 @@ def show_decision(decision: "Decision") -> None:
             ("quantity", decision.quantity),
             *(("order", _order_words(leg)) for leg in decision.legs),
             (_binding_label(decision), decision.binding),
+            ("in words", _reason_words(decision)),
             (
                 "expires at",
                 "never by time: until its order's fate is known" if decision.until_known else decision.expires_at,
@@ -192,6 +193,13 @@ def show_decision(decision: "Decision") -> None:
             ("key", decision.key if recorded else None),
         ]
     )
+
+
+def _reason_words(decision: "Decision") -> str | None:
+    """Say what a denial was for, with what was left; None for what was not denied."""
+    from ledger_sizer.rules.explain import reason_in_words
+
+    return reason_in_words(decision) if decision.outcome == "denied" else None
 
 
 def _order_words(leg: "OrderLeg") -> str:
@@ -220,10 +228,26 @@ def _warn_of_overage(ledger: "Ledger", portfolio: str) -> None:
     """Name the caps that are exceeded now. Facts may exceed a cap; nothing more is granted there."""
     for row in ledger.exposure(portfolio).scopes:
         if row.overage:
-            excess = (
-                f"{output.figure(row.overage, 2)} USD above its cap of {output.figure(row.cap or Decimal(0), 2)} USD"
-            )
+            default = "" if row.cap_from is None else f" (the default of {row.cap_from})"
+            cap = output.figure(row.cap or Decimal(0), 2)
+            excess = f"{output.figure(row.overage, 2)} USD above its cap of {cap} USD{default}"
             output.note(f"overage: {row.scope} is {excess}; nothing more is granted there until it is gone")
+
+
+_SET_WORDS = {"cap": "", "guarantee": "guarantee ", "max_position_usd": "largest position "}
+"""What stands before an amount that `set_cap` set, by argument; a cap needs no word."""
+
+
+def _set_words(request: dict[str, str | None]) -> str:
+    """Say what `set_cap` changed. A cap that is removed alone is not in its request."""
+    given = request if request.keys() & _SET_WORDS.keys() else {"cap": None}
+    words = []
+    for name, word in _SET_WORDS.items():
+        if name in given:
+            amount = given[name]
+            none = f"no {word.strip() or 'cap'}"
+            words.append(none if amount is None else f"{word}{output.figure(Decimal(amount), 2)} USD")
+    return ", ".join(words)
 
 
 def _headline(decision: "Decision") -> str:
@@ -234,7 +258,7 @@ def _headline(decision: "Decision") -> str:
     elif decision.budget is not None:
         text += f": {output.figure(decision.budget, 2)} USD"
     elif decision.command == "set_cap":
-        text += f": {output.figure(Decimal(request['cap']), 2)} USD" if "cap" in request else ": no cap"
+        text += f": {_set_words(request)}"
     elif decision.command == "halt":
         text += f": {request['mode']}"
     if decision.replayed:

@@ -26,7 +26,7 @@ from ledger_sizer.model.choices import ExportForm, Outcome, PositionFilter
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
 if TYPE_CHECKING:
-    from ledger_sizer import Decision, Page, Position, ScopeExposure
+    from ledger_sizer import Decision, Exposure, Page, Position, ScopeExposure
     from ledger_sizer.model.choices import Status
     from ledger_sizer.model.legs import Leg
 
@@ -47,6 +47,8 @@ def exposure(
     """Show what a portfolio has, may have, and has left.
 
     One row for the whole and one for each scope: held + open = exposure, cap - exposure = headroom, above it overage.
+    Below it the pools, where scopes have a guarantee: what each uses of it, what is kept for it, and what others have
+    of that.
     With --as-of the decisions up to then are added up, one reading of them all.
     """
     from ledger_sizer.cli.ledger_session import ledger_at
@@ -66,6 +68,7 @@ def exposure(
         [
             Column("scope"),
             Column("cap USD", usd=True),
+            *([Column("cap from", priority=4)] if found.defaults else []),
             Column("held USD", usd=True, priority=5),
             Column("open USD", usd=True, priority=5),
             Column("exposure USD", usd=True),
@@ -78,6 +81,7 @@ def exposure(
             (
                 row.scope,
                 row.cap,
+                *([row.cap_from] if found.defaults else []),
                 row.held,
                 row.open,
                 row.exposure,
@@ -90,7 +94,27 @@ def exposure(
         ],
         empty="no scopes",
     )
+    if found.pools:
+        _write_pools(found)
     return 0
+
+
+def _write_pools(found: "Exposure") -> None:
+    """Show the pools of a portfolio, and what is left to who is in none."""
+    output.write("")
+    output.table(
+        [
+            Column("pool"),
+            Column("guaranteed USD", usd=True),
+            Column("used USD", usd=True),
+            Column("kept USD", usd=True),
+            Column("lent out USD", usd=True, alert=True),
+        ],
+        [(pool.scope, pool.guaranteed, pool.used, pool.kept, pool.lent_out) for pool in found.pools],
+        empty="",
+    )
+    if found.shared is not None:
+        output.write(f"left to who is in no pool: {output.figure(found.shared, 2)} USD")
 
 
 def _note_desk(status: "Status", change: "Decision | None") -> None:

@@ -8,7 +8,7 @@ import typer
 
 from ledger_sizer.cli import options
 from ledger_sizer.cli.options import DatabaseUrl, Json
-from ledger_sizer.model.arguments import FLAG, DeclaredArgument, Kind
+from ledger_sizer.model.arguments import FLAG, NOT_GIVEN, DeclaredArgument, Kind
 from ledger_sizer.model.command_base import LEG_PLANS, LEGS, MOMENT, SECONDS, TAGS
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.details import DETAILS
@@ -87,8 +87,8 @@ def verb_command(
     def run(*, key: str | None = None, as_json: bool = False, database_url: str | None = None, **given: Any) -> int:
         from ledger_sizer.cli.ledger_session import new_key, run_verb
 
-        values = {
-            one.name: _form_of(one.kind).parse(value, one.name)
+        values: dict[str, Any] = {
+            one.name: None if _removes(one, value) else _form_of(one.kind).parse(value, one.name)
             for one in asked
             if (value := given[one.name]) is not None
         }
@@ -109,13 +109,19 @@ def verb_command(
     return run
 
 
+def _removes(argument: DeclaredArgument, text: object) -> bool:
+    """Whether the text of an option removes the setting."""
+    return argument.default is NOT_GIVEN and text == "none"
+
+
 def _parameter(argument: DeclaredArgument, positional: bool) -> inspect.Parameter:
     """Return an argument as a parameter of the function: its type with its `typer.Option` or `typer.Argument`."""
     kind, declared = argument.kind, argument.declared
     form = _form_of(kind)
     of: Any = Literal[kind.choices] if kind.choices else form.type
-    help_text = f"{declared.help} {form.more}".strip()
-    default: Any = inspect.Parameter.empty if argument.required or positional else None
+    setting = argument.default is NOT_GIVEN
+    help_text = f"{declared.help} {form.more} {'`none` removes it.' if setting else ''}".strip()
+    default: Any = inspect.Parameter.empty if argument.required or (positional and not setting) else None
     info: Any
     if positional:
         info = typer.Argument(metavar=argument.name.upper(), help=help_text)

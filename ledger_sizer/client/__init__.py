@@ -11,7 +11,8 @@ retry            `RetryPolicy`: exponential back-off with jitter
 from ledger_sizer.client.clients import AsyncLedgerClient, LedgerClient
 from ledger_sizer.client.responses import NotUnderstood
 from ledger_sizer.client.retry import RetryPolicy
-from ledger_sizer.wire.problems import Forbidden, Unauthenticated
+from ledger_sizer.model.errors import Forbidden
+from ledger_sizer.wire.problems import Unauthenticated
 
 Patience = RetryPolicy
 """The name of `RetryPolicy` up to 0.1. The clients' argument is still called `patience`."""

@@ -170,6 +170,7 @@ def _names(form: Any) -> list[str]:
 def exposure(portfolio: str = "main", as_of: int | datetime | None = None) -> Calls[Exposure]:
     """Cap, held, open, headroom and status of a portfolio and each of its scopes. `NotFound` if there is none.
 
+    The cap of a scope is its own, or else the default of its tag name. `pools` has the guaranteed scopes.
     as_of: a seq or an aware datetime. The exposure is then the sum of all decisions up to it. The whole and up to
     10,000 scopes are of one moment, that of `seq`; where there are more, the others are read after it.
     """

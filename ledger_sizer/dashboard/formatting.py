@@ -1,11 +1,14 @@
 """Formats money, quantities, times and tags for the dashboard and for `ledger-sizer top`."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_UP, Decimal
+from typing import NamedTuple
 
 from ledger_sizer.model.domain import Position, ScopeExposure
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.overview import share_of_cap
+from ledger_sizer.model.pools import Pool
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 
@@ -63,6 +66,35 @@ def bar(scope: ScopeExposure, width: int) -> tuple[int, int]:
     used = width if scope.headroom == 0 else min(max(used, some_open + some_held), width - 1)
     opened = min(max(opened, some_open), used - some_held)
     return opened, used - opened if scope.exposure else 0
+
+
+class PoolBar(NamedTuple):
+    """Lengths of the parts of a pool's bar, from left to right.
+
+    used: of its guarantee. above: used above the guarantee. kept: the part of the guarantee that is kept free for it.
+    lent_out: the part that should be, and that others use.
+    """
+
+    used: int
+    above: int
+    kept: int
+    lent_out: int
+
+
+def pool_bar(pool: Pool, scale: Decimal, width: int) -> PoolBar:
+    """Return the bar of a pool, where `scale` USD are `width` units. A part that is not empty has at least one unit."""
+    with exact_arithmetic():
+        used = min(pool.used, pool.guaranteed)
+        parts = (used, pool.used - used, pool.kept - pool.lent_out, pool.lent_out)
+        lengths = [max(int(part / scale * width), 1) if part else 0 for part in parts]
+    excess = max(sum(lengths) - width, 0)
+    lengths[lengths.index(max(lengths))] -= excess
+    return PoolBar(*lengths)
+
+
+def pools_scale(pools: Sequence[Pool]) -> Decimal:
+    """Return the USD of a full bar, the same for all pools: the most that one is guaranteed, or uses."""
+    return max((max(pool.guaranteed, pool.used) for pool in pools), default=Decimal(0)) or Decimal(1)
 
 
 def status_label(scope: ScopeExposure, now: datetime) -> str:

@@ -5,6 +5,7 @@ from decimal import Decimal
 
 from ledger_sizer.dashboard.formatting import UNTIL_KNOWN, clock, exact, money
 from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.denials import GUARANTEE, MAX_POSITION
 from ledger_sizer.model.units import usd
 from ledger_sizer.rules.explain import object_in, reason_in_words
 from ledger_sizer.rules.explain_position import Form, Told
@@ -28,7 +29,16 @@ def _reserve_label(decision: Decision) -> str:
     size = "" if decision.quantity is None else f" for {exact(decision.quantity)}"
     binding = decision.binding or ""
     until = f", {UNTIL_KNOWN}" if decision.until_known else ""
-    return f"{money(decision.budget)}{more} held{size}, {_BINDING_LABELS.get(binding, f'bound by {binding}')}{until}"
+    return f"{money(decision.budget)}{more} held{size}, {_bound_label(binding)}{until}"
+
+
+def _bound_label(binding: str) -> str:
+    """Return what sized a grant."""
+    if binding.startswith(GUARANTEE):
+        return f"bound by what is kept for others, most for {binding.removeprefix(GUARANTEE)}"
+    if binding.startswith(MAX_POSITION):
+        return f"the most for one position of {binding.removeprefix(MAX_POSITION)}"
+    return _BINDING_LABELS.get(binding, f"bound by {binding}")
 
 
 _BINDING_LABELS = {
@@ -102,9 +112,23 @@ def _adopt_label(decision: Decision) -> str:
 
 
 def _set_cap_label(decision: Decision) -> str:
-    cap = _request(decision).get("cap")
-    change = "has no cap any more" if cap is None else f"capped at {money(Decimal(cap))}"
-    return f"{decision.binding} {change}"
+    request = _request(decision)
+    # A cap that is removed alone is not in the request.
+    given = request if request.keys() & _LIMIT_LABELS.keys() else {**request, "cap": None}
+    changes = [
+        f"has no {name} any more" if given[argument] is None else f"{verb} {money(Decimal(given[argument]))}"
+        for argument, (name, verb) in _LIMIT_LABELS.items()
+        if argument in given
+    ]
+    return f"{decision.binding} {', '.join(changes)}{_note(request)}"
+
+
+_LIMIT_LABELS = {
+    "cap": ("cap", "capped at"),
+    "guarantee": ("guarantee", "guaranteed"),
+    "max_position_usd": ("largest position", "largest position"),
+}
+"""How `set_cap` is told, by argument: what is removed, and what stands before an amount that is set."""
 
 
 def _halt_label(decision: Decision) -> str:

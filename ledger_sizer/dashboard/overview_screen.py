@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ledger_sizer.model.domain import ScopeExposure
     from ledger_sizer.model.overview import Detail, Overview
+    from ledger_sizer.model.pools import Pool
 
 _BAR_WIDTH = 20
 _SPARK_LEVELS = "▁▂▃▄▅▆▇█"
@@ -36,6 +37,9 @@ _STYLES = {
 }
 _ROWS_PER_SCOPE = 3
 """The terminal shows at most one scope for so many rows; reservations, positions and decisions share the rest."""
+
+_ROWS_PER_POOL = 6
+"""The same for pools."""
 
 _DRIFTS_MAX = 5
 
@@ -62,12 +66,14 @@ def render_overview(
     detail = overview.detail
     if detail is None:
         return Group(head, *below_title, Text("no portfolio yet"))
-    scopes, rows = _rows_that_fit(overview, detail, height)
+    limits = _limits(detail)
+    scopes, pools, rows = _rows_that_fit(overview, detail, None if height is None else height - len(limits))
     blank = Text("")
     return Group(
         head, *below_title, blank, _summary_line(detail, overview.read_at),
         _exposure_sparkline(detail, overview.read_at, min(width, 160) - 12), blank,
-        _scopes(overview, detail, scopes), blank,
+        *_pools(detail, width, pools),
+        _scopes(overview, detail, width, scopes), *limits, blank,
         _reconciliation(detail), blank,
         _holds(detail, overview.read_at, rows), blank,
         _positions(detail, overview.read_at, rows), blank,
@@ -87,15 +93,16 @@ def _desk_line(overview: "Overview") -> "list[Text]":
     return [Text(f"the desk is {desk.status}: nothing new is granted in any portfolio{since}{note}", "bold red")]
 
 
-def _rows_that_fit(overview: "Overview", detail: "Detail", height: int | None) -> tuple[int, int]:
-    """Return how many scopes, and how many rows of each other list, fit into the height."""
-    scopes = len(overview.portfolios) + len(detail.scopes) - 1
+def _rows_that_fit(overview: "Overview", detail: "Detail", height: int | None) -> tuple[int, int, int]:
+    """Return how many scopes, how many pools, and how many rows of each other list, fit into the height."""
+    scopes, pools = len(overview.portfolios) + len(detail.scopes) - 1, len(detail.pools)
     if height is None:
-        return scopes, 1000
+        return scopes, pools, 1000
     scopes = max(min(scopes, height // _ROWS_PER_SCOPE), 1)
-    # Titles, blank lines, table heads, and the lines of the reconciliation.
-    rest = height - scopes - 15 - min(len(detail.reconciliation.drifts), _DRIFTS_MAX)
-    return scopes, max(rest // 3, 1)
+    pools = min(pools, max(height // _ROWS_PER_POOL, 1))
+    # Titles, blank lines, table heads, and the lines of the reconciliation and of the pools.
+    rest = height - scopes - 15 - min(len(detail.reconciliation.drifts), _DRIFTS_MAX) - (pools + 3 if pools else 0)
+    return scopes, pools, max(rest // 3, 1)
 
 
 def _summary_line(detail: "Detail", now: datetime) -> "Text":
@@ -150,23 +157,103 @@ def _table(*titles: str, right: tuple[str, ...] = ()) -> "Table":
     return table
 
 
-def _scopes(overview: "Overview", detail: "Detail", rows: int) -> "Table":
-    money = ("exposure", "cap", "headroom", "open", "held")
-    table = _table("portfolio, scope", "", "exposure", "cap", "headroom", "open", "held", "status", right=money)
-    lines = [(line.name, line.whole) for line in overview.portfolios]
-    lines += [(f"  {scope.scope}", scope) for scope in detail.scopes[1:]]
-    for name, scope in lines[:rows]:
-        table.add_row(
-            name,
-            _bar(scope),
-            formatting.money(scope.exposure),
-            formatting.money(scope.cap),
-            formatting.money_floor(scope.headroom),
-            formatting.money(scope.open),
-            formatting.money(scope.held),
-            _styled(formatting.status_label(scope, overview.read_at)),
-        )
+def _figure_table(
+    width: int,
+    names: Sequence[str],
+    bars: "Sequence[Text]",
+    figures: "dict[str, list[Text]]",
+    expendable: Sequence[str],
+    statuses: "Sequence[Text]" = (),
+) -> "Table":
+    """Return a table of names, bars, figures and statuses. No figure is cut: a narrow terminal gets fewer columns.
+
+    names: the title first. figures: by title. expendable: titles of figures that go where there is no room, in this
+    order; the bars go before. statuses: the title first; none without such a column.
+    """
+    lengths = {title: max(len(title), *map(len, column)) for title, column in figures.items()}
+    room = width + 2 - sum(2 + max(map(len, column)) for column in (names, statuses) if column)
+    room -= sum(2 + length for length in lengths.values())
+    for title in expendable:
+        if room < 0:
+            room += lengths[title] + 2
+            del figures[title]
+    with_bars = room >= _BAR_WIDTH + 2
+    table = _table(names[0], *([""] if with_bars else []), *figures, right=tuple(figures))
+    for column in table.columns:
+        column.min_width = lengths.get(str(column.header))
+    columns = [*([bars] if with_bars else []), *figures.values(), *([statuses[1:]] if statuses else [])]
+    if statuses:
+        table.add_column(statuses[0], no_wrap=True)
+    for row in zip(names[1:], *columns, strict=True):
+        table.add_row(*row)
     return table
+
+
+def _pools(detail: "Detail", width: int, rows: int) -> "list[RenderableType]":
+    """Return the picture of the pools, those that lack something first, with a blank line; nothing without pools."""
+    from rich.text import Text
+
+    if not detail.pools:
+        return []
+    shown = sorted(detail.pools, key=lambda pool: not pool.lent_out)[:rows]
+    scale = formatting.pools_scale(detail.pools)
+    figures = {
+        title: [Text(formatting.money(getattr(pool, title.replace(" ", "_")))) for pool in shown]
+        for title in ("guaranteed", "used", "kept", "lent out")
+    }
+    for pool, lent_out in zip(shown, figures["lent out"], strict=True):
+        lent_out.stylize("bold red" if pool.lent_out else "")
+    names = [f"pools {len(detail.pools) + detail.pools_left_out:,}", *(pool.scope for pool in shown)]
+    table = _figure_table(
+        width, names, [_pool_bar(pool, scale) for pool in shown], figures, ["kept", "guaranteed", "used"]
+    )
+    shared = Text.assemble(
+        ("shared by all ", "dim"), (formatting.money_floor(detail.shared), "bold"),
+        (f" of the headroom {formatting.money_floor(detail.whole.headroom)}", "dim"),
+    )  # fmt: skip
+    return [table, shared, Text("")]
+
+
+def _pool_bar(pool: "Pool", scale: Decimal) -> "Text":
+    """Draw what a pool uses solid, what is above its guarantee dense, what is kept free light, what it lacks as x."""
+    from rich.text import Text
+
+    bar = formatting.pool_bar(pool, scale, _BAR_WIDTH)
+    used, above = ("█" * bar.used, "blue"), ("▓" * bar.above, "yellow")
+    return Text.assemble(used, above, ("░" * bar.kept, "blue"), ("x" * bar.lent_out, "bold red"))
+
+
+def _limits(detail: "Detail") -> "list[Text]":
+    """Return the lines of the default caps and of the largest positions; none where there are none."""
+    defaults = [(default.scope, default.cap) for default in detail.defaults]
+    largest = [(one.scope, one.max_position_usd) for one in detail.scopes if one.max_position_usd is not None]
+    return [
+        _plain(f"{title}: {', '.join(f'{scope} {formatting.money(amount)}' for scope, amount in amounts)}")
+        for title, amounts in (("* by default", defaults), ("largest positions", largest))
+        if amounts
+    ]
+
+
+def _scopes(overview: "Overview", detail: "Detail", width: int, rows: int) -> "Table":
+    lines = [(line.name, line.whole) for line in overview.portfolios]
+    lines = [*lines, *((f"  {scope.scope}", scope) for scope in detail.scopes[1:])][:rows]
+    scopes = [scope for _, scope in lines]
+    mark = " " if detail.defaults else ""
+    figures = {
+        "exposure": [formatting.money(scope.exposure) for scope in scopes],
+        "cap": [formatting.money(scope.cap) + ("*" if scope.cap_from else mark) for scope in scopes],
+        "headroom": [formatting.money_floor(scope.headroom) for scope in scopes],
+        "open": [formatting.money(scope.open) for scope in scopes],
+        "held": [formatting.money(scope.held) for scope in scopes],
+    }
+    return _figure_table(
+        width,
+        ["portfolio, scope", *(name for name, _ in lines)],
+        [_bar(scope) for scope in scopes],
+        {title: [*map(_plain, column)] for title, column in figures.items()},
+        ["held", "open", "cap", "headroom"],
+        [_plain("status"), *(_styled(formatting.status_label(scope, overview.read_at)) for scope in scopes)],
+    )
 
 
 def _bar(scope: "ScopeExposure") -> "Text":

@@ -13,6 +13,7 @@ from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
 from ledger_sizer.dashboard.confirm_forms import ConfirmForm, page_of
 from ledger_sizer.dashboard.labels import actor_label, decision_label
 from ledger_sizer.model.overview import Overview, OverviewQuery
+from ledger_sizer.model.tags import NO_TAGS, Tags
 from ledger_sizer.rules.explain import Explanation
 from ledger_sizer.wire.overviews import overview_query_to_params
 
@@ -25,7 +26,7 @@ HOURS = {1: "1 h", 6: "6 h", 24: "24 h", 168: "7 d"}
 class Visitor:
     """Who views a page. name, role: of the API key. signed_in: False without keys. form_token: goes with each form.
 
-    bound: whether the key is for some portfolios only.
+    bound: whether the key is for some portfolios only. tags: those to which it is bound.
     """
 
     name: str
@@ -33,11 +34,16 @@ class Visitor:
     signed_in: bool
     form_token: str
     bound: bool = False
+    tags: Tags = NO_TAGS
 
     @property
     def may_steer(self) -> bool:
-        """Whether the visitor may halt, resume, and decide about drifts."""
-        return self.role == "admin"
+        """Whether the visitor may halt and resume, and decide about drifts."""
+        return self.role == "admin" and not self.tags
+
+    def may_steer_scope(self, scope: str) -> bool:
+        """Whether the visitor may halt and resume this scope."""
+        return self.may_steer or (self.role == "admin" and scope in self.tags.scopes[1:])
 
     @property
     def may_steer_desk(self) -> bool:
@@ -130,6 +136,8 @@ def _make_environment() -> Environment:
         chart_height=HEIGHT,
         href=href,
         page_of=page_of,
+        pool_bar=formatting.pool_bar,
+        pools_scale=formatting.pools_scale,
         seconds_left=formatting.seconds_left,
         time_left=formatting.time_left,
         status_label=formatting.status_label,

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, select
 
 from ledger_sizer.exchanges.instrument_cache import read_current
 from ledger_sizer.model.commands import AnyCommand, Reserve
-from ledger_sizer.model.errors import InvalidRequest, LedgerError
+from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, MarketRules, instrument_from_json
 from ledger_sizer.model.legs import LegPlan, plan_from_json
 from ledger_sizer.model.units import parse_decimal
@@ -42,21 +42,6 @@ class InstrumentResolver:
             return command.number is None
         cached = [self._cached(name) for name in markets if isinstance(name, str)]
         return all(rules is not None and rules.active and rules.instrument is not None for rules in cached)
-
-    def resolve_all(
-        self, commands: Sequence[AnyCommand], atomic: bool
-    ) -> tuple[Sequence[AnyCommand], dict[int, LedgerError]]:
-        """Resolve many commands. Returns those that resolved, and errors by index. atomic: raise the first error."""
-        resolved: list[AnyCommand] = []
-        errors: dict[int, LedgerError] = {}
-        for index, command in enumerate(commands):
-            try:
-                resolved.append(self.resolve(command))
-            except InvalidRequest as error:
-                if atomic:
-                    raise
-                errors[index] = error
-        return resolved, errors
 
     def resolve(self, command: AnyCommand) -> AnyCommand:
         """Return the command with rules in place of names; a command without names is returned unchanged.

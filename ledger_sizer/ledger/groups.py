@@ -1,15 +1,36 @@
 """Builds the groups that the writer answers, and gives their answers the form that callers get."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import Decision, Result
-from ledger_sizer.model.errors import LedgerError
+from ledger_sizer.model.errors import Forbidden, InvalidRequest, LedgerError
 from ledger_sizer.rules.batch import Group
 from ledger_sizer.storage.leases import fence_var
 from ledger_sizer.telemetry import request_id_var
 from ledger_sizer.verbs.submission import require_command
+
+Prepare = Callable[[AnyCommand], AnyCommand]
+
+
+def prepared(
+    commands: Sequence[AnyCommand], prepare: Prepare, *, atomic: bool
+) -> tuple[list[AnyCommand], dict[int, LedgerError]]:
+    """Prepare commands for the queue. Returns those that are fit for it, and errors by index.
+
+    atomic: raise the first error.
+    """
+    fit: list[AnyCommand] = []
+    errors: dict[int, LedgerError] = {}
+    for index, command in enumerate(commands):
+        try:
+            fit.append(prepare(command))
+        except (InvalidRequest, Forbidden) as error:
+            if atomic:
+                raise
+            errors[index] = error
+    return fit, errors
 
 
 def group_of(commands: Sequence[AnyCommand], caller: Caller, *, atomic: bool) -> Group:

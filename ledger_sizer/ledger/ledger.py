@@ -22,7 +22,7 @@ from ledger_sizer.exchanges.instrument_names import InstrumentResolver
 from ledger_sizer.history.archive_files import archive_files_from
 from ledger_sizer.history.archiver import ARCHIVE_FOLDER, ArchiveReport, archive, require_outside_key_window
 from ledger_sizer.ledger.committer import Committer, Observe
-from ledger_sizer.ledger.groups import all_answers, group_of, group_of_one, only_decision
+from ledger_sizer.ledger.groups import all_answers, group_of, group_of_one, only_decision, prepared
 from ledger_sizer.ledger.reads import LedgerReads
 from ledger_sizer.ledger.release_all import ReleaseAllMethods
 from ledger_sizer.ledger.sweep import sweep_in_slices
@@ -34,6 +34,7 @@ from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.errors import Closed, Unavailable
 from ledger_sizer.model.times import from_us, to_us
 from ledger_sizer.rules.batch import Group, decide_batch
+from ledger_sizer.rules.guards import with_bound_tags
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.storage.clock import ClockGuard, ClockJump, ClockJumped, read_clock, warn_if_behind
 from ledger_sizer.storage.database import is_sqlite, make_engine, prepare_sqlite, require_head
@@ -149,14 +150,14 @@ class Ledger(ReleaseAllMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
 
     def run(self, command: AnyCommand) -> Decision:
         """Run one command object. The verbs build their command and call this."""
-        command = self._resolver.resolve(command)
+        command = self._prepared(command)
         if type(command) is Reserve and command.dry_run:
             return self._dry_run(command)
         return only_decision(self._writer.answer(group_of_one(command, self.caller)))
 
     async def run_async(self, command: AnyCommand) -> Decision:
         """Async `run`. Cancelling the caller does not undo the command; a retry with its key returns the outcome."""
-        command = await self._off_loop((command,), lambda: self._resolver.resolve(command))
+        command = await self._off_loop((command,), lambda: self._prepared(command))
         if type(command) is Reserve and command.dry_run:
             return await asyncio.to_thread(self._dry_run, command)
         return only_decision(await self._writer.submit_async(group_of_one(command, self.caller)))
@@ -168,15 +169,15 @@ class Ledger(ReleaseAllMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
         False). atomic: all take effect or none, of at most 1,000; if one is denied all are, and an error is raised with
         nothing recorded. A key that was answered before keeps its answer: a grant may stand beside the denials.
         """
-        resolved, wrong = self._resolver.resolve_all(commands_of(commands, atomic=atomic), atomic)
-        group = group_of(resolved, self.caller, atomic=atomic)
+        fit, wrong = prepared(commands_of(commands, atomic=atomic), self._prepared, atomic=atomic)
+        group = group_of(fit, self.caller, atomic=atomic)
         return all_answers(self._writer.answer(group) if group.commands else [], wrong, atomic=atomic)
 
     async def submit_async(self, commands: Iterable[AnyCommand], *, atomic: bool = False) -> list[Result]:
         """Async `submit`."""
         asked = commands_of(commands, atomic=atomic)
-        resolved, wrong = await self._off_loop(asked, lambda: self._resolver.resolve_all(asked, atomic))
-        group = group_of(resolved, self.caller, atomic=atomic)
+        fit, wrong = await self._off_loop(asked, lambda: prepared(asked, self._prepared, atomic=atomic))
+        group = group_of(fit, self.caller, atomic=atomic)
         return all_answers(await self._writer.submit_async(group) if group.commands else [], wrong, atomic=atomic)
 
     def hold_async(self, *, on_unknown: OnUnknown = "keep", **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
@@ -321,6 +322,10 @@ class Ledger(ReleaseAllMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
 
     def _now_us(self) -> int | None:
         return None if self._clock is None else to_us(self._clock())
+
+    def _prepared(self, command: AnyCommand) -> AnyCommand:
+        """Return the command as it is decided: rules in place of names, tags that the caller is bound to filled in."""
+        return with_bound_tags(self._resolver.resolve(command), self.caller)
 
     async def _off_loop(self, commands: Sequence[AnyCommand], resolve: Callable[[], T]) -> T:
         """Call `resolve`, in a thread where it has to read the database for the commands' instruments."""

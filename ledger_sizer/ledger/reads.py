@@ -49,6 +49,7 @@ class LedgerReads:
     def exposure(self, portfolio: str = "main", as_of: AsOf | None = None) -> Exposure:
         """Return cap, held, open, headroom and status of a portfolio and each of its scopes, or raise `NotFound`.
 
+        The cap of a scope is its own, or else the default of its tag name. `pools` has the guaranteed scopes.
         as_of: a seq or an aware datetime; the exposure is then summed over all decisions up to it, each read once.
         """
         return self._reads.exposure(portfolio, as_of)

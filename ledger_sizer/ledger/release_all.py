@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Page, Position
-from ledger_sizer.model.errors import LedgerError, WrongState
+from ledger_sizer.model.errors import Forbidden, LedgerError, WrongState
 from ledger_sizer.model.release_all import ReleaseAll
 from ledger_sizer.model.tags import GivenTags, tags_of
+from ledger_sizer.rules.guards import bound_tags, carries
 from ledger_sizer.views.hold_listing import read_holds
 from ledger_sizer.views.queries import Queries
 
@@ -26,6 +28,11 @@ class ReleasedPage(NamedTuple):
 
 class ReleaseAllMethods:
     """`release_all` for `Ledger`."""
+
+    @property
+    def caller(self) -> Caller:
+        """Who uses the ledger now."""
+        raise NotImplementedError
 
     @property
     def _reads(self) -> Queries:
@@ -56,8 +63,8 @@ class ReleaseAllMethods:
         decision of its own under `<key>/<position_id>`. Asked again with the same key it frees what is left, and
         returns the decisions about that; it does no harm. Holds that end meanwhile are passed over.
 
-        Raises `InvalidRequest`, `NotFound`, and `Busy` or `Unavailable` in the middle: then ask again with the same
-        key.
+        Raises `InvalidRequest`, `Forbidden`, `NotFound`, and `Busy` or `Unavailable` in the middle: then ask again with
+        the same key.
         """
         request = ReleaseAll(
             key=key, portfolio=portfolio, tags=tags, held_only=held_only, unknown=unknown, reference=reference
@@ -100,11 +107,17 @@ class ReleaseAllMethods:
         return ReleasedPage(_decisions(await self.submit_async(_releases(request, page))), page.cursor)
 
     def holds_of(self, request: ReleaseAll, cursor: str | None = None, limit: int = RELEASES_MAX) -> Page[Position]:
-        """Return a page of the positions whose holds the request would free, in the order in which these end."""
-        return read_holds(
-            self._reads.engine, request.portfolio, tags_of(request.tags), until_known=request.unknown, cursor=cursor,
-            limit=limit,
-        )  # fmt: skip
+        """Return a page of the positions whose holds the request would free, in the order in which these end.
+
+        Where the caller's API key is bound to tags, only those that carry them. Raises `Forbidden` for other tags.
+        """
+        tags, bound = tags_of(request.tags), self.caller.tags
+        # Of a tag to which a key is bound with several values, a position need have only one.
+        tags = bound_tags(tags, self.caller, kept=[name for name in bound if bound.only(name) is None])
+        page = read_holds(
+            self._reads.engine, request.portfolio, tags, until_known=request.unknown, cursor=cursor, limit=limit
+        )
+        return Page(tuple([one for one in page if carries(one.tags, bound)]), page.cursor) if bound else page
 
 
 def _releases(request: ReleaseAll, page: Page[Position]) -> list[AnyCommand]:
@@ -112,11 +125,11 @@ def _releases(request: ReleaseAll, page: Page[Position]) -> list[AnyCommand]:
 
 
 def _decisions(results: Sequence[Result]) -> list[Decision]:
-    """Return the decisions, without the holds that had ended by then. Raises any other error."""
+    """Return the decisions, without the holds that had ended, or got other tags, by then. Raises any other error."""
     found = []
     for result in results:
         if isinstance(result, LedgerError):
-            if not isinstance(result, WrongState):
+            if not isinstance(result, WrongState | Forbidden):
                 raise result
         else:
             found.append(result)

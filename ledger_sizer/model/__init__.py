@@ -13,10 +13,12 @@ plans              what a reservation asks for, leg by leg: of one asset, in kno
 fills              what the fills of a position add up to
 tags               tags of a position, and the scopes they stand for
 denials            reasons of a denial, with their titles and words
+pools              guaranteed scopes: what each uses, and what is left to others
 domain             positions, exposure, pages, history filters, verify reports
 command_base       base classes of the commands, what declares a verb, kinds of argument of commands alone
 position_commands  one type per verb about positions
 commands           one type per verb, those of positions included
+caps               the limits of a portfolio's scopes, and the commands that bring them from one state to another
 scope_settings     what a scope may be set to
 decisions          decisions, their stored records, and the hash chain
 reconciliation     drifts, findings, policies, runs

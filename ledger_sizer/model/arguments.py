@@ -12,8 +12,9 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from decimal import Decimal
+from enum import Enum
 from reprlib import repr as short_repr
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, Final, NamedTuple, TypeVar, get_args
 
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.units import decimal_text, exact_decimal, not_negative, parse_decimal, positive, shown
@@ -24,6 +25,19 @@ encode_sorted = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_a
 DECIMAL_PATTERN = r"^-?[0-9]{1,30}(\.[0-9]{1,36})?$"
 AMOUNT_PATTERN = r"^[0-9]{1,30}(\.[0-9]{1,36})?$"
 SCORE_PATTERN = r"^(0(\.[0-9]{1,36})?|1(\.0{1,36})?)$"
+
+
+class NotGiven(Enum):
+    """The type of `NOT_GIVEN`."""
+
+    NOT_GIVEN = "not given"
+
+    def __repr__(self) -> str:
+        return "NOT_GIVEN"
+
+
+NOT_GIVEN: Final = NotGiven.NOT_GIVEN
+"""Default of an argument that changes a setting: what is not given stays, and None removes."""
 
 
 def _as_it_is(value: Any) -> Any:

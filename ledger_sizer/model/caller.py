@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from typing import NamedTuple
 
 from ledger_sizer.model.arguments import label_text
+from ledger_sizer.model.tags import NO_TAGS, Tags
 
 
 class Caller(NamedTuple):
@@ -15,11 +16,13 @@ class Caller(NamedTuple):
     `embedded:<client>`, `cli:<user>`, `reconcile`, or `ledger` for what the ledger itself decides.
     client: owner of its idempotency keys. The same key from another client is refused, never a replay.
     sees_all: whether it may look up other clients' keys, as an admin may.
+    tags: those to which its API key is bound: it touches no other money (see `rules.guards`). Mostly none.
     """
 
     actor: str
     client: str
     sees_all: bool = False
+    tags: Tags = NO_TAGS
 
     def owns(self, client: str | None) -> bool:
         """Whether a key that `client` used is the caller's own. Decisions of old versions (None) are everybody's."""

@@ -20,6 +20,8 @@ Role = Literal["read", "trade", "admin"]
 ExportForm = Literal["csv", "ndjson"]
 LedgerCreation = Literal["new", "never", "always"]
 """When a SQLite ledger that is not there is created. `new`: where none was before. `always`: even where one was."""
+PortfolioCreation = Literal["create", "declared"]
+"""What begins a portfolio. `create`: its first reservation, adoption or cap. `declared`: only the cap of its whole."""
 
 DriftKind = Literal[
     "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",

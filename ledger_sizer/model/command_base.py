@@ -40,7 +40,7 @@ from ledger_sizer.model.names import (
     portfolio_or_desk,
     split_position_id,
 )
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE, TAG_NAME, Tags, scope_name, tags_of
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, TAG_NAME, Tags, is_default_scope, scope_name, tags_of
 from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, shown
 
@@ -311,6 +311,12 @@ class ScopeCommand(PortfolioCommand):
     note: Annotated[str | None, Argument(NOTE, "Why; kept with the decision.")] = None
 
     def _check_together(self) -> None:
+        if is_default_scope(self.scope):
+            raise InvalidRequest(
+                f"{self.scope} is the default cap of a tag name and takes only a cap, by set_cap; name one scope, such "
+                f"as {self.scope[:-1]}bybit",
+                field="scope",
+            )
         if self.portfolio == DESK and self.scope != PORTFOLIO_SCOPE:
             raise InvalidRequest(
                 f"the desk (portfolio '*') has no scopes, got {self.scope!r}; leave scope out, or name a portfolio",

@@ -14,7 +14,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, get_args
 
-from ledger_sizer.model.arguments import LABEL, NOT_NEGATIVE, NOTE, Argument, choice
+from ledger_sizer.model.arguments import LABEL, NOT_GIVEN, NOT_NEGATIVE, NOTE, POSITIVE, Argument, NotGiven, choice
 from ledger_sizer.model.choices import HaltMode
 from ledger_sizer.model.command_base import (
     DECLARED,
@@ -35,33 +35,96 @@ from ledger_sizer.model.position_commands import Release as Release
 from ledger_sizer.model.position_commands import Reprice as Reprice
 from ledger_sizer.model.position_commands import Reserve as Reserve
 from ledger_sizer.model.position_commands import Retag as Retag
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_default_scope
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import usd_floor_e8
 
 
 @verb(
     "set_cap", role="admin", call="PUT /v1/portfolios/{portfolio}/caps", creates=True,
-    examples=("caps set main 5000", "caps set main 2000 --scope venue=bybit"),
+    examples=(
+        "caps set main 5000", "caps set main 2000 --scope venue=bybit", "caps set main 1000 --scope 'venue=*'",
+        "caps set main --scope bot=a --guarantee 1500 --max-position 300",
+        "caps set main --scope bot=a --guarantee none",
+    ),
 )  # fmt: skip
 class SetCap(ScopeCommand):
-    """Set the cap of a portfolio, or of one of its scopes.
+    """Set the cap, the guarantee and the largest position of a portfolio or of one of its scopes.
 
-    A cap below the present exposure is legal: the excess is overage, and nothing is granted until it is gone. A scope
-    without a cap (null) is only counted; the portfolio's own can be changed but not removed.
+    What is not given stays; null removes it. A cap below the present exposure is legal: the excess is overage, and
+    nothing is granted until it is gone. A scope without a cap is only counted; the portfolio's own can be changed but
+    not removed. The scope `venue=*` sets the default: the cap of each venue that has none of its own. A guarantee is
+    kept free for its scope: a reservation outside of it cannot have what the scope does not use of its guarantee.
+    Guarantees stand on one tag name, and their sum is at most the portfolio's cap.
     """
 
-    cap: Annotated[Decimal | None, Argument(NOT_NEGATIVE, "USD.", metavar="CAP")]
+    cap: Annotated[
+        Decimal | NotGiven | None, Argument(NOT_NEGATIVE, "Most exposure of the scope, USD.", metavar="CAP")
+    ] = NOT_GIVEN
+    guarantee: Annotated[
+        Decimal | NotGiven | None, Argument(NOT_NEGATIVE, "What the scope can always have, USD.", metavar="USD")
+    ] = NOT_GIVEN
+    max_position_usd: Annotated[
+        Decimal | NotGiven | None,
+        Argument(
+            POSITIVE, "Most one position of the scope may be, USD, instead of the settings' maximum.",
+            flags=("--max-position",), metavar="USD",
+        ),
+    ] = NOT_GIVEN  # fmt: skip
 
     def _check_together(self) -> None:
-        if self.cap is not None:
-            usd_floor_e8(self.cap, "cap")
-        elif self.scope == PORTFOLIO_SCOPE:
+        changes = self.changes()
+        if not changes:
+            raise InvalidRequest(
+                "give cap, guarantee or max_position_usd: what is not given stays, None removes it", field="cap"
+            )
+        if self.scope == PORTFOLIO_SCOPE and self.cap is None:
             raise InvalidRequest("the portfolio's cap can be changed but not removed", field="cap")
+        if self.scope == PORTFOLIO_SCOPE and changes.get("guarantee_e8") is not None:
+            raise InvalidRequest(
+                f"a guarantee is of a tag's value, such as scope='bot=a', not of the whole portfolio; got "
+                f"guarantee {self.guarantee} for the scope {self.scope!r}",
+                field="guarantee",
+            )
+        for name in ("guarantee", "max_position_usd"):
+            if is_default_scope(self.scope) and getattr(self, name) not in (None, NOT_GIVEN):
+                raise InvalidRequest(
+                    f"{self.scope} sets only the cap of the values that have none of their own; give {name} to each "
+                    f"scope, such as {self.scope[:-1]}bybit",
+                    field=name,
+                )
+
+    def request_text(self) -> str:
+        """Return canonical JSON: what is removed is null, what is not given is absent.
+
+        A cap that is removed alone is absent too, as it was when nothing else could be set.
+        """
+        removed = {"guarantee", "max_position_usd"}
+        if not (self.guarantee is NOT_GIVEN and self.max_position_usd is NOT_GIVEN):
+            removed.add("cap")
+        text = f'{{"command":"{self.verb}"'
+        for name, start, text_of in self.texts:
+            value = getattr(self, name)
+            if value is None and name in removed:
+                text += f"{start}null"
+            elif value is not None and value is not NOT_GIVEN:
+                text += start + text_of(value)
+        return text + "}"
 
     def changes(self) -> dict[str, Any]:
-        """The cap, 1e-8 USD."""
-        return {"cap_e8": None if self.cap is None else usd_floor_e8(self.cap, "cap")}
+        """The settings that are given, 1e-8 USD; None removes one."""
+        found: dict[str, Any] = {}
+        for name, setting in _SETTINGS.items():
+            value = getattr(self, name)
+            if value is not NOT_GIVEN:
+                found[setting] = None if value is None else usd_floor_e8(value, name)
+        if found.get("max_position_e8") == 0:
+            raise InvalidRequest("max_position_usd must be at least 0.00000001 USD", field="max_position_usd")
+        return found
+
+
+_SETTINGS = {"cap": "cap_e8", "guarantee": "guarantee_e8", "max_position_usd": "max_position_e8"}
+"""Settings of a scope that `set_cap` changes, by argument."""
 
 
 @verb(

@@ -1,4 +1,7 @@
-"""The reasons of a denial, in order of precedence: where several apply, the first is reported. Imports nothing."""
+"""The reasons of a denial, in order of precedence, and in words: where several apply, the first is reported.
+
+Imports nothing.
+"""
 
 GROUP_DENIED = "group_denied"
 
@@ -12,7 +15,7 @@ DENIALS = {
         "The ledger and the exchange do not agree",
         "{binding} is not known to agree with the exchange, so nothing new is granted there",
     ),
-    "cap_exceeded": ("The cap leaves too little", "the cap of {binding} leaves too little"),
+    "cap_exceeded": ("The cap leaves too little", "{binding} leaves too little"),
     "below_min_qty": (
         "What is left buys less than the smallest quantity",
         "what {binding} leaves buys less than the smallest quantity that every leg accepts",
@@ -39,3 +42,37 @@ PRECEDENCE = {reason: place for place, reason in enumerate(DENIALS)}
 
 DESK_BINDING = "desk"
 """The `binding` of a denial for the desk's own status. No scope can have this name."""
+
+GUARANTEE = "guarantee:"
+"""Begins the name of the bound that a guarantee sets to others: `guarantee:bot=a`."""
+
+MAX_POSITION = "max_position_usd:"
+"""Begins the name of the bound that a scope sets to one position: `max_position_usd:bot=a`."""
+
+
+def reason_words(reason: str, binding: str | None) -> str:
+    """Return a denial's reason as the end of a sentence that names what bound it."""
+    _, words = DENIALS.get(reason, ("", reason))
+    if reason == GROUP_DENIED:
+        # Decisions of earlier versions name no neighbour.
+        return words.format(binding=repr(binding)) if binding is not None else words.partition(":")[0]
+    if binding == DESK_BINDING:
+        return words.format(binding="the desk")
+    return words.format(binding=bound_words(binding) if reason == "cap_exceeded" else _constraint_words(binding))
+
+
+def bound_words(binding: str | None) -> str:
+    """Return a cap, a guarantee or a maximum that bound a request, in words. binding: of its decision."""
+    found = _constraint_words(binding)
+    return f"the cap of {binding}" if found == binding else found
+
+
+def _constraint_words(binding: str | None) -> str:
+    """Return what bound a request, in words where its name alone does not tell."""
+    if binding is None:
+        return "what bound it"
+    if binding.startswith(GUARANTEE):
+        return f"the portfolio's cap, less what is kept for others (most of it for {binding.removeprefix(GUARANTEE)}),"
+    if binding.startswith(MAX_POSITION):
+        return f"the largest position that {binding.removeprefix(MAX_POSITION)} allows"
+    return binding

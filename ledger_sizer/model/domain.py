@@ -5,7 +5,7 @@ Public figures are `Decimal` (USD, base units) and aware UTC `datetime`. As stor
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
@@ -15,6 +15,7 @@ from ledger_sizer.model.errors import WrongState
 from ledger_sizer.model.fills import Fills
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.names import position_id
+from ledger_sizer.model.pools import DefaultCap, Pool, left_to_all
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
 from ledger_sizer.model.times import UNTIL_KNOWN_US, from_us
 from ledger_sizer.model.units import exact_arithmetic, usd
@@ -169,8 +170,11 @@ assert Position._fields[_TIMES : _TIMES + 3] == ("opened_us", "updated_us", "upd
 class ScopeExposure:
     """Cap and exposure of one scope, USD. `cap` and `headroom` are None for a scope without a cap.
 
-    frozen: reservations are denied because ledger and exchange differ. fresh_until: from then on they are denied
-    because the last comparison is too old; None where that is not enforced.
+    cap: the one that counts: its own, else the default of its tag name. cap_from: the scope of that default, such as
+    `venue=*`; None where the cap is its own. frozen: reservations are denied because ledger and exchange differ.
+    fresh_until: from then on they are denied because the last comparison is too old; None where that is not enforced.
+    guarantee: what it can always have; None without one. max_position_usd: the most that one position of it may be,
+    instead of the settings' maximum; None without one.
     """
 
     scope: str
@@ -180,6 +184,9 @@ class ScopeExposure:
     status: Status
     frozen: bool = False
     fresh_until: datetime | None = None
+    cap_from: str | None = None
+    guarantee: Decimal | None = None
+    max_position_usd: Decimal | None = None
 
     @property
     def exposure(self) -> Decimal:
@@ -203,6 +210,12 @@ class ScopeExposure:
         with exact_arithmetic():
             return max(self.exposure - self.cap, Decimal(0))
 
+    @property
+    def kept(self) -> Decimal:
+        """What requests outside of it must leave for it: guarantee - exposure, never below 0; 0 without a guarantee."""
+        with exact_arithmetic():
+            return max((self.guarantee or Decimal(0)) - self.exposure, Decimal(0))
+
     def unreconciled(self, now: datetime) -> bool:
         """Return whether reservations are denied at `now` because it differs from the exchange, or may differ."""
         return self.frozen or (self.fresh_until is not None and self.fresh_until <= now)
@@ -210,11 +223,17 @@ class ScopeExposure:
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """A portfolio's exposure at `seq`. scopes: the whole portfolio first, then one row per tag."""
+    """A portfolio's exposure at `seq`.
+
+    scopes: the whole portfolio first, then one row per tag. pools: its guaranteed scopes. defaults: its default caps.
+    These two are complete also where `scopes` is a page.
+    """
 
     portfolio: str
     seq: int
     scopes: tuple[ScopeExposure, ...]
+    pools: tuple[Pool, ...] = ()
+    defaults: tuple[DefaultCap, ...] = ()
 
     @property
     def whole(self) -> ScopeExposure:
@@ -266,12 +285,26 @@ class Exposure:
         """From then on they are denied because the last comparison is too old."""
         return self.whole.fresh_until
 
+    @property
+    def max_position_usd(self) -> Decimal | None:
+        """The most that one position may be, USD, instead of the settings' maximum; None where that counts."""
+        return self.whole.max_position_usd
+
+    @property
+    def shared(self) -> Decimal | None:
+        """What a request outside of every pool could still have: headroom less what is kept for the pools, USD."""
+        return left_to_all(self.headroom, self.pools)
+
     def scope(self, name: str) -> ScopeExposure:
-        """Return one scope by name (`venue=bybit`). An unused scope counts zero and has no cap."""
+        """Return one scope by name (`venue=bybit`). An unused scope counts zero; its cap is the default's, if any."""
         for row in self.scopes:
             if row.scope == name:
                 return row
-        return ScopeExposure(name, None, Decimal(0), Decimal(0), "active")
+        unused = ScopeExposure(name, None, Decimal(0), Decimal(0), "active")
+        for default in self.defaults:
+            if name.startswith(default.scope[:-1]):
+                return replace(unused, cap=default.cap, cap_from=None if name == default.scope else default.scope)
+        return unused
 
 
 T = TypeVar("T")

@@ -6,6 +6,7 @@
     ├── NotFound            no such portfolio, position or decision
     ├── WrongState          the state of the position (or drift) does not allow this
     ├── Denied              a denial, raised by `Decision.raise_for_denial`
+    ├── Forbidden           the API key does not allow this; nothing was recorded
     ├── Busy                the queue is full or the database is contended; nothing was recorded, retry
     ├── Unavailable         the database is unreachable, or the outcome unknown; retry with the same key
     ├── Closed              the ledger was closed
@@ -19,7 +20,7 @@ error, so that a careless `if result.granted` stays safe.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
-from ledger_sizer.model.denials import GROUP_DENIED
+from ledger_sizer.model.denials import GROUP_DENIED, reason_words
 
 if TYPE_CHECKING:
     from ledger_sizer.model.decisions import Decision
@@ -91,6 +92,19 @@ class WrongState(LedgerError):
     code = "wrong_state"
 
 
+class Forbidden(LedgerError):
+    """The API key does not allow this: its role, its portfolios, or the tags that it is bound to. Nothing was recorded.
+
+    field: the argument at fault, where it is one, such as `tags.bot`.
+    """
+
+    code = "forbidden"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 class Denied(LedgerError):
     """Raised by `Decision.raise_for_denial`. `decision` holds the decision, which is final for its key."""
 
@@ -99,7 +113,8 @@ class Denied(LedgerError):
     def __init__(self, decision: "Decision") -> None:
         by = "denied by" if decision.reason == GROUP_DENIED else "bound by"
         super().__init__(
-            f"{decision.command} {decision.key!r} denied: {decision.reason} ({by} {decision.binding or 'nothing'})"
+            f"{decision.command} {decision.key!r} denied: {decision.reason} ({by} {decision.binding or 'nothing'}): "
+            f"{reason_words(decision.reason or '', decision.binding)}"
         )
         self.decision = decision
 

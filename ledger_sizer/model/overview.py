@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ledger_sizer.model.choices import RunOutcome, Status
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Page, Position, ScopeExposure
+from ledger_sizer.model.pools import DefaultCap, Pool
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.units import exact_arithmetic
 
@@ -93,9 +94,11 @@ class Reconciliation:
 class Detail:
     """One portfolio in full.
 
-    scopes: the whole first, then those with a cap, then the others by exposure; scopes_left_out counts the rest.
-    held: live reservations, the next to expire first. open: open positions, newest first. decisions: newest first.
-    held_count, open_count: totals of the portfolio, not of the page.
+    scopes: the whole first, then those with a cap or a guarantee, then the others by exposure; scopes_left_out counts
+    the rest. held: live reservations, the next to expire first. open: open positions, newest first. decisions: newest
+    first. held_count, open_count: totals of the portfolio, not of the page. pools: the largest guarantees, by name;
+    pools_left_out counts the rest. shared: what a request outside of every pool could still have, USD. defaults: the
+    default caps, which are not among the scopes.
     """
 
     name: str
@@ -109,6 +112,10 @@ class Detail:
     decisions: Page[Decision]
     line: ExposureLine
     reconciliation: Reconciliation
+    pools: tuple[Pool, ...] = ()
+    pools_left_out: int = 0
+    shared: Decimal | None = None
+    defaults: tuple[DefaultCap, ...] = ()
 
     @property
     def whole(self) -> ScopeExposure:

@@ -13,6 +13,9 @@ from ledger_sizer.model.errors import InvalidRequest
 PORTFOLIO_SCOPE = "portfolio"
 """Name of the scope of the whole portfolio; every other scope is named `dimension=value`."""
 
+ANY_VALUE = "*"
+"""Stands for every value of a tag name, in the scope of a default cap: `venue=*`. No tag has it as its value."""
+
 EXTERNAL_TAG = "external"
 """Tag of a position that counts what an exchange shows and nobody reserved. A reservation cannot have it."""
 
@@ -163,12 +166,23 @@ def _checked_tags(items: _Items, values_max: int | None) -> Tags:
 def _plain_value(value: object, field: str, values_max: int | None = None) -> TagValue:
     """Return a text as it is, and several texts in order, each once."""
     if not isinstance(value, list | tuple | set | frozenset):
-        return label_text(value, field)
+        return _tag_value(value, field)
     if not value:
         raise InvalidRequest(f"{field} has no value in its list; name one, or leave the tag out", field=field)
     if values_max is not None and len(value) > values_max:
         raise InvalidRequest(f"{field} must have at most {values_max} values, got {len(value)}", field=field)
-    return _joined([label_text(one, field) for one in value])
+    return _joined([_tag_value(one, field) for one in value])
+
+
+def _tag_value(value: object, field: str) -> str:
+    """Return one value of a tag. Raises `InvalidRequest` for anything but a text, and for `*`."""
+    if value == ANY_VALUE:
+        raise InvalidRequest(
+            f"{field} cannot be '*', which stands for every value where a default cap is set; name the value, "
+            "or leave the tag out",
+            field=field,
+        )
+    return label_text(value, field)
 
 
 def _joined(texts: Collection[str]) -> TagValue:
@@ -194,9 +208,9 @@ def _of_bounded_length(tags: Tags) -> Tags:
 @lru_cache(maxsize=8192)
 def _with_values(tags: Tags, name: str, values: tuple[str, ...]) -> Tags:
     present = tags.values_of(name)
-    more = [label_text(value, f"tags.{name}") for value in values]
-    if set(present).issuperset(more):
+    if set(present).issuperset(values):
         return tags
+    more = [_tag_value(value, f"tags.{name}") for value in values]
     return _of_bounded_length(_tags({**tags, name: _joined([*present, *more])}))
 
 
@@ -228,6 +242,11 @@ def tag_texts(name: str, value: str) -> tuple[str, str, str]:
 def is_dimension(name: object) -> bool:
     """Return True if `name` is a valid tag name."""
     return isinstance(name, str) and _DIMENSION.fullmatch(name) is not None and name != PORTFOLIO_SCOPE
+
+
+def is_default_scope(name: str) -> bool:
+    """Return True for the scope of a default cap, such as `venue=*`."""
+    return name.endswith("=*") and name.count("=") == 1
 
 
 def scope_name(value: object) -> str:

@@ -30,7 +30,9 @@ from ledger_sizer.reconcile.inspection import (
 )
 from ledger_sizer.reconcile.operator import Operator
 from ledger_sizer.storage.clock import ClockGuard
+from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.leases import Lease, LeaseLost, acquire_lease, fenced, release_lease
+from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -142,10 +144,22 @@ class Reconciler:
         """Inspect one portfolio. A failed inspection is recorded as a run too, with everything unknown."""
         started_us = self._now_us()
         try:
+            self._require_declared(request.portfolio)
             return self.inspector.inspect(request, seconds_max)
         except InspectionFailed as error:
             log.error("reconcile.look_failed", portfolio=request.portfolio, error=str(error))
             return failed_inspection(request, self.inspector.accounts, started_us, self._now_us(), str(error))
+
+    def _require_declared(self, portfolio: str) -> None:
+        """Raise `InspectionFailed` for an account of a portfolio that nobody declared: nothing of it can be counted."""
+        if self._settings.ledger.portfolios != "declared":
+            return
+        with read_transaction(self._engine) as connection:
+            if portfolio_id(connection, portfolio) is None:
+                raise InspectionFailed(
+                    f"there is no portfolio {portfolio!r}, and LEDGER_PORTFOLIOS=declared; begin it with its cap: "
+                    f"ledger-sizer caps set {portfolio} CAP, or give the account the portfolio that it belongs to"
+                )
 
     def _record_and_apply(self, inspection: Inspection, lease: Lease) -> Report:
         portfolio = inspection.run.portfolio

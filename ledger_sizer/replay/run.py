@@ -67,7 +67,7 @@ class Plan:
             return self.max_position / 20
 
     def settings(self) -> AppSettings:
-        """Return the ledger's settings for this plan. No sizing or cap comes from the environment."""
+        """Return the ledger's settings for this plan. No sizing, cap or guard comes from the environment."""
         return AppSettings(
             sizing=DynamicSizingSettings(
                 enabled=True,
@@ -76,7 +76,7 @@ class Plan:
                 max_portfolio_exposure=self.cap,
             ),
             trading=TradingSettings(max_position_size_usd=self.max_position),
-            ledger=LedgerSettings(queue_size_max=100_000),
+            ledger=LedgerSettings(queue_size_max=100_000, portfolios="create", required_tags=()),
         )
 
 

@@ -9,6 +9,7 @@ filling       what a fill, a close, a growth and a new price make of a position
 reservations  the rule of reserve
 positions     the rules of confirm, fill, release, extend, retag, reprice, adopt
 decide        one command -> verdict
+guards        who may touch which money: declared portfolios, required tags, API keys that are bound to tags
 batch         many commands -> decisions; idempotency, atomic groups, expiry of holds
 trace         the input of a decision, as canonical JSON
 explain       why a decision came out as it did, in words and as data

@@ -13,10 +13,11 @@ from ledger_sizer.model.command_base import SYSTEM_KEY_PREFIX
 from ledger_sizer.model.commands import EXPIRE, STEP_BACK, AnyCommand, Reserve
 from ledger_sizer.model.decisions import Decision, DecisionRecord, Result
 from ledger_sizer.model.denials import GROUP_DENIED
-from ledger_sizer.model.errors import InternalError, KeyReused, LedgerError, NotFound
+from ledger_sizer.model.errors import InternalError, InvalidRequest, KeyReused, LedgerError, NotFound
 from ledger_sizer.model.names import DESK, position_id
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, tags_of
 from ledger_sizer.rules.decide import decide
+from ledger_sizer.rules.guards import require_allowed, require_declared_before
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.positions import expire
 from ledger_sizer.rules.repeats import BatchDenials
@@ -157,6 +158,7 @@ def _answer(
         same = denial.reference == command.reference and _same_request(asked, request)
         return denial.decision(replayed=True) if same else _key_reused(denial, caller)
     try:
+        require_allowed(state, command, caller, policy)
         verdict = decide(state, command, now_us, policy)
     except LedgerError as error:
         return error
@@ -234,6 +236,10 @@ def _answer_atomic(
         return results
     cause = causing_denial(results)
     assert cause is not None
+    try:
+        require_declared_before([states[name] for name in names], policy, f"{cause.key!r}: {cause.reason}")
+    except InvalidRequest as error:
+        return [error for _ in results]
     return [
         _deny_in_group(states[command.portfolio], command, result.record, cause.record, now_us, own_hashes, caller)
         for command, result in zip(commands, results, strict=True)

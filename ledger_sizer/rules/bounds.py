@@ -1,22 +1,64 @@
 """What bounds a budget besides its sizing. A grant is decided by it, and `explain` says by it what could be granted."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from operator import itemgetter
 
+from ledger_sizer.model.denials import GUARANTEE, MAX_POSITION
+from ledger_sizer.model.tags import is_default_scope
 from ledger_sizer.model.units import floor_e8
 from ledger_sizer.rules.state import ScopeState
 
+Limits = list[tuple[str, int]]
+"""The name and the amount of each bound, 1e-8 USD. The least binds, and of equals the first."""
 
-def bounds(scopes: Iterable[ScopeState], available_balance: Decimal | None) -> list[tuple[str, int]]:
-    """Return the name and the amount of each bound, 1e-8 USD. The least binds, and of equals the first.
 
-    available_balance: USD, also beyond 64 bits. An amount is below zero where facts exceeded a cap, or of a debt.
+def headrooms(scopes: Iterable[ScopeState], others: Sequence[ScopeState] = ()) -> Limits:
+    """Return what the cap of each scope leaves: its own, or else the default of its tag name, which is among `others`.
+
+    Below zero where facts exceeded the cap.
     """
-    found = [
-        (scope.name, cap_e8 - scope.held_e8 - scope.open_e8)
-        for scope in scopes
-        if (cap_e8 := scope.settings.cap_e8) is not None
-    ]
-    if available_balance is not None:
-        found.append(("available_balance", floor_e8(available_balance)))
+    if not others:
+        return [
+            (scope.name, cap_e8 - scope.held_e8 - scope.open_e8)
+            for scope in scopes
+            if (cap_e8 := scope.settings.cap_e8) is not None
+        ]
+    defaults = {one.name[:-1]: one.cap_e8 for one in others if is_default_scope(one.name)}
+    found = []
+    for scope in scopes:
+        cap_e8 = scope.cap_e8
+        if cap_e8 is None:
+            cap_e8 = defaults.get(scope.name[: scope.name.find("=") + 1])
+        if cap_e8 is not None:
+            found.append((scope.name, cap_e8 - scope.exposure_e8))
     return found
+
+
+def cap_bounds(scopes: Sequence[ScopeState], others: Sequence[ScopeState]) -> Limits:
+    """Return what the caps and the guarantees of others leave to a request.
+
+    scopes: those of the request, the portfolio first. others: see `PortfolioState.others`. What is kept for others is
+    less of the portfolio's headroom; the bound is named after the scope for which most is kept.
+    """
+    found = headrooms(scopes, others)
+    kept = [(one.name, kept_e8) for one in others if (kept_e8 := one.kept_e8)]
+    if kept and found[0][1] > 0:
+        most, _ = max(kept, key=itemgetter(1))
+        found.append((f"{GUARANTEE}{most}", found[0][1] - sum(kept_e8 for _, kept_e8 in kept)))
+    return found
+
+
+def balance_bounds(available_balance: Decimal | None) -> Limits:
+    """Return what the caller's balance leaves: USD, also beyond 64 bits; below zero for a debt."""
+    return [] if available_balance is None else [("available_balance", floor_e8(available_balance))]
+
+
+def position_bound(scopes: Iterable[ScopeState]) -> tuple[str, int] | None:
+    """Return the least that one of the scopes allows a position to be; None where none says so."""
+    found = [
+        (f"{MAX_POSITION}{scope.name}", most_e8)
+        for scope in scopes
+        if (most_e8 := scope.settings.max_position_e8) is not None
+    ]
+    return min(found, key=itemgetter(1)) if found else None

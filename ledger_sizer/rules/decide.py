@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ledger_sizer.model.command_base import Command, ScopeCommand
-from ledger_sizer.model.commands import Adopt, Confirm, Extend, Fill, Release, Remark, Reprice, Reserve, Retag
-from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE
+from ledger_sizer.model.commands import Adopt, Confirm, Extend, Fill, Release, Remark, Reprice, Reserve, Retag, SetCap
+from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, is_default_scope
 from ledger_sizer.rules import positions
+from ledger_sizer.rules.guarantees import require_guarantees_fit
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.reservations import reserve
 from ledger_sizer.rules.state import PortfolioState, Verdict
-from ledger_sizer.rules.trace import SCOPE_COMMANDS, trace_text
+from ledger_sizer.rules.trace import DEFAULT_CAP, SCOPE_COMMANDS, trace_text
 
 
 def decide(state: PortfolioState, command: Command, now_us: int, policy: Policy) -> Verdict:
@@ -34,9 +35,13 @@ def decide(state: PortfolioState, command: Command, now_us: int, policy: Policy)
 def _change_scope(state: PortfolioState, command: ScopeCommand, _now_us: int, _policy: Policy) -> Verdict:
     before = state.scope(command.scope)
     after = replace(before, settings=before.settings._replace(**command.changes()))
+    if type(command) is SetCap and (after.shared or state.shared):
+        require_guarantees_fit(state, after)
+    note = DEFAULT_CAP if is_default_scope(after.name) else None
     return Verdict(
-        outcome="applied", tags=NO_TAGS, binding=after.name, scope_after=after, trace=trace_text([before], after=after)
-    )
+        outcome="applied", tags=NO_TAGS, binding=after.name, scope_after=after,
+        trace=trace_text([before], after=after, note=note),
+    )  # fmt: skip
 
 
 def _remark(state: PortfolioState, command: Remark, _now_us: int, _policy: Policy) -> Verdict:

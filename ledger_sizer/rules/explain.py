@@ -9,18 +9,17 @@ from operator import itemgetter
 from typing import Any
 
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.denials import DENIALS, DESK_BINDING, GROUP_DENIED
+from ledger_sizer.model.denials import DESK_BINDING, reason_words
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.instruments import instrument_from_json
 from ledger_sizer.model.legs import plan_from_json
 from ledger_sizer.model.plans import Plan, leg_plans
-from ledger_sizer.model.times import from_us, time_text
+from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text, parse_decimal, usd, usd_ceil_e8, usd_floor_e8, usd_text
-from ledger_sizer.rules.bounds import bounds
+from ledger_sizer.rules.bounds import balance_bounds, cap_bounds, position_bound
 from ledger_sizer.rules.explain_position import Told, position_data, position_lines
+from ledger_sizer.rules.explain_scopes import Scopes, move_words, scope_lines, too_little_words
 from ledger_sizer.rules.leg_sizing import match_legs
-from ledger_sizer.rules.state import ScopeState
-from ledger_sizer.rules.trace import read_scope
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +43,12 @@ def explain(decision: Decision) -> Explanation:
     group = whole_trace.get("group")
     trace = whole_trace if group is None else group["tried"]
     told = Told(decision, request, trace)
-    states = [_scope_state(row) for row in trace.get("scopes", ())]
-    scopes = [_scope_data(state) for state in states]
-    steps = _sizing_steps(decision, request, trace)
-    largest = _largest_grantable(request, trace, states, decision.record.decided_us)
+    found = Scopes.of(trace)
+    scopes, others, after = found.data(), found.data_of_others(), None
+    if decision.outcome == "applied":
+        after = found.data_of_after()
+    steps = _sizing_steps(decision, request, trace, found)
+    largest = _largest_grantable(request, trace, found, decision.record.decided_us)
     version = _settings_version(trace.get("policy"))
     lines = [_headline(decision), *_group_lines(decision, group)]
     if decision.reference is not None:
@@ -55,7 +56,7 @@ def explain(decision: Decision) -> Explanation:
     lines += [step["words"] for step in steps]
     if "desk" in trace:
         lines.append(f"The desk is {trace['desk']}, and so is every portfolio.")
-    lines += [_scope_line(scope) for scope in scopes]
+    lines += scope_lines(scopes, others, after)
     lines += _match_lines(decision, trace.get("match"))
     lines += position_lines(told)
     if largest is not None:
@@ -86,6 +87,8 @@ def explain(decision: Decision) -> Explanation:
         "quantity": _text(decision.quantity),
         "steps": steps,
         "scopes": scopes,
+        "others": others,
+        "after": after,
         "largest_grantable": largest,
         "settings_version": version,
         "policy": trace.get("policy"),
@@ -111,32 +114,16 @@ def object_in(text: str) -> dict[str, Any]:
 
 def reason_in_words(decision: Decision) -> str:
     """Return the denial reason as the end of a sentence; empty for a decision that was not denied."""
-    left_e8 = _left_by_cap(decision) if decision.reason == "cap_exceeded" else None
-    if left_e8 is None:
-        return _reason_in_words(decision.reason or "", decision.binding)
-    if left_e8 <= 0:
-        return f"the cap of {decision.binding} leaves nothing"
-    enough = "the position counts" if decision.command == "retag" else "the smallest order needs"
+    reason, binding = decision.reason or "", decision.binding
+    if reason != "cap_exceeded" or binding is None:
+        return reason_words(reason, binding)
+    trace = object_in(decision.trace)
+    scopes = Scopes.of(trace["group"]["tried"] if "group" in trace else trace)
+    enough = "the smallest order needs"
     if decision.command == "reserve" and "min_notional_usd" in object_in(decision.request):
         enough = "the smallest order needs, or the request wants at least"
-    return f"the cap of {decision.binding} leaves {usd_text(left_e8)} USD, less than {enough}"
-
-
-def _left_by_cap(decision: Decision) -> int | None:
-    """Return what the cap left that denied, 1e-8 USD; None where that is not recorded."""
-    trace = object_in(decision.trace)
-    trace = trace["group"]["tried"] if "group" in trace else trace
-    states = {state.name: state for state in map(_scope_state, trace.get("scopes", ()))}
-    found = states.get(decision.binding or "")
-    return None if found is None else found.headroom_e8
-
-
-def _reason_in_words(reason: str, binding: str | None) -> str:
-    _, words = DENIALS.get(reason, ("", reason))
-    if reason == GROUP_DENIED:
-        # Decisions of earlier versions name no neighbour.
-        return words.format(binding=repr(binding)) if binding is not None else words.partition(":")[0]
-    return words.format(binding="the desk" if binding == DESK_BINDING else binding)
+    found = move_words(scopes, binding) if decision.command == "retag" else too_little_words(scopes, binding, enough)
+    return found or reason_words(reason, binding)
 
 
 def _headline(decision: Decision) -> str:
@@ -158,16 +145,18 @@ def _group_lines(decision: Decision, group: Mapping[str, Any] | None) -> list[st
     if by is None:
         return [line]
     where = "" if by["portfolio"] == decision.portfolio else f" in {by['portfolio']}"
-    words = _reason_in_words(by["reason"], by["binding"])
+    words = reason_words(by["reason"], by["binding"])
     return [f"Denied by its neighbour {by['key']!r}{where}: {by['reason']}. In words: {words}.", line]
 
 
-def _sizing_steps(decision: Decision, request: dict[str, Any], trace: dict[str, Any]) -> list[dict[str, Any]]:
+def _sizing_steps(
+    decision: Decision, request: dict[str, Any], trace: dict[str, Any], scopes: Scopes
+) -> list[dict[str, Any]]:
     """Return each step of the sizing: its name, its figure, and its derivation in words."""
     policy = trace.get("policy")
     if policy is None:
         return []
-    most, whose = _most_of_one(request, policy)
+    most, whose = _most_of_one(request, policy, scopes)
     asked = request.get("amount_usd")
     if asked is not None:
         steps = [{"step": "amount_usd", "value": asked, "words": f"Amount asked for: {asked} USD."}]
@@ -178,7 +167,7 @@ def _sizing_steps(decision: Decision, request: dict[str, Any], trace: dict[str, 
             {"step": "fraction", "value": fraction, "words": line},
             {"step": "raw_budget", "value": raw, "words": f"Raw budget: {most} USD x {fraction} = {raw} USD."},
         ]
-    if asked is not None or "max_position_usd" in request:
+    if asked is not None or whose != "max_position_size_usd":
         words = f"The most for one position: {most} USD, by {whose}."
         steps.insert(0, {"step": whose, "value": most, "words": words})
     if "grows" in trace:
@@ -200,40 +189,44 @@ def _fraction_words(decision: Decision, request: Mapping[str, Any], policy: Mapp
     return f"Flat size: {why}, so the fraction is 1."
 
 
-def _most_of_one(request: Mapping[str, Any], policy: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the most that one position may be, USD, and what says so: the settings, or the request where lower."""
-    most, own = policy["max_position_size_usd"], request.get("max_position_usd")
+def _most_of_one(request: Mapping[str, Any], policy: Mapping[str, Any], scopes: Scopes) -> tuple[str, str]:
+    """Return the most that one position may be, USD, and what says so: a scope or the settings, or the request."""
+    most, whose, own = policy["max_position_size_usd"], "max_position_size_usd", request.get("max_position_usd")
+    of_scopes = position_bound(scopes.own)
+    if of_scopes is not None:
+        whose, most = of_scopes[0], usd_text(of_scopes[1])
     if own is not None and parse_decimal(own) < parse_decimal(most):
         return own, "max_position_usd"
-    return most, "max_position_size_usd"
+    return most, whose
 
 
 def _largest_grantable(
-    request: dict[str, Any], trace: Mapping[str, Any], scopes: list[ScopeState], decided_us: int
+    request: dict[str, Any], trace: Mapping[str, Any], scopes: Scopes, decided_us: int
 ) -> dict[str, Any] | None:
     """Return the largest budget (USD) and quantity that any score could have been granted; None unless a reservation.
 
     It is the least of: the per-position maximum less what the position counts already, the headroom of every scope,
-    the available balance, what the legs accept; and 0 where the desk or a scope is not active, or a scope not
-    reconciled, or where that is too little for the legs. `binding` names the one that decided. The request's own
-    `min_notional_usd` and `amount_usd` are ignored, so that the figure shows what they would have had to be.
+    what the guarantees of others leave of the portfolio's, the available balance, what the legs accept; and 0 where the
+    desk or a scope is not active, or a scope not reconciled, or where that is too little for the legs. `binding` names
+    the one that decided. The request's own `min_notional_usd` and `amount_usd` are ignored, so that the figure shows
+    what they would have had to be.
     """
     policy = trace.get("policy")
     if policy is None:
         return None
     # A scope that grants nothing is as good as full.
-    scopes = [
+    own = [
         replace(scope, settings=scope.settings._replace(cap_e8=scope.exposure_e8))
         if scope.status != "active" or scope.unreconciled(decided_us)
         else scope
-        for scope in scopes
+        for scope in scopes.own
     ]
     balance = Decimal(request["available_balance"]) if "available_balance" in request else None
-    most, whose = _most_of_one(request, policy)
+    most, whose = _most_of_one(request, policy, scopes)
     grows = trace.get("grows", {})
     most_e8 = usd_floor_e8(parse_decimal(most)) - grows.get("held", 0) - grows.get("open", 0)
     desk = [(DESK_BINDING, 0)] if "desk" in trace else []
-    limits = [(whose, most_e8), *desk, *bounds(scopes, balance)]
+    limits = [(whose, most_e8), *desk, *cap_bounds(own, scopes.others), *balance_bounds(balance)]
     budget_e8, binding = min(((max(amount, 0), name) for name, amount in limits), key=itemgetter(0))
     quantity = None
     plans = _plans_in(request)
@@ -276,37 +269,6 @@ def _settings_version(policy: Mapping[str, Any] | None) -> str | None:
         return None
     text = json.dumps(policy, sort_keys=True, separators=(",", ":"))
     return sha256(text.encode()).hexdigest()[:12]
-
-
-def _scope_state(row: list[Any]) -> ScopeState:
-    name, settings, held_e8, open_e8 = read_scope(row)
-    return ScopeState(name, settings, held_e8, open_e8)
-
-
-def _scope_data(scope: ScopeState) -> dict[str, Any]:
-    settings, headroom_e8 = scope.settings, scope.headroom_e8
-    return {
-        "scope": scope.name,
-        "cap": None if settings.cap_e8 is None else usd_text(settings.cap_e8),
-        "held": usd_text(scope.held_e8),
-        "open": usd_text(scope.open_e8),
-        "headroom": None if headroom_e8 is None else usd_text(headroom_e8),
-        "status": settings.status,
-        "frozen": bool(settings.frozen),
-        "fresh_until": None if settings.fresh_until_us is None else time_text(from_us(settings.fresh_until_us)),
-    }
-
-
-def _scope_line(scope: dict[str, Any]) -> str:
-    counted = f"held {scope['held']}, open {scope['open']}"
-    status = "" if scope["status"] == "active" else f", {scope['status']}"
-    if scope["frozen"]:
-        status += ", frozen by a drift"
-    if scope["fresh_until"] is not None:
-        status += f", trusted until {scope['fresh_until']}"
-    if scope["cap"] is None:
-        return f"Scope {scope['scope']}: no cap, {counted}{status}."
-    return f"Scope {scope['scope']}: cap {scope['cap']}, {counted}, headroom {scope['headroom']} USD{status}."
 
 
 def _match_lines(decision: Decision, match: Mapping[str, str] | None) -> list[str]:

@@ -13,12 +13,16 @@ class Policy:
     """Sizing figures, the cap of a new portfolio (1e-8 USD), the default TTL of a hold (microseconds).
 
     text: the sizing figures as canonical JSON, quoted in every reservation's trace.
+    required_tags: names of the tags that every new position needs. declared: whether only the cap of its whole begins a
+    portfolio (see `rules.guards`).
     """
 
     sizing: SizingPolicy
     new_portfolio_cap_e8: int
     hold_ttl_us: int
     text: str
+    required_tags: tuple[str, ...] = ()
+    declared: bool = False
 
     @classmethod
     def of(cls, settings: AppSettings) -> "Policy":
@@ -38,4 +42,6 @@ class Policy:
             new_portfolio_cap_e8=usd_floor_e8(settings.sizing.max_portfolio_exposure, "max_portfolio_exposure"),
             hold_ttl_us=settings.ledger.hold_ttl_seconds * 1_000_000,
             text=text,
+            required_tags=settings.ledger.required_tags,
+            declared=settings.ledger.portfolios == "declared",
         )

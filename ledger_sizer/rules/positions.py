@@ -11,6 +11,7 @@ from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.legs import Leg, LegFills
 from ledger_sizer.model.tags import Tags, tags_of
 from ledger_sizer.model.units import E8_MAX, decimal_text, exact_arithmetic
+from ledger_sizer.rules.bounds import headrooms, position_bound
 from ledger_sizer.rules.filling import (
     close_part,
     fill_once,
@@ -19,9 +20,10 @@ from ledger_sizer.rules.filling import (
     free_rest,
     reprice_position,
 )
+from ledger_sizer.rules.guarantees import guarantee_taken
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.reservations import lifetime_end_us
-from ledger_sizer.rules.state import PortfolioState, Verdict
+from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
 from ledger_sizer.rules.trace import MOVED, trace_text
 
 PositionRequest = Confirm | Fill | Release | Extend | Retag | Reprice
@@ -245,6 +247,7 @@ def retag(state: PortfolioState, command: Retag, now_us: int, _policy: Policy) -
         if not tags.values_of(name):
             tags = tags.having(name, position.tags.values_of(name))
     entered = [state.scope(name) for name in tags.scopes if name not in position.tags.scopes]
+    others = state.others(_both(position.tags, tags)) if state.shared else ()
     counts = position.held_e8 + position.open_e8
     objections: list[tuple[str, str]] = [(state.desk_status, DESK_BINDING)] if state.desk_status != "active" else []
     for scope in entered:
@@ -252,16 +255,22 @@ def retag(state: PortfolioState, command: Retag, now_us: int, _policy: Policy) -
             objections.append((scope.status, scope.name))
         if scope.unreconciled(now_us):
             objections.append(("unreconciled", scope.name))
-        if scope.headroom_e8 is not None and scope.headroom_e8 < counts:
-            objections.append(("cap_exceeded", scope.name))
+    objections += [("cap_exceeded", name) for name, left_e8 in headrooms(entered, others) if left_e8 < counts]
+    most = position_bound(entered)
+    if most is not None and most[1] < counts:
+        objections.append(("cap_exceeded", most[0]))
+    left = [state.scope(name) for name in position.tags.scopes if name not in tags.scopes]
+    taken = guarantee_taken(state, left, tags.scopes, counts) if state.shared else None
+    if taken is not None:
+        objections.append(("cap_exceeded", taken))
     if objections:
         reason, binding = min(objections, key=lambda one: PRECEDENCE[one[0]])
         scopes = [state.scope(name) for name in _both(position.tags, tags)]
         return Verdict(
             outcome="denied", reason=reason, binding=binding, position=position, tags=position.tags,
-            trace=trace_text(scopes, desk_status=state.desk_status),
+            trace=trace_text(scopes, others=others, desk_status=state.desk_status),
         )  # fmt: skip
-    verdict = _applied(state, position, position.changed(tags=tags), entry=True)
+    verdict = _applied(state, position, position.changed(tags=tags), entry=True, others=others)
     verdict.outcome, verdict.budget_e8 = "granted", counts
     return verdict
 
@@ -275,7 +284,7 @@ def reprice(state: PortfolioState, command: Reprice, _now_us: int, _policy: Poli
 
 def _applied(
     state: PortfolioState, before: Position, after: Position, *, note: str | None = None, ended: str | None = None,
-    entry: bool = False,
+    entry: bool = False, others: Sequence[ScopeState] = (),
 ) -> Verdict:  # fmt: skip
     """Return the verdict of a fact. entry: whether the trace tells the figures after it, as the request does not."""
     scopes = [state.scope(name) for name in _both(before.tags, after.tags)]
@@ -288,7 +297,7 @@ def _applied(
         quantity=None if after.quantity is None else decimal_text(after.quantity),
         binding=MOVED if moved else None,
         trace=trace_text(
-            scopes, position=after, moved_from=before if moved else None, note=note, ended=ended,
+            scopes, others=others, position=after, moved_from=before if moved else None, note=note, ended=ended,
             entry=entry or after.fills is not None or before.fills is not None,
         ),
     )  # fmt: skip

@@ -13,7 +13,7 @@ from ledger_sizer.model.scope_settings import NO_SETTINGS
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.model.times import UNTIL_KNOWN_US
 from ledger_sizer.model.units import decimal_text, usd, usd_ceil_e8
-from ledger_sizer.rules.bounds import bounds
+from ledger_sizer.rules.bounds import Limits, balance_bounds, cap_bounds, position_bound
 from ledger_sizer.rules.filling import grow_position, place_of
 from ledger_sizer.rules.leg_sizing import Match, match_legs, planned_legs
 from ledger_sizer.rules.policy import Policy
@@ -22,23 +22,24 @@ from ledger_sizer.rules.trace import trace_text
 
 _LEAST_USD = usd(1)  # less holds nothing
 
-Limits = Sequence[tuple[str, int]]
-
 
 def reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Policy) -> Verdict:
     """Grant min(raw budget, headroom of every scope, available balance), or deny with a reason."""
     growing = None if command.number is None else _growing(state, command)
     tags = command.position_tags if growing is None else growing.tags
     scopes = [state.scope(name) for name in tags.scopes]
-    raw = policy.sizing.raw_budget_of(command.signal_score, command.amount_usd, command.max_position_usd)
-    own: list[tuple[str, int]] = [(raw.binding, raw.budget_e8)]
+    others = state.others(tags.scopes) if state.shared else ()
+    raw = policy.sizing.raw_budget_of(
+        command.signal_score, command.amount_usd, command.max_position_usd, position_bound(scopes)
+    )
+    own: Limits = [(raw.binding, raw.budget_e8)]
     if growing is not None:
         own.append((raw.most_binding, raw.most_e8 - growing.held_e8 - growing.open_e8))
-    limits = [*own, *bounds(scopes, command.available_balance)]
-    binding, least_e8 = min(limits, key=itemgetter(1))
+    caps, balance = cap_bounds(scopes, others), balance_bounds(command.available_balance)
+    binding, least_e8 = min([*own, *caps, *balance], key=itemgetter(1))
     budget_e8 = max(least_e8, 0)
     matched = None if command.plans is None else match_legs(usd(budget_e8), command.plans)
-    objections = [*_objections(scopes, command, limits, budget_e8, binding, matched, now_us)]
+    objections = [*_objections(scopes, command, [*own, *balance], caps, budget_e8, binding, matched, now_us)]
     if state.desk_status != "active":
         objections.insert(0, (state.desk_status, DESK_BINDING))
     reason, objector = min(objections, key=lambda one: PRECEDENCE[one[0]]) if objections else (None, None)
@@ -73,8 +74,9 @@ def reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Policy
             verdict.position = grow_position(growing, quantity, orders, budget_e8, expires_us)
             verdict.budget_e8 = verdict.position.held_e8 - growing.held_e8
     verdict.trace = trace_text(
-        scopes, desk_status=state.desk_status, policy=policy.text, match=matched, position=verdict.position,
-        grows=growing, orders=() if growing is None else orders, entry=growing is not None and reason is None,
+        scopes, others=others, desk_status=state.desk_status, policy=policy.text, match=matched,
+        position=verdict.position, grows=growing, orders=() if growing is None else orders,
+        entry=growing is not None and reason is None,
     )  # fmt: skip
     return verdict
 
@@ -132,12 +134,13 @@ def _named(legs: Sequence[Leg]) -> str:
 
 
 def _objections(
-    scopes: list[ScopeState], command: Reserve, limits: Limits, budget_e8: int, binding: str, matched: Match | None,
-    now_us: int,
+    scopes: list[ScopeState], command: Reserve, own: Limits, caps: Limits, budget_e8: int, binding: str,
+    matched: Match | None, now_us: int,
 ) -> Iterator[tuple[str, str]]:  # fmt: skip
     """Yield every reason to deny, each with the scope or constraint that it is about, in any order of the reasons.
 
-    binding: of the budget, which is what a quantity or an order value that is too small is about.
+    own, caps: what bounds the budget, apart from the caps and by them. binding: of the budget, which is what a quantity
+    or an order value that is too small is about.
     """
     for scope in scopes:
         if scope.settings != NO_SETTINGS:  # which is quick, and true of few
@@ -146,14 +149,13 @@ def _objections(
             if scope.unreconciled(now_us):
                 yield "unreconciled", scope.name
     if budget_e8 <= 0:
-        full = [(headroom, scope.name) for scope in scopes if (headroom := scope.headroom_e8) is not None]
-        fullest_e8, name = min(full, key=itemgetter(0), default=(1, ""))
+        name, fullest_e8 = min(caps, key=itemgetter(1))
         if fullest_e8 <= 0:
             yield "cap_exceeded", name
     small = _too_small(command, budget_e8, matched)
     if small is not None:
         about = matched.binding if matched is not None and matched.binding else binding
-        if binding in {scope.name for scope in scopes} and about == binding and _is_fit(command, limits, scopes):
+        if about == binding and any(name == binding for name, _ in caps) and _is_fit(command, own):
             yield "cap_exceeded", binding  # what the headroom left is too small, and more would do
         yield small, about
     if budget_e8 <= 0 and command.available_balance is not None and command.available_balance < _LEAST_USD:
@@ -172,9 +174,8 @@ def _too_small(command: Reserve, budget_e8: int, matched: Match | None) -> str |
     return "below_min_notional" if worth < command.min_notional_usd else None
 
 
-def _is_fit(command: Reserve, limits: Limits, scopes: Sequence[ScopeState]) -> bool:
+def _is_fit(command: Reserve, own: Limits) -> bool:
     """Return True if the request would pass its minima were it not for the caps."""
-    capped = {scope.name for scope in scopes}
-    budget_e8 = max(min(amount for name, amount in limits if name not in capped), 0)
+    budget_e8 = max(min(amount for _, amount in own), 0)
     matched = None if command.plans is None else match_legs(usd(budget_e8), command.plans)
     return _too_small(command, budget_e8, matched) is None

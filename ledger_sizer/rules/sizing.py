@@ -28,6 +28,7 @@ from ledger_sizer.model.units import (
     floor_to_step,
     not_negative,
     positive,
+    usd,
     usd_floor_e8,
 )
 from ledger_sizer.rules.leg_sizing import Match, match_legs
@@ -74,13 +75,18 @@ class SizingPolicy:
         return "signal_score" if self.enabled and signal_score is not None else "max_position_size_usd"
 
     def raw_budget_of(
-        self, signal_score: Decimal | None, amount_usd: Decimal | None, max_position_usd: Decimal | None
+        self,
+        signal_score: Decimal | None,
+        amount_usd: Decimal | None,
+        max_position_usd: Decimal | None,
+        of_scopes: tuple[str, int] | None = None,
     ) -> "RawBudget":
         """Return what a request asks for, in the forms the ledger stores.
 
-        max_position_usd: of the request; it only lowers the per-position maximum. amount_usd: in place of the score.
+        of_scopes: name and amount (1e-8 USD) of a per-position maximum that replaces the settings'. max_position_usd:
+        of the request; it only lowers the maximum. amount_usd: in place of the score.
         """
-        return _raw_budget(self, signal_score if self.enabled else None, amount_usd, max_position_usd)
+        return _raw_budget(self, signal_score if self.enabled else None, amount_usd, max_position_usd, of_scopes)
 
 
 class RawBudget(NamedTuple):
@@ -99,9 +105,15 @@ class RawBudget(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _raw_budget(
-    policy: SizingPolicy, signal_score: Decimal | None, amount_usd: Decimal | None, max_position_usd: Decimal | None
+    policy: SizingPolicy,
+    signal_score: Decimal | None,
+    amount_usd: Decimal | None,
+    max_position_usd: Decimal | None,
+    of_scopes: tuple[str, int] | None,
 ) -> RawBudget:
     most, most_binding = policy.max_position_size_usd, "max_position_size_usd"
+    if of_scopes is not None:
+        most_binding, most = of_scopes[0], usd(of_scopes[1])
     if max_position_usd is not None and max_position_usd < most:
         most, most_binding = max_position_usd, "max_position_usd"
     most_e8 = usd_floor_e8(most, most_binding)

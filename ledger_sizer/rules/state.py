@@ -3,6 +3,7 @@
 The store fills it, `decide` reads it, `apply` changes it, and the store saves the changes.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from ledger_sizer.model.caller import Caller
@@ -10,7 +11,7 @@ from ledger_sizer.model.choices import Outcome, Status
 from ledger_sizer.model.decisions import GENESIS_HASH, DecisionRecord, chain_hash, fields_text
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.scope_settings import NO_SETTINGS, ScopeSettings
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags, is_default_scope
 
 CLOCK_STEP_US_MAX = 60_000_000
 """A clock that reads earlier than a portfolio's last decision by up to this much is waited for: one minute."""
@@ -65,6 +66,16 @@ class ScopeState:
         cap_e8 = self.settings.cap_e8
         return 0 if cap_e8 is None else max(self.held_e8 + self.open_e8 - cap_e8, 0)
 
+    @property
+    def kept_e8(self) -> int:
+        """What requests outside of it must leave for it: the part of its guarantee that it does not use."""
+        return max((self.settings.guarantee_e8 or 0) - self.held_e8 - self.open_e8, 0)
+
+    @property
+    def shared(self) -> bool:
+        """Whether requests outside of it depend on it: it has a guarantee, or is the default cap of a tag name."""
+        return self.settings.guarantee_e8 is not None or is_default_scope(self.name)
+
     def unreconciled(self, now_us: int) -> bool:
         """Return True if it differs from the exchange, or is no longer known to agree with it."""
         fresh_until_us = self.settings.fresh_until_us
@@ -100,7 +111,8 @@ class PortfolioState:
 
     desk_status: the desk's, as it was when the portfolio was loaded; `asks_desk`: whether a new decision depends on it,
     so that it must still be so when the decision is stored.
-    loaded_seq, loaded_hash: the head before the batch. scopes_known: names whose row, or absence, is known.
+    loaded_seq, loaded_hash: the head before the batch. scopes_known: names whose row, or absence, is known. shared:
+    names of all shared scopes (see `ScopeState.shared`) of the portfolio, in order; these are always loaded.
     next_expiry_us: no hold outside `positions` expires before this time; if it has passed, more holds are overdue than
     were loaded. may_expire: whether `positions` may have
     overdue holds; False for a cached state, which is used only while it has none.
@@ -127,6 +139,7 @@ class PortfolioState:
         "records",
         "scopes",
         "scopes_known",
+        "shared",
     )
 
     def __init__(self, id_: int, name: str, last_seq: int, last_hash: str, last_us: int) -> None:
@@ -144,6 +157,7 @@ class PortfolioState:
         self.dirty_positions: set[int] = set()
         self.administered: set[str] = set()
         self.scopes_known: set[str] = set()
+        self.shared: tuple[str, ...] = ()
         self.next_expiry_us: int | None = None
         self.may_expire = True
         self.desk_status: Status = "active"
@@ -176,6 +190,31 @@ class PortfolioState:
         found = self.scopes.get(name)
         return ScopeState(name) if found is None else found
 
+    def others(self, names: Sequence[str]) -> list[ScopeState]:
+        """Return the scopes besides these that a request in these depends on, by name.
+
+        They are the default caps of scopes that have none of their own, and the guaranteed scopes that keep something.
+        """
+        found = []
+        for name in self.shared:
+            scope = self.scopes[name]
+            if name in names:
+                continue
+            if is_default_scope(name):
+                without = (one for one in names if one.startswith(name[:-1]) and self.scope(one).cap_e8 is None)
+                if scope.cap_e8 is not None and any(without):
+                    found.append(scope)
+            elif scope.kept_e8:
+                found.append(scope)
+        return found
+
+    def add_scope(self, scope: ScopeState) -> None:
+        """Add a scope as it is loaded, or as it is set to."""
+        self.scopes[scope.name] = scope
+        if scope.shared != (scope.name in self.shared):
+            names = {*self.shared, scope.name} if scope.shared else {*self.shared} - {scope.name}
+            self.shared = tuple(sorted(names))
+
     def add_position(self, position: Position) -> None:
         """Add a position, and index it by the ended one that it fills late."""
         self.positions[position.number] = position
@@ -197,6 +236,7 @@ class PortfolioState:
         copy.dirty_positions = set(self.dirty_positions)
         copy.administered = set(self.administered)
         copy.scopes_known = self.scopes_known
+        copy.shared = self.shared
         copy.next_expiry_us = self.next_expiry_us
         copy.may_expire = self.may_expire
         copy.desk_status, copy.asks_desk = self.desk_status, self.asks_desk
@@ -226,6 +266,8 @@ class PortfolioState:
                 self._move_counters(before, position, granting=granted)
             elif held or opened:
                 self._add_to_counters(tags.scopes, held, opened, granting=granted)
+                if granted and self.shared:
+                    self._assert_shared(tags.scopes)
         if verdict.scope_after is not None:
             self._change_scope(verdict.scope_after)
         if verdict.outcome != "applied":
@@ -280,7 +322,9 @@ class PortfolioState:
 
     def _change_scope(self, after: ScopeState) -> None:
         """Set what a scope is set to. Its counters stay: only positions change them."""
-        self.scopes.setdefault(after.name, ScopeState(after.name)).settings = after.settings
+        scope = self.scopes.get(after.name) or ScopeState(after.name)
+        scope.settings = after.settings
+        self.add_scope(scope)
         self.dirty_scopes.add(after.name)
         self.administered.add(after.name)
 
@@ -325,3 +369,16 @@ class PortfolioState:
             within_cap = cap_e8 is None or scope.held_e8 + scope.open_e8 <= cap_e8
             assert within_cap or not granting, f"{self.name}: {name} would be over its cap"
         self.dirty_scopes.update(names)
+
+    def _assert_shared(self, names: tuple[str, ...]) -> None:
+        """Assert that a grant in these scopes left what is kept for others, and is within the default caps."""
+        others = self.others(names)
+        kept_e8 = sum(one.kept_e8 for one in others)
+        headroom_e8 = self.scopes[PORTFOLIO_SCOPE].headroom_e8
+        assert headroom_e8 is not None and headroom_e8 >= kept_e8, f"{self.name}: {names} would use what is kept"
+        for default in others:
+            for name in names:
+                if is_default_scope(default.name) and name.startswith(default.name[:-1]):
+                    scope, cap_e8 = self.scopes[name], default.cap_e8
+                    within = scope.cap_e8 is not None or cap_e8 is None or scope.exposure_e8 <= cap_e8
+                    assert within, f"{self.name}: {name} would be over the default cap"

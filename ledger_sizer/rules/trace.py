@@ -3,6 +3,8 @@
 {"scopes": [[name, cap_e8 | null, held_e8, open_e8, status], ...],     each scope before the command; one that is
                                     frozen or has a `fresh_until` adds: frozen (0 or 1), fresh_until_us | null;
                                     then an object of all later settings that differ from their default
+ "others": [...],                   rows of scopes besides these that the decision depended on, where there are any:
+                                    default caps that applied, and guaranteed scopes that keep something
  "desk": "halted",                   the desk's status, where it is not active
  "policy": {...}, "match": {...},    where they apply; so the rest:
  "moved": {"tags": {...}, "held": held_e8, "open": open_e8},   the tags that the position had before, and what it
@@ -11,6 +13,7 @@
  "grows": {"held": held_e8, "open": open_e8},   what a position counted that more is asked of
  "orders": [...],                   of more of a position: the legs of this grant
  "legs": [...],                     of the position after the decision
+ "note": "default",                 of a `set_cap` of a default cap
  "note": "late_fill", "ended": "expired", "after": [...],   ended: the state of the position that it filled late
  "group": {"tried": trace, "denied_by": {...}}}     of a member of a denied group: see `group_text`
 """
@@ -34,6 +37,9 @@ from ledger_sizer.rules.state import ScopeState
 
 MOVED = "tags"
 """The `binding` of a decision that moved its position to other scopes: its trace has `moved`."""
+
+DEFAULT_CAP = "default"
+"""The `note` of a decision that set a default cap. To versions before it, `venue=*` was the scope of a venue `*`."""
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 _quoted = lru_cache(maxsize=8192)(_encode)
@@ -77,6 +83,7 @@ def read_scope(row: Sequence[Any]) -> tuple[str, ScopeSettings, int, int]:
 def trace_text(
     scopes: Sequence[ScopeState],
     *,
+    others: Sequence[ScopeState] = (),
     desk_status: Status = "active",
     policy: str | None = None,
     match: Match | None = None,
@@ -96,7 +103,7 @@ def trace_text(
     position before, where its tags were others. grows: the position before, where more of it is asked. ended: the
     state of the position that a late fill is of.
     """
-    parts = [f'"scopes":[{_scope_rows(scopes)}]']
+    parts = [f'"scopes":[{_scope_rows(scopes)}]' + (f',"others":[{_scope_rows(others)}]' if others else "")]
     if desk_status != "active":
         parts.append(f'"desk":"{desk_status}"')
     if policy is not None:

@@ -23,6 +23,7 @@ from ledger_sizer.model.caller import LOCAL, Caller
 from ledger_sizer.model.choices import ROLES, Role
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import portfolio_name
+from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, GivenTags, Tags, stored_tags, tags_of
 from ledger_sizer.model.times import from_us
 from ledger_sizer.storage.database import database_now_us, read_transaction, write_transaction
 from ledger_sizer.storage.tables import ApiKeyRow
@@ -36,7 +37,8 @@ class ApiKey:
     """A key without its secret. portfolios: the only ones it may touch; None means all.
 
     client: the name of the client that its idempotency keys belong to; None: the key itself is the client. API keys of
-    one client share idempotency keys, so that a bot may get a new API key.
+    one client share idempotency keys, so that a bot may get a new API key. tags: those to which it is bound: what it
+    reserves and adopts gets them, and it touches no other money (see `rules.guards`); none for a key that is not bound.
     """
 
     key_id: str
@@ -46,13 +48,14 @@ class ApiKey:
     created_at: datetime
     revoked_at: datetime | None
     client: str | None = None
+    tags: Tags = NO_TAGS
 
     @property
     def caller(self) -> Caller:
         """Who sends a command with this key. One that only reads has no commands of its own: it sees those of all."""
         if not self.key_id:
             return LOCAL
-        return Caller(f"api:{self.key_id}:{self.name}", self.client or self.key_id, sees_all=self.role != "trade")
+        return Caller(f"api:{self.key_id}:{self.name}", self.client or self.key_id, self.role != "trade", self.tags)
 
     def may(self, role: Role) -> bool:
         """Whether its role covers `role`."""
@@ -85,9 +88,10 @@ def create_key(
     portfolios: Sequence[str] = (),
     client: str | None = None,
     *,
+    tags: GivenTags = NO_TAGS,
     record: Record | None = None,
 ) -> NewKey:
-    """Create a key. portfolios: the only ones it may touch, none for all. client: see `ApiKey`.
+    """Create a key. portfolios: the only ones it may touch, none for all. client, tags: see `ApiKey`.
 
     record: called before the key exists, so that no key is made unrecorded.
     Raises `InvalidRequest` for an unknown role or an invalid name, and beyond `KEYS_MAX` keys.
@@ -98,6 +102,11 @@ def create_key(
     if role not in ROLES:
         raise InvalidRequest(f"role must be one of {', '.join(ROLES)}, got {role!r}", field="role")
     bound = tuple(dict.fromkeys(portfolio_name(portfolio) for portfolio in portfolios)) or None
+    bound_to = tags_of(tags) or NO_TAGS
+    if EXTERNAL_TAG in bound_to:
+        raise InvalidRequest(
+            f"the tag {EXTERNAL_TAG!r} is the reconciliation's own; bind the key to a tag of its bot", field="tags"
+        )
     key_id = secrets.token_hex(6)
     token = f"lsk_{key_id}_{secrets.token_hex(32)}"
     row = insert(ApiKeyRow).values(
@@ -108,11 +117,12 @@ def create_key(
         token_hash=_hash(token),
         created_us=database_now_us(),
         client=client,
+        tags=bound_to.text if bound_to else None,
     )
     if record is not None:
         with read_transaction(engine) as connection:
             _require_room(connection)
-        record(ApiKey(key_id, name, role, bound, datetime.now(UTC), None, client), "created")
+        record(ApiKey(key_id, name, role, bound, datetime.now(UTC), None, client, bound_to), "created")
     with write_transaction(engine, "create an API key") as connection:
         _require_room(connection)
         connection.execute(row)
@@ -213,4 +223,5 @@ def _key_of_row(row: Any) -> ApiKey:
         created_at=from_us(row.created_us),
         revoked_at=None if row.revoked_us is None else from_us(row.revoked_us),
         client=row.client,
+        tags=NO_TAGS if row.tags is None else stored_tags(row.tags),
     )

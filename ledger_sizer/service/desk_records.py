@@ -26,7 +26,7 @@ _START_SECONDS_MAX = 3.0
 _SETTINGS = {
     "sizing": "enabled min_allocation_fraction max_allocation_fraction max_portfolio_exposure",
     "trading": "max_position_size_usd delta_drift_tolerance",
-    "ledger": "create hold_ttl_seconds clock_jump_seconds archive_after_days key_window_days",
+    "ledger": "create portfolios required_tags hold_ttl_seconds clock_jump_seconds archive_after_days key_window_days",
     "reconcile": (
         "enabled interval_seconds tolerance dust_usd confirmations stale_after_seconds grace_seconds expired_seconds"
         " run_seconds_max freeze_scope quote_assets baselines policy_fetch_failed policy_quantity_differs"
@@ -46,13 +46,14 @@ def key_recorder(ledger: Ledger) -> Callable[[ApiKey, str], None]:
 
     def record(key: ApiKey, event: str) -> None:
         portfolios = "all" if key.portfolios is None else ", ".join(key.portfolios)
-        # The portfolios last: only they can be so long that the note is cut.
-        details = {"name": key.name, "role": key.role, "client": key.caller.client, "portfolios": portfolios}
+        # The portfolios last: where the note is cut, more of them are missing in it.
+        said = {"name": key.name, "role": key.role, "client": key.caller.client, "portfolios": portfolios}
+        details = {"tags": _text(key.tags.text)} if key.tags else None
         with calling_as(Caller(ledger.caller.actor, _KEYS_CLIENT)):
             ledger.run(
                 Remark(
                     key=f"key:{key.key_id}:{event}", portfolio=DESK, about=f"key-{key.key_id}", event=event,
-                    note=", ".join(f"{name} {text}" for name, text in details.items())[:500],
+                    note=", ".join(f"{name} {text}" for name, text in said.items())[:500], details=details,
                 )
             )  # fmt: skip
 

@@ -23,9 +23,9 @@ from ledger_sizer.model.command_base import TTL_SECONDS_MAX
 from ledger_sizer.model.commands import EXPIRE
 from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import LedgerError
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import UNTIL_KNOWN_US, from_us
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
+from ledger_sizer.service.scope_metrics import SCOPES_MAX, read_scopes, scope_families
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.lookups import desk_status
 from ledger_sizer.storage.tables import (
@@ -35,13 +35,7 @@ from ledger_sizer.storage.tables import (
     PortfolioRow,
     PositionRow,
     ReconciliationRow,
-    ScopeRow,
 )
-from ledger_sizer.storage.write_store import scope_from_row
-from ledger_sizer.views.queries import scope_exposure
-
-SCOPES_MAX = 2000
-"""Most scopes in one scrape, the largest exposures first; `ledger_scopes_left_out` counts the rest."""
 
 ABOUT_NO_PORTFOLIO = frozenset(
     ("ledger_database_up", "ledger_scopes_left_out", "ledger_queue_depth", "ledger_queue_size_max",
@@ -198,53 +192,17 @@ class ExposureCollector(Collector):
 
     def _read(self) -> Iterator[GaugeMetricFamily]:
         own = (PortfolioRow.id != DESK_ID, *self._own(PortfolioRow.name))
-        scopes = (
-            select(PortfolioRow.name, *ScopeRow.__table__.columns)
-            .join_from(PortfolioRow, ScopeRow, ScopeRow.portfolio_id == PortfolioRow.id)
-            .order_by(
-                (ScopeRow.scope != PORTFOLIO_SCOPE), (ScopeRow.held_e8 + ScopeRow.open_e8).desc(),
-                PortfolioRow.name, ScopeRow.scope,
-            )
-            .where(*own)
-            .limit(SCOPES_MAX)
-        )  # fmt: skip
-        count = select(func.count()).select_from(ScopeRow)
-        count = count.join(PortfolioRow, ScopeRow.portfolio_id == PortfolioRow.id).where(*own)
         newest = select(PortfolioRow.name, PortfolioRow.last_seq).where(*own).order_by(PortfolioRow.last_us.desc())
         newest = newest.limit(SCOPES_MAX)
         with read_transaction(self._engine) as connection:
-            rows = connection.execute(scopes).all()
-            total = connection.execute(count).scalar() or 0
+            scopes = read_scopes(connection, own)
             heads = connection.execute(newest).all()
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
             holds = connection.execute(_holds(now_us).where(*own)).all()
             desk = desk_status(connection)
             newest_us = connection.execute(select(func.max(PortfolioRow.last_us)).where(*own)).scalar() or 0
-        gauges = {
-            name: GaugeMetricFamily(f"ledger_{name}_usd", text, labels=["portfolio", "scope"])
-            for name, text in _EXPOSURE_GAUGES.items()
-        }
-        status = GaugeMetricFamily(
-            "ledger_scope_stopped", "1 where new reservations are halted or reducing.", labels=["portfolio", "scope"]
-        )
-        unreconciled = GaugeMetricFamily(
-            "ledger_scope_unreconciled", "1 where a drift, or no good run lately, stops reservations.",
-            labels=["portfolio", "scope"],
-        )  # fmt: skip
-        for portfolio, *row in rows:
-            scope = scope_exposure(scope_from_row(row))
-            labels = [portfolio, scope.scope]
-            for name in _EXPOSURE_GAUGES if scope.cap is not None else ("held", "open", "exposure"):
-                gauges[name].add_metric(labels, float(getattr(scope, name)))
-            status.add_metric(labels, scope.status != "active")
-            unreconciled.add_metric(labels, scope.unreconciled(from_us(now_us)))
-        yield from gauges.values()
+        yield from scope_families(scopes, from_us(now_us))
         yield _desk_gauge(desk)
-        yield status
-        yield unreconciled
-        left_out = GaugeMetricFamily("ledger_scopes_left_out", "Scopes beyond the most that a scrape shows.")
-        left_out.add_metric([], max(total - SCOPES_MAX, 0))
-        yield left_out
         yield from _hold_gauges(holds, now_us)
         yield from self._unknown(now_us)
         ahead = GaugeMetricFamily("ledger_clock_ahead_seconds", "How far the newest decision is ahead of the clock.")
@@ -348,13 +306,3 @@ def _unknown_holds() -> Select[str, int, int]:
         .where(text(PENDING), PositionRow.expires_us == UNTIL_KNOWN_US)
         .group_by(PortfolioRow.name)
     )
-
-
-_EXPOSURE_GAUGES = {
-    "cap": "The most exposure the scope may have.",
-    "held": "USD in live reservations.",
-    "open": "USD in open positions.",
-    "exposure": "held + open.",
-    "headroom": "What the cap leaves.",
-    "overage": "What stands above the cap.",
-}

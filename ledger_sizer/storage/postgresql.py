@@ -165,7 +165,7 @@ class PostgresStore:
             states[portfolio_id].scopes_known.add(name)
         for row in scopes:
             scope = scope_from_row(row)
-            states[row[0]].scopes[scope.name] = scope
+            states[row[0]].add_scope(scope)
 
     def write(self, changes: Sequence[PortfolioChanges], *, locked: bool) -> None:
         """Write every table in one statement. With the lock, COMMIT in the same round trip."""

@@ -12,7 +12,16 @@ from sqlalchemy.types import Text
 
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
-from ledger_sizer.storage.tables import DESK_ID, NO_DESK, PENDING, DecisionRow, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.storage.tables import (
+    DESK_ID,
+    NO_DESK,
+    PENDING,
+    SHARED,
+    DecisionRow,
+    PortfolioRow,
+    PositionRow,
+    ScopeRow,
+)
 from ledger_sizer.storage.write_store import (
     DECISION_COLUMNS,
     PORTFOLIO_COLUMNS,
@@ -72,10 +81,15 @@ Those take the same lock, shared, in `ledger_desk_status()` (see migration 0010)
 portfolios. So a batch about the desk takes it after its rows too, or each would wait for what the other holds.
 """
 
-LOAD_SCOPES = (
-    f"SELECT {_array('s', SCOPE_COLUMNS)} FROM json_to_recordset(%(scopes)s) AS n(p bigint, k text) "
-    "JOIN scopes s ON s.portfolio_id = n.p AND s.scope = n.k"
+_NAMED_SCOPES = (
+    "json_to_recordset(%(scopes)s) AS n(p bigint, k text) JOIN scopes s ON s.portfolio_id = n.p AND s.scope = n.k"
 )
+LOAD_SCOPES = f"SELECT {_array('s', SCOPE_COLUMNS)} FROM {_NAMED_SCOPES}"
+_LOAD_WITH_SHARED = (
+    f"SELECT {_array('s', SCOPE_COLUMNS)} FROM (SELECT s.* FROM {_NAMED_SCOPES} UNION ALL "
+    f"SELECT * FROM scopes WHERE portfolio_id = ANY(%(ids)s::bigint[]) AND ({SHARED.replace('%', '%%')})) AS s"
+)
+"""The scopes of a batch, and those that requests outside of them depend on, perhaps twice."""
 
 LOAD = f"""
 WITH due AS MATERIALIZED (
@@ -107,7 +121,7 @@ SELECT COALESCE((SELECT max(now_us) FROM due), %(now)s::bigint,
     COALESCE((SELECT status FROM scopes WHERE portfolio_id = {DESK_ID} AND scope = '{PORTFOLIO_SCOPE}'), '{NO_DESK}'),
     (SELECT {_array("found", POSITION_COLUMNS)} FROM found),
     (SELECT {_array("known", DECISION_COLUMNS)} FROM known),
-    ({LOAD_SCOPES}),
+    ({_LOAD_WITH_SHARED}),
     (SELECT json_agg(json_build_array(due.id, (
         SELECT expires_us FROM positions WHERE portfolio_id = due.id AND {PENDING} ORDER BY expires_us
         LIMIT 1 OFFSET (SELECT count(*) FROM overdue WHERE overdue.portfolio_id = due.id)

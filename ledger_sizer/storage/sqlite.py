@@ -24,7 +24,7 @@ from ledger_sizer.storage.sqlite_sql import (
     execute_statements,
     fits_batch_statement,
 )
-from ledger_sizer.storage.tables import PENDING
+from ledger_sizer.storage.tables import PENDING, SHARED
 from ledger_sizer.storage.write_store import (
     DECISION_COLUMNS,
     POSITION_COLUMNS,
@@ -54,8 +54,10 @@ _BY_KEY = (
 )
 _SCOPES = (
     f"SELECT {', '.join(SCOPE_COLUMNS)} FROM scopes "
-    "WHERE portfolio_id = ? AND scope IN (SELECT value FROM json_each(?))"
+    "WHERE portfolio_id = ?1 AND scope IN (SELECT value FROM json_each(?2)) "
+    f"UNION ALL SELECT {', '.join(SCOPE_COLUMNS)} FROM scopes WHERE portfolio_id = ?1 AND ({SHARED})"
 )
+"""The scopes of a batch, and those that requests outside of them depend on, perhaps twice."""
 _LEASE = "SELECT 1 FROM leases WHERE name = ? AND owner = ? AND epoch = ? AND until_us > ?"
 
 
@@ -127,7 +129,7 @@ class SqliteStore:
             scopes.update(position.tags.scopes)
         for row in execute(_SCOPES, (portfolio, json.dumps(list(scopes)))):
             scope = scope_from_row(row)
-            state.scopes[scope.name] = scope
+            state.add_scope(scope)
         state.scopes_known = scopes
 
     def write(self, changes: Sequence[PortfolioChanges], *, locked: bool) -> None:

@@ -5,22 +5,23 @@ before the decision, even if the row was corrected afterwards.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic_core import from_json
 
 from ledger_sizer.model.decisions import DecisionRecord, Fields
 from ledger_sizer.model.scope_settings import LATER, NO_SETTINGS, ScopeSettings
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
-from ledger_sizer.rules.trace import read_scope
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_default_scope, stored_tags
+from ledger_sizer.rules.trace import DEFAULT_CAP, read_scope
 from ledger_sizer.storage.tables import ScopeRow
 from ledger_sizer.verify.positions import READ_ERRORS, Report, find_wrong_type
 
 _SCOPES: Any = ScopeRow.__table__
-_SEQ = DecisionRecord._fields.index("seq")
+_SEQ, _COMMAND = DecisionRecord._fields.index("seq"), DecisionRecord._fields.index("command")
 _HELD, _OPEN = DecisionRecord._fields.index("held_delta_e8"), DecisionRecord._fields.index("open_delta_e8")
 _TRACE, _TAGS = DecisionRecord._fields.index("trace"), DecisionRecord._fields.index("tags")
+_DEPENDS_ON_OTHERS = ("reserve", "retag")
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=True).encode
 
 _Values = tuple[ScopeSettings, int, int]
@@ -38,6 +39,7 @@ class ScopeCheck:
         self._whole = whole
         self._report = report
         self._expected: dict[str, _Values] = {}  # by scope: what the decisions so far left
+        self._shared: set[str] = set()  # scopes that decisions must show which depend on them
 
     def add(self, record: Fields) -> None:
         """Check what one decision saw, and add what it changed. Decisions must come in order."""
@@ -45,21 +47,53 @@ class ScopeCheck:
         try:
             trace = from_json(record[_TRACE])
             moved = _moved(trace["moved"], record) if "moved" in trace else None
-            for row in trace["scopes"]:
-                name, settings, held_e8, open_e8 = read_scope(row)
-                seen = (settings, held_e8, open_e8)
-                expected = self._expected.get(name) or (self._initial(name, settings) if self._whole else seen)
-                if seen != expected:
-                    what = f"decision {seq} saw a scope {name} that {_text(seen)}; decided: {_text(expected)}"
-                    self._report(seq, what)
+            others = [self._seen(seq, row) for row in trace.get("others", ())]
+            own = [self._seen(seq, row) for row in trace["scopes"]]
+            looks = record[_COMMAND] in _DEPENDS_ON_OTHERS and "group" not in trace
+            if looks and self._whole and (self._shared or others):
+                self._check_others(seq, own, others)
+            for name in own:
+                settings, held_e8, open_e8 = self._expected[name]
                 if moved is not None:
                     held, opened = moved[name]
                 self._expected[name] = (settings, held_e8 + held, open_e8 + opened)
             if "after" in trace:
                 name, settings, held_e8, open_e8 = read_scope(trace["after"])
                 self._expected[name] = (settings, held_e8, open_e8)
+                if settings.guarantee_e8 is not None or trace.get("note") == DEFAULT_CAP:
+                    self._shared.add(name)
         except READ_ERRORS as error:
             self._report(seq, f"the trace of decision {seq} cannot be read: {error!r}")
+
+    def _seen(self, seq: int, row: Any) -> str:
+        """Compare a scope as a decision saw it with what the decisions before left. Return its name."""
+        name, settings, held_e8, open_e8 = read_scope(row)
+        seen = (settings, held_e8, open_e8)
+        expected = self._expected.get(name) or (self._initial(name, settings) if self._whole else seen)
+        if seen != expected:
+            self._report(seq, f"decision {seq} saw a scope {name} that {_text(seen)}; decided: {_text(expected)}")
+        self._expected[name] = seen
+        return name
+
+    def _check_others(self, seq: int, own: Sequence[str], others: Sequence[str]) -> None:
+        """Check that a decision saw every default cap and every guarantee that it depended on, and no other scope.
+
+        A default cap that an older version set, as that of a value `*`, may have borne on it or not.
+        """
+        missing = {name for name in self._shared.difference(own, others) if self._bears_on(name, own)}
+        needless = {name for name in others if name in own or not self._bears_on(name, own)}
+        for name in sorted(missing | needless):
+            saw = "saw" if name in needless else "did not see"
+            self._report(seq, f"decision {seq} {saw} the scope {name}, which {_text(self._expected[name])}")
+
+    def _bears_on(self, name: str, own: Sequence[str]) -> bool:
+        """Return whether a request in the scopes `own` depended on another: its guarantee, or its default cap."""
+        settings, held_e8, open_e8 = self._expected[name]
+        if not is_default_scope(name):
+            return (settings.guarantee_e8 or 0) > held_e8 + open_e8
+        return settings.cap_e8 is not None and any(
+            one.startswith(name[:-1]) and self._expected[one][0].cap_e8 is None for one in own
+        )
 
     def _initial(self, name: str, seen: ScopeSettings) -> _Values:
         """Return a scope's values before its first decision. The portfolio's first cap came from settings."""

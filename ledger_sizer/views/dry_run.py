@@ -1,12 +1,12 @@
 """Loads the state that a dry run is decided on."""
 
-from sqlalchemy import Engine, and_, select, text
+from sqlalchemy import Engine, and_, or_, select, text
 
 from ledger_sizer.model.commands import Reserve
 from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import desk_status
-from ledger_sizer.storage.tables import PENDING, PortfolioRow, PositionRow, ScopeRow
+from ledger_sizer.storage.tables import PENDING, SHARED, PortfolioRow, PositionRow, ScopeRow
 from ledger_sizer.storage.write_store import expiries_per_portfolio, position_from_row, scope_from_row
 
 _SCOPES = ScopeRow.__table__
@@ -36,6 +36,9 @@ def dry_run_state(engine: Engine, command: Reserve, now_us: int, new_cap_e8: int
         for row in rows:
             state.add_position(position_from_row(found.name, row))
             wanted.update(state.positions[row.number].tags.scopes)
-        scopes = select(*_SCOPES.columns).where(ScopeRow.portfolio_id == found.id, ScopeRow.scope.in_(wanted))
-        state.scopes = {row.scope: scope_from_row(row) for row in connection.execute(scopes)}
+        scopes = select(*_SCOPES.columns).where(
+            ScopeRow.portfolio_id == found.id, or_(ScopeRow.scope.in_(wanted), text(SHARED))
+        )
+        for row in connection.execute(scopes):
+            state.add_scope(scope_from_row(row))
         return state

@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Sequence
+from heapq import nlargest
+from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Connection, Engine, case, func, select, text, tuple_
+from sqlalchemy import Connection, Engine, and_, case, func, select, text, tuple_
 
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Page, Position, ScopeExposure
@@ -19,8 +21,10 @@ from ledger_sizer.model.overview import (
     PortfolioLine,
     Reconciliation,
 )
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE
+from ledger_sizer.model.pools import left_to_all
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_default_scope
 from ledger_sizer.model.times import from_us, to_us
+from ledger_sizer.rules.state import ScopeState
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.lookups import desk_status, last_desk_change, no_portfolio
 from ledger_sizer.storage.tables import (
@@ -36,7 +40,7 @@ from ledger_sizer.storage.tables import (
 from ledger_sizer.storage.write_store import drift_from_row, position_from_row, record_from_row, scope_from_row
 from ledger_sizer.views.exposure_series import BlockExtremes, read_exposure_line
 from ledger_sizer.views.paging import cursor_numbers, page_of, require_limit
-from ledger_sizer.views.queries import scope_exposure
+from ledger_sizer.views.scopes import Defaults, default_caps, defaults_of, pools_of_shared, read_shared, scope_exposure
 
 _SCOPES_MAX = 60
 _DRIFTS_MAX = 20
@@ -100,19 +104,32 @@ def _portfolio_page(connection: Connection, request: OverviewQuery) -> Page[Port
     if request.portfolios_cursor is not None:
         query = query.where(PortfolioRow.name > portfolio_name(request.portfolios_cursor))
     rows = connection.execute(query).all()
-    return page_of(rows, request.rows, lambda row: PortfolioLine(row[0], _scope(row[1:])), lambda row: row[0])
+    return page_of(
+        rows,
+        request.rows,
+        lambda row: PortfolioLine(row[0], scope_exposure(scope_from_row(row[1:]))),
+        lambda row: row[0],
+    )
 
 
 def _detail(
     connection: Connection, portfolio_row: Any, request: OverviewQuery, now_us: int, cache: BlockExtremes
 ) -> Detail:
-    scopes, left_out = _scopes(connection, portfolio_row.id)
+    shared = read_shared(connection, portfolio_row.id)
+    defaults = defaults_of(shared)
+    scopes, left_out = _scopes(connection, portfolio_row.id, shared, defaults)
+    pools = pools_of_shared(scopes[0], shared)
+    shown = sorted(nlargest(_SCOPES_MAX, pools, attrgetter("guaranteed")), key=attrgetter("scope"))
     count = select(func.count()).select_from(_POSITIONS).where(PositionRow.portfolio_id == portfolio_row.id)
     return Detail(
         name=portfolio_row.name,
         seq=portfolio_row.last_seq,
         scopes=scopes,
         scopes_left_out=left_out,
+        pools=tuple(shown),
+        pools_left_out=len(pools) - len(shown),
+        shared=left_to_all(scopes[0].headroom, pools),
+        defaults=default_caps(defaults),
         held=_held_page(connection, portfolio_row, request),
         held_count=connection.execute(count.where(_PENDING)).scalar_one(),
         open=_open_page(connection, portfolio_row, request),
@@ -123,22 +140,20 @@ def _detail(
     )
 
 
-def _scopes(connection: Connection, portfolio_id: int) -> tuple[tuple[ScopeExposure, ...], int]:
-    rank = case((ScopeRow.scope == PORTFOLIO_SCOPE, 0), (ScopeRow.cap_e8.is_not(None), 1), else_=2)
-    query = (
-        select(*ScopeRow.__table__.columns)
-        .where(ScopeRow.portfolio_id == portfolio_id)
-        .order_by(rank, (ScopeRow.held_e8 + ScopeRow.open_e8).desc(), ScopeRow.scope)
-        .limit(_SCOPES_MAX)
-    )
-    rows = connection.execute(query).all()
-    count = select(func.count()).select_from(ScopeRow).where(ScopeRow.portfolio_id == portfolio_id)
+def _scopes(
+    connection: Connection, portfolio_id: int, shared: Sequence[ScopeState], defaults: Defaults
+) -> tuple[tuple[ScopeExposure, ...], int]:
+    """Return the scopes to show, and how many more there are. Default caps, in which nothing counts, are none."""
+    empty = [scope.name for scope in shared if is_default_scope(scope.name) and not scope.exposure_e8]
+    limited = ScopeRow.cap_e8.is_not(None) | ScopeRow.guarantee_e8.is_not(None)
+    rank = case((ScopeRow.scope == PORTFOLIO_SCOPE, 0), (limited, 1), else_=2)
+    wanted = and_(ScopeRow.portfolio_id == portfolio_id, ScopeRow.scope.not_in(empty))
+    query = select(*ScopeRow.__table__.columns).where(wanted)
+    query = query.order_by(rank, (ScopeRow.held_e8 + ScopeRow.open_e8).desc(), ScopeRow.scope)
+    rows = connection.execute(query.limit(_SCOPES_MAX)).all()
+    count = select(func.count()).select_from(ScopeRow).where(wanted)
     total = connection.execute(count).scalar_one() if len(rows) == _SCOPES_MAX else len(rows)
-    return tuple(_scope(row) for row in rows), total - len(rows)
-
-
-def _scope(row: Sequence[Any]) -> ScopeExposure:
-    return scope_exposure(scope_from_row(row))
+    return tuple(scope_exposure(scope_from_row(row), defaults) for row in rows), total - len(rows)
 
 
 def _held_page(connection: Connection, portfolio_row: Any, request: OverviewQuery) -> Page[Position]:

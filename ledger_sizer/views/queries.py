@@ -21,14 +21,13 @@ from ledger_sizer.model.domain import (
     HistoryFilters,
     Page,
     Position,
-    ScopeExposure,
     require_history_filters,
 )
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import SEQ_MAX, portfolio_name, portfolio_or_desk, split_position_id
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, GivenTags, is_dimension, scope_name, tags_of
-from ledger_sizer.model.times import from_us, to_us
-from ledger_sizer.model.units import E8_MAX, usd
+from ledger_sizer.model.times import to_us
+from ledger_sizer.model.units import E8_MAX
 from ledger_sizer.rules.state import ScopeState
 from ledger_sizer.storage.database import has_tag, read_transaction
 from ledger_sizer.storage.lookups import decision_by_key, desk_status, last_desk_change, no_portfolio, portfolio_id
@@ -36,6 +35,7 @@ from ledger_sizer.storage.tables import DESK_ID, PENDING, DecisionRow, Portfolio
 from ledger_sizer.storage.write_store import position_from_row, scope_from_row
 from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX, cursor_numbers, page_of, require_limit
 from ledger_sizer.views.position_listing import read_in_state
+from ledger_sizer.views.scopes import exposure_of, read_shared
 
 BLOCK_RECORDS = 2000
 """Records of one block of `Queries.history_blocks`."""
@@ -86,10 +86,8 @@ class Queries:
     def exposure(self, portfolio: str, as_of: AsOf | None = None) -> Exposure:
         """Return a portfolio's counters, the whole first: now, or as of a past decision or time (see `as_of`)."""
         if as_of is not None:
-            with read_transaction(self._engine) as connection:
-                owner = self._require(connection, portfolio_name(portfolio))
-                seq, past = scopes_as_of(connection, owner, portfolio, as_of, self._files)
-            return Exposure(portfolio, seq, tuple(scope_exposure(scope) for scope in past))
+            seq, scopes = self._scopes_as_of(portfolio, as_of)
+            return exposure_of(portfolio, seq, scopes[0], scopes[1:], scopes)
         query = (
             select(PortfolioRow.last_seq, *_SCOPES.columns)
             .join_from(PortfolioRow, ScopeRow)
@@ -101,7 +99,12 @@ class Queries:
         if not rows:
             raise no_portfolio(portfolio)
         scopes = [scope_from_row(row[1:]) for row in rows]
-        return Exposure(portfolio, rows[0][0], tuple(scope_exposure(scope) for scope in scopes))
+        return exposure_of(portfolio, rows[0][0], scopes[0], scopes[1:], scopes)
+
+    def _scopes_as_of(self, portfolio: str, as_of: AsOf) -> tuple[int, list[ScopeState]]:
+        with read_transaction(self._engine) as connection:
+            owner = self._require(connection, portfolio_name(portfolio))
+            return scopes_as_of(connection, owner, portfolio, as_of, self._files)
 
     def exposure_page(
         self,
@@ -121,10 +124,10 @@ class Queries:
         prefix = "" if dimension is None else f"{_dimension(dimension)}="
         after = "" if cursor is None else _scope_cursor(cursor)
         if as_of is not None:
-            whole, *others = (past := self.exposure(portfolio, as_of)).scopes
-            rest = [row for row in others if row.scope > after and row.scope.startswith(prefix)]
-            page = page_of(rest, wanted, lambda row: row, lambda row: row.scope)
-            return ExposurePage(Exposure(portfolio, past.seq, (whole, *page.items)), page.cursor)
+            seq, scopes = self._scopes_as_of(portfolio, as_of)
+            rest = [scope for scope in scopes[1:] if scope.name > after and scope.name.startswith(prefix)]
+            page = page_of(rest, wanted, lambda scope: scope, lambda scope: scope.name)
+            return ExposurePage(exposure_of(portfolio, seq, scopes[0], page.items, scopes), page.cursor)
         query = select(*_SCOPES.columns).where(ScopeRow.scope != PORTFOLIO_SCOPE, ScopeRow.scope > after)
         if prefix:
             query = query.where(func.substr(ScopeRow.scope, 1, len(prefix)) == prefix)
@@ -134,9 +137,10 @@ class Queries:
             if head is None:
                 raise no_portfolio(portfolio)
             rows = connection.execute(query.where(ScopeRow.portfolio_id == head.portfolio_id)).all()
-        page = page_of(rows, wanted, lambda row: scope_exposure(scope_from_row(row)), lambda row: row.scope)
-        whole = scope_exposure(scope_from_row(head[1:]))
-        return ExposurePage(Exposure(portfolio, head.last_seq, (whole, *page.items)), page.cursor)
+            shared = read_shared(connection, head.portfolio_id)
+        page = page_of(rows, wanted, scope_from_row, lambda row: row.scope)
+        whole = scope_from_row(head[1:])
+        return ExposurePage(exposure_of(portfolio, head.last_seq, whole, page.items, shared), page.cursor)
 
     def position(self, position_id: str) -> Position:
         """Return one position, live or archived, by its id."""
@@ -340,20 +344,6 @@ def _scope_cursor(value: object) -> str:
         return scope_name(value)
     except InvalidRequest:
         raise InvalidRequest(f"cursor must come from the page before, got {value!r:.60}", field="cursor") from None
-
-
-def scope_exposure(scope: ScopeState) -> ScopeExposure:
-    """Convert a scope for display: amounts in USD, times as datetimes."""
-    settings = scope.settings
-    return ScopeExposure(
-        scope=scope.name,
-        cap=None if settings.cap_e8 is None else usd(settings.cap_e8),
-        held=usd(scope.held_e8),
-        open=usd(scope.open_e8),
-        status=settings.status,
-        frozen=bool(settings.frozen),
-        fresh_until=None if settings.fresh_until_us is None else from_us(settings.fresh_until_us),
-    )
 
 
 def _position_number(portfolio: str, position_id: object) -> int:

@@ -10,6 +10,7 @@
     reconciliation   runs, findings and drifts <-> JSON
     verification     what a verification found <-> JSON
     problems         errors <-> RFC 9457 problem details, from one table of codes
+    caps_file        the caps of portfolios <-> TOML, for people
     export           decisions -> CSV and NDJSON lines
 
 Decimals are strings (`"0.018"`), times ISO 8601 in UTC (`"2026-01-31T12:00:00.250000Z"`), absent values null.

@@ -86,7 +86,8 @@ class Codec(Generic[T]):
     names: in the order of the form, in one text; without it, all fields. Each is a field or a property of the class; a
     property that no field depends on is written and never read. docs: descriptions for the OpenAPI document. What does
     not follow from the annotations: write (of the object, by JSON name), read (of the form, by field), types (for the
-    OpenAPI document, by JSON name).
+    OpenAPI document, by JSON name). later: fields that an older service does not write, in one text; their default is
+    read then.
     """
 
     kind: type[T]
@@ -95,6 +96,7 @@ class Codec(Generic[T]):
     write: Mapping[str, Callable[[T], Any]] = field(default_factory=dict)
     read: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
     types: Mapping[str, Any] = field(default_factory=dict)
+    later: str = ""
 
     def __post_init__(self) -> None:
         PAIRS.setdefault(self.kind, Pair(self.to_json, self.from_json))
@@ -106,7 +108,8 @@ class Codec(Generic[T]):
     def from_json(self, form: Mapping[str, Any]) -> T:
         """Convert the output of `to_json` back. Raises `InternalError` for any other form."""
         try:
-            return self.kind(**{name: read(form) for name, read in self._readers.items()})
+            absent = {name for name in self._later if name not in form}
+            return self.kind(**{name: read(form) for name, read in self._readers.items() if name not in absent})
         except FORM_ERRORS as error:
             raise unreadable_form(self.kind.__name__.lower(), error) from None
 
@@ -115,6 +118,10 @@ class Codec(Generic[T]):
         """The annotated type of each JSON name."""
         names = self.names.split() or self._fields
         return {name: self.types.get(name) or self._hint(name) for name in names}
+
+    @cached_property
+    def _later(self) -> frozenset[str]:
+        return frozenset(self.later.split())
 
     @cached_property
     def _fields(self) -> dict[str, Any]:

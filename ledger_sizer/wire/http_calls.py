@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from ledger_sizer.model.arguments import FLAG
+from ledger_sizer.model.arguments import FLAG, NOT_GIVEN
 from ledger_sizer.model.commands import AnyCommand
 
 Json = dict[str, Any]
@@ -36,13 +36,17 @@ def batch_form(commands: Sequence[AnyCommand], *, atomic: bool = False) -> Json:
 
 
 def _command_to_json(command: AnyCommand) -> Json:
-    """Return the command without its key, as JSON. None is left out, unless the argument must be given."""
+    """Return the command without its key, as JSON. None is left out, unless that is a value."""
     form: Json = {}
     for argument in command.arguments:
         value = getattr(command, argument.name)
         if value is None:
-            if argument.required:
+            if argument.required or argument.default is NOT_GIVEN:
                 form[argument.name] = None
-        elif argument.declared.sent and not (argument.kind is FLAG and value is argument.default):
+        elif (
+            value is not NOT_GIVEN
+            and argument.declared.sent
+            and not (argument.kind is FLAG and value is argument.default)
+        ):
             form[argument.name] = argument.kind.to_json(value)
     return form

@@ -54,9 +54,12 @@ LINE = Codec(ExposureLine, "since exact_from points")
 RECONCILIATION = Codec(Reconciliation, "run_at outcome drift_count drifts")
 DETAIL = Codec(
     Detail,
-    "portfolio seq scopes scopes_left_out held open decisions line reconciliation",
+    "portfolio seq scopes scopes_left_out pools pools_left_out shared defaults held open decisions line reconciliation",
     docs={
-        "scopes": "The whole first, then those with a cap, then by exposure.",
+        "scopes": "The whole first, then those with a cap or a guarantee, then by exposure.",
+        "pools": "The largest guarantees, by name.",
+        "shared": "What a request outside of every pool could still have.",
+        "defaults": "The cap of each value of a tag name that has none of its own.",
         "held": "Live reservations, the soonest to end first.",
         "open": "Open positions, newest first.",
     },
@@ -71,6 +74,7 @@ DETAIL = Codec(
         "open_count": lambda form: form["open"]["count"],
     },
     types={"portfolio": str, "held": CountedPositions, "open": CountedPositions},
+    later="pools pools_left_out shared defaults",
 )
 DESK_HALT = Codec(DeskHalt)
 OVERVIEW = Codec(

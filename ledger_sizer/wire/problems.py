@@ -16,6 +16,7 @@ from ledger_sizer.model.errors import (
     Busy,
     Closed,
     Denied,
+    Forbidden,
     InternalError,
     InvalidRequest,
     KeyReused,
@@ -35,12 +36,6 @@ class Unauthenticated(LedgerError):
     """The service needs an API key, and the request has none that it knows."""
 
     code = "unauthenticated"
-
-
-class Forbidden(LedgerError):
-    """The API key's role or portfolios do not allow this call."""
-
-    code = "forbidden"
 
 
 class MethodNotAllowed(LedgerError):
@@ -124,7 +119,7 @@ def problem_of(error: LedgerError) -> dict[str, Any]:
     if code not in PROBLEMS:
         code = "internal_error"
     problem = problem_form(code, error.told)
-    if isinstance(error, InvalidRequest) and error.field is not None:
+    if isinstance(error, InvalidRequest | Forbidden) and error.field is not None:
         problem["field"] = error.field
     if isinstance(error, KeyReused) and error.seq is not None:
         problem |= {"seq": error.seq, "position_id": error.position_id}
@@ -158,9 +153,9 @@ def error_of(problem: Mapping[str, Any]) -> LedgerError:
     row = PROBLEMS.get(code) if isinstance(code, str) else None
     if row is None or row.exception is Denied:
         return InternalError(f"the service answered {code!r}: {detail}")
-    if row.exception is InvalidRequest:
+    if row.exception is InvalidRequest or row.exception is Forbidden:
         field = problem.get("field")
-        return InvalidRequest(detail, field=field if isinstance(field, str) else None)
+        return row.exception(detail, field=field if isinstance(field, str) else None)
     if row.exception is KeyReused:
         seq, position_id = problem.get("seq"), problem.get("position_id")
         return KeyReused(

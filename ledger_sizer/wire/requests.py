@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, WithJsonSchema, create_model
 
-from ledger_sizer.model.arguments import FLAG, LABEL, NOT_NEGATIVE, DeclaredArgument, Kind, json_values
+from ledger_sizer.model.arguments import FLAG, LABEL, NOT_GIVEN, NOT_NEGATIVE, DeclaredArgument, Kind, json_values
 from ledger_sizer.model.command_base import (
     KEY,
     LEG_PLANS,
@@ -84,7 +84,7 @@ def _field_of(argument: DeclaredArgument) -> tuple[Any, Any]:
         given["default_factory"] = dict
     elif argument.default is not MISSING:
         default = argument.default
-        given["default"] = default if default is None else argument.kind.to_json(default)
+        given["default"] = None if default is None or default is NOT_GIVEN else argument.kind.to_json(default)
     return (of | None if argument.optional else of), Field(**given)
 
 
@@ -132,10 +132,14 @@ _STRUCTURES[LEG_PLANS] = Annotated[list[LegPlanForm], Field(min_length=1, max_le
 
 
 class CommandBody(Body):
-    """Base of the command bodies. from_path: of a batch item, the fields that stand in the path of a single call."""
+    """Base of the command bodies.
+
+    converters: name, conversion from JSON, and whether null is a value: always, where it is sent, or not.
+    from_path: of a batch item, the fields that stand in the path of a single call.
+    """
 
     command_type: ClassVar[type[AnyCommand]]
-    converters: ClassVar[tuple[tuple[str, Any, bool], ...]]
+    converters: ClassVar[tuple[tuple[str, Any, Literal["always", "sent", ""]], ...]]
     from_path: ClassVar[tuple[str, ...]] = ()
 
     def to_command(self, key: str, **from_path: str) -> AnyCommand:
@@ -143,14 +147,14 @@ class CommandBody(Body):
         return self.command_type(key=key, **from_path, **self._arguments())
 
     def _arguments(self) -> dict[str, Any]:
-        """Return the command's arguments in this body. What is null is left out, unless it must be given."""
+        """Return the command's arguments in this body. What is null is left out, unless that is a value."""
         given = self.__dict__
         arguments: dict[str, Any] = {}
-        for name, convert, required in self.converters:
+        for name, convert, null in self.converters:
             value = given[name]
             if value is not None:
                 arguments[name] = value if convert is None else convert(_plain(value), name)
-            elif required:
+            elif null and (null == "always" or name in self.model_fields_set):
                 arguments[name] = None
         return arguments
 
@@ -168,7 +172,9 @@ def _body_of(command: type[AnyCommand]) -> type[CommandBody]:
     body = _model_of(f"{command.__name__}Body", command, CommandBody, leave_out=command.path)
     body.command_type = command
     body.converters = tuple(
-        (one.name, one.kind.from_json, one.required) for one in command.arguments if one.name in body.model_fields
+        (one.name, one.kind.from_json, "always" if one.required else "sent" if one.default is NOT_GIVEN else "")
+        for one in command.arguments
+        if one.name in body.model_fields
     )
     return body
 

@@ -14,6 +14,7 @@ from ledger_sizer.model.domain import Exposure, ExposurePage, Position, ScopeExp
 from ledger_sizer.model.fills import fills_of_json, fills_to_json
 from ledger_sizer.model.legs import Leg, order_from_json, order_to_json, stored_leg_from_json, stored_leg_to_json
 from ledger_sizer.model.names import position_id, split_position_id
+from ledger_sizer.model.pools import DefaultCap, Pool
 from ledger_sizer.model.times import UNTIL_KNOWN_US, from_us, time_text
 from ledger_sizer.model.units import usd_text
 from ledger_sizer.rules.explain import Explanation
@@ -180,14 +181,44 @@ POSITION = Codec(
 )
 position_to_json, position_from_json = POSITION.to_json, POSITION.from_json
 
-_FIGURES = "cap held open exposure headroom overage status frozen fresh_until"
+_FIGURES = "cap held open exposure headroom overage status frozen fresh_until max_position_usd"
 _FIGURE_DOCS = {
     "frozen": "New reservations are denied because of a drift.",
     "fresh_until": "From then on they are denied because nobody compared since.",
+    "max_position_usd": "Most one position may be, instead of the settings' maximum; null where that counts.",
+    "cap": "The cap that counts: its own, else the default of its tag name.",
+    "cap_from": "The scope of that default, like `venue=*`; null where the cap is its own.",
+    "guarantee": "What the scope can always have.",
+    "kept": "What requests outside of the scope must leave for it: guarantee less exposure, at least 0.",
 }
-SCOPE = Codec(ScopeExposure, f"scope {_FIGURES}", _FIGURE_DOCS)
-FIGURES = Codec(ScopeExposure, _FIGURES, _FIGURE_DOCS)
-EXPOSURE = Codec(Exposure, f"portfolio seq {_FIGURES} scopes", _FIGURE_DOCS)
+POOL = Codec(
+    Pool,
+    docs={
+        "guaranteed": "Its guarantee.",
+        "used": "Its exposure, which may be more.",
+        "kept": "What requests outside of it must leave for it.",
+        "lent_out": "The part of `kept` that it could not have now, because others use it.",
+    },
+)
+DEFAULT_CAP = Codec(DefaultCap)
+SCOPE = Codec(
+    ScopeExposure,
+    f"scope {_FIGURES} cap_from guarantee kept",
+    _FIGURE_DOCS,
+    later="max_position_usd cap_from guarantee",
+)
+FIGURES = Codec(ScopeExposure, _FIGURES, {name: text for name, text in _FIGURE_DOCS.items() if name != "cap"})
+EXPOSURE = Codec(
+    Exposure,
+    f"portfolio seq {_FIGURES} shared pools defaults scopes",
+    {
+        **FIGURES.docs,
+        "shared": "What a request outside of every pool could still have.",
+        "pools": "Every guaranteed scope, on every page.",
+        "defaults": "Every default cap, on every page.",
+    },
+    later="pools defaults",
+)
 scope_to_json, scope_from_json = SCOPE.to_json, SCOPE.from_json
 exposure_to_json, exposure_from_json = EXPOSURE.to_json, EXPOSURE.from_json
 

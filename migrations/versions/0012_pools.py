@@ -67,7 +67,7 @@ def _check_types(settings: tuple[str, ...]) -> None:
 
 def _require_unused() -> None:
     bind = op.get_bind()
-    used = f"{SHARED} OR max_position_e8 IS NOT NULL"
+    used = "guarantee_e8 IS NOT NULL OR max_position_e8 IS NOT NULL OR (scope LIKE '%=*' AND cap_e8 IS NOT NULL)"
     scopes = bind.execute(sa.text(f"SELECT count(*) FROM scopes WHERE {used}")).scalar()
     if scopes:
         raise CommandError(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ledger_sizer.model.denials import DENIAL_REASONS
+from ledger_sizer.wire.problems import error_of
 from ledger_sizer.wire.responses import decision_from_json, decision_to_json
 from tests.support.services import Running, serving
 
@@ -84,6 +85,25 @@ def test_reserve_when_cap_leaves_nothing_then_409_with_the_whole_decision(servic
     service.command("PUT", "/v1/portfolios/main/caps", "cap", {"cap": "0"})
     problem = _problem(service.post("/v1/reservations", "a", {}), 409, "cap_exceeded")
     assert decision_from_json(problem["decision"]) == service.ledger.decision(2)
+
+
+def test_reserve_when_the_rest_is_kept_for_a_pool_then_the_problem_and_the_error_name_it(service: Running) -> None:
+    caps = "/v1/portfolios/main/caps"
+    service.command("PUT", caps, "cap", {"cap": "900"})
+    service.command("PUT", caps, "pool", {"scope": "bot=a", "guarantee": "900", "max_position_usd": "50"})
+    problem = _problem(service.post("/v1/reservations", "a", {"tags": {"bot": "b"}}), 409, "cap_exceeded")
+    assert problem["decision"]["binding"] == "guarantee:bot=a"
+    says = (
+        "reserve 'a' denied: cap_exceeded (bound by guarantee:bot=a): the portfolio's cap, less what is kept for "
+        "others (most of it for bot=a), leaves too little"
+    )
+    assert (problem["detail"], str(error_of(problem))) == (says, says)
+    exposure = service.http.get("/v1/portfolios/main/exposure").json()
+    pool = {"scope": "bot=a", "guaranteed": "900", "used": "0", "kept": "900", "lent_out": "0"}
+    assert (exposure["pools"], exposure["shared"], exposure["defaults"]) == ([pool], "0", [])
+    service.command("PUT", caps, "less", {"scope": "bot=a", "guarantee": None})
+    assert service.ledger.exposure().scope("bot=a").max_position_usd == 50, "what is absent stays"
+    assert service.ledger.exposure().pools == ()
 
 
 @pytest.mark.parametrize("path", ["/v1/reservations", "/v1/reservations?full=true"])

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 
 from ledger_sizer import Denied
-from ledger_sizer.client import LedgerClient
+from ledger_sizer.client import Forbidden, LedgerClient
 from ledger_sizer.service.api_keys import create_key
 from ledger_sizer.storage.database import make_engine
-from ledger_sizer.wire.problems import Forbidden
 from tests.support.ledgers import assert_verified
 from tests.support.services import Running, serving
 

@@ -13,7 +13,7 @@ from prometheus_client import Gauge
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import make_url
 
-from ledger_sizer.service import metrics
+from ledger_sizer.service import metrics, scope_metrics
 from ledger_sizer.service.api_keys import create_key
 from ledger_sizer.storage.database import make_engine, upgrade
 from tests.conftest import NewDatabase
@@ -82,7 +82,7 @@ def test_read_metrics_when_key_is_bound_then_nothing_tells_of_other_portfolios(
 def test_read_metrics_when_others_have_more_scopes_than_a_scrape_shows_then_the_own_ones_are_all_there(
     service: Running, tokens: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "SCOPES_MAX", 2)
+    monkeypatch.setattr(scope_metrics, "SCOPES_MAX", 2)
     told = _metrics(service, tokens["alpha"])
     assert set(re.findall(r'ledger_held_usd{portfolio="alpha",scope="([^"]+)"}', told)) == {"portfolio", "venue=okx"}
     assert "ledger_scopes_left_out 0.0" in told

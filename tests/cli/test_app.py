@@ -102,7 +102,8 @@ def test_ask_help_when_command_exists_then_it_teaches(cli: CommandLine, name: st
 def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """The ledger the examples speak of: caps, a hold main-17, an open main-18, a key; named by the environment.
 
-    Beside it, in the working folder, stand the files they read: `ledger.db`, and trusted heads in `head.json`.
+    Beside it, in the working folder, stand the files they read: `ledger.db`, caps in `caps.toml`, and trusted heads in
+    `head.json`.
     """
     url = new_database("sqlite")
     engine = make_engine(url)
@@ -119,6 +120,7 @@ def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, tm
         assert ledger.run(Reserve(key="hold", tags={"venue": "bybit", "symbol": "BTC"})).position_id == "main-17"
         assert ledger.run(Adopt(key="open", quantity=Decimal(1), price=Decimal(3000))).position_id == "main-18"
         (tmp_path / "head.json").write_text(json.dumps(heads_to_json(ledger.heads())))
+    (tmp_path / "caps.toml").write_text('[portfolios.main]\ncap = "4000"\n')
     reads = make_engine(url, read_only=True)
     backup_sqlite(reads, tmp_path / "ledger.db")
     reads.dispose()

@@ -26,6 +26,28 @@ def test_make_key_when_used_and_revoked_then_the_service_opens_and_shuts(cli: Co
     ] * 2
 
 
+def test_make_key_when_tags_are_given_then_it_is_bound_to_them_and_that_is_shown(
+    cli: CommandLine, database_url: str
+) -> None:
+    made = cli.json(
+        "keys", "create", "bot-a", "--role", "trade", "--tag", "bot=a", "--tag", "venue=okx", "--tag", "venue=bybit"
+    )
+    assert made["tags"] == {"bot": "a", "venue": ["bybit", "okx"]}
+    free = cli.json("keys", "create", "desk", "--role", "trade")
+    with serving(database_url) as service:
+        statuses = [
+            service.post("/v1/reservations", key, body, headers={"Authorization": f"Bearer {token}"}).status_code
+            for key, body, token in (
+                ("1", {"tags": {"bot": "b"}}, made["token"]), ("1", {"tags": {"venue": "okx"}}, made["token"]),
+                ("2", {"tags": {"bot": "b"}}, free["token"]),
+            )
+        ]  # fmt: skip
+        assert statuses == [403, 201, 201]
+        assert service.ledger.position("main-1").tags == {"bot": "a", "venue": "okx"}
+    assert [one["tags"] for one in cli.json("keys", "list")["items"]] == [made["tags"], {}]
+    assert "bot=a venue=bybit venue=okx" in cli("keys", "list").out
+
+
 def test_show_key_when_a_person_makes_it_then_the_token_is_there_once_and_never_listed(
     capsys: pytest.CaptureFixture[str], new_database: NewDatabase
 ) -> None:
@@ -46,6 +68,9 @@ def test_show_key_when_a_person_makes_it_then_the_token_is_there_once_and_never_
         (["keys", "create", "x"], 2),
         (["keys", "create", "x", "--role", "read", "--portfolio", "a b"], 2),
         (["keys", "create", "", "--role", "read"], 2),
+        (["keys", "create", "x", "--role", "trade", "--tag", "bot"], 2),
+        (["keys", "create", "x", "--role", "trade", "--tag", "Bot=a"], 2),
+        (["keys", "create", "x", "--role", "trade", "--tag", "external=exchange"], 2),
         (["keys", "revoke", "nobody"], 1),
     ],
 )

@@ -45,6 +45,17 @@ def without_timing(document: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in document.items() if name != "timing"}
 
 
+def test_replay_when_the_desks_guards_are_set_then_they_do_not_concern_it(
+    cli: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = cli("replay", "--bars", "20", "--json")
+    for variable, value in (("PORTFOLIOS", "declared"), ("REQUIRED_TAGS", "team")):
+        monkeypatch.setenv(f"LEDGER_{variable}", value)
+        monkeypatch.setenv(f"LEDGER__{variable}", value)
+    guarded = cli("replay", "--bars", "20", "--json")
+    assert (guarded.code, without_timing(guarded.json)) == (0, without_timing(plain.json))
+
+
 def test_replay_when_no_file_is_given_then_a_market_is_generated_and_summed_up(cli: CommandLine) -> None:
     ran = cli("replay", "--bars", "40")
     assert (ran.code, ran.err) == (0, "")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import Denied, InvalidRequest, KeyReused, Leg, NotFound, Reserve, WrongState
+from ledger_sizer import Denied, InvalidRequest, KeyReused, Leg, NotFound, Pool, Reserve, WrongState
 from ledger_sizer.model.commands import COMMANDS
 from tests.support.clock import START, FakeClock
 from tests.support.interfaces import ASK, FILL, INTERFACES, Interface, Name, open_position, opened
@@ -33,10 +33,14 @@ async def test_exposure_when_there_are_more_scopes_than_a_page_has_then_all_are_
     monkeypatch.setattr("ledger_sizer.client.endpoints._SCOPES_PER_CALL", 400)
     asks = [Reserve(key=f"{n}", tags={"symbol": f"C{n}"}, available_balance=Decimal(1)) for n in range(1101)]
     ledger.behind.submit(asks)
+    ledger.behind.set_cap(key="pool", scope="symbol=C7", guarantee=Decimal(70))
+    ledger.behind.set_cap(key="default", scope="symbol=*", cap=Decimal(5))
     page = await ledger.exposure_page()
     assert (len(page.exposure.scopes), page.cursor) == (1001, page.exposure.scopes[-1].scope)
     found = await ledger.exposure()
-    assert len(found.scopes) == 1102
+    assert len(found.scopes) == 1103
+    assert page.exposure.pools == found.pools == (Pool("symbol=C7", *map(Decimal, (70, 1, 69, 0))),)
+    assert found.scope("symbol=C8").cap_from == page.exposure.scope("symbol=none").cap_from == "symbol=*"
     assert found == ledger.behind.exposure()
     assert await ledger.exposure(as_of=1000) == ledger.behind.exposure(as_of=1000)
 
@@ -73,6 +77,8 @@ async def test_call_every_verb_when_it_fits_then_each_decision_equals_the_record
         await ledger.halt(key="halt", scope="venue=bybit", mode="reducing", note="maintenance at 12:00 to 13:00 ☃"),
         await ledger.resume(key="resume", scope="venue=bybit"),
         await ledger.set_cap(key="cap/none", scope="venue=bybit", cap=None),
+        await ledger.set_cap(key="pool", scope="bot=a", guarantee=Decimal(500), max_position_usd=Decimal(300)),
+        await ledger.set_cap(key="pool/less", scope="bot=a", cap=Decimal(900), guarantee=None),
         await ledger.release(key="a/exit", position_id="main-3"),
         await ledger.freeze(key="freeze", scope="venue=bybit", note="drift-7"),
         await ledger.thaw(key="thaw", scope="venue=bybit"),

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ledger_sizer import InstrumentInfo, Leg, LegPlan
-from ledger_sizer.model.arguments import FLAG, DeclaredArgument, to_json
+from ledger_sizer.model.arguments import FLAG, NOT_GIVEN, DeclaredArgument, to_json
 from ledger_sizer.model.command_base import LEG_PLANS, LEGS, MOMENT, SECONDS, TAGS
 from ledger_sizer.model.commands import COMMANDS
 from ledger_sizer.model.details import DETAILS
@@ -150,7 +150,7 @@ def command_line_of(verb: str, arguments: Mapping[str, Any]) -> list[str]:
     given = {one.name: (one, arguments[one.name]) for one in COMMANDS[verb].arguments if one.name in arguments}
     positional = _POSITIONAL.get(verb, ("position_id",))
     words = ["caps", "set"] if verb == "set_cap" else [verb]
-    if verb == "set_cap" and arguments.get("cap", 0) is None:
+    if verb == "set_cap" and arguments.get("cap", 0) is None and not {"guarantee", "max_position_usd"} & {*arguments}:
         words, positional = ["caps", "remove"], ("portfolio",)
         del given["cap"]
     options = [word for name, (one, value) in given.items() if name not in positional for word in _option(one, value)]
@@ -162,9 +162,7 @@ def _option(argument: DeclaredArgument, value: Any) -> list[str]:
     """Return the option that gives this value; with `=`, so that the value may begin with a dash."""
     flag = f"--{argument.name.replace('_', '-')}"
     if value is None:
-        if argument.required or not argument.optional:
-            raise Inexpressible("an option that is left out has no value None, but its default")
-        return []
+        return _none(argument, flag)
     if argument.kind is FLAG:
         if not isinstance(value, bool) or (not value and argument.default is not False):
             raise Inexpressible("a flag is given, or left out, which is its default")
@@ -188,6 +186,14 @@ def _option(argument: DeclaredArgument, value: Any) -> list[str]:
     return [f"{flag}={_word(argument, value)}"]
 
 
+def _none(argument: DeclaredArgument, flag: str) -> list[str]:
+    if argument.default is NOT_GIVEN:
+        return [f"{flag}=none"]
+    if argument.required or not argument.optional:
+        raise Inexpressible("an option that is left out has no value None, but its default")
+    return []
+
+
 def text_pairs(value: Mapping[Any, Any], *, several: bool = True) -> Iterator[tuple[str, str]]:
     """Yield every name of tags with each of its values."""
     for name, one in value.items():
@@ -207,6 +213,8 @@ def _without_nulls(form: Mapping[str, Any]) -> dict[str, Any]:
 
 def _word(argument: DeclaredArgument, value: Any) -> str:
     """Return a value as one word."""
+    if value is None and argument.default is NOT_GIVEN:
+        return "none"
     if isinstance(value, InstrumentInfo):
         return json.dumps(_without_nulls(to_json(value)))
     if argument.kind is MOMENT and isinstance(value, datetime):

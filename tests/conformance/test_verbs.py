@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ledger_sizer import Confirm, Decision, InstrumentInfo, Ledger, Leg, LegPlan, Release, Reserve, SetCap
-from ledger_sizer.model.arguments import DeclaredArgument, to_json
+from ledger_sizer.model.arguments import NOT_GIVEN, DeclaredArgument, to_json
 from ledger_sizer.model.command_base import PORTFOLIO_OR_DESK, PositionCommand
 from ledger_sizer.model.commands import COMMANDS, AnyCommand
 from ledger_sizer.model.legs import INSTRUMENT
@@ -32,6 +32,7 @@ from tests.conformance.faces import (
     opened_faces,
 )
 from tests.conformance.forms import LISTS, Inexpressible, JsonForm
+from tests.conformance.setting_cases import setting_cases
 from tests.conftest import NewDatabase
 from tests.support.argument_values import (
     BAD_OF_KIND,
@@ -52,6 +53,8 @@ ONE_OF_KIND: dict[str, Any] = {
     "tags": {"venue": ["okx", "bybit"]},
 }  # fmt: skip
 """A value for each kind of argument that must be given."""
+_MORE_OF_VERB: dict[str, dict[str, Any]] = {"set_cap": {"cap": D(7)}}
+"""What a plain call needs beside the arguments that must be given."""
 WHOLE_FORMS: dict[str, tuple[Any, dict[str, Any]]] = {
     "legs": (Leg, to_json(LEG)),
     "leg_plans": (LegPlan, to_json(LEG_PLAN)),
@@ -91,12 +94,14 @@ class Cases:
         portfolio = f"{self.verb.replace('_', '')}{len(self.found)}"
         base = {one.name: ONE_OF_KIND[one.kind.name] for one in self.command.arguments
                 if one.required and one.name not in ("key", "position_id")}  # fmt: skip
+        base |= _MORE_OF_VERB.get(self.verb, {})
         base["key"] = f"k{len(self.found)}"
         if issubclass(self.command, PositionCommand):
             base["position_id"] = f"{portfolio}-{STATES.index('held') + 2}"
         else:
             base["portfolio"] = portfolio
         arguments = _all_placed({**base, **changed}, portfolio)
+        arguments = {name: value for name, value in arguments.items() if value is not NOT_GIVEN}
         first = tuple((verb, _all_placed({**base, **given}, portfolio)) for verb, given in before)
         last = tuple((verb, _all_placed(given, portfolio)) for verb, given in after)
         self.found.append(Case(name, self.verb, arguments, portfolio, first, last))
@@ -132,6 +137,9 @@ def cases_of(verb: str) -> list[Case]:
         cases.add("the key for another request", before=((verb, {}),), **{other.name: changed})
     if verb == "reserve":
         _add_reserves(cases)
+    if verb == "set_cap":
+        for name, before, changed in setting_cases():
+            cases.add(name, before=before, **changed)
     return cases.found
 
 

@@ -11,8 +11,10 @@ from itertools import cycle
 from typing import Any
 
 from ledger_sizer import Decision, Ledger, LedgerError, Leg, Position
+from ledger_sizer.model.caller import EMBEDDED, Caller, calling_as
 from ledger_sizer.model.decisions import Result
 from ledger_sizer.model.fills import Fills
+from ledger_sizer.model.tags import tags_of
 from tests.lockstep import random_commands
 from tests.lockstep.model import Group, PortfolioModel, Reply
 from tests.lockstep.model_answers import Answer, Refusal
@@ -48,21 +50,30 @@ def legs_that_filled(one: Holding | None, which: str | None, quantity: Decimal) 
     ]
 
 
+def caller_of(group: Group) -> Caller:
+    """Return the sender of a group: keys are everybody's here, whatever tags an API key is bound to."""
+    return EMBEDDED._replace(tags=tags_of(dict(group.bound))) if group.bound else EMBEDDED
+
+
 def answers_of(ledger: Ledger, groups: Sequence[Group]) -> list[Given]:
     if len(groups) > 1:
         return asyncio.run(_answers_at_once(ledger, groups))
     (group,) = groups
     try:
-        if len(group.commands) == 1 and not group.atomic:
-            return [[ledger.run(group.commands[0])]]
-        return [ledger.submit(group.commands, atomic=group.atomic)]
+        with calling_as(caller_of(group)):
+            if len(group.commands) == 1 and not group.atomic:
+                return [[ledger.run(group.commands[0])]]
+            return [ledger.submit(group.commands, atomic=group.atomic)]
     except LedgerError as error:
         return [[error] if not group.atomic else error]
 
 
 async def _answers_at_once(ledger: Ledger, groups: Sequence[Group]) -> list[Given]:
     """Callers of one loop tick reach the writer together, as one batch, in order."""
-    pending = [ledger.submit_async(group.commands, atomic=group.atomic) for group in groups]
+    pending = []
+    for group in groups:
+        with calling_as(caller_of(group)):
+            pending.append(asyncio.create_task(ledger.submit_async(group.commands, atomic=group.atomic)))
     answers = await asyncio.gather(*pending, return_exceptions=True)
     for answer in answers:
         assert isinstance(answer, list | LedgerError), answer

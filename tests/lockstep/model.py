@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
-from ledger_sizer import Adopt, Confirm, Fill, Reconciled, Reserve, SetCap
+from ledger_sizer import Adopt, Confirm, Fill, Reconciled, Reserve, Retag, SetCap
 from tests.lockstep.model_answers import (
     AboutPosition,
     Answer,
@@ -21,7 +21,8 @@ from tests.lockstep.model_answers import (
     Refusal,
     RefusedError,
 )
-from tests.lockstep.model_positions import WHOLE, Holding, expiry_of, free
+from tests.lockstep.model_guards import require_declared, require_own, require_tags, tags_under
+from tests.lockstep.model_positions import WHOLE, Holding, Tags, expiry_of, free
 from tests.lockstep.model_rules import RULES
 
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
@@ -30,10 +31,11 @@ Reply = Answer | Refusal
 
 @dataclass(frozen=True)
 class Group:
-    """Commands sent together."""
+    """Commands sent together. bound: tags to which the sender's API key is bound."""
 
     commands: Sequence[Command]
     atomic: bool = False
+    bound: Tags = ()
     sweep: str | None = None
 
 
@@ -43,6 +45,8 @@ class PortfolioModel:
 
     figures: Figures
     caps: dict[str, Fraction] = field(default_factory=dict)
+    guarantees: dict[str, Fraction] = field(default_factory=dict)
+    maxima: dict[str, Fraction] = field(default_factory=dict)
     statuses: dict[str, str] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
     fresh_until: dict[str, datetime] = field(default_factory=dict)
@@ -56,7 +60,8 @@ class PortfolioModel:
     def copy(self) -> PortfolioModel:
         """Return an independent copy."""
         return replace(
-            self, caps=dict(self.caps), statuses=dict(self.statuses), frozen=set(self.frozen),
+            self, caps=dict(self.caps), guarantees=dict(self.guarantees),
+            maxima=dict(self.maxima), statuses=dict(self.statuses), frozen=set(self.frozen),
             fresh_until=dict(self.fresh_until), positions=dict(self.positions),
             answers=list(self.answers), requests=dict(self.requests), answer_by_key=dict(self.answer_by_key),
         )  # fmt: skip
@@ -67,11 +72,11 @@ class PortfolioModel:
 
     def held(self, scope: str = WHOLE) -> Fraction:
         """Return the USD in live reservations of a scope."""
-        return sum((one.held for one in self.positions.values() if scope in one.scopes), Fraction(0))
+        return sum((one.held for one in self.positions.values() if one.held and scope in one.scopes), Fraction(0))
 
     def open(self, scope: str = WHOLE) -> Fraction:
         """Return the USD in open positions of a scope."""
-        return sum((one.open for one in self.positions.values() if scope in one.scopes), Fraction(0))
+        return sum((one.open for one in self.positions.values() if one.open and scope in one.scopes), Fraction(0))
 
     def status(self, scope: str) -> str:
         """Return `active`, `reducing` or `halted`."""
@@ -131,8 +136,18 @@ class PortfolioModel:
             answers.append(self.record(f"ledger:expire:{one.number}{again}", answer, after))
         return answers
 
-    def answer(self, command: Command) -> Reply:
-        """Answer one command, or refuse it without a record."""
+    def answer(self, command: Command, bound: Tags = ()) -> Reply:
+        """Answer one command, or refuse it without a record. bound: the tags that its sender is bound to."""
+        try:
+            require_declared(self, command)
+            if (
+                bound
+                and isinstance(command, Retag | Adopt | Reserve)
+                and (command.verb == "retag" or not command.number)
+            ):
+                command = _changed(command, tags=tags_under(bound, command))
+        except RefusedError as refused:
+            return refused.refusal
         before = self.requests.get(command.key)
         if before is not None:
             if _body(before) != _body(command):
@@ -140,6 +155,9 @@ class PortfolioModel:
             return replace(self.answer_by_key[command.key], replayed=True)
         headroom = self.caps[WHOLE] - self.exposure()
         try:
+            require_declared(self, command)
+            require_own(self, command, bound)
+            require_tags(self, command)
             answer, after = RULES[type(command)](self, command)
         except RefusedError as refused:
             return refused.refusal
@@ -178,7 +196,21 @@ class Model:
         self.portfolios: dict[str, PortfolioModel] = {}
 
     def batch(self, groups: Sequence[Group], now: datetime) -> list[list[Reply]]:
-        """Answer the groups of one batch."""
+        """Answer the groups of one batch. What its sender may not ask never reaches the others."""
+        wrong = [_forbidden(group) for group in groups]
+        fit = [
+            replace(
+                group, commands=[_under(group.bound, one) for at, one in enumerate(group.commands) if at not in bad]
+            )
+            for group, bad in zip(groups, wrong, strict=True)
+        ]
+        replies = self._batch(fit, now)
+        for answers, bad in zip(replies, wrong, strict=True):
+            for at, refusal in sorted(bad.items()):
+                answers.insert(at, refusal)
+        return replies
+
+    def _batch(self, groups: Sequence[Group], now: datetime) -> list[list[Reply]]:
         if self.fills_in_legs:
             groups = [replace(group, commands=[self._with_legs(one) for one in group.commands]) for group in groups]
         commands = [command for group in groups for command in group.commands]
@@ -227,9 +259,9 @@ class Model:
 
     def _group(self, group: Group) -> list[Reply]:
         if not group.atomic:
-            return [self._one(self.portfolios, command) for command in group.commands]
+            return [self._one(self.portfolios, command, group.bound) for command in group.commands]
         trial = {name: portfolio.copy() for name, portfolio in self.portfolios.items()}
-        replies = [self._one(trial, command) for command in group.commands]
+        replies = [self._one(trial, command, group.bound) for command in group.commands]
         refusals = [one for one in replies if isinstance(one, Refusal)]
         if refusals:
             return [one if isinstance(one, Refusal) else refusals[0] for one in replies]
@@ -244,17 +276,33 @@ class Model:
         return [self.portfolios[command.portfolio].deny_in_group(command, one, cause) for command, one in pairs]
 
     @staticmethod
-    def _one(portfolios: dict[str, PortfolioModel], command: Command) -> Reply:
+    def _one(portfolios: dict[str, PortfolioModel], command: Command, bound: Tags) -> Reply:
         portfolio = portfolios.get(command.portfolio)
-        return Refusal("not_found") if portfolio is None else portfolio.answer(command)
+        return Refusal("not_found") if portfolio is None else portfolio.answer(command, bound)
 
-    def dry_run(self, command: Reserve, now: datetime) -> Answer:
+    def dry_run(self, command: Reserve, now: datetime) -> Reply:
         """Return the answer to a dry run of a reservation. Records nothing."""
         trial = Model(self.figures, self.slice_size, fills_in_legs=self.fills_in_legs)
         trial.portfolios = {name: portfolio.copy() for name, portfolio in self.portfolios.items()}
         ((reply,),) = trial.batch([Group([with_key(command, "a key nobody used")])], now)
-        assert isinstance(reply, Answer), "a reservation is granted or denied"
-        return replace(reply, seq=None, number=None)
+        return reply if isinstance(reply, Refusal) else replace(reply, seq=None, number=None)
+
+
+def _forbidden(group: Group) -> dict[int, Refusal]:
+    """Return refusals of commands whose tags contradict their sender's, by place; of an atomic group for all."""
+    found = {}
+    for place, command in enumerate(group.commands):
+        try:
+            _under(group.bound, command)
+        except RefusedError as refused:
+            found[place] = refused.refusal
+    return dict.fromkeys(range(len(group.commands)), next(iter(found.values()))) if found and group.atomic else found
+
+
+def _under(bound: Tags, command: Command) -> Command:
+    """Return a command with the tags that its sender is bound to, where it gives tags."""
+    gives = isinstance(command, Retag | Adopt) or (isinstance(command, Reserve) and command.number is None)
+    return _changed(command, tags=tags_under(bound, command)) if bound and gives else command
 
 
 def _body(command: Command) -> Command:

@@ -45,7 +45,7 @@ PRECEDENCE = (
 
 @dataclass(frozen=True)
 class Figures:
-    """The settings that decisions depend on."""
+    """The settings that decisions depend on. declared: whether a portfolio begins with a set_cap only."""
 
     enabled: bool
     min_fraction: Fraction
@@ -53,6 +53,8 @@ class Figures:
     position_max: Fraction
     cap: Fraction
     ttl: timedelta
+    required: tuple[str, ...] = ()
+    declared: bool = False
 
 
 @dataclass(frozen=True)

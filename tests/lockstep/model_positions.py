@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from decimal import ROUND_DOWN, Context, Decimal, localcontext
 from fractions import Fraction
+from functools import lru_cache
 from math import ceil, floor
 
 WHOLE = "portfolio"
@@ -53,6 +55,7 @@ def values_of(tags: Tags, name: str) -> list[str]:
     return [value for other, value in tags if other == name]
 
 
+@lru_cache(maxsize=1000)
 def scopes_of(tags: Tags) -> tuple[str, ...]:
     """Return the scopes of a position with these tags, the whole portfolio first."""
     return (WHOLE, *(f"{name}={value}" for name, value in tags))
@@ -267,11 +270,18 @@ def close(one: Holding, closing: Fraction) -> Holding:
 
 
 def _closed_leg(leg: LegHolding, left: Fraction, quantity: Fraction) -> LegHolding | None:
-    coins = Fraction(floor(leg.filled * left / quantity * 10**18), 10**18)
+    coins = left if leg.filled == quantity else Fraction(floor(leg.filled * _part(left, quantity) * 10**18), 10**18)
     if not coins:
         return replace(leg, filled=ZERO, cost=ZERO, value=None) if leg.unfilled else None
     value = None if leg.value is None else share(leg.value, left, quantity)
     return replace(leg, filled=coins, cost=share(leg.cost, left, quantity), value=value)
+
+
+def _part(left: Fraction, quantity: Fraction) -> Fraction:
+    """Return left / quantity as a decimal of 150 digits. Where it has no end, a leg keeps down to 1e-18 coins less."""
+    with localcontext(Context(prec=150, rounding=ROUND_DOWN)):
+        part = left / quantity
+        return Fraction(Decimal(part.numerator) / Decimal(part.denominator))
 
 
 def grow(one: Holding, quantity: Fraction | None, orders: Sequence[LegHolding], budget: Fraction) -> Holding:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from ledger_sizer import (
     Reserve,
 )
+from tests.lockstep.model_pools import Room, largest_position, rooms
 from tests.lockstep.model_positions import (
     E8,
     Holding,
-    Tags,
     down,
     expiry_of,
     grow,
@@ -22,7 +22,7 @@ from tests.lockstep.model_positions import (
     up,
     values_of,
 )
-from tests.lockstep.model_sizing import PlannedLeg, Sized, planned_legs, plans_of, size
+from tests.lockstep.model_sizing import Sized, planned_legs, plans_of, size, with_legs
 
 if TYPE_CHECKING:
     from tests.lockstep.model import PortfolioModel
@@ -33,13 +33,14 @@ from tests.lockstep.model_answers import PRECEDENCE, Answer, Figures, RefusedErr
 def reserve(portfolio: PortfolioModel, command: Reserve) -> tuple[Answer, Holding | None]:
     growing = None if command.position_id is None else _growing(portfolio, command)
     plans = plans_of(command)
-    tags = growing.tags if growing is not None else _with_legs(pairs_of(command.tags.items()), plans)
+    tags = growing.tags if growing is not None else with_legs(pairs_of(command.tags.items()), plans)
     scopes = scopes_of(tags)
-    ask = _asked(portfolio.figures, command)
+    largest = largest_position(portfolio, scopes) or (portfolio.figures.position_max, "max_position_size_usd")
+    ask = _asked(portfolio.figures, command, *largest)
     limits = [(down(ask.budget), ask.binding)]
     if growing is not None:
         limits.append((down(ask.most) - growing.held - growing.open, ask.most_binding))
-    caps = [(portfolio.caps[scope] - portfolio.exposure(scope), scope) for scope in scopes if scope in portfolio.caps]
+    caps = rooms(portfolio, scopes)
     own = [*limits]
     if command.available_balance is not None:
         own.append((down(Fraction(command.available_balance)), "available_balance"))
@@ -49,9 +50,9 @@ def reserve(portfolio: PortfolioModel, command: Reserve) -> tuple[Answer, Holdin
     budget, binding = min(limits, key=lambda bound: bound[0])  # the first of equals
     budget = max(budget, Fraction(0))
     sized = size(plans, budget)
-    reasons = _reasons(portfolio, command, scopes, budget, _too_small(command, budget, sized))
+    reasons = _reasons(portfolio, command, scopes, caps, budget, _too_small(command, budget, sized))
     about = sized.bound_by or binding
-    if about in scopes and _too_small(command, budget, sized):
+    if about in [name for _, name in caps] and _too_small(command, budget, sized):
         uncapped = max(min(bound[0] for bound in own), Fraction(0))
         if not _too_small(command, uncapped, size(plans, uncapped)):
             reasons.append(("cap_exceeded", about))
@@ -87,9 +88,8 @@ class _Ask:
     most_binding: str
 
 
-def _asked(figures: Figures, command: Reserve) -> _Ask:
-    """Return what a reservation asks for before any cap. Its own maximum only lowers that of the settings."""
-    most, most_binding = figures.position_max, "max_position_size_usd"
+def _asked(figures: Figures, command: Reserve, most: Fraction, most_binding: str) -> _Ask:
+    """Return what a reservation asks for before any cap. most: of its scopes; its own maximum only lowers it."""
     if command.max_position_usd is not None and Fraction(command.max_position_usd) < most:
         most, most_binding = Fraction(command.max_position_usd), "max_position_usd"
     if command.amount_usd is not None:
@@ -115,33 +115,27 @@ def _growing(portfolio: PortfolioModel, command: Reserve) -> Holding:
     asked = planned_legs(plans, [Fraction(1) for _ in plans], values_of(one.tags, "venue"))
     same = len(asked) == len(one.legs) and all(any(leg.fits(order) for leg in one.legs) for order in asked)
     given = pairs_of(command.tags.items())
-    venues = [pair for pair in _with_legs(given, plans) if pair[0] == "venue"]
+    venues = [pair for pair in with_legs(given, plans) if pair[0] == "venue"]
     if not {*given, *venues} <= {*one.tags} or not same:
         raise RefusedError("invalid_request")
     return one
 
 
-def _with_legs(tags: Tags, plans: Sequence[PlannedLeg]) -> Tags:
-    """Return the tags with `venue` and `symbol` of the legs, where they are not given."""
-    found = {*tags}
-    if not values_of(tags, "venue"):
-        found |= {("venue", plan.venue) for plan in plans if plan.venue}
-    if plans and not values_of(tags, "symbol"):
-        found.add(("symbol", "BTC"))  # the asset of all legs here
-    return tuple(sorted(found))
-
-
 def _reasons(
-    portfolio: PortfolioModel, command: Reserve, scopes: Sequence[str], budget: Fraction, small: str | None
+    portfolio: PortfolioModel,
+    command: Reserve,
+    scopes: Sequence[str],
+    caps: Sequence[Room],
+    budget: Fraction,
+    small: str | None,
 ) -> list[tuple[str, str | None]]:
     """Return every reason to deny, with the scope or constraint that it names, if any."""
     found: list[tuple[str, str | None]] = []
     for status in ("halted", "reducing"):
         found += [(status, scope) for scope in scopes if portfolio.status(scope) == status][:1]
     found += [("unreconciled", scope) for scope in scopes if not portfolio.trusted(scope)][:1]
-    headroom = {scope: portfolio.caps[scope] - portfolio.exposure(scope) for scope in scopes if scope in portfolio.caps}
-    tightest = min(headroom, key=lambda scope: headroom[scope])
-    if not budget and headroom[tightest] <= 0:
+    room, tightest = min(caps, key=lambda bound: bound[0])
+    if not budget and room <= 0:
         found.append(("cap_exceeded", tightest))
     if small is not None:
         found.append((small, None))

@@ -30,7 +30,6 @@ from tests.lockstep.model_positions import (
     Holding,
     LegHolding,
     close,
-    down,
     expiry_of,
     fill,
     free,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from tests.lockstep.model import PortfolioModel
 
 from tests.lockstep.model_answers import PRECEDENCE, AboutPosition, Answer, RefusedError, lifetime_end, shown
+from tests.lockstep.model_pools import reasons_to_stay, set_cap
 from tests.lockstep.model_reservations import reserve
 
 # --- fills -------------------------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def _retag(portfolio: PortfolioModel, command: Retag) -> tuple[Answer, Holding]:
         if not values_of(tags, name):
             tags = tuple(sorted((*tags, *((name, value) for value in values_of(before.tags, name)))))
     after = replace(before, tags=tags)
-    counts, reasons = before.held + before.open, []
+    counts, reasons = before.held + before.open, reasons_to_stay(portfolio, before, after)
     for scope in after.scopes:
         if scope in before.scopes:
             continue
@@ -193,8 +193,6 @@ def _retag(portfolio: PortfolioModel, command: Retag) -> tuple[Answer, Holding]:
             reasons.append((portfolio.status(scope), scope))
         if not portfolio.trusted(scope):
             reasons.append(("unreconciled", scope))
-        if scope in portfolio.caps and portfolio.exposure(scope) + counts > portfolio.caps[scope]:
-            reasons.append(("cap_exceeded", scope))
     if reasons:
         reason, scope = min(reasons, key=lambda one: PRECEDENCE.index(one[0]))
         return Answer("retag", "denied", reason=reason, binding=scope, number=before.number), before
@@ -214,14 +212,6 @@ def _reprice(portfolio: PortfolioModel, command: Reprice) -> tuple[Answer, Holdi
 
 
 # --- administration ----------------------------------------------------------------------------------------------
-
-
-def _set_cap(portfolio: PortfolioModel, command: SetCap) -> tuple[Answer, None]:
-    if command.cap is None:
-        portfolio.caps.pop(command.scope, None)
-    else:
-        portfolio.caps[command.scope] = down(Fraction(command.cap))
-    return Answer("set_cap", "applied", binding=command.scope), None
 
 
 def _set_status(portfolio: PortfolioModel, command: Halt | Resume) -> tuple[Answer, None]:
@@ -258,7 +248,7 @@ RULES: dict[type, Callable[..., tuple[Answer, Holding | None]]] = {
     Retag: _retag,
     Reprice: _reprice,
     Adopt: _adopt,
-    SetCap: _set_cap,
+    SetCap: set_cap,
     Halt: _set_status,
     Resume: _set_status,
     Freeze: _set_frozen,

@@ -8,7 +8,7 @@ from fractions import Fraction
 from math import ceil, floor, lcm
 
 from ledger_sizer import InstrumentInfo, Reserve
-from tests.lockstep.model_positions import LegHolding, is_pair
+from tests.lockstep.model_positions import LegHolding, Tags, is_pair, values_of
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,16 @@ def _planned(rules: object, side: str, account: str | None, price: object, fee: 
         Fraction(fee or 0), Fraction(rules.qty_step) * unit, Fraction(rules.min_qty) * unit,  # type: ignore[arg-type]
         Fraction(rules.max_qty) * unit, Fraction(rules.min_notional), most_usd,
     )  # fmt: skip
+
+
+def with_legs(tags: Tags, plans: Sequence[PlannedLeg]) -> Tags:
+    """Return the tags with `venue` and `symbol` of the legs, where they are not given."""
+    found = {*tags}
+    if not values_of(tags, "venue"):
+        found |= {("venue", plan.venue) for plan in plans if plan.venue}
+    if plans and not values_of(tags, "symbol"):
+        found.add(("symbol", "BTC"))  # the asset of all legs here
+    return tuple(sorted(found))
 
 
 def size(plans: Sequence[PlannedLeg], budget: Fraction) -> Sized:

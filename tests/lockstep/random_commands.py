@@ -6,11 +6,12 @@ state machine turns it into a command when it runs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from hypothesis import strategies as st
 
@@ -24,10 +25,13 @@ from ledger_sizer import (
     TradingSettings,
 )
 from tests.lockstep.model_answers import Figures
+from tests.lockstep.model_positions import Tags
 from tests.support.clock import START
 
-SCOPES = ("portfolio", "venue=bybit", "venue=okx", "symbol=BTC", "strategy=funding")
+SCOPES = ("portfolio", "venue=bybit", "venue=okx", "symbol=BTC", "strategy=funding", "bot=a", "bot=b", "venue=*")
+"""Of a default, only a cap can be set: other commands about it are refused."""
 GivenTags = dict[str, Any]
+V = TypeVar("V")
 TAGS: tuple[GivenTags, ...] = (
     {},
     {"venue": "bybit"},
@@ -35,6 +39,10 @@ TAGS: tuple[GivenTags, ...] = (
     {"venue": ["okx", "bybit"], "symbol": "BTC"},
     {"venue": ("bybit", "kraken"), "strategy": {"funding"}},
     {"venue": "bybit", "symbol": "BTC", "strategy": ["funding", "basis", "grid"]},
+    {"bot": "a"},
+    {"bot": "b", "venue": "okx"},
+    {"bot": ["b", "a"], "strategy": "grid"},
+    {"bot": "c", "venue": ["bybit", "*"]},
     {"symbol": "ETH \N{GREEK SMALL LETTER ALPHA}'\"\\{}", "strategy": "funding"},
 )
 MARKET_TAGS: tuple[GivenTags, ...] = (
@@ -42,8 +50,17 @@ MARKET_TAGS: tuple[GivenTags, ...] = (
     {"symbol": "BTC/USDT"},
     {"strategy": ["funding", "grid"]},
     {"venue": ["bybit", "gate", "okx"], "strategy": "funding"},
+    {"bot": "a"},
+    {"bot": "b", "strategy": "grid"},
+    {"bot": ["a", "c"]},
 )
 """Tags that contradict no legs."""
+POOL_TAGS: tuple[GivenTags, ...] = ({}, {"bot": "a"}, {"bot": "b"}, {"bot": "c"}, {"bot": ["b", "c"]}, {"venue": "okx"})
+
+
+def _chosen(values: Sequence[V]) -> st.SearchStrategy[V]:
+    """Choose one of many values. Unlike `sampled_from`, it does not print them all where it is printed itself."""
+    return st.integers(0, len(values) - 1).map(values.__getitem__)
 
 
 def _market(price: str, spot: tuple[str, ...], perp: tuple[str, ...]) -> dict[str, Any]:
@@ -178,7 +195,7 @@ REFERENCES = st.sampled_from([None, None, "order-7 \N{GREEK SMALL LETTER ALPHA}"
 REST = st.sampled_from([None, "free", "hold", "hold"])
 _ASKS = _plan(
     "reserve",
-    ask=st.sampled_from(
+    ask=_chosen(
         [
             {},
             {"signal_score": Decimal("0.25")},
@@ -186,6 +203,7 @@ _ASKS = _plan(
             {"signal_score": Decimal("0.333333333333"), "max_position_usd": Decimal("123.456789")},
             {"signal_score": Decimal(1), "max_position_usd": Decimal(9999)},
             {"amount_usd": Decimal("88.000000001")},
+            {"amount_usd": Decimal(25)},
             {"amount_usd": Decimal(5000), "max_position_usd": Decimal(200)},
         ]
     ),
@@ -218,8 +236,8 @@ BY_NAME: dict[str, dict[str, Any]] = {"none": MARKETS[0], "price": MARKETS[1], *
 """What a reservation may ask for, by name: a failure prints plans, and rules would be too long for it."""
 _WITH_LEGS = st.sampled_from([*PAIRS, *LEG_PLANS, *LEG_PLANS])
 RESERVES = st.one_of(
-    st.builds(_reserve_plan, _ASKS, st.sampled_from(["none", "price"]), st.sampled_from(TAGS)),
-    st.builds(_reserve_plan, _ASKS, _WITH_LEGS, st.sampled_from(MARKET_TAGS)),
+    st.builds(_reserve_plan, _ASKS, st.sampled_from(["none", "price"]), _chosen(TAGS)),
+    st.builds(_reserve_plan, _ASKS, _WITH_LEGS, _chosen(MARKET_TAGS)),
 )
 GROWTHS = st.builds(
     lambda plan, market: CommandPlan(
@@ -229,7 +247,7 @@ GROWTHS = st.builds(
     st.one_of(st.just("none"), _WITH_LEGS),
 )
 SHORT_HOLDS = st.lists(
-    _plan("reserve", tags=st.sampled_from(TAGS), ttl_seconds=st.sampled_from([9, 10])), min_size=3, max_size=8
+    _plan("reserve", tags=_chosen(TAGS), ttl_seconds=st.sampled_from([9, 10])), min_size=3, max_size=8
 )
 SHARES = ["0.333333", "0.1", "0.5", "1", "1", "1.5", "3"]
 CONFIRMS = _plan(
@@ -250,7 +268,10 @@ FILLS = _plan(
     reference=REFERENCES,
 )
 RETAGS = _plan(
-    "retag", tags=st.sampled_from([*TAGS, *MARKET_TAGS]), note=st.sampled_from([None, "moved"]), reference=REFERENCES
+    "retag",
+    tags=_chosen([*TAGS, *MARKET_TAGS, *POOL_TAGS, *POOL_TAGS]),
+    note=st.sampled_from([None, "moved"]),
+    reference=REFERENCES,
 )
 REPRICES = _plan("reprice", price=st.sampled_from(["3", "7.77", "0.0000123", "250.000000001"]))
 RELEASES = _plan(
@@ -261,13 +282,28 @@ RELEASES = _plan(
 EXTENDS = st.one_of(_plan("extend", ttl_seconds=SECONDS), _plan("extend", until_known=st.just(True)))
 ADOPTS = _plan(
     "adopt",
-    tags=st.sampled_from(TAGS),
+    tags=_chosen(TAGS),
     quantity=st.sampled_from([Decimal(1), Decimal("0.123456789")]),
     price=st.sampled_from([Decimal(50), Decimal("333.333333333")]),
     legs=st.sampled_from([None, LEGS]),
     note=st.sampled_from([None, "found at the exchange"]),
 )
-CAPS = _plan("set_cap", scope=st.sampled_from(SCOPES), cap=_decimals(None, "0", "99.5", "400", "700", "5000"))
+_CAPS = _decimals(None, "0", "99.5", "400", "700", "5000")
+_SURE = _decimals(None, "0", "150", "150.000000019", "300", "420", "2000")
+_LARGEST = _decimals(None, "0.00000001", "77.7777777777", "130", "390", "9000")
+CAPS = st.one_of(
+    _plan("set_cap", scope=st.sampled_from([*SCOPES, "strategy=*"]), cap=_CAPS),
+    _plan(
+        "set_cap",
+        scope=st.sampled_from(["bot=a", "bot=b", "bot=c", "bot=a", "bot=b", "venue=okx", "portfolio", "venue=*"]),
+        limits=st.one_of(
+            st.fixed_dictionaries({"guarantee": _SURE}, optional={"cap": _CAPS}),
+            st.fixed_dictionaries({"max_position_usd": _LARGEST}, optional={"cap": _CAPS}),
+            st.fixed_dictionaries({"guarantee": _SURE, "max_position_usd": _LARGEST}),
+            st.just({}),
+        ),
+    ),
+)
 HALTS = _plan("halt", scope=st.sampled_from(SCOPES), mode=st.sampled_from(["halted", "reducing"]))
 RESUMES = _plan("resume", scope=st.sampled_from(SCOPES), note=st.sampled_from([None, "checked"]))
 FREEZES = _plan("freeze", scope=st.sampled_from(SCOPES), note=st.sampled_from([None, "drift-1"]))
@@ -282,10 +318,14 @@ AGAIN = _plan("again")
 REUSE = _plan("reuse")
 
 LIVES = st.one_of(CONFIRMS, CONFIRMS, FILLS, FILLS, RELEASES, RELEASES, EXTENDS, RETAGS, REPRICES, GROWTHS, GROWTHS)
+POOL_MOVES = st.one_of(CAPS, RETAGS, RETAGS, GROWTHS)
 ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
 RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS)
 ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, RECONCILIATION, AGAIN, REUSE)
+BOUND: tuple[Tags, ...] = ((("bot", "a"),), (("bot", "b"), ("strategy", "grid")), (("venue", "okx"),))
 GROUPS = st.tuples(st.lists(ANY, min_size=1, max_size=4), st.booleans())
+_UNDER_A_KEY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, REMARKS, AGAIN)
+BOUND_GROUPS = st.tuples(st.lists(_UNDER_A_KEY, min_size=1, max_size=3), st.booleans())
 LATE_GROUPS = st.tuples(st.lists(st.one_of(RESERVES, LIVES, LIVES, AGAIN), min_size=1, max_size=4), st.booleans())
 
 
@@ -299,6 +339,8 @@ class Policy:
     position_max: str = "400"
     cap: str = "1000"
     ttl_seconds: int = 60
+    required_tags: tuple[str, ...] = ()
+    portfolios: Literal["create", "declared"] = "create"
 
     def settings(self) -> AppSettings:
         """Return the policy as settings of the ledger."""
@@ -310,7 +352,9 @@ class Policy:
                 max_portfolio_exposure=Decimal(self.cap),
             ),
             trading=TradingSettings(max_position_size_usd=Decimal(self.position_max)),
-            ledger=LedgerSettings(hold_ttl_seconds=self.ttl_seconds),
+            ledger=LedgerSettings(
+                hold_ttl_seconds=self.ttl_seconds, required_tags=self.required_tags, portfolios=self.portfolios
+            ),
         )
 
     def figures(self) -> Figures:
@@ -322,6 +366,8 @@ class Policy:
             position_max=Fraction(self.position_max),
             cap=Fraction(self.cap),
             ttl=timedelta(seconds=self.ttl_seconds),
+            required=self.required_tags,
+            declared=self.portfolios == "declared",
         )
 
 
@@ -329,5 +375,58 @@ POLICIES = (
     Policy(True),
     Policy(False),
     Policy(True, min_fraction="0", position_max="333.333333333", cap="1000.00000001"),
+    Policy(True, required_tags=("bot",), portfolios="declared"),
     Policy(False, position_max="60"),  # many small holds, which end together
 )
+
+
+def _pools(portfolio: str, limits: dict[str, dict[str, str]]) -> list[CommandPlan]:
+    return [
+        CommandPlan("set_cap", portfolio, {"scope": scope, **{name: Decimal(value) for name, value in given.items()}})
+        for scope, given in limits.items()
+    ]
+
+
+def _unknown(portfolio: str, market: str, amount_usd: str, tags: GivenTags) -> CommandPlan:
+    """Return a hold that does not end by time, so that much can happen to it."""
+    values = {"market": market, "amount_usd": Decimal(amount_usd), "tags": tags, "until_known": True}
+    return CommandPlan("reserve", portfolio, values)
+
+
+POOLS: dict[str, list[CommandPlan]] = {
+    "none": [],
+    "declared": _pools("a", {"portfolio": {"cap": "900"}, "bot=a": {"guarantee": "500"}}),
+    "pools with a largest position": [
+        *_pools("a", {"bot=a": {"guarantee": "300", "max_position_usd": "120.5"}, "bot=b": {"guarantee": "420"}}),
+        _unknown("a", "one contract", "60", {"bot": "a"}),
+        _unknown("a", "none", "77", {"bot": ["a", "b"], "strategy": "grid"}),
+        _unknown("a", "none", "99", {"bot": "c"}),
+        *_pools("a", {"bot=c": {"guarantee": "40"}}),
+    ],
+    "pools of the whole cap": [
+        *_pools("a", {"bot=a": {"guarantee": "500", "cap": "600"}, "bot=b": {"guarantee": "500"}}),
+        *_pools("a", {"venue=*": {"cap": "700"}}),
+        _unknown("a", "two venues", "200", {"bot": "b"}),
+    ],
+    "a full portfolio": [
+        _unknown("a", "none", "150", {"bot": "b"}),
+        *_pools("a", {"bot=a": {"guarantee": "50"}, "portfolio": {"cap": "60"}}),
+    ],
+    "default caps": [
+        *_pools("a", {"venue=*": {"cap": "350"}, "venue=okx": {"cap": "140"}, "bot=*": {"cap": "120"}}),
+        _unknown("a", "none", "59", {"venue": "okx", "bot": "a"}),
+        _unknown("a", "two venues, two prices", "160", {"bot": "c"}),
+    ],
+    "largest positions": [
+        *_pools("a", {"portfolio": {"max_position_usd": "260"}, "bot=b": {"max_position_usd": "49.999999999"}}),
+        _unknown("a", "none", "150", {"bot": "a"}),
+        _unknown("a", "two bought", "30", {"bot": "b"}),
+    ],
+    "pools in two portfolios": [
+        *_pools("a", {"venue=*": {"cap": "800"}, "bot=b": {"guarantee": "650.5"}, "bot=c": {"guarantee": "0"}}),
+        *_pools("b", {"bot=a": {"guarantee": "900"}}),
+        _unknown("a", "price", "300", {"bot": "b", "venue": "okx"}),
+        _unknown("b", "price", "90", {"venue": "okx"}),
+    ],
+}
+"""How a history's portfolios may begin, by name: a failure prints the name."""

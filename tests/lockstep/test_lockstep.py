@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from decimal import Decimal
-from fractions import Fraction
 from functools import partial
 from itertools import count
-from math import floor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
-from ledger_sizer import Decision, Ledger, NotFound, Reserve
-from ledger_sizer.model.commands import COMMANDS
+from ledger_sizer import Decision, Ledger, LedgerError, NotFound, Reserve
 from ledger_sizer.model.decisions import Result
 from ledger_sizer.model.domain import Exposure
 from ledger_sizer.rules.explain import explain
@@ -34,20 +31,19 @@ from ledger_sizer.storage.write_store import EXPIRIES_MAX
 from tests.conftest import NewDatabase
 from tests.lockstep import random_commands
 from tests.lockstep.auditor import Auditor
+from tests.lockstep.command_maker import CommandMaker
 from tests.lockstep.comparing import (
     answers_equal,
     answers_of,
     as_reply,
     fraction_of,
     holdings_equal,
-    legs_that_filled,
     plain,
-    same_legs,
 )
-from tests.lockstep.model import Group, Model, PortfolioModel
-from tests.lockstep.model_answers import Command
-from tests.lockstep.model_positions import Holding
-from tests.lockstep.random_commands import POLICIES, CommandPlan, Policy
+from tests.lockstep.model import Group, Model
+from tests.lockstep.model_pools import cap_of
+from tests.lockstep.model_positions import Tags
+from tests.lockstep.random_commands import POLICIES, POOLS, CommandPlan, Policy
 from tests.support.clock import FakeClock
 from tests.support.databases import ENGINE_KINDS
 
@@ -55,49 +51,47 @@ EXAMPLES = int(os.environ.get("LOCKSTEP_EXAMPLES", "0"))
 STEPS = 30
 SLICE_SIZES = (1, 2, EXPIRIES_MAX)
 """Overdue holds that a batch frees: so few that a history of 30 steps has more, and as in production."""
-LIFE: dict[str, Callable[[Holding], bool]] = {
-    "confirm": lambda one: one.fillable or one.state in ("expired", "released"),
-    "fill": lambda _: True,
-    "release": lambda one: one.live,
-    "extend": lambda one: one.pending,
-    "retag": lambda one: one.live,
-    "reprice": lambda one: one.state == "open",
-    "grow": lambda one: one.live,
-}
-"""Which positions a verb fits."""
 RUNS = count()
 
 
-Counters = dict[str, tuple[Decimal, Decimal]]
+Counters = dict[str, tuple[Decimal | None, ...]]
 
 
-class Lockstep(RuleBasedStateMachine):
+class Lockstep(CommandMaker):
     """Sends every command to both databases and to the model, and compares."""
 
     def __init__(
         self, urls: dict[str, str], set_slice_size: Callable[[int], None], archives: Path | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(next(RUNS))
         self.urls = urls
         self.archives = archives
         self.seen: dict[tuple[str, str, int], Counters] = {}
         self.set_slice_size = set_slice_size
-        self.run = next(RUNS)
         self.clock = FakeClock()
         self.handles: dict[str, list[Ledger]] = {}
         self.auditors: dict[tuple[str, str], Auditor] = {}
-        self.sent: list[Command] = []
         self.sound = False
 
-    @initialize(policy=st.sampled_from(POLICIES), slice_size=st.sampled_from(SLICE_SIZES))
-    def open(self, policy: Policy, slice_size: int) -> None:
+    @initialize(
+        policy=st.sampled_from(POLICIES), slice_size=st.sampled_from(SLICE_SIZES), pools=st.sampled_from([*POOLS])
+    )
+    def open(self, policy: Policy, slice_size: int, pools: str) -> None:
         self.policy = policy
         self.set_slice_size(slice_size)
         self.settings = policy.settings()
         self.model = Model(policy.figures(), slice_size)
         for kind in ENGINE_KINDS:
             self.handles[kind] = [self._opened(kind), self._opened(kind)]
+        self._begin(pools)
         self.sound = True
+
+    def _begin(self, pools: str) -> None:
+        plans = POOLS[pools]
+        if plans and self.policy.portfolios == "declared":
+            plans = [*POOLS["declared"], *plans]
+        if plans:
+            self._send([self._group(plans, atomic=False)], 0)
 
     def _opened(self, kind: str) -> Ledger:
         own = self.settings.ledger.model_copy(update={"archive_dir": str(self.archives and self.archives / kind)})
@@ -150,6 +144,10 @@ class Lockstep(RuleBasedStateMachine):
     def administer(self, plan: CommandPlan, who: int) -> None:
         self._send([Group([self._command(plan)])], who)
 
+    @rule(plan=random_commands.POOL_MOVES, who=st.integers(0, 1))
+    def move_between_pools(self, plan: CommandPlan, who: int) -> None:
+        self._send([Group([self._command(plan)])], who)
+
     @rule(plan=random_commands.RECONCILIATION, who=st.integers(0, 1))
     def reconcile(self, plan: CommandPlan, who: int) -> None:
         self._send([Group([self._command(plan)])], who)
@@ -161,6 +159,10 @@ class Lockstep(RuleBasedStateMachine):
     @rule(group=random_commands.GROUPS, who=st.integers(0, 1))
     def submit_a_group(self, group: tuple[list[CommandPlan], bool], who: int) -> None:
         self._send([self._group(*group)], who)
+
+    @rule(group=random_commands.BOUND_GROUPS, bound=st.sampled_from(random_commands.BOUND), who=st.integers(0, 1))
+    def submit_under_a_bound_key(self, group: tuple[list[CommandPlan], bool], bound: Tags, who: int) -> None:
+        self._send([replace(self._group(*group), bound=bound)], who)
 
     @rule(groups=st.lists(random_commands.GROUPS, min_size=2, max_size=3), who=st.integers(0, 1))
     def submit_groups_at_once(self, groups: list[tuple[list[CommandPlan], bool]], who: int) -> None:
@@ -183,9 +185,12 @@ class Lockstep(RuleBasedStateMachine):
         expected = self.model.dry_run(command, self.clock())
         for kind in ENGINE_KINDS:
             request = {one.name: getattr(command, one.name) for one in command.arguments if one.name != "dry_run"}
-            given = self.handles[kind][who].reserve(**request, dry_run=True)
+            try:
+                given: Result = self.handles[kind][who].reserve(**request, dry_run=True)
+            except LedgerError as error:
+                given = error
             assert as_reply(given) == expected, f"{kind}, dry run"
-            assert given.hash is None
+            assert isinstance(given, LedgerError) or given.hash is None
 
     # Other events.
 
@@ -215,91 +220,6 @@ class Lockstep(RuleBasedStateMachine):
     @rule(who=st.integers(0, 1))
     def verify(self, who: int) -> None:
         self._verify(who)
-
-    # From plans to commands.
-
-    def _portfolio_name(self, portfolio: str) -> str:
-        return f"run{self.run}-{portfolio}"
-
-    def _group(self, wanted: list[CommandPlan], atomic: bool) -> Group:
-        return Group([self._command(plan) for plan in wanted], atomic)
-
-    def _command(self, plan: CommandPlan) -> Command:
-        key = f"key-{len(self.sent)}"
-        if plan.verb in ("again", "reuse") and self.sent:
-            earlier = self.sent[plan.index % len(self.sent)]
-            if plan.verb == "again":
-                return earlier
-            return Reserve(key=earlier.key, portfolio=earlier.portfolio, ttl_seconds=7)
-        if plan.verb in LIFE:
-            values = self._about_a_position(plan)
-            if plan.verb == "grow":
-                values["portfolio"] = self._portfolio_name(plan.portfolio)
-        else:
-            values = {**plan.values, "portfolio": self._portfolio_name(plan.portfolio)}
-            if values.get("scope") == "portfolio" and values.get("cap", 0) is None:
-                values["cap"] = Decimal(2000)  # the portfolio's cap cannot be removed
-        values |= random_commands.BY_NAME[values.pop("market", "none")]
-        verb = plan.verb if plan.verb in COMMANDS else "reserve"
-        make: Any = COMMANDS[verb]
-        command: Command = make(key=key, **values)
-        self.sent.append(command)
-        return command
-
-    def _about_a_position(self, plan: CommandPlan) -> dict[str, Any]:
-        """Return arguments for a position that exists and fits, or any, or (-1) the one the next decision creates."""
-        name, values = self._portfolio_name(plan.portfolio), dict(plan.values)
-        portfolio = self.model.portfolios.get(name)
-        known = portfolio.positions if portfolio else {}
-        fitting = [number for number, one in known.items() if LIFE[plan.verb](one)]
-        numbers = fitting if plan.fitting and fitting else sorted(known)
-        not_created = plan.index < 0 or not numbers
-        number = (portfolio.next_seq if portfolio else 1) if not_created else numbers[plan.index % len(numbers)]
-        values["position_id"] = f"{name}-{number}"
-        if "price" in values:
-            values["price"] = Decimal(values["price"])
-        one = known.get(number)
-        if plan.verb == "grow":
-            self._ask_of_the_same(one, values, plan.index)
-            values["price"] = random_commands.BY_NAME[values["market"]].get("price", Decimal(50))
-        if "share" in values:
-            share = values.pop("share")
-            quantity = None if share is None else self._quantity(name, number, share, values.get("price"))
-            if plan.verb != "fill":
-                values["quantity"] = quantity
-            else:
-                values["filled_quantity"] = self._filled_so_far(portfolio, number, quantity, values.pop("beyond"))
-        if "legs" in values and plan.verb == "confirm":
-            values["legs"] = legs_that_filled(one, values["legs"], values["quantity"])
-        return values
-
-    def _ask_of_the_same(self, one: Holding | None, values: dict[str, Any], index: int) -> None:
-        """Ask for more of a position in its own legs, if they are among those that reservations ask for."""
-        if one is None or index % 3 == 0:
-            return
-        asked = [name for name, market in random_commands.BY_NAME.items() if same_legs(one, market)]
-        values["market"] = asked[index % len(asked)] if asked else "none"
-
-    @staticmethod
-    def _filled_so_far(
-        portfolio: PortfolioModel | None, number: int, quantity: Decimal | None, beyond: bool
-    ) -> Decimal | None:
-        """Return what a bot tells that knows of all fills and of one more, or of a part only."""
-        if portfolio is None or quantity is None or not beyond:
-            return quantity
-        entries = [one for one in portfolio.positions.values() if number in (one.number, one.origin)]
-        filled = sum((one.filled for one in entries), Fraction(0))
-        return Decimal(floor(filled * 10**18)) / 10**18 + quantity
-
-    def _quantity(self, name: str, number: int, share: str, price: Decimal | None) -> Decimal:
-        portfolio = self.model.portfolios.get(name)
-        one = portfolio.positions.get(number) if portfolio else None
-        size = Fraction(1)
-        if one is not None and one.quantity:
-            size = one.quantity
-        elif one is not None and one.held and price is not None:
-            size = one.held / Fraction(price)
-        return max(Decimal(int(size * Fraction(share) * 10**9)) / 10**9, Decimal("1e-9"))
 
     # Sending to all three, and comparing.
 
@@ -362,7 +282,9 @@ class Lockstep(RuleBasedStateMachine):
                 for row in exposure.scopes:
                     assert fraction_of(row.held) == portfolio.held(row.scope), f"{kind}: {row}"
                     assert fraction_of(row.open) == portfolio.open(row.scope), f"{kind}: {row}"
-                    assert fraction_of(row.cap) == portfolio.caps.get(row.scope), f"{kind}: {row}"
+                    assert fraction_of(row.cap) == cap_of(portfolio, row.scope), f"{kind}: {row}"
+                    assert fraction_of(row.guarantee) == portfolio.guarantees.get(row.scope), f"{kind}: {row}"
+                    assert fraction_of(row.max_position_usd) == portfolio.maxima.get(row.scope), f"{kind}: {row}"
                     assert row.status == portfolio.status(row.scope), f"{kind}: {row}"
                     assert row.frozen == (row.scope in portfolio.frozen), f"{kind}: {row}"
                     assert row.fresh_until == portfolio.fresh_until.get(row.scope), f"{kind}: {row}"
@@ -372,8 +294,15 @@ class Lockstep(RuleBasedStateMachine):
 
 
 def _counters(exposure: Exposure) -> Counters:
-    """Return held and open of every scope that counts something."""
-    return {row.scope: (row.held, row.open) for row in exposure.scopes if row.held or row.open}
+    """Return the rows of scopes that count something or are set to something: counters and limits."""
+    return {
+        row.scope: (row.held, row.open, row.cap, row.guarantee, row.max_position_usd)
+        for row in exposure.scopes
+        if row.exposure
+        or row.guarantee is not None
+        or row.max_position_usd is not None
+        or (row.cap and not row.cap_from)
+    }
 
 
 @pytest.mark.slow

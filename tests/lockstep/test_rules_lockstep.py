@@ -1,13 +1,14 @@
 """The model and the pure rules in lockstep, without a database, so that many more histories fit into a test's time.
 
-After every command it also computes each position from its decisions, as `verify` does, and explains each decision. To
-run a campaign of new histories: `LOCKSTEP_EXAMPLES=20000` (see `test_lockstep`).
+After every command it also computes each position from its decisions, as `verify` does, explains each decision and has
+it audited. To run a campaign of new histories: `LOCKSTEP_EXAMPLES=20000` (see `test_lockstep`).
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
@@ -17,19 +18,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, rule, run_state_machine_as_test
 
 from ledger_sizer import Decision, LedgerError
+from ledger_sizer.ledger.groups import prepared
+from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.decisions import Result
 from ledger_sizer.model.times import to_us
 from ledger_sizer.rules.batch import Group as RulesGroup
 from ledger_sizer.rules.batch import decide_batch
 from ledger_sizer.rules.explain import explain
+from ledger_sizer.rules.guards import with_bound_tags
 from ledger_sizer.rules.policy import Policy as RulesPolicy
 from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.write_store import position_row
 from ledger_sizer.verify.position_fold import FoldedPosition, changes_position, fold_position
 from tests.lockstep import random_commands
-from tests.lockstep.comparing import answers_equal, holdings_equal
+from tests.lockstep.auditor import Auditor
+from tests.lockstep.comparing import answers_equal, caller_of, holdings_equal
 from tests.lockstep.model import Group, Model
-from tests.lockstep.random_commands import POLICIES, CommandPlan, Policy
+from tests.lockstep.random_commands import POLICIES, POOLS, CommandPlan, Policy
 from tests.lockstep.test_lockstep import Lockstep
 
 EXAMPLES = int(os.environ.get("LOCKSTEP_EXAMPLES", "0"))
@@ -44,11 +49,12 @@ class RulesInLockstep(Lockstep):
         self.states: dict[str, PortfolioState] = {}
         self.folded: dict[tuple[str, int], FoldedPosition | None] = {}
 
-    @initialize(policy=st.sampled_from(POLICIES))
-    def open(self, policy: Policy) -> None:  # type: ignore[override]
+    @initialize(policy=st.sampled_from(POLICIES), pools=st.sampled_from([*POOLS]))
+    def open(self, policy: Policy, pools: str) -> None:  # type: ignore[override]
         self.policy = policy
         self.rules = RulesPolicy.of(policy.settings())
         self.model = Model(policy.figures(), 10**9, fills_in_legs=False)
+        self._begin(pools)
 
     def teardown(self) -> None:
         pass
@@ -73,13 +79,21 @@ class RulesInLockstep(Lockstep):
 
     def _send(self, groups: Sequence[Group], who: int) -> None:  # noqa: ARG002 - one handle
         note(f"{self.clock():%H:%M:%S.%f}: {groups}")
-        names = {command.portfolio for group in groups for command in group.commands}
-        begun = {command.portfolio for group in groups for command in group.commands if command.creates}
+        callers = [caller_of(group) for group in groups]
+        fit = [_fit(group, caller) for group, caller in zip(groups, callers, strict=True)]
+        names = {command.portfolio for commands, _ in fit for command in commands}
+        begun = {command.portfolio for commands, _ in fit for command in commands if command.creates}
         for name in begun - self.states.keys():
             self.states[name] = PortfolioState.begun(len(self.states), name, self.rules.new_portfolio_cap_e8)
         expected = self.model.batch(groups, self.clock())
-        given = self._decide([RulesGroup(group.commands, group.atomic) for group in groups], names)
-        for group, ours, replies in zip(groups, given, expected, strict=True):
+        sent = [
+            RulesGroup(commands, group.atomic, caller=caller)
+            for group, (commands, _), caller in zip(groups, fit, callers, strict=True)
+        ]
+        given = self._decide(sent, names)
+        for group, ours, (_, wrong), replies in zip(groups, given, fit, expected, strict=True):
+            for place, error in sorted(wrong.items()):
+                ours.insert(place, error)
             whole = next((one for one in ours if isinstance(one, LedgerError)), None) if group.atomic else None
             answers_equal("rules", group, whole or ours, replies)
 
@@ -96,8 +110,10 @@ class RulesInLockstep(Lockstep):
         return given
 
     def _check_state(self, name: str, state: PortfolioState) -> None:
+        auditor = self.auditors.setdefault(("rules", name), Auditor(name, Decimal(self.policy.cap)))
         for record, _ in state.new_decisions:
             explain(record.decision())
+            auditor.follow(record.decision())
             if record.position is None or record.outcome == "denied" or not changes_position(record):
                 continue
             place = (name, record.position)
@@ -116,6 +132,18 @@ class RulesInLockstep(Lockstep):
             assert (Fraction(scope.held_e8, 10**8), Fraction(scope.open_e8, 10**8)) == (
                 model.held(scope.name), model.open(scope.name),
             ), scope  # fmt: skip
+            limits = (scope.settings.cap_e8, scope.settings.guarantee_e8, scope.settings.max_position_e8)
+            assert [None if value is None else Fraction(value, 10**8) for value in limits] == [
+                model.caps.get(scope.name), model.guarantees.get(scope.name), model.maxima.get(scope.name),
+            ], scope  # fmt: skip
+
+
+def _fit(group: Group, caller: Caller) -> tuple[list[Any], dict[int, LedgerError]]:
+    """Return the commands that a ledger would send to the rules, and its errors, by place."""
+    try:
+        return prepared(group.commands, lambda command: with_bound_tags(command, caller), atomic=group.atomic)
+    except LedgerError as error:
+        return [], dict.fromkeys(range(len(group.commands)), error)
 
 
 def _examples() -> list[Any]:

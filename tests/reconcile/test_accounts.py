@@ -123,3 +123,32 @@ def test_reconcile_when_positions_name_several_venues_accounts_or_symbols_then_e
         (1, ("one",)),
     ]
     assert_verified(desk.ledger)
+
+
+def test_reconcile_when_an_accounts_portfolio_is_not_declared_then_that_is_said_and_the_others_go_on(
+    new_desk: NewDesk, caplog: pytest.LogCaptureFixture
+) -> None:
+    accounts = [WrittenAccount("okx", portfolio="main"), WrittenAccount("bybit", portfolio="mian")]
+    accounts[1].shows(short("2", price="100"))
+    guards = {"portfolios": "declared", "required_tags": ("bot",)}
+    desk = new_desk(accounts, confirmations=1, ledger=guards)
+    desk.ledger.set_cap(key="cap", cap=D(1_000))
+    desk.reconciler.begin_trust()
+    assert "LEDGER_PORTFOLIOS=declared" in caplog.text
+    desk.clock.advance(60)
+    good, undeclared = desk.reconciler.run()
+    assert (good.run.portfolio, good.run.outcome) == ("main", "good")
+    assert (undeclared.run.portfolio, undeclared.run.outcome) == ("mian", "failed")
+    (said,) = undeclared.live  # a drift whose policy is to alert
+    assert (said.kind, said.state, said.policy) == ("fetch_failed", "confirmed", "alert")
+    assert "no portfolio 'mian'" in said.detail
+    assert "caps set mian CAP" in said.detail
+    assert desk.ledger.portfolios() == ["main"]
+    desk.ledger.set_cap(key="cap", portfolio="mian", cap=D(1_000))
+    desk.clock.advance(60)
+    _, counted = desk.reconciler.run()
+    assert [(one.kind, one.excess) for one in counted.live] == [("unknown_position", D(2))]
+    assert figures(desk.ledger, "external=exchange", "mian") == (0, D(200)), "what is external needs no bot"
+    adopted = desk.reconciler.operator.act("adopt", counted.live[0].id, reason="ours")
+    assert adopted.state == "resolved"
+    assert figures(desk.ledger, "venue=bybit", "mian") == (0, D(200)), "nor does what a person adopts of it"

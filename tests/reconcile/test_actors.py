@@ -159,4 +159,4 @@ def test_act_when_an_older_version_decided_and_died_then_the_same_reason_finishe
 
 
 def test_caller_when_it_is_the_reconciliations_then_its_client_is_too() -> None:
-    assert RECONCILE == ("reconcile", "reconcile", False)
+    assert Caller("reconcile", "reconcile") == RECONCILE

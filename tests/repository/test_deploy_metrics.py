@@ -50,7 +50,7 @@ EXPRESSIONS = [
 
 @pytest.fixture(scope="module")
 def real(module_database: NewDatabase) -> dict[str, set[str]]:
-    """Labels by sample name, of a service with grants, denials, an expiry and a reconciliation."""
+    """Labels by sample name, of a service with grants, denials, a pool, an expiry and a reconciliation."""
     url = module_database("sqlite")
     desk = Desk(url, FakeClock())
     desk.ledger.set_cap(key="first", portfolio="main", cap=Decimal(50_000))
@@ -66,6 +66,7 @@ def real(module_database: NewDatabase) -> dict[str, set[str]]:
         ledger.reserve(key="b")
         ledger.reserve(key="held", portfolio="other", ttl_seconds=Decimal(600))
         ledger.reserve(key="unknown", portfolio="other", until_known=True)
+        ledger.set_cap(key="pool", portfolio="other", scope="bot=a", guarantee=Decimal(1))
         ledger.reserve(key="c", portfolio="other", ttl_seconds=Decimal("0.05"))
         eventually(lambda: "ledger_expiries_total 1.0" in service.http.get("/metrics").text)
         families = list(text_string_to_metric_families(service.http.get("/metrics").text))

@@ -6,7 +6,15 @@ import json
 
 import pytest
 
-from ledger_sizer import AppSettings, Busy, Ledger, LedgerSettings, ReconcileSettings, Unavailable
+from ledger_sizer import (
+    AppSettings,
+    Busy,
+    InvalidRequest,
+    Ledger,
+    LedgerSettings,
+    ReconcileSettings,
+    Unavailable,
+)  # fmt: skip
 from ledger_sizer.model.caller import Caller, calling_as
 from ledger_sizer.service.api_keys import create_key, list_keys, revoke_key
 from ledger_sizer.service.bootstrap import running_components
@@ -41,6 +49,29 @@ def test_keys_when_made_and_revoked_then_the_desk_says_who_did_it_and_what_they_
             ("cli:bob", f"key-{one.key_id}", "revoked", bound),
         ]
         assert ledger.verify().ok
+    engine.dispose()
+
+
+def test_keys_when_bound_to_tags_then_the_desk_keeps_the_tags_and_a_long_text_is_cut(
+    new_database: NewDatabase,
+) -> None:
+    url = new_database("sqlite")
+    engine = make_engine(url)
+    with Ledger.open(url) as ledger:
+        record = key_recorder(ledger)
+        one = create_key(engine, "bot", "trade", tags={"bot": "a", "venue": ["okx", "bybit"]}, record=record).key
+        long = {"bot": [f"{number:02}{'x' * 80}" for number in range(16)]}
+        two = create_key(engine, "many", "trade", tags=long, record=record).key
+        assert [key.tags for key in list_keys(engine)] == [one.tags, two.tags]
+        assert one.caller.tags == {"bot": "a", "venue": ("bybit", "okx")}
+        details = [json.loads(record.request)["details"] for record in ledger.history("*", ascending=True)]
+        assert details[0] == {"tags": '{"bot":"a","venue":["bybit","okx"]}'}
+        assert details[1]["tags"].endswith("xxx...")
+        for wrong in ({"Bot": "a"}, {"external": "exchange"}, {"bot": []}, {"venue": "*"}, "bot=a"):
+            with pytest.raises(InvalidRequest) as refused:
+                create_key(engine, "x", "trade", tags=wrong, record=record)  # type: ignore[arg-type]
+            assert str(refused.value.field).startswith("tags")
+        assert len(list_keys(engine)) == 2
     engine.dispose()
 
 
@@ -129,4 +160,4 @@ def test_start_when_nothing_can_be_written_then_it_starts_all_the_same(
 def test_read_settings_when_a_section_gets_a_setting_then_each_named_one_exists() -> None:
     settings = AppSettings(ledger=LedgerSettings(database_url="sqlite:///secret.db"))
     assert all(" " not in name for name in settings_in_force(settings))
-    assert len(settings_in_force(settings)) == 32
+    assert len(settings_in_force(settings)) == 34

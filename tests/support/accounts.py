@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from ledger_sizer import AppSettings, Ledger, Leg, ReconcileSettings, TradingSettings
+from ledger_sizer import AppSettings, Ledger, LedgerSettings, Leg, ReconcileSettings, TradingSettings
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
 from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.model.units import exact_arithmetic
@@ -62,12 +62,14 @@ class Desk:
     """A ledger, its accounts and a reconciler on the test's clock. The clock advances a minute before each run."""
 
     def __init__(
-        self, url: str, clock: FakeClock, accounts: Iterable[Any] = (), *, position_usd: int = 1_000, **reconcile: Any
-    ) -> None:
+        self, url: str, clock: FakeClock, accounts: Iterable[Any] = (), *, position_usd: int = 1_000,
+        ledger: dict[str, Any] | None = None, **reconcile: Any,
+    ) -> None:  # fmt: skip
         self.clock = clock
         self.settings = AppSettings(
             reconcile=ReconcileSettings(**{"enabled": True, **reconcile}),
             trading=TradingSettings(max_position_size_usd=D(position_usd)),
+            ledger=LedgerSettings(**(ledger or {})),
         )
         self.ledger = Ledger.open(url, settings=self.settings, clock=clock)
         self.engine: Engine = make_engine(url)

@@ -70,6 +70,9 @@ class Scene:
         self.ledger = Ledger.open(url, settings=dynamic_settings(), clock=self.clock)
         record_every_verb(self.ledger, self.clock)
         live_through_fills(self.ledger, self.clock)
+        self.ledger.set_cap(key="pool", scope="venue=pool", guarantee=D(50), max_position_usd=D(40))
+        self.ledger.set_cap(key="default", scope="symbol=*", cap=D(4500))
+        self.ledger.reserve(key="beside a pool", amount_usd=D(10), tags={"symbol": "BTC"})
         self.intruder = Intruder(url)
         if not guarded:
             self.intruder.take_guards_down()

@@ -168,3 +168,16 @@ DRIFT = Drift(
     updated_us=1_767_225_600_000_001, ended_us=1_767_225_600_000_001, actor="ops", reason="why",
 )  # fmt: skip
 """A drift with a value in every field."""
+
+
+def lend_out(ledger: Ledger) -> None:
+    """Make pools of which two lack 400 USD, because others use it, a default cap and a largest position."""
+    usd = Decimal
+    ledger.set_cap(key="1", portfolio="main", cap=usd(5_000))
+    ledger.set_cap(key="2", portfolio="main", scope="venue=*", cap=usd(3_000))
+    ledger.set_cap(key="3", portfolio="main", scope="venue=okx", cap=usd(900))
+    ledger.reserve(key="4", amount_usd=usd(900), tags={"bot": "c", "venue": "bybit"})
+    ledger.set_cap(key="5", portfolio="main", scope="bot=a", guarantee=usd(2_000), max_position_usd=usd(600))
+    ledger.set_cap(key="6", portfolio="main", scope="bot=b", guarantee=usd(1_500))
+    ledger.reserve(key="7", amount_usd=usd(500), tags={"bot": "a"})
+    ledger.adopt(key="8", quantity=usd(1), price=usd(1_000), tags={"bot": "d"})

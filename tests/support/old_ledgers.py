@@ -1,4 +1,4 @@
-"""Ledgers as older versions left them: decisions that name no actor, no client and no reference."""
+"""Ledgers as older versions left them: decisions without actor, client and reference, tags whose value is `*`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,22 @@ def forget_callers(url: str) -> None:
     with engine.begin() as connection, _without_triggers(connection):
         connection.execute(text("UPDATE decisions SET actor = NULL, client = NULL, reference = NULL"))
         connection.execute(text("UPDATE facets SET actor = ''"))
+        for portfolio_id, name in connection.execute(text("SELECT id, name FROM portfolios WHERE last_seq > 0")).all():
+            _rewrite_chain(connection, portfolio_id, name)
+    engine.dispose()
+
+
+def rename_value(url: str, before: str) -> None:
+    """Give a tag's value the name `*`, which older versions took. before: its name so far, which is nothing else."""
+    texts = {
+        "decisions": ("tags", "request", "trace", "binding"), "positions": ("tags",), "scopes": ("scope",),
+        "facets": ("tags",),
+    }  # fmt: skip
+    engine = make_engine(url)
+    with engine.begin() as connection, _without_triggers(connection):
+        for table, columns in texts.items():
+            changes = ", ".join(f"{column} = replace({column}, :before, '*')" for column in columns)
+            connection.execute(text(f"UPDATE {table} SET {changes}"), {"before": before})
         for portfolio_id, name in connection.execute(text("SELECT id, name FROM portfolios WHERE last_seq > 0")).all():
             _rewrite_chain(connection, portfolio_id, name)
     engine.dispose()
@@ -48,7 +64,7 @@ def _without_triggers(connection: Connection) -> Iterator[None]:
         connection.execute(text("SET LOCAL session_replication_role = replica"))
         yield
         return
-    query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'decisions'"
+    query = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
     triggers = connection.execute(text(query)).all()
     for name, _ in triggers:
         connection.exec_driver_sql(f"DROP TRIGGER {name}")

@@ -31,6 +31,7 @@ from ledger_sizer import (
     TradingSettings,
 )
 from ledger_sizer.model.release_all import ReleaseAll
+from tests.support import pool_bots
 
 Params = dict[str, Any]
 _STEP = Decimal("0.01")
@@ -274,11 +275,21 @@ def die_releasing(ledger: Ledger, params: Params) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def live_in_pools(ledger: Ledger, params: Params) -> None:
+    """Trade in pools, or move their limits, as `pool_bots` does."""
+
+    def send(verb: str, key: str, **request: Any) -> Decision | LedgerError:
+        return answered(getattr(ledger, verb), key, **request)
+
+    live = pool_bots.move_limits if params.get("admin") else pool_bots.trade_in_pools
+    live(send, params["name"], params["seed"], params["count"])
+
+
 PROGRAMS = {
     one.__name__: one
     for one in (
         reserve_many, reserve_legs, same_key, trade_randomly, two_portfolios, trade_until_told, pause, fork, hold_five,
-        die_releasing,
+        die_releasing, live_in_pools,
     )
 }  # fmt: skip
 
