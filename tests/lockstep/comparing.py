@@ -18,7 +18,7 @@ from ledger_sizer.model.tags import tags_of
 from tests.lockstep import random_commands
 from tests.lockstep.model import Group, PortfolioModel, Reply
 from tests.lockstep.model_answers import Answer, Refusal
-from tests.lockstep.model_positions import NEVER, Holding, LegHolding, pairs_of
+from tests.lockstep.model_positions import NEVER, Holding, LegHolding, pairs_of, values_of
 
 COMPARED_FIGURES = (
     "budget", "quantity", "fraction", "raw_budget", "headroom_before", "exposure_before", "exposure_after",
@@ -52,7 +52,8 @@ def legs_that_filled(one: Holding | None, which: str | None, quantity: Decimal) 
 
 def caller_of(group: Group) -> Caller:
     """Return the sender of a group: keys are everybody's here, whatever tags an API key is bound to."""
-    return EMBEDDED._replace(tags=tags_of(dict(group.bound))) if group.bound else EMBEDDED
+    bound = {name: values_of(group.bound, name) for name, _ in group.bound}
+    return EMBEDDED._replace(tags=tags_of(bound)) if bound else EMBEDDED
 
 
 def answers_of(ledger: Ledger, groups: Sequence[Group]) -> list[Given]:

@@ -6,6 +6,7 @@ portfolio is declared by its cap before it is used.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from ledger_sizer import Adopt, Remark, Reserve, Retag, SetCap
@@ -28,11 +29,11 @@ def tags_under(bound: Tags, command: Reserve | Adopt | Retag) -> dict[str, Any]:
         kept = {"venue", "symbol"}
     else:
         kept = {"venue" for leg in command.legs or () if ("venue", leg.venue) in bound}
-    for name, value in bound:
-        if values_of(known, name) not in ([], [value]):
+    for name in _names(bound):
+        if not {*values_of(known, name)} <= {*values_of(bound, name)}:
             raise RefusedError("forbidden")
-    missing = {name: value for name, value in bound if name not in kept and not values_of(known, name)}
-    return {**command.tags, **missing}
+    missing = [name for name in _names(bound) if name not in kept and not values_of(known, name)]
+    return {**command.tags, **{name: values_of(bound, name) for name in missing}}
 
 
 def require_own(portfolio: PortfolioModel, command: Command, bound: Tags) -> None:
@@ -42,7 +43,7 @@ def require_own(portfolio: PortfolioModel, command: Command, bound: Tags) -> Non
             raise RefusedError("forbidden")
     elif isinstance(command, AboutPosition | Reserve):
         one = _about(portfolio, command)
-        if one is not None and not {*bound} <= {*one.tags}:
+        if one is not None and _names(bound) != _names(pair for pair in bound if pair in one.tags):
             raise RefusedError("forbidden")
 
 
@@ -73,5 +74,5 @@ def _about(portfolio: PortfolioModel, command: AboutPosition | Reserve) -> Holdi
     return None if command.number is None else portfolio.positions.get(command.number)
 
 
-def _names(tags: Tags) -> set[str]:
+def _names(tags: Iterable[tuple[str, str]]) -> set[str]:
     return {name for name, _ in tags}

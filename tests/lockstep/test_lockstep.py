@@ -31,6 +31,7 @@ from ledger_sizer.storage.write_store import EXPIRIES_MAX
 from tests.conftest import NewDatabase
 from tests.lockstep import random_commands
 from tests.lockstep.auditor import Auditor
+from tests.lockstep.beginnings import POLICIES, POOLS, Policy
 from tests.lockstep.command_maker import CommandMaker
 from tests.lockstep.comparing import (
     answers_equal,
@@ -43,7 +44,7 @@ from tests.lockstep.comparing import (
 from tests.lockstep.model import Group, Model
 from tests.lockstep.model_pools import cap_of
 from tests.lockstep.model_positions import Tags
-from tests.lockstep.random_commands import POLICIES, POOLS, CommandPlan, Policy
+from tests.lockstep.random_commands import CommandPlan
 from tests.support.clock import FakeClock
 from tests.support.databases import ENGINE_KINDS
 

@@ -32,9 +32,10 @@ from ledger_sizer.storage.write_store import position_row
 from ledger_sizer.verify.position_fold import FoldedPosition, changes_position, fold_position
 from tests.lockstep import random_commands
 from tests.lockstep.auditor import Auditor
+from tests.lockstep.beginnings import POLICIES, POOLS, Policy
 from tests.lockstep.comparing import answers_equal, caller_of, holdings_equal
 from tests.lockstep.model import Group, Model
-from tests.lockstep.random_commands import POLICIES, POOLS, CommandPlan, Policy
+from tests.lockstep.random_commands import CommandPlan
 from tests.lockstep.test_lockstep import Lockstep
 
 EXAMPLES = int(os.environ.get("LOCKSTEP_EXAMPLES", "0"))
