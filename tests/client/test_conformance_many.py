@@ -35,6 +35,8 @@ from tests.support.interfaces import ASK, FILL, INTERFACES, Interface, open_posi
 from tests.support.ledgers import TAGS
 
 pytestmark = pytest.mark.one_engine
+on_sqlite = pytest.mark.parametrize("engine_kind", ["sqlite"])
+"""For what is read from the arguments before there is anything to ask a database."""
 
 READS = (
     "portfolios", "exposure", "position", "positions", "history", "lookup", "decision", "explain", "desk_status",
@@ -137,6 +139,7 @@ def _both(ledger: Interface, name: str) -> list[Callable[..., Any]]:
     return [getattr(ledger, one) for one in (name, f"{name}_async") if hasattr(ledger.raw, one)]
 
 
+@on_sqlite
 @pytest.mark.parametrize("atomic", [False, True])
 @pytest.mark.parametrize("kind", ITERABLES)
 async def test_submit_when_given_any_iterable_then_each_of_its_commands_takes_effect(
@@ -182,6 +185,7 @@ NO_COMMANDS: dict[str, Any] = {
 }
 
 
+@on_sqlite
 @pytest.mark.parametrize("atomic", [False, True])
 @pytest.mark.parametrize("kind", NO_COMMANDS)
 async def test_submit_when_given_something_else_then_every_face_refuses_it_in_the_same_words(

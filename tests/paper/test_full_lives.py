@@ -144,18 +144,18 @@ def _leave(desk: TradingDesk, granted: Sequence[Decision]) -> None:
 
 
 LIVES = [
-    pytest.param(
-        shape, pair, TELLS[(row + column) % 3], id=f"{shape}-{'-'.join(pair)}-{TELLS[(row + column) % 3].__name__}"
-    )
+    pytest.param(kind, shape, pair, tell, id=f"{kind}-{shape}-{'-'.join(pair)}-{tell.__name__}")
     for row, shape in enumerate(SHAPES)
     for column, pair in enumerate((("bybit", "okx"), ("okx", "binance"), ("binance", "bybit")))
+    for tell in (TELLS[(row + column) % 3],)
+    for kind in (("sqlite", "postgresql") if column == row % 3 else ("sqlite",))
 ]
-"""Each shape at each pair of venues, and told in each way."""
+"""Each shape at each pair of venues, and told in each way. On PostgreSQL each shape at one pair, in turn."""
 
 
-@pytest.mark.parametrize(("shape", "venues", "tell"), LIVES)
+@pytest.mark.parametrize(("engine_kind", "shape", "venues", "tell"), LIVES)
 def test_trade_when_a_position_is_filled_in_parts_grown_and_closed_then_ledger_and_venues_agree_throughout(
-    open_desk: NewDesk, shape: str, venues: tuple[str, str], tell: Tell
+    engine_kind: str, open_desk: NewDesk, shape: str, venues: tuple[str, str], tell: Tell
 ) -> None:
     desk = open_desk(*venues)
     legs = [LegPlan(name.format(*venues), side) for name, side in SHAPES[shape]]  # type: ignore[arg-type]

@@ -61,9 +61,9 @@ def move_limits(send: Send, name: str, seed: int, count: int) -> None:
                 ("bot=b", "max_position_usd"),
             ]
         )
-        usd: Decimal | None = Decimal(chance.randrange(40, 200))
+        usd: Decimal | None = Decimal(chance.randrange(100, 250))
         if scope == "portfolio":
-            usd = Decimal(chance.randrange(400, 700))
-        elif chance.random() < 0.3:
+            usd = Decimal(chance.randrange(400, 600))
+        elif chance.random() < (0.1 if limit == "guarantee" else 0.5):
             usd = None
         send("set_cap", f"{name}-{number}", scope=scope, **{limit: usd})
