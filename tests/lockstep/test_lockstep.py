@@ -165,9 +165,14 @@ class Lockstep(CommandMaker):
     def submit_under_a_bound_key(self, group: tuple[list[CommandPlan], bool], bound: Tags, who: int) -> None:
         self._send([replace(self._group(*group), bound=bound)], who)
 
-    @rule(groups=st.lists(random_commands.GROUPS, min_size=2, max_size=3), who=st.integers(0, 1))
-    def submit_groups_at_once(self, groups: list[tuple[list[CommandPlan], bool]], who: int) -> None:
+    @rule(
+        groups=st.lists(random_commands.GROUPS, min_size=2, max_size=3),
+        bound=st.sampled_from([(), (), *random_commands.BOUND]),
+        who=st.integers(0, 1),
+    )
+    def submit_groups_at_once(self, groups: list[tuple[list[CommandPlan], bool]], bound: Tags, who: int) -> None:
         made = [self._group(*group) for group in groups]
+        made[0] = replace(made[0], bound=bound)
         # Its position's legs are read first, so that it may reach the writer after the others.
         late = [
             one
