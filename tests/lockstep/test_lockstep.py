@@ -118,7 +118,7 @@ class Lockstep(CommandMaker):
 
     def _look_back(self) -> None:
         """Check that the exposure as of a past decision is what was seen then, and that each decision is explained."""
-        for (kind, name, seq), seen in sorted(self.seen.items())[:: max(len(self.seen) // 40, 1)]:
+        for (kind, name, seq), seen in sorted(self.seen.items())[:: max(len(self.seen) // 12, 1)]:
             assert _counters(self.handles[kind][0].exposure(name, as_of=seq)) == seen, f"{kind}: as of {name} {seq}"
         for (_, name), auditor in self.auditors.items():
             for decision in auditor.decisions:
