@@ -115,7 +115,7 @@ def test_make_keys_when_client_is_named_then_it_is_shown_and_listed(cli: Command
     assert (made["client"], plain["client"]) == ("bot", None)
     listed = {one["name"]: one["client"] for one in cli.json("keys", "list")["items"]}
     assert listed == {"bot-1": "bot", "bot-2": None}
-    assert re.search(r"^\S+ +bot-1 +trade +all +bot ", cli("keys", "list").out, re.MULTILINE)
+    assert re.search(r"^\S+ +bot-1 +trade +all +- +bot ", cli("keys", "list").out, re.MULTILINE)
     shown = cli("keys", "create", "bot-3", "--role", "trade").out
     key_id = re.search(r"made key (\w+)", shown)
     assert key_id
