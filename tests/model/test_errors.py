@@ -30,6 +30,7 @@ CODES = {
     "NotFound": ("not_found", False),
     "WrongState": ("wrong_state", False),
     "Denied": ("denied", False),
+    "Forbidden": ("forbidden", False),
     "Busy": ("busy", True),
     "Unavailable": ("unavailable", True),
     "Closed": ("closed", False),
@@ -42,7 +43,7 @@ EXPORTED = re.findall(
     r"\w+",
     """
 Adopt AppSettings Busy Closed Confirm Decision Denied DynamicSizer DynamicSizingSettings ExchangeSettings Explanation
-Exposure Extend Finding Freeze Halt InstrumentInfo InternalError InvalidRequest KeyReused Ledger LedgerError
+Exposure Extend Finding Forbidden Freeze Halt InstrumentInfo InternalError InvalidRequest KeyReused Ledger LedgerError
 LedgerSettings Leg NotFound Page Position PositionSizer ReconcileSettings Reconciled Release Remark Reserve Resume
 SchemaOutdated ScopeExposure ServiceSettings SetCap Sizing Thaw TradingSettings Unavailable VerifyReport WrongState
 round_to_step

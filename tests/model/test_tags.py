@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ledger_sizer import Adopt, InvalidRequest, Reserve
 from ledger_sizer.model.tags import (
+    ANY_VALUE,
     NO_TAGS,
     PORTFOLIO_SCOPE,
     TAGS_LENGTH_MAX,
@@ -25,7 +26,9 @@ from ledger_sizer.wire.requests import BODIES, validated
 from tests.support.interfaces import Name
 
 NAMES = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True).filter(lambda name: name != PORTFOLIO_SCOPE)
-VALUES = st.text(min_size=1, max_size=128).filter(str.isprintable) | st.sampled_from(
+VALUES = st.text(min_size=1, max_size=128).filter(
+    lambda text: text.isprintable() and text != ANY_VALUE
+) | st.sampled_from(
     [
         "bybit",
         "okx",
