@@ -12,7 +12,7 @@ ARGS         ?=
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo replay test test-extended test-all coverage lint format types floors check bench campaign screenshots lock clean
+.PHONY: help setup demo replay test test-extended coverage lint format types floors check bench campaign screenshots lock clean
 
 help:  ## List what make can do
 	@echo "usage: make TARGET [ARGS='more arguments for the tool behind it']"
@@ -37,9 +37,6 @@ test: $(READY)  ## Set up, then run the tests on SQLite and on a real PostgreSQL
 test-extended: $(READY)  ## Run what `make test` leaves out: second engines, long demos, more random cases
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal -m extended $(ARGS)
 
-test-all: $(READY)  ## Both in one run: the workers start, collect and migrate once
-	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal $(ARGS)
-
 coverage: $(READY)  ## Run the tests and show the lines they do not reach
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal --cov --cov-report=term $(ARGS)
 
@@ -57,7 +54,7 @@ types: $(READY)  ## Check types with mypy, strictly
 floors: $(READY)  ## Check that modules import only from lower floors
 	$(BIN)/lint-imports $(ARGS)
 
-check: lint types floors test-all  ## Everything that has to pass before a change lands
+check: lint types floors test test-extended  ## Everything that has to pass before a change lands
 
 bench: $(READY)  ## Compare throughput and latency with other ways to do it, in one run
 	$(BIN)/python -m benchmarks $(ARGS)

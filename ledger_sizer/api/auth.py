@@ -107,7 +107,7 @@ def require_portfolio_access(caller: ApiKey, portfolio: str) -> None:
 def require_unbound(caller: ApiKey, what: str) -> None:
     """Raise `Forbidden` for a key that is bound to tags: what it asks for concerns the money of a whole account."""
     if caller.tags:
-        bound = ", ".join(f"{name}={value}" for name, value in caller.tags.pairs)
+        bound = ", ".join(caller.tags.scopes[1:])
         raise Forbidden(
             f"{what} concerns all money of its account; key {caller.key_id} ({caller.name}) is bound to {bound}, use "
             "one that is not bound"

@@ -11,7 +11,7 @@ import typer
 from ledger_sizer.cli import errors, output
 from ledger_sizer.cli.errors import Failure, bad_input
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
+from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, IntentionKey, Json
 from ledger_sizer.cli.output import Column
 
 if TYPE_CHECKING:
@@ -54,14 +54,7 @@ def apply_caps(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A file as `caps export` writes it.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
     note: Annotated[str | None, typer.Option("--note", metavar="TEXT", help="Why; kept with each decision.")] = None,
-    key: Annotated[
-        str | None,
-        typer.Option(
-            "--key",
-            metavar="KEY",
-            help="One per intention; each decision's key begins with it. Generated when not given.",
-        ),
-    ] = None,
+    key: IntentionKey = None,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
@@ -158,10 +151,10 @@ def _overwritten(plan: _Plan, decisions: "list[Decision]") -> list[dict[str, Any
 
     Each decision records what it found.
     """
+    from ledger_sizer.model.commands import SETTINGS
     from ledger_sizer.model.units import usd
     from ledger_sizer.rules.trace import read_scope
 
-    settings = {"cap": "cap_e8", "guarantee": "guarantee_e8", "max_position_usd": "max_position_e8"}
     found = []
     for decision in decisions:
         if decision.replayed or decision.seq == 1:  # which began the portfolio, with the settings' cap
@@ -169,7 +162,7 @@ def _overwritten(plan: _Plan, decisions: "list[Decision]") -> list[dict[str, Any
         _, before, *_ = read_scope(json.loads(decision.trace)["scopes"][0])
         for change in plan.changes:
             if change.scope == decision.binding:
-                then_e8 = getattr(before, settings[change.setting])
+                then_e8 = getattr(before, SETTINGS[change.setting])
                 then = None if then_e8 is None else usd(then_e8)
                 if then != change.before:
                     found.append(_form(plan.portfolio, change._replace(before=then)))

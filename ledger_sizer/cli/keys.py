@@ -147,7 +147,7 @@ def _portfolios(key: "ApiKey") -> str:
 
 
 def _tags(key: "ApiKey") -> str | None:
-    return " ".join(f"{name}={value}" for name, value in key.tags.pairs) or None
+    return " ".join(key.tags.scopes[1:]) or None
 
 
 def _key_form(key: "ApiKey") -> dict[str, object]:

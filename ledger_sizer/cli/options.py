@@ -50,6 +50,14 @@ Tag = Annotated[
 ]
 Cursor = Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="Continue after the page before.")]
 Limit = Annotated[str, typer.Option("--limit", metavar="N", help="Rows of a page, 1 to 1000.")]
+IntentionKey = Annotated[
+    str | None,
+    typer.Option(
+        "--key",
+        metavar="KEY",
+        help="One per intention; each decision's key begins with it. Generated when not given.",
+    ),
+]
 Everything = Annotated[bool, typer.Option("--all", help="Every page, from the cursor to the end.")]
 
 if TYPE_CHECKING:

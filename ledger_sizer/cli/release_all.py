@@ -43,14 +43,7 @@ def release_all(
         typer.Option("--reference", metavar="TEXT", help="A text of your own; it is kept with each decision."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be freed, and free nothing.")] = False,
-    key: Annotated[
-        str | None,
-        typer.Option(
-            "--key",
-            metavar="KEY",
-            help="One per intention; each decision's key begins with it. Generated when not given.",
-        ),
-    ] = None,
+    key: options.IntentionKey = None,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:

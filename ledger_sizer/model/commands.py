@@ -114,7 +114,7 @@ class SetCap(ScopeCommand):
     def changes(self) -> dict[str, Any]:
         """The settings that are given, 1e-8 USD; None removes one."""
         found: dict[str, Any] = {}
-        for name, setting in _SETTINGS.items():
+        for name, setting in SETTINGS.items():
             value = getattr(self, name)
             if value is not NOT_GIVEN:
                 found[setting] = None if value is None else usd_floor_e8(value, name)
@@ -123,7 +123,7 @@ class SetCap(ScopeCommand):
         return found
 
 
-_SETTINGS = {"cap": "cap_e8", "guarantee": "guarantee_e8", "max_position_usd": "max_position_e8"}
+SETTINGS = {"cap": "cap_e8", "guarantee": "guarantee_e8", "max_position_usd": "max_position_e8"}
 """Settings of a scope that `set_cap` changes, by argument."""
 
 

@@ -178,4 +178,4 @@ def _bound(caller: Caller) -> str:
 
 
 def _text(tags: Tags) -> str:
-    return ", ".join(f"{name}={value}" for name, value in tags.pairs)
+    return ", ".join(tags.scopes[1:])

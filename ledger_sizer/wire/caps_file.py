@@ -24,7 +24,7 @@ from ledger_sizer.model.commands import SetCap
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
-from ledger_sizer.model.units import USD_DECIMALS, decimal_text, parse_decimal, usd_floor_e8
+from ledger_sizer.model.units import USD_DECIMALS, decimal_text, parse_decimal, usd, usd_floor_e8
 
 _HEADER = """\
 # What each portfolio and each of its scopes may have, in USD.
@@ -154,8 +154,8 @@ def _amount(value: object, place: str) -> Decimal:
         _refuse(place, f'must be an amount such as "1500.50", got {value!r:.60}; leave it out for none')
     amount = parse_decimal(value)
     with _placed(place):
-        usd_floor_e8(amount, "amount")
-    if -amount.as_tuple().exponent > USD_DECIMALS:  # type: ignore[operator]
+        kept = usd(usd_floor_e8(amount, "amount"))
+    if kept != amount:
         _refuse(place, f"must have at most {USD_DECIMALS} decimals, got {value!r:.60}; write fewer")
     return amount
 
