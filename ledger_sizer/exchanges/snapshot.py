@@ -3,7 +3,8 @@
 A part that could not be fetched whole is None: unknown, never empty.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
@@ -68,13 +69,17 @@ class VenuePosition:
 class VenueBalance:
     """One asset of the account, in units of that asset. total = free + used.
 
-    Where the asset's name has a factor, one unit is many coins: 1 of `1000SATS` is 1000 SATS.
+    Where the asset's name has a factor, one unit is many coins: 1 of `1000SATS` is 1000 SATS. tradable: whether the
+    exchange has an active spot market of it against a dollar. earns: the coin that it stands for while that coin is
+    lent or staked (`BTC` of Binance's `LDBTC`); None where it is a coin itself.
     """
 
     asset: str
     free: Decimal
     used: Decimal
     total: Decimal
+    tradable: bool = True
+    earns: str | None = None
 
     @property
     def coins(self) -> Decimal:
@@ -84,11 +89,25 @@ class VenueBalance:
 
 
 @dataclass(frozen=True, slots=True)
+class UnreadRow:
+    """A position that the exchange lists and nobody can count: of an option, of a market that is not listed any more.
+
+    symbol: its unified name where it is known, else the exchange's own. detail: why, as text.
+    """
+
+    symbol: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """One account at one moment.
 
     venue: the exchange's id, the same as in position tags. account: its name in the settings. begun_us, taken_us: when
-    the fetch began and ended. problems: for each part that is None, the reason as text.
+    the fetch began and ended. problems: for each part that is None, the reason as text. unread: positions that could
+    not be counted; their markets are unknown, the others are not. not_asked: kinds of positions that the exchange has
+    and that were not fetched, such as `option`. prices: USD per coin, by coin, of the balances. unrealized_usd: profit
+    and loss of the open positions that the balances do not include, USD.
     """
 
     venue: str
@@ -98,6 +117,10 @@ class Snapshot:
     positions: tuple[VenuePosition, ...] | None
     balances: tuple[VenueBalance, ...] | None
     problems: tuple[str, ...] = ()
+    unread: tuple[UnreadRow, ...] = ()
+    not_asked: tuple[str, ...] = ()
+    prices: Mapping[str, Decimal] = field(default_factory=dict)
+    unrealized_usd: Decimal = Decimal(0)
 
     @property
     def whole(self) -> bool:
