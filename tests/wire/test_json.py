@@ -12,9 +12,11 @@ import pytest
 from pydantic_core import to_json
 
 from ledger_sizer import (
+    AccountSeen,
     Adopt,
     Confirm,
     Denied,
+    EquitySeen,
     Extend,
     Freeze,
     Halt,
@@ -86,6 +88,12 @@ COMMANDS: list[AnyCommand] = [
     Resume(key="u", note="über"),
     Freeze(key="f", scope="venue=bybit", note="drift-7"),
     Thaw(key="t"),
+    AccountSeen(key="as", scope="account=okx/main", fresh_until=None, free=Decimal("1.50"), settled=Decimal(-2)),
+    AccountSeen(key="as2", scope="account=okx/main", free=None, margin_fraction=Decimal("0.1"), note="run 7"),
+    AccountSeen(key="as3", scope="account=okx/main", gone=True),
+    SetCap(key="s5", scope="bot=a", share_of_equity=Decimal("0.80")),
+    SetCap(key="s6", scope="bot=a", cap=Decimal(3), share_of_equity=None),
+    EquitySeen(key="eq", scope="venue=okx", equity=Decimal("1000.25")),
     Reconciled(key="i", fresh_until=datetime(2026, 1, 1, 12, 0, 0, 250, tzinfo=UTC), note="run 7"),
     Reconciled(key="i2", portfolio="x", scope="venue=okx", fresh_until=None),
     Remark(key="m", about="drift-7", event="close_requested", note="ops: by hand"),
