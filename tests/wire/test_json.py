@@ -212,6 +212,9 @@ def _all_verbs(ledger: Ledger, clock: FakeClock) -> list[Decision]:
         more = {SetCap: {"cap": Decimal("123456789.12345678")}, Reconciled: {"fresh_until": None}}.get(command, {})
         where = {"tags": tags} if command is Reserve else {"scope": scope, "note": HOSTILE}
         ledger.run(command(key=f"own {number}", **where, **more))
+    ledger.account_seen(key="seen", scope="account=okx/main", free=Decimal(9))
+    ledger.set_cap(key="share", scope="bot=e", share_of_equity=Decimal("0.5"))
+    ledger.equity_seen(key="equity", scope="bot=e", equity=Decimal(800))
     ledger.remark(key="m", about=HOSTILE, event=HOSTILE, note=HOSTILE)
     trade_at_random(ledger, clock, 120, seed=3)
     return list(ledger.history(limit=1000))
