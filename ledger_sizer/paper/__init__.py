@@ -10,6 +10,7 @@ deposits, manual closes, liquidations, rate limits, lost answers. See docs/paper
     exchange  prices, accounts, orders and positions of one exchange
     markets   the tradable markets and their first prices
     bybit, binance, okx   the REST format of one exchange each
+    tickers   tickers in the three formats
     http      requests and responses, free of the web framework
     control   the actions below `/paper`, and `PaperControl`, their Python client
     faults    injected faults: rate limits, outages, timeouts, broken and lost answers

@@ -4,6 +4,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
@@ -19,6 +20,7 @@ from ledger_sizer.paper.http import (
     text_of,
 )
 from ledger_sizer.paper.markets import Market
+from ledger_sizer.paper.tickers import binance_tickers
 
 _CODES = {
     "key": (401, -2015, "Invalid API-key, IP, or permissions for action."),
@@ -54,6 +56,9 @@ class Binance:
             ("GET", "/api/v3/exchangeInfo"): lambda _request: self._rules("spot", inverse=False),
             ("GET", "/fapi/v1/exchangeInfo"): lambda _request: self._rules("swap", inverse=False),
             ("GET", "/dapi/v1/exchangeInfo"): lambda _request: self._rules("swap", inverse=True),
+            ("GET", "/api/v3/ticker/24hr"): partial(binance_tickers, exchange),
+            ("GET", "/fapi/v1/ticker/24hr"): partial(binance_tickers, exchange),
+            ("GET", "/dapi/v1/ticker/24hr"): partial(binance_tickers, exchange),
         }
         self.private: Mapping[tuple[str, str], Handler] = {
             ("GET", "/sapi/v1/margin/allPairs"): lambda _account, _request: [],

@@ -18,6 +18,7 @@ from ledger_sizer.paper.http import (
     text_of,
 )
 from ledger_sizer.paper.markets import Market
+from ledger_sizer.paper.tickers import bybit_tickers
 
 PAGE_ROWS = 200
 """Maximum number of positions in one response."""
@@ -98,13 +99,9 @@ class Bybit:
         return _success({"category": category, "list": rows, "nextPageCursor": ""})
 
     def _tickers(self, request: ExchangeRequest) -> Any:
-        category = request.arguments.get("category")
-        rows = []
-        for market in self.exchange.markets.values():
-            if _category(market) == category and request.arguments.get("symbol") in (None, market.id):
-                price = text_of(self.exchange.prices[market.base])
-                rows.append({"symbol": market.id, "lastPrice": price, "bid1Price": price, "ask1Price": price,
-                             "markPrice": price, "indexPrice": price})  # fmt: skip
+        category = str(request.arguments.get("category"))
+        markets = [market for market in self.exchange.markets.values() if _category(market) == category]
+        rows = bybit_tickers(self.exchange, category, request.arguments.get("symbol"), markets)
         return _success({"category": category, "list": rows})
 
     def _balance(self, account: Account, _request: ExchangeRequest) -> Any:

@@ -21,6 +21,7 @@ from ledger_sizer.paper.http import (
     text_of,
 )
 from ledger_sizer.paper.markets import Market
+from ledger_sizer.paper.tickers import okx_tickers
 
 _CODES = {
     "key": (401, "50111", "Invalid OK-ACCESS-KEY"),
@@ -61,6 +62,7 @@ class Okx:
             ("GET", "/api/v5/public/time"): lambda _request: _success([{"ts": str(now_ms())}]),
             ("GET", "/api/v5/public/instruments"): self._instruments,
             ("GET", "/api/v5/market/ticker"): self._ticker,
+            ("GET", "/api/v5/market/tickers"): self._tickers,
         }
         self.private: Mapping[tuple[str, str], Handler] = {
             ("GET", "/api/v5/account/config"): self._config,
@@ -111,11 +113,13 @@ class Okx:
     def _ticker(self, request: ExchangeRequest) -> Any:
         for market in self.exchange.markets.values():
             if market.id == request.arguments.get("instId"):
-                price = text_of(self.exchange.prices[market.base])
-                return _success(
-                    [{"instId": market.id, "last": price, "bidPx": price, "askPx": price, "ts": str(now_ms())}]
-                )
+                return _success(okx_tickers(self.exchange, _type(market), [market]))
         raise RequestRefused("unknown_symbol", "no such market")
+
+    def _tickers(self, request: ExchangeRequest) -> Any:
+        kind = str(request.arguments.get("instType"))
+        markets = [market for market in self.exchange.markets.values() if _type(market) == kind]
+        return _success(okx_tickers(self.exchange, kind, markets))
 
     def _balance(self, account: Account, _request: ExchangeRequest) -> Any:
         details = [
