@@ -23,7 +23,7 @@ def binance_tickers(exchange: PaperExchange, request: ExchangeRequest) -> Any:
     one, several = request.arguments.get("symbol"), request.arguments.get("symbols")
     if one is not None or several is not None:
         by_id = {market.id: market for market in mine}
-        asked = [one] if one is not None else json.loads(several)
+        asked = [one] if one is not None else json.loads(str(several))
         if not all(name in by_id for name in asked):
             raise RequestRefused("unknown_symbol", "no such market")
         mine = [by_id[name] for name in asked]
