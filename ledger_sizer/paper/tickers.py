@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ledger_sizer.paper.exchange import PaperExchange, RequestRefused, now_ms
+from ledger_sizer.paper.accounts import RequestRefused, now_ms
+from ledger_sizer.paper.exchange import PaperExchange
 from ledger_sizer.paper.http import ExchangeRequest, text_of
 from ledger_sizer.paper.markets import Market
 
