@@ -30,7 +30,18 @@ _PROFIT_IN_BALANCE = frozenset({
 })  # fmt: skip
 """Exchanges of which ccxt returns the equity as the total of a balance (read in ccxt 4.5.90)."""
 
-_SIZES = ("size", "positionAmt", "pos", "contracts", "quantity", "amount", "volume", "position", "currentQty", "holdVol")
+_SIZES = (
+    "size",
+    "positionAmt",
+    "pos",
+    "contracts",
+    "quantity",
+    "amount",
+    "volume",
+    "position",
+    "currentQty",
+    "holdVol",
+)
 _VALUES = ("avgPrice", "entryPrice", "entry_price", "avgPx", "positionValue", "notional", "unrealisedPnl")
 _NAMES = ("symbol", "instId", "contract", "contract_code", "instrument_name", "product_symbol", "market", "pair")
 _GLUED = re.compile(r"([A-Z0-9]+?)[-_]?(USDT|USDC|USD)(?:[-_](?:PERP|SWAP|PERPETUAL|UMCBL))?")
@@ -92,7 +103,7 @@ class PositionReader:
     def _fetch(self) -> tuple[_Rows, PositionsRead]:
         rows: _Rows = []
         result = PositionsRead()
-        not_asked, failed = set(families_not_asked(self._client)), set()
+        not_asked, failed = {*families_not_asked(self._client)}, set[str]()
         for call in position_calls(self._client):
             try:
                 rows += [(call, row) for row in self._pages(call) if not _is_no_position(row)]
@@ -205,7 +216,7 @@ class PositionReader:
         return VenuePosition(symbol, side, quantity, entry, mark, hedged, told)
 
     def _profit_usd(self, row: dict[str, Any]) -> Decimal:
-        """Return the profit or loss that the balances do not include, USD. That of a coin-margined contract is in coins."""
+        """Return the profit or loss that the balances do not include, USD. A coin-margined contract has it in coins."""
         if self._venue in _PROFIT_IN_BALANCE or is_blank(row.get("unrealizedPnl")):
             return Decimal(0)
         market = self._client.markets[row["symbol"]]

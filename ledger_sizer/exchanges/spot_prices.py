@@ -28,7 +28,7 @@ class SpotPrices:
         self._kept: dict[str, tuple[float, Decimal]] = {}
 
     def of(self, balances: Iterable[VenueBalance]) -> tuple[dict[str, Decimal], list[str]]:
-        """Return USD per coin of each coin that has a dollar market here, and what went wrong, as text. Never raises."""
+        """Return USD per coin of the coins with a dollar market here, and what went wrong, as text. Never raises."""
         wanted: dict[str, str] = {}
         for balance in balances:
             asset = balance.earns or balance.asset
