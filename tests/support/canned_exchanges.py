@@ -65,7 +65,7 @@ def spot_market(symbol: str, market_id: str, **changes: Any) -> dict[str, Any]:
 
 def contract_market(symbol: str, market_id: str, size: str | None = "1", **changes: Any) -> dict[str, Any]:
     """Return a perpetual or dated market as ccxt describes it; inverse where it is settled in its base."""
-    base, quote = symbol.split(":")[0].split("/")
+    base, quote = symbol.split(":", maxsplit=1)[0].split("/")
     settle, *dates = symbol.split(":")[1].split("-")
     kind = "future" if dates else "swap"
     return {
