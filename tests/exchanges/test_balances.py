@@ -158,6 +158,16 @@ def test_snapshot_when_coins_are_held_then_only_these_are_priced_per_coin_and_on
     assert account.snapshot(now_us).problems == ()
 
 
+def test_snapshot_when_very_many_coins_are_held_then_their_names_are_not_written_into_one_address() -> None:
+    held = {f"C{number}": "1" for number in range(300)}
+    markets = [*MARKETS, *(spot_market(f"{coin}/USDT", f"{coin}USDT") for coin in held)]
+    tickers = [{"symbol": f"{coin}USDT", "lastPrice": "2", "bidQty": "1"} for coin in held]
+    account = binance(tickers, **held)
+    account._client.set_markets({one["symbol"]: one for one in markets})
+    assert account.snapshot(now_us).prices == dict.fromkeys(held, D(2))
+    assert max(map(len, account.asked)) < 2_000
+
+
 @pytest.mark.parametrize("tickers", [ccxt.OnMaintenance("soon"), [{"symbol": "BTCUSDT", "lastPrice": "soon"}], []])
 def test_snapshot_when_tickers_fail_then_nothing_else_is_unknown(tickers: Any) -> None:
     seen = binance(tickers, BTC="0.1").snapshot(now_us)
