@@ -17,13 +17,13 @@ from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.model.choices import RunOutcome, Trigger
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.market_names import split_factor
-from ledger_sizer.model.reconciliation import Drift, Market, Run
+from ledger_sizer.model.reconciliation import Drift, Finding, Market, Run
 from ledger_sizer.model.tags import account_scope
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.account_looks import AccountLook, look_of, unsettled_by_scope
-from ledger_sizer.reconcile.attribution import AccountResolver, known_since
+from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, known_since
 from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
 from ledger_sizer.reconcile.late_fills import ended_rests, may_fill_after_its_rest
 from ledger_sizer.reconcile.ledger_reads import (
@@ -180,6 +180,7 @@ class LocalInspector:
         ledger_side.known_excess = _excess_by_market(live)
         ledger_side.excess_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
         ledger_side.accepted_excess = _excess_by_market(drift for drift in live if drift.state == "acknowledged")
+        ledger_side.moving |= _unseen_markets(ledger_side, snapshots, live)
         prices = self._last_prices(portfolio, ledger_side, snapshots)
 
         def released() -> list[EndedHold]:
@@ -188,6 +189,7 @@ class LocalInspector:
 
         parameters = _parameters(self._settings, started_us, prices)
         comparison = compare(ledger_side, snapshots, parameters, released)
+        comparison.findings += _failed_families(snapshots)
         unsettled = unsettled_by_scope(positions, scopes, moves, settled_us)
         looks = self._looks(accounts, snapshots, scopes, unsettled, parameters)
         return _Look(comparison, ledger_side, live, looks)
@@ -248,6 +250,30 @@ class LocalInspector:
 
     def _now_us(self) -> int:
         return time_us(self._engine, self._clock, self._guard)
+
+
+def _unseen_markets(ledger_side: LedgerSide, snapshots: Sequence[Snapshot], live: Iterable[Drift]) -> set[Market]:
+    """Return the derivative markets of the ledger, and of known drifts, that an account's snapshot does not tell of.
+
+    They are not judged: what was not fetched is unknown, never flat.
+    """
+    by_account = {(one.venue, one.account): one for one in snapshots}
+    known = {market for market in (*ledger_side.open, *(drift.market for drift in live)) if market.is_swap}
+    return {
+        market for market in known
+        if (snapshot := by_account.get((market.venue, market.account))) and not snapshot.covers(market.subject)
+    }  # fmt: skip
+
+
+def _failed_families(snapshots: Iterable[Snapshot]) -> list[Finding]:
+    """Tell of families of positions that were asked for in vain, where the others were fetched."""
+    return [
+        Finding(
+            Market(one.venue, one.account, "account", ""), "fetch_failed", None, None,
+            "; ".join([f"{' and '.join(one.failed)} positions not fetched", *one.problems])[:500],
+        )
+        for one in snapshots if one.failed and one.positions is not None and one.balances is not None
+    ]  # fmt: skip
 
 
 def _with_new_differences(look: _Look) -> set[AccountKey]:

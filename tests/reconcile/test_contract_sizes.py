@@ -8,13 +8,12 @@ from decimal import Decimal
 import pytest
 from pydantic import SecretStr
 
+from ledger_sizer import Leg
 from ledger_sizer.exchanges.accounts import ExchangeAccount
 from ledger_sizer.paper import PaperControl, PaperServer
 from tests.support.accounts import Desk, NewDesk
 from tests.support.ledgers import BTC_PRICE, TAGS, position_of
 from tests.support.paper_clients import PERP, account_at
-
-from ledger_sizer import Leg  # isort: skip
 
 D = Decimal
 
