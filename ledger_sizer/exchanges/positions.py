@@ -30,6 +30,9 @@ _PROFIT_IN_BALANCE = frozenset({
 })  # fmt: skip
 """Exchanges of which ccxt returns the equity as the total of a balance (read in ccxt 4.5.90)."""
 
+_HAS_NO_SUCH_ACCOUNT = "USER_NOT_FOUND"
+"""What Gate answers about a product for which this user never opened an account: there is nothing in it."""
+
 _AN_OPTION = "an option: its quantity in coins is not fixed"
 
 _SIZES = (
@@ -110,6 +113,8 @@ class PositionReader:
             try:
                 rows += [(call, row) for row in self._pages(call) if not _is_no_position(row)]
             except Exception as error:
+                if _HAS_NO_SUCH_ACCOUNT in str(error):
+                    continue
                 if call.family == "linear":
                     raise
                 refused = _is_refusal(error)
