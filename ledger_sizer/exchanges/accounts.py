@@ -11,20 +11,20 @@ from collections.abc import Callable, Iterable
 from decimal import Decimal, InvalidOperation
 from typing import Any, TypeVar
 
-from ledger_sizer.config import ExchangeAccountSettings, ExchangeSettings
-from ledger_sizer.exchanges.client import carries_rows, make_client
+from ledger_sizer.config import ExchangeSettings
+from ledger_sizer.exchanges.client import make_client
 from ledger_sizer.exchanges.market_rules import contract_size_of, market_rules_of, named_base_of
+from ledger_sizer.exchanges.response_rows import Unreadable, carries_rows
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition, rounded_price
+from ledger_sizer.exchanges.wallets import read_wallets, wallets_of
 from ledger_sizer.model.errors import Unavailable
+from ledger_sizer.model.exchange_account import ExchangeAccountSettings
 from ledger_sizer.model.instruments import MarketRules
 from ledger_sizer.model.market_names import coins_of_symbol, split_factor
 from ledger_sizer.model.units import exact_arithmetic, parse_decimal
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
-
-_WALLETS: dict[str, tuple[str, ...]] = {"binance": ("spot", "swap")}
-"""Exchanges with separate wallets for spot and derivatives. The balances of all wallets are added up."""
 
 _DERIVATIVES = ("swap", "future", "option")
 _BYBIT_SETTLES = frozenset({"USDT", "USDC"})
@@ -35,10 +35,6 @@ _MARKETS_SECONDS_MAX = 3600
 """Markets are reloaded after this time: an outdated contract size would make every quantity wrong."""
 
 _Part = TypeVar("_Part")
-
-
-class Unreadable(Exception):
-    """The exchange responded, but the response cannot be relied on."""
 
 
 class ExchangeAccount:
@@ -52,7 +48,8 @@ class ExchangeAccount:
         self.account = settings.account
         self.portfolio = settings.portfolio
         self._client = make_client(settings)
-        self._wallets: tuple[str | None, ...] = settings.wallets or _WALLETS.get(settings.id, (None,))
+        self._without_secrets = settings.without_secrets
+        self._wallets = wallets_of(settings)
         self._lock = threading.Lock()
         self._markets_loaded_at = float("-inf")
 
@@ -72,7 +69,7 @@ class ExchangeAccount:
                 self._load_markets()
                 return market_rules_of(self._client)
             except Exception as error:  # noqa: BLE001 - ccxt's parsers may raise anything for an unexpected response
-                raise Unavailable(f"{self.venue} did not give its market rules: {_error_text(error)}") from None
+                raise Unavailable(f"{self.venue} did not give its market rules: {self._error_text(error)}") from None
 
     def close(self) -> None:
         """Close the connections. The account should not be used afterwards."""
@@ -82,10 +79,14 @@ class ExchangeAccount:
         try:
             return fetch()
         except Exception as error:  # noqa: BLE001 - ccxt's parsers may raise anything for an unexpected response
-            problem = f"{self.venue} {self.account}: {name} unknown: {type(error).__name__}: {_error_text(error)}"
+            problem = f"{self.venue} {self.account}: {name} unknown: {type(error).__name__}: {self._error_text(error)}"
             log.warning("exchange.fetch_failed", venue=self.venue, account=self.account, part=name, problem=problem)
             problems.append(problem)
             return None
+
+    def _error_text(self, error: Exception) -> str:
+        """Return the error's text without the query of its URL, which holds the request's signature, and no secret."""
+        return self._without_secrets(re.sub(r"\?\S+", "", str(error)))[:300]
 
     # --- positions -------------------------------------------------------------------------------
 
@@ -170,13 +171,8 @@ class ExchangeAccount:
 
     def _fetch_balances(self) -> tuple[VenueBalance, ...]:
         totals: dict[str, VenueBalance] = {}
-        for wallet in self._wallets:
-            response = self._client.fetch_balance({} if wallet is None else {"type": wallet})
-            if not carries_rows(self.venue, self._client.last_response, empty=wallet is not None):
-                raise Unreadable("an answer without rows")
-            for asset in response.get("total", {}):
-                balance = _parse_balance(asset, response[asset])
-                totals[asset] = _add_balances(totals.get(asset), balance)
+        for asset, row in read_wallets(self._client, self.venue, self._wallets):
+            totals[asset] = _add_balances(totals.get(asset), _parse_balance(asset, row))
         return tuple(totals[asset] for asset in sorted(totals) if totals[asset].total or totals[asset].used)
 
 
@@ -186,11 +182,6 @@ def open_accounts(settings: ExchangeSettings) -> list[ExchangeAccount]:
     Raises `InvalidRequest` for an exchange that ccxt does not know.
     """
     return [ExchangeAccount(account) for account in settings.every()]
-
-
-def _error_text(error: Exception) -> str:
-    """Return the error's text without the query of its URL, which holds the request's signature."""
-    return re.sub(r"\?\S+", "", str(error))[:300]
 
 
 def _decimal(value: Any, what: str) -> Decimal:

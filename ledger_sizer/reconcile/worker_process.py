@@ -21,10 +21,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ledger_sizer.config import AppSettings, ExchangeAccountSettings, ExchangeSettings
+from ledger_sizer.config import AppSettings, ExchangeSettings
 from ledger_sizer.exchanges.accounts import open_accounts
-from ledger_sizer.exchanges.client import require_known
+from ledger_sizer.exchanges.requirements import require_usable
 from ledger_sizer.model.errors import Closed, LedgerError, Unavailable
+from ledger_sizer.model.exchange_account import ExchangeAccountSettings
 from ledger_sizer.model.instruments import MarketRules
 from ledger_sizer.reconcile.inspection import Inspection, InspectionFailed, InspectionRequest, LocalInspector
 from ledger_sizer.storage.database import make_engine
@@ -44,13 +45,13 @@ class WorkerInspector:
     """Inspector that works in a process of its own. It starts with the first request, and again after a failure.
 
     url: of the ledger's database. open_accounts: picklable function that opens the accounts in that process.
-    Raises `InvalidRequest` for an exchange that ccxt does not know.
+    Raises `InvalidRequest` for an account that cannot be read with its settings.
     """
 
     def __init__(self, url: str, settings: AppSettings, open_accounts: OpenAccounts = open_accounts) -> None:
         accounts = settings.exchange.every()
         for account in accounts:
-            require_known(account.id)
+            require_usable(account)
         self.accounts = tuple(WorkerAccount(self, account) for account in accounts)
         self._startup = (open_accounts, url, settings)
         self._lock = threading.Lock()
