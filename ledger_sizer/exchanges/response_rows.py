@@ -9,10 +9,6 @@ from ledger_sizer.model.units import parse_decimal
 _AMOUNT = re.compile("amount|avail|balance|cash|collateral|equity|free|froz|hold|lock|total|wallet", re.IGNORECASE)
 
 
-class Unreadable(Exception):
-    """The exchange responded, but the response cannot be relied on."""
-
-
 def carries_rows(venue: str, response: Any, *, empty: bool = True) -> bool:
     """Whether a response about positions or balances contains its list of rows. empty: whether that may be empty.
 

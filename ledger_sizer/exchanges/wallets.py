@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from ledger_sizer.exchanges.response_rows import Unreadable, carries_rows, shows_amounts
+from ledger_sizer.exchanges.numbers_read import Unreadable
+from ledger_sizer.exchanges.response_rows import carries_rows, shows_amounts
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.exchange_account import ExchangeAccountSettings
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, parse_decimal
@@ -154,13 +155,13 @@ def _known_wallets(settings: ExchangeAccountSettings) -> list[dict[str, dict[str
     return [{name: _PARAMETERS.get((settings.id, name), {"type": name}) for name in group} for group in groups]
 
 
-def read_wallets(client: Any, venue: str, wallets: tuple[Wallet, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
+def read_wallets(client: Any, wallets: tuple[Wallet, ...]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the assets of every wallet, each with ccxt's free, used and total. An asset may come once for each wallet.
 
     Raises `Unreadable` for an answer that is not whole, and for one whose amounts nobody read. Two names of one wallet,
     as a unified account has them, are read once.
     """
-    seen = []
+    seen, venue = [], client.id
     for wallet in wallets:
         response = client.fetch_balance(dict(wallet.parameters))
         answer = client.last_response
