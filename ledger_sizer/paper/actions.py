@@ -1,6 +1,7 @@
 """Executes the actions of `POST /paper/{venue}/{action}`: deposits, manual trades, delistings, price moves, faults."""
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -151,20 +152,29 @@ def _flip(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> 
 
 def _list(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     """List a market, or list it anew with other rules."""
-    names = parse_symbol(str(form.get("symbol")))
-    if names is None or names.kind == "future":
-        raise RequestRefused("bad_request", f"symbol {form.get('symbol')!r} is no spot or perpetual of ccxt's form")
+    symbol = str(form.get("symbol"))
+    names = parse_symbol(symbol)
+    if names is None:
+        raise RequestRefused("bad_request", f"symbol {symbol!r} is no spot, perpetual or dated market of ccxt's form")
     step, price = decimal_of(form, "step"), decimal_of(form, "price")
     if step <= 0 or price <= 0:
         raise RequestRefused("bad_request", f"step and price must be above 0, got {step} and {price}")
     otherwise = {"max_qty": step * 10_000_000, "min_notional": Decimal(0), "contract_size": Decimal(1)}
     given = {name: decimal_of(form, name) if name in form else value for name, value in otherwise.items()}
-    exchange.markets[str(form["symbol"])] = Market(
-        str(form["symbol"]), str(form["id"]), names.base, "spot" if names.kind == "spot" else "swap", step, step,
+    exchange.markets[symbol] = Market(
+        symbol, str(form["id"]), names.base, "spot" if names.kind == "spot" else "swap", step, step,
         max_qty=given["max_qty"], max_market_qty=given["max_qty"], min_notional=given["min_notional"],
         tick=price.scaleb(-5).normalize(), contract_size=given["contract_size"], quote=names.quote,
+        inverse=names.settle == names.base, delivery_ms=_delivery_ms(symbol) if names.kind == "future" else None,
     )  # fmt: skip
+    exchange.ended.pop(symbol, None)
     exchange.prices[names.base] = price
+
+
+def _delivery_ms(symbol: str) -> int:
+    """Return when a dated market is delivered: at 08:00 UTC of its date."""
+    day = datetime.strptime(symbol.rpartition("-")[2], "%y%m%d").replace(hour=8, tzinfo=UTC)
+    return int(day.timestamp()) * 1000
 
 
 def _delist(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
