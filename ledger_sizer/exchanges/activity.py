@@ -29,6 +29,9 @@ _LOOKBACK_US = 7 * 24 * 3600 * 1_000_000
 _ROWS_MAX = {"binance": 1000}
 _ROWS_MAX_ELSEWHERE = 50
 
+_COARSEST_US = 1_000_000
+"""Some times are whole seconds (Binance's withdrawals)."""
+
 _SPOT_MARKETS_MAX = 2
 
 _OKX = frozenset({"okx", "myokx", "okxus"})
@@ -86,8 +89,8 @@ class ActivityReader:
                 problems.append(f"{question.name}: not asked for, the exchange was too slow")
             else:
                 events += self._answers(question, problems)
-        events = [event for event in _merge_liquidations(events) if event.at_us // 1000 >= begin_us // 1000]
-        events.sort(key=lambda event: (event.at_us, event.id))
+        events = [event for event in _merge_liquidations(events) if _is_since(event.happened_us, begin_us)]
+        events.sort(key=lambda event: (event.happened_us, event.id))
         return Activity(begin_us, tuple(events), tuple(dict.fromkeys(problems)))
 
     def _answers(self, question: _Question, problems: list[str]) -> list[AccountEvent]:
@@ -114,7 +117,7 @@ class ActivityReader:
     # --- what is asked ---------------------------------------------------------------------------
 
     def _questions(self, since_us: int, subject: str) -> Iterator[_Question]:
-        since = since_us // 1000
+        since = (since_us - _COARSEST_US) // 1000
         if ":" in subject:
             yield from self._of_market(subject, since)
         elif subject in USD_QUOTES:
@@ -265,11 +268,21 @@ def _merge_liquidations(events: list[AccountEvent]) -> list[AccountEvent]:
         same = [
             number for number, fill in enumerate(fills)
             if fill.side == event.side and fill.subject == event.subject
-            and (fill.order == event.order or (not fill.order and abs(fill.at_us - event.at_us) < _SAME_TIME_US))
+            and (fill.order == event.order or (not fill.order and _are_close(fill, event)))
         ]  # fmt: skip
         forced |= set(same)
         rest += [] if same else [event]
     return rest + [replace(fill, kind="liquidation") if number in forced else fill for number, fill in enumerate(fills)]
+
+
+def _are_close(one: AccountEvent, other: AccountEvent) -> bool:
+    return abs(one.happened_us - other.happened_us) < _SAME_TIME_US
+
+
+def _is_since(happened_us: int, begin_us: int) -> bool:
+    """Whether it happened since a time, as far as the exchange's own times tell: milliseconds, or whole seconds."""
+    unit = _COARSEST_US if happened_us % _COARSEST_US == 0 else 1000
+    return happened_us + unit > begin_us
 
 
 def _fee(row: dict[str, Any]) -> tuple[Decimal | None, str]:

@@ -16,14 +16,14 @@ EventSide = Literal["buy", "sell", "in", "out"]
 class AccountEvent:
     """One thing that happened in an account.
 
-    at_us: microseconds since the epoch. subject: the market's unified name, or the asset. quantity: coins, above 0; of
-    a funding payment units of its asset, which `subject` names. price: USD per coin, None where there is none. order:
-    the exchange's id of the order of a fill. fee: units of `fee_asset`. detail: what else the exchange says. elsewhere:
-    whether it happened in a wallet that is not compared with the ledger.
+    happened_us: microseconds since the epoch. subject: the market's unified name, or the asset. quantity: coins, above
+    0; of a funding payment units of its asset, which `subject` names. price: USD per coin, None where there is none.
+    order: the exchange's id of the order of a fill. fee: units of `fee_asset`. detail: what else the exchange says.
+    elsewhere: whether it happened in a wallet that is not compared with the ledger.
     """
 
     kind: EventKind
-    at_us: int
+    happened_us: int
     subject: str
     side: EventSide
     quantity: Decimal
@@ -36,9 +36,9 @@ class AccountEvent:
     elsewhere: bool = False
 
     @property
-    def at(self) -> datetime:
+    def happened_at(self) -> datetime:
         """When it happened."""
-        return from_us(self.at_us)
+        return from_us(self.happened_us)
 
     def change(self, coin: str) -> Decimal:
         """Return the change of the position, or of the balance of `coin`, in coins."""

@@ -76,7 +76,7 @@ def test_activity_when_a_market_was_traded_liquidated_and_paid_funding_then_each
     assert [one.order for one in found.events if one.side == "sell"] == [order["id"]]
     forced = [one.detail for one in found.events if one.kind == "fill" and one.detail]
     assert forced == ([] if venue == "binance" else ["deleveraged by the exchange"])
-    assert told(account, PERP, now_us() + 1).events == ()
+    assert told(account, PERP, now_us() + 2_000_000).events == ()
 
 
 def test_activity_when_a_coin_was_traded_moved_and_withdrawn_then_each_is_told(
