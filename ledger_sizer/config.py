@@ -21,19 +21,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 
 from ledger_sizer.model.choices import DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.exchange_account import CREDENTIALS, ExchangeAccountSettings
+from ledger_sizer.model.exchange_account import CREDENTIALS, Exact, ExchangeAccountSettings
 from ledger_sizer.model.reconciliation import EXCESS_KINDS
 from ledger_sizer.model.tags import EXTERNAL_TAG, TAGS_MAX, is_dimension
-
-
-def _no_float(value: Any) -> Any:
-    if isinstance(value, float):
-        raise ValueError(f"must be a Decimal, int or text, got float {value!r}; write Decimal('0.1'), not 0.1")
-    return value
-
-
-Exact = Annotated[Decimal, BeforeValidator(_no_float)]
-"""A Decimal that was never a binary float."""
 
 
 def _tag_names(value: Any) -> tuple[str, ...]:

@@ -43,6 +43,8 @@ class ExchangeAccount:
         self.venue = settings.id
         self.account = settings.account
         self.portfolio = settings.portfolio
+        self.margin_fraction = settings.margin_fraction
+        self.bind_free_balance = settings.bind_free_balance
         self._client = make_client(settings)
         self._without_secrets = settings.without_secrets
         self._positions = PositionReader(self._client, self._load_markets)

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Secret, SecretStr, field_validator
@@ -23,6 +24,16 @@ CREDENTIALS = {
     "twofa": "twofa",
 }
 """ccxt's name of each credential, by the name of its setting."""
+
+
+def _no_float(value: Any) -> Any:
+    if isinstance(value, float):
+        raise ValueError(f"must be a Decimal, int or text, got float {value!r}; write Decimal('0.1'), not 0.1")
+    return value
+
+
+Exact = Annotated[Decimal, BeforeValidator(_no_float)]
+"""A Decimal that was never a binary float."""
 
 _SECRET_LENGTH_MIN, _OPTION_LENGTH_MIN = 4, 16
 """Shorter texts are left in messages: no secret is that short, and words such as `swap` are."""
@@ -81,6 +92,12 @@ class ExchangeAccountSettings(BaseModel):
     wallets: tuple[str, ...] = Field(
         (),
         description="Wallets to add up, such as spot and swap; empty: the spot and the swap wallet, where it has both.",
+    )
+    bind_free_balance: bool = Field(
+        True, description="Bind reservations by what is free in it; off where its coins are collateral too."
+    )
+    margin_fraction: Exact = Field(
+        Decimal(1), ge=0, le=1, description="Fraction of a contract's value that it needs of the free balance."
     )
     timeout_seconds: int = Field(10, ge=1, le=300, description="Longest wait for one answer of the exchange.")
     retries_max: int = Field(2, ge=0, le=10, description="Retries of a call after a network error or a rate limit.")
