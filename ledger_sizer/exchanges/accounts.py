@@ -53,29 +53,40 @@ class ExchangeAccount:
         self._activity = ActivityReader(self._client, wallets_of(settings))
         self._lock = threading.Lock()
         self._markets_loaded_at = float("-inf")
+        self._markets_are_new = False
 
-    def snapshot(self, now_us: Callable[[], int], *, reload_markets: bool = False) -> Snapshot:
-        """Fetch positions, balances and prices. Never raises for a failure of the exchange.
+    def snapshot(self, now_us: Callable[[], int]) -> Snapshot:
+        """Fetch positions, balances and prices. Never raises for a failure of the exchange."""
+        with self._lock:
+            return self._snapshot(now_us)
 
-        reload_markets: load the markets again first, for contract sizes that may have changed.
+    def snapshot_with_new_rules(self, now_us: Callable[[], int]) -> Snapshot | None:
+        """Load the markets again, for contract sizes that changed, and fetch everything; see `snapshot`.
+
+        None if the latest snapshot already loaded the markets.
         """
         with self._lock:
-            begun_us = now_us()
-            problems: list[str] = []
-            if reload_markets:
-                self._markets_loaded_at = float("-inf")
-            positions = self._fetch_part("positions", self._read_positions, problems)
-            balances = self._fetch_part("balances", self._read_balances, problems)
-            prices, failures = ({}, []) if balances is None else self._prices.of(balances.balances)
-            told = [*(positions.problems if positions else ()), *(balances.problems if balances else ()), *failures]
-            problems += [self._problem(one) for one in told]
-            known = positions or PositionsRead()
-            return Snapshot(
-                self.venue, self.account, begun_us, now_us(), None if positions is None else positions.positions,
-                None if balances is None else balances.balances, tuple(problems),
-                unread=(*known.unread, *(balances.unread if balances else ())), not_asked=known.not_asked,
-                failed=known.failed, prices=prices, unrealized_usd=known.unrealized_usd,
-            )  # fmt: skip
+            if self._markets_are_new:
+                return None
+            self._markets_loaded_at = float("-inf")
+            return self._snapshot(now_us)
+
+    def _snapshot(self, now_us: Callable[[], int]) -> Snapshot:
+        begun_us = now_us()
+        self._markets_are_new = False
+        problems: list[str] = []
+        positions = self._fetch_part("positions", self._read_positions, problems)
+        balances = self._fetch_part("balances", self._read_balances, problems)
+        prices, failures = ({}, []) if balances is None else self._prices.of(balances.balances)
+        told = [*(positions.problems if positions else ()), *(balances.problems if balances else ()), *failures]
+        problems += [self._problem(one) for one in told]
+        known = positions or PositionsRead()
+        return Snapshot(
+            self.venue, self.account, begun_us, now_us(), None if positions is None else positions.positions,
+            None if balances is None else balances.balances, tuple(problems),
+            unread=(*known.unread, *(balances.unread if balances else ())), not_asked=known.not_asked,
+            failed=known.failed, prices=prices, unrealized_usd=known.unrealized_usd,
+        )  # fmt: skip
 
     def instruments(self) -> list[MarketRules]:
         """Reload the markets and return the rules of every spot and swap market. Raises `Unavailable`."""
@@ -133,6 +144,7 @@ class ExchangeAccount:
     def _load_markets(self) -> Any:
         self._client.load_markets(True)
         self._markets_loaded_at = time.monotonic()
+        self._markets_are_new = True
 
 
 def open_accounts(settings: ExchangeSettings) -> list[ExchangeAccount]:

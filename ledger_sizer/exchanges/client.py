@@ -81,7 +81,7 @@ def _checked_class(kind: Any) -> Any:
     """Subclass ccxt's exchange class so that it checks every response and keeps the last one.
 
     A position that its parser cannot read becomes a row with the reason as `unreadable`, not the end of the others.
-    Where the list of currencies cannot be loaded, `currencies_problem` says why, and the markets are loaded all the same.
+    Where the list of currencies cannot be loaded, `currencies_problem` says why; the markets are loaded all the same.
     """
     import ccxt
 

@@ -1,6 +1,6 @@
 """Names that exchanges give to coins which are lent, staked or saved there, and the coins that these stand for.
 
-Public lists: Binance's flexible earn (`LDBTC`), Kraken's earn and staking (`ETH.F`, `DOT28.S`, `XBT.M`, `SOL03.S`, `ETH2`).
+Public lists: Binance's flexible earn (`LDBTC`), Kraken's earn and staking (`ETH.F`, `DOT28.S`, `XBT.M`, `ETH2`).
 """
 
 import re

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ledger_sizer.model.market_names import parse_symbol
 
 Family = Literal["linear", "usdc", "inverse", "future", "option", "swap", "margin", "other"]
-"""linear: settled in a dollar; usdc: in USDC; inverse: in a coin; future: dated; swap: perpetual; margin: of spot markets.
+"""linear: dollar-settled; usdc: in USDC; inverse: in a coin; future: dated; swap: perpetual; margin: in a spot market.
 
 other: products outside these, such as the markets of builders at Hyperliquid (`XYZ-GOLD/USDC:USDC`).
 """
@@ -63,7 +63,9 @@ def _kind_of(client: Any) -> str:
 
 def _settles(client: Any, **wanted: bool) -> list[str]:
     """Return the exchange's names of the currencies that its markets of a kind are settled in, sorted."""
-    markets = (one for one in client.markets.values() if all(bool(one.get(name)) == is_so for name, is_so in wanted.items()))
+    markets = (
+        one for one in client.markets.values() if all(bool(one.get(name)) == is_so for name, is_so in wanted.items())
+    )
     return sorted({str(one.get("settleId") or one["settle"]) for one in markets if one.get("settle")})
 
 

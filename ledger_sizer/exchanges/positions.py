@@ -13,7 +13,7 @@ from typing import Any
 from ledger_sizer.exchanges.client import error_text
 from ledger_sizer.exchanges.market_rules import USD_QUOTES, contract_size_of, named_base_of
 from ledger_sizer.exchanges.numbers_read import Unreadable, decimal_of, is_blank, is_nothing, price_of
-from ledger_sizer.exchanges.position_calls import PositionCall, families_not_asked, position_calls
+from ledger_sizer.exchanges.position_calls import PositionCall, families_not_asked, is_of_family, position_calls
 from ledger_sizer.exchanges.response_rows import carries_rows
 from ledger_sizer.exchanges.snapshot import UnreadRow, VenuePosition, rounded_price
 from ledger_sizer.model.market_names import coins_of_symbol, split_factor
@@ -31,7 +31,20 @@ _PROFIT_IN_BALANCE = frozenset({
 })  # fmt: skip
 """Exchanges of which ccxt returns the equity as the total of a balance (read in ccxt 4.5.90)."""
 
-_SIZES = ("size", "positionAmt", "pos", "contracts", "quantity", "amount", "volume", "position", "currentQty", "holdVol")
+_AN_OPTION = "an option: its quantity in coins is not fixed"
+
+_SIZES = (
+    "size",
+    "positionAmt",
+    "pos",
+    "contracts",
+    "quantity",
+    "amount",
+    "volume",
+    "position",
+    "currentQty",
+    "holdVol",
+)
 _VALUES = ("avgPrice", "entryPrice", "entry_price", "avgPx", "positionValue", "notional", "unrealisedPnl")
 _NAMES = ("symbol", "instId", "contract", "contract_code", "instrument_name", "product_symbol", "market", "pair")
 _GLUED = re.compile(r"([A-Z0-9]+?)[-_]?(USDT|USDC|USD)(?:[-_](?:PERP|SWAP|PERPETUAL|UMCBL))?")
@@ -93,7 +106,7 @@ class PositionReader:
     def _fetch(self) -> tuple[_Rows, PositionsRead]:
         rows: _Rows = []
         result = PositionsRead()
-        not_asked, failed = set(families_not_asked(self._client)), set()
+        not_asked, failed = {*families_not_asked(self._client)}, set[str]()
         for call in position_calls(self._client):
             try:
                 rows += [(call, row) for row in self._pages(call) if not _is_no_position(row)]
@@ -155,7 +168,7 @@ class PositionReader:
             return True  # a margin position: no reload makes it a derivative
         market = self._client.markets.get(row.get("symbol"))
         if market is None:  # an option's name is written from its id, listed or not
-            return str(row.get("symbol")).count("-") >= 3
+            return is_of_family(str(row.get("symbol")), "option")
         return bool(market["contract"])
 
     def _name(self, row: dict[str, Any], call: PositionCall) -> str:
@@ -188,7 +201,8 @@ class PositionReader:
         symbol, side = str(row.get("symbol")), row.get("side")
         market = self._client.markets.get(symbol)
         if market is None:
-            raise Unreadable("a market that the exchange does not list")
+            is_option = is_of_family(symbol, "option")
+            raise Unreadable(_AN_OPTION if is_option else "a market that the exchange does not list")
         _require_countable(market)
         contracts, side = _size_of(self._venue, row), _side_of(self._venue, row)
         size = contract_size_of(self._venue, market)
@@ -206,7 +220,7 @@ class PositionReader:
         return VenuePosition(symbol, side, quantity, entry, mark, hedged, told)
 
     def _profit_usd(self, row: dict[str, Any]) -> Decimal:
-        """Return the profit or loss that the balances do not include, USD. That of a coin-margined contract is in coins."""
+        """Return the profit or loss that the balances do not include, USD. A coin-margined contract has it in coins."""
         if self._venue in _PROFIT_IN_BALANCE or is_blank(row.get("unrealizedPnl")):
             return Decimal(0)
         market = self._client.markets[row["symbol"]]
@@ -223,7 +237,7 @@ def _require_countable(market: dict[str, Any]) -> None:
     if not market["contract"]:
         raise Unreadable("a margin position in a spot market, not a derivative")
     if not (market["swap"] or market["future"]):
-        raise Unreadable("an option: its quantity in coins is not fixed")
+        raise Unreadable(_AN_OPTION)
     if market.get("inverse"):
         if market.get("quote") not in USD_QUOTES:
             raise Unreadable(f"a coin-margined contract quoted in {market.get('quote')}, not in dollars")
@@ -271,7 +285,14 @@ def _above_zero(value: Any) -> bool:
 
 
 def _size_of(venue: str, row: dict[str, Any]) -> Decimal:
-    """Return the size in the exchange's unit. ccxt has none of Bitfinex (its `notional` is it) and of WhiteBIT."""
+    """Return the size in the exchange's unit. ccxt has none of Bitfinex (its `notional` is it) and of WhiteBIT.
+
+    Where the exchange left the size blank, ccxt works one out from value and price, which is no size.
+    """
+    info = row.get("info")
+    sizes = [info[name] for name in _SIZES if name in info] if isinstance(info, dict) else []
+    if sizes and all(is_blank(size) for size in sizes):
+        raise Unreadable("its size is blank")
     told = row.get("contracts")
     if venue == "bitfinex":
         told = row.get("notional")

@@ -101,8 +101,9 @@ _PORTFOLIO_MARGIN = {
 }
 """Binance's wallets under portfolio margin: cross margin and both kinds of futures in one, the others apart."""
 
-_DEFAULTS = ("spot", "swap"), ("papi", "spot")
-"""Read where no wallets are named and the exchange has both."""
+_DEFAULTS = {"binance": ("spot", "swap")}
+_PORTFOLIO_MARGIN_DEFAULT = ("papi", "spot")
+"""Read where no wallets are named. Elsewhere it is the wallet that ccxt reads by itself: some keys may read no other."""
 
 _OWED_APART = frozenset({"margin", "cross", "isolated"})
 """Wallets whose totals contain what was borrowed. Elsewhere a loan is a negative balance, or there is none."""
@@ -140,10 +141,8 @@ def wallets_of(settings: ExchangeAccountSettings) -> tuple[Wallet, ...]:
                 f"{settings.id}, which would count twice; name one of them",
                 field="wallets",
             )
-    for names in (settings.wallets, *_DEFAULTS):
-        if names and all(name in named for name in names) and len({id(named[name]) for name in names}) == len(names):
-            return tuple(Wallet(name, named[name][name]) for name in names)
-    return (Wallet(None),)
+    default = _PORTFOLIO_MARGIN_DEFAULT if "papi" in named else _DEFAULTS.get(settings.id, ())
+    return tuple(Wallet(name, named[name][name]) for name in settings.wallets or default) or (Wallet(None),)
 
 
 def _known_wallets(settings: ExchangeAccountSettings) -> list[dict[str, dict[str, Any]]]:
