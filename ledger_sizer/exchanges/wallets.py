@@ -103,7 +103,7 @@ _PORTFOLIO_MARGIN = {
 
 _DEFAULTS = {"binance": ("spot", "swap")}
 _PORTFOLIO_MARGIN_DEFAULT = ("papi", "spot")
-"""Read where no wallets are named. Elsewhere it is the wallet that ccxt reads by itself: some keys may read no other."""
+"""Read where no wallets are named. Elsewhere ccxt's own choice is read: some keys may read no other."""
 
 _OWED_APART = frozenset({"margin", "cross", "isolated"})
 """Wallets whose totals contain what was borrowed. Elsewhere a loan is a negative balance, or there is none."""

@@ -91,7 +91,7 @@ class ExchangeAccountSettings(BaseModel):
     base_url: str | None = Field(None, description="Another host for every call, such as a local test venue.")
     wallets: tuple[str, ...] = Field(
         (),
-        description="Wallets to add up, such as spot and swap; empty: the spot and the swap wallet, where it has both.",
+        description="Wallets to add up, such as spot and swap; empty: these two at Binance, elsewhere ccxt's choice.",
     )
     bind_free_balance: bool = Field(
         True, description="Bind reservations by what is free in it; off where its coins are collateral too."
