@@ -272,7 +272,8 @@ class ReconcileSettings(Settings):
         "portfolio", description="What a drift freezes; venue: only reservations with that tag."
     )
     quote_assets: tuple[str, ...] = Field(
-        tuple(sorted(DOLLARS)), description="Dollars: money here, not positions. Unset: those that sizing counts as such."
+        tuple(sorted(DOLLARS)),
+        description="Dollars: money here, not positions. Unset: all that sizing knows.",
     )
     assets: dict[str, AssetPolicy] = Field(
         {}, description='Whose money an asset is, as {"binance/*/LD*": "ignore", "*/*/BNB": "fees"}.'

@@ -197,7 +197,7 @@ class LocalInspector:
 
     def _asset_policies(self, portfolio: str) -> AssetPolicies:
         """Return whose money each asset is. What was found out about an asset is kept until something is decided."""
-        decided = tuple(read_decided(self._engine, portfolio))
+        decided = tuple(read_decided(self._engine, [portfolio]))
         known = self._policy_cache.get(portfolio)
         if known is None or known[0] != decided:
             known = self._policy_cache[portfolio] = (decided, effective_policies(self._settings.reconcile, decided))

@@ -114,8 +114,7 @@ class LedgerSide:
     def coins_ordered(self) -> set[str]:
         """Return the coins of orders that are out, or were until lately."""
         legs = {market.base for market in self.in_flight} | {market.base for one in self.expired for market in one.legs}
-        plain = {coin for one in (*self.holds_without_legs, *self.expired) for coin in one.coins}
-        return legs | plain
+        return legs.union(*(one.coins for one in self.holds_without_legs), *(one.coins for one in self.expired))
 
 
 def ledger_side_of(
