@@ -304,6 +304,14 @@ class ReconcileSettings(Settings):
             asset_pattern(pattern, "assets")
         return assets
 
+    @field_validator("baselines")
+    @classmethod
+    def _baseline_names(cls, baselines: dict[str, Decimal]) -> dict[str, Decimal]:
+        for name in baselines:
+            if "*" in asset_pattern(name, "baselines"):
+                raise ValueError(f"a baseline is of one asset of one account, without *, got {name!r}")
+        return baselines
+
     @model_validator(mode="after")
     def _policies_fit_kinds(self) -> Self:
         for kind in get_args(DriftKind):
