@@ -174,7 +174,7 @@ def adopt(
     "ignore",
     epilog=help_epilog(
         "drifts ignore 1 --reason 'not ours'",
-        "drifts ignore 1 --asset --policy fees --reason 'pays fees'",
+        "drifts ignore 2 --asset --policy fees --reason 'pays fees'",
         exits=NEVER_DENIED,
     ),
 )
