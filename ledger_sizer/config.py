@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,7 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from ledger_sizer.model.asset_policies import DOLLARS, asset_pattern
+from ledger_sizer.model.asset_policies import DOLLARS, asset_names, asset_patterns
 from ledger_sizer.model.choices import AssetPolicy, DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import PORTFOLIO_PATTERN
@@ -275,10 +276,10 @@ class ReconcileSettings(Settings):
         tuple(sorted(DOLLARS)),
         description="Dollars: money here, not positions. Unset: all that sizing knows.",
     )
-    assets: dict[str, AssetPolicy] = Field(
+    assets: Annotated[dict[str, AssetPolicy], AfterValidator(asset_patterns)] = Field(
         {}, description='Whose money an asset is, as {"binance/*/LD*": "ignore", "*/*/BNB": "fees"}.'
     )
-    baselines: dict[str, Exact] = Field(
+    baselines: Annotated[dict[str, Exact], AfterValidator(asset_names)] = Field(
         {}, description='Spot balances that are no positions, as {"bybit/main/BTC": "0.5"}.'
     )
     policy_fetch_failed: DriftPolicy = Field("alert", description="An account, or part of it, was not fetched.")
@@ -296,21 +297,6 @@ class ReconcileSettings(Settings):
     webhook_attempts_max: int = Field(12, ge=1, le=1000, description="Attempts for one alert, ever longer apart.")
 
     webhook_heads: bool = Field(False, description="Post the chain heads there too, each time they are exported.")
-
-    @field_validator("assets")
-    @classmethod
-    def _asset_patterns(cls, assets: dict[str, AssetPolicy]) -> dict[str, AssetPolicy]:
-        for pattern in assets:
-            asset_pattern(pattern, "assets")
-        return assets
-
-    @field_validator("baselines")
-    @classmethod
-    def _baseline_names(cls, baselines: dict[str, Decimal]) -> dict[str, Decimal]:
-        for name in baselines:
-            if "*" in asset_pattern(name, "baselines"):
-                raise ValueError(f"a baseline is of one asset of one account, without *, got {name!r}")
-        return baselines
 
     @model_validator(mode="after")
     def _policies_fit_kinds(self) -> Self:
