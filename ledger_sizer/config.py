@@ -262,6 +262,11 @@ class ReconcileSettings(Settings):
     dust_usd: Exact = Field(
         Decimal(1), ge=0, description="A spot difference worth less, in USD, is no drift; 0 switches this off."
     )
+    interest_usd: Exact = Field(
+        Decimal(100),
+        ge=0,
+        description="Most that coins may grow by interest in a day, in USD, without a freeze.",
+    )
     confirmations: int = Field(2, ge=1, le=100, description="Runs in a row that must agree on a drift.")
     stale_after_seconds: int | None = Field(
         300, ge=1, le=86_400, description="Age of the last good run that stops grants; empty does not enforce it."
@@ -291,6 +296,7 @@ class ReconcileSettings(Settings):
     policy_balance_below_holds: DriftPolicy = Field("alert", description="Free quote balance below the sum of holds.")
     policy_late_fill: DriftPolicy = Field("alert", description="A fill of a hold that is over, or of unknown fate.")
     policy_unreadable: DriftPolicy = Field("alert", description="A position that was listed and not understood.")
+    policy_interest: DriftPolicy = Field("record", description="Coins that grew as by interest, earned or owed.")
     policy_expired_hold: DriftPolicy = Field("record", description="A hold that ran out with nothing to show for it.")
     webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
     webhook_secret: SecretStr | None = Field(None, description="Signs them: X-Ledger-Signature, HMAC-SHA256, hex.")

@@ -146,6 +146,7 @@ class LocalInspector:
         ledger_side.known_excess = _excess_by_market(live)
         ledger_side.excess_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
         ledger_side.accepted_excess = _excess_by_market(drift for drift in live if drift.state == "acknowledged")
+        ledger_side.interest_since_us = {one.market: one.opened_us for one in live if one.kind == "interest"}
         prices = self._last_prices(request.portfolio, ledger_side, snapshots)
 
         def released() -> list[EndedHold]:
@@ -243,6 +244,7 @@ def _parameters(
         policies=policies,
         baselines=dict(settings.reconcile.baselines),
         dust_usd=settings.reconcile.dust_usd,
+        interest_usd=settings.reconcile.interest_usd,
         last_prices=prices,
         stale_us=0 if stale is None else started_us - stale * 1_000_000,
     )
