@@ -10,7 +10,7 @@ from ledger_sizer.model.choices import ASSET_POLICIES, AssetPolicy
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.times import from_us
 
-DOLLARS = frozenset({"USD", "USDT", "USDC", "USDE", "FDUSD", "BUSD", "DAI", "TUSD", "USD1"})
+DOLLARS = ("BUSD", "DAI", "FDUSD", "TUSD", "USD", "USD1", "USDC", "USDE", "USDT")
 """Currencies that count as dollars: in the quote of a market, and as money of an account."""
 
 NAME_LENGTH_MAX = 200
@@ -90,7 +90,7 @@ class AssetPolicies:
         dollars: Iterable[str] = DOLLARS,
     ) -> None:
         own = dict(settings or {})
-        defaults = {f"*/*/{asset}": AssetRule(f"*/*/{asset}", "cash", "default") for asset in sorted(dollars)}
+        defaults = {f"*/*/{asset}": AssetRule(f"*/*/{asset}", "cash", "default") for asset in dollars}
         of_settings = defaults | {pattern: AssetRule(pattern, policy) for pattern, policy in own.items()}
         self._tables = [_Table(decided), _Table(of_settings.values())]
         self._found: dict[tuple[str, str, str], AssetRule | None] = {}
@@ -112,6 +112,11 @@ class AssetPolicies:
         """Return the policy of an asset."""
         found = self.rule(venue, account, asset)
         return "position" if found is None else found.policy
+
+    def is_dollar(self, venue: str, account: str, asset: str) -> bool:
+        """Whether an asset is money of which one unit is one USD."""
+        found = self.rule(venue, account, asset)
+        return found is not None and found.policy == "cash" and (found.source == "default" or asset in DOLLARS)
 
 
 class _Table:

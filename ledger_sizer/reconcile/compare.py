@@ -14,7 +14,7 @@ from ledger_sizer.model.choices import DriftKind
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
-from ledger_sizer.reconcile.assets import AssetSide
+from ledger_sizer.reconcile.assets import AssetSide, free_usd
 from ledger_sizer.reconcile.attribution import AccountKey
 from ledger_sizer.reconcile.hedges import HedgeComparison, unhedged_positions
 from ledger_sizer.reconcile.in_flight import InFlight
@@ -202,7 +202,7 @@ class _AccountComparison:
             taken = holdings.taken_as_told
             self._compare_markets(holdings.compared, {one: expected[one] for one in expected if one not in taken})
             if positions is not None:
-                self._check_free_balance(assets.free_usd(balances))
+                self._check_free_balance(free_usd(snapshot, self._parameters.policies))
 
     def add_to(self, hedges: HedgeComparison) -> None:
         """Add what the ledger has here and what the exchange shows; nothing shown where a part was not fetched."""

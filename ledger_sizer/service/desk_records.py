@@ -31,7 +31,8 @@ _SETTINGS = {
         "enabled interval_seconds tolerance dust_usd interest_usd confirmations stale_after_seconds grace_seconds"
         " expired_seconds run_seconds_max freeze_scope quote_assets baselines assets policy_fetch_failed"
         " policy_quantity_differs policy_unknown_position policy_missing_position policy_side_flipped"
-        " policy_legs_unequal policy_balance_below_holds policy_late_fill policy_expired_hold policy_unreadable policy_interest"
+        " policy_legs_unequal policy_balance_below_holds policy_late_fill policy_expired_hold policy_unreadable"
+        " policy_interest"
     ),
 }
 """Settings that decide about money, by section. No secret is among them, and no address."""
