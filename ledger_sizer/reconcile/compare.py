@@ -177,9 +177,10 @@ class _AccountComparison:
         if positions is None or balances is None:
             missing = [name for name in ("positions", "balances") if getattr(snapshot, name) is None]
             self._add_fetch_failed(stale, missing)
+        if positions is not None or balances is not None:
+            self._leave_out_unread()
         if positions is not None:
             result.positions_known.add(self._account_key)
-            self._leave_out_unread()
             for position in throttled(positions):
                 market = Market(*self._account_key, position.symbol, position.side)
                 self._shown[market] = self._shown.get(market, ZERO) + position.coins
@@ -232,7 +233,7 @@ class _AccountComparison:
         )  # fmt: skip
 
     def _leave_out_unread(self) -> None:
-        """Tell of rows that could not be read. Their markets are unknown, so they are not judged."""
+        """Tell of rows that could not be read. Their markets and coins are unknown, so they are not judged."""
         told: dict[str, str] = {}
         for row in self._snapshot.unread:
             told[row.symbol] = f"{told[row.symbol]}; {row.detail}" if row.symbol in told else row.detail
