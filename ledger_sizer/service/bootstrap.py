@@ -52,9 +52,11 @@ def running_components(
 
     with_jobs: False builds the jobs and alerts but does not start them. tracing: None follows the settings; it is
     stopped at the end either way.
-    Raises `InvalidRequest` for an address that other machines can reach while there is no API key, `SchemaOutdated`
-    for a database server whose schema is behind, `Unavailable` for a database that cannot be reached.
+    Raises `InvalidRequest` for an address that other machines can reach while there is no API key, and for settings
+    that cannot work together, `SchemaOutdated` for a database server whose schema is behind, `Unavailable` for a
+    database that cannot be reached.
     """
+    require_workable(settings)
     url = settings.ledger.database_url
     with ExitStack() as stack:
         if tracing is None and settings.service.tracing:
@@ -114,6 +116,22 @@ def observe_both(first: Observe, second: Observe) -> Observe:
         second(records, seconds)
 
     return observe
+
+
+def require_workable(settings: AppSettings) -> None:
+    """Raise `InvalidRequest` for what the settings ask for and cannot have: runs without an account, or a webhook."""
+    if settings.reconcile.enabled and not settings.exchange.every():
+        raise InvalidRequest(
+            "RECONCILE_ENABLED is true and no exchange account has a key, so that no run could read anything; set "
+            "EXCHANGE_API_KEY and EXCHANGE_API_SECRET, or RECONCILE_ENABLED=false",
+            field="enabled",
+        )
+    if settings.reconcile.webhook_heads and settings.reconcile.webhook_url is None:
+        raise InvalidRequest(
+            "RECONCILE_WEBHOOK_HEADS is true and there is no webhook to post the chain heads to; set "
+            "RECONCILE_WEBHOOK_URL, or RECONCILE_WEBHOOK_HEADS=false",
+            field="webhook_heads",
+        )
 
 
 def is_loopback(host: str) -> bool:
