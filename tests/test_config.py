@@ -399,8 +399,3 @@ def test_make_settings_when_they_can_work_together_then_they_say_when_the_end_of
 ) -> None:
     settings = ReconcileSettings(**values)
     assert settings.timing.warns_at == warns_at
-    assert (
-        settings.stale_after_seconds is None
-        or warns_at < settings.stale_after_seconds - settings.interval_seconds
-        or (warns_at == 1)
-    )

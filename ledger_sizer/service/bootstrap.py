@@ -23,6 +23,7 @@ from ledger_sizer.service.head_export import HeadExport
 from ledger_sizer.service.jobs import Jobs, archive, reconciliation, sweep
 from ledger_sizer.service.metrics import Metrics
 from ledger_sizer.service.tracing import Tracing, start_tracing
+from ledger_sizer.service.trust_watch import TrustWatch
 from ledger_sizer.service.unknown_holds import UnknownHolds
 from ledger_sizer.storage.database import make_engine
 
@@ -91,6 +92,8 @@ def running_components(
         unknown_holds = UnknownHolds(ledger, writes)
         if unknown_holds.wanted:
             jobs.every("unknown_holds", unknown_holds.look_seconds, unknown_holds)
+        trust_watch = TrustWatch(ledger, writes)
+        jobs.every("trust", trust_watch.look_seconds, trust_watch, at_start=False)  # after the first run
         if settings.reconcile.enabled:
             jobs.every("reconcile", settings.reconcile.interval_seconds, reconciliation(reconciler))
         for account in {account.venue: account for account in reversed(inspector.accounts)}.values():
