@@ -21,6 +21,7 @@ from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.times import from_us, time_text
 from ledger_sizer.reconcile.outbox import enqueue_event
+from ledger_sizer.service.reconciliation_metrics import account_scopes
 from ledger_sizer.storage.database import database_now_us, read_transaction, write_transaction
 from ledger_sizer.storage.tables import PortfolioRow, ReconciliationRow, ScopeRow
 from ledger_sizer.telemetry import get_logger
@@ -83,8 +84,7 @@ class TrustWatch:
         settings = ledger.settings
         self._warns_at_us = settings.reconcile.timing.warns_at * 1_000_000
         self._webhook = settings.reconcile.webhook_url is not None
-        accounts = [f"account={one.id}/{one.account}" for one in settings.exchange.every()]
-        self._scopes = (PORTFOLIO_SCOPE, *accounts)
+        self._scopes = (PORTFOLIO_SCOPE, *account_scopes(settings))
         self._told: dict[str, dict[str, tuple[str, int]]] = {}
         self._looked_us = 0
 
