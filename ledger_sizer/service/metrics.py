@@ -25,11 +25,7 @@ from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.times import UNTIL_KNOWN_US, from_us
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
-from ledger_sizer.service.reconciliation_metrics import (
-    account_scopes,
-    read_reconciliation,
-    reconciliation_families,
-)
+from ledger_sizer.service.reconciliation_metrics import read_reconciliation, reconciliation_families
 from ledger_sizer.service.scope_metrics import SCOPES_MAX, read_scopes, scope_families
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.lookups import desk_status
@@ -82,7 +78,6 @@ class Metrics:
         self._decision_children: dict[tuple[str, str, str | None], Counter] = {}
         self.event_streams = Gauge("ledger_event_streams", "Event streams open now.", **own)
         self._exposure_engine: Engine | None = None
-        self._accounts: list[str] = []
 
     def count_commit(self, records: Sequence[DecisionRecord], seconds: float) -> None:
         """Count one committed batch. Assigned to `Ledger.observe`."""
@@ -116,7 +111,6 @@ class Metrics:
         room = Gauge("ledger_queue_size_max", "Commands the queue holds; then 503.", registry=self.registry)
         room.set(ledger.settings.ledger.queue_size_max)
         self._exposure_engine = engine
-        self._accounts = account_scopes(ledger.settings)
         warning = Gauge(
             "ledger_trust_warning_seconds", "Trust left at which its end is announced.", registry=self.registry
         )
@@ -138,9 +132,7 @@ class Metrics:
 
     def _collectors(self, portfolios: Sequence[str] | None) -> list[Any]:
         engine = self._exposure_engine
-        if engine is None:
-            return [self.registry]
-        return [self.registry, ExposureCollector(engine, portfolios, self._accounts)]
+        return [self.registry] if engine is None else [self.registry, ExposureCollector(engine, portfolios)]
 
 
 class _Scrape:
@@ -177,14 +169,12 @@ class _RepeatedDenials(Collector):
 class ExposureCollector(Collector):
     """Collects from the database: exposure by portfolio and scope, age of the oldest hold, drifts, reconciliation.
 
-    portfolios: the only ones to read, so that `SCOPES_MAX` counts no others; None for all. accounts: the scopes of
-    those whose trust is shown.
+    portfolios: the only ones to read, so that `SCOPES_MAX` counts no others; None for all.
     """
 
-    def __init__(self, engine: Engine, portfolios: Sequence[str] | None = None, accounts: Sequence[str] = ()) -> None:
+    def __init__(self, engine: Engine, portfolios: Sequence[str] | None = None) -> None:
         self._engine = engine
         self._portfolios = portfolios
-        self._accounts = accounts
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Collect for one scrape. Without the database only `ledger_database_up` 0 is shown, no outdated exposure."""
@@ -213,7 +203,7 @@ class ExposureCollector(Collector):
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
             holds = connection.execute(_holds(now_us).where(*own)).all()
             desk = desk_status(connection)
-            reconciliation = read_reconciliation(connection, self._portfolios, self._accounts)
+            reconciliation = read_reconciliation(connection, self._portfolios)
             newest_us = connection.execute(select(func.max(PortfolioRow.last_us)).where(*own)).scalar() or 0
         yield from scope_families(scopes, from_us(now_us))
         yield _desk_gauge(desk)

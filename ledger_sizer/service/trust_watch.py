@@ -1,15 +1,14 @@
 """Tells before trust ends, when it has ended, and when it is back: in the log, in the audit chain, at the webhook.
 
 Trust ends by time, so a reconciliation that died says nothing of it: this job looks at the ledger itself. It watches
-every portfolio, and every account that the settings name. What was told is kept as a remark in the portfolio's chain,
+every portfolio and every account whose trust ends. What was told is kept as a remark in the portfolio's chain,
 whose key names the scope and the time at which its trust ends. So each step is told once, by whichever replica, also
 across restarts. What several scopes have in common at one look is one message.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, select
@@ -18,12 +17,12 @@ from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.caller import SYSTEM, calling_as
 from ledger_sizer.model.commands import Remark
 from ledger_sizer.model.errors import LedgerError
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, account_of_scope
 from ledger_sizer.model.times import from_us, time_text
 from ledger_sizer.reconcile.outbox import enqueue_event
-from ledger_sizer.service.reconciliation_metrics import account_scopes
+from ledger_sizer.service.reconciliation_metrics import trust_that_ends
 from ledger_sizer.storage.database import database_now_us, read_transaction, write_transaction
-from ledger_sizer.storage.tables import PortfolioRow, ReconciliationRow, ScopeRow
+from ledger_sizer.storage.tables import ReconciliationRow
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -84,7 +83,6 @@ class TrustWatch:
         settings = ledger.settings
         self._warns_at_us = settings.reconcile.timing.warns_at * 1_000_000
         self._webhook = settings.reconcile.webhook_url is not None
-        self._scopes = (PORTFOLIO_SCOPE, *account_scopes(settings))
         self._told: dict[str, dict[str, tuple[str, int]]] = {}
         self._looked_us = 0
 
@@ -100,7 +98,7 @@ class TrustWatch:
         """
         with read_transaction(self._engine) as connection:
             now_us = self._now_us(connection)
-            watched = _read_trust(connection, self._scopes)
+            watched = _read_trust(connection)
         if not 0 <= now_us - self._looked_us < 2 * self.look_seconds * 1_000_000:
             self._told.clear()  # another replica may have looked in between
         self._looked_us = now_us
@@ -180,9 +178,11 @@ class TrustWatch:
 
     def _body(self, event: str, steps: Sequence[Step], now_us: int) -> dict[str, object]:
         listed = steps[:_LISTED_MAX]
-        lines = [_HEADS[event], *(f"- {self._line(one, now_us)}" for one in steps[:_LINES_MAX])]
-        if len(steps) > _LINES_MAX:
-            lines.append(f"- and {len(steps) - _LINES_MAX} more")
+        whole = {one.trust.portfolio for one in steps if one.trust.scope == PORTFOLIO_SCOPE}
+        said = [one for one in steps if one.trust.scope == PORTFOLIO_SCOPE or one.trust.portfolio not in whole]
+        lines = [_HEADS[event], *(f"- {self._line(one, now_us)}" for one in said[:_LINES_MAX])]
+        if len(said) > _LINES_MAX:
+            lines.append(f"- and {len(said) - _LINES_MAX} more")
         if event != BACK:
             lines.append(_TO_DO)
         return {
@@ -193,7 +193,7 @@ class TrustWatch:
 
     def _line(self, step: Step, now_us: int) -> str:
         trust = step.trust
-        account = trust.scope.partition("=")[2]
+        account = "" if trust.scope == PORTFOLIO_SCOPE else "/".join(account_of_scope(trust.scope))
         where = f"{trust.portfolio}: {f'reservations with a leg at {account}' if account else 'all new reservations'}"
         if trust.until_us is None:
             return f"{where}: an end of trust is not enforced there any more"
@@ -248,12 +248,6 @@ def _database_now_us(connection: Connection) -> int:
     return int(connection.execute(select(database_now_us())).scalar_one())
 
 
-def _read_trust(connection: Connection, scopes: Iterable[str]) -> list[Trust]:
-    """Read the scopes whose trust ends by time, ordered."""
-    query = (
-        select(PortfolioRow.name, ScopeRow.scope, ScopeRow.fresh_until_us, ScopeRow.frozen)
-        .join_from(PortfolioRow, ScopeRow, ScopeRow.portfolio_id == PortfolioRow.id)
-        .where(ScopeRow.scope.in_([*scopes]), ScopeRow.fresh_until_us.is_not(None))
-    )
-    found = (Trust(name, scope, until_us, bool(frozen)) for name, scope, until_us, frozen in connection.execute(query))
-    return sorted(found, key=attrgetter("portfolio", "scope"))
+def _read_trust(connection: Connection) -> list[Trust]:
+    found = connection.execute(trust_that_ends()).all()
+    return [Trust(name, scope, until_us, bool(frozen)) for name, scope, until_us, frozen in found]

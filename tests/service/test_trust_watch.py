@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection
 
-from ledger_sizer import ExchangeSettings, ReconcileSettings
-from ledger_sizer.model.commands import Reconciled
+from ledger_sizer import ReconcileSettings
+from ledger_sizer.model.commands import AccountSeen, Reconciled
 from ledger_sizer.model.times import to_us
 from ledger_sizer.service.trust_watch import TrustWatch
-from ledger_sizer.storage.tables import ScopeRow
 from tests.support.accounts import Desk, WrittenAccount
 from tests.support.clock import FakeClock
 from tests.support.ledgers import Intruder, assert_verified
@@ -176,28 +175,32 @@ def test_look_when_several_portfolios_lose_trust_then_it_is_one_message(database
     watched.close()
 
 
-def test_look_when_one_account_of_two_loses_trust_then_it_is_named(database_url: str, clock: FakeClock) -> None:
-    watched = Watched(database_url, clock)
-    forms = {name: SecretStr("x") for name in ("api_key", "api_secret")}
-    exchange = ExchangeSettings(id="bybit", accounts=[{"id": "okx", **forms}], **forms)  # type: ignore[arg-type]
-    watched.desk.ledger.settings = watched.desk.settings.model_copy(update={"exchange": exchange})
-    now_us = to_us(clock.now())
-    with watched.desk.engine.begin() as connection:
-        owner = watched.intruder.rows("SELECT id FROM portfolios WHERE name = 'main'")[0][0]
-        for scope, seconds in (("account=bybit/main", 250), ("account=okx/main", 900), ("account=gone/main", 1)):
-            connection.execute(
-                insert(ScopeRow).values(
-                    portfolio_id=owner, scope=scope, held_e8=0, open_e8=0, overage_e8=0, status="active", frozen=0,
-                    fresh_until_us=now_us + seconds * 1_000_000,
-                )
-            )  # fmt: skip
+def test_look_when_one_account_of_two_loses_trust_then_it_is_named(watched: Watched, clock: FakeClock) -> None:
+    ledger, begun = watched.desk.ledger, clock.now()
+    for account, seconds in (("bybit", 250), ("okx", 900), ("gone", 1)):
+        until = begun + timedelta(seconds=seconds)
+        ledger.run(AccountSeen(key=account, scope=f"account={account}/main", fresh_until=until))
+    ledger.run(AccountSeen(key="left", scope="account=gone/main", gone=True))
     clock.advance(250)
     watched.replica()()
     assert [(one["event"], [scope["scope"] for scope in one["scopes"]]) for one in watched.posted()] == [
         ("trust_ended", ["account=bybit/main"]), ("trust_ending", ["portfolio"]),
     ]  # fmt: skip
     assert "main: reservations with a leg at bybit/main since" in watched.posted()[0]["text"]
-    watched.close()
+    ledger.run(AccountSeen(key="again", scope="account=bybit/main", fresh_until=begun + timedelta(seconds=900)))
+    watched.replica()()
+    assert "reservations with a leg at bybit/main are possible again" in watched.posted()[-1]["text"]
+
+
+def test_look_when_the_only_account_loses_trust_then_the_portfolio_says_it(watched: Watched, clock: FakeClock) -> None:
+    until = clock.now() + timedelta(seconds=300)
+    watched.desk.ledger.run(AccountSeen(key="1", scope="account=bybit/main", fresh_until=until))
+    clock.advance(300)
+    watched.replica()()
+    (ended,) = watched.posted()
+    assert [one["scope"] for one in ended["scopes"]] == ["portfolio", "account=bybit/main"]
+    assert "all new reservations since" in ended["text"]
+    assert "with a leg" not in ended["text"]
 
 
 def test_look_when_a_crash_comes_before_the_remark_then_the_webhook_gets_it_under_the_same_name(
