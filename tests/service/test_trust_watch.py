@@ -12,7 +12,7 @@ from pydantic import SecretStr
 from sqlalchemy import Connection
 
 from ledger_sizer import ReconcileSettings
-from ledger_sizer.model.commands import AccountSeen, Reconciled
+from ledger_sizer.model.commands import Reconciled
 from ledger_sizer.model.times import to_us
 from ledger_sizer.service.trust_watch import TrustWatch
 from tests.support.accounts import Desk, WrittenAccount
@@ -179,22 +179,22 @@ def test_look_when_one_account_of_two_loses_trust_then_it_is_named(watched: Watc
     ledger, begun = watched.desk.ledger, clock.now()
     for account, seconds in (("bybit", 250), ("okx", 900), ("gone", 1)):
         until = begun + timedelta(seconds=seconds)
-        ledger.run(AccountSeen(key=account, scope=f"account={account}/main", fresh_until=until))
-    ledger.run(AccountSeen(key="left", scope="account=gone/main", gone=True))
+        ledger.run(Reconciled(key=account, scope=f"account={account}/main", fresh_until=until))
+    ledger.run(Reconciled(key="left", scope="account=gone/main", fresh_until=None))
     clock.advance(250)
     watched.replica()()
     assert [(one["event"], [scope["scope"] for scope in one["scopes"]]) for one in watched.posted()] == [
         ("trust_ended", ["account=bybit/main"]), ("trust_ending", ["portfolio"]),
     ]  # fmt: skip
     assert "main: reservations with a leg at bybit/main since" in watched.posted()[0]["text"]
-    ledger.run(AccountSeen(key="again", scope="account=bybit/main", fresh_until=begun + timedelta(seconds=900)))
+    ledger.run(Reconciled(key="again", scope="account=bybit/main", fresh_until=begun + timedelta(seconds=900)))
     watched.replica()()
     assert "reservations with a leg at bybit/main are possible again" in watched.posted()[-1]["text"]
 
 
 def test_look_when_the_only_account_loses_trust_then_the_portfolio_says_it(watched: Watched, clock: FakeClock) -> None:
     until = clock.now() + timedelta(seconds=300)
-    watched.desk.ledger.run(AccountSeen(key="1", scope="account=bybit/main", fresh_until=until))
+    watched.desk.ledger.run(Reconciled(key="1", scope="account=bybit/main", fresh_until=until))
     clock.advance(300)
     watched.replica()()
     (ended,) = watched.posted()
