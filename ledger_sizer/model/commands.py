@@ -15,6 +15,7 @@ from decimal import Decimal
 from typing import Annotated, Any, get_args
 
 from ledger_sizer.model.arguments import (
+    ANY_DECIMAL,
     FLAG,
     LABEL,
     NOT_GIVEN,
@@ -265,7 +266,7 @@ class Reconciled(ScopeCommand):
 
 
 @verb(
-    "account_seen", role="admin", call="POST /v1/portfolios/{portfolio}/accounts",
+    "account_seen", role="admin", call="POST /v1/portfolios/{portfolio}/accounts", creates=True,
     examples=(
         "account_seen --scope account=bybit/main --fresh-until 2030-01-31T12:00:00Z --free 1200.5",
         "account_seen --scope account=bybit/old --gone",
@@ -279,15 +280,19 @@ class AccountSeen(ScopeCommand):
     """
 
     fresh_until: Annotated[
-        datetime | None, Argument(MOMENT, "The end of the trust in it; none (null) trusts it without end.")
-    ] = None
+        datetime | NotGiven | None, Argument(MOMENT, "The end of the trust in it; none (null) trusts it without end.")
+    ] = NOT_GIVEN
     free: Annotated[
         Decimal | NotGiven | None,
         Argument(NOT_NEGATIVE, "Dollars free in it; none (null): nobody knows, and they bound nothing.", metavar="USD"),
     ] = NOT_GIVEN
     settled: Annotated[
         Decimal | None,
-        Argument(NOT_NEGATIVE, "What was promised of it and that balance shows already, USD.", metavar="USD"),
+        Argument(
+            ANY_DECIMAL,
+            "What was promised of it and shows in that balance, USD; below zero: what nobody promised.",
+            metavar="USD",
+        ),
     ] = None
     margin_fraction: Annotated[
         Decimal | NotGiven, Argument(NOT_NEGATIVE, "Fraction of a contract's value that it needs.", metavar="FRACTION")
@@ -295,7 +300,7 @@ class AccountSeen(ScopeCommand):
     gone: Annotated[bool, Argument(FLAG, "It belongs to the portfolio no more.")] = False
 
     def _check_together(self) -> None:
-        super()._check_together()
+        ScopeCommand._check_together(self)
         if not is_account_scope(self.scope):
             raise InvalidRequest(
                 f"scope must be an exchange account, like account=bybit/main, got {self.scope!r}", field="scope"
@@ -311,8 +316,9 @@ class AccountSeen(ScopeCommand):
         changes: dict[str, Any] = {
             "since_seq": seq if settings.since_seq is None else settings.since_seq,
             "promised_e8": max((settings.promised_e8 or 0) - settled_e8, 0),
-            "fresh_until_us": None if self.fresh_until is None else to_us(self.fresh_until),
         }
+        if self.fresh_until is not NOT_GIVEN:
+            changes["fresh_until_us"] = None if self.fresh_until is None else to_us(self.fresh_until)
         if self.free is not NOT_GIVEN:
             changes["free_e8"] = None if self.free is None else usd_floor_e8(self.free, "free")
         if self.margin_fraction is not NOT_GIVEN:

@@ -42,13 +42,13 @@ def unreadable_body(run: Run, out: Sequence[Drift], stale_after_seconds: int | N
     if stale_after_seconds is None:
         end = "Grants go on all the same: RECONCILE_STALE_AFTER_SECONDS is empty."
     else:
-        end = f"Reservations are denied {stale_after_seconds} s after the last good run, until one is good again."
+        end = f"Reservations with a leg there are denied {stale_after_seconds} s after it was last read, until it is again."
     lines = [
         f"{run.portfolio}: {_named(out)} cannot be read. What stands there is not known and not judged. {end}",
         *_lines(out, lambda one: f"{one.where}, since {time_text(one.opened_at)}: {one.detail}"),
         *_frozen_lines(out),
-        "Do: look at the key's rights, the network, the exchange's status and its rate limits. The next good run ends"
-        " this.",
+        "Do: look at the key's rights, the network, the exchange's status and its rate limits. The next run that"
+        " reads it ends this.",
     ]
     return _body("run_failed", run, out, lines) | {"accounts": [_account_json(one) for one in out[:LISTED_MAX]]}
 

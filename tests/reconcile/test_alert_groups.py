@@ -50,7 +50,7 @@ def test_outage_when_it_lasts_three_hours_then_it_is_one_alert_and_one_all_clear
     (account,) = out["accounts"]
     assert (account["venue"], account["account"], account["since"]) == ("bybit", "main", "2026-01-01T00:02:00Z")
     assert out["run"]["id"] == 3
-    for words in ("bybit/main cannot be read", "positions: no answer", "300 s after the last good run", "Do: look at"):
+    for words in ("bybit/main cannot be read", "positions: no answer", "300 s after it was last read", "Do: look at"):
         assert words in out["text"]
     desk.account.shows()
     desk.run(3)
