@@ -42,7 +42,7 @@ def unreadable_body(run: Run, out: Sequence[Drift], stale_after_seconds: int | N
     if stale_after_seconds is None:
         end = "Grants go on all the same: RECONCILE_STALE_AFTER_SECONDS is empty."
     else:
-        end = f"Reservations with a leg there are denied {stale_after_seconds} s after it was last read, until it is again."
+        end = f"Reservations with a leg there are denied {stale_after_seconds} s after it was last read."
     lines = [
         f"{run.portfolio}: {_named(out)} cannot be read. What stands there is not known and not judged. {end}",
         *_lines(out, lambda one: f"{one.where}, since {time_text(one.opened_at)}: {one.detail}"),

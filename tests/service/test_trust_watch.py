@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -28,8 +28,11 @@ Looks = Callable[[], "str | None"]
 class Watched:
     """A desk that reconciled once, and replicas that look at its trust in turns."""
 
-    def __init__(self, url: str, clock: FakeClock, portfolios: tuple[str, ...] = ("main",), **reconcile: Any) -> None:
-        accounts = [WrittenAccount(portfolio=name) for name in portfolios]
+    def __init__(
+        self, url: str, clock: FakeClock, portfolios: tuple[str, ...] = ("main",), accounts: Sequence[Any] = (),
+        **reconcile: Any,
+    ) -> None:  # fmt: skip
+        accounts = accounts or [WrittenAccount(portfolio=name) for name in portfolios]
         self.desk = Desk(url, clock, accounts, **{"webhook_url": URL, **reconcile})
         self.clock = clock
         self.intruder = Intruder(url)
@@ -47,6 +50,10 @@ class Watched:
     def posted(self) -> list[Any]:
         """Return the bodies in the webhook's outbox."""
         return [json.loads(body) for (body,) in self.intruder.rows("SELECT body FROM alerts ORDER BY id")]
+
+    def posted_of(self, what: str) -> list[Any]:
+        """Return those whose event begins so."""
+        return [one for one in self.posted() if one["event"].startswith(what)]
 
     def remarks(self, portfolio: str = "main") -> list[tuple[str, str]]:
         """Return what the chain tells of trust: event and scope, oldest first."""
@@ -85,10 +92,12 @@ def test_look_when_the_reconciler_is_dead_for_hours_then_each_step_is_told_once(
     assert watched.posted() == []
     look_for(20)
     (ending,) = watched.posted()
-    assert (ending["event"], ending["portfolios"], ending["count"]) == ("trust_ending", ["main"], 1)
+    assert (ending["event"], ending["portfolios"], ending["count"]) == ("trust_ending", ["main"], 2)
     assert ending["scopes"] == [
-        {"portfolio": "main", "scope": "portfolio", "trusted_until": "2026-01-01T00:05:00Z", "seconds_left": 100}
+        {"portfolio": "main", "scope": scope, "trusted_until": "2026-01-01T00:05:00Z", "seconds_left": 100}
+        for scope in ("portfolio", "account=bybit/main")
     ]
+    assert "with a leg" not in ending["text"], "of the only account the portfolio says it"
     assert "from 2026-01-01T00:05:00Z on, in 100 s" in ending["text"]
     assert "The last run, 1, began at 2026-01-01T00:00:00Z and was good" in ending["text"]
     assert "Do: ledger-sizer reconcile" in ending["text"]
@@ -101,7 +110,8 @@ def test_look_when_the_reconciler_is_dead_for_hours_then_each_step_is_told_once(
     *_, back = watched.posted()
     assert (back["event"], back["scopes"][0]["scope"]) == ("trust_back", "portfolio")
     assert watched.remarks() == [
-        ("trust_ending", "portfolio"), ("trust_ended", "portfolio"), ("trust_back", "portfolio"),
+        (event, scope)
+        for event in ("trust_ending", "trust_ended", "trust_back") for scope in ("portfolio", "account=bybit/main")
     ]  # fmt: skip
     look_for(400)
     assert [one["event"] for one in watched.posted()[3:]] == ["trust_ending", "trust_ended"], "another episode"
@@ -132,7 +142,7 @@ def test_look_when_an_account_cannot_be_read_then_the_message_says_why(watched: 
         clock.advance(60)
         watched.run()
     watched.replica()()
-    ended = watched.posted()[-1]
+    (ended,) = watched.posted_of("trust")
     assert ended["event"] == "trust_ended", "without a look before, there was no warning"
     assert "was partial: bybit/main positions: no answer" in ended["text"]
 
@@ -169,38 +179,31 @@ def test_look_when_several_portfolios_lose_trust_then_it_is_one_message(database
     clock.advance(400)
     assert watched.replica()() == "told"
     (ended,) = watched.posted()
-    assert (ended["portfolios"], ended["count"]) == ([*names], 25)
+    assert (ended["portfolios"], ended["count"]) == ([*names], 50)
     assert "and 5 more" in ended["text"]
-    assert {name: watched.remarks(name) for name in names} == {name: [("trust_ended", "portfolio")] for name in names}
+    said = [("trust_ended", "portfolio"), ("trust_ended", "account=bybit/main")]
+    assert {name: watched.remarks(name) for name in names} == dict.fromkeys(names, said)
     watched.close()
 
 
-def test_look_when_one_account_of_two_loses_trust_then_it_is_named(watched: Watched, clock: FakeClock) -> None:
-    ledger, begun = watched.desk.ledger, clock.now()
-    for account, seconds in (("bybit", 250), ("okx", 900), ("gone", 1)):
-        until = begun + timedelta(seconds=seconds)
-        ledger.run(Reconciled(key=account, scope=f"account={account}/main", fresh_until=until))
-    ledger.run(Reconciled(key="left", scope="account=gone/main", fresh_until=None))
-    clock.advance(250)
-    watched.replica()()
-    assert [(one["event"], [scope["scope"] for scope in one["scopes"]]) for one in watched.posted()] == [
-        ("trust_ended", ["account=bybit/main"]), ("trust_ending", ["portfolio"]),
-    ]  # fmt: skip
-    assert "main: reservations with a leg at bybit/main since" in watched.posted()[0]["text"]
-    ledger.run(Reconciled(key="again", scope="account=bybit/main", fresh_until=begun + timedelta(seconds=900)))
-    watched.replica()()
-    assert "reservations with a leg at bybit/main are possible again" in watched.posted()[-1]["text"]
-
-
-def test_look_when_the_only_account_loses_trust_then_the_portfolio_says_it(watched: Watched, clock: FakeClock) -> None:
-    until = clock.now() + timedelta(seconds=300)
-    watched.desk.ledger.run(Reconciled(key="1", scope="account=bybit/main", fresh_until=until))
-    clock.advance(300)
-    watched.replica()()
-    (ended,) = watched.posted()
-    assert [one["scope"] for one in ended["scopes"]] == ["portfolio", "account=bybit/main"]
-    assert "all new reservations since" in ended["text"]
-    assert "with a leg" not in ended["text"]
+def test_look_when_one_account_of_two_loses_trust_then_it_is_named(database_url: str, clock: FakeClock) -> None:
+    watched = Watched(database_url, clock, accounts=[WrittenAccount("bybit"), WrittenAccount("okx")])
+    bybit, look = watched.desk.account, watched.replica()
+    bybit.positions = None
+    for _ in range(30):
+        clock.advance(10)
+        watched.run()
+        look()
+    ending, ended = watched.posted_of("trust")
+    assert [one["scope"] for one in (*ending["scopes"], *ended["scopes"])] == ["account=bybit/main"] * 2
+    assert "main: reservations with a leg at bybit/main since" in ended["text"]
+    assert "was partial: bybit/main positions: no answer" in ended["text"]
+    bybit.positions = ()
+    watched.run()
+    look()
+    assert "reservations with a leg at bybit/main are possible again" in watched.posted_of("trust")[-1]["text"]
+    assert [one["event"] for one in watched.posted_of("run")] == ["run_failed", "run_good_again"]
+    watched.close()
 
 
 def test_look_when_a_crash_comes_before_the_remark_then_the_webhook_gets_it_under_the_same_name(
