@@ -9,7 +9,7 @@ the item of a batch, the OpenAPI document, the command line and both references 
 rule.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, get_args
@@ -128,14 +128,7 @@ class SetCap(ScopeCommand):
         removed = {"guarantee", "max_position_usd", "share_of_equity"}
         if any(getattr(self, name) is not NOT_GIVEN for name in removed):
             removed.add("cap")
-        text = f'{{"command":"{self.verb}"'
-        for name, start, text_of in self.texts:
-            value = getattr(self, name)
-            if value is None and name in removed:
-                text += f"{start}null"
-            elif value is not None and value is not NOT_GIVEN:
-                text += start + text_of(value)
-        return text + "}"
+        return _text_with_nulls(self, removed)
 
     def changes(self) -> dict[str, Any]:
         """The settings that are given, 1e-8 USD; None removes one."""
@@ -169,6 +162,18 @@ SETTINGS = {
     "cap": "cap_e8", "guarantee": "guarantee_e8", "max_position_usd": "max_position_e8", "share_of_equity": "share_e8"
 }  # fmt: skip
 """Settings of a scope that `set_cap` changes, by argument."""
+
+
+def _text_with_nulls(command: ScopeCommand, nullable: Set[str]) -> str:
+    """Return a command's canonical JSON in which None of these arguments is null, and what is not given is absent."""
+    text = f'{{"command":"{command.verb}"'
+    for name, start, text_of in command.texts:
+        value = getattr(command, name)
+        if value is None and name in nullable:
+            text += f"{start}null"
+        elif value is not None and value is not NOT_GIVEN:
+            text += start + text_of(value)
+    return text + "}"
 
 
 @verb(
@@ -266,7 +271,7 @@ class Reconciled(ScopeCommand):
 
 
 @verb(
-    "account_seen", role="admin", call="POST /v1/portfolios/{portfolio}/accounts", creates=True,
+    "account_seen", role="admin", call="POST /v1/portfolios/{portfolio}/accounts",
     examples=(
         "account_seen --scope account=bybit/main --fresh-until 2030-01-31T12:00:00Z --free 1200.5",
         "account_seen --scope account=bybit/old --gone",
@@ -305,6 +310,10 @@ class AccountSeen(ScopeCommand):
             raise InvalidRequest(
                 f"scope must be an exchange account, like account=bybit/main, got {self.scope!r}", field="scope"
             )
+
+    def request_text(self) -> str:
+        """Return canonical JSON: what nobody knows or that has no end is null, what is not given is absent."""
+        return _text_with_nulls(self, {"free", "fresh_until"})
 
     def settings_after(self, settings: ScopeSettings, seq: int) -> ScopeSettings:
         """Return the settings of the account after it."""

@@ -77,7 +77,9 @@ class AccountResolver:
             return None
         since = sorted((self._since.get((venue, account), SEQ_MAX), account) for account in known)
         earlier = [account for seq, account in since if seq < position.number]
-        if len(earlier) > 1 or (not earlier and len(since) > 1 and since[0][0] == since[1][0]):
+        # Accounts that were there from the start became known one decision after the other.
+        together = len(since) > 1 and since[1][0] - since[0][0] < len(self._since)
+        if len(earlier) > 1 or (not earlier and together):
             return None
         return venue, (earlier[0] if earlier else since[0][1])
 

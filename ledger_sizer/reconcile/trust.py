@@ -59,7 +59,10 @@ class Trust:
         An account is trusted for one `stale_after_seconds`, like a portfolio at the start. Where runs are scheduled,
         the ledger forgets accounts that the settings do not have any more.
         """
-        known = {name for name, settings in self._scopes(portfolio).items() if settings.since_seq is not None}
+        scopes = self._scopes(portfolio)
+        if not scopes:
+            return  # nobody used the portfolio yet
+        known = {name for name, settings in scopes.items() if settings.since_seq is not None}
         until = self._until(now_us) if self._settings.enabled or self.expires(portfolio) else None
         names = {account_scope(*account) for account in accounts}
         for name in sorted(names - known):
@@ -78,10 +81,11 @@ class Trust:
 
         Without a schedule, a run by hand must not start an expiring trust that nothing would renew.
         """
-        renews = self._settings.enabled or self.expires(portfolio)
+        scopes = self._scopes(portfolio)
+        renews = self._settings.enabled or scopes.get(PORTFOLIO_SCOPE, NO_SETTINGS).fresh_until_us is not None
         until = self._until(since_us)
         whole = [look for look in looks if look.whole]
-        for look in whole:
+        for look in whole if scopes else ():
             self._send(AccountSeen(
                 key=f"reconcile:{look.scope}:{run_id}", portfolio=portfolio, scope=look.scope, free=look.free,
                 fresh_until=until if renews else NOT_GIVEN, settled=look.settled or None,
