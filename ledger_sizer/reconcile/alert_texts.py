@@ -80,8 +80,10 @@ def confirmed_body(run: Run, confirmed: Sequence[Drift]) -> dict[str, Any]:
     return _body("drift_confirmed", run, ordered, lines)
 
 
-def resolved_body(run: Run, resolved: Sequence[Drift], live: Sequence[Drift], coins: Coins) -> dict[str, Any]:
-    """Return the body of `drift_resolved`. live: what is left. coins: of all of them.
+def resolved_body(
+    run: Run, resolved: Sequence[Drift], live: Sequence[Drift], still_out: Sequence[Drift], coins: Coins
+) -> dict[str, Any]:
+    """Return the body of `drift_resolved`. live: what is left. still_out: of accounts not read. coins: by drift.
 
     `all_clear` is true only where nothing is left of the coins that the ended drifts were about: what one drift no
     longer says, another one may say now.
@@ -101,7 +103,9 @@ def resolved_body(run: Run, resolved: Sequence[Drift], live: Sequence[Drift], co
         lines.append("All clear: nothing is left of it.")
     if elsewhere:
         lines.append(f"Of other coins {_drifts(elsewhere)} {'is' if elsewhere == 1 else 'are'} not over.")
-    lines += _frozen_lines(live)
+    if still_out:
+        lines.append(f"What stands at {_named(still_out)} is not known: it cannot be read.")
+    lines += _frozen_lines([*live, *still_out])
     body = _body("drift_resolved", run, resolved, lines)
     return body | {"all_clear": not left, "left": [drift_to_json(one) for one in left[:LISTED_MAX]]}
 

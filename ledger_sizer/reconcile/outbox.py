@@ -64,7 +64,7 @@ def enqueue_alerts(
     if told:
         bodies.append(confirmed_body(run, told))
     if ended:
-        bodies.append(resolved_body(run, ended, [drift for drift in left if drift.live], coins))
+        bodies.append(resolved_body(run, ended, [drift for drift in left if drift.live], still_out, coins))
     for body in bodies:
         enqueue_event(connection, f"run-{run.id}-{body['event']}", json.dumps(body))
 

@@ -129,6 +129,14 @@ def require_workable(settings: AppSettings) -> None:
             "EXCHANGE_API_KEY and EXCHANGE_API_SECRET, or RECONCILE_ENABLED=false",
             field="enabled",
         )
+    accounts = [f"{one.id}/{one.account}" for one in settings.exchange.every()]
+    for name in settings.reconcile.baselines if settings.reconcile.enabled else ():
+        if name.rpartition("/")[0] not in accounts:
+            raise InvalidRequest(
+                f"RECONCILE_BASELINES has {name!r}, and there is no such account, so that it would never be used; the "
+                f"accounts are {', '.join(accounts)}: write venue/account/ASSET of one of them, or take it out",
+                field="baselines",
+            )
     if settings.reconcile.webhook_heads and settings.reconcile.webhook_url is None:
         raise InvalidRequest(
             "RECONCILE_WEBHOOK_HEADS is true and there is no webhook to post the chain heads to; set "

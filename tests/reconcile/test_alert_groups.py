@@ -180,6 +180,17 @@ def test_drift_when_it_becomes_another_kind_then_its_end_is_no_all_clear(new_des
     assert "missing_position" in {one["kind"] for one in end["left"]}
 
 
+def test_drift_when_it_ends_while_an_account_is_out_then_the_text_says_what_is_not_known(new_desk: NewDesk) -> None:
+    bybit, okx = WrittenAccount("bybit"), WrittenAccount("okx")
+    desk = new_desk([bybit, okx], webhook_url=URL)
+    bybit.shows(long("1", "ETH/USDT:USDT", "2000"))
+    desk.run(2)
+    bybit.shows()
+    okx.positions = None
+    desk.run()
+    assert "What stands at okx/main is not known: it cannot be read." in told(desk)[-1]["text"]
+
+
 def test_drift_when_others_are_of_other_coins_then_its_end_is_an_all_clear_that_counts_them(new_desk: NewDesk) -> None:
     desk = new_desk(webhook_url=URL)
     desk.account.shows(long("1", "ETH/USDT:USDT", "2000"), long("1", "SOL/USDT:USDT", "100"))

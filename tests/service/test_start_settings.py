@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -28,9 +29,27 @@ def test_start_when_it_asks_for_what_it_cannot_have_then_it_is_refused_with_the_
     assert cure in str(refused.value)
 
 
+def test_start_when_a_baseline_is_of_no_account_then_it_is_refused_with_the_accounts(
+    database_url: str,
+) -> None:
+    sections = {
+        "reconcile": ReconcileSettings(enabled=True, baselines={"bybit/mian/BTC": Decimal(1)}),
+        "exchange": ExchangeSettings(api_key=SecretStr("key"), api_secret=SecretStr("secret")),
+    }
+    settings = settings_for(database_url, sections=sections)
+    with pytest.raises(InvalidRequest, match="bybit/mian/BTC") as refused, running_components(settings):
+        pass
+    assert "the accounts are bybit/main" in str(refused.value)
+
+
 def test_start_when_an_account_has_a_key_then_it_reconciles(database_url: str) -> None:
     sections = {
-        "reconcile": ReconcileSettings(enabled=True, webhook_heads=True, webhook_url=SecretStr("http://127.0.0.1:9/")),
+        "reconcile": ReconcileSettings(
+            enabled=True,
+            webhook_heads=True,
+            webhook_url=SecretStr("http://127.0.0.1:9/"),
+            baselines={"bybit/main/BTC": Decimal(1)},
+        ),
         "exchange": ExchangeSettings(api_key=SecretStr("key"), api_secret=SecretStr("secret")),
     }
     with running_components(settings_for(database_url, sections=sections), with_jobs=False) as parts:
