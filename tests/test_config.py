@@ -370,7 +370,6 @@ UNWORKABLE: list[tuple[dict[str, Any], str, str]] = [
     ({"interval_seconds": 3600, "stale_after_seconds": None}, "interval_seconds 3600", "RECONCILE_CONFIRMATIONS"),
     ({"trust_warning_seconds": 240}, "trust_warning_seconds 240", "before every run"),
     ({"trust_warning_seconds": 9, "stale_after_seconds": None}, "trust_warning_seconds 9", "which has none"),
-    ({"policy_fetch_failed": "record", "stale_after_seconds": None}, "policy_fetch_failed", "neither stop grants"),
     ({"tolerance": D(1)}, "RECONCILE_TOLERANCE", "less than 1"),
 ]
 

@@ -5,10 +5,7 @@ from typing import Any, NamedTuple, Self
 
 
 class ReconcileTiming(NamedTuple):
-    """See `ReconcileSettings`. Whole seconds; stale_after: None where trust does not end.
-
-    outage_told: whether an account that cannot be read is told.
-    """
+    """See `ReconcileSettings`. Whole seconds; stale_after: None where trust does not end."""
 
     interval: int
     confirmations: int
@@ -16,7 +13,6 @@ class ReconcileTiming(NamedTuple):
     warning: int | None
     grace: int
     expired: int
-    outage_told: bool = True
 
     @classmethod
     def of(cls, settings: Any) -> Self:
@@ -24,7 +20,6 @@ class ReconcileTiming(NamedTuple):
         return cls(
             settings.interval_seconds, settings.confirmations, settings.stale_after_seconds,
             settings.trust_warning_seconds, settings.grace_seconds, settings.expired_seconds,
-            settings.policy_fetch_failed != "record",
         )  # fmt: skip
 
     @property
@@ -44,12 +39,6 @@ class ReconcileTiming(NamedTuple):
         """Yield what cannot work, each with its cure."""
         if self.stale_after is not None:
             yield from self._problems_of_trust(self.stale_after)
-        elif not self.outage_told:
-            yield (
-                "policy_fetch_failed is 'record' and stale_after_seconds is empty: an account that nobody can read "
-                "would neither stop grants nor be told; set RECONCILE_POLICY_FETCH_FAILED=alert, or "
-                "RECONCILE_STALE_AFTER_SECONDS"
-            )
         elif self.warning:
             yield (
                 f"trust_warning_seconds {self.warning} announces the end of trust, which has none while "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -36,6 +37,8 @@ class Watched:
         self.desk = Desk(url, clock, accounts, **{"webhook_url": URL, **reconcile})
         self.clock = clock
         self.intruder = Intruder(url)
+        for name in portfolios:
+            self.desk.ledger.set_cap(key="cap", portfolio=name, cap=Decimal(1000))
         self.run()
 
     def run(self) -> None:
