@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -21,8 +22,9 @@ from ledger_sizer import InvalidRequest, ReconcileSettings
 from ledger_sizer.reconcile.alerts import DELIVERY_HEADER, SIGNATURE_HEADER, Alerts
 from ledger_sizer.reconcile.outbox import enqueue_event
 from ledger_sizer.storage.database import make_engine
-from ledger_sizer.storage.tables import AlertRow
+from ledger_sizer.storage.tables import AlertRow, LeaseRow
 from tests.support.accounts import Desk, NewDesk, long
+from tests.support.clock import FakeClock
 from tests.support.services import eventually
 from tests.support.webhooks import Receiver
 
@@ -142,6 +144,7 @@ desk = Desk(
 )
 desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
 {where}
+{shown}
 desk.reconciler.run()
 """
 _DEATHS = {
@@ -167,7 +170,7 @@ def test_alert_when_the_process_is_killed_at_any_moment_then_the_next_one_delive
     database_url: str, moment: str
 ) -> None:
     receiver = Receiver([])
-    script = _DYING_SCRIPT.format(where=_DEATHS[moment])
+    script = _DYING_SCRIPT.format(where=_DEATHS[moment], shown="")
     died = subprocess.run(
         [sys.executable, "-c", script, database_url, receiver.url], capture_output=True, text=True, timeout=120,
         check=False,
@@ -187,6 +190,32 @@ def test_alert_when_the_process_is_killed_at_any_moment_then_the_next_one_delive
     receiver.close()
     engine.dispose()
     assert {headers[DELIVERY_HEADER] for headers, _ in receiver.got} == {"run-1-drift_confirmed"}
+
+
+def test_alert_when_the_process_is_killed_in_an_outage_then_the_outage_is_told_once(database_url: str) -> None:
+    receiver = Receiver([])
+    script = _DYING_SCRIPT.format(
+        where=_DEATHS["between the record and anything else"], shown="desk.account.positions = None"
+    )
+    died = subprocess.run(
+        [sys.executable, "-c", script, database_url, receiver.url], capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    desk = Desk(database_url, FakeClock(datetime.now(UTC)), confirmations=1, webhook_url=SecretStr(receiver.url))
+    with desk.engine.begin() as connection:  # the killed run's lease would end by itself
+        connection.execute(update(LeaseRow).values(until_us=0))
+    alerts = Alerts(desk.engine, desk.settings.reconcile)
+    desk.account.positions = None
+    for _ in range(3):
+        alerts.observe(desk.run())
+    desk.account.positions = ()
+    alerts.observe(desk.run())
+    eventually(lambda: len(receiver.got) == 2 and not queued(desk), seconds=30)
+    alerts.close()
+    desk.close()
+    receiver.close()
+    assert [headers[DELIVERY_HEADER] for headers, _ in receiver.got] == ["run-1-run_failed", "run-5-run_good_again"]
 
 
 def test_alert_when_two_processes_deliver_then_each_alert_is_one_of_theirs(new_desk: NewDesk) -> None:
