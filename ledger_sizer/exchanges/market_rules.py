@@ -24,8 +24,9 @@ USD_QUOTES = frozenset({"USD", "USDT", "USDC", "USDE", "FDUSD", "BUSD", "DAI", "
 """Quote currencies that count as dollars."""
 
 
-_AMOUNT_IN_BASE = frozenset({"deribit"})
-"""Exchanges whose orders and positions of linear contracts are in units of the base, although contracts have a size."""
+_AMOUNT_IN_BASE = frozenset({"apex", "deribit", "lighter", "weex"})
+"""Exchanges whose orders and positions are in units of the base (of an inverse contract: in dollars), although ccxt
+states a contract size too (read in ccxt 4.5.90)."""
 
 _MARKET_BUY_TAKES_COST = frozenset({"btse", "cryptocom", "toobit"})
 """Exchanges where ccxt takes the cost of a spot market buy, and has no option that says so (read in ccxt 4.5.90)."""
@@ -45,7 +46,7 @@ def market_rules_of(client: Any) -> list[MarketRules]:
 
 def contract_size_of(venue: str, market: dict[str, Any]) -> Decimal | None:
     """Return the units of the base, as the exchange names it, in one unit of its order quantity. None: not stated."""
-    if not market.get("contract") or (venue in _AMOUNT_IN_BASE and market.get("linear")):
+    if not market.get("contract") or venue in _AMOUNT_IN_BASE:
         return Decimal(1)
     return _positive_decimal(market.get("contractSize"))
 

@@ -71,6 +71,8 @@ REQUIRED_ROLE = {
     ("POST", "/v1/portfolios/{portfolio}/thaw"): "admin",
     ("POST", "/v1/portfolios/{portfolio}/reconciled"): "admin",
     ("POST", "/v1/portfolios/{portfolio}/remarks"): "admin",
+    ("POST", "/v1/portfolios/{portfolio}/accounts"): "admin",
+    ("POST", "/v1/portfolios/{portfolio}/equity"): "admin",
 }
 AUTHORIZED = {200, 201, 404, 409, 422}
 
@@ -115,7 +117,7 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
     needed = {
         "fill": {"filled_quantity": "1", "price": "1"}, "retag": {"tags": {}}, "reprice": {"price": "1"},
         "release_all": {"tags": {}}, "caps": {"cap": "1"}, "reconciled": {"fresh_until": None},
-        "remarks": {"about": "x", "event": "y"},
+        "remarks": {"about": "x", "event": "y"}, "accounts": {"scope": "account=okx/main"}, "equity": {"equity": "1"},
     }  # fmt: skip
     if "/drifts/" in path:
         return {"json": {"reason": "known"}}
