@@ -7,10 +7,12 @@ from typing import Any
 
 from ledger_sizer.client.endpoints import Call, Calls, query_of
 from ledger_sizer.client.responses import value_of
+from ledger_sizer.model.account_activity import DriftActivity
 from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
 from ledger_sizer.model.units import decimal_text
+from ledger_sizer.wire.activity import drift_activity_from_json
 from ledger_sizer.wire.codec import page_from_json
 from ledger_sizer.wire.reconciliation import drift_from_json, run_from_json
 
@@ -50,6 +52,15 @@ def drifts(
     return page
 
 
+def drift_activity(drift_id: int) -> Calls[DriftActivity]:
+    """Ask the exchange what explains a drift: what happened there since the last good run. Needs an admin key."""
+    _require_drift_id(drift_id)
+    found: DriftActivity = yield Call(
+        "GET", f"/v1/drifts/{drift_id}/activity", lambda reply: value_of(reply, drift_activity_from_json)
+    )
+    return found
+
+
 def adopt_drift(drift_id: int, *, reason: str, price: Decimal | None = None) -> Calls[Drift]:
     """Make the ledger agree with the exchange. price: USD per base unit; needed where the exchange reports none."""
     return (
@@ -70,12 +81,16 @@ def close_drift(drift_id: int, *, reason: str) -> Calls[Drift]:
 
 
 def _decide(drift_id: int, action: str, form: Mapping[str, Any]) -> Calls[Drift]:
-    if type(drift_id) is not int or drift_id < 1:
-        raise InvalidRequest(f"a drift has a number from 1, got {drift_id!r}", field="drift_id")
+    _require_drift_id(drift_id)
     path = f"/v1/drifts/{drift_id}/{action}"
     body = json.dumps({name: value for name, value in form.items() if value is not None})
     found: Drift = yield Call("POST", path, lambda reply: value_of(reply, drift_from_json), body=body)
     return found
+
+
+def _require_drift_id(drift_id: int) -> None:
+    if type(drift_id) is not int or drift_id < 1:
+        raise InvalidRequest(f"a drift has a number from 1, got {drift_id!r}", field="drift_id")
 
 
 def _runs(form: Any) -> list[Run]:

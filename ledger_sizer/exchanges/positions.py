@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from ledger_sizer.exchanges.client import carries_rows, error_text
+from ledger_sizer.exchanges.client import error_text
 from ledger_sizer.exchanges.market_rules import USD_QUOTES, contract_size_of, named_base_of
 from ledger_sizer.exchanges.numbers_read import Unreadable, decimal_of, is_blank, is_nothing, price_of
 from ledger_sizer.exchanges.position_calls import PositionCall, families_not_asked, is_of_family, position_calls
+from ledger_sizer.exchanges.response_rows import carries_rows
 from ledger_sizer.exchanges.snapshot import UnreadRow, VenuePosition, rounded_price
 from ledger_sizer.model.market_names import coins_of_symbol, split_factor
 from ledger_sizer.model.units import exact_arithmetic

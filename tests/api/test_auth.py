@@ -51,6 +51,7 @@ REQUIRED_ROLE = {
     ("GET", "/v1/reconciliations"): "read",
     ("GET", "/v1/drifts"): "read",
     ("POST", "/v1/reconciliations"): "admin",
+    ("GET", "/v1/drifts/{drift_id}/activity"): "admin",
     ("POST", "/v1/drifts/{drift_id}/adopt"): "admin",
     ("POST", "/v1/drifts/{drift_id}/ignore"): "admin",
     ("POST", "/v1/drifts/{drift_id}/close"): "admin",
