@@ -6,6 +6,7 @@ ledger_side     reads positions and sums up the expected quantities by market
 netting         nets long against short, for accounts in one-way mode
 in_flight       matches differences against live holds whose orders may have filled
 compare         the ledger's side and the account snapshots -> findings; pure
+unseen          what snapshots did not see, and which differences need a second look at the exchange's markets
 throttle        sleeps between short stretches of work, so that reservations do not wait
 inspection      fetches, reads and compares, in the caller's thread
 worker_process  the same in a process of its own, as the service does it
