@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     SecretStr,
@@ -19,9 +20,11 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from ledger_sizer.model.choices import DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
+from ledger_sizer.model.asset_policies import DOLLARS, asset_names, asset_patterns
+from ledger_sizer.model.choices import AssetPolicy, DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.exchange_account import CREDENTIALS, Exact, ExchangeAccountSettings
+from ledger_sizer.model.reconcile_timing import ReconcileTiming
 from ledger_sizer.model.reconciliation import EXCESS_KINDS
 from ledger_sizer.model.tags import EXTERNAL_TAG, TAGS_MAX, is_dimension
 
@@ -244,13 +247,21 @@ class ReconcileSettings(Settings):
 
     enabled: bool = Field(False, description="Run the reconciliation on a schedule.")
     interval_seconds: int = Field(60, ge=1, le=86_400, description="Time between runs.")
-    tolerance: Exact = Field(Decimal("0.001"), ge=0, le=1, description="Relative difference that is no drift.")
+    tolerance: Exact = Field(Decimal("0.001"), ge=0, lt=1, description="Relative difference that is no drift.")
     dust_usd: Exact = Field(
         Decimal(1), ge=0, description="A spot difference worth less, in USD, is no drift; 0 switches this off."
+    )
+    interest_usd: Exact = Field(
+        Decimal(100),
+        ge=0,
+        description="Most that coins may grow by interest in a day, in USD, without a freeze.",
     )
     confirmations: int = Field(2, ge=1, le=100, description="Runs in a row that must agree on a drift.")
     stale_after_seconds: int | None = Field(
         300, ge=1, le=86_400, description="Age of the last good run that stops grants; empty does not enforce it."
+    )
+    trust_warning_seconds: int | None = Field(
+        None, ge=0, le=86_400, description="Trust left at which its end is announced; empty: a third; 0: not announced."
     )
     grace_seconds: int = Field(10, ge=0, le=3600, description="A market that moved this lately is not judged.")
     expired_seconds: int = Field(3600, ge=1, le=86_400, description="How long an expired hold's fill is looked for.")
@@ -258,10 +269,11 @@ class ReconcileSettings(Settings):
     freeze_scope: Literal["portfolio", "venue"] = Field(
         "portfolio", description="What a drift freezes; venue: only reservations with that tag."
     )
-    quote_assets: tuple[str, ...] = Field(
-        ("USDT", "USDC", "USD"), description="Assets that are money here, not positions."
+    quote_assets: tuple[str, ...] = Field(DOLLARS, description="Dollars: money here, not positions.")
+    assets: Annotated[dict[str, AssetPolicy], AfterValidator(asset_patterns)] = Field(
+        {}, description='Whose money an asset is, as {"binance/*/LD*": "ignore", "*/*/BNB": "fees"}.'
     )
-    baselines: dict[str, Exact] = Field(
+    baselines: Annotated[dict[str, Exact], AfterValidator(asset_names)] = Field(
         {}, description='Spot balances that are no positions, as {"bybit/main/BTC": "0.5"}.'
     )
     policy_fetch_failed: DriftPolicy = Field("alert", description="An account, or part of it, was not fetched.")
@@ -272,6 +284,8 @@ class ReconcileSettings(Settings):
     policy_legs_unequal: DriftPolicy = Field("alert", description="Bought and sold sides are not of one size.")
     policy_balance_below_holds: DriftPolicy = Field("alert", description="Free quote balance below the sum of holds.")
     policy_late_fill: DriftPolicy = Field("alert", description="A fill of a hold that is over, or of unknown fate.")
+    policy_unreadable: DriftPolicy = Field("alert", description="A position that was listed and not understood.")
+    policy_interest: DriftPolicy = Field("record", description="Coins that grew as by interest, earned or owed.")
     policy_expired_hold: DriftPolicy = Field("record", description="A hold that ran out with nothing to show for it.")
     webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
     webhook_secret: SecretStr | None = Field(None, description="Signs them: X-Ledger-Signature, HMAC-SHA256, hex.")
@@ -288,6 +302,17 @@ class ReconcileSettings(Settings):
                     "use record, alert or freeze"
                 )
         return self
+
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
+        if problem := next(self.timing.problems(), None):
+            raise ValueError(problem)
+        return self
+
+    @property
+    def timing(self) -> ReconcileTiming:
+        """The times that depend on each other."""
+        return ReconcileTiming.of(self)
 
     def policy(self, kind: str) -> DriftPolicy:
         """Return the policy for drifts of this kind."""

@@ -14,10 +14,11 @@ from typing import Any, Literal
 
 from ledger_sizer.exchanges.balances import DOLLAR_ORDER
 from ledger_sizer.exchanges.client import error_text
-from ledger_sizer.exchanges.market_rules import USD_QUOTES, contract_size_of, named_base_of
+from ledger_sizer.exchanges.market_rules import contract_size_of, named_base_of
 from ledger_sizer.exchanges.numbers_read import Unreadable, decimal_of, is_blank, price_of
 from ledger_sizer.exchanges.wallets import Wallet
 from ledger_sizer.model.account_activity import AccountEvent, Activity, EventSide
+from ledger_sizer.model.asset_policies import DOLLARS
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.units import exact_arithmetic
 
@@ -120,7 +121,7 @@ class ActivityReader:
         since = (since_us - _COARSEST_US) // 1000
         if ":" in subject:
             yield from self._of_market(subject, since)
-        elif subject in USD_QUOTES:
+        elif subject in DOLLARS:
             yield from self._of_wallets(subject, since)
             yield _Question("funding payments", "fetchFundingHistory", lambda: self._funding(None, since))
         else:

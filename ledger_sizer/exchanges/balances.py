@@ -6,10 +6,10 @@ from decimal import Decimal
 from typing import Any
 
 from ledger_sizer.exchanges.earn_names import earned_coin
-from ledger_sizer.exchanges.market_rules import USD_QUOTES
 from ledger_sizer.exchanges.numbers_read import Unreadable, decimal_of, is_blank
 from ledger_sizer.exchanges.snapshot import UnreadRow, VenueBalance
 from ledger_sizer.exchanges.wallets import Wallet, read_wallets
+from ledger_sizer.model.asset_policies import DOLLARS
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.units import exact_arithmetic
 
@@ -45,12 +45,12 @@ class BalanceReader:
             try:
                 totals[asset] = _add_balances(totals.get(asset), self._parse(asset, row, problems))
             except Unreadable as error:
-                if asset in USD_QUOTES:
+                if asset in DOLLARS:
                     raise
                 unread[asset] = str(error)
         held = [totals[asset] for asset in sorted(totals) if totals[asset].total or totals[asset].used]
         markets = self._client.markets or {}
-        coins = {one.get("base") for one in markets.values()} | USD_QUOTES
+        coins = {one.get("base") for one in markets.values()} | {*DOLLARS}
         named = tuple(self._named(balance, markets, coins) for balance in held if balance.asset not in unread)
         rows = tuple(UnreadRow(asset, unread[asset]) for asset in sorted(unread))
         return BalancesRead(named, rows, (*self._currency_problems(), *problems))
@@ -80,7 +80,7 @@ class BalanceReader:
 
     def _named(self, balance: VenueBalance, markets: Mapping[str, Any], coins: Container[str]) -> VenueBalance:
         """Return the balance with what the exchange's markets say of it."""
-        tradable = balance.asset in USD_QUOTES or dollar_market(markets, balance.asset) is not None
+        tradable = balance.asset in DOLLARS or dollar_market(markets, balance.asset) is not None
         earns = earned_coin(self._client.id, balance.asset, coins)
         return replace(balance, tradable=tradable or not markets, earns=earns)
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from ledger_sizer.exchanges.balances import dollar_market
 from ledger_sizer.exchanges.client import error_text
-from ledger_sizer.exchanges.market_rules import USD_QUOTES
 from ledger_sizer.exchanges.numbers_read import Unreadable, price_of
 from ledger_sizer.exchanges.snapshot import VenueBalance, rounded_price
+from ledger_sizer.model.asset_policies import DOLLARS
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.units import exact_arithmetic
 
@@ -34,7 +34,7 @@ class SpotPrices:
         wanted: dict[str, str] = {}
         for balance in balances:
             asset = balance.earns or balance.asset
-            symbol = None if asset in USD_QUOTES else dollar_market(self._client.markets or {}, asset)
+            symbol = None if asset in DOLLARS else dollar_market(self._client.markets or {}, asset)
             if symbol is not None:
                 wanted[symbol] = asset
         now = self._clock()
