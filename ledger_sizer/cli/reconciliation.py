@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledger_sizer.cli import errors, options, output
+from ledger_sizer.cli.drifts import LIST_HELP, list_drifts, show_drifts, show_findings
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Limit
-from ledger_sizer.cli.output import Column
+from ledger_sizer.cli.options import DatabaseUrl, Json
 from ledger_sizer.cli.verb_commands import verb_command
-from ledger_sizer.model.choices import DriftFilter, DriftKind
 from ledger_sizer.model.commands import Reconciled
 
 if TYPE_CHECKING:
@@ -77,14 +76,10 @@ def reconcile(
     else:
         for report in reports:
             _show_run(report.run)
-            rows = [
-                (found.kind, found.market.venue, found.market.account, found.market.subject, found.market.side,
-                 found.ledger_quantity, found.venue_quantity, found.detail)
-                for found in report.findings
-            ]  # fmt: skip
-            titles = ("kind", "venue", "account", "subject", "side", "ledger", "exchange")
-            columns = [*(Column(title) for title in titles), Column("detail", priority=20)]
-            output.table(columns, rows, empty="no differences")
+            if report.run.id:
+                show_drifts(report.live, empty="no differences")
+            else:
+                show_findings(report.findings, empty="no differences")
     good = all(report.run.outcome == "good" for report in reports)
     return errors.DONE if good else errors.FAILED
 
@@ -112,43 +107,7 @@ def group() -> None:
     """
 
 
-@drifts.command("list", epilog=help_epilog("drifts list --state live --json", exits=NEVER_DENIED))
-def list_drifts(
-    portfolio: AnyPortfolio = None,
-    state: Annotated[DriftFilter | None, typer.Option("--state", help="live: open or confirmed.")] = None,
-    kind: Annotated[DriftKind | None, typer.Option("--kind", help="One kind only.")] = None,
-    cursor: Cursor = None,
-    limit: Limit = "100",
-    as_json: Json = False,
-    database_url: DatabaseUrl = None,
-) -> int:
-    """Show drifts, newest first."""
-    from ledger_sizer.reconcile import drifts as rows
-    from ledger_sizer.wire.reconciliation import drift_to_json
-
-    with _ledger_and_engine(database_url) as (_, _, engine):
-        page = rows.list_drifts(
-            engine, portfolios=None if portfolio is None else [portfolio], state=state, kind=kind, cursor=cursor,
-            limit=options.whole_number(limit, "limit"),
-        )  # fmt: skip
-    if as_json:
-        output.write_json_list((drift_to_json(drift) for drift in page), lambda: page.cursor)
-        return 0
-    output.table(
-        [Column("drift"), Column("kind"), Column("state", alert=True), Column("policy"), Column("subject"),
-         Column("side"), Column("ledger"), Column("exchange"), Column("counted"), Column("since"),
-         Column("decided", priority=20)],
-        [
-            (drift.id, drift.kind, drift.state, drift.policy, drift.subject, drift.side, drift.ledger_quantity,
-             drift.venue_quantity, _counted_as(drift), drift.opened_at, _decision_text(drift))
-            for drift in page
-        ],
-        empty="no drifts",
-    )  # fmt: skip
-    if page.cursor is not None:
-        output.note(f"more: --cursor {page.cursor}")
-    return 0
-
+drifts.command("list", epilog=LIST_HELP)(list_drifts)
 
 DriftId = Annotated[str, typer.Argument(metavar="DRIFT", help="Its number, as `drifts list` shows it.")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the audit chain.")]

@@ -39,13 +39,22 @@ def drifts(
     *,
     state: str | None = None,
     kind: str | None = None,
+    venue: str | None = None,
+    account: str | None = None,
+    symbol: str | None = None,
     cursor: str | None = None,
     limit: int = 100,
 ) -> Calls[Page[Drift]]:
-    """Drifts, newest first. state: `open`, `confirmed`, `acknowledged`, `resolved`, or `live` (open and confirmed)."""
+    """Drifts, newest first. state: `open`, `confirmed`, `acknowledged`, `resolved`, or `live` (open and confirmed).
+
+    symbol: a market (`BTC/USDT:USDT`), an asset, or the coin of markets (`BTC`).
+    """
     page: Page[Drift] = yield Call(
         "GET", "/v1/drifts", lambda reply: value_of(reply, lambda form: page_from_json(form, drift_from_json)),
-        query_of(portfolio=portfolio, state=state, kind=kind, cursor=cursor, limit=limit),
+        query_of(
+            portfolio=portfolio, state=state, kind=kind, venue=venue, account=account, symbol=symbol, cursor=cursor,
+            limit=limit,
+        ),
     )  # fmt: skip
     return page
 

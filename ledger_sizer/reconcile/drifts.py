@@ -1,7 +1,7 @@
 """Records runs and tracks drifts in the database. A run writes in one transaction, fenced by its lease."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -10,8 +10,6 @@ from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.caller import RECONCILE
-from ledger_sizer.model.choices import DRIFT_KINDS, DRIFT_STATES
-from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Finding, Run, stops_grants
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
@@ -21,7 +19,6 @@ from ledger_sizer.storage.database import read_transaction, write_transaction
 from ledger_sizer.storage.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
 from ledger_sizer.storage.write_store import drift_from_row
-from ledger_sizer.views.paging import cursor_numbers, page_of, require_limit
 
 _TABLE = DriftRow.__table__
 _REVISIONS_BATCH = 100
@@ -36,12 +33,6 @@ class RunChanges:
     live: list[Drift] = field(default_factory=list)
     confirmed: list[Drift] = field(default_factory=list)
     resolved: list[Drift] = field(default_factory=list)
-
-
-def run_from_row(row: Any) -> Run:
-    """Build a run from its row."""
-    values = dict(row._mapping)
-    return Run(**{**values, "fetched": tuple(json.loads(values["fetched"])), "found": json.loads(values["found"])})
 
 
 def record_run(
@@ -322,52 +313,3 @@ def get_drift(engine: Engine, drift_id: object) -> Drift:
     if row is None:
         raise NotFound(f"no drift {drift_id}; list them with: ledger-sizer drifts list")
     return drift_from_row(row)
-
-
-def list_drifts(
-    engine: Engine,
-    *,
-    portfolios: Sequence[str] | None = None,
-    state: str | None = None,
-    kind: str | None = None,
-    cursor: str | None = None,
-    limit: int = 100,
-) -> Page[Drift]:
-    """Return drifts, newest first. state: a `DriftFilter`. cursor: from the last page."""
-    query = select(_TABLE).order_by(DriftRow.id.desc())
-    if state is not None:
-        query = query.where(DriftRow.state.in_(_states(state)))
-    if kind is not None:
-        if kind not in DRIFT_KINDS:
-            raise InvalidRequest(f"kind must be one of {', '.join(DRIFT_KINDS)}, got {kind!r}", field="kind")
-        query = query.where(DriftRow.kind == kind)
-    return _page(engine, query, DriftRow, drift_from_row, portfolios, cursor, limit)
-
-
-def list_runs(
-    engine: Engine, *, portfolios: Sequence[str] | None = None, cursor: str | None = None, limit: int = 100
-) -> Page[Run]:
-    """Return runs, newest first."""
-    query = select(ReconciliationRow.__table__).order_by(ReconciliationRow.id.desc())
-    return _page(engine, query, ReconciliationRow, run_from_row, portfolios, cursor, limit)
-
-
-def _states(state: str) -> Iterable[str]:
-    if state == "live":
-        return ("open", "confirmed")
-    if state not in DRIFT_STATES:
-        raise InvalidRequest(f"state must be one of {', '.join(DRIFT_STATES)} or live, got {state!r}", field="state")
-    return (state,)
-
-
-def _page(
-    engine: Engine, query: Any, row: Any, make: Any, portfolios: Sequence[str] | None, cursor: str | None, limit: int
-) -> Page[Any]:
-    require_limit(limit)
-    if portfolios is not None:
-        query = query.where(row.portfolio.in_(portfolios))
-    if cursor is not None:
-        query = query.where(row.id < cursor_numbers(cursor, 1)[0])
-    with read_transaction(engine) as connection:
-        rows = connection.execute(query.limit(limit + 1)).all()
-    return page_of(rows, limit, make, lambda row: row.id)

@@ -12,6 +12,7 @@ from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.caller import RECONCILE, calling_as, reconcile_for
 from ledger_sizer.model.commands import AnyCommand, Remark
 from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.drift_words import holds_named
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, WrongState
 from ledger_sizer.model.names import DESK
 from ledger_sizer.model.reconciliation import Drift
@@ -19,7 +20,6 @@ from ledger_sizer.model.units import positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
 from ledger_sizer.reconcile.effects import Effects, note_of
-from ledger_sizer.reconcile.late_fills import holds_named
 from ledger_sizer.reconcile.ledger_reads import read_moves, read_positions, read_with_late_fills
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import decision_by_key
