@@ -1,31 +1,46 @@
 """Decisions about drifts, by a person or a policy: adopt, ignore, close. Each is recorded in the audit chain."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
 
 from sqlalchemy import Engine, select
 
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.caller import RECONCILE, calling_as, reconcile_for
-from ledger_sizer.model.commands import AnyCommand, Remark
+from ledger_sizer.model.commands import AnyCommand
 from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.drift_outcomes import DRIFTS_MAX, DriftOutcome, DriftOutcomes, outcomes_of
 from ledger_sizer.model.drift_words import holds_named
-from ledger_sizer.model.errors import InvalidRequest, KeyReused, WrongState
-from ledger_sizer.model.names import DESK
+from ledger_sizer.model.errors import InvalidRequest, KeyReused, NotFound, WrongState
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.units import positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
-from ledger_sizer.reconcile.effects import Effects, note_of
+from ledger_sizer.reconcile.bulk import Bulk
+from ledger_sizer.reconcile.closing import close_details, require_closable
+from ledger_sizer.reconcile.deciding import (
+    UNRESOLVED,
+    changes_of,
+    desk_remark,
+    find_decisions,
+    remark_of,
+    require_same,
+)
+from ledger_sizer.reconcile.effects import Effects
 from ledger_sizer.reconcile.ledger_reads import read_moves, read_positions, read_with_late_fills
 from ledger_sizer.storage.database import read_transaction
-from ledger_sizer.storage.lookups import decision_by_key
 from ledger_sizer.storage.tables import ReconciliationRow
 
 ACTIONS = ("adopt", "ignore", "close")
+
+Progress = Callable[[int, int], None]
+
+
+def _require_action(action: str) -> None:
+    if action not in ACTIONS:
+        raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}, got {action!r}", field="action")
 
 
 class Operator:
@@ -42,8 +57,7 @@ class Operator:
 
     def act(self, action: str, drift_id: int, *, reason: str, price: Decimal | None = None) -> Drift:
         """Run `adopt`, `ignore` or `close` by name."""
-        if action not in ACTIONS:
-            raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}, got {action!r}", field="action")
+        _require_action(action)
         if action == "adopt":
             return self.adopt(drift_id, reason=reason, price=price)
         if price is not None:
@@ -66,7 +80,7 @@ class Operator:
         def commands() -> list[AnyCommand]:
             return self._adoption(drift).commands(adopt_price)
 
-        return self._decide(drift, "adopted", commands, reason, state="resolved")
+        return self._decide(drift, "adopted", commands, reason)
 
     def ignore(self, drift_id: int, *, reason: str) -> Drift:
         """Acknowledge the difference: until it changes, it counts no longer and freezes nothing."""
@@ -75,7 +89,7 @@ class Operator:
         def commands() -> list[AnyCommand]:
             return self._adoption(drift).releases()
 
-        return self._decide(drift, "ignored", commands, reason, state="acknowledged")
+        return self._decide(drift, "ignored", commands, reason)
 
     def close(self, drift_id: int, *, reason: str) -> Drift:
         """Ask the orchestrator to close it at the exchange. It counts until the exchange shows that it is gone.
@@ -83,16 +97,38 @@ class Operator:
         Raises `WrongState` if it is ignored, because then it does not count, and if there is nothing to close.
         """
         drift = self._unresolved(drift_id)
-        if drift.state == "acknowledged":
-            raise WrongState(
-                f"{drift.name} was ignored by {drift.actor} ({drift.reason}) and counts no longer, so its closing "
-                "cannot be requested; adopt it and close the position, or close it at the exchange: then it is resolved"
-            )
-        if drift.excess <= 0:
-            raise WrongState(
-                f"{drift.name} is {drift.kind}: there is nothing more at the exchange that could be closed"
-            )
-        return self._decide(drift, "close_requested", list, reason, requested="close")
+        require_closable(drift)
+        return self._decide(drift, "close_requested", list, reason, close_details(self._engine, drift))
+
+    def act_all(
+        self, action: str, ids: Sequence[int], *, reason: str, dry_run: bool = False, progress: Progress | None = None
+    ) -> DriftOutcomes:
+        """Run `adopt`, `ignore` or `close` for many drifts; each is decided independently, and none stops the others.
+
+        Its work grows with the drifts, not with their number times the positions. What of it is done stays done: sent
+        again with the same reason, it completes. dry_run: tell what would be done; each drift for itself. progress:
+        called with how many are decided, and of how many. Raises `InvalidRequest` for what concerns all of them.
+        """
+        _require_action(action)
+        label_text(reason, "reason", length_max=300)
+        if not ids or len(ids) > DRIFTS_MAX:
+            raise InvalidRequest(f"give 1 to {DRIFTS_MAX:,} drifts, got {len(ids):,}", field="ids")
+        found = {drift.id: drift for drift in drifts.read_drifts(self._engine, [*map(drifts.drift_number, ids)])}
+        items = [
+            DriftOutcome(one, "refused", f"no drift {one}", NotFound.code)
+            for one in sorted({*ids} - found.keys())
+        ]  # fmt: skip
+        total = len(items) + len(found)
+        for portfolio in sorted({drift.portfolio for drift in found.values()}):
+            numbers = [drift.id for drift in found.values() if drift.portfolio == portfolio]
+            bulk = Bulk(self._ledger, self._engine, portfolio, action, reason, dry_run=dry_run)
+
+            def tell(done: int, before: int = len(items)) -> None:
+                if progress is not None:
+                    progress(before + done, total)
+
+            items += bulk.run(numbers, tell)
+        return outcomes_of(items)
 
     def _unresolved(self, drift_id: int) -> Drift:
         drift = drifts.get_drift(self._engine, drift_id)
@@ -114,23 +150,23 @@ class Operator:
         return Adoption(drift, positions, accounts, seen_us, live, holds, moves)
 
     def _decide(
-        self, drift: Drift, event: str, commands: Callable[[], list[AnyCommand]], reason: str, **changes: Any
+        self,
+        drift: Drift,
+        event: str,
+        commands: Callable[[], list[AnyCommand]],
+        reason: str,
+        details: Mapping[str, str] | None = None,
     ) -> Drift:
         label_text(reason, "reason", length_max=300)
         caller = reconcile_for(self._ledger.caller.actor)
-        remark = Remark(
-            key=f"drift:{drift.id}:{drift.revision}:{event}", portfolio=drift.portfolio, about=drift.name, event=event,
-            note=reason,
-        )  # fmt: skip
+        remark = remark_of(drift, event, reason, details)
         with calling_as(caller):
             decided_us = self._find_decision(remark, caller.actor)
             if decided_us is None:
-                by_person = [] if caller == RECONCILE else [_desk_remark(remark)]
+                by_person = [] if caller == RECONCILE else [desk_remark(remark)]
                 decided_us = self._submit([*commands(), *by_person, remark], caller.actor)
-        changes |= {"actor": caller.actor, "reason": reason, "updated_us": decided_us}
-        changes |= {"ended_us": decided_us} if changes.get("state") == "resolved" else {}
-        unresolved = ("open", "confirmed", "acknowledged")
-        drifts.update_drifts(self._engine, [drifts.DriftUpdate(drift.id, changes, unresolved)])
+        changes = changes_of(event, caller.actor, reason, decided_us)
+        drifts.update_drifts(self._engine, [drifts.DriftUpdate(drift.id, changes, UNRESOLVED)])
         with calling_as(RECONCILE):
             Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw()
         return drifts.get_drift(self._engine, drift.id)
@@ -148,28 +184,5 @@ class Operator:
 
     def _find_decision(self, remark: AnyCommand, actor: str) -> int | None:
         """Return when this decision was made, None if it was not. Raises `WrongState` for another actor or reason."""
-        with read_transaction(self._engine) as connection:
-            record = decision_by_key(connection, remark.portfolio, remark.key)
-        if record is None:
-            return None
-        made, sent = json.loads(record.request), json.loads(remark.request_text())
-        if record.actor is None:  # by a version that named who in the note, and nowhere else
-            same = made["note"].endswith(f": {sent['note']}")
-        else:
-            same = (record.actor, made) == (actor, sent)
-        if not same:
-            by = made["note"] if record.actor is None else f"{record.actor}: {made['note']}"
-            raise WrongState(f"{made['about']}: {made['event'].replace('_', ' ')} already by {by}")
-        return record.decided_us
-
-
-_DESK_EVENTS = {"close_requested": "closed"}
-"""What the desk's chain calls a decision, where its name differs: `closed` is decided, in the portfolio it is asked."""
-
-
-def _desk_remark(remark: Remark) -> Remark:
-    """Return the desk's record of a person's decision."""
-    return Remark(
-        key=remark.key, portfolio=DESK, about=remark.about, event=_DESK_EVENTS.get(remark.event, remark.event),
-        note=note_of(f"{remark.portfolio}: {remark.note}"),
-    )  # fmt: skip
+        record = find_decisions(self._engine, remark.portfolio, [remark.key]).get(remark.key)
+        return None if record is None else require_same(record, remark, actor)
