@@ -11,6 +11,7 @@ from starlette.responses import Response
 from ledger_sizer.api import response_models
 from ledger_sizer.api.auth import require_portfolio_access, require_unbound
 from ledger_sizer.api.context import Admin, Reader, ServiceContext
+from ledger_sizer.api.drift_routes import add_bulk_decisions
 from ledger_sizer.api.request_body import body_schema, parse_body
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.choices import DriftFilter, DriftKind
@@ -108,6 +109,7 @@ def router(service: ServiceContext) -> APIRouter:
         return json_response(page_to_json(page, drift_to_json))
 
     _add_decisions(routes, service)
+    add_bulk_decisions(routes, service)
     return routes
 
 

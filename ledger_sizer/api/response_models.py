@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_mod
 from ledger_sizer.model.choices import MarketKind, Outcome, Side, Status
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
+from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes
 from ledger_sizer.model.fills import Fills
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.overview import (
@@ -262,6 +263,8 @@ RunPage = _page("RunPage", Run, "One page of runs; `cursor` continues it.")
 FindingForm = _form(Finding, "One difference that a comparison saw.", reconciliation.FINDING)
 DriftForm = _form(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
 DriftPage = _page("DriftPage", Drift, "One page of drifts; `cursor` continues it.")
+DriftOutcomeForm = _form(DriftOutcome, "What became of one drift.", reconciliation.OUTCOME)
+DriftOutcomesForm = _form(DriftOutcomes, "What became of each drift.", reconciliation.OUTCOMES)
 ReportForm = _form(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)
 ReconciliationForm = _form(
     Reconciliation,

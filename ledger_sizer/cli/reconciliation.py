@@ -7,9 +7,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.drifts import LIST_HELP, list_drifts, show_drifts, show_findings
+from ledger_sizer.cli.drift_decisions import decide_many
+from ledger_sizer.cli.drifts import (
+    LIST_HELP,
+    Account,
+    Kind,
+    State,
+    Symbol,
+    Venue,
+    list_drifts,
+    show_drifts,
+    show_findings,
+)
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.options import DatabaseUrl, Json
+from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
 from ledger_sizer.cli.verb_commands import verb_command
 from ledger_sizer.model.commands import Reconciled
 
@@ -19,6 +30,7 @@ if TYPE_CHECKING:
     from ledger_sizer.config import AppSettings
     from ledger_sizer.ledger.ledger import Ledger
     from ledger_sizer.model.reconciliation import Drift, Run
+    from ledger_sizer.reconcile.listings import DriftChoice
     from ledger_sizer.reconcile.run import Reconciler
 
 
@@ -109,35 +121,115 @@ def group() -> None:
 
 drifts.command("list", epilog=LIST_HELP)(list_drifts)
 
-DriftId = Annotated[str, typer.Argument(metavar="DRIFT", help="Its number, as `drifts list` shows it.")]
+DriftIds = Annotated[
+    list[str] | None, typer.Argument(metavar="[DRIFT]...", help="Their numbers, as `drifts list` shows them.")
+]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the audit chain.")]
+Every = Annotated[bool, typer.Option("--all", help="All live ones to which it applies, as far as they match.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done, and what it is worth.")]
+SOME_REFUSED = {1: "failure, or some were refused", 3: ""}
+
+ADOPT_HELP = help_epilog(
+    "drifts adopt 1 --reason 'opened by hand'",
+    "drifts adopt --all --kind unknown_position --reason 'taken over' --dry-run",
+    exits=SOME_REFUSED,
+)
+IGNORE_HELP = help_epilog(
+    "drifts ignore 1 --reason 'not ours'", "drifts ignore --all --venue bybit --reason 'not ours'", exits=SOME_REFUSED
+)
+CLOSE_HELP = help_epilog("drifts close 1 --reason 'should not be there'", exits=SOME_REFUSED)
 
 
-@drifts.command("adopt", epilog=help_epilog("drifts adopt 1 --reason 'opened by hand'", exits=NEVER_DENIED))
+@drifts.command("adopt", epilog=ADOPT_HELP)
 def adopt(
-    drift: DriftId,
     reason: Reason,
+    numbers: DriftIds = None,
     price: Annotated[str | None, typer.Option("--price", metavar="USD", help="Where the exchange named none.")] = None,
+    every: Every = False,
+    portfolio: AnyPortfolio = None,
+    state: State = None,
+    kind: Kind = None,
+    venue: Venue = None,
+    account: Account = None,
+    symbol: Symbol = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
-    """Make the ledger say what the exchange shows.
+    """Make the ledger say what the exchange shows, for one drift or for many.
 
     More there: it becomes a position of the ledger. Less there: the newest positions of that market are released.
+    Of many each is decided independently: one that is refused does not stop the others.
     """
-    return _decide("adopt", drift, reason, as_json, database_url, price)
+    if price is not None and (every or dry_run or len(numbers or ()) != 1):
+        errors.bad_input("--price is for one drift", "price")
+    if one := _only_one(numbers, every, dry_run):
+        return _decide("adopt", one, reason, as_json, database_url, price)
+    chosen = _chosen(state, kind, venue, account, symbol)
+    return decide_many(
+        "adopt", numbers, chosen, portfolio, every=every, reason=reason, dry_run=dry_run, as_json=as_json,
+        url=database_url,
+    )  # fmt: skip
 
 
-@drifts.command("ignore", epilog=help_epilog("drifts ignore 1 --reason 'not ours'", exits=NEVER_DENIED))
-def ignore(drift: DriftId, reason: Reason, as_json: Json = False, database_url: DatabaseUrl = None) -> int:
-    """Let the difference stand as it is, until it changes."""
-    return _decide("ignore", drift, reason, as_json, database_url)
+@drifts.command("ignore", epilog=IGNORE_HELP)
+def ignore(
+    reason: Reason,
+    numbers: DriftIds = None,
+    every: Every = False,
+    portfolio: AnyPortfolio = None,
+    state: State = None,
+    kind: Kind = None,
+    venue: Venue = None,
+    account: Account = None,
+    symbol: Symbol = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Let differences stand as they are, until they change."""
+    if one := _only_one(numbers, every, dry_run):
+        return _decide("ignore", one, reason, as_json, database_url)
+    chosen = _chosen(state, kind, venue, account, symbol)
+    return decide_many(
+        "ignore", numbers, chosen, portfolio, every=every, reason=reason, dry_run=dry_run, as_json=as_json,
+        url=database_url,
+    )  # fmt: skip
 
 
-@drifts.command("close", epilog=help_epilog("drifts close 1 --reason 'should not be there'", exits=NEVER_DENIED))
-def close(drift: DriftId, reason: Reason, as_json: Json = False, database_url: DatabaseUrl = None) -> int:
-    """Ask whoever trades to close it at the exchange; it counts until the exchange shows it gone."""
-    return _decide("close", drift, reason, as_json, database_url)
+@drifts.command("close", epilog=CLOSE_HELP)
+def close(
+    reason: Reason,
+    numbers: DriftIds = None,
+    every: Every = False,
+    portfolio: AnyPortfolio = None,
+    state: State = None,
+    kind: Kind = None,
+    venue: Venue = None,
+    account: Account = None,
+    symbol: Symbol = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Ask whoever trades to close them at the exchange; each counts until the exchange shows it gone."""
+    if one := _only_one(numbers, every, dry_run):
+        return _decide("close", one, reason, as_json, database_url)
+    chosen = _chosen(state, kind, venue, account, symbol)
+    return decide_many(
+        "close", numbers, chosen, portfolio, every=every, reason=reason, dry_run=dry_run, as_json=as_json,
+        url=database_url,
+    )  # fmt: skip
+
+
+def _only_one(numbers: list[str] | None, every: bool, dry_run: bool) -> str | None:
+    return numbers[0] if numbers and len(numbers) == 1 and not every and not dry_run else None
+
+
+def _chosen(*filters: str | None) -> "DriftChoice":
+    from ledger_sizer.reconcile.listings import DriftChoice
+
+    return DriftChoice(*filters)
 
 
 _TRUST = """Go on without the reconciliation: its age stops no reservation any more.
@@ -159,18 +251,12 @@ def _decide(action: str, drift: str, reason: str, as_json: bool, url: str | None
     if as_json:
         output.write_json(drift_to_json(done))
         return 0
-    asked = ", close requested" if done.requested else ""
+    asked = ", close requested" if done.requested and done.live else ""
     output.headline(f"{done.name} is {done.state}{asked}", "ok")
     output.details(
         [("kind", done.kind), ("subject", f"{done.subject} {done.side}".strip()), ("decided", _decision_text(done))]
     )
     return 0
-
-
-def _counted_as(drift: "Drift") -> str:
-    if drift.position is not None and drift.live:
-        return f"{drift.portfolio}-{drift.position}"
-    return "no price" if drift.live and drift.excess > 0 and drift.price is None else ""
 
 
 def _decision_text(drift: "Drift") -> str:

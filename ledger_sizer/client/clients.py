@@ -191,6 +191,9 @@ class LedgerClient(_BaseClient, Verbs, HoldMethod):
     adopt_drift = _sync_method(reconciliation.adopt_drift)
     ignore_drift = _sync_method(reconciliation.ignore_drift)
     close_drift = _sync_method(reconciliation.close_drift)
+    adopt_drifts = _sync_method(reconciliation.adopt_drifts)
+    ignore_drifts = _sync_method(reconciliation.ignore_drifts)
+    close_drifts = _sync_method(reconciliation.close_drifts)
 
     def _execute(self, steps: Steps[T], opened: list[httpx.Response] | None = None) -> T:
         """Send and wait as the steps say, and return their result. opened: see `_send`."""
@@ -299,6 +302,9 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     adopt_drift = _async_method(reconciliation.adopt_drift)
     ignore_drift = _async_method(reconciliation.ignore_drift)
     close_drift = _async_method(reconciliation.close_drift)
+    adopt_drifts = _async_method(reconciliation.adopt_drifts)
+    ignore_drifts = _async_method(reconciliation.ignore_drifts)
+    close_drifts = _async_method(reconciliation.close_drifts)
 
     def hold(self, *, on_unknown: OnUnknown = "keep", **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """Reserve for an `async with` block. See `Ledger.hold`."""

@@ -101,6 +101,16 @@ def next_steps(drift: Drift) -> tuple[Step, ...]:
     return tuple(steps)
 
 
+def applies(action: str, drift: Drift) -> bool:
+    """Whether to offer an action for a drift. False for those without an effect, which would be refused."""
+    match action:
+        case "adopt":
+            return drift.state != "resolved" and _can_adopt(drift)
+        case "close":
+            return drift.live and drift.excess > 0 and not drift.requested
+    return drift.live
+
+
 def difference_words(drift: Drift | Finding) -> str:
     """Return the difference in coins and USD, such as `0.02 more at the exchange, 1,000.00 USD at 50000`."""
     difference, price, usd = drift.difference, drift.price, drift.usd
@@ -151,17 +161,17 @@ def _at_the_desk(drift: Drift) -> list[Step]:
 
 def _decisions(drift: Drift) -> list[Step]:
     steps = []
-    if _can_adopt(drift):
+    if applies("adopt", drift):
         price = " --price PRICE" if drift.excess > 0 and drift.price is None else ""
         words = "let the ledger say what the exchange shows"
         if drift.kind == "side_flipped" and drift.excess <= 0:
             words = "give up this side; adopting the other side does both"
         steps.append(Step(words, _command(f"drifts adopt {drift.id} --reason 'TEXT'{price}")))
-    if drift.excess > 0 and drift.state != "acknowledged" and not drift.requested:
+    if applies("close", drift):
         steps.append(
             Step("ask whoever trades to close it at the exchange", _command(f"drifts close {drift.id} --reason 'TEXT'"))
         )
-    if drift.state != "acknowledged":
+    if applies("ignore", drift):
         steps.append(
             Step("let it be as it is, until it changes", _command(f"drifts ignore {drift.id} --reason 'TEXT'"))
         )

@@ -1,7 +1,7 @@
 """Decides about many drifts of one portfolio: reads its ledger once, and commits in parts of bounded size."""
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy import Engine, select
@@ -35,9 +35,12 @@ from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.storage.tables import ReconciliationRow
 
-_PART = 12
+_COMMIT = 12
 """Drifts of one commit. An adoption has about four commands, so that a commit has about 50: many drifts must not delay
 reservations for long."""
+
+_PAGE = 120
+"""Drifts that are looked up and written together. When it dies before, their remarks tell what was decided."""
 
 _ROUNDS_MAX = 3
 """How often the ledger is read again for drifts that a run changed meanwhile, or that wait for another one's commit."""
@@ -47,17 +50,19 @@ _REFUSALS = (WrongState, InvalidRequest, NotFound)
 
 
 @dataclass(slots=True)
-class _Part:
-    """Components that are decided in one commit, as far as they got."""
+class _Page:
+    """Drifts that are looked up together, and written together when they are decided.
 
-    plans: list[Plan] = field(default_factory=list)
-    remarks: dict[int, Remark] = field(default_factory=dict)
+    now: as they are, by number. remarks: of their decisions. made_us: when those were decided, that are.
+    """
+
+    now: dict[int, Drift]
+    remarks: dict[int, Remark]
+    records: dict[str, DecisionRecord]
+    holds: list[Position]
     made_us: dict[int, int] = field(default_factory=dict)
-
-    @property
-    def open(self) -> list[Plan]:
-        """The plans to carry out."""
-        return [plan for plan in self.plans if plan.error is None and not plan.later]
+    done: dict[int, Plan] = field(default_factory=dict)
+    repeated: set[int] = field(default_factory=set)
 
 
 class Bulk:
@@ -95,9 +100,7 @@ class Bulk:
     def _round(self, ids: Sequence[int], progress: Callable[[int], None]) -> None:
         found = drifts.read_drifts(self._engine, ids)
         if self._action == "close":
-            for start in range(0, len(found), _PART):
-                self._decide(None, [[drift] for drift in found[start : start + _PART]])
-                progress(len(self._outcomes))
+            self._pages(None, [[drift] for drift in found], progress)
             return
         self._live = {one.id: one for one in drifts.live_drifts(self._engine, self._portfolio)}
         by_run: dict[int, list[Drift]] = {}
@@ -106,9 +109,7 @@ class Bulk:
         for run_id, of_run in sorted(by_run.items()):
             view = self._view_of(run_id)
             view.keep_near(self._live.values())
-            for part in _parts(view.components(of_run)):
-                self._decide(view, part)
-                progress(len(self._outcomes))
+            self._pages(view, view.components(of_run), progress)
 
     def _view_of(self, run_id: int) -> LedgerView:
         query = select(ReconciliationRow.fetched, ReconciliationRow.started_us).where(ReconciliationRow.id == run_id)
@@ -117,80 +118,111 @@ class Bulk:
         accounts = [(one["venue"], one["account"]) for one in json.loads(fetched)]
         return LedgerView(self._engine, self._portfolio, seen_us, accounts)
 
+    def _pages(
+        self, view: LedgerView | None, components: Iterable[list[Drift]], progress: Callable[[int], None]
+    ) -> None:
+        for several in _together(components, _PAGE):
+            page = self._page_of([drift for component in several for drift in component])
+            for few in _together(several, _COMMIT):
+                self._decide(page, view, few)
+            self._record(page)
+            progress(len(self._outcomes))
+
+    def _page_of(self, asked: Sequence[Drift]) -> _Page:
+        now = {drift.id: drift for drift in drifts.read_drifts(self._engine, [drift.id for drift in asked])}
+        remarks = {drift.id: self._remark_of(drift) for drift in now.values()}
+        records = find_decisions(self._engine, self._portfolio, [one.key for one in remarks.values()])
+        return _Page(now, remarks, records, self._holds_of(asked))
+
     # --- one commit ------------------------------------------------------------------------------
 
-    def _decide(self, view: LedgerView | None, components: Sequence[Sequence[Drift]]) -> None:
-        """Decide about components in one commit; if it is refused, about each in its own, down to single drifts."""
-        part = self._plan(view, components)
-        for plan in part.plans:
+    def _decide(
+        self,
+        page: _Page,
+        view: LedgerView | None,
+        components: Sequence[Sequence[Drift]],
+        *,
+        again: bool = False,
+        whole: bool = True,
+    ) -> None:
+        """Decide about components in one commit; if it is refused, about each in its own, down to single drifts.
+
+        again: whether this is planned a second time. whole: whether the components are complete.
+        """
+        plans = self._plan(page, view, components)
+        ready = [plan for plan in plans if plan.error is None and not plan.later]
+        if self._dry_run:
+            self._foretell(page, [plan for plan in plans if plan.error is None])
+        else:
+            try:
+                seqs = self._submit(page, ready)
+                if view is not None and whole:
+                    view.skip(seqs)
+            except LeaseLost:
+                raise
+            except _REFUSALS as error:
+                self._decide_apart(page, view, components, error, again=again)
+                return
+        for plan in plans:
             if plan.error is not None:
                 self._refuse(plan.drift, plan.error)
-        if self._dry_run:
-            self._foretell(part)
-            return
-        try:
-            decided_us = self._submit(part)
-        except LeaseLost:
-            raise
-        except _REFUSALS as error:
-            self._decide_apart(view, components, error)
-            return
-        self._record(part, decided_us)
 
-    def _decide_apart(self, view: LedgerView | None, components: Sequence[Sequence[Drift]], error: LedgerError) -> None:
-        """Decide about each component by itself, or about each drift of one; refuse a single one."""
-        smaller = components if len(components) > 1 else [[drift] for drift in components[0]]
-        if len(smaller) > 1:
-            for component in smaller:
-                if left := [drift for drift in component if drift.id not in self._outcomes]:
-                    self._decide(view, [left])
+    def _decide_apart(
+        self,
+        page: _Page,
+        view: LedgerView | None,
+        components: Sequence[Sequence[Drift]],
+        error: LedgerError,
+        *,
+        again: bool,
+    ) -> None:
+        """Decide about each component by itself, on the ledger as it is now; then about each drift of one."""
+        if len(components) > 1 or not again:
+            for component in components:
+                self._decide(page, view, [component], again=True)
             return
-        part = self._plan(view, components)
-        if part.made_us:
-            self._record(part, 0)  # a concurrent call made the same decision
+        if len(components[0]) > 1:
+            for drift in components[0]:
+                self._decide(page, view, [[drift]], again=True, whole=False)
+            return
+        (drift,) = components[0]
+        page.records.update(find_decisions(self._engine, self._portfolio, [page.remarks[drift.id].key]))
+        known = self._plan_known(page, page.now[drift.id])
+        if known is None or known.error is not None:
+            self._refuse(drift, error)
         else:
-            self._refuse(components[0][0], error)
+            page.done[drift.id] = known  # a concurrent call made the same decision
 
-    def _foretell(self, part: _Part) -> None:
-        for plan in part.plans:
-            if plan.error is None:
-                repeated = plan.drift.id in part.made_us
-                words = "decided before" if repeated else self._words(plan)
-                outcome: OutcomeOfDrift = "repeated" if repeated else "planned"
-                self._outcomes[plan.drift.id] = DriftOutcome(plan.drift.id, outcome, words, drift=plan.drift)
-
-    def _plan(self, view: LedgerView | None, components: Sequence[Sequence[Drift]]) -> _Part:
+    def _plan(self, page: _Page, view: LedgerView | None, components: Sequence[Sequence[Drift]]) -> list[Plan]:
         """Plan on the present ledger, for the drifts that are as they were when the round began."""
-        asked = [drift for component in components for drift in component]
-        now = {drift.id: drift for drift in drifts.read_drifts(self._engine, [drift.id for drift in asked])}
-        part = _Part(remarks={one.id: self._remark_of(now[one.id]) for one in asked})
-        records = find_decisions(self._engine, self._portfolio, [one.key for one in part.remarks.values()])
         if view is not None:
             view.refresh()
-        holds = self._holds_of(asked)
+        plans: list[Plan] = []
         for component in components:
             pending = []
             for drift in component:
-                known = self._plan_known(part, now[drift.id], records)
+                now = page.now[drift.id]
+                known = self._plan_known(page, now)
                 if known is not None:
-                    part.plans.append(known)
-                elif _is_same(drift, now[drift.id]):
-                    pending.append(now[drift.id])
+                    plans.append(known)
+                elif _is_same(drift, now):
+                    pending.append(now)
                 else:
-                    part.plans.append(Plan(drift, later=True))  # a run saw it again: read again, and decide on that
+                    plans.append(Plan(drift, later=True))  # a run saw it again: read again, and decide on that
             if pending:
-                part.plans += self._plan_component(view, pending, holds)
-        return part
+                plans += self._plan_component(view, pending, page.holds)
+        return plans
 
-    def _plan_known(self, part: _Part, drift: Drift, records: dict[str, DecisionRecord]) -> Plan | None:
+    def _plan_known(self, page: _Page, drift: Drift) -> Plan | None:
         """Return the plan of a drift that is decided already, None of any other."""
-        remark = part.remarks[drift.id]
-        record = records.get(remark.key)
+        remark = page.remarks[drift.id]
+        record = page.records.get(remark.key)
         if record is not None:
             try:
-                part.made_us[drift.id] = require_same(record, remark, self._caller.actor)
+                page.made_us[drift.id] = require_same(record, remark, self._caller.actor)
             except WrongState as error:
                 return Plan(drift, error=error)
+            page.repeated.add(drift.id)
             return Plan(drift)
         if drift.state == "resolved":
             return Plan(drift, error=WrongState(f"{drift.name} is resolved already: {drift.reason} ({drift.actor})"))
@@ -220,37 +252,52 @@ class Bulk:
         closing = self._action == "close" and drift.excess > 0
         return remark_of(drift, self._event, self._reason, close_details(self._engine, drift) if closing else None)
 
-    def _submit(self, part: _Part) -> int:
-        """Commit the plans that are not carried out yet. Returns the time of the decision, 0 without any."""
+    def _submit(self, page: _Page, ready: Sequence[Plan]) -> set[int]:
+        """Commit the plans that are not carried out yet. Returns the seqs of the decisions."""
+        seqs = set()
         commands: list[AnyCommand] = []
-        for plan in part.open:
-            if plan.drift.id not in part.made_us:
-                remark = part.remarks[plan.drift.id]
+        new = [plan.drift.id for plan in ready if plan.drift.id not in page.made_us]
+        for plan in ready:
+            if plan.drift.id not in page.made_us:
+                remark = page.remarks[plan.drift.id]
                 by_person = [] if self._caller == RECONCILE else [desk_remark(remark)]
                 commands += [*plan.commands, *by_person, remark]
-        if not commands:
-            return 0
-        with calling_as(self._caller):
-            results = self._ledger.submit(commands, atomic=True)
-        return max(result.record.decided_us for result in results if isinstance(result, Decision))
+        if commands:
+            with calling_as(self._caller):
+                results = self._ledger.submit(commands, atomic=True)
+            records = [result.record for result in results if isinstance(result, Decision)]
+            page.made_us.update(dict.fromkeys(new, max(record.decided_us for record in records)))
+            seqs = {record.seq for record in records if record.portfolio == self._portfolio}
+        page.done.update((plan.drift.id, plan) for plan in ready)
+        return seqs
 
-    def _record(self, part: _Part, decided_us: int) -> None:
-        """Write the rows of what is decided."""
-        decided = {plan.drift.id: plan for plan in part.open}
-        updates = [
+    def _foretell(self, page: _Page, plans: Iterable[Plan]) -> None:
+        """Tell what would be done; for one that waits for another, what would be done without that one."""
+        for plan in plans:
+            repeated = plan.drift.id in page.repeated
+            words = "decided before" if repeated else self._words(plan)
+            outcome: OutcomeOfDrift = "repeated" if repeated else "planned"
+            self._outcomes[plan.drift.id] = DriftOutcome(plan.drift.id, outcome, words, drift=plan.drift)
+
+    def _record(self, page: _Page) -> None:
+        """Write the rows of what is decided: with one statement, where all was decided at once."""
+        if not page.done:
+            return
+        at_us = max(page.made_us[one] for one in page.done)
+        new = [
             drifts.DriftUpdate(
-                one, changes_of(self._event, self._caller.actor, self._reason, part.made_us.get(one, decided_us)),
-                UNRESOLVED,
+                one, changes_of(self._event, self._caller.actor, self._reason,
+                                page.made_us[one] if one in page.repeated else at_us), UNRESOLVED,
             )
-            for one in decided
+            for one in page.done
         ]  # fmt: skip
-        drifts.update_drifts(self._engine, updates)
-        for drift in drifts.read_drifts(self._engine, [*decided]):
-            repeated = drift.id in part.made_us
-            words = "decided before" if repeated else self._words(decided[drift.id])
-            self._outcomes[drift.id] = DriftOutcome(drift.id, "repeated" if repeated else "done", words, drift=drift)
-        for one in decided:
-            self._live.pop(one, None)
+        now = page.now | {drift.id: drift for drift in drifts.update_drifts(self._engine, new)}
+        for number, plan in page.done.items():
+            repeated = number in page.repeated
+            words = "decided before" if repeated else self._words(plan)
+            outcome: OutcomeOfDrift = "repeated" if repeated else "done"
+            self._outcomes[number] = DriftOutcome(number, outcome, words, drift=now[number])
+            self._live.pop(number, None)
 
     def _words(self, plan: Plan) -> str:
         if self._action == "adopt":
@@ -273,13 +320,13 @@ def _is_same(drift: Drift, now: Drift) -> bool:
     return (drift.state, drift.revision, drift.last_run) == (now.state, now.revision, now.last_run)
 
 
-def _parts(components: Iterable[list[Drift]]) -> Iterable[list[list[Drift]]]:
-    """Put components together until they have enough drifts for a commit."""
-    part: list[list[Drift]] = []
+def _together(components: Iterable[list[Drift]], drifts_min: int) -> Iterator[list[list[Drift]]]:
+    """Put components together until they have so many drifts."""
+    several: list[list[Drift]] = []
     for component in components:
-        part.append(component)
-        if sum(map(len, part)) >= _PART:
-            yield part
-            part = []
-    if part:
-        yield part
+        several.append(component)
+        if sum(map(len, several)) >= drifts_min:
+            yield several
+            several = []
+    if several:
+        yield several

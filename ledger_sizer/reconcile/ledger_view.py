@@ -1,6 +1,6 @@
 """The positions of a portfolio, read once and kept current, for decisions about many drifts after each other."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import Engine, bindparam, select
@@ -35,12 +35,17 @@ class LedgerView:
         self._head = read_head(engine, portfolio)  # before the positions: what is decided meanwhile is read again
         positions = read_positions(engine, portfolio, since_us=seen_us)
         self.moves = read_moves(engine, portfolio, positions, settled_us=seen_us - 1, sighted_us=seen_us - 1)
+        self._own: set[int] = set()
         self._positions: dict[int, Position] = {}
         self._by_market: dict[Market, set[int]] = {}
         self._drifts: dict[Market, list[Drift]] = {}
         self._groups = _Groups()
         for position in positions:
             self._add(position)
+
+    def skip(self, seqs: Collection[int]) -> None:
+        """Do not read these decisions of the caller's own: they finished their component."""
+        self._own |= {*seqs}
 
     def refresh(self) -> None:
         """Read what was decided since the last time: the positions that changed, and what moved them."""
@@ -49,7 +54,8 @@ class LedgerView:
         with read_transaction(self._engine) as connection:
             owner = portfolio_id(connection, self._portfolio)
             query = select(*columns).where(DecisionRow.portfolio_id == owner, DecisionRow.seq > self._head)
-            decided = connection.execute(query.order_by(DecisionRow.seq)).all()
+            since = connection.execute(query.order_by(DecisionRow.seq)).all()
+            decided = [row for row in since if row.seq not in self._own]
             changed = sorted({row.position for row in decided if row.position is not None})
             by_number = select(PositionRow.__table__).where(
                 PositionRow.portfolio_id == owner, PositionRow.number.in_(bindparam("numbers", expanding=True))
@@ -58,8 +64,9 @@ class LedgerView:
                 for row in connection.execute(by_number, {"numbers": changed[start : start + _BATCH_ROWS]}):
                     self._add(position_from_row(self._portfolio, row))
         self.moves.asked.update(changed)
+        self._head = since[-1].seq if since else self._head
+        self._own.clear()
         for seq, number, command, quantity, decided_us in decided:
-            self._head = seq
             if number is not None and command in MOVED_BY and quantity not in (None, "0"):
                 self.moves.last[number] = (seq, decided_us)
 

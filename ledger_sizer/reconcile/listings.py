@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Engine, or_, select
 
 from ledger_sizer.model.choices import DRIFT_KINDS, DRIFT_STATES
 from ledger_sizer.model.domain import Page
+from ledger_sizer.model.drift_words import applies
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
 from ledger_sizer.storage.database import read_transaction
@@ -76,6 +77,18 @@ def list_drifts(
     """Return drifts, newest first. chosen: which of them; None for all. cursor: from the last page."""
     query = select(_TABLE).where(*(chosen or DriftChoice()).conditions()).order_by(DriftRow.id.desc())
     return _page(engine, query, DriftRow, drift_from_row, portfolios, cursor, limit)
+
+
+def drifts_to_decide(engine: Engine, action: str, chosen: DriftChoice, portfolios: Sequence[str] | None) -> list[int]:
+    """Return the numbers of the chosen drifts to which an action applies. Without a state: of live ones."""
+    if chosen.state is None:
+        chosen = replace(chosen, state="live")
+    query = select(_TABLE).where(*chosen.conditions(), DriftRow.state != "resolved").order_by(DriftRow.id)
+    if portfolios is not None:
+        query = query.where(DriftRow.portfolio.in_(portfolios))
+    with read_transaction(engine) as connection:
+        found = map(drift_from_row, connection.execute(query))
+        return [drift.id for drift in found if applies(action, drift)]
 
 
 def list_runs(

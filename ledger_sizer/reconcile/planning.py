@@ -12,6 +12,7 @@ from ledger_sizer.model.reconciliation import Drift, Market
 from ledger_sizer.model.tags import tags_of as valid_tags
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.adoption import Adoption
+from ledger_sizer.reconcile.ledger_side import LedgerSide
 from ledger_sizer.reconcile.ledger_view import LedgerView
 from ledger_sizer.rules.filling import close_part
 
@@ -46,7 +47,8 @@ class AdoptionPlanner:
         self._view = view
         self._component = component
         self._positions = view.positions_of(component)
-        self._before = view.side_of(self._positions)
+        # A drift alone depends on nothing that is planned here.
+        self._before = view.side_of(self._positions) if len(component) > 1 else LedgerSide()
         self._live = {one.id: one for one in live}
         self._holds = holds
         self._filling: set[str] = set()
@@ -66,7 +68,7 @@ class AdoptionPlanner:
     def _plan(self, drift: Drift) -> Plan:
         if drift.kind == "late_fill" and not self._filling.isdisjoint(holds_named(drift.detail)):
             return Plan(drift, later=True)  # what a first fill makes of a hold only the ledger knows
-        after = self._view.side_of(self._positions) if self._folded else self._before
+        after = self._before if not self._folded else self._view.side_of(self._positions)
         now = self._as_of(drift, after.open)
         if now is not drift and not now.shortfall and drift.excess <= 0:
             return Plan(drift)  # what was decided before covers it
@@ -89,7 +91,7 @@ class AdoptionPlanner:
         The exchange's quantity is what the run saw. Only shortfalls change: a planned adoption touches other markets
         by giving up what their drifts report missing.
         """
-        if not drift.live or drift.market in self._before.settling:
+        if not self._folded or not drift.live or drift.market in self._before.settling:
             return drift
         before = self._before.open
         held, other = before.get(drift.market, ZERO), before.get(drift.market.opposite, ZERO)

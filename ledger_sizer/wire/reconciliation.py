@@ -3,6 +3,7 @@
 from operator import attrgetter
 from typing import get_type_hints
 
+from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes
 from ledger_sizer.model.drift_words import hint
 from ledger_sizer.model.reconciliation import Drift, Finding, Market, Report, Run
 from ledger_sizer.wire.codec import Codec
@@ -39,6 +40,23 @@ DRIFT = Codec(
     read={"position": lambda form: number_of(form["position_id"])},
 )
 drift_to_json, drift_from_json = DRIFT.to_json, DRIFT.from_json
+
+OUTCOME = Codec(
+    DriftOutcome,
+    "drift_id outcome words error usd drift",
+    {
+        "outcome": "repeated: the same decision was made before. planned: a dry run would do it.",
+        "words": "What was done, or why it was refused.",
+        "error": "Code of the refusal.",
+        "drift": "As it is now; null if there is none of this number.",
+    },
+)
+OUTCOMES = Codec(
+    DriftOutcomes,
+    "items refused usd",
+    {"refused": "How many.", "usd": "Worth of those that were not refused, as far as they have a price."},
+)
+outcomes_to_json, outcomes_from_json = OUTCOMES.to_json, OUTCOMES.from_json
 
 RUN = Codec(
     Run,
