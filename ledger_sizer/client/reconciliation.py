@@ -9,12 +9,18 @@ from ledger_sizer.client.endpoints import Call, Calls, query_of
 from ledger_sizer.client.responses import value_of
 from ledger_sizer.model.domain import Page
 from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes, outcomes_of
+from ledger_sizer.model.drift_reports import DriftReport
 from ledger_sizer.model.drift_words import applies
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.wire.codec import page_from_json
-from ledger_sizer.wire.reconciliation import drift_from_json, outcomes_from_json, run_from_json
+from ledger_sizer.wire.reconciliation import (
+    drift_from_json,
+    outcomes_from_json,
+    report_of_drift_from_json,
+    run_from_json,
+)
 
 _PART = 200
 """Drifts of one call."""
@@ -62,6 +68,15 @@ def drifts(
         ),
     )  # fmt: skip
     return page
+
+
+def drift(drift_id: int) -> Calls[DriftReport]:
+    """One drift in full: what it means, what the ledger has there, what happened to it, what to do next."""
+    _require_number(drift_id)
+    found: DriftReport = yield Call(
+        "GET", f"/v1/drifts/{drift_id}", lambda reply: value_of(reply, report_of_drift_from_json)
+    )
+    return found
 
 
 def adopt_drift(drift_id: int, *, reason: str, price: Decimal | None = None) -> Calls[Drift]:
