@@ -89,7 +89,7 @@ def next_steps(drift: Drift) -> tuple[Step, ...]:
     """Return what can be done about it now, the most likely first; nothing for one that is resolved."""
     if drift.state == "resolved":
         return ()
-    steps = [*_at_the_desk(drift), *_decisions(drift)]
+    steps = [*(_at_the_desk(drift) if drift.live else ()), *_decisions(drift)]
     if drift.frozen_scope is not None and drift.freezes:
         steps += [
             Step(
