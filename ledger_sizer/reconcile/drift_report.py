@@ -15,9 +15,9 @@ from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Market
 from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver
+from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, known_since
 from ledger_sizer.reconcile.deciding import EVENTS, find_decisions
-from ledger_sizer.reconcile.ledger_reads import read_positions, read_with_late_fills
+from ledger_sizer.reconcile.ledger_reads import read_ledger, read_with_late_fills
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import DecisionRow, ReconciliationRow
@@ -31,10 +31,10 @@ def read_report(engine: Engine, drift_id: object) -> DriftReport:
     """Return one drift in full. Raises `NotFound`."""
     drift = drifts.get_drift(engine, drift_id)
     accounts, ended_at = _runs_of(engine, drift)
-    resolver = AccountResolver(accounts)
     found = []
     if drift.kind in QUANTITY_KINDS or drift.kind == "legs_unequal":
-        positions = read_positions(engine, drift.portfolio, since_us=2**62)
+        positions, scopes = read_ledger(engine, drift.portfolio, since_us=2**62)
+        resolver = AccountResolver(accounts, known_since(scopes))
         found = [
             (position, *there)
             for position in reversed(positions)
