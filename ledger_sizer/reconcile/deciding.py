@@ -1,10 +1,8 @@
 """The record of a decision about a drift: its remarks, and whether it was made before."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-
-from sqlalchemy import Engine, bindparam, select
 
 from ledger_sizer.model.commands import AnyCommand, Remark
 from ledger_sizer.model.decisions import DecisionRecord
@@ -12,10 +10,6 @@ from ledger_sizer.model.errors import WrongState
 from ledger_sizer.model.names import DESK
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.reconcile.effects import note_of
-from ledger_sizer.storage.database import read_transaction
-from ledger_sizer.storage.lookups import portfolio_id
-from ledger_sizer.storage.tables import DecisionRow
-from ledger_sizer.storage.write_store import record_from_row
 
 UNRESOLVED = ("open", "confirmed", "acknowledged")
 """States in which a drift can be decided."""
@@ -23,7 +17,6 @@ UNRESOLVED = ("open", "confirmed", "acknowledged")
 EVENTS = {"adopt": "adopted", "ignore": "ignored", "close": "close_requested"}
 """The event of each action, as the chain records it."""
 
-_BATCH_ROWS = 100
 _DESK_EVENTS = {"close_requested": "closed"}
 """What the desk's chain calls a decision, where its name differs: `closed` is decided, in the portfolio it is asked."""
 
@@ -50,20 +43,6 @@ def changes_of(event: str, actor: str, reason: str, decided_us: int) -> dict[str
     if event == "adopted":
         return changes | {"state": "resolved", "ended_us": decided_us}
     return changes | ({"state": "acknowledged"} if event == "ignored" else {"requested": "close"})
-
-
-def find_decisions(engine: Engine, portfolio: str, keys: Sequence[str]) -> dict[str, DecisionRecord]:
-    """Return the decisions of a portfolio with these keys, by key. Archived ones are not searched."""
-    found = {}
-    with read_transaction(engine) as connection:
-        owner = portfolio_id(connection, portfolio)
-        query = select(DecisionRow.__table__).where(
-            DecisionRow.portfolio_id == owner, DecisionRow.key.in_(bindparam("keys", expanding=True))
-        )
-        for start in range(0, len(keys), _BATCH_ROWS):
-            for row in connection.execute(query, {"keys": keys[start : start + _BATCH_ROWS]}):
-                found[row.key] = record_from_row(portfolio, row)
-    return found
 
 
 def require_same(record: DecisionRecord, remark: AnyCommand, actor: str) -> int:

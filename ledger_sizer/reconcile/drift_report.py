@@ -16,8 +16,8 @@ from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, known_since
-from ledger_sizer.reconcile.deciding import EVENTS, find_decisions
-from ledger_sizer.reconcile.ledger_reads import read_ledger, read_with_late_fills
+from ledger_sizer.reconcile.deciding import EVENTS
+from ledger_sizer.reconcile.ledger_reads import find_decisions, read_ledger, read_with_late_fills
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import DecisionRow, ReconciliationRow
