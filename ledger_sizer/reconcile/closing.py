@@ -6,7 +6,7 @@ from decimal import Decimal
 from sqlalchemy import Engine
 
 from ledger_sizer.exchanges.instrument_cache import read_current
-from ledger_sizer.exchanges.market_rules import USD_QUOTES
+from ledger_sizer.model.asset_policies import DOLLARS
 from ledger_sizer.model.errors import WrongState
 from ledger_sizer.model.instruments import MarketRules
 from ledger_sizer.model.reconciliation import Drift
@@ -64,7 +64,7 @@ def _markets(drift: Drift) -> Iterator[str]:
     if drift.market.is_swap:
         yield drift.subject
         return
-    for quote in (*_QUOTES_FIRST, *sorted(USD_QUOTES.difference(_QUOTES_FIRST))):
+    for quote in (*_QUOTES_FIRST, *sorted({*DOLLARS}.difference(_QUOTES_FIRST))):
         yield f"{drift.subject}/{quote}"
 
 

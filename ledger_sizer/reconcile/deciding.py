@@ -33,14 +33,14 @@ def desk_remark(remark: Remark) -> Remark:
     """Return the desk's record of a person's decision."""
     return Remark(
         key=remark.key, portfolio=DESK, about=remark.about, event=_DESK_EVENTS.get(remark.event, remark.event),
-        note=note_of(f"{remark.portfolio}: {remark.note}"),
+        note=note_of(f"{remark.portfolio}: {remark.note}"), details=remark.details,
     )  # fmt: skip
 
 
 def changes_of(event: str, actor: str, reason: str, decided_us: int) -> dict[str, Any]:
     """Return how a decision changes the row of its drift."""
     changes: dict[str, Any] = {"actor": actor, "reason": reason, "updated_us": decided_us}
-    if event == "adopted":
+    if event in ("adopted", "asset_policy"):
         return changes | {"state": "resolved", "ended_us": decided_us}
     return changes | ({"state": "acknowledged"} if event == "ignored" else {"requested": "close"})
 
@@ -48,13 +48,14 @@ def changes_of(event: str, actor: str, reason: str, decided_us: int) -> dict[str
 def require_same(record: DecisionRecord, remark: AnyCommand, actor: str) -> int:
     """Return when this decision was made. Raises `WrongState` if another actor made it, or for another reason.
 
-    The details are not compared: the price and the quantity of a drift may have changed since.
+    The details of a close request are not compared: price and quantity of a drift may have changed since.
     """
     made, sent = json.loads(record.request), json.loads(remark.request_text())
+    if made["event"] == "close_requested":
+        made, sent = made | {"details": None}, sent | {"details": None}
+    same = (record.actor, made) == (actor, sent)
     if record.actor is None:  # by a version that named who in the note, and nowhere else
         same = made["note"].endswith(f": {sent['note']}")
-    else:
-        same = (record.actor, made | {"details": None}) == (actor, sent | {"details": None})
     if not same:
         by = made["note"] if record.actor is None else f"{record.actor}: {made['note']}"
         raise WrongState(f"{made['about']}: {made['event'].replace('_', ' ')} already by {by}")

@@ -117,7 +117,7 @@ def _events_of(engine: Engine, drift: Drift) -> tuple[DriftEvent, ...]:
     keys = [f"reconcile:{event}:{drift.id}" for event in ("confirmed", "freeze", "resolved")]
     keys += [f"reconcile:freeze:{drift.id}:{scope}" for scope in drift.frozen_scopes]
     for revision in range(drift.revision, max(drift.revision - _REVISIONS_MAX, -1), -1):
-        keys += [f"drift:{drift.id}:{revision}:{event}" for event in (*EVENTS.values(), "adopt")]
+        keys += [f"drift:{drift.id}:{revision}:{event}" for event in (*EVENTS.values(), "asset_policy", "adopt")]
         keys.append(f"reconcile:count:{drift.id}:{revision}")
     found = find_decisions(engine, drift.portfolio, keys)
     return tuple(map(_event, _in_order(found.values())))
