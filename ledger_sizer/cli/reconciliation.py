@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.drift_activity import ACTIVITY_HELP, activity
 from ledger_sizer.cli.drift_decisions import decide_many
 from ledger_sizer.cli.drifts import (
     LIST_HELP,
@@ -131,7 +130,6 @@ drifts.command("list", epilog=LIST_HELP)(list_drifts)
 drifts.command("show", epilog=SHOW_HELP)(show)
 
 CoveringPolicy = Literal["cash", "fees", "ignore"]
-drifts.command("activity", epilog=ACTIVITY_HELP)(activity)
 
 DriftIds = Annotated[
     list[str] | None, typer.Argument(metavar="[DRIFT]...", help="Their numbers, as `drifts list` shows them.")

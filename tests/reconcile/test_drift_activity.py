@@ -146,9 +146,9 @@ def test_activity_when_it_is_asked_over_http_and_on_the_command_line_then_the_an
         asked = client.drift_activity(drift.id)
     assert (asked.text, asked.events) == (direct.text, direct.events)
     with own_logging():
-        ran, shown = (cli("drifts", "activity", str(drift.id), *more) for more in (["--json"], []))
+        ran, shown = (cli("drifts", "show", str(drift.id), "--activity", *more) for more in (["--json"], []))
     assert ran.code == 0, ran
-    form = json.loads(ran.out)
+    form = json.loads(ran.out)["activity"]
     assert (form["text"], form["difference"], form["unexplained"]) == (direct.text, "0.01", "0")
     assert [event["quantity"] for event in form["events"]] == ["0.01"]
     assert "bought 0.01 BTC at 50,000 in 1 fill" in shown.out
