@@ -17,6 +17,7 @@ from ledger_sizer.model.choices import DriftFilter, DriftKind
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import LIMIT_MAX
+from ledger_sizer.wire.activity import drift_activity_to_json
 from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.reconciliation import drift_to_json, report_to_json, rule_to_json, run_to_json
 from ledger_sizer.wire.requests import AmountText, Body, PortfolioText
@@ -116,6 +117,14 @@ def router(service: ServiceContext) -> APIRouter:
             )
         )  # fmt: skip
         return json_response(page_to_json(page, drift_to_json))
+
+    @routes.get("/drifts/{drift_id}/activity", response_model=response_models.DriftActivityForm)
+    async def drift_activity(drift_id: DriftInPath, caller: Admin) -> Response:
+        """Ask the exchange what explains a drift: fills, liquidations, transfers, funding since the last good run."""
+        reconciler = service.require_reconciler()
+        require_portfolio_access(caller, (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio)
+        found = await run_in_threadpool(reconciler.activity, drift_id)
+        return json_response(drift_activity_to_json(found))
 
     _add_decisions(routes, service)
     _add_asset_policies(routes, service)

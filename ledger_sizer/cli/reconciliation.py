@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ledger_sizer.cli import errors, options, output
+from ledger_sizer.cli.drift_activity import ACTIVITY_HELP, activity
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Limit
 from ledger_sizer.cli.output import Column
@@ -156,6 +157,8 @@ def list_drifts(
 
 CoveringPolicy = Literal["cash", "fees", "ignore"]
 DriftId = Annotated[str, typer.Argument(metavar="DRIFT", help="Its number, as `drifts list` shows it.")]
+drifts.command("activity", epilog=ACTIVITY_HELP)(activity)
+
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the audit chain.")]
 
 
