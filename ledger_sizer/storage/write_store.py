@@ -19,7 +19,8 @@ from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.rules.batch import Fence, Group
-from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
+from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 
 PORTFOLIO_COLUMNS = tuple(PortfolioRow.__table__.columns.keys())
