@@ -12,7 +12,7 @@ each part is told by itself.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 from ledger_sizer import AppSettings, Decision, InstrumentInfo, Ledger, Leg, LegPlan, WrongState
 from ledger_sizer.exchanges.snapshot import VenuePosition
 from ledger_sizer.model.legs import OrderLeg
-from ledger_sizer.model.reconciliation import Report
+from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.reconcile.attribution import coin_of
 from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
@@ -31,7 +31,7 @@ D = Decimal
 Shape = tuple[tuple[str, str, str], ...]
 """The legs of a hedge: venue, symbol and side."""
 
-PRICES = {"BTC": D(100), "ETH": D(10), "PEPE": D("0.01"), "SOL": D(5), "XRP": D(1), "BNB": D(50)}
+PRICES = {"BTC": D(100), "ETH": D(10), "PEPE": D("0.01"), "SOL": D(5), "XRP": D(1), "BNB": D(50), "ETHX": D(1)}
 NARROW: dict[str, Shape] = {
     asset: (("bybit", f"{asset}/USDT", "buy"), ("bybit", f"{asset}/USDT:USDT", "sell")) for asset in ("BTC", "ETH")
 }
@@ -49,6 +49,11 @@ GRACE_SECONDS = 2
 
 def _unit(symbol: str) -> Decimal:
     return D(1000) if symbol.startswith("1000") else D(1)
+
+
+def _by_hand(symbol: str) -> Decimal:
+    """Return the coins that somebody moves at least. Less than 10 USD of a spot coin is dust."""
+    return max(10 // PRICES[coin_of(symbol)], D(1))
 
 
 def _market(venue: str, symbol: str) -> InstrumentInfo:
@@ -80,6 +85,7 @@ class World:
         self.closing: set[str] = set()
         self.reports: list[Report] = []
         self.undercounted: list[str] = []
+        self.overpromised: list[str] = []
         ledger.set_cap(key="cap", portfolio=name, cap=D(5000))
         self.show()
 
@@ -132,8 +138,12 @@ class World:
         """The balance that a bot tells when it reserves."""
         return D(self.chance.choice([100, 300, 1000]))
 
+    def traded(self) -> list[str]:
+        """Return the assets that bots trade."""
+        return [*self.shapes]
+
     def trade(self) -> None:
-        asset = self.chance.choice([*self.shapes])
+        asset = self.chance.choice(self.traded())
         legs = [LegPlan(_market(venue, symbol), side) for venue, symbol, side in self.shapes[asset]]  # type: ignore[arg-type]
         decision = self.ledger.reserve(
             key=self._key(), portfolio=self.name, tags={}, price=PRICES[asset], legs=legs, ttl_seconds=TTL_SECONDS,
@@ -141,6 +151,7 @@ class World:
         )  # fmt: skip
         if not decision.granted:
             return
+        self.granted(decision)
         if self.wide:
             for order in decision.legs:
                 self._fill_in_parts(decision, order, PRICES[asset])
@@ -156,6 +167,9 @@ class World:
         self._after(delay, lambda: self.ledger.confirm(
             key=key, position_id=str(decision.position_id), quantity=quantity, price=PRICES[asset]
         ))  # fmt: skip
+
+    def granted(self, decision: Decision) -> None:
+        """Take note of what a bot was granted."""
 
     def _fill(self, order: OrderLeg, coins: Decimal) -> None:
         self._move(order.venue, order.symbol, coins if order.side == "buy" else -coins)
@@ -217,7 +231,7 @@ class World:
 
     def close_by_hand(self) -> None:
         market = self.chance.choice(self.perps)
-        units = min(abs(self.units[market]), self.chance.randint(1, 5) * _unit(market[1]))
+        units = min(abs(self.units[market]), self.chance.randint(1, 5) * _by_hand(market[1]))
         self.units[market] += units * (1 if self.units[market] < 0 else -1)
 
     def liquidate(self) -> None:
@@ -225,12 +239,11 @@ class World:
 
     def open_by_hand(self) -> None:
         market = self.chance.choice(self.perps)
-        self.units[market] += self.chance.choice([-7, -2, 3, 20]) * _unit(market[1])
+        self.units[market] += self.chance.choice([-7, -2, 3, 20]) * _by_hand(market[1])
 
     def deposit(self) -> None:
         market = self.chance.choice(self.coins)
-        # Less than 10 USD is dust.
-        self.units[market] += self.chance.randint(1, 9) * max(10 // PRICES[coin_of(market[1])], D(1))
+        self.units[market] += self.chance.randint(1, 9) * _by_hand(market[1])
 
     def outdated_snapshot(self) -> None:
         """Show outdated snapshots as the current ones, to one run."""
@@ -300,6 +313,10 @@ class World:
         return report
 
     # --- what must be true -----------------------------------------------------------------------
+
+    def alarms(self, drifts: Iterable[Drift]) -> list[Drift]:
+        """Return the drifts of what is wrong: here all of them."""
+        return list(drifts)
 
     @property
     def true_exposure(self) -> Decimal:
