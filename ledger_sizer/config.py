@@ -24,6 +24,7 @@ from ledger_sizer.model.asset_policies import DOLLARS, asset_names, asset_patter
 from ledger_sizer.model.choices import AssetPolicy, DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.exchange_account import CREDENTIALS, Exact, ExchangeAccountSettings
+from ledger_sizer.model.reconcile_timing import ReconcileTiming
 from ledger_sizer.model.reconciliation import EXCESS_KINDS
 from ledger_sizer.model.tags import EXTERNAL_TAG, TAGS_MAX, is_dimension
 
@@ -246,7 +247,7 @@ class ReconcileSettings(Settings):
 
     enabled: bool = Field(False, description="Run the reconciliation on a schedule.")
     interval_seconds: int = Field(60, ge=1, le=86_400, description="Time between runs.")
-    tolerance: Exact = Field(Decimal("0.001"), ge=0, le=1, description="Relative difference that is no drift.")
+    tolerance: Exact = Field(Decimal("0.001"), ge=0, lt=1, description="Relative difference that is no drift.")
     dust_usd: Exact = Field(
         Decimal(1), ge=0, description="A spot difference worth less, in USD, is no drift; 0 switches this off."
     )
@@ -258,6 +259,9 @@ class ReconcileSettings(Settings):
     confirmations: int = Field(2, ge=1, le=100, description="Runs in a row that must agree on a drift.")
     stale_after_seconds: int | None = Field(
         300, ge=1, le=86_400, description="Age of the last good run that stops grants; empty does not enforce it."
+    )
+    trust_warning_seconds: int | None = Field(
+        None, ge=0, le=86_400, description="Trust left at which its end is announced; empty: a third; 0: not announced."
     )
     grace_seconds: int = Field(10, ge=0, le=3600, description="A market that moved this lately is not judged.")
     expired_seconds: int = Field(3600, ge=1, le=86_400, description="How long an expired hold's fill is looked for.")
@@ -299,6 +303,17 @@ class ReconcileSettings(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
+        if problem := next(self.timing.problems(), None):
+            raise ValueError(problem)
+        return self
+
+    @property
+    def timing(self) -> ReconcileTiming:
+        """The times that depend on each other."""
+        return ReconcileTiming.of(self)
+
     def policy(self, kind: str) -> DriftPolicy:
         """Return the policy for drifts of this kind."""
         found: DriftPolicy = getattr(self, f"policy_{kind}")
@@ -326,6 +341,20 @@ class ExchangeSettings(ExchangeAccountSettings, Settings):
             raise ValueError(
                 f"two accounts of {twice[0]} are called {twice[1]!r}; give each a name with its account field"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _accounts_differ(self) -> Self:
+        known: dict[tuple[object, ...], ExchangeAccountSettings] = {}
+        for found in self.every():
+            identity = (found.id, tuple(sorted(found.given.items())), found.options.get_secret_value())
+            other = known.setdefault((found.id, repr(identity)), found)
+            if other is not found:
+                raise ValueError(
+                    f"{other.id}/{other.account} and {found.id}/{found.account} are one API key: what that account "
+                    "shows would count in both. An account has one portfolio; tell its strategies apart by tags, with "
+                    "a cap for each (caps set --scope strategy=a)"
+                )
         return self
 
     def every(self) -> tuple[ExchangeAccountSettings, ...]:
