@@ -86,6 +86,8 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
             writer.resolve(drift, "it changed after it was acknowledged")
             drift = None
         previous = live.get(finding.market) if drift is None and finding.kind in QUANTITY_KINDS else None
+        if previous is not None and previous.kind == "interest":
+            previous = None  # what comes to interest that was known is another difference: it is confirmed anew
         same = drift is not None and not comparison.moved_since(drift)
         writer.add_sighting(drift, finding, same=same, previous=previous)
     found_kinds = {finding.market: finding.kind for finding in comparison.findings if finding.kind in QUANTITY_KINDS}

@@ -58,8 +58,11 @@ def test_reconcile_when_borrowed_coins_cost_interest_for_a_month_then_it_counts_
     assert (owed.kind, owed.policy, owed.excess) == ("interest", "record", D("0.0059"))
     assert figures(desk.ledger) == (0, D("1.0059") * BTC_PRICE), "what is owed is counted all the same"
     desk.account.shows(long("1"), BTC="-1.0259")
-    assert {one.kind for one in desk.run(2).live} == {"quantity_differs"}
+    assert [(one.kind, one.state) for one in desk.run().live] == [("quantity_differs", "open")]
+    assert not frozen(desk), "a jump is confirmed like any difference"
+    assert [(one.kind, one.state) for one in desk.run().live] == [("quantity_differs", "confirmed")]
     assert frozen(desk)
+    assert figures(desk.ledger) == (0, D("1.0259") * BTC_PRICE)
 
 
 def test_reconcile_when_coins_earn_where_they_are_then_what_is_left_of_it_after_the_exit_freezes_nothing(
