@@ -140,7 +140,11 @@ def router(service: ServiceContext) -> APIRouter:
         require_portfolio_access(caller, owner)
         return json_response(report_of_drift_to_json(await run_in_threadpool(read_report, service.reads, drift_id)))
 
-    @routes.get("/drifts/{drift_id}/activity", response_model=response_models.DriftActivityForm)
+    @routes.get(
+        "/drifts/{drift_id}/activity",
+        response_model=response_models.DriftActivityForm,
+        openapi_extra={"x-role": "admin"},
+    )
     async def drift_activity(drift_id: DriftInPath, caller: Admin) -> Response:
         """Ask the exchange what explains a drift: fills, liquidations, transfers, funding since the last good run."""
         reconciler = service.require_reconciler()

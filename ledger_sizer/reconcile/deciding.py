@@ -30,10 +30,11 @@ def remark_of(drift: Drift, event: str, reason: str, details: Mapping[str, str] 
 
 
 def desk_remark(remark: Remark) -> Remark:
-    """Return the desk's record of a person's decision."""
+    """Return the desk's record of a person's decision. The order of a close request is for those who trade."""
+    details = None if remark.event == "close_requested" else remark.details
     return Remark(
         key=remark.key, portfolio=DESK, about=remark.about, event=_DESK_EVENTS.get(remark.event, remark.event),
-        note=note_of(f"{remark.portfolio}: {remark.note}"), details=remark.details,
+        note=note_of(f"{remark.portfolio}: {remark.note}"), details=details,
     )  # fmt: skip
 
 
