@@ -310,38 +310,6 @@ class DeskForm(_Form):
     note: str | None
 
 
-class HeadForm(_Form):
-    """The last decision of one portfolio's audit chain."""
-
-    seq: int
-    hash: str
-
-
-class HeadsForm(_Form):
-    """Chain heads by portfolio."""
-
-    heads: dict[str, HeadForm]
-
-
-class FindingOfVerify(_Form):
-    """One error that a verification found."""
-
-    portfolio: str
-    seq: int | None = Field(description="The decision it concerns.")
-    what: str
-
-
-class VerifyForm(_Form):
-    """What a verification read and found."""
-
-    ok: bool
-    decisions: int
-    positions: int
-    heads: dict[str, HeadForm]
-    first: FindingOfVerify | None = Field(description="The first finding.")
-    findings: list[FindingOfVerify]
-
-
 class ReleasedForm(_Form):
     """The decisions of the holds that were freed. While `cursor` is not null, call again with it."""
 
@@ -383,10 +351,3 @@ class BatchForm(_Form):
     """The answers of a batch, in the order of its commands."""
 
     results: list[BatchResult]
-
-
-class HealthForm(_Form):
-    """Liveness and readiness."""
-
-    status: Literal["ok", "restart", "ready", "not_ready"]
-    checks: dict[str, Any] = {}
