@@ -133,8 +133,6 @@ def router(service: ServiceContext) -> APIRouter:
         )  # fmt: skip
         return json_response(page_to_json(page, drift_to_json))
 
-    add_bulk_decisions(routes, service)  # before the next, whose path matches theirs too
-
     @routes.get("/drifts/{drift_id}", response_model=drift_models.DriftReportForm)
     async def drift(drift_id: DriftInPath, caller: Reader) -> Response:
         """One drift in full: what it means, what the ledger has there, what happened to it, what to do next."""
@@ -155,6 +153,7 @@ def router(service: ServiceContext) -> APIRouter:
         return json_response(drift_activity_to_json(found))
 
     _add_decisions(routes, service)
+    add_bulk_decisions(routes, service)
     _add_asset_policies(routes, service)
     return routes
 
