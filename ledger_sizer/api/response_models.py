@@ -17,6 +17,7 @@ from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
 from ledger_sizer.model.fills import Fills
 from ledger_sizer.model.legs import Leg
+from ledger_sizer.model.net import Net, NetAsset, NetPlace
 from ledger_sizer.model.overview import (
     DeskHalt,
     Detail,
@@ -29,7 +30,7 @@ from ledger_sizer.model.overview import (
 from ledger_sizer.model.pools import DefaultCap, Pool
 from ledger_sizer.model.reconciliation import Drift, Finding, Report, Run
 from ledger_sizer.model.tags import Tags
-from ledger_sizer.wire import overviews, reconciliation, responses
+from ledger_sizer.wire import net, overviews, reconciliation, responses
 from ledger_sizer.wire.codec import Codec
 from ledger_sizer.wire.problems import PROBLEMS, TYPE_PREFIX
 
@@ -237,6 +238,9 @@ ExposureForm = _form(
     responses.EXPOSURE,
     cursor=str | None,
 )
+NetPlaceForm = _form(NetPlace, "One coin at one account, in coins.", net.PLACE)
+NetAssetForm = _form(NetAsset, "One coin over all accounts.", net.ASSET)
+NetForm = _form(Net, "What a portfolio, or the desk, has of each coin over all accounts.", net.NET)
 PortfolioLineForm = _form(PortfolioLine, "One portfolio among all, USD.", responses.FIGURES, portfolio=str)
 PortfolioLinePage = _page("PortfolioLinePage", PortfolioLine, "One page of portfolios.")
 

@@ -20,6 +20,7 @@ from ledger_sizer.reconcile.in_flight import InFlight
 from ledger_sizer.reconcile.late_fills import LateFills, ReadReleased, naming_holds
 from ledger_sizer.reconcile.ledger_side import LedgerSide
 from ledger_sizer.reconcile.netting import net_sides
+from ledger_sizer.reconcile.shown import Shown
 from ledger_sizer.reconcile.throttle import throttled
 
 ZERO = Decimal(0)
@@ -50,7 +51,8 @@ class Comparison:
 
     counts: by name, for the record of the run. accounts, positions_known, balances_known: the accounts compared, and
     those whose parts were fetched. moving: markets that were not judged. hedges_moving: (account, asset) whose legs
-    were not judged. moved_us: when the ledger last changed an asset.
+    were not judged. moved_us: when the ledger last changed an asset. naked: the coin of every position that is told as
+    `legs_unequal`, by its name. shown: see `shown.shown_by_coin`, by account.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -62,6 +64,8 @@ class Comparison:
     moving: set[Market] = field(default_factory=set)
     hedges_moving: set[tuple[AccountKey, str]] = field(default_factory=set)
     moved_us: dict[tuple[AccountKey, str], int] = field(default_factory=dict)
+    naked: Mapping[str, str] = field(default_factory=dict)
+    shown: Mapping[AccountKey, Shown | None] = field(default_factory=dict)
 
     def moved_since(self, drift: Drift) -> bool:
         """Whether the ledger changed the asset after the drift's last sighting: this may then be another difference."""
@@ -82,6 +86,10 @@ class Comparison:
         if drift.kind == "legs_unequal" and (account_key, drift.subject) in self.hedges_moving:
             return False
         return not any(self._is_about(drift, market) for market in self.moving)
+
+    def naked_of(self, coin: str) -> set[str]:
+        """Return the names of the positions of a coin that are told as `legs_unequal`."""
+        return {name for name, one in self.naked.items() if one == coin}
 
     @staticmethod
     def _is_about(drift: Drift, market: Market) -> bool:
@@ -121,6 +129,10 @@ def compare(
         result.findings += hedges.findings()
         result.hedges_moving = hedges.moving
         unequal, moving = unhedged_positions(ledger_side, parameters.delta_tolerance)
+        names = {one.market.subject for one in unequal}
+        result.naked = {
+            one.position.position_id: one.coin for one in ledger_side.balances if one.position.position_id in names
+        }  # fmt: skip
         result.findings += unequal
         result.moving |= moving
     result.moved_us = ledger_side.moved_us

@@ -35,6 +35,7 @@ from ledger_sizer.reconcile.ledger_reads import (
     read_released_holds,
 )
 from ledger_sizer.reconcile.ledger_side import EndedHold, LedgerSide, ended_holds, ledger_side_of
+from ledger_sizer.reconcile.shown import held_coins, shown_by_coin
 from ledger_sizer.storage.clock import ClockGuard, read_clock
 
 Clock = Callable[[], datetime]
@@ -148,6 +149,10 @@ class LocalInspector:
             return self._released_holds(request.portfolio, positions, account_keys, expired_us)
 
         comparison = compare(ledger_side, snapshots, _parameters(self._settings, started_us, prices), released)
+        coins = held_coins(ledger_side)
+        comparison.shown = {
+            (one.venue, one.account): shown_by_coin(one, coins, settings.baselines) for one in snapshots
+        }  # fmt: skip
         run = _run_of(request, snapshots, comparison, started_us, self._now_us())
         return Inspection(run, comparison, ledger_side.external)
 

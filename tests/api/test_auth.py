@@ -38,6 +38,7 @@ REQUIRED_ROLE = {
     ("GET", "/v1/desk"): "read",
     ("GET", "/v1/portfolios/{portfolio}/exposure"): "read",
     ("GET", "/v1/overview"): "read",
+    ("GET", "/v1/portfolios/{portfolio}/net"): "read",
     ("GET", "/v1/positions"): "read",
     ("GET", "/v1/positions/{position_id}"): "read",
     ("GET", "/v1/decisions"): "read",
