@@ -57,10 +57,10 @@ class NetAsset:
 
     asset: empty for positions that name no coin. bought, sold, external: as in `NetPlace`. without_legs: coins of
     positions that name no legs, whose side and account are not known; they are in no other figure. price: average entry
-    price of the side that the net is on, USD per coin. exchange_price: the last that the reconciliation saw; None where it saw
-    none. shown: the net that the last run saw; None unless it saw every account of the coin. hedged: whether the sides
-    are equal within `TRADING_DELTA_DRIFT_TOLERANCE`, in the ledger and as the last run saw them. naked_us: since when
-    they are not, microseconds: the last fill or close that made them differ. accounts: where it is, by venue and name.
+    price of the side that the net is on, USD per coin. exchange_price: the last that the reconciliation saw; None where
+    it saw none. shown: the net that the last run saw; None unless it saw every account of the coin. hedged: whether
+    the sides are equal within `TRADING_DELTA_DRIFT_TOLERANCE`, in the ledger and as the last run saw them. naked_us: since
+    when they are not, microseconds: the last fill or close that made them differ. accounts: where it is, by venue.
     """
 
     asset: str

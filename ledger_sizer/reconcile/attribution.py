@@ -1,11 +1,9 @@
 """Finds the account of every leg, and the accounts at which a position without legs may be."""
 
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.legs import Leg
-from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import Market
 
 AccountKey = tuple[str, str]
@@ -25,12 +23,6 @@ def order_market(market: Market, leg: Leg) -> Market:
     Coins bought and coins sold change one quantity, in opposite directions, so that neither explains the other.
     """
     return market.opposite if leg.kind == "spot" and leg.side == "sell" else market
-
-
-@lru_cache(maxsize=8192)
-def coin_of(symbol: str) -> str:
-    """Return the coin of a market's symbol, or of a `symbol` tag: `BTC` of `BTC`, `BTC/USDT` and `BTC/USDT:USDT`."""
-    return split_factor(symbol.partition("/")[0])[1]
 
 
 class AccountResolver:

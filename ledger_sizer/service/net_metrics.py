@@ -39,7 +39,7 @@ def net_families(view: NetView, portfolios: Sequence[str] | None) -> Iterator[Ga
             rows += [(name, asset) for asset in view.read(name).assets]
         except NotFound:
             continue
-    rows.sort(key=lambda row: (-row[1].naked_usd, -abs(row[1].net_usd or 0)))
+    rows.sort(key=lambda row: (row[1].naked_usd, abs(row[1].net_usd or 0)), reverse=True)
     for name, asset in rows[:NET_SERIES_MAX]:
         net.add_metric([name, asset.asset], float(asset.net_usd or 0))
         naked.add_metric([name, asset.asset], float(asset.naked_usd))

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, func, select, text
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.fills import average_price
 from ledger_sizer.model.legs import Leg
-from ledger_sizer.model.market_names import split_factor
+from ledger_sizer.model.market_names import coin_of
 from ledger_sizer.model.names import DESK, portfolio_or_desk
 from ledger_sizer.model.net import Net, NetAsset, NetPlace, is_hedged
 from ledger_sizer.model.tags import EXTERNAL_TAG
@@ -284,11 +284,6 @@ class _Sight:
     accounts: dict[str, list[str]] = field(default_factory=dict)
     whole: bool = True
     run_us: int | None = None
-
-
-def coin_of(symbol: str) -> str:
-    """Return the coin of a market's symbol, or of a `symbol` tag."""
-    return split_factor(symbol.partition("/")[0])[1]
 
 
 def _parts_of(position: Position, accounts: Mapping[str, Sequence[str]]) -> Iterator[_Part]:
