@@ -29,6 +29,7 @@ from ledger_sizer.model.overview import (
 )
 from ledger_sizer.model.pools import DefaultCap, Pool
 from ledger_sizer.model.reconciliation import Drift, Finding, Report, Run
+from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.tags import Tags
 from ledger_sizer.wire import net, overviews, reconciliation, responses
 from ledger_sizer.wire.codec import Codec
@@ -264,6 +265,9 @@ ExposureLineForm = _form(
 RunForm = _form(Run, "One run of the reconciliation.", reconciliation.RUN)
 RunPage = _page("RunPage", Run, "One page of runs; `cursor` continues it.")
 FindingForm = _form(Finding, "One difference that a comparison saw.", reconciliation.FINDING)
+RenamedForm = _form(
+    RenamedCoin, "What the decision about a renamed coin did.", reconciliation.RENAMED, name="RenamedForm"
+)
 DriftForm = _form(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
 DriftPage = _page("DriftPage", Drift, "One page of drifts; `cursor` continues it.")
 ReportForm = _form(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ledger_sizer.cli import errors, options, output
+from ledger_sizer.cli import errors, options, output, rename_coin
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Limit
 from ledger_sizer.cli.output import Column
@@ -180,6 +180,8 @@ def close(drift: DriftId, reason: Reason, as_json: Json = False, database_url: D
     """Ask whoever trades to close it at the exchange; it counts until the exchange shows it gone."""
     return _decide("close", drift, reason, as_json, database_url)
 
+
+drifts.command("rename", epilog=rename_coin.RENAME_HELP)(rename_coin.rename)
 
 _TRUST = """Go on without the reconciliation: its age stops no reservation any more.
 

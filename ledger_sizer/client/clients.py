@@ -192,6 +192,7 @@ class LedgerClient(_BaseClient, Verbs, HoldMethod):
     adopt_drift = _sync_method(reconciliation.adopt_drift)
     ignore_drift = _sync_method(reconciliation.ignore_drift)
     close_drift = _sync_method(reconciliation.close_drift)
+    rename_coin = _sync_method(reconciliation.rename_coin)
 
     def _execute(self, steps: Steps[T], opened: list[httpx.Response] | None = None) -> T:
         """Send and wait as the steps say, and return their result. opened: see `_send`."""
@@ -301,6 +302,7 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     adopt_drift = _async_method(reconciliation.adopt_drift)
     ignore_drift = _async_method(reconciliation.ignore_drift)
     close_drift = _async_method(reconciliation.close_drift)
+    rename_coin = _async_method(reconciliation.rename_coin)
 
     def hold(self, *, on_unknown: OnUnknown = "keep", **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """Reserve for an `async with` block. See `Ledger.hold`."""

@@ -77,9 +77,13 @@ def coin_of(symbol: str) -> str:
 
 
 def renamed_symbol(symbol: str, coin: str, asset: str) -> str:
-    """Return a market's symbol, or a `symbol` tag, with another coin: the rest of it stays, also a factor."""
+    """Return a market's symbol, or a `symbol` tag, with another coin: the rest of it stays.
+
+    A factor in the name stays too, unless it would not be read as one before the new coin.
+    """
     base, slash, rest = symbol.partition("/")
-    return f"{base.replace(coin, asset, 1)}{slash}{rest}"
+    renamed = base.replace(coin, asset, 1)
+    return f"{renamed if coin_of(renamed) == asset else asset}{slash}{rest}"
 
 
 def coins_of_symbol(symbol: str) -> tuple[int, str | None]:

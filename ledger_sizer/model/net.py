@@ -59,8 +59,8 @@ class NetAsset:
     positions that name no legs, whose side and account are not known; they are in no other figure. price: average entry
     price of the side that the net is on, USD per coin. exchange_price: the last that the reconciliation saw; None where
     it saw none. shown: the net that the last run saw; None unless it saw every account of the coin. hedged: whether
-    the sides are equal within `TRADING_DELTA_DRIFT_TOLERANCE`, in the ledger and as the last run saw them. naked_us: since
-    when they are not, microseconds: the last fill or close that made them differ. accounts: where it is, by venue.
+    the sides are equal within `TRADING_DELTA_DRIFT_TOLERANCE`, in the ledger and as the last run saw them. naked_us:
+    since when they are not, microseconds: the last fill or close that made them differ. accounts: where it is.
     """
 
     asset: str

@@ -13,14 +13,16 @@ from ledger_sizer.model.caller import RECONCILE, calling_as, reconcile_for
 from ledger_sizer.model.commands import AnyCommand, Remark
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, WrongState
-from ledger_sizer.model.names import DESK
+from ledger_sizer.model.names import DESK, portfolio_name
 from ledger_sizer.model.reconciliation import Drift
+from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.units import positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
 from ledger_sizer.reconcile.effects import Effects, note_of
 from ledger_sizer.reconcile.late_fills import holds_named
 from ledger_sizer.reconcile.ledger_reads import read_moves, read_positions, read_with_late_fills
+from ledger_sizer.reconcile.renames import CoinRename, RenamePlan
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import decision_by_key
 from ledger_sizer.storage.tables import ReconciliationRow
@@ -93,6 +95,31 @@ class Operator:
                 f"{drift.name} is {drift.kind}: there is nothing more at the exchange that could be closed"
             )
         return self._decide(drift, "close_requested", list, reason, requested="close")
+
+    def rename(
+        self, coin: str, asset: str, *, reason: str, ratio: Decimal = Decimal(1), portfolio: str = "main",
+        venue: str | None = None, force: bool = False,
+    ) -> RenamedCoin:  # fmt: skip
+        """Say that a coin has another name: every open position of it gets it, with `ratio` new coins for each.
+
+        All in one commit; what they count, their tags and their age stay. venue: only positions with a leg there. The
+        drifts of both names end with the next run that agrees. Raises `WrongState` where the last run saw something
+        else than that, unless `force`.
+        """
+        label_text(reason, "reason", length_max=300)
+        asked = CoinRename(
+            portfolio_name(portfolio), label_text(coin, "coin"), label_text(asset, "asset"), positive(ratio, "ratio"),
+            None if venue is None else label_text(venue, "venue"), reason, force,
+        )  # fmt: skip
+        plan = RenamePlan(self._ledger, self._engine, asked)
+        caller = reconcile_for(self._ledger.caller.actor)
+        with calling_as(caller):
+            if self._find_decision(plan.remark, caller.actor) is not None:
+                return plan.done_before()
+            commands, done = plan.commands()
+            by_person = [] if caller == RECONCILE else [_desk_remark(plan.remark)]
+            self._submit([*commands, *by_person, plan.remark], caller.actor)
+        return done
 
     def _unresolved(self, drift_id: int) -> Drift:
         drift = drifts.get_drift(self._engine, drift_id)

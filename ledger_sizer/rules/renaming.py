@@ -45,6 +45,11 @@ def rename_position(position: Position, coin: str, asset: str, ratio: Decimal) -
     """Return a position whose coin has another name: `ratio` new ones for each. What it counts and cost stays."""
     with exact_arithmetic():
         legs = tuple([_renamed_leg(leg, coin, asset, ratio) for leg in with_prices(position)])
+        if len({leg.market for leg in legs}) < len(legs):
+            raise InvalidRequest(
+                f"two legs of {position.position_id} would be one market of {asset}; close it and adopt what is there",
+                field="asset",
+            )
         quantity = None if position.quantity is None else _scaled(position.quantity, ratio)
         fills = position.fills
         after = position.changed(quantity=quantity, legs=legs, tags=_renamed_tags(position.tags, coin, asset))

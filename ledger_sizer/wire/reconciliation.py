@@ -4,6 +4,7 @@ from operator import attrgetter
 from typing import get_type_hints
 
 from ledger_sizer.model.reconciliation import Drift, Finding, Market, Report, Run
+from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.wire.codec import Codec
 from ledger_sizer.wire.responses import number_of
 
@@ -40,6 +41,17 @@ RUN = Codec(
     types={"id": int | None},
 )
 run_to_json, run_from_json = RUN.to_json, RUN.from_json
+
+RENAMED = Codec(
+    RenamedCoin,
+    docs={
+        "ratio": "New coins for one old coin.",
+        "positions": "Those that were renamed.",
+        "released": "External positions that counted the new coin.",
+        "differences": "Where the last run does not fit, in words.",
+    },
+)
+renamed_to_json, renamed_from_json = RENAMED.to_json, RENAMED.from_json
 
 REPORT = Codec(Report, "run findings live resolved")
 report_to_json = REPORT.to_json

@@ -55,6 +55,7 @@ REQUIRED_ROLE = {
     ("POST", "/v1/drifts/{drift_id}/adopt"): "admin",
     ("POST", "/v1/drifts/{drift_id}/ignore"): "admin",
     ("POST", "/v1/drifts/{drift_id}/close"): "admin",
+    ("POST", "/v1/drifts/rename"): "admin",
     ("GET", "/metrics"): "read",
     ("POST", "/v1/reservations"): "trade",
     ("POST", "/v1/positions/{position_id}/confirm"): "trade",
@@ -62,6 +63,7 @@ REQUIRED_ROLE = {
     ("POST", "/v1/positions/{position_id}/release"): "trade",
     ("POST", "/v1/positions/{position_id}/retag"): "admin",
     ("POST", "/v1/positions/{position_id}/reprice"): "admin",
+    ("POST", "/v1/positions/{position_id}/rename"): "admin",
     ("POST", "/v1/positions/{position_id}/extend"): "trade",
     ("POST", "/v1/batch"): "trade",
     ("POST", "/v1/positions"): "trade",
@@ -115,9 +117,12 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
     last = path.rpartition("/")[2]
     needed = {
         "fill": {"filled_quantity": "1", "price": "1"}, "retag": {"tags": {}}, "reprice": {"price": "1"},
+        "rename": {"asset": "S"},
         "release_all": {"tags": {}}, "caps": {"cap": "1"}, "reconciled": {"fresh_until": None},
         "remarks": {"about": "x", "event": "y"},
     }  # fmt: skip
+    if path == "/v1/drifts/rename":
+        return {"json": {"coin": "FTM", "asset": "S", "reason": "known", "portfolio": portfolio}}
     if "/drifts/" in path:
         return {"json": {"reason": "known"}}
     return {"json": needed.get(last, {})}

@@ -84,6 +84,7 @@ async def test_call_every_verb_when_it_fits_then_each_decision_equals_the_record
         await ledger.thaw(key="thaw", scope="venue=bybit"),
         await ledger.reconciled(key="run", fresh_until=START + timedelta(seconds=90)),
         await ledger.remark(key="say", about="drift-7", event="close_requested"),
+        await ledger.rename(key="name", position_id="main-10", asset="ETH2", ratio=Decimal("0.5"), note="split"),
     ]
     assert decisions == list(ledger.behind.history(ascending=True))
     assert {decision.command for decision in decisions} == set(COMMANDS)
