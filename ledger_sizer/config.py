@@ -324,6 +324,12 @@ class ExchangeAccountSettings(BaseModel):
     wallets: tuple[str, ...] = Field(
         (), description="ccxt balance types to add up, such as spot and swap; empty: what is known of the exchange."
     )
+    bind_free_balance: bool = Field(
+        True, description="Bind reservations by what is free in it; off where its coins are collateral too."
+    )
+    margin_fraction: Exact = Field(
+        Decimal(1), ge=0, le=1, description="Fraction of a contract's value that it needs of the free balance."
+    )
     timeout_seconds: int = Field(10, ge=1, le=300, description="Longest wait for one answer of the exchange.")
     retries_max: int = Field(2, ge=0, le=10, description="Retries of a call after a network error or a rate limit.")
 

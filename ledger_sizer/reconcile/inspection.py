@@ -18,24 +18,27 @@ from ledger_sizer.model.choices import RunOutcome, Trigger
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import Drift, Market, Run
+from ledger_sizer.model.tags import account_scope
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver
+from ledger_sizer.reconcile.account_looks import AccountLook, look_of, unsettled_by_scope
+from ledger_sizer.reconcile.attribution import AccountResolver, known_since
 from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
 from ledger_sizer.reconcile.late_fills import ended_rests, may_fill_after_its_rest
 from ledger_sizer.reconcile.ledger_reads import (
     last_prices,
     read_ended_budgets,
     read_head,
+    read_ledger,
     read_moves,
     read_planned_hedges,
     read_planned_legs,
-    read_positions,
     read_released_holds,
 )
 from ledger_sizer.reconcile.ledger_side import EndedHold, LedgerSide, ended_holds, ledger_side_of
 from ledger_sizer.reconcile.shown import held_coins, shown_by_coin
+from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.clock import ClockGuard, read_clock
 
 Clock = Callable[[], datetime]
@@ -73,12 +76,13 @@ class InspectionRequest:
 class Inspection:
     """Result of an inspection. run: the run to record, its id still 0.
 
-    external: open external positions by market; None if the ledger was not read.
+    external: open external positions by market; None if the ledger was not read. looks: what was seen of each account.
     """
 
     run: Run
     comparison: Comparison
     external: Mapping[Market, Sequence[Position]] | None
+    looks: tuple[AccountLook, ...] = ()
 
 
 class Inspector(Protocol):
@@ -122,22 +126,21 @@ class LocalInspector:
             snapshots = list(pool.map(lambda account: account.snapshot(self._now_us), accounts))
         expired_us = started_us - settings.expired_seconds * 1_000_000
         # Read after the fetch: these rows include what moved meanwhile, which is then not judged.
-        positions = read_positions(self._engine, request.portfolio, since_us=expired_us)
+        positions, scopes = read_ledger(self._engine, request.portfolio, since_us=expired_us)
         settled_us = started_us - settings.grace_seconds * 1_000_000
         live = drifts.live_drifts(self._engine, request.portfolio)
         sighted_us = min((one.updated_us for one in live), default=settled_us)
         account_keys = [(account.venue, account.account) for account in accounts]
+        moves = read_moves(self._engine, request.portfolio, positions, settled_us=settled_us, sighted_us=sighted_us)
         ledger_side = ledger_side_of(
             positions,
-            account_keys,
+            AccountResolver(account_keys, known_since(scopes)),
             seq_before=seq_before,
             settled_us=settled_us,
             expired_us=expired_us,
             now_us=self._now_us(),
             budgets_usd=read_ended_budgets(self._engine, request.portfolio, positions),
-            moves=read_moves(
-                self._engine, request.portfolio, positions, settled_us=settled_us, sighted_us=sighted_us
-            ),
+            moves=moves,
         )  # fmt: skip
         ledger_side.planned_hedges = self._planned_hedges(request.portfolio, ledger_side)
         ledger_side.known_excess = _excess_by_market(live)
@@ -146,21 +149,40 @@ class LocalInspector:
         prices = self._last_prices(request.portfolio, ledger_side, snapshots)
 
         def released() -> list[EndedHold]:
-            return self._released_holds(request.portfolio, positions, account_keys, expired_us)
+            resolver = AccountResolver(account_keys, known_since(scopes))
+            return self._released_holds(request.portfolio, positions, resolver, expired_us)
 
-        comparison = compare(ledger_side, snapshots, _parameters(self._settings, started_us, prices), released)
+        parameters = _parameters(self._settings, started_us, prices)
+        comparison = compare(ledger_side, snapshots, parameters, released)
         coins = held_coins(ledger_side)
         comparison.shown = {
             (one.venue, one.account): shown_by_coin(one, coins, settings.baselines) for one in snapshots
         }  # fmt: skip
         run = _run_of(request, snapshots, comparison, started_us, self._now_us())
-        return Inspection(run, comparison, ledger_side.external)
+        unsettled = unsettled_by_scope(positions, scopes, moves, settled_us)
+        looks = self._looks(accounts, snapshots, scopes, unsettled, parameters)
+        return Inspection(run, comparison, ledger_side.external, looks)
+
+    def _looks(
+        self, accounts: Sequence[Account], snapshots: Sequence[Snapshot], scopes: Sequence[ScopeState],
+        unsettled: Mapping[str, int], parameters: ComparisonParameters,
+    ) -> tuple[AccountLook, ...]:  # fmt: skip
+        known = {scope.name: scope for scope in scopes}
+        names = [account_scope(account.venue, account.account) for account in accounts]
+        return tuple(
+            look_of(
+                snapshot, known.get(name), unsettled.get(name, 0), stale_us=parameters.stale_us,
+                dollars=parameters.quote_assets, prices=parameters.last_prices,
+                margin_fraction=getattr(account, "margin_fraction", Decimal(1)),
+                binds=getattr(account, "bind_free_balance", True),
+            )
+            for account, snapshot, name in zip(accounts, snapshots, names, strict=True)
+        )  # fmt: skip
 
     def _released_holds(
-        self, portfolio: str, positions: Sequence[Position], accounts: Sequence[AccountKey], since_us: int
+        self, portfolio: str, positions: Sequence[Position], resolver: AccountResolver, since_us: int
     ) -> list[EndedHold]:
         """Return what released holds, and the rests of open positions that are over, may have filled after all."""
-        resolver = AccountResolver(accounts)
         holds = read_released_holds(self._engine, portfolio, since_us=since_us)
         budgets_usd = read_ended_budgets(self._engine, portfolio, holds)
         open_still = [one for one in positions if may_fill_after_its_rest(one, since_us)]

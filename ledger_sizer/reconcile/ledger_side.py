@@ -115,7 +115,7 @@ class LedgerSide:
 
 def ledger_side_of(
     positions: Sequence[Position],
-    accounts: Sequence[AccountKey],
+    accounts: AccountResolver,
     *,
     seq_before: int,
     settled_us: int,
@@ -133,8 +133,7 @@ def ledger_side_of(
     else not be judged until that time. budgets_usd: of expired holds, by number. moves: what recently moved positions
     that are still open; a position that they do not know moved as a whole when it was updated.
     """
-    side = LedgerSide()
-    resolver = AccountResolver(accounts)
+    side, resolver = LedgerSide(), accounts
     moves = moves or Moves()
     latest_us = now_us + CLOCK_STEP_US_MAX if now_us else E8_MAX
     with exact_arithmetic():

@@ -19,9 +19,10 @@ from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.units import positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
+from ledger_sizer.reconcile.attribution import AccountResolver, known_since
 from ledger_sizer.reconcile.effects import Effects, note_of
 from ledger_sizer.reconcile.late_fills import holds_named
-from ledger_sizer.reconcile.ledger_reads import read_moves, read_positions, read_with_late_fills
+from ledger_sizer.reconcile.ledger_reads import read_ledger, read_moves, read_with_late_fills
 from ledger_sizer.reconcile.renames import CoinRename, RenamePlan
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import decision_by_key
@@ -132,9 +133,10 @@ class Operator:
         query = select(ReconciliationRow.fetched, ReconciliationRow.started_us)
         with read_transaction(self._engine) as connection:
             fetched, seen_us = connection.execute(query.where(ReconciliationRow.id == drift.last_run)).one()
-        accounts = [(one["venue"], one["account"]) for one in json.loads(fetched)]
+        keys = [(one["venue"], one["account"]) for one in json.loads(fetched)]
         live = drifts.live_drifts(self._engine, drift.portfolio)
-        positions = read_positions(self._engine, drift.portfolio, since_us=seen_us)
+        positions, scopes = read_ledger(self._engine, drift.portfolio, since_us=seen_us)
+        accounts = AccountResolver(keys, known_since(scopes))
         moves = read_moves(self._engine, drift.portfolio, positions, settled_us=seen_us - 1, sighted_us=seen_us - 1)
         numbers = [int(name.rpartition("-")[2]) for name in holds_named(drift.detail)]
         holds = read_with_late_fills(self._engine, drift.portfolio, numbers) if drift.kind == "late_fill" else []

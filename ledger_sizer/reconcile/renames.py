@@ -19,9 +19,9 @@ from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver
+from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, known_since
 from ledger_sizer.reconcile.effects import note_of, release_of
-from ledger_sizer.reconcile.ledger_reads import read_moves, read_positions
+from ledger_sizer.reconcile.ledger_reads import read_ledger, read_moves
 from ledger_sizer.reconcile.ledger_side import LedgerSide, ledger_side_of
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import portfolio_id
@@ -89,7 +89,8 @@ class RenamePlan:
         is forced, where that run saw something else than a renamed coin.
         """
         asked, sight = self._asked, self._sight
-        positions = read_positions(self._engine, asked.portfolio, since_us=sight.seen_us)
+        positions, scopes = read_ledger(self._engine, asked.portfolio, since_us=sight.seen_us)
+        accounts = AccountResolver(sight.accounts, known_since(scopes))
         renamed = [one for one in positions if one.state == "open" and self._concerns(one)]
         if not renamed:
             where = "" if asked.venue is None else f" at {asked.venue}"
@@ -102,10 +103,10 @@ class RenamePlan:
             self._engine, asked.portfolio, positions, settled_us=sight.seen_us - 1, sighted_us=sight.seen_us - 1
         )
         side = ledger_side_of(
-            positions, sight.accounts, seq_before=2**62, settled_us=sight.seen_us - 1, expired_us=2**62, moves=moves
+            positions, accounts, seq_before=2**62, settled_us=sight.seen_us - 1, expired_us=2**62, moves=moves
         )
         with exact_arithmetic():
-            differences = self._differences(renamed, side)
+            differences = self._differences(renamed, side, accounts)
         if differences and not asked.force:
             raise WrongState(
                 f"the last run does not fit that {asked.words}: {'; '.join(differences)}. Reconcile and look again, or "
@@ -159,14 +160,14 @@ class RenamePlan:
 
     # --- what the last run saw -------------------------------------------------------------------
 
-    def _differences(self, renamed: Sequence[Position], side: LedgerSide) -> list[str]:
+    def _differences(self, renamed: Sequence[Position], side: LedgerSide, accounts: AccountResolver) -> list[str]:
         """Return in words where the last run saw something else than that the coin has another name."""
         asked = self._asked
         if not self._sight.run_id:
             return ["no run has looked at the accounts"]
         moved = sorted({market.subject for market in side.settling if market.base == asked.coin})
         words = [f"the ledger moved in {one} since run {self._sight.run_id}" for one in moved]
-        ours = self._renamed_by_place(renamed)
+        ours = self._renamed_by_place(renamed, accounts)
         missing: dict[_Place, Decimal] = {}
         found: dict[_Place, Decimal] = {}
         for drift in drifts.live_drifts(self._engine, asked.portfolio):
@@ -190,14 +191,13 @@ class RenamePlan:
     def _differs(self, one: Decimal, other: Decimal) -> bool:
         return abs(one - other) > self._tolerance * max(abs(one), abs(other))
 
-    def _renamed_by_place(self, renamed: Sequence[Position]) -> Mapping[_Place, Decimal]:
+    def _renamed_by_place(self, renamed: Sequence[Position], accounts: AccountResolver) -> Mapping[_Place, Decimal]:
         """Return the net coins that get another name, by market. External ones are no coins of the ledger's own."""
-        resolver = AccountResolver(self._sight.accounts)
         coins: dict[_Place, Decimal] = {}
         for position in renamed:
             if EXTERNAL_TAG in position.tags:
                 continue
-            for leg, market in resolver.legs(position):
+            for leg, market in accounts.legs(position):
                 if market is not None and market.base == self._asked.coin and leg.filled:
                     place = (market.venue, market.account, market.subject)
                     coins[place] = coins.get(place, ZERO) + (leg.filled if leg.side == "buy" else -leg.filled)

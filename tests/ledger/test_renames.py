@@ -62,8 +62,15 @@ def test_rename_when_a_part_is_filled_then_the_rest_is_renamed_too_and_fills_und
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    XX,
-)  # fmt: skip
+    [
+        ("FTM", "S"),
+        ("FTM/USDT", "S/USDT"),
+        ("FTM/USDT:USDT", "S/USDT:USDT"),
+        (["BTC", "FTM"], ("BTC", "S")),
+        ("BTC", "BTC"),
+        (None, None),
+    ],
+)
 def test_rename_when_the_symbol_is_a_tag_then_its_value_follows_in_its_own_form(
     ledger: Ledger, given: Any, expected: Any
 ) -> None:
