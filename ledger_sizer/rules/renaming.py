@@ -1,7 +1,7 @@
 """What a renamed coin makes of a position: other names, other quantities, and the same money. Pure, exact."""
 
 from dataclasses import replace
-from decimal import Decimal
+from decimal import ROUND_UP, Decimal
 
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest
@@ -99,15 +99,10 @@ def _renamed_tags(tags: Tags, coin: str, asset: str) -> Tags:
 
 
 def _scaled(coins: Decimal, ratio: Decimal) -> Decimal:
-    """Return the new coins for old ones, rounded down to 1e-18. Raises `InvalidRequest` where none is left."""
+    """Return the new coins for old ones, rounded up to 1e-18: a ratio such as 1/24 is itself rounded down."""
     scaled = coins * ratio
     if -scaled.as_tuple().exponent > 18:  # type: ignore[operator]
-        scaled = scaled.quantize(_COIN_DECIMALS)
-    if coins and not scaled:
-        raise InvalidRequest(
-            f"ratio {shown(ratio)} leaves nothing of {shown(coins)} coins; say how many new coins one old is",
-            field="ratio",
-        )
+        scaled = scaled.quantize(_COIN_DECIMALS, ROUND_UP)
     return exact_decimal(scaled.normalize() + 0, "ratio")
 
 

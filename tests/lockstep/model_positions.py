@@ -314,11 +314,11 @@ def reprice(one: Holding, price: Fraction) -> Holding:
 
 
 def rename(one: Holding, coin: str, asset: str, ratio: Fraction) -> Holding:
-    """Return a position whose coin has another name: `ratio` new coins for one, rounded down to 1e-18."""
+    """Return a position whose coin has another name: `ratio` new coins for one, rounded up to 1e-18."""
 
     def more(coins: Fraction) -> Fraction:
         exact = coins * ratio
-        return exact if (exact * 10**18).denominator == 1 else Fraction(floor(exact * 10**18), 10**18)
+        return Fraction(ceil(exact * 10**18), 10**18)
 
     def named(symbol: str) -> str:
         return asset + symbol.removeprefix(coin) if coin_of(symbol) == coin else symbol

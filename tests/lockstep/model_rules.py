@@ -228,11 +228,7 @@ def _rename(portfolio: PortfolioModel, command: Rename) -> tuple[Answer, Holding
         raise RefusedError("invalid_request")
     after = rename(before, coin, command.asset, ratio)
     markets = {(leg.venue, leg.symbol, leg.kind, leg.side, leg.account) for leg in after.legs}
-    coins = [(one.filled, one.unfilled) for one in (*before.legs, *after.legs)]
-    lost = any(bool(one) != bool(other) for one, other in zip(coins, coins[len(before.legs) :], strict=False))
-    quantities = (before.quantity, after.quantity), (before.unfilled, after.unfilled), (before.filled, after.filled)
-    lost = lost or any(bool(one) and not other for one, other in quantities)
-    if len(markets) < len(after.legs) or lost:
+    if len(markets) < len(after.legs):
         raise RefusedError("invalid_request")
     binding = "tags" if before.tags != after.tags else None
     return Answer("rename", "applied", quantity=after.quantity, binding=binding), _fact(portfolio, before, after)
