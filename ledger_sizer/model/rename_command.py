@@ -8,7 +8,7 @@ from ledger_sizer.model.command_base import PositionCommand, verb
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.market_names import split_factor
 
-_TAG_FORMS = ("", "/USDT", "/USDC", "/USD", "/USDT:USDT", "/USDC:USDC", "/USD:USD")
+TAG_FORMS = ("", "/USDT", "/USDC", "/USD", "/USDT:USDT", "/USDC:USDC", "/USD:USD")
 """Forms of a `symbol` tag that are kept when its coin is renamed: the scopes of these are loaded with the command."""
 
 
@@ -38,7 +38,7 @@ class Rename(PositionCommand):
     @property
     def scopes(self) -> tuple[str, ...]:
         """The scopes of the new name."""
-        return tuple([f"symbol={self.asset}{form}" for form in _TAG_FORMS])
+        return tuple([f"symbol={self.asset}{form}" for form in TAG_FORMS])
 
 
 def _check_coin(coin: str, field: str) -> None:

@@ -4,7 +4,7 @@ It covers every market of either side. A part that was not fetched, or that was 
 neither yields findings nor counts as gone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
@@ -20,7 +20,7 @@ from ledger_sizer.reconcile.in_flight import InFlight
 from ledger_sizer.reconcile.late_fills import LateFills, ReadReleased, naming_holds
 from ledger_sizer.reconcile.ledger_side import LedgerSide
 from ledger_sizer.reconcile.netting import net_sides
-from ledger_sizer.reconcile.shown import Shown
+from ledger_sizer.reconcile.shown import Shown, held_coins, shown_by_coin
 from ledger_sizer.reconcile.throttle import throttled
 
 ZERO = Decimal(0)
@@ -65,7 +65,7 @@ class Comparison:
     hedges_moving: set[tuple[AccountKey, str]] = field(default_factory=set)
     moved_us: dict[tuple[AccountKey, str], int] = field(default_factory=dict)
     naked: Mapping[str, str] = field(default_factory=dict)
-    shown: Mapping[AccountKey, Shown | None] = field(default_factory=dict)
+    shown: dict[AccountKey, Shown | None] = field(default_factory=dict)
 
     def moved_since(self, drift: Drift) -> bool:
         """Whether the ledger changed the asset after the drift's last sighting: this may then be another difference."""
@@ -121,10 +121,12 @@ def compare(
         in_flight = InFlight(ledger_side)
         late_fills = LateFills(ledger_side.expired, ledger_side.excess_since_us, parameters.tolerance, released)
         hedges = HedgeComparison(ledger_side, parameters.tolerance, parameters.delta_tolerance, parameters.quote_assets)
+        coins = held_coins(ledger_side)
         for snapshot in snapshots:
             account = _AccountComparison(ledger_side, in_flight, late_fills, snapshot, parameters, result)
             account.run()
             account.add_to(hedges)
+            result.shown[snapshot.venue, snapshot.account] = account.shown_of(coins)
         result.findings += late_fills.unfilled(result.positions_known, result.moving)
         result.findings += hedges.findings()
         result.hedges_moving = hedges.moving
@@ -199,9 +201,17 @@ class _AccountComparison:
 
     def add_to(self, hedges: HedgeComparison) -> None:
         """Add what the ledger has here and what the exchange shows; nothing shown where a part was not fetched."""
-        account_key = self._account_key
-        known = account_key in self._result.positions_known and account_key in self._result.balances_known
-        hedges.add(account_key, self._ledger, self._shown if known else None, self._is_dust)
+        hedges.add(self._account_key, self._ledger, self._shown if self._known else None, self._is_dust)
+
+    def shown_of(self, coins: Collection[str]) -> Shown | None:
+        """Return what the exchange shows of these coins; None where a part was not fetched."""
+        accepted = self._ledger.accepted_excess
+        return shown_by_coin(self._shown, self._snapshot, coins, accepted) if self._known else None
+
+    @property
+    def _known(self) -> bool:
+        """Whether all of the account was fetched."""
+        return self._account_key in self._result.positions_known and self._account_key in self._result.balances_known
 
     def _add_fetch_failed(self, stale: bool, missing: Sequence[str]) -> None:
         what = "the picture is too old" if stale else f"{' and '.join(missing)} not fetched"

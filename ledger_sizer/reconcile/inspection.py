@@ -37,7 +37,6 @@ from ledger_sizer.reconcile.ledger_reads import (
     read_released_holds,
 )
 from ledger_sizer.reconcile.ledger_side import EndedHold, LedgerSide, ended_holds, ledger_side_of
-from ledger_sizer.reconcile.shown import held_coins, shown_by_coin
 from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.clock import ClockGuard, read_clock
 
@@ -154,10 +153,6 @@ class LocalInspector:
 
         parameters = _parameters(self._settings, started_us, prices)
         comparison = compare(ledger_side, snapshots, parameters, released)
-        coins = held_coins(ledger_side)
-        comparison.shown = {
-            (one.venue, one.account): shown_by_coin(one, coins, settings.baselines) for one in snapshots
-        }  # fmt: skip
         run = _run_of(request, snapshots, comparison, started_us, self._now_us())
         unsettled = unsettled_by_scope(positions, scopes, moves, settled_us)
         looks = self._looks(accounts, snapshots, scopes, unsettled, parameters)

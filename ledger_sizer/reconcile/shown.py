@@ -9,7 +9,8 @@ from sqlalchemy import Connection, select, update
 
 from ledger_sizer.exchanges.market_rules import USD_QUOTES
 from ledger_sizer.exchanges.snapshot import Snapshot, rounded_price
-from ledger_sizer.model.market_names import coins_of_symbol, parse_symbol, split_factor
+from ledger_sizer.model.market_names import coins_of_symbol, parse_symbol
+from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.ledger_side import LedgerSide
 from ledger_sizer.storage.tables import ReconciliationRow
@@ -27,42 +28,41 @@ def held_coins(ledger_side: LedgerSide) -> set[str]:
     return {market.base for market in (*ledger_side.open, *ledger_side.external)}
 
 
-def shown_by_coin(snapshot: Snapshot, coins: Collection[str], baselines: Mapping[str, Decimal]) -> Shown | None:
-    """Return what an account showed of these coins, without its baselines; None unless it was read whole."""
-    if snapshot.positions is None or snapshot.balances is None:
-        return None
-    long: dict[str, Decimal] = {}
-    short: dict[str, Decimal] = {}
-    prices: dict[str, Decimal] = {}
+def shown_by_coin(
+    shown: Mapping[Market, Decimal], snapshot: Snapshot, coins: Collection[str], accepted: Mapping[Market, Decimal]
+) -> Shown:
+    """Return what an account showed of these coins.
+
+    shown: what was compared, by market: without baselines. accepted: the excess that a person acknowledged, which is
+    left out. snapshot: has the prices.
+    """
+    sides: dict[str, dict[str, Decimal]] = {}
     with exact_arithmetic():
-        for position in snapshot.positions:
-            factor, coin = coins_of_symbol(position.symbol)
-            if coin is None or coin not in coins:
-                continue
-            side = long if position.side == "long" else short
-            side[coin] = side.get(coin, ZERO) + position.coins
-            said = parse_symbol(position.symbol)
-            if said is not None and said.quote in USD_QUOTES and position.mark_price is not None:
-                factor = factor if position.multiplier is None else position.multiplier
-                price = rounded_price(position.mark_price / factor)
-                prices |= {} if price is None else {coin: price}
-        for balance in snapshot.balances:
-            factor, coin = split_factor(balance.earns or balance.asset)
-            if coin not in coins:
-                continue
-            baseline = baselines.get(f"{snapshot.venue}/{snapshot.account}/{balance.asset}", ZERO)
-            more = balance.coins - baseline * split_factor(balance.asset)[0]
-            side = long if more >= 0 else short
-            side[coin] = side.get(coin, ZERO) + abs(more)
-            if (price := snapshot.prices.get(coin)) is not None:
-                prices[coin] = price
+        for market, quantity in shown.items():
+            if market.base in coins:
+                left = max(abs(quantity) - accepted.get(market, ZERO), ZERO)
+                side = market.side if quantity >= 0 else market.opposite.side
+                one = sides.setdefault(market.base, {"long": ZERO, "short": ZERO})
+                one[side] += left
+        prices = _last_prices(snapshot, sides)
     return {
-        coin: (
-            decimal_text(long.get(coin, ZERO)), decimal_text(short.get(coin, ZERO)),
-            decimal_text(prices[coin]) if coin in prices else None,
-        )
-        for coin in sorted({*long, *short})
+        coin: (decimal_text(one["long"]), decimal_text(one["short"]), prices.get(coin))
+        for coin, one in sorted(sides.items())
     }  # fmt: skip
+
+
+def _last_prices(snapshot: Snapshot, coins: Collection[str]) -> dict[str, str]:
+    """Return the last price of each coin that an exchange told, USD per coin: of a derivative its mark price."""
+    prices = {coin: price for coin, price in snapshot.prices.items() if coin in coins}
+    for position in snapshot.positions or ():
+        factor, coin = coins_of_symbol(position.symbol)
+        said = parse_symbol(position.symbol)
+        if coin not in coins or coin is None or said is None or said.quote not in USD_QUOTES:
+            continue
+        if position.mark_price is not None:
+            price = rounded_price(position.mark_price / (position.multiplier or factor))
+            prices |= {} if price is None else {coin: price}
+    return {coin: decimal_text(price) for coin, price in prices.items()}
 
 
 def without_shown(fetched: list[dict[str, Any]]) -> tuple[dict[str, Any], ...]:

@@ -8,6 +8,7 @@ from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.fills import average_price
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.market_names import coin_of, renamed_symbol
+from ledger_sizer.model.rename_command import TAG_FORMS
 from ledger_sizer.model.tags import Tags, tags_of
 from ledger_sizer.model.units import exact_arithmetic, exact_decimal, shown
 from ledger_sizer.rules.filling import filled_so_far, leg_fills, with_fills, with_prices
@@ -91,11 +92,17 @@ def _renamed_tags(tags: Tags, coin: str, asset: str) -> Tags:
     values = tags.values_of("symbol")
     if coin not in map(coin_of, values):
         return tags
-    renamed = [renamed_symbol(one, coin, asset) if coin_of(one) == coin else one for one in values]
+    renamed = [_renamed_tag(one, coin, asset) if coin_of(one) == coin else one for one in values]
     try:
         return tags_of({**tags, "symbol": renamed})
     except InvalidRequest:  # tags that long fit no index; a fact is recorded all the same, under the old scope
         return tags
+
+
+def _renamed_tag(value: str, coin: str, asset: str) -> str:
+    """Return a value of `symbol` with the new coin: in its own form, if the batch loaded the scope of that."""
+    renamed = renamed_symbol(value, coin, asset)
+    return renamed if renamed in {f"{asset}{form}" for form in TAG_FORMS} else asset
 
 
 def _scaled(coins: Decimal, ratio: Decimal) -> Decimal:

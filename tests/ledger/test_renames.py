@@ -67,6 +67,8 @@ def test_rename_when_a_part_is_filled_then_the_rest_is_renamed_too_and_fills_und
         ("FTM/USDT", "S/USDT"),
         ("FTM/USDT:USDT", "S/USDT:USDT"),
         (["BTC", "FTM"], ("BTC", "S")),
+        ("FTM/EUR", "S"),
+        ("1000FTM", "S"),
         ("BTC", "BTC"),
         (None, None),
     ],
@@ -78,6 +80,7 @@ def test_rename_when_the_symbol_is_a_tag_then_its_value_follows_in_its_own_form(
     legs = [Leg("bybit", "FTM/USDT:USDT", "swap", "sell", D(2000), D("0.49"))]
     name = position_of(ledger.adopt(key="a", quantity=D(2000), price=D("0.49"), tags=tags, legs=legs))
     ledger.set_cap(key="cap", scope="symbol=S", cap=D(10))
+    ledger.set_cap(key="other", scope="symbol=S/EUR", cap=D(10))
     ledger.rename(key="r", position_id=name, asset="S")
     assert ledger.position(name).tags.get("symbol") == expected
     counted = ledger.exposure()

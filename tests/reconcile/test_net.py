@@ -159,6 +159,23 @@ def test_net_when_a_part_of_the_hedge_was_closed_then_it_is_naked_since_that_clo
     assert (btc.net, btc.naked_since) == (D("0.015"), closed), "what came later made it no more naked than it was"
 
 
+@pytest.mark.one_engine
+def test_net_when_coins_at_the_exchange_are_known_to_be_others_then_they_make_nothing_naked(new_desk: NewDesk) -> None:
+    desk = new_desk(confirmations=1, baselines={"bybit/main/BTC": D(3)})
+    desk.ledger.set_cap(key="cap", cap=D(1_000_000))
+    adopt(desk, "pair")
+    desk.account.shows(short("0.02"), BTC="3.02")
+    desk.run()
+    assert (desk.ledger.net().assets[0].shown, desk.ledger.net().assets[0].hedged) == (0, True), "a baseline"
+    desk.account.shows(short("0.02"), long("1"), BTC="8.02")
+    for drift in desk.run().live:
+        if drift.excess:
+            desk.reconciler.operator.act("ignore", drift.id, reason="savings")
+    desk.run()
+    (btc,) = desk.ledger.net().assets
+    assert (btc.net, btc.shown, btc.hedged, btc.external) == (0, 0, True, 0), "a person accepted what is beyond"
+
+
 def test_runs_when_there_are_several_then_only_the_last_keeps_what_was_shown_and_no_list_shows_it(
     new_desk: NewDesk,
 ) -> None:
