@@ -10,9 +10,8 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
-    BaseModel,
+    AfterValidator,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -21,21 +20,13 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from ledger_sizer.model.choices import DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
+from ledger_sizer.model.asset_policies import DOLLARS, asset_names, asset_patterns
+from ledger_sizer.model.choices import AssetPolicy, DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.names import PORTFOLIO_PATTERN
+from ledger_sizer.model.exchange_account import CREDENTIALS, Exact, ExchangeAccountSettings
+from ledger_sizer.model.reconcile_timing import ReconcileTiming
 from ledger_sizer.model.reconciliation import EXCESS_KINDS
 from ledger_sizer.model.tags import EXTERNAL_TAG, TAGS_MAX, is_dimension
-
-
-def _no_float(value: Any) -> Any:
-    if isinstance(value, float):
-        raise ValueError(f"must be a Decimal, int or text, got float {value!r}; write Decimal('0.1'), not 0.1")
-    return value
-
-
-Exact = Annotated[Decimal, BeforeValidator(_no_float)]
-"""A Decimal that was never a binary float."""
 
 
 def _tag_names(value: Any) -> tuple[str, ...]:
@@ -95,8 +86,8 @@ def _as_invalid_request(error: ValidationError, prefix: str) -> InvalidRequest:
 
 
 def _is_secret(name: str) -> bool:
-    """Return True for keys and secrets, and for URLs, which may contain a password."""
-    return any(part in name for part in ("secret", "key", "url", "token", "pass"))
+    """Return True for credentials, and for URLs and options, which may contain one."""
+    return any(part in name for part in ("secret", "key", "url", "pass", "options", *CREDENTIALS))
 
 
 class DynamicSizingSettings(Settings):
@@ -256,13 +247,21 @@ class ReconcileSettings(Settings):
 
     enabled: bool = Field(False, description="Run the reconciliation on a schedule.")
     interval_seconds: int = Field(60, ge=1, le=86_400, description="Time between runs.")
-    tolerance: Exact = Field(Decimal("0.001"), ge=0, le=1, description="Relative difference that is no drift.")
+    tolerance: Exact = Field(Decimal("0.001"), ge=0, lt=1, description="Relative difference that is no drift.")
     dust_usd: Exact = Field(
         Decimal(1), ge=0, description="A spot difference worth less, in USD, is no drift; 0 switches this off."
+    )
+    interest_usd: Exact = Field(
+        Decimal(100),
+        ge=0,
+        description="Most that coins may grow by interest in a day, in USD, without a freeze.",
     )
     confirmations: int = Field(2, ge=1, le=100, description="Runs in a row that must agree on a drift.")
     stale_after_seconds: int | None = Field(
         300, ge=1, le=86_400, description="Age of the last good run that stops grants; empty does not enforce it."
+    )
+    trust_warning_seconds: int | None = Field(
+        None, ge=0, le=86_400, description="Trust left at which its end is announced; empty: a third; 0: not announced."
     )
     grace_seconds: int = Field(10, ge=0, le=3600, description="A market that moved this lately is not judged.")
     expired_seconds: int = Field(3600, ge=1, le=86_400, description="How long an expired hold's fill is looked for.")
@@ -270,10 +269,11 @@ class ReconcileSettings(Settings):
     freeze_scope: Literal["portfolio", "venue"] = Field(
         "portfolio", description="What a drift freezes; venue: only reservations with that tag."
     )
-    quote_assets: tuple[str, ...] = Field(
-        ("USDT", "USDC", "USD"), description="Assets that are money here, not positions."
+    quote_assets: tuple[str, ...] = Field(DOLLARS, description="Dollars: money here, not positions.")
+    assets: Annotated[dict[str, AssetPolicy], AfterValidator(asset_patterns)] = Field(
+        {}, description='Whose money an asset is, as {"binance/*/LD*": "ignore", "*/*/BNB": "fees"}.'
     )
-    baselines: dict[str, Exact] = Field(
+    baselines: Annotated[dict[str, Exact], AfterValidator(asset_names)] = Field(
         {}, description='Spot balances that are no positions, as {"bybit/main/BTC": "0.5"}.'
     )
     policy_fetch_failed: DriftPolicy = Field("alert", description="An account, or part of it, was not fetched.")
@@ -284,6 +284,8 @@ class ReconcileSettings(Settings):
     policy_legs_unequal: DriftPolicy = Field("alert", description="Bought and sold sides are not of one size.")
     policy_balance_below_holds: DriftPolicy = Field("alert", description="Free quote balance below the sum of holds.")
     policy_late_fill: DriftPolicy = Field("alert", description="A fill of a hold that is over, or of unknown fate.")
+    policy_unreadable: DriftPolicy = Field("alert", description="A position that was listed and not understood.")
+    policy_interest: DriftPolicy = Field("record", description="Coins that grew as by interest, earned or owed.")
     policy_expired_hold: DriftPolicy = Field("record", description="A hold that ran out with nothing to show for it.")
     webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
     webhook_secret: SecretStr | None = Field(None, description="Signs them: X-Ledger-Signature, HMAC-SHA256, hex.")
@@ -301,44 +303,21 @@ class ReconcileSettings(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
+        if problem := next(self.timing.problems(), None):
+            raise ValueError(problem)
+        return self
+
+    @property
+    def timing(self) -> ReconcileTiming:
+        """The times that depend on each other."""
+        return ReconcileTiming.of(self)
+
     def policy(self, kind: str) -> DriftPolicy:
         """Return the policy for drifts of this kind."""
         found: DriftPolicy = getattr(self, f"policy_{kind}")
         return found
-
-
-class ExchangeAccountSettings(BaseModel):
-    """One account at one exchange. Secrets are never logged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    id: str = Field("bybit", description="A ccxt exchange id; positions name it in their venue tag.")
-    account: str = Field("main", pattern=PORTFOLIO_PATTERN, description="A name for the account.")
-    portfolio: str = Field(
-        "main", pattern=PORTFOLIO_PATTERN, description="The portfolio whose positions stand in this account."
-    )
-    api_key: SecretStr | None = Field(None, description="API key with read rights.")
-    api_secret: SecretStr | None = Field(None, description="Its secret.")
-    password: SecretStr | None = Field(None, description="Its passphrase, where the exchange asks for one (OKX).")
-    base_url: str | None = Field(None, description="Another host for every call, such as a local test venue.")
-    wallets: tuple[str, ...] = Field(
-        (), description="ccxt balance types to add up, such as spot and swap; empty: what is known of the exchange."
-    )
-    bind_free_balance: bool = Field(
-        True, description="Bind reservations by what is free in it; off where its coins are collateral too."
-    )
-    margin_fraction: Exact = Field(
-        Decimal(1), ge=0, le=1, description="Fraction of a contract's value that it needs of the free balance."
-    )
-    timeout_seconds: int = Field(10, ge=1, le=300, description="Longest wait for one answer of the exchange.")
-    retries_max: int = Field(2, ge=0, le=10, description="Retries of a call after a network error or a rate limit.")
-
-    @field_validator("base_url")
-    @classmethod
-    def _http_url(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"https?://[^/]", value):
-            raise ValueError("must start with http:// or https:// and name a host")
-        return value
 
 
 class ExchangeSettings(ExchangeAccountSettings, Settings):
@@ -365,8 +344,8 @@ class ExchangeSettings(ExchangeAccountSettings, Settings):
         return self
 
     def every(self) -> tuple[ExchangeAccountSettings, ...]:
-        """Return all accounts with credentials: the flat one first, then those of `accounts`."""
-        return tuple(found for found in (self.flat(), *self.accounts) if found.api_key is not None)
+        """Return all accounts with a credential: the flat one first, then those of `accounts`."""
+        return tuple(found for found in (self.flat(), *self.accounts) if found.given)
 
     def flat(self) -> ExchangeAccountSettings:
         """Return the account of the flat settings, with or without credentials."""

@@ -1,7 +1,4 @@
-"""The JSON responses as pydantic models, for the OpenAPI document only; `wire` writes the JSON.
-
-Most follow from the codecs that write the answers.
-"""
+"""The JSON responses as pydantic models, for the OpenAPI document only; `wire` writes the JSON."""
 
 import operator
 from datetime import datetime
@@ -12,6 +9,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
+from ledger_sizer.model.account_activity import AccountEvent, DriftActivity
+from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.choices import MarketKind, Outcome, Side, Status
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
@@ -31,7 +30,7 @@ from ledger_sizer.model.pools import DefaultCap, Pool
 from ledger_sizer.model.reconciliation import Drift, Finding, Report, Run
 from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.tags import Tags
-from ledger_sizer.wire import net, overviews, reconciliation, responses
+from ledger_sizer.wire import activity, net, overviews, reconciliation, responses
 from ledger_sizer.wire.codec import Codec
 from ledger_sizer.wire.problems import PROBLEMS, TYPE_PREFIX
 
@@ -265,12 +264,15 @@ ExposureLineForm = _form(
 RunForm = _form(Run, "One run of the reconciliation.", reconciliation.RUN)
 RunPage = _page("RunPage", Run, "One page of runs; `cursor` continues it.")
 FindingForm = _form(Finding, "One difference that a comparison saw.", reconciliation.FINDING)
-RenamedForm = _form(
-    RenamedCoin, "What the decision about a renamed coin did.", reconciliation.RENAMED, name="RenamedForm"
-)
+RenamedForm = _form(RenamedCoin, "What the decision about a renamed coin did.", reconciliation.RENAMED)
 DriftForm = _form(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
 DriftPage = _page("DriftPage", Drift, "One page of drifts; `cursor` continues it.")
+AssetRuleForm = _form(AssetRule, "Whose money the assets of a pattern are.", reconciliation.ASSET_RULE)
 ReportForm = _form(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)
+AccountEventForm = _form(AccountEvent, "One thing that happened in an account.", activity.ACCOUNT_EVENT)
+DriftActivityForm = _form(
+    DriftActivity, "What happened at the exchange that explains a drift, oldest first.", activity.DRIFT_ACTIVITY
+)
 ReconciliationForm = _form(
     Reconciliation,
     "The last run and the drifts that are not resolved; without any run `run_at` and `outcome` are null.",
@@ -291,6 +293,12 @@ class ReportList(_Form):
     """The runs of one call, one for each portfolio."""
 
     items: list[ReportForm]  # type: ignore[valid-type]
+
+
+class AssetRuleList(_Form):
+    """The policies of assets: decided ones first, and of each source the most specific first."""
+
+    items: list[AssetRuleForm]  # type: ignore[valid-type]
 
 
 class Names(_Form):

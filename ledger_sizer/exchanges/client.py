@@ -5,13 +5,13 @@ tried out: ccxt returns floats unless `number` is `str`; it accepts a truncated 
 positions; they also find none in JSON that lacks its rows.
 """
 
-from importlib.util import find_spec
-from pathlib import Path
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from ledger_sizer.config import ExchangeAccountSettings
+from ledger_sizer.exchanges.requirements import client_options, require_usable
 from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.exchange_account import CREDENTIALS, ExchangeAccountSettings
 
 _MARKET_TYPES = {
     "bybit": ["spot", "linear", "inverse"],
@@ -20,37 +20,56 @@ _MARKET_TYPES = {
 }
 """The market types to load. Options are left out: thousands of markets that this package does not trade."""
 
+_CODES_ARE_IDS = frozenset(
+    {"binance", "binancecoinm", "binanceus", "binanceusdm", "bybit", "bybiteu", "bybitid", "myokx", "okx", "okxus"}
+)
+"""Exchanges whose list of currencies is not loaded: balances name them as they are, and the list needs a key with more
+rights. At others it tells what the ids and the scales of balances mean (Delta's asset 5, Phemex's scaled amounts)."""
+
+_PARSERS_OF_ROWS = ("parse_position", "parse_position_risk", "parse_option_position", "parse_account_position")
+
 _RETRY_DELAY_MS = 500
 
 
 def make_client(settings: ExchangeAccountSettings) -> Any:
     """Return a synchronous ccxt client for this account.
 
-    Its calls raise ccxt's own errors. `last_response` is the JSON of the newest response, None if it was incomplete.
-    Raises `InvalidRequest` for an exchange that ccxt does not know, and where ccxt is not installed.
+    Its calls raise ccxt's own errors. `last_response` is the JSON of the newest response, None if it was incomplete;
+    `last_path` where the newest request went, as text, `last_request` with its parameters. Raises `InvalidRequest` for
+    settings with which the account cannot be read, and where ccxt is not installed.
     """
-    require_known(settings.id)
+    require_usable(settings)
 
     import ccxt
 
-    client = _checked_class(getattr(ccxt, settings.id))(
+    kind = getattr(ccxt, settings.id)
+    own, options = client_options(settings)
+    for name in options:
+        if hasattr(kind, name) and not callable(getattr(kind, name)):
+            raise InvalidRequest(f"EXCHANGE_OPTIONS may not set {name}, which is no option of ccxt", field="options")
+    given = {CREDENTIALS[name]: value for name, value in settings.given.items()}
+    sandbox = [options.pop(name, False) for name in ("sandbox", "testnet")]
+    client = _checked_class(kind)(
         {
-            "apiKey": _secret(settings.api_key),
-            "secret": _secret(settings.api_secret),
-            "password": _secret(settings.password),
+            "apiKey": "", "secret": "", "password": "", **given, **own,
             "timeout": settings.timeout_seconds * 1000,
             "enableRateLimit": True,
             "options": {
+                **options,
                 # ccxt retries after a network error or a rate limit, which is safe: only read calls are made here.
                 "maxRetriesOnFailure": settings.retries_max,
                 "maxRetriesOnFailureDelay": _RETRY_DELAY_MS,
                 "fetchMargins": False,
             },
         }
-    )
+    )  # fmt: skip
+    if any(sandbox):
+        if not client.urls.get("test"):
+            raise InvalidRequest(f"EXCHANGE_OPTIONS: ccxt knows no sandbox of {settings.id}", field="options")
+        client.set_sandbox_mode(True)
     client.number = str
-    # Names, icons and networks of currencies are not needed, and some exchanges demand a key with more rights for them.
-    client.has["fetchCurrencies"] = False
+    if settings.id in _CODES_ARE_IDS:
+        client.has["fetchCurrencies"] = False
     if settings.id in _MARKET_TYPES:
         client.options["fetchMarkets"] = {**client.options.get("fetchMarkets", {}), "types": _MARKET_TYPES[settings.id]}
     if settings.base_url is not None:
@@ -58,30 +77,34 @@ def make_client(settings: ExchangeAccountSettings) -> Any:
     return client
 
 
-def require_known(exchange_id: str) -> None:
-    """Raise `InvalidRequest` if ccxt is not installed or does not know the exchange. Does not import ccxt."""
-    found = find_spec("ccxt")
-    if found is None or not found.submodule_search_locations:
-        raise InvalidRequest("exchanges need ccxt: pip install 'ledger-sizer[exchanges]'", field="id")
-    # ccxt has one file per exchange, named by its id.
-    (folder, *_) = found.submodule_search_locations
-    names = sorted(path.stem for path in Path(folder).glob("[a-z]*.py"))
-    if exchange_id not in names:
-        near = [name for name in names if name.startswith(exchange_id[:3].lower())]
-        hint = f"; did you mean one of {', '.join(near[:5])}?" if near else ""
-        raise InvalidRequest(f"ccxt has no exchange {exchange_id!r}{hint}", field="id")
-
-
-def _secret(value: Any) -> str:
-    return "" if value is None else str(value.get_secret_value())
-
-
 def _checked_class(kind: Any) -> Any:
-    """Subclass ccxt's exchange class so that it checks every response and keeps the last one."""
+    """Subclass ccxt's exchange class so that it checks every response and keeps the last one.
+
+    A position that its parser cannot read becomes a row with the reason as `unreadable`, not the end of the others.
+    Where the list of currencies cannot be loaded, `currencies_problem` says why; the markets are loaded all the same.
+    """
     import ccxt
 
     class CheckedExchange(kind):  # type: ignore[misc]
         last_response: Any = None
+        currencies_problem: str | None = None
+        last_path: str = ""
+        last_request: str = ""
+
+        def request(
+            self, path: str, api: Any = "public", method: str = "GET", params: Any = None, *rest: Any, **more: Any
+        ) -> Any:
+            self.last_path = f"{method} {api} {path}"
+            self.last_request = f"{self.last_path} {params}"
+            return super().request(path, api, method, params or {}, *rest, **more)
+
+        def fetch_currencies(self, params: Any = None) -> Any:
+            self.currencies_problem = None
+            try:
+                return super().fetch_currencies({} if params is None else params)
+            except Exception as error:  # noqa: BLE001 - ccxt's parsers may raise anything for an unexpected response
+                self.currencies_problem = f"{type(error).__name__}: {error_text(error)}"
+                return {}
 
         def handle_errors(
             self, code: int, reason: str, url: str, method: str, headers: Any, body: str, response: Any, *request: Any
@@ -93,8 +116,30 @@ def _checked_class(kind: Any) -> Any:
                 raise ccxt.ExchangeNotAvailable(f"{self.id} {method} {url} answered {code} without whole JSON")
             return result
 
+    for name in _PARSERS_OF_ROWS:
+        if hasattr(kind, name):
+            setattr(CheckedExchange, name, _row_by_row(getattr(kind, name)))
     CheckedExchange.__name__ = kind.__name__
     return CheckedExchange
+
+
+def _row_by_row(parse: Any) -> Any:
+    """Return the parser of one position so that it answers a row that says why, instead of raising."""
+
+    def parsed(client: Any, position: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return parse(client, position, *arguments, **named)
+        except Exception as error:
+            if not isinstance(position, dict):
+                raise  # these are no rows at all
+            return {"info": position, "unreadable": f"{type(error).__name__}: {error_text(error)}"}
+
+    return parsed
+
+
+def error_text(error: Exception) -> str:
+    """Return an error's text without the query of its URL, which holds the request's signature."""
+    return re.sub(r"\?\S+", "", str(error))[:300]
 
 
 def _with_base_url(entry: Any, base_url: str) -> Any:
@@ -102,22 +147,3 @@ def _with_base_url(entry: Any, base_url: str) -> Any:
     if isinstance(entry, dict):
         return {name: _with_base_url(value, base_url) for name, value in entry.items()}
     return base_url + urlsplit(entry).path if isinstance(entry, str) else entry
-
-
-def carries_rows(venue: str, response: Any, *, empty: bool = True) -> bool:
-    """Whether a response about positions or balances contains its list of rows. empty: whether that may be empty.
-
-    Checked for Bybit, Binance and OKX. For other exchanges complete JSON has to suffice.
-    """
-    rows: Any = response
-    if venue == "bybit":
-        result = response.get("result") if isinstance(response, dict) else None
-        rows = result.get("list") if isinstance(result, dict) else None
-    elif venue == "okx":
-        rows = response.get("data") if isinstance(response, dict) else None
-    elif venue == "binance":
-        if isinstance(response, dict):
-            rows = response.get("balances", response.get("assets"))
-    else:
-        return True
-    return isinstance(rows, list) and (empty or bool(rows))

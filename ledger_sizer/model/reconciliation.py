@@ -54,7 +54,7 @@ class Market(NamedTuple):
 
 
 QUANTITY_KINDS: frozenset[DriftKind] = frozenset(
-    {"unknown_position", "quantity_differs", "missing_position", "side_flipped", "late_fill"}
+    {"unknown_position", "quantity_differs", "missing_position", "side_flipped", "late_fill", "interest"}
 )
 """Kinds that concern the quantity in a market. One difference may change from one of them to another."""
 
@@ -189,7 +189,8 @@ class Drift:
             return "both"
         if self.kind == "legs_unequal":
             return "both" if self.account else "ledger"
-        return "positions" if self.market.is_swap or self.kind == "expired_hold" else "balances"
+        of_positions = self.market.is_swap or self.kind in ("expired_hold", "unreadable")
+        return "positions" if of_positions else "balances"
 
     @property
     def position_id(self) -> str | None:

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from ledger_sizer.exchanges.snapshot import Snapshot
+from ledger_sizer.model.asset_policies import AssetPolicies
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.tags import account_scope
 from ledger_sizer.model.units import exact_arithmetic, floor_to_step, usd
+from ledger_sizer.reconcile.assets import free_usd
 from ledger_sizer.reconcile.ledger_reads import Moves
 from ledger_sizer.rules.accounts import accounts_of, unsettled_e8
 from ledger_sizer.rules.scope_state import ScopeState
@@ -58,23 +60,24 @@ def unsettled_by_scope(
 
 
 def look_of(
-    snapshot: Snapshot, scope: ScopeState | None, unsettled: int, *, stale_us: int, dollars: frozenset[str],
+    snapshot: Snapshot, scope: ScopeState | None, unsettled: int, *, stale_us: int, policies: AssetPolicies,
     prices: Mapping[str, Decimal | None], margin_fraction: Decimal, binds: bool,
 ) -> AccountLook:  # fmt: skip
     """Return what a snapshot says of its account.
 
     scope: of the account, as of the same decision as `unsettled` (1e-8 USD); None where the ledger does not know it
-    yet. dollars: the assets that are money. prices: USD by coin. binds: whether its free balance bounds reservations.
+    yet. policies: whose money each asset is. prices: USD by coin. binds: whether its free balance bounds reservations.
     """
     whole = snapshot.whole and snapshot.begun_us >= stale_us
     if not whole:
         return AccountLook(snapshot.venue, snapshot.account, False, margin_fraction=margin_fraction)
     balances = snapshot.balances or ()
     with exact_arithmetic():
-        free = sum([max(one.free, ZERO) for one in balances if one.asset in dollars], ZERO)
+        free = free_usd(snapshot, policies)
         worth = snapshot.unrealized_usd
         for one in balances:
-            if one.asset in dollars or one.earns in dollars:
+            names = (one.asset, one.earns or one.asset)
+            if any(policies.is_dollar(snapshot.venue, snapshot.account, name) for name in names):
                 worth += one.total
             elif price := snapshot.prices.get(one.coin) or prices.get(one.coin):
                 worth += one.coins * price

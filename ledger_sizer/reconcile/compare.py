@@ -8,14 +8,15 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from ledger_sizer.exchanges.market_rules import USD_QUOTES
-from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance
+from ledger_sizer.exchanges.snapshot import Snapshot
+from ledger_sizer.model.asset_policies import DOLLARS, AssetPolicies
 from ledger_sizer.model.choices import DriftKind
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
+from ledger_sizer.reconcile.assets import AssetSide, free_usd
 from ledger_sizer.reconcile.attribution import AccountKey
-from ledger_sizer.reconcile.hedges import HedgeComparison, unhedged_positions
+from ledger_sizer.reconcile.hedges import HedgeComparison, naked_coins, unhedged_positions
 from ledger_sizer.reconcile.in_flight import InFlight
 from ledger_sizer.reconcile.late_fills import LateFills, ReadReleased, naming_holds
 from ledger_sizer.reconcile.ledger_side import LedgerSide
@@ -24,22 +25,26 @@ from ledger_sizer.reconcile.shown import Shown, held_coins, shown_by_coin
 from ledger_sizer.reconcile.throttle import throttled
 
 ZERO = Decimal(0)
+_DAY_US = 86_400 * 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonParameters:
-    """Tolerances, baselines and prices of a comparison.
+    """Tolerances, policies, baselines and prices of a comparison.
 
-    tolerance, delta_tolerance: relative. baselines: units of the asset by `venue/account/asset`. dust_usd: a spot
-    difference worth less is ignored. last_prices: USD by coin, only good enough to recognise dust. stale_us: a snapshot
-    begun before this time counts as not fetched. ledger_known: False if the ledger was not read.
+    tolerance, delta_tolerance: relative. policies: whose money each asset is. baselines: units of the asset by
+    `venue/account/asset`. dust_usd: a spot difference worth less is ignored. interest_usd: most that a balance grows by
+    interest in a day. last_prices: USD by coin that the ledger ever traded, only good enough to recognise dust; None
+    for one that it did not. stale_us: a snapshot begun before this time counts as not fetched. ledger_known: False if
+    the ledger was not read.
     """
 
     tolerance: Decimal = ZERO
     delta_tolerance: Decimal = ZERO
-    quote_assets: frozenset[str] = frozenset()
+    policies: AssetPolicies = field(default_factory=AssetPolicies)
     baselines: Mapping[str, Decimal] = field(default_factory=dict)
     dust_usd: Decimal = ZERO
+    interest_usd: Decimal = ZERO
     last_prices: Mapping[str, Decimal | None] = field(default_factory=dict)
     stale_us: int = 0
     ledger_known: bool = True
@@ -50,9 +55,10 @@ class Comparison:
     """The findings, and what could be judged.
 
     counts: by name, for the record of the run. accounts, positions_known, balances_known: the accounts compared, and
-    those whose parts were fetched. moving: markets that were not judged. hedges_moving: (account, asset) whose legs
-    were not judged. moved_us: when the ledger last changed an asset. naked: the coin of every position that is told as
-    `legs_unequal`, by its name. shown: see `shown.shown_by_coin`, by account.
+    those whose parts were fetched. listed: by account, units of the assets that are nobody's position. moving: markets
+    that were not judged. hedges_moving: (account, asset) whose legs were not judged. moved_us: when the ledger last
+    changed an asset. naked: the coin of every position that is told as `legs_unequal`, by its name. shown: see
+    `shown.shown_by_coin`, by account.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -60,12 +66,13 @@ class Comparison:
     accounts: set[AccountKey] = field(default_factory=set)
     positions_known: set[AccountKey] = field(default_factory=set)
     balances_known: set[AccountKey] = field(default_factory=set)
+    listed: dict[AccountKey, dict[str, Decimal]] = field(default_factory=dict)
     ledger_known: bool = True
     moving: set[Market] = field(default_factory=set)
     hedges_moving: set[tuple[AccountKey, str]] = field(default_factory=set)
     moved_us: dict[tuple[AccountKey, str], int] = field(default_factory=dict)
     naked: Mapping[str, str] = field(default_factory=dict)
-    shown: dict[AccountKey, Shown | None] = field(default_factory=dict)
+    shown: dict[AccountKey, Shown] = field(default_factory=dict)
 
     def moved_since(self, drift: Drift) -> bool:
         """Whether the ledger changed the asset after the drift's last sighting: this may then be another difference."""
@@ -87,17 +94,14 @@ class Comparison:
             return False
         return not any(self._is_about(drift, market) for market in self.moving)
 
-    def naked_of(self, coin: str) -> set[str]:
-        """Return the names of the positions of a coin that are told as `legs_unequal`."""
-        return {name for name, one in self.naked.items() if one == coin}
-
     @staticmethod
     def _is_about(drift: Drift, market: Market) -> bool:
         return (drift.venue, drift.account, drift.subject) == (market.venue, market.account, market.subject)
 
-    def count(self, name: str) -> None:
-        """Add 1 to a counter of what is no drift."""
-        self.counts[name] = self.counts.get(name, 0) + 1
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a counter of what is no drift."""
+        if number:
+            self.counts[name] = self.counts.get(name, 0) + number
 
 
 def compare(
@@ -115,26 +119,24 @@ def compare(
         ("unplaced", ledger_side.unplaced), ("without_legs", ledger_side.without_legs),
         ("until_known", ledger_side.unknown),
     ):  # fmt: skip
-        if count:
-            result.counts[name] = count
+        result.count(name, count)
     with exact_arithmetic():
         in_flight = InFlight(ledger_side)
         late_fills = LateFills(ledger_side.expired, ledger_side.excess_since_us, parameters.tolerance, released)
-        hedges = HedgeComparison(ledger_side, parameters.tolerance, parameters.delta_tolerance, parameters.quote_assets)
+        hedges = HedgeComparison(ledger_side, parameters.tolerance, parameters.delta_tolerance)
+        about_to_trade = ledger_side.coins_ordered()
         coins = held_coins(ledger_side)
         for snapshot in snapshots:
-            account = _AccountComparison(ledger_side, in_flight, late_fills, snapshot, parameters, result)
+            account = _AccountComparison(
+                ledger_side, in_flight, late_fills, snapshot, parameters, about_to_trade, result
+            )
             account.run()
-            account.add_to(hedges)
-            result.shown[snapshot.venue, snapshot.account] = account.shown_of(coins)
+            account.add_to(hedges, coins)
         result.findings += late_fills.unfilled(result.positions_known, result.moving)
         result.findings += hedges.findings()
         result.hedges_moving = hedges.moving
         unequal, moving = unhedged_positions(ledger_side, parameters.delta_tolerance)
-        names = {one.market.subject for one in unequal}
-        result.naked = {
-            one.position.position_id: one.coin for one in ledger_side.balances if one.position.position_id in names
-        }  # fmt: skip
+        result.naked = naked_coins(ledger_side, unequal)
         result.findings += unequal
         result.moving |= moving
     result.moved_us = ledger_side.moved_us
@@ -155,6 +157,7 @@ class _AccountComparison:
         late_fills: LateFills,
         snapshot: Snapshot,
         parameters: ComparisonParameters,
+        about_to_trade: Collection[str],
         result: Comparison,
     ) -> None:
         self._ledger = ledger_side
@@ -162,9 +165,11 @@ class _AccountComparison:
         self._late_fills = late_fills
         self._snapshot = snapshot
         self._parameters = parameters
+        self._about_to_trade = about_to_trade
         self._result = result
         self._account_key: AccountKey = (snapshot.venue, snapshot.account)
         self._shown: dict[Market, Decimal] = {}
+        self._unread: set[Market] = set()
         self._market_prices: dict[Market, Decimal] = {}
         self._prices: dict[str, Decimal] = dict(ledger_side.prices)  # by symbol, and by asset
         self._new_excess_usd: dict[str, Decimal | None] = {}
@@ -178,40 +183,42 @@ class _AccountComparison:
         if positions is None or balances is None:
             missing = [name for name in ("positions", "balances") if getattr(snapshot, name) is None]
             self._add_fetch_failed(stale, missing)
+        if positions is not None or balances is not None:
+            self._leave_out_unread()
         if positions is not None:
             result.positions_known.add(self._account_key)
             for position in throttled(positions):
                 market = Market(*self._account_key, position.symbol, position.side)
                 self._shown[market] = self._shown.get(market, ZERO) + position.coins
                 price = position.coin_price
-                if price is not None and market.quote in USD_QUOTES:
+                if price is not None and market.quote in DOLLARS:
                     self._market_prices[market] = self._prices[market.base] = self._prices[position.symbol] = price
             self._ledger = net_sides(self._ledger, self._account_key, positions, self._shown)
             result.moving |= self._ledger.moving
             self._compare_markets(self._here(self._shown, swap=True), self._here(self._ledger.open, swap=True))
         if balances is not None:
             result.balances_known.add(self._account_key)
-            holdings = self._spot_holdings(balances)
-            self._shown |= holdings
             expected = self._here(self._ledger.open, swap=False)
-            quote_assets = self._parameters.quote_assets
-            self._compare_markets(holdings, {one: expected[one] for one in expected if one.subject not in quote_assets})
-        if positions is not None and balances is not None:
-            self._check_free_balance(sum((b.free for b in balances if b.asset in self._parameters.quote_assets), ZERO))
+            assets = AssetSide(
+                snapshot, self._parameters.policies, self._parameters.baselines, expected, self._is_traded
+            )
+            holdings = assets.holdings(balances)
+            self._shown |= holdings.compared | holdings.taken_as_told
+            result.listed[self._account_key] = holdings.listed
+            result.count("listed", len(holdings.listed))
+            taken = holdings.taken_as_told
+            self._compare_markets(holdings.compared, {one: expected[one] for one in expected if one not in taken})
+            if positions is not None:
+                self._check_free_balance(free_usd(snapshot, self._parameters.policies))
 
-    def add_to(self, hedges: HedgeComparison) -> None:
+    def add_to(self, hedges: HedgeComparison, coins: Collection[str]) -> None:
         """Add what the ledger has here and what the exchange shows; nothing shown where a part was not fetched."""
-        hedges.add(self._account_key, self._ledger, self._shown if self._known else None, self._is_dust)
-
-    def shown_of(self, coins: Collection[str]) -> Shown | None:
-        """Return what the exchange shows of these coins; None where a part was not fetched."""
-        accepted = self._ledger.accepted_excess
-        return shown_by_coin(self._shown, self._snapshot, coins, accepted) if self._known else None
-
-    @property
-    def _known(self) -> bool:
-        """Whether all of the account was fetched."""
-        return self._account_key in self._result.positions_known and self._account_key in self._result.balances_known
+        account_key, result = self._account_key, self._result
+        shown = self._shown if account_key in result.positions_known & result.balances_known else None
+        hedges.add(account_key, self._ledger, shown, self._is_dust, self._unread)
+        if shown is not None:
+            accepted = self._ledger.accepted_excess
+            result.shown[account_key] = shown_by_coin(shown, self._snapshot, coins, accepted, self._unread)
 
     def _add_fetch_failed(self, stale: bool, missing: Sequence[str]) -> None:
         what = "the picture is too old" if stale else f"{' and '.join(missing)} not fetched"
@@ -227,21 +234,24 @@ class _AccountComparison:
             if (market.venue, market.account) == self._account_key and market.is_swap == swap
         }
 
-    def _spot_holdings(self, balances: Iterable[VenueBalance]) -> dict[Market, Decimal]:
-        """Return the spot balances less their declared baselines, in coins."""
-        holdings = {}
-        for balance in balances:
-            if balance.asset in self._parameters.quote_assets:
-                continue
-            baseline = self._parameters.baselines.get("/".join((*self._account_key, balance.asset)), ZERO)
-            coins = balance.coins - baseline * split_factor(balance.asset)[0]
-            holdings[Market(*self._account_key, balance.asset, "long")] = coins
-        for name, baseline in self._parameters.baselines.items():  # the exchange lists no balance of an asset sold out
-            *account_key, asset = name.split("/")
-            if tuple(account_key) == self._account_key and asset not in self._parameters.quote_assets:
-                coins = -baseline * split_factor(asset)[0]
-                holdings.setdefault(Market(*self._account_key, asset, "long"), coins)
-        return holdings
+    def _is_traded(self, coin: str) -> bool:
+        """Whether a strategy of the ledger ever traded a coin, or is about to."""
+        return (
+            coin in self._about_to_trade or coin in self._ledger.prices
+            or self._parameters.last_prices.get(coin) is not None
+        )  # fmt: skip
+
+    def _leave_out_unread(self) -> None:
+        """Tell of rows that could not be read. Their markets and coins are unknown, so they are not judged."""
+        told: dict[str, str] = {}
+        for row in self._snapshot.unread:
+            told[row.symbol] = f"{told[row.symbol]}; {row.detail}" if row.symbol in told else row.detail
+        for symbol, detail in told.items():
+            market = Market(*self._account_key, symbol, "long")
+            self._unread |= {market, market.opposite}
+            finding = Finding(market._replace(side=""), "unreadable", None, None, f"{symbol}: {detail}"[:500])
+            self._result.findings.append(finding)
+        self._result.moving |= self._unread
 
     # --- markets ---------------------------------------------------------------------------------
 
@@ -249,6 +259,8 @@ class _AccountComparison:
         differences = []
         for market in throttled({*shown, *expected}):
             venue, ledger = shown.get(market, ZERO), expected.get(market, ZERO)
+            if market in self._unread:
+                continue
             if market in self._ledger.moving:
                 self._result.count("moving")
             elif not _differs(venue, ledger, self._parameters.tolerance) or self._is_dust(market, venue - ledger):
@@ -265,12 +277,20 @@ class _AccountComparison:
 
     def _is_dust(self, market: Market, difference: Decimal) -> bool:
         """Whether a spot difference is worth too little to trade, such as the remainder of fees taken in coins."""
-        price = self._prices.get(market.base) or self._parameters.last_prices.get(market.base)
+        price = self._price(market) or self._parameters.last_prices.get(market.base)
         return not market.is_swap and price is not None and abs(difference) * price < self._parameters.dust_usd
+
+    def _price(self, market: Market) -> Decimal | None:
+        """Return USD per coin: of a derivative its own entry price first, of an asset the exchange's ticker."""
+        ticker = self._snapshot.prices.get(market.base)
+        if not market.is_swap and ticker:
+            return ticker
+        known = self._market_prices.get(market) or self._prices.get(market.subject) or self._prices.get(market.base)
+        return known or ticker
 
     def _judge_difference(self, market: Market, ledger: Decimal, venue: Decimal, settling: Decimal) -> None:
         """Add a finding, unless holds explain the difference. settling: coins of very recent fills and closes."""
-        price = self._market_prices.get(market) or self._prices.get(market.subject) or self._prices.get(market.base)
+        price = self._price(market)
         unknown: tuple[str, ...] = ()
         if venue < ledger and not market.is_swap:  # of an asset, less may be coins that are being sold
             sold = self._in_flight.explain(market.opposite, ledger - venue - settling, price)
@@ -294,8 +314,32 @@ class _AccountComparison:
                 self._add_unknown(market, ledger, venue, price, unknown)
             return
         kind, detail = self._classify(market, ledger, venue)
+        if kind in ("unknown_position", "quantity_differs") and self._is_interest(market, ledger, excess, price):
+            kind = "interest"
         finding = Finding(market, kind, ledger, venue, detail, max(excess, ZERO), price)
         self._result.findings.append(self._late_fills.explained(finding))
+
+    def _is_interest(self, market: Market, ledger: Decimal, excess: Decimal, price: Decimal | None) -> bool:
+        """Whether an excess of coins grew no faster than by interest: a little at first sight, and a little a day.
+
+        What is left of it when the coins that it grew from are sold is still interest.
+        """
+        known = self._ledger.known_excess.get(market)
+        since_us = self._ledger.interest_since_us.get(market)
+        if market.is_swap or price is None or excess <= 0 or (known is not None and since_us is None):
+            return False
+        little = self._parameters.tolerance * (abs(ledger) + self._baseline_coins(market.subject))
+        step = min(little, self._parameters.interest_usd / price)
+        if known is None or since_us is None:
+            return excess <= little + step
+        if excess <= known * (1 + self._parameters.tolerance):
+            return True
+        days = max(self._snapshot.begun_us - since_us, 0) // _DAY_US
+        return excess <= min(known + step, little + step * (1 + days))
+
+    def _baseline_coins(self, asset: str) -> Decimal:
+        units = self._parameters.baselines.get("/".join((*self._account_key, asset)), ZERO)
+        return units * split_factor(asset)[0]
 
     @staticmethod
     def _excess(ledger: Decimal, venue: Decimal) -> Decimal:

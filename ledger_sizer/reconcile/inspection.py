@@ -14,17 +14,20 @@ from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.exchanges.snapshot import Snapshot
+from ledger_sizer.model.asset_policies import AssetPolicies, AssetRule
 from ledger_sizer.model.choices import RunOutcome, Trigger
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.market_names import split_factor
-from ledger_sizer.model.reconciliation import Drift, Market, Run
+from ledger_sizer.model.reconciliation import Drift, Finding, Market, Run
 from ledger_sizer.model.tags import account_scope
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.account_looks import AccountLook, look_of, unsettled_by_scope
-from ledger_sizer.reconcile.attribution import AccountResolver, known_since
+from ledger_sizer.reconcile.assets import listed_text
+from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, known_since
 from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
+from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
 from ledger_sizer.reconcile.late_fills import ended_rests, may_fill_after_its_rest
 from ledger_sizer.reconcile.ledger_reads import (
     last_prices,
@@ -84,6 +87,16 @@ class Inspection:
     looks: tuple[AccountLook, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One comparison, the ledger's side of it, the drifts known before, and what each account shows of its money."""
+
+    comparison: Comparison
+    ledger_side: LedgerSide
+    live: Sequence[Drift]
+    looks: tuple[AccountLook, ...]
+
+
 class Inspector(Protocol):
     """Runs inspections."""
 
@@ -112,25 +125,51 @@ class LocalInspector:
         self._settings = settings
         self._clock = clock
         self._guard = ClockGuard(settings.ledger.clock_jump_seconds)
+        self._policy_cache: dict[str, tuple[tuple[AssetRule, ...], AssetPolicies]] = {}
         self._price_cache: dict[str, dict[str, Decimal | None]] = {}
         self._plan_cache: dict[str, dict[int, bool]] = {}
 
     def inspect(self, request: InspectionRequest, seconds_max: float = 0) -> Inspection:  # noqa: ARG002 - see the class
         """See `Inspector`."""
         accounts = [account for account in self.accounts if account.portfolio == request.portfolio]
-        settings = self._settings.reconcile
         seq_before = read_head(self._engine, request.portfolio)
         started_us = self._now_us()
-        with ThreadPoolExecutor(max_workers=min(len(accounts), 8)) as pool:
-            snapshots = list(pool.map(lambda account: account.snapshot(self._now_us), accounts))
+        snapshots = self._fetch(accounts, lambda account: account.snapshot(self._now_us))
+        look = self._compare(request.portfolio, accounts, snapshots, seq_before, started_us)
+        if doubtful := _with_new_differences(look):
+            seq_before, again_us = read_head(self._engine, request.portfolio), self._now_us()
+            by_account = {(one.venue, one.account): one for one in snapshots}
+            again = self._fetch(
+                [one for one in accounts if (one.venue, one.account) in doubtful],
+                lambda account: _snapshot_with_new_rules(account, self._now_us),
+            )
+            if again:
+                by_account |= {(one.venue, one.account): one for one in again}
+                snapshots = list(by_account.values())
+                look = self._compare(request.portfolio, accounts, snapshots, seq_before, again_us)
+        run = _run_of(request, snapshots, look.comparison, started_us, self._now_us())
+        return Inspection(run, look.comparison, look.ledger_side.external, look.looks)
+
+    @staticmethod
+    def _fetch(accounts: Sequence[Account], fetch: Callable[[Account], Snapshot | None]) -> list[Snapshot]:
+        """Fetch from all accounts at once. Accounts that return None are left out."""
+        with ThreadPoolExecutor(max_workers=min(max(len(accounts), 1), 8)) as pool:
+            return [one for one in pool.map(fetch, accounts) if one is not None]
+
+    def _compare(
+        self, portfolio: str, accounts: Sequence[Account], snapshots: Sequence[Snapshot], seq_before: int,
+        started_us: int,
+    ) -> _Look:  # fmt: skip
+        """Read the ledger and compare it with the snapshots. snapshots: of the accounts, in their order."""
+        settings = self._settings.reconcile
         expired_us = started_us - settings.expired_seconds * 1_000_000
         # Read after the fetch: these rows include what moved meanwhile, which is then not judged.
-        positions, scopes = read_ledger(self._engine, request.portfolio, since_us=expired_us)
+        positions, scopes = read_ledger(self._engine, portfolio, since_us=expired_us)
         settled_us = started_us - settings.grace_seconds * 1_000_000
-        live = drifts.live_drifts(self._engine, request.portfolio)
+        live = drifts.live_drifts(self._engine, portfolio)
         sighted_us = min((one.updated_us for one in live), default=settled_us)
         account_keys = [(account.venue, account.account) for account in accounts]
-        moves = read_moves(self._engine, request.portfolio, positions, settled_us=settled_us, sighted_us=sighted_us)
+        moves = read_moves(self._engine, portfolio, positions, settled_us=settled_us, sighted_us=sighted_us)
         ledger_side = ledger_side_of(
             positions,
             AccountResolver(account_keys, known_since(scopes)),
@@ -138,25 +177,27 @@ class LocalInspector:
             settled_us=settled_us,
             expired_us=expired_us,
             now_us=self._now_us(),
-            budgets_usd=read_ended_budgets(self._engine, request.portfolio, positions),
+            budgets_usd=read_ended_budgets(self._engine, portfolio, positions),
             moves=moves,
-        )  # fmt: skip
-        ledger_side.planned_hedges = self._planned_hedges(request.portfolio, ledger_side)
+        )
+        ledger_side.planned_hedges = self._planned_hedges(portfolio, ledger_side)
         ledger_side.known_excess = _excess_by_market(live)
         ledger_side.excess_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
         ledger_side.accepted_excess = _excess_by_market(drift for drift in live if drift.state == "acknowledged")
-        prices = self._last_prices(request.portfolio, ledger_side, snapshots)
+        ledger_side.interest_since_us = {one.market: one.opened_us for one in live if one.kind == "interest"}
+        ledger_side.moving |= _unseen_markets(ledger_side, snapshots, live)
+        prices = self._last_prices(portfolio, ledger_side, snapshots)
 
         def released() -> list[EndedHold]:
             resolver = AccountResolver(account_keys, known_since(scopes))
-            return self._released_holds(request.portfolio, positions, resolver, expired_us)
+            return self._released_holds(portfolio, positions, resolver, expired_us)
 
-        parameters = _parameters(self._settings, started_us, prices)
+        parameters = _parameters(self._settings, started_us, prices, self._asset_policies(portfolio))
         comparison = compare(ledger_side, snapshots, parameters, released)
-        run = _run_of(request, snapshots, comparison, started_us, self._now_us())
+        comparison.findings += _failed_families(snapshots)
         unsettled = unsettled_by_scope(positions, scopes, moves, settled_us)
         looks = self._looks(accounts, snapshots, scopes, unsettled, parameters)
-        return Inspection(run, comparison, ledger_side.external, looks)
+        return _Look(comparison, ledger_side, live, looks)
 
     def _looks(
         self, accounts: Sequence[Account], snapshots: Sequence[Snapshot], scopes: Sequence[ScopeState],
@@ -167,7 +208,7 @@ class LocalInspector:
         return tuple(
             look_of(
                 snapshot, known.get(name), unsettled.get(name, 0), stale_us=parameters.stale_us,
-                dollars=parameters.quote_assets, prices=parameters.last_prices,
+                policies=parameters.policies, prices=parameters.last_prices,
                 margin_fraction=getattr(account, "margin_fraction", Decimal(1)),
                 binds=getattr(account, "bind_free_balance", True),
             )
@@ -206,14 +247,65 @@ class LocalInspector:
         """
         known = self._price_cache.setdefault(portfolio, {})
         known |= ledger_side.prices
-        if self._settings.reconcile.dust_usd:
-            shown = {split_factor(balance.asset)[1] for one in snapshots for balance in one.balances or ()}
-            if unknown := shown - known.keys() - set(self._settings.reconcile.quote_assets):
-                known |= dict.fromkeys(unknown) | last_prices(self._engine, portfolio, unknown)
+        shown = {split_factor(balance.asset)[1] for one in snapshots for balance in one.balances or ()}
+        shown |= {split_factor(name.rpartition("/")[2])[1] for name in self._settings.reconcile.baselines}
+        if unknown := shown - known.keys() - set(self._settings.reconcile.quote_assets):
+            known |= dict.fromkeys(unknown) | last_prices(self._engine, portfolio, unknown)
         return known
+
+    def _asset_policies(self, portfolio: str) -> AssetPolicies:
+        """Return whose money each asset is. What was found out about an asset is kept until something is decided."""
+        decided = tuple(read_decided(self._engine, [portfolio]))
+        known = self._policy_cache.get(portfolio)
+        if known is None or known[0] != decided:
+            known = self._policy_cache[portfolio] = (decided, effective_policies(self._settings.reconcile, decided))
+        return known[1]
 
     def _now_us(self) -> int:
         return time_us(self._engine, self._clock, self._guard)
+
+
+def _unseen_markets(ledger_side: LedgerSide, snapshots: Sequence[Snapshot], live: Iterable[Drift]) -> set[Market]:
+    """Return the derivative markets of the ledger, and of known drifts, that an account's snapshot does not tell of.
+
+    They are not judged: what was not fetched is unknown, never flat.
+    """
+    by_account = {(one.venue, one.account): one for one in snapshots}
+    known = {market for market in (*ledger_side.open, *(drift.market for drift in live)) if market.is_swap}
+    return {
+        market for market in known
+        if (snapshot := by_account.get((market.venue, market.account))) and not snapshot.covers(market.subject)
+    }  # fmt: skip
+
+
+def _failed_families(snapshots: Iterable[Snapshot]) -> list[Finding]:
+    """Tell of families of positions that were asked for in vain, where the others were fetched."""
+    return [
+        Finding(
+            Market(one.venue, one.account, "account", ""), "fetch_failed", None, None,
+            "; ".join([f"{' and '.join(one.failed)} positions not fetched", *one.problems])[:500],
+        )
+        for one in snapshots if one.failed and one.positions is not None and one.balances is not None
+    ]  # fmt: skip
+
+
+def _with_new_differences(look: _Look) -> set[AccountKey]:
+    """Return the accounts with a difference in a derivative market that no run has seen.
+
+    Before it is judged, their markets are loaded again: a contract size may have changed since the last load.
+    """
+    known = {(one.market, one.venue_quantity) for one in look.live}
+    return {
+        (found.market.venue, found.market.account)
+        for found in look.comparison.findings
+        if found.market.is_swap and found.venue_quantity and (found.market, found.venue_quantity) not in known
+    }
+
+
+def _snapshot_with_new_rules(account: Account, now_us: Callable[[], int]) -> Snapshot | None:
+    """Fetch again with new market rules; None from an account that has them already, or has none."""
+    fetch = getattr(account, "snapshot_with_new_rules", None)
+    return None if fetch is None else fetch(now_us)
 
 
 def failed_inspection(
@@ -242,14 +334,17 @@ def _excess_by_market(live: Iterable[Drift]) -> dict[Market, Decimal]:
     return excess
 
 
-def _parameters(settings: AppSettings, started_us: int, prices: Mapping[str, Decimal | None]) -> ComparisonParameters:
+def _parameters(
+    settings: AppSettings, started_us: int, prices: Mapping[str, Decimal | None], policies: AssetPolicies
+) -> ComparisonParameters:
     stale = settings.reconcile.stale_after_seconds
     return ComparisonParameters(
         tolerance=settings.reconcile.tolerance,
         delta_tolerance=settings.trading.delta_drift_tolerance,
-        quote_assets=frozenset(settings.reconcile.quote_assets),
+        policies=policies,
         baselines=dict(settings.reconcile.baselines),
         dust_usd=settings.reconcile.dust_usd,
+        interest_usd=settings.reconcile.interest_usd,
         last_prices=prices,
         stale_us=0 if stale is None else started_us - stale * 1_000_000,
     )
@@ -261,7 +356,7 @@ def _run_of(
     return Run(
         id=0, portfolio=request.portfolio, trigger=request.trigger, outcome=_outcome(snapshots), started_us=started_us,
         finished_us=max(now_us, started_us), epoch=request.epoch,
-        fetched=tuple(_fetched(snapshot) for snapshot in snapshots), found=_found(comparison),
+        fetched=tuple(_fetched(snapshot, comparison) for snapshot in snapshots), found=_found(comparison),
     )  # fmt: skip
 
 
@@ -272,7 +367,8 @@ def _outcome(snapshots: Sequence[Snapshot]) -> RunOutcome:
     return "partial" if any_part else "failed"
 
 
-def _fetched(snapshot: Snapshot) -> dict[str, object]:
+def _fetched(snapshot: Snapshot, comparison: Comparison) -> dict[str, object]:
+    listed = comparison.listed.get((snapshot.venue, snapshot.account), {})
     return {
         "venue": snapshot.venue,
         "account": snapshot.account,
@@ -280,7 +376,18 @@ def _fetched(snapshot: Snapshot) -> dict[str, object]:
         "balances": None if snapshot.balances is None else len(snapshot.balances),
         "milliseconds": (snapshot.taken_us - snapshot.begun_us) // 1000,
         "problems": list(snapshot.problems),
+        "listed": listed_text(listed, lambda asset: _usd_of(asset, snapshot)),
+        "unread": [f"{one.symbol}: {one.detail}" for one in snapshot.unread],
+        "not_asked": list(snapshot.not_asked),
+        "failed": list(snapshot.failed),
     }
+
+
+def _usd_of(asset: str, snapshot: Snapshot) -> Decimal:
+    """Return what one unit is worth, as far as this snapshot says."""
+    factor, coin = split_factor(asset)
+    with exact_arithmetic():
+        return factor * snapshot.prices.get(coin, Decimal(0))
 
 
 def _found(comparison: Comparison) -> dict[str, int]:

@@ -28,7 +28,7 @@ _BATCH_ROWS = 100
 _LOOKBACK = 20_000
 """Positions that are searched for the last price of an asset, and for released holds."""
 
-_FILLS = ("confirm", "fill", "adopt")
+FILLS = ("confirm", "fill", "adopt")
 
 KEEP_KEY = "drift:%:keep:%"
 """Pattern of the keys under which an adoption keeps the legs that a released position leaves."""
@@ -90,7 +90,7 @@ def read_moves(
         assert owner is not None, "its positions were read"
         since = seq_before(connection, owner, 1, sighted_us + 1)
         query = select(*columns).where(
-            DecisionRow.portfolio_id == owner, DecisionRow.seq > since, DecisionRow.command.in_((*_FILLS, "release")),
+            DecisionRow.portfolio_id == owner, DecisionRow.seq > since, DecisionRow.command.in_((*FILLS, "release")),
             DecisionRow.quantity.is_not(None),
         )  # fmt: skip
         for batch in throttled(stream_rows(connection, query, _BATCH_ROWS)):  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ def read_moves(
                     continue
                 moves.last[number] = max((seq, decided_us), moves.last.get(number, (0, 0)))
                 if decided_us > settled_us:
-                    moved = moves.filled if command in _FILLS else moves.closed
+                    moved = moves.filled if command in FILLS else moves.closed
                     moved[number] = moved.get(number, Decimal(0)) + Decimal(quantity)
     return moves
 

@@ -1,7 +1,7 @@
 """Decisions about drifts, by a person or a policy: adopt, ignore, close. Each is recorded in the audit chain."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
@@ -9,17 +9,19 @@ from sqlalchemy import Engine, select
 
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.arguments import label_text
+from ledger_sizer.model.asset_policies import AssetRule, asset_policy
 from ledger_sizer.model.caller import RECONCILE, calling_as, reconcile_for
 from ledger_sizer.model.commands import AnyCommand, Remark
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, WrongState
 from ledger_sizer.model.names import DESK, portfolio_name
-from ledger_sizer.model.reconciliation import Drift
+from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift
 from ledger_sizer.model.renames import RenamedCoin
-from ledger_sizer.model.units import positive
+from ledger_sizer.model.units import decimal_text, positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
 from ledger_sizer.reconcile.attribution import AccountResolver, known_since
+from ledger_sizer.reconcile.decided_policies import get_decided, remove_decided, store_decided
 from ledger_sizer.reconcile.effects import Effects, note_of
 from ledger_sizer.reconcile.late_fills import holds_named
 from ledger_sizer.reconcile.ledger_reads import read_ledger, read_moves, read_with_late_fills
@@ -43,14 +45,29 @@ class Operator:
         self._ledger = ledger
         self._engine = engine
 
-    def act(self, action: str, drift_id: int, *, reason: str, price: Decimal | None = None) -> Drift:
-        """Run `adopt`, `ignore` or `close` by name."""
+    def act(
+        self,
+        action: str,
+        drift_id: int,
+        *,
+        reason: str,
+        price: Decimal | None = None,
+        asset: bool = False,
+        policy: str | None = None,
+    ) -> Drift:
+        """Run `adopt`, `ignore` or `close` by name. price: for adopt. asset, policy: see `ignore_asset`."""
         if action not in ACTIONS:
             raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}, got {action!r}", field="action")
+        if action != "ignore" and (asset or policy is not None):
+            raise InvalidRequest(f"asset and policy are for ignore, not for {action}", field="asset")
         if action == "adopt":
             return self.adopt(drift_id, reason=reason, price=price)
         if price is not None:
             raise InvalidRequest(f"price is for adopt, not for {action}", field="price")
+        if policy is not None and not asset:
+            raise InvalidRequest("policy is for a whole asset; say so: asset=True, or --asset", field="policy")
+        if asset:
+            return self.ignore_asset(drift_id, reason=reason, policy="ignore" if policy is None else policy)
         return getattr(self, action)(drift_id, reason=reason)  # type: ignore[no-any-return]
 
     def adopt(self, drift_id: int, *, reason: str, price: Decimal | None = None) -> Drift:
@@ -79,6 +96,59 @@ class Operator:
             return self._adoption(drift).releases()
 
         return self._decide(drift, "ignored", commands, reason, state="acknowledged")
+
+    def ignore_asset(self, drift_id: int, *, reason: str, policy: str = "ignore") -> Drift:
+        """Decide whose money the asset of a drift is, once: `ignore`, `fees` or `cash`.
+
+        It holds for this asset of this account from now on, whatever its quantity, until it is taken back. All drifts
+        that it covers are resolved. What the ledger itself holds must still be there, unless it is `cash`. Raises
+        `WrongState` where that is missing, or where the drift is not about an asset.
+        """
+        drift = self._unresolved(drift_id)
+        chosen = asset_policy(policy, "policy")
+        if chosen == "position":
+            raise InvalidRequest("policy must be one of cash, fees, ignore; for a position adopt it", field="policy")
+        _require_coverable(drift, chosen)
+        covered = [
+            one for one in drifts.live_drifts(self._engine, drift.portfolio)
+            if one.market == drift.market and one.kind in QUANTITY_KINDS
+        ]  # fmt: skip
+
+        def commands() -> list[AnyCommand]:
+            releases = [release for one in covered for release in self._adoption(one).releases()]
+            return list({release.key: release for release in releases}.values())
+
+        pattern = "/".join((drift.venue, drift.account, drift.subject))
+
+        def store(actor: str, decided_us: int) -> None:
+            rule = AssetRule(pattern, chosen, "decided", None, drift.portfolio, actor, reason, decided_us)
+            store_decided(self._engine, rule)
+
+        details = {"pattern": pattern, "policy": chosen}
+        return self._decide(
+            drift, "asset_policy", commands, reason, details=details, store=store, also=covered, state="resolved"
+        )
+
+    def decided_policy(self, policy_id: int) -> AssetRule:
+        """Return one decided policy. Raises `NotFound`."""
+        return get_decided(self._engine, policy_id)
+
+    def take_back(self, policy_id: int, *, reason: str) -> AssetRule:
+        """End a decided policy: the settings hold again. What the exchange shows is a drift again in the next run."""
+        rule = get_decided(self._engine, policy_id)
+        label_text(reason, "reason", length_max=300)
+        caller = reconcile_for(self._ledger.caller.actor)
+        assert rule.portfolio is not None, "a decided policy is of a portfolio"
+        remark = Remark(
+            key=f"asset-policy:{rule.id}:{rule.decided_us}:taken_back", portfolio=rule.portfolio, note=reason,
+            about=f"asset-policy-{rule.id}", event="asset_policy_taken_back",
+            details={"pattern": rule.pattern, "policy": rule.policy},
+        )  # fmt: skip
+        with calling_as(caller):
+            if self._find_decision(remark, caller.actor) is None:
+                self._submit([*([] if caller == RECONCILE else [_desk_remark(remark)]), remark], caller.actor)
+        remove_decided(self._engine, rule)
+        return rule
 
     def close(self, drift_id: int, *, reason: str) -> Drift:
         """Ask the orchestrator to close it at the exchange. It counts until the exchange shows that it is gone.
@@ -143,23 +213,40 @@ class Operator:
         return Adoption(drift, positions, accounts, seen_us, live, holds, moves)
 
     def _decide(
-        self, drift: Drift, event: str, commands: Callable[[], list[AnyCommand]], reason: str, **changes: Any
+        self,
+        drift: Drift,
+        event: str,
+        commands: Callable[[], list[AnyCommand]],
+        reason: str,
+        *,
+        details: Mapping[str, str] | None = None,
+        store: Callable[[str, int], None] | None = None,
+        also: Iterable[Drift] = (),
+        **changes: Any,
     ) -> Drift:
+        """Record a decision and carry it out.
+
+        details: more about it, for the chain. store: called with the actor and the time, between the chain and the
+        drift's row. also: other drifts whose rows change with it. changes: of the rows.
+        """
         label_text(reason, "reason", length_max=300)
         caller = reconcile_for(self._ledger.caller.actor)
         remark = Remark(
             key=f"drift:{drift.id}:{drift.revision}:{event}", portfolio=drift.portfolio, about=drift.name, event=event,
-            note=reason,
+            note=reason, details=details,
         )  # fmt: skip
         with calling_as(caller):
             decided_us = self._find_decision(remark, caller.actor)
             if decided_us is None:
                 by_person = [] if caller == RECONCILE else [_desk_remark(remark)]
                 decided_us = self._submit([*commands(), *by_person, remark], caller.actor)
+        if store is not None:
+            store(caller.actor, decided_us)
         changes |= {"actor": caller.actor, "reason": reason, "updated_us": decided_us}
         changes |= {"ended_us": decided_us} if changes.get("state") == "resolved" else {}
         unresolved = ("open", "confirmed", "acknowledged")
-        drifts.update_drifts(self._engine, [drifts.DriftUpdate(drift.id, changes, unresolved)])
+        numbers = sorted({drift.id, *(one.id for one in also)})
+        drifts.update_drifts(self._engine, [drifts.DriftUpdate(number, changes, unresolved) for number in numbers])
         with calling_as(RECONCILE):
             Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw()
         return drifts.get_drift(self._engine, drift.id)
@@ -192,6 +279,20 @@ class Operator:
         return record.decided_us
 
 
+def _require_coverable(drift: Drift, policy: str) -> None:
+    """Raise `WrongState` unless a policy of its asset can end a drift."""
+    if drift.kind not in QUANTITY_KINDS or drift.market.is_swap:
+        raise WrongState(f"{drift.name} is {drift.kind} of {drift.subject}: it is not about an asset of a wallet")
+    if drift.kind == "late_fill":
+        raise WrongState(f"{drift.name} is the late fill of an order: confirm its hold, or adopt it")
+    if policy != "cash" and drift.shortfall:
+        raise WrongState(
+            f"{drift.name}: of the {decimal_text(drift.ledger_quantity or Decimal(0))} {drift.subject} that the ledger "
+            f"holds, {decimal_text(drift.shortfall)} are missing, which policy {policy} does not cover; adopt it, or "
+            "release the position"
+        )
+
+
 _DESK_EVENTS = {"close_requested": "closed"}
 """What the desk's chain calls a decision, where its name differs: `closed` is decided, in the portfolio it is asked."""
 
@@ -200,5 +301,5 @@ def _desk_remark(remark: Remark) -> Remark:
     """Return the desk's record of a person's decision."""
     return Remark(
         key=remark.key, portfolio=DESK, about=remark.about, event=_DESK_EVENTS.get(remark.event, remark.event),
-        note=note_of(f"{remark.portfolio}: {remark.note}"),
+        note=note_of(f"{remark.portfolio}: {remark.note}"), details=remark.details,
     )  # fmt: skip

@@ -5,17 +5,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.account_activity import DriftActivity
+from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.caller import RECONCILE, calling_as
 from ledger_sizer.model.choices import Trigger
 from ledger_sizer.model.errors import Busy, Closed, LedgerError, Unavailable, WrongState
 from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
+from ledger_sizer.reconcile.drift_activity import AskedAccount, drift_activity
 from ledger_sizer.reconcile.effects import Effects
 from ledger_sizer.reconcile.inspection import (
     Clock,
@@ -76,6 +81,11 @@ class Reconciler:
         """The portfolios that have an account."""
         return sorted({account.portfolio for account in self.inspector.accounts})
 
+    def asset_rules(self, portfolios: Sequence[str] | None = None) -> list[AssetRule]:
+        """Return whose money each asset is: decided for these portfolios (None: for all), then from settings."""
+        decided = read_decided(self._engine, portfolios)
+        return [*decided, *effective_policies(self._settings.reconcile)]
+
     def run(self, trigger: Trigger = "demand", *, dry_run: bool = False) -> list[Report]:
         """Run once for every portfolio. A dry run only inspects.
 
@@ -122,6 +132,12 @@ class Reconciler:
         if failed is not None:
             raise failed
         return reports
+
+    def activity(self, drift_id: object) -> DriftActivity:
+        """Ask the exchange what explains a drift. See `drift_activity`."""
+        accounts = cast("Sequence[AskedAccount]", self.inspector.accounts)
+        quote_assets = self._settings.reconcile.quote_assets
+        return drift_activity(self._engine, accounts, drift_id, self._now_us, quote_assets)
 
     def begin_trust(self) -> None:
         """At start-up: let a portfolio that was never reconciled grant for one `stale_after_seconds`.

@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, select, update
 
-from ledger_sizer.exchanges.market_rules import USD_QUOTES
 from ledger_sizer.exchanges.snapshot import Snapshot, rounded_price
+from ledger_sizer.model.asset_policies import DOLLARS
 from ledger_sizer.model.market_names import coins_of_symbol, parse_symbol
 from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
@@ -19,8 +19,8 @@ ZERO = Decimal(0)
 SHOWN = "shown"
 """Name of it in an account's entry of `Run.fetched`, as it is stored. Only a portfolio's last run keeps it."""
 
-Shown = dict[str, tuple[str, str, str | None]]
-"""By coin: coins bought, coins sold, and the last price, USD per coin."""
+Shown = dict[str, tuple[str, str, str | None] | None]
+"""By coin: coins bought, coins sold, and the last price, USD per coin; None where a row of it could not be read."""
 
 
 def held_coins(ledger_side: LedgerSide) -> set[str]:
@@ -29,12 +29,16 @@ def held_coins(ledger_side: LedgerSide) -> set[str]:
 
 
 def shown_by_coin(
-    shown: Mapping[Market, Decimal], snapshot: Snapshot, coins: Collection[str], accepted: Mapping[Market, Decimal]
+    shown: Mapping[Market, Decimal],
+    snapshot: Snapshot,
+    coins: Collection[str],
+    accepted: Mapping[Market, Decimal],
+    unread: Collection[Market] = (),
 ) -> Shown:
     """Return what an account showed of these coins.
 
     shown: what was compared, by market: without baselines. accepted: the excess that a person acknowledged, which is
-    left out. snapshot: has the prices.
+    left out. snapshot: has the prices. unread: markets whose rows could not be read.
     """
     sides: dict[str, dict[str, Decimal]] = {}
     with exact_arithmetic():
@@ -45,10 +49,11 @@ def shown_by_coin(
                 one = sides.setdefault(market.base, {"long": ZERO, "short": ZERO})
                 one[side] += left
         prices = _last_prices(snapshot, sides)
-    return {
+    found: Shown = {
         coin: (decimal_text(one["long"]), decimal_text(one["short"]), prices.get(coin))
         for coin, one in sorted(sides.items())
     }  # fmt: skip
+    return found | dict.fromkeys({market.base for market in unread} & {*coins})
 
 
 def _last_prices(snapshot: Snapshot, coins: Collection[str]) -> dict[str, str]:
@@ -57,7 +62,7 @@ def _last_prices(snapshot: Snapshot, coins: Collection[str]) -> dict[str, str]:
     for position in snapshot.positions or ():
         factor, coin = coins_of_symbol(position.symbol)
         said = parse_symbol(position.symbol)
-        if coin not in coins or coin is None or said is None or said.quote not in USD_QUOTES:
+        if coin not in coins or coin is None or said is None or said.quote not in DOLLARS:
             continue
         if position.mark_price is not None:
             price = rounded_price(position.mark_price / (position.multiplier or factor))

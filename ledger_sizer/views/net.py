@@ -1,7 +1,7 @@
 """Reads the net of every coin over all accounts: from the open positions, and what the last run saw beside them."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -233,7 +233,8 @@ class _Coin:
     def add_shown(self, sight: "_Sight", coin: str) -> None:
         """Add what the last run saw of the coin under its names. It is whole if every account of it was seen."""
         long = short = ZERO
-        whole = sight.whole and bool(self.names)
+        unread = {place for name in self.names | {coin} for place in sight.unread.get(name, ())}
+        whole = sight.whole and bool(self.names) and not unread
         for name in sorted(self.names | {coin}):
             for place, (more_long, more_short, price) in sight.coins.get(name, {}).items():
                 sides = self.places.setdefault(place, _Sides())
@@ -241,7 +242,9 @@ class _Coin:
                 sides.shown = before[0] + more_long, before[1] + more_short
                 self.exchange_price = price or self.exchange_price
         for place, sides in self.places.items():
-            if sides.shown is None and place in sight.seen:
+            if place in unread:
+                sides.shown = None
+            elif sides.shown is None and place in sight.seen:
                 sides.shown = (ZERO, ZERO)
             whole = whole and sides.shown is not None
             if sides.shown is not None:
@@ -276,11 +279,12 @@ class _Coin:
 class _Sight:
     """What the last runs saw. coins: long, short and price by coin and place. seen: accounts that were read whole.
 
-    accounts: the names of all, by venue. whole: whether all of them were read whole. run_us: when the oldest run began.
+    unread: by coin, the accounts where a row of it could not be read. accounts: the names of all, by venue. whole: whether all of them were read whole. run_us: when the oldest run began.
     """
 
     coins: dict[str, dict[_Place, tuple[Decimal, Decimal, Decimal | None]]] = field(default_factory=dict)
     seen: set[_Place] = field(default_factory=set)
+    unread: dict[str, set[_Place]] = field(default_factory=dict)
     accounts: dict[str, list[str]] = field(default_factory=dict)
     whole: bool = True
     run_us: int | None = None
@@ -345,12 +349,16 @@ def _add_entry(sight: _Sight, entry: Mapping[str, Any]) -> None:
     known = sight.accounts.setdefault(place[0], [])
     if place[1] not in known:
         known.append(place[1])
-    shown: Mapping[str, Iterable[str | None]] | None = entry.get("shown")
+    shown: Mapping[str, tuple[str, str, str | None] | None] | None = entry.get("shown")
     if shown is None:
         sight.whole = False
         return
     sight.seen.add(place)
-    for coin, (long, short, price) in shown.items():
+    for coin, sides in shown.items():
+        if sides is None:
+            sight.unread.setdefault(coin, set()).add(place)
+            continue
+        long, short, price = sides
         sight.coins.setdefault(coin, {})[place] = (
-            Decimal(long or 0), Decimal(short or 0), None if price is None else Decimal(price)
+            Decimal(long), Decimal(short), None if price is None else Decimal(price)
         )  # fmt: skip

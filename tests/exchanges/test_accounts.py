@@ -220,13 +220,20 @@ def test_snapshot_when_bybit_lists_several_pages_then_all_are_read(server: Paper
     assert len(seen.positions or ()) == 8
 
 
-def test_snapshot_when_a_position_is_in_an_inverse_contract_then_positions_are_unknown(server: PaperServer) -> None:
-    PaperControl(server.url, "okx", "inverse").open_account()
-    PaperControl(server.url, "okx", "inverse").open("BTC/USD:BTC", "long", D(100))
-    seen = account_at("okx", server.url, api_key=SecretStr("inverse")).snapshot(now_us)
-    assert seen.positions is None
-    assert seen.balances is not None
-    assert "position in BTC/USD:BTC: its value in base units is not fixed" in seen.problems[0]
+def test_snapshot_when_a_position_is_in_a_coin_margined_contract_then_it_is_read_beside_the_others(
+    server: PaperServer, venue: str
+) -> None:
+    control = PaperControl(server.url, venue, "inverse")
+    control.open_account(balances={"USDT": D(1000), "BTC": D(1)})
+    control.open("BTC/USD:BTC", "long", D(100))
+    control.open(PERP, "short", D("0.01"))
+    seen = account_at(venue, server.url, api_key=SecretStr("inverse")).snapshot(now_us)
+    assert [(one.symbol, one.side, one.coins, one.coin_price) for one in seen.positions or ()] == [
+        ("BTC/USD:BTC", "long", D("0.002"), D(50_000)),
+        (PERP, "short", D("0.01"), D(50_000)),
+    ]
+    assert (seen.whole, seen.unread, seen.not_asked, seen.problems) == (True, (), (), ())
+    assert seen.prices == {"BTC": D(50_000)}
 
 
 def test_open_accounts_when_several_are_configured_then_each_has_its_venue_and_portfolio(
@@ -234,17 +241,18 @@ def test_open_accounts_when_several_are_configured_then_each_has_its_venue_and_p
 ) -> None:
     monkeypatch.setenv("EXCHANGE_ID", "binance")
     monkeypatch.setenv("EXCHANGE_API_KEY", "one")
+    monkeypatch.setenv("EXCHANGE_API_SECRET", "one's")
     monkeypatch.setenv(
         "EXCHANGE_ACCOUNTS",
-        '[{"id": "okx", "api_key": "two", "password": "x", "portfolio": "carry"},'
-        ' {"id": "okx", "account": "sub", "api_key": "three"}, {"id": "kraken"}]',
+        '[{"id": "okx", "api_key": "two", "api_secret": "s", "password": "x", "portfolio": "carry"},'
+        ' {"id": "hyperliquid", "account": "sub", "wallet_address": "three"}, {"id": "kraken"}]',
     )
     accounts = open_accounts(AppSettings().exchange)
     assert [(account.venue, account.account, account.portfolio) for account in accounts] == [
         ("binance", "main", "main"),
         ("okx", "main", "carry"),
-        ("okx", "sub", "main"),
-    ], "an account without a key is none to read"
+        ("hyperliquid", "sub", "main"),
+    ], "an account without a credential is none to read"
     shown = repr(AppSettings())
     assert not any(secret in shown for secret in ("'one'", "'two'", "'three'", "'x'"))
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ledger_sizer import InvalidRequest, Leg, ReconcileSettings
+from ledger_sizer.exchanges.snapshot import UnreadRow
 from ledger_sizer.model.choices import DRIFT_KINDS, DRIFT_POLICIES
 from ledger_sizer.reconcile import drifts
 from tests.conftest import NewDatabase
@@ -87,6 +88,16 @@ def expired_hold(desk: Desk) -> None:
     reserve_btc(desk.ledger, "late", ttl_seconds=5)
     desk.clock.advance(6)
     desk.ledger.sweep()
+
+
+@drift("0", undo=lambda desk: setattr(desk.account, "unread", ()))
+def unreadable(desk: Desk) -> None:
+    desk.account.unread = (UnreadRow("ETH/USDT:USDT", "blank fields"),)
+
+
+@drift("1.5", undo=agree)
+def interest(desk: Desk) -> None:
+    desk.account.shows(short("0.02"), BTC="0.02003")
 
 
 HAS_EXCESS = {kind for kind, (_, _, counted) in DRIFTS.items() if counted}
