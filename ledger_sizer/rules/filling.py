@@ -184,6 +184,7 @@ def _fill_leg(leg: Leg, quantity: Decimal, cost: Decimal, unfilled: Decimal, unf
 
 
 def leg_fills(unfilled: Decimal, unfilled_usd: Decimal, cost: Decimal | None, value: Decimal | None) -> LegFills | None:
+    """Return what a leg's quantity and price do not say; None where they say it all."""
     if not unfilled and cost is None and value is None:
         return None
     return LegFills(unfilled, unfilled_usd, cost, value)

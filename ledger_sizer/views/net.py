@@ -279,7 +279,8 @@ class _Coin:
 class _Sight:
     """What the last runs saw. coins: long, short and price by coin and place. seen: accounts that were read whole.
 
-    unread: by coin, the accounts where a row of it could not be read. accounts: the names of all, by venue. whole: whether all of them were read whole. run_us: when the oldest run began.
+    unread: by coin, the accounts where a row of it could not be read. accounts: the names of all, by venue.
+    whole: whether all of them were read whole. run_us: when the oldest run began.
     """
 
     coins: dict[str, dict[_Place, tuple[Decimal, Decimal, Decimal | None]]] = field(default_factory=dict)

@@ -245,8 +245,7 @@ def test_show_figures_when_they_have_many_digits_then_headroom_is_never_more_tha
     assert formatting.money_floor(Decimal("0.009")) == "0.00"
     assert formatting.percent(_scope(3, "0", "2")) == "66.7%"
     assert formatting.percent(_scope(100000, "0", "99999.999")) == "100.0%"
-    assert formatting.exact(Decimal("50100.50")) == "50,100.5"
-    assert formatting.exact(Decimal("-0.015")) == "-0.015"
+    assert [formatting.exact(Decimal(one)) for one in ("50100.50", "-0.015")] == ["50,100.5", "-0.015"]
     assert (
         formatting.money(None)
         == formatting.exact(None)
