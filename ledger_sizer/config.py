@@ -343,6 +343,20 @@ class ExchangeSettings(ExchangeAccountSettings, Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _accounts_differ(self) -> Self:
+        known: dict[tuple[object, ...], ExchangeAccountSettings] = {}
+        for found in self.every():
+            identity = (found.id, tuple(sorted(found.given.items())), found.options.get_secret_value())
+            other = known.setdefault((found.id, repr(identity)), found)
+            if other is not found:
+                raise ValueError(
+                    f"{other.id}/{other.account} and {found.id}/{found.account} are one API key: what that account "
+                    "shows would count in both. An account has one portfolio; tell its strategies apart by tags, with "
+                    "a cap for each (caps set --scope strategy=a)"
+                )
+        return self
+
     def every(self) -> tuple[ExchangeAccountSettings, ...]:
         """Return all accounts with a credential: the flat one first, then those of `accounts`."""
         return tuple(found for found in (self.flat(), *self.accounts) if found.given)
