@@ -15,7 +15,6 @@ from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.assets import AssetSide, free_usd
-from ledger_sizer.reconcile.attribution import AccountKey
 from ledger_sizer.reconcile.hedges import HedgeComparison, naked_coins, unhedged_positions
 from ledger_sizer.reconcile.in_flight import InFlight
 from ledger_sizer.reconcile.late_fills import LateFills, ReadReleased, naming_holds
@@ -23,6 +22,7 @@ from ledger_sizer.reconcile.ledger_side import LedgerSide
 from ledger_sizer.reconcile.netting import net_sides
 from ledger_sizer.reconcile.shown import Shown, held_coins, shown_by_coin
 from ledger_sizer.reconcile.throttle import throttled
+from ledger_sizer.views.attribution import AccountKey
 
 ZERO = Decimal(0)
 _DAY_US = 86_400 * 1_000_000

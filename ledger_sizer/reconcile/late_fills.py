@@ -10,9 +10,9 @@ from ledger_sizer.model.domain import Position
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.market_names import coin_of
 from ledger_sizer.model.reconciliation import Finding, Market
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, order_market
 from ledger_sizer.reconcile.ledger_side import EndedHold
 from ledger_sizer.reconcile.throttle import throttled
+from ledger_sizer.views.attribution import AccountKey, AccountResolver, order_market
 
 _HOLD = re.compile(r"the hold (\S+)")
 

@@ -20,7 +20,6 @@ from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.units import decimal_text, positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
-from ledger_sizer.reconcile.attribution import AccountResolver, known_since
 from ledger_sizer.reconcile.decided_policies import get_decided, remove_decided, store_decided
 from ledger_sizer.reconcile.effects import Effects, note_of
 from ledger_sizer.reconcile.late_fills import holds_named
@@ -29,6 +28,7 @@ from ledger_sizer.reconcile.renames import CoinRename, RenamePlan
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import decision_by_key
 from ledger_sizer.storage.tables import ReconciliationRow
+from ledger_sizer.views.attribution import AccountResolver, known_since
 
 ACTIONS = ("adopt", "ignore", "close")
 

@@ -19,13 +19,13 @@ from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, known_since
 from ledger_sizer.reconcile.effects import note_of, release_of
 from ledger_sizer.reconcile.ledger_reads import read_ledger, read_moves
 from ledger_sizer.reconcile.ledger_side import LedgerSide, ledger_side_of
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import DecisionRow, ReconciliationRow
+from ledger_sizer.views.attribution import AccountKey, AccountResolver, known_since
 
 ZERO = Decimal(0)
 

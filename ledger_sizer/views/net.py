@@ -14,12 +14,15 @@ from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.market_names import coin_of
 from ledger_sizer.model.names import DESK, portfolio_or_desk
 from ledger_sizer.model.net import Net, NetAsset, NetPlace, is_hedged
+from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import no_portfolio
 from ledger_sizer.storage.tables import DESK_ID, DriftRow, PortfolioRow, PositionRow, ReconciliationRow
 from ledger_sizer.storage.write_store import position_from_row
+from ledger_sizer.views.attribution import AccountKey, AccountResolver, known_since
+from ledger_sizer.views.scopes import read_shared
 
 ZERO = Decimal(0)
 _ENDED_MAX = 2000
@@ -71,8 +74,10 @@ class NetView:
         sight = _read_sight(connection, runs)
         coins: dict[str, _Coin] = {}
         for owner in owners:
+            known = [one for one in read_shared(connection, owner.id) if one.settings.since_seq is not None]
+            accounts = AccountResolver(sight.accounts.get(owner.name, ()), known_since(known))
             for position in _open_positions(connection, owner):
-                for part in _parts_of(position, sight.accounts):
+                for part in _parts_of(position, accounts):
                     coins.setdefault(part.coin, _Coin()).add(part)
         for coin, one in coins.items():
             one.add_shown(sight, coin)
@@ -92,6 +97,7 @@ class NetView:
         """
         if not naked:
             return {}
+        nowhere = AccountResolver(())
         horizon_us, quoted = 0, [json.dumps(coin)[1:-1] for coin in naked]  # as the stored text has them
         events: dict[str, list[_Event]] = {coin: [*one.events] for coin, one in naked.items()}
         for owner in owners:
@@ -100,7 +106,7 @@ class NetView:
                 horizon_us = max(horizon_us, ended[-1].updated_us)
             for row in ended:
                 if any(name in row.legs for name in quoted):
-                    for part in _parts_of(position_from_row(owner.name, row), {}):
+                    for part in _parts_of(position_from_row(owner.name, row), nowhere):
                         if part.coin in events:
                             events[part.coin] += part.events
         return {
@@ -279,37 +285,34 @@ class _Coin:
 class _Sight:
     """What the last runs saw. coins: long, short and price by coin and place. seen: accounts that were read whole.
 
-    unread: by coin, the accounts where a row of it could not be read. accounts: the names of all, by venue.
+    unread: by coin, the accounts where a row of it could not be read. accounts: all of them, by portfolio.
     whole: whether all of them were read whole. run_us: when the oldest run began.
     """
 
     coins: dict[str, dict[_Place, tuple[Decimal, Decimal, Decimal | None]]] = field(default_factory=dict)
     seen: set[_Place] = field(default_factory=set)
     unread: dict[str, set[_Place]] = field(default_factory=dict)
-    accounts: dict[str, list[str]] = field(default_factory=dict)
+    accounts: dict[str, list[AccountKey]] = field(default_factory=dict)
     whole: bool = True
     run_us: int | None = None
 
 
-def _parts_of(position: Position, accounts: Mapping[str, Sequence[str]]) -> Iterator[_Part]:
+def _parts_of(position: Position, accounts: AccountResolver) -> Iterator[_Part]:
     """Yield what a position has of its coin. All its legs are of one coin, also where their names differ."""
     if not position.legs:
         yield _Part(coin_of(position.tags.only("symbol") or ""), position, ())
         return
-    legs = tuple([(_place_of(position, leg, accounts), leg) for leg in position.legs if leg.filled])
+    legs = tuple([(_place_of(position, leg, market), leg) for leg, market in accounts.legs(position) if leg.filled])
     named = next((leg for leg in position.legs if leg.kind != "spot"), position.legs[0])
     if legs:
         yield _Part(coin_of(named.symbol), position, legs)
 
 
-def _place_of(position: Position, leg: Leg, accounts: Mapping[str, Sequence[str]]) -> _Place:
-    """Return venue and account of a leg: its own, else the tagged one of its venue, else the only one there."""
-    venue = leg.venue or position.tags.only("venue") or ""
-    if leg.account is not None:
-        return venue, leg.account
-    known, tagged = accounts.get(venue, ()), position.tags.values_of("account")
-    found = [one for one in tagged if one in known] or known or tagged
-    return venue, found[0] if len(found) == 1 else ""
+def _place_of(position: Position, leg: Leg, market: Market | None) -> _Place:
+    """Return venue and account of a leg; what it says of itself where no run knows its account."""
+    if market is not None:
+        return market.venue, market.account
+    return leg.venue or position.tags.only("venue") or "", leg.account or position.tags.only("account") or ""
 
 
 def _open_positions(connection: Connection, owner: Any) -> Iterator[Position]:
@@ -337,19 +340,18 @@ def _last_runs(connection: Connection, portfolios: Sequence[str]) -> dict[str, i
 def _read_sight(connection: Connection, runs: Mapping[str, int]) -> _Sight:
     """Return what these runs saw; of an account that several saw, the newest."""
     sight = _Sight()
-    query = select(ReconciliationRow.fetched, ReconciliationRow.started_us).order_by(ReconciliationRow.id)
-    for fetched, started_us in connection.execute(query.where(ReconciliationRow.id.in_(runs.values()))):
+    columns = (ReconciliationRow.portfolio, ReconciliationRow.fetched, ReconciliationRow.started_us)
+    query = select(*columns).order_by(ReconciliationRow.id)
+    for portfolio, fetched, started_us in connection.execute(query.where(ReconciliationRow.id.in_(runs.values()))):
         sight.run_us = started_us if sight.run_us is None else min(started_us, sight.run_us)
         for entry in json.loads(fetched):
-            _add_entry(sight, entry)
+            _add_entry(sight, portfolio, entry)
     return sight
 
 
-def _add_entry(sight: _Sight, entry: Mapping[str, Any]) -> None:
+def _add_entry(sight: _Sight, portfolio: str, entry: Mapping[str, Any]) -> None:
     place = (entry["venue"], entry["account"])
-    known = sight.accounts.setdefault(place[0], [])
-    if place[1] not in known:
-        known.append(place[1])
+    sight.accounts.setdefault(portfolio, []).append(place)
     shown: Mapping[str, tuple[str, str, str | None] | None] | None = entry.get("shown")
     if shown is None:
         sight.whole = False

@@ -126,6 +126,21 @@ def test_net_when_positions_differ_in_what_they_name_then_each_is_counted_where_
 
 
 @pytest.mark.one_engine
+def test_net_when_an_account_is_added_later_then_legs_that_name_none_stay_where_they_were(new_desk: NewDesk) -> None:
+    first = new_desk([WrittenAccount("bybit")], confirmations=1)
+    first.ledger.set_cap(key="cap", cap=D(100_000))
+    first.run()
+    adopt(first, "pair")
+    first.account.shows(short("0.02"), BTC="0.02")
+    first.run()
+    desk = new_desk([first.account, WrittenAccount("bybit", "sub")], confirmations=1)
+    assert desk.run().live == ()
+    (btc,) = desk.ledger.net().assets
+    assert [(one.account, one.net, one.shown) for one in btc.accounts] == [("main", 0, 0)]
+    assert btc.shown == 0
+
+
+@pytest.mark.one_engine
 def test_net_when_only_the_exchange_has_it_then_it_is_counted_and_marked(new_desk: NewDesk) -> None:
     desk = new_desk(confirmations=1)
     desk.ledger.set_cap(key="cap", cap=D(100_000))
