@@ -11,11 +11,13 @@ from starlette.responses import Response
 from ledger_sizer.api import response_models
 from ledger_sizer.api.auth import require_portfolio_access, require_unbound
 from ledger_sizer.api.context import Admin, Reader, ServiceContext
+from ledger_sizer.api.drift_routes import add_bulk_decisions
 from ledger_sizer.api.request_body import body_schema, parse_body
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.choices import DriftFilter, DriftKind
 from ledger_sizer.model.renames import RenamedCoin
-from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile import drifts, listings
+from ledger_sizer.reconcile.drift_report import read_report
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import LIMIT_MAX
 from ledger_sizer.wire.activity import drift_activity_to_json
@@ -23,6 +25,7 @@ from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.reconciliation import (
     drift_to_json,
     renamed_to_json,
+    report_of_drift_to_json,
     report_to_json,
     rule_to_json,
     run_to_json,
@@ -95,6 +98,14 @@ class DriftFilters(_Filters):
 
     state: DriftFilter | None = None
     kind: DriftKind | None = None
+    venue: LabelText | None = None
+    account: LabelText | None = None
+    symbol: LabelText | None = Field(None, description="A market, an asset, or the coin of markets.")
+
+    @property
+    def chosen(self) -> listings.DriftChoice:
+        """The filters, as the listing takes them."""
+        return listings.DriftChoice(self.state, self.kind, self.venue, self.account, self.symbol)
 
 
 def router(service: ServiceContext) -> APIRouter:
@@ -106,7 +117,7 @@ def router(service: ServiceContext) -> APIRouter:
         """Runs, newest first: when, what was fetched, what was found."""
         of = _portfolios(caller, filters.portfolio)
         page = await run_in_threadpool(
-            lambda: drifts.list_runs(service.reads, portfolios=of, cursor=filters.cursor, limit=filters.limit)
+            lambda: listings.list_runs(service.reads, portfolios=of, cursor=filters.cursor, limit=filters.limit)
         )
         return json_response(page_to_json(page, run_to_json))
 
@@ -129,14 +140,24 @@ def router(service: ServiceContext) -> APIRouter:
         """Drifts, newest first."""
         of = _portfolios(caller, filters.portfolio)
         page = await run_in_threadpool(
-            lambda: drifts.list_drifts(
-                service.reads, portfolios=of, state=filters.state, kind=filters.kind, cursor=filters.cursor,
-                limit=filters.limit,
+            lambda: listings.list_drifts(
+                service.reads, portfolios=of, chosen=filters.chosen, cursor=filters.cursor, limit=filters.limit
             )
         )  # fmt: skip
         return json_response(page_to_json(page, drift_to_json))
 
-    @routes.get("/drifts/{drift_id}/activity", response_model=response_models.DriftActivityForm)
+    @routes.get("/drifts/{drift_id}", response_model=response_models.DriftReportForm)
+    async def drift(drift_id: DriftInPath, caller: Reader) -> Response:
+        """One drift in full: what it means, what the ledger has there, what happened to it, what to do next."""
+        owner = (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio
+        require_portfolio_access(caller, owner)
+        return json_response(report_of_drift_to_json(await run_in_threadpool(read_report, service.reads, drift_id)))
+
+    @routes.get(
+        "/drifts/{drift_id}/activity",
+        response_model=response_models.DriftActivityForm,
+        openapi_extra={"x-role": "admin"},
+    )
     async def drift_activity(drift_id: DriftInPath, caller: Admin) -> Response:
         """Ask the exchange what explains a drift: fills, liquidations, transfers, funding since the last good run."""
         reconciler = service.require_reconciler()
@@ -146,6 +167,7 @@ def router(service: ServiceContext) -> APIRouter:
 
     _add_decisions(routes, service)
     _add_asset_policies(routes, service)
+    add_bulk_decisions(routes, service)
     return routes
 
 

@@ -14,6 +14,9 @@ from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.choices import MarketKind, Outcome, Side, Status
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
+from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes
+from ledger_sizer.model.drift_reports import DriftEvent, DriftPosition, DriftReport
+from ledger_sizer.model.drift_words import Step
 from ledger_sizer.model.fills import Fills
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.net import Net, NetAsset, NetPlace
@@ -267,6 +270,12 @@ FindingForm = _form(Finding, "One difference that a comparison saw.", reconcilia
 RenamedForm = _form(RenamedCoin, "What the decision about a renamed coin did.", reconciliation.RENAMED)
 DriftForm = _form(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
 DriftPage = _page("DriftPage", Drift, "One page of drifts; `cursor` continues it.")
+StepForm = _form(Step, "One thing that can be done next.", reconciliation.STEP)
+DriftPositionForm = _form(DriftPosition, "A position that a drift is about.", reconciliation.DRIFT_POSITION)
+DriftEventForm = _form(DriftEvent, "One decision about a drift.", reconciliation.DRIFT_EVENT)
+DriftReportForm = _form(DriftReport, "One drift in full.", reconciliation.DRIFT_REPORT)
+DriftOutcomeForm = _form(DriftOutcome, "What became of one drift.", reconciliation.OUTCOME)
+DriftOutcomesForm = _form(DriftOutcomes, "What became of each drift.", reconciliation.OUTCOMES)
 AssetRuleForm = _form(AssetRule, "Whose money the assets of a pattern are.", reconciliation.ASSET_RULE)
 ReportForm = _form(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)
 AccountEventForm = _form(AccountEvent, "One thing that happened in an account.", activity.ACCOUNT_EVENT)
@@ -318,38 +327,6 @@ class DeskForm(_Form):
     note: str | None
 
 
-class HeadForm(_Form):
-    """The last decision of one portfolio's audit chain."""
-
-    seq: int
-    hash: str
-
-
-class HeadsForm(_Form):
-    """Chain heads by portfolio."""
-
-    heads: dict[str, HeadForm]
-
-
-class FindingOfVerify(_Form):
-    """One error that a verification found."""
-
-    portfolio: str
-    seq: int | None = Field(description="The decision it concerns.")
-    what: str
-
-
-class VerifyForm(_Form):
-    """What a verification read and found."""
-
-    ok: bool
-    decisions: int
-    positions: int
-    heads: dict[str, HeadForm]
-    first: FindingOfVerify | None = Field(description="The first finding.")
-    findings: list[FindingOfVerify]
-
-
 class ReleasedForm(_Form):
     """The decisions of the holds that were freed. While `cursor` is not null, call again with it."""
 
@@ -391,10 +368,3 @@ class BatchForm(_Form):
     """The answers of a batch, in the order of its commands."""
 
     results: list[BatchResult]
-
-
-class HealthForm(_Form):
-    """Liveness and readiness."""
-
-    status: Literal["ok", "restart", "ready", "not_ready"]
-    checks: dict[str, Any] = {}

@@ -22,5 +22,8 @@ caps               the limits of a portfolio's scopes, and the commands that bri
 scope_settings     what a scope may be set to
 decisions          decisions, their stored records, and the hash chain
 reconciliation     drifts, findings, policies, runs
+drift_words        what a drift means, and what to do next
+drift_reports      one drift in full
+drift_outcomes     what became of each drift in a decision about many
 overview           the snapshot that the dashboard and `ledger-sizer top` show
 """

@@ -6,6 +6,7 @@ from decimal import ROUND_UP, Decimal
 
 from ledger_sizer.model.commands import Adopt, AnyCommand, Confirm, Release
 from ledger_sizer.model.domain import Position
+from ledger_sizer.model.drift_words import holds_named
 from ledger_sizer.model.errors import InvalidRequest, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Market
@@ -13,7 +14,6 @@ from ledger_sizer.model.tags import EXTERNAL_TAG, Tags
 from ledger_sizer.model.tags import tags_of as valid_tags
 from ledger_sizer.model.units import E8_MAX, decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.effects import leg_of, release_of, tags_of
-from ledger_sizer.reconcile.late_fills import holds_named
 from ledger_sizer.reconcile.ledger_reads import Moves
 from ledger_sizer.reconcile.ledger_side import ledger_side_of, unfilled_of
 from ledger_sizer.rules.filling import remaining_leg_quantity

@@ -32,6 +32,8 @@ _TO_DO: Mapping[DriftKind, str] = {
     "legs_unequal": "one side is at the market's risk: hedge or close the rest, or ignore it if it is meant so",
     "balance_below_holds": "top up, or release holds",
     "late_fill": "let its bot confirm it, or adopt it, which does the same",
+    "unreadable": "look at that row at the exchange: nothing there is judged meanwhile",
+    "interest": "nothing, if it is interest; otherwise adopt it, or ignore it",
     "expired_hold": "check whether its bot runs",
 }
 _DONE_BY_POLICY = {"adopt": "it is adopted now", "close": "its close is requested now"}

@@ -11,13 +11,14 @@ from decimal import Decimal
 from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.model.asset_policies import DOLLARS, AssetPolicies
 from ledger_sizer.model.choices import DriftKind
+from ledger_sizer.model.drift_words import naming_holds
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.assets import AssetSide, free_usd
 from ledger_sizer.reconcile.hedges import HedgeComparison, naked_coins, unhedged_positions
 from ledger_sizer.reconcile.in_flight import InFlight
-from ledger_sizer.reconcile.late_fills import LateFills, ReadReleased, naming_holds
+from ledger_sizer.reconcile.late_fills import LateFills, ReadReleased
 from ledger_sizer.reconcile.ledger_side import LedgerSide
 from ledger_sizer.reconcile.netting import net_sides
 from ledger_sizer.reconcile.shown import Shown, held_coins, shown_by_coin

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, Select, bindparam, or_, select, text, union_all
 
 from ledger_sizer.history.times import seq_before
 from ledger_sizer.model.caller import RECONCILE
+from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.legs import Leg, legs_of_json
 from ledger_sizer.model.market_names import split_factor
@@ -21,7 +22,7 @@ from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.database import is_sqlite, read_transaction, stream_rows
 from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import PENDING, DecisionRow, PortfolioRow, PositionRow
-from ledger_sizer.storage.write_store import position_from_row
+from ledger_sizer.storage.write_store import position_from_row, record_from_row
 from ledger_sizer.views.scopes import read_shared
 
 _BATCH_ROWS = 100
@@ -29,6 +30,8 @@ _LOOKBACK = 20_000
 """Positions that are searched for the last price of an asset, and for released holds."""
 
 FILLS = ("confirm", "fill", "adopt")
+MOVED_BY = (*FILLS, "release")
+"""Commands that change what a position holds."""
 
 KEEP_KEY = "drift:%:keep:%"
 """Pattern of the keys under which an adoption keeps the legs that a released position leaves."""
@@ -90,7 +93,7 @@ def read_moves(
         assert owner is not None, "its positions were read"
         since = seq_before(connection, owner, 1, sighted_us + 1)
         query = select(*columns).where(
-            DecisionRow.portfolio_id == owner, DecisionRow.seq > since, DecisionRow.command.in_((*FILLS, "release")),
+            DecisionRow.portfolio_id == owner, DecisionRow.seq > since, DecisionRow.command.in_(MOVED_BY),
             DecisionRow.quantity.is_not(None),
         )  # fmt: skip
         for batch in throttled(stream_rows(connection, query, _BATCH_ROWS)):  # type: ignore[arg-type]
@@ -148,6 +151,20 @@ def _read_decisions(
             rows = connection.execute(query, {"seqs": seqs[start : start + _BATCH_ROWS]})
             values += [tuple(row) for row in rows]
     return values
+
+
+def find_decisions(engine: Engine, portfolio: str, keys: Sequence[str]) -> dict[str, DecisionRecord]:
+    """Return the decisions of a portfolio with these keys, by key. Archived ones are not searched."""
+    found = {}
+    with read_transaction(engine) as connection:
+        owner = portfolio_id(connection, portfolio)
+        query = select(DecisionRow.__table__).where(
+            DecisionRow.portfolio_id == owner, DecisionRow.key.in_(bindparam("keys", expanding=True))
+        )
+        for start in range(0, len(keys), _BATCH_ROWS):
+            for row in connection.execute(query, {"keys": keys[start : start + _BATCH_ROWS]}):
+                found[row.key] = record_from_row(portfolio, row)
+    return found
 
 
 def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Position]:

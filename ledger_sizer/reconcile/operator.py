@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any
 
 from sqlalchemy import Engine, select
 
@@ -13,24 +12,34 @@ from ledger_sizer.model.asset_policies import AssetRule, asset_policy
 from ledger_sizer.model.caller import RECONCILE, calling_as, reconcile_for
 from ledger_sizer.model.commands import AnyCommand, Remark
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.errors import InvalidRequest, KeyReused, WrongState
-from ledger_sizer.model.names import DESK, portfolio_name
+from ledger_sizer.model.drift_outcomes import DRIFTS_MAX, DriftOutcome, DriftOutcomes, outcomes_of
+from ledger_sizer.model.drift_words import holds_named
+from ledger_sizer.model.errors import InvalidRequest, KeyReused, NotFound, WrongState
+from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift
 from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.units import decimal_text, positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
+from ledger_sizer.reconcile.bulk import Bulk
+from ledger_sizer.reconcile.closing import close_details, require_closable
 from ledger_sizer.reconcile.decided_policies import get_decided, remove_decided, store_decided
-from ledger_sizer.reconcile.effects import Effects, note_of
-from ledger_sizer.reconcile.late_fills import holds_named
-from ledger_sizer.reconcile.ledger_reads import read_ledger, read_moves, read_with_late_fills
+from ledger_sizer.reconcile.deciding import UNRESOLVED, changes_of, desk_remark, remark_of, require_same
+from ledger_sizer.reconcile.effects import Effects
+from ledger_sizer.reconcile.ledger_reads import find_decisions, read_ledger, read_moves, read_with_late_fills
 from ledger_sizer.reconcile.renames import CoinRename, RenamePlan
 from ledger_sizer.storage.database import read_transaction
-from ledger_sizer.storage.lookups import decision_by_key
 from ledger_sizer.storage.tables import ReconciliationRow
 from ledger_sizer.views.attribution import AccountResolver, known_since
 
 ACTIONS = ("adopt", "ignore", "close")
+
+Progress = Callable[[int, int], None]
+
+
+def _require_action(action: str) -> None:
+    if action not in ACTIONS:
+        raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}, got {action!r}", field="action")
 
 
 class Operator:
@@ -56,8 +65,7 @@ class Operator:
         policy: str | None = None,
     ) -> Drift:
         """Run `adopt`, `ignore` or `close` by name. price: for adopt. asset, policy: see `ignore_asset`."""
-        if action not in ACTIONS:
-            raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}, got {action!r}", field="action")
+        _require_action(action)
         if action != "ignore" and (asset or policy is not None):
             raise InvalidRequest(f"asset and policy are for ignore, not for {action}", field="asset")
         if action == "adopt":
@@ -86,7 +94,7 @@ class Operator:
         def commands() -> list[AnyCommand]:
             return self._adoption(drift).commands(adopt_price)
 
-        return self._decide(drift, "adopted", commands, reason, state="resolved")
+        return self._decide(drift, "adopted", commands, reason)
 
     def ignore(self, drift_id: int, *, reason: str) -> Drift:
         """Acknowledge the difference: until it changes, it counts no longer and freezes nothing."""
@@ -95,7 +103,7 @@ class Operator:
         def commands() -> list[AnyCommand]:
             return self._adoption(drift).releases()
 
-        return self._decide(drift, "ignored", commands, reason, state="acknowledged")
+        return self._decide(drift, "ignored", commands, reason)
 
     def ignore_asset(self, drift_id: int, *, reason: str, policy: str = "ignore") -> Drift:
         """Decide whose money the asset of a drift is, once: `ignore`, `fees` or `cash`.
@@ -125,9 +133,7 @@ class Operator:
             store_decided(self._engine, rule)
 
         details = {"pattern": pattern, "policy": chosen}
-        return self._decide(
-            drift, "asset_policy", commands, reason, details=details, store=store, also=covered, state="resolved"
-        )
+        return self._decide(drift, "asset_policy", commands, reason, details=details, store=store, also=covered)
 
     def decided_policy(self, policy_id: int) -> AssetRule:
         """Return one decided policy. Raises `NotFound`."""
@@ -146,7 +152,7 @@ class Operator:
         )  # fmt: skip
         with calling_as(caller):
             if self._find_decision(remark, caller.actor) is None:
-                self._submit([*([] if caller == RECONCILE else [_desk_remark(remark)]), remark], caller.actor)
+                self._submit([*([] if caller == RECONCILE else [desk_remark(remark)]), remark], caller.actor)
         remove_decided(self._engine, rule)
         return rule
 
@@ -156,16 +162,38 @@ class Operator:
         Raises `WrongState` if it is ignored, because then it does not count, and if there is nothing to close.
         """
         drift = self._unresolved(drift_id)
-        if drift.state == "acknowledged":
-            raise WrongState(
-                f"{drift.name} was ignored by {drift.actor} ({drift.reason}) and counts no longer, so its closing "
-                "cannot be requested; adopt it and close the position, or close it at the exchange: then it is resolved"
-            )
-        if drift.excess <= 0:
-            raise WrongState(
-                f"{drift.name} is {drift.kind}: there is nothing more at the exchange that could be closed"
-            )
-        return self._decide(drift, "close_requested", list, reason, requested="close")
+        require_closable(drift)
+        return self._decide(drift, "close_requested", list, reason, details=close_details(self._engine, drift))
+
+    def act_all(
+        self, action: str, ids: Sequence[int], *, reason: str, dry_run: bool = False, progress: Progress | None = None
+    ) -> DriftOutcomes:
+        """Run `adopt`, `ignore` or `close` for many drifts; each is decided independently, and none stops the others.
+
+        Its work grows with the drifts, not with their number times the positions. What of it is done stays done: sent
+        again with the same reason, it completes. dry_run: tell what would be done; each drift for itself. progress:
+        called with how many are decided, and of how many. Raises `InvalidRequest` for what concerns all of them.
+        """
+        _require_action(action)
+        label_text(reason, "reason", length_max=300)
+        if not ids or len(ids) > DRIFTS_MAX:
+            raise InvalidRequest(f"give 1 to {DRIFTS_MAX:,} drifts, got {len(ids):,}", field="ids")
+        found = {drift.id: drift for drift in drifts.read_drifts(self._engine, [*map(drifts.drift_number, ids)])}
+        items = [
+            DriftOutcome(one, "refused", f"no drift {one}", NotFound.code)
+            for one in sorted({*ids} - found.keys())
+        ]  # fmt: skip
+        total = len(items) + len(found)
+        for portfolio in sorted({drift.portfolio for drift in found.values()}):
+            numbers = [drift.id for drift in found.values() if drift.portfolio == portfolio]
+            bulk = Bulk(self._ledger, self._engine, portfolio, action, reason, dry_run=dry_run)
+
+            def tell(done: int, before: int = len(items)) -> None:
+                if progress is not None:
+                    progress(before + done, total)
+
+            items += bulk.run(numbers, tell)
+        return outcomes_of(items)
 
     def rename(
         self, coin: str, asset: str, *, reason: str, ratio: Decimal = Decimal(1), portfolio: str = "main",
@@ -188,7 +216,7 @@ class Operator:
             if self._find_decision(plan.remark, caller.actor) is not None:
                 return plan.done_before()
             commands, done = plan.commands()
-            by_person = [] if caller == RECONCILE else [_desk_remark(plan.remark)]
+            by_person = [] if caller == RECONCILE else [desk_remark(plan.remark)]
             self._submit([*commands, *by_person, plan.remark], caller.actor)
         return done
 
@@ -222,31 +250,25 @@ class Operator:
         details: Mapping[str, str] | None = None,
         store: Callable[[str, int], None] | None = None,
         also: Iterable[Drift] = (),
-        **changes: Any,
     ) -> Drift:
         """Record a decision and carry it out.
 
         details: more about it, for the chain. store: called with the actor and the time, between the chain and the
-        drift's row. also: other drifts whose rows change with it. changes: of the rows.
+        drift's row. also: other drifts whose rows change with it.
         """
         label_text(reason, "reason", length_max=300)
         caller = reconcile_for(self._ledger.caller.actor)
-        remark = Remark(
-            key=f"drift:{drift.id}:{drift.revision}:{event}", portfolio=drift.portfolio, about=drift.name, event=event,
-            note=reason, details=details,
-        )  # fmt: skip
+        remark = remark_of(drift, event, reason, details)
         with calling_as(caller):
             decided_us = self._find_decision(remark, caller.actor)
             if decided_us is None:
-                by_person = [] if caller == RECONCILE else [_desk_remark(remark)]
+                by_person = [] if caller == RECONCILE else [desk_remark(remark)]
                 decided_us = self._submit([*commands(), *by_person, remark], caller.actor)
         if store is not None:
             store(caller.actor, decided_us)
-        changes |= {"actor": caller.actor, "reason": reason, "updated_us": decided_us}
-        changes |= {"ended_us": decided_us} if changes.get("state") == "resolved" else {}
-        unresolved = ("open", "confirmed", "acknowledged")
+        changes = changes_of(event, caller.actor, reason, decided_us)
         numbers = sorted({drift.id, *(one.id for one in also)})
-        drifts.update_drifts(self._engine, [drifts.DriftUpdate(number, changes, unresolved) for number in numbers])
+        drifts.update_drifts(self._engine, [drifts.DriftUpdate(number, changes, UNRESOLVED) for number in numbers])
         with calling_as(RECONCILE):
             Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw()
         return drifts.get_drift(self._engine, drift.id)
@@ -264,19 +286,8 @@ class Operator:
 
     def _find_decision(self, remark: AnyCommand, actor: str) -> int | None:
         """Return when this decision was made, None if it was not. Raises `WrongState` for another actor or reason."""
-        with read_transaction(self._engine) as connection:
-            record = decision_by_key(connection, remark.portfolio, remark.key)
-        if record is None:
-            return None
-        made, sent = json.loads(record.request), json.loads(remark.request_text())
-        if record.actor is None:  # by a version that named who in the note, and nowhere else
-            same = made["note"].endswith(f": {sent['note']}")
-        else:
-            same = (record.actor, made) == (actor, sent)
-        if not same:
-            by = made["note"] if record.actor is None else f"{record.actor}: {made['note']}"
-            raise WrongState(f"{made['about']}: {made['event'].replace('_', ' ')} already by {by}")
-        return record.decided_us
+        record = find_decisions(self._engine, remark.portfolio, [remark.key]).get(remark.key)
+        return None if record is None else require_same(record, remark, actor)
 
 
 def _require_coverable(drift: Drift, policy: str) -> None:
@@ -291,15 +302,3 @@ def _require_coverable(drift: Drift, policy: str) -> None:
             f"holds, {decimal_text(drift.shortfall)} are missing, which policy {policy} does not cover; adopt it, or "
             "release the position"
         )
-
-
-_DESK_EVENTS = {"close_requested": "closed"}
-"""What the desk's chain calls a decision, where its name differs: `closed` is decided, in the portfolio it is asked."""
-
-
-def _desk_remark(remark: Remark) -> Remark:
-    """Return the desk's record of a person's decision."""
-    return Remark(
-        key=remark.key, portfolio=DESK, about=remark.about, event=_DESK_EVENTS.get(remark.event, remark.event),
-        note=note_of(f"{remark.portfolio}: {remark.note}"), details=remark.details,
-    )  # fmt: skip

@@ -51,6 +51,10 @@ REQUIRED_ROLE = {
     ("POST", "/v1/portfolios/{portfolio}/release_all"): "trade",
     ("GET", "/v1/reconciliations"): "read",
     ("GET", "/v1/drifts"): "read",
+    ("GET", "/v1/drifts/{drift_id}"): "read",
+    ("POST", "/v1/drifts/adopt"): "admin",
+    ("POST", "/v1/drifts/ignore"): "admin",
+    ("POST", "/v1/drifts/close"): "admin",
     ("POST", "/v1/reconciliations"): "admin",
     ("GET", "/v1/drifts/{drift_id}/activity"): "admin",
     ("POST", "/v1/drifts/{drift_id}/adopt"): "admin",
@@ -130,7 +134,7 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
     if path == "/v1/drifts/rename":
         return {"json": {"coin": "FTM", "asset": "S", "reason": "known", "portfolio": portfolio}}
     if "/drifts/" in path or path.endswith("/take-back"):
-        return {"json": {"reason": "known"}}
+        return {"json": {"reason": "known", **({} if "{" in path else {"ids": [1]})}}
     return {"json": needed.get(last, {})}
 
 

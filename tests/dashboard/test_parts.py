@@ -241,10 +241,14 @@ def test_draw_bar_when_scope_is_used_then_it_is_full_exactly_without_headroom(
 
 
 def test_show_figures_when_they_have_many_digits_then_headroom_is_never_more_than_there_is() -> None:
-    assert formatting.money(Decimal("1234567.125")) == "1,234,567.12"
-    assert formatting.money_floor(Decimal("0.009")) == "0.00"
-    assert formatting.percent(_scope(3, "0", "2")) == "66.7%"
-    assert formatting.percent(_scope(100000, "0", "99999.999")) == "100.0%"
+    assert (formatting.money(Decimal("1234567.125")), formatting.money_floor(Decimal("0.009"))) == (
+        "1,234,567.12",
+        "0.00",
+    )
+    assert [formatting.percent(_scope(*one)) for one in ((3, "0", "2"), (10**5, "0", "99999.999"))] == [
+        "66.7%",
+        "100.0%",
+    ]
     assert [formatting.exact(Decimal(one)) for one in ("50100.50", "-0.015")] == ["50,100.5", "-0.015"]
     assert (
         formatting.money(None)
@@ -377,7 +381,9 @@ def test_tell_decision_when_it_was_denied_then_the_words_are_the_reason(database
 def test_drift_actions_when_a_drift_is_ignored_then_only_adopting_it_is_offered(
     state: DriftState, offered: tuple[str, ...]
 ) -> None:
-    drift = replace(DRIFT, kind="quantity_differs", state=state, excess=Decimal(1), venue_quantity=Decimal(2))
+    drift = replace(
+        DRIFT, kind="quantity_differs", state=state, excess=Decimal(1), venue_quantity=Decimal(2), requested=None
+    )
     assert formatting.drift_actions(drift) == offered
 
 
