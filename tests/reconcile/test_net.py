@@ -11,7 +11,7 @@ from sqlalchemy import text
 from ledger_sizer import Leg, NotFound
 from ledger_sizer.exchanges.snapshot import VenuePosition
 from ledger_sizer.model.reconciliation import Drift
-from ledger_sizer.reconcile.drifts import list_drifts
+from ledger_sizer.reconcile.listings import list_drifts
 from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, adopt, long, short
 from tests.support.ledgers import BTC_PRICE, position_of
 
