@@ -270,10 +270,9 @@ RETAGS = _plan(
 REPRICES = _plan("reprice", price=st.sampled_from(["3", "7.77", "0.0000123", "250.000000001"]))
 RENAMES = _plan(
     "rename",
-    asset=st.sampled_from(["S", "BTC", "UBTC", "ETH"]),
-    ratio=st.sampled_from([Decimal(1), Decimal(1), Decimal(24_000), Decimal("0.01"), Decimal("0.4333333333333")]),
-    coin=st.sampled_from([None, None, None, "BTC", "UBTC"]),
-    note=st.sampled_from([None, "split"]),
+    asset=st.sampled_from(["S", "BTC", "UBTC"]),
+    ratio=st.sampled_from([Decimal(1), Decimal(24_000), Decimal("0.4333333333333")]),
+    coin=st.sampled_from([None, None, "BTC"]),
 )
 RELEASES = _plan(
     "release",
