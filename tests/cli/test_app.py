@@ -115,7 +115,8 @@ def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("LEDGER_DATABASE_URL", url)
     cap = Decimal(1_000_000)
     with Ledger.open(url) as ledger:
-        ledger.submit([SetCap(key=f"cap/{number}", cap=cap) for number in range(15)])
+        ledger.submit([SetCap(key=f"cap/{number}", cap=cap) for number in range(14)])
+        ledger.run(SetCap(key="share", scope="venue=kraken", share_of_equity=Decimal("0.8")))
         ledger.run(SetCap(key="cap/venue", cap=cap, scope="venue=bybit"))
         assert ledger.run(Reserve(key="hold", tags={"venue": "bybit", "symbol": "BTC"})).position_id == "main-17"
         assert ledger.run(Adopt(key="open", quantity=Decimal(1), price=Decimal(3000))).position_id == "main-18"
