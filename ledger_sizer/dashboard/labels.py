@@ -110,6 +110,12 @@ def _reprice_label(decision: Decision) -> str:
     return f"{decision.position_id} counts {exact(Decimal(told.request['price']))} a coin, {how}{_note(told.request)}"
 
 
+def _rename_label(decision: Decision) -> str:
+    request = _told(decision).request
+    ratio = exact(Decimal(request.get("ratio", "1")))
+    return f"{decision.position_id} is of {request['asset']} now, {ratio} for one{_note(request)}"
+
+
 def _adopt_label(decision: Decision) -> str:
     return f"took over {exact(decision.quantity)} found at the exchange, counts {_added_usd(decision)}"
 
@@ -208,6 +214,7 @@ _LABELS = {
     "expire": _expire_label,
     "retag": _retag_label,
     "reprice": _reprice_label,
+    "rename": _rename_label,
     "adopt": _adopt_label,
     "set_cap": _set_cap_label,
     "halt": _halt_label,

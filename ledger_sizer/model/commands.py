@@ -47,6 +47,7 @@ from ledger_sizer.model.position_commands import Release as Release
 from ledger_sizer.model.position_commands import Reprice as Reprice
 from ledger_sizer.model.position_commands import Reserve as Reserve
 from ledger_sizer.model.position_commands import Retag as Retag
+from ledger_sizer.model.rename_command import Rename as Rename
 from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_default_scope
 from ledger_sizer.model.times import to_us

@@ -25,7 +25,6 @@ from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.account_looks import AccountLook, look_of, unsettled_by_scope
 from ledger_sizer.reconcile.assets import listed_text
-from ledger_sizer.reconcile.attribution import AccountResolver, known_since
 from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
 from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
 from ledger_sizer.reconcile.late_fills import ended_rests, may_fill_after_its_rest
@@ -48,6 +47,7 @@ from ledger_sizer.reconcile.unseen import (
 )
 from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.clock import ClockGuard, read_clock
+from ledger_sizer.views.attribution import AccountResolver, known_since
 
 Clock = Callable[[], datetime]
 

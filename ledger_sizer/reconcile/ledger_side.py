@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.legs import Leg
+from ledger_sizer.model.market_names import coin_of
 from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import E8_MAX, exact_arithmetic, usd
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, coin_of, order_market
 from ledger_sizer.reconcile.ledger_reads import Moves
 from ledger_sizer.reconcile.throttle import throttled
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
+from ledger_sizer.views.attribution import AccountKey, AccountResolver, order_market
 
 ZERO = Decimal(0)
 

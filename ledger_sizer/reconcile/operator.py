@@ -15,19 +15,22 @@ from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.drift_outcomes import DRIFTS_MAX, DriftOutcome, DriftOutcomes, outcomes_of
 from ledger_sizer.model.drift_words import holds_named
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, NotFound, WrongState
+from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift
+from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.units import decimal_text, positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
-from ledger_sizer.reconcile.attribution import AccountResolver, known_since
 from ledger_sizer.reconcile.bulk import Bulk
 from ledger_sizer.reconcile.closing import close_details, require_closable
 from ledger_sizer.reconcile.decided_policies import get_decided, remove_decided, store_decided
 from ledger_sizer.reconcile.deciding import UNRESOLVED, changes_of, desk_remark, remark_of, require_same
 from ledger_sizer.reconcile.effects import Effects
 from ledger_sizer.reconcile.ledger_reads import find_decisions, read_ledger, read_moves, read_with_late_fills
+from ledger_sizer.reconcile.renames import CoinRename, RenamePlan
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.tables import ReconciliationRow
+from ledger_sizer.views.attribution import AccountResolver, known_since
 
 ACTIONS = ("adopt", "ignore", "close")
 
@@ -191,6 +194,31 @@ class Operator:
 
             items += bulk.run(numbers, tell)
         return outcomes_of(items)
+
+    def rename(
+        self, coin: str, asset: str, *, reason: str, ratio: Decimal = Decimal(1), portfolio: str = "main",
+        venue: str | None = None, force: bool = False,
+    ) -> RenamedCoin:  # fmt: skip
+        """Say that a coin has another name: every open position of it gets it, with `ratio` new coins for each.
+
+        All in one commit; what they count, their tags and their age stay. venue: only positions with a leg there. The
+        drifts of both names end with the next run that agrees. Raises `WrongState` where the last run saw something
+        else than that, unless `force`.
+        """
+        label_text(reason, "reason", length_max=300)
+        asked = CoinRename(
+            portfolio_name(portfolio), label_text(coin, "coin"), label_text(asset, "asset"), positive(ratio, "ratio"),
+            None if venue is None else label_text(venue, "venue"), reason, force,
+        )  # fmt: skip
+        plan = RenamePlan(self._ledger, self._engine, asked)
+        caller = reconcile_for(self._ledger.caller.actor)
+        with calling_as(caller):
+            if self._find_decision(plan.remark, caller.actor) is not None:
+                return plan.done_before()
+            commands, done = plan.commands()
+            by_person = [] if caller == RECONCILE else [desk_remark(plan.remark)]
+            self._submit([*commands, *by_person, plan.remark], caller.actor)
+        return done
 
     def _unresolved(self, drift_id: int) -> Drift:
         drift = drifts.get_drift(self._engine, drift_id)

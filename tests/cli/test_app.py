@@ -294,7 +294,7 @@ def test_open_when_database_cannot_be_used_then_the_problem_is_told_without_its_
     assert "hunter2" not in ran.err + json.dumps(problem)
 
 
-READS = ["exposure", "positions", "history", "explain 1", "verify", "caps", "sweep"]
+READS = ["exposure", "net", "positions", "history", "explain 1", "verify", "caps", "sweep"]
 
 
 @pytest.mark.parametrize(

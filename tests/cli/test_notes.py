@@ -22,7 +22,7 @@ GIVEN: dict[str, dict[str, Any]] = {
     "set_cap": {"cap": D(4000)},
     "halt": {},
     "resume": {},
-    "adopt": {"quantity": D(1), "price": D(10)},
+    "adopt": {"quantity": D(1), "price": D(10), "tags": {"symbol": "BTC"}},
     "freeze": {},
     "thaw": {},
     "reconciled": {"fresh_until": datetime(2030, 1, 1, tzinfo=UTC)},
@@ -31,16 +31,18 @@ GIVEN: dict[str, dict[str, Any]] = {
     "remark": {"about": "drift-1", "event": "seen"},
     "retag": {"position_id": "main-2", "tags": {"desk": "x"}},
     "reprice": {"position_id": "main-2", "price": D(11)},
+    "rename": {"position_id": "main-2", "asset": "S", "coin": "BTC"},
 }
 ON_THE_COMMAND_LINE = {
     "set_cap": ("caps", "set", "main", "4000"),
-    "adopt": ("adopt", "--quantity", "1", "--price", "10"),
+    "adopt": ("adopt", "--quantity", "1", "--price", "10", "--tag", "symbol=BTC"),
     "reconciled": ("reconciled", "--fresh-until", "2030-01-01T00:00:00Z"),
     "account_seen": ("account-seen", "--scope", "account=okx/main", "--free", "9"),
     "equity_seen": ("equity-seen", "--scope", "bot=e", "--equity", "5"),
     "remark": ("remark", "--about", "drift-1", "--event", "seen"),
     "retag": ("retag", "main-2", "--tag", "desk=x"),
     "reprice": ("reprice", "main-2", "--price", "11"),
+    "rename": ("rename", "main-2", "--asset", "S", "--coin", "BTC"),
 }
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from ledger_sizer import AppSettings, Decision
 from ledger_sizer.exchanges.snapshot import UnreadRow, VenueBalance, VenuePosition
 from ledger_sizer.model.legs import OrderLeg
+from ledger_sizer.model.market_names import coin_of
 from ledger_sizer.model.reconciliation import Drift, Report
-from ledger_sizer.reconcile.attribution import coin_of
 from tests.reconcile.worlds import PRICES, Shape, World, _unit
 from tests.support.accounts import WrittenAccount
 from tests.support.clock import FakeClock

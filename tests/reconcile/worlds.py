@@ -20,8 +20,8 @@ from typing import Any
 from ledger_sizer import AppSettings, Decision, InstrumentInfo, Ledger, Leg, LegPlan, WrongState
 from ledger_sizer.exchanges.snapshot import VenuePosition
 from ledger_sizer.model.legs import OrderLeg
+from ledger_sizer.model.market_names import coin_of
 from ledger_sizer.model.reconciliation import Drift, Report
-from ledger_sizer.reconcile.attribution import coin_of
 from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
 from tests.support.accounts import WrittenAccount, balance
