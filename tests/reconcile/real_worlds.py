@@ -68,6 +68,8 @@ class RealWorld(World):
     spent: what orders took since. overpromised: grants that money did not cover, or at an account that was not trusted.
     """
 
+    counted = frozenset({"spot", "swap"})
+
     def __init__(self, ledger: Any, engine: Any, clock: FakeClock, name: str, seed: int, *, clean: bool) -> None:
         self.extra = {
             ("binance", "BNB"): D(5), ("binance", "LDUSDT"): D(1000), ("binance", "OLD0"): D("0.0004"),
