@@ -10,6 +10,7 @@ from ledger_sizer.model.drift_words import closing_words
 from ledger_sizer.model.units import usd
 from ledger_sizer.rules.explain import object_in, reason_in_words
 from ledger_sizer.rules.explain_position import Form, Told
+from ledger_sizer.rules.trace import read_scope
 
 
 def decision_label(decision: Decision) -> str:
@@ -167,6 +168,27 @@ def _reconciled_label(decision: Decision) -> str:
     return f"{decision.binding} compared with the exchange, trusted {how_long}"
 
 
+def _account_seen_label(decision: Decision) -> str:
+    request = _request(decision)
+    if request.get("gone") == "True":
+        return f"{decision.binding} is no account of the portfolio any more{_note(request)}"
+    free = request.get("free")
+    words = [] if free is None else [f"{money(Decimal(free))} free"]
+    if (until := request.get("fresh_until")) is not None:
+        words.append(f"trusted until {clock(datetime.fromisoformat(until))}Z")
+    return f"{', '.join([f'{decision.binding} seen', *words])}{_note(request)}"
+
+
+def _equity_seen_label(decision: Decision) -> str:
+    request = _request(decision)
+    _, settings, *_ = read_scope(object_in(decision.trace)["after"])
+    equity = money(Decimal(request["equity"]))
+    return (
+        f"{decision.binding} capped at {money(usd(settings.cap_e8 or 0))}, which follows the equity of {equity}"
+        f"{_note(request)}"
+    )
+
+
 def _remark_label(decision: Decision) -> str:
     request = _request(decision)
     closing = closing_words(request.get("details") or {})
@@ -193,6 +215,8 @@ _LABELS = {
     "freeze": _freeze_label,
     "thaw": _thaw_label,
     "reconciled": _reconciled_label,
+    "account_seen": _account_seen_label,
+    "equity_seen": _equity_seen_label,
     "remark": _remark_label,
     "step_back": _step_back_label,
 }

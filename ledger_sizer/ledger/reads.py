@@ -8,8 +8,9 @@ from ledger_sizer.history.as_of import AsOf
 from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.choices import ExportForm, Status
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, VerifyReport
+from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position
 from ledger_sizer.model.overview import Overview, OverviewQuery
+from ledger_sizer.model.verification import VerifyReport
 from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.verify.chain import Head, Heads, Progress, heads_of, verify
 from ledger_sizer.views.exposure_series import BlockExtremes

@@ -332,7 +332,7 @@ class AccountSeen(ScopeCommand):
 
 @verb(
     "equity_seen", role="admin", call="POST /v1/portfolios/{portfolio}/equity",
-    examples=("equity-seen --equity 12500 --note 'read by hand'",),
+    examples=("equity-seen --scope venue=kraken --equity 12500 --note 'read by hand'",),
 )  # fmt: skip
 class EquitySeen(ScopeCommand):
     """Say the equity that a scope's cap follows, as the reconciliation does (see `share_of_equity` of `set_cap`).

@@ -316,18 +316,18 @@ class _AccountComparison:
 
         What is left of it when the coins that it grew from are sold is still interest.
         """
-        known = self._ledger.known_excess.get(market)
-        since_us = self._ledger.interest_since_us.get(market)
-        if market.is_swap or price is None or excess <= 0 or (known is not None and since_us is None):
+        known = self._ledger.interest.get(market)
+        if market.is_swap or price is None or excess <= 0 or (known is None and market in self._ledger.known_excess):
             return False
         little = self._parameters.tolerance * (abs(ledger) + self._baseline_coins(market.subject))
         step = min(little, self._parameters.interest_usd / price)
-        if known is None or since_us is None:
+        if known is None:
             return excess <= little + step
-        if excess <= known * (1 + self._parameters.tolerance):
+        before, since_us = known
+        if excess <= before * (1 + self._parameters.tolerance):
             return True
         days = max(self._snapshot.begun_us - since_us, 0) // _DAY_US
-        return excess <= min(known + step, little + step * (1 + days))
+        return excess <= min(before + step, little + step * (1 + days))
 
     def _baseline_coins(self, asset: str) -> Decimal:
         units = self._parameters.baselines.get("/".join((*self._account_key, asset)), ZERO)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.caller import RECONCILE
 from ledger_sizer.model.errors import InvalidRequest, NotFound
-from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Finding, Run, stops_grants
+from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Finding, Market, Run, stops_grants
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.reconcile.compare import Comparison
 from ledger_sizer.reconcile.outbox import enqueue_alerts
@@ -86,12 +86,14 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
             writer.resolve(drift, "it changed after it was acknowledged")
             drift = None
         previous = live.get(finding.market) if drift is None and finding.kind in QUANTITY_KINDS else None
+        if previous is not None and previous.kind == "interest":
+            previous = None  # what comes to interest that was known is another difference: it is confirmed anew
         same = drift is not None and not comparison.moved_since(drift)
         writer.add_sighting(drift, finding, same=same, previous=previous)
     found_kinds = {finding.market: finding.kind for finding in comparison.findings if finding.kind in QUANTITY_KINDS}
     for drift in unseen.values():
         new_kind = found_kinds.get(drift.market) if drift.kind in QUANTITY_KINDS else None
-        if not comparison.judged(drift):
+        if not comparison.judged(drift) or writer.hides_interest(drift):
             writer.changes.live.append(drift)
         elif new_kind is not None:
             writer.resolve(drift, f"it is {new_kind} now")
@@ -113,6 +115,7 @@ class _DriftWriter:
         self._new: list[dict[str, Any]] = []
         self._updates: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         self.changes = RunChanges(run.id)
+        self._unconfirmed: set[Market] = set()
 
     def add_sighting(self, drift: Drift | None, finding: Finding, *, same: bool, previous: Drift | None = None) -> None:
         """Add a sighting of a known drift, or of a new one if `drift` is None.
@@ -129,6 +132,8 @@ class _DriftWriter:
         was_confirmed = last is not None and last.state == "confirmed"
         sightings = last.sightings + 1 if last is not None and (same or was_confirmed) else 1
         confirmed = was_confirmed or sightings >= self._settings.confirmations
+        if not confirmed:
+            self._unconfirmed.add(finding.market)
         values: dict[str, Any] = {
             "ledger_quantity": finding.ledger_quantity, "venue_quantity": finding.venue_quantity,
             "excess": finding.excess, "price": finding.price, "detail": finding.detail, "last_run": self._run.id,
@@ -146,6 +151,10 @@ class _DriftWriter:
         self.changes.live.append(updated)
         if confirmed and drift.state == "open":
             self.changes.confirmed.append(updated)
+
+    def hides_interest(self, drift: Drift) -> bool:
+        """Whether it is interest to which something came that is not confirmed, and may be gone in the next run."""
+        return drift.kind == "interest" and drift.market in self._unconfirmed
 
     def keep_acknowledged(self, drift: Drift, finding: Finding) -> None:
         """Note that an acknowledged drift is unchanged."""

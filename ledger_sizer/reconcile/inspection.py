@@ -190,7 +190,7 @@ class LocalInspector:
         ledger_side.known_excess = _excess_by_market(live)
         ledger_side.excess_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
         ledger_side.accepted_excess = _excess_by_market(drift for drift in live if drift.state == "acknowledged")
-        ledger_side.interest_since_us = {one.market: one.opened_us for one in live if one.kind == "interest"}
+        ledger_side.interest = {one.market: (one.excess, one.opened_us) for one in live if one.kind == "interest"}
         ledger_side.moving |= unseen_markets(ledger_side, snapshots, live)
         prices = self._last_prices(portfolio, ledger_side, snapshots)
 

@@ -147,6 +147,9 @@ def test_run_example_when_help_shows_it_then_it_succeeds(cli: CommandLine, taugh
         make_drift(taught_ledger)
     if "downgrade -1" in example:
         forget_callers(taught_ledger)  # or it is refused
+    if "equity-seen" in example:
+        with Ledger.open(taught_ledger) as ledger:
+            ledger.set_cap(key="share", scope="venue=kraken", share_of_equity=Decimal("0.8"))
     ran = cli(*shlex.split(example)[1:])
     assert (ran.code, ran.err) == (0, ""), ran
 

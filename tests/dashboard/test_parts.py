@@ -311,6 +311,8 @@ def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
         "freeze": "portfolio frozen, it differs from the exchange: drift-1",
         "thaw": "portfolio no longer frozen",
         "reconciled": "portfolio compared with the exchange, trusted until 02:00:00Z",
+        "account_seen": "account=okx/main seen, 900.00 free, trusted until 02:00:00Z",
+        "equity_seen": "bot=e capped at 400.00, which follows the equity of 800.00: run 7",
         "remark": "drift-1: close_requested: by hand",
         "step_back": "time set back to the clock's, 23:59:59Z: the decision before had a wrong time",
     }
@@ -342,9 +344,16 @@ def _one_of_each(ledger: Ledger, clock: FakeClock) -> list[Any]:
         ledger.freeze(key="f", portfolio="main", note="drift-1"),
         ledger.thaw(key="t", portfolio="main"),
         ledger.reconciled(key="c", portfolio="main", fresh_until=until),
+        ledger.account_seen(key="16", scope="account=okx/main", free=Decimal(900), fresh_until=until),
+        _equity_seen(ledger),
         ledger.remark(key="14", portfolio="main", about="drift-1", event="close_requested", note="by hand"),
         _step_back(ledger, clock),
     ]  # fmt: skip
+
+
+def _equity_seen(ledger: Ledger) -> Any:
+    ledger.set_cap(key="17", scope="bot=e", share_of_equity=Decimal("0.5"))
+    return ledger.equity_seen(key="18", scope="bot=e", equity=Decimal(800), note="run 7")
 
 
 def _step_back(ledger: Ledger, clock: FakeClock) -> Any:
