@@ -48,6 +48,14 @@ Tag = Annotated[
     list[str] | None,
     typer.Option("--tag", metavar="NAME=VALUE", help="A scope it counts in; repeatable, and all must match."),
 ]
+AdoptedTag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tag",
+        metavar="NAME=VALUE",
+        help="A tag of the position, such as strategy=carry; repeatable. Its venue, account and symbol are filled in.",
+    ),
+]
 Cursor = Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="Continue after the page before.")]
 Limit = Annotated[str, typer.Option("--limit", metavar="N", help="Rows of a page, 1 to 1000.")]
 IntentionKey = Annotated[

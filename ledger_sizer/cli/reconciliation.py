@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ledger_sizer.cli import errors, options, output
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Limit
+from ledger_sizer.cli.options import AdoptedTag, AnyPortfolio, Cursor, DatabaseUrl, Json, Limit
 from ledger_sizer.cli.output import Column
 from ledger_sizer.cli.verb_commands import verb_command
 from ledger_sizer.model.choices import DriftFilter, DriftKind
@@ -154,19 +154,32 @@ DriftId = Annotated[str, typer.Argument(metavar="DRIFT", help="Its number, as `d
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the audit chain.")]
 
 
-@drifts.command("adopt", epilog=help_epilog("drifts adopt 1 --reason 'opened by hand'", exits=NEVER_DENIED))
+@drifts.command(
+    "adopt",
+    epilog=help_epilog(
+        "drifts adopt 1 --reason 'opened by hand'", "drifts adopt 1 --tag strategy=carry --reason 'from before'",
+        exits=NEVER_DENIED,
+    ),
+)  # fmt: skip
 def adopt(
     drift: DriftId,
     reason: Reason,
     price: Annotated[str | None, typer.Option("--price", metavar="USD", help="Where the exchange named none.")] = None,
+    tag: AdoptedTag = None,
+    single: Annotated[
+        bool, typer.Option("--single", help="This side alone, also where another drift is the other side of a hedge.")
+    ] = False,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
     """Make the ledger say what the exchange shows.
 
-    More there: it becomes a position of the ledger. Less there: the newest positions of that market are released.
+    More there: it becomes a position of the ledger, together with what hedges it there: both drifts are decided. Less
+    there: the newest positions of that market are released.
     """
-    return _decide("adopt", drift, reason, as_json, database_url, price)
+    more = {"tags": options.tags(tag), "pair": not single}
+    exact = None if price is None else options.decimal(price, "price")
+    return _decide("adopt", drift, reason, as_json, database_url, price=exact, **more)
 
 
 @drifts.command("ignore", epilog=help_epilog("drifts ignore 1 --reason 'not ours'", exits=NEVER_DENIED))
@@ -190,13 +203,13 @@ drifts.command("trust", epilog=help_epilog("drifts trust --note 'no reconciliati
 )
 
 
-def _decide(action: str, drift: str, reason: str, as_json: bool, url: str | None, price: str | None = None) -> int:
+def _decide(action: str, drift: str, reason: str, as_json: bool, url: str | None, **more: Any) -> int:
     from ledger_sizer.reconcile.operator import Operator
     from ledger_sizer.wire.reconciliation import drift_to_json
 
-    number, exact = options.whole_number(drift, "drift"), None if price is None else options.decimal(price, "price")
+    number = options.whole_number(drift, "drift")
     with _ledger_and_engine(url) as (_, ledger, engine):
-        done = Operator(ledger, engine).act(action, number, reason=reason, price=exact)
+        done = Operator(ledger, engine).act(action, number, reason=reason, **more)
     if as_json:
         output.write_json(drift_to_json(done))
         return 0

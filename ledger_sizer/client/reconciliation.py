@@ -10,6 +10,7 @@ from ledger_sizer.client.responses import value_of
 from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
+from ledger_sizer.model.tags import NO_TAGS, GivenTags, tags_of
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.wire.codec import page_from_json
 from ledger_sizer.wire.reconciliation import drift_from_json, run_from_json
@@ -50,13 +51,21 @@ def drifts(
     return page
 
 
-def adopt_drift(drift_id: int, *, reason: str, price: Decimal | None = None) -> Calls[Drift]:
-    """Make the ledger agree with the exchange. price: USD per base unit; needed where the exchange reports none."""
-    return (
-        yield from _decide(
-            drift_id, "adopt", {"reason": reason, "price": None if price is None else decimal_text(price)}
-        )
-    )
+def adopt_drift(
+    drift_id: int, *, reason: str, price: Decimal | None = None, tags: GivenTags = NO_TAGS, pair: bool = True
+) -> Calls[Drift]:
+    """Make the ledger agree with the exchange, with both sides of a hedge in one position.
+
+    price: USD per base unit; needed where the exchange reports none. tags: of the position, such as its strategy; its
+    venue, account and symbol are filled in. pair: False for this side alone.
+    """
+    form = {
+        "reason": reason,
+        "price": None if price is None else decimal_text(price),
+        "tags": tags_of(tags).to_json() or None,
+        "pair": None if pair else False,
+    }
+    return (yield from _decide(drift_id, "adopt", form))
 
 
 def ignore_drift(drift_id: int, *, reason: str) -> Calls[Drift]:

@@ -1,9 +1,9 @@
 """Decisions about drifts, by a person or a policy: adopt, ignore, close. Each is recorded in the audit chain."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, select
 
@@ -11,10 +11,11 @@ from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.caller import RECONCILE, calling_as, reconcile_for
 from ledger_sizer.model.commands import AnyCommand, Remark
-from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.decisions import Decision, DecisionRecord
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, WrongState
 from ledger_sizer.model.names import DESK
 from ledger_sizer.model.reconciliation import Drift
+from ledger_sizer.model.tags import NO_TAGS, GivenTags, Tags, tags_from_json, tags_of
 from ledger_sizer.model.units import positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
@@ -26,6 +27,9 @@ from ledger_sizer.storage.lookups import decision_by_key
 from ledger_sizer.storage.tables import ReconciliationRow
 
 ACTIONS = ("adopt", "ignore", "close")
+
+Decided = tuple[list[AnyCommand], list[Drift]]
+"""The commands of a decision, and the drifts that it is about, by number."""
 
 
 class Operator:
@@ -40,42 +44,89 @@ class Operator:
         self._ledger = ledger
         self._engine = engine
 
-    def act(self, action: str, drift_id: int, *, reason: str, price: Decimal | None = None) -> Drift:
-        """Run `adopt`, `ignore` or `close` by name."""
+    def act(
+        self, action: str, drift_id: int, *, reason: str, price: Decimal | None = None, tags: GivenTags = NO_TAGS,
+        pair: bool = True,
+    ) -> Drift:  # fmt: skip
+        """Run `adopt`, `ignore` or `close` by name. price, tags, pair: see `adopt`."""
         if action not in ACTIONS:
             raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}, got {action!r}", field="action")
         if action == "adopt":
-            return self.adopt(drift_id, reason=reason, price=price)
-        if price is not None:
-            raise InvalidRequest(f"price is for adopt, not for {action}", field="price")
+            return self.adopt(drift_id, reason=reason, price=price, tags=tags, pair=pair)
+        for name, given in (("price", price is not None), ("tags", tags), ("pair", not pair)):
+            if given:
+                raise InvalidRequest(f"{name} is for adopt, not for {action}", field=name)
         return getattr(self, action)(drift_id, reason=reason)  # type: ignore[no-any-return]
 
-    def adopt(self, drift_id: int, *, reason: str, price: Decimal | None = None) -> Drift:
+    def adopt(
+        self, drift_id: int, *, reason: str, price: Decimal | None = None, tags: GivenTags = NO_TAGS, pair: bool = True
+    ) -> Drift:
         """Make the ledger match what the exchange shows.
 
-        An excess at the exchange becomes a position of the ledger and is no longer external. The late fill of a hold,
-        live or over, is confirmed as the hold's. For a shortfall, the
-        newest positions of that market are released until the ledger holds no more than the exchange; after a flip,
-        also those of the old side.
-        price: USD per base unit, if the exchange gave none. Raises `WrongState` if there is nothing to adopt, or if the
-        ledger moved since the run that saw the drift: then another run must look first.
+        An excess at the exchange becomes a position of the ledger and is no longer external. Where another live drift
+        of the same run and coin has an excess on the other side, both become the two legs of one position, which counts
+        once, and both drifts are resolved (see `pairing.paired`); with `pair=False` this side alone does. The late fill
+        of a hold, live or over, is confirmed as the hold's. For a shortfall, the newest positions of that market are
+        released until the ledger holds no more than the exchange; after a flip, also those of the old side.
+        price: USD per base unit, if the exchange gave none. tags: of the position, beside its venue, account and
+        symbol, such as its strategy. Raises `WrongState` if there is nothing to adopt, or if the ledger moved since the
+        run that saw the drift: then another run must look first; `InvalidRequest` for tags that contradict the markets.
         """
-        drift = self._unresolved(drift_id)
+        more = tags_of(tags)
+        drift = drifts.get_drift(self._engine, drift_id)
+        if drift.state == "resolved" and self._was_adopted(drift, reason, more):
+            return drift
+        _require_unresolved(drift)
         adopt_price = drift.price if price is None else positive(price, "price")
 
-        def commands() -> list[AnyCommand]:
-            return self._adoption(drift).commands(adopt_price)
+        def decided() -> Decided:
+            adoption = self._adoption(drift)
+            group = adoption.together(self._tolerance, self._may_pair(drift)) if pair else [drift]
+            return adoption.commands(adopt_price, group, self._tolerance, more), group
 
-        return self._decide(drift, "adopted", commands, reason, state="resolved")
+        return self._decide(drift, "adopted", decided, reason, state="resolved")
+
+    @property
+    def _tolerance(self) -> Decimal:
+        return self._ledger.settings.trading.delta_drift_tolerance
+
+    def _may_pair(self, drift: Drift) -> Callable[[Drift], bool]:
+        """Return which drifts a decision may adopt beside this one: a policy none that it would not adopt itself."""
+        by_policy = self._ledger.caller == RECONCILE
+        return lambda one: not by_policy or (one.state, one.policy) == ("confirmed", drift.policy)
+
+    def _was_adopted(self, drift: Drift, reason: str, tags: Tags) -> bool:
+        """Whether this caller adopted a resolved drift for this reason, alone or with the other side of a hedge.
+
+        Raises `WrongState` where it has other tags by that decision.
+        """
+        actor = reconcile_for(self._ledger.caller.actor).actor
+        if actor == RECONCILE.actor:  # a policy names its kind as the reason, and two of a hedge may be of two kinds
+            reason = drift.reason or ""
+        if (drift.actor, drift.reason) != (actor, reason):
+            return False
+        found = self._find_decision(_remark_of(drift, "adopted", reason), actor)
+        if found is None:
+            return False
+        first = drift if found.first is None else drifts.get_drift(self._engine, found.first)
+        with read_transaction(self._engine) as connection:
+            adopted = decision_by_key(connection, drift.portfolio, f"drift:{first.id}:{first.revision}:adopt")
+        has = NO_TAGS if adopted is None else tags_from_json(json.loads(adopted.request).get("tags", {}))
+        if adopted is not None and any(not {*tags.values_of(name)} <= {*has.values_of(name)} for name in tags):
+            raise WrongState(
+                f"{drift.name} is adopted already, with the tags {', '.join(has.scopes[1:])}; give its position other "
+                "ones with: ledger-sizer retag"
+            )
+        return True
 
     def ignore(self, drift_id: int, *, reason: str) -> Drift:
         """Acknowledge the difference: until it changes, it counts no longer and freezes nothing."""
         drift = self._unresolved(drift_id)
 
-        def commands() -> list[AnyCommand]:
-            return self._adoption(drift).releases()
+        def decided() -> Decided:
+            return self._adoption(drift).releases(), [drift]
 
-        return self._decide(drift, "ignored", commands, reason, state="acknowledged")
+        return self._decide(drift, "ignored", decided, reason, state="acknowledged")
 
     def close(self, drift_id: int, *, reason: str) -> Drift:
         """Ask the orchestrator to close it at the exchange. It counts until the exchange shows that it is gone.
@@ -92,12 +143,11 @@ class Operator:
             raise WrongState(
                 f"{drift.name} is {drift.kind}: there is nothing more at the exchange that could be closed"
             )
-        return self._decide(drift, "close_requested", list, reason, requested="close")
+        return self._decide(drift, "close_requested", lambda: ([], [drift]), reason, requested="close")
 
     def _unresolved(self, drift_id: int) -> Drift:
         drift = drifts.get_drift(self._engine, drift_id)
-        if drift.state == "resolved":
-            raise WrongState(f"{drift.name} is resolved already: {drift.reason} ({drift.actor})")
+        _require_unresolved(drift)
         return drift
 
     def _adoption(self, drift: Drift) -> Adoption:
@@ -113,54 +163,89 @@ class Operator:
         holds = read_with_late_fills(self._engine, drift.portfolio, numbers) if drift.kind == "late_fill" else []
         return Adoption(drift, positions, accounts, seen_us, live, holds, moves)
 
-    def _decide(
-        self, drift: Drift, event: str, commands: Callable[[], list[AnyCommand]], reason: str, **changes: Any
-    ) -> Drift:
+    def _decide(self, drift: Drift, event: str, decide: Callable[[], Decided], reason: str, **changes: Any) -> Drift:
         label_text(reason, "reason", length_max=300)
         caller = reconcile_for(self._ledger.caller.actor)
-        remark = Remark(
-            key=f"drift:{drift.id}:{drift.revision}:{event}", portfolio=drift.portfolio, about=drift.name, event=event,
-            note=reason,
-        )  # fmt: skip
+        remark = _remark_of(drift, event, reason)
         with calling_as(caller):
-            decided_us = self._find_decision(remark, caller.actor)
-            if decided_us is None:
-                by_person = [] if caller == RECONCILE else [_desk_remark(remark)]
-                decided_us = self._submit([*commands(), *by_person, remark], caller.actor)
+            found, group, decided_us = self._find_decision(remark, caller.actor), [drift], 0
+            if found is None:
+                commands, group = decide()
+                first = group[0] if len(group) > 1 else None
+                remarks = [_remark_of(one, event, reason, first) for one in group]
+                by_person = [] if caller == RECONCILE else [*map(_desk_remark, remarks)]
+                try:
+                    results = self._ledger.submit([*commands, *by_person, *remarks], atomic=True)
+                    decided_us = max(one.record.decided_us for one in results if isinstance(one, Decision))
+                except KeyReused:
+                    found = self._find_decision(remark, caller.actor)
+                    if found is None:
+                        raise
+            if found is not None:  # before, or by a concurrent call
+                decided_us, group = found.decided_us, self._group_of(drift, found, remark)
         changes |= {"actor": caller.actor, "reason": reason, "updated_us": decided_us}
         changes |= {"ended_us": decided_us} if changes.get("state") == "resolved" else {}
         unresolved = ("open", "confirmed", "acknowledged")
-        drifts.update_drifts(self._engine, [drifts.DriftUpdate(drift.id, changes, unresolved)])
+        drifts.update_drifts(self._engine, [drifts.DriftUpdate(one.id, changes, unresolved) for one in group])
         with calling_as(RECONCILE):
             Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw()
         return drifts.get_drift(self._engine, drift.id)
 
-    def _submit(self, commands: Sequence[AnyCommand], actor: str) -> int:
-        """Submit the commands of a decision, its remark last. Returns the time of the decision."""
-        try:
-            results = self._ledger.submit(commands, atomic=True)
-        except KeyReused:
-            decided_us = self._find_decision(commands[-1], actor)
-            if decided_us is None:
-                raise
-            return decided_us  # a concurrent call made the same decision
-        return max(result.record.decided_us for result in results if isinstance(result, Decision))
+    def _group_of(self, drift: Drift, found: "_Found", remark: Remark) -> list[Drift]:
+        """Return the drifts that a decision made before is about, of those that are not resolved."""
+        group = [drift]
+        for one in drifts.live_drifts(self._engine, drift.portfolio) if found.first is not None else ():
+            if one.id == drift.id or one.market.base != drift.market.base:
+                continue
+            same = self._decision_of(_remark_of(one, remark.event, remark.note or ""))
+            if same is not None and _first_of(json.loads(same.request)) == found.first:
+                group.append(one)
+        return group
 
-    def _find_decision(self, remark: AnyCommand, actor: str) -> int | None:
-        """Return when this decision was made, None if it was not. Raises `WrongState` for another actor or reason."""
+    def _decision_of(self, remark: AnyCommand) -> DecisionRecord | None:
         with read_transaction(self._engine) as connection:
-            record = decision_by_key(connection, remark.portfolio, remark.key)
+            return decision_by_key(connection, remark.portfolio, remark.key)
+
+    def _find_decision(self, remark: AnyCommand, actor: str) -> "_Found | None":
+        """Return this decision, None if it was not made. Raises `WrongState` for another actor or reason."""
+        record = self._decision_of(remark)
         if record is None:
             return None
         made, sent = json.loads(record.request), json.loads(remark.request_text())
+        first = _first_of(made)
         if record.actor is None:  # by a version that named who in the note, and nowhere else
             same = made["note"].endswith(f": {sent['note']}")
         else:
-            same = (record.actor, made) == (actor, sent)
+            same = record.actor == actor and all(made[name] == sent[name] for name in ("about", "event", "note"))
         if not same:
             by = made["note"] if record.actor is None else f"{record.actor}: {made['note']}"
             raise WrongState(f"{made['about']}: {made['event'].replace('_', ' ')} already by {by}")
-        return record.decided_us
+        return _Found(record.decided_us, first)
+
+
+class _Found(NamedTuple):
+    """A decision that was made before. first: the number of the first of several drifts that it is about."""
+
+    decided_us: int
+    first: int | None
+
+
+def _require_unresolved(drift: Drift) -> None:
+    if drift.state == "resolved":
+        raise WrongState(f"{drift.name} is resolved already: {drift.reason} ({drift.actor})")
+
+
+def _remark_of(drift: Drift, event: str, reason: str, first: Drift | None = None) -> Remark:
+    """Return the record of a decision about a drift. first: of the drifts that are decided together."""
+    return Remark(
+        key=f"drift:{drift.id}:{drift.revision}:{event}", portfolio=drift.portfolio, about=drift.name, event=event,
+        note=reason, details=None if first is None else {"with": first.name},
+    )  # fmt: skip
+
+
+def _first_of(made: Mapping[str, Any]) -> int | None:
+    name = (made.get("details") or {}).get("with")
+    return None if name is None else int(name.rpartition("-")[2])
 
 
 _DESK_EVENTS = {"close_requested": "closed"}
