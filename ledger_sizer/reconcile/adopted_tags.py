@@ -8,6 +8,9 @@ from ledger_sizer.model.tags import EXTERNAL_TAG, Tags
 from ledger_sizer.model.tags import tags_of as valid_tags
 from ledger_sizer.reconcile.attribution import coin_of
 
+FILLED_IN = ("venue", "account", "symbol")
+"""Tags that follow from the markets."""
+
 
 def adopted_tags(given: Tags, markets: Sequence[Market]) -> Tags:
     """Return the tags of a position in these markets.
@@ -15,11 +18,8 @@ def adopted_tags(given: Tags, markets: Sequence[Market]) -> Tags:
     given: more tags, such as its strategy. Raises `InvalidRequest` where they say another venue, account or coin than
     the markets, or name the reconciliation's own tag.
     """
-    own: dict[str, Collection[str]] = {
-        "venue": {one.venue for one in markets},
-        "account": {one.account for one in markets},
-        "symbol": {one.base for one in markets},
-    }
+    values_of = ({one.venue for one in markets}, {one.account for one in markets}, {one.base for one in markets})
+    own: dict[str, Collection[str]] = dict(zip(FILLED_IN, values_of, strict=True))
     if EXTERNAL_TAG in given:
         raise InvalidRequest(
             f"the tag {EXTERNAL_TAG!r} is the reconciliation's own, for what nobody has decided about; leave it out",

@@ -18,6 +18,7 @@ from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.tags import NO_TAGS, GivenTags, Tags, tags_from_json, tags_of
 from ledger_sizer.model.units import positive
 from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile.adopted_tags import FILLED_IN
 from ledger_sizer.reconcile.adoption import Adoption
 from ledger_sizer.reconcile.effects import Effects, note_of
 from ledger_sizer.reconcile.late_fills import holds_named
@@ -112,7 +113,9 @@ class Operator:
         with read_transaction(self._engine) as connection:
             adopted = decision_by_key(connection, drift.portfolio, f"drift:{first.id}:{first.revision}:adopt")
         has = NO_TAGS if adopted is None else tags_from_json(json.loads(adopted.request).get("tags", {}))
-        if adopted is not None and any(not {*tags.values_of(name)} <= {*has.values_of(name)} for name in tags):
+        if adopted is not None and any(
+            not {*tags.values_of(name)} <= {*has.values_of(name)} for name in tags if name not in FILLED_IN
+        ):
             raise WrongState(
                 f"{drift.name} is adopted already, with the tags {', '.join(has.scopes[1:])}; give its position other "
                 "ones with: ledger-sizer retag"
