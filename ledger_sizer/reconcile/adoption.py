@@ -19,7 +19,7 @@ from ledger_sizer.reconcile.effects import NOTE_LENGTH_MAX, leg_of, release_of
 from ledger_sizer.reconcile.late_fills import holds_named
 from ledger_sizer.reconcile.ledger_reads import Moves
 from ledger_sizer.reconcile.ledger_side import ledger_side_of, unfilled_of
-from ledger_sizer.reconcile.pairing import Holding, Piece, connected, holding_of, paired
+from ledger_sizer.reconcile.pairing import Piece, connected, holding_of, paired
 from ledger_sizer.rules.filling import remaining_leg_quantity
 from ledger_sizer.rules.leg_sizing import is_pair
 
@@ -136,11 +136,12 @@ class Adoption:
         # Named by its first drift, so that it is one decision whichever of them was named.
         key, note = f"drift:{group[0].id}:{group[0].revision}:adopt", " and ".join(one.name for one in group)
         for number, piece in enumerate(paired(holdings, tolerance)):
-            main = _counting(piece)
+            legs = legs_of_piece(piece)
+            main = counting_leg(legs)
             commands.append(Adopt(
-                key=f"{key}:{number}" if number else key, portfolio=self._drift.portfolio, quantity=main.coins,
-                price=self._required(main.price), tags=adopted_tags(tags, [one.market for one in piece]),
-                legs=legs_of_piece(piece), note=note[:NOTE_LENGTH_MAX],
+                key=f"{key}:{number}" if number else key, portfolio=self._drift.portfolio, quantity=main.quantity,
+                price=self._required(main.price), tags=adopted_tags(tags, legs, piece[0].market.account),
+                legs=legs, note=note[:NOTE_LENGTH_MAX],
             ))  # fmt: skip
         return commands
 
@@ -333,12 +334,9 @@ def legs_of_piece(piece: Piece) -> list[Leg]:
     return [leg_of(one, account=one.market.account if len(piece) > 1 else None) for one in piece]
 
 
-def _counting(piece: Piece) -> Holding:
-    """Return the holding whose coins and price the position has: of coins hedged by a contract, the contract."""
-    legs = legs_of_piece(piece)
-    if is_pair(legs):
-        return next(one for one, leg in zip(piece, legs, strict=True) if leg.kind != "spot")
-    return max(piece, key=lambda one: one.coins)
+def counting_leg(legs: Sequence[Leg]) -> Leg:
+    """Return the leg whose coins and price the position has: of coins hedged by a contract, the contract."""
+    return next(leg for leg in legs if leg.kind != "spot") if is_pair(legs) else max(legs, key=lambda leg: leg.quantity)
 
 
 def _require_no_tags(drift: Drift, tags: Tags) -> None:

@@ -207,8 +207,8 @@ def test_adopt_when_the_other_side_was_adopted_alone_before_then_it_is_not_refus
 @pytest.mark.parametrize(
     ("tags", "told"),
     [
-        ({"venue": "okx"}, "tags.venue is okx, but what is adopted has bybit; leave it out"),
-        ({"symbol": "ETH"}, "tags.symbol is ETH, but what is adopted has BTC"),
+        ({"venue": "okx"}, "tags.venue is okx, but what is taken over has bybit; leave it out"),
+        ({"symbol": "ETH"}, "tags.symbol is ETH, but what is taken over has BTC"),
         ({"account": ["main", "two"]}, "tags.account is main and two"),
         ({"external": "exchange"}, "the tag 'external' is the reconciliation's own"),
         ({"strategy": "*"}, "cannot be '\\*'"),

@@ -1,0 +1,360 @@
+"""Takes over what accounts hold and the ledger lacks: each hedge one position. A look first, then one decision each.
+
+It is a run of the reconciliation whose excess is adopted at once. So it finds what a run finds, nothing is counted
+twice at any moment, and a repetition finds what is left.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+
+from sqlalchemy import Engine
+
+from ledger_sizer.config import AppSettings
+from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance
+from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.domain import Position
+from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
+from ledger_sizer.model.legs import Leg
+from ledger_sizer.model.reconciliation import Drift, Finding, Market
+from ledger_sizer.model.tags import NO_TAGS, GivenTags, Tags, tags_of
+from ledger_sizer.model.units import decimal_text, exact_arithmetic, parse_decimal, usd, usd_ceil_e8
+from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile.adopted_tags import adopted_tags
+from ledger_sizer.reconcile.adoption import PAIRED_KINDS, counting_leg, legs_of_piece
+from ledger_sizer.reconcile.inspection import Account, Clock, InspectionRequest, LocalInspector
+from ledger_sizer.reconcile.pairing import Piece, connected, holding_of, paired
+from ledger_sizer.reconcile.run import Observe, Reconciler
+from ledger_sizer.rules.filling import counted
+from ledger_sizer.storage.database import read_transaction
+from ledger_sizer.storage.lookups import decision_by_key
+
+ZERO = Decimal(0)
+
+
+@dataclass(frozen=True, slots=True)
+class NewPosition:
+    """A position that an import makes, or made. quantity: coins. price: USD per coin. usd: what it counts."""
+
+    legs: tuple[Leg, ...]
+    quantity: Decimal
+    price: Decimal
+    usd: Decimal
+    tags: Tags
+    position_id: str | None = None
+
+
+def new_position(legs: tuple[Leg, ...], tags: Tags) -> NewPosition:
+    """Return the position that these legs make. Each has a price."""
+    main = counting_leg(legs)
+    assert main.price is not None, "what has no price is left out"
+    return NewPosition(legs, main.quantity, main.price, usd(usd_ceil_e8(counted(legs)[0], "quantity x price")), tags)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """Something at an account that an import does not take, and why. usd: None where no price is known."""
+
+    venue: str
+    account: str
+    subject: str
+    side: str
+    coins: Decimal | None
+    usd: Decimal | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """What an import takes over for one portfolio.
+
+    problems: of accounts that could not be read whole; then nothing may be taken. exposure_before, exposure_after: USD,
+    before and with these positions, without what they take the place of.
+    """
+
+    portfolio: str
+    positions: tuple[NewPosition, ...]
+    left_out: tuple[LeftOut, ...]
+    problems: tuple[str, ...]
+    cap: Decimal
+    exposure_before: Decimal
+    exposure_after: Decimal
+
+    @property
+    def usd(self) -> Decimal:
+        """The sum of its positions."""
+        with exact_arithmetic():
+            return sum((one.usd for one in self.positions), ZERO)
+
+    @property
+    def headroom(self) -> Decimal:
+        """What the cap leaves with these positions; below zero what is above it."""
+        with exact_arithmetic():
+            return self.cap - self.exposure_after
+
+
+class _Kept:
+    """An account that keeps the snapshot it gave last."""
+
+    def __init__(self, account: Account) -> None:
+        self._account = account
+        self.venue, self.account, self.portfolio = account.venue, account.account, account.portfolio
+        self.last: Snapshot | None = None
+
+    def snapshot(self, now_us: Callable[[], int]) -> Snapshot:
+        self.last = self._account.snapshot(now_us)
+        return self.last
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What of the accounts to take: of one portfolio, venue, account or of all; with which tags beside those filled in.
+
+    A hedge of which one leg is chosen is taken whole.
+    """
+
+    portfolio: str | None = None
+    venue: str | None = None
+    account: str | None = None
+    tags: Tags = NO_TAGS
+
+    def has(self, market: Market) -> bool:
+        """Whether a market is at a chosen account."""
+        return self.venue in (None, market.venue) and self.account in (None, market.account)
+
+
+def choice_of(
+    portfolio: str | None = None, venue: str | None = None, account: str | None = None, tags: GivenTags = NO_TAGS
+) -> Choice:
+    """Return a choice with valid tags."""
+    return Choice(portfolio, venue, account, tags_of(tags))
+
+
+class Importer:
+    """Imports what accounts show. clock: for tests. observe: called with the report of the run that an import is."""
+
+    def __init__(
+        self, ledger: Ledger, engine: Engine, accounts: Sequence[Account], settings: AppSettings, *,
+        clock: Clock | None = None, observe: Sequence[Observe] = (),
+    ) -> None:  # fmt: skip
+        self._ledger = ledger
+        self._engine = engine
+        self._settings = settings
+        self._accounts = [_Kept(one) for one in accounts]
+        self._inspector = LocalInspector(engine, self._accounts, settings, clock=clock)
+        self._reconciler = Reconciler(ledger, engine, self._inspector, settings, clock=clock, observe=observe)
+
+    def plan(self, choice: Choice) -> list[Import]:
+        """Look, and return what an import would take. Records nothing.
+
+        Raises `WrongState` without an account, `InvalidRequest` where no account is chosen, or for tags that contradict
+        what is there.
+        """
+        found = []
+        for portfolio in self._portfolios(choice):
+            inspection = self._inspector.inspect(InspectionRequest(portfolio, "demand", 0))
+            ignored = {
+                one.market: one for one in drifts.live_drifts(self._engine, portfolio) if one.state == "acknowledged"
+            }
+            findings = [one for one in inspection.comparison.findings if one.market not in ignored]
+            groups = self._groups(portfolio, findings, choice)
+            positions = tuple(self._position(piece, choice) for group in groups for piece in group)
+            taken = {one.market for group in groups for piece in group for one in piece}
+            left = self._left_out(portfolio, inspection.comparison.findings, ignored, taken, choice)
+            found.append(self._import(portfolio, positions, left, inspection.external or {}, taken))
+        return found
+
+    def apply(self, choice: Choice, *, reason: str) -> list[Import]:
+        """Take over what `plan` tells: one decision for each hedge and for what is alone. reason: kept with each.
+
+        Raises what `plan` raises, `WrongState` too where an account cannot be read whole: half of a hedge would be
+        taken for all of it; `InvalidRequest` where a tag is missing that every position needs; `Busy` while another
+        run is under way.
+        """
+        plans = self.plan(choice)
+        for plan in plans:
+            self._require_ready(plan)
+        if not any(plan.positions for plan in plans):
+            return plans
+        live = {report.run.portfolio: report.live for report in self._reconciler.run()}
+        done = []
+        for plan in plans:
+            positions = tuple(self._adopt_all(plan.portfolio, live[plan.portfolio], choice, reason))
+            done.append(replace(plan, positions=positions, exposure_after=self._exposure(plan.portfolio)[1]))
+        return done
+
+    def _require_ready(self, plan: Import) -> None:
+        if plan.problems:
+            raise WrongState(
+                f"{plan.problems[0]}; what is there cannot be paired while a part of it is unknown: repeat the import "
+                "when every account can be read"
+            )
+        for one in plan.positions:
+            for name in self._settings.ledger.required_tags:
+                if name not in one.tags:
+                    raise InvalidRequest(
+                        f"tags.{name} is missing, which every position here has (LEDGER_REQUIRED_TAGS); add --tag "
+                        f"{name}=...",
+                        field=f"tags.{name}",
+                    )
+
+    def _portfolios(self, choice: Choice) -> list[str]:
+        if not self._accounts:
+            raise WrongState("no exchange account is configured; set EXCHANGE_API_KEY and EXCHANGE_API_SECRET")
+        chosen = [one for one in self._accounts if choice.has(Market(one.venue, one.account, "", ""))]
+        found = sorted({one.portfolio for one in chosen if choice.portfolio in (None, one.portfolio)})
+        if found:
+            return found
+        known = ", ".join(f"{one.venue}/{one.account} of {one.portfolio}" for one in self._accounts)
+        field = "venue" if choice.venue is not None else "account" if choice.account is not None else "portfolio"
+        raise InvalidRequest(f"no account fits this {field}; there are {known}", field=field)
+
+    # --- what is taken ---------------------------------------------------------------------------
+
+    def _groups(self, portfolio: str, found: Iterable[Finding] | Iterable[Drift], choice: Choice) -> list[list[Piece]]:
+        """Return the positions that the excess makes, in groups, of which one decision each takes them over."""
+        prices = self._prices(portfolio)
+        holdings = []
+        for one in found:
+            if one.kind in PAIRED_KINDS and one.excess > 0:
+                price = prices.get(one.market.base) if one.price is None else one.price
+                holdings.append(holding_of(one)._replace(price=price))
+        groups = connected(paired(holdings, self._settings.trading.delta_drift_tolerance))
+        return [
+            group for group in groups
+            if any(choice.has(one.market) for piece in group for one in piece) and group[0][0].price is not None
+        ]  # fmt: skip
+
+    def _position(self, piece: Piece, choice: Choice) -> NewPosition:
+        legs = tuple(legs_of_piece(piece))
+        return new_position(legs, adopted_tags(choice.tags, legs, piece[0].market.account))
+
+    def _adopt_all(self, portfolio: str, live: Iterable[Drift], choice: Choice, reason: str) -> Iterable[NewPosition]:
+        by_market = {one.market: one for one in live if one.live and one.kind in PAIRED_KINDS and one.excess > 0}
+        for group in self._groups(portfolio, by_market.values(), choice):
+            holdings = {one.market: one for piece in group for one in piece}
+            members = sorted((by_market[market] for market in holdings), key=lambda one: one.id)
+            first = members[0]
+            price = holdings[first.market].price if first.price is None else None
+            self._reconciler.operator.act("adopt", first.id, reason=reason, price=price, tags=choice.tags)
+            whole = [holding_of(one)._replace(price=one.price or holdings[one.market].price) for one in members]
+            for number, piece in enumerate(paired(whole, self._settings.trading.delta_drift_tolerance)):
+                yield replace(self._position(piece, choice), position_id=self._made_by(first, number))
+
+    def _made_by(self, first: Drift, number: int) -> str | None:
+        key = f"drift:{first.id}:{drifts.get_drift(self._engine, first.id).revision}:adopt"
+        with read_transaction(self._engine) as connection:
+            record = decision_by_key(connection, first.portfolio, f"{key}:{number}" if number else key)
+        return None if record is None or record.position is None else f"{first.portfolio}-{record.position}"
+
+    def _import(
+        self, portfolio: str, positions: tuple[NewPosition, ...], left: tuple[LeftOut, ...],
+        external: Mapping[Market, Sequence[Position]], taken: set[Market],
+    ) -> Import:  # fmt: skip
+        cap, before = self._exposure(portfolio)
+        with exact_arithmetic():
+            replaced = sum((one.open for market in taken for one in external.get(market, ())), ZERO)
+            after = before - replaced + sum((one.usd for one in positions), ZERO)
+        snapshots = self._snapshots(portfolio)
+        problems = tuple(text for one in snapshots if not one.whole for text in one.problems or ("not read whole",))
+        return Import(portfolio, positions, left, problems, cap, before, after)
+
+    def _exposure(self, portfolio: str) -> tuple[Decimal, Decimal]:
+        """Return the cap and the exposure of a portfolio."""
+        try:
+            whole = self._ledger.exposure_page(portfolio, limit=1).exposure.whole
+        except NotFound:  # nobody used it yet
+            return self._settings.sizing.max_portfolio_exposure, ZERO
+        assert whole.cap is not None, "a portfolio has a cap"
+        return whole.cap, whole.exposure
+
+    # --- what is left out ------------------------------------------------------------------------
+
+    def _snapshots(self, portfolio: str) -> list[Snapshot]:
+        return [one.last for one in self._accounts if one.portfolio == portfolio and one.last is not None]
+
+    def _prices(self, portfolio: str) -> dict[str, Decimal]:
+        """Return USD per coin as the exchanges told it, by coin."""
+        return {coin: price for one in self._snapshots(portfolio) for coin, price in one.prices.items()}
+
+    def _left_out(
+        self, portfolio: str, findings: Iterable[Finding], ignored: Mapping[Market, Drift], taken: set[Market],
+        choice: Choice,
+    ) -> tuple[LeftOut, ...]:  # fmt: skip
+        by_market = {one.market: one for one in findings}
+        prices = {one.market.base: one.price for one in findings if one.price is not None}
+        for snapshot in self._snapshots(portfolio):
+            for position in snapshot.positions or ():
+                if position.coin_price is not None:
+                    prices.setdefault(Market("", "", position.symbol, "").base, position.coin_price)
+        prices = self._prices(portfolio) | prices
+        reasons = _Reasons(self._settings, by_market, ignored, prices)
+        left = []
+        for snapshot in self._snapshots(portfolio):
+            if choice.has(Market(snapshot.venue, snapshot.account, "", "")):
+                left += [one for one in reasons.of(snapshot) if _market(one) not in taken]
+        return tuple(left)
+
+
+def _market(one: LeftOut) -> Market:
+    return Market(one.venue, one.account, one.subject, one.side)
+
+
+class _Reasons:
+    """Says why something at an account is not imported."""
+
+    def __init__(
+        self, settings: AppSettings, findings: Mapping[Market, Finding], ignored: Mapping[Market, Drift],
+        prices: Mapping[str, Decimal | None],
+    ) -> None:  # fmt: skip
+        self._settings = settings.reconcile
+        self._findings = findings
+        self._ignored = ignored
+        self._prices = prices
+
+    def of(self, snapshot: Snapshot) -> Iterable[LeftOut]:
+        """Yield everything that an account shows, each with the reason that holds if it is not taken."""
+        place = snapshot.venue, snapshot.account
+        for position in snapshot.positions or ():
+            market = Market(*place, position.symbol, position.side)
+            yield self._left(market, position.coins, self._why(market))
+        for balance in snapshot.balances or ():
+            market = Market(*place, balance.asset, "long")
+            yield self._left(market, balance.coins, self._why_balance(market, balance))
+        for row in snapshot.unread:
+            yield LeftOut(*place, row.symbol, "", None, None, f"cannot be read: {row.detail}")
+        for kind in snapshot.not_asked:
+            yield LeftOut(*place, kind, "", None, None, "positions of this kind are not asked for")
+
+    def _left(self, market: Market, coins: Decimal, why: str) -> LeftOut:
+        price = Decimal(1) if why.startswith("dollars") else self._prices.get(market.base)
+        with exact_arithmetic():
+            value = None if price is None else (coins * price).quantize(Decimal("0.01"))
+        coins = parse_decimal(decimal_text(coins))
+        return LeftOut(market.venue, market.account, market.subject, market.side, coins, value, why)
+
+    def _why(self, market: Market) -> str:
+        if market in self._ignored:
+            drift = self._ignored[market]
+            return f"{drift.name} is ignored: {drift.reason} ({drift.actor})"
+        found = self._findings.get(market)
+        if found is None:
+            return "the ledger has it"
+        if found.kind not in PAIRED_KINDS or found.excess <= 0:
+            return f"{found.kind}: decide about its drift"
+        return "no price is known; drifts adopt N --price takes it"
+
+    def _why_balance(self, market: Market, balance: VenueBalance) -> str:
+        if balance.asset in self._settings.quote_assets:
+            return "dollars"
+        if balance.earns is not None:
+            return f"lent or staked {balance.earns}"
+        if market in self._findings or market in self._ignored:
+            return self._why(market)
+        baseline = self._settings.baselines.get("/".join(market[:3]))
+        if baseline is not None:
+            return f"baseline of {decimal_text(baseline)}"
+        price = self._prices.get(market.base)
+        with exact_arithmetic():
+            dust = price is not None and balance.coins * price < self._settings.dust_usd
+        return "worth less than RECONCILE_DUST_USD" if dust else self._why(market)
