@@ -84,14 +84,10 @@ T = TypeVar("T", "InstrumentInfo", "Leg", "LegPlan")
 
 def require_none_before(context: typer.Context) -> None:
     """Raise `InvalidRequest` for options between a group and its subcommand: they would have no effect."""
-    if any(value not in (None, False, param.default) for param, value in _given(context)):
+    given = [context.get_parameter_source(param.name or "") for param in context.command.params]
+    if any(source is not None and source.name == "COMMANDLINE" for source in given):
         usage = f"{context.command_path} {context.invoked_subcommand} ... OPTIONS"
         bad_input(f"options before the subcommand are not for it; write: {usage}", "options")
-
-
-def _given(context: typer.Context) -> "Iterator[tuple[Any, Any]]":
-    for param in context.command.params:
-        yield param, context.params.get(param.name or "")
 
 
 def decimal(text: str, field: str, what: str = "") -> Decimal:
