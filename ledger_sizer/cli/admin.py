@@ -47,6 +47,7 @@ def list_caps(
         (Column("scope"), lambda row: row.scope),
         (Column("cap USD", usd=True), lambda row: row.cap),
         (Column("cap from"), lambda row: row.cap_from),
+        (Column("share of equity"), lambda row: row.share_of_equity),
         (Column("guarantee USD", usd=True), lambda row: row.guarantee),
         (Column("largest position USD", usd=True), lambda row: row.max_position_usd),
         (Column("exposure USD", usd=True), lambda row: row.exposure),
@@ -67,7 +68,7 @@ def list_caps(
     return 0
 
 
-_ONLY_WHERE_SET = {"cap from", "guarantee USD", "largest position USD"}
+_ONLY_WHERE_SET = {"cap from", "share of equity", "guarantee USD", "largest position USD"}
 
 
 def _is_set(row: "ScopeExposure") -> bool:

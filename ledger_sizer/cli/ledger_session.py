@@ -234,7 +234,9 @@ def _warn_of_overage(ledger: "Ledger", portfolio: str) -> None:
             output.note(f"overage: {row.scope} is {excess}; nothing more is granted there until it is gone")
 
 
-_SET_WORDS = {"cap": "", "guarantee": "guarantee ", "max_position_usd": "largest position "}
+_SET_WORDS = {
+    "cap": "", "guarantee": "guarantee ", "max_position_usd": "largest position ", "share_of_equity": "share of equity "
+}  # fmt: skip
 """What stands before an amount that `set_cap` set, by argument; a cap needs no word."""
 
 
@@ -246,7 +248,8 @@ def _set_words(request: dict[str, str | None]) -> str:
         if name in given:
             amount = given[name]
             none = f"no {word.strip() or 'cap'}"
-            words.append(none if amount is None else f"{word}{output.figure(Decimal(amount), 2)} USD")
+            unit = "" if name == "share_of_equity" else " USD"
+            words.append(none if amount is None else f"{word}{output.figure(Decimal(amount), 2)}{unit}")
     return ", ".join(words)
 
 

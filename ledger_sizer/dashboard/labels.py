@@ -48,6 +48,7 @@ _BINDING_LABELS = {
     "max_position_usd": "its own most for one position",
     "max_qty": "the most of one order",
     "max_notional": "the most of one order",
+    "free_balance": "what is free in the exchange account",
 }
 """Labels of what sized a grant where no scope did."""
 
@@ -116,17 +117,22 @@ def _set_cap_label(decision: Decision) -> str:
     # A cap that is removed alone is not in the request.
     given = request if request.keys() & _LIMIT_LABELS.keys() else {**request, "cap": None}
     changes = [
-        f"has no {name} any more" if given[argument] is None else f"{verb} {money(Decimal(given[argument]))}"
+        f"has no {name} any more" if given[argument] is None else f"{verb} {_limit(argument, given[argument])}"
         for argument, (name, verb) in _LIMIT_LABELS.items()
         if argument in given
     ]
     return f"{decision.binding} {', '.join(changes)}{_note(request)}"
 
 
+def _limit(argument: str, value: str) -> str:
+    return value if argument == "share_of_equity" else money(Decimal(value))
+
+
 _LIMIT_LABELS = {
     "cap": ("cap", "capped at"),
     "guarantee": ("guarantee", "guaranteed"),
     "max_position_usd": ("largest position", "largest position"),
+    "share_of_equity": ("share of equity", "following the equity by"),
 }
 """How `set_cap` is told, by argument: what is removed, and what stands before an amount that is set."""
 

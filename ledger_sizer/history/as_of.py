@@ -20,7 +20,7 @@ from ledger_sizer.model.scope_settings import NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import E8_MAX
-from ledger_sizer.rules.state import ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.rules.trace import MOVED, SCOPE_COMMANDS, read_scope
 from ledger_sizer.storage.tables import DecisionRow
 

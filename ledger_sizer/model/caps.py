@@ -20,6 +20,7 @@ class Limits(NamedTuple):
     cap: Decimal | None = None
     guarantee: Decimal | None = None
     max_position_usd: Decimal | None = None
+    share_of_equity: Decimal | None = None
 
 
 NO_LIMITS = Limits()
@@ -44,7 +45,10 @@ class Change(NamedTuple):
 def caps_of(exposure: Exposure) -> dict[str, Limits]:
     """Return the limits that the scopes of an exposure have of their own: without default caps."""
     found = {
-        row.scope: Limits(row.cap if row.cap_from is None else None, row.guarantee, row.max_position_usd)
+        row.scope: Limits(
+            row.cap if row.cap_from is None and row.share_of_equity is None else None,
+            row.guarantee, row.max_position_usd, row.share_of_equity,
+        )
         for row in exposure.scopes
     }
     return {scope: limits for scope, limits in found.items() if limits != NO_LIMITS}
@@ -71,6 +75,9 @@ def commands_between(portfolio: str, before: Caps, after: Caps, *, key: str, not
     asked: dict[str, dict[str, Any]] = {}
     for change in changes_between(before, after):
         asked.setdefault(change.scope, {})[change.setting] = change.after
+    for changes in asked.values():
+        if changes.get("share_of_equity") is not None:
+            changes.pop("cap", None)  # the cap that it replaces
     if len(asked) > GROUP_MAX:
         raise InvalidRequest(
             f"{len(asked)} scopes of portfolio {portfolio!r} change, and all of a portfolio change together, at most "

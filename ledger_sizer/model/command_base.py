@@ -40,6 +40,7 @@ from ledger_sizer.model.names import (
     portfolio_or_desk,
     split_position_id,
 )
+from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, TAG_NAME, Tags, is_default_scope, scope_name, tags_of
 from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, shown
@@ -331,6 +332,10 @@ class ScopeCommand(PortfolioCommand):
     def changes(self) -> dict[str, Any]:
         """Return the settings of the scope that it changes, by name."""
         raise NotImplementedError
+
+    def settings_after(self, settings: ScopeSettings, seq: int) -> ScopeSettings:  # noqa: ARG002 - some need it
+        """Return the settings of the scope after it. seq: of its decision. Raises where it does not fit them."""
+        return settings._replace(**self.changes())
 
 
 DECLARED: dict[str, type[PortfolioCommand] | type[PositionCommand]] = {}

@@ -14,7 +14,17 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, get_args
 
-from ledger_sizer.model.arguments import LABEL, NOT_GIVEN, NOT_NEGATIVE, NOTE, POSITIVE, Argument, NotGiven, choice
+from ledger_sizer.model.arguments import (
+    FLAG,
+    LABEL,
+    NOT_GIVEN,
+    NOT_NEGATIVE,
+    NOTE,
+    POSITIVE,
+    Argument,
+    NotGiven,
+    choice,
+)
 from ledger_sizer.model.choices import HaltMode
 from ledger_sizer.model.command_base import (
     DECLARED,
@@ -26,7 +36,7 @@ from ledger_sizer.model.command_base import (
     verb,
 )
 from ledger_sizer.model.details import DETAILS
-from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.errors import InvalidRequest, WrongState
 from ledger_sizer.model.position_commands import Adopt as Adopt
 from ledger_sizer.model.position_commands import Confirm as Confirm
 from ledger_sizer.model.position_commands import Extend as Extend
@@ -35,9 +45,10 @@ from ledger_sizer.model.position_commands import Release as Release
 from ledger_sizer.model.position_commands import Reprice as Reprice
 from ledger_sizer.model.position_commands import Reserve as Reserve
 from ledger_sizer.model.position_commands import Retag as Retag
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_default_scope
+from ledger_sizer.model.scope_settings import ScopeSettings
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_account_scope, is_default_scope
 from ledger_sizer.model.times import to_us
-from ledger_sizer.model.units import usd_floor_e8
+from ledger_sizer.model.units import E8, exact_arithmetic, usd_ceil_e8, usd_floor_e8
 
 
 @verb(
@@ -71,12 +82,26 @@ class SetCap(ScopeCommand):
             flags=("--max-position",), metavar="USD",
         ),
     ] = NOT_GIVEN  # fmt: skip
+    share_of_equity: Annotated[
+        Decimal | NotGiven | None,
+        Argument(
+            POSITIVE, "Instead of a cap: the fraction of the accounts' equity that the cap follows, such as 0.8.",
+            flags=("--share-of-equity",), metavar="SHARE",
+        ),
+    ] = NOT_GIVEN  # fmt: skip
 
     def _check_together(self) -> None:
         changes = self.changes()
         if not changes:
             raise InvalidRequest(
-                "give cap, guarantee or max_position_usd: what is not given stays, None removes it", field="cap"
+                "give cap, share_of_equity, guarantee or max_position_usd: what is not given stays, None removes it",
+                field="cap",
+            )
+        if self.cap is not NOT_GIVEN and self.share_of_equity not in (None, NOT_GIVEN):
+            raise InvalidRequest(
+                f"a cap either is set or follows the equity; got cap {self.cap} and share_of_equity "
+                f"{self.share_of_equity}: give one of them",
+                field="share_of_equity",
             )
         if self.scope == PORTFOLIO_SCOPE and self.cap is None:
             raise InvalidRequest("the portfolio's cap can be changed but not removed", field="cap")
@@ -86,7 +111,7 @@ class SetCap(ScopeCommand):
                 f"guarantee {self.guarantee} for the scope {self.scope!r}",
                 field="guarantee",
             )
-        for name in ("guarantee", "max_position_usd"):
+        for name in ("guarantee", "max_position_usd", "share_of_equity"):
             if is_default_scope(self.scope) and getattr(self, name) not in (None, NOT_GIVEN):
                 raise InvalidRequest(
                     f"{self.scope} sets only the cap of the values that have none of their own; give {name} to each "
@@ -99,8 +124,8 @@ class SetCap(ScopeCommand):
 
         A cap that is removed alone is absent too, as it was when nothing else could be set.
         """
-        removed = {"guarantee", "max_position_usd"}
-        if not (self.guarantee is NOT_GIVEN and self.max_position_usd is NOT_GIVEN):
+        removed = {"guarantee", "max_position_usd", "share_of_equity"}
+        if any(getattr(self, name) is not NOT_GIVEN for name in removed):
             removed.add("cap")
         text = f'{{"command":"{self.verb}"'
         for name, start, text_of in self.texts:
@@ -118,12 +143,30 @@ class SetCap(ScopeCommand):
             value = getattr(self, name)
             if value is not NOT_GIVEN:
                 found[setting] = None if value is None else usd_floor_e8(value, name)
-        if found.get("max_position_e8") == 0:
-            raise InvalidRequest("max_position_usd must be at least 0.00000001 USD", field="max_position_usd")
+        for name in ("max_position_usd", "share_of_equity"):
+            if found.get(SETTINGS[name]) == 0:
+                raise InvalidRequest(f"{name} must be at least 0.00000001", field=name)
         return found
 
+    def settings_after(self, settings: ScopeSettings, seq: int) -> ScopeSettings:  # noqa: ARG002 - of its base
+        """Return the settings of the scope after it: a cap that is given follows nothing any more.
 
-SETTINGS = {"cap": "cap_e8", "guarantee": "guarantee_e8", "max_position_usd": "max_position_e8"}
+        A cap that begins to follow the equity is 0 until somebody has seen it. One that follows it already changes with
+        its share at once.
+        """
+        changes = self.changes()
+        share_e8 = changes.get("share_e8")
+        if "cap_e8" in changes:
+            changes["share_e8"] = None
+        elif share_e8 is not None:
+            known_e8 = settings.cap_e8 if settings.share_e8 is not None else None
+            changes["cap_e8"] = (known_e8 or 0) * share_e8 // (settings.share_e8 or 1)
+        return settings._replace(**changes)
+
+
+SETTINGS = {
+    "cap": "cap_e8", "guarantee": "guarantee_e8", "max_position_usd": "max_position_e8", "share_of_equity": "share_e8"
+}  # fmt: skip
 """Settings of a scope that `set_cap` changes, by argument."""
 
 
@@ -180,8 +223,8 @@ class Freeze(ScopeCommand):
     """
 
     def changes(self) -> dict[str, Any]:
-        """Whether it is frozen."""
-        return {"frozen": True}
+        """Whether it is frozen, and why."""
+        return {"frozen": True, "frozen_note": self.note}
 
 
 @verb(
@@ -197,7 +240,7 @@ class Thaw(ScopeCommand):
 
     def changes(self) -> dict[str, Any]:
         """Whether it is frozen."""
-        return {"frozen": False}
+        return {"frozen": False, "frozen_note": None}
 
 
 @verb(
@@ -219,6 +262,86 @@ class Reconciled(ScopeCommand):
     def changes(self) -> dict[str, Any]:
         """The end of the trust, microseconds."""
         return {"fresh_until_us": None if self.fresh_until is None else to_us(self.fresh_until)}
+
+
+@verb(
+    "account_seen", role="admin", call="POST /v1/portfolios/{portfolio}/accounts",
+    examples=(
+        "account_seen --scope account=bybit/main --fresh-until 2030-01-31T12:00:00Z --free 1200.5",
+        "account_seen --scope account=bybit/old --gone",
+    ),
+)  # fmt: skip
+class AccountSeen(ScopeCommand):
+    """Say what was seen of an exchange account of the portfolio, as the reconciliation does after each run.
+
+    From then on reservations with a leg in it are denied as `unreconciled` when its trust is over, and bound by what
+    is free in it, less what grants and fills use of that until it is seen again (`free_balance`).
+    """
+
+    fresh_until: Annotated[
+        datetime | None, Argument(MOMENT, "The end of the trust in it; none (null) trusts it without end.")
+    ] = None
+    free: Annotated[
+        Decimal | NotGiven | None,
+        Argument(NOT_NEGATIVE, "Dollars free in it; none (null): nobody knows, and they bound nothing.", metavar="USD"),
+    ] = NOT_GIVEN
+    settled: Annotated[
+        Decimal | None,
+        Argument(NOT_NEGATIVE, "What was promised of it and that balance shows already, USD.", metavar="USD"),
+    ] = None
+    margin_fraction: Annotated[
+        Decimal | NotGiven, Argument(NOT_NEGATIVE, "Fraction of a contract's value that it needs.", metavar="FRACTION")
+    ] = NOT_GIVEN
+    gone: Annotated[bool, Argument(FLAG, "It belongs to the portfolio no more.")] = False
+
+    def _check_together(self) -> None:
+        super()._check_together()
+        if not is_account_scope(self.scope):
+            raise InvalidRequest(
+                f"scope must be an exchange account, like account=bybit/main, got {self.scope!r}", field="scope"
+            )
+
+    def settings_after(self, settings: ScopeSettings, seq: int) -> ScopeSettings:
+        """Return the settings of the account after it."""
+        if self.gone:
+            return settings._replace(
+                since_seq=None, free_e8=None, margin_e8=None, promised_e8=None, fresh_until_us=None
+            )
+        settled_e8 = 0 if self.settled is None else usd_floor_e8(self.settled, "settled")
+        changes: dict[str, Any] = {
+            "since_seq": seq if settings.since_seq is None else settings.since_seq,
+            "promised_e8": max((settings.promised_e8 or 0) - settled_e8, 0),
+            "fresh_until_us": None if self.fresh_until is None else to_us(self.fresh_until),
+        }
+        if self.free is not NOT_GIVEN:
+            changes["free_e8"] = None if self.free is None else usd_floor_e8(self.free, "free")
+        if self.margin_fraction is not NOT_GIVEN:
+            changes["margin_e8"] = usd_ceil_e8(self.margin_fraction, "margin_fraction")
+        return settings._replace(**changes)
+
+
+@verb(
+    "equity_seen", role="admin", call="POST /v1/portfolios/{portfolio}/equity",
+    examples=("equity_seen --equity 12500 --note 'read by hand'",),
+)  # fmt: skip
+class EquitySeen(ScopeCommand):
+    """Say the equity that a scope's cap follows, as the reconciliation does (see `share_of_equity` of `set_cap`).
+
+    The cap may fall below the present exposure, and below the sum of the guarantees: these stay.
+    """
+
+    equity: Annotated[Decimal, Argument(NOT_NEGATIVE, "Equity of the accounts, USD.", metavar="USD")]
+
+    def settings_after(self, settings: ScopeSettings, seq: int) -> ScopeSettings:  # noqa: ARG002 - of its base
+        """Return the settings with the cap that follows from it. Raises `WrongState` for a cap that follows nothing."""
+        if settings.share_e8 is None:
+            raise WrongState(
+                f"the cap of {self.scope} follows no equity; set that first: ledger-sizer caps set {self.portfolio} "
+                f"--scope {self.scope} --share-of-equity 0.8"
+            )
+        with exact_arithmetic():
+            followed = self.equity * Decimal(settings.share_e8) / E8
+        return settings._replace(cap_e8=usd_floor_e8(followed, "equity"))
 
 
 @verb(

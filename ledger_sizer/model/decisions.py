@@ -218,6 +218,19 @@ class Decision:
         return None if expires_us is None or expires_us == UNTIL_KNOWN_US else from_us(expires_us)
 
     @property
+    def frozen_note(self) -> str | None:
+        """Why the scope is frozen that a denial as `unreconciled` is about; None where it is not, or nobody said."""
+        if self.record.reason != "unreconciled" or "frozen_note" not in self.record.trace:
+            return None
+        try:
+            trace = json.loads(self.record.trace)
+            rows = [*trace.get("scopes", ()), *trace.get("others", ())]
+            notes = [row[-1].get("frozen_note") for row in rows if row[0] == self.record.binding]
+        except (ValueError, TypeError, AttributeError, LookupError):  # somebody edited the record
+            return None
+        return next(iter(notes), None)
+
+    @property
     def until_known(self) -> bool:
         """Whether the hold never ends by time: an order is out and its fate not known."""
         return self.record.expires_us == UNTIL_KNOWN_US

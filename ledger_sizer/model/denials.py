@@ -46,18 +46,25 @@ DESK_BINDING = "desk"
 GUARANTEE = "guarantee:"
 """Begins the name of the bound that a guarantee sets to others: `guarantee:bot=a`."""
 
+FREE_BALANCE = "free_balance"
+"""The name of the bound that the free balance of exchange accounts sets."""
+
 MAX_POSITION = "max_position_usd:"
 """Begins the name of the bound that a scope sets to one position: `max_position_usd:bot=a`."""
 
 
-def reason_words(reason: str, binding: str | None) -> str:
-    """Return a denial's reason as the end of a sentence that names what bound it."""
+def reason_words(reason: str, binding: str | None, frozen_note: str | None = None) -> str:
+    """Return a denial's reason as the end of a sentence that names what bound it, and why that is frozen."""
     _, words = DENIALS.get(reason, ("", reason))
+    if frozen_note is not None:
+        words = f"{words}: {frozen_note.replace('{', '(').replace('}', ')')}"
     if reason == GROUP_DENIED:
         # Decisions of earlier versions name no neighbour.
         return words.format(binding=repr(binding)) if binding is not None else words.partition(":")[0]
     if binding == DESK_BINDING:
         return words.format(binding="the desk")
+    if (reason, binding) == ("insufficient_balance", FREE_BALANCE):
+        return "nothing is free in the exchange account that is not promised already"
     return words.format(binding=bound_words(binding) if reason == "cap_exceeded" else _constraint_words(binding))
 
 
@@ -71,6 +78,8 @@ def _constraint_words(binding: str | None) -> str:
     """Return what bound a request, in words where its name alone does not tell."""
     if binding is None:
         return "what bound it"
+    if binding == FREE_BALANCE:
+        return "the free balance of the exchange account, less what is promised of it,"
     if binding.startswith(GUARANTEE):
         return f"the portfolio's cap, less what is kept for others (most of it for {binding.removeprefix(GUARANTEE)}),"
     if binding.startswith(MAX_POSITION):

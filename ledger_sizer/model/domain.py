@@ -174,7 +174,9 @@ class ScopeExposure:
     `venue=*`; None where the cap is its own. frozen: reservations are denied because ledger and exchange differ.
     fresh_until: from then on they are denied because the last comparison is too old; None where that is not enforced.
     guarantee: what it can always have; None without one. max_position_usd: the most that one position of it may be,
-    instead of the settings' maximum; None without one.
+    instead of the settings' maximum; None without one. share_of_equity: the fraction of the accounts' equity that the
+    cap follows; None where it follows none. frozen_note: why it is frozen. free_balance, promised: of an exchange
+    account what was free when it was seen last, and what grants and fills used since; None of any other scope.
     """
 
     scope: str
@@ -187,6 +189,10 @@ class ScopeExposure:
     cap_from: str | None = None
     guarantee: Decimal | None = None
     max_position_usd: Decimal | None = None
+    share_of_equity: Decimal | None = None
+    frozen_note: str | None = None
+    free_balance: Decimal | None = None
+    promised: Decimal | None = None
 
     @property
     def exposure(self) -> Decimal:
@@ -289,6 +295,16 @@ class Exposure:
     def max_position_usd(self) -> Decimal | None:
         """The most that one position may be, USD, instead of the settings' maximum; None where that counts."""
         return self.whole.max_position_usd
+
+    @property
+    def share_of_equity(self) -> Decimal | None:
+        """The fraction of the accounts' equity that the portfolio's cap follows; None where it follows none."""
+        return self.whole.share_of_equity
+
+    @property
+    def frozen_note(self) -> str | None:
+        """Why the portfolio is frozen."""
+        return self.whole.frozen_note
 
     @property
     def shared(self) -> Decimal | None:

@@ -114,7 +114,7 @@ class Denied(LedgerError):
         by = "denied by" if decision.reason == GROUP_DENIED else "bound by"
         super().__init__(
             f"{decision.command} {decision.key!r} denied: {decision.reason} ({by} {decision.binding or 'nothing'}): "
-            f"{reason_words(decision.reason or '', decision.binding)}"
+            f"{reason_words(decision.reason or '', decision.binding, decision.frozen_note)}"
         )
         self.decision = decision
 

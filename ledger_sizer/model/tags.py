@@ -244,6 +244,23 @@ def is_dimension(name: object) -> bool:
     return isinstance(name, str) and _DIMENSION.fullmatch(name) is not None and name != PORTFOLIO_SCOPE
 
 
+def account_scope(venue: str, account: str) -> str:
+    """Return the name of an exchange account's scope: `account=bybit/main`."""
+    return f"account={venue}/{account}"
+
+
+def account_of_scope(name: str) -> tuple[str, str]:
+    """Return venue and account of an exchange account's scope."""
+    venue, _, account = name.partition("=")[2].partition("/")
+    return venue, account
+
+
+def is_account_scope(name: str) -> bool:
+    """Return True for the scope of an exchange account, such as `account=bybit/main`."""
+    venue, account = account_of_scope(name)
+    return name.startswith("account=") and bool(venue and account)
+
+
 def is_default_scope(name: str) -> bool:
     """Return True for the scope of a default cap, such as `venue=*`."""
     return name.endswith("=*") and name.count("=") == 1

@@ -15,6 +15,7 @@ from ledger_sizer.model.errors import InvalidRequest
 
 USD_DECIMALS = 8
 USD_SCALE = 10**USD_DECIMALS
+E8 = 10**8
 E8_MAX = 2**63 - 1
 
 # Bounds on accepted numbers. They are far wider than any market needs, and keep arithmetic exact at PRECISION:

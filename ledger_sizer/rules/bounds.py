@@ -4,10 +4,13 @@ from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from operator import itemgetter
 
-from ledger_sizer.model.denials import GUARANTEE, MAX_POSITION
+from ledger_sizer.model.denials import FREE_BALANCE, GUARANTEE, MAX_POSITION
+from ledger_sizer.model.plans import Plan
 from ledger_sizer.model.tags import is_default_scope
-from ledger_sizer.model.units import floor_e8
-from ledger_sizer.rules.state import ScopeState
+from ledger_sizer.model.units import E8_MAX, exact_arithmetic, floor_e8, usd
+from ledger_sizer.rules.accounts import Place
+from ledger_sizer.rules.leg_sizing import Match, match_legs
+from ledger_sizer.rules.scope_state import ScopeState
 
 Limits = list[tuple[str, int]]
 """The name and the amount of each bound, 1e-8 USD. The least binds, and of equals the first."""
@@ -49,9 +52,17 @@ def cap_bounds(scopes: Sequence[ScopeState], others: Sequence[ScopeState]) -> Li
     return found
 
 
-def balance_bounds(available_balance: Decimal | None) -> Limits:
-    """Return what the caller's balance leaves: USD, also beyond 64 bits; below zero for a debt."""
-    return [] if available_balance is None else [("available_balance", floor_e8(available_balance))]
+def balance_bounds(available_balance: Decimal | None, places: Iterable[Place] = ()) -> Limits:
+    """Return what balances leave to a budget: the caller's, USD, also beyond 64 bits; below zero for a debt.
+
+    places: the exchange accounts of the request, each with what is free there and not promised.
+    """
+    found = [] if available_balance is None else [("available_balance", floor_e8(available_balance))]
+    for place in places:
+        if (left_e8 := place.left_e8) is not None and place.share:
+            with exact_arithmetic():
+                found.append((FREE_BALANCE, min(floor_e8(usd(left_e8) / place.share), E8_MAX)))
+    return found
 
 
 def position_bound(scopes: Iterable[ScopeState]) -> tuple[str, int] | None:
@@ -62,3 +73,20 @@ def position_bound(scopes: Iterable[ScopeState]) -> tuple[str, int] | None:
         if (most_e8 := scope.settings.max_position_e8) is not None
     ]
     return min(found, key=itemgetter(1)) if found else None
+
+
+def match_within(budget_e8: int, plans: Sequence[Plan], places: Sequence[Place]) -> Match:
+    """Return what a budget buys, its orders within what is free in every account.
+
+    A fee in base rounds an order up to its step, so that the orders of a spot buy and a contract together may need a
+    little more than the budget allows them: then the budget is less by that.
+    """
+    while True:
+        matched = match_legs(usd(budget_e8), plans)
+        over_e8 = 0
+        for place in places:
+            if matched.reason is None and place.share and (left_e8 := place.left_e8) is not None:
+                over_e8 = max(over_e8, place.need_e8(plans, matched.ordered) - left_e8)
+        if over_e8 <= 0:
+            return matched
+        budget_e8 = max(budget_e8 - over_e8, 0)

@@ -1,7 +1,7 @@
 """Explains why a decision came out as it did, in words and as data, from its record alone."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from hashlib import sha256
@@ -10,16 +10,17 @@ from typing import Any
 
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.denials import DESK_BINDING, reason_words
-from ledger_sizer.model.errors import LedgerError
+from ledger_sizer.model.errors import InvalidRequest, LedgerError
 from ledger_sizer.model.instruments import instrument_from_json
 from ledger_sizer.model.legs import plan_from_json
 from ledger_sizer.model.plans import Plan, leg_plans
+from ledger_sizer.model.tags import Tags, stored_tags
 from ledger_sizer.model.times import time_text
-from ledger_sizer.model.units import decimal_text, parse_decimal, usd, usd_ceil_e8, usd_floor_e8, usd_text
-from ledger_sizer.rules.bounds import balance_bounds, cap_bounds, position_bound
+from ledger_sizer.model.units import decimal_text, parse_decimal, usd_ceil_e8, usd_floor_e8, usd_text
+from ledger_sizer.rules.accounts import Place, accounts_of, is_doubtful, places_of
+from ledger_sizer.rules.bounds import balance_bounds, cap_bounds, match_within, position_bound
 from ledger_sizer.rules.explain_position import Told, position_data, position_lines
 from ledger_sizer.rules.explain_scopes import Scopes, move_words, scope_lines, too_little_words
-from ledger_sizer.rules.leg_sizing import match_legs
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ def explain(decision: Decision) -> Explanation:
     if decision.outcome == "applied":
         after = found.data_of_after()
     steps = _sizing_steps(decision, request, trace, found)
-    largest = _largest_grantable(request, trace, found, decision.record.decided_us)
+    largest = _largest_grantable(request, trace, found, stored_tags(decision.record.tags), decision.record.decided_us)
     version = _settings_version(trace.get("policy"))
     lines = [_headline(decision), *_group_lines(decision, group)]
     if decision.reference is not None:
@@ -115,6 +116,8 @@ def object_in(text: str) -> dict[str, Any]:
 def reason_in_words(decision: Decision) -> str:
     """Return the denial reason as the end of a sentence; empty for a decision that was not denied."""
     reason, binding = decision.reason or "", decision.binding
+    if reason == "unreconciled":
+        return reason_words(reason, binding, decision.frozen_note)
     if reason != "cap_exceeded" or binding is None:
         return reason_words(reason, binding)
     trace = object_in(decision.trace)
@@ -201,12 +204,13 @@ def _most_of_one(request: Mapping[str, Any], policy: Mapping[str, Any], scopes: 
 
 
 def _largest_grantable(
-    request: dict[str, Any], trace: Mapping[str, Any], scopes: Scopes, decided_us: int
+    request: dict[str, Any], trace: Mapping[str, Any], scopes: Scopes, tags: Tags, decided_us: int
 ) -> dict[str, Any] | None:
     """Return the largest budget (USD) and quantity that any score could have been granted; None unless a reservation.
 
     It is the least of: the per-position maximum less what the position counts already, the headroom of every scope,
-    what the guarantees of others leave of the portfolio's, the available balance, what the legs accept; and 0 where the
+    what the guarantees of others leave of the portfolio's, the available balance, what is free in the exchange
+    accounts, what the legs accept; and 0 where the
     desk or a scope is not active, or a scope not reconciled, or where that is too little for the legs. `binding` names
     the one that decided. The request's own `min_notional_usd` and `amount_usd` are ignored, so that the figure shows
     what they would have had to be.
@@ -226,15 +230,27 @@ def _largest_grantable(
     grows = trace.get("grows", {})
     most_e8 = usd_floor_e8(parse_decimal(most)) - grows.get("held", 0) - grows.get("open", 0)
     desk = [(DESK_BINDING, 0)] if "desk" in trace else []
-    limits = [(whose, most_e8), *desk, *cap_bounds(own, scopes.others), *balance_bounds(balance)]
+    plans = _plans_in(request)
+    places = _places(tags, plans, scopes)
+    doubtful = [(one.account.name, 0) for one in places if is_doubtful(scopes.own[0], one.account, decided_us)]
+    bounds = [*cap_bounds(own, scopes.others), *balance_bounds(balance, places)]
+    limits = [(whose, most_e8), *desk, *doubtful, *bounds]
     budget_e8, binding = min(((max(amount, 0), name) for name, amount in limits), key=itemgetter(0))
     quantity = None
-    plans = _plans_in(request)
     if budget_e8 and plans:
-        matched = match_legs(usd(budget_e8), plans)
+        matched = match_within(budget_e8, plans, places)
         quantity, binding = matched.quantity, matched.binding or binding
         budget_e8 = 0 if matched.notional_usd is None else usd_ceil_e8(matched.notional_usd)
     return {"budget": usd_text(budget_e8), "quantity": _text(quantity), "binding": binding}
+
+
+def _places(tags: Tags, plans: Sequence[Plan], scopes: Scopes) -> list[Place]:
+    """Return the exchange accounts that a reservation used, as it saw them."""
+    seen = {scope.name: scope for scope in scopes.others}
+    try:
+        return places_of(accounts_of(seen, seen), tags, plans or None)
+    except InvalidRequest:  # the record was edited: no reservation is decided that cannot be placed
+        return []
 
 
 def _plans_in(request: Mapping[str, Any]) -> tuple[Plan, ...]:

@@ -8,7 +8,7 @@ from ledger_sizer.model.tags import is_default_scope
 from ledger_sizer.model.times import from_us, time_text
 from ledger_sizer.model.units import usd_text
 from ledger_sizer.rules.bounds import cap_bounds, headrooms
-from ledger_sizer.rules.state import ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.rules.trace import read_scope
 
 _NAMED_MAX = 3

@@ -6,7 +6,8 @@ from ledger_sizer.model.denials import GUARANTEE
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.model.units import usd_text
-from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
+from ledger_sizer.rules.state import PortfolioState
 
 GUARANTEES_MAX = 100
 """Most guarantees of a portfolio. Each request reads all of them, and its trace shows those that keep something."""

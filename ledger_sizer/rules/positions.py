@@ -23,7 +23,8 @@ from ledger_sizer.rules.filling import (
 from ledger_sizer.rules.guarantees import guarantee_taken
 from ledger_sizer.rules.policy import Policy
 from ledger_sizer.rules.reservations import lifetime_end_us
-from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
+from ledger_sizer.rules.scope_state import ScopeState
+from ledger_sizer.rules.state import PortfolioState, Verdict
 from ledger_sizer.rules.trace import MOVED, trace_text
 
 PositionRequest = Confirm | Fill | Release | Extend | Retag | Reprice

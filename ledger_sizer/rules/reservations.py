@@ -5,7 +5,7 @@ from operator import itemgetter
 
 from ledger_sizer.model.command_base import ttl_us
 from ledger_sizer.model.commands import Extend, Reserve
-from ledger_sizer.model.denials import DESK_BINDING, PRECEDENCE
+from ledger_sizer.model.denials import DESK_BINDING, FREE_BALANCE, PRECEDENCE
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.legs import Leg
@@ -13,11 +13,13 @@ from ledger_sizer.model.scope_settings import NO_SETTINGS
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.model.times import UNTIL_KNOWN_US
 from ledger_sizer.model.units import decimal_text, usd, usd_ceil_e8
-from ledger_sizer.rules.bounds import Limits, balance_bounds, cap_bounds, position_bound
+from ledger_sizer.rules.accounts import accounts_of, is_doubtful, places_of
+from ledger_sizer.rules.bounds import Limits, balance_bounds, cap_bounds, match_within, position_bound
 from ledger_sizer.rules.filling import grow_position, place_of
 from ledger_sizer.rules.leg_sizing import Match, match_legs, planned_legs
 from ledger_sizer.rules.policy import Policy
-from ledger_sizer.rules.state import PortfolioState, ScopeState, Verdict
+from ledger_sizer.rules.scope_state import ScopeState
+from ledger_sizer.rules.state import PortfolioState, Verdict
 from ledger_sizer.rules.trace import trace_text
 
 _LEAST_USD = usd(1)  # less holds nothing
@@ -35,11 +37,15 @@ def reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Policy
     own: Limits = [(raw.binding, raw.budget_e8)]
     if growing is not None:
         own.append((raw.most_binding, raw.most_e8 - growing.held_e8 - growing.open_e8))
-    caps, balance = cap_bounds(scopes, others), balance_bounds(command.available_balance)
+    places = places_of(accounts_of(state.scopes, state.shared), tags, command.plans) if state.shared else []
+    caps, balance = cap_bounds(scopes, others), balance_bounds(command.available_balance, places)
     binding, least_e8 = min([*own, *caps, *balance], key=itemgetter(1))
     budget_e8 = max(least_e8, 0)
-    matched = None if command.plans is None else match_legs(usd(budget_e8), command.plans)
+    matched = None if command.plans is None else match_within(budget_e8, command.plans, places)
     objections = [*_objections(scopes, command, [*own, *balance], caps, budget_e8, binding, matched, now_us)]
+    objections += [
+        ("unreconciled", place.account.name) for place in places if is_doubtful(scopes[0], place.account, now_us)
+    ]
     if state.desk_status != "active":
         objections.insert(0, (state.desk_status, DESK_BINDING))
     reason, objector = min(objections, key=lambda one: PRECEDENCE[one[0]]) if objections else (None, None)
@@ -74,7 +80,8 @@ def reserve(state: PortfolioState, command: Reserve, now_us: int, policy: Policy
             verdict.position = grow_position(growing, quantity, orders, budget_e8, expires_us)
             verdict.budget_e8 = verdict.position.held_e8 - growing.held_e8
     verdict.trace = trace_text(
-        scopes, others=others, desk_status=state.desk_status, policy=policy.text, match=matched,
+        scopes, others=[*others, *(place.account for place in places)], desk_status=state.desk_status,
+        policy=policy.text, match=matched,
         position=verdict.position, grows=growing, orders=() if growing is None else orders,
         entry=growing is not None and reason is None,
     )  # fmt: skip
@@ -160,6 +167,8 @@ def _objections(
         yield small, about
     if budget_e8 <= 0 and command.available_balance is not None and command.available_balance < _LEAST_USD:
         yield "insufficient_balance", "available_balance"
+    elif budget_e8 <= 0 and binding == FREE_BALANCE:
+        yield "insufficient_balance", FREE_BALANCE
     elif budget_e8 <= 0:
         yield "below_min_notional", binding
 

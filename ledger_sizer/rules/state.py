@@ -3,6 +3,7 @@
 The store fills it, `decide` reads it, `apply` changes it, and the store saves the changes.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -10,8 +11,10 @@ from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.choices import Outcome, Status
 from ledger_sizer.model.decisions import GENESIS_HASH, DecisionRecord, chain_hash, fields_text
 from ledger_sizer.model.domain import Position
-from ledger_sizer.model.scope_settings import NO_SETTINGS, ScopeSettings
+from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, Tags, is_default_scope
+from ledger_sizer.rules.accounts import promised_after
+from ledger_sizer.rules.scope_state import ScopeState
 
 CLOCK_STEP_US_MAX = 60_000_000
 """A clock that reads earlier than a portfolio's last decision by up to this much is waited for: one minute."""
@@ -27,59 +30,6 @@ def decision_time(now_us: int, last_us: int) -> int:
     time never makes a hold overdue.
     """
     return last_us if now_us < last_us <= now_us + CLOCK_STEP_US_MAX else now_us
-
-
-@dataclass(slots=True)
-class ScopeState:
-    """A scope's settings and counters, in 1e-8 USD. stored: (held, open) in the database, None if it has no row."""
-
-    name: str
-    settings: ScopeSettings = NO_SETTINGS
-    held_e8: int = 0
-    open_e8: int = 0
-    stored: tuple[int, int] | None = None
-
-    @property
-    def cap_e8(self) -> int | None:
-        """Its cap, None without one."""
-        return self.settings.cap_e8
-
-    @property
-    def status(self) -> Status:
-        """`active`, `reducing` or `halted`."""
-        return self.settings.status
-
-    @property
-    def exposure_e8(self) -> int:
-        """held + open."""
-        return self.held_e8 + self.open_e8
-
-    @property
-    def headroom_e8(self) -> int | None:
-        """cap - exposure; below zero when facts exceeded the cap; None without a cap."""
-        cap_e8 = self.settings.cap_e8
-        return None if cap_e8 is None else cap_e8 - self.held_e8 - self.open_e8
-
-    @property
-    def overage_e8(self) -> int:
-        """Exposure above the cap."""
-        cap_e8 = self.settings.cap_e8
-        return 0 if cap_e8 is None else max(self.held_e8 + self.open_e8 - cap_e8, 0)
-
-    @property
-    def kept_e8(self) -> int:
-        """What requests outside of it must leave for it: the part of its guarantee that it does not use."""
-        return max((self.settings.guarantee_e8 or 0) - self.held_e8 - self.open_e8, 0)
-
-    @property
-    def shared(self) -> bool:
-        """Whether requests outside of it depend on it: it has a guarantee, or is the default cap of a tag name."""
-        return self.settings.guarantee_e8 is not None or is_default_scope(self.name)
-
-    def unreconciled(self, now_us: int) -> bool:
-        """Return True if it differs from the exchange, or is no longer known to agree with it."""
-        fresh_until_us = self.settings.fresh_until_us
-        return self.settings.frozen or (fresh_until_us is not None and now_us >= fresh_until_us)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -268,6 +218,8 @@ class PortfolioState:
                 self._add_to_counters(tags.scopes, held, opened, granting=granted)
                 if granted and self.shared:
                     self._assert_shared(tags.scopes)
+            if self.shared:
+                self._promise(before, position, verdict, granting=granted and held > 0)
         if verdict.scope_after is not None:
             self._change_scope(verdict.scope_after)
         if verdict.outcome != "applied":
@@ -319,6 +271,19 @@ class PortfolioState:
         self.add_position(position.stamped(opened_us, now_us, seq))
         self.dirty_positions.add(number)
         return held, opened
+
+    def _promise(self, before: Position | None, after: Position, verdict: Verdict, *, granting: bool) -> None:
+        """Change what accounts have promised of their free balance, and say so in the trace."""
+        promised = promised_after(self.scopes, self.shared, before, after)
+        for name, promised_e8 in promised.items():
+            scope = self.scopes[name]
+            free_e8, known_e8 = scope.settings.free_e8, scope.settings.promised_e8 or 0
+            within = free_e8 is None or promised_e8 <= max(free_e8, known_e8)
+            assert within or not granting, f"{self.name}: {name} would promise more than is free"
+            scope.settings = scope.settings._replace(promised_e8=promised_e8)
+            self.dirty_scopes.add(name)
+        if promised:
+            verdict.trace = f'{verdict.trace[:-1]},"promised":{json.dumps(promised, separators=(",", ":"))}}}'
 
     def _change_scope(self, after: ScopeState) -> None:
         """Set what a scope is set to. Its counters stay: only positions change them."""

@@ -33,7 +33,7 @@ from ledger_sizer.model.legs import Leg, legs_text
 from ledger_sizer.model.scope_settings import LATER, NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.rules.leg_sizing import Match
-from ledger_sizer.rules.state import ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
 
 MOVED = "tags"
 """The `binding` of a decision that moved its position to other scopes: its trace has `moved`."""

@@ -16,7 +16,7 @@ from ledger_sizer.model.domain import ScopeExposure
 from ledger_sizer.model.pools import left_to_all
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_default_scope
 from ledger_sizer.model.units import usd
-from ledger_sizer.rules.state import ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.tables import SHARED, PortfolioRow, ScopeRow
 from ledger_sizer.storage.write_store import scope_from_row
 from ledger_sizer.views.scopes import NO_DEFAULTS, defaults_of, pools_of_shared, scope_exposure, shared_by_portfolio

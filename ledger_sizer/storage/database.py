@@ -37,7 +37,7 @@ from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
 
-SCHEMA_HEAD = "0012"
+SCHEMA_HEAD = "0013"
 """The newest migration. Written here so that opening a ledger need not import Alembic; a test keeps it true."""
 
 _migration_lock = threading.Lock()

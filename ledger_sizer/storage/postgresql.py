@@ -27,6 +27,7 @@ from ledger_sizer.storage.clock import ClockGuard
 from ledger_sizer.storage.postgresql_connection import CONFIRM
 from ledger_sizer.storage.postgresql_sql import ROW_SEPARATOR
 from ledger_sizer.storage.write_store import (
+    COUNTERS,
     FenceLost,
     PortfolioChanges,
     PortfolioNeed,
@@ -253,7 +254,7 @@ def _write_parameters(changes: Sequence[PortfolioChanges]) -> dict[str, Any]:
             ("changed_positions", change.changed_positions),
             ("new_scopes", change.new_scopes),
             ("changed_scopes", [(*row, 0) for row in change.counter_changes]),
-            ("changed_scopes", [(*row[:5], 1, *row[5:]) for row in change.scope_changes]),
+            ("changed_scopes", [(*row[: len(COUNTERS)], 1, *row[len(COUNTERS) :]) for row in change.scope_changes]),
         ):
             rows[name] += [_row_text(row) for row in part]
         if not change.begins:

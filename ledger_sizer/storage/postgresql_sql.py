@@ -23,6 +23,7 @@ from ledger_sizer.storage.tables import (
     ScopeRow,
 )
 from ledger_sizer.storage.write_store import (
+    COUNTERS,
     DECISION_COLUMNS,
     PORTFOLIO_COLUMNS,
     POSITION_COLUMNS,
@@ -131,10 +132,11 @@ SELECT COALESCE((SELECT max(now_us) FROM due), %(now)s::bigint,
 _HEADS = [
     ("id", "::bigint"), ("last_seq", "::bigint"), ("last_hash", ""), ("last_us", "::bigint"), ("previous_hash", "")
 ]  # fmt: skip
-_CHANGED_SCOPES = [*_SCOPES[:5], ("all_columns", ""), *_SCOPES[5:]]
+_COUNTERS = len(COUNTERS)
+_CHANGED_SCOPES = [*_SCOPES[:_COUNTERS], ("all_columns", ""), *_SCOPES[_COUNTERS:]]
 """A line that changes only counters ends with `all_columns` 0. The settings are then read as NULL."""
 _SET_SETTINGS = ", ".join(
-    f"{name} = CASE WHEN r.all_columns = '1' THEN r.{name} ELSE s.{name} END" for name in SCOPE_CHANGE[5:]
+    f"{name} = CASE WHEN r.all_columns = '1' THEN r.{name} ELSE s.{name} END" for name in SCOPE_CHANGE[_COUNTERS:]
 )
 _POSITIONS = _typed(PositionRow.__table__, POSITION_COLUMNS)
 _SET_POSITION = ", ".join(f"{name} = r.{name}" for name in POSITION_COLUMNS if name not in ("portfolio_id", "number"))
@@ -160,7 +162,7 @@ _PARTS = {
 )""",
     "changed_scopes": f"""changed_scopes AS (
     UPDATE scopes s SET held_e8 = s.held_e8 + r.held_e8, open_e8 = s.open_e8 + r.open_e8, overage_e8 = r.overage_e8,
-        {_SET_SETTINGS}
+        promised_e8 = r.promised_e8, {_SET_SETTINGS}
     FROM {_rows(_CHANGED_SCOPES, "changed_scopes")} AS r WHERE s.portfolio_id = r.portfolio_id AND s.scope = r.scope
 )""",
 }

@@ -19,6 +19,7 @@ from ledger_sizer.model.choices import Status
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
 from ledger_sizer.storage.tables import DESK_ID, NO_DESK
 from ledger_sizer.storage.write_store import (
+    COUNTERS,
     DECISION_COLUMNS,
     PORTFOLIO_COLUMNS,
     POSITION_COLUMNS,
@@ -59,8 +60,9 @@ _UPDATE_HEAD = "UPDATE portfolios SET last_seq = ?1, last_hash = ?2, last_us = ?
 _INSERT_DECISION = _insert("decisions", DECISION_COLUMNS, _places(DECISION_COLUMNS))
 _INSERT_POSITION = _insert("positions", POSITION_COLUMNS, _places(POSITION_COLUMNS))
 _UPDATE_POSITION = _update_position(_places(POSITION_COLUMNS))
-_COUNTERS_SET = "UPDATE scopes SET held_e8 = held_e8 + ?3, open_e8 = open_e8 + ?4, overage_e8 = ?5"
-_SETTINGS_SET = "".join(f", {name} = ?{place}" for place, name in enumerate(SCOPE_CHANGE[5:], 6))
+_COUNTERS_SET = "UPDATE scopes SET held_e8 = held_e8 + ?3, open_e8 = open_e8 + ?4, overage_e8 = ?5, promised_e8 = ?6"
+_SETTINGS = len(COUNTERS)
+_SETTINGS_SET = "".join(f", {name} = ?{place}" for place, name in enumerate(SCOPE_CHANGE[_SETTINGS:], _SETTINGS + 1))
 _OF_SCOPE = "WHERE portfolio_id = ?1 AND scope = ?2"
 _UPDATE_COUNTERS = f"{_COUNTERS_SET} {_OF_SCOPE}"
 _UPDATE_SCOPE = f"{_COUNTERS_SET}{_SETTINGS_SET} {_OF_SCOPE}"

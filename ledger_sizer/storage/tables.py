@@ -54,7 +54,7 @@ NO_DESK = "halted"
 """The desk's status where somebody deleted its scope's row: deleting it must not lift a halt."""
 
 
-SHARED = "guarantee_e8 IS NOT NULL OR scope LIKE '%=*'"
+SHARED = "guarantee_e8 IS NOT NULL OR scope LIKE '%=*' OR since_seq IS NOT NULL"
 """SQL of `ScopeState.shared`. A database uses the index of such scopes only if a statement repeats this condition."""
 
 
@@ -76,6 +76,9 @@ class ScopeRow(Base):
         CheckConstraint("frozen IN (0, 1)", name="frozen"),
         CheckConstraint("guarantee_e8 IS NULL OR guarantee_e8 >= 0", name="guarantee"),
         CheckConstraint("max_position_e8 IS NULL OR max_position_e8 > 0", name="max_position"),
+        CheckConstraint("share_e8 IS NULL OR share_e8 > 0", name="share"),
+        CheckConstraint("margin_e8 IS NULL OR margin_e8 >= 0", name="margin"),
+        CheckConstraint("promised_e8 IS NULL OR promised_e8 >= 0", name="promised"),
         Index("ix_scopes_shared", "portfolio_id", postgresql_where=text(SHARED), sqlite_where=text(SHARED)),
     )
 
@@ -90,6 +93,12 @@ class ScopeRow(Base):
     fresh_until_us: Mapped[int | None]
     guarantee_e8: Mapped[int | None]
     max_position_e8: Mapped[int | None]
+    share_e8: Mapped[int | None]
+    frozen_note: Mapped[str | None]
+    since_seq: Mapped[int | None]
+    free_e8: Mapped[int | None]
+    margin_e8: Mapped[int | None]
+    promised_e8: Mapped[int | None]
 
 
 PENDING = "state IN ('held', 'open') AND expires_us IS NOT NULL"
@@ -338,6 +347,24 @@ class DriftRow(Base):
     ended_us: Mapped[int | None]
     actor: Mapped[str | None]
     reason: Mapped[str | None]
+
+
+class AssetPolicyRow(Base):
+    """What a person decided an asset of an account to be. pattern: `venue/account/ASSET`, each part may be `*`."""
+
+    __tablename__ = "asset_policies"
+    __table_args__ = (
+        CheckConstraint("policy IN ('position', 'cash', 'fees', 'ignore')", name="policy"),
+        Index("uq_asset_policies_portfolio_pattern", "portfolio", "pattern", unique=True),
+    )
+
+    id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
+    portfolio: Mapped[str]
+    pattern: Mapped[str]
+    policy: Mapped[str]
+    actor: Mapped[str]
+    reason: Mapped[str]
+    decided_us: Mapped[int]
 
 
 class AlertRow(Base):

@@ -19,14 +19,18 @@ from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, stored_tags
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.rules.batch import Fence, Group
-from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
+from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.tables import DecisionRow, PortfolioRow, PositionRow, ScopeRow
 
 PORTFOLIO_COLUMNS = tuple(PortfolioRow.__table__.columns.keys())
 SCOPE_COLUMNS = tuple(ScopeRow.__table__.columns.keys())
 POSITION_COLUMNS = tuple(PositionRow.__table__.columns.keys())
 DECISION_COLUMNS = tuple(DecisionRow.__table__.columns.keys())
-SCOPE_CHANGE = ("portfolio_id", "scope", "held_e8", "open_e8", "overage_e8", *ScopeSettings._fields)
+_RARELY_SET = tuple(name for name in ScopeSettings._fields if name != "promised_e8")
+COUNTERS = ("portfolio_id", "scope", "held_e8", "open_e8", "overage_e8", "promised_e8")
+"""Columns that decisions about positions change (see `counters_row`)."""
+SCOPE_CHANGE = (*COUNTERS, *_RARELY_SET)
 """Columns of a scope as a batch writes them (see `scope_row`)."""
 assert set(SCOPE_CHANGE) == set(SCOPE_COLUMNS), "every setting has its column, and every column is written"
 assert DECISION_COLUMNS[1:] == DecisionRecord._fields[1:], "the decisions table and the record must list one order"
@@ -235,17 +239,19 @@ _OF_SCOPE = itemgetter(*map(SCOPE_COLUMNS.index, ("scope", "held_e8", "open_e8",
 
 
 def counters_row(portfolio_id: int, scope: ScopeState) -> Row:
-    """Return the change of a scope's counters, the first of `SCOPE_CHANGE`: differences, 1e-8 USD, and the overage.
+    """Return the change of a scope's counters, `COUNTERS`: differences, 1e-8 USD; the overage and what is promised.
 
     Adding a difference never corrects a row that somebody edited. `verify` then finds it, or a CHECK fails the batch.
     """
     held, opened = scope.stored or (0, 0)
-    return (portfolio_id, scope.name, scope.held_e8 - held, scope.open_e8 - opened, scope.overage_e8)
+    promised_e8 = scope.settings.promised_e8
+    return (portfolio_id, scope.name, scope.held_e8 - held, scope.open_e8 - opened, scope.overage_e8, promised_e8)
 
 
 def scope_row(portfolio_id: int, scope: ScopeState) -> Row:
     """Return the change of a scope's counters and its settings: the columns of `SCOPE_CHANGE`."""
-    return (*counters_row(portfolio_id, scope), *[int(one) if type(one) is bool else one for one in scope.settings])
+    settings = [getattr(scope.settings, name) for name in _RARELY_SET]
+    return (*counters_row(portfolio_id, scope), *[int(one) if type(one) is bool else one for one in settings])
 
 
 def record_from_row(portfolio: str, row: Sequence[Any]) -> DecisionRecord:

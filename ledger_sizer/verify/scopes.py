@@ -57,6 +57,9 @@ class ScopeCheck:
                 if moved is not None:
                     held, opened = moved[name]
                 self._expected[name] = (settings, held_e8 + held, open_e8 + opened)
+            for name, promised_e8 in trace.get("promised", {}).items():
+                settings, held_e8, open_e8 = self._expected.get(name, _UNUSED)
+                self._expected[name] = (settings._replace(promised_e8=promised_e8), held_e8, open_e8)
             if "after" in trace:
                 name, settings, held_e8, open_e8 = read_scope(trace["after"])
                 self._expected[name] = (settings, held_e8, open_e8)
@@ -81,7 +84,8 @@ class ScopeCheck:
         A default cap that an older version set, as that of a value `*`, may have borne on it or not.
         """
         missing = {name for name in self._shared.difference(own, others) if self._bears_on(name, own)}
-        needless = {name for name in others if name in own or not self._bears_on(name, own)}
+        pools = [name for name in others if self._expected[name][0].since_seq is None]  # the rest are accounts
+        needless = {name for name in pools if name in own or not self._bears_on(name, own)}
         for name in sorted(missing | needless):
             saw = "saw" if name in needless else "did not see"
             self._report(seq, f"decision {seq} {saw} the scope {name}, which {_text(self._expected[name])}")

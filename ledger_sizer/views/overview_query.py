@@ -24,7 +24,7 @@ from ledger_sizer.model.overview import (
 from ledger_sizer.model.pools import left_to_all
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_default_scope
 from ledger_sizer.model.times import from_us, to_us
-from ledger_sizer.rules.state import ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.lookups import desk_status, last_desk_change, no_portfolio
 from ledger_sizer.storage.tables import (

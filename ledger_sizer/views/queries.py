@@ -28,7 +28,7 @@ from ledger_sizer.model.names import SEQ_MAX, portfolio_name, portfolio_or_desk,
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, GivenTags, is_dimension, scope_name, tags_of
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import E8_MAX
-from ledger_sizer.rules.state import ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.database import has_tag, read_transaction
 from ledger_sizer.storage.lookups import decision_by_key, desk_status, last_desk_change, no_portfolio, portfolio_id
 from ledger_sizer.storage.tables import DESK_ID, PENDING, DecisionRow, PortfolioRow, PositionRow, ScopeRow

@@ -1,6 +1,7 @@
 """Scopes as reads show them: each with the cap that counts, the guaranteed ones as pools."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 
 from sqlalchemy import ColumnElement, Connection, select, text
 
@@ -9,7 +10,7 @@ from ledger_sizer.model.pools import DefaultCap, Pool, pools_of
 from ledger_sizer.model.tags import is_default_scope
 from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import usd
-from ledger_sizer.rules.state import ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.tables import SHARED, PortfolioRow, ScopeRow
 from ledger_sizer.storage.write_store import scope_from_row
 
@@ -73,9 +74,17 @@ def scope_exposure(scope: ScopeState, defaults: Defaults = NO_DEFAULTS) -> Scope
         frozen=bool(settings.frozen),
         fresh_until=None if settings.fresh_until_us is None else from_us(settings.fresh_until_us),
         cap_from=cap_from,
-        guarantee=None if settings.guarantee_e8 is None else usd(settings.guarantee_e8),
-        max_position_usd=None if settings.max_position_e8 is None else usd(settings.max_position_e8),
+        guarantee=_usd(settings.guarantee_e8),
+        max_position_usd=_usd(settings.max_position_e8),
+        share_of_equity=_usd(settings.share_e8),
+        frozen_note=settings.frozen_note,
+        free_balance=_usd(settings.free_e8),
+        promised=_usd(settings.promised_e8),
     )
+
+
+def _usd(amount_e8: int | None) -> Decimal | None:
+    return None if amount_e8 is None else usd(amount_e8)
 
 
 def exposure_of(

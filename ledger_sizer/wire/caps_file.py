@@ -35,6 +35,7 @@ _HEADER = """\
 # cap                the most exposure, held and open. The portfolio's own must be there.
 # guarantee          what the scope can always have. Guarantees of a portfolio stand on one tag name, and their sum is
 #                    at most its cap.
+# share_of_equity    instead of a cap: the fraction of the accounts' equity that it follows, such as "0.8".
 # max_position_usd   the most one position may be, instead of the settings' maximum.
 #
 # A scope is one value of a tag, such as "venue=bybit". The cap of "venue=*" is that of every venue without its own.
@@ -43,7 +44,7 @@ _HEADER = """\
 
 _AMOUNT = re.compile(AMOUNT_PATTERN)
 _BARE = re.compile(r"[A-Za-z0-9_-]+")
-_OF_PORTFOLIO = ("cap", "max_position_usd")
+_OF_PORTFOLIO = ("cap", "max_position_usd", "share_of_equity")
 
 
 class _Float(str):
@@ -117,7 +118,7 @@ def _read_portfolio(name: str, form: Any, place: str) -> dict[str, Limits]:
     if "guarantee" in table:
         _refuse(f"{place}.guarantee", "a guarantee is of one scope, not of the whole; write it under scopes")
     _only_known(table, (*_OF_PORTFOLIO, "scopes"), place)
-    if "cap" not in table:
+    if "cap" not in table and "share_of_equity" not in table:
         _refuse(f"{place}.cap", 'is missing: a portfolio always has a cap; write cap = "5000"')
     caps = {PORTFOLIO_SCOPE: _read_limits(PORTFOLIO_SCOPE, {n: table[n] for n in _OF_PORTFOLIO if n in table}, place)}
     scopes = _table(table.get("scopes", {}), f"{place}.scopes", "a table for each scope")

@@ -181,11 +181,17 @@ POSITION = Codec(
 )
 position_to_json, position_from_json = POSITION.to_json, POSITION.from_json
 
-_FIGURES = "cap held open exposure headroom overage status frozen fresh_until max_position_usd"
+_FIGURES = (
+    "cap held open exposure headroom overage status frozen fresh_until max_position_usd share_of_equity frozen_note"
+)
 _FIGURE_DOCS = {
     "frozen": "New reservations are denied because of a drift.",
     "fresh_until": "From then on they are denied because nobody compared since.",
     "max_position_usd": "Most one position may be, instead of the settings' maximum; null where that counts.",
+    "share_of_equity": "The fraction of the accounts' equity that the cap follows; null where it follows none.",
+    "frozen_note": "Why it is frozen, such as the drift that froze it.",
+    "free_balance": "Of an exchange account: what was free when it was seen last.",
+    "promised": "Of an exchange account: what grants and fills used of its free balance since.",
     "cap": "The cap that counts: its own, else the default of its tag name.",
     "cap_from": "The scope of that default, like `venue=*`; null where the cap is its own.",
     "guarantee": "What the scope can always have.",
@@ -203,9 +209,9 @@ POOL = Codec(
 DEFAULT_CAP = Codec(DefaultCap)
 SCOPE = Codec(
     ScopeExposure,
-    f"scope {_FIGURES} cap_from guarantee kept",
+    f"scope {_FIGURES} cap_from guarantee kept free_balance promised",
     _FIGURE_DOCS,
-    later="max_position_usd cap_from guarantee",
+    later="max_position_usd cap_from guarantee share_of_equity frozen_note free_balance promised",
 )
 FIGURES = Codec(ScopeExposure, _FIGURES, {name: text for name, text in _FIGURE_DOCS.items() if name != "cap"})
 EXPOSURE = Codec(

@@ -14,7 +14,8 @@ from ledger_sizer.model.domain import ScopeExposure
 from ledger_sizer.model.pools import Pool, left_to_all, pools_of
 from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.rules.guarantees import require_guarantees_fit
-from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
+from ledger_sizer.rules.state import PortfolioState
 
 D = Decimal
 

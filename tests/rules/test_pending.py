@@ -20,7 +20,8 @@ from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import tags_of
 from ledger_sizer.rules.batch import Group, decide_batch, expire_due
 from ledger_sizer.rules.policy import Policy
-from ledger_sizer.rules.state import PortfolioState, ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
+from ledger_sizer.rules.state import PortfolioState
 from ledger_sizer.storage.write_store import position_row
 from ledger_sizer.verify.position_fold import FoldedPosition, fold_position
 

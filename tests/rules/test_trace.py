@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ledger_sizer.model.scope_settings import NO_SETTINGS, ScopeSettings
-from ledger_sizer.rules.state import ScopeState
+from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.rules.trace import read_scope, trace_text
 
 

@@ -39,6 +39,8 @@ ROWS: dict[str, Row] = {
     "leases": {"name": "sweep", "owner": "me", "until_us": 5, "epoch": 1},
     "reconciliations": {"id": 1, "portfolio": "seven", "trigger": "start", "outcome": "good", "started_us": 5,
                         "finished_us": 5, "epoch": 1, "fetched": "[]", "found": "{}"},
+    "asset_policies": {"id": 8, "portfolio": "seven", "pattern": "okx/main/BNB", "policy": "fees", "actor": "me",
+                       "reason": "fees", "decided_us": 5},
     "alerts": {"id": 1, "delivery": "run-1", "body": "{}", "attempts": 0, "due_us": 0},
     "drifts": {"id": 1, "portfolio": "seven", "venue": "bybit", "account": "main", "subject": "BTC/USDT:USDT",
                "side": "long", "kind": "unknown_position", "state": "open", "policy": "alert", "sightings": 1,
@@ -62,6 +64,10 @@ BREACHES: list[tuple[str, Row]] = [
     ("ck_scopes_within_cap", {"held_e8": 8, "open_e8": 1, "overage_e8": 3}),
     ("ck_scopes_portfolio_capped", {"scope": "portfolio", "cap_e8": None}),
     ("ck_scopes_status", {"status": "stopped"}),
+    ("ck_scopes_share", {"share_e8": 0}),
+    ("ck_scopes_share", {"share_e8": -1}),
+    ("ck_scopes_margin", {"margin_e8": -1}),
+    ("ck_scopes_promised", {"promised_e8": -1}),
     ("ck_scopes_status", {"status": ""}),
     ("ck_positions_state", {"state": "lost", "held_e8": 0}),
     ("ck_positions_held", {"held_e8": -5}),
@@ -97,6 +103,7 @@ BREACHES: list[tuple[str, Row]] = [
     ("ck_reconciliations_outcome", {"outcome": "fine"}),
     ("ck_reconciliations_finished", {"finished_us": 4}),
     ("ck_alerts_attempts", {"attempts": -1}),
+    ("ck_asset_policies_policy", {"policy": "hope"}),
     ("ck_drifts_state", {"state": "gone"}),
     ("ck_drifts_ended", {"ended_us": 9}),
     ("ck_drifts_ended", {"state": "resolved"}),
@@ -194,14 +201,15 @@ def test_update_row_when_it_breaches_a_check_then_the_database_refuses_it_by_nam
 
 WHOLE_NUMBERS = {"portfolios": ("last_seq", "last_us", "created_us"),
                  "scopes": ("cap_e8", "held_e8", "open_e8", "overage_e8", "fresh_until_us", "guarantee_e8",
-                            "max_position_e8")}  # fmt: skip
-TEXTS = {"portfolios": ("name", "last_hash"), "scopes": ("scope",)}
+                            "max_position_e8", "share_e8", "since_seq", "free_e8", "margin_e8",
+                            "promised_e8")}  # fmt: skip
+TEXTS = {"portfolios": ("name", "last_hash"), "scopes": ("scope", "frozen_note")}
 OF_ANOTHER_TYPE = [
     *((table, name, value) for table, names in WHOLE_NUMBERS.items() for name in names
       for value in ("9x", "", b"9", 500000000000.5)),
     *((table, name, b"main") for table, names in TEXTS.items() for name in names),
 ]  # fmt: skip
-MOVED_BY_EVERY_BATCH = {"last_seq", "last_us", "last_hash", "held_e8", "open_e8", "overage_e8"}
+MOVED_BY_EVERY_BATCH = {"last_seq", "last_us", "last_hash", "held_e8", "open_e8", "overage_e8", "promised_e8"}
 
 
 @pytest.mark.parametrize("engine_kind", ["sqlite"], indirect=True)
