@@ -21,7 +21,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from ledger_sizer.model.choices import DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
+from ledger_sizer.model.asset_policies import DOLLARS, asset_pattern
+from ledger_sizer.model.choices import AssetPolicy, DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import PORTFOLIO_PATTERN
 from ledger_sizer.model.reconciliation import EXCESS_KINDS
@@ -271,7 +272,11 @@ class ReconcileSettings(Settings):
         "portfolio", description="What a drift freezes; venue: only reservations with that tag."
     )
     quote_assets: tuple[str, ...] = Field(
-        ("USDT", "USDC", "USD"), description="Assets that are money here, not positions."
+        tuple(sorted(DOLLARS)),
+        description="Dollars: money here, not positions. Unset: all that sizing knows.",
+    )
+    assets: dict[str, AssetPolicy] = Field(
+        {}, description='Whose money an asset is, as {"binance/*/LD*": "ignore", "*/*/BNB": "fees"}.'
     )
     baselines: dict[str, Exact] = Field(
         {}, description='Spot balances that are no positions, as {"bybit/main/BTC": "0.5"}.'
@@ -284,12 +289,28 @@ class ReconcileSettings(Settings):
     policy_legs_unequal: DriftPolicy = Field("alert", description="Bought and sold sides are not of one size.")
     policy_balance_below_holds: DriftPolicy = Field("alert", description="Free quote balance below the sum of holds.")
     policy_late_fill: DriftPolicy = Field("alert", description="A fill of a hold that is over, or of unknown fate.")
+    policy_unreadable: DriftPolicy = Field("alert", description="A position that was listed and not understood.")
     policy_expired_hold: DriftPolicy = Field("record", description="A hold that ran out with nothing to show for it.")
     webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
     webhook_secret: SecretStr | None = Field(None, description="Signs them: X-Ledger-Signature, HMAC-SHA256, hex.")
     webhook_attempts_max: int = Field(12, ge=1, le=1000, description="Attempts for one alert, ever longer apart.")
 
     webhook_heads: bool = Field(False, description="Post the chain heads there too, each time they are exported.")
+
+    @field_validator("assets")
+    @classmethod
+    def _asset_patterns(cls, assets: dict[str, AssetPolicy]) -> dict[str, AssetPolicy]:
+        for pattern in assets:
+            asset_pattern(pattern, "assets")
+        return assets
+
+    @field_validator("baselines")
+    @classmethod
+    def _baseline_names(cls, baselines: dict[str, Decimal]) -> dict[str, Decimal]:
+        for name in baselines:
+            if "*" in asset_pattern(name, "baselines"):
+                raise ValueError(f"a baseline is of one asset of one account, without *, got {name!r}")
+        return baselines
 
     @model_validator(mode="after")
     def _policies_fit_kinds(self) -> Self:

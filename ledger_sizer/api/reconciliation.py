@@ -1,7 +1,7 @@
 """Routes for reconciliation runs and drifts: list them, start a run, decide about a drift."""
 
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -18,7 +18,7 @@ from ledger_sizer.reconcile import drifts
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
-from ledger_sizer.wire.reconciliation import drift_to_json, report_to_json, run_to_json
+from ledger_sizer.wire.reconciliation import drift_to_json, report_to_json, rule_to_json, run_to_json
 from ledger_sizer.wire.requests import AmountText, Body, PortfolioText, TagsForm
 
 DriftInPath = Annotated[int, Path(ge=1, le=10**18 - 1)]
@@ -44,6 +44,23 @@ class AdoptDriftBody(ReasonBody):
         default_factory=dict, description="Tags of the position; its venue, account and symbol are filled in."
     )
     pair: bool = Field(True, description="Whether what hedges it there is adopted with it, as one position.")
+
+
+class IgnoreDriftBody(ReasonBody):
+    """Why; and whether the asset of the drift is decided once, as what."""
+
+    asset: bool = Field(False, description="Decide about the asset of this account, whatever its quantity.")
+    policy: Literal["cash", "fees", "ignore"] | None = Field(
+        None, description="With `asset`: what it is. `ignore` where nothing is said."
+    )
+
+
+class PolicyFilters(BaseModel):
+    """Query of `GET /v1/asset-policies`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    portfolio: PortfolioText | None = None
 
 
 class _Filters(BaseModel):
@@ -105,7 +122,34 @@ def router(service: ServiceContext) -> APIRouter:
         return json_response(page_to_json(page, drift_to_json))
 
     _add_decisions(routes, service)
+    _add_asset_policies(routes, service)
     return routes
+
+
+def _add_asset_policies(routes: APIRouter, service: ServiceContext) -> None:
+    """Add the routes that list whose money each asset is, and take a decision about one back."""
+
+    @routes.get("/asset-policies", response_model=response_models.AssetRuleList)
+    async def list_asset_policies(filters: Annotated[PolicyFilters, Query()], caller: Reader) -> Response:
+        """Whose money each asset is: decided about drifts, from settings, by default."""
+        of = _portfolios(caller, filters.portfolio)
+        rules = await run_in_threadpool(service.require_reconciler().asset_rules, of)
+        return json_response({"items": [rule_to_json(rule) for rule in rules]})
+
+    @routes.post(
+        "/asset-policies/{policy_id}/take-back",
+        response_model=response_models.AssetRuleForm,
+        openapi_extra=body_schema(ReasonBody),
+    )
+    async def take_back_asset_policy(request: Request, policy_id: DriftInPath, caller: Admin) -> Response:
+        """End a decided policy. What the exchange shows is compared again from the next run on."""
+        body = await parse_body(request, ReasonBody)
+        require_unbound(caller, "a policy")
+        operator = service.require_reconciler().operator
+        rule = await run_in_threadpool(operator.decided_policy, policy_id)
+        require_portfolio_access(caller, str(rule.portfolio))
+        await run_in_threadpool(lambda: operator.take_back(policy_id, reason=body.reason))
+        return json_response(rule_to_json(rule))
 
 
 def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
@@ -119,6 +163,8 @@ def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
         if isinstance(body, AdoptDriftBody):
             price = None if body.price is None else Decimal(body.price)
             more = {"price": price, "tags": body.tags, "pair": body.pair}
+        elif isinstance(body, IgnoreDriftBody):
+            more = {"asset": body.asset, "policy": body.policy}
 
         def act() -> Any:
             return reconciler.operator.act(action, drift_id, reason=body.reason, **more)
@@ -133,11 +179,13 @@ def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
         return await decide(caller, "adopt", drift_id, await parse_body(request, AdoptDriftBody))
 
     @routes.post(
-        "/drifts/{drift_id}/ignore", response_model=response_models.DriftForm, openapi_extra=body_schema(ReasonBody)
+        "/drifts/{drift_id}/ignore",
+        response_model=response_models.DriftForm,
+        openapi_extra=body_schema(IgnoreDriftBody),
     )
     async def ignore_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
-        """Let the difference stand as it is, until it changes."""
-        return await decide(caller, "ignore", drift_id, await parse_body(request, ReasonBody))
+        """Let the difference stand as it is, until it changes; or decide whose money the asset is, once."""
+        return await decide(caller, "ignore", drift_id, await parse_body(request, IgnoreDriftBody))
 
     @routes.post(
         "/drifts/{drift_id}/close", response_model=response_models.DriftForm, openapi_extra=body_schema(ReasonBody)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
+from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.choices import MarketKind, Outcome, Side, Status
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
@@ -262,6 +263,7 @@ RunPage = _page("RunPage", Run, "One page of runs; `cursor` continues it.")
 FindingForm = _form(Finding, "One difference that a comparison saw.", reconciliation.FINDING)
 DriftForm = _form(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
 DriftPage = _page("DriftPage", Drift, "One page of drifts; `cursor` continues it.")
+AssetRuleForm = _form(AssetRule, "Whose money the assets of a pattern are.", reconciliation.ASSET_RULE)
 ReportForm = _form(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)
 ReconciliationForm = _form(
     Reconciliation,
@@ -283,6 +285,12 @@ class ReportList(_Form):
     """The runs of one call, one for each portfolio."""
 
     items: list[ReportForm]  # type: ignore[valid-type]
+
+
+class AssetRuleList(_Form):
+    """The policies of assets: decided ones first, and of each source the most specific first."""
+
+    items: list[AssetRuleForm]  # type: ignore[valid-type]
 
 
 class Names(_Form):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -150,6 +150,7 @@ def list_drifts(
     return 0
 
 
+CoveringPolicy = Literal["cash", "fees", "ignore"]
 DriftId = Annotated[str, typer.Argument(metavar="DRIFT", help="Its number, as `drifts list` shows it.")]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the audit chain.")]
 
@@ -182,10 +183,30 @@ def adopt(
     return _decide("adopt", drift, reason, as_json, database_url, price=exact, **more)
 
 
-@drifts.command("ignore", epilog=help_epilog("drifts ignore 1 --reason 'not ours'", exits=NEVER_DENIED))
-def ignore(drift: DriftId, reason: Reason, as_json: Json = False, database_url: DatabaseUrl = None) -> int:
-    """Let the difference stand as it is, until it changes."""
-    return _decide("ignore", drift, reason, as_json, database_url)
+@drifts.command(
+    "ignore",
+    epilog=help_epilog(
+        "drifts ignore 1 --reason 'not ours'",
+        "drifts ignore 1 --asset --policy fees --reason 'pays fees'",
+        exits=NEVER_DENIED,
+    ),
+)
+def ignore(
+    drift: DriftId,
+    reason: Reason,
+    asset: Annotated[bool, typer.Option("--asset", help="Decide about the asset of this account, once.")] = False,
+    policy: Annotated[
+        CoveringPolicy | None, typer.Option("--policy", help="With --asset: what it is; ignore if not given.")
+    ] = None,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Let the difference stand as it is, until it changes; with --asset, whatever its size from now on.
+
+    What the ledger itself holds of an asset must be there all the same, unless it is cash. `drifts policies` lists what
+    was decided.
+    """
+    return _decide("ignore", drift, reason, as_json, database_url, asset=asset, policy=policy)
 
 
 @drifts.command("close", epilog=help_epilog("drifts close 1 --reason 'should not be there'", exits=NEVER_DENIED))
@@ -201,6 +222,55 @@ What a drift froze stays frozen. Where a reconciliation is scheduled, its next g
 drifts.command("trust", epilog=help_epilog("drifts trust --note 'no reconciliation any more'", exits=NEVER_DENIED))(
     verb_command(Reconciled, positional=(), fixed={"fresh_until": None}, help_text=_TRUST)
 )
+
+
+@drifts.command("policies", epilog=help_epilog("drifts policies", "drifts policies --json", exits=NEVER_DENIED))
+def policies(portfolio: AnyPortfolio = None, as_json: Json = False, database_url: DatabaseUrl = None) -> int:
+    """Show whose money each asset is: what was decided about drifts, then the settings, then the default of dollars.
+
+    The most specific pattern holds, and what was decided before what is set.
+    """
+    from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
+    from ledger_sizer.wire.reconciliation import rule_to_json
+
+    with _ledger_and_engine(database_url) as (settings, _, engine):
+        decided = read_decided(engine, None if portfolio is None else [portfolio])
+        rules = [*decided, *effective_policies(settings.reconcile)]
+    if as_json:
+        output.write_json({"items": [rule_to_json(rule) for rule in rules]})
+        return 0
+    output.table(
+        [Column("number"), Column("pattern"), Column("policy"), Column("from"), Column("portfolio"), Column("since"),
+         Column("decided", priority=20)],
+        [
+            (rule.id, rule.pattern, rule.policy, rule.source, rule.portfolio, rule.decided_at,
+             "" if rule.actor is None else f"{rule.actor}: {rule.reason}")
+            for rule in rules
+        ],
+        empty="no policies: every asset is compared",
+    )  # fmt: skip
+    return 0
+
+
+@drifts.command("take-back", epilog=help_epilog("drifts take-back 1 --reason 'traded now'", exits=NEVER_DENIED))
+def take_back(
+    policy: Annotated[str, typer.Argument(metavar="POLICY", help="Its number, as `drifts policies` shows it.")],
+    reason: Reason,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """End a decided policy: the asset is compared again from the next run on."""
+    from ledger_sizer.reconcile.operator import Operator
+    from ledger_sizer.wire.reconciliation import rule_to_json
+
+    number = options.whole_number(policy, "policy")
+    with _ledger_and_engine(database_url) as (_, ledger, engine):
+        rule = Operator(ledger, engine).take_back(number, reason=reason)
+    if as_json:
+        output.write_json(rule_to_json(rule))
+    else:
+        output.headline(f"{rule.pattern} is no longer {rule.policy}", "ok")
+    return 0
 
 
 def _decide(action: str, drift: str, reason: str, as_json: bool, url: str | None, **more: Any) -> int:

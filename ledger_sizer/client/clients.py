@@ -191,6 +191,8 @@ class LedgerClient(_BaseClient, Verbs, HoldMethod):
     adopt_drift = _sync_method(reconciliation.adopt_drift)
     ignore_drift = _sync_method(reconciliation.ignore_drift)
     close_drift = _sync_method(reconciliation.close_drift)
+    asset_policies = _sync_method(reconciliation.asset_policies)
+    take_back_asset_policy = _sync_method(reconciliation.take_back_asset_policy)
 
     def _execute(self, steps: Steps[T], opened: list[httpx.Response] | None = None) -> T:
         """Send and wait as the steps say, and return their result. opened: see `_send`."""
@@ -299,6 +301,8 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     adopt_drift = _async_method(reconciliation.adopt_drift)
     ignore_drift = _async_method(reconciliation.ignore_drift)
     close_drift = _async_method(reconciliation.close_drift)
+    asset_policies = _async_method(reconciliation.asset_policies)
+    take_back_asset_policy = _async_method(reconciliation.take_back_asset_policy)
 
     def hold(self, *, on_unknown: OnUnknown = "keep", **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """Reserve for an `async with` block. See `Ledger.hold`."""

@@ -7,13 +7,15 @@ from typing import Any
 
 from ledger_sizer.client.endpoints import Call, Calls, query_of
 from ledger_sizer.client.responses import value_of
+from ledger_sizer.model.asset_policies import AssetRule
+from ledger_sizer.model.choices import AssetPolicy
 from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
 from ledger_sizer.model.tags import NO_TAGS, GivenTags, tags_of
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.wire.codec import page_from_json
-from ledger_sizer.wire.reconciliation import drift_from_json, run_from_json
+from ledger_sizer.wire.reconciliation import drift_from_json, rule_from_json, run_from_json
 
 
 def reconciliations(portfolio: str | None = None, *, cursor: str | None = None, limit: int = 100) -> Calls[Page[Run]]:
@@ -68,9 +70,30 @@ def adopt_drift(
     return (yield from _decide(drift_id, "adopt", form))
 
 
-def ignore_drift(drift_id: int, *, reason: str) -> Calls[Drift]:
-    """Accept the difference as it is: it neither counts nor freezes anything until it changes."""
-    return (yield from _decide(drift_id, "ignore", {"reason": reason}))
+def ignore_drift(drift_id: int, *, reason: str, asset: bool = False, policy: AssetPolicy | None = None) -> Calls[Drift]:
+    """Accept the difference as it is: it neither counts nor freezes anything until it changes.
+
+    asset: decide about the asset of this account instead, whatever its quantity, until it is taken back. policy: what
+    it is then, `ignore` (the default), `fees` or `cash`.
+    """
+    form = {"reason": reason, "asset": asset or None, "policy": policy}
+    return (yield from _decide(drift_id, "ignore", form))
+
+
+def asset_policies(portfolio: str | None = None) -> Calls[list[AssetRule]]:
+    """Whose money each asset is: what was decided about drifts, then the settings and the defaults."""
+    rules: list[AssetRule] = yield Call(
+        "GET", "/v1/asset-policies", lambda reply: value_of(reply, _rules), query_of(portfolio=portfolio)
+    )
+    return rules
+
+
+def take_back_asset_policy(policy_id: int, *, reason: str) -> Calls[AssetRule]:
+    """End a decided policy, by its number: what the exchange shows of the asset is compared again."""
+    path = f"/v1/asset-policies/{_whole_number(policy_id, 'policy_id', 'a decided policy')}/take-back"
+    body = json.dumps({"reason": reason})
+    rule: AssetRule = yield Call("POST", path, lambda reply: value_of(reply, rule_from_json), body=body)
+    return rule
 
 
 def close_drift(drift_id: int, *, reason: str) -> Calls[Drift]:
@@ -79,12 +102,20 @@ def close_drift(drift_id: int, *, reason: str) -> Calls[Drift]:
 
 
 def _decide(drift_id: int, action: str, form: Mapping[str, Any]) -> Calls[Drift]:
-    if type(drift_id) is not int or drift_id < 1:
-        raise InvalidRequest(f"a drift has a number from 1, got {drift_id!r}", field="drift_id")
-    path = f"/v1/drifts/{drift_id}/{action}"
+    path = f"/v1/drifts/{_whole_number(drift_id, 'drift_id', 'a drift')}/{action}"
     body = json.dumps({name: value for name, value in form.items() if value is not None})
     found: Drift = yield Call("POST", path, lambda reply: value_of(reply, drift_from_json), body=body)
     return found
+
+
+def _whole_number(number: int, field: str, what: str) -> int:
+    if type(number) is not int or number < 1:
+        raise InvalidRequest(f"{what} has a number from 1, got {number!r}", field=field)
+    return number
+
+
+def _rules(form: Any) -> list[AssetRule]:
+    return [rule_from_json(item) for item in form["items"]]
 
 
 def _runs(form: Any) -> list[Run]:

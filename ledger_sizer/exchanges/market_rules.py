@@ -11,6 +11,7 @@ The multiplier is the factor in the name of the base.
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from ledger_sizer.model.asset_policies import DOLLARS
 from ledger_sizer.model.choices import MarketKind
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.instruments import InstrumentInfo, MarketRules
@@ -19,10 +20,6 @@ from ledger_sizer.model.units import exact_arithmetic, parse_decimal
 
 UNBOUNDED_QTY = Decimal(10**18)
 """Used where the exchange states no maximum."""
-
-USD_QUOTES = frozenset({"USD", "USDT", "USDC", "USDE", "FDUSD", "BUSD", "DAI", "TUSD", "USD1"})
-"""Quote currencies that count as dollars."""
-
 
 _AMOUNT_IN_BASE = frozenset({"deribit"})
 """Exchanges whose orders and positions of linear contracts are in units of the base, although contracts have a size."""
@@ -79,7 +76,7 @@ def _require_usable(market: dict[str, Any]) -> None:
         raise InvalidRequest("inverse contract: it is settled in its base asset, so its USD value is not linear")
     if not market.get("spot") and not market.get("linear"):
         raise InvalidRequest("neither a linear nor an inverse contract (quanto): its USD value is not linear")
-    if market.get("quote") not in USD_QUOTES:
+    if market.get("quote") not in DOLLARS:
         raise InvalidRequest(f"quoted in {market.get('quote')}, not in a dollar currency")
 
 

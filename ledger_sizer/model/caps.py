@@ -47,7 +47,9 @@ def caps_of(exposure: Exposure) -> dict[str, Limits]:
     found = {
         row.scope: Limits(
             row.cap if row.cap_from is None and row.share_of_equity is None else None,
-            row.guarantee, row.max_position_usd, row.share_of_equity,
+            row.guarantee,
+            row.max_position_usd,
+            row.share_of_equity,
         )
         for row in exposure.scopes
     }

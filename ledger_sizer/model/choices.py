@@ -25,12 +25,16 @@ PortfolioCreation = Literal["create", "declared"]
 
 DriftKind = Literal[
     "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
-    "balance_below_holds", "late_fill", "expired_hold",
+    "balance_below_holds", "late_fill", "expired_hold", "unreadable",
 ]  # fmt: skip
 """Kinds of difference between ledger and exchange; docs/reconciliation.md explains each."""
 DriftPolicy = Literal["record", "alert", "freeze", "adopt", "close"]
 """What happens to a confirmed drift. `record` only lists it. All others send alerts too; in addition `freeze` stops new
 reservations, `adopt` makes it a position of the ledger, and `close` asks the orchestrator to close it."""
+AssetPolicy = Literal["position", "cash", "fees", "ignore"]
+"""Whose money a spot balance is. `position`: the bots', compared with the ledger. `cash`: money that positions are paid
+with. `fees`: a stock that fees are paid from. `ignore`: not looked at. Of the last two, what the ledger itself holds
+must be there, and nothing else is asked."""
 DriftState = Literal["open", "confirmed", "acknowledged", "resolved"]
 """`open`: seen, but in too few runs so far. `confirmed`: seen in enough runs. `acknowledged`: a person accepted it as
 it is. `resolved`: gone, or adopted."""
@@ -43,4 +47,5 @@ POSITION_STATES: tuple[PositionState, ...] = get_args(PositionState)
 ROLES: tuple[Role, ...] = get_args(Role)
 DRIFT_KINDS: tuple[DriftKind, ...] = get_args(DriftKind)
 DRIFT_POLICIES: tuple[DriftPolicy, ...] = get_args(DriftPolicy)
+ASSET_POLICIES: tuple[AssetPolicy, ...] = get_args(AssetPolicy)
 DRIFT_STATES: tuple[DriftState, ...] = get_args(DriftState)

@@ -189,7 +189,8 @@ class Drift:
             return "both"
         if self.kind == "legs_unequal":
             return "both" if self.account else "ledger"
-        return "positions" if self.market.is_swap or self.kind == "expired_hold" else "balances"
+        of_positions = self.market.is_swap or self.kind in ("expired_hold", "unreadable")
+        return "positions" if of_positions else "balances"
 
     @property
     def position_id(self) -> str | None:

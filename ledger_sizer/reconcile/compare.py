@@ -4,16 +4,16 @@ It covers every market of either side. A part that was not fetched, or that was 
 neither yields findings nor counts as gone.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 
-from ledger_sizer.exchanges.market_rules import USD_QUOTES
-from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance
+from ledger_sizer.exchanges.snapshot import Snapshot
+from ledger_sizer.model.asset_policies import DOLLARS, AssetPolicies
 from ledger_sizer.model.choices import DriftKind
-from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
+from ledger_sizer.reconcile.assets import AssetSide
 from ledger_sizer.reconcile.attribution import AccountKey
 from ledger_sizer.reconcile.hedges import HedgeComparison, unhedged_positions
 from ledger_sizer.reconcile.in_flight import InFlight
@@ -27,16 +27,17 @@ ZERO = Decimal(0)
 
 @dataclass(frozen=True, slots=True)
 class ComparisonParameters:
-    """Tolerances, baselines and prices of a comparison.
+    """Tolerances, policies, baselines and prices of a comparison.
 
-    tolerance, delta_tolerance: relative. baselines: units of the asset by `venue/account/asset`. dust_usd: a spot
-    difference worth less is ignored. last_prices: USD by coin, only good enough to recognise dust. stale_us: a snapshot
-    begun before this time counts as not fetched. ledger_known: False if the ledger was not read.
+    tolerance, delta_tolerance: relative. policies: whose money each asset is. baselines: units of the asset by
+    `venue/account/asset`. dust_usd: a spot difference worth less is ignored. last_prices: USD by coin that the ledger
+    ever traded, only good enough to recognise dust; None for one that it did not. stale_us: a snapshot begun before
+    this time counts as not fetched. ledger_known: False if the ledger was not read.
     """
 
     tolerance: Decimal = ZERO
     delta_tolerance: Decimal = ZERO
-    quote_assets: frozenset[str] = frozenset()
+    policies: AssetPolicies = field(default_factory=AssetPolicies)
     baselines: Mapping[str, Decimal] = field(default_factory=dict)
     dust_usd: Decimal = ZERO
     last_prices: Mapping[str, Decimal | None] = field(default_factory=dict)
@@ -49,8 +50,9 @@ class Comparison:
     """The findings, and what could be judged.
 
     counts: by name, for the record of the run. accounts, positions_known, balances_known: the accounts compared, and
-    those whose parts were fetched. moving: markets that were not judged. hedges_moving: (account, asset) whose legs
-    were not judged. moved_us: when the ledger last changed an asset.
+    those whose parts were fetched. listed: by account, units of the assets that are nobody's position. moving: markets
+    that were not judged. hedges_moving: (account, asset) whose legs were not judged. moved_us: when the ledger last
+    changed an asset.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -58,6 +60,7 @@ class Comparison:
     accounts: set[AccountKey] = field(default_factory=set)
     positions_known: set[AccountKey] = field(default_factory=set)
     balances_known: set[AccountKey] = field(default_factory=set)
+    listed: dict[AccountKey, dict[str, Decimal]] = field(default_factory=dict)
     ledger_known: bool = True
     moving: set[Market] = field(default_factory=set)
     hedges_moving: set[tuple[AccountKey, str]] = field(default_factory=set)
@@ -87,9 +90,10 @@ class Comparison:
     def _is_about(drift: Drift, market: Market) -> bool:
         return (drift.venue, drift.account, drift.subject) == (market.venue, market.account, market.subject)
 
-    def count(self, name: str) -> None:
-        """Add 1 to a counter of what is no drift."""
-        self.counts[name] = self.counts.get(name, 0) + 1
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a counter of what is no drift."""
+        if number:
+            self.counts[name] = self.counts.get(name, 0) + number
 
 
 def compare(
@@ -107,14 +111,16 @@ def compare(
         ("unplaced", ledger_side.unplaced), ("without_legs", ledger_side.without_legs),
         ("until_known", ledger_side.unknown),
     ):  # fmt: skip
-        if count:
-            result.counts[name] = count
+        result.count(name, count)
     with exact_arithmetic():
         in_flight = InFlight(ledger_side)
         late_fills = LateFills(ledger_side.expired, ledger_side.excess_since_us, parameters.tolerance, released)
-        hedges = HedgeComparison(ledger_side, parameters.tolerance, parameters.delta_tolerance, parameters.quote_assets)
+        hedges = HedgeComparison(ledger_side, parameters.tolerance, parameters.delta_tolerance)
+        about_to_trade = ledger_side.coins_ordered()
         for snapshot in snapshots:
-            account = _AccountComparison(ledger_side, in_flight, late_fills, snapshot, parameters, result)
+            account = _AccountComparison(
+                ledger_side, in_flight, late_fills, snapshot, parameters, about_to_trade, result
+            )
             account.run()
             account.add_to(hedges)
         result.findings += late_fills.unfilled(result.positions_known, result.moving)
@@ -141,6 +147,7 @@ class _AccountComparison:
         late_fills: LateFills,
         snapshot: Snapshot,
         parameters: ComparisonParameters,
+        about_to_trade: Collection[str],
         result: Comparison,
     ) -> None:
         self._ledger = ledger_side
@@ -148,9 +155,11 @@ class _AccountComparison:
         self._late_fills = late_fills
         self._snapshot = snapshot
         self._parameters = parameters
+        self._about_to_trade = about_to_trade
         self._result = result
         self._account_key: AccountKey = (snapshot.venue, snapshot.account)
         self._shown: dict[Market, Decimal] = {}
+        self._unread: set[Market] = set()
         self._market_prices: dict[Market, Decimal] = {}
         self._prices: dict[str, Decimal] = dict(ledger_side.prices)  # by symbol, and by asset
         self._new_excess_usd: dict[str, Decimal | None] = {}
@@ -166,30 +175,36 @@ class _AccountComparison:
             self._add_fetch_failed(stale, missing)
         if positions is not None:
             result.positions_known.add(self._account_key)
+            self._leave_out_unread()
             for position in throttled(positions):
                 market = Market(*self._account_key, position.symbol, position.side)
                 self._shown[market] = self._shown.get(market, ZERO) + position.coins
                 price = position.coin_price
-                if price is not None and market.quote in USD_QUOTES:
+                if price is not None and market.quote in DOLLARS:
                     self._market_prices[market] = self._prices[market.base] = self._prices[position.symbol] = price
             self._ledger = net_sides(self._ledger, self._account_key, positions, self._shown)
             result.moving |= self._ledger.moving
             self._compare_markets(self._here(self._shown, swap=True), self._here(self._ledger.open, swap=True))
         if balances is not None:
             result.balances_known.add(self._account_key)
-            holdings = self._spot_holdings(balances)
-            self._shown |= holdings
             expected = self._here(self._ledger.open, swap=False)
-            quote_assets = self._parameters.quote_assets
-            self._compare_markets(holdings, {one: expected[one] for one in expected if one.subject not in quote_assets})
-        if positions is not None and balances is not None:
-            self._check_free_balance(sum((b.free for b in balances if b.asset in self._parameters.quote_assets), ZERO))
+            assets = AssetSide(
+                snapshot, self._parameters.policies, self._parameters.baselines, expected, self._is_traded
+            )
+            holdings = assets.holdings(balances)
+            self._shown |= holdings.compared | holdings.taken_as_told
+            result.listed[self._account_key] = holdings.listed
+            result.count("listed", len(holdings.listed))
+            taken = holdings.taken_as_told
+            self._compare_markets(holdings.compared, {one: expected[one] for one in expected if one not in taken})
+            if positions is not None:
+                self._check_free_balance(assets.free_usd(balances))
 
     def add_to(self, hedges: HedgeComparison) -> None:
         """Add what the ledger has here and what the exchange shows; nothing shown where a part was not fetched."""
         account_key = self._account_key
         known = account_key in self._result.positions_known and account_key in self._result.balances_known
-        hedges.add(account_key, self._ledger, self._shown if known else None, self._is_dust)
+        hedges.add(account_key, self._ledger, self._shown if known else None, self._is_dust, self._unread)
 
     def _add_fetch_failed(self, stale: bool, missing: Sequence[str]) -> None:
         what = "the picture is too old" if stale else f"{' and '.join(missing)} not fetched"
@@ -205,21 +220,24 @@ class _AccountComparison:
             if (market.venue, market.account) == self._account_key and market.is_swap == swap
         }
 
-    def _spot_holdings(self, balances: Iterable[VenueBalance]) -> dict[Market, Decimal]:
-        """Return the spot balances less their declared baselines, in coins."""
-        holdings = {}
-        for balance in balances:
-            if balance.asset in self._parameters.quote_assets:
-                continue
-            baseline = self._parameters.baselines.get("/".join((*self._account_key, balance.asset)), ZERO)
-            coins = balance.coins - baseline * split_factor(balance.asset)[0]
-            holdings[Market(*self._account_key, balance.asset, "long")] = coins
-        for name, baseline in self._parameters.baselines.items():  # the exchange lists no balance of an asset sold out
-            *account_key, asset = name.split("/")
-            if tuple(account_key) == self._account_key and asset not in self._parameters.quote_assets:
-                coins = -baseline * split_factor(asset)[0]
-                holdings.setdefault(Market(*self._account_key, asset, "long"), coins)
-        return holdings
+    def _is_traded(self, coin: str) -> bool:
+        """Whether a strategy of the ledger ever traded a coin, or is about to."""
+        return (
+            coin in self._about_to_trade or coin in self._ledger.prices
+            or self._parameters.last_prices.get(coin) is not None
+        )  # fmt: skip
+
+    def _leave_out_unread(self) -> None:
+        """Tell of rows that could not be read. Their markets are unknown, so they are not judged."""
+        told: dict[str, str] = {}
+        for row in self._snapshot.unread:
+            told[row.symbol] = f"{told[row.symbol]}; {row.detail}" if row.symbol in told else row.detail
+        for symbol, detail in told.items():
+            market = Market(*self._account_key, symbol, "long")
+            self._unread |= {market, market.opposite}
+            finding = Finding(market._replace(side=""), "unreadable", None, None, f"{symbol}: {detail}"[:500])
+            self._result.findings.append(finding)
+        self._result.moving |= self._unread
 
     # --- markets ---------------------------------------------------------------------------------
 
@@ -227,6 +245,8 @@ class _AccountComparison:
         differences = []
         for market in throttled({*shown, *expected}):
             venue, ledger = shown.get(market, ZERO), expected.get(market, ZERO)
+            if market in self._unread:
+                continue
             if market in self._ledger.moving:
                 self._result.count("moving")
             elif not _differs(venue, ledger, self._parameters.tolerance) or self._is_dust(market, venue - ledger):
@@ -243,12 +263,20 @@ class _AccountComparison:
 
     def _is_dust(self, market: Market, difference: Decimal) -> bool:
         """Whether a spot difference is worth too little to trade, such as the remainder of fees taken in coins."""
-        price = self._prices.get(market.base) or self._parameters.last_prices.get(market.base)
+        price = self._price(market) or self._parameters.last_prices.get(market.base)
         return not market.is_swap and price is not None and abs(difference) * price < self._parameters.dust_usd
+
+    def _price(self, market: Market) -> Decimal | None:
+        """Return USD per coin: of a derivative its own entry price first, of an asset the exchange's ticker."""
+        ticker = self._snapshot.prices.get(market.base)
+        if not market.is_swap and ticker:
+            return ticker
+        known = self._market_prices.get(market) or self._prices.get(market.subject) or self._prices.get(market.base)
+        return known or ticker
 
     def _judge_difference(self, market: Market, ledger: Decimal, venue: Decimal, settling: Decimal) -> None:
         """Add a finding, unless holds explain the difference. settling: coins of very recent fills and closes."""
-        price = self._market_prices.get(market) or self._prices.get(market.subject) or self._prices.get(market.base)
+        price = self._price(market)
         unknown: tuple[str, ...] = ()
         if venue < ledger and not market.is_swap:  # of an asset, less may be coins that are being sold
             sold = self._in_flight.explain(market.opposite, ledger - venue - settling, price)

@@ -124,6 +124,11 @@ def _is_unchanged(drift: Drift, finding: Finding, settings: ReconcileSettings) -
         return not drift.market.is_swap and price is not None and abs(was - now) * price < settings.dust_usd
 
 
+def _counts_the_same(last: Drift, finding: Finding) -> bool:
+    """Whether these are the same coins. They count at the first price, as a position does, whatever a ticker says."""
+    return not finding.market.is_swap and finding.excess == last.excess and _same_sign(last, finding)
+
+
 def _adds_no_excess(drift: Drift, finding: Finding) -> bool:
     """Whether a finding shows no more excess than was acknowledged, so that nothing new must be counted."""
     if finding.kind not in QUANTITY_KINDS:
@@ -155,8 +160,8 @@ class _DriftWriter:
         stays confirmed and nothing thaws.
         """
         last = drift or previous
-        if last is not None and finding.price is None:
-            finding = replace(finding, price=last.price)  # so that what was counted stays counted
+        if last is not None and (finding.price is None or _counts_the_same(last, finding)):
+            finding = replace(finding, price=last.price or finding.price)  # so that what was counted stays counted
         policy = self._settings.policy(finding.kind)
         was_confirmed = last is not None and last.state == "confirmed"
         sightings = last.sightings + 1 if last is not None and (same or was_confirmed) else 1

@@ -1,6 +1,6 @@
 """Compares the two sides of hedges: as the exchanges show them, and as the ledger's own positions have them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 
 from ledger_sizer.model.reconciliation import Finding, Market
@@ -52,13 +52,10 @@ class HedgeComparison:
     tolerance: relative, of a quantity; net_tolerance: of a net. moving: what was not judged.
     """
 
-    def __init__(
-        self, ledger_side: LedgerSide, tolerance: Decimal, net_tolerance: Decimal, quote_assets: frozenset[str]
-    ) -> None:
+    def __init__(self, ledger_side: LedgerSide, tolerance: Decimal, net_tolerance: Decimal) -> None:
         self._ledger = ledger_side
         self._tolerance = tolerance
         self._net_tolerance = net_tolerance
-        self._quote_assets = quote_assets
         self._sides: dict[tuple[AccountKey, str], _Sides] = {}
         self._is_dust: dict[AccountKey, IsDust] = {}
         self._known: set[AccountKey] = set()
@@ -77,9 +74,18 @@ class HedgeComparison:
         return self._sides[place]
 
     def add(
-        self, account_key: AccountKey, ledger: LedgerSide, shown: Mapping[Market, Decimal] | None, is_dust: IsDust
+        self,
+        account_key: AccountKey,
+        ledger: LedgerSide,
+        shown: Mapping[Market, Decimal] | None,
+        is_dust: IsDust,
+        unread: Iterable[Market] = (),
     ) -> None:
-        """Add an account. ledger: with its net sides. shown: None where a part of the account was not fetched."""
+        """Add an account.
+
+        ledger: with its net sides. shown: None where a part of the account was not fetched. unread: markets whose
+        positions could not be read.
+        """
         if shown is None:
             return
         self._known.add(account_key)
@@ -93,6 +99,7 @@ class HedgeComparison:
             if market[:2] == account_key:
                 self._sides_of(market).add_in_flight(market, quantity)
         self.moving |= {self._place(market) for market in ledger.moving if market[:2] == account_key}
+        self.moving |= set(map(self._place, unread))
         self._leave_out_accepted(account_key, ledger, shown)
 
     def _leave_out_accepted(self, account_key: AccountKey, ledger: LedgerSide, shown: Mapping[Market, Decimal]) -> None:
@@ -116,7 +123,7 @@ class HedgeComparison:
         for place in throttled(sorted(self._sides)):
             account_key, base = place
             sides = self._sides[place]
-            if not sides.bought or not sides.sold or base in self._quote_assets or place in self.moving:
+            if not sides.bought or not sides.sold or place in self.moving:
                 continue
             accounts = sorted(self._ledger.across[base]) if account_key == EVERY_ACCOUNT else [account_key]
             off = (sides.long - sides.short) - (sides.bought - sides.sold)

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.exchanges.snapshot import Snapshot
+from ledger_sizer.model.asset_policies import AssetPolicies, AssetRule
 from ledger_sizer.model.choices import RunOutcome, Trigger
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.market_names import split_factor
@@ -21,8 +22,10 @@ from ledger_sizer.model.reconciliation import Drift, Market, Run
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile.assets import listed_text
 from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver
 from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
+from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
 from ledger_sizer.reconcile.late_fills import ended_rests, may_fill_after_its_rest
 from ledger_sizer.reconcile.ledger_reads import (
     last_prices,
@@ -108,6 +111,7 @@ class LocalInspector:
         self._settings = settings
         self._clock = clock
         self._guard = ClockGuard(settings.ledger.clock_jump_seconds)
+        self._policy_cache: dict[str, tuple[tuple[AssetRule, ...], AssetPolicies]] = {}
         self._price_cache: dict[str, dict[str, Decimal | None]] = {}
         self._plan_cache: dict[str, dict[int, bool]] = {}
 
@@ -147,7 +151,8 @@ class LocalInspector:
         def released() -> list[EndedHold]:
             return self._released_holds(request.portfolio, positions, account_keys, expired_us)
 
-        comparison = compare(ledger_side, snapshots, _parameters(self._settings, started_us, prices), released)
+        parameters = _parameters(self._settings, started_us, prices, self._asset_policies(request.portfolio))
+        comparison = compare(ledger_side, snapshots, parameters, released)
         run = _run_of(request, snapshots, comparison, started_us, self._now_us())
         return Inspection(run, comparison, ledger_side.external)
 
@@ -184,11 +189,19 @@ class LocalInspector:
         """
         known = self._price_cache.setdefault(portfolio, {})
         known |= ledger_side.prices
-        if self._settings.reconcile.dust_usd:
-            shown = {split_factor(balance.asset)[1] for one in snapshots for balance in one.balances or ()}
-            if unknown := shown - known.keys() - set(self._settings.reconcile.quote_assets):
-                known |= dict.fromkeys(unknown) | last_prices(self._engine, portfolio, unknown)
+        shown = {split_factor(balance.asset)[1] for one in snapshots for balance in one.balances or ()}
+        shown |= {split_factor(name.rpartition("/")[2])[1] for name in self._settings.reconcile.baselines}
+        if unknown := shown - known.keys() - set(self._settings.reconcile.quote_assets):
+            known |= dict.fromkeys(unknown) | last_prices(self._engine, portfolio, unknown)
         return known
+
+    def _asset_policies(self, portfolio: str) -> AssetPolicies:
+        """Return whose money each asset is. What was found out about an asset is kept until something is decided."""
+        decided = tuple(read_decided(self._engine, [portfolio]))
+        known = self._policy_cache.get(portfolio)
+        if known is None or known[0] != decided:
+            known = self._policy_cache[portfolio] = (decided, effective_policies(self._settings.reconcile, decided))
+        return known[1]
 
     def _now_us(self) -> int:
         return time_us(self._engine, self._clock, self._guard)
@@ -220,12 +233,14 @@ def _excess_by_market(live: Iterable[Drift]) -> dict[Market, Decimal]:
     return excess
 
 
-def _parameters(settings: AppSettings, started_us: int, prices: Mapping[str, Decimal | None]) -> ComparisonParameters:
+def _parameters(
+    settings: AppSettings, started_us: int, prices: Mapping[str, Decimal | None], policies: AssetPolicies
+) -> ComparisonParameters:
     stale = settings.reconcile.stale_after_seconds
     return ComparisonParameters(
         tolerance=settings.reconcile.tolerance,
         delta_tolerance=settings.trading.delta_drift_tolerance,
-        quote_assets=frozenset(settings.reconcile.quote_assets),
+        policies=policies,
         baselines=dict(settings.reconcile.baselines),
         dust_usd=settings.reconcile.dust_usd,
         last_prices=prices,
@@ -239,7 +254,7 @@ def _run_of(
     return Run(
         id=0, portfolio=request.portfolio, trigger=request.trigger, outcome=_outcome(snapshots), started_us=started_us,
         finished_us=max(now_us, started_us), epoch=request.epoch,
-        fetched=tuple(_fetched(snapshot) for snapshot in snapshots), found=_found(comparison),
+        fetched=tuple(_fetched(snapshot, comparison) for snapshot in snapshots), found=_found(comparison),
     )  # fmt: skip
 
 
@@ -250,7 +265,8 @@ def _outcome(snapshots: Sequence[Snapshot]) -> RunOutcome:
     return "partial" if any_part else "failed"
 
 
-def _fetched(snapshot: Snapshot) -> dict[str, object]:
+def _fetched(snapshot: Snapshot, comparison: Comparison) -> dict[str, object]:
+    listed = comparison.listed.get((snapshot.venue, snapshot.account), {})
     return {
         "venue": snapshot.venue,
         "account": snapshot.account,
@@ -258,7 +274,15 @@ def _fetched(snapshot: Snapshot) -> dict[str, object]:
         "balances": None if snapshot.balances is None else len(snapshot.balances),
         "milliseconds": (snapshot.taken_us - snapshot.begun_us) // 1000,
         "problems": list(snapshot.problems),
+        "listed": listed_text(listed, lambda asset: _usd_of(asset, snapshot)),
     }
+
+
+def _usd_of(asset: str, snapshot: Snapshot) -> Decimal:
+    """Return what one unit is worth, as far as this snapshot says."""
+    factor, coin = split_factor(asset)
+    with exact_arithmetic():
+        return factor * snapshot.prices.get(coin, Decimal(0))
 
 
 def _found(comparison: Comparison) -> dict[str, int]:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 
+from ledger_sizer.exchanges.snapshot import rounded_price
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.reconciliation import Finding, Market
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, order_market
+from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, coin_of, order_market
 from ledger_sizer.reconcile.ledger_side import EndedHold
 from ledger_sizer.reconcile.throttle import throttled
 
@@ -59,7 +60,8 @@ class LateFills:
             return finding
         name = found.position.position_id
         self._filled.add(name)
-        return replace(finding, kind="late_fill", detail=naming_holds(finding.detail, [name]))
+        price = finding.price or _price_of(found.position, finding.market)
+        return replace(finding, kind="late_fill", detail=naming_holds(finding.detail, [name]), price=price)
 
     def _fits(self, one: EndedHold, finding: Finding) -> bool:
         market, position = finding.market, one.position
@@ -94,6 +96,18 @@ class LateFills:
             else:
                 moving.add(market)
         return found
+
+
+def _price_of(hold: Position, market: Market) -> Decimal | None:
+    """Return the price, USD per coin, at which a hold planned an order in a coin; None if it planned none."""
+    for leg in hold.legs:
+        if coin_of(leg.symbol) != market.base:
+            continue
+        if leg.price is not None:
+            return leg.price
+        if leg.fills is not None and leg.fills.unfilled:
+            return rounded_price(leg.fills.unfilled_usd / leg.fills.unfilled)
+    return None
 
 
 def may_fill_after_its_rest(position: Position, since_us: int) -> bool:

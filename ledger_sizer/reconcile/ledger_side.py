@@ -111,6 +111,11 @@ class LedgerSide:
     without_legs: int = 0
     unknown: int = 0
 
+    def coins_ordered(self) -> set[str]:
+        """Return the coins of orders that are out, or were until lately."""
+        legs = {market.base for market in self.in_flight} | {market.base for one in self.expired for market in one.legs}
+        return legs.union(*(one.coins for one in self.holds_without_legs), *(one.coins for one in self.expired))
+
 
 def ledger_side_of(
     positions: Sequence[Position],

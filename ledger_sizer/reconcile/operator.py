@@ -1,7 +1,7 @@
 """Decisions about drifts, by a person or a policy: adopt, ignore, close. Each is recorded in the audit chain."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, NamedTuple
 
@@ -9,17 +9,19 @@ from sqlalchemy import Engine, select
 
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.arguments import label_text
+from ledger_sizer.model.asset_policies import AssetRule, asset_policy
 from ledger_sizer.model.caller import RECONCILE, calling_as, reconcile_for
 from ledger_sizer.model.commands import AnyCommand, Remark
 from ledger_sizer.model.decisions import Decision, DecisionRecord
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, WrongState
 from ledger_sizer.model.names import DESK
-from ledger_sizer.model.reconciliation import Drift
+from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift
 from ledger_sizer.model.tags import NO_TAGS, GivenTags, Tags, tags_from_json, tags_of
-from ledger_sizer.model.units import positive
+from ledger_sizer.model.units import decimal_text, positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adopted_tags import FILLED_IN
 from ledger_sizer.reconcile.adoption import Adoption
+from ledger_sizer.reconcile.decided_policies import get_decided, remove_decided, store_decided
 from ledger_sizer.reconcile.effects import Effects, note_of
 from ledger_sizer.reconcile.late_fills import holds_named
 from ledger_sizer.reconcile.ledger_reads import read_moves, read_positions, read_with_late_fills
@@ -47,16 +49,22 @@ class Operator:
 
     def act(
         self, action: str, drift_id: int, *, reason: str, price: Decimal | None = None, tags: GivenTags = NO_TAGS,
-        pair: bool = True,
+        pair: bool = True, asset: bool = False, policy: str | None = None,
     ) -> Drift:  # fmt: skip
-        """Run `adopt`, `ignore` or `close` by name. price, tags, pair: see `adopt`."""
+        """Run `adopt`, `ignore` or `close` by name. price, tags, pair: see `adopt`. asset, policy: `ignore_asset`."""
         if action not in ACTIONS:
             raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}, got {action!r}", field="action")
+        if action != "ignore" and (asset or policy is not None):
+            raise InvalidRequest(f"asset and policy are for ignore, not for {action}", field="asset")
         if action == "adopt":
             return self.adopt(drift_id, reason=reason, price=price, tags=tags, pair=pair)
         for name, given in (("price", price is not None), ("tags", tags), ("pair", not pair)):
             if given:
                 raise InvalidRequest(f"{name} is for adopt, not for {action}", field=name)
+        if policy is not None and not asset:
+            raise InvalidRequest("policy is for a whole asset; say so: asset=True, or --asset", field="policy")
+        if asset:
+            return self.ignore_asset(drift_id, reason=reason, policy="ignore" if policy is None else policy)
         return getattr(self, action)(drift_id, reason=reason)  # type: ignore[no-any-return]
 
     def adopt(
@@ -131,6 +139,63 @@ class Operator:
 
         return self._decide(drift, "ignored", decided, reason, state="acknowledged")
 
+    def ignore_asset(self, drift_id: int, *, reason: str, policy: str = "ignore") -> Drift:
+        """Decide whose money the asset of a drift is, once: `ignore`, `fees` or `cash`.
+
+        It holds for this asset of this account from now on, whatever its quantity, until it is taken back. All drifts
+        that it covers are resolved. What the ledger itself holds must still be there, unless it is `cash`. Raises
+        `WrongState` where that is missing, or where the drift is not about an asset.
+        """
+        drift = self._unresolved(drift_id)
+        chosen = asset_policy(policy, "policy")
+        if chosen == "position":
+            raise InvalidRequest("policy must be one of cash, fees, ignore; for a position adopt it", field="policy")
+        _require_coverable(drift, chosen)
+        covered = [
+            one for one in drifts.live_drifts(self._engine, drift.portfolio)
+            if one.market == drift.market and one.kind in QUANTITY_KINDS
+        ]  # fmt: skip
+
+        def decided() -> Decided:
+            releases = [release for one in covered for release in self._adoption(one).releases()]
+            return list({release.key: release for release in releases}.values()), [drift]
+
+        pattern = "/".join((drift.venue, drift.account, drift.subject))
+
+        def store(actor: str, decided_us: int) -> None:
+            rule = AssetRule(pattern, chosen, "decided", None, drift.portfolio, actor, reason, decided_us)
+            store_decided(self._engine, rule)
+
+        details = {"pattern": pattern, "policy": chosen}
+        return self._decide(
+            drift, "asset_policy", decided, reason, details=details, store=store, also=covered, state="resolved"
+        )
+
+    def decided_policy(self, policy_id: int) -> AssetRule:
+        """Return one decided policy. Raises `NotFound`."""
+        return get_decided(self._engine, policy_id)
+
+    def take_back(self, policy_id: int, *, reason: str) -> AssetRule:
+        """End a decided policy: the settings hold again. What the exchange shows is a drift again in the next run."""
+        rule = get_decided(self._engine, policy_id)
+        label_text(reason, "reason", length_max=300)
+        caller = reconcile_for(self._ledger.caller.actor)
+        assert rule.portfolio is not None, "a decided policy is of a portfolio"
+        remark = Remark(
+            key=f"asset-policy:{rule.id}:{rule.decided_us}:taken_back", portfolio=rule.portfolio, note=reason,
+            about=f"asset-policy-{rule.id}", event="asset_policy_taken_back",
+            details={"pattern": rule.pattern, "policy": rule.policy},
+        )  # fmt: skip
+        with calling_as(caller):
+            if self._find_decision(remark, caller.actor) is None:
+                try:
+                    self._submit([*([] if caller == RECONCILE else [_desk_remark(remark)]), remark])
+                except KeyReused:  # by a concurrent call
+                    if self._find_decision(remark, caller.actor) is None:
+                        raise
+        remove_decided(self._engine, rule)
+        return rule
+
     def close(self, drift_id: int, *, reason: str) -> Drift:
         """Ask the orchestrator to close it at the exchange. It counts until the exchange shows that it is gone.
 
@@ -166,30 +231,48 @@ class Operator:
         holds = read_with_late_fills(self._engine, drift.portfolio, numbers) if drift.kind == "late_fill" else []
         return Adoption(drift, positions, accounts, seen_us, live, holds, moves)
 
-    def _decide(self, drift: Drift, event: str, decide: Callable[[], Decided], reason: str, **changes: Any) -> Drift:
+    def _decide(
+        self,
+        drift: Drift,
+        event: str,
+        decide: Callable[[], Decided],
+        reason: str,
+        *,
+        details: Mapping[str, str] | None = None,
+        store: Callable[[str, int], None] | None = None,
+        also: Iterable[Drift] = (),
+        **changes: Any,
+    ) -> Drift:
+        """Record a decision and carry it out.
+
+        details: more about it, for the chain. store: called with the actor and the time, between the chain and the
+        drift's row. also: other drifts whose rows change with it. changes: of the rows.
+        """
         label_text(reason, "reason", length_max=300)
         caller = reconcile_for(self._ledger.caller.actor)
-        remark = _remark_of(drift, event, reason)
+        remark = _remark_of(drift, event, reason, details)
         with calling_as(caller):
             found, group, decided_us = self._find_decision(remark, caller.actor), [drift], 0
             if found is None:
                 commands, group = decide()
-                first = group[0] if len(group) > 1 else None
-                remarks = [_remark_of(one, event, reason, first) for one in group]
+                together = {"with": group[0].name} if len(group) > 1 else {}
+                remarks = [_remark_of(one, event, reason, {**(details or {}), **together} or None) for one in group]
                 by_person = [] if caller == RECONCILE else [*map(_desk_remark, remarks)]
                 try:
-                    results = self._ledger.submit([*commands, *by_person, *remarks], atomic=True)
-                    decided_us = max(one.record.decided_us for one in results if isinstance(one, Decision))
+                    decided_us = self._submit([*commands, *by_person, *remarks])
                 except KeyReused:
                     found = self._find_decision(remark, caller.actor)
                     if found is None:
                         raise
             if found is not None:  # before, or by a concurrent call
                 decided_us, group = found.decided_us, self._group_of(drift, found, remark)
+        if store is not None:
+            store(caller.actor, decided_us)
         changes |= {"actor": caller.actor, "reason": reason, "updated_us": decided_us}
         changes |= {"ended_us": decided_us} if changes.get("state") == "resolved" else {}
         unresolved = ("open", "confirmed", "acknowledged")
-        drifts.update_drifts(self._engine, [drifts.DriftUpdate(one.id, changes, unresolved) for one in group])
+        numbers = sorted({one.id for one in (*group, *also)})
+        drifts.update_drifts(self._engine, [drifts.DriftUpdate(number, changes, unresolved) for number in numbers])
         with calling_as(RECONCILE):
             Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw()
         return drifts.get_drift(self._engine, drift.id)
@@ -205,6 +288,11 @@ class Operator:
                 group.append(one)
         return group
 
+    def _submit(self, commands: Sequence[AnyCommand]) -> int:
+        """Submit the commands of a decision, all or none. Returns its time."""
+        results = self._ledger.submit(commands, atomic=True)
+        return max(result.record.decided_us for result in results if isinstance(result, Decision))
+
     def _decision_of(self, remark: AnyCommand) -> DecisionRecord | None:
         with read_transaction(self._engine) as connection:
             return decision_by_key(connection, remark.portfolio, remark.key)
@@ -216,10 +304,11 @@ class Operator:
             return None
         made, sent = json.loads(record.request), json.loads(remark.request_text())
         first = _first_of(made)
+        made, sent = (_without_partner(one) for one in (made, sent))
         if record.actor is None:  # by a version that named who in the note, and nowhere else
             same = made["note"].endswith(f": {sent['note']}")
         else:
-            same = record.actor == actor and all(made[name] == sent[name] for name in ("about", "event", "note"))
+            same = (record.actor, made) == (actor, sent)
         if not same:
             by = made["note"] if record.actor is None else f"{record.actor}: {made['note']}"
             raise WrongState(f"{made['about']}: {made['event'].replace('_', ' ')} already by {by}")
@@ -238,17 +327,37 @@ def _require_unresolved(drift: Drift) -> None:
         raise WrongState(f"{drift.name} is resolved already: {drift.reason} ({drift.actor})")
 
 
-def _remark_of(drift: Drift, event: str, reason: str, first: Drift | None = None) -> Remark:
-    """Return the record of a decision about a drift. first: of the drifts that are decided together."""
+def _remark_of(drift: Drift, event: str, reason: str, details: Mapping[str, str] | None = None) -> Remark:
+    """Return the record of a decision about a drift. details: `with` names the first of those decided together."""
     return Remark(
         key=f"drift:{drift.id}:{drift.revision}:{event}", portfolio=drift.portfolio, about=drift.name, event=event,
-        note=reason, details=None if first is None else {"with": first.name},
+        note=reason, details=details,
     )  # fmt: skip
 
 
 def _first_of(made: Mapping[str, Any]) -> int | None:
     name = (made.get("details") or {}).get("with")
     return None if name is None else int(name.rpartition("-")[2])
+
+
+def _without_partner(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request of a remark without what is known only once it is decided: with which drift."""
+    details = {name: text for name, text in (request.get("details") or {}).items() if name != "with"}
+    return {**request, "details": details or None}
+
+
+def _require_coverable(drift: Drift, policy: str) -> None:
+    """Raise `WrongState` unless a policy of its asset can end a drift."""
+    if drift.kind not in QUANTITY_KINDS or drift.market.is_swap:
+        raise WrongState(f"{drift.name} is {drift.kind} of {drift.subject}: it is not about an asset of a wallet")
+    if drift.kind == "late_fill":
+        raise WrongState(f"{drift.name} is the late fill of an order: confirm its hold, or adopt it")
+    if policy != "cash" and drift.shortfall:
+        raise WrongState(
+            f"{drift.name}: of the {decimal_text(drift.ledger_quantity or Decimal(0))} {drift.subject} that the ledger "
+            f"holds, {decimal_text(drift.shortfall)} are missing, which policy {policy} does not cover; adopt it, or "
+            "release the position"
+        )
 
 
 _DESK_EVENTS = {"close_requested": "closed"}
@@ -259,5 +368,5 @@ def _desk_remark(remark: Remark) -> Remark:
     """Return the desk's record of a person's decision."""
     return Remark(
         key=remark.key, portfolio=DESK, about=remark.about, event=_DESK_EVENTS.get(remark.event, remark.event),
-        note=note_of(f"{remark.portfolio}: {remark.note}"),
+        note=note_of(f"{remark.portfolio}: {remark.note}"), details=remark.details,
     )  # fmt: skip

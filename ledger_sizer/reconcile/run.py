@@ -10,6 +10,7 @@ from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.caller import RECONCILE, calling_as
 from ledger_sizer.model.choices import Trigger
 from ledger_sizer.model.commands import Reconciled
@@ -18,6 +19,7 @@ from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
 from ledger_sizer.reconcile.effects import Effects
 from ledger_sizer.reconcile.inspection import (
     Clock,
@@ -75,6 +77,11 @@ class Reconciler:
     def portfolios(self) -> list[str]:
         """The portfolios that have an account."""
         return sorted({account.portfolio for account in self.inspector.accounts})
+
+    def asset_rules(self, portfolios: Sequence[str] | None = None) -> list[AssetRule]:
+        """Return whose money each asset is: decided for these portfolios (None: for all), then from settings."""
+        decided = read_decided(self._engine, portfolios)
+        return [*decided, *effective_policies(self._settings.reconcile)]
 
     def run(self, trigger: Trigger = "demand", *, dry_run: bool = False) -> list[Report]:
         """Run once for every portfolio. A dry run only inspects.

@@ -3,6 +3,7 @@
 from operator import attrgetter
 from typing import get_type_hints
 
+from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.reconciliation import Drift, Finding, Market, Report, Run
 from ledger_sizer.wire.codec import Codec
 from ledger_sizer.wire.responses import number_of
@@ -40,6 +41,17 @@ RUN = Codec(
     types={"id": int | None},
 )
 run_to_json, run_from_json = RUN.to_json, RUN.from_json
+
+ASSET_RULE = Codec(
+    AssetRule,
+    "id portfolio pattern policy source actor reason decided_at",
+    {
+        "pattern": "`venue/account/ASSET`; `*` stands for any text.",
+        "source": "`decided` about a drift, from `settings`, or the `default` of dollars.",
+        "id": "Of a decided one; null for the others, as are portfolio, actor, reason and decided_at.",
+    },
+)
+rule_to_json, rule_from_json = ASSET_RULE.to_json, ASSET_RULE.from_json
 
 REPORT = Codec(Report, "run findings live resolved")
 report_to_json = REPORT.to_json

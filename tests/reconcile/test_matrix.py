@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ledger_sizer import InvalidRequest, Leg, ReconcileSettings
+from ledger_sizer.exchanges.snapshot import UnreadRow
 from ledger_sizer.model.choices import DRIFT_KINDS, DRIFT_POLICIES
 from ledger_sizer.reconcile import drifts
 from tests.conftest import NewDatabase
@@ -87,6 +88,11 @@ def expired_hold(desk: Desk) -> None:
     reserve_btc(desk.ledger, "late", ttl_seconds=5)
     desk.clock.advance(6)
     desk.ledger.sweep()
+
+
+@drift("0", undo=lambda desk: setattr(desk.account, "unread", ()))
+def unreadable(desk: Desk) -> None:
+    desk.account.unread = (UnreadRow("ETH/USDT:USDT", "blank fields"),)
 
 
 HAS_EXCESS = {kind for kind, (_, _, counted) in DRIFTS.items() if counted}

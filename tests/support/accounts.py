@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from ledger_sizer import AppSettings, Ledger, LedgerSettings, Leg, ReconcileSettings, TradingSettings
-from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
+from ledger_sizer.exchanges.snapshot import Snapshot, UnreadRow, VenueBalance, VenuePosition
 from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile.inspection import LocalInspector
@@ -30,6 +30,8 @@ class WrittenAccount:
         self.venue, self.account, self.portfolio = venue, account, portfolio
         self.positions: tuple[VenuePosition, ...] | None = ()
         self.balances: tuple[VenueBalance, ...] | None = (balance("USDT", "100000"),)
+        self.unread: tuple[UnreadRow, ...] = ()
+        self.prices: dict[str, Decimal] = {}
         self.on_fetch: Callable[[], object] = lambda: None
         self.age_us = 0
 
@@ -37,7 +39,10 @@ class WrittenAccount:
         begun_us = now_us() - self.age_us
         self.on_fetch()
         problems = tuple(f"{name}: no answer" for name in ("positions", "balances") if getattr(self, name) is None)
-        return Snapshot(self.venue, self.account, begun_us, begun_us, self.positions, self.balances, problems)
+        return Snapshot(
+            self.venue, self.account, begun_us, begun_us, self.positions, self.balances, problems,
+            unread=self.unread, prices=self.prices,
+        )  # fmt: skip
 
     def shows(self, *positions: VenuePosition, **assets: str) -> None:
         """Set the positions, and the balances as `BTC="0.5"`. There is always enough USDT."""
