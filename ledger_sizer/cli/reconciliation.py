@@ -93,10 +93,14 @@ def _show_run(run: "Run") -> None:
     name = f"run {run.id}" if run.id else "dry run"
     output.headline(f"{name} of {run.portfolio}: {run.outcome}", "ok" if run.outcome == "good" else "denied")
     counts = ", ".join(f"{name} {number}" for name, number in sorted(run.found.items()))
-    problems = [str(one) for entry in run.fetched for one in entry["problems"]]
-    output.details(
-        [("seconds", run.duration_seconds), ("found", counts or None), *(("problem", one) for one in problems)]
-    )
+    told = [
+        (title, f"{entry['venue']} {entry['account']}: {one}")
+        for title, name in (("not read", "unread"), ("not asked for", "not_asked"))
+        for entry in run.fetched
+        for one in entry.get(name, ())  # runs that an older version recorded lack these
+    ]
+    problems = [("problem", str(one)) for entry in run.fetched for one in entry["problems"]]
+    output.details([("seconds", run.duration_seconds), ("found", counts or None), *problems, *told])
 
 
 drifts = typer.Typer(rich_markup_mode=None)

@@ -5,6 +5,7 @@ tried out: ccxt returns floats unless `number` is `str`; it accepts a truncated 
 positions; they also find none in JSON that lacks its rows.
 """
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,14 @@ _MARKET_TYPES = {
     "okx": ["spot", "future", "swap"],
 }
 """The market types to load. Options are left out: thousands of markets that this package does not trade."""
+
+_CODES_ARE_IDS = frozenset(
+    {"binance", "binancecoinm", "binanceus", "binanceusdm", "bybit", "bybiteu", "bybitid", "myokx", "okx", "okxus"}
+)
+"""Exchanges whose list of currencies is not loaded: balances name them as they are, and the list needs a key with more
+rights. At others it tells what the ids and the scales of balances mean (Delta's asset 5, Phemex's scaled amounts)."""
+
+_PARSERS_OF_ROWS = ("parse_position", "parse_position_risk", "parse_option_position", "parse_account_position")
 
 _RETRY_DELAY_MS = 500
 
@@ -49,8 +58,8 @@ def make_client(settings: ExchangeAccountSettings) -> Any:
         }
     )
     client.number = str
-    # Names, icons and networks of currencies are not needed, and some exchanges demand a key with more rights for them.
-    client.has["fetchCurrencies"] = False
+    if settings.id in _CODES_ARE_IDS:
+        client.has["fetchCurrencies"] = False
     if settings.id in _MARKET_TYPES:
         client.options["fetchMarkets"] = {**client.options.get("fetchMarkets", {}), "types": _MARKET_TYPES[settings.id]}
     if settings.base_url is not None:
@@ -77,11 +86,24 @@ def _secret(value: Any) -> str:
 
 
 def _checked_class(kind: Any) -> Any:
-    """Subclass ccxt's exchange class so that it checks every response and keeps the last one."""
+    """Subclass ccxt's exchange class so that it checks every response and keeps the last one.
+
+    A position that its parser cannot read becomes a row with the reason as `unreadable`, not the end of the others.
+    Where the list of currencies cannot be loaded, `currencies_problem` says why; the markets are loaded all the same.
+    """
     import ccxt
 
     class CheckedExchange(kind):  # type: ignore[misc]
         last_response: Any = None
+        currencies_problem: str | None = None
+
+        def fetch_currencies(self, params: Any = None) -> Any:
+            self.currencies_problem = None
+            try:
+                return super().fetch_currencies({} if params is None else params)
+            except Exception as error:  # noqa: BLE001 - ccxt's parsers may raise anything for an unexpected response
+                self.currencies_problem = f"{type(error).__name__}: {error_text(error)}"
+                return {}
 
         def handle_errors(
             self, code: int, reason: str, url: str, method: str, headers: Any, body: str, response: Any, *request: Any
@@ -93,8 +115,30 @@ def _checked_class(kind: Any) -> Any:
                 raise ccxt.ExchangeNotAvailable(f"{self.id} {method} {url} answered {code} without whole JSON")
             return result
 
+    for name in _PARSERS_OF_ROWS:
+        if hasattr(kind, name):
+            setattr(CheckedExchange, name, _row_by_row(getattr(kind, name)))
     CheckedExchange.__name__ = kind.__name__
     return CheckedExchange
+
+
+def _row_by_row(parse: Any) -> Any:
+    """Return the parser of one position so that it answers a row that says why, instead of raising."""
+
+    def parsed(client: Any, position: Any, *arguments: Any, **named: Any) -> Any:
+        try:
+            return parse(client, position, *arguments, **named)
+        except Exception as error:
+            if not isinstance(position, dict):
+                raise  # these are no rows at all
+            return {"info": position, "unreadable": f"{type(error).__name__}: {error_text(error)}"}
+
+    return parsed
+
+
+def error_text(error: Exception) -> str:
+    """Return an error's text without the query of its URL, which holds the request's signature."""
+    return re.sub(r"\?\S+", "", str(error))[:300]
 
 
 def _with_base_url(entry: Any, base_url: str) -> Any:

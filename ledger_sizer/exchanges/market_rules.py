@@ -21,8 +21,9 @@ from ledger_sizer.model.units import exact_arithmetic, parse_decimal
 UNBOUNDED_QTY = Decimal(10**18)
 """Used where the exchange states no maximum."""
 
-_AMOUNT_IN_BASE = frozenset({"deribit"})
-"""Exchanges whose orders and positions of linear contracts are in units of the base, although contracts have a size."""
+_AMOUNT_IN_BASE = frozenset({"apex", "deribit", "lighter", "weex"})
+"""Exchanges whose orders and positions are in units of the base (of an inverse contract: in dollars), although ccxt
+states a contract size too (read in ccxt 4.5.90)."""
 
 _MARKET_BUY_TAKES_COST = frozenset({"btse", "cryptocom", "toobit"})
 """Exchanges where ccxt takes the cost of a spot market buy, and has no option that says so (read in ccxt 4.5.90)."""
@@ -42,7 +43,7 @@ def market_rules_of(client: Any) -> list[MarketRules]:
 
 def contract_size_of(venue: str, market: dict[str, Any]) -> Decimal | None:
     """Return the units of the base, as the exchange names it, in one unit of its order quantity. None: not stated."""
-    if not market.get("contract") or (venue in _AMOUNT_IN_BASE and market.get("linear")):
+    if not market.get("contract") or venue in _AMOUNT_IN_BASE:
         return Decimal(1)
     return _positive_decimal(market.get("contractSize"))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Literal
 
+from ledger_sizer.exchanges.position_calls import is_of_family
 from ledger_sizer.model.market_names import coins_of_symbol, split_factor
 from ledger_sizer.model.units import exact_arithmetic, floor_to_step
 
@@ -104,10 +105,11 @@ class Snapshot:
     """One account at one moment.
 
     venue: the exchange's id, the same as in position tags. account: its name in the settings. begun_us, taken_us: when
-    the fetch began and ended. problems: for each part that is None, the reason as text. unread: positions that could
-    not be counted; their markets are unknown, the others are not. not_asked: kinds of positions that the exchange has
-    and that were not fetched, such as `option`. prices: USD per coin, by coin, of the balances. unrealized_usd: profit
-    and loss of the open positions that the balances do not include, USD.
+    the fetch began and ended. problems: the reason as text, for each part that is None and for what else went wrong.
+    unread: positions that could not be counted, and coins whose balance could not be read; they are unknown, the others
+    are not. not_asked: families of positions that the exchange has and that this account cannot be asked for, such as
+    `option`. failed: families that were asked for in vain this time. prices: USD per coin, by coin, of the balances.
+    unrealized_usd: profit and loss of the open positions that the balances do not include, USD.
     """
 
     venue: str
@@ -121,8 +123,16 @@ class Snapshot:
     not_asked: tuple[str, ...] = ()
     prices: Mapping[str, Decimal] = field(default_factory=dict)
     unrealized_usd: Decimal = Decimal(0)
+    failed: tuple[str, ...] = ()
 
     @property
     def whole(self) -> bool:
         """Whether every part was fetched."""
-        return self.positions is not None and self.balances is not None
+        return self.positions is not None and self.balances is not None and not self.failed
+
+    def covers(self, subject: str) -> bool:
+        """Whether this tells of a market, or of a coin: what it does not show is then flat, else unknown."""
+        families = () if "/" not in subject else (*self.not_asked, *self.failed)
+        return not any(one.symbol == subject for one in self.unread) and not any(
+            is_of_family(subject, family) for family in families
+        )

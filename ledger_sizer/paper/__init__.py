@@ -7,11 +7,16 @@ gets the exchange's own error. Accounts are kept in memory. Paths below `/paper`
 deposits, manual closes, liquidations, rate limits, lost answers. See docs/paper-venue.md.
 
     server    the HTTP server
-    exchange  prices, accounts, orders and positions of one exchange
+    accounts  accounts, their wallets, positions and orders
+    exchange  prices, orders and fills of one exchange
     markets   the tradable markets and their first prices
     bybit, binance, okx   the REST format of one exchange each
+    tickers   tickers in the three formats
+    options   rows of option positions
     http      requests and responses, free of the web framework
-    control   the actions below `/paper`, and `PaperControl`, their Python client
+    actions   the actions below `/paper`
+    events    what only an exchange does: delisting, renaming, interest, deleveraging
+    control   `PaperControl`, the Python client of the actions
     faults    injected faults: rate limits, outages, timeouts, broken and lost answers
 """
 

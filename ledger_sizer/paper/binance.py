@@ -1,24 +1,29 @@
-"""Implements Binance's REST formats: spot (/api/v3) and USDT-margined futures (/fapi), each with its own wallet."""
+"""Implements Binance's REST formats: spot (/api), USDT- and coin-margined futures (/fapi, /dapi), a wallet for each."""
 
 import hashlib
 import hmac
 from collections.abc import Mapping
 from decimal import Decimal
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot, now_ms
+from ledger_sizer.paper.accounts import LEVERAGE, Account, Order, Position, RequestRefused, Slot, Wallet, now_ms
+from ledger_sizer.paper.exchange import PaperExchange
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
     ExchangeRequest,
     ExchangeResponse,
     Handler,
     PublicHandler,
+    contracts,
     decimal_of,
     text_of,
 )
 from ledger_sizer.paper.markets import Market
+from ledger_sizer.paper.options import binance_options
+from ledger_sizer.paper.tickers import binance_tickers
 
 _CODES = {
     "key": (401, -2015, "Invalid API-key, IP, or permissions for action."),
@@ -27,6 +32,7 @@ _CODES = {
     "time": (400, -1021, "Timestamp for this request is outside of the recvWindow."),
     "rate_limit": (429, -1003, "Too many requests; current limit is 1200 request weight per 1 MINUTE."),
     "outage": (503, -1001, "Internal error; unable to process your request. Please try again."),
+    "maintenance": (503, 1, "System is under maintenance."),
     "insufficient": (400, -2010, "Account has insufficient balance for requested action."),
     "margin": (400, -2019, "Margin is insufficient."),
     "quantity": (400, -4005, "Quantity greater than max quantity."),
@@ -54,10 +60,15 @@ class Binance:
             ("GET", "/api/v3/exchangeInfo"): lambda _request: self._rules("spot", inverse=False),
             ("GET", "/fapi/v1/exchangeInfo"): lambda _request: self._rules("swap", inverse=False),
             ("GET", "/dapi/v1/exchangeInfo"): lambda _request: self._rules("swap", inverse=True),
+            ("GET", "/api/v3/ticker/24hr"): partial(binance_tickers, exchange),
+            ("GET", "/fapi/v1/ticker/24hr"): partial(binance_tickers, exchange),
+            ("GET", "/dapi/v1/ticker/24hr"): partial(binance_tickers, exchange),
         }
         self.private: Mapping[tuple[str, str], Handler] = {
             ("GET", "/sapi/v1/margin/allPairs"): lambda _account, _request: [],
             ("GET", "/sapi/v1/margin/isolated/allPairs"): lambda _account, _request: [],
+            ("GET", "/sapi/v1/margin/account"): self._margin_account,
+            ("POST", "/sapi/v1/asset/get-funding-asset"): self._funding_assets,
             ("GET", "/api/v3/account"): self._spot_account,
             ("GET", "/fapi/v2/balance"): self._futures_balance,
             ("GET", "/fapi/v3/balance"): self._futures_balance,
@@ -67,6 +78,11 @@ class Binance:
             ("GET", "/fapi/v1/positionSide/dual"): lambda account, _request: {"dualSidePosition": account.hedged},
             ("GET", "/fapi/v2/positionRisk"): self._positions,
             ("GET", "/fapi/v3/positionRisk"): self._positions,
+            ("GET", "/dapi/v1/balance"): self._futures_balance,
+            ("GET", "/dapi/v1/account"): self._futures_account,
+            ("GET", "/dapi/v2/leverageBracket"): self._brackets,
+            ("GET", "/dapi/v1/positionRisk"): self._positions,
+            ("GET", "/eapi/v1/position"): lambda account, _request: binance_options(account.visible()),
         }
         for path in ("/api/v3/order", "/fapi/v1/order"):
             self.private = {
@@ -97,51 +113,85 @@ class Binance:
         return {"timezone": "UTC", "serverTime": now_ms(), "rateLimits": [], "symbols": rows}
 
     def _spot_account(self, account: Account, _request: ExchangeRequest) -> Any:
+        """List the spot wallet; coins that were lent out are listed as `LD` and their name."""
+        visible = account.visible()
+        rows = self.exchange.balances(visible, "spot")
+        rows |= {f"LD{asset}": (units, Decimal(0)) for asset, units in visible.wallet("earn").items() if units}
         balances = [
             {"asset": asset, "free": text_of(total - used), "locked": text_of(used)}
-            for asset, (total, used) in sorted(self.exchange.balances(account.visible(), "spot").items())
+            for asset, (total, used) in sorted(rows.items())
         ]
         return {"accountType": "SPOT", "canTrade": True, "balances": balances, "updateTime": now_ms()}
 
-    def _futures_assets(self, account: Account) -> list[dict[str, Any]]:
-        return [
-            {"accountAlias": "paper", "asset": asset, "balance": text_of(total), "walletBalance": text_of(total),
-             "marginBalance": text_of(total), "crossWalletBalance": text_of(total), "initialMargin": text_of(used),
-             "maintMargin": "0", "unrealizedProfit": "0", "availableBalance": text_of(total - used),
-             "updateTime": now_ms()}
-            for asset, (total, used) in sorted(self.exchange.balances(account.visible(), "swap").items())
+    def _margin_account(self, account: Account, _request: ExchangeRequest) -> Any:
+        """List the cross margin wallet; what is below 0 is a debt."""
+        rows = [
+            {"asset": asset, "free": text_of(max(total, Decimal(0))), "locked": "0", "interest": "0",
+             "borrowed": text_of(max(-total, Decimal(0))), "netAsset": text_of(total)}
+            for asset, (total, _used) in sorted(self.exchange.balances(account.visible(), "margin").items())
         ]  # fmt: skip
+        return {"borrowEnabled": True, "tradeEnabled": True, "userAssets": rows}
 
-    def _futures_balance(self, account: Account, _request: ExchangeRequest) -> Any:
-        return self._futures_assets(account)
-
-    def _futures_account(self, account: Account, request: ExchangeRequest) -> Any:
-        return {"assets": self._futures_assets(account), "positions": self._positions(account, request)}
-
-    def _brackets(self, _account: Account, _request: ExchangeRequest) -> Any:
-        bracket = {"bracket": 1, "initialLeverage": LEVERAGE, "notionalCap": 10**9, "notionalFloor": 0,
-                   "maintMarginRatio": "0.004", "cum": 0}  # fmt: skip
-        linear = (m for m in self.exchange.markets.values() if m.kind == "swap" and not m.inverse)
-        return [{"symbol": market.id, "brackets": [bracket]} for market in linear]
-
-    def _positions(self, account: Account, request: ExchangeRequest) -> Any:
+    def _funding_assets(self, account: Account, _request: ExchangeRequest) -> Any:
         return [
-            self._position(self.exchange.markets[symbol], slot, position)
-            for (symbol, slot), position in sorted(account.visible().positions.items())
-            if request.arguments.get("symbol", self.exchange.markets[symbol].id) == self.exchange.markets[symbol].id
+            {"asset": asset, "free": text_of(total), "locked": "0", "freeze": "0", "withdrawing": "0"}
+            for asset, (total, _used) in sorted(self.exchange.balances(account.visible(), "funding").items())
         ]
 
-    def _position(self, market: Market, slot: Slot, position: Position) -> dict[str, Any]:
+    def _futures_assets(self, account: Account, wallet: Wallet) -> list[dict[str, Any]]:
+        visible, rows = account.visible(), []
+        profits = self.exchange.unrealized(visible, wallet)
+        for asset, (total, used) in sorted(self.exchange.balances(visible, wallet).items()):
+            with exact_arithmetic():
+                margin_balance, available = total + profits[asset], total + min(profits[asset], Decimal(0)) - used
+            rows.append({
+                "accountAlias": "paper", "asset": asset, "balance": text_of(total), "walletBalance": text_of(total),
+                "marginBalance": text_of(margin_balance), "crossWalletBalance": text_of(total),
+                "initialMargin": text_of(used), "maintMargin": "0", "unrealizedProfit": text_of(profits[asset]),
+                "availableBalance": text_of(available), "updateTime": now_ms(),
+            })  # fmt: skip
+        return rows
+
+    def _futures_balance(self, account: Account, request: ExchangeRequest) -> Any:
+        return self._futures_assets(account, _futures_wallet(request))
+
+    def _futures_account(self, account: Account, request: ExchangeRequest) -> Any:
+        assets = self._futures_assets(account, _futures_wallet(request))
+        return {"assets": assets, "positions": self._positions(account, request)}
+
+    def _brackets(self, _account: Account, request: ExchangeRequest) -> Any:
+        inverse = _futures_wallet(request) == "delivery"
+        cap, floor = ("qtyCap", "qtyFloor") if inverse else ("notionalCap", "notionalFloor")
+        bracket = {"bracket": 1, "initialLeverage": LEVERAGE, cap: 10**9, floor: 0,
+                   "maintMarginRatio": "0.004", "cum": 0}  # fmt: skip
+        mine = (m for m in self.exchange.markets.values() if m.kind == "swap" and m.inverse == inverse)
+        return [{"symbol": market.id, "brackets": [bracket]} for market in mine]
+
+    def _positions(self, account: Account, request: ExchangeRequest) -> Any:
+        inverse, rows = _futures_wallet(request) == "delivery", []
+        for symbol, slot, isolated, position in account.visible().held():
+            market = self.exchange.market_of(symbol)
+            if market.inverse == inverse and request.arguments.get("symbol", market.id) == market.id:
+                rows.append(self._position(market, slot, position, isolated=isolated))
+        return rows
+
+    def _position(self, market: Market, slot: Slot, position: Position, *, isolated: bool) -> dict[str, Any]:
         mark = self.exchange.prices[market.base]
         with exact_arithmetic():
-            notional, profit = position.quantity * mark, (mark - position.entry_price) * position.quantity
+            notional, profit = (
+                market.worth(position.quantity, mark), market.profit(position.quantity, position.entry_price, mark)
+            )  # fmt: skip
             margin = abs(notional) / LEVERAGE
+            # A coin-margined position counts contracts.
+            amount = contracts(market, position.quantity) if market.inverse else position.quantity
+        own = text_of(margin) if isolated else "0"
         return {
             "symbol": market.id, "positionSide": "BOTH" if slot == "net" else slot.upper(),
-            "positionAmt": text_of(position.quantity), "entryPrice": text_of(position.entry_price),
+            "positionAmt": text_of(amount), "entryPrice": text_of(position.entry_price),
             "breakEvenPrice": text_of(position.entry_price), "markPrice": text_of(mark),
-            "unRealizedProfit": text_of(profit), "liquidationPrice": "0", "isolatedMargin": "0",
-            "notional": text_of(notional), "marginAsset": market.quote, "isolatedWallet": "0",
+            "unRealizedProfit": text_of(profit), "liquidationPrice": "0", "isolatedMargin": own,
+            "notionalValue" if market.inverse else "notional": text_of(notional), "isolatedWallet": own,
+            "marginAsset": market.base if market.inverse else market.quote,
             "initialMargin": text_of(margin), "maintMargin": "0", "positionInitialMargin": text_of(margin),
             "openOrderInitialMargin": "0", "adl": 0, "bidNotional": "0", "askNotional": "0", "updateTime": now_ms(),
         }  # fmt: skip
@@ -179,6 +229,10 @@ class Binance:
         )
         self.exchange.cancel(order)
         return _order(order)
+
+
+def _futures_wallet(request: ExchangeRequest) -> Literal["swap", "delivery"]:
+    return "delivery" if request.path.startswith("/dapi/") else "swap"
 
 
 def _kind(request: ExchangeRequest) -> Literal["spot", "swap"]:

@@ -7,7 +7,8 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot, now_ms
+from ledger_sizer.paper.accounts import LEVERAGE, Account, Order, Position, RequestRefused, Slot, now_ms
+from ledger_sizer.paper.exchange import PaperExchange
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
     ExchangeRequest,
@@ -18,6 +19,8 @@ from ledger_sizer.paper.http import (
     text_of,
 )
 from ledger_sizer.paper.markets import Market
+from ledger_sizer.paper.options import bybit_options
+from ledger_sizer.paper.tickers import bybit_tickers
 
 PAGE_ROWS = 200
 """Maximum number of positions in one response."""
@@ -29,6 +32,7 @@ _CODES = {
     "time": (10002, "invalid request, please check your server timestamp or recv_window param"),
     "rate_limit": (10006, "Too many visits. Exceeded the API Rate Limit."),
     "outage": (10016, "Server error."),
+    "maintenance": (10016, "Service is under maintenance. Please try again later."),
     "insufficient": (170131, "Insufficient balance."),
     "margin": (110007, "ab not enough for new order"),
     "quantity": (10001, "Qty invalid"),
@@ -43,6 +47,9 @@ _CODES = {
     "bad_request": (10001, "Request parameter error."),
 }
 _IDX: Mapping[Slot, int] = {"net": 0, "long": 1, "short": 2}
+_BLANK_FIELDS = ("side", "size", "avgPrice", "positionValue", "markPrice", "leverage", "unrealisedPnl", "positionIM",
+                 "positionMM")  # fmt: skip
+"""What an empty side of a hedge-mode market may leave out."""
 _STATES = {"open": "New", "filled": "Filled", "canceled": "Cancelled"}
 
 
@@ -61,6 +68,7 @@ class Bybit:
             ("GET", "/v5/user/query-api"): lambda _account, _request: _success({"unified": 0, "uta": 1, "readOnly": 0}),
             ("GET", "/v5/account/info"): lambda _account, _request: _success({"unifiedMarginStatus": 6}),
             ("GET", "/v5/account/wallet-balance"): self._balance,
+            ("GET", "/v5/asset/transfer/query-account-coins-balance"): self._funding_balance,
             ("GET", "/v5/position/list"): self._positions,
             ("POST", "/v5/order/create"): self._create,
             ("POST", "/v5/order/cancel"): self._cancel,
@@ -98,49 +106,66 @@ class Bybit:
         return _success({"category": category, "list": rows, "nextPageCursor": ""})
 
     def _tickers(self, request: ExchangeRequest) -> Any:
-        category = request.arguments.get("category")
-        rows = []
-        for market in self.exchange.markets.values():
-            if _category(market) == category and request.arguments.get("symbol") in (None, market.id):
-                price = text_of(self.exchange.prices[market.base])
-                rows.append({"symbol": market.id, "lastPrice": price, "bid1Price": price, "ask1Price": price,
-                             "markPrice": price, "indexPrice": price})  # fmt: skip
+        category = str(request.arguments.get("category"))
+        markets = [market for market in self.exchange.markets.values() if _category(market) == category]
+        rows = bybit_tickers(self.exchange, category, request.arguments.get("symbol"), markets)
         return _success({"category": category, "list": rows})
 
     def _balance(self, account: Account, _request: ExchangeRequest) -> Any:
-        coins = []
-        for asset, (total, used) in sorted(self.exchange.balances(account.visible(), "spot").items()):
-            coins.append({"coin": asset, "walletBalance": text_of(total), "equity": text_of(total), "locked": "0",
-                          "totalPositionIM": text_of(used), "totalOrderIM": "0", "borrowAmount": "0",
-                          "accruedInterest": "0"})  # fmt: skip
+        coins, visible = [], account.visible()
+        profits = self.exchange.unrealized(visible, "spot")
+        for asset, (total, used) in sorted(self.exchange.balances(visible, "spot").items()):
+            with exact_arithmetic():
+                equity = total + profits[asset]
+            coins.append({"coin": asset, "walletBalance": text_of(total), "equity": text_of(equity), "locked": "0",
+                          "totalPositionIM": text_of(used), "totalOrderIM": "0", "accruedInterest": "0",
+                          "borrowAmount": text_of(max(-total, Decimal(0))),
+                          "unrealisedPnl": text_of(profits[asset])})  # fmt: skip
         return _success({"list": [{"accountType": "UNIFIED", "coin": coins}]})
 
-    def _positions(self, account: Account, request: ExchangeRequest) -> Any:
-        arguments, visible = request.arguments, account.visible()
+    def _funding_balance(self, account: Account, _request: ExchangeRequest) -> Any:
         rows = [
-            self._position(self.exchange.markets[symbol], slot, position)
-            for (symbol, slot), position in sorted(visible.positions.items())
-            if arguments.get("category") == "linear"
-            and arguments.get("settleCoin", self.exchange.markets[symbol].quote) == self.exchange.markets[symbol].quote
-            and arguments.get("symbol", self.exchange.markets[symbol].id) == self.exchange.markets[symbol].id
-        ]  # fmt: skip
+            {"coin": asset, "walletBalance": text_of(total), "transferBalance": text_of(total), "bonus": "0"}
+            for asset, (total, _used) in sorted(self.exchange.balances(account.visible(), "funding").items())
+        ]
+        return _success({"accountType": "FUND", "memberId": "1", "balance": rows})
+
+    def _positions(self, account: Account, request: ExchangeRequest) -> Any:
+        arguments = request.arguments
+        rows = self._position_rows(account.visible(), arguments)
         begin, limit = int(arguments.get("cursor") or 0), min(int(arguments.get("limit") or 20), self.page_rows)
         more = begin + limit < len(rows)
         result = {"category": arguments.get("category"), "list": rows[begin : begin + limit]}
         return _success({**result, "nextPageCursor": str(begin + limit) if more else ""})
 
-    def _position(self, market: Market, slot: Slot, position: Position) -> dict[str, Any]:
+    def _position_rows(self, visible: Account, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+        category = arguments.get("category")
+        if category == "option":
+            return bybit_options(visible)
+        rows = []
+        for symbol, slot, isolated, position in visible.held():
+            market = self.exchange.market_of(symbol)
+            settle = market.base if market.inverse else market.quote
+            wanted = (category, arguments.get("settleCoin", settle), arguments.get("symbol", market.id))
+            if wanted == (_category(market), settle, market.id):
+                rows.append(self._position(market, slot, position, isolated=isolated))
+                if visible.blank_sides and slot != "net":
+                    empty = dict.fromkeys(_BLANK_FIELDS, "")
+                    rows.append({**rows[-1], **empty, "positionIdx": 3 - _IDX[slot]})
+        return rows
+
+    def _position(self, market: Market, slot: Slot, position: Position, *, isolated: bool) -> dict[str, Any]:
         mark = self.exchange.prices[market.base]
         size = abs(position.quantity)
         with exact_arithmetic():
-            profit = (mark - position.entry_price) * position.quantity
-            value, margin = size * position.entry_price, size * mark / LEVERAGE
+            profit = market.profit(position.quantity, position.entry_price, mark)
+            value, margin = market.worth(size, position.entry_price), market.worth(size, mark) / LEVERAGE
         return {
             "positionIdx": _IDX[slot], "symbol": market.id, "side": "Buy" if position.quantity > 0 else "Sell",
             "size": text_of(size), "avgPrice": text_of(position.entry_price), "positionValue": text_of(value),
             "markPrice": text_of(mark), "leverage": str(LEVERAGE), "unrealisedPnl": text_of(profit),
             "positionIM": text_of(margin), "positionMM": "0", "liqPrice": "", "positionStatus": "Normal",
-            "tradeMode": 0, "createdTime": str(now_ms()), "updatedTime": str(now_ms()),
+            "tradeMode": int(isolated), "createdTime": str(now_ms()), "updatedTime": str(now_ms()),
         }  # fmt: skip
 
     def _create(self, account: Account, request: ExchangeRequest) -> Any:
@@ -202,7 +227,8 @@ def _instrument(market: Market) -> dict[str, Any]:
             "minOrderAmt": text_of(market.min_notional), "maxOrderAmt": "4000000",
         }}  # fmt: skip
     perpetual = "InversePerpetual" if market.inverse else "LinearPerpetual"
-    contract = "LinearFutures" if market.delivery_ms else perpetual
+    dated = "InverseFutures" if market.inverse else "LinearFutures"
+    contract = dated if market.delivery_ms else perpetual
     settle = market.base if market.inverse else market.quote
     return {**row, "contractType": contract, "settleCoin": settle, "fundingInterval": 480,
             "deliveryTime": str(market.delivery_ms or 0),

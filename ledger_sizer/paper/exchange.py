@@ -6,129 +6,21 @@ Quantities are base units and money is USDT, as Decimal.
 
 import copy
 import itertools
-import time
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Literal
 
 from ledger_sizer.model.units import exact_arithmetic, floor_to_step
-from ledger_sizer.paper.markets import PRICES, Market, Venue, markets_of
-
-QUOTE = "USDT"
-LEVERAGE = 10
-"""A derivative position needs margin of notional / LEVERAGE in USDT."""
-
-Side = Literal["buy", "sell"]
-Slot = Literal["net", "long", "short"]
-"""Position slot: a one-way account has one position per market (`net`), a hedge-mode account one per direction."""
-
-
-def now_ms() -> int:
-    """Return the present time, Unix milliseconds."""
-    return int(time.time() * 1000)
-
-
-class RequestRefused(Exception):
-    """The venue refuses a request. reason: one of a few words that each exchange maps to its own code."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-@dataclass(slots=True)
-class Position:
-    """A derivative position. quantity: base units, negative for a short. entry_price: average, USDT per base unit."""
-
-    quantity: Decimal
-    entry_price: Decimal
-
-
-@dataclass(slots=True)
-class Order:
-    """One order and its fills: `filled` base units for `cost` USDT, `fee` in `fee_asset`."""
-
-    id: str
-    client_id: str
-    market: Market
-    side: Side
-    kind: Literal["market", "limit"]
-    quantity: Decimal
-    price: Decimal | None
-    slot: Slot
-    reduce_only: bool
-    created_ms: int
-    updated_ms: int
-    state: Literal["open", "filled", "canceled"] = "open"
-    filled: Decimal = Decimal(0)
-    cost: Decimal = Decimal(0)
-    fee: Decimal = Decimal(0)
-    fee_asset: str = QUOTE
-
-    @property
-    def average(self) -> Decimal:
-        """Average fill price; 0 before the first fill."""
-        with exact_arithmetic():
-            return (self.cost / self.filled).normalize() if self.filled else Decimal(0)
-
-
-@dataclass(slots=True)
-class Account:
-    """One account.
-
-    wallets: units by asset for `spot` and `swap`, the same wallet where the exchange unifies them. stale_copy: what the
-    owner sees while stale data is served.
-    """
-
-    api_key: str
-    secret: str
-    passphrase: str
-    hedged: bool
-    wallets: dict[str, defaultdict[str, Decimal]]
-    positions: dict[tuple[str, Slot], Position] = field(default_factory=dict)
-    orders: dict[str, Order] = field(default_factory=dict)
-    stale_copy: "Account | None" = None
-
-    def visible(self) -> "Account":
-        """Return what its owner sees: this account, or an old copy while stale data is served."""
-        return self.stale_copy or self
-
-    def wallet(self, kind: str) -> defaultdict[str, Decimal]:
-        """Return the wallet for markets of this kind."""
-        return self.wallets.get(kind) or self.wallets["spot"]
-
-    def margin(self, prices: dict[str, Decimal], markets: dict[str, Market]) -> Decimal:
-        """Return the margin of all derivative positions at these prices, USDT."""
-        with exact_arithmetic():
-            return sum(
-                (
-                    abs(held.quantity) * prices[markets[symbol].base] / LEVERAGE
-                    for (symbol, _), held in self.positions.items()
-                ),
-                Decimal(0),
-            )
-
-    def reserved(self, kind: Literal["spot", "swap"]) -> defaultdict[str, Decimal]:
-        """Return the units that open orders of one kind of market block, by asset."""
-        used: defaultdict[str, Decimal] = defaultdict(Decimal)
-        with exact_arithmetic():
-            for order in self.orders.values():
-                left = order.quantity - order.filled
-                if order.state != "open" or order.market.kind != kind:
-                    continue
-                if kind == "swap":
-                    used[QUOTE] += left * (order.price or 0) / LEVERAGE
-                elif order.side == "sell":
-                    used[order.market.base] += left
-                else:
-                    used[QUOTE] += left * (order.price or 0)
-        return used
+from ledger_sizer.paper.accounts import LEVERAGE, Account, Order, Position, RequestRefused, Side, Slot, Wallet, now_ms
+from ledger_sizer.paper.markets import PRICES, QUOTE, Market, Venue, markets_of
 
 
 class PaperExchange:
-    """One paper exchange. Fee rates are fractions of a fill; a spot buy pays its fee in the base asset."""
+    """One paper exchange. Fee rates are fractions of a fill; a spot buy pays its fee in the base asset.
+
+    ended: markets that are listed no more, in which positions may be left. maintenance: private calls are refused.
+    """
 
     def __init__(
         self, venue: Venue, *, spot_fee_rate: Decimal = Decimal(0), swap_fee_rate: Decimal = Decimal(0)
@@ -137,8 +29,10 @@ class PaperExchange:
         self.markets = {market.symbol: market for market in markets_of(venue)}
         self.prices = dict(PRICES)
         self.accounts: dict[str, Account] = {}
+        self.ended: dict[str, Market] = {}
         self.unified = venue != "binance"
         self.fills_at_once = True
+        self.maintenance = False
         self._fee_rates = {"spot": spot_fee_rate, "swap": swap_fee_rate}
         self._order_ids = itertools.count(1_000_001)
 
@@ -155,14 +49,44 @@ class PaperExchange:
         account = self.accounts[api_key] = Account(api_key, secret, passphrase, hedged, wallets)
         return account
 
-    def balances(self, account: Account, kind: Literal["spot", "swap"]) -> dict[str, tuple[Decimal, Decimal]]:
+    def market_of(self, symbol: str) -> Market:
+        """Return a listed or an ended market."""
+        return self.markets.get(symbol) or self.ended[symbol]
+
+    def wallet_of(self, market: Market) -> Wallet:
+        """Return which wallet pays for a market."""
+        return "spot" if market.kind == "spot" else "delivery" if market.inverse else "swap"
+
+    def margins(self, account: Account, wallet: Wallet) -> defaultdict[str, Decimal]:
+        """Return the margin of the positions that a wallet carries, by asset."""
+        with exact_arithmetic():
+            return self._sums(account, wallet, lambda market, one: (
+                market.worth(abs(one.quantity), self.prices[market.base]) / LEVERAGE
+            ))  # fmt: skip
+
+    def unrealized(self, account: Account, wallet: Wallet) -> defaultdict[str, Decimal]:
+        """Return the profit and loss of the positions that a wallet carries, by asset."""
+        with exact_arithmetic():
+            return self._sums(account, wallet, lambda market, one: (
+                market.profit(one.quantity, one.entry_price, self.prices[market.base])
+            ))  # fmt: skip
+
+    def _sums(
+        self, account: Account, wallet: Wallet, value_of: Callable[[Market, Position], Decimal]
+    ) -> defaultdict[str, Decimal]:
+        sums: defaultdict[str, Decimal] = defaultdict(Decimal)
+        for symbol, _, _, position in account.held():
+            market = self.market_of(symbol)
+            if account.wallet(self.wallet_of(market)) is account.wallet(wallet):
+                sums[market.money] += value_of(market, position)
+        return sums
+
+    def balances(self, account: Account, kind: Wallet) -> dict[str, tuple[Decimal, Decimal]]:
         """Return a wallet's units: asset to (total, used)."""
-        used = account.reserved(kind)
-        if self.unified:
-            for asset, units in account.reserved("swap" if kind == "spot" else "spot").items():
+        used = self.margins(account, kind)
+        for orders in ("spot", "swap") if self.unified and kind != "funding" else (kind,):
+            for asset, units in account.reserved(orders).items():
                 used[asset] += units
-        if self.unified or kind == "swap":
-            used[QUOTE] += account.margin(self.prices, self.markets)
         wallet = account.wallet(kind)
         return {asset: (wallet.get(asset, Decimal(0)), used[asset]) for asset in {*wallet, *used}}
 
@@ -298,36 +222,40 @@ class PaperExchange:
             order.state = "filled" if order.filled == order.quantity else "open"
             signed_quantity = quantity if order.side == "buy" else -quantity
             rate = self._fee_rates[order.market.kind]
+            wallet = account.wallet(self.wallet_of(order.market))
             if order.market.kind == "spot":
-                wallet = account.wallet("spot")
                 wallet[order.market.base] += signed_quantity
                 wallet[QUOTE] -= cost if order.side == "buy" else -cost
                 order.fee_asset = order.market.base if order.side == "buy" else QUOTE
                 fee = (quantity if order.side == "buy" else cost) * rate
             else:
-                wallet = account.wallet("swap")
                 self.move_position(account, order.market, order.slot, signed_quantity)
                 fee = cost * rate
+            paid = account.fee_asset and cost * rate / self.prices[account.fee_asset]
+            if account.fee_asset and paid and wallet[account.fee_asset] >= paid:
+                order.fee_asset, fee = account.fee_asset, paid
             wallet[order.fee_asset] -= fee
             order.fee += fee
 
-    def move_position(self, account: Account, market: Market, slot: Slot, signed_quantity: Decimal) -> None:
+    def move_position(
+        self, account: Account, market: Market, slot: Slot, signed_quantity: Decimal, *, isolated: bool = False
+    ) -> None:
         """Add to, reduce or turn a derivative position at the present price; book the profit or loss in the wallet."""
-        price = self.prices[market.base]
-        held = account.positions.get((market.symbol, slot)) or Position(Decimal(0), price)
+        price, book = self.prices[market.base], account.isolated if isolated else account.positions
+        held = book.get((market.symbol, slot)) or Position(Decimal(0), price)
         with exact_arithmetic():
             after = held.quantity + signed_quantity
-            if held.quantity == 0 or (held.quantity > 0) == (signed_quantity > 0):
-                cost = abs(held.quantity) * held.entry_price + abs(signed_quantity) * price
-                entry = cost / abs(after) if after else price
-            else:
-                closed = min(abs(signed_quantity), abs(held.quantity))
-                profit = (price - held.entry_price) * closed * (1 if held.quantity > 0 else -1)
-                account.wallet("swap")[QUOTE] += profit
+            entry = price
+            if held.quantity and (held.quantity > 0) == (signed_quantity > 0):
+                entry = market.average(abs(held.quantity), held.entry_price, abs(signed_quantity), price)
+            elif held.quantity:
+                closed = min(abs(signed_quantity), abs(held.quantity)) * (1 if held.quantity > 0 else -1)
+                wallet = account.wallet(self.wallet_of(market))
+                wallet[market.money] += market.profit(closed, held.entry_price, price)
                 entry = held.entry_price if (after > 0) == (held.quantity > 0) else price
-        account.positions.pop((market.symbol, slot), None)
+        book.pop((market.symbol, slot), None)
         if after:
-            account.positions[market.symbol, slot] = Position(after, entry)
+            book[market.symbol, slot] = Position(after, entry)
 
     # --- the market ------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from starlette.responses import Response
 
-from ledger_sizer.paper.exchange import RequestRefused
+from ledger_sizer.paper.accounts import RequestRefused
 from ledger_sizer.paper.http import Dialect, ExchangeRequest, ExchangeResponse
 
 FaultKind = Literal["rate_limit", "outage", "timeout", "half", "hollow", "lost_answer"]

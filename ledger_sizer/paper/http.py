@@ -8,7 +8,8 @@ from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, parse_decimal
-from ledger_sizer.paper.exchange import Account, PaperExchange, RequestRefused
+from ledger_sizer.paper.accounts import Account, RequestRefused
+from ledger_sizer.paper.exchange import PaperExchange
 from ledger_sizer.paper.markets import Market
 
 TIME_WINDOW_MS = 60_000
@@ -78,7 +79,10 @@ def respond(dialect: Dialect, request: ExchangeRequest) -> ExchangeResponse | No
             if route in dialect.public:
                 return ExchangeResponse(200, dialect.public[route](request))
             if route in dialect.private:
-                return ExchangeResponse(200, dialect.private[route](dialect.account(request), request))
+                account = dialect.account(request)
+                if dialect.exchange.maintenance:
+                    raise RequestRefused("maintenance", "maintenance")
+                return ExchangeResponse(200, dialect.private[route](account, request))
     except RequestRefused as refused:
         return dialect.refusal(refused, request.path)
     return None

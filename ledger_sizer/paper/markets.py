@@ -11,6 +11,8 @@ from ledger_sizer.model.units import exact_arithmetic
 
 Venue = Literal["bybit", "binance", "okx"]
 VENUES: tuple[Venue, ...] = ("bybit", "binance", "okx")
+QUOTE = "USDT"
+"""The money of all markets but coin-margined ones."""
 
 PRICES = {
     "BTC": Decimal(50_000),
@@ -33,8 +35,8 @@ class Market:
 
     symbol: ccxt's unified name. id: the exchange's own. step, min_qty, max_qty: of a limit order; max_market_qty: of
     a market order. contract_size: base units per contract, 1 where the exchange counts base units. inverse: settled
-    in the base asset; listed, but not tradable here. delivery_ms: when a dated future is delivered; else None.
-    quote: what it is quoted and settled in, by name only: all money is USDT.
+    in the base asset; it can be held, but not ordered. Its quantities and contract size are USD. delivery_ms: when a
+    dated future is delivered; else None. quote: what it is quoted and settled in, by name only: all money is USDT.
     """
 
     symbol: str
@@ -52,6 +54,25 @@ class Market:
     inverse: bool = False
     delivery_ms: int | None = None
     quote: str = "USDT"
+
+    @property
+    def money(self) -> str:
+        """The asset in which margin, profit and loss are paid."""
+        return self.base if self.inverse else QUOTE
+
+    def worth(self, quantity: Decimal, price: Decimal) -> Decimal:
+        """Return what a quantity is worth at a price, in `money`, with the quantity's sign."""
+        return quantity / price if self.inverse else quantity * price
+
+    def profit(self, quantity: Decimal, entry_price: Decimal, price: Decimal) -> Decimal:
+        """Return the profit of a signed quantity since its entry, in `money`."""
+        grown = self.worth(quantity, price) - self.worth(quantity, entry_price)
+        return -grown if self.inverse else grown
+
+    def average(self, first: Decimal, first_price: Decimal, second: Decimal, second_price: Decimal) -> Decimal:
+        """Return the average entry price of two quantities on the same side, both above 0."""
+        worth, quantity = self.worth(first, first_price) + self.worth(second, second_price), first + second
+        return quantity / worth if self.inverse else worth / quantity
 
 
 def markets_of(venue: Venue) -> tuple[Market, ...]:

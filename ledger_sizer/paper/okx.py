@@ -9,7 +9,8 @@ from decimal import Decimal
 from typing import Any, Literal
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.exchange import LEVERAGE, Account, Order, PaperExchange, Position, RequestRefused, Slot, now_ms
+from ledger_sizer.paper.accounts import LEVERAGE, Account, Order, Position, RequestRefused, Slot, now_ms
+from ledger_sizer.paper.exchange import PaperExchange
 from ledger_sizer.paper.http import (
     TIME_WINDOW_MS,
     ExchangeRequest,
@@ -21,6 +22,8 @@ from ledger_sizer.paper.http import (
     text_of,
 )
 from ledger_sizer.paper.markets import Market
+from ledger_sizer.paper.options import okx_options
+from ledger_sizer.paper.tickers import okx_tickers
 
 _CODES = {
     "key": (401, "50111", "Invalid OK-ACCESS-KEY"),
@@ -28,7 +31,8 @@ _CODES = {
     "passphrase": (401, "50105", "Request header OK-ACCESS-PASSPHRASE incorrect."),
     "time": (401, "50102", "Timestamp request expired"),
     "rate_limit": (429, "50011", "Too Many Requests"),
-    "outage": (503, "50001", "Service temporarily unavailable. Try again later"),
+    "outage": (503, "50026", "System error. Try again later"),
+    "maintenance": (503, "50001", "Service temporarily unavailable. Try again later"),
     "bad_request": (400, "51000", "Parameter error"),
     "unknown_symbol": (200, "51001", "Instrument ID does not exist"),
     "unknown_order": (200, "51603", "Order does not exist"),
@@ -61,10 +65,12 @@ class Okx:
             ("GET", "/api/v5/public/time"): lambda _request: _success([{"ts": str(now_ms())}]),
             ("GET", "/api/v5/public/instruments"): self._instruments,
             ("GET", "/api/v5/market/ticker"): self._ticker,
+            ("GET", "/api/v5/market/tickers"): self._tickers,
         }
         self.private: Mapping[tuple[str, str], Handler] = {
             ("GET", "/api/v5/account/config"): self._config,
             ("GET", "/api/v5/account/balance"): self._balance,
+            ("GET", "/api/v5/asset/balances"): self._funding_balance,
             ("GET", "/api/v5/account/positions"): self._positions,
             ("POST", "/api/v5/trade/order"): self._create,
             ("POST", "/api/v5/trade/batch-orders"): self._create_batch,
@@ -111,39 +117,70 @@ class Okx:
     def _ticker(self, request: ExchangeRequest) -> Any:
         for market in self.exchange.markets.values():
             if market.id == request.arguments.get("instId"):
-                price = text_of(self.exchange.prices[market.base])
-                return _success(
-                    [{"instId": market.id, "last": price, "bidPx": price, "askPx": price, "ts": str(now_ms())}]
-                )
+                return _success(okx_tickers(self.exchange, _type(market), [market]))
         raise RequestRefused("unknown_symbol", "no such market")
 
+    def _tickers(self, request: ExchangeRequest) -> Any:
+        kind = str(request.arguments.get("instType"))
+        markets = [market for market in self.exchange.markets.values() if _type(market) == kind]
+        return _success(okx_tickers(self.exchange, kind, markets))
+
     def _balance(self, account: Account, _request: ExchangeRequest) -> Any:
-        details = [
-            {"ccy": asset, "eq": text_of(total), "cashBal": text_of(total), "availEq": text_of(total - used),
-             "availBal": text_of(total - used), "frozenBal": text_of(used), "uTime": str(now_ms())}
-            for asset, (total, used) in sorted(self.exchange.balances(account.visible(), "spot").items())
-        ]  # fmt: skip
+        details, visible = [], account.visible()
+        profits = self.exchange.unrealized(visible, "spot")
+        for asset, (total, used) in sorted(self.exchange.balances(visible, "spot").items()):
+            with exact_arithmetic():
+                equity = total + profits[asset]
+                free = text_of(max(equity - used, Decimal(0)))
+            details.append({
+                "ccy": asset, "eq": text_of(equity), "cashBal": text_of(total), "availEq": free, "availBal": free,
+                "frozenBal": text_of(used), "upl": text_of(profits[asset]), "liab": text_of(max(-total, Decimal(0))),
+                "interest": "0", "uTime": str(now_ms()),
+            })  # fmt: skip
         return _success([{"details": details, "uTime": str(now_ms())}])
 
-    def _positions(self, account: Account, request: ExchangeRequest) -> Any:
-        wanted = request.arguments.get("instId")
+    def _funding_balance(self, account: Account, _request: ExchangeRequest) -> Any:
         return _success([
-            self._position(self.exchange.markets[symbol], slot, position)
-            for (symbol, slot), position in sorted(account.visible().positions.items())
-            if not wanted or self.exchange.markets[symbol].id in wanted.split(",")
+            {"ccy": asset, "bal": text_of(total), "availBal": text_of(total), "frozenBal": "0"}
+            for asset, (total, _used) in sorted(self.exchange.balances(account.visible(), "funding").items())
         ])  # fmt: skip
 
-    def _position(self, market: Market, slot: Slot, position: Position) -> dict[str, Any]:
+    def _positions(self, account: Account, request: ExchangeRequest) -> Any:
+        visible, wanted, kind = account.visible(), request.arguments.get("instId"), request.arguments.get("instType")
+        rows = [
+            self._position(self.exchange.market_of(symbol), slot, position, isolated=isolated)
+            for symbol, slot, isolated, position in visible.held()
+        ] + okx_options(visible)
+        return _success([
+            row for row in rows
+            if (not wanted or row["instId"] in wanted.split(",")) and kind in (None, row["instType"])
+        ])  # fmt: skip
+
+    def _position(self, market: Market, slot: Slot, position: Position, *, isolated: bool) -> dict[str, Any]:
         mark = self.exchange.prices[market.base]
         signed = position.quantity if slot == "net" else abs(position.quantity)
         with exact_arithmetic():
-            size, value = contracts(market, signed), abs(position.quantity) * mark
-            profit, margin = (mark - position.entry_price) * position.quantity, value / LEVERAGE
+            size = contracts(market, signed)
+            profit, worth = (
+                market.profit(position.quantity, position.entry_price, mark), market.worth(abs(position.quantity), mark)
+            )  # fmt: skip
+            usd, margin = worth * mark if market.inverse else worth, text_of(worth / LEVERAGE)
+        row = {
+            "instId": market.id, "instType": _type(market), "mgnMode": "isolated" if isolated else "cross",
+            "posId": f"{market.id}-{slot}{'-isolated' * isolated}", "posSide": slot, "pos": text_of(size),
+            "avgPx": text_of(position.entry_price), "markPx": text_of(mark), "lever": str(LEVERAGE),
+            "notionalUsd": text_of(usd), "upl": text_of(profit), "imr": "" if isolated else margin,
+            "margin": margin if isolated else "", "mmr": "0", "liqPx": "",
+            "ccy": market.base if market.inverse else market.quote, "cTime": str(now_ms()), "uTime": str(now_ms()),
+        }  # fmt: skip
+        if market.kind != "spot":
+            return row
+        # A margin trade holds the coins it bought, or the money it sold them for.
+        long = position.quantity > 0
+        held, owed = text_of(abs(position.quantity)), text_of(abs(position.quantity) * position.entry_price)
         return {
-            "instId": market.id, "instType": _type(market), "mgnMode": "cross", "posId": f"{market.id}-{slot}",
-            "posSide": slot, "pos": text_of(size), "avgPx": text_of(position.entry_price), "markPx": text_of(mark),
-            "lever": str(LEVERAGE), "notionalUsd": text_of(value), "upl": text_of(profit), "imr": text_of(margin),
-            "mmr": "0", "liqPx": "", "ccy": market.quote, "cTime": str(now_ms()), "uTime": str(now_ms()),
+            **row, "instType": "MARGIN", "pos": held if long else owed, "posCcy": market.base if long else market.quote,
+            "liab": f"-{owed if long else held}", "liabCcy": market.quote if long else market.base,
         }  # fmt: skip
 
     def _create(self, account: Account, request: ExchangeRequest) -> Any:
@@ -219,7 +256,7 @@ def _instrument(market: Market) -> dict[str, Any]:
         return {**row, "instType": "SPOT", "baseCcy": market.base, "quoteCcy": market.quote, "maxMktSz": "1000000",
                 "uly": "", "settleCcy": "", "ctVal": ""}  # fmt: skip
     pair = market.id.rpartition("-")[0]
-    value = text_of(Decimal(100) if market.inverse else market.contract_size)
+    value = text_of(market.contract_size)
     if market.inverse:
         row |= {"lotSz": "1", "minSz": "1", "maxLmtSz": "1000000"}
     return {**row, "instType": _type(market), "baseCcy": "", "quoteCcy": "", "uly": pair,

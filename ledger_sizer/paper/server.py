@@ -16,13 +16,14 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper import control
+from ledger_sizer.paper import actions, control
+from ledger_sizer.paper.accounts import RequestRefused
 from ledger_sizer.paper.binance import Binance
 from ledger_sizer.paper.bybit import Bybit
-from ledger_sizer.paper.exchange import QUOTE, PaperExchange, RequestRefused
+from ledger_sizer.paper.exchange import PaperExchange
 from ledger_sizer.paper.faults import Faults, LostConnection, respond_with_fault
 from ledger_sizer.paper.http import Dialect, ExchangeRequest, ExchangeResponse, respond
-from ledger_sizer.paper.markets import VENUES
+from ledger_sizer.paper.markets import QUOTE, VENUES
 from ledger_sizer.paper.okx import Okx
 
 _DIALECTS: Mapping[str, Callable[[PaperExchange], Dialect]] = {"bybit": Bybit, "binance": Binance, "okx": Okx}
@@ -65,7 +66,7 @@ class Venues:
 
     def _state_of(self, venue: str) -> dict[str, Any]:
         with exact_arithmetic():
-            return control.state_of(self.dialects[venue].exchange, self.faults[venue])
+            return actions.state_of(self.dialects[venue].exchange, self.faults[venue])
 
     def _state(self, request: Request) -> Response:
         venue = request.path_params["venue"]
@@ -77,14 +78,14 @@ class Venues:
 
     async def _control(self, request: Request) -> Response:
         venue, action = request.path_params["venue"], request.path_params["action"]
-        if venue not in self.dialects or action not in control.ACTIONS:
+        if venue not in self.dialects or action not in actions.ACTIONS:
             return _error_response(
-                404, f"no {venue}/{action}; venues: {', '.join(VENUES)}; do: {', '.join(control.ACTIONS)}"
+                404, f"no {venue}/{action}; venues: {', '.join(VENUES)}; do: {', '.join(actions.ACTIONS)}"
             )
         try:
             form = json.loads(await request.body() or b"{}")
             with exact_arithmetic():
-                control.ACTIONS[action](self.dialects[venue].exchange, self.faults[venue], form)
+                actions.ACTIONS[action](self.dialects[venue].exchange, self.faults[venue], form)
         except (RequestRefused, ValueError, KeyError, TypeError) as error:
             return _error_response(422, f"{action}: {error}")
         return JSONResponse(self._state_of(venue))

@@ -83,6 +83,15 @@ class Inspection:
     external: Mapping[Market, Sequence[Position]] | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One comparison, the ledger's side of it, and the drifts known before."""
+
+    comparison: Comparison
+    ledger_side: LedgerSide
+    live: Sequence[Drift]
+
+
 class Inspector(Protocol):
     """Runs inspections."""
 
@@ -118,18 +127,40 @@ class LocalInspector:
     def inspect(self, request: InspectionRequest, seconds_max: float = 0) -> Inspection:  # noqa: ARG002 - see the class
         """See `Inspector`."""
         accounts = [account for account in self.accounts if account.portfolio == request.portfolio]
-        settings = self._settings.reconcile
         seq_before = read_head(self._engine, request.portfolio)
         started_us = self._now_us()
-        with ThreadPoolExecutor(max_workers=min(len(accounts), 8)) as pool:
-            snapshots = list(pool.map(lambda account: account.snapshot(self._now_us), accounts))
+        snapshots = self._fetch(accounts, lambda account: account.snapshot(self._now_us))
+        look = self._compare(request.portfolio, snapshots, seq_before, started_us)
+        if doubtful := _with_new_differences(look):
+            seq_before, again_us = read_head(self._engine, request.portfolio), self._now_us()
+            by_account = {(one.venue, one.account): one for one in snapshots}
+            again = self._fetch(
+                [one for one in accounts if (one.venue, one.account) in doubtful],
+                lambda account: _snapshot_with_new_rules(account, self._now_us),
+            )
+            if again:
+                by_account |= {(one.venue, one.account): one for one in again}
+                snapshots = list(by_account.values())
+                look = self._compare(request.portfolio, snapshots, seq_before, again_us)
+        run = _run_of(request, snapshots, look.comparison, started_us, self._now_us())
+        return Inspection(run, look.comparison, look.ledger_side.external)
+
+    @staticmethod
+    def _fetch(accounts: Sequence[Account], fetch: Callable[[Account], Snapshot | None]) -> list[Snapshot]:
+        """Fetch from all accounts at once. Accounts that return None are left out."""
+        with ThreadPoolExecutor(max_workers=min(max(len(accounts), 1), 8)) as pool:
+            return [one for one in pool.map(fetch, accounts) if one is not None]
+
+    def _compare(self, portfolio: str, snapshots: Sequence[Snapshot], seq_before: int, started_us: int) -> _Look:
+        """Read the ledger and compare it with the snapshots, which were fetched before, so that moves are known."""
+        settings = self._settings.reconcile
         expired_us = started_us - settings.expired_seconds * 1_000_000
         # Read after the fetch: these rows include what moved meanwhile, which is then not judged.
-        positions = read_positions(self._engine, request.portfolio, since_us=expired_us)
+        positions = read_positions(self._engine, portfolio, since_us=expired_us)
         settled_us = started_us - settings.grace_seconds * 1_000_000
-        live = drifts.live_drifts(self._engine, request.portfolio)
+        live = drifts.live_drifts(self._engine, portfolio)
         sighted_us = min((one.updated_us for one in live), default=settled_us)
-        account_keys = [(account.venue, account.account) for account in accounts]
+        account_keys = [(snapshot.venue, snapshot.account) for snapshot in snapshots]
         ledger_side = ledger_side_of(
             positions,
             account_keys,
@@ -137,24 +168,21 @@ class LocalInspector:
             settled_us=settled_us,
             expired_us=expired_us,
             now_us=self._now_us(),
-            budgets_usd=read_ended_budgets(self._engine, request.portfolio, positions),
-            moves=read_moves(
-                self._engine, request.portfolio, positions, settled_us=settled_us, sighted_us=sighted_us
-            ),
-        )  # fmt: skip
-        ledger_side.planned_hedges = self._planned_hedges(request.portfolio, ledger_side)
+            budgets_usd=read_ended_budgets(self._engine, portfolio, positions),
+            moves=read_moves(self._engine, portfolio, positions, settled_us=settled_us, sighted_us=sighted_us),
+        )
+        ledger_side.planned_hedges = self._planned_hedges(portfolio, ledger_side)
         ledger_side.known_excess = _excess_by_market(live)
         ledger_side.excess_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
         ledger_side.accepted_excess = _excess_by_market(drift for drift in live if drift.state == "acknowledged")
-        prices = self._last_prices(request.portfolio, ledger_side, snapshots)
+        prices = self._last_prices(portfolio, ledger_side, snapshots)
 
         def released() -> list[EndedHold]:
-            return self._released_holds(request.portfolio, positions, account_keys, expired_us)
+            return self._released_holds(portfolio, positions, account_keys, expired_us)
 
-        parameters = _parameters(self._settings, started_us, prices, self._asset_policies(request.portfolio))
+        parameters = _parameters(self._settings, started_us, prices, self._asset_policies(portfolio))
         comparison = compare(ledger_side, snapshots, parameters, released)
-        run = _run_of(request, snapshots, comparison, started_us, self._now_us())
-        return Inspection(run, comparison, ledger_side.external)
+        return _Look(comparison, ledger_side, live)
 
     def _released_holds(
         self, portfolio: str, positions: Sequence[Position], accounts: Sequence[AccountKey], since_us: int
@@ -205,6 +233,25 @@ class LocalInspector:
 
     def _now_us(self) -> int:
         return time_us(self._engine, self._clock, self._guard)
+
+
+def _with_new_differences(look: _Look) -> set[AccountKey]:
+    """Return the accounts with a difference in a derivative market that no run has seen.
+
+    Before it is judged, their markets are loaded again: a contract size may have changed since the last load.
+    """
+    known = {(one.market, one.venue_quantity) for one in look.live}
+    return {
+        (found.market.venue, found.market.account)
+        for found in look.comparison.findings
+        if found.market.is_swap and found.venue_quantity and (found.market, found.venue_quantity) not in known
+    }
+
+
+def _snapshot_with_new_rules(account: Account, now_us: Callable[[], int]) -> Snapshot | None:
+    """Fetch again with new market rules; None from an account that has them already, or has none."""
+    fetch = getattr(account, "snapshot_with_new_rules", None)
+    return None if fetch is None else fetch(now_us)
 
 
 def failed_inspection(
@@ -275,6 +322,9 @@ def _fetched(snapshot: Snapshot, comparison: Comparison) -> dict[str, object]:
         "milliseconds": (snapshot.taken_us - snapshot.begun_us) // 1000,
         "problems": list(snapshot.problems),
         "listed": listed_text(listed, lambda asset: _usd_of(asset, snapshot)),
+        "unread": [f"{one.symbol}: {one.detail}" for one in snapshot.unread],
+        "not_asked": list(snapshot.not_asked),
+        "failed": list(snapshot.failed),
     }
 
 

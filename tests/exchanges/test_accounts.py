@@ -220,15 +220,6 @@ def test_snapshot_when_bybit_lists_several_pages_then_all_are_read(server: Paper
     assert len(seen.positions or ()) == 8
 
 
-def test_snapshot_when_a_position_is_in_an_inverse_contract_then_positions_are_unknown(server: PaperServer) -> None:
-    PaperControl(server.url, "okx", "inverse").open_account()
-    PaperControl(server.url, "okx", "inverse").open("BTC/USD:BTC", "long", D(100))
-    seen = account_at("okx", server.url, api_key=SecretStr("inverse")).snapshot(now_us)
-    assert seen.positions is None
-    assert seen.balances is not None
-    assert "position in BTC/USD:BTC: its value in base units is not fixed" in seen.problems[0]
-
-
 def test_open_accounts_when_several_are_configured_then_each_has_its_venue_and_portfolio(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

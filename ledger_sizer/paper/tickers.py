@@ -1,0 +1,75 @@
+"""Writes tickers in each exchange's format: the one price per asset as last price, bid and ask."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ledger_sizer.paper.accounts import RequestRefused, now_ms
+from ledger_sizer.paper.exchange import PaperExchange
+from ledger_sizer.paper.http import ExchangeRequest, text_of
+from ledger_sizer.paper.markets import Market
+
+
+def _prices(exchange: PaperExchange, markets: list[Market]) -> Iterator[tuple[Market, str]]:
+    return ((market, text_of(exchange.prices[market.base])) for market in markets)
+
+
+def binance_tickers(exchange: PaperExchange, request: ExchangeRequest) -> Any:
+    """Answer `ticker/24hr`: `symbol` names one market, `symbols` (spot only) a JSON list; all without either.
+
+    One market of spot or USDT-margined futures is an object, a coin-margined one a list, as at Binance.
+    """
+    family = request.path.split("/")[1]
+    mine = [market for market in exchange.markets.values() if _binance_family(market) == family]
+    one, several = request.arguments.get("symbol"), request.arguments.get("symbols")
+    if one is not None or several is not None:
+        by_id = {market.id: market for market in mine}
+        asked = [one] if one is not None else json.loads(str(several))
+        if not all(name in by_id for name in asked):
+            raise RequestRefused("unknown_symbol", "no such market")
+        mine = [by_id[name] for name in asked]
+    rows = [_binance_ticker(market, price) for market, price in _prices(exchange, mine)]
+    return rows if one is None or family == "dapi" else rows[0]
+
+
+def _binance_family(market: Market) -> str:
+    return "api" if market.kind == "spot" else "dapi" if market.inverse else "fapi"
+
+
+def _binance_ticker(market: Market, price: str) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "symbol": market.id, "lastPrice": price, "weightedAvgPrice": price, "openPrice": price, "highPrice": price,
+        "lowPrice": price, "priceChange": "0", "priceChangePercent": "0", "volume": "0", "closeTime": now_ms(),
+    }  # fmt: skip
+    if market.inverse:
+        return {**row, "pair": f"{market.base}USD", "baseVolume": "0"}
+    row["quoteVolume"] = "0"
+    # Only spot tickers carry bid and ask.
+    spot = {"bidPrice": price, "bidQty": "1", "askPrice": price, "askQty": "1", "prevClosePrice": price}
+    return row | spot if market.kind == "spot" else row
+
+
+def bybit_tickers(exchange: PaperExchange, category: str, market_id: str | None, markets: list[Market]) -> Any:
+    """Return the rows of `/v5/market/tickers`: `markets` are those of the category. Raises `RequestRefused`."""
+    mine = [market for market in markets if market_id in (None, market.id)]
+    if market_id is not None and not mine:
+        raise RequestRefused("unknown_symbol", f"no {category} market {market_id!r}")
+    rows = []
+    for market, price in _prices(exchange, mine):
+        row = {"symbol": market.id, "lastPrice": price, "bid1Price": price, "bid1Size": "1", "ask1Price": price,
+               "ask1Size": "1", "prevPrice24h": price, "price24hPcnt": "0", "highPrice24h": price,
+               "lowPrice24h": price, "turnover24h": "0", "volume24h": "0"}  # fmt: skip
+        # ccxt tells a contract's ticker from a spot one by its open interest.
+        contract = {"markPrice": price, "indexPrice": price, "openInterest": "0", "openInterestValue": "0"}
+        rows.append(row if category == "spot" else row | contract)
+    return rows
+
+
+def okx_tickers(exchange: PaperExchange, kind: str, markets: list[Market]) -> list[dict[str, Any]]:
+    """Return the rows of `/api/v5/market/tickers` and `ticker` for markets of one `instType`."""
+    return [
+        {"instType": kind, "instId": market.id, "last": price, "lastSz": "0", "bidPx": price, "bidSz": "1",
+         "askPx": price, "askSz": "1", "open24h": price, "high24h": price, "low24h": price, "volCcy24h": "0",
+         "vol24h": "0", "ts": str(now_ms())}
+        for market, price in _prices(exchange, markets)
+    ]  # fmt: skip
