@@ -41,6 +41,7 @@ def import_positions(
     portfolio: AnyPortfolio = None,
     venue: Annotated[str | None, typer.Option("--venue", metavar="NAME", help="Of this exchange; else all.")] = None,
     account: Annotated[str | None, typer.Option("--account", metavar="NAME", help="Of this account; else all.")] = None,
+    symbol: Annotated[str | None, typer.Option("--symbol", metavar="COIN", help="Of this coin; else all.")] = None,
     tag: AdoptedTag = None,
     reason: Annotated[
         str | None, typer.Option("--reason", metavar="TEXT", help="Why; kept in the audit chain.")
@@ -69,13 +70,13 @@ def import_positions(
         bad_input("give a FILE or --from-exchange, one of both; --template prints an example of a file", "file")
     tags = options.tags(tag)
     if file is not None:
-        for name, value in (("venue", venue), ("account", account)):
+        for name, value in (("venue", venue), ("account", account), ("symbol", symbol)):
             if value is not None:
                 bad_input(f"--{name} is for --from-exchange; a file names it in its column", name)
         return _from_file(file, portfolio or "main", tags, key, reason, apply=apply, as_json=as_json, url=database_url)
     if key is not None:
         bad_input("--key is for a file; from the exchange each position has the key of its drift", "key")
-    chosen = {"portfolio": portfolio, "venue": venue, "account": account, "tags": tags}
+    chosen = {"portfolio": portfolio, "venue": venue, "account": account, "symbol": symbol, "tags": tags}
     return _from_exchange(chosen, reason, apply=apply, as_json=as_json, url=database_url)
 
 

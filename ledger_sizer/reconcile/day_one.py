@@ -13,6 +13,7 @@ from sqlalchemy import Engine
 from ledger_sizer.config import AppSettings
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.asset_policies import DOLLARS, AssetPolicies
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.legs import Leg
@@ -22,6 +23,9 @@ from ledger_sizer.model.units import decimal_text, exact_arithmetic, parse_decim
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adopted_tags import adopted_tags
 from ledger_sizer.reconcile.adoption import PAIRED_KINDS, counting_leg, legs_of_piece
+from ledger_sizer.reconcile.attribution import coin_of
+from ledger_sizer.reconcile.compare import Comparison
+from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
 from ledger_sizer.reconcile.inspection import Account, Clock, InspectionRequest, LocalInspector
 from ledger_sizer.reconcile.pairing import Piece, connected, holding_of, paired
 from ledger_sizer.reconcile.run import Observe, Reconciler
@@ -105,29 +109,42 @@ class _Kept:
         self.last = self._account.snapshot(now_us)
         return self.last
 
+    def snapshot_with_new_rules(self, now_us: Callable[[], int]) -> Snapshot | None:
+        fetch = getattr(self._account, "snapshot_with_new_rules", None)
+        found: Snapshot | None = None if fetch is None else fetch(now_us)
+        self.last = found or self.last
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What of the accounts to take: of one portfolio, venue, account or of all; with which tags beside those filled in.
+    """What of the accounts to take: of one portfolio, venue, account or coin, or of all; with which tags.
 
-    A hedge of which one leg is chosen is taken whole.
+    symbol: a coin, or a market of it. tags: beside those that are filled in. A hedge of which one leg is chosen is
+    taken whole.
     """
 
     portfolio: str | None = None
     venue: str | None = None
     account: str | None = None
+    symbol: str | None = None
     tags: Tags = NO_TAGS
 
-    def has(self, market: Market) -> bool:
+    def has_place(self, market: Market) -> bool:
         """Whether a market is at a chosen account."""
         return self.venue in (None, market.venue) and self.account in (None, market.account)
 
+    def has(self, market: Market) -> bool:
+        """Whether a market is at a chosen account, and of the chosen coin."""
+        return self.has_place(market) and (self.symbol is None or coin_of(self.symbol) == market.base)
+
 
 def choice_of(
-    portfolio: str | None = None, venue: str | None = None, account: str | None = None, tags: GivenTags = NO_TAGS
-) -> Choice:
+    portfolio: str | None = None, venue: str | None = None, account: str | None = None, symbol: str | None = None,
+    tags: GivenTags = NO_TAGS,
+) -> Choice:  # fmt: skip
     """Return a choice with valid tags."""
-    return Choice(portfolio, venue, account, tags_of(tags))
+    return Choice(portfolio, venue, account, symbol, tags_of(tags))
 
 
 class Importer:
@@ -160,7 +177,7 @@ class Importer:
             groups = self._groups(portfolio, findings, choice)
             positions = tuple(self._position(piece, choice) for group in groups for piece in group)
             taken = {one.market for group in groups for piece in group for one in piece}
-            left = self._left_out(portfolio, inspection.comparison.findings, ignored, taken, choice)
+            left = self._left_out(portfolio, inspection.comparison, ignored, taken, choice)
             found.append(self._import(portfolio, positions, left, inspection.external or {}, taken))
         return found
 
@@ -201,7 +218,7 @@ class Importer:
     def _portfolios(self, choice: Choice) -> list[str]:
         if not self._accounts:
             raise WrongState("no exchange account is configured; set EXCHANGE_API_KEY and EXCHANGE_API_SECRET")
-        chosen = [one for one in self._accounts if choice.has(Market(one.venue, one.account, "", ""))]
+        chosen = [one for one in self._accounts if choice.has_place(Market(one.venue, one.account, "", ""))]
         found = sorted({one.portfolio for one in chosen if choice.portfolio in (None, one.portfolio)})
         if found:
             return found
@@ -278,9 +295,10 @@ class Importer:
         return {coin: price for one in self._snapshots(portfolio) for coin, price in one.prices.items()}
 
     def _left_out(
-        self, portfolio: str, findings: Iterable[Finding], ignored: Mapping[Market, Drift], taken: set[Market],
+        self, portfolio: str, comparison: Comparison, ignored: Mapping[Market, Drift], taken: set[Market],
         choice: Choice,
     ) -> tuple[LeftOut, ...]:  # fmt: skip
+        findings = comparison.findings
         by_market = {one.market: one for one in findings}
         prices = {one.market.base: one.price for one in findings if one.price is not None}
         for snapshot in self._snapshots(portfolio):
@@ -288,26 +306,26 @@ class Importer:
                 if position.coin_price is not None:
                     prices.setdefault(Market("", "", position.symbol, "").base, position.coin_price)
         prices = self._prices(portfolio) | prices
-        reasons = _Reasons(self._settings, by_market, ignored, prices)
+        policies = effective_policies(self._settings.reconcile, read_decided(self._engine, [portfolio]))
+        reasons = _Reasons(self._settings, policies, comparison, by_market, ignored, prices)
         left = []
         for snapshot in self._snapshots(portfolio):
-            if choice.has(Market(snapshot.venue, snapshot.account, "", "")):
-                left += [one for one in reasons.of(snapshot) if _market(one) not in taken]
+            for one in reasons.of(snapshot):
+                market = Market(one.venue, one.account, one.subject, one.side)
+                left += [one] if market not in taken and choice.has(market) else []
         return tuple(left)
-
-
-def _market(one: LeftOut) -> Market:
-    return Market(one.venue, one.account, one.subject, one.side)
 
 
 class _Reasons:
     """Says why something at an account is not imported."""
 
     def __init__(
-        self, settings: AppSettings, findings: Mapping[Market, Finding], ignored: Mapping[Market, Drift],
-        prices: Mapping[str, Decimal | None],
+        self, settings: AppSettings, policies: AssetPolicies, comparison: Comparison,
+        findings: Mapping[Market, Finding], ignored: Mapping[Market, Drift], prices: Mapping[str, Decimal | None],
     ) -> None:  # fmt: skip
         self._settings = settings.reconcile
+        self._policies = policies
+        self._comparison = comparison
         self._findings = findings
         self._ignored = ignored
         self._prices = prices
@@ -339,18 +357,23 @@ class _Reasons:
             return f"{drift.name} is ignored: {drift.reason} ({drift.actor})"
         found = self._findings.get(market)
         if found is None:
-            return "the ledger has it"
+            return "it moves" if market in self._comparison.moving else "the ledger has it"
         if found.kind not in PAIRED_KINDS or found.excess <= 0:
             return f"{found.kind}: decide about its drift"
         return "no price is known; drifts adopt N --price takes it"
 
     def _why_balance(self, market: Market, balance: VenueBalance) -> str:
-        if balance.asset in self._settings.quote_assets:
-            return "dollars"
-        if balance.earns is not None:
+        rule = self._policies.rule(*market[:3])
+        if rule is not None and rule.policy != "position":
+            is_dollar = rule.source == "default" or balance.asset in DOLLARS
+            return "dollars" if is_dollar else f"{rule.pattern} is {rule.policy}"
+        listed = balance.asset in self._comparison.listed.get((market.venue, market.account), {})
+        if balance.earns is not None and listed:
             return f"lent or staked {balance.earns}"
         if market in self._findings or market in self._ignored:
             return self._why(market)
+        if listed and not balance.tradable:
+            return "never traded, and no market here"
         baseline = self._settings.baselines.get("/".join(market[:3]))
         if baseline is not None:
             return f"baseline of {decimal_text(baseline)}"
