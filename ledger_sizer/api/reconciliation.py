@@ -11,15 +11,16 @@ from starlette.responses import Response
 from ledger_sizer.api import response_models
 from ledger_sizer.api.auth import require_portfolio_access, require_unbound
 from ledger_sizer.api.context import Admin, Reader, ServiceContext
+from ledger_sizer.api.drift_routes import add_bulk_decisions
 from ledger_sizer.api.request_body import body_schema, parse_body
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.choices import DriftFilter, DriftKind
-from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile import drifts, listings
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.reconciliation import drift_to_json, report_to_json, rule_to_json, run_to_json
-from ledger_sizer.wire.requests import AmountText, Body, PortfolioText, TagsForm
+from ledger_sizer.wire.requests import AmountText, Body, LabelText, PortfolioText, TagsForm
 
 DriftInPath = Annotated[int, Path(ge=1, le=10**18 - 1)]
 
@@ -80,6 +81,14 @@ class DriftFilters(_Filters):
 
     state: DriftFilter | None = None
     kind: DriftKind | None = None
+    venue: LabelText | None = None
+    account: LabelText | None = None
+    symbol: LabelText | None = Field(None, description="A market, an asset, or the coin of markets.")
+
+    @property
+    def chosen(self) -> listings.DriftChoice:
+        """The filters, as the listing takes them."""
+        return listings.DriftChoice(self.state, self.kind, self.venue, self.account, self.symbol)
 
 
 def router(service: ServiceContext) -> APIRouter:
@@ -91,7 +100,7 @@ def router(service: ServiceContext) -> APIRouter:
         """Runs, newest first: when, what was fetched, what was found."""
         of = _portfolios(caller, filters.portfolio)
         page = await run_in_threadpool(
-            lambda: drifts.list_runs(service.reads, portfolios=of, cursor=filters.cursor, limit=filters.limit)
+            lambda: listings.list_runs(service.reads, portfolios=of, cursor=filters.cursor, limit=filters.limit)
         )
         return json_response(page_to_json(page, run_to_json))
 
@@ -114,15 +123,15 @@ def router(service: ServiceContext) -> APIRouter:
         """Drifts, newest first."""
         of = _portfolios(caller, filters.portfolio)
         page = await run_in_threadpool(
-            lambda: drifts.list_drifts(
-                service.reads, portfolios=of, state=filters.state, kind=filters.kind, cursor=filters.cursor,
-                limit=filters.limit,
+            lambda: listings.list_drifts(
+                service.reads, portfolios=of, chosen=filters.chosen, cursor=filters.cursor, limit=filters.limit
             )
         )  # fmt: skip
         return json_response(page_to_json(page, drift_to_json))
 
     _add_decisions(routes, service)
     _add_asset_policies(routes, service)
+    add_bulk_decisions(routes, service)
     return routes
 
 

@@ -16,6 +16,7 @@ from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.choices import MarketKind, Outcome, Side, Status
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
+from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes
 from ledger_sizer.model.fills import Fills
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.overview import (
@@ -264,6 +265,8 @@ FindingForm = _form(Finding, "One difference that a comparison saw.", reconcilia
 DriftForm = _form(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
 DriftPage = _page("DriftPage", Drift, "One page of drifts; `cursor` continues it.")
 AssetRuleForm = _form(AssetRule, "Whose money the assets of a pattern are.", reconciliation.ASSET_RULE)
+DriftOutcomeForm = _form(DriftOutcome, "What became of one drift.", reconciliation.OUTCOME)
+DriftOutcomesForm = _form(DriftOutcomes, "What became of each drift.", reconciliation.OUTCOMES)
 ReportForm = _form(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)
 ReconciliationForm = _form(
     Reconciliation,

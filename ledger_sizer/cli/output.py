@@ -193,7 +193,8 @@ def figure(value: Decimal, places: int = 0) -> str:
 
 def _widths(columns: Sequence[Column], texts: Sequence[Sequence[str]]) -> list[int]:
     return [
-        max(len(column.title), *(len(text) for text in cells)) for column, cells in zip(columns, texts, strict=True)
+        max(len(line) for text in (column.title, *cells) for line in text.split("\n"))
+        for column, cells in zip(columns, texts, strict=True)
     ]
 
 

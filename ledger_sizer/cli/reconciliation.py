@@ -7,11 +7,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ledger_sizer.cli import errors, options, output
+from ledger_sizer.cli.drift_decisions import decide_many
+from ledger_sizer.cli.drifts import (
+    LIST_HELP,
+    Account,
+    Kind,
+    State,
+    Symbol,
+    Venue,
+    list_drifts,
+    show_drifts,
+    show_findings,
+)
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.options import AdoptedTag, AnyPortfolio, Cursor, DatabaseUrl, Json, Limit
+from ledger_sizer.cli.options import AdoptedTag, AnyPortfolio, DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
 from ledger_sizer.cli.verb_commands import verb_command
-from ledger_sizer.model.choices import DriftFilter, DriftKind
 from ledger_sizer.model.commands import Reconciled
 
 if TYPE_CHECKING:
@@ -20,6 +31,7 @@ if TYPE_CHECKING:
     from ledger_sizer.config import AppSettings
     from ledger_sizer.ledger.ledger import Ledger
     from ledger_sizer.model.reconciliation import Drift, Run
+    from ledger_sizer.reconcile.listings import DriftChoice
     from ledger_sizer.reconcile.run import Reconciler
 
 
@@ -77,14 +89,10 @@ def reconcile(
     else:
         for report in reports:
             _show_run(report.run)
-            rows = [
-                (found.kind, found.market.venue, found.market.account, found.market.subject, found.market.side,
-                 found.ledger_quantity, found.venue_quantity, found.detail)
-                for found in report.findings
-            ]  # fmt: skip
-            titles = ("kind", "venue", "account", "subject", "side", "ledger", "exchange")
-            columns = [*(Column(title) for title in titles), Column("detail", priority=20)]
-            output.table(columns, rows, empty="no differences")
+            if report.run.id:
+                show_drifts(report.live, empty="no differences")
+            else:
+                show_findings(report.findings, empty="no differences")
     good = all(report.run.outcome == "good" for report in reports)
     return errors.DONE if good else errors.FAILED
 
@@ -116,107 +124,139 @@ def group() -> None:
     """
 
 
-@drifts.command("list", epilog=help_epilog("drifts list --state live --json", exits=NEVER_DENIED))
-def list_drifts(
-    portfolio: AnyPortfolio = None,
-    state: Annotated[DriftFilter | None, typer.Option("--state", help="live: open or confirmed.")] = None,
-    kind: Annotated[DriftKind | None, typer.Option("--kind", help="One kind only.")] = None,
-    cursor: Cursor = None,
-    limit: Limit = "100",
-    as_json: Json = False,
-    database_url: DatabaseUrl = None,
-) -> int:
-    """Show drifts, newest first."""
-    from ledger_sizer.reconcile import drifts as rows
-    from ledger_sizer.wire.reconciliation import drift_to_json
-
-    with _ledger_and_engine(database_url) as (_, _, engine):
-        page = rows.list_drifts(
-            engine, portfolios=None if portfolio is None else [portfolio], state=state, kind=kind, cursor=cursor,
-            limit=options.whole_number(limit, "limit"),
-        )  # fmt: skip
-    if as_json:
-        output.write_json_list((drift_to_json(drift) for drift in page), lambda: page.cursor)
-        return 0
-    output.table(
-        [Column("drift"), Column("kind"), Column("state", alert=True), Column("policy"), Column("subject"),
-         Column("side"), Column("ledger"), Column("exchange"), Column("counted"), Column("since"),
-         Column("decided", priority=20)],
-        [
-            (drift.id, drift.kind, drift.state, drift.policy, drift.subject, drift.side, drift.ledger_quantity,
-             drift.venue_quantity, _counted_as(drift), drift.opened_at, _decision_text(drift))
-            for drift in page
-        ],
-        empty="no drifts",
-    )  # fmt: skip
-    if page.cursor is not None:
-        output.note(f"more: --cursor {page.cursor}")
-    return 0
-
+drifts.command("list", epilog=LIST_HELP)(list_drifts)
 
 CoveringPolicy = Literal["cash", "fees", "ignore"]
-DriftId = Annotated[str, typer.Argument(metavar="DRIFT", help="Its number, as `drifts list` shows it.")]
+DriftIds = Annotated[
+    list[str] | None, typer.Argument(metavar="[DRIFT]...", help="Their numbers, as `drifts list` shows them.")
+]
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the audit chain.")]
+Every = Annotated[bool, typer.Option("--all", help="All live ones to which it applies, as far as they match.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done, and what it is worth.")]
+SOME_REFUSED = {1: "failure, or some were refused", 3: ""}
+
+ADOPT_HELP = help_epilog(
+    "drifts adopt 1 --reason 'opened by hand'",
+    "drifts adopt 1 --tag strategy=carry --reason 'from before'",
+    "drifts adopt --all --kind unknown_position --reason 'taken over' --dry-run",
+    exits=SOME_REFUSED,
+)
+IGNORE_HELP = help_epilog(
+    "drifts ignore 1 --reason 'not ours'",
+    "drifts ignore 1 --asset --policy fees --reason 'pays fees'",
+    "drifts ignore --all --venue bybit --reason 'not ours'",
+    exits=SOME_REFUSED,
+)
+CLOSE_HELP = help_epilog("drifts close 1 --reason 'should not be there'", exits=SOME_REFUSED)
 
 
-@drifts.command(
-    "adopt",
-    epilog=help_epilog(
-        "drifts adopt 1 --reason 'opened by hand'", "drifts adopt 1 --tag strategy=carry --reason 'from before'",
-        exits=NEVER_DENIED,
-    ),
-)  # fmt: skip
+@drifts.command("adopt", epilog=ADOPT_HELP)
 def adopt(
-    drift: DriftId,
     reason: Reason,
+    numbers: DriftIds = None,
     price: Annotated[str | None, typer.Option("--price", metavar="USD", help="Where the exchange named none.")] = None,
     tag: AdoptedTag = None,
     single: Annotated[
         bool, typer.Option("--single", help="This side alone, also where another drift is the other side of a hedge.")
     ] = False,
+    every: Every = False,
+    portfolio: AnyPortfolio = None,
+    state: State = None,
+    kind: Kind = None,
+    venue: Venue = None,
+    account: Account = None,
+    symbol: Symbol = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
-    """Make the ledger say what the exchange shows.
+    """Make the ledger say what the exchange shows, for one drift or for many.
 
     More there: it becomes a position of the ledger, together with what hedges it there: both drifts are decided. Less
-    there: the newest positions of that market are released.
+    there: the newest positions of that market are released. Of many each is decided independently: one that is refused
+    does not stop the others.
     """
+    if price is not None and (every or dry_run or len(numbers or ()) != 1):
+        errors.bad_input("--price is for one drift", "price")
     more = {"tags": options.tags(tag), "pair": not single}
-    exact = None if price is None else options.decimal(price, "price")
-    return _decide("adopt", drift, reason, as_json, database_url, price=exact, **more)
+    if one := _only_one(numbers, every, dry_run):
+        exact = None if price is None else options.decimal(price, "price")
+        return _decide("adopt", one, reason, as_json, database_url, price=exact, **more)
+    chosen = _chosen(state, kind, venue, account, symbol)
+    return decide_many(
+        "adopt", numbers, chosen, portfolio, every=every, reason=reason, dry_run=dry_run, as_json=as_json,
+        url=database_url, **more,
+    )  # fmt: skip
 
 
-@drifts.command(
-    "ignore",
-    epilog=help_epilog(
-        "drifts ignore 1 --reason 'not ours'",
-        "drifts ignore 1 --asset --policy fees --reason 'pays fees'",
-        exits=NEVER_DENIED,
-    ),
-)
+@drifts.command("ignore", epilog=IGNORE_HELP)
 def ignore(
-    drift: DriftId,
     reason: Reason,
+    numbers: DriftIds = None,
+    every: Every = False,
+    portfolio: AnyPortfolio = None,
+    state: State = None,
+    kind: Kind = None,
+    venue: Venue = None,
+    account: Account = None,
+    symbol: Symbol = None,
     asset: Annotated[bool, typer.Option("--asset", help="Decide about the asset of this account, once.")] = False,
     policy: Annotated[
         CoveringPolicy | None, typer.Option("--policy", help="With --asset: what it is; ignore if not given.")
     ] = None,
+    dry_run: DryRun = False,
     as_json: Json = False,
     database_url: DatabaseUrl = None,
 ) -> int:
-    """Let the difference stand as it is, until it changes; with --asset, whatever its size from now on.
+    """Let differences stand as they are, until they change; with --asset, whatever its size from now on.
 
     What the ledger itself holds of an asset must be there all the same, unless it is cash. `drifts policies` lists what
     was decided.
     """
-    return _decide("ignore", drift, reason, as_json, database_url, asset=asset, policy=policy)
+    if one := _only_one(numbers, every, dry_run):
+        return _decide("ignore", one, reason, as_json, database_url, asset=asset, policy=policy)
+    if asset or policy is not None:
+        errors.bad_input("--asset is for one drift", "asset")
+    chosen = _chosen(state, kind, venue, account, symbol)
+    return decide_many(
+        "ignore", numbers, chosen, portfolio, every=every, reason=reason, dry_run=dry_run, as_json=as_json,
+        url=database_url,
+    )  # fmt: skip
 
 
-@drifts.command("close", epilog=help_epilog("drifts close 1 --reason 'should not be there'", exits=NEVER_DENIED))
-def close(drift: DriftId, reason: Reason, as_json: Json = False, database_url: DatabaseUrl = None) -> int:
-    """Ask whoever trades to close it at the exchange; it counts until the exchange shows it gone."""
-    return _decide("close", drift, reason, as_json, database_url)
+@drifts.command("close", epilog=CLOSE_HELP)
+def close(
+    reason: Reason,
+    numbers: DriftIds = None,
+    every: Every = False,
+    portfolio: AnyPortfolio = None,
+    state: State = None,
+    kind: Kind = None,
+    venue: Venue = None,
+    account: Account = None,
+    symbol: Symbol = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Ask whoever trades to close them at the exchange; each counts until the exchange shows it gone."""
+    if one := _only_one(numbers, every, dry_run):
+        return _decide("close", one, reason, as_json, database_url)
+    chosen = _chosen(state, kind, venue, account, symbol)
+    return decide_many(
+        "close", numbers, chosen, portfolio, every=every, reason=reason, dry_run=dry_run, as_json=as_json,
+        url=database_url,
+    )  # fmt: skip
+
+
+def _only_one(numbers: list[str] | None, every: bool, dry_run: bool) -> str | None:
+    return numbers[0] if numbers and len(numbers) == 1 and not every and not dry_run else None
+
+
+def _chosen(*filters: str | None) -> "DriftChoice":
+    from ledger_sizer.reconcile.listings import DriftChoice
+
+    return DriftChoice(*filters)
 
 
 _TRUST = """Go on without the reconciliation: its age stops no reservation any more.
@@ -287,18 +327,12 @@ def _decide(action: str, drift: str, reason: str, as_json: bool, url: str | None
     if as_json:
         output.write_json(drift_to_json(done))
         return 0
-    asked = ", close requested" if done.requested else ""
+    asked = ", close requested" if done.requested and done.live else ""
     output.headline(f"{done.name} is {done.state}{asked}", "ok")
     output.details(
         [("kind", done.kind), ("subject", f"{done.subject} {done.side}".strip()), ("decided", _decision_text(done))]
     )
     return 0
-
-
-def _counted_as(drift: "Drift") -> str:
-    if drift.position is not None and drift.live:
-        return f"{drift.portfolio}-{drift.position}"
-    return "no price" if drift.live and drift.excess > 0 and drift.price is None else ""
 
 
 def _decision_text(drift: "Drift") -> str:

@@ -193,6 +193,9 @@ class LedgerClient(_BaseClient, Verbs, HoldMethod):
     close_drift = _sync_method(reconciliation.close_drift)
     asset_policies = _sync_method(reconciliation.asset_policies)
     take_back_asset_policy = _sync_method(reconciliation.take_back_asset_policy)
+    adopt_drifts = _sync_method(reconciliation.adopt_drifts)
+    ignore_drifts = _sync_method(reconciliation.ignore_drifts)
+    close_drifts = _sync_method(reconciliation.close_drifts)
 
     def _execute(self, steps: Steps[T], opened: list[httpx.Response] | None = None) -> T:
         """Send and wait as the steps say, and return their result. opened: see `_send`."""
@@ -303,6 +306,9 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     close_drift = _async_method(reconciliation.close_drift)
     asset_policies = _async_method(reconciliation.asset_policies)
     take_back_asset_policy = _async_method(reconciliation.take_back_asset_policy)
+    adopt_drifts = _async_method(reconciliation.adopt_drifts)
+    ignore_drifts = _async_method(reconciliation.ignore_drifts)
+    close_drifts = _async_method(reconciliation.close_drifts)
 
     def hold(self, *, on_unknown: OnUnknown = "keep", **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """Reserve for an `async with` block. See `Ledger.hold`."""

@@ -1,8 +1,9 @@
 """The HTTP calls for runs and drifts, as generators of `Call` (see `endpoints`)."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 from ledger_sizer.client.endpoints import Call, Calls, query_of
@@ -10,12 +11,17 @@ from ledger_sizer.client.responses import value_of
 from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.choices import AssetPolicy
 from ledger_sizer.model.domain import Page
+from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes, outcomes_of
+from ledger_sizer.model.drift_words import applies
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
 from ledger_sizer.model.tags import NO_TAGS, GivenTags, tags_of
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.wire.codec import page_from_json
-from ledger_sizer.wire.reconciliation import drift_from_json, rule_from_json, run_from_json
+from ledger_sizer.wire.reconciliation import drift_from_json, outcomes_from_json, rule_from_json, run_from_json
+
+_PART = 200
+"""Drifts of one call."""
 
 
 def reconciliations(portfolio: str | None = None, *, cursor: str | None = None, limit: int = 100) -> Calls[Page[Run]]:
@@ -42,13 +48,22 @@ def drifts(
     *,
     state: str | None = None,
     kind: str | None = None,
+    venue: str | None = None,
+    account: str | None = None,
+    symbol: str | None = None,
     cursor: str | None = None,
     limit: int = 100,
 ) -> Calls[Page[Drift]]:
-    """Drifts, newest first. state: `open`, `confirmed`, `acknowledged`, `resolved`, or `live` (open and confirmed)."""
+    """Drifts, newest first. state: `open`, `confirmed`, `acknowledged`, `resolved`, or `live` (open and confirmed).
+
+    symbol: a market (`BTC/USDT:USDT`), an asset, or the coin of markets (`BTC`).
+    """
     page: Page[Drift] = yield Call(
         "GET", "/v1/drifts", lambda reply: value_of(reply, lambda form: page_from_json(form, drift_from_json)),
-        query_of(portfolio=portfolio, state=state, kind=kind, cursor=cursor, limit=limit),
+        query_of(
+            portfolio=portfolio, state=state, kind=kind, venue=venue, account=account, symbol=symbol, cursor=cursor,
+            limit=limit,
+        ),
     )  # fmt: skip
     return page
 
@@ -99,6 +114,108 @@ def take_back_asset_policy(policy_id: int, *, reason: str) -> Calls[AssetRule]:
 def close_drift(drift_id: int, *, reason: str) -> Calls[Drift]:
     """Ask the orchestrator (event `remark`, `close_requested`) to close the difference at the exchange."""
     return (yield from _decide(drift_id, "close", {"reason": reason}))
+
+
+def adopt_drifts(
+    ids: Iterable[int] | None = None,
+    *,
+    reason: str,
+    portfolio: str | None = None,
+    state: str | None = None,
+    kind: str | None = None,
+    venue: str | None = None,
+    account: str | None = None,
+    symbol: str | None = None,
+    tags: GivenTags = NO_TAGS,
+    pair: bool = True,
+    dry_run: bool = False,
+) -> Calls[DriftOutcomes]:
+    """Make the ledger agree with the exchange for many drifts, each independently. See `DriftOutcomes.refused`.
+
+    ids: their numbers; None for all to which it applies, as far as they match every filter given. state: without it,
+    live ones. tags, pair: see `adopt_drift`; what hedges one of them is adopted too. dry_run: only tell what would be
+    done. They are sent in parts; what of them is done stays done, and a repetition with the same reason completes.
+    """
+    chosen = {"portfolio": portfolio, "state": state, "kind": kind, "venue": venue, "account": account}
+    more = {"tags": tags_of(tags).to_json(), "pair": pair}
+    return (yield from _decide_many("adopt", ids, chosen | {"symbol": symbol}, reason, dry_run, more))
+
+
+def ignore_drifts(
+    ids: Iterable[int] | None = None,
+    *,
+    reason: str,
+    portfolio: str | None = None,
+    state: str | None = None,
+    kind: str | None = None,
+    venue: str | None = None,
+    account: str | None = None,
+    symbol: str | None = None,
+    dry_run: bool = False,
+) -> Calls[DriftOutcomes]:
+    """Accept many differences as they are. The arguments are those of `adopt_drifts`."""
+    chosen = {"portfolio": portfolio, "state": state, "kind": kind, "venue": venue, "account": account}
+    return (yield from _decide_many("ignore", ids, chosen | {"symbol": symbol}, reason, dry_run))
+
+
+def close_drifts(
+    ids: Iterable[int] | None = None,
+    *,
+    reason: str,
+    portfolio: str | None = None,
+    state: str | None = None,
+    kind: str | None = None,
+    venue: str | None = None,
+    account: str | None = None,
+    symbol: str | None = None,
+    dry_run: bool = False,
+) -> Calls[DriftOutcomes]:
+    """Ask the orchestrator to close many differences at the exchange. The arguments are those of `adopt_drifts`."""
+    chosen = {"portfolio": portfolio, "state": state, "kind": kind, "venue": venue, "account": account}
+    return (yield from _decide_many("close", ids, chosen | {"symbol": symbol}, reason, dry_run))
+
+
+def _decide_many(
+    action: str,
+    ids: Iterable[int] | None,
+    chosen: Mapping[str, str | None],
+    reason: str,
+    dry_run: bool,
+    more: Mapping[str, Any] = MappingProxyType({}),
+) -> Calls[DriftOutcomes]:
+    """Decide in parts, each of which the service answers within a call's time."""
+    if ids is None:
+        numbers = yield from _numbers(action, chosen)
+    else:
+        numbers = sorted({*ids})
+        if any(value is not None for value in chosen.values()):
+            raise InvalidRequest("filters are for all drifts, without ids; with ids every drift is named", field="ids")
+        for number in numbers:
+            _whole_number(number, "drift_id", "a drift")
+        if not numbers:
+            raise InvalidRequest("give at least one drift", field="ids")
+    items: list[DriftOutcome] = []
+    for start in range(0, len(numbers), _PART):
+        form = {"ids": numbers[start : start + _PART], "reason": reason, "dry_run": dry_run, **more}
+        part: DriftOutcomes = yield Call(
+            "POST", f"/v1/drifts/{action}", lambda reply: value_of(reply, outcomes_from_json), body=json.dumps(form)
+        )
+        items += part.items
+    return outcomes_of(items)
+
+
+def _numbers(action: str, chosen: Mapping[str, str | None]) -> Calls[list[int]]:
+    """Return the numbers of the drifts that match, and to which the action applies."""
+    numbers: list[int] = []
+    cursor = None
+    filters = {"state": "live", **{name: value for name, value in chosen.items() if value is not None}}
+    portfolio = filters.pop("portfolio", None)
+    while True:
+        page = yield from drifts(portfolio, **filters, cursor=cursor, limit=1000)
+        numbers += [drift.id for drift in page if applies(action, drift)]
+        cursor = page.cursor
+        if cursor is None:
+            return sorted(numbers)
 
 
 def _decide(drift_id: int, action: str, form: Mapping[str, Any]) -> Calls[Drift]:

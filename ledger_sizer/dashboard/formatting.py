@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from decimal import ROUND_DOWN, ROUND_HALF_EVEN, ROUND_UP, Decimal
 from typing import NamedTuple
 
+from ledger_sizer.model import drift_words
 from ledger_sizer.model.domain import Position, ScopeExposure
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.overview import share_of_cap
@@ -104,9 +105,7 @@ def status_label(scope: ScopeExposure, now: datetime) -> str:
 
 def drift_actions(drift: Drift) -> tuple[str, ...]:
     """Return the actions to offer for a drift. Leaves out those without an effect, which would be refused."""
-    counts, more = drift.state != "acknowledged", drift.excess > 0
-    offered = (("adopt", more or drift.shortfall > 0), ("ignore", counts), ("close", counts and more))
-    return tuple(action for action, wanted in offered if wanted)
+    return tuple(action for action in ("adopt", "ignore", "close") if drift_words.applies(action, drift))
 
 
 def clock(moment: datetime) -> str:

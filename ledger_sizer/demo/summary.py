@@ -15,7 +15,7 @@ from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Page, VerifyReport
 from ledger_sizer.model.units import decimal_text, usd
-from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile import listings
 
 T = TypeVar("T")
 
@@ -140,11 +140,11 @@ def read_reconciliation(reads: Engine, injected: Sequence[InjectionResult]) -> R
     """Read the runs and drifts, and compare them with the injections."""
     outcomes: Counter[str] = Counter()
     agreed = 0
-    for run in _all_pages(lambda cursor: drifts.list_runs(reads, cursor=cursor)):
+    for run in _all_pages(lambda cursor: listings.list_runs(reads, cursor=cursor)):
         outcomes[run.outcome] += 1
         agreed += run.found.get("agrees", 0)
     known = {one.drift for one in injected}.union(*(one.companions for one in injected))
-    found = _all_pages(lambda cursor: drifts.list_drifts(reads, cursor=cursor))
+    found = _all_pages(lambda cursor: listings.list_drifts(reads, cursor=cursor))
     others = [drift for drift in found if drift.id not in known and drift.sightings >= CONFIRMATIONS]
     return ReconciliationSummary(outcomes, agreed, tuple(injected), len(others))
 

@@ -22,5 +22,6 @@ caps               the limits of a portfolio's scopes, and the commands that bri
 scope_settings     what a scope may be set to
 decisions          decisions, their stored records, and the hash chain
 reconciliation     drifts, findings, policies, runs
+drift_words        what a drift means, and what to do next
 overview           the snapshot that the dashboard and `ledger-sizer top` show
 """

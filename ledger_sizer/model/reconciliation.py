@@ -80,6 +80,16 @@ class Finding:
     price: Decimal | None = None
     venues: tuple[str, ...] = ()
 
+    @property
+    def difference(self) -> Decimal | None:
+        """See `difference_of`."""
+        return difference_of(self)
+
+    @property
+    def usd(self) -> Decimal | None:
+        """See `usd_of`."""
+        return usd_of(self)
+
     def scopes_to_freeze(self, by: str) -> str:
         """Return the scopes that it freezes, parted by commas: the portfolio, or by `venue` those of its venues."""
         venues = (self.market.venue,) if self.market.venue else self.venues
@@ -156,6 +166,16 @@ class Drift:
             return abs(ledger) if ledger * venue < 0 else max(abs(ledger) - abs(venue), Decimal(0))
 
     @property
+    def difference(self) -> Decimal | None:
+        """See `difference_of`."""
+        return difference_of(self)
+
+    @property
+    def usd(self) -> Decimal | None:
+        """See `usd_of`."""
+        return usd_of(self)
+
+    @property
     def market(self) -> Market:
         """The market it is about."""
         return Market(self.venue, self.account, self.subject, self.side)
@@ -216,6 +236,23 @@ class Drift:
 def stops_grants(policy: DriftPolicy, drift: Finding | Drift) -> bool:
     """Whether a confirmed drift freezes: by its policy, or under any policy if its excess has no price to count at."""
     return policy == "freeze" or (drift.excess > 0 and drift.price is None)
+
+
+def difference_of(one: Finding | Drift) -> Decimal | None:
+    """Return what the second quantity is more than the first, in their unit; None where there are no quantities."""
+    if one.ledger_quantity is None or one.venue_quantity is None:
+        return None
+    with exact_arithmetic():
+        return one.venue_quantity - one.ledger_quantity
+
+
+def usd_of(one: Finding | Drift) -> Decimal | None:
+    """Return what the difference is worth, USD, at its price; None where there is no price."""
+    difference = difference_of(one)
+    if difference is None or (one.price is None and one.kind != "balance_below_holds"):
+        return None
+    with exact_arithmetic():
+        return abs(difference) * (Decimal(1) if one.price is None else one.price)
 
 
 @dataclass(frozen=True, slots=True)

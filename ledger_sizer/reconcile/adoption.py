@@ -7,6 +7,7 @@ from decimal import ROUND_UP, Decimal
 from ledger_sizer.model.choices import DriftKind
 from ledger_sizer.model.commands import Adopt, AnyCommand, Confirm, Release
 from ledger_sizer.model.domain import Position
+from ledger_sizer.model.drift_words import holds_named
 from ledger_sizer.model.errors import InvalidRequest, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Market
@@ -16,7 +17,6 @@ from ledger_sizer.model.units import E8_MAX, decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.adopted_tags import adopted_tags
 from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, order_market
 from ledger_sizer.reconcile.effects import NOTE_LENGTH_MAX, leg_of, release_of
-from ledger_sizer.reconcile.late_fills import holds_named
 from ledger_sizer.reconcile.ledger_reads import Moves
 from ledger_sizer.reconcile.ledger_side import ledger_side_of, unfilled_of
 from ledger_sizer.reconcile.pairing import Piece, connected, holding_of, paired
@@ -133,13 +133,12 @@ class Adoption:
         commands: list[AnyCommand] = [
             release_of(position) for one in group for position in self._ledger.external.get(one.market, ())
         ]
-        # Named by its first drift, so that it is one decision whichever of them was named.
-        key, note = f"drift:{group[0].id}:{group[0].revision}:adopt", " and ".join(one.name for one in group)
+        note = " and ".join(one.name for one in group)
         for number, piece in enumerate(paired(holdings, tolerance)):
             legs = legs_of_piece(piece)
             main = counting_leg(legs)
             commands.append(Adopt(
-                key=f"{key}:{number}" if number else key, portfolio=self._drift.portfolio, quantity=main.quantity,
+                key=adoption_key(group[0], number), portfolio=self._drift.portfolio, quantity=main.quantity,
                 price=self._required(main.price), tags=adopted_tags(tags, legs, piece[0].market.account),
                 legs=legs, note=note[:NOTE_LENGTH_MAX],
             ))  # fmt: skip
@@ -327,6 +326,12 @@ class Adoption:
 
     def _held(self, market: Market) -> Decimal:
         return self._ledger.open.get(market, ZERO)
+
+
+def adoption_key(first: Drift, number: int = 0) -> str:
+    """Return the key of a position that is adopted: by the first of the drifts of the decision, whichever was named."""
+    key = f"drift:{first.id}:{first.revision}:adopt"
+    return f"{key}:{number}" if number else key
 
 
 def legs_of_piece(piece: Piece) -> list[Leg]:

@@ -11,13 +11,14 @@ from decimal import Decimal
 from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.model.asset_policies import DOLLARS, AssetPolicies
 from ledger_sizer.model.choices import DriftKind
+from ledger_sizer.model.drift_words import naming_holds
 from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.assets import AssetSide
 from ledger_sizer.reconcile.attribution import AccountKey
 from ledger_sizer.reconcile.hedges import HedgeComparison, unhedged_positions
 from ledger_sizer.reconcile.in_flight import InFlight
-from ledger_sizer.reconcile.late_fills import LateFills, ReadReleased, naming_holds
+from ledger_sizer.reconcile.late_fills import LateFills, ReadReleased
 from ledger_sizer.reconcile.ledger_side import LedgerSide
 from ledger_sizer.reconcile.netting import net_sides
 from ledger_sizer.reconcile.throttle import throttled

@@ -15,6 +15,7 @@ from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.asset_policies import DOLLARS, AssetPolicies
 from ledger_sizer.model.domain import Position
+from ledger_sizer.model.drift_outcomes import DRIFTS_MAX, DriftOutcome
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.reconciliation import Drift, Finding, Market
@@ -22,16 +23,15 @@ from ledger_sizer.model.tags import NO_TAGS, GivenTags, Tags, tags_of
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, parse_decimal, usd, usd_ceil_e8
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adopted_tags import adopted_tags
-from ledger_sizer.reconcile.adoption import PAIRED_KINDS, counting_leg, legs_of_piece
+from ledger_sizer.reconcile.adoption import PAIRED_KINDS, adoption_key, counting_leg, legs_of_piece
 from ledger_sizer.reconcile.attribution import coin_of
 from ledger_sizer.reconcile.compare import Comparison
 from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
+from ledger_sizer.reconcile.deciding import find_decisions
 from ledger_sizer.reconcile.inspection import Account, Clock, InspectionRequest, LocalInspector
 from ledger_sizer.reconcile.pairing import Piece, connected, holding_of, paired
 from ledger_sizer.reconcile.run import Observe, Reconciler
 from ledger_sizer.rules.filling import counted
-from ledger_sizer.storage.database import read_transaction
-from ledger_sizer.storage.lookups import decision_by_key
 
 ZERO = Decimal(0)
 
@@ -248,21 +248,36 @@ class Importer:
 
     def _adopt_all(self, portfolio: str, live: Iterable[Drift], choice: Choice, reason: str) -> Iterable[NewPosition]:
         by_market = {one.market: one for one in live if one.live and one.kind in PAIRED_KINDS and one.excess > 0}
-        for group in self._groups(portfolio, by_market.values(), choice):
-            holdings = {one.market: one for piece in group for one in piece}
-            members = sorted((by_market[market] for market in holdings), key=lambda one: one.id)
-            first = members[0]
-            price = holdings[first.market].price if first.price is None else None
-            self._reconciler.operator.act("adopt", first.id, reason=reason, price=price, tags=choice.tags)
-            whole = [holding_of(one)._replace(price=one.price or holdings[one.market].price) for one in members]
-            for number, piece in enumerate(paired(whole, self._settings.trading.delta_drift_tolerance)):
-                yield replace(self._position(piece, choice), position_id=self._made_by(first, number))
+        groups = self._groups(portfolio, by_market.values(), choice)
+        by_first: dict[int, list[Piece]] = {}
+        ids = []
+        for group in groups:
+            members = sorted(by_market[one].id for one in {part.market for piece in group for part in piece})
+            by_first[members[0]] = group
+            ids += members
+        done: dict[int, DriftOutcome] = {}
+        for start in range(0, len(ids), DRIFTS_MAX):
+            part = ids[start : start + DRIFTS_MAX]
+            outcomes = self._reconciler.operator.act_all("adopt", part, reason=reason, tags=choice.tags)
+            done |= {one.drift_id: one for one in outcomes.items}
+        refused = next((one for one in done.values() if one.outcome == "refused"), None)
+        if refused is not None:
+            raise WrongState(f"drift-{refused.drift_id}: {refused.words}; what else was found is imported, repeat it")
+        made = self._made_by(portfolio, {first: done[first].drift for first in by_first}, by_first)
+        for first, group in by_first.items():
+            for number, piece in enumerate(group):
+                yield replace(self._position(piece, choice), position_id=made.get((first, number)))
 
-    def _made_by(self, first: Drift, number: int) -> str | None:
-        key = f"drift:{first.id}:{drifts.get_drift(self._engine, first.id).revision}:adopt"
-        with read_transaction(self._engine) as connection:
-            record = decision_by_key(connection, first.portfolio, f"{key}:{number}" if number else key)
-        return None if record is None or record.position is None else f"{first.portfolio}-{record.position}"
+    def _made_by(
+        self, portfolio: str, firsts: Mapping[int, Drift | None], groups: Mapping[int, Sequence[Piece]]
+    ) -> dict[tuple[int, int], str]:
+        """Return the positions by the first drift of their decision, and their place in it."""
+        keys = {
+            adoption_key(drift, number): (drift.id, number)
+            for drift in firsts.values() if drift is not None for number in range(len(groups[drift.id]))
+        }  # fmt: skip
+        found = find_decisions(self._engine, portfolio, [*keys])
+        return {keys[key]: f"{portfolio}-{record.position}" for key, record in found.items()}
 
     def _import(
         self, portfolio: str, positions: tuple[NewPosition, ...], left: tuple[LeftOut, ...],

@@ -1,7 +1,7 @@
 """Records runs and tracks drifts in the database. A run writes in one transaction, fenced by its lease."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -10,8 +10,6 @@ from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.caller import RECONCILE
-from ledger_sizer.model.choices import DRIFT_KINDS, DRIFT_STATES
-from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Finding, Run, stops_grants
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
@@ -21,9 +19,10 @@ from ledger_sizer.storage.database import read_transaction, write_transaction
 from ledger_sizer.storage.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
 from ledger_sizer.storage.write_store import drift_from_row
-from ledger_sizer.views.paging import cursor_numbers, page_of, require_limit
 
 _TABLE = DriftRow.__table__
+_IDS_MAX = 500
+"""Drifts that one statement names."""
 _REVISIONS_BATCH = 100
 """Revisions of a drift that one query searches."""
 
@@ -36,12 +35,6 @@ class RunChanges:
     live: list[Drift] = field(default_factory=list)
     confirmed: list[Drift] = field(default_factory=list)
     resolved: list[Drift] = field(default_factory=list)
-
-
-def run_from_row(row: Any) -> Run:
-    """Build a run from its row."""
-    values = dict(row._mapping)
-    return Run(**{**values, "fetched": tuple(json.loads(values["fetched"])), "found": json.loads(values["found"])})
 
 
 def record_run(
@@ -259,21 +252,29 @@ class DriftUpdate:
 
 
 def update_drifts(engine: Engine, updates: Sequence[DriftUpdate]) -> list[Drift]:
-    """Apply the updates in one transaction. Returns the drifts that were updated, in order.
+    """Apply the updates in one transaction, equal ones in one statement. Returns the drifts updated, by number.
 
     Within a run (see `storage.leases.fenced`) raises `LeaseLost` unless the run still holds its lease.
     """
     lease = fence_var.get()
+    equal: dict[Any, list[DriftUpdate]] = {}
+    for one in updates:
+        equal.setdefault((one.states, one.revision, tuple(one.values.items())), []).append(one)
     rows: list[Any] = []
     with write_transaction(engine, "write drifts") as connection:
         if lease is not None:
             _require_lease(lease, connection)
-        for one in updates:
-            statement = update(DriftRow).where(DriftRow.id == one.drift_id, DriftRow.state.in_(one.states))
-            if one.revision is not None:
-                statement = statement.where(DriftRow.revision == one.revision)
-            rows += connection.execute(statement.values(**one.values).returning(*_TABLE.columns)).all()
-    return [drift_from_row(row) for row in rows]
+        for alike in equal.values():
+            states, revision, values = alike[0].states, alike[0].revision, alike[0].values
+            statement = update(DriftRow).where(DriftRow.id.in_(bindparam("ids", expanding=True)))
+            statement = statement.where(DriftRow.state.in_(states))
+            if revision is not None:
+                statement = statement.where(DriftRow.revision == revision)
+            statement = statement.values(**values).returning(*_TABLE.columns)
+            ids = [one.drift_id for one in alike]
+            for start in range(0, len(ids), _IDS_MAX):
+                rows += connection.execute(statement, {"ids": ids[start : start + _IDS_MAX]}).all()
+    return sorted(map(drift_from_row, rows), key=lambda one: one.id)
 
 
 def live_drifts(engine: Engine, portfolio: str) -> list[Drift]:
@@ -318,61 +319,30 @@ def close_requested_excess(engine: Engine, drift: Drift) -> Decimal | None:
     return counted
 
 
-def get_drift(engine: Engine, drift_id: object) -> Drift:
-    """Return one drift. Raises `NotFound`."""
+def read_drifts(engine: Engine, ids: Sequence[int]) -> list[Drift]:
+    """Return the drifts with these numbers, those that there are, by number."""
+    found: list[Drift] = []
+    query = select(_TABLE).where(DriftRow.id.in_(bindparam("ids", expanding=True))).order_by(DriftRow.id)
+    with read_transaction(engine) as connection:
+        ordered = sorted(set(ids))
+        for start in range(0, len(ordered), _IDS_MAX):
+            rows = connection.execute(query, {"ids": ordered[start : start + _IDS_MAX]})
+            found += [drift_from_row(row) for row in rows]
+    return found
+
+
+def drift_number(drift_id: object) -> int:
+    """Return the number of a drift. Raises `InvalidRequest` for anything that cannot be one."""
     if isinstance(drift_id, bool) or not isinstance(drift_id, int) or not 1 <= drift_id < 2**63:
         raise InvalidRequest(f"a drift has a number from 1, got {drift_id!r}", field="drift_id")
+    return drift_id
+
+
+def get_drift(engine: Engine, drift_id: object) -> Drift:
+    """Return one drift. Raises `NotFound`."""
+    drift_id = drift_number(drift_id)
     with read_transaction(engine) as connection:
         row = connection.execute(select(_TABLE).where(DriftRow.id == drift_id)).one_or_none()
     if row is None:
         raise NotFound(f"no drift {drift_id}; list them with: ledger-sizer drifts list")
     return drift_from_row(row)
-
-
-def list_drifts(
-    engine: Engine,
-    *,
-    portfolios: Sequence[str] | None = None,
-    state: str | None = None,
-    kind: str | None = None,
-    cursor: str | None = None,
-    limit: int = 100,
-) -> Page[Drift]:
-    """Return drifts, newest first. state: a `DriftFilter`. cursor: from the last page."""
-    query = select(_TABLE).order_by(DriftRow.id.desc())
-    if state is not None:
-        query = query.where(DriftRow.state.in_(_states(state)))
-    if kind is not None:
-        if kind not in DRIFT_KINDS:
-            raise InvalidRequest(f"kind must be one of {', '.join(DRIFT_KINDS)}, got {kind!r}", field="kind")
-        query = query.where(DriftRow.kind == kind)
-    return _page(engine, query, DriftRow, drift_from_row, portfolios, cursor, limit)
-
-
-def list_runs(
-    engine: Engine, *, portfolios: Sequence[str] | None = None, cursor: str | None = None, limit: int = 100
-) -> Page[Run]:
-    """Return runs, newest first."""
-    query = select(ReconciliationRow.__table__).order_by(ReconciliationRow.id.desc())
-    return _page(engine, query, ReconciliationRow, run_from_row, portfolios, cursor, limit)
-
-
-def _states(state: str) -> Iterable[str]:
-    if state == "live":
-        return ("open", "confirmed")
-    if state not in DRIFT_STATES:
-        raise InvalidRequest(f"state must be one of {', '.join(DRIFT_STATES)} or live, got {state!r}", field="state")
-    return (state,)
-
-
-def _page(
-    engine: Engine, query: Any, row: Any, make: Any, portfolios: Sequence[str] | None, cursor: str | None, limit: int
-) -> Page[Any]:
-    require_limit(limit)
-    if portfolios is not None:
-        query = query.where(row.portfolio.in_(portfolios))
-    if cursor is not None:
-        query = query.where(row.id < cursor_numbers(cursor, 1)[0])
-    with read_transaction(engine) as connection:
-        rows = connection.execute(query.limit(limit + 1)).all()
-    return page_of(rows, limit, make, lambda row: row.id)

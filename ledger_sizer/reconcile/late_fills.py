@@ -1,31 +1,19 @@
 """Explains excess by holds that are over: their orders may have filled after all, or late."""
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 
 from ledger_sizer.exchanges.snapshot import rounded_price
 from ledger_sizer.model.domain import Position
+from ledger_sizer.model.drift_words import naming_holds
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.reconciliation import Finding, Market
 from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, coin_of, order_market
 from ledger_sizer.reconcile.ledger_side import EndedHold
 from ledger_sizer.reconcile.throttle import throttled
 
-_HOLD = re.compile(r"the hold (\S+)")
-
 ReadReleased = Callable[[], Sequence[EndedHold]]
-
-
-def naming_holds(text: str, names: Iterable[str]) -> str:
-    """Return the detail of a finding that these holds explain."""
-    return f"{text}; {', '.join(f'the hold {name}' for name in names)} may have filled"
-
-
-def holds_named(detail: str) -> list[str]:
-    """Return the names of the holds that explain a late fill, from its detail."""
-    return [name.rstrip(",") for name in _HOLD.findall(detail)]
 
 
 class LateFills:

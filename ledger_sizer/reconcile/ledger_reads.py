@@ -27,6 +27,8 @@ _LOOKBACK = 20_000
 """Positions that are searched for the last price of an asset, and for released holds."""
 
 _FILLS = ("confirm", "fill", "adopt")
+MOVED_BY = (*_FILLS, "release")
+"""Commands that change what a position holds."""
 
 KEEP_KEY = "drift:%:keep:%"
 """Pattern of the keys under which an adoption keeps the legs that a released position leaves."""
@@ -88,7 +90,7 @@ def read_moves(
         assert owner is not None, "its positions were read"
         since = seq_before(connection, owner, 1, sighted_us + 1)
         query = select(*columns).where(
-            DecisionRow.portfolio_id == owner, DecisionRow.seq > since, DecisionRow.command.in_((*_FILLS, "release")),
+            DecisionRow.portfolio_id == owner, DecisionRow.seq > since, DecisionRow.command.in_(MOVED_BY),
             DecisionRow.quantity.is_not(None),
         )  # fmt: skip
         for batch in throttled(stream_rows(connection, query, _BATCH_ROWS)):  # type: ignore[arg-type]

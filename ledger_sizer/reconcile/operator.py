@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, NamedTuple
 
 from sqlalchemy import Engine, select
 
@@ -13,26 +12,53 @@ from ledger_sizer.model.asset_policies import AssetRule, asset_policy
 from ledger_sizer.model.caller import RECONCILE, calling_as, reconcile_for
 from ledger_sizer.model.commands import AnyCommand, Remark
 from ledger_sizer.model.decisions import Decision, DecisionRecord
-from ledger_sizer.model.errors import InvalidRequest, KeyReused, WrongState
-from ledger_sizer.model.names import DESK
+from ledger_sizer.model.drift_outcomes import DRIFTS_MAX, DriftOutcome, DriftOutcomes, outcomes_of
+from ledger_sizer.model.drift_words import holds_named
+from ledger_sizer.model.errors import InvalidRequest, KeyReused, NotFound, WrongState
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift
-from ledger_sizer.model.tags import NO_TAGS, GivenTags, Tags, tags_from_json, tags_of
+from ledger_sizer.model.tags import NO_TAGS, GivenTags, Tags, tags_of
 from ledger_sizer.model.units import decimal_text, positive
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.adopted_tags import FILLED_IN
 from ledger_sizer.reconcile.adoption import Adoption
+from ledger_sizer.reconcile.bulk import Bulk
+from ledger_sizer.reconcile.closing import close_details, require_closable
 from ledger_sizer.reconcile.decided_policies import get_decided, remove_decided, store_decided
-from ledger_sizer.reconcile.effects import Effects, note_of
-from ledger_sizer.reconcile.late_fills import holds_named
+from ledger_sizer.reconcile.deciding import (
+    ASSET_POLICY,
+    EVENTS,
+    UNRESOLVED,
+    changes_of,
+    desk_remark,
+    find_decisions,
+    first_of,
+    remark_of,
+    remarks_of,
+    require_same,
+    require_tags_of,
+    require_unresolved,
+)
+from ledger_sizer.reconcile.effects import Effects
 from ledger_sizer.reconcile.ledger_reads import read_moves, read_positions, read_with_late_fills
 from ledger_sizer.storage.database import read_transaction
-from ledger_sizer.storage.lookups import decision_by_key
 from ledger_sizer.storage.tables import ReconciliationRow
 
 ACTIONS = ("adopt", "ignore", "close")
 
 Decided = tuple[list[AnyCommand], list[Drift]]
 """The commands of a decision, and the drifts that it is about, by number."""
+
+Progress = Callable[[int, int], None]
+
+
+def _require_action(action: str) -> None:
+    if action not in ACTIONS:
+        raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}, got {action!r}", field="action")
+
+
+def _require_for_adopt(action: str, **given: bool) -> None:
+    for name, is_given in given.items():
+        if is_given and action != "adopt":
+            raise InvalidRequest(f"{name} is for adopt, not for {action}", field=name)
 
 
 class Operator:
@@ -52,15 +78,12 @@ class Operator:
         pair: bool = True, asset: bool = False, policy: str | None = None,
     ) -> Drift:  # fmt: skip
         """Run `adopt`, `ignore` or `close` by name. price, tags, pair: see `adopt`. asset, policy: `ignore_asset`."""
-        if action not in ACTIONS:
-            raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}, got {action!r}", field="action")
+        _require_action(action)
         if action != "ignore" and (asset or policy is not None):
             raise InvalidRequest(f"asset and policy are for ignore, not for {action}", field="asset")
+        _require_for_adopt(action, price=price is not None, tags=bool(tags), pair=not pair)
         if action == "adopt":
             return self.adopt(drift_id, reason=reason, price=price, tags=tags, pair=pair)
-        for name, given in (("price", price is not None), ("tags", tags), ("pair", not pair)):
-            if given:
-                raise InvalidRequest(f"{name} is for adopt, not for {action}", field=name)
         if policy is not None and not asset:
             raise InvalidRequest("policy is for a whole asset; say so: asset=True, or --asset", field="policy")
         if asset:
@@ -85,7 +108,7 @@ class Operator:
         drift = drifts.get_drift(self._engine, drift_id)
         if drift.state == "resolved" and self._was_adopted(drift, reason, more):
             return drift
-        _require_unresolved(drift)
+        require_unresolved(drift)
         adopt_price = drift.price if price is None else positive(price, "price")
 
         def decided() -> Decided:
@@ -93,7 +116,7 @@ class Operator:
             group = adoption.together(self._tolerance, self._may_pair(drift)) if pair else [drift]
             return adoption.commands(adopt_price, group, self._tolerance, more), group
 
-        return self._decide(drift, "adopted", decided, reason, state="resolved")
+        return self._decide(drift, "adopted", decided, reason)
 
     @property
     def _tolerance(self) -> Decimal:
@@ -114,20 +137,10 @@ class Operator:
             reason = drift.reason or ""
         if (drift.actor, drift.reason) != (actor, reason):
             return False
-        found = self._find_decision(_remark_of(drift, "adopted", reason), actor)
+        found = self._find(remark_of(drift, EVENTS["adopt"], reason))
         if found is None:
             return False
-        first = drift if found.first is None else drifts.get_drift(self._engine, found.first)
-        with read_transaction(self._engine) as connection:
-            adopted = decision_by_key(connection, drift.portfolio, f"drift:{first.id}:{first.revision}:adopt")
-        has = NO_TAGS if adopted is None else tags_from_json(json.loads(adopted.request).get("tags", {}))
-        if adopted is not None and any(
-            not {*tags.values_of(name)} <= {*has.values_of(name)} for name in tags if name not in FILLED_IN
-        ):
-            raise WrongState(
-                f"{drift.name} is adopted already, with the tags {', '.join(has.scopes[1:])}; give its position other "
-                "ones with: ledger-sizer retag"
-            )
+        require_tags_of(self._engine, drift, first_of(found), tags)
         return True
 
     def ignore(self, drift_id: int, *, reason: str) -> Drift:
@@ -137,7 +150,7 @@ class Operator:
         def decided() -> Decided:
             return self._adoption(drift).releases(), [drift]
 
-        return self._decide(drift, "ignored", decided, reason, state="acknowledged")
+        return self._decide(drift, "ignored", decided, reason)
 
     def ignore_asset(self, drift_id: int, *, reason: str, policy: str = "ignore") -> Drift:
         """Decide whose money the asset of a drift is, once: `ignore`, `fees` or `cash`.
@@ -167,9 +180,7 @@ class Operator:
             store_decided(self._engine, rule)
 
         details = {"pattern": pattern, "policy": chosen}
-        return self._decide(
-            drift, "asset_policy", decided, reason, details=details, store=store, also=covered, state="resolved"
-        )
+        return self._decide(drift, ASSET_POLICY, decided, reason, details, store=store, also=covered)
 
     def decided_policy(self, policy_id: int) -> AssetRule:
         """Return one decided policy. Raises `NotFound`."""
@@ -187,11 +198,11 @@ class Operator:
             details={"pattern": rule.pattern, "policy": rule.policy},
         )  # fmt: skip
         with calling_as(caller):
-            if self._find_decision(remark, caller.actor) is None:
+            if self._find(remark) is None:
                 try:
-                    self._submit([*([] if caller == RECONCILE else [_desk_remark(remark)]), remark])
+                    self._submit([*([] if caller == RECONCILE else [desk_remark(remark)]), remark])
                 except KeyReused:  # by a concurrent call
-                    if self._find_decision(remark, caller.actor) is None:
+                    if self._find(remark) is None:
                         raise
         remove_decided(self._engine, rule)
         return rule
@@ -202,20 +213,48 @@ class Operator:
         Raises `WrongState` if it is ignored, because then it does not count, and if there is nothing to close.
         """
         drift = self._unresolved(drift_id)
-        if drift.state == "acknowledged":
-            raise WrongState(
-                f"{drift.name} was ignored by {drift.actor} ({drift.reason}) and counts no longer, so its closing "
-                "cannot be requested; adopt it and close the position, or close it at the exchange: then it is resolved"
+        require_closable(drift)
+        details = close_details(self._engine, drift)
+        return self._decide(drift, "close_requested", lambda: ([], [drift]), reason, details)
+
+    def act_all(
+        self, action: str, ids: Sequence[int], *, reason: str, tags: GivenTags = NO_TAGS, pair: bool = True,
+        dry_run: bool = False, progress: Progress | None = None,
+    ) -> DriftOutcomes:  # fmt: skip
+        """Run `adopt`, `ignore` or `close` for many drifts; each is decided independently, and none stops the others.
+
+        Its work grows with the drifts, not with their number times the positions. What of it is done stays done: sent
+        again with the same reason, it completes. tags, pair: see `adopt`; what hedges one of them is decided too.
+        dry_run: tell what would be done; each drift for itself. progress: called with how many are decided, and of how
+        many. Raises `InvalidRequest` for what concerns all of them.
+        """
+        _require_action(action)
+        _require_for_adopt(action, tags=bool(tags), pair=not pair)
+        label_text(reason, "reason", length_max=300)
+        if not ids or len(ids) > DRIFTS_MAX:
+            raise InvalidRequest(f"give 1 to {DRIFTS_MAX:,} drifts, got {len(ids):,}", field="ids")
+        found = {drift.id: drift for drift in drifts.read_drifts(self._engine, [*map(drifts.drift_number, ids)])}
+        items = [
+            DriftOutcome(one, "refused", f"no drift {one}", NotFound.code)
+            for one in sorted({*ids} - found.keys())
+        ]  # fmt: skip
+        total = len(items) + len(found)
+        for portfolio in sorted({drift.portfolio for drift in found.values()}):
+            numbers = [drift.id for drift in found.values() if drift.portfolio == portfolio]
+            bulk = Bulk(
+                self._ledger, self._engine, portfolio, action, reason, tags=tags_of(tags), pair=pair, dry_run=dry_run
             )
-        if drift.excess <= 0:
-            raise WrongState(
-                f"{drift.name} is {drift.kind}: there is nothing more at the exchange that could be closed"
-            )
-        return self._decide(drift, "close_requested", lambda: ([], [drift]), reason, requested="close")
+
+            def tell(done: int, before: int = len(items)) -> None:
+                if progress is not None:
+                    progress(before + done, total)
+
+            items += bulk.run(numbers, tell)
+        return outcomes_of(items)
 
     def _unresolved(self, drift_id: int) -> Drift:
         drift = drifts.get_drift(self._engine, drift_id)
-        _require_unresolved(drift)
+        require_unresolved(drift)
         return drift
 
     def _adoption(self, drift: Drift) -> Adoption:
@@ -237,113 +276,67 @@ class Operator:
         event: str,
         decide: Callable[[], Decided],
         reason: str,
-        *,
         details: Mapping[str, str] | None = None,
+        *,
         store: Callable[[str, int], None] | None = None,
         also: Iterable[Drift] = (),
-        **changes: Any,
     ) -> Drift:
         """Record a decision and carry it out.
 
         details: more about it, for the chain. store: called with the actor and the time, between the chain and the
-        drift's row. also: other drifts whose rows change with it. changes: of the rows.
+        drift's row. also: other drifts whose rows change with it.
         """
         label_text(reason, "reason", length_max=300)
         caller = reconcile_for(self._ledger.caller.actor)
-        remark = _remark_of(drift, event, reason, details)
+        remark = remark_of(drift, event, reason, details)
         with calling_as(caller):
-            found, group, decided_us = self._find_decision(remark, caller.actor), [drift], 0
+            found, group, decided_us = self._find(remark), [drift], 0
             if found is None:
                 commands, group = decide()
-                together = {"with": group[0].name} if len(group) > 1 else {}
-                remarks = [_remark_of(one, event, reason, {**(details or {}), **together} or None) for one in group]
-                by_person = [] if caller == RECONCILE else [*map(_desk_remark, remarks)]
+                remarks = remarks_of(group, event, reason, details)
+                by_person = [] if caller == RECONCILE else [*map(desk_remark, remarks)]
                 try:
                     decided_us = self._submit([*commands, *by_person, *remarks])
                 except KeyReused:
-                    found = self._find_decision(remark, caller.actor)
+                    found = self._find(remark)
                     if found is None:
                         raise
             if found is not None:  # before, or by a concurrent call
-                decided_us, group = found.decided_us, self._group_of(drift, found, remark)
+                decided_us, group = found.decided_us, self._group_of(drift, found, event, reason)
         if store is not None:
             store(caller.actor, decided_us)
-        changes |= {"actor": caller.actor, "reason": reason, "updated_us": decided_us}
-        changes |= {"ended_us": decided_us} if changes.get("state") == "resolved" else {}
-        unresolved = ("open", "confirmed", "acknowledged")
+        changes = changes_of(event, caller.actor, reason, decided_us)
         numbers = sorted({one.id for one in (*group, *also)})
-        drifts.update_drifts(self._engine, [drifts.DriftUpdate(number, changes, unresolved) for number in numbers])
+        drifts.update_drifts(self._engine, [drifts.DriftUpdate(number, changes, UNRESOLVED) for number in numbers])
         with calling_as(RECONCILE):
             Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw()
         return drifts.get_drift(self._engine, drift.id)
 
-    def _group_of(self, drift: Drift, found: "_Found", remark: Remark) -> list[Drift]:
+    def _group_of(self, drift: Drift, found: DecisionRecord, event: str, reason: str) -> list[Drift]:
         """Return the drifts that a decision made before is about, of those that are not resolved."""
-        group = [drift]
-        for one in drifts.live_drifts(self._engine, drift.portfolio) if found.first is not None else ():
-            if one.id == drift.id or one.market.base != drift.market.base:
-                continue
-            same = self._decision_of(_remark_of(one, remark.event, remark.note or ""))
-            if same is not None and _first_of(json.loads(same.request)) == found.first:
-                group.append(one)
-        return group
+        first = first_of(found)
+        if first is None:
+            return [drift]
+        live = [
+            one for one in drifts.live_drifts(self._engine, drift.portfolio) if one.market.base == drift.market.base
+        ]
+        keys = {one.id: remark_of(one, event, reason).key for one in live}
+        made = find_decisions(self._engine, drift.portfolio, [*keys.values()])
+        return [drift, *(
+            one for one in live if one.id != drift.id and keys[one.id] in made and first_of(made[keys[one.id]]) == first
+        )]  # fmt: skip
 
     def _submit(self, commands: Sequence[AnyCommand]) -> int:
         """Submit the commands of a decision, all or none. Returns its time."""
         results = self._ledger.submit(commands, atomic=True)
         return max(result.record.decided_us for result in results if isinstance(result, Decision))
 
-    def _decision_of(self, remark: AnyCommand) -> DecisionRecord | None:
-        with read_transaction(self._engine) as connection:
-            return decision_by_key(connection, remark.portfolio, remark.key)
-
-    def _find_decision(self, remark: AnyCommand, actor: str) -> "_Found | None":
+    def _find(self, remark: Remark) -> DecisionRecord | None:
         """Return this decision, None if it was not made. Raises `WrongState` for another actor or reason."""
-        record = self._decision_of(remark)
-        if record is None:
-            return None
-        made, sent = json.loads(record.request), json.loads(remark.request_text())
-        first = _first_of(made)
-        made, sent = (_without_partner(one) for one in (made, sent))
-        if record.actor is None:  # by a version that named who in the note, and nowhere else
-            same = made["note"].endswith(f": {sent['note']}")
-        else:
-            same = (record.actor, made) == (actor, sent)
-        if not same:
-            by = made["note"] if record.actor is None else f"{record.actor}: {made['note']}"
-            raise WrongState(f"{made['about']}: {made['event'].replace('_', ' ')} already by {by}")
-        return _Found(record.decided_us, first)
-
-
-class _Found(NamedTuple):
-    """A decision that was made before. first: the number of the first of several drifts that it is about."""
-
-    decided_us: int
-    first: int | None
-
-
-def _require_unresolved(drift: Drift) -> None:
-    if drift.state == "resolved":
-        raise WrongState(f"{drift.name} is resolved already: {drift.reason} ({drift.actor})")
-
-
-def _remark_of(drift: Drift, event: str, reason: str, details: Mapping[str, str] | None = None) -> Remark:
-    """Return the record of a decision about a drift. details: `with` names the first of those decided together."""
-    return Remark(
-        key=f"drift:{drift.id}:{drift.revision}:{event}", portfolio=drift.portfolio, about=drift.name, event=event,
-        note=reason, details=details,
-    )  # fmt: skip
-
-
-def _first_of(made: Mapping[str, Any]) -> int | None:
-    name = (made.get("details") or {}).get("with")
-    return None if name is None else int(name.rpartition("-")[2])
-
-
-def _without_partner(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the request of a remark without what is known only once it is decided: with which drift."""
-    details = {name: text for name, text in (request.get("details") or {}).items() if name != "with"}
-    return {**request, "details": details or None}
+        record = find_decisions(self._engine, remark.portfolio, [remark.key]).get(remark.key)
+        if record is not None:
+            require_same(record, remark, reconcile_for(self._ledger.caller.actor).actor)
+        return record
 
 
 def _require_coverable(drift: Drift, policy: str) -> None:
@@ -358,15 +351,3 @@ def _require_coverable(drift: Drift, policy: str) -> None:
             f"holds, {decimal_text(drift.shortfall)} are missing, which policy {policy} does not cover; adopt it, or "
             "release the position"
         )
-
-
-_DESK_EVENTS = {"close_requested": "closed"}
-"""What the desk's chain calls a decision, where its name differs: `closed` is decided, in the portfolio it is asked."""
-
-
-def _desk_remark(remark: Remark) -> Remark:
-    """Return the desk's record of a person's decision."""
-    return Remark(
-        key=remark.key, portfolio=DESK, about=remark.about, event=_DESK_EVENTS.get(remark.event, remark.event),
-        note=note_of(f"{remark.portfolio}: {remark.note}"), details=remark.details,
-    )  # fmt: skip

@@ -49,15 +49,18 @@ def paired(holdings: Iterable[Holding], tolerance: Decimal) -> list[Piece]:
 
 
 def connected(pieces: Iterable[Piece]) -> list[list[Piece]]:
-    """Return the positions in groups: those that share a holding are in one, as both are decided with it."""
-    by_coin: dict[str, list[list[Piece]]] = {}
-    for piece in pieces:
+    """Return the positions in groups, in their order: those that share a holding are in one, and decided together."""
+    by_coin: dict[str, list[dict[int, Piece]]] = {}
+    for number, piece in enumerate(pieces):
         groups = by_coin.setdefault(piece[0].market.base, [])
         markets = {one.market for one in piece}
-        sharing = [group for group in groups if any(one.market in markets for other in group for one in other)]
-        groups[:] = [group for group in groups if group not in sharing]
-        groups.append([*(one for group in sharing for one in group), piece])
-    return [group for groups in by_coin.values() for group in groups]
+        joined = {number: piece}
+        for group in [*groups]:
+            if any(one.market in markets for other in group.values() for one in other):
+                joined |= group
+                groups.remove(group)
+        groups.append(joined)
+    return [[group[number] for number in sorted(group)] for groups in by_coin.values() for group in groups]
 
 
 def _same_account(one: Market, other: Market) -> bool:

@@ -14,6 +14,7 @@ from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.caller import RECONCILE, calling_as
 from ledger_sizer.model.choices import Trigger
 from ledger_sizer.model.commands import Reconciled
+from ledger_sizer.model.drift_outcomes import DRIFTS_MAX
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, WrongState
 from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.model.times import from_us
@@ -201,6 +202,7 @@ class Reconciler:
         return report
 
     def _apply_policies(self, live: Sequence[Drift]) -> None:
+        asked: dict[tuple[str, str], list[int]] = {}
         for drift in live:
             if drift.state != "confirmed" or drift.policy not in ("adopt", "close"):
                 continue
@@ -209,12 +211,22 @@ class Reconciler:
                 continue
             if drift.policy == "close" and not self._exceeds_request(drift):
                 continue
-            try:
-                self.operator.act(drift.policy, drift.id, reason=f"policy_{drift.kind}={drift.policy}")
-            except LeaseLost:
-                raise
-            except LedgerError as error:
-                log.warning("reconcile.policy_failed", drift=drift.id, policy=drift.policy, error=str(error))
+            asked.setdefault((drift.policy, f"policy_{drift.kind}={drift.policy}"), []).append(drift.id)
+        for (policy, reason), ids in asked.items():
+            for start in range(0, len(ids), DRIFTS_MAX):
+                self._decide_by_policy(policy, ids[start : start + DRIFTS_MAX], reason)
+
+    def _decide_by_policy(self, policy: str, ids: Sequence[int], reason: str) -> None:
+        try:
+            outcomes = self.operator.act_all(policy, ids, reason=reason)
+        except LeaseLost:
+            raise
+        except LedgerError as error:
+            log.warning("reconcile.policy_failed", drifts=ids, policy=policy, error=str(error))
+            return
+        for one in outcomes.items:
+            if one.outcome == "refused":
+                log.warning("reconcile.policy_failed", drift=one.drift_id, policy=policy, error=one.words)
 
     def _exceeds_request(self, drift: Drift) -> bool:
         """Whether the excess is larger than at the last close request. If not, it is the rest of that request."""

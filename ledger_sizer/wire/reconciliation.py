@@ -4,6 +4,8 @@ from operator import attrgetter
 from typing import get_type_hints
 
 from ledger_sizer.model.asset_policies import AssetRule
+from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes
+from ledger_sizer.model.drift_words import hint
 from ledger_sizer.model.reconciliation import Drift, Finding, Market, Report, Run
 from ledger_sizer.wire.codec import Codec
 from ledger_sizer.wire.responses import number_of
@@ -13,11 +15,16 @@ _DOCS = {
     "excess": "Base units at the exchange beyond what the ledger counts.",
     "position_id": "The external position that counts its excess.",
     "requested": "What the orchestrator was asked to do.",
+    "difference": "The exchange's quantity less the ledger's; null without quantities.",
+    "usd": "What the difference is worth; null where no price is known.",
+    "next": "What to do, in a few words: mostly a command without the leading `ledger-sizer`.",
+    "frozen_scope": "The scope it froze, or several parted by commas.",
+    "freezes": "Whether it still denies new reservations there.",
 }
 
 FINDING = Codec(
     Finding,
-    "venue account subject side kind ledger_quantity venue_quantity excess price detail",
+    "venue account subject side kind ledger_quantity venue_quantity difference usd excess price detail",
     _DOCS,
     write={name: attrgetter(f"market.{name}") for name in Market._fields},
     types=get_type_hints(Market),
@@ -25,12 +32,32 @@ FINDING = Codec(
 
 DRIFT = Codec(
     Drift,
-    "id portfolio venue account subject side kind state policy sightings ledger_quantity venue_quantity excess price"
-    " detail position_id revision requested frozen_scope first_run last_run opened_at updated_at ended_at actor reason",
+    "id portfolio venue account subject side kind state policy sightings ledger_quantity venue_quantity difference usd"
+    " excess price detail next position_id revision requested frozen_scope freezes first_run last_run opened_at"
+    " updated_at ended_at actor reason",
     _DOCS,
+    write={"next": hint},
+    types={"next": str},
     read={"position": lambda form: number_of(form["position_id"])},
 )
 drift_to_json, drift_from_json = DRIFT.to_json, DRIFT.from_json
+
+OUTCOME = Codec(
+    DriftOutcome,
+    "drift_id outcome words error usd drift",
+    {
+        "outcome": "repeated: the same decision was made before. planned: a dry run would do it.",
+        "words": "What was done, or why it was refused.",
+        "error": "Code of the refusal.",
+        "drift": "As it is now; null if there is none of this number.",
+    },
+)
+OUTCOMES = Codec(
+    DriftOutcomes,
+    "items refused usd",
+    {"refused": "How many.", "usd": "Worth of those that were not refused, as far as they have a price."},
+)
+outcomes_to_json, outcomes_from_json = OUTCOMES.to_json, OUTCOMES.from_json
 
 RUN = Codec(
     Run,

@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from ledger_sizer import Leg
-from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile import listings
 from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, long, short
 from tests.support.ledgers import assert_verified, figures
 
@@ -48,9 +48,9 @@ def run(desk: Desk) -> dict[str, list[tuple[str, str, str]]]:
 
 def test_reconcile_when_accounts_are_several_then_each_is_compared_with_its_own_legs(desk: Desk) -> None:
     assert run(desk) == {"main": [], "other": []}
-    fetched = {run.portfolio: len(run.fetched) for run in drifts.list_runs(desk.engine)}
+    fetched = {run.portfolio: len(run.fetched) for run in listings.list_runs(desk.engine)}
     assert fetched == {"main": 3, "other": 1}
-    found = {run.portfolio: run.found for run in drifts.list_runs(desk.engine)}
+    found = {run.portfolio: run.found for run in listings.list_runs(desk.engine)}
     assert found == {"main": {"agrees": 3}, "other": {"agrees": 1}}
 
 
@@ -84,7 +84,7 @@ def test_reconcile_when_one_account_is_not_fetched_then_the_others_are_judged_an
     assert set(found["main"]) == {
         ("bybit", "two", "quantity_differs"), ("bybit", "two", "fetch_failed"), ("okx", "main", "missing_position"),
     }  # fmt: skip
-    outcomes = {one.portfolio: one.outcome for one in drifts.list_runs(desk.engine, limit=2)}
+    outcomes = {one.portfolio: one.outcome for one in listings.list_runs(desk.engine, limit=2)}
     assert outcomes == {"main": "partial", "other": "good"}
     desk.clock.advance(300)
     assert desk.ledger.reserve(key="stale", portfolio="other").reason == "unreconciled"
@@ -113,7 +113,7 @@ def test_reconcile_when_positions_name_several_venues_accounts_or_symbols_then_e
     assert run(desk) == {"main": []}, "expired holds at several venues"
     accounts[1].shows()
     assert run(desk)["main"][0] == ("okx", "main", "missing_position")
-    (drift,) = [one for one in drifts.list_drifts(desk.engine) if one.kind == "missing_position"]
+    (drift,) = [one for one in listings.list_drifts(desk.engine) if one.kind == "missing_position"]
     desk.reconciler.operator.adopt(drift.id, reason="gone")
     assert figures(desk.ledger, "venue=bybit") == (0, 101), "the leg that is still there goes on counting"
     assert figures(desk.ledger, "venue=okx") == (0, 1), "and only where it is"

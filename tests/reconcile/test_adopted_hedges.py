@@ -259,3 +259,62 @@ def test_adopt_when_a_policy_does_it_then_both_sides_are_one_position_too(
     assert [len(one.legs) for one in own(desk)][-1] == 2
     assert figures(desk.ledger) == (0, D(1000) + before * BTC_PRICE)
     assert "policy_failed" not in caplog.text
+
+
+# --- many at once ------------------------------------------------------------------------------------
+
+
+def many(desk: Desk, coins: int) -> list[int]:
+    """Show so many hedges of 100 USD, and return the numbers of their drifts."""
+    names = [f"C{number}" for number in range(coins)]
+    perps = [short("10", f"{name}/USDT:USDT", "10") for name in names]
+    desk.account.shows(*perps, **dict.fromkeys(names, "10"))
+    return [one.id for one in found(desk)]
+
+
+def test_adopt_all_when_drifts_hedge_each_other_then_each_hedge_is_one_position(desk: Desk) -> None:
+    ids = many(desk, 15)
+    assert len(ids) == 30
+    planned = desk.reconciler.operator.act_all("adopt", ids, reason="day one", dry_run=True)
+    assert sum(one.words.startswith("adopt buy 10") for one in planned.items) == 15
+    assert sum(one.words.endswith("which it hedges") for one in planned.items) == 15
+    done = desk.reconciler.operator.act_all("adopt", ids, reason="day one", tags={"strategy": "carry"})
+    assert {one.outcome for one in done.items} == {"done"}
+    assert {len(one.legs) for one in own(desk)} == {2}
+    assert figures(desk.ledger) == figures(desk.ledger, "strategy=carry") == (0, D(1500))
+    again = desk.reconciler.operator.act_all("adopt", ids, reason="day one", tags={"strategy": "carry"})
+    assert {one.outcome for one in again.items} == {"repeated"}
+    other = desk.reconciler.operator.act_all("adopt", ids[:1], reason="day one", tags={"strategy": "basis"})
+    assert [one.outcome for one in other.items] == ["refused"]
+    single = desk.reconciler.operator.act("adopt", ids[-1], reason="day one")
+    assert single.state == "resolved"
+    assert desk.run(2).findings == ()
+
+
+@pytest.mark.one_engine
+def test_adopt_all_when_one_side_is_named_then_its_hedge_is_decided_too(desk: Desk) -> None:
+    ids = many(desk, 2)
+    done = desk.reconciler.operator.act_all("adopt", ids[:1], reason="day one")
+    assert len(done.items) == 2
+    assert figures(desk.ledger) == (0, D(300)), "one hedge, and both sides of the other"
+    alone = desk.reconciler.operator.act_all("adopt", ids, reason="day one", pair=False)
+    assert sorted(one.outcome for one in alone.items) == ["done", "done", "repeated", "repeated"]
+    assert sorted(len(one.legs) for one in own(desk)) == [1, 1, 2]
+
+
+@pytest.mark.one_engine
+def test_adopt_all_when_the_commit_of_a_hedge_is_refused_then_no_side_is_adopted_alone(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = many(desk, 2)
+    submit = desk.ledger.submit
+
+    def refused(commands: Sequence[object], **options: object) -> object:
+        if any("symbol" in getattr(one, "tags", {}) and one.tags["symbol"] == "C0" for one in commands):  # type: ignore[attr-defined]
+            raise WrongState("something moved")
+        return submit(commands, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(desk.ledger, "submit", refused)
+    done = desk.reconciler.operator.act_all("adopt", ids, reason="day one")
+    assert sorted(one.outcome for one in done.items) == ["done", "done", "refused", "refused"]
+    assert [len(one.legs) for one in own(desk)] == [2]

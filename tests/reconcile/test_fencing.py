@@ -15,7 +15,7 @@ from sqlalchemy import Engine, update
 
 from ledger_sizer import AppSettings, Ledger, ReconcileSettings
 from ledger_sizer.model.commands import Release, Remark
-from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile import drifts, listings
 from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import LEASE_NAME, Reconciler
 from ledger_sizer.rules.batch import Group
@@ -92,7 +92,7 @@ def test_run_when_it_sleeps_before_any_of_its_commands_then_none_of_them_is_comm
 
 
 def test_write_drift_when_the_lease_is_over_then_the_row_stays_as_it_is(desk: Desk) -> None:
-    (drift, *_) = desk.run().live or drifts.list_drifts(desk.engine)
+    (drift, *_) = desk.run().live or listings.list_drifts(desk.engine)
     lease = acquire_lease(desk.engine, LEASE_NAME, "me", 60)
     assert lease is not None
     with fenced(lease):

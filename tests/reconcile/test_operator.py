@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ledger_sizer import Leg, WrongState
-from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile import drifts, listings
 from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, long, short
 from tests.support.ledgers import TAGS, assert_verified, figures, position_of, reserve_btc
 
@@ -232,7 +232,7 @@ def test_adopt_when_coins_were_bought_and_the_exchange_shows_savings_sold_then_t
     desk = with_savings(new_desk, policy_side_flipped="adopt")
     adopted(desk, "bought", spot_leg("1"))
     desk.account.shows(BTC="1.5")
-    (drift,) = desk.run().resolved or drifts.list_drifts(desk.engine)
+    (drift,) = desk.run().resolved or listings.list_drifts(desk.engine)
     assert (drift.kind, drifts.get_drift(desk.engine, drift.id).state) == ("side_flipped", "resolved")
     assert desk.run().findings == ()
     assert legs_open(desk) == [("BTC", "sell", D("0.5"))]

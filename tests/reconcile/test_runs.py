@@ -17,7 +17,7 @@ from ledger_sizer.config import ExchangeSettings
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET, PaperControl
 from ledger_sizer.paper.server import PaperServer
-from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile import listings
 from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import LEASE_NAME, Reconciler
 from ledger_sizer.storage.leases import LeaseLost
@@ -61,7 +61,7 @@ def test_run_when_another_replica_runs_then_it_is_busy_and_looks_at_nothing(desk
     assert looked == []
     other.run()
     assert looked == [1]
-    assert [run.epoch for run in drifts.list_runs(desk.engine)] == [2, 1], (
+    assert [run.epoch for run in listings.list_runs(desk.engine)] == [2, 1], (
         "a lease that was given up and taken has a new epoch"
     )
 
@@ -81,8 +81,8 @@ def test_run_when_it_was_paused_past_its_lease_then_it_writes_nothing_at_all(des
     with pytest.raises(LeaseLost):
         desk.run()
     seq_after_other.append(desk.ledger.exposure().seq)
-    assert len(drifts.list_runs(desk.engine)) == 1
-    assert len(drifts.list_drifts(desk.engine)) == 0
+    assert len(listings.list_runs(desk.engine)) == 1
+    assert len(listings.list_drifts(desk.engine)) == 0
     assert figures(desk.ledger) == (0, 0)
     assert [one.command for one in desk.ledger.history()] == ["reconciled"], "the other's, and nothing of the sleeper"
     assert issubclass(LeaseLost, Unavailable)
@@ -91,7 +91,7 @@ def test_run_when_it_was_paused_past_its_lease_then_it_writes_nothing_at_all(des
 def test_run_when_dry_then_it_finds_and_leaves_no_trace(desk: Desk) -> None:
     (report,) = desk.reconciler.run(dry_run=True)
     assert [finding.kind for finding in report.findings] == ["unknown_position"]
-    assert (report.run.id, len(drifts.list_runs(desk.engine)), desk.ledger.portfolios()) == (0, 0, [])
+    assert (report.run.id, len(listings.list_runs(desk.engine)), desk.ledger.portfolios()) == (0, 0, [])
 
 
 def test_run_when_a_run_died_between_its_record_and_its_effects_then_the_next_one_makes_up_for_it(
@@ -101,7 +101,7 @@ def test_run_when_a_run_died_between_its_record_and_its_effects_then_the_next_on
         patch.setattr("ledger_sizer.reconcile.run.Effects", _dead)
         with pytest.raises(KeyboardInterrupt):
             desk.run()
-    assert len(drifts.list_drifts(desk.engine, state="live")) == 1
+    assert len(listings.list_drifts(desk.engine, chosen=listings.DriftChoice(state="live"))) == 1
     assert desk.ledger.portfolios() == []
     desk.run()
     assert figures(desk.ledger, "external=exchange") == (0, D(4000))

@@ -9,7 +9,7 @@ import pytest
 
 from ledger_sizer import InvalidRequest, Ledger, Page
 from ledger_sizer.model.overview import OverviewQuery
-from ledger_sizer.reconcile.drifts import list_drifts, list_runs
+from ledger_sizer.reconcile.listings import list_drifts, list_runs
 from ledger_sizer.storage.database import make_engine
 from ledger_sizer.views.paging import cursor_numbers, page_of
 from tests.conftest import NewDatabase
