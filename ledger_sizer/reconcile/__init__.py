@@ -11,9 +11,11 @@ inspection      fetches, reads and compares, in the caller's thread
 worker_process  the same in a process of its own, as the service does it
 drifts          records runs and tracks drifts; every write is fenced by the run's lease
 effects         counts excess, freezes and thaws, by commands of the ledger
+pairing         which holdings hedge each other: longs against shorts by coin; pure
 adoption        a drift and the positions -> the commands that adopt it; pure
 operator        decisions about drifts: adopt, ignore, close
 outbox          stores the webhook's alerts with the run that raises them
 alerts          logs drifts and delivers the outbox to the webhook
 run             one run, from lease to report
+day_one         takes over what accounts hold: a run whose excess is adopted at once
 """
