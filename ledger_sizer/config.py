@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -21,7 +22,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
-from ledger_sizer.model.asset_policies import DOLLARS, asset_pattern
+from ledger_sizer.model.asset_policies import DOLLARS, asset_names, asset_patterns
 from ledger_sizer.model.choices import AssetPolicy, DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.names import PORTFOLIO_PATTERN
@@ -261,6 +262,11 @@ class ReconcileSettings(Settings):
     dust_usd: Exact = Field(
         Decimal(1), ge=0, description="A spot difference worth less, in USD, is no drift; 0 switches this off."
     )
+    interest_usd: Exact = Field(
+        Decimal(100),
+        ge=0,
+        description="Most that coins may grow by interest in a day, in USD, without a freeze.",
+    )
     confirmations: int = Field(2, ge=1, le=100, description="Runs in a row that must agree on a drift.")
     stale_after_seconds: int | None = Field(
         300, ge=1, le=86_400, description="Age of the last good run that stops grants; empty does not enforce it."
@@ -271,14 +277,11 @@ class ReconcileSettings(Settings):
     freeze_scope: Literal["portfolio", "venue"] = Field(
         "portfolio", description="What a drift freezes; venue: only reservations with that tag."
     )
-    quote_assets: tuple[str, ...] = Field(
-        tuple(sorted(DOLLARS)),
-        description="Dollars: money here, not positions. Unset: all that sizing knows.",
-    )
-    assets: dict[str, AssetPolicy] = Field(
+    quote_assets: tuple[str, ...] = Field(DOLLARS, description="Dollars: money here, not positions.")
+    assets: Annotated[dict[str, AssetPolicy], AfterValidator(asset_patterns)] = Field(
         {}, description='Whose money an asset is, as {"binance/*/LD*": "ignore", "*/*/BNB": "fees"}.'
     )
-    baselines: dict[str, Exact] = Field(
+    baselines: Annotated[dict[str, Exact], AfterValidator(asset_names)] = Field(
         {}, description='Spot balances that are no positions, as {"bybit/main/BTC": "0.5"}.'
     )
     policy_fetch_failed: DriftPolicy = Field("alert", description="An account, or part of it, was not fetched.")
@@ -290,27 +293,13 @@ class ReconcileSettings(Settings):
     policy_balance_below_holds: DriftPolicy = Field("alert", description="Free quote balance below the sum of holds.")
     policy_late_fill: DriftPolicy = Field("alert", description="A fill of a hold that is over, or of unknown fate.")
     policy_unreadable: DriftPolicy = Field("alert", description="A position that was listed and not understood.")
+    policy_interest: DriftPolicy = Field("record", description="Coins that grew as by interest, earned or owed.")
     policy_expired_hold: DriftPolicy = Field("record", description="A hold that ran out with nothing to show for it.")
     webhook_url: SecretStr | None = Field(None, description="Where alerts are posted as JSON.")
     webhook_secret: SecretStr | None = Field(None, description="Signs them: X-Ledger-Signature, HMAC-SHA256, hex.")
     webhook_attempts_max: int = Field(12, ge=1, le=1000, description="Attempts for one alert, ever longer apart.")
 
     webhook_heads: bool = Field(False, description="Post the chain heads there too, each time they are exported.")
-
-    @field_validator("assets")
-    @classmethod
-    def _asset_patterns(cls, assets: dict[str, AssetPolicy]) -> dict[str, AssetPolicy]:
-        for pattern in assets:
-            asset_pattern(pattern, "assets")
-        return assets
-
-    @field_validator("baselines")
-    @classmethod
-    def _baseline_names(cls, baselines: dict[str, Decimal]) -> dict[str, Decimal]:
-        for name in baselines:
-            if "*" in asset_pattern(name, "baselines"):
-                raise ValueError(f"a baseline is of one asset of one account, without *, got {name!r}")
-        return baselines
 
     @model_validator(mode="after")
     def _policies_fit_kinds(self) -> Self:
@@ -344,6 +333,12 @@ class ExchangeAccountSettings(BaseModel):
     base_url: str | None = Field(None, description="Another host for every call, such as a local test venue.")
     wallets: tuple[str, ...] = Field(
         (), description="ccxt balance types to add up, such as spot and swap; empty: what is known of the exchange."
+    )
+    bind_free_balance: bool = Field(
+        True, description="Bind reservations by what is free in it; off where its coins are collateral too."
+    )
+    margin_fraction: Exact = Field(
+        Decimal(1), ge=0, le=1, description="Fraction of a contract's value that it needs of the free balance."
     )
     timeout_seconds: int = Field(10, ge=1, le=300, description="Longest wait for one answer of the exchange.")
     retries_max: int = Field(2, ge=0, le=10, description="Retries of a call after a network error or a rate limit.")

@@ -143,7 +143,7 @@ ADOPT_HELP = help_epilog(
 )
 IGNORE_HELP = help_epilog(
     "drifts ignore 1 --reason 'not ours'",
-    "drifts ignore 1 --asset --policy fees --reason 'pays fees'",
+    "drifts ignore 2 --asset --policy fees --reason 'pays fees'",
     "drifts ignore --all --venue bybit --reason 'not ours'",
     exits=SOME_REFUSED,
 )

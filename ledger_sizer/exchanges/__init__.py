@@ -1,6 +1,12 @@
 """Reads exchange accounts through ccxt: balances, positions and market rules, in base units and exact decimals.
 
 accounts            one account: its snapshot and the market rules of its venue
+positions           its positions, row by row and family by family
+position_calls      the calls that list every family of positions, by exchange
+balances            its balances, every wallet, with what the markets say of them
+earn_names          names of lent and staked coins, and the coins they stand for
+spot_prices         prices of the held coins, from tickers
+numbers_read        numbers in ccxt's answers -> exact decimals
 client              the ccxt client of one account, with every response checked
 snapshot            the types of what an account shows at one moment
 market_rules        ccxt's description of a market -> `MarketRules`

@@ -41,6 +41,8 @@ class ExchangeAccount:
         self.venue = settings.id
         self.account = settings.account
         self.portfolio = settings.portfolio
+        self.margin_fraction = settings.margin_fraction
+        self.bind_free_balance = settings.bind_free_balance
         self._client = make_client(settings)
         wallets: tuple[str | None, ...] = settings.wallets or _WALLETS.get(settings.id, (None,))
         self._positions = PositionReader(self._client, self._load_markets)

@@ -1,6 +1,6 @@
 """Reads the balances of an account through ccxt: every wallet, added up by asset."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
@@ -54,7 +54,9 @@ class BalanceReader:
                         raise
                     unread[asset] = str(error)
         held = [totals[asset] for asset in sorted(totals) if totals[asset].total or totals[asset].used]
-        named = tuple(self._named(balance) for balance in held if balance.asset not in unread)
+        markets = self._client.markets or {}
+        coins = {one.get("base") for one in markets.values()} | {*DOLLARS}
+        named = tuple(self._named(balance, markets, coins) for balance in held if balance.asset not in unread)
         rows = tuple(UnreadRow(asset, unread[asset]) for asset in sorted(unread))
         return BalancesRead(named, rows, (*self._currency_problems(), *problems))
 
@@ -81,18 +83,17 @@ class BalanceReader:
         problem = self._client.currencies_problem
         return [] if problem is None else [f"the list of currencies is not loaded: {problem}"]
 
-    def _named(self, balance: VenueBalance) -> VenueBalance:
+    def _named(self, balance: VenueBalance, markets: Mapping[str, Any], coins: Container[str]) -> VenueBalance:
         """Return the balance with what the exchange's markets say of it."""
-        coins = {one.get("base") for one in self._client.markets.values()} | DOLLARS if self._client.markets else ()
+        tradable = balance.asset in DOLLARS or dollar_market(markets, balance.asset) is not None
         earns = earned_coin(self._client.id, balance.asset, coins)
-        tradable = balance.asset in DOLLARS or dollar_market(self._client.markets, balance.asset) is not None
-        return replace(balance, tradable=tradable or not self._client.markets, earns=earns)
+        return replace(balance, tradable=tradable or not markets, earns=earns)
 
 
-def dollar_market(markets: Mapping[str, Any] | None, asset: str) -> str | None:
+def dollar_market(markets: Mapping[str, Any], asset: str) -> str | None:
     """Return the symbol of the active spot market of an asset against a dollar; None without one."""
     for dollar in DOLLAR_ORDER:
-        market = (markets or {}).get(f"{asset}/{dollar}")
+        market = markets.get(f"{asset}/{dollar}")
         if market is not None and market.get("spot") and market.get("active") is not False:
             return str(market["symbol"])
     return None

@@ -83,6 +83,11 @@ class VenueBalance:
     earns: str | None = None
 
     @property
+    def coin(self) -> str:
+        """The coin: of `1000SATS` it is `SATS`; of coins that are lent, what they stand for."""
+        return split_factor(self.asset if self.earns is None else self.earns)[1]
+
+    @property
     def coins(self) -> Decimal:
         """The total in coins."""
         with exact_arithmetic():

@@ -15,6 +15,8 @@ from ledger_sizer.model.units import exact_arithmetic
 
 _SECONDS_MAX = 20
 """How long a price is used again."""
+_NAMED_MAX = 100
+"""The most coins that are named in one call. Beyond that all tickers are asked for."""
 _SINGLE_MAX = 50
 """The most coins that are asked one by one, where an exchange has no call for several."""
 
@@ -32,7 +34,7 @@ class SpotPrices:
         wanted: dict[str, str] = {}
         for balance in balances:
             asset = balance.earns or balance.asset
-            symbol = None if asset in DOLLARS else dollar_market(self._client.markets, asset)
+            symbol = None if asset in DOLLARS else dollar_market(self._client.markets or {}, asset)
             if symbol is not None:
                 wanted[symbol] = asset
         now = self._clock()
@@ -56,7 +58,9 @@ class SpotPrices:
 
     def _fetch(self, symbols: list[str]) -> dict[str, Decimal]:
         if self._client.has["fetchTickers"]:
-            tickers = self._client.fetch_tickers(symbols)
+            # Some exchanges write the names into the address, which has an end.
+            all_of_them = len(symbols) > _NAMED_MAX
+            tickers = self._client.fetch_tickers(*((None, {"type": "spot"}) if all_of_them else (symbols,)))
         else:
             tickers = {symbol: self._client.fetch_ticker(symbol) for symbol in symbols[:_SINGLE_MAX]}
         prices = {symbol: _price_in(tickers.get(symbol) or {}) for symbol in symbols}

@@ -4,16 +4,16 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
 from ledger_sizer.model.choices import ASSET_POLICIES, AssetPolicy
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.times import from_us
 
-DOLLARS = frozenset({"USD", "USDT", "USDC", "USDE", "FDUSD", "BUSD", "DAI", "TUSD", "USD1"})
+DOLLARS = ("BUSD", "DAI", "FDUSD", "TUSD", "USD", "USD1", "USDC", "USDE", "USDT")
 """Currencies that count as dollars: in the quote of a market, and as money of an account."""
 
-PATTERN_LENGTH_MAX = 200
+NAME_LENGTH_MAX = 200
 _PARTS = 3
 _PART = re.compile(r"[^\s/\x00-\x1f\x7f-\x9f]+")
 
@@ -43,16 +43,28 @@ class AssetRule:
         return None if self.decided_us is None else from_us(self.decided_us)
 
 
-def asset_pattern(pattern: object, field: str) -> str:
-    """Return `pattern` if it is a valid one, else raise `InvalidRequest`."""
-    parts = pattern.split("/") if isinstance(pattern, str) else []
-    if len(parts) == _PARTS and len(str(pattern)) <= PATTERN_LENGTH_MAX and all(map(_PART.fullmatch, parts)):
-        return str(pattern)
-    raise InvalidRequest(
-        f"{field}: a pattern is venue/account/ASSET, in which * stands for any text, such as binance/*/LD* or */*/BNB; "
-        f"got {pattern!r}",
-        field=field,
-    )
+def asset_patterns(given: dict[str, Any]) -> dict[str, Any]:
+    """Return `given` if its keys are patterns of assets, else raise `InvalidRequest`."""
+    for pattern in given:
+        if not _has_three_parts(pattern):
+            raise InvalidRequest(
+                "a pattern is venue/account/ASSET, in which * stands for any text, such as binance/*/LD* or */*/BNB; "
+                f"got {pattern!r}"
+            )
+    return given
+
+
+def asset_names(given: dict[str, Any]) -> dict[str, Any]:
+    """Return `given` if each of its keys names one asset of one account, else raise `InvalidRequest`."""
+    for name in given:
+        if "*" in name or not _has_three_parts(name):
+            raise InvalidRequest(f"an asset of an account is venue/account/ASSET, such as bybit/main/BTC; got {name!r}")
+    return given
+
+
+def _has_three_parts(name: str) -> bool:
+    parts = name.split("/")
+    return len(parts) == _PARTS and len(name) <= NAME_LENGTH_MAX and all(map(_PART.fullmatch, parts))
 
 
 def asset_policy(policy: object, field: str) -> AssetPolicy:
@@ -78,7 +90,7 @@ class AssetPolicies:
         dollars: Iterable[str] = DOLLARS,
     ) -> None:
         own = dict(settings or {})
-        defaults = {f"*/*/{asset}": AssetRule(f"*/*/{asset}", "cash", "default") for asset in sorted(dollars)}
+        defaults = {f"*/*/{asset}": AssetRule(f"*/*/{asset}", "cash", "default") for asset in dollars}
         of_settings = defaults | {pattern: AssetRule(pattern, policy) for pattern, policy in own.items()}
         self._tables = [_Table(decided), _Table(of_settings.values())]
         self._found: dict[tuple[str, str, str], AssetRule | None] = {}
@@ -100,6 +112,11 @@ class AssetPolicies:
         """Return the policy of an asset."""
         found = self.rule(venue, account, asset)
         return "position" if found is None else found.policy
+
+    def is_dollar(self, venue: str, account: str, asset: str) -> bool:
+        """Whether an asset is money of which one unit is one USD."""
+        found = self.rule(venue, account, asset)
+        return found is not None and found.policy == "cash" and (found.source == "default" or asset in DOLLARS)
 
 
 class _Table:

@@ -25,7 +25,7 @@ PortfolioCreation = Literal["create", "declared"]
 
 DriftKind = Literal[
     "fetch_failed", "quantity_differs", "unknown_position", "missing_position", "side_flipped", "legs_unequal",
-    "balance_below_holds", "late_fill", "expired_hold", "unreadable",
+    "balance_below_holds", "late_fill", "expired_hold", "unreadable", "interest",
 ]  # fmt: skip
 """Kinds of difference between ledger and exchange; docs/reconciliation.md explains each."""
 DriftPolicy = Literal["record", "alert", "freeze", "adopt", "close"]

@@ -9,12 +9,13 @@ the item of a batch, the OpenAPI document, the command line and both references 
 rule.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, get_args
 
 from ledger_sizer.model.arguments import (
+    ANY_DECIMAL,
     FLAG,
     LABEL,
     NOT_GIVEN,
@@ -127,14 +128,7 @@ class SetCap(ScopeCommand):
         removed = {"guarantee", "max_position_usd", "share_of_equity"}
         if any(getattr(self, name) is not NOT_GIVEN for name in removed):
             removed.add("cap")
-        text = f'{{"command":"{self.verb}"'
-        for name, start, text_of in self.texts:
-            value = getattr(self, name)
-            if value is None and name in removed:
-                text += f"{start}null"
-            elif value is not None and value is not NOT_GIVEN:
-                text += start + text_of(value)
-        return text + "}"
+        return _text_with_nulls(self, removed)
 
     def changes(self) -> dict[str, Any]:
         """The settings that are given, 1e-8 USD; None removes one."""
@@ -168,6 +162,18 @@ SETTINGS = {
     "cap": "cap_e8", "guarantee": "guarantee_e8", "max_position_usd": "max_position_e8", "share_of_equity": "share_e8"
 }  # fmt: skip
 """Settings of a scope that `set_cap` changes, by argument."""
+
+
+def _text_with_nulls(command: ScopeCommand, nullable: Set[str]) -> str:
+    """Return a command's canonical JSON in which None of these arguments is null, and what is not given is absent."""
+    text = f'{{"command":"{command.verb}"'
+    for name, start, text_of in command.texts:
+        value = getattr(command, name)
+        if value is None and name in nullable:
+            text += f"{start}null"
+        elif value is not None and value is not NOT_GIVEN:
+            text += start + text_of(value)
+    return text + "}"
 
 
 @verb(
@@ -279,15 +285,19 @@ class AccountSeen(ScopeCommand):
     """
 
     fresh_until: Annotated[
-        datetime | None, Argument(MOMENT, "The end of the trust in it; none (null) trusts it without end.")
-    ] = None
+        datetime | NotGiven | None, Argument(MOMENT, "The end of the trust in it; none (null) trusts it without end.")
+    ] = NOT_GIVEN
     free: Annotated[
         Decimal | NotGiven | None,
         Argument(NOT_NEGATIVE, "Dollars free in it; none (null): nobody knows, and they bound nothing.", metavar="USD"),
     ] = NOT_GIVEN
     settled: Annotated[
         Decimal | None,
-        Argument(NOT_NEGATIVE, "What was promised of it and that balance shows already, USD.", metavar="USD"),
+        Argument(
+            ANY_DECIMAL,
+            "What was promised of it and shows in that balance, USD; below zero: what nobody promised.",
+            metavar="USD",
+        ),
     ] = None
     margin_fraction: Annotated[
         Decimal | NotGiven, Argument(NOT_NEGATIVE, "Fraction of a contract's value that it needs.", metavar="FRACTION")
@@ -295,11 +305,15 @@ class AccountSeen(ScopeCommand):
     gone: Annotated[bool, Argument(FLAG, "It belongs to the portfolio no more.")] = False
 
     def _check_together(self) -> None:
-        super()._check_together()
+        ScopeCommand._check_together(self)
         if not is_account_scope(self.scope):
             raise InvalidRequest(
                 f"scope must be an exchange account, like account=bybit/main, got {self.scope!r}", field="scope"
             )
+
+    def request_text(self) -> str:
+        """Return canonical JSON: what nobody knows or that has no end is null, what is not given is absent."""
+        return _text_with_nulls(self, {"free", "fresh_until"})
 
     def settings_after(self, settings: ScopeSettings, seq: int) -> ScopeSettings:
         """Return the settings of the account after it."""
@@ -311,8 +325,9 @@ class AccountSeen(ScopeCommand):
         changes: dict[str, Any] = {
             "since_seq": seq if settings.since_seq is None else settings.since_seq,
             "promised_e8": max((settings.promised_e8 or 0) - settled_e8, 0),
-            "fresh_until_us": None if self.fresh_until is None else to_us(self.fresh_until),
         }
+        if self.fresh_until is not NOT_GIVEN:
+            changes["fresh_until_us"] = None if self.fresh_until is None else to_us(self.fresh_until)
         if self.free is not NOT_GIVEN:
             changes["free_e8"] = None if self.free is None else usd_floor_e8(self.free, "free")
         if self.margin_fraction is not NOT_GIVEN:

@@ -54,7 +54,7 @@ class Market(NamedTuple):
 
 
 QUANTITY_KINDS: frozenset[DriftKind] = frozenset(
-    {"unknown_position", "quantity_differs", "missing_position", "side_flipped", "late_fill"}
+    {"unknown_position", "quantity_differs", "missing_position", "side_flipped", "late_fill", "interest"}
 )
 """Kinds that concern the quantity in a market. One difference may change from one of them to another."""
 

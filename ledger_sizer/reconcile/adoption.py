@@ -15,7 +15,7 @@ from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, Tags
 from ledger_sizer.model.tags import tags_of as valid_tags
 from ledger_sizer.model.units import E8_MAX, decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.adopted_tags import adopted_tags
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, order_market
+from ledger_sizer.reconcile.attribution import AccountResolver, order_market
 from ledger_sizer.reconcile.effects import NOTE_LENGTH_MAX, leg_of, release_of
 from ledger_sizer.reconcile.ledger_reads import Moves
 from ledger_sizer.reconcile.ledger_side import ledger_side_of, unfilled_of
@@ -46,7 +46,7 @@ class Adoption:
         self,
         drift: Drift,
         positions: Sequence[Position],
-        accounts: Sequence[AccountKey],
+        accounts: AccountResolver,
         seen_us: int,
         live: Sequence[Drift],
         holds: Sequence[Position] = (),
@@ -54,7 +54,7 @@ class Adoption:
     ) -> None:
         self._positions = positions
         self._holds = holds
-        self._resolver = AccountResolver(accounts)
+        self._resolver = accounts
         # With these bounds `settling` has whatever moved since the run began, including what is closed by now.
         self._ledger = ledger_side_of(
             positions, accounts, seq_before=2**62, settled_us=seen_us - 1, expired_us=2**62, moves=moves

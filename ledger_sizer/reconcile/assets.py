@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance
-from ledger_sizer.model.asset_policies import DOLLARS, AssetPolicies
+from ledger_sizer.model.asset_policies import AssetPolicies
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.units import decimal_text
@@ -117,20 +117,20 @@ class AssetSide:
                 found.compared[market] = found.compared.get(market, ZERO) + min(lent, missing)
                 self._lent[market.base] = lent - min(lent, missing)
 
-    def free_usd(self, balances: Iterable[VenueBalance]) -> Decimal:
-        """Return the money that is free, USD: dollars, and of what else is `cash` what it is worth where that is known.
 
-        Money that is lent is not free.
-        """
-        free = ZERO
-        for balance in balances:
-            rule = self._policies.rule(*self._account_key, balance.asset)
-            if balance.earns is not None or rule is None or rule.policy != "cash":
-                continue
+def free_usd(snapshot: Snapshot, policies: AssetPolicies) -> Decimal:
+    """Return the money that is free, USD: dollars, and of what else is `cash` what it is worth where that is known.
+
+    Money that is lent is not free. What is owed in one dollar takes nothing from another.
+    """
+    free = ZERO
+    for balance in snapshot.balances or ():
+        place = (snapshot.venue, snapshot.account, balance.asset)
+        if balance.earns is None and policies.policy(*place) == "cash":
             factor, coin = split_factor(balance.asset)
-            is_dollar = rule.source == "default" or balance.asset in DOLLARS
-            free += balance.free * (1 if is_dollar else factor * self._snapshot.prices.get(coin, ZERO))
-        return free
+            usd = Decimal(1) if policies.is_dollar(*place) else factor * snapshot.prices.get(coin, ZERO)
+            free += max(balance.free, ZERO) * usd
+    return free
 
 
 def listed_text(listed: Mapping[str, Decimal], usd_of: Callable[[str], Decimal]) -> dict[str, object]:

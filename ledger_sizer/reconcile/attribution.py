@@ -1,12 +1,16 @@
 """Finds the account of every leg, and the accounts at which a position without legs may be."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.market_names import split_factor
+from ledger_sizer.model.names import SEQ_MAX
 from ledger_sizer.model.reconciliation import Market
+from ledger_sizer.model.tags import account_of_scope
+from ledger_sizer.rules.scope_state import ScopeState
 
 AccountKey = tuple[str, str]
 """(venue, account)."""
@@ -33,10 +37,20 @@ def coin_of(symbol: str) -> str:
     return split_factor(symbol.partition("/")[0])[1]
 
 
-class AccountResolver:
-    """Finds the accounts of positions and of their legs among those of a run."""
+def known_since(scopes: Iterable[ScopeState]) -> dict[AccountKey, int]:
+    """Return the decision since which the ledger knows each account. scopes: of accounts."""
+    return {account_of_scope(scope.name): scope.settings.since_seq or 0 for scope in scopes}
 
-    def __init__(self, accounts: Sequence[AccountKey]) -> None:
+
+class AccountResolver:
+    """Finds the accounts of positions and of their legs among those of a run.
+
+    since: the decision since which the ledger knows an account. A leg that names none is at the one that its venue had
+    when its position was made: an account that is added later makes no leg's place unknown.
+    """
+
+    def __init__(self, accounts: Sequence[AccountKey], since: Mapping[AccountKey, int] = MappingProxyType({})) -> None:
+        self._since = since
         self._accounts: dict[str, list[str]] = {}
         for venue, account in accounts:
             self._accounts.setdefault(venue, []).append(account)
@@ -51,8 +65,23 @@ class AccountResolver:
             if case not in self._found:
                 self._found[case] = self._account_of_leg(*case)
             account_key = self._found[case]
+            if account_key is None and leg.account is None and self._since:
+                account_key = self._account_then(leg.venue or position.tags.only("venue") or "", position)
             legs.append((leg, None if account_key is None else market_of(leg, account_key)))
         return legs
+
+    def _account_then(self, venue: str, position: Position) -> AccountKey | None:
+        """Return the account that a venue had when a position was made; None if there were several, or a tag says."""
+        known = self._accounts.get(venue, ())
+        if not known or position.tags.values_of("account"):
+            return None
+        since = sorted((self._since.get((venue, account), SEQ_MAX), account) for account in known)
+        earlier = [account for seq, account in since if seq < position.number]
+        # Accounts that were there from the start became known one decision after the other.
+        together = len(since) > 1 and since[1][0] - since[0][0] < len(self._since)
+        if len(earlier) > 1 or (not earlier and together):
+            return None
+        return venue, (earlier[0] if earlier else since[0][1])
 
     def accounts_of(self, position: Position) -> list[AccountKey]:
         """Return the accounts at which a position may have or get something; none where it is elsewhere."""

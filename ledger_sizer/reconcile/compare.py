@@ -12,9 +12,10 @@ from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.model.asset_policies import DOLLARS, AssetPolicies
 from ledger_sizer.model.choices import DriftKind
 from ledger_sizer.model.drift_words import naming_holds
+from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
-from ledger_sizer.reconcile.assets import AssetSide
+from ledger_sizer.reconcile.assets import AssetSide, free_usd
 from ledger_sizer.reconcile.attribution import AccountKey
 from ledger_sizer.reconcile.hedges import HedgeComparison, unhedged_positions
 from ledger_sizer.reconcile.in_flight import InFlight
@@ -24,6 +25,7 @@ from ledger_sizer.reconcile.netting import net_sides
 from ledger_sizer.reconcile.throttle import throttled
 
 ZERO = Decimal(0)
+_DAY_US = 86_400 * 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,10 @@ class ComparisonParameters:
     """Tolerances, policies, baselines and prices of a comparison.
 
     tolerance, delta_tolerance: relative. policies: whose money each asset is. baselines: units of the asset by
-    `venue/account/asset`. dust_usd: a spot difference worth less is ignored. last_prices: USD by coin that the ledger
-    ever traded, only good enough to recognise dust; None for one that it did not. stale_us: a snapshot begun before
-    this time counts as not fetched. ledger_known: False if the ledger was not read.
+    `venue/account/asset`. dust_usd: a spot difference worth less is ignored. interest_usd: most that a balance grows by
+    interest in a day. last_prices: USD by coin that the ledger ever traded, only good enough to recognise dust; None
+    for one that it did not. stale_us: a snapshot begun before this time counts as not fetched. ledger_known: False if
+    the ledger was not read.
     """
 
     tolerance: Decimal = ZERO
@@ -41,6 +44,7 @@ class ComparisonParameters:
     policies: AssetPolicies = field(default_factory=AssetPolicies)
     baselines: Mapping[str, Decimal] = field(default_factory=dict)
     dust_usd: Decimal = ZERO
+    interest_usd: Decimal = ZERO
     last_prices: Mapping[str, Decimal | None] = field(default_factory=dict)
     stale_us: int = 0
     ledger_known: bool = True
@@ -174,9 +178,10 @@ class _AccountComparison:
         if positions is None or balances is None:
             missing = [name for name in ("positions", "balances") if getattr(snapshot, name) is None]
             self._add_fetch_failed(stale, missing)
+        if positions is not None or balances is not None:
+            self._leave_out_unread()
         if positions is not None:
             result.positions_known.add(self._account_key)
-            self._leave_out_unread()
             for position in throttled(positions):
                 market = Market(*self._account_key, position.symbol, position.side)
                 self._shown[market] = self._shown.get(market, ZERO) + position.coins
@@ -199,7 +204,7 @@ class _AccountComparison:
             taken = holdings.taken_as_told
             self._compare_markets(holdings.compared, {one: expected[one] for one in expected if one not in taken})
             if positions is not None:
-                self._check_free_balance(assets.free_usd(balances))
+                self._check_free_balance(free_usd(snapshot, self._parameters.policies))
 
     def add_to(self, hedges: HedgeComparison) -> None:
         """Add what the ledger has here and what the exchange shows; nothing shown where a part was not fetched."""
@@ -229,7 +234,7 @@ class _AccountComparison:
         )  # fmt: skip
 
     def _leave_out_unread(self) -> None:
-        """Tell of rows that could not be read. Their markets are unknown, so they are not judged."""
+        """Tell of rows that could not be read. Their markets and coins are unknown, so they are not judged."""
         told: dict[str, str] = {}
         for row in self._snapshot.unread:
             told[row.symbol] = f"{told[row.symbol]}; {row.detail}" if row.symbol in told else row.detail
@@ -301,8 +306,32 @@ class _AccountComparison:
                 self._add_unknown(market, ledger, venue, price, unknown)
             return
         kind, detail = self._classify(market, ledger, venue)
+        if kind in ("unknown_position", "quantity_differs") and self._is_interest(market, ledger, excess, price):
+            kind = "interest"
         finding = Finding(market, kind, ledger, venue, detail, max(excess, ZERO), price)
         self._result.findings.append(self._late_fills.explained(finding))
+
+    def _is_interest(self, market: Market, ledger: Decimal, excess: Decimal, price: Decimal | None) -> bool:
+        """Whether an excess of coins grew no faster than by interest: a little at first sight, and a little a day.
+
+        What is left of it when the coins that it grew from are sold is still interest.
+        """
+        known = self._ledger.known_excess.get(market)
+        since_us = self._ledger.interest_since_us.get(market)
+        if market.is_swap or price is None or excess <= 0 or (known is not None and since_us is None):
+            return False
+        little = self._parameters.tolerance * (abs(ledger) + self._baseline_coins(market.subject))
+        step = min(little, self._parameters.interest_usd / price)
+        if known is None or since_us is None:
+            return excess <= little + step
+        if excess <= known * (1 + self._parameters.tolerance):
+            return True
+        days = max(self._snapshot.begun_us - since_us, 0) // _DAY_US
+        return excess <= min(known + step, little + step * (1 + days))
+
+    def _baseline_coins(self, asset: str) -> Decimal:
+        units = self._parameters.baselines.get("/".join((*self._account_key, asset)), ZERO)
+        return units * split_factor(asset)[0]
 
     @staticmethod
     def _excess(ledger: Decimal, venue: Decimal) -> Decimal:

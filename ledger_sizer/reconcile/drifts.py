@@ -12,9 +12,10 @@ from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.caller import RECONCILE
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Finding, Run, stops_grants
-from ledger_sizer.model.units import decimal_text, exact_arithmetic
+from ledger_sizer.model.units import decimal_text
 from ledger_sizer.reconcile.compare import Comparison
 from ledger_sizer.reconcile.outbox import enqueue_alerts
+from ledger_sizer.reconcile.sameness import accepted_growth, adds_no_excess, counts_the_same, is_unchanged
 from ledger_sizer.storage.database import read_transaction, write_transaction
 from ledger_sizer.storage.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
@@ -71,16 +72,16 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
     live = {drift.market: drift for drift in unseen.values() if drift.live and drift.kind in QUANTITY_KINDS}
     for finding in comparison.findings:
         drift = acknowledged.get(finding.market) if finding.kind in QUANTITY_KINDS else None
-        if drift is None or not (_is_unchanged(drift, finding, settings) or _adds_no_excess(drift, finding)):
+        if drift is None or not (is_unchanged(drift, finding, settings) or adds_no_excess(drift, finding)):
             drift = unseen.get(finding.key)
         if drift is not None:
             unseen.pop(drift.key, None)
         if drift is not None and drift.state == "acknowledged":
-            if _is_unchanged(drift, finding, settings):
-                writer.keep_acknowledged(drift)
+            if is_unchanged(drift, finding, settings):
+                writer.keep_acknowledged(drift, finding)
                 continue
             moved = comparison.moved_since(drift)
-            if _adds_no_excess(drift, finding) and writer.keep_for_now(drift, moved=moved):
+            if adds_no_excess(drift, finding) and writer.keep_for_now(drift, moved=moved):
                 continue
             writer.resolve(drift, "it changed after it was acknowledged")
             drift = None
@@ -103,37 +104,6 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
     return changes
 
 
-def _is_unchanged(drift: Drift, finding: Finding, settings: ReconcileSettings) -> bool:
-    """Whether a finding is still the acknowledged difference, whatever was traded beside it since."""
-    with exact_arithmetic():
-        if drift.excess > 0 and finding.excess > 0 and _same_sign(drift, finding):
-            was, now = drift.excess, finding.excess
-        else:
-            was = (drift.venue_quantity or Decimal(0)) - (drift.ledger_quantity or Decimal(0))
-            now = (finding.venue_quantity or Decimal(0)) - (finding.ledger_quantity or Decimal(0))
-        if abs(was - now) <= settings.tolerance * max(abs(was), abs(now)):
-            return True
-        price = finding.price or drift.price
-        return not drift.market.is_swap and price is not None and abs(was - now) * price < settings.dust_usd
-
-
-def _counts_the_same(last: Drift, finding: Finding) -> bool:
-    """Whether these are the same coins. They count at the first price, as a position does, whatever a ticker says."""
-    return not finding.market.is_swap and finding.excess == last.excess and _same_sign(last, finding)
-
-
-def _adds_no_excess(drift: Drift, finding: Finding) -> bool:
-    """Whether a finding shows no more excess than was acknowledged, so that nothing new must be counted."""
-    if finding.kind not in QUANTITY_KINDS:
-        return False
-    return finding.excess <= 0 or (_same_sign(drift, finding) and finding.excess <= drift.excess)
-
-
-def _same_sign(drift: Drift, finding: Finding) -> bool:
-    """Whether both are about bought coins, or both about coins sold from a baseline."""
-    return ((drift.venue_quantity or 0) < 0) == ((finding.venue_quantity or 0) < 0)
-
-
 class _DriftWriter:
     """Collects a run's changes to the drifts, and writes them with one statement per kind of change."""
 
@@ -153,7 +123,7 @@ class _DriftWriter:
         stays confirmed and nothing thaws.
         """
         last = drift or previous
-        if last is not None and (finding.price is None or _counts_the_same(last, finding)):
+        if last is not None and (finding.price is None or counts_the_same(last, finding)):
             finding = replace(finding, price=last.price or finding.price)  # so that what was counted stays counted
         policy = self._settings.policy(finding.kind)
         was_confirmed = last is not None and last.state == "confirmed"
@@ -177,10 +147,14 @@ class _DriftWriter:
         if confirmed and drift.state == "open":
             self.changes.confirmed.append(updated)
 
-    def keep_acknowledged(self, drift: Drift) -> None:
+    def keep_acknowledged(self, drift: Drift, finding: Finding) -> None:
         """Note that an acknowledged drift is unchanged."""
-        sightings = max(drift.sightings, self._settings.confirmations)
-        self.changes.live.append(self._update(drift, {"last_run": self._run.id, "sightings": sightings}))
+        values: dict[str, Any] = {
+            "last_run": self._run.id, "sightings": max(drift.sightings, self._settings.confirmations)
+        }  # fmt: skip
+        if grown := accepted_growth(drift, finding, self._run.finished_us, self._settings):
+            values |= {**grown, "updated_us": self._run.finished_us}
+        self.changes.live.append(self._update(drift, values))
 
     def keep_for_now(self, drift: Drift, *, moved: bool) -> bool:
         """Note that a run saw less than was acknowledged, or nothing. Returns whether the drift stays acknowledged.

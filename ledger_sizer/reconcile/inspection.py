@@ -18,12 +18,14 @@ from ledger_sizer.model.asset_policies import AssetPolicies, AssetRule
 from ledger_sizer.model.choices import RunOutcome, Trigger
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.market_names import split_factor
-from ledger_sizer.model.reconciliation import Drift, Market, Run
+from ledger_sizer.model.reconciliation import Drift, Finding, Market, Run
+from ledger_sizer.model.tags import account_scope
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile.account_looks import AccountLook, look_of, unsettled_by_scope
 from ledger_sizer.reconcile.assets import listed_text
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver
+from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, known_since
 from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
 from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
 from ledger_sizer.reconcile.late_fills import ended_rests, may_fill_after_its_rest
@@ -31,13 +33,14 @@ from ledger_sizer.reconcile.ledger_reads import (
     last_prices,
     read_ended_budgets,
     read_head,
+    read_ledger,
     read_moves,
     read_planned_hedges,
     read_planned_legs,
-    read_positions,
     read_released_holds,
 )
 from ledger_sizer.reconcile.ledger_side import EndedHold, LedgerSide, ended_holds, ledger_side_of
+from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.clock import ClockGuard, read_clock
 
 Clock = Callable[[], datetime]
@@ -75,21 +78,23 @@ class InspectionRequest:
 class Inspection:
     """Result of an inspection. run: the run to record, its id still 0.
 
-    external: open external positions by market; None if the ledger was not read.
+    external: open external positions by market; None if the ledger was not read. looks: what was seen of each account.
     """
 
     run: Run
     comparison: Comparison
     external: Mapping[Market, Sequence[Position]] | None
+    looks: tuple[AccountLook, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """One comparison, the ledger's side of it, and the drifts known before."""
+    """One comparison, the ledger's side of it, the drifts known before, and what each account shows of its money."""
 
     comparison: Comparison
     ledger_side: LedgerSide
     live: Sequence[Drift]
+    looks: tuple[AccountLook, ...]
 
 
 class Inspector(Protocol):
@@ -130,7 +135,7 @@ class LocalInspector:
         seq_before = read_head(self._engine, request.portfolio)
         started_us = self._now_us()
         snapshots = self._fetch(accounts, lambda account: account.snapshot(self._now_us))
-        look = self._compare(request.portfolio, snapshots, seq_before, started_us)
+        look = self._compare(request.portfolio, accounts, snapshots, seq_before, started_us)
         if doubtful := _with_new_differences(look):
             seq_before, again_us = read_head(self._engine, request.portfolio), self._now_us()
             by_account = {(one.venue, one.account): one for one in snapshots}
@@ -141,9 +146,9 @@ class LocalInspector:
             if again:
                 by_account |= {(one.venue, one.account): one for one in again}
                 snapshots = list(by_account.values())
-                look = self._compare(request.portfolio, snapshots, seq_before, again_us)
+                look = self._compare(request.portfolio, accounts, snapshots, seq_before, again_us)
         run = _run_of(request, snapshots, look.comparison, started_us, self._now_us())
-        return Inspection(run, look.comparison, look.ledger_side.external)
+        return Inspection(run, look.comparison, look.ledger_side.external, look.looks)
 
     @staticmethod
     def _fetch(accounts: Sequence[Account], fetch: Callable[[Account], Snapshot | None]) -> list[Snapshot]:
@@ -151,44 +156,69 @@ class LocalInspector:
         with ThreadPoolExecutor(max_workers=min(max(len(accounts), 1), 8)) as pool:
             return [one for one in pool.map(fetch, accounts) if one is not None]
 
-    def _compare(self, portfolio: str, snapshots: Sequence[Snapshot], seq_before: int, started_us: int) -> _Look:
-        """Read the ledger and compare it with the snapshots, which were fetched before, so that moves are known."""
+    def _compare(
+        self, portfolio: str, accounts: Sequence[Account], snapshots: Sequence[Snapshot], seq_before: int,
+        started_us: int,
+    ) -> _Look:  # fmt: skip
+        """Read the ledger and compare it with the snapshots. snapshots: of the accounts, in their order."""
         settings = self._settings.reconcile
         expired_us = started_us - settings.expired_seconds * 1_000_000
         # Read after the fetch: these rows include what moved meanwhile, which is then not judged.
-        positions = read_positions(self._engine, portfolio, since_us=expired_us)
+        positions, scopes = read_ledger(self._engine, portfolio, since_us=expired_us)
         settled_us = started_us - settings.grace_seconds * 1_000_000
         live = drifts.live_drifts(self._engine, portfolio)
         sighted_us = min((one.updated_us for one in live), default=settled_us)
-        account_keys = [(snapshot.venue, snapshot.account) for snapshot in snapshots]
+        account_keys = [(account.venue, account.account) for account in accounts]
+        moves = read_moves(self._engine, portfolio, positions, settled_us=settled_us, sighted_us=sighted_us)
         ledger_side = ledger_side_of(
             positions,
-            account_keys,
+            AccountResolver(account_keys, known_since(scopes)),
             seq_before=seq_before,
             settled_us=settled_us,
             expired_us=expired_us,
             now_us=self._now_us(),
             budgets_usd=read_ended_budgets(self._engine, portfolio, positions),
-            moves=read_moves(self._engine, portfolio, positions, settled_us=settled_us, sighted_us=sighted_us),
+            moves=moves,
         )
         ledger_side.planned_hedges = self._planned_hedges(portfolio, ledger_side)
         ledger_side.known_excess = _excess_by_market(live)
         ledger_side.excess_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
         ledger_side.accepted_excess = _excess_by_market(drift for drift in live if drift.state == "acknowledged")
+        ledger_side.interest_since_us = {one.market: one.opened_us for one in live if one.kind == "interest"}
+        ledger_side.moving |= _unseen_markets(ledger_side, snapshots, live)
         prices = self._last_prices(portfolio, ledger_side, snapshots)
 
         def released() -> list[EndedHold]:
-            return self._released_holds(portfolio, positions, account_keys, expired_us)
+            resolver = AccountResolver(account_keys, known_since(scopes))
+            return self._released_holds(portfolio, positions, resolver, expired_us)
 
         parameters = _parameters(self._settings, started_us, prices, self._asset_policies(portfolio))
         comparison = compare(ledger_side, snapshots, parameters, released)
-        return _Look(comparison, ledger_side, live)
+        comparison.findings += _failed_families(snapshots)
+        unsettled = unsettled_by_scope(positions, scopes, moves, settled_us)
+        looks = self._looks(accounts, snapshots, scopes, unsettled, parameters)
+        return _Look(comparison, ledger_side, live, looks)
+
+    def _looks(
+        self, accounts: Sequence[Account], snapshots: Sequence[Snapshot], scopes: Sequence[ScopeState],
+        unsettled: Mapping[str, int], parameters: ComparisonParameters,
+    ) -> tuple[AccountLook, ...]:  # fmt: skip
+        known = {scope.name: scope for scope in scopes}
+        names = [account_scope(account.venue, account.account) for account in accounts]
+        return tuple(
+            look_of(
+                snapshot, known.get(name), unsettled.get(name, 0), stale_us=parameters.stale_us,
+                policies=parameters.policies, prices=parameters.last_prices,
+                margin_fraction=getattr(account, "margin_fraction", Decimal(1)),
+                binds=getattr(account, "bind_free_balance", True),
+            )
+            for account, snapshot, name in zip(accounts, snapshots, names, strict=True)
+        )  # fmt: skip
 
     def _released_holds(
-        self, portfolio: str, positions: Sequence[Position], accounts: Sequence[AccountKey], since_us: int
+        self, portfolio: str, positions: Sequence[Position], resolver: AccountResolver, since_us: int
     ) -> list[EndedHold]:
         """Return what released holds, and the rests of open positions that are over, may have filled after all."""
-        resolver = AccountResolver(accounts)
         holds = read_released_holds(self._engine, portfolio, since_us=since_us)
         budgets_usd = read_ended_budgets(self._engine, portfolio, holds)
         open_still = [one for one in positions if may_fill_after_its_rest(one, since_us)]
@@ -233,6 +263,30 @@ class LocalInspector:
 
     def _now_us(self) -> int:
         return time_us(self._engine, self._clock, self._guard)
+
+
+def _unseen_markets(ledger_side: LedgerSide, snapshots: Sequence[Snapshot], live: Iterable[Drift]) -> set[Market]:
+    """Return the derivative markets of the ledger, and of known drifts, that an account's snapshot does not tell of.
+
+    They are not judged: what was not fetched is unknown, never flat.
+    """
+    by_account = {(one.venue, one.account): one for one in snapshots}
+    known = {market for market in (*ledger_side.open, *(drift.market for drift in live)) if market.is_swap}
+    return {
+        market for market in known
+        if (snapshot := by_account.get((market.venue, market.account))) and not snapshot.covers(market.subject)
+    }  # fmt: skip
+
+
+def _failed_families(snapshots: Iterable[Snapshot]) -> list[Finding]:
+    """Tell of families of positions that were asked for in vain, where the others were fetched."""
+    return [
+        Finding(
+            Market(one.venue, one.account, "account", ""), "fetch_failed", None, None,
+            "; ".join([f"{' and '.join(one.failed)} positions not fetched", *one.problems])[:500],
+        )
+        for one in snapshots if one.failed and one.positions is not None and one.balances is not None
+    ]  # fmt: skip
 
 
 def _with_new_differences(look: _Look) -> set[AccountKey]:
@@ -290,6 +344,7 @@ def _parameters(
         policies=policies,
         baselines=dict(settings.reconcile.baselines),
         dust_usd=settings.reconcile.dust_usd,
+        interest_usd=settings.reconcile.interest_usd,
         last_prices=prices,
         stale_us=0 if stale is None else started_us - stale * 1_000_000,
     )

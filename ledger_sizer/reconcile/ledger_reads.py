@@ -17,10 +17,12 @@ from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import exact_arithmetic, usd
 from ledger_sizer.reconcile.throttle import throttled
-from ledger_sizer.storage.database import read_transaction, stream_rows
+from ledger_sizer.rules.scope_state import ScopeState
+from ledger_sizer.storage.database import is_sqlite, read_transaction, stream_rows
 from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import PENDING, DecisionRow, PortfolioRow, PositionRow
 from ledger_sizer.storage.write_store import position_from_row
+from ledger_sizer.views.scopes import read_shared
 
 _BATCH_ROWS = 100
 _LOOKBACK = 20_000
@@ -152,11 +154,20 @@ def _read_decisions(
 
 def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Position]:
     """Return every live position, and those closed or expired since `since_us`. Released holds are left out."""
+    return read_ledger(engine, portfolio, since_us=since_us)[0]
+
+
+def read_ledger(engine: Engine, portfolio: str, *, since_us: int) -> tuple[list[Position], list[ScopeState]]:
+    """Return the positions (see `read_positions`), and the scopes of the portfolio's accounts as of the same decision.
+
+    What accounts have promised belongs to exactly these positions.
+    """
     rows: list[tuple[Any, ...]] = []
-    with read_transaction(engine) as connection:
+    with read_transaction(_one_snapshot(engine)) as connection:
         owner = portfolio_id(connection, portfolio)
         if owner is None:
-            return []
+            return [], []
+        accounts = [scope for scope in read_shared(connection, owner) if scope.settings.since_seq is not None]
         # One SELECT per partial index, each with exactly the condition of its index: an OR would read all rows.
         query = union_all(
             *(
@@ -171,7 +182,12 @@ def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Pos
         for batch in throttled(stream_rows(connection, query, _BATCH_ROWS)):
             rows += batch
     rows.sort(key=itemgetter(1))  # by number
-    return [position_from_row(portfolio, row) for row in throttled(rows)]
+    return [position_from_row(portfolio, row) for row in throttled(rows)], accounts
+
+
+def _one_snapshot(engine: Engine) -> Engine:
+    """Return an engine whose transactions see one state of the database in all their statements, as SQLite's do."""
+    return engine if is_sqlite(engine.url) else engine.execution_options(isolation_level="REPEATABLE READ")
 
 
 def read_released_holds(engine: Engine, portfolio: str, *, since_us: int) -> list[Position]:

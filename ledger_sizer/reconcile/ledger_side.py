@@ -82,12 +82,13 @@ class LedgerSide:
     (account, markets, USD) of every live hold whose account is known. expired: expired holds. external: positions that
     count an excess only the exchange showed. known_excess: what is beyond the ledger that an earlier run saw and no
     hold explained. excess_since_us: when that was first seen. accepted_excess: the part of it that a person
-    acknowledged. balances: open positions whose two sides are to be compared; those of one side may hedge others.
-    planned_hedges: numbers of positions that were planned with both sides. across: accounts among which positions
-    hedge a coin. moving: markets that changed during the fetch, and positions that changed recently. settling: what
-    changed shortly before the fetch; the exchange may show it or not. moved_us: when a fill or a close last changed a
-    coin at an account. prices: USD by coin. unplaced: number of legs and holds whose account is unknown. without_legs:
-    number of open positions that name no market. unknown: number of live holds that are `until_known`.
+    acknowledged. interest_since_us: when an excess that was taken for interest was first seen. balances: open positions
+    whose two sides are to be compared; those of one side may hedge others. planned_hedges: numbers of positions that
+    were planned with both sides. across: accounts among which positions hedge a coin. moving: markets that changed
+    during the fetch, and positions that changed recently. settling: what changed shortly before the fetch; the exchange
+    may show it or not. moved_us: when a fill or a close last changed a coin at an account. prices: USD by coin.
+    unplaced: number of legs and holds whose account is unknown. without_legs: number of open positions that name no
+    market. unknown: number of live holds that are `until_known`.
     """
 
     open: dict[Market, Decimal] = field(default_factory=dict)
@@ -100,6 +101,7 @@ class LedgerSide:
     known_excess: Mapping[Market, Decimal] = field(default_factory=dict)
     excess_since_us: Mapping[Market, int] = field(default_factory=dict)
     accepted_excess: Mapping[Market, Decimal] = field(default_factory=dict)
+    interest_since_us: Mapping[Market, int] = field(default_factory=dict)
     balances: list[Balance] = field(default_factory=list)
     planned_hedges: set[int] = field(default_factory=set)
     across: dict[str, set[AccountKey]] = field(default_factory=dict)
@@ -119,7 +121,7 @@ class LedgerSide:
 
 def ledger_side_of(
     positions: Sequence[Position],
-    accounts: Sequence[AccountKey],
+    accounts: AccountResolver,
     *,
     seq_before: int,
     settled_us: int,
@@ -137,8 +139,7 @@ def ledger_side_of(
     else not be judged until that time. budgets_usd: of expired holds, by number. moves: what recently moved positions
     that are still open; a position that they do not know moved as a whole when it was updated.
     """
-    side = LedgerSide()
-    resolver = AccountResolver(accounts)
+    side, resolver = LedgerSide(), accounts
     moves = moves or Moves()
     latest_us = now_us + CLOCK_STEP_US_MAX if now_us else E8_MAX
     with exact_arithmetic():

@@ -8,8 +8,8 @@ from sqlalchemy import Engine, bindparam, select
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.drift_words import holds_named
 from ledger_sizer.model.reconciliation import Drift, Market
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver
-from ledger_sizer.reconcile.ledger_reads import MOVED_BY, read_head, read_moves, read_positions
+from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, known_since
+from ledger_sizer.reconcile.ledger_reads import MOVED_BY, read_head, read_ledger, read_moves
 from ledger_sizer.reconcile.ledger_side import LedgerSide, ledger_side_of
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import portfolio_id
@@ -30,10 +30,9 @@ class LedgerView:
         self._engine = engine
         self._portfolio = portfolio
         self.seen_us = seen_us
-        self.accounts = tuple(accounts)
-        self.resolver = AccountResolver(accounts)
         self._head = read_head(engine, portfolio)  # before the positions: what is decided meanwhile is read again
-        positions = read_positions(engine, portfolio, since_us=seen_us)
+        positions, scopes = read_ledger(engine, portfolio, since_us=seen_us)
+        self.accounts = AccountResolver(accounts, known_since(scopes))
         self.moves = read_moves(engine, portfolio, positions, settled_us=seen_us - 1, sighted_us=seen_us - 1)
         self._own: set[int] = set()
         self._positions: dict[int, Position] = {}
@@ -72,7 +71,7 @@ class LedgerView:
 
     def _add(self, position: Position) -> None:
         self._positions[position.number] = position
-        markets = [market for _, market in self.resolver.legs(position) if market is not None]
+        markets = [market for _, market in self.accounts.legs(position) if market is not None]
         for market in markets:
             self._by_market.setdefault(market, set()).add(position.number)
             self._groups.join(market, market.opposite)

@@ -20,6 +20,7 @@ from ledger_sizer.model.tags import NO_TAGS, GivenTags, Tags, tags_of
 from ledger_sizer.model.units import decimal_text, positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
+from ledger_sizer.reconcile.attribution import AccountResolver, known_since
 from ledger_sizer.reconcile.bulk import Bulk
 from ledger_sizer.reconcile.closing import close_details, require_closable
 from ledger_sizer.reconcile.decided_policies import get_decided, remove_decided, store_decided
@@ -38,7 +39,7 @@ from ledger_sizer.reconcile.deciding import (
     require_unresolved,
 )
 from ledger_sizer.reconcile.effects import Effects
-from ledger_sizer.reconcile.ledger_reads import read_moves, read_positions, read_with_late_fills
+from ledger_sizer.reconcile.ledger_reads import read_ledger, read_moves, read_with_late_fills
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.tables import ReconciliationRow
 
@@ -262,9 +263,10 @@ class Operator:
         query = select(ReconciliationRow.fetched, ReconciliationRow.started_us)
         with read_transaction(self._engine) as connection:
             fetched, seen_us = connection.execute(query.where(ReconciliationRow.id == drift.last_run)).one()
-        accounts = [(one["venue"], one["account"]) for one in json.loads(fetched)]
+        keys = [(one["venue"], one["account"]) for one in json.loads(fetched)]
         live = drifts.live_drifts(self._engine, drift.portfolio)
-        positions = read_positions(self._engine, drift.portfolio, since_us=seen_us)
+        positions, scopes = read_ledger(self._engine, drift.portfolio, since_us=seen_us)
+        accounts = AccountResolver(keys, known_since(scopes))
         moves = read_moves(self._engine, drift.portfolio, positions, settled_us=seen_us - 1, sighted_us=seen_us - 1)
         numbers = [int(name.rpartition("-")[2]) for name in holds_named(drift.detail)]
         holds = read_with_late_fills(self._engine, drift.portfolio, numbers) if drift.kind == "late_fill" else []

@@ -13,11 +13,9 @@ from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.caller import RECONCILE, calling_as
 from ledger_sizer.model.choices import Trigger
-from ledger_sizer.model.commands import Reconciled
 from ledger_sizer.model.drift_outcomes import DRIFTS_MAX
-from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, WrongState
+from ledger_sizer.model.errors import Busy, Closed, LedgerError, Unavailable, WrongState
 from ledger_sizer.model.reconciliation import Drift, Report
-from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
@@ -32,6 +30,7 @@ from ledger_sizer.reconcile.inspection import (
     time_us,
 )
 from ledger_sizer.reconcile.operator import Operator
+from ledger_sizer.reconcile.trust import Trust
 from ledger_sizer.storage.clock import ClockGuard
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.leases import Lease, LeaseLost, acquire_lease, fenced, release_lease
@@ -72,6 +71,7 @@ class Reconciler:
         self._guard = ClockGuard(settings.ledger.clock_jump_seconds)
         self._observe = tuple(observe)
         self._run_lock = threading.Lock()
+        self._trust = Trust(ledger, engine, settings.reconcile)
         self.operator = Operator(ledger, engine)
 
     @property
@@ -116,16 +116,19 @@ class Reconciler:
             release_lease(self._engine, lease)
 
     def _record_and_apply_all(self, trigger: Trigger, lease: Lease) -> list[Report]:
-        """Record and apply every inspection. One that the ledger refuses ends after the others; its error is raised."""
-        reports, refused = [], None
+        """Record and apply every inspection. What one portfolio raises is raised after all the others."""
+        reports: list[Report] = []
+        failed: Exception | None = None
         for inspection in self._inspections(trigger, lease.epoch):
             try:
                 reports.append(self._record_and_apply(inspection, lease))
-            except InvalidRequest as error:
-                log.error("reconcile.refused", portfolio=inspection.run.portfolio, error=str(error))
-                refused = refused or error
-        if refused is not None:
-            raise refused
+            except (LeaseLost, Unavailable, Closed):
+                raise  # it concerns all of them
+            except Exception as error:
+                log.exception("reconcile.broke", portfolio=inspection.run.portfolio)
+                failed = failed or error
+        if failed is not None:
+            raise failed
         return reports
 
     def begin_trust(self) -> None:
@@ -135,8 +138,7 @@ class Reconciler:
         """
         with calling_as(RECONCILE):
             for portfolio in self.portfolios:
-                if not self._has_expiring_trust(portfolio):
-                    self._renew_trust(portfolio, self._now_us(), f"reconcile:start:{secrets.token_hex(8)}", "start")
+                self._trust.begin(portfolio, self._accounts_of(portfolio), self._now_us())
 
     # --- one portfolio after the other -----------------------------------------------------------
 
@@ -153,10 +155,21 @@ class Reconciler:
         started_us = self._now_us()
         try:
             self._require_declared(request.portfolio)
+            if request.epoch:
+                self._trust.declare(request.portfolio, self._accounts_of(request.portfolio), started_us)
             return self.inspector.inspect(request, seconds_max)
         except InspectionFailed as error:
             log.error("reconcile.look_failed", portfolio=request.portfolio, error=str(error))
-            return failed_inspection(request, self.inspector.accounts, started_us, self._now_us(), str(error))
+            reason = str(error)
+        except LedgerError:
+            raise
+        except Exception as error:  # a defect met in one portfolio must not hide the others' drifts
+            log.exception("reconcile.look_broke", portfolio=request.portfolio)
+            reason = f"the inspection met a defect: {error!r}; see the log"
+        return failed_inspection(request, self.inspector.accounts, started_us, self._now_us(), reason)
+
+    def _accounts_of(self, portfolio: str) -> list[tuple[str, str]]:
+        return [(one.venue, one.account) for one in self.inspector.accounts if one.portfolio == portfolio]
 
     def _require_declared(self, portfolio: str) -> None:
         """Raise `InspectionFailed` for an account of a portfolio that nobody declared: nothing of it can be counted."""
@@ -182,12 +195,10 @@ class Reconciler:
         effects.record_event("resolved", was_confirmed)
         self._apply_policies(changes.live)
         run = replace(inspection.run, id=changes.run_id)
-        # Without a schedule, a run by hand must not start an expiring trust that nothing would renew.
-        renews = settings.enabled or self._has_expiring_trust(portfolio)
-        if run.outcome == "good" and not effects.failed and renews:
+        self._trust.follow_equity(portfolio, inspection.looks, run.id, good=run.outcome == "good")
+        if not effects.failed:
             # The run's times are of another process: one that began while the clock was wrong trusts that clock.
-            since_us = min(run.started_us, self._now_us())
-            self._renew_trust(portfolio, since_us, f"reconcile:run:{run.id}", f"run {run.id}")
+            self._trust.renew(portfolio, inspection.looks, run.id, min(run.started_us, self._now_us()))
         live = tuple(drifts.live_drifts(self._engine, portfolio))
         report = replace(
             _report(inspection),
@@ -235,24 +246,6 @@ class Reconciler:
         requested = drifts.close_requested_excess(self._engine, drift)
         with exact_arithmetic():
             return requested is not None and drift.excess > requested * (1 + self._settings.reconcile.tolerance)
-
-    def _has_expiring_trust(self, portfolio: str) -> bool:
-        """Whether grants in the portfolio require a recent reconciliation."""
-        try:
-            return self._ledger.exposure_page(portfolio, limit=1).exposure.whole.fresh_until is not None
-        except LedgerError:
-            return False
-
-    def _renew_trust(self, portfolio: str, since_us: int, key: str, note: str) -> None:
-        """Allow grants until `stale_after_seconds` after `since_us`, or without an end if that is not set."""
-        seconds = self._settings.reconcile.stale_after_seconds
-        until = None if seconds is None else from_us(since_us + seconds * 1_000_000)
-        try:
-            self._ledger.run(Reconciled(key=key, portfolio=portfolio, fresh_until=until, note=note))
-        except LeaseLost:
-            raise
-        except LedgerError as error:
-            log.warning("reconcile.trust_failed", portfolio=portfolio, error=str(error))
 
     def _now_us(self) -> int:
         return time_us(self._engine, self._clock, self._guard)

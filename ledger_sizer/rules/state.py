@@ -283,7 +283,7 @@ class PortfolioState:
             scope.settings = scope.settings._replace(promised_e8=promised_e8)
             self.dirty_scopes.add(name)
         if promised:
-            verdict.trace = f'{verdict.trace[:-1]},"promised":{json.dumps(promised, separators=(",", ":"))}}}'
+            verdict.trace = f'{{"promised":{json.dumps(promised, separators=(",", ":"))},{verdict.trace[1:]}'
 
     def _change_scope(self, after: ScopeState) -> None:
         """Set what a scope is set to. Its counters stay: only positions change them."""

@@ -1,10 +1,12 @@
 """Writes the trace of a decision: the input of the rules as canonical JSON. It is stored, hashed and read by `explain`.
 
-{"scopes": [[name, cap_e8 | null, held_e8, open_e8, status], ...],     each scope before the command; one that is
+{"promised": {"account=bybit/main": promised_e8},   what accounts have promised after it, where it changed that
+ "scopes": [[name, cap_e8 | null, held_e8, open_e8, status], ...],     each scope before the command; one that is
                                     frozen or has a `fresh_until` adds: frozen (0 or 1), fresh_until_us | null;
                                     then an object of all later settings that differ from their default
  "others": [...],                   rows of scopes besides these that the decision depended on, where there are any:
-                                    default caps that applied, and guaranteed scopes that keep something
+                                    default caps that applied, guaranteed scopes that keep something, and the
+                                    exchange accounts of the request
  "desk": "halted",                   the desk's status, where it is not active
  "policy": {...}, "match": {...},    where they apply; so the rest:
  "moved": {"tags": {...}, "held": held_e8, "open": open_e8},   the tags that the position had before, and what it

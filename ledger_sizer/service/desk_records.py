@@ -28,10 +28,11 @@ _SETTINGS = {
     "trading": "max_position_size_usd delta_drift_tolerance",
     "ledger": "create portfolios required_tags hold_ttl_seconds clock_jump_seconds archive_after_days key_window_days",
     "reconcile": (
-        "enabled interval_seconds tolerance dust_usd confirmations stale_after_seconds grace_seconds expired_seconds"
-        " run_seconds_max freeze_scope quote_assets baselines assets policy_fetch_failed policy_quantity_differs"
-        " policy_unknown_position policy_missing_position policy_side_flipped policy_legs_unequal"
-        " policy_balance_below_holds policy_late_fill policy_expired_hold policy_unreadable"
+        "enabled interval_seconds tolerance dust_usd interest_usd confirmations stale_after_seconds grace_seconds"
+        " expired_seconds run_seconds_max freeze_scope quote_assets baselines assets policy_fetch_failed"
+        " policy_quantity_differs policy_unknown_position policy_missing_position policy_side_flipped"
+        " policy_legs_unequal policy_balance_below_holds policy_late_fill policy_expired_hold policy_unreadable"
+        " policy_interest"
     ),
 }
 """Settings that decide about money, by section. No secret is among them, and no address."""

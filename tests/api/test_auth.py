@@ -54,6 +54,8 @@ REQUIRED_ROLE = {
     ("POST", "/v1/drifts/{drift_id}/adopt"): "admin",
     ("POST", "/v1/drifts/{drift_id}/ignore"): "admin",
     ("POST", "/v1/drifts/{drift_id}/close"): "admin",
+    ("GET", "/v1/asset-policies"): "read",
+    ("POST", "/v1/asset-policies/{policy_id}/take-back"): "admin",
     ("GET", "/metrics"): "read",
     ("POST", "/v1/reservations"): "trade",
     ("POST", "/v1/positions/{position_id}/confirm"): "trade",
@@ -88,7 +90,7 @@ class Keyed:
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         with self.service.http.stream(
             method,
-            path.format(portfolio=portfolio, position_id=f"{portfolio}-1", seq=1, drift_id=1),
+            path.format(portfolio=portfolio, position_id=f"{portfolio}-1", seq=1, drift_id=1, policy_id=1),
             headers={**headers, "Idempotency-Key": f"{method}{path}{token}"[:200]},
             **_body(method, path, portfolio),
         ) as answer:
@@ -98,7 +100,8 @@ class Keyed:
 def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
     if method == "GET":
         in_query = path in (
-            "/v1/overview", "/v1/positions", "/v1/decisions", "/v1/events", "/v1/reconciliations", "/v1/drifts"
+            "/v1/overview", "/v1/positions", "/v1/decisions", "/v1/events", "/v1/reconciliations", "/v1/drifts",
+            "/v1/asset-policies",
         )  # fmt: skip
         return {"params": {"portfolio": portfolio}} if in_query else {}
     if path == "/v1/batch":
@@ -117,7 +120,7 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
         "release_all": {"tags": {}}, "caps": {"cap": "1"}, "reconciled": {"fresh_until": None},
         "remarks": {"about": "x", "event": "y"},
     }  # fmt: skip
-    if "/drifts/" in path:
+    if "/drifts/" in path or path.endswith("/take-back"):
         return {"json": {"reason": "known"}}
     return {"json": needed.get(last, {})}
 
@@ -163,9 +166,9 @@ def test_call_route_when_role_is_too_low_then_401_or_403_and_else_it_is_served(
     for rank, role in enumerate(ROLES):
         status = keyed.status(method, path, keyed.tokens[role])
         assert (status in AUTHORIZED) if rank >= needed else (status == 403), (role, status)
-    # A run without accounts concerns no portfolio, and there is no drift 1.
+    # A run without accounts concerns no portfolio, and there is no drift 1 and no policy 1.
     about_all = ("/v1/portfolios", "/v1/heads", "/v1/desk", "/metrics", "/v1/reconciliations")
-    names_portfolio = path not in about_all and "/drifts/" not in path
+    names_portfolio = path not in about_all and "/drifts/" not in path and not path.endswith("/take-back")
     if names_portfolio:
         assert keyed.status(method, path, keyed.bound["admin"], "main") == 403
     assert keyed.status(method, path, keyed.bound["admin"], "other") in AUTHORIZED

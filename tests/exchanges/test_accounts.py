@@ -220,6 +220,22 @@ def test_snapshot_when_bybit_lists_several_pages_then_all_are_read(server: Paper
     assert len(seen.positions or ()) == 8
 
 
+def test_snapshot_when_a_position_is_in_a_coin_margined_contract_then_it_is_read_beside_the_others(
+    server: PaperServer, venue: str
+) -> None:
+    control = PaperControl(server.url, venue, "inverse")
+    control.open_account(balances={"USDT": D(1000), "BTC": D(1)})
+    control.open("BTC/USD:BTC", "long", D(100))
+    control.open(PERP, "short", D("0.01"))
+    seen = account_at(venue, server.url, api_key=SecretStr("inverse")).snapshot(now_us)
+    assert [(one.symbol, one.side, one.coins, one.coin_price) for one in seen.positions or ()] == [
+        ("BTC/USD:BTC", "long", D("0.002"), D(50_000)),
+        (PERP, "short", D("0.01"), D(50_000)),
+    ]
+    assert (seen.whole, seen.unread, seen.not_asked, seen.problems) == (True, (), (), ())
+    assert seen.prices == {"BTC": D(50_000)}
+
+
 def test_open_accounts_when_several_are_configured_then_each_has_its_venue_and_portfolio(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -94,7 +94,7 @@ def test_snapshot_when_families_are_listed_apart_then_each_is_asked_for_and_coin
 
 REFUSED = {
     "refused": (ccxt.PermissionDenied("no rights for this"), ("inverse",), ()),
-    "refused key": (ccxt.AuthenticationError("-2015: Invalid API-key, IP, or permissions for action."), ("inverse",), ()),
+    "refused key": (ccxt.AuthenticationError("-2015: Invalid API-key or permissions for action."), ("inverse",), ()),
     "no such account": (ccxt.BadRequest("no coin-margined account"), ("inverse",), ()),
     "in maintenance": (ccxt.OnMaintenance("back in an hour"), (), ("inverse",)),
     "not JSON": (ValueError("not JSON"), (), ("inverse",)),

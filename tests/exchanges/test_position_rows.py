@@ -1,4 +1,4 @@
-"""Positions in the exchanges' own formats, read by ccxt's own parsers: one row that cannot be read leaves the others."""
+"""Positions in the exchanges' own formats, read by ccxt's parsers: one row that cannot be read leaves the others."""
 
 from __future__ import annotations
 
@@ -78,8 +78,9 @@ def binance(*rows: dict[str, Any]) -> Snapshot:
 
 def binance_row(**changes: Any) -> dict[str, Any]:
     return {
-        "symbol": "BTCUSDT", "positionSide": "BOTH", "positionAmt": "-0.02", "entryPrice": "50000", "markPrice": "51000",
-        "breakEvenPrice": "50000", "unRealizedProfit": "-20", "liquidationPrice": "0", "notional": "-1020",
+        "symbol": "BTCUSDT", "positionSide": "BOTH", "positionAmt": "-0.02", "entryPrice": "50000",
+        "markPrice": "51000", "breakEvenPrice": "50000", "unRealizedProfit": "-20", "liquidationPrice": "0",
+        "notional": "-1020",
         "isolatedMargin": "0", "isolatedWallet": "0", "initialMargin": "100", "maintMargin": "1", "updateTime": 1,
         "marginAsset": "USDT", "adl": 0, **changes,
     }  # fmt: skip

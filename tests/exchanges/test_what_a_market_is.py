@@ -13,7 +13,6 @@ from sqlalchemy import Engine, update
 
 from ledger_sizer import LedgerSettings
 from ledger_sizer.config import ExchangeAccountSettings
-from ledger_sizer.exchanges.accounts import ExchangeAccount
 from ledger_sizer.exchanges.client import make_client
 from ledger_sizer.exchanges.instrument_cache import list_rules, record_rules, rules_history
 from ledger_sizer.exchanges.market_rules import market_rules_of
@@ -23,6 +22,7 @@ from ledger_sizer.paper import PaperControl, PaperServer
 from ledger_sizer.storage.database import make_engine
 from ledger_sizer.storage.tables import InstrumentRow
 from tests.exchanges.test_market_rules import SHARED, SWAP, client_with, only
+from tests.support.canned_exchanges import CannedAccount, contract_market
 from tests.support.clock import FakeClock
 from tests.support.ledgers import opened
 from tests.support.paper_clients import VENUES, account_at, now_us, trader_at
@@ -295,9 +295,30 @@ def test_snapshot_when_a_contract_counts_many_coins_then_the_position_is_told_in
     account.close()
 
 
-def test_parse_position_when_deribit_counts_coins_then_its_contract_size_is_not_applied() -> None:
-    account = ExchangeAccount(ExchangeAccountSettings(id="deribit", api_key=SecretStr("k"), api_secret=SecretStr("s")))
-    market = {**SWAP, "symbol": "BTC/USDC:USDC", "quote": "USDC", "settle": "USDC", "contractSize": "0.0001"}
-    account._client.markets = {"BTC/USDC:USDC": client_with("deribit", **market).market("BTC/USDC:USDC")}
-    row = {"symbol": "BTC/USDC:USDC", "side": "long", "contracts": "0.25", "entryPrice": "50000"}
-    assert account._parse_position(row).coins == D("0.25")
+DERIBIT = {"kind": "future", "direction": "buy", "mark_price": 50000, "floating_profit_loss": 0, "leverage": 10,
+           "average_price": 40000, "initial_margin": 1, "maintenance_margin": 1, "size_currency": 0.003}  # fmt: skip
+WEEX = {"side": "LONG", "size": "300", "openValue": "27", "marginType": "CROSSED", "separatedMode": "COMBINED",
+        "leverage": "20", "unrealizePnl": "0", "liquidatePrice": "0", "isolatedMargin": "0"}  # fmt: skip
+APEX = {"side": "LONG", "size": "0.003", "entryPrice": "40000", "leverage": "10", "customInitialMarginRate": "0.1"}
+COUNTED = {
+    "deribit, linear": ("deribit", "BTC/USDC:USDC", "BTC_USDC-PERPETUAL", "0.0001",
+                        {"result": [{**DERIBIT, "instrument_name": "BTC_USDC-PERPETUAL", "size": 0.003}]}, "0.003"),
+    "deribit, inverse": ("deribit", "BTC/USD:BTC", "BTC-PERPETUAL", "10",
+                         {"result": [{**DERIBIT, "instrument_name": "BTC-PERPETUAL", "size": 200}]}, "0.005"),
+    "weex": ("weex", "DOGE/USDT:USDT", "DOGEUSDT", "100", [{**WEEX, "symbol": "DOGEUSDT"}], "300"),
+    "apex": ("apex", "BTC/USDT:USDT", "BTC-USDT", "0.001",
+             {"data": {"positions": [{**APEX, "symbol": "BTC-USDT"}]}}, "0.003"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_snapshot_when_an_exchange_counts_coins_or_dollars_then_its_contract_size_is_not_applied(name: str) -> None:
+    venue, symbol, market_id, size, answer, coins = COUNTED[name]
+    market = contract_market(symbol, market_id, size)
+    account = CannedAccount(venue, {"osition": answer, "account": answer}, [market])
+    seen = account.snapshot(now_us)
+    assert [(one.symbol, one.side, one.coins) for one in seen.positions or ()] == [(symbol, "long", D(coins))]
+    if market["linear"]:
+        rules = only(account._client)
+        assert rules.instrument is not None, rules.refused
+        assert rules.instrument.contract_size == 1

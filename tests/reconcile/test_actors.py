@@ -46,7 +46,7 @@ def test_run_when_it_finds_and_loses_a_drift_then_all_it_does_is_the_reconciliat
     desk.account.shows()
     desk.run()
     desk.reconciler.begin_trust()
-    assert deciders(desk).keys() == {"adopt", "freeze", "remark", "release", "thaw", "reconciled"}
+    assert deciders(desk).keys() == {"adopt", "freeze", "remark", "release", "thaw", "reconciled", "account_seen"}
     assert {one for found in deciders(desk).values() for one in found} == {("reconcile", "reconcile")}
     assert desk_records(desk) == [], "nobody decided anything"
 

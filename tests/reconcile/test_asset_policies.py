@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from ledger_sizer import InvalidRequest, Leg, ReconcileSettings, WrongState
-from ledger_sizer.exchanges.market_rules import DOLLARS as SIZED_IN
 from ledger_sizer.exchanges.snapshot import UnreadRow, VenueBalance
-from ledger_sizer.model.asset_policies import AssetPolicies, AssetRule
+from ledger_sizer.model.asset_policies import DOLLARS, AssetPolicies, AssetRule
 from ledger_sizer.model.reconciliation import Report
 from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, adopt, balance, long, short
 from tests.support.ledgers import BTC_PRICE, TAGS, figures, reserve_btc
@@ -143,7 +142,7 @@ def test_reconcile_when_a_coin_has_no_market_here_any_more_but_the_ledger_holds_
 
 @pytest.mark.parametrize("asset", ["FDUSD", "BUSD", "USD1"])
 def test_reconcile_when_an_account_holds_any_dollar_then_it_is_money_and_free(opened: NewDesk, asset: str) -> None:
-    assert asset in SIZED_IN, "sizing and reconciliation know the same dollars"
+    assert asset in DOLLARS, "sizing reads the same list"
     desk = opened(confirmations=1)
     desk.account.balances = (balance("USDT", "400"), balance(asset, "600"))
     desk.ledger.reserve(key="held", tags=TAGS, ttl_seconds=5000)

@@ -11,6 +11,7 @@ from ledger_sizer import InstrumentInfo, Leg
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.reconciliation import Drift, Market
 from ledger_sizer.model.tags import tags_of
+from ledger_sizer.reconcile.attribution import AccountResolver
 from ledger_sizer.reconcile.ledger_side import PlainHold, ledger_side_of
 from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, balance, hedged_desks, long, short
 from tests.support.ledgers import TAGS, figures, position_of, reserve_btc
@@ -253,7 +254,9 @@ def test_sum_up_when_an_open_position_holds_more_then_what_filled_is_open_and_th
         quantity=D("0.01"), price=D(50_000), legs=(leg,), expires_us=9, updated_us=5, updated_seq=2,
     )  # fmt: skip
     account, market = ("bybit", "main"), Market("bybit", "main", PERP, "short")
-    side = ledger_side_of([position], [account], seq_before=5, settled_us=5, expired_us=0, now_us=now_us)
+    side = ledger_side_of(
+        [position], AccountResolver([account]), seq_before=5, settled_us=5, expired_us=0, now_us=now_us
+    )
     assert (side.open, side.in_flight, side.expired) == ({market: D("0.01")}, {}, [])
     plain = PlainHold(frozenset({account}), frozenset({"BTC"}), D(300), "main-1", until_known=False)
     assert side.holds_without_legs == [plain] * holds

@@ -95,6 +95,11 @@ def unreadable(desk: Desk) -> None:
     desk.account.unread = (UnreadRow("ETH/USDT:USDT", "blank fields"),)
 
 
+@drift("1.5", undo=agree)
+def interest(desk: Desk) -> None:
+    desk.account.shows(short("0.02"), BTC="0.02003")
+
+
 HAS_EXCESS = {kind for kind, (_, _, counted) in DRIFTS.items() if counted}
 ALLOWED = [
     (kind, policy)

@@ -185,7 +185,7 @@ def expired_hold(cycle: Cycle) -> None:
 
 
 def test_list_drifts_when_a_kind_is_added_then_the_cycle_has_it() -> None:
-    assert (*DRIFTS, "unreadable") == DRIFT_KINDS, "the paper exchanges list nothing that cannot be read"
+    assert (*DRIFTS, "unreadable", "interest") == DRIFT_KINDS, "the paper exchanges have neither"
 
 
 def test_reconcile_when_the_exchange_changes_behind_our_back_then_each_kind_is_named_counted_and_cleared(

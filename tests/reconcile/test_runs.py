@@ -185,6 +185,15 @@ def test_serve_when_reconciliation_is_enabled_then_it_runs_and_an_operator_decid
             assert adopted.state == "resolved"
             with pytest.raises(WrongState):
                 client.ignore_drift(found.id, reason="too late")
+            control.deposit("ETH", D(1))
+            (coins,) = eventually(lambda: client.drifts(state="live"), LOW_PRIORITY_SECONDS)
+            assert client.ignore_drift(coins.id, reason="pays fees", asset=True, policy="fees").state == "resolved"
+            decided = client.asset_policies("main")[0]
+            assert (decided.pattern, decided.policy, decided.actor) == ("bybit/main/ETH", "fees", "local")
+            assert client.take_back_asset_policy(decided.id or 0, reason="a test") == decided
+            assert {one.source for one in client.asset_policies()} == {"default"}
+            control.deposit("ETH", D(-1))
+            eventually(lambda: not client.drifts(state="live").items, LOW_PRIORITY_SECONDS)
             assert [one.tags.get("external") for one in client.positions("main", state="open")] == [None]
             runs = eventually(lambda: _reconciled(client), LOW_PRIORITY_SECONDS)
             assert runs[0].found["agrees"] == 1

@@ -160,4 +160,4 @@ def test_start_when_nothing_can_be_written_then_it_starts_all_the_same(
 def test_read_settings_when_a_section_gets_a_setting_then_each_named_one_exists() -> None:
     settings = AppSettings(ledger=LedgerSettings(database_url="sqlite:///secret.db"))
     assert all(" " not in name for name in settings_in_force(settings))
-    assert len(settings_in_force(settings)) == 36
+    assert len(settings_in_force(settings)) == 38

@@ -99,10 +99,11 @@ class Desk:
 
 
 def make_drift(url: str) -> None:
-    """Record drift number 1: 2 ETH at the exchange that the ledger does not have."""
+    """Record drifts 1 (a perpetual), 2 and 3 (coins) that the ledger does not have, and policy 1, about the third."""
     desk = Desk(url, FakeClock(datetime.now(UTC)))
-    desk.account.shows(long("2", "ETH/USDT:USDT", "2000"))
-    assert [drift.id for drift in desk.run().live if drift.excess] == [1]
+    desk.account.shows(long("2", "ETH/USDT:USDT", "2000"), BNB="2", KCS="1")
+    assert [drift.id for drift in desk.run().live if drift.excess] == [1, 2, 3]
+    desk.reconciler.operator.act("ignore", 3, reason="not ours", asset=True)
     desk.close()
 
 
