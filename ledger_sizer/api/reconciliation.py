@@ -16,10 +16,17 @@ from ledger_sizer.api.request_body import body_schema, parse_body
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.choices import DriftFilter, DriftKind
 from ledger_sizer.reconcile import drifts, listings
+from ledger_sizer.reconcile.drift_report import read_report
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
-from ledger_sizer.wire.reconciliation import drift_to_json, report_to_json, rule_to_json, run_to_json
+from ledger_sizer.wire.reconciliation import (
+    drift_to_json,
+    report_of_drift_to_json,
+    report_to_json,
+    rule_to_json,
+    run_to_json,
+)
 from ledger_sizer.wire.requests import AmountText, Body, LabelText, PortfolioText, TagsForm
 
 DriftInPath = Annotated[int, Path(ge=1, le=10**18 - 1)]
@@ -128,6 +135,13 @@ def router(service: ServiceContext) -> APIRouter:
             )
         )  # fmt: skip
         return json_response(page_to_json(page, drift_to_json))
+
+    @routes.get("/drifts/{drift_id}", response_model=response_models.DriftReportForm)
+    async def drift(drift_id: DriftInPath, caller: Reader) -> Response:
+        """One drift in full: what it means, what the ledger has there, what happened to it, what to do next."""
+        owner = (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio
+        require_portfolio_access(caller, owner)
+        return json_response(report_of_drift_to_json(await run_in_threadpool(read_report, service.reads, drift_id)))
 
     _add_decisions(routes, service)
     _add_asset_policies(routes, service)

@@ -17,6 +17,8 @@ from ledger_sizer.model.choices import MarketKind, Outcome, Side, Status
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
 from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes
+from ledger_sizer.model.drift_reports import DriftEvent, DriftPosition, DriftReport
+from ledger_sizer.model.drift_words import Step
 from ledger_sizer.model.fills import Fills
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.overview import (
@@ -265,6 +267,10 @@ FindingForm = _form(Finding, "One difference that a comparison saw.", reconcilia
 DriftForm = _form(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
 DriftPage = _page("DriftPage", Drift, "One page of drifts; `cursor` continues it.")
 AssetRuleForm = _form(AssetRule, "Whose money the assets of a pattern are.", reconciliation.ASSET_RULE)
+StepForm = _form(Step, "One thing that can be done next.", reconciliation.STEP)
+DriftPositionForm = _form(DriftPosition, "A position that a drift is about.", reconciliation.DRIFT_POSITION)
+DriftEventForm = _form(DriftEvent, "One decision about a drift.", reconciliation.DRIFT_EVENT)
+DriftReportForm = _form(DriftReport, "One drift in full.", reconciliation.DRIFT_REPORT)
 DriftOutcomeForm = _form(DriftOutcome, "What became of one drift.", reconciliation.OUTCOME)
 DriftOutcomesForm = _form(DriftOutcomes, "What became of each drift.", reconciliation.OUTCOMES)
 ReportForm = _form(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)

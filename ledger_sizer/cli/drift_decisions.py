@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.output import Column
+from ledger_sizer.cli.drifts import cents
+from ledger_sizer.cli.output import Cell, Column
 
 if TYPE_CHECKING:
     from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes
@@ -73,16 +74,14 @@ def _show(action: str, outcomes: "DriftOutcomes | None", dry_run: bool, as_json:
     output.headline(text, "denied" if outcomes.refused else "ok")
     titles = ("drift", "outcome", "kind", "where")
     output.table(
-        [*(Column(title) for title in titles), Column("usd", usd=True), Column("what", priority=20)],
+        [*map(Column, titles), Column("usd", usd=True), Column("what", priority=20)],
         [_row(one) for one in outcomes.items],
         empty="",
     )
     return errors.DONE
 
 
-def _row(one: "DriftOutcome") -> tuple[int, str, str | None, str | None, str, str]:
-    from ledger_sizer.model.drift_words import usd_text
-
+def _row(one: "DriftOutcome") -> tuple[int, str, str | None, str | None, Cell, str]:
     drift = one.drift
     where = None if drift is None else drift.where
-    return one.drift_id, one.outcome, None if drift is None else drift.kind, where, usd_text(one.usd) or "-", one.words
+    return one.drift_id, one.outcome, None if drift is None else drift.kind, where, cents(one.usd), one.words

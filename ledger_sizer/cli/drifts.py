@@ -12,6 +12,10 @@ from ledger_sizer.cli.output import ALWAYS, Cell, Column
 from ledger_sizer.model.choices import DriftFilter, DriftKind
 
 if TYPE_CHECKING:
+    from datetime import datetime
+    from decimal import Decimal
+
+    from ledger_sizer.model.drift_reports import DriftPosition, DriftReport
     from ledger_sizer.model.reconciliation import Drift, Finding
 
 State = Annotated[DriftFilter | None, typer.Option("--state", help="live: open or confirmed.")]
@@ -57,6 +61,87 @@ def list_drifts(
     return 0
 
 
+DriftId = Annotated[str, typer.Argument(metavar="DRIFT", help="Its number, as `drifts list` shows it.")]
+
+SHOW_HELP = help_epilog("drifts show 1", "drifts show 1 --json", exits=NEVER_DENIED)
+
+
+def show(drift: DriftId, as_json: Json = False, database_url: DatabaseUrl = None) -> int:
+    """Show one drift in full: what it means, what the ledger has there, what happened to it, and what to do next."""
+    from ledger_sizer.cli.ledger_session import engine_at
+    from ledger_sizer.reconcile.drift_report import read_report
+    from ledger_sizer.wire.reconciliation import report_of_drift_to_json
+
+    with engine_at(database_url) as engine:
+        report = read_report(engine, options.whole_number(drift, "drift"))
+    if as_json:
+        output.write_json(report_of_drift_to_json(report))
+    else:
+        _show_report(report)
+    return 0
+
+
+def _show_report(report: "DriftReport") -> None:
+    drift = report.drift
+    asked = ", close requested" if drift.requested and drift.live else ""
+    output.headline(f"drift {drift.id}, {drift.kind}, {drift.state}{asked}", "denied" if drift.live else "ok")
+    freezes = f"{drift.frozen_scope}{'' if drift.freezes else ', no longer required'}" if drift.frozen_scope else None
+    output.details([
+        ("means", report.meaning),
+        ("portfolio", drift.portfolio),
+        ("account", "/".join(filter(None, (drift.venue, drift.account))) or None),
+        ("about", f"{drift.subject} {drift.side}".strip()),
+        ("ledger", drift.ledger_quantity),
+        ("exchange", drift.venue_quantity),
+        ("difference", report.difference or None),
+        ("detail", drift.detail),
+        ("policy", drift.policy),
+        ("counted by", drift.position_id),
+        ("freezes", freezes),
+        ("frozen since", report.frozen_at if drift.freezes else None),
+        ("first seen", _run_text(drift.first_run, report.first_run_at)),
+        ("last seen", _run_text(drift.last_run, report.last_run_at)),
+        ("decided", None if drift.actor is None else f"{drift.actor}: {drift.reason}"),
+    ])  # fmt: skip
+    _show_positions("positions of the ledger there", report.positions)
+    if report.positions_left_out:
+        output.note(f"{report.positions_left_out:,} older positions are not shown")
+    _show_positions("holds that may explain it", report.holds)
+    if report.events:
+        output.write("\nso far:")
+        output.table(
+            [Column("seq"), Column("when"), Column("who"), Column("what"), Column("why", priority=ALWAYS)],
+            [(one.seq, one.decided_at, one.actor, one.event, one.note) for one in report.events],
+            empty="",
+        )
+    if report.steps:
+        output.write("\nnext:")
+        for step in report.steps:
+            output.write(f"  {step.words}")
+            if step.command is not None:
+                output.write(f"      {step.command}")
+
+
+def _show_positions(title: str, positions: "Sequence[DriftPosition]") -> None:
+    if not positions:
+        return
+    output.write(f"\n{title}:")
+    output.table(
+        [Column("position"), Column("state"), Column("side"), Column("coins"), Column("opened"), Column("by"),
+         Column("tags", priority=ALWAYS)],
+        [
+            (one.position_id, one.state, one.side or None, one.quantity, one.opened_at, one.opened_by,
+             " ".join(f"{name}={'+'.join(one.tags.values_of(name))}" for name in one.tags))
+            for one in positions
+        ],
+        empty="",
+    )  # fmt: skip
+
+
+def _run_text(run: int, ended: "datetime | None") -> str:
+    return f"run {run}" if ended is None else f"run {run}, {ended:%Y-%m-%d %H:%M:%S}Z"
+
+
 def show_drifts(found: "Sequence[Drift]", *, empty: str) -> None:
     """Write drifts as a table: on a terminal two lines each, so that they fit 100 columns; elsewhere one line each."""
     from ledger_sizer.model.drift_words import hint
@@ -77,7 +162,7 @@ def _show(
         columns = [*map(Column, titles), Column("usd", usd=True), *map(Column, ("freezes", "since", "next"))]
         cells: Iterable[Sequence[Cell]] = [
             (*identity, *(text or None for text in one.market), one.ledger_quantity, one.venue_quantity,
-             _cents(one), freezes, since, words or None)
+             cents(one.usd), freezes, since, words or None)
             for identity, one, freezes, since, words in rows
         ]  # fmt: skip
         output.table(columns, [*cells], empty=empty)
@@ -120,9 +205,9 @@ def _freezes(drift: "Drift") -> str | None:
     return drift.frozen_scope if drift.freezes else None
 
 
-def _cents(one: "Drift | Finding") -> Cell:
+def cents(usd: "Decimal | None") -> Cell:
+    """Return an amount rounded to the cent."""
     from ledger_sizer.model.units import exact_arithmetic
 
-    usd = one.usd
     with exact_arithmetic():
         return None if usd is None else round(usd, 2)

@@ -10,12 +10,14 @@ from ledger_sizer.cli import errors, options, output
 from ledger_sizer.cli.drift_decisions import decide_many
 from ledger_sizer.cli.drifts import (
     LIST_HELP,
+    SHOW_HELP,
     Account,
     Kind,
     State,
     Symbol,
     Venue,
     list_drifts,
+    show,
     show_drifts,
     show_findings,
 )
@@ -125,6 +127,7 @@ def group() -> None:
 
 
 drifts.command("list", epilog=LIST_HELP)(list_drifts)
+drifts.command("show", epilog=SHOW_HELP)(show)
 
 CoveringPolicy = Literal["cash", "fees", "ignore"]
 DriftIds = Annotated[

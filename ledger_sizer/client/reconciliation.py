@@ -12,13 +12,20 @@ from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.choices import AssetPolicy
 from ledger_sizer.model.domain import Page
 from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes, outcomes_of
+from ledger_sizer.model.drift_reports import DriftReport
 from ledger_sizer.model.drift_words import applies
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
 from ledger_sizer.model.tags import NO_TAGS, GivenTags, tags_of
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.wire.codec import page_from_json
-from ledger_sizer.wire.reconciliation import drift_from_json, outcomes_from_json, rule_from_json, run_from_json
+from ledger_sizer.wire.reconciliation import (
+    drift_from_json,
+    outcomes_from_json,
+    report_of_drift_from_json,
+    rule_from_json,
+    run_from_json,
+)
 
 _PART = 200
 """Drifts of one call."""
@@ -66,6 +73,15 @@ def drifts(
         ),
     )  # fmt: skip
     return page
+
+
+def drift(drift_id: int) -> Calls[DriftReport]:
+    """One drift in full: what it means, what the ledger has there, what happened to it, what to do next."""
+    found: DriftReport = yield Call(
+        "GET", f"/v1/drifts/{_whole_number(drift_id, 'drift_id', 'a drift')}",
+        lambda reply: value_of(reply, report_of_drift_from_json),
+    )  # fmt: skip
+    return found
 
 
 def adopt_drift(

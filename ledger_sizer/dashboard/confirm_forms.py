@@ -3,6 +3,7 @@
 import secrets
 from dataclasses import dataclass, field
 
+from ledger_sizer.model import drift_words
 from ledger_sizer.model.names import DESK
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
@@ -73,9 +74,14 @@ def drift_form(drift: Drift, action: str) -> ConfirmForm:
 
     It carries no idempotency key: the reconciliation makes one of the drift and its revision.
     """
+    difference = drift_words.difference_words(drift)
+    words = (
+        f"{drift.title}.", drift_words.meaning(drift), f"{drift.detail.rstrip('.')}.",
+        f"{difference}." if difference else "", _DRIFT_CONSEQUENCES[action],
+    )  # fmt: skip
     return ConfirmForm(
         heading=f"{action.capitalize()} drift {drift.id}?",
-        words=f"{drift.title}. {drift.detail.rstrip('.')}. {_DRIFT_CONSEQUENCES[action]}",
+        words=" ".join(told for told in words if told),
         post_to=f"/drifts/{drift.id}/{action}",
         back=f"/?portfolio={drift.portfolio}",
         button=action.capitalize(),

@@ -6,6 +6,7 @@ from decimal import Decimal
 from ledger_sizer.dashboard.formatting import UNTIL_KNOWN, clock, exact, money
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.denials import GUARANTEE, MAX_POSITION
+from ledger_sizer.model.drift_words import closing_words
 from ledger_sizer.model.units import usd
 from ledger_sizer.rules.explain import object_in, reason_in_words
 from ledger_sizer.rules.explain_position import Form, Told
@@ -168,7 +169,8 @@ def _reconciled_label(decision: Decision) -> str:
 
 def _remark_label(decision: Decision) -> str:
     request = _request(decision)
-    return f"{request['about']}: {request['event']}{_note(request)}"
+    closing = closing_words(request.get("details") or {})
+    return f"{request['about']}: {request['event']}{f', {closing}' if closing else ''}{_note(request)}"
 
 
 def _step_back_label(decision: Decision) -> str:

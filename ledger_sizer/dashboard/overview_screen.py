@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ledger_sizer.dashboard import formatting
 from ledger_sizer.dashboard.labels import decision_label
+from ledger_sizer.model import drift_words
 from ledger_sizer.model.units import exact_arithmetic
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from ledger_sizer.model.domain import ScopeExposure
     from ledger_sizer.model.overview import Detail, Overview
     from ledger_sizer.model.pools import Pool
+    from ledger_sizer.model.reconciliation import Drift
 
 _BAR_WIDTH = 20
 _SPARK_LEVELS = "▁▂▃▄▅▆▇█"
@@ -282,10 +284,19 @@ def _reconciliation(detail: "Detail") -> "RenderableType":
         ", ledger and exchange agree" if not found.drift_count else f", {drifts}",
     )  # fmt: skip
     lines = [
-        Text.assemble(f"  {drift.id} {drift.kind} {drift.where}: {drift.detail} ", _styled(drift.state))
+        Text.assemble(f"  {drift.id} {drift.kind} {drift.where}: {_worth(drift)} ", _styled(drift.state), _next(drift))
         for drift in found.drifts[:_DRIFTS_MAX]
     ]
     return Group(head, *lines)
+
+
+def _worth(drift: "Drift") -> str:
+    return drift_words.difference_words(drift) or drift.detail
+
+
+def _next(drift: "Drift") -> str:
+    hint = drift_words.hint(drift)
+    return f"  {hint}" if hint else ""
 
 
 def _holds(detail: "Detail", now: datetime, rows: int) -> "Table":

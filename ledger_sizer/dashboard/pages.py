@@ -12,6 +12,7 @@ from ledger_sizer.dashboard.assets import asset_url
 from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
 from ledger_sizer.dashboard.confirm_forms import ConfirmForm, page_of
 from ledger_sizer.dashboard.labels import actor_label, decision_label
+from ledger_sizer.model import drift_words
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import NO_TAGS, Tags
 from ledger_sizer.rules.explain import Explanation
@@ -125,6 +126,8 @@ def _make_environment() -> Environment:
         formatting.tags,
         decision_label,
         actor_label,
+        drift_words.meaning,
+        drift_words.hint,
     ):
         environment.filters[filter_.__name__] = filter_
     environment.globals.update(

@@ -23,5 +23,7 @@ scope_settings     what a scope may be set to
 decisions          decisions, their stored records, and the hash chain
 reconciliation     drifts, findings, policies, runs
 drift_words        what a drift means, and what to do next
+drift_reports      one drift in full
+drift_outcomes     what became of each drift in a decision about many
 overview           the snapshot that the dashboard and `ledger-sizer top` show
 """

@@ -1,13 +1,13 @@
 """What a drift means, and what to do next: the one source of these words, for every face. Pure."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 
 from ledger_sizer.model.choices import DriftKind
 from ledger_sizer.model.reconciliation import Drift, Finding
-from ledger_sizer.model.units import decimal_text, exact_arithmetic
+from ledger_sizer.model.units import decimal_text, exact_arithmetic, parse_decimal
 
 _HOLD = re.compile(r"the hold (\S+)")
 _KEY_ERRORS = ("AuthenticationError", "PermissionDenied", "AccountNotEnabled", "InvalidNonce")
@@ -89,7 +89,7 @@ def next_steps(drift: Drift) -> tuple[Step, ...]:
     """Return what can be done about it now, the most likely first; nothing for one that is resolved."""
     if drift.state == "resolved":
         return ()
-    steps = [*_at_the_desk(drift), *_decisions(drift)]
+    steps = [*(_at_the_desk(drift) if drift.live else ()), *_decisions(drift)]
     if drift.frozen_scope is not None and drift.freezes:
         steps += [
             Step(
@@ -124,6 +124,16 @@ def difference_words(drift: Drift | Finding) -> str:
     else:
         words = f"{size} {'more' if difference > 0 else 'less'} at the exchange"
     return f"{words}, {usd_text(usd)} USD at {decimal_text(price)}" if price is not None else f"{words}, no price known"
+
+
+def closing_words(details: Mapping[str, str]) -> str:
+    """Return what the details of a close request ask for, in words; empty for other details."""
+    needed = ("order_side", "quantity", "symbol", "venue", "account")
+    if any(name not in details for name in needed):
+        return ""
+    side, quantity, symbol, venue, account = (details[name] for name in needed)
+    usd = f", {usd_text(parse_decimal(details['usd']))} USD" if "usd" in details else ""
+    return f"{side} {quantity} {symbol} at {venue}/{account}{usd}"
 
 
 def _at_the_desk(drift: Drift) -> list[Step]:

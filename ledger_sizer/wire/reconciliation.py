@@ -5,7 +5,8 @@ from typing import get_type_hints
 
 from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes
-from ledger_sizer.model.drift_words import hint
+from ledger_sizer.model.drift_reports import DriftEvent, DriftPosition, DriftReport
+from ledger_sizer.model.drift_words import Step, hint
 from ledger_sizer.model.reconciliation import Drift, Finding, Market, Report, Run
 from ledger_sizer.wire.codec import Codec
 from ledger_sizer.wire.responses import number_of
@@ -41,6 +42,23 @@ DRIFT = Codec(
     read={"position": lambda form: number_of(form["position_id"])},
 )
 drift_to_json, drift_from_json = DRIFT.to_json, DRIFT.from_json
+
+STEP = Codec(Step, docs={"command": "To copy into a shell; null where no command does it."})
+DRIFT_POSITION = Codec(DriftPosition, docs={"quantity": "Coins in the drift's market.", "opened_by": "The actor."})
+DRIFT_EVENT = Codec(DriftEvent, docs={"event": "Of a remark what happened, else the verb."})
+DRIFT_REPORT = Codec(
+    DriftReport,
+    "drift meaning difference frozen_at first_run_at last_run_at positions positions_left_out holds events steps",
+    {
+        "meaning": "What its kind means.",
+        "difference": "In coins and USD, in words.",
+        "positions": "Open ones of the ledger in its market, on both sides, the newest first.",
+        "holds": "Those that may explain it.",
+        "events": "Decisions in the portfolio's chain about it, oldest first.",
+        "steps": "What can be done about it now, the most likely first.",
+    },
+)
+report_of_drift_to_json, report_of_drift_from_json = DRIFT_REPORT.to_json, DRIFT_REPORT.from_json
 
 OUTCOME = Codec(
     DriftOutcome,

@@ -33,6 +33,7 @@ def time_text_of(us: int) -> str:
 def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
     """Convert a decision. `full` adds the fields without which its place in the hash chain cannot be checked.
 
+    A remark has its `request` in the short form too: what it says stands nowhere else.
     Of these `tags`, `request` and `trace` are objects, their names in the order of the texts that the chain hashes.
     """
     record = decision.record
@@ -71,6 +72,8 @@ def decision_to_json(decision: Decision, *, full: bool = False) -> Json:
         form["tags"] = _object_of(record.tags)
         form["request"] = _object_of(record.request)
         form["trace"] = _object_of(record.trace)
+    elif record.command == "remark" and record.request:
+        form["request"] = _object_of(record.request)
     return form
 
 
@@ -101,8 +104,9 @@ def _text_of(form: object) -> str:
 def decision_from_json(form: Mapping[str, Any]) -> Decision:
     """Convert the output of `decision_to_json` back.
 
-    From the full form the decision equals the original, record and hash included. From the short form `request` and
-    `trace` are empty texts; every other public property is there. Raises `InternalError` for any other form.
+    From the full form the decision equals the original, record and hash included. From the short form `trace` is an
+    empty text, and `request` but for a remark; every other public property is there. Raises `InternalError` for any
+    other form.
     """
     try:
         seq, portfolio = form["seq"] or 0, form["portfolio"]

@@ -50,6 +50,10 @@ REQUIRED_ROLE = {
     ("POST", "/v1/portfolios/{portfolio}/release_all"): "trade",
     ("GET", "/v1/reconciliations"): "read",
     ("GET", "/v1/drifts"): "read",
+    ("GET", "/v1/drifts/{drift_id}"): "read",
+    ("POST", "/v1/drifts/adopt"): "admin",
+    ("POST", "/v1/drifts/ignore"): "admin",
+    ("POST", "/v1/drifts/close"): "admin",
     ("POST", "/v1/reconciliations"): "admin",
     ("POST", "/v1/drifts/{drift_id}/adopt"): "admin",
     ("POST", "/v1/drifts/{drift_id}/ignore"): "admin",
@@ -121,7 +125,7 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
         "remarks": {"about": "x", "event": "y"},
     }  # fmt: skip
     if "/drifts/" in path or path.endswith("/take-back"):
-        return {"json": {"reason": "known"}}
+        return {"json": {"reason": "known", **({} if "{" in path else {"ids": [1]})}}
     return {"json": needed.get(last, {})}
 
 

@@ -21,6 +21,7 @@ import pytest
 from ledger_sizer import Adopt, Confirm, Halt, Ledger, Reserve, SetCap
 from ledger_sizer.cli import run
 from ledger_sizer.storage.database import SCHEMA_HEAD
+from tests.support.accounts import make_drift
 from tests.support.command_line import own_logging
 
 SCRIPT = str(Path(sys.executable).parent / "ledger-sizer")
@@ -143,6 +144,20 @@ def test_show_table_when_terminal_is_narrow_then_lines_fit_and_hidden_columns_ar
     titles = re.split(r"  +", wide[0])
     missing = [title for title in titles if title not in re.split(r"  +", table[0])]
     assert hidden == ([f"not shown on {columns} columns: {', '.join(missing)}"] if missing else [])
+
+
+def test_list_drifts_when_terminal_has_100_columns_then_each_drift_fits_on_two_lines(screen: Screen, url: str) -> None:
+    make_drift(url)
+    code, shown = screen("drifts", "list", columns=100)
+    rows = _rows(shown)
+    assert code == 0
+    assert max(map(len, rows)) <= 100
+    assert [re.split(r"  +", row.strip()) for row in rows] == [
+        ["market", "ledger", "USD"],
+        ["drift", "account", "exchange", "since", "freezes", "next"],
+        ["1 unknown_position", "ETH/USDT:USDT long", "0", "4,000.00", "-", "drifts adopt 1"],
+        ["open", "bybit/main", "2", rows[3].split()[-2] + " " + rows[3].split()[-1]],
+    ]
 
 
 def test_show_when_tag_looks_like_markup_then_it_is_shown_as_it_is(screen: Screen) -> None:

@@ -235,6 +235,7 @@ def test_open_desk_when_there_are_drifts_then_they_stand_there(browser: Browser,
         assert "unknown position" in text
         assert "bybit/main ETH/USDT:USDT short" in text
         assert "confirmed, froze portfolio" in text
+        assert "drifts adopt" in text, "the words of `drifts list`"
         assert page.inner_text("#sum .status") == "unreconciled"
         assert not page.evaluate(PROBLEMS_OF_PAGE)
         page.set_viewport_size(PHONE)  # type: ignore[arg-type]

@@ -123,3 +123,26 @@ def test_adopt_when_everything_differs_then_each_decision_brings_the_ledger_near
         assert {market: units for market, units in ledger_of(desk)[0].items() if units} == {
             market: units for market, units in shown.items() if units
         }
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_act_all_when_everything_differs_then_one_decision_brings_the_ledger_to_the_exchange(
+    desk: Desk, seed: int
+) -> None:
+    """Drifts depend on each other here: of two legs of one position, of two sides of one market."""
+    chance = random.Random(seed)
+    for cycle in range(CYCLES):
+        for number in range(chance.randint(2, 6)):
+            trade(desk, chance, f"{cycle}/{number}")
+        desk.clock.advance(30)
+        shown = meddle(desk, chance)
+        live = [one for one in desk.run().live if one.kind != "legs_unequal"]
+        chance.shuffle(live)
+        desk.clock.advance(1)
+        if live:
+            found = desk.reconciler.operator.act_all("adopt", [one.id for one in live], reason="as it is")
+            assert {one.outcome for one in found.items} == {"done"}, found
+        assert {market: units for market, units in ledger_of(desk)[0].items() if units} == {
+            market: units for market, units in shown.items() if units
+        }
+        assert {one.kind for one in desk.run().findings} <= {"legs_unequal"}
