@@ -49,7 +49,8 @@ def desk_remark(remark: Remark) -> Remark:
     """Return the desk's record of a person's decision."""
     return Remark(
         key=remark.key, portfolio=DESK, about=remark.about, event=_DESK_EVENTS.get(remark.event, remark.event),
-        note=note_of(f"{remark.portfolio}: {remark.note}"), details=remark.details,
+        note=note_of(f"{remark.portfolio}: {remark.note}"),
+        details=remark.details if "policy" in (remark.details or {}) else None,
     )  # fmt: skip
 
 

@@ -38,7 +38,8 @@ def paired(holdings: Iterable[Holding], tolerance: Decimal) -> list[Piece]:
 
     A coin is what its markets' names say without their factor: 1000PEPE is PEPE. Two at one account are a hedge before
     two at one venue, and these before two at different ones; of equal places those of the same size. A quantity that is
-    left of the larger one is hedged by another, or is a position of its own. tolerance: relative; sizes that differ by
+    left of the larger one is hedged by another, or is a position of its own. Both sides of one contract at one account,
+    which hedge mode allows, are two bets and no hedge. tolerance: relative; sizes that differ by
     no more are equal, and both whole in one position. What has no price has that of another holding of its coin.
     """
     coins: dict[str, list[Holding]] = {}
@@ -61,6 +62,11 @@ def connected(pieces: Iterable[Piece]) -> list[list[Piece]]:
                 groups.remove(group)
         groups.append(joined)
     return [[group[number] for number in sorted(group)] for groups in by_coin.values() for group in groups]
+
+
+def _may_hedge(long: Holding, short: Holding) -> bool:
+    """Whether two are a hedge. The two sides of one contract, which hedge mode allows, are two bets."""
+    return long.market.opposite != short.market
 
 
 def _same_account(one: Market, other: Market) -> bool:
@@ -93,12 +99,13 @@ class _CoinPairs:
         """Yield the hedges in the order they are found, then what is left, by market."""
         for near in (_same_account, _same_venue, _anywhere):
             for long in self._longs:
-                candidates = [one for one in self._shorts if near(long.market, one.market)]
+                candidates = [one for one in self._shorts if _may_hedge(long, one) and near(long.market, one.market)]
                 if equal := [one for one in candidates if self._are_equal(long, one)]:
                     self._pair(long, min(equal, key=lambda one: (abs(self._off(long, one)), one.market)))
             for long in self._longs:
                 for short in self._shorts:
-                    if near(long.market, short.market) and self._left[long.market] and self._left[short.market]:
+                    left = self._left[long.market] and self._left[short.market]
+                    if left and _may_hedge(long, short) and near(long.market, short.market):
                         self._pair(long, short)
         yield from self._pieces
         for one in sorted((*self._longs, *self._shorts), key=lambda one: one.market):

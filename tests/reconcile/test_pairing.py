@@ -74,6 +74,7 @@ PERP = "BTC/USDT:USDT"
             [["a/x BTC 1", "a/x BTC/USDT:USDT-261225 -1"], [f"a/x {PERP} 1"]],
             id="coins are hedged before contracts",
         ),
+        pytest.param([f"a/x {PERP} 1", f"a/x {PERP} -1"], [[f"a/x {PERP} 1"], [f"a/x {PERP} -1"]], id="two bets"),
         pytest.param(
             ["a/x BTC -1", f"a/x {PERP} 1"], [[f"a/x {PERP} 1", "a/x BTC -1"]], id="coins of a baseline were sold"
         ),
