@@ -11,9 +11,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -25,19 +23,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, Settin
 from ledger_sizer.model.asset_policies import DOLLARS, asset_names, asset_patterns
 from ledger_sizer.model.choices import AssetPolicy, DriftKind, DriftPolicy, LedgerCreation, PortfolioCreation
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.model.names import PORTFOLIO_PATTERN
+from ledger_sizer.model.exchange_account import CREDENTIALS, Exact, ExchangeAccountSettings
+from ledger_sizer.model.reconcile_timing import ReconcileTiming
 from ledger_sizer.model.reconciliation import EXCESS_KINDS
 from ledger_sizer.model.tags import EXTERNAL_TAG, TAGS_MAX, is_dimension
-
-
-def _no_float(value: Any) -> Any:
-    if isinstance(value, float):
-        raise ValueError(f"must be a Decimal, int or text, got float {value!r}; write Decimal('0.1'), not 0.1")
-    return value
-
-
-Exact = Annotated[Decimal, BeforeValidator(_no_float)]
-"""A Decimal that was never a binary float."""
 
 
 def _tag_names(value: Any) -> tuple[str, ...]:
@@ -97,8 +86,8 @@ def _as_invalid_request(error: ValidationError, prefix: str) -> InvalidRequest:
 
 
 def _is_secret(name: str) -> bool:
-    """Return True for keys and secrets, and for URLs, which may contain a password."""
-    return any(part in name for part in ("secret", "key", "url", "token", "pass"))
+    """Return True for credentials, and for URLs and options, which may contain one."""
+    return any(part in name for part in ("secret", "key", "url", "pass", "options", *CREDENTIALS))
 
 
 class DynamicSizingSettings(Settings):
@@ -258,7 +247,7 @@ class ReconcileSettings(Settings):
 
     enabled: bool = Field(False, description="Run the reconciliation on a schedule.")
     interval_seconds: int = Field(60, ge=1, le=86_400, description="Time between runs.")
-    tolerance: Exact = Field(Decimal("0.001"), ge=0, le=1, description="Relative difference that is no drift.")
+    tolerance: Exact = Field(Decimal("0.001"), ge=0, lt=1, description="Relative difference that is no drift.")
     dust_usd: Exact = Field(
         Decimal(1), ge=0, description="A spot difference worth less, in USD, is no drift; 0 switches this off."
     )
@@ -270,6 +259,9 @@ class ReconcileSettings(Settings):
     confirmations: int = Field(2, ge=1, le=100, description="Runs in a row that must agree on a drift.")
     stale_after_seconds: int | None = Field(
         300, ge=1, le=86_400, description="Age of the last good run that stops grants; empty does not enforce it."
+    )
+    trust_warning_seconds: int | None = Field(
+        None, ge=0, le=86_400, description="Trust left at which its end is announced; empty: a third; 0: not announced."
     )
     grace_seconds: int = Field(10, ge=0, le=3600, description="A market that moved this lately is not judged.")
     expired_seconds: int = Field(3600, ge=1, le=86_400, description="How long an expired hold's fill is looked for.")
@@ -311,44 +303,21 @@ class ReconcileSettings(Settings):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
+        if problem := next(self.timing.problems(), None):
+            raise ValueError(problem)
+        return self
+
+    @property
+    def timing(self) -> ReconcileTiming:
+        """The times that depend on each other."""
+        return ReconcileTiming.of(self)
+
     def policy(self, kind: str) -> DriftPolicy:
         """Return the policy for drifts of this kind."""
         found: DriftPolicy = getattr(self, f"policy_{kind}")
         return found
-
-
-class ExchangeAccountSettings(BaseModel):
-    """One account at one exchange. Secrets are never logged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
-
-    id: str = Field("bybit", description="A ccxt exchange id; positions name it in their venue tag.")
-    account: str = Field("main", pattern=PORTFOLIO_PATTERN, description="A name for the account.")
-    portfolio: str = Field(
-        "main", pattern=PORTFOLIO_PATTERN, description="The portfolio whose positions stand in this account."
-    )
-    api_key: SecretStr | None = Field(None, description="API key with read rights.")
-    api_secret: SecretStr | None = Field(None, description="Its secret.")
-    password: SecretStr | None = Field(None, description="Its passphrase, where the exchange asks for one (OKX).")
-    base_url: str | None = Field(None, description="Another host for every call, such as a local test venue.")
-    wallets: tuple[str, ...] = Field(
-        (), description="ccxt balance types to add up, such as spot and swap; empty: what is known of the exchange."
-    )
-    bind_free_balance: bool = Field(
-        True, description="Bind reservations by what is free in it; off where its coins are collateral too."
-    )
-    margin_fraction: Exact = Field(
-        Decimal(1), ge=0, le=1, description="Fraction of a contract's value that it needs of the free balance."
-    )
-    timeout_seconds: int = Field(10, ge=1, le=300, description="Longest wait for one answer of the exchange.")
-    retries_max: int = Field(2, ge=0, le=10, description="Retries of a call after a network error or a rate limit.")
-
-    @field_validator("base_url")
-    @classmethod
-    def _http_url(cls, value: str | None) -> str | None:
-        if value is not None and not re.match(r"https?://[^/]", value):
-            raise ValueError("must start with http:// or https:// and name a host")
-        return value
 
 
 class ExchangeSettings(ExchangeAccountSettings, Settings):
@@ -374,9 +343,23 @@ class ExchangeSettings(ExchangeAccountSettings, Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _accounts_differ(self) -> Self:
+        known: dict[tuple[object, ...], ExchangeAccountSettings] = {}
+        for found in self.every():
+            identity = (found.id, tuple(sorted(found.given.items())), found.options.get_secret_value())
+            other = known.setdefault((found.id, repr(identity)), found)
+            if other is not found:
+                raise ValueError(
+                    f"{other.id}/{other.account} and {found.id}/{found.account} are one API key: what that account "
+                    "shows would count in both. An account has one portfolio; tell its strategies apart by tags, with "
+                    "a cap for each (caps set --scope strategy=a)"
+                )
+        return self
+
     def every(self) -> tuple[ExchangeAccountSettings, ...]:
-        """Return all accounts with credentials: the flat one first, then those of `accounts`."""
-        return tuple(found for found in (self.flat(), *self.accounts) if found.api_key is not None)
+        """Return all accounts with a credential: the flat one first, then those of `accounts`."""
+        return tuple(found for found in (self.flat(), *self.accounts) if found.given)
 
     def flat(self) -> ExchangeAccountSettings:
         """Return the account of the flat settings, with or without credentials."""

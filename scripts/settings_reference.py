@@ -13,7 +13,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import SecretStr
+from pydantic import Secret, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_settings import NoDecode
 
@@ -84,7 +84,7 @@ def _row(variable: str, field: FieldInfo) -> str:
 
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True, validated_data={})
-    if value is None or value in ("", (), []):
+    if value is None or value in ("", (), [], Secret({})):
         return "none"
     if isinstance(value, SecretStr):
         return "a secret"
@@ -94,7 +94,8 @@ def _default(field: FieldInfo) -> str:
 
 
 def _values(field: FieldInfo) -> str:
-    kind = "names, with commas between" if NoDecode in field.metadata else _kind(field.annotation)
+    named = NoDecode in field.metadata and get_origin(field.annotation) is tuple
+    kind = "names, with commas between" if named else _kind(field.annotation)
     signs = {"ge": "from", "gt": "above", "le": "to", "lt": "below"}
     bounds = [f"{word} {bound}" for sign, word in signs.items() for bound in _bounds(field, sign)]
     return " ".join([kind, *bounds])
@@ -112,6 +113,8 @@ def _kind(annotation: Any) -> str:
         return _kind(get_args(annotation)[0])
     if origin in (Union, UnionType):
         return " or ".join(_kind(part) for part in get_args(annotation) if part is not type(None))
+    if origin is Secret:
+        return "JSON object, secret"
     if origin is tuple:
         return "JSON list"
     words = {bool: "`true`, `false`", int: "whole number", Decimal: "decimal", float: "number", str: "text"}

@@ -356,3 +356,45 @@ def test_open_ledger_when_the_database_is_away_then_neither_error_nor_log_shows_
     with pytest.raises(Unavailable, match="cannot open postgresql") as refused:
         Ledger.open(f"postgresql://bot:{password}@127.0.0.1:1/ledger")
     assert "hunter2" not in "".join(traceback.format_exception(refused.value)) + caplog.text
+
+
+# --- settings that cannot work together ----------------------------------------------------------------------------
+
+UNWORKABLE: list[tuple[dict[str, Any], str, str]] = [
+    ({"interval_seconds": 600}, "interval_seconds 600", "RECONCILE_STALE_AFTER_SECONDS"),
+    ({"interval_seconds": 300}, "interval_seconds 300", "every reservation be denied"),
+    ({"stale_after_seconds": 60}, "stale_after_seconds 60", "RECONCILE_INTERVAL_SECONDS"),
+    ({"grace_seconds": 300}, "grace_seconds 300", "never judged"),
+    ({"grace_seconds": 3600, "stale_after_seconds": None}, "grace_seconds 3600", "RECONCILE_EXPIRED_SECONDS"),
+    ({"confirmations": 61}, "60 x interval_seconds 60", "always be an unknown position"),
+    ({"interval_seconds": 3600, "stale_after_seconds": None}, "interval_seconds 3600", "RECONCILE_CONFIRMATIONS"),
+    ({"trust_warning_seconds": 240}, "trust_warning_seconds 240", "before every run"),
+    ({"trust_warning_seconds": 9, "stale_after_seconds": None}, "trust_warning_seconds 9", "which has none"),
+    ({"tolerance": D(1)}, "RECONCILE_TOLERANCE", "less than 1"),
+]
+
+
+@pytest.mark.parametrize(("values", "names", "says"), UNWORKABLE)
+def test_make_settings_when_they_cannot_work_together_then_the_error_says_why_and_the_cure(
+    values: dict[str, Any], names: str, says: str
+) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        ReconcileSettings(**values)
+    assert names in str(refused.value)
+    assert says in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "warns_at"),
+    [
+        ({}, 100), ({"interval_seconds": 299}, 1), ({"interval_seconds": 200}, 50), ({"interval_seconds": 1}, 100),
+        ({"grace_seconds": 299}, 100), ({"confirmations": 59}, 100), ({"trust_warning_seconds": 239}, 239),
+        ({"trust_warning_seconds": 0}, 0), ({"stale_after_seconds": None}, 0), ({"tolerance": D("0.99")}, 100),
+        ({"stale_after_seconds": 61}, 1),
+    ],
+)  # fmt: skip
+def test_make_settings_when_they_can_work_together_then_they_say_when_the_end_of_trust_is_announced(
+    values: dict[str, Any], warns_at: int
+) -> None:
+    settings = ReconcileSettings(**values)
+    assert settings.timing.warns_at == warns_at

@@ -19,6 +19,7 @@ from ledger_sizer.reconcile import drifts, listings
 from ledger_sizer.reconcile.drift_report import read_report
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import LIMIT_MAX
+from ledger_sizer.wire.activity import drift_activity_to_json
 from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.reconciliation import (
     drift_to_json,
@@ -142,6 +143,14 @@ def router(service: ServiceContext) -> APIRouter:
         owner = (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio
         require_portfolio_access(caller, owner)
         return json_response(report_of_drift_to_json(await run_in_threadpool(read_report, service.reads, drift_id)))
+
+    @routes.get("/drifts/{drift_id}/activity", response_model=response_models.DriftActivityForm)
+    async def drift_activity(drift_id: DriftInPath, caller: Admin) -> Response:
+        """Ask the exchange what explains a drift: fills, liquidations, transfers, funding since the last good run."""
+        reconciler = service.require_reconciler()
+        require_portfolio_access(caller, (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio)
+        found = await run_in_threadpool(reconciler.activity, drift_id)
+        return json_response(drift_activity_to_json(found))
 
     _add_decisions(routes, service)
     _add_asset_policies(routes, service)

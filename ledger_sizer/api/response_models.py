@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
+from ledger_sizer.model.account_activity import AccountEvent, DriftActivity
 from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.choices import MarketKind, Outcome, Side, Status
 from ledger_sizer.model.decisions import Decision
@@ -30,7 +31,7 @@ from ledger_sizer.model.overview import (
 from ledger_sizer.model.pools import DefaultCap, Pool
 from ledger_sizer.model.reconciliation import Drift, Finding, Report, Run
 from ledger_sizer.model.tags import Tags
-from ledger_sizer.wire import overviews, reconciliation, responses
+from ledger_sizer.wire import activity, overviews, reconciliation, responses
 from ledger_sizer.wire.codec import Codec
 from ledger_sizer.wire.problems import PROBLEMS, TYPE_PREFIX
 
@@ -271,6 +272,10 @@ DriftReportForm = _form(DriftReport, "One drift in full.", reconciliation.DRIFT_
 DriftOutcomeForm = _form(DriftOutcome, "What became of one drift.", reconciliation.OUTCOME)
 DriftOutcomesForm = _form(DriftOutcomes, "What became of each drift.", reconciliation.OUTCOMES)
 ReportForm = _form(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)
+AccountEventForm = _form(AccountEvent, "One thing that happened in an account.", activity.ACCOUNT_EVENT)
+DriftActivityForm = _form(
+    DriftActivity, "What happened at the exchange that explains a drift, oldest first.", activity.DRIFT_ACTIVITY
+)
 ReconciliationForm = _form(
     Reconciliation,
     "The last run and the drifts that are not resolved; without any run `run_at` and `outcome` are null.",

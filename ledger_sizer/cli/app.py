@@ -99,7 +99,7 @@ def _verbs(role: Role) -> Iterator[Place]:
     """Yield the verbs of a role. `set_cap` is `caps set`."""
     for verb, command in COMMANDS.items():
         if command.role == role and command is not SetCap:
-            yield Place(verb, getdoc(command) or "", partial(_verb, command))
+            yield Place(verb.replace("_", "-"), getdoc(command) or "", partial(_verb, command))
 
 
 def _verb(command: type[AnyCommand]) -> Any:

@@ -45,9 +45,9 @@ def refresh(
     with.
     """
     from ledger_sizer.cli.ledger_session import load_settings
-    from ledger_sizer.config import ExchangeAccountSettings
     from ledger_sizer.exchanges.accounts import ExchangeAccount
     from ledger_sizer.exchanges.instrument_refresh import refresh_rules
+    from ledger_sizer.model.exchange_account import ExchangeAccountSettings
 
     exchange = load_settings().exchange
     # Accounts with credentials come first: the flat settings name a venue even where nobody set them.

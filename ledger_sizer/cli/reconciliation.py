@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ledger_sizer.cli import errors, options, output
+from ledger_sizer.cli.drift_activity import ACTIVITY_HELP, activity
 from ledger_sizer.cli.drift_decisions import decide_many
 from ledger_sizer.cli.drifts import (
     LIST_HELP,
@@ -133,6 +134,8 @@ CoveringPolicy = Literal["cash", "fees", "ignore"]
 DriftIds = Annotated[
     list[str] | None, typer.Argument(metavar="[DRIFT]...", help="Their numbers, as `drifts list` shows them.")
 ]
+drifts.command("activity", epilog=ACTIVITY_HELP)(activity)
+
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the audit chain.")]
 Every = Annotated[bool, typer.Option("--all", help="All live ones to which it applies, as far as they match.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done, and what it is worth.")]

@@ -8,6 +8,7 @@ from typing import Any
 
 from ledger_sizer.client.endpoints import Call, Calls, query_of
 from ledger_sizer.client.responses import value_of
+from ledger_sizer.model.account_activity import DriftActivity
 from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.choices import AssetPolicy
 from ledger_sizer.model.domain import Page
@@ -18,6 +19,7 @@ from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
 from ledger_sizer.model.tags import NO_TAGS, GivenTags, tags_of
 from ledger_sizer.model.units import decimal_text
+from ledger_sizer.wire.activity import drift_activity_from_json
 from ledger_sizer.wire.codec import page_from_json
 from ledger_sizer.wire.reconciliation import (
     drift_from_json,
@@ -73,6 +75,15 @@ def drifts(
         ),
     )  # fmt: skip
     return page
+
+
+def drift_activity(drift_id: int) -> Calls[DriftActivity]:
+    """Ask the exchange what explains a drift: what happened there since the last good run. Needs an admin key."""
+    _whole_number(drift_id, "drift_id", "a drift")
+    found: DriftActivity = yield Call(
+        "GET", f"/v1/drifts/{drift_id}/activity", lambda reply: value_of(reply, drift_activity_from_json)
+    )
+    return found
 
 
 def drift(drift_id: int) -> Calls[DriftReport]:

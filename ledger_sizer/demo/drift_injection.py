@@ -157,6 +157,11 @@ def _fill_late(actions: ExchangeActions) -> str:
     return "SOL"
 
 
+def _buy_option(actions: ExchangeActions) -> str:
+    actions.venue.option(_OPTION, Decimal(1))
+    return "BTC/USDC:USDC-311226-90000-C"
+
+
 def _forget_hold(actions: ExchangeActions) -> str:
     return str(actions.reserve("XRP", ttl_seconds=1, score="0.3").position_id)
 
@@ -168,6 +173,7 @@ def _withdraw_hold_funds(actions: ExchangeActions) -> str:
 
 
 _SMALL_QUANTITY = Decimal("0.05")
+_OPTION = "BTC-26DEC31-90000-C"
 
 INJECTIONS = (
     Injection(
@@ -205,9 +211,13 @@ INJECTIONS = (
     Injection(
         "the money for a hold is withdrawn", "balance_below_holds", _withdraw_hold_funds, ExchangeActions.return_usdt
     ),
+    Injection(
+        "an option is bought by hand", "unreadable", _buy_option,
+        lambda actions: actions.venue.option(_OPTION, Decimal(-1)),
+    ),
     Injection("a bot forgets its hold", "expired_hold", _forget_hold, lambda _: None),
 )  # fmt: skip
-"""One injection per kind of drift."""
+"""One injection per kind of drift, but `interest`: on so small an account it is dust."""
 
 
 @dataclass(slots=True)

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 from pydantic import SecretStr
 
 from ledger_sizer.client import LedgerClient
-from ledger_sizer.config import ExchangeAccountSettings
 from ledger_sizer.demo.bots import PORTFOLIO, log_line
 from ledger_sizer.exchanges.client import make_client
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
+from ledger_sizer.model.exchange_account import ExchangeAccountSettings
 from ledger_sizer.model.legs import OrderLeg
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.paper import PaperControl

@@ -7,23 +7,25 @@ of a part is named in the snapshot: see `positions` and `balances`.
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from ledger_sizer.config import ExchangeAccountSettings, ExchangeSettings
+from ledger_sizer.config import ExchangeSettings
+from ledger_sizer.exchanges.activity import ActivityReader
 from ledger_sizer.exchanges.balances import BalanceReader, BalancesRead
 from ledger_sizer.exchanges.client import error_text, make_client
 from ledger_sizer.exchanges.market_rules import market_rules_of
 from ledger_sizer.exchanges.positions import PositionReader, PositionsRead
 from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.exchanges.spot_prices import SpotPrices
+from ledger_sizer.exchanges.wallets import wallets_of
+from ledger_sizer.model.account_activity import Activity
 from ledger_sizer.model.errors import Unavailable
+from ledger_sizer.model.exchange_account import ExchangeAccountSettings
 from ledger_sizer.model.instruments import MarketRules
 from ledger_sizer.telemetry import get_logger
 
 log = get_logger(__name__)
-
-_WALLETS: dict[str, tuple[str, ...]] = {"binance": ("spot", "swap")}
-"""Exchanges with separate wallets for spot and derivatives. The balances of all wallets are added up."""
 
 _MARKETS_SECONDS_MAX = 3600
 """Markets are reloaded after this time: an outdated contract size would make every quantity wrong."""
@@ -44,10 +46,11 @@ class ExchangeAccount:
         self.margin_fraction = settings.margin_fraction
         self.bind_free_balance = settings.bind_free_balance
         self._client = make_client(settings)
-        wallets: tuple[str | None, ...] = settings.wallets or _WALLETS.get(settings.id, (None,))
+        self._without_secrets = settings.without_secrets
         self._positions = PositionReader(self._client, self._load_markets)
-        self._balances = BalanceReader(self._client, wallets)
+        self._balances = BalanceReader(self._client, wallets_of(settings))
         self._prices = SpotPrices(self._client)
+        self._activity = ActivityReader(self._client, wallets_of(settings))
         self._lock = threading.Lock()
         self._markets_loaded_at = float("-inf")
         self._markets_are_new = False
@@ -94,6 +97,19 @@ class ExchangeAccount:
             except Exception as error:  # noqa: BLE001 - ccxt's parsers may raise anything for an unexpected response
                 raise Unavailable(f"{self.venue} did not give its market rules: {error_text(error)}") from None
 
+    def activity(self, since_us: int, now_us: int, subject: str) -> Activity:
+        """Return what happened in one market or asset since a time. Never raises for a failure of the exchange.
+
+        subject: a market's unified name (`BTC/USDT:USDT`), or an asset (`BTC`).
+        """
+        with self._lock:
+            try:
+                self._load_old_markets()
+                found = self._activity.read(since_us, now_us, subject)
+            except Exception as error:  # noqa: BLE001 - ccxt's parsers may raise anything for an unexpected response
+                found = Activity(since_us, (), (f"nothing was read: {type(error).__name__}: {error_text(error)}",))
+            return replace(found, problems=tuple(self._problem(one) for one in found.problems))
+
     def close(self) -> None:
         """Close the connections. The account should not be used afterwards."""
         self._client.close()
@@ -108,7 +124,7 @@ class ExchangeAccount:
             return None
 
     def _problem(self, text: str) -> str:
-        return f"{self.venue} {self.account}: {text}"
+        return f"{self.venue} {self.account}: {self._without_secrets(text)}"
 
     def _read_positions(self) -> PositionsRead:
         if not self._positions.has_positions:

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
-from ledger_sizer.exchanges.client import carries_rows
 from ledger_sizer.exchanges.earn_names import earned_coin
 from ledger_sizer.exchanges.numbers_read import Unreadable, decimal_of, is_blank
 from ledger_sizer.exchanges.snapshot import UnreadRow, VenueBalance
+from ledger_sizer.exchanges.wallets import Wallet, read_wallets
 from ledger_sizer.model.asset_policies import DOLLARS
 from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.units import exact_arithmetic
@@ -30,9 +30,9 @@ class BalancesRead:
 
 
 class BalanceReader:
-    """Reads the balances of one account. wallets: ccxt's names of its wallets; None is the exchange's default."""
+    """Reads the balances of one account."""
 
-    def __init__(self, client: Any, wallets: tuple[str | None, ...]) -> None:
+    def __init__(self, client: Any, wallets: tuple[Wallet, ...]) -> None:
         self._client = client
         self._wallets = wallets
 
@@ -41,18 +41,13 @@ class BalanceReader:
         totals: dict[str, VenueBalance] = {}
         unread: dict[str, str] = {}
         problems: dict[str, None] = {}
-        for wallet in self._wallets:
-            response = self._client.fetch_balance({} if wallet is None else {"type": wallet})
-            if not carries_rows(self._client.id, self._client.last_response, empty=wallet is not None):
-                raise Unreadable("an answer without rows")
-            for asset in response.get("total", {}):
-                try:
-                    balance = self._parse(asset, response[asset], problems)
-                    totals[asset] = _add_balances(totals.get(asset), balance)
-                except Unreadable as error:
-                    if asset in DOLLARS:
-                        raise
-                    unread[asset] = str(error)
+        for asset, row in read_wallets(self._client, self._wallets):
+            try:
+                totals[asset] = _add_balances(totals.get(asset), self._parse(asset, row, problems))
+            except Unreadable as error:
+                if asset in DOLLARS:
+                    raise
+                unread[asset] = str(error)
         held = [totals[asset] for asset in sorted(totals) if totals[asset].total or totals[asset].used]
         markets = self._client.markets or {}
         coins = {one.get("base") for one in markets.values()} | {*DOLLARS}

@@ -6,13 +6,12 @@ positions; they also find none in JSON that lacks its rows.
 """
 
 import re
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from ledger_sizer.config import ExchangeAccountSettings
+from ledger_sizer.exchanges.requirements import client_options, require_usable
 from ledger_sizer.model.errors import InvalidRequest
+from ledger_sizer.model.exchange_account import CREDENTIALS, ExchangeAccountSettings
 
 _MARKET_TYPES = {
     "bybit": ["spot", "linear", "inverse"],
@@ -35,28 +34,39 @@ _RETRY_DELAY_MS = 500
 def make_client(settings: ExchangeAccountSettings) -> Any:
     """Return a synchronous ccxt client for this account.
 
-    Its calls raise ccxt's own errors. `last_response` is the JSON of the newest response, None if it was incomplete.
-    Raises `InvalidRequest` for an exchange that ccxt does not know, and where ccxt is not installed.
+    Its calls raise ccxt's own errors. `last_response` is the JSON of the newest response, None if it was incomplete;
+    `last_path` where the newest request went, as text, `last_request` with its parameters. Raises `InvalidRequest` for
+    settings with which the account cannot be read, and where ccxt is not installed.
     """
-    require_known(settings.id)
+    require_usable(settings)
 
     import ccxt
 
-    client = _checked_class(getattr(ccxt, settings.id))(
+    kind = getattr(ccxt, settings.id)
+    own, options = client_options(settings)
+    for name in options:
+        if hasattr(kind, name) and not callable(getattr(kind, name)):
+            raise InvalidRequest(f"EXCHANGE_OPTIONS may not set {name}, which is no option of ccxt", field="options")
+    given = {CREDENTIALS[name]: value for name, value in settings.given.items()}
+    sandbox = [options.pop(name, False) for name in ("sandbox", "testnet")]
+    client = _checked_class(kind)(
         {
-            "apiKey": _secret(settings.api_key),
-            "secret": _secret(settings.api_secret),
-            "password": _secret(settings.password),
+            "apiKey": "", "secret": "", "password": "", **given, **own,
             "timeout": settings.timeout_seconds * 1000,
             "enableRateLimit": True,
             "options": {
+                **options,
                 # ccxt retries after a network error or a rate limit, which is safe: only read calls are made here.
                 "maxRetriesOnFailure": settings.retries_max,
                 "maxRetriesOnFailureDelay": _RETRY_DELAY_MS,
                 "fetchMargins": False,
             },
         }
-    )
+    )  # fmt: skip
+    if any(sandbox):
+        if not client.urls.get("test"):
+            raise InvalidRequest(f"EXCHANGE_OPTIONS: ccxt knows no sandbox of {settings.id}", field="options")
+        client.set_sandbox_mode(True)
     client.number = str
     if settings.id in _CODES_ARE_IDS:
         client.has["fetchCurrencies"] = False
@@ -65,24 +75,6 @@ def make_client(settings: ExchangeAccountSettings) -> Any:
     if settings.base_url is not None:
         client.urls["api"] = _with_base_url(client.urls["api"], settings.base_url.rstrip("/"))
     return client
-
-
-def require_known(exchange_id: str) -> None:
-    """Raise `InvalidRequest` if ccxt is not installed or does not know the exchange. Does not import ccxt."""
-    found = find_spec("ccxt")
-    if found is None or not found.submodule_search_locations:
-        raise InvalidRequest("exchanges need ccxt: pip install 'ledger-sizer[exchanges]'", field="id")
-    # ccxt has one file per exchange, named by its id.
-    (folder, *_) = found.submodule_search_locations
-    names = sorted(path.stem for path in Path(folder).glob("[a-z]*.py"))
-    if exchange_id not in names:
-        near = [name for name in names if name.startswith(exchange_id[:3].lower())]
-        hint = f"; did you mean one of {', '.join(near[:5])}?" if near else ""
-        raise InvalidRequest(f"ccxt has no exchange {exchange_id!r}{hint}", field="id")
-
-
-def _secret(value: Any) -> str:
-    return "" if value is None else str(value.get_secret_value())
 
 
 def _checked_class(kind: Any) -> Any:
@@ -96,6 +88,15 @@ def _checked_class(kind: Any) -> Any:
     class CheckedExchange(kind):  # type: ignore[misc]
         last_response: Any = None
         currencies_problem: str | None = None
+        last_path: str = ""
+        last_request: str = ""
+
+        def request(
+            self, path: str, api: Any = "public", method: str = "GET", params: Any = None, *rest: Any, **more: Any
+        ) -> Any:
+            self.last_path = f"{method} {api} {path}"
+            self.last_request = f"{self.last_path} {params}"
+            return super().request(path, api, method, params or {}, *rest, **more)
 
         def fetch_currencies(self, params: Any = None) -> Any:
             self.currencies_problem = None
@@ -146,22 +147,3 @@ def _with_base_url(entry: Any, base_url: str) -> Any:
     if isinstance(entry, dict):
         return {name: _with_base_url(value, base_url) for name, value in entry.items()}
     return base_url + urlsplit(entry).path if isinstance(entry, str) else entry
-
-
-def carries_rows(venue: str, response: Any, *, empty: bool = True) -> bool:
-    """Whether a response about positions or balances contains its list of rows. empty: whether that may be empty.
-
-    Checked for Bybit, Binance and OKX. For other exchanges complete JSON has to suffice.
-    """
-    rows: Any = response
-    if venue == "bybit":
-        result = response.get("result") if isinstance(response, dict) else None
-        rows = result.get("list") if isinstance(result, dict) else None
-    elif venue == "okx":
-        rows = response.get("data") if isinstance(response, dict) else None
-    elif venue == "binance":
-        if isinstance(response, dict):
-            rows = response.get("balances", response.get("assets"))
-    else:
-        return True
-    return isinstance(rows, list) and (empty or bool(rows))

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
 
-from ledger_sizer.exchanges.client import carries_rows, error_text
+from ledger_sizer.exchanges.client import error_text
 from ledger_sizer.exchanges.market_rules import contract_size_of, named_base_of
 from ledger_sizer.exchanges.numbers_read import Unreadable, decimal_of, is_blank, is_nothing, price_of
 from ledger_sizer.exchanges.position_calls import PositionCall, families_not_asked, is_of_family, position_calls
+from ledger_sizer.exchanges.response_rows import carries_rows
 from ledger_sizer.exchanges.snapshot import UnreadRow, VenuePosition, rounded_price
 from ledger_sizer.model.asset_policies import DOLLARS
 from ledger_sizer.model.market_names import coins_of_symbol, split_factor
@@ -30,6 +31,9 @@ _PROFIT_IN_BALANCE = frozenset({
     "hyperliquid", "krakenfutures", "myokx", "okx", "okxus",
 })  # fmt: skip
 """Exchanges of which ccxt returns the equity as the total of a balance (read in ccxt 4.5.90)."""
+
+_HAS_NO_SUCH_ACCOUNT = "USER_NOT_FOUND"
+"""What Gate answers about a product for which this user never opened an account: there is nothing in it."""
 
 _AN_OPTION = "an option: its quantity in coins is not fixed"
 
@@ -111,6 +115,8 @@ class PositionReader:
             try:
                 rows += [(call, row) for row in self._pages(call) if not _is_no_position(row)]
             except Exception as error:
+                if _HAS_NO_SUCH_ACCOUNT in str(error):
+                    continue
                 if call.family == "linear":
                     raise
                 refused = _is_refusal(error)

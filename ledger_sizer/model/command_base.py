@@ -1,6 +1,7 @@
 """Base classes of the commands, what declares a verb, and the kinds of argument that only commands have."""
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -56,6 +57,7 @@ SYSTEM_KEY_PREFIX = "ledger:"
 """Prefix of the keys of the ledger's own commands (expiries); refused from callers."""
 
 SCOPE_PATTERN = rf"^({PORTFOLIO_SCOPE}|{TAG_NAME}=.{{1,128}})$"
+ACCOUNT_SCOPE_PATTERN = r"^account=[^/]{1,64}/.{1,63}$"
 MOMENT_PATTERN = (
     r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})$"
 )  # fmt: skip
@@ -158,6 +160,13 @@ def _each_from_json(read: Callable[[Mapping[str, Any]], T]) -> Callable[[Sequenc
     return read_all
 
 
+def _account_scope(value: object, name: str) -> str:
+    scope = scope_name(value)
+    if not re.match(ACCOUNT_SCOPE_PATTERN, scope):
+        raise InvalidRequest(f"{name} must be an exchange account, like account=bybit/main, got {scope!r}", field=name)
+    return scope
+
+
 KEY = Kind(name="key", check=_checked_key, length=(1, KEY_LENGTH_MAX), examples=("cycle-17/BTC",))
 PORTFOLIO = Kind(name="portfolio", check=portfolio_name, pattern=PORTFOLIO_PATTERN, examples=("main",), metavar="NAME")
 PORTFOLIO_OR_DESK = Kind(
@@ -175,6 +184,10 @@ POSITION = Kind(
 SCOPE = Kind(
     name="scope", check=lambda value, _: scope_name(value), pattern=SCOPE_PATTERN,
     examples=("portfolio", "venue=bybit"), metavar="SCOPE",
+)  # fmt: skip
+ACCOUNT_SCOPE = Kind(
+    name="account_scope", check=_account_scope, pattern=ACCOUNT_SCOPE_PATTERN,
+    examples=("account=bybit/main",), metavar="SCOPE",
 )  # fmt: skip
 TAGS = Kind(
     name="tags", check=lambda value, _: tags_of(value), text=lambda tags: tags.text, to_json=Tags.to_json,

@@ -28,6 +28,7 @@ from ledger_sizer.model.arguments import (
 )
 from ledger_sizer.model.choices import HaltMode
 from ledger_sizer.model.command_base import (
+    ACCOUNT_SCOPE,
     DECLARED,
     DESK_OR_PORTFOLIO,
     MOMENT,
@@ -47,7 +48,7 @@ from ledger_sizer.model.position_commands import Reprice as Reprice
 from ledger_sizer.model.position_commands import Reserve as Reserve
 from ledger_sizer.model.position_commands import Retag as Retag
 from ledger_sizer.model.scope_settings import ScopeSettings
-from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_account_scope, is_default_scope
+from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_default_scope
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import E8, exact_arithmetic, usd_ceil_e8, usd_floor_e8
 
@@ -273,8 +274,8 @@ class Reconciled(ScopeCommand):
 @verb(
     "account_seen", role="admin", call="POST /v1/portfolios/{portfolio}/accounts",
     examples=(
-        "account_seen --scope account=bybit/main --fresh-until 2030-01-31T12:00:00Z --free 1200.5",
-        "account_seen --scope account=bybit/old --gone",
+        "account-seen --scope account=bybit/main --fresh-until 2030-01-31T12:00:00Z --free 1200.5",
+        "account-seen --scope account=bybit/old --gone",
     ),
 )  # fmt: skip
 class AccountSeen(ScopeCommand):
@@ -284,6 +285,7 @@ class AccountSeen(ScopeCommand):
     is free in it, less what grants and fills use of that until it is seen again (`free_balance`).
     """
 
+    scope: Annotated[str, Argument(ACCOUNT_SCOPE, "The account, like account=bybit/main.")]
     fresh_until: Annotated[
         datetime | NotGiven | None, Argument(MOMENT, "The end of the trust in it; none (null) trusts it without end.")
     ] = NOT_GIVEN
@@ -303,13 +305,6 @@ class AccountSeen(ScopeCommand):
         Decimal | NotGiven, Argument(NOT_NEGATIVE, "Fraction of a contract's value that it needs.", metavar="FRACTION")
     ] = NOT_GIVEN
     gone: Annotated[bool, Argument(FLAG, "It belongs to the portfolio no more.")] = False
-
-    def _check_together(self) -> None:
-        ScopeCommand._check_together(self)
-        if not is_account_scope(self.scope):
-            raise InvalidRequest(
-                f"scope must be an exchange account, like account=bybit/main, got {self.scope!r}", field="scope"
-            )
 
     def request_text(self) -> str:
         """Return canonical JSON: what nobody knows or that has no end is null, what is not given is absent."""
@@ -337,7 +332,7 @@ class AccountSeen(ScopeCommand):
 
 @verb(
     "equity_seen", role="admin", call="POST /v1/portfolios/{portfolio}/equity",
-    examples=("equity_seen --equity 12500 --note 'read by hand'",),
+    examples=("equity-seen --equity 12500 --note 'read by hand'",),
 )  # fmt: skip
 class EquitySeen(ScopeCommand):
     """Say the equity that a scope's cap follows, as the reconciliation does (see `share_of_equity` of `set_cap`).

@@ -10,6 +10,7 @@ from decimal import Decimal
 from typing import Literal, get_args
 
 from ledger_sizer.model.units import exact_arithmetic
+from ledger_sizer.paper.journal import Journal
 from ledger_sizer.paper.markets import QUOTE, Market
 
 LEVERAGE = 10
@@ -82,8 +83,8 @@ class Account:
     wallets: units by asset, below 0 for a debt; the same wallet for all markets where the exchange unifies them.
     isolated: positions with margin of their own, beside those in `positions`; of a spot market: margin trades at OKX.
     options: contracts by the exchange's own name. fee_asset: pays the fees while there is enough of it.
-    blank_sides: list the empty side of a hedged market with blank fields (Bybit). stale_copy: what the owner sees
-    while stale data is served.
+    blank_sides: list the empty side of a hedged market with blank fields (Bybit). journal: what happened. stale_copy:
+    what the owner sees while stale data is served.
     """
 
     api_key: str
@@ -97,6 +98,7 @@ class Account:
     orders: dict[str, Order] = field(default_factory=dict)
     fee_asset: str | None = None
     blank_sides: bool = False
+    journal: Journal = field(default_factory=Journal)
     stale_copy: "Account | None" = None
 
     def visible(self) -> "Account":

@@ -1,16 +1,18 @@
 """Executes the actions of `POST /paper/{venue}/{action}`: deposits, manual trades, delistings, price moves, faults."""
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
 
 from ledger_sizer.model.market_names import parse_symbol
 from ledger_sizer.paper import events
-from ledger_sizer.paper.accounts import WALLETS, Account, Position, RequestRefused, Slot
+from ledger_sizer.paper.accounts import WALLETS, Account, Position, RequestRefused, Slot, now_ms
 from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_PASSPHRASE, DEFAULT_SECRET
 from ledger_sizer.paper.exchange import PaperExchange
 from ledger_sizer.paper.faults import Fault, Faults
 from ledger_sizer.paper.http import decimal_of, text_of
+from ledger_sizer.paper.journal import Cause
 from ledger_sizer.paper.markets import QUOTE, Market
 
 Action = Callable[[PaperExchange, Faults, Mapping[str, Any]], object]
@@ -107,8 +109,29 @@ def _deposit(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) 
     name = form.get("wallet", "spot")
     if name not in WALLETS:
         raise RequestRefused("bad_request", f"no wallet {name!r}; there are {', '.join(WALLETS)}")
-    wallet = _account(exchange, form).wallet(name)
-    wallet[str(form.get("asset", QUOTE))] += decimal_of(form, "quantity")
+    account, asset, quantity = _account(exchange, form), str(form.get("asset", QUOTE)), decimal_of(form, "quantity")
+    account.wallet(name)[asset] += quantity
+    account.journal.move(now_ms(), "deposit" if quantity > 0 else "withdrawal", asset, quantity, target=name)
+
+
+def _transfer(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
+    source, target = form.get("source"), form.get("target")
+    if source not in WALLETS or target not in WALLETS or source == target:
+        raise RequestRefused("bad_request", f"source and target must be two of {', '.join(WALLETS)}")
+    account = _account(exchange, form)
+    events.transfer(account, str(form.get("asset", QUOTE)), decimal_of(form, "quantity"), source, target)
+
+
+def _funding(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
+    events.pay_funding(exchange, _account(exchange, form), _swap(exchange, form), decimal_of(form, "quantity"))
+
+
+def _move(
+    exchange: PaperExchange, account: Account, market: Market, slot: Slot, signed: Decimal, cause: Cause = "hand",
+    *, isolated: bool = False,
+) -> None:  # fmt: skip
+    exchange.move_position(account, market, slot, signed, isolated=isolated)
+    account.journal.trade(now_ms(), market, signed, exchange.prices[market.base], cause)
 
 
 def _open(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
@@ -117,16 +140,16 @@ def _open(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> 
         raise RequestRefused("bad_request", f"side must be long or short, got {form.get('side')!r}")
     quantity = decimal_of(form, "quantity")
     signed = quantity if form["side"] == "long" else -quantity
-    exchange.move_position(account, market, _slot(account, form), signed, isolated=_isolated(form))
+    _move(exchange, account, market, _slot(account, form), signed, isolated=_isolated(form))
 
 
-def _close(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
+def _close(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any], cause: Cause = "hand") -> None:
     account, market = _account(exchange, form), _swap(exchange, form)
     slot = _slot(account, form)
     held = _held(account, market, slot, form)
     quantity = decimal_of(form, "quantity") if "quantity" in form else abs(held.quantity)
     signed = quantity if held.quantity < 0 else -quantity
-    exchange.move_position(account, market, slot, signed, isolated=_isolated(form))
+    _move(exchange, account, market, slot, signed, cause, isolated=_isolated(form))
 
 
 def _liquidate(exchange: PaperExchange, faults: Faults, form: Mapping[str, Any]) -> None:
@@ -134,7 +157,7 @@ def _liquidate(exchange: PaperExchange, faults: Faults, form: Mapping[str, Any])
     account, market = _account(exchange, form), _swap(exchange, form)
     wallet = exchange.wallet_of(market)
     margin_before = exchange.margins(account, wallet)[market.money]
-    _close(exchange, faults, {name: value for name, value in form.items() if name != "quantity"})
+    _close(exchange, faults, {name: value for name, value in form.items() if name != "quantity"}, "liquidation")
     account.wallet(wallet)[market.money] -= margin_before - exchange.margins(account, wallet)[market.money]
     for order in account.orders.values():
         if order.market == market and order.state == "open":
@@ -146,25 +169,34 @@ def _flip(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> 
     held = account.positions.get((market.symbol, "net"))
     if held is None:
         raise RequestRefused("bad_request", f"there is no one-way position in {market.symbol} to turn")
-    exchange.move_position(account, market, "net", -2 * held.quantity)
+    _move(exchange, account, market, "net", -2 * held.quantity)
 
 
 def _list(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
     """List a market, or list it anew with other rules."""
-    names = parse_symbol(str(form.get("symbol")))
-    if names is None or names.kind == "future":
-        raise RequestRefused("bad_request", f"symbol {form.get('symbol')!r} is no spot or perpetual of ccxt's form")
+    symbol = str(form.get("symbol"))
+    names = parse_symbol(symbol)
+    if names is None:
+        raise RequestRefused("bad_request", f"symbol {symbol!r} is no spot, perpetual or dated market of ccxt's form")
     step, price = decimal_of(form, "step"), decimal_of(form, "price")
     if step <= 0 or price <= 0:
         raise RequestRefused("bad_request", f"step and price must be above 0, got {step} and {price}")
     otherwise = {"max_qty": step * 10_000_000, "min_notional": Decimal(0), "contract_size": Decimal(1)}
     given = {name: decimal_of(form, name) if name in form else value for name, value in otherwise.items()}
-    exchange.markets[str(form["symbol"])] = Market(
-        str(form["symbol"]), str(form["id"]), names.base, "spot" if names.kind == "spot" else "swap", step, step,
+    exchange.markets[symbol] = Market(
+        symbol, str(form["id"]), names.base, "spot" if names.kind == "spot" else "swap", step, step,
         max_qty=given["max_qty"], max_market_qty=given["max_qty"], min_notional=given["min_notional"],
         tick=price.scaleb(-5).normalize(), contract_size=given["contract_size"], quote=names.quote,
+        inverse=names.settle == names.base, delivery_ms=_delivery_ms(symbol) if names.kind == "future" else None,
     )  # fmt: skip
+    exchange.ended.pop(symbol, None)
     exchange.prices[names.base] = price
+
+
+def _delivery_ms(symbol: str) -> int:
+    """Return when a dated market is delivered: at 08:00 UTC of its date."""
+    day = datetime.strptime(symbol.rpartition("-")[2], "%y%m%d").replace(hour=8, tzinfo=UTC)
+    return int(day.timestamp()) * 1000
 
 
 def _delist(exchange: PaperExchange, _faults: Faults, form: Mapping[str, Any]) -> None:
@@ -248,6 +280,8 @@ def _clear_faults(_book: PaperExchange, faults: Faults, _form: Mapping[str, Any]
 ACTIONS: Mapping[str, Action] = {
     "account": _open_account,
     "deposit": _deposit,
+    "transfer": _transfer,
+    "funding": _funding,
     "open": _open,
     "close": _close,
     "liquidate": _liquidate,

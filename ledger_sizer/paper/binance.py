@@ -24,6 +24,7 @@ from ledger_sizer.paper.http import (
 from ledger_sizer.paper.markets import Market
 from ledger_sizer.paper.options import binance_options
 from ledger_sizer.paper.tickers import binance_tickers
+from ledger_sizer.paper.told import binance_activity
 
 _CODES = {
     "key": (401, -2015, "Invalid API-key, IP, or permissions for action."),
@@ -32,6 +33,7 @@ _CODES = {
     "time": (400, -1021, "Timestamp for this request is outside of the recvWindow."),
     "rate_limit": (429, -1003, "Too many requests; current limit is 1200 request weight per 1 MINUTE."),
     "outage": (503, -1001, "Internal error; unable to process your request. Please try again."),
+    "forbidden": (401, -2015, "Invalid API-key, IP, or permissions for action."),
     "maintenance": (503, 1, "System is under maintenance."),
     "insufficient": (400, -2010, "Account has insufficient balance for requested action."),
     "margin": (400, -2019, "Margin is insufficient."),
@@ -83,6 +85,7 @@ class Binance:
             ("GET", "/dapi/v2/leverageBracket"): self._brackets,
             ("GET", "/dapi/v1/positionRisk"): self._positions,
             ("GET", "/eapi/v1/position"): lambda account, _request: binance_options(account.visible()),
+            **binance_activity(),
         }
         for path in ("/api/v3/order", "/fapi/v1/order"):
             self.private = {

@@ -21,6 +21,7 @@ from ledger_sizer.paper.http import (
 from ledger_sizer.paper.markets import Market
 from ledger_sizer.paper.options import bybit_options
 from ledger_sizer.paper.tickers import bybit_tickers
+from ledger_sizer.paper.told import bybit_activity
 
 PAGE_ROWS = 200
 """Maximum number of positions in one response."""
@@ -32,6 +33,7 @@ _CODES = {
     "time": (10002, "invalid request, please check your server timestamp or recv_window param"),
     "rate_limit": (10006, "Too many visits. Exceeded the API Rate Limit."),
     "outage": (10016, "Server error."),
+    "forbidden": (10005, "Permission denied, please check your API key permissions."),
     "maintenance": (10016, "Service is under maintenance. Please try again later."),
     "insufficient": (170131, "Insufficient balance."),
     "margin": (110007, "ab not enough for new order"),
@@ -74,6 +76,7 @@ class Bybit:
             ("POST", "/v5/order/cancel"): self._cancel,
             ("GET", "/v5/order/realtime"): self._orders,
             ("GET", "/v5/order/history"): self._orders,
+            **bybit_activity(_success, _category),
         }
 
     def account(self, request: ExchangeRequest) -> Account:

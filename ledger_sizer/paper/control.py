@@ -40,6 +40,14 @@ class PaperControl:
         """
         self._post("deposit", asset=asset, quantity=str(quantity), wallet=wallet)
 
+    def transfer(self, asset: str, quantity: Decimal, source: str, target: str) -> None:
+        """Move units of an asset from one wallet to another (`accounts.WALLETS`)."""
+        self._post("transfer", asset=asset, quantity=str(quantity), source=source, target=target)
+
+    def funding(self, symbol: str, quantity: Decimal) -> None:
+        """Pay funding of a market in its money: to the account, below 0 by it."""
+        self._post("funding", symbol=symbol, quantity=str(quantity))
+
     def open(self, symbol: str, side: str, quantity: Decimal, margin: str = "cross") -> None:
         """Open or add to a position by hand, as a user of the exchange's website would.
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 from decimal import Decimal
 
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.paper.accounts import Account, Position, RequestRefused, Slot
+from ledger_sizer.paper.accounts import Account, Position, RequestRefused, Slot, Wallet, now_ms
 from ledger_sizer.paper.exchange import PaperExchange
 from ledger_sizer.paper.markets import Market
 
@@ -97,4 +97,26 @@ def deleverage(
     if held is None or not 0 < quantity <= abs(held.quantity):
         raise RequestRefused("bad_request", f"there is no position in {symbol} of {quantity} or more")
     signed = -quantity if held.quantity > 0 else quantity
-    exchange.move_position(account, exchange.market_of(symbol), slot, signed, isolated=isolated)
+    market = exchange.market_of(symbol)
+    account.journal.trade(now_ms(), market, signed, exchange.prices[market.base], "deleveraging")
+    exchange.move_position(account, market, slot, signed, isolated=isolated)
+
+
+def transfer(account: Account, asset: str, quantity: Decimal, source: Wallet, target: Wallet) -> None:
+    """Move units from one wallet of the account to another."""
+    if quantity <= 0 or account.wallet(source)[asset] < quantity:
+        raise RequestRefused(
+            "bad_request", f"{source} has {account.wallet(source)[asset]} {asset}, {quantity} asked for"
+        )
+    with exact_arithmetic():
+        account.wallet(source)[asset] -= quantity
+        account.wallet(target)[asset] += quantity
+    # Exchanges list the change of the trading wallet, which one that comes from funding raises.
+    account.journal.move(now_ms(), "transfer", asset, quantity if source == "funding" else -quantity, source, target)
+
+
+def pay_funding(exchange: PaperExchange, account: Account, market: Market, quantity: Decimal) -> None:
+    """Pay funding of a market in its money: to the account, below 0 by it."""
+    with exact_arithmetic():
+        account.wallet(exchange.wallet_of(market))[market.money] += quantity
+    account.journal.move(now_ms(), "funding", market.money, quantity, market=market)

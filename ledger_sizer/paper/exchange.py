@@ -236,6 +236,9 @@ class PaperExchange:
                 order.fee_asset, fee = account.fee_asset, paid
             wallet[order.fee_asset] -= fee
             order.fee += fee
+        account.journal.trade(
+            order.updated_ms, order.market, signed_quantity, price, "order", order.id, fee, order.fee_asset
+        )
 
     def move_position(
         self, account: Account, market: Market, slot: Slot, signed_quantity: Decimal, *, isolated: bool = False

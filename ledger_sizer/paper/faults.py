@@ -11,7 +11,7 @@ from starlette.responses import Response
 from ledger_sizer.paper.accounts import RequestRefused
 from ledger_sizer.paper.http import Dialect, ExchangeRequest, ExchangeResponse
 
-FaultKind = Literal["rate_limit", "outage", "timeout", "half", "hollow", "lost_answer"]
+FaultKind = Literal["rate_limit", "outage", "forbidden", "timeout", "half", "hollow", "lost_answer"]
 FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 
 
@@ -19,9 +19,10 @@ FAULT_KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 class Fault:
     """A fault of the next `times` requests (None: until cleared) whose path contains `path`.
 
-    rate_limit, outage: the exchange's own error; the request is not executed. timeout: no answer, and after `seconds`
-    the connection ends; not executed. half: executed, the answer is cut in the middle. hollow: executed, the answer is
-    valid JSON without its rows. lost_answer: executed, and after `seconds` the connection ends without an answer.
+    rate_limit, outage, forbidden (to this key): the exchange's own error; the request is not executed. timeout: no
+    answer, and after `seconds` the connection ends; not executed. half: executed, the answer is cut in the middle.
+    hollow: executed, the answer is valid JSON without its rows. lost_answer: executed, and after `seconds` the
+    connection ends without an answer.
     """
 
     kind: FaultKind
@@ -67,7 +68,7 @@ async def respond_with_fault(
 ) -> Response:
     """Execute a request with `handle`, and return its response as the fault changes it. Raises `LostConnection`."""
     kind = fault.kind if fault else None
-    if kind in ("rate_limit", "outage"):
+    if kind in ("rate_limit", "outage", "forbidden"):
         return _response(dialect.refusal(RequestRefused(str(kind), "injected"), request.path))
     if fault and kind == "timeout":
         await asyncio.sleep(fault.seconds)

@@ -24,6 +24,7 @@ from ledger_sizer.paper.http import (
 from ledger_sizer.paper.markets import Market
 from ledger_sizer.paper.options import okx_options
 from ledger_sizer.paper.tickers import okx_tickers
+from ledger_sizer.paper.told import okx_activity
 
 _CODES = {
     "key": (401, "50111", "Invalid OK-ACCESS-KEY"),
@@ -32,6 +33,7 @@ _CODES = {
     "time": (401, "50102", "Timestamp request expired"),
     "rate_limit": (429, "50011", "Too Many Requests"),
     "outage": (503, "50026", "System error. Try again later"),
+    "forbidden": (401, "50120", "This API key doesn't have permission to use this function"),
     "maintenance": (503, "50001", "Service temporarily unavailable. Try again later"),
     "bad_request": (400, "51000", "Parameter error"),
     "unknown_symbol": (200, "51001", "Instrument ID does not exist"),
@@ -76,6 +78,7 @@ class Okx:
             ("POST", "/api/v5/trade/batch-orders"): self._create_batch,
             ("POST", "/api/v5/trade/cancel-order"): self._cancel,
             ("GET", "/api/v5/trade/order"): self._order,
+            **okx_activity(_success, _type),
         }
 
     def account(self, request: ExchangeRequest) -> Account:

@@ -14,7 +14,7 @@ from sqlalchemy import Engine, delete, func, select, update
 
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.errors import InvalidRequest
-from ledger_sizer.reconcile.outbox import alert_events
+from ledger_sizer.reconcile.outbox import told_drifts
 from ledger_sizer.storage.database import database_now_us, read_transaction, write_transaction
 from ledger_sizer.storage.tables import AlertRow
 from ledger_sizer.telemetry import get_logger
@@ -37,8 +37,8 @@ _PAUSE_SECONDS_MAX = 60
 class Alerts:
     """Logs what runs found, and delivers alerts to the webhook. Pass `observe` to a `Reconciler`.
 
-    The webhook gets `{"event": ..., "drift": {...}}` or `{"event": ..., "run": {...}}`, signed with HMAC-SHA256 of its
-    bytes under `webhook_secret`, in hex. Several processes may deliver; each claims an alert before it sends it.
+    The webhook gets JSON with `event` and `text` (see `alert_texts`), signed with HMAC-SHA256 of its bytes under
+    `webhook_secret`, in hex. Several processes may deliver; each claims an alert before it sends it.
     Raises `InvalidRequest` for a `webhook_url` that nothing can be posted to.
     """
 
@@ -61,9 +61,11 @@ class Alerts:
 
     def observe(self, report: "Report") -> None:
         """Log the changes of a run, and deliver its alerts now."""
-        for event, drift in alert_events(report.confirmed, report.resolved, self._settings):
-            level = log.info if event == "drift_resolved" else log.warning
-            level(f"reconcile.{event}", drift=drift.id, portfolio=drift.portfolio, kind=drift.kind, detail=drift.detail)
+        confirmed, ended = told_drifts(report.confirmed, report.resolved, self._settings)
+        for event, drifts, level in (("confirmed", confirmed, log.warning), ("resolved", ended, log.info)):
+            for one in drifts:
+                said = {"drift": one.id, "portfolio": one.portfolio, "kind": one.kind, "detail": one.detail}
+                level(f"reconcile.drift_{event}", **said)
         if report.run.outcome != "good":
             log.warning("reconcile.run_not_good", portfolio=report.run.portfolio, fetched=report.run.fetched)
         self.start()

@@ -100,7 +100,7 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
         ):
             writer.resolve(drift, "not there any more")
     changes = writer.write(connection)
-    enqueue_alerts(connection, run, changes.confirmed, changes.resolved, settings)
+    enqueue_alerts(connection, run, changes.confirmed, changes.resolved, changes.live, settings)
     return changes
 
 

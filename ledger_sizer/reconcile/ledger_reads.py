@@ -28,8 +28,8 @@ _BATCH_ROWS = 100
 _LOOKBACK = 20_000
 """Positions that are searched for the last price of an asset, and for released holds."""
 
-_FILLS = ("confirm", "fill", "adopt")
-MOVED_BY = (*_FILLS, "release")
+FILLS = ("confirm", "fill", "adopt")
+MOVED_BY = (*FILLS, "release")
 """Commands that change what a position holds."""
 
 KEEP_KEY = "drift:%:keep:%"
@@ -101,7 +101,7 @@ def read_moves(
                     continue
                 moves.last[number] = max((seq, decided_us), moves.last.get(number, (0, 0)))
                 if decided_us > settled_us:
-                    moved = moves.filled if command in _FILLS else moves.closed
+                    moved = moves.filled if command in FILLS else moves.closed
                     moved[number] = moved.get(number, Decimal(0)) + Decimal(quantity)
     return moves
 

@@ -5,11 +5,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import cast
 
 from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
 from ledger_sizer.ledger.ledger import Ledger
+from ledger_sizer.model.account_activity import DriftActivity
 from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.caller import RECONCILE, calling_as
 from ledger_sizer.model.choices import Trigger
@@ -19,6 +21,7 @@ from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
+from ledger_sizer.reconcile.drift_activity import AskedAccount, drift_activity
 from ledger_sizer.reconcile.effects import Effects
 from ledger_sizer.reconcile.inspection import (
     Clock,
@@ -130,6 +133,12 @@ class Reconciler:
         if failed is not None:
             raise failed
         return reports
+
+    def activity(self, drift_id: object) -> DriftActivity:
+        """Ask the exchange what explains a drift. See `drift_activity`."""
+        accounts = cast("Sequence[AskedAccount]", self.inspector.accounts)
+        quote_assets = self._settings.reconcile.quote_assets
+        return drift_activity(self._engine, accounts, drift_id, self._now_us, quote_assets)
 
     def begin_trust(self) -> None:
         """At start-up: let a portfolio that was never reconciled grant for one `stale_after_seconds`.

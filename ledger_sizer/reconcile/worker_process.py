@@ -21,10 +21,12 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ledger_sizer.config import AppSettings, ExchangeAccountSettings, ExchangeSettings
+from ledger_sizer.config import AppSettings, ExchangeSettings
 from ledger_sizer.exchanges.accounts import open_accounts
-from ledger_sizer.exchanges.client import require_known
+from ledger_sizer.exchanges.requirements import require_usable
+from ledger_sizer.model.account_activity import Activity
 from ledger_sizer.model.errors import Closed, LedgerError, Unavailable
+from ledger_sizer.model.exchange_account import ExchangeAccountSettings
 from ledger_sizer.model.instruments import MarketRules
 from ledger_sizer.reconcile.inspection import Inspection, InspectionFailed, InspectionRequest, LocalInspector
 from ledger_sizer.storage.database import make_engine
@@ -36,6 +38,7 @@ OpenAccounts = Callable[[ExchangeSettings], Sequence[Any]]
 
 _NICENESS = 19
 _INSTRUMENTS_SECONDS_MAX = 300.0
+_ACTIVITY_SECONDS_MAX = 60.0
 _EXIT_SECONDS_MAX = 2.0
 _THREADS = 8
 
@@ -44,13 +47,13 @@ class WorkerInspector:
     """Inspector that works in a process of its own. It starts with the first request, and again after a failure.
 
     url: of the ledger's database. open_accounts: picklable function that opens the accounts in that process.
-    Raises `InvalidRequest` for an exchange that ccxt does not know.
+    Raises `InvalidRequest` for an account that cannot be read with its settings.
     """
 
     def __init__(self, url: str, settings: AppSettings, open_accounts: OpenAccounts = open_accounts) -> None:
         accounts = settings.exchange.every()
         for account in accounts:
-            require_known(account.id)
+            require_usable(account)
         self.accounts = tuple(WorkerAccount(self, account) for account in accounts)
         self._startup = (open_accounts, url, settings)
         self._lock = threading.Lock()
@@ -62,8 +65,8 @@ class WorkerInspector:
         inspection: Inspection = self.call("inspect", request, seconds_max=seconds_max)
         return inspection
 
-    def call(self, name: str, *arguments: object, seconds_max: float) -> Any:
-        """Send a request and wait for its result.
+    def call(self, name: str, *arguments: object, seconds_max: float, kill_late: bool = True) -> Any:
+        """Send a request and wait for its result. kill_late: whether the process ends when it does not respond in time.
 
         Raises `InspectionFailed`, `Closed`, or the `LedgerError` that the process raised.
         """
@@ -72,7 +75,8 @@ class WorkerInspector:
             return process.send(name, arguments).result(seconds_max)
         except TimeoutError:
             late = InspectionFailed(f"the process that looks at the exchange did not answer within {seconds_max:.0f} s")
-            process.kill(late)
+            if kill_late:
+                process.kill(late)
             raise late from None
 
     @property
@@ -117,6 +121,17 @@ class WorkerAccount:
         except InspectionFailed as error:
             raise Unavailable(f"the market rules of {self.venue} were not loaded: {error}") from None
         return rules
+
+    def activity(self, since_us: int, now_us: int, subject: str) -> Activity:
+        """See `ExchangeAccount.activity`."""
+        try:
+            found: Activity = self._inspector.call(
+                "activity", self.venue, self.account, since_us, now_us, subject,
+                seconds_max=_ACTIVITY_SECONDS_MAX, kill_late=False,  # a run may be under way there
+            )  # fmt: skip
+        except InspectionFailed as error:
+            return Activity(since_us, (), (f"nothing was read: {error}",))
+        return found
 
 
 class _WorkerProcess:
@@ -262,7 +277,9 @@ class _RequestHandler:
         if name == "inspect":
             (request,) = arguments
             return self._inspector.inspect(request)
-        venue, account = arguments
+        venue, account, *rest = arguments
+        if name == "activity":
+            return self._accounts[venue, account].activity(*rest)
         return self._accounts[venue, account].instruments()
 
 

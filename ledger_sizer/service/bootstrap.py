@@ -23,6 +23,7 @@ from ledger_sizer.service.head_export import HeadExport
 from ledger_sizer.service.jobs import Jobs, archive, reconciliation, sweep
 from ledger_sizer.service.metrics import Metrics
 from ledger_sizer.service.tracing import Tracing, start_tracing
+from ledger_sizer.service.trust_watch import TrustWatch
 from ledger_sizer.service.unknown_holds import UnknownHolds
 from ledger_sizer.storage.database import make_engine
 
@@ -52,9 +53,11 @@ def running_components(
 
     with_jobs: False builds the jobs and alerts but does not start them. tracing: None follows the settings; it is
     stopped at the end either way.
-    Raises `InvalidRequest` for an address that other machines can reach while there is no API key, `SchemaOutdated`
-    for a database server whose schema is behind, `Unavailable` for a database that cannot be reached.
+    Raises `InvalidRequest` for an address that other machines can reach while there is no API key, and for settings
+    that cannot work together, `SchemaOutdated` for a database server whose schema is behind, `Unavailable` for a
+    database that cannot be reached.
     """
+    require_workable(settings)
     url = settings.ledger.database_url
     with ExitStack() as stack:
         if tracing is None and settings.service.tracing:
@@ -89,6 +92,8 @@ def running_components(
         unknown_holds = UnknownHolds(ledger, writes)
         if unknown_holds.wanted:
             jobs.every("unknown_holds", unknown_holds.look_seconds, unknown_holds)
+        trust_watch = TrustWatch(ledger, writes)
+        jobs.every("trust", trust_watch.look_seconds, trust_watch, at_start=False)  # after the first run
         if settings.reconcile.enabled:
             jobs.every("reconcile", settings.reconcile.interval_seconds, reconciliation(reconciler))
         for account in {account.venue: account for account in reversed(inspector.accounts)}.values():
@@ -114,6 +119,30 @@ def observe_both(first: Observe, second: Observe) -> Observe:
         second(records, seconds)
 
     return observe
+
+
+def require_workable(settings: AppSettings) -> None:
+    """Raise `InvalidRequest` for what the settings ask for and cannot have: runs without an account, or a webhook."""
+    if settings.reconcile.enabled and not settings.exchange.every():
+        raise InvalidRequest(
+            "RECONCILE_ENABLED is true and no exchange account has a key, so that no run could read anything; set "
+            "EXCHANGE_API_KEY and EXCHANGE_API_SECRET, or RECONCILE_ENABLED=false",
+            field="enabled",
+        )
+    accounts = [f"{one.id}/{one.account}" for one in settings.exchange.every()]
+    for name in settings.reconcile.baselines if settings.reconcile.enabled else ():
+        if name.rpartition("/")[0] not in accounts:
+            raise InvalidRequest(
+                f"RECONCILE_BASELINES has {name!r}, and there is no such account, so that it would never be used; the "
+                f"accounts are {', '.join(accounts)}: write venue/account/ASSET of one of them, or take it out",
+                field="baselines",
+            )
+    if settings.reconcile.webhook_heads and settings.reconcile.webhook_url is None:
+        raise InvalidRequest(
+            "RECONCILE_WEBHOOK_HEADS is true and there is no webhook to post the chain heads to; set "
+            "RECONCILE_WEBHOOK_URL, or RECONCILE_WEBHOOK_HEADS=false",
+            field="webhook_heads",
+        )
 
 
 def is_loopback(host: str) -> bool:

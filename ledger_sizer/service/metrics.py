@@ -25,22 +25,21 @@ from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.times import UNTIL_KNOWN_US, from_us
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
+from ledger_sizer.service.reconciliation_metrics import read_reconciliation, reconciliation_families
 from ledger_sizer.service.scope_metrics import SCOPES_MAX, read_scopes, scope_families
 from ledger_sizer.storage.database import database_now_us, read_transaction
 from ledger_sizer.storage.lookups import desk_status
 from ledger_sizer.storage.tables import (
     DESK_ID,
     PENDING,
-    DriftRow,
     PortfolioRow,
     PositionRow,
-    ReconciliationRow,
 )
 
 ABOUT_NO_PORTFOLIO = frozenset(
     ("ledger_database_up", "ledger_scopes_left_out", "ledger_queue_depth", "ledger_queue_size_max",
      "ledger_jobs_leader", "ledger_job_runs", "ledger_event_streams", "ledger_clock_ahead_seconds",
-     "ledger_clock_jump_seconds", "ledger_desk_stopped")
+     "ledger_clock_jump_seconds", "ledger_desk_stopped", "ledger_trust_warning_seconds")
 )  # fmt: skip
 """Families without a `portfolio` label that a key bound to portfolios may see. Not counts of decisions, commits and
 requests: they tell when others trade. `ledger_scopes_left_out` counts the scopes that the caller may see."""
@@ -112,6 +111,10 @@ class Metrics:
         room = Gauge("ledger_queue_size_max", "Commands the queue holds; then 503.", registry=self.registry)
         room.set(ledger.settings.ledger.queue_size_max)
         self._exposure_engine = engine
+        warning = Gauge(
+            "ledger_trust_warning_seconds", "Trust left at which its end is announced.", registry=self.registry
+        )
+        warning.set(ledger.settings.reconcile.timing.warns_at)
         self.registry.register(_RepeatedDenials(ledger))
         jump = Gauge(
             "ledger_clock_jump_seconds",
@@ -200,6 +203,7 @@ class ExposureCollector(Collector):
             now_us = connection.execute(select(database_now_us())).scalar() or time.time_ns() // 1000
             holds = connection.execute(_holds(now_us).where(*own)).all()
             desk = desk_status(connection)
+            reconciliation = read_reconciliation(connection, self._portfolios)
             newest_us = connection.execute(select(func.max(PortfolioRow.last_us)).where(*own)).scalar() or 0
         yield from scope_families(scopes, from_us(now_us))
         yield _desk_gauge(desk)
@@ -214,7 +218,7 @@ class ExposureCollector(Collector):
         for portfolio, seq in heads:
             seqs.add_metric([portfolio], seq)
         yield seqs
-        yield from self._reconciliation(now_us)
+        yield from reconciliation_families(reconciliation, now_us)
 
     def _unknown(self, now_us: int) -> Iterator[GaugeMetricFamily]:
         count = GaugeMetricFamily(
@@ -230,34 +234,6 @@ class ExposureCollector(Collector):
             count.add_metric([portfolio], number)
             age.add_metric([portfolio], max(now_us - since_us, 0) / 1_000_000)
         yield count
-        yield age
-
-    def _reconciliation(self, now_us: int) -> Iterator[GaugeMetricFamily]:
-        labels = (DriftRow.portfolio, DriftRow.kind, DriftRow.state)
-        unresolved = (
-            select(*labels, func.count())
-            .where(DriftRow.state != "resolved", *self._own(DriftRow.portfolio))
-            .group_by(*labels)
-        )
-        good = (
-            select(ReconciliationRow.portfolio, func.max(ReconciliationRow.started_us))
-            .where(ReconciliationRow.outcome == "good", *self._own(ReconciliationRow.portfolio))
-            .group_by(ReconciliationRow.portfolio)
-        )
-        with read_transaction(self._engine) as connection:
-            drifts = connection.execute(unresolved).all()
-            runs = connection.execute(good).all()
-        count = GaugeMetricFamily(
-            "ledger_drifts", "Drifts that are not resolved.", labels=["portfolio", "kind", "state"]
-        )
-        for portfolio, kind, state, number in drifts:
-            count.add_metric([portfolio, kind, state], number)
-        yield count
-        age = GaugeMetricFamily(
-            "ledger_reconciliation_age_seconds", "Since the last good run began.", labels=["portfolio"]
-        )
-        for portfolio, started_us in runs:
-            age.add_metric([portfolio], max(now_us - started_us, 0) / 1_000_000)
         yield age
 
 

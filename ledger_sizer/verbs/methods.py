@@ -81,6 +81,8 @@ class Verbs:
     freeze = _method(commands.Freeze)
     thaw = _method(commands.Thaw)
     reconciled = _method(commands.Reconciled)
+    account_seen = _method(commands.AccountSeen)
+    equity_seen = _method(commands.EquitySeen)
     remark = _method(commands.Remark)
 
 
@@ -101,6 +103,8 @@ class AsyncVerbs:
     freeze_async = _async_method(commands.Freeze)
     thaw_async = _async_method(commands.Thaw)
     reconciled_async = _async_method(commands.Reconciled)
+    account_seen_async = _async_method(commands.AccountSeen)
+    equity_seen_async = _async_method(commands.EquitySeen)
     remark_async = _async_method(commands.Remark)
 
 
@@ -121,4 +125,6 @@ class AwaitableVerbs(AsyncVerbs):
     freeze = AsyncVerbs.freeze_async
     thaw = AsyncVerbs.thaw_async
     reconciled = AsyncVerbs.reconciled_async
+    account_seen = AsyncVerbs.account_seen_async
+    equity_seen = AsyncVerbs.equity_seen_async
     remark = AsyncVerbs.remark_async

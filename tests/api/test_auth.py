@@ -55,6 +55,7 @@ REQUIRED_ROLE = {
     ("POST", "/v1/drifts/ignore"): "admin",
     ("POST", "/v1/drifts/close"): "admin",
     ("POST", "/v1/reconciliations"): "admin",
+    ("GET", "/v1/drifts/{drift_id}/activity"): "admin",
     ("POST", "/v1/drifts/{drift_id}/adopt"): "admin",
     ("POST", "/v1/drifts/{drift_id}/ignore"): "admin",
     ("POST", "/v1/drifts/{drift_id}/close"): "admin",
@@ -77,6 +78,8 @@ REQUIRED_ROLE = {
     ("POST", "/v1/portfolios/{portfolio}/thaw"): "admin",
     ("POST", "/v1/portfolios/{portfolio}/reconciled"): "admin",
     ("POST", "/v1/portfolios/{portfolio}/remarks"): "admin",
+    ("POST", "/v1/portfolios/{portfolio}/accounts"): "admin",
+    ("POST", "/v1/portfolios/{portfolio}/equity"): "admin",
 }
 AUTHORIZED = {200, 201, 404, 409, 422}
 
@@ -122,7 +125,7 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
     needed = {
         "fill": {"filled_quantity": "1", "price": "1"}, "retag": {"tags": {}}, "reprice": {"price": "1"},
         "release_all": {"tags": {}}, "caps": {"cap": "1"}, "reconciled": {"fresh_until": None},
-        "remarks": {"about": "x", "event": "y"},
+        "remarks": {"about": "x", "event": "y"}, "accounts": {"scope": "account=okx/main"}, "equity": {"equity": "1"},
     }  # fmt: skip
     if "/drifts/" in path or path.endswith("/take-back"):
         return {"json": {"reason": "known", **({} if "{" in path else {"ids": [1]})}}

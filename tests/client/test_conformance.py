@@ -83,6 +83,16 @@ async def test_call_every_verb_when_it_fits_then_each_decision_equals_the_record
         await ledger.freeze(key="freeze", scope="venue=bybit", note="drift-7"),
         await ledger.thaw(key="thaw", scope="venue=bybit"),
         await ledger.reconciled(key="run", fresh_until=START + timedelta(seconds=90)),
+        await ledger.account_seen(
+            key="seen",
+            scope="account=okx/main",
+            fresh_until=START + timedelta(seconds=90),
+            free=Decimal("99.5"),
+            settled=Decimal(-3),
+            margin_fraction=Decimal("0.2"),
+        ),
+        await ledger.set_cap(key="share", scope="bot=a", share_of_equity=Decimal("0.8")),
+        await ledger.equity_seen(key="equity", scope="bot=a", equity=Decimal(1000)),
         await ledger.remark(key="say", about="drift-7", event="close_requested"),
     ]
     assert decisions == list(ledger.behind.history(ascending=True))

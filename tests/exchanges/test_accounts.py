@@ -241,17 +241,18 @@ def test_open_accounts_when_several_are_configured_then_each_has_its_venue_and_p
 ) -> None:
     monkeypatch.setenv("EXCHANGE_ID", "binance")
     monkeypatch.setenv("EXCHANGE_API_KEY", "one")
+    monkeypatch.setenv("EXCHANGE_API_SECRET", "one's")
     monkeypatch.setenv(
         "EXCHANGE_ACCOUNTS",
-        '[{"id": "okx", "api_key": "two", "password": "x", "portfolio": "carry"},'
-        ' {"id": "okx", "account": "sub", "api_key": "three"}, {"id": "kraken"}]',
+        '[{"id": "okx", "api_key": "two", "api_secret": "s", "password": "x", "portfolio": "carry"},'
+        ' {"id": "hyperliquid", "account": "sub", "wallet_address": "three"}, {"id": "kraken"}]',
     )
     accounts = open_accounts(AppSettings().exchange)
     assert [(account.venue, account.account, account.portfolio) for account in accounts] == [
         ("binance", "main", "main"),
         ("okx", "main", "carry"),
-        ("okx", "sub", "main"),
-    ], "an account without a key is none to read"
+        ("hyperliquid", "sub", "main"),
+    ], "an account without a credential is none to read"
     shown = repr(AppSettings())
     assert not any(secret in shown for secret in ("'one'", "'two'", "'three'", "'x'"))
 

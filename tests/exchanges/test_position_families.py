@@ -126,6 +126,13 @@ def test_snapshot_when_one_family_does_not_answer_then_that_one_is_unknown_and_t
     assert any(f"{venue} main: inverse positions" in one for one in seen.problems)
 
 
+def test_snapshot_when_gate_has_no_account_for_a_product_then_there_is_nothing_in_it() -> None:
+    none = {"label": "USER_NOT_FOUND", "message": "please transfer funds first to create futures account"}
+    account = CannedAccount("gate", {"positions": none}, [contract_market(LINEAR, "BTC_USDT")])
+    seen = account.snapshot(now_us)
+    assert (seen.positions, seen.not_asked, seen.failed) == ((), (), ())
+
+
 def test_snapshot_when_the_first_family_fails_then_nothing_is_known_of_positions() -> None:
     _, answers, _ = CASES["binance"]
     given = {"fapi/v3": ccxt.OnMaintenance("soon"), **answers}

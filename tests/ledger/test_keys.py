@@ -71,6 +71,10 @@ CALLS: dict[str, Call] = {
     "freeze": lambda ledger, other: ledger.freeze(key="k", note="again" if other else None),
     "thaw": lambda ledger, other: ledger.thaw(key="k", note="again" if other else None),
     "reconciled": lambda ledger, other: ledger.reconciled(key="k", fresh_until=None if other else START),
+    "account_seen": lambda ledger, other: ledger.account_seen(
+        key="k", scope="account=bybit/main", free=None if other else D(5)
+    ),
+    "equity_seen": lambda ledger, other: ledger.equity_seen(key="k", scope="bot=e", equity=D(9 if other else 8)),
     "remark": lambda ledger, other: ledger.remark(key="k", about="drift-1", event="seen" if other else "gone"),
     "adopt": lambda ledger, other: ledger.adopt(key="k", quantity=D(1), price=D(6 if other else 5), tags=TAGS),
 }  # fmt: skip
@@ -92,6 +96,7 @@ def ledger(ledger: Ledger) -> Ledger:
     for n in (1, 2, 3):
         ledger.reserve(key=f"{n}", tags=TAGS, ttl_seconds=600)
     ledger.confirm(key="4", position_id="main-3", quantity=D(10), price=D(100))
+    ledger.set_cap(key="5", scope="bot=e", share_of_equity=D("0.5"))
     return ledger
 
 
@@ -189,7 +194,7 @@ def test_repeat_when_the_hold_is_long_over_then_the_grant_is_told_as_it_was(ledg
     ledger.sweep()
     again = ledger.reserve(key="k", ttl_seconds=1)
     assert (again.granted, again.replayed, again.expires_at) == (True, True, first.expires_at)
-    assert ledger.position("main-5").state == "expired"
+    assert ledger.position("main-6").state == "expired"
 
 
 def test_repeat_when_the_same_is_written_another_way_then_it_is_the_same_request(ledger: Ledger) -> None:

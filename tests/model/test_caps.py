@@ -80,7 +80,7 @@ def test_plan_when_both_states_may_be_then_no_step_between_is_refused(
         state.add_scope(ScopeState(scope, _settings(limits)))
     for command in commands_between("main", before, after, key="k", note="n"):
         scope = state.scope(command.scope)
-        changed = ScopeState(scope.name, scope.settings._replace(**command.changes()))
+        changed = ScopeState(scope.name, command.settings_after(scope.settings, 1))
         require_guarantees_fit(state, changed)
         state.add_scope(changed)
     left = {name: scope.settings for name, scope in state.scopes.items() if scope.settings != ScopeSettings()}
@@ -88,8 +88,8 @@ def test_plan_when_both_states_may_be_then_no_step_between_is_refused(
 
 
 def _settings(limits: Limits) -> ScopeSettings:
-    cap, guarantee, most = [None if one is None else int(one * 10**8) for one in limits]
-    return ScopeSettings(cap_e8=cap, guarantee_e8=guarantee, max_position_e8=most)
+    cap, guarantee, most, share = [None if one is None else int(one * 10**8) for one in limits]
+    return ScopeSettings(cap_e8=cap, guarantee_e8=guarantee, max_position_e8=most, share_e8=share)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from tests.support.ledgers import BTC_PERP, BTC_SPOT, opened
 D = Decimal
 GOOD_OF_KIND: dict[str, Any] = {
     "positive": D(1), "not_negative": D(1), "position": "main-1", "moment": None, "label": "drift-1", "key": "k",
-    "tags": {"venue": "okx"},
+    "tags": {"venue": "okx"}, "account_scope": "account=bybit/main",
 }  # fmt: skip
 BASES: dict[type[Any], dict[str, Any]] = {
     command: {one.name: GOOD_OF_KIND[one.kind.name] for one in command.arguments if one.required}

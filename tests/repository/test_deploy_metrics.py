@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ledger_sizer import Ledger
+from ledger_sizer.model.choices import DRIFT_KINDS, DriftPolicy
 from tests.conftest import NewDatabase
 from tests.support.accounts import Desk, short
 from tests.support.clock import FakeClock
@@ -23,6 +25,7 @@ from tests.support.services import eventually, serving
 DEPLOY = Path(__file__).resolve().parent.parent.parent / "deploy"
 DASHBOARDS = sorted((DEPLOY / "grafana").glob("*.json"))
 ALERTS = DEPLOY / "prometheus" / "alerts.yml"
+OUTAGE = ("fetch_failed", "confirmed")
 OF_PROMETHEUS = {"job", "instance"}
 """Labels that the scraper adds."""
 
@@ -56,6 +59,8 @@ def real(module_database: NewDatabase) -> dict[str, set[str]]:
     desk.ledger.set_cap(key="first", portfolio="main", cap=Decimal(50_000))
     desk.account.shows(short("1"))
     desk.run()
+    desk.account.positions = None
+    desk.run(2)
     desk.close()
     with Ledger.open(url, clock=FakeClock(datetime.now(UTC) + timedelta(days=1))) as ahead:
         ahead.reserve(key="ahead", portfolio="ahead")
@@ -129,6 +134,35 @@ def test_read_dashboard_when_panels_are_placed_then_none_lies_on_another() -> No
             assert not cells & taken, panel["title"]
             assert max(x for x, _ in cells) < 24
             taken |= cells
+
+
+def _severities(kind: str, policy: str, state: str) -> set[str]:
+    """Return the severities of the rules whose expression begins with a selector of such a drift."""
+    found = set()
+    for rule in ALERTS.read_text().split("- alert: ")[1:]:
+        metric = re.search(r"ledger_(drifts|account_unreadable_seconds)\{([^}]*)\}", rule.partition("unless")[0])
+        severity = re.search(r"severity: (\w+)", rule)
+        if metric is None or severity is None or (metric[1] != "drifts" and (kind, state) != OUTAGE):
+            continue
+        labels = {"kind": kind, "policy": policy, "state": state}
+        tests = {
+            "=": lambda value, given: value == given,
+            "!=": lambda value, given: value != given,
+            "=~": lambda value, given: re.fullmatch(given, value) is not None,
+        }
+        matchers = re.findall(r'(\w+)(=~|!=|=)"([^"]*)"', metric[2])
+        if all(tests[operator](labels[name], given) for name, operator, given in matchers):
+            found.add(severity[1])
+    return found
+
+
+@pytest.mark.parametrize("kind", DRIFT_KINDS)
+@pytest.mark.parametrize("policy", get_args(DriftPolicy))
+def test_check_alerts_when_a_drift_is_of_a_policy_then_this_says_who_is_told(kind: str, policy: str) -> None:
+    wanted = {"record": set(), "alert": {"warning"}}.get(policy, {"page"})
+    assert _severities(kind, policy, "confirmed") == wanted
+    for state in ("open", "acknowledged"):
+        assert _severities(kind, policy, state) == set()
 
 
 @pytest.mark.parametrize("arguments", [("check", "rules", "alerts.yml"), ("test", "rules", "alerts_test.yml")])

@@ -72,6 +72,10 @@ class Scene:
         live_through_fills(self.ledger, self.clock)
         self.ledger.set_cap(key="pool", scope="venue=pool", guarantee=D(50), max_position_usd=D(40))
         self.ledger.set_cap(key="default", scope="symbol=*", cap=D(4500))
+        self.ledger.set_cap(key="share", scope="strategy=share", share_of_equity=D("0.5"))
+        self.ledger.equity_seen(key="equity", scope="strategy=share", equity=D(800))
+        self.ledger.account_seen(key="account", scope="account=idle/main", free=D(900), margin_fraction=D("0.5"))
+        self.ledger.reserve(key="of an account", amount_usd=D(10), tags={"venue": "idle"}, ttl_seconds=900)
         self.ledger.reserve(key="beside a pool", amount_usd=D(10), tags={"symbol": "BTC"})
         self.intruder = Intruder(url)
         if not guarded:

@@ -62,7 +62,7 @@ SCOPES = '[portfolios.main]\ncap = "9"\n[portfolios.main.scopes]\n'
         ("[portfolios.main]\ncap = '1.123456789'", "portfolios.main.cap", "at most 8 decimals"),
         ("[portfolios.main]\ncap = '99999999999999999999'", "portfolios.main.cap", "portfolios.main.cap"),
         ("[portfolios.main]\ncap = '9'\nguarantee = '1'", "portfolios.main.guarantee", "write it under scopes"),
-        ("[portfolios.main]\ncap = '9'\nshare_of_equity = '1'", "portfolios.main.share_of_equity", "is not known here"),
+        ("[portfolios.main]\ncap = '9'\nshare_of_equity = '1'", "portfolios.main.share_of_equity", "give one of them"),
         ("[portfolios.main]\ncap = '9'\nscopes = 'x'", "portfolios.main.scopes", "a table for each scope"),
         (SCOPES + "'bot=a' = '5'", 'portfolios.main.scopes."bot=a"', "must be a table such as"),
         (SCOPES + "'bot=a' = { max = '5' }", 'portfolios.main.scopes."bot=a".max', "known are cap, guarantee"),

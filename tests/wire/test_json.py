@@ -12,9 +12,11 @@ import pytest
 from pydantic_core import to_json
 
 from ledger_sizer import (
+    AccountSeen,
     Adopt,
     Confirm,
     Denied,
+    EquitySeen,
     Extend,
     Freeze,
     Halt,
@@ -86,6 +88,12 @@ COMMANDS: list[AnyCommand] = [
     Resume(key="u", note="über"),
     Freeze(key="f", scope="venue=bybit", note="drift-7"),
     Thaw(key="t"),
+    AccountSeen(key="as", scope="account=okx/main", fresh_until=None, free=Decimal("1.50"), settled=Decimal(-2)),
+    AccountSeen(key="as2", scope="account=okx/main", free=None, margin_fraction=Decimal("0.1"), note="run 7"),
+    AccountSeen(key="as3", scope="account=okx/main", gone=True),
+    SetCap(key="s5", scope="bot=a", share_of_equity=Decimal("0.80")),
+    SetCap(key="s6", scope="bot=a", cap=Decimal(3), share_of_equity=None),
+    EquitySeen(key="eq", scope="venue=okx", equity=Decimal("1000.25")),
     Reconciled(key="i", fresh_until=datetime(2026, 1, 1, 12, 0, 0, 250, tzinfo=UTC), note="run 7"),
     Reconciled(key="i2", portfolio="x", scope="venue=okx", fresh_until=None),
     Remark(key="m", about="drift-7", event="close_requested", note="ops: by hand"),
@@ -204,6 +212,9 @@ def _all_verbs(ledger: Ledger, clock: FakeClock) -> list[Decision]:
         more = {SetCap: {"cap": Decimal("123456789.12345678")}, Reconciled: {"fresh_until": None}}.get(command, {})
         where = {"tags": tags} if command is Reserve else {"scope": scope, "note": HOSTILE}
         ledger.run(command(key=f"own {number}", **where, **more))
+    ledger.account_seen(key="seen", scope="account=okx/main", free=Decimal(9))
+    ledger.set_cap(key="share", scope="bot=e", share_of_equity=Decimal("0.5"))
+    ledger.equity_seen(key="equity", scope="bot=e", equity=Decimal(800))
     ledger.remark(key="m", about=HOSTILE, event=HOSTILE, note=HOSTILE)
     trade_at_random(ledger, clock, 120, seed=3)
     return list(ledger.history(limit=1000))
