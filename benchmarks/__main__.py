@@ -1,4 +1,4 @@
-"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile`, `audit`, `scale`, `rows` and `pools`."""
+"""`python -m benchmarks throughput`, `curve`, `service`, `reconcile`, `drifts`, `audit`, `scale`, `rows`, `pools`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks import audit, curve, pools, reconcile, rows, scale, service, throughput
+from benchmarks import audit, curve, drifts, pools, reconcile, rows, scale, service, throughput
 from benchmarks.measure import BenchmarkError, Pace
 from benchmarks.servers import Engine
 
@@ -32,6 +32,7 @@ SHORT_DECISIONS = 20_000
 SHORT_ROWS = 4_000
 SHORT_SCALE = (200, 1_200, 2_000)
 SHORT_PAIRS = 2
+SHORT_DRIFTS = 200
 
 
 def _throughput(given: Namespace) -> None:
@@ -86,6 +87,11 @@ def _reconcile(given: Namespace) -> None:
         own_process=given.own_process,
     )
     reconcile.run(plan)
+
+
+def _drifts(given: Namespace) -> None:
+    """Compare the adoption of one drift with one bulk adoption of thousands."""
+    drifts.run(drifts.Plan(**_shared(given), drifts=SHORT_DRIFTS if given.short else given.drifts))
 
 
 def _shared(given: Namespace) -> dict[str, Any]:
@@ -156,6 +162,8 @@ def _parser() -> ArgumentParser:
     added.add_argument(
         "--own-process", action=BooleanOptionalAction, default=True, help="look in a process of its own, as the service"
     )
+    added = command(_drifts)
+    added.add_argument("--drifts", type=_at_least(10), default=3_000, metavar="N", help="number of drifts")
     return parser
 
 

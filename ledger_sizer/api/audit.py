@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from ledger_sizer.api import response_models
+from ledger_sizer.api import audit_models, response_models
 from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import Reader, ServiceContext, Trader
 from ledger_sizer.api.request_body import body_schema, parse_body
@@ -45,7 +45,7 @@ def router(service: ServiceContext) -> APIRouter:
     verification = _Verification(service)
     body_form = body_schema(PortfolioBody, required=False)
 
-    @routes.post("/verify", response_model=response_models.VerifyForm, openapi_extra={**body_form, "x-role": "read"})
+    @routes.post("/verify", response_model=audit_models.VerifyForm, openapi_extra={**body_form, "x-role": "read"})
     async def verify(request: Request, caller: Reader) -> Response:
         """Check the audit chains from their start, and every counter against the positions.
 

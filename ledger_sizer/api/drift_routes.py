@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from ledger_sizer.api import response_models
+from ledger_sizer.api import drift_models
 from ledger_sizer.api.auth import require_portfolio_access, require_unbound
 from ledger_sizer.api.context import Admin, ServiceContext
 from ledger_sizer.api.request_body import body_schema, parse_body
@@ -64,7 +64,7 @@ def add_bulk_decisions(routes: APIRouter, service: ServiceContext) -> None:
 
         return json_response(outcomes_to_json(await run_in_threadpool(act)))
 
-    form, schema = response_models.DriftOutcomesForm, body_schema(DecideManyBody)
+    form, schema = drift_models.DriftOutcomesForm, body_schema(DecideManyBody)
 
     @routes.post("/drifts/adopt", response_model=form, openapi_extra=schema)
     async def adopt_drifts(request: Request, caller: Admin) -> Response:

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from ledger_sizer.api import response_models
+from ledger_sizer.api import audit_models
 from ledger_sizer.api.context import ServiceContext
 from ledger_sizer.api.responses import RETRY_AFTER_SECONDS, json_response, log_untold
 from ledger_sizer.model.errors import LedgerError
@@ -25,9 +25,7 @@ def router(service: ServiceContext) -> APIRouter:
     routes = APIRouter(generate_unique_id_function=lambda route: route.name)
     readiness = _Readiness(service)
 
-    @routes.get(
-        "/healthz", response_model=response_models.HealthForm, responses={503: {"model": response_models.HealthForm}}
-    )
+    @routes.get("/healthz", response_model=audit_models.HealthForm, responses={503: {"model": audit_models.HealthForm}})
     async def healthz() -> Response:
         """The process works. Says nothing of the database: only what a restart would mend is bad."""
         reasons = service.ledger.restart_reasons
@@ -35,9 +33,7 @@ def router(service: ServiceContext) -> APIRouter:
             return json_response({"status": "ok", "checks": {}})
         return json_response({"status": "restart", "checks": reasons}, 503)
 
-    @routes.get(
-        "/readyz", response_model=response_models.HealthForm, responses={503: {"model": response_models.HealthForm}}
-    )
+    @routes.get("/readyz", response_model=audit_models.HealthForm, responses={503: {"model": audit_models.HealthForm}})
     async def readyz() -> Response:
         """Send work here: the database answers at this version's schema and takes writes, the clock did not jump, the
         queue has room, no stop is under way.

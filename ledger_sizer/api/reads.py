@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from ledger_sizer.api import response_models
+from ledger_sizer.api import audit_models, response_models
 from ledger_sizer.api.auth import require_portfolio_access
 from ledger_sizer.api.context import Reader, ServiceContext
 from ledger_sizer.api.export import EXPORTS, export_response, negotiate_media_type
@@ -238,7 +238,7 @@ def chain_router(service: ServiceContext) -> APIRouter:
     """Return the routes that are about all portfolios: the hash chains' heads, and the desk."""
     routes = APIRouter(generate_unique_id_function=lambda route: route.name, prefix="/v1")
 
-    @routes.get("/heads", response_model=response_models.HeadsForm)
+    @routes.get("/heads", response_model=audit_models.HeadsForm)
     async def get_heads(request: Request) -> Response:
         """The audit chains' heads. Kept elsewhere, they show later that history was not rewritten."""
         caller = await service.access.require(request.scope, "read")

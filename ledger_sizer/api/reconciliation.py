@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
-from ledger_sizer.api import response_models
+from ledger_sizer.api import drift_models, response_models
 from ledger_sizer.api.auth import require_portfolio_access, require_unbound
 from ledger_sizer.api.context import Admin, Reader, ServiceContext
 from ledger_sizer.api.drift_routes import add_bulk_decisions
@@ -137,14 +137,18 @@ def router(service: ServiceContext) -> APIRouter:
         )  # fmt: skip
         return json_response(page_to_json(page, drift_to_json))
 
-    @routes.get("/drifts/{drift_id}", response_model=response_models.DriftReportForm)
+    @routes.get("/drifts/{drift_id}", response_model=drift_models.DriftReportForm)
     async def drift(drift_id: DriftInPath, caller: Reader) -> Response:
         """One drift in full: what it means, what the ledger has there, what happened to it, what to do next."""
         owner = (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio
         require_portfolio_access(caller, owner)
         return json_response(report_of_drift_to_json(await run_in_threadpool(read_report, service.reads, drift_id)))
 
-    @routes.get("/drifts/{drift_id}/activity", response_model=response_models.DriftActivityForm)
+    @routes.get(
+        "/drifts/{drift_id}/activity",
+        response_model=drift_models.DriftActivityForm,
+        openapi_extra={"x-role": "admin"},
+    )
     async def drift_activity(drift_id: DriftInPath, caller: Admin) -> Response:
         """Ask the exchange what explains a drift: fills, liquidations, transfers, funding since the last good run."""
         reconciler = service.require_reconciler()

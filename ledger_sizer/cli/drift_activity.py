@@ -1,44 +1,21 @@
-"""`ledger-sizer drifts activity`: asks the exchange what happened in a drift's market, and says what that explains."""
+"""`ledger-sizer drifts show N --activity`: asks the exchange what happened there, and says what that explains."""
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from ledger_sizer.cli import options, output
-from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.options import DatabaseUrl, Json
+from ledger_sizer.cli import output
 from ledger_sizer.cli.output import Column
 
 if TYPE_CHECKING:
     from ledger_sizer.model.account_activity import DriftActivity
-
-ACTIVITY_HELP = help_epilog("drifts activity 1", exits=NEVER_DENIED)
-
-
-def activity(
-    drift: Annotated[str, typer.Argument(metavar="DRIFT", help="Its number, as `drifts list` shows it.")],
-    as_json: Json = False,
-    database_url: DatabaseUrl = None,
-) -> int:
-    """Ask the exchange what explains a drift: fills, liquidations, transfers, funding since the last good run.
-
-    Reads a week at most, and what the account's key may read. Nothing is written.
-    """
-    from ledger_sizer.wire.activity import drift_activity_to_json
-
-    found = fetch_activity(options.whole_number(drift, "drift"), database_url)
-    if as_json:
-        output.write_json(drift_activity_to_json(found))
-        return 0
-    show_activity(found)
-    return 0
+    from ledger_sizer.model.errors import InvalidRequest
 
 
-def fetch_activity(drift_id: int, database_url: str | None) -> "DriftActivity":
-    """Ask the accounts of the settings what explains a drift. Raises `InvalidRequest` where none can be asked."""
+def fetch_activity(drift_id: int, database_url: str | None) -> "DriftActivity | InvalidRequest":
+    """Ask the accounts of the settings what explains a drift. Returns why none can be asked, where that is so."""
     from ledger_sizer.cli.ledger_session import ledger_engine_at, load_settings
     from ledger_sizer.exchanges.accounts import open_accounts
+    from ledger_sizer.model.errors import InvalidRequest
     from ledger_sizer.reconcile.drift_activity import drift_activity
     from ledger_sizer.storage.clock import ClockGuard, read_clock
 
@@ -48,13 +25,30 @@ def fetch_activity(drift_id: int, database_url: str | None) -> "DriftActivity":
         accounts = open_accounts(settings.exchange)
         for account in accounts:
             stack.callback(account.close)
-        return drift_activity(
-            engine, accounts, drift_id, lambda: read_clock(engine, guard), settings.reconcile.quote_assets
-        )
+        try:
+            return drift_activity(
+                engine, accounts, drift_id, lambda: read_clock(engine, guard), settings.reconcile.quote_assets
+            )
+        except InvalidRequest as refused:
+            return refused
 
 
-def show_activity(found: "DriftActivity") -> None:
+def activity_to_json(found: "DriftActivity | InvalidRequest") -> dict[str, object]:
+    """Return what explains a drift as JSON; of a drift that no account can be asked about, why."""
+    from ledger_sizer.model.errors import InvalidRequest
+    from ledger_sizer.wire.activity import drift_activity_to_json
+
+    return {"text": str(found)} if isinstance(found, InvalidRequest) else drift_activity_to_json(found)
+
+
+def show_activity(found: "DriftActivity | InvalidRequest") -> None:
     """Write what explains a drift: the explanation, what was not told, and the events."""
+    from ledger_sizer.model.errors import InvalidRequest
+
+    output.write("\nat the exchange:")
+    if isinstance(found, InvalidRequest):
+        output.write(f"  {found}")
+        return
     output.headline(found.text, "ok" if found.unexplained == 0 else "denied")
     output.details([
         ("difference", found.difference), ("unexplained", found.unexplained), ("told by bots", found.told or None),

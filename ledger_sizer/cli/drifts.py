@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ledger_sizer.cli import options, output
+from ledger_sizer.cli.drift_activity import activity_to_json, fetch_activity, show_activity
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, Cursor, DatabaseUrl, Json, Limit
 from ledger_sizer.cli.output import ALWAYS, Cell, Column
@@ -63,21 +64,36 @@ def list_drifts(
 
 DriftId = Annotated[str, typer.Argument(metavar="DRIFT", help="Its number, as `drifts list` shows it.")]
 
-SHOW_HELP = help_epilog("drifts show 1", "drifts show 1 --json", exits=NEVER_DENIED)
+SHOW_HELP = help_epilog("drifts show 1", "drifts show 1 --json", "drifts show 1 --activity", exits=NEVER_DENIED)
 
 
-def show(drift: DriftId, as_json: Json = False, database_url: DatabaseUrl = None) -> int:
-    """Show one drift in full: what it means, what the ledger has there, what happened to it, and what to do next."""
+def show(
+    drift: DriftId,
+    activity: Annotated[
+        bool, typer.Option("--activity", help="Ask the exchange what explains it: fills, liquidations, transfers.")
+    ] = False,
+    as_json: Json = False,
+    database_url: DatabaseUrl = None,
+) -> int:
+    """Show one drift in full: what it means, what the ledger has there, what happened to it, and what to do next.
+
+    With --activity, its account is asked for what happened there since the last good run: a week at most, as far as
+    the account's key may read it.
+    """
     from ledger_sizer.cli.ledger_session import engine_at
     from ledger_sizer.reconcile.drift_report import read_report
     from ledger_sizer.wire.reconciliation import report_of_drift_to_json
 
     with engine_at(database_url) as engine:
         report = read_report(engine, options.whole_number(drift, "drift"))
+    asked = fetch_activity(report.drift.id, database_url) if activity else None
     if as_json:
-        output.write_json(report_of_drift_to_json(report))
-    else:
-        _show_report(report)
+        told = {} if asked is None else {"activity": activity_to_json(asked)}
+        output.write_json(report_of_drift_to_json(report) | told)
+        return 0
+    _show_report(report)
+    if asked is not None:
+        show_activity(asked)
     return 0
 
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from ledger_sizer.cli import errors, options, output
-from ledger_sizer.cli.drift_activity import ACTIVITY_HELP, activity
 from ledger_sizer.cli.drift_decisions import decide_many
 from ledger_sizer.cli.drifts import (
     LIST_HELP,
@@ -29,6 +28,8 @@ from ledger_sizer.cli.verb_commands import verb_command
 from ledger_sizer.model.commands import Reconciled
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sqlalchemy import Engine
 
     from ledger_sizer.config import AppSettings
@@ -111,7 +112,19 @@ def _show_run(run: "Run") -> None:
         for one in entry.get(name, ())  # runs that an older version recorded lack these
     ]
     problems = [("problem", str(one)) for entry in run.fetched for one in entry["problems"]]
-    output.details([("seconds", run.duration_seconds), ("found", counts or None), *problems, *told])
+    listed = [
+        ("no positions", f"{entry['venue']} {entry['account']}: {_listed_text(entry['listed'])}")
+        for entry in run.fetched
+        if entry.get("listed", {}).get("count")
+    ]
+    output.details([("seconds", run.duration_seconds), ("found", counts or None), *problems, *told, *listed])
+
+
+def _listed_text(listed: "Mapping[str, Any]") -> str:
+    """Return how many assets are nobody's position, and the first of them."""
+    names = [f"{asset} {units}" for asset, units in listed["assets"].items()]
+    more = ["..."] if listed["count"] > len(names) else []
+    return f"{listed['count']} assets: {', '.join([*names, *more])}"
 
 
 drifts = typer.Typer(rich_markup_mode=None)
@@ -131,11 +144,10 @@ drifts.command("list", epilog=LIST_HELP)(list_drifts)
 drifts.command("show", epilog=SHOW_HELP)(show)
 
 CoveringPolicy = Literal["cash", "fees", "ignore"]
+
 DriftIds = Annotated[
     list[str] | None, typer.Argument(metavar="[DRIFT]...", help="Their numbers, as `drifts list` shows them.")
 ]
-drifts.command("activity", epilog=ACTIVITY_HELP)(activity)
-
 Reason = Annotated[str, typer.Option("--reason", metavar="TEXT", help="Why; kept in the audit chain.")]
 Every = Annotated[bool, typer.Option("--all", help="All live ones to which it applies, as far as they match.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done, and what it is worth.")]
@@ -222,7 +234,7 @@ def ignore(
     if one := _only_one(numbers, every, dry_run):
         return _decide("ignore", one, reason, as_json, database_url, asset=asset, policy=policy)
     if asset or policy is not None:
-        errors.bad_input("--asset is for one drift", "asset")
+        errors.bad_input("--asset and --policy are for one drift", "asset")
     chosen = _chosen(state, kind, venue, account, symbol)
     return decide_many(
         "ignore", numbers, chosen, portfolio, every=every, reason=reason, dry_run=dry_run, as_json=as_json,

@@ -188,16 +188,16 @@ class LedgerClient(_BaseClient, Verbs, HoldMethod):
     reconciliations = _sync_method(reconciliation.reconciliations)
     reconcile = _sync_method(reconciliation.reconcile)
     drifts = _sync_method(reconciliation.drifts)
-    drift = _sync_method(reconciliation.drift)
     drift_activity = _sync_method(reconciliation.drift_activity)
+    drift = _sync_method(reconciliation.drift)
+    adopt_drifts = _sync_method(reconciliation.adopt_drifts)
+    ignore_drifts = _sync_method(reconciliation.ignore_drifts)
+    close_drifts = _sync_method(reconciliation.close_drifts)
     adopt_drift = _sync_method(reconciliation.adopt_drift)
     ignore_drift = _sync_method(reconciliation.ignore_drift)
     close_drift = _sync_method(reconciliation.close_drift)
     asset_policies = _sync_method(reconciliation.asset_policies)
     take_back_asset_policy = _sync_method(reconciliation.take_back_asset_policy)
-    adopt_drifts = _sync_method(reconciliation.adopt_drifts)
-    ignore_drifts = _sync_method(reconciliation.ignore_drifts)
-    close_drifts = _sync_method(reconciliation.close_drifts)
 
     def _execute(self, steps: Steps[T], opened: list[httpx.Response] | None = None) -> T:
         """Send and wait as the steps say, and return their result. opened: see `_send`."""
@@ -303,16 +303,16 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     reconciliations = _async_method(reconciliation.reconciliations)
     reconcile = _async_method(reconciliation.reconcile)
     drifts = _async_method(reconciliation.drifts)
-    drift = _async_method(reconciliation.drift)
     drift_activity = _async_method(reconciliation.drift_activity)
+    drift = _async_method(reconciliation.drift)
+    adopt_drifts = _async_method(reconciliation.adopt_drifts)
+    ignore_drifts = _async_method(reconciliation.ignore_drifts)
+    close_drifts = _async_method(reconciliation.close_drifts)
     adopt_drift = _async_method(reconciliation.adopt_drift)
     ignore_drift = _async_method(reconciliation.ignore_drift)
     close_drift = _async_method(reconciliation.close_drift)
     asset_policies = _async_method(reconciliation.asset_policies)
     take_back_asset_policy = _async_method(reconciliation.take_back_asset_policy)
-    adopt_drifts = _async_method(reconciliation.adopt_drifts)
-    ignore_drifts = _async_method(reconciliation.ignore_drifts)
-    close_drifts = _async_method(reconciliation.close_drifts)
 
     def hold(self, *, on_unknown: OnUnknown = "keep", **request: Any) -> AbstractAsyncContextManager[AsyncHold]:
         """Reserve for an `async with` block. See `Ledger.hold`."""

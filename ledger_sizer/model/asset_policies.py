@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ledger_sizer.model.choices import ASSET_POLICIES, AssetPolicy
 from ledger_sizer.model.errors import InvalidRequest
@@ -96,9 +96,9 @@ class AssetPolicies:
         self._found: dict[tuple[str, str, str], AssetRule | None] = {}
 
     def __iter__(self) -> Iterator[AssetRule]:
-        """Yield every rule: the decided ones first, in each group the most specific first."""
-        for table in self._tables:
-            yield from table.rules
+        """Yield every rule: decided, from settings, by default, and of each source the most specific first."""
+        for source in get_args(Source):
+            yield from (rule for table in self._tables for rule in table.rules if rule.source == source)
 
     def rule(self, venue: str, account: str, asset: str) -> AssetRule | None:
         """Return the rule of an asset, named as the exchange names it; None where none fits."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from ledger_sizer.model.choices import DriftKind
-from ledger_sizer.model.reconciliation import Drift, Finding
+from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Finding
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, parse_decimal
 
 _HOLD = re.compile(r"the hold (\S+)")
@@ -26,7 +26,24 @@ _MEANINGS: dict[DriftKind, str] = {
     "balance_below_holds": "The free quote balance is less than what the holds of orders to come need.",
     "late_fill": "The exchange shows more than the ledger has, and a hold explains it whose orders filled late, or "
     "whose fate is unknown.",
+    "unreadable": "The exchange lists something there that cannot be read, so this market is unknown and not judged.",
+    "interest": "Coins grew as slowly as by interest: earned by lent coins, or owed for borrowed ones.",
     "expired_hold": "A hold expired without a fill. The bot that asked for it may have stopped.",
+}
+
+
+_TO_DO: Mapping[DriftKind, str] = {
+    "unknown_position": "adopt it, close it, or ignore it if it is not the bots'",
+    "quantity_differs": "confirm or release what the bot did not tell, or adopt what is there",
+    "missing_position": "find out whether it was closed by hand or liquidated, then adopt the absence; then look at"
+    " the other leg",
+    "side_flipped": "find out whether a close was sent twice, then adopt the new side or close it",
+    "legs_unequal": "one side is at the market's risk: hedge or close the rest, or ignore it if it is meant so",
+    "balance_below_holds": "top up, or release holds",
+    "late_fill": "let its bot confirm it, or adopt it, which does the same",
+    "unreadable": "look at that row at the exchange: nothing there is judged meanwhile",
+    "interest": "nothing, if it is interest; otherwise adopt it, or ignore it",
+    "expired_hold": "check whether its bot runs",
 }
 
 
@@ -53,6 +70,11 @@ def meaning(drift: Drift | Finding) -> str:
     return _MEANINGS.get(drift.kind, f"{drift.kind.replace('_', ' ').capitalize()}.")
 
 
+def to_do(drift: Drift) -> str:
+    """Return what to do about a drift of its kind, in one line of an alert."""
+    return _TO_DO.get(drift.kind, f"see ledger-sizer drifts show {drift.id}")
+
+
 def usd_text(usd: Decimal | None) -> str:
     """Return an amount to the cent; empty for none."""
     with exact_arithmetic():
@@ -76,6 +98,8 @@ def hint(drift: Drift) -> str:
             return f"hedge or close {drift.subject}"
         case "expired_hold":
             return f"explain {drift.subject}"
+        case "unreadable":
+            return f"look at {_account(drift)}"
         case "late_fill" if holds := holds_named(drift.detail):
             return f"confirm {holds[0]}"
         case "side_flipped" if drift.excess <= 0:
@@ -90,6 +114,8 @@ def next_steps(drift: Drift) -> tuple[Step, ...]:
     if drift.state == "resolved":
         return ()
     steps = [*(_at_the_desk(drift) if drift.live else ()), *_decisions(drift)]
+    if drift.live and drift.kind in QUANTITY_KINDS:
+        steps.insert(0, Step("ask the exchange what explains it", _command(f"drifts activity {drift.id}")))
     if drift.frozen_scope is not None and drift.freezes:
         steps += [
             Step(
@@ -150,6 +176,8 @@ def _at_the_desk(drift: Drift) -> list[Step]:
             ]
         case "legs_unequal":
             return [Step(f"hedge or close the rest of {drift.subject} at the exchange")]
+        case "unreadable":
+            return [Step(f"look at {drift.subject} of {account} at the exchange: {drift.detail}")]
         case "expired_hold":
             return [Step("see what asked for it, and whether its bot runs", _command(f"explain {drift.subject}"))]
         case "late_fill":
@@ -181,6 +209,9 @@ def _decisions(drift: Drift) -> list[Step]:
         steps.append(
             Step("ask whoever trades to close it at the exchange", _command(f"drifts close {drift.id} --reason 'TEXT'"))
         )
+    if drift.live and drift.kind in QUANTITY_KINDS and not drift.market.is_swap and not drift.shortfall:
+        command = _command(f"drifts ignore {drift.id} --asset --reason 'TEXT'")
+        steps.append(Step("say once that this asset of this account is not the bots', whatever its size", command))
     if applies("ignore", drift):
         steps.append(
             Step("let it be as it is, until it changes", _command(f"drifts ignore {drift.id} --reason 'TEXT'"))

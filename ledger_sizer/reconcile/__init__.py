@@ -5,10 +5,14 @@ The types (kinds of drift, policies, findings, drifts) are in `model.reconciliat
 ledger_side     reads positions and sums up the expected quantities by market
 netting         nets long against short, for accounts in one-way mode
 in_flight       matches differences against live holds whose orders may have filled
+assets          which balances the ledger must explain, by the policies of assets; pure
+decided_policies  the policies that persons decided, stored and read
 compare         the ledger's side and the account snapshots -> findings; pure
+unseen          what snapshots did not see, and which differences need a second look at the exchange's markets
 throttle        sleeps between short stretches of work, so that reservations do not wait
 inspection      fetches, reads and compares, in the caller's thread
 worker_process  the same in a process of its own, as the service does it
+sameness        whether a finding is a difference that is known already; pure
 drifts          records runs and tracks drifts; every write is fenced by the run's lease
 effects         counts excess, freezes and thaws, by commands of the ledger
 pairing         which holdings hedge each other: longs against shorts by coin; pure

@@ -25,14 +25,13 @@ from ledger_sizer.reconcile.deciding import (
     WITH,
     changes_of,
     desk_remark,
-    find_decisions,
     first_of,
     remark_of,
     require_same,
     require_tags_of,
 )
 from ledger_sizer.reconcile.effects import Effects
-from ledger_sizer.reconcile.ledger_reads import read_with_late_fills
+from ledger_sizer.reconcile.ledger_reads import find_decisions, read_with_late_fills
 from ledger_sizer.reconcile.ledger_view import LedgerView
 from ledger_sizer.reconcile.pairing import connected, holding_of, paired
 from ledger_sizer.reconcile.planning import AdoptionPlanner, Plan
@@ -40,8 +39,8 @@ from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.storage.tables import ReconciliationRow
 
-_COMMIT = 12
-"""Drifts of one commit. An adoption has about four commands, so that a commit has about 50: many drifts must not delay
+_COMMIT = 15
+"""Drifts of one commit. An adoption has about four commands, so that a commit has about 60: many drifts must not delay
 reservations for long."""
 
 _PAGE = 120

@@ -64,7 +64,7 @@ def _markets(drift: Drift) -> Iterator[str]:
     if drift.market.is_swap:
         yield drift.subject
         return
-    for quote in (*_QUOTES_FIRST, *sorted(set(DOLLARS).difference(_QUOTES_FIRST))):
+    for quote in (*_QUOTES_FIRST, *sorted({*DOLLARS}.difference(_QUOTES_FIRST))):
         yield f"{drift.subject}/{quote}"
 
 

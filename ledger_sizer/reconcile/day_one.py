@@ -27,8 +27,8 @@ from ledger_sizer.reconcile.adoption import PAIRED_KINDS, adoption_key, counting
 from ledger_sizer.reconcile.attribution import coin_of
 from ledger_sizer.reconcile.compare import Comparison
 from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
-from ledger_sizer.reconcile.deciding import find_decisions
 from ledger_sizer.reconcile.inspection import Account, Clock, InspectionRequest, LocalInspector
+from ledger_sizer.reconcile.ledger_reads import find_decisions
 from ledger_sizer.reconcile.pairing import Piece, connected, holding_of, paired
 from ledger_sizer.reconcile.run import Observe, Reconciler
 from ledger_sizer.rules.filling import counted

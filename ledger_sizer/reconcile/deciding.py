@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Engine, bindparam, select
+from sqlalchemy import Engine
 
 from ledger_sizer.model.commands import AnyCommand, Remark
 from ledger_sizer.model.decisions import DecisionRecord
@@ -15,10 +15,7 @@ from ledger_sizer.model.tags import Tags, tags_from_json
 from ledger_sizer.reconcile.adopted_tags import FILLED_IN
 from ledger_sizer.reconcile.drifts import get_drift
 from ledger_sizer.reconcile.effects import note_of
-from ledger_sizer.storage.database import read_transaction
-from ledger_sizer.storage.lookups import portfolio_id
-from ledger_sizer.storage.tables import DecisionRow
-from ledger_sizer.storage.write_store import record_from_row
+from ledger_sizer.reconcile.ledger_reads import find_decisions
 
 UNRESOLVED = ("open", "confirmed", "acknowledged")
 """States in which a drift can be decided."""
@@ -32,7 +29,6 @@ WITH = "with"
 ASSET_POLICY = "asset_policy"
 """The event of a decision about an asset."""
 
-_BATCH_ROWS = 100
 _DESK_EVENTS = {"close_requested": "closed"}
 """What the desk's chain calls a decision, where its name differs: `closed` is decided, in the portfolio it is asked."""
 
@@ -46,7 +42,7 @@ def remark_of(drift: Drift, event: str, reason: str, details: Mapping[str, str] 
 
 
 def desk_remark(remark: Remark) -> Remark:
-    """Return the desk's record of a person's decision."""
+    """Return the desk's record of a person's decision. Of its details it has a policy."""
     return Remark(
         key=remark.key, portfolio=DESK, about=remark.about, event=_DESK_EVENTS.get(remark.event, remark.event),
         note=note_of(f"{remark.portfolio}: {remark.note}"),
@@ -60,20 +56,6 @@ def changes_of(event: str, actor: str, reason: str, decided_us: int) -> dict[str
     if event in ("adopted", ASSET_POLICY):
         return changes | {"state": "resolved", "ended_us": decided_us}
     return changes | ({"state": "acknowledged"} if event == "ignored" else {"requested": "close"})
-
-
-def find_decisions(engine: Engine, portfolio: str, keys: Sequence[str]) -> dict[str, DecisionRecord]:
-    """Return the decisions of a portfolio with these keys, by key. Archived ones are not searched."""
-    found = {}
-    with read_transaction(engine) as connection:
-        owner = portfolio_id(connection, portfolio)
-        query = select(DecisionRow.__table__).where(
-            DecisionRow.portfolio_id == owner, DecisionRow.key.in_(bindparam("keys", expanding=True))
-        )
-        for start in range(0, len(keys), _BATCH_ROWS):
-            for row in connection.execute(query, {"keys": keys[start : start + _BATCH_ROWS]}):
-                found[row.key] = record_from_row(portfolio, row)
-    return found
 
 
 def require_same(record: DecisionRecord, remark: AnyCommand, actor: str) -> int:

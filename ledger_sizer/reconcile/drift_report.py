@@ -16,8 +16,8 @@ from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, known_since
-from ledger_sizer.reconcile.deciding import EVENTS, find_decisions
-from ledger_sizer.reconcile.ledger_reads import read_ledger, read_with_late_fills
+from ledger_sizer.reconcile.deciding import EVENTS
+from ledger_sizer.reconcile.ledger_reads import find_decisions, read_ledger, read_with_late_fills
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import DecisionRow, ReconciliationRow
@@ -117,7 +117,7 @@ def _events_of(engine: Engine, drift: Drift) -> tuple[DriftEvent, ...]:
     keys = [f"reconcile:{event}:{drift.id}" for event in ("confirmed", "freeze", "resolved")]
     keys += [f"reconcile:freeze:{drift.id}:{scope}" for scope in drift.frozen_scopes]
     for revision in range(drift.revision, max(drift.revision - _REVISIONS_MAX, -1), -1):
-        keys += [f"drift:{drift.id}:{revision}:{event}" for event in (*EVENTS.values(), "adopt")]
+        keys += [f"drift:{drift.id}:{revision}:{event}" for event in (*EVENTS.values(), "asset_policy", "adopt")]
         keys.append(f"reconcile:count:{drift.id}:{revision}")
     found = find_decisions(engine, drift.portfolio, keys)
     return tuple(map(_event, _in_order(found.values())))

@@ -21,6 +21,7 @@ from ledger_sizer.model.market_names import parse_symbol
 from ledger_sizer.model.reconciliation import EXTERNAL, Drift, Market
 from ledger_sizer.model.tags import EXTERNAL_TAG, PORTFOLIO_SCOPE
 from ledger_sizer.reconcile import drifts
+from ledger_sizer.reconcile.ledger_reads import find_decisions
 from ledger_sizer.reconcile.pairing import Holding, holding_of
 from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.telemetry import get_logger
@@ -174,8 +175,8 @@ class Effects:
     def _freeze(self, about: Iterable[tuple[Drift, str]], key_suffix: str = "") -> list[Result]:
         return self._submit_each(
             Freeze(
-                key=f"reconcile:freeze:{drift.id}{_place_of(scope, drift)}{key_suffix}", portfolio=self._portfolio,
-                scope=scope, note=note_of(drift.title),
+                key=f"{_freeze_key(drift, scope)}{key_suffix}", portfolio=self._portfolio, scope=scope,
+                note=note_of(drift.title),
             )
             for drift, scope in about
         )  # fmt: skip
@@ -185,7 +186,10 @@ class Effects:
         _, automatic = self._newest_thaws(since)
         # Another run may have recorded one of these drifts without having frozen yet. Its freeze would then come after
         # this thaw, with no drift left to end it. Sending the freezes first makes that one a replay without effect.
-        if any(isinstance(result, LedgerError) for result in self._freeze([(drift, scope) for drift in ended])):
+        keys = {drift.id: _freeze_key(drift, scope) for drift in ended}
+        sent = find_decisions(self._engine, self._portfolio, [*keys.values()])
+        missing = [(drift, scope) for drift in ended if keys[drift.id] not in sent]
+        if any(isinstance(result, LedgerError) for result in self._freeze(missing)):
             return
         newest = max(ended, key=lambda one: one.id)
         thaw = Thaw(
@@ -257,6 +261,10 @@ def _caller_ending(drift: Drift) -> Caller:
 
 def _with_scopes(about: Iterable[Drift]) -> list[tuple[Drift, str]]:
     return [(drift, scope) for drift in about for scope in drift.frozen_scopes]
+
+
+def _freeze_key(drift: Drift, scope: str) -> str:
+    return f"reconcile:freeze:{drift.id}{_place_of(scope, drift)}"
 
 
 def _place_of(scope: str, drift: Drift) -> str:

@@ -18,14 +18,14 @@ from ledger_sizer.model.asset_policies import AssetPolicies, AssetRule
 from ledger_sizer.model.choices import RunOutcome, Trigger
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.market_names import split_factor
-from ledger_sizer.model.reconciliation import Drift, Finding, Market, Run
+from ledger_sizer.model.reconciliation import Drift, Market, Run
 from ledger_sizer.model.tags import account_scope
 from ledger_sizer.model.times import to_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.account_looks import AccountLook, look_of, unsettled_by_scope
 from ledger_sizer.reconcile.assets import listed_text
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, known_since
+from ledger_sizer.reconcile.attribution import AccountResolver, known_since
 from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
 from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
 from ledger_sizer.reconcile.late_fills import ended_rests, may_fill_after_its_rest
@@ -40,6 +40,12 @@ from ledger_sizer.reconcile.ledger_reads import (
     read_released_holds,
 )
 from ledger_sizer.reconcile.ledger_side import EndedHold, LedgerSide, ended_holds, ledger_side_of
+from ledger_sizer.reconcile.unseen import (
+    accounts_with_new_differences,
+    failed_families,
+    snapshot_with_new_rules,
+    unseen_markets,
+)
 from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.clock import ClockGuard, read_clock
 
@@ -136,12 +142,12 @@ class LocalInspector:
         started_us = self._now_us()
         snapshots = self._fetch(accounts, lambda account: account.snapshot(self._now_us))
         look = self._compare(request.portfolio, accounts, snapshots, seq_before, started_us)
-        if doubtful := _with_new_differences(look):
+        if doubtful := accounts_with_new_differences(look.comparison.findings, look.live):
             seq_before, again_us = read_head(self._engine, request.portfolio), self._now_us()
             by_account = {(one.venue, one.account): one for one in snapshots}
             again = self._fetch(
                 [one for one in accounts if (one.venue, one.account) in doubtful],
-                lambda account: _snapshot_with_new_rules(account, self._now_us),
+                lambda account: snapshot_with_new_rules(account, self._now_us),
             )
             if again:
                 by_account |= {(one.venue, one.account): one for one in again}
@@ -185,7 +191,7 @@ class LocalInspector:
         ledger_side.excess_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
         ledger_side.accepted_excess = _excess_by_market(drift for drift in live if drift.state == "acknowledged")
         ledger_side.interest_since_us = {one.market: one.opened_us for one in live if one.kind == "interest"}
-        ledger_side.moving |= _unseen_markets(ledger_side, snapshots, live)
+        ledger_side.moving |= unseen_markets(ledger_side, snapshots, live)
         prices = self._last_prices(portfolio, ledger_side, snapshots)
 
         def released() -> list[EndedHold]:
@@ -194,7 +200,7 @@ class LocalInspector:
 
         parameters = _parameters(self._settings, started_us, prices, self._asset_policies(portfolio))
         comparison = compare(ledger_side, snapshots, parameters, released)
-        comparison.findings += _failed_families(snapshots)
+        comparison.findings += failed_families(snapshots)
         unsettled = unsettled_by_scope(positions, scopes, moves, settled_us)
         looks = self._looks(accounts, snapshots, scopes, unsettled, parameters)
         return _Look(comparison, ledger_side, live, looks)
@@ -263,49 +269,6 @@ class LocalInspector:
 
     def _now_us(self) -> int:
         return time_us(self._engine, self._clock, self._guard)
-
-
-def _unseen_markets(ledger_side: LedgerSide, snapshots: Sequence[Snapshot], live: Iterable[Drift]) -> set[Market]:
-    """Return the derivative markets of the ledger, and of known drifts, that an account's snapshot does not tell of.
-
-    They are not judged: what was not fetched is unknown, never flat.
-    """
-    by_account = {(one.venue, one.account): one for one in snapshots}
-    known = {market for market in (*ledger_side.open, *(drift.market for drift in live)) if market.is_swap}
-    return {
-        market for market in known
-        if (snapshot := by_account.get((market.venue, market.account))) and not snapshot.covers(market.subject)
-    }  # fmt: skip
-
-
-def _failed_families(snapshots: Iterable[Snapshot]) -> list[Finding]:
-    """Tell of families of positions that were asked for in vain, where the others were fetched."""
-    return [
-        Finding(
-            Market(one.venue, one.account, "account", ""), "fetch_failed", None, None,
-            "; ".join([f"{' and '.join(one.failed)} positions not fetched", *one.problems])[:500],
-        )
-        for one in snapshots if one.failed and one.positions is not None and one.balances is not None
-    ]  # fmt: skip
-
-
-def _with_new_differences(look: _Look) -> set[AccountKey]:
-    """Return the accounts with a difference in a derivative market that no run has seen.
-
-    Before it is judged, their markets are loaded again: a contract size may have changed since the last load.
-    """
-    known = {(one.market, one.venue_quantity) for one in look.live}
-    return {
-        (found.market.venue, found.market.account)
-        for found in look.comparison.findings
-        if found.market.is_swap and found.venue_quantity and (found.market, found.venue_quantity) not in known
-    }
-
-
-def _snapshot_with_new_rules(account: Account, now_us: Callable[[], int]) -> Snapshot | None:
-    """Fetch again with new market rules; None from an account that has them already, or has none."""
-    fetch = getattr(account, "snapshot_with_new_rules", None)
-    return None if fetch is None else fetch(now_us)
 
 
 def failed_inspection(

@@ -11,6 +11,7 @@ from sqlalchemy import Engine, Select, bindparam, or_, select, text, union_all
 
 from ledger_sizer.history.times import seq_before
 from ledger_sizer.model.caller import RECONCILE
+from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.legs import Leg, legs_of_json
 from ledger_sizer.model.market_names import split_factor
@@ -21,7 +22,7 @@ from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.database import is_sqlite, read_transaction, stream_rows
 from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import PENDING, DecisionRow, PortfolioRow, PositionRow
-from ledger_sizer.storage.write_store import position_from_row
+from ledger_sizer.storage.write_store import position_from_row, record_from_row
 from ledger_sizer.views.scopes import read_shared
 
 _BATCH_ROWS = 100
@@ -150,6 +151,20 @@ def _read_decisions(
             rows = connection.execute(query, {"seqs": seqs[start : start + _BATCH_ROWS]})
             values += [tuple(row) for row in rows]
     return values
+
+
+def find_decisions(engine: Engine, portfolio: str, keys: Sequence[str]) -> dict[str, DecisionRecord]:
+    """Return the decisions of a portfolio with these keys, by key. Archived ones are not searched."""
+    found = {}
+    with read_transaction(engine) as connection:
+        owner = portfolio_id(connection, portfolio)
+        query = select(DecisionRow.__table__).where(
+            DecisionRow.portfolio_id == owner, DecisionRow.key.in_(bindparam("keys", expanding=True))
+        )
+        for start in range(0, len(keys), _BATCH_ROWS):
+            for row in connection.execute(query, {"keys": keys[start : start + _BATCH_ROWS]}):
+                found[row.key] = record_from_row(portfolio, row)
+    return found
 
 
 def read_positions(engine: Engine, portfolio: str, *, since_us: int) -> list[Position]:

@@ -30,7 +30,6 @@ from ledger_sizer.reconcile.deciding import (
     UNRESOLVED,
     changes_of,
     desk_remark,
-    find_decisions,
     first_of,
     remark_of,
     remarks_of,
@@ -39,7 +38,7 @@ from ledger_sizer.reconcile.deciding import (
     require_unresolved,
 )
 from ledger_sizer.reconcile.effects import Effects
-from ledger_sizer.reconcile.ledger_reads import read_ledger, read_moves, read_with_late_fills
+from ledger_sizer.reconcile.ledger_reads import find_decisions, read_ledger, read_moves, read_with_late_fills
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.tables import ReconciliationRow
 

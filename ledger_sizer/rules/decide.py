@@ -9,7 +9,6 @@ Where several reasons to deny hold, the first in the order of `denials.DENIALS` 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from ledger_sizer.model.arguments import NOT_GIVEN
 from ledger_sizer.model.command_base import Command, ScopeCommand
 from ledger_sizer.model.commands import Adopt, Confirm, Extend, Fill, Release, Remark, Reprice, Reserve, Retag, SetCap
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, is_default_scope
@@ -36,7 +35,7 @@ def decide(state: PortfolioState, command: Command, now_us: int, policy: Policy)
 def _change_scope(state: PortfolioState, command: ScopeCommand, _now_us: int, _policy: Policy) -> Verdict:
     before = state.scope(command.scope)
     after = replace(before, settings=command.settings_after(before.settings, state.last_seq + 1))
-    if type(command) is SetCap and command.share_of_equity is NOT_GIVEN and (after.shared or state.shared):
+    if type(command) is SetCap and (after.shared or state.shared):
         require_guarantees_fit(state, after)
     note = DEFAULT_CAP if is_default_scope(after.name) else None
     return Verdict(

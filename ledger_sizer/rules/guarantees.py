@@ -23,6 +23,8 @@ def require_guarantees_fit(state: PortfolioState, after: ScopeState) -> None:
     cap_e8, total_e8 = state.scope(PORTFOLIO_SCOPE).cap_e8 or 0, sum(guarantees.values())
     before_e8 = total_e8 - cap_e8
     if after.name == PORTFOLIO_SCOPE:
+        if after.settings.share_e8 is not None:
+            return  # an equity may fall below the guarantees, which stay
         cap_e8 = after.cap_e8 or 0
     else:
         guarantees[after.name] = after.settings.guarantee_e8 or 0

@@ -87,7 +87,7 @@ def test_drift_when_it_is_asked_for_then_it_is_told_in_full(call: Callable[..., 
         ("counted", "reconcile"), ("freeze", "reconcile"), ("confirmed", "reconcile"),
     ]  # fmt: skip
     assert [one.opened_by for one in report.positions] == ["reconcile"], "the position that counts it"
-    assert report.steps[0].command == f"ledger-sizer drifts adopt {listed.id} --reason 'TEXT'"
+    assert report.steps[1].command == f"ledger-sizer drifts adopt {listed.id} --reason 'TEXT'"
     with pytest.raises(NotFound):
         call("drift", 99)
 

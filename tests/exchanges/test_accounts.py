@@ -176,6 +176,22 @@ def test_snapshot_when_binance_listed_spot_markets_alone_then_its_positions_are_
     account.close()
 
 
+def test_snapshot_when_binance_lists_spot_markets_alone_for_long_then_its_positions_are_named_as_unread(
+    server: PaperServer,
+) -> None:
+    control = PaperControl(server.url, "binance", "spot-for-long")
+    control.open_account()
+    control.open(PERP, "short", D("0.02"))
+    account = account_at("binance", server.url, api_key=SecretStr("spot-for-long"))
+    control.fault("hollow", "fapi/v1/exchangeInfo", times=None, seconds=60)
+    seen = account.snapshot(now_us)
+    control.clear_faults()
+    assert seen.positions == ()
+    assert [one.symbol for one in seen.unread] == [PERP], "though it shares its id with a spot market"
+    assert not seen.covers(PERP)
+    account.close()
+
+
 def test_snapshot_when_a_fault_passes_then_ccxt_asked_again(
     server: PaperServer, control: PaperControl, venue: str
 ) -> None:

@@ -21,7 +21,7 @@ FAR = datetime.max.replace(tzinfo=UTC)
 FINAL = ("closed", "released", "expired")
 WHOLE = "portfolio"
 E8 = Decimal("1e-8")
-LIMITS = ("cap", "guarantee", "max_position_usd")
+LIMITS = ("cap", "guarantee", "max_position_usd", "share_of_equity")
 """What set_cap sets of a scope."""
 
 
@@ -40,6 +40,8 @@ class Auditor:
         self._hash = "0" * 64
         self._promised: dict[str | None, datetime] = {}
         self._final: dict[int, Position] = {}
+        self._free: dict[str, Decimal | None] = {}
+        self._below = False  # the cap followed the equity below the guarantees
 
     def check(self, ledger: Ledger) -> Exposure:
         """Check everything. Nobody may write meanwhile: each read is a snapshot of its own."""
@@ -102,6 +104,9 @@ class Auditor:
         came_from = self._count(decision, trace, scopes, moved)
         if decision.command == "set_cap" and decision.outcome == "applied":
             self._set_limits(json.loads(decision.request))
+        if decision.command == "equity_seen":
+            self._follow_equity(json.loads(decision.request))
+        self._follow_accounts(decision, trace)
         if decision.outcome == "denied":
             assert not moved, f"decision {decision.seq} was denied and moved {moved} USD"
         if decision.command == "reserve" and decision.granted:
@@ -119,7 +124,8 @@ class Auditor:
             return  # what it shows was tried after the commands before it, which had no effect
         for name, cap_e8, held_e8, open_e8, *rest in trace["scopes"] + trace.get("others", []):
             later = rest[3] if len(rest) > 3 else {}
-            seen = dict(zip(LIMITS, (cap_e8, later.get("guarantee_e8"), later.get("max_position_e8")), strict=True))
+            settings = (cap_e8, *(later.get(f"{what}_e8") for what in ("guarantee", "max_position", "share")))
+            seen = dict(zip(LIMITS, settings, strict=True))
             for limit, value in seen.items():
                 expected = self._limits[limit].get(name)
                 assert (None if value is None else Decimal(value).scaleb(-8)) == expected, f"{decision.seq}: {name}"
@@ -128,13 +134,20 @@ class Auditor:
             scopes = [row[0] for row in trace["scopes"]]
             caps = self._limits["cap"]
             defaults = {_default_of(scope) for scope in scopes if scope not in caps} & caps.keys()
-            shown = [row[0] for row in trace.get("others", [])]
+            shown = [row[0] for row in trace.get("others", []) if "since_seq" not in (row[7:] or [{}])[0]]
             assert sorted(shown) == sorted({*defaults, *self._kept_from(scopes)}), f"decision {decision.seq}: {shown}"
 
     def _set_limits(self, request: dict[str, Any]) -> None:
         """Set what a request gives; null removes. One that gives nothing else removes the cap."""
         if not any(limit in request for limit in LIMITS):
             request["cap"] = None
+        scope, shares, caps = request["scope"], self._limits["share_of_equity"], self._limits["cap"]
+        if request.get("share_of_equity") is not None:
+            share = Decimal(request["share_of_equity"]).quantize(E8, ROUND_DOWN)
+            known = caps.get(scope, Decimal(0)) if scope in shares else Decimal(0)
+            request["cap"] = str((known * share / shares.get(scope, Decimal(1))).quantize(E8, ROUND_DOWN))
+        elif "cap" in request:
+            request["share_of_equity"] = None
         for limit in LIMITS:
             if limit in request:
                 self._limits[limit].pop(request["scope"], None)
@@ -144,7 +157,29 @@ class Auditor:
         assert len({scope.partition("=")[0] for scope, usd in guarantees.items() if usd}) <= 1, (
             f"guarantees on two names: {guarantees}"
         )
-        assert sum(guarantees.values()) <= self._limits["cap"][WHOLE], f"guarantees above the cap: {guarantees}"
+        followed = WHOLE in shares or self._below
+        self._below = followed and sum(guarantees.values()) > caps[WHOLE]
+        assert followed or sum(guarantees.values()) <= caps[WHOLE], f"guarantees above the cap: {guarantees}"
+
+    def _follow_equity(self, request: dict[str, Any]) -> None:
+        """Set the cap that follows from an equity. It may fall below the guarantees, which stay."""
+        scope = request["scope"]
+        share = self._limits["share_of_equity"][scope]
+        self._limits["cap"][scope] = (Decimal(request["equity"]) * share).quantize(E8, ROUND_DOWN)
+
+    def _follow_accounts(self, decision: Decision, trace: dict[str, Any]) -> None:
+        """Check that no grant promises more of an account than is free there and was not promised."""
+        for scope, promised_e8 in trace.get("promised", {}).items():
+            promised, free = Decimal(promised_e8).scaleb(-8), self._free.get(scope)
+            if decision.command == "reserve" and free is not None:
+                assert promised <= free, f"grant {decision.seq} promises {promised} of {free} free in {scope}"
+        if decision.command == "account_seen":
+            request = json.loads(decision.request)
+            if request.get("gone"):
+                self._free.pop(request["scope"], None)
+            elif "free" in request:
+                free = request["free"]
+                self._free[request["scope"]] = None if free is None else Decimal(free).quantize(E8, ROUND_DOWN)
 
     def _cap_of(self, scope: str) -> Decimal | None:
         """Return a scope's own cap, else the default of its tag name."""
@@ -209,8 +244,8 @@ class Auditor:
             assert (row.cap, row.cap_from) == (cap, _default_of(scope) if own is None and cap is not None else None), (
                 row
             )
-            guarantee, largest = self._limits["guarantee"].get(scope), self._limits["max_position_usd"].get(scope)
-            assert (row.guarantee, row.max_position_usd) == (guarantee, largest), row
+            guarantee, largest, share = (self._limits[name].get(scope) for name in LIMITS[1:])
+            assert (row.guarantee, row.max_position_usd, row.share_of_equity) == (guarantee, largest, share), row
             assert row.overage == (Decimal(0) if cap is None else max(row.exposure - cap, Decimal(0)))
         self._check_pools(exposure)
 

@@ -30,7 +30,7 @@ LIFE: dict[str, Callable[[Holding], bool]] = {
     "grow": lambda one: one.live,
 }
 """Which positions a verb fits."""
-LIMITS = ("cap", "guarantee", "max_position_usd")
+LIMITS = ("cap", "guarantee", "max_position_usd", "share_of_equity")
 
 
 class CommandMaker(RuleBasedStateMachine):

@@ -13,6 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from ledger_sizer import Adopt, Confirm, Fill, Reconciled, Reserve, Retag, SetCap
+from tests.lockstep.model_accounts import AccountModel, promise
 from tests.lockstep.model_answers import (
     AboutPosition,
     Answer,
@@ -47,6 +48,8 @@ class PortfolioModel:
     caps: dict[str, Fraction] = field(default_factory=dict)
     guarantees: dict[str, Fraction] = field(default_factory=dict)
     maxima: dict[str, Fraction] = field(default_factory=dict)
+    shares: dict[str, Fraction] = field(default_factory=dict)
+    accounts: dict[str, AccountModel] = field(default_factory=dict)
     statuses: dict[str, str] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
     fresh_until: dict[str, datetime] = field(default_factory=dict)
@@ -61,7 +64,8 @@ class PortfolioModel:
         """Return an independent copy."""
         return replace(
             self, caps=dict(self.caps), guarantees=dict(self.guarantees),
-            maxima=dict(self.maxima), statuses=dict(self.statuses), frozen=set(self.frozen),
+            maxima=dict(self.maxima), shares=dict(self.shares),
+            accounts=dict(self.accounts), statuses=dict(self.statuses), frozen=set(self.frozen),
             fresh_until=dict(self.fresh_until), positions=dict(self.positions),
             answers=list(self.answers), requests=dict(self.requests), answer_by_key=dict(self.answer_by_key),
         )  # fmt: skip
@@ -98,6 +102,8 @@ class PortfolioModel:
         exposure = self.exposure()
         headroom = self.caps[WHOLE] - exposure if headroom is None else headroom
         if after is not None and answer.outcome != "denied":
+            if not answer.unchanged:
+                promise(self, self.positions.get(after.number), after)
             self.positions[after.number] = after
             answer = replace(answer, number=after.number)
         answer = replace(

@@ -8,8 +8,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from ledger_sizer import (
+    AccountSeen,
     Adopt,
     Confirm,
+    EquitySeen,
     Extend,
     Fill,
     Freeze,
@@ -33,7 +35,7 @@ if TYPE_CHECKING:
 
 
 AboutPosition = Confirm | Fill | Release | Extend | Retag | Reprice
-Administration = SetCap | Halt | Resume | Freeze | Thaw | Reconciled | Remark
+Administration = SetCap | Halt | Resume | Freeze | Thaw | Reconciled | AccountSeen | EquitySeen | Remark
 Command = Reserve | AboutPosition | Adopt | Administration
 
 PRECEDENCE = (

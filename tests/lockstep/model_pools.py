@@ -79,6 +79,7 @@ def reasons_to_stay(portfolio: PortfolioModel, before: Holding, after: Holding) 
 def set_cap(portfolio: PortfolioModel, command: SetCap) -> tuple[Answer, None]:
     """Set what is given, remove what is given as None, leave the rest."""
     caps, guarantees, maxima = dict(portfolio.caps), dict(portfolio.guarantees), dict(portfolio.maxima)
+    shares = dict(portfolio.shares)
     for given, settings in (
         (command.cap, caps), (command.guarantee, guarantees), (command.max_position_usd, maxima)
     ):  # fmt: skip
@@ -86,7 +87,19 @@ def set_cap(portfolio: PortfolioModel, command: SetCap) -> tuple[Answer, None]:
             settings.pop(command.scope, None)
         elif given is not NOT_GIVEN:
             settings[command.scope] = down(Fraction(given))
-    if len({name_of(scope) for scope, usd in guarantees.items() if usd}) > 1 or sum(guarantees.values()) > caps[WHOLE]:
+    if command.cap is not NOT_GIVEN or command.share_of_equity is None:
+        shares.pop(command.scope, None)
+    if command.share_of_equity not in (None, NOT_GIVEN):
+        share = down(Fraction(command.share_of_equity))
+        followed = portfolio.caps.get(command.scope, Fraction(0)) if command.scope in shares else Fraction(0)
+        caps[command.scope] = down(followed * share / shares.get(command.scope, Fraction(1)))
+        shares[command.scope] = share
+    over = sum(guarantees.values()) - caps[WHOLE]
+    closer = over <= sum(portfolio.guarantees.values()) - portfolio.caps[WHOLE]
+    follows = command.scope == WHOLE and WHOLE in shares
+    if len({name_of(scope) for scope, usd in guarantees.items() if usd}) > 1 or (
+        over > 0 and not closer and not follows
+    ):
         raise RefusedError("invalid_request")
-    portfolio.caps, portfolio.guarantees, portfolio.maxima = caps, guarantees, maxima
+    portfolio.caps, portfolio.guarantees, portfolio.maxima, portfolio.shares = caps, guarantees, maxima, shares
     return Answer("set_cap", "applied", binding=command.scope), None

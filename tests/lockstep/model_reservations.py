@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ledger_sizer import (
     Reserve,
 )
+from tests.lockstep.model_accounts import doubted, purses, size_within
 from tests.lockstep.model_pools import Room, largest_position, rooms
 from tests.lockstep.model_positions import (
     E8,
@@ -41,16 +42,20 @@ def reserve(portfolio: PortfolioModel, command: Reserve) -> tuple[Answer, Holdin
     if growing is not None:
         limits.append((down(ask.most) - growing.held - growing.open, ask.most_binding))
     caps = rooms(portfolio, scopes)
+    wallets = purses(portfolio, tags, plans)
+    balances = [(room, "free_balance") for one in wallets if (room := one.budget(plans)) is not None]
     own = [*limits]
     if command.available_balance is not None:
         own.append((down(Fraction(command.available_balance)), "available_balance"))
         limits = [*limits, *caps, own[-1]]
     else:
         limits = [*limits, *caps]
+    limits, own = [*limits, *balances], [*own, *balances]
     budget, binding = min(limits, key=lambda bound: bound[0])  # the first of equals
     budget = max(budget, Fraction(0))
-    sized = size(plans, budget)
-    reasons = _reasons(portfolio, command, scopes, caps, budget, _too_small(command, budget, sized))
+    sized = size_within(plans, budget, wallets)
+    reasons = _reasons(portfolio, command, scopes, caps, budget, _too_small(command, budget, sized), binding)
+    reasons += [("unreconciled", scope) for scope in doubted(portfolio, wallets)]
     about = sized.bound_by or binding
     if about in [name for _, name in caps] and _too_small(command, budget, sized):
         uncapped = max(min(bound[0] for bound in own), Fraction(0))
@@ -128,6 +133,7 @@ def _reasons(
     caps: Sequence[Room],
     budget: Fraction,
     small: str | None,
+    binding: str,
 ) -> list[tuple[str, str | None]]:
     """Return every reason to deny, with the scope or constraint that it names, if any."""
     found: list[tuple[str, str | None]] = []
@@ -140,8 +146,12 @@ def _reasons(
     if small is not None:
         found.append((small, None))
     poor = command.available_balance is not None and Fraction(command.available_balance) < Fraction(1, E8)
-    if not budget:
-        found.append(("insufficient_balance", "available_balance") if poor else ("below_min_notional", None))
+    if not budget and poor:
+        found.append(("insufficient_balance", "available_balance"))
+    elif not budget and binding == "free_balance":
+        found.append(("insufficient_balance", "free_balance"))
+    elif not budget:
+        found.append(("below_min_notional", None))
     return found
 
 

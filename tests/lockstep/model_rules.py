@@ -8,8 +8,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from ledger_sizer import (
+    AccountSeen,
     Adopt,
     Confirm,
+    EquitySeen,
     Extend,
     Fill,
     Freeze,
@@ -41,6 +43,7 @@ from tests.lockstep.model_positions import (
 if TYPE_CHECKING:
     from tests.lockstep.model import PortfolioModel
 
+from tests.lockstep.model_accounts import account_seen, equity_seen
 from tests.lockstep.model_answers import PRECEDENCE, AboutPosition, Answer, RefusedError, lifetime_end, shown
 from tests.lockstep.model_pools import reasons_to_stay, set_cap
 from tests.lockstep.model_reservations import reserve
@@ -254,5 +257,7 @@ RULES: dict[type, Callable[..., tuple[Answer, Holding | None]]] = {
     Freeze: _set_frozen,
     Thaw: _set_frozen,
     Reconciled: _reconciled,
+    AccountSeen: account_seen,
+    EquitySeen: equity_seen,
     Remark: _remark,
 }

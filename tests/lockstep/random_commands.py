@@ -298,6 +298,30 @@ CAPS = st.one_of(
         ),
     ),
 )
+SHARES = _plan(
+    "set_cap",
+    scope=st.sampled_from(["portfolio", "venue=okx", "bot=a"]),
+    limits=st.one_of(
+        st.fixed_dictionaries({"share_of_equity": _decimals("0.8", "0.333333333333", "2")}),
+        st.just({"share_of_equity": None, "cap": Decimal(700)}),
+    ),
+)
+EQUITIES = _plan(
+    "equity_seen", scope=st.sampled_from(["portfolio", "portfolio", "venue=okx", "bot=a"]),
+    equity=_decimals("0", "333.333333339", "900", "6000"),
+)  # fmt: skip
+_MOMENTS = st.sampled_from([None, START + timedelta(seconds=30), START + timedelta(hours=2)])
+ACCOUNTS = _plan(
+    "account_seen",
+    scope=st.sampled_from(["account=bybit/main", "account=okx/main"] * 4 + ["account=okx/second"]),
+    limits=st.one_of(
+        st.fixed_dictionaries({
+            "free": _decimals(None, "0", "77.777777777", "400", "400", "2000"),
+            "settled": _decimals(None, "-30", "50.000000019", "400"),
+        }, optional={"margin_fraction": _decimals("1", "0.1", "0.333333333"), "fresh_until": _MOMENTS}),
+        st.just({"gone": True}),
+    ),
+)  # fmt: skip
 HALTS = _plan("halt", scope=st.sampled_from(SCOPES), mode=st.sampled_from(["halted", "reducing"]))
 RESUMES = _plan("resume", scope=st.sampled_from(SCOPES), note=st.sampled_from([None, "checked"]))
 FREEZES = _plan("freeze", scope=st.sampled_from(SCOPES), note=st.sampled_from([None, "drift-1"]))
@@ -313,8 +337,8 @@ REUSE = _plan("reuse")
 
 LIVES = st.one_of(CONFIRMS, CONFIRMS, FILLS, FILLS, RELEASES, RELEASES, EXTENDS, RETAGS, REPRICES, GROWTHS, GROWTHS)
 POOL_MOVES = st.one_of(CAPS, RETAGS, RETAGS, GROWTHS)
-ADMINISTRATION = st.one_of(CAPS, HALTS, RESUMES, ADOPTS)
-RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS)
+ADMINISTRATION = st.one_of(CAPS, SHARES, HALTS, RESUMES, ADOPTS)
+RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS, ACCOUNTS, ACCOUNTS, EQUITIES)
 ANY = st.one_of(RESERVES, RESERVES, LIVES, LIVES, ADMINISTRATION, RECONCILIATION, AGAIN, REUSE)
 BOUND: tuple[Tags, ...] = (
     (("bot", "a"),),

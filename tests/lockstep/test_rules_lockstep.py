@@ -133,10 +133,17 @@ class RulesInLockstep(Lockstep):
             assert (Fraction(scope.held_e8, 10**8), Fraction(scope.open_e8, 10**8)) == (
                 model.held(scope.name), model.open(scope.name),
             ), scope  # fmt: skip
-            limits = (scope.settings.cap_e8, scope.settings.guarantee_e8, scope.settings.max_position_e8)
+            own = scope.settings
+            limits = (own.cap_e8, own.guarantee_e8, own.max_position_e8, own.share_e8)
             assert [None if value is None else Fraction(value, 10**8) for value in limits] == [
                 model.caps.get(scope.name), model.guarantees.get(scope.name), model.maxima.get(scope.name),
+                model.shares.get(scope.name),
             ], scope  # fmt: skip
+            account = model.accounts.get(scope.name)
+            known = (own.since_seq, own.free_e8, own.promised_e8)
+            assert known == (None, None, None) if account is None else known == (
+                account.since, None if account.free is None else account.free * 10**8, account.promised * 10**8
+            ), scope  # fmt: skip
 
 
 def _fit(group: Group, caller: Caller) -> tuple[list[Any], dict[int, LedgerError]]:

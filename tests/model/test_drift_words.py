@@ -61,14 +61,17 @@ def test_explain_when_a_drift_is_of_any_kind_then_its_meaning_and_a_step_are_tol
 def test_next_steps_when_it_can_be_decided_then_each_is_a_command_to_copy() -> None:
     commands = [step.command for step in next_steps(DRIFT)]
     assert commands == [
+        "ledger-sizer drifts activity 7",
         "ledger-sizer drifts adopt 7 --reason 'TEXT'",
         "ledger-sizer drifts close 7 --reason 'TEXT'",
         "ledger-sizer drifts ignore 7 --reason 'TEXT'",
         "ledger-sizer thaw -p main --scope portfolio --note 'TEXT'",
     ]
-    assert "--price PRICE" in (next_steps(replace(DRIFT, price=None))[0].command or "")
+    assert "--price PRICE" in (next_steps(replace(DRIFT, price=None))[1].command or "")
+    coins = replace(DRIFT, subject="BNB", side="long")
+    assert "ledger-sizer drifts ignore 7 --asset --reason 'TEXT'" in [step.command for step in next_steps(coins)]
     late = replace(DRIFT, kind="late_fill", detail=HOLDS, frozen_scope=None)
-    assert next_steps(late)[0].command == "ledger-sizer confirm main-12 --quantity 0.02 --price 50000"
+    assert next_steps(late)[1].command == "ledger-sizer confirm main-12 --quantity 0.02 --price 50000"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from ledger_sizer import InstrumentInfo, InvalidRequest, Leg, LegPlan
-from ledger_sizer.exchanges.accounts import _merge_positions
 from ledger_sizer.exchanges.instrument_refresh import refresh_rules
+from ledger_sizer.exchanges.positions import _merge_positions
 from ledger_sizer.exchanges.snapshot import VenueBalance, VenuePosition, rounded_price
 from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.paper import PaperControl, PaperServer

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from ledger_sizer import AppSettings, Leg
-from ledger_sizer.config import ExchangeSettings
+from ledger_sizer import Leg
+from ledger_sizer.client import LedgerClient
 from ledger_sizer.exchanges.accounts import ExchangeAccount
 from ledger_sizer.model.account_activity import AccountEvent, Activity
 from ledger_sizer.model.errors import InvalidRequest
@@ -20,13 +20,11 @@ from ledger_sizer.paper.control import PaperControl
 from ledger_sizer.paper.server import PaperServer
 from ledger_sizer.reconcile import worker_process
 from ledger_sizer.reconcile.explanation import explain_drift
-from ledger_sizer.reconcile.run import Reconciler
-from ledger_sizer.reconcile.worker_process import WorkerInspector
 from tests.support.accounts import PERP, Desk
 from tests.support.clock import FakeClock
 from tests.support.command_line import CommandLine, own_logging
 from tests.support.paper_clients import VENUES, account_settings, unthrottled
-from tests.support.services import LOW_PRIORITY_SECONDS
+from tests.support.services import LOW_PRIORITY_SECONDS, serving
 
 pytestmark = [pytest.mark.one_engine, pytest.mark.timeout(2 * LOW_PRIORITY_SECONDS)]
 
@@ -131,7 +129,7 @@ def test_activity_when_the_key_may_not_read_it_then_that_is_the_answer(hedge: He
 
 
 @pytest.mark.parametrize("hedge", ["bybit"], indirect=True)
-def test_activity_when_it_is_asked_through_worker_and_command_line_then_the_answer_is_the_same(
+def test_activity_when_it_is_asked_over_http_and_on_the_command_line_then_the_answer_is_the_same(
     hedge: Hedge, database_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cli = CommandLine(capsys, database_url)
@@ -143,17 +141,14 @@ def test_activity_when_it_is_asked_through_worker_and_command_line_then_the_answ
         text = value.get_secret_value() if hasattr(value, "get_secret_value") else value
         monkeypatch.setenv(f"EXCHANGE_{name.upper()}", text)
     monkeypatch.setattr(worker_process, "_ACTIVITY_SECONDS_MAX", LOW_PRIORITY_SECONDS)
-    settings = AppSettings(exchange=ExchangeSettings(), log_level="ERROR")
-    worker = WorkerInspector(database_url, settings)
-    try:
-        asked = Reconciler(hedge.desk.ledger, hedge.desk.engine, worker, settings).activity(drift.id)
-    finally:
-        worker.close()
+    timeout = LOW_PRIORITY_SECONDS
+    with serving(database_url) as service, LedgerClient(service.url, timeout_seconds=timeout) as client:
+        asked = client.drift_activity(drift.id)
     assert (asked.text, asked.events) == (direct.text, direct.events)
     with own_logging():
-        ran, shown = (cli("drifts", "activity", str(drift.id), *more) for more in (["--json"], []))
+        ran, shown = (cli("drifts", "show", str(drift.id), "--activity", *more) for more in (["--json"], []))
     assert ran.code == 0, ran
-    form = json.loads(ran.out)
+    form = json.loads(ran.out)["activity"]
     assert (form["text"], form["difference"], form["unexplained"]) == (direct.text, "0.01", "0")
     assert [event["quantity"] for event in form["events"]] == ["0.01"]
     assert "bought 0.01 BTC at 50,000 in 1 fill" in shown.out

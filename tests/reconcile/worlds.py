@@ -12,15 +12,15 @@ each part is told by itself.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from functools import partial
 from typing import Any
 
-from ledger_sizer import Decision, InstrumentInfo, Ledger, Leg, LegPlan, WrongState
+from ledger_sizer import AppSettings, Decision, InstrumentInfo, Ledger, Leg, LegPlan, WrongState
 from ledger_sizer.exchanges.snapshot import VenuePosition
 from ledger_sizer.model.legs import OrderLeg
-from ledger_sizer.model.reconciliation import Report
+from ledger_sizer.model.reconciliation import Drift, Report
 from ledger_sizer.reconcile.attribution import coin_of
 from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
@@ -31,7 +31,7 @@ D = Decimal
 Shape = tuple[tuple[str, str, str], ...]
 """The legs of a hedge: venue, symbol and side."""
 
-PRICES = {"BTC": D(100), "ETH": D(10), "PEPE": D("0.01")}
+PRICES = {"BTC": D(100), "ETH": D(10), "PEPE": D("0.01"), "SOL": D(5), "XRP": D(1), "BNB": D(50), "ETHX": D(1)}
 NARROW: dict[str, Shape] = {
     asset: (("bybit", f"{asset}/USDT", "buy"), ("bybit", f"{asset}/USDT:USDT", "sell")) for asset in ("BTC", "ETH")
 }
@@ -51,36 +51,56 @@ def _unit(symbol: str) -> Decimal:
     return D(1000) if symbol.startswith("1000") else D(1)
 
 
+def _by_hand(symbol: str) -> Decimal:
+    """Return the coins that somebody moves at least. Less than 10 USD of a spot coin is dust."""
+    return max(10 // PRICES[coin_of(symbol)], D(1))
+
+
 def _market(venue: str, symbol: str) -> InstrumentInfo:
     return InstrumentInfo(symbol, D(1), D(10**6), D(1), multiplier=_unit(symbol), listed_as=f"{venue}:{symbol}")
 
 
 class World:
-    """One portfolio with its accounts. units: coins at the venues by venue and symbol, of perpetuals below 0 short."""
+    """One portfolio with its accounts. units: coins at the venues by venue and symbol, of perpetuals below 0 short.
+
+    wide: several venues. shapes: the hedges that are traded. in_parts: legs fill in parts, told one by one.
+    """
 
     def __init__(
-        self, ledger: Ledger, engine: Any, clock: FakeClock, name: str, seed: int, *, clean: bool, wide: bool = False
-    ) -> None:
+        self, ledger: Ledger, engine: Any, clock: FakeClock, name: str, seed: int, *, clean: bool, wide: bool = False,
+        shapes: dict[str, Shape] | None = None,
+    ) -> None:  # fmt: skip
         self.ledger, self.clock, self.name, self.clean, self.wide = ledger, clock, name, clean, wide
         self.chance = random.Random(seed)
-        self.shapes = WIDE if wide else NARROW
+        self.shapes = shapes or (WIDE if wide else NARROW)
         self.units = {(venue, symbol): D(0) for shape in self.shapes.values() for venue, symbol, _ in shape}
         self.perps = [market for market in self.units if ":" in market[1]]
         self.coins = [market for market in self.units if ":" not in market[1]]
         self.accounts = [WrittenAccount(venue, portfolio=name) for venue in sorted({venue for venue, _ in self.units})]
-        inspector = LocalInspector(engine, self.accounts, ledger.settings, clock=clock)
-        self.reconciler = Reconciler(ledger, engine, inspector, ledger.settings, clock=clock)
+        settings = self.settings
+        inspector = LocalInspector(engine, self.accounts, settings, clock=clock)
+        self.reconciler = Reconciler(ledger, engine, inspector, settings, clock=clock)
         self.later: list[tuple[Any, Callable[[], object]]] = []
         self.number = 0
         self.closing: set[str] = set()
         self.reports: list[Report] = []
         self.undercounted: list[str] = []
+        self.overpromised: list[str] = []
         ledger.set_cap(key="cap", portfolio=name, cap=D(5000))
         self.show()
 
-    def live(self, steps: int) -> None:
-        """Make `steps` random actions."""
-        faults = [
+    @property
+    def settings(self) -> AppSettings:
+        """Settings of the reconciliation."""
+        return self.ledger.settings
+
+    def actions(self) -> list[Callable[[], object]]:
+        """What happens in every world."""
+        return [self.trade, self.trade, self.close, self.run, self.run]
+
+    def faults(self) -> list[Callable[[], object]]:
+        """What happens in a world that is not clean."""
+        return [
             self.lose_a_close,
             self.close_by_hand,
             self.liquidate,
@@ -88,10 +108,13 @@ class World:
             self.deposit,
             self.outdated_snapshot,
         ]
+
+    def live(self, steps: int) -> None:
+        """Make `steps` random actions."""
         for _ in range(steps):
-            act = self.chance.choice([self.trade, self.trade, self.close, self.run, self.run])
+            act = self.chance.choice(self.actions())
             if not self.clean and self.chance.random() < 0.25:
-                act = self.chance.choice(faults)
+                act = self.chance.choice(self.faults())
             act()
             self.pass_time(self.chance.choice([0, 1, 3]))
 
@@ -110,15 +133,25 @@ class World:
         self.number += 1
         return f"k{self.number}"
 
+    @property
+    def balance_told(self) -> Decimal | None:
+        """The balance that a bot tells when it reserves."""
+        return D(self.chance.choice([100, 300, 1000]))
+
+    def traded(self) -> list[str]:
+        """Return the assets that bots trade."""
+        return [*self.shapes]
+
     def trade(self) -> None:
-        asset = self.chance.choice([*self.shapes])
+        asset = self.chance.choice(self.traded())
         legs = [LegPlan(_market(venue, symbol), side) for venue, symbol, side in self.shapes[asset]]  # type: ignore[arg-type]
         decision = self.ledger.reserve(
             key=self._key(), portfolio=self.name, tags={}, price=PRICES[asset], legs=legs, ttl_seconds=TTL_SECONDS,
-            available_balance=D(self.chance.choice([100, 300, 1000])),
+            available_balance=self.balance_told,
         )  # fmt: skip
         if not decision.granted:
             return
+        self.granted(decision)
         if self.wide:
             for order in decision.legs:
                 self._fill_in_parts(decision, order, PRICES[asset])
@@ -135,8 +168,15 @@ class World:
             key=key, position_id=str(decision.position_id), quantity=quantity, price=PRICES[asset]
         ))  # fmt: skip
 
+    def granted(self, decision: Decision) -> None:
+        """Take note of what a bot was granted."""
+
     def _fill(self, order: OrderLeg, coins: Decimal) -> None:
-        self.units[order.venue, order.symbol] += coins if order.side == "buy" else -coins
+        self._move(order.venue, order.symbol, coins if order.side == "buy" else -coins)
+
+    def _move(self, venue: str, symbol: str, coins: Decimal) -> None:
+        """Let an order of a bot change what a venue has. coins: below 0 sold."""
+        self.units[venue, symbol] += coins
 
     def _fill_in_parts(self, decision: Decision, order: OrderLeg, price: Decimal) -> None:
         """Fill an order at once or in two parts, each told by itself."""
@@ -180,7 +220,7 @@ class World:
             return
         position = self.chance.choice(own)
         for leg in position.legs:
-            self.units[leg.venue, leg.symbol] -= leg.filled if leg.side == "buy" else -leg.filled
+            self._move(leg.venue, leg.symbol, -leg.filled if leg.side == "buy" else leg.filled)
         self.closing.add(position.position_id)
         if lost:
             return
@@ -191,7 +231,7 @@ class World:
 
     def close_by_hand(self) -> None:
         market = self.chance.choice(self.perps)
-        units = min(abs(self.units[market]), self.chance.randint(1, 5) * _unit(market[1]))
+        units = min(abs(self.units[market]), self.chance.randint(1, 5) * _by_hand(market[1]))
         self.units[market] += units * (1 if self.units[market] < 0 else -1)
 
     def liquidate(self) -> None:
@@ -199,11 +239,11 @@ class World:
 
     def open_by_hand(self) -> None:
         market = self.chance.choice(self.perps)
-        self.units[market] += self.chance.choice([-7, -2, 3, 20]) * _unit(market[1])
+        self.units[market] += self.chance.choice([-7, -2, 3, 20]) * _by_hand(market[1])
 
     def deposit(self) -> None:
         market = self.chance.choice(self.coins)
-        self.units[market] += self.chance.randint(1, 9) * (1000 if market[1].startswith("PEPE") else 1)
+        self.units[market] += self.chance.randint(1, 9) * _by_hand(market[1])
 
     def outdated_snapshot(self) -> None:
         """Show outdated snapshots as the current ones, to one run."""
@@ -273,6 +313,10 @@ class World:
         return report
 
     # --- what must be true -----------------------------------------------------------------------
+
+    def alarms(self, drifts: Iterable[Drift]) -> list[Drift]:
+        """Return the drifts of what is wrong: here all of them."""
+        return list(drifts)
 
     @property
     def true_exposure(self) -> Decimal:
