@@ -221,14 +221,15 @@ def _decide_many(
             _whole_number(number, "drift_id", "a drift")
         if not numbers:
             raise InvalidRequest("give at least one drift", field="ids")
-    items: list[DriftOutcome] = []
+    items: dict[int, DriftOutcome] = {}
     for start in range(0, len(numbers), _PART):
         form = {"ids": numbers[start : start + _PART], "reason": reason, "dry_run": dry_run, **more}
         part: DriftOutcomes = yield Call(
             "POST", f"/v1/drifts/{action}", lambda reply: value_of(reply, outcomes_from_json), body=json.dumps(form)
         )
-        items += part.items
-    return outcomes_of(items)
+        for one in part.items:  # what hedges one of a part may be of the next
+            items.setdefault(one.drift_id, one)
+    return outcomes_of([*items.values()])
 
 
 def _numbers(action: str, chosen: Mapping[str, str | None]) -> Calls[list[int]]:
