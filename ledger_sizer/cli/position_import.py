@@ -19,7 +19,8 @@ from ledger_sizer.model.units import decimal_text
 if TYPE_CHECKING:
     from ledger_sizer import Ledger
     from ledger_sizer.model.commands import Adopt
-    from ledger_sizer.reconcile.day_one import Import, Importer, LeftOut, NewPosition
+    from ledger_sizer.reconcile.day_one import Import, Importer, NewPosition
+    from ledger_sizer.reconcile.left_out import LeftOut
     from ledger_sizer.wire.positions_file import FilePosition
 
 IMPORT_HELP = help_epilog(

@@ -22,4 +22,5 @@ outbox          stores the webhook's alerts with the run that raises them
 alerts          logs drifts and delivers the outbox to the webhook
 run             one run, from lease to report
 day_one         takes over what accounts hold: a run whose excess is adopted at once
+left_out        why an import leaves something out; pure
 """

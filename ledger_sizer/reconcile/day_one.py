@@ -7,20 +7,20 @@ twice at any moment, and a repetition finds what is left.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
+from typing import Any
 
 from sqlalchemy import Engine
 
 from ledger_sizer.config import AppSettings
-from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance
+from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.ledger.ledger import Ledger
-from ledger_sizer.model.asset_policies import DOLLARS, AssetPolicies
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.drift_outcomes import DRIFTS_MAX, DriftOutcome
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.reconciliation import Drift, Finding, Market
 from ledger_sizer.model.tags import NO_TAGS, GivenTags, Tags, tags_of
-from ledger_sizer.model.units import decimal_text, exact_arithmetic, parse_decimal, usd, usd_ceil_e8
+from ledger_sizer.model.units import exact_arithmetic, usd, usd_ceil_e8
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adopted_tags import adopted_tags
 from ledger_sizer.reconcile.adoption import PAIRED_KINDS, adoption_key, counting_leg, legs_of_piece
@@ -29,6 +29,7 @@ from ledger_sizer.reconcile.compare import Comparison
 from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
 from ledger_sizer.reconcile.inspection import Account, Clock, InspectionRequest, LocalInspector
 from ledger_sizer.reconcile.ledger_reads import find_decisions
+from ledger_sizer.reconcile.left_out import LeftOut, Reasons
 from ledger_sizer.reconcile.pairing import Piece, connected, holding_of, paired
 from ledger_sizer.reconcile.run import Observe, Reconciler
 from ledger_sizer.rules.filling import counted
@@ -53,19 +54,6 @@ def new_position(legs: tuple[Leg, ...], tags: Tags) -> NewPosition:
     main = counting_leg(legs)
     assert main.price is not None, "what has no price is left out"
     return NewPosition(legs, main.quantity, main.price, usd(usd_ceil_e8(counted(legs)[0], "quantity x price")), tags)
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """Something at an account that an import does not take, and why. usd: None where no price is known."""
-
-    venue: str
-    account: str
-    subject: str
-    side: str
-    coins: Decimal | None
-    usd: Decimal | None
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +96,9 @@ class _Kept:
     def snapshot(self, now_us: Callable[[], int]) -> Snapshot:
         self.last = self._account.snapshot(now_us)
         return self.last
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._account, name)
 
     def snapshot_with_new_rules(self, now_us: Callable[[], int]) -> Snapshot | None:
         fetch = getattr(self._account, "snapshot_with_new_rules", None)
@@ -322,77 +313,10 @@ class Importer:
                     prices.setdefault(Market("", "", position.symbol, "").base, position.coin_price)
         prices = self._prices(portfolio) | prices
         policies = effective_policies(self._settings.reconcile, read_decided(self._engine, [portfolio]))
-        reasons = _Reasons(self._settings, policies, comparison, by_market, ignored, prices)
+        reasons = Reasons(self._settings, policies, comparison, by_market, ignored, prices)
         left = []
         for snapshot in self._snapshots(portfolio):
             for one in reasons.of(snapshot):
                 market = Market(one.venue, one.account, one.subject, one.side)
                 left += [one] if market not in taken and choice.has(market) else []
         return tuple(left)
-
-
-class _Reasons:
-    """Says why something at an account is not imported."""
-
-    def __init__(
-        self, settings: AppSettings, policies: AssetPolicies, comparison: Comparison,
-        findings: Mapping[Market, Finding], ignored: Mapping[Market, Drift], prices: Mapping[str, Decimal | None],
-    ) -> None:  # fmt: skip
-        self._settings = settings.reconcile
-        self._policies = policies
-        self._comparison = comparison
-        self._findings = findings
-        self._ignored = ignored
-        self._prices = prices
-
-    def of(self, snapshot: Snapshot) -> Iterable[LeftOut]:
-        """Yield everything that an account shows, each with the reason that holds if it is not taken."""
-        place = snapshot.venue, snapshot.account
-        for position in snapshot.positions or ():
-            market = Market(*place, position.symbol, position.side)
-            yield self._left(market, position.coins, self._why(market))
-        for balance in snapshot.balances or ():
-            market = Market(*place, balance.asset, "long")
-            yield self._left(market, balance.coins, self._why_balance(market, balance))
-        for row in snapshot.unread:
-            yield LeftOut(*place, row.symbol, "", None, None, f"cannot be read: {row.detail}")
-        for kind in snapshot.not_asked:
-            yield LeftOut(*place, kind, "", None, None, "positions of this kind are not asked for")
-
-    def _left(self, market: Market, coins: Decimal, why: str) -> LeftOut:
-        price = Decimal(1) if why.startswith("dollars") else self._prices.get(market.base)
-        with exact_arithmetic():
-            value = None if price is None else (coins * price).quantize(Decimal("0.01"))
-        coins = parse_decimal(decimal_text(coins))
-        return LeftOut(market.venue, market.account, market.subject, market.side, coins, value, why)
-
-    def _why(self, market: Market) -> str:
-        if market in self._ignored:
-            drift = self._ignored[market]
-            return f"{drift.name} is ignored: {drift.reason} ({drift.actor})"
-        found = self._findings.get(market)
-        if found is None:
-            return "it moves" if market in self._comparison.moving else "the ledger has it"
-        if found.kind not in PAIRED_KINDS or found.excess <= 0:
-            return f"{found.kind}: decide about its drift"
-        return "no price is known; drifts adopt N --price takes it"
-
-    def _why_balance(self, market: Market, balance: VenueBalance) -> str:
-        rule = self._policies.rule(*market[:3])
-        if rule is not None and rule.policy != "position":
-            is_dollar = rule.source == "default" or balance.asset in DOLLARS
-            return "dollars" if is_dollar else f"{rule.pattern} is {rule.policy}"
-        listed = balance.asset in self._comparison.listed.get((market.venue, market.account), {})
-        if balance.earns is not None and listed:
-            return f"lent or staked {balance.earns}"
-        if market in self._findings or market in self._ignored:
-            return self._why(market)
-        if listed and not balance.tradable:
-            return "never traded, and no market here"
-        baseline = self._settings.baselines.get("/".join(market[:3]))
-        if baseline is not None:
-            return f"baseline of {decimal_text(baseline)}"
-        price = self._prices.get(market.base)
-        with exact_arithmetic():
-            dust = price is not None and balance.coins * price < self._settings.dust_usd
-        return "worth less than RECONCILE_DUST_USD" if dust else self._why(market)
