@@ -101,7 +101,7 @@ async def _on_http(request: Request, error: Any) -> Response:
     """Convert Starlette's own errors: unknown path, wrong method."""
     path = request.url.path[:200]
     if error.status_code == 405:
-        allowed = sorted({method for route in request.app.routes for method in _methods(route, request)})
+        allowed = _allowed(request)
         refusal = MethodNotAllowed(f"{path} takes {', '.join(allowed)}, not {request.method[:20]}")
         return problem_response(refusal, headers={"Allow": ", ".join(allowed)})
     if error.status_code == 404:
@@ -109,6 +109,8 @@ async def _on_http(request: Request, error: Any) -> Response:
     return problem_response(InvalidRequest(str(error.detail)))
 
 
-def _methods(route: Any, request: Request) -> set[str]:
-    match, _ = route.matches(request.scope)
-    return getattr(route, "methods", None) or set() if match is not Match.NONE else set()
+def _allowed(request: Request) -> list[str]:
+    """Return the methods of a path: of the routes that are exactly it, else of those that it fits into."""
+    fitting = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    exact = [route for route in fitting if route.path == request.url.path]
+    return sorted({method for route in exact or fitting for method in getattr(route, "methods", None) or ()})

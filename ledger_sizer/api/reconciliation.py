@@ -157,8 +157,8 @@ def router(service: ServiceContext) -> APIRouter:
         return json_response(drift_activity_to_json(found))
 
     _add_decisions(routes, service)
-    _add_asset_policies(routes, service)
     add_bulk_decisions(routes, service)
+    _add_asset_policies(routes, service)
     return routes
 
 

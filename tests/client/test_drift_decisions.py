@@ -100,6 +100,7 @@ def test_post_when_it_is_not_clear_which_drifts_are_meant_then_nothing_is_decide
     for given in wrong:
         answer = service.http.post("/v1/drifts/adopt", json={"reason": "r", **given})
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), answer.text
+    assert service.http.options("/v1/drifts/adopt").headers["Allow"] == "POST", "no GET, as of one drift"
     live = service.http.get("/v1/drifts", params={"state": "live", "kind": "unknown_position"}).json()["items"]
     assert len(live) == len(COINS) + 1
 
