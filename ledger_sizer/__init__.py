@@ -22,11 +22,9 @@ if TYPE_CHECKING:
     from ledger_sizer.model.decisions import Decision as Decision
     from ledger_sizer.model.domain import Exposure as Exposure
     from ledger_sizer.model.domain import ExposurePage as ExposurePage
-    from ledger_sizer.model.domain import Finding as Finding
     from ledger_sizer.model.domain import Page as Page
     from ledger_sizer.model.domain import Position as Position
     from ledger_sizer.model.domain import ScopeExposure as ScopeExposure
-    from ledger_sizer.model.domain import VerifyReport as VerifyReport
     from ledger_sizer.model.errors import Busy as Busy
     from ledger_sizer.model.errors import Closed as Closed
     from ledger_sizer.model.errors import Denied as Denied
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
     from ledger_sizer.model.legs import OrderLeg as OrderLeg
     from ledger_sizer.model.pools import DefaultCap as DefaultCap
     from ledger_sizer.model.pools import Pool as Pool
+    from ledger_sizer.model.verification import Finding as Finding
+    from ledger_sizer.model.verification import VerifyReport as VerifyReport
     from ledger_sizer.rules.explain import Explanation as Explanation
     from ledger_sizer.rules.sizing import DynamicSizer as DynamicSizer
     from ledger_sizer.rules.sizing import PositionSizer as PositionSizer
@@ -56,7 +56,8 @@ _EXPORTS = {
     "TradingSettings",
     "rules.explain": "Explanation",
     "model.decisions": "Decision",
-    "model.domain": "Exposure ExposurePage Finding Page Position ScopeExposure VerifyReport",
+    "model.domain": "Exposure ExposurePage Page Position ScopeExposure",
+    "model.verification": "Finding VerifyReport",
     "model.errors": "Busy Closed Denied Forbidden InternalError InvalidRequest KeyReused LedgerError NotFound "
     "SchemaOutdated Unavailable WrongState",
     "model.instruments": "InstrumentInfo",

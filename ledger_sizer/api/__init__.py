@@ -7,6 +7,7 @@
     request_body       idempotency key, media type, bounded body
     responses          JSON, decisions and errors as HTTP responses
     response_models    the responses as pydantic models, for OpenAPI
+    audit_models       those about chain heads, verification and health
     deadline           timeout for the ledger's answers
     commands           one endpoint per verb, and the batch
     reads              exposure, positions, decisions, overview

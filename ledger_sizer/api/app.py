@@ -89,8 +89,10 @@ async def _on_ledger_error(_request: Request, error: Any) -> Response:
     return problem_response(error)
 
 
-async def _on_invalid(_request: Request, error: Any) -> Response:
+async def _on_invalid(request: Request, error: Any) -> Response:
     """Convert FastAPI's first error in a path or query to this package's error."""
+    if request.method not in _allowed(request):  # /drifts/adopt fits /drifts/{drift_id}, and takes no GET
+        return _refuse_method(request)
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"][1:] if part not in NON_FIELDS) or str(first["loc"][0])
     what = "is not a parameter here" if first["type"] == "extra_forbidden" else first["msg"]
@@ -99,14 +101,17 @@ async def _on_invalid(_request: Request, error: Any) -> Response:
 
 async def _on_http(request: Request, error: Any) -> Response:
     """Convert Starlette's own errors: unknown path, wrong method."""
-    path = request.url.path[:200]
     if error.status_code == 405:
-        allowed = _allowed(request)
-        refusal = MethodNotAllowed(f"{path} takes {', '.join(allowed)}, not {request.method[:20]}")
-        return problem_response(refusal, headers={"Allow": ", ".join(allowed)})
+        return _refuse_method(request)
     if error.status_code == 404:
-        return problem_response(NotFound(f"there is no {path!r}; see /docs"))
+        return problem_response(NotFound(f"there is no {request.url.path[:200]!r}; see /docs"))
     return problem_response(InvalidRequest(str(error.detail)))
+
+
+def _refuse_method(request: Request) -> Response:
+    allowed = _allowed(request)
+    refusal = MethodNotAllowed(f"{request.url.path[:200]} takes {', '.join(allowed)}, not {request.method[:20]}")
+    return problem_response(refusal, headers={"Allow": ", ".join(allowed)})
 
 
 def _allowed(request: Request) -> list[str]:

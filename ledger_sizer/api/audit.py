@@ -18,8 +18,8 @@ from ledger_sizer.api.context import Reader, ServiceContext, Trader
 from ledger_sizer.api.request_body import body_schema, parse_body
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.ledger.ledger import Ledger
-from ledger_sizer.model.domain import VerifyReport
 from ledger_sizer.model.errors import Busy, Closed
+from ledger_sizer.model.verification import VerifyReport
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.wire.requests import Body, PortfolioOrDeskText
 from ledger_sizer.wire.verification import REPORT

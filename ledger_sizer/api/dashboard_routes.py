@@ -96,7 +96,9 @@ class _Dashboard:
         caller = await self._service.access.require(request.scope, "read")
         query = _filters(request).query_for(caller)
         overview = await run_in_threadpool(self._service.ledger.overview, query)
-        return self._page(request, pages.dashboard_page(overview, query, _visitor(request, caller)))
+        shown = overview.detail
+        net = None if shown is None else await run_in_threadpool(self._service.ledger.net, shown.name)
+        return self._page(request, pages.dashboard_page(overview, query, _visitor(request, caller), net))
 
     async def explain(self, request: Request) -> Response:
         """Explain one decision."""

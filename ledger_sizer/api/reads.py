@@ -31,6 +31,7 @@ from ledger_sizer.model.tags import TAG_NAME, TAG_VALUES_MAX, TAGS_MAX, is_dimen
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.views.paging import EXPOSURE_LIMIT_MAX, LIMIT_MAX
 from ledger_sizer.wire.codec import page_to_json
+from ledger_sizer.wire.net import net_to_json
 from ledger_sizer.wire.overviews import overview_to_json
 from ledger_sizer.wire.requests import KeyText, LabelText, MomentText, PortfolioOrDeskText, PortfolioText
 from ledger_sizer.wire.responses import (
@@ -169,6 +170,12 @@ def router(service: ServiceContext) -> APIRouter:
         require_portfolio_access(caller, portfolio)
         found = await run_in_threadpool(ledger.exposure_page, portfolio, **filters.arguments())
         return json_response(exposure_page_to_json(found))
+
+    @routes.get("/portfolios/{portfolio}/net", response_model=response_models.NetForm)
+    async def get_net(portfolio: PortfolioOrDeskInPath, caller: Reader) -> Response:
+        """Each coin of a portfolio, or of the desk (`*`), over all accounts: bought, sold, net, whether hedged."""
+        require_portfolio_access(caller, portfolio)
+        return json_response(net_to_json(await run_in_threadpool(ledger.net, portfolio)))
 
     @routes.get("/overview", response_model=response_models.OverviewForm)
     async def get_overview(filters: Annotated[OverviewFilters, Query()], caller: Reader) -> Response:

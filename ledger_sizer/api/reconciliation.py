@@ -15,6 +15,7 @@ from ledger_sizer.api.drift_routes import add_bulk_decisions
 from ledger_sizer.api.request_body import body_schema, parse_body
 from ledger_sizer.api.responses import json_response
 from ledger_sizer.model.choices import DriftFilter, DriftKind
+from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.reconcile import drifts, listings
 from ledger_sizer.reconcile.drift_report import read_report
 from ledger_sizer.service.api_keys import ApiKey
@@ -23,6 +24,7 @@ from ledger_sizer.wire.activity import drift_activity_to_json
 from ledger_sizer.wire.codec import page_to_json
 from ledger_sizer.wire.reconciliation import (
     drift_to_json,
+    renamed_to_json,
     report_of_drift_to_json,
     report_to_json,
     rule_to_json,
@@ -53,6 +55,17 @@ class AdoptDriftBody(ReasonBody):
         default_factory=dict, description="Tags of the position; its venue, account and symbol are filled in."
     )
     pair: bool = Field(True, description="Whether what hedges it there is adopted with it, as one position.")
+
+
+class RenameBody(ReasonBody):
+    """Which coin has which name now, how many new ones for one old, and why."""
+
+    coin: LabelText = Field(description="The old name.", examples=["FTM"])
+    asset: LabelText = Field(description="The new name.", examples=["S"])
+    ratio: AmountText = Field("1", description="New coins for one old coin.")
+    portfolio: PortfolioText = "main"
+    venue: LabelText | None = Field(None, description="Only positions with a leg there.")
+    force: bool = Field(False, description="Also where the last run saw something else.")
 
 
 class IgnoreDriftBody(ReasonBody):
@@ -206,6 +219,19 @@ def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
             return reconciler.operator.act(action, drift_id, reason=body.reason, **more)
 
         return json_response(drift_to_json(await run_in_threadpool(act)))
+
+    @routes.post("/drifts/rename", response_model=response_models.RenamedForm, openapi_extra=body_schema(RenameBody))
+    async def rename_coin(request: Request, caller: Admin) -> Response:
+        """Say that a coin has another name: its open positions get it, with what they count, their tags and age."""
+        body = await parse_body(request, RenameBody)
+        require_unbound(caller, "a renamed coin")
+        require_portfolio_access(caller, body.portfolio)
+        reconciler = service.require_reconciler()
+
+        def rename() -> RenamedCoin:
+            return reconciler.operator.rename(**{**body.model_dump(), "ratio": Decimal(body.ratio)})
+
+        return json_response(renamed_to_json(await run_in_threadpool(rename)))
 
     @routes.post(
         "/drifts/{drift_id}/adopt", response_model=response_models.DriftForm, openapi_extra=body_schema(AdoptDriftBody)

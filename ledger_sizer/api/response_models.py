@@ -1,4 +1,4 @@
-"""The JSON responses as pydantic models, for OpenAPI only. Most follow from the codecs of `wire`, which writes them."""
+"""The JSON responses as pydantic models, for the OpenAPI document only; `wire` writes the JSON."""
 
 import operator
 from datetime import datetime
@@ -15,6 +15,7 @@ from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
 from ledger_sizer.model.fills import Fills
 from ledger_sizer.model.legs import Leg
+from ledger_sizer.model.net import Net, NetAsset, NetPlace
 from ledger_sizer.model.overview import (
     DeskHalt,
     Detail,
@@ -26,8 +27,9 @@ from ledger_sizer.model.overview import (
 )
 from ledger_sizer.model.pools import DefaultCap, Pool
 from ledger_sizer.model.reconciliation import Drift, Finding, Report, Run
+from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.tags import Tags
-from ledger_sizer.wire import overviews, reconciliation, responses
+from ledger_sizer.wire import net, overviews, reconciliation, responses
 from ledger_sizer.wire.codec import Codec
 from ledger_sizer.wire.problems import PROBLEMS, TYPE_PREFIX
 
@@ -235,6 +237,9 @@ ExposureForm = form_of(
     responses.EXPOSURE,
     cursor=str | None,
 )
+NetPlaceForm = form_of(NetPlace, "One coin at one account, in coins.", net.PLACE)
+NetAssetForm = form_of(NetAsset, "One coin over all accounts.", net.ASSET)
+NetForm = form_of(Net, "What a portfolio, or the desk, has of each coin over all accounts.", net.NET)
 PortfolioLineForm = form_of(PortfolioLine, "One portfolio among all, USD.", responses.FIGURES, portfolio=str)
 PortfolioLinePage = _page("PortfolioLinePage", PortfolioLine, "One page of portfolios.")
 
@@ -258,6 +263,7 @@ ExposureLineForm = form_of(
 RunForm = form_of(Run, "One run of the reconciliation.", reconciliation.RUN)
 RunPage = _page("RunPage", Run, "One page of runs; `cursor` continues it.")
 FindingForm = form_of(Finding, "One difference that a comparison saw.", reconciliation.FINDING)
+RenamedForm = form_of(RenamedCoin, "What the decision about a renamed coin did.", reconciliation.RENAMED)
 DriftForm = form_of(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
 DriftPage = _page("DriftPage", Drift, "One page of drifts; `cursor` continues it.")
 AssetRuleForm = form_of(AssetRule, "Whose money the assets of a pattern are.", reconciliation.ASSET_RULE)

@@ -15,6 +15,7 @@ from ledger_sizer.cli import (
     demo,
     instruments,
     keys,
+    net,
     queries,
     reconciliation,
     release_all,
@@ -73,6 +74,7 @@ def _places() -> Iterator[Place]:
     yield from (
         Place.of(release_all.release_all, release_all.RELEASE_ALL_HELP),
         Place.of(queries.exposure, queries.EXPOSURE_HELP),
+        Place.of(net.net, net.NET_HELP),
         Place.of_group(queries.positions_group, "positions"),
         Place.of(queries.history, queries.HISTORY_HELP),
         Place.of(queries.explain, queries.EXPLAIN_HELP),

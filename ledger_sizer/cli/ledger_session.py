@@ -221,7 +221,7 @@ def _binding_label(decision: "Decision") -> str:
     return "scope" if decision.command in SCOPE_COMMANDS else "bound by"
 
 
-_MAY_EXCEED_A_CAP = ("confirm", "fill", "adopt", "reprice", "set_cap")
+_MAY_EXCEED_A_CAP = ("confirm", "fill", "adopt", "reprice", "rename", "set_cap")
 
 
 def _warn_of_overage(ledger: "Ledger", portfolio: str) -> None:

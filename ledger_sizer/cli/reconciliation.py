@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from ledger_sizer.cli import errors, options, output
+from ledger_sizer.cli import errors, options, output, rename_coin
 from ledger_sizer.cli.drift_decisions import decide_many
 from ledger_sizer.cli.drifts import (
     LIST_HELP,
@@ -276,6 +276,8 @@ def _chosen(*filters: str | None) -> "DriftChoice":
 
     return DriftChoice(*filters)
 
+
+drifts.command("rename", epilog=rename_coin.RENAME_HELP)(rename_coin.rename)
 
 _TRUST = """Go on without the reconciliation: its age stops no reservation any more.
 

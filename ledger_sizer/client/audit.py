@@ -10,11 +10,12 @@ from ledger_sizer.client.responses import NotUnderstood, Response, value_of
 from ledger_sizer.model.arguments import to_json
 from ledger_sizer.model.choices import ExportForm
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import HistoryFilters, Page, VerifyReport, require_history_filters
+from ledger_sizer.model.domain import HistoryFilters, Page, require_history_filters
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.model.names import portfolio_or_desk
 from ledger_sizer.model.release_all import ReleaseAll
 from ledger_sizer.model.tags import GivenTags
+from ledger_sizer.model.verification import VerifyReport
 from ledger_sizer.wire.codec import page_from_json
 from ledger_sizer.wire.responses import decision_from_json
 from ledger_sizer.wire.verification import REPORT

@@ -180,6 +180,7 @@ class LedgerClient(_BaseClient, Verbs, HoldMethod):
     desk_status = _sync_method(endpoints.desk_status)
     decision = _sync_method(endpoints.decision)
     overview = _sync_method(endpoints.overview)
+    net = _sync_method(endpoints.net)
     explain = _sync_method(endpoints.explain)
     verify = _sync_method(audit.verify)
     sweep = _sync_method(audit.sweep)
@@ -196,6 +197,7 @@ class LedgerClient(_BaseClient, Verbs, HoldMethod):
     adopt_drift = _sync_method(reconciliation.adopt_drift)
     ignore_drift = _sync_method(reconciliation.ignore_drift)
     close_drift = _sync_method(reconciliation.close_drift)
+    rename_coin = _sync_method(reconciliation.rename_coin)
     asset_policies = _sync_method(reconciliation.asset_policies)
     take_back_asset_policy = _sync_method(reconciliation.take_back_asset_policy)
 
@@ -295,6 +297,7 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     desk_status = _async_method(endpoints.desk_status)
     decision = _async_method(endpoints.decision)
     overview = _async_method(endpoints.overview)
+    net = _async_method(endpoints.net)
     explain = _async_method(endpoints.explain)
     verify = _async_method(audit.verify)
     sweep = _async_method(audit.sweep)
@@ -311,6 +314,7 @@ class AsyncLedgerClient(_BaseClient, AwaitableVerbs):
     adopt_drift = _async_method(reconciliation.adopt_drift)
     ignore_drift = _async_method(reconciliation.ignore_drift)
     close_drift = _async_method(reconciliation.close_drift)
+    rename_coin = _async_method(reconciliation.rename_coin)
     asset_policies = _async_method(reconciliation.asset_policies)
     take_back_asset_policy = _async_method(reconciliation.take_back_asset_policy)
 

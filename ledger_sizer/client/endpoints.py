@@ -20,6 +20,7 @@ from ledger_sizer.model.decisions import Decision, Result
 from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, require_history_filters
 from ledger_sizer.model.errors import InvalidRequest, LedgerError, NotFound
 from ledger_sizer.model.names import portfolio_name, portfolio_or_desk, split_position_id
+from ledger_sizer.model.net import Net
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import GivenTags, tags_of
 from ledger_sizer.model.times import from_us, time_text, to_us
@@ -29,6 +30,7 @@ from ledger_sizer.verbs.submission import commands_of, require_command
 from ledger_sizer.wire.batch import BATCH_MAX
 from ledger_sizer.wire.codec import page_from_json
 from ledger_sizer.wire.http_calls import batch_form, http_call_of
+from ledger_sizer.wire.net import net_from_json
 from ledger_sizer.wire.overviews import overview_from_json, overview_query_to_params
 from ledger_sizer.wire.responses import (
     decision_from_json,
@@ -301,6 +303,13 @@ def overview(look: OverviewQuery | None = None) -> Calls[Overview]:
     """A consistent snapshot of the ledger: all portfolios this key may see, and one of them in full."""
     query = overview_query_to_params(look or OverviewQuery())
     found: Overview = yield Call("GET", "/v1/overview", lambda reply: value_of(reply, overview_from_json), query)
+    return found
+
+
+def net(portfolio: str = "main") -> Calls[Net]:
+    """What a portfolio, or the desk (`*`), has of each coin over all accounts, naked coins first. See `Ledger.net`."""
+    path = f"/v1/portfolios/{quote(portfolio_or_desk(portfolio), safe='')}/net"
+    found: Net = yield Call("GET", path, lambda reply: value_of(reply, net_from_json))
     return found
 
 

@@ -17,13 +17,15 @@ from ledger_sizer.model.drift_reports import DriftReport
 from ledger_sizer.model.drift_words import applies
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
+from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.tags import NO_TAGS, GivenTags, tags_of
-from ledger_sizer.model.units import decimal_text
+from ledger_sizer.model.units import decimal_text, positive
 from ledger_sizer.wire.activity import drift_activity_from_json
 from ledger_sizer.wire.codec import page_from_json
 from ledger_sizer.wire.reconciliation import (
     drift_from_json,
     outcomes_from_json,
+    renamed_from_json,
     report_of_drift_from_json,
     rule_from_json,
     run_from_json,
@@ -141,6 +143,26 @@ def take_back_asset_policy(policy_id: int, *, reason: str) -> Calls[AssetRule]:
 def close_drift(drift_id: int, *, reason: str) -> Calls[Drift]:
     """Ask the orchestrator (event `remark`, `close_requested`) to close the difference at the exchange."""
     return (yield from _decide(drift_id, "close", {"reason": reason}))
+
+
+def rename_coin(
+    coin: str, asset: str, *, reason: str, ratio: Decimal = Decimal(1), portfolio: str = "main",
+    venue: str | None = None, force: bool = False,
+) -> Calls[RenamedCoin]:  # fmt: skip
+    """Say that a coin has another name: every open position of it gets it, in one decision. Needs an admin key.
+
+    ratio: new coins for one old. venue: only positions with a leg there. `WrongState` where the last run saw something
+    else than a renamed coin, unless `force`.
+    """
+    form = {
+        "coin": coin, "asset": asset, "reason": reason, "ratio": decimal_text(positive(ratio, "ratio")),
+        "portfolio": portfolio, "venue": venue, "force": force,
+    }  # fmt: skip
+    body = json.dumps({name: value for name, value in form.items() if value is not None})
+    found: RenamedCoin = yield Call(
+        "POST", "/v1/drifts/rename", lambda reply: value_of(reply, renamed_from_json), body=body
+    )
+    return found
 
 
 def adopt_drifts(

@@ -38,8 +38,10 @@ def exact(value: Decimal | None) -> str:
     """Format a price or a quantity with every digit: `50,100.5`."""
     if value is None:
         return NONE
-    whole, _, fraction = decimal_text(value).partition(".")
-    return f"{int(whole):,}" + (f".{fraction}" if fraction else "")
+    text = decimal_text(value)
+    whole, _, fraction = text.removeprefix("-").partition(".")
+    sign = "-" if text.startswith("-") else ""  # of -0.5 the whole part has none
+    return f"{sign}{int(whole):,}" + (f".{fraction}" if fraction else "")
 
 
 def percent(scope: ScopeExposure) -> str:

@@ -10,6 +10,7 @@ from ledger_sizer.model.drift_words import closing_words
 from ledger_sizer.model.units import usd
 from ledger_sizer.rules.explain import object_in, reason_in_words
 from ledger_sizer.rules.explain_position import Form, Told
+from ledger_sizer.rules.trace import read_scope
 
 
 def decision_label(decision: Decision) -> str:
@@ -109,6 +110,12 @@ def _reprice_label(decision: Decision) -> str:
     return f"{decision.position_id} counts {exact(Decimal(told.request['price']))} a coin, {how}{_note(told.request)}"
 
 
+def _rename_label(decision: Decision) -> str:
+    request = _told(decision).request
+    ratio = exact(Decimal(request.get("ratio", "1")))
+    return f"{decision.position_id} is of {request['asset']} now, {ratio} for one{_note(request)}"
+
+
 def _adopt_label(decision: Decision) -> str:
     return f"took over {exact(decision.quantity)} found at the exchange, counts {_added_usd(decision)}"
 
@@ -167,6 +174,27 @@ def _reconciled_label(decision: Decision) -> str:
     return f"{decision.binding} compared with the exchange, trusted {how_long}"
 
 
+def _account_seen_label(decision: Decision) -> str:
+    request = _request(decision)
+    if request.get("gone") == "True":
+        return f"{decision.binding} is no account of the portfolio any more{_note(request)}"
+    free = request.get("free")
+    words = [] if free is None else [f"{money(Decimal(free))} free"]
+    if (until := request.get("fresh_until")) is not None:
+        words.append(f"trusted until {clock(datetime.fromisoformat(until))}Z")
+    return f"{', '.join([f'{decision.binding} seen', *words])}{_note(request)}"
+
+
+def _equity_seen_label(decision: Decision) -> str:
+    request = _request(decision)
+    _, settings, *_ = read_scope(object_in(decision.trace)["after"])
+    equity = money(Decimal(request["equity"]))
+    return (
+        f"{decision.binding} capped at {money(usd(settings.cap_e8 or 0))}, which follows the equity of {equity}"
+        f"{_note(request)}"
+    )
+
+
 def _remark_label(decision: Decision) -> str:
     request = _request(decision)
     closing = closing_words(request.get("details") or {})
@@ -186,6 +214,7 @@ _LABELS = {
     "expire": _expire_label,
     "retag": _retag_label,
     "reprice": _reprice_label,
+    "rename": _rename_label,
     "adopt": _adopt_label,
     "set_cap": _set_cap_label,
     "halt": _halt_label,
@@ -193,6 +222,8 @@ _LABELS = {
     "freeze": _freeze_label,
     "thaw": _thaw_label,
     "reconciled": _reconciled_label,
+    "account_seen": _account_seen_label,
+    "equity_seen": _equity_seen_label,
     "remark": _remark_label,
     "step_back": _step_back_label,
 }

@@ -13,6 +13,7 @@ from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
 from ledger_sizer.dashboard.confirm_forms import ConfirmForm, page_of
 from ledger_sizer.dashboard.labels import actor_label, decision_label
 from ledger_sizer.model import drift_words
+from ledger_sizer.model.net import Net
 from ledger_sizer.model.overview import Overview, OverviewQuery
 from ledger_sizer.model.tags import NO_TAGS, Tags
 from ledger_sizer.rules.explain import Explanation
@@ -21,6 +22,8 @@ from ledger_sizer.wire.overviews import overview_query_to_params
 BAR_WIDTH = 120
 HOURS = {1: "1 h", 6: "6 h", 24: "24 h", 168: "7 d"}
 """Ranges of the chart, with their labels."""
+NET_ROWS_MAX = 25
+"""Coins whose net is shown; there are more in `ledger-sizer net`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +55,8 @@ class Visitor:
         return self.may_steer and not self.bound
 
 
-def dashboard_page(overview: Overview, query: OverviewQuery, visitor: Visitor) -> str:
-    """Return the dashboard."""
+def dashboard_page(overview: Overview, query: OverviewQuery, visitor: Visitor, net: Net | None = None) -> str:
+    """Return the dashboard. net: of the portfolio that is shown in full; None without one."""
     detail = overview.detail
     return _render(
         "desk.html",
@@ -63,6 +66,8 @@ def dashboard_page(overview: Overview, query: OverviewQuery, visitor: Visitor) -
         query=query if detail is None else replace(query, portfolio=detail.name),
         hours=HOURS,
         visitor=visitor,
+        net=net,
+        net_rows_max=NET_ROWS_MAX,
     )
 
 

@@ -13,8 +13,9 @@ from ledger_sizer.demo.bots import PORTFOLIO
 from ledger_sizer.demo.drift_injection import CONFIRMATIONS, InjectionResult
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import Page, VerifyReport
+from ledger_sizer.model.domain import Page
 from ledger_sizer.model.units import decimal_text, usd
+from ledger_sizer.model.verification import VerifyReport
 from ledger_sizer.reconcile import listings
 
 T = TypeVar("T")

@@ -6,6 +6,10 @@ position_calls      the calls that list every family of positions, by exchange
 balances            its balances, every wallet, with what the markets say of them
 earn_names          names of lent and staked coins, and the coins they stand for
 spot_prices         prices of the held coins, from tickers
+activity            what happened there in one market or asset: fills, liquidations, transfers, funding
+wallets             the names of each exchange's wallets, and their balances, read whole
+requirements        what an exchange asks of an account's settings, checked at the start
+response_rows       whether a response holds its rows, and amounts that were read
 numbers_read        numbers in ccxt's answers -> exact decimals
 client              the ccxt client of one account, with every response checked
 snapshot            the types of what an account shows at one moment

@@ -46,6 +46,7 @@ from ledger_sizer.verbs.methods import AsyncVerbs, Verbs
 from ledger_sizer.verbs.submission import commands_of
 from ledger_sizer.views.dry_run import dry_run_state
 from ledger_sizer.views.exposure_series import BlockExtremes
+from ledger_sizer.views.net import NetView
 from ledger_sizer.views.queries import Queries
 
 log = get_logger(__name__)
@@ -89,6 +90,7 @@ class Ledger(ReleaseAllMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
         self._block_extremes = BlockExtremes()
         self._write_engine = make_engine(url, settings.ledger)
         self._read_engine = make_engine(url, settings.ledger, read_only=True)
+        self._net_view = NetView(self._read_engine, settings.trading.delta_drift_tolerance)
         self._store = _open_store(self._write_engine, settings, self._guard)
         self._files = archive_files_from(settings)
         self._queries = Queries(self._read_engine, self._files)

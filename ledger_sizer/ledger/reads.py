@@ -8,11 +8,14 @@ from ledger_sizer.history.as_of import AsOf
 from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.choices import ExportForm, Status
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position, VerifyReport
+from ledger_sizer.model.domain import Exposure, ExposurePage, HistoryFilters, Page, Position
+from ledger_sizer.model.net import Net
 from ledger_sizer.model.overview import Overview, OverviewQuery
+from ledger_sizer.model.verification import VerifyReport
 from ledger_sizer.rules.explain import Explanation, explain
 from ledger_sizer.verify.chain import Head, Heads, Progress, heads_of, verify
 from ledger_sizer.views.exposure_series import BlockExtremes
+from ledger_sizer.views.net import NetView
 from ledger_sizer.views.overview_query import read_overview
 from ledger_sizer.views.queries import Queries
 from ledger_sizer.wire.export import export_lines
@@ -23,6 +26,7 @@ class LedgerReads:
 
     _files: ArchiveFiles
     _block_extremes: BlockExtremes
+    _net_view: NetView
 
     @property
     def _reads(self) -> Queries:
@@ -117,6 +121,13 @@ class LedgerReads:
     def overview(self, look: OverviewQuery | None = None) -> Overview:
         """Return one snapshot of the ledger: all portfolios, and one of them in full."""
         return read_overview(self._reads.engine, look or OverviewQuery(), self._now_us(), self._block_extremes)
+
+    def net(self, portfolio: str = "main") -> Net:
+        """Return what a portfolio, or the desk (`*`), has of each coin over all accounts, naked coins first.
+
+        Summed over the open positions; beside it what the last reconciliation saw of these coins at the exchanges.
+        """
+        return self._net_view.read(portfolio)
 
     def explain(self, reference: int | str, portfolio: str = "main") -> Explanation:
         """Explain a decision, given its seq (in `portfolio`) or the position_id of the position it created."""

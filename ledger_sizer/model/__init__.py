@@ -21,6 +21,8 @@ commands           one type per verb, those of positions included
 caps               the limits of a portfolio's scopes, and the commands that bring them from one state to another
 scope_settings     what a scope may be set to
 decisions          decisions, their stored records, and the hash chain
+exchange_account   settings of one account at one exchange
+account_activity   what happened in an account, and what it explains
 reconciliation     drifts, findings, policies, runs
 drift_words        what a drift means, and what to do next
 drift_reports      one drift in full

@@ -47,6 +47,7 @@ from ledger_sizer.model.position_commands import Release as Release
 from ledger_sizer.model.position_commands import Reprice as Reprice
 from ledger_sizer.model.position_commands import Reserve as Reserve
 from ledger_sizer.model.position_commands import Retag as Retag
+from ledger_sizer.model.rename_command import Rename as Rename
 from ledger_sizer.model.scope_settings import ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_default_scope
 from ledger_sizer.model.times import to_us
@@ -332,7 +333,7 @@ class AccountSeen(ScopeCommand):
 
 @verb(
     "equity_seen", role="admin", call="POST /v1/portfolios/{portfolio}/equity",
-    examples=("equity-seen --equity 12500 --note 'read by hand'",),
+    examples=("equity-seen --scope venue=kraken --equity 12500 --note 'read by hand'",),
 )  # fmt: skip
 class EquitySeen(ScopeCommand):
     """Say the equity that a scope's cap follows, as the reconciliation does (see `share_of_equity` of `set_cap`).

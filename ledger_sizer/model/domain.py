@@ -381,35 +381,3 @@ def require_history_filters(given: Mapping[str, object]) -> None:
     known = HistoryFilters.__annotations__
     for name in given.keys() - known.keys():
         raise TypeError(f"decisions cannot be filtered by {name!r}, only by {', '.join(known)}")
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One error that `verify` found. seq: the decision it concerns. what: a description."""
-
-    portfolio: str
-    seq: int | None
-    what: str
-
-
-@dataclass(frozen=True, slots=True)
-class VerifyReport:
-    """Result of `verify`. findings: in order of seq. decisions, positions: how many it read.
-
-    heads: (seq, hash) by portfolio.
-    """
-
-    findings: tuple[Finding, ...]
-    decisions: int
-    positions: int
-    heads: Mapping[str, tuple[int, str]]
-
-    @property
-    def ok(self) -> bool:
-        """True when there are no findings."""
-        return not self.findings
-
-    @property
-    def first(self) -> Finding | None:
-        """The finding with the lowest seq."""
-        return self.findings[0] if self.findings else None

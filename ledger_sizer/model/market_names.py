@@ -70,6 +70,22 @@ def split_factor(base: str) -> tuple[int, str]:
     return 1, base
 
 
+@lru_cache(maxsize=8192)
+def coin_of(symbol: str) -> str:
+    """Return the coin of a market's symbol, or of a `symbol` tag: `BTC` of `BTC`, `BTC/USDT` and `BTC/USDT:USDT`."""
+    return split_factor(symbol.partition("/")[0])[1]
+
+
+def renamed_symbol(symbol: str, coin: str, asset: str) -> str:
+    """Return a market's symbol, or a `symbol` tag, with another coin: the rest of it stays.
+
+    A factor in the name stays too, unless it would not be read as one before the new coin.
+    """
+    base, slash, rest = symbol.partition("/")
+    renamed = base.replace(coin, asset, 1)
+    return f"{renamed if coin_of(renamed) == asset else asset}{slash}{rest}"
+
+
 def coins_of_symbol(symbol: str) -> tuple[int, str | None]:
     """Return the factor and the coin of a market's symbol; (1, None) for a symbol that is not one of ccxt's."""
     said = parse_symbol(symbol)

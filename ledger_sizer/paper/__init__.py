@@ -13,6 +13,8 @@ deposits, manual closes, liquidations, rate limits, lost answers. See docs/paper
     bybit, binance, okx   the REST format of one exchange each
     tickers   tickers in the three formats
     options   rows of option positions
+    journal   what happened to an account
+    told      what happened, in the three formats
     http      requests and responses, free of the web framework
     actions   the actions below `/paper`
     events    what only an exchange does: delisting, renaming, interest, deleveraging

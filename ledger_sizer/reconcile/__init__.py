@@ -17,6 +17,8 @@ drifts          records runs and tracks drifts; every write is fenced by the run
 effects         counts excess, freezes and thaws, by commands of the ledger
 pairing         which holdings hedge each other: longs against shorts by coin; pure
 adoption        a drift and the positions -> the commands that adopt it; pure
+explanation     what happened at the exchange that explains a drift; pure
+drift_activity  asks a drift's account for that, on demand
 operator        decisions about drifts: adopt, ignore, close
 outbox          stores the webhook's alerts with the run that raises them
 alerts          logs drifts and delivers the outbox to the webhook

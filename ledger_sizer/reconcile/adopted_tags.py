@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.legs import Leg
+from ledger_sizer.model.market_names import coin_of
 from ledger_sizer.model.tags import EXTERNAL_TAG, Tags
 from ledger_sizer.model.tags import tags_of as valid_tags
-from ledger_sizer.reconcile.attribution import coin_of
 
 FILLED_IN = ("venue", "account", "symbol")
 """Tags that follow from the legs."""

@@ -15,13 +15,13 @@ from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, Tags
 from ledger_sizer.model.tags import tags_of as valid_tags
 from ledger_sizer.model.units import E8_MAX, decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.adopted_tags import adopted_tags
-from ledger_sizer.reconcile.attribution import AccountResolver, order_market
 from ledger_sizer.reconcile.effects import NOTE_LENGTH_MAX, leg_of, release_of
 from ledger_sizer.reconcile.ledger_reads import Moves
 from ledger_sizer.reconcile.ledger_side import ledger_side_of, unfilled_of
 from ledger_sizer.reconcile.pairing import Piece, connected, holding_of, paired
 from ledger_sizer.rules.filling import remaining_leg_quantity
 from ledger_sizer.rules.leg_sizing import is_pair
+from ledger_sizer.views.attribution import AccountResolver, order_market
 
 ZERO = Decimal(0)
 

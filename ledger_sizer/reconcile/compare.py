@@ -16,13 +16,14 @@ from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.reconciliation import QUOTE, Drift, Finding, Market
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.assets import AssetSide, free_usd
-from ledger_sizer.reconcile.attribution import AccountKey
-from ledger_sizer.reconcile.hedges import HedgeComparison, unhedged_positions
+from ledger_sizer.reconcile.hedges import HedgeComparison, naked_coins, unhedged_positions
 from ledger_sizer.reconcile.in_flight import InFlight
 from ledger_sizer.reconcile.late_fills import LateFills, ReadReleased
 from ledger_sizer.reconcile.ledger_side import LedgerSide
 from ledger_sizer.reconcile.netting import net_sides
+from ledger_sizer.reconcile.shown import Shown, held_coins, shown_by_coin
 from ledger_sizer.reconcile.throttle import throttled
+from ledger_sizer.views.attribution import AccountKey
 
 ZERO = Decimal(0)
 _DAY_US = 86_400 * 1_000_000
@@ -57,7 +58,8 @@ class Comparison:
     counts: by name, for the record of the run. accounts, positions_known, balances_known: the accounts compared, and
     those whose parts were fetched. listed: by account, units of the assets that are nobody's position. moving: markets
     that were not judged. hedges_moving: (account, asset) whose legs were not judged. moved_us: when the ledger last
-    changed an asset.
+    changed an asset. naked: the coin of every position that is told as `legs_unequal`, by its name. shown: see
+    `shown.shown_by_coin`, by account.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -70,6 +72,8 @@ class Comparison:
     moving: set[Market] = field(default_factory=set)
     hedges_moving: set[tuple[AccountKey, str]] = field(default_factory=set)
     moved_us: dict[tuple[AccountKey, str], int] = field(default_factory=dict)
+    naked: Mapping[str, str] = field(default_factory=dict)
+    shown: dict[AccountKey, Shown] = field(default_factory=dict)
 
     def moved_since(self, drift: Drift) -> bool:
         """Whether the ledger changed the asset after the drift's last sighting: this may then be another difference."""
@@ -122,16 +126,18 @@ def compare(
         late_fills = LateFills(ledger_side.expired, ledger_side.excess_since_us, parameters.tolerance, released)
         hedges = HedgeComparison(ledger_side, parameters.tolerance, parameters.delta_tolerance)
         about_to_trade = ledger_side.coins_ordered()
+        coins = held_coins(ledger_side)
         for snapshot in snapshots:
             account = _AccountComparison(
                 ledger_side, in_flight, late_fills, snapshot, parameters, about_to_trade, result
             )
             account.run()
-            account.add_to(hedges)
+            account.add_to(hedges, coins)
         result.findings += late_fills.unfilled(result.positions_known, result.moving)
         result.findings += hedges.findings()
         result.hedges_moving = hedges.moving
         unequal, moving = unhedged_positions(ledger_side, parameters.delta_tolerance)
+        result.naked = naked_coins(ledger_side, unequal)
         result.findings += unequal
         result.moving |= moving
     result.moved_us = ledger_side.moved_us
@@ -206,11 +212,14 @@ class _AccountComparison:
             if positions is not None:
                 self._check_free_balance(free_usd(snapshot, self._parameters.policies))
 
-    def add_to(self, hedges: HedgeComparison) -> None:
+    def add_to(self, hedges: HedgeComparison, coins: Collection[str]) -> None:
         """Add what the ledger has here and what the exchange shows; nothing shown where a part was not fetched."""
-        account_key = self._account_key
-        known = account_key in self._result.positions_known and account_key in self._result.balances_known
-        hedges.add(account_key, self._ledger, self._shown if known else None, self._is_dust, self._unread)
+        account_key, result = self._account_key, self._result
+        shown = self._shown if account_key in result.positions_known & result.balances_known else None
+        hedges.add(account_key, self._ledger, shown, self._is_dust, self._unread)
+        if shown is not None:
+            accepted = self._ledger.accepted_excess
+            result.shown[account_key] = shown_by_coin(shown, self._snapshot, coins, accepted, self._unread)
 
     def _add_fetch_failed(self, stale: bool, missing: Sequence[str]) -> None:
         what = "the picture is too old" if stale else f"{' and '.join(missing)} not fetched"
@@ -316,18 +325,18 @@ class _AccountComparison:
 
         What is left of it when the coins that it grew from are sold is still interest.
         """
-        known = self._ledger.known_excess.get(market)
-        since_us = self._ledger.interest_since_us.get(market)
-        if market.is_swap or price is None or excess <= 0 or (known is not None and since_us is None):
+        known = self._ledger.interest.get(market)
+        if market.is_swap or price is None or excess <= 0 or (known is None and market in self._ledger.known_excess):
             return False
         little = self._parameters.tolerance * (abs(ledger) + self._baseline_coins(market.subject))
         step = min(little, self._parameters.interest_usd / price)
-        if known is None or since_us is None:
+        if known is None:
             return excess <= little + step
-        if excess <= known * (1 + self._parameters.tolerance):
+        before, since_us = known
+        if excess <= before * (1 + self._parameters.tolerance):
             return True
         days = max(self._snapshot.begun_us - since_us, 0) // _DAY_US
-        return excess <= min(known + step, little + step * (1 + days))
+        return excess <= min(before + step, little + step * (1 + days))
 
     def _baseline_coins(self, asset: str) -> Decimal:
         units = self._parameters.baselines.get("/".join((*self._account_key, asset)), ZERO)

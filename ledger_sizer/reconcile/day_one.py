@@ -18,13 +18,13 @@ from ledger_sizer.model.domain import Position
 from ledger_sizer.model.drift_outcomes import DRIFTS_MAX, DriftOutcome
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
 from ledger_sizer.model.legs import Leg
+from ledger_sizer.model.market_names import coin_of
 from ledger_sizer.model.reconciliation import Drift, Finding, Market
 from ledger_sizer.model.tags import NO_TAGS, GivenTags, Tags, tags_of
 from ledger_sizer.model.units import exact_arithmetic, usd, usd_ceil_e8
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adopted_tags import adopted_tags
 from ledger_sizer.reconcile.adoption import PAIRED_KINDS, adoption_key, counting_leg, legs_of_piece
-from ledger_sizer.reconcile.attribution import coin_of
 from ledger_sizer.reconcile.compare import Comparison
 from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
 from ledger_sizer.reconcile.inspection import Account, Clock, InspectionRequest, LocalInspector

@@ -12,7 +12,6 @@ from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import QUOTE, Drift
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import exact_arithmetic
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver
 from ledger_sizer.reconcile.drifts import get_drift
 from ledger_sizer.reconcile.explanation import explain_drift
 from ledger_sizer.reconcile.ledger_reads import FILLS
@@ -20,6 +19,7 @@ from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import DecisionRow, PositionRow, ReconciliationRow
 from ledger_sizer.storage.write_store import position_from_row
+from ledger_sizer.views.attribution import AccountKey, AccountResolver
 
 _MOVES_MAX = 5000
 _LOOKBACK_US = 7 * 24 * 3600 * 1_000_000

@@ -15,12 +15,12 @@ from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Market
 from ledger_sizer.model.times import from_us
 from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, known_since
 from ledger_sizer.reconcile.deciding import EVENTS
 from ledger_sizer.reconcile.ledger_reads import find_decisions, read_ledger, read_with_late_fills
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import DecisionRow, ReconciliationRow
+from ledger_sizer.views.attribution import AccountKey, AccountResolver, known_since
 
 _POSITIONS_MAX = 100
 _REVISIONS_MAX = 50

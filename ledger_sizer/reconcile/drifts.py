@@ -1,7 +1,7 @@
 """Records runs and tracks drifts in the database. A run writes in one transaction, fenced by its lease."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -11,11 +11,13 @@ from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.caller import RECONCILE
 from ledger_sizer.model.errors import InvalidRequest, NotFound
-from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Finding, Run, stops_grants
+from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Finding, Market, Run, stops_grants
 from ledger_sizer.model.units import decimal_text
 from ledger_sizer.reconcile.compare import Comparison
+from ledger_sizer.reconcile.continued import name_heirs
 from ledger_sizer.reconcile.outbox import enqueue_alerts
 from ledger_sizer.reconcile.sameness import accepted_growth, adds_no_excess, counts_the_same, is_unchanged
+from ledger_sizer.reconcile.shown import SHOWN, forget_shown_before
 from ledger_sizer.storage.database import read_transaction, write_transaction
 from ledger_sizer.storage.leases import Lease, LeaseLost, fence_var
 from ledger_sizer.storage.tables import DecisionRow, DriftRow, PortfolioRow, ReconciliationRow
@@ -53,15 +55,17 @@ def _require_lease(lease: Lease, connection: Connection) -> None:
 
 
 def _record(connection: Connection, run: Run, comparison: Comparison, settings: ReconcileSettings) -> RunChanges:
+    fetched = [{**one, SHOWN: comparison.shown.get((one["venue"], one["account"]))} for one in run.fetched]
     values = {
         "portfolio": run.portfolio, "trigger": run.trigger, "outcome": run.outcome, "started_us": run.started_us,
-        "finished_us": run.finished_us, "epoch": run.epoch, "fetched": json.dumps(run.fetched),
+        "finished_us": run.finished_us, "epoch": run.epoch, "fetched": json.dumps(fetched),
         "found": json.dumps(run.found),
     }  # fmt: skip
     run_id: int = connection.execute(
         insert(ReconciliationRow).values(**values).returning(ReconciliationRow.id)
     ).scalar_one()
     run = replace(run, id=run_id)
+    forget_shown_before(connection, run.portfolio, run_id)
     query = select(_TABLE).where(DriftRow.portfolio == run.portfolio, DriftRow.state != "resolved")
     unseen = {drift.key: drift for drift in map(drift_from_row, connection.execute(query))}
     writer = _DriftWriter(run, settings)
@@ -86,15 +90,21 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
             writer.resolve(drift, "it changed after it was acknowledged")
             drift = None
         previous = live.get(finding.market) if drift is None and finding.kind in QUANTITY_KINDS else None
+        if previous is not None and previous.kind == "interest":
+            previous = None  # what comes to interest that was known is another difference: it is confirmed anew
         same = drift is not None and not comparison.moved_since(drift)
         writer.add_sighting(drift, finding, same=same, previous=previous)
     found_kinds = {finding.market: finding.kind for finding in comparison.findings if finding.kind in QUANTITY_KINDS}
     for drift in unseen.values():
         new_kind = found_kinds.get(drift.market) if drift.kind in QUANTITY_KINDS else None
-        if not comparison.judged(drift):
+        if not comparison.judged(drift) or writer.hides_interest(drift):
             writer.changes.live.append(drift)
         elif new_kind is not None:
             writer.resolve(drift, f"it is {new_kind} now")
+        elif drift.kind == "legs_unequal" and (
+            heirs := {name for name, coin in comparison.naked.items() if coin == drift.subject}
+        ):
+            writer.resolve_into(drift, heirs)
         elif acknowledged.get(drift.market) is not drift or not writer.keep_for_now(
             drift, moved=comparison.moved_since(drift)
         ):
@@ -112,7 +122,9 @@ class _DriftWriter:
         self._settings = settings
         self._new: list[dict[str, Any]] = []
         self._updates: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+        self._heirs: dict[int, Collection[str]] = {}
         self.changes = RunChanges(run.id)
+        self._unconfirmed: set[Market] = set()
 
     def add_sighting(self, drift: Drift | None, finding: Finding, *, same: bool, previous: Drift | None = None) -> None:
         """Add a sighting of a known drift, or of a new one if `drift` is None.
@@ -129,6 +141,8 @@ class _DriftWriter:
         was_confirmed = last is not None and last.state == "confirmed"
         sightings = last.sightings + 1 if last is not None and (same or was_confirmed) else 1
         confirmed = was_confirmed or sightings >= self._settings.confirmations
+        if not confirmed:
+            self._unconfirmed.add(finding.market)
         values: dict[str, Any] = {
             "ledger_quantity": finding.ledger_quantity, "venue_quantity": finding.venue_quantity,
             "excess": finding.excess, "price": finding.price, "detail": finding.detail, "last_run": self._run.id,
@@ -146,6 +160,10 @@ class _DriftWriter:
         self.changes.live.append(updated)
         if confirmed and drift.state == "open":
             self.changes.confirmed.append(updated)
+
+    def hides_interest(self, drift: Drift) -> bool:
+        """Whether it is interest to which something came that is not confirmed, and may be gone in the next run."""
+        return drift.kind == "interest" and drift.market in self._unconfirmed
 
     def keep_acknowledged(self, drift: Drift, finding: Finding) -> None:
         """Note that an acknowledged drift is unchanged."""
@@ -190,6 +208,11 @@ class _DriftWriter:
             values["sightings"] = max(drift.sightings, self._settings.confirmations)
         self.changes.resolved.append(self._update(drift, values))
 
+    def resolve_into(self, drift: Drift, heirs: Collection[str]) -> None:
+        """End a drift about a coin whose naked side is told as drifts about these positions now."""
+        self._heirs[len(self.changes.resolved)] = heirs
+        self.resolve(drift, "it is told about the positions now")
+
     def _update(self, drift: Drift, values: dict[str, Any]) -> Drift:
         self._updates.setdefault(tuple(values), []).append({**_as_row(values), "row_id": drift.id})
         return replace(drift, **values)
@@ -205,6 +228,7 @@ class _DriftWriter:
             inserted = [drift_from_row(row) for row in connection.execute(insertion, self._new)]
             self.changes.live += inserted
             self.changes.confirmed += [drift for drift in inserted if drift.state == "confirmed"]
+        name_heirs(connection, self.changes.resolved, self.changes.live, self._heirs)
         return self.changes
 
 

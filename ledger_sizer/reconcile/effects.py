@@ -6,6 +6,7 @@ or position, so that a repetition, or a run that finishes what a dead one began,
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from operator import attrgetter
 
 from sqlalchemy import Engine
 
@@ -71,7 +72,8 @@ class Effects:
         external: the external positions that are open now, by market.
         """
         new: list[Drift] = []
-        wanted = {drift.market: drift for drift in live if drift.live and drift.excess > 0 and drift.price is not None}
+        counted = [drift for drift in live if drift.live and drift.excess > 0 and drift.price is not None]
+        wanted = {drift.market: drift for drift in sorted(counted, key=attrgetter("excess"))}  # of several, the largest
         for market in sorted({*wanted, *external}, key=lambda one: (one.venue, one.account, one.subject, one.side)):
             drift, existing = wanted.get(market), external.get(market, ())
             if drift is not None and len(existing) == 1 and existing[0].quantity == drift.excess:

@@ -1,13 +1,14 @@
 """Compares the two sides of hedges: as the exchanges show them, and as the ledger's own positions have them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
 
 from ledger_sizer.model.reconciliation import Finding, Market
+from ledger_sizer.model.tags import Tags
 from ledger_sizer.model.units import decimal_text
-from ledger_sizer.reconcile.attribution import AccountKey
 from ledger_sizer.reconcile.ledger_side import Balance, LedgerSide
 from ledger_sizer.reconcile.throttle import throttled
+from ledger_sizer.views.attribution import AccountKey
 
 ZERO = Decimal(0)
 
@@ -142,14 +143,24 @@ class HedgeComparison:
         return found
 
 
+def _of_others(one: Tags, other: Tags) -> bool:
+    """Whether the tags of two positions name different strategies, or different bots."""
+    return any(
+        one.values_of(name) and other.values_of(name) and set(one.values_of(name)).isdisjoint(other.values_of(name))
+        for name in ("strategy", "bot")
+    )
+
+
 def unhedged_positions(ledger_side: LedgerSide, tolerance: Decimal) -> tuple[list[Finding], set[Market]]:
     """Return the positions of which one side is not hedged, and those that orders under way may still make equal.
 
     A position of one side is meant to be one, unless it was planned with both: as its other leg never filled, or was
     closed by the adoption of what an exchange no longer had. What is bare is hedged by other bare positions of the same
-    coin, and by positions of one side that were opened later; each hedges once.
+    coin, and by positions of one side that were opened later, unless their tags say that they are another strategy's or
+    another bot's; each hedges once.
     """
     rest: dict[tuple[str, bool], dict[int, Decimal]] = {}
+    tags: dict[int, Tags] = {}
     bare: dict[int, Balance] = {}
     moving = set()
     for one in throttled(ledger_side.balances):
@@ -160,6 +171,7 @@ def unhedged_positions(ledger_side: LedgerSide, tolerance: Decimal) -> tuple[lis
         if one.bought and one.sold and one.largest - one.smallest <= tolerance * one.largest:
             continue  # such as one bought against two sold: its legs are as they were planned
         rest.setdefault((one.coin, off > 0), {})[number] = abs(off)
+        tags[number] = one.position.tags
         market = Market("", "", one.position.position_id, "")
         if not planned or market in ledger_side.moving:
             continue
@@ -174,7 +186,8 @@ def unhedged_positions(ledger_side: LedgerSide, tolerance: Decimal) -> tuple[lis
         left = rest[one.coin, side][number]
         others = rest.get((one.coin, not side), {})
         for other in sorted(others):
-            if left and others[other] and (other in bare or other > number):
+            may_hedge = other in bare or (other > number and not _of_others(tags[number], tags[other]))
+            if left and others[other] and may_hedge:
                 hedged = min(left, others[other])
                 left, others[other] = left - hedged, others[other] - hedged
         rest[one.coin, side][number] = left
@@ -184,3 +197,10 @@ def unhedged_positions(ledger_side: LedgerSide, tolerance: Decimal) -> tuple[lis
             market = Market("", "", name, "")
             found.append(Finding(market, "legs_unequal", one.bought, one.sold, detail, venues=one.venues))
     return found, moving
+
+
+def naked_coins(ledger_side: LedgerSide, unequal: Sequence[Finding]) -> dict[str, str]:
+    """Return the coin of each position that these findings are about, by the position's name."""
+    names = {one.market.subject for one in unequal}
+    positions = ((one.position.position_id, one.coin) for one in ledger_side.balances)
+    return {name: coin for name, coin in positions if name in names}

@@ -25,7 +25,6 @@ from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.account_looks import AccountLook, look_of, unsettled_by_scope
 from ledger_sizer.reconcile.assets import listed_text
-from ledger_sizer.reconcile.attribution import AccountResolver, known_since
 from ledger_sizer.reconcile.compare import Comparison, ComparisonParameters, compare
 from ledger_sizer.reconcile.decided_policies import effective_policies, read_decided
 from ledger_sizer.reconcile.late_fills import ended_rests, may_fill_after_its_rest
@@ -48,6 +47,7 @@ from ledger_sizer.reconcile.unseen import (
 )
 from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.storage.clock import ClockGuard, read_clock
+from ledger_sizer.views.attribution import AccountResolver, known_since
 
 Clock = Callable[[], datetime]
 
@@ -190,7 +190,7 @@ class LocalInspector:
         ledger_side.known_excess = _excess_by_market(live)
         ledger_side.excess_since_us = {one.market: one.opened_us for one in reversed(live) if one.excess > 0}
         ledger_side.accepted_excess = _excess_by_market(drift for drift in live if drift.state == "acknowledged")
-        ledger_side.interest_since_us = {one.market: one.opened_us for one in live if one.kind == "interest"}
+        ledger_side.interest = {one.market: (one.excess, one.opened_us) for one in live if one.kind == "interest"}
         ledger_side.moving |= unseen_markets(ledger_side, snapshots, live)
         prices = self._last_prices(portfolio, ledger_side, snapshots)
 

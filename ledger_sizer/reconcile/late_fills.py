@@ -8,10 +8,11 @@ from ledger_sizer.exchanges.snapshot import rounded_price
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.drift_words import naming_holds
 from ledger_sizer.model.legs import Leg
+from ledger_sizer.model.market_names import coin_of
 from ledger_sizer.model.reconciliation import Finding, Market
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, coin_of, order_market
 from ledger_sizer.reconcile.ledger_side import EndedHold
 from ledger_sizer.reconcile.throttle import throttled
+from ledger_sizer.views.attribution import AccountKey, AccountResolver, order_market
 
 ReadReleased = Callable[[], Sequence[EndedHold]]
 

@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.legs import Leg
+from ledger_sizer.model.market_names import coin_of
 from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.tags import EXTERNAL_TAG
 from ledger_sizer.model.units import E8_MAX, exact_arithmetic, usd
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, coin_of, order_market
 from ledger_sizer.reconcile.ledger_reads import Moves
 from ledger_sizer.reconcile.throttle import throttled
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
+from ledger_sizer.views.attribution import AccountKey, AccountResolver, order_market
 
 ZERO = Decimal(0)
 
@@ -82,7 +83,7 @@ class LedgerSide:
     (account, markets, USD) of every live hold whose account is known. expired: expired holds. external: positions that
     count an excess only the exchange showed. known_excess: what is beyond the ledger that an earlier run saw and no
     hold explained. excess_since_us: when that was first seen. accepted_excess: the part of it that a person
-    acknowledged. interest_since_us: when an excess that was taken for interest was first seen. balances: open positions
+    acknowledged. interest: excess that was taken for interest, and when it was first seen. balances: open positions
     whose two sides are to be compared; those of one side may hedge others. planned_hedges: numbers of positions that
     were planned with both sides. across: accounts among which positions hedge a coin. moving: markets that changed
     during the fetch, and positions that changed recently. settling: what changed shortly before the fetch; the exchange
@@ -101,7 +102,7 @@ class LedgerSide:
     known_excess: Mapping[Market, Decimal] = field(default_factory=dict)
     excess_since_us: Mapping[Market, int] = field(default_factory=dict)
     accepted_excess: Mapping[Market, Decimal] = field(default_factory=dict)
-    interest_since_us: Mapping[Market, int] = field(default_factory=dict)
+    interest: Mapping[Market, tuple[Decimal, int]] = field(default_factory=dict)
     balances: list[Balance] = field(default_factory=list)
     planned_hedges: set[int] = field(default_factory=set)
     across: dict[str, set[AccountKey]] = field(default_factory=dict)

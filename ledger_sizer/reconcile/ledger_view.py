@@ -8,13 +8,13 @@ from sqlalchemy import Engine, bindparam, select
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.drift_words import holds_named
 from ledger_sizer.model.reconciliation import Drift, Market
-from ledger_sizer.reconcile.attribution import AccountKey, AccountResolver, known_since
 from ledger_sizer.reconcile.ledger_reads import MOVED_BY, read_head, read_ledger, read_moves
 from ledger_sizer.reconcile.ledger_side import LedgerSide, ledger_side_of
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import DecisionRow, PositionRow
 from ledger_sizer.storage.write_store import position_from_row
+from ledger_sizer.views.attribution import AccountKey, AccountResolver, known_since
 
 _BATCH_ROWS = 100
 

@@ -12,6 +12,7 @@ from ledger_sizer.model.domain import Page
 from ledger_sizer.model.drift_words import applies
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
+from ledger_sizer.reconcile.shown import without_shown
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.tables import DriftRow, ReconciliationRow
 from ledger_sizer.storage.write_store import drift_from_row
@@ -23,7 +24,8 @@ _TABLE = DriftRow.__table__
 def run_from_row(row: Any) -> Run:
     """Build a run from its row."""
     values = dict(row._mapping)
-    return Run(**{**values, "fetched": tuple(json.loads(values["fetched"])), "found": json.loads(values["found"])})
+    fetched = without_shown(json.loads(values["fetched"]))
+    return Run(**{**values, "fetched": fetched, "found": json.loads(values["found"])})
 
 
 @dataclass(frozen=True, slots=True)

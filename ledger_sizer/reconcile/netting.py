@@ -6,9 +6,9 @@ from decimal import Decimal
 
 from ledger_sizer.exchanges.snapshot import VenuePosition
 from ledger_sizer.model.reconciliation import Market
-from ledger_sizer.reconcile.attribution import AccountKey
 from ledger_sizer.reconcile.ledger_side import LedgerSide
 from ledger_sizer.reconcile.throttle import throttled
+from ledger_sizer.views.attribution import AccountKey
 
 ZERO = Decimal(0)
 

@@ -15,12 +15,13 @@ from ledger_sizer.model.decisions import Decision, DecisionRecord
 from ledger_sizer.model.drift_outcomes import DRIFTS_MAX, DriftOutcome, DriftOutcomes, outcomes_of
 from ledger_sizer.model.drift_words import holds_named
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, NotFound, WrongState
+from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift
+from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.tags import NO_TAGS, GivenTags, Tags, tags_of
 from ledger_sizer.model.units import decimal_text, positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
-from ledger_sizer.reconcile.attribution import AccountResolver, known_since
 from ledger_sizer.reconcile.bulk import Bulk
 from ledger_sizer.reconcile.closing import close_details, require_closable
 from ledger_sizer.reconcile.decided_policies import get_decided, remove_decided, store_decided
@@ -39,8 +40,10 @@ from ledger_sizer.reconcile.deciding import (
 )
 from ledger_sizer.reconcile.effects import Effects
 from ledger_sizer.reconcile.ledger_reads import find_decisions, read_ledger, read_moves, read_with_late_fills
+from ledger_sizer.reconcile.renames import CoinRename, RenamePlan
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.tables import ReconciliationRow
+from ledger_sizer.views.attribution import AccountResolver, known_since
 
 ACTIONS = ("adopt", "ignore", "close")
 
@@ -199,11 +202,7 @@ class Operator:
         )  # fmt: skip
         with calling_as(caller):
             if self._find(remark) is None:
-                try:
-                    self._submit([*([] if caller == RECONCILE else [desk_remark(remark)]), remark])
-                except KeyReused:  # by a concurrent call
-                    if self._find(remark) is None:
-                        raise
+                self._submit_once([*([] if caller == RECONCILE else [desk_remark(remark)]), remark], remark)
         remove_decided(self._engine, rule)
         return rule
 
@@ -251,6 +250,31 @@ class Operator:
 
             items += bulk.run(numbers, tell)
         return outcomes_of(items)
+
+    def rename(
+        self, coin: str, asset: str, *, reason: str, ratio: Decimal = Decimal(1), portfolio: str = "main",
+        venue: str | None = None, force: bool = False,
+    ) -> RenamedCoin:  # fmt: skip
+        """Say that a coin has another name: every open position of it gets it, with `ratio` new coins for each.
+
+        All in one commit; what they count, their tags and their age stay. venue: only positions with a leg there. The
+        drifts of both names end with the next run that agrees. Raises `WrongState` where the last run saw something
+        else than that, unless `force`.
+        """
+        label_text(reason, "reason", length_max=300)
+        asked = CoinRename(
+            portfolio_name(portfolio), label_text(coin, "coin"), label_text(asset, "asset"), positive(ratio, "ratio"),
+            None if venue is None else label_text(venue, "venue"), reason, force,
+        )  # fmt: skip
+        plan = RenamePlan(self._ledger, self._engine, asked)
+        caller = reconcile_for(self._ledger.caller.actor)
+        with calling_as(caller):
+            if self._find(plan.remark) is not None:
+                return plan.done_before()
+            commands, done = plan.commands()
+            by_person = [] if caller == RECONCILE else [desk_remark(plan.remark)]
+            self._submit_once([*commands, *by_person, plan.remark], plan.remark)
+        return done
 
     def _unresolved(self, drift_id: int) -> Drift:
         drift = drifts.get_drift(self._engine, drift_id)
@@ -331,6 +355,14 @@ class Operator:
         """Submit the commands of a decision, all or none. Returns its time."""
         results = self._ledger.submit(commands, atomic=True)
         return max(result.record.decided_us for result in results if isinstance(result, Decision))
+
+    def _submit_once(self, commands: Sequence[AnyCommand], remark: Remark) -> None:
+        """Submit the commands of a decision, unless a concurrent call made the same."""
+        try:
+            self._submit(commands)
+        except KeyReused:
+            if self._find(remark) is None:
+                raise
 
     def _find(self, remark: Remark) -> DecisionRecord | None:
         """Return this decision, None if it was not made. Raises `WrongState` for another actor or reason."""

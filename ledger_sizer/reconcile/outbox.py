@@ -15,9 +15,9 @@ from sqlalchemy import Connection, insert, select
 
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.legs import Leg, legs_of
+from ledger_sizer.model.market_names import coin_of
 from ledger_sizer.model.reconciliation import Drift, Run
 from ledger_sizer.reconcile.alert_texts import Coins, confirmed_body, readable_body, resolved_body, unreadable_body
-from ledger_sizer.reconcile.attribution import coin_of
 from ledger_sizer.storage.lookups import portfolio_id
 from ledger_sizer.storage.tables import AlertRow, PositionRow
 

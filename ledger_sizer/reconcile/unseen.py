@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ledger_sizer.exchanges.snapshot import Snapshot
 from ledger_sizer.model.reconciliation import Drift, Finding, Market
-from ledger_sizer.reconcile.attribution import AccountKey
 from ledger_sizer.reconcile.ledger_side import LedgerSide
+from ledger_sizer.views.attribution import AccountKey
 
 
 def unseen_markets(ledger_side: LedgerSide, snapshots: Sequence[Snapshot], live: Iterable[Drift]) -> set[Market]:

@@ -13,9 +13,9 @@ from ledger_sizer.exchanges.known_markets import VENUES
 from ledger_sizer.ledger.ledger import Ledger
 from ledger_sizer.model.commands import SetCap
 from ledger_sizer.model.decisions import Decision
-from ledger_sizer.model.domain import Finding
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.units import exact_arithmetic, positive, usd
+from ledger_sizer.model.verification import Finding
 from ledger_sizer.replay.accounting import Book, Figures
 from ledger_sizer.replay.cycle import Cycle, SimulatedClock
 from ledger_sizer.replay.source import Source

@@ -7,7 +7,7 @@ state         the state that a batch is decided on, and how a verdict changes it
 bounds        what bounds a budget besides its sizing
 filling       what a fill, a close, a growth and a new price make of a position
 reservations  the rule of reserve
-positions     the rules of confirm, fill, release, extend, retag, reprice, adopt
+positions     the rules of confirm, fill, release, extend, retag, reprice, rename, adopt
 decide        one command -> verdict
 guards        who may touch which money: declared portfolios, required tags, API keys that are bound to tags
 batch         many commands -> decisions; idempotency, atomic groups, expiry of holds

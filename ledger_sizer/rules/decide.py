@@ -10,7 +10,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ledger_sizer.model.command_base import Command, ScopeCommand
-from ledger_sizer.model.commands import Adopt, Confirm, Extend, Fill, Release, Remark, Reprice, Reserve, Retag, SetCap
+from ledger_sizer.model.commands import (
+    Adopt,
+    Confirm,
+    Extend,
+    Fill,
+    Release,
+    Remark,
+    Rename,
+    Reprice,
+    Reserve,
+    Retag,
+    SetCap,
+)
 from ledger_sizer.model.tags import NO_TAGS, PORTFOLIO_SCOPE, is_default_scope
 from ledger_sizer.rules import positions
 from ledger_sizer.rules.guarantees import require_guarantees_fit
@@ -58,6 +70,7 @@ _RULES: Mapping[type[Command], Callable[..., Verdict]] = {
     Extend: positions.extend,
     Retag: positions.retag,
     Reprice: positions.reprice,
+    Rename: positions.rename,
     Adopt: positions.adopt,
     Remark: _remark,
     **dict.fromkeys(SCOPE_COMMANDS.values(), _change_scope),

@@ -293,6 +293,14 @@ def _reprice_lines(told: Told) -> Iterator[str]:
         yield f"What it cost stays: {decimal_text(after.cost)} USD."
 
 
+def _rename_lines(told: Told) -> Iterator[str]:
+    position, request = told.decision.position_id, told.request
+    yield f"{position} is of {request['asset']} from now on, {request.get('ratio', '1')} for each coin it had."
+    yield from _moved_lines(told, "Its tag follows")
+    if told.after is not None:
+        yield f"It has {_coins(told.after.quantity)}. What it counts and what it cost stay."
+
+
 def _change_words(told: Told) -> str:
     """Say how much more or less is held and open."""
     changes = [(told.open_change, "open"), (told.held_change, "held")]
@@ -322,5 +330,6 @@ _WORDS = {
     "extend": _extend_lines,
     "retag": _retag_lines,
     "reprice": _reprice_lines,
+    "rename": _rename_lines,
 }
 """Words of the verbs about positions."""

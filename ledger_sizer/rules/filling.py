@@ -88,7 +88,7 @@ def fill_position(
             quantity=before + added,
         )  # fmt: skip
         return _counted_anew(
-            _with_fills(
+            with_fills(
                 after, filled=filled + added, filled_usd=filled_usd + added_usd, cost=position.cost + added_usd,
                 unfilled=unfilled if pending else None,
                 value=None if after_legs else _value_after(position, added_usd), more=keep_rest,
@@ -131,7 +131,7 @@ def _fill_all(position: Position, quantity: Decimal, cost: Decimal, spot_price: 
     unfilled = position.unfilled or _ZERO
     left = max(unfilled - quantity, _ZERO)
     legs = []
-    for leg in _with_prices(position):
+    for leg in with_prices(position):
         leg_cost = cost if spot_price is None or leg.kind != "spot" else quantity * spot_price
         rest, rest_usd = _ZERO, _ZERO
         if left and leg.fills is not None:
@@ -143,7 +143,7 @@ def _fill_all(position: Position, quantity: Decimal, cost: Decimal, spot_price: 
 
 def _fill_named(position: Position, filled: Sequence[Leg], price: Decimal) -> tuple[Leg, ...]:
     """Fill the legs that are named. One that was not planned joins them."""
-    legs = list(_with_prices(position))
+    legs = list(with_prices(position))
     for fill in filled:
         place = place_of(legs, fill)
         cost = fill.quantity * (fill.price or price)
@@ -180,18 +180,17 @@ def _fill_leg(leg: Leg, quantity: Decimal, cost: Decimal, unfilled: Decimal, unf
     total, total_cost = leg.filled + quantity, leg.cost + cost
     price, exact = average_price(total_cost, total)
     value = None if repriced is None else repriced + cost
-    return leg.filled_at(total, price, _leg_fills(unfilled, unfilled_usd, None if exact else total_cost, value))
+    return leg.filled_at(total, price, leg_fills(unfilled, unfilled_usd, None if exact else total_cost, value))
 
 
-def _leg_fills(
-    unfilled: Decimal, unfilled_usd: Decimal, cost: Decimal | None, value: Decimal | None
-) -> LegFills | None:
+def leg_fills(unfilled: Decimal, unfilled_usd: Decimal, cost: Decimal | None, value: Decimal | None) -> LegFills | None:
+    """Return what a leg's quantity and price do not say; None where they say it all."""
     if not unfilled and cost is None and value is None:
         return None
     return LegFills(unfilled, unfilled_usd, cost, value)
 
 
-def _with_prices(position: Position) -> tuple[Leg, ...]:
+def with_prices(position: Position) -> tuple[Leg, ...]:
     """Return the legs, with what versions before did not record.
 
     A filled leg without a price has the position's. A planned one without its value is worth what the position holds.
@@ -210,12 +209,12 @@ def without_rest(legs: Sequence[Leg]) -> tuple[Leg, ...]:
     return tuple([
         leg
         if leg.fills is None
-        else leg.filled_at(leg.quantity, leg.price, _leg_fills(_ZERO, _ZERO, leg.fills.cost, leg.fills.value))
+        else leg.filled_at(leg.quantity, leg.price, leg_fills(_ZERO, _ZERO, leg.fills.cost, leg.fills.value))
         for leg in legs if not leg.planned_only
     ])  # fmt: skip
 
 
-def _with_fills(
+def with_fills(
     position: Position, *, filled: Decimal, filled_usd: Decimal, cost: Decimal, unfilled: Decimal | None,
     value: Decimal | None, more: bool,
 ) -> Position:  # fmt: skip
@@ -267,12 +266,12 @@ def close_part(position: Position, closing: Decimal) -> Position:
     with exact_arithmetic():
         left = position.quantity - closing
         filled, filled_usd = filled_so_far(position)
-        legs = tuple([leg for one in _with_prices(position) if (leg := _closed_leg(one, position.quantity, left))])
+        legs = tuple([leg for one in with_prices(position) if (leg := _closed_leg(one, position.quantity, left))])
         more = position.fills is not None and position.fills.more
         cost = share_of(position.cost, left, position.quantity)
         value = position.fills.value if position.fills is not None else None
         after = position.changed(state="open" if left else "held", quantity=left, legs=legs)
-        after = _with_fills(
+        after = with_fills(
             after, filled=filled, filled_usd=filled_usd, cost=cost,
             unfilled=position.unfilled if position.pending else None,
             value=None if value is None else share_of(value, left, position.quantity), more=more,
@@ -299,7 +298,7 @@ def _closed_leg(leg: Leg, quantity: Decimal, left: Decimal) -> Leg | None:
     if fills.cost is None and leg.price is not None and units * leg.price == cost:
         cost = None
     value = None if fills.value is None else share_of(fills.value, left, quantity)
-    return leg.filled_at(units, leg.price, _leg_fills(fills.unfilled, fills.unfilled_usd, cost, value))
+    return leg.filled_at(units, leg.price, leg_fills(fills.unfilled, fills.unfilled_usd, cost, value))
 
 
 def remaining_leg_quantity(leg: Leg, quantity: Decimal, left: Decimal) -> Decimal:
@@ -332,7 +331,7 @@ def grow_position(
         return after.changed(held_e8=position.held_e8 + budget_e8)  # a plain budget stays one
     with exact_arithmetic():
         unfilled = (position.unfilled or _ZERO) + quantity
-        legs = list(_with_prices(position))
+        legs = list(with_prices(position))
         for order in orders:
             place = place_of(legs, order)
             assert place is not None and order.fills is not None, "the orders of a growth are in its position's markets"
@@ -358,7 +357,7 @@ def reprice_position(position: Position, price: Decimal) -> Position:
             leg
             if leg.planned_only
             else replace(leg, fills=(leg.fills or LegFills())._replace(value=leg.quantity * price))
-            for leg in _with_prices(position)
+            for leg in with_prices(position)
         ])  # fmt: skip
         fills = position.fills
         if not legs:

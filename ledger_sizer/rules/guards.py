@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from ledger_sizer.model.caller import RECONCILE, Caller
 from ledger_sizer.model.command_base import ScopeCommand
-from ledger_sizer.model.commands import Adopt, AnyCommand, Reserve, Retag, SetCap
+from ledger_sizer.model.commands import Adopt, AnyCommand, Rename, Reserve, Retag, SetCap
 from ledger_sizer.model.errors import Forbidden, InvalidRequest, NotFound
 from ledger_sizer.model.names import DESK
 from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, PORTFOLIO_SCOPE, Tags, tags_of
@@ -135,6 +135,11 @@ def _require_own(state: PortfolioState, command: AnyCommand, caller: Caller) -> 
             f"scope {command.scope!r} is more than its own, and {_bound(caller)}; name one of its scopes, or use an "
             "API key that is not bound",
             field="scope",
+        )
+    if isinstance(command, Rename) and caller.tags.values_of("symbol"):
+        raise Forbidden(
+            f"rename gives {command.position_id} another symbol, and {_bound(caller)}; use one that is not bound",
+            field="asset",
         )
     position = None if command.number is None else state.positions.get(command.number)
     if position is not None and not carries(position.tags, caller.tags):

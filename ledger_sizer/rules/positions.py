@@ -1,10 +1,10 @@
-"""Decides what happens to positions: fills, closes, longer holds, other scopes, another price."""
+"""Decides what happens to positions: fills, closes, longer holds, other scopes, another price or name."""
 
 from collections.abc import Sequence
 from decimal import Decimal
 from typing import Literal
 
-from ledger_sizer.model.commands import Adopt, Confirm, Extend, Fill, Release, Reprice, Retag
+from ledger_sizer.model.commands import Adopt, Confirm, Extend, Fill, Release, Rename, Reprice, Retag
 from ledger_sizer.model.denials import DESK_BINDING, PRECEDENCE
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.errors import InvalidRequest, NotFound, WrongState
@@ -22,12 +22,13 @@ from ledger_sizer.rules.filling import (
 )
 from ledger_sizer.rules.guarantees import guarantee_taken
 from ledger_sizer.rules.policy import Policy
+from ledger_sizer.rules.renaming import coin_to_rename, rename_position
 from ledger_sizer.rules.reservations import lifetime_end_us
 from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.rules.state import PortfolioState, Verdict
 from ledger_sizer.rules.trace import MOVED, trace_text
 
-PositionRequest = Confirm | Fill | Release | Extend | Retag | Reprice
+PositionRequest = Confirm | Fill | Release | Extend | Retag | Reprice | Rename
 _ENDED_HOLD = ("expired", "released")
 
 
@@ -281,6 +282,19 @@ def reprice(state: PortfolioState, command: Reprice, _now_us: int, _policy: Poli
     position = _require_position(state, command)
     position.require("open", "reprice")
     return _applied(state, position, reprice_position(position, command.price), entry=True)
+
+
+def rename(state: PortfolioState, command: Rename, _now_us: int, _policy: Policy) -> Verdict:
+    """Give a position's coin another name. A fact: it counts what it counted, in the scope of the new name."""
+    position = _require_position(state, command)
+    if not position.live:
+        raise WrongState(f"cannot rename {position.position_id}: {position.state} since seq {position.updated_seq}")
+    coin = coin_to_rename(position, command.coin, command.ratio)
+    if coin == command.asset and command.ratio == 1:
+        raise InvalidRequest(
+            f"{position.position_id} has {coin} already: at a ratio of 1 nothing changes", field="asset"
+        )
+    return _applied(state, position, rename_position(position, coin, command.asset, command.ratio), entry=True)
 
 
 def _applied(

@@ -25,6 +25,7 @@ from ledger_sizer.model.decisions import DecisionRecord
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.times import UNTIL_KNOWN_US, from_us
 from ledger_sizer.rules.state import CLOCK_STEP_US_MAX
+from ledger_sizer.service.net_metrics import net_families
 from ledger_sizer.service.reconciliation_metrics import read_reconciliation, reconciliation_families
 from ledger_sizer.service.scope_metrics import SCOPES_MAX, read_scopes, scope_families
 from ledger_sizer.storage.database import database_now_us, read_transaction
@@ -35,11 +36,12 @@ from ledger_sizer.storage.tables import (
     PortfolioRow,
     PositionRow,
 )
+from ledger_sizer.views.net import NetView
 
 ABOUT_NO_PORTFOLIO = frozenset(
     ("ledger_database_up", "ledger_scopes_left_out", "ledger_queue_depth", "ledger_queue_size_max",
      "ledger_jobs_leader", "ledger_job_runs", "ledger_event_streams", "ledger_clock_ahead_seconds",
-     "ledger_clock_jump_seconds", "ledger_desk_stopped", "ledger_trust_warning_seconds")
+     "ledger_clock_jump_seconds", "ledger_desk_stopped", "ledger_trust_warning_seconds", "ledger_net_left_out")
 )  # fmt: skip
 """Families without a `portfolio` label that a key bound to portfolios may see. Not counts of decisions, commits and
 requests: they tell when others trade. `ledger_scopes_left_out` counts the scopes that the caller may see."""
@@ -78,6 +80,7 @@ class Metrics:
         self._decision_children: dict[tuple[str, str, str | None], Counter] = {}
         self.event_streams = Gauge("ledger_event_streams", "Event streams open now.", **own)
         self._exposure_engine: Engine | None = None
+        self._net_view: NetView | None = None
 
     def count_commit(self, records: Sequence[DecisionRecord], seconds: float) -> None:
         """Count one committed batch. Assigned to `Ledger.observe`."""
@@ -111,6 +114,7 @@ class Metrics:
         room = Gauge("ledger_queue_size_max", "Commands the queue holds; then 503.", registry=self.registry)
         room.set(ledger.settings.ledger.queue_size_max)
         self._exposure_engine = engine
+        self._net_view = NetView(engine, ledger.settings.trading.delta_drift_tolerance)
         warning = Gauge(
             "ledger_trust_warning_seconds", "Trust left at which its end is announced.", registry=self.registry
         )
@@ -132,7 +136,9 @@ class Metrics:
 
     def _collectors(self, portfolios: Sequence[str] | None) -> list[Any]:
         engine = self._exposure_engine
-        return [self.registry] if engine is None else [self.registry, ExposureCollector(engine, portfolios)]
+        if engine is None:
+            return [self.registry]
+        return [self.registry, ExposureCollector(engine, portfolios, self._net_view)]
 
 
 class _Scrape:
@@ -167,14 +173,18 @@ class _RepeatedDenials(Collector):
 
 
 class ExposureCollector(Collector):
-    """Collects from the database: exposure by portfolio and scope, age of the oldest hold, drifts, reconciliation.
+    """Collects from the database: exposure by portfolio and scope, age of the oldest hold, drifts, net by coin.
 
-    portfolios: the only ones to read, so that `SCOPES_MAX` counts no others; None for all.
+    portfolios: the only ones to read, so that `SCOPES_MAX` counts no others; None for all. net_view: reads the nets;
+    None leaves them out.
     """
 
-    def __init__(self, engine: Engine, portfolios: Sequence[str] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, portfolios: Sequence[str] | None = None, net_view: NetView | None = None
+    ) -> None:
         self._engine = engine
         self._portfolios = portfolios
+        self._net_view = net_view
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         """Collect for one scrape. Without the database only `ledger_database_up` 0 is shown, no outdated exposure."""
@@ -219,6 +229,8 @@ class ExposureCollector(Collector):
             seqs.add_metric([portfolio], seq)
         yield seqs
         yield from reconciliation_families(reconciliation, now_us)
+        if self._net_view is not None:
+            yield from net_families(self._net_view, self._portfolios)
 
     def _unknown(self, now_us: int) -> Iterator[GaugeMetricFamily]:
         count = GaugeMetricFamily(

@@ -111,8 +111,10 @@ class TrustWatch:
 
     def _steps(self, watched: Sequence[Trust], now_us: int) -> list[Step]:
         steps = []
-        for portfolio in sorted({one.portfolio for one in watched} | self._told.keys()):
-            here = [one for one in watched if one.portfolio == portfolio]
+        by_portfolio: dict[str, list[Trust]] = {name: [] for name in self._told}
+        for one in watched:
+            by_portfolio.setdefault(one.portfolio, []).append(one)
+        for portfolio, here in sorted(by_portfolio.items()):
             found = self._steps_of(portfolio, here, now_us)
             if found:  # rarely; another replica may have told them meanwhile, so what is remembered is read again
                 self._told.pop(portfolio, None)

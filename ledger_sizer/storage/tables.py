@@ -8,6 +8,8 @@ Money is whole 1e-8 USD in BIGINT (`_e8`), time is whole microseconds since 1970
 quantities are exact decimal text, structures are canonical JSON text.
 """
 
+from typing import Any
+
 from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, MetaData, Text, text
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -47,6 +49,11 @@ class PortfolioRow(Base):
     created_us: Mapped[int]
 
 
+def _where(condition: str) -> Any:
+    """Return the arguments of an index of the rows that a condition holds for."""
+    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
+
+
 DESK_ID = 0
 """Id of the desk's row, named `names.DESK`. Migrations make it."""
 
@@ -66,20 +73,17 @@ class ScopeRow(Base):
 
     __tablename__ = "scopes"
     __table_args__ = (
-        CheckConstraint("held_e8 >= 0", name="held"),
-        CheckConstraint("open_e8 >= 0", name="open"),
-        CheckConstraint("cap_e8 IS NULL OR cap_e8 >= 0", name="cap"),
-        CheckConstraint("overage_e8 >= 0", name="overage"),
+        *(CheckConstraint(f"{name}_e8 >= 0", name=name) for name in ("held", "open", "overage")),
+        *(
+            CheckConstraint(f"{name}_e8 IS NULL OR {name}_e8 >= 0", name=name)
+            for name in ("cap", "guarantee", "margin", "promised")
+        ),
+        *(CheckConstraint(f"{name}_e8 IS NULL OR {name}_e8 > 0", name=name) for name in ("max_position", "share")),
         CheckConstraint("cap_e8 IS NULL OR held_e8 + open_e8 <= cap_e8 + overage_e8", name="within_cap"),
         CheckConstraint("cap_e8 IS NOT NULL OR scope <> 'portfolio'", name="portfolio_capped"),
         CheckConstraint("status IN ('active', 'reducing', 'halted')", name="status"),
         CheckConstraint("frozen IN (0, 1)", name="frozen"),
-        CheckConstraint("guarantee_e8 IS NULL OR guarantee_e8 >= 0", name="guarantee"),
-        CheckConstraint("max_position_e8 IS NULL OR max_position_e8 > 0", name="max_position"),
-        CheckConstraint("share_e8 IS NULL OR share_e8 > 0", name="share"),
-        CheckConstraint("margin_e8 IS NULL OR margin_e8 >= 0", name="margin"),
-        CheckConstraint("promised_e8 IS NULL OR promised_e8 >= 0", name="promised"),
-        Index("ix_scopes_shared", "portfolio_id", postgresql_where=text(SHARED), sqlite_where=text(SHARED)),
+        Index("ix_scopes_shared", "portfolio_id", **_where(SHARED)),
     )
 
     portfolio_id: Mapped[int] = mapped_column(ForeignKey("portfolios.id"), primary_key=True)
@@ -122,16 +126,11 @@ class PositionRow(Base):
         CheckConstraint("open_e8 >= 0 AND (open_e8 > 0) = (state = 'open')", name="open"),
         CheckConstraint("state <> 'held' OR expires_us IS NOT NULL", name="expires"),
         CheckConstraint("state <> 'open' OR (quantity IS NOT NULL AND price IS NOT NULL)", name="filled"),
-        Index("ix_positions_open", "portfolio_id", "number", postgresql_where=text("state = 'open'"),
-              sqlite_where=text("state = 'open'")),
-        Index("ix_positions_expiry", "portfolio_id", "expires_us", postgresql_where=text(PENDING),
-              sqlite_where=text(PENDING)),
-        Index("ix_positions_ended", "portfolio_id", "updated_us", postgresql_where=text(_ENDED),
-              sqlite_where=text(_ENDED)),
-        Index("ix_positions_origin", "portfolio_id", "origin",
-              postgresql_where=text("origin IS NOT NULL"), sqlite_where=text("origin IS NOT NULL")),
-        Index("uq_positions_live_origin", "portfolio_id", "origin", unique=True,
-              postgresql_where=text(_LIVE_ORIGIN), sqlite_where=text(_LIVE_ORIGIN)),
+        Index("ix_positions_open", "portfolio_id", "number", **_where("state = 'open'")),
+        Index("ix_positions_expiry", "portfolio_id", "expires_us", **_where(PENDING)),
+        Index("ix_positions_ended", "portfolio_id", "updated_us", **_where(_ENDED)),
+        Index("ix_positions_origin", "portfolio_id", "origin", **_where("origin IS NOT NULL")),
+        Index("uq_positions_live_origin", "portfolio_id", "origin", unique=True, **_where(_LIVE_ORIGIN)),
     )  # fmt: skip
 
     portfolio_id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
@@ -318,7 +317,7 @@ class DriftRow(Base):
         CheckConstraint("state <> 'acknowledged' OR (actor IS NOT NULL AND reason IS NOT NULL)", name="acknowledged"),
         CheckConstraint("sightings >= 1", name="sightings"),
         Index("uq_drifts_live", "portfolio", "venue", "account", "subject", "side", "kind", unique=True,
-              postgresql_where=text("state <> 'resolved'"), sqlite_where=text("state <> 'resolved'")),
+              **_where("state <> 'resolved'")),
     )  # fmt: skip
 
     id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
@@ -394,8 +393,7 @@ class InstrumentRow(Base):
         CheckConstraint("kind IN ('spot', 'swap', 'future')", name="kind"),
         CheckConstraint("(rules IS NULL) = (refused IS NOT NULL)", name="refused"),
         CheckConstraint("until_us IS NULL OR until_us > since_us", name="until"),
-        Index("uq_instruments_present", "venue", "symbol", unique=True, postgresql_where=text("until_us IS NULL"),
-              sqlite_where=text("until_us IS NULL")),
+        Index("uq_instruments_present", "venue", "symbol", unique=True, **_where("until_us IS NULL")),
     )  # fmt: skip
 
     venue: Mapped[str] = mapped_column(primary_key=True)

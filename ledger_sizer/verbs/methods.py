@@ -74,6 +74,7 @@ class Verbs:
     extend = _method(commands.Extend)
     retag = _method(commands.Retag)
     reprice = _method(commands.Reprice)
+    rename = _method(commands.Rename)
     adopt = _method(commands.Adopt)
     set_cap = _method(commands.SetCap)
     halt = _method(commands.Halt)
@@ -96,6 +97,7 @@ class AsyncVerbs:
     extend_async = _async_method(commands.Extend)
     retag_async = _async_method(commands.Retag)
     reprice_async = _async_method(commands.Reprice)
+    rename_async = _async_method(commands.Rename)
     adopt_async = _async_method(commands.Adopt)
     set_cap_async = _async_method(commands.SetCap)
     halt_async = _async_method(commands.Halt)
@@ -118,6 +120,7 @@ class AwaitableVerbs(AsyncVerbs):
     extend = AsyncVerbs.extend_async
     retag = AsyncVerbs.retag_async
     reprice = AsyncVerbs.reprice_async
+    rename = AsyncVerbs.rename_async
     adopt = AsyncVerbs.adopt_async
     set_cap = AsyncVerbs.set_cap_async
     halt = AsyncVerbs.halt_async

@@ -22,10 +22,10 @@ from ledger_sizer.history.archive_files import ArchiveDamaged, ArchiveFiles, Man
 from ledger_sizer.history.times import BLOCK
 from ledger_sizer.model.commands import STEP_BACK
 from ledger_sizer.model.decisions import FIELD_SEPARATOR, GENESIS_HASH, Fields, chain_hash, fields_text, is_head
-from ledger_sizer.model.domain import Finding, VerifyReport
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.names import DESK, portfolio_or_desk
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE
+from ledger_sizer.model.verification import Finding, VerifyReport
 from ledger_sizer.storage.database import raw_rows, read_transaction
 from ledger_sizer.storage.tables import (
     DESK_ID,

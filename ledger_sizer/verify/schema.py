@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import Connection, text
 
-from ledger_sizer.model.domain import Finding
+from ledger_sizer.model.verification import Finding
 from ledger_sizer.storage.database import SCHEMA_HEAD
 from ledger_sizer.storage.tables import Base
 

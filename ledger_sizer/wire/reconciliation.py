@@ -8,6 +8,7 @@ from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes
 from ledger_sizer.model.drift_reports import DriftEvent, DriftPosition, DriftReport
 from ledger_sizer.model.drift_words import Step, hint
 from ledger_sizer.model.reconciliation import Drift, Finding, Market, Report, Run
+from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.wire.codec import Codec
 from ledger_sizer.wire.responses import number_of
 
@@ -86,6 +87,17 @@ RUN = Codec(
     types={"id": int | None},
 )
 run_to_json, run_from_json = RUN.to_json, RUN.from_json
+
+RENAMED = Codec(
+    RenamedCoin,
+    docs={
+        "ratio": "New coins for one old coin.",
+        "positions": "Those that were renamed.",
+        "released": "External positions that counted the new coin.",
+        "differences": "Where the last run does not fit, in words.",
+    },
+)
+renamed_to_json, renamed_from_json = RENAMED.to_json, RENAMED.from_json
 
 ASSET_RULE = Codec(
     AssetRule,

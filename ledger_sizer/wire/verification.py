@@ -1,6 +1,6 @@
 """Converts what a verification read and found to JSON and back."""
 
-from ledger_sizer.model.domain import Finding, VerifyReport
+from ledger_sizer.model.verification import Finding, VerifyReport
 from ledger_sizer.wire.codec import Codec
 from ledger_sizer.wire.responses import heads_from_json, heads_to_json
 

@@ -13,7 +13,7 @@ import pytest
 
 from ledger_sizer import Ledger, Reserve, Unavailable
 from ledger_sizer.client import LedgerClient, Patience
-from ledger_sizer.model.domain import VerifyReport
+from ledger_sizer.model.verification import VerifyReport
 from ledger_sizer.service.api_keys import create_key
 from ledger_sizer.storage.database import make_engine
 from tests.support.clock import FakeClock

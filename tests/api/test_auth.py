@@ -38,6 +38,7 @@ REQUIRED_ROLE = {
     ("GET", "/v1/desk"): "read",
     ("GET", "/v1/portfolios/{portfolio}/exposure"): "read",
     ("GET", "/v1/overview"): "read",
+    ("GET", "/v1/portfolios/{portfolio}/net"): "read",
     ("GET", "/v1/positions"): "read",
     ("GET", "/v1/positions/{position_id}"): "read",
     ("GET", "/v1/decisions"): "read",
@@ -59,6 +60,7 @@ REQUIRED_ROLE = {
     ("POST", "/v1/drifts/{drift_id}/adopt"): "admin",
     ("POST", "/v1/drifts/{drift_id}/ignore"): "admin",
     ("POST", "/v1/drifts/{drift_id}/close"): "admin",
+    ("POST", "/v1/drifts/rename"): "admin",
     ("GET", "/v1/asset-policies"): "read",
     ("POST", "/v1/asset-policies/{policy_id}/take-back"): "admin",
     ("GET", "/metrics"): "read",
@@ -68,6 +70,7 @@ REQUIRED_ROLE = {
     ("POST", "/v1/positions/{position_id}/release"): "trade",
     ("POST", "/v1/positions/{position_id}/retag"): "admin",
     ("POST", "/v1/positions/{position_id}/reprice"): "admin",
+    ("POST", "/v1/positions/{position_id}/rename"): "admin",
     ("POST", "/v1/positions/{position_id}/extend"): "trade",
     ("POST", "/v1/batch"): "trade",
     ("POST", "/v1/positions"): "trade",
@@ -124,9 +127,12 @@ def _body(method: str, path: str, portfolio: str) -> dict[str, Any]:
     last = path.rpartition("/")[2]
     needed = {
         "fill": {"filled_quantity": "1", "price": "1"}, "retag": {"tags": {}}, "reprice": {"price": "1"},
+        "rename": {"asset": "S"},
         "release_all": {"tags": {}}, "caps": {"cap": "1"}, "reconciled": {"fresh_until": None},
         "remarks": {"about": "x", "event": "y"}, "accounts": {"scope": "account=okx/main"}, "equity": {"equity": "1"},
     }  # fmt: skip
+    if path == "/v1/drifts/rename":
+        return {"json": {"coin": "FTM", "asset": "S", "reason": "known", "portfolio": portfolio}}
     if "/drifts/" in path or path.endswith("/take-back"):
         return {"json": {"reason": "known", **({} if "{" in path else {"ids": [1]})}}
     return {"json": needed.get(last, {})}

@@ -150,6 +150,9 @@ def test_run_example_when_help_shows_it_then_it_succeeds(cli: CommandLine, taugh
         make_drift(taught_ledger)
     if "downgrade -1" in example:
         forget_callers(taught_ledger)  # or it is refused
+    if "equity-seen" in example:
+        with Ledger.open(taught_ledger) as ledger:
+            ledger.set_cap(key="share", scope="venue=kraken", share_of_equity=Decimal("0.8"))
     ran = cli(*shlex.split(example)[1:])
     assert (ran.code, ran.err) == (0, ""), ran
 
@@ -294,7 +297,7 @@ def test_open_when_database_cannot_be_used_then_the_problem_is_told_without_its_
     assert "hunter2" not in ran.err + json.dumps(problem)
 
 
-READS = ["exposure", "positions", "history", "explain 1", "verify", "caps", "sweep"]
+READS = ["exposure", "net", "positions", "history", "explain 1", "verify", "caps", "sweep"]
 
 
 @pytest.mark.parametrize(

@@ -22,21 +22,27 @@ GIVEN: dict[str, dict[str, Any]] = {
     "set_cap": {"cap": D(4000)},
     "halt": {},
     "resume": {},
-    "adopt": {"quantity": D(1), "price": D(10)},
+    "adopt": {"quantity": D(1), "price": D(10), "tags": {"symbol": "BTC"}},
     "freeze": {},
     "thaw": {},
     "reconciled": {"fresh_until": datetime(2030, 1, 1, tzinfo=UTC)},
+    "account_seen": {"scope": "account=okx/main", "free": D(9)},
+    "equity_seen": {"scope": "bot=e", "equity": D(5)},
     "remark": {"about": "drift-1", "event": "seen"},
     "retag": {"position_id": "main-2", "tags": {"desk": "x"}},
     "reprice": {"position_id": "main-2", "price": D(11)},
+    "rename": {"position_id": "main-2", "asset": "S", "coin": "BTC"},
 }
 ON_THE_COMMAND_LINE = {
     "set_cap": ("caps", "set", "main", "4000"),
-    "adopt": ("adopt", "--quantity", "1", "--price", "10"),
+    "adopt": ("adopt", "--quantity", "1", "--price", "10", "--tag", "symbol=BTC"),
     "reconciled": ("reconciled", "--fresh-until", "2030-01-01T00:00:00Z"),
+    "account_seen": ("account-seen", "--scope", "account=okx/main", "--free", "9"),
+    "equity_seen": ("equity-seen", "--scope", "bot=e", "--equity", "5"),
     "remark": ("remark", "--about", "drift-1", "--event", "seen"),
     "retag": ("retag", "main-2", "--tag", "desk=x"),
     "reprice": ("reprice", "main-2", "--price", "11"),
+    "rename": ("rename", "main-2", "--asset", "S", "--coin", "BTC"),
 }
 
 
@@ -56,6 +62,7 @@ async def test_administer_when_a_note_is_given_then_it_is_kept_with_the_decision
     async with opened(interface, database_url, None) as ledger:
         await ledger.set_cap(key="first", cap=D(5000))
         await ledger.adopt(key="second", **GIVEN["adopt"])
+        await ledger.set_cap(key="third", scope="bot=e", share_of_equity=D(1))
         for verb, given in GIVEN.items():
             await getattr(ledger, verb)(key=verb, note=WHY, **given)
             assert newest(ledger.behind) == (verb, WHY)
@@ -71,6 +78,7 @@ def test_administer_when_a_note_is_given_on_the_command_line_then_it_is_kept_wit
     with Ledger.open(cli.url) as ledger:
         ledger.set_cap(key="first", cap=D(5000))
         ledger.adopt(key="second", **GIVEN["adopt"])
+        ledger.set_cap(key="third", scope="bot=e", share_of_equity=D(1))
         for verb in GIVEN:
             decision = cli.json(*ON_THE_COMMAND_LINE.get(verb, (verb,)), "--note", WHY)
             assert (decision["command"], newest(ledger)) == (verb, (verb, WHY))

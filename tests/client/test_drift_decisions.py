@@ -101,6 +101,8 @@ def test_post_when_it_is_not_clear_which_drifts_are_meant_then_nothing_is_decide
         answer = service.http.post("/v1/drifts/adopt", json={"reason": "r", **given})
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), answer.text
     assert service.http.options("/v1/drifts/adopt").headers["Allow"] == "POST", "no GET, as of one drift"
+    assert service.http.get("/v1/drifts/adopt").status_code == 405
+    assert service.http.get("/v1/drifts/x").status_code == 422
     live = service.http.get("/v1/drifts", params={"state": "live", "kind": "unknown_position"}).json()["items"]
     assert len(live) == len(COINS) + 1
 

@@ -149,8 +149,9 @@ _POSITIONAL: dict[str, tuple[str, ...]] = {"set_cap": ("portfolio", "cap"), "res
 def command_line_of(verb: str, arguments: Mapping[str, Any]) -> list[str]:
     given = {one.name: (one, arguments[one.name]) for one in COMMANDS[verb].arguments if one.name in arguments}
     positional = _POSITIONAL.get(verb, ("position_id",))
-    words = ["caps", "set"] if verb == "set_cap" else [verb]
-    if verb == "set_cap" and arguments.get("cap", 0) is None and not {"guarantee", "max_position_usd"} & {*arguments}:
+    words = ["caps", "set"] if verb == "set_cap" else [verb.replace("_", "-")]
+    beside = {"guarantee", "max_position_usd", "share_of_equity"}
+    if verb == "set_cap" and arguments.get("cap", 0) is None and not beside & {*arguments}:
         words, positional = ["caps", "remove"], ("portfolio",)
         del given["cap"]
     options = [word for name, (one, value) in given.items() if name not in positional for word in _option(one, value)]

@@ -19,6 +19,7 @@ from ledger_sizer.model.commands import VERBS
 from ledger_sizer.model.denials import DENIAL_REASONS
 from ledger_sizer.model.domain import HistoryFilters
 from ledger_sizer.wire.codec import page_to_json
+from ledger_sizer.wire.net import net_to_json
 from ledger_sizer.wire.responses import (
     decision_to_json,
     exposure_page_to_json,
@@ -85,6 +86,7 @@ READS: dict[str, dict[str, list[Any]]] = {
         "key": KEYS, "actor": [*LABELS, "local", "x" * 300],
         "limit": [1, 2, 1000, 1001, *NOT_WHOLE], "cursor": ["1", "3", "999", "1:2", *CURSORS],
     },
+    "net": {"portfolio": [*PORTFOLIOS, "*"]},
     "lookup": {"key": KEYS, "portfolio": PORTFOLIOS},
     "desk_status": {},
     "decision": {"seq": [1, 3, 99, 2**63, *NOT_WHOLE], "portfolio": PORTFOLIOS},
@@ -136,6 +138,7 @@ _WRITERS: dict[str, Any] = {
     "heads": heads_to_json,
     "exposure": exposure_to_json,
     "exposure_page": exposure_page_to_json,
+    "net": net_to_json,
     "position": position_to_json,
     "positions": lambda page: page_to_json(page, position_to_json),
     "history": lambda page: page_to_json(page, decision_to_json),
@@ -163,7 +166,7 @@ _PATHS = {
     "portfolios": "/v1/portfolios", "heads": "/v1/heads", "exposure": "/v1/portfolios/{portfolio}/exposure",
     "exposure_page": "/v1/portfolios/{portfolio}/exposure", "position": "/v1/positions/{position_id}",
     "positions": "/v1/positions", "history": "/v1/decisions", "decision": "/v1/decisions/{portfolio}/{seq}",
-    "desk_status": "/v1/desk",
+    "desk_status": "/v1/desk", "net": "/v1/portfolios/{portfolio}/net",
 }  # fmt: skip
 
 
@@ -234,7 +237,7 @@ _OPTIONS = {"tags": "tag", "position_id": "position"}
 
 
 def _on_the_command_line(face: CommandLineFace, question: Question) -> Answer:
-    if question.read not in ("exposure", "positions", "history", "explain"):
+    if question.read not in ("exposure", "net", "positions", "history", "explain"):
         raise Inexpressible("the command line has no such read")
     words: list[str] = []
     places: list[str] = []

@@ -50,7 +50,7 @@ D = Decimal
 START = datetime(2030, 1, 31, 12, tzinfo=UTC)
 ONE_OF_KIND: dict[str, Any] = {
     "positive": D("1.5"), "not_negative": D(7), "moment": START, "label": "drift-17",
-    "tags": {"venue": ["okx", "bybit"]},
+    "tags": {"venue": ["okx", "bybit"]}, "account_scope": "account=okx/main",
 }  # fmt: skip
 """A value for each kind of argument that must be given."""
 _MORE_OF_VERB: dict[str, dict[str, Any]] = {"set_cap": {"cap": D(7)}}

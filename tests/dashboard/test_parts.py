@@ -245,13 +245,9 @@ def test_show_figures_when_they_have_many_digits_then_headroom_is_never_more_tha
     assert formatting.money_floor(Decimal("0.009")) == "0.00"
     assert formatting.percent(_scope(3, "0", "2")) == "66.7%"
     assert formatting.percent(_scope(100000, "0", "99999.999")) == "100.0%"
-    assert formatting.exact(Decimal("50100.50")) == "50,100.5"
-    assert (
-        formatting.money(None)
-        == formatting.exact(None)
-        == formatting.percent(_scope(None, "0", "1"))
-        == formatting.NONE
-    )
+    assert [formatting.exact(Decimal(one)) for one in ("50100.50", "-0.015")] == ["50,100.5", "-0.015"]
+    nothing = {formatting.money(None), formatting.exact(None), formatting.percent(_scope(None, "0", "1"))}
+    assert nothing == {formatting.NONE}
 
 
 def test_show_tags_when_one_has_several_values_then_each_is_there(ledger: Ledger) -> None:
@@ -304,6 +300,7 @@ def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
         "fill": "filled 3, 3 in all, counts 30.00, the rest stays held",
         "retag": "main-9, no more in symbol=A, now in desk=x, symbol=B: moved",
         "reprice": "main-9 counts 12 a coin, 6.00 more: month end",
+        "rename": "main-9 is of S now, 24,000 for one: split",
         "expire": "hold ran out unconfirmed, 1,000.00 given back",
         "adopt": "took over 1 found at the exchange, counts 2,000.00",
         "halt": "venue=okx reducing: positions may close, none may open: maintenance",
@@ -311,6 +308,8 @@ def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
         "freeze": "portfolio frozen, it differs from the exchange: drift-1",
         "thaw": "portfolio no longer frozen",
         "reconciled": "portfolio compared with the exchange, trusted until 02:00:00Z",
+        "account_seen": "account=okx/main seen, 900.00 free, trusted until 02:00:00Z",
+        "equity_seen": "bot=e capped at 400.00, which follows the equity of 800.00: run 7",
         "remark": "drift-1: close_requested: by hand",
         "step_back": "time set back to the clock's, 23:59:59Z: the decision before had a wrong time",
     }
@@ -336,15 +335,23 @@ def _one_of_each(ledger: Ledger, clock: FakeClock) -> list[Any]:
         ledger.fill(key="11", position_id=other, filled_quantity=Decimal(3), price=Decimal(10)),
         ledger.retag(key="12", position_id=other, tags={"symbol": "B", "desk": "x"}, note="moved"),
         ledger.reprice(key="13", position_id=other, price=Decimal(12), note="month end"),
+        ledger.rename(key="name", position_id=other, asset="S", ratio=Decimal(24_000), note="split"),
         ledger.adopt(key="8", quantity=Decimal(1), price=Decimal(2_000), legs=legs),
         ledger.halt(key="h", portfolio="main", scope="venue=okx", mode="reducing", note="maintenance"),
         ledger.resume(key="r", portfolio="main", scope="venue=okx"),
         ledger.freeze(key="f", portfolio="main", note="drift-1"),
         ledger.thaw(key="t", portfolio="main"),
         ledger.reconciled(key="c", portfolio="main", fresh_until=until),
+        ledger.account_seen(key="16", scope="account=okx/main", free=Decimal(900), fresh_until=until),
+        _equity_seen(ledger),
         ledger.remark(key="14", portfolio="main", about="drift-1", event="close_requested", note="by hand"),
         _step_back(ledger, clock),
     ]  # fmt: skip
+
+
+def _equity_seen(ledger: Ledger) -> Any:
+    ledger.set_cap(key="17", scope="bot=e", share_of_equity=Decimal("0.5"))
+    return ledger.equity_seen(key="18", scope="bot=e", equity=Decimal(800), note="run 7")
 
 
 def _step_back(ledger: Ledger, clock: FakeClock) -> Any:

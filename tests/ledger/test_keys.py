@@ -62,6 +62,9 @@ CALLS: dict[str, Call] = {
         key="k", position_id="main-3", tags={"strategy": ["x", "y"] if other else "x"}
     ),
     "reprice": lambda ledger, other: ledger.reprice(key="k", position_id="main-3", price=D(99 if other else 101)),
+    "rename": lambda ledger, other: ledger.rename(
+        key="k", position_id="main-3", asset="S" if other else "T", coin="BTC"
+    ),
     "set_cap": lambda ledger, other: ledger.set_cap(key="k", cap=D(2 if other else 1)),
     "set_cap removed": lambda ledger, other: ledger.set_cap(
         key="k", scope="venue=bybit", cap=D(1) if other else None

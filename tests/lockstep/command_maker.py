@@ -27,6 +27,7 @@ LIFE: dict[str, Callable[[Holding], bool]] = {
     "extend": lambda one: one.pending,
     "retag": lambda one: one.live,
     "reprice": lambda one: one.state == "open",
+    "rename": lambda one: one.live,
     "grow": lambda one: one.live,
 }
 """Which positions a verb fits."""

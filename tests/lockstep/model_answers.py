@@ -19,6 +19,7 @@ from ledger_sizer import (
     Reconciled,
     Release,
     Remark,
+    Rename,
     Reprice,
     Reserve,
     Resume,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from tests.lockstep.model import PortfolioModel
 
 
-AboutPosition = Confirm | Fill | Release | Extend | Retag | Reprice
+AboutPosition = Confirm | Fill | Release | Extend | Retag | Reprice | Rename
 Administration = SetCap | Halt | Resume | Freeze | Thaw | Reconciled | AccountSeen | EquitySeen | Remark
 Command = Reserve | AboutPosition | Adopt | Administration
 

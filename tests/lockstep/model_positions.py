@@ -55,6 +55,11 @@ def values_of(tags: Tags, name: str) -> list[str]:
     return [value for other, value in tags if other == name]
 
 
+def coin_of(symbol: str) -> str:
+    """Return the coin of a market, or of a tag. No market here has a factor in its name."""
+    return symbol.partition("/")[0]
+
+
 @lru_cache(maxsize=1000)
 def scopes_of(tags: Tags) -> tuple[str, ...]:
     """Return the scopes of a position with these tags, the whole portfolio first."""
@@ -306,3 +311,24 @@ def reprice(one: Holding, price: Fraction) -> Holding:
     value = None if legs else (one.quantity or ZERO) * price
     anew = counted_anew(replace(one, legs=legs, value=value), one)
     return anew if one.unfilled is not None else replace(anew, held=one.held)
+
+
+def rename(one: Holding, coin: str, asset: str, ratio: Fraction) -> Holding:
+    """Return a position whose coin has another name: `ratio` new coins for one, rounded up to 1e-18."""
+
+    def more(coins: Fraction) -> Fraction:
+        exact = coins * ratio
+        return Fraction(ceil(exact * 10**18), 10**18)
+
+    def named(symbol: str) -> str:
+        return asset + symbol.removeprefix(coin) if coin_of(symbol) == coin else symbol
+
+    legs = tuple(
+        replace(leg, symbol=named(leg.symbol), filled=more(leg.filled), unfilled=more(leg.unfilled))
+        if coin_of(leg.symbol) == coin
+        else leg
+        for leg in one.legs
+    )
+    tags = tuple(sorted({(name, named(value) if name == "symbol" else value) for name, value in one.tags}))
+    quantity, unfilled = [None if coins is None else more(coins) for coins in (one.quantity, one.unfilled)]
+    return replace(one, legs=legs, tags=tags, quantity=quantity, unfilled=unfilled, filled=more(one.filled))

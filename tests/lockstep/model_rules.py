@@ -20,6 +20,7 @@ from ledger_sizer import (
     Reconciled,
     Release,
     Remark,
+    Rename,
     Reprice,
     Reserve,
     Resume,
@@ -32,10 +33,12 @@ from tests.lockstep.model_positions import (
     Holding,
     LegHolding,
     close,
+    coin_of,
     expiry_of,
     fill,
     free,
     pairs_of,
+    rename,
     reprice,
     values_of,
 )
@@ -214,6 +217,26 @@ def _reprice(portfolio: PortfolioModel, command: Reprice) -> tuple[Answer, Holdi
     return Answer("reprice", "applied", quantity=after.quantity), _fact(portfolio, before, after)
 
 
+def _rename(portfolio: PortfolioModel, command: Rename) -> tuple[Answer, Holding]:
+    """Give a coin another name. What the position counts is the same, in the scope of the new name."""
+    before = _found(portfolio, command)
+    if not before.live:
+        raise RefusedError("wrong_state")
+    of_tags = [value for value in values_of(before.tags, "symbol")]
+    names = {coin_of(leg.symbol) for leg in before.legs} or {coin_of(value) for value in of_tags}
+    coin = command.coin or (next(iter(names)) if len(names) == 1 else None)
+    ratio = Fraction(command.ratio)
+    nothing_changes = coin == command.asset and ratio == 1
+    if coin not in names or nothing_changes or (ratio != 1 and len(names) > 1):
+        raise RefusedError("invalid_request")
+    after = rename(before, coin, command.asset, ratio)
+    markets = {(leg.venue, leg.symbol, leg.kind, leg.side, leg.account) for leg in after.legs}
+    if len(markets) < len(after.legs):
+        raise RefusedError("invalid_request")
+    binding = "tags" if before.tags != after.tags else None
+    return Answer("rename", "applied", quantity=after.quantity, binding=binding), _fact(portfolio, before, after)
+
+
 # --- administration ----------------------------------------------------------------------------------------------
 
 
@@ -250,6 +273,7 @@ RULES: dict[type, Callable[..., tuple[Answer, Holding | None]]] = {
     Extend: _extend,
     Retag: _retag,
     Reprice: _reprice,
+    Rename: _rename,
     Adopt: _adopt,
     SetCap: set_cap,
     Halt: _set_status,

@@ -268,6 +268,12 @@ RETAGS = _plan(
     reference=REFERENCES,
 )
 REPRICES = _plan("reprice", price=st.sampled_from(["3", "7.77", "0.0000123", "250.000000001"]))
+RENAMES = _plan(
+    "rename",
+    asset=st.sampled_from(["S", "BTC", "UBTC"]),
+    ratio=st.sampled_from([Decimal(1), Decimal(24_000), Decimal("0.4333333333333")]),
+    coin=st.sampled_from([None, None, "BTC"]),
+)
 RELEASES = _plan(
     "release",
     share=st.sampled_from([None, None, "0.333333", "0.5", "1", "2"]),
@@ -335,7 +341,9 @@ REMARKS = _plan("remark", about=st.just("drift-1"), event=st.sampled_from(["clos
 AGAIN = _plan("again")
 REUSE = _plan("reuse")
 
-LIVES = st.one_of(CONFIRMS, CONFIRMS, FILLS, FILLS, RELEASES, RELEASES, EXTENDS, RETAGS, REPRICES, GROWTHS, GROWTHS)
+LIVES = st.one_of(
+    CONFIRMS, CONFIRMS, FILLS, FILLS, RELEASES, RELEASES, EXTENDS, RETAGS, REPRICES, RENAMES, GROWTHS, GROWTHS
+)
 POOL_MOVES = st.one_of(CAPS, RETAGS, RETAGS, GROWTHS)
 ADMINISTRATION = st.one_of(CAPS, SHARES, HALTS, RESUMES, ADOPTS)
 RECONCILIATION = st.one_of(FREEZES, THAWS, THAWS, TRUSTS, REMARKS, ACCOUNTS, ACCOUNTS, EQUITIES)

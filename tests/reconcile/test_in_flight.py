@@ -11,8 +11,8 @@ from ledger_sizer import InstrumentInfo, Leg
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.reconciliation import Drift, Market
 from ledger_sizer.model.tags import tags_of
-from ledger_sizer.reconcile.attribution import AccountResolver
 from ledger_sizer.reconcile.ledger_side import PlainHold, ledger_side_of
+from ledger_sizer.views.attribution import AccountResolver
 from tests.support.accounts import PERP, Desk, NewDesk, WrittenAccount, balance, hedged_desks, long, short
 from tests.support.ledgers import TAGS, figures, position_of, reserve_btc
 

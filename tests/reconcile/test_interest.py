@@ -58,8 +58,32 @@ def test_reconcile_when_borrowed_coins_cost_interest_for_a_month_then_it_counts_
     assert (owed.kind, owed.policy, owed.excess) == ("interest", "record", D("0.0059"))
     assert figures(desk.ledger) == (0, D("1.0059") * BTC_PRICE), "what is owed is counted all the same"
     desk.account.shows(long("1"), BTC="-1.0259")
-    assert {one.kind for one in desk.run(2).live} == {"quantity_differs"}
+    found = {(one.kind, one.state) for one in desk.run().live}
+    assert found == {("interest", "confirmed"), ("quantity_differs", "open")}
+    assert not frozen(desk), "a jump is confirmed like any difference"
+    assert [(one.kind, one.state) for one in desk.run().live] == [("quantity_differs", "confirmed")]
     assert frozen(desk)
+    assert figures(desk.ledger) == (0, D("1.0259") * BTC_PRICE)
+
+
+def test_reconcile_when_a_difference_beside_interest_is_gone_in_the_next_run_then_it_is_interest_again(
+    opened: NewDesk,
+) -> None:
+    desk = opened(confirmations=3)
+    hedge(desk, "BTC", "sell", "buy", "1", BTC_PRICE)
+    for half in range(20):
+        desk.account.shows(long("1"), BTC=str(-1 - half * D("0.0001")))
+        (owed,) = desk.run(seconds=HALF_A_DAY).live or (None,)
+    assert owed is not None
+    for _ in range(2):
+        desk.account.shows(long("1"), BTC="-1.0519")
+        for _ in range(2):
+            desk.run()
+            assert figures(desk.ledger) == (0, D("1.0519") * BTC_PRICE), "counted at once"
+        desk.account.shows(long("1"), BTC="-1.0019")
+        (again,) = desk.run().live
+        assert (again.id, again.kind, frozen(desk)) == (owed.id, "interest", False)
+        assert figures(desk.ledger) == (0, D("1.0019") * BTC_PRICE)
 
 
 def test_reconcile_when_coins_earn_where_they_are_then_what_is_left_of_it_after_the_exit_freezes_nothing(

@@ -20,8 +20,8 @@ from typing import Any
 from ledger_sizer import AppSettings, Decision, InstrumentInfo, Ledger, Leg, LegPlan, WrongState
 from ledger_sizer.exchanges.snapshot import VenuePosition
 from ledger_sizer.model.legs import OrderLeg
+from ledger_sizer.model.market_names import coin_of
 from ledger_sizer.model.reconciliation import Drift, Report
-from ledger_sizer.reconcile.attribution import coin_of
 from ledger_sizer.reconcile.inspection import LocalInspector
 from ledger_sizer.reconcile.run import Reconciler
 from tests.support.accounts import WrittenAccount, balance
@@ -65,6 +65,9 @@ class World:
 
     wide: several venues. shapes: the hedges that are traded. in_parts: legs fill in parts, told one by one.
     """
+
+    counted: frozenset[str] = frozenset({"swap"})
+    """The kinds of legs whose value `true_exposure` adds up."""
 
     def __init__(
         self, ledger: Ledger, engine: Any, clock: FakeClock, name: str, seed: int, *, clean: bool, wide: bool = False,
@@ -304,7 +307,8 @@ class World:
             if one.updated_us > since_us and "external" not in one.tags
         ]  # fmt: skip
         return sum(
-            (leg.filled * PRICES[coin_of(leg.symbol)] for one in moved for leg in one.legs if leg.kind == "swap"), D(0)
+            (leg.filled * PRICES[coin_of(leg.symbol)] for one in moved for leg in one.legs if leg.kind in self.counted),
+            D(0),
         )
 
     def _run(self) -> Report:

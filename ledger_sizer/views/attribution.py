@@ -1,12 +1,10 @@
 """Finds the account of every leg, and the accounts at which a position without legs may be."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
 from types import MappingProxyType
 
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.legs import Leg
-from ledger_sizer.model.market_names import split_factor
 from ledger_sizer.model.names import SEQ_MAX
 from ledger_sizer.model.reconciliation import Market
 from ledger_sizer.model.tags import account_of_scope
@@ -29,12 +27,6 @@ def order_market(market: Market, leg: Leg) -> Market:
     Coins bought and coins sold change one quantity, in opposite directions, so that neither explains the other.
     """
     return market.opposite if leg.kind == "spot" and leg.side == "sell" else market
-
-
-@lru_cache(maxsize=8192)
-def coin_of(symbol: str) -> str:
-    """Return the coin of a market's symbol, or of a `symbol` tag: `BTC` of `BTC`, `BTC/USDT` and `BTC/USDT:USDT`."""
-    return split_factor(symbol.partition("/")[0])[1]
 
 
 def known_since(scopes: Iterable[ScopeState]) -> dict[AccountKey, int]:
