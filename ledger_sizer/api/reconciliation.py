@@ -150,7 +150,7 @@ def router(service: ServiceContext) -> APIRouter:
         )  # fmt: skip
         return json_response(page_to_json(page, drift_to_json))
 
-    @routes.get("/drifts/{drift_id}", response_model=drift_models.DriftReportForm)
+    @routes.get("/drifts/{drift_id:int}", response_model=drift_models.DriftReportForm)
     async def drift(drift_id: DriftInPath, caller: Reader) -> Response:
         """One drift in full: what it means, what the ledger has there, what happened to it, what to do next."""
         owner = (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio

@@ -1,4 +1,4 @@
-"""The JSON responses as pydantic models, for OpenAPI only. Most follow from the codecs of `wire`, which writes them."""
+"""The JSON responses as pydantic models, for the OpenAPI document only; `wire` writes the JSON."""
 
 import operator
 from datetime import datetime

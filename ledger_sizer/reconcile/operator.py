@@ -202,11 +202,7 @@ class Operator:
         )  # fmt: skip
         with calling_as(caller):
             if self._find(remark) is None:
-                try:
-                    self._submit([*([] if caller == RECONCILE else [desk_remark(remark)]), remark])
-                except KeyReused:  # by a concurrent call
-                    if self._find(remark) is None:
-                        raise
+                self._submit_once([*([] if caller == RECONCILE else [desk_remark(remark)]), remark], remark)
         remove_decided(self._engine, rule)
         return rule
 
@@ -277,12 +273,7 @@ class Operator:
                 return plan.done_before()
             commands, done = plan.commands()
             by_person = [] if caller == RECONCILE else [desk_remark(plan.remark)]
-            try:
-                self._submit([*commands, *by_person, plan.remark])
-            except KeyReused:  # by a concurrent call
-                if self._find(plan.remark) is None:
-                    raise
-                return plan.done_before()
+            self._submit_once([*commands, *by_person, plan.remark], plan.remark)
         return done
 
     def _unresolved(self, drift_id: int) -> Drift:
@@ -364,6 +355,14 @@ class Operator:
         """Submit the commands of a decision, all or none. Returns its time."""
         results = self._ledger.submit(commands, atomic=True)
         return max(result.record.decided_us for result in results if isinstance(result, Decision))
+
+    def _submit_once(self, commands: Sequence[AnyCommand], remark: Remark) -> None:
+        """Submit the commands of a decision, unless a concurrent call made the same."""
+        try:
+            self._submit(commands)
+        except KeyReused:
+            if self._find(remark) is None:
+                raise
 
     def _find(self, remark: Remark) -> DecisionRecord | None:
         """Return this decision, None if it was not made. Raises `WrongState` for another actor or reason."""

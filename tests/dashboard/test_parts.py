@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from ledger_sizer import InvalidRequest, Ledger, Leg, NotFound, Reserve
+from ledger_sizer import InvalidRequest, Ledger, NotFound, Reserve
 from ledger_sizer.dashboard import formatting
 from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
 from ledger_sizer.dashboard.labels import decision_label
@@ -19,6 +19,7 @@ from ledger_sizer.model.domain import ScopeExposure
 from ledger_sizer.model.overview import Detail, Overview, OverviewQuery
 from ledger_sizer.views import exposure_series
 from ledger_sizer.views.exposure_series import POINTS_MAX
+from tests.dashboard.one_of_each import one_of_each
 from tests.support.clock import START, FakeClock
 from tests.support.ledgers import DRIFT, opened
 
@@ -290,7 +291,7 @@ def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
     database_url: str, clock: FakeClock
 ) -> None:
     with opened(database_url, clock) as ledger:
-        told_of = {decision.command: decision_label(decision) for decision in _one_of_each(ledger, clock)}
+        told_of = {decision.command: decision_label(decision) for decision in one_of_each(ledger, clock)}
     assert told_of == {
         "set_cap": "venue=bybit has no cap any more",
         "reserve": "1,000.00 held, the most for one position",
@@ -314,51 +315,6 @@ def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
         "step_back": "time set back to the clock's, 23:59:59Z: the decision before had a wrong time",
     }
     assert told_of.keys() == {*COMMANDS, "expire", "step_back"}
-
-
-def _one_of_each(ledger: Ledger, clock: FakeClock) -> list[Any]:
-    ledger.set_cap(key="1", portfolio="main", cap=Decimal(9_000))
-    cap = ledger.set_cap(key="2", portfolio="main", scope="venue=bybit", cap=None)
-    held = ledger.reserve(key="3")
-    extended = ledger.extend(key="4", position_id="main-3", ttl_seconds=90)
-    filled = ledger.confirm(key="5", position_id="main-3", quantity=Decimal("0.01"), price=Decimal(50_000))
-    closed = ledger.release(key="6", position_id="main-3", quantity=Decimal("0.01"))
-    ledger.reserve(key="7")
-    clock.advance(61)
-    ledger.sweep()
-    (expired,) = ledger.history(command="expire")
-    legs = [Leg("okx", "ETH", "spot", "buy", Decimal(1))]
-    until: datetime = START + timedelta(hours=2)
-    other = str(ledger.reserve(key="10", amount_usd=Decimal(100), tags={"symbol": "A"}).position_id)
-    return [
-        cap, held, extended, filled, closed, expired,
-        ledger.fill(key="11", position_id=other, filled_quantity=Decimal(3), price=Decimal(10)),
-        ledger.retag(key="12", position_id=other, tags={"symbol": "B", "desk": "x"}, note="moved"),
-        ledger.reprice(key="13", position_id=other, price=Decimal(12), note="month end"),
-        ledger.rename(key="name", position_id=other, asset="S", ratio=Decimal(24_000), note="split"),
-        ledger.adopt(key="8", quantity=Decimal(1), price=Decimal(2_000), legs=legs),
-        ledger.halt(key="h", portfolio="main", scope="venue=okx", mode="reducing", note="maintenance"),
-        ledger.resume(key="r", portfolio="main", scope="venue=okx"),
-        ledger.freeze(key="f", portfolio="main", note="drift-1"),
-        ledger.thaw(key="t", portfolio="main"),
-        ledger.reconciled(key="c", portfolio="main", fresh_until=until),
-        ledger.account_seen(key="16", scope="account=okx/main", free=Decimal(900), fresh_until=until),
-        _equity_seen(ledger),
-        ledger.remark(key="14", portfolio="main", about="drift-1", event="close_requested", note="by hand"),
-        _step_back(ledger, clock),
-    ]  # fmt: skip
-
-
-def _equity_seen(ledger: Ledger) -> Any:
-    ledger.set_cap(key="17", scope="bot=e", share_of_equity=Decimal("0.5"))
-    return ledger.equity_seen(key="18", scope="bot=e", equity=Decimal(800), note="run 7")
-
-
-def _step_back(ledger: Ledger, clock: FakeClock) -> Any:
-    clock.advance(-62)
-    ledger.reserve(key="15")
-    (decision,) = ledger.history(command="step_back")
-    return decision
 
 
 def test_tell_decision_when_it_was_denied_then_the_words_are_the_reason(database_url: str, clock: FakeClock) -> None:
