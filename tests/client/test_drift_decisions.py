@@ -102,7 +102,7 @@ def test_post_when_it_is_not_clear_which_drifts_are_meant_then_nothing_is_decide
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), answer.text
     assert service.http.options("/v1/drifts/adopt").headers["Allow"] == "POST", "no GET, as of one drift"
     assert service.http.get("/v1/drifts/adopt").status_code == 405
-    assert service.http.get("/v1/drifts/x").status_code == 422
+    assert service.http.get("/v1/drifts/x").status_code == 404, "a drift is named by a number"
     live = service.http.get("/v1/drifts", params={"state": "live", "kind": "unknown_position"}).json()["items"]
     assert len(live) == len(COINS) + 1
 
