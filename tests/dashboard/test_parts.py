@@ -338,9 +338,7 @@ def test_tell_decision_when_it_was_denied_then_the_words_are_the_reason(database
 def test_drift_actions_when_a_drift_is_ignored_then_only_adopting_it_is_offered(
     state: DriftState, offered: tuple[str, ...]
 ) -> None:
-    drift = replace(
-        DRIFT, kind="quantity_differs", state=state, excess=Decimal(1), venue_quantity=Decimal(2), requested=None
-    )
+    drift = replace(DRIFT, kind="quantity_differs", state=state, excess=Decimal(1), requested=None)
     assert formatting.drift_actions(drift) == offered
 
 
