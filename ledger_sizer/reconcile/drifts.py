@@ -1,7 +1,7 @@
 """Records runs and tracks drifts in the database. A run writes in one transaction, fenced by its lease."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -54,7 +54,8 @@ def _require_lease(lease: Lease, connection: Connection) -> None:
         raise LeaseLost(f"the lease of this run is over (epoch {lease.epoch}); it writes nothing more")
 
 
-def _record(connection: Connection, run: Run, comparison: Comparison, settings: ReconcileSettings) -> RunChanges:
+def _insert_run(connection: Connection, run: Run, comparison: Comparison) -> Run:
+    """Insert the row of a run, with what its accounts showed. Return the run with its number."""
     fetched = [{**one, SHOWN: comparison.shown.get((one["venue"], one["account"]))} for one in run.fetched]
     values = {
         "portfolio": run.portfolio, "trigger": run.trigger, "outcome": run.outcome, "started_us": run.started_us,
@@ -64,8 +65,12 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
     run_id: int = connection.execute(
         insert(ReconciliationRow).values(**values).returning(ReconciliationRow.id)
     ).scalar_one()
-    run = replace(run, id=run_id)
     forget_shown_before(connection, run.portfolio, run_id)
+    return replace(run, id=run_id)
+
+
+def _record(connection: Connection, run: Run, comparison: Comparison, settings: ReconcileSettings) -> RunChanges:
+    run = _insert_run(connection, run, comparison)
     query = select(_TABLE).where(DriftRow.portfolio == run.portfolio, DriftRow.state != "resolved")
     unseen = {drift.key: drift for drift in map(drift_from_row, connection.execute(query))}
     writer = _DriftWriter(run, settings)
@@ -94,8 +99,18 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
             previous = None  # what comes to interest that was known is another difference: it is confirmed anew
         same = drift is not None and not comparison.moved_since(drift)
         writer.add_sighting(drift, finding, same=same, previous=previous)
+    _end_unseen(writer, unseen.values(), acknowledged, comparison)
+    changes = writer.write(connection)
+    enqueue_alerts(connection, run, changes.confirmed, changes.resolved, changes.live, settings)
+    return changes
+
+
+def _end_unseen(
+    writer: "_DriftWriter", unseen: Iterable[Drift], acknowledged: Mapping[Market, Drift], comparison: Comparison
+) -> None:
+    """End the drifts that a run did not see, as far as it would have seen them."""
     found_kinds = {finding.market: finding.kind for finding in comparison.findings if finding.kind in QUANTITY_KINDS}
-    for drift in unseen.values():
+    for drift in unseen:
         new_kind = found_kinds.get(drift.market) if drift.kind in QUANTITY_KINDS else None
         if not comparison.judged(drift) or writer.hides_interest(drift):
             writer.changes.live.append(drift)
@@ -109,9 +124,6 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
             drift, moved=comparison.moved_since(drift)
         ):
             writer.resolve(drift, "not there any more")
-    changes = writer.write(connection)
-    enqueue_alerts(connection, run, changes.confirmed, changes.resolved, changes.live, settings)
-    return changes
 
 
 class _DriftWriter:
