@@ -89,8 +89,10 @@ async def _on_ledger_error(_request: Request, error: Any) -> Response:
     return problem_response(error)
 
 
-async def _on_invalid(_request: Request, error: Any) -> Response:
+async def _on_invalid(request: Request, error: Any) -> Response:
     """Convert FastAPI's first error in a path or query to this package's error."""
+    if request.method not in _allowed(request):  # /drifts/adopt fits /drifts/{drift_id}, and takes no GET
+        return _refuse_method(request)
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"][1:] if part not in NON_FIELDS) or str(first["loc"][0])
     what = "is not a parameter here" if first["type"] == "extra_forbidden" else first["msg"]
@@ -99,16 +101,21 @@ async def _on_invalid(_request: Request, error: Any) -> Response:
 
 async def _on_http(request: Request, error: Any) -> Response:
     """Convert Starlette's own errors: unknown path, wrong method."""
-    path = request.url.path[:200]
     if error.status_code == 405:
-        allowed = sorted({method for route in request.app.routes for method in _methods(route, request)})
-        refusal = MethodNotAllowed(f"{path} takes {', '.join(allowed)}, not {request.method[:20]}")
-        return problem_response(refusal, headers={"Allow": ", ".join(allowed)})
+        return _refuse_method(request)
     if error.status_code == 404:
-        return problem_response(NotFound(f"there is no {path!r}; see /docs"))
+        return problem_response(NotFound(f"there is no {request.url.path[:200]!r}; see /docs"))
     return problem_response(InvalidRequest(str(error.detail)))
 
 
-def _methods(route: Any, request: Request) -> set[str]:
-    match, _ = route.matches(request.scope)
-    return getattr(route, "methods", None) or set() if match is not Match.NONE else set()
+def _refuse_method(request: Request) -> Response:
+    allowed = _allowed(request)
+    refusal = MethodNotAllowed(f"{request.url.path[:200]} takes {', '.join(allowed)}, not {request.method[:20]}")
+    return problem_response(refusal, headers={"Allow": ", ".join(allowed)})
+
+
+def _allowed(request: Request) -> list[str]:
+    """Return the methods of a path: of the routes that are exactly it, else of those that it fits into."""
+    fitting = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    exact = [route for route in fitting if route.path == request.url.path]
+    return sorted({method for route in exact or fitting for method in getattr(route, "methods", None) or ()})

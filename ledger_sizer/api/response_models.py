@@ -1,4 +1,4 @@
-"""The JSON responses as pydantic models, for the OpenAPI document only; `wire` writes the JSON."""
+"""The JSON responses as pydantic models, for OpenAPI only. Most follow from the codecs of `wire`, which writes them."""
 
 import operator
 from datetime import datetime
@@ -9,14 +9,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, create_model
 
-from ledger_sizer.model.account_activity import AccountEvent, DriftActivity
 from ledger_sizer.model.asset_policies import AssetRule
 from ledger_sizer.model.choices import MarketKind, Outcome, Side, Status
 from ledger_sizer.model.decisions import Decision
 from ledger_sizer.model.domain import Exposure, Page, Position, ScopeExposure
-from ledger_sizer.model.drift_outcomes import DriftOutcome, DriftOutcomes
-from ledger_sizer.model.drift_reports import DriftEvent, DriftPosition, DriftReport
-from ledger_sizer.model.drift_words import Step
 from ledger_sizer.model.fills import Fills
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.net import Net, NetAsset, NetPlace
@@ -33,7 +29,7 @@ from ledger_sizer.model.pools import DefaultCap, Pool
 from ledger_sizer.model.reconciliation import Drift, Finding, Report, Run
 from ledger_sizer.model.renames import RenamedCoin
 from ledger_sizer.model.tags import Tags
-from ledger_sizer.wire import activity, net, overviews, reconciliation, responses
+from ledger_sizer.wire import net, overviews, reconciliation, responses
 from ledger_sizer.wire.codec import Codec
 from ledger_sizer.wire.problems import PROBLEMS, TYPE_PREFIX
 
@@ -204,7 +200,7 @@ def _type_of(hint: Any) -> Any:
     return GenericAlias(list, _type_of(get_args(hint)[0])) if get_origin(hint) is tuple else hint
 
 
-def _form(kind: Any, doc: str, *codecs: Codec[Any], name: str = "", **more: Any) -> type[BaseModel]:
+def form_of(kind: Any, doc: str, *codecs: Codec[Any], name: str = "", **more: Any) -> type[BaseModel]:
     """Make the model of a class from the codecs that write it, and from further fields."""
     hints = {name: hint for codec in codecs for name, hint in codec.hints.items()}
     docs = {name: text for codec in codecs for name, text in codec.docs.items()}
@@ -225,26 +221,26 @@ def _page(name: str, kind: Any, doc: str) -> type[BaseModel]:
 
 
 DecisionPage = _page("DecisionPage", Decision, "One page of decisions; `cursor` continues it.")
-PositionForm = _form(Position, "A position.", responses.POSITION)
+PositionForm = form_of(Position, "A position.", responses.POSITION)
 PositionPage = _page("PositionPage", Position, "One page of positions; `cursor` continues it.")
-ScopeForm = _form(
+ScopeForm = form_of(
     ScopeExposure, "One scope's cap and exposure, USD.", responses.FIGURES, responses.SCOPE, name="ScopeForm"
 )
-PoolForm = _form(Pool, "A guaranteed scope, USD.", responses.POOL)
-DefaultCapForm = _form(
+PoolForm = form_of(Pool, "A guaranteed scope, USD.", responses.POOL)
+DefaultCapForm = form_of(
     DefaultCap, "The cap of every value of a tag name that has none of its own, USD.", responses.DEFAULT_CAP
 )
-ExposureForm = _form(
+ExposureForm = form_of(
     Exposure,
     "A portfolio's exposure, USD. `scopes`: the whole, then a page of the others by name; `cursor` continues it.",
     responses.FIGURES,
     responses.EXPOSURE,
     cursor=str | None,
 )
-NetPlaceForm = _form(NetPlace, "One coin at one account, in coins.", net.PLACE)
-NetAssetForm = _form(NetAsset, "One coin over all accounts.", net.ASSET)
-NetForm = _form(Net, "What a portfolio, or the desk, has of each coin over all accounts.", net.NET)
-PortfolioLineForm = _form(PortfolioLine, "One portfolio among all, USD.", responses.FIGURES, portfolio=str)
+NetPlaceForm = form_of(NetPlace, "One coin at one account, in coins.", net.PLACE)
+NetAssetForm = form_of(NetAsset, "One coin over all accounts.", net.ASSET)
+NetForm = form_of(Net, "What a portfolio, or the desk, has of each coin over all accounts.", net.NET)
+PortfolioLineForm = form_of(PortfolioLine, "One portfolio among all, USD.", responses.FIGURES, portfolio=str)
 PortfolioLinePage = _page("PortfolioLinePage", PortfolioLine, "One page of portfolios.")
 
 
@@ -255,8 +251,8 @@ class CountedPositions(PositionPage):  # type: ignore[misc,valid-type]
 
 
 _TYPES[overviews.CountedPositions] = CountedPositions
-ExposurePointForm = _form(ExposurePoint, "Exposure and cap right after one decision, USD.", overviews.POINT)
-ExposureLineForm = _form(
+ExposurePointForm = form_of(ExposurePoint, "Exposure and cap right after one decision, USD.", overviews.POINT)
+ExposureLineForm = form_of(
     ExposureLine,
     """Exposure over time. The first point may be older than `since`.
 
@@ -264,36 +260,26 @@ ExposureLineForm = _form(
     """,
     overviews.LINE,
 )
-RunForm = _form(Run, "One run of the reconciliation.", reconciliation.RUN)
+RunForm = form_of(Run, "One run of the reconciliation.", reconciliation.RUN)
 RunPage = _page("RunPage", Run, "One page of runs; `cursor` continues it.")
-FindingForm = _form(Finding, "One difference that a comparison saw.", reconciliation.FINDING)
-RenamedForm = _form(RenamedCoin, "What the decision about a renamed coin did.", reconciliation.RENAMED)
-DriftForm = _form(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
+FindingForm = form_of(Finding, "One difference that a comparison saw.", reconciliation.FINDING)
+RenamedForm = form_of(RenamedCoin, "What the decision about a renamed coin did.", reconciliation.RENAMED)
+DriftForm = form_of(Drift, "A difference with a life.", reconciliation.FINDING, reconciliation.DRIFT)
 DriftPage = _page("DriftPage", Drift, "One page of drifts; `cursor` continues it.")
-StepForm = _form(Step, "One thing that can be done next.", reconciliation.STEP)
-DriftPositionForm = _form(DriftPosition, "A position that a drift is about.", reconciliation.DRIFT_POSITION)
-DriftEventForm = _form(DriftEvent, "One decision about a drift.", reconciliation.DRIFT_EVENT)
-DriftReportForm = _form(DriftReport, "One drift in full.", reconciliation.DRIFT_REPORT)
-DriftOutcomeForm = _form(DriftOutcome, "What became of one drift.", reconciliation.OUTCOME)
-DriftOutcomesForm = _form(DriftOutcomes, "What became of each drift.", reconciliation.OUTCOMES)
-AssetRuleForm = _form(AssetRule, "Whose money the assets of a pattern are.", reconciliation.ASSET_RULE)
-ReportForm = _form(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)
-AccountEventForm = _form(AccountEvent, "One thing that happened in an account.", activity.ACCOUNT_EVENT)
-DriftActivityForm = _form(
-    DriftActivity, "What happened at the exchange that explains a drift, oldest first.", activity.DRIFT_ACTIVITY
-)
-ReconciliationForm = _form(
+AssetRuleForm = form_of(AssetRule, "Whose money the assets of a pattern are.", reconciliation.ASSET_RULE)
+ReportForm = form_of(Report, "A run, what it found, and what became of the drifts.", reconciliation.REPORT)
+ReconciliationForm = form_of(
     Reconciliation,
     "The last run and the drifts that are not resolved; without any run `run_at` and `outcome` are null.",
     overviews.RECONCILIATION,
 )
-DetailForm = _form(Detail, "One portfolio in full.", overviews.DETAIL)
-DeskHaltForm = _form(
+DetailForm = form_of(Detail, "One portfolio in full.", overviews.DETAIL)
+DeskHaltForm = form_of(
     DeskHalt,
     "A halt of all portfolios together. A key bound to portfolios is not told since when, by whom and why.",
     overviews.DESK_HALT,
 )
-OverviewForm = _form(
+OverviewForm = form_of(
     Overview, "A ledger at one moment; `detail` is null while there is no portfolio.", overviews.OVERVIEW
 )
 

@@ -32,6 +32,21 @@ _MEANINGS: dict[DriftKind, str] = {
 }
 
 
+_TO_DO: Mapping[DriftKind, str] = {
+    "unknown_position": "adopt it, close it, or ignore it if it is not the bots'",
+    "quantity_differs": "confirm or release what the bot did not tell, or adopt what is there",
+    "missing_position": "find out whether it was closed by hand or liquidated, then adopt the absence; then look at"
+    " the other leg",
+    "side_flipped": "find out whether a close was sent twice, then adopt the new side or close it",
+    "legs_unequal": "one side is at the market's risk: hedge or close the rest, or ignore it if it is meant so",
+    "balance_below_holds": "top up, or release holds",
+    "late_fill": "let its bot confirm it, or adopt it, which does the same",
+    "unreadable": "look at that row at the exchange: nothing there is judged meanwhile",
+    "interest": "nothing, if it is interest; otherwise adopt it, or ignore it",
+    "expired_hold": "check whether its bot runs",
+}
+
+
 def naming_holds(text: str, names: Iterable[str]) -> str:
     """Return the detail of a finding that these holds explain."""
     return f"{text}; {', '.join(f'the hold {name}' for name in names)} may have filled"
@@ -53,6 +68,11 @@ class Step:
 def meaning(drift: Drift | Finding) -> str:
     """Return what its kind means."""
     return _MEANINGS.get(drift.kind, f"{drift.kind.replace('_', ' ').capitalize()}.")
+
+
+def to_do(drift: Drift) -> str:
+    """Return what to do about a drift of its kind, in one line of an alert."""
+    return _TO_DO.get(drift.kind, f"see ledger-sizer drifts show {drift.id}")
 
 
 def usd_text(usd: Decimal | None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from ledger_sizer.model.choices import DriftKind
+from ledger_sizer.model.drift_words import to_do
 from ledger_sizer.model.reconciliation import Drift, Run
 from ledger_sizer.model.times import time_text
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
@@ -23,19 +23,6 @@ LINES_MAX = 20
 Coins = Mapping[int, frozenset[str]]
 """The coins that a drift is about, by drift id."""
 
-_TO_DO: Mapping[DriftKind, str] = {
-    "unknown_position": "adopt it, close it, or ignore it if it is not the bots'",
-    "quantity_differs": "confirm or release what the bot did not tell, or adopt what is there",
-    "missing_position": "find out whether it was closed by hand or liquidated, then adopt the absence; then look at"
-    " the other leg",
-    "side_flipped": "find out whether a close was sent twice, then adopt the new side or close it",
-    "legs_unequal": "one side is at the market's risk: hedge or close the rest, or ignore it if it is meant so",
-    "balance_below_holds": "top up, or release holds",
-    "late_fill": "let its bot confirm it, or adopt it, which does the same",
-    "unreadable": "look at that row at the exchange: nothing there is judged meanwhile",
-    "interest": "nothing, if it is interest; otherwise adopt it, or ignore it",
-    "expired_hold": "check whether its bot runs",
-}
 _DONE_BY_POLICY = {"adopt": "it is adopted now", "close": "its close is requested now"}
 
 
@@ -122,19 +109,8 @@ def describe(drift: Drift) -> str:
     else:
         ours, theirs = (decimal_text(one or Decimal(0)) for one in (drift.ledger_quantity, drift.venue_quantity))
         said = f"ledger {ours}, exchange {theirs}"
-    usd = usd_of(drift)
+    usd = drift.usd
     return f"{drift.name} {drift.kind} {drift.where}: {said}{'' if usd is None else f', {_usd(usd)}'}"
-
-
-def usd_of(drift: Drift) -> Decimal | None:
-    """Return what a drift's difference is worth, USD; None where no price is known."""
-    if drift.ledger_quantity is None and drift.venue_quantity is None:
-        return None
-    with exact_arithmetic():
-        off = abs((drift.venue_quantity or Decimal(0)) - (drift.ledger_quantity or Decimal(0)))
-        if drift.kind == "balance_below_holds":
-            return off
-        return None if drift.price is None else off * drift.price
 
 
 def _body(event: str, run: Run, about: Sequence[Drift], lines: Iterable[str]) -> dict[str, Any]:
@@ -161,19 +137,19 @@ def _frozen_lines(about: Iterable[Drift]) -> list[str]:
 def _to_do(drift: Drift) -> str:
     if drift.policy in _DONE_BY_POLICY and drift.excess > 0:
         return f"{_DONE_BY_POLICY[drift.policy]} by policy; look why it was there"
-    return _TO_DO.get(drift.kind, "see ledger-sizer drifts list")
+    return to_do(drift)
 
 
 def _gravity(drift: Drift) -> tuple[int, Decimal, int]:
     """Return a key that sorts the gravest drift first: what freezes, then the largest."""
     with exact_arithmetic():
-        return (0 if drift.freezes else 1, -(usd_of(drift) or Decimal(0)), drift.id)
+        return (0 if drift.freezes else 1, -(drift.usd or Decimal(0)), drift.id)
 
 
 def _total_usd(about: Sequence[Drift]) -> str:
     with exact_arithmetic():
         # Two unequal sides are another drift's difference seen again.
-        known = [usd for one in about if one.kind != "legs_unequal" and (usd := usd_of(one)) is not None]
+        known = [usd for one in about if one.kind != "legs_unequal" and (usd := one.usd) is not None]
         return f", {_usd(sum(known, Decimal(0)))} in all" if len(known) > 1 else ""
 
 

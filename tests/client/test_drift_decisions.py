@@ -100,6 +100,9 @@ def test_post_when_it_is_not_clear_which_drifts_are_meant_then_nothing_is_decide
     for given in wrong:
         answer = service.http.post("/v1/drifts/adopt", json={"reason": "r", **given})
         assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request"), answer.text
+    assert service.http.options("/v1/drifts/adopt").headers["Allow"] == "POST", "no GET, as of one drift"
+    assert service.http.get("/v1/drifts/adopt").status_code == 405
+    assert service.http.get("/v1/drifts/x").status_code == 422
     live = service.http.get("/v1/drifts", params={"state": "live", "kind": "unknown_position"}).json()["items"]
     assert len(live) == len(COINS) + 1
 
@@ -108,3 +111,27 @@ def test_decide_when_ids_and_filters_are_mixed_then_the_client_refuses(call: Cal
     for ids, filters in (([1], {"kind": "late_fill"}), ([0], {}), ([], {})):
         with pytest.raises(InvalidRequest):
             call("adopt_drifts", ids, reason="r", **filters)
+
+
+def test_adopt_when_two_drifts_are_a_hedge_then_one_call_makes_one_position_with_tags(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "_PART", 1)
+    url = new_database("sqlite")
+    desk = Desk(url, FakeClock(datetime.now(UTC)), [WrittenAccount(), WrittenAccount("okx")], confirmations=1)
+    desk.ledger.set_cap(key="cap", cap=D(1_000_000))
+    for account, side in zip(desk.accounts, (long, short), strict=True):
+        account.shows(*(side("1", f"{coin}/USDT:USDT", "100") for coin in COINS))
+    desk.run()
+    desk.close()
+    exchange = ExchangeSettings(api_key=SecretStr("none"), api_secret=SecretStr("none"), base_url="http://127.0.0.1:9")
+    with serving(url, sections={"exchange": exchange}) as running, LedgerClient(running.url) as client:
+        one = client.drifts(venue="bybit", symbol="ADA").items[0]
+        with pytest.raises(InvalidRequest, match=r"tags\.symbol is BTC"):
+            client.adopt_drift(one.id, reason="ours", tags={"symbol": "BTC"})
+        assert client.adopt_drift(one.id, reason="ours", tags={"strategy": "carry"}).state == "resolved"
+        (hedge,) = client.positions("main", tags={"strategy": "carry"}).items
+        assert (len(hedge.legs), hedge.tags["venue"]) == (2, ("bybit", "okx"))
+        done = client.adopt_drifts(kind="unknown_position", reason="ours", tags={"strategy": "carry"})
+        assert [one.outcome for one in done.items] == ["done"] * 8, "each once, though each call decided two"
+        assert client.exposure("main").open == 100 * len(COINS)

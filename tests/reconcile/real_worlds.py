@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 from ledger_sizer import AppSettings, Decision
@@ -61,12 +62,14 @@ class RealWorld(World):
 
     extra: units of what is nobody's position, by venue and asset. lent, interest: coins of `LENT` that stand under
     their earn name. down_until: when a venue's maintenance ends. unread_until: when a market can be read again. seen:
-    of what each market last showed, what the ledger counted.
+    of what each market last showed, what the ledger counted. unseen: what somebody traded there since.
 
     money: USDT at each venue, of which contracts block their value. orders: what is not filled of each order that was
     granted, by the order's identity. looked: when each account was read whole last, and what was free there then.
     spent: what orders took since. overpromised: grants that money did not cover, or at an account that was not trusted.
     """
+
+    counted = frozenset({"spot", "swap"})
 
     def __init__(self, ledger: Any, engine: Any, clock: FakeClock, name: str, seed: int, *, clean: bool) -> None:
         self.extra = {
@@ -79,6 +82,7 @@ class RealWorld(World):
         self.options: set[str] = set()
         self.ended: set[tuple[str, str]] = set()
         self.seen: dict[tuple[str, str], Decimal] = {}
+        self.unseen: dict[tuple[str, str], Decimal] = {}
         self.money = dict.fromkeys(VENUES, MONEY)
         self.orders: dict[int, tuple[str, OrderLeg, Decimal]] = {}
         self.looked: dict[str, tuple[float, Decimal]] = {}
@@ -171,6 +175,7 @@ class RealWorld(World):
             self.units[renamed] = self.units.pop(market) * RATIO
             self.perps[self.perps.index(market)] = renamed
             self.seen.pop(market, None)
+            self.unseen.pop(market, None)
         self.run()
         if any(coin_of(leg.symbol) == OLD_COIN for one in self._open() for leg in one.legs):
             self.reconciler.operator.rename(
@@ -243,8 +248,17 @@ class RealWorld(World):
     # --- what goes wrong -------------------------------------------------------------------------
 
     def faults(self) -> list[Callable[[], object]]:
-        """Those of every world, at markets that can be read, and an exchange that reduces a position."""
-        return [*super().faults(), self.deleverage, self.withdraw]
+        """Those of every world, an exchange that reduces a position, and money that is taken out."""
+        by_hand = [self.close_by_hand, self.liquidate, self.open_by_hand, self.deposit, self.deleverage]
+        noted = [partial(self._by_hand, act) for act in by_hand]
+        return [*noted, self.lose_a_close, self.outdated_snapshot, self.withdraw]
+
+    def _by_hand(self, act: Callable[[], object]) -> None:
+        """Let somebody trade, and note it as something that nobody saw yet."""
+        before = dict(self.units)
+        act()
+        for market, coins in before.items():
+            self.unseen[market] = self.unseen.get(market, D(0)) + self.units[market] - coins
 
     def withdraw(self) -> None:
         self.money[self.chance.choice(VENUES)] -= 100
@@ -323,6 +337,7 @@ class RealWorld(World):
                 self.looked[venue], self.spent[venue] = (self.now, self.free(venue)), D(0)
         for market, coins in self.units.items():
             if not self._is_down(market[0]) and not self._is_unread(market):
+                self.unseen.pop(market, None)
                 self.seen[market] = min(abs(coins), abs(known.get(_of_coin(market), D(0)))).copy_sign(coins)
         return report
 
@@ -343,7 +358,8 @@ class RealWorld(World):
             coins = units
             if self._is_down(venue) or self._is_unread((venue, symbol)):
                 seen = self.seen.get((venue, symbol), D(0))
-                coins = min(coins, seen, key=abs) if coins * seen > 0 else D(0)
+                coins = min(coins, seen, coins - self.unseen.get((venue, symbol), D(0)), key=abs)
+                coins = D(0) if coins * seen <= 0 else coins
             side = (coin_of(symbol), coins > 0)
             sides[side] = sides.get(side, D(0)) + abs(coins)
         return sum((

@@ -66,6 +66,9 @@ class World:
     wide: several venues. shapes: the hedges that are traded. in_parts: legs fill in parts, told one by one.
     """
 
+    counted: frozenset[str] = frozenset({"swap"})
+    """The kinds of legs whose value `true_exposure` adds up."""
+
     def __init__(
         self, ledger: Ledger, engine: Any, clock: FakeClock, name: str, seed: int, *, clean: bool, wide: bool = False,
         shapes: dict[str, Shape] | None = None,
@@ -304,7 +307,8 @@ class World:
             if one.updated_us > since_us and "external" not in one.tags
         ]  # fmt: skip
         return sum(
-            (leg.filled * PRICES[coin_of(leg.symbol)] for one in moved for leg in one.legs if leg.kind == "swap"), D(0)
+            (leg.filled * PRICES[coin_of(leg.symbol)] for one in moved for leg in one.legs if leg.kind in self.counted),
+            D(0),
         )
 
     def _run(self) -> Report:
