@@ -241,16 +241,6 @@ def test_draw_bar_when_scope_is_used_then_it_is_full_exactly_without_headroom(
     assert [type(length) for length in formatting.bar(scope, 100)] == [int, int], "a page writes a bool as True"
 
 
-def test_show_figures_when_they_have_many_digits_then_headroom_is_never_more_than_there_is() -> None:
-    assert formatting.money(Decimal("1234567.125")) == "1,234,567.12"
-    assert formatting.money_floor(Decimal("0.009")) == "0.00"
-    assert formatting.percent(_scope(3, "0", "2")) == "66.7%"
-    assert formatting.percent(_scope(100000, "0", "99999.999")) == "100.0%"
-    assert [formatting.exact(Decimal(one)) for one in ("50100.50", "-0.015")] == ["50,100.5", "-0.015"]
-    nothing = {formatting.money(None), formatting.exact(None), formatting.percent(_scope(None, "0", "1"))}
-    assert nothing == {formatting.NONE}
-
-
 def test_show_tags_when_one_has_several_values_then_each_is_there(ledger: Ledger) -> None:
     tags = {"desk": ["b", "a"], "strategy": "funding", "venue": ["okx", "bybit"], "symbol": "BTC"}
     for key, given, words in (
@@ -338,9 +328,7 @@ def test_tell_decision_when_it_was_denied_then_the_words_are_the_reason(database
 def test_drift_actions_when_a_drift_is_ignored_then_only_adopting_it_is_offered(
     state: DriftState, offered: tuple[str, ...]
 ) -> None:
-    drift = replace(
-        DRIFT, kind="quantity_differs", state=state, excess=Decimal(1), venue_quantity=Decimal(2), requested=None
-    )
+    drift = replace(DRIFT, kind="quantity_differs", state=state, excess=Decimal(1), requested=None)
     assert formatting.drift_actions(drift) == offered
 
 

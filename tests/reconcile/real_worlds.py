@@ -117,7 +117,7 @@ class RealWorld(World):
         """Let one thing happen that no strategy made."""
         self.chance.choice([
             self.earn_interest, self.lend, self.redeem, self.maintain, self.hide_a_market, self.hold_an_option,
-            self.drop_dust, self.end_a_market, self.top_up,
+            self.drop_dust, self.end_a_market, self.top_up, self.rename_a_coin,
         ])()  # fmt: skip
 
     def earn_interest(self) -> None:
