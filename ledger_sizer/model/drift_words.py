@@ -115,7 +115,7 @@ def next_steps(drift: Drift) -> tuple[Step, ...]:
         return ()
     steps = [*(_at_the_desk(drift) if drift.live else ()), *_decisions(drift)]
     if drift.live and drift.kind in QUANTITY_KINDS:
-        steps.insert(0, Step("ask the exchange what explains it", _command(f"drifts activity {drift.id}")))
+        steps.insert(0, Step("ask the exchange what explains it", _command(f"drifts show {drift.id} --activity")))
     if drift.frozen_scope is not None and drift.freezes:
         steps += [
             Step(
