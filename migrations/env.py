@@ -7,10 +7,11 @@ from alembic import context
 from sqlalchemy import text
 from sqlalchemy.engine import URL
 
+import ledger_sizer.storage.tables  # noqa: F401 - it declares them
 from ledger_sizer.config import LedgerSettings
 from ledger_sizer.storage.database import database_url, is_sqlite, make_engine, sqlite_path
 from ledger_sizer.storage.sqlite_start import create_file
-from ledger_sizer.storage.tables import Base
+from ledger_sizer.storage.table_base import Base
 
 config = context.config
 if config.config_file_name is not None and config.attributes.get("url") is None:

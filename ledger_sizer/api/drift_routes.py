@@ -18,7 +18,7 @@ from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.reconcile import drifts, listings
 from ledger_sizer.service.api_keys import ApiKey
 from ledger_sizer.wire.reconciliation import outcomes_to_json
-from ledger_sizer.wire.requests import Body, LabelText, PortfolioText
+from ledger_sizer.wire.requests import Body, LabelText, PortfolioText, TagsForm
 
 DriftNumber = Annotated[int, Field(ge=1, le=10**18 - 1)]
 
@@ -37,6 +37,11 @@ class DecideManyBody(Body):
     account: LabelText | None = None
     symbol: LabelText | None = Field(None, description="A market, an asset, or the coin of markets.")
 
+    tags: TagsForm = Field(
+        default_factory=dict, description="Of adopt: tags of the positions; venue, account and symbol are filled in."
+    )
+    pair: bool = Field(True, description="Of adopt: whether what hedges one of them is adopted with it.")
+
     @property
     def chosen(self) -> listings.DriftChoice:
         """The filters, as the listing takes them."""
@@ -53,7 +58,9 @@ def add_bulk_decisions(routes: APIRouter, service: ServiceContext) -> None:
 
         def act() -> Any:
             ids = _ids(service, caller, action, body)
-            return reconciler.operator.act_all(action, ids, reason=body.reason, dry_run=body.dry_run)
+            return reconciler.operator.act_all(
+                action, ids, reason=body.reason, tags=body.tags, pair=body.pair, dry_run=body.dry_run
+            )
 
         return json_response(outcomes_to_json(await run_in_threadpool(act)))
 

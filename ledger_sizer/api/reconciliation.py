@@ -30,7 +30,7 @@ from ledger_sizer.wire.reconciliation import (
     rule_to_json,
     run_to_json,
 )
-from ledger_sizer.wire.requests import AmountText, Body, LabelText, PortfolioText
+from ledger_sizer.wire.requests import AmountText, Body, LabelText, PortfolioText, TagsForm
 
 DriftInPath = Annotated[int, Path(ge=1, le=10**18 - 1)]
 
@@ -48,9 +48,13 @@ class ReasonBody(Body):
 
 
 class AdoptDriftBody(ReasonBody):
-    """Why, and at which price where the exchange named none."""
+    """Why, at which price where the exchange named none, and as what."""
 
     price: AmountText | None = Field(None, description="USD per base unit.")
+    tags: TagsForm = Field(
+        default_factory=dict, description="Tags of the position; its venue, account and symbol are filled in."
+    )
+    pair: bool = Field(True, description="Whether what hedges it there is adopted with it, as one position.")
 
 
 class RenameBody(ReasonBody):
@@ -146,7 +150,7 @@ def router(service: ServiceContext) -> APIRouter:
         )  # fmt: skip
         return json_response(page_to_json(page, drift_to_json))
 
-    @routes.get("/drifts/{drift_id}", response_model=drift_models.DriftReportForm)
+    @routes.get("/drifts/{drift_id:int}", response_model=drift_models.DriftReportForm)
     async def drift(drift_id: DriftInPath, caller: Reader) -> Response:
         """One drift in full: what it means, what the ledger has there, what happened to it, what to do next."""
         owner = (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio
@@ -204,14 +208,15 @@ def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
         require_unbound(caller, "a drift")
         reconciler = service.require_reconciler()
         require_portfolio_access(caller, (await run_in_threadpool(drifts.get_drift, service.reads, drift_id)).portfolio)
-        price = getattr(body, "price", None)
-        exact = None if price is None else Decimal(price)
-        whole: dict[str, Any] = (
-            {"asset": body.asset, "policy": body.policy} if isinstance(body, IgnoreDriftBody) else {}
-        )
+        more: dict[str, Any] = {}
+        if isinstance(body, AdoptDriftBody):
+            price = None if body.price is None else Decimal(body.price)
+            more = {"price": price, "tags": body.tags, "pair": body.pair}
+        elif isinstance(body, IgnoreDriftBody):
+            more = {"asset": body.asset, "policy": body.policy}
 
         def act() -> Any:
-            return reconciler.operator.act(action, drift_id, reason=body.reason, price=exact, **whole)
+            return reconciler.operator.act(action, drift_id, reason=body.reason, **more)
 
         return json_response(drift_to_json(await run_in_threadpool(act)))
 
@@ -232,7 +237,7 @@ def _add_decisions(routes: APIRouter, service: ServiceContext) -> None:
         "/drifts/{drift_id}/adopt", response_model=response_models.DriftForm, openapi_extra=body_schema(AdoptDriftBody)
     )
     async def adopt_drift(request: Request, drift_id: DriftInPath, caller: Admin) -> Response:
-        """Make the ledger say what the exchange shows."""
+        """Make the ledger say what the exchange shows, with both sides of a hedge in one position."""
         return await decide(caller, "adopt", drift_id, await parse_body(request, AdoptDriftBody))
 
     @routes.post(

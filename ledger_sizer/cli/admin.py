@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from ledger_sizer.cli import caps_file, output
-from ledger_sizer.cli.errors import bad_input
+from ledger_sizer.cli import caps_file, options, output
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
@@ -31,9 +30,7 @@ def list_caps(
     the default of every venue that has no cap of its own.
     """
     if context.invoked_subcommand is not None:
-        if portfolio is not None or as_json or database_url is not None:
-            usage = f"ledger-sizer caps {context.invoked_subcommand} ... OPTIONS"
-            bad_input(f"options before the subcommand are not for it; write: {usage}", "options")
+        options.require_none_before(context)
         return 0
     from ledger_sizer.cli.ledger_session import ledger_at
 

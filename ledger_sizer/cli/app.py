@@ -75,7 +75,7 @@ def _places() -> Iterator[Place]:
         Place.of(release_all.release_all, release_all.RELEASE_ALL_HELP),
         Place.of(queries.exposure, queries.EXPOSURE_HELP),
         Place.of(net.net, net.NET_HELP),
-        Place.of(queries.positions, queries.POSITIONS_HELP),
+        Place.of_group(queries.positions_group, "positions"),
         Place.of(queries.history, queries.HISTORY_HELP),
         Place.of(queries.explain, queries.EXPLAIN_HELP),
         Place.of(audit.verify, audit.VERIFY_HELP),

@@ -1,6 +1,6 @@
 """`ledger-sizer drifts adopt`, `ignore` and `close` for many drifts at once."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ledger_sizer.cli import errors, options, output
 from ledger_sizer.cli.drifts import cents
@@ -24,8 +24,12 @@ def decide_many(
     dry_run: bool,
     as_json: bool,
     url: str | None,
+    **more: Any,
 ) -> int:
-    """Decide about the numbered drifts, or with `every` about all that match. Returns the exit code."""
+    """Decide about the numbered drifts, or with `every` about all that match. Returns the exit code.
+
+    more: see `Operator.act_all`.
+    """
     from ledger_sizer.cli.ledger_session import engine_at, ledger_at
     from ledger_sizer.reconcile import listings
     from ledger_sizer.reconcile.operator import Operator
@@ -44,7 +48,7 @@ def decide_many(
             return _show(action, None, dry_run, as_json)
         with output.progress_bar("drifts", total=len(ids), as_json=as_json) as tell:
             outcomes = Operator(ledger, engine).act_all(
-                action, ids, reason=reason, dry_run=dry_run,
+                action, ids, reason=reason, dry_run=dry_run, **more,
                 progress=None if tell is None else lambda done, total: tell("drifts", done, total),
             )  # fmt: skip
     if as_json:

@@ -48,6 +48,14 @@ Tag = Annotated[
     list[str] | None,
     typer.Option("--tag", metavar="NAME=VALUE", help="A scope it counts in; repeatable, and all must match."),
 ]
+AdoptedTag = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tag",
+        metavar="NAME=VALUE",
+        help="A tag of the position, such as strategy=carry; repeatable. Its venue, account and symbol are filled in.",
+    ),
+]
 Cursor = Annotated[str | None, typer.Option("--cursor", metavar="CURSOR", help="Continue after the page before.")]
 Limit = Annotated[str, typer.Option("--limit", metavar="N", help="Rows of a page, 1 to 1000.")]
 IntentionKey = Annotated[
@@ -72,6 +80,14 @@ _WHOLE = re.compile(r"[0-9]+")
 _WHOLE_DIGITS_MAX = 18
 
 T = TypeVar("T", "InstrumentInfo", "Leg", "LegPlan")
+
+
+def require_none_before(context: typer.Context) -> None:
+    """Raise `InvalidRequest` for options between a group and its subcommand: they would have no effect."""
+    given = [context.get_parameter_source(param.name or "") for param in context.command.params]
+    if any(source is not None and source.name == "COMMANDLINE" for source in given):
+        usage = f"{context.command_path} {context.invoked_subcommand} ... OPTIONS"
+        bad_input(f"options before the subcommand are not for it; write: {usage}", "options")
 
 
 def decimal(text: str, field: str, what: str = "") -> Decimal:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from ledger_sizer.cli import errors, options, output
+from ledger_sizer.cli import errors, options, output, position_import
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
 from ledger_sizer.cli.options import (
     AnyPortfolio,
@@ -131,6 +131,9 @@ def _used_percent(row: "ScopeExposure") -> str | None:
     return None if used is None else f"{used} %"
 
 
+positions_group = typer.Typer(rich_markup_mode=None)
+positions_group.command("import", epilog=position_import.IMPORT_HELP)(position_import.import_positions)
+
 POSITIONS_HELP = help_epilog(
     "positions --state live",
     "positions --portfolio main --tag venue=bybit --limit 20",
@@ -140,7 +143,9 @@ POSITIONS_HELP = help_epilog(
 )
 
 
+@positions_group.callback(invoke_without_command=True, epilog=POSITIONS_HELP)
 def positions(
+    context: typer.Context,
     portfolio: AnyPortfolio = None,
     state: Annotated[
         PositionFilter | None,
@@ -159,6 +164,9 @@ def positions(
     A position is held (a reservation), open, closed, released or expired. An open one may hold more: `to fill` is what
     its orders may still bring.
     """
+    if context.invoked_subcommand is not None:
+        options.require_none_before(context)
+        return 0
     from ledger_sizer.cli.ledger_session import ledger_at
 
     wanted = options.tags(tag) or None

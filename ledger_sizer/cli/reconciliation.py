@@ -22,7 +22,7 @@ from ledger_sizer.cli.drifts import (
     show_findings,
 )
 from ledger_sizer.cli.help_text import NEVER_DENIED, help_epilog
-from ledger_sizer.cli.options import AnyPortfolio, DatabaseUrl, Json
+from ledger_sizer.cli.options import AdoptedTag, AnyPortfolio, DatabaseUrl, Json
 from ledger_sizer.cli.output import Column
 from ledger_sizer.cli.verb_commands import verb_command
 from ledger_sizer.model.commands import Reconciled
@@ -155,11 +155,15 @@ SOME_REFUSED = {1: "failure, or some were refused", 3: ""}
 
 ADOPT_HELP = help_epilog(
     "drifts adopt 1 --reason 'opened by hand'",
+    "drifts adopt 1 --tag strategy=carry --reason 'from before'",
     "drifts adopt --all --kind unknown_position --reason 'taken over' --dry-run",
     exits=SOME_REFUSED,
 )
 IGNORE_HELP = help_epilog(
-    "drifts ignore 1 --reason 'not ours'", "drifts ignore --all --venue bybit --reason 'not ours'", exits=SOME_REFUSED
+    "drifts ignore 1 --reason 'not ours'",
+    "drifts ignore 2 --asset --policy fees --reason 'pays fees'",
+    "drifts ignore --all --venue bybit --reason 'not ours'",
+    exits=SOME_REFUSED,
 )
 CLOSE_HELP = help_epilog("drifts close 1 --reason 'should not be there'", exits=SOME_REFUSED)
 
@@ -169,6 +173,10 @@ def adopt(
     reason: Reason,
     numbers: DriftIds = None,
     price: Annotated[str | None, typer.Option("--price", metavar="USD", help="Where the exchange named none.")] = None,
+    tag: AdoptedTag = None,
+    single: Annotated[
+        bool, typer.Option("--single", help="This side alone, also where another drift is the other side of a hedge.")
+    ] = False,
     every: Every = False,
     portfolio: AnyPortfolio = None,
     state: State = None,
@@ -182,17 +190,20 @@ def adopt(
 ) -> int:
     """Make the ledger say what the exchange shows, for one drift or for many.
 
-    More there: it becomes a position of the ledger. Less there: the newest positions of that market are released.
-    Of many each is decided independently: one that is refused does not stop the others.
+    More there: it becomes a position of the ledger, together with what hedges it there: both drifts are decided. Less
+    there: the newest positions of that market are released. Of many each is decided independently: one that is refused
+    does not stop the others.
     """
     if price is not None and (every or dry_run or len(numbers or ()) != 1):
         errors.bad_input("--price is for one drift", "price")
+    more = {"tags": options.tags(tag), "pair": not single}
     if one := _only_one(numbers, every, dry_run):
-        return _decide("adopt", one, reason, as_json, database_url, price)
+        exact = None if price is None else options.decimal(price, "price")
+        return _decide("adopt", one, reason, as_json, database_url, price=exact, **more)
     chosen = _chosen(state, kind, venue, account, symbol)
     return decide_many(
         "adopt", numbers, chosen, portfolio, every=every, reason=reason, dry_run=dry_run, as_json=as_json,
-        url=database_url,
+        url=database_url, **more,
     )  # fmt: skip
 
 
@@ -326,15 +337,13 @@ def take_back(
     return 0
 
 
-def _decide(
-    action: str, drift: str, reason: str, as_json: bool, url: str | None, price: str | None = None, **more: Any
-) -> int:
+def _decide(action: str, drift: str, reason: str, as_json: bool, url: str | None, **more: Any) -> int:
     from ledger_sizer.reconcile.operator import Operator
     from ledger_sizer.wire.reconciliation import drift_to_json
 
-    number, exact = options.whole_number(drift, "drift"), None if price is None else options.decimal(price, "price")
+    number = options.whole_number(drift, "drift")
     with _ledger_and_engine(url) as (_, ledger, engine):
-        done = Operator(ledger, engine).act(action, number, reason=reason, price=exact, **more)
+        done = Operator(ledger, engine).act(action, number, reason=reason, **more)
     if as_json:
         output.write_json(drift_to_json(done))
         return 0

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from decimal import Decimal
+from types import MappingProxyType
 from typing import Any
 
 from ledger_sizer.client.endpoints import Call, Calls, query_of
@@ -17,6 +18,7 @@ from ledger_sizer.model.drift_words import applies
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.reconciliation import Drift, Run
 from ledger_sizer.model.renames import RenamedCoin
+from ledger_sizer.model.tags import NO_TAGS, GivenTags, tags_of
 from ledger_sizer.model.units import decimal_text, positive
 from ledger_sizer.wire.activity import drift_activity_from_json
 from ledger_sizer.wire.codec import page_from_json
@@ -77,15 +79,6 @@ def drifts(
     return page
 
 
-def drift(drift_id: int) -> Calls[DriftReport]:
-    """One drift in full: what it means, what the ledger has there, what happened to it, what to do next."""
-    _whole_number(drift_id, "drift_id", "a drift")
-    found: DriftReport = yield Call(
-        "GET", f"/v1/drifts/{drift_id}", lambda reply: value_of(reply, report_of_drift_from_json)
-    )
-    return found
-
-
 def drift_activity(drift_id: int) -> Calls[DriftActivity]:
     """Ask the exchange what explains a drift: what happened there since the last good run. Needs an admin key."""
     _whole_number(drift_id, "drift_id", "a drift")
@@ -95,13 +88,30 @@ def drift_activity(drift_id: int) -> Calls[DriftActivity]:
     return found
 
 
-def adopt_drift(drift_id: int, *, reason: str, price: Decimal | None = None) -> Calls[Drift]:
-    """Make the ledger agree with the exchange. price: USD per base unit; needed where the exchange reports none."""
-    return (
-        yield from _decide(
-            drift_id, "adopt", {"reason": reason, "price": None if price is None else decimal_text(price)}
-        )
-    )
+def drift(drift_id: int) -> Calls[DriftReport]:
+    """One drift in full: what it means, what the ledger has there, what happened to it, what to do next."""
+    found: DriftReport = yield Call(
+        "GET", f"/v1/drifts/{_whole_number(drift_id, 'drift_id', 'a drift')}",
+        lambda reply: value_of(reply, report_of_drift_from_json),
+    )  # fmt: skip
+    return found
+
+
+def adopt_drift(
+    drift_id: int, *, reason: str, price: Decimal | None = None, tags: GivenTags = NO_TAGS, pair: bool = True
+) -> Calls[Drift]:
+    """Make the ledger agree with the exchange, with both sides of a hedge in one position.
+
+    price: USD per base unit; needed where the exchange reports none. tags: of the position, such as its strategy; its
+    venue, account and symbol are filled in. pair: False for this side alone.
+    """
+    form = {
+        "reason": reason,
+        "price": None if price is None else decimal_text(price),
+        "tags": tags_of(tags).to_json() or None,
+        "pair": None if pair else False,
+    }
+    return (yield from _decide(drift_id, "adopt", form))
 
 
 def ignore_drift(drift_id: int, *, reason: str, asset: bool = False, policy: AssetPolicy | None = None) -> Calls[Drift]:
@@ -165,16 +175,19 @@ def adopt_drifts(
     venue: str | None = None,
     account: str | None = None,
     symbol: str | None = None,
+    tags: GivenTags = NO_TAGS,
+    pair: bool = True,
     dry_run: bool = False,
 ) -> Calls[DriftOutcomes]:
     """Make the ledger agree with the exchange for many drifts, each independently. See `DriftOutcomes.refused`.
 
     ids: their numbers; None for all to which it applies, as far as they match every filter given. state: without it,
-    live ones. dry_run: only tell what would be done. They are sent in parts; what of them is done stays done, and a
-    repetition with the same reason completes.
+    live ones. tags, pair: see `adopt_drift`; what hedges one of them is adopted too. dry_run: only tell what would be
+    done. They are sent in parts; what of them is done stays done, and a repetition with the same reason completes.
     """
     chosen = {"portfolio": portfolio, "state": state, "kind": kind, "venue": venue, "account": account}
-    return (yield from _decide_many("adopt", ids, chosen | {"symbol": symbol}, reason, dry_run))
+    more = {"tags": tags_of(tags).to_json(), "pair": pair}
+    return (yield from _decide_many("adopt", ids, chosen | {"symbol": symbol}, reason, dry_run, more))
 
 
 def ignore_drifts(
@@ -212,7 +225,12 @@ def close_drifts(
 
 
 def _decide_many(
-    action: str, ids: Iterable[int] | None, chosen: Mapping[str, str | None], reason: str, dry_run: bool
+    action: str,
+    ids: Iterable[int] | None,
+    chosen: Mapping[str, str | None],
+    reason: str,
+    dry_run: bool,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Calls[DriftOutcomes]:
     """Decide in parts, each of which the service answers within a call's time."""
     if ids is None:
@@ -225,14 +243,15 @@ def _decide_many(
             _whole_number(number, "drift_id", "a drift")
         if not numbers:
             raise InvalidRequest("give at least one drift", field="ids")
-    items: list[DriftOutcome] = []
+    items: dict[int, DriftOutcome] = {}
     for start in range(0, len(numbers), _PART):
-        form = {"ids": numbers[start : start + _PART], "reason": reason, "dry_run": dry_run}
+        form = {"ids": numbers[start : start + _PART], "reason": reason, "dry_run": dry_run, **more}
         part: DriftOutcomes = yield Call(
             "POST", f"/v1/drifts/{action}", lambda reply: value_of(reply, outcomes_from_json), body=json.dumps(form)
         )
-        items += part.items
-    return outcomes_of(items)
+        for one in part.items:  # what hedges one of a part may be of the next
+            items.setdefault(one.drift_id, one)
+    return outcomes_of([*items.values()])
 
 
 def _numbers(action: str, chosen: Mapping[str, str | None]) -> Calls[list[int]]:

@@ -62,8 +62,8 @@ def resume_form(portfolio: str, scope: str, status: str) -> ConfirmForm:
 
 
 _DRIFT_CONSEQUENCES = {
-    "adopt": "The ledger will say what the exchange shows: what is more there becomes a position of the ledger, and "
-    "where it is less the newest positions are released.",
+    "adopt": "The ledger will say what the exchange shows: what is more there becomes a position of the ledger, "
+    "together with what hedges it there, and where it is less the newest positions are released.",
     "ignore": "The difference may stay as it is: it counts no longer and freezes nothing, until it changes.",
     "close": "Those who trade are asked to close it at the exchange. It goes on counting until it is gone there.",
 }

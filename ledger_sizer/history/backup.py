@@ -19,10 +19,10 @@ from ledger_sizer.model.errors import InvalidRequest, Unavailable
 from ledger_sizer.storage.database import is_sqlite, read_transaction, redacted_url, require_head, write_transaction
 from ledger_sizer.storage.sqlite_file import GuardedConnection
 from ledger_sizer.storage.sqlite_start import create_file
+from ledger_sizer.storage.table_base import Base
 from ledger_sizer.storage.tables import (
     DESK_ID,
     ArchiveRow,
-    Base,
     DecisionRow,
     FacetBlockRow,
     FacetRow,

@@ -15,6 +15,7 @@ worker_process  the same in a process of its own, as the service does it
 sameness        whether a finding is a difference that is known already; pure
 drifts          records runs and tracks drifts; every write is fenced by the run's lease
 effects         counts excess, freezes and thaws, by commands of the ledger
+pairing         which holdings hedge each other: longs against shorts by coin; pure
 adoption        a drift and the positions -> the commands that adopt it; pure
 explanation     what happened at the exchange that explains a drift; pure
 drift_activity  asks a drift's account for that, on demand
@@ -22,4 +23,6 @@ operator        decisions about drifts: adopt, ignore, close
 outbox          stores the webhook's alerts with the run that raises them
 alerts          logs drifts and delivers the outbox to the webhook
 run             one run, from lease to report
+day_one         takes over what accounts hold: a run whose excess is adopted at once
+left_out        why an import leaves something out; pure
 """

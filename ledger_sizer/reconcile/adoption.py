@@ -1,25 +1,32 @@
 """Computes the commands that adopt a drift, so that the ledger matches the exchange. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from decimal import ROUND_UP, Decimal
 
+from ledger_sizer.model.choices import DriftKind
 from ledger_sizer.model.commands import Adopt, AnyCommand, Confirm, Release
 from ledger_sizer.model.domain import Position
 from ledger_sizer.model.drift_words import holds_named
 from ledger_sizer.model.errors import InvalidRequest, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Market
-from ledger_sizer.model.tags import EXTERNAL_TAG, Tags
+from ledger_sizer.model.tags import EXTERNAL_TAG, NO_TAGS, Tags
 from ledger_sizer.model.tags import tags_of as valid_tags
 from ledger_sizer.model.units import E8_MAX, decimal_text, exact_arithmetic
-from ledger_sizer.reconcile.effects import leg_of, release_of, tags_of
+from ledger_sizer.reconcile.adopted_tags import adopted_tags
+from ledger_sizer.reconcile.effects import NOTE_LENGTH_MAX, leg_of, release_of
 from ledger_sizer.reconcile.ledger_reads import Moves
 from ledger_sizer.reconcile.ledger_side import ledger_side_of, unfilled_of
+from ledger_sizer.reconcile.pairing import Piece, connected, holding_of, paired
 from ledger_sizer.rules.filling import remaining_leg_quantity
+from ledger_sizer.rules.leg_sizing import is_pair
 from ledger_sizer.views.attribution import AccountResolver, order_market
 
 ZERO = Decimal(0)
+
+PAIRED_KINDS: frozenset[DriftKind] = frozenset({"unknown_position", "quantity_differs"})
+"""Kinds whose excess may be one side of a hedge that nobody told the ledger."""
 
 _PART_UNIT = Decimal("1e-30")
 """Rounding unit of partial releases. Legs are rounded to 1e-18, so it is too small to affect any leg."""
@@ -59,13 +66,39 @@ class Adoption:
         """Return the releases of the external positions that count the drift."""
         return [release_of(position) for position in self._ledger.external.get(self._drift.market, ())]
 
-    def commands(self, price: Decimal | None) -> list[AnyCommand]:
+    def together(self, tolerance: Decimal, may_pair: Callable[[Drift], bool]) -> list[Drift]:
+        """Return the drifts that one decision adopts, by number: this one, and those whose excess hedges it.
+
+        They are of the same run and coin, on the other side, and what else these hedge. tolerance: see `paired`.
+        may_pair: which others to look at.
+        """
+        drift = self._drift
+        if drift.kind not in PAIRED_KINDS or drift.excess <= 0:
+            return [drift]
+        others = {
+            one.market: one
+            for one in self._live
+            if one.market.base == drift.market.base and one.market != drift.market and one.kind in PAIRED_KINDS
+            and one.live and one.last_run == drift.last_run and one.excess > 0 and may_pair(one)
+            and not self._ledger_moved(one)
+        }  # fmt: skip
+        pieces = paired(map(holding_of, (drift, *others.values())), tolerance)
+        group = next(
+            group for group in connected(pieces) if any(one.market == drift.market for piece in group for one in piece)
+        )
+        markets = {one.market for piece in group for one in piece}
+        return sorted([drift, *(others[one] for one in markets if one in others)], key=lambda one: one.id)
+
+    def commands(
+        self, price: Decimal | None, group: Sequence[Drift] = (), tolerance: Decimal = ZERO, tags: Tags = NO_TAGS
+    ) -> list[AnyCommand]:
         """Return the commands that adopt the drift: they release a shortfall, and make an excess a position.
 
         A flipped side needs both in one decision: where the exchange nets, the new side cannot agree while the old one
         is open. A late fill is confirmed: it becomes the hold's, with its tags. price: USD per coin of what is filled,
-        required for an excess. Raises `WrongState` if there is nothing to adopt, or if the ledger moved since the drift
-        was seen.
+        required for an excess. group: the drifts that are adopted with it, see `together`; none is it alone. tags: of
+        the position that an excess becomes, beside those of its markets. Raises `WrongState` if there is nothing to
+        adopt, or if the ledger moved since the drift was seen; `InvalidRequest` for a price or tags that do not fit.
         """
         drift = self._drift
         late = self._late_fills()
@@ -75,20 +108,41 @@ class Adoption:
         for one in [drift, *self._other_side()]:
             self._require_unmoved(one)
             commands += self._releases_of_shortfall(one)
+        if drift.excess <= 0 or late:
+            _require_no_tags(drift, tags)
         if drift.excess <= 0 and not late:
             return commands
-        if price is None:
-            raise InvalidRequest(f"the exchange names no price for {drift.subject}; give one", field="price")
-        leg = leg_of(drift, price)
         if late:
-            leg = replace(leg, account=drift.account)
+            leg = replace(leg_of(holding_of(drift)), price=self._required(price), account=drift.account)
             commands += [*self.releases(), *(self._confirmation(hold, coins, leg) for hold, coins in late)]
             return commands
-        adopt = Adopt(
-            key=f"drift:{drift.id}:{drift.revision}:adopt", portfolio=drift.portfolio, quantity=drift.excess,
-            price=price, tags=tags_of(drift.market), legs=[leg], note=drift.name,
-        )  # fmt: skip
-        return [*commands, *self.releases(), adopt]
+        return [*commands, *self._adopted_positions(group or [drift], price, tolerance, tags)]
+
+    def _required(self, price: Decimal | None) -> Decimal:
+        if price is None:
+            raise InvalidRequest(f"the exchange names no price for {self._drift.subject}; give one", field="price")
+        return price
+
+    def _adopted_positions(
+        self, group: Sequence[Drift], price: Decimal | None, tolerance: Decimal, tags: Tags
+    ) -> list[AnyCommand]:
+        """Return the commands that make the excess of these drifts positions, and count it no longer as external."""
+        holdings = [holding_of(one) for one in group]
+        if price is not None:
+            holdings = [one._replace(price=price) if one.market == self._drift.market else one for one in holdings]
+        commands: list[AnyCommand] = [
+            release_of(position) for one in group for position in self._ledger.external.get(one.market, ())
+        ]
+        note = " and ".join(one.name for one in group)
+        for number, piece in enumerate(paired(holdings, tolerance)):
+            legs = legs_of_piece(piece)
+            main = counting_leg(legs)
+            commands.append(Adopt(
+                key=adoption_key(group[0], number), portfolio=self._drift.portfolio, quantity=main.quantity,
+                price=self._required(main.price), tags=adopted_tags(tags, legs, piece[0].market.account),
+                legs=legs, note=note[:NOTE_LENGTH_MAX],
+            ))  # fmt: skip
+        return commands
 
     def _late_fills(self) -> list[tuple[Position, Decimal]]:
         """Return the holds that a late fill belongs to, with their coins; none where they explain nothing any more."""
@@ -272,6 +326,31 @@ class Adoption:
 
     def _held(self, market: Market) -> Decimal:
         return self._ledger.open.get(market, ZERO)
+
+
+def adoption_key(first: Drift, number: int = 0) -> str:
+    """Return the key of a position that is adopted: by the first of the drifts of the decision, whichever was named."""
+    key = f"drift:{first.id}:{first.revision}:adopt"
+    return f"{key}:{number}" if number else key
+
+
+def legs_of_piece(piece: Piece) -> list[Leg]:
+    """Return the legs of a position. Each of two names its account, which the tags alone may not tell."""
+    return [leg_of(one, account=one.market.account if len(piece) > 1 else None) for one in piece]
+
+
+def counting_leg(legs: Sequence[Leg]) -> Leg:
+    """Return the leg whose coins and price the position has: of coins hedged by a contract, the contract."""
+    return next(leg for leg in legs if leg.kind != "spot") if is_pair(legs) else max(legs, key=lambda leg: leg.quantity)
+
+
+def _require_no_tags(drift: Drift, tags: Tags) -> None:
+    if tags:
+        what = "a late fill has the tags of its hold" if drift.kind == "late_fill" else "nothing becomes a position"
+        raise InvalidRequest(
+            f"tags are for the position that an excess becomes; {drift.name} is {drift.kind}: {what}; leave them out",
+            field="tags",
+        )
 
 
 def _tags_of_legs(tags: Tags, legs: Sequence[Leg]) -> Tags:

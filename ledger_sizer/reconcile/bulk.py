@@ -15,20 +15,25 @@ from ledger_sizer.model.drift_outcomes import DriftOutcome, OutcomeOfDrift
 from ledger_sizer.model.drift_words import holds_named
 from ledger_sizer.model.errors import Busy, InvalidRequest, LedgerError, NotFound, WrongState
 from ledger_sizer.model.reconciliation import Drift
+from ledger_sizer.model.tags import NO_TAGS, Tags
 from ledger_sizer.reconcile import drifts
-from ledger_sizer.reconcile.adoption import Adoption
+from ledger_sizer.reconcile.adoption import PAIRED_KINDS, Adoption
 from ledger_sizer.reconcile.closing import close_details, require_closable
 from ledger_sizer.reconcile.deciding import (
     EVENTS,
     UNRESOLVED,
+    WITH,
     changes_of,
     desk_remark,
+    first_of,
     remark_of,
     require_same,
+    require_tags_of,
 )
 from ledger_sizer.reconcile.effects import Effects
 from ledger_sizer.reconcile.ledger_reads import find_decisions, read_with_late_fills
 from ledger_sizer.reconcile.ledger_view import LedgerView
+from ledger_sizer.reconcile.pairing import connected, holding_of, paired
 from ledger_sizer.reconcile.planning import AdoptionPlanner, Plan
 from ledger_sizer.storage.database import read_transaction
 from ledger_sizer.storage.leases import LeaseLost
@@ -65,11 +70,18 @@ class _Page:
 
 
 class Bulk:
-    """One decision about many drifts of one portfolio. action: `adopt`, `ignore` or `close`."""
+    """One decision about many drifts of one portfolio. action: `adopt`, `ignore` or `close`.
+
+    tags, pair: of an adoption, see `Operator.adopt`.
+    """
 
     def __init__(
-        self, ledger: Ledger, engine: Engine, portfolio: str, action: str, reason: str, *, dry_run: bool
-    ) -> None:
+        self, ledger: Ledger, engine: Engine, portfolio: str, action: str, reason: str, *, tags: Tags = NO_TAGS,
+        pair: bool = True, dry_run: bool,
+    ) -> None:  # fmt: skip
+        self._tags = tags
+        self._tolerance = ledger.settings.trading.delta_drift_tolerance if pair else None
+        self._hedges: dict[int, tuple[int, ...]] = {}
         self._ledger = ledger
         self._engine = engine
         self._portfolio = portfolio
@@ -108,7 +120,31 @@ class Bulk:
         for run_id, of_run in sorted(by_run.items()):
             view = self._view_of(run_id)
             view.keep_near(self._live.values())
-            self._pages(view, view.components(of_run), progress)
+            self._pages(view, view.components(self._with_hedges(view, of_run)), progress)
+
+    def _with_hedges(self, view: LedgerView, found: Sequence[Drift]) -> Sequence[Drift]:
+        """Return drifts of one run and those that hedge them, which are adopted together.
+
+        A policy decides about nothing that it would not adopt by itself.
+        """
+        if self._action != "adopt" or self._tolerance is None:
+            return found
+        run_id = found[0].last_run
+        live = [one for one in self._live.values() if one.live and one.last_run == run_id]
+        if self._caller == RECONCILE:
+            live = [one for one in live if (one.state, one.policy) == ("confirmed", "adopt")]
+        by_market = {
+            one.market: one for one in (*live, *found)
+            if one.kind in PAIRED_KINDS and one.excess > 0
+        }  # fmt: skip
+        wanted = {one.id: one for one in found}
+        for group in connected(paired(map(holding_of, by_market.values()), self._tolerance)):
+            members = {by_market[one.market].id: by_market[one.market] for piece in group for one in piece}
+            if len(members) > 1 and not members.keys().isdisjoint(wanted):
+                view.join(one.market for one in members.values())
+                self._hedges.update(dict.fromkeys(members, tuple(members)))
+                wanted |= members
+        return [wanted[number] for number in sorted(wanted)]
 
     def _view_of(self, run_id: int) -> LedgerView:
         query = select(ReconciliationRow.fetched, ReconciliationRow.started_us).where(ReconciliationRow.id == run_id)
@@ -180,17 +216,25 @@ class Bulk:
             for component in components:
                 self._decide(page, view, [component], again=True)
             return
-        if len(components[0]) > 1:
-            for drift in components[0]:
-                self._decide(page, view, [[drift]], again=True, whole=False)
+        if len(smaller := self._hedges_apart(components[0])) > 1:
+            for hedge in smaller:
+                self._decide(page, view, [hedge], again=True, whole=False)
             return
-        (drift,) = components[0]
-        page.records.update(find_decisions(self._engine, self._portfolio, [page.remarks[drift.id].key]))
-        known = self._plan_known(page, page.now[drift.id])
-        if known is None or known.error is not None:
-            self._refuse(drift, error)
-        else:
-            page.done[drift.id] = known  # a concurrent call made the same decision
+        keys = [page.remarks[drift.id].key for drift in components[0]]
+        page.records.update(find_decisions(self._engine, self._portfolio, keys))
+        for drift in components[0]:
+            known = self._plan_known(page, page.now[drift.id])
+            if known is None or known.error is not None:
+                self._refuse(drift, error)
+            else:
+                page.done[drift.id] = known  # a concurrent call made the same decision
+
+    def _hedges_apart(self, component: Sequence[Drift]) -> list[list[Drift]]:
+        """Return single drifts, and those of a hedge together: one side alone would count beside the other."""
+        found: dict[tuple[int, ...], list[Drift]] = {}
+        for drift in component:
+            found.setdefault(self._hedges.get(drift.id, (drift.id,)), []).append(drift)
+        return [*found.values()]
 
     def _plan(self, page: _Page, view: LedgerView | None, components: Sequence[Sequence[Drift]]) -> list[Plan]:
         """Plan on the present ledger, for the drifts that are as they were when the round began."""
@@ -217,8 +261,12 @@ class Bulk:
         remark = page.remarks[drift.id]
         record = page.records.get(remark.key)
         if record is not None:
+            if self._caller == RECONCILE and record.actor == RECONCILE.actor:
+                # A policy names its kind as the reason, and two of a hedge may be of two kinds.
+                remark = remark_of(drift, self._event, drift.reason or self._reason)
             try:
                 page.made_us[drift.id] = require_same(record, remark, self._caller.actor)
+                require_tags_of(self._engine, drift, first_of(record), self._tags)
             except WrongState as error:
                 return Plan(drift, error=error)
             page.repeated.add(drift.id)
@@ -234,7 +282,7 @@ class Bulk:
             return map(_plan_close, component)
         if self._action == "adopt":
             live = [one for one in view.near(component) if one.id in self._live]
-            return AdoptionPlanner(view, component, live, holds).plans()
+            return AdoptionPlanner(view, component, live, holds, self._tags, self._tolerance).plans()
         positions = view.positions_of(component)
         return [
             Plan(one, tuple(Adoption(one, positions, view.accounts, view.seen_us, []).releases())) for one in component
@@ -259,6 +307,8 @@ class Bulk:
         for plan in ready:
             if plan.drift.id not in page.made_us:
                 remark = page.remarks[plan.drift.id]
+                if plan.first is not None:
+                    remark = remark_of(plan.drift, self._event, self._reason, {WITH: plan.first.name})
                 by_person = [] if self._caller == RECONCILE else [desk_remark(remark)]
                 commands += [*plan.commands, *by_person, remark]
         if commands:

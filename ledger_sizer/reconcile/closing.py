@@ -11,7 +11,7 @@ from ledger_sizer.model.errors import WrongState
 from ledger_sizer.model.instruments import MarketRules
 from ledger_sizer.model.reconciliation import Drift
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
-from ledger_sizer.reconcile.effects import leg_of
+from ledger_sizer.reconcile.pairing import holding_of
 
 _QUOTES_FIRST = ("USDT", "USDC", "USD")
 
@@ -35,7 +35,7 @@ def close_details(engine: Engine, drift: Drift) -> dict[str, str]:
     market are known also order_symbol, the market to trade in; order_amount, the quantity in the unit of its orders,
     rounded down to its step; or order_refused, why no order of that size can be placed.
     """
-    sold = leg_of(drift).side == "sell"
+    sold = holding_of(drift).sold
     details = {
         "venue": drift.venue,
         "account": drift.account,

@@ -1,7 +1,7 @@
 """Records runs and tracks drifts in the database. A run writes in one transaction, fenced by its lease."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -55,17 +55,8 @@ def _require_lease(lease: Lease, connection: Connection) -> None:
 
 
 def _record(connection: Connection, run: Run, comparison: Comparison, settings: ReconcileSettings) -> RunChanges:
-    fetched = [{**one, SHOWN: comparison.shown.get((one["venue"], one["account"]))} for one in run.fetched]
-    values = {
-        "portfolio": run.portfolio, "trigger": run.trigger, "outcome": run.outcome, "started_us": run.started_us,
-        "finished_us": run.finished_us, "epoch": run.epoch, "fetched": json.dumps(fetched),
-        "found": json.dumps(run.found),
-    }  # fmt: skip
-    run_id: int = connection.execute(
-        insert(ReconciliationRow).values(**values).returning(ReconciliationRow.id)
-    ).scalar_one()
-    run = replace(run, id=run_id)
-    forget_shown_before(connection, run.portfolio, run_id)
+    run = replace(run, id=_insert_run(connection, run, comparison))
+    forget_shown_before(connection, run.portfolio, run.id)
     query = select(_TABLE).where(DriftRow.portfolio == run.portfolio, DriftRow.state != "resolved")
     unseen = {drift.key: drift for drift in map(drift_from_row, connection.execute(query))}
     writer = _DriftWriter(run, settings)
@@ -94,8 +85,32 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
             previous = None  # what comes to interest that was known is another difference: it is confirmed anew
         same = drift is not None and not comparison.moved_since(drift)
         writer.add_sighting(drift, finding, same=same, previous=previous)
+    _end_unseen(writer, comparison, unseen.values(), acknowledged)
+    changes = writer.write(connection)
+    enqueue_alerts(connection, run, changes.confirmed, changes.resolved, changes.live, settings)
+    return changes
+
+
+def _insert_run(connection: Connection, run: Run, comparison: Comparison) -> int:
+    """Insert a run with what the exchanges showed. Return its id."""
+    fetched = [{**one, SHOWN: comparison.shown.get((one["venue"], one["account"]))} for one in run.fetched]
+    values = {
+        "portfolio": run.portfolio, "trigger": run.trigger, "outcome": run.outcome, "started_us": run.started_us,
+        "finished_us": run.finished_us, "epoch": run.epoch, "fetched": json.dumps(fetched),
+        "found": json.dumps(run.found),
+    }  # fmt: skip
+    run_id: int = connection.execute(
+        insert(ReconciliationRow).values(**values).returning(ReconciliationRow.id)
+    ).scalar_one()
+    return run_id
+
+
+def _end_unseen(
+    writer: "_DriftWriter", comparison: Comparison, unseen: Iterable[Drift], acknowledged: Mapping[Market, Drift]
+) -> None:
+    """End the drifts that a run did not find, where it would have found them."""
     found_kinds = {finding.market: finding.kind for finding in comparison.findings if finding.kind in QUANTITY_KINDS}
-    for drift in unseen.values():
+    for drift in unseen:
         new_kind = found_kinds.get(drift.market) if drift.kind in QUANTITY_KINDS else None
         if not comparison.judged(drift) or writer.hides_interest(drift):
             writer.changes.live.append(drift)
@@ -109,9 +124,6 @@ def _record(connection: Connection, run: Run, comparison: Comparison, settings: 
             drift, moved=comparison.moved_since(drift)
         ):
             writer.resolve(drift, "not there any more")
-    changes = writer.write(connection)
-    enqueue_alerts(connection, run, changes.confirmed, changes.resolved, changes.live, settings)
-    return changes
 
 
 class _DriftWriter:

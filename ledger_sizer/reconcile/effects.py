@@ -6,7 +6,6 @@ or position, so that a repetition, or a run that finishes what a dead one began,
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from decimal import Decimal
 from operator import attrgetter
 
 from sqlalchemy import Engine
@@ -24,6 +23,7 @@ from ledger_sizer.model.reconciliation import EXTERNAL, Drift, Market
 from ledger_sizer.model.tags import EXTERNAL_TAG, PORTFOLIO_SCOPE
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.ledger_reads import find_decisions
+from ledger_sizer.reconcile.pairing import Holding, holding_of
 from ledger_sizer.storage.leases import LeaseLost
 from ledger_sizer.telemetry import get_logger
 
@@ -41,15 +41,14 @@ def note_of(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)[:NOTE_LENGTH_MAX] or "-"
 
 
-def leg_of(drift: Drift, price: Decimal | None = None) -> Leg:
-    """Return the leg of a drift's excess. It is a sale of an asset where coins of the baseline were sold."""
-    market = drift.market
-    sold = market.side == "short" if market.is_swap else (drift.venue_quantity or 0) < 0
+def leg_of(one: Holding, *, account: str | None = None) -> Leg:
+    """Return the leg of a holding. It is a sale of an asset where coins of the baseline were sold."""
+    market = one.market
     said = parse_symbol(market.subject)
     derivative: MarketKind = "future" if said is not None and said.kind == "future" else "swap"
     return Leg(
-        market.venue, market.subject, derivative if market.is_swap else "spot", "sell" if sold else "buy", drift.excess,
-        drift.price if price is None else price,
+        market.venue, market.subject, derivative if market.is_swap else "spot", "sell" if one.sold else "buy",
+        one.coins, one.price, account=account,
     )  # fmt: skip
 
 
@@ -117,7 +116,8 @@ class Effects:
         assert drift.price is not None, "only drifts with a price can be counted"
         return Adopt(
             key=f"reconcile:count:{drift.id}:{drift.revision}", portfolio=self._portfolio, quantity=drift.excess,
-            price=drift.price, tags={**tags_of(drift.market), EXTERNAL_TAG: EXTERNAL}, legs=[leg_of(drift)],
+            price=drift.price, tags={**tags_of(drift.market), EXTERNAL_TAG: EXTERNAL},
+            legs=[leg_of(holding_of(drift))],
             note=note_of(drift.title),
         )  # fmt: skip
 

@@ -78,6 +78,12 @@ class LedgerView:
         for market in markets[1:]:
             self._groups.join(markets[0], market)
 
+    def join(self, markets: Iterable[Market]) -> None:
+        """Let what is in these markets be decided together."""
+        first, *others = markets
+        for market in others:
+            self._groups.join(first, market)
+
     def components(self, found: Iterable[Drift]) -> list[list[Drift]]:
         """Group the drifts whose adoptions may depend on each other, in the order of their numbers.
 

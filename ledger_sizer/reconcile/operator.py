@@ -11,20 +11,33 @@ from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.asset_policies import AssetRule, asset_policy
 from ledger_sizer.model.caller import RECONCILE, calling_as, reconcile_for
 from ledger_sizer.model.commands import AnyCommand, Remark
-from ledger_sizer.model.decisions import Decision
+from ledger_sizer.model.decisions import Decision, DecisionRecord
 from ledger_sizer.model.drift_outcomes import DRIFTS_MAX, DriftOutcome, DriftOutcomes, outcomes_of
 from ledger_sizer.model.drift_words import holds_named
 from ledger_sizer.model.errors import InvalidRequest, KeyReused, NotFound, WrongState
 from ledger_sizer.model.names import portfolio_name
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift
 from ledger_sizer.model.renames import RenamedCoin
+from ledger_sizer.model.tags import NO_TAGS, GivenTags, Tags, tags_of
 from ledger_sizer.model.units import decimal_text, positive
 from ledger_sizer.reconcile import drifts
 from ledger_sizer.reconcile.adoption import Adoption
 from ledger_sizer.reconcile.bulk import Bulk
 from ledger_sizer.reconcile.closing import close_details, require_closable
 from ledger_sizer.reconcile.decided_policies import get_decided, remove_decided, store_decided
-from ledger_sizer.reconcile.deciding import UNRESOLVED, changes_of, desk_remark, remark_of, require_same
+from ledger_sizer.reconcile.deciding import (
+    ASSET_POLICY,
+    EVENTS,
+    UNRESOLVED,
+    changes_of,
+    desk_remark,
+    first_of,
+    remark_of,
+    remarks_of,
+    require_same,
+    require_tags_of,
+    require_unresolved,
+)
 from ledger_sizer.reconcile.effects import Effects
 from ledger_sizer.reconcile.ledger_reads import find_decisions, read_ledger, read_moves, read_with_late_fills
 from ledger_sizer.reconcile.renames import CoinRename, RenamePlan
@@ -34,12 +47,21 @@ from ledger_sizer.views.attribution import AccountResolver, known_since
 
 ACTIONS = ("adopt", "ignore", "close")
 
+Decided = tuple[list[AnyCommand], list[Drift]]
+"""The commands of a decision, and the drifts that it is about, by number."""
+
 Progress = Callable[[int, int], None]
 
 
 def _require_action(action: str) -> None:
     if action not in ACTIONS:
         raise InvalidRequest(f"action must be one of {', '.join(ACTIONS)}, got {action!r}", field="action")
+
+
+def _require_for_adopt(action: str, **given: bool) -> None:
+    for name, is_given in given.items():
+        if is_given and action != "adopt":
+            raise InvalidRequest(f"{name} is for adopt, not for {action}", field=name)
 
 
 class Operator:
@@ -55,55 +77,83 @@ class Operator:
         self._engine = engine
 
     def act(
-        self,
-        action: str,
-        drift_id: int,
-        *,
-        reason: str,
-        price: Decimal | None = None,
-        asset: bool = False,
-        policy: str | None = None,
-    ) -> Drift:
-        """Run `adopt`, `ignore` or `close` by name. price: for adopt. asset, policy: see `ignore_asset`."""
+        self, action: str, drift_id: int, *, reason: str, price: Decimal | None = None, tags: GivenTags = NO_TAGS,
+        pair: bool = True, asset: bool = False, policy: str | None = None,
+    ) -> Drift:  # fmt: skip
+        """Run `adopt`, `ignore` or `close` by name. price, tags, pair: see `adopt`. asset, policy: `ignore_asset`."""
         _require_action(action)
         if action != "ignore" and (asset or policy is not None):
             raise InvalidRequest(f"asset and policy are for ignore, not for {action}", field="asset")
+        _require_for_adopt(action, price=price is not None, tags=bool(tags), pair=not pair)
         if action == "adopt":
-            return self.adopt(drift_id, reason=reason, price=price)
-        if price is not None:
-            raise InvalidRequest(f"price is for adopt, not for {action}", field="price")
+            return self.adopt(drift_id, reason=reason, price=price, tags=tags, pair=pair)
         if policy is not None and not asset:
             raise InvalidRequest("policy is for a whole asset; say so: asset=True, or --asset", field="policy")
         if asset:
             return self.ignore_asset(drift_id, reason=reason, policy="ignore" if policy is None else policy)
         return getattr(self, action)(drift_id, reason=reason)  # type: ignore[no-any-return]
 
-    def adopt(self, drift_id: int, *, reason: str, price: Decimal | None = None) -> Drift:
+    def adopt(
+        self, drift_id: int, *, reason: str, price: Decimal | None = None, tags: GivenTags = NO_TAGS, pair: bool = True
+    ) -> Drift:
         """Make the ledger match what the exchange shows.
 
-        An excess at the exchange becomes a position of the ledger and is no longer external. The late fill of a hold,
-        live or over, is confirmed as the hold's. For a shortfall, the
-        newest positions of that market are released until the ledger holds no more than the exchange; after a flip,
-        also those of the old side.
-        price: USD per base unit, if the exchange gave none. Raises `WrongState` if there is nothing to adopt, or if the
-        ledger moved since the run that saw the drift: then another run must look first.
+        An excess at the exchange becomes a position of the ledger and is no longer external. Where another live drift
+        of the same run and coin has an excess on the other side, both become the two legs of one position, which counts
+        once, and both drifts are resolved (see `pairing.paired`); with `pair=False` this side alone does. The late fill
+        of a hold, live or over, is confirmed as the hold's. For a shortfall, the newest positions of that market are
+        released until the ledger holds no more than the exchange; after a flip, also those of the old side.
+        price: USD per base unit, if the exchange gave none. tags: of the position, beside its venue, account and
+        symbol, such as its strategy. Raises `WrongState` if there is nothing to adopt, or if the ledger moved since the
+        run that saw the drift: then another run must look first; `InvalidRequest` for tags that contradict the markets.
         """
-        drift = self._unresolved(drift_id)
+        more = tags_of(tags)
+        drift = drifts.get_drift(self._engine, drift_id)
+        if drift.state == "resolved" and self._was_adopted(drift, reason, more):
+            return drift
+        require_unresolved(drift)
         adopt_price = drift.price if price is None else positive(price, "price")
 
-        def commands() -> list[AnyCommand]:
-            return self._adoption(drift).commands(adopt_price)
+        def decided() -> Decided:
+            adoption = self._adoption(drift)
+            group = adoption.together(self._tolerance, self._may_pair(drift)) if pair else [drift]
+            return adoption.commands(adopt_price, group, self._tolerance, more), group
 
-        return self._decide(drift, "adopted", commands, reason)
+        return self._decide(drift, "adopted", decided, reason)
+
+    @property
+    def _tolerance(self) -> Decimal:
+        return self._ledger.settings.trading.delta_drift_tolerance
+
+    def _may_pair(self, drift: Drift) -> Callable[[Drift], bool]:
+        """Return which drifts a decision may adopt beside this one: a policy none that it would not adopt itself."""
+        by_policy = self._ledger.caller == RECONCILE
+        return lambda one: not by_policy or (one.state, one.policy) == ("confirmed", drift.policy)
+
+    def _was_adopted(self, drift: Drift, reason: str, tags: Tags) -> bool:
+        """Whether this caller adopted a resolved drift for this reason, alone or with the other side of a hedge.
+
+        Raises `WrongState` where it has other tags by that decision.
+        """
+        actor = reconcile_for(self._ledger.caller.actor).actor
+        if actor == RECONCILE.actor:  # a policy names its kind as the reason, and two of a hedge may be of two kinds
+            reason = drift.reason or ""
+        if (drift.actor, drift.reason) != (actor, reason):
+            return False
+        found = self._find(remark_of(drift, EVENTS["adopt"], reason))
+        if found is None:
+            return False
+        require_tags_of(self._engine, drift, first_of(found), tags)
+        return True
 
     def ignore(self, drift_id: int, *, reason: str) -> Drift:
         """Acknowledge the difference: until it changes, it counts no longer and freezes nothing."""
         drift = self._unresolved(drift_id)
 
-        def commands() -> list[AnyCommand]:
-            return self._adoption(drift).releases()
+        def decided() -> Decided:
+            return self._adoption(drift).releases(), [drift]
 
-        return self._decide(drift, "ignored", commands, reason)
+        return self._decide(drift, "ignored", decided, reason)
 
     def ignore_asset(self, drift_id: int, *, reason: str, policy: str = "ignore") -> Drift:
         """Decide whose money the asset of a drift is, once: `ignore`, `fees` or `cash`.
@@ -122,9 +172,9 @@ class Operator:
             if one.market == drift.market and one.kind in QUANTITY_KINDS
         ]  # fmt: skip
 
-        def commands() -> list[AnyCommand]:
+        def decided() -> Decided:
             releases = [release for one in covered for release in self._adoption(one).releases()]
-            return list({release.key: release for release in releases}.values())
+            return list({release.key: release for release in releases}.values()), [drift]
 
         pattern = "/".join((drift.venue, drift.account, drift.subject))
 
@@ -133,7 +183,7 @@ class Operator:
             store_decided(self._engine, rule)
 
         details = {"pattern": pattern, "policy": chosen}
-        return self._decide(drift, "asset_policy", commands, reason, details=details, store=store, also=covered)
+        return self._decide(drift, ASSET_POLICY, decided, reason, details, store=store, also=covered)
 
     def decided_policy(self, policy_id: int) -> AssetRule:
         """Return one decided policy. Raises `NotFound`."""
@@ -151,8 +201,8 @@ class Operator:
             details={"pattern": rule.pattern, "policy": rule.policy},
         )  # fmt: skip
         with calling_as(caller):
-            if self._find_decision(remark, caller.actor) is None:
-                self._submit([*([] if caller == RECONCILE else [desk_remark(remark)]), remark], caller.actor)
+            if self._find(remark) is None:
+                self._submit_once([*([] if caller == RECONCILE else [desk_remark(remark)]), remark], remark)
         remove_decided(self._engine, rule)
         return rule
 
@@ -163,18 +213,22 @@ class Operator:
         """
         drift = self._unresolved(drift_id)
         require_closable(drift)
-        return self._decide(drift, "close_requested", list, reason, details=close_details(self._engine, drift))
+        details = close_details(self._engine, drift)
+        return self._decide(drift, "close_requested", lambda: ([], [drift]), reason, details)
 
     def act_all(
-        self, action: str, ids: Sequence[int], *, reason: str, dry_run: bool = False, progress: Progress | None = None
-    ) -> DriftOutcomes:
+        self, action: str, ids: Sequence[int], *, reason: str, tags: GivenTags = NO_TAGS, pair: bool = True,
+        dry_run: bool = False, progress: Progress | None = None,
+    ) -> DriftOutcomes:  # fmt: skip
         """Run `adopt`, `ignore` or `close` for many drifts; each is decided independently, and none stops the others.
 
         Its work grows with the drifts, not with their number times the positions. What of it is done stays done: sent
-        again with the same reason, it completes. dry_run: tell what would be done; each drift for itself. progress:
-        called with how many are decided, and of how many. Raises `InvalidRequest` for what concerns all of them.
+        again with the same reason, it completes. tags, pair: see `adopt`; what hedges one of them is decided too.
+        dry_run: tell what would be done; each drift for itself. progress: called with how many are decided, and of how
+        many. Raises `InvalidRequest` for what concerns all of them.
         """
         _require_action(action)
+        _require_for_adopt(action, tags=bool(tags), pair=not pair)
         label_text(reason, "reason", length_max=300)
         if not ids or len(ids) > DRIFTS_MAX:
             raise InvalidRequest(f"give 1 to {DRIFTS_MAX:,} drifts, got {len(ids):,}", field="ids")
@@ -186,7 +240,9 @@ class Operator:
         total = len(items) + len(found)
         for portfolio in sorted({drift.portfolio for drift in found.values()}):
             numbers = [drift.id for drift in found.values() if drift.portfolio == portfolio]
-            bulk = Bulk(self._ledger, self._engine, portfolio, action, reason, dry_run=dry_run)
+            bulk = Bulk(
+                self._ledger, self._engine, portfolio, action, reason, tags=tags_of(tags), pair=pair, dry_run=dry_run
+            )
 
             def tell(done: int, before: int = len(items)) -> None:
                 if progress is not None:
@@ -213,17 +269,16 @@ class Operator:
         plan = RenamePlan(self._ledger, self._engine, asked)
         caller = reconcile_for(self._ledger.caller.actor)
         with calling_as(caller):
-            if self._find_decision(plan.remark, caller.actor) is not None:
+            if self._find(plan.remark) is not None:
                 return plan.done_before()
             commands, done = plan.commands()
             by_person = [] if caller == RECONCILE else [desk_remark(plan.remark)]
-            self._submit([*commands, *by_person, plan.remark], caller.actor)
+            self._submit_once([*commands, *by_person, plan.remark], plan.remark)
         return done
 
     def _unresolved(self, drift_id: int) -> Drift:
         drift = drifts.get_drift(self._engine, drift_id)
-        if drift.state == "resolved":
-            raise WrongState(f"{drift.name} is resolved already: {drift.reason} ({drift.actor})")
+        require_unresolved(drift)
         return drift
 
     def _adoption(self, drift: Drift) -> Adoption:
@@ -244,10 +299,10 @@ class Operator:
         self,
         drift: Drift,
         event: str,
-        commands: Callable[[], list[AnyCommand]],
+        decide: Callable[[], Decided],
         reason: str,
-        *,
         details: Mapping[str, str] | None = None,
+        *,
         store: Callable[[str, int], None] | None = None,
         also: Iterable[Drift] = (),
     ) -> Drift:
@@ -260,34 +315,61 @@ class Operator:
         caller = reconcile_for(self._ledger.caller.actor)
         remark = remark_of(drift, event, reason, details)
         with calling_as(caller):
-            decided_us = self._find_decision(remark, caller.actor)
-            if decided_us is None:
-                by_person = [] if caller == RECONCILE else [desk_remark(remark)]
-                decided_us = self._submit([*commands(), *by_person, remark], caller.actor)
+            found, group, decided_us = self._find(remark), [drift], 0
+            if found is None:
+                commands, group = decide()
+                remarks = remarks_of(group, event, reason, details)
+                by_person = [] if caller == RECONCILE else [*map(desk_remark, remarks)]
+                try:
+                    decided_us = self._submit([*commands, *by_person, *remarks])
+                except KeyReused:
+                    found = self._find(remark)
+                    if found is None:
+                        raise
+            if found is not None:  # before, or by a concurrent call
+                decided_us, group = found.decided_us, self._group_of(drift, found, event, reason)
         if store is not None:
             store(caller.actor, decided_us)
         changes = changes_of(event, caller.actor, reason, decided_us)
-        numbers = sorted({drift.id, *(one.id for one in also)})
+        numbers = sorted({one.id for one in (*group, *also)})
         drifts.update_drifts(self._engine, [drifts.DriftUpdate(number, changes, UNRESOLVED) for number in numbers])
         with calling_as(RECONCILE):
             Effects(self._ledger, self._engine, drift.portfolio).freeze_and_thaw()
         return drifts.get_drift(self._engine, drift.id)
 
-    def _submit(self, commands: Sequence[AnyCommand], actor: str) -> int:
-        """Submit the commands of a decision, its remark last. Returns the time of the decision."""
-        try:
-            results = self._ledger.submit(commands, atomic=True)
-        except KeyReused:
-            decided_us = self._find_decision(commands[-1], actor)
-            if decided_us is None:
-                raise
-            return decided_us  # a concurrent call made the same decision
+    def _group_of(self, drift: Drift, found: DecisionRecord, event: str, reason: str) -> list[Drift]:
+        """Return the drifts that a decision made before is about, of those that are not resolved."""
+        first = first_of(found)
+        if first is None:
+            return [drift]
+        live = [
+            one for one in drifts.live_drifts(self._engine, drift.portfolio) if one.market.base == drift.market.base
+        ]
+        keys = {one.id: remark_of(one, event, reason).key for one in live}
+        made = find_decisions(self._engine, drift.portfolio, [*keys.values()])
+        return [drift, *(
+            one for one in live if one.id != drift.id and keys[one.id] in made and first_of(made[keys[one.id]]) == first
+        )]  # fmt: skip
+
+    def _submit(self, commands: Sequence[AnyCommand]) -> int:
+        """Submit the commands of a decision, all or none. Returns its time."""
+        results = self._ledger.submit(commands, atomic=True)
         return max(result.record.decided_us for result in results if isinstance(result, Decision))
 
-    def _find_decision(self, remark: AnyCommand, actor: str) -> int | None:
-        """Return when this decision was made, None if it was not. Raises `WrongState` for another actor or reason."""
+    def _submit_once(self, commands: Sequence[AnyCommand], remark: Remark) -> None:
+        """Submit the commands of a decision, unless a concurrent call made the same."""
+        try:
+            self._submit(commands)
+        except KeyReused:
+            if self._find(remark) is None:
+                raise
+
+    def _find(self, remark: Remark) -> DecisionRecord | None:
+        """Return this decision, None if it was not made. Raises `WrongState` for another actor or reason."""
         record = find_decisions(self._engine, remark.portfolio, [remark.key]).get(remark.key)
-        return None if record is None else require_same(record, remark, actor)
+        if record is not None:
+            require_same(record, remark, reconcile_for(self._ledger.caller.actor).actor)
+        return record
 
 
 def _require_coverable(drift: Drift, policy: str) -> None:

@@ -9,6 +9,7 @@ from ledger_sizer.model.domain import Position
 from ledger_sizer.model.drift_words import holds_named
 from ledger_sizer.model.errors import LedgerError
 from ledger_sizer.model.reconciliation import Drift, Market
+from ledger_sizer.model.tags import NO_TAGS, Tags
 from ledger_sizer.model.tags import tags_of as valid_tags
 from ledger_sizer.model.units import decimal_text, exact_arithmetic
 from ledger_sizer.reconcile.adoption import Adoption
@@ -21,17 +22,23 @@ ZERO = Decimal(0)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The plan of one drift: its commands, or why there are none. later: it must wait for the commands of another."""
+    """The plan of one drift: its commands, or why there are none.
+
+    later: it must wait for the commands of another. first: of the drifts that are adopted together, None if alone.
+    """
 
     drift: Drift
     commands: tuple[AnyCommand, ...] = ()
     error: LedgerError | None = None
     later: bool = False
+    first: Drift | None = None
 
     @property
     def words(self) -> str:
         """What its commands do; that nothing is left to do where there are none."""
         told = [text for command in self.commands if (text := _words_of(command))]
+        if not told and self.first is not None:
+            return f"with {self.first.name}, which it hedges"
         return ", ".join(told) or "nothing more to do in the ledger"
 
 
@@ -39,11 +46,22 @@ class AdoptionPlanner:
     """Plans the adoptions of one component of a view, after each other.
 
     live: drifts in its markets that are not resolved. holds: those that explain late fills, with their late fills.
+    tags: of the positions that they become. tolerance: see `pairing.paired`; None pairs nothing.
     """
 
     def __init__(
-        self, view: LedgerView, component: Sequence[Drift], live: Sequence[Drift], holds: Sequence[Position]
+        self,
+        view: LedgerView,
+        component: Sequence[Drift],
+        live: Sequence[Drift],
+        holds: Sequence[Position],
+        tags: Tags = NO_TAGS,
+        tolerance: Decimal | None = None,
     ) -> None:
+        self._tags = tags
+        self._tolerance = tolerance
+        self._pairable = {one.id for one in component}
+        self._taken: dict[int, Plan] = {}
         self._view = view
         self._component = component
         self._positions = view.positions_of(component)
@@ -57,7 +75,7 @@ class AdoptionPlanner:
     def plans(self) -> Iterator[Plan]:
         """Return the plan of each drift, in order."""
         for drift in self._component:
-            plan = self._plan(drift)
+            plan = self._taken.get(drift.id) or self._plan(drift)
             if plan.error is None and not plan.later:
                 for command in plan.commands:
                     self._fold(command)
@@ -77,13 +95,19 @@ class AdoptionPlanner:
             now, self._positions, self._view.accounts, self._view.seen_us, live, self._holds, self._view.moves
         )  # fmt: skip
         try:
-            commands = tuple(adoption.commands(drift.price))
+            group = [now]
+            if self._tolerance is not None:
+                group = adoption.together(self._tolerance, lambda one: one.id in self._pairable)
+            commands = tuple(adoption.commands(drift.price, group, self._tolerance or ZERO, self._tags))
         except LedgerError as error:
             return Plan(drift, error=error)
         planned = {f"{one.portfolio}-{one.number}" for one in self._positions if one.number < 0}
         if any(isinstance(one, Release) and one.position_id in planned for one in commands):
             return Plan(drift, later=True)  # it releases what another one adopts first
-        return Plan(drift, commands)
+        if len(group) == 1:
+            return Plan(drift, commands)
+        self._taken.update((one.id, Plan(one, first=group[0])) for one in group if one.id != drift.id)
+        return Plan(drift, commands, first=group[0])
 
     def _as_of(self, drift: Drift, held_after: dict[Market, Decimal]) -> Drift:
         """Return a drift with the ledger's quantity after what is planned so far; unchanged if something else moved it.

@@ -8,27 +8,10 @@ Money is whole 1e-8 USD in BIGINT (`_e8`), time is whole microseconds since 1970
 quantities are exact decimal text, structures are canonical JSON text.
 """
 
-from typing import Any
+from sqlalchemy import CheckConstraint, ForeignKey, Identity, Index, text
+from sqlalchemy.orm import Mapped, mapped_column
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, MetaData, Text, text
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-
-NAMING = {
-    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-    "ck": "ck_%(table_name)s_%(constraint_name)s",
-    "fk": "fk_%(table_name)s_%(referred_table_name)s",
-    "pk": "pk_%(table_name)s",
-}
-
-_Key = BigInteger().with_variant(Integer, "sqlite")
-
-
-class Base(DeclarativeBase):
-    """Declarative base with the naming convention for constraints."""
-
-    metadata = MetaData(naming_convention=NAMING)
-    type_annotation_map = {int: BigInteger, str: Text}  # noqa: RUF012 - SQLAlchemy reads it from the class
+from ledger_sizer.storage.table_base import Base, Key, index_where
 
 
 class PortfolioRow(Base):
@@ -41,17 +24,12 @@ class PortfolioRow(Base):
     __tablename__ = "portfolios"
     __table_args__ = (CheckConstraint("last_seq >= 0", name="last_seq"),)
 
-    id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Key, Identity(), primary_key=True)
     name: Mapped[str] = mapped_column(unique=True)
     last_seq: Mapped[int]
     last_hash: Mapped[str]
     last_us: Mapped[int]
     created_us: Mapped[int]
-
-
-def _where(condition: str) -> Any:
-    """Return the arguments of an index of the rows that a condition holds for."""
-    return {"postgresql_where": text(condition), "sqlite_where": text(condition)}
 
 
 DESK_ID = 0
@@ -83,7 +61,7 @@ class ScopeRow(Base):
         CheckConstraint("cap_e8 IS NOT NULL OR scope <> 'portfolio'", name="portfolio_capped"),
         CheckConstraint("status IN ('active', 'reducing', 'halted')", name="status"),
         CheckConstraint("frozen IN (0, 1)", name="frozen"),
-        Index("ix_scopes_shared", "portfolio_id", **_where(SHARED)),
+        Index("ix_scopes_shared", "portfolio_id", **index_where(SHARED)),
     )
 
     portfolio_id: Mapped[int] = mapped_column(ForeignKey("portfolios.id"), primary_key=True)
@@ -126,14 +104,14 @@ class PositionRow(Base):
         CheckConstraint("open_e8 >= 0 AND (open_e8 > 0) = (state = 'open')", name="open"),
         CheckConstraint("state <> 'held' OR expires_us IS NOT NULL", name="expires"),
         CheckConstraint("state <> 'open' OR (quantity IS NOT NULL AND price IS NOT NULL)", name="filled"),
-        Index("ix_positions_open", "portfolio_id", "number", **_where("state = 'open'")),
-        Index("ix_positions_expiry", "portfolio_id", "expires_us", **_where(PENDING)),
-        Index("ix_positions_ended", "portfolio_id", "updated_us", **_where(_ENDED)),
-        Index("ix_positions_origin", "portfolio_id", "origin", **_where("origin IS NOT NULL")),
-        Index("uq_positions_live_origin", "portfolio_id", "origin", unique=True, **_where(_LIVE_ORIGIN)),
+        Index("ix_positions_open", "portfolio_id", "number", **index_where("state = 'open'")),
+        Index("ix_positions_expiry", "portfolio_id", "expires_us", **index_where(PENDING)),
+        Index("ix_positions_ended", "portfolio_id", "updated_us", **index_where(_ENDED)),
+        Index("ix_positions_origin", "portfolio_id", "origin", **index_where("origin IS NOT NULL")),
+        Index("uq_positions_live_origin", "portfolio_id", "origin", unique=True, **index_where(_LIVE_ORIGIN)),
     )  # fmt: skip
 
-    portfolio_id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
+    portfolio_id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=False)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     state: Mapped[str]
     tags: Mapped[str]
@@ -162,7 +140,7 @@ class DecisionRow(Base):
         Index("uq_decisions_portfolio_id_key", "portfolio_id", "key", unique=True),
     )
 
-    portfolio_id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
+    portfolio_id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=False)
     seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     command: Mapped[str]
     key: Mapped[str]
@@ -204,7 +182,7 @@ class ArchiveRow(Base):
         CheckConstraint("length(sha256) = 64", name="sha256"),
     )
 
-    portfolio_id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
+    portfolio_id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=False)
     from_seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     to_seq: Mapped[int]
     from_us: Mapped[int]
@@ -225,8 +203,8 @@ class FacetRow(Base):
               "reason", "actor", unique=True),
     )  # fmt: skip
 
-    id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
-    portfolio_id: Mapped[int] = mapped_column(_Key)
+    id: Mapped[int] = mapped_column(Key, Identity(), primary_key=True)
+    portfolio_id: Mapped[int] = mapped_column(Key)
     tags: Mapped[str]
     command: Mapped[str]
     outcome: Mapped[str]
@@ -241,7 +219,7 @@ class FacetBlockRow(Base):
     __tablename__ = "facet_blocks"
     __table_args__ = (CheckConstraint("block >= 1", name="block"),)
 
-    facet_id: Mapped[int] = mapped_column(_Key, primary_key=True, autoincrement=False)
+    facet_id: Mapped[int] = mapped_column(Key, primary_key=True, autoincrement=False)
     block: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
@@ -292,7 +270,7 @@ class ReconciliationRow(Base):
         Index("ix_reconciliations_portfolio", "portfolio", "id"),
     )
 
-    id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Key, Identity(), primary_key=True)
     portfolio: Mapped[str]
     trigger: Mapped[str]
     outcome: Mapped[str]
@@ -317,10 +295,10 @@ class DriftRow(Base):
         CheckConstraint("state <> 'acknowledged' OR (actor IS NOT NULL AND reason IS NOT NULL)", name="acknowledged"),
         CheckConstraint("sightings >= 1", name="sightings"),
         Index("uq_drifts_live", "portfolio", "venue", "account", "subject", "side", "kind", unique=True,
-              **_where("state <> 'resolved'")),
+              **index_where("state <> 'resolved'")),
     )  # fmt: skip
 
-    id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Key, Identity(), primary_key=True)
     portfolio: Mapped[str]
     venue: Mapped[str]
     account: Mapped[str]
@@ -357,7 +335,7 @@ class AssetPolicyRow(Base):
         Index("uq_asset_policies_portfolio_pattern", "portfolio", "pattern", unique=True),
     )
 
-    id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Key, Identity(), primary_key=True)
     portfolio: Mapped[str]
     pattern: Mapped[str]
     policy: Mapped[str]
@@ -375,7 +353,7 @@ class AlertRow(Base):
     __tablename__ = "alerts"
     __table_args__ = (CheckConstraint("attempts >= 0", name="attempts"),)
 
-    id: Mapped[int] = mapped_column(_Key, Identity(), primary_key=True)
+    id: Mapped[int] = mapped_column(Key, Identity(), primary_key=True)
     delivery: Mapped[str]
     body: Mapped[str]
     attempts: Mapped[int]
@@ -393,7 +371,7 @@ class InstrumentRow(Base):
         CheckConstraint("kind IN ('spot', 'swap', 'future')", name="kind"),
         CheckConstraint("(rules IS NULL) = (refused IS NOT NULL)", name="refused"),
         CheckConstraint("until_us IS NULL OR until_us > since_us", name="until"),
-        Index("uq_instruments_present", "venue", "symbol", unique=True, **_where("until_us IS NULL")),
+        Index("uq_instruments_present", "venue", "symbol", unique=True, **index_where("until_us IS NULL")),
     )  # fmt: skip
 
     venue: Mapped[str] = mapped_column(primary_key=True)

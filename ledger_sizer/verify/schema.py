@@ -11,9 +11,10 @@ from pathlib import Path
 
 from sqlalchemy import Connection, text
 
+import ledger_sizer.storage.tables  # noqa: F401 - it declares them
 from ledger_sizer.model.verification import Finding
 from ledger_sizer.storage.database import SCHEMA_HEAD
-from ledger_sizer.storage.tables import Base
+from ledger_sizer.storage.table_base import Base
 
 SCHEMA = "(schema)"
 """Stands in a finding in place of a portfolio. It cannot be the name of one."""

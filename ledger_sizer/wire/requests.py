@@ -103,14 +103,16 @@ _TAG_LIST = {"type": "array", "items": _TAG_TEXT, "minItems": 1, "maxItems": TAG
 _TagForm = Annotated[Any, WithJsonSchema({"anyOf": [_TAG_TEXT, _TAG_LIST]})]
 """One value of a tag, or several. The command checks them: a union here would name its branches in the error."""
 
+TagsForm = Annotated[
+    dict[Annotated[str, Field(pattern=rf"^{TAG_NAME}$")], _TagForm],
+    Field(max_length=TAGS_MAX, examples=[{"venue": ["bybit", "okx"], "symbol": "BTC", "strategy": "funding"}]),
+]
+
 _STRUCTURES: dict[Kind, Any] = {
     FLAG: bool,
     SWITCH: bool,
     SECONDS: Annotated[int, Field(ge=1, le=TTL_SECONDS_MAX)] | AmountText,
-    TAGS: Annotated[
-        dict[Annotated[str, Field(pattern=rf"^{TAG_NAME}$")], _TagForm],
-        Field(max_length=TAGS_MAX, examples=[{"venue": ["bybit", "okx"], "symbol": "BTC", "strategy": "funding"}]),
-    ],
+    TAGS: TagsForm,
     DETAILS: Annotated[
         dict[
             Annotated[str, Field(pattern=rf"^{DETAIL_NAME}$")],

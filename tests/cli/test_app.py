@@ -26,6 +26,7 @@ from ledger_sizer.paper.control import DEFAULT_KEY, DEFAULT_SECRET
 from ledger_sizer.paper.server import PaperServer
 from ledger_sizer.storage.database import database_url as parsed_url
 from ledger_sizer.storage.database import make_engine
+from ledger_sizer.wire.positions_file import TEMPLATE
 from ledger_sizer.wire.responses import heads_to_json
 from tests.conftest import NewDatabase
 from tests.support.accounts import make_drift
@@ -79,6 +80,7 @@ def _spawn(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
 def test_list_commands_when_contract_names_them_then_all_are_there() -> None:
     assert {"replay", "reserve", "confirm", "release", "extend", "adopt"} <= set(NAMES)
     assert {"exposure", "positions", "history", "explain", "verify", "sweep"} <= set(NAMES)
+    assert {"positions", "positions import"} <= set(NAMES)
     assert {"caps", "caps set", "caps remove", "halt", "resume"} <= set(NAMES)
     assert {"db upgrade", "db downgrade", "db current", "db check"} <= set(NAMES)
 
@@ -102,8 +104,8 @@ def test_ask_help_when_command_exists_then_it_teaches(cli: CommandLine, name: st
 def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """The ledger the examples speak of: caps, a hold main-17, an open main-18, a key; named by the environment.
 
-    Beside it, in the working folder, stand the files they read: `ledger.db`, caps in `caps.toml`, and trusted heads in
-    `head.json`.
+    Beside it, in the working folder, stand the files they read: `ledger.db`, caps in `caps.toml`, positions in
+    `positions.csv`, and trusted heads in `head.json`.
     """
     url = new_database("sqlite")
     engine = make_engine(url)
@@ -121,6 +123,7 @@ def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, tm
         assert ledger.run(Adopt(key="open", quantity=Decimal(1), price=Decimal(3000))).position_id == "main-18"
         (tmp_path / "head.json").write_text(json.dumps(heads_to_json(ledger.heads())))
     (tmp_path / "caps.toml").write_text('[portfolios.main]\ncap = "4000"\n')
+    (tmp_path / "positions.csv").write_text(TEMPLATE)
     reads = make_engine(url, read_only=True)
     backup_sqlite(reads, tmp_path / "ledger.db")
     reads.dispose()

@@ -111,3 +111,27 @@ def test_decide_when_ids_and_filters_are_mixed_then_the_client_refuses(call: Cal
     for ids, filters in (([1], {"kind": "late_fill"}), ([0], {}), ([], {})):
         with pytest.raises(InvalidRequest):
             call("adopt_drifts", ids, reason="r", **filters)
+
+
+def test_adopt_when_two_drifts_are_a_hedge_then_one_call_makes_one_position_with_tags(
+    new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "_PART", 1)
+    url = new_database("sqlite")
+    desk = Desk(url, FakeClock(datetime.now(UTC)), [WrittenAccount(), WrittenAccount("okx")], confirmations=1)
+    desk.ledger.set_cap(key="cap", cap=D(1_000_000))
+    for account, side in zip(desk.accounts, (long, short), strict=True):
+        account.shows(*(side("1", f"{coin}/USDT:USDT", "100") for coin in COINS))
+    desk.run()
+    desk.close()
+    exchange = ExchangeSettings(api_key=SecretStr("none"), api_secret=SecretStr("none"), base_url="http://127.0.0.1:9")
+    with serving(url, sections={"exchange": exchange}) as running, LedgerClient(running.url) as client:
+        one = client.drifts(venue="bybit", symbol="ADA").items[0]
+        with pytest.raises(InvalidRequest, match=r"tags\.symbol is BTC"):
+            client.adopt_drift(one.id, reason="ours", tags={"symbol": "BTC"})
+        assert client.adopt_drift(one.id, reason="ours", tags={"strategy": "carry"}).state == "resolved"
+        (hedge,) = client.positions("main", tags={"strategy": "carry"}).items
+        assert (len(hedge.legs), hedge.tags["venue"]) == (2, ("bybit", "okx"))
+        done = client.adopt_drifts(kind="unknown_position", reason="ours", tags={"strategy": "carry"})
+        assert [one.outcome for one in done.items] == ["done"] * 8, "each once, though each call decided two"
+        assert client.exposure("main").open == 100 * len(COINS)

@@ -182,8 +182,8 @@ def test_decide_drift_when_something_is_wrong_then_the_page_says_what(
 
 def test_decide_drift_when_it_is_over_already_then_the_page_says_who_did_it(drifting: Keyed) -> None:
     browser = drifting.signed_in("admin")
-    for status in (303, 409):
-        answer = browser.submit("/drifts/1/adopt", {"note": "mine", "price": "10"}, page="/")
+    for note, status in (("mine", 303), ("mine", 303), ("yours", 409)):
+        answer = browser.submit("/drifts/1/adopt", {"note": note, "price": "10"}, page="/")
         assert answer.status_code == status
     assert "resolved already" in answer.text
     who = f"api:{drifting.keys['admin'].key.key_id}:admin at the desk"

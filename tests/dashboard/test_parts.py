@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from typing import Any
 
 import pytest
 
-from ledger_sizer import InvalidRequest, Ledger, Leg, NotFound, Reserve
+from ledger_sizer import InvalidRequest, Ledger, NotFound, Reserve
 from ledger_sizer.dashboard import formatting
 from ledger_sizer.dashboard.chart import HEIGHT, WIDTH, chart
 from ledger_sizer.dashboard.labels import decision_label
@@ -19,6 +19,7 @@ from ledger_sizer.model.domain import ScopeExposure
 from ledger_sizer.model.overview import Detail, Overview, OverviewQuery
 from ledger_sizer.views import exposure_series
 from ledger_sizer.views.exposure_series import POINTS_MAX
+from tests.dashboard.one_of_each import one_of_each
 from tests.support.clock import START, FakeClock
 from tests.support.ledgers import DRIFT, opened
 
@@ -240,16 +241,6 @@ def test_draw_bar_when_scope_is_used_then_it_is_full_exactly_without_headroom(
     assert [type(length) for length in formatting.bar(scope, 100)] == [int, int], "a page writes a bool as True"
 
 
-def test_show_figures_when_they_have_many_digits_then_headroom_is_never_more_than_there_is() -> None:
-    assert formatting.money(Decimal("1234567.125")) == "1,234,567.12"
-    assert formatting.money_floor(Decimal("0.009")) == "0.00"
-    assert formatting.percent(_scope(3, "0", "2")) == "66.7%"
-    assert formatting.percent(_scope(100000, "0", "99999.999")) == "100.0%"
-    assert [formatting.exact(Decimal(one)) for one in ("50100.50", "-0.015")] == ["50,100.5", "-0.015"]
-    nothing = {formatting.money(None), formatting.exact(None), formatting.percent(_scope(None, "0", "1"))}
-    assert nothing == {formatting.NONE}
-
-
 def test_show_tags_when_one_has_several_values_then_each_is_there(ledger: Ledger) -> None:
     tags = {"desk": ["b", "a"], "strategy": "funding", "venue": ["okx", "bybit"], "symbol": "BTC"}
     for key, given, words in (
@@ -290,7 +281,7 @@ def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
     database_url: str, clock: FakeClock
 ) -> None:
     with opened(database_url, clock) as ledger:
-        told_of = {decision.command: decision_label(decision) for decision in _one_of_each(ledger, clock)}
+        told_of = {decision.command: decision_label(decision) for decision in one_of_each(ledger, clock)}
     assert told_of == {
         "set_cap": "venue=bybit has no cap any more",
         "reserve": "1,000.00 held, the most for one position",
@@ -316,51 +307,6 @@ def test_tell_decision_when_it_is_of_any_verb_then_the_words_say_what_happened(
     assert told_of.keys() == {*COMMANDS, "expire", "step_back"}
 
 
-def _one_of_each(ledger: Ledger, clock: FakeClock) -> list[Any]:
-    ledger.set_cap(key="1", portfolio="main", cap=Decimal(9_000))
-    cap = ledger.set_cap(key="2", portfolio="main", scope="venue=bybit", cap=None)
-    held = ledger.reserve(key="3")
-    extended = ledger.extend(key="4", position_id="main-3", ttl_seconds=90)
-    filled = ledger.confirm(key="5", position_id="main-3", quantity=Decimal("0.01"), price=Decimal(50_000))
-    closed = ledger.release(key="6", position_id="main-3", quantity=Decimal("0.01"))
-    ledger.reserve(key="7")
-    clock.advance(61)
-    ledger.sweep()
-    (expired,) = ledger.history(command="expire")
-    legs = [Leg("okx", "ETH", "spot", "buy", Decimal(1))]
-    until: datetime = START + timedelta(hours=2)
-    other = str(ledger.reserve(key="10", amount_usd=Decimal(100), tags={"symbol": "A"}).position_id)
-    return [
-        cap, held, extended, filled, closed, expired,
-        ledger.fill(key="11", position_id=other, filled_quantity=Decimal(3), price=Decimal(10)),
-        ledger.retag(key="12", position_id=other, tags={"symbol": "B", "desk": "x"}, note="moved"),
-        ledger.reprice(key="13", position_id=other, price=Decimal(12), note="month end"),
-        ledger.rename(key="name", position_id=other, asset="S", ratio=Decimal(24_000), note="split"),
-        ledger.adopt(key="8", quantity=Decimal(1), price=Decimal(2_000), legs=legs),
-        ledger.halt(key="h", portfolio="main", scope="venue=okx", mode="reducing", note="maintenance"),
-        ledger.resume(key="r", portfolio="main", scope="venue=okx"),
-        ledger.freeze(key="f", portfolio="main", note="drift-1"),
-        ledger.thaw(key="t", portfolio="main"),
-        ledger.reconciled(key="c", portfolio="main", fresh_until=until),
-        ledger.account_seen(key="16", scope="account=okx/main", free=Decimal(900), fresh_until=until),
-        _equity_seen(ledger),
-        ledger.remark(key="14", portfolio="main", about="drift-1", event="close_requested", note="by hand"),
-        _step_back(ledger, clock),
-    ]  # fmt: skip
-
-
-def _equity_seen(ledger: Ledger) -> Any:
-    ledger.set_cap(key="17", scope="bot=e", share_of_equity=Decimal("0.5"))
-    return ledger.equity_seen(key="18", scope="bot=e", equity=Decimal(800), note="run 7")
-
-
-def _step_back(ledger: Ledger, clock: FakeClock) -> Any:
-    clock.advance(-62)
-    ledger.reserve(key="15")
-    (decision,) = ledger.history(command="step_back")
-    return decision
-
-
 def test_tell_decision_when_it_was_denied_then_the_words_are_the_reason(database_url: str, clock: FakeClock) -> None:
     with opened(database_url, clock) as ledger:
         ledger.set_cap(key="cap", portfolio="main", scope="venue=bybit", cap=Decimal(0))
@@ -382,9 +328,7 @@ def test_tell_decision_when_it_was_denied_then_the_words_are_the_reason(database
 def test_drift_actions_when_a_drift_is_ignored_then_only_adopting_it_is_offered(
     state: DriftState, offered: tuple[str, ...]
 ) -> None:
-    drift = replace(
-        DRIFT, kind="quantity_differs", state=state, excess=Decimal(1), venue_quantity=Decimal(2), requested=None
-    )
+    drift = replace(DRIFT, kind="quantity_differs", state=state, excess=Decimal(1), requested=None)
     assert formatting.drift_actions(drift) == offered
 
 

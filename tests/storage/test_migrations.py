@@ -20,9 +20,10 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import CheckConstraint, Engine, Index, MetaData, Text, UniqueConstraint, inspect, make_url, text
 
+import ledger_sizer.storage.tables  # noqa: F401 - it declares them
 from ledger_sizer import InvalidRequest, Ledger, LedgerError, SchemaOutdated, Unavailable
 from ledger_sizer.storage.database import SCHEMA_HEAD, alembic_config, downgrade, make_engine, schema_version, upgrade
-from ledger_sizer.storage.tables import Base
+from ledger_sizer.storage.table_base import Base
 from tests.conftest import NewDatabase
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, Intruder, assert_verified, opened, reserve_btc

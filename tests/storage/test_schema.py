@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import CheckConstraint
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from ledger_sizer.storage.tables import Base
+import ledger_sizer.storage.tables  # noqa: F401 - it declares them
+from ledger_sizer.storage.table_base import Base
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, Intruder, opened
 

@@ -13,9 +13,10 @@ import pytest
 from sqlalchemy import BigInteger, Boolean, Integer, Text, inspect, text
 from sqlalchemy.exc import OperationalError
 
+import ledger_sizer.storage.tables  # noqa: F401 - it declares them
 from ledger_sizer import AppSettings, Busy, InstrumentInfo, Ledger, LedgerSettings, Leg, TradingSettings
 from ledger_sizer.storage.database import make_engine
-from ledger_sizer.storage.tables import Base
+from ledger_sizer.storage.table_base import Base
 from tests.conftest import NewDatabase
 from tests.support.clock import FakeClock
 from tests.support.ledgers import TAGS, Intruder, assert_verified, figures, opened, position_of

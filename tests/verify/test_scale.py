@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
+import ledger_sizer.storage.tables  # noqa: F401 - it declares them
 from ledger_sizer import Ledger, Reserve
 from ledger_sizer.storage.database import make_engine
-from ledger_sizer.storage.tables import Base
+from ledger_sizer.storage.table_base import Base
 from ledger_sizer.verify import rows
 from ledger_sizer.verify.chain import verify
 from tests.support.ledgers import TAGS, Intruder

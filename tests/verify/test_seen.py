@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import BigInteger, Boolean, Column, Integer, Table
 
 from ledger_sizer import Reserve
-from ledger_sizer.storage.tables import DESK_ID, Base
+from ledger_sizer.storage.table_base import Base
+from ledger_sizer.storage.tables import DESK_ID
 from tests.conftest import NewDatabase
 from tests.storage.test_schema import ROWS
 from tests.support.databases import ENGINE_KINDS
