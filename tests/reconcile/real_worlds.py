@@ -205,6 +205,9 @@ class RealWorld(World):
         if (venue, symbol) == LENT and coins < 0:
             self.redeem()
         super()._move(venue, symbol, coins)
+        seen = self.seen.get((venue, symbol), D(0))
+        if seen * coins < 0:  # what is closed is to be seen no more, whatever is opened there afterwards
+            self.seen[venue, symbol] = seen + coins if abs(coins) < abs(seen) else D(0)
         if ":" not in symbol:
             self.money[venue] -= coins * PRICES[coin_of(symbol)]
         if venue == "binance":
