@@ -10,11 +10,14 @@ from sqlalchemy import Connection, Engine, bindparam, insert, select, update
 
 from ledger_sizer.config import ReconcileSettings
 from ledger_sizer.model.caller import RECONCILE
+from ledger_sizer.model.domain import Page
 from ledger_sizer.model.errors import InvalidRequest, NotFound
 from ledger_sizer.model.reconciliation import QUANTITY_KINDS, Drift, Finding, Market, Run, stops_grants
 from ledger_sizer.model.units import decimal_text
+from ledger_sizer.reconcile import listings
 from ledger_sizer.reconcile.compare import Comparison
 from ledger_sizer.reconcile.continued import name_heirs
+from ledger_sizer.reconcile.listings import DriftChoice
 from ledger_sizer.reconcile.outbox import enqueue_alerts
 from ledger_sizer.reconcile.sameness import accepted_growth, adds_no_excess, counts_the_same, is_unchanged
 from ledger_sizer.reconcile.shown import SHOWN, forget_shown_before
@@ -346,6 +349,15 @@ def drift_number(drift_id: object) -> int:
     if isinstance(drift_id, bool) or not isinstance(drift_id, int) or not 1 <= drift_id < 2**63:
         raise InvalidRequest(f"a drift has a number from 1, got {drift_id!r}", field="drift_id")
     return drift_id
+
+
+def list_drifts(
+    engine: Engine, *, portfolios: Sequence[str] | None = None, state: str | None = None, kind: str | None = None,
+    cursor: str | None = None, limit: int = 100,
+) -> Page[Drift]:  # fmt: skip
+    """Return drifts, newest first, by state (a `DriftFilter`) and kind. `listings` has more filters."""
+    chosen = DriftChoice(state=state, kind=kind)
+    return listings.list_drifts(engine, portfolios=portfolios, chosen=chosen, cursor=cursor, limit=limit)
 
 
 def get_drift(engine: Engine, drift_id: object) -> Drift:

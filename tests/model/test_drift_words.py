@@ -61,7 +61,7 @@ def test_explain_when_a_drift_is_of_any_kind_then_its_meaning_and_a_step_are_tol
 def test_next_steps_when_it_can_be_decided_then_each_is_a_command_to_copy() -> None:
     commands = [step.command for step in next_steps(DRIFT)]
     assert commands == [
-        "ledger-sizer drifts activity 7",
+        "ledger-sizer drifts show 7 --activity",
         "ledger-sizer drifts adopt 7 --reason 'TEXT'",
         "ledger-sizer drifts close 7 --reason 'TEXT'",
         "ledger-sizer drifts ignore 7 --reason 'TEXT'",
