@@ -138,9 +138,12 @@ class Effects:
         for scope, ended in _by_scope(drift for drift in found if not drift.freezes).items():
             if scope not in frozen:
                 self._thaw(scope, ended, since, left)
+            else:  # a denial there names the drift that froze it, which may be one of those that are over
+                newest = max(one.id for one in ended)
+                self._freeze([(frozen[scope], scope)], key_suffix=f":instead:{newest}")
 
-    def _freeze_for_live(self, since: datetime) -> set[str]:
-        """Freeze the scopes that live drifts require. Returns the scopes that are frozen for them.
+    def _freeze_for_live(self, since: datetime) -> dict[str, Drift]:
+        """Freeze the scopes that live drifts require. Returns the scopes that are frozen, each with the newest of them.
 
         A scope thawed by hand is not frozen again for the same drift. One that an automatic thaw ended is: that thaw
         came from a race, or the drift did not require the freeze then. since: when the oldest drift began; earlier
@@ -151,12 +154,12 @@ class Effects:
         freezing = _with_scopes(
             drift for drift in drifts.freezing_drifts(self._engine, self._portfolio) if drift.freezes
         )
-        frozen = set()
+        frozen: dict[str, Drift] = {}
         for (drift, scope), result in zip(freezing, self._freeze(freezing), strict=True):
             frozen_seq = result.record.seq if isinstance(result, Decision) else 2**63
             if manual.get(scope, 0) > frozen_seq:
                 continue
-            frozen.add(scope)
+            frozen[scope] = drift
             if (thawed_seq := automatic.get(scope, 0)) > frozen_seq:
                 self._freeze([(drift, scope)], key_suffix=f":{thawed_seq}")
         return frozen

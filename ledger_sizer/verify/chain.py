@@ -244,6 +244,8 @@ class _PortfolioCheck:
                     continue
                 check_link(row)
                 add_to_positions(row)
+                if self._scopes.accounts:
+                    self._scopes.check_promise(self._positions.changed)
             yield self.decision_count
         self._end_block()
         self._check_facets()
@@ -306,6 +308,8 @@ class _PortfolioCheck:
                 if record.seq > self._since:
                     self._check_link(record)
                     self._positions.add_archived(record, position)
+                    if self._scopes.accounts:
+                        self._scopes.check_promise(self._positions.changed)
         except (ArchiveDamaged, *READ_ERRORS) as error:
             self._report(
                 max(self._expected, manifest.from_seq), f"decisions {manifest.from_seq} to {manifest.to_seq}: {error}"

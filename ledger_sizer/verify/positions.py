@@ -72,6 +72,8 @@ class PositionCheck:
         self._matched = 0
         self.count = 0
         """Number of position rows read, archived or live."""
+        self.changed: tuple[FoldedPosition | None, FoldedPosition] | None = None
+        """The position of the last decision before and after it; None where it changed none."""
 
     def add(self, record: Fields) -> None:
         """Fold one decision of the live table, and compare positions that ended."""
@@ -111,6 +113,7 @@ class PositionCheck:
 
     def _fold(self, record: Fields) -> int | None:
         """Fold a decision into its position. Returns the position's number, None if there is nothing to compare."""
+        self.changed = None
         number: int | None = record[_NUMBER]
         if number is None or record[_OUTCOME] == "denied" or not changes_position(record):
             return None
@@ -123,7 +126,8 @@ class PositionCheck:
         if before is None and number in self._folded:
             return None
         try:
-            self._folded[number] = fold_position(before, record)
+            self._folded[number] = after = fold_position(before, record)
+            self.changed = None if after is None else (before, after)
         except READ_ERRORS as error:
             seq = record[_SEQ]
             self._report(seq, f"decision {seq} about position {self._name_of(number)} cannot be read: {error!r}")

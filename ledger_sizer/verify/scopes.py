@@ -11,10 +11,15 @@ from typing import Any
 from pydantic_core import from_json
 
 from ledger_sizer.model.decisions import DecisionRecord, Fields
+from ledger_sizer.model.domain import Position
 from ledger_sizer.model.scope_settings import LATER, NO_SETTINGS, ScopeSettings
 from ledger_sizer.model.tags import PORTFOLIO_SCOPE, is_default_scope, stored_tags
+from ledger_sizer.rules.accounts import promised_after
+from ledger_sizer.rules.scope_state import ScopeState
 from ledger_sizer.rules.trace import DEFAULT_CAP, read_scope
 from ledger_sizer.storage.tables import ScopeRow
+from ledger_sizer.storage.write_store import position_from_row
+from ledger_sizer.verify.position_fold import FoldedPosition
 from ledger_sizer.verify.positions import READ_ERRORS, Report, find_wrong_type
 
 _SCOPES: Any = ScopeRow.__table__
@@ -40,6 +45,9 @@ class ScopeCheck:
         self._report = report
         self._expected: dict[str, _Values] = {}  # by scope: what the decisions so far left
         self._shared: set[str] = set()  # scopes that decisions must show which depend on them
+        self.accounts: dict[str, ScopeState] = {}
+        """The exchange accounts as the decisions before the last one left them."""
+        self._said: tuple[int, Any] = (0, {})  # the last decision, and what accounts it says promised after it
 
     def add(self, record: Fields) -> None:
         """Check what one decision saw, and add what it changed. Decisions must come in order."""
@@ -57,6 +65,9 @@ class ScopeCheck:
                 if moved is not None:
                     held, opened = moved[name]
                 self._expected[name] = (settings, held_e8 + held, open_e8 + opened)
+            if self.accounts or "promised" in trace:
+                self.accounts = {name: self._account(name) for name in sorted(self.accounts)}
+                self._said = (seq, trace.get("promised", {}))
             for name, promised_e8 in trace.get("promised", {}).items():
                 settings, held_e8, open_e8 = self._expected.get(name, _UNUSED)
                 self._expected[name] = (settings._replace(promised_e8=promised_e8), held_e8, open_e8)
@@ -65,8 +76,30 @@ class ScopeCheck:
                 self._expected[name] = (settings, held_e8, open_e8)
                 if settings.guarantee_e8 is not None or trace.get("note") == DEFAULT_CAP:
                     self._shared.add(name)
+                if settings.since_seq is not None and self._whole:
+                    self.accounts[name] = self._account(name)
+                else:
+                    self.accounts.pop(name, None)
         except READ_ERRORS as error:
             self._report(seq, f"the trace of decision {seq} cannot be read: {error!r}")
+
+    def _account(self, name: str) -> ScopeState:
+        settings, held_e8, open_e8 = self._expected[name]
+        return ScopeState(name, settings, held_e8, open_e8)
+
+    def check_promise(self, changed: tuple[FoldedPosition | None, FoldedPosition] | None) -> None:
+        """Check what the last decision says that accounts have promised after it.
+
+        changed: its position before and after it; None where it changed none.
+        """
+        seq, said = self._said
+        found: dict[str, int] = {}
+        if changed is not None:
+            before, after = changed
+            known = None if before is None else _position(before)
+            found = promised_after(self.accounts, self.accounts, known, _position(after))
+        if said != found:
+            self._report(seq, f"decision {seq} says that accounts promised {said!r:.200}; its position says {found}")
 
     def _seen(self, seq: int, row: Any) -> str:
         """Compare a scope as a decision saw it with what the decisions before left. Return its name."""
@@ -132,6 +165,10 @@ class ScopeCheck:
         if stored != expected[0]:
             found = _text((stored, row.held_e8, row.open_e8))
             self._report(None, f"scope {row.scope} {found}; decided: {_text(expected)}")
+
+
+def _position(folded: FoldedPosition) -> Position:
+    return position_from_row("", (0, *folded))
 
 
 def _moved(before: Mapping[str, Any], record: Fields) -> dict[str, tuple[int, int]]:

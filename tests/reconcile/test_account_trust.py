@@ -220,6 +220,22 @@ def test_denial_when_a_drift_froze_then_it_is_named(new_desk: NewDesk) -> None:
     assert "drift-1, unknown_position" in desk.ledger.explain(denied.seq or 0).text
 
 
+def test_denial_when_the_drift_that_froze_first_is_over_then_the_one_that_is_left_is_named(new_desk: NewDesk) -> None:
+    desk = new_desk(confirmations=1)
+    eth = short("1", "ETH/USDT:USDT")
+    desk.account.shows(eth)
+    desk.run()
+    desk.account.shows(short("1"), eth)
+    desk.run()
+    assert "drift-2" in str(desk.ledger.reserve(key="a", tags=BYBIT).frozen_note)
+    desk.account.shows(eth)
+    desk.run()
+    assert "drift-1" in str(desk.ledger.reserve(key="b", tags=BYBIT).frozen_note)
+    desk.account.shows()
+    desk.run()
+    assert desk.ledger.reserve(key="c", tags=BYBIT).granted
+
+
 def test_settings_when_two_portfolios_share_an_account_then_they_are_refused() -> None:
     both = [{"id": "okx", "account": name, "portfolio": name, "api_key": "k", "api_secret": "s"} for name in "ab"]
     with pytest.raises(InvalidRequest, match=r"okx/a and okx/b are one API key"):
