@@ -124,6 +124,8 @@ def require_guarantees(caps: Caps) -> None:
                 "on one tag name; leave out those of the other",
                 field=f"{scope}.guarantee",
             )
+    if caps[PORTFOLIO_SCOPE].share_of_equity is not None:
+        return  # a cap that follows the equity may fall below them
     with exact_arithmetic():
         total = sum(guarantees.values(), Decimal(0))
     cap = caps[PORTFOLIO_SCOPE].cap or Decimal(0)

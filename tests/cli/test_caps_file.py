@@ -142,3 +142,22 @@ def test_apply_when_somebody_else_changes_the_same_meanwhile_then_it_is_told(
     used = desk("caps", "apply", "caps.toml", "--key", "k", "--json")
     assert (used.code, used.json["decisions"][0]["replayed"], used.json["left"][0]["before"]) == (1, True, "3000")
     assert "the key was used before, give a new --key" in used.err
+
+
+def test_apply_when_a_cap_follows_the_equity_then_the_file_says_its_share_and_not_the_cap(desk: CommandLine) -> None:
+    text = '[portfolios.main]\nshare_of_equity = "0.8"\n\n[portfolios.main.scopes]\n"bot=a" = { guarantee = "500" }\n'
+    Path("caps.toml").write_text(text, encoding="utf-8")
+    assert desk("caps", "apply", "caps.toml").code == 0
+    with Ledger.open(desk.url) as ledger:
+        assert ledger.exposure().cap == D(0), "nobody has seen the equity yet"
+        ledger.equity_seen(key="equity", equity=D(1000))
+        assert (ledger.exposure().cap, ledger.exposure().share_of_equity) == (D(800), D("0.8"))
+    exported = desk("caps", "export", "-p", "main")
+    assert 'share_of_equity = "0.8"' in exported.out
+    assert "\ncap = " not in exported.out
+    Path("again.toml").write_text(exported.out, encoding="utf-8")
+    assert "nothing" in desk("caps", "apply", "again.toml", "--dry-run").out
+    Path("back.toml").write_text('[portfolios.main]\ncap = "4000"\n', encoding="utf-8")
+    assert desk("caps", "apply", "back.toml").code == 0
+    with Ledger.open(desk.url) as ledger:
+        assert (ledger.exposure().cap, ledger.exposure().share_of_equity) == (D(4000), None)
