@@ -52,11 +52,21 @@ def unsettled_by_scope(
     known = accounts_of({scope.name: scope for scope in scopes}, [scope.name for scope in scopes])
     found: dict[str, int] = {}
     for position in positions:
-        moved = moves.last_of(position)[1] > settled_us
-        if position.pending or (moved and position.state == "open"):
-            for name, amount_e8 in unsettled_e8(position, known, moved=moved).items():
+        recent = _recent_part(position, moves, settled_us)
+        if position.pending or (recent and position.state == "open"):
+            for name, amount_e8 in unsettled_e8(position, known, recent).items():
                 found[name] = found.get(name, 0) + amount_e8
     return found
+
+
+def _recent_part(position: Position, moves: Moves, settled_us: int) -> Decimal:
+    """Return which part of a position was filled since a time; all of it where that is not known."""
+    if moves.last_of(position)[1] <= settled_us:
+        return ZERO
+    if position.number not in moves.asked or not position.quantity:
+        return Decimal(1)
+    with exact_arithmetic():
+        return min(moves.filled.get(position.number, ZERO) / position.quantity, Decimal(1))
 
 
 def look_of(

@@ -7,6 +7,7 @@ A spot buy needs its whole value, a contract its margin, a spot sale nothing.
 
 from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
+from math import ceil
 from typing import NamedTuple
 
 from ledger_sizer.model.domain import Position
@@ -172,13 +173,14 @@ def promised_after(
     return changed
 
 
-def unsettled_e8(position: Position, known: Accounts, *, moved: bool) -> dict[str, int]:
+def unsettled_e8(position: Position, known: Accounts, recent: Decimal) -> dict[str, int]:
     """Return what a look at an exchange need not show yet of a position, 1e-8 USD by scope: its orders to come.
 
-    moved: it was filled or closed so lately that the look may not show what it cost either.
+    recent: the part of it that was filled so lately that the look may not show what it cost either, 0 to 1.
     """
     uses = _uses(position, known)
-    return {name: use.planned_e8 + (use.spent_e8 if moved else 0) for name, use in uses.items()}
+    with exact_arithmetic():
+        return {name: use.planned_e8 + ceil(use.spent_e8 * recent) for name, use in uses.items()}
 
 
 def _uses(position: Position, known: Accounts) -> dict[str, _Use]:

@@ -106,6 +106,24 @@ def test_free_balance_when_bots_share_a_wallet_then_a_run_counts_what_it_cannot_
     assert_verified(desk.ledger)
 
 
+def test_free_balance_when_a_large_position_was_closed_in_part_then_its_old_cost_is_not_promised_again(
+    new_desk: NewDesk,
+) -> None:
+    desk = new_desk(grace_seconds=10)
+    desk.account.shows(USDT="5000", BTC="40")
+    desk.reconciler.begin_trust()
+    legs = [_leg("BTC/USDT", "spot", "buy", "40", "100")]
+    desk.ledger.adopt(key="own", quantity=D(40), price=D(100), tags=BYBIT, legs=legs)
+    desk.run()
+    desk.clock.advance(55)
+    desk.ledger.release(key="part", position_id="main-3", quantity=D(10))
+    desk.account.shows(USDT="6000", BTC="30")
+    desk.run(seconds=5)
+    row = scope_row(desk, "account=bybit/main")
+    assert (row.free_balance, row.promised) == (D(6000), D(0))
+    assert ask(desk, "a", BYBIT).budget == D(1000)
+
+
 def test_free_balance_when_it_shall_not_bind_then_it_does_not(new_desk: NewDesk) -> None:
     account: Any = WrittenAccount()
     account.bind_free_balance = False
