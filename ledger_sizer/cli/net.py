@@ -50,7 +50,7 @@ def net(portfolio: PortfolioOrDesk = "main", as_json: Json = False, database_url
         empty="no open positions",
     )
     if found.run_at is None:
-        output.note("no reconciliation has looked at these accounts: what the exchanges show is not known")
+        output.write("no reconciliation has looked at these accounts: what the exchanges show is not known")
     return 0
 
 

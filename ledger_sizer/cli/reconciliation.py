@@ -156,7 +156,7 @@ SOME_REFUSED = {1: "failure, or some were refused", 3: ""}
 ADOPT_HELP = help_epilog(
     "drifts adopt 1 --reason 'opened by hand'",
     "drifts adopt 1 --tag strategy=carry --reason 'from before'",
-    "drifts adopt --all --kind unknown_position --reason 'taken over' --dry-run",
+    "drifts adopt --all --symbol ETH --reason 'taken over' --dry-run",
     exits=SOME_REFUSED,
 )
 IGNORE_HELP = help_epilog(

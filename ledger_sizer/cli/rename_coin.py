@@ -11,7 +11,7 @@ from ledger_sizer.cli.options import DatabaseUrl, Json, Portfolio
 from ledger_sizer.model.units import decimal_text, exact_arithmetic, parse_decimal
 
 RENAME_HELP = help_epilog(
-    "drifts rename FTM S --reason 'FTM is S now'", "drifts rename OLD NEW --ratio 24000 --venue bybit --reason split",
+    "drifts rename FTM S --force --reason 'FTM is S now'", "drifts rename FTM NEW --ratio 24000 --force --reason split",
     exits={1: "failure: there is nothing to rename, or the last run does not fit", 3: ""},
 )  # fmt: skip
 

@@ -66,10 +66,10 @@ class Trust:
         until = self._until(now_us) if self._settings.enabled or self.expires(portfolio) else None
         names = {account_scope(*account) for account in accounts}
         for name in sorted(names - known):
-            key = f"reconcile:{name}:{secrets.token_hex(8)}"
+            key = f"reconcile:{name}:known:{now_us}"
             self._send(AccountSeen(key=key, portfolio=portfolio, scope=name, fresh_until=until, note="start"))
         for name in sorted(known - names if self._settings.enabled else ()):
-            key = f"reconcile:{name}:{secrets.token_hex(8)}"
+            key = f"reconcile:{name}:gone:{now_us}"
             self._send(AccountSeen(key=key, portfolio=portfolio, scope=name, gone=True, note="not in the settings"))
 
     def expires(self, portfolio: str) -> bool:

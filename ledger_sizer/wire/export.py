@@ -92,6 +92,8 @@ def _ndjson_line(record: Fields, full: bool) -> str:
             f'{line},"held_change":{_json_usd(held_e8)},"open_change":{_json_usd(open_e8)},"tags":{_json(tags)},'
             f'"request":{encode_basestring(request)},"trace":{encode_basestring(trace)}}}\n'
         )
+    if command == "remark":  # what it says stands nowhere else
+        return f'{line},"request":{encode_basestring(request)}}}\n'
     return f"{line}}}\n"
 
 

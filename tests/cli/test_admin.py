@@ -120,7 +120,7 @@ BAD_STEERING = {
     "caps set main 99999999999": "cap does not fit",
     "caps set main 5 --scope bybit": "scope must be 'portfolio' or like 'venue=bybit', got 'bybit'",
     "caps set a/b 5": "portfolio must be 1 to 64 letters",
-    "caps set main": "give cap, guarantee or max_position_usd",
+    "caps set main": "give cap, share_of_equity, guarantee or max_position_usd",
     "caps remove main": "the portfolio's cap can be changed but not removed",
     "caps remove main --scope portfolio": "the portfolio's cap can be changed but not removed",
     "caps --portfolio main set main 5": "write: ledger-sizer caps set ... OPTIONS",

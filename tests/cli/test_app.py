@@ -120,7 +120,10 @@ def taught_ledger(new_database: NewDatabase, monkeypatch: pytest.MonkeyPatch, tm
         ledger.submit([SetCap(key=f"cap/{number}", cap=cap) for number in range(15)])
         ledger.run(SetCap(key="cap/venue", cap=cap, scope="venue=bybit"))
         assert ledger.run(Reserve(key="hold", tags={"venue": "bybit", "symbol": "BTC"})).position_id == "main-17"
-        assert ledger.run(Adopt(key="open", quantity=Decimal(1), price=Decimal(3000))).position_id == "main-18"
+        assert (
+            ledger.run(Adopt(key="open", quantity=Decimal(1), price=Decimal(3000), tags={"symbol": "FTM"})).position_id
+            == "main-18"
+        )
         (tmp_path / "head.json").write_text(json.dumps(heads_to_json(ledger.heads())))
     (tmp_path / "caps.toml").write_text('[portfolios.main]\ncap = "4000"\n')
     (tmp_path / "positions.csv").write_text(TEMPLATE)

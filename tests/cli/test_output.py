@@ -148,7 +148,7 @@ def test_show_table_when_terminal_is_narrow_then_lines_fit_and_hidden_columns_ar
 
 def test_list_drifts_when_terminal_has_100_columns_then_each_drift_fits_on_two_lines(screen: Screen, url: str) -> None:
     make_drift(url)
-    code, shown = screen("drifts", "list", columns=100)
+    code, shown = screen("drifts", "list", "--symbol", "ETH", columns=100)
     rows = _rows(shown)
     assert code == 0
     assert max(map(len, rows)) <= 100

@@ -45,7 +45,8 @@ def test_exposure_when_read_as_json_then_the_whole_stands_first_and_each_scope_f
     assert exposure == {
         "portfolio": "main", "seq": 7, "cap": "2500", "held": "1600", "open": "900", "exposure": "2500",
         "headroom": "0", "overage": "0", "status": "active", "frozen": False, "fresh_until": None,
-        "max_position_usd": None, "shared": "0", "pools": [], "defaults": [],
+        "max_position_usd": None, "share_of_equity": None, "frozen_note": None, "shared": "0", "pools": [],
+        "defaults": [],
     }  # fmt: skip
     assert [scope["scope"] for scope in scopes] == [
         "portfolio", "strategy=basis", "strategy=funding", "symbol=BTC", "symbol=ETH", "venue=bybit", "venue=okx",
@@ -53,7 +54,8 @@ def test_exposure_when_read_as_json_then_the_whole_stands_first_and_each_scope_f
     assert scopes[3] == {
         "scope": "symbol=BTC", "cap": None, "held": "600", "open": "900", "exposure": "1500", "headroom": None,
         "overage": "0", "status": "active", "frozen": False, "fresh_until": None, "max_position_usd": None,
-        "cap_from": None, "guarantee": None, "kept": "0",
+        "share_of_equity": None, "frozen_note": None, "cap_from": None, "guarantee": None, "kept": "0",
+        "free_balance": None, "promised": None,
     }  # fmt: skip
 
 

@@ -270,7 +270,8 @@ def test_export_ndjson_when_texts_need_escaping_then_lines_are_those_of_the_enco
     records.append(records[0]._replace(**dict.fromkeys([*texts, "reason", "binding", "quantity", "tags"], hostile)))
     expected = []
     for record in records:
-        as_texts = {name: getattr(record, name) for name in ("tags", "request", "trace") if full}
+        told = ("tags", "request", "trace") if full else ("request",) if record.command == "remark" else ()
+        as_texts = {name: getattr(record, name) for name in told}
         expected.append(to_json(without_legs({**decision_to_json(record.decision(), full=full), **as_texts})) + b"\n")
     assert ndjson_lines(full=full)(records) == b"".join(expected)
 

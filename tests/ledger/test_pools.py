@@ -52,8 +52,8 @@ BAD: dict[str, tuple[Any, dict[str, Any], str, str]] = {
     "a float": (SetCap, {"scope": "bot=b", "guarantee": 0.1}, "guarantee", "must be a Decimal, got float 0.1"),
     "negative maximum": (SetCap, {"scope": "bot=b", "max_position_usd": D(-1)}, "max_position_usd", "got -1"),
     "maximum of 0": (SetCap, {"scope": "bot=b", "max_position_usd": D(0)}, "max_position_usd", "above 0, got 0"),
-    "tiny maximum": (SetCap, {"scope": "bot=b", "max_position_usd": D("1e-9")}, "max_position_usd", "0.00000001 USD"),
-    "nothing": (SetCap, {"scope": "bot=b"}, "cap", "give cap, guarantee or max_position_usd"),
+    "tiny maximum": (SetCap, {"scope": "bot=b", "max_position_usd": D("1e-9")}, "max_position_usd", "0.00000001"),
+    "nothing": (SetCap, {"scope": "bot=b"}, "cap", "give cap, share_of_equity, guarantee or max_position_usd"),
     "of all": (SetCap, {"guarantee": D(1)}, "guarantee", "such as scope='bot=a', not of the whole"),
     "default's": (SetCap, {"scope": "bot=*", "guarantee": D(1)}, "guarantee", r"bot=\* sets only the cap"),
     "default's maximum": (

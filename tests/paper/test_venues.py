@@ -252,7 +252,7 @@ def test_control_when_answers_are_stale_then_the_owner_sees_the_past_until_it_en
         ("price", {"asset": "DOGE", "price": "1"}, "known asset"),
         ("price", {"asset": "BTC", "price": "NaN"}, "no number"),
         ("close", {"symbol": PERP}, "there is no position"),
-        ("list", {"symbol": "BTCUSD", "id": "x", "price": "1", "step": "1"}, "is no spot or perpetual"),
+        ("list", {"symbol": "BTCUSD", "id": "x", "price": "1", "step": "1"}, "is no spot, perpetual or dated market"),
         ("list", {"symbol": PERP, "id": "x", "price": "1", "step": "0"}, "must be above 0"),
         ("fault", {"kind": "flood"}, "no fault 'flood'; there are rate_limit"),
         ("deposit", {"api_key": "nobody", "quantity": "1"}, "no account with the key 'nobody'"),

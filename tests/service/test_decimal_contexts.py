@@ -120,6 +120,10 @@ def trade(ledger: Ledger | LedgerClient, clock: FakeClock) -> list[Any]:
         *[outcome(ledger.halt, key="halt", scope="venue=bybit"), outcome(ledger.reserve, key="halted", **ASK)],
         *[outcome(ledger.resume, key="resume", scope="venue=bybit"), outcome(ledger.freeze, key="freeze")],
         *[outcome(ledger.thaw, key="thaw"), outcome(ledger.reconciled, key="run", fresh_until=None)],
+        outcome(ledger.account_seen, key="seen", scope="account=okx/main", free=D("4567.8901234567")),
+        outcome(ledger.set_cap, key="share", scope="bot=e", share_of_equity=D("0.8765432109")),
+        outcome(ledger.equity_seen, key="equity", scope="bot=e", equity=D("3456.7890123456")),
+        outcome(ledger.rename, key="b/name", position_id=held[1], asset="S", ratio=D("24000.1234567")),
         outcome(ledger.remark, key="say", about="drift-7", event="close_requested"),
         *outcome(ledger.submit, commands=[Reserve(key="x", **ASK), Release(key="y", position_id=held[2])], atomic=True),
     ]

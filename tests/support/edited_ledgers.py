@@ -74,9 +74,9 @@ class Scene:
         self.ledger.set_cap(key="default", scope="symbol=*", cap=D(4500))
         self.ledger.set_cap(key="share", scope="strategy=share", share_of_equity=D("0.5"))
         self.ledger.equity_seen(key="equity", scope="strategy=share", equity=D(800))
-        self.ledger.account_seen(key="account", scope="account=idle/main", free=D(900), margin_fraction=D("0.5"))
-        self.ledger.reserve(key="of an account", amount_usd=D(10), tags={"venue": "idle"}, ttl_seconds=900)
-        self.ledger.reserve(key="beside a pool", amount_usd=D(10), tags={"symbol": "BTC"})
+        self.ledger.account_seen(key="account", scope="account=wallet/main", free=D(900), margin_fraction=D("0.5"))
+        self.ledger.reserve(key="of an account", amount_usd=D(10), tags={"venue": "wallet"}, ttl_seconds=900)
+        self.ledger.reserve(key="beside a pool", amount_usd=D(10), tags={"symbol": "BTC", "venue": "okx"})
         self.intruder = Intruder(url)
         if not guarded:
             self.intruder.take_guards_down()

@@ -125,7 +125,7 @@ def _changed(column: Any, kind: str, before: Any) -> Any:
 def _victim(scene: Scene, table: Table, column: Column[Any], kind: str) -> dict[str, Any]:
     """Return the key of the row to edit: from the middle, with a value in the column unless the edit fills it."""
     keys = [part.name for part in table.primary_key.columns]
-    wanted = "IS NULL" if kind == "filled" else "IS NOT NULL"
+    wanted = "IS NULL" if kind == "filled" else "<> '{}'" if kind == "object" else "IS NOT NULL"
     main = "portfolio_id = 1 AND" if table.name != "portfolios" else ""
     rows = scene.intruder.rows(
         f"SELECT {', '.join(keys)} FROM {table.name} WHERE {main} {column.name} {wanted} ORDER BY {', '.join(keys)}"

@@ -208,6 +208,8 @@ def _all_verbs(ledger: Ledger, clock: FakeClock) -> list[Decision]:
         ledger.reserve(key=f"grow {key}", position_id=name, price=Decimal(5), amount_usd=Decimal(300), legs=planned)
         ledger.retag(key=f"retag {key}", position_id=name, tags={"desk": [HOSTILE, key]}, note=HOSTILE)
         ledger.reprice(key=f"price {key}", position_id=name, price=Decimal(7), note=HOSTILE)
+    old = ledger.adopt(key="old", quantity=Decimal(1), price=Decimal(2), tags={"symbol": "FTM", "desk": HOSTILE})
+    ledger.rename(key="rename", position_id=f"{old.position_id}", asset="S", ratio=Decimal(3), note=HOSTILE)
     for number, command in enumerate((SetCap, Halt, Freeze, Reconciled, Reserve, Thaw, Resume, Reserve)):
         more = {SetCap: {"cap": Decimal("123456789.12345678")}, Reconciled: {"fresh_until": None}}.get(command, {})
         where = {"tags": tags} if command is Reserve else {"scope": scope, "note": HOSTILE}
