@@ -70,7 +70,7 @@ def test_run_when_an_account_never_was_read_then_it_is_trusted_no_longer_than_th
 
 
 def test_run_when_an_account_left_the_settings_then_it_stops_nothing_any_more(
-    new_desk: NewDesk, new_database: Any
+    new_desk: NewDesk,
 ) -> None:
     desk = new_desk([WrittenAccount("bybit"), WrittenAccount("okx")], stale_after_seconds=120)
     desk.reconciler.begin_trust()
@@ -252,6 +252,34 @@ def test_denial_when_the_drift_that_froze_first_is_over_then_the_one_that_is_lef
     desk.account.shows()
     desk.run()
     assert desk.ledger.reserve(key="c", tags=BYBIT).granted
+
+
+def test_run_when_one_portfolios_account_meets_a_defect_then_the_others_are_judged(
+    new_desk: NewDesk,
+) -> None:
+    odd, sound = WrittenAccount("okx", portfolio="carry"), WrittenAccount("bybit")
+    desk = new_desk([odd, sound])
+    sound.shows(short("1", price="100"))
+
+    def break_down() -> None:
+        raise RuntimeError("a parser that nobody expected to fail")
+
+    odd.on_fetch = break_down
+    carry, main = desk.reconciler.run()
+    assert (carry.run.outcome, main.run.outcome) == ("failed", "good")
+    assert "a parser that nobody expected to fail" in str(carry.run.fetched[0]["problems"])
+    assert desk.ledger.exposure().open == D(100)
+
+
+def test_freeze_when_it_is_of_a_venue_then_every_request_with_a_leg_there_is_denied(new_desk: NewDesk) -> None:
+    bybit, okx = WrittenAccount("bybit"), WrittenAccount("okx")
+    desk = new_desk([bybit, okx], confirmations=1, freeze_scope="venue")
+    bybit.shows(short("1", price="100"))
+    desk.run()
+    across = [LegPlan(_at("okx"), "buy"), LegPlan(_at("bybit"), "sell")]
+    denied = ask(desk, "across", {}, price=D(50000), legs=across)
+    assert (denied.reason, denied.binding) == ("unreconciled", "venue=bybit")
+    assert ask(desk, "okx alone", {}, price=D(50000), legs=across[:1]).granted
 
 
 def test_settings_when_two_portfolios_share_an_account_then_they_are_refused() -> None:
