@@ -13,7 +13,7 @@ from ledger_sizer.exchanges.snapshot import VenueBalance
 from ledger_sizer.exchanges.wallets import _NAMES, _ONE_ANSWER, _known_wallets, wallets_of
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.exchange_account import ExchangeAccountSettings
-from tests.support.canned_exchange import canned_account
+from tests.support.canned_session import canned_account
 from tests.support.paper_clients import now_us
 
 D = Decimal
