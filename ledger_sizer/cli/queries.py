@@ -64,6 +64,7 @@ def exposure(
 
         output.write_json(exposure_to_json(found))
         return 0
+    has_accounts = any(row.free_balance is not None for row in found.scopes)
     output.table(
         [
             Column("scope"),
@@ -75,6 +76,7 @@ def exposure(
             Column("headroom USD", usd=True),
             Column("overage USD", usd=True, alert=True),
             Column("used", priority=4, right=True),
+            *([Column("free USD", usd=True), Column("promised USD", usd=True)] if has_accounts else []),
             Column("status"),
         ],
         [
@@ -88,6 +90,7 @@ def exposure(
                 row.headroom,
                 row.overage,
                 _used_percent(row),
+                *([row.free_balance, row.promised] if has_accounts else []),
                 row.status,
             )
             for row in found.scopes

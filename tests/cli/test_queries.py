@@ -302,3 +302,13 @@ def test_read_when_ledger_is_empty_then_it_says_so(cli: CommandLine) -> None:
     assert cli("caps").out == "no caps\n"
     assert cli.json("verify")["ok"] is True
     assert cli("verify").out.endswith("no portfolios yet\n")
+
+
+def test_exposure_when_an_account_was_seen_then_what_is_free_and_promised_is_shown(desk: CommandLine) -> None:
+    assert "free_USD" not in desk("exposure").out
+    with Ledger.open(desk.url) as ledger:
+        ledger.account_seen(key="seen", scope="account=okx/main", free=Decimal("812.5"))
+    head, *rows = desk("exposure").out.splitlines()
+    row = next(row.split() for row in rows if row.startswith("account=okx/main"))
+    shown = dict(zip(head.split(), row, strict=True))
+    assert (shown["free_USD"], shown["promised_USD"]) == ("812.50", "0.00")
