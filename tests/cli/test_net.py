@@ -27,5 +27,5 @@ def test_rename_on_the_command_line_when_no_run_has_looked_then_it_is_forced_or_
         assert ledger.position("main-1").quantity == 100
         shown = cli("net")
         assert "NEW" in shown.out
-        assert "no reconciliation has looked" in shown.err
+        assert "no reconciliation has looked" in shown.out
         assert cli.json("net")["assets"][0]["naked_usd"] == "1200"

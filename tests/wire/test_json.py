@@ -90,7 +90,6 @@ COMMANDS: list[AnyCommand] = [
     Thaw(key="t"),
     AccountSeen(key="as", scope="account=okx/main", fresh_until=None, free=Decimal("1.50"), settled=Decimal(-2)),
     AccountSeen(key="as2", scope="account=okx/main", free=None, margin_fraction=Decimal("0.1"), note="run 7"),
-    AccountSeen(key="as3", scope="account=okx/main", gone=True),
     SetCap(key="s5", scope="bot=a", share_of_equity=Decimal("0.80")),
     SetCap(key="s6", scope="bot=a", cap=Decimal(3), share_of_equity=None),
     EquitySeen(key="eq", scope="venue=okx", equity=Decimal("1000.25")),
