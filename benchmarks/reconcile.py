@@ -162,7 +162,7 @@ def prepared(url: str, count: int, *, own_process: bool) -> Iterator[tuple[Ledge
     settings = AppSettings(
         sizing=DynamicSizingSettings(max_portfolio_exposure=D(10**9)),
         reconcile=ReconcileSettings(grace_seconds=0, stale_after_seconds=None),
-        exchange=ExchangeSettings(api_key=SecretStr("none")),
+        exchange=ExchangeSettings(api_key=SecretStr("none"), api_secret=SecretStr("none")),
         log_level="WARNING",
     )
     engine, reads = make_engine(url), make_engine(url, read_only=True)
