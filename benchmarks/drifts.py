@@ -17,10 +17,11 @@ from statistics import median
 from rich.table import Table
 
 from benchmarks.measure import BenchmarkError
+from benchmarks.reconcile import open_position
 from benchmarks.report import Plan as SharedPlan
 from benchmarks.report import new_table, run_plan
 from benchmarks.servers import Engine, Host, scratch
-from ledger_sizer import Adopt, AppSettings, Ledger, Leg, ReconcileSettings
+from ledger_sizer import AppSettings, Ledger, ReconcileSettings
 from ledger_sizer.config import DynamicSizingSettings
 from ledger_sizer.exchanges.snapshot import Snapshot, VenueBalance, VenuePosition
 from ledger_sizer.model.drift_outcomes import DriftOutcomes
@@ -109,12 +110,12 @@ def _measured(engine: Engine, url: str, drifts: int, more: int) -> Row:
     writes = make_engine(url)
     with Ledger.open(url, settings=settings) as ledger:
         for start in range(0, count, 1000):
-            ledger.submit([_open(n) for n in range(start, min(start + 1000, count))])
+            ledger.submit([open_position(n) for n in range(start, min(start + 1000, count))])
         operator_of = Reconciler(ledger, writes, LocalInspector(writes, [_Account(count)], settings), settings)
         (report,) = operator_of.run()
         ids = [drift.id for drift in report.live]
         operator = operator_of.operator
-        ones = [_timed(lambda one=one: operator.act("adopt", one, reason="bench")) for one in ids[:SINGLES]]  # type: ignore[misc]
+        ones = [_timed(partial(operator.act, "adopt", one, reason="bench")) for one in ids[:SINGLES]]
         rest, beside = ids[SINGLES : SINGLES + drifts], ids[SINGLES + drifts :]
         dry = _timed(lambda: operator.act_all("adopt", rest, reason="bench", dry_run=True))
         found: list[DriftOutcomes] = []
@@ -127,11 +128,6 @@ def _measured(engine: Engine, url: str, drifts: int, more: int) -> Row:
     writes.dispose()
     one = median(ones)
     return Row(engine, drifts, one, dry, bulk, bulk / one, pair_alone, pair_beside)
-
-
-def _open(n: int) -> Adopt:
-    leg = Leg("bybit", f"C{n}/USDT:USDT", "swap", "sell", D(1), D(10))
-    return Adopt(key=f"open/{n}", quantity=D(1), price=D(10), tags={"venue": "bybit", "symbol": f"C{n}"}, legs=[leg])
 
 
 def _timed(work: Callable[[], object]) -> float:

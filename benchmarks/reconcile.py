@@ -168,7 +168,7 @@ def prepared(url: str, count: int, *, own_process: bool) -> Iterator[tuple[Ledge
     engine, reads = make_engine(url), make_engine(url, read_only=True)
     with Ledger.open(url, settings=settings) as ledger, ExitStack() as at_the_end:
         for start in range(0, count, 1000):
-            ledger.submit([_open(n) for n in range(start, min(start + 1000, count))])
+            ledger.submit([open_position(n) for n in range(start, min(start + 1000, count))])
         look: Inspector = LocalInspector(reads, [Account(count)], settings)
         if own_process:
             look = at_the_end.enter_context(closing(WorkerInspector(url, settings, partial(open_accounts, count))))
@@ -180,7 +180,7 @@ def prepared(url: str, count: int, *, own_process: bool) -> Iterator[tuple[Ledge
     reads.dispose()
 
 
-def _open(n: int) -> Adopt:
+def open_position(n: int) -> Adopt:
     leg = Leg("bybit", f"C{n}/USDT:USDT", "swap", "sell", D(1), D(10))
     return Adopt(key=f"open/{n}", quantity=D(1), price=D(10), tags={"venue": "bybit", "symbol": f"C{n}"}, legs=[leg])
 

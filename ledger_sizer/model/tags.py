@@ -255,12 +255,6 @@ def account_of_scope(name: str) -> tuple[str, str]:
     return venue, account
 
 
-def is_account_scope(name: str) -> bool:
-    """Return True for the scope of an exchange account, such as `account=bybit/main`."""
-    venue, account = account_of_scope(name)
-    return name.startswith("account=") and bool(venue and account)
-
-
 def is_default_scope(name: str) -> bool:
     """Return True for the scope of a default cap, such as `venue=*`."""
     return name.endswith("=*") and name.count("=") == 1

@@ -21,7 +21,8 @@ from ledger_sizer.model.tags import PORTFOLIO_SCOPE, account_of_scope
 from ledger_sizer.model.times import from_us, time_text
 from ledger_sizer.reconcile.outbox import enqueue_event
 from ledger_sizer.service.reconciliation_metrics import trust_that_ends
-from ledger_sizer.storage.database import database_now_us, read_transaction, write_transaction
+from ledger_sizer.storage.clock import read_database_now_us
+from ledger_sizer.storage.database import read_transaction, write_transaction
 from ledger_sizer.storage.tables import ReconciliationRow
 from ledger_sizer.telemetry import get_logger
 
@@ -79,7 +80,7 @@ class TrustWatch:
     def __init__(self, ledger: Ledger, engine: Engine, *, now_us: Callable[[Connection], int] | None = None) -> None:
         self._ledger = ledger
         self._engine = engine
-        self._now_us = now_us or _database_now_us
+        self._now_us = now_us or read_database_now_us
         settings = ledger.settings
         self._warns_at_us = settings.reconcile.timing.warns_at * 1_000_000
         self._webhook = settings.reconcile.webhook_url is not None
@@ -244,10 +245,6 @@ def _scope_json(trust: Trust, now_us: int) -> dict[str, object]:
 
 def _text(moment_us: int | None) -> str | None:
     return None if moment_us is None else time_text(from_us(moment_us))
-
-
-def _database_now_us(connection: Connection) -> int:
-    return int(connection.execute(select(database_now_us())).scalar_one())
 
 
 def _read_trust(connection: Connection) -> list[Trust]:

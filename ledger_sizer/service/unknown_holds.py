@@ -21,7 +21,8 @@ from ledger_sizer.model.names import position_id
 from ledger_sizer.model.times import UNTIL_KNOWN_US, from_us, time_text
 from ledger_sizer.model.units import usd_text
 from ledger_sizer.reconcile.outbox import enqueue_event
-from ledger_sizer.storage.database import database_now_us, read_transaction, write_transaction
+from ledger_sizer.storage.clock import read_database_now_us
+from ledger_sizer.storage.database import read_transaction, write_transaction
 from ledger_sizer.storage.tables import PENDING, DecisionRow, PortfolioRow, PositionRow
 from ledger_sizer.telemetry import get_logger
 
@@ -66,7 +67,7 @@ class UnknownHolds:
     def __init__(self, ledger: Ledger, engine: Engine, *, now_us: Callable[[Connection], int] | None = None) -> None:
         self._ledger = ledger
         self._engine = engine
-        self._now_us = now_us or _database_now_us
+        self._now_us = now_us or read_database_now_us
         self._older_than_us = ledger.settings.ledger.unknown_alert_seconds * 1_000_000
         self._webhook = ledger.settings.reconcile.webhook_url is not None
 
@@ -135,10 +136,6 @@ class UnknownHolds:
         failed = next((result for result in results if isinstance(result, LedgerError)), None)
         if failed is not None:
             raise failed
-
-
-def _database_now_us(connection: Connection) -> int:
-    return int(connection.execute(select(database_now_us())).scalar_one())
 
 
 def _old_holds(connection: Connection, before_us: int) -> Iterator[OldHold]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
 from ledger_sizer.model.errors import Unavailable
 from ledger_sizer.model.times import from_us, time_text
@@ -159,10 +159,15 @@ def read_clock(engine: Engine, guard: ClockGuard) -> int:
         return guard.wall_us()
     with read_transaction(engine) as connection:
         begun_ns = guard.monotonic_ns()
-        now_us = int(connection.execute(select(database_now_us())).scalar_one())
+        now_us = read_database_now_us(connection)
         ended_ns = guard.monotonic_ns()
     guard.check(now_us, begun_ns, ended_ns)
     return now_us
+
+
+def read_database_now_us(connection: Connection) -> int:
+    """Return the database's time in microseconds, unchecked."""
+    return int(connection.execute(select(database_now_us())).scalar_one())
 
 
 def warn_if_behind(newest_us: int, now_us: int) -> None:

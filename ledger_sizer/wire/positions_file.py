@@ -17,7 +17,7 @@ from ledger_sizer.model.arguments import label_text
 from ledger_sizer.model.choices import Side
 from ledger_sizer.model.errors import InvalidRequest
 from ledger_sizer.model.legs import Leg
-from ledger_sizer.model.market_names import parse_symbol, split_factor
+from ledger_sizer.model.market_names import coin_of, parse_symbol
 from ledger_sizer.model.tags import Tags, is_dimension, tags_of
 from ledger_sizer.model.units import parse_decimal
 
@@ -122,7 +122,7 @@ def _row(line: int, header: Sequence[str], values: Sequence[str]) -> _Row:
 
 def _position(name: str, rows: Sequence[_Row]) -> FilePosition:
     legs = tuple([_leg(row) for row in rows])
-    coins = {_coin(leg.symbol): row for leg, row in zip(legs, rows, strict=True)}
+    coins = {coin_of(leg.symbol): row for leg, row in zip(legs, rows, strict=True)}
     if len(coins) > 1:
         row = rows[1] if len(rows) == 2 else next(row for row in coins.values() if row is not rows[0])
         _refuse(
@@ -153,10 +153,6 @@ def _leg(row: _Row) -> Leg:
         return Leg(_text(row, "venue"), symbol, said.kind, side, quantity, price, account=account)
     except InvalidRequest as error:
         _refuse(row, str(error.field).rpartition(".")[2], f"is refused: {error}")
-
-
-def _coin(symbol: str) -> str:
-    return split_factor(symbol.partition("/")[0])[1]
 
 
 def _number(row: _Row, column: str) -> Decimal:
