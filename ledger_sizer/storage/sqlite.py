@@ -58,7 +58,8 @@ _BY_TAGS = " UNION ALL ".join(
 _GRANTED_LATELY = (
     "SELECT DISTINCT position FROM decisions WHERE portfolio_id = ?1 AND seq > COALESCE((SELECT seq FROM decisions "
     "WHERE portfolio_id = ?1 AND decided_us <= ?2 ORDER BY seq DESC LIMIT 1), 0) "
-    "AND command IN ('reserve', 'extend') AND outcome = 'granted' AND substr(key, 1, 7) <> 'ledger:' AND position IN (SELECT value FROM json_each(?3))"
+    "AND command IN ('reserve', 'extend') AND outcome = 'granted' AND substr(key, 1, 7) <> 'ledger:' "
+    "AND position IN (SELECT value FROM json_each(?3))"
 )
 _EXPIRED = f"{_POSITIONS} AND {PENDING} AND expires_us <= ? ORDER BY expires_us, number LIMIT ?"
 _NEXT_EXPIRY = (
