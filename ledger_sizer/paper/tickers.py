@@ -4,10 +4,13 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from ledger_sizer.model.units import exact_arithmetic
 from ledger_sizer.paper.accounts import RequestRefused, now_ms
+from ledger_sizer.paper.candles import Candle
 from ledger_sizer.paper.exchange import PaperExchange
 from ledger_sizer.paper.http import ExchangeRequest, text_of
 from ledger_sizer.paper.markets import Market
+from ledger_sizer.paper.quotes import last_day, next_funding_ms
 
 
 def _prices(exchange: PaperExchange, markets: list[Market]) -> Iterator[tuple[Market, str]]:
@@ -56,11 +59,15 @@ def bybit_tickers(exchange: PaperExchange, category: str, market_id: str | None,
         raise RequestRefused("unknown_symbol", f"no {category} market {market_id!r}")
     rows = []
     for market, price in _prices(exchange, mine):
+        day = last_day(exchange, market)
         row = {"symbol": market.id, "lastPrice": price, "bid1Price": price, "bid1Size": "1", "ask1Price": price,
-               "ask1Size": "1", "prevPrice24h": price, "price24hPcnt": "0", "highPrice24h": price,
-               "lowPrice24h": price, "turnover24h": "0", "volume24h": "0"}  # fmt: skip
+               "ask1Size": "1", "prevPrice24h": text_of(day.opening), "price24hPcnt": _change(day),
+               "highPrice24h": text_of(day.high), "lowPrice24h": text_of(day.low),
+               "turnover24h": text_of(day.turnover), "volume24h": text_of(day.volume)}  # fmt: skip
         # ccxt tells a contract's ticker from a spot one by its open interest.
-        contract = {"markPrice": price, "indexPrice": price, "openInterest": "0", "openInterestValue": "0"}
+        contract = {"markPrice": price, "indexPrice": price, "openInterest": "0", "openInterestValue": "0",
+                    "fundingRate": text_of(exchange.funding_rate(market)),
+                    "nextFundingTime": str(next_funding_ms())}  # fmt: skip
         rows.append(row if category == "spot" else row | contract)
     return rows
 
@@ -73,3 +80,9 @@ def okx_tickers(exchange: PaperExchange, kind: str, markets: list[Market]) -> li
          "vol24h": "0", "ts": str(now_ms())}
         for market, price in _prices(exchange, markets)
     ]  # fmt: skip
+
+
+def _change(day: Candle) -> str:
+    """Return the change over a day, a fraction."""
+    with exact_arithmetic():
+        return text_of(round((day.closing - day.opening) / day.opening, 6))
