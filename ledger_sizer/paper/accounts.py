@@ -65,7 +65,8 @@ class Order:
     """One order and its fills: `filled` base units for `cost` USDT, `fee` in `fee_asset`.
 
     time_in_force: GTC, IOC, FOK, or PO (post only). trigger: of a stop order, which waits until `triggered`.
-    isolated: whether it changes the position with margin of its own.
+    isolated: whether it changes the position with margin of its own. expired: it was cancelled because nobody could
+    fill it as it asked for.
     """
 
     id: str
@@ -83,6 +84,7 @@ class Order:
     trigger: Trigger | None = None
     triggered: bool = False
     isolated: bool = False
+    expired: bool = False
     state: Literal["open", "filled", "canceled"] = "open"
     filled: Decimal = Decimal(0)
     cost: Decimal = Decimal(0)

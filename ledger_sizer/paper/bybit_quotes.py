@@ -14,6 +14,7 @@ from ledger_sizer.paper.quotes import (
     candles_of,
     funding_times,
     limit_of,
+    open_interest,
     public_trades,
     whole,
 )
@@ -39,7 +40,7 @@ def bybit_quotes(
             exchange, market, int(interval) if interval.isdigit() else 1, _UNITS.get(interval, "m"),
             since_ms=whole(request, "start"), until_ms=whole(request, "end"), limit=limit_of(request, 200, 1000),
         )  # fmt: skip
-        listed = [[str(one.begin_ms), *(text_of(number) for number in one[1:])] for one in reversed(rows)]
+        listed = [[str(one.begin_ms), *(text_of(number) for number in one[1:7])] for one in reversed(rows)]
         if not request.path.endswith("/kline"):
             listed = [row[:5] for row in listed]  # mark and index prices have no volume
         return success({"category": category_of(market), "symbol": market.id, "list": listed})
@@ -76,7 +77,13 @@ def bybit_quotes(
         ]  # fmt: skip
         return success({"category": category, "list": rows, "nextPageCursor": ""})
 
+    def interest(request: ExchangeRequest) -> Any:
+        market = market_of(request)
+        rows = [{"openInterest": open_interest(market), "timestamp": str(now_ms())}]
+        return success({"category": category_of(market), "symbol": market.id, "list": rows, "nextPageCursor": ""})
+
     return {
+        ("GET", "/v5/market/open-interest"): interest,
         ("GET", "/v5/market/kline"): klines,
         ("GET", "/v5/market/mark-price-kline"): klines,
         ("GET", "/v5/market/index-price-kline"): klines,

@@ -26,7 +26,10 @@ _TURNOVER_PER_HOUR = 1_000_000
 
 
 class Candle(NamedTuple):
-    """One candle. volume: base units, of a turnover of 1,000,000 USDT an hour; turnover: USDT."""
+    """One candle. volume: base units, of a turnover of 1,000,000 USDT an hour; turnover: USDT.
+
+    end_ms: when the next one begins.
+    """
 
     begin_ms: int
     opening: Decimal
@@ -35,6 +38,19 @@ class Candle(NamedTuple):
     closing: Decimal
     volume: Decimal
     turnover: Decimal
+    end_ms: int
+
+    @property
+    def change(self) -> Decimal:
+        """How much the price rose, USDT."""
+        with exact_arithmetic():
+            return self.closing - self.opening
+
+    @property
+    def change_ratio(self) -> Decimal:
+        """How much the price rose, a fraction."""
+        with exact_arithmetic():
+            return round(self.change / self.opening, 6)
 
 
 class Prices(dict[str, Decimal]):
@@ -119,7 +135,7 @@ def candles(
     rows: list[Candle] = []
     while first <= last and len(rows) < limit:
         following = _next_begin(first, count, unit)
-        rows.append(_candle(prices, asset, first, min(following, present + 1)))
+        rows.append(_candle(prices, asset, first, min(following, present + 1))._replace(end_ms=following))
         first = following
     return rows
 
@@ -129,4 +145,4 @@ def _candle(prices: Prices, asset: str, begin_ms: int, end_ms: int) -> Candle:
     with exact_arithmetic():
         turnover = Decimal(_TURNOVER_PER_HOUR * (end_ms - begin_ms)) / UNITS_MS["h"]
         volume, turnover = round(turnover / found[-1], 8), round(turnover, 8)
-    return Candle(begin_ms, found[0], max(found), min(found), found[-1], volume, turnover)
+    return Candle(begin_ms, found[0], max(found), min(found), found[-1], volume, turnover, end_ms)

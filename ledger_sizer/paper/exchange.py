@@ -198,11 +198,11 @@ class PaperExchange:
             created_ms=now_ms(), updated_ms=now_ms(), time_in_force=time_in_force, trigger=trigger, isolated=isolated,
         )  # fmt: skip
         account.orders[order.id] = order
-        if time_in_force == "PO" and self._is_reached(order):
+        if not order.waits and kind == "limit":
+            order.expired = time_in_force in ("IOC", "FOK", "PO") and self._is_reached(order) == (time_in_force == "PO")
+        if order.expired:
             self.cancel(order)
         self._fill_if_reached(account, order)
-        if order.state == "open" and kind == "limit" and time_in_force in ("IOC", "FOK") and not order.waits:
-            self.cancel(order)
         return order
 
     def _require_rules(

@@ -61,7 +61,7 @@ def last_day(exchange: PaperExchange, market: Market) -> Candle:
         return Candle(
             day[0].begin_ms, day[0].opening, max(one.high for one in day), min(one.low for one in day),
             day[-1].closing, sum((one.volume for one in day), Decimal(0)),
-            sum((one.turnover for one in day), Decimal(0)),
+            sum((one.turnover for one in day), Decimal(0)), present,
         )  # fmt: skip
 
 
@@ -84,6 +84,12 @@ def public_trades(exchange: PaperExchange, market: Market, limit: int) -> list[P
                     "buy" if one.closing >= one.opening else "sell")
         for one in candles_of(exchange, market, 1, "m", since_ms=None, until_ms=None, limit=limit)
     ]  # fmt: skip
+
+
+def open_interest(market: Market) -> str:
+    """Return what others hold of a contract, as the exchange counts it: always the same."""
+    with exact_arithmetic():
+        return text_of(contracts(market, market.step * _LEVEL_UNITS))
 
 
 def next_funding_ms() -> int:

@@ -52,7 +52,7 @@ class Venues:
             )  # fmt: skip
             self.dialects[venue] = _DIALECTS[venue](exchange)
         self.faults: Mapping[str, Faults] = {venue: Faults() for venue in VENUES}
-        methods = ["GET", "POST", "DELETE"]
+        methods = ["GET", "POST", "PUT", "DELETE"]
         self.app = Starlette(
             routes=[
                 Route("/paper", self._overview),
