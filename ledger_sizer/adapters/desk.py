@@ -115,7 +115,7 @@ class Desk:
         The answer is held for this bot. Asked again while that hold lives and nothing of it has filled, it is the same
         wish: the same hold answers, for its time anew. Another thread than the one that got it is answered 0.
         wish: a name for the order to come, such as its client id, for a bot that has several orders out in one market:
-        each name has its own hold.
+        each name has its own hold, whichever thread asks.
         """
         try:
             asked = Wish.of(symbol, usd, at_least, wish)
