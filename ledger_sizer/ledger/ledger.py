@@ -25,6 +25,7 @@ from ledger_sizer.ledger.committer import Committer, Observe
 from ledger_sizer.ledger.groups import all_answers, group_of, group_of_one, only_decision, prepared
 from ledger_sizer.ledger.reads import LedgerReads
 from ledger_sizer.ledger.release_all import ReleaseAllMethods
+from ledger_sizer.ledger.settle import SettleMethods
 from ledger_sizer.ledger.sweep import sweep_in_slices
 from ledger_sizer.ledger.writer import Writer
 from ledger_sizer.model.caller import DEFAULT_CLIENT, Caller, caller_var, embedded_caller
@@ -68,7 +69,7 @@ def _open_store(engine: Engine, settings: AppSettings, guard: ClockGuard) -> Wri
     return PostgresStore(engine, guard, lock_timeout_seconds=settings.ledger.busy_timeout_seconds)
 
 
-class Ledger(ReleaseAllMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
+class Ledger(ReleaseAllMethods, SettleMethods, LedgerReads, Verbs, AsyncVerbs, HoldMethod):
     """One open ledger. Safe to share between threads and event loops; not across a fork.
 
     Every verb returns a recorded `Decision` after its commit, or raises a `LedgerError`. The same `key` with the same
