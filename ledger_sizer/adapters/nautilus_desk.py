@@ -1,22 +1,26 @@
 """What a nautilus strategy tells the ledger and asks of it: holds for its orders, fills, ends of orders, its book.
 
-The name of a position in the ledger is kept for each order that is out. A fill is told of the order's own position, what
-closes is told by the whole book (`settle`). Where a call failed the book is declared again as soon as a call gets through.
-Every key is made of the trader, the strategy and nautilus's client order id, so that a backtest repeated writes the
-same chain.
+Each order that is out has a hold of its own, which its fills are told of and its end frees. What closes is told by the
+whole book (`settle`). After a call that failed, and after a restart, nobody knows which hold an order has: then the book
+alone is declared, until no order of that market is out.
+
+Every key is made of the trader, the strategy and nautilus's client order id, so that a repeated backtest writes the same
+chain.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
+from nautilus_trader.model.enums import OrderSide
 from nautilus_trader.model.events import OrderFilled
 from nautilus_trader.model.identifiers import ClientOrderId, InstrumentId, PositionId, Venue
 from nautilus_trader.model.orders import Order
 
 from ledger_sizer.adapters.nautilus_orders import (
     ZERO,
+    Book,
     above,
     below,
     book_of,
@@ -32,6 +36,12 @@ from ledger_sizer.adapters.nautilus_orders import (
     venue_of,
 )
 from ledger_sizer.model.errors import LedgerError
+from ledger_sizer.model.legs import Leg
+from ledger_sizer.model.market_names import parse_symbol
+from ledger_sizer.model.units import decimal_text
+
+_RETRY_NS = 5_000_000_000
+"""How long after a call that failed the next one is tried, but for questions."""
 
 Call = Callable[[Callable[[Any], Any]], Any]
 """Runs a function of the ledger and returns its answer, or raises a `LedgerError`."""
@@ -43,15 +53,27 @@ class NotGranted(Exception):
 
 @dataclass(slots=True)
 class _Out:
-    """An order that is out. closing: how much of its quantity closes. hold: the position in the ledger for the rest."""
+    """An order that is out.
 
-    order: Order
+    closing: how much of its quantity closes. hold: the position in the ledger for the rest. told: how much of the rest
+    the ledger was told to be filled.
+    """
+
+    instrument: Any
+    side: OrderSide
+    quantity: Decimal
+    reduce_only: bool
     closing: Decimal
     hold: str | None = None
+    told: Decimal = ZERO
+
+    @property
+    def opens(self) -> bool:
+        """Whether a part of it opens."""
+        return self.closing < self.quantity
 
 
-@dataclass(frozen=True, slots=True)
-class _Grant:
+class _Grant(NamedTuple):
     """What the ledger holds for a wish."""
 
     position_id: str
@@ -71,35 +93,39 @@ class StrategyDesk:
         self._out: dict[ClientOrderId, _Out] = {}
         self._budgets: dict[InstrumentId, _Grant] = {}
         self._wishes = 0
-        self._behind = False
+        self._by_book: set[InstrumentId] = set()
+        """Markets of which only the book is told: which hold belongs to which order is not known there."""
+        self._behind_since_ns: int | None = None
 
     # Asking.
 
     def admit(self, orders: Sequence[Order], position_id: PositionId | None) -> None:
         """Hold what some orders open, or raise `NotGranted`: then nothing is held."""
-        admitted: list[_Out] = []
+        admitted: list[ClientOrderId] = []
         try:
             for order in orders:
-                admitted.append(self._admitted(order, position_id))
-                self._out[order.client_order_id] = admitted[-1]
+                self._out[order.client_order_id] = self._admitted(order, position_id)
+                admitted.append(order.client_order_id)
         except NotGranted:
-            for one in admitted:
-                self._forget(one.order.client_order_id)
+            for name in admitted:
+                self._forget(name)
             raise
 
     def admit_change(self, order: Order, quantity: Any, price: Any) -> None:
         """Hold what an order costs more with another quantity or price, or raise `NotGranted`."""
-        out, instrument = self._out.get(order.client_order_id), self._strategy.cache.instrument(order.instrument_id)
-        if out is None or out.hold is None:
+        out = self._out.get(order.client_order_id)
+        if out is None or not out.opens:
             return
         old_price = price_of(order, self._strategy.cache) or ZERO
         new_price = old_price if price is None else price.as_decimal()
-        old, new = order_quantity(order, old_price), order.quantity if quantity is None else quantity
-        old_usd = notional_usd(instrument, max(old - out.closing, ZERO), old_price)
-        more = notional_usd(instrument, max(new.as_decimal() - out.closing, ZERO), max(new_price, old_price)) - old_usd
-        if more > 0:
-            key = f"{order.client_order_id}/{new}@{new_price}"
-            self._reserve(key, above(more, self._slippage), above(more, self._slippage), position_id=out.hold)
+        new = out.quantity if quantity is None else quantity.as_decimal()
+        now_usd = notional_usd(out.instrument, out.quantity - out.closing, old_price)
+        then_usd = notional_usd(out.instrument, max(new - out.closing, ZERO), max(new_price, old_price))
+        if then_usd > now_usd:
+            more = above(then_usd - now_usd, self._slippage)
+            place = {"tags": self._tags_of(out.instrument)} if out.hold is None else {"position_id": out.hold}
+            self._reserve(f"{order.client_order_id}/{new}@{new_price}", more, more, until_known=True, **place)
+        out.quantity = max(out.quantity, new)
 
     def budget(self, instrument_id: InstrumentId, wanted_usd: Decimal) -> Decimal:
         """Return what may be put on a market, USD, and hold it for the next entry order there."""
@@ -116,53 +142,61 @@ class StrategyDesk:
         return below(granted.usd, self._slippage)
 
     def _admitted(self, order: Order, position_id: PositionId | None) -> _Out:
-        closing = self._closing(order, position_id)
+        instrument, price = self._strategy.cache.instrument(order.instrument_id), price_of(order, self._strategy.cache)
         quantity: Decimal = order.quantity.as_decimal()
-        if closing >= quantity and not order.is_quote_quantity:
-            return _Out(order, closing)
-        instrument = self._countable(order.instrument_id)
-        price = price_of(order, self._strategy.cache)
+        if order.is_quote_quantity and price is not None:
+            quantity = order_quantity(order, price)
+        closing = self._closing(order, quantity, position_id)
+        out = _Out(instrument, order.side, quantity, order.is_reduce_only, closing)
+        if not out.opens:
+            return out
+        self._countable(order.instrument_id)
         if price is None:
-            raise NotGranted(f"no price of {order.instrument_id} is known; subscribe to its quotes, trades or bars first")
-        opening = order_quantity(order, price) - closing
-        if opening <= 0:
-            return _Out(order, closing)
-        usd = notional_usd(instrument, opening, price)
+            raise NotGranted(f"no price of {order.instrument_id} is known; subscribe to its quotes, trades or bars")
+        usd = notional_usd(instrument, quantity - closing, price)
         if limit_of(order) is None:
             usd = above(usd, self._slippage)
-        budget = self._budgets.get(order.instrument_id)
-        if budget is not None and usd <= budget.usd:
-            return _Out(order, closing, self._budgets.pop(order.instrument_id).position_id)
-        self._drop_budget(order.instrument_id)
-        granted = self._reserve(str(order.client_order_id), usd, usd, tags=self._tags_of(instrument))
-        return _Out(order, closing, granted.position_id)
+        out.hold = self._from_budget(order, usd)
+        if out.hold is None:
+            tags = self._tags_of(instrument)
+            out.hold = self._reserve(str(order.client_order_id), usd, usd, until_known=True, tags=tags).position_id
+        return out
 
-    def _closing(self, order: Order, position_id: PositionId | None) -> Decimal:
+    def _from_budget(self, order: Order, usd: Decimal) -> str | None:
+        """Return the hold of this market's budget for an order that costs no more; None where it is to be asked for."""
+        budget = self._budgets.get(order.instrument_id)
+        if budget is None:
+            return None
+        if usd <= budget.usd:
+            del self._budgets[order.instrument_id]
+            key = self._key(f"{order.client_order_id}/budget")
+            if self._tell(lambda ledger: ledger.extend(key=key, position_id=budget.position_id, until_known=True)):
+                return budget.position_id
+        self._drop_budget(order.instrument_id)
+        return None
+
+    def _closing(self, order: Order, quantity: Decimal, position_id: PositionId | None) -> Decimal:
         """Return how much of an order closes what the strategy has, or what its parent order will have opened."""
-        quantity = order.quantity.as_decimal()
         parent = self._out.get(order.parent_order_id) if order.parent_order_id is not None else None
-        if parent is not None and parent.order.side != order.side:
-            return min(quantity, parent.order.quantity.as_decimal())
-        if order.is_quote_quantity and not order.is_reduce_only:
-            price = price_of(order, self._strategy.cache)
-            quantity = ZERO if price is None else order_quantity(order, price)
-        cache, linked = self._strategy.cache, order.linked_order_ids or ()
+        if parent is not None and parent.side != order.side:
+            return min(quantity, parent.quantity)
+        linked = order.linked_order_ids or ()
         outstanding = [
-            max(one.closing - one.order.filled_qty.as_decimal(), ZERO)
+            max(one.closing - filled_of(self._orders_of(name))[0], ZERO)
             for name, one in self._out.items()
-            if one.order.instrument_id == order.instrument_id
-            and one.order.side == order.side
-            and not one.order.is_reduce_only
+            if one.instrument.id == order.instrument_id
+            and one.side == order.side
+            and not one.reduce_only
             and name not in linked
         ]
-        positions = cache.positions_open(instrument_id=order.instrument_id, strategy_id=self._strategy.id)
+        positions = self._strategy.cache.positions_open(
+            instrument_id=order.instrument_id, strategy_id=self._strategy.id
+        )
         return closes(order, quantity, positions, position_id, self._strategy.oms_type, sum(outstanding, ZERO))
 
     def _countable(self, instrument_id: InstrumentId) -> Any:
         instrument = self._strategy.cache.instrument(instrument_id)
-        if instrument is None:
-            raise NotGranted(f"no instrument {instrument_id} in the cache")
-        why_not = not_countable(instrument)
+        why_not = f"no instrument {instrument_id} is known" if instrument is None else not_countable(instrument)
         if why_not is not None:
             raise NotGranted(why_not)
         return instrument
@@ -171,110 +205,140 @@ class StrategyDesk:
         return {**self._tags, "venue": venue_of(instrument), "symbol": market_of(instrument)}
 
     def _reserve(self, key: str, usd: Decimal, at_least: Decimal, **place: Any) -> _Grant:
-        request = {
-            "key": self._key(key), "portfolio": self._portfolio, "amount_usd": usd, "until_known": True, **place
-        }  # fmt: skip
+        request = {"key": self._key(key), "portfolio": self._portfolio, "amount_usd": usd, **place}
         if at_least:
             request["min_notional_usd"] = at_least
         try:
             decision = self._call(lambda ledger: ledger.reserve(**request))
         except LedgerError as error:
-            self._behind = True  # it may have been held all the same: the next settle gives it back
             raise NotGranted(f"the ledger gave no answer: {error}") from error
         if not decision.granted:
-            raise NotGranted(f"{decision.reason} ({decision.binding}): {usd} USD were asked for")
+            raise NotGranted(f"{decision.reason} ({decision.binding}); {decimal_text(usd)} USD were asked for")
         return _Grant(decision.position_id, decision.budget)
 
     # Telling.
 
     def hear(self, event: Any) -> None:
         """Tell the ledger what an event of one of the strategy's orders changes."""
-        order = self._strategy.cache.order(event.client_order_id)
+        order, filled = self._strategy.cache.order(event.client_order_id), isinstance(event, OrderFilled)
         name = event.client_order_id if order is None else order.exec_spawn_id or order.client_order_id
-        out = self._out.get(name)
-        spawned = self._spawned(name, order)
-        ended = all(one.is_closed for one in spawned)
-        if isinstance(event, OrderFilled):
-            if out is not None and out.hold is not None:
-                self._tell_fill(out, spawned, ended, event)
-            if out is None or out.hold is None or out.closing > 0:
-                self.settle([event.instrument_id.venue])
-        if ended:
+        out, orders = self._out.get(name), self._orders_of(name)
+        ended = all(one.is_closed for one in orders)
+        if not filled and (out is None or not ended):
+            return
+        by_book = out is None or event.instrument_id in self._by_book
+        if filled and out is not None and not by_book:
+            self._tell_fill(out, name, orders, ended)
+        if out is not None and ended:
             self._forget(name)
-        if self._behind:
-            self.settle()
+        if by_book or (filled and out is not None and out.closing):
+            self._settle_or_wait([event.instrument_id.venue])
 
-    def _spawned(self, name: ClientOrderId, order: Order | None) -> list[Order]:
+    def _orders_of(self, name: ClientOrderId) -> list[Order]:
+        """Return an order as it is now, with those that an execution algorithm made of it."""
+        order = self._strategy.cache.order(name)
         if order is None:
             return []
         if order.exec_spawn_id is None:
             return [order]
-        spawned: list[Order] = self._strategy.cache.orders_for_exec_spawn(name)
-        return spawned
+        orders: list[Order] = self._strategy.cache.orders_for_exec_spawn(name)
+        return orders
 
-    def _tell_fill(self, out: _Out, orders: Sequence[Order], ended: bool, event: OrderFilled) -> None:
-        instrument = self._strategy.cache.instrument(event.instrument_id)
+    def _tell_fill(self, out: _Out, name: ClientOrderId, orders: Sequence[Order], ended: bool) -> None:
         filled, price = filled_of(orders)
-        opened = filled - out.closing
-        if opened <= 0:
+        opened = coins_of(out.instrument, filled - out.closing)
+        more = opened - out.told
+        if more <= 0 or out.hold is None:
             return
         request = {
-            "key": self._key(f"{out.order.client_order_id}/fill/{filled}"),
-            "position_id": out.hold,
-            "filled_quantity": coins_of(instrument, opened),
-            "price": price,
-            "rest": "free" if ended else "hold",
-        }
-        if self._tell(lambda ledger: ledger.fill(**request)) and ended:
-            out.hold = None
+            "key": self._key(f"{name}/fill/{filled}"), "position_id": out.hold, "quantity": more, "price": price,
+            "legs": None if out.told else _legs(out, more, price), "rest": "free" if ended else "hold",
+        }  # fmt: skip
+        if self._tell(lambda ledger: ledger.confirm(**request)):
+            out.told = opened
+            out.hold = None if ended else out.hold
+        else:
+            self._by_book.add(out.instrument.id)
 
     def _forget(self, name: ClientOrderId) -> None:
         """An order has ended: free what is still held for it."""
-        out = self._out.pop(name, None)
-        if out is not None and out.hold is not None:
-            self._give_back(f"{name}/end", out.hold)
+        out = self._out.pop(name)
+        market = out.instrument.id
+        if out.hold is not None and market not in self._by_book and not self._give_back(f"{name}/end", out.hold):
+            self._by_book.add(market)
 
     def _drop_budget(self, instrument_id: InstrumentId) -> None:
         budget = self._budgets.pop(instrument_id, None)
         if budget is not None:
             self._give_back(f"budget/{budget.position_id}/back", budget.position_id)
 
-    def _give_back(self, key: str, position_id: str) -> None:
+    def _give_back(self, key: str, position_id: str) -> bool:
         request = {"key": self._key(key), "position_id": position_id, "held_only": True}
-        self._tell(lambda ledger: ledger.release(**request))
-
-    def settle(self, venues: Sequence[Venue] | None = None) -> None:
-        """Declare the strategy's whole book at some venues, or at all that it knows."""
-        strategy = self._strategy
-        if venues is None:
-            venues = sorted({one.id.venue for one in strategy.cache.instruments()}, key=str)
-            self._behind = False
-        for venue in venues:
-            positions = strategy.cache.positions_open(venue=venue, strategy_id=strategy.id)
-            pairs = [(one, strategy.cache.instrument(one.instrument_id)) for one in positions]
-            book = book_of([(one, market) for one, market in pairs if not_countable(market) is None])
-            waiting = [one.order.instrument_id for one in self._out.values() if one.hold or one.closing == 0]
-            waiting += [one for one in self._budgets]
-            resting = sorted({market_of(strategy.cache.instrument(one)) for one in waiting if one.venue == venue})
-            tags = {**self._tags, "venue": str(venue).lower()}
-            self._tell(lambda ledger: ledger.settle(tags, book, resting, self._portfolio))  # noqa: B023 - called at once
+        return self._tell(lambda ledger: ledger.release(**request))
 
     def start(self) -> None:
         """Take up the orders that are out, after a restart, and declare the book."""
         for order in self._strategy.cache.orders(strategy_id=self._strategy.id):
-            if not order.is_closed and order.client_order_id not in self._out:
-                self._out[order.client_order_id] = _Out(order, self._closing(order, order.position_id))
+            name, instrument = order.client_order_id, self._strategy.cache.instrument(order.instrument_id)
+            if order.is_closed or name in self._out or instrument is None:
+                continue
+            quantity = order.quantity.as_decimal()
+            closing = self._closing(order, quantity, order.position_id)
+            self._out[name] = _Out(instrument, order.side, quantity, order.is_reduce_only, closing)
+            self._by_book.add(order.instrument_id)
         self.settle()
 
-    def _tell(self, work: Callable[[Any], Any]) -> bool:
+    def settle(self) -> None:
+        """Declare the strategy's whole book, at every venue that it knows."""
+        self._settle(sorted({one.id.venue for one in self._strategy.cache.instruments()}, key=str))
+
+    def _settle_or_wait(self, venues: Sequence[Venue]) -> None:
+        if self._behind_since_ns is None:
+            self._settle(venues)
+        elif self._strategy.clock.timestamp_ns() >= self._behind_since_ns + _RETRY_NS:
+            self.settle()
+
+    def _settle(self, venues: Sequence[Venue]) -> None:
+        told = True
+        for venue in venues:
+            tags = {**self._tags, "venue": str(venue).lower()}
+            book, resting = self._book(venue), self._resting(venue)
+            told = told and self._tell(
+                lambda ledger, *request: ledger.settle(*request, self._portfolio), tags, book, resting
+            )
+        if told:
+            self._behind_since_ns = None
+            self._by_book &= {one.instrument.id for one in self._out.values()}
+
+    def _book(self, venue: Venue) -> Book:
+        strategy = self._strategy
+        positions = strategy.cache.positions_open(venue=venue, strategy_id=strategy.id)
+        pairs = [(one, strategy.cache.instrument(one.instrument_id)) for one in positions]
+        return book_of([(one, instrument) for one, instrument in pairs if not_countable(instrument) is None])
+
+    def _resting(self, venue: Venue) -> list[str]:
+        """Return the markets where orders that open something are out."""
+        opening = [one.instrument for one in self._out.values() if one.opens and one.instrument.id.venue == venue]
+        return sorted({market_of(instrument) for instrument in opening})
+
+    def _tell(self, work: Callable[..., Any], *arguments: Any) -> bool:
+        """Run a call that the ledger is told something by; return whether it was."""
         try:
-            self._call(work)
+            self._call(lambda ledger: work(ledger, *arguments))
         except LedgerError as error:
-            if not self._behind:
-                self._strategy.log.error(f"The ledger was not told, its book is declared again later: {error}")
-            self._behind = True
+            if self._behind_since_ns is None:
+                self._strategy.log.error(f"The ledger was not told; the book is declared again: {error}")
+            self._behind_since_ns = self._strategy.clock.timestamp_ns()
             return False
         return True
 
     def _key(self, rest: str) -> str:
         return f"{self._strategy.trader_id}/{self._strategy.id}/{rest}"
+
+
+def _legs(out: _Out, coins: Decimal, price: Decimal) -> list[Leg] | None:
+    """Return the leg that filled, where the market's name says what it is."""
+    symbol = market_of(out.instrument)
+    said = parse_symbol(symbol)
+    side = "buy" if out.side == OrderSide.BUY else "sell"
+    return None if said is None else [Leg(venue_of(out.instrument), symbol, said.kind, side, coins, price)]

@@ -143,19 +143,25 @@ def filled_of(orders: Iterable[Order]) -> tuple[Decimal, Decimal]:
     return quantity, _average(cost, quantity) if quantity else ZERO
 
 
-Book = dict[str, tuple[Decimal, Decimal]]
-"""Coins and average entry price, USD, by market."""
+Book = dict[str, tuple[Decimal, Decimal, str]]
+"""Coins, average entry price in USD and side, by market."""
 
 
 def book_of(positions: Iterable[tuple[Any, Instrument]]) -> Book:
     """Return what some open positions are together: long and short of a market both count."""
-    sums: Book = {}
+    sides: dict[str, dict[str, Decimal]] = {}
+    costs: dict[str, Decimal] = {}
     with exact_arithmetic():
         for one, instrument in positions:
-            coins, cost = sums.get(market_of(instrument), (ZERO, ZERO))
-            more = coins_of(instrument, one.quantity.as_decimal())
-            sums[market_of(instrument)] = coins + more, cost + more * Decimal(str(one.avg_px_open))
-    return {market: (coins, _average(cost, coins)) for market, (coins, cost) in sums.items()}
+            market, side = market_of(instrument), "buy" if one.side == PositionSide.LONG else "sell"
+            coins = coins_of(instrument, one.quantity.as_decimal())
+            by_side = sides.setdefault(market, {})
+            by_side[side] = by_side.get(side, ZERO) + coins
+            costs[market] = costs.get(market, ZERO) + coins * Decimal(str(one.avg_px_open))
+        return {
+            market: (sum(one.values()), _average(costs[market], sum(one.values())), max(one, key=lambda s: one[s]))
+            for market, one in sides.items()
+        }
 
 
 def _average(cost: Decimal, coins: Decimal) -> Decimal:
