@@ -47,10 +47,10 @@ class DeskConfig(StrategyConfig, frozen=True, kw_only=True):  # type: ignore[mis
 
     desk_ledger: str | None = None
     desk_api_key: str | None = None
-    desk_portfolio: str = "main"
-    desk_patience_seconds: float = 1.0
-    desk_settle_seconds: float = 60.0
-    desk_slippage: Decimal = Decimal("0.001")
+    desk_portfolio: str | None = None
+    desk_patience_seconds: float | None = None
+    desk_settle_seconds: float | None = None
+    desk_slippage: Decimal | None = None
 
 
 def ledger_of(
@@ -204,4 +204,5 @@ class DeskStrategy(Strategy):  # type: ignore[misc]
         return self._desk
 
     def _setting(self, name: str) -> Any:
-        return getattr(self.config, f"desk_{name}", getattr(self, f"desk_{name}"))
+        given = getattr(self.config, f"desk_{name}", None)
+        return getattr(self, f"desk_{name}") if given is None else given

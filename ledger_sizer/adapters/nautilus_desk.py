@@ -1,21 +1,23 @@
 """What a nautilus strategy tells the ledger and asks of it: holds for its orders, fills, ends of orders, its book.
 
 Each order that is out has a hold of its own, which its fills are told of and its end frees. What closes is told by the
-whole book (`settle`). After a call that failed, and after a restart, nobody knows which hold an order has: then the book
-alone is declared, until no order of that market is out.
+whole book (`settle`). After a call that failed, and after a restart, nobody knows which hold an order has: then only the
+book is declared, until no order of that market is out.
 
-Every key is made of the trader, the strategy and nautilus's client order id, so that a repeated backtest writes the same
-chain.
+Every key is made of the trader, the strategy and nautilus's client order id, so that a backtest that is repeated writes
+the same chain.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import partial
 from typing import Any, NamedTuple
 
 from nautilus_trader.model.enums import OrderSide
 from nautilus_trader.model.events import OrderFilled
-from nautilus_trader.model.identifiers import ClientOrderId, InstrumentId, PositionId, Venue
+from nautilus_trader.model.identifiers import ClientOrderId, InstrumentId, PositionId, StrategyId, Venue
 from nautilus_trader.model.orders import Order
 
 from ledger_sizer.adapters.nautilus_orders import (
@@ -35,7 +37,7 @@ from ledger_sizer.adapters.nautilus_orders import (
     price_of,
     venue_of,
 )
-from ledger_sizer.model.errors import LedgerError
+from ledger_sizer.model.errors import Forbidden, InvalidRequest, LedgerError, WrongState
 from ledger_sizer.model.legs import Leg
 from ledger_sizer.model.market_names import parse_symbol
 from ledger_sizer.model.units import decimal_text
@@ -45,6 +47,10 @@ _RETRY_NS = 5_000_000_000
 
 Call = Callable[[Callable[[Any], Any]], Any]
 """Runs a function of the ledger and returns its answer, or raises a `LedgerError`."""
+
+
+_EXTERNAL = StrategyId("EXTERNAL")
+"""Whom nautilus gives what it finds at an exchange and no strategy claims (`external_order_claims`)."""
 
 
 class NotGranted(Exception):
@@ -100,7 +106,7 @@ class StrategyDesk:
     # Asking.
 
     def admit(self, orders: Sequence[Order], position_id: PositionId | None) -> None:
-        """Hold what some orders open, or raise `NotGranted`: then nothing is held."""
+        """Hold what some orders open, or raise `NotGranted`: then none of it is held."""
         admitted: list[ClientOrderId] = []
         try:
             for order in orders:
@@ -170,8 +176,12 @@ class StrategyDesk:
         if usd <= budget.usd:
             del self._budgets[order.instrument_id]
             key = self._key(f"{order.client_order_id}/budget")
-            if self._tell(lambda ledger: ledger.extend(key=key, position_id=budget.position_id, until_known=True)):
-                return budget.position_id
+            request = {"key": key, "position_id": budget.position_id, "until_known": True}
+            try:
+                self._call(lambda ledger: ledger.extend(**request))
+            except LedgerError:  # it has ended, or the ledger is away: the next question tells
+                return None
+            return budget.position_id
         self._drop_budget(order.instrument_id)
         return None
 
@@ -205,12 +215,18 @@ class StrategyDesk:
         return {**self._tags, "venue": venue_of(instrument), "symbol": market_of(instrument)}
 
     def _reserve(self, key: str, usd: Decimal, at_least: Decimal, **place: Any) -> _Grant:
+        self.catch_up()
+        if self._behind_since_ns is not None:
+            raise NotGranted("the ledger is away, or does not take this strategy's book; its error is in the log")
         request = {"key": self._key(key), "portfolio": self._portfolio, "amount_usd": usd, **place}
         if at_least:
             request["min_notional_usd"] = at_least
         try:
             decision = self._call(lambda ledger: ledger.reserve(**request))
+        except (InvalidRequest, Forbidden) as error:
+            raise NotGranted(str(error)) from error
         except LedgerError as error:
+            self._fell_behind(error)  # it may be held all the same, for no order: the next book gives it back
             raise NotGranted(f"the ledger gave no answer: {error}") from error
         if not decision.granted:
             raise NotGranted(f"{decision.reason} ({decision.binding}); {decimal_text(usd)} USD were asked for")
@@ -227,12 +243,17 @@ class StrategyDesk:
         if not filled and (out is None or not ended):
             return
         by_book = out is None or event.instrument_id in self._by_book
+        if self._behind_since_ns is not None:
+            self._by_book.add(event.instrument_id)
+            by_book = True
         if filled and out is not None and not by_book:
             self._tell_fill(out, name, orders, ended)
         if out is not None and ended:
             self._forget(name)
-        if by_book or (filled and out is not None and out.closing):
-            self._settle_or_wait([event.instrument_id.venue])
+        if self._behind_since_ns is not None:
+            self.catch_up()
+        elif by_book or (filled and out is not None and out.closing):
+            self._settle([event.instrument_id.venue])
 
     def _orders_of(self, name: ClientOrderId) -> list[Order]:
         """Return an order as it is now, with those that an execution algorithm made of it."""
@@ -254,27 +275,29 @@ class StrategyDesk:
             "key": self._key(f"{name}/fill/{filled}"), "position_id": out.hold, "quantity": more, "price": price,
             "legs": None if out.told else _legs(out, more, price), "rest": "free" if ended else "hold",
         }  # fmt: skip
-        if self._tell(lambda ledger: ledger.confirm(**request)):
+        if self._tell(lambda: self._call(lambda ledger: ledger.confirm(**request))):
             out.told = opened
             out.hold = None if ended else out.hold
-        else:
-            self._by_book.add(out.instrument.id)
 
     def _forget(self, name: ClientOrderId) -> None:
         """An order has ended: free what is still held for it."""
         out = self._out.pop(name)
-        market = out.instrument.id
-        if out.hold is not None and market not in self._by_book and not self._give_back(f"{name}/end", out.hold):
-            self._by_book.add(market)
+        if out.hold is not None and out.instrument.id not in self._by_book:
+            self._give_back(f"{name}/end", out.hold)
 
     def _drop_budget(self, instrument_id: InstrumentId) -> None:
         budget = self._budgets.pop(instrument_id, None)
         if budget is not None:
             self._give_back(f"budget/{budget.position_id}/back", budget.position_id)
 
-    def _give_back(self, key: str, position_id: str) -> bool:
+    def _give_back(self, key: str, position_id: str) -> None:
         request = {"key": self._key(key), "position_id": position_id, "held_only": True}
-        return self._tell(lambda ledger: ledger.release(**request))
+
+        def release(ledger: Any) -> None:
+            with suppress(WrongState):  # it holds nothing any more
+                ledger.release(**request)
+
+        self._tell(lambda: self._call(release))
 
     def start(self) -> None:
         """Take up the orders that are out, after a restart, and declare the book."""
@@ -292,45 +315,71 @@ class StrategyDesk:
         """Declare the strategy's whole book, at every venue that it knows."""
         self._settle(sorted({one.id.venue for one in self._strategy.cache.instruments()}, key=str))
 
-    def _settle_or_wait(self, venues: Sequence[Venue]) -> None:
-        if self._behind_since_ns is None:
-            self._settle(venues)
-        elif self._strategy.clock.timestamp_ns() >= self._behind_since_ns + _RETRY_NS:
+    def catch_up(self) -> None:
+        """Declare the book again after a call that failed, but not at once after it."""
+        since_ns = self._behind_since_ns
+        if since_ns is not None and self._strategy.clock.timestamp_ns() >= since_ns + _RETRY_NS:
             self.settle()
 
     def _settle(self, venues: Sequence[Venue]) -> None:
-        told = True
-        for venue in venues:
-            tags = {**self._tags, "venue": str(venue).lower()}
-            book, resting = self._book(venue), self._resting(venue)
-            told = told and self._tell(
-                lambda ledger, *request: ledger.settle(*request, self._portfolio), tags, book, resting
-            )
-        if told:
+        if all(self._tell(partial(self._declare, venue)) for venue in venues):
+            if self._behind_since_ns is not None:
+                self._strategy.log.info("The ledger has the book again.")
             self._behind_since_ns = None
             self._by_book &= {one.instrument.id for one in self._out.values()}
+
+    def _declare(self, venue: Venue) -> None:
+        tags = {**self._tags, "venue": str(venue).lower()}
+        book, resting = self._book(venue), self._resting(venue)
+        self._call(lambda ledger: ledger.settle(tags, book, resting, self._portfolio))
 
     def _book(self, venue: Venue) -> Book:
         strategy = self._strategy
         positions = strategy.cache.positions_open(venue=venue, strategy_id=strategy.id)
         pairs = [(one, strategy.cache.instrument(one.instrument_id)) for one in positions]
-        return book_of([(one, instrument) for one, instrument in pairs if not_countable(instrument) is None])
+        book = book_of([(one, instrument) for one, instrument in pairs if not_countable(instrument) is None])
+        return {**self._unclaimed(venue), **book}
+
+    def _unclaimed(self, venue: Venue) -> Book:
+        """Return what the ledger has of this strategy where nautilus, after a restart, found positions of no strategy.
+
+        At most as much as was found there: the rest has been closed.
+        """
+        found = self._strategy.cache.positions_open(venue=venue, strategy_id=_EXTERNAL)
+        known = [(one, self._strategy.cache.instrument(one.instrument_id)) for one in found]
+        book = {}
+        for market, (coins, price, side) in book_of([pair for pair in known if not_countable(pair[1]) is None]).items():
+            tags = {**self._tags, "venue": str(venue).lower(), "symbol": market}
+            page = self._call(lambda ledger, tags=tags: ledger.positions(self._portfolio, state="open", tags=tags))
+            own = sum([one.quantity for one in page.items if one.quantity is not None], ZERO)
+            if own:
+                book[market] = min(own, coins), price, side
+        return book
 
     def _resting(self, venue: Venue) -> list[str]:
-        """Return the markets where orders that open something are out."""
+        """Return the markets where orders are out that open something, or of which nautilus knows no strategy."""
+        cache = self._strategy.cache
         opening = [one.instrument for one in self._out.values() if one.opens and one.instrument.id.venue == venue]
+        opening += [
+            cache.instrument(one.instrument_id) for one in cache.orders_open(venue=venue, strategy_id=_EXTERNAL)
+        ]
         return sorted({market_of(instrument) for instrument in opening})
 
-    def _tell(self, work: Callable[..., Any], *arguments: Any) -> bool:
-        """Run a call that the ledger is told something by; return whether it was."""
+    def _tell(self, work: Callable[[], Any]) -> bool:
+        """Do what tells the ledger something; return whether it was told."""
         try:
-            self._call(lambda ledger: work(ledger, *arguments))
+            work()
         except LedgerError as error:
-            if self._behind_since_ns is None:
-                self._strategy.log.error(f"The ledger was not told; the book is declared again: {error}")
-            self._behind_since_ns = self._strategy.clock.timestamp_ns()
+            self._fell_behind(error)
             return False
         return True
+
+    def _fell_behind(self, error: LedgerError) -> None:
+        """A call failed: which order has which hold is not known any more; the book is declared again later."""
+        if self._behind_since_ns is None:
+            self._strategy.log.error(f"The ledger gave no answer; no entries until the book is declared again: {error}")
+        self._behind_since_ns = self._strategy.clock.timestamp_ns()
+        self._by_book |= {one.instrument.id for one in self._out.values()}
 
     def _key(self, rest: str) -> str:
         return f"{self._strategy.trader_id}/{self._strategy.id}/{rest}"

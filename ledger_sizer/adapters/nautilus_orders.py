@@ -23,7 +23,7 @@ ZERO = Decimal(0)
 
 
 def market_of(instrument: Instrument) -> str:
-    """Return the market's name in the ledger: as ccxt writes it (`BTC/USDT:USDT`) where it has a base, else its symbol."""
+    """Return the market's name in the ledger: ccxt's (`BTC/USDT:USDT`) where it has a base, else nautilus's symbol."""
     base = instrument.get_base_currency()
     if base is None:
         return str(instrument.id.symbol)
