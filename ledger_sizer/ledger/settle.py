@@ -7,7 +7,7 @@ from typing import Any
 from ledger_sizer.ledger.writer import Writer
 from ledger_sizer.model.caller import Caller
 from ledger_sizer.model.decisions import Decision, Result
-from ledger_sizer.model.errors import LedgerError
+from ledger_sizer.model.errors import InvalidRequest, LedgerError
 from ledger_sizer.model.settle import GivenBook, Settle
 from ledger_sizer.model.tags import GivenTags
 from ledger_sizer.rules.batch import Group
@@ -76,6 +76,11 @@ class SettleMethods:
 
     def _settle_group(self, request: Settle) -> Group:
         tags = bound_tags(request.own_tags, self.caller)
+        if not tags:
+            raise InvalidRequest(
+                "tags is empty: name those of the bot, such as {'bot': 'a'}; what has other tags is left alone",
+                field="tags",
+            )
         task = SettleTask(request, tags, self._policy.hold_ttl_us)
         return Group((), settle=task, request_id=request_id_var.get(), caller=self.caller)
 

@@ -138,11 +138,6 @@ class Settle:
 
     def __post_init__(self) -> None:
         check_arguments(self)
-        if not self.tags:
-            raise InvalidRequest(
-                "tags is empty: name those of the bot, such as {'bot': 'a'}; what has other tags is left alone",
-                field="tags",
-            )
 
     @property
     def own_tags(self) -> Tags:
